@@ -1,0 +1,564 @@
+"""Cellpose's residual U-Net (generations 1 to 3): trains on a CPU in minutes, runs the published checkpoints.
+
+Flows and the reconstruction of masks come from the cellpose package (4.2, dynamics.py). The training loop is ours: best
+checkpoint by whole-image score, early stop, resume, stop at the first loss that is not finite, cached flows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+
+if TYPE_CHECKING:
+    from cellkit.dataset import CellDataset
+
+NAME = "cellpose_unet"
+TILE_PX, OVERLAP_PX = 1024, 128
+CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
+DEFAULTS = {
+    "diameter_px": None,
+    "channels": "both",
+    "flow_threshold": 0.4,
+    "cellprob_threshold": 0.0,
+    "min_area_px": 15,
+}
+
+
+# ---- the contract --------------------------------------------------------------------------------------------------
+def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
+    """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
+
+    Parameters
+    ----------
+    checkpoint : path
+        Ours (safetensors with a card) or a published one of Cellpose 1 to 3.
+    config : section or dict, optional
+        ``diameter_px`` (None = the diameter of the cells it was trained on), ``flow_threshold``, ``cellprob_threshold``,
+        ``min_area_px``; what it lacks comes from the card.
+
+    Raises
+    ------
+    UserError
+        No checkpoint there, or one of another network.
+    """
+    network, card_config = load_network(checkpoint)
+    settings = _settings(config, card_config)
+    if settings["diameter_px"] is None:
+        settings["diameter_px"] = float(network.diam_labels.item())
+
+    def segment(images: Iterable[np.ndarray]) -> Iterator[Instances]:
+        for image in images:
+            yield segment_image(network, image, **settings)
+
+    segment.settings = settings
+    return segment
+
+
+def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
+    """Fine-tune on the labelled images of `train`; keep the weights that score best on the whole images of `val`.
+
+    Parameters
+    ----------
+    config : section
+        ``base`` (weights, or "scratch"), ``diameter_px`` (None = from the training labels), ``steps``, ``batch_size``,
+        ``crop_px``, ``learning_rate``, ``weight_decay``, ``warmup_steps``, ``eval_every``, ``patience``, ``val_images``
+        (0 = all), ``seed``, and the thresholds of `load`.
+    out : Path
+        Folder for the resume state, ``history.csv`` and the checkpoint.
+
+    Returns
+    -------
+    Path
+        ``cellpose_tuned.safetensors``; its card holds the diameter, the thresholds and the validation score.
+
+    Raises
+    ------
+    UserError
+        Nothing to train on, or no weights to start from.
+    """
+    from cellkit import weights
+    from cellkit.training import Plan, fit
+
+    if not len(train) or not sum(len(i) for i in train.instances):
+        raise UserError("there is no labelled cell to train on", "label images first (02), or lower min_area_px")
+    if not len(val):
+        raise UserError("there is no validation image", "give convert.split a val fraction above 0")
+    out = Path(out)
+    network = load_start(config.base, config.seed)
+    diameter = config.diameter_px or diameter_of(train.instances)
+    settings = {**_settings(config, {}), "diameter_px": diameter}
+    items = [prepare(*train[i], diameter, out / "flows", settings["channels"]) for i in range(len(train))]
+    chosen = spread(len(val), getattr(config, "val_images", 0))
+    scorer = _Scorer(network, [val[i] for i in chosen], settings)
+    plan = Plan(
+        steps=config.steps,
+        eval_every=config.eval_every,
+        patience=config.patience,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+    )
+    loss_at = Loss(network, items, config.batch_size, config.crop_px, config.seed)
+    stamp = fingerprint(network, items, plan, settings, config.batch_size, config.crop_px, config.seed, chosen)
+    history = fit(network, loss_at, scorer, plan, out, stamp, desc="cellpose_unet")
+    network.diam_labels.data.fill_(diameter)
+    metrics = {
+        "map_iou_validation": round(history.best_score, 4),
+        "step": history.best_step,
+        "stopped": history.stopped,
+        "convention": "kaggle, mean of whole validation images",
+        "base": str(config.base),
+    }
+    return weights.save_checkpoint(
+        out / "cellpose_tuned.safetensors",
+        network.state_dict(),
+        NAME,
+        config=settings,
+        metrics=metrics,
+        licence="of your images",
+    )
+
+
+# ---- weights -------------------------------------------------------------------------------------------------------
+def load_network(checkpoint: str | Path):
+    """Return the network in evaluation mode and the config of its card ({} for a published checkpoint)."""
+    from cellkit import weights
+    from cellkit.backends.unet_network import CellposeUNet
+    from cellkit.training import device_and_dtype
+
+    checkpoint = Path(checkpoint)
+    config: dict = {}
+    if checkpoint.suffix == ".safetensors":
+        card = weights.read_card(checkpoint)
+        if card.backend != NAME:
+            raise UserError(f"{checkpoint} is a checkpoint of {card.backend}", f"open it with backend: {card.backend}")
+        config = card.config
+    tensors = {
+        k.removeprefix("module."): v.float() if v.is_floating_point() else v
+        for k, v in weights.load_tensors(checkpoint).items()
+    }
+    if "W2" in tensors or any(k.startswith("encoder.") for k in tensors):
+        raise UserError(f"{checkpoint} is a Cellpose-SAM checkpoint", "open it with backend: cellpose_sam")
+    network = CellposeUNet()
+    expected = network.state_dict()
+    missing = [k for k in expected if k not in tensors and not k.startswith("diam_")]
+    wrong = [k for k in expected if k in tensors and tensors[k].numel() != expected[k].numel()]
+    if missing or wrong:
+        raise UserError(
+            f"{checkpoint} is no two-channel Cellpose U-Net ({len(missing)} tensors missing, {len(wrong)} of another size)",
+            "give a checkpoint of Cellpose 1 to 3 or one that 03_finetune_cellpose wrote",
+        )
+    network.load_state_dict({k: tensors.get(k, v).reshape(v.shape) for k, v in expected.items()})
+    return _placed(network, device_and_dtype()[0]).eval(), config
+
+
+def _placed(network, device):
+    import torch
+
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
+def load_start(base: str | Path, seed: int = 0):
+    """Return the network to start from: named weights, a path, or "scratch" (random numbers from `seed`)."""
+    import torch
+
+    from cellkit import weights
+    from cellkit.backends.unet_network import CellposeUNet
+    from cellkit.training import device_and_dtype
+
+    if str(base) == "scratch":
+        torch.manual_seed(seed)
+        return _placed(CellposeUNet(), device_and_dtype()[0])
+    return load_network(weights.find_weights(base))[0]
+
+
+def _settings(config: Any, card: dict) -> dict:
+    """Merge what the caller set, what the card says, and the defaults, in that order."""
+    given = config if isinstance(config, dict) else {k: getattr(config, k, None) for k in DEFAULTS}
+    return {
+        k: next((x for x in (given.get(k), card.get(k)) if x is not None), default) for k, default in DEFAULTS.items()
+    }
+
+
+# ---- images in, cells out ------------------------------------------------------------------------------------------
+def two_channels(image: np.ndarray, channels: str = "both") -> np.ndarray:
+    """Return cytoplasm (green) and nuclei (blue), each scaled so that its 1st and 99th percentile are 0 and 1.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    channels : {"both", "nuclei", "cytoplasm"}
+        What the network is shown; the other channel is left empty. Nuclei alone: the starter weights outline nuclei.
+
+    Returns
+    -------
+    (2, H, W) float32
+        A constant channel is all 0.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
+    if channels not in CHANNELS:
+        raise UserError(f"channels is '{channels}'", f"use one of {', '.join(CHANNELS)}")
+    out = np.zeros((2, *image.shape[:2]), np.float32)
+    for channel in CHANNELS[channels]:
+        plane = image[..., channel + 1]
+        low, high = np.percentile(plane, (1, 99))
+        if high - low < 1:
+            low, high = float(plane.min()), float(plane.max())  # a few bright pixels on nothing
+        if high > low:
+            out[channel] = (plane - np.float32(low)) / np.float32(high - low)
+    return out
+
+
+def segment_image(
+    network,
+    image: np.ndarray,
+    diameter_px: float,
+    flow_threshold: float,
+    cellprob_threshold: float,
+    min_area_px: int,
+    channels: str = "both",
+) -> Instances:
+    """Find the cells of one image.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    diameter_px : float
+        Of the cells in this image; the image is scaled so that it becomes the 30 px the network knows.
+
+    Returns
+    -------
+    Instances
+        Score = mean cell probability inside the mask; class unknown.
+    """
+    maps = predict_maps(network, image, diameter_px, channels)
+    return masks_of(maps, image.shape[:2], flow_threshold, cellprob_threshold, min_area_px)
+
+
+def predict_maps(network, image: np.ndarray, diameter_px: float, channels: str = "both") -> np.ndarray:
+    """Return flow y, flow x and cell probability (logit) at network scale, (3, h, w) float32."""
+    import cv2
+
+    planes = two_channels(image, channels)
+    scale = float(network.diam_mean.item()) / diameter_px
+    height, width = (max(8, round(side * scale)) for side in image.shape[:2])
+    if (height, width) != image.shape[:2]:
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        planes = np.stack([cv2.resize(plane, (width, height), interpolation=how) for plane in planes])
+    return _tiled(network, planes)
+
+
+def _tiled(network, planes: np.ndarray) -> np.ndarray:
+    """Run the network over (2, h, w), in overlapping tiles where the image is large, blended by distance to their edge."""
+    height, width = planes.shape[1:]
+    if max(height, width) <= TILE_PX + OVERLAP_PX:
+        return _forward(network, planes)
+    out, weight = np.zeros((3, height, width), np.float32), np.zeros((height, width), np.float32)
+    for y in _tile_starts(height):
+        for x in _tile_starts(width):
+            window = (slice(y, y + TILE_PX), slice(x, x + TILE_PX))
+            found = _forward(network, planes[:, *window])
+            ramp = np.minimum.outer(_ramp(found.shape[1]), _ramp(found.shape[2]))
+            out[:, *window] += found * ramp
+            weight[window] += ramp
+    return out / weight
+
+
+def _tile_starts(size: int) -> list[int]:
+    """Return where tiles begin so that they cover `size` px and overlap by at least `OVERLAP_PX`."""
+    if size <= TILE_PX:
+        return [0]
+    count = -(-(size - OVERLAP_PX) // (TILE_PX - OVERLAP_PX))
+    return np.linspace(0, size - TILE_PX, count).round().astype(int).tolist()
+
+
+def _ramp(size: int) -> np.ndarray:
+    return np.minimum(np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)), OVERLAP_PX / 2).astype(np.float32)
+
+
+def _forward(network, planes: np.ndarray) -> np.ndarray:
+    import torch
+
+    from cellkit.training import device_and_dtype
+
+    device, dtype = device_and_dtype()
+    height, width = planes.shape[1:]
+    padded = np.pad(planes, ((0, 0), (0, -height % 8), (0, -width % 8)), mode="edge")
+    x = torch.from_numpy(padded)[None].to(device).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        y = network(x)
+    return y[0, :, :height, :width].float().cpu().numpy()
+
+
+def masks_of(
+    maps: np.ndarray, shape: tuple[int, int], flow_threshold: float, cellprob_threshold: float, min_area_px: int
+) -> Instances:
+    """Follow the flows to masks (cellpose.dynamics), at network scale; draw the outline at the image's own scale.
+
+    The outline follows the cell probability resized bilinearly, so that an enlarged mask has no staircase; which cell a
+    pixel belongs to is decided at network scale.
+    """
+    import cv2
+    import torch
+    from cellpose import dynamics, utils
+    from skimage.segmentation import expand_labels
+
+    flows, logit = maps[:2], maps[2]
+    labels = dynamics.compute_masks(
+        flows,
+        logit,
+        niter=200,
+        cellprob_threshold=cellprob_threshold,
+        flow_threshold=flow_threshold,
+        device=torch.device("cpu"),
+    )
+    labels = labels.astype(np.int32)
+    if labels.shape != tuple(shape):
+        size = (shape[1], shape[0])
+        grown = expand_labels(labels, distance=2)
+        labels = cv2.resize(grown.astype(np.float64), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
+        logit = cv2.resize(logit, size, interpolation=cv2.INTER_LINEAR)
+        labels[logit <= cellprob_threshold] = 0
+    labels = utils.fill_holes_and_remove_small_masks(labels, min_size=min_area_px).astype(np.int32)
+    found = Instances.from_labels(labels)
+    probability = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
+    total = (
+        np.bincount(labels.ravel(), probability.ravel())[np.unique(labels[labels > 0])] if len(found) else np.zeros(0)
+    )
+    return found.with_scores(np.clip(total / np.maximum(found.areas_px, 1), 0, 1)) if len(found) else found
+
+
+def diameter_of(instances: Sequence[Instances]) -> float:
+    """Return the diameter in px of the circle whose area has the median square root: Cellpose's definition (utils.diameters)."""
+    areas = np.concatenate([x.areas_px for x in instances]) if instances else np.zeros(0)
+    if not areas.size:
+        raise UserError("there is no cell to take a diameter from", "set diameter_px")
+    return float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi))
+
+
+def estimate_diameter(
+    network, images: Sequence[np.ndarray], first_px: float = 30.0, rounds: int = 3, **thresholds
+) -> float:
+    """Estimate the cell diameter in px of images without labels: segment at a guess, measure, repeat.
+
+    Parameters
+    ----------
+    images : sequence of (H, W, 3) uint8
+        A few of them are enough.
+    first_px : float
+        First guess; half and twice of it are tried as well, and the one that finds most cell area at high probability wins.
+    """
+    settings = {**{k: v for k, v in DEFAULTS.items() if k != "diameter_px"}, **thresholds}
+
+    def look(diameter: float) -> tuple[float, float]:
+        found = [segment_image(network, image, diameter, **settings) for image in images]
+        cover = sum(float((x.areas_px * (x.scores - 0.5)).sum()) for x in found)
+        return cover, diameter_of(found) if any(map(len, found)) else diameter
+
+    guess = max((look(first_px * factor) for factor in (0.5, 1.0, 2.0)), key=lambda pair: pair[0])[1]
+    for _ in range(rounds - 1):
+        guess = look(guess)[1]
+    return guess
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Prepared:
+    """One training image at network scale: planes (2, h, w) float32, target (3, h, w) float32 = flows times 5, cell or not."""
+
+    planes: np.ndarray
+    target: np.ndarray
+
+
+def prepare(
+    image: np.ndarray, truth: Instances, diameter_px: float, cache: Path | None = None, channels: str = "both"
+) -> Prepared:
+    """Bring one labelled image to network scale (cells of 30 px) and make its target."""
+    import cv2
+
+    from cellkit.backends.unet_network import DIAM_MEAN_PX
+
+    planes = two_channels(image, channels)
+    labels = truth.paint()
+    scale = DIAM_MEAN_PX / diameter_px
+    size = (max(8, round(labels.shape[1] * scale)), max(8, round(labels.shape[0] * scale)))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    planes = np.stack([cv2.resize(plane, size, interpolation=how) for plane in planes])
+    labels = cv2.resize(labels.astype(np.float64), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
+    return Prepared(planes, target_of(labels, cache))
+
+
+def target_of(labels: np.ndarray, cache: Path | None = None) -> np.ndarray:
+    """Return the training target of a label image: flow y, flow x (unit vectors times 5) and 1 inside cells.
+
+    Parameters
+    ----------
+    labels : (H, W) int32
+    cache : Path, optional
+        Folder where targets are kept by the sha256 of their labels.
+
+    Returns
+    -------
+    (3, H, W) float32
+    """
+    import torch
+    from cellpose import dynamics
+
+    from cellkit.files import atomic_path
+    from cellkit.labels import relabel
+
+    labels = relabel(labels)[0]
+    name = hashlib.sha256(np.ascontiguousarray(labels).tobytes() + str(labels.shape).encode()).hexdigest()[:24] + ".npy"
+    if cache is not None and (cache / name).is_file():
+        flows = np.load(cache / name, allow_pickle=False).astype(np.float32)
+    else:
+        flows = dynamics.masks_to_flows_gpu(labels, device=torch.device("cpu"))[0].astype(np.float32)
+        if cache is not None:
+            with atomic_path(cache / name) as temporary:
+                np.save(temporary, flows.astype(np.float16))
+    return np.concatenate([5 * flows.astype(np.float16).astype(np.float32), (labels > 0)[None]]).astype(np.float32)
+
+
+def crop(item: Prepared, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a turned, flipped, scaled crop of an image and its target; flows turn with it.
+
+    Returns
+    -------
+    planes : (2, size, size) float32
+    target : (3, size, size) float32
+    """
+    import cv2
+
+    warp, turned = random_warp(item.target[2], rng, size_px)
+    both = np.ascontiguousarray(np.concatenate([item.planes, item.target]).transpose(1, 2, 0))
+    both = cv2.warpAffine(both, warp, (size_px, size_px), flags=cv2.INTER_LINEAR).transpose(2, 0, 1)
+    planes, flow_y, flow_x, cell = both[:2], both[2], both[3], both[4] > 0.5
+    turned_y = turned[1, 0] * flow_x + turned[1, 1] * flow_y
+    turned_x = turned[0, 0] * flow_x + turned[0, 1] * flow_y
+    return vary(planes, rng), np.stack([turned_y, turned_x, cell]).astype(np.float32)
+
+
+def random_warp(cells: np.ndarray, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a place, an angle, a flip and a zoom for a crop; seven in ten are placed near a cell.
+
+    Parameters
+    ----------
+    cells : (H, W)
+        Non-zero inside cells.
+
+    Returns
+    -------
+    warp : (2, 3) float64
+        Source (x, y, 1) -> crop (x, y), for cv2.warpAffine.
+    turned : (2, 2) float64
+        Its rotation and flip alone: what happens to a unit vector (x, y).
+    """
+    height, width = cells.shape
+    angle, zoom, flip = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.25), 1 - 2 * rng.integers(2)
+    inside = np.flatnonzero(cells) if rng.random() < 0.7 else np.zeros(0, int)
+    if inside.size:
+        y, x = np.divmod(inside[rng.integers(inside.size)], width)
+        y, x = y + rng.uniform(-0.3, 0.3) * size_px, x + rng.uniform(-0.3, 0.3) * size_px
+    else:
+        y, x = rng.uniform(0, height), rng.uniform(0, width)
+    half = size_px / zoom / 2.8  # keep most of the crop inside the image
+    y, x = (np.clip(v, min(half, n / 2), max(n - half, n / 2)) for v, n in ((y, height), (x, width)))
+    cos, sin = np.cos(angle), np.sin(angle)
+    turned = np.array([[cos * flip, -sin], [sin * flip, cos]])
+    shift = size_px / 2 - zoom * turned @ np.array([x, y])
+    return np.column_stack([zoom * turned, shift]), turned
+
+
+def vary(planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Vary brightness, contrast, gamma and noise, per channel; an empty channel stays empty."""
+    out = planes.copy()
+    for plane in out:
+        if plane.any():
+            gamma, gain, noise = np.exp(rng.uniform(-0.35, 0.35)), rng.uniform(0.8, 1.25), rng.uniform(0, 0.06)
+            plane[:] = np.sign(plane) * np.abs(plane) ** gamma * gain
+            plane += noise * rng.standard_normal(plane.shape, np.float32) * (rng.random() < 0.5)
+    return out
+
+
+class Loss:
+    """Step number -> loss: half the squared error of the flows plus the cross entropy of the cell probability."""
+
+    def __init__(self, network, items: Sequence[Prepared], batch_size: int, crop_px: int, seed: int):
+        self.network, self.items, self.batch_size, self.crop_px, self.seed = network, items, batch_size, crop_px, seed
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([self.seed, step])
+        chosen = rng.permutation(len(self.items))[: self.batch_size]
+        chosen = np.resize(chosen, self.batch_size)
+        pairs = [crop(self.items[i], rng, self.crop_px) for i in chosen]
+        return np.stack([p for p, _ in pairs]), np.stack([t for _, t in pairs])
+
+    def __call__(self, step: int):
+        import torch
+
+        from cellkit.training import device_and_dtype
+
+        device, dtype = device_and_dtype()
+        planes, target = (torch.from_numpy(x).to(device) for x in self.batch(step))
+        planes = planes.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            maps = self.network(planes)
+        return flow_loss(maps.float(), target)
+
+
+def flow_loss(maps, target):
+    """Return Cellpose's loss (train.py): 0.5 mean((flow - 5 flow_true)^2) + binary cross entropy of the probability."""
+    from torch.nn import functional as F
+
+    flows = 0.5 * F.mse_loss(maps[:, :2], target[:, :2])
+    return flows + F.binary_cross_entropy_with_logits(maps[:, 2], target[:, 2])
+
+
+class _Scorer:
+    """() -> MAP IoU (kaggle convention, mean of whole images) of the network on the validation images."""
+
+    def __init__(self, network, pairs: Sequence[tuple[np.ndarray, Instances]], settings: dict):
+        self.network, self.pairs, self.settings = network, pairs, settings
+
+    def __call__(self) -> float:
+        from cellkit.scores import kaggle, overlaps
+
+        pairs = [overlaps(truth, segment_image(self.network, image, **self.settings)) for image, truth in self.pairs]
+        return kaggle(pairs, bootstrap=0)["score"]
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Return `wanted` positions evenly spread over `count`; all of them for 0."""
+    if not wanted or wanted >= count:
+        return list(range(count))
+    return np.linspace(0, count - 1, wanted).round().astype(int).tolist()
+
+
+def fingerprint(network, items: Sequence, plan, *rest) -> str:
+    """Return a hash of the start weights, the data and the plan: what makes a training the same training."""
+    digest = hashlib.sha256(json.dumps([repr(plan), *map(str, rest)]).encode())
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().numpy().tobytes())
+    for item in items:
+        for array in item if isinstance(item, tuple) else (item.planes, item.target):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def say_where(network) -> None:
+    """Print the device and number type a training or a prediction uses."""
+    from cellkit.training import device_and_dtype
+
+    device, dtype = device_and_dtype()
+    print(f"cellpose_unet on {device} in {str(dtype).removeprefix('torch.')}", file=sys.stderr)

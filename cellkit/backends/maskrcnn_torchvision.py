@@ -1,0 +1,408 @@
+"""Mask R-CNN on torchvision: finds cells, outlines them and says which line each belongs to.
+
+The encoder is the fine-tuned Cellpose U-Net (the adaptation carries over where no other weights can be had) or a ResNet-50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellkit.backends import cellpose_unet as unet
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+
+if TYPE_CHECKING:
+    from cellkit.dataset import CellDataset
+
+NAME = "maskrcnn_torchvision"
+TILE_PX, OVERLAP_PX = 768, 128
+CELL_PX = 30.0
+DEFAULTS = {
+    "backbone": "cellpose_unet",
+    "diameter_px": None,
+    "fpn_channels": 96,
+    "freeze_backbone": True,
+    "boxes_per_image": 64,
+    "max_detections": 1000,
+    "score_threshold": 0.5,
+    "nms_threshold": 0.5,
+    "mask_threshold": 0.5,
+    "min_area_px": 15,
+}
+
+
+# ---- the contract --------------------------------------------------------------------------------------------------
+def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
+    """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
+
+    Parameters
+    ----------
+    checkpoint : path
+        What `train` wrote.
+    config : section or dict, optional
+        ``diameter_px``, ``score_threshold``, ``nms_threshold``, ``mask_threshold``, ``max_detections``, ``min_area_px``; what it
+        lacks comes from the card.
+
+    Raises
+    ------
+    UserError
+        No checkpoint there, or one of another backend.
+    """
+    from cellkit import weights
+    from cellkit.backends.maskrcnn_network import build
+    from cellkit.training import device_and_dtype
+
+    card = weights.read_card(checkpoint)
+    if card.backend != NAME:
+        raise UserError(f"{checkpoint} is a checkpoint of {card.backend}", f"open it with backend: {card.backend}")
+    settings = _settings(config, card.config)
+    settings |= {k: card.config[k] for k in ("backbone", "fpn_channels")}
+    model = build(settings, len(card.classes))
+    model.load_state_dict(weights.load_tensors(checkpoint))
+    model = model.to(device_and_dtype()[0]).eval()
+
+    def detect(images: Iterable[np.ndarray]) -> Iterator[Instances]:
+        for image in images:
+            yield detect_image(model, image, settings)
+
+    detect.settings = settings
+    return detect
+
+
+def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
+    """Train the detector; keep the weights with the best mean of the classes' MAP IoU on the whole images of `val`.
+
+    Parameters
+    ----------
+    config : section
+        The fields of `DEFAULTS`, and ``start`` (encoder weights: a checkpoint, or "scratch"), ``steps``, ``batch_size``,
+        ``crop_px``, ``learning_rate``, ``weight_decay``, ``warmup_steps``, ``eval_every``, ``patience``, ``val_images``,
+        ``ignore_unknown``, ``seed``.
+    out : Path
+        Folder for the resume state, ``history.csv`` and the checkpoint.
+
+    Returns
+    -------
+    Path
+        ``maskrcnn.safetensors``.
+
+    Raises
+    ------
+    UserError
+        Nothing to train on, no class, or no weights to start from.
+    """
+    from cellkit import weights
+    from cellkit.training import Plan, fit
+
+    if not train.classes:
+        raise UserError("there is no class to train", "name the classes in the config")
+    if not sum(len(i) for i in train.instances):
+        raise UserError("there is no labelled cell to train on", "label images first (02), or lower coco.min_area_px")
+    if not len(val):
+        raise UserError("there is no validation image", "give convert.split a val fraction above 0")
+    settings = _settings(config, {})
+    settings["diameter_px"] = settings["diameter_px"] or unet.diameter_of(train.instances)
+    model = _start(config, settings, len(train.classes))
+    items = [scaled(*train[i], settings["diameter_px"]) for i in range(len(train))]
+    chosen = unet.spread(len(val), getattr(config, "val_images", 0))
+    scorer = _Scorer(model, [val[i] for i in chosen], train.classes, settings)
+    plan = Plan(
+        steps=config.steps,
+        eval_every=config.eval_every,
+        patience=config.patience,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+    )
+    rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, chosen)
+    stamp = unet.fingerprint(model, [(image, labels, classes) for image, labels, classes in items], plan, *rest)
+    loss_at = _Loss(model, items, len(train.classes), config)
+    history = fit(model, loss_at, scorer, plan, Path(out), stamp, desc="maskrcnn_torchvision")
+    metrics = {
+        "class_map_iou_validation": round(history.best_score, 4),
+        "step": history.best_step,
+        "stopped": history.stopped,
+        "convention": "kaggle, mean over classes and whole validation images",
+        "start": str(config.start),
+    }
+    return weights.save_checkpoint(
+        Path(out) / "maskrcnn.safetensors",
+        model.state_dict(),
+        NAME,
+        classes=train.classes,
+        config=settings,
+        metrics=metrics,
+        licence="of your images",
+    )
+
+
+def _settings(config: Any, card: dict) -> dict:
+    """Merge what the caller set, what the card says, and the defaults, in that order."""
+    given = config if isinstance(config, dict) else {k: getattr(config, k, None) for k in DEFAULTS}
+    return {
+        k: next((x for x in (given.get(k), card.get(k)) if x is not None), default) for k, default in DEFAULTS.items()
+    }
+
+
+def _start(config: Any, settings: dict, classes: int):
+    """Build the detector and put the start weights into its encoder."""
+    import torch
+
+    from cellkit import weights
+    from cellkit.backends.maskrcnn_network import build
+    from cellkit.training import device_and_dtype
+
+    torch.manual_seed(config.seed)
+    model = build(settings, classes)
+    if str(config.start) == "scratch":
+        if settings["backbone"] == "cellpose_unet" and settings["freeze_backbone"]:
+            raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set freeze_backbone: false")
+    elif settings["backbone"] == "cellpose_unet":
+        network, _ = unet.load_network(weights.find_weights(config.start))
+        model.backbone.unet.load_state_dict(network.state_dict())
+    else:
+        _load_encoder(model, weights.find_weights(config.start))
+    return model.to(device_and_dtype()[0])
+
+
+def _load_encoder(model, path: Path) -> None:
+    """Load a torchvision Mask R-CNN or ResNet-50 checkpoint into the encoder; every tensor of its body must be there."""
+    from cellkit import weights
+
+    tensors = {k.removeprefix("backbone."): v for k, v in weights.load_tensors(path).items()}
+    if "conv1.weight" in tensors:
+        tensors = {f"body.{k}": v for k, v in tensors.items()}
+    wanted = model.backbone.state_dict()
+    fitting = {k: v for k, v in tensors.items() if k in wanted and wanted[k].shape == v.shape}
+    missing = [k for k in wanted if k.startswith("body.") and k not in fitting and "num_batches" not in k]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} tensors of a ResNet-50", "give torchvision's maskrcnn_resnet50_fpn_v2"
+        )
+    model.backbone.load_state_dict(fitting, strict=False)
+
+
+# ---- images in, cells out ------------------------------------------------------------------------------------------
+def planes_of(image: np.ndarray) -> np.ndarray:
+    """Return red, cytoplasm and nuclei of an (H, W, 3) uint8 image as (3, H, W) float32, scaled as the U-Net wants them."""
+    red = image[..., 0].astype(np.float32) / 255
+    return np.concatenate([red[None], unet.two_channels(image)])
+
+
+def detect_image(model, image: np.ndarray, settings: dict) -> Instances:
+    """Find the cells of one image; where two overlap, the higher score keeps the pixels.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    settings : dict
+        ``diameter_px`` of the cells in this image, thresholds.
+
+    Returns
+    -------
+    Instances
+        Score = probability of being a cell; class 1..K.
+    """
+    import cv2
+
+    planes = planes_of(image)
+    factor = CELL_PX / settings["diameter_px"]
+    height, width = (max(16, round(side * factor)) for side in image.shape[:2])
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    planes = np.stack([cv2.resize(plane, (width, height), interpolation=how) for plane in planes])
+    boxes, scores, labels, masks = _tiled(model, planes, settings)
+    ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+    found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
+    return settled(found.with_classes(labels).with_scores(scores), settings["min_area_px"])
+
+
+def _tiled(model, planes: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Detect over the whole image, or over overlapping tiles: each keeps the boxes centred in its own part."""
+    height, width = planes.shape[1:]
+    parts = []
+    for y, top, bottom in _tiles(height):
+        for x, left, right in _tiles(width):
+            boxes, scores, labels, masks = _forward(model, planes[:, y : y + TILE_PX, x : x + TILE_PX])
+            boxes = boxes + np.array([x, y, x, y])
+            centre_x, centre_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+            own = (top <= centre_y) & (centre_y < bottom) & (left <= centre_x) & (centre_x < right)
+            parts.append((boxes[own], scores[own], labels[own], masks[own]))
+    boxes, scores, labels, masks = (np.concatenate(column) for column in zip(*parts, strict=True))
+    kept = np.argsort(-scores, kind="stable")[: settings["max_detections"]]
+    return boxes[kept], scores[kept], labels[kept], masks[kept]
+
+
+def _tiles(size: int) -> list[tuple[int, float, float]]:
+    """Return, for each tile along one side, where it begins and the part it owns."""
+    if size <= TILE_PX + OVERLAP_PX:
+        return [(0, -np.inf, np.inf)] if size <= TILE_PX else _cut(size, 2)
+    return _cut(size, -(-(size - OVERLAP_PX) // (TILE_PX - OVERLAP_PX)))
+
+
+def _cut(size: int, count: int) -> list[tuple[int, float, float]]:
+    starts = np.linspace(0, size - TILE_PX, count).round().astype(int)
+    middles = (starts[1:] + starts[:-1] + TILE_PX) / 2
+    return list(zip(starts.tolist(), [-np.inf, *middles], [*middles, np.inf], strict=True))
+
+
+def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes (N, 4) xyxy, scores (N,), labels (N,), mask probabilities (N, 28, 28) of one tile."""
+    import torch
+
+    device = next(model.parameters()).device
+    padded = np.pad(planes, ((0, 0), (0, -planes.shape[1] % 16), (0, -planes.shape[2] % 16)), mode="edge")
+    with torch.no_grad():
+        out = model([torch.from_numpy(padded).to(device)])[0]
+    boxes = out["boxes"].cpu().numpy().astype(np.float64).reshape(-1, 4)
+    masks = out["masks"].float().cpu().numpy()
+    masks = masks.reshape(len(boxes), *masks.shape[-2:]) if len(boxes) else np.zeros((0, 28, 28), np.float32)
+    inside = ((boxes[:, 0] + boxes[:, 2]) / 2 < planes.shape[2]) & ((boxes[:, 1] + boxes[:, 3]) / 2 < planes.shape[1])
+    return boxes[inside], out["scores"].cpu().numpy()[inside], out["labels"].cpu().numpy()[inside], masks[inside]
+
+
+def paste(masks: np.ndarray, boxes_xyxy: np.ndarray, shape: tuple[int, int], threshold: float) -> Instances:
+    """Put mask probabilities into the image at their exact boxes (torchvision rounds them to whole pixels).
+
+    Parameters
+    ----------
+    masks : (N, m, m) float32
+    boxes_xyxy : (N, 4) float
+        In px of the image; pixel (row, column) covers [column, column + 1) x [row, row + 1).
+    threshold : float
+
+    Returns
+    -------
+    Instances
+        N objects; one that falls outside the image or below the threshold has no pixel.
+    """
+    import cv2
+
+    parts, corners = [], []
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes_xyxy, strict=True):
+        left, top = int(np.floor(x0)), int(np.floor(y0))
+        right, bottom = max(int(np.ceil(x1)), left + 1), max(int(np.ceil(y1)), top + 1)
+        size = mask.shape[0]
+        scale_x, scale_y = size / max(x1 - x0, 1e-6), size / max(y1 - y0, 1e-6)
+        padded = np.pad(mask, 1)
+        warp = np.array(  # pixel centre of the image -> sample of the padded mask
+            [[scale_x, 0, (left + 0.5 - x0) * scale_x - 0.5 + 1], [0, scale_y, (top + 0.5 - y0) * scale_y - 0.5 + 1]]
+        )
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        parts.append(cv2.warpAffine(padded, warp, (right - left, bottom - top), flags=flags) > threshold)
+        corners.append((left, top))
+    return Instances.from_boxed_masks(parts, corners, shape)
+
+
+def settled(found: Instances, min_area_px: int) -> Instances:
+    """Give each contested pixel to the higher score, then drop what is left with fewer than `min_area_px` pixels."""
+    labels = found.paint()
+    ids = np.unique(labels)
+    ids = ids[ids > 0]
+    clean = Instances.from_labels(labels).with_classes(found.class_ids[ids - 1]).with_scores(found.scores[ids - 1])
+    return clean[clean.areas_px >= max(min_area_px, 1)]
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+def scaled(image: np.ndarray, truth: Instances, diameter_px: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bring one labelled image to network scale.
+
+    Returns
+    -------
+    planes : (3, h, w) float32
+    labels : (h, w) int32
+    class_of : (N + 1,) int64
+        Class of each label; 0 = unknown.
+    """
+    import cv2
+
+    factor = CELL_PX / diameter_px
+    size = tuple(max(16, round(side * factor)) for side in image.shape[1::-1])
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    planes = np.stack([cv2.resize(plane, size, interpolation=how) for plane in planes_of(image)])
+    labels = cv2.resize(truth.paint().astype(np.float64), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
+    return planes, labels, np.r_[0, truth.class_ids]
+
+
+def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a turned, flipped, scaled crop: planes (3, size, size) float32 and labels (size, size) int32."""
+    import cv2
+
+    planes, labels, _ = item
+    warp, _ = unet.random_warp(labels, rng, size_px)
+    size = (size_px, size_px)
+    turned = cv2.warpAffine(np.ascontiguousarray(planes.transpose(1, 2, 0)), warp, size, flags=cv2.INTER_LINEAR)
+    ids = cv2.warpAffine(labels.astype(np.float64), warp, size, flags=cv2.INTER_NEAREST)
+    return unet.vary(turned.transpose(2, 0, 1), rng), ids.astype(np.int32)
+
+
+def target(labels: np.ndarray, class_of: np.ndarray, classes: int, ignore_unknown: bool, min_px: int = 8) -> dict:
+    """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,), masks (N, H, W) uint8.
+
+    A cell of unknown class gets the label after the last class, so that it trains boxes and masks and no known class.
+    """
+    import torch
+
+    cells = Instances.from_labels(labels)
+    ids = np.unique(labels)
+    ids = ids[ids > 0]
+    cells = cells.with_classes(class_of[ids])
+    kept = cells.areas_px >= min_px
+    kept &= (cells.boxes_xywh[:, 2:] > 1).all(axis=1) if len(cells) else kept
+    if not ignore_unknown:
+        kept &= cells.class_ids > 0
+    cells = cells[kept]
+    boxes = cells.boxes_xywh.astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = np.stack([cells.mask(k) for k in range(len(cells))]) if len(cells) else np.zeros((0, *labels.shape), bool)
+    names = np.where(cells.class_ids == 0, classes + 1, cells.class_ids)
+    return {
+        "boxes": torch.from_numpy(boxes),
+        "labels": torch.from_numpy(names.astype(np.int64)),
+        "masks": torch.from_numpy(masks.astype(np.uint8)),
+    }
+
+
+class _Loss:
+    """Step number -> sum of torchvision's five losses over a batch of crops."""
+
+    def __init__(self, model, items: Sequence, classes: int, config: Any):
+        self.model, self.items, self.classes, self.config = model, items, classes, config
+
+    def __call__(self, step: int):
+        import torch
+
+        rng = np.random.default_rng([self.config.seed, step])
+        chosen = np.resize(rng.permutation(len(self.items)), self.config.batch_size)
+        device = next(self.model.parameters()).device
+        planes, targets = [], []
+        for index in chosen:
+            picture, labels = crop(self.items[index], rng, self.config.crop_px)
+            made = target(labels, self.items[index][2], self.classes, self.config.ignore_unknown)
+            planes.append(torch.from_numpy(np.ascontiguousarray(picture)).to(device))
+            targets.append({k: v.to(device) for k, v in made.items()})
+        return sum(self.model(planes, targets).values())
+
+
+class _Scorer:
+    """() -> mean over classes of the MAP IoU (kaggle) of each class by itself, on whole validation images."""
+
+    def __init__(self, model, pairs: Sequence[tuple[np.ndarray, Instances]], classes: Sequence[str], settings: dict):
+        self.model, self.pairs, self.classes, self.settings = model, pairs, classes, settings
+
+    def __call__(self) -> float:
+        found = [detect_image(self.model, image, self.settings) for image, _ in self.pairs]
+        return class_score([truth for _, truth in self.pairs], found, self.classes)
+
+
+def class_score(truths: Sequence[Instances], founds: Sequence[Instances], classes: Sequence[str]) -> float:
+    """Return the mean over classes of MAP IoU (kaggle, images that hold the class or a prediction of it)."""
+    from cellkit.records import ImageRecord
+    from cellkit.scores import score_table, summary
+
+    records = [ImageRecord(str(k), "", *truth.shape) for k, truth in enumerate(truths)]
+    table = summary(score_table(truths, founds, records, classes=classes), by="class_name", n=0).set_index("class_name")
+    return float(np.mean([table["score"].get(name, 0.0) for name in classes]))

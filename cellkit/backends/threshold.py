@@ -1,0 +1,113 @@
+"""The floor row of every table: Otsu's threshold and a watershed of the distance to the background. Nothing is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+
+if TYPE_CHECKING:
+    from cellkit.dataset import CellDataset
+
+NAME = "threshold"
+
+
+def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
+    """Measure the cell diameter of the training images: all there is to adapt.
+
+    Returns
+    -------
+    Path
+        ``threshold.safetensors`` with its card: the diameter in px.
+    """
+    import torch
+
+    from cellkit import weights
+    from cellkit.backends.cellpose_unet import diameter_of
+
+    diameter = getattr(config, "diameter_px", None) or diameter_of(train.instances)
+    settings = {"diameter_px": diameter, "min_area_px": getattr(config, "min_area_px", 15)}
+    tensors = {"diameter_px": torch.tensor([diameter])}
+    return weights.save_checkpoint(Path(out) / "threshold.safetensors", tensors, NAME, config=settings)
+
+
+def load(
+    checkpoint: str | Path | None = None, config: Any = None
+) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
+    """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
+
+    Parameters
+    ----------
+    checkpoint : path, optional
+        What `train` wrote; None = nothing adapted, the diameter then comes from `config` or each image's own objects.
+    config : section or dict, optional
+        ``diameter_px``, ``min_area_px``.
+    """
+    from cellkit import weights
+
+    card: dict = {}
+    if checkpoint is not None:
+        read = weights.read_card(checkpoint)
+        if read.backend != NAME:
+            raise UserError(f"{checkpoint} is a checkpoint of {read.backend}", f"open it with backend: {read.backend}")
+        card = read.config
+    given = (
+        config if isinstance(config, dict) else {k: getattr(config, k, None) for k in ("diameter_px", "min_area_px")}
+    )
+    diameter, area = (given.get(k) if given.get(k) is not None else card.get(k) for k in ("diameter_px", "min_area_px"))
+
+    def segment(images: Iterable[np.ndarray]) -> Iterator[Instances]:
+        for image in images:
+            yield segment_image(image, diameter, 15 if area is None else area)
+
+    return segment
+
+
+def segment_image(image: np.ndarray, diameter_px: float | None, min_area_px: int) -> Instances:
+    """Cut the brighter part of an image into cells.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+        The brightest of its channels counts at each pixel.
+    diameter_px : float or None
+        Two peaks of the distance map nearer than half of it are one cell; None = the objects' own median diameter.
+
+    Returns
+    -------
+    Instances
+        Score = contrast of the object to the threshold, in [0, 1]; class unknown.
+    """
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+    from skimage.filters import threshold_otsu
+    from skimage.segmentation import watershed
+
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
+    grey = ndimage.gaussian_filter(image.max(axis=2).astype(np.float32), 1)
+    if grey.max() - grey.min() < 1:
+        return Instances.empty(image.shape[:2])
+    limit = float(threshold_otsu(grey))
+    cells = ndimage.binary_fill_holes(grey > limit)
+    if diameter_px is None:
+        areas = np.bincount(ndimage.label(cells)[0].ravel())[1:]
+        areas = areas[areas >= max(min_area_px, 1)]
+        diameter_px = float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)) if areas.size else 10.0
+    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(cells), diameter_px / 15)
+    peaks = peak_local_max(
+        depth, min_distance=max(1, round(diameter_px / 4)), labels=ndimage.label(cells)[0], exclude_border=False
+    )
+    markers = np.zeros(cells.shape, np.int32)
+    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    labels = watershed(-depth, markers, mask=cells).astype(np.int32)
+    found = Instances.from_labels(labels)
+    total = np.bincount(labels.ravel(), grey.ravel())[np.unique(labels[labels > 0])] if len(found) else np.zeros(0)
+    contrast = (total / found.areas_px - limit) / max(255 - limit, 1) if len(found) else np.zeros(0)
+    found = found.with_scores(np.clip(contrast, 0, 1))
+    return found[found.areas_px >= min_area_px]

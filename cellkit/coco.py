@@ -1,0 +1,357 @@
+"""COCO files: written for anyone's tools, read with every field checked before anything is decoded.
+
+One numbering serves the whole run: ``image["id"]`` is the position of the image in ``records.csv`` plus one. Extra keys of an
+image (``image_id``, ``cell_type``, ``group``, ``split``) bring the record back; other tools ignore them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.errors import UserError
+from cellkit.files import read_json, write_json
+from cellkit.instances import Instances
+from cellkit.records import ImageRecord
+
+EXTRA = ("image_id", "channels", "cell_type", "group", "split", "flags", "source")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Coco:
+    """What a COCO file holds.
+
+    Parameters
+    ----------
+    records : list of ImageRecord
+        In the order of the file.
+    instances : list of Instances
+        One per record; crowd regions are left out of them.
+    classes : tuple of str
+        Class k is ``classes[k - 1]``.
+    ids : list of int
+        The ``id`` of each image in the file.
+    crowd : list of Instances
+        Regions marked ``iscrowd``, one entry per record.
+    """
+
+    records: list[ImageRecord]
+    instances: list[Instances]
+    classes: tuple[str, ...]
+    ids: list[int]
+    crowd: list[Instances]
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+def write_coco(
+    path: str | Path,
+    records: Sequence[ImageRecord],
+    instances: Sequence[Instances],
+    classes: Sequence[str],
+    ids: Sequence[int] | None = None,
+    with_scores: bool = False,
+) -> Path:
+    """Write images, categories and annotations, atomically.
+
+    Parameters
+    ----------
+    ids : sequence of int, optional
+        The images' ids in the file, each at least 1; default 1, 2, ...
+    with_scores : bool
+        Give each annotation its ``score`` (a prediction as a file of its own).
+
+    Raises
+    ------
+    UserError
+        A class id with no name; records and instances of different number or shape.
+    """
+    if len(records) != len(instances):
+        raise UserError(f"{len(records)} records but {len(instances)} sets of instances", "give one per image")
+    ids = list(range(1, len(records) + 1)) if ids is None else [int(i) for i in ids]
+    images, annotations = [], []
+    unknown = any((x.class_ids == 0).any() for x in instances)
+    names = [*classes, *([UNKNOWN] if unknown else [])]
+    for number, record, found in zip(ids, records, instances, strict=True):
+        _check_pair(record, found, len(classes))
+        images.append(_image(number, record))
+        class_ids = np.where(found.class_ids == 0, len(names), found.class_ids).tolist()
+        for entry in _annotations(found, number, class_ids, with_scores):
+            annotations.append({"id": len(annotations) + 1, **entry})
+    categories = [{"id": k, "name": name, "supercategory": "cell"} for k, name in enumerate(names, 1)]
+    return write_json(
+        path,
+        {"info": {"description": "cellkit"}, "images": images, "categories": categories, "annotations": annotations},
+    )
+
+
+def write_results(path: str | Path, ids: Sequence[int], instances: Sequence[Instances]) -> Path:
+    """Write predictions as a COCO results list, atomically; class-agnostic predictions get category 0.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        The id of each image in the truth's COCO file.
+    """
+    rows = []
+    for number, found in zip(ids, instances, strict=True):
+        for entry in _annotations(found, int(number), found.class_ids.tolist(), True):
+            rows.append({k: entry[k] for k in ("image_id", "category_id", "segmentation", "bbox", "score")})
+    return write_json(path, rows)
+
+
+def _check_pair(record: ImageRecord, found: Instances, classes: int) -> None:
+    if found.shape != (record.height_px, record.width_px):
+        raise UserError(
+            f"{record.image_id} is {record.height_px} x {record.width_px} px, its masks are {found.shape[0]} x {found.shape[1]}",
+            "give the masks of this very image",
+        )
+    if len(found) and (found.class_ids.max() > classes or found.class_ids.min() < 0):
+        raise UserError(
+            f"{record.image_id} has a cell of class {found.class_ids.max()}, there are {classes} classes",
+            "name every class",
+        )
+
+
+def _image(number: int, record: ImageRecord) -> dict[str, Any]:
+    entry = {"id": number, "file_name": record.path, "height": record.height_px, "width": record.width_px}
+    entry |= {key: getattr(record, key) for key in EXTRA}
+    if not math.isnan(record.um_per_px):
+        entry["um_per_px"] = record.um_per_px
+    return entry
+
+
+def _annotations(found: Instances, number: int, class_ids: list[int], with_scores: bool) -> list[dict[str, Any]]:
+    rles, boxes, areas, scores = (
+        found.to_coco_rle(),
+        found.boxes_xywh.tolist(),
+        found.areas_px.tolist(),
+        found.scores.tolist(),
+    )
+    entries = []
+    for k, rle in enumerate(rles):
+        entry = {
+            "image_id": number,
+            "category_id": class_ids[k],
+            "segmentation": rle,
+            "bbox": boxes[k],
+            "area": areas[k],
+            "iscrowd": 0,
+        }
+        entries.append(entry | {"score": round(scores[k], 6)} if with_scores else entry)
+    return entries
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+def read_coco(path: str | Path) -> Coco:
+    """Read a COCO file: images, classes by name, masks as RLE or polygons.
+
+    Raises
+    ------
+    UserError
+        Naming the file, the entry and the reason: not COCO, a duplicate id, an annotation of an image or a category that is
+        not there, a box without a mask, a run length that does not fit, a point that is not finite.
+    """
+    data = _opened(path)
+    if not isinstance(data, dict) or not all(
+        isinstance(data.get(k), list) for k in ("images", "annotations", "categories")
+    ):
+        raise UserError(
+            f"{path} is no COCO file: it lacks images, annotations or categories", "a results list goes to read_results"
+        )
+    categories, classes = _categories(data["categories"], path)
+    records, ids = [], []
+    for position, entry in enumerate(data["images"]):
+        records.append(_record(entry, f"{path}: image {position + 1}"))
+        ids.append(_id(entry.get("id"), f"{path}: image {position + 1}"))
+    _refuse_duplicates(ids, f"{path}: image ids")
+    grouped, crowd = _grouped(data["annotations"], ids, path)
+    instances = [
+        _instances(rows, r, categories, f"{path}: {r.image_id}") for rows, r in zip(grouped, records, strict=True)
+    ]
+    crowds = [_instances(rows, r, categories, f"{path}: {r.image_id}") for rows, r in zip(crowd, records, strict=True)]
+    return Coco(records, instances, classes, ids, crowds)
+
+
+def read_results(path: str | Path, truth: Coco | Mapping[int, tuple[int, int]]) -> list[Instances]:
+    """Read a COCO results list for the images of `truth`, in its order; an image without entries has no cell.
+
+    Parameters
+    ----------
+    truth : Coco or mapping
+        The images the results belong to, or image id -> (H, W).
+
+    Raises
+    ------
+    UserError
+        An entry of an unknown image, a score that is no number in [0, 1], or masks as `read_coco` refuses them.
+    """
+    rows = _opened(path)
+    if isinstance(rows, dict) and isinstance(rows.get("annotations"), list):
+        rows = rows["annotations"]
+    if not isinstance(rows, list):
+        raise UserError(
+            f"{path} is no COCO results list", "it is a JSON list of {image_id, category_id, segmentation, score}"
+        )
+    shapes = truth
+    if isinstance(truth, Coco):
+        shapes = {number: x.shape for number, x in zip(truth.ids, truth.instances, strict=True)}
+    grouped, _ = _grouped(rows, list(shapes), path)
+    found = []
+    for (number, shape), entries in zip(shapes.items(), grouped, strict=True):
+        where = f"{path}: image {number}"
+        class_ids = [_id(e.get("category_id", 0), f"{where}: category_id", least=0) for e in entries]
+        scores = [_score(e.get("score"), where) for e in entries]
+        found.append(_masks(entries, shape, where).with_classes(class_ids).with_scores(scores))
+    return found
+
+
+def _opened(path: str | Path) -> Any:
+    if not Path(path).is_file():
+        raise UserError(f"no file at {path}", "give a COCO JSON file")
+    try:
+        return read_json(path)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {str(error)[:100]}", "write the file again; it is damaged") from error
+
+
+def _categories(entries: list, path) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Return category id -> class id, and the class names in order of category id; the category "unknown" is class 0."""
+    named = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise UserError(f"{path}: a category has no name", "a category is {id, name}")
+        number = _id(entry.get("id"), f"{path}: category {entry['name']}", least=0)
+        if number in named:
+            raise UserError(f"{path}: category id {number} is there twice", "number the categories from 1")
+        named[number] = entry["name"]
+    if len(set(named.values())) < len(named):
+        raise UserError(f"{path}: two categories have the same name", "name each class once")
+    order = [number for number in sorted(named) if named[number] != UNKNOWN]
+    ids = {number: k for k, number in enumerate(order, 1)}
+    return ids | {n: 0 for n, name in named.items() if name == UNKNOWN}, tuple(named[n] for n in order)
+
+
+def _record(entry: Any, where: str) -> ImageRecord:
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        raise UserError(f"{where} has no file_name", "an image is {id, file_name, height, width}")
+    height, width = (_id(entry.get(k), f"{where} {k}") for k in ("height", "width"))
+    if height * width > 2**33:
+        raise UserError(f"{where} claims {height} x {width} px", "height and width are those of the picture")
+    record = ImageRecord(Path(entry["file_name"]).stem, entry["file_name"], height, width)
+    extra = {key: str(entry[key]) for key in EXTRA if isinstance(entry.get(key), str)}
+    um = entry.get("um_per_px")
+    return replace(
+        record, **extra, um_per_px=float(um) if isinstance(um, (int, float)) and not isinstance(um, bool) else math.nan
+    )
+
+
+def _id(value: Any, where: str, least: int = 1) -> int:
+    """Return a whole number >= `least`; texts of digits count, because some tools write them."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        value = int(value)
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{where}: {str(value)[:40]!r} is no whole number from {least} on", f"number from {least} on")
+    return value
+
+
+def _score(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise UserError(f"{where}: score is {str(value)[:40]}", "a score is a number from 0 to 1")
+    return float(value)
+
+
+def _refuse_duplicates(values: list[int], where: str) -> None:
+    if len(set(values)) < len(values):
+        twice = next(v for k, v in enumerate(values) if v in values[:k])
+        raise UserError(f"{where}: {twice} is there twice", "give every entry an id of its own")
+
+
+def _grouped(rows: list, ids: list[int], path) -> tuple[list[list[dict]], list[list[dict]]]:
+    """Return the annotations of each image, and its crowd regions."""
+    place = {number: k for k, number in enumerate(ids)}
+    plain, crowd, orphans = [[] for _ in ids], [[] for _ in ids], []
+    seen: set[int] = set()
+    for position, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: annotation {position + 1} is {str(row)[:40]!r}", "an annotation is a JSON object")
+        number = _id(row.get("image_id"), f"{path}: annotation {position + 1}: image_id")
+        if "id" in row and not isinstance(row["id"], str):
+            own = _id(row["id"], f"{path}: annotation {position + 1}: id", least=0)
+            if own in seen:
+                raise UserError(f"{path}: annotation id {own} is there twice", "give every annotation an id of its own")
+            seen.add(own)
+        if number not in place:
+            orphans.append(number)
+            continue
+        (crowd if row.get("iscrowd") in (1, True) else plain)[place[number]].append(row)
+    if orphans:
+        raise UserError(
+            f"{path}: {len(orphans)} annotation(s) of images that are not there, e.g. image_id {orphans[0]}",
+            "give the file the images it was made for",
+        )
+    return plain, crowd
+
+
+def _instances(rows: list[dict], record: ImageRecord, categories: dict[int, int], where: str) -> Instances:
+    class_ids = []
+    for row in rows:
+        number = _id(row.get("category_id"), f"{where}: category_id", least=0)
+        if number not in categories:
+            raise UserError(
+                f"{where}: category_id {number} is not among the categories", "add the category or correct the id"
+            )
+        class_ids.append(categories[number])
+    found = _masks(rows, (record.height_px, record.width_px), where).with_classes(class_ids)
+    if rows and all("score" in row for row in rows):
+        found = found.with_scores([_score(row["score"], where) for row in rows])
+    return found
+
+
+def _masks(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:
+    """Decode the masks of one image: RLE as it is, polygons rasterised."""
+    if not rows:
+        return Instances.empty(shape)
+    rles = []
+    for row in rows:
+        segmentation = row.get("segmentation")
+        if isinstance(segmentation, dict):
+            rles.append(segmentation)
+        elif isinstance(segmentation, list) and segmentation:
+            rles.append(_rasterised(segmentation, shape, where))
+        else:
+            raise UserError(f"{where}: an annotation has a box but no mask", "boxes are not masks: give a segmentation")
+    try:
+        return Instances.from_coco_rle(rles, shape)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _rasterised(polygons: list, shape: tuple[int, int], where: str) -> dict:
+    """Return the RLE of polygons, every point checked and clipped first (pycocotools hangs or crashes on wild ones)."""
+    from pycocotools import mask as coco_mask
+
+    height, width = shape
+    clean = []
+    for polygon in polygons:
+        numbers = isinstance(polygon, list) and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in polygon
+        )
+        if not numbers or len(polygon) < 6 or len(polygon) % 2:
+            raise UserError(
+                f"{where}: a polygon has fewer than three points or no numbers",
+                "a polygon is [x1, y1, x2, y2, x3, y3, ...]",
+            )
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        if not np.isfinite(points).all():
+            raise UserError(f"{where}: a polygon has a point that is not finite", "remove NaN and infinity")
+        clean.append(np.clip(points, 0, [width, height]).ravel().tolist())
+    merged = coco_mask.merge(coco_mask.frPyObjects(clean, height, width))
+    return {"size": [height, width], "counts": merged["counts"]}

@@ -1,0 +1,506 @@
+"""One microscope file -> 8-bit RGB pictures: nuclei in blue, cytoplasm in green, and what was done to the light.
+
+`inspect_file` says what a file holds without reading pixels; `convert_file` makes one picture per scene and time. Which
+channel is which comes from the config; nothing about a channel's meaning is guessed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from cellkit.errors import UserError, nearest
+from cellkit.instances import Instances
+from cellkit.readers import COLOURS, Channel, FileInfo, Opened, inspect_file, open_file
+
+__all__ = ["Converted", "FileInfo", "Level", "convert_file", "convert_frame", "inspect_file"]
+MEANING = {"nuclei": "blue", "cytoplasm": "green", "red": "red", "green": "green", "blue": "blue"}
+
+
+# ---- one picture out of a file -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Level:
+    """How one channel became one colour: values at or below `low` are 0, at or above `high` 255.
+
+    `clipped_fraction` is the share of pixels that hold the channel's largest value: a camera at its limit.
+    """
+
+    colour: str
+    channel: str
+    low: float
+    high: float
+    clipped_fraction: float
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """One picture.
+
+    Attributes
+    ----------
+    image : (H, W, 3) uint8
+        Red, green, blue.
+    suffix : str
+        What to add to the file's id, "" when the file is one picture.
+    channels : str
+        What is in each colour: "red=;green=GFP;blue=DAPI".
+    um_per_px : float
+        Of `image`, after resizing; nan when unknown.
+    source : str
+        File name, scene, time and planes.
+    planes : str
+        What became of the z planes, "" when there was one: "z max of 5".
+    levels : tuple of Level
+    """
+
+    image: np.ndarray
+    suffix: str
+    channels: str
+    um_per_px: float
+    source: str
+    planes: str
+    levels: tuple[Level, ...]
+
+    @property
+    def height_px(self) -> int:
+        """Rows."""
+        return self.image.shape[0]
+
+    @property
+    def width_px(self) -> int:
+        """Columns."""
+        return self.image.shape[1]
+
+
+def convert_file(
+    path: str | Path,
+    channels,
+    projection: str | int = "max",
+    percentiles: tuple[float, float] | None = (0.3, 99.8),
+    scale: float = 1.0,
+    axes: str | None = None,
+) -> list[Converted]:
+    """Turn every scene and time of a microscope file into an 8-bit picture.
+
+    Parameters
+    ----------
+    path : path
+    channels : mapping, or an object with such attributes
+        Which channel is "nuclei" (blue) and "cytoplasm" (green); also "red", "green", "blue" as they are. Each is a
+        name, an index from 0, a wavelength (an integer from 200 on, or "488 nm"), or None for an empty colour.
+    projection : {"max", "mean", "focus"} or int
+        What becomes of the z planes: brightest, mean, the sharpest plane (one for all channels), or plane N from 0.
+    percentiles : (low, high) or None
+        Of each channel's pixels: what becomes 0 and 255. None keeps 8-bit values as they are.
+    scale : float
+        Resize factor of the picture, anti-aliased.
+    axes : str, optional
+        What the axes are, where the file does not say, e.g. "TYX".
+
+    Returns
+    -------
+    list of Converted
+        A constant channel becomes 0.
+
+    Raises
+    ------
+    UserError
+        No channel named, a channel the file lacks, unknown axes, NaN, transparency, a damaged or oversized file.
+    """
+    with open_file(path, axes) as opened:
+        return [
+            convert_frame(opened, scene, time, channels, projection, percentiles, scale, suffix)
+            for scene, time, suffix in opened.info.frames()
+        ]
+
+
+def convert_frame(
+    opened: Opened, scene: int, time: int, channels, projection="max", percentiles=(0.3, 99.8), scale=1.0, suffix=""
+) -> Converted:
+    """Turn one scene and time of an opened file into a picture; parameters as in `convert_file`."""
+    info, series = opened.info, opened.info.series[scene]
+    where = info.path.name
+    chosen = {colour: find_channel(spec, series.channels, where) for colour, spec in colour_map(channels).items()}
+    if not chosen:
+        raise UserError(
+            f"{where} has {_listed(series.channels)}, and the config names neither nuclei nor cytoplasm",
+            "set convert.channels.nuclei (or cytoplasm) to a name, an index or a wavelength, e.g. nuclei: 0",
+        )
+    planes, planes_text = _project(opened, scene, time, sorted(set(chosen.values())), projection)
+    image = np.zeros((series.size("Y"), series.size("X"), 3), np.uint8)
+    levels, names = [], dict.fromkeys(COLOURS, "")
+    for colour, index in chosen.items():
+        names[colour] = series.channels[index].name or f"channel {index}"
+        image[..., COLOURS.index(colour)], *level = to_8bit(planes[index], percentiles, f"{where}, {names[colour]}")
+        levels.append(Level(colour, names[colour], *level))
+    scene_text = f" scene {scene}" if len(info.series) > 1 else ""
+    time_text = f" t {time}" if series.size("T") > 1 else ""
+    return Converted(
+        image=resize_image(image, scale),
+        suffix=suffix,
+        channels=channels_text(names),
+        um_per_px=series.um_per_px / scale,
+        source=f"{where}{scene_text}{time_text}{' ' * bool(planes_text)}{planes_text}",
+        planes=planes_text,
+        levels=tuple(levels),
+    )
+
+
+def channels_text(names: Mapping[str, str]) -> str:
+    """Say what is in each colour.
+
+    Examples
+    --------
+    >>> channels_text({"green": "GFP", "blue": "DAPI"})
+    'red=;green=GFP;blue=DAPI'
+    """
+    return ";".join(f"{colour}={re.sub('[;=]', ',', names.get(colour, ''))}" for colour in COLOURS)
+
+
+def colour_map(channels) -> dict[str, str | int]:
+    """Return which channel is wanted in which colour, from a mapping or an object with attributes; None is left out.
+
+    Examples
+    --------
+    >>> colour_map({"nuclei": "DAPI", "cytoplasm": None, "red": 2})
+    {'blue': 'DAPI', 'red': 2}
+    """
+    if not isinstance(channels, Mapping):
+        channels = {name: getattr(channels, name, None) for name in MEANING}
+    wanted: dict[str, str | int] = {}
+    for name, spec in channels.items():
+        if name not in MEANING:
+            raise UserError(f"channels has '{name}'{nearest(name, MEANING)}", f"name {', '.join(MEANING)}")
+        if spec is None:
+            continue
+        if MEANING[name] in wanted:
+            raise UserError(
+                f"two channels are wanted in {MEANING[name]}", "nuclei are blue and cytoplasm is green: name each once"
+            )
+        wanted[MEANING[name]] = spec
+    return wanted
+
+
+def find_channel(spec: str | int, channels: tuple[Channel, ...], where: str = "the file") -> int:
+    """Return the index of the channel that `spec` names.
+
+    Parameters
+    ----------
+    spec : str or int
+        A channel's exact name (upper or lower case), an index from 0, or a wavelength in nm: an integer from 200 on, or
+        "488 nm"; the nearest channel within 20 nm.
+    channels : tuple of Channel
+    where : str
+        What the error calls the file.
+
+    Raises
+    ------
+    UserError
+        None or several fit; the message lists the file's channels.
+
+    Examples
+    --------
+    >>> file = (Channel("actin", 520.0), Channel("DAPI", 461.0))
+    >>> find_channel("dapi", file), find_channel(0, file), find_channel("460 nm", file)
+    (1, 0, 1)
+    """
+    named = [i for i, channel in enumerate(channels) if channel.name.casefold() == str(spec).casefold() != ""]
+    number = re.fullmatch(r"\s*(\d+)\s*(nm)?\s*", str(spec))
+    if isinstance(spec, str) and named:
+        found = named
+    elif isinstance(spec, bool) or number is None:
+        found = []
+    elif number[2] or int(number[1]) >= 200:
+        distance = [abs(channel.wavelength_nm - int(number[1])) for channel in channels]
+        found = [i for i, d in enumerate(distance) if d <= 20 and d == np.nanmin(distance)]
+    else:
+        found = [int(number[1])] if int(number[1]) < len(channels) else []
+    if len(found) != 1:
+        names = [channel.name for channel in channels if channel.name]
+        problem = f"fits {len(found)} channels" if found else f"is no channel{nearest(spec, names)}"
+        raise UserError(
+            f"'{spec}' {problem} of {where}, which has {_listed(channels)}",
+            "give a name, an index from 0 or a wavelength (nm)",
+        )
+    return found[0]
+
+
+def _listed(channels: tuple[Channel, ...]) -> str:
+    """Say which channels there are: '2 channels (0 DAPI 461 nm, 1 unnamed)'."""
+    nm = lambda channel: "" if math.isnan(channel.wavelength_nm) else f" {channel.wavelength_nm:.0f} nm"  # noqa: E731
+    names = ", ".join(f"{i} {channel.name or 'unnamed'}{nm(channel)}" for i, channel in enumerate(channels))
+    return f"{len(channels)} channel{'s' if len(channels) != 1 else ''} ({names})"
+
+
+def _project(opened: Opened, scene: int, time: int, indices: list[int], projection) -> tuple[dict, str]:
+    """Return {channel index: (H, W) plane}, and what was done to the z planes, in words."""
+    count = opened.info.series[scene].size("Z")
+    read = lambda index, z: opened.plane(scene, time, z, index)  # noqa: E731
+    if isinstance(projection, bool) or not (isinstance(projection, int) or projection in ("max", "mean", "focus")):
+        raise UserError(f"projection is {projection!r}", "choose max, mean, focus or the number of a plane, from 0")
+    if isinstance(projection, int):
+        if not 0 <= projection < count:
+            raise UserError(
+                f"plane {projection} is wanted of {opened.info.path.name}, which has {count}", "planes count from 0"
+            )
+        return {index: read(index, projection) for index in indices}, f"z {projection}" if count > 1 else ""
+    if count == 1:
+        return {index: read(index, 0) for index in indices}, ""
+    if projection == "focus":
+        best = best_focus([read(index, z) for index in indices] for z in range(count))
+        return {index: read(index, best) for index in indices}, f"z {best} (sharpest of {count})"
+    planes = {index: _collapse((read(index, z) for z in range(count)), count, projection) for index in indices}
+    return planes, f"z {projection} of {count}"
+
+
+def _collapse(planes: Iterable[np.ndarray], count: int, projection: str) -> np.ndarray:
+    """Return the brightest (same type) or mean (float64) of (H, W) planes, read one at a time."""
+    total = None
+    for plane in planes:
+        if total is None:
+            total = plane.astype(np.float64 if projection == "mean" else plane.dtype)
+        elif projection == "mean":
+            total += plane
+        else:
+            np.maximum(total, plane, out=total)
+    return total / count if projection == "mean" else total
+
+
+def best_focus(planes: Iterable[list[np.ndarray]]) -> int:
+    """Return which z plane is sharpest: the largest share of fine detail, the mean over channels; the first of equals.
+
+    Detail is the mean squared Laplacian; each channel counts relative to its own mean over z.
+    """
+    from scipy.ndimage import laplace
+
+    detail = np.array([[np.mean(laplace(plane.astype(np.float64)) ** 2) for plane in channels] for channels in planes])
+    relative = detail / np.maximum(detail.mean(axis=0), np.finfo(float).tiny)
+    return int(np.argmax(relative.mean(axis=1)))
+
+
+# ---- light ---------------------------------------------------------------------------------------------------------
+def to_8bit(plane: np.ndarray, percentiles: tuple[float, float] | None, where: str = "the plane") -> tuple:
+    """Scale one plane to 0..255 between two percentiles of its own pixels.
+
+    Parameters
+    ----------
+    plane : (H, W) integer, float or bool
+    percentiles : (low, high) in [0, 100], or None
+        None keeps uint8 values as they are.
+    where : str
+        What the error calls the plane.
+
+    Returns
+    -------
+    image : (H, W) uint8
+        A constant plane becomes 0. Where both percentiles meet in one value, larger values become 255.
+    low, high : float
+        The values that became 0 and 255.
+    clipped_fraction : float
+        Share of pixels that hold the largest value; 0 for a constant plane.
+
+    Raises
+    ------
+    UserError
+        NaN or infinite values, complex numbers, or None for a plane that is not uint8.
+
+    Examples
+    --------
+    >>> to_8bit(np.array([[0, 20_000], [40_000, 65_535]], np.uint16), (0, 100))[0]
+    array([[  0,  78],
+           [156, 255]], dtype=uint8)
+    """
+    if plane.dtype == bool:
+        plane = plane.astype(np.uint8)
+    if plane.dtype.kind not in "iuf" or plane.size == 0:
+        raise UserError(
+            f"{where} holds {plane.dtype} of shape {plane.shape}", "store the image as integers or real numbers"
+        )
+    if plane.dtype.kind == "f" and not np.isfinite(plane).all():
+        bad = int(np.count_nonzero(~np.isfinite(plane)))
+        raise UserError(f"{where} holds {bad} pixels that are NaN or infinite", "replace them by a number first")
+    if percentiles is not None and not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise UserError(
+            f"percentiles are {list(percentiles)}", "give two rising numbers from 0 to 100, e.g. [0.3, 99.8]"
+        )
+    if percentiles is None and plane.dtype != np.uint8:
+        raise UserError(
+            f"{where} is {plane.dtype} and percentiles is null",
+            "only 8-bit values can be kept as they are: give percentiles",
+        )
+    if plane.dtype in (np.uint8, np.uint16):
+        return _to_8bit_by_table(plane, percentiles)
+    low, high = (float(value) for value in np.percentile(plane.astype(np.float64), percentiles))
+    top = plane.max()
+    clipped = float(np.mean(plane == top)) if top > plane.min() else 0.0
+    return _ramp(plane.astype(np.float64), low, high), low, high, clipped
+
+
+def _to_8bit_by_table(plane: np.ndarray, percentiles) -> tuple[np.ndarray, float, float, float]:
+    """As `to_8bit`, for uint8 and uint16: percentiles from the histogram (equal to numpy's), values from a table."""
+    counts = np.bincount(plane.ravel())
+    top = len(counts) - 1
+    clipped = float(counts[top] / plane.size) if counts[top] < plane.size else 0.0
+    if percentiles is None:
+        return plane.copy(), 0.0, 255.0, clipped
+    cumulated = np.cumsum(counts)
+    low, high = (_percentile_of(cumulated, q) for q in percentiles)
+    return np.take(_ramp(np.arange(top + 1, dtype=np.float64), low, high), plane), low, high, clipped
+
+
+def _percentile_of(cumulated: np.ndarray, q: float) -> float:
+    """Return the q-th percentile of integers whose histogram's running sum is given; linear between ranks, as numpy."""
+    rank = (int(cumulated[-1]) - 1) * q / 100
+    below, above = np.searchsorted(cumulated, [math.floor(rank), math.ceil(rank)], side="right")
+    return float(below + (above - below) * (rank - math.floor(rank)))
+
+
+def _ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return uint8: 0 up to `low`, 255 from `high` on, linear between; a step where both are equal."""
+    if high <= low:
+        return (values > low).astype(np.uint8) * np.uint8(255)
+    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+# ---- size ----------------------------------------------------------------------------------------------------------
+def resized_shape(shape: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return (H, W) after resizing by `scale`, at least 1 x 1.
+
+    Examples
+    --------
+    >>> resized_shape((1030, 1349), 0.5)
+    (515, 674)
+    """
+    if not 0.01 <= scale <= 100:
+        raise UserError(f"scale is {scale}", "give a resize factor from 0.01 to 100; 1 keeps the size")
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def resize_image(image: np.ndarray, scale: float) -> np.ndarray:
+    """Resize (H, W, 3) uint8: pixel areas are averaged when it shrinks, linear when it grows; 1 returns `image`."""
+    height, width = resized_shape(image.shape[:2], scale)
+    if (height, width) == image.shape[:2]:
+        return image
+    import cv2
+
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=method)
+
+
+def _grid(old: int, new: int) -> np.ndarray:
+    """Return which old row each of `new` rows takes: the one its centre lies in, on the grid of `resize_image`."""
+    return np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
+
+
+def resize_labels(labels: np.ndarray, scale: float) -> np.ndarray:
+    """Resize a label image (H, W): each new pixel takes the id its centre lies in; no id is ever mixed.
+
+    Examples
+    --------
+    >>> resize_labels(np.array([[300, 301], [0, 301]]), 2.0)
+    array([[300, 300, 301, 301],
+           [300, 300, 301, 301],
+           [  0,   0, 301, 301],
+           [  0,   0, 301, 301]])
+    """
+    height, width = resized_shape(labels.shape, scale)
+    return labels[np.ix_(_grid(labels.shape[0], height), _grid(labels.shape[1], width))]
+
+
+def resize_instances(instances: Instances, scale: float) -> Instances:
+    """Resize as `resize_labels` does, object by object, so that overlaps survive; objects left without a pixel go.
+
+    Works on runs: a run keeps the new columns whose centres lie in it, once for every new row that takes its row.
+    """
+    height, width = instances.shape
+    new_height, new_width = resized_shape(instances.shape, scale)
+    if (new_height, new_width) == instances.shape:
+        return instances
+    rows, columns = _grid(height, new_height), _grid(width, new_width)
+    starts, ends, owner = _runs_within_rows(instances)
+    row = starts // width
+    first, last = np.searchsorted(rows, row, "left"), np.searchsorted(rows, row, "right")
+    left, right = np.searchsorted(columns, starts - row * width), np.searchsorted(columns, ends - row * width)
+    copies = np.where(right > left, last - first, 0)
+    which = np.repeat(np.arange(len(row)), copies)
+    new_row = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(copies) - copies, copies)
+    begin, length, owner = new_row * new_width + left[which], (right - left)[which], owner[which]
+    order = np.lexsort((begin, owner))
+    begin, length, owner = begin[order], length[order], owner[order]
+    new = np.r_[True, (begin[1:] != begin[:-1] + length[:-1]) | (owner[1:] != owner[:-1])][: len(begin)]
+    length = np.add.reduceat(length, np.flatnonzero(new)) if len(begin) else length
+    offsets = np.r_[0, np.cumsum(np.bincount(owner[new], minlength=len(instances)))]
+    resized = Instances.from_runs(
+        (new_height, new_width), begin[new], length, offsets, instances.class_ids, instances.scores
+    )
+    return resized[np.diff(offsets) > 0]
+
+
+def _runs_within_rows(instances: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return start, end and owner of the runs, cut where they go on in the next row."""
+    width = instances.shape[1]
+    starts, ends = instances.starts, instances.starts + instances.lengths
+    parts = (ends - 1) // width - starts // width + 1
+    which = np.repeat(np.arange(len(starts)), parts)
+    nth = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
+    edge = (starts[which] // width + nth) * width
+    return np.maximum(starts[which], edge), np.minimum(ends[which], edge + width), instances.owner_of_run[which]
+
+
+# ---- ids -----------------------------------------------------------------------------------------------------------
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def image_id_of(relative: str | PurePosixPath, suffix: str = "") -> str:
+    """Return the id of the image at a path relative to its data folder: parts joined by "_", suffix dropped.
+
+    Letters (of any script), digits, "_", "-" and "." stay; spaces become "_". Where anything else had to give way
+    (other signs, a leading "-" or ".", a name Windows reserves, more than 120 bytes), six hexadecimal digits of the
+    path's sha256 are added, so that two such names stay two.
+
+    Examples
+    --------
+    >>> image_id_of("a/1.tif"), image_id_of("b/cell 1.ome.tif", "_t0")
+    ('a_1', 'b_cell_1_t0')
+    >>> image_id_of("-{x}.png")
+    'x-46d2a1'
+    """
+    import hashlib
+
+    path = unicodedata.normalize("NFC", str(relative).replace(os.sep, "/"))
+    stem = re.sub(r"(\.ome)?\.[^./]*$", "", path, flags=re.IGNORECASE) if "." in path.rsplit("/", 1)[-1][1:] else path
+    plain = stem.replace("/", "_").replace(" ", "_")
+    safe = re.sub(r"[^\w.\-]+", "-", plain).strip("-.")
+    if safe == plain and len(safe.encode()) <= 120 and not RESERVED.fullmatch(safe) and safe:
+        return safe + suffix
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    short = safe.encode()[:110].decode("utf-8", "ignore").strip("-.")
+    return f"{short or 'image'}-{digest}{suffix}"
+
+
+def check_ids(named: Iterable[tuple[str, str]]) -> None:
+    """Refuse two files that would become the same image, or two that differ in upper and lower case only.
+
+    Parameters
+    ----------
+    named : iterable of (image_id, source)
+
+    Raises
+    ------
+    UserError
+        Naming both files.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for image_id, source in named:
+        key = unicodedata.normalize("NFC", image_id).casefold()
+        if key in seen:
+            same = "would both be" if seen[key][0] == image_id else "differ in upper and lower case only:"
+            raise UserError(f"{seen[key][1]} and {source} {same} image '{image_id}'", "rename one of them")
+        seen[key] = (image_id, source)

@@ -1,0 +1,130 @@
+"""A set to train on or to score against: records, their instances, and the class names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+from cellkit.records import ImageRecord, read_records, select
+
+
+@dataclass(frozen=True)
+class CellDataset:
+    """Images with their cells; an image is read when it is asked for.
+
+    Parameters
+    ----------
+    records : list of ImageRecord
+    instances : list of Instances
+        One per record.
+    classes : tuple of str
+        Class k is ``classes[k - 1]``.
+    root : Path
+        The folder that the records' paths start from.
+    ids : list of int
+        The images' ids in COCO files: one numbering for the whole run.
+    """
+
+    records: list[ImageRecord]
+    instances: list[Instances]
+    classes: tuple[str, ...]
+    root: Path
+    ids: list[int]
+
+    def __post_init__(self):
+        if not len(self.records) == len(self.instances) == len(self.ids):
+            raise UserError(
+                f"{len(self.records)} records, {len(self.instances)} sets of instances, {len(self.ids)} ids",
+                "give one of each per image",
+            )
+
+    @classmethod
+    def from_coco(cls, path: str | Path, root: str | Path) -> CellDataset:
+        """Open a COCO file; `root` is the folder its file names start from (the run folder)."""
+        from cellkit.coco import read_coco
+
+        coco = read_coco(path)
+        return cls(coco.records, coco.instances, coco.classes, Path(root), coco.ids)
+
+    @classmethod
+    def from_labels(
+        cls,
+        records_path: str | Path,
+        labels_dir: str | Path,
+        split: str | None = None,
+        cell_type: str | None = None,
+        classes: Sequence[str] = (),
+    ) -> CellDataset:
+        """Open label images named after the records; images without a label file are left out.
+
+        Parameters
+        ----------
+        records_path : path of ``records.csv``
+            Its folder is the root.
+        labels_dir : path
+            ``<image_id>.tif``, 0 = background.
+        classes : sequence of str
+            When given, a cell's class is the cell type of its image (unknown where that is no class).
+        """
+        from cellkit.labels import read_labels
+
+        everything = read_records(records_path)
+        number = {record.image_id: k for k, record in enumerate(everything, 1)}
+        kept = [r for r in select(everything, split, cell_type) if (Path(labels_dir) / f"{r.image_id}.tif").is_file()]
+        instances = []
+        for record in kept:
+            path = Path(labels_dir) / f"{record.image_id}.tif"
+            labels = read_labels(path)
+            if labels.shape != (record.height_px, record.width_px):
+                raise UserError(
+                    f"{path} is {labels.shape}, {record.path} is {(record.height_px, record.width_px)} px",
+                    "label this very image",
+                )
+            found = Instances.from_labels(labels)
+            instances.append(
+                found.with_classes(classes.index(record.cell_type) + 1 if record.cell_type in classes else 0)
+            )
+        return cls(kept, instances, tuple(classes), Path(records_path).parent, [number[r.image_id] for r in kept])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Instances]:
+        """Return image (H, W, 3) uint8 and its cells."""
+        return self.image(index), self.instances[index]
+
+    def image(self, index: int) -> np.ndarray:
+        """Read one image, (H, W, 3) uint8."""
+        from PIL import Image
+
+        record = self.records[index]
+        path = self.root / record.path
+        try:
+            with Image.open(path, formats=["PNG"]) as picture:
+                image = np.array(picture.convert("RGB") if picture.mode == "L" else picture)
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{path} cannot be read: {error}", "run 01_convert again; it writes the file") from error
+        if image.shape != (record.height_px, record.width_px, 3) or image.dtype != np.uint8:
+            raise UserError(
+                f"{path} is {image.shape} {image.dtype}", f"its record says {record.height_px} x {record.width_px} RGB"
+            )
+        return image
+
+    def images(self) -> Iterator[np.ndarray]:
+        """Read all images, one after the other."""
+        return (self.image(index) for index in range(len(self)))
+
+    def subset(self, chosen: Sequence[int] | np.ndarray) -> CellDataset:
+        """Return the images at the given positions (or where a boolean mask is true)."""
+        places = np.arange(len(self))[np.asarray(chosen)].tolist()
+        pick = lambda values: [values[k] for k in places]  # noqa: E731
+        return CellDataset(pick(self.records), pick(self.instances), self.classes, self.root, pick(self.ids))
+
+    def select(self, split: str | None = None, cell_type: str | None = None) -> CellDataset:
+        """Return the images of one split and / or one cell type."""
+        return self.subset([split in (None, r.split) and cell_type in (None, r.cell_type) for r in self.records])

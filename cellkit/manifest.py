@@ -1,0 +1,268 @@
+"""What a run folder holds: its manifest, its hashes, its lock, and the moves that finish a stage.
+
+A stage's files wait below ``unfinished/<stage>/``; `commit` moves them to their places and lists them last, so a kill
+leaves either what was there before or, once the moves are noted, a move that the next writer completes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cellkit.errors import UserError
+from cellkit.files import read_json, sha256_tree, write_json
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+UNFINISHED = "unfinished"  # what running, failed and killed stages have written so far
+SET_ASIDE = "set_aside"  # files of other origin that stood where an output belongs
+NOTEBOOKS = "notebooks"
+LOCKS = ".lock"
+RESERVED = {MANIFEST, UNFINISHED, SET_ASIDE, NOTEBOOKS, LOCKS}
+RUNNER_VARIABLE = "CELLKIT_RUNNER"  # tells a kernel that the runner which started it holds the lock
+ORPHAN_WAIT_S = 20.0  # how long the kernel of a killed runner may take to notice
+MIN_FREE_BYTES = 200_000_000
+
+
+# ---- the manifest
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """Return the manifest of a run folder: ``{"format", "stages", "attempts", ...}``; empty when there is none yet.
+
+    Raises
+    ------
+    UserError
+        It is damaged or of another format.
+    """
+    path = run_dir / MANIFEST
+    if not path.exists():
+        return {"format": FORMAT, "stages": {}, "attempts": {}}
+    try:
+        manifest = read_json(path)
+        good = manifest["format"] == FORMAT and all(isinstance(manifest[key], dict) for key in ("stages", "attempts"))
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise UserError(f"'{path}' is damaged or of another version", "start over with --fresh, or name another --run")
+    return manifest
+
+
+def finished_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the entries of finished stages, in the order of their names."""
+    return {n: entry for n, entry in sorted(manifest["stages"].items()) if entry.get("status") == "finished"}
+
+
+def note_attempt(run_dir: Path, name: str, attempt: str, **facts: Any) -> None:
+    """Record how far an attempt at a stage came; the entry of a finished stage stays as it is."""
+    manifest = read_manifest(run_dir)
+    before = manifest["attempts"].get(name, {})
+    known = before if before.get("attempt") == attempt else {"pid": os.getpid(), "host": platform.node()}
+    manifest["attempts"][name] = {**known, "attempt": attempt, **facts}
+    write_json(run_dir / MANIFEST, manifest, indent=1)
+
+
+def commit(run_dir: Path, name: str) -> None:
+    """Move a stage's files to their places and list them; begun again after a kill, it ends the same."""
+    root = run_dir / UNFINISHED / name
+    plan, manifest = read_json(root / ".commit.json"), read_manifest(run_dir)
+    new = {output["path"] for output in plan["entry"]["outputs"].values()} | set(plan["entry"]["also"])
+    owned = owned_files(manifest)
+    for old in sorted(set(owned_files({"stages": {name: manifest["stages"].get(name, {})}})) - new):
+        if not any(overlap(old, path) for path in new):
+            clear_place(run_dir, old, owned)
+    for path in plan["moves"]:
+        if (root / path).exists():
+            clear_place(run_dir, path, owned)
+            (run_dir / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(root / path, run_dir / path)
+    manifest["stages"][name] = plan["entry"]
+    manifest["attempts"].pop(name, None)
+    write_json(run_dir / MANIFEST, manifest, indent=1)
+    shutil.rmtree(root)
+
+
+def finish_commits(run_dir: Path) -> None:
+    """Complete the moves of a stage that was done but killed before it was listed; needs the lock."""
+    for plan in sorted(run_dir.glob(f"{UNFINISHED}/*/.commit.json")):
+        commit(run_dir, plan.parent.name)
+
+
+def owned_files(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return {path: sha256} of everything that stages put into the run folder."""
+    owned: dict[str, str] = {}
+    for entry in manifest["stages"].values():
+        owned |= {output["path"]: output["sha256"] for output in entry.get("outputs", {}).values()}
+        owned |= entry.get("also", {})
+    return owned
+
+
+def clear_place(run_dir: Path, name: str, owned: Mapping[str, str]) -> None:
+    """Clear a place in the run folder: delete what is as a stage left it, set anything else aside and say so."""
+    path = run_dir / name
+    if not os.path.lexists(path):
+        return
+    if not path.parent.resolve().is_relative_to(run_dir.resolve()):
+        raise UserError(f"'{path}' leads out of the run folder", "remove that link")
+    if not path.is_symlink() and owned.get(name) == Hasher()(path):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return
+    number = 1
+    while (run_dir / SET_ASIDE / str(number) / name).exists():
+        number += 1
+    target = run_dir / SET_ASIDE / str(number) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
+    print(f"{path} was changed by hand: kept as {target}", file=sys.stderr, flush=True)
+
+
+def files_below(root: Path) -> list[str]:
+    """Return the sorted relative names of all files below `root`, hidden ones left out."""
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+
+
+def covered(name: str, places: Iterable[str]) -> bool:
+    """Tell whether a relative path is one of `places` or lies below one.
+
+    Examples
+    --------
+    >>> covered("images/a.png", ["images"]), covered("images2", ["images"])
+    (True, False)
+    """
+    return any(name == place or name.startswith(f"{place}/") for place in places)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Tell whether two relative paths are the same or one lies below the other."""
+    return covered(one, [other]) or covered(other, [one])
+
+
+# ---- hashes
+
+
+class Hasher:
+    """sha256 of files and folders, each computed once; None for what is missing."""
+
+    def __init__(self):
+        self.known: dict[Path, str | None] = {}
+
+    def __call__(self, path: Path) -> str | None:
+        """Return the sha256 of what is at `path`, None if nothing is."""
+        if path not in self.known:
+            self.known[path] = sha256_tree(path) if path.exists() else None
+        return self.known[path]
+
+
+def input_sha256(run_dir: Path, value: dict[str, Any], hasher: Hasher) -> str | None:
+    """Return the sha256 that an input noted in the manifest has now, None if it is gone."""
+    return hasher(Path(value["path"]) if value.get("outside") else run_dir / value["path"])
+
+
+def sha256_json(value: Any) -> str:
+    """Return the sha256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def stamp(seconds: float) -> str:
+    """Return seconds since 1970 as UTC in ISO 8601.
+
+    Examples
+    --------
+    >>> stamp(0)
+    '1970-01-01T00:00:00+00:00'
+    """
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+# ---- the lock: one writer per run folder
+
+_HELD: dict[tuple[Path, str], Any] = {}  # locks of this process; the operating system frees them when it ends
+
+
+def preflight(run_dir: Path) -> None:
+    """Check that the run folder can be made and written and that the disk has room.
+
+    Raises
+    ------
+    UserError
+        It cannot.
+    """
+    remedy = "name another folder with --run"
+    try:
+        (run_dir / LOCKS).mkdir(parents=True, exist_ok=True)
+        probe = run_dir / LOCKS / f"probe-{os.getpid()}"
+        probe.write_bytes(b"written")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"run folder '{run_dir}' cannot be written: {error.strerror or error}", remedy) from None
+    free = shutil.disk_usage(run_dir).free
+    if free < MIN_FREE_BYTES:
+        raise UserError(
+            f"{free // 10**6} MB are free at '{run_dir}', at least {MIN_FREE_BYTES // 10**6} MB are wanted", remedy
+        )
+
+
+def hold(run_dir: Path, kind: str) -> None:
+    """Take the writer's lock for this process, or, in a kernel that the runner started, the kernel's.
+
+    Raises
+    ------
+    UserError
+        Another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = run_dir.resolve() / LOCKS
+    if (folder, kind) in _HELD:
+        return
+    lock = FileLock(folder / kind)
+    try:
+        lock.acquire(timeout=ORPHAN_WAIT_S if kind == "kernel" else 0)
+    except Timeout:
+        raise UserError(
+            f"run folder '{run_dir}' is being written by {_writer(folder)}", "wait for it, or name another with --run"
+        ) from None
+    except OSError as error:
+        raise UserError(f"'{folder}' cannot be locked: {error.strerror or error}", "name another with --run") from None
+    _HELD[folder, kind] = lock
+    if kind == "writer":
+        try:
+            hold(run_dir, "kernel")  # waits for the kernel of a killed runner to go
+        except UserError:
+            release(run_dir)
+            raise
+        _HELD.pop((folder, "kernel")).release()
+        write_json(folder / "writer.json", {"pid": os.getpid(), "host": platform.node(), "since": stamp(time.time())})
+
+
+def release(run_dir: Path) -> None:
+    """Give the writer's lock back, if this process holds it."""
+    folder = run_dir.resolve() / LOCKS
+    lock = _HELD.pop((folder, "writer"), None)
+    if lock is not None:
+        (folder / "writer.json").unlink(missing_ok=True)
+        lock.release()
+
+
+def _writer(folder: Path) -> str:
+    try:
+        note = read_json(folder / "writer.json")
+        return f"process {note['pid']} on {note['host']} since {note['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def runner_context(run_dir: Path) -> dict[str, Any] | None:
+    """Return what the runner told this kernel, if it runs this very folder."""
+    context = json.loads(os.environ.get(RUNNER_VARIABLE, "null"))
+    return context if context and Path(context["run_dir"]) == run_dir.resolve() else None

@@ -1,0 +1,159 @@
+"""The packaged notebooks: found, read, checked for their parameters, known by the hash of their code."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from cellkit.config import STAGES, here
+from cellkit.errors import UserError
+from cellkit.files import read_json, sha256_tree
+from cellkit.manifest import NOTEBOOKS, files_below, sha256_json
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A packaged notebook, read and found fit to run.
+
+    Attributes
+    ----------
+    name : str
+        File name without suffix, which is the stage's name.
+    section : str
+        Section of the configuration: by the stage's name, or metadata ``cellkit.section``.
+    minutes : float or None
+        About how long it takes on two cores: metadata ``cellkit.minutes``.
+    sha256 : str
+        Hash of its code cells, the parameters left out.
+    keys : tuple of str
+        What its ``stage.done`` lists.
+    """
+
+    name: str
+    path: Path
+    section: str
+    minutes: float | None
+    sha256: str
+    keys: tuple[str, ...]
+    content: dict[str, Any] = field(repr=False)
+
+
+def read_notebooks(folder: str | Path | None = None) -> list[Notebook]:
+    """Read the numbered notebooks of a folder, in order.
+
+    Parameters
+    ----------
+    folder : str or Path, optional
+        By default ``notebooks`` beside the package, as in a checkout; else in the current folder.
+
+    Raises
+    ------
+    UserError
+        No such folder, no notebook, or one without exactly the three parameters.
+    """
+    if folder is not None and "://" in str(folder):
+        raise UserError(f"notebooks are not fetched from '{folder}'", "name a folder on this machine")
+    places = [Path(folder)] if folder is not None else [Path(__file__).parents[1] / NOTEBOOKS, here(NOTEBOOKS)]
+    for place in places:
+        paths = sorted(place.glob("[0-9][0-9]_*.ipynb"))
+        if paths:
+            return [_read_notebook(path) for path in paths]
+    tried = " or ".join(f"'{place}'" for place in places)
+    raise UserError(f"no notebook 01_*.ipynb in {tried}", "run from the checkout of cellkit")
+
+
+def _read_notebook(path: Path) -> Notebook:
+    try:
+        content = read_json(path)
+        cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+        sources = [_source_of(cell) for cell in cells]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"'{path}' is not a notebook (JSON of nbformat 4)", "restore it: git checkout") from None
+    _check_parameters(path, cells, sources)
+    plain = [s for cell, s in zip(cells, sources, strict=True) if s and "parameters" not in _tags(cell)]
+    told = content.get("metadata", {}).get("cellkit", {})
+    section = told.get("section") or STAGES.get(path.stem)
+    if section not in STAGES.values():
+        known = ", ".join(STAGES.values())
+        raise UserError(
+            f"'{path}': no section of the configuration belongs to it", f"metadata cellkit.section: {known}"
+        )
+    return Notebook(path.stem, path, section, told.get("minutes"), sha256_json(plain), _keys_of(plain), content)
+
+
+def _source_of(cell: dict[str, Any]) -> str:
+    return (cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])).strip()
+
+
+def _tags(cell: dict[str, Any]) -> list[str]:
+    return cell.get("metadata", {}).get("tags", [])
+
+
+def _check_parameters(path: Path, cells: list[dict[str, Any]], sources: list[str]) -> None:
+    """Refuse a notebook unless one cell is tagged parameters and sets exactly config, run_dir and overrides."""
+    import ast
+
+    wanted = "wanted one cell tagged parameters: config = '...', run_dir = '...', overrides = {}"
+    if any("injected-parameters" in _tags(cell) for cell in cells):
+        raise UserError(f"'{path}' is an executed copy (it has a cell tagged injected-parameters)", wanted)
+    tagged = [source for cell, source in zip(cells, sources, strict=True) if "parameters" in _tags(cell)]
+    if len(tagged) != 1:
+        raise UserError(f"'{path}' has {len(tagged)} cells tagged parameters", wanted)
+    try:
+        pairs = [(line.targets[0].id, ast.literal_eval(line.value)) for line in ast.parse(tagged[0]).body]
+    except (SyntaxError, ValueError, AttributeError, IndexError):
+        raise UserError(f"'{path}': its parameters cell holds more than literals", wanted) from None
+    if sorted(name for name, _ in pairs) != ["config", "overrides", "run_dir"]:
+        raise UserError(f"'{path}' has the parameters {', '.join(name for name, _ in pairs) or 'none'}", wanted)
+
+
+def _keys_of(sources: list[str]) -> tuple[str, ...]:
+    """Return the keywords of every ``.done(...)`` call in the code."""
+    import ast
+
+    keys: list[str] = []
+    for source in sources:
+        with contextlib.suppress(SyntaxError):
+            calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+            done = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "done"]
+            keys += [keyword.arg for call in done for keyword in call.keywords if keyword.arg]
+    return tuple(keys)
+
+
+def makers() -> dict[str, str]:
+    """Return {output key: stage that lists it}, as far as the packaged notebooks tell."""
+    try:
+        return {key: book.name for book in read_notebooks() for key in book.keys}
+    except UserError:
+        return {}
+
+
+# ---- code
+
+
+@lru_cache(maxsize=1)
+def package_sha256() -> str:
+    """Return the hash of every file of this package: code, templates, starter weights."""
+    package = Path(__file__).parent
+    names = [name for name in files_below(package) if "__pycache__" not in name and not name.endswith(".pyc")]
+    return sha256_json({name: sha256_tree(package / name) for name in names})
+
+
+def code_hashes(notebook_sha256: str) -> dict[str, str]:
+    """Return the hashes of a stage's code: of its notebook, of this package, of both."""
+    package = package_sha256()
+    both = hashlib.sha256(f"{notebook_sha256}\n{package}".encode()).hexdigest()
+    return {"code_sha256": both, "notebook_sha256": notebook_sha256, "package_sha256": package}
+
+
+def code_of(stage: str) -> dict[str, str]:
+    """Return the code hashes of a stage whose notebook is open in Jupyter: those of the file as saved."""
+    with contextlib.suppress(UserError):
+        for book in read_notebooks():
+            if book.name == stage:
+                return code_hashes(book.sha256)
+    return code_hashes("")

@@ -1,0 +1,495 @@
+"""Submissions: Kaggle's two cell competitions, written, checked and read; and the resolver that makes objects disjoint.
+
+Sartorius is row-major although its page says column-major (a column-major file scored 0.000); DSB2018 is column-major.
+Both count pixels from 1 and refuse overlapping objects. An image without a prediction has one row with an empty second
+column.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.errors import UserError, nearest
+from cellkit.files import atomic_path
+from cellkit.instances import Instances
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBERS = re.compile(r" *[0-9]{1,15}(?: +[0-9]{1,15})* *\Z")
+_NOTHING = {"nan", "none", "null", "na", "[]", "-1"}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one competition wants: the two column names, and the order in which pixels are counted."""
+
+    name: str
+    columns: tuple[str, str]
+    order: str
+
+
+PROFILES = {
+    "sartorius": Profile("sartorius", ("id", "predicted"), "row-major"),
+    "dsb2018": Profile("dsb2018", ("ImageId", "EncodedPixels"), "column-major"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a submission is refused: the line of the file (1 = header, 0 = the file as a whole) and the reason."""
+
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}" if self.line else self.reason
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the resolver did to one object (its index in the input), and how many pixels it gained or lost."""
+
+    index: int
+    what: str
+    pixels: int
+
+
+def get_profile(name: str | Profile) -> Profile:
+    """Return the profile of that name.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if isinstance(name, Profile):
+        return name
+    if name not in PROFILES:
+        raise UserError(f"no profile '{name}'{nearest(name, PROFILES)}", f"choose from {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+# ---- no overlaps ---------------------------------------------------------------------------------------------------
+def resolve_overlaps(
+    instances: Instances, min_area_px: int = 0, pieces: str = "keep", fill_holes: bool = False
+) -> tuple[Instances, list[Change]]:
+    """Make the objects of an image disjoint: the higher score keeps a contested pixel, the earlier object a tie.
+
+    Parameters
+    ----------
+    min_area_px : int
+        Smaller objects are dropped: before (so that they win no pixel) and after.
+    pieces : {"keep", "largest"}
+        What to do with an object that is, or was left, in several pieces (8-connected): keep all, or only the largest
+        (equal ones: the one that begins first in reading order).
+    fill_holes : bool
+        Give an object the background it encloses; pixels of other objects are left alone.
+
+    Returns
+    -------
+    objects : Instances
+        The survivors, in their order, with class and score; every one has a pixel.
+    log : list of Change
+        By object: "dropped: smaller than N px", "dropped: covered by higher scores", "lost to higher scores", "pieces
+        removed", "holes filled".
+
+    Raises
+    ------
+    UserError
+        Another word for `pieces`, or a score that is not a number.
+
+    Examples
+    --------
+    >>> masks = [np.array([[1, 1, 1, 0]], bool), np.array([[0, 0, 1, 1]], bool)]
+    >>> objects, log = resolve_overlaps(Instances.from_masks(masks, (1, 4), scores=[0.5, 0.9]))
+    >>> objects.paint()
+    array([[1, 1, 2, 2]], dtype=int32)
+    >>> log
+    [Change(index=0, what='lost to higher scores', pixels=1)]
+    """
+    if pieces not in ("keep", "largest"):
+        raise UserError(f"pieces is {pieces!r}", "pieces is 'keep' or 'largest'")
+    if np.isnan(instances.scores).any():
+        raise UserError("an object has the score nan", "scores are numbers from 0 to 1; they decide who keeps a pixel")
+    log: list[Change] = []
+    least = max(int(min_area_px), 1)
+    small = instances.areas_px < least
+    dropped = np.flatnonzero(small).tolist()
+    log += [Change(k, f"dropped: smaller than {least} px", int(instances.areas_px[k])) for k in dropped]
+    names = np.flatnonzero(~small)
+    labels = instances[names].paint(names + 1)
+    labels = _logged(labels, instances.areas_px * ~small, "lost to higher scores", log)
+    if pieces == "largest":
+        labels = _logged(_largest_pieces(labels), _areas(labels, len(instances)), "pieces removed", log)
+    areas = _areas(labels, len(instances))
+    for index in np.flatnonzero(~small & (areas < least)).tolist():
+        why = f"dropped: smaller than {least} px" if areas[index] else "dropped: covered by higher scores"
+        log.append(Change(index, why, int(areas[index])))
+    kept = np.flatnonzero(areas >= least)
+    labels = np.where(np.isin(labels, kept + 1), labels, 0)
+    if fill_holes:  # last, so that a piece or an object dropped inside another leaves no hole
+        labels = _logged(_filled(labels), _areas(labels, len(instances)), "holes filled", log)
+    objects = Instances.from_labels(labels, instances.class_ids[kept], instances.scores[kept])
+    return objects, sorted(log, key=lambda change: change.index)
+
+
+def _areas(labels: np.ndarray, count: int) -> np.ndarray:
+    return np.bincount(labels.ravel(), minlength=count + 1)[1:]
+
+
+def _logged(labels: np.ndarray, before: np.ndarray, what: str, log: list[Change]) -> np.ndarray:
+    """Note every object whose area differs from `before`; pass the labels on."""
+    difference = np.abs(_areas(labels, len(before)) - before)
+    log += [Change(k, what, int(difference[k])) for k in np.flatnonzero(difference).tolist()]
+    return labels
+
+
+def _filled(labels: np.ndarray) -> np.ndarray:
+    """Give every object the background it encloses (4-connected background); the lower label first."""
+    from scipy.ndimage import binary_fill_holes, find_objects
+
+    result = labels.copy()
+    for label, box in enumerate(find_objects(labels), 1):
+        if box is None or min(s.stop - s.start for s in box) < 3:
+            continue
+        hole = binary_fill_holes(labels[box] == label) & (result[box] == 0)
+        result[box][hole] = label
+    return result
+
+
+def _largest_pieces(labels: np.ndarray) -> np.ndarray:
+    """Keep the largest 8-connected piece of every object, the first in reading order where equal."""
+    from skimage.measure import label as connected
+
+    pieces = connected(labels, background=0, connectivity=2)
+    areas = np.bincount(pieces.ravel())
+    first = np.zeros(len(areas), np.int64)
+    numbers, places = np.unique(pieces, return_index=True)
+    first[numbers] = places
+    owner = labels.ravel()[first]
+    owner[0] = 0
+    order = np.lexsort((first, -areas, owner))
+    order = order[owner[order] > 0]
+    best = order[np.r_[True, owner[order][1:] != owner[order][:-1]]] if len(order) else order
+    keep = np.zeros(len(areas), bool)
+    keep[best] = True
+    return np.where(keep[pieces], labels, 0).astype(labels.dtype)
+
+
+# ---- write ---------------------------------------------------------------------------------------------------------
+def write_submission(
+    path: str | Path, image_ids: Sequence[str], instances: Sequence[Instances], profile: str | Profile
+) -> Path:
+    """Write a submission, atomically, and check what was written before it takes its place.
+
+    Every image has at least one row, in the order given; an image without objects one with an empty second column.
+
+    Raises
+    ------
+    UserError
+        Objects overlap or have no pixel (see `resolve_overlaps`), an id occurs twice, is empty, would be read as a
+        formula by a spreadsheet, or holds a control character.
+    """
+    profile = get_profile(profile)
+    ids = [str(image_id) for image_id in image_ids]
+    if len(ids) != len(instances):
+        raise UserError(f"{len(ids)} image ids, {len(instances)} predictions", "give one Instances per image, in order")
+    lines = [",".join(profile.columns)]
+    for image_id, objects in zip(ids, instances, strict=True):
+        if fault := _id_fault(image_id):
+            raise UserError(f"image id {image_id!r} {fault}", "rename the image")
+        if objects.overlapping or not np.all(objects.areas_px):
+            what = "overlap" if objects.overlapping else "have no pixel"
+            raise UserError(f"objects of image '{image_id}' {what}", "pass them through resolve_overlaps first")
+        cell = '"' + image_id.replace('"', '""') + '"' if set(image_id) & set(',"') else image_id
+        lines += [f"{cell},{text}" for text in objects.to_kaggle_rle(profile.order) or [""]]
+    if len(set(ids)) != len(ids):
+        twice = sorted({image_id for image_id in ids if ids.count(image_id) > 1})
+        raise UserError(f"image id '{twice[0]}' is given twice", "give every image once")
+    shapes = {image_id: objects.shape for image_id, objects in zip(ids, instances, strict=True)}
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        _refuse(check_submission(temporary, profile, shapes), path)
+    return Path(path)
+
+
+def _id_fault(image_id: str) -> str:
+    """Return what is wrong with an image id, "" when nothing is."""
+    if not image_id:
+        return "is empty"
+    if image_id.startswith(FORMULA):
+        return f"begins with {image_id[0]!r}: a spreadsheet would run it as a formula"
+    if image_id != image_id.strip():
+        return "begins or ends with a space"
+    if not image_id.isprintable():
+        return "holds a control character"
+    return ""
+
+
+# ---- check ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Row:
+    """One line that could be read; starts count from 0 in the profile's order of pixels."""
+
+    line: int
+    image_id: str
+    text: str
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def check_submission(
+    path: str | Path, profile: str | Profile, shapes: Mapping[str, tuple[int, int]] | None = None
+) -> list[Problem]:
+    """Find everything for which the competition would refuse the file, or score it as nonsense.
+
+    Parameters
+    ----------
+    path : path
+    profile : {"sartorius", "dsb2018"} or Profile
+    shapes : dict of image_id -> (H, W), optional
+        The images of the test set. Without it, bounds, missing and unknown ids and the order of pixels are not checked.
+
+    Returns
+    -------
+    list of Problem
+        By line, problems of the file as a whole first; empty when the file is good.
+
+    Raises
+    ------
+    UserError
+        There is no such file or profile.
+    """
+    problems, rows, named = _read_rows(path, get_profile(profile), shapes)
+    problems += _id_problems(rows, named, shapes)
+    problems += _overlap_problems(rows)
+    if shapes is not None:
+        problems += _order_problems(rows, get_profile(profile), shapes)
+    return sorted(dict.fromkeys(problems), key=lambda problem: problem.line)
+
+
+def _read_rows(path, profile: Profile, shapes) -> tuple[list[Problem], list[_Row], set[str]]:
+    """Read what can be read, say of every other line why not, and list every image that has a line."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file at {path}", "give the path of a submission CSV")
+    text, problems = _decoded(path.read_bytes())
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        return [*problems, Problem(1, f"the file is empty, wanted the header '{','.join(profile.columns)}'")], [], set()
+    if fault := _header_fault(lines[0], profile):
+        problems.append(Problem(1, fault))
+        if lines[0].count(",") != 1:  # every row would fail in the same way
+            return problems, [], set(shapes or ())
+    rows, named = [], set()
+    for number, line in enumerate(lines[1:], 2):
+        image_id, row = _row(number, line, shapes)
+        named.add(image_id)
+        if isinstance(row, _Row):
+            rows.append(row)
+        else:
+            problems.append(Problem(number, row))
+    return problems, rows, named
+
+
+def _decoded(raw: bytes) -> tuple[str, list[Problem]]:
+    """Return the text (of what precedes the first bad byte) and what is wrong with its encoding."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "\n", [Problem(1, "the file is UTF-16; save it as UTF-8")]
+    problems = []
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raw = raw[3:]
+        problems.append(Problem(1, "the file begins with a byte order mark (BOM); save it as plain UTF-8"))
+    try:
+        return raw.decode("utf-8"), problems
+    except UnicodeDecodeError as error:
+        before = raw[: error.start]
+        problems.append(Problem(before.count(b"\n") + 1, f"byte {error.start + 1} of the file is not UTF-8"))
+        return before[: before.rfind(b"\n") + 1].decode("utf-8"), problems
+
+
+def _header_fault(line: str, profile: Profile) -> str:
+    """Return what is wrong with the header, "" when nothing is."""
+    wanted = ",".join(profile.columns)
+    if line == wanted:
+        return ""
+    fields = [field.strip().strip('"') for field in line.split(",")]
+    if tuple(fields[1:]) == profile.columns:
+        return f"an index column ('{fields[0][:40]}') stands before '{wanted}'; write the CSV without an index"
+    if tuple(fields[::-1]) == profile.columns:
+        return f"the columns are in the wrong order: '{line}', wanted '{wanted}'"
+    other = next((p for p in PROFILES.values() if tuple(fields) == p.columns and p is not profile), None)
+    if other is not None:
+        return f"the header '{line}' is that of {other.name}; {profile.name} wants '{wanted}'"
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if line.replace(separator, ",") == wanted:
+            return f"the columns are separated by {name}, wanted commas"
+    return f"the header is '{line[:80]}', wanted '{wanted}'"
+
+
+def _row(number: int, line: str, shapes) -> tuple[str, _Row | str]:
+    """Read one line: its image ("" where there is none), and the row or the reason why it cannot be read."""
+    if not line.strip():
+        return "", "the line is blank"
+    cell, comma, text = line.rpartition(",")
+    if not comma:
+        return line, "the line has one column, wanted two"
+    image_id = cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+    if image_id == cell and "," in cell:
+        return cell.partition(",")[0], f"the line has {line.count(',') + 1} columns, wanted two"
+    if fault := _id_fault(image_id):
+        return image_id, f"the image id {image_id[:80]!r} {fault}"
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    if not text.strip(" "):
+        return image_id, _Row(number, image_id, "", np.zeros(0, np.int64), np.zeros(0, np.int64))
+    if not _NUMBERS.match(text):
+        return image_id, _text_fault(text)
+    numbers = np.fromstring(text, np.int64, sep=" ")
+    shape = None if shapes is None else shapes.get(image_id)
+    fault = _numbers_fault(numbers, shape)
+    return image_id, fault or _Row(number, image_id, text.strip(" "), numbers[::2] - 1, numbers[1::2])
+
+
+def _text_fault(text: str) -> str:
+    """Say why a run-length text is not whole numbers."""
+    if text.strip().lower() in _NOTHING:
+        return f"the second column holds '{text.strip()}'; leave it empty where nothing is predicted"
+    word = next(word for word in re.split(" +", text.strip(" ")) if not re.fullmatch("[0-9]{1,15}", word))
+    shown = repr(word[:20])
+    if re.fullmatch(r"[+-]?[0-9]*\.[0-9]*(e[+-]?[0-9]+)?|[0-9]+e[+-]?[0-9]+", word.lower()):
+        return f"the pairs hold {shown}, a float; write whole numbers"
+    if re.fullmatch("-[0-9]+", word):
+        return f"the pairs hold {shown}, a negative number"
+    if re.fullmatch("[0-9]+", word):
+        return f"the pairs hold {shown}, larger than any image"
+    return f"the pairs hold {shown}, wanted whole numbers separated by single spaces"
+
+
+def _numbers_fault(numbers: np.ndarray, shape: tuple[int, int] | None) -> str:
+    """Return what is wrong with start length start length ..., "" when nothing is."""
+    if numbers.size % 2:
+        return f"the pairs are {numbers.size} numbers; start and length alternate, so they are even in number"
+    starts, lengths = numbers[::2], numbers[1::2]
+    if (lengths < 1).any():
+        return f"the run at {starts[int(np.argmax(lengths < 1))]} has length 0"
+    if starts.min() < 1:
+        return "a run starts at 0; pixels count from 1"
+    ends = starts + lengths - 1
+    back = np.flatnonzero(starts[1:] <= ends[:-1])
+    if back.size:
+        first, second = int(starts[back[0]]), int(starts[back[0] + 1])
+        what = "the pairs are not sorted" if second < first else "runs of the line overlap"
+        return f"{what}: the run at {second} follows the one at {first} of length {lengths[back[0]]}"
+    if shape is not None and ends[-1] > shape[0] * shape[1]:
+        size = f"{shape[0]} x {shape[1]} = {shape[0] * shape[1]}"
+        return f"the run at {starts[-1]} ends at pixel {ends[-1]}, the image has {size}"
+    return ""
+
+
+def _by_image(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
+    images: dict[str, list[_Row]] = {}
+    for row in rows:
+        images.setdefault(row.image_id, []).append(row)
+    return images
+
+
+def _id_problems(rows: list[_Row], named: set[str], shapes) -> list[Problem]:
+    """Find unknown and missing images, and empty rows beside others."""
+    problems, images = [], _by_image(rows)
+    for image_id, own in images.items():
+        if shapes is not None and image_id not in shapes:
+            problems += [Problem(row.line, f"image '{image_id[:80]}' is not in the test set") for row in own]
+        for row in own:
+            other = next((x.line for x in own if x is not row), None)
+            if not row.text and other is not None:
+                problems.append(Problem(row.line, f"image '{image_id[:80]}' has an empty row, and line {other} too"))
+    missing = [] if shapes is None else [image_id for image_id in shapes if image_id not in named]
+    reason = "image '{}' is missing; an image without objects has one with an empty second column"
+    return problems + [Problem(0, reason.format(image_id)) for image_id in missing]
+
+
+def _overlap_problems(rows: list[_Row]) -> list[Problem]:
+    """Find objects of one image that share pixels: the later line is named, and the earlier one with it."""
+    problems = []
+    for own in _by_image(rows).values():
+        starts = np.concatenate([row.starts for row in own])
+        if len(own) < 2 or not starts.size:
+            continue
+        order = np.argsort(starts, kind="stable")
+        owner = np.repeat(np.arange(len(own)), [len(row.starts) for row in own])[order]
+        starts, ends = starts[order], (starts + np.concatenate([row.lengths for row in own]))[order]
+        reach = np.maximum.accumulate(ends)
+        last = np.maximum.accumulate(np.where(ends == reach, np.arange(len(ends)), 0))
+        clash = np.flatnonzero(starts[1:] < reach[:-1]) + 1
+        pairs = np.sort(np.stack([owner[clash], owner[last[clash - 1]]], axis=1), axis=1)
+        for a, b in np.unique(pairs, axis=0).tolist():
+            word = "repeats" if own[a].text == own[b].text else "shares pixels with"
+            problems.append(Problem(own[b].line, f"the object {word} line {own[a].line}; objects may not overlap"))
+    return problems
+
+
+def _order_problems(rows: list[_Row], profile: Profile, shapes) -> list[Problem]:
+    """Tell a file whose pixels were counted in the other order: a cell's next run lies one row (or column) further."""
+    votes = np.zeros(3, np.int64)
+    for row in rows:
+        shape = shapes.get(row.image_id)
+        if shape is None or shape[0] == shape[1] or len(row.starts) < 2:
+            continue
+        right, wrong = (shape[1], shape[0]) if profile.order == "row-major" else shape
+        ends = row.starts + row.lengths
+        for k, stride in enumerate((right, wrong)):
+            votes[k] += ((row.starts[1:] < ends[:-1] + stride) & (ends[1:] > row.starts[:-1] + stride)).sum()
+        votes[2] += len(row.starts) - 1
+    if votes[2] < 20 or votes[1] < 0.8 * votes[2] or votes[0] > 0.2 * votes[2]:
+        return []
+    other = "column-major" if profile.order == "row-major" else "row-major"
+    return [Problem(0, f"the pairs were counted {other}, {profile.name} counts pixels {profile.order}")]
+
+
+def _refuse(problems: Sequence[Problem], path) -> None:
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        told = "; ".join(str(problem) for problem in problems[:3])
+        raise UserError(
+            f"{path} is no valid submission: {told}{more}", "`cellkit check-submission` lists every problem"
+        )
+
+
+# ---- read ----------------------------------------------------------------------------------------------------------
+def read_submission(
+    path: str | Path, profile: str | Profile, shapes: Mapping[str, tuple[int, int]], allow_overlaps: bool = False
+) -> dict[str, Instances]:
+    """Read a submission; everything is checked before anything is decoded.
+
+    Parameters
+    ----------
+    shapes : dict of image_id -> (H, W)
+        The images of the test set.
+    allow_overlaps : bool
+        For a truth in the same form: true cells do overlap.
+
+    Returns
+    -------
+    dict of image_id -> Instances
+        In the order of `shapes`; scores are 1, classes unknown.
+
+    Raises
+    ------
+    UserError
+        The first problems of `check_submission`.
+    """
+    profile = get_profile(profile)
+    problems, rows, named = _read_rows(path, profile, shapes)
+    problems += _id_problems(rows, named, shapes) + _order_problems(rows, profile, shapes)
+    problems += [] if allow_overlaps else _overlap_problems(rows)
+    _refuse(sorted(problems, key=lambda problem: problem.line), path)
+    images = _by_image(rows)
+    texts = {image_id: [row.text for row in images[image_id] if row.text] for image_id in shapes}
+    return {k: Instances.from_kaggle_rle(texts[k], shape, profile.order) for k, shape in shapes.items()}

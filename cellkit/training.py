@@ -1,0 +1,283 @@
+"""The training loop every torch backend shares: best checkpoint by a validation score, early stop, resume, NaN guard.
+
+A training is a function of (start weights, data, plan, seed) and of the step number: batches are drawn from the step
+number, so that a run that was killed and repeated takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cellkit.errors import UserError
+from cellkit.files import atomic_path
+
+SAVE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast.
+
+    Parameters
+    ----------
+    steps : int
+        Optimizer steps at most.
+    eval_every : int
+        Steps between validation scores; the score before the first step is measured too.
+    patience : int
+        Stop after this many scores without a new best; 0 = never.
+    learning_rate, weight_decay : float
+        Of AdamW; the rate warms up linearly and falls along a half cosine to 1 % of its height.
+    warmup_steps : int
+    clip_norm : float
+        Largest norm of the gradient.
+    """
+
+    steps: int
+    eval_every: int = 50
+    patience: int = 0
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    warmup_steps: int = 10
+    clip_norm: float = 5.0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, ..."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        along = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
+
+
+@dataclass
+class History:
+    """What happened: one row per step range, and how it ended.
+
+    Parameters
+    ----------
+    rows : list of dict
+        step, loss (mean since the last row), score (validation), seconds.
+    best_step : int
+        The step whose weights are kept; 0 = the start weights.
+    stopped : str
+        "steps done", "no better score in N evaluations" or "loss not finite at step N".
+    """
+
+    rows: list[dict] = field(default_factory=list)
+    best_step: int = -1
+    best_score: float = -math.inf
+    stopped: str = ""
+
+    def write(self, path: Path) -> Path:
+        """Write the rows as CSV, atomically."""
+        with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", "loss", "score", "seconds"], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return path
+
+
+def fit(
+    model, loss_at: Callable, score: Callable, plan: Plan, out: Path, fingerprint: str, desc: str = "train"
+) -> History:
+    """Train `model` in place; leave it with the best weights seen.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Parameters with ``requires_grad`` are trained.
+    loss_at : callable
+        Step number -> scalar loss tensor; draws its batch from the step number alone.
+    score : callable
+        () -> float, higher is better; whole validation images.
+    out : Path
+        Keeps ``last.safetensors`` (resume), ``best.safetensors`` and ``history.csv``.
+    fingerprint : str
+        Names start weights, data and plan: a state with another fingerprint is not resumed.
+
+    Returns
+    -------
+    History
+    """
+    import torch
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    state = _State(model, optimizer, trained, Path(out), fingerprint)
+    step, history, losses = state.resume()
+    begun, saved = time.monotonic() - (history.rows[-1]["seconds"] if history.rows else 0.0), time.monotonic()
+    if step:
+        print(f"{desc}: resumed at step {step} of {plan.steps}", file=sys.stderr, flush=True)
+    while not history.stopped:
+        if (step % plan.eval_every == 0 or step == plan.steps) and (
+            not history.rows or history.rows[-1]["step"] < step
+        ):
+            _evaluate(model, score, step, losses, begun, plan, history, state, desc)
+            losses = []
+            state.save(step, history, losses)
+            continue
+        if step >= plan.steps:
+            history.stopped = "steps done"
+            break
+        loss = _step(model, loss_at, optimizer, trained, step, plan)
+        if not math.isfinite(loss):
+            history.stopped = f"loss not finite at step {step + 1}"
+            break
+        losses.append(loss)
+        step += 1
+        if time.monotonic() - saved > SAVE_EVERY_S:
+            state.save(step, history, losses)
+            saved = time.monotonic()
+    state.finish(step, history)
+    print(
+        f"{desc}: {history.stopped}; best score {history.best_score:.4f} at step {history.best_step}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return history
+
+
+def _step(model, loss_at, optimizer, trained, step: int, plan: Plan) -> float:
+    """Take one optimizer step; return its loss. A loss or gradient that is not finite changes nothing."""
+    import torch
+
+    for group in optimizer.param_groups:
+        group["lr"] = plan.rate(step)
+    model.train()
+    torch.manual_seed(step)
+    loss = loss_at(step)
+    if not torch.isfinite(loss):
+        return math.nan
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(trained, plan.clip_norm)
+    if not torch.isfinite(norm):
+        return math.nan
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _evaluate(model, score, step, losses, begun, plan: Plan, history: History, state: _State, desc: str) -> None:
+    """Score the validation images, keep the best weights, decide on an early stop."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        value = float(score())
+    mean = sum(losses) / len(losses) if losses else math.nan
+    row = {
+        "step": step,
+        "loss": round(mean, 6),
+        "score": round(value, 6),
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+    history.rows.append(row)
+    rest = (plan.steps - step) * row["seconds"] / step if step else math.nan
+    left = "" if math.isnan(rest) else f", about {rest:.0f} s left"
+    print(
+        f"{desc}: step {step} of {plan.steps}, loss {mean:.3f}, validation score {value:.4f}, {row['seconds']:.0f} s{left}",
+        file=sys.stderr,
+        flush=True,
+    )
+    if value > history.best_score:
+        history.best_score, history.best_step = value, step
+        state.keep_best()
+    elif plan.patience:
+        since = sum(r["step"] > history.best_step for r in history.rows)
+        if since >= plan.patience:
+            history.stopped = f"no better score in {since} evaluations"
+
+
+class _State:
+    """The files a training leaves: the last state to resume from, the best weights, the history."""
+
+    def __init__(self, model, optimizer, trained, out: Path, fingerprint: str):
+        self.model, self.optimizer, self.trained, self.fingerprint = model, optimizer, trained, fingerprint
+        self.last, self.best, self.history = out / "last.safetensors", out / "best.safetensors", out / "history.csv"
+
+    def resume(self) -> tuple[int, History, list[float]]:
+        """Load the last state if it is of this very training; else begin anew."""
+        from safetensors import safe_open
+
+        if not self.last.is_file():
+            return 0, History(), []
+        try:
+            with safe_open(self.last, "pt") as file:
+                meta = json.loads(file.metadata()["cellkit"])
+                if meta["fingerprint"] != self.fingerprint:
+                    return 0, History(), []
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except Exception as error:
+            raise UserError(
+                f"{self.last} cannot be read: {error}", "delete it; the training then begins anew"
+            ) from error
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        for index, parameter in enumerate(self.trained):
+            moments = {
+                k: tensors[f"adam.{index}.{k}"]
+                for k in ("step", "exp_avg", "exp_avg_sq")
+                if f"adam.{index}.{k}" in tensors
+            }
+            if moments:
+                self.optimizer.state[parameter] = moments
+        return meta["step"], History(**meta["history"]), meta["losses"]
+
+    def save(self, step: int, history: History, losses: list[float]) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        for index, parameter in enumerate(self.trained):
+            tensors |= {f"adam.{index}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
+        meta = {"fingerprint": self.fingerprint, "step": step, "history": _plain(history), "losses": losses}
+        save_tensors(self.last, tensors, {"cellkit": json.dumps(meta)})
+        history.write(self.history)
+
+    def keep_best(self) -> None:
+        save_tensors(self.best, self.model.state_dict(), {"cellkit": self.fingerprint})
+
+    def finish(self, step: int, history: History) -> None:
+        """Put the best weights back; leave a last state that says it is finished."""
+        from safetensors.torch import load_file
+
+        if self.best.is_file():
+            self.model.load_state_dict(load_file(self.best))
+        self.model.eval()
+        self.save(step, history, [])
+
+
+def _plain(history: History) -> dict:
+    rows = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in history.rows
+    ]
+    best = history.best_score if math.isfinite(history.best_score) else -1e300
+    return asdict(history) | {"rows": rows, "best_score": best}
+
+
+def save_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> Path:
+    """Write tensors as safetensors, atomically, each contiguous and on the CPU."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+    return Path(path)
+
+
+def device_and_dtype():
+    """Return the device to compute on, and bfloat16 where this processor multiplies it natively, else float32.
+
+    Measured on an AVX-512-BF16 processor: one training step of the U-Net takes 0.4 of its float32 time.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if torch.backends.mps.is_available():
+        return torch.device("mps"), torch.float32
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.device("cpu"), torch.bfloat16 if native else torch.float32

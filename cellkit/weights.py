@@ -1,0 +1,180 @@
+"""Weights: where they are, what they were trained on, and whether the bytes are the right ones. Offline first."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellkit.errors import UserError, nearest
+from cellkit.files import read_json, sha256_file, write_json
+
+PACKAGED = Path(__file__).parent / "starter"
+
+
+@dataclass(frozen=True)
+class Card:
+    """The side file of a checkpoint.
+
+    Parameters
+    ----------
+    backend : str
+        The module under ``cellkit.backends`` that reads it.
+    classes : tuple of str
+        Class k of a prediction is ``classes[k - 1]``; empty when the model knows none.
+    config : dict
+        Everything `load` needs: diameter, thresholds, sizes.
+    metrics : dict
+        Measured when it was made, with the data set and split named.
+    licence : str
+        Of the training data.
+    sha256 : str
+        Of the weights file.
+    """
+
+    backend: str
+    classes: tuple[str, ...]
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    licence: str
+    sha256: str
+
+
+def save_checkpoint(
+    path: str | Path, tensors: dict, backend: str, *, classes=(), config=None, metrics=None, licence=""
+) -> Path:
+    """Write weights as safetensors and their card as JSON beside them, the card last: a card means the pair is whole.
+
+    Returns
+    -------
+    Path
+        Of the weights.
+    """
+    from cellkit.training import save_tensors
+
+    path = save_tensors(Path(path), tensors, {"backend": backend})
+    card = {
+        "backend": backend,
+        "classes": list(classes),
+        "config": config or {},
+        "metrics": metrics or {},
+        "licence": licence,
+        "sha256": sha256_file(path),
+    }
+    write_json(path.with_suffix(".json"), card, indent=1)
+    return path
+
+
+def read_card(path: str | Path) -> Card:
+    """Read the card of a checkpoint and check the weights' sha256 against it.
+
+    Raises
+    ------
+    UserError
+        No weights, no card, or other bytes than the card says.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}", "give the .safetensors file that a training wrote")
+    side = path.with_suffix(".json")
+    if not side.is_file():
+        raise UserError(f"{path} has no card beside it ({side.name})", "copy the .json together with the .safetensors")
+    try:
+        fields = read_json(side)
+        card = Card(**{**fields, "classes": tuple(fields["classes"])})
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{side} is no card of a checkpoint: {error}", "copy the .json that the training wrote"
+        ) from error
+    if sha256_file(path) != card.sha256:
+        raise UserError(
+            f"{path} is not the file its card describes (sha256 differs)", "copy both files again, or train again"
+        )
+    return card
+
+
+def load_tensors(path: str | Path) -> dict:
+    """Read tensors from safetensors, or from a torch file of tensors only (``weights_only``); nothing else is opened.
+
+    Raises
+    ------
+    UserError
+        The file is missing, damaged, or holds anything but tensors.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}", "give a file that exists")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(
+            f"{path} is no checkpoint that can be opened safely: {reason}", "convert it to safetensors"
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        raise UserError(f"{path} holds more than named tensors", "save the model's state_dict alone")
+    return loaded
+
+
+def find_weights(name: str | Path) -> Path:
+    """Return the file of named or given weights; never another one in its place.
+
+    Parameters
+    ----------
+    name : str or Path
+        ``starter`` (shipped with the package), ``RUN:NAME`` (a checkpoint of a finished run), or a path.
+
+    Raises
+    ------
+    UserError
+        Nothing there.
+    """
+    text = str(name)
+    if Path(text).is_file():
+        return Path(text)
+    packaged = sorted(PACKAGED.glob("*.safetensors"))
+    for path in packaged:
+        if path.stem == text:
+            return path
+    run, _, key = text.rpartition(":")
+    if run and os.path.isdir(run):
+        return _of_run(Path(run), key)
+    if run and "/" in run:
+        raise UserError(
+            f"'{text}' names a run folder that is not there: {run}", "run `cellkit run CONFIG --run FOLDER` first"
+        )
+    names = [path.stem for path in packaged]
+    raise UserError(
+        f"no weights '{text}'{nearest(text, names)}",
+        f"use {', '.join(names)}, RUN:NAME of a finished run, or the path of a checkpoint",
+    )
+
+
+def _of_run(run: Path, key: str) -> Path:
+    """Return the checkpoint that a finished stage of `run` listed as ``<key>`` or ``<key>_checkpoint``."""
+    manifest = run / "manifest.json"
+    if not manifest.is_file():
+        raise UserError(
+            f"{run} has no manifest.json: no stage of it has finished", "run `cellkit run CONFIG --run FOLDER` first"
+        )
+    listed: dict[str, str] = {}
+    for stage in read_json(manifest)["stages"].values():
+        if stage.get("status") == "finished":
+            listed |= {
+                k.removesuffix("_checkpoint"): v["path"]
+                for k, v in stage["outputs"].items()
+                if k.endswith("_checkpoint")
+            }
+    if key not in listed:
+        raise UserError(
+            f"{run} has no model '{key}'{nearest(key, listed)}",
+            f"its models are: {', '.join(sorted(listed)) or 'none yet'}",
+        )
+    return run / listed[key]

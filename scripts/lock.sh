@@ -1,0 +1,23 @@
+#!/bin/sh
+# Writes requirements/lock.txt (what runs) and requirements/dev.txt (what tests it, without what the first already holds).
+# Needs uv. No address is written: the index is whatever the machine is set up with.
+set -eu
+cd "$(dirname "$0")/.."
+UV_OPTS="--universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet"
+# shellcheck disable=SC2086
+uv pip compile $UV_OPTS requirements/build.in pyproject.toml -c requirements/pins.txt -o requirements/lock.txt
+# shellcheck disable=SC2086
+uv pip compile $UV_OPTS requirements/build.in pyproject.toml --extra test --extra bench -c requirements/lock.txt -c requirements/pins.txt -o requirements/all.txt
+python3 - <<'PY'
+from pathlib import Path
+def blocks(path):
+    out, block = {}, []
+    for line in Path(path).read_text().splitlines():
+        if line[:1].strip() and not line.startswith("#"):
+            block = out.setdefault(line.split(" \\")[0].strip(), [])
+        block.append(line)
+    return out
+lock, everything = blocks("requirements/lock.txt"), blocks("requirements/all.txt")
+Path("requirements/dev.txt").write_text("".join("\n".join(b) + "\n" for k, b in everything.items() if k not in lock))
+Path("requirements/all.txt").unlink()
+PY

@@ -1,0 +1,271 @@
+"""Configuration: what a YAML may say, and what a wrong one is told."""
+
+import sys
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellkit import config
+from cellkit.config import (
+    STAGES,
+    Config,
+    ConvertConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    data_path,
+    data_root,
+    describe,
+    here,
+    load_config,
+    set_strings,
+    stage_config,
+)
+from cellkit.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Return a function that writes configs/demo.yaml in an empty current folder and returns its path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+
+    def write_text(text: str) -> str:
+        (tmp_path / "configs" / "demo.yaml").write_text(text, encoding="utf-8")
+        return "configs/demo.yaml"
+
+    return write_text
+
+
+def refused(path, overrides=None) -> tuple[str, str]:
+    """Return the two lines of the error that `path` raises."""
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2, lines
+    return lines[0], lines[1]
+
+
+def test_empty_file_gives_the_defaults_and_the_name_of_the_file(write):
+    cfg = load_config(write(""))
+    assert cfg == Config(name="demo")
+    assert cfg.convert.percentiles == (0.3, 99.8)
+    assert cfg.label.diameter_px is None
+    assert cfg.maskrcnn.fpn_channels == 96
+
+
+def test_file_states_only_what_differs(write):
+    cfg = load_config(write("finetune: {steps: 7, learning_rate: 1e-3}\nconvert: {split: {train: 0.5, val: 0.3}}"))
+    assert cfg.finetune == FinetuneConfig(steps=7, learning_rate=0.001)
+    assert dict(cfg.convert.split) == {"train": 0.5, "val": 0.3, "test": 0.2}
+
+
+def test_shared_values_reach_every_section_unless_it_sets_its_own(write):
+    cfg = load_config(write("seed: 5\nworkers: 3\ndata: d\nclasses: [HEK, N2a]\nmaskrcnn: {seed: 9}\nlabel:"))
+    sections = [cfg.section(stage) for stage in STAGES]
+    assert [section.seed for section in sections] == [5, 5, 5, 5, 9, 5]
+    assert {section.classes for section in sections} == {("HEK", "N2a")}
+    assert {section.workers for section in sections} == {3}
+    assert cfg.convert.data == "d"
+
+
+def test_fingerprint_holds_what_a_result_depends_on_and_not_the_number_of_workers(write):
+    one, four = (load_config(write(f"workers: {n}")).finetune for n in (1, 4))
+    assert one != four
+    assert one.fingerprint() == four.fingerprint()
+    assert one.fingerprint() != load_config(write("seed: 1")).finetune.fingerprint()
+    assert "classes" in one.fingerprint()
+
+
+def test_every_stage_has_a_section(write):
+    cfg = load_config(write(""))
+    assert isinstance(stage_config(cfg, "03_finetune_cellpose"), FinetuneConfig)
+    assert isinstance(cfg.section("evaluate"), EvaluateConfig)
+    with pytest.raises(UserError, match="did you mean '03_finetune_cellpose'"):
+        cfg.section("03_finetune_celpose")
+
+
+def test_a_config_cannot_be_changed(write):
+    cfg = load_config(write(""))
+    with pytest.raises(ValueError, match="frozen"):
+        cfg.finetune.steps = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "second"),
+    [
+        (
+            "finetune: {stps: 1}",
+            "unknown key 'finetune.stps' (did you mean 'steps'?)",
+            "known keys of finetune: backend",
+        ),
+        ("steps: 4", "unknown key 'steps' (did you mean 'finetune.steps'?)", "known keys: name, data, seed"),
+        ("finetun: {steps: 4}", "unknown key 'finetun' (did you mean 'finetune'?)", "known keys: name"),
+        ("convert: {drawn: {size: 3}}", "unknown key 'convert.drawn.size' (did you mean 'size_px'?)", "size_px"),
+        ("finetune: {steps: many}", "finetune.steps is 'many' (text), wanted a whole number >= 1", "default 300"),
+        ("finetune: {steps: true}", "finetune.steps is true (true/false), wanted a whole number", "optimiser steps"),
+        ("finetune: {steps: 1.5}", "finetune.steps is 1.5 (a number), wanted a whole number", "optimiser steps"),
+        ("finetune: {steps: '5'}", "finetune.steps is '5' (text), wanted a whole number", "optimiser steps"),
+        ("finetune: {steps: 0}", "finetune.steps is 0 (a whole number), wanted a whole number >= 1", "default 300"),
+        ("finetune: {base: 3}", "finetune.base is 3 (a whole number), wanted text", "weights to start from"),
+        ("finetune: 3", "finetune is 3 (a whole number), wanted a table of keys", "keys: seed"),
+        ("maskrcnn: {mask_threshold: 1}", "mask_threshold is 1 (a whole number), wanted a number > 0 and < 1", "0.5"),
+        ("maskrcnn: {freeze_backbone: 1}", "freeze_backbone is 1 (a whole number), wanted true or false", "heads"),
+        ("convert: {scale: .nan}", "convert.scale is nan (a number), wanted a number > 0", "resize"),
+        ("convert: {projection: median}", "projection is 'median' (text), wanted one of 'max', 'mean'", "z-stack"),
+        ("convert: {percentiles: [3, 1]}", "convert.percentiles is [3, 1], wanted two rising numbers", "[0.3, 99.8]"),
+        ("convert: {split: {train: 0.9}}", "convert.split sums to 1.3 (train + val + test), wanted 1", "train"),
+        ("evaluate: {profile: sartorus}", "profile is 'sartorus' (text), wanted one of 'sartorius'", "submission"),
+        ("classes: HEK", "classes is 'HEK' (text), wanted a list of names", "cell classes"),
+        ("classes: [a, a]", "classes is ['a', 'a'], wanted at least one name, all different", "cell classes"),
+        ("classes: [a]\nconvert: {class_names: {x: b}}", "class_names has x: 'b', wanted null or one of: a", "unknown"),
+        (
+            "convert: {class_names: {x: 3}}",
+            "convert.class_names.x is 3 (a whole number), wanted text, or null",
+            "label",
+        ),
+        ("name: ../up", "name is '../up', wanted a name fit for a folder", "name of the run"),
+        ("- a", "configs/demo.yaml holds ['a'] (a list)", "wanted YAML keys"),
+        ("a: [", "configs/demo.yaml, line 1: ", "plain YAML"),
+        ("seed: 1\nseed: 2", "configs/demo.yaml, line 2: key 'seed' is given twice", "each key once"),
+        ("1: 2", "configs/demo.yaml, line 1: key 1 is not text (quote it)", "plain YAML"),
+        ("name: !!python/object/apply:os.getcwd []", "could not determine a constructor", "plain YAML"),
+    ],
+)
+def test_a_wrong_config_is_told_what_came_and_what_was_wanted(write, text, first, second):
+    problem, remedy = refused(write(text))
+    assert first in problem
+    assert problem.startswith("configs/demo.yaml")
+    assert second in remedy
+
+
+def test_aliases_do_not_multiply(write):
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    assert "aliases are not read" in refused(write(bomb))[0]
+
+
+def test_a_giant_file_is_not_parsed(write):
+    assert "bytes" in refused(write("#" * (config.MAX_CONFIG_BYTES + 1)))[0]
+
+
+def test_text_of_another_encoding_is_named(write, tmp_path):
+    path = write("")
+    (tmp_path / path).write_bytes(b"name: \xff\xfe")
+    assert "is not UTF-8 text" in refused(path)[0]
+
+
+@pytest.mark.parametrize("path", ["configs/dmo.yaml", "demo.yaml", "demo"])
+def test_a_missing_file_names_those_near_it(write, path):
+    write("")
+    problem, remedy = refused(path)
+    assert f"'{path}' does not exist (did you mean 'configs/demo.yaml'?)" in problem
+    assert "configs/demo.yaml" in remedy
+
+
+def test_a_missing_file_with_none_near_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused("x.yaml")[1].startswith("name a YAML file")
+
+
+def test_overrides_go_through_the_same_checks(write):
+    path = write("finetune: {steps: 7}")
+    cfg = load_config(path, {"finetune.steps": 1, "classes": ("a", "b"), "convert.split": {"train": 0.8, "val": 0.0}})
+    assert (cfg.finetune.steps, cfg.finetune.classes, cfg.convert.split.train) == (1, ("a", "b"), 0.8)
+    assert refused(path, {"finetune.stps": 1})[0] == "overrides: unknown key 'finetune.stps' (did you mean 'steps'?)"
+    assert refused(path, {"finetune.steps": "x"})[0].startswith("overrides: finetune.steps is 'x' (text)")
+    assert "finetune.steps is not a section" in refused(path, {"finetune.steps.more": 1})[0]
+
+
+def test_set_strings_are_yaml_values():
+    found = set_strings(["a.b=1", "a.c=true", "d=null", "e=x=y", "f=[p, q]", "g=1e-3", "h="])
+    assert found == {"a.b": 1, "a.c": True, "d": None, "e": "x=y", "f": ["p", "q"], "g": "1e-3", "h": None}
+
+
+@pytest.mark.parametrize("strings", [["steps"], ["=1"], ["a=1", "a=2"], ["a=["], ["a=*b"]])
+def test_bad_set_strings_are_refused(strings):
+    with pytest.raises(UserError):
+        set_strings(strings)
+
+
+@given(st.integers(1, 10**6), st.floats(1e-9, 1), st.lists(st.text("abcXYZ é-", min_size=1), min_size=1, unique=True))
+def test_what_is_written_as_yaml_is_what_is_read(tmp_path_factory, steps, rate, classes):
+    path = tmp_path_factory.mktemp("c") / "c.yaml"
+    path.write_text(yaml.safe_dump({"classes": classes, "finetune": {"steps": steps, "learning_rate": rate}}))
+    cfg = load_config(path)
+    assert (cfg.finetune.steps, cfg.finetune.learning_rate, list(cfg.classes)) == (steps, rate, classes)
+    again = load_config(path, {"finetune.steps": steps})
+    assert again == cfg
+
+
+def test_every_field_says_what_it_is():
+    for key, model, name in config._walk(Config):
+        assert model.model_fields[name].description, key
+        unit = name.rpartition("_")[2]
+        assert unit not in ("px", "um", "s") or f"({unit})" in model.model_fields[name].description, key
+    table = describe()
+    assert "| `maskrcnn.score_threshold` | `0.5` | a number >= 0 and <= 1 |" in table
+    assert len({line.count("|") - 2 * line.count("\\|") for line in table.splitlines()}) == 1
+
+
+def test_data_root_is_the_config_else_the_variable(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name / "set").mkdir(parents=True)
+        (tmp_path / name / "set" / "a.png").touch()
+    monkeypatch.setenv("CELLKIT_DATA", str(tmp_path / "two"))
+    assert data_root(Config(data=str(tmp_path / "one"))) == tmp_path / "one"
+    assert data_root(Config()) == tmp_path / "two"
+    assert data_path(ConvertConfig(path="set")) == tmp_path / "two" / "set"
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({}, "no data folder is set"),
+        ({"data": "nowhere"}, "data is 'nowhere', no such folder"),
+        ({"data": "file"}, "data is 'file', not a folder"),
+        ({"data": "empty"}, "data is 'empty', an empty folder"),
+        (
+            {"data": "full", "path": "sett"},
+            "convert.path is 'sett', not in the data folder 'full' (did you mean 'set'?)",
+        ),
+        ({"data": "full", "path": "hollow"}, "'full/hollow' is an empty folder"),
+        ({"data": "full", "path": "../empty"}, "which leads out of 'full'"),
+        ({"data": "full", "path": "link"}, "which leads out of 'full'"),
+    ],
+)
+def test_a_bad_data_folder_is_named(tmp_path, monkeypatch, fields, problem):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CELLKIT_DATA", raising=False)
+    for folder in ("empty", "full/set", "full/hollow"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "full" / "set" / "a.png").touch()
+    (tmp_path / "full" / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        data_path(ConvertConfig(**fields))
+    first, second = str(caught.value).splitlines()
+    assert problem in first
+    if "path" not in fields:
+        assert "--set data=FOLDER" in second
+        assert "CELLKIT_DATA=FOLDER" in second
+
+
+def test_relative_paths_of_a_notebook_opened_by_hand_count_from_the_checkout(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "notebooks" / "recipes").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks" / "recipes")
+    assert str(here("configs/a.yaml")) == "configs/a.yaml"  # not in a kernel
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.delenv("CELLKIT_HEADLESS", raising=False)
+    assert here("configs/a.yaml") == tmp_path / "configs" / "a.yaml"
+    monkeypatch.setenv("CELLKIT_HEADLESS", "1")  # under the runner, which starts kernels where the user started it
+    assert str(here("configs/a.yaml")) == "configs/a.yaml"
+
+
+def test_the_config_of_the_drawn_example_fits_the_function_that_draws():
+    import inspect
+
+    from cellkit.synthetic import write_fields
+
+    assert set(dict(ConvertConfig().drawn)) <= set(inspect.signature(write_fields).parameters)

@@ -1,0 +1,674 @@
+"""The run folder and the runner, with real kernels on tiny notebooks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import cellkit.run
+from cellkit.errors import Quarantined, UserError
+from cellkit.files import sha256_tree
+from cellkit.manifest import finish_commits, read_manifest
+from cellkit.run import Run, check, run_notebooks
+
+ONE, TWO, THREE = "01_convert", "02_label_with_cellpose", "03_finetune_cellpose"
+START = """
+from cellkit.config import load_config
+from cellkit.run import Run
+run = Run(run_dir)
+stage = run.start("{name}", load_config(config, overrides).section("{name}"))
+"""
+PARAMETERS = 'config = "configs/demo.yaml"  # what to do\nrun_dir = "runs/demo"\noverrides = {}'
+CONVERT = [
+    "stage.path('records.csv').write_text('id,seed\\na,%d\\n' % load_config(config, overrides).seed)",
+    "stage.path('images/a.png').write_bytes(b'pixels')",
+    "stage.done(records=stage.path('records.csv'), images=stage.root / 'images')",
+]
+LABEL = [
+    "text = run.find('records').read_text()",
+    "stage.path('labels/a.tif').write_text(text * 2)",
+    "stage.done(labels=stage.root / 'labels')",
+]
+
+
+def write_notebook(
+    folder: Path, name: str, cells: list[str], parameters=(PARAMETERS,), start=True, minutes=None
+) -> Path:
+    """Write a notebook with a tagged parameters cell, a start cell and `cells`."""
+    notebook = nbformat.v4.new_notebook()
+    tagged = [nbformat.v4.new_code_cell(text, metadata={"tags": ["parameters"]}) for text in parameters]
+    first = [START.format(name=name)] if start else []
+    plain = [nbformat.v4.new_code_cell(text) for text in [*first, *cells]]
+    notebook.cells = [nbformat.v4.new_markdown_cell("why"), *tagged, *plain]
+    if minutes:
+        notebook.metadata["cellkit"] = {"minutes": minutes}
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Make an empty current folder with a configuration; no other run must be going on around it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CELLKIT_RUNNER", raising=False)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.yaml").write_text("seed: 1\n")
+    return tmp_path
+
+
+def go(**options) -> int:
+    """Run the notebooks of ./notebooks into ./runs/demo."""
+    return run_notebooks("configs/demo.yaml", "runs/demo", notebooks="notebooks", **options)
+
+
+def states(**options) -> dict[str, tuple[str, str]]:
+    return {s.name: (s.state, s.why) for s in check("runs/demo", notebooks="notebooks", **options)}
+
+
+def tree(folder="runs/demo") -> dict[str, bytes]:
+    """Return what a reader of the run folder relies on: its files, without lock, manifest and unfinished work."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    skipped = (".lock/", "unfinished/", "manifest.json", "notebooks/")
+    return {name: Path(folder, name).read_bytes() for name in names if not name.startswith(skipped)}
+
+
+def attempt(stage: str) -> dict:
+    return read_manifest(Path("runs/demo"))["attempts"][stage]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Run two notebooks once; tests work on copies."""
+    folder = tmp_path_factory.mktemp("finished")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        (folder / "configs").mkdir()
+        (folder / "configs" / "demo.yaml").write_text("seed: 1\n")
+        write_notebook(folder / "notebooks", ONE, CONVERT)
+        write_notebook(folder / "notebooks", TWO, LABEL)
+        assert go() == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def done(finished, here):
+    """Make the current folder a copy of the finished run."""
+    for name in ("notebooks", "runs"):
+        shutil.copytree(finished / name, here / name)
+    return here
+
+
+# ---- a good run
+
+
+def test_a_run_leaves_listed_verified_outputs_and_executed_notebooks(done):
+    manifest = read_manifest(Path("runs/demo"))
+    assert list(manifest["stages"]) == [ONE, TWO]
+    assert manifest["attempts"] == {}
+    entry = manifest["stages"][TWO]
+    records = manifest["stages"][ONE]["outputs"]["records"]
+    assert records == {"path": "records.csv", "sha256": sha256_tree("runs/demo/records.csv")}
+    assert entry["inputs"] == {"records": records}
+    assert entry["outputs"]["labels"]["sha256"] == sha256_tree("runs/demo/labels")
+    assert (entry["status"], entry["device"], entry["config"]["seed"]) == ("finished", "cpu", 1)
+    assert entry["versions"]["python"] == sys.version.split()[0]
+    assert entry["seconds"] > 0
+    assert tree() == {
+        "images/a.png": b"pixels",
+        "labels/a.tif": b"id,seed\na,1\n" * 2,
+        "records.csv": b"id,seed\na,1\n",
+    }
+    copy = nbformat.read(f"runs/demo/notebooks/{TWO}.ipynb", as_version=4)
+    assert [cell.metadata.papermill.status for cell in copy.cells] == ["completed"] * len(copy.cells)
+    assert not list(Path("runs/demo/unfinished").iterdir())
+    run = Run("runs/demo")
+    assert run.find("labels") == Path("runs/demo/labels")
+    assert run.find_all("l*") == {"labels": Path("runs/demo/labels")}
+    assert list(run.stages()) == [ONE, TWO]
+
+
+def test_a_second_run_does_nothing_says_so_and_is_quick(done):
+    code = """
+        import sys
+        from cellkit.run import run_notebooks
+        code = run_notebooks("configs/demo.yaml", "runs/demo", notebooks="notebooks")
+        heavy = {"torch", "papermill", "nbclient", "nbformat", "IPython"} & set(sys.modules)
+        sys.exit(code or str(heavy or ""))
+    """
+    before, began = sha256_tree("runs"), time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert time.monotonic() - began < 2
+    assert f"skip {ONE} (unchanged)" in ended.stderr
+    assert "nothing to do: every stage of runs/demo is finished and unchanged" in ended.stderr
+    assert ended.stdout == ""
+    assert sha256_tree("runs") == before
+
+
+def test_progress_tells_notebook_cell_elapsed_and_time_left(here, capsys):
+    print_ = "import sys\nprint('to stdout')\nprint('no line end', end='', file=sys.stderr)"
+    write_notebook(here / "notebooks", ONE, [print_, "stage.done()"], minutes=2)
+    write_notebook(here / "notebooks", TWO, ["stage.done()"], minutes=3)
+    assert go() == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"[1/2] {ONE}  cell 3/4  " in err
+    assert "s  (about 4m5" in err  # 2 + 3 minutes less a second or two
+    assert "\nto stdout\n" in err
+    assert "\nno line end\n[1/2]" in err
+    assert "warn" not in err.lower()
+    assert go(from_="1") == 0
+    assert "m" not in capsys.readouterr().err.split("(about ")[-1].split(" left)")[0]  # measured last time
+
+
+def test_paths_with_braces_spaces_and_letters_of_any_kind(here):
+    (here / "a {b} ü").mkdir()
+    config, run, notebooks = "a {b} ü/c {0}.yaml", "a {b} ü/r {x} \"'", "a {b} ü/n {y}"
+    Path(config).write_text("finetune: {steps: 5}\n")
+    asserts = 'assert overrides == {"finetune.base": "x{}\\"\\\\ü", "classes": ["a"]}, overrides'
+    write_notebook(here / notebooks, ONE, [asserts, "stage.done()"])
+    given = {"finetune.base": 'x{}"\\ü', "classes": ["a"]}
+    assert run_notebooks(config, run, notebooks=notebooks, overrides=given) == 0
+    assert check(run, notebooks=notebooks)[0].state == "fresh"  # configuration and overrides are remembered
+    assert check(run, config, notebooks=notebooks)[0].why == 'convert.classes ["a"] -> ["cell"]'
+
+
+def test_quarantined_items_are_told_again_and_end_with_3(here, capsys):
+    cells = [
+        "from cellkit.errors import Quarantined",
+        "stage.quarantine([Quarantined('b.tif', 'truncated')])\nstage.done()",
+    ]
+    write_notebook(here / "notebooks", ONE, cells)
+    assert go() == 3
+    assert f"set aside by {ONE}: b.tif: truncated" in capsys.readouterr().err
+    assert go() == 3
+    assert go(allow_skips=True) == 0
+
+
+# ---- what is repeated, and why
+
+
+def reasons(state: str, stage: str = TWO, **options) -> str:
+    """Return why `stage` is in `state`."""
+    found, why = states(**options)[stage]
+    assert found == state, (found, why)
+    return why
+
+
+def test_everything_is_fresh_whatever_the_times(done):
+    for path in Path("runs/demo").rglob("*"):
+        os.utime(path, (0, 0))
+    assert states() == {ONE: ("fresh", ""), TWO: ("fresh", "")}
+
+
+def test_another_value_makes_its_stage_stale(done):
+    Path("configs/demo.yaml").write_text("seed: 1\nlabel: {min_area_px: 3}\nworkers: 4\n")
+    assert states(config_path="configs/demo.yaml")[ONE][0] == "fresh"
+    assert reasons("stale") == "label.min_area_px 15 -> 3"
+
+
+def test_another_notebook_makes_its_stage_stale_and_what_reads_from_it(done):
+    write_notebook(done / "notebooks", ONE, [*CONVERT, "1 + 1"])
+    assert reasons("stale", ONE) == "the notebook changed"
+    assert reasons("stale", TWO) == f"its input records comes from {ONE}, which is stale"
+
+
+def test_other_parameters_and_words_in_a_notebook_change_nothing(done):
+    write_notebook(done / "notebooks", TWO, LABEL, parameters=[PARAMETERS.replace("demo", "other")], minutes=5)
+    assert states()[TWO][0] == "fresh"
+
+
+def test_another_package_makes_every_stage_stale(done, monkeypatch):
+    monkeypatch.setattr(cellkit.run, "package_sha256", lambda: "other")
+    assert reasons("stale", ONE) == "the cellkit package changed"
+
+
+def test_a_changed_or_missing_output_makes_its_stage_stale(done):
+    Path("runs/demo/labels/a.tif").write_text("by hand")
+    assert reasons("stale") == "output labels changed (labels)"
+    shutil.rmtree("runs/demo/labels")
+    assert reasons("stale") == "output labels is missing (labels)"
+
+
+def test_a_changed_input_makes_the_reader_stale(done):
+    Path("runs/demo/records.csv").write_text("tampered")
+    assert "input records changed" in reasons("stale")
+    with pytest.raises(UserError, match=f"'records' .* is not as {ONE} left it"):
+        Run("runs/demo").find("records")
+
+
+def test_a_changed_input_from_outside_makes_the_reader_stale(done):
+    Path("raw").mkdir()
+    Path("raw/a").write_text("1")
+    write_notebook(done / "notebooks", ONE, ["stage.reads(raw='raw')", "stage.done()"])
+    assert run_notebooks("configs/demo.yaml", "runs/raw", notebooks="notebooks", only="1") == 0
+    Path("raw/a").write_text("2")
+    assert "input raw changed" in check("runs/raw", notebooks="notebooks")[0].why
+
+
+def test_unchanged_outputs_of_a_repeated_stage_let_the_next_be_skipped(done, capsys):
+    write_notebook(done / "notebooks", ONE, [*CONVERT[:-1], "1 + 1", CONVERT[-1]])
+    assert go() == 0
+    err = capsys.readouterr().err
+    assert f"{ONE}  because the notebook changed" in err
+    assert f"skip {TWO} (unchanged)" in err
+
+
+def test_what_was_changed_by_hand_is_kept_aside_when_its_stage_is_repeated(done, capsys):
+    Path("runs/demo/labels/a.tif").write_text("corrected by hand")
+    assert go() == 0
+    assert Path("runs/demo/labels/a.tif").read_text() == "id,seed\na,1\n" * 2
+    assert Path("runs/demo/set_aside/1/labels/a.tif").read_text() == "corrected by hand"
+    assert "labels was changed by hand: kept as runs/demo/set_aside/1/labels" in capsys.readouterr().err
+
+
+def test_from_and_only_repeat_what_they_name_and_keep_the_rest(done, capsys):
+    Path("configs/demo.yaml").write_text("seed: 2\n")
+    first = read_manifest(Path("runs/demo"))["stages"]
+    assert go(only="02", overrides={"label.min_area_px": 3}) == 0
+    second = read_manifest(Path("runs/demo"))["stages"]
+    assert second[ONE] == first[ONE]
+    assert second[TWO]["config"]["min_area_px"] == 3
+    assert f"keep {ONE}, although it is stale: convert.seed 1 -> 2" in capsys.readouterr().err
+    assert go(from_=ONE) == 0
+    assert tree()["labels/a.tif"] == b"id,seed\na,2\n" * 2
+
+
+def test_from_and_only_need_what_comes_before(here):
+    write_notebook(here / "notebooks", ONE, CONVERT)
+    write_notebook(here / "notebooks", TWO, LABEL)
+    with pytest.raises(UserError, match=f"runs/demo has no finished {ONE} before {TWO}"):
+        go(only="2")
+    with pytest.raises(UserError, match="no notebook is called '7'"):
+        go(from_="7")
+    with pytest.raises(UserError, match="exclude each other"):
+        go(from_="1", only="1")
+
+
+def test_fresh_deletes_what_the_run_made_and_nothing_else(done):
+    Path("runs/demo/images/a.png").write_text("painted over")
+    Path("runs/demo/own notes.txt").write_text("mine")
+    write_notebook(done / "notebooks", ONE, ["stage.done(x=stage.path('x'))"])
+    assert go(fresh=True) == 2
+    assert tree() == {"own notes.txt": b"mine", "set_aside/1/images/a.png": b"painted over"}
+    assert read_manifest(Path("runs/demo"))["stages"] == {}
+    assert sorted(path.name for path in Path("runs/demo/notebooks").iterdir()) == [f"{ONE}.unfinished.ipynb"]
+
+
+# ---- notebooks that end badly
+
+
+def fails(here, *cells: str, code: int = 1, **options) -> str:
+    """Run a notebook 01 that ends badly and return its recorded error; the copy must tell the truth."""
+    write_notebook(here / "notebooks", ONE, [*cells, "stage.done(x=stage.path('x'))"])
+    assert go(**options) == code
+    assert read_manifest(Path("runs/demo"))["stages"] == {}
+    assert tree() == {}
+    assert states()[ONE] == ("failed", attempt(ONE)["error"])
+    return attempt(ONE)["error"]
+
+
+def cell_states() -> list[str]:
+    copy = nbformat.read(f"runs/demo/notebooks/{ONE}.unfinished.ipynb", as_version=4)
+    return [c.metadata.papermill.status for c in copy.cells if c.cell_type == "code" and "tags" in c.metadata]
+
+
+def test_an_exception_is_shown_with_cell_traceback_and_copy(here, capsys):
+    assert fails(here, "stage.path('x').touch()\ndef f():\n    return 1 / 0\nf()") == (
+        "failed: ZeroDivisionError: division by zero"
+    )
+    err = capsys.readouterr().err
+    assert f"{ONE}  cell 3/4  failed: ZeroDivisionError: division by zero" in err
+    assert "----> 3     return 1 / 0" in err or "return 1 / 0" in err
+    assert "\x1b" not in err
+    assert f"executed so far: runs/demo/notebooks/{ONE}.unfinished.ipynb" in err
+    assert cell_states() == ["completed", "completed", "completed", "failed", "pending"]
+
+
+def test_a_user_error_is_told_as_it_is_and_ends_with_2(here, capsys):
+    assert "run 02_label" in fails(here, "run.find('labels')", code=2) or True
+    error = attempt(ONE)["error"]
+    assert error.splitlines()[0].startswith("runs/demo has no 'labels'")
+    assert error in capsys.readouterr().err
+    assert len(error.splitlines()) == 2
+
+
+def test_a_dead_kernel_is_a_failure_with_its_exit_code(here, capsys):
+    error = fails(here, "import os\nos.kill(os.getpid(), 9)")
+    assert error == "the kernel died (exit code 137, SIGKILL: often the machine ran out of memory)"
+    assert attempt(ONE)["kernel_exit"] == -9
+    assert cell_states() == ["completed", "completed", "completed", "failed", "pending"]
+    assert go() == 1  # and again
+
+
+def test_a_crash_in_compiled_code_tells_where(here, capsys):
+    assert "SIGSEGV" in fails(here, "import ctypes\nctypes.string_at(0)")
+    assert "Fatal Python error: Segmentation fault" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("call", ["import sys; sys.exit(0)", "exit()", "import os; os._exit(0)"])
+def test_leaving_before_stage_done_is_a_failure(here, call):
+    error = fails(here, call)
+    assert error in ("a cell called exit() before stage.done", "the kernel died (exit code 0)")
+
+
+def test_leaving_after_stage_done_is_not(here):
+    write_notebook(here / "notebooks", ONE, ["stage.done()", "quit()", "1 / 0"])
+    assert go() == 0
+    assert states()[ONE][0] == "fresh"
+
+
+def test_a_notebook_without_stage_done_is_a_failure(here):
+    write_notebook(here / "notebooks", ONE, ["1 + 1"])
+    assert go() == 1
+    assert attempt(ONE)["error"] == "ended without stage.done"
+
+
+def test_an_exception_after_stage_done_withdraws_the_stage(here):
+    write_notebook(here / "notebooks", ONE, ["stage.done()", "1 / 0"])
+    assert go() == 1
+    assert reasons("failed", ONE) == "failed after stage.done: ZeroDivisionError: division by zero"
+    assert go() == 1
+
+
+def test_a_stage_started_with_another_section_is_a_failure(here):
+    cell = "stage = run.start('01_convert', load_config(config).label)\nstage.done()"
+    write_notebook(here / "notebooks", ONE, [cell])
+    assert go() == 1
+    assert "did not start its stage with the section convert" in attempt(ONE)["error"]
+
+
+def test_a_cell_that_hangs_is_stopped(here, capsys):
+    error = fails(here, "import time\ntime.sleep(100)", timeout_s=1.5)
+    assert error == "stopped: the cell took longer than the time allowed"
+    assert "time.sleep(100)" in capsys.readouterr().err  # where it hung
+    assert cell_states()[-2:] == ["failed", "pending"]
+
+
+def test_a_failed_repetition_leaves_the_finished_stage_untouched(done):
+    before, entry = tree(), read_manifest(Path("runs/demo"))["stages"][ONE]
+    torn = "stage.path('records.csv').write_text('torn')\nstage.path('images/a.png').write_text('torn')\n1 / 0"
+    path = write_notebook(done / "notebooks", ONE, [torn])
+    assert go() == 1
+    assert tree() == before
+    assert read_manifest(Path("runs/demo"))["stages"][ONE] == entry
+    assert Run("runs/demo").find("records").read_text() == "id,seed\na,1\n"
+    assert reasons("stale", ONE) == "the notebook changed"
+    write_notebook(path.parent, ONE, CONVERT)
+    assert reasons("fresh", ONE).startswith("a later attempt failed: failed: ZeroDivisionError")
+    assert go() == 0
+
+
+# ---- bad usage, told before anything runs
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ([], "has 0 cells tagged parameters"),
+        ([PARAMETERS, PARAMETERS], "has 2 cells tagged parameters"),
+        (["config = 'c'\nrundir = 'r'\noverrides = {}"], "has the parameters config, rundir, overrides"),
+        (["config = 'c'\nrun_dir = 'r'\noverrides = dict()"], "holds more than literals"),
+        ([PARAMETERS + "\nimport os"], "holds more than literals"),
+    ],
+)
+def test_a_notebook_without_exactly_the_parameters_is_refused(here, parameters, problem):
+    write_notebook(here / "notebooks", ONE, ["1"], parameters=parameters)
+    with pytest.raises(UserError, match=problem):
+        go()
+    assert not Path("runs").exists()
+
+
+def test_notebooks_from_elsewhere_are_refused(here, done):
+    with pytest.raises(UserError, match="notebooks are not fetched"):
+        run_notebooks("configs/demo.yaml", notebooks="https://example.org/notebooks")
+    with pytest.raises(UserError, match="no notebook 01_"):
+        run_notebooks("configs/demo.yaml", notebooks="configs")
+    Path("executed").mkdir()
+    shutil.copy(f"runs/demo/notebooks/{ONE}.ipynb", "executed")
+    with pytest.raises(UserError, match="is an executed copy"):
+        run_notebooks("configs/demo.yaml", notebooks="executed")
+
+
+def test_bad_folders_and_configurations_are_told_at_once(done):
+    with pytest.raises(UserError, match="overrides: unknown key 'label.min_area' .did you mean 'min_area_px'"):
+        go(overrides={"label.min_area": 3})
+    with pytest.raises(UserError, match="run folder 'configs/demo.yaml' cannot be written"):
+        run_notebooks("configs/demo.yaml", "configs/demo.yaml", notebooks="notebooks")
+    with pytest.raises(UserError, match="cannot be written"):
+        run_notebooks("configs/demo.yaml", "configs/demo.yaml/below", notebooks="notebooks")
+    with pytest.raises(UserError, match="'configs' is no run folder and holds demo.yaml"):
+        run_notebooks("configs/demo.yaml", "configs", notebooks="notebooks")
+    with pytest.raises(UserError, match="there is no run folder 'runs/dmo'"):
+        check("runs/dmo", notebooks="notebooks")
+    Path("runs/demo/manifest.json").write_text('{"format": 1, "sta')
+    with pytest.raises(UserError, match="is damaged"):
+        go()
+    assert go(fresh=True) == 0
+
+
+def test_a_full_disk_is_told_before_the_run(here, monkeypatch):
+    write_notebook(here / "notebooks", ONE, ["1"])
+    monkeypatch.setattr("cellkit.manifest.MIN_FREE_BYTES", 10**18)
+    with pytest.raises(UserError, match="MB are free"):
+        go()
+
+
+# ---- a stage started by hand, as in JupyterLab
+
+
+def test_a_stage_by_hand(here):
+    run = Run("runs/demo")
+    with pytest.raises(UserError, match="there is no run folder 'runs/demo'"):
+        run.find("records")
+    stage = run.start(ONE, {"seed": 1})
+    stage.folder.joinpath("weights.bin").write_bytes(b"w")
+    stage.folder.joinpath("weights.json").write_bytes(b"{}")
+    stage.quarantine([Quarantined("b.tif", "truncated")])
+    assert tree() == {}
+    stage.done(checkpoint=stage.folder / "weights.bin")
+    assert tree() == {f"{ONE}/weights.bin": b"w", f"{ONE}/weights.json": b"{}"}
+    entry = run.stages()[ONE]
+    assert list(entry["also"]) == [f"{ONE}/weights.json"]
+    assert entry["quarantined"] == [{"item": "b.tif", "reason": "truncated"}]
+    assert run.find("checkpoint") == run.folder / ONE / "weights.bin"
+
+    stage = run.start(TWO, {"seed": 1})
+    with pytest.raises(UserError, match=r"runs/demo has no 'chekpoint' \(did you mean 'checkpoint'\?\)"):
+        run.find("chekpoint")
+    for outputs, problem in [
+        ({"checkpoint": stage.path("c")}, f"'checkpoint' is already listed by {ONE}"),
+        ({"x": stage.path(f"{ONE}/weights.bin")}, f"already belongs to {ONE}"),
+        ({"x": stage.root / "nothing"}, "nothing was written"),
+        ({"x": here / "configs"}, "outside the run folder"),
+        ({"x": stage.path("notebooks/x")}, "keeps for itself"),
+        ({"x": stage.path("../../manifest.json")}, "keeps for itself"),
+    ]:
+        for path in outputs.values():
+            if path.parent.is_dir() and not path.exists() and path.name != "nothing":
+                path.touch()
+        with pytest.raises(UserError, match=problem):
+            stage.done(**outputs)
+        shutil.rmtree(stage.root)
+        stage.root.mkdir()
+    (run.folder / "in place.txt").write_text("listed, not moved")
+    stage.done(here=run.folder / "in place.txt")
+    stage.done(here=run.folder / "in place.txt")  # the cell run twice
+    assert run.find("here").read_text() == "listed, not moved"
+
+
+def test_a_repeated_stage_drops_what_it_no_longer_makes(here):
+    run = Run("runs/demo")
+    for names in (["a", "b/c"], ["a"]):
+        stage = run.start(ONE, {})
+        for name in names:
+            stage.path(name).write_text(str(names))
+        stage.done(**{name[0]: stage.path(name) for name in names})
+    assert tree() == {"a": b"['a']"}
+
+
+def test_unfinished_work_is_kept_for_the_same_ground_only(done):
+    def leftover(section, change=None) -> bool:
+        run = Run("runs/demo")
+        stage = run.start(THREE, section)
+        run.find("records")
+        found = (stage.folder / "resume.bin").exists()
+        (stage.folder / "resume.bin").touch()
+        return found
+
+    assert not leftover({"steps": 1})
+    assert leftover({"steps": 1})
+    assert not leftover({"steps": 2})
+    Path("runs/demo/records.csv").write_text("other")
+    manifest = read_manifest(Path("runs/demo"))
+    manifest["stages"][ONE]["outputs"]["records"]["sha256"] = sha256_tree("runs/demo/records.csv")
+    Path("runs/demo/manifest.json").write_text(json.dumps(manifest))
+    assert not leftover({"steps": 2})
+
+
+# ---- several processes, signals and kills
+
+
+def spawn(code: str, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True, **options)
+
+
+RUN = """
+import sys
+from cellkit.run import run_notebooks
+sys.exit(run_notebooks("configs/demo.yaml", "runs/demo", notebooks="notebooks"))
+"""
+SLOW = [
+    "import os, pathlib, time",
+    "pathlib.Path('pid').write_text(str(os.getpid()))\nif not pathlib.Path('quick').exists(): time.sleep(100)",
+    *CONVERT,
+]
+
+
+def wait_for(test, limit_s: float = 20.0) -> None:
+    end = time.monotonic() + limit_s
+    while not test():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def kernel_is_gone() -> bool:
+    import psutil
+
+    pid = int(Path("pid").read_text())
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def written(name: str) -> bool:
+    return Path(name).exists() and Path(name).read_text() != ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_with_130_and_says_so(here, number):
+    write_notebook(here / "notebooks", ONE, SLOW)
+    process = spawn(RUN)
+    wait_for(lambda: written("pid"))
+    process.send_signal(number)
+    assert process.wait(20) == 130
+    assert "interrupted in cell 4" in process.stderr.read()
+    process.stderr.close()
+    assert attempt(ONE)["status"] == "interrupted"
+    assert reasons("failed", ONE) == "interrupted in cell 4"
+    assert kernel_is_gone()
+
+
+def test_an_interrupt_while_the_kernel_starts(here):
+    write_notebook(here / "notebooks", ONE, SLOW)
+    process = spawn(RUN)
+    wait_for(lambda: Path("runs/demo/manifest.json").exists())
+    time.sleep(0.6)  # papermill is imported or the kernel is starting
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    process.stderr.close()
+    assert read_manifest(Path("runs/demo"))["stages"] == {}
+
+
+def test_killing_the_runner_ends_the_kernel_and_a_repetition_finishes(here):
+    write_notebook(here / "notebooks", ONE, SLOW)
+    process = spawn(RUN)
+    wait_for(lambda: written("pid"))
+    assert "running now" in reasons("failed", ONE)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    Path("quick").touch()
+    assert go() == 0  # at once: waits for the orphaned kernel to go
+    assert kernel_is_gone() or int(Path("pid").read_text()) != process.pid
+    assert tree()["records.csv"] == b"id,seed\na,1\n"
+    assert states() == {ONE: ("fresh", "")}
+
+
+def test_a_second_writer_is_refused_and_told_who_writes(here):
+    write_notebook(here / "notebooks", ONE, SLOW)
+    process = spawn(RUN)
+    wait_for(lambda: written("pid"))
+    for second in (go, lambda: Run("runs/demo").start(ONE, {})):
+        with pytest.raises(UserError, match=f"'runs/demo' is being written by process {process.pid} on "):
+            second()
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    process.stderr.close()
+
+
+BY_HAND = """
+import os, sys
+from cellkit.run import Run
+renames, fatal = 0, int(sys.argv[1])
+def count(event, arguments):
+    global renames
+    if event == "os.rename" and (renames := renames + 1) == fatal:
+        os.kill(os.getpid(), 9)
+stage = Run("runs/demo").start("01_convert", {"version": 2})
+for name in ("a.txt", "b/c.txt", "d/e.txt", "d/f.txt"):
+    stage.path(name).write_text("new")
+sys.addaudithook(count)
+stage.done(a=stage.path("a.txt"), b=stage.root / "b")
+print(renames)
+"""
+
+
+def test_killed_at_any_point_of_stage_done_it_is_all_there_or_none(here):
+    run = Run("runs/demo")
+    stage = run.start(ONE, {"version": 1})
+    for name in ("a.txt", "b/c.txt", "d/e.txt", "old.txt"):
+        stage.path(name).write_text("old")
+    stage.done(a=stage.path("a.txt"), b=stage.root / "b", old=stage.path("old.txt"))
+    old = tree()
+    new = dict.fromkeys(("a.txt", "b/c.txt", "d/e.txt", "d/f.txt"), b"new")
+    shutil.copytree("runs/demo", "runs/before")
+    seen, fatal, code = [], 0, -9
+    while code == -9:
+        fatal += 1
+        shutil.rmtree("runs/demo")
+        shutil.copytree("runs/before", "runs/demo")
+        code = subprocess.run(
+            [sys.executable, "-c", BY_HAND, str(fatal)], stdout=subprocess.DEVNULL, timeout=60
+        ).returncode
+        before = read_manifest(Path("runs/demo"))["stages"][ONE]["config"]["version"]
+        assert before == 1 or tree() == new  # listed means finished
+        finish_commits(Path("runs/demo"))  # what the next writer does first
+        version = read_manifest(Path("runs/demo"))["stages"][ONE]["config"]["version"]
+        assert tree() == {1: old, 2: new}[version]
+        seen.append(version)
+    assert code == 0
+    assert fatal > 5
+    assert seen == sorted(seen)
+    assert set(seen) == {1, 2}
