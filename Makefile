@@ -1,21 +1,24 @@
-# Thin: each recipe is one line a reader could type.
+# Thin: each recipe is one line a reader could type. Another interpreter: make PYTHON=python3.12 demo
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps
+NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/recipes/*.ipynb)
 
 .PHONY: setup demo test lint lab bench slides lock clean
 
 setup: .venv/.installed-dev
 
+# Stamps, each written only after its step went well; each step waits for the one before, with make -j too.
 .venv/.python:
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), f"cellkit needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: make PYTHON=python3.12 ..."'
 	$(PYTHON) -m venv .venv && touch $@
 
 .venv/.installed: .venv/.python requirements/lock.txt pyproject.toml
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps --require-hashes -r requirements/lock.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --no-index -e . && touch $@
+	$(PIP) --require-hashes -r requirements/lock.txt
+	$(PIP) --no-build-isolation --no-index -e . && touch $@
 
 .venv/.installed-dev: .venv/.installed requirements/dev.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps --require-hashes -r requirements/dev.txt && touch $@
+	$(PIP) --require-hashes -r requirements/dev.txt && touch $@
 
 demo: .venv/.installed
 	$(BIN)/cellkit run configs/demo.yaml
@@ -23,3 +26,22 @@ demo: .venv/.installed
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -q
 
+lint: .venv/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check --exclude '*.ipynb' . && $(BIN)/nbstripout --keep-id --verify $(NOTEBOOKS)
+
+lab: .venv/.installed
+	$(BIN)/jupyter lab notebooks
+
+bench: .venv/.installed-dev
+	for job in benchmarks/*.py; do $(BIN)/python $$job || exit 1; done
+
+slides: .venv/.installed
+	$(BIN)/python presentation/build.py runs/demo -o runs/demo/slides
+
+# Needs uv.
+lock:
+	sh scripts/lock.sh
+
+# Everything but the run folders.
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

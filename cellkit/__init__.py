@@ -1,0 +1,60 @@
+"""cellkit: a notebook-first workflow that adapts foundation models to the cells in front of you.
+
+Everything a notebook needs is importable from here; modules are opened when a name of theirs is first used.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "annotate": ("choose_labels", "diameter_for", "with_truth_classes", "write_chosen"),
+    "attribution": ("attribute", "gains", "worst_images"),
+    "backends": ("get_backend",),
+    "coco": ("read_coco", "read_results", "write_coco", "write_results"),
+    "config": ("data_path", "load_config"),
+    "dataset": ("CellDataset", "predict_all"),
+    "errors": ("Quarantined", "UserError"),
+    "evaluation": (
+        "classes_found",
+        "count_lines",
+        "decide",
+        "predictions_of",
+        "score_models",
+        "submit_best",
+        "summarise",
+    ),
+    "instances": ("Instances",),
+    "labels": ("check_labels", "clean_labels", "read_labels", "relabel", "write_labels"),
+    "quality": ("set_aside",),
+    "records": ("ImageRecord", "check_groups", "read_records", "select", "split_records", "write_records"),
+    "report": ("write_report",),
+    "run": ("Run",),
+    "scores": ("class_accuracy", "map_iou", "paired_bootstrap", "score_table", "summary"),
+    "show": (
+        "show_conversion",
+        "show_counts",
+        "show_curves",
+        "show_errors",
+        "show_history",
+        "show_overlay",
+        "show_scores",
+        "show_sheet",
+    ),
+    "sources": ("gather", "source_folder"),
+    "weights": ("copy_checkpoint", "find_weights", "read_card"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'cellkit' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"cellkit.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -130,6 +130,10 @@ class ConvertConfig(Section):
         "drawn", description="layout of the source"
     )
     path: str = Field("", description="folder below data that holds the source; empty = data itself")
+    modalities: Names | None = Field(None, description="kinds of images kept, where the source names them; null = all")
+    axes: str | None = Field(
+        None, pattern="^[STCZYX]{2,6}$", description="axes of files that do not tell them, such as CZYX; null = as told"
+    )
     channels: ChannelsConfig = Field(ChannelsConfig(), description="which channel is which")
     projection: Literal["max", "mean", "focus"] | Annotated[int, Field(ge=0)] = Field(
         "max", description="how a z-stack becomes one plane: a rule, or the index of the plane"
@@ -171,6 +175,9 @@ class LabelConfig(Section):
     backend: str = Field("cellpose_unet", description="module of cellkit.backends that proposes labels")
     model: str = Field("starter", description="its model: starter, a name of the weights registry, or a path")
     diameter_px: Number | None = Field(None, gt=0, description="typical cell diameter (px); null = estimated")
+    channels: Literal["both", "nuclei", "cytoplasm"] = Field(
+        "both", description="what the network is shown; the starter weights outline nuclei when shown nuclei alone"
+    )
     flow_threshold: Number = Field(0.4, ge=0, description="largest error of a mask's flows; 0 = no check")
     cellprob_threshold: Number = Field(0.0, ge=-12, le=12, description="logit above which a pixel belongs to a cell")
     min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")
@@ -191,6 +198,9 @@ class FinetuneConfig(Section):
     warmup_steps: int = Field(20, ge=0, description="steps over which the learning rate rises from 0")
     eval_every: int = Field(50, ge=1, description="steps between two scores on validation images")
     patience: int = Field(6, ge=1, description="evaluations without a better score before training stops")
+    channels: Literal["both", "nuclei", "cytoplasm"] = Field(
+        "both", description="what the network is shown; the starter weights outline nuclei when shown nuclei alone"
+    )
     flow_threshold: Number = Field(0.4, ge=0, description="largest error of a mask's flows; 0 = no check")
     cellprob_threshold: Number = Field(0.0, ge=-12, le=12, description="logit above which a pixel belongs to a cell")
     min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")

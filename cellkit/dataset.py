@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,14 @@ class CellDataset:
             )
         return cls(kept, instances, tuple(classes), Path(records_path).parent, [number[r.image_id] for r in kept])
 
+    @classmethod
+    def from_records(cls, records_path: str | Path, split: str | None = None) -> CellDataset:
+        """Open the images of a run without labels; images set aside (no split) are left out."""
+        everything = read_records(records_path)
+        kept = [(k, r) for k, r in enumerate(everything, 1) if r.split and split in (None, r.split)]
+        empty = [Instances.empty((r.height_px, r.width_px)) for _, r in kept]
+        return cls([r for _, r in kept], empty, (), Path(records_path).parent, [k for k, _ in kept])
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -121,10 +129,37 @@ class CellDataset:
 
     def subset(self, chosen: Sequence[int] | np.ndarray) -> CellDataset:
         """Return the images at the given positions (or where a boolean mask is true)."""
-        places = np.arange(len(self))[np.asarray(chosen)].tolist()
+        places = np.arange(len(self))[np.asarray(chosen, None if len(chosen) else int)].tolist()
         pick = lambda values: [values[k] for k in places]  # noqa: E731
         return CellDataset(pick(self.records), pick(self.instances), self.classes, self.root, pick(self.ids))
+
+    def with_at_least(self, cells: int) -> CellDataset:
+        """Return the images with at least `cells` labelled cells; say which are left out."""
+        left = [r.image_id for r, x in zip(self.records, self.instances, strict=True) if len(x) < cells]
+        if left:
+            print(f"left out, fewer than {cells} labelled cells: {', '.join(left)}")
+        return self.subset([len(x) >= cells for x in self.instances])
+
+    def without_small(self, min_area_px: int) -> CellDataset:
+        """Return all images without the cells smaller than `min_area_px`."""
+        return replace(self, instances=[x[x.areas_px >= min_area_px] for x in self.instances])
+
+    def where(self, condition: Callable[[ImageRecord], bool], other: CellDataset) -> CellDataset:
+        """Return the cells of `other` for the images whose record meets the condition, else one's own."""
+        pairs = zip(self.records, self.instances, other.instances, strict=True)
+        return replace(self, instances=[theirs if condition(record) else own for record, own, theirs in pairs])
+
+    def index(self, image_id: str) -> int:
+        """Return the position of an image."""
+        return [record.image_id for record in self.records].index(image_id)
 
     def select(self, split: str | None = None, cell_type: str | None = None) -> CellDataset:
         """Return the images of one split and / or one cell type."""
         return self.subset([split in (None, r.split) and cell_type in (None, r.cell_type) for r in self.records])
+
+
+def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -> list[Instances]:
+    """Run a loaded model over every image, in order, with progress; one set of cells per image."""
+    from cellkit.loop import progress
+
+    return list(progress(segment(images.images()), desc, total=len(images)))

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,7 +34,9 @@ from cellkit.files import write_text
 
 ENGINE = "cellkit"
 GRACE_S = 8.0  # from the interrupt to the kill of a kernel that does not listen
+ABANDONED_S = 24 * 3600.0
 LOG_TAIL_BYTES = 20_000
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 _LOG = logging.getLogger("cellkit.engine")
 _LOG.addHandler(logging.NullHandler())
 _LOG.propagate = False
@@ -173,6 +176,7 @@ class _Session:
         self.manager: _Manager | None = None
         self.begun: list[nbformat.NotebookNode] = []
         self.killer: threading.Timer | None = None
+        self.ready = False
 
     def run(self, nb_man) -> None:
         """Start a kernel, run the cells, end the kernel; never raises for what the notebook did."""
@@ -180,12 +184,14 @@ class _Session:
         self.notebook.metadata.papermill["input_path"] = self.notebook.metadata.papermill["output_path"] = (
             self.copy.name
         )
-        temporary = Path(tempfile.mkdtemp(prefix="cellkit-"))
+        _sweep()
+        temporary = Path(tempfile.mkdtemp(prefix=f"cellkit-{os.getpid()}-"))
         try:
             with open(temporary / "kernel.log", "w+b") as log, self._signals():
                 client = self._client(temporary)
                 try:
                     with client.setup_kernel(env=self._variables(temporary), cwd=os.getcwd(), stdout=log, stderr=log):
+                        self.ready = True
                         self._cells(nb_man, client)
                         self._note_death()
                 except RuntimeError as error:  # the kernel ended before it answered
@@ -281,13 +287,13 @@ class _Session:
     # ---- stopping
 
     def stop(self, reason: Literal["timeout", "interrupted"]) -> None:
-        """Interrupt the kernel; kill it when it does not listen, or when asked a second time."""
-        if self.stopped:
-            self._send(getattr(signal, "SIGKILL", signal.SIGTERM))
+        """Interrupt the kernel; kill it when it does not listen, is only starting, or when asked a second time."""
+        again, self.stopped = bool(self.stopped), self.stopped or reason
+        if again or not self.ready:
+            self._send(KILL)
             return
-        self.stopped = reason
         self._send(signal.SIGINT)
-        self.killer = threading.Timer(GRACE_S, self._send, [getattr(signal, "SIGKILL", signal.SIGTERM)])
+        self.killer = threading.Timer(GRACE_S, self._send, [KILL])
         self.killer.daemon = True
         self.killer.start()
 
@@ -350,6 +356,18 @@ def _plain_traceback(cell) -> list[str]:
     errors = [output for output in cell.outputs if output.output_type == "error"]
     text = "\n".join(errors[-1].traceback) if errors else ""
     return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+
+
+def _sweep() -> None:
+    """Remove the temporary folders of runners that were killed."""
+    import psutil
+
+    for folder in Path(tempfile.gettempdir()).glob("cellkit-*-*"):
+        pid = folder.name.split("-")[1]
+        with contextlib.suppress(OSError):
+            old = time.time() - folder.stat().st_mtime > ABANDONED_S
+            if old and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tail(log) -> str:

@@ -6,6 +6,7 @@ leaves either what was there before or, once the moves are noted, a move that th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -89,10 +90,17 @@ def commit(run_dir: Path, name: str) -> None:
     manifest["attempts"].pop(name, None)
     write_json(run_dir / MANIFEST, manifest, indent=1)
     shutil.rmtree(root)
+    with contextlib.suppress(OSError):  # other stages' work waits there
+        root.parent.rmdir()
 
 
 def finish_commits(run_dir: Path) -> None:
-    """Complete the moves of a stage that was done but killed before it was listed; needs the lock."""
+    """Complete the moves of a stage that was done but killed before it was listed, and clear torn writes away.
+
+    Only for who holds the lock.
+    """
+    for torn in [*run_dir.glob(".tmp-*"), *run_dir.glob(f"{NOTEBOOKS}/.tmp-*")]:
+        torn.unlink()
     for plan in sorted(run_dir.glob(f"{UNFINISHED}/*/.commit.json")):
         commit(run_dir, plan.parent.name)
 

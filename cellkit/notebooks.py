@@ -30,7 +30,7 @@ class Notebook:
     sha256 : str
         Hash of its code cells, the parameters left out.
     keys : tuple of str
-        What its ``stage.done`` lists.
+        What its ``stage.done`` lists; patterns where a key is computed.
     """
 
     name: str
@@ -112,24 +112,54 @@ def _check_parameters(path: Path, cells: list[dict[str, Any]], sources: list[str
 
 
 def _keys_of(sources: list[str]) -> tuple[str, ...]:
-    """Return the keywords of every ``.done(...)`` call in the code."""
+    """Return the keys that ``.done(...)`` lists, as far as the code tells; ``*`` stands for what it computes.
+
+    Where outputs are passed as ``**outputs``, these are the keys of every dict in the notebook.
+    """
     import ast
 
     keys: list[str] = []
-    for source in sources:
-        with contextlib.suppress(SyntaxError):
-            calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-            done = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "done"]
-            keys += [keyword.arg for call in done for keyword in call.keywords if keyword.arg]
-    return tuple(keys)
+    spread = False
+    nodes = [node for tree in map(_parse, sources) if tree for node in ast.walk(tree)]
+    for node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "done":
+            keys += [keyword.arg for keyword in node.keywords if keyword.arg]
+            spread |= any(keyword.arg is None for keyword in node.keywords)
+    for node in nodes if spread else ():
+        if isinstance(node, ast.Dict):
+            keys += [_pattern(key) for key in node.keys]
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            keys.append(_pattern(node.slice))
+    return tuple(dict.fromkeys(key for key in keys if key and key.strip("*")))
 
 
-def makers() -> dict[str, str]:
-    """Return {output key: stage that lists it}, as far as the packaged notebooks tell."""
-    try:
-        return {key: book.name for book in read_notebooks() for key in book.keys}
-    except UserError:
-        return {}
+def _parse(source: str):
+    """Return the syntax tree of a cell, None when it holds more than Python."""
+    import ast
+
+    with contextlib.suppress(SyntaxError):
+        return ast.parse(source)
+    return None
+
+
+def _pattern(node) -> str:
+    """Return a string constant, or an f-string with ``*`` for its values; empty for anything else."""
+    import ast
+
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_pattern(part) or "*" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def maker_of(key: str) -> str | None:
+    """Return the stage whose packaged notebook lists an output under `key`, None if none is known to."""
+    from fnmatch import fnmatchcase
+
+    with contextlib.suppress(UserError):
+        for book in read_notebooks():
+            if any(fnmatchcase(key, pattern) for pattern in book.keys):
+                return book.name
+    return None
 
 
 # ---- code

@@ -24,9 +24,9 @@ NOISE_FROM = 0.42  # above this a microscope's optics pass nothing: what is left
 EMPTY_BELOW = 0.7  # structure: log10 of signal over noise power at the size of cells
 LOW_CONTRAST_BELOW = 1.2
 LEVELS_BELOW = 10
-CLIPPED_ABOVE = 0.02
+CLIPPED_ABOVE = 0.03
 FOCUS_LIMITS = (-3.4, -3.0)  # always out of focus below the first, never above the second
-DEBRIS_LIMITS = (1.7, 2.5)  # never below the first, always above the second
+DEBRIS_LIMITS = (2.7, 3.3)  # never debris below the first, always above the second
 DEVIATIONS = 4.0
 SMALLEST_BATCH = 8
 
@@ -50,7 +50,8 @@ def measure(image: np.ndarray, clipped_fraction: float | None = None) -> dict[st
         empty : no structure at the size of cells.
         saturated_fraction : as `clipped_fraction`.
         contrast : grey levels between percentiles 1 and 99.5 of the better channel.
-        debris : brightness, over that of ordinary cells, that shines in two channels alike; nan with one channel.
+        debris : brightness over that of ordinary cells which two channels share; cells have below 2, dirt above 3; nan
+        with one channel.
     """
     channels = [image[..., k] for k in range(3) if image[..., k].min() < image[..., k].max()]
     detail = [_detail(channel) for channel in channels]
@@ -112,39 +113,40 @@ def _tiles(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[int, int
 
 
 def _shared_glare(channels: list[np.ndarray]) -> float:
-    """Return how far the light that two channels share outshines ordinary cells, times how alike the channels are.
+    """Return how far the light that two channels share outshines ordinary cells; 0 where the channels differ.
 
-    Stains differ: nuclei and cytoplasm shine in places of their own. Dirt glows in every channel at once, and several
-    times brighter than cells do.
+    Stains differ: nuclei and cytoplasm shine in places of their own, so that the correlation of two channels over the
+    lit pixels is about 0.5. Dirt glows in every channel at once (0.9), and several times brighter than cells do. The
+    brightness counts in full from a correlation of 0.9 on, not at all below 0.6. A channel shown twice is one channel.
     """
     if len(channels) < 2:
         return math.nan
     scaled = [_over_typical(channel) for channel in channels]
-    if any(relative is None for relative, _ in scaled):
-        return math.nan
     lit = np.logical_or.reduce([mask for _, mask in scaled])
     values = np.stack([relative[lit] for relative, _ in scaled])
-    alike = max(0.0, float(np.corrcoef(values)[np.triu_indices(len(values), 1)].max()))
-    shared = np.sort(np.stack([relative for relative, _ in scaled]), axis=0)[-2]  # bright in at least two
-    return float(np.quantile(shared, 0.998)) * alike
+    if not values.std(axis=1).all():
+        return 0.0
+    alike = float(np.corrcoef(values)[np.triu_indices(len(channels), 1)].max())
+    if alike > 0.999:
+        return math.nan
+    relatives = [relative for relative, _ in scaled]
+    shared = np.minimum(*relatives) if len(relatives) == 2 else np.median(relatives, axis=0)  # bright in two or more
+    return float(np.quantile(shared, 0.998)) * min(max((alike - 0.6) / 0.3, 0.0), 1.0)
 
 
-def _over_typical(channel: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return brightness over that of ordinary lit pixels (their upper quartile), and which pixels are lit."""
+def _over_typical(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return brightness over that of the median lit pixel, and which pixels are lit (Otsu, on the logarithm)."""
     import cv2
-    from scipy.ndimage import gaussian_filter, laplace
 
     scale = min(1.0, 512 / max(channel.shape))
-    if scale < 1:
-        size = [max(1, round(n * scale)) for n in channel.shape[::-1]]
-        channel = cv2.resize(channel, size, interpolation=cv2.INTER_AREA)
-    smooth = gaussian_filter(channel.astype(np.float32), 2.0)
-    bright = smooth - np.percentile(smooth, 10)
-    noise = 1.4826 * float(np.median(np.abs(laplace(channel.astype(np.float32))))) / math.sqrt(20)
-    lit = bright > max(noise, 4.0)
-    if np.count_nonzero(lit) < 30:
-        return None, None
-    return bright / np.quantile(bright[lit], 0.75), lit
+    size = [max(1, round(n * scale)) for n in channel.shape[::-1]]
+    small = cv2.resize(channel, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    smooth = cv2.GaussianBlur(small, (0, 0), 2.0)
+    bright = np.maximum(smooth - np.percentile(smooth, 10), 2.0)
+    code = np.rint(np.log(bright / 2) * (255 / math.log(128))).clip(0, 255).astype(np.uint8)
+    limit, _ = cv2.threshold(code, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    lit = code > min(limit, int(code.max()) - 1)
+    return bright / np.median(bright[lit]), lit
 
 
 def flag_records(measurements: Sequence[dict], deviations: float = DEVIATIONS) -> tuple[list[str], dict[str, float]]:
@@ -162,8 +164,8 @@ def flag_records(measurements: Sequence[dict], deviations: float = DEVIATIONS) -
     flags : list of str
         Out of `FLAGS`, joined by ";"; "" for a good image and for one without cells.
     thresholds : dict
-        focus_min, debris_max (learned within `FOCUS_LIMITS` and `DEBRIS_LIMITS`; their middle for a batch of fewer than 8
-        images), saturated_fraction_max, structure_min, contrast_min, and batch, the number of images learned from.
+        focus_min, debris_max (learned within `FOCUS_LIMITS` and `DEBRIS_LIMITS`; their middle for a batch of fewer than
+        8 images), saturated_fraction_max, structure_min, contrast_min, and batch, the number of images learned from.
 
     Examples
     --------

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from cellkit.config import Config, here, load_config
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import read_json, write_json
 from cellkit.manifest import (
-    LOCKS,
+    FORMAT,
     MANIFEST,
     NOTEBOOKS,
     RESERVED,
@@ -51,7 +52,7 @@ from cellkit.manifest import (
     runner_context,
     stamp,
 )
-from cellkit.notebooks import Notebook, code_hashes, code_of, makers, package_sha256, read_notebooks
+from cellkit.notebooks import Notebook, code_hashes, code_of, maker_of, package_sha256, read_notebooks
 
 PACKAGES = ("numpy", "scipy", "scikit-image", "pandas", "torch", "torchvision", "cellpose", "pycocotools")
 INTERRUPTED = 130
@@ -121,22 +122,21 @@ class Run:
 
         An empty dict when none does.
         """
-        from fnmatch import fnmatchcase
-
         listed = self._listed()
-        return {key: self._use(key, *listed[key]) for key in sorted(listed) if fnmatchcase(key, pattern)}
+        keys = sorted(key for key in listed if fnmatchcase(key, pattern))
+        if self._stage:
+            self._stage._note_pattern(pattern, keys)
+        return {key: self._use(key, *listed[key]) for key in keys}
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Return the manifest entries of all finished stages, in order."""
         return finished_entries(read_manifest(self.folder))
 
     def _listed(self) -> dict[str, tuple[str, dict[str, str]]]:
-        """Return {key: (stage, output)} of finished stages, of earlier ones only while a stage runs."""
+        """Return what finished stages list, earlier ones only while a stage runs."""
         if not self.folder.is_dir():
             raise UserError(f"there is no run folder '{self.name}'", "make one with: cellkit run CONFIG --run FOLDER")
-        before = self._stage.name if self._stage else None
-        entries = {name: entry for name, entry in self.stages().items() if before is None or name < before}
-        return {key: (name, output) for name, entry in entries.items() for key, output in entry["outputs"].items()}
+        return _listed_before(read_manifest(self.folder), self._stage.name if self._stage else None)
 
     def _use(self, key: str, stage: str, output: dict[str, str]) -> Path:
         path = self.folder / output["path"]
@@ -150,7 +150,7 @@ class Run:
 
     def _not_listed(self, key: str, listed: Mapping[str, Any]) -> UserError:
         finished = ", ".join(self.stages()) or "none"
-        maker = makers().get(key)
+        maker = maker_of(key)
         if maker:
             problem = f"{self.name} has no '{key}' yet; run {maker} (finished: {finished})"
             return UserError(problem, f"cellkit run CONFIG --run {self.name} runs what is missing, in order")
@@ -181,6 +181,7 @@ class Stage:
             "attempt": self._context["attempt"],
             "started": stamp(self._context["began"]),
             "inputs": {},
+            "patterns": {},
             "quarantined": [],
         }
         self._prepare()
@@ -274,6 +275,9 @@ class Stage:
             self._entry["inputs"][key] = value
             self._write_note()
 
+    def _note_pattern(self, pattern: str, keys: list[str]) -> None:
+        self._entry["patterns"][pattern] = keys
+
     def _source(self, name: str) -> Path:
         return self.root / name if (self.root / name).exists() else self.run.folder / name
 
@@ -302,6 +306,12 @@ class Stage:
             for place in [*listed.values(), *also]:
                 if any(overlap(place, path) for path in taken):
                     raise UserError(f"'{place}' already belongs to {other}", remedy)
+
+
+def _listed_before(manifest: dict[str, Any], stage: str | None) -> dict[str, tuple[str, dict[str, str]]]:
+    """Return {key: (stage, output)} of the finished stages before `stage`, of all when it is None."""
+    entries = {name: entry for name, entry in finished_entries(manifest).items() if stage is None or name < stage}
+    return {key: (name, output) for name, entry in entries.items() for key, output in entry["outputs"].items()}
 
 
 def _fingerprint(section: Any) -> Any:
@@ -372,12 +382,14 @@ def check(
         if not told:
             raise UserError(f"'{run_dir}' does not tell its configuration", "name the configuration file")
         config_path, overrides = told["config"], told["overrides"]
-    return _states(folder, load_config(config_path, overrides), read_notebooks(notebooks), manifest)
+    return _states(folder, load_config(config_path, overrides), read_notebooks(notebooks), manifest, Hasher())
 
 
-def _states(folder: Path, cfg: Config, books: list[Notebook], manifest: dict[str, Any]) -> list[StageState]:
+def _states(
+    folder: Path, cfg: Config, books: list[Notebook], manifest: dict[str, Any], hasher: Hasher
+) -> list[StageState]:
     """Judge every stage; one whose input comes from a stage that is not fresh is stale too."""
-    hasher, states = Hasher(), {}
+    states: dict[str, StageState] = {}
     for book in books:
         state = _judge(folder, cfg, book, manifest, hasher)
         for key in manifest["stages"].get(book.name, {}).get("inputs", {}) if state.state == "fresh" else ():
@@ -414,6 +426,12 @@ def _judge(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, Any], 
             for reason in _file_reason("file", name, folder, {"path": name, "sha256": sha}, hasher)
         ],
     ]
+    listed = _listed_before(manifest, book.name)
+    for pattern, keys in entry.get("patterns", {}).items():
+        now = sorted(key for key in listed if fnmatchcase(key, pattern))
+        reasons += (
+            [f"it read {', '.join(keys) or 'no'} {pattern}, now {', '.join(now) or 'none'}"] if now != keys else []
+        )
     if reasons:
         return StageState(book.name, "stale", "; ".join(reasons))
     return StageState(book.name, "fresh", f"a later attempt failed: {_how_attempt_ended(attempt)}" if attempt else "")
@@ -490,15 +508,15 @@ def run_notebooks(
     cfg = load_config(config_path, overrides)
     books = read_notebooks(notebooks)
     chosen = _choose(books, from_, only, fresh)
-    name = str(run_dir) if run_dir is not None else f"runs/{cfg.name}"
-    folder = here(name)
+    folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     _check_folder(folder)
     preflight(folder)
     with _terminating():
         try:
             hold(folder, "writer")
             _forget(folder) if fresh else finish_commits(folder)
-            given = {"config": str(config_path), "run_dir": name, "overrides": json.loads(json.dumps(overrides or {}))}
+            told = json.loads(json.dumps(dict(overrides or {})))  # plain values only
+            given = {"config": str(here(config_path)), "run_dir": str(folder), "overrides": told}
             return _Runner(folder, cfg, books, chosen, given, timeout_s, allow_skips, bool(from_ or only)).run()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
@@ -536,17 +554,20 @@ def _check_folder(folder: Path) -> None:
 def _forget(folder: Path) -> None:
     """Delete what stages put into the run folder, and its executed notebooks; set aside what was changed by hand."""
     try:
-        owned = owned_files(read_manifest(folder))
-    except UserError:
-        owned = {}
-    (folder / MANIFEST).unlink(missing_ok=True)
+        manifest = read_manifest(folder)
+    except UserError:  # damaged: what it listed cannot be told from what is not ours
+        manifest = {"format": FORMAT, "stages": {}, "attempts": {}}
+    for entry in manifest["stages"].values():
+        entry |= {"status": "failed", "error": "forgotten (--fresh)"}  # should the deleting be cut short
+    write_json(folder / MANIFEST, manifest, indent=1)
+    owned = owned_files(manifest)
     for name in sorted(owned):
         clear_place(folder, name, owned)
         with contextlib.suppress(OSError):  # a folder that still holds something stays
             (folder / name).parent.rmdir()
     for name in (UNFINISHED, NOTEBOOKS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    folder.joinpath(LOCKS).mkdir(parents=True, exist_ok=True)
+    write_json(folder / MANIFEST, {"format": FORMAT, "stages": {}, "attempts": {}})
 
 
 @contextlib.contextmanager
@@ -568,30 +589,32 @@ class _Runner:
     def __init__(self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced):
         self.folder, self.cfg, self.books, self.chosen = folder, cfg, books, chosen
         self.given, self.timeout_s, self.allow_skips, self.forced = given, timeout_s, allow_skips, forced
-        self.console = _Console()
-        self.began = time.monotonic()
+        self.console, self.hasher, self.began = _Console(), Hasher(), time.monotonic()
+        self.states: dict[str, StageState] = {}
 
     def run(self) -> int:
         """Run or skip the chosen notebooks; return the exit code."""
-        self._keep_earlier()
+        manifest = read_manifest(self.folder)
+        self.states = {s.name: s for s in _states(self.folder, self.cfg, self.books, manifest, self.hasher)}
+        self._keep_earlier(manifest)
         ran = 0
         for book in self.chosen:
             manifest = read_manifest(self.folder)
-            state = _judge(self.folder, self.cfg, book, manifest, Hasher())
+            state = _judge(self.folder, self.cfg, book, manifest, self.hasher)
             if state.state == "fresh" and not self.forced:
                 self._skip(book)
                 continue
             code = self._run(book, state, manifest)
+            self.hasher = Hasher()
             ran += 1
             if code:
                 return code
         return self._conclude(ran)
 
-    def _keep_earlier(self) -> None:
+    def _keep_earlier(self, manifest: dict[str, Any]) -> None:
         """With --from and --only, earlier stages must be finished; say which are kept although they are stale."""
-        manifest = read_manifest(self.folder)
-        earlier = self.books[: self.books.index(self.chosen[0])]
-        for state in _states(self.folder, self.cfg, earlier, manifest) if self.forced else ():
+        earlier = self.books[: self.books.index(self.chosen[0])] if self.forced else []
+        for state in (self.states[book.name] for book in earlier):
             if state.name not in finished_entries(manifest):
                 raise UserError(
                     f"{self.given['run_dir']} has no finished {state.name} before {self.chosen[0].name} ({state.why})",
@@ -624,7 +647,7 @@ class _Runner:
         clock = _Clock(self._expected(book, manifest), self._expected_after(book, manifest))
         attempt, began = uuid.uuid4().hex, time.time()
         copy, partial = self._copies(book)
-        manifest["run"] = {**self.given, "config": str(here(self.given["config"]).absolute())}
+        manifest["run"] = {**self.given, "config": str(Path(self.given["config"]).absolute())}
         write_json(self.folder / MANIFEST, manifest, indent=1)
         note_attempt(self.folder, book.name, attempt, status="running", started=stamp(began))
         outcome = execute(
@@ -711,8 +734,7 @@ class _Runner:
     def _expected_after(self, book: Notebook, manifest: dict[str, Any]) -> float | None:
         """Return the seconds of the notebooks still to run after this one; None if unknown."""
         later = self.chosen[self.chosen.index(book) + 1 :]
-        states = {state.name: state.state for state in _states(self.folder, self.cfg, self.books, manifest)}
-        times = [self._expected(b, manifest) for b in later if self.forced or states[b.name] != "fresh"]
+        times = [self._expected(b, manifest) for b in later if self.forced or self.states[b.name].state != "fresh"]
         return None if None in times else sum(times)
 
     def _conclude(self, ran: int) -> int:

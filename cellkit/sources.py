@@ -681,6 +681,28 @@ class Gathered(NamedTuple):
     thresholds: dict
 
 
+def source_folder(config, stage) -> Path:
+    """Return the folder to convert: real data as the config names it, or cells drawn now into the stage's folder.
+
+    Parameters
+    ----------
+    config : ConvertConfig
+        `config.source` "drawn" draws `config.drawn` (one line per class) below ``stage.folder``.
+    stage : run.Stage
+        Notes real data as an input of the stage.
+    """
+    from cellkit.config import data_path
+    from cellkit.synthetic import write_fields
+
+    if config.source == "drawn":
+        folder = stage.folder / "microscope"
+        write_fields(folder, lines=config.classes, seed=config.seed, **config.drawn.model_dump())
+        return folder
+    root = data_path(config)
+    stage.reads(source=root)
+    return root
+
+
 def gather(config, root: str | Path, out: str | Path) -> Gathered:
     """Convert every image of a source into a run folder.
 
@@ -690,9 +712,9 @@ def gather(config, root: str | Path, out: str | Path) -> Gathered:
     ----------
     config : ConvertConfig
     root : path
-        The folder that holds the source (`config.data_path`, or where the drawn fields lie).
+        The folder that holds the source, see `source_folder`.
     out : path
-        The run folder.
+        The run folder, or ``stage.root`` which stands for it.
 
     Returns
     -------

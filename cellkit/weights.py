@@ -178,3 +178,29 @@ def _of_run(run: Path, key: str) -> Path:
             f"its models are: {', '.join(sorted(listed)) or 'none yet'}",
         )
     return run / listed[key]
+
+
+def copy_checkpoint(path: str | Path, to: str | Path) -> Path:
+    """Copy a checkpoint, and its card where it has one, so that a run folder holds the weights it began from.
+
+    Parameters
+    ----------
+    to : path
+        Without suffix: it keeps that of `path`.
+
+    Returns
+    -------
+    Path
+        Of the copied weights.
+    """
+    import shutil
+
+    from cellkit.files import atomic_path
+
+    path = Path(path)
+    copied = Path(f"{to}{path.suffix}")
+    for source, target in ((path, copied), (path.with_suffix(".json"), copied.with_suffix(".json"))):
+        if source.is_file() and source != target:
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
+    return copied

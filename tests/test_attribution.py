@@ -44,6 +44,7 @@ def verdicts(truth, found):
         ([(0, 20), (20, 40)], [(0, 40)], ["merged", "merged"], ["merged"]),
         ([(0, 20), (20, 30), (50, 60)], [(0, 30)], ["merged", "merged", "missed"], ["merged"]),
         ([(0, 40)], [(0, 40), (0, 40)], ["split"], ["split", "split"]),  # predicted twice
+        ([(0, 30), (30, 36)], [(0, 36), (0, 10)], ["merged", "merged"], ["merged", "invented"]),  # merged before split
         ([(0, 20), (30, 50)], [(0, 18), (60, 70)], ["boundary", "missed"], ["boundary", "invented"]),
     ],
 )

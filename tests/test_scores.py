@@ -338,6 +338,11 @@ def test_vector_3_one_cell_predicted_often(copies, score):
     )  # a truth matched twice is no hit there
 
 
+def test_caicedo_counts_a_prediction_of_two_truths_as_no_invention():
+    result = caicedo([overlaps(spans(30, (0, 12), (2, 14)), spans(30, (1, 13)))])
+    assert [result[name][0] for name in ("tp", "fp", "fn")] == [2, 0, 0]
+
+
 def test_vector_4_both_empty():
     pairs = one(NOTHING, NOTHING)
     assert kaggle(pairs)["score"] == 1

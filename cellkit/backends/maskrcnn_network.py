@@ -23,6 +23,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
 
+from cellkit.backends.cellpose_unet import CHANNELS
 from cellkit.backends.unet_network import WIDTHS, CellposeUNet
 
 STEM = (24, 48, 96)
@@ -40,12 +41,16 @@ class UNetPyramid(nn.Module):
     unet : CellposeUNet
     channels : int
         Width of the pyramid.
+    shown : {"both", "nuclei", "cytoplasm"}
+        What the U-Net was trained on and is shown here too; the stem sees everything.
     frozen : bool
         Keep the U-Net as it is, in evaluation mode and without gradients: a step then costs a fifth.
     """
 
-    def __init__(self, unet: CellposeUNet, channels: int, frozen: bool):
+    def __init__(self, unet: CellposeUNet, channels: int, frozen: bool, shown: str = "both"):
         super().__init__()
+        seen = [float(k in CHANNELS[shown]) for k in (0, 1)]
+        self.register_buffer("seen", torch.tensor(seen).view(1, 2, 1, 1), persistent=False)
         self.unet, self.frozen, self.out_channels = unet, frozen, channels
         for parameter in unet.parameters():
             parameter.requires_grad_(not frozen and parameter.is_floating_point())
@@ -79,7 +84,7 @@ class UNetPyramid(nn.Module):
     def _levels(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            down, up = self.unet.features(x[:, 1:3])
+            down, up = self.unet.features(x[:, 1:3] * self.seen)
             finest = F.avg_pool2d(torch.cat([up[0], self.unet.output(up[0])], dim=1), 2)
         inputs, stem = [], x
         for k, level in enumerate(self.stem):
@@ -164,14 +169,14 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     Parameters
     ----------
     config : mapping
-        backbone ("cellpose_unet" or "resnet50_fpn_v2"), fpn_channels, freeze_backbone, boxes_per_image, max_detections,
+        backbone ("cellpose_unet" or "resnet50_fpn_v2"), shown, fpn_channels, freeze_backbone, boxes_per_image, max_detections,
         score_threshold, nms_threshold.
     classes : int
         Known classes; the detector has two outputs more: background first, unknown last.
     """
     outputs = classes + 2
     if config["backbone"] == "cellpose_unet":
-        backbone = UNetPyramid(CellposeUNet(), config["fpn_channels"], config["freeze_backbone"])
+        backbone = UNetPyramid(CellposeUNet(), config["fpn_channels"], config["freeze_backbone"], config["shown"])
         levels, sizes, roi_levels = ("1", "2"), ((12, 24, 36), (48, 72, 108)), ["0", "1", "2"]
         box_levels = ["1", "2"]
     else:

@@ -23,6 +23,7 @@ TILE_PX, OVERLAP_PX = 768, 128
 CELL_PX = 30.0
 DEFAULTS = {
     "backbone": "cellpose_unet",
+    "shown": "both",
     "diameter_px": None,
     "fpn_channels": 96,
     "freeze_backbone": True,
@@ -60,7 +61,7 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
     if card.backend != NAME:
         raise UserError(f"{checkpoint} is a checkpoint of {card.backend}", f"open it with backend: {card.backend}")
     settings = _settings(config, card.config)
-    settings |= {k: card.config[k] for k in ("backbone", "fpn_channels")}
+    settings |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
     model = build(settings, len(card.classes))
     model.load_state_dict(weights.load_tensors(checkpoint))
     model = model.to(device_and_dtype()[0]).eval()
@@ -149,22 +150,24 @@ def _settings(config: Any, card: dict) -> dict:
 
 
 def _start(config: Any, settings: dict, classes: int):
-    """Build the detector and put the start weights into its encoder."""
+    """Build the detector, put the start weights into its encoder, and note in `settings` what that was trained on."""
     import torch
 
     from cellkit import weights
     from cellkit.backends.maskrcnn_network import build
     from cellkit.training import device_and_dtype
 
+    network = None
+    if settings["backbone"] == "cellpose_unet" and str(config.start) != "scratch":
+        network, card = unet.load_network(weights.find_weights(config.start))
+        settings["shown"] = card.get("channels", "both")
+    elif settings["backbone"] == "cellpose_unet" and settings["freeze_backbone"]:
+        raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
     torch.manual_seed(config.seed)
     model = build(settings, classes)
-    if str(config.start) == "scratch":
-        if settings["backbone"] == "cellpose_unet" and settings["freeze_backbone"]:
-            raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set freeze_backbone: false")
-    elif settings["backbone"] == "cellpose_unet":
-        network, _ = unet.load_network(weights.find_weights(config.start))
+    if network is not None:
         model.backbone.unet.load_state_dict(network.state_dict())
-    else:
+    elif str(config.start) != "scratch":
         _load_encoder(model, weights.find_weights(config.start))
     return model.to(device_and_dtype()[0])
 
@@ -209,6 +212,8 @@ def detect_image(model, image: np.ndarray, settings: dict) -> Instances:
     """
     import cv2
 
+    from cellkit.submission import resolve_overlaps
+
     planes = planes_of(image)
     factor = CELL_PX / settings["diameter_px"]
     height, width = (max(16, round(side * factor)) for side in image.shape[:2])
@@ -217,7 +222,7 @@ def detect_image(model, image: np.ndarray, settings: dict) -> Instances:
     boxes, scores, labels, masks = _tiled(model, planes, settings)
     ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
-    return settled(found.with_classes(labels).with_scores(scores), settings["min_area_px"])
+    return resolve_overlaps(found.with_classes(labels).with_scores(scores), settings["min_area_px"])[0]
 
 
 def _tiled(model, planes: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -295,15 +300,6 @@ def paste(masks: np.ndarray, boxes_xyxy: np.ndarray, shape: tuple[int, int], thr
         parts.append(cv2.warpAffine(padded, warp, (right - left, bottom - top), flags=flags) > threshold)
         corners.append((left, top))
     return Instances.from_boxed_masks(parts, corners, shape)
-
-
-def settled(found: Instances, min_area_px: int) -> Instances:
-    """Give each contested pixel to the higher score, then drop what is left with fewer than `min_area_px` pixels."""
-    labels = found.paint()
-    ids = np.unique(labels)
-    ids = ids[ids > 0]
-    clean = Instances.from_labels(labels).with_classes(found.class_ids[ids - 1]).with_scores(found.scores[ids - 1])
-    return clean[clean.areas_px >= max(min_area_px, 1)]
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,518 @@
+"""The command line: `cellkit run | check | inspect | convert | predict | score | coco | labels | submit | ...`.
+
+Exit codes: 0 done; 2 bad usage, configuration or input (two lines: what came, what to do); 3 done, but some items were set
+aside; 130 interrupted; 1 anything else. Answers go to stdout, all else to stderr; with ``--json`` stdout is one JSON object.
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from cellkit.errors import Quarantined, UserError, nearest
+
+DONE, FAILED, REFUSED, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 130
+PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+SHOWN = 20  # items listed in an answer before the rest is only counted
+
+
+class Answer(NamedTuple):
+    """What a command has to say on stdout, and its exit code."""
+
+    text: str = ""
+    code: int = DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    import contextlib
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = _answer(arguments)
+        if answer.text:
+            print(answer.text.rstrip("\n"))
+        sys.stdout.flush()
+        return answer.code
+    except UserError as error:
+        return _refuse(str(error))
+    except BrokenPipeError:
+        _silence()
+        return DONE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except PATH_ERRORS as error:
+        return (
+            _report(error)
+            if error.filename is None
+            else _refuse(f"'{error.filename}': {error.strerror}\ncheck the path")
+        )
+    except Exception as error:  # the last line of defence: said in a line, with the place of the traceback
+        return _report(error)
+
+
+def _answer(arguments: list[str]) -> Answer:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        names = ", ".join(COMMANDS)
+        raise UserError(f"no command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}", f"commands: {names}")
+    parser = _parser()
+    try:
+        given = parser.parse_args(arguments)
+    except _Told as told:
+        return Answer(told.text)
+    if given.command is None:
+        raise UserError("no command is given", f"commands: {', '.join(COMMANDS)}; see cellkit --help")
+    return given.function(given)
+
+
+def _refuse(message: str) -> int:
+    """Say in two lines what came and what to do."""
+    first, *rest = message.splitlines() or ["bad input"]
+    print(first, file=sys.stderr)
+    if rest:
+        print("; ".join(rest), file=sys.stderr)
+    return REFUSED
+
+
+def _report(error: Exception) -> int:
+    """Say in two lines what failed and where the traceback is; with CELLKIT_DEBUG=1 show it here."""
+    import tempfile
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    if os.environ.get("CELLKIT_DEBUG") == "1":
+        print(text, file=sys.stderr)
+        return FAILED
+    first = (str(error).splitlines() or [""])[0][:300]
+    print(f"failed: {type(error).__name__}: {first}", file=sys.stderr)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="cellkit-", suffix=".log", delete=False, encoding="utf-8") as file:
+            file.write(text)
+        print(f"traceback: {file.name} (or repeat with CELLKIT_DEBUG=1)", file=sys.stderr)
+    except OSError:  # no room for a log either
+        print("repeat with CELLKIT_DEBUG=1 for the traceback", file=sys.stderr)
+    return FAILED
+
+
+def _silence() -> None:
+    """Nobody reads any more: let what is still buffered go nowhere, without a complaint at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+class _Told(Exception):
+    """Help or the version was asked for: the text to print."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.text = text
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of printing and leaving."""
+
+    def __init__(self, **how: Any):
+        super().__init__(allow_abbrev=False, **how)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}", f"see: {self.prog} --help")
+
+    def print_help(self, file=None) -> None:
+        raise _Told(self.format_help())
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> NoReturn:
+        from cellkit import __version__
+
+        raise _Told(f"cellkit {__version__}")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="cellkit", description="Adapt foundation models to the cells in front of you.")
+    parser.add_argument("--version", nargs=0, action=_Version, help="show the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
+    for name, (about, add, function) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        add(command)
+        command.set_defaults(function=function)
+    return parser
+
+
+def _json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object to stdout and nothing else")
+
+
+def _set_flag(parser: argparse.ArgumentParser, example: str) -> None:
+    how = {"action": "extend", "nargs": "+", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("--set", dest="overrides", **how, help=f"e.g. --set {example}")
+
+
+def _skips_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-skips", action="store_true", help="exit 0, not 3, when items were set aside")
+
+
+def _channel_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nuclei", metavar="C", help="channel of the nuclei: name, index from 0, or wavelength (nm)")
+    parser.add_argument("--cytoplasm", metavar="C", help="channel of the cytoplasm: likewise")
+    parser.add_argument("--z", metavar="max|mean|focus|N", help="how a z-stack becomes one plane (default max)")
+    parser.add_argument(
+        "--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of a channel: become 0 and 255"
+    )
+
+
+def _json_text(value: Any) -> str:
+    import json
+
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def _set_aside(quarantined: Sequence[Quarantined]) -> None:
+    """List on stderr what was set aside."""
+    for item in quarantined[:SHOWN]:
+        print(f"set aside: {item.item}: {item.reason}", file=sys.stderr)
+    if len(quarantined) > SHOWN:
+        print(f"... and {len(quarantined) - SHOWN} more", file=sys.stderr)
+
+
+def _code(quarantined: Sequence, allow_skips: bool) -> int:
+    return SKIPPED if quarantined and not allow_skips else DONE
+
+
+# ---- run, check, doctor --------------------------------------------------------------------------------------------
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/demo.yaml")
+    parser.add_argument("--run", metavar="DIR", help="the run folder (default runs/<name of the config>)")
+    parser.add_argument("--from", dest="from_", metavar="03", help="repeat this notebook and all after it")
+    parser.add_argument("--only", metavar="05", help="repeat this notebook alone")
+    parser.add_argument("--fresh", action="store_true", help="forget what the run folder holds")
+    parser.add_argument("--timeout", type=float, metavar="S", help="most seconds one cell may take")
+    _set_flag(parser, "finetune.steps=100")
+    _skips_flag(parser)
+
+
+def _run(given: argparse.Namespace) -> Answer:
+    from cellkit.config import set_strings
+    from cellkit.run import run_notebooks
+
+    if given.timeout is not None and not given.timeout > 0:
+        raise UserError(f"--timeout is {given.timeout:g}", "give seconds, more than 0")
+    _check_data(given)
+    code = run_notebooks(
+        given.config,
+        given.run,
+        from_=given.from_,
+        only=given.only,
+        overrides=set_strings(given.overrides),
+        fresh=given.fresh,
+        timeout_s=given.timeout,
+        allow_skips=given.allow_skips,
+    )
+    return Answer(code=code)
+
+
+def _check_data(given: argparse.Namespace) -> None:
+    """Refuse a data folder that is missing or empty before a notebook is opened, if the images are still to be read."""
+    from cellkit.config import data_path, here, load_config, set_strings
+    from cellkit.manifest import finished_entries, read_manifest
+
+    cfg = load_config(given.config, set_strings(given.overrides))
+    folder = here(given.run if given.run is not None else f"runs/{cfg.name}")
+    again = given.fresh or "01_convert" not in finished_entries(read_manifest(folder))
+    if cfg.convert.source != "drawn" and again and not given.from_ and not given.only:
+        data_path(cfg.convert)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="by default that of the last cellkit run there")
+    _set_flag(parser, "finetune.steps=100")
+    _json_flag(parser)
+
+
+def _check(given: argparse.Namespace) -> Answer:
+    from cellkit.config import set_strings
+    from cellkit.run import check
+
+    if given.overrides and not given.config:
+        raise UserError("--set without CONFIG", "name the configuration that is to be overridden")
+    states = check(given.run, given.config, set_strings(given.overrides) if given.config else None)
+    if given.json:
+        stages = [{"name": s.name, "state": s.state, "why": s.why} for s in states]
+        fresh = all(state.state == "fresh" for state in states)
+        return Answer(_json_text({"run": given.run, "fresh": fresh, "stages": stages}))
+    return Answer("\n".join(f"{s.state:<8} {s.name}{f'  ({s.why})' if s.why else ''}" for s in states))
+
+
+def _doctor(given: argparse.Namespace) -> Answer:
+    from cellkit.doctor import examine, tell
+
+    found = examine()
+    return Answer(_json_text(found) if given.json else tell(found), DONE if found["ok"] else REFUSED)
+
+
+# ---- inspect, convert ----------------------------------------------------------------------------------------------
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", metavar="PATH", help="a microscope file, a picture, a COCO file, or the folder of a data set"
+    )
+    parser.add_argument("--source", metavar="KIND", help="layout of the folder (default: told from what lies in it)")
+    _json_flag(parser)
+
+
+def _inspect(given: argparse.Namespace) -> Answer:
+    if os.path.isdir(given.path):
+        from cellkit.inspection import inspect_folder, tell_folder
+
+        found, quarantined = inspect_folder(given.path, given.source)
+        _set_aside(quarantined)
+        return Answer(_json_text(found) if given.json else tell_folder(found))
+    if given.source:
+        raise UserError(f"--source {given.source}, but {given.path} is no folder", "a layout is that of a folder")
+    from cellkit.convert import inspect_file
+    from cellkit.inspection import inspect_coco, tell_file, tell_folder
+
+    if given.path.lower().endswith(".json"):
+        found = inspect_coco(given.path)
+        return Answer(_json_text(found) if given.json else tell_folder(found))
+    info = inspect_file(given.path)
+    return Answer(_json_text(info.to_json()) if given.json else tell_file(info))
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", metavar="PATH", nargs="+", help="microscope files, pictures, folders, patterns")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the PNGs and conversion.csv")
+    _channel_flags(parser)
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="resize factor (default 1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    _skips_flag(parser)
+
+
+def _convert(given: argparse.Namespace) -> Answer:
+    from cellkit.predict import convert_files
+
+    if given.workers < 1:
+        raise UserError(f"--workers is {given.workers}", "give 1 or more")
+    how = _conversion(given, None, scale=given.scale)
+    written, quarantined = convert_files(given.images, given.out, how, given.workers)
+    _set_aside(quarantined)
+    return Answer(f"{given.out}: {len(written)} picture(s)", _code(quarantined, given.allow_skips))
+
+
+def _conversion(given: argparse.Namespace, of_run: Any, scale: float | None = None) -> Any:
+    """Return the conversion that the options ask for, on top of that of the model's run; None when nobody says."""
+    from dataclasses import replace
+
+    from cellkit.predict import Conversion
+
+    asked: dict[str, Any] = {}
+    if given.nuclei is not None or given.cytoplasm is not None:
+        asked |= {"channels": {"nuclei": given.nuclei, "cytoplasm": given.cytoplasm}, "always": True}
+    if given.z is not None:
+        asked["projection"] = int(given.z) if given.z.isdigit() else given.z
+    if given.percentiles is not None:
+        asked["percentiles"] = tuple(given.percentiles)
+    if scale is not None:
+        asked |= {"scale": scale, "always": True}
+    return replace(of_run or Conversion(), **asked) if asked else of_run
+
+
+# ---- predict -------------------------------------------------------------------------------------------------------
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    models = "a checkpoint, RUN:NAME (runs/demo:cellpose_tuned, runs/demo:maskrcnn), starter, or threshold"
+    parser.add_argument("model", metavar="MODEL", help=models)
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="pictures or microscope files, folders, patterns")
+    parser.add_argument("-o", "--out", required=True, metavar="OUT.json", help="COCO file with scores")
+    parser.add_argument("--labels", metavar="DIR", help="also one label image (TIFF) per image")
+    parser.add_argument("--overlays", metavar="DIR", help="also one PNG per image with the outlines drawn")
+    parser.add_argument("--diameter", metavar="PX", help="cell diameter in px, or auto: estimated from the images")
+    _channel_flags(parser)
+    _set_flag(parser, "cellprob_threshold=-1")
+    _skips_flag(parser)
+
+
+def _predict(given: argparse.Namespace) -> Answer:
+    from cellkit.config import set_strings
+    from cellkit.predict import find_model, predict_files
+
+    overrides = set_strings(given.overrides)
+    if given.diameter is not None:
+        if "diameter_px" in overrides:
+            raise UserError("--diameter and --set diameter_px", "give one of them")
+        overrides |= {"diameter_px": set_strings([f"diameter_px={given.diameter}"])["diameter_px"]}
+    model = find_model(given.model, overrides)
+    conversion = _conversion(given, model.conversion)
+    done = predict_files(model, given.images, given.out, given.labels, given.overlays, conversion)
+    _set_aside(done.quarantined)
+    classes = ", ".join(f"{name} {count}" for name, count in done.cells_by_class.items() if name != "unknown")
+    text = f"{done.path}: {done.images} image(s), {done.cells} cell(s){f' ({classes})' if classes else ''}"
+    return Answer(text, _code(done.quarantined, given.allow_skips))
+
+
+# ---- score ---------------------------------------------------------------------------------------------------------
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    sides = "a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV"
+    parser.add_argument("truth", metavar="TRUTH", help=sides)
+    parser.add_argument("predictions", metavar="PRED", help=sides)
+    parser.add_argument(
+        "--convention", metavar="A,B,...", help="default all: kaggle,coco,cellpose,stardist,caicedo,voc,..."
+    )
+    parser.add_argument("--by", metavar="WHAT", help="also by cell_type, group, split, class_name or size (MAP IoU)")
+    parser.add_argument("--profile", metavar="P", help="how a CSV counts pixels: sartorius or dsb2018")
+    parser.add_argument("--images", metavar="DIR", help="the images of a CSV, for their sizes")
+    parser.add_argument(
+        "--common", action="store_true", help="score the images both sides have; default: refuse others"
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, metavar="N", help="resamples of the images for intervals (default 2000)"
+    )
+    _json_flag(parser)
+
+
+def _score(given: argparse.Namespace) -> Answer:
+    from cellkit.compare import image_shapes, match_sides, read_side, score_sides, tell_scores
+
+    if given.bootstrap is not None and given.bootstrap < 0:
+        raise UserError(f"--bootstrap is {given.bootstrap}", "give 0 (no interval) or more")
+    how = {"profile": given.profile, "shapes": image_shapes(given.images) if given.images else None}
+    other = given.predictions if given.truth.lower().endswith(".csv") and not given.images else None
+    sized = read_side(other, **how) if other and not other.lower().endswith(".csv") else None
+    truth = read_side(given.truth, of=sized, **how)
+    found = sized or read_side(given.predictions, of=truth, common=given.common, **how)
+    truth, found = match_sides(truth, found, given.common)
+    conventions = [name.strip() for name in given.convention.split(",")] if given.convention else None
+    result = score_sides(truth, found, conventions, given.by, given.bootstrap)
+    return Answer(_json_text(result) if given.json else tell_scores(result, given.truth, given.predictions))
+
+
+# ---- coco, labels --------------------------------------------------------------------------------------------------
+def _add_coco(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("labels", metavar="LABELS_DIR", help="folder of label images (TIFF or PNG, 0 = background)")
+    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the COCO file")
+    parser.add_argument("--images", metavar="DIR", help="the pictures, matched by stem, for their file names")
+    parser.add_argument(
+        "--class", dest="class_name", default="cell", metavar="NAME", help="class of all cells (default cell)"
+    )
+
+
+def _coco(given: argparse.Namespace) -> Answer:
+    from cellkit.coco import write_coco
+    from cellkit.compare import read_side, with_pictures
+
+    side = read_side(given.labels) if os.path.isdir(given.labels) else None
+    if side is None:
+        raise UserError(f"no folder at {given.labels}", "give the folder that holds the label images")
+    side = with_pictures(side, given.images) if given.images else side
+    write_coco(given.out, side.records, [cells.with_classes(1) for cells in side.instances], (given.class_name,))
+    return Answer(f"{given.out}: {len(side.records)} image(s), {side.cells} cell(s)")
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("coco", metavar="COCO_FILE", help="a COCO file")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for one label image per image")
+
+
+def _labels(given: argparse.Namespace) -> Answer:
+    from cellkit.coco import read_coco
+    from cellkit.compare import write_label_folder
+
+    coco = read_coco(given.coco)
+    lost = write_label_folder(given.out, coco.records, coco.instances)
+    if lost:
+        print(f"{lost} cell(s) share pixels with others: the higher score kept them", file=sys.stderr)
+    return Answer(f"{given.out}: {len(coco.records)} label image(s)")
+
+
+# ---- submit, check-submission --------------------------------------------------------------------------------------
+def _add_submit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "predictions", metavar="PREDICTIONS", help="a COCO file with scores, a results list, or label images"
+    )
+    parser.add_argument("--profile", required=True, metavar="P", help="sartorius or dsb2018")
+    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the CSV")
+    parser.add_argument("--coco", metavar="FILE", help="the COCO file whose image ids a results list uses")
+    parser.add_argument("--images", metavar="DIR", help="the test images: each must have a prediction")
+    parser.add_argument("--min-area", type=int, default=0, metavar="PX", help="leave out smaller objects (default 0)")
+
+
+def _submit(given: argparse.Namespace) -> Answer:
+    from cellkit.compare import image_shapes, read_side
+    from cellkit.submission import get_profile, resolve_overlaps, write_submission
+
+    profile = get_profile(given.profile)
+    side = read_side(given.predictions, of=read_side(given.coco) if given.coco else None)
+    ids = [record.image_id for record in side.records]
+    if given.images:
+        wanted = image_shapes(given.images)
+        missing, extra = sorted(set(wanted) - set(ids)), sorted(set(ids) - set(wanted))
+        if missing or extra:
+            told = f"{len(missing)} test image(s) without prediction, {len(extra)} prediction(s) of no test image"
+            raise UserError(f"{told}, e.g. {(missing or extra)[0]}", f"predict the images in {given.images}")
+    resolved = [resolve_overlaps(cells, given.min_area) for cells in side.instances]
+    write_submission(given.out, ids, [cells for cells, _ in resolved], profile)
+    changed = sum(len(log) for _, log in resolved)
+    note = f", {changed} changed or dropped so that none overlap" if changed else ""
+    return Answer(f"{given.out}: {len(ids)} image(s), {sum(len(cells) for cells, _ in resolved)} object(s){note}")
+
+
+def _add_check_submission(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the CSV")
+    parser.add_argument("--profile", required=True, metavar="P", help="sartorius or dsb2018")
+    parser.add_argument(
+        "--images", metavar="DIR", help="the test images: also check ids, bounds and the order of pixels"
+    )
+    _json_flag(parser)
+
+
+def _check_submission(given: argparse.Namespace) -> Answer:
+    from cellkit.compare import image_shapes
+    from cellkit.submission import check_submission
+
+    problems = check_submission(given.file, given.profile, image_shapes(given.images) if given.images else None)
+    code = REFUSED if problems else DONE
+    if given.json:
+        rows = [{"line": problem.line, "reason": problem.reason} for problem in problems]
+        told = {
+            "file": given.file,
+            "profile": given.profile,
+            "images": given.images,
+            "valid": not rows,
+            "problems": rows,
+        }
+        return Answer(_json_text(told), code)
+    unchecked = "" if given.images else " (ids, bounds and pixel order are not checked without --images)"
+    lines = [f"{given.file}: {f'{len(problems)} problem(s)' if problems else 'valid'}{unchecked}"]
+    lines += [f"  {problem}" for problem in problems[:SHOWN]]
+    return Answer(
+        "\n".join([*lines, *([f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]), code
+    )
+
+
+COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
+    "run": ("run the six notebooks of a configuration, skipping what is unchanged", _add_run, _run),
+    "check": ("tell which stages of a run are out of date, and why", _add_check, _check),
+    "inspect": ("tell what a microscope file or a data set holds", _add_inspect, _inspect),
+    "convert": ("turn microscope files into pictures (nuclei blue, cytoplasm green)", _add_convert, _convert),
+    "predict": ("find the cells of images with any model", _add_predict, _predict),
+    "score": ("score predictions against the truth, conventions side by side", _add_score, _score),
+    "coco": ("turn a folder of label images into a COCO file", _add_coco, _coco),
+    "labels": ("turn a COCO file into a folder of label images", _add_labels, _labels),
+    "submit": ("write predictions as a Kaggle submission", _add_submit, _submit),
+    "check-submission": ("find all that Kaggle would refuse in a submission", _add_check_submission, _check_submission),
+    "doctor": ("tell what this machine can run, and what to install for the rest", _json_flag, _doctor),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

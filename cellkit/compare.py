@@ -1,0 +1,445 @@
+"""The two sides of a score, from whatever they are stored in, brought to the same images in the same order.
+
+A side is a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV. Images are matched by the name that
+both sides know them by; an image that only one side has is an error, because a score over what happens to be there is
+no score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+from cellkit.records import ImageRecord
+
+KINDS = "a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV with --profile"
+
+
+@dataclass(frozen=True)
+class Side:
+    """Cells of a number of images.
+
+    Attributes
+    ----------
+    path : Path
+        Where they come from.
+    records : list of ImageRecord
+    instances : list of Instances
+        One per record.
+    classes : tuple of str
+        Class k is ``classes[k - 1]``; empty when the cells have none.
+    crowd : list of Instances
+        Regions of a COCO truth marked ``iscrowd``, one entry per record.
+    ids : list of int
+        The images' ids in a COCO file; empty otherwise.
+    """
+
+    path: Path
+    records: list[ImageRecord]
+    instances: list[Instances]
+    classes: tuple[str, ...]
+    crowd: list[Instances]
+    ids: list[int]
+
+    @property
+    def cells(self) -> int:
+        """Number of cells in all images."""
+        return sum(len(found) for found in self.instances)
+
+    def subset(self, places: Sequence[int]) -> Side:
+        """Return the images at the given positions, in that order."""
+        pick = lambda values: [values[k] for k in places] if values else values  # noqa: E731
+        return replace(self, **{name: pick(getattr(self, name)) for name in ("records", "instances", "crowd", "ids")})
+
+
+# ---- reading a side ------------------------------------------------------------------------------------------------
+def read_side(
+    path: str | Path,
+    of: Side | None = None,
+    profile: str | None = None,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+    common: bool = False,
+) -> Side:
+    """Read one side of a score.
+
+    Parameters
+    ----------
+    path : path
+        A COCO file (.json), a COCO results list (.json), a folder of label images, or a Kaggle CSV.
+    of : Side, optional
+        The side whose images a results list or a CSV speaks of.
+    profile : str, optional
+        "sartorius" or "dsb2018": how a CSV counts pixels.
+    shapes : mapping of image id -> (H, W), optional
+        The images of a CSV, where `of` does not tell them.
+    common : bool
+        Leave out the entries of a results list on images that `of` lacks.
+
+    Raises
+    ------
+    UserError
+        Not one of these, damaged, or without what is needed to read it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_label_folder(path)
+    if not path.is_file():
+        raise UserError(f"no file or folder at {path}", f"give {KINDS}")
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path, of, profile, shapes)
+    if path.suffix.lower() != ".json":
+        raise UserError(f"{path} is a '{path.suffix}' file", f"give {KINDS}")
+    if is_results(path):
+        return _read_results(path, of, common)
+    from cellkit.coco import read_coco
+
+    coco = read_coco(path)
+    return Side(path, coco.records, coco.instances, coco.classes, coco.crowd, coco.ids)
+
+
+def is_results(path: str | Path) -> bool:
+    """Tell whether a JSON file is a list: COCO results, rather than a COCO file."""
+    with open(path, "rb") as file:
+        return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+
+
+def _read_label_folder(folder: Path) -> Side:
+    """Read every label image below a folder; where some are called ``*_masks`` and the like, only those."""
+    from cellkit.labels import read_labels
+    from cellkit.sources import LABEL_ENDINGS, LABEL_SUFFIXES, list_files
+
+    paths = list_files(folder, LABEL_SUFFIXES, keep_labels=True)
+    marked = [path for path in paths if plain_stem(path.name) != _stem(path.name)]
+    paths = marked or paths
+    if not paths:
+        raise UserError(f"no label image in the folder {folder}", f"label images end with {', '.join(LABEL_SUFFIXES)}")
+    records, instances = [], []
+    for path in paths:
+        found = Instances.from_labels(read_labels(path))
+        relative = path.relative_to(folder)
+        name = (relative.parent / plain_stem(relative.name)).as_posix()
+        records.append(ImageRecord(name, relative.as_posix(), *found.shape))
+        instances.append(found)
+    twice = _first_twice([record.image_id for record in records])
+    if twice:
+        raise UserError(
+            f"{folder} has two label images of '{twice}'", f"keep one; {', '.join(LABEL_ENDINGS)} do not count"
+        )
+    return Side(folder, records, instances, (), [], [])
+
+
+def _read_results(path: Path, of: Side | None, common: bool) -> Side:
+    """Read a results list for the images and categories of a COCO file."""
+    from cellkit.coco import read_results
+    from cellkit.files import read_json
+
+    if of is None or not of.ids:
+        raise UserError(
+            f"{path} is a COCO results list: it tells its images by the ids they have in a COCO file",
+            "give that COCO file as the other side",
+        )
+    shapes = {number: (r.height_px, r.width_px) for number, r in zip(of.ids, of.records, strict=True)}
+    known = dict(shapes)
+    if common:
+        for row in read_json(path):
+            rle = row.get("segmentation") if isinstance(row, dict) else None
+            if isinstance(rle, dict) and isinstance(row.get("image_id"), int) and isinstance(rle.get("size"), list):
+                known.setdefault(row["image_id"], tuple(rle["size"]))
+    found = read_results(path, known)[: len(shapes)]
+    class_of = _class_of_category(of.path)
+    instances = []
+    for record, objects in zip(of.records, found, strict=True):
+        unknown = sorted(set(objects.class_ids.tolist()) - set(class_of))
+        if unknown:
+            raise UserError(
+                f"{path}: {record.image_id} has category_id {unknown[0]}, the categories of {of.path} are {sorted(class_of)}",
+                "results use the category ids of the COCO file they belong to",
+            )
+        instances.append(objects.with_classes([class_of[k] for k in objects.class_ids.tolist()]))
+    return Side(path, of.records, instances, of.classes, [], of.ids)
+
+
+def _class_of_category(path: Path) -> dict[int, int]:
+    """Return category id -> class id of a COCO file that was read without error; 0 and "unknown" are no class."""
+    from cellkit.coco import UNKNOWN
+    from cellkit.files import read_json
+
+    names = {int(entry["id"]): entry["name"] for entry in read_json(path)["categories"]}
+    known = [number for number in sorted(names) if names[number] != UNKNOWN]
+    return {0: 0} | dict.fromkeys(names, 0) | {number: k for k, number in enumerate(known, 1)}
+
+
+def _read_csv(path: Path, of: Side | None, profile: str | None, shapes: Mapping[str, tuple[int, int]] | None) -> Side:
+    """Read a Kaggle CSV; the sizes of its images come from `shapes` or from the other side."""
+    from cellkit.submission import PROFILES, read_submission
+
+    if profile is None:
+        raise UserError(
+            f"{path} is a CSV, and no profile says how it counts pixels", f"add --profile {' or '.join(PROFILES)}"
+        )
+    if shapes is None and of is not None:
+        shapes = {plain_stem(r.path): (r.height_px, r.width_px) for r in of.records}
+    if shapes is None:
+        raise UserError(f"{path} does not tell how large its images are", "give the folder of the images: --images DIR")
+    found = read_submission(path, profile, shapes, allow_overlaps=True)
+    records = [ImageRecord(name, name, *shapes[name]) for name in found]
+    return Side(path, records, list(found.values()), (), [], [])
+
+
+def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
+    """Return {file name without suffix: (H, W)} of the images below a folder, from their headers.
+
+    Raises
+    ------
+    UserError
+        No such folder, no image in it, a damaged image, or two of one name.
+    """
+    from cellkit.readers import inspect_file
+    from cellkit.sources import IMAGE_SUFFIXES, list_files
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}", "give the folder that holds the images")
+    shapes: dict[str, tuple[int, int]] = {}
+    for path in list_files(folder, IMAGE_SUFFIXES):
+        series = inspect_file(path).series[0]
+        if _stem(path.name) in shapes:
+            raise UserError(f"{folder} has two images called '{_stem(path.name)}'", "give a folder with one of them")
+        shapes[_stem(path.name)] = (series.size("Y"), series.size("X"))
+    if not shapes:
+        raise UserError(f"no image in the folder {folder}", f"images end with {', '.join(IMAGE_SUFFIXES)}")
+    return shapes
+
+
+# ---- bringing two sides together -----------------------------------------------------------------------------------
+def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, Side]:
+    """Bring two sides to the same images, in the order of the truth, and to the classes of the truth.
+
+    Images are matched by image id, file path, file name without suffix, or the id that such a name becomes: by
+    whichever matches most. Classes are matched by name; where the two sides share no class name, classes are dropped.
+
+    Parameters
+    ----------
+    common : bool
+        Score the images that both sides have, instead of refusing the others.
+
+    Raises
+    ------
+    UserError
+        Images that only one side has (how many, which), or an image of two sizes.
+    """
+    places = _matched(truth, found)
+    used = set(places.values())
+    missing = [r.image_id for k, r in enumerate(truth.records) if k not in places]
+    extra = [r.image_id for k, r in enumerate(found.records) if k not in used]
+    if not places:
+        raise UserError(
+            f"none of the {len(extra)} images of {found.path} ({_some(extra)}) is in {truth.path} ({_some(missing)})",
+            "images are matched by image id or by file name without suffix: name them alike",
+        )
+    if (missing or extra) and not common:
+        sides = ((missing, truth, found), (extra, found, truth))
+        told = [
+            f"{len(names)} of the {len(a.records)} images of {a.path} are not in {b.path} ({_some(names)})"
+            for names, a, b in sides
+            if names
+        ]
+        raise UserError("; ".join(told), "give both sides the same images, or score those that both have: --common")
+    truth, found = truth.subset(list(places)), found.subset(list(places.values()))
+    for a, b in zip(truth.records, found.records, strict=True):
+        if (a.height_px, a.width_px) != (b.height_px, b.width_px):
+            raise UserError(
+                f"{a.image_id} is {a.height_px} x {a.width_px} px in {truth.path}, {b.height_px} x {b.width_px} in {found.path}",
+                "compare cells of the very same images",
+            )
+    return _same_classes(truth, found)
+
+
+def _matched(truth: Side, found: Side) -> dict[int, int]:
+    """Return {position in truth: position in found}, by the name that matches most images."""
+    best: dict[int, int] = {}
+    for name in NAMES:
+        mine, other = [name(r) for r in truth.records], [name(r) for r in found.records]
+        if _first_twice(mine) or _first_twice(other):
+            continue
+        place = {key: k for k, key in enumerate(other)}
+        pairs = {k: place[key] for k, key in enumerate(mine) if key in place}
+        best = pairs if len(pairs) > len(best) else best
+    return best
+
+
+def _stem(name: str) -> str:
+    """Return a file name without its suffix; ``.ome.tif`` is one suffix."""
+    name = name.replace("\\", "/").rsplit("/", 1)[-1]
+    stem = name.rsplit(".", 1)[0] if "." in name[1:] else name
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def plain_stem(path: str) -> str:
+    """Return the name an image and its label image share: without folder, suffix and ``_masks`` and the like.
+
+    Examples
+    --------
+    >>> plain_stem("labels/a_cp_masks.tif"), plain_stem("a.ome.tif"), plain_stem("a.b.png")
+    ('a', 'a', 'a.b')
+    """
+    from cellkit.sources import LABEL_ENDINGS
+
+    stem = _stem(path)
+    ending = next((ending for ending in LABEL_ENDINGS if stem.lower().endswith(ending) and len(stem) > len(ending)), "")
+    return stem[: len(stem) - len(ending)]
+
+
+def _id_of_stem(record: ImageRecord) -> str:
+    from cellkit.convert import image_id_of
+
+    return image_id_of(f"{plain_stem(record.path)}.png")
+
+
+NAMES: tuple[Callable[[ImageRecord], str], ...] = (
+    lambda record: record.image_id,
+    lambda record: record.path,
+    lambda record: plain_stem(record.path),
+    _id_of_stem,
+    lambda record: plain_stem(record.image_id),
+)
+
+
+def _same_classes(truth: Side, found: Side) -> tuple[Side, Side]:
+    """Number the classes of `found` as those of `truth`; drop classes where the sides share no name."""
+    if not set(truth.classes) & set(found.classes):
+        plain = [[objects.with_classes(0) for objects in side.instances] for side in (truth, found)]
+        crowd = [objects.with_classes(0) for objects in truth.crowd]
+        found = replace(found, instances=plain[1], classes=())
+        return replace(truth, instances=plain[0], classes=(), crowd=crowd), found
+    names = [*truth.classes, *(name for name in found.classes if name not in truth.classes)]
+    number = np.array([0, *(names.index(name) + 1 for name in found.classes)])
+    instances = [objects.with_classes(number[objects.class_ids]) for objects in found.instances]
+    return replace(truth, classes=tuple(names)), replace(found, instances=instances, classes=tuple(names))
+
+
+def _first_twice(values: Sequence[str]) -> str:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name the first three.
+
+    Examples
+    --------
+    >>> _some(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+
+
+# ---- the score -----------------------------------------------------------------------------------------------------
+def score_sides(
+    truth: Side,
+    found: Side,
+    conventions: Sequence[str] | None = None,
+    by: str | None = None,
+    bootstrap: int | None = None,
+) -> dict[str, Any]:
+    """Score two matched sides under the named conventions; see `cellkit.scores.compare_conventions`.
+
+    Crowd regions of the truth count for coco alone, where they absorb what lies in them.
+
+    Raises
+    ------
+    UserError
+        An unknown convention or part, or a part that no image of the truth tells.
+    """
+    from cellkit.scores import BOOTSTRAP, compare_conventions
+
+    if by in ("cell_type", "group", "split") and not any(getattr(record, by) for record in truth.records):
+        raise UserError(f"no image of {truth.path} tells its {by}", "give a COCO file that cellkit wrote as the truth")
+    if by == "class_name" and not truth.classes:
+        raise UserError("the two sides share no class", "score by class where both sides name the same classes")
+    n = BOOTSTRAP if bootstrap is None else bootstrap
+    told = {"records": truth.records, "by": by, "classes": truth.classes, "bootstrap": n}
+    result = compare_conventions(truth.instances, found.instances, conventions=conventions, **told)
+    if any(map(len, truth.crowd)) and "coco" in result["conventions"]:
+        joined = [Instances.concatenate(pair) for pair in zip(truth.instances, truth.crowd, strict=True)]
+        crowd = [np.arange(len(all_)) >= len(own) for all_, own in zip(joined, truth.instances, strict=True)]
+        once = compare_conventions(joined, found.instances, classes=truth.classes, conventions=["coco"], crowd=crowd)
+        result["conventions"]["coco"] = once["conventions"]["coco"]
+    return result | {"truth_cells": truth.cells, "found_cells": found.cells}
+
+
+def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
+    """Return the scores as a table for people: each convention with the line that says why its number differs."""
+    lines = [
+        f"{truth} (truth) and {found}: {result['images']} image(s), {result['truth_cells']} true cell(s), "
+        f"{result['found_cells']} found",
+        "",
+    ]
+    for name, told in result["conventions"].items():
+        interval = _interval(told["interval"]) if "interval" in told else ""
+        lines.append(f"{name:<13}{_shown(told['score'])}  {interval:<16} {told['why']}")
+    for by, parts in result["by"].items():
+        width = max(len(by), *(len(part) for part in parts)) if parts else len(by)
+        lines += ["", f"{by:<{width}}  MAP IoU (kaggle)"]
+        for part, told in parts.items():
+            counts = f"{told['images']} image(s), {told['truth_cells']} true, {told['found_cells']} found"
+            lines.append(f"{part:<{width}}  {_shown(told['score'])}  {_interval(told['interval']):<16} {counts}")
+    return "\n".join(lines)
+
+
+def _shown(score: float | None) -> str:
+    return "undef." if score is None else f"{score:6.3f}"
+
+
+def _interval(bounds: Sequence[float | None]) -> str:
+    return "" if None in bounds else f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+# ---- one form into another -----------------------------------------------------------------------------------------
+def with_pictures(side: Side, folder: str | Path) -> Side:
+    """Give the records of label images the file names, relative to `folder`, of the pictures they belong to.
+
+    Raises
+    ------
+    UserError
+        A label image without picture or of another size.
+    """
+    from cellkit.sources import IMAGE_SUFFIXES, list_files
+
+    shapes = image_shapes(folder)
+    names = {_stem(path.name): path.relative_to(folder).as_posix() for path in list_files(Path(folder), IMAGE_SUFFIXES)}
+    records = []
+    for record in side.records:
+        stem = plain_stem(record.path)
+        if stem not in shapes:
+            raise UserError(f"{side.path / record.path} has no picture {stem}.* in {folder}", "name both alike")
+        if shapes[stem] != (record.height_px, record.width_px):
+            size = f"{record.height_px} x {record.width_px} px, its picture {shapes[stem][0]} x {shapes[stem][1]}"
+            raise UserError(f"{side.path / record.path} is {size}", "label the picture itself, not a resized copy")
+        records.append(replace(record, path=names[stem]))
+    return replace(side, records=records)
+
+
+def write_label_folder(folder: str | Path, records: Sequence[ImageRecord], instances: Sequence[Instances]) -> int:
+    """Write ``<image_id>.tif`` per image (ids made safe as file names); return how many cells lost pixels to others."""
+    from cellkit.convert import check_ids, image_id_of
+    from cellkit.labels import write_labels
+
+    names = [image_id_of(f"{record.image_id}.png") for record in records]
+    check_ids(zip(names, [record.path for record in records], strict=True))
+    lost = 0
+    for name, objects in zip(names, instances, strict=True):
+        labels = objects.paint()
+        lost += int((np.bincount(labels.ravel(), minlength=len(objects) + 1)[1:] < objects.areas_px).sum())
+        write_labels(Path(folder) / f"{name}.tif", labels)
+    return lost

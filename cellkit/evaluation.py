@@ -1,0 +1,219 @@
+"""The evaluation of a run: every predictions file against the truth, one table, one winner, one submission."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellkit.dataset import CellDataset
+from cellkit.errors import UserError, nearest
+from cellkit.instances import Instances
+
+if TYPE_CHECKING:
+    import pandas
+
+CONVENTION = "MAP IoU (kaggle: IoU > 0.50:0.05:0.95, mean of images)"
+KEY = "predictions_"
+
+
+def predictions_of(paths: Mapping[str, Path], images: CellDataset) -> dict[str, dict[str, Instances]]:
+    """Read every predictions file of a run.
+
+    Parameters
+    ----------
+    paths : mapping
+        ``run.find_all("predictions_*")``.
+    images : CellDataset
+        ``CellDataset.from_records``: all images of the run.
+
+    Returns
+    -------
+    dict
+        Model name -> image_id -> Instances; an image a model was not asked about has no cell there.
+    """
+    from cellkit.coco import read_results
+
+    shapes = {k: (r.height_px, r.width_px) for k, r in zip(images.ids, images.records, strict=True)}
+    named = [r.image_id for r in images.records]
+    return {
+        key.removeprefix(KEY): dict(zip(named, read_results(path, shapes), strict=True)) for key, path in paths.items()
+    }
+
+
+def of_images(predictions: Mapping[str, Instances], images: CellDataset) -> list[Instances]:
+    """Return one model's cells of the given images, in their order."""
+    return [predictions[record.image_id] for record in images.records]
+
+
+def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Sequence[CellDataset]) -> pandas.DataFrame:
+    """Score every model on every truth: `scores.score_table` with the model's name first.
+
+    Parameters
+    ----------
+    truths : list of CellDataset
+        E.g. validation and test; their records say which is which.
+
+    Returns
+    -------
+    DataFrame
+        model, image_id, cell_type, group, split, class_name, size, threshold, tp, fp, fn. Classes are counted for models
+        that know any.
+    """
+    import pandas as pd
+
+    from cellkit.scores import score_table
+
+    blocks = []
+    for model, found in predictions.items():
+        for truth in truths:
+            cells = of_images(found, truth)
+            knows = any(x.class_ids.any() for x in cells)
+            table = score_table(
+                truth.instances, cells, truth.records, classes=truth.classes if knows else (), sizes=True
+            )
+            table.insert(0, "model", model)
+            blocks.append(table)
+    return pd.concat(blocks, ignore_index=True)
+
+
+def summarise(scores: pandas.DataFrame, by: str | None = None, n: int = 1000, seed: int = 0) -> pandas.DataFrame:
+    """Return one row per model and split (and part): MAP IoU with its 95 % interval over images.
+
+    Parameters
+    ----------
+    by : {None, "cell_type", "class_name", "size", "group"}
+    """
+    import pandas as pd
+
+    from cellkit.scores import summary
+
+    rows = []
+    for (model, split), table in scores.groupby(["model", "split"], sort=False):
+        part = summary(table, by=by, n=n, seed=seed)
+        part.insert(0, "model", model)
+        part.insert(1, "split", split)
+        rows.append(part.drop(columns="part", errors="ignore"))
+    return pd.concat(rows, ignore_index=True)
+
+
+def decide(table: pandas.DataFrame, wanted: str, split: str) -> str:
+    """Return the model that is handed in: the one named, or the best by MAP IoU on the deciding split.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `summarise`.
+    wanted : str
+        A model's name, or "best".
+    """
+    names = list(dict.fromkeys(table["model"]))
+    if wanted != "best":
+        if wanted not in names:
+            raise UserError(
+                f"evaluate.submit is '{wanted}'{nearest(wanted, names)}", f"use best, or one of {', '.join(names)}"
+            )
+        return wanted
+    judged = table[table["split"] == split]
+    if judged.empty:
+        raise UserError(
+            f"no image of the split '{split}' has truth to decide by", "set evaluate.submit to a model's name"
+        )
+    return str(judged.sort_values("score", ascending=False, kind="stable")["model"].iloc[0])
+
+
+def classes_found(
+    predictions: Mapping[str, Mapping[str, Instances]], truths: Sequence[CellDataset]
+) -> dict[str, dict[str, Any]]:
+    """Return, for models that know classes, how often a matched cell (IoU > 0.5) has the right one, per split.
+
+    Returns
+    -------
+    dict
+        model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found)}.
+    """
+    from cellkit.scores import class_accuracy
+
+    result: dict[str, dict[str, Any]] = {}
+    for model, found in predictions.items():
+        for truth in truths:
+            cells = of_images(found, truth)
+            if len(truth) and any(x.class_ids.any() for x in cells):
+                accuracy, n, confusion = class_accuracy(truth.instances, cells, classes=truth.classes)
+                split = truth.records[0].split
+                told = {"accuracy": None if np.isnan(accuracy) else round(accuracy, 4), "cells": n}
+                result.setdefault(model, {})[split] = told | {"confusion": confusion.to_dict("split")}
+    return result
+
+
+def count_lines(
+    found: Mapping[str, Instances], images: CellDataset, truth: CellDataset | None = None
+) -> pandas.DataFrame:
+    """Answer "how many of each line", image by image.
+
+    Parameters
+    ----------
+    found : mapping
+        One model's cells by image_id.
+    images : CellDataset
+        The images asked about; ``classes`` are taken from `truth` or from `images`.
+    truth : CellDataset, optional
+        Where it is known.
+
+    Returns
+    -------
+    DataFrame
+        image_id, class_name, found, share (of the image's found cells), and truth, true_share where known; the image "all"
+        comes last.
+    """
+    import pandas as pd
+
+    classes = (truth or images).classes
+    known = {} if truth is None else dict(zip([r.image_id for r in truth.records], truth.instances, strict=True))
+    rows = []
+    for record in images.records:
+        rows += _counted(
+            record.image_id, [found[record.image_id]], [known[record.image_id]] if known else None, classes
+        )
+    cells = of_images(found, images)
+    rows += _counted("all", cells, of_images(known, images) if known else None, classes)
+    return pd.DataFrame(rows)
+
+
+def _counted(name: str, found: list[Instances], truth: list[Instances] | None, classes: Sequence[str]) -> list[dict]:
+    rows = []
+    for k, class_name in enumerate(classes, 1):
+        row: dict[str, Any] = {"image_id": name, "class_name": class_name}
+        for column, share, side in (("found", "share", found), ("truth", "true_share", truth)):
+            if side is not None:
+                ids = np.concatenate([x.class_ids for x in side]) if side else np.zeros(0, np.int64)
+                row[column] = int((ids == k).sum())
+                row[share] = round(row[column] / max(int((ids > 0).sum()), 1), 4)
+        rows.append(row)
+    return rows
+
+
+def submit_best(
+    path: str | Path, found: Mapping[str, Instances], images: CellDataset, profile: str, min_area_px: int = 0
+):
+    """Resolve overlaps and write the submission of the given images; return the path and the log of what changed.
+
+    Returns
+    -------
+    path : Path
+    log : DataFrame
+        image_id, index (of the object), what, pixels.
+    """
+    import pandas as pd
+
+    from cellkit.submission import resolve_overlaps, write_submission
+
+    resolved, rows = [], []
+    for record in images.records:
+        cells, log = resolve_overlaps(found[record.image_id], min_area_px=min_area_px)
+        resolved.append(cells)
+        rows += [{"image_id": record.image_id, "index": c.index, "what": c.what, "pixels": c.pixels} for c in log]
+    written = write_submission(path, [r.image_id for r in images.records], resolved, profile)
+    return written, pd.DataFrame(rows, columns=["image_id", "index", "what", "pixels"])

@@ -1,0 +1,821 @@
+"""Any model on any images: found by name, run over files in a stream, resumed after a kill, bad images set aside.
+
+What comes out is a complete COCO file with scores, in the pixels of the files that went in. While a prediction runs, each
+finished image is a COCO file of its own in ``OUT.parts/``, named by a hash of model, image and settings; repeating the
+command takes up what is there.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.errors import Quarantined, UserError, nearest
+from cellkit.files import atomic_path, read_json, sha256_file, sha256_tree
+from cellkit.instances import Instances
+from cellkit.records import ImageRecord
+
+AUTO = "auto"
+AUTO_IMAGES = 5
+OVERLAY_PX = 1000
+CONVERT, LABEL, TUNED = "01_convert", "02_label_with_cellpose", "cellpose_tuned_checkpoint"
+SETTINGS: dict[str, tuple[float, float, type]] = {  # smallest, largest, kind
+    "diameter_px": (2, 2000, float),
+    "min_area_px": (0, 10**9, int),
+    "flow_threshold": (0, 100, float),
+    "cellprob_threshold": (-12, 12, float),
+    "score_threshold": (0, 1, float),
+    "nms_threshold": (0, 1, float),
+    "mask_threshold": (0, 1, float),
+    "max_detections": (1, 100_000, int),
+}
+WORDS = {"channels": ("both", "nuclei", "cytoplasm")}
+SETTINGS_OF = {
+    "threshold": ("diameter_px", "min_area_px"),
+    "cellpose_unet": ("diameter_px", "flow_threshold", "cellprob_threshold", "min_area_px", "channels"),
+    "maskrcnn_torchvision": (
+        "diameter_px", "score_threshold", "nms_threshold", "mask_threshold", "max_detections", "min_area_px"
+    ),
+}  # fmt: skip
+
+
+# ---- which model ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Conversion:
+    """How microscope files become pictures; fields as the arguments of `cellkit.convert.convert_file`.
+
+    `always` converts RGB pictures too; otherwise they are used as they are (nuclei blue, cytoplasm green).
+    """
+
+    channels: Mapping[str, str | int | None] = field(default_factory=dict)
+    projection: str | int = "max"
+    percentiles: tuple[float, float] = (0.3, 99.8)
+    scale: float = 1.0
+    always: bool = False
+
+    @property
+    def told(self) -> bool:
+        """Whether any channel is named."""
+        return any(value is not None for value in self.channels.values())
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be loaded.
+
+    Attributes
+    ----------
+    name : str
+        As it was asked for.
+    backend : str
+        Module of `cellkit.backends`.
+    checkpoint : Path or None
+        None where nothing was learned (threshold).
+    classes : tuple of str
+        Class k of a prediction is ``classes[k - 1]``; empty when the model knows none.
+    config : dict
+        Settings of the prediction: those of the checkpoint's card, then what was asked for.
+    conversion : Conversion or None
+        How the run that made the model converted its files; None when it comes from no run.
+    """
+
+    name: str
+    backend: str
+    checkpoint: Path | None
+    classes: tuple[str, ...]
+    config: dict[str, Any]
+    conversion: Conversion | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of the checkpoint; "" where there is none."""
+        return sha256_file(self.checkpoint) if self.checkpoint else ""
+
+    def load(self) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
+        """Return the function from a stream of (H, W, 3) uint8 to their cells."""
+        from cellkit.backends import get_backend
+
+        return get_backend(self.backend).load(self.checkpoint, self.config)
+
+
+def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
+    """Return the model of that name; never another one in its place.
+
+    Parameters
+    ----------
+    spec : str or Path
+        The path of a checkpoint; ``RUN:NAME``, a model of a finished run with the settings it used (``cellpose_tuned``,
+        ``cellpose_base``, ``cellpose`` = the better of the two, ``maskrcnn``, ``threshold``); ``starter``; ``threshold``.
+    overrides : mapping, optional
+        Settings for this prediction, e.g. ``{"diameter_px": 40}``.
+
+    Raises
+    ------
+    UserError
+        No such model, or a setting it does not have.
+    """
+    from cellkit import weights
+
+    text = str(spec)
+    run, colon, key = text.rpartition(":")
+    if Path(text).is_file():
+        model = _of_checkpoint(text, Path(text))
+    elif text == "threshold":
+        model = Model(text, "threshold", None, (), {})
+    elif colon and run:
+        model = _of_run(text, Path(run), key, "diameter_px" in (overrides or {}))
+    else:
+        shipped = [path.stem for path in sorted(weights.PACKAGED.glob("*.safetensors"))]
+        if text not in shipped:
+            kind = "is a folder" if Path(text).is_dir() else "is neither a file nor the name of a model"
+            near = nearest(text, [*shipped, "threshold"])
+            names = ", ".join([*shipped, "threshold"])
+            raise UserError(f"model '{text}' {kind}{near}", f"give a checkpoint file, RUN:NAME of a run, or {names}")
+        model = _of_checkpoint(text, weights.find_weights(text))
+    return replace(model, config=model.config | checked_settings(model.backend, overrides or {}))
+
+
+def _of_checkpoint(name: str, path: Path) -> Model:
+    """Return the model in a checkpoint file: its card says which backend; without one it is a published Cellpose."""
+    from cellkit import weights
+
+    if path.suffix != ".safetensors":
+        return Model(name, "cellpose_unet", path, (), {})
+    card = weights.read_card(path)
+    return Model(name, card.backend, path, card.classes, _told(card.backend, card.config))
+
+
+def _told(backend: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a prediction among the values of a card or section; null means not told."""
+    return {key: values[key] for key in SETTINGS_OF.get(backend, tuple(SETTINGS)) if values.get(key) is not None}
+
+
+def _of_run(name: str, run_dir: Path, key: str, diameter_given: bool) -> Model:
+    """Return a model of a finished run, with the settings that the run's own predictions were made with."""
+    from cellkit.run import Run
+
+    if not run_dir.is_dir():
+        raise UserError(f"model '{name}': there is no run folder '{run_dir}'", "give RUN:NAME, e.g. runs/demo:maskrcnn")
+    run = Run(run_dir)
+    stages = run.stages()
+    outputs = [output for entry in stages.values() for output in entry["outputs"]]
+    names = [output.removesuffix("_checkpoint") for output in outputs if output.endswith("_checkpoint")]
+    names += ["threshold"] * ("threshold" not in names and LABEL in stages)
+    if key not in names:
+        raise UserError(
+            f"{run_dir} has no model '{key}'{nearest(key, names)}", f"it has: {', '.join(sorted(names)) or 'none yet'}"
+        )
+    if f"{key}_checkpoint" in outputs:
+        model = _of_checkpoint(name, run.find(f"{key}_checkpoint"))
+        if TUNED in outputs and model.backend == "cellpose_unet":  # the run compares base and tuned at one diameter
+            model = replace(model, config=model.config | _of_checkpoint(name, run.find(TUNED)).config)
+    else:
+        section = stages[LABEL]["config"]
+        diameter = {} if diameter_given else {"diameter_px": _run_diameter(run, section)}
+        model = Model(name, "threshold", None, (), _told("threshold", section) | diameter)
+    return replace(model, conversion=_run_conversion(stages))
+
+
+def _run_diameter(run, section: Mapping[str, Any]) -> float | None:
+    """Return the cell diameter that notebook 02 labelled with: its section's, else the same estimate again."""
+    from types import SimpleNamespace
+
+    from cellkit.annotate import diameter_for
+    from cellkit.backends import get_backend
+    from cellkit.dataset import CellDataset
+    from cellkit.weights import find_weights
+
+    if section.get("diameter_px") is not None:
+        return section["diameter_px"]
+    images = CellDataset.from_records(run.find("records"))
+    backend = get_backend(section["backend"])
+    return diameter_for(backend, find_weights(section["model"]), SimpleNamespace(**section), images)
+
+
+def _run_conversion(stages: Mapping[str, Any]) -> Conversion | None:
+    told = stages.get(CONVERT, {}).get("config", {})
+    if not told.get("channels"):
+        return None
+    kept = {key: told[key] for key in ("projection", "scale") if key in told}
+    return Conversion(dict(told["channels"]), percentiles=tuple(told.get("percentiles", (0.3, 99.8))), **kept)
+
+
+def checked_settings(backend: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a prediction, each known to the backend and within its limits.
+
+    Raises
+    ------
+    UserError
+        Naming the setting, what came and what is wanted.
+
+    Examples
+    --------
+    >>> checked_settings("threshold", {"diameter_px": 30})
+    {'diameter_px': 30.0}
+    """
+    known = SETTINGS_OF.get(backend, tuple(SETTINGS))
+    checked: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key not in known:
+            raise UserError(f"{backend} has no setting '{key}'{nearest(key, known)}", f"it has: {', '.join(known)}")
+        checked[key] = _checked(key, value)
+    return checked
+
+
+def _checked(key: str, value: Any) -> Any:
+    if key in WORDS:
+        if value not in WORDS[key]:
+            raise UserError(f"{key} is {value!r}", f"{key} is one of {', '.join(WORDS[key])}")
+        return value
+    if key == "diameter_px" and value == AUTO:
+        return value
+    low, high, kind = SETTINGS[key]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or (kind is int and value != int(value)):
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"{key} is {value!r}", f"{key} is {what} from {low:g} to {high:g}")
+    return kind(value)
+
+
+# ---- which images --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Frame:
+    """One picture to be: a scene and time of a file, its id, and the file's path relative to the folder given."""
+
+    path: Path
+    relative: str
+    image_id: str
+    scene: int = 0
+    time: int = 0
+    suffix: str = ""
+
+
+def find_images(named: Sequence[str | Path], avoid: Sequence[Path] = ()) -> list[tuple[Path, str]]:
+    """Return (path, relative path) of every image that files, folders and patterns name; sorted, each once.
+
+    Parameters
+    ----------
+    named : sequence
+        A file, a folder (with all below it; label images and hidden files are left out), or a pattern such as
+        ``plate/*.tif`` (``**`` = any depth).
+    avoid : sequence of Path
+        Folders whose content is no input: where results are written.
+
+    Raises
+    ------
+    UserError
+        Nothing there, a folder without images, or a pattern without match.
+    """
+    found: dict[Path, tuple[Path, str]] = {}
+    avoided = [Path(folder).resolve() for folder in avoid]
+    for name in named:
+        for path, relative in _images_of(str(name)):
+            real = path.resolve()
+            if not any(real.is_relative_to(folder) for folder in avoided):
+                found.setdefault(real, (path, relative))
+    listed = sorted(found.values(), key=lambda pair: (pair[1], str(pair[0])))
+    if not listed:
+        raise UserError(f"no image in {', '.join(map(str, named))}", "give files, folders or patterns of images")
+    return listed
+
+
+def _images_of(name: str) -> list[tuple[Path, str]]:
+    """Return the images that one argument names, each with its path relative to the argument's folder."""
+    from cellkit.sources import IMAGE_SUFFIXES, list_files
+
+    path = Path(name)
+    if path.is_dir():
+        files = list_files(path, IMAGE_SUFFIXES)
+        if not files:
+            raise UserError(f"no image in the folder {path}", f"images end with {', '.join(IMAGE_SUFFIXES)}")
+        return [(file, file.relative_to(path).as_posix()) for file in files]
+    if os.path.lexists(path):
+        return [(path, path.name)]
+    if not glob.has_magic(name):
+        raise UserError(f"no file or folder at {path}", "give files, folders or patterns of images")
+    matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
+    if not matches:
+        raise UserError(f"no file matches '{name}'", "give files, folders or patterns of images")
+    fixed = Path(name)
+    while glob.has_magic(str(fixed)):
+        fixed = fixed.parent
+    return [(match, match.relative_to(fixed).as_posix()) for match in matches]
+
+
+def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Quarantined]]:
+    """Return every scene and time of the files, with ids that are unique; files whose header cannot be read are set aside.
+
+    Ids come from the path below the folder given; where two folders were given and hold files of one name, from the path
+    below the folder that holds both.
+
+    Raises
+    ------
+    UserError
+        Two images still have one id.
+    """
+    from cellkit.convert import check_ids
+
+    try:
+        check_ids((_id_of(relative), str(path)) for path, relative in listed)
+    except UserError:
+        common = Path(os.path.commonpath([path.absolute().parent for path, _ in listed]))
+        listed = [(path, path.absolute().relative_to(common).as_posix()) for path, _ in listed]
+    frames: list[Frame] = []
+    quarantined: list[Quarantined] = []
+    for path, relative in listed:
+        try:
+            frames += _frames_of(path, relative)
+        except Exception as error:  # whatever a reader raises on a damaged file
+            quarantined.append(Quarantined(str(path), _reason(error)))
+    check_ids((frame.image_id, f"{frame.path}{frame.suffix}") for frame in frames)
+    return frames, quarantined
+
+
+def _id_of(relative: str, suffix: str = "") -> str:
+    """Return the image id of a relative path; folders called ``images`` do not count, as in `cellkit.sources`."""
+    from cellkit.convert import image_id_of
+
+    *folders, name = relative.split("/")
+    return image_id_of("/".join([*(folder for folder in folders if folder.lower() != "images"), name]), suffix)
+
+
+def _frames_of(path: Path, relative: str) -> list[Frame]:
+    from cellkit.readers import PICTURE_SUFFIXES, inspect_file
+
+    if path.suffix.lower() in PICTURE_SUFFIXES:  # one frame; opened when its turn comes
+        return [Frame(path, relative, _id_of(relative))]
+    frames = inspect_file(path).frames()
+    return [Frame(path, relative, _id_of(relative, suffix), scene, time, suffix) for scene, time, suffix in frames]
+
+
+def _reason(error: Exception) -> str:
+    text = "; ".join(str(error).splitlines()) or type(error).__name__
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+# ---- pixels --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What a model is shown, (H, W, 3) uint8, and the file it comes from: its size in px, channels and pixel size."""
+
+    image: np.ndarray
+    file_shape: tuple[int, int]
+    channels: str
+    um_per_px: float
+
+
+def read_picture(frame: Frame, conversion: Conversion | None) -> Picture:
+    """Read one frame as the picture a model is shown.
+
+    A PNG or JPEG in colours of 8 bits is used as it is: nuclei blue, cytoplasm green, as notebook 01 writes them. All
+    else, also a grey picture that is stored as equal colours, is converted.
+
+    Raises
+    ------
+    UserError
+        A file that cannot be read, or one that must be converted while no channel is named.
+    """
+    from cellkit.convert import convert_frame
+    from cellkit.readers import PICTURE_SUFFIXES, open_file
+
+    with open_file(frame.path) as opened:
+        series = opened.info.series[frame.scene]
+        size, um_per_px = (series.size("Y"), series.size("X")), series.um_per_px
+        colours = frame.path.suffix.lower() in PICTURE_SUFFIXES and series.axes == "YXS" and series.dtype == "uint8"
+        grey = False
+        if colours and not (conversion and conversion.always):
+            shown = convert_frame(opened, 0, 0, {"red": 0, "green": 1, "blue": 2}, percentiles=None)
+            grey = bool(shown.image.any()) and _equal_colours(shown.image)
+            if not grey:
+                return Picture(shown.image, size, shown.channels, um_per_px)
+        if conversion is None or not conversion.told:
+            raise _unnamed_channels(frame, series, grey)
+        shown = convert_frame(
+            opened,
+            frame.scene,
+            frame.time,
+            conversion.channels,
+            conversion.projection,
+            conversion.percentiles,
+            conversion.scale,
+        )
+        return Picture(shown.image, size, shown.channels, um_per_px)
+
+
+def _equal_colours(image: np.ndarray) -> bool:
+    return np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2])
+
+
+def _unnamed_channels(frame: Frame, series, grey: bool) -> UserError:
+    """Say which channels a file has, and that neither nuclei nor cytoplasm was named."""
+    names = [f"{k} {channel.name or 'unnamed'}" for k, channel in enumerate(series.channels)]
+    what = "the same grey in red, green and blue" if grey else f"{len(names)} channel(s): {', '.join(names)}"
+    first = "0" if grey else series.channels[0].name or "0"
+    return UserError(
+        f"{frame.path.name} has {what}; neither nuclei nor cytoplasm is named",
+        f"say which channel is which: --nuclei C and / or --cytoplasm C, e.g. --nuclei {first}",
+    )
+
+
+def fit_to(found: Instances, shape: tuple[int, int]) -> Instances:
+    """Bring cells found in a resized picture back to the pixels of its file: nearest; overlaps go to the higher score.
+
+    Examples
+    --------
+    >>> small = Instances.from_labels(np.array([[1, 2]]))
+    >>> fit_to(small, (2, 4)).paint()
+    array([[1, 1, 2, 2],
+           [1, 1, 2, 2]], dtype=int32)
+    """
+    if found.shape == tuple(shape):
+        return found
+    rows, columns = (
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
+        for old, new in zip(found.shape, shape, strict=True)
+    )
+    labels = found.paint()[np.ix_(rows, columns)]
+    kept = np.unique(labels[labels > 0]) - 1
+    return Instances.from_labels(labels, found.class_ids[kept], found.scores[kept])
+
+
+def convert_files(
+    images: Sequence[str | Path], out: str | Path, conversion: Conversion, workers: int = 1
+) -> tuple[list[Path], list[Quarantined]]:
+    """Write every scene and time of the files as ``out/<image_id>.png``, and ``out/conversion.csv``: what was done.
+
+    Returns
+    -------
+    written : list of Path
+    quarantined : list of Quarantined
+
+    Raises
+    ------
+    UserError
+        No image, or none that could be converted, or a folder that holds the images themselves.
+    """
+    from functools import partial
+
+    from cellkit.loop import map_items
+    from cellkit.sources import write_table
+
+    out = Path(out)
+    frames, quarantined = find_frames(find_images(images, avoid=[out]))
+    _refuse_inputs_as_outputs(frames, [out])
+    done, failed = map_items(partial(_convert_one, out=out, how=conversion), frames, "convert", workers, name=_name_of)
+    quarantined += [Quarantined(q.item, "; ".join(q.reason.removeprefix("UserError: ").splitlines())) for q in failed]
+    rows = [row for result in done if result for row in result]
+    if not rows:
+        raise _none_used(len(frames), quarantined)
+    write_table(out / "conversion.csv", rows)
+    return [out / f"{frame.image_id}.png" for frame, result in zip(frames, done, strict=True) if result], quarantined
+
+
+def _convert_one(frame: Frame, out: Path, how: Conversion) -> list[dict]:
+    """Convert one frame, write its PNG, return one row per colour."""
+    from cellkit.convert import convert_frame
+    from cellkit.readers import open_file
+    from cellkit.sources import write_png
+
+    with open_file(frame.path) as opened:
+        if not how.told:
+            raise _unnamed_channels(frame, opened.info.series[frame.scene], False)
+        made = convert_frame(
+            opened, frame.scene, frame.time, how.channels, how.projection, how.percentiles, how.scale, frame.suffix
+        )
+    write_png(out / f"{frame.image_id}.png", made.image)
+    return [
+        {"image_id": frame.image_id, "source": made.source, "colour": level.colour, "channel": level.channel,
+         "low": level.low, "high": level.high, "clipped_fraction": level.clipped_fraction}
+        for level in made.levels
+    ]  # fmt: skip
+
+
+def _none_used(images: int, quarantined: Sequence[Quarantined]) -> UserError:
+    """Say that nothing is left, and why the first image was set aside."""
+    first = quarantined[0]
+    problem, _, remedy = first.reason.rpartition("; ")
+    named = "" if Path(first.item).name in first.reason else f"{first.item}: "
+    return UserError(
+        f"none of the {max(images, len(quarantined))} image(s) could be used; {named}{problem or remedy}",
+        remedy if problem else "`cellkit inspect FILE` tells what a file holds",
+    )
+
+
+# ---- the prediction ------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Predicted:
+    """What a prediction did: the file, images and cells in it, cells per class, images resumed, images set aside."""
+
+    path: Path
+    images: int
+    cells: int
+    cells_by_class: dict[str, int]
+    resumed: int
+    quarantined: list[Quarantined]
+
+
+def predict_files(
+    model: Model,
+    images: Sequence[str | Path],
+    out: str | Path,
+    labels: str | Path | None = None,
+    overlays: str | Path | None = None,
+    conversion: Conversion | None = None,
+) -> Predicted:
+    """Find the cells of every image and write them as one COCO file with scores; one image in memory at a time.
+
+    Parameters
+    ----------
+    model : Model
+        A ``diameter_px`` of "auto" is estimated from a few of the images (backends that can).
+    images : sequence
+        Files, folders, patterns; see `find_images`.
+    out : path
+        The COCO file. Image ids, file names and sizes are those of the files; written last and whole.
+    labels : path, optional
+        Folder for one label image (TIFF) per image.
+    overlays : path, optional
+        Folder for one PNG per image with the outlines drawn.
+    conversion : Conversion, optional
+        For files that are no RGB pictures; default that of the model's run.
+
+    Returns
+    -------
+    Predicted
+        The same for a prediction that was killed and repeated.
+
+    Raises
+    ------
+    UserError
+        No image, none that could be used, two images of one id, or a place that cannot be written.
+    """
+    out, folders = Path(out), [Path(folder) for folder in (labels, overlays) if folder is not None]
+    conversion = conversion or model.conversion
+    frames, quarantined = find_frames(find_images(images, avoid=folders))
+    _refuse_inputs_as_outputs(frames, [out.parent / out.name, *folders])
+    with _parts_of(out, folders) as parts:
+        model = _with_diameter(model, frames, conversion)
+        job = _Job(model, conversion, parts, labels, overlays, out)
+        done, resumed = job.run(frames, quarantined)
+        if not done:
+            raise _none_used(len(frames), quarantined)
+        info = {"description": "cellkit", "model": model.name, "backend": model.backend, "model_sha256": model.sha256,
+                "settings": model.config, "conversion": job.conversion_json(),
+                "quarantined": [{"item": q.item, "reason": q.reason} for q in quarantined]}  # fmt: skip
+        counts = _assemble(out, done, info)
+    return Predicted(out, len(done), sum(counts.values()), counts, resumed, quarantined)
+
+
+class _Job:
+    """One call of `predict_files`: what makes an image's result what it is, and where it waits."""
+
+    def __init__(self, model: Model, conversion: Conversion | None, parts: Path, labels, overlays, out: Path):
+        self.model, self.conversion, self.parts, self.out = model, conversion, parts, out
+        self.labels = Path(labels) if labels is not None else None
+        self.overlays = Path(overlays) if overlays is not None else None
+        self.hashed: tuple[Path | None, str] = (None, "")
+        self.ground = json.dumps(
+            [model.backend, model.sha256, model.config, list(model.classes), self.conversion_json(), _code_sha256(),
+             str(self.overlays.resolve()) if self.overlays else None], sort_keys=True
+        )  # fmt: skip
+
+    def conversion_json(self) -> dict[str, Any] | None:
+        c = self.conversion
+        if c is None or not (c.told or c.always):
+            return None
+        return {"channels": dict(c.channels), "projection": c.projection, "percentiles": list(c.percentiles),
+                "scale": c.scale, "always": c.always}  # fmt: skip
+
+    def part(self, frame: Frame) -> Path:
+        """Return the file that holds (or will hold) the result of one image."""
+        if self.hashed[0] != frame.path:
+            self.hashed = (frame.path, sha256_file(frame.path))
+        about = [self.ground, self.hashed[1], frame.relative, frame.image_id, frame.scene, frame.time]
+        return self.parts / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]}.json"
+
+    def run(self, frames: Sequence[Frame], quarantined: list[Quarantined]) -> tuple[list[Path], int]:
+        """Do what is not done yet; return the parts in the order of the frames, and how many were there already."""
+        from cellkit.loop import progress
+
+        part_of: dict[Frame, Path] = {}
+        todo: list[Frame] = []
+        for frame in frames:
+            try:
+                part_of[frame] = self.part(frame)
+            except OSError as error:
+                quarantined.append(Quarantined(str(frame.path), _reason(error)))
+                continue
+            if not self._resume(frame, part_of[frame]):
+                todo.append(frame)
+        resumed = len(part_of) - len(todo)
+        if resumed:
+            print(f"predict: {resumed} of {len(frames)} images were done before", file=sys.stderr, flush=True)
+        stream = segmented(self.model.load(), todo, self._read, quarantined) if todo else ()
+        for frame, picture, found in progress(stream, "predict", len(todo)):
+            self._keep(frame, picture, found, part_of[frame])
+        set_aside = {item.item for item in quarantined}
+        return [path for frame, path in part_of.items() if _name_of(frame) not in set_aside], resumed
+
+    def _read(self, frame: Frame) -> Picture:
+        return read_picture(frame, self.conversion)
+
+    def _resume(self, frame: Frame, part: Path) -> bool:
+        """Take up what an earlier call left for this image; False when there is nothing."""
+        from cellkit.coco import read_coco
+
+        if not part.is_file() or (self.overlays and not (self.overlays / f"{frame.image_id}.png").is_file()):
+            return False
+        if self.labels:
+            self._write_labels(frame, read_coco(part).instances[0])
+        return True
+
+    def _keep(self, frame: Frame, picture: Picture, found: Instances, part: Path) -> None:
+        """Write everything of one image; its part last."""
+        from cellkit.coco import write_coco
+
+        if self.overlays:
+            write_overlay(self.overlays / f"{frame.image_id}.png", picture.image, found, self.model.classes)
+        found = fit_to(found, picture.file_shape)
+        if self.labels:
+            self._write_labels(frame, found)
+        record = ImageRecord(
+            image_id=frame.image_id,
+            path=frame.relative,
+            height_px=picture.file_shape[0],
+            width_px=picture.file_shape[1],
+            channels=picture.channels,
+            um_per_px=picture.um_per_px,
+            source=f"{frame.relative}{frame.suffix.replace('_s', ' scene ').replace('_t', ' t ')}",
+        )
+        write_coco(part, [record], [found], self.model.classes, with_scores=True)
+
+    def _write_labels(self, frame: Frame, found: Instances) -> None:
+        from cellkit.labels import write_labels
+
+        write_labels(self.labels / f"{frame.image_id}.tif", found.paint())
+
+
+def segmented(
+    segment: Callable, frames: Iterable[Frame], read: Callable[[Frame], Picture], quarantined: list[Quarantined]
+) -> Iterator[tuple[Frame, Picture, Instances]]:
+    """Yield frame, picture and cells in order; images that cannot be read or that the model fails on are set aside.
+
+    A model may take several images before it answers. When it fails, each image it holds is tried alone, so that only
+    the image at fault is lost, and the stream goes on.
+    """
+    frames, waiting = iter(frames), deque()
+
+    def stream() -> Iterator[np.ndarray]:
+        for frame in frames:
+            try:
+                picture = read(frame)
+            except Exception as error:  # whatever a reader raises on a damaged file
+                quarantined.append(Quarantined(_name_of(frame), _reason(error)))
+                continue
+            waiting.append((frame, picture))
+            yield picture.image
+
+    while True:
+        try:
+            for found in segment(stream()):
+                yield *waiting.popleft(), found
+            return
+        except Exception:
+            if not waiting:
+                raise
+        while waiting:
+            frame, picture = waiting.popleft()
+            try:
+                (found,) = segment([picture.image])
+            except Exception as error:
+                quarantined.append(Quarantined(_name_of(frame), _reason(error)))
+                continue
+            yield frame, picture, found
+
+
+def _name_of(frame: Frame) -> str:
+    return f"{frame.path}{frame.suffix}"
+
+
+def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion | None) -> Model:
+    """Replace a diameter of "auto" by one estimated from a few evenly spaced images."""
+    from cellkit.backends import get_backend
+
+    if model.config.get("diameter_px") != AUTO:
+        return model
+    backend = get_backend(model.backend)
+    if not hasattr(backend, "estimate_diameter"):
+        raise UserError(f"{model.backend} cannot estimate a diameter", "give it in px: --diameter 30")
+    places = np.unique(np.linspace(0, len(frames) - 1, min(AUTO_IMAGES, len(frames))).round().astype(int))
+    pictures = []
+    for place in places.tolist():
+        try:
+            pictures.append(read_picture(frames[place], conversion).image)
+        except Exception as error:  # it is set aside, with the same reason, when its turn comes
+            print(f"predict: no diameter from {frames[place].path}: {_reason(error)}", file=sys.stderr)
+    config = {key: value for key, value in model.config.items() if key != "diameter_px"}
+    if pictures:
+        network, _ = backend.load_network(model.checkpoint)
+        config["diameter_px"] = round(backend.estimate_diameter(network, pictures, **config), 2)
+        print(f"predict: diameter estimated as {config['diameter_px']} px", file=sys.stderr, flush=True)
+    return replace(model, config=config)
+
+
+@lru_cache(maxsize=1)
+def _code_sha256() -> str:
+    """Return the hash of this package's code: a part made by other code is not taken up."""
+    package = Path(__file__).parent
+    files = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
+    return hashlib.sha256("".join(f"{name} {sha256_tree(package / name)}\n" for name in files).encode()).hexdigest()
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------
+@contextmanager
+def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
+    """Hold the folder of finished images beside `out`; it goes when the prediction ends well.
+
+    Raises
+    ------
+    UserError
+        It cannot be written, or another process predicts into the same file.
+    """
+    from filelock import FileLock, Timeout
+
+    parts = out.with_name(f"{out.name}.parts")
+    if out.is_dir():
+        raise UserError(f"'{out}' is a folder", "name a file for the result: -o OUT.json")
+    for folder in (parts, *folders):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".probe").write_bytes(b"")
+            (folder / ".probe").unlink()
+        except OSError as error:
+            raise UserError(f"'{folder}' cannot be written: {error.strerror or error}", "name another place") from None
+    lock = FileLock(parts / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"'{out}' is being written by another process", "wait for it, or name another file") from None
+    try:
+        yield parts
+    except BaseException:
+        lock.release()
+        raise
+    lock.release()
+    shutil.rmtree(parts)
+
+
+def _refuse_inputs_as_outputs(frames: Sequence[Frame], places: Sequence[Path]) -> None:
+    """Refuse to write over the images: an output folder that holds some, or an output file that is one."""
+    files = {frame.path.resolve() for frame in frames}
+    folders = {path.parent for path in files}
+    for place in places:
+        if place.resolve() in folders | files:
+            raise UserError(f"results would be written over the images in '{place}'", "name another place for them")
+
+
+def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequence[str]) -> None:
+    """Write an image with the outlines of its cells as PNG; small images are enlarged."""
+    from matplotlib.figure import Figure
+
+    from cellkit.show import save_figure, show_overlay
+
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(width / 100, height / 100))
+    ax = figure.add_axes((0, 0, 1, 1))
+    show_overlay(image, found, ax=ax, classes=classes, legend=False)
+    save_figure(ax, path, dpi=100 * max(1, round(OVERLAY_PX / max(height, width))))
+
+
+def _assemble(out: Path, parts: Sequence[Path], info: Mapping[str, Any]) -> dict[str, int]:
+    """Join the images' COCO files into one, numbered in order, atomically; return the number of cells per class."""
+    images, categories, counts, number = [], {}, {}, 0
+    dump = lambda value: json.dumps(value, allow_nan=False, ensure_ascii=False)  # noqa: E731
+    with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(f'{{"info": {dump(info)}, "annotations": [')
+        for position, part in enumerate(parts, 1):
+            content = read_json(part)
+            images.append({**content["images"][0], "id": position})
+            categories |= {category["id"]: category for category in content["categories"]}
+            for entry in content["annotations"]:
+                file.write(", " if number else "")
+                number += 1
+                file.write(dump({**entry, "id": number, "image_id": position}))
+                name = categories[entry["category_id"]]["name"]
+                counts[name] = counts.get(name, 0) + 1
+        ordered = [categories[key] for key in sorted(categories)]
+        file.write(f'], "images": {dump(images)}, "categories": {dump(ordered)}}}\n')
+    return {category["name"]: counts.get(category["name"], 0) for category in ordered}

@@ -1,0 +1,1103 @@
+"""Pictures of what flows through a run: overlays, error maps, curves. Every function draws and returns the Axes.
+
+Colours: classes are warm (gold, pink, ...) because the images are green and blue; verdicts and models use Okabe and
+Ito's colour-blind safe set, and never colour alone (dashes, stripes, markers, numbers). An image is (H, W) or (H, W, 3)
+uint8. `ax` or `figure` is where to draw; without it a new figure is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET, FAINT = "#1F2329", "#666C75", "#E4E6EA"
+CLASS_COLOURS = ("#FFC20A", "#FF5FA2", "#8FD3FF", "#FF7F2A", "#C9A6FF", "#F5F1C3", "#B8E986", "#FFB3A7")
+UNKNOWN_COLOUR = "#FF9A3C"
+TRUTH_COLOUR = "#FFFFFF"
+VERDICTS = {"hit": "#56B4E9", "missed": "#F0E442", "invented": "#E8590C", "wrong class": "#CC79A7"}
+MODEL_NAMES = {
+    "threshold": "Threshold",
+    "cellpose_base": "Cellpose, base",
+    "cellpose_tuned": "Cellpose, tuned",
+    "maskrcnn": "Mask R-CNN",
+}
+MODEL_LOOKS = {
+    "threshold": ("#8A8F98", "s", ":"),
+    "cellpose_base": ("#56B4E9", "o", "--"),
+    "cellpose_tuned": ("#0072B2", "D", "-"),
+    "maskrcnn": ("#D55E00", "^", "-."),
+}
+OTHER_LOOKS = (("#009E73", "v", "-"), ("#CC79A7", "P", "--"), ("#E69F00", "X", "-."), ("#000000", "*", ":"))
+CONVENTION = "kaggle: IoU > 0.50:0.05:0.95, mean of images"
+DRAWN_PX = 900  # outlines are drawn on a picture whose longer side is about this
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": QUIET,
+    "axes.edgecolor": "#A8ADB5",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "hatch.linewidth": 0.8,
+}
+
+
+def _styled(draw: Callable) -> Callable:
+    """Draw in the house's style and leave matplotlib's own as it was."""
+
+    @functools.wraps(draw)
+    def wrapped(*args, **kwargs):
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+# ---- where to draw -------------------------------------------------------------------------------------------------
+def new_figure(width_in: float, height_in: float) -> Figure:
+    """Return a figure in the house's layout that is not registered with pyplot: for reports and slides."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def _axes(ax: Axes | None, size_in: tuple[float, float] = (5.2, 5.2)) -> Axes:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=size_in, layout="constrained").subplots()
+
+
+def _figure(figure: Figure | None, size_in: tuple[float, float]) -> Figure:
+    if figure is not None:
+        return figure
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=size_in, layout="constrained")
+
+
+def figure_of(drawn: Axes | np.ndarray | Figure) -> Figure:
+    """Return the figure that Axes, an array of Axes or the figure itself belong to."""
+    first = np.ravel(drawn)[0] if isinstance(drawn, (np.ndarray, list, tuple)) else drawn
+    return first.get_figure(root=True) if hasattr(first, "get_figure") else first
+
+
+@_styled
+def to_png(drawn: Axes | np.ndarray | Figure, dpi: int = 144) -> bytes:
+    """Return a drawing as PNG: the same bytes for the same drawing."""
+    target = io.BytesIO()
+    figure_of(drawn).savefig(target, format="png", dpi=dpi, metadata={"Software": None})
+    return target.getvalue()
+
+
+@_styled
+def to_svg(drawn: Axes | np.ndarray | Figure, dpi: int = 144) -> bytes:
+    """Return a drawing as SVG with text as outlines and pixels at `dpi`: the same bytes for the same drawing."""
+    import matplotlib
+
+    target = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "cellkit", "svg.fonttype": "path"}):
+        figure_of(drawn).savefig(target, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None})
+    return target.getvalue()
+
+
+def save_figure(drawn: Axes | np.ndarray | Figure, path: str | Path, dpi: int = 144) -> Path:
+    """Write a drawing as PNG, atomically; return the path."""
+    from cellkit.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(to_png(drawn, dpi))
+    return Path(path)
+
+
+# ---- names and colours ---------------------------------------------------------------------------------------------
+def class_colour(class_id: int) -> str:
+    """Return the colour of a class: 0 = unknown, from 1 on the classes in order (colours come again after eight)."""
+    return UNKNOWN_COLOUR if class_id <= 0 else CLASS_COLOURS[(class_id - 1) % len(CLASS_COLOURS)]
+
+
+def class_name(class_id: int, classes: Sequence[str]) -> str:
+    """Return the name of a class: "" for 0, "class 3" where the name is not known."""
+    if class_id <= 0:
+        return ""
+    return classes[class_id - 1] if class_id <= len(classes) else f"class {class_id}"
+
+
+def model_name(name: str) -> str:
+    """Return how a predictions file is called in print; names that are not known stay as they are.
+
+    Examples
+    --------
+    >>> model_name("cellpose_tuned"), model_name("my_unet")
+    ('Cellpose, tuned', 'my_unet')
+    """
+    return MODEL_NAMES.get(name, name)
+
+
+def order_models(names: Iterable[str]) -> list[str]:
+    """Return the names in the order of every table: the floor, Cellpose before and after, Mask R-CNN, then the others.
+
+    Examples
+    --------
+    >>> order_models(["unet", "maskrcnn", "threshold"])
+    ['threshold', 'maskrcnn', 'unet']
+    """
+    names, known = set(names), list(MODEL_NAMES)
+    return [name for name in known if name in names] + sorted(names - set(known))
+
+
+def model_looks(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return colour, marker and linestyle of each model: three ways to tell them apart."""
+    ordered = order_models(names)
+    others = [name for name in ordered if name not in MODEL_LOOKS]
+    looks = MODEL_LOOKS | {name: OTHER_LOOKS[k % len(OTHER_LOOKS)] for k, name in enumerate(others)}
+    return {name: dict(zip(("color", "marker", "linestyle"), looks[name], strict=True)) for name in ordered}
+
+
+# ---- images --------------------------------------------------------------------------------------------------------
+def _checked_image(image: np.ndarray) -> np.ndarray:
+    good = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if not good or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3) or 0 in image.shape:
+        came = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"an image is (H, W) or (H, W, 3) uint8, this is {came}")
+    return image
+
+
+def _checked_pair(image: np.ndarray, *objects: Instances | None) -> None:
+    shape = _checked_image(image).shape[:2]
+    for one in objects:
+        if one is not None and one.shape != shape:
+            raise UserError(
+                f"the image is {shape[0]} x {shape[1]} px, its objects are of {one.shape[0]} x {one.shape[1]} px",
+                "give the objects of this very image",
+            )
+
+
+def _picture(ax: Axes, image: np.ndarray, title: str = "", **how) -> Axes:
+    """Show pixels without ticks; grey values from 0 to 255."""
+    how = {"cmap": "gray", "vmin": 0, "vmax": 255} | how if image.ndim == 2 else how
+    ax.imshow(image, **how)
+    ax.set_axis_off()
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def grey_of(image: np.ndarray) -> np.ndarray:
+    """Return the brightest channel of each pixel, (H, W) uint8."""
+    return image if image.ndim == 2 else image.max(axis=2)
+
+
+@_styled
+def show_image(image: np.ndarray, ax: Axes | None = None, title: str = "") -> Axes:
+    """Show one image."""
+    return _picture(_axes(ax), _checked_image(image), title)
+
+
+# ---- outlines ------------------------------------------------------------------------------------------------------
+def _at_drawing_scale(labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the label image enlarged (or thinned out) by a whole number to about `DRAWN_PX`, and the factor."""
+    longest = max(labels.shape)
+    if longest >= 2 * DRAWN_PX:
+        step = longest // DRAWN_PX
+        return labels[::step, ::step], 1 / step
+    times = max(1, round(DRAWN_PX / longest))
+    return np.repeat(np.repeat(labels, times, axis=0), times, axis=1), float(times)
+
+
+def outline_of(labels: np.ndarray, width_px: int = 1) -> np.ndarray:
+    """Return the pixels of each object within `width_px` of another object or the background: (H, W) bool, one pass.
+
+    Examples
+    --------
+    >>> outline_of(np.array([[0, 0, 0, 0], [0, 1, 1, 2], [0, 0, 0, 0]])).astype(int).tolist()
+    [[0, 0, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
+    """
+    edge = np.zeros(labels.shape, bool)
+    for step in range(1, min(width_px, *(n - 1 for n in labels.shape)) + 1):
+        down, right = labels[step:] != labels[:-step], labels[:, step:] != labels[:, :-step]
+        edge[step:] |= down
+        edge[:-step] |= down
+        edge[:, step:] |= right
+        edge[:, :-step] |= right
+    return edge & (labels > 0)
+
+
+def _rgb(colours: Sequence[str]) -> np.ndarray:
+    """Return hexadecimal colours as (N + 1, 3) uint8; row 0 is the background."""
+    from matplotlib.colors import to_rgb
+
+    table = np.array([(0.0, 0.0, 0.0), *(to_rgb(colour) for colour in colours)])
+    return (255 * table).round().astype(np.uint8)
+
+
+def _cell_layer(objects: Instances, colours: Sequence[str], width_px: int, fill: float = 0.0, stripes=False):
+    """Return an RGBA picture of outlines with a dark seam, and of areas filled to `fill` (0 to 1), striped or not."""
+    from scipy.ndimage import binary_dilation
+
+    labels, _ = _at_drawing_scale(objects.paint())
+    table = _rgb(colours)
+    layer = np.zeros((*labels.shape, 4), np.uint8)
+    if fill:
+        inside = labels > 0
+        if stripes:
+            rows, columns = np.indices(labels.shape, sparse=True)
+            inside &= (rows + columns) % 20 < 7
+        layer[inside, :3] = table[labels[inside]]
+        layer[inside, 3] = round(255 * fill)
+    edge = outline_of(labels, width_px)
+    seam = binary_dilation(edge, iterations=2) & (labels == 0)
+    layer[seam] = (0, 0, 0, 110)
+    layer[edge, :3] = table[labels[edge]]
+    layer[edge, 3] = 255
+    return layer
+
+
+def _dashed_layer(objects: Instances, width_px: int) -> np.ndarray:
+    """Return an RGBA picture of dashed outlines, white and dark in turn: visible on any ground."""
+    labels, scale = _at_drawing_scale(objects.paint())
+    layer = np.zeros((*labels.shape, 4), np.uint8)
+    y, x = np.nonzero(outline_of(labels, width_px))
+    owner = labels[y, x] - 1
+    left, top, width, height = objects.boxes_xywh.T * scale
+    angle = np.arctan2(y - (top + height / 2)[owner], x - (left + width / 2)[owner])
+    dashes = np.maximum(2, np.round((width + height) * np.pi / 2 / 26)).astype(int)[owner]  # 26 px a pair of dashes
+    light = np.floor((angle / (2 * np.pi) + 0.5) * 2 * dashes) % 2 == 0
+    layer[y, x] = np.where(light[:, None], (255, 255, 255, 255), (0, 0, 0, 170))
+    return layer
+
+
+def _lay(ax: Axes, layer: np.ndarray, shape: tuple[int, int]) -> None:
+    ax.imshow(layer, extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5), interpolation="antialiased")
+
+
+def _legend_below(ax: Axes, handles: list, columns: int | None = None) -> None:
+    if handles:
+        where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.005), "borderaxespad": 0.2}
+        ax.legend(handles=handles, ncols=columns or len(handles), columnspacing=1.1, handlelength=1.2, **where)
+
+
+@_styled
+def show_overlay(
+    image: np.ndarray,
+    found: Instances,
+    truth: Instances | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+    classes: Sequence[str] = (),
+    fill: float = 0.0,
+    legend: bool = True,
+    line_px: int = 4,
+) -> Axes:
+    """Show found cells as outlines in the colour of their class, true cells as thin dashes, white and dark.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3) uint8
+    found, truth : Instances
+        Of this image. Where masks overlap, the one of higher score is drawn.
+    classes : sequence of str
+        Names for the legend.
+    fill : float
+        0 = outlines only, up to 1 = areas painted over.
+    line_px : int
+        Width of an outline where the image is drawn 900 px wide.
+    """
+    _checked_pair(image, found, truth)
+    ax = _picture(_axes(ax), image, title)
+    shape = image.shape[:2]
+    if len(found):
+        _lay(ax, _cell_layer(found, [class_colour(k) for k in found.class_ids], line_px, fill), shape)
+    if truth is not None and len(truth):
+        _lay(ax, _dashed_layer(truth, max(2, line_px // 2)), shape)
+    if legend:
+        _legend_below(ax, _overlay_handles(found, truth, classes))
+    return ax
+
+
+def _overlay_handles(found: Instances, truth: Instances | None, classes: Sequence[str]) -> list:
+    from matplotlib.lines import Line2D
+
+    kinds, counts = np.unique(found.class_ids, return_counts=True)
+    handles = [
+        Line2D([], [], color=class_colour(k), lw=3, label=f"{class_name(k, classes) or 'found'} {n}")
+        for k, n in zip(kinds.tolist(), counts.tolist(), strict=True)
+    ] or [Line2D([], [], color=UNKNOWN_COLOUR, lw=3, label="found 0")]
+    if truth is not None:
+        handles.append(Line2D([], [], color=INK, lw=1.4, ls=(0, (2, 1.4)), label=f"truth {len(truth)}"))
+    return handles
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+def verdicts(truth: Instances, found: Instances, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Return what became of every true and every found object of one image.
+
+    Returns
+    -------
+    of_truth : (G,) object
+        "hit" or "missed".
+    of_found : (P,) object
+        "hit", "invented", or "wrong class": matched (IoU above `threshold`), both classes known, and not the same.
+
+    Examples
+    --------
+    >>> truth = Instances.from_labels(np.array([[1, 1, 0, 2, 2]]), class_ids=[1, 1])
+    >>> found = Instances.from_labels(np.array([[1, 1, 0, 0, 2]]), class_ids=[2, 1])
+    >>> [side.tolist() for side in verdicts(truth, found)]
+    [['hit', 'missed'], ['wrong class', 'invented']]
+    """
+    from cellkit.scores import match_pairs
+
+    i, j = match_pairs(truth, found, threshold)
+    of_truth, of_found = np.full(len(truth), "missed", object), np.full(len(found), "invented", object)
+    of_truth[i] = "hit"
+    known = (truth.class_ids[i] > 0) & (found.class_ids[j] > 0)
+    of_found[j] = np.where(known & (truth.class_ids[i] != found.class_ids[j]), "wrong class", "hit")
+    return of_truth, of_found
+
+
+@_styled
+def show_errors(
+    image: np.ndarray,
+    truth: Instances,
+    found: Instances,
+    ax: Axes | None = None,
+    title: str = "",
+    threshold: float = 0.5,
+    legend: bool = True,
+) -> Axes:
+    """Show where an answer is right and wrong: hit, missed (striped), invented, wrong class, with counts.
+
+    A hit is a pair with IoU strictly above `threshold`. The image is shown in grey.
+    """
+    _checked_pair(image, truth, found)
+    of_truth, of_found = verdicts(truth, found, threshold)
+    ax = _picture(_axes(ax), (grey_of(image) * 0.75).astype(np.uint8), title)
+    shape, missed = image.shape[:2], truth[of_truth == "missed"]
+    if len(missed):
+        _lay(ax, _cell_layer(missed, [VERDICTS["missed"]] * len(missed), 3, fill=0.55, stripes=True), shape)
+    if len(found):
+        _lay(ax, _cell_layer(found, [VERDICTS[v] for v in of_found], 5, fill=0.28), shape)
+    if legend:
+        counts = {name: int((of_found == name).sum()) for name in VERDICTS} | {"missed": len(missed)}
+        with_class = truth.class_ids.any() and found.class_ids.any()
+        _legend_below(ax, _verdict_handles(counts, with_class))
+    return ax
+
+
+def _verdict_handles(counts: Mapping[str, int] | None = None, with_class: bool = True) -> list:
+    from matplotlib.patches import Patch
+
+    handles = []
+    for name, colour in VERDICTS.items():
+        if name != "wrong class" or with_class:
+            text = name if counts is None else f"{name} {counts[name]}"
+            stripes = {"hatch": "/////", "facecolor": "white"} if name == "missed" else {"facecolor": colour}
+            handles.append(Patch(**stripes, edgecolor="#B5A800" if name == "missed" else colour, label=text))
+    return handles
+
+
+# ---- from microscope to picture ------------------------------------------------------------------------------------
+CHANNEL_INK = {"red": "#C92A2A", "green": "#2B8A3E", "blue": "#1C5FD4"}
+
+
+def channel_names(channels: str) -> dict[str, str]:
+    """Return what is in each colour of a record's `channels` text; empty colours are left out.
+
+    Examples
+    --------
+    >>> channel_names("red=;green=GFP;blue=DAPI")
+    {'green': 'GFP', 'blue': 'DAPI'}
+    """
+    pairs = (part.partition("=") for part in channels.split(";"))
+    return {colour: name for colour, _, name in pairs if colour in CHANNEL_INK and name}
+
+
+@_styled
+def show_channels(image: np.ndarray, channels: str = "", figure: Figure | None = None, title: str = "") -> np.ndarray:
+    """Show a picture beside each of its colours in grey, under the name of the channel that is in it.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    channels : str
+        A record's: "red=;green=GFP;blue=DAPI". Without it every colour that is not empty is shown.
+    """
+    _checked_image(image)
+    colours = list(CHANNEL_INK)
+    names = channel_names(channels) or {c: c for k, c in enumerate(colours) if image.ndim == 3 and image[..., k].any()}
+    figure = _figure(figure, (3.4 * (1 + len(names)), 3.7))
+    axes = np.atleast_1d(figure.subplots(1, 1 + len(names)))
+    for ax, (colour, name) in zip(axes, names.items(), strict=False):
+        plane = image if image.ndim == 2 else image[..., colours.index(colour)]
+        _picture(ax, plane)
+        ax.set_title(f"{name}: in {colour}" if name != colour else colour, color=CHANNEL_INK[colour])
+    _picture(axes[-1], image, title or "the picture")
+    return axes
+
+
+@_styled
+def show_conversion(
+    planes: np.ndarray,
+    names: Sequence[str],
+    image: np.ndarray,
+    levels: Sequence[Any] = (),
+    text: str = "",
+    figure: Figure | None = None,
+) -> np.ndarray:
+    """Show a conversion: raw planes, how many pixels hold which value and what became black and white, the picture.
+
+    Parameters
+    ----------
+    planes : (C, H, W) any number
+        As read from the file.
+    names : sequence of str
+        Of the C channels.
+    image : (H, W, 3) uint8
+        What was made of them.
+    levels : sequence of `cellkit.convert.Level`
+        Colour, channel, low and high of each channel that was used.
+    text : str
+        Above the picture, e.g. what became of the z planes.
+
+    Returns
+    -------
+    (2 C + 1,) Axes
+        Plane and values of each channel, then the picture.
+    """
+    _checked_image(image)
+    planes = np.asarray(planes)
+    if planes.ndim != 3 or len(planes) != len(names):
+        raise ValueError(f"planes are (C, H, W) with C names, these are {planes.shape} with {len(names)} names")
+    by_channel = {level.channel: level for level in levels}
+    figure = _figure(figure, (3.2 * (len(planes) + 1.4), 4.7))
+    grid = figure.add_gridspec(2, len(planes) + 1, height_ratios=[3, 1], width_ratios=[1] * len(planes) + [1.4])
+    pairs = [[figure.add_subplot(grid[row, k]) for row in (0, 1)] for k in range(len(planes))]
+    last = _picture(figure.add_subplot(grid[:, -1]), image, text or "8-bit RGB picture")
+    for (ax, below), plane, name in zip(pairs, planes, names, strict=True):
+        level = by_channel.get(name)
+        colour = CHANNEL_INK[level.colour] if level else QUIET
+        _picture(ax, plane, vmin=plane.min(), vmax=max(plane.max(), plane.min() + 1))
+        to = f" → {level.colour}" if level else ": not used"
+        ax.set_title(f"{name}{to}\n{plane.dtype}, {plane.min():g} to {plane.max():g}", color=colour)
+        _values(below, plane, level, colour)
+    return np.array([*(ax for pair in pairs for ax in pair), last], object)
+
+
+def _values(ax: Axes, plane: np.ndarray, level: Any, colour: str) -> None:
+    """Draw how many pixels hold which value, and the values that became 0 and 255."""
+    counts, edges = np.histogram(plane, bins=80)
+    ax.stairs(np.maximum(counts, 0.5), edges, fill=True, color=colour, alpha=0.35, baseline=0.5)
+    ax.set_yscale("log")
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("value in the file")
+    ax.locator_params(axis="x", nbins=4)
+    for value, to in ((level.low, "0"), (level.high, "255")) if level else ():
+        ax.axvline(value, color=INK, lw=1.1)
+        ax.annotate(f"→ {to}", (value, 1), (3, -2), ("data", "axes fraction"), "offset points", va="top", fontsize=8)
+
+
+# ---- sheets of examples --------------------------------------------------------------------------------------------
+class _Examples:
+    """Images and their cells, from a CellDataset or from two sequences; images are opened one by one."""
+
+    def __init__(self, images: Any, instances: Sequence[Instances] | None, classes: Sequence[str]):
+        self.records = getattr(images, "records", None)
+        self.image = images.image if self.records is not None else images.__getitem__
+        own = getattr(images, "instances", None)
+        self.instances = instances if instances is not None else own
+        self.classes = tuple(classes) or tuple(getattr(images, "classes", ()))
+        self.count = len(images)
+        if self.instances is not None and len(self.instances) != self.count:
+            raise UserError(f"{self.count} images, {len(self.instances)} sets of objects", "give one per image")
+
+    def chosen(self, n: int) -> list[int]:
+        """Return `n` positions: each cell type in turn, evenly spread within it."""
+        groups: dict[str, list[int]] = {}
+        for position in range(self.count):
+            key = self.records[position].cell_type if self.records is not None else ""
+            groups.setdefault(key, []).append(position)
+        shares = [len(part) for part in np.array_split(np.arange(min(n, self.count)), len(groups))] if groups else []
+        chosen, left = [], 0
+        for (_, members), share in zip(sorted(groups.items(), key=lambda pair: len(pair[1])), shares[::-1], strict=True):
+            take = min(len(members), share + left)
+            left += share - take
+            chosen += [members[k] for k in np.linspace(0, len(members) - 1, take).round().astype(int)]
+        return sorted(chosen)
+
+
+@_styled
+def show_sheet(
+    images: Any,
+    instances: Sequence[Instances] | None = None,
+    classes: Sequence[str] = (),
+    n: int = 8,
+    columns: int = 4,
+    titles: Sequence[str] | None = None,
+    fill: float = 0.28,
+    figure: Figure | None = None,
+) -> np.ndarray:
+    """Show a sheet of up to `n` images with their masks in the colours of the classes.
+
+    Parameters
+    ----------
+    images : CellDataset, or a sequence of images
+        Of a CellDataset every cell type is shown, evenly spread.
+    instances : list of Instances, optional
+        One per image; a CellDataset brings its own.
+    titles : list of str, optional
+        One per image; default the image's name and number of cells.
+
+    Returns
+    -------
+    (rows, columns) Axes
+    """
+    data = _Examples(images, instances, classes)
+    chosen = data.chosen(n)
+    columns = max(1, min(columns, len(chosen)))
+    rows = max(1, -(-len(chosen) // columns))
+    figure = _figure(figure, (2.9 * columns, 3.1 * rows + 0.3))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, position in zip(axes.flat, chosen, strict=False):
+        cells = data.instances[position] if data.instances is not None else None
+        title = titles[position] if titles is not None else _title_of(data, position, cells)
+        image = data.image(position)
+        if cells is None:
+            _picture(ax, _checked_image(image), title)
+        else:
+            show_overlay(image, cells, None, ax, title, data.classes, fill, legend=False, line_px=7)
+        ax.title.set_fontsize(9)
+    present = [data.instances[k].class_ids for k in chosen] if data.instances is not None else []
+    _class_legend(figure, present, data.classes)
+    return axes
+
+
+def _title_of(data: _Examples, position: int, cells: Instances | None) -> str:
+    name = data.records[position].image_id if data.records is not None else str(position + 1)
+    name = name if len(name) <= 22 else f"{name[:10]}…{name[-10:]}"
+    return name if cells is None else f"{name}: {len(cells)}"
+
+
+def _class_legend(figure: Figure, class_ids: Sequence[np.ndarray], classes: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    ids, counts = np.unique(np.concatenate([np.zeros(0, int), *class_ids]), return_counts=True)
+    handles = [
+        Patch(color=class_colour(k), label=f"{class_name(k, classes) or 'cell of unknown class'} ({n})")
+        for k, n in zip(ids.tolist(), counts.tolist(), strict=True)
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), handlelength=1.0)
+
+
+@_styled
+def show_crops(
+    images: Any,
+    instances: Sequence[Instances] | None = None,
+    classes: Sequence[str] = (),
+    n: int = 8,
+    seed: int = 0,
+    figure: Figure | None = None,
+) -> np.ndarray:
+    """Show single cells: a row per class with up to `n` cells each, all at one scale, whole cells first.
+
+    Parameters
+    ----------
+    images, instances, classes
+        As in `show_sheet`.
+    seed : int
+        Which cells are drawn from all of the class.
+
+    Returns
+    -------
+    (classes, n) Axes
+    """
+    data = _Examples(images, instances, classes)
+    cells = data.instances or []
+    owner = np.repeat(np.arange(len(cells)), [len(x) for x in cells]) if cells else np.zeros(0, int)
+    ids = np.concatenate([np.zeros(0, int), *(x.class_ids for x in cells)])
+    boxes = np.concatenate([np.zeros((0, 4), int), *(x.boxes_xywh for x in cells)])
+    local = np.concatenate([np.zeros(0, int), *(np.arange(len(x)) for x in cells)])
+    side = int(np.ceil(1.4 * np.quantile(boxes[:, 2:].max(axis=1), 0.9))) if len(boxes) else 32
+    kinds = np.unique(ids).tolist() or [0]
+    figure = _figure(figure, (1.35 * n + 0.6, 1.5 * len(kinds) + 0.2))
+    axes = figure.subplots(len(kinds), n, squeeze=False)
+    order = np.random.default_rng(seed).permutation(len(ids))
+    cut = np.array([_at_border(box, cells[k].shape) for box, k in zip(boxes, owner, strict=True)], bool)
+    order = order[np.argsort(cut[order], kind="stable")]
+    for row, kind in zip(axes, kinds, strict=True):
+        members = order[ids[order] == kind][:n]
+        for ax in row:
+            ax.set_axis_off()
+        for ax, member in zip(row, members, strict=False):
+            one = cells[owner[member]][int(local[member])]
+            _crop(ax, data.image(int(owner[member])), one, boxes[member], side)
+        label = class_name(kind, data.classes) or "cells"
+        row[0].text(0, 1.03, label, transform=row[0].transAxes, color=INK, fontsize=10, va="bottom")
+    return axes
+
+
+def _at_border(box: np.ndarray, shape: tuple[int, int]) -> bool:
+    x, y, width, height = box.tolist()
+    return x == 0 or y == 0 or x + width == shape[1] or y + height == shape[0]
+
+
+def _crop(ax: Axes, image: np.ndarray, cell: Instances, box: np.ndarray, side: int) -> None:
+    """Show the square of `side` px around a cell; what lies outside the image is black."""
+    x, y, width, height = box.tolist()
+    left, top = x + width // 2 - side // 2, y + height // 2 - side // 2
+    ax.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 255} if image.ndim == 2 else {}))
+    shape = image.shape[:2]
+    rows, columns = slice(max(0, top), min(shape[0], top + side)), slice(max(0, left), min(shape[1], left + side))
+    part = Instances.from_labels(cell.paint()[rows, columns])
+    layer = _cell_layer(part, [class_colour(int(cell.class_ids[0]))] * len(part), 16)
+    ax.imshow(layer, extent=(columns.start - 0.5, columns.stop - 0.5, rows.stop - 0.5, rows.start - 0.5))
+    ax.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
+    ax.add_patch(_black(left, top, side))
+
+
+def _black(left: int, top: int, side: int):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((left - 0.5, top - 0.5), side, side, facecolor="black", zorder=-1)
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+def _all_objects(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Keep the rows about all objects, whatever their class and size."""
+    plain = table["class_name"].fillna("").astype(str) == ""
+    return table[plain & (table["size"].fillna("").astype(str) == "")] if "size" in table else table[plain]
+
+
+def _by_model(table: pandas.DataFrame | Mapping[str, pandas.DataFrame]) -> dict[str, pandas.DataFrame]:
+    if isinstance(table, Mapping):
+        return {name: table[name] for name in order_models(table)}
+    if "model" not in table:
+        return {"": table}
+    return {name: table[table["model"] == name] for name in order_models(table["model"].unique())}
+
+
+@_styled
+def show_curves(
+    table: pandas.DataFrame | Mapping[str, pandas.DataFrame], ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """Show TP / (TP + FP + FN) over the IoU thresholds, one line per model; its mean is the MAP IoU in the legend.
+
+    Parameters
+    ----------
+    table : DataFrame or dict
+        Of `scores.score_table`, with a column `model`; or name -> table. Mean of the images; an image with nothing on
+        either side counts 1.
+    """
+    ax, tables = _axes(ax, (5.6, 4.2)), _by_model(table)
+    looks = model_looks(tables)
+    curves = {name: curve_of(rows) for name, rows in tables.items() if len(_all_objects(rows))}
+    for name in sorted(curves, key=lambda key: -curves[key].mean()):
+        curve, label = curves[name], f"{model_name(name)}  {curves[name].mean():.3f}".strip()
+        ax.plot(curve.index, curve, label=label, lw=2, ms=5, **looks[name])
+    ax.set(xlabel="IoU threshold (a hit is above it)", ylabel="TP / (TP + FP + FN), mean of images", ylim=(0, 1.02))
+    ax.grid(True, axis="y")
+    if curves:
+        ax.legend(title="MAP IoU", loc="lower left", alignment="left", title_fontsize=9, handlelength=3)
+    ax.set_title(title)
+    return ax
+
+
+def curve_of(table: pandas.DataFrame) -> pandas.Series:
+    """Return the mean over images of TP / (TP + FP + FN) at each threshold; nothing on either side counts 1."""
+    rows = _all_objects(table)
+    total = rows["tp"] + rows["fp"] + rows["fn"]
+    share = (rows["tp"] / total.where(total > 0, 1)).where(total > 0, 1.0)
+    return share.groupby(rows["threshold"]).mean()
+
+
+@_styled
+def show_scores(
+    frame: pandas.DataFrame, by: str | None = None, ax: Axes | None = None, title: str = "", value: str = "MAP IoU"
+) -> Axes:
+    """Show scores as points with their intervals: a row per model, or per part and model.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        `scores.summary` of several models, with a column `model`: model, score, low, high (and the column `by`).
+    by : str, optional
+        Column that names the parts: cell_type, class_name, size, split.
+    """
+    parts = list(dict.fromkeys(frame[by])) if by else [""]
+    models = order_models(frame["model"].unique())
+    looks = model_looks(models)
+    ax = _axes(ax, (6.2, 0.7 + 0.38 * len(parts) * len(models)))
+    places, labels, place = [], [], 0.0
+    for part in parts:
+        rows = frame[frame[by] == part] if by else frame
+        if part:
+            ax.text(0.0, place - 0.62, f"{part}", ha="left", va="center", fontsize=9.5, weight="bold")
+        for name in models:
+            for line in rows[rows["model"] == name].itertuples():
+                _point(ax, line, place, looks[name])
+                places.append(place)
+                labels.append(model_name(name))
+                place += 1
+        place += 0.9
+    ax.set_yticks(places, labels, color=INK)
+    ax.set(xlim=(0, 1), ylim=(max(places, default=0) + 0.6, -1.0 if by else -0.6), xlabel=value)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(True, axis="x")
+    ax.set_title(title)
+    return ax
+
+
+def _point(ax: Axes, line: Any, place: float, look: Mapping[str, str]) -> None:
+    if not np.isfinite(line.score):
+        return
+    reach = line.score
+    if np.isfinite(line.low) and np.isfinite(line.high):
+        ax.plot([line.low, line.high], [place, place], color=look["color"], lw=3, alpha=0.45, solid_capstyle="butt")
+        reach = max(line.high, line.score)
+    ax.plot([line.score], [place], color=look["color"], marker=look["marker"], ms=7, ls="none")
+    beside, aligned = (reach, "left") if reach < 0.88 else (min(line.score, getattr(line, "low", 1)), "right")
+    shift = 7 if aligned == "left" else -9
+    ax.annotate(f"{line.score:.3f}", (beside, place), (shift, 0), textcoords="offset points", va="center", ha=aligned)
+
+
+@_styled
+def show_history(history: Any, figure: Figure | None = None, title: str = "", score: str = "MAP IoU") -> np.ndarray:
+    """Show a training: loss above, validation score below with the weights that were kept marked.
+
+    Parameters
+    ----------
+    history : path or DataFrame, or name -> path or DataFrame
+        ``history.csv``: step, loss (mean since the row before), score, seconds.
+    score : str
+        What the score is.
+
+    Returns
+    -------
+    (2,) Axes
+    """
+    histories = history if isinstance(history, Mapping) else {"": history}
+    figure = _figure(figure, (5.6, 4.6))
+    axes = figure.subplots(2, 1, sharex=True)
+    looks = model_looks(histories)
+    for name, one in histories.items():
+        rows = _history_rows(one)
+        look = looks[name] if name else {"color": "#0072B2", "marker": "o", "linestyle": "-"}
+        label = model_name(name)
+        lossy = rows[rows["loss"].notna()]
+        axes[0].plot(lossy["step"], lossy["loss"], label=label, lw=2, ms=4, **look)
+        axes[1].plot(rows["step"], rows["score"], label=label, lw=2, ms=4, **look)
+        if rows["score"].notna().any():
+            best = rows.loc[rows["score"].idxmax()]
+            axes[1].plot([best["step"]], [best["score"]], "o", ms=13, mfc="none", mec=look["color"], mew=1.6)
+            axes[1].annotate(
+                f"kept: step {best['step']:.0f}, {best['score']:.3f}", (best["step"], best["score"]), (0, -16),
+                textcoords="offset points", fontsize=9, va="top", ha="right" if best["step"] > rows["step"].mean() else "left",
+            )  # fmt: skip
+    axes[0].set(ylabel="training loss", ylim=(0, None))
+    axes[1].set(ylabel=f"validation {score}", xlabel="training step", ylim=(0, 1))
+    for ax in axes:
+        ax.grid(True, axis="y")
+        ax.margins(x=0.03)
+    if "" not in histories:
+        axes[0].legend()
+    axes[0].set_title(title)
+    return axes
+
+
+def _history_rows(history: Any) -> pandas.DataFrame:
+    import pandas as pd
+
+    rows = history if isinstance(history, pd.DataFrame) else pd.read_csv(history)
+    missing = [name for name in ("step", "loss", "score") if name not in rows]
+    if missing:
+        raise UserError(f"{history} lacks the column(s) {', '.join(missing)}", "give the history.csv of a training")
+    return rows
+
+
+@_styled
+def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, title: str = "", images: int = 8) -> Axes:
+    """Show which share of the cells is of which class, truth (pale) above found (full), per image and over all.
+
+    Parameters
+    ----------
+    counts : DataFrame
+        Of one model: image_id, class_name, truth_cells, found_cells (`report.count_cells`).
+    images : int
+        At most so many images have rows of their own; the sum over all is always there.
+    """
+    if "model" in counts and counts["model"].nunique() > 1:
+        raise UserError(f"counts of {counts['model'].nunique()} models", "give the rows of one: counts[counts.model == m]")
+    classes = list(dict.fromkeys(counts["class_name"]))
+    own = list(dict.fromkeys(counts["image_id"]))
+    rows = [(f"all {len(own)} images", counts)] if len(own) != 1 else []
+    rows += [(name, counts[counts["image_id"] == name]) for name in own[:images]]
+    ax = _axes(ax, (6.6, 1.0 + 0.62 * max(len(rows), 1)))
+    for place, (_, part) in enumerate(rows):
+        for column, shift, pale in (("truth_cells", -0.19, True), ("found_cells", 0.19, False)):
+            cells = part.groupby("class_name")[column].sum().reindex(classes).fillna(0)
+            _share_bar(ax, place + shift, cells.to_numpy(float), pale)
+    ax.set_yticks(range(len(rows)), [name if len(name) < 24 else f"{name[:22]}…" for name, _ in rows], color=INK)
+    ax.set(xlim=(0, 100), ylim=(len(rows) - 0.45, -0.55), xlabel="share of the cells (%), and their number")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    _legend_below_axis(ax, classes)
+    ax.set_title(title)
+    return ax
+
+
+def _share_bar(ax: Axes, place: float, cells: np.ndarray, pale: bool) -> None:
+    total, left = cells.sum(), 0.0
+    if not total:
+        ax.text(1, place, "no cell", va="center", fontsize=8.5, color=QUIET)
+    for k, n in enumerate(cells):
+        width = 100 * n / total if total else 0
+        if width:
+            look = {"alpha": 0.45, "hatch": "....", "edgecolor": "white"} if pale else {}
+            ax.barh(place, width, 0.36, left=left, color=class_colour(k + 1), lw=0, **look)
+            text = f"{n:.0f} ({width:.1f} %)" if width > 18 else f"{n:.0f}"
+            if width > 4:
+                ax.text(left + width / 2, place, text, ha="center", va="center", fontsize=8.5)
+        left += width
+
+
+def _legend_below_axis(ax: Axes, classes: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=class_colour(k), label=name or "unknown") for k, name in enumerate(classes, 1)]
+    handles += [Patch(facecolor="#B9BDC4", alpha=0.45, hatch="....", edgecolor="white", label="truth (above)")]
+    handles += [Patch(color="#B9BDC4", label="found (below)")]
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.0), ncols=len(handles), handlelength=1.2,
+              borderaxespad=3.6, columnspacing=1.2)  # fmt: skip
+
+
+@_styled
+def show_gains(attribution: pandas.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Show what the MAP IoU would gain if one kind of fault were repaired: `attribution.attribute` of one model."""
+    from cellkit.attribution import gains
+
+    rows = gains(attribution)
+    ax = _axes(ax, (5.6, 0.8 + 0.4 * len(rows)))
+    ax.barh(np.arange(len(rows)), rows["gain"], 0.62, color="#0072B2")
+    for place, line in enumerate(rows.itertuples()):
+        text = f"{line.gain:.3f}   {line.cells} cells in {line.images} images"
+        ax.annotate(text, (line.gain, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(rows)), rows["kind"], color=INK)
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel="MAP IoU given back by repairing this kind alone")
+    ax.set_xlim(0, max(0.02, 2.2 * rows["gain"].max()) if len(rows) else 1)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(True, axis="x")
+    ax.set_title(title)
+    return ax
+
+
+@_styled
+def show_confusion(confusion: pandas.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Show who was taken for whom among matched cells: rows truth, columns found (`scores.class_accuracy`)."""
+    ax = _axes(ax, (1.6 + 0.9 * len(confusion.columns), 1.2 + 0.8 * len(confusion)))
+    values = confusion.to_numpy(float)
+    share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    for (row, column), n in np.ndenumerate(values):
+        text = f"{n:.0f}\n{100 * share[row, column]:.0f} %"
+        ax.text(column, row, text, ha="center", va="center", color="white" if share[row, column] > 0.62 else INK)
+    ax.set_xticks(range(len(confusion.columns)), confusion.columns, color=INK)
+    ax.set_yticks(range(len(confusion)), confusion.index, color=INK)
+    ax.set(xlabel="found as", ylabel="truth")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+    return ax
+
+
+# ---- what networks see ---------------------------------------------------------------------------------------------
+def flow_colours(flow_y: np.ndarray, flow_x: np.ndarray, full: float | None = None) -> np.ndarray:
+    """Return flows as colours: hue = direction, brightness = length up to `full` (default the 99th percentile).
+
+    Returns
+    -------
+    (H, W, 3) uint8
+        No flow is black.
+    """
+    from matplotlib.colors import hsv_to_rgb
+
+    length = np.hypot(flow_y, flow_x)
+    if full is None:
+        full = float(np.percentile(length[length > 0], 99)) if (length > 0).any() else 1.0
+    hue = np.arctan2(flow_y, flow_x) / (2 * np.pi) % 1
+    hsv = np.stack([hue, np.full_like(hue, 0.85), np.clip(length / full, 0, 1)], axis=-1)
+    return (255 * hsv_to_rgb(hsv)).round().astype(np.uint8)
+
+
+@_styled
+def show_flows(image: np.ndarray, maps: np.ndarray, figure: Figure | None = None, title: str = "") -> np.ndarray:
+    """Show what Cellpose's network answers: for each pixel the way to the middle of its cell, and whether it is one.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3) uint8
+    maps : (3, H, W) float
+        Flow y, flow x and cell probability: a network's output (a logit) or its training target (0 or 1).
+
+    Returns
+    -------
+    (3,) Axes
+        Image; flows (hue = direction, arrows); cell probability.
+    """
+    _checked_image(image)
+    maps = np.asarray(maps, np.float32)
+    if maps.ndim != 3 or len(maps) < 3:
+        raise ValueError(f"maps are flow y, flow x, cell probability: (3, H, W), these are {maps.shape}")
+    figure = _figure(figure, (10.5, 3.8))
+    axes = figure.subplots(1, 3)
+    _picture(axes[0], image, title or "image")
+    draw_flows(axes[1], maps)
+    axes[1].set_title("flows: colour and arrow = direction")
+    cell = maps[2]
+    if cell.min() < 0 or cell.max() > 1:
+        cell = 1 / (1 + np.exp(-np.clip(cell, -30, 30)))
+    _picture(axes[2], cell, "probability of being in a cell", vmin=0, vmax=1, cmap="magma")
+    return axes
+
+
+def draw_flows(ax: Axes, maps: np.ndarray, arrows: int = 34) -> Axes:
+    """Draw flows on given Axes, with about `arrows` arrows along the longer side and a wheel of directions."""
+    flow_y, flow_x = maps[:2]
+    height, width = flow_y.shape
+    ax.imshow(flow_colours(flow_y, flow_x), interpolation="nearest")
+    step = max(1, max(height, width) // arrows)
+    y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step]
+    v, u = flow_y[y, x], flow_x[y, x]
+    length = np.hypot(u, v)
+    some = length > 0.3 * max(float(length.max()), 1e-6)
+    u, v = u[some] / length[some], v[some] / length[some]
+    reach = 0.8 * step
+    ax.quiver(x[some], y[some], u * reach, v * reach, color="white", angles="xy", scale_units="xy", scale=1, pivot="mid",
+              width=0.0035, headwidth=4, headlength=4, headaxislength=3.6)  # fmt: skip
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    ax.set_axis_off()
+    wheel = ax.inset_axes((0.9, 1.01, 0.1, 0.1))
+    grid = np.linspace(-1, 1, 101)
+    dy, dx = np.meshgrid(grid, grid, indexing="ij")
+    colours = np.dstack([flow_colours(dy, dx, 1.0), np.where(np.hypot(dy, dx) <= 1, 255, 0).astype(np.uint8)])
+    wheel.imshow(colours)
+    wheel.set_axis_off()
+    return ax
+
+
+KERNELS = {
+    "blur": np.full((3, 3), 1 / 9),
+    "left edges": np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4,
+    "upper edges": np.array([[-1, -2, -1], [0, 0, 0], [1, 2, 1]]) / 4,
+}
+
+
+@_styled
+def show_convolution(
+    image: np.ndarray, kernels: Mapping[str, np.ndarray] | None = None, figure: Figure | None = None
+) -> np.ndarray:
+    """Show what a convolution does: every pixel becomes the weighted sum of its neighbours; the weights decide.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3) uint8
+        Its brightest channel is used.
+    kernels : name -> (3, 3) weights, optional
+        Default `KERNELS`.
+
+    Returns
+    -------
+    (2, 1 + kernels) Axes
+        The image and nine of its pixels; above the weights, below what they make of the image.
+    """
+    from scipy.ndimage import correlate
+
+    kernels = KERNELS if kernels is None else kernels
+    plane = grey_of(_checked_image(image)).astype(float)
+    figure = _figure(figure, (2.6 * (1 + len(kernels)), 4.9))
+    axes = figure.subplots(2, 1 + len(kernels), gridspec_kw={"height_ratios": [1, 1.9]})
+    row, column = _edge_pixel(plane)
+    patch = np.pad(plane, 1, mode="edge")[row : row + 3, column : column + 3]
+    _number_grid(axes[0, 0], patch, "9 pixels", "{:.0f}", cmap="gray", vmin=0, vmax=255)
+    _picture(axes[1, 0], plane, "image", vmin=0, vmax=max(plane.max(), 1))
+    axes[1, 0].add_patch(_frame(row, column, plane.shape))
+    for (top, bottom), (name, kernel) in zip(axes[:, 1:].T, kernels.items(), strict=True):
+        answer = correlate(plane, np.asarray(kernel, float), mode="nearest")
+        limit = max(abs(kernel).max(), 1e-6)
+        _number_grid(top, np.asarray(kernel, float), f"weights: {name}", "{:.2g}", cmap="PuOr_r", vmin=-limit, vmax=limit)
+        signed = answer.min() < -1
+        reach = max(float(np.percentile(abs(answer), 99.5)), 1.0)
+        how = {"cmap": "PuOr_r", "vmin": -reach, "vmax": reach} if signed else {"vmin": 0, "vmax": max(plane.max(), 1)}
+        _picture(bottom, answer, f"here: {(patch * kernel).sum():.0f}", **how)
+        bottom.add_patch(_frame(row, column, plane.shape))
+    return axes
+
+
+def _edge_pixel(plane: np.ndarray) -> tuple[int, int]:
+    """Return a pixel on a strong edge away from the border, where a kernel has something to say."""
+    from scipy.ndimage import gaussian_filter, sobel
+
+    smooth = gaussian_filter(plane, 1)
+    strength = np.hypot(sobel(smooth, 0), sobel(smooth, 1))
+    margin = min(8, (min(plane.shape) - 1) // 2)
+    inner = strength[margin : plane.shape[0] - margin, margin : plane.shape[1] - margin]
+    row, column = np.unravel_index(int(inner.argmax()), inner.shape)
+    return int(row) + margin, int(column) + margin
+
+
+def _frame(row: int, column: int, shape: tuple[int, int]):
+    from matplotlib.patches import Rectangle
+
+    half = max(1.5, max(shape) / 60)
+    return Rectangle((column - half, row - half), 2 * half, 2 * half, fill=False, ec="#FFC20A", lw=2)
+
+
+def _number_grid(ax: Axes, values: np.ndarray, title: str, form: str, **how) -> None:
+    """Show a few numbers as coloured squares with the numbers written in them."""
+    shown = ax.imshow(values, **how)
+    for (row, column), value in np.ndenumerate(values):
+        red, green, blue, _ = shown.cmap(shown.norm(value))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        ax.text(column, row, form.format(value), ha="center", va="center", fontsize=9, color="white" if dark else INK)
+    ax.set_xticks(np.arange(values.shape[1] + 1) - 0.5, [])
+    ax.set_yticks(np.arange(values.shape[0] + 1) - 0.5, [])
+    ax.grid(True, color="white", lw=1)
+    ax.set_axisbelow(False)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)

@@ -1,0 +1,48 @@
+"""What several test files share: drawn images as a data set, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data: CELLKIT_DATA, or ../shared/data beside the checkout; skips where there is none."""
+    folder = Path(os.environ.get("CELLKIT_DATA") or REPO.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no real data: set CELLKIT_DATA")
+    return folder
+
+
+def eight_bit(plane: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(plane, (0.3, 99.8))
+    return (np.clip((plane - low) / max(high - low, 1), 0, 1) * 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """Six drawn images of two lines, (128, 128, 3) uint8, with truth and classes: three train, two val, one test."""
+    from cellkit import synthetic
+    from cellkit.dataset import CellDataset
+    from cellkit.instances import Instances
+    from cellkit.records import ImageRecord
+    from cellkit.sources import write_png
+
+    root = tmp_path_factory.mktemp("drawn")
+    records, instances = [], []
+    style = synthetic.FieldStyle(size_px=(128, 128), diameter_px=30.0)
+    for k, split in enumerate(("train", "train", "train", "val", "val", "test")):
+        line = ("HEK", "N2a")[k % 2]
+        field = synthetic.draw_field((line,), style, [7, k])
+        nuclei, cytoplasm = (eight_bit(plane) for plane in synthetic.expose(field, style, [7, k, 1]))
+        write_png(root / f"images/{k}.png", np.stack([np.zeros_like(nuclei), cytoplasm, nuclei], axis=-1))
+        found = Instances.from_labels(field.labels)
+        instances.append(found[found.areas_px >= 15].with_classes(k % 2 + 1))
+        records.append(ImageRecord(str(k), f"images/{k}.png", 128, 128, cell_type=line, split=split))
+    return CellDataset(records, instances, ("HEK", "N2a"), root, list(range(1, 7)))

@@ -1,0 +1,250 @@
+"""One contract, every backend; and what is special to each."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cellkit import weights
+from cellkit.backends import BACKENDS, get_backend
+from cellkit.backends import cellpose_unet as unet
+from cellkit.backends import maskrcnn_torchvision as maskrcnn
+from cellkit.backends.unet_network import CellposeUNet
+from cellkit.dataset import CellDataset
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+from cellkit.records import ImageRecord
+from cellkit.scores import kaggle, overlaps
+from cellkit.sources import write_png
+
+EMPTY = np.zeros((96, 80, 3), np.uint8)
+
+
+def config_of(name: str, **changes) -> SimpleNamespace:
+    shared = {"steps": 2, "batch_size": 2, "crop_px": 64, "learning_rate": 1e-3, "weight_decay": 1e-4, "warmup_steps": 1}
+    shared |= {"eval_every": 2, "patience": 6, "val_images": 1, "seed": 0, "min_area_px": 15, "diameter_px": None}
+    if name == "maskrcnn_torchvision":
+        shared |= {**maskrcnn.DEFAULTS, "start": "scratch", "freeze_backbone": False, "ignore_unknown": True, "fpn_channels": 16}
+    if name == "cellpose_unet":
+        shared |= {"base": "scratch", "flow_threshold": 0.4, "cellprob_threshold": 0.0, "channels": "both"}
+    return SimpleNamespace(**(shared | changes))
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, tmp_path_factory):
+    """A checkpoint of every backend after two steps."""
+    made = {}
+    for name in BACKENDS:
+        out = tmp_path_factory.mktemp(name)
+        made[name] = get_backend(name).train(drawn.select("train"), drawn.select("val"), config_of(name), out)
+    return made
+
+
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+class TestContract:
+    def test_answers(self, name, trained, drawn):
+        segment = get_backend(name).load(trained[name], None)
+        images = [drawn.image(0), EMPTY, drawn.image(1)]
+        found = list(segment(iter(images)))
+        assert [x.shape for x in found] == [image.shape[:2] for image in images]
+        assert all(((x.scores >= 0) & (x.scores <= 1)).all() for x in found)
+        assert all((x.areas_px > 0).all() and not x.overlapping for x in found)
+
+    def test_same_answer_twice(self, name, trained, drawn):
+        segment = get_backend(name).load(trained[name], None)
+        assert list(segment([drawn.image(0)])) == list(segment([drawn.image(0)]))
+
+    def test_same_seed_same_weights(self, name, trained, drawn, tmp_path):
+        again = get_backend(name).train(drawn.select("train"), drawn.select("val"), config_of(name), tmp_path)
+        first, second = weights.load_tensors(trained[name]), weights.load_tensors(again)
+        assert all(torch.equal(first[k], second[k]) for k in first)
+
+    def test_is_a_stream(self, name, trained, drawn):
+        asked = []
+
+        def images():
+            for k in range(2):
+                asked.append(k)
+                yield drawn.image(k)
+
+        stream = get_backend(name).load(trained[name], None)(images())
+        next(stream)
+        assert asked == [0], "a backend takes images as it needs them"
+
+    def test_missing_checkpoint(self, name, tmp_path):
+        with pytest.raises(UserError, match="no checkpoint"):
+            get_backend(name).load(tmp_path / "none.safetensors", None)
+
+    def test_other_backends_checkpoint(self, name, trained):
+        other = next(k for k in sorted(BACKENDS) if k != name)
+        with pytest.raises(UserError, match=f"is a checkpoint of {other}"):
+            get_backend(name).load(trained[other], None)
+
+    def test_nothing_to_train_on(self, name, drawn, tmp_path):
+        bare = drawn.subset([])
+        with pytest.raises(UserError):
+            get_backend(name).train(bare, drawn.select("val"), config_of(name), tmp_path)
+
+
+def test_unknown_backend_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'cellpose_unet'"):
+        get_backend("cellpose_unett")
+
+
+# ---- threshold -----------------------------------------------------------------------------------------------------
+def test_threshold_finds_two_discs():
+    image = np.zeros((60, 90, 3), np.uint8)
+    cv2.circle(image, (25, 30), 12, (0, 200, 0), -1)
+    cv2.circle(image, (65, 30), 12, (0, 0, 200), -1)
+    (found,) = get_backend("threshold").load(None, {"diameter_px": 24.0})([image])
+    assert len(found) == 2 and np.all(np.abs(found.areas_px - 441) < 60)
+
+
+# ---- cellpose_unet -------------------------------------------------------------------------------------------------
+def test_names_and_shapes_are_those_of_the_published_checkpoints():
+    shapes = {name: tuple(value.shape) for name, value in CellposeUNet().state_dict().items()}
+    assert shapes["downsample.down.res_down_0.conv.conv_0.2.weight"] == (32, 2, 3, 3)
+    assert shapes["downsample.down.res_down_3.proj.1.weight"] == (256, 128, 1, 1)
+    assert shapes["upsample.up.res_up_0.conv.conv_1.full.weight"] == (32, 256)
+    assert shapes["output.2.weight"] == (3, 32, 1, 1) and shapes["diam_mean"] == (1,)
+    assert sum(np.prod(s, dtype=int) for n, s in shapes.items() if "running" not in n and "num_b" not in n) == 6_600_845
+
+
+def test_published_torch_checkpoint_loads(tmp_path):
+    torch.manual_seed(1)
+    network = CellposeUNet()
+    torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, tmp_path / "cyto9")
+    loaded, config = unet.load_network(tmp_path / "cyto9")
+    assert config == {} and all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
+
+
+def test_pickle_is_refused(tmp_path):
+    import pickle
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"a": print}))
+    with pytest.raises(UserError, match="no checkpoint that can be opened safely"):
+        unet.load_network(tmp_path / "evil.pth")
+
+
+def test_another_network_is_refused(tmp_path):
+    torch.save({"encoder.patch_embed.weight": torch.zeros(1), "W2": torch.zeros(1)}, tmp_path / "cpsam")
+    with pytest.raises(UserError, match="Cellpose-SAM"):
+        unet.load_network(tmp_path / "cpsam")
+
+
+def test_channels_are_scaled_and_an_empty_one_stays_empty():
+    image = np.zeros((50, 50, 3), np.uint8)
+    image[..., 2] = np.linspace(10, 110, 50).astype(np.uint8)
+    planes = unet.two_channels(image)
+    assert not planes[0].any() and planes[1].min() < 0.01 and planes[1].max() > 0.99
+    assert not unet.two_channels(image, "cytoplasm").any()
+
+
+def test_target_points_to_the_middle():
+    labels = np.zeros((40, 40), np.int32)
+    cv2.circle(labels, (20, 20), 12, 1, -1)
+    target = unet.target_of(labels)
+    assert target[0, 10, 20] > 4.5 and target[0, 30, 20] < -4.5  # flow y: down above the middle, up below it
+    assert target[1, 20, 10] > 4.5 and target[1, 20, 30] < -4.5
+    assert np.array_equal(target[2] > 0, labels > 0)
+
+
+@pytest.mark.parametrize("diameter_px", [20.0, 30.0, 60.0])
+def test_ceiling_decode_of_encode(drawn, diameter_px, tmp_path):
+    """Labels -> network scale -> flows -> masks -> labels loses almost nothing, at any cell size."""
+    config = SimpleNamespace(diameter_px=None, channels="both", flow_threshold=0.4, cellprob_threshold=0.0, min_area_px=15)
+    factor = diameter_px / unet.diameter_of(drawn.instances)
+    size = round(128 * factor)
+    labels = cv2.resize(drawn.instances[0].paint().astype(float), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+    truth = Instances.from_labels(labels.astype(np.int32))
+    record = ImageRecord("a", "a.png", size, size)
+    write_png(tmp_path / "a.png", np.zeros((size, size, 3), np.uint8))
+    assert unet.ceiling(CellDataset([record], [truth], (), tmp_path, [1]), config) > 0.85
+
+
+def test_crop_turns_flows_with_the_image(drawn):
+    """Flows of a turned crop point where the flows of the turned labels point."""
+    target = unet.target_of(drawn.instances[0].paint())
+    item = unet.Prepared(np.zeros((2, 128, 128), np.float32), target)
+    for seed in range(4):
+        _, turned = unet.crop(item, np.random.default_rng(seed), 96)
+        warp, _ = unet.random_warp(target[2], np.random.default_rng(seed), 96)
+        labels = cv2.warpAffine(drawn.instances[0].paint().astype(float), warp, (96, 96), flags=cv2.INTER_NEAREST)
+        again = unet.target_of(labels.astype(np.int32))
+        both = (again[2] > 0) & (turned[2] > 0)
+        assert ((turned[:2] * again[:2]).sum(axis=0)[both] / 25).mean() > 0.7
+
+
+def test_tiles_give_what_the_whole_gives(trained, drawn, monkeypatch):
+    network, _ = unet.load_network(trained["cellpose_unet"])
+    planes = unet.two_channels(np.tile(drawn.image(0), (3, 3, 1)))
+    whole = unet._tiled(network, planes)
+    monkeypatch.setattr(unet, "TILE_PX", 256)
+    tiled = unet._tiled(network, planes)
+    assert tiled.shape == whole.shape and np.corrcoef(tiled.ravel(), whole.ravel())[0, 1] > 0.95
+
+
+def test_diameter_is_cellposes():
+    from cellpose.utils import diameters
+
+    labels = np.zeros((50, 50), np.int32)
+    labels[5:15, 5:15], labels[20:44, 20:40] = 1, 2
+    assert unet.diameter_of([Instances.from_labels(labels)]) == pytest.approx(diameters(labels)[0])
+
+
+# ---- maskrcnn ------------------------------------------------------------------------------------------------------
+def test_paste_puts_a_mask_exactly():
+    mask = np.ones((1, 28, 28), np.float32)
+    found = maskrcnn.paste(mask, np.array([[10.0, 20.0, 30.0, 50.0]]), (100, 100), 0.5)
+    assert found.boxes_xywh.tolist() == [[10, 20, 20, 30]] and found.areas_px.tolist() == [600]
+
+
+def test_paste_is_clipped_and_survives_boxes_outside():
+    masks = np.ones((3, 28, 28), np.float32)
+    boxes = np.array([[-5.0, -5.0, 5.0, 5.0], [200.0, 200.0, 220.0, 220.0], [3.0, 3.0, 3.2, 3.2]])
+    found = maskrcnn.paste(masks, boxes, (50, 50), 0.5)
+    assert found.areas_px[0] == 25 and found.areas_px[1] == 0 and len(found) == 3
+
+
+def test_cells_of_unknown_class_train_an_output_of_their_own():
+    labels = np.zeros((40, 40), np.int32)
+    labels[2:12, 2:12], labels[20:32, 20:32] = 1, 2
+    made = maskrcnn.target(labels, np.array([0, 2, 0]), classes=2, ignore_unknown=True)
+    assert made["labels"].tolist() == [2, 3] and made["boxes"].tolist() == [[2, 2, 12, 12], [20, 20, 32, 32]]
+    assert maskrcnn.target(labels, np.array([0, 2, 0]), 2, ignore_unknown=False)["labels"].tolist() == [2]
+
+
+def test_detector_reports_more_than_a_hundred():
+    from cellkit.backends.maskrcnn_network import build
+
+    model = build({**maskrcnn.DEFAULTS, "fpn_channels": 16}, classes=2)
+    assert model.roi_heads.detections_per_img == 1000 and model.eval().rpn.post_nms_top_n() >= 1000
+
+
+def test_resnet_trains_a_step(drawn, tmp_path):
+    config = config_of("maskrcnn_torchvision", backbone="resnet50_fpn_v2", steps=1, eval_every=1, batch_size=1)
+    config.max_detections = 20
+    checkpoint = maskrcnn.train(drawn.select("train"), drawn.select("val"), config, tmp_path)
+    assert weights.read_card(checkpoint).config["backbone"] == "resnet50_fpn_v2"
+    (found,) = maskrcnn.load(checkpoint)([drawn.image(0)])
+    assert found.shape == (128, 128)
+
+
+def test_frozen_encoder_from_scratch_is_refused(drawn, tmp_path):
+    with pytest.raises(UserError, match="freeze_backbone"):
+        config = config_of("maskrcnn_torchvision", freeze_backbone=True)
+        maskrcnn.train(drawn.select("train"), drawn.select("val"), config, tmp_path)
+
+
+# ---- the shipped weights -------------------------------------------------------------------------------------------
+def test_starter_weights_find_drawn_cells_they_were_not_trained_on(drawn):
+    """Fields of other seeds than the training's; also the shipped bytes are those of the card."""
+    path = weights.find_weights("starter")
+    assert path.stat().st_size <= 14e6 and "CC0" in weights.read_card(path).licence
+    segment = unet.load(path, {"diameter_px": unet.diameter_of(drawn.instances)})
+    pairs = [overlaps(truth, found) for truth, found in zip(drawn.instances, segment(drawn.images()), strict=True)]
+    assert kaggle(pairs, bootstrap=0)["by_threshold"]["0.50"] > 0.6

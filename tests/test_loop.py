@@ -1,0 +1,105 @@
+"""One loop over many items: in order, a failing item set aside, the same for any number of workers."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cellkit.loop
+from cellkit.errors import Quarantined, UserError
+from cellkit.loop import map_items, progress
+
+
+def halve(number: int) -> int:
+    if number % 2:
+        raise UserError(f"{number} is odd", "give an even number")
+    if number == 100:
+        raise MemoryError
+    return number // 2
+
+
+def draw(seed: int) -> float:
+    import numpy as np
+
+    return float(np.random.default_rng(seed).random())
+
+
+class TestMapItems:
+    def test_results_keep_their_places_and_failures_their_reasons(self):
+        results, quarantined = map_items(halve, [4, 3, 10, 100], "halve", name=lambda n: f"item {n}")
+        assert results == [2, None, 5, None]
+        assert quarantined == [
+            Quarantined("item 3", "UserError: 3 is odd\ngive an even number"),
+            Quarantined("item 100", "MemoryError: "),
+        ]
+
+    def test_nothing_in_nothing_out(self):
+        assert map_items(halve, [], "halve") == ([], [])
+
+    @given(st.lists(st.integers(0, 50)))
+    def test_every_item_is_either_done_or_set_aside(self, numbers):
+        results, quarantined = map_items(halve, numbers, "halve")
+        assert results == [None if n % 2 else n // 2 for n in numbers]
+        assert [q.item for q in quarantined] == [str(n) for n in numbers if n % 2]
+
+    def test_the_same_for_any_number_of_workers(self):  # fault 57
+        items = list(range(12))
+        assert map_items(draw, items, "draw") == map_items(draw, items, "draw", workers=2)
+        assert map_items(halve, [4, 3, 100, 6], "halve") == map_items(halve, [4, 3, 100, 6], "halve", workers=2)
+
+    def test_takes_a_stream(self):
+        assert map_items(halve, (n for n in (2, 4)), "halve")[0] == [1, 2]
+
+    @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+    def test_an_interrupt_is_no_bad_item(self, stop):
+        def interrupted(number):
+            raise stop
+
+        with pytest.raises(stop):
+            map_items(interrupted, [1], "stop")
+
+
+class TestProgress:
+    def test_passes_everything_on_without_a_word_when_it_is_quick(self, capfd):
+        assert list(progress(range(1000), "quick")) == list(range(1000))
+        out, err = capfd.readouterr()
+        assert out == err == ""
+
+    def test_tells_how_far_it_is_on_stderr(self, capfd, monkeypatch):
+        monkeypatch.setattr(cellkit.loop, "LOG_EVERY_S", 0.0)
+        clock = iter(range(100))
+        monkeypatch.setattr(cellkit.loop.time, "monotonic", lambda: float(next(clock)))
+        assert list(progress(iter("abc"), "spell", total=3)) == ["a", "b", "c"]
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.splitlines() == [
+            "spell: 0 of 3",
+            "spell: 1 of 3, about 4 s left",
+            "spell: 2 of 3, about 2 s left",
+        ]
+
+    def test_of_an_unknown_number(self, capfd, monkeypatch):
+        monkeypatch.setattr(cellkit.loop, "LOG_EVERY_S", 0.0)
+        assert list(progress(iter("ab"), "spell")) == ["a", "b"]
+        assert capfd.readouterr().err.splitlines() == ["spell: 0", "spell: 1"]
+
+    def test_is_a_stream(self):
+        taken = []
+        stream = progress((taken.append(n) or n for n in range(5)), "take", total=5)
+        assert next(stream) == 0
+        assert taken == [0]
+
+    def test_a_bar_is_drawn_for_a_person_only(self):
+        code = """
+            import sys, types
+            sys.modules["ipykernel"] = types.ModuleType("ipykernel")
+            from cellkit.loop import in_jupyter
+            print(in_jupyter())
+        """
+        for headless, shown in (({}, "True"), ({"CELLKIT_HEADLESS": "1"}, "False")):
+            env = {"PATH": "", "PYTHONPATH": ":".join(sys.path)} | headless
+            command = [sys.executable, "-c", textwrap.dedent(code)]
+            assert subprocess.run(command, capture_output=True, text=True, env=env).stdout.strip() == shown

@@ -1,0 +1,362 @@
+"""The repository's own files agree with each other: set-up, locks, README, workflows, notebooks, weights."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}
+CONDA_ONLY = {"python", "pip", "setuptools", "detectron2"}
+PIN = re.compile(r"[a-z0-9.-]+==[0-9][0-9a-z.]*( ; [a-z_'\"0-9.<>=!*() A-Z]+)?")
+HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}")
+MAX_CELL_LINES = 12
+MAX_WEIGHTS_BYTES = 14_000_000
+# A path of one machine: a top-level folder of somebody's system and a name in it.
+MACHINE_PATH = re.compile(r"(?<![\w.~/$}-])/(?:work|farm|root|home|Users|tmp|mnt|opt)/[\w.-]")
+# An address of a package registry, by the options that carry one and by what the addresses look like.
+REGISTRY = re.compile(
+    r"--(?:extra-)?index-url|--find[-]links|https?://\S*/simple\b|https?://[^\s/]*(?:pypi|npmjs|mirror)"
+)
+
+
+def name_of(requirement: Requirement) -> str:
+    return canonicalize_name(requirement.name)
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    named = [PROJECT["optional-dependencies"][extra] for extra in extras] or [PROJECT["dependencies"]]
+    return [Requirement(text) for texts in named for text in texts]
+
+
+def tracked() -> list[Path]:
+    """Return the files git tracks; skip where this is no checkout of its own."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--full-name"]
+    top = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"], capture_output=True, text=True)
+    if top.returncode or Path(top.stdout.strip()).resolve() != ROOT.resolve():
+        pytest.skip("not a git checkout")
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    paths = [ROOT / name for name in names if name and (ROOT / name).is_file()]
+    return paths or pytest.skip("git tracks nothing yet")
+
+
+def notebooks() -> list[Path]:
+    return sorted((ROOT / "notebooks").rglob("*.ipynb"))
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """Return the code blocks of a Markdown text in one language; an indented one without its indentation."""
+    blocks = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for _, found, block in blocks if found == language]
+
+
+# ---- set-up --------------------------------------------------------------------------------------------------------
+def conda() -> tuple[dict[str, Requirement], dict[str, Requirement]]:
+    """Return what environment.yml takes from conda-forge and what from pip, by name; ``-e .`` is left out."""
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    fixed = [re.sub(r" =(?=\d)", " ==", text) for text in listed if isinstance(text, str)]
+    pip = [text for part in listed if isinstance(part, dict) for text in part["pip"] if text != "-e ."]
+    return tuple({name_of(r): r for r in map(Requirement, texts)} for texts in (fixed, pip))
+
+
+@pytest.mark.parametrize("wanted", requirements(), ids=lambda r: r.name)
+def test_environment_lists_every_dependency_with_its_bounds(wanted):
+    forge, pip = conda()
+    found = forge.get(CONDA_NAMES.get(wanted.name, wanted.name)) or pip.get(wanted.name)
+    assert found is not None, f"environment.yml lacks {wanted}"
+    assert found.specifier == wanted.specifier
+
+
+def test_environment_lists_nothing_else_than_what_pip_is_told_not_to_install():
+    forge, pip = conda()
+    mine = {CONDA_NAMES.get(r.name, r.name) for r in requirements()}
+    theirs = {
+        CONDA_NAMES.get(canonicalize_name(r.name), canonicalize_name(r.name))
+        for r in map(Requirement, metadata.requires("cellpose"))
+        if r.marker is None
+    }
+    assert theirs <= mine | set(forge), "cellpose comes from pip without its dependencies: list them"
+    assert set(forge) - mine - theirs == CONDA_ONLY
+    assert set(pip) <= mine
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(
+        next(iter(forge["python"].specifier)).version
+    )
+
+
+def pins(name: str) -> list[Requirement]:
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    return [Requirement(line.removesuffix(" \\")) for line in lines if not line.startswith(" ")]
+
+
+@pytest.mark.parametrize("name", ["lock.txt", "dev.txt"])
+def test_locks_hold_pins_and_hashes_and_no_address(name):
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    odd = [
+        line
+        for line in lines
+        if not PIN.fullmatch(line.removesuffix(" \\")) and not HASH.fullmatch(line.removesuffix(" \\"))
+    ]
+    assert not odd
+    for line, following in zip(lines, [*lines[1:], "end"], strict=True):
+        assert line.endswith(" \\") == following.startswith(" "), f"{line}: every pin has a hash, a hash ends a pin"
+        assert HASH.match(line) or following.startswith(" "), f"{line} has no hash"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "files"),
+    [(r, ["lock.txt"]) for r in requirements()] + [(r, ["lock.txt", "dev.txt"]) for r in requirements("test", "bench")],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_locked_versions_satisfy_pyproject(wanted, files):
+    found = [pin for name in files for pin in pins(name) if name_of(pin) == canonicalize_name(wanted.name)]
+    assert found, f"{wanted} is not locked: make lock"
+    assert all(wanted.specifier.contains(next(iter(pin.specifier)).version) for pin in found)
+
+
+def test_dev_lock_repeats_nothing_of_the_other():
+    assert not {(name_of(p), str(p.marker)) for p in pins("dev.txt")} & {
+        (name_of(p), str(p.marker)) for p in pins("lock.txt")
+    }
+
+
+def test_one_version_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(r"^## \[([^]]+)]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    from cellkit import __version__
+
+    assert PROJECT["version"] == __version__ == cited["version"] == newest
+    assert PROJECT["license"] == cited["license"] == "MIT"
+
+
+# ---- README --------------------------------------------------------------------------------------------------------
+def test_readme_has_exactly_two_make_commands():
+    blocks = [block.split("\n")[:-1] for block in fenced(README, "sh") if "make " in block]
+    assert blocks == [["make demo", "make test"]]
+    assert set(re.findall(r"`(?:\w+=\S+ )?make (\w+)`", README)) == {"demo", "test"}
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"setup", "demo", "test", "lint", "lab", "bench", "slides", "lock", "clean"} <= set(targets)
+
+
+def test_ci_calls_the_test_command_of_the_readme():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert re.findall(r"^(?:exec )?(make .*)$", script.read_text(), re.MULTILINE) == ["make test"]
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def file_map() -> list[str]:
+    table = README.split("## Where things are")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+
+
+def test_file_map_names_only_what_exists():
+    assert len(file_map()) > 10
+    assert [path for path in file_map() if not (ROOT / path).exists()] == []
+
+
+def test_file_map_names_every_module():
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cellkit").glob("*.py")} - {"cellkit/__init__.py"}
+    assert modules - set(file_map()) == set(), "add these to the file map of the README"
+
+
+def test_links_and_pictures_of_the_readme_exist():
+    linked = [path for path in re.findall(r"]\(([^)#]+)\)", README) if "://" not in path]
+    assert any(path.endswith(".png") for path in linked)
+    assert [path for path in linked if not (ROOT / path).exists()] == []
+
+
+def test_commands_of_the_readme_exist():
+    told = set(re.findall(r"^\| `cellkit ([a-z-]+)", README, re.MULTILINE))
+    shown = subprocess.run([sys.executable, "-m", "cellkit", "--help"], capture_output=True, text=True, check=True)
+    assert told == set(re.findall(r"^ {4}([a-z][a-z-]*)", shown.stdout, re.MULTILINE)) - {"COMMAND"}
+
+
+def test_example_config_of_the_readme_is_accepted(tmp_path):
+    from cellkit.config import load_config
+
+    (example,) = fenced(README, "yaml")
+    path = tmp_path / "my_cells.yaml"
+    path.write_text(example)
+    cfg = load_config(path)
+    assert (cfg.name, cfg.classes, cfg.convert.channels.nuclei) == ("my_cells", ("HEK", "N2a"), "DAPI")
+
+
+def test_example_layout_of_the_readme_is_read(tmp_path):
+    from tifffile import imwrite
+
+    from cellkit.config import load_config
+    from cellkit.sources import gather
+
+    (example,) = fenced(README, "yaml")
+    (tmp_path / "my_cells.yaml").write_text(example.replace("DAPI", "0").replace("GFP", "1").replace("focus", "max"))
+    labels = np.zeros((64, 64), np.uint8)
+    labels[20:40, 20:40] = 1
+    (layout,) = [block for block in fenced(README, "") if block.startswith("my_cells/")]
+    for name in re.findall(r"\S+\.tif", layout):
+        path = tmp_path / "my_cells" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stack = np.stack([labels, labels]).astype(np.uint16) * 900 + np.arange(64, dtype=np.uint16)
+        imwrite(path, labels if name.startswith("truth/") else stack, imagej=not name.startswith("truth/"))
+    made = gather(load_config(tmp_path / "my_cells.yaml").convert, tmp_path / "my_cells", tmp_path / "run")
+    assert made.quarantined == []
+    assert {(r.cell_type, len(i), tuple(i.class_ids)) for r, i in zip(made.records, made.instances, strict=True)} == {
+        ("HEK", 1, (1,)),
+        ("N2a", 1, (2,)),
+        ("mixed", 1, (0,)),
+    }
+    assert [r.split for r in made.records if r.cell_type == "mixed"] == ["test"]
+
+
+# ---- CONTRIBUTING --------------------------------------------------------------------------------------------------
+def test_example_backend_of_contributing_works(tmp_path):
+    from types import SimpleNamespace
+
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = [block for block in fenced(text, "python") if "def train(" in block]
+    module: dict = {}
+    exec(compile(example, "mine.py", "exec"), module)
+    image = np.zeros((32, 40, 3), np.uint8)
+    image[5:12, 5:12], image[20:30, 20:30] = 200, 220
+    checkpoint = module["train"]([(image, None)], [], SimpleNamespace(seed=0), tmp_path)
+    found, nothing = module["load"](checkpoint)([image, np.zeros_like(image)])
+    assert (found.shape, list(found.areas_px), len(nothing)) == ((32, 40), [49, 100], 0)
+
+
+def test_paths_named_in_contributing_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:cellkit|tests|configs|notebooks|data|scripts)/[\w./-]*)`", text))
+    assert len(named) > 5
+    example = {"cellkit/backends/mine.py"}
+    assert sorted(path for path in named - example if not (ROOT / path).exists()) == []
+
+
+# ---- workflows and hooks -------------------------------------------------------------------------------------------
+def workflow(name: str) -> dict:
+    return yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text())
+
+
+def commands(flow: dict) -> list[str]:
+    return [step["run"] for job in flow["jobs"].values() for step in job["steps"] if "run" in step]
+
+
+def test_cpu_workflow_runs_both_commands_on_every_push():
+    flow = workflow("tests.yml")
+    assert {"push", "pull_request"} <= set(flow[True])  # YAML 1.1 reads the key `on` as true
+    assert "bash .ci/run" in commands(flow)
+    assert "make demo" in commands(flow)
+    allowed = Requirement(f"python{PROJECT['requires-python']}").specifier
+    assert all(allowed.contains(version) for version in flow["jobs"]["test"]["strategy"]["matrix"]["python"])
+
+
+def test_gpu_workflow_is_scheduled_and_takes_its_runner_from_a_variable():
+    flow = workflow("notebooks-gpu.yml")
+    assert {"schedule", "workflow_dispatch"} == set(flow[True])
+    (job,) = flow["jobs"].values()
+    assert job["runs-on"] == "${{ vars.GPU_RUNNER }}"
+    default = flow[True]["workflow_dispatch"]["inputs"]["config"]["default"]
+    assert (ROOT / default).is_file()
+    assert any('cellkit run "$CONFIG"' in command for command in commands(flow))
+
+
+def test_hooks_run_from_the_environment_alone():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    entries = [hook["entry"].split()[0] for repo in config["repos"] for hook in repo["hooks"]]
+    assert {".venv/bin/ruff", ".venv/bin/nbstripout"} == set(entries)
+
+
+# ---- what is committed ---------------------------------------------------------------------------------------------
+def test_no_machine_path_and_no_registry_address_is_committed():
+    found = []
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.split("\n"), 1):
+            hit = MACHINE_PATH.search(line) or REGISTRY.search(line)
+            if hit:
+                found.append(f"{path.relative_to(ROOT)}:{number}: ...{line[max(hit.start() - 20, 0) : hit.end() + 20]}")
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "text", ["cd /{}/a", '"/{}/me/x.tif"', "data: /{}/cells", "(/{}/x)"], ids=["shell", "quoted", "yaml", "bracket"]
+)
+def test_a_machine_path_would_be_found(text):
+    assert all(MACHINE_PATH.search(text.format(name)) for name in ("work", "root", "home", "tmp"))
+    assert not any(
+        MACHINE_PATH.search(text) for text in ("runs/home/a", "../work/x", "https://a.org/home/b", "~/home/x")
+    )
+
+
+def test_a_registry_address_would_be_found():
+    found = [
+        "--" + "index-url x",
+        "--" + "extra-index-url=x",
+        "https://" + "example.org/simple/",
+        "https://" + "a.pypi.b/c",
+    ]
+    assert all(REGISTRY.search(text) for text in found)
+    assert not any(REGISTRY.search(text) for text in ("--no-emit-index-url", "https://example.org/a", "simple"))
+
+
+def test_no_large_file_is_committed():
+    large = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in tracked()}
+    assert {name for name, size in large.items() if size > 1_500_000} <= {
+        name for name in large if name.startswith("cellkit/starter/")
+    }
+
+
+def test_starter_weights_are_small_and_what_their_card_says():
+    from cellkit.weights import read_card
+
+    paths = sorted((ROOT / "cellkit" / "starter").glob("*.safetensors"))
+    assert [path.stem for path in paths] == ["starter"]
+    assert sum(path.stat().st_size for path in paths) <= MAX_WEIGHTS_BYTES
+    card = read_card(paths[0])
+    assert (card.backend, "CC0" in card.licence) == ("cellpose_unet", True)
+
+
+# ---- notebooks -----------------------------------------------------------------------------------------------------
+def source_of(cell: dict) -> str:
+    return cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+
+
+def test_the_six_notebooks_are_there():
+    from cellkit.config import STAGES
+
+    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == sorted(STAGES)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_notebooks_are_thin_and_stripped(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert source_of(cells[0]).startswith("# "), "a notebook begins with its title"
+    assert [cell["outputs"] for cell in code if cell["outputs"]] == []
+    assert {cell["execution_count"] for cell in code} == {None}
+    tags = [cell["metadata"].get("tags", []) for cell in code]
+    assert sum("parameters" in tag for tag in tags) == 1
+    assert "parameters" in tags[0], "the parameters come first"
+    for cell in code:
+        lines = [line for line in source_of(cell).split("\n") if line.strip()]
+        assert len(lines) <= MAX_CELL_LINES, f"{len(lines)} lines: {lines[0]}"
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        assert not [node for node in ast.walk(ast.parse(source_of(cell))) if isinstance(node, kinds)], lines[0]

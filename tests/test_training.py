@@ -1,0 +1,132 @@
+"""The loop: best weights kept, killed trainings resume to the same end, a loss that is not finite stops and harms nothing."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cellkit.errors import UserError
+from cellkit.training import Plan, fit
+
+
+def line_model() -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(1, 1)
+
+
+def loss_of(model):
+    def loss_at(step: int) -> torch.Tensor:
+        x = torch.from_numpy(np.random.default_rng(step).normal(size=(16, 1)).astype(np.float32))
+        return ((model(x) - (3 * x - 1)) ** 2).mean()
+
+    return loss_at
+
+
+def score_of(model):
+    return lambda: -abs(float(model.weight) - 3) - abs(float(model.bias) + 1)
+
+
+PLAN = Plan(steps=60, eval_every=20, learning_rate=0.2, warmup_steps=5)
+
+
+def test_learns_and_writes_history(tmp_path):
+    model = line_model()
+    history = fit(model, loss_of(model), score_of(model), PLAN, tmp_path, "a")
+    assert history.stopped == "steps done" and history.best_score > -0.5
+    rows = list(csv.DictReader(open(tmp_path / "history.csv")))
+    assert [int(row["step"]) for row in rows] == [0, 20, 40, 60]
+    assert float(rows[-1]["loss"]) < float(rows[1]["loss"])
+
+
+def test_rate_warms_up_and_falls():
+    rates = [PLAN.rate(step) for step in range(60)]
+    assert rates[0] == pytest.approx(0.04) and max(rates) == pytest.approx(0.2) and rates[-1] < 0.01
+
+
+def test_best_weights_are_left_in_the_model(tmp_path):
+    model = line_model()
+    values = iter([0.1, 0.9, 0.2, 0.3])
+    kept = {}
+
+    def score():
+        value = next(values)
+        kept[value] = model.weight.detach().clone()
+        return value
+
+    history = fit(model, loss_of(model), score, PLAN, tmp_path, "a")
+    assert history.best_step == 20
+    assert torch.equal(model.weight, kept[0.9]) and not torch.equal(model.weight, kept[0.3])
+
+
+def test_early_stop(tmp_path):
+    model = line_model()
+    plan = Plan(steps=1000, eval_every=10, patience=2, learning_rate=0.01)
+    values = iter([0.5, 0.6, 0.1, 0.1])
+    history = fit(model, loss_of(model), lambda: next(values), plan, tmp_path, "a")
+    assert history.stopped == "no better score in 2 evaluations" and history.rows[-1]["step"] == 30
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [7, 20, 33])
+def test_killed_and_repeated_ends_like_never_killed(tmp_path, monkeypatch, at):
+    monkeypatch.setattr("cellkit.training.SAVE_EVERY_S", -1.0)  # save after every step
+    whole = line_model()
+    expected = fit(whole, loss_of(whole), score_of(whole), PLAN, tmp_path / "whole", "a")
+    model = line_model()
+    real = loss_of(model)
+
+    def dies(step):
+        if step == at:
+            raise Killed
+        return real(step)
+
+    with pytest.raises(Killed):
+        fit(model, dies, score_of(model), PLAN, tmp_path / "killed", "a")
+    again = line_model()
+    history = fit(again, loss_of(again), score_of(again), PLAN, tmp_path / "killed", "a")
+    assert torch.equal(again.weight, whole.weight) and torch.equal(again.bias, whole.bias)
+    assert [row["score"] for row in history.rows] == [row["score"] for row in expected.rows]
+
+
+def test_another_fingerprint_begins_anew(tmp_path):
+    model = line_model()
+    fit(model, loss_of(model), score_of(model), PLAN, tmp_path, "a")
+    fresh = line_model()
+    history = fit(fresh, loss_of(fresh), score_of(fresh), Plan(steps=5, eval_every=5), tmp_path, "b")
+    assert history.rows[0]["step"] == 0 and history.rows[-1]["step"] == 5
+
+
+def test_finished_training_is_not_repeated(tmp_path):
+    model = line_model()
+    fit(model, loss_of(model), score_of(model), PLAN, tmp_path, "a")
+
+    def never(step):
+        raise AssertionError("trained again")
+
+    again = line_model()
+    history = fit(again, never, score_of(again), PLAN, tmp_path, "a")
+    assert history.stopped == "steps done" and torch.equal(again.weight, model.weight)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path):
+    model = line_model()
+    real = loss_of(model)
+    history = fit(
+        model, lambda s: real(s) * (math.nan if s == 25 else 1), score_of(model), PLAN, tmp_path, "a"
+    )
+    assert history.stopped == "loss not finite at step 26"
+    assert torch.isfinite(model.weight).all() and history.best_step == 20
+
+
+def test_damaged_state_is_an_error_that_says_what_to_do(tmp_path):
+    (tmp_path / "last.safetensors").write_bytes(b"torn")
+    model = line_model()
+    with pytest.raises(UserError, match="delete it"):
+        fit(model, loss_of(model), score_of(model), PLAN, tmp_path, "a")
