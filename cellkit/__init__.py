@@ -5,7 +5,10 @@ Everything a notebook needs is importable from here; modules are opened when a n
 
 from __future__ import annotations
 
+import os
+
 __version__ = "0.1.0"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin stall each other on busy cores
 
 _HOME = {
     "annotate": ("choose_labels", "diameter_for", "with_truth_classes", "write_chosen"),
@@ -32,10 +35,15 @@ _HOME = {
     "run": ("Run",),
     "scores": ("class_accuracy", "map_iou", "paired_bootstrap", "score_table", "summary"),
     "show": (
+        "show_channels",
+        "show_confusion",
         "show_conversion",
         "show_counts",
+        "show_crops",
         "show_curves",
         "show_errors",
+        "show_flows",
+        "show_gains",
         "show_history",
         "show_overlay",
         "show_scores",

@@ -48,11 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except PATH_ERRORS as error:
-        return (
-            _report(error)
-            if error.filename is None
-            else _refuse(f"'{error.filename}': {error.strerror}\ncheck the path")
-        )
+        if error.filename is None or os.environ.get("CELLKIT_DEBUG") == "1":
+            return _report(error)
+        return _refuse(f"'{error.filename}': {error.strerror}\ncheck the path")
     except Exception as error:  # the last line of defence: said in a line, with the place of the traceback
         return _report(error)
 
@@ -325,7 +323,12 @@ def _conversion(given: argparse.Namespace, of_run: Any, scale: float | None = No
         asked["percentiles"] = tuple(given.percentiles)
     if scale is not None:
         asked |= {"scale": scale, "always": True}
-    return replace(of_run or Conversion(), **asked) if asked else of_run
+    how = replace(of_run or Conversion(), **asked) if asked else of_run
+    if asked and not how.told:
+        raise UserError(
+            "neither nuclei nor cytoplasm is named", "say which channel is which: --nuclei C and / or --cytoplasm C"
+        )
+    return how
 
 
 # ---- predict -------------------------------------------------------------------------------------------------------

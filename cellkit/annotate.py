@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+
+if TYPE_CHECKING:
+    from cellkit.coco import Coco
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def choose_labels(
     Raises
     ------
     UserError
-        The source has no labels, or the folder is not there or has no label image for any of the images.
+        The source has no labels, or none for one of the images; the folder is not there, or has no label image for any
+        of the images.
     """
     from cellkit.coco import read_coco
 
@@ -66,13 +70,25 @@ def choose_labels(
                 "label.use is truth, but the images came without labels", "set label.use: proposed, or a folder"
             )
         coco = read_coco(truth["truth"])
-        known = dict(zip([r.image_id for r in coco.records], coco.instances, strict=True))
+        known = _known(coco, images, truth["truth"])
         chosen = [Labelled(r.image_id, known[r.image_id].paint(), "truth") for r in images.records]
     elif use == "proposed":
         chosen = _proposed(images, proposals, {})
     else:
         chosen = _proposed(images, proposals, _corrections(images, Path(use)))
     return [_without_small(item, min_area_px) for item in chosen]
+
+
+def _known(coco: Coco, images: CellDataset, path: str | Path) -> dict[str, Instances]:
+    """Return the true objects of every image by its id; refuse a truth that lacks one of the images."""
+    known = dict(zip([r.image_id for r in coco.records], coco.instances, strict=True))
+    missing = [r.image_id for r in images.records if r.image_id not in known]
+    if missing:
+        raise UserError(
+            f"{path} has no labels for {len(missing)} of {len(images)} images, e.g. {missing[0]}",
+            "run 01_convert again",
+        )
+    return known
 
 
 def _proposed(images: CellDataset, proposals: Sequence[Instances], corrected: dict[str, np.ndarray]) -> list[Labelled]:
@@ -114,8 +130,9 @@ def _corrections(images: CellDataset, folder: Path) -> dict[str, np.ndarray]:
 
 
 def _without_small(item: Labelled, min_area_px: int) -> Labelled:
-    areas = np.bincount(item.labels.ravel())
-    labels = np.where(areas[item.labels] >= min_area_px, item.labels, 0).astype(np.int32)
+    _, place, areas = np.unique(item.labels, return_inverse=True, return_counts=True)  # ids may be huge
+    large = (areas >= min_area_px)[place].reshape(item.labels.shape)
+    labels = np.where(large, item.labels, 0).astype(np.int32)
     return Labelled(item.image_id, labels, item.made_by)
 
 
@@ -162,7 +179,7 @@ def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:
     from cellkit.scores import overlaps
 
     coco = read_coco(truth)
-    known = dict(zip([r.image_id for r in coco.records], coco.instances, strict=True))
+    known = _known(coco, labelled, truth)
     found = []
     for record, cells in zip(labelled.records, labelled.instances, strict=True):
         pairs = overlaps(known[record.image_id], cells)

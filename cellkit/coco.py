@@ -7,6 +7,7 @@ image (``image_id``, ``cell_type``, ``group``, ``split``) bring the record back;
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from cellkit.records import ImageRecord
 
 EXTRA = ("image_id", "channels", "cell_type", "group", "split", "flags", "source")
 UNKNOWN = "unknown"
+LONGEST_SIDE_PX = 2**18
+FARTHEST_PX = 1e9
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,15 @@ def write_coco(
     Raises
     ------
     UserError
-        A class id with no name; records and instances of different number or shape.
+        A class id with no name; classes of one name or of the name "unknown"; ids below 1 or given twice; records and
+        instances of different number or shape.
     """
     if len(records) != len(instances):
         raise UserError(f"{len(records)} records but {len(instances)} sets of instances", "give one per image")
+    if UNKNOWN in classes or len(set(classes)) < len(classes):
+        raise UserError(f"the classes are {', '.join(classes)}", f"name each once, and none '{UNKNOWN}'")
     ids = list(range(1, len(records) + 1)) if ids is None else [int(i) for i in ids]
+    _check_ids(ids, len(records))
     images, annotations = [], []
     unknown = any((x.class_ids == 0).any() for x in instances)
     names = [*classes, *([UNKNOWN] if unknown else [])]
@@ -97,12 +104,23 @@ def write_results(path: str | Path, ids: Sequence[int], instances: Sequence[Inst
     ----------
     ids : sequence of int
         The id of each image in the truth's COCO file.
+
+    Raises
+    ------
+    UserError
+        A score that is not in [0, 1]; ids below 1, given twice, or not one per image.
     """
+    _check_ids([int(i) for i in ids], len(instances))
     rows = []
     for number, found in zip(ids, instances, strict=True):
         for entry in _annotations(found, int(number), found.class_ids.tolist(), True):
             rows.append({k: entry[k] for k in ("image_id", "category_id", "segmentation", "bbox", "score")})
     return write_json(path, rows)
+
+
+def _check_ids(ids: list[int], count: int) -> None:
+    if len(ids) != count or len(set(ids)) < count or min(ids, default=1) < 1:
+        raise UserError(f"{count} images have the ids {str(ids)[:60]}", "give each image one id of its own, from 1 on")
 
 
 def _check_pair(record: ImageRecord, found: Instances, classes: int) -> None:
@@ -133,6 +151,9 @@ def _annotations(found: Instances, number: int, class_ids: list[int], with_score
         found.areas_px.tolist(),
         found.scores.tolist(),
     )
+    wrong = [score for score in scores if not 0 <= score <= 1] if with_scores else []
+    if wrong:
+        raise UserError(f"image {number} has a cell of score {wrong[0]}", "a score is a number from 0 to 1")
     entries = []
     for k, rle in enumerate(rles):
         entry = {
@@ -241,14 +262,13 @@ def _record(entry: Any, where: str) -> ImageRecord:
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise UserError(f"{where} has no file_name", "an image is {id, file_name, height, width}")
     height, width = (_id(entry.get(k), f"{where} {k}") for k in ("height", "width"))
-    if height * width > 2**33:
+    if max(height, width) > LONGEST_SIDE_PX:
         raise UserError(f"{where} claims {height} x {width} px", "height and width are those of the picture")
     record = ImageRecord(Path(entry["file_name"]).stem, entry["file_name"], height, width)
     extra = {key: str(entry[key]) for key in EXTRA if isinstance(entry.get(key), str)}
     um = entry.get("um_per_px")
-    return replace(
-        record, **extra, um_per_px=float(um) if isinstance(um, (int, float)) and not isinstance(um, bool) else math.nan
-    )
+    known = isinstance(um, (int, float)) and not isinstance(um, bool) and 0 < um < math.inf
+    return replace(record, **extra, um_per_px=float(um) if known and um < FARTHEST_PX else math.nan)
 
 
 def _id(value: Any, where: str, least: int = 1) -> int:
@@ -257,7 +277,7 @@ def _id(value: Any, where: str, least: int = 1) -> int:
         value = int(value)
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
         raise UserError(f"{where}: {str(value)[:40]!r} is no whole number from {least} on", f"number from {least} on")
     return value
 
@@ -270,7 +290,7 @@ def _score(value: Any, where: str) -> float:
 
 def _refuse_duplicates(values: list[int], where: str) -> None:
     if len(set(values)) < len(values):
-        twice = next(v for k, v in enumerate(values) if v in values[:k])
+        twice = Counter(values).most_common(1)[0][0]
         raise UserError(f"{where}: {twice} is there twice", "give every entry an id of its own")
 
 
@@ -335,7 +355,7 @@ def _masks(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:
 
 
 def _rasterised(polygons: list, shape: tuple[int, int], where: str) -> dict:
-    """Return the RLE of polygons, every point checked and clipped first (pycocotools hangs or crashes on wild ones)."""
+    """Return the RLE of polygons, every point checked and far ones cut off (pycocotools hangs or crashes on wild ones)."""
     from pycocotools import mask as coco_mask
 
     height, width = shape
@@ -349,9 +369,37 @@ def _rasterised(polygons: list, shape: tuple[int, int], where: str) -> dict:
                 f"{where}: a polygon has fewer than three points or no numbers",
                 "a polygon is [x1, y1, x2, y2, x3, y3, ...]",
             )
-        points = np.array(polygon, np.float64).reshape(-1, 2)
-        if not np.isfinite(points).all():
-            raise UserError(f"{where}: a polygon has a point that is not finite", "remove NaN and infinity")
-        clean.append(np.clip(points, 0, [width, height]).ravel().tolist())
+        if not all(-FARTHEST_PX <= v <= FARTHEST_PX for v in polygon):
+            raise UserError(f"{where}: a polygon has a point that is not finite or far away", "points are in px")
+        clean.append(_near(np.array(polygon, np.float64).reshape(-1, 2), width, height).ravel().tolist())
     merged = coco_mask.merge(coco_mask.frPyObjects(clean, height, width))
     return {"size": [height, width], "counts": merged["counts"]}
+
+
+def _near(points: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Cut off what of a polygon lies more than one image away; what is nearer is left to the rasteriser as it is.
+
+    Parameters
+    ----------
+    points : (P, 2) float64
+        x, y in px.
+
+    Returns
+    -------
+    (Q, 2) float64
+        After Sutherland and Hodgman 1974, one side of the enlarged image after the other; at least three points.
+    """
+    for axis, size in ((0, width), (1, height)):
+        for sign, limit in ((1, 2 * size), (-1, size)):
+            over = sign * points[:, axis] - limit
+            if not (over > 0).any():
+                continue
+            before, over_before = np.roll(points, 1, 0), np.roll(over, 1)
+            kept = []
+            for a, b, over_a, over_b in zip(before, points, over_before, over, strict=True):
+                if (over_a > 0) != (over_b > 0):
+                    kept.append(a + (b - a) * (over_a / (over_a - over_b)))
+                if over_b <= 0:
+                    kept.append(b)
+            points = np.array(kept).reshape(-1, 2)
+    return points if len(points) > 2 else np.full((3, 2), -1.0)

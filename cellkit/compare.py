@@ -222,7 +222,8 @@ def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, S
     """Bring two sides to the same images, in the order of the truth, and to the classes of the truth.
 
     Images are matched by image id, file path, file name without suffix, or the id that such a name becomes: by
-    whichever matches most. Classes are matched by name; where the two sides share no class name, classes are dropped.
+    whichever matches most. Classes are matched by name; where the two sides share no name, or no cell found has a class,
+    classes are dropped.
 
     Parameters
     ----------
@@ -312,8 +313,9 @@ NAMES: tuple[Callable[[ImageRecord], str], ...] = (
 
 
 def _same_classes(truth: Side, found: Side) -> tuple[Side, Side]:
-    """Number the classes of `found` as those of `truth`; drop classes where the sides share no name."""
-    if not set(truth.classes) & set(found.classes):
+    """Number the classes of `found` as those of `truth`; drop classes where the sides share none."""
+    classless = found.cells > 0 and not any(objects.class_ids.any() for objects in found.instances)
+    if classless or not set(truth.classes) & set(found.classes):
         plain = [[objects.with_classes(0) for objects in side.instances] for side in (truth, found)]
         crowd = [objects.with_classes(0) for objects in truth.crowd]
         found = replace(found, instances=plain[1], classes=())

@@ -113,12 +113,12 @@ class SplitConfig(Part):
 class DrawnConfig(Part):
     """The drawn example: arguments of `cellkit.synthetic.write_fields`."""
 
-    images_per_line: int = Field(8, ge=1, description="single-line images per cell line, the defective ones included")
+    images_per_line: int = Field(8, ge=1, description="good single-line images per cell line")
     mixed_images: int = Field(4, ge=0, description="images that hold all lines")
     size_px: int = Field(256, ge=64, le=4096, description="height and width of an image (px)")
     planes: int = Field(3, ge=1, le=64, description="z planes per stack")
     diameter_px: Number = Field(34.0, ge=8, description="mean cell diameter (px)")
-    defect_images_per_line: int = Field(1, ge=0, description="images per line with debris or out of focus")
+    defect_images_per_line: int = Field(1, ge=0, description="out-of-focus images per line, and as many with debris, on top")
     empty_images: int = Field(0, ge=0, description="images without any cell")
 
 

@@ -115,7 +115,7 @@ class CellDataset:
         try:
             with Image.open(path, formats=["PNG"]) as picture:
                 image = np.array(picture.convert("RGB") if picture.mode == "L" else picture)
-        except (OSError, SyntaxError) as error:
+        except Exception as error:  # Pillow raises many kinds on a damaged file
             raise UserError(f"{path} cannot be read: {error}", "run 01_convert again; it writes the file") from error
         if image.shape != (record.height_px, record.width_px, 3) or image.dtype != np.uint8:
             raise UserError(

@@ -61,11 +61,19 @@ def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Seq
     DataFrame
         model, image_id, cell_type, group, split, class_name, size, threshold, tp, fp, fn. Classes are counted for models
         that know any.
+
+    Raises
+    ------
+    UserError
+        Nothing was predicted, or nothing has truth.
     """
     import pandas as pd
 
     from cellkit.scores import score_table
 
+    if not predictions or not truths:
+        what = "predictions" if not predictions else "truth"
+        raise UserError(f"there is no {what} to score", "run the stages before this one; they write the files")
     blocks = []
     for model, found in predictions.items():
         for truth in truths:
@@ -170,15 +178,15 @@ def count_lines(
     """
     import pandas as pd
 
-    classes = (truth or images).classes
+    classes = (images if truth is None else truth).classes
     known = {} if truth is None else dict(zip([r.image_id for r in truth.records], truth.instances, strict=True))
     rows = []
     for record in images.records:
         rows += _counted(
-            record.image_id, [found[record.image_id]], [known[record.image_id]] if known else None, classes
+            record.image_id, [found[record.image_id]], None if truth is None else [known[record.image_id]], classes
         )
     cells = of_images(found, images)
-    rows += _counted("all", cells, of_images(known, images) if known else None, classes)
+    rows += _counted("all", cells, None if truth is None else of_images(known, images), classes)
     return pd.DataFrame(rows)
 
 

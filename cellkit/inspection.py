@@ -81,7 +81,7 @@ def inspect_folder(root: str | Path, kind: str | None = None) -> tuple[dict[str,
     told = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
     told["cell_types"] = dict(sorted(Counter(row[1] or "unknown" for row in seen).items()))
     splits = dict(sorted(Counter(row[0] for row in seen).items()))
-    if set(splits) - {"train"}:  # the source's own: above, all others are put into train
+    if kind in ("labelme", "folder") and set(splits) - {"train"}:  # the source's own; others were put into train above
         told["splits"] = splits
     told["set_aside"] = [{"item": q.item, "reason": q.reason} for q in quarantined]
     return told, quarantined

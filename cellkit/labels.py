@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
+
+LARGEST_ID = 2**31 - 1
+MOST_PX = 2**31
+# bilevel codes, none, LZW, PackBits, Deflate (two codes), PNG, LZMA, Zstandard; all others may change a pixel
+LOSSLESS_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 34933, 50000}
 
 
 def smallest_dtype(largest: int) -> np.dtype:
@@ -27,13 +33,21 @@ def write_labels(path: str | Path, labels: np.ndarray) -> Path:
     Raises
     ------
     ValueError
-        Not a (H, W) integer array, or negative.
+        Not a (H, W) integer array, negative, or an id above 2147483647.
+    UserError
+        The file name does not end with .tif or .tiff.
     """
     import tifffile
 
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        raise UserError(f"labels are written as TIFF, not as {Path(path).name}", "end the file name with .tif")
+
     if labels.ndim != 2 or labels.dtype.kind not in "iub" or (labels.size and labels.min() < 0):
         raise ValueError(f"a label image is (H, W) integer >= 0, this is {labels.shape} {labels.dtype}")
-    dtype = smallest_dtype(int(labels.max()) if labels.size else 0)
+    largest = int(labels.max()) if labels.size else 0
+    if largest > LARGEST_ID:
+        raise ValueError(f"ids are 0 to {LARGEST_ID}, found {largest}; relabel first")
+    dtype = smallest_dtype(largest)
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, labels.astype(dtype), compression="zlib", metadata=None, software=False)
     return Path(path)
@@ -69,15 +83,27 @@ def read_labels(path: str | Path) -> np.ndarray:
         raise UserError(
             f"{path} holds {labels.shape} {labels.dtype}", "a label image is (H, W) integers, 0 = background"
         )
-    if labels.size and (int(labels.max()) > 2**31 - 1 or int(labels.min()) < 0):
-        raise UserError(f"{path} holds ids from {labels.min()} to {labels.max()}", "ids are 0 to 2147483647")
+    if labels.size and (int(labels.max()) > LARGEST_ID or int(labels.min()) < 0):
+        raise UserError(f"{path} holds ids from {labels.min()} to {labels.max()}", f"ids are 0 to {LARGEST_ID}")
     return labels.astype(np.int32)
 
 
 def _read_tiff(path: Path) -> np.ndarray:
     import tifffile
 
-    return np.squeeze(tifffile.imread(path))
+    with tifffile.TiffFile(path) as file:
+        code = int(file.pages[0].compression)
+        if code not in LOSSLESS_TIFF:
+            raise UserError(
+                f"{path} is compressed as {tifffile.COMPRESSION(code).name}, which may change ids",
+                "write labels without compression, or with Deflate, LZW or Zstandard",
+            )
+        shape = file.series[0].shape
+        if math.prod(shape) > MOST_PX:
+            raise UserError(f"{path} claims to be {shape} px", "write the label image again; no image is that large")
+        labels = file.series[0].asarray()
+    single = [axis for axis, length in enumerate(labels.shape) if length == 1]
+    return np.squeeze(labels, tuple(single[: max(labels.ndim - 2, 0)]))
 
 
 def _read_png(path: Path) -> np.ndarray:
@@ -186,8 +212,10 @@ def clean_labels(
         for part in parts:
             if np.count_nonzero(part) < min_area_px:
                 continue
-            if fill_holes:  # a hole another cell lies in stays that cell's
-                part = part | (ndimage.binary_fill_holes(part) & (labels[box] == 0))
-            out[box][part & (out[box] == 0)] = next_id
+            out[box][part] = next_id
             next_id += 1
-    return relabel(out)[0]
+    if fill_holes:  # last, so that what was dropped inside a cell leaves no hole; another cell in a hole stays
+        for index, box in enumerate(ndimage.find_objects(out), 1):
+            hole = ndimage.binary_fill_holes(out[box] == index) & (out[box] == 0)
+            out[box][hole] = index
+    return out

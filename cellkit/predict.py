@@ -181,7 +181,7 @@ def _of_run(name: str, run_dir: Path, key: str, diameter_given: bool) -> Model:
     if f"{key}_checkpoint" in outputs:
         model = _of_checkpoint(name, run.find(f"{key}_checkpoint"))
         if TUNED in outputs and model.backend == "cellpose_unet":  # the run compares base and tuned at one diameter
-            model = replace(model, config=model.config | _of_checkpoint(name, run.find(TUNED)).config)
+            model = replace(model, config=_of_checkpoint(name, run.find(TUNED)).config)
     else:
         section = stages[LABEL]["config"]
         diameter = {} if diameter_given else {"diameter_px": _run_diameter(run, section)}
@@ -272,7 +272,7 @@ def find_images(named: Sequence[str | Path], avoid: Sequence[Path] = ()) -> list
         A file, a folder (with all below it; label images and hidden files are left out), or a pattern such as
         ``plate/*.tif`` (``**`` = any depth).
     avoid : sequence of Path
-        Folders whose content is no input: where results are written.
+        Folders below one of those named that are no input: where results are written.
 
     Raises
     ------
@@ -282,9 +282,11 @@ def find_images(named: Sequence[str | Path], avoid: Sequence[Path] = ()) -> list
     found: dict[Path, tuple[Path, str]] = {}
     avoided = [Path(folder).resolve() for folder in avoid]
     for name in named:
-        for path, relative in _images_of(str(name)):
+        root, pairs = _images_of(str(name))
+        below = [folder for folder in avoided if folder != root.resolve() and folder.is_relative_to(root.resolve())]
+        for path, relative in pairs:
             real = path.resolve()
-            if not any(real.is_relative_to(folder) for folder in avoided):
+            if not any(real.is_relative_to(folder) for folder in below):
                 found.setdefault(real, (path, relative))
     listed = sorted(found.values(), key=lambda pair: (pair[1], str(pair[0])))
     if not listed:
@@ -292,8 +294,8 @@ def find_images(named: Sequence[str | Path], avoid: Sequence[Path] = ()) -> list
     return listed
 
 
-def _images_of(name: str) -> list[tuple[Path, str]]:
-    """Return the images that one argument names, each with its path relative to the argument's folder."""
+def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
+    """Return the folder that one argument looks into, and the images it names, each with its path relative to that."""
     from cellkit.sources import IMAGE_SUFFIXES, list_files
 
     path = Path(name)
@@ -301,9 +303,9 @@ def _images_of(name: str) -> list[tuple[Path, str]]:
         files = list_files(path, IMAGE_SUFFIXES)
         if not files:
             raise UserError(f"no image in the folder {path}", f"images end with {', '.join(IMAGE_SUFFIXES)}")
-        return [(file, file.relative_to(path).as_posix()) for file in files]
+        return path, [(file, file.relative_to(path).as_posix()) for file in files]
     if os.path.lexists(path):
-        return [(path, path.name)]
+        return path, [(path, path.name)]
     if not glob.has_magic(name):
         raise UserError(f"no file or folder at {path}", "give files, folders or patterns of images")
     matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
@@ -312,7 +314,7 @@ def _images_of(name: str) -> list[tuple[Path, str]]:
     fixed = Path(name)
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
-    return [(match, match.relative_to(fixed).as_posix()) for match in matches]
+    return fixed, [(match, match.relative_to(fixed).as_posix()) for match in matches]
 
 
 def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Quarantined]]:
@@ -755,8 +757,9 @@ def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
     from filelock import FileLock, Timeout
 
     parts = out.with_name(f"{out.name}.parts")
-    if out.is_dir():
-        raise UserError(f"'{out}' is a folder", "name a file for the result: -o OUT.json")
+    if out.is_dir() or out.suffix.lower() != ".json":
+        what = "is a folder" if out.is_dir() else "does not end with .json"
+        raise UserError(f"'{out}' {what}", "name a JSON file for the result: -o OUT.json")
     for folder in (parts, *folders):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TextIO
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
@@ -63,6 +64,26 @@ def write_records(path: str | Path, records: Sequence[ImageRecord]) -> Path:
     UserError
         Two records have the same image_id.
     """
+    _refuse_duplicates(records)
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(_UnixLines(file), [field.name for field in fields(ImageRecord)])
+        writer.writeheader()
+        writer.writerows({k: _cell(v) for k, v in asdict(record).items()} for record in records)
+    return Path(path)
+
+
+class _UnixLines:
+    """Ends lines with a line feed only; told so directly, csv would leave a carriage return in a name unquoted."""
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, line: str) -> None:
+        """Write one line that ends with CR LF."""
+        self.file.write(line.removesuffix("\r\n") + "\n")
+
+
+def _refuse_duplicates(records: Sequence[ImageRecord]) -> None:
     seen: dict[str, ImageRecord] = {}
     for record in records:
         if record.image_id in seen:
@@ -72,11 +93,6 @@ def write_records(path: str | Path, records: Sequence[ImageRecord]) -> Path:
                 "rename one of them",
             )
         seen[record.image_id] = record
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(ImageRecord)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: _cell(v) for k, v in asdict(record).items()} for record in records)
-    return Path(path)
 
 
 def _cell(value):
@@ -89,19 +105,29 @@ def read_records(path: str | Path) -> list[ImageRecord]:
     Raises
     ------
     UserError
-        A column is missing, a number is none, or a split is unknown; with file and line.
+        There is no file, a column or a field is missing, a number is none, a split is unknown, or two images have the
+        same image_id; with file and line.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [f.name for f in fields(ImageRecord) if f.name not in (reader.fieldnames or [])]
-        if missing:
-            raise UserError(
-                f"{path} lacks the column(s) {', '.join(missing)}", "run 01_convert again; it writes the file"
-            )
-        return [_record(row, f"{path} line {line}") for line, row in enumerate(reader, 2)]
+    if not Path(path).is_file():
+        raise UserError(f"no file at {path}", "run 01_convert; it writes the file")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [f.name for f in fields(ImageRecord) if f.name not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(
+                    f"{path} lacks the column(s) {', '.join(missing)}", "run 01_convert again; it writes the file"
+                )
+            records = [_record(row, f"{path} line {reader.line_num}") for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV in UTF-8: {error}", "run 01_convert again; it writes the file") from error
+    _refuse_duplicates(records)
+    return records
 
 
 def _record(row: dict, where: str) -> ImageRecord:
+    if None in row or None in row.values():
+        raise UserError(f"{where} has too {'many' if None in row else 'few'} fields", "give one field per column")
     try:
         record = ImageRecord(
             **{f.name: row[f.name] for f in fields(ImageRecord) if f.type == "str"},
@@ -113,6 +139,8 @@ def _record(row: dict, where: str) -> ImageRecord:
         raise UserError(
             f"{where}: {error}", "height_px and width_px are whole numbers, um_per_px a number or empty"
         ) from error
+    if record.height_px < 1 or record.width_px < 1:
+        raise UserError(f"{where}: an image of {record.height_px} x {record.width_px} px", "sizes are 1 px or more")
     if record.split not in SPLITS:
         raise UserError(f"{where}: split is '{record.split}'", "a split is train, val, test or empty")
     return record
@@ -135,16 +163,23 @@ def split_records(
         of every stratum that has enough of them.
     by : {"image", "group"}
     stratify : bool
-        Split each cell type on its own, so that all are in every split.
+        Split each cell type on its own, so that all are in every split. Groups may hold several cell types and are drawn
+        together.
 
     Returns
     -------
     list of ImageRecord
-        In the order given.
+        In the order given; who goes where does not depend on that order.
+
+    Raises
+    ------
+    UserError
+        An unknown split, a negative fraction, fractions that do not sum to 1, or another `by`.
     """
     import numpy as np
 
-    if abs(sum(fractions.values()) - 1) > 1e-6 or not set(fractions) <= set(SPLITS):
+    sums = abs(sum(fractions.values()) - 1) <= 1e-6 and min(fractions.values()) >= 0
+    if not sums or not set(fractions) <= set(SPLITS):
         raise UserError(f"split fractions are {fractions}", "give train, val and test, summing to 1")
     if by not in ("image", "group"):
         raise UserError(f"split_by is '{by}'", "split by 'image' or by 'group'")

@@ -11,7 +11,7 @@ import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from cellkit.records import ImageRecord
 
 INK, QUIET, FAINT = "#1F2329", "#666C75", "#E4E6EA"
 CLASS_COLOURS = ("#FFC20A", "#FF5FA2", "#8FD3FF", "#FF7F2A", "#C9A6FF", "#F5F1C3", "#B8E986", "#FFB3A7")
@@ -42,6 +44,7 @@ MODEL_LOOKS = {
 }
 OTHER_LOOKS = (("#009E73", "v", "-"), ("#CC79A7", "P", "--"), ("#E69F00", "X", "-."), ("#000000", "*", ":"))
 CONVENTION = "kaggle: IoU > 0.50:0.05:0.95, mean of images"
+SPLIT_NAMES = {"train": "training images", "val": "validation images", "test": "test images"}
 DRAWN_PX = 900  # outlines are drawn on a picture whose longer side is about this
 STYLE = {
     "font.family": "sans-serif",
@@ -105,6 +108,20 @@ def _figure(figure: Figure | None, size_in: tuple[float, float]) -> Figure:
     import matplotlib.pyplot as plt
 
     return plt.figure(figsize=size_in, layout="constrained")
+
+
+def _dress(ax: Axes, grid: str = "") -> Axes:
+    """Give a chart the house's frame, whoever made its Axes."""
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#A8ADB5")
+    ax.tick_params(colors=QUIET, labelsize=9)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set(color=QUIET, size=9.5)
+    ax.set_axisbelow(True)
+    if grid:
+        ax.grid(True, axis=grid, color=FAINT)
+    return ax
 
 
 def figure_of(drawn: Axes | np.ndarray | Figure) -> Figure:
@@ -467,8 +484,83 @@ def show_channels(image: np.ndarray, channels: str = "", figure: Figure | None =
     return axes
 
 
-@_styled
 def show_conversion(
+    run_dir: str | Path, source: str | Path, record: ImageRecord, config: Any = None, figure: Figure | None = None
+) -> np.ndarray:
+    """Show a picture of a run beside the microscope file it was made from, with the channel map.
+
+    Parameters
+    ----------
+    run_dir : path
+        The run folder (or ``stage.root``): has the record's picture, and ``conversion.csv`` with what became 0 and 255.
+    source : path
+        The folder that was converted; ``record.source`` begins with a path below it.
+    record : ImageRecord
+    config : ConvertConfig, optional
+        Its ``axes``, where a file does not say what its axes are.
+
+    Returns
+    -------
+    array of Axes
+        As `show_planes`; as `show_channels` where no file of channels is behind the picture (labelme, composed images).
+    """
+    from cellkit.dataset import CellDataset
+    from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES, open_file
+
+    empty = Instances.empty((record.height_px, record.width_px))
+    image = CellDataset([record], [empty], (), Path(run_dir), [1]).image(0)
+    path, rest = _source_file(Path(source), record.source)
+    if path is None or path.suffix.lower() not in TIFF_SUFFIXES + PICTURE_SUFFIXES:
+        return show_channels(image, record.channels, figure, f"{record.image_id}, from {record.source}")
+    scene, time = _number_after("scene", rest), _number_after("t", rest)
+    with open_file(path, getattr(config, "axes", None)) as opened:
+        series = opened.info.series[scene]
+        names = [channel.name or f"channel {k}" for k, channel in enumerate(series.channels)][:4]
+        z = series.size("Z") // 2
+        planes = np.stack([opened.plane(scene, time, z, k) for k in range(len(names))])
+        where = f", plane {z + 1} of {series.size('Z')}" if series.size("Z") > 1 else ""
+    levels = _levels_of(Path(run_dir) / "conversion.csv", record.image_id)
+    made = f"{record.image_id}: 8-bit RGB{f', {rest}' if rest else ''}"
+    return show_planes(planes, [f"{name}{where}" for name in names], image, levels, made, figure)
+
+
+def _source_file(root: Path, source: str) -> tuple[Path | None, str]:
+    """Split a record's source into the file it begins with and the rest: scene, time, planes."""
+    words = source.split(" ")
+    for cut in range(len(words), 0, -1):
+        path = root / " ".join(words[:cut])
+        if path.is_file():
+            return path, " ".join(words[cut:])
+    return None, source
+
+
+def _number_after(word: str, text: str) -> int:
+    words = text.split()
+    later = [words[k + 1] for k, one in enumerate(words[:-1]) if one == word]
+    return int(later[0]) if later and later[0].isdigit() else 0
+
+
+class _Level(NamedTuple):
+    """A row of conversion.csv."""
+
+    colour: str
+    channel: str
+    low: float
+    high: float
+
+
+def _levels_of(path: Path, image_id: str) -> list[_Level]:
+    import csv
+
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["image_id"] == image_id]
+    return [_Level(row["colour"], row["channel"], float(row["low"]), float(row["high"])) for row in rows]
+
+
+@_styled
+def show_planes(
     planes: np.ndarray,
     names: Sequence[str],
     image: np.ndarray,
@@ -476,20 +568,20 @@ def show_conversion(
     text: str = "",
     figure: Figure | None = None,
 ) -> np.ndarray:
-    """Show a conversion: raw planes, how many pixels hold which value and what became black and white, the picture.
+    """Show raw planes, how many pixels hold which value and what became black and white, and the picture made of them.
 
     Parameters
     ----------
     planes : (C, H, W) any number
         As read from the file.
     names : sequence of str
-        Of the C channels.
+        Of the C channels; what follows a comma is kept out of the comparison with `levels`.
     image : (H, W, 3) uint8
         What was made of them.
     levels : sequence of `cellkit.convert.Level`
         Colour, channel, low and high of each channel that was used.
     text : str
-        Above the picture, e.g. what became of the z planes.
+        Above the picture.
 
     Returns
     -------
@@ -506,11 +598,11 @@ def show_conversion(
     pairs = [[figure.add_subplot(grid[row, k]) for row in (0, 1)] for k in range(len(planes))]
     last = _picture(figure.add_subplot(grid[:, -1]), image, text or "8-bit RGB picture")
     for (ax, below), plane, name in zip(pairs, planes, names, strict=True):
-        level = by_channel.get(name)
+        level = by_channel.get(name) or by_channel.get(name.partition(", plane")[0])
         colour = CHANNEL_INK[level.colour] if level else QUIET
         _picture(ax, plane, vmin=plane.min(), vmax=max(plane.max(), plane.min() + 1))
-        to = f" → {level.colour}" if level else ": not used"
-        ax.set_title(f"{name}{to}\n{plane.dtype}, {plane.min():g} to {plane.max():g}", color=colour)
+        use = f"goes to {level.colour}" if level else "not used" if levels else ""
+        ax.set_title(f"{name}\n{use or plane.dtype}", color=colour)
         _values(below, plane, level, colour)
     return np.array([*(ax for pair in pairs for ax in pair), last], object)
 
@@ -521,9 +613,10 @@ def _values(ax: Axes, plane: np.ndarray, level: Any, colour: str) -> None:
     ax.stairs(np.maximum(counts, 0.5), edges, fill=True, color=colour, alpha=0.35, baseline=0.5)
     ax.set_yscale("log")
     ax.set_yticks([])
-    ax.spines["left"].set_visible(False)
-    ax.set_xlabel("value in the file")
+    ax.minorticks_off()
+    ax.set_xlabel(f"value in the file ({plane.dtype})")
     ax.locator_params(axis="x", nbins=4)
+    _dress(ax).spines["left"].set_visible(False)
     for value, to in ((level.low, "0"), (level.high, "255")) if level else ():
         ax.axvline(value, color=INK, lw=1.1)
         ax.annotate(f"→ {to}", (value, 1), (3, -2), ("data", "axes fraction"), "offset points", va="top", fontsize=8)
@@ -531,17 +624,22 @@ def _values(ax: Axes, plane: np.ndarray, level: Any, colour: str) -> None:
 
 # ---- sheets of examples --------------------------------------------------------------------------------------------
 class _Examples:
-    """Images and their cells, from a CellDataset or from two sequences; images are opened one by one."""
+    """Images and their cells: a CellDataset, a folder with records, or a sequence of images; opened one by one."""
 
-    def __init__(self, images: Any, instances: Sequence[Instances] | None, classes: Sequence[str]):
-        self.records = getattr(images, "records", None)
-        self.image = images.image if self.records is not None else images.__getitem__
-        own = getattr(images, "instances", None)
-        self.instances = instances if instances is not None else own
+    def __init__(self, images: Any, records: Any, instances: Sequence[Instances] | None, classes: Sequence[str]):
+        if isinstance(images, (str, Path)):
+            images = _folder_of(Path(images), records)
+            own = None
+        else:
+            own = getattr(images, "instances", None)
+        self.records = getattr(images, "records", records)
+        self.image = images.image if hasattr(images, "image") else images.__getitem__
+        self.instances = own if instances is None else instances
         self.classes = tuple(classes) or tuple(getattr(images, "classes", ()))
         self.count = len(images)
-        if self.instances is not None and len(self.instances) != self.count:
-            raise UserError(f"{self.count} images, {len(self.instances)} sets of objects", "give one per image")
+        for name, given in (("records", self.records), ("sets of objects", self.instances)):
+            if given is not None and len(given) != self.count:
+                raise UserError(f"{self.count} images, {len(given)} {name}", "give one per image")
 
     def chosen(self, n: int) -> list[int]:
         """Return `n` positions: each cell type in turn, evenly spread within it."""
@@ -551,40 +649,52 @@ class _Examples:
             groups.setdefault(key, []).append(position)
         shares = [len(part) for part in np.array_split(np.arange(min(n, self.count)), len(groups))] if groups else []
         chosen, left = [], 0
-        for (_, members), share in zip(sorted(groups.items(), key=lambda pair: len(pair[1])), shares[::-1], strict=True):
+        for (_, members), share in zip(
+            sorted(groups.items(), key=lambda pair: len(pair[1])), shares[::-1], strict=True
+        ):
             take = min(len(members), share + left)
             left += share - take
             chosen += [members[k] for k in np.linspace(0, len(members) - 1, take).round().astype(int)]
         return sorted(chosen)
 
 
+def _folder_of(root: Path, records: Sequence[ImageRecord] | None):
+    from cellkit.dataset import CellDataset
+
+    if records is None:
+        raise UserError(f"'{root}' is given without records", "give the records of the images to show")
+    nothing = [Instances.empty((r.height_px, r.width_px)) for r in records]
+    return CellDataset(list(records), nothing, (), root, list(range(1, len(records) + 1)))
+
+
 @_styled
 def show_sheet(
     images: Any,
+    records: Sequence[ImageRecord] | None = None,
     instances: Sequence[Instances] | None = None,
     classes: Sequence[str] = (),
+    title: str = "",
     n: int = 8,
     columns: int = 4,
-    titles: Sequence[str] | None = None,
-    fill: float = 0.28,
+    fill: float = 0.2,
     figure: Figure | None = None,
 ) -> np.ndarray:
     """Show a sheet of up to `n` images with their masks in the colours of the classes.
 
     Parameters
     ----------
-    images : CellDataset, or a sequence of images
-        Of a CellDataset every cell type is shown, evenly spread.
+    images : CellDataset, folder, or sequence of images
+        Records count from the folder. More than `n` are thinned out evenly, every cell type in its turn.
+    records : list of ImageRecord, optional
+        One per image; a CellDataset brings its own. Named above each image, with the flags of images set aside.
     instances : list of Instances, optional
         One per image; a CellDataset brings its own.
-    titles : list of str, optional
-        One per image; default the image's name and number of cells.
 
     Returns
     -------
     (rows, columns) Axes
     """
-    data = _Examples(images, instances, classes)
+    data = _Examples(images, records, instances, classes)
     chosen = data.chosen(n)
     columns = max(1, min(columns, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
@@ -594,22 +704,37 @@ def show_sheet(
         ax.set_axis_off()
     for ax, position in zip(axes.flat, chosen, strict=False):
         cells = data.instances[position] if data.instances is not None else None
-        title = titles[position] if titles is not None else _title_of(data, position, cells)
-        image = data.image(position)
+        image, name = data.image(position), _title_of(data, position, cells)
         if cells is None:
-            _picture(ax, _checked_image(image), title)
+            _picture(ax, _checked_image(image), name)
         else:
-            show_overlay(image, cells, None, ax, title, data.classes, fill, legend=False, line_px=7)
+            show_overlay(image, cells, None, ax, name, data.classes, fill, legend=False, line_px=7)
         ax.title.set_fontsize(9)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
     present = [data.instances[k].class_ids for k in chosen] if data.instances is not None else []
     _class_legend(figure, present, data.classes)
     return axes
 
 
 def _title_of(data: _Examples, position: int, cells: Instances | None) -> str:
-    name = data.records[position].image_id if data.records is not None else str(position + 1)
-    name = name if len(name) <= 22 else f"{name[:10]}…{name[-10:]}"
-    return name if cells is None else f"{name}: {len(cells)}"
+    record = data.records[position] if data.records is not None else None
+    name = str(position + 1) if record is None else shortened(record.image_id)
+    told = [f"{len(cells)}"] if cells is not None else []
+    told += [record.flags.replace(";", ", ")] if record is not None and record.flags else []
+    return f"{name}: {', '.join(told)}" if told else name
+
+
+def shortened(name: str, letters: int = 24) -> str:
+    """Return a name cut in its middle to at most so many letters.
+
+    Examples
+    --------
+    >>> shortened("plate_07_well_B03_field_002_channel_1", 15)
+    'plate_0…annel_1'
+    """
+    half = (letters - 1) // 2
+    return name if len(name) <= letters else f"{name[:half]}…{name[-half:]}"
 
 
 def _class_legend(figure: Figure, class_ids: Sequence[np.ndarray], classes: Sequence[str]) -> None:
@@ -627,6 +752,7 @@ def _class_legend(figure: Figure, class_ids: Sequence[np.ndarray], classes: Sequ
 @_styled
 def show_crops(
     images: Any,
+    records: Sequence[ImageRecord] | None = None,
     instances: Sequence[Instances] | None = None,
     classes: Sequence[str] = (),
     n: int = 8,
@@ -637,7 +763,7 @@ def show_crops(
 
     Parameters
     ----------
-    images, instances, classes
+    images, records, instances, classes
         As in `show_sheet`.
     seed : int
         Which cells are drawn from all of the class.
@@ -646,7 +772,7 @@ def show_crops(
     -------
     (classes, n) Axes
     """
-    data = _Examples(images, instances, classes)
+    data = _Examples(images, records, instances, classes)
     cells = data.instances or []
     owner = np.repeat(np.arange(len(cells)), [len(x) for x in cells]) if cells else np.zeros(0, int)
     ids = np.concatenate([np.zeros(0, int), *(x.class_ids for x in cells)])
@@ -711,18 +837,33 @@ def _by_model(table: pandas.DataFrame | Mapping[str, pandas.DataFrame]) -> dict[
     return {name: table[table["model"] == name] for name in order_models(table["model"].unique())}
 
 
+def _splits_of(table: Any) -> list[str]:
+    """Return the splits a table tells apart; [] for one, or none."""
+    known = list(dict.fromkeys(table["split"])) if hasattr(table, "columns") and "split" in table else []
+    return [name for name in ("train", "val", "test") if name in known] if len(known) > 1 else []
+
+
 @_styled
 def show_curves(
     table: pandas.DataFrame | Mapping[str, pandas.DataFrame], ax: Axes | None = None, title: str = ""
-) -> Axes:
+) -> Axes | np.ndarray:
     """Show TP / (TP + FP + FN) over the IoU thresholds, one line per model; its mean is the MAP IoU in the legend.
 
     Parameters
     ----------
     table : DataFrame or dict
         Of `scores.score_table`, with a column `model`; or name -> table. Mean of the images; an image with nothing on
-        either side counts 1.
+        either side counts 1. A table of several splits gets Axes for each, unless `ax` is given.
     """
+    splits = _splits_of(table)
+    if splits and ax is not None:
+        raise UserError(f"scores of the splits {', '.join(splits)} for one picture", "give those of one split")
+    if splits:
+        axes = _figure(None, (5.4 * len(splits), 4.2)).subplots(1, len(splits), sharey=True)
+        for one, split in zip(axes, splits, strict=True):
+            show_curves(table[table["split"] == split], one, f"{title} {SPLIT_NAMES[split]}".strip())
+            one.label_outer()
+        return axes
     ax, tables = _axes(ax, (5.6, 4.2)), _by_model(table)
     looks = model_looks(tables)
     curves = {name: curve_of(rows) for name, rows in tables.items() if len(_all_objects(rows))}
@@ -730,11 +871,11 @@ def show_curves(
         curve, label = curves[name], f"{model_name(name)}  {curves[name].mean():.3f}".strip()
         ax.plot(curve.index, curve, label=label, lw=2, ms=5, **looks[name])
     ax.set(xlabel="IoU threshold (a hit is above it)", ylabel="TP / (TP + FP + FN), mean of images", ylim=(0, 1.02))
-    ax.grid(True, axis="y")
     if curves:
-        ax.legend(title="MAP IoU", loc="lower left", alignment="left", title_fontsize=9, handlelength=3)
+        where = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 3.4}
+        ax.legend(title="MAP IoU", ncols=2, title_fontsize=9, handlelength=3.2, **where)
     ax.set_title(title)
-    return ax
+    return _dress(ax, "y")
 
 
 def curve_of(table: pandas.DataFrame) -> pandas.Series:
@@ -756,8 +897,9 @@ def show_scores(
     frame : DataFrame
         `scores.summary` of several models, with a column `model`: model, score, low, high (and the column `by`).
     by : str, optional
-        Column that names the parts: cell_type, class_name, size, split.
+        Column that names the parts: cell_type, class_name, size, split; split where there are several.
     """
+    by = by or ("split" if _splits_of(frame) else None)
     parts = list(dict.fromkeys(frame[by])) if by else [""]
     models = order_models(frame["model"].unique())
     looks = model_looks(models)
@@ -766,7 +908,8 @@ def show_scores(
     for part in parts:
         rows = frame[frame[by] == part] if by else frame
         if part:
-            ax.text(0.0, place - 0.62, f"{part}", ha="left", va="center", fontsize=9.5, weight="bold")
+            name = SPLIT_NAMES.get(part, part) if by == "split" else part
+            ax.text(0.0, place - 0.62, name, ha="left", va="center", fontsize=9.5, weight="bold")
         for name in models:
             for line in rows[rows["model"] == name].itertuples():
                 _point(ax, line, place, looks[name])
@@ -774,12 +917,16 @@ def show_scores(
                 labels.append(model_name(name))
                 place += 1
         place += 0.9
-    ax.set_yticks(places, labels, color=INK)
+    ax.set_yticks(places, labels)
     ax.set(xlim=(0, 1), ylim=(max(places, default=0) + 0.6, -1.0 if by else -0.6), xlabel=value)
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-    ax.grid(True, axis="x")
     ax.set_title(title)
+    return _rows_only(ax)
+
+
+def _rows_only(ax: Axes, grid: str = "x") -> Axes:
+    """Dress a chart whose rows are names."""
+    _dress(ax, grid).spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0, labelcolor=INK)
     return ax
 
 
@@ -832,8 +979,7 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
     axes[0].set(ylabel="training loss", ylim=(0, None))
     axes[1].set(ylabel=f"validation {score}", xlabel="training step", ylim=(0, 1))
     for ax in axes:
-        ax.grid(True, axis="y")
-        ax.margins(x=0.03)
+        _dress(ax, "y").margins(x=0.03)
     if "" not in histories:
         axes[0].legend()
     axes[0].set_title(title)
@@ -852,33 +998,30 @@ def _history_rows(history: Any) -> pandas.DataFrame:
 
 @_styled
 def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, title: str = "", images: int = 8) -> Axes:
-    """Show which share of the cells is of which class, truth (pale) above found (full), per image and over all.
+    """Show which share of the cells is of which class, truth (pale) above found (full), over all and per image.
 
     Parameters
     ----------
     counts : DataFrame
-        Of one model: image_id, class_name, truth_cells, found_cells (`report.count_cells`).
+        Of `evaluation.count_lines`: image_id (and "all"), class_name, found, and truth where it is known.
     images : int
-        At most so many images have rows of their own; the sum over all is always there.
+        At most so many images have rows of their own.
     """
-    if "model" in counts and counts["model"].nunique() > 1:
-        raise UserError(f"counts of {counts['model'].nunique()} models", "give the rows of one: counts[counts.model == m]")
     classes = list(dict.fromkeys(counts["class_name"]))
-    own = list(dict.fromkeys(counts["image_id"]))
-    rows = [(f"all {len(own)} images", counts)] if len(own) != 1 else []
-    rows += [(name, counts[counts["image_id"] == name]) for name in own[:images]]
-    ax = _axes(ax, (6.6, 1.0 + 0.62 * max(len(rows), 1)))
-    for place, (_, part) in enumerate(rows):
-        for column, shift, pale in (("truth_cells", -0.19, True), ("found_cells", 0.19, False)):
-            cells = part.groupby("class_name")[column].sum().reindex(classes).fillna(0)
-            _share_bar(ax, place + shift, cells.to_numpy(float), pale)
-    ax.set_yticks(range(len(rows)), [name if len(name) < 24 else f"{name[:22]}…" for name, _ in rows], color=INK)
-    ax.set(xlim=(0, 100), ylim=(len(rows) - 0.45, -0.55), xlabel="share of the cells (%), and their number")
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-    _legend_below_axis(ax, classes)
+    names = [name for name in dict.fromkeys(counts["image_id"]) if name != "all"]
+    shown = [*(["all"] if "all" in set(counts["image_id"]) and len(names) != 1 else []), *names[:images]]
+    columns = [(name, shift) for name, shift in (("truth", -0.19), ("found", 0.19)) if name in counts]
+    ax = _axes(ax, (6.6, 1.1 + 0.6 * max(len(shown), 1)))
+    for place, name in enumerate(shown):
+        part = counts[counts["image_id"] == name].set_index("class_name").reindex(classes)
+        for column, shift in columns:
+            _share_bar(ax, place + shift, part[column].fillna(0).to_numpy(float), pale=column == "truth")
+    labels = [f"all {len(names)} images" if name == "all" else shortened(name) for name in shown]
+    ax.set_yticks(range(len(shown)), labels)
+    ax.set(xlim=(0, 100), ylim=(len(shown) - 0.45, -0.55), xlabel="share of the cells (%), and their number")
+    _counts_legend(ax, classes, "truth" in counts)
     ax.set_title(title)
-    return ax
+    return _rows_only(ax)
 
 
 def _share_bar(ax: Axes, place: float, cells: np.ndarray, pale: bool) -> None:
@@ -896,14 +1039,15 @@ def _share_bar(ax: Axes, place: float, cells: np.ndarray, pale: bool) -> None:
         left += width
 
 
-def _legend_below_axis(ax: Axes, classes: Sequence[str]) -> None:
+def _counts_legend(ax: Axes, classes: Sequence[str], with_truth: bool) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=class_colour(k), label=name or "unknown") for k, name in enumerate(classes, 1)]
-    handles += [Patch(facecolor="#B9BDC4", alpha=0.45, hatch="....", edgecolor="white", label="truth (above)")]
-    handles += [Patch(color="#B9BDC4", label="found (below)")]
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.0), ncols=len(handles), handlelength=1.2,
-              borderaxespad=3.6, columnspacing=1.2)  # fmt: skip
+    handles = [Patch(color=class_colour(k), label=name) for k, name in enumerate(classes, 1)]
+    if with_truth:
+        handles += [Patch(facecolor="#B9BDC4", alpha=0.45, hatch="....", edgecolor="white", label="truth (above)")]
+        handles += [Patch(color="#B9BDC4", label="found (below)")]
+    where = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 3.6}
+    ax.legend(handles=handles, ncols=len(handles), handlelength=1.2, columnspacing=1.2, **where)
 
 
 @_styled
@@ -915,15 +1059,18 @@ def show_gains(attribution: pandas.DataFrame, ax: Axes | None = None, title: str
     ax = _axes(ax, (5.6, 0.8 + 0.4 * len(rows)))
     ax.barh(np.arange(len(rows)), rows["gain"], 0.62, color="#0072B2")
     for place, line in enumerate(rows.itertuples()):
-        text = f"{line.gain:.3f}   {line.cells} cells in {line.images} images"
+        where = f"{_several(line.cells, 'cell')} in {_several(line.images, 'image')}"
+        text = f"{line.gain:.3f}   {where}" if line.cells else "no such cell"
         ax.annotate(text, (line.gain, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
-    ax.set_yticks(range(len(rows)), rows["kind"], color=INK)
+    ax.set_yticks(range(len(rows)), rows["kind"])
     ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel="MAP IoU given back by repairing this kind alone")
-    ax.set_xlim(0, max(0.02, 2.2 * rows["gain"].max()) if len(rows) else 1)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(True, axis="x")
+    ax.set_xlim(0, max(0.02, 2.4 * rows["gain"].max()) if len(rows) else 1)
     ax.set_title(title)
-    return ax
+    return _rows_only(ax)
+
+
+def _several(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 @_styled
@@ -939,9 +1086,9 @@ def show_confusion(confusion: pandas.DataFrame, ax: Axes | None = None, title: s
     ax.set_xticks(range(len(confusion.columns)), confusion.columns, color=INK)
     ax.set_yticks(range(len(confusion)), confusion.index, color=INK)
     ax.set(xlabel="found as", ylabel="truth")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
     ax.set_title(title)
+    _dress(ax).tick_params(length=0, labelcolor=INK)
+    ax.spines[:].set_visible(False)
     return ax
 
 
@@ -1059,7 +1206,9 @@ def show_convolution(
     for (top, bottom), (name, kernel) in zip(axes[:, 1:].T, kernels.items(), strict=True):
         answer = correlate(plane, np.asarray(kernel, float), mode="nearest")
         limit = max(abs(kernel).max(), 1e-6)
-        _number_grid(top, np.asarray(kernel, float), f"weights: {name}", "{:.2g}", cmap="PuOr_r", vmin=-limit, vmax=limit)
+        _number_grid(
+            top, np.asarray(kernel, float), f"weights: {name}", "{:.2g}", cmap="PuOr_r", vmin=-limit, vmax=limit
+        )
         signed = answer.min() < -1
         reach = max(float(np.percentile(abs(answer), 99.5)), 1.0)
         how = {"cmap": "PuOr_r", "vmin": -reach, "vmax": reach} if signed else {"vmin": 0, "vmax": max(plane.max(), 1)}

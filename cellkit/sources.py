@@ -168,7 +168,7 @@ def read_dsb2018(root: Path, config) -> Iterator[SourceImage]:
     """2018 Data Science Bowl nuclei, in either form.
 
     Packed: ``images/ID.png``, ``labels/ID.png`` (16-bit ids) and ``index.csv``; ``config.modalities`` keeps the rows
-    with these modalities (all when there is no such key). Kaggle's own: ``ID/images/ID.png``, ``ID/masks/*.png`` with
+    with these modalities (null: all). Kaggle's own: ``ID/images/ID.png``, ``ID/masks/*.png`` with
     one nucleus each.
     """
     root = Path(root)
@@ -271,7 +271,7 @@ def _frames(path: Path, root: Path, config, label_of: Callable, classes: dict) -
     try:
         _check_inside(path, root)
         single = path.suffix.lower() in PICTURE_SUFFIXES  # one frame: the header can wait
-        frames = [(0, 0, "")] if single else list(inspect_file(path, getattr(config, "axes", None)).frames())
+        frames = [(0, 0, "")] if single else list(inspect_file(path, config.axes).frames())
     except UserError as error:
         refusal = partial(_refuse, *str(error).split("\n", 1))
         yield SourceImage(image_id_of(name), source=relative.as_posix(), loader=refusal, **common)
@@ -348,7 +348,7 @@ def _labelled(labels: np.ndarray, class_id: int, ids: dict[int, int]) -> Instanc
 def _load_file(root, path, config, label_of, cell_type, scene=0, time=0, ids=None) -> Loaded:
     """Load one frame of a file and the label image that `label_of()` finds."""
     _check_inside(path, root)
-    with open_file(path, getattr(config, "axes", None)) as opened:
+    with open_file(path, config.axes) as opened:
         made = _converted(opened, config, scene, time)
     label_path = label_of()
     if label_path is None:
@@ -399,7 +399,7 @@ def _packed_dsb2018(root: Path, config) -> Iterator[SourceImage]:
             f"{root / 'index.csv'} lacks rows, or the columns id and modality", "use the packed form as it came"
         )
     rows.sort(key=lambda row: row["id"])
-    wanted = getattr(config, "modalities", None)
+    wanted = config.modalities
     known = sorted({row["modality"] for row in rows})
     for name in wanted or ():
         if name not in known:
@@ -589,13 +589,13 @@ def _mixed_halves(items: list[SourceImage], config) -> Iterator[SourceImage]:
         pair = (a[number % len(a)], b[(number + turn) % len(b)])
         left, right = pair if number % 2 == 0 else pair[::-1]
         source = f"left half of {left.source}, right half of {right.source}"
-        loader = partial(_load_halves, left.loader, right.loader, getattr(config, "min_area_px", MIN_PIECE_PX))
+        loader = partial(_load_halves, left.loader, right.loader)
         yield SourceImage(f"mixed_{number + 1:02d}", MIXED, "", "test", source, loader)
 
 
-def _load_halves(left: Callable[[], Loaded], right: Callable[[], Loaded], min_piece_px: int) -> Loaded:
+def _load_halves(left: Callable[[], Loaded], right: Callable[[], Loaded]) -> Loaded:
     a, b = left(), right()
-    image, instances = compose_halves((a.image, a.instances), (b.image, b.instances), min_piece_px)
+    image, instances = compose_halves((a.image, a.instances), (b.image, b.instances))
     return Loaded(
         image, instances, a.um_per_px if a.um_per_px == b.um_per_px else math.nan, a.channels, a.levels + b.levels
     )
@@ -679,28 +679,6 @@ class Gathered(NamedTuple):
     conversion: list[dict]
     quality: list[dict]
     thresholds: dict
-
-
-def source_folder(config, stage) -> Path:
-    """Return the folder to convert: real data as the config names it, or cells drawn now into the stage's folder.
-
-    Parameters
-    ----------
-    config : ConvertConfig
-        `config.source` "drawn" draws `config.drawn` (one line per class) below ``stage.folder``.
-    stage : run.Stage
-        Notes real data as an input of the stage.
-    """
-    from cellkit.config import data_path
-    from cellkit.synthetic import write_fields
-
-    if config.source == "drawn":
-        folder = stage.folder / "microscope"
-        write_fields(folder, lines=config.classes, seed=config.seed, **config.drawn.model_dump())
-        return folder
-    root = data_path(config)
-    stage.reads(source=root)
-    return root
 
 
 def gather(config, root: str | Path, out: str | Path) -> Gathered:
@@ -827,3 +805,30 @@ def _cell(value):
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return f"'{value}"
     return round(value, 6) if isinstance(value, float) else value
+
+
+def source_folder(config, stage) -> Path:
+    """Return the folder of a run's images: drawn into the run folder, or below the data folder and noted as an input.
+
+    Parameters
+    ----------
+    config : ConvertConfig
+    stage : Stage
+        The running stage.
+
+    Raises
+    ------
+    UserError
+        There is no data folder, or nothing at `config.path` in it.
+    """
+    from cellkit.config import data_path
+    from cellkit.synthetic import write_fields
+
+    if config.source == "drawn":
+        folder = stage.path("microscope")
+        drawn = config.drawn.model_dump()
+        write_fields(folder, lines=config.classes, seed=config.seed, **drawn)
+        return folder
+    root = data_path(config)
+    stage.reads(data=root)
+    return root

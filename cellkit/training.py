@@ -11,7 +11,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -266,6 +267,22 @@ def save_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> Path:
     with atomic_path(path) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
     return Path(path)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: for many small operations, which several threads only slow down on a busy machine.
+
+    Measured on two busy cores: following the flows of one 320 x 320 px image takes 6 s on one thread, 65 s on two.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_and_dtype():

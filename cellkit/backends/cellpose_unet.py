@@ -314,8 +314,10 @@ def masks_of(
     from cellpose import dynamics, utils
     from skimage.segmentation import expand_labels
 
+    from cellkit.training import one_thread
+
     flows, logit = maps[:2], maps[2]
-    with torch.sparse.check_sparse_tensor_invariants(enable=False):  # said aloud, or torch warns inside cellpose
+    with one_thread(), torch.sparse.check_sparse_tensor_invariants(enable=False):  # said aloud, or torch warns
         labels = dynamics.compute_masks(
             flows,
             logit,
@@ -418,13 +420,15 @@ def target_of(labels: np.ndarray, cache: Path | None = None) -> np.ndarray:
 
     from cellkit.files import atomic_path
     from cellkit.labels import relabel
+    from cellkit.training import one_thread
 
     labels = relabel(labels)[0]
     name = hashlib.sha256(np.ascontiguousarray(labels).tobytes() + str(labels.shape).encode()).hexdigest()[:24] + ".npy"
     if cache is not None and (cache / name).is_file():
         flows = np.load(cache / name, allow_pickle=False).astype(np.float32)
     else:
-        flows = dynamics.masks_to_flows_gpu(labels, device=torch.device("cpu"))[0].astype(np.float32)
+        with one_thread():
+            flows = dynamics.masks_to_flows_gpu(labels, device=torch.device("cpu"))[0].astype(np.float32)
         if cache is not None:
             with atomic_path(cache / name) as temporary:
                 np.save(temporary, flows.astype(np.float16))

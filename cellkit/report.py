@@ -1,0 +1,791 @@
+"""One page per run: what was done to which images, how good the answers are, and where they are wrong.
+
+`RunFiles` opens what a run folder holds, for this page and for the slides. `write_report` makes one HTML file with every
+picture in it: no network, no script. A file that is not there leaves its section out with a sentence.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellkit.errors import UserError
+from cellkit.files import read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    import pandas
+
+    from cellkit.dataset import CellDataset
+    from cellkit.instances import Instances
+    from cellkit.run import Stage
+
+CONVENTION = "MAP IoU (kaggle: IoU > 0.50:0.05:0.95, mean of images)"
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+SUMMARY_COLUMNS = ("score", "low", "high", "images", "truth_cells", "found_cells")
+STAGE_OF = {
+    "records.csv": "01_convert",
+    "coco": "04_cells_to_coco",
+    "predictions": "02 to 05",
+    "scores.csv": "06_evaluate_map_iou",
+    "counts.csv": "06_evaluate_map_iou",
+    "attribution.csv": "06_evaluate_map_iou",
+    "summary.json": "06_evaluate_map_iou",
+}
+
+
+# ---- what a run folder holds ---------------------------------------------------------------------------------------
+class RunFiles:
+    """What a page about a run reads, opened when it is asked for.
+
+    Parameters
+    ----------
+    run_dir : path
+        The run folder.
+    staged : path, optional
+        A folder that stands for the run folder while a stage is under way (``stage.root``): looked into first.
+    configs : mapping, optional
+        Stage -> settings, of stages that the manifest does not list yet.
+
+    Raises
+    ------
+    UserError
+        No such folder; later, when something is asked for that is not there or cannot be read.
+    """
+
+    def __init__(self, run_dir: str | Path, staged: str | Path | None = None, configs: Mapping[str, Any] | None = None):
+        self.configs = dict(configs or {})
+        self.folder, self.staged = Path(run_dir), None if staged is None else Path(staged)
+        if not self.folder.is_dir():
+            raise UserError(f"there is no run folder '{run_dir}'", "make one with: cellkit run CONFIG --run FOLDER")
+
+    def path(self, name: str) -> Path | None:
+        """Return the path of a file of the run, None if it is not there."""
+        places = [self.folder / name] if self.staged is None else [self.staged / name, self.folder / name]
+        return next((place for place in places if place.exists()), None)
+
+    def need(self, name: str) -> Path:
+        """Return the path of a file of the run; say which notebook writes it if it is not there."""
+        path = self.path(name)
+        if path is None:
+            maker = STAGE_OF.get(name.split("/")[0], "a later notebook")
+            raise UserError(f"{self.folder.name} has no {name}; {maker} writes it")
+        return path
+
+    def table(self, name: str) -> pandas.DataFrame:
+        """Read a CSV of the run; text stays text, an empty cell of text is ""."""
+        import pandas as pd
+
+        table = pd.read_csv(
+            self.need(name), dtype={"image_id": str, "class_name": str}, keep_default_na=False, na_values=[""]
+        )
+        for column in table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]:
+            table[column] = table[column].fillna("").astype(str)
+        for column in {"cell_type", "group", "split", "class_name", "size"} & set(table.columns):
+            table[column] = table[column].astype(object).fillna("").astype(str)
+        return table
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest; empty when there is none."""
+        from cellkit.manifest import read_manifest
+
+        return read_manifest(self.folder)
+
+    @cached_property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Manifest entries of finished stages, in order."""
+        from cellkit.manifest import finished_entries
+
+        return finished_entries(self.manifest)
+
+    @cached_property
+    def images(self) -> CellDataset:
+        """All images of the run, without cells."""
+        from cellkit.dataset import CellDataset
+        from cellkit.instances import Instances
+        from cellkit.records import read_records
+
+        records = read_records(self.need("records.csv"))
+        nothing = [Instances.empty((r.height_px, r.width_px)) for r in records]
+        return CellDataset(records, nothing, (), self.folder, list(range(1, len(records) + 1)))
+
+    @cached_property
+    def truths(self) -> dict[str, CellDataset]:
+        """Split -> its images with true cells, as far as there are any."""
+        from cellkit.dataset import CellDataset
+
+        found = {split: self.path(f"coco/{split}.json") for split in SPLITS}
+        return {split: CellDataset.from_coco(path, self.folder) for split, path in found.items() if path is not None}
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        return next((data.classes for data in self.truths.values()), ())
+
+    @cached_property
+    def models(self) -> list[str]:
+        """Names of the predictions files, in the order of every table."""
+        from cellkit.show import order_models
+
+        folders = [folder / "predictions" for folder in (self.folder, self.staged) if folder is not None]
+        return order_models({path.stem for folder in folders for path in folder.glob("*.json")})
+
+    def predictions(self, model: str) -> dict[str, Instances]:
+        """Return image_id -> cells that a model found, for all images of the run."""
+        from cellkit.coco import read_results
+
+        if model not in self._predictions:
+            shapes = {k: (r.height_px, r.width_px) for k, r in zip(self.images.ids, self.images.records, strict=True)}
+            found = read_results(self.need(f"predictions/{model}.json"), shapes)
+            names = [record.image_id for record in self.images.records]
+            self._predictions[model] = dict(zip(names, found, strict=True))
+        return self._predictions[model]
+
+    @cached_property
+    def _predictions(self) -> dict[str, dict[str, Instances]]:
+        return {}
+
+    def of_images(self, model: str, data: CellDataset) -> list[Instances]:
+        """Return what a model found in the given images, in their order."""
+        found = self.predictions(model)
+        return [found[record.image_id] for record in data.records]
+
+    @cached_property
+    def scores(self) -> pandas.DataFrame:
+        """scores.csv: model and the columns of `scores.score_table`."""
+        return self.table("scores.csv")
+
+    @cached_property
+    def counts(self) -> pandas.DataFrame:
+        """counts.csv, of `evaluation.count_lines`."""
+        return self.table("counts.csv")
+
+    @cached_property
+    def attribution(self) -> pandas.DataFrame:
+        """attribution.csv, of `attribution.attribute`."""
+        return self.table("attribution.csv")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json; empty when there is none."""
+        path = self.path("summary.json")
+        return {} if path is None else read_json(path)
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Return a setting such as ``evaluate.report_split`` as the stage was run with it, else `default`."""
+        from cellkit.config import STAGES
+
+        section, name = key.split(".")
+        stage = next(stage for stage, one in STAGES.items() if one == section)
+        told = self.configs.get(stage) or self.stages.get(stage, {}).get("config") or {}
+        return told.get(name, default)
+
+    @cached_property
+    def report_split(self) -> str:
+        """The split that is reported: test where its truth was scored, else the one that chose."""
+        scored = set(self.scores["split"])
+        wanted = [
+            self.setting("evaluate.report_split", "test"),
+            "test",
+            self.setting("evaluate.choose_split", "val"),
+            "val",
+        ]
+        return next((split for split in wanted if split in scored), next(iter(sorted(scored)), ""))
+
+    @cached_property
+    def choose_split(self) -> str:
+        """The split that decides which model is best."""
+        return self.setting("evaluate.choose_split", "val")
+
+    @cached_property
+    def score_summary(self) -> pandas.DataFrame:
+        """One row per model and split: MAP IoU with its 95 % interval; as in summary.json where it is told there."""
+        import pandas as pd
+
+        from cellkit.evaluation import summarise
+
+        told = pd.DataFrame(self.summary.get("scores") or [])
+        if {"model", "split", *SUMMARY_COLUMNS} <= set(told.columns):
+            numbers = [name for name in told.columns if name not in ("model", "split")]
+            return told.assign(**{name: pd.to_numeric(told[name]) for name in numbers})
+        return summarise(self.scores, n=self._rounds)
+
+    def score_parts(self, by: str) -> pandas.DataFrame:
+        """One row per model, split and part (cell_type, class_name, size)."""
+        from cellkit.evaluation import summarise
+
+        rows = self.scores
+        if by == "class_name":
+            rows = rows[rows["model"].isin(rows.loc[rows["class_name"] != "", "model"])]
+        if by == "size" and not (rows["size"] != "").any() or rows.empty:
+            raise UserError(f"scores.csv does not tell {by} apart")
+        return summarise(rows, by, n=self._rounds)
+
+    @property
+    def _rounds(self) -> int:
+        return int(self.setting("evaluate.bootstrap_samples", 1000))
+
+    @cached_property
+    def best(self) -> str:
+        """The model that was handed in; without a summary the best by MAP IoU on the deciding split."""
+        from cellkit.evaluation import decide
+
+        if self.summary.get("best"):
+            return str(self.summary["best"])
+        known = set(self.score_summary["split"])
+        return decide(
+            self.score_summary, "best", self.choose_split if self.choose_split in known else self.report_split
+        )
+
+    def line(self, model: str, split: str) -> Any:
+        """Return the row of `score_summary` of a model and split; None where it was not scored."""
+        table = self.score_summary
+        rows = list(table[(table["model"] == model) & (table["split"] == split)].itertuples())
+        return rows[0] if rows else None
+
+    @cached_property
+    def class_model(self) -> str:
+        """The model that names classes, "" where none does."""
+        from cellkit.show import order_models
+
+        told = order_models(self.summary.get("classes") or {})
+        if told:
+            return told[-1]
+        named = [m for m in self.models if any(x.class_ids.any() for x in self.predictions(m).values())]
+        return named[-1] if named else ""
+
+    def worst(self, n: int) -> tuple[CellDataset, list[Instances], list[int]]:
+        """Return a truth, what the best model found there, and the positions of the `n` worst images, worst first."""
+        from cellkit.attribution import worst_images
+
+        rows = worst_images(self.attribution, n)
+        split = next(iter(rows["split"]), self.choose_split)
+        if split not in self.truths:
+            raise UserError(f"{self.folder.name} has no coco/{split}.json; {STAGE_OF['coco']} writes it")
+        data = self.truths[split]
+        place = {record.image_id: k for k, record in enumerate(data.records)}
+        return data, self.of_images(self.best, data), [place[name] for name in rows["image_id"] if name in place]
+
+    def histories(self) -> dict[str, Path]:
+        """Return stage -> the ``history.csv`` of its training."""
+        found = {name: self.path(f"{name}/history.csv") for name in self.stages}
+        return {name: path for name, path in found.items() if path is not None}
+
+
+def in_words(value: Any, digits: int = 3) -> str:
+    """Return a number for print; an undefined one is a dash.
+
+    Examples
+    --------
+    >>> in_words(0.71249), in_words(float("nan")), in_words(None), in_words(12)
+    ('0.712', '–', '–', '12')
+    """
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def with_interval(line: Any, digits: int = 3) -> str:
+    """Return "0.712 [0.650, 0.768]" of a row with score, low and high; the score alone where there is no interval."""
+    if line is None:
+        return "–"
+    low, high = in_words(float(line.low), digits), in_words(float(line.high), digits)
+    return in_words(float(line.score), digits) + (f" [{low}, {high}]" if "–" not in (low, high) else "")
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; `mark` = the rows to set in bold."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    mark: frozenset[int] = frozenset()
+    kind: str = field(default="table", init=False)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page."""
+
+    png: bytes
+    caption: str
+    width_px: int
+    kind: str = field(default="picture", init=False)
+
+    @property
+    def data(self) -> str:
+        """The picture as base64 text."""
+        return base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Words:
+    """A paragraph."""
+
+    text: str
+    kind: str = field(default="words", init=False)
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A heading and what stands below it."""
+
+    name: str
+    title: str
+    blocks: Sequence[Table | Picture | Words]
+
+
+def write_report(
+    run: Stage | str | Path,
+    summary: Mapping[str, Any] | None = None,
+    *,
+    counts: pandas.DataFrame | None = None,
+    worst: Sequence[int] | None = None,
+    judge: CellDataset | None = None,
+    found: Sequence[Instances] | None = None,
+    out: str | Path | None = None,
+) -> Path:
+    """Write the page about a run; and, from a stage under way, ``summary.json`` beside it.
+
+    Parameters
+    ----------
+    run : Stage or path
+        A stage under way (what it has written so far counts as the run's), or a run folder.
+    summary : mapping, optional
+        "best" (a model's name), "classes" (`evaluation.classes_found`), and any tables worth keeping in summary.json.
+    counts : DataFrame, optional
+        `evaluation.count_lines`; default counts.csv.
+    worst, judge, found : optional
+        Positions in `judge` of the images whose errors are shown, its truth, and what the best model found there;
+        default the worst of attribution.csv.
+    out : path
+        Default ``report.html`` of the stage; needed for a run folder.
+
+    Returns
+    -------
+    Path
+        Of the page: one file, with every picture in it.
+    """
+    if isinstance(run, (str, Path)):
+        if out is None:
+            raise UserError(f"where does the report of '{run}' go?", "give out=, outside the run folder")
+        files = RunFiles(run)
+    else:
+        files, out = (
+            RunFiles(run.run.folder, run.root, {run.name: run._entry["config"]}),
+            out or run.path("report.html"),
+        )
+        if summary is not None:
+            write_json(run.path("summary.json"), plain(summary), indent=1)
+    if summary is not None:
+        files.summary = plain(summary)
+    if counts is not None:
+        files.counts = counts
+    if judge is not None and found is not None:
+        files.worst = lambda n: (judge, list(found), list(worst or ()))
+    return write_text(out, page(files))
+
+
+def plain(value: Any) -> Any:
+    """Return tables as lists of rows, and undefined numbers as None: what JSON can hold.
+
+    Examples
+    --------
+    >>> plain({"score": float("nan"), "names": ("a", "b")})
+    {'score': None, 'names': ['a', 'b']}
+    """
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+        return plain(value.to_dict("records"))
+    if hasattr(value, "item") and not hasattr(value, "__len__"):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def page(files: RunFiles) -> str:
+    """Return the page about a run as HTML text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from cellkit import __version__
+
+    folder = Path(__file__).parent / "templates"
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    chapters = [_made(files, *one) for one in CHAPTERS]
+    quarantined = [item for entry in files.stages.values() for item in entry.get("quarantined", [])]
+    return environment.get_template("report.html.j2").render(
+        title=files.folder.resolve().name,
+        headline=_headline(files),
+        chapters=chapters,
+        quarantined=quarantined,
+        version=__version__,
+    )
+
+
+def _made(files: RunFiles, name: str, title: str, make: Callable[[RunFiles], list]) -> Chapter:
+    """Make a chapter; what it cannot be made of is said in its place."""
+    try:
+        blocks = make(files)
+    except (UserError, ValueError, KeyError, TypeError, OSError) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        blocks = [Words(f"Left out: {reason}{'' if isinstance(error, UserError) else f' ({type(error).__name__})'}.")]
+    return Chapter(name, title, blocks)
+
+
+def _drawn(draw: Callable[[Any], Any], width_in: float, height_in: float, caption: str) -> Picture:
+    """Draw into a figure of the given size and take the picture."""
+    from cellkit.show import new_figure, to_png
+
+    figure = new_figure(width_in, height_in)
+    draw(figure)
+    return Picture(to_png(figure, dpi=130), caption, round(96 * width_in))
+
+
+def _headline(files: RunFiles) -> str:
+    from cellkit.show import model_name
+
+    try:
+        best, split = files.best, files.report_split
+        line = files.line(best, split)
+    except (UserError, ValueError, KeyError, OSError):
+        return "No scores yet: 06_evaluate_map_iou has not finished."
+    told = " These images also chose the weights." if split == files.choose_split else ""
+    return f"{model_name(best)}: {with_interval(line)} on {line.images} {SPLITS[split]} image{"s" * (line.images != 1)}. {CONVENTION}.{told}"
+
+
+# ---- chapters ------------------------------------------------------------------------------------------------------
+def _results(files: RunFiles) -> list:
+    from cellkit.show import SPLIT_NAMES, model_name, order_models, show_scores
+
+    table, split = files.score_summary, files.report_split
+    blocks: list = []
+    for name in sorted(set(table["split"]), key=lambda one: (one != split, one)):
+        rows = table[table["split"] == name].set_index("model")
+        models = order_models(rows.index)
+        texts = [_score_row(model_name(model), rows.loc[model]) for model in models]
+        caption = f"{SPLIT_NAMES.get(name, name).capitalize()}"
+        caption += ": they chose each model's weights, so these scores flatter it a little" if name == "val" else ""
+        mark = frozenset([models.index(files.best)]) if files.best in models else frozenset()
+        blocks.append(Table(SCORE_COLUMNS, texts, caption, mark))
+    blocks.append(
+        Words(
+            f"{CONVENTION}: a cell is hit when its overlap is strictly above the threshold; TP / (TP + FP + FN), mean of "
+            "ten thresholds, then of images; an image with nothing on either side counts 1. In brackets the 95 % interval "
+            f"from resampling images. In bold: {model_name(files.best)}, which is handed in "
+            f"(decided on {SPLIT_NAMES.get(files.choose_split, files.choose_split)})."
+        )
+    )
+    height = 1.0 + 0.42 * len(table) + 0.5 * table["split"].nunique()
+    blocks.append(_drawn(lambda f: show_scores(table, ax=f.subplots()), 7.4, height, "MAP IoU with 95 % intervals."))
+    return [*blocks, *[Words(f"{SPLIT_NAMES[split].capitalize()}: {text}.") for text in comparisons(files, split)]]
+
+
+SCORE_COLUMNS = ("Model", "MAP IoU", "at 0.50", "at 0.75", "at 0.90", "true cells", "found cells", "images")
+
+
+def _score_row(name: str, line: Any) -> list[str]:
+    parts = [in_words(float(line.get(key, math.nan))) for key in ("ap50", "ap75", "ap90")]
+    return [name, with_interval(line), *parts, *(str(int(line[k])) for k in ("truth_cells", "found_cells", "images"))]
+
+
+def comparisons(files: RunFiles, split: str) -> list[str]:
+    """Return a sentence per other model: is the best one better, on the same images?"""
+    from cellkit.scores import paired_bootstrap
+    from cellkit.show import model_name, order_models
+
+    rows = files.scores[files.scores["split"] == split]
+    own = rows[rows["model"] == files.best]
+    others = [name for name in order_models(rows["model"].unique()) if name != files.best]
+    if own.empty:
+        return []
+    return [
+        paired_bootstrap(rows[rows["model"] == name], own, n=files._rounds).sentence(
+            model_name(name), model_name(files.best)
+        )
+        for name in others
+    ]
+
+
+def _curves(files: RunFiles) -> list:
+    from cellkit.show import SPLIT_NAMES, show_curves
+
+    scores, split = files.scores, files.report_split
+    rows = scores[scores["split"] == split]
+    text = f"TP / (TP + FP + FN) at each IoU threshold, {SPLIT_NAMES.get(split, split)}."
+    return [_drawn(lambda f: show_curves(rows, f.subplots()), 7.0, 4.9, text)]
+
+
+def _parts(files: RunFiles) -> list:
+    from cellkit.show import SPLIT_NAMES
+
+    split, blocks = files.report_split, []
+    for by, what in (("cell_type", "cell type of the image"), ("class_name", "class of the cell"), ("size", "size")):
+        try:
+            table = files.score_parts(by)
+        except UserError:
+            continue
+        rows = table[table["split"] == split]
+        if len(rows):
+            caption = f"MAP IoU by {what}, {SPLIT_NAMES.get(split, split)}"
+            caption += ": thirds of all true areas" if by == "size" else ""
+            caption += ": a hit must be of the class, so this is stricter" if by == "class_name" else ""
+            blocks.append(_wide(rows, by, caption))
+    return blocks or [Words("Left out: scores.csv tells no parts apart.")]
+
+
+def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
+    """Return a table of scores: a row per part, a column per model."""
+    from cellkit.show import model_name, order_models
+
+    models = order_models(rows["model"].unique())
+    texts = []
+    for part in dict.fromkeys(rows[by]):
+        of_part = rows[rows[by] == part].set_index("model")
+        cells = [with_interval(of_part.loc[model]) if model in of_part.index else "–" for model in models]
+        texts.append([str(part) or "not told", str(int(of_part["truth_cells"].max())), *cells])
+    return Table((by.replace("_name", "").replace("_", " "), "true cells", *map(model_name, models)), texts, caption)
+
+
+def _counts(files: RunFiles) -> list:
+    from cellkit.show import SPLIT_NAMES, model_name, show_counts
+
+    counts, split = files.counts, files.setting("evaluate.report_split", "test")
+    if counts.empty:
+        raise UserError("counts.csv has no rows: no image was asked about")
+    total = counts[counts["image_id"] == "all"]
+    known = "truth" in counts
+    rows = [
+        [line.class_name, str(line.found), _percent(line.share)]
+        + ([str(line.truth), _percent(line.true_share)] if known else [])
+        for line in total.itertuples()
+    ]
+    columns = ("Class", "found", "share", *(("truth", "share") if known else ()))
+    n = counts.loc[counts["image_id"] != "all", "image_id"].nunique()
+    who = model_name(files.class_model) or "the model handed in"
+    caption = f"Cells of each class in {n} {SPLIT_NAMES.get(split, split)}, by {who}"
+    height = 1.5 + 0.6 * min(n + 1, 9)
+    picture = _drawn(
+        lambda f: show_counts(counts, f.subplots()), 7.6, height, "Share of each class, over all and per image."
+    )
+    return [Table(columns, rows, caption), picture]
+
+
+def _percent(share: float) -> str:
+    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
+
+
+def _class_answers(files: RunFiles) -> list:
+    import pandas as pd
+
+    from cellkit.show import SPLIT_NAMES, model_name, show_confusion
+
+    told = files.summary.get("classes")
+    if not told:
+        raise UserError("no model of this run names classes")
+    blocks: list = []
+    for model, splits in told.items():
+        for split, one in splits.items():
+            share = "–" if one["accuracy"] is None else _percent(one["accuracy"])
+            text = f"{model_name(model)}, {SPLIT_NAMES.get(split, split)}: {share} of {one['cells']} matched cells "
+            text += "(IoU > 0.5) have the right class."
+            table = pd.DataFrame(**one["confusion"])
+            if not one["cells"]:
+                blocks.append(Words(text))
+                continue
+            size = 1.8 + 1.1 * len(table.columns), 1.2 + 0.75 * len(table)
+            blocks.append(_drawn(lambda f, t=table: show_confusion(t, f.subplots()), *size, text))
+    return blocks
+
+
+def _errors(files: RunFiles) -> list:
+    from cellkit.show import SPLIT_NAMES, model_name, show_errors, show_overlay
+
+    data, found, worst = files.worst(int(files.setting("evaluate.error_images", 3)))
+    if not worst:
+        return [Words("Left out: no image was asked for (evaluate.error_images).")]
+    split = SPLIT_NAMES.get(data.records[0].split, "images")
+    blocks: list = [
+        Words(
+            f"The {split} where {model_name(files.best)} scores lowest. Left: found (line) and truth (dashed). Right, at "
+            "IoU 0.5: what was hit, missed (striped), invented."
+        )
+    ]
+    for k in worst:
+
+        def draw(figure, k=k):
+            left, right = figure.subplots(1, 2)
+            image = data.image(k)
+            show_overlay(image, found[k], data.instances[k], left, classes=data.classes)
+            show_errors(image, data.instances[k], found[k], right)
+
+        blocks.append(_drawn(draw, 9.6, 5.0, data.records[k].image_id))
+    return blocks
+
+
+def _lost(files: RunFiles) -> list:
+    from cellkit.attribution import gains
+    from cellkit.show import SPLIT_NAMES, model_name, show_gains
+
+    table = files.attribution
+    split = next(iter(table["split"]), "")
+    rows = [[line.kind, str(line.cells), str(line.images), in_words(line.gain)] for line in gains(table).itertuples()]
+    caption = f"{model_name(files.best)}, {table['image_id'].nunique()} {SPLIT_NAMES.get(split, 'images')}"
+    text = (
+        "What the MAP IoU of all images would gain if one kind of fault alone were repaired; the gains do not add up."
+    )
+    picture = _drawn(lambda f: show_gains(table, f.subplots()), 7.4, 3.2, text)
+    return [Table(("Fault", "cells", "images", "MAP IoU given back"), rows, caption), picture]
+
+
+def _data(files: RunFiles) -> list:
+    from cellkit.show import show_sheet
+
+    records = files.images.records
+    kinds = sorted({record.cell_type for record in records})
+    columns = [*SPLITS, ""]
+    rows = [
+        [
+            kind or "not told",
+            *(str(sum(r.cell_type == kind and r.split == split for r in records)) for split in columns),
+        ]
+        for kind in kinds
+    ]
+    blocks: list = [Table(("Images of", "training", "validation", "test", "set aside"), rows, f"{len(records)} images")]
+    if files.truths:
+        cells = [[name, *_cells_of(data)] for name, data in ((SPLITS[s], d) for s, d in files.truths.items())]
+        blocks.append(Table(("Cells in", *files.classes, "of unknown class"), cells, "Labelled cells"))
+    maps = sorted({record.channels for record in records if record.channels})
+    if maps:
+        blocks.append(Words(f"Channel map: {'; or '.join(maps[:4])}{' …' if len(maps) > 4 else ''}."))
+    aside = [record for record in records if record.flags or not record.split]
+    if aside:
+        rows = [
+            [r.image_id, r.flags.replace(";", ", ") or "no reason noted", SPLITS.get(r.split, "set aside")]
+            for r in aside
+        ]
+        blocks.append(Table(("Image", "Why", "Split"), rows[:200], "Flagged or set aside"))
+    if "train" in files.truths:
+        data = files.truths["train"]
+        size = 9.6, 0.7 + 2.7 * -(-min(8, len(data)) // 4)
+        blocks.append(_drawn(lambda f: show_sheet(data, figure=f), *size, "Training images with their labels."))
+    return blocks
+
+
+def _cells_of(data: CellDataset) -> list[str]:
+    ids = [int(k) for cells in data.instances for k in cells.class_ids]
+    return [str(ids.count(k)) for k in [*range(1, len(data.classes) + 1), 0]]
+
+
+def _training(files: RunFiles) -> list:
+    from cellkit.show import show_history
+
+    histories = files.histories()
+    if not histories:
+        raise UserError("no training of this run left a history.csv")
+    return [
+        _drawn(
+            lambda f, path=path: show_history(path, f), 6.2, 4.4, f"{name}: loss and score on whole validation images."
+        )
+        for name, path in histories.items()
+    ]
+
+
+def _how(files: RunFiles) -> list:
+    if not files.stages:
+        raise UserError("manifest.json lists no finished stage")
+    rows = [
+        [
+            name,
+            f"{entry.get('seconds', 0) / 60:.1f}",
+            entry.get("device", "–"),
+            entry.get("finished", "–"),
+            entry["code_sha256"][:12],
+        ]
+        for name, entry in files.stages.items()
+    ]
+    total = sum(entry.get("seconds", 0) for entry in files.stages.values()) / 60
+    blocks: list = [
+        Table(("Notebook", "minutes", "device", "finished (UTC)", "code"), rows, f"{total:.1f} minutes in all")
+    ]
+    if files.staged is not None:
+        blocks.append(Words("The notebook that writes this page is not listed: it was still running."))
+    told = files.manifest.get("run")
+    if told:
+        blocks.append(Words(f"Configuration: {Path(told['config']).name}, overrides: {told['overrides'] or 'none'}."))
+    different = changed_settings(files)
+    blocks.append(
+        Table(("Setting", "value", "default"), different, "What differs from the defaults")
+        if different
+        else Words("Every setting is the default.")
+    )
+    versions: dict[str, str] = {}
+    for entry in files.stages.values():
+        for name, version in entry.get("versions", {}).items():
+            versions[name] = version if versions.get(name, version) == version else f"{versions[name]}, then {version}"
+    return [*blocks, Table(("Package", "version"), [[n, v] for n, v in versions.items()], "Versions")]
+
+
+def changed_settings(files: RunFiles) -> list[list[str]]:
+    """Return (dotted key, value, default) of every setting of the finished stages that is not the default."""
+    from cellkit.config import STAGES, Config
+
+    rows, seen = [], set()
+    for stage, entry in files.stages.items():
+        section = STAGES.get(stage)
+        if section is None or not isinstance(entry.get("config"), dict):
+            continue
+        default = Config().section(section).fingerprint()
+        for key, value, usual in _leaves(entry["config"], default):
+            shared = key in ("seed", "classes")
+            name = key if shared else f"{section}.{key}"
+            if value != usual and name not in seen:
+                seen.add(name)
+                rows.append([name, str(value), str(usual)])
+    return [row for row in rows if "." not in row[0]] + [row for row in rows if "." in row[0]]
+
+
+def _leaves(value: Any, default: Any, key: str = ""):
+    """Yield (key, value, default) of every plain value."""
+    if isinstance(value, dict) and isinstance(default, dict) and default:
+        for name, one in value.items():
+            yield from _leaves(one, default.get(name), f"{key}.{name}" if key else name)
+    else:
+        yield key, value, default
+
+
+def _figures(files: RunFiles) -> list:
+    folders = [folder / "figures" for folder in (files.folder, files.staged) if folder is not None]
+    paths = sorted(path for folder in folders if folder.is_dir() for path in folder.glob("*.png"))
+    if not paths:
+        return []
+    return [Picture(path.read_bytes(), path.stem.replace("_", " "), 900) for path in paths]
+
+
+CHAPTERS = (
+    ("results", "How good", _results),
+    ("curves", "Over the IoU thresholds", _curves),
+    ("parts", "By line, class and size", _parts),
+    ("counts", "How many of each line", _counts),
+    ("classes", "Who was taken for whom", _class_answers),
+    ("errors", "The worst images", _errors),
+    ("lost", "Where the score is lost", _lost),
+    ("data", "The images", _data),
+    ("training", "The trainings", _training),
+    ("how", "How it was run", _how),
+    ("figures", "Pictures of the notebooks", _figures),
+)

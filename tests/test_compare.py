@@ -1,0 +1,307 @@
+"""The two sides of a score, from whatever they are stored in."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cellkit.coco import write_coco, write_results
+from cellkit.compare import (
+    image_shapes,
+    is_results,
+    match_sides,
+    plain_stem,
+    read_side,
+    score_sides,
+    tell_scores,
+    with_pictures,
+    write_label_folder,
+)
+from cellkit.errors import UserError
+from cellkit.files import read_json, write_json
+from cellkit.instances import Instances
+from cellkit.labels import read_labels, write_labels
+from cellkit.records import ImageRecord
+from cellkit.sources import write_png
+from cellkit.submission import write_submission
+
+CLASSES = ("HEK", "N2a")
+
+
+def cells(*rows: str, class_ids=None, scores=None) -> Instances:
+    """Objects drawn as digits: cells("1102", "1102")."""
+    return Instances.from_labels(np.array([[int(c) for c in row] for row in rows]), class_ids, scores)
+
+
+A = cells("11022", "11022", "00000", class_ids=[1, 2])
+B = cells("00111", "00111", class_ids=[2])
+RECORDS = [
+    ImageRecord("a", "images/a.png", 3, 5, cell_type="mixed", split="test"),
+    ImageRecord("b", "images/b.png", 2, 5, cell_type="N2a", split="test"),
+]
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """A COCO file of two images, numbered 7 and 9."""
+    return write_coco(tmp_path / "truth.json", RECORDS, [A, B], CLASSES, ids=[7, 9])
+
+
+def labels_at(folder, **images):
+    for name, found in images.items():
+        write_labels(folder / f"{name}.tif", found.paint())
+    return folder
+
+
+def kaggle_of(truth, found, **how) -> float:
+    sides = match_sides(truth, found, **how)
+    return score_sides(*sides, conventions=["kaggle"], bootstrap=0)["conventions"]["kaggle"]["score"]
+
+
+class TestReadSide:
+    def test_all_four_forms_hold_the_same_cells(self, truth, tmp_path):
+        side = read_side(truth)
+        results = read_side(write_results(tmp_path / "results.json", [7, 9], [A, B]), of=side)
+        folder = read_side(labels_at(tmp_path / "labels", a=A, b=B))
+        csv = read_side(write_submission(tmp_path / "s.csv", ["a", "b"], [A, B], "dsb2018"), of=side, profile="dsb2018")
+        for other in (side, results, folder, csv):
+            assert kaggle_of(side, other) == 1.0
+        assert side.instances == results.instances == [A, B]
+        assert (side.classes, results.classes, folder.classes, csv.classes) == (CLASSES, CLASSES, (), ())
+        assert side.cells == 3
+
+    def test_results_use_the_category_ids_of_their_coco_file(self, truth, tmp_path):
+        content = read_json(truth)
+        number = {1: 30, 2: 5}  # other tools number as they like; classes come in the order of the ids
+        for entry in [*content["categories"], *content["annotations"]]:
+            key = "category_id" if "category_id" in entry else "id"
+            entry[key] = number[entry[key]]
+        side = read_side(write_json(truth, content))
+        assert side.classes == ("N2a", "HEK")
+        rows = read_json(write_results(tmp_path / "r.json", [7], [A]))
+        for row in rows:
+            row["category_id"] = number[row["category_id"]]
+        found = read_side(write_json(tmp_path / "r.json", rows), of=side)
+        assert found.instances[0].class_ids.tolist() == side.instances[0].class_ids.tolist() == [2, 1]
+        assert len(found.instances[1]) == 0, "an image without entries has no cell"
+        rows[0]["category_id"] = 6
+        with pytest.raises(UserError, match=r"a has category_id 6, the categories of .* are \[0, 5, 30\]"):
+            read_side(write_json(tmp_path / "r.json", rows), of=side)
+
+    def test_no_results_are_results(self, truth, tmp_path):  # fault 33
+        found = read_side(write_json(tmp_path / "r.json", []), of=read_side(truth))
+        assert kaggle_of(read_side(truth), found) == 0.0
+
+    def test_results_on_images_the_truth_lacks(self, truth, tmp_path):  # fault 31
+        write_results(tmp_path / "r.json", [7, 8, 9], [A, A, B])
+        with pytest.raises(UserError, match=r"2 annotation\(s\) of images that are not there, e\.g\. image_id 8"):
+            read_side(tmp_path / "r.json", of=read_side(truth))
+        found = read_side(tmp_path / "r.json", of=read_side(truth), common=True)
+        assert found.instances == [A, B]
+
+    def test_masks_beside_images_as_cellpose_writes_them(self, tmp_path):
+        write_png(tmp_path / "a.png", np.zeros((3, 5, 3), np.uint8))
+        write_labels(tmp_path / "a_cp_masks.tif", A.paint())
+        side = read_side(tmp_path)
+        assert [(record.image_id, record.path) for record in side.records] == [("a", "a_cp_masks.tif")]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "problem"),
+        [
+            ("none", None, "no file or folder at"),
+            ("a.txt", "x", "is a '.txt' file"),
+            ("a.csv", "id,predicted\n", "no profile says how it counts pixels"),
+            ("r.json", "[]", "tells its images by the ids they have in a COCO file"),
+            ("a.json", "{}", "is no COCO file"),
+            ("a.json", "{", "is no JSON"),
+        ],
+    )
+    def test_what_is_no_side(self, tmp_path, name, content, problem):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=problem) as caught:
+            read_side(tmp_path / name)
+        assert len(str(caught.value).splitlines()) == 2
+
+    def test_a_folder_without_labels_or_with_damaged_ones(self, tmp_path):
+        with pytest.raises(UserError, match="no label image in the folder"):
+            read_side(tmp_path)
+        (tmp_path / "a.tif").write_bytes(b"II*\0")
+        with pytest.raises(UserError, match=r"a\.tif cannot be read"):
+            read_side(tmp_path)
+
+    def test_a_csv_needs_sizes(self, tmp_path):
+        write_submission(tmp_path / "s.csv", ["a"], [A], "sartorius")
+        with pytest.raises(UserError, match="how large its images are\n.*--images DIR"):
+            read_side(tmp_path / "s.csv", profile="sartorius")
+        side = read_side(tmp_path / "s.csv", profile="sartorius", shapes={"a": (3, 5)})
+        assert np.array_equal(side.instances[0].paint(), A.paint())
+
+    @pytest.mark.parametrize(("text", "answer"), [("[]", True), (' \n\t[{"a": 1}]', True), ("{}", False), ("", False)])
+    def test_results_are_told_by_their_first_letter(self, tmp_path, text, answer):
+        (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert is_results(tmp_path / "a.json") is answer
+
+    def test_shapes_of_a_folder(self, tmp_path):
+        write_png(tmp_path / "x/images/x.png", np.zeros((3, 5, 3), np.uint8))
+        write_png(tmp_path / "y.png", np.zeros((4, 6, 3), np.uint8))
+        assert image_shapes(tmp_path) == {"x": (3, 5), "y": (4, 6)}
+        write_png(tmp_path / "z/y.png", np.zeros((4, 6, 3), np.uint8))
+        with pytest.raises(UserError, match="two images called 'y'"):
+            image_shapes(tmp_path)
+
+
+class TestMatchSides:
+    @pytest.mark.parametrize("ending", ["", "_cp_masks", "_labels"])
+    def test_by_the_name_that_both_know(self, truth, tmp_path, ending):
+        labels_at(tmp_path / "labels", **{f"a{ending}": A, f"b{ending}": B})
+        mine, other = match_sides(read_side(truth), read_side(tmp_path / "labels"))
+        assert [record.image_id for record in mine.records] == ["a", "b"]
+        assert [len(found) for found in other.instances] == [2, 1]
+
+    def test_spaces_are_underscores_in_ids(self, tmp_path):
+        records = [ImageRecord("well_1_t0", "well 1.png", 3, 5)]
+        write_coco(tmp_path / "p.json", records, [A], CLASSES)
+        labels_at(tmp_path / "spaced", **{"well 1": A})
+        assert kaggle_of(read_side(tmp_path / "spaced"), read_side(tmp_path / "p.json")) == 1.0
+        labels_at(tmp_path / "ids", well_1_t0=A)
+        assert kaggle_of(read_side(tmp_path / "ids"), read_side(tmp_path / "p.json")) == 1.0
+
+    def test_order_is_the_truths(self, truth, tmp_path):
+        write_coco(tmp_path / "p.json", RECORDS[::-1], [B, A], CLASSES)
+        _, found = match_sides(read_side(truth), read_side(tmp_path / "p.json"))
+        assert found.instances == [A, B]
+
+    def test_images_of_one_side_only(self, truth, tmp_path):
+        labels_at(tmp_path / "labels", a=A, c=B, d=B)
+        sides = read_side(truth), read_side(tmp_path / "labels")
+        with pytest.raises(UserError, match=r"1 of the 2 images of .* are not in .* \(b\); 2 of the 3 .* \(c, d\)\n.*--common"):
+            match_sides(*sides)
+        assert kaggle_of(*sides, common=True) == 1.0
+
+    def test_none_in_common(self, truth, tmp_path):
+        sides = read_side(truth), read_side(labels_at(tmp_path / "labels", x=A, y=A))
+        for common in (False, True):
+            with pytest.raises(UserError, match=r"none of the 2 images of .* \(x, y\) is in .* \(a, b\)"):
+                match_sides(*sides, common=common)
+
+    def test_two_sizes_of_one_image(self, truth, tmp_path):  # fault 21
+        labels_at(tmp_path / "labels", a=A, b=A)
+        with pytest.raises(UserError, match=r"b is 2 x 5 px in .*, 3 x 5 in "):
+            match_sides(read_side(truth), read_side(tmp_path / "labels"))
+
+    def test_classes_go_by_name(self, truth, tmp_path):
+        swapped = [A.with_classes([2, 1]), B.with_classes([1])]
+        write_coco(tmp_path / "p.json", RECORDS, swapped, CLASSES[::-1])
+        mine, other = match_sides(read_side(truth), read_side(tmp_path / "p.json"))
+        assert [found.class_ids.tolist() for found in other.instances] == [[1, 2], [2]]
+        assert mine.classes == other.classes == CLASSES
+
+    def test_no_class_in_common_means_no_class(self, truth, tmp_path):
+        write_coco(tmp_path / "p.json", RECORDS, [A.with_classes(1), B], ("cell", "debris"))
+        mine, other = match_sides(read_side(truth), read_side(tmp_path / "p.json"))
+        assert not any(found.class_ids.any() for side in (mine, other) for found in side.instances)
+        assert score_sides(mine, other, ["voc"], bootstrap=0)["conventions"]["voc"]["score"] == 1.0
+
+    def test_results_without_a_class_mean_no_class(self, truth, tmp_path):
+        side = read_side(truth)
+        write_results(tmp_path / "r.json", [7, 9], [A.with_classes(0), B.with_classes(0)])
+        sides = match_sides(side, read_side(tmp_path / "r.json", of=side))
+        assert score_sides(*sides, ["voc"], bootstrap=0)["conventions"]["voc"]["score"] == 1.0
+        write_results(tmp_path / "r.json", [7, 9], [Instances.empty(A.shape), Instances.empty(B.shape)])
+        sides = match_sides(side, read_side(tmp_path / "r.json", of=side))
+        by_class = score_sides(*sides, ["kaggle"], by="class_name", bootstrap=0)["by"]["class_name"]
+        assert by_class["HEK"]["score"] == 0.0, "a model that finds nothing misses every class"
+
+    def test_a_class_the_truth_lacks_stays_one(self, truth, tmp_path):
+        write_coco(tmp_path / "p.json", RECORDS, [A.with_classes([2, 1]), B.with_classes(3)], ("U2OS", "HEK", "N2a"))
+        _, other = match_sides(read_side(truth), read_side(tmp_path / "p.json"))
+        assert other.classes == ("HEK", "N2a", "U2OS")
+        assert [found.class_ids.tolist() for found in other.instances] == [[1, 3], [2]]
+
+
+class TestScoreSides:
+    def test_every_convention_with_its_reason(self, truth):
+        from cellkit.scores import WHY
+
+        result = score_sides(read_side(truth), read_side(truth), bootstrap=50)
+        assert set(result["conventions"]) == set(WHY)
+        assert all(told["score"] == pytest.approx(1.0) for told in result["conventions"].values())
+        assert (result["images"], result["truth_cells"], result["found_cells"]) == (2, 3, 3)
+        assert json.loads(json.dumps(result, allow_nan=False))["conventions"]["kaggle"]["interval"] == [1.0, 1.0]
+        text = tell_scores(result, "truth.json", "found.json")
+        assert "2 image(s), 3 true cell(s), 3 found" in text
+        assert "kaggle        1.000  [1.000, 1.000]   MAP IoU" in text
+
+    def test_parts(self, truth):
+        side = read_side(truth)
+        result = score_sides(side, side, ["kaggle"], by="cell_type", bootstrap=0)
+        assert list(result["by"]["cell_type"]) == ["N2a", "mixed"]
+        assert "N2a" in tell_scores(result, "t", "p")
+        by_class = score_sides(side, side, ["kaggle"], by="class_name", bootstrap=0)["by"]["class_name"]
+        assert by_class["HEK"]["truth_cells"] == 1
+        assert by_class["N2a"]["truth_cells"] == 2
+
+    def test_parts_nobody_tells(self, truth, tmp_path):
+        side = read_side(labels_at(tmp_path / "labels", a=A))
+        for by, problem in (("cell_type", "tells its cell_type"), ("class_name", "share no class"), ("sise", "by is 'sise'")):
+            with pytest.raises(UserError, match=problem):
+                score_sides(side, side, ["kaggle"], by=by, bootstrap=0)
+
+    def test_a_crowd_absorbs_detections_for_coco_alone(self, tmp_path):  # fault 32
+        picture = cells("10022", "10022", "00000")
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "height": 3, "width": 5}],
+            "categories": [{"id": 1, "name": "cell"}],
+            "annotations": [
+                {"id": k, "image_id": 1, "category_id": 1, "segmentation": rle, "iscrowd": k - 1}
+                for k, rle in enumerate(picture.to_coco_rle(), 1)
+            ],
+        }
+        truth = read_side(write_json(tmp_path / "truth.json", content))
+        assert (truth.cells, [len(crowd) for crowd in truth.crowd]) == (1, [1])
+        found = read_side(labels_at(tmp_path / "labels", a=picture))
+        told = score_sides(*match_sides(truth, found), ["kaggle", "coco"], bootstrap=0)["conventions"]
+        assert told["coco"]["score"] == pytest.approx(1.0)
+        assert told["kaggle"]["score"] == 0.5
+
+
+class TestForms:
+    def test_label_images_from_instances_and_back(self, tmp_path):
+        lost = write_label_folder(tmp_path / "labels", RECORDS, [A, B])
+        assert lost == 0
+        side = read_side(tmp_path / "labels")
+        assert [np.array_equal(x.paint(), y.paint()) for x, y in zip(side.instances, [A, B], strict=True)] == [True, True]
+
+    def test_cells_that_share_pixels_are_counted(self, tmp_path):  # fault 29
+        both = Instances.from_masks([np.ones((2, 5), bool), np.eye(2, 5) > 0], (2, 5), scores=[0.5, 0.9])
+        assert write_label_folder(tmp_path, RECORDS[1:], [both]) == 1
+        assert np.bincount(read_labels(tmp_path / "b.tif").ravel()).tolist() == [0, 8, 2]
+
+    @pytest.mark.parametrize("image_id", ["../../evil", "a/b", "con", "-x", "."])
+    def test_an_id_is_no_path(self, tmp_path, image_id):  # fault 52
+        write_label_folder(tmp_path / "labels", [ImageRecord(image_id, "x.png", 3, 5)], [A])
+        names = [path.name for path in (tmp_path / "labels").iterdir()]
+        assert len(names) == 1
+        assert not names[0].startswith((".", "-"))
+        assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+    def test_two_ids_that_become_one_file(self, tmp_path):
+        with pytest.raises(UserError, match="differ in upper and lower case only"):
+            write_label_folder(tmp_path, [ImageRecord("A", "A.png", 3, 5), ImageRecord("a", "a.png", 3, 5)], [A, A])
+
+    def test_pictures_give_their_names_to_label_images(self, tmp_path):
+        labels_at(tmp_path / "labels", a_masks=A)
+        write_png(tmp_path / "pictures/x/a.png", np.zeros((3, 5, 3), np.uint8))
+        side = with_pictures(read_side(tmp_path / "labels"), tmp_path / "pictures")
+        assert [(record.image_id, record.path) for record in side.records] == [("a", "x/a.png")]
+        write_png(tmp_path / "pictures/x/a.png", np.zeros((4, 5, 3), np.uint8))
+        with pytest.raises(UserError, match="is 3 x 5 px, its picture 4 x 5"):
+            with_pictures(read_side(tmp_path / "labels"), tmp_path / "pictures")
+        labels_at(tmp_path / "labels", b_masks=B)
+        with pytest.raises(UserError, match=r"has no picture b\.\*"):
+            with_pictures(read_side(tmp_path / "labels").subset([1]), tmp_path / "pictures")
+
+    @pytest.mark.parametrize(("name", "stem"), [("_masks.tif", "_masks"), ("a_MASKS.png", "a"), (".a", ".a"), ("x\\y.png", "y")])
+    def test_plain_stem(self, name, stem):
+        assert plain_stem(name) == stem

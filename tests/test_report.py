@@ -1,0 +1,275 @@
+"""The report of a run: a run folder made by the real functions, and what must and must not be on the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cellkit import report
+from cellkit.coco import write_coco, write_results
+from cellkit.config import load_config
+from cellkit.dataset import CellDataset
+from cellkit.errors import Quarantined, UserError
+from cellkit.evaluation import classes_found, count_lines, decide, predictions_of, score_models, summarise
+from cellkit.instances import Instances
+from cellkit.quality import set_aside
+from cellkit.records import write_records
+from cellkit.run import Run
+
+REPO = Path(__file__).parent.parent
+SMALL = {
+    "convert.drawn": {
+        "images_per_line": 5, "mixed_images": 3, "size_px": 128, "diameter_px": 30, "planes": 2, "defect_images_per_line": 1,
+    },
+    "evaluate.bootstrap_samples": 50,
+    "evaluate.error_images": 2,
+}  # fmt: skip
+
+
+def worsened(truth: Instances, drop: float, shift_px: int, wrong: float, seed: int) -> Instances:
+    """True cells with some left out, all moved, some of the wrong class: an answer whose faults are known."""
+    rng = np.random.default_rng(seed)
+    kept = truth[rng.random(len(truth)) >= drop]
+    labels = np.roll(kept.paint(), shift_px, axis=1)
+    ids = kept.class_ids[np.unique(labels[labels > 0]) - 1]
+    ids = np.where(rng.random(len(ids)) < wrong, 3 - ids, ids) if wrong else 0 * ids
+    return Instances.from_labels(labels, ids, rng.uniform(0.6, 1, len(ids)))
+
+
+def make_run(folder: Path) -> tuple[Run, object]:
+    """Run notebook 01's and 04's functions on drawn cells, and write three models' predictions; 06 is left to the caller."""
+    from cellkit.backends import threshold
+    from cellkit.sources import gather, source_folder
+
+    cfg = load_config(REPO / "configs" / "demo.yaml", SMALL)
+    run = Run(folder)
+    stage = run.start("01_convert", cfg.convert)
+    gathered = gather(cfg.convert, source_folder(cfg.convert, stage), stage.root)
+    records = set_aside(gathered.records)
+    stage.quarantine([Quarantined("HEK/broken.ome.tif", "cut short & <unreadable>")])
+    stage.done(records=write_records(stage.path("records.csv"), records), images=stage.path("images"))
+
+    stage = run.start("04_cells_to_coco", cfg.coco)
+    data = CellDataset(records, gathered.instances, cfg.classes, folder, list(range(1, len(records) + 1)))
+    files = {}
+    for split in ("train", "val", "test"):
+        part = data.select(split)
+        path = stage.path(f"coco/{split}.json")
+        files[f"coco_{split}"] = write_coco(path, part.records, part.instances, cfg.classes, part.ids)
+    stage.done(**files)
+
+    stage = run.start("05_train_maskrcnn", cfg.maskrcnn)
+    judged = data.subset([record.split in ("val", "test") for record in records])
+    otsu = list(threshold.load(None, {"diameter_px": 30.0, "min_area_px": 15})(judged.images()))
+    tuned = [worsened(x, 0.05, 1, 0, k) for k, x in enumerate(judged.instances)]
+    maskrcnn = [worsened(x, 0.15, 2, 0.1, k) for k, x in enumerate(judged.instances)]
+    paths = {
+        f"predictions_{name}": write_results(stage.path(f"predictions/{name}.json"), judged.ids, found)
+        for name, found in {"threshold": otsu, "cellpose_tuned": tuned, "maskrcnn": maskrcnn}.items()
+    }
+    history = "step,loss,score,seconds\n0,nan,0.10,1.0\n50,0.9,0.42,20.0\n100,0.6,0.55,40.0\n"
+    (stage.folder / "history.csv").write_text(history)
+    stage.done(**paths, history_maskrcnn=stage.folder / "history.csv")
+    return run, cfg
+
+
+def evaluate(run: Run, cfg) -> tuple[object, dict, dict]:
+    """Do what notebook 06 does, up to its last cell; return the stage under way, the summary, and the rest of it."""
+    from cellkit.attribution import attribute, gains, worst_images
+
+    stage = run.start("06_evaluate_map_iou", cfg.evaluate)
+    images = CellDataset.from_records(run.find("records"))
+    truths = [
+        CellDataset.from_coco(path, run.folder) for key, path in run.find_all("coco_*").items() if key != "coco_train"
+    ]
+    predictions = predictions_of(run.find_all("predictions_*"), images)
+    scores = score_models(predictions, truths)
+    scores.to_csv(stage.path("scores.csv"), index=False)
+    table = summarise(scores, n=cfg.evaluate.bootstrap_samples)
+    best = decide(table, "best", "val")
+    judge = next(t for t in truths if t.records[0].split == "val")
+    cells = [predictions[best][r.image_id] for r in judge.records]
+    lost = attribute(judge.instances, cells, judge.records)
+    lost.to_csv(stage.path("attribution.csv"), index=False)
+    right = classes_found(predictions, truths)
+    known = next(t for t in truths if t.records[0].split == "test")
+    counts = count_lines(predictions["maskrcnn"], images.select("test"), known)
+    counts.to_csv(stage.path("counts.csv"), index=False)
+    by_class = summarise(scores, "class_name", 0)
+    summary = {"best": best, "scores": table, "by_class": by_class, "gains": gains(lost), "classes": right}
+    worst = [judge.index(name) for name in worst_images(lost, 2)["image_id"]]
+    return stage, summary, {"counts": counts, "worst": worst, "judge": judge, "found": cells}
+
+
+class Page(HTMLParser):
+    """Collects what a page holds: its text, its tags, what it would fetch."""
+
+    VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.open, self.words, self.fetched, self.alt = [], [], [], [], []
+        self.feed(html)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "action", "srcset", "poster") and not (value or "").startswith(("#", "data:")):
+                self.fetched.append(value)
+            if name == "alt":
+                self.alt.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run folder whose report was written by the stage under way, then finished; the summary; the page."""
+    run, cfg = make_run(tmp_path_factory.mktemp("runs") / "small & <run>")
+    stage, summary, more = evaluate(run, cfg)
+    path = report.write_report(stage, summary, **more)
+    assert path == stage.root / "report.html"
+    html = path.read_text(encoding="utf-8")
+    stage.done(report=path, scores=stage.path("scores.csv"), summary=stage.path("summary.json"))
+    return run, summary, html
+
+
+def test_page_is_whole_and_self_contained(evaluated):
+    _, _, html = evaluated
+    page = Page(html)
+    assert not page.open
+    assert page.fetched == []
+    assert "script" not in page.tags and "link" not in page.tags and "@import" not in html and "url(" not in html
+    assert page.tags.count("img") >= 8 and all(page.alt)
+    assert "Left out" not in page.text
+    assert len(html) < 8_000_000
+
+
+def test_page_tells_the_scores_with_their_convention(evaluated):
+    _, summary, html = evaluated
+    text = Page(html).text
+    assert "kaggle: IoU > 0.50:0.05:0.95, mean of images" in text
+    for line in summary["scores"].itertuples():
+        assert report.with_interval(line) in text
+    assert "mAP" not in text
+    best = next(x for x in summary["scores"].itertuples() if x.model == "cellpose_tuned" and x.split == "test")
+    assert summary["best"] == "cellpose_tuned"
+    assert f"Cellpose, tuned: {best.score:.3f} [" in text and "test images" in text
+    assert "Cellpose, tuned is better than Threshold by" in text
+    assert "chose each model's weights, so these scores flatter" in text
+
+
+def test_page_tells_what_was_run(evaluated):
+    run, summary, html = evaluated
+    text = Page(html).text
+    for stage in ("01_convert", "04_cells_to_coco", "05_train_maskrcnn"):
+        assert stage in text
+    assert "convert.drawn.size_px 128 256" in text and "classes" in text
+    assert "was still running" in text
+    assert re.search(r"torch \d+\.\d+", text)
+    accuracy = summary["classes"]["maskrcnn"]["test"]
+    assert f"{100 * accuracy['accuracy']:.1f} % of {accuracy['cells']} matched cells" in text
+    flagged = [record for record in report.RunFiles(run.folder).images.records if record.flags]
+    assert flagged and all(record.image_id in text for record in flagged)
+
+
+def test_text_of_others_is_escaped(evaluated):
+    _, _, html = evaluated
+    assert "<unreadable>" not in html and "cut short &amp; &lt;unreadable&gt;" in html
+    assert "<title>small &amp; &lt;run&gt;: cellkit report</title>" in html
+
+
+def test_summary_json_has_no_nan_and_reads_back(evaluated):
+    run, summary, _ = evaluated
+    told = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert told["best"] == summary["best"]
+    assert told["scores"][0]["score"] == pytest.approx(summary["scores"]["score"].iloc[0])
+    assert told["by_class"][0]["low"] is None  # no rounds, no interval
+
+
+def test_a_finished_run_gives_the_same_numbers_without_help(evaluated, tmp_path):
+    run, summary, html = evaluated
+    path = report.write_report(run.folder, out=tmp_path / "page.html")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "Left out" not in page.text and "was still running" not in page.text
+    for line in summary["scores"].itertuples():
+        assert report.with_interval(line) in page.text
+    assert page.tags.count("img") == Page(html).tags.count("img")
+    assert report.write_report(run.folder, out=tmp_path / "again.html").read_bytes() == path.read_bytes()
+
+
+def test_what_is_missing_is_said_and_the_rest_stays(evaluated, tmp_path):
+    import shutil
+
+    run, _, _ = evaluated
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("manifest.json", "records.csv"):
+        shutil.copy(run.folder / name, bare / name)
+    text = Page(report.page(report.RunFiles(bare))).text
+    assert "No scores yet" in text
+    assert "bare has no scores.csv; 06_evaluate_map_iou writes it" in text
+    assert "bare has no counts.csv" in text and "bare has no attribution.csv" in text
+    assert "HEK" in text and "01_convert" in text
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "Left out: manifest.json lists no finished stage" in Page(report.page(report.RunFiles(empty))).text
+
+
+def test_damaged_tables_do_not_stop_the_page(evaluated, tmp_path):
+    import shutil
+
+    run, _, _ = evaluated
+    broken = tmp_path / "broken"
+    shutil.copytree(run.folder, broken, ignore=shutil.ignore_patterns(".lock", "01_convert"))
+    (broken / "counts.csv").write_text("image_id,class_name\na,HEK\n")
+    (broken / "predictions" / "cellpose_tuned.json").write_text("[{")
+    (broken / "summary.json").write_text("{}")
+    page = Page(report.page(report.RunFiles(broken)))
+    assert page.text.count("Left out") == 3  # counts, worst images, classes
+    assert "is no JSON" in page.text
+    assert "Cellpose, tuned: 0." in page.text
+
+
+def test_empty_and_classless_runs(tmp_path):
+    """One model without classes, one image without a cell on either side."""
+    from cellkit.records import ImageRecord
+    from cellkit.sources import write_png
+
+    write_png(tmp_path / "images/dark.png", np.zeros((40, 60, 3), np.uint8))
+    record = ImageRecord("dark", "images/dark.png", 40, 60, split="test")
+    write_records(tmp_path / "records.csv", [record])
+    truth = CellDataset([record], [Instances.empty((40, 60))], ("cell",), tmp_path, [1])
+    write_coco(tmp_path / "coco/test.json", truth.records, truth.instances, truth.classes, truth.ids)
+    write_results(tmp_path / "predictions/threshold.json", [1], truth.instances)
+    score_models({"threshold": {"dark": truth.instances[0]}}, [truth]).to_csv(tmp_path / "scores.csv", index=False)
+    files = report.RunFiles(tmp_path)
+    assert (files.best, files.class_model, files.report_split, files.models) == ("threshold", "", "test", ["threshold"])
+    text = Page(report.page(files)).text
+    assert "Threshold: 1.000 on 1 test image." in text
+    assert "no model of this run names classes" in text
+
+
+def test_errors_say_what_to_do(evaluated, tmp_path):
+    run, _, _ = evaluated
+    with pytest.raises(UserError, match="no run folder"):
+        report.RunFiles(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="give out="):
+        report.write_report(run.folder)
+    with pytest.raises(UserError, match="no predictions/unet.json"):
+        report.RunFiles(run.folder).predictions("unet")
