@@ -324,7 +324,7 @@ def _conversion(given: argparse.Namespace, of_run: Any, scale: float | None = No
     if scale is not None:
         asked |= {"scale": scale, "always": True}
     how = replace(of_run or Conversion(), **asked) if asked else of_run
-    if asked and not how.told:
+    if asked and not how.told and scale is None:  # convert says which channels the file has
         raise UserError(
             "neither nuclei nor cytoplasm is named", "say which channel is which: --nuclei C and / or --cytoplasm C"
         )

@@ -170,7 +170,9 @@ def _write(figure: Figure, slide: Slide, number: int, of: int) -> None:
     """Write title, points and foot."""
     left, right = MARGIN_IN / PAGE_IN[0], 1 - MARGIN_IN / PAGE_IN[0]
     figure.add_artist(_bar(figure, left))
-    figure.text(left + 0.012, 1 - 0.52 / PAGE_IN[1], slide.title, size=TITLE_PT, weight="bold", va="center", in_layout=False)
+    figure.text(
+        left + 0.012, 1 - 0.52 / PAGE_IN[1], slide.title, size=TITLE_PT, weight="bold", va="center", in_layout=False
+    )
     width = PAGE_IN[0] - 2 * MARGIN_IN if slide.wide else TEXT_IN
     lowest = _write_points(figure, slide, width)
     least = PAGE_IN[1] - TITLE_IN - WIDE_TEXT_IN if slide.wide else FOOT_IN
@@ -186,7 +188,9 @@ def _bar(figure: Figure, left: float):
 
     height = 0.36 / PAGE_IN[1]
     place = (left, 1 - 0.52 / PAGE_IN[1] - height / 2)
-    return Rectangle(place, 0.045 / PAGE_IN[0], height, color=ACCENT, lw=0, transform=figure.transFigure, in_layout=False)
+    return Rectangle(
+        place, 0.045 / PAGE_IN[0], height, color=ACCENT, lw=0, transform=figure.transFigure, in_layout=False
+    )
 
 
 def _write_points(figure: Figure, slide: Slide, width_in: float) -> float:
@@ -225,7 +229,9 @@ def wrap(text: str, width_in: float, size_pt: float, family: str = "sans-serif")
 def _pieces(text: str, width_in: float, size_pt: float, family: str) -> Iterator[str]:
     for word in re.split(r"\s+", text.strip()):
         while _width_in(word, size_pt, family) > width_in and len(word) > 1:
-            cut = next(k for k in range(len(word) - 1, 0, -1) if k == 1 or _width_in(word[:k], size_pt, family) <= width_in)
+            cut = next(
+                k for k in range(len(word) - 1, 0, -1) if k == 1 or _width_in(word[:k], size_pt, family) <= width_in
+            )
             yield word[:cut]
             word = word[cut:]
         yield word

@@ -20,7 +20,18 @@ from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
 from cellkit.sources import write_png
 
-HEAVY = ("torch", "torchvision", "cellpose", "matplotlib", "pandas", "scipy", "skimage", "papermill", "IPython", "joblib")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "cellpose",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "skimage",
+    "papermill",
+    "IPython",
+    "joblib",
+)
 ROOT = Path(__file__).parents[1]
 
 
@@ -123,7 +134,11 @@ class TestUsage:
             (("inspect", "a.xyz"), "is no image format that is read", ".tif"),
             (("coco", "none", "-o", "x.json"), "no folder at none", "label images"),
             (("labels", "none.json", "-o", "x"), "no file at none.json", "COCO"),
-            (("submit", "none.json", "--profile", "sartorius", "-o", "x.csv"), "no file or folder at none.json", "COCO"),
+            (
+                ("submit", "none.json", "--profile", "sartorius", "-o", "x.csv"),
+                "no file or folder at none.json",
+                "COCO",
+            ),
             (("check-submission", "none.csv", "--profile", "dsb2018"), "no file at none.csv", "submission CSV"),
             (("check-submission", "none.csv", "--profile", "dsb18"), "no profile 'dsb18'", "sartorius, dsb2018"),
         ],
@@ -171,7 +186,9 @@ class TestRun:
 
     def test_a_set_key_is_checked_like_the_file(self, refused, config):
         config.write_text("name: mine\n")
-        assert "unknown key 'finetune.step' (did you mean 'steps'?)" in refused("run", config, "--set", "finetune.step=1")
+        assert "unknown key 'finetune.step' (did you mean 'steps'?)" in refused(
+            "run", config, "--set", "finetune.step=1"
+        )
 
     def test_no_such_config(self, refused, config):
         assert "does not exist" in refused("run", "configs/dmo.yaml")
@@ -271,7 +288,12 @@ class TestInspectAndConvert:
         code, out, err = said("inspect", stack, "--json")
         told = json.loads(out)
         assert (code, err) == (0, "")
-        assert (told["kind"], told["axes"], told["shape"], told["channels"]) == ("file", "CYX", [2, 40, 50], ["actin", "DAPI"])
+        assert (told["kind"], told["axes"], told["shape"], told["channels"]) == (
+            "file",
+            "CYX",
+            [2, 40, 50],
+            ["actin", "DAPI"],
+        )
         assert "channels: 0 actin, 1 DAPI" in said("inspect", stack)[1]
 
     def test_a_data_set_and_a_coco_file(self, said, truth, pictures):
@@ -284,10 +306,14 @@ class TestInspectAndConvert:
         assert "is no folder" in refused("inspect", stack, "--source", "labelme")
 
     def test_convert(self, said, refused, stack, tmp_path):
-        code, out, _ = said("convert", stack, "-o", tmp_path / "out", "--nuclei", "DAPI", "--cytoplasm", "0", "--z", "mean")
+        code, out, _ = said(
+            "convert", stack, "-o", tmp_path / "out", "--nuclei", "DAPI", "--cytoplasm", "0", "--z", "mean"
+        )
         assert (code, out) == (0, f"{tmp_path / 'out'}: 1 picture(s)\n")
         assert (tmp_path / "out/cells.png").is_file()
-        assert "which channel is which: --nuclei C" in refused("convert", stack, "-o", tmp_path / "out")
+        assert "0 actin, 1 DAPI; neither nuclei nor cytoplasm is named" in refused(
+            "convert", stack, "-o", tmp_path / "out"
+        )
         assert "'GFP' is no channel of cells.ome.tif, which has" in refused(
             "convert", stack, "-o", tmp_path / "o", "--nuclei", "GFP"
         )
@@ -304,7 +330,9 @@ class TestInspectAndConvert:
 class TestPredictAndScore:
     def test_predict_then_score(self, said, drawn, pictures, truth, tmp_path):
         out = tmp_path / "out.json"
-        code, text, _ = said("predict", "threshold", pictures, "-o", out, "--labels", tmp_path / "labels", "--diameter", "30")
+        code, text, _ = said(
+            "predict", "threshold", pictures, "-o", out, "--labels", tmp_path / "labels", "--diameter", "30"
+        )
         assert code == 0
         coco = read_coco(out)
         assert text == f"{out}: 3 image(s), {sum(map(len, coco.instances))} cell(s)\n"
@@ -320,7 +348,9 @@ class TestPredictAndScore:
         assert again["conventions"]["kaggle"] == told["conventions"]["kaggle"], "label images say the same"
 
     def test_score_in_words(self, said, truth):
-        code, out, _ = said("score", truth, truth, "--convention", "kaggle, coco", "--by", "cell_type", "--bootstrap", "10")
+        code, out, _ = said(
+            "score", truth, truth, "--convention", "kaggle, coco", "--by", "cell_type", "--bootstrap", "10"
+        )
         assert code == 0
         assert "kaggle        1.000  [1.000, 1.000]" in out
         assert "coco" in out and "stardist" not in out
@@ -376,7 +406,8 @@ class TestPredictAndScore:
             (("threshold", "{p}", "--diameter", "9", "--set", "diameter_px=3"), "--diameter and --set diameter_px"),
             (("threshold", "{s}"), "0 actin, 1 DAPI; neither nuclei nor cytoplasm is named"),
             (("threshold", "{p}", "--z", "mean"), "neither nuclei nor cytoplasm is named"),
-            (("threshold", "{p}", "-o", "{p}"), "is a folder"),
+            (("threshold", "{p}", "-o", "{e}"), "is a folder"),
+            (("threshold", "{p}", "-o", "{p}"), "would be written over the images"),
             (("threshold", "{s}", "--nuclei", "GFP"), "'GFP' is no channel of cells.ome.tif"),
             (("threshold", "{s}", "--nuclei", "1", "--z", "top"), "projection is 'top'"),
         ],
@@ -389,7 +420,9 @@ class TestPredictAndScore:
         assert not (tmp_path / "o.json").exists()
 
     def test_a_microscope_file_with_its_channels(self, said, stack, tmp_path):
-        code, _, _ = said("predict", "threshold", stack, "-o", tmp_path / "o.json", "--nuclei", "DAPI", "--percentiles", 1, 99)
+        code, _, _ = said(
+            "predict", "threshold", stack, "-o", tmp_path / "o.json", "--nuclei", "DAPI", "--percentiles", 1, 99
+        )
         assert code == 0
         conversion = json.loads((tmp_path / "o.json").read_text())["info"]["conversion"]
         assert (conversion["channels"]["nuclei"], conversion["percentiles"]) == ("DAPI", [1.0, 99.0])

@@ -175,7 +175,9 @@ class TestMatchSides:
     def test_images_of_one_side_only(self, truth, tmp_path):
         labels_at(tmp_path / "labels", a=A, c=B, d=B)
         sides = read_side(truth), read_side(tmp_path / "labels")
-        with pytest.raises(UserError, match=r"1 of the 2 images of .* are not in .* \(b\); 2 of the 3 .* \(c, d\)\n.*--common"):
+        with pytest.raises(
+            UserError, match=r"1 of the 2 images of .* are not in .* \(b\); 2 of the 3 .* \(c, d\)\n.*--common"
+        ):
             match_sides(*sides)
         assert kaggle_of(*sides, common=True) == 1.0
 
@@ -244,7 +246,11 @@ class TestScoreSides:
 
     def test_parts_nobody_tells(self, truth, tmp_path):
         side = read_side(labels_at(tmp_path / "labels", a=A))
-        for by, problem in (("cell_type", "tells its cell_type"), ("class_name", "share no class"), ("sise", "by is 'sise'")):
+        for by, problem in (
+            ("cell_type", "tells its cell_type"),
+            ("class_name", "share no class"),
+            ("sise", "by is 'sise'"),
+        ):
             with pytest.raises(UserError, match=problem):
                 score_sides(side, side, ["kaggle"], by=by, bootstrap=0)
 
@@ -271,7 +277,10 @@ class TestForms:
         lost = write_label_folder(tmp_path / "labels", RECORDS, [A, B])
         assert lost == 0
         side = read_side(tmp_path / "labels")
-        assert [np.array_equal(x.paint(), y.paint()) for x, y in zip(side.instances, [A, B], strict=True)] == [True, True]
+        assert [np.array_equal(x.paint(), y.paint()) for x, y in zip(side.instances, [A, B], strict=True)] == [
+            True,
+            True,
+        ]
 
     def test_cells_that_share_pixels_are_counted(self, tmp_path):  # fault 29
         both = Instances.from_masks([np.ones((2, 5), bool), np.eye(2, 5) > 0], (2, 5), scores=[0.5, 0.9])
@@ -302,6 +311,8 @@ class TestForms:
         with pytest.raises(UserError, match=r"has no picture b\.\*"):
             with_pictures(read_side(tmp_path / "labels").subset([1]), tmp_path / "pictures")
 
-    @pytest.mark.parametrize(("name", "stem"), [("_masks.tif", "_masks"), ("a_MASKS.png", "a"), (".a", ".a"), ("x\\y.png", "y")])
+    @pytest.mark.parametrize(
+        ("name", "stem"), [("_masks.tif", "_masks"), ("a_MASKS.png", "a"), (".a", ".a"), ("x\\y.png", "y")]
+    )
     def test_plain_stem(self, name, stem):
         assert plain_stem(name) == stem

@@ -61,7 +61,9 @@ class TestFolder:
         (tmp_path / "val").mkdir()
         labelme(tmp_path / "train/0.json", "round", "long", "long")
         labelme(tmp_path / "val/1.json", "round")
-        (tmp_path / "val/2.json").write_text('{"shapes": [{"label": "round", "shape_type": "circle"}], "imagePath": "1.png"}')
+        (tmp_path / "val/2.json").write_text(
+            '{"shapes": [{"label": "round", "shape_type": "circle"}], "imagePath": "1.png"}'
+        )
         told, quarantined = inspect_folder(tmp_path)
         assert (told["kind"], told["images"], told["objects"]) == ("labelme", 2, 4)
         assert told["classes"] == {"long": 2, "round": 2}
@@ -76,7 +78,8 @@ class TestFolder:
             tifffile.imwrite(tmp_path / name, stack, metadata={"axes": "CYX", "Channel": {"Name": ["GFP", "DAPI"]}})
             write_labels(tmp_path / "truth" / f"{name[:-8]}.tif", LABELS)
         (tmp_path / "truth/classes.csv").write_text(
-            "file,label,class\n" + "".join(f"mixed/1.ome.tif,{k},{c}\n" for k, c in enumerate(("HEK", "N2a", "N2a", "HEK"), 1))
+            "file,label,class\n"
+            + "".join(f"mixed/1.ome.tif,{k},{c}\n" for k, c in enumerate(("HEK", "N2a", "N2a", "HEK"), 1))
         )
         told, _ = inspect_folder(tmp_path)
         assert told["kind"] == "microscope"
@@ -122,7 +125,11 @@ class TestKind:
         for name in ("packed/labels", "kaggle/a/images", "kaggle/a/masks", "scope/truth"):
             (tmp_path / name).mkdir(parents=True)
         (tmp_path / "packed/index.csv").write_text("id,modality\n")
-        assert [detect_kind(tmp_path / name) for name in ("packed", "kaggle", "scope")] == ["dsb2018", "dsb2018", "microscope"]
+        assert [detect_kind(tmp_path / name) for name in ("packed", "kaggle", "scope")] == [
+            "dsb2018",
+            "dsb2018",
+            "microscope",
+        ]
 
     def test_classes_are_what_the_data_set_names(self, two_lines, tmp_path):
         assert discover_classes(two_lines, "two_lines") == ("nih3t3", "u2os")

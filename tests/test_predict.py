@@ -63,7 +63,12 @@ def stack(drawn, tmp_path_factory) -> Path:
     planes = np.stack([drawn.image(0)[..., 1:3].transpose(2, 0, 1), drawn.image(1)[..., 1:3].transpose(2, 0, 1)])
     planes = (planes[:, :, None] * np.array([60, 200, 100])[None, None, :, None, None]).astype(np.uint16)
     path = tmp_path_factory.mktemp("stacks") / "plate.ome.tif"
-    metadata = {"axes": "TCZYX", "Channel": {"Name": ["actin", "DAPI"]}, "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm"}
+    metadata = {
+        "axes": "TCZYX",
+        "Channel": {"Name": ["actin", "DAPI"]},
+        "PhysicalSizeX": 0.5,
+        "PhysicalSizeXUnit": "µm",
+    }
     tifffile.imwrite(path, planes, metadata=metadata, photometric="minisblack")
     return path
 
@@ -76,7 +81,13 @@ def unet(tmp_path_factory) -> Path:
     from cellkit.backends.unet_network import CellposeUNet
 
     torch.manual_seed(1)
-    told = {"diameter_px": 28.0, "channels": "both", "flow_threshold": 0.3, "cellprob_threshold": 6.0, "min_area_px": 15}
+    told = {
+        "diameter_px": 28.0,
+        "channels": "both",
+        "flow_threshold": 0.3,
+        "cellprob_threshold": 6.0,
+        "min_area_px": 15,
+    }
     path = tmp_path_factory.mktemp("unet") / "cellpose_tuned.safetensors"
     return weights.save_checkpoint(path, CellposeUNet().state_dict(), "cellpose_unet", config=told)
 
@@ -213,7 +224,15 @@ class TestFindModel:
 
 class TestFindImages:
     def test_a_folder_with_all_below_it_sorted(self, tmp_path):
-        for name in ("b.png", "a/images/2.tif", "a/1.JPG", ".hidden/x.png", "a/labels/1.tif", "b_masks.png", "note.txt"):
+        for name in (
+            "b.png",
+            "a/images/2.tif",
+            "a/1.JPG",
+            ".hidden/x.png",
+            "a/labels/1.tif",
+            "b_masks.png",
+            "note.txt",
+        ):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(b"")
         assert [relative for _, relative in find_images([tmp_path])] == ["a/1.JPG", "a/images/2.tif", "b.png"]
@@ -228,7 +247,8 @@ class TestFindImages:
         assert names("p/{x} é.png", "p/-y.png") == ["-y.png", "{x} é.png"]  # fault 24
 
     @pytest.mark.parametrize(
-        ("name", "problem"), [("", "no image in the folder"), ("x.png", "no file or folder at"), ("*.png", "no file matches")]
+        ("name", "problem"),
+        [("", "no image in the folder"), ("x.png", "no file or folder at"), ("*.png", "no file matches")],
     )
     def test_nothing_there(self, tmp_path, name, problem):
         with pytest.raises(UserError, match=problem):
@@ -239,7 +259,9 @@ class TestFindImages:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(b"")
         assert [r for _, r in find_images([tmp_path], avoid=[tmp_path / "out"])] == ["a.png"]
-        assert [r for _, r in find_images([tmp_path / "out"], avoid=[tmp_path / "out"])] == ["a.png"], "it was asked for"
+        assert [r for _, r in find_images([tmp_path / "out"], avoid=[tmp_path / "out"])] == ["a.png"], (
+            "it was asked for"
+        )
 
     def test_ids_come_from_the_path_below_the_folder(self, folder, stack):
         frames, quarantined = find_frames([(folder / "0.png", "a/images/0.png"), (stack, "plate.ome.tif")])
@@ -424,7 +446,9 @@ class TestPredictFiles:
     def test_the_shipped_weights_find_drawn_cells(self, drawn, folder, tmp_path):
         from cellkit.scores import kaggle, overlap_images
 
-        predict_files(find_model("starter", {"diameter_px": 30}), [folder / "0.png", folder / "1.png"], tmp_path / "o.json")
+        predict_files(
+            find_model("starter", {"diameter_px": 30}), [folder / "0.png", folder / "1.png"], tmp_path / "o.json"
+        )
         found = read_coco(tmp_path / "o.json").instances
         assert kaggle(overlap_images(drawn.instances[:2], found), bootstrap=0)["by_threshold"]["0.50"] > 0.5
 
@@ -445,7 +469,9 @@ class TestPredictFiles:
 
     def test_none_that_can_be_used_leaves_no_file(self, tmp_path):
         (tmp_path / "cut.png").write_bytes(b"\x89PNG")
-        with pytest.raises(UserError, match=r"none of the 1 image\(s\) could be used; cut\.png cannot be read") as caught:
+        with pytest.raises(
+            UserError, match=r"none of the 1 image\(s\) could be used; cut\.png cannot be read"
+        ) as caught:
             predict_files(THRESHOLD, [tmp_path / "cut.png"], tmp_path / "out.json")
         assert len(str(caught.value).splitlines()) == 2
         assert not (tmp_path / "out.json").exists()
@@ -462,7 +488,9 @@ class TestPredictFiles:
         done = predict_files(model, [stack], tmp_path / "out.json", tmp_path / "labels")
         coco = read_coco(tmp_path / "out.json")
         assert [record.image_id for record in coco.records] == ["plate_t0", "plate_t1"]
-        assert {cells.shape for cells in coco.instances} == {(128, 128)}, "in the pixels of the file, not of the picture"
+        assert {cells.shape for cells in coco.instances} == {(128, 128)}, (
+            "in the pixels of the file, not of the picture"
+        )
         shown = convert_file(stack, CHANNELS, 1, (1.0, 99.0), 0.5)
         expected = list(get_backend("threshold").load(None, model.config)([made.image for made in shown]))
         assert done.cells == sum(map(len, expected)) > 4
