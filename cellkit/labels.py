@@ -11,7 +11,7 @@ from cellkit.errors import UserError
 from cellkit.files import atomic_path
 
 LARGEST_ID = 2**31 - 1
-MOST_PX = 2**31
+MOST_PX, SURELY_PX, MOST_PX_PER_BYTE = 2**31, 2**25, 2**15  # no image is larger, or packed better above 2**25 px
 # bilevel codes, none, LZW, PackBits, Deflate (two codes), PNG, LZMA, Zstandard; all others may change a pixel
 LOSSLESS_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 34933, 50000}
 
@@ -79,7 +79,7 @@ def read_labels(path: str | Path) -> np.ndarray:
         raise
     except Exception as error:
         raise UserError(f"{path} cannot be read: {error}", "write the label image again; it is damaged") from error
-    if labels.ndim != 2 or labels.dtype.kind not in "iub":
+    if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size:
         raise UserError(
             f"{path} holds {labels.shape} {labels.dtype}", "a label image is (H, W) integers, 0 = background"
         )
@@ -92,15 +92,16 @@ def _read_tiff(path: Path) -> np.ndarray:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
+        len(file.pages)  # a chain of pages that bites its tail is found here; without it `series` would never end
         code = int(file.pages[0].compression)
         if code not in LOSSLESS_TIFF:
             raise UserError(
                 f"{path} is compressed as {tifffile.COMPRESSION(code).name}, which may change ids",
                 "write labels without compression, or with Deflate, LZW or Zstandard",
             )
-        shape = file.series[0].shape
-        if math.prod(shape) > MOST_PX:
-            raise UserError(f"{path} claims to be {shape} px", "write the label image again; no image is that large")
+        shape, size = file.series[0].shape, path.stat().st_size
+        if math.prod(shape) > MOST_PX or math.prod(shape) > max(SURELY_PX, MOST_PX_PER_BYTE * size):
+            raise UserError(f"{path} claims to be {shape} px in {size} bytes", "write it again; its header is damaged")
         labels = file.series[0].asarray()
     single = [axis for axis, length in enumerate(labels.shape) if length == 1]
     return np.squeeze(labels, tuple(single[: max(labels.ndim - 2, 0)]))

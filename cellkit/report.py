@@ -465,7 +465,8 @@ def _headline(files: RunFiles) -> str:
     except (UserError, ValueError, KeyError, OSError):
         return "No scores yet: 06_evaluate_map_iou has not finished."
     told = " These images also chose the weights." if split == files.choose_split else ""
-    return f"{model_name(best)}: {with_interval(line)} on {line.images} {SPLITS[split]} image{"s" * (line.images != 1)}. {CONVENTION}.{told}"
+    where = f"{line.images} {SPLITS[split]} image{'s' * (line.images != 1)}"
+    return f"{model_name(best)}: {with_interval(line)} on {where}. {CONVENTION}.{told}"
 
 
 # ---- chapters ------------------------------------------------------------------------------------------------------

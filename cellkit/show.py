@@ -1031,8 +1031,7 @@ def _share_bar(ax: Axes, place: float, cells: np.ndarray, pale: bool) -> None:
     for k, n in enumerate(cells):
         width = 100 * n / total if total else 0
         if width:
-            look = {"alpha": 0.45, "hatch": "....", "edgecolor": "white"} if pale else {}
-            ax.barh(place, width, 0.36, left=left, color=class_colour(k + 1), lw=0, **look)
+            ax.barh(place, width, 0.36, left=left, color=class_colour(k + 1), lw=0, alpha=0.45 if pale else 1)
             text = f"{n:.0f} ({width:.1f} %)" if width > 18 else f"{n:.0f}"
             if width > 4:
                 ax.text(left + width / 2, place, text, ha="center", va="center", fontsize=8.5)
@@ -1044,8 +1043,8 @@ def _counts_legend(ax: Axes, classes: Sequence[str], with_truth: bool) -> None:
 
     handles = [Patch(color=class_colour(k), label=name) for k, name in enumerate(classes, 1)]
     if with_truth:
-        handles += [Patch(facecolor="#B9BDC4", alpha=0.45, hatch="....", edgecolor="white", label="truth (above)")]
-        handles += [Patch(color="#B9BDC4", label="found (below)")]
+        handles += [Patch(color="#8A8F98", alpha=0.35, lw=0, label="truth (above)")]
+        handles += [Patch(color="#8A8F98", label="found (below)")]
     where = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 3.6}
     ax.legend(handles=handles, ncols=len(handles), handlelength=1.2, columnspacing=1.2, **where)
 
@@ -1134,7 +1133,7 @@ def show_flows(image: np.ndarray, maps: np.ndarray, figure: Figure | None = None
     axes = figure.subplots(1, 3)
     _picture(axes[0], image, title or "image")
     draw_flows(axes[1], maps)
-    axes[1].set_title("flows: colour and arrow = direction")
+    axes[1].set_title("flows: colour and arrow = direction", y=1.0)
     cell = maps[2]
     if cell.min() < 0 or cell.max() > 1:
         cell = 1 / (1 + np.exp(-np.clip(cell, -30, 30)))
@@ -1155,10 +1154,10 @@ def draw_flows(ax: Axes, maps: np.ndarray, arrows: int = 34) -> Axes:
     u, v = u[some] / length[some], v[some] / length[some]
     reach = 0.8 * step
     ax.quiver(x[some], y[some], u * reach, v * reach, color="white", angles="xy", scale_units="xy", scale=1, pivot="mid",
-              width=0.0035, headwidth=4, headlength=4, headaxislength=3.6)  # fmt: skip
+              width=0.0035, rasterized=True, headwidth=4, headlength=4, headaxislength=3.6)  # fmt: skip
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     ax.set_axis_off()
-    wheel = ax.inset_axes((0.9, 1.01, 0.1, 0.1))
+    wheel = ax.inset_axes((0.91, 1.005, 0.085, 0.085))
     grid = np.linspace(-1, 1, 101)
     dy, dx = np.meshgrid(grid, grid, indexing="ij")
     colours = np.dstack([flow_colours(dy, dx, 1.0), np.where(np.hypot(dy, dx) <= 1, 255, 0).astype(np.uint8)])

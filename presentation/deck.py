@@ -10,10 +10,11 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cellkit.errors import UserError
 from cellkit.files import atomic_path, write_text
 from cellkit.show import INK, QUIET, STYLE, to_png, to_svg
 
@@ -25,8 +26,9 @@ MARGIN_IN, TITLE_IN, FOOT_IN = 0.45, 0.95, 0.42
 TEXT_IN, GAP_IN = 3.1, 0.25
 WIDE_TEXT_IN = 0.85
 TITLE_PT, POINT_PT, CODE_PT, FOOT_PT = 20.0, 11.5, 9.0, 7.5
+LEADING = 1.36
 ACCENT = "#0072B2"
-PICTURE_DPI = 170
+PICTURE_DPI = 150
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,15 @@ class Slide:
         """The picture as base64 text."""
         return base64.b64encode(self.svg).decode("ascii")
 
+    @cached_property
+    def text_scale(self) -> float:
+        """How much smaller than usual the points are set, so that they fit: 1 or less."""
+        return fitting_scale(self)
+
     @property
     def lines(self) -> list[tuple[str, str]]:
         """The points as (kind, text): "code" or "point"."""
-        return [("code", text[2:]) if text.startswith("$ ") else ("point", text) for text in self.points]
+        return [("code", text[2:]) if text.startswith("$ ") else ("point", _tied(text)) for text in self.points]
 
     def page(self, number: int = 1, of: int = 1) -> Figure:
         """Return the whole page as a figure."""
@@ -149,11 +156,17 @@ def write_pdf(deck: Deck, path: str | Path) -> Path:
     from matplotlib.backends.backend_pdf import PdfPages
 
     facts = {"Title": deck.title, "Creator": "cellkit", "Producer": None, "CreationDate": None}
-    with matplotlib.rc_context({"pdf.fonttype": 42}), atomic_path(path) as temporary:
-        with PdfPages(temporary, metadata=facts) as pages:
-            for number, slide in enumerate(deck, 1):
-                pages.savefig(slide.page(number, len(deck)), dpi=PICTURE_DPI)
+    how = matplotlib.rc_context({"pdf.fonttype": 42})
+    with how, atomic_path(path) as temporary, PdfPages(temporary, metadata=facts) as pages:
+        for number, slide in enumerate(deck, 1):
+            pages.savefig(slide.page(number, len(deck)), dpi=PICTURE_DPI)
     return Path(path)
+
+
+def _tied(text: str) -> str:
+    """Keep a number and its unit on one line."""
+    text = re.sub(r"(?<=\d) (?=%|px\b|s\b|(?:minute|image|cell)s?\b)", "\u00a0", text)
+    return re.sub(r"\bn = (?=\d)", "n\u00a0=\u00a0", text)
 
 
 # ---- the page as matplotlib lays it out ----------------------------------------------------------------------------
@@ -170,17 +183,18 @@ def _write(figure: Figure, slide: Slide, number: int, of: int) -> None:
     """Write title, points and foot."""
     left, right = MARGIN_IN / PAGE_IN[0], 1 - MARGIN_IN / PAGE_IN[0]
     figure.add_artist(_bar(figure, left))
-    figure.text(
-        left + 0.012, 1 - 0.52 / PAGE_IN[1], slide.title, size=TITLE_PT, weight="bold", va="center", in_layout=False
-    )
-    width = PAGE_IN[0] - 2 * MARGIN_IN if slide.wide else TEXT_IN
-    lowest = _write_points(figure, slide, width)
-    least = PAGE_IN[1] - TITLE_IN - WIDE_TEXT_IN if slide.wide else FOOT_IN
-    if lowest < least - 0.02:
-        raise ValueError(f"slide '{slide.name}' has more text than room ({least - lowest:.2f} in too much)")
+    how = {"va": "center", "in_layout": False}
+    figure.text(left + 0.012, 1 - 0.52 / PAGE_IN[1], slide.title, size=TITLE_PT, weight="bold", **how)
+    y = PAGE_IN[1] - TITLE_IN - 0.05
+    for kind, size, lines in _set_in_type(slide, slide.text_scale):
+        look = {"family": "monospace", "color": ACCENT} if kind == "code" else {"color": INK}
+        for line in lines:
+            figure.text(left, y / PAGE_IN[1], line, size=size, va="top", in_layout=False, **look)
+            y -= LEADING * size / 72
+        y -= _space_after(kind, slide.wide) * size / 72
     low = 0.2 / PAGE_IN[1]
-    figure.text(left, low, slide.foot, size=FOOT_PT, color=QUIET, va="center", in_layout=False)
-    figure.text(right, low, f"{number} / {of}", size=FOOT_PT, color=QUIET, va="center", ha="right", in_layout=False)
+    figure.text(left, low, slide.foot, size=FOOT_PT, color=QUIET, **how)
+    figure.text(right, low, f"{number} / {of}", size=FOOT_PT, color=QUIET, ha="right", **how)
 
 
 def _bar(figure: Figure, left: float):
@@ -193,18 +207,31 @@ def _bar(figure: Figure, left: float):
     )
 
 
-def _write_points(figure: Figure, slide: Slide, width_in: float) -> float:
-    """Write the points below each other; return how high above the foot of the page they end, in inches."""
-    y, left = PAGE_IN[1] - TITLE_IN - 0.05, MARGIN_IN
-    for kind, text in slide.lines:
-        size = CODE_PT if kind == "code" else POINT_PT
-        family = "monospace" if kind == "code" else "sans-serif"
-        for line in wrap(text, width_in, size, family):
-            how = {"size": size, "family": family, "color": INK if kind == "point" else ACCENT}
-            figure.text(left / PAGE_IN[0], y / PAGE_IN[1], line, va="top", in_layout=False, **how)
-            y -= 1.36 * size / 72
-        y -= (0.25 if kind == "code" else 0.62 if not slide.wide else 0.1) * size / 72
-    return y
+def _set_in_type(slide: Slide, scale: float) -> list[tuple[str, float, list[str]]]:
+    """Return the points as (kind, size in pt, lines)."""
+    width = PAGE_IN[0] - 2 * MARGIN_IN if slide.wide else TEXT_IN
+    sizes = {"code": scale * CODE_PT, "point": scale * POINT_PT}
+    return [
+        (kind, sizes[kind], wrap(text, width, sizes[kind], "monospace" if kind == "code" else "sans-serif"))
+        for kind, text in slide.lines
+    ]
+
+
+def _space_after(kind: str, wide: bool) -> float:
+    return 0.55 if kind == "code" else 0.1 if wide else 0.62
+
+
+def fitting_scale(slide: Slide) -> float:
+    """Return the largest scale, 1 or less, at which the points fit their place."""
+    room = WIDE_TEXT_IN if slide.wide else PAGE_IN[1] - TITLE_IN - FOOT_IN
+    for scale in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6):
+        typeset = _set_in_type(slide, scale)
+        inches = (
+            sum((LEADING * len(lines) + _space_after(kind, slide.wide)) * size for kind, size, lines in typeset) / 72
+        )
+        if inches <= room:
+            return scale
+    raise UserError(f"slide '{slide.name}' has more text than its page can hold", "say less, or on two pages")
 
 
 def wrap(text: str, width_in: float, size_pt: float, family: str = "sans-serif") -> list[str]:
@@ -227,7 +254,7 @@ def wrap(text: str, width_in: float, size_pt: float, family: str = "sans-serif")
 
 
 def _pieces(text: str, width_in: float, size_pt: float, family: str) -> Iterator[str]:
-    for word in re.split(r"\s+", text.strip()):
+    for word in re.split(r"[ \n]+", text.strip()):
         while _width_in(word, size_pt, family) > width_in and len(word) > 1:
             cut = next(
                 k for k in range(len(word) - 1, 0, -1) if k == 1 or _width_in(word[:k], size_pt, family) <= width_in
@@ -238,10 +265,20 @@ def _pieces(text: str, width_in: float, size_pt: float, family: str) -> Iterator
 
 
 def _width_in(text: str, size_pt: float, family: str) -> float:
+    """Return how wide a text is set, with a little room to spare."""
+    words = text.split(" ")
+    width = sum(_width_of_word(word, family) for word in words) + (len(words) - 1) * 0.36
+    return 1.02 * width * size_pt / 72
+
+
+@lru_cache(maxsize=10_000)
+def _width_of_word(word: str, family: str) -> float:
+    """Return the width of a word over the size of its letters."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    if not text:
+    if not word:
         return 0.0
     names = STYLE["font.sans-serif"] if family == "sans-serif" else ["DejaVu Sans Mono"]
-    return TextPath((0, 0), text, size=size_pt, prop=FontProperties(family=names)).get_extents().x1 / 72
+    width = TextPath((0, 0), word, size=100, prop=FontProperties(family=names)).get_extents().x1 / 100
+    return width + (0.24 if family == "monospace" else 0.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from cellkit.show import (
     grey_of,
     show_overlay,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BLUE = "#0072B2"
 
@@ -80,10 +83,10 @@ def draw_loop(figure, pictures: Sequence[tuple[str, np.ndarray]]) -> None:
     """Draw small pictures in a ring with arrows from each to the next: (caption, image) clockwise from the top left."""
     ax = figure.subplots()
     width, height = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
-    size = 0.31 * height
+    size = min(0.37 * height, 0.27 * width)
     columns = -(-len(pictures) // 2)
     xs = np.linspace(size / 2 + 0.05, width - size / 2 - 0.05, columns)
-    top, bottom = height * 0.73, height * 0.23
+    top, bottom = height - 0.35 - size / 2, height - 0.35 - 1.5 * size - 0.85
     upper = [(x, top) for x in xs]
     lower = [(x, bottom) for x in (xs if len(pictures) % 2 == 0 else xs[1:])][::-1]
     places = upper + lower
@@ -108,15 +111,14 @@ def _arrow(ax, start: tuple[float, float], end: tuple[float, float], size: float
     ax.annotate("", b, a, arrowprops={"arrowstyle": "-|>", "color": BLUE, "lw": 2, "mutation_scale": 14})
 
 
-def overlay_picture(image: np.ndarray, cells: Instances, filled: bool = False) -> np.ndarray:
-    """Return an image with the outlines (or areas) of its cells painted in, (h, w, 3) uint8."""
+def picture_of(draw: Callable[[Axes], object], shape: tuple[int, int]) -> np.ndarray:
+    """Return what `draw` paints on Axes without a frame, as (h, w, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3, 3 * image.shape[0] / image.shape[1]), dpi=150)
+    figure = Figure(figsize=(3, 3 * shape[0] / shape[1]), dpi=150)
     canvas = FigureCanvasAgg(figure)
-    ax = figure.add_axes((0, 0, 1, 1))
-    show_overlay(image, cells, ax=ax, legend=False, line_px=10, fill=0.35 if filled else 0.0)
+    draw(figure.add_axes((0, 0, 1, 1)))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -178,50 +180,53 @@ def draw_network(figure, sight: Insight) -> None:
     ax = figure.subplots()
     width, height = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
     levels = len(sight.down)
-    sizes = [0.24 * height * 0.8**k for k in range(levels)]
-    ys = [height * (0.8 - 0.205 * k) for k in range(levels)]
-    xs = [width * (0.245 + 0.075 * k) for k in range(levels)]
-    picture = np.zeros((*sight.planes.shape[1:], 3), np.uint8)
-    picture[..., 1:] = (255 * np.clip(sight.planes.transpose(1, 2, 0), 0, 1)).astype(np.uint8)
-    _card(ax, width * 0.07, ys[0], sizes[0] * 1.1, picture)
-    side = sight.planes.shape[1]
-    _note(ax, width * 0.07, ys[0] - sizes[0] * 0.55 - 0.06, f"2 planes\n{side} px")
+    sizes = [0.215 * height * 0.82**k for k in range(levels)]
+    left = [width * x for x in np.linspace(0.2, 0.455, levels)]
+    right = [width * 0.91 - x for x in left]
+    ys = [height * y for y in np.linspace(0.84, 0.16, levels)]
     for k in range(levels):
-        mirrored = width - xs[k] - 0.05 * width
-        _stack(ax, xs[k], ys[k], sizes[k], sight.down[k])
-        text = f"{len(sight.down[k])} maps\n{sight.down[k].shape[1]} px"
-        _note(ax, xs[k] - sizes[k] / 2 - 0.1, ys[k], text, ha="right", va="center") if k else None
-        _note(ax, xs[k], ys[k] - sizes[k] * 0.5 - 0.06, text.replace("\n", ", ")) if not k else None
+        _maps_of_level(ax, left[k], ys[k], sizes[k], sight.down[k])
         if k < levels - 1:
-            _stack(ax, mirrored, ys[k], sizes[k], sight.up[k])
-            _line(ax, (xs[k] + sizes[k] / 2 + 0.2, ys[k]), (mirrored - sizes[k] / 2 - 0.08, ys[k]), QUIET, ":")
-            _line(ax, (xs[k] + 0.1, ys[k] - sizes[k] / 2 - (0.22 if not k else 0.05)),
-                  (xs[k + 1], ys[k + 1] + sizes[k + 1] / 2 + 0.14), BLUE)  # fmt: skip
-            below = width - xs[k + 1] - 0.05 * width if k < levels - 2 else xs[k + 1] + sizes[k + 1] / 2 + 0.15
-            start = (below, ys[k + 1] + sizes[k + 1] / 2 + 0.14) if k < levels - 2 else (below, ys[k + 1])
-            _line(ax, start, (mirrored, ys[k] - sizes[k] / 2 - 0.08), BLUE)
-    _note(ax, width * 0.5, ys[0] + 0.05, "what was seen is handed across", va="bottom")
-    _line(ax, (width * 0.07 + sizes[0] * 0.6, ys[0]), (xs[0] - sizes[0] / 2 - 0.08, ys[0]), BLUE)
-    last = width - xs[0] - 0.05 * width
-    _line(ax, (last + sizes[0] / 2 + 0.18, ys[0]), (width * 0.93 - sizes[0] * 0.6, ys[0]), BLUE)
-    flows = flow_colours(sight.maps[0], sight.maps[1])
-    cell = 1 / (1 + np.exp(-np.clip(sight.maps[2], -30, 30)))
-    _card(ax, width * 0.93, ys[0], sizes[0] * 1.1, flows)
-    _note(ax, width * 0.93, ys[0] - sizes[0] * 0.55 - 0.06, "flows (2 maps)")
-    _card(ax, width * 0.93, ys[1] - 0.12, sizes[0] * 1.1, cell, cmap="magma", vmin=0, vmax=1)
-    _note(ax, width * 0.93, ys[1] - 0.12 - sizes[0] * 0.55 - 0.06, "is it a cell?")
-    _influence(ax, sight, width * 0.93, ys[3] - 0.02, sizes[0] * 1.1)
+            _maps_of_level(ax, right[k], ys[k], sizes[k], sight.up[k], shift=0.14)
+            _line(ax, (left[k] + sizes[k] / 2 + 0.2, ys[k]), (right[k] - sizes[k] / 2 - 0.06, ys[k]), QUIET, ":")
+            down = (left[k + 1] - 0.1, ys[k + 1] + sizes[k + 1] / 2 + 0.16)
+            _line(ax, (left[k] + sizes[k] / 2 + 0.2, ys[k] - 0.3 * sizes[k]), down, BLUE)
+            below = left[k + 1] if k == levels - 2 else right[k + 1]
+            up = (below + 0.15, ys[k + 1] + sizes[k + 1] / 2 + 0.16)
+            _line(ax, up, (right[k] - sizes[k] / 2 - 0.06, ys[k] - 0.3 * sizes[k]), BLUE)
+    _note(ax, (left[0] + right[0]) / 2, ys[0] + 0.05, "what was seen is handed across", va="bottom")
+    _input_card(ax, sight, width * 0.055, ys[0], sizes[0])
+    _line(ax, (width * 0.055 + sizes[0] * 0.57, ys[0]), (left[0] - sizes[0] / 2 - 0.06, ys[0]), BLUE)
+    _line(ax, (right[0] + sizes[0] / 2 + 0.2, ys[0]), (width * 0.94 - sizes[0] * 0.57, ys[0]), BLUE)
+    _answers(ax, sight, width * 0.94, height, sizes[0])
     ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     ax.set_axis_off()
 
 
-def _influence(ax, sight: Insight, x: float, y: float, size: float) -> None:
-    """Show on which pixels the answer in the middle depends."""
-    share = sight.influence / max(float(np.percentile(sight.influence, 99.9)), 1e-12)
-    _card(ax, x, y, size, np.clip(share, 0, 1) ** 0.5, cmap="viridis", vmin=0, vmax=1)
-    n, half = sight.influence.shape[0], seen_side(sight.influence) / 2
-    ax.add_patch(_square(x, y, 2 * half * size / n))
-    _note(ax, x, y - size * 0.5 - 0.06, "what the middle\npixel looks at")
+def _maps_of_level(ax, x: float, y: float, size: float, maps: np.ndarray, shift: float = 0.0) -> None:
+    _stack(ax, x, y, size, maps)
+    _note(ax, x + shift, y - size / 2 - 0.04, f"{len(maps)} maps, {maps.shape[1]} px")
+
+
+def _input_card(ax, sight: Insight, x: float, y: float, size: float) -> None:
+    picture = np.zeros((*sight.planes.shape[1:], 3), np.uint8)
+    picture[..., 1:] = (255 * np.clip(sight.planes.transpose(1, 2, 0), 0, 1)).astype(np.uint8)
+    _card(ax, x, y, size, picture)
+    _note(ax, x, y - size / 2 - 0.04, f"2 planes, {picture.shape[0]} px")
+
+
+def _answers(ax, sight: Insight, x: float, height: float, size: float) -> None:
+    """Draw the flows, the cell probability, and on which pixels the answer in the middle depends."""
+    flows = flow_colours(sight.maps[0], sight.maps[1])
+    cell = 1 / (1 + np.exp(-np.clip(sight.maps[2], -30, 30)))
+    share = np.clip(sight.influence / max(float(np.percentile(sight.influence, 99.9)), 1e-12), 0, 1) ** 0.5
+    ys = [height * y for y in (0.84, 0.5, 0.16)]
+    _card(ax, x, ys[0], size, flows)
+    _card(ax, x, ys[1], size, cell, cmap="magma", vmin=0, vmax=1)
+    _card(ax, x, ys[2], size, share, cmap="viridis", vmin=0, vmax=1)
+    ax.add_patch(_square(x, ys[2], seen_side(sight.influence) * size / len(share)))
+    for y, text in zip(ys, ("flows (2 maps)", "is it a cell?", "seen by its middle"), strict=True):
+        _note(ax, x, y - size / 2 - 0.04, text)
 
 
 def _square(x: float, y: float, side: float):
@@ -290,7 +295,7 @@ def draw_tracking(figure, part: Crop, steps: int = 60) -> None:
     flows = target[:2] / 5
     show_overlay(part.image, part.cells.with_classes(0), ax=axes[0], title="1  true cells", legend=False)
     draw_flows(axes[1], target, arrows=26)
-    axes[1].set_title("2  flows: the way to the middle")
+    axes[1].set_title("2  flows to the middle", y=1.0)
     _draw_paths(axes[2], part.image, labels, flows, steps)
     axes[2].set_title("3  every pixel walks along")
     _draw_ends(axes[3], labels, flows, steps)
@@ -307,7 +312,7 @@ def _draw_paths(ax, image: np.ndarray, labels: np.ndarray, flows: np.ndarray, st
     points = np.stack([y[inside], x[inside]], axis=1)
     path = follow(flows, points, steps)
     colours = _cell_colours(labels)[labels[points[:, 0], points[:, 1]]]
-    ax.add_collection(LineCollection(path[:, :, ::-1].transpose(1, 0, 2), colors=colours, lw=0.8))
+    ax.add_collection(LineCollection(path[:, :, ::-1].transpose(1, 0, 2), colors=colours, lw=0.8, rasterized=True))
     ax.scatter(path[-1, :, 1], path[-1, :, 0], s=9, c="white", edgecolors="black", linewidths=0.4, zorder=3)
 
 
@@ -332,23 +337,28 @@ def _cell_colours(labels: np.ndarray) -> np.ndarray:
 
 
 # ---- Mask R-CNN ----------------------------------------------------------------------------------------------------
-def draw_detection(figure, part: Crop, classes: Sequence[str]) -> None:
-    """Draw what a detector answers: boxes with class and score, and a mask inside each box."""
-    left, right = figure.subplots(1, 2)
-    _bare(left, part.image, "a box, a class and how sure")
+def draw_detection(figure, part: Crop, truth: Instances, classes: Sequence[str]) -> None:
+    """Draw what a detector answers: boxes with class and score, a mask inside each box; and the truth."""
+    boxes, masks, true = figure.subplots(1, 3)
+    _bare(boxes, part.image, "1  boxes, classes, scores")
+    height, width = part.image.shape[:2]
     for box, kind, score in zip(part.cells.boxes_xywh, part.cells.class_ids, part.cells.scores, strict=True):
-        _draw_box(left, box, class_colour(int(kind)), f"{class_name(int(kind), classes) or 'cell'} {score:.2f}")
-    show_overlay(part.image, part.cells, ax=right, classes=classes, fill=0.3)
-    right.set_title("and a mask inside the box")
+        x, y, w, h = box.tolist()
+        whole = x > 0 and y > 0 and x + w < width and y + h < height
+        text = f"{class_name(int(kind), classes) or 'cell'} {score:.2f}" if whole else ""
+        _draw_box(boxes, (x, y, w, h), class_colour(int(kind)), text)
+    show_overlay(part.image, part.cells, ax=masks, classes=classes, fill=0.3, title="2  a mask in each box")
+    show_overlay(part.image, truth, ax=true, classes=classes, title="truth")
 
 
-def _draw_box(ax, box: np.ndarray, colour: str, text: str) -> None:
+def _draw_box(ax, box: tuple[int, int, int, int], colour: str, text: str) -> None:
     from matplotlib.patches import Rectangle
 
-    x, y, width, height = box.tolist()
+    x, y, width, height = box
     ax.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, ec=colour, lw=1.6))
-    label = {"facecolor": colour, "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
-    ax.text(x, max(y, 4), text, fontsize=6.5, va="center", ha="left", color=INK, bbox=label, clip_on=True)
+    if text:
+        label = {"facecolor": colour, "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
+        ax.text(x, y, text, fontsize=6.5, va="bottom", ha="left", color=INK, bbox=label, clip_on=True)
 
 
 # ---- the metric ----------------------------------------------------------------------------------------------------
@@ -376,7 +386,7 @@ def example_pair(truth: Instances, found: Instances, wanted: float = 0.78) -> Pa
 
 def draw_metric(figure, image: np.ndarray, truth: Instances, found: Instances, pair: Pair) -> None:
     """Draw one pair of cells and its IoU, at which thresholds it is a hit, and the whole image's score."""
-    grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.25])
+    grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.25], height_ratios=[0.45, 1])
     _draw_pair(figure.add_subplot(grid[:, 0]), image, truth[pair.truth], found[pair.found])
     own = overlaps(truth[pair.truth], found[pair.found])
     passed = hits(own)[:, 0]
@@ -390,7 +400,6 @@ def draw_metric(figure, image: np.ndarray, truth: Instances, found: Instances, p
 def _draw_pair(ax, image: np.ndarray, truth: Instances, found: Instances) -> None:
     from matplotlib.patches import Patch
 
-    x, y, width, height = (np.minimum if k < 2 else np.maximum for k in range(4))
     first, last = truth.boxes_xywh[0], found.boxes_xywh[0]
     left, top = min(first[0], last[0]), min(first[1], last[1])
     right, bottom = (max(a[k] + a[k + 2] for a in (first, last)) for k in (0, 1))
@@ -426,7 +435,7 @@ def _draw_ladder(ax, passed: np.ndarray, iou: float) -> None:
         ax.plot(some, 0 * some, "o", ms=9, mec=colour, mfc=face, mew=1.4)
     ax.plot([iou], [0.42], "v", color=INK, ms=8)
     ax.text(iou, 0.75, f"this pair: {iou:.3f}", ha="center", fontsize=9)
-    ax.set(xlim=(0.46, 0.99), ylim=(-0.8, 1.3), yticks=[])
+    ax.set(xlim=(0.46, 0.99), ylim=(-0.5, 1.25), yticks=[])
     ax.set_xticks(thresholds, [f"{t:.2f}" for t in thresholds], fontsize=7.5)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
@@ -438,12 +447,13 @@ def _draw_steps(ax, counts) -> None:
     total = np.maximum(sum(counts), 1)
     share = counts.tp / total
     ax.bar(thresholds, share, 0.034, color=BLUE)
-    for t, s, tp, n in zip(thresholds, share, counts.tp, total, strict=True):
-        ax.text(t, s + 0.02, f"{tp}/{n}", ha="center", fontsize=7, color=QUIET)
+    texts = [f"{tp}/{n}" for tp, n in zip(counts.tp, total, strict=True)]
+    turned = 90 if max(map(len, texts)) > 5 else 0
+    for t, height, text in zip(thresholds, share, texts, strict=True):
+        ax.text(t, height + 0.02, text, ha="center", fontsize=6.5, color=QUIET, rotation=turned)
     ax.axhline(share.mean(), color=INK, lw=1.2, ls="--")
-    ax.text(0.99, share.mean() + 0.02, f"mean {share.mean():.3f}", ha="right", va="bottom", fontsize=9, weight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8})  # fmt: skip
-    ax.set(xlim=(0.46, 0.99), ylim=(0, 1.1), yticks=[0, 0.5, 1], ylabel="TP / (TP + FP + FN)")
+    ax.text(0.995, share.mean(), f"mean\n{share.mean():.3f}", ha="left", va="center", fontsize=9, weight="bold")
+    ax.set(xlim=(0.46, 0.99), ylim=(0, 1.25 if turned else 1.1), yticks=[0, 0.5, 1], ylabel="TP / (TP + FP + FN)")
     ax.set_xticks(thresholds, [f"{t:.2f}" for t in thresholds], fontsize=7.5)
     ax.set_title("the whole image: its MAP IoU is the mean")
 
@@ -451,7 +461,7 @@ def _draw_steps(ax, counts) -> None:
 # ---- tables and bars -----------------------------------------------------------------------------------------------
 def draw_table(ax, columns: Sequence[str], rows: Sequence[Sequence[str]], mark: int = -1) -> None:
     """Write a table: the first column to the left, the others to the right; `mark` is set in bold."""
-    widths = [max(len(row[k]) for row in [columns, *rows]) + 2 for k in range(len(columns))]
+    widths = [max(len(row[k]) for row in [columns, *rows]) + 1.5 for k in range(len(columns))]
     rights = np.cumsum(widths) / sum(widths)
     lines = len(rows) + 1
     for place, row in enumerate([columns, *rows]):
@@ -459,7 +469,7 @@ def draw_table(ax, columns: Sequence[str], rows: Sequence[Sequence[str]], mark: 
         weight = "bold" if place == mark + 1 and mark >= 0 else "normal"
         for k, text in enumerate(row):
             x, ha = (0.0, "left") if k == 0 else (rights[k], "right")
-            ax.text(x, y, text, ha=ha, va="center", fontsize=9, weight=weight, color=QUIET if place == 0 else INK)
+            ax.text(x, y, text, ha=ha, va="center", fontsize=8.5, weight=weight, color=QUIET if place == 0 else INK)
         ax.axhline(1 - (place + 1) / lines, color="#A8ADB5" if place == 0 else FAINT, lw=1)
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.set_axis_off()
@@ -468,7 +478,7 @@ def draw_table(ax, columns: Sequence[str], rows: Sequence[Sequence[str]], mark: 
 def draw_minutes(ax, minutes: Sequence[tuple[str, float]]) -> Any:
     """Draw how long each stage took."""
     names, values = [name for name, _ in minutes], [value for _, value in minutes]
-    ax.barh(range(len(names)), values, 0.6, color=BLUE)
+    ax.barh(range(len(names)), values, 0.5, color=BLUE)
     for place, value in enumerate(values):
         text = f"{value:.1f} min" if value >= 0.95 else f"{60 * value:.0f} s"
         ax.annotate(text, (value, place), (6, 0), textcoords="offset points", va="center", fontsize=9)

@@ -163,7 +163,7 @@ def test_ceiling_decode_of_encode(drawn, diameter_px, tmp_path):
     truth = Instances.from_labels(labels.astype(np.int32))
     record = ImageRecord("a", "a.png", size, size)
     write_png(tmp_path / "a.png", np.zeros((size, size, 3), np.uint8))
-    assert unet.ceiling(CellDataset([record], [truth], (), tmp_path, [1]), config) > 0.85
+    assert unet.ceiling(CellDataset([record], [truth], (), tmp_path, [1]), config) > 0.8  # labels enlarged in steps
 
 
 def test_crop_turns_flows_with_the_image(drawn):

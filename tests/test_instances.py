@@ -58,27 +58,27 @@ def decoded(rle):
         return coco_mask.decode(rle)
 
 
-def drawn(text):
+def picture(text):
     """Read a picture of digits, one row a line; anything else is background."""
     return np.array([[int(c) if c.isdigit() else 0 for c in line] for line in text.split()])
 
 
 CASES = {
-    "no cell": drawn("... ..."),
+    "no cell": picture("... ..."),
     "image-sized": np.ones((5, 7), int),
-    "one pixel": drawn("... .1. ..."),
-    "last pixel": drawn("... ..1"),
-    "one pixel wide": drawn("1..2 1..2 1..2"),
-    "one pixel high": drawn("1111 .... 2222"),
+    "one pixel": picture("... .1. ..."),
+    "last pixel": picture("... ..1"),
+    "one pixel wide": picture("1..2 1..2 1..2"),
+    "one pixel high": picture("1111 .... 2222"),
     "one row": np.array([[0, 3, 3, 0, 8]]),
     "one column": np.array([[0], [3], [3], [0], [8]]),
-    "ring": drawn("1111 1..1 1111"),
-    "cell in a ring": drawn("11111 1...1 1.2.1 1...1 11111"),
-    "touching": drawn("1122 1122 3344"),
-    "in pieces": drawn("1.1 ... 1.2"),
-    "wraps rows": drawn("..11 11.. ..22 2222"),
+    "ring": picture("1111 1..1 1111"),
+    "cell in a ring": picture("11111 1...1 1.2.1 1...1 11111"),
+    "touching": picture("1122 1122 3344"),
+    "in pieces": picture("1.1 ... 1.2"),
+    "wraps rows": picture("..11 11.. ..22 2222"),
     "chequered": np.indices((6, 5)).sum(0) % 2,
-    "gaps in ids": drawn("..9 .4. 9.."),
+    "gaps in ids": picture("..9 .4. 9.."),
     "huge ids": np.array([[0, 2**40], [2**40, 70_000]]),
 }
 
@@ -96,7 +96,7 @@ def test_the_worked_mask_in_every_codec():
 
 
 def test_objects_come_in_ascending_order_of_label_with_default_class_and_score():
-    cells = Instances.from_labels(drawn("9.. 944 ..4"))
+    cells = Instances.from_labels(picture("9.. 944 ..4"))
     assert len(cells) == 2
     assert cells.areas_px.tolist() == [3, 2]
     assert cells.class_ids.tolist() == [0, 0]
@@ -116,7 +116,7 @@ def test_objects_come_in_ascending_order_of_label_with_default_class_and_score()
     ],
 )
 def test_boxes(text, boxes):
-    assert Instances.from_labels(drawn(text)).boxes_xywh.tolist() == boxes
+    assert Instances.from_labels(picture(text)).boxes_xywh.tolist() == boxes
 
 
 def test_a_one_pixel_cell_keeps_its_box_where_torchvision_makes_it_empty():
@@ -156,7 +156,7 @@ def test_no_object(shape):
 
 
 def test_selecting():
-    cells = Instances.from_labels(drawn("1122 3344"), class_ids=[1, 2, 1, 2], scores=[0.1, 0.2, 0.3, 0.4])
+    cells = Instances.from_labels(picture("1122 3344"), class_ids=[1, 2, 1, 2], scores=[0.1, 0.2, 0.3, 0.4])
     for index in (2, -2, slice(2, 3), [2], np.array([2]), np.array([False, False, True, False])):
         chosen = cells[index]
         assert (len(chosen), chosen.class_ids.tolist(), chosen.scores.tolist()) == (1, [1], [0.3])
@@ -169,7 +169,7 @@ def test_selecting():
 
 
 def test_mask_counts_from_the_end_too():
-    cells = Instances.from_labels(drawn("12"))
+    cells = Instances.from_labels(picture("12"))
     assert cells.mask(-1).tolist() == cells.mask(1).tolist() == [[False, True]]
     for index in (2, -3):
         with pytest.raises(IndexError):
@@ -177,7 +177,7 @@ def test_mask_counts_from_the_end_too():
 
 
 def test_with_classes_and_scores_leave_the_original_alone():
-    cells = Instances.from_labels(drawn("12"))
+    cells = Instances.from_labels(picture("12"))
     assert cells.with_classes(3).class_ids.tolist() == [3, 3]
     assert cells.with_classes([1, 2]).with_scores(0.5).scores.tolist() == [0.5, 0.5]
     assert cells.class_ids.tolist() == [0, 0]
@@ -224,7 +224,7 @@ def test_what_is_no_label_image_is_refused(labels, reason):
 
 def test_counts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="2 objects, but 1 class ids and 2 scores"):
-        Instances.from_labels(drawn("12"), class_ids=[1])
+        Instances.from_labels(picture("12"), class_ids=[1])
     with pytest.raises(ValueError, match=r"mask of shape \(1, 2\) in an image of shape \(2, 2\)"):
         Instances.from_masks([np.ones((1, 2), bool)], (2, 2))
     with pytest.raises(ValueError, match="one image has one shape"):

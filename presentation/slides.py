@@ -1,0 +1,633 @@
+"""The slides: one function each, from a run folder to a page. Every number and every picture comes from the run.
+
+A function whose files are not there raises UserError; its slide is left out and the reason is told.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import figures
+import numpy as np
+import pandas as pd
+from deck import Deck, Slide
+
+from cellkit.config import here
+from cellkit.dataset import CellDataset
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+from cellkit.report import CONVENTION, RunFiles, comparisons, in_words, with_interval
+from cellkit.scores import THRESHOLDS, per_image
+from cellkit.show import (
+    SPLIT_NAMES,
+    channel_names,
+    class_name,
+    flow_colours,
+    model_name,
+    order_models,
+    show_channels,
+    show_conversion,
+    show_convolution,
+    show_counts,
+    show_curves,
+    show_errors,
+    show_gains,
+    show_history,
+    show_overlay,
+    show_scores,
+    show_sheet,
+)
+
+
+def make_slides(run_dir: str | Path) -> Deck:
+    """Return the deck of a run folder.
+
+    Raises
+    ------
+    UserError
+        No such folder, or nothing in it that a slide could be made of.
+    """
+    files = RunFiles(here(run_dir))
+    made, left_out = [], []
+    for make in SLIDES:
+        try:
+            made.append(make(files))
+        except UserError as error:
+            left_out.append((make.__name__.strip("_"), str(error).split("\n")[0]))
+    if not made:
+        raise UserError(f"'{run_dir}' holds nothing to show: {left_out[0][1]}", "make a run: cellkit run CONFIG")
+    return Deck(f"cellkit: {files.folder.resolve().name}", tuple(made), tuple(left_out))
+
+
+# ---- what the numbers come from ------------------------------------------------------------------------------------
+def data_name(files: RunFiles) -> str:
+    """Return how the data set of a run is called."""
+    source, path = files.setting("convert.source", ""), files.setting("convert.path", "")
+    lines = sorted({r.cell_type for r in files.images.records if r.cell_type not in ("", "mixed")}) or list(
+        files.classes
+    )
+    kind = {"drawn": "drawn cells"}.get(source, path or source or "images")
+    return f"{kind} ({', '.join(lines)})" if lines else kind
+
+
+def foot(files: RunFiles, split: str = "", score: bool = False) -> str:
+    """Return the line at the bottom of a page: run, data set, split, convention."""
+    parts = [f"run {files.folder.resolve().name}", f"data: {data_name(files)}"]
+    if split:
+        n = sum(record.split == split for record in files.images.records)
+        parts.append(f"{n} {SPLIT_NAMES.get(split, split)}")
+    return "  ·  ".join([*parts, *([CONVENTION] if score else [])])
+
+
+def several(n: int, what: str) -> str:
+    """Return "1 cell" or "2 cells"."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def scored_truth(files: RunFiles) -> tuple[str, CellDataset]:
+    """Return the split that is reported and its truth."""
+    split = files.report_split
+    if split not in files.truths:
+        raise UserError(f"{files.folder.name} has no coco/{split}.json; 04_cells_to_coco writes it")
+    return split, files.truths[split]
+
+
+def example(data: CellDataset) -> int:
+    """Return the position of an image to show: most classes, then a number of cells near the median."""
+    counts = np.array([len(cells) for cells in data.instances])
+    kinds = np.array([len(set(cells.class_ids.tolist())) for cells in data.instances])
+    return int(np.lexsort((np.abs(counts - np.median(counts)), -kinds))[0])
+
+
+def part_of(data: CellDataset, k: int, cells: Instances, diameters: float) -> figures.Crop:
+    """Return a square of an image, so many cell diameters wide, where its truth has most cells."""
+    side = max(64, figures.typical_side(data.instances, diameters))
+    side = min(side, *cells.shape)
+    return figures.crop(data.image(k), cells, figures.busiest(data.instances[k], side), side)
+
+
+def need(model: str, files: RunFiles) -> list[Instances]:
+    """Return what a model found in the images that are reported."""
+    if model not in files.models:
+        raise UserError(f"{files.folder.name} has no predictions/{model}.json")
+    return files.of_images(model, scored_truth(files)[1])
+
+
+def duration(files: RunFiles) -> str:
+    """Say how long all finished notebooks took together."""
+    seconds = sum(entry.get("seconds", 0.0) for entry in files.stages.values())
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
+# ---- slides --------------------------------------------------------------------------------------------------------
+def idea(files: RunFiles) -> Slide:
+    """Show the loop, each step a picture of this run."""
+    split, data = scored_truth(files)
+    k, best, detector = example(data), files.best, files.class_model
+    truth, found = data.instances[k], files.of_images(best, data)[k]
+    part = part_of(data, k, truth, 7)
+    pictures = [
+        ("images", part.image),
+        (
+            "labels",
+            painted(part, truth, data, k, lambda ax, image, cells: outlined(ax, image, cells.with_classes(0), 0.35)),
+        ),
+        ("fine-tuning", painted(part, truth, data, k, lambda ax, image, cells: flowing(ax, cells))),
+        ("cells", painted(part, found, data, k, lambda ax, image, cells: outlined(ax, image, cells.with_classes(0)))),
+    ]
+    if detector:
+        named = files.of_images(detector, data)[k]
+        pictures.append(("lines", painted(part, named, data, k, outlined)))
+    pictures.append(("score", error_picture(part, found, data, k)))
+    line = files.line(best, split)
+    n = len(files.images)
+    devices = ", ".join(sorted({entry.get("device", "cpu") for entry in files.stages.values()}))
+    points = [
+        "A model that has seen many cells has not seen yours. A few labelled images move it towards them; the score says "
+        "whether it worked and where to label next.",
+        f"This run: {several(n, 'image')}, {data_name(files)}.",
+        f"{len(files.stages)} notebooks, one command, {duration(files)} ({devices}).",
+        f"{model_name(best)}: MAP IoU {with_interval(line)} on {line.images} {SPLIT_NAMES[split]}.",
+    ]
+    alt = f"A ring of pictures: {', '.join(name for name, _ in pictures)}, and back to images."
+    title = "Adapt a model to the cells in front of you"
+    return Slide("idea", title, points, lambda f: figures.draw_loop(f, pictures), alt, foot(files, split, True))
+
+
+def painted(part: figures.Crop, cells: Instances, data: CellDataset, k: int, draw: Callable) -> np.ndarray:
+    """Return a small picture of the same square with other cells in it."""
+    side, (row, column) = part.image.shape[0], part.origin
+    other = figures.crop(data.image(k), cells, (row + side // 2, column + side // 2), side)
+    return figures.picture_of(lambda ax: draw(ax, other.image, other.cells), other.image.shape[:2])
+
+
+def outlined(ax, image: np.ndarray, cells: Instances, fill: float = 0.0) -> None:
+    """Draw outlines wide enough for a small picture."""
+    show_overlay(image, cells, ax=ax, legend=False, line_px=10, fill=fill)
+
+
+def flowing(ax, cells: Instances) -> None:
+    """Draw the flows of cells as colours."""
+    from cellkit.backends.cellpose_unet import target_of
+
+    flow_y, flow_x, _ = target_of(cells.paint())
+    ax.imshow(flow_colours(flow_y, flow_x))
+    ax.set_axis_off()
+
+
+def error_picture(part: figures.Crop, found: Instances, data: CellDataset, k: int) -> np.ndarray:
+    """Return a small error map of the square."""
+    side, (row, column) = part.image.shape[0], part.origin
+    window = (slice(row, row + side), slice(column, column + side))
+
+    def draw(ax):
+        show_errors(data.image(k), data.instances[k], found.with_classes(0), ax=ax, legend=False)
+        ax.set(xlim=(column - 0.5, column + side - 0.5), ylim=(row + side - 0.5, row - 0.5))
+
+    return figures.picture_of(draw, data.image(k)[window].shape[:2])
+
+
+def images(files: RunFiles) -> Slide:
+    """Show the data of the run."""
+    records = files.images.records
+    if "train" not in files.truths:
+        raise UserError(f"{files.folder.name} has no coco/train.json; 04_cells_to_coco writes it")
+    train = files.truths["train"]
+    points = []
+    for kind in sorted({r.cell_type for r in records}):
+        of_kind = [r for r in records if r.cell_type == kind]
+        counts = {split: sum(r.split == split for r in of_kind) for split in ("train", "val", "test")}
+        told = ", ".join(f"{n} {SPLIT_NAMES[split].split()[0]}" for split, n in counts.items() if n)
+        points.append(f"{kind or 'Images'}: {several(len(of_kind), 'image')} ({told or 'all set aside'}).")
+    ids = np.concatenate([cells.class_ids for cells in train.instances]).tolist()
+    named = ", ".join(f"{ids.count(k)} {class_name(k, train.classes) or 'of unknown class'}" for k in sorted(set(ids)))
+    points.append(f"Labelled cells to train on: {named}.")
+    aside = [r for r in records if r.flags and not r.split]
+    if aside:
+        flags = sorted({flag.replace("_", " ") for r in aside for flag in r.flags.split(";")})
+        points.append(f"Set aside before anything was trained: {several(len(aside), 'image')} ({', '.join(flags)}).")
+    points.append("A split is by whole image, never by cell." if files.setting("convert.split_by", "image") == "image" else
+                  "A split is by group: no plate, well or donor on both sides.")  # fmt: skip
+    alt = "A sheet of training images with the outlines of their cells in the colours of the classes."
+    draw = lambda f: show_sheet(train, figure=f, n=6, columns=3)  # noqa: E731
+    return Slide("images", "The images of this run", points, draw, alt, foot(files))
+
+
+def conversion(files: RunFiles) -> Slide:
+    """Show the step from the microscope's file to a picture."""
+    records = [record for record in files.images.records if record.split] or files.images.records
+    record = records[0]
+    low, high = files.setting("convert.percentiles", (0.3, 99.8))
+    source = source_folder(files)
+    named = ", ".join(f"{name} in {colour}" for colour, name in channel_names(record.channels).items())
+    raw = source is not None and (source / record.source.split(" ")[0]).is_file()
+    points = [
+        "A microscope stores what it measured: many bits, several planes, channels in any order. A network wants 8 bits, "
+        f"nuclei in blue, cytoplasm in green. Each channel is stretched from its percentile {low:g} to {high:g}; here: "
+        f"{named or 'grey'}; z planes: {files.setting('convert.projection', 'max')}. "
+        "A wrong channel map is the one mistake that no later number shows, so it is looked at."
+    ]
+    image = CellDataset([record], [Instances.empty((record.height_px, record.width_px))], (), files.folder, [1]).image(
+        0
+    )
+
+    def draw(figure):
+        if raw:
+            show_conversion(files.folder, source, record, figure=figure)
+        else:
+            show_channels(image, record.channels, figure)
+
+    alt = f"{record.image_id}: the channels of the file, how many pixels hold which value, and the colour picture."
+    return Slide("conversion", "From the microscope to a picture", points, draw, alt, foot(files), wide=True)
+
+
+def source_folder(files: RunFiles) -> Path | None:
+    """Return the folder the images were converted from, if it is still there."""
+    inputs = files.stages.get("01_convert", {}).get("inputs", {})
+    outside = [Path(one["path"]) for one in inputs.values() if one.get("outside")]
+    own = files.path("microscope")
+    return next((folder for folder in [*([own] if own else []), *outside] if folder.is_dir()), None)
+
+
+def convolution(files: RunFiles) -> Slide:
+    """Show what a convolution does to an image of this run."""
+    data = next(iter(files.truths.values()), None)
+    if data is None:
+        raise UserError(f"{files.folder.name} has no coco/*.json; 04_cells_to_coco writes them")
+    k = example(data)
+    part = part_of(data, k, data.instances[k], 6)
+    points = [
+        "A convolution replaces every pixel by a weighted sum of it and its neighbours. Nine weights blur, or answer to "
+        "edges on one side. A convolutional network is many of these in a row with a simple bend between them; nobody "
+        "chooses the weights: training does, by making the answer on labelled images a little less wrong, again and again."
+    ]
+    alt = "Nine pixels of an image, three sets of nine weights, and what each makes of the image."
+    title = "What a convolution is"
+    return Slide(
+        "convolution", title, points, lambda f: show_convolution(part.image, figure=f), alt, foot(files), wide=True
+    )
+
+
+def network(files: RunFiles) -> Slide:
+    """Show the run's own network at work."""
+    kept = next(
+        (e["outputs"]["cellpose_checkpoint"] for e in files.stages.values() if "cellpose_checkpoint" in e["outputs"]),
+        None,
+    )
+    path = None if kept is None else files.path(kept["path"])
+    if path is None:
+        raise UserError(f"{files.folder.name} has no cellpose_checkpoint; 03_finetune_cellpose writes it")
+    split, data = scored_truth(files)
+    k = example(data)
+    diameter = files.setting("finetune.diameter_px") or figures.typical_side(data.instances, 1.0)
+    channels = files.setting("finetune.channels", "both")
+    sight = figures.look_inside(path, data.image(k), float(diameter), channels)
+    widths = ", ".join(str(len(maps)) for maps in sight.down)
+    seen = figures.seen_side(sight.influence)
+    points = [
+        f"Cellpose's network, {sight.parameters / 1e6:.1f} million weights. Down the left side maps become smaller and more "
+        f"({widths}): less about where, more about what. Up the right side they grow again, helped by the maps handed "
+        f"across. The square, {seen} px wide, holds 90 % of what the answer in its middle depends on; a cell is about 30 px."
+    ]
+    alt = (
+        "A U of feature maps: two planes in, smaller maps going down, larger ones coming up, flows and probability out."
+    )
+    title = "A convolutional network, looked into"
+    note = f"{foot(files, split)}  ·  {data.records[k].image_id}"
+    return Slide("network", title, points, lambda f: figures.draw_network(f, sight), alt, note, wide=True)
+
+
+def flows(files: RunFiles) -> Slide:
+    """Show how Cellpose turns pixels into cells."""
+    data = files.truths.get("train") or next(iter(files.truths.values()), None)
+    if data is None:
+        raise UserError(f"{files.folder.name} has no coco/*.json; 04_cells_to_coco writes them")
+    k = example(data)
+    part = part_of(data, k, data.instances[k], 5)
+    points = [
+        "Cells that touch cannot be told apart by asking each pixel whether it is a cell. Cellpose asks where the middle of "
+        "its cell is: a flow, heat spreading from the middle outwards, followed backwards. Pixels that walk to the same "
+        "place are one cell. It is trained on flows made from labels, as here; afterwards it answers with flows for images "
+        "that have none."
+    ]
+    alt = "Four pictures of the same cells: outlines, flows in colour, paths of pixels, and pixels coloured by where they end."
+    note = f"{foot(files)}  ·  {data.records[k].image_id}  ·  flows: Stringer et al., Nature Methods 2021"
+    return Slide(
+        "flows", "What Cellpose's flows are", points, lambda f: figures.draw_tracking(f, part), alt, note, wide=True
+    )
+
+
+def training(files: RunFiles) -> Slide:
+    """Show the fine-tuning."""
+    stage = "03_finetune_cellpose"
+    path = files.histories().get(stage)
+    if path is None:
+        raise UserError(f"{files.folder.name} has no history of {stage}")
+    rows = pd.read_csv(path)
+    best = rows.loc[rows["score"].idxmax()]
+    train = files.truths.get("train")
+    cells = f", {sum(map(len, train.instances))} cells" if train is not None else ""
+    setting = lambda name: files.setting(f"finetune.{name}")  # noqa: E731
+    points = [
+        f"Start: {setting('base')}. {several(sum(r.split == 'train' for r in files.images.records), 'training image')}{cells}.",
+        f"Each step: {setting('batch_size')} crops of {setting('crop_px')} px, turned, flipped, scaled, brighter or darker, so "
+        "that few images go a long way.",
+        f"Whole validation images are scored on the way: {in_words(float(rows['score'].iloc[0]))} at the start, "
+        f"{in_words(float(best['score']))} at step {best['step']:.0f} of {rows['step'].iloc[-1]:.0f}. Those weights are kept.",
+        f"{files.stages[stage].get('seconds', 0) / 60:.1f} minutes on {files.stages[stage].get('device', 'cpu')}.",
+        kept_sentence(files),
+    ]
+    alt = "Training loss over the steps, and below it the score on validation images with the best step marked."
+    draw = lambda f: show_history(path, f)  # noqa: E731
+    return Slide("training", "Fine-tuning", [p for p in points if p], draw, alt, foot(files, "val", True))
+
+
+def kept_sentence(files: RunFiles) -> str:
+    """Say whether the tuned model was kept."""
+    outputs = files.stages["03_finetune_cellpose"]["outputs"]
+    kept, tuned = (outputs.get(key, {}).get("sha256") for key in ("cellpose_checkpoint", "cellpose_tuned_checkpoint"))
+    if None in (kept, tuned):
+        return ""
+    return (
+        "It beat its base on validation images, so it is kept."
+        if kept == tuned
+        else "It did not beat its base: the base is kept."
+    )
+
+
+def before_after(files: RunFiles) -> Slide:
+    """Show one image before and after the fine-tuning."""
+    from cellkit.scores import paired_bootstrap
+
+    split, data = scored_truth(files)
+    found = {name: need(name, files) for name in ("cellpose_base", "cellpose_tuned")}
+    rows = files.scores[files.scores["split"] == split]
+    tables = {name: rows[rows["model"] == name] for name in found}
+    own = {name: per_image(table).set_index("image_id")["score"] for name, table in tables.items()}
+    gain = (own["cellpose_tuned"] - own["cellpose_base"]).reindex([r.image_id for r in data.records])
+    if not gain.notna().any():
+        raise UserError(f"scores.csv has no image of {split} with a score before and after")
+    k = int(gain.fillna(-1).to_numpy().argmax())
+    change = paired_bootstrap(*tables.values(), n=int(files.setting("evaluate.bootstrap_samples", 1000)))
+    names = [model_name(name) for name in found]
+    points = [
+        f"{change.sentence(*names)}. Shown: {data.records[k].image_id}, the image that gained most. Blue is hit at IoU 0.5, "
+        "striped is missed, orange is invented: cells in two pieces, cells run together, outlines too far in or out."
+    ]
+
+    def draw(figure):
+        for ax, (name, cells) in zip(figure.subplots(1, 3), [("", []), *found.items()], strict=True):
+            if name:
+                title = f"{model_name(name)}: MAP IoU {own[name][data.records[k].image_id]:.3f}"
+                show_errors(data.image(k), data.instances[k], cells[k], ax=ax, title=title)
+            else:
+                show_overlay(data.image(k), data.instances[k].with_classes(0), ax=ax, title="truth", legend=False)
+
+    alt = f"{data.records[k].image_id}: the true cells, the errors of the base model, the errors of the tuned model."
+    return Slide("before_after", "Before and after", points, draw, alt, foot(files, split, True), wide=True)
+
+
+def detector(files: RunFiles) -> Slide:
+    """Show Mask R-CNN in one picture."""
+    name = files.class_model
+    if not name:
+        raise UserError("no model of this run names classes")
+    split, data = scored_truth(files)
+    k = example(data)
+    part = part_of(data, k, files.of_images(name, data)[k], 5)
+    true = part_of(data, k, data.instances[k], 5).cells
+    told = (files.summary.get("classes") or {}).get(name, {}).get(split)
+    right = (
+        f"{100 * told['accuracy']:.1f} % of {told['cells']} matched cells have the right class."
+        if told and told["cells"]
+        else ""
+    )
+    backbone = {"cellpose_unet": "the tuned Cellpose network"}.get(
+        files.setting("maskrcnn.backbone", ""), "a ResNet-50"
+    )
+    points = [
+        f"Flows say where a cell is, not which line it belongs to. {model_name(name)} says both: an encoder (here "
+        f"{backbone}) makes maps of the image; a first network proposes boxes; a second names what is in each box, with a "
+        f"score; a third draws the mask. Boxes that cover each other are thinned out by score. {right}"
+    ]
+    alt = "Cells with boxes, class names and scores; the same cells with masks."
+    title = f"{model_name(name)} in one picture"
+    note = f"{foot(files, split)}  ·  {data.records[k].image_id}"
+    return Slide(
+        "detector", title, points, lambda f: figures.draw_detection(f, part, true, data.classes), alt, note, wide=True
+    )
+
+
+def metric(files: RunFiles) -> Slide:
+    """Show how MAP IoU is counted, on a pair of this run."""
+    split, data = scored_truth(files)
+    found, k = need(files.best, files), example(data)
+    pair = figures.example_pair(data.instances[k], found[k])
+    if pair is None:
+        raise UserError(f"{model_name(files.best)} matches no cell in {data.records[k].image_id}")
+    points = [
+        "IoU: the pixels two outlines share, over the pixels in either.",
+        f"A cell is hit when its IoU is above the threshold. Ten thresholds, {float(THRESHOLDS[0]):.2f} to "
+        f"{float(THRESHOLDS[-1]):.2f}: a rough outline passes the first, a perfect one all.",
+        "At each threshold TP / (TP + FP + FN): a missed cell and an invented one both cost. The mean over thresholds, then "
+        "over images, is the MAP IoU.",
+        f"Shown: {model_name(files.best)} on {data.records[k].image_id}.",
+    ]
+    alt = f"A true and a found cell with IoU {pair.iou:.3f}; the thresholds it passes; the image's counts at each threshold."
+    draw = lambda f: figures.draw_metric(f, data.image(k), data.instances[k], found[k], pair)  # noqa: E731
+    return Slide("metric", "How it is scored", points, draw, alt, foot(files, split, True))
+
+
+def results(files: RunFiles) -> Slide:
+    """Show the table of scores."""
+    split, table = files.report_split, files.score_summary
+    splits = [split, *(s for s in ("val", "train") if s in set(table["split"]) and s != split)][:2]
+    models = order_models(table["model"].unique())
+    rows = [[model_name(m), *_score_cells(files, m, splits)] for m in models]
+    columns = ["", f"{SPLIT_NAMES[split]}: MAP IoU", "at 0.50", "at 0.75", *(SPLIT_NAMES[s] for s in splits[1:])]
+    mark = models.index(files.best) if files.best in models else -1
+    points = [f"{text}." for text in comparisons(files, split)]
+    points.append("In brackets: 95 % intervals from resampling images.")
+    if len(splits) > 1 and splits[1] == "val":
+        points.append(
+            "Validation images chose each model's weights and so flatter it a little; test images chose nothing."
+        )
+
+    def draw(figure):
+        above, below = figure.subfigures(2, 1, height_ratios=[0.3 * (len(rows) + 1), 2.6])
+        figures.draw_table(above.subplots(), columns, rows, mark)
+        show_scores(table[table["split"] == split], ax=below.subplots(), title=f"{SPLIT_NAMES[split]}")
+
+    alt = "; ".join(f"{row[0]}: {row[1]}" for row in rows)
+    return Slide("results", "How good", points, draw, alt, foot(files, split, True))
+
+
+def _score_cells(files: RunFiles, model: str, splits: list[str]) -> list[str]:
+    line = files.line(model, splits[0])
+    rough = [in_words(float(getattr(line, name, float("nan")))) for name in ("ap50", "ap75")]
+    return [with_interval(line), *rough, *(with_interval(files.line(model, split)) for split in splits[1:])]
+
+
+def curves(files: RunFiles) -> Slide:
+    """Show the score over the thresholds."""
+    split = files.report_split
+    rows = files.scores[files.scores["split"] == split]
+    table = files.score_summary[files.score_summary["split"] == split].set_index("model")
+    best = table.loc[files.best]
+    points = [
+        "On the left it is enough to find a cell, on the right its outline must be right to a few pixels.",
+        f"{model_name(files.best)}: {in_words(float(best.get('ap50')))} at 0.50, {in_words(float(best.get('ap90')))} at 0.90.",
+        "A curve that starts low misses or invents cells: more images of the kind that fails help. One that starts high and "
+        "falls early finds them with loose outlines: better labels help.",
+    ]
+    alt = "; ".join(
+        f"{model_name(m)}: MAP IoU {in_words(float(table.loc[m, 'score']))}" for m in order_models(table.index)
+    )
+    draw = lambda f: show_curves(rows, f.subplots(), SPLIT_NAMES[split])  # noqa: E731
+    return Slide("curves", "How strict is the threshold?", points, draw, alt, foot(files, split, True))
+
+
+def counts(files: RunFiles) -> Slide:
+    """Show how many of each line there are."""
+    table = files.counts
+    asked = files.setting("evaluate.report_split", "test")
+    mixed = [r.image_id for r in files.images.records if r.cell_type == "mixed"]
+    rows = table[table["image_id"].isin(mixed)]
+    if rows.empty:
+        rows, what = table[table["image_id"] != "all"], SPLIT_NAMES.get(asked, "images")
+    else:
+        what = "mixed images"
+    if rows.empty or not files.class_model:
+        raise UserError("counts.csv has no image, or no model names classes")
+    rows = with_sum(rows)
+    total = rows[rows["image_id"] == "all"].set_index("class_name")
+    found = ", ".join(f"{line.found} {name} ({100 * line.share:.1f} %)" for name, line in total.iterrows())
+    points = ["Only a model that names classes can answer this.", f"{model_name(files.class_model)} finds {found}."]
+    if "truth" in rows:
+        known = ", ".join(f"{line.truth} {name} ({100 * line.true_share:.1f} %)" for name, line in total.iterrows())
+        points.append(f"True: {known}.")
+    n = rows.loc[rows["image_id"] != "all", "image_id"].nunique()
+    points.append(f"{several(n, what.removesuffix('s'))}; none of them was trained on.")
+    alt = f"Bars of the share of each class, per image and over all. {' '.join(points[1:])}"
+    draw = lambda f: show_counts(rows, f.subplots(), images=6)  # noqa: E731
+    return Slide("counts", "How many of each line?", points, draw, alt, foot(files, asked))
+
+
+def with_sum(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the sum over the images as the image "all"."""
+    numbers = [name for name in ("found", "truth") if name in rows]
+    total = rows.groupby("class_name", sort=False)[numbers].sum().reset_index().assign(image_id="all")
+    for name, share in (("found", "share"), ("truth", "true_share")):
+        if name in total:
+            total[share] = total[name] / max(total[name].sum(), 1)
+    return pd.concat([rows, total], ignore_index=True)
+
+
+def failures(files: RunFiles) -> Slide:
+    """Show where it fails."""
+    data, found, worst = files.worst(2)
+    table = files.attribution
+    if not worst:
+        raise UserError("attribution.csv names no image")
+    split = data.records[0].split
+    scores = table.drop_duplicates("image_id").set_index("image_id")["score"]
+    from cellkit.attribution import gains
+
+    most = gains(table).iloc[0]
+    points = [
+        f"The {SPLIT_NAMES.get(split, split)} with the lowest scores of {model_name(files.best)}.",
+        f"Most would come back by repairing '{most['kind']}': MAP IoU +{most['gain']:.3f} over all these images "
+        f"({several(int(most['cells']), 'cell')}).",
+        ADVICE[most["kind"]],
+    ]
+
+    def draw(figure):
+        grid = figure.add_gridspec(2, 2, height_ratios=[1.75, 1])
+        for place, k in enumerate(worst):
+            name = data.records[k].image_id
+            ax = figure.add_subplot(grid[0, place] if len(worst) > 1 else grid[0, :])
+            show_errors(data.image(k), data.instances[k], found[k], ax=ax, title=f"{name}: {scores[name]:.3f}")
+        show_gains(table, figure.add_subplot(grid[1, :]))
+
+    alt = f"Error maps of {', '.join(data.records[k].image_id for k in worst)}; bars of what each kind of fault costs."
+    return Slide("failures", "Where it fails", points, draw, alt, foot(files, split, True))
+
+
+ADVICE = {
+    "missed": "Missed cells: label images of the kind where they are missed; lower the cell probability threshold.",
+    "invented": "Invented cells: label images with debris and empty ones; raise the thresholds.",
+    "split": "Cells in pieces: check the cell diameter; label large and odd cells.",
+    "merged": "Cells run together: label crowded images; check that touching cells have labels of their own.",
+    "boundary": "Loose outlines: correct the outlines of a few images with care; train longer, at full scale.",
+    "class": "Right cell, wrong class: more images of the lines that are confused.",
+}
+
+
+def again(files: RunFiles) -> Slide:
+    """Show how to do it again, and what next."""
+    if not files.stages:
+        raise UserError("manifest.json lists no finished stage")
+    took = [(name, entry.get("seconds", 0.0) / 60) for name, entry in files.stages.items()]
+    alt = "; ".join(f"{name}: {value:.1f} minutes" for name, value in took)
+    versions = list(files.stages.values())[-1].get("versions", {})
+    names = [name for name in ("python", "cellkit", "torch", "cellpose") if name in versions]
+    note = "  ·  ".join([foot(files), *(f"{name} {versions[name]}" for name in names)])
+    draw = lambda f: figures.draw_minutes(f.subplots(), took)  # noqa: E731
+    return Slide("again", "Again, and further", [*commands(files), *weakest(files)], draw, alt, note)
+
+
+def commands(files: RunFiles) -> list[str]:
+    """Return what to type to make this run, its slides, its model's answer to new images, and a run on other images."""
+    told = files.manifest.get("run") or {}
+    config = f"configs/{Path(told['config']).name}" if told.get("config") else "CONFIG"
+    overrides = "".join(f" --set {shlex.quote(f'{k}={v}')}" for k, v in (told.get("overrides") or {}).items())
+    run = files.folder.resolve().name
+    lines = ["This run again, from the images to this deck:", f"$ cellkit run {config}{overrides} --run runs/{run}"]
+    lines.append(f"$ python presentation/build.py runs/{run} -o slides")
+    try:
+        predict = f"$ cellkit predict runs/{run}:{files.best} FOLDER -o found.json"
+        lines += ["New images through its best model:", predict]
+    except UserError:
+        pass  # nothing was scored, so there is no best model
+    return [
+        *lines,
+        "The six notebooks on your own images:",
+        f"$ cellkit run {config} --set convert.source=folder --set data=FOLDER",
+    ]
+
+
+def weakest(files: RunFiles) -> list[str]:
+    """Say which line has the lowest score: label that one next; nothing where there is no score or one line."""
+    try:
+        table = files.score_parts("cell_type")
+    except UserError:
+        return []
+    split = files.choose_split if files.choose_split in set(table["split"]) else files.report_split
+    rows = table[(table["model"] == files.best) & (table["split"] == split) & (table["cell_type"] != "")]
+    if len(rows) < 2:
+        return []
+    low: Any = rows.sort_values("score").iloc[0]
+    score = f"{in_words(float(low['score']))}, {SPLIT_NAMES[split]}"
+    return [f"Next: label more images of {low['cell_type']}, lowest of the lines ({score})."]
+
+
+SLIDES = (
+    idea,
+    images,
+    conversion,
+    convolution,
+    network,
+    flows,
+    training,
+    before_after,
+    detector,
+    metric,
+    results,
+    curves,
+    counts,
+    failures,
+    again,
+)

@@ -1,0 +1,243 @@
+"""Records: the table comes back as it was written, its faults are named by line, and splits keep groups whole."""
+
+import math
+from collections import Counter
+from dataclasses import astuple, fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellkit.errors import UserError
+from cellkit.records import SPLITS, ImageRecord, check_groups, read_records, select, split_records, write_records
+
+HEADER = "image_id,path,height_px,width_px,channels,cell_type,group,split,um_per_px,flags,source"
+GOOD = "a,images/a.png,10,20,red=;green=GFP;blue=DAPI,HEK,A1,train,0.325,,raw/a.czi scene 0"
+THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+def image(image_id, **kwargs):
+    return ImageRecord(str(image_id), f"images/{image_id}.png", 10, 20, **kwargs)
+
+
+def saved(tmp_path, *lines, encoding="utf-8"):
+    path = tmp_path / "records.csv"
+    path.write_bytes("\n".join([*lines, ""]).encode(encoding))
+    return path
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        read_records(path)
+    assert str(path) in str(error.value), "the file is named"
+    return str(error.value)
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+def test_the_table_as_it_is_written(tmp_path):
+    record = ImageRecord(
+        "a", "images/a.png", 10, 20, "red=;green=GFP;blue=DAPI", "HEK", "A1", "train", 0.325, "", "raw/a.czi scene 0"
+    )
+    path = write_records(tmp_path / "records.csv", [record, image("b")])
+    assert path.read_text() == f"{HEADER}\n{GOOD}\nb,images/b.png,10,20,,,,,,,\n"
+    back = read_records(path)
+    assert back[0] == record
+    assert (back[1].split, math.isnan(back[1].um_per_px)) == ("", True)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+RECORDS = st.lists(
+    st.builds(
+        ImageRecord,
+        **{f.name: TEXT for f in fields(ImageRecord) if f.type == "str" and f.name != "split"},
+        height_px=st.integers(1, 10**6),
+        width_px=st.integers(1, 10**6),
+        split=st.sampled_from(SPLITS),
+        um_per_px=st.just(math.nan) | st.floats(1e-6, 1e6),
+    ),
+    max_size=5,
+    unique_by=lambda record: record.image_id,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(RECORDS)
+def test_what_is_written_comes_back(tmp_path_factory, records):
+    path = write_records(tmp_path_factory.mktemp("records") / "records.csv", records)
+    plain = [[None if value != value else value for value in astuple(record)] for record in records]
+    assert [[None if value != value else value for value in astuple(record)] for record in read_records(path)] == plain
+    assert b"\r\n" not in path.read_bytes() or any("\r\n" in str(value) for record in plain for value in record)
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\r\nb", "\n", '"', ",", "'", " a ", "-x", "=1+1", "{}", "é 細胞", "Icon\r"])
+def test_names_that_bite(tmp_path, name):
+    records = [image("1", source=name), image("2", group=name)]
+    back = read_records(write_records(tmp_path / "records.csv", records))
+    assert [(r.source, r.group) for r in back] == [(name, ""), ("", name)]
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
+    path = saved(tmp_path, f"{HEADER},note\r", f"{GOOD},seen\r", encoding="utf-8-sig")
+    (record,) = read_records(path)
+    assert (record.image_id, record.um_per_px) == ("a", 0.325)
+
+
+def test_no_record_is_a_table_too(tmp_path):
+    assert read_records(write_records(tmp_path / "records.csv", [])) == []
+
+
+def test_two_images_of_one_name_are_refused_both_ways(tmp_path):
+    path = write_records(tmp_path / "records.csv", [image("kept")])
+    same = [image("x", source="a/1.tif"), image("y"), image("x", source="b/1.tif")]
+    with pytest.raises(UserError, match="two images are called 'x': a/1.tif and b/1.tif\nrename one"):
+        write_records(path, same)
+    assert [r.image_id for r in read_records(path)] == ["kept"]
+    with pytest.raises(UserError, match="two images are called 'a': raw/a.czi scene 0 and raw/a.czi scene 0"):
+        read_records(saved(tmp_path, HEADER, GOOD, GOOD))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (GOOD.replace("10", "ten"), "invalid literal for int() with base 10: 'ten'"),
+        (GOOD.replace("10", ""), "height_px and width_px are whole numbers"),
+        (GOOD.replace("10", "10.5"), "height_px and width_px are whole numbers"),
+        (GOOD.replace("10", "0"), "an image of 0 x 20 px"),
+        (GOOD.replace("20", "-20"), "an image of 10 x -20 px"),
+        (GOOD.replace("0.325", "fine"), "um_per_px a number or empty"),
+        (GOOD.replace("train", "training"), "split is 'training'\na split is train, val, test or empty"),
+        (GOOD.replace("train", "Train"), "split is 'Train'"),
+        ("a,images/a.png,10,20", "has too few fields"),
+        (GOOD.rpartition(",")[0], "has too few fields"),
+        (f"{GOOD},more", "has too many fields"),
+    ],
+)
+def test_a_fault_is_named_by_its_line(tmp_path, line, reason):
+    other = GOOD.replace("a,", "b,", 1)
+    message = refused(saved(tmp_path, HEADER, other, line))
+    assert reason in message and "records.csv line 3" in message
+    assert " line 5" in refused(saved(tmp_path, HEADER, other.replace("raw", '"two\nlines"'), "", line)), (
+        "as an editor counts"
+    )
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path):
+    assert "lacks the column(s) group, split" in refused(saved(tmp_path, HEADER.replace("group,split,", ""), GOOD))
+    assert "lacks the column(s) image_id" in refused(saved(tmp_path, HEADER.replace(",", ";"), GOOD))
+    assert "lacks the column(s) image_id" in refused(saved(tmp_path))
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    assert "no file at" in refused(tmp_path / "records.csv")
+    assert "no file at" in refused(tmp_path)
+    assert "no CSV in UTF-8" in refused(saved(tmp_path, HEADER, GOOD, encoding="utf-16"))
+    assert "no CSV in UTF-8" in refused(saved(tmp_path, HEADER, GOOD.replace("HEK", "ü"), encoding="latin-1"))
+    assert "no CSV in UTF-8" in refused(saved(tmp_path, HEADER, GOOD.replace("HEK", "H" * 200_000)))
+
+
+def test_select():
+    records = [
+        image(k, split=split, cell_type=kind)
+        for k, (split, kind) in enumerate([("train", "A"), ("val", "A"), ("train", "B")])
+    ]
+    names = lambda found: [r.image_id for r in found]  # noqa: E731
+    assert names(select(records)) == ["0", "1", "2"]
+    assert names(select(records, split="train")) == ["0", "2"]
+    assert names(select(records, cell_type="A")) == ["0", "1"]
+    assert names(select(records, "train", "B")) == ["2"]
+    assert names(select(records, split="")) == []
+
+
+# ---- splits --------------------------------------------------------------------------------------------------------
+def test_ten_images_are_split_as_asked():
+    counts = Counter(record.split for record in split_records([image(k) for k in range(10)], THIRDS, seed=0))
+    assert counts == {"train": 6, "val": 2, "test": 2}
+
+
+def test_each_cell_type_is_split_on_its_own():
+    records = [image(k, cell_type="A" if k < 20 else "B") for k in range(25)]
+    done = split_records(records, THIRDS, seed=3)
+    counts = Counter((record.cell_type, record.split) for record in done)
+    assert counts == {
+        ("A", "train"): 12,
+        ("A", "val"): 4,
+        ("A", "test"): 4,
+        ("B", "train"): 3,
+        ("B", "val"): 1,
+        ("B", "test"): 1,
+    }
+    loose = Counter(record.split for record in split_records(records, THIRDS, seed=3, stratify=False))
+    assert loose == {"train": 15, "val": 5, "test": 5}
+
+
+def test_another_seed_is_another_split():
+    records = [image(k) for k in range(30)]
+    splits = {tuple(r.split for r in split_records(records, THIRDS, seed)) for seed in range(5)}
+    assert len(splits) == 5
+
+
+FRACTIONS = st.dictionaries(st.sampled_from(SPLITS), st.integers(0, 10), min_size=1).filter(lambda d: sum(d.values()))
+SETS = st.lists(st.tuples(st.sampled_from(["A", "B", ""]), st.sampled_from(["", "g1", "g2", "g3", "g4"])), max_size=30)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SETS, FRACTIONS, st.integers(0, 9), st.sampled_from(["image", "group"]), st.booleans(), st.randoms())
+def test_splits_keep_their_promises(about, weights, seed, by, stratify, random):
+    fractions = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    records = [image(k, cell_type=kind, group=group) for k, (kind, group) in enumerate(about)]
+    done = split_records(records, fractions, seed, by, stratify)
+    assert [replace(record, split="") for record in done] == records, "nothing else changes, nor the order"
+    wanted = {name for name, weight in weights.items() if weight}
+    assert {record.split for record in done} <= wanted
+    shuffled = random.sample(records, len(records))
+    again = {record.image_id: record.split for record in split_records(shuffled, fractions, seed, by, stratify)}
+    assert again == {record.image_id: record.split for record in done}, "the order given does not matter"
+    if by == "group":
+        named = {name: share for name, share in fractions.items() if name}
+        check_groups(done if named == fractions else [r for r in done if r.split])
+        for group in {record.group for record in records} - {""}:
+            assert len({record.split for record in done if record.group == group}) == 1
+    strata = {r.cell_type for r in records} if stratify and by == "image" else {None}
+    for stratum in strata:
+        part = [r for r in done if stratum in (None, r.cell_type)]
+        units = {(r.group or r.image_id) if by == "group" else r.image_id: r.split for r in part}
+        counts = Counter(units.values())
+        if len(units) >= len(wanted):
+            assert set(counts) == wanted, "every wanted split gets one while there are enough"
+        for name in wanted:
+            assert counts[name] < len(units) * fractions[name] + len(wanted), "near the fraction"
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [
+        {},
+        {"train": 0.5},
+        {"train": 0.7, "val": 0.7},
+        {"train": 1.5, "val": -0.5},
+        {"train": math.nan, "val": 0.5},
+        {"train": 0.5, "validation": 0.5},
+    ],
+)
+def test_fractions_that_are_none_are_refused(fractions):
+    with pytest.raises(UserError, match="split fractions are .*\ngive train, val and test, summing to 1"):
+        split_records([image(k) for k in range(4)], fractions, seed=0)
+
+
+def test_splitting_by_something_else_is_refused():
+    with pytest.raises(UserError, match="split_by is 'plate'\nsplit by 'image' or by 'group'"):
+        split_records([image(0)], THIRDS, seed=0, by="plate")
+
+
+def test_a_group_on_both_sides_is_refused():
+    records = [
+        image(0, group="A1", split="train"),
+        image(1, group="A1", split="test"),
+        image(2, group="B2", split="val"),
+    ]
+    with pytest.raises(UserError, match="group A1 is in more than one split\nset convert.split_by: group"):
+        check_groups(records)
+    check_groups(records[1:])
+    check_groups([records[0], replace(records[1], split="")])  # set aside
+    check_groups([image(0, split="train"), image(1, split="test")])  # no group known
