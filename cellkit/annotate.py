@@ -151,7 +151,7 @@ def write_chosen(chosen: Sequence[Labelled], folder: str | Path, table: str | Pa
 
 
 def diameter_for(
-    backend: Any, checkpoint: Path | None, config: Any, images: CellDataset, most: int = 6
+    backend: Any, checkpoint: Path | None, config: Any, images: CellDataset, most: int = 4
 ) -> float | None:
     """Return the cell diameter to label with, in px: the config's, else estimated on up to `most` images, else None.
 
@@ -160,8 +160,9 @@ def diameter_for(
     if config.diameter_px is not None or not hasattr(backend, "estimate_diameter"):
         return config.diameter_px
     chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
-    network, _ = backend.load_network(checkpoint)
-    return backend.estimate_diameter(network, [images.image(k) for k in chosen], channels=config.channels)
+    network, card = backend.load_network(checkpoint)
+    own = {key: card[key] for key in ("flow_threshold", "cellprob_threshold") if key in card}
+    return backend.estimate_diameter(network, [images.image(k) for k in chosen], channels=config.channels, **own)
 
 
 def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:

@@ -118,7 +118,9 @@ class DrawnConfig(Part):
     size_px: int = Field(256, ge=64, le=4096, description="height and width of an image (px)")
     planes: int = Field(3, ge=1, le=64, description="z planes per stack")
     diameter_px: Number = Field(34.0, ge=8, description="mean cell diameter (px)")
-    defect_images_per_line: int = Field(1, ge=0, description="out-of-focus images per line, and as many with debris, on top")
+    defect_images_per_line: int = Field(
+        1, ge=0, description="out-of-focus images per line, and as many with debris, on top"
+    )
     empty_images: int = Field(0, ge=0, description="images without any cell")
 
 
@@ -178,8 +180,12 @@ class LabelConfig(Section):
     channels: Literal["both", "nuclei", "cytoplasm"] = Field(
         "both", description="what the network is shown; the starter weights outline nuclei when shown nuclei alone"
     )
-    flow_threshold: Number = Field(0.4, ge=0, description="largest error of a mask's flows; 0 = no check")
-    cellprob_threshold: Number = Field(0.0, ge=-12, le=12, description="logit above which a pixel belongs to a cell")
+    flow_threshold: Number | None = Field(
+        None, ge=0, description="largest error of a mask's flows; 0 = no check; null = the model's own"
+    )
+    cellprob_threshold: Number | None = Field(
+        None, ge=-12, le=12, description="logit above which a pixel belongs to a cell; null = the model's own"
+    )
     min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")
     use: str = Field("truth", description="truth = the source's labels, proposed = the model's, or a folder of labels")
 
@@ -201,8 +207,12 @@ class FinetuneConfig(Section):
     channels: Literal["both", "nuclei", "cytoplasm"] = Field(
         "both", description="what the network is shown; the starter weights outline nuclei when shown nuclei alone"
     )
-    flow_threshold: Number = Field(0.4, ge=0, description="largest error of a mask's flows; 0 = no check")
-    cellprob_threshold: Number = Field(0.0, ge=-12, le=12, description="logit above which a pixel belongs to a cell")
+    flow_threshold: Number | None = Field(
+        None, ge=0, description="largest error of a mask's flows; 0 = no check; null = best on training images"
+    )
+    cellprob_threshold: Number | None = Field(
+        None, ge=-12, le=12, description="logit above which a pixel belongs to a cell; null = best on training images"
+    )
     min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")
     min_train_masks: int = Field(1, ge=0, description="training images with fewer cells are left out and listed")
     val_images: int = Field(0, ge=0, description="most whole images scored during training; 0 = all")

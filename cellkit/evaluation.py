@@ -72,7 +72,7 @@ def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Seq
     from cellkit.scores import score_table
 
     if not predictions or not truths:
-        what = "predictions" if not predictions else "truth"
+        what = "prediction" if not predictions else "truth"
         raise UserError(f"there is no {what} to score", "run the stages before this one; they write the files")
     blocks = []
     for model, found in predictions.items():

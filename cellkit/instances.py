@@ -325,10 +325,7 @@ class Instances:
             starts, lengths, offsets = self.starts, self.lengths, self.offsets
         else:
             starts, lengths, offsets = self.column_major()
-        words = np.stack([starts + 1, lengths], axis=1).ravel().tolist()
-        words = list(map(str, words))
-        bounds = (2 * offsets).tolist()
-        return [" ".join(words[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return _written(np.stack([starts + 1, lengths], axis=1).ravel(), 2 * offsets)
 
     @classmethod
     def from_kaggle_rle(cls, texts: Sequence[str], shape: Shape, order: str, class_ids=None, scores=None) -> Instances:
@@ -610,6 +607,22 @@ def _checked_order(order: str) -> str:
     if order not in ("row-major", "column-major"):
         raise ValueError(f"order is 'row-major' (Sartorius) or 'column-major' (DSB2018), not {order!r}")
     return order
+
+
+def _written(numbers: np.ndarray, bounds: np.ndarray) -> list[str]:
+    """Write positive numbers in decimal, separated by spaces: one text for each part ``bounds[i]:bounds[i + 1]``."""
+    width = len(str(int(numbers.max(initial=0))))
+    letters = np.full((len(numbers), width + 1), ord(" "), np.uint8)
+    used = np.ones(letters.shape, bool)
+    left = numbers.astype(np.uint32 if width < 10 else np.uint64)
+    for column in range(width - 1, -1, -1):  # from the last digit to the first
+        used[:, column] = left > 0
+        tens = left // 10
+        letters[:, column] = left - 10 * tens + ord("0")
+        left = tens
+    text = letters[used].tobytes().decode("ascii")
+    cuts = np.r_[0, np.cumsum(used.sum(axis=1))][bounds].tolist()
+    return [text[a : max(a, b - 1)] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
 
 
 def _kaggle_pairs(text: str, size: int, position: int) -> tuple[np.ndarray, np.ndarray]:

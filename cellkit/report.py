@@ -614,7 +614,7 @@ def _class_answers(files: RunFiles) -> list:
 
 
 def _errors(files: RunFiles) -> list:
-    from cellkit.show import SPLIT_NAMES, model_name, show_errors, show_overlay
+    from cellkit.show import SPLIT_NAMES, aspect_of, model_name, show_errors, show_overlay
 
     data, found, worst = files.worst(int(files.setting("evaluate.error_images", 3)))
     if not worst:
@@ -634,7 +634,8 @@ def _errors(files: RunFiles) -> list:
             show_overlay(image, found[k], data.instances[k], left, classes=data.classes)
             show_errors(image, data.instances[k], found[k], right)
 
-        blocks.append(_drawn(draw, 9.6, 5.0, data.records[k].image_id))
+        high = 4.7 * aspect_of(data.instances[k].shape) + 0.4
+        blocks.append(_drawn(draw, 9.6, high, data.records[k].image_id))
     return blocks
 
 
@@ -654,7 +655,7 @@ def _lost(files: RunFiles) -> list:
 
 
 def _data(files: RunFiles) -> list:
-    from cellkit.show import show_sheet
+    from cellkit.show import aspect_of, show_sheet
 
     records = files.images.records
     kinds = sorted({record.cell_type for record in records})
@@ -682,7 +683,7 @@ def _data(files: RunFiles) -> list:
         blocks.append(Table(("Image", "Why", "Split"), rows[:200], "Flagged or set aside"))
     if "train" in files.truths:
         data = files.truths["train"]
-        size = 9.6, 0.7 + 2.7 * -(-min(8, len(data)) // 4)
+        size = 9.6, 0.5 + (2.35 * aspect_of(data.instances[0].shape) + 0.25) * -(-min(8, len(data)) // 4)
         blocks.append(_drawn(lambda f: show_sheet(data, figure=f), *size, "Training images with their labels."))
     return blocks
 
@@ -698,12 +699,12 @@ def _training(files: RunFiles) -> list:
     histories = files.histories()
     if not histories:
         raise UserError("no training of this run left a history.csv")
-    return [
-        _drawn(
-            lambda f, path=path: show_history(path, f), 6.2, 4.4, f"{name}: loss and score on whole validation images."
-        )
-        for name, path in histories.items()
-    ]
+    blocks = []
+    for name, path in histories.items():
+        what = "MAP IoU, mean of classes" if "maskrcnn" in name else "MAP IoU"
+        text = f"{name}: loss, and {what} on whole validation images."
+        blocks.append(_drawn(lambda f, path=path, what=what: show_history(path, f, score=what), 6.2, 4.4, text))
+    return blocks
 
 
 def _how(files: RunFiles) -> list:

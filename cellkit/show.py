@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 INK, QUIET, FAINT = "#1F2329", "#666C75", "#E4E6EA"
 CLASS_COLOURS = ("#FFC20A", "#FF5FA2", "#8FD3FF", "#FF7F2A", "#C9A6FF", "#F5F1C3", "#B8E986", "#FFB3A7")
-UNKNOWN_COLOUR = "#FF9A3C"
+UNKNOWN_COLOUR = "#FF6E40"
 TRUTH_COLOUR = "#FFFFFF"
 VERDICTS = {"hit": "#56B4E9", "missed": "#F0E442", "invented": "#E8590C", "wrong class": "#CC79A7"}
 MODEL_NAMES = {
@@ -94,12 +94,20 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
-def _axes(ax: Axes | None, size_in: tuple[float, float] = (5.2, 5.2)) -> Axes:
+def _axes(ax: Axes | None, size_in: tuple[float, float] = (5.2, 5.2), shape: tuple[int, ...] = ()) -> Axes:
+    """Return `ax`, or the Axes of a new figure; for an image of `shape` (H, W) as high as it needs."""
     if ax is not None:
         return ax
+    if shape:
+        size_in = (size_in[0], size_in[0] * aspect_of(shape) + 0.5)
     import matplotlib.pyplot as plt
 
     return plt.figure(figsize=size_in, layout="constrained").subplots()
+
+
+def aspect_of(shape: Sequence[int]) -> float:
+    """Return how high an image of shape (H, W) is shown over its width, within reason: 0.3 to 2."""
+    return float(np.clip(shape[0] / max(shape[1], 1), 0.3, 2.0))
 
 
 def _figure(figure: Figure | None, size_in: tuple[float, float]) -> Figure:
@@ -239,7 +247,7 @@ def grey_of(image: np.ndarray) -> np.ndarray:
 @_styled
 def show_image(image: np.ndarray, ax: Axes | None = None, title: str = "") -> Axes:
     """Show one image."""
-    return _picture(_axes(ax), _checked_image(image), title)
+    return _picture(_axes(ax, shape=_checked_image(image).shape), image, title)
 
 
 # ---- outlines ------------------------------------------------------------------------------------------------------
@@ -352,7 +360,7 @@ def show_overlay(
         Width of an outline where the image is drawn 900 px wide.
     """
     _checked_pair(image, found, truth)
-    ax = _picture(_axes(ax), image, title)
+    ax = _picture(_axes(ax, shape=image.shape), image, title)
     shape = image.shape[:2]
     if len(found):
         _lay(ax, _cell_layer(found, [class_colour(k) for k in found.class_ids], line_px, fill), shape)
@@ -420,7 +428,7 @@ def show_errors(
     """
     _checked_pair(image, truth, found)
     of_truth, of_found = verdicts(truth, found, threshold)
-    ax = _picture(_axes(ax), (grey_of(image) * 0.75).astype(np.uint8), title)
+    ax = _picture(_axes(ax, shape=image.shape), (grey_of(image) * 0.75).astype(np.uint8), title)
     shape, missed = image.shape[:2], truth[of_truth == "missed"]
     if len(missed):
         _lay(ax, _cell_layer(missed, [VERDICTS["missed"]] * len(missed), 3, fill=0.55, stripes=True), shape)
@@ -641,6 +649,12 @@ class _Examples:
             if given is not None and len(given) != self.count:
                 raise UserError(f"{self.count} images, {len(given)} {name}", "give one per image")
 
+    def shape(self, position: int) -> tuple[int, int]:
+        """Return height and width of an image."""
+        if self.records is not None:
+            return self.records[position].height_px, self.records[position].width_px
+        return self.image(position).shape[:2]
+
     def chosen(self, n: int) -> list[int]:
         """Return `n` positions: each cell type in turn, evenly spread within it."""
         groups: dict[str, list[int]] = {}
@@ -698,7 +712,8 @@ def show_sheet(
     chosen = data.chosen(n)
     columns = max(1, min(columns, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
-    figure = _figure(figure, (2.9 * columns, 3.1 * rows + 0.3))
+    high = aspect_of(data.shape(chosen[0])) if chosen else 1.0
+    figure = _figure(figure, (2.9 * columns, (2.9 * high + 0.25) * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -780,7 +795,7 @@ def show_crops(
     local = np.concatenate([np.zeros(0, int), *(np.arange(len(x)) for x in cells)])
     side = int(np.ceil(1.4 * np.quantile(boxes[:, 2:].max(axis=1), 0.9))) if len(boxes) else 32
     kinds = np.unique(ids).tolist() or [0]
-    figure = _figure(figure, (1.35 * n + 0.6, 1.5 * len(kinds) + 0.2))
+    figure = _figure(figure, (1.35 * n, 1.6 * len(kinds) + 0.25))
     axes = figure.subplots(len(kinds), n, squeeze=False)
     order = np.random.default_rng(seed).permutation(len(ids))
     cut = np.array([_at_border(box, cells[k].shape) for box, k in zip(boxes, owner, strict=True)], bool)
@@ -792,8 +807,9 @@ def show_crops(
         for ax, member in zip(row, members, strict=False):
             one = cells[owner[member]][int(local[member])]
             _crop(ax, data.image(int(owner[member])), one, boxes[member], side)
-        label = class_name(kind, data.classes) or "cells"
-        row[0].text(0, 1.03, label, transform=row[0].transAxes, color=INK, fontsize=10, va="bottom")
+        label = class_name(kind, data.classes) or ("cells" if len(kinds) == 1 else "of unknown class")
+        where = {"transform": row[0].transAxes, "va": "bottom", "in_layout": False}
+        row[0].text(0, 1.03, label, color=INK, fontsize=10, **where)
     return axes
 
 
@@ -976,7 +992,7 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
                 f"kept: step {best['step']:.0f}, {best['score']:.3f}", (best["step"], best["score"]), (0, -16),
                 textcoords="offset points", fontsize=9, va="top", ha="right" if best["step"] > rows["step"].mean() else "left",
             )  # fmt: skip
-    axes[0].set(ylabel="training loss", ylim=(0, None))
+    axes[0].set(ylabel="training loss", ylim=(0, 1.08 * max(axes[0].get_ylim()[1], 1e-9)))
     axes[1].set(ylabel=f"validation {score}", xlabel="training step", ylim=(0, 1))
     for ax in axes:
         _dress(ax, "y").margins(x=0.03)

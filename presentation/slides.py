@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from deck import Deck, Slide
 
+from cellkit.attribution import gains
 from cellkit.config import here
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
@@ -39,6 +40,7 @@ from cellkit.show import (
     show_overlay,
     show_scores,
     show_sheet,
+    verdicts,
 )
 
 
@@ -286,11 +288,11 @@ def network(files: RunFiles) -> Slide:
     channels = files.setting("finetune.channels", "both")
     sight = figures.look_inside(path, data.image(k), float(diameter), channels)
     widths = ", ".join(str(len(maps)) for maps in sight.down)
-    seen = figures.seen_side(sight.influence)
+    seen, side = figures.seen_side(sight.influence), sight.influence.shape[0]
     points = [
         f"Cellpose's network, {sight.parameters / 1e6:.1f} million weights. Down the left side maps become smaller and more "
         f"({widths}): less about where, more about what. Up the right side they grow again, helped by the maps handed "
-        f"across. The square, {seen} px wide, holds 90 % of what the answer in its middle depends on; a cell is about 30 px."
+        f"across. The square, {seen} px wide, holds 90 % of what its middle looks at within these {side} px; a cell is about 30."
     ]
     alt = (
         "A U of feature maps: two planes in, smaller maps going down, larger ones coming up, flows and probability out."
@@ -374,8 +376,8 @@ def before_after(files: RunFiles) -> Slide:
     change = paired_bootstrap(*tables.values(), n=int(files.setting("evaluate.bootstrap_samples", 1000)))
     names = [model_name(name) for name in found]
     points = [
-        f"{change.sentence(*names)}. Shown: {data.records[k].image_id}, the image that gained most. Blue is hit at IoU 0.5, "
-        "striped is missed, orange is invented: cells in two pieces, cells run together, outlines too far in or out."
+        f"{change.sentence(*names)}. Shown: {data.records[k].image_id}, the image that gained most. At IoU 0.5, blue is "
+        "hit, striped is missed, orange is invented."
     ]
 
     def draw(figure):
@@ -534,14 +536,13 @@ def failures(files: RunFiles) -> Slide:
         raise UserError("attribution.csv names no image")
     split = data.records[0].split
     scores = table.drop_duplicates("image_id").set_index("image_id")["score"]
-    from cellkit.attribution import gains
-
     most = gains(table).iloc[0]
     points = [
         f"The {SPLIT_NAMES.get(split, split)} with the lowest scores of {model_name(files.best)}.",
         f"Most would come back by repairing '{most['kind']}': MAP IoU +{most['gain']:.3f} over all these images "
         f"({several(int(most['cells']), 'cell')}).",
         ADVICE[most["kind"]],
+        missed_at_border(data, found),
     ]
 
     def draw(figure):
@@ -554,6 +555,18 @@ def failures(files: RunFiles) -> Slide:
 
     alt = f"Error maps of {', '.join(data.records[k].image_id for k in worst)}; bars of what each kind of fault costs."
     return Slide("failures", "Where it fails", points, draw, alt, foot(files, split, True))
+
+
+def missed_at_border(data: CellDataset, found: list[Instances]) -> str:
+    """Say how many of the cells missed at IoU 0.5 are cut by the border of their image, and of those that are not cut."""
+    missed, cut = [], []
+    for truth, cells in zip(data.instances, found, strict=True):
+        x, y, width, height = truth.boxes_xywh.T
+        cut.append((x == 0) | (y == 0) | (x + width == truth.shape[1]) | (y + height == truth.shape[0]))
+        missed.append(verdicts(truth, cells)[0] == "missed")
+    lost, at_border = np.concatenate(missed).astype(bool), np.concatenate(cut).astype(bool)
+    shares = [f"{(lost & kind).sum()} of {several(int(kind.sum()), 'cell')}" for kind in (at_border, ~at_border)]
+    return f"Missed at IoU 0.5: {shares[0]} cut by the border, {shares[1]} inside."
 
 
 ADVICE = {

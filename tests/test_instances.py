@@ -566,7 +566,7 @@ def test_conversion_grows_with_the_runs_not_with_the_pixels():
 
 def test_memory_stays_within_three_label_images():
     labels = np.kron(np.arange(1, 401, dtype=np.int32).reshape(20, 20), np.pad(np.ones((45, 45), np.int32), 3))
-    cells = Instances.from_labels(labels)
+    cells, whole = Instances.from_labels(labels), stacked(np.ones((1, *labels.shape), bool))
     jobs = {
         "from_labels": lambda: Instances.from_labels(labels),
         "to_coco_rle": lambda: cells.to_coco_rle(),
@@ -574,6 +574,7 @@ def test_memory_stays_within_three_label_images():
         "column-major": lambda: cells.to_kaggle_rle("column-major"),
         "paint": lambda: cells.paint(),
         "paint, overlapping": lambda: Instances.concatenate([cells, cells]).paint(),
+        "paint, one below all": lambda: Instances.concatenate([cells, whole]).paint(),
     }
     peaks = {name: peak_bytes(job) / labels.nbytes for name, job in jobs.items()}
     assert max(peaks.values()) < 3, peaks

@@ -271,6 +271,16 @@ def test_a_picture_without_pixels_is_refused(tmp_path):
     assert "(4, 0)" in refused(path)
 
 
+def test_a_header_that_claims_more_than_its_bytes_can_hold_is_refused(tmp_path):
+    path = write_labels(tmp_path / "a.tif", np.ones((4, 4), int))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            file.pages[0].tags[name].overwrite(6_000)
+    assert f"claims to be (6000, 6000) px in {path.stat().st_size} bytes" in refused(path)
+    empty = write_labels(tmp_path / "b.tif", np.zeros((6_000, 6_000), int))
+    assert not read_labels(empty).any()
+
+
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
 def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, name, caplog):
     caplog.set_level("CRITICAL", "tifffile")

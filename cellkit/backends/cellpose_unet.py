@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "cellpose_unet"
 TILE_PX, OVERLAP_PX = 1024, 128
+GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
 CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
 DEFAULTS = {
     "diameter_px": None,
@@ -96,7 +97,8 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     out = Path(out)
     network = load_start(config.base, config.seed)
     diameter = config.diameter_px or diameter_of(train.instances)
-    settings = {**_settings(config, {}), "diameter_px": diameter}
+    searched = [key for key in GRID if getattr(config, key, None) is None]
+    settings = {**_settings(config, dict.fromkeys(GRID, 0.0)), "diameter_px": diameter}
     items = [prepare(*train[i], diameter, out / "flows", settings["channels"]) for i in range(len(train))]
     chosen = spread(len(val), getattr(config, "val_images", 0))
     scorer = _Scorer(network, [val[i] for i in chosen], settings)
@@ -112,6 +114,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     stamp = fingerprint(network, items, plan, settings, config.batch_size, config.crop_px, config.seed, chosen)
     history = fit(network, loss_at, scorer, plan, out, stamp, desc="cellpose_unet")
     network.diam_labels.data.fill_(diameter)
+    settings |= best_thresholds(network, [train[i] for i in spread(len(train), 6)], settings, searched)
     metrics = {
         "map_iou_validation": round(history.best_score, 4),
         "step": history.best_step,
@@ -494,6 +497,43 @@ def vary(planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             plane[:] = np.sign(plane) * np.abs(plane) ** gamma * gain
             plane += noise * rng.standard_normal(plane.shape, np.float32) * (rng.random() < 0.5)
     return out
+
+
+def best_thresholds(
+    network, pairs: Sequence[tuple[np.ndarray, Instances]], settings: dict, searched: Sequence[str] = tuple(GRID)
+) -> dict[str, float]:
+    """Search thresholds one after the other by MAP IoU (kaggle) on labelled images; the network runs once per image.
+
+    Give training images: validation images are to judge by.
+
+    Parameters
+    ----------
+    settings : dict
+        As for `segment_image`; the thresholds in it are where the search begins.
+    searched : sequence of str
+        Which of `GRID`; a threshold that was set stays.
+
+    Returns
+    -------
+    dict
+        The thresholds that were searched; of equal ones the first in `GRID`.
+    """
+    from cellkit.scores import kaggle, overlaps
+
+    if not searched:
+        return {}
+    cached = [(predict_maps(network, i, settings["diameter_px"], settings["channels"]), truth) for i, truth in pairs]
+    best = {key: settings[key] for key in (*GRID, "min_area_px")}
+    for key in searched:
+        tried = {}
+        for value in GRID[key]:
+            found = [masks_of(maps, truth.shape, **{**best, key: value}) for maps, truth in cached]
+            pairs_found = [overlaps(truth, x) for (_, truth), x in zip(cached, found, strict=True)]
+            tried[value] = kaggle(pairs_found, bootstrap=0)["score"]
+        best[key] = max(tried, key=tried.get)
+        told = ", ".join(f"{value:g}: {score:.3f}" for value, score in tried.items())
+        print(f"{key} {best[key]:g}, by MAP IoU on {len(pairs)} training images ({told})", file=sys.stderr, flush=True)
+    return {key: best[key] for key in searched}
 
 
 class Loss:

@@ -1,0 +1,180 @@
+"""Which labels an image gets: truth, a person's corrections, or proposals; and the class of each labelled cell."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from cellkit.annotate import Labelled, choose_labels, diameter_for, with_truth_classes, write_chosen
+from cellkit.coco import write_coco
+from cellkit.dataset import CellDataset
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+from cellkit.labels import read_labels, write_labels
+from cellkit.records import ImageRecord
+
+SHAPE = (4, 6)
+
+
+def picture(text):
+    """Read a picture of digits, one row a line; anything else is background."""
+    return np.array([[int(c) if c.isdigit() else 0 for c in line] for line in text.split()])
+
+
+TRUE = picture("11.... 11.... ...222 ...222")
+PROPOSED = picture("111... 111... .....3 ......")
+
+
+@pytest.fixture
+def images(tmp_path):
+    records = [
+        ImageRecord("a", "images/a.png", *SHAPE, cell_type="HEK"),
+        ImageRecord("b", "images/b.png", *SHAPE, cell_type="mixed"),
+    ]
+    return CellDataset(records, [Instances.empty(SHAPE)] * 2, (), tmp_path, [1, 2])
+
+
+@pytest.fixture
+def proposals():
+    return [Instances.from_labels(PROPOSED)] * 2
+
+
+@pytest.fixture
+def truth(tmp_path, images):
+    cells = Instances.from_labels(TRUE, class_ids=[2, 1])
+    path = write_coco(tmp_path / "truth.json", images.records, [cells, cells], ["HEK", "N2a"])
+    return {"truth": path}
+
+
+def told(chosen):
+    return [(item.image_id, item.made_by) for item in chosen]
+
+
+# ---- which labels --------------------------------------------------------------------------------------------------
+def test_the_truth_is_used_for_every_image(images, proposals, truth):
+    chosen = choose_labels(images, proposals, truth, "truth")
+    assert told(chosen) == [("a", "truth"), ("b", "truth")]
+    for item in chosen:
+        np.testing.assert_array_equal(item.labels, TRUE)
+
+
+def test_proposals_are_used_but_cannot_label_a_mixed_image(images, proposals):
+    (item,) = choose_labels(images, proposals, {}, "proposed")
+    assert (item.image_id, item.made_by) == ("a", "proposed")
+    np.testing.assert_array_equal(item.labels > 0, PROPOSED > 0)
+
+
+@pytest.mark.parametrize("name", ["b.tif", "b_masks.tif", "b.png", "b_masks.png"])
+def test_corrections_go_before_proposals_and_label_a_mixed_image_too(tmp_path, images, proposals, truth, name):
+    folder = tmp_path / "corrected"
+    folder.mkdir()
+    corrected = picture("...... .9.... ...... ....5.")
+    tifffile.imwrite(folder / name, corrected.astype(np.uint16)) if name.endswith("tif") else Image.fromarray(
+        corrected.astype(np.uint8)
+    ).save(folder / name)
+    chosen = choose_labels(images, proposals, truth, str(folder))
+    assert told(chosen) == [("a", "proposed"), ("b", "corrected")]
+    np.testing.assert_array_equal(chosen[1].labels, corrected)
+
+
+def test_a_label_image_goes_before_one_with_masks_in_its_name(tmp_path, images, proposals):
+    write_labels(tmp_path / "c/a_masks.tif", PROPOSED)
+    write_labels(tmp_path / "c/a.tif", TRUE)
+    np.testing.assert_array_equal(choose_labels(images, proposals, {}, str(tmp_path / "c"))[0].labels, TRUE)
+
+
+@pytest.mark.parametrize(("min_area_px", "left"), [(0, [1, 2]), (4, [1, 2]), (5, [2]), (6, [2]), (7, [])])
+def test_small_cells_are_dropped_and_ids_stay(images, proposals, truth, min_area_px, left):
+    item = choose_labels(images, proposals, truth, "truth", min_area_px)[0]
+    assert item.labels.dtype == np.int32
+    assert np.unique(item.labels[item.labels > 0]).tolist() == left
+
+
+def test_a_correction_may_have_huge_ids(tmp_path, images, proposals):
+    corrected = PROPOSED.astype(np.int64)
+    corrected[corrected == 3] = 2**31 - 1
+    write_labels(tmp_path / "c/a.tif", corrected)
+    item = choose_labels(images, proposals, {}, str(tmp_path / "c"), min_area_px=2)[0]
+    np.testing.assert_array_equal(item.labels, np.where(PROPOSED == 1, 1, 0))
+
+
+def test_what_cannot_be_used_is_refused(tmp_path, images, proposals, truth):
+    with pytest.raises(UserError, match="the images came without labels\nset label.use"):
+        choose_labels(images, proposals, {}, "truth")
+    with pytest.raises(UserError, match="label.use is 'corected', no such folder"):
+        choose_labels(images, proposals, truth, "corected")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no label image for any of the 2 images\nname them <image_id>.tif"):
+        choose_labels(images, proposals, truth, str(tmp_path / "empty"))
+    write_labels(tmp_path / "c/a.tif", TRUE.T)
+    with pytest.raises(UserError, match=r"a.tif is \(6, 4\), images/a.png is \(4, 6\) px\nlabel this very image"):
+        choose_labels(images, proposals, truth, str(tmp_path / "c"))
+    other = write_coco(tmp_path / "other.json", images.records[:1], [Instances.from_labels(TRUE)], [])
+    with pytest.raises(UserError, match="other.json has no labels for 1 of 2 images, e.g. b"):
+        choose_labels(images, proposals, {"truth": other}, "truth")
+    with pytest.raises(UserError, match="no labels for 1 of 2 images"):
+        with_truth_classes(images, other)
+
+
+def test_what_was_chosen_is_written_with_a_table(tmp_path):
+    chosen = [Labelled("a", TRUE.astype(np.int32), "truth"), Labelled("=b", np.zeros(SHAPE, np.int32), "proposed")]
+    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
+    assert sorted(path.name for path in folder.iterdir()) == ["=b.tif", "a.tif"]
+    np.testing.assert_array_equal(read_labels(folder / "a.tif"), TRUE)
+    assert not read_labels(folder / "=b.tif").any()
+    assert (tmp_path / "labels.csv").read_text() == "image_id,made_by,cells\na,truth,2\n'=b,proposed,0\n"
+
+
+def test_labels_round_trip_into_a_data_set(tmp_path, images, proposals, truth):
+    from cellkit.records import write_records
+
+    write_records(tmp_path / "records.csv", images.records)
+    chosen = choose_labels(images, proposals, truth, "truth")
+    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
+    back = CellDataset.from_labels(tmp_path / "records.csv", folder)
+    assert back.instances == [Instances.from_labels(TRUE)] * 2
+
+
+# ---- classes -------------------------------------------------------------------------------------------------------
+def labelled(images, *pictures):
+    return CellDataset(images.records, [Instances.from_labels(p) for p in pictures], (), images.root, images.ids)
+
+
+def test_a_cell_gets_the_class_of_the_true_cell_that_covers_most_of_it(images, truth):
+    given = picture("1.3... ...222 ...222 ....44")
+    done = with_truth_classes(labelled(images, given, np.zeros(SHAPE, int)), truth["truth"])
+    assert done.classes == ("HEK", "N2a")
+    assert [x.class_ids.tolist() for x in done.instances] == [[2, 1, 0, 1], []]
+    straddling = picture("...... 111111 .11111 ......")  # 2 px of one true cell, 3 of the other
+    done = with_truth_classes(labelled(images, straddling, straddling), truth["truth"])
+    assert [x.class_ids.tolist() for x in done.instances] == [[1], [1]]
+
+
+def test_a_cell_on_one_of_unknown_class_stays_unknown(tmp_path, images):
+    cells = Instances.from_labels(TRUE, class_ids=[0, 1])
+    path = write_coco(tmp_path / "t.json", images.records, [cells, cells], ["HEK"])
+    done = with_truth_classes(labelled(images, TRUE, TRUE), path)
+    assert [x.class_ids.tolist() for x in done.instances] == [[0, 1], [0, 1]]
+
+
+# ---- diameter ------------------------------------------------------------------------------------------------------
+def test_a_diameter_is_estimated_only_where_it_is_missing_and_can_be(images):
+    for k in "ab":
+        (images.root / "images").mkdir(exist_ok=True)
+        Image.new("RGB", SHAPE[::-1], (0, 0, 7)).save(images.root / f"images/{k}.png")
+    seen = []
+
+    def estimate(network, pictures, channels):
+        seen.append((network, [p.shape for p in pictures], channels))
+        return 21.5
+
+    able = SimpleNamespace(load_network=lambda path: (f"network of {path}", {}), estimate_diameter=estimate)
+    asked, given = (SimpleNamespace(diameter_px=d, channels=(2, 3)) for d in (None, 30.0))
+    assert diameter_for(able, "x", given, images) == 30.0
+    assert diameter_for(SimpleNamespace(), "x", asked, images) is None
+    assert seen == []
+    assert diameter_for(able, "x", asked, images) == 21.5
+    assert diameter_for(able, "x", asked, images, most=1) == 21.5
+    assert seen == [("network of x", [(4, 6, 3)] * count, (2, 3)) for count in (2, 1)]

@@ -1,0 +1,251 @@
+"""The evaluation: every model on every truth in one table, one winner, counts of each line, one valid submission."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cellkit.coco import write_results
+from cellkit.dataset import CellDataset
+from cellkit.errors import UserError
+from cellkit.evaluation import (
+    classes_found,
+    count_lines,
+    decide,
+    of_images,
+    predictions_of,
+    score_models,
+    submit_best,
+    summarise,
+)
+from cellkit.instances import Instances
+from cellkit.records import ImageRecord
+from cellkit.scores import TABLE_COLUMNS, kaggle, overlap_images
+from cellkit.submission import check_submission
+
+SHAPE = (12, 16)
+CLASSES = ("HEK", "N2a")
+
+
+def truth_of(k):
+    labels = np.zeros(SHAPE, int)
+    labels[1:5, 1:7], labels[7:11, 2:8], labels[2:10, 10 : 12 + k] = 1, 2, 3
+    return Instances.from_labels(labels, class_ids=[1, 2, 1 + k % 2])
+
+
+def records(names, split):
+    return [ImageRecord(n, f"images/{n}.png", *SHAPE, cell_type="mixed", group=f"g{n}", split=split) for n in names]
+
+
+@pytest.fixture
+def truths(tmp_path):
+    made = []
+    for first, names, split in ((1, "ab", "val"), (4, "cd", "test")):
+        cells = [truth_of(first + k) for k in range(len(names))]
+        ids = [first + k for k in range(len(names))]
+        made.append(CellDataset(records(names, split), cells, CLASSES, tmp_path, ids))
+    return made
+
+
+@pytest.fixture
+def images(tmp_path, truths):
+    """All images of the run; image 3 is a training image."""
+    known = truths[0].records + records("x", "train") + truths[1].records
+    return CellDataset(known, [Instances.empty(SHAPE)] * 5, (), tmp_path, [1, 2, 3, 4, 5])
+
+
+@pytest.fixture
+def paths(tmp_path, truths):
+    """A perfect model with classes, one that misses the third cell and knows no class, one that finds nothing."""
+    ids = truths[0].ids + truths[1].ids
+    cells = [x for truth in truths for x in truth.instances]
+    found = {
+        "perfect": [x.with_scores([0.9, 0.8, 0.7]) for x in cells],
+        "plain": [x[:2].with_classes(0) for x in cells],
+        "nothing": [Instances.empty(SHAPE)] * 4,
+    }
+    return {f"predictions_{name}": write_results(tmp_path / f"{name}.json", ids, x) for name, x in found.items()}
+
+
+@pytest.fixture
+def predictions(paths, images):
+    return predictions_of(paths, images)
+
+
+# ---- predictions ---------------------------------------------------------------------------------------------------
+def test_predictions_are_read_by_model_and_image(predictions, truths):
+    assert list(predictions) == ["perfect", "plain", "nothing"]
+    assert list(predictions["perfect"]) == list("abxcd")
+    assert predictions["perfect"]["a"] == truths[0].instances[0].with_scores([0.9, 0.8, 0.7])
+    assert len(predictions["perfect"]["x"]) == 0, "not asked about"
+    assert [x.areas_px.tolist() for x in of_images(predictions["plain"], truths[1])] == [[24, 24], [24, 24]]
+
+
+def test_predictions_for_an_image_that_is_not_of_the_run_are_refused(tmp_path, images):
+    path = write_results(tmp_path / "r.json", [9], [truth_of(1)])
+    with pytest.raises(UserError, match="r.json: 3 annotation.s. of images that are not there, e.g. image_id 9"):
+        predictions_of({"predictions_other": path}, images)
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+def test_every_model_is_scored_on_every_truth(predictions, truths):
+    table = score_models(predictions, truths)
+    assert tuple(table.columns) == ("model", *TABLE_COLUMNS)
+    everything = table[(table["class_name"] == "") & (table["size"] == "")]
+    assert len(everything) == 3 * 4 * 10
+    assert everything.groupby(["model", "split"])["image_id"].nunique().tolist() == [2] * 6
+    classes = table[table["class_name"] != ""].groupby("model")["class_name"].unique()
+    assert {name: sorted(found) for name, found in classes.items()} == {"perfect": ["HEK", "N2a"]}, "who knows classes"
+
+
+def test_the_summary_is_the_score_of_its_convention(predictions, truths):
+    table = summarise(score_models(predictions, truths), n=50)
+    assert table[["model", "split"]].to_numpy().tolist() == [
+        [model, split] for model in ("perfect", "plain", "nothing") for split in ("val", "test")
+    ]
+    scores = table.set_index(["model", "split"])["score"]
+    assert scores["perfect"].tolist() == [1, 1]
+    assert scores["plain"].tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert scores["nothing"].tolist() == [0, 0]
+    for truth in truths:
+        wanted = kaggle(overlap_images(truth.instances, of_images(predictions["plain"], truth)))["score"]
+        assert scores["plain", truth.records[0].split] == pytest.approx(wanted)
+    assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all()
+    pd.testing.assert_frame_equal(table, summarise(score_models(predictions, truths), n=50))
+
+
+@pytest.mark.parametrize(
+    ("by", "parts"), [("cell_type", {"mixed"}), ("class_name", set(CLASSES)), ("size", {"small", "medium", "large"})]
+)
+def test_the_summary_by_part(predictions, truths, by, parts):
+    table = summarise(score_models(predictions, truths), by, n=0)
+    assert set(table[by]) <= parts and "part" not in table
+    known = table[table["model"] == "perfect"]
+    assert set(known[by]) == parts or by == "size"
+    assert (known.loc[known["truth_cells"] > 0, "score"] == 1).all()
+
+
+def test_a_table_read_back_from_csv_gives_the_same_summary(tmp_path, predictions, truths):
+    table = score_models(predictions, truths)
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    pd.testing.assert_frame_equal(summarise(pd.read_csv(tmp_path / "scores.csv"), n=0), summarise(table, n=0))
+
+
+def test_images_without_cells_on_either_side_are_scored(tmp_path):
+    truth = CellDataset(records("a", "val"), [Instances.empty(SHAPE)], CLASSES, tmp_path, [1])
+    for found, score in ((Instances.empty(SHAPE), 1), (truth_of(1), 0)):
+        (line,) = summarise(score_models({"m": {"a": found}}, [truth]), n=0).to_dict("records")
+        assert (line["score"], line["images"]) == (score, 1)
+
+
+def test_nothing_to_score_is_refused(predictions, truths):
+    with pytest.raises(UserError, match="there is no prediction to score"):
+        score_models({}, truths)
+    with pytest.raises(UserError, match="there is no truth to score"):
+        score_models(predictions, [])
+
+
+# ---- the winner ----------------------------------------------------------------------------------------------------
+def scored(*rows):
+    return pd.DataFrame([dict(zip(("model", "split", "score"), row, strict=True)) for row in rows])
+
+
+def test_the_best_on_the_deciding_split_is_handed_in():
+    table = scored(("a", "val", 0.4), ("a", "test", 0.9), ("b", "val", 0.5), ("b", "test", 0.1))
+    assert decide(table, "best", "val") == "b"
+    assert decide(table, "best", "test") == "a"
+    assert decide(table, "a", "val") == "a"
+
+
+def test_of_equals_the_first_is_handed_in():
+    table = scored(*((name, "val", 0.5) for name in "dacb"))
+    assert decide(table, "best", "val") == "d"
+    assert decide(scored(("a", "val", np.nan), ("b", "val", 0.0)), "best", "val") == "b"
+
+
+def test_a_winner_that_cannot_be_named_is_refused():
+    table = scored(("maskrcnn", "val", 0.4), ("cellpose", "val", 0.5))
+    with pytest.raises(
+        UserError, match=r"is 'maskrnn' \(did you mean 'maskrcnn'\?\)\nuse best, or one of maskrcnn, cell"
+    ):
+        decide(table, "maskrnn", "val")
+    with pytest.raises(UserError, match="no image of the split 'test' has truth to decide by"):
+        decide(table, "best", "test")
+
+
+# ---- classes and counts --------------------------------------------------------------------------------------------
+def test_classes_are_judged_for_models_that_know_them(predictions, truths):
+    swapped = dict(predictions["perfect"])
+    swapped["a"] = swapped["a"].with_classes([2, 1, 2])
+    right = classes_found(predictions | {"swapped": swapped}, truths)
+    assert sorted(right) == ["perfect", "swapped"]
+    assert {k: (v["accuracy"], v["cells"]) for k, v in right["perfect"].items()} == {"val": (1, 6), "test": (1, 6)}
+    assert (right["swapped"]["val"]["accuracy"], right["swapped"]["test"]["accuracy"]) == (round(4 / 6, 4), 1)
+    assert right["perfect"]["val"]["confusion"]["columns"] == list(CLASSES)
+    assert np.sum(right["perfect"]["val"]["confusion"]["data"]) == 6
+
+
+def test_no_matched_cell_has_no_accuracy(truths):
+    far = Instances.from_labels(np.eye(*SHAPE, dtype=int), class_ids=[1])
+    right = classes_found({"m": dict.fromkeys("abcd", far)}, truths)
+    assert (right["m"]["val"]["accuracy"], right["m"]["val"]["cells"]) == (None, 0)
+
+
+def test_how_many_of_each_line(predictions, truths):
+    found = dict(predictions["perfect"])
+    found["b"] = found["b"].with_classes([1, 1, 1])
+    table = count_lines(found, truths[0], truths[0])
+    assert table.to_dict("split")["columns"] == ["image_id", "class_name", "found", "share", "truth", "true_share"]
+    assert table.to_numpy().tolist() == [
+        ["a", "HEK", 1, 0.3333, 1, 0.3333],
+        ["a", "N2a", 2, 0.6667, 2, 0.6667],
+        ["b", "HEK", 3, 1.0, 2, 0.6667],
+        ["b", "N2a", 0, 0.0, 1, 0.3333],
+        ["all", "HEK", 4, 0.6667, 3, 0.5],
+        ["all", "N2a", 2, 0.3333, 3, 0.5],
+    ]
+
+
+def test_counts_without_truth_and_of_models_that_know_no_class(tmp_path, predictions, truths):
+    asked = CellDataset(truths[0].records, truths[0].instances, CLASSES, tmp_path, truths[0].ids)
+    table = count_lines(predictions["plain"], asked)
+    assert list(table.columns) == ["image_id", "class_name", "found", "share"]
+    assert table[["found", "share"]].to_numpy().tolist() == [[0, 0]] * 6
+    assert count_lines(predictions["perfect"], asked)["found"].tolist() == [1, 2, 2, 1, 3, 3]
+
+
+def test_cells_of_unknown_class_have_no_share(truths):
+    found = {name: truth_of(1).with_classes([1, 2, 0]) for name in "ab"}
+    table = count_lines(found, truths[0])
+    assert table[["found", "share"]].to_numpy().tolist() == [[1, 0.5]] * 4 + [[2, 0.5]] * 2
+
+
+def test_counts_of_no_image(truths):
+    none = truths[0].subset([])
+    table = count_lines({}, none, none)
+    assert table.to_numpy().tolist() == [["all", "HEK", 0, 0.0, 0, 0.0], ["all", "N2a", 0, 0.0, 0, 0.0]]
+
+
+# ---- the submission ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("profile", ["sartorius", "dsb2018"])
+def test_the_submission_has_no_overlap_and_every_image(tmp_path, images, profile):
+    over = Instances.from_masks([np.ones(SHAPE, bool), np.eye(*SHAPE, dtype=bool)], SHAPE, scores=[0.4, 0.9])
+    found = {name: Instances.empty(SHAPE) for name in "abxcd"} | {"c": over}
+    asked = images.select("test")
+    path, log = submit_best(tmp_path / "submission.csv", found, asked, profile)
+    shapes = {name: SHAPE for name in "cd"}
+    assert check_submission(path, profile, shapes) == []
+    lines = path.read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines[1:]] == ["c", "c", "d"]
+    assert lines[-1] == "d,"
+    assert log.to_dict("records") == [{"image_id": "c", "index": 0, "what": "lost to higher scores", "pixels": 12}]
+
+
+def test_small_objects_are_dropped_and_logged(tmp_path, images, predictions):
+    path, log = submit_best(
+        tmp_path / "s.csv", predictions["perfect"], images.select("test"), "dsb2018", min_area_px=30
+    )
+    assert len(path.read_text().splitlines()) == 1 + 2
+    assert log["what"].unique().tolist() == ["dropped: smaller than 30 px"]
+    path, log = submit_best(tmp_path / "s.csv", predictions["nothing"], images.select("test"), "dsb2018")
+    assert path.read_text() == "ImageId,EncodedPixels\nc,\nd,\n"
+    assert log.empty and list(log.columns) == ["image_id", "index", "what", "pixels"]
