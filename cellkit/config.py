@@ -247,8 +247,12 @@ class MaskrcnnConfig(Section):
     fpn_channels: int = Field(96, ge=8, le=512, description="width of the feature pyramid (channels)")
     boxes_per_image: int = Field(64, ge=8, description="boxes per image that train the heads")
     max_detections: int = Field(1000, ge=1, description="most cells found in one image")
-    score_threshold: Number = Field(0.5, ge=0, le=1, description="objects scored lower are dropped")
-    nms_threshold: Number = Field(0.5, gt=0, le=1, description="box IoU above which the lower score is dropped")
+    score_threshold: Number | None = Field(
+        None, ge=0, le=1, description="objects scored lower are dropped; null = best on training images"
+    )
+    nms_threshold: Number | None = Field(
+        None, gt=0, le=1, description="box IoU above which the lower score is dropped; null = best on training images"
+    )
     mask_threshold: Number = Field(0.5, gt=0, lt=1, description="mask probability above which a pixel is the cell's")
     freeze_backbone: bool = Field(True, description="train the heads only")
     min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")

@@ -149,6 +149,10 @@ class CellDataset:
         pairs = zip(self.records, self.instances, other.instances, strict=True)
         return replace(self, instances=[theirs if condition(record) else own for record, own, theirs in pairs])
 
+    def thinned(self, most: int) -> CellDataset:
+        """Return at most `most` images, evenly spread over all."""
+        return self.subset(np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)))
+
     def index(self, image_id: str) -> int:
         """Return the position of an image."""
         return [record.image_id for record in self.records].index(image_id)

@@ -313,6 +313,8 @@ def _open_tiff(path: Path, axes: str | None) -> Iterator[Opened]:
             raise _damaged(path, "TIFF", error) from error
         with tif:
             try:
+                if not tif.is_imagej:
+                    len(tif.pages)  # walks the chain of pages and stops where it loops back; `series` would not
                 stored = [series for series in tif.series if not series.keyframe.is_reduced] or list(tif.series)
             except Exception as error:
                 raise _damaged(path, "TIFF", error) from error

@@ -204,7 +204,7 @@ def test_every_field_says_what_it_is():
         unit = name.rpartition("_")[2]
         assert unit not in ("px", "um", "s") or f"({unit})" in model.model_fields[name].description, key
     table = describe()
-    assert "| `maskrcnn.score_threshold` | `0.5` | a number >= 0 and <= 1 |" in table
+    assert "| `maskrcnn.mask_threshold` | `0.5` | a number > 0 and < 1 |" in table
     assert len({line.count("|") - 2 * line.count("\\|") for line in table.splitlines()}) == 1
 
 

@@ -1,5 +1,6 @@
 """Instances: runs are what the pixels say, every codec gives back what it was given, and nothing malformed is decoded."""
 
+import csv
 import random
 import tracemalloc
 import warnings
@@ -578,3 +579,19 @@ def test_memory_stays_within_three_label_images():
     }
     peaks = {name: peak_bytes(job) / labels.nbytes for name, job in jobs.items()}
     assert max(peaks.values()) < 3, peaks
+
+
+# ---- real ----------------------------------------------------------------------------------------------------------
+@pytest.mark.realdata
+def test_real_annotations_survive_every_codec(data_folder):
+    with open(data_folder / "sartorius" / "train.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    images = {}
+    for row in rows:
+        shape = int(row["height"]), int(row["width"])
+        images.setdefault((row["id"], shape), []).append(row["annotation"])
+    for (_, shape), texts in images.items():
+        cells = Instances.from_kaggle_rle(texts, shape, "row-major")
+        assert cells.to_kaggle_rle("row-major") == [" ".join(text.split()) for text in texts]
+        assert Instances.from_coco_rle(cells.to_coco_rle(), shape) == cells
+    assert sum(map(len, images.values())) == len(rows) > 7000

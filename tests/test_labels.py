@@ -255,13 +255,14 @@ def test_a_header_that_claims_a_giant_is_refused_before_it_is_read(tmp_path):
 
 
 def test_a_chain_of_pages_that_bites_its_tail_is_no_endless_loop(tmp_path, caplog):
-    path = write_labels(tmp_path / "a.tif", picture("12 34"))
+    path = write_labels(tmp_path / "a.tif", picture("1122 1122 3344 3344"))
     data = bytearray(path.read_bytes())
     tags = int.from_bytes(data[8:10], "little")
-    data[10 + 12 * tags : 14 + 12 * tags] = (8).to_bytes(4, "little")  # the next page is this one
-    path.write_bytes(data)
-    with caplog.at_level("CRITICAL", "tifffile"):
-        np.testing.assert_array_equal(read_labels(path), picture("12 34"))
+    for place in (8, 28):  # the next page is this one, or begins amid its tags and leads back
+        data[10 + 12 * tags : 14 + 12 * tags] = place.to_bytes(4, "little")
+        path.write_bytes(data)
+        with caplog.at_level("CRITICAL", "tifffile"):
+            np.testing.assert_array_equal(read_labels(path), picture("1122 1122 3344 3344"))
 
 
 def test_a_picture_without_pixels_is_refused(tmp_path):
@@ -391,3 +392,14 @@ def test_cleaning_keeps_its_promises(labels, min_area_px, fill_holes, pieces):
         assert ((clean > 0) <= (labels > 0)).all()
     if not min_area_px and pieces != "largest":
         assert ((clean > 0) >= (labels > 0)).all()
+
+
+# ---- real ----------------------------------------------------------------------------------------------------------
+@pytest.mark.realdata
+def test_real_label_images(tmp_path, data_folder):
+    paths = sorted((data_folder / "dsb2018" / "labels").glob("*.png"))[::25]
+    assert len(paths) > 20
+    for path in paths:
+        labels = read_labels(path)
+        np.testing.assert_array_equal(read_labels(write_labels(tmp_path / "a.tif", labels)), labels)
+        assert clean_labels(labels).max() == check_labels(labels)["cells"] == len(np.unique(labels)) - 1

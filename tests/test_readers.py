@@ -252,3 +252,15 @@ def test_real_stacks_of_unknown_axes_are_refused_and_vendor_files_too():
     for path in vendor:
         with pytest.raises(UserError, match="not read yet"):
             inspect_file(path)
+
+
+def test_a_chain_of_pages_that_loops_back_is_refused_and_does_not_hang(tmp_path):
+    path = tmp_path / "loop.tif"
+    tifffile.imwrite(path, np.zeros((8, 8), np.uint8))
+    raw = bytearray(path.read_bytes())
+    first = struct.unpack_from("<I", raw, 4)[0]
+    entries = struct.unpack_from("<H", raw, first)[0]
+    struct.pack_into("<I", raw, first + 2 + 12 * entries, first)  # the next page is this one
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="damaged|page"):
+        inspect_file(path)

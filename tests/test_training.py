@@ -37,7 +37,7 @@ def test_learns_and_writes_history(tmp_path):
     model = line_model()
     history = fit(model, loss_of(model), score_of(model), PLAN, tmp_path, "a")
     assert history.stopped == "steps done" and history.best_score > -0.5
-    rows = list(csv.DictReader(open(tmp_path / "history.csv")))
+    rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == [0, 20, 40, 60]
     assert float(rows[-1]["loss"]) < float(rows[1]["loss"])
 

@@ -531,8 +531,7 @@ def best_thresholds(
             pairs_found = [overlaps(truth, x) for (_, truth), x in zip(cached, found, strict=True)]
             tried[value] = kaggle(pairs_found, bootstrap=0)["score"]
         best[key] = max(tried, key=tried.get)
-        told = ", ".join(f"{value:g}: {score:.3f}" for value, score in tried.items())
-        print(f"{key} {best[key]:g}, by MAP IoU on {len(pairs)} training images ({told})", file=sys.stderr, flush=True)
+        say_search(key, best[key], tried, len(pairs))
     return {key: best[key] for key in searched}
 
 
@@ -622,9 +621,7 @@ def fingerprint(network, items: Sequence, plan, *rest) -> str:
     return digest.hexdigest()
 
 
-def say_where(network) -> None:
-    """Print the device and number type a training or a prediction uses."""
-    from cellkit.training import device_and_dtype
-
-    device, dtype = device_and_dtype()
-    print(f"cellpose_unet on {device} in {str(dtype).removeprefix('torch.')}", file=sys.stderr)
+def say_search(name: str, best: float, tried: dict[float, float], images: int) -> None:
+    """Print what a threshold was set to, and what the others scored."""
+    told = ", ".join(f"{value:g}: {score:.3f}" for value, score in tried.items())
+    print(f"{name} {best:g}, by MAP IoU on {images} training images ({told})", file=sys.stderr, flush=True)

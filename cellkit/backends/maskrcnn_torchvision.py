@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NAME = "maskrcnn_torchvision"
 TILE_PX, OVERLAP_PX = 768, 128
 CELL_PX = 30.0
+GRID = {"score_threshold": (0.5, 0.4, 0.3, 0.6), "nms_threshold": (0.5, 0.4, 0.3)}  # searched when not set
 DEFAULTS = {
     "backbone": "cellpose_unet",
     "shown": "both",
@@ -123,6 +124,8 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     stamp = unet.fingerprint(model, [(image, labels, classes) for image, labels, classes in items], plan, *rest)
     loss_at = _Loss(model, items, len(train.classes), config)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, desc="maskrcnn_torchvision")
+    searched = [key for key in GRID if getattr(config, key, None) is None]
+    settings |= best_thresholds(model, [train[i] for i in unet.spread(len(train), 6)], settings, searched)
     metrics = {
         "class_map_iou_validation": round(history.best_score, 4),
         "step": history.best_step,
@@ -381,6 +384,29 @@ class _Loss:
             planes.append(torch.from_numpy(np.ascontiguousarray(picture)).to(device))
             targets.append({k: v.to(device) for k, v in made.items()})
         return sum(self.model(planes, targets).values())
+
+
+def best_thresholds(
+    model, pairs: Sequence[tuple[np.ndarray, Instances]], settings: dict, searched: Sequence[str] = tuple(GRID)
+) -> dict[str, float]:
+    """Search thresholds one after the other by MAP IoU (kaggle, whatever the class) on labelled images, and set them.
+
+    Give training images: validation images are to judge by. Of equal values the first in `GRID` is taken.
+    """
+    from cellkit.scores import kaggle, overlaps
+
+    names = {"score_threshold": "score_thresh", "nms_threshold": "nms_thresh"}
+    best = {}
+    for key in searched:
+        tried = {}
+        for value in GRID[key]:
+            setattr(model.roi_heads, names[key], value)
+            found = [overlaps(truth, detect_image(model, image, settings)) for image, truth in pairs]
+            tried[value] = kaggle(found, bootstrap=0)["score"]
+        best[key] = max(tried, key=tried.get)
+        setattr(model.roi_heads, names[key], best[key])
+        unet.say_search(key, best[key], tried, len(pairs))
+    return best
 
 
 class _Scorer:

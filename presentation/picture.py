@@ -1,0 +1,35 @@
+"""Draw the README's picture from a run: one test image as converted, as found by both models, and with its errors.
+
+    python presentation/picture.py runs/demo -o presentation/demo.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cellkit.report import RunFiles
+from cellkit.show import model_name, new_figure, save_figure, show_errors, show_image, show_overlay
+
+
+def main() -> None:
+    """Take the first mixed test image, or the first test image where none is mixed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    given = parser.parse_args()
+    files = RunFiles(given.run)
+    test = files.truths["test"]
+    k = next((k for k, record in enumerate(test.records) if record.cell_type == "mixed"), 0)
+    (image, truth), name = test[k], test.records[k].image_id
+    tuned, lines = files.predictions("cellpose_tuned")[name], files.predictions("maskrcnn")[name]
+    axes = new_figure(15.2, 4.5).subplots(1, 4)
+    show_image(image, axes[0], f"{name}: nuclei blue, cytoplasm green")
+    show_overlay(image, tuned, None, axes[1], model_name("cellpose_tuned"), line_px=6)
+    show_overlay(image, lines, None, axes[2], model_name("maskrcnn"), test.classes, line_px=6)
+    show_errors(image, truth, tuned, axes[3], f"{model_name('cellpose_tuned')}, IoU > 0.5")
+    print(save_figure(axes[0], given.out, dpi=90))
+
+
+if __name__ == "__main__":
+    main()
