@@ -33,7 +33,7 @@ _HOME = {
     "records": ("ImageRecord", "check_groups", "read_records", "select", "split_records", "write_records"),
     "report": ("write_report",),
     "run": ("Run",),
-    "scores": ("class_accuracy", "map_iou", "paired_bootstrap", "score_table", "summary"),
+    "scores": ("class_accuracy", "counts_by_class", "map_iou", "paired_bootstrap", "score_table", "summary"),
     "show": (
         "show_channels",
         "show_confusion",

@@ -1,6 +1,6 @@
 """Draw the README's picture from a run: one test image as converted, as found by both models, and with its errors.
 
-    python presentation/picture.py runs/demo -o presentation/demo.png
+python presentation/picture.py runs/demo -o presentation/demo.png
 """
 
 from __future__ import annotations

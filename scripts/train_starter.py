@@ -78,6 +78,7 @@ class Score:
         self.network, self.pairs = network, pairs
 
     def __call__(self) -> float:
+        """Return the mean; print that of each half: real, drawn."""
         from cellkit.scores import kaggle, overlaps
 
         values = []

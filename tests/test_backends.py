@@ -25,10 +25,23 @@ EMPTY = np.zeros((96, 80, 3), np.uint8)
 
 
 def config_of(name: str, **changes) -> SimpleNamespace:
-    shared = {"steps": 2, "batch_size": 2, "crop_px": 64, "learning_rate": 1e-3, "weight_decay": 1e-4, "warmup_steps": 1}
+    shared = {
+        "steps": 2,
+        "batch_size": 2,
+        "crop_px": 64,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "warmup_steps": 1,
+    }
     shared |= {"eval_every": 2, "patience": 6, "val_images": 1, "seed": 0, "min_area_px": 15, "diameter_px": None}
     if name == "maskrcnn_torchvision":
-        shared |= {**maskrcnn.DEFAULTS, "start": "scratch", "freeze_backbone": False, "ignore_unknown": True, "fpn_channels": 16}
+        shared |= {
+            **maskrcnn.DEFAULTS,
+            "start": "scratch",
+            "freeze_backbone": False,
+            "ignore_unknown": True,
+            "fpn_channels": 16,
+        }
     if name == "cellpose_unet":
         shared |= {"base": "scratch", "flow_threshold": 0.4, "cellprob_threshold": 0.0, "channels": "both"}
     return SimpleNamespace(**(shared | changes))
@@ -119,7 +132,9 @@ def test_published_torch_checkpoint_loads(tmp_path):
     network = CellposeUNet()
     torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, tmp_path / "cyto9")
     loaded, config = unet.load_network(tmp_path / "cyto9")
-    assert config == {} and all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
+    assert config == {} and all(
+        torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True)
+    )
 
 
 def test_pickle_is_refused(tmp_path):
@@ -156,7 +171,9 @@ def test_target_points_to_the_middle():
 @pytest.mark.parametrize("diameter_px", [20.0, 30.0, 60.0])
 def test_ceiling_decode_of_encode(drawn, diameter_px, tmp_path):
     """Labels -> network scale -> flows -> masks -> labels loses almost nothing, at any cell size."""
-    config = SimpleNamespace(diameter_px=None, channels="both", flow_threshold=0.4, cellprob_threshold=0.0, min_area_px=15)
+    config = SimpleNamespace(
+        diameter_px=None, channels="both", flow_threshold=0.4, cellprob_threshold=0.0, min_area_px=15
+    )
     factor = diameter_px / unet.diameter_of(drawn.instances)
     size = round(128 * factor)
     labels = cv2.resize(drawn.instances[0].paint().astype(float), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -69,7 +69,8 @@ def test_defects_are_set_aside_and_good_images_are_not(run_dir):
     records = pd.read_csv(run_dir / "records.csv", keep_default_na=False)
     flagged = records[records["flags"] != ""]
     assert len(flagged) == 4 and (flagged["split"] == "").all()
-    assert set(flagged["source"].str.extract(r"_(\d\d)\.ome")[0]) == {"07", "08"}, "the last two of each line are the drawn defects"
+    numbers = set(flagged["source"].str.extract(r"_(\d\d)\.ome")[0])
+    assert numbers == {"07", "08"}, "the last two of each line are the drawn defects"
     assert (records[records["cell_type"] == "mixed"]["split"] == "test").all()
 
 
@@ -77,7 +78,9 @@ def test_every_model_is_scored_and_the_order_is_as_it_should_be(run_dir):
     val = scores_of(run_dir, "val")
     assert set(val) == {"threshold", "cellpose_base", "cellpose_tuned", "maskrcnn"}
     assert 0.1 < val["threshold"] < val["cellpose_tuned"]
-    assert val["cellpose_tuned"] >= val["cellpose_base"] > 0.3, "the best weights are never worse than those it began with"
+    assert val["cellpose_tuned"] >= val["cellpose_base"] > 0.3, (
+        "the best weights are never worse than those it began with"
+    )
     assert val["maskrcnn"] > 0.05
 
 
@@ -89,7 +92,9 @@ def test_scores_table_holds_up_against_the_evaluator_itself(run_dir):
     truth = CellDataset.from_coco(run_dir / "coco" / "val.json", run_dir)
     everything = CellDataset.from_records(run_dir / "records.csv")
     shapes = {k: (r.height_px, r.width_px) for k, r in zip(everything.ids, everything.records, strict=True)}
-    found = dict(zip(everything.ids, read_results(run_dir / "predictions" / "cellpose_tuned.json", shapes), strict=True))
+    found = dict(
+        zip(everything.ids, read_results(run_dir / "predictions" / "cellpose_tuned.json", shapes), strict=True)
+    )
     score = kaggle(overlap_images(truth.instances, [found[k] for k in truth.ids]), bootstrap=0)["score"]
     assert score == pytest.approx(scores_of(run_dir, "val")["cellpose_tuned"], abs=1e-9)
 
@@ -152,7 +157,10 @@ def test_predict_with_a_model_of_the_run(run_dir, tmp_path):
     from cellkit.__main__ import main
 
     out, labels = tmp_path / "found.json", tmp_path / "labels"
-    assert main(["predict", f"{run_dir}:cellpose_tuned", str(run_dir / "images"), "-o", str(out), "--labels", str(labels)]) == 0
+    assert (
+        main(["predict", f"{run_dir}:cellpose_tuned", str(run_dir / "images"), "-o", str(out), "--labels", str(labels)])
+        == 0
+    )
     names = {path.stem for path in labels.glob("*.tif")}
     assert names == {path.stem for path in (run_dir / "images").glob("*.png")}
     assert main(["score", str(run_dir / "coco" / "val.json"), str(out), "--json"]) in (0, 2)

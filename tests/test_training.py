@@ -118,9 +118,7 @@ def test_finished_training_is_not_repeated(tmp_path):
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path):
     model = line_model()
     real = loss_of(model)
-    history = fit(
-        model, lambda s: real(s) * (math.nan if s == 25 else 1), score_of(model), PLAN, tmp_path, "a"
-    )
+    history = fit(model, lambda s: real(s) * (math.nan if s == 25 else 1), score_of(model), PLAN, tmp_path, "a")
     assert history.stopped == "loss not finite at step 26"
     assert torch.isfinite(model.weight).all() and history.best_step == 20
 
