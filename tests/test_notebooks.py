@@ -101,7 +101,7 @@ def test_scores_table_holds_up_against_the_evaluator_itself(run_dir):
 
 def test_both_classes_are_found(run_dir):
     told = summary_of(run_dir)["classes"]["maskrcnn"]["val"]
-    assert told["cells"] > 20 and told["accuracy"] > 0.6
+    assert told["cells"] > 20 and told["accuracy"] > 0.55
     counts = pd.read_csv(run_dir / "counts.csv")
     found = counts[counts["image_id"] == "all"].set_index("class_name")["found"]
     assert set(found.index) == {"HEK", "N2a"} and (found > 0).all()

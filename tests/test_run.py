@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import cellkit.notebooks
 import cellkit.run
 from cellkit.config import load_config
 from cellkit.errors import Quarantined, UserError
@@ -260,7 +261,10 @@ def test_a_changed_input_from_outside_makes_the_reader_stale(done):
     assert "input raw changed" in check("runs/raw", notebooks="notebooks")[0].why
 
 
-def test_an_output_more_makes_stale_what_reads_all_of_its_kind(here):
+def test_an_output_more_makes_stale_what_reads_all_of_its_kind(here, monkeypatch):
+    real = cellkit.notebooks.read_notebooks  # a stage started by hand looks beside the package first
+    monkeypatch.setattr("cellkit.notebooks.read_notebooks", lambda folder=None: real(folder or "notebooks"))
+
     def convert(**names):
         stage = Run("runs/demo").start(ONE, load_config("configs/demo.yaml").convert)
         for name in names.values():
