@@ -57,7 +57,8 @@ SETTINGS_OF = {
 class Conversion:
     """How microscope files become pictures; fields as the arguments of `cellkit.convert.convert_file`.
 
-    `always` converts RGB pictures too; otherwise they are used as they are (nuclei blue, cytoplasm green).
+    `always` converts RGB pictures too; otherwise they are used as they are (nuclei blue, cytoplasm green). Pictures below
+    `made`, the run's own converted images, are never converted a second time.
     """
 
     channels: Mapping[str, str | int | None] = field(default_factory=dict)
@@ -65,6 +66,11 @@ class Conversion:
     percentiles: tuple[float, float] = (0.3, 99.8)
     scale: float = 1.0
     always: bool = False
+    made: Path | None = None
+
+    def made_already(self, path: Path) -> bool:
+        """Whether a file is one of the run's own converted images."""
+        return self.made is not None and Path(path).resolve().is_relative_to(self.made.resolve())
 
     @property
     def told(self) -> bool:
@@ -186,7 +192,7 @@ def _of_run(name: str, run_dir: Path, key: str, diameter_given: bool) -> Model:
         section = stages[LABEL]["config"]
         diameter = {} if diameter_given else {"diameter_px": _run_diameter(run, section)}
         model = Model(name, "threshold", None, (), _told("threshold", section) | diameter)
-    return replace(model, conversion=_run_conversion(stages))
+    return replace(model, conversion=_run_conversion(stages, run_dir))
 
 
 def _run_diameter(run, section: Mapping[str, Any]) -> float | None:
@@ -205,12 +211,25 @@ def _run_diameter(run, section: Mapping[str, Any]) -> float | None:
     return diameter_for(backend, find_weights(section["model"]), SimpleNamespace(**section), images)
 
 
-def _run_conversion(stages: Mapping[str, Any]) -> Conversion | None:
+def _run_conversion(stages: Mapping[str, Any], run_dir: Path) -> Conversion | None:
+    """Return how the run's images were made, so that new ones go the same way.
+
+    Where the run named its channels by colour (its images came as RGB pictures), new RGB pictures are converted too, and
+    this is said; else they are taken for converted ones.
+    """
     told = stages.get(CONVERT, {}).get("config", {})
     if not told.get("channels"):
         return None
+    named = {what: channel for what, channel in told["channels"].items() if channel is not None}
+    by_colour = bool(named) and set(named.values()) <= {"red", "green", "blue"}
+    if by_colour and named != {"nuclei": "blue", "cytoplasm": "green"}:
+        words = ", ".join(f"{what} = {channel}" for what, channel in named.items())
+        print(f"RGB pictures are converted as in {run_dir}: {words}", file=sys.stderr)
     kept = {key: told[key] for key in ("projection", "scale") if key in told}
-    return Conversion(dict(told["channels"]), percentiles=tuple(told.get("percentiles", (0.3, 99.8))), **kept)
+    percentiles = tuple(told.get("percentiles", (0.3, 99.8)))
+    return Conversion(
+        dict(told["channels"]), percentiles=percentiles, always=by_colour, made=run_dir / "images", **kept
+    )
 
 
 def checked_settings(backend: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -398,7 +417,7 @@ def read_picture(frame: Frame, conversion: Conversion | None) -> Picture:
         size, um_per_px = (series.size("Y"), series.size("X")), series.um_per_px
         colours = frame.path.suffix.lower() in PICTURE_SUFFIXES and series.axes == "YXS" and series.dtype == "uint8"
         grey = False
-        if colours and not (conversion and conversion.always):
+        if colours and not (conversion and conversion.always and not conversion.made_already(frame.path)):
             shown = convert_frame(opened, 0, 0, {"red": 0, "green": 1, "blue": 2}, percentiles=None)
             grey = bool(shown.image.any()) and _equal_colours(shown.image)
             if not grey:

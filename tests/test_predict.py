@@ -161,7 +161,20 @@ class TestFindModel:
 
     def test_a_model_of_a_run_comes_with_the_runs_conversion(self, run_dir):
         conversion = find_model(f"{run_dir}:threshold").conversion
-        assert conversion == Conversion(CHANNELS, 1, (1.0, 99.0), 0.5, always=False)
+        assert conversion == Conversion(CHANNELS, 1, (1.0, 99.0), 0.5, always=False, made=run_dir / "images")
+
+    def test_a_run_whose_channels_were_colours_converts_pictures_too_but_its_own_not_twice(
+        self, run_dir, tmp_path, capsys
+    ):
+        shutil.copytree(run_dir, tmp_path / "run")
+        manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+        manifest["stages"]["01_convert"]["config"]["channels"] = {"nuclei": "blue", "cytoplasm": "red"}
+        (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
+        conversion = find_model(f"{tmp_path}/run:threshold").conversion
+        assert conversion.always and "nuclei = blue, cytoplasm = red" in capsys.readouterr().err
+        assert conversion.made_already(tmp_path / "run/images/a.png") and not conversion.made_already(
+            tmp_path / "a.png"
+        )
 
     def test_the_floor_of_a_run_is_at_the_estimated_diameter_where_none_was_set(self, run_dir, tmp_path):
         shutil.copytree(run_dir, tmp_path / "run")
