@@ -129,13 +129,16 @@ def find_weights(name: str | Path) -> Path:
     Parameters
     ----------
     name : str or Path
-        ``starter`` (shipped with the package), ``RUN:NAME`` (a checkpoint of a finished run), or a path.
+        ``starter`` (shipped with the package), a name of ``cellkit fetch`` (``cyto3``, ...), ``RUN:NAME`` (a checkpoint
+        of a finished run), or a path. Nothing is downloaded.
 
     Raises
     ------
     UserError
-        Nothing there.
+        Nothing there; for weights that can be fetched, with the command and what to carry here by hand.
     """
+    from cellkit.registry import REGISTRY
+
     text = str(name)
     if Path(text).is_file():
         return Path(text)
@@ -143,6 +146,10 @@ def find_weights(name: str | Path) -> Path:
     for path in packaged:
         if path.stem == text:
             return path
+    if text in REGISTRY and REGISTRY[text].kind == "weights":
+        from cellkit.fetch import fetched_weights
+
+        return fetched_weights(text)
     run, _, key = text.rpartition(":")
     if run and os.path.isdir(run):
         return _of_run(Path(run), key)
@@ -150,11 +157,19 @@ def find_weights(name: str | Path) -> Path:
         raise UserError(
             f"'{text}' names a run folder that is not there: {run}", "run `cellkit run CONFIG --run FOLDER` first"
         )
-    names = [path.stem for path in packaged]
+    names = weights_names()
     raise UserError(
         f"no weights '{text}'{nearest(text, names)}",
         f"use {', '.join(names)}, RUN:NAME of a finished run, or the path of a checkpoint",
     )
+
+
+def weights_names() -> list[str]:
+    """Return the names that `find_weights` knows by itself: those shipped with the package, then those of the registry."""
+    from cellkit.registry import REGISTRY
+
+    shipped = sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
+    return [*shipped, *(name for name, entry in REGISTRY.items() if entry.kind == "weights")]
 
 
 def _of_run(run: Path, key: str) -> Path:

@@ -227,12 +227,12 @@ def test_paste_is_clipped_and_survives_boxes_outside():
     assert found.areas_px[0] == 25 and found.areas_px[1] == 0 and len(found) == 3
 
 
-def test_cells_of_unknown_class_train_an_output_of_their_own():
+def test_cells_of_unknown_class_train_boxes_and_masks():
     labels = np.zeros((40, 40), np.int32)
     labels[2:12, 2:12], labels[20:32, 20:32] = 1, 2
-    made = maskrcnn.target(labels, np.array([0, 2, 0]), classes=2, ignore_unknown=True)
-    assert made["labels"].tolist() == [2, 3] and made["boxes"].tolist() == [[2, 2, 12, 12], [20, 20, 32, 32]]
-    assert maskrcnn.target(labels, np.array([0, 2, 0]), 2, ignore_unknown=False)["labels"].tolist() == [2]
+    made = maskrcnn.target(labels, np.array([0, 2, 0]), ignore_unknown=True)
+    assert made["labels"].tolist() == [1, 1] and made["boxes"].tolist() == [[2, 2, 12, 12], [20, 20, 32, 32]]
+    assert maskrcnn.target(labels, np.array([0, 2, 0]), ignore_unknown=False)["boxes"].tolist() == [[2, 2, 12, 12]]
 
 
 def test_detector_reports_more_than_a_hundred():

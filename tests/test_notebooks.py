@@ -25,20 +25,38 @@ STAGES = [path.stem for path in sorted((REPO / "notebooks").glob("0*.ipynb"))]
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory) -> Path:
-    """A finished run of all six notebooks; killed with kill -9 in the middle of the fine-tuning, and repeated."""
+    """A finished run of all six notebooks; killed with kill -9 in three places, and repeated each time."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    command = [sys.executable, "-m", "cellkit", "run", str(CONFIG), "--run", str(folder)]
-    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL, start_new_session=True)
-    state = folder / "unfinished" / "03_finetune_cellpose" / "03_finetune_cellpose" / "last.safetensors"
-    give_up = time.monotonic() + 600
-    while not state.is_file() and process.poll() is None and time.monotonic() < give_up:
-        time.sleep(0.05)
-    assert process.poll() is None, f"the run ended with {process.returncode} before it trained"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert list(Run(folder).stages()) == STAGES[:2], "listed means finished, and nothing else is listed"
+    unfinished = folder / "unfinished"
+    for finished, sign in (
+        (1, unfinished / "02_label_with_cellpose"),
+        (2, unfinished / "03_finetune_cellpose" / "03_finetune_cellpose" / "last.safetensors"),
+        (4, unfinished / "05_train_maskrcnn" / "05_train_maskrcnn" / "last.safetensors"),
+    ):
+        kill_once_there(folder, sign)
+        assert list(Run(folder).stages()) == STAGES[:finished], "listed means finished, and nothing else is listed"
     assert run_notebooks(CONFIG, folder) == 0
     return folder
+
+
+def kill_once_there(folder: Path, sign: Path) -> None:
+    """Start the run, and kill it as soon as a file or folder is there."""
+    command = [sys.executable, "-m", "cellkit", "run", str(CONFIG), "--run", str(folder)]
+    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL, start_new_session=True)
+    give_up = time.monotonic() + 600
+    while not sign.exists() and process.poll() is None and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert process.poll() is None, f"the run ended with {process.returncode} before {sign.name} was there"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_killed_and_repeated_scores_what_one_never_killed_does(run_dir, tmp_path):
+    assert run_notebooks(CONFIG, tmp_path / "whole") == 0
+    for name in ("scores.csv", "counts.csv", "submission.csv", "records.csv", "labels.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (run_dir / name).read_bytes(), name
+    for path in sorted((tmp_path / "whole" / "predictions").iterdir()):
+        assert path.read_bytes() == (run_dir / "predictions" / path.name).read_bytes(), path.name
 
 
 def summary_of(run_dir: Path) -> dict:
@@ -100,7 +118,7 @@ def test_scores_table_holds_up_against_the_evaluator_itself(run_dir):
 
 def test_both_classes_are_found(run_dir):
     told = summary_of(run_dir)["classes"]["maskrcnn"]["val"]
-    assert told["cells"] > 20 and told["accuracy"] > 0.55
+    assert told["cells"] > 20 and told["accuracy"] > 0.7
     counts = pd.read_csv(run_dir / "counts.csv")
     found = counts[counts["image_id"] == "all"].set_index("class_name")["found"]
     assert set(found.index) == {"HEK", "N2a"} and (found > 0).all()

@@ -153,6 +153,14 @@ class TestFindWeights:
         with pytest.raises(UserError, match=r"no weights 'startr' \(did you mean 'starter'\?\)"):
             find_weights("startr")
 
+    def test_a_name_that_can_be_fetched_is_not_fetched_here(self, monkeypatch, tmp_path):  # fault 42
+        monkeypatch.setenv("CELLKIT_WEIGHTS", str(tmp_path))
+        with pytest.raises(
+            UserError, match=r"'cyto2' are not here .*\nrun: cellkit fetch cyto2; or by hand: .*cyto2torch_0"
+        ):
+            find_weights("cyto2")
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_name_of_the_package(self, monkeypatch, tmp_path, checkpoint):
         shutil.copytree(checkpoint.parent, tmp_path / "packaged")
         monkeypatch.setattr(weights, "PACKAGED", tmp_path / "packaged")

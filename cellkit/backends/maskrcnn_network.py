@@ -1,7 +1,8 @@
 """Mask R-CNN for cells: torchvision's proposals, boxes and masks on the U-Net's features or on a ResNet-50.
 
-What differs from torchvision's defaults, and why: a cell has one class, so suppression ignores class and boxes and masks are
-class-agnostic; cells of unknown class train an output of their own; heads are narrow; detections are capped far above 100.
+What differs from torchvision's defaults, and why: a cell has one class, so proposals, boxes, suppression and masks know only
+"cell", and the class comes from a classifier beside them (`cell_classifier`), which cells of unknown class do not train; heads
+are narrow; detections are capped far above 100.
 Source of the architecture: He, Gkioxari, Dollar, Girshick, "Mask R-CNN", 2017; torchvision/models/detection (0.29).
 """
 
@@ -23,6 +24,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
 
+from cellkit.backends.cell_classifier import CellClassifier, down_level
 from cellkit.backends.cellpose_unet import CHANNELS
 from cellkit.backends.unet_network import WIDTHS, CellposeUNet
 
@@ -34,7 +36,7 @@ class UNetPyramid(nn.Module):
     """A feature pyramid at strides 2, 4 and 8 over the U-Net's encoder and decoder and a small stem on the colours.
 
     The decoder is what the flows are read from, so it already knows where a cell ends; the stem sees all three colours at a
-    width that trains in minutes and carries what only the class depends on.
+    width that trains in minutes and adds what the U-Net was not shown.
 
     Parameters
     ----------
@@ -56,7 +58,7 @@ class UNetPyramid(nn.Module):
             parameter.requires_grad_(not frozen and parameter.is_floating_point())
         unet.diam_mean.requires_grad_(False)
         unet.diam_labels.requires_grad_(False)
-        self.stem = nn.ModuleList(_stem_level(a, b) for a, b in zip((3, *STEM[:-1]), STEM, strict=True))
+        self.stem = nn.ModuleList(down_level(a, b) for a, b in zip((3, *STEM[:-1]), STEM, strict=True))
         inputs = [2 * width + stem for width, stem in zip(WIDTHS[1:], STEM, strict=True)]
         inputs[0] += WIDTHS[0] + 3  # the finest decoder level and the three maps, pooled to stride 2
         self.lateral = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(n), nn.Conv2d(n, channels, 1)) for n in inputs)
@@ -97,17 +99,6 @@ class UNetPyramid(nn.Module):
         return [smooth(level) for smooth, level in zip(self.smooth, levels, strict=True)]
 
 
-def _stem_level(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-        nn.Conv2d(outputs, outputs, 3, padding=1),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
-
-
 class _Proposals(RegionProposalNetwork):
     """Proposals from the named levels only: a pixel of the finest level is too small to hold a cell."""
 
@@ -118,49 +109,43 @@ class _Proposals(RegionProposalNetwork):
 
 
 class _Predictor(nn.Module):
-    """Class logits per class; one box per cell, whatever its class."""
+    """Background or cell; one box."""
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int):
         super().__init__()
-        self.cls_score, self.bbox_pred, self.outputs = nn.Linear(inputs, outputs), nn.Linear(inputs, 4), outputs
+        self.cls_score, self.bbox_pred = nn.Linear(inputs, 2), nn.Linear(inputs, 4)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.cls_score(x), self.bbox_pred(x).repeat(1, self.outputs)
+        return self.cls_score(x), self.bbox_pred(x).repeat(1, 2)
 
 
 class _MaskPredictor(nn.Module):
-    """One mask per cell, whatever its class."""
+    """One mask per cell."""
 
-    def __init__(self, channels: int, outputs: int):
+    def __init__(self, channels: int):
         super().__init__()
-        self.up, self.last, self.outputs = (
-            nn.ConvTranspose2d(channels, channels, 2, 2),
-            nn.Conv2d(channels, 1, 1),
-            outputs,
-        )
+        self.up, self.last = nn.ConvTranspose2d(channels, channels, 2, 2), nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(F.relu(self.up(x))).expand(-1, self.outputs, -1, -1)
+        return self.last(F.relu(self.up(x))).expand(-1, 2, -1, -1)
 
 
 class _Heads(RoIHeads):
-    """One cell, one class: score = probability of being a cell, class = the likelier of the known ones."""
+    """The score is the probability of being a cell."""
 
     def postprocess_detections(self, class_logits, box_regression, proposals, image_shapes):
         per_image = [len(boxes) for boxes in proposals]
         boxes = self.box_coder.decode(box_regression, proposals)[:, 0].split(per_image)
-        probabilities = F.softmax(class_logits, -1).split(per_image)
-        found = [self._of_image(*item) for item in zip(boxes, probabilities, image_shapes, strict=True)]
+        scores = F.softmax(class_logits, -1)[:, 1].split(per_image)
+        found = [self._of_image(*item) for item in zip(boxes, scores, image_shapes, strict=True)]
         return tuple(map(list, zip(*found, strict=True)))
 
-    def _of_image(self, boxes, probability, shape):
-        known = probability[:, 1:-1]  # outputs are background, the classes, unknown
-        scores, labels = 1 - probability[:, 0], known.argmax(dim=1) + 1
+    def _of_image(self, boxes, scores, shape):
         boxes = box_ops.clip_boxes_to_image(boxes, shape)
         kept = torch.where(scores > self.score_thresh)[0]
         kept = kept[box_ops.remove_small_boxes(boxes[kept], min_size=1.0)]
         kept = kept[box_ops.nms(boxes[kept], scores[kept], self.nms_thresh)][: self.detections_per_img]
-        return boxes[kept], scores[kept], labels[kept]
+        return boxes[kept], scores[kept], torch.ones_like(kept)
 
 
 def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
@@ -172,9 +157,8 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
         backbone ("cellpose_unet" or "resnet50_fpn_v2"), shown, fpn_channels, freeze_backbone, boxes_per_image, max_detections,
         score_threshold, nms_threshold.
     classes : int
-        Known classes; the detector has two outputs more: background first, unknown last.
+        Known classes: the outputs of the classifier.
     """
-    outputs = classes + 2
     if config["backbone"] == "cellpose_unet":
         backbone = UNetPyramid(CellposeUNet(), config["fpn_channels"], config["freeze_backbone"], config["shown"])
         levels, sizes, roi_levels = ("1", "2"), ((12, 24, 36), (48, 72, 108)), ["0", "1", "2"]
@@ -196,18 +180,19 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
         rpn_nms_thresh=0.75,
         box_roi_pool=MultiScaleRoIAlign(box_levels, 7, 2, canonical_scale=40, canonical_level=3),
         box_head=TwoMLPHead(width * 49, 512),
-        box_predictor=_Predictor(512, outputs),
+        box_predictor=_Predictor(512),
         box_batch_size_per_image=config["boxes_per_image"],
         box_detections_per_img=config["max_detections"],
         box_score_thresh=config["score_threshold"],
         box_nms_thresh=config["nms_threshold"],
         mask_roi_pool=MultiScaleRoIAlign(roi_levels, 14, 2, canonical_scale=96, canonical_level=3),
         mask_head=MaskRCNNHeads(width, (width, width), 1),
-        mask_predictor=_MaskPredictor(width, outputs),
+        mask_predictor=_MaskPredictor(width),
     )
     model.rpn.__class__, model.rpn.levels = _Proposals, levels
     model.roi_heads.__class__ = _Heads
     model.transform = _Untouched()
+    model.cell_classifier = CellClassifier(classes)
     return model
 
 

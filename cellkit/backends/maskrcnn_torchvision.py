@@ -122,7 +122,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     )
     rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, chosen)
     stamp = unet.fingerprint(model, [(image, labels, classes) for image, labels, classes in items], plan, *rest)
-    loss_at = _Loss(model, items, len(train.classes), config)
+    loss_at = _Loss(model, items, config)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, desc="maskrcnn_torchvision")
     searched = [key for key in GRID if getattr(config, key, None) is None]
     settings |= best_thresholds(model, [train[i] for i in unet.spread(len(train), 6)], settings, searched)
@@ -215,6 +215,7 @@ def detect_image(model, image: np.ndarray, settings: dict) -> Instances:
     """
     import cv2
 
+    from cellkit.backends.cell_classifier import classify
     from cellkit.submission import resolve_overlaps
 
     planes = planes_of(image)
@@ -222,26 +223,27 @@ def detect_image(model, image: np.ndarray, settings: dict) -> Instances:
     height, width = (max(16, round(side * factor)) for side in image.shape[:2])
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     planes = np.stack([cv2.resize(plane, (width, height), interpolation=how) for plane in planes])
-    boxes, scores, labels, masks = _tiled(model, planes, settings)
+    boxes, scores, masks = _tiled(model, planes, settings)
+    classes = classify(model.cell_classifier, planes, boxes)
     ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
-    return resolve_overlaps(found.with_classes(labels).with_scores(scores), settings["min_area_px"])[0]
+    return resolve_overlaps(found.with_classes(classes).with_scores(scores), settings["min_area_px"])[0]
 
 
-def _tiled(model, planes: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _tiled(model, planes: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Detect over the whole image, or over overlapping tiles: each keeps the boxes centred in its own part."""
     height, width = planes.shape[1:]
     parts = []
     for y, top, bottom in _tiles(height):
         for x, left, right in _tiles(width):
-            boxes, scores, labels, masks = _forward(model, planes[:, y : y + TILE_PX, x : x + TILE_PX])
+            boxes, scores, masks = _forward(model, planes[:, y : y + TILE_PX, x : x + TILE_PX])
             boxes = boxes + np.array([x, y, x, y])
             centre_x, centre_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
             own = (top <= centre_y) & (centre_y < bottom) & (left <= centre_x) & (centre_x < right)
-            parts.append((boxes[own], scores[own], labels[own], masks[own]))
-    boxes, scores, labels, masks = (np.concatenate(column) for column in zip(*parts, strict=True))
+            parts.append((boxes[own], scores[own], masks[own]))
+    boxes, scores, masks = (np.concatenate(column) for column in zip(*parts, strict=True))
     kept = np.argsort(-scores, kind="stable")[: settings["max_detections"]]
-    return boxes[kept], scores[kept], labels[kept], masks[kept]
+    return boxes[kept], scores[kept], masks[kept]
 
 
 def _tiles(size: int) -> list[tuple[int, float, float]]:
@@ -257,8 +259,8 @@ def _cut(size: int, count: int) -> list[tuple[int, float, float]]:
     return list(zip(starts.tolist(), [-np.inf, *middles], [*middles, np.inf], strict=True))
 
 
-def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes (N, 4) xyxy, scores (N,), labels (N,), mask probabilities (N, 28, 28) of one tile."""
+def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile."""
     import torch
 
     device = next(model.parameters()).device
@@ -269,7 +271,7 @@ def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     masks = out["masks"].float().cpu().numpy()
     masks = masks.reshape(len(boxes), *masks.shape[-2:]) if len(boxes) else np.zeros((0, 28, 28), np.float32)
     inside = ((boxes[:, 0] + boxes[:, 2]) / 2 < planes.shape[2]) & ((boxes[:, 1] + boxes[:, 3]) / 2 < planes.shape[1])
-    return boxes[inside], out["scores"].cpu().numpy()[inside], out["labels"].cpu().numpy()[inside], masks[inside]
+    return boxes[inside], out["scores"].cpu().numpy()[inside], masks[inside]
 
 
 def paste(masks: np.ndarray, boxes_xyxy: np.ndarray, shape: tuple[int, int], threshold: float) -> Instances:
@@ -338,17 +340,16 @@ def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.n
     return unet.vary(turned.transpose(2, 0, 1), rng), ids.astype(np.int32)
 
 
-def target(labels: np.ndarray, class_of: np.ndarray, classes: int, ignore_unknown: bool, min_px: int = 8) -> dict:
-    """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,), masks (N, H, W) uint8.
+def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_px: int = 8) -> dict:
+    """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,) all 1 = cell, masks (N, H, W) uint8.
 
-    A cell of unknown class gets the label after the last class, so that it trains boxes and masks and no known class.
+    A cell of unknown class trains boxes and masks like any other; with `ignore_unknown` false it is background.
     """
     import torch
 
     cells = Instances.from_labels(labels)
     ids = np.unique(labels)
-    ids = ids[ids > 0]
-    cells = cells.with_classes(class_of[ids])
+    cells = cells.with_classes(class_of[ids[ids > 0]])
     kept = cells.areas_px >= min_px
     kept &= (cells.boxes_xywh[:, 2:] > 1).all(axis=1) if len(cells) else kept
     if not ignore_unknown:
@@ -357,19 +358,21 @@ def target(labels: np.ndarray, class_of: np.ndarray, classes: int, ignore_unknow
     boxes = cells.boxes_xywh.astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
     masks = np.stack([cells.mask(k) for k in range(len(cells))]) if len(cells) else np.zeros((0, *labels.shape), bool)
-    names = np.where(cells.class_ids == 0, classes + 1, cells.class_ids)
     return {
         "boxes": torch.from_numpy(boxes),
-        "labels": torch.from_numpy(names.astype(np.int64)),
+        "labels": torch.ones(len(cells), dtype=torch.int64),
         "masks": torch.from_numpy(masks.astype(np.uint8)),
     }
 
 
 class _Loss:
-    """Step number -> sum of torchvision's five losses over a batch of crops."""
+    """Step number -> sum of torchvision's five losses over a batch of crops, and of the classifier's over one of cells."""
 
-    def __init__(self, model, items: Sequence, classes: int, config: Any):
-        self.model, self.items, self.classes, self.config = model, items, classes, config
+    def __init__(self, model, items: Sequence, config: Any):
+        from cellkit.backends.cell_classifier import ClassLoss
+
+        self.model, self.items, self.config = model, items, config
+        self.class_loss = ClassLoss(model.cell_classifier, items)
 
     def __call__(self, step: int):
         import torch
@@ -380,10 +383,10 @@ class _Loss:
         planes, targets = [], []
         for index in chosen:
             picture, labels = crop(self.items[index], rng, self.config.crop_px)
-            made = target(labels, self.items[index][2], self.classes, self.config.ignore_unknown)
+            made = target(labels, self.items[index][2], self.config.ignore_unknown)
             planes.append(torch.from_numpy(np.ascontiguousarray(picture)).to(device))
             targets.append({k: v.to(device) for k, v in made.items()})
-        return sum(self.model(planes, targets).values())
+        return sum(self.model(planes, targets).values()) + self.class_loss(rng)
 
 
 def best_thresholds(
@@ -421,10 +424,14 @@ class _Scorer:
 
 
 def class_score(truths: Sequence[Instances], founds: Sequence[Instances], classes: Sequence[str]) -> float:
-    """Return the mean over classes of MAP IoU (kaggle, images that hold the class or a prediction of it)."""
+    """Return the mean over classes of MAP IoU (kaggle, images that hold the class or a prediction of it).
+
+    A class that is neither in the truth nor found does not count.
+    """
     from cellkit.records import ImageRecord
     from cellkit.scores import score_table, summary
 
     records = [ImageRecord(str(k), "", *truth.shape) for k, truth in enumerate(truths)]
     table = summary(score_table(truths, founds, records, classes=classes), by="class_name", n=0).set_index("class_name")
-    return float(np.mean([table["score"].get(name, 0.0) for name in classes]))
+    scores = [table["score"].get(name, np.nan) for name in classes]
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
