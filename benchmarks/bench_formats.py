@@ -1,21 +1,22 @@
-"""Time the mask formats against their peers, all in one run: `python benchmarks/bench_formats.py [--large] [--repeats N]`.
+"""Time the mask formats against their peers, all in one run: `python benchmarks/bench_formats.py [--quick] [--repeats N]`.
 
-Label images the size of LIVECell (520 x 704 px) with 320 and 1,500 cells; `--large` adds one of 4096 x 4096 px with 20,000.
-Every line is the median of N rounds in ms per image, the peers interleaved so that a busy machine slows all alike. The
-ratio is ours over that peer (below 1: ours is faster). A peer that goes mask by mask is timed on some of the cells, evenly
-spaced, and its time scaled up to all; that they write the same text is checked first.
+Label images the size of LIVECell (520 x 704 px) with 320 and 1,500 cells, and one of 4096 x 4096 px with 20,000; `--quick`
+leaves the large one out and repeats less. Every line is the median of N rounds in ms per image, the peers interleaved so that
+a busy machine slows all alike. The ratio is ours over that peer (below 1: ours is faster). A peer that goes mask by mask is
+timed on some of the cells, evenly spaced, and its time scaled up to all; that they write the same text is checked first.
+Tables are markdown.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from collections.abc import Callable
 from importlib import metadata
 
 import numpy as np
-from bench_scores import Jobs, draw, medians_ms, peak_mib
+from bench_scores import Jobs, arguments_of, medians_ms, peak_mib, show
+from peers import draw
 from pycocotools import mask as coco_mask
 
 from cellkit.instances import Instances
@@ -127,13 +128,8 @@ def decoding_jobs(labels: np.ndarray) -> dict[str, Jobs]:
 def compare(title: str, jobs: Jobs, count: int, repeats: int) -> None:
     scale = count / len(some_of(count))
     times = {name: ms * (1 if name == "cellkit" else scale) for name, ms in medians_ms(jobs, repeats).items()}
-    print(f"\n  {title}")
-    for name, ms in times.items():
-        ratio = times["cellkit"] / ms
-        told = "" if name == "cellkit" else f"  ours / this = {ratio:.4f} = 1 / {1 / ratio:.0f}"
-        wanted = TARGETS.get(title) if name.endswith("mask by mask") else None
-        told += "" if wanted is None else f" (wanted: at most 1 / {1 / wanted:.0f})"
-        print(f"    {name:<36}{ms:10.2f} ms{told}")
+    wanted = {name: TARGETS[title] for name in times if title in TARGETS and name.endswith("mask by mask")}
+    show(f"{title}, {count} cells", times, "cellkit", wanted)
 
 
 # ---- memory and growth ---------------------------------------------------------------------------------------------
@@ -152,10 +148,11 @@ def memory(labels: np.ndarray) -> None:
         "from_kaggle_rle column-major": lambda: Instances.from_kaggle_rle(texts, labels.shape, "column-major"),
     }
     image = labels.nbytes / 2**20
-    print(f"\n  peak memory of ours, results included; the label image has {image:.1f} MiB (wanted: at most 3 of it)")
+    print(f"\n| peak memory, results included (wanted: <= 3 label images of {image:.1f} MiB) | MiB | label images |")
+    print("|---|---:|---:|")
     for name, job in jobs.items():
         peak = peak_mib(job)
-        print(f"    {name:<36}{peak:10.1f} MiB = {peak / image:.2f} label images")
+        print(f"| {name} | {peak:.1f} | {peak / image:.2f} |")
 
 
 def growth(repeats: int) -> None:
@@ -168,29 +165,25 @@ def growth(repeats: int) -> None:
         name = f"{shape[0]} x {shape[1]} px, {count} cells"
         jobs[name] = lambda labels=labels: Instances.from_labels(labels).to_coco_rle()
         runs[name] = len(Instances.from_labels(labels).starts)
-    print("\ngrowth, labels -> COCO RLE")
+    print("\n| growth, labels -> COCO RLE | ms | runs | ns per run |\n|---|---:|---:|---:|")
     for name, ms in medians_ms(jobs, repeats).items():
-        print(f"    {name:<36}{ms:10.2f} ms, {runs[name]:>8} runs, {1e6 * ms / runs[name]:7.0f} ns per run")
+        print(f"| {name} | {ms:.2f} | {runs[name]} | {1e6 * ms / runs[name]:.0f} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--large", action="store_true")
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
+    given = arguments_of(__doc__.splitlines()[0])
     warnings.filterwarnings("ignore", "__array__", DeprecationWarning)  # pycocotools 2.0.11 on NumPy 2
     print(
         f"python {sys.version.split()[0]}, " + ", ".join(f"{n} {metadata.version(n)}" for n in ("numpy", "pycocotools"))
     )
-    sizes = [((520, 704), 320), ((520, 704), 1500)] + ([((4096, 4096), 20_000)] if arguments.large else [])
-    for shape, cells in sizes:
+    for shape, cells in given.sizes:
         labels, _ = draw(shape, cells, 0)
         count = int(labels.max())
         print(f"\n{shape[0]} x {shape[1]} px, {count} cells")
         for title, jobs in (encoding_jobs(labels) | decoding_jobs(labels)).items():
-            compare(title, jobs, count, arguments.repeats)
+            compare(title, jobs, count, given.repeats)
         memory(labels)
-    growth(arguments.repeats)
+    growth(given.repeats)
 
 
 if __name__ == "__main__":

@@ -266,14 +266,17 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         "path", metavar="PATH", help="a microscope file, a picture, a COCO file, or the folder of a data set"
     )
     parser.add_argument("--source", metavar="KIND", help="layout of the folder (default: told from what lies in it)")
+    parser.add_argument("--axes", metavar="AXES", help="what the axes of files are that do not say, e.g. TYX")
     _json_flag(parser)
 
 
 def _inspect(given: argparse.Namespace) -> Answer:
-    if os.path.isdir(given.path):
+    from cellkit.readers import is_image_folder
+
+    if os.path.isdir(given.path) and not is_image_folder(given.path):
         from cellkit.inspection import inspect_folder, tell_folder
 
-        found, quarantined = inspect_folder(given.path, given.source)
+        found, quarantined = inspect_folder(given.path, given.source, given.axes)
         _set_aside(quarantined)
         return Answer(_json_text(found) if given.json else tell_folder(found))
     if given.source:
@@ -284,7 +287,7 @@ def _inspect(given: argparse.Namespace) -> Answer:
     if given.path.lower().endswith(".json"):
         found = inspect_coco(given.path)
         return Answer(_json_text(found) if given.json else tell_folder(found))
-    info = inspect_file(given.path)
+    info = inspect_file(given.path, given.axes)
     return Answer(_json_text(info.to_json()) if given.json else tell_file(info))
 
 
@@ -292,17 +295,25 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="PATH", nargs="+", help="microscope files, pictures, folders, patterns")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the PNGs and conversion.csv")
     _channel_flags(parser)
+    parser.add_argument(
+        "--percentiles-of", metavar="image|batch", help="whose percentiles: of each image (default) or all"
+    )
+    parser.add_argument("--axes", metavar="AXES", help="what the axes of files are that do not say, e.g. TYX")
     parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="resize factor (default 1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
     _skips_flag(parser)
 
 
 def _convert(given: argparse.Namespace) -> Answer:
+    from dataclasses import replace
+
     from cellkit.predict import convert_files
 
     if given.workers < 1:
         raise UserError(f"--workers is {given.workers}", "give 1 or more")
-    how = _conversion(given, None, scale=given.scale)
+    how = replace(
+        _conversion(given, None, scale=given.scale), axes=given.axes, percentiles_of=given.percentiles_of or "image"
+    )
     written, quarantined = convert_files(given.images, given.out, how, given.workers)
     _set_aside(quarantined)
     return Answer(f"{given.out}: {len(written)} picture(s)", _code(quarantined, given.allow_skips))
@@ -380,11 +391,12 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bootstrap", type=int, metavar="N", help="resamples of the images for intervals (default 2000)"
     )
+    parser.add_argument("--against", metavar="OTHER", help="another model's predictions: say whether PRED is better")
     _json_flag(parser)
 
 
 def _score(given: argparse.Namespace) -> Answer:
-    from cellkit.compare import image_shapes, match_sides, read_side, score_sides, tell_scores
+    from cellkit.compare import compare_models, image_shapes, match_sides, read_side, score_sides, tell_scores
 
     if given.bootstrap is not None and given.bootstrap < 0:
         raise UserError(f"--bootstrap is {given.bootstrap}", "give 0 (no interval) or more")
@@ -394,47 +406,132 @@ def _score(given: argparse.Namespace) -> Answer:
     truth = read_side(given.truth, of=sized, **how)
     found = sized or read_side(given.predictions, of=truth, common=given.common, **how)
     truth, found = match_sides(truth, found, given.common)
+    other = read_side(given.against, of=truth, common=given.common, **how) if given.against else None
     conventions = [name.strip() for name in given.convention.split(",")] if given.convention else None
     result = score_sides(truth, found, conventions, given.by, given.bootstrap)
+    if other is not None:
+        result["against"] = compare_models(truth, other, found, given.common, given.bootstrap)
     return Answer(_json_text(result) if given.json else tell_scores(result, given.truth, given.predictions))
 
 
 # ---- coco, labels --------------------------------------------------------------------------------------------------
 def _add_coco(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("labels", metavar="LABELS_DIR", help="folder of label images (TIFF or PNG, 0 = background)")
+    inputs = "folder of label images (TIFF, PNG), of Cellpose _seg.npy files or of ImageJ ROI zips; one such file; a COCO file"
+    parser.add_argument("input", metavar="INPUT", help=inputs)
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the COCO file")
-    parser.add_argument("--images", metavar="DIR", help="the pictures, matched by stem, for their file names")
     parser.add_argument(
-        "--class", dest="class_name", default="cell", metavar="NAME", help="class of all cells (default cell)"
+        "--format", metavar="F", help="what INPUT is: labels, seg or roi (default: told by the suffixes)"
     )
+    parser.add_argument("--images", metavar="DIR", help="the pictures, matched by stem: for file names and sizes")
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help="class of cells without one (default cell)")
+    parser.add_argument(
+        "--classes", metavar="A,B", help="classes of _seg.npy files that the Cellpose GUI saved, in order"
+    )
+    parser.add_argument("--from", dest="from_", metavar="TOOL", help="whose COCO file INPUT is: cvat, fiftyone, ...")
+    parser.add_argument("--convention", default="plain", metavar="TOOL", help="who reads FILE: plain, cvat or fiftyone")
+    parser.add_argument("--polygons", action="store_true", help="polygons, not RLE; tells how many objects lose by it")
+    _skips_flag(parser)
 
 
 def _coco(given: argparse.Namespace) -> Answer:
     from cellkit.coco import write_coco
-    from cellkit.compare import read_side, with_pictures
+    from cellkit.conventions import WRITTEN, checked, common_folder
 
-    side = read_side(given.labels) if os.path.isdir(given.labels) else None
-    if side is None:
-        raise UserError(f"no folder at {given.labels}", "give the folder that holds the label images")
-    side = with_pictures(side, given.images) if given.images else side
-    write_coco(given.out, side.records, [cells.with_classes(1) for cells in side.instances], (given.class_name,))
-    return Answer(f"{given.out}: {len(side.records)} image(s), {side.cells} cell(s)")
+    checked(given.convention, WRITTEN)
+    read = _of_coco if given.input.lower().endswith(".json") else _of_files
+    records, instances, classes, ids, quarantined = read(given)
+    _set_aside(quarantined)
+    scored = any((cells.scores != 1).any() for cells in instances)
+    write_coco(given.out, records, instances, classes, ids, scored, given.convention, given.polygons)
+    if given.polygons:
+        _tell_polygons(instances)
+    folder = common_folder([record.path for record in records]) if given.convention == "fiftyone" else ""
+    if folder:
+        print(f"file names are relative to {folder}/, the data_path of FiftyOne's importer", file=sys.stderr)
+    text = f"{given.out}: {len(records)} image(s), {sum(map(len, instances))} cell(s)"
+    return Answer(text, _code(quarantined, given.allow_skips))
+
+
+def _of_files(given: argparse.Namespace) -> tuple:
+    """Return records, cells, classes, no ids, and what was set aside, of label images, _seg.npy files or ROI zips."""
+    from cellkit.exchange import read_folder
+
+    if given.from_:
+        raise UserError(
+            f"--from {given.from_}, but {given.input} is no COCO file", "--format says what label files are"
+        )
+    classes = [name.strip() for name in given.classes.split(",")] if given.classes else []
+    side, quarantined = read_folder(given.input, given.format, given.images, classes)
+    if side.classes:
+        named, instances = side.classes, side.instances
+    else:
+        named, instances = (given.class_name or "cell",), [cells.with_classes(1) for cells in side.instances]
+    if given.class_name and side.classes:
+        raise UserError(
+            f"--class {given.class_name}, but the cells have classes: {', '.join(named)}", "leave out --class"
+        )
+    return side.records, instances, named, None, quarantined
+
+
+def _of_coco(given: argparse.Namespace) -> tuple:
+    """Return records, cells, classes, ids and nothing set aside, of a COCO file."""
+    if given.format or given.images or given.class_name or given.classes:
+        raise UserError(
+            f"{given.input} is a COCO file: it names its images and classes itself",
+            "leave out --format, --images, --class and --classes",
+        )
+    coco = _read_coco(given.input, given.from_)
+    return coco.records, coco.instances, coco.classes, coco.ids, []
+
+
+def _read_coco(path: str, convention: str | None) -> Any:
+    """Read a COCO file and say on stderr what was not read as it stands there."""
+    from cellkit.coco import read_coco
+
+    coco = read_coco(path, convention=convention)
+    crowds = sum(map(len, coco.crowd))
+    left = [f"{crowds} region(s) marked iscrowd are no single objects and left out"] if crowds else []
+    for note in [*coco.notes, *left]:
+        print(f"note: {note}", file=sys.stderr)
+    return coco
+
+
+def _tell_polygons(instances: Sequence[Any]) -> None:
+    """Say on stderr what polygons lose."""
+    from cellkit.outlines import polygons
+
+    told = [polygons(cells)[1:] for cells in instances if not cells.boxes_only]
+    holes, changed = (sum(pair[k] for pair in told) for k in (0, 1))
+    what = f"{holes} of {sum(map(len, instances))} object(s) lose holes as polygons"
+    print(f"note: {what}, {changed} have other pixels when pycocotools draws them", file=sys.stderr)
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("coco", metavar="COCO_FILE", help="a COCO file")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for one label image per image")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for one file per image")
+    forms = "tif (default), png, seg (Cellpose GUI; needs --images) or roi (ImageJ ROI zip)"
+    parser.add_argument("--format", default="tif", metavar="F", help=forms)
+    parser.add_argument("--images", metavar="DIR", help="the pictures, matched by stem")
+    parser.add_argument("--suffix", default="", metavar="TEXT", help="end of the names of tif and png, e.g. _cp_masks")
+    parser.add_argument(
+        "--convention", metavar="TOOL", help="whose COCO file it is: plain, cvat, fiftyone, labelstudio"
+    )
+    _skips_flag(parser)
 
 
 def _labels(given: argparse.Namespace) -> Answer:
-    from cellkit.coco import read_coco
-    from cellkit.compare import write_label_folder
+    from cellkit.exchange import write_folder
 
-    coco = read_coco(given.coco)
-    lost = write_label_folder(given.out, coco.records, coco.instances)
-    if lost:
-        print(f"{lost} cell(s) share pixels with others: the higher score kept them", file=sys.stderr)
-    return Answer(f"{given.out}: {len(coco.records)} label image(s)")
+    coco = _read_coco(given.coco, given.convention)
+    how = {"form": given.format, "images": given.images, "suffix": given.suffix}
+    done = write_folder(given.out, coco.records, coco.instances, coco.classes, **how)
+    _set_aside(done.quarantined)
+    if done.lost:
+        print(f"{done.lost} cell(s) share pixels with others: the higher score kept them", file=sys.stderr)
+    if done.left_out:
+        print(f"{done.left_out} cell(s) without a pixel of their own are left out", file=sys.stderr)
+    kind = {"seg": "_seg.npy file(s)", "roi": "ROI zip(s)"}.get(given.format, "label image(s)")
+    return Answer(f"{given.out}: {done.files} {kind}", _code(done.quarantined, given.allow_skips))
 
 
 # ---- submit, check-submission --------------------------------------------------------------------------------------
@@ -502,6 +599,30 @@ def _check_submission(given: argparse.Namespace) -> Answer:
     )
 
 
+# ---- fetch ---------------------------------------------------------------------------------------------------------
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a data set or weights; --list shows all")
+    parser.add_argument("--to", metavar="DIR", help="folder (default CELLKIT_DATA or CELLKIT_WEIGHTS, else a cache)")
+    how = {"dest": "given", "nargs": "+", "default": [], "metavar": "FILE"}
+    parser.add_argument("--from", **how, help="files carried here by hand, or their folder: verified, no network")
+    parser.add_argument(
+        "--list", action="store_true", help="what can be fetched, under which licence, and what is here"
+    )
+    _json_flag(parser)
+
+
+def _fetch(given: argparse.Namespace) -> Answer:
+    from cellkit.fetch import fetch, list_entries, tell_entries, tell_fetched
+
+    if given.list:
+        rows = list_entries(given.to)
+        return Answer(_json_text({"entries": rows}) if given.json else tell_entries(rows))
+    if given.name is None:
+        raise UserError("cellkit fetch: NAME is missing", "see: cellkit fetch --list")
+    found = fetch(given.name, given.to, given.given)
+    return Answer(_json_text(found) if given.json else tell_fetched(found))
+
+
 COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     "run": ("run the six notebooks of a configuration, skipping what is unchanged", _add_run, _run),
     "check": ("tell which stages of a run are out of date, and why", _add_check, _check),
@@ -509,10 +630,11 @@ COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     "convert": ("turn microscope files into pictures (nuclei blue, cytoplasm green)", _add_convert, _convert),
     "predict": ("find the cells of images with any model", _add_predict, _predict),
     "score": ("score predictions against the truth, conventions side by side", _add_score, _score),
-    "coco": ("turn a folder of label images into a COCO file", _add_coco, _coco),
-    "labels": ("turn a COCO file into a folder of label images", _add_labels, _labels),
+    "coco": ("turn label images, Cellpose files or ROI zips into a COCO file", _add_coco, _coco),
+    "labels": ("turn a COCO file into label images, Cellpose files or ROI zips", _add_labels, _labels),
     "submit": ("write predictions as a Kaggle submission", _add_submit, _submit),
     "check-submission": ("find all that Kaggle would refuse in a submission", _add_check_submission, _check_submission),
+    "fetch": ("download public data sets and weights, verified", _add_fetch, _fetch),
     "doctor": ("tell what this machine can run, and what to install for the rest", _json_flag, _doctor),
 }
 

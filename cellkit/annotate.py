@@ -11,7 +11,7 @@ import numpy as np
 
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
-from cellkit.instances import Instances
+from cellkit.instances import Instances, refuse_boxes
 
 if TYPE_CHECKING:
     from cellkit.coco import Coco
@@ -69,7 +69,8 @@ def choose_labels(
             raise UserError(
                 "label.use is truth, but the images came without labels", "set label.use: proposed, or a folder"
             )
-        coco = read_coco(truth["truth"])
+        coco = read_coco(truth["truth"], boxes=True)
+        refuse_boxes(coco.instances, "label.use: truth")
         known = _known(coco, images, truth["truth"])
         chosen = [Labelled(r.image_id, known[r.image_id].paint(), "truth") for r in images.records]
     elif use == "proposed":
@@ -172,14 +173,14 @@ def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:
     ----------
     labelled : CellDataset
     truth : path
-        The COCO file of 01_convert, whose objects have classes.
+        The COCO file of 01_convert, whose objects have classes; boxes serve as well as masks.
     """
     from dataclasses import replace
 
     from cellkit.coco import read_coco
     from cellkit.scores import overlaps
 
-    coco = read_coco(truth)
+    coco = read_coco(truth, boxes=True)
     known = _known(coco, labelled, truth)
     found = []
     for record, cells in zip(labelled.records, labelled.instances, strict=True):

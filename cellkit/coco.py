@@ -7,17 +7,19 @@ image (``image_id``, ``cell_type``, ``group``, ``split``) bring the record back;
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cellkit.conventions import WRITTEN, checked, from_plain, segmentations, to_plain
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
-from cellkit.instances import Instances
+from cellkit.instances import Instances, refuse_boxes
 from cellkit.records import ImageRecord
 
 EXTRA = ("image_id", "channels", "cell_type", "group", "split", "flags", "source")
@@ -42,6 +44,10 @@ class Coco:
         The ``id`` of each image in the file.
     crowd : list of Instances
         Regions marked ``iscrowd``, one entry per record.
+    id_map : dict
+        Image id in the file -> id here, where a tool's ids had to be renumbered; else empty.
+    notes : tuple of str
+        What was read otherwise than plain COCO says, because of the convention.
     """
 
     records: list[ImageRecord]
@@ -49,6 +55,8 @@ class Coco:
     classes: tuple[str, ...]
     ids: list[int]
     crowd: list[Instances]
+    id_map: dict[int | str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -59,6 +67,8 @@ def write_coco(
     classes: Sequence[str],
     ids: Sequence[int] | None = None,
     with_scores: bool = False,
+    convention: str = "plain",
+    as_polygons: bool = False,
 ) -> Path:
     """Write images, categories and annotations, atomically.
 
@@ -68,6 +78,10 @@ def write_coco(
         The images' ids in the file, each at least 1; default 1, 2, ...
     with_scores : bool
         Give each annotation its ``score`` (a prediction as a file of its own).
+    convention : {"plain", "cvat", "fiftyone"}
+        Whose importer reads the file; see `cellkit.conventions`.
+    as_polygons : bool
+        Polygons instead of RLE, for tools that have nothing else: holes are lost (`cellkit.outlines.polygons` counts them).
 
     Raises
     ------
@@ -75,10 +89,13 @@ def write_coco(
         A class id with no name; classes of one name or of the name "unknown"; ids below 1 or given twice; records and
         instances of different number or shape.
     """
+    checked(convention, WRITTEN)
     if len(records) != len(instances):
         raise UserError(f"{len(records)} records but {len(instances)} sets of instances", "give one per image")
-    if UNKNOWN in classes or len(set(classes)) < len(classes):
+    if UNKNOWN in classes or len(set(classes)) < len(classes) or not all(name.strip() for name in classes):
         raise UserError(f"the classes are {', '.join(classes)}", f"name each once, and none '{UNKNOWN}'")
+    for name in classes:
+        _refuse_unwritable(name, "the class name")
     ids = list(range(1, len(records) + 1)) if ids is None else [int(i) for i in ids]
     _check_ids(ids, len(records))
     images, annotations = [], []
@@ -88,13 +105,13 @@ def write_coco(
         _check_pair(record, found, len(classes))
         images.append(_image(number, record))
         class_ids = np.where(found.class_ids == 0, len(names), found.class_ids).tolist()
-        for entry in _annotations(found, number, class_ids, with_scores):
-            annotations.append({"id": len(annotations) + 1, **entry})
+        shapes = None if found.boxes_only else segmentations(found, convention, as_polygons)
+        for k, entry in enumerate(_annotations(found, number, class_ids, with_scores)):
+            shape = {} if shapes is None else {"segmentation": shapes[k]}
+            annotations.append({"id": len(annotations) + 1, **entry, **shape})
     categories = [{"id": k, "name": name, "supercategory": "cell"} for k, name in enumerate(names, 1)]
-    return write_json(
-        path,
-        {"info": {"description": "cellkit"}, "images": images, "categories": categories, "annotations": annotations},
-    )
+    data = {"info": {"description": "cellkit"}, "images": images, "categories": categories, "annotations": annotations}
+    return write_json(path, from_plain(data, convention))
 
 
 def write_results(path: str | Path, ids: Sequence[int], instances: Sequence[Instances]) -> Path:
@@ -110,6 +127,7 @@ def write_results(path: str | Path, ids: Sequence[int], instances: Sequence[Inst
     UserError
         A score that is not in [0, 1]; ids below 1, given twice, or not one per image.
     """
+    refuse_boxes(instances, "a results list")
     _check_ids([int(i) for i in ids], len(instances))
     rows = []
     for number, found in zip(ids, instances, strict=True):
@@ -139,6 +157,8 @@ def _check_pair(record: ImageRecord, found: Instances, classes: int) -> None:
 def _image(number: int, record: ImageRecord) -> dict[str, Any]:
     entry = {"id": number, "file_name": record.path, "height": record.height_px, "width": record.width_px}
     entry |= {key: getattr(record, key) for key in EXTRA}
+    for key in ("file_name", *EXTRA):
+        _refuse_unwritable(entry[key], f"{record.path!r}: {key}")
     if not math.isnan(record.um_per_px):
         entry["um_per_px"] = record.um_per_px
     return entry
@@ -156,10 +176,11 @@ def _annotations(found: Instances, number: int, class_ids: list[int], with_score
         raise UserError(f"image {number} has a cell of score {wrong[0]}", "a score is a number from 0 to 1")
     entries = []
     for k, rle in enumerate(rles):
+        mask = {} if found.boxes_only else {"segmentation": rle}
         entry = {
             "image_id": number,
             "category_id": class_ids[k],
-            "segmentation": rle,
+            **mask,
             "bbox": boxes[k],
             "area": areas[k],
             "iscrowd": 0,
@@ -169,8 +190,16 @@ def _annotations(found: Instances, number: int, class_ids: list[int], with_score
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
-def read_coco(path: str | Path) -> Coco:
+def read_coco(path: str | Path, boxes: bool = False, convention: str | None = None) -> Coco:
     """Read a COCO file: images, classes by name, masks as RLE or polygons.
+
+    Parameters
+    ----------
+    boxes : bool
+        Also read a file whose annotations have boxes and no masks; its instances are then ``boxes_only``.
+    convention : {"plain", "cvat", "fiftyone", "labelstudio"}, optional
+        Whose file it is; see `cellkit.conventions`. By default plain, but crowds in a file of CVAT's are refused: there
+        they are single objects.
 
     Raises
     ------
@@ -178,7 +207,12 @@ def read_coco(path: str | Path) -> Coco:
         Naming the file, the entry and the reason: not COCO, a duplicate id, an annotation of an image or a category that is
         not there, a box without a mask, a run length that does not fit, a point that is not finite.
     """
-    data = _opened(path)
+    return parse_coco(_opened(path), path, boxes, convention)
+
+
+def parse_coco(data: Any, path: str | Path, boxes: bool = False, convention: str | None = None) -> Coco:
+    """Check and decode what a COCO file holds; `path` is what messages call it. See `read_coco`."""
+    data, id_map, notes = to_plain(data, convention, path)
     if not isinstance(data, dict) or not all(
         isinstance(data.get(k), list) for k in ("images", "annotations", "categories")
     ):
@@ -191,21 +225,30 @@ def read_coco(path: str | Path) -> Coco:
         records.append(_record(entry, f"{path}: image {position + 1}"))
         ids.append(_id(entry.get("id"), f"{path}: image {position + 1}"))
     _refuse_duplicates(ids, f"{path}: image ids")
+    records = _distinct(records)
     grouped, crowd = _grouped(data["annotations"], ids, path)
+    decode = _boxes if boxes and _only_boxes(data["annotations"]) else _masks
     instances = [
-        _instances(rows, r, categories, f"{path}: {r.image_id}") for rows, r in zip(grouped, records, strict=True)
+        _instances(rows, r, categories, f"{path}: {r.image_id}", decode)
+        for rows, r in zip(grouped, records, strict=True)
     ]
-    crowds = [_instances(rows, r, categories, f"{path}: {r.image_id}") for rows, r in zip(crowd, records, strict=True)]
-    return Coco(records, instances, classes, ids, crowds)
+    crowds = [
+        _instances(rows, r, categories, f"{path}: {r.image_id}", decode) for rows, r in zip(crowd, records, strict=True)
+    ]
+    return Coco(records, instances, classes, ids, crowds, id_map, tuple(notes))
 
 
-def read_results(path: str | Path, truth: Coco | Mapping[int, tuple[int, int]]) -> list[Instances]:
+def read_results(
+    path: str | Path, truth: Coco | Mapping[int, tuple[int, int]], common: bool = False
+) -> list[Instances]:
     """Read a COCO results list for the images of `truth`, in its order; an image without entries has no cell.
 
     Parameters
     ----------
     truth : Coco or mapping
         The images the results belong to, or image id -> (H, W).
+    common : bool
+        Leave out the entries of other images, instead of refusing the file.
 
     Raises
     ------
@@ -222,7 +265,7 @@ def read_results(path: str | Path, truth: Coco | Mapping[int, tuple[int, int]]) 
     shapes = truth
     if isinstance(truth, Coco):
         shapes = {number: x.shape for number, x in zip(truth.ids, truth.instances, strict=True)}
-    grouped, _ = _grouped(rows, list(shapes), path)
+    grouped, _ = _grouped(rows, list(shapes), path, common)
     found = []
     for (number, shape), entries in zip(shapes.items(), grouped, strict=True):
         where = f"{path}: image {number}"
@@ -245,8 +288,9 @@ def _categories(entries: list, path) -> tuple[dict[int, int], tuple[str, ...]]:
     """Return category id -> class id, and the class names in order of category id; the category "unknown" is class 0."""
     named = {}
     for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
             raise UserError(f"{path}: a category has no name", "a category is {id, name}")
+        _refuse_unwritable(entry["name"], f"{path}: category name")
         number = _id(entry.get("id"), f"{path}: category {entry['name']}", least=0)
         if number in named:
             raise UserError(f"{path}: category id {number} is there twice", "number the categories from 1")
@@ -266,9 +310,17 @@ def _record(entry: Any, where: str) -> ImageRecord:
         raise UserError(f"{where} claims {height} x {width} px", "height and width are those of the picture")
     record = ImageRecord(Path(entry["file_name"]).stem, entry["file_name"], height, width)
     extra = {key: str(entry[key]) for key in EXTRA if isinstance(entry.get(key), str)}
+    for key, text in {"file_name": record.path, **extra}.items():
+        _refuse_unwritable(text, f"{where}: {key}")
     um = entry.get("um_per_px")
     known = isinstance(um, (int, float)) and not isinstance(um, bool) and 0 < um < math.inf
     return replace(record, **extra, um_per_px=float(um) if known and um < FARTHEST_PX else math.nan)
+
+
+def _refuse_unwritable(text: str, where: str) -> None:
+    """Refuse control characters and halves of characters: no table, no file name and no terminal takes them."""
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise UserError(f"{where} {text[:40]!r} holds a control character", "write names in plain letters")
 
 
 def _id(value: Any, where: str, least: int = 1) -> int:
@@ -294,8 +346,8 @@ def _refuse_duplicates(values: list[int], where: str) -> None:
         raise UserError(f"{where}: {twice} is there twice", "give every entry an id of its own")
 
 
-def _grouped(rows: list, ids: list[int], path) -> tuple[list[list[dict]], list[list[dict]]]:
-    """Return the annotations of each image, and its crowd regions."""
+def _grouped(rows: list, ids: list[int], path, common: bool = False) -> tuple[list[list[dict]], list[list[dict]]]:
+    """Return the annotations of each image, and its crowd regions; with `common` those of other images are left out."""
     place = {number: k for k, number in enumerate(ids)}
     plain, crowd, orphans = [[] for _ in ids], [[] for _ in ids], []
     seen: set[int] = set()
@@ -312,7 +364,7 @@ def _grouped(rows: list, ids: list[int], path) -> tuple[list[list[dict]], list[l
             orphans.append(number)
             continue
         (crowd if row.get("iscrowd") in (1, True) else plain)[place[number]].append(row)
-    if orphans:
+    if orphans and not common:
         raise UserError(
             f"{path}: {len(orphans)} annotation(s) of images that are not there, e.g. image_id {orphans[0]}",
             "give the file the images it was made for",
@@ -320,7 +372,34 @@ def _grouped(rows: list, ids: list[int], path) -> tuple[list[list[dict]], list[l
     return plain, crowd
 
 
-def _instances(rows: list[dict], record: ImageRecord, categories: dict[int, int], where: str) -> Instances:
+def _distinct(records: list[ImageRecord]) -> list[ImageRecord]:
+    """Tell images of one name apart by their folders: ``a/1.png`` and ``b/1.png`` become a_1 and b_1."""
+    from cellkit.convert import image_id_of
+
+    count = Counter(record.image_id for record in records)
+    return [replace(r, image_id=image_id_of(r.path)) if count[r.image_id] > 1 else r for r in records]
+
+
+def _only_boxes(rows: list) -> bool:
+    """Tell whether there are annotations, and none of them has a mask."""
+    return bool(rows) and not any(isinstance(row, dict) and row.get("segmentation") for row in rows)
+
+
+def _boxes(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:
+    """Return the boxes of one image; x and y count from 0, width and height reach the last pixel's far edge."""
+    from cellkit.boxes import pixel_boxes
+
+    edges = []
+    for row in rows:
+        box = row.get("bbox")
+        numbers = isinstance(box, list) and len(box) == 4
+        if not numbers or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box):
+            raise UserError(f"{where}: an annotation has neither mask nor box", "a box is [x, y, width, height] in px")
+        edges.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
+    return Instances.from_boxes(pixel_boxes(np.array(edges, float), shape, where), shape)
+
+
+def _instances(rows: list[dict], record: ImageRecord, categories: dict[int, int], where: str, decode=None) -> Instances:
     class_ids = []
     for row in rows:
         number = _id(row.get("category_id"), f"{where}: category_id", least=0)
@@ -329,7 +408,7 @@ def _instances(rows: list[dict], record: ImageRecord, categories: dict[int, int]
                 f"{where}: category_id {number} is not among the categories", "add the category or correct the id"
             )
         class_ids.append(categories[number])
-    found = _masks(rows, (record.height_px, record.width_px), where).with_classes(class_ids)
+    found = (decode or _masks)(rows, (record.height_px, record.width_px), where).with_classes(class_ids)
     if rows and all("score" in row for row in rows):
         found = found.with_scores([_score(row["score"], where) for row in rows])
     return found
@@ -347,7 +426,10 @@ def _masks(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:
         elif isinstance(segmentation, list) and segmentation:
             rles.append(_rasterised(segmentation, shape, where))
         else:
-            raise UserError(f"{where}: an annotation has a box but no mask", "boxes are not masks: give a segmentation")
+            raise UserError(
+                f"{where}: an annotation has a box but no mask, and boxes are not masks",
+                "give a segmentation; where there is none, score boxes (voc, coco) or label masks (label.use)",
+            )
     try:
         return Instances.from_coco_rle(rles, shape)
     except UserError as error:

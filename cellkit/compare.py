@@ -99,7 +99,7 @@ def read_side(
         return _read_results(path, of, common)
     from cellkit.coco import read_coco
 
-    coco = read_coco(path)
+    coco = read_coco(path, boxes=True)
     return Side(path, coco.records, coco.instances, coco.classes, coco.crowd, coco.ids)
 
 
@@ -137,7 +137,6 @@ def _read_label_folder(folder: Path) -> Side:
 def _read_results(path: Path, of: Side | None, common: bool) -> Side:
     """Read a results list for the images and categories of a COCO file."""
     from cellkit.coco import read_results
-    from cellkit.files import read_json
 
     if of is None or not of.ids:
         raise UserError(
@@ -145,13 +144,7 @@ def _read_results(path: Path, of: Side | None, common: bool) -> Side:
             "give that COCO file as the other side",
         )
     shapes = {number: (r.height_px, r.width_px) for number, r in zip(of.ids, of.records, strict=True)}
-    known = dict(shapes)
-    if common:
-        for row in read_json(path):
-            rle = row.get("segmentation") if isinstance(row, dict) else None
-            if isinstance(rle, dict) and isinstance(row.get("image_id"), int) and isinstance(rle.get("size"), list):
-                known.setdefault(row["image_id"], tuple(rle["size"]))
-    found = read_results(path, known)[: len(shapes)]
+    found = read_results(path, shapes, common)
     class_of = _class_of_category(of.path)
     instances = []
     for record, objects in zip(of.records, found, strict=True):
@@ -380,6 +373,44 @@ def score_sides(
     return result | {"truth_cells": truth.cells, "found_cells": found.cells}
 
 
+def compare_models(
+    truth: Side, other: Side, found: Side, common: bool = False, bootstrap: int | None = None
+) -> dict[str, Any]:
+    """Say whether `found` is better than `other`, by the MAP IoU of the same images (see `cellkit.scores.paired_bootstrap`).
+
+    Parameters
+    ----------
+    truth, found : Side
+        Matched, see `match_sides`.
+    other : Side
+        The other model's predictions.
+    common : bool
+        Compare on the images that all three have, instead of refusing the others.
+
+    Returns
+    -------
+    dict
+        other (its path), difference, interval, images, and the sentence that says it; ready for JSON.
+    """
+    from cellkit.scores import BOOTSTRAP, paired_bootstrap, score_table
+
+    shared, other = match_sides(truth, other, common)
+    kept = {record.image_id for record in shared.records}
+    places = [k for k, record in enumerate(truth.records) if record.image_id in kept]
+    tables = [
+        score_table(shared.instances, instances, shared.records)
+        for instances in (other.instances, found.subset(places).instances)
+    ]
+    told = paired_bootstrap(*tables, n=BOOTSTRAP if bootstrap is None else bootstrap)
+    names = [side.path.name for side in (other, found)]
+    if names[0] == names[1]:
+        names = [str(side.path) for side in (other, found)]
+    interval = [None if np.isnan(bound) else float(bound) for bound in (told.low, told.high)]
+    difference = None if np.isnan(told.difference) else float(told.difference)
+    about = {"other": str(other.path), "difference": difference, "interval": interval, "images": told.n}
+    return about | {"sentence": told.sentence(*names)}
+
+
 def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
     """Return the scores as a table for people: each convention with the line that says why its number differs."""
     lines = [
@@ -396,6 +427,8 @@ def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
         for part, told in parts.items():
             counts = f"{told['images']} image(s), {told['truth_cells']} true, {told['found_cells']} found"
             lines.append(f"{part:<{width}}  {_shown(told['score'])}  {_interval(told['interval']):<16} {counts}")
+    if "against" in result:
+        lines += ["", f"MAP IoU (kaggle): {result['against']['sentence']}"]
     return "\n".join(lines)
 
 

@@ -91,8 +91,8 @@ class Section(Part):
 class ChannelsConfig(Part):
     """Which channel of a microscope file is which: by name, by index from 0, or by wavelength in nm."""
 
-    nuclei: str | int | None = Field(None, description="channel of the nuclei: name, index or wavelength (nm)")
-    cytoplasm: str | int | None = Field(None, description="channel of the cytoplasm: name, index or wavelength (nm)")
+    nuclei: str | int | None = Field(None, description="channel of the nuclei: name, index or wavelength (nm; within 20)")
+    cytoplasm: str | int | None = Field(None, description="channel of the cytoplasm: name, index or wavelength (nm; within 20)")
 
 
 class SplitConfig(Part):
@@ -128,9 +128,10 @@ class ConvertConfig(Section):
     """Notebook 01: where the images come from and how they become 8-bit PNG (nuclei blue, cytoplasm green)."""
 
     data: str | None = Field(None, description="folder of real data; the top-level data unless set here")
-    source: Literal["drawn", "microscope", "two_lines", "labelme", "dsb2018", "folder"] = Field(
-        "drawn", description="layout of the source"
-    )
+    source: Literal[
+        "drawn", "microscope", "two_lines", "labelme", "dsb2018", "folder", "cellpose", "bbbc039", "sartorius", "hepg2_huh7",
+        "livecell", "coco", "voc", "box_csv",
+    ] = Field("drawn", description="layout of the source")  # fmt: skip
     path: str = Field("", description="folder below data that holds the source; empty = data itself")
     modalities: Names | None = Field(None, description="kinds of images kept, where the source names them; null = all")
     axes: str | None = Field(
@@ -141,9 +142,31 @@ class ConvertConfig(Section):
         "max", description="how a z-stack becomes one plane: a rule, or the index of the plane"
     )
     percentiles: Pair = Field((0.3, 99.8), description="percentiles of a channel that become 0 and 255")
+    percentiles_of: Literal["image", "batch"] = Field(
+        "image", description="whose: each image's own, or one pair per colour of all pixels of all images"
+    )
     scale: Number = Field(1.0, gt=0, le=8, description="resize factor of images (labels: nearest)")
     split: SplitConfig = Field(SplitConfig(), description="fractions of the images")
     split_by: Literal["image", "group"] = Field("image", description="what is never torn apart by the split")
+    group_from: str | None = Field(
+        None, description="expression that finds an image's group in its name, (?P<group>[A-H][0-9]+); null = its folders"
+    )
+    duplicates: Literal["set_aside", "refuse", "keep"] = Field(
+        "set_aside", description="copies in two splits: those of test (else validation) stay, others set aside; refused; kept"
+    )
+    published_split: bool = Field(True, description="keep the split that the source came with, where it has one")
+    pair: Annotated[tuple[str, str], BeforeValidator(_as_tuple)] | None = Field(
+        None, description="a text in an image's name, and what its label image has there, e.g. [img, mask]; null = endings"
+    )
+    pieces: Literal["keep", "largest", "split"] | None = Field(
+        None, description="an object of several pieces: kept, its largest, or several; null = kept, a bare mask is refused"
+    )
+    coco_convention: Literal["plain", "cvat", "fiftyone", "labelstudio"] | None = Field(
+        None, description="whose COCO files they are; null = plain, and files that CVAT seems to have written are refused"
+    )
+    box_units: Literal["fractions", "pixels"] | None = Field(
+        None, description="units of a table of boxes; null = told by all its numbers, refused where they could be either"
+    )
     max_images: int | None = Field(
         None, ge=1, description="most images per cell type, evenly spaced over the sorted names; null = all"
     )
@@ -158,6 +181,18 @@ class ConvertConfig(Section):
     def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 <= value[0] < value[1] <= 100:
             raise ValueError(f"is {_show(value)}, wanted two rising numbers from 0 to 100")
+        return value
+
+    @field_validator("group_from")
+    @classmethod
+    def _names_a_group(cls, value: str | None) -> str | None:
+        from cellkit.records import group_rule
+
+        if value is not None:
+            try:
+                group_rule(value)
+            except UserError as error:
+                raise ValueError(str(error).splitlines()[0].removeprefix("convert.group_from ")) from None
         return value
 
     @field_validator("class_names")
@@ -645,7 +680,9 @@ def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin in (typing.Union, types.UnionType):
         return ", or ".join(_words(argument, () if argument is type(None) else metadata) for argument in arguments)
     if origin is tuple:
-        return "a list of names" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} numbers"
+        if arguments[-1] is Ellipsis:
+            return "a list of names"
+        return f"a list of {len(arguments)} {'texts' if arguments[0] is str else 'numbers'}"
     if origin is dict or _model_of(annotation):
         return "a table of keys"
     plain = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}

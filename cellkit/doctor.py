@@ -29,7 +29,7 @@ def examine(folder: str | Path = ".") -> dict[str, Any]:
     dict
         Plain values, ready for JSON: ok (the default path runs: versions, default backends, starter weights, disk),
         problems (each {"problem", "remedy"}), python, platform, cellkit, device, memory, disk, packages, backends,
-        weights, data.
+        weights, formats, data.
     """
     packages, backends, weights = check_packages(), check_backends(), check_weights()
     found: dict[str, Any] = {
@@ -44,6 +44,7 @@ def examine(folder: str | Path = ".") -> dict[str, Any]:
         "packages": packages,
         "backends": backends,
         "weights": weights,
+        "formats": check_formats(),
         "data": check_data(),
     }
     checks = [found["disk"], *packages, *[b for b in backends if b["name"] in DEFAULT_BACKENDS], *weights]
@@ -176,6 +177,22 @@ def check_backends() -> list[dict[str, Any]]:
     return listed
 
 
+def check_formats() -> list[dict[str, Any]]:
+    """Try the readers of microscope files that need a package of their own; TIFF, PNG and JPEG need none."""
+    from cellkit.vendors import VENDORS, load_reader
+
+    listed = []
+    for suffix, vendor in VENDORS.items():
+        facts = {"kind": vendor.kind, "package": vendor.package, "installed": _version(vendor.package)}
+        try:
+            load_reader(vendor, f"*{suffix}")
+            listed.append(_item(vendor.reader, **facts))
+        except UserError as error:
+            problem, _, remedy = str(error).partition("\n")
+            listed.append(_item(vendor.reader, problem, remedy, **facts))
+    return listed
+
+
 def check_weights() -> list[dict[str, Any]]:
     """Verify the weights that come with the package against the sha256 of their cards."""
     from cellkit import weights
@@ -216,6 +233,7 @@ def tell(found: dict[str, Any]) -> str:
     ]
     lines += [f"backend  {b['name']:<22} {_state(b)}" for b in found["backends"]]
     lines += [f"weights  {w['name']:<22} {_state(w)}" for w in found["weights"]]
+    lines += [f"format   {f['kind']:<22} {_state(f)}" for f in found["formats"]]
     lines += [f"problem  {p['problem']}\n         -> {p['remedy']}" for p in found["problems"]]
     return "\n".join(
         [*lines, "all the default path needs is here" if found["ok"] else "the default path cannot run yet"]

@@ -168,7 +168,7 @@ def count_lines(
     images : CellDataset
         The images asked about; ``classes`` are taken from `truth` or from `images`.
     truth : CellDataset, optional
-        Where it is known.
+        Where it is known. Images it lacks (mixed ones that only proposals could label) leave the true counts out for all.
 
     Returns
     -------
@@ -179,6 +179,8 @@ def count_lines(
     import pandas as pd
 
     classes = (images if truth is None else truth).classes
+    if truth is not None and {r.image_id for r in images.records} - {r.image_id for r in truth.records}:
+        truth = None
     known = {} if truth is None else dict(zip([r.image_id for r in truth.records], truth.instances, strict=True))
     rows = []
     for record in images.records:

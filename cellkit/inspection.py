@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,27 +16,112 @@ import numpy as np
 
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.instances import Instances
+from cellkit.readers import Channel
 
 FAULTS = ("tiny", "pieces", "holes", "touching", "border")
 
 
 def tell_file(info) -> str:
     """Return a `FileInfo` in words: axes, shape, type, channels, pixel size, and how many pictures it becomes."""
+    alike = _alike(info.series)
+    lines = [f"{info.path}: {info.reader}, " + (_told(info.first) if len(alike) == 1 else f"{len(info.series)} scenes")]
+    if len(alike) == 1:
+        lines.append(f"channels: {_channels(info.first)}")
+    else:
+        for numbers, series in alike:
+            count = f"scenes {numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"scene {numbers[0]} {series.name}"
+            end = (
+                f"; not read: {series.problem}; {series.remedy}"
+                if series.problem
+                else f"; channels: {_channels(series)}"
+            )
+            lines.append(f"{count.strip()}: {_told(series)}{end}")
     told = info.to_json()
-    named = zip(told["channels"], told["wavelengths_nm"], strict=True)
-    channels = ", ".join(
-        f"{k} {name or 'unnamed'}{f' {nm:.0f} nm' if nm else ''}" for k, (name, nm) in enumerate(named)
-    )
-    size = f"{told['um_per_px']:.4g} um per px" if told["um_per_px"] else "pixel size not told"
-    lines = [
-        f"{info.path}: {told['reader']}, {told['axes']} {' x '.join(map(str, told['shape']))} {told['dtype']}, {size}",
-        f"channels: {channels}",
-        f"becomes {told['images']} picture(s) ({told['scenes']} scene(s)), once nuclei and cytoplasm are named",
-    ]
+    aside = sum(bool(series.problem) for series in info.series)
+    scenes = f"{told['scenes']} scene(s){f', {aside} of them not read' if aside else ''}"
+    lines.append(f"becomes {told['images']} picture(s) ({scenes}), once nuclei and cytoplasm are named")
     return "\n".join(lines)
 
 
-def inspect_folder(root: str | Path, kind: str | None = None) -> tuple[dict[str, Any], list[Quarantined]]:
+def _alike(series: Sequence) -> list[tuple[list[int], Any]]:
+    """Group scenes that follow each other and differ in nothing but their name: (numbers, the first of them)."""
+    groups: list[tuple[list[int], Any]] = []
+    for number, one in enumerate(series):
+        if groups and repr(replace(one, name="")) == repr(replace(groups[-1][1], name="")):  # repr: nan is no nan
+            groups[-1][0].append(number)
+        else:
+            groups.append(([number], one))
+    return groups
+
+
+def _told(series) -> str:
+    size = "pixel size not told" if math.isnan(series.um_per_px) else f"{series.um_per_px:.4g} um per px"
+    return f"{series.axes} {' x '.join(map(str, series.shape))} {series.dtype}, {size}"
+
+
+def _channels(series) -> str:
+    return ", ".join(f"{k} {channel.told}" for k, channel in enumerate(series.channels))
+
+
+# ---- a folder of microscope files ----------------------------------------------------------------------------------
+FILE_COLUMNS = ("file", "reader", "axes", "shape", "type", "channels", "um per px", "outcome")
+
+
+def list_microscope_files(root: str | Path, axes: str | None = None) -> list[dict[str, Any]]:
+    """Say what each microscope file below a folder holds, from its header; PNG and JPEG are not listed.
+
+    Returns
+    -------
+    list of dict
+        Sorted by path; file, and what `FileInfo.to_json` says or, where the file is refused, problem and remedy.
+    """
+    from cellkit.readers import PICTURE_SUFFIXES, READ_SUFFIXES, UNREAD_SUFFIXES, inspect_file
+    from cellkit.sources import list_files
+
+    root = Path(root)
+    rows = []
+    for path in list_files(root, [s for s in (*READ_SUFFIXES, *UNREAD_SUFFIXES) if s not in PICTURE_SUFFIXES]):
+        row = {"file": path.relative_to(root).as_posix()}
+        try:
+            rows.append(row | inspect_file(path, axes).to_json())
+        except UserError as error:
+            problem, _, remedy = str(error).partition("\n")
+            rows.append(row | {"problem": problem, "remedy": remedy})
+    return rows
+
+
+def tell_files(rows: Sequence[dict[str, Any]], most: int = 200) -> str:
+    """Return a table of microscope files, a line each; the first `most` of them."""
+    cells = [FILE_COLUMNS, *(_file_cells(row) for row in rows[:most])]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(FILE_COLUMNS) - 1)] + [0]
+    lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in cells]
+    lines.insert(1, f"|{'|'.join('-' * max(width + 2, 3) for width in widths)}|")
+    return "\n".join(lines + [f"... and {len(rows) - most} more: --json lists all"] * (len(rows) > most))
+
+
+def _without_name(row: dict[str, Any]) -> str:
+    return row["problem"].removeprefix(f"{Path(row['file']).name} ")
+
+
+def _file_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if "problem" in row:
+        return (row["file"], "", "", "", "", "", "", f"refused: {_without_name(row)}")
+    shape = " x ".join(map(str, row["shape"]))
+    size = f"{row['um_per_px']:.4g}" if row["um_per_px"] else ""
+    named = [Channel(name, math.nan if nm is None else nm).told
+             for name, nm in zip(row["channels"], row["wavelengths_nm"], strict=True)]  # fmt: skip
+    channels = ", ".join(named if len(named) <= 7 else [*named[:2], "...", named[-1]])
+    aside = [series["problem"] for series in row["series"] if series["problem"]]
+    outcome = f"{row['images']} picture{'s' if row['images'] != 1 else ''}"
+    if row["scenes"] > 1:
+        outcome += f" of {row['scenes']} scenes" + (f"; {len(aside)} refused: {aside[0]}" if aside else "")
+    return (row["file"], row["reader"], row["axes"], shape, row["dtype"], channels, size, outcome)
+
+
+# ---- a data set ----------------------------------------------------------------------------------------------------
+def inspect_folder(
+    root: str | Path, kind: str | None = None, axes: str | None = None
+) -> tuple[dict[str, Any], list[Quarantined]]:
     """Read every image and label of a data set and count what is there.
 
     Parameters
@@ -42,11 +129,14 @@ def inspect_folder(root: str | Path, kind: str | None = None) -> tuple[dict[str,
     root : path
     kind : str, optional
         A layout of `cellkit.sources.SOURCES`; default told from what lies in the folder.
+    axes : str, optional
+        What the axes of files are that do not say, e.g. "TYX".
 
     Returns
     -------
     dict
-        See `summarise`; kind is the layout.
+        See `summarise`; kind is the layout. For folders of pictures or microscope files, files: one dict per
+        microscope file, see `list_microscope_files`.
     list of Quarantined
         Images that could not be read.
 
@@ -70,6 +160,7 @@ def inspect_folder(root: str | Path, kind: str | None = None) -> tuple[dict[str,
         classes=classes,
         channels=ChannelsConfig(nuclei=0),  # pixels are read to see that they can be, whatever they show
         projection=0,
+        axes=axes,
         split=SplitConfig(train=1.0, val=0.0, test=0.0),
     )
     items = list(SOURCES[source](root, how))
@@ -81,9 +172,11 @@ def inspect_folder(root: str | Path, kind: str | None = None) -> tuple[dict[str,
     told = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
     told["cell_types"] = dict(sorted(Counter(row[1] or "unknown" for row in seen).items()))
     splits = dict(sorted(Counter(row[0] for row in seen).items()))
-    if kind in ("labelme", "folder") and set(splits) - {"train"}:  # the source's own; others were put into train above
-        told["splits"] = splits
+    if set(splits) - {"train"}:  # the source's own; images without one were put into train above
+        told["splits"] = {name or "unused": count for name, count in splits.items()}
     told["set_aside"] = [{"item": q.item, "reason": q.reason} for q in quarantined]
+    if kind in ("folder", "microscope"):
+        told["files"] = list_microscope_files(root, axes)
     return told, quarantined
 
 
@@ -91,7 +184,7 @@ def inspect_coco(path: str | Path) -> dict[str, Any]:
     """Count what a COCO file holds; see `summarise`."""
     from cellkit.coco import read_coco
 
-    coco = read_coco(path)
+    coco = read_coco(path, boxes=True)
     told = summarise("coco", [cells.shape for cells in coco.instances], coco.instances, coco.classes)
     return told | {"crowd": sum(map(len, coco.crowd)), "set_aside": []}
 
@@ -112,7 +205,8 @@ def summarise(
         kind, images, unlabelled (images without truth), objects, classes {name: objects}, height_px and width_px
         [least, most], objects_per_image [least, median, most], area_px [least, median, most], diameter_px (of the median
         cell), empty (labelled images without object), overlapping (images whose objects share pixels), faults {tiny,
-        pieces, holes, touching, border}: see `cellkit.labels.check_labels`.
+        pieces, holes, touching, border}: see `cellkit.labels.check_labels`. Where only boxes are known, truth is "boxes",
+        areas are those of boxes, and faults is empty.
     """
     from cellkit.labels import check_labels
 
@@ -120,9 +214,11 @@ def summarise(
     ids = np.concatenate([np.zeros(0, np.int64), *(cells.class_ids for cells in known)])
     areas = np.concatenate([np.zeros(0, np.int64), *(cells.areas_px for cells in known)])
     counts = np.bincount(ids, minlength=len(classes) + 1)
-    faults = [check_labels(cells.paint()) for cells in known]
+    boxes = any(cells.boxes_only for cells in known)
+    faults = [] if boxes else [check_labels(cells.paint()) for cells in known]
     return {
         "kind": kind,
+        "truth": "boxes" if boxes else "masks" if known else "none",
         "images": len(shapes),
         "unlabelled": len(shapes) - len(known),
         "objects": len(ids),
@@ -136,7 +232,7 @@ def summarise(
         "diameter_px": round(float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)), 1) if areas.size else None,
         "empty": sum(not len(cells) for cells in known),
         "overlapping": sum(bool(cells.overlapping) for cells in known),
-        "faults": {name: sum(fault[name] for fault in faults) for name in FAULTS},
+        "faults": {} if boxes else {name: sum(fault[name] for fault in faults) for name in FAULTS},
     }
 
 
@@ -163,7 +259,10 @@ def tell_folder(told: dict[str, Any]) -> str:
         lines.append(
             f"area: {areas[0]:.0f} to {areas[2]:.0f} px, median {areas[1]:.0f}; diameter {told['diameter_px']:.0f} px"
         )
-        lines.append(f"labels: {_listed(told['faults'])}; objects overlap in {told['overlapping']} image(s)")
+        labels = _listed(told["faults"]) or "boxes, not masks: no outline can be learned from them or scored"
+        lines.append(f"labels: {labels}; objects overlap in {told['overlapping']} image(s)")
+    if told.get("files"):
+        lines.append(tell_files(told["files"]))
     return "\n".join(lines)
 
 
@@ -180,11 +279,14 @@ def detect_kind(root: str | Path) -> str:
     UserError
         No such folder.
     """
-    from cellkit.sources import SPLIT_NAMES, list_files
+    from cellkit.sources import SPLIT_NAMES, list_files, tell_kind
 
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"no folder at {root}", "give a folder of images")
+    foreign = tell_kind(root)
+    if foreign:
+        return foreign
     below = [child for child in sorted(root.iterdir()) if (child / "images").is_dir()]
     if (root / "index.csv").is_file() and (root / "labels").is_dir():
         return "dsb2018"
@@ -199,9 +301,12 @@ def detect_kind(root: str | Path) -> str:
 
 def discover_classes(root: str | Path, kind: str) -> tuple[str, ...]:
     """Return the classes a data set names, sorted; ("cell",) where it names none."""
-    from cellkit.sources import list_files
+    from cellkit.sources import list_files, tell_classes
 
     root = Path(root)
+    foreign = tell_classes(root, kind)
+    if foreign is not None:
+        return foreign or ("cell",)
     names: set[str] = set()
     if kind == "labelme":
         for path in list_files(root, (".json",)):

@@ -33,6 +33,8 @@ class Instances:
         0 = class unknown, k = the k-th of the data set's classes.
     scores : (N,) float64
         In [0, 1]; truth has 1.
+    boxes_only : bool
+        Only the box of each object is known; its mask is the filled box, and no outline may be scored or learned from it.
     """
 
     shape: Shape
@@ -41,6 +43,7 @@ class Instances:
     offsets: np.ndarray
     class_ids: np.ndarray
     scores: np.ndarray
+    boxes_only: bool = False
 
     # ---- made from -------------------------------------------------------------------------------------------------
     @classmethod
@@ -126,6 +129,27 @@ class Instances:
         return cls._joined(shape, starts, lengths, counts, class_ids, scores)
 
     @classmethod
+    def from_boxes(cls, boxes_xywh, shape: Shape, class_ids=None, scores=None) -> Instances:
+        """Objects of which only the box is known: column, row, width, height in px, inside the image.
+
+        Examples
+        --------
+        >>> found = Instances.from_boxes([[1, 0, 2, 3]], (3, 4))
+        >>> found.areas_px, found.boxes_xywh, found.boxes_only
+        (array([6]), array([[1, 0, 2, 3]]), True)
+        """
+        boxes = np.asarray(boxes_xywh, np.int64).reshape(-1, 4)
+        x, y, width, height = boxes.T
+        if (boxes < 0).any() or (x + width > shape[1]).any() or (y + height > shape[0]).any():
+            raise ValueError(f"a box leaves its image of {shape[0]} x {shape[1]} px")
+        height = np.where(width > 0, height, 0)
+        rows = ranges(y, height)
+        starts, lengths = rows * int(shape[1]) + np.repeat(x, height), np.repeat(width, height)
+        offsets = np.r_[0, np.cumsum(height)]
+        found = cls.from_runs(shape, starts, lengths, offsets, class_ids, scores)
+        return replace(cls.from_runs(shape, *_merged(found), class_ids, scores), boxes_only=True)
+
+    @classmethod
     def _joined(cls, shape, starts, lengths, counts, class_ids, scores) -> Instances:
         join = lambda parts: np.concatenate(parts) if parts else np.zeros(0, np.int64)  # noqa: E731
         return cls.from_runs(
@@ -139,7 +163,7 @@ class Instances:
         if len(shapes) != 1:
             raise ValueError(f"one image has one shape, these parts have {sorted(shapes)}")
         lengths = [np.diff(part.offsets) for part in parts]
-        return cls.from_runs(
+        joined = cls.from_runs(
             shapes.pop(),
             np.concatenate([part.starts for part in parts]),
             np.concatenate([part.lengths for part in parts]),
@@ -147,6 +171,7 @@ class Instances:
             np.concatenate([part.class_ids for part in parts]),
             np.concatenate([part.scores for part in parts]),
         )
+        return replace(joined, boxes_only=any(part.boxes_only for part in parts))
 
     # ---- what it holds ---------------------------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -159,7 +184,8 @@ class Instances:
         if not isinstance(other, Instances):
             return NotImplemented
         names = ("starts", "lengths", "offsets", "class_ids", "scores")
-        return self.shape == other.shape and all(np.array_equal(getattr(self, n), getattr(other, n)) for n in names)
+        same = self.shape == other.shape and self.boxes_only == other.boxes_only
+        return same and all(np.array_equal(getattr(self, n), getattr(other, n)) for n in names)
 
     __hash__ = None
 
@@ -261,6 +287,10 @@ class Instances:
         """Return the same objects with other scores ((N,) or one for all)."""
         return replace(self, scores=np.broadcast_to(np.asarray(scores, np.float64), (len(self),)).copy())
 
+    def as_boxes(self) -> Instances:
+        """Return the filled boxes of the objects, known as boxes only."""
+        return Instances.from_boxes(self.boxes_xywh, self.shape, self.class_ids, self.scores)
+
     def column_major(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return starts, lengths, offsets of the runs over the column-major flattened image."""
         return _turned(self.starts, self.lengths, self.offsets, self.shape[1], self.shape[0])
@@ -350,6 +380,23 @@ class Instances:
         else:
             runs = _turned(flat.starts, flat.lengths, flat.offsets, height, width)
         return cls.from_runs((height, width), *runs, class_ids, scores)
+
+
+# ---- boxes ---------------------------------------------------------------------------------------------------------
+def refuse_boxes(instances: Iterable[Instances], what: str) -> None:
+    """Refuse truth of which only boxes are known, where outlines are needed.
+
+    Raises
+    ------
+    UserError
+        Saying what cannot be done, why, and what can.
+    """
+    count = sum(found.boxes_only for found in instances)
+    if count:
+        raise UserError(
+            f"{what} needs outlines, and {count} image(s) have boxes only: even a perfect round cell fills 79% of its box",
+            "score boxes with the conventions voc and coco; to learn or score outlines, label masks (label.use)",
+        )
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------

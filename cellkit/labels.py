@@ -133,6 +133,11 @@ def relabel(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     (array([[0, 2],
            [1, 2]], dtype=int32), array([3, 7]))
     """
+    if labels.size and labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() <= 4 * labels.size:
+        present = np.zeros(int(labels.max()) + 1, bool)  # ids about as dense as pixels: no need to sort them
+        present[labels] = True
+        present[0] = False
+        return np.where(present, np.cumsum(present), 0).astype(np.int32)[labels], np.flatnonzero(present)
     old, place = np.unique(labels, return_inverse=True)
     kept = old != 0
     lookup = np.cumsum(kept) * kept
@@ -179,8 +184,8 @@ def _touching_pairs(labels: np.ndarray) -> list[np.ndarray]:
         (labels[1:, 1:], labels[:-1, :-1]),
         (labels[1:, :-1], labels[:-1, 1:]),
     ):
-        meet = (a != b) & (a > 0) & (b > 0)
-        found += [a[meet], b[meet]]
+        meet = np.flatnonzero(((a != b) & (a > 0) & (b > 0)).ravel())
+        found += [a.ravel()[meet], b.ravel()[meet]] if meet.size else []
     return found
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any, TypeVar
 
-from cellkit.errors import Quarantined
+from cellkit.errors import Quarantined, UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
 LOG_EVERY_S = 10.0
+
+
+class StopAll(UserError):
+    """No fault of the item: a full disk, a folder that cannot be written. The loop ends instead of trying the others."""
 
 
 def in_jupyter() -> bool:
@@ -61,12 +67,19 @@ class _Guarded:
     def __call__(self, item: Any) -> tuple[Any, str | None]:
         try:
             return self.fn(item), None
+        except StopAll:
+            raise
         except Exception as error:  # any bad item is set aside, whatever its library raises
             return None, f"{type(error).__name__}: {error}"
 
 
 def map_items(
-    fn: Callable[[T], R], items: Iterable[T], desc: str, workers: int = 1, name: Callable[[T], str] = str
+    fn: Callable[[T], R],
+    items: Iterable[T],
+    desc: str,
+    workers: int = 1,
+    name: Callable[[T], str] = str,
+    then: Callable[[T, R], object] | None = None,
 ) -> tuple[list[R | None], list[Quarantined]]:
     """Apply `fn` to every item, in order; set aside the items that raise.
 
@@ -78,22 +91,52 @@ def map_items(
         Processes (joblib); a Dask or any other joblib backend registered by ``joblib.parallel_config`` is used as set.
     name : callable
         What a set-aside item is called in the report.
+    then : callable, optional
+        Called here with each item and its result as soon as it is there, in the order of the items: to write down what is
+        done while the rest is under way.
 
     Returns
     -------
     results : list
         One entry per item, in the order of the items; None where it was set aside.
     quarantined : list of Quarantined
+
+    Raises
+    ------
+    StopAll
+        `fn` or `then` raised it.
+    UserError
+        A worker process was killed.
     """
     items: Sequence[T] = list(items)
-    if workers == 1:
-        pairs = [_Guarded(fn)(item) for item in progress(items, desc)]
-    else:
-        from joblib import Parallel, delayed
+    results: list[R | None] = []
+    quarantined: list[Quarantined] = []
+    with closing(_pairs(fn, items, desc, workers)) as pairs:
+        for item, (result, reason) in zip(items, pairs, strict=True):
+            results.append(result)
+            if reason is not None:
+                quarantined.append(Quarantined(name(item), reason))
+            elif then is not None:
+                then(item, result)
+    return results, quarantined
 
-        stream = Parallel(n_jobs=workers, return_as="generator")(delayed(_Guarded(fn))(item) for item in items)
-        pairs = list(progress(stream, desc, total=len(items)))
-    quarantined = [
-        Quarantined(name(item), reason) for item, (_, reason) in zip(items, pairs, strict=True) if reason is not None
-    ]
-    return [result for result, _ in pairs], quarantined
+
+def _pairs(fn: Callable, items: Sequence, desc: str, workers: int) -> Iterator[tuple[Any, str | None]]:
+    """Yield (result, None) or (None, reason) of every item, in order."""
+    if workers == 1:
+        yield from map(_Guarded(fn), progress(items, desc))
+        return
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    stream = Parallel(n_jobs=workers, return_as="generator")(delayed(_Guarded(fn))(item) for item in items)
+    try:
+        yield from progress(stream, desc, total=len(items))
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"{desc}: a worker process was killed, perhaps for want of memory", "use fewer workers and repeat"
+        ) from error
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # joblib's: that work under way was given up
+            stream.close()

@@ -58,7 +58,8 @@ class Conversion:
     """How microscope files become pictures; fields as the arguments of `cellkit.convert.convert_file`.
 
     `always` converts RGB pictures too; otherwise they are used as they are (nuclei blue, cytoplasm green). Pictures below
-    `made`, the run's own converted images, are never converted a second time.
+    `made`, the run's own converted images, are never converted a second time. `limits` are the values that became 0 and 255
+    in each colour of a run that was scaled as one batch; new images are scaled by the same.
     """
 
     channels: Mapping[str, str | int | None] = field(default_factory=dict)
@@ -67,6 +68,9 @@ class Conversion:
     scale: float = 1.0
     always: bool = False
     made: Path | None = None
+    axes: str | None = None
+    percentiles_of: str = "image"
+    limits: Mapping[str, tuple[float, float]] | None = None
 
     def made_already(self, path: Path) -> bool:
         """Whether a file is one of the run's own converted images."""
@@ -144,7 +148,7 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     elif colon and run:
         model = _of_run(text, Path(run), key, "diameter_px" in (overrides or {}))
     else:
-        shipped = [path.stem for path in sorted(weights.PACKAGED.glob("*.safetensors"))]
+        shipped = weights.weights_names("cellpose_unet")
         if text not in shipped:
             kind = "is a folder" if Path(text).is_dir() else "is neither a file nor the name of a model"
             near = nearest(text, [*shipped, "threshold"])
@@ -225,11 +229,21 @@ def _run_conversion(stages: Mapping[str, Any], run_dir: Path) -> Conversion | No
     if by_colour and named != {"nuclei": "blue", "cytoplasm": "green"}:
         words = ", ".join(f"{what} = {channel}" for what, channel in named.items())
         print(f"RGB pictures are converted as in {run_dir}: {words}", file=sys.stderr)
-    kept = {key: told[key] for key in ("projection", "scale") if key in told}
+    kept = {key: told[key] for key in ("projection", "scale", "axes", "percentiles_of") if key in told}
+    if told.get("percentiles_of") == "batch":
+        kept["limits"] = _limits_of_run(run_dir / "conversion.csv")
     percentiles = tuple(told.get("percentiles", (0.3, 99.8)))
     return Conversion(
         dict(told["channels"]), percentiles=percentiles, always=by_colour, made=run_dir / "images", **kept
     )
+
+
+def _limits_of_run(table: Path) -> dict[str, tuple[float, float]]:
+    """Return what became 0 and 255 in each colour of a run scaled as one batch: every row of a colour says the same."""
+    import csv
+
+    with open(table, newline="", encoding="utf-8") as file:
+        return {row["colour"]: (float(row["low"]), float(row["high"])) for row in csv.DictReader(file)}
 
 
 def checked_settings(backend: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,7 +318,7 @@ def find_images(named: Sequence[str | Path], avoid: Sequence[Path] = ()) -> list
         root, pairs = _images_of(str(name))
         below = [folder for folder in avoided if folder != root.resolve() and folder.is_relative_to(root.resolve())]
         for path, relative in pairs:
-            real = path.resolve()
+            real = Path(os.path.realpath(path))  # a loop of links stays as it is, and is set aside
             if not any(real.is_relative_to(folder) for folder in below):
                 found.setdefault(real, (path, relative))
     listed = sorted(found.values(), key=lambda pair: (pair[1], str(pair[0])))
@@ -315,10 +329,11 @@ def find_images(named: Sequence[str | Path], avoid: Sequence[Path] = ()) -> list
 
 def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     """Return the folder that one argument looks into, and the images it names, each with its path relative to that."""
+    from cellkit.readers import is_image_folder
     from cellkit.sources import IMAGE_SUFFIXES, list_files
 
     path = Path(name)
-    if path.is_dir():
+    if path.is_dir() and not is_image_folder(path):
         files = list_files(path, IMAGE_SUFFIXES)
         if not files:
             raise UserError(f"no image in the folder {path}", f"images end with {', '.join(IMAGE_SUFFIXES)}")
@@ -349,11 +364,7 @@ def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Q
     """
     from cellkit.convert import check_ids
 
-    try:
-        check_ids((_id_of(relative), str(path)) for path, relative in listed)
-    except UserError:
-        common = Path(os.path.commonpath([path.absolute().parent for path, _ in listed]))
-        listed = [(path, path.absolute().relative_to(common).as_posix()) for path, _ in listed]
+    listed = _with_ids_apart(listed)
     frames: list[Frame] = []
     quarantined: list[Quarantined] = []
     for path, relative in listed:
@@ -363,6 +374,18 @@ def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Q
             quarantined.append(Quarantined(str(path), _reason(error)))
     check_ids((frame.image_id, f"{frame.path}{frame.suffix}") for frame in frames)
     return frames, quarantined
+
+
+def _with_ids_apart(listed: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """Return (path, relative path), the latter below the folder that holds all, where two images would have one id."""
+    from cellkit.convert import check_ids
+
+    try:
+        check_ids((_id_of(relative), str(path)) for path, relative in listed)
+    except UserError:
+        common = Path(os.path.commonpath([path.absolute().parent for path, _ in listed]))
+        return [(path, path.absolute().relative_to(common).as_posix()) for path, _ in listed]
+    return list(listed)
 
 
 def _id_of(relative: str, suffix: str = "") -> str:
@@ -409,10 +432,10 @@ def read_picture(frame: Frame, conversion: Conversion | None) -> Picture:
     UserError
         A file that cannot be read, or one that must be converted while no channel is named.
     """
-    from cellkit.convert import convert_frame
+    from cellkit.convert import convert_frame, shared_limits
     from cellkit.readers import PICTURE_SUFFIXES, open_file
 
-    with open_file(frame.path) as opened:
+    with open_file(frame.path, conversion.axes if conversion else None) as opened:
         series = opened.info.series[frame.scene]
         size, um_per_px = (series.size("Y"), series.size("X")), series.um_per_px
         colours = frame.path.suffix.lower() in PICTURE_SUFFIXES and series.axes == "YXS" and series.dtype == "uint8"
@@ -424,15 +447,16 @@ def read_picture(frame: Frame, conversion: Conversion | None) -> Picture:
                 return Picture(shown.image, size, shown.channels, um_per_px)
         if conversion is None or not conversion.told:
             raise _unnamed_channels(frame, series, grey)
-        shown = convert_frame(
-            opened,
-            frame.scene,
-            frame.time,
-            conversion.channels,
-            conversion.projection,
-            conversion.percentiles,
-            conversion.scale,
-        )
+        with shared_limits(conversion.limits):
+            shown = convert_frame(
+                opened,
+                frame.scene,
+                frame.time,
+                conversion.channels,
+                conversion.projection,
+                conversion.percentiles,
+                conversion.scale,
+            )
         return Picture(shown.image, size, shown.channels, um_per_px)
 
 
@@ -477,6 +501,8 @@ def convert_files(
 ) -> tuple[list[Path], list[Quarantined]]:
     """Write every scene and time of the files as ``out/<image_id>.png``, and ``out/conversion.csv``: what was done.
 
+    Repeated, it skips the files that are done, see `cellkit.batch.convert_batch`.
+
     Returns
     -------
     written : list of Path
@@ -485,43 +511,28 @@ def convert_files(
     Raises
     ------
     UserError
-        No image, or none that could be converted, or a folder that holds the images themselves.
+        No image, or none that could be converted, or a folder that holds the images themselves, or cannot be written.
     """
-    from functools import partial
-
-    from cellkit.loop import map_items
+    from cellkit.batch import Recipe, convert_batch
+    from cellkit.readers import open_file
     from cellkit.sources import write_table
 
     out = Path(out)
-    frames, quarantined = find_frames(find_images(images, avoid=[out]))
+    frames = [Frame(path, text, _id_of(text)) for path, text in _with_ids_apart(find_images(images, avoid=[out]))]
     _refuse_inputs_as_outputs(frames, [out])
-    done, failed = map_items(partial(_convert_one, out=out, how=conversion), frames, "convert", workers, name=_name_of)
-    quarantined += [Quarantined(q.item, "; ".join(q.reason.removeprefix("UserError: ").splitlines())) for q in failed]
-    rows = [row for result in done if result for row in result]
-    if not rows:
-        raise _none_used(len(frames), quarantined)
-    write_table(out / "conversion.csv", rows)
-    return [out / f"{frame.image_id}.png" for frame, result in zip(frames, done, strict=True) if result], quarantined
-
-
-def _convert_one(frame: Frame, out: Path, how: Conversion) -> list[dict]:
-    """Convert one frame, write its PNG, return one row per colour."""
-    from cellkit.convert import convert_frame
-    from cellkit.readers import open_file
-    from cellkit.sources import write_png
-
-    with open_file(frame.path) as opened:
-        if not how.told:
-            raise _unnamed_channels(frame, opened.info.series[frame.scene], False)
-        made = convert_frame(
-            opened, frame.scene, frame.time, how.channels, how.projection, how.percentiles, how.scale, frame.suffix
-        )
-    write_png(out / f"{frame.image_id}.png", made.image)
-    return [
-        {"image_id": frame.image_id, "source": made.source, "colour": level.colour, "channel": level.channel,
-         "low": level.low, "high": level.high, "clipped_fraction": level.clipped_fraction}
-        for level in made.levels
-    ]  # fmt: skip
+    if not conversion.told:
+        with open_file(frames[0].path, conversion.axes) as opened:
+            raise _unnamed_channels(frames[0], opened.info.series[0], False)
+    named = [(frame.path, frame.image_id) for frame in frames]
+    recipe = Recipe(
+        dict(conversion.channels), conversion.projection, conversion.percentiles, conversion.scale,
+        conversion.axes, conversion.percentiles_of,
+    )  # fmt: skip
+    done = convert_batch(named, out, recipe, workers)
+    if not done.rows:
+        raise _none_used(len(named), done.quarantined)
+    write_table(out / "conversion.csv", done.rows)
+    return done.written, done.quarantined
 
 
 def _none_used(images: int, quarantined: Sequence[Quarantined]) -> UserError:
@@ -617,13 +628,14 @@ class _Job:
         c = self.conversion
         if c is None or not (c.told or c.always):
             return None
+        shared = {"axes": c.axes, "limits": c.limits and {colour: list(pair) for colour, pair in c.limits.items()}}
         return {"channels": dict(c.channels), "projection": c.projection, "percentiles": list(c.percentiles),
-                "scale": c.scale, "always": c.always}  # fmt: skip
+                "scale": c.scale, "always": c.always, **{k: v for k, v in shared.items() if v}}  # fmt: skip
 
     def part(self, frame: Frame) -> Path:
         """Return the file that holds (or will hold) the result of one image."""
         if self.hashed[0] != frame.path:
-            self.hashed = (frame.path, sha256_file(frame.path))
+            self.hashed = (frame.path, sha256_tree(frame.path))
         about = [self.ground, self.hashed[1], frame.relative, frame.image_id, frame.scene, frame.time]
         return self.parts / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]}.json"
 
@@ -802,7 +814,7 @@ def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
 
 def _refuse_inputs_as_outputs(frames: Sequence[Frame], places: Sequence[Path]) -> None:
     """Refuse to write over the images: an output folder that holds some, or an output file that is one."""
-    files = {frame.path.resolve() for frame in frames}
+    files = {Path(os.path.realpath(frame.path)) for frame in frames}
     folders = {path.parent for path in files}
     for place in places:
         if place.resolve() in folders | files:

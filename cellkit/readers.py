@@ -1,8 +1,9 @@
 """Opening microscope files: what a header says, and single planes of pixels on request.
 
 Every reader gives the same thing, an `Opened`: scenes of times, z planes and channels of one (H, W) plane each. Read
-are OME-TIFF, ImageJ TIFF and plain TIFF (tifffile), PNG and JPEG (Pillow). What a header claims is checked before a
-pixel is read, and what a library would only log or guess (a stack cut short, an axis of no known meaning) is an error.
+are OME-TIFF, ImageJ TIFF and plain TIFF (tifffile), PNG and JPEG (Pillow); CZI, LIF, ND2 and OME-Zarr by
+`cellkit.vendors`. What a header claims is checked before a pixel is read, and what a library would only log or guess
+(a stack cut short, an axis of no known meaning) is an error.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from cellkit.errors import UserError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-VENDOR_SUFFIXES = {".czi": "Zeiss CZI", ".lif": "Leica LIF", ".nd2": "Nikon ND2", ".lsm": "Zeiss LSM",
-                   ".oib": "Olympus OIB", ".oif": "Olympus OIF", ".vsi": "Olympus VSI", ".ims": "Imaris",
-                   ".zarr": "OME-Zarr"}  # fmt: skip
+READ_VENDOR_SUFFIXES = (".czi", ".lif", ".nd2", ".zarr")
+UNREAD_SUFFIXES = {".lsm": "Zeiss LSM", ".oib": "Olympus OIB", ".oif": "Olympus OIF", ".vsi": "Olympus VSI",
+                   ".ims": "Imaris"}  # fmt: skip
+VENDOR_SUFFIXES = (*READ_VENDOR_SUFFIXES, *UNREAD_SUFFIXES)
+READ_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + READ_VENDOR_SUFFIXES
 MAX_PLANE_PX = 2**28  # 16,384 x 16,384; asked of the header, before any pixel is read
 AXES = {"T": "time", "C": "channel", "Z": "z plane", "Y": "row", "X": "column", "S": "colour sample"}
 COLOURS = ("red", "green", "blue")
@@ -41,6 +44,18 @@ class Channel:
 
     name: str = ""
     wavelength_nm: float = math.nan
+
+    @property
+    def told(self) -> str:
+        """What a person reads.
+
+        Examples
+        --------
+        >>> Channel("DAPI", 461.0).told, Channel("", 461.0).told, Channel("emission 550 nm", 550.0).told
+        ('DAPI 461 nm', 'unnamed 461 nm', 'emission 550 nm')
+        """
+        nm = "" if math.isnan(self.wavelength_nm) else f"{self.wavelength_nm:.0f} nm"
+        return (self.name or "unnamed") + (f" {nm}" if nm and nm not in self.name else "")
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,8 @@ class Series:
     channels : tuple of Channel
     um_per_px : float
         Along a row; nan when the file does not say.
+    problem, remedy : str
+        Why no picture can be made of this scene while the file's others can be read, and what to do; "" where it can.
     """
 
     name: str
@@ -66,6 +83,8 @@ class Series:
     dtype: str
     channels: tuple[Channel, ...]
     um_per_px: float = math.nan
+    problem: str = ""
+    remedy: str = ""
 
     def size(self, axis: str) -> int:
         """Length of one axis; 1 where the file has none."""
@@ -74,60 +93,77 @@ class Series:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a microscope file holds. `axes`, `shape`, `dtype`, `channels`, `um_per_px` are those of the first scene."""
+    """What a microscope file holds. `axes`, `shape`, `dtype`, `channels`, `um_per_px` are those of its `first` scene."""
 
     path: Path
     reader: str
     series: tuple[Series, ...]
 
     @property
+    def first(self) -> Series:
+        """The first scene of which a picture can be made."""
+        return next((series for series in self.series if not series.problem), self.series[0])
+
+    @property
     def axes(self) -> str:
         """Axes of the first scene."""
-        return self.series[0].axes
+        return self.first.axes
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the first scene, in the order of `axes`."""
-        return self.series[0].shape
+        return self.first.shape
 
     @property
     def dtype(self) -> str:
         """Pixel type of the first scene."""
-        return self.series[0].dtype
+        return self.first.dtype
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Channel names of the first scene; "" where the file gives none."""
-        return tuple(channel.name for channel in self.series[0].channels)
+        return tuple(channel.name for channel in self.first.channels)
 
     @property
     def um_per_px(self) -> float:
         """Pixel size of the first scene; nan when the file does not say."""
-        return self.series[0].um_per_px
+        return self.first.um_per_px
 
     def frames(self) -> Iterator[tuple[int, int, str]]:
-        """Yield (scene, time, suffix) of every picture the file becomes; a suffix like "_s1_t03" says which it is."""
+        """Yield (scene, time, suffix) of every picture the file becomes; a suffix like "_s1_t03" says which it is.
+
+        A scene with a `problem` is one frame, so that whoever reads it is told why.
+        """
         for number, series in enumerate(self.series):
-            times = series.size("T")
+            times = series.size("T") if not series.problem else 1
             for time in range(times):
                 scene = f"_s{number:0{len(str(len(self.series) - 1))}d}" if len(self.series) > 1 else ""
                 yield number, time, scene + (f"_t{time:0{len(str(times - 1))}d}" if times > 1 else "")
 
     def to_json(self) -> dict:
-        """Plain values: kind, reader, axes, shape, dtype, channels, wavelengths_nm, um_per_px, scenes, images."""
-        number = lambda value: None if math.isnan(value) else value  # noqa: E731  JSON has no nan
+        """Plain values: kind, reader, those of the first scene, scenes, images, and `series` with each scene's own."""
+        refused = sum(bool(series.problem) for series in self.series)
         return {
             "kind": "file",
             "reader": self.reader,
-            "axes": self.axes,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "channels": list(self.channels),
-            "wavelengths_nm": [number(channel.wavelength_nm) for channel in self.series[0].channels],
-            "um_per_px": number(self.um_per_px),
+            **_plain(self.first),
             "scenes": len(self.series),
-            "images": sum(1 for _ in self.frames()),
+            "images": sum(1 for _ in self.frames()) - refused,
+            "series": [{"name": s.name, **_plain(s), "problem": s.problem, "remedy": s.remedy} for s in self.series],
         }
+
+
+def _plain(series: Series) -> dict:
+    """Return axes, shape, dtype, channels, wavelengths_nm and um_per_px as JSON has them: None for nan."""
+    number = lambda value: None if math.isnan(value) else value  # noqa: E731
+    return {
+        "axes": series.axes,
+        "shape": list(series.shape),
+        "dtype": series.dtype,
+        "channels": [channel.name for channel in series.channels],
+        "wavelengths_nm": [number(channel.wavelength_nm) for channel in series.channels],
+        "um_per_px": number(series.um_per_px),
+    }
 
 
 def inspect_file(path: str | Path, axes: str | None = None) -> FileInfo:
@@ -162,24 +198,39 @@ def open_file(path: str | Path, axes: str | None = None) -> Iterator[Opened]:
     """Open a microscope file by its suffix; errors as in `inspect_file`."""
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix in VENDOR_SUFFIXES:
+    if suffix in UNREAD_SUFFIXES:
         raise UserError(
-            f"{path.name} is {VENDOR_SUFFIXES[suffix]}, which is not read yet",
+            f"{path.name} is {UNREAD_SUFFIXES[suffix]}, which is not read",
             "export it as OME-TIFF from the microscope's software or Fiji",
         )
-    if suffix not in TIFF_SUFFIXES + PICTURE_SUFFIXES:
-        raise UserError(
-            f"{path.name} is no image format that is read", f"give {', '.join(TIFF_SUFFIXES + PICTURE_SUFFIXES)}"
-        )
-    if not path.is_file():
-        raise UserError(f"no file at {path}", "give the path of a microscope file")
-    if not path.stat().st_size:
+    if suffix not in READ_SUFFIXES:
+        raise UserError(f"{path.name} is no image format that is read", f"give {', '.join(READ_SUFFIXES)}")
+    if not (path.is_dir() if suffix == ".zarr" else path.is_file()):
+        kind = "OME-Zarr, a folder," if suffix == ".zarr" else "file"
+        raise UserError(f"no {kind} at {path}", "give the path of a microscope file")
+    if suffix != ".zarr" and not path.stat().st_size:
         raise UserError(f"{path.name} is empty (0 bytes)", "copy the file again")
-    with _open_tiff(path, axes) if suffix in TIFF_SUFFIXES else open_picture(path) as opened:
+    with _opener(suffix)(path, axes) as opened:
         yield opened
 
 
-def _check_size(path: Path, height: int, width: int) -> None:
+def _opener(suffix: str) -> Callable:
+    """Return what opens files of a suffix: a context manager of (path, axes)."""
+    if suffix in TIFF_SUFFIXES:
+        return _open_tiff
+    if suffix in PICTURE_SUFFIXES:
+        return lambda path, axes: open_picture(path)
+    from cellkit.vendors import open_vendor
+
+    return open_vendor
+
+
+def is_image_folder(path: str | Path) -> bool:
+    """Tell whether a folder is one image, an OME-Zarr, by its name."""
+    return Path(path).suffix.lower() == ".zarr" and Path(path).is_dir()
+
+
+def check_size(path: Path, height: int, width: int) -> None:
     """Refuse a plane whose header claims more pixels than `MAX_PLANE_PX`."""
     if height * width > MAX_PLANE_PX:
         raise UserError(
@@ -188,9 +239,11 @@ def _check_size(path: Path, height: int, width: int) -> None:
         )
 
 
-def _damaged(path: Path, kind: str, error: object) -> UserError:
+def damaged(path: Path, kind: str, error: object) -> UserError:
+    """Return what to raise about a file that its reader stumbles over."""
+    said = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(
-        f"{path.name} cannot be read as {kind}: {error}", "the file is damaged or cut short: copy or export it again"
+        f"{path.name} cannot be read as {kind}: {said}", "the file is damaged or cut short: copy or export it again"
     )
 
 
@@ -222,11 +275,11 @@ def open_picture(path: Path, content: bytes | None = None) -> Iterator[Opened]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{path.name}: {error}", "store an image this large as TIFF") from error
     except Exception as error:
-        raise _damaged(path, "PNG or JPEG", error) from error
+        raise damaged(path, "PNG or JPEG", error) from error
     with picture:
         if picture.mode not in PICTURE_MODES or getattr(picture, "n_frames", 1) > 1:
             raise UserError(f"{path.name} is a {picture.mode} picture", "store it as grey, RGB or RGBA with one frame")
-        _check_size(path, picture.height, picture.width)
+        check_size(path, picture.height, picture.width)
         count, dtype = PICTURE_MODES[picture.mode]
         deep = _is_deep_colour_png(content)
         series = Series(
@@ -265,7 +318,7 @@ class _PictureRead:
             else:
                 pixels = np.asarray(self.picture.convert("RGBA") if self.picture.mode == "P" else self.picture)
         except Exception as error:
-            raise _damaged(self.path, "a picture", error) from error
+            raise damaged(self.path, "a picture", error) from error
         pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
         if pixels.ndim == 2:
             return pixels[..., None]
@@ -310,16 +363,16 @@ def _open_tiff(path: Path, axes: str | None) -> Iterator[Opened]:
         try:
             tif = tifffile.TiffFile(path)
         except Exception as error:
-            raise _damaged(path, "TIFF", error) from error
+            raise damaged(path, "TIFF", error) from error
         with tif:
             try:
                 if not tif.is_imagej:
                     len(tif.pages)  # walks the chain of pages and stops where it loops back; `series` would not
                 stored = [series for series in tif.series if not series.keyframe.is_reduced] or list(tif.series)
             except Exception as error:
-                raise _damaged(path, "TIFF", error) from error
+                raise damaged(path, "TIFF", error) from error
             if errors.messages or not stored:
-                raise _damaged(path, "TIFF", errors.messages[0] if errors.messages else "no image in it")
+                raise damaged(path, "TIFF", errors.messages[0] if errors.messages else "no image in it")
             ome = _ome_images(tif, len(stored)) or [None] * len(stored)
             scenes = [_TiffScene(path, tif, series, axes, image) for series, image in zip(stored, ome, strict=True)]
             reader = "ome-tiff" if tif.is_ome else "imagej-tiff" if tif.is_imagej else "tiff"
@@ -336,9 +389,9 @@ class _TiffScene:
     def __init__(self, path: Path, tif, series, axes: str | None, ome):
         self.path, self.tif, self.series, self.page = path, tif, series, series.keyframe
         self.shape = tuple(int(n) for n in series.shape)
-        self.axes = _checked_axes(path, series.axes, self.shape, axes)
+        self.axes = checked_axes(path, series.axes, self.shape, axes)
         sizes = dict(zip(self.axes, self.shape, strict=True))
-        _check_size(path, sizes["Y"], sizes["X"])
+        check_size(path, sizes["Y"], sizes["X"])
         if series.is_multifile:
             raise UserError(
                 f"{path.name} is one of several files of one OME data set", "export each image as one OME-TIFF"
@@ -354,7 +407,7 @@ class _TiffScene:
             shape=self.shape,
             dtype=str(series.dtype),
             channels=self._channels(sizes, ome),
-            um_per_px=_tiff_um_per_px(tif, self.page) if ome is None else _ome_um_per_px(ome),
+            um_per_px=_tiff_um_per_px(tif, self.page) if ome is None else ome_um_per_px(ome),
         )
 
     def _alpha_index(self, samples: int) -> int | None:
@@ -377,7 +430,7 @@ class _TiffScene:
             kept = samples - (self.alpha is not None)
             names = COLOURS if photometric in (2, 6) else ("grey",) if kept == 1 else ()
             return tuple(Channel(names[i] if i < len(names) else "") for i in range(kept))
-        known = _imagej_channels(self.tif) if ome is None else _ome_channels(ome)
+        known = _imagej_channels(self.tif) if ome is None else ome_channels(ome)
         return tuple(known) if len(known) == sizes.get("C", 1) else tuple(Channel() for _ in range(sizes.get("C", 1)))
 
     def plane(self, time: int, z: int, channel: int) -> np.ndarray:
@@ -404,7 +457,7 @@ class _TiffScene:
         except UserError:
             raise
         except Exception as error:
-            raise _damaged(self.path, "TIFF", error) from error
+            raise damaged(self.path, "TIFF", error) from error
         plane = plane if self.axes.index("Y") < self.axes.index("X") else plane.T
         return np.ascontiguousarray(plane, dtype=plane.dtype.newbyteorder("="))
 
@@ -426,7 +479,7 @@ class _TiffScene:
         dtype = np.dtype(self.series.dtype).newbyteorder(self.tif.byteorder)
         wanted, there = offset + math.prod(self.shape) * dtype.itemsize, os.path.getsize(self.path)
         if wanted > there:
-            raise _damaged(self.path, "TIFF", f"it should have {wanted} bytes and has {there}")
+            raise damaged(self.path, "TIFF", f"it should have {wanted} bytes and has {there}")
         return np.memmap(self.path, dtype, "r", offset, self.shape)
 
     def _read_page(self, number: int) -> np.ndarray:
@@ -435,13 +488,13 @@ class _TiffScene:
             whole = self._page_axes == self.axes
             page = self.series if whole else self.series.pages[number]
             if page is None:
-                raise _damaged(self.path, "TIFF", f"page {number} is missing")
+                raise damaged(self.path, "TIFF", f"page {number} is missing")
             shape = self.shape[len(self.axes) - len(self._page_axes) :]
             self._last = (number, page.asarray().reshape(shape))
         return self._last[1]
 
 
-def _checked_axes(path: Path, found: str, shape: tuple[int, ...], given: str | None) -> str:
+def checked_axes(path: Path, found: str, shape: tuple[int, ...], given: str | None) -> str:
     """Return the axes to use: those given, else the file's; each known or of length 1, none twice, Y and X there."""
     axes = (given or found).upper()
     text = f"{path.name} has axes {found} {shape}"
@@ -483,7 +536,7 @@ def _ome_images(tif, count: int) -> list:
     return images if len(images) == count else []
 
 
-def _ome_channels(image) -> list[Channel]:
+def ome_channels(image) -> list[Channel]:
     """Names and wavelengths (emission, else excitation) from an OME <Image> element."""
     found = []
     for element in image.iterfind("{*}Pixels/{*}Channel"):
@@ -496,7 +549,7 @@ def _ome_channels(image) -> list[Channel]:
     return found
 
 
-def _ome_um_per_px(image) -> float:
+def ome_um_per_px(image) -> float:
     """Micrometres per pixel along a row from an OME <Image> element; nan when it does not say."""
     pixels = image.find("{*}Pixels")
     if pixels is None or not pixels.get("PhysicalSizeX"):

@@ -1,19 +1,22 @@
-"""Records: one line per image, what it is and where it came from; and the splits, by whole image or by group."""
+"""Records: one line per image, what it is and where it came from; and splits and folds, by whole image or by group."""
 
 from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
 
 SPLITS = ("train", "val", "test", "")
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would run, or what stands for it here
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,16 @@ class ImageRecord:
 
 
 def write_records(path: str | Path, records: Sequence[ImageRecord]) -> Path:
-    """Write `records` as CSV, atomically, in the order given.
+    r"""Write `records` as CSV, atomically, in the order given.
+
+    Text that a spreadsheet would run as a formula gets a leading apostrophe, which `read_records` takes off again. Bytes of
+    a file name that are not UTF-8 are written as ``\xNN`` in `source`, `group` and `channels`, and stay so: they tell a
+    reader what the file is called, no more.
 
     Raises
     ------
     UserError
-        Two records have the same image_id.
+        Two records have the same image_id, or an image_id or a path is not valid UTF-8.
     """
     _refuse_duplicates(records)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -86,6 +93,11 @@ class _UnixLines:
 def _refuse_duplicates(records: Sequence[ImageRecord]) -> None:
     seen: dict[str, ImageRecord] = {}
     for record in records:
+        if _readable(record.image_id + record.path) != record.image_id + record.path:
+            raise UserError(
+                f"the image {_readable(record.image_id)} at {_readable(record.path)} has a name that is no UTF-8",
+                "name images with letters, digits, '_', '-' and '.'",
+            )
         if record.image_id in seen:
             other = seen[record.image_id].source or seen[record.image_id].path
             raise UserError(
@@ -96,7 +108,34 @@ def _refuse_duplicates(records: Sequence[ImageRecord]) -> None:
 
 
 def _cell(value):
+    if isinstance(value, str):
+        return as_cell(_readable(value))
     return "" if isinstance(value, float) and math.isnan(value) else value
+
+
+def as_cell(text: str) -> str:
+    """Return text as it may stand in a table that a spreadsheet opens; `from_cell` takes it back.
+
+    OWASP's rule against CSV injection: an apostrophe before = + - @ TAB and CR.
+
+    Examples
+    --------
+    >>> as_cell("=1+1"), from_cell(as_cell("=1+1")), as_cell("plain")
+    ("'=1+1", '=1+1', 'plain')
+    """
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def from_cell(text: str) -> str:
+    """Return what `as_cell` was given."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+def _readable(text: str) -> str:
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_records(path: str | Path) -> list[ImageRecord]:
@@ -130,7 +169,7 @@ def _record(row: dict, where: str) -> ImageRecord:
         raise UserError(f"{where} has too {'many' if None in row else 'few'} fields", "give one field per column")
     try:
         record = ImageRecord(
-            **{f.name: row[f.name] for f in fields(ImageRecord) if f.type == "str"},
+            **{f.name: from_cell(row[f.name]) for f in fields(ImageRecord) if f.type == "str"},
             height_px=int(row["height_px"]),
             width_px=int(row["width_px"]),
             um_per_px=float(row["um_per_px"] or "nan"),
@@ -151,6 +190,70 @@ def select(records: Sequence[ImageRecord], split: str | None = None, cell_type: 
     return [r for r in records if split in (None, r.split) and cell_type in (None, r.cell_type)]
 
 
+# ---- groups --------------------------------------------------------------------------------------------------------
+def name_groups(items: Sequence[Item], pattern: str | None) -> list[Item]:
+    """Take each image's group (plate, well, donor, field) from its name.
+
+    Parameters
+    ----------
+    items : sequence of ImageRecord or SourceImage
+        Anything frozen with source, image_id and group.
+    pattern : str or None
+        A regular expression with a group called "group", looked for in the source (where the image came from), then in the
+        image_id: ``(?P<group>[A-H]\\d\\d)`` for wells. None leaves the groups as they are.
+
+    Returns
+    -------
+    list
+        The same items with their groups.
+
+    Raises
+    ------
+    UserError
+        No such expression, or images that it does not fit: without a group they could stand on any side of the split.
+
+    Examples
+    --------
+    >>> images = [ImageRecord("a", "a.png", 1, 1, source=f"plate1/{well}_{k}.tif") for well in ("A01", "B02") for k in (1, 2)]
+    >>> [image.group for image in name_groups(images, r"(?P<group>[A-H]\\d\\d)_")]
+    ['A01', 'A01', 'B02', 'B02']
+    """
+    if pattern is None:
+        return list(items)
+    rule = group_rule(pattern)
+    named, without = [], []
+    for item in items:
+        found = rule.search(item.source) or rule.search(item.image_id)
+        if found is None or not found["group"]:
+            without.append(item)
+        else:
+            named.append(replace(item, group=found["group"]))
+    if without:
+        first = _readable(without[0].source or without[0].image_id)
+        raise UserError(
+            f"convert.group_from {pattern!r} fits {len(named)} of {len(items)} images, not e.g. '{first}'",
+            "write an expression that fits every image, or null to take the folders as groups",
+        )
+    return named
+
+
+def group_rule(pattern: str) -> re.Pattern:
+    """Return the compiled expression; raise UserError where it is none, or names no group called "group"."""
+    try:
+        rule = re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"convert.group_from is {pattern!r}: {error}", "give a regular expression, e.g. (?P<group>[A-H][0-9][0-9])"
+        ) from None
+    if "group" not in rule.groupindex:
+        raise UserError(
+            f"convert.group_from is {pattern!r}, which names no group",
+            "mark the part that is the group: (?P<group>[A-H][0-9][0-9])",
+        )
+    return rule
+
+
+# ---- splits --------------------------------------------------------------------------------------------------------
 def split_records(
     records: Sequence[ImageRecord], fractions: dict[str, float], seed: int, by: str = "image", stratify: bool = True
 ) -> list[ImageRecord]:
@@ -160,11 +263,13 @@ def split_records(
     ----------
     fractions : dict
         E.g. ``{"train": 0.6, "val": 0.2, "test": 0.2}``; sums to 1. A split with a fraction above 0 gets at least one unit
-        of every stratum that has enough of them.
+        (of every stratum, when whole images are drawn) while there are enough.
     by : {"image", "group"}
+        Images without a group are a group of their own each.
     stratify : bool
-        Split each cell type on its own, so that all are in every split. Groups may hold several cell types and are drawn
-        together.
+        Each cell type has about the same share in every split. Whole images are drawn for each cell type on its own. Groups
+        hold several images, and maybe several cell types: they are given out one by one, the large ones first, each to
+        the split that lacks its cell types most.
 
     Returns
     -------
@@ -183,19 +288,134 @@ def split_records(
         raise UserError(f"split fractions are {fractions}", "give train, val and test, summing to 1")
     if by not in ("image", "group"):
         raise UserError(f"split_by is '{by}'", "split by 'image' or by 'group'")
-    strata: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    if by == "group" and stratify:
+        units = _units(records, by)
+        place = _deal(units, [r.cell_type for r in records], list(fractions.values()), np.random.default_rng(seed))
+        names = list(fractions)
+        split_of = {position: names[place[unit]] for unit, positions in units.items() for position in positions}
+        return [replace(record, split=split_of[position]) for position, record in enumerate(records)]
+    strata: dict[str, list[int]] = defaultdict(list)
     for position, record in enumerate(records):
-        unit = record.group if by == "group" and record.group else record.image_id
-        stratum = record.cell_type if stratify and by == "image" else ""
-        strata[stratum][unit].append(position)
-    split_of: dict[int, str] = {}
+        strata[record.cell_type if stratify else ""].append(position)
+    split_of = {}
     for number, stratum in enumerate(sorted(strata)):
-        units = sorted(strata[stratum])
+        units = _units([records[k] for k in strata[stratum]], by, strata[stratum])
         order = np.random.default_rng([seed, number]).permutation(len(units))
+        names = sorted(units)
         for name, chosen in zip(fractions, _shares(len(units), list(fractions.values())), strict=True):
             for unit in order[chosen]:
-                split_of.update({position: name for position in strata[stratum][units[unit]]})
+                split_of.update({position: name for position in units[names[unit]]})
     return [replace(record, split=split_of[position]) for position, record in enumerate(records)]
+
+
+def _units(records: Sequence[ImageRecord], by: str, positions: Sequence[int] | None = None) -> dict[str, list[int]]:
+    """Return what is never torn apart, by name: the positions of the images of a group, or of one image."""
+    units: dict[str, list[int]] = defaultdict(list)
+    for position, record in zip(range(len(records)) if positions is None else positions, records, strict=True):
+        units[record.group if by == "group" and record.group else record.image_id].append(position)
+    return units
+
+
+def _deal(units: dict[str, list[int]], kinds: Sequence[str], fractions: Sequence[float], rng) -> dict[str, int]:
+    """Give whole units out to parts, so that every kind comes near its share in each; return unit -> part.
+
+    Units of about the same size (within a factor of two) come in random order, larger ones first. Each goes where the
+    squared distance of all kinds from their shares grows least; a rare kind counts as much as a frequent one. A part that
+    got nothing then takes the smallest unit of the part that has most units.
+    """
+    import numpy as np
+
+    columns = {kind: k for k, kind in enumerate(sorted(set(kinds)))}
+    holds = {unit: np.bincount([columns[kinds[k]] for k in units[unit]], minlength=len(columns)) for unit in units}
+    names = [sorted(units)[k] for k in rng.permutation(len(units))]
+    names.sort(key=lambda unit: -int(math.log2(len(units[unit]))))
+    total = np.sum([holds[unit] for unit in names], axis=0) if names else np.zeros(len(columns))
+    wanted = np.outer(fractions, total)
+    given, place = np.zeros_like(wanted), {}
+    open_parts = [part for part, fraction in enumerate(fractions) if fraction > 0]
+    for unit in names:
+        lack = wanted - given
+        grows = ((lack - holds[unit]) ** 2 - lack**2) / np.maximum(total, 1) ** 2
+        cost = grows.sum(axis=1) + 1e-6 * (given.sum(axis=1) / np.maximum(wanted.sum(axis=1), 1e-9))
+        place[unit] = min(open_parts, key=lambda part: (round(float(cost[part]), 12), part))
+        given[place[unit]] += holds[unit]
+    _fill_empty(place, units, open_parts)
+    return place
+
+
+def _fill_empty(place: dict[str, int], units: dict[str, list[int]], parts: Sequence[int]) -> None:
+    """Move the smallest unit of the part with most units into each part without, while there is one to spare."""
+    for part in parts:
+        members = {other: [unit for unit in place if place[unit] == other] for other in parts}
+        most = max(parts, key=lambda other: len(members[other]))
+        if not members[part] and len(members[most]) > 1:
+            place[min(members[most], key=lambda unit: (len(units[unit]), unit))] = part
+
+
+def k_folds(
+    records: Sequence[ImageRecord], k: int, seed: int, by: str = "image", stratify: str | None = "cell_type"
+) -> list[list[ImageRecord]]:
+    """Deal the images out to k folds: every image is in one fold, no group is in two.
+
+    Parameters
+    ----------
+    k : int
+        Number of folds, 2 or more.
+    seed : int
+        The same seed gives the same folds, whatever the order of the records.
+    by : {"image", "group"}
+        What is never torn apart. Images without a group are a group of their own each.
+    stratify : str or None
+        Field whose values are spread evenly: each fold has about 1 / k of every cell type. None looks at numbers only.
+
+    Returns
+    -------
+    list of list of ImageRecord
+        k folds, each in the order given. `hold_out` makes a split of one of them.
+
+    Raises
+    ------
+    UserError
+        k is below 2, or there are fewer images or groups than folds; another `by`, or no such field.
+
+    Examples
+    --------
+    >>> images = [ImageRecord(str(n), f"{n}.png", 1, 1, cell_type="AB"[n % 2], group=f"well {n // 2}") for n in range(8)]
+    >>> [[image.group for image in fold] for fold in k_folds(images, 4, seed=0, by="group")][0]
+    ['well 2', 'well 2']
+    """
+    import numpy as np
+
+    if by not in ("image", "group"):
+        raise UserError(f"folds by '{by}'", "fold by 'image' or by 'group'")
+    if stratify is not None and stratify not in (field.name for field in fields(ImageRecord)):
+        raise UserError(f"folds cannot be stratified by '{stratify}'", "name a column of records.csv, e.g. cell_type")
+    units = _units(records, by)
+    if not 2 <= k <= len(units):
+        raise UserError(
+            f"{k} folds of {len(units)} {by}(s)", f"ask for 2 folds or more, and no more than there are {by}s"
+        )
+    kinds = ["" if stratify is None else str(getattr(record, stratify)) for record in records]
+    place = _deal(units, kinds, [1 / k] * k, np.random.default_rng(seed))
+    fold_of = {position: place[unit] for unit, positions in units.items() for position in positions}
+    return [[record for position, record in enumerate(records) if fold_of[position] == fold] for fold in range(k)]
+
+
+def hold_out(folds: Sequence[Sequence[ImageRecord]], held: int) -> list[ImageRecord]:
+    """Return all records of the folds, fold `held` (from 0) as validation and the others as training images.
+
+    Raises
+    ------
+    UserError
+        There is no such fold.
+    """
+    if not 0 <= held < len(folds):
+        raise UserError(f"fold {held} of {len(folds)}", f"folds are 0 to {len(folds) - 1}")
+    return [
+        replace(record, split="val" if number == held else "train")
+        for number, fold in enumerate(folds)
+        for record in fold
+    ]
 
 
 def _shares(count: int, fractions: list[float]) -> list[slice]:

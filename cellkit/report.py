@@ -688,6 +688,49 @@ def _data(files: RunFiles) -> list:
     return blocks
 
 
+def _set_aside(files: RunFiles) -> list:
+    from cellkit.show import show_set_aside
+
+    path = files.path("quality.json")
+    if path is None:
+        return []
+    told = read_json(path)
+    blocks: list = [Words("An image was to be set aside for: " + "; or ".join(told["words"]) + ".")]
+    if told["copies"]:
+        rows = [[one["first"], one["second"], one["how"], in_words(one["likeness"], 2)] for one in told["copies"]]
+        blocks.append(Table(("Image", "shows the field of", "how", "likeness"), rows[:200], "One field twice"))
+    records = [record for record in files.images.records if record.flags]
+    if not records:
+        return [*blocks, Words("None was.")]
+    measured = files.table("quality.csv").set_index("image_id", drop=False).to_dict("index")
+    quality = [measured[record.image_id] for record in records]
+    shown = min(12, len(records))
+    size = 2.4 * min(4, shown), 0.4 + 3.0 * -(-shown // 4)
+    draw = lambda figure: show_set_aside(files.images.root, records, quality, told["thresholds"], 12, 4, figure)  # noqa: E731
+    return [*blocks, _drawn(draw, *size, f"{len(records)} of {len(files.images.records)} images are flagged.")]
+
+
+def _sheet(files: RunFiles) -> list:
+    from cellkit.sheet import class_table, tell
+    from cellkit.show import show_data
+
+    path = files.path("sheet.json")
+    if path is None:
+        return []
+    sheet = read_json(path)
+    table = class_table(sheet)
+    rows = [
+        [name, *(in_words(float(v), 0 if float(v).is_integer() else 1) for v in row)] for name, row in table.iterrows()
+    ]
+    blocks: list = [Table(("Class", *table.columns), rows, f"{sheet['cells']} cells in {sheet['images']} images")]
+    if tell(sheet):
+        blocks.append(Words("; ".join(tell(sheet)) + "."))
+    return [
+        *blocks,
+        _drawn(lambda figure: show_data(sheet, figure), 9.6, 6.0, "Thin line: all; thick: 5 to 95 %; bar: half."),
+    ]
+
+
 def _cells_of(data: CellDataset) -> list[str]:
     ids = [int(k) for cells in data.instances for k in cells.class_ids]
     return [str(ids.count(k)) for k in [*range(1, len(data.classes) + 1), 0]]
@@ -787,6 +830,8 @@ CHAPTERS = (
     ("errors", "The worst images", _errors),
     ("lost", "Where the score is lost", _lost),
     ("data", "The images", _data),
+    ("aside", "What was set aside, and why", _set_aside),
+    ("sheet", "What is in the set", _sheet),
     ("training", "The trainings", _training),
     ("how", "How it was run", _how),
     ("figures", "Pictures of the notebooks", _figures),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cellkit.errors import UserError, nearest
-from cellkit.instances import Instances, ranges
+from cellkit.instances import Instances, ranges, refuse_boxes
 
 if TYPE_CHECKING:
     import pandas
@@ -146,8 +146,11 @@ def overlap_images(truths: Sequence[Instances], founds: Sequence[Instances]) -> 
     Raises
     ------
     UserError
-        Not as many predictions as images, or an image whose two sides differ in size (named by its position).
+        Not as many predictions as images, an image whose two sides differ in size (named by its position), or truth that is
+        boxes only while the predictions are masks.
     """
+    if not all(found.boxes_only for found in founds):
+        refuse_boxes(truths, "scoring masks")
     if len(truths) != len(founds):
         raise UserError(
             f"{len(truths)} images have truth, {len(founds)} have predictions", "give one Instances per image, in order"
@@ -1289,8 +1292,12 @@ class Difference(NamedTuple):
         'tuned is better than base by 0.021 [0.004, 0.037], n = 50 images'
         >>> Difference(0.002, -0.004, 0.008, 50).sentence("base", "tuned")
         'tuned and base cannot be told apart: 0.002 [-0.004, 0.008], n = 50 images'
+        >>> Difference(0.3, np.nan, np.nan, 1).sentence("base", "tuned")
+        'tuned minus base is 0.300, n = 1 image (no interval)'
         """
         difference, low, high = self.difference, self.low, self.high
+        if np.isnan(low):
+            return f"{b} minus {a} is {difference:.3f}, n = {self.n} image{'s' * (self.n != 1)} (no interval)"
         if low > 0:
             words = f"{b} is better than {a} by"
         elif high < 0:
@@ -1341,6 +1348,9 @@ WHY = {
 }
 
 
+BOX_CONVENTIONS = ("voc", "coco")  # also defined on boxes
+
+
 def compare_conventions(
     truths: Sequence[Instances],
     founds: Sequence[Instances],
@@ -1359,7 +1369,7 @@ def compare_conventions(
     records, by : optional
         Also the MAP IoU of each part: cell_type, group, split, class_name or size; needs the records.
     conventions : list of str, optional
-        Default all of `WHY`.
+        Default all of `WHY`. Where the truth is boxes only, the boxes of the predictions are scored, by `BOX_CONVENTIONS`.
     crowd : list of (G,) bool, optional
         For coco only.
 
@@ -1373,6 +1383,10 @@ def compare_conventions(
     for name in chosen:
         if name not in WHY:
             raise UserError(f"no convention '{name}'{nearest(name, WHY)}", f"choose from {', '.join(WHY)}")
+    what = "of boxes: " if any(truth.boxes_only for truth in truths) else ""
+    if what:
+        chosen = _box_conventions(truths, chosen if conventions is not None else BOX_CONVENTIONS, by)
+        truths, founds = [x.as_boxes() for x in truths], [x.as_boxes() for x in founds]
     pairs = overlap_images(truths, founds)
     with_class = any(image.found_classes.any() for image in pairs) and bool(_categories(pairs))
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
@@ -1387,11 +1401,19 @@ def compare_conventions(
         "aji_kumar": lambda: aji_kumar(pairs),
         "aji_cellpose": lambda: aji_cellpose(pairs),
     }
-    scored = {name: {**jobs[name](), "why": WHY[name]} for name in chosen}
+    scored = {name: {**jobs[name](), "why": what + WHY[name]} for name in chosen}
     result: dict[str, Any] = {"images": len(pairs), "conventions": scored, "by": {}}
     if by is not None:
         result["by"] = {by: _by_part(truths, founds, records, by, classes, bootstrap, seed)}
     return result
+
+
+def _box_conventions(truths: Sequence[Instances], chosen: Sequence[str], by: str | None) -> list[str]:
+    """Refuse conventions that need outlines; the parts of `by` are scored by MAP IoU, so they do too."""
+    masks = [name for name in chosen if name not in BOX_CONVENTIONS]
+    if masks or by is not None:
+        refuse_boxes(truths, f"the convention {masks[0]}" if masks else f"MAP IoU by {by}")
+    return list(chosen)
 
 
 def _kaggle_both(pairs, founds, bootstrap: int, seed: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -513,12 +514,12 @@ def show_conversion(
         As `show_planes`; as `show_channels` where no file of channels is behind the picture (labelme, composed images).
     """
     from cellkit.dataset import CellDataset
-    from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES, open_file
+    from cellkit.readers import READ_SUFFIXES, open_file
 
     empty = Instances.empty((record.height_px, record.width_px))
     image = CellDataset([record], [empty], (), Path(run_dir), [1]).image(0)
     path, rest = _source_file(Path(source), record.source)
-    if path is None or path.suffix.lower() not in TIFF_SUFFIXES + PICTURE_SUFFIXES:
+    if path is None or path.suffix.lower() not in READ_SUFFIXES:
         return show_channels(image, record.channels, figure, f"{record.image_id}, from {record.source}")
     scene, time = _number_after("scene", rest), _number_after("t", rest)
     with open_file(path, getattr(config, "axes", None)) as opened:
@@ -534,10 +535,12 @@ def show_conversion(
 
 def _source_file(root: Path, source: str) -> tuple[Path | None, str]:
     """Split a record's source into the file it begins with and the rest: scene, time, planes."""
+    from cellkit.readers import is_image_folder
+
     words = source.split(" ")
     for cut in range(len(words), 0, -1):
         path = root / " ".join(words[:cut])
-        if path.is_file():
+        if path.is_file() or is_image_folder(path):
             return path, " ".join(words[cut:])
     return None, source
 
@@ -1265,3 +1268,139 @@ def _number_grid(ax: Axes, values: np.ndarray, title: str, form: str, **how) -> 
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_title(title)
+
+
+# ---- what is in a data set -----------------------------------------------------------------------------------------
+@_styled
+def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str = "") -> np.ndarray:
+    """Show a data-set sheet (`sheet.describe`): cells per class and split, sizes, brightness, label faults.
+
+    Of sizes and brightness, a thin line spans all, a thick one 5 to 95 %, a bar the middle half; the dot is the median.
+
+    Returns
+    -------
+    (2, 2) Axes
+    """
+    figure = _figure(figure, (10.4, 6.4))
+    axes = figure.subplots(2, 2)
+    names = list(sheet["area_px"])
+    colours = {name: class_colour(0 if name == "unknown" else k) for k, name in enumerate(names, 1)}
+    _cells_by_split(axes[0, 0], sheet, colours)
+    _spans(axes[0, 1], {name: sheet["area_px"][name] for name in names}, colours, log=True)
+    axes[0, 1].set(xlabel="area of a cell (px)", title="sizes")
+    rows = {
+        f"{name}, {colour}": points
+        for name in names
+        for colour, points in sheet["light"].get(name, {}).items()
+        if points
+    }
+    rows |= {f"ground, {colour}": points for colour, points in sheet["ground"].items()}
+    _spans(axes[1, 0], rows, {row: CHANNEL_INK[row.rpartition(", ")[2]] for row in rows})
+    axes[1, 0].set(xlabel="mean grey level of a cell, median of the ground", title="brightness", xlim=(0, 255))
+    _fault_bars(axes[1, 1], sheet)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
+    return axes
+
+
+def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+    """Draw a bar per split, parted by class; images and cells are written beside it."""
+    from matplotlib.patches import Patch
+
+    splits = list(sheet["classes_by_split"])
+    for place, split in enumerate(splits):
+        left = 0
+        for name, n in sheet["classes_by_split"][split].items():
+            ax.barh(place, n, 0.6, left=left, color=colours[name], edgecolor="#666C75", lw=0.6)
+            left += n
+        images = sum(row["images"] for row in sheet["by_split"] if row["split"] == split)
+        text = f"{_several(left, 'cell')}, {_several(images, 'image')}"
+        ax.annotate(text, (left, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(splits)), [SPLIT_NAMES.get(split, "set aside") for split in splits])
+    ax.set(ylim=(len(splits) - 0.4, -0.6), title="cells by class and split")
+    ax.set_xlim(0, 1.7 * max([1, *(sum(counts.values()) for counts in sheet["classes_by_split"].values())]))
+    _rows_only(ax)
+    handles = [Patch(facecolor=colour, edgecolor="#666C75", label=name) for name, colour in colours.items()]
+    if handles:
+        ax.legend(handles=handles, ncols=min(3, len(handles)), loc="upper center", bbox_to_anchor=(0.5, -0.08))
+
+
+def _spans(ax: Axes, rows: Mapping[str, Sequence[float]], colours: Mapping[str, str], log: bool = False) -> None:
+    """Draw seven points (least, 5, 25, 50, 75, 95 %, most) of each row: thin line, line, bar, dot."""
+    rows = {name: points for name, points in rows.items() if points}
+    for place, (name, points) in enumerate(rows.items()):
+        least, low, lower, middle, upper, high, most = (max(v, 1.0) if log else v for v in points)
+        ax.plot([least, most], [place, place], color="#A8ADB5", lw=1)
+        ax.plot([low, high], [place, place], color="#666C75", lw=2.5, solid_capstyle="butt")
+        ax.barh(place, upper - lower, 0.5, left=lower, color=colours[name], edgecolor="#666C75", lw=0.6)
+        ax.plot([middle], [place], "o", color="white", mec=INK, ms=5)
+    ax.set_yticks(range(len(rows)), [shortened(name) for name in rows])
+    ax.set_ylim(max(len(rows), 1) - 0.4, -0.6)
+    if log:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+    _rows_only(ax)
+
+
+def _fault_bars(ax: Axes, sheet: Mapping[str, Any]) -> None:
+    from cellkit.sheet import FAULT_WORDS
+
+    kinds = list(sheet["faults"])
+    share = [100 * sheet["faults"][kind] / max(sheet["cells"], 1) for kind in kinds]
+    ax.barh(range(len(kinds)), share, 0.6, color="#0072B2")
+    for place, kind in enumerate(kinds):
+        text = f"{sheet['faults'][kind]} ({share[place]:.1f} %)" if sheet["faults"][kind] else "none"
+        ax.annotate(text, (share[place], place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(kinds)), [FAULT_WORDS[kind] for kind in kinds])
+    ax.set(ylim=(len(kinds) - 0.4, -0.6), xlabel="share of the cells (%)", title="labels")
+    ax.set_xlim(0, max(1.0, 1.45 * max(share, default=0)))
+    _rows_only(ax)
+
+
+@_styled
+def show_set_aside(
+    root: str | Path,
+    records: Sequence[ImageRecord],
+    quality: Sequence[Mapping[str, Any]],
+    thresholds: Mapping[str, float],
+    n: int = 12,
+    columns: int = 4,
+    figure: Figure | None = None,
+    title: str = "set aside",
+) -> np.ndarray:
+    """Show up to `n` flagged images with the reason in words and numbers; more are thinned out, every flag in its turn.
+
+    Parameters
+    ----------
+    root : path
+        The folder that the records' paths count from.
+    records : sequence of ImageRecord
+    quality : sequence of mapping
+        Of each record, in the same order: rows of quality.csv.
+    thresholds : mapping
+        As `quality.flag_records` returns them.
+
+    Returns
+    -------
+    (rows, columns) Axes
+        One empty row where nothing is flagged.
+    """
+    from cellkit.quality import reasons
+
+    data = _folder_of(Path(root), records)
+    flags = sorted({record.flags for record in records} - {""})
+    turns = [[k for k, record in enumerate(records) if record.flags == flag] for flag in flags]
+    chosen = [k for turn in range(n) for members in turns for k in members[turn : turn + 1]][:n]
+    columns = max(1, min(columns, len(chosen)))
+    rows = max(1, -(-len(chosen) // columns))
+    figure = _figure(figure, (2.9 * columns, 3.5 * rows + 0.4))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, k in zip(axes.flat, chosen, strict=False):
+        told = [shortened(records[k].image_id, 30), *reasons(quality[k], thresholds, records[k].flags)]
+        _picture(ax, data.image(k)).set_title("\n".join(textwrap.fill(line, 40) for line in told), fontsize=8)
+    left = sum(map(len, turns)) - len(chosen)
+    figure.suptitle(f"{title}{f' ({left} more)' if left else ''}", x=0.01, ha="left", fontsize=11.5)
+    return axes

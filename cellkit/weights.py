@@ -164,12 +164,16 @@ def find_weights(name: str | Path) -> Path:
     )
 
 
-def weights_names() -> list[str]:
-    """Return the names that `find_weights` knows by itself: those shipped with the package, then those of the registry."""
+def weights_names(backend: str | None = None) -> list[str]:
+    """Return the names that `find_weights` knows by itself: those shipped with the package, then those of the registry.
+
+    With `backend`, only those of the registry that it reads.
+    """
     from cellkit.registry import REGISTRY
 
     shipped = sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
-    return [*shipped, *(name for name, entry in REGISTRY.items() if entry.kind == "weights")]
+    listed = [name for name, entry in REGISTRY.items() if entry.kind == "weights" and backend in (None, entry.backend)]
+    return [*shipped, *listed]
 
 
 def _of_run(run: Path, key: str) -> Path:

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from cellkit.__main__ import main
 from cellkit.coco import write_coco, write_results
 from cellkit.compare import (
+    compare_models,
     image_shapes,
     is_results,
     match_sides,
@@ -270,6 +272,63 @@ class TestScoreSides:
         told = score_sides(*match_sides(truth, found), ["kaggle", "coco"], bootstrap=0)["conventions"]
         assert told["coco"]["score"] == pytest.approx(1.0)
         assert told["kaggle"]["score"] == 0.5
+
+
+class TestCompareModels:
+    """Fifty images of ten cells: one model finds seven of ten, the other nine."""
+
+    @pytest.fixture
+    def models(self, tmp_path):
+        whole = Instances.from_labels(np.kron(np.arange(1, 11), np.ones((2, 3), int)).reshape(2, 30))
+        records = [ImageRecord(f"i{k:02d}", f"i{k:02d}.png", 2, 30) for k in range(50)]
+        truth = write_coco(tmp_path / "truth.json", records, [whole.with_classes(1)] * 50, ("cell",))
+        rng, paths = np.random.default_rng(0), [truth]
+        for name, share in (("base", 0.7), ("tuned", 0.9)):
+            found = [whole[rng.random(10) < share].with_classes(1) for _ in records]
+            paths.append(write_results(tmp_path / f"{name}.json", range(1, 51), found))
+        return paths
+
+    def test_the_sentence(self, models):
+        truth, base, tuned = (
+            read_side(path, of=None if k == 0 else read_side(models[0])) for k, path in enumerate(models)
+        )
+        told = compare_models(*match_sides(truth, tuned)[:1], base, tuned)
+        low, high = told["interval"]
+        assert told["sentence"] == (
+            f"tuned.json is better than base.json by {told['difference']:.3f} [{low:.3f}, {high:.3f}], n = 50 images"
+        )
+        assert 0 < low < told["difference"] < high < 0.4
+        assert told["difference"] == pytest.approx(kaggle_of(truth, tuned) - kaggle_of(truth, base))
+        assert json.loads(json.dumps(told, allow_nan=False)) == told
+        assert compare_models(truth, tuned, base)["sentence"].startswith("base.json is worse than tuned.json by 0.")
+        assert "cannot be told apart: 0.000 [0.000, 0.000], n = 50" in compare_models(truth, base, base)["sentence"]
+
+    def test_on_the_command_line(self, models, capsys):
+        truth, base, tuned = map(str, models)
+        arguments = ["score", truth, tuned, "--against", base, "--convention", "kaggle", "--by", "size"]
+        assert main(arguments) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1].startswith("MAP IoU (kaggle): tuned.json is better than base.json by 0.")
+        assert lines[-1].endswith("n = 50 images")
+        assert [line.split()[0] for line in lines if " true, " in line] == ["small", "medium", "large"]
+        assert main([*arguments, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)["against"]
+        assert (told["other"], told["images"], lines[-1]) == (base, 50, f"MAP IoU (kaggle): {told['sentence']}")
+
+    def test_images_that_one_of_three_lacks(self, models, tmp_path):
+        truth = read_side(models[0])
+        found = read_side(models[2], of=truth)
+        folder = labels_at(tmp_path / "labels", **{f"i{k:02d}": truth.instances[k] for k in range(1, 50)})
+        with pytest.raises(UserError, match=r"1 of the 50 images of .* are not in .*labels \(i00\)"):
+            compare_models(truth, read_side(folder), found)
+        told = compare_models(truth, read_side(folder), found, common=True)
+        assert (told["images"], told["sentence"].split(" by ")[0]) == (49, "tuned.json is worse than labels")
+
+    def test_one_image_shows_nothing(self, truth):
+        side = read_side(truth).subset([0])
+        told = compare_models(side, side, side)
+        assert told["interval"] == [None, None]
+        assert told["sentence"].endswith("is 0.000, n = 1 image (no interval)")
 
 
 class TestForms:

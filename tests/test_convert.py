@@ -11,16 +11,21 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from cellkit.convert import (
+    Light,
     best_focus,
     check_ids,
     colour_map,
     convert_file,
     find_channel,
     image_id_of,
+    measured_light,
+    percentiles_of,
     resize_image,
     resize_instances,
     resize_labels,
     resized_shape,
+    shared_limits,
+    sum_light,
     to_8bit,
 )
 from cellkit.errors import UserError
@@ -135,6 +140,7 @@ integers = st.sampled_from([np.uint8, np.uint16]).flatmap(
 )
 
 
+@settings(deadline=None)  # OpenCV is loaded on first use
 @given(integers, st.floats(0, 49), st.floats(51, 100))
 def test_percentiles_are_numpys_and_the_picture_keeps_the_order_of_values(plane, low_q, high_q):
     image, low, high, clipped = to_8bit(plane, (low_q, high_q))
@@ -147,6 +153,78 @@ def test_percentiles_are_numpys_and_the_picture_keeps_the_order_of_values(plane,
     assert clipped == clipped_float and np.abs(as_float.astype(int) - image).max() <= 1
 
 
+@pytest.mark.parametrize("pair", [(0.3, 99.8), (0, 100), (1, 50), (40, 60), (0.001, 99.999), (99, 100)])
+def test_percentiles_of_whole_pictures_are_numpys_whatever_the_sample_says(pair):
+    rng = np.random.default_rng(0)
+    row = np.arange(640, dtype=np.uint16)
+    planes = {
+        "noise": rng.normal(3000, 200, (300, 400)),
+        "sparse": np.where(rng.random((300, 400)) < 0.001, rng.integers(0, 65536, (300, 400)), 90),
+        "two values": rng.integers(0, 2, (300, 400)) * 65535,
+        "stripes": np.broadcast_to(row % 64 * 1000, (512, 640)),  # every sampled pixel lies in a dark column
+        "ramp": np.broadcast_to(row, (512, 640)),
+        "dark top": np.r_[np.zeros((10, 400)), np.full((290, 400), 7)],
+        "one row": rng.integers(0, 9, (1, 5000)),
+    }
+    for name, plane in planes.items():
+        for dtype in (np.uint16, np.uint8):
+            plane = np.ascontiguousarray(plane.astype(dtype))
+            np.testing.assert_allclose(percentiles_of(plane, pair), np.percentile(plane, pair), rtol=1e-9, err_msg=name)
+
+
+@settings(deadline=None)
+@given(integers, st.floats(-10, 70_000), st.floats(-10, 70_000))
+def test_given_limits_take_the_place_of_percentiles(plane, low, high):
+    image, *told, _ = to_8bit(plane, (0.3, 99.8), limits=(low, high))
+    assert told == [low, high]
+    values = plane.astype(float)
+    expected = np.rint(np.clip((values - low) / (high - low), 0, 1) * 255) if high > low else (values > low) * 255
+    np.testing.assert_array_equal(image, expected)
+
+
+# ---- light of a batch ----------------------------------------------------------------------------------------------
+planes_of_any_kind = st.sampled_from([np.uint8, np.uint16, np.int32, np.float32]).flatmap(
+    lambda dtype: hnp.arrays(
+        dtype, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 200).map(dtype)
+    )
+)
+
+
+@given(st.lists(planes_of_any_kind, min_size=1, max_size=5), st.floats(0, 100))
+def test_light_of_many_planes_has_the_percentiles_of_all_their_pixels(planes, q):
+    pixels = np.concatenate([plane.ravel() for plane in planes]).astype(float)
+    light = Light.sum(map(Light.of, planes))
+    assert light.counts.sum() == pixels.size and (np.diff(light.values) > 0).all()
+    assert light.percentiles([q])[0] == pytest.approx(np.percentile(pixels, q), rel=1e-9, abs=1e-9)
+    twice = Light.sum([Light.sum([Light.of(plane)]) for plane in planes])
+    np.testing.assert_array_equal(light.counts, twice.counts)
+
+
+def test_light_of_floats_keeps_no_more_values_than_fit_and_stays_close():
+    plane = np.random.default_rng(0).gamma(2.0, 100.0, (400, 400)).astype(np.float32)
+    light = Light.sum([Light.of(plane), Light.of(plane * 2)])
+    both = np.concatenate([plane.ravel(), 2 * plane.ravel()])
+    assert len(light.values) <= 2**16 and light.counts.sum() == both.size
+    np.testing.assert_allclose(light.percentiles((0.3, 50, 99.8)), np.percentile(both, (0.3, 50, 99.8)), rtol=0.01)
+    with pytest.raises(UserError, match="NaN"):
+        Light.of(np.array([[np.nan]]))
+
+
+def test_a_batch_is_measured_and_then_scaled_by_what_was_measured(tmp_path):
+    paths = [write(tmp_path / f"{k}.ome.tif", NUCLEI // k, "YX") for k in (1, 4)]
+    with measured_light() as frames:
+        for path in paths:
+            convert_file(path, {"nuclei": 0})
+    limits = {colour: light.percentiles((0, 100)) for colour, light in sum_light(frames).items()}
+    assert limits == {"blue": [0, 59_900]}
+    with shared_limits(limits):
+        bright, dim = (convert_file(path, {"nuclei": 0})[0] for path in paths)
+    assert (bright.image.max(), dim.image.max()) == (255, 64) and dim.levels[0].high == 59_900
+    (alone,) = convert_file(paths[1], {"nuclei": 0})
+    assert alone.image.max() == 255, "outside the block each image has its own scale again"
+
+
+# ---- light, one by one ---------------------------------------------------------------------------------------------
 def test_16_bit_is_scaled_not_clipped_to_8():  # fault 7
     image, low, high, _ = to_8bit(np.array([[100, 20_000, 40_000, 60_000]], np.uint16), (0, 100))
     assert image.tolist() == [[0, 85, 170, 255]] and (low, high) == (100, 60_000)

@@ -264,9 +264,9 @@ class TestWhereTo:
                 real_address(url)
 
     def test_mirror(self, monkeypatch):
-        monkeypatch.setenv("CELLKIT_MIRROR", "https://mirror.example/pub/")
-        assert real_address("https://example.org/a") == "https://mirror.example/pub/example.org/a"
-        monkeypatch.setenv("CELLKIT_MIRROR", "http://mirror.example")
+        monkeypatch.setenv("CELLKIT_MIRROR", "https://elsewhere.example/pub/")
+        assert real_address("https://example.org/a") == "https://elsewhere.example/pub/example.org/a"
+        monkeypatch.setenv("CELLKIT_MIRROR", "http://elsewhere.example")
         with pytest.raises(UserError, match="set CELLKIT_MIRROR to an https address"):
             real_address("https://example.org/a")
 

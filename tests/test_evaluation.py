@@ -213,6 +213,13 @@ def test_counts_without_truth_and_of_models_that_know_no_class(tmp_path, predict
     assert count_lines(predictions["perfect"], asked)["found"].tolist() == [1, 2, 2, 1, 3, 3]
 
 
+def test_counts_of_images_the_truth_lacks_are_those_of_the_model_alone(truths):
+    found = {name: truth_of(1) for name in "ab"}
+    table = count_lines(found, truths[0], truths[0].subset([0]))
+    assert list(table.columns) == ["image_id", "class_name", "found", "share"]
+    assert table["found"].tolist() == [1, 2, 1, 2, 2, 4]
+
+
 def test_cells_of_unknown_class_have_no_share(truths):
     found = {name: truth_of(1).with_classes([1, 2, 0]) for name in "ab"}
     table = count_lines(found, truths[0])

@@ -520,7 +520,7 @@ class TestKaggle:
         assert SECRET not in str(caught.value)
 
     def test_a_mirror_is_not_shown_the_token(self, kaggle, root, monkeypatch):
-        monkeypatch.setenv("CELLKIT_MIRROR", "https://mirror.example")
+        monkeypatch.setenv("CELLKIT_MIRROR", "https://elsewhere.example")
         monkeypatch.setenv("KAGGLE_USERNAME", "me")
         monkeypatch.setenv("KAGGLE_KEY", SECRET)
         with pytest.raises(UserError, match="comes from Kaggle, not from a mirror"):

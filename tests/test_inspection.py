@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from cellkit import inspection
 from cellkit.coco import write_coco
 from cellkit.convert import inspect_file
 from cellkit.errors import UserError
@@ -151,6 +152,32 @@ class TestFiles:
         assert "ome-tiff, TCYX 3 x 2 x 20 x 30 uint16, 0.65 um per px" in text
         assert "channels: 0 GFP, 1 DAPI" in text
         assert "becomes 3 picture(s)" in text
+
+    def test_a_folder_of_microscope_files_is_listed_a_row_each(self, tmp_path):
+        stack = np.stack([GREY.astype(np.uint16)] * 3)
+        channels = {
+            "Name": ["a", "b", "c"],
+            "EmissionWavelength": [461, 520, 600],
+            "EmissionWavelengthUnit": ["nm"] * 3,
+        }
+        how = {"axes": "CYX", "Channel": channels, "PhysicalSizeX": 0.65}
+        tifffile.imwrite(tmp_path / "1.ome.tif", stack, metadata=how, photometric="minisblack")
+        tifffile.imwrite(tmp_path / "2.tif", stack, metadata=None, photometric="minisblack")
+        (tmp_path / "3.oib").write_bytes(b"x")
+        picture(tmp_path / "4.png")
+        told, quarantined = inspect_folder(tmp_path)
+        assert [row["file"] for row in told["files"]] == ["1.ome.tif", "2.tif", "3.oib"], "a PNG needs no row"
+        assert [item.item for item in quarantined] == ["2.tif", "3.oib"]
+        head, _, *rows = tell_folder(told).splitlines()[-5:]
+        assert [cell.strip() for cell in head.split("|")][1:-1] == list(inspection.FILE_COLUMNS)
+        cells = [[cell.strip() for cell in row.split("|")][1:-1] for row in rows]
+        channels = "a 461 nm, b 520 nm, c 600 nm"
+        assert cells[0] == ["1.ome.tif", "ome-tiff", "CYX", "3 x 20 x 30", "uint16", channels, "0.65", "1 picture"]
+        assert cells[1][-1].startswith("refused: has axes")
+        assert cells[2][-1] == "refused: is Olympus OIB, which is not read"
+        told, quarantined = inspect_folder(tmp_path, axes="CYX")
+        assert [item.item for item in quarantined] == ["3.oib"]
+        assert told["files"][1]["axes"] == "CYX"
 
 
 @pytest.mark.realdata

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import cellkit.loop
 from cellkit.errors import Quarantined, UserError
-from cellkit.loop import map_items, progress
+from cellkit.loop import StopAll, map_items, progress
 
 
 def halve(number: int) -> int:
@@ -19,6 +19,21 @@ def halve(number: int) -> int:
     if number == 100:
         raise MemoryError
     return number // 2
+
+
+def stop_at_three(number: int) -> int:
+    if number == 3:
+        raise StopAll("the disk is full", "free space")
+    return number
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
 
 
 def draw(seed: int) -> float:
@@ -49,6 +64,32 @@ class TestMapItems:
         items = list(range(12))
         assert map_items(draw, items, "draw") == map_items(draw, items, "draw", workers=2)
         assert map_items(halve, [4, 3, 100, 6], "halve") == map_items(halve, [4, 3, 100, 6], "halve", workers=2)
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_each_result_is_passed_on_in_order_and_failures_are_not(self, workers):
+        seen = []
+        map_items(halve, [4, 3, 10, 100, 8], "halve", workers, then=lambda item, result: seen.append((item, result)))
+        assert seen == [(4, 2), (10, 5), (8, 4)]
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_what_is_no_fault_of_the_item_ends_the_loop(self, workers):
+        seen = []
+        with pytest.raises(StopAll, match="the disk is full\nfree space"):
+            map_items(stop_at_three, range(60), "stop", workers, then=lambda item, _: seen.append(item))
+        assert seen == [0, 1, 2][: len(seen)]
+
+    def test_a_full_disk_may_show_while_results_are_noted(self):
+        def note(item, result):
+            raise StopAll("the disk is full")
+
+        for workers in (1, 2):
+            with pytest.raises(StopAll):
+                map_items(draw, range(20), "draw", workers, then=note)
+
+    def test_a_killed_worker_is_said(self):  # fault 54
+        with pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory\nuse fewer"):
+            map_items(die_at_three, range(8), "die", workers=2)
+        assert map_items(draw, [1, 2], "draw", workers=2)[1] == []  # new processes take over
 
     def test_takes_a_stream(self):
         assert map_items(halve, (n for n in (2, 4)), "halve")[0] == [1, 2]

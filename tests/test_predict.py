@@ -188,7 +188,7 @@ class TestFindModel:
         ("spec", "problem", "remedy"),
         [
             ("startr", r"is neither a file nor the name of a model \(did you mean 'starter'\?\)", "RUN:NAME"),
-            ("treshold", r"did you mean 'threshold'", "starter, threshold"),
+            ("treshold", r"did you mean 'threshold'", "starter, cyto3, cyto2, cyto, nuclei, threshold"),
             ("none.safetensors", "is neither a file nor the name", "checkpoint file"),
             ("none/run:maskrcnn", "there is no run folder 'none/run'", "RUN:NAME"),
             ("{run}:maskrcn", r"has no model 'maskrcn' \(did you mean 'maskrcnn'\?\)", "cellpose_tuned"),
@@ -619,14 +619,14 @@ class TestConvertFiles:
         expected = convert_file(stack, CHANNELS, "focus")
         assert np.array_equal(np.array(Image.open(written[1])), expected[1].image)
         table = (tmp_path / "out/conversion.csv").read_text().splitlines()
-        assert table[0] == "image_id,source,colour,channel,low,high,clipped_fraction"
+        assert table[0] == "image_id,source,colour,channel,low,high,clipped_fraction,scaled_by,um_per_px"
         assert len(table) == 5
 
     def test_the_same_for_any_number_of_workers(self, stack, folder, tmp_path):
         how = Conversion({"nuclei": 1}, always=True)
         for workers in (1, 2):
             convert_files([stack, folder], tmp_path / str(workers), how, workers)
-        names = sorted(path.name for path in (tmp_path / "1").iterdir())
+        names = sorted(path.name for path in (tmp_path / "1").glob("[!.]*"))
         assert len(names) == 9
         assert all((tmp_path / "1" / n).read_bytes() == (tmp_path / "2" / n).read_bytes() for n in names)
 

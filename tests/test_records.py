@@ -1,6 +1,9 @@
 """Records: the table comes back as it was written, its faults are named by line, and splits keep groups whole."""
 
+import csv
 import math
+import os
+import re
 from collections import Counter
 from dataclasses import astuple, fields, replace
 
@@ -9,7 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellkit.errors import UserError
-from cellkit.records import SPLITS, ImageRecord, check_groups, read_records, select, split_records, write_records
+from cellkit.records import (
+    SPLITS,
+    ImageRecord,
+    as_cell,
+    check_groups,
+    from_cell,
+    hold_out,
+    k_folds,
+    name_groups,
+    read_records,
+    select,
+    split_records,
+    write_records,
+)
 
 HEADER = "image_id,path,height_px,width_px,channels,cell_type,group,split,um_per_px,flags,source"
 GOOD = "a,images/a.png,10,20,red=;green=GFP;blue=DAPI,HEK,A1,train,0.325,,raw/a.czi scene 0"
@@ -75,6 +91,46 @@ def test_names_that_bite(tmp_path, name):
     records = [image("1", source=name), image("2", group=name)]
     back = read_records(write_records(tmp_path / "records.csv", records))
     assert [(r.source, r.group) for r in back] == [(name, ""), ("", name)]
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "'=x", "''-", "'plain"])
+def test_no_cell_of_a_table_is_run_by_a_spreadsheet(tmp_path, name):  # fault 46
+    path = write_records(tmp_path / "records.csv", [image("a", source=name, group=name, cell_type=name)])
+    with open(path, newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["source"] == as_cell(name) and not re.match(r"[=+\-@\t\r]", row["source"])
+    (back,) = read_records(path)
+    assert (back.source, back.group, back.cell_type) == (name, name, name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=8) | st.from_regex(r"\A'*[=+\-@\t\r].{0,3}\Z"))
+def test_what_is_escaped_comes_back(text):
+    assert from_cell(as_cell(text)) == text
+    assert as_cell(text)[:1] not in ("=", "+", "-", "@", "\t", "\r")
+
+
+def test_other_tables_are_escaped_and_submissions_refuse_such_ids(tmp_path):  # fault 46
+    from cellkit.instances import Instances
+    from cellkit.sources import write_table
+    from cellkit.submission import write_submission
+
+    path = write_table(tmp_path / "labels.csv", [{"image_id": "=1+1", "n": -1.5, "note": "@x"}])
+    assert path.read_text() == "image_id,n,note\n'=1+1,-1.5,'@x\n"
+    with pytest.raises(UserError, match="formula"):
+        write_submission(tmp_path / "s.csv", ["=1+1"], [Instances.empty((4, 4))], "sartorius")
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_source_that_is_no_utf8_is_written_readably(tmp_path):
+    name = os.fsdecode(b"caf\xe9/1.tif")
+    path = write_records(tmp_path / "records.csv", [image("a", source=name, group=name)])
+    (back,) = read_records(path)
+    assert (back.source, back.group) == (r"caf\xe9/1.tif", r"caf\xe9/1.tif"), "one way: it tells the name, no more"
+    assert read_records(write_records(path, [back])) == [back] or math.isnan(back.um_per_px)
+    for bad in (replace(image("a"), path=name), image(name)):
+        with pytest.raises(UserError, match=r"has a name that is no UTF-8\nname images with"):
+            write_records(tmp_path / "other.csv", [bad])
 
 
 def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
@@ -198,6 +254,14 @@ def test_splits_keep_their_promises(about, weights, seed, by, stratify, random):
         check_groups(done if named == fractions else [r for r in done if r.split])
         for group in {record.group for record in records} - {""}:
             assert len({record.split for record in done if record.group == group}) == 1
+    if by == "group" and stratify:
+        sizes = Counter(r.group or r.image_id for r in records)
+        if len(sizes) >= len(wanted):
+            assert {r.split for r in done} == wanted, "every wanted split gets one while there are enough"
+        for name in wanted:
+            count = sum(r.split == name for r in done)
+            assert abs(count - len(records) * fractions[name]) <= max(sizes.values(), default=0) * (len(wanted) + 2)
+        return
     strata = {r.cell_type for r in records} if stratify and by == "image" else {None}
     for stratum in strata:
         part = [r for r in done if stratum in (None, r.cell_type)]
@@ -241,3 +305,115 @@ def test_a_group_on_both_sides_is_refused():
     check_groups(records[1:])
     check_groups([records[0], replace(records[1], split="")])  # set aside
     check_groups([image(0, split="train"), image(1, split="test")])  # no group known
+
+
+# ---- groups and folds ----------------------------------------------------------------------------------------------
+def wells(plan):
+    """Make images of wells: {well: {cell type: images}}."""
+    return [
+        image(f"{well}_{kind}_{n}", group=well, cell_type=kind, source=f"plate 1/{well}_{kind}_{n}.tif")
+        for well, kinds in plan.items()
+        for kind, count in kinds.items()
+        for n in range(count)
+    ]
+
+
+PLATE = wells({f"{row}{n:02d}": {"AB"[row > "D"]: 4 + n % 3} for row in "ABCDEFGH" for n in (1, 2, 3)})
+
+
+def test_whole_groups_are_split_with_even_shares_of_the_cell_types():
+    for seed in range(4):
+        done = split_records(PLATE, THIRDS, seed, by="group")
+        check_groups(done)
+        for kind in "AB":
+            counts = Counter(r.split for r in done if r.cell_type == kind)
+            total = sum(counts.values())
+            assert all(abs(counts[name] / total - share) < 0.08 for name, share in THIRDS.items()), (seed, kind, counts)
+    assert len({tuple(r.split for r in split_records(PLATE, THIRDS, seed, by="group")) for seed in range(4)}) == 4
+
+
+def test_a_rare_type_in_few_groups_reaches_every_split():
+    records = wells({f"A{n:02d}": {"common": 10} for n in range(12)} | {f"B{n:02d}": {"rare": 2} for n in range(3)})
+    for seed in range(5):
+        done = split_records(records, {"train": 0.34, "val": 0.33, "test": 0.33}, seed, by="group")
+        assert {r.split for r in done if r.cell_type == "rare"} == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("by", ["image", "group"])
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_folds_hold_every_image_once_and_even_shares(by, k):
+    folds = k_folds(PLATE, k, seed=1, by=by)
+    assert sorted(r.image_id for fold in folds for r in fold) == sorted(r.image_id for r in PLATE)
+    if by == "group":
+        where = {(r.group, number) for number, fold in enumerate(folds) for r in fold}
+        assert len(where) == 24, "no group is in two folds"
+    share = sum(r.cell_type == "A" for r in PLATE) / len(PLATE)
+    for fold in folds:
+        assert abs(sum(r.cell_type == "A" for r in fold) / len(fold) - share) < (0.1 if by == "group" else 0.05)
+        assert abs(len(fold) - len(PLATE) / k) <= (6 if by == "group" else 1)
+
+
+FOLD_SETS = st.lists(
+    st.tuples(st.sampled_from("ABC"), st.sampled_from(["", "g1", "g2", "g3"])), min_size=2, max_size=30
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(FOLD_SETS, st.integers(2, 6), st.integers(0, 9), st.sampled_from(["image", "group"]), st.randoms())
+def test_folds_keep_their_promises(about, k, seed, by, random):
+    records = [image(n, cell_type=kind, group=group) for n, (kind, group) in enumerate(about)]
+    units = {(r.group or r.image_id) if by == "group" else r.image_id for r in records}
+    if k > len(units):
+        with pytest.raises(UserError, match=rf"{k} folds of {len(units)} {by}"):
+            k_folds(records, k, seed, by)
+        return
+    folds = k_folds(records, k, seed, by)
+    assert len(folds) == k and all(folds), "no fold is empty"
+    assert Counter(r.image_id for fold in folds for r in fold) == Counter(r.image_id for r in records)
+    again = k_folds(random.sample(records, len(records)), k, seed, by)
+    assert [{r.image_id for r in fold} for fold in again] == [{r.image_id for r in fold} for fold in folds]
+    if by == "group":
+        for group in {r.group for r in records} - {""}:
+            assert sum(any(r.group == group for r in fold) for fold in folds) == 1
+    held = hold_out(folds, 0)
+    assert {r.image_id for r in held if r.split == "val"} == {r.image_id for r in folds[0]}
+    assert {r.split for r in held} == {"train", "val"}
+    if by == "group":
+        check_groups(held)
+
+
+def test_folds_that_cannot_be_are_refused():
+    for k in (-1, 0, 1, 25):
+        with pytest.raises(UserError, match=rf"{k} folds of 24 group\(s\)\nask for 2 folds or more"):
+            k_folds(PLATE, k, 0, by="group")
+    with pytest.raises(UserError, match="folds by 'well'"):
+        k_folds(PLATE, 2, 0, by="well")
+    with pytest.raises(UserError, match="stratified by 'kind'\nname a column"):
+        k_folds(PLATE, 2, 0, stratify="kind")
+    with pytest.raises(UserError, match="fold 2 of 2\nfolds are 0 to 1"):
+        hold_out(k_folds(PLATE, 2, 0), 2)
+    assert len(k_folds(PLATE, 3, 0, stratify=None)) == 3
+
+
+def test_groups_are_found_in_names():
+    bare = [replace(record, group="") for record in PLATE]
+    named = name_groups(bare, r"(?P<group>[A-H]\d\d)_")
+    assert named == PLATE
+    assert name_groups(PLATE, None) == PLATE
+    by_id = name_groups([image("donor7-field3")], r"donor(?P<group>\d+)")
+    assert by_id[0].group == "7", "where there is no source, the id"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (r"(?P<group>[A-B]\d\d)", "fits 30 of 120 images, not e.g. 'plate 1/C01_A_0.tif'\nwrite an expression"),
+        (r"(?P<group>x?)plate", "fits 0 of 120 images"),
+        (r"([A-H]\d\d)", "names no group\nmark the part"),
+        (r"(?P<group>[A-H", "unterminated character set"),
+    ],
+)
+def test_a_rule_that_leaves_images_without_a_group_is_refused(pattern, reason):
+    with pytest.raises(UserError) as error:
+        name_groups(PLATE, pattern)
+    assert reason in str(error.value) and "convert.group_from" in str(error.value)

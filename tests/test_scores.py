@@ -1,15 +1,15 @@
-"""Scores: the worked cases of the metric definitions, parity with the real evaluators, and invariants."""
+"""Scores: the worked cases of the metric definitions, and invariants; the real evaluators are in test_parity.py."""
 
-import contextlib
 import io
 import json
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from peers import cellpose_counts, coco_curves, coco_data, mean_defined, sequential
 
 from cellkit import scores
 from cellkit.errors import UserError
@@ -63,88 +63,13 @@ def one(truth, found):
     return [overlaps_of_labels(np.asarray(truth), np.asarray(found))]
 
 
+def ap_of(package, truth, found, most=100, first_id=1):
+    """Mean AP of one image in pycocotools or faster-coco-eval."""
+    return mean_defined(coco_curves(package, *coco_data([truth], [found], first_id=first_id), most)[0])
+
+
 def counts_of(result, t=0):
     return int(result.tp[t]), int(result.fp[t]), int(result.fn[t])
-
-
-# ---- the real evaluators -------------------------------------------------------------------------------------------
-def upstream_coco(
-    truths,
-    founds,
-    crowd=None,
-    max_detections=100,
-    first_id=1,
-    areas=((0, 1e10),),
-    package="pycocotools",
-    nan_score=False,
-):
-    """Run pycocotools or faster-coco-eval: precision (T, R, K, A) and largest recall (T, K, A), -1 where undefined."""
-    images, annotations, results = [], [], []
-    classes = sorted(
-        {int(k) for truth in truths for k in truth.class_ids} | {int(k) for f in founds for k in f.class_ids}
-    )
-    crowd = crowd or [np.zeros(len(truth), bool) for truth in truths]
-    for image_id, (truth, found, crowded) in enumerate(zip(truths, founds, crowd, strict=True), 1):
-        images.append({"id": image_id, "height": truth.shape[0], "width": truth.shape[1]})
-        for rle, k, area, flag in zip(truth.to_coco_rle(), truth.class_ids, truth.areas_px, crowded, strict=True):
-            annotations.append(
-                {"id": len(annotations) + first_id, "image_id": image_id, "category_id": int(k), "segmentation": rle}
-                | {"area": int(area), "iscrowd": int(flag), "bbox": [0, 0, 1, 1]}
-            )
-        for rle, k, score in zip(found.to_coco_rle(), found.class_ids, found.scores, strict=True):
-            score = float("nan") if nan_score else float(score)
-            results.append({"image_id": image_id, "category_id": int(k), "segmentation": rle, "score": score})
-    data = {"images": images, "annotations": annotations, "categories": [{"id": k, "name": str(k)} for k in classes]}
-    with contextlib.redirect_stdout(io.StringIO()):
-        if package == "pycocotools":
-            from pycocotools.coco import COCO
-            from pycocotools.cocoeval import COCOeval
-
-            known = COCO()
-            known.dataset = data
-            known.createIndex()
-            run = COCOeval(known, known.loadRes(results), "segm")
-        else:
-            from faster_coco_eval import COCO, COCOeval_faster
-
-            known = COCO(data)
-            run = COCOeval_faster(known, known.loadRes(results), iouType="segm", print_function=lambda *_: None)
-        run.params.maxDets = [1, 2, max_detections]
-        run.params.areaRng = [list(area) for area in areas]
-        run.params.areaRngLbl = [str(k) for k in range(len(areas))]
-        run.evaluate()
-        run.accumulate()
-    return np.asarray(run.eval["precision"])[..., 2], np.asarray(run.eval["recall"])[..., 2]
-
-
-def mean_defined(values):
-    values = values[values > -1]
-    return float(values.mean()) if values.size else None
-
-
-def cellpose_counts(truth, found, thresholds):
-    from cellpose.metrics import average_precision
-
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return average_precision(truth, found, thresholds)
-
-
-def stardist_rule(truth, found, threshold):
-    """stardist.matching.matching 0.9.1, its rule on a dense table: tp, fp, fn, accuracy, f1, panoptic quality."""
-    from scipy.optimize import linear_sum_assignment
-
-    table = np.zeros((truth.max() + 1, found.max() + 1), int)
-    np.add.at(table, (truth.ravel(), found.ravel()), 1)
-    union = table.sum(1, keepdims=True) + table.sum(0, keepdims=True) - table
-    iou = np.divide(table, union, out=np.zeros(table.shape, np.float32), where=union > 0)[1:, 1:]
-    tp, total = 0, 0.0
-    if min(iou.shape):
-        i, j = linear_sum_assignment(-(iou >= threshold).astype(float) - iou / (2 * min(iou.shape)))
-        ok = iou[i, j] >= threshold
-        tp, total = int(ok.sum()), float(iou[i, j][ok].sum())
-    fp, fn = iou.shape[1] - tp, iou.shape[0] - tp
-    share = lambda a, b: a / b if a else 0.0  # noqa: E731
-    return tp, fp, fn, share(tp, tp + fp + fn), share(2 * tp, 2 * tp + fp + fn), share(total, tp + fp / 2 + fn / 2)
 
 
 # ---- strategies ----------------------------------------------------------------------------------------------------
@@ -186,12 +111,6 @@ def overlapping_pairs(draw, classes=1):
         copied = truth[draw(st.lists(st.integers(0, len(truth) - 1), max_size=5))]
         found = Instances.concatenate([found, copied])
     return truth, found
-
-
-def sequential(labels):
-    """Renumber 1..n as the upstream evaluators need."""
-    ids, inverse = np.unique(labels, return_inverse=True)
-    return inverse.reshape(labels.shape) + (0 if ids[0] == 0 else 1)
 
 
 # ---- overlaps ------------------------------------------------------------------------------------------------------
@@ -293,8 +212,7 @@ def test_part_of_one_cell(k):
         coco(pairs)["score"],
     )
     assert got == pytest.approx(TABLE[k])
-    assert np.mean([stardist_rule(truth, found, float(t))[3] for t in THRESHOLDS]) == pytest.approx(TABLE[k][5])
-    assert mean_defined(upstream_coco(*([side] for side in cells))[0]) == pytest.approx(TABLE[k][7])
+    assert ap_of("pycocotools", *cells) == pytest.approx(TABLE[k][7])
 
 
 def test_thresholds_are_the_fractions_meant():
@@ -324,7 +242,7 @@ def test_vector_2_two_halves_of_one_cell():
     assert [caicedo(pairs)[name][0] for name in ("tp", "fp", "fn")] == [0, 2, 1]
     assert counts_of(count(pairs[0], strict=False)) == (1, 1, 0)
     assert cellpose(pairs)["by_threshold"]["0.50"] == 0.5 == cellpose_counts(truth, found, [0.5])[0][0]
-    assert stardist(pairs)["accuracy"] == 0.5 == stardist_rule(truth, found, 0.5)[3]
+    assert stardist(pairs)["accuracy"] == 0.5
     assert caicedo(pairs)["splits"] == 1
     assert caicedo(pairs)["merges"] == 0
 
@@ -410,14 +328,14 @@ def test_vector_10_more_than_a_hundred_cells():
     assert coco(pairs, max_detections=100)["score"] == pytest.approx(0.2574, abs=5e-5)
     assert coco(pairs)["score"] == 1
     assert coco(pairs)["max_detections"] == 400
-    assert mean_defined(upstream_coco([cells], [cells])[0]) == pytest.approx(0.2574, abs=5e-5)
-    assert mean_defined(upstream_coco([cells], [cells], max_detections=2000)[0]) == pytest.approx(1)
+    assert ap_of("pycocotools", cells, cells) == pytest.approx(0.2574, abs=5e-5)
+    assert ap_of("pycocotools", cells, cells, most=2000) == pytest.approx(1)
 
 
 def test_vector_11_tripwire_coco_ids_from_zero_lose_a_cell():
     cells = Instances.from_labels(grid_of_cells(5), class_ids=np.ones(5, int))
-    assert mean_defined(upstream_coco([cells], [cells], first_id=0)[0]) == pytest.approx(0.6416, abs=5e-5)
-    assert mean_defined(upstream_coco([cells], [cells], first_id=1)[0]) == pytest.approx(1)
+    assert ap_of("pycocotools", cells, cells, first_id=0) == pytest.approx(0.6416, abs=5e-5)
+    assert ap_of("pycocotools", cells, cells, first_id=1) == pytest.approx(1)
 
 
 def test_vector_12_run_lengths():
@@ -451,7 +369,7 @@ def test_vector_14_overlapping_truth():
     result = coco(pairs)
     assert result["score"] == pytest.approx(0.3535, abs=5e-5)
     assert result["ap50"] == pytest.approx(0.505, abs=5e-4)
-    assert mean_defined(upstream_coco([truth], [found])[0]) == pytest.approx(result["score"], abs=1e-9)
+    assert ap_of("pycocotools", truth, found) == pytest.approx(result["score"], abs=1e-9)
 
 
 def test_vector_14_one_to_one_needs_a_matching():
@@ -465,109 +383,8 @@ def test_vector_14_one_to_one_needs_a_matching():
 def test_vector_15_a_second_perfect_prediction_ranked_last_is_free_in_coco():
     truth, found = spans(6, (1, 4), classes=[1]), spans(6, (1, 4), (1, 4), classes=[1, 1], scores=[0.9, 0.8])
     assert coco([overlaps(truth, found)])["score"] == 1
-    assert mean_defined(upstream_coco([truth], [found])[0]) == pytest.approx(1)
+    assert ap_of("pycocotools", truth, found) == pytest.approx(1)
     assert voc([overlaps(truth, found)])["score"] == 1
-
-
-# ---- parity with the real packages ---------------------------------------------------------------------------------
-@quick
-@given(label_pairs())
-def test_parity_with_cellpose(sides):
-    truth, found = (sequential(side) for side in sides)
-    assume((truth == 0).any() and (found == 0).any())  # see vector 7
-    thresholds = [0.5, 0.75, 0.9]
-    _, tp, fp, fn = cellpose_counts(truth, found, thresholds)
-    ours = count(overlaps_of_labels(truth, found), thresholds, strict=False)
-    for mine, theirs in zip(ours, (tp, fp, fn), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-
-
-@quick
-@given(label_pairs())
-def test_parity_with_cellpose_aji(sides):
-    from cellpose.metrics import mask_ious
-
-    truth, found = (sequential(side) for side in sides)
-    assume((truth == 0).any() and (found == 0).any() and truth.any() and found.any())
-    image = overlaps_of_labels(truth, found)
-    smaller = min(image.n_truth, image.n_found)
-    best = mask_ious(truth, found)[0]
-    weight = (2 * image.shared_px >= image.union_px) + image.iou / (2 * smaller)
-    chosen = scores._heaviest_matching(image.truth, image.found, weight)
-    # equal optima may be broken differently, so the optimum itself is compared
-    assert weight[chosen].sum() == pytest.approx((best >= 0.5).sum() + best.sum() / (2 * smaller))
-
-
-@quick
-@given(label_pairs())
-def test_parity_with_the_rule_of_stardist(sides):
-    truth, found = (sequential(side) for side in sides)
-    pairs = one(truth, found)
-    for threshold in (0.5, 0.7, 0.9):
-        tp, fp, fn, accuracy, f1, quality = stardist_rule(truth, found, threshold)
-        assert counts_of(count(pairs[0], [threshold], strict=False)) == (tp, fp, fn)
-        result = stardist(pairs, scores.as_fractions([threshold]))
-        assert (result["accuracy"], result["f1"], result["pq"]) == pytest.approx((accuracy, f1, quality), abs=1e-6)
-
-
-@settings(max_examples=120, deadline=None)
-@given(st.lists(overlapping_pairs(classes=3), min_size=1, max_size=3), st.data())
-def test_parity_with_pycocotools(images, data):
-    truths, founds = map(list, zip(*images, strict=True))
-    assume(sum(map(len, founds)))
-    crowd = [np.array(data.draw(st.lists(st.booleans(), min_size=len(t), max_size=len(t))), bool) for t in truths]
-    if data.draw(st.booleans()):
-        crowd = [c & False for c in crowd]
-    per_class, most = data.draw(st.booleans()), data.draw(st.sampled_from([3, 100]))
-    if not per_class:
-        truths, founds = ([side.with_classes(1) for side in sides] for sides in (truths, founds))
-    ours = coco(
-        overlap_images(truths, founds), per_class, crowd, most, areas_px={"small": (0, 5), "large": (5, 10**10)}
-    )
-    precision, recall = upstream_coco(truths, founds, crowd, most, areas=((0, 1e10), (0, 5), (5, 1e10)))
-    theirs = [
-        precision[..., 0],
-        precision[0, ..., 0],
-        precision[5, ..., 0],
-        recall[..., 0],
-        precision[..., 1],
-        precision[..., 2],
-    ]
-    mine = [
-        ours["score"],
-        ours["ap50"],
-        ours["ap75"],
-        ours["recall"],
-        ours["by_area"]["small"],
-        ours["by_area"]["large"],
-    ]
-    assert mine == [pytest.approx(mean_defined(values), abs=1e-9) for values in theirs]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(overlapping_pairs(classes=2), min_size=1, max_size=3))
-def test_parity_with_faster_coco_eval(images):
-    truths, founds = map(list, zip(*images, strict=True))
-    assume(sum(map(len, founds)) and sum(map(len, truths)))
-    ours = coco(overlap_images(truths, founds), per_class=True, max_detections=500)
-    theirs = upstream_coco(truths, founds, max_detections=500, package="faster_coco_eval")[0]
-    assert ours["score"] == pytest.approx(mean_defined(theirs), abs=1e-9)
-
-
-def test_tripwire_coco_swallows_a_nan_score():
-    cells = Instances.from_labels(grid_of_cells(5), class_ids=np.ones(5, int))
-    assert mean_defined(upstream_coco([cells], [cells], nan_score=True)[0]) == pytest.approx(1)
-    with pytest.raises(UserError, match="found object 1 of an image has the score nan"):
-        coco([overlaps(cells, cells.with_scores(np.nan))])
-    with pytest.raises(UserError, match="score nan"):
-        voc([overlaps(cells, cells.with_scores(np.nan))])
-
-
-def test_tripwire_coco_cannot_load_an_empty_result():
-    cells = Instances.from_labels(grid_of_cells(2), class_ids=[1, 1])
-    with pytest.raises(IndexError):
-        upstream_coco([cells], [Instances.empty(cells.shape)])
-    assert coco([overlaps(cells, Instances.empty(cells.shape))])["score"] == 0
 
 
 # ---- invariants ----------------------------------------------------------------------------------------------------
@@ -613,16 +430,6 @@ def test_scores_are_shares_and_perfect_is_one(sides):
     if truth.any():
         same = compare_conventions(*([Instances.from_labels(truth)] for _ in range(2)), bootstrap=0)["conventions"]
         assert all(convention["score"] == pytest.approx(1) for convention in same.values())
-
-
-@pytest.mark.parametrize("kernel", ["rows", "columns"])
-def test_tripwire_the_evaluators_most_kernels_copy(kernel):
-    # two identical predictions of one cell: rows with one match and columns with none, in either orientation
-    match = np.ones((2, 1), bool)  # predictions x truth
-    match = match if kernel == "rows" else match.T
-    tp, fp, fn = (match.sum(1) == 1).sum(), (match.sum(0) == 0).sum(), (match.sum(1) == 0).sum()
-    assert tp / max(tp + fp + fn, 1) == (1.0 if kernel == "rows" else 0.0)
-    assert kaggle([overlaps(spans(4, (1, 3)), spans(4, (1, 3), (1, 3)))])["score"] == 0.5
 
 
 # ---- COCO options, VOC, points, PQ ---------------------------------------------------------------------------------

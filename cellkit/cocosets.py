@@ -1,0 +1,301 @@
+"""Sets whose truth lies in COCO files: any COCO set, and LIVECell. Each image is decoded when it is loaded, not before."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cellkit.convert import image_id_of
+from cellkit.errors import UserError
+from cellkit.listing import (
+    IMAGE_SUFFIXES,
+    MIXED,
+    SPLIT_NAMES,
+    UNUSED,
+    Loaded,
+    SourceImage,
+    check_inside,
+    check_shape,
+    class_id_of,
+    class_of_line,
+    finished,
+    list_files,
+    load_picture,
+    only_class,
+    refuse,
+)
+
+HEAD_BYTES = 65_536
+LIVECELL_NAME = re.compile(r"(?P<line>[^_/]+)_Phase_(?P<well>[A-Z]\d{1,2})_")
+
+
+# ---- any COCO set --------------------------------------------------------------------------------------------------
+def read_coco_set(root: Path, config) -> Iterator[SourceImage]:
+    """COCO files (``*.json``) and the pictures they name, which lie anywhere below the folder.
+
+    A file called after train, val or test is that split. Classes are told by the names of the categories. Files that cellkit
+    wrote bring back cell type, group and split. A file with boxes and no masks gives boxes. Crowd regions are left out.
+    """
+    root = Path(root)
+    listed: list[_Listed] = []
+    pictures = _Pictures(root)
+    for sheet in read_sheets(root, config.coco_convention):
+        for label in sorted(sheet.used_categories()):
+            class_id_of(label, config)
+        listed += [_coco_image(root, sheet, entry, pictures, config) for entry in sheet.images]
+    yield from finished(_once_each(listed), config, fill_split=True)
+
+
+def read_livecell(root: Path, config) -> Iterator[SourceImage]:
+    """LIVECell: ``livecell_coco_{train,val,test}.json`` and pictures called ``<line>_Phase_<well>_...tif``.
+
+    The name tells the cell line and the well, which is the group. Some images are listed twice, with two annotations and
+    partly in two splits (github.com/sartorius-research/LIVECell issues 14 and 26): the one in test stays before the one in
+    val before the one in train, of two in the same list the one with more cells, and the other is set aside and named.
+    """
+    root = Path(root)
+    listed: list[_Listed] = []
+    pictures = _Pictures(root)
+    for sheet in read_sheets(root):
+        for entry in sheet.images:
+            name = LIVECELL_NAME.match(Path(str(entry.get("file_name", ""))).name)
+            line = (class_of_line(name["line"], config), f"{name['line']} {name['well']}") if name else ("", "")
+            one = _coco_image(root, sheet, entry, pictures, config, line)
+            listed.append(one if name else _nameless(one))
+    yield from finished(_once_each(listed), config, fill_split=True)
+
+
+def _nameless(one: _Listed) -> _Listed:
+    problem = f"{one.item.source} does not tell its cell line and well"
+    refusal = partial(refuse, problem, "LIVECell calls its pictures LINE_Phase_WELL_...; other sets are source: coco")
+    return one._replace(item=replace(one.item, loader=refusal))
+
+
+def livecell_lines(root: Path) -> set[str]:
+    """Return the cell lines in the names of the pictures."""
+    names = [LIVECELL_NAME.match(path.name) for path in list_files(root, IMAGE_SUFFIXES)]
+    return {name["line"] for name in names if name}
+
+
+def category_names(root: Path) -> set[str]:
+    """Return the names of the categories that the annotations below a folder use."""
+    return {name for sheet in read_sheets(root) for name in sheet.used_categories()}
+
+
+# ---- the files -----------------------------------------------------------------------------------------------------
+@dataclass
+class Sheet:
+    """One COCO file, its annotations sorted by image but not decoded.
+
+    Polygons are kept as packed numbers: a file of a million cells would not fit into memory as lists.
+    """
+
+    path: Path
+    split: str
+    images: list[dict]
+    categories: list[dict]
+    rows: dict[str, list[dict]]
+    boxes_only: bool
+
+    def head(self) -> Sheet:
+        """Return the file without images and annotations: little enough to send to a worker with each image."""
+        return replace(self, images=[], rows={})
+
+    def used_categories(self) -> set[str]:
+        """Return the names of the categories that occur in annotations."""
+        names = {str(entry.get("id")): str(entry.get("name")) for entry in self.categories if isinstance(entry, dict)}
+        used = {str(row.get("category_id")) for rows in self.rows.values() for row in rows}
+        return {names[number] for number in used if number in names} - {"unknown"}
+
+
+def read_sheets(root: Path, convention: str | None = None) -> list[Sheet]:
+    """Return the COCO files below a folder, in order of path; other JSON files are left alone.
+
+    `convention` says whose files they are, see `cellkit.conventions`.
+    """
+    found = []
+    for path in list_files(root, (".json",), keep_labels=True):
+        check_inside(path, root)
+        if looks_like_coco(path):
+            found.append(_read_sheet(path, convention))
+    return found
+
+
+def looks_like_coco(path: Path) -> bool:
+    """Tell from its first bytes whether a JSON file is COCO: an object with images, annotations or categories."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+    named = any(b'"%s"' % name in head for name in (b"images", b"annotations", b"categories"))
+    return head[:1] == b"{" and named and b'"shapes"' not in head
+
+
+def _packed(entry: dict) -> dict:
+    """Pack the polygons of an annotation; what are no lists of numbers stays, to be refused where it is decoded."""
+    polygons = entry.get("segmentation")
+    if isinstance(polygons, list) and polygons:
+        with suppress(TypeError, OverflowError):
+            entry["segmentation"] = tuple(array("d", polygon) for polygon in polygons)
+    return entry
+
+
+def _unpacked(row: dict) -> dict:
+    polygons = row.get("segmentation")
+    return row | {"segmentation": [list(p) for p in polygons]} if isinstance(polygons, tuple) else row
+
+
+def _read_sheet(path: Path, convention: str | None) -> Sheet:
+    from cellkit.conventions import to_plain
+
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            data = json.load(file, object_hook=_packed)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {str(error)[:100]}", "fetch it again; it is damaged") from error
+    if isinstance(data.get("annotations"), dict):  # some exports number them as keys
+        data["annotations"] = list(data["annotations"].values())
+    data = to_plain(data, convention, path)[0]
+    images, annotations, categories = (data.get(key) for key in ("images", "annotations", "categories"))
+    if not all(
+        isinstance(part, list) and all(isinstance(x, dict) for x in part) for part in (images, annotations, categories)
+    ):
+        raise UserError(f"{path} lacks lists of images, annotations and categories", "give a whole COCO file")
+    return Sheet(
+        path, _split_of(path.stem), images, categories, _by_image(path, images, annotations), _no_masks(annotations)
+    )
+
+
+def _no_masks(annotations: list[dict]) -> bool:
+    return bool(annotations) and not any(row.get("segmentation") for row in annotations)
+
+
+def _split_of(stem: str) -> str:
+    """Return the split a file is called after.
+
+    Examples
+    --------
+    >>> _split_of("livecell_coco_train"), _split_of("instances_val2017"), _split_of("cells")
+    ('train', 'val', '')
+    """
+    words = re.findall(r"[a-z]+", stem.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+
+
+def _by_image(path: Path, images: list[dict], annotations: list[dict]) -> dict[Any, list[dict]]:
+    """Group the annotations; refuse duplicate image ids, and annotations of images that are not there."""
+    twice = [number for number, count in Counter(str(entry.get("id")) for entry in images).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: image id {twice[0]} is there twice", "give every image an id of its own")
+    rows: dict[str, list[dict]] = defaultdict(list)
+    for row in annotations:
+        rows[str(row.get("image_id"))].append(row)
+    orphans = set(rows) - {str(entry.get("id")) for entry in images}
+    if orphans:
+        count = sum(len(rows[number]) for number in orphans)
+        raise UserError(
+            f"{path}: {count} annotation(s) of {len(orphans)} images that are not there, e.g. image_id {min(orphans)}",
+            "give the file the images it was made for",
+        )
+    return rows
+
+
+# ---- the pictures --------------------------------------------------------------------------------------------------
+class _Pictures:
+    """The pictures below a folder, found by the path a COCO file names, else by file name."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.by_name: dict[str, list[Path]] = defaultdict(list)
+        for path in list_files(root, IMAGE_SUFFIXES, keep_labels=True):
+            self.by_name[path.name].append(path)
+
+    def find(self, named: str, sheet: Path) -> Path:
+        """Return the one picture; raises where there is none or more than one."""
+        named = named.replace("\\", "/")
+        for folder in dict.fromkeys((sheet.parent, self.root, sheet.parent / "images", self.root / "images")):
+            if named and (folder / named).is_file():
+                return folder / named
+        found = self.by_name.get(Path(named).name, [])
+        ending = [path for path in found if path.as_posix().endswith(f"/{named}")] or found
+        if len(ending) != 1:
+            told = f"is {len(ending)} pictures, e.g. {ending[0]}, {ending[1]}" if ending else "is not there"
+            raise UserError(f"{named} of {sheet.name} {told}", "put each picture where the COCO file says it is")
+        return ending[0]
+
+
+class _Listed(NamedTuple):
+    """An entry of a COCO file: the image made of it, and how many cells it has."""
+
+    item: SourceImage
+    cells: int
+
+
+def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, config, line=None) -> _Listed:
+    """Make a SourceImage of one entry; with `line` = (cell type, group) all its cells are of that type."""
+    rows = sheet.rows.get(str(entry.get("id")), [])
+    named = str(entry.get("file_name") or "")
+    told = str(entry.get("cell_type") or "")
+    cell_type = told if told in (*config.classes, MIXED) else only_class(config) or MIXED
+    cell_type, group = line or (cell_type, str(entry.get("group") or ""))
+    split = sheet.split or SPLIT_NAMES.get(str(entry.get("split") or ""), "")
+    try:
+        path = pictures.find(named, sheet.path)
+        named = path.relative_to(root).as_posix() if path.is_relative_to(root) else named
+        loader = partial(_load_coco, root, path, sheet.head(), entry, rows, cell_type if line else None, config)
+    except (UserError, OSError) as error:  # OSError: a name that no file system takes
+        loader = partial(refuse, *str(error).split("\n", 1))
+    parts = [part for part in named.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    *folders, name = parts or [f"{sheet.path.stem}_{entry.get('id')}"]
+    image_id = image_id_of("/".join([*(part for part in folders if part.lower() != "images"), name]))
+    source = f"{sheet.path.relative_to(root).as_posix()} image {entry.get('id')}: {named}"
+    return _Listed(SourceImage(image_id, cell_type, group, split, source, loader), len(rows))
+
+
+def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dict], line: str | None, config) -> Loaded:
+    from cellkit.coco import parse_coco
+
+    made = load_picture(root, path, config)
+    rows = [_unpacked(row) | {"image_id": 1} for row in rows]
+    content = {"images": [entry | {"id": 1}], "categories": sheet.categories, "annotations": rows}
+    coco = parse_coco(content, sheet.path.name, boxes=sheet.boxes_only, convention="plain")
+    cells = coco.instances[0]
+    check_shape(cells.shape, made.image.shape[:2], f"{sheet.path.name} image {entry.get('id')}", path)
+    if line is None:
+        used = np.unique(cells.class_ids[cells.class_ids > 0]).tolist()
+        number = {0: 0} | {k: class_id_of(coco.classes[k - 1], config) for k in used}
+        ids = [number[k] for k in cells.class_ids.tolist()]
+    else:
+        ids = class_id_of(line, config) if line else 0
+    crowd = len(coco.crowd[0])
+    cells = replace(cells.with_classes(ids), boxes_only=sheet.boxes_only)
+    return made._replace(instances=cells, planes=f"({crowd} crowd region(s) left out)" if crowd else "")
+
+
+def _once_each(listed: list[_Listed]) -> list[SourceImage]:
+    """Keep one entry of each image; the others stay in the list, to be set aside with the reason."""
+    order = {"test": 0, "val": 1, "train": 2, "": 3}
+    best: dict[str, _Listed] = {}
+    for one in listed:
+        other = best.setdefault(one.item.image_id, one)
+        if (order[one.item.split], -one.cells) < (order[other.item.split], -other.cells):
+            best[one.item.image_id] = one
+    kept, again = [], Counter()
+    for one in listed:
+        winner = best[one.item.image_id].item
+        if one.item is not winner:
+            again[winner.image_id] += 1
+            refusal = partial(refuse, f"the image is listed twice; {winner.source} is used", "remove one of the two")
+            name = f"{winner.image_id}_again{again[winner.image_id]}"
+            kept.append(replace(one.item, image_id=name, split=UNUSED, loader=refusal))
+        else:
+            kept.append(winner)
+    return kept

@@ -1,0 +1,210 @@
+"""COCO as CVAT, FiftyOne and Label Studio write it, and as they import it.
+
+One JSON form, four habits. A file does not say whose it is, and what it means depends on that: CVAT marks every painted mask
+``iscrowd``, which for everyone else is a region that is no object. So the convention is named, never guessed; a file that
+bears the marks of CVAT and is read without one is refused.
+
+Sources, read in 2026: CVAT's exporter and importer (datumaro, ``plugins/coco_format``), FiftyOne's (``fiftyone/utils/coco.py``),
+Label Studio's (``label_studio_converter/converter.py``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from cellkit.errors import UserError, nearest
+from cellkit.instances import Instances
+
+CONVENTIONS = {
+    "plain": "as the COCO data set itself: iscrowd marks regions that are no objects, ids begin at 1",
+    "cvat": "masks are marked iscrowd and are single objects all the same; ids may begin at 0",
+    "fiftyone": "labels.json beside data/, file names relative to data/; category ids may begin at 0",
+    "labelstudio": "image, category and annotation ids begin at 0",
+}
+WRITTEN = ("plain", "cvat", "fiftyone")
+CVAT_INFO = ("contributor", "date_created", "description", "url", "version", "year")
+
+
+def checked(convention: str, known: Sequence[str] = tuple(CONVENTIONS)) -> str:
+    """Return the name of a convention.
+
+    Raises
+    ------
+    UserError
+        It is none of `known`.
+    """
+    if convention not in known:
+        raise UserError(f"no convention '{convention}'{nearest(convention, known)}", f"conventions: {', '.join(known)}")
+    return convention
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+def to_plain(data: Any, convention: str | None, path) -> tuple[Any, dict[int | str, int], list[str]]:
+    """Return a COCO file's content in the plain convention, what became of its image ids, and what was done.
+
+    Parameters
+    ----------
+    data : parsed JSON
+        Not changed; what is no COCO file is returned as it is, for the reader to refuse.
+    convention : str, optional
+        None reads like "plain", but refuses a file that looks like CVAT's where that would lose objects.
+
+    Returns
+    -------
+    data : dict
+    id_map : dict
+        Id in the file -> id here; empty where no id changed.
+    notes : list of str
+        One sentence for everything that was read otherwise than "plain" would.
+
+    Raises
+    ------
+    UserError
+        An unknown convention, an ambiguous file, an id given twice, an annotation of an image that is not there.
+    """
+    if convention is not None:
+        checked(convention)
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+        return data, {}, []
+    if convention == "fiftyone" and "annotations" not in data:  # what FiftyOne writes for unlabelled images
+        data = data | {"annotations": []}
+    if not isinstance(data.get("annotations"), list):
+        return data, {}, []
+    if convention is None:
+        _refuse_ambiguous(data, path)
+    if convention in (None, "plain"):
+        return data, {}, []
+    data, id_map, notes = _renumbered(data, path)
+    if convention == "cvat":
+        data, more = _without_crowds(data)
+        notes += more
+    if convention == "labelstudio":
+        data = data | {"images": [_with_slashes(entry) for entry in data["images"]]}
+    return data, id_map, notes
+
+
+def _refuse_ambiguous(data: dict, path) -> None:
+    """Refuse crowds in a file with CVAT's marks: attributes at the annotations, or its empty header."""
+    crowds = [row for row in data["annotations"] if isinstance(row, dict) and row.get("iscrowd") in (1, True)]
+    info = data.get("info")
+    header = isinstance(info, dict) and all(info.get(key) == "" for key in CVAT_INFO)
+    if crowds and (header or any(isinstance(row.get("attributes"), dict) for row in crowds)):
+        raise UserError(
+            f"{path} marks {len(crowds)} annotation(s) iscrowd: CVAT marks its masks so, others mark what is no object",
+            'say whose file it is: convention="cvat" or "plain" (cellkit labels --convention, cellkit coco --from)',
+        )
+
+
+def _renumbered(data: dict, path) -> tuple[dict, dict[int | str, int], list[str]]:
+    """Return the content with image ids from 1 where they were from 0 or texts."""
+    keys = [_key(entry.get("id")) if isinstance(entry, dict) else None for entry in data["images"]]
+    if all(key is None or (isinstance(key, int) and key >= 1) for key in keys):
+        return data, {}, []  # good, or (None) for the reader to refuse
+    id_map = {key: number for number, key in enumerate(keys, 1) if key is not None}
+    if len(id_map) < len(keys) - keys.count(None):
+        twice = Counter(key for key in keys if key is not None).most_common(1)[0][0]
+        raise UserError(f"{path}: image ids: {twice} is there twice", "give every image an id of its own")
+    lost = [row for row in data["annotations"] if isinstance(row, dict) and _key(row.get("image_id")) not in id_map]
+    if lost:
+        raise UserError(
+            f"{path}: {len(lost)} annotation(s) of images that are not there, e.g. image_id {lost[0].get('image_id')}",
+            "give the file the images it was made for",
+        )
+    images = [
+        entry if key is None else entry | {"id": id_map[key]} for key, entry in zip(keys, data["images"], strict=True)
+    ]
+    rows = [
+        row | {"image_id": id_map[_key(row["image_id"])]} if isinstance(row, dict) else row
+        for row in data["annotations"]
+    ]
+    first = next(iter(id_map))
+    return data | {"images": images, "annotations": rows}, id_map, [
+        f"image ids began with {first!r}: here they are 1 to {len(keys)}, and results that name the old ids do not fit"
+    ]  # fmt: skip
+
+
+def _key(value: Any) -> int | str | None:
+    """Return an id as a number from 0 on, or as a text that is none; None for what is no id."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or (isinstance(value, int) and value < 0):
+        return None
+    return value or (0 if value == 0 else None)
+
+
+def _without_crowds(data: dict) -> tuple[dict, list[str]]:
+    marked = sum(isinstance(row, dict) and row.get("iscrowd") in (1, True) for row in data["annotations"])
+    rows = [row | {"iscrowd": 0} if isinstance(row, dict) else row for row in data["annotations"]]
+    notes = [f"{marked} mask(s) marked iscrowd are read as single objects, as CVAT means them"] if marked else []
+    return data | {"annotations": rows}, notes
+
+
+def _with_slashes(entry: Any) -> Any:
+    """Return an image with forward slashes in its name: Label Studio on Windows writes the others."""
+    if isinstance(entry, dict) and isinstance(entry.get("file_name"), str):
+        return entry | {"file_name": entry["file_name"].replace("\\", "/")}
+    return entry
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+def segmentations(found: Instances, convention: str, as_polygons: bool) -> list[Any] | None:
+    """Return what an annotation's ``segmentation`` is, one per object; None to leave the compressed RLE.
+
+    CVAT gets run lengths as lists, which every version of it reads. Polygons only where they are asked for: they lose holes; an
+    object that has no outline keeps its RLE.
+    """
+    if as_polygons:
+        from cellkit.outlines import polygons
+
+        shapes = polygons(found)[0]
+        return [shape or rle for shape, rle in zip(shapes, found.to_coco_rle(), strict=True)]
+    return found.to_coco_rle(compressed=False) if convention == "cvat" else None
+
+
+def from_plain(data: dict[str, Any], convention: str) -> dict[str, Any]:
+    """Return a COCO file's content with what the importer of a tool wants besides.
+
+    CVAT: its header, one empty licence, ``attributes`` at each annotation; iscrowd stays 0, its importer reads the mask either
+    way. FiftyOne: its header, and file names relative to the folder that all images share.
+    """
+    if convention == "cvat":
+        place = {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0}
+        return {
+            "licenses": [{"name": "", "id": 0, "url": ""}],
+            "info": dict.fromkeys(CVAT_INFO, ""),
+            "categories": [entry | {"supercategory": ""} for entry in data["categories"]],
+            "images": [entry | place for entry in data["images"]],
+            "annotations": [row | {"attributes": {"occluded": False}} for row in data["annotations"]],
+        }
+    if convention == "fiftyone":
+        folder = common_folder([entry["file_name"] for entry in data["images"]])
+        cut = len(folder) + 1 if folder else 0
+        place = {"license": None, "coco_url": None}
+        info = dict.fromkeys(CVAT_INFO, "") | {"description": "cellkit"}
+        return data | {
+            "info": info,
+            "licenses": [],
+            "images": [entry | {"file_name": entry["file_name"][cut:]} | place for entry in data["images"]],
+        }
+    return data
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """Return the folder that all paths share, "" where there is none.
+
+    Examples
+    --------
+    >>> common_folder(["images/a.png", "images/b/c.png"]), common_folder(["a.png", "images/b.png"])
+    ('images', '')
+    """
+    folders = [PurePosixPath(path).parent.parts for path in paths]
+    shared: list[str] = []
+    for parts in zip(*folders, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    folder = "/".join(shared)
+    return folder if all(path.startswith(f"{folder}/") for path in paths) else ""

@@ -1,0 +1,899 @@
+"""Cells to and from the tools people label with: Cellpose's `_seg.npy`, ImageJ's ROI zips, label pictures.
+
+Reading never runs what a file names (see `cellkit.plain_pickle`) and never unpacks an archive to disk. Writing loses no
+pixel: a cell with holes or in several pieces becomes a composite ROI, and only overlaps, for which a label picture has no
+place, are counted as lost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from cellkit.errors import Quarantined, UserError, nearest
+from cellkit.files import atomic_path
+from cellkit.instances import Instances, refuse_boxes
+from cellkit.outlines import FARTHEST_PX, fill, joined, outlines
+from cellkit.records import ImageRecord
+
+FORMATS = {"tif": ".tif", "png": ".png", "seg": "_seg.npy", "roi": "_rois.zip"}
+READ = {"labels": (".tif", ".tiff", ".png"), "seg": ("_seg.npy",), "roi": (".zip",)}
+
+
+# ---- Cellpose _seg.npy ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Seg:
+    """What a ``_seg.npy`` file holds.
+
+    Attributes
+    ----------
+    labels : (H, W) int32, 0 = background
+        As in the file; ids may have gaps.
+    instances : Instances
+        The same cells in ascending order of label, with class and score where they are known.
+    classes : tuple of str
+        Class k is ``classes[k - 1]``.
+    filename : str
+        The image the masks were drawn on, as Cellpose noted it.
+    image : array or None
+        The image, where the file has it.
+    by_hand : (N,) bool or None
+        Which cells were drawn by hand.
+    fields : dict
+        All that the file holds, as plain values.
+    """
+
+    labels: np.ndarray
+    instances: Instances
+    classes: tuple[str, ...]
+    filename: str
+    image: np.ndarray | None
+    by_hand: np.ndarray | None
+    fields: dict[str, Any]
+
+
+def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
+    """Read a Cellpose ``_seg.npy`` file without unpickling it.
+
+    Cells written by `write_seg` come back with class and score. The Cellpose GUI drops both when it saves, but keeps the
+    colour of every cell: with `classes`, in the order they were written, the colours tell the class; a cell drawn anew has
+    a colour of the GUI's and becomes a cell of unknown class.
+
+    Raises
+    ------
+    UserError
+        A file that is damaged or names anything but arrays and containers, masks of a stack, or masks that are no labels.
+    """
+    from cellkit.plain_pickle import read_plain_npy
+
+    fields = read_plain_npy(path)
+    labels = _seg_labels(fields.get("masks"), path)
+    found = Instances.from_labels(labels)
+    found, classes = _seg_classes(fields, found, np.unique(labels[labels > 0]), tuple(classes), path)
+    name, image, by_hand = fields.get("filename"), fields.get("img"), fields.get("ismanual")
+    return Seg(
+        labels=labels,
+        instances=found,
+        classes=classes,
+        filename=name if isinstance(name, str) else "",
+        image=image if isinstance(image, np.ndarray) and image.size else None,
+        by_hand=by_hand if isinstance(by_hand, np.ndarray) and by_hand.shape == (len(found),) else None,
+        fields=fields,
+    )
+
+
+def _seg_labels(masks: Any, path) -> np.ndarray:
+    """Return the masks as a label image; refuse stacks and what is no labels."""
+    from cellkit.labels import LARGEST_ID
+
+    if not isinstance(masks, np.ndarray):
+        raise UserError(f"{path} has no masks", "open it in Cellpose and save it again")
+    masks = masks[0] if masks.ndim == 3 and masks.shape[0] == 1 else masks
+    if masks.ndim == 3:
+        raise UserError(f"{path} holds masks of a stack of {masks.shape[0]} planes", "save the masks plane by plane")
+    if masks.ndim != 2 or masks.dtype.kind not in "iub" or not masks.size:
+        raise UserError(f"{path} holds masks {masks.shape} {masks.dtype}", "masks are (H, W) integers, 0 = background")
+    least, most = int(masks.min()), int(masks.max())
+    if least < -1 or most > LARGEST_ID - 1:
+        raise UserError(f"{path} holds ids from {least} to {most}", f"ids are 0 to {LARGEST_ID - 1}")
+    return masks.astype(np.int32) + (1 if least == -1 else 0)  # the oldest files count from -1, background
+
+
+def _seg_classes(fields: dict, found: Instances, ids: np.ndarray, classes: tuple[str, ...], path) -> tuple:
+    """Return the cells with their classes and scores, and the names of the classes."""
+    side = fields.get("cellkit")
+    if isinstance(side, dict):
+        names, class_ids, scores = side.get("classes"), side.get("class_ids"), side.get("scores")
+        texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        arrays = [v for v in (class_ids, scores) if isinstance(v, np.ndarray) and v.shape == (len(found),)]
+        if not texts or len(arrays) < 2 or class_ids.dtype.kind not in "iu" or scores.dtype.kind != "f":
+            raise UserError(
+                f"{path} has {len(found)} cells, its classes are those of others", "remove its key 'cellkit'"
+            )
+        if len(found) and not (class_ids.min() >= 0 and class_ids.max() <= len(names)):
+            raise UserError(f"{path} has a cell of class {class_ids.max()} of {len(names)}", "remove its key 'cellkit'")
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise UserError(f"{path} has a score that is no number from 0 to 1", "remove its key 'cellkit'")
+        return found.with_classes(class_ids).with_scores(scores), tuple(names)
+    colours = fields.get("colors")
+    if not classes or not isinstance(colours, np.ndarray) or colours.shape[1:] != (3,) or colours.dtype != np.uint8:
+        return found, classes
+    if len(ids) and len(colours) != ids.max():
+        raise UserError(f"{path} has {ids.max()} cells but {len(colours)} colours", "save it again with Cellpose")
+    known = {tuple(colour): k for k, colour in enumerate(class_colours(len(classes)).tolist())}
+    return found.with_classes([known.get(tuple(colour), 0) for colour in colours[ids - 1].tolist()]), classes
+
+
+def class_colours(count: int) -> np.ndarray:
+    """Return (count + 1, 3) uint8: the colour of unknown class, then one for each class, none of the Cellpose GUI's own.
+
+    Examples
+    --------
+    >>> class_colours(2).tolist()
+    [[120, 120, 122], [230, 61, 61], [61, 110, 230]]
+    """
+    import colorsys
+
+    values = [colorsys.hsv_to_rgb(0.618034 * k % 1, 0.735 - 0.13 * (k // 24 % 4), 0.902) for k in range(count)]
+    return np.array([(120, 120, 122), *(tuple(round(255 * v) for v in rgb) for rgb in values)], np.uint8)
+
+
+def write_seg(
+    path: str | Path,
+    image: np.ndarray | None,
+    cells: Instances | np.ndarray,
+    classes: Sequence[str] = (),
+    filename: str | None = None,
+    diameter_px: float = math.nan,
+) -> Path:
+    """Write a ``_seg.npy`` file that the Cellpose GUI opens, atomically.
+
+    The GUI opens ``a_seg.npy`` together with ``a.png`` beside it, so name it after the image. Cells are numbered 1 to N; of
+    overlapping cells the higher score keeps the pixels, and a cell left without any is left out. Class and score are kept
+    in the key ``cellkit``, and the class also as the colour of the cell, which the GUI shows and keeps.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, C) array, optional
+        What the GUI shows when it finds no image file; up to three channels.
+    cells : Instances or (H, W) label image
+    filename : str, optional
+        The image file; default the name of `path` without ``_seg.npy``.
+
+    Raises
+    ------
+    UserError
+        A name that does not end with ``_seg.npy``, masks of a stack, or an image of another size.
+    """
+    path = Path(path)
+    if not path.name.endswith("_seg.npy"):
+        raise UserError(f"{path.name} is no name of a Cellpose file", "end it with _seg.npy")
+    found, labels = _painted(cells)
+    refuse_boxes([found], "a Cellpose file")
+    if image is not None and (image.ndim not in (2, 3) or image.shape[:2] != found.shape):
+        raise UserError(
+            f"the image of {path.name} is {image.shape}, its masks are {found.shape}",
+            "give the image that was labelled",
+        )
+    unnamed = sorted(set(found.class_ids.tolist()) - set(range(len(classes) + 1)))
+    if unnamed:
+        raise UserError(f"{path.name} has a cell of class {unnamed[0]} of {len(classes)}", "name every class")
+    kind = np.uint16 if labels.max(initial=0) < 2**16 - 1 else np.uint32
+    fields = {
+        "outlines": (labels * _edge_pixels(labels)).astype(kind),
+        "colors": class_colours(len(classes))[found.class_ids],
+        "masks": labels.astype(kind),
+        "filename": filename or path.name.removesuffix("_seg.npy"),
+        "flows": [[], [], [], [], [[]]],
+        "ismanual": np.zeros(len(found), bool),
+        "manual_changes": [],
+        "restore": None,
+        "ratio": 1.0,
+        "diameter": float(diameter_px),
+        "cellkit": {"classes": list(classes), "class_ids": found.class_ids, "scores": found.scores},
+    }
+    fields |= {} if image is None else {"img": _three_channels(image)}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.array(fields, dtype=object), allow_pickle=True)
+    return path
+
+
+def _painted(cells: Instances | np.ndarray) -> tuple[Instances, np.ndarray]:
+    """Return the cells that keep a pixel and their label image 1..N."""
+    if isinstance(cells, np.ndarray):
+        if cells.ndim != 2:
+            raise UserError(f"masks of shape {cells.shape} are those of a stack", "write one file per plane")
+        cells = Instances.from_labels(cells)
+    labels = cells.paint()
+    kept = np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:] > 0
+    if kept.all():
+        return cells, labels
+    return cells[kept], np.r_[0, np.cumsum(kept) * kept][labels].astype(np.int32)
+
+
+def _edge_pixels(labels: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pixels with another label, or the border of the image, on one of four sides."""
+    framed = np.pad(labels, 1)
+    middle = framed[1:-1, 1:-1]
+    beside = (framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:])
+    return (middle > 0) & np.any([other != middle for other in beside], axis=0)
+
+
+def _three_channels(image: np.ndarray) -> np.ndarray:
+    """Return an image as the GUI wants it, (H, W, 3): missing channels are empty."""
+    image = image[..., None] if image.ndim == 2 else image
+    if image.shape[2] > 3:
+        raise UserError(f"an image of {image.shape[2]} channels", "give up to three")
+    return np.pad(image, ((0, 0), (0, 0), (0, 3 - image.shape[2])))
+
+
+# ---- ImageJ ROI zips -----------------------------------------------------------------------------------------------
+MOST_ROIS, LARGEST_ROI_BYTES, LARGEST_ZIP_BYTES = 200_000, 2**26, 2**30
+SMALL_BYTES, MOST_PACKED = 2**20, 200  # above a megabyte nothing of an outline packs more than 200 times
+MOST_CLASSES = 255  # ImageJ's groups
+LARGEST_INTEGER_PX = 32_767  # what ImageJ's integer outlines hold for sure; others are written as floats
+SAID = ("cellkit.classes", "cellkit.shape", "cellkit.score")
+NO_AREA = {"LINE", "FREELINE", "POLYLINE", "NOROI", "ANGLE", "POINT", "UNKNOWN"}
+DRAW_AREA = "draw it as a polygon, freehand, oval or rectangle selection, or delete it"
+
+
+@dataclass(frozen=True, eq=False)
+class Rois:
+    """What a ROI zip holds: cells in the order of the zip, class names, the ROIs' names."""
+
+    instances: Instances
+    classes: tuple[str, ...]
+    names: list[str]
+
+
+def write_rois(path: str | Path, found: Instances, classes: Sequence[str] = ()) -> Path:
+    """Write one ImageJ ROI per cell into a zip, atomically; the same cells give the same bytes.
+
+    A cell of one piece without hole is a traced selection, any other a composite one; `read_rois` gives back the very
+    pixels, overlaps included. The group of a ROI is its class (ImageJ colours by it, and a new group is a new class); its
+    properties hold the names of the classes, the size of the image, and the score where it is not 1.
+
+    Raises
+    ------
+    UserError
+        A cell without pixels or with a class that has no name; more than 255 classes; a name that does not end with .zip.
+    """
+    import zipfile
+
+    path = Path(path)
+    if path.suffix.lower() != ".zip":
+        raise UserError(f"{path.name} is no name of a zip", "end it with .zip")
+    if len(classes) > MOST_CLASSES:
+        raise UserError(f"{len(classes)} classes", f"ImageJ has {MOST_CLASSES} groups")
+    if len(found) and not 0 <= found.class_ids.min() <= found.class_ids.max() <= len(classes):
+        raise UserError(
+            f"{path.name} has a cell of class {found.class_ids.max()} of {len(classes)}", "name every class"
+        )
+    if (found.areas_px == 0).any():
+        raise UserError(f"cell {int(np.argmin(found.areas_px)) + 1} of {path.name} has no pixel", "leave it out")
+    refuse_boxes([found], "a zip of ROIs")
+    said = {"cellkit.classes": ",".join(quote(name, safe="") for name in classes), "cellkit.shape": _pair(found.shape)}
+    digits = max(4, len(str(len(found))))
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = json.dumps(said).encode()[:65_535]  # the only place when there is no cell
+        for k, rings in enumerate(outlines(found)):
+            name = f"{k + 1:0{digits}d}"
+            own = said if found.scores[k] == 1 else said | {"cellkit.score": repr(float(found.scores[k]))}
+            roi = _roi(rings, name, int(found.class_ids[k]), own)
+            archive.writestr(zipfile.ZipInfo(f"{name}.roi", (1980, 1, 1, 0, 0, 0)), roi, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def _pair(shape: tuple[int, int]) -> str:
+    return f"{shape[0]},{shape[1]}"
+
+
+def _roi(rings: list[np.ndarray], name: str, group: int, said: dict[str, str]) -> bytes:
+    """Return the bytes of one ROI."""
+    from roifile import ROI_TYPE, ImagejRoi
+
+    points = np.concatenate(rings)
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    roi = ImagejRoi(name=name, group=group, top=top, left=left, bottom=bottom, right=right)
+    roi.props = "".join(f"{key}: {value}\n" for key, value in said.items())
+    if len(rings) == 1 and max(right, bottom) <= LARGEST_INTEGER_PX:
+        roi.roitype = ROI_TYPE.TRACED
+        roi.integer_coordinates = (points - (left, top)).astype(np.int32)
+        roi.n_coordinates = len(points)
+        return roi.tobytes()
+    roi.roitype = ROI_TYPE.RECT  # so says ImageJ of composites; what counts is the path
+    path = np.concatenate([_path(ring) for ring in rings]).astype(np.float32)
+    roi.multi_coordinates, roi.shape_roi_size = path, len(path)
+    return roi.tobytes()
+
+
+def _path(ring: np.ndarray) -> np.ndarray:
+    """Return an outline as Java's path: 0 = move to x y, 1 = line to x y, 4 = close."""
+    steps = np.column_stack([np.r_[0, np.ones(len(ring) - 1)], ring])
+    return np.r_[steps.ravel(), 4]
+
+
+def read_rois(path: str | Path, shape: tuple[int, int] | None = None) -> Rois:
+    """Read a zip of ImageJ ROIs as cells: one per area ROI, clipped to the image, overlaps kept.
+
+    Rectangles (also rotated and rounded), ovals, ellipses, polygons, freehand, traced and composite selections, with
+    integer or sub-pixel corners; a pixel belongs to a ROI when its centre does, as in ImageJ. The group of a ROI is its class: by
+    the names that `write_rois` left in the zip, else "group 1", "group 2", ...
+
+    Parameters
+    ----------
+    shape : (H, W), optional
+        The size of the image; needed for zips that `write_rois` did not begin.
+
+    Raises
+    ------
+    UserError
+        Naming zip and member: no zip, damaged, a member that leads outside, is a link, or is suspiciously large; a ROI
+        without area, of a spline, or outside the image; ROIs of several planes; no size of the image.
+    """
+    rois = [(name, _parsed(content, name, path)) for name, content in _members(path)]
+    said = [_said(roi.props) for _, roi in rois]
+    size, classes = _agreed(said or [_comment(path)], shape, path)
+    _refuse_planes([roi for _, roi in rois], path)
+    most = max([len(classes), *(int(roi.group) for _, roi in rois)])
+    classes += tuple(f"group {k}" for k in range(len(classes) + 1, most + 1))
+    starts, lengths, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [0]
+    for name, roi in rois:
+        where = f"{path}: {name}"
+        try:
+            begin, length = _pixels(roi, size)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        if not len(begin):
+            raise UserError(f"{where} covers no pixel of its image of {size[0]} x {size[1]} px", DRAW_AREA)
+        starts.append(begin)
+        lengths.append(length)
+        counts.append(len(begin))
+    scores = [_score_of(told, f"{path}: {name}") for told, (name, _) in zip(said, rois, strict=True)]
+    class_ids = [int(roi.group) for _, roi in rois]
+    found = Instances.from_runs(
+        size, np.concatenate(starts), np.concatenate(lengths), np.cumsum(counts), class_ids, scores
+    )
+    return Rois(found, classes, [Path(name).stem for name, _ in rois])
+
+
+def _members(path: str | Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of every ROI in a zip, each member checked before it is unpacked into memory."""
+    import zipfile
+    import zlib
+
+    if not Path(path).is_file():
+        raise UserError(f"no file at {path}", "give a zip of ImageJ ROIs")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = [info for info in archive.infolist() if not _of_finder(info.filename)]
+            _check_members(infos, path)
+            for info in infos:
+                try:
+                    content = archive.read(info)
+                except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+                    raise UserError(f"{path}: {info.filename} cannot be unpacked: {error}", "zip it again") from error
+                yield info.filename, content
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, ValueError, struct.error) as error:
+        raise UserError(f"{path} is no zip: {error}", "save the ROIs again (ROI Manager, More, Save)") from error
+
+
+def _of_finder(name: str) -> bool:
+    """Tell whether a member is what macOS adds to a zip, or a folder."""
+    return name.endswith("/") or name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1] == ".DS_Store"
+
+
+def _check_members(infos: Sequence, path) -> None:
+    """Refuse, by name, a member that leads out of the zip, is a link, is no ROI, is there twice, or is too large."""
+    import stat
+
+    if len(infos) > MOST_ROIS or sum(info.file_size for info in infos) > LARGEST_ZIP_BYTES:
+        raise UserError(
+            f"{path} unpacks to {len(infos)} members of too many bytes", f"up to {MOST_ROIS} and 1 GiB are read"
+        )
+    seen: set[str] = set()
+    for info in infos:
+        name, parts = info.filename, info.filename.replace("\\", "/").split("/")
+        packed = info.file_size / max(info.compress_size, 1)
+        problem = (
+            "leads out of the zip" if ".." in parts or name.startswith(("/", "\\")) or ":" in parts[0]
+            else "is a link" if stat.S_ISLNK(info.external_attr >> 16)
+            else "is no ROI" if not name.lower().endswith(".roi")
+            else "is there twice" if name in seen
+            else f"unpacks to {info.file_size} bytes" if info.file_size > LARGEST_ROI_BYTES
+            else f"is packed {packed:.0f} times" if info.file_size > SMALL_BYTES and packed > MOST_PACKED
+            else ""
+        )  # fmt: skip
+        if problem:
+            raise UserError(f"{path}: {name[:80]!r} {problem}", "take it out of the zip; the ROIs were not read")
+        seen.add(name)
+
+
+def _parsed(content: bytes, name: str, path) -> Any:
+    """Return one ROI, its type checked."""
+    from roifile import ImagejRoi
+
+    try:
+        roi = ImagejRoi.frombytes(content)
+    except Exception as error:  # whatever the parser meets in a damaged ROI
+        raise UserError(f"{path}: {name} is no ImageJ ROI: {str(error)[:80]}", "save it again, or delete it") from error
+    kind = roi.subtype.name if roi.subtype.name in ("TEXT", "ARROW", "IMAGE") else roi.roitype.name
+    if kind in NO_AREA or kind != roi.roitype.name:
+        raise UserError(f"{path}: {name} is a selection of kind {kind.lower()}: it has no area", DRAW_AREA)
+    if int(roi.options) & 1:  # spline fit
+        raise UserError(f"{path}: {name} is a fitted spline", "turn it into a polygon: Edit, Selection, Interpolate")
+    return roi
+
+
+def _said(props: str) -> dict[str, str]:
+    """Return what `write_rois` left in the properties of a ROI."""
+    pairs = (line.partition(":" if ":" in line else "=") for line in props.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs if key.strip() in SAID}
+
+
+def _comment(path: str | Path) -> dict[str, str]:
+    """Return what `write_rois` left in the comment of a zip without ROIs."""
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive:
+        text = archive.comment
+    try:
+        said = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        said = {}
+    return {k: v for k, v in said.items() if k in SAID and isinstance(v, str)} if isinstance(said, dict) else {}
+
+
+def _agreed(said: list[dict[str, str]], shape: tuple[int, int] | None, path) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """Return the size of the image and the classes that the ROIs agree on."""
+    sizes, tables = ({told[key] for told in said if key in told} for key in ("cellkit.shape", "cellkit.classes"))
+    sizes |= {_pair(shape)} if shape is not None else set()
+    if len(sizes) > 1 or len(tables) > 1:
+        shown = " and ".join(sorted(sizes if len(sizes) > 1 else tables))[:100]
+        raise UserError(
+            f"{path} holds ROIs of images of different size or classes: {shown}", "keep one image's in a zip"
+        )
+    if not sizes:
+        raise UserError(f"{path} does not say how large its image is", "give the folder of the images: --images DIR")
+    parts = sizes.pop().split(",")
+    if len(parts) != 2 or not all(p.isascii() and p.isdigit() and 0 < int(p) <= 2**18 for p in parts):
+        raise UserError(f"{path}: an image of {','.join(parts)[:40]} px", "sizes are height,width in px")
+    names = tables.pop().split(",") if tables else []
+    return (int(parts[0]), int(parts[1])), tuple(unquote(name) for name in names) if names != [""] else ()
+
+
+def _refuse_planes(rois: Iterable, path) -> None:
+    planes = sorted({(roi.position, roi.z_position, roi.t_position) for roi in rois})
+    if len(planes) > 1:
+        raise UserError(f"{path} holds ROIs of {len(planes)} planes of a stack", "save the ROIs of one plane per zip")
+
+
+def _score_of(told: dict[str, str], where: str) -> float:
+    try:
+        score = float(told.get("cellkit.score", "1"))
+    except ValueError:
+        score = math.nan
+    if not 0 <= score <= 1:
+        raise UserError(f"{where} has the score {told['cellkit.score'][:40]}", "a score is a number from 0 to 1")
+    return score
+
+
+# ---- the area of a ROI ---------------------------------------------------------------------------------------------
+def _pixels(roi: Any, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the runs of pixels of one area ROI."""
+    if roi.composite:
+        return fill(_composite(roi.multi_coordinates), shape)
+    if roi.roitype.name == "OVAL":
+        return _oval(*_box(roi), shape)
+    if roi.roitype.name == "RECT":
+        return fill([_rectangle(*_box(roi), roi.rounded_rect_arc_size)], shape)
+    special = {"ELLIPSE": _ellipse, "ROTATED_RECT": _rotated}.get(roi.subtype.name)
+    if special is not None:
+        return fill([special(roi)], shape)
+    return fill([roi.coordinates()], shape)
+
+
+def _composite(numbers: np.ndarray) -> list[np.ndarray]:
+    """Return the outlines of Java's path: move, line, quadratic and cubic curve, close."""
+    values, rings, place = numbers.astype(np.float64).tolist(), [], 0
+    sizes = {0: 2, 1: 2, 2: 4, 3: 6, 4: 0}
+    while place < len(values):
+        step = values[place]
+        if step not in sizes or place + sizes[step] >= len(values) or (step != 0 and not rings):
+            raise UserError("its composite path is damaged", "save it again, or delete it")
+        points = np.array(values[place + 1 : place + 1 + sizes[step]]).reshape(-1, 2)
+        place += 1 + sizes[step]
+        if step == 0:
+            rings.append([points])
+        elif step != 4:
+            rings[-1].append(_curve(np.vstack([rings[-1][-1][-1:], points])))
+    return [np.vstack(ring) for ring in rings]
+
+
+def _curve(control: np.ndarray, steps: int = 32) -> np.ndarray:
+    """Return points on a Bezier curve of any degree, the first left out (de Casteljau)."""
+    if len(control) == 2:
+        return control[1:]
+    t = np.linspace(0, 1, steps + 1)[1:, None, None]
+    points = np.repeat(control[None], steps, axis=0)
+    while points.shape[1] > 1:
+        points = points[:, :-1] * (1 - t) + points[:, 1:] * t
+    return points[:, 0]
+
+
+def _box(roi: Any) -> tuple[float, float, float, float]:
+    """Return x, y, width, height of a rectangle or oval."""
+    if roi.subpixelrect:
+        return roi.xd, roi.yd, roi.widthd, roi.heightd
+    return roi.left, roi.top, roi.right - roi.left, roi.bottom - roi.top
+
+
+def _oval(x: float, y: float, width: float, height: float, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the runs of pixels whose centres lie in an ellipse with upright axes."""
+    if not (all(abs(value) <= FARTHEST_PX for value in (x, y, width, height)) and width > 0 and height > 0):
+        raise UserError("its box is empty, not finite or far away", DRAW_AREA)
+    row = np.arange(max(0, math.floor(y)), min(shape[0], math.ceil(y + height)))
+    off = (row + 0.5 - y - height / 2) / (height / 2)
+    half = np.sqrt(np.maximum(1 - off**2, 0)) * (width / 2)
+    begin = np.clip(np.ceil(x + width / 2 - half - 0.5), 0, shape[1]).astype(np.int64)
+    end = np.clip(np.floor(x + width / 2 + half - 0.5) + 1, 0, shape[1]).astype(np.int64)
+    some = (np.abs(off) <= 1) & (end > begin)
+    return joined(row[some] * shape[1] + begin[some], (end - begin)[some])
+
+
+def _rectangle(x: float, y: float, width: float, height: float, arc: float = 0) -> np.ndarray:
+    """Return the outline of a rectangle, its corners rounded by quarters of a circle `arc` px across."""
+    radius = min(arc, width, height) / 2
+    if not radius > 0:
+        return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]], np.float64)
+    angle = np.linspace(0, np.pi / 2, 256)
+    right, left, top, bottom = x + width - radius, x + radius, y + radius, y + height - radius
+    turns = [(right, bottom), (left, bottom), (left, top), (right, top)]
+    angles = [angle + quarter * np.pi / 2 for quarter in range(4)]
+    quarters = [np.column_stack([cx + radius * np.cos(a), cy + radius * np.sin(a)])
+                for (cx, cy), a in zip(turns, angles, strict=True)]  # fmt: skip
+    return np.vstack(quarters)
+
+
+def _float_at_52(roi: Any) -> float:
+    """Return the number that ellipses (aspect ratio) and rotated rectangles (width) keep where arrows keep their style."""
+    order = roi.byteorder
+    parts = roi.arrow_style_or_aspect_ratio, roi.arrow_head_size, roi.rounded_rect_arc_size
+    return struct.unpack(f"{order}f", struct.pack(f"{order}BBh", *parts))[0]
+
+
+def _ellipse(roi: Any) -> np.ndarray:
+    """Return the 72 corners that ImageJ gives an ellipse: its major axis from (x1, y1) to (x2, y2), and the ratio."""
+    centre = np.array([(roi.x1 + roi.x2) / 2, (roi.y1 + roi.y2) / 2])
+    half = np.array([roi.x2 - roi.x1, roi.y2 - roi.y1]) / 2
+    ratio = min(max(_float_at_52(roi), 0.0), 1.0)
+    angle = np.arange(72)[:, None] * (2 * np.pi / 72)
+    return centre + np.cos(angle) * half + np.sin(angle) * ratio * np.array([-half[1], half[0]])
+
+
+def _rotated(roi: Any) -> np.ndarray:
+    """Return the corners of a rotated rectangle: its middle line from (x1, y1) to (x2, y2), and its width."""
+    a, b = np.array([roi.x1, roi.y1]), np.array([roi.x2, roi.y2])
+    length = float(np.hypot(*(b - a)))
+    if not length > 0:
+        raise UserError("it is a rotated rectangle without length", DRAW_AREA)
+    side = np.array([a[1] - b[1], b[0] - a[0]]) / length * (_float_at_52(roi) / 2)
+    return np.array([a + side, b + side, b - side, a - side])
+
+
+# ---- label pictures ------------------------------------------------------------------------------------------------
+def write_label_png(path: str | Path, labels: np.ndarray) -> Path:
+    """Write a label image as a 16-bit PNG, atomically; `cellkit.labels.read_labels` reads it.
+
+    Raises
+    ------
+    UserError
+        More ids than 16 bits hold, or a name that does not end with .png.
+    """
+    from PIL import Image
+
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"{Path(path).name} is no name of a PNG", "end it with .png")
+    if labels.ndim != 2 or labels.dtype.kind not in "iub" or (labels.size and labels.min() < 0):
+        raise UserError(f"a label image is (H, W) integer >= 0, this is {labels.shape} {labels.dtype}", "relabel first")
+    if labels.max(initial=0) > 65_535:
+        raise UserError(
+            f"{Path(path).name} would need ids up to {labels.max()}, a PNG holds 65535", "write TIFF: --format tif"
+        )
+    with atomic_path(path) as temporary:
+        Image.fromarray(labels.astype(np.uint16)).save(temporary, format="PNG")
+    return Path(path)
+
+
+# ---- folders of either ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Written:
+    """What `write_folder` did: files, cells that lost pixels to others, cells left out for want of pixels, set aside."""
+
+    files: int
+    lost: int
+    left_out: int
+    quarantined: list[Quarantined]
+
+
+def told_format(path: str | Path) -> str:
+    """Return what a file or the files of a folder are: "labels", "seg" or "roi", told by their suffixes.
+
+    Raises
+    ------
+    UserError
+        Nothing of the kind, or several: a folder of ``_seg.npy`` files and pictures could mean either.
+    """
+    from cellkit.sources import list_files
+
+    path = Path(path)
+    names = [path] if path.is_file() else list_files(path, sum(READ.values(), ()), keep_labels=True)
+    kinds = {kind for name in names for kind, endings in READ.items() if name.name.lower().endswith(endings)}
+    if len(kinds) == 1:
+        return kinds.pop()
+    what = f"holds {' and '.join(sorted(kinds))}" if kinds else "holds no label image, _seg.npy file or ROI zip"
+    raise UserError(f"{path} {what}", f"say which to read: --format {', '.join(READ)}")
+
+
+def read_folder(
+    path: str | Path, kind: str | None = None, images: str | Path | None = None, classes: Sequence[str] = ()
+) -> tuple[Any, list[Quarantined]]:
+    """Read every label image, ``_seg.npy`` file or ROI zip below a folder (or one such file).
+
+    Parameters
+    ----------
+    kind : {"labels", "seg", "roi"}, optional
+        Default: told by the suffixes, where these are all of a kind.
+    images : path, optional
+        The pictures, matched by name without suffix: for their file names, their sizes (ROI zips), and as a check.
+    classes : sequence of str
+        For ``_seg.npy`` files that the Cellpose GUI saved: the classes in the order in which they were written.
+
+    Returns
+    -------
+    side : cellkit.compare.Side
+        Records and cells; `classes` is empty where no file names any.
+    quarantined : list of Quarantined
+        Files that could not be read, or have no picture in `images`.
+
+    Raises
+    ------
+    UserError
+        No such file, nothing to read, nothing that could be read, or two files of one image.
+    """
+    from cellkit.compare import Side
+    from cellkit.loop import map_items
+
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no folder at {path}", "give the folder of the label images, _seg.npy files or ROI zips")
+    kind = _checked_kind(kind) if kind is not None else told_format(path)
+    root, files = _files_of(path, kind)
+    pictures = _pictures(images) if images is not None else None
+    read = partial(_read_one, root=root, kind=kind, pictures=pictures, classes=tuple(classes))
+    done, failed = map_items(read, files, "read", name=lambda file: file.relative_to(root).as_posix())
+    quarantined = [_in_a_line(item) for item in failed]
+    good = [item for item in done if item is not None]
+    if not good:
+        raise _none(f"none of the {len(files)} file(s) in {path} could be read", quarantined)
+    _refuse_twice([record.image_id for record, _, _ in good], path)
+    names = list(dict.fromkeys(name for _, _, own in good for name in own))
+    cells = [
+        found.with_classes(np.array([0, *(names.index(n) + 1 for n in own)])[found.class_ids]) for _, found, own in good
+    ]
+    return Side(path, [record for record, _, _ in good], cells, tuple(names), [], []), quarantined
+
+
+def _checked_kind(kind: str) -> str:
+    if kind not in READ:
+        raise UserError(f"no format '{kind}'{nearest(kind, READ)}", f"formats to read: {', '.join(READ)}")
+    return kind
+
+
+def _in_a_line(item: Quarantined) -> Quarantined:
+    return Quarantined(item.item, "; ".join(item.reason.removeprefix("UserError: ").splitlines()))
+
+
+def _none(what: str, quarantined: list[Quarantined]) -> UserError:
+    """Say that nothing is left, and why the first was set aside."""
+    problem, _, remedy = quarantined[0].reason.rpartition("; ")
+    return UserError(f"{what}; {quarantined[0].item}: {problem or remedy}", remedy if problem else "")
+
+
+def _refuse_twice(names: list[str], path) -> None:
+    for before, name in pairwise(sorted(names)):
+        if name == before:
+            raise UserError(f"{path} has two files of the image '{name}'", "keep one")
+
+
+def _files_of(path: Path, kind: str) -> tuple[Path, list[Path]]:
+    """Return the root and the files of a kind; label images are those marked as such, where there are any."""
+    from cellkit.sources import list_files
+
+    if path.is_file():
+        return path.parent, [path]
+    files = list_files(path, READ[kind], keep_labels=True)
+    marked = [file for file in files if kind == "labels" and _stem_of(file.name, kind) != _stem_of(file.name, "")]
+    if not files:
+        raise UserError(f"no file of format {kind} in the folder {path}", f"they end with {', '.join(READ[kind])}")
+    return path, marked or files
+
+
+def _stem_of(name: str, kind: str) -> str:
+    """Return the name that a file shares with its image.
+
+    Examples
+    --------
+    >>> _stem_of("a_seg.npy", "seg"), _stem_of("a_rois.zip", "roi"), _stem_of("a_cp_masks.tif", "labels")
+    ('a', 'a', 'a')
+    """
+    from cellkit.compare import plain_stem
+
+    if kind == "labels":
+        return plain_stem(name)
+    if kind == "seg":
+        return name[: -len("_seg.npy")]
+    stem = name.rsplit(".", 1)[0]
+    stem = stem[:-4] if stem.lower().endswith(".ome") else stem
+    ending = next((e for e in ("_rois", "_roiset", "_roi", "-rois") if kind == "roi" and stem.lower().endswith(e)), "")
+    return stem[: len(stem) - len(ending)] or stem
+
+
+def _pictures(folder: str | Path) -> dict[str, list[tuple[Path, str]]]:
+    """Return {name without suffix: the pictures of that name, each with its path below `folder`}."""
+    from cellkit.sources import IMAGE_SUFFIXES, list_files
+
+    if not Path(folder).is_dir():
+        raise UserError(f"no folder at {folder}", "give the folder that holds the images")
+    found: dict[str, list[tuple[Path, str]]] = {}
+    for file in list_files(Path(folder), IMAGE_SUFFIXES):
+        found.setdefault(_stem_of(file.name, ""), []).append((file, file.relative_to(folder).as_posix()))
+    return found
+
+
+def _picture_of(stem: str, pictures: dict[str, list[tuple[Path, str]]]) -> tuple[Path, str]:
+    files = pictures.get(stem, [])
+    if len(files) != 1:
+        raise UserError(
+            f"there are {len(files)} pictures called {stem}" if files else f"there is no picture called {stem}",
+            "name image and labels alike, one of each",
+        )
+    return files[0]
+
+
+def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, ...]) -> tuple:
+    """Return record, cells and class names of one file."""
+    from cellkit.labels import read_labels
+    from cellkit.readers import inspect_file
+
+    relative = file.relative_to(root)
+    stem = _stem_of(file.name, kind)
+    name, shape = relative.as_posix() if kind == "labels" else stem, None
+    if pictures is not None:
+        picture, name = _picture_of(stem, pictures)
+        series = inspect_file(picture).series[0]
+        shape = (series.size("Y"), series.size("X"))
+    if kind == "labels":
+        found, names = Instances.from_labels(read_labels(file)), ()
+    elif kind == "seg":
+        seg = read_seg(file, classes)
+        found, names = seg.instances, seg.classes
+    else:
+        rois = read_rois(file, shape)
+        found, names = rois.instances, rois.classes
+    if shape is not None and found.shape != shape:
+        raise UserError(
+            f"{file} is {found.shape[0]} x {found.shape[1]} px, its picture {shape[0]} x {shape[1]}",
+            "label the picture itself, not a resized copy",
+        )
+    return ImageRecord((relative.parent / stem).as_posix(), name, *found.shape), found, names
+
+
+def write_folder(
+    folder: str | Path,
+    records: Sequence[ImageRecord],
+    instances: Sequence[Instances],
+    classes: Sequence[str] = (),
+    form: str = "tif",
+    images: str | Path | None = None,
+    suffix: str = "",
+) -> Written:
+    """Write one file per image: a label TIFF or PNG, a ``_seg.npy`` file, or a ROI zip.
+
+    Files are called ``<image_id><suffix>.tif`` (or .png) and ``<image_id>_rois.zip``; a ``_seg.npy`` file is called after
+    its picture, because that is how the GUI finds it.
+
+    Parameters
+    ----------
+    form : {"tif", "png", "seg", "roi"}
+    images : path, optional
+        The pictures; needed for "seg".
+    suffix : str
+        E.g. "_cp_masks" or "_masks", which Cellpose looks for.
+
+    Raises
+    ------
+    UserError
+        An unknown format, "seg" without pictures, two images of one name, or no image that could be written.
+    """
+    from cellkit.convert import check_ids, image_id_of
+    from cellkit.loop import map_items
+
+    if form not in FORMATS:
+        raise UserError(f"no format '{form}'{nearest(form, FORMATS)}", f"formats to write: {', '.join(FORMATS)}")
+    if form == "seg" and images is None:
+        raise UserError("a _seg.npy file goes with its picture", "give the folder of the pictures: --images DIR")
+    if suffix and (form not in ("tif", "png") or "/" in suffix or "\\" in suffix):
+        raise UserError(f"the suffix '{suffix}'", "a suffix such as _cp_masks is for the formats tif and png")
+    names = [image_id_of(f"{record.image_id}.png") for record in records]
+    check_ids(zip(names, [record.path for record in records], strict=True))
+    pictures = _pictures(images) if images is not None else None
+    items = list(zip(names, records, instances, strict=True))
+    write = partial(_write_one, Path(folder), tuple(classes), form, pictures, suffix)
+    done, failed = map_items(write, items, "write", name=lambda item: item[1].image_id)
+    quarantined = [_in_a_line(item) for item in failed]
+    if items and len(failed) == len(items):
+        raise _none(f"none of the {len(items)} image(s) could be written", quarantined)
+    lost, left_out = (sum(pair[k] for pair in done if pair is not None) for k in (0, 1))
+    return Written(len(items) - len(failed), lost, left_out, quarantined)
+
+
+def _write_one(
+    folder: Path, classes: tuple[str, ...], form: str, pictures, suffix: str, item: tuple
+) -> tuple[int, int]:
+    """Write one image; return how many cells lost pixels to others, and how many are left out because they have none."""
+    from cellkit.labels import write_labels
+
+    name, record, found = item
+    path = folder / f"{name}{suffix}{FORMATS[form]}"
+    if form == "roi":
+        some = found.areas_px > 0
+        write_rois(path, found[some], classes)
+        return 0, int(np.count_nonzero(~some))
+    labels = found.paint()
+    left = np.bincount(labels.ravel(), minlength=len(found) + 1)[1:]
+    if form == "tif":
+        write_labels(path, labels)
+    elif form == "png":
+        write_label_png(path, labels)
+    else:
+        picture, _ = _picture_of(_stem_of(Path(record.path).name, ""), pictures)
+        _refuse_corrections(folder / f"{picture.stem}_seg.npy")
+        write_seg(folder / f"{picture.stem}_seg.npy", _read_picture(picture), found, classes, picture.name)
+    return int(np.count_nonzero((left < found.areas_px) & (left > 0))), int(np.count_nonzero(left == 0))
+
+
+def _refuse_corrections(path: Path) -> None:
+    """Refuse to write over a file that the Cellpose GUI saved since: it may hold hours of work."""
+    from cellkit.plain_pickle import read_plain_npy
+
+    if path.exists() and "cellkit" not in read_plain_npy(path):
+        raise UserError(
+            f"{path} was saved by Cellpose and may hold corrections", "move it away, or give another folder"
+        )
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """Return a picture of one plane as (H, W, C), up to three channels."""
+    from cellkit.readers import open_file
+
+    with open_file(path) as opened:
+        series = opened.info.series[0]
+        count = len(series.channels)
+        if series.size("Z") * series.size("T") > 1 or len(opened.info.series) > 1 or count > 3:
+            raise UserError(
+                f"{path.name} is {series.axes} {series.shape}", "convert it to one picture: cellkit convert"
+            )
+        planes = [opened.plane(0, 0, 0, channel) for channel in range(count)]
+    image = np.stack(planes, axis=-1)
+    return image.astype(image.dtype.newbyteorder("="), copy=False)

@@ -1,0 +1,186 @@
+"""labelme: a JSON file per picture, a mask or polygon per object, and the label as its class."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.convert import image_id_of
+from cellkit.errors import UserError
+from cellkit.instances import Instances
+from cellkit.listing import (
+    MIXED,
+    SPLIT_NAMES,
+    Loaded,
+    SourceImage,
+    check_inside,
+    class_id_of,
+    converted,
+    finished,
+    list_files,
+    only_class,
+)
+from cellkit.readers import open_file, open_picture
+
+
+def read_labelme(root: Path, config) -> Iterator[SourceImage]:
+    """labelme JSON files: a picture, and a mask or polygon per object with its label; overlapping masks are kept.
+
+    Folders train, val and test are the split. Where there is no test folder, ``config.split.test`` is the share of the
+    training images that becomes test. Labels become classes by name or by ``config.class_names``; null there keeps the
+    object with class 0 (unknown).
+    """
+    root = Path(root)
+    files = list_files(root, (".json",))
+    _check_labelme_classes(files, config)
+    items = []
+    for path in files:
+        relative = path.relative_to(root)
+        split = SPLIT_NAMES.get(relative.parts[0].lower(), "") if len(relative.parts) > 1 else ""
+        items.append(
+            SourceImage(
+                image_id_of(relative.as_posix()), only_class(config) or MIXED, "", split, relative.as_posix(),
+                partial(_load_labelme, root, path, config),
+            )
+        )  # fmt: skip
+    yield from finished(items, config, fill_split=True)
+
+
+def _check_labelme_classes(files: list[Path], config) -> None:
+    """Refuse a label the config does not know before any image is read: it is the config's fault, not an image's."""
+    for path in files:
+        try:
+            shapes = _read_labelme(path)["shapes"]
+        except UserError:
+            continue  # reported where the image is loaded
+        for label in {str(shape["label"]) for shape in shapes if isinstance(shape, dict) and "label" in shape}:
+            class_id_of(label, config)
+
+
+def _read_labelme(path: Path) -> dict:
+    """Read and check the outline of a labelme file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} is no JSON: {error}", "write it again with labelme") from error
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        raise UserError(f"{path.name} is no labelme file: it has no list of shapes", "write it again with labelme")
+    return content
+
+
+def _load_labelme(root: Path, path: Path, config) -> Loaded:
+    """Load the embedded picture (or the one at imagePath) and the shapes as instances."""
+    check_inside(path, root)
+    content = _read_labelme(path)
+    with _labelme_picture(root, path, content) as opened:
+        made = converted(opened, config)
+    shape = made.image.shape[:2]
+    stated = (content.get("imageHeight"), content.get("imageWidth"))
+    if stated != shape and stated != (None, None):
+        raise UserError(
+            f"{path.name} says {stated[0]} x {stated[1]} px, its picture is {shape[0]} x {shape[1]}",
+            "write it again with labelme",
+        )
+    masks, corners, ids = [], [], []
+    for shapes in _objects(content["shapes"]):
+        placed = [_shape_mask(item, shape, f"{path.name}, shape {number}") for number, item in shapes]
+        mask, corner = placed[0] if len(placed) == 1 else _union(placed, shape)
+        masks.append(mask)
+        corners.append(corner)
+        ids.append(class_id_of(str(shapes[0][1]["label"]), config))
+    return made._replace(instances=Instances.from_boxed_masks(masks, corners, shape, ids))
+
+
+def _labelme_picture(root: Path, path: Path, content: dict):
+    """Open the picture of a labelme file: embedded as base64, or the file it names, which must lie below `root`."""
+    if content.get("imageData"):
+        try:
+            data = base64.b64decode(content["imageData"], validate=True)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{path.name}: its imageData is no base64: {error}", "write it again with labelme"
+            ) from error
+        return open_picture(path, data)
+    named = str(content.get("imagePath") or "").replace("\\", "/")
+    if not named:
+        raise UserError(f"{path.name} has neither imageData nor imagePath", "write it again with labelme")
+    picture = path.parent / named
+    check_inside(picture, root)
+    return open_file(picture)
+
+
+def _objects(shapes: list) -> list[list[tuple[int, dict]]]:
+    """Return the numbered shapes of each object: those that share a group_id are one; the rest are one each."""
+    objects: dict[object, list[tuple[int, dict]]] = {}
+    for number, shape in enumerate(shapes):
+        if not isinstance(shape, dict) or "label" not in shape:
+            raise UserError(f"shape {number} has no label", "write the file again with labelme")
+        group = shape.get("group_id")
+        key = ("alone", number) if group is None else ("group", str(group), str(shape["label"]))
+        objects.setdefault(key, []).append((number, shape))
+    return list(objects.values())
+
+
+def _shape_mask(item: dict, shape: tuple[int, int], where: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return a boolean mask and the column and row of its first pixel."""
+    points = _points(item, shape, where)
+    if item.get("shape_type") == "mask":
+        return _embedded_mask(item, points, where)
+    if item.get("shape_type") == "polygon":
+        return _polygon_mask(points, shape, where)
+    raise UserError(f"{where} is a '{item.get('shape_type')}'", "outline each cell as a polygon or a mask")
+
+
+def _points(item: dict, shape: tuple[int, int], where: str) -> np.ndarray:
+    """(N, 2) float columns and rows; finite and within one image size of the image."""
+    try:
+        points = np.asarray(item.get("points"), float).reshape(-1, 2)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where} has points that are no pairs of numbers", "write the file again with labelme"
+        ) from error
+    size = np.array([shape[1], shape[0]])
+    if not np.isfinite(points).all() or (points < -size).any() or (points > 2 * size).any():
+        raise UserError(f"{where} has points far outside its image, or none at all", "draw the shape again")
+    return points
+
+
+def _embedded_mask(item: dict, points: np.ndarray, where: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """A base64 PNG of 0 and 1 between two inclusive corners."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(base64.b64decode(item["mask"], validate=True)), formats=["PNG"]) as picture:
+            size, mode = picture.size, picture.mode
+            corners = np.rint(points).astype(int).reshape(2, 2)
+            wanted = tuple(int(n) for n in corners[1] - corners[0] + 1)
+            mask = np.asarray(picture) > 0 if size == wanted and mode in ("1", "L", "P") else None
+    except Exception as error:
+        raise UserError(f"{where} has a mask that cannot be read: {error}", "draw the shape again") from error
+    if mask is None:
+        raise UserError(f"{where}: its mask is {size} {mode}, its corners span {wanted}", "draw the shape again")
+    return mask, (int(corners[0, 0]), int(corners[0, 1]))
+
+
+def _polygon_mask(points: np.ndarray, shape: tuple[int, int], where: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """A polygon with its outline, drawn as labelme draws it (labelme/utils/shape.py: PIL, outline and fill)."""
+    from PIL import Image, ImageDraw
+
+    if len(points) < 3:
+        raise UserError(f"{where} is a polygon of {len(points)} points", "a polygon has three or more")
+    canvas = Image.new("1", (shape[1], shape[0]))
+    ImageDraw.Draw(canvas).polygon([tuple(point) for point in points.tolist()], outline=1, fill=1)
+    return np.asarray(canvas), (0, 0)
+
+
+def _union(placed: list, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Join the masks of one object that lie apart."""
+    whole = Instances.from_boxed_masks([mask for mask, _ in placed], [corner for _, corner in placed], shape)
+    return whole.paint() > 0, (0, 0)

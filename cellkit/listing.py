@@ -1,0 +1,387 @@
+"""One image of a source before it is opened: which files there are, which belong together, which class, which split.
+
+What every layout shares. A layout lists what a folder holds and makes a `SourceImage` of each picture; `finished` then
+refuses two images of one name, thins, and splits. Nothing is opened before `SourceImage.load` is called.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cellkit.convert import Level, check_ids, convert_frame, image_id_of
+from cellkit.errors import UserError, nearest
+from cellkit.instances import Instances
+from cellkit.labels import clean_labels, read_labels
+from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES, VENDOR_SUFFIXES, inspect_file, open_file
+from cellkit.records import ImageRecord, name_groups, split_records
+
+IMAGE_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + tuple(VENDOR_SUFFIXES)
+LABEL_SUFFIXES = (".tif", ".tiff", ".png")
+LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask")  # beside the image, as Cellpose and others write
+NOT_IMAGES = (*LABEL_ENDINGS, "_flows", "_outlines", "_cp_outlines")
+LABEL_FOLDERS = ("labels", "masks", "truth")
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
+MIXED = "mixed"
+UNUSED = "unused"  # the source's own split leaves the image out
+
+
+# ---- one image of a source -----------------------------------------------------------------------------------------
+class Loaded(NamedTuple):
+    """Pixels and truth of one image, before resizing.
+
+    image : (H, W, 3) uint8; instances : Instances or None (no truth); um_per_px : float, nan unknown;
+    channels : str, as in ImageRecord; levels : how each channel was scaled; planes : what became of the z planes.
+    """
+
+    image: np.ndarray
+    instances: Instances | None
+    um_per_px: float = math.nan
+    channels: str = ""
+    levels: tuple[Level, ...] = ()
+    planes: str = ""
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """What is known of an image before it is opened; fields as in `ImageRecord`.
+
+    `split` is "" where the source has none of its own, and "unused" where its own split leaves the image out. `loader` is
+    picklable, so that worker processes can load.
+    """
+
+    image_id: str
+    cell_type: str
+    group: str
+    split: str
+    source: str
+    loader: Callable[[], Loaded]
+
+    def load(self) -> Loaded:
+        """Read, convert and return the image and its truth; raises what is wrong with it."""
+        return self.loader()
+
+
+def refuse(problem: str, remedy: str = "") -> Loaded:
+    """Stand in for an image that cannot be used: the reason appears where the others are loaded."""
+    raise UserError(problem, remedy)
+
+
+# ---- files and names -----------------------------------------------------------------------------------------------
+def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -> list[Path]:
+    """Return the files below `root` with one of `suffixes`, sorted by relative path.
+
+    Hidden names, and unless `keep_labels` label images and their folders, are left out. Links to folders are not
+    followed, so a loop of links ends; what a link to a file points to must lie below `root`.
+    """
+    root = Path(root)
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = [name for name in folders if name.lower().endswith(".zarr")]  # an OME-Zarr is a folder, and one image
+        folders[:] = [name for name in folders if name not in images]
+        if not keep_labels:
+            folders[:] = [name for name in folders if name.lower() not in LABEL_FOLDERS]
+        for name in names + images:
+            path = Path(folder, name)
+            if name.startswith(".") or not name.lower().endswith(tuple(suffixes)):
+                continue
+            if keep_labels or not stem_of(path).lower().endswith(NOT_IMAGES):
+                found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def check_inside(path: Path, root: Path) -> None:
+    """Refuse a link that leads out of the data folder."""
+    try:
+        inside = path.resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path.name} is a link that leads nowhere: {error}", "remove it") from error
+    if not inside:
+        raise UserError(f"{path.name} is a link that leads out of {root}", "copy the file into the data folder")
+
+
+def stem_of(path: Path) -> str:
+    """Return the file name without suffix; ``.ome.tif`` is one suffix."""
+    stem = path.stem
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def find_picture(folder: Path, stem: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Path | None:
+    """Return the one file of `folder` called `stem` with one of `suffixes`, None where there is none."""
+    found = [path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()]
+    if len(found) > 1:
+        raise UserError(f"'{stem}' is two pictures: {found[0]} and {found[1].name}", "keep one of them")
+    return found[0] if found else None
+
+
+def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file below `root`.
+
+    Raises
+    ------
+    UserError
+        It is not there, no CSV in UTF-8, or lacks one of `columns`.
+    """
+    if not path.is_file():
+        raise UserError(f"no table at {path}", f"put the source's own table there, with {', '.join(columns)}")
+    check_inside(path, root)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or []
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV in UTF-8: {error}", "use the table as it came") from error
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise UserError(f"{path} lacks the column(s) {', '.join(missing)}", "use the table as it came")
+    torn = next((n for n, row in enumerate(rows, 2) if None in row or None in row.values()), None)
+    if torn is not None:
+        raise UserError(f"{path} line {torn} has more or fewer fields than the header", "use the table as it came")
+    return rows
+
+
+def read_names(path: Path, root: Path) -> list[str]:
+    """Return the lines of a list of file names, without blank ones and without suffixes of pictures."""
+    check_inside(path, root)
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text: {error}", "it lists one image name per line") from error
+    return [Path(line).stem if line.lower().endswith(IMAGE_SUFFIXES) else line for line in lines if line]
+
+
+def read_split_lists(lists: Iterable[tuple[Path, str]], root: Path) -> dict[str, str]:
+    """Return {name: split} of lists of names; a name in two lists is refused, a list that is not there is left out."""
+    split_of: dict[str, str] = {}
+    for path, split in lists:
+        for name in read_names(path, root) if path.is_file() else ():
+            if split_of.setdefault(name, split) != split:
+                raise UserError(f"{path} lists {name}, which is {split_of[name]} already", "list each image once")
+    return split_of
+
+
+# ---- classes -------------------------------------------------------------------------------------------------------
+def named_class(folder: str, config) -> str:
+    """Return the class a folder is called after, "mixed", or "" when it is called otherwise."""
+    names = {name.casefold(): name for name in (*config.classes, MIXED)}
+    return names.get((config.class_names.get(folder, folder) or "").casefold(), "")
+
+
+def cell_type_of(folders: Iterable[str], config) -> str:
+    """Return the class of the innermost folder that is called after one; else the only class there is; else ""."""
+    named = [named_class(folder, config) for folder in folders]
+    return next((name for name in reversed(named) if name), only_class(config))
+
+
+def only_class(config) -> str:
+    """Return the class where there is one class only, else ""."""
+    return config.classes[0] if len(config.classes) == 1 else ""
+
+
+def class_id_of(label: str, config) -> int:
+    """Return the class id of a label of the source: by class_names, else by name; 0 where class_names says null."""
+    name = config.class_names.get(label, label)
+    if name is None:
+        return 0
+    ids = {known.casefold(): number for number, known in enumerate(config.classes, 1)}
+    if str(name).casefold() not in ids:
+        raise unknown_class(label, config, f"the source's label '{label}'")
+    return ids[str(name).casefold()]
+
+
+def class_of_line(label: str, config) -> str:
+    """Return the class that a whole image of the source's `label` has; "" where class_names says null."""
+    number = class_id_of(label, config)
+    return config.classes[number - 1] if number else ""
+
+
+def unknown_class(label: str, config, what: str) -> UserError:
+    """Return the error of a label that is no class and that the config does not name."""
+    return UserError(
+        f"{what} is none of the classes ({', '.join(config.classes)}){nearest(label, config.classes)}",
+        f"name it in convert.class_names, e.g. {label}: {config.classes[0]} (or null: cells of no known class)",
+    )
+
+
+# ---- pictures and label images -------------------------------------------------------------------------------------
+def converted(opened, config, scene: int = 0, time: int = 0) -> Loaded:
+    """Return one frame of an opened file as an 8-bit picture without truth."""
+    made = convert_frame(opened, scene, time, config.channels, config.projection, config.percentiles)
+    return Loaded(made.image, None, made.um_per_px, made.channels, made.levels, made.planes)
+
+
+def load_picture(root: Path, path: Path, config) -> Loaded:
+    """Load a file of one frame."""
+    check_inside(path, root)
+    with open_file(path, config.axes) as opened:
+        return converted(opened, config)
+
+
+def load_file(root, path, config, label_of, cell_type, scene=0, time=0, ids=None) -> Loaded:
+    """Load one frame of a file and the label image that `label_of()` finds."""
+    check_inside(path, root)
+    with open_file(path, config.axes) as opened:
+        made = converted(opened, config, scene, time)
+    label_path = label_of()
+    if label_path is None:
+        return made
+    check_inside(label_path, root)
+    labels = read_labels(label_path)
+    check_shape(labels.shape, made.image.shape[:2], label_path, path)
+    class_id = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
+    return made._replace(instances=labelled(labels, class_id, ids or {}, config.pieces, label_path))
+
+
+def check_shape(labels: tuple[int, int], image: tuple[int, int], label_path: Path, path: Path) -> None:
+    """Refuse labels that are not as large as their image, naming both files."""
+    if tuple(labels) != tuple(image):
+        raise UserError(
+            f"{path.name} is {image[0]} x {image[1]} px, its label image {label_path} is {labels[0]} x {labels[1]}",
+            "label the image itself, not a resized or cropped copy",
+        )
+
+
+def labelled(
+    labels: np.ndarray, class_id: int, ids: dict[int, int], pieces: str | None = None, path: Path | str = "it"
+) -> Instances:
+    """Return the objects of a label image: each of its own class in `ids` where that is given, else of `class_id`.
+
+    `pieces` is what becomes of an object of several pieces (``convert.pieces``). Without it such objects stay as they are,
+    but an image that knows one id only, in three pieces or more, is refused: that is a mask of cells, not of each cell.
+    """
+    old = labels
+    if pieces in ("largest", "split"):
+        labels = clean_labels(labels, pieces=pieces)
+    instances = Instances.from_labels(labels)
+    if pieces is None and len(instances) == 1:
+        _refuse_foreground(labels, path)
+    if not ids:
+        return instances.with_classes(class_id)
+    firsts = instances.starts[instances.offsets[:-1]]
+    return instances.with_classes([ids.get(int(k), class_id) for k in old.reshape(-1)[firsts]])
+
+
+def _refuse_foreground(labels: np.ndarray, path: Path | str) -> None:
+    from scipy import ndimage
+
+    count = ndimage.label(labels, np.ones((3, 3)))[1]
+    if count > 2:
+        raise UserError(
+            f"{path} holds one id in {count} pieces: where cells are, not which pixel is whose",
+            "set convert.pieces: split (each piece is a cell), keep or largest",
+        )
+
+
+def frames_of(path: Path, root: Path, config, label_of: Callable, classes: dict) -> Iterator[SourceImage]:
+    """Yield one SourceImage per scene and time of a file; `label_of(suffix)` finds the label image of each."""
+    relative = path.relative_to(root)
+    folders = [part for part in relative.parts[:-1] if part.lower() != "images"]
+    cell_type = cell_type_of(folders, config)
+    split = next((SPLIT_NAMES[part.lower()] for part in folders if part.lower() in SPLIT_NAMES), "")
+    plain = [part for part in folders if part.lower() not in SPLIT_NAMES and not named_class(part, config)]
+    common = {"cell_type": cell_type, "group": "/".join(plain), "split": split}
+    name = "/".join((*folders, relative.name))
+    try:
+        check_inside(path, root)
+        single = path.suffix.lower() in PICTURE_SUFFIXES  # one frame: the header can wait
+        frames = [(0, 0, "")] if single else list(inspect_file(path, config.axes).frames())
+    except UserError as error:
+        refusal = partial(refuse, *str(error).split("\n", 1))
+        yield SourceImage(image_id_of(name), source=relative.as_posix(), loader=refusal, **common)
+        return
+    for scene, time, suffix in frames:
+        ids = classes.get(relative.as_posix(), {})
+        loader = partial(load_file, root, path, config, partial(label_of, suffix), cell_type, scene, time, ids)
+        source = relative.as_posix() + suffix.replace("_s", " scene ").replace("_t", " t ")
+        yield SourceImage(image_id_of(name, suffix), source=source, loader=loader, **common)
+
+
+# ---- which images, which split -------------------------------------------------------------------------------------
+def thin(items: Sequence[SourceImage], max_images: int | None) -> list[SourceImage]:
+    """Keep at most `max_images` per cell type, evenly spaced over the order given, the first and last among them."""
+    kept: set[int] = set()
+    by_type: dict[str, list[int]] = defaultdict(list)
+    for position, item in enumerate(items):
+        by_type[item.cell_type].append(position)
+    for positions in by_type.values():
+        count = len(positions) if max_images is None else min(max_images, len(positions))
+        kept.update(positions[round(k)] for k in np.linspace(0, len(positions) - 1, count))
+    return [item for position, item in enumerate(items) if position in kept]
+
+
+def draw_split(items: Sequence[SourceImage], fractions: dict, config) -> dict[str, SourceImage]:
+    """Return the items by id, each with a split drawn by `records.split_records`."""
+    bare = [ImageRecord(i.image_id, i.source, 1, 1, cell_type=i.cell_type, group=i.group) for i in items]
+    drawn = split_records(bare, fractions, config.seed, by=config.split_by)
+    return {item.image_id: replace(item, split=record.split) for item, record in zip(items, drawn, strict=True)}
+
+
+def carve(items: list[SourceImage], config, wanted: Sequence[str] = ("val", "test")) -> list[SourceImage]:
+    """Give shares of the training images to those of `wanted` that the source's own split has no images for.
+
+    The shares are those of ``config.split``: of all training images, whatever other splits there are.
+    """
+    splits = {item.split for item in items}
+    shares = {name: dict(config.split).get(name, 0) for name in wanted if name not in splits}
+    shares = {name: share for name, share in shares.items() if share}
+    if "train" not in splits or not shares:
+        return items
+    train = [item for item in items if item.split == "train"]
+    drawn = draw_split(train, {"train": 1 - sum(shares.values()), **shares}, config)
+    return [drawn.get(item.image_id, item) for item in items]
+
+
+def finished(
+    items: Sequence[SourceImage], config, mixed_is_test: bool = False, fill_split: bool = False
+) -> Iterator[SourceImage]:
+    """Check ids, keep `config.max_images` of each cell type, and give a split to those the source gave none.
+
+    Groups come from the names where ``config.group_from`` says so. With `mixed_is_test` mixed images without a split of the
+    source become test images: nothing can be trained on them. With `fill_split` the splits that the source's own lacks are
+    carved from its training images, see `carve`.
+
+    Raises
+    ------
+    UserError
+        Two images of one id; or the split goes by group, and the source's own split tears a group apart.
+    """
+    check_ids((item.image_id, item.source) for item in items)
+    items = name_groups(items, config.group_from)
+    if not config.published_split:
+        items = [replace(item, split="") for item in items]
+    if fill_split:
+        items = carve(items, config)
+    if mixed_is_test:
+        mixed = [item.cell_type == MIXED and not item.split for item in items]
+        items = [replace(item, split="test") if m else item for item, m in zip(items, mixed, strict=True)]
+    items = thin(items, config.max_images)
+    without = [item for item in items if not item.split]
+    drawn = draw_split(without, dict(config.split), config) if without else {}
+    done = [drawn.get(item.image_id, item) for item in items]
+    if config.split_by == "group":
+        _refuse_torn_groups(done)
+    yield from (replace(item, split="") if item.split == UNUSED else item for item in done)
+
+
+def _refuse_torn_groups(items: Sequence[SourceImage]) -> None:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if item.group and item.split != UNUSED:
+            splits[item.group].add(item.split)
+    torn = sorted(group for group, names in splits.items() if len(names) > 1)
+    if torn:
+        raise UserError(
+            f"{len(torn)} group(s), e.g. {torn[0]}, are in more than one split ({', '.join(sorted(splits[torn[0]]))})",
+            "set convert.published_split: false to draw a split by group, or convert.split_by: image to keep the source's",
+        )

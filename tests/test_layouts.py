@@ -1,0 +1,316 @@
+"""Pictures with label images beside them: what belongs to what, which class, which split."""
+
+import csv
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
+from cellkit.errors import UserError
+from cellkit.exchange import write_seg
+from cellkit.inspection import detect_kind, discover_classes
+from cellkit.instances import Instances
+from cellkit.labels import write_labels
+from cellkit.sources import SOURCES, compose_halves, gather
+
+DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 255, (24, 32), dtype=np.uint8)
+LABELS = np.zeros((24, 32), np.int32)
+LABELS[2:9, 3:12], LABELS[12:20, 10:30], LABELS[22, 1] = 1, 4, 9
+
+
+def config(source, nuclei=0, cytoplasm=None, **options):
+    channels = ChannelsConfig(nuclei=nuclei, cytoplasm=cytoplasm)
+    return ConvertConfig(source=source, channels=channels, **options)
+
+
+def save(path, pixels=GREY):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def listed(root, cfg):
+    return {item.image_id: item for item in SOURCES[cfg.source](Path(root), cfg)}
+
+
+# ---- two lines -----------------------------------------------------------------------------------------------------
+def two_lines(root, images=6):
+    rng = np.random.default_rng(3)
+    for line, shape in (("u2os", (40, 60)), ("nih3t3", (36, 64))):
+        for k in range(images):
+            labels = np.kron(rng.integers(0, 2, (4, 6)) * np.arange(1, 25).reshape(4, 6), np.ones((9, 10), int))
+            padded = np.zeros(shape, np.uint8)
+            padded[: min(36, shape[0]), : min(60, shape[1])] = labels[:36, :60]
+            save(root / line / "images" / f"dna-{k}.png", (padded * 9 + rng.integers(0, 9, shape)).astype(np.uint8))
+            save(root / line / "labels" / f"dna-{k}.png", padded)
+
+
+def test_two_lines_give_one_class_per_image_and_mixed_test_images(tmp_path):
+    two_lines(tmp_path, 8)
+    cfg = config(
+        "two_lines", classes=("U2OS", "NIH3T3"), mixed_images=4, split=SplitConfig(train=0.5, val=0.25, test=0.25)
+    )
+    items = listed(tmp_path, cfg)
+    assert list(items)[-4:] == ["mixed_01", "mixed_02", "mixed_03", "mixed_04"] and len(items) == 20
+    for image_id, item in items.items():
+        if not image_id.startswith("mixed"):
+            cells = item.load().instances
+            assert item.cell_type.lower() == image_id.split("_")[0]
+            assert set(cells.class_ids.tolist()) == {cfg.classes.index(item.cell_type) + 1}
+    sources = {item.source: item for item in items.values()}
+    seen = set()
+    for number in range(1, 5):
+        item = items[f"mixed_{number:02d}"]
+        left, right = (sources[part.split("half of ")[1]] for part in item.source.split(", "))
+        assert item.split == left.split == right.split == "test" and {left.cell_type, right.cell_type} == set(
+            cfg.classes
+        )
+        seen.add((left.image_id, right.image_id))
+        image, cells = item.load()[:2]
+        assert image.shape == (36, 60, 3) and cells.shape == (36, 60)
+        np.testing.assert_array_equal(image[:, :30], left.load().image[:36, :30])
+        np.testing.assert_array_equal(image[:, 30:], right.load().image[:36, 30:60])
+        ids = cells.paint(cells.class_ids)
+        assert set(np.unique(ids[:, :30])) <= {0, cfg.classes.index(left.cell_type) + 1}
+        assert set(np.unique(ids[:, 30:])) <= {0, cfg.classes.index(right.cell_type) + 1}
+    assert len(seen) == 4
+    with pytest.raises(UserError, match="9 mixed images are wanted, 4 can be made"):
+        listed(tmp_path, cfg.model_copy(update={"mixed_images": 9}))
+
+
+def test_a_folder_that_is_no_class_is_refused_or_named(tmp_path):
+    two_lines(tmp_path, 2)
+    with pytest.raises(UserError, match=r"the folder nih3t3/ is none of the classes \(U2OS, 3T3\)"):
+        listed(tmp_path, config("two_lines", classes=("U2OS", "3T3")))
+    items = listed(tmp_path, config("two_lines", classes=("U2OS", "3T3"), class_names={"nih3t3": "3T3"}))
+    assert Counter(item.cell_type for item in items.values()) == {"U2OS": 2, "3T3": 2}
+    (tmp_path / "u2os" / "labels" / "dna-1.png").unlink()
+    cfg = config("two_lines", classes=("U2OS", "NIH3T3"))
+    made = gather(cfg, tmp_path, tmp_path / "run")
+    assert len(made.records) == 3 and "dna-1.png has no label image dna-1" in made.quarantined[0].reason
+
+
+label_images = hnp.arrays(
+    np.int32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=16), elements=st.integers(0, 5)
+)
+
+
+@given(label_images, label_images, st.integers(0, 6))
+def test_halves_keep_every_whole_cell_and_cut_the_others_at_the_seam(a, b, min_piece_px):
+    sides = []
+    for labels, value in ((a, 50), (b, 200)):
+        classes = np.arange(len(np.unique(labels[labels > 0]))) % 2 + (1 if value == 50 else 3)
+        cells = Instances.from_labels(labels, classes)
+        sides.append((np.full((*labels.shape, 3), value, np.uint8), cells))
+    image, cells = compose_halves(*sides, min_piece_px)
+    height, width = min(a.shape[0], b.shape[0]), min(a.shape[1], b.shape[1])
+    seam = width // 2
+    assert image.shape == (height, width, 3) and cells.shape == (height, width) and not cells.overlapping
+    assert (image[:, :seam] == 50).all() and (image[:, seam:] == 200).all()
+    painted = cells.paint()
+    for columns, labels, classes in ((slice(0, seam), a, {1, 2}), (slice(seam, width), b, {3, 4})):
+        part, found = labels[:height, columns], painted[:, columns]
+        assert set(cells.class_ids[np.unique(found[found > 0]) - 1].tolist()) <= classes
+        for value in np.unique(part[part > 0]):
+            area, whole = (part == value).sum(), (labels == value).sum()
+            ids = np.unique(found[part == value])
+            assert len(ids) == 1 and (ids[0] > 0) == (area == whole or area >= min_piece_px)
+            assert ids[0] == 0 or (found == ids[0]).sum() == area
+    assert len(cells) == len(np.unique(painted[painted > 0])) and cells.areas_px.all()
+
+
+# ---- DSB2018 -------------------------------------------------------------------------------------------------------
+def test_both_forms_of_dsb2018_give_the_same(tmp_path):
+    rgba = np.dstack([GREY, GREY, GREY, np.full_like(GREY, 255)])
+    for name in ("0b1", "a2c"):
+        save(tmp_path / "packed" / "images" / f"{name}.png", rgba)
+        save(tmp_path / "packed" / "labels" / f"{name}.png", LABELS.astype(np.uint16))
+        save(tmp_path / "kaggle" / name / "images" / f"{name}.png", rgba)
+        for k, value in enumerate((1, 4, 9)):
+            save(tmp_path / "kaggle" / name / "masks" / f"{k}.png", ((value == LABELS) * 255).astype(np.uint8))
+    (tmp_path / "packed" / "index.csv").write_text("id,modality\na2c,fluor_small\n0b1,pink_he\n")
+    cfg = config("dsb2018", "red", classes=("nucleus",))
+    packed, kaggle = listed(tmp_path / "packed", cfg), listed(tmp_path / "kaggle", cfg)
+    assert list(packed) == list(kaggle) == ["0b1", "a2c"]
+    for name in packed:
+        a, b = packed[name].load(), kaggle[name].load()
+        np.testing.assert_array_equal(a.image, b.image, strict=True)
+        assert a.instances == b.instances and a.instances.class_ids.tolist() == [1, 1, 1]
+        assert packed[name].cell_type == "nucleus" and not a.image[..., :2].any()
+    save(tmp_path / "kaggle" / "a2c" / "masks" / "3.png", np.full((9, 9), 255, np.uint8))
+    save(tmp_path / "kaggle" / "0b1" / "masks" / "3.png", LABELS.astype(np.uint8))
+    with pytest.raises(UserError, match="masks are as large as their image"):
+        listed(tmp_path / "kaggle", cfg)["a2c"].load()
+    with pytest.raises(UserError, match="a mask is one object"):
+        listed(tmp_path / "kaggle", cfg)["0b1"].load()
+
+
+# ---- label images and what they may be ------------------------------------------------------------------------------
+def test_a_label_image_may_be_told_by_a_text_in_the_name(tmp_path):
+    for name in ("img_1", "img_2", "other"):
+        save(tmp_path / f"{name}.png")
+    write_labels(tmp_path / "mask_1.tif", LABELS)
+    save(tmp_path / "mask_2.png", LABELS.astype(np.uint8))
+    items = listed(tmp_path, config("folder", pair=("img", "mask")))
+    assert list(items) == ["img_1", "img_2"], "neither the masks nor what has another name"
+    assert [item.load().instances.areas_px.tolist() for item in items.values()] == [[63, 160, 1]] * 2
+    save(tmp_path / "mask_1.png", LABELS.astype(np.uint8))
+    with pytest.raises(UserError, match="img_1.png has several label images"):
+        items["img_1"].load()
+
+
+def test_mixed_images_of_a_folder_are_test_images(tmp_path):
+    for name in ("A/1", "A/2", "B/1", "B/2", "mixed/1", "mixed/2", "train/mixed/3"):
+        save(tmp_path / f"{name}.png")
+    cfg = config("folder", classes=("A", "B"), split=SplitConfig(train=0.5, val=0.5, test=0.0))
+    items = listed(tmp_path, cfg)
+    assert [items[name].split for name in ("mixed_1", "mixed_2")] == ["test", "test"]
+    assert items["train_mixed_3"].split == "train", "the source's own split says so"
+    assert {items[name].split for name in ("A_1", "A_2")} == {"train", "val"}
+    assert listed(tmp_path, cfg.model_copy(update={"published_split": False}))["train_mixed_3"].split == "test"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "areas"), [("keep", [24, 6]), ("largest", [16, 6]), ("split", [16, 4, 4, 6]), (None, [24, 6])]
+)
+def test_objects_in_pieces_are_what_the_config_says(tmp_path, pieces, areas):  # fault 17
+    labels = np.zeros((24, 32), np.int32)
+    labels[1:5, 1:5], labels[8:10, 8:10], labels[14:16, 20:22], labels[20:22, 2:5] = 7, 7, 7, 8
+    save(tmp_path / "a.png")
+    write_labels(tmp_path / "a_masks.tif", labels)
+    cells = listed(tmp_path, config("folder", pieces=pieces))["a"].load().instances
+    assert sorted(cells.areas_px.tolist()) == sorted(areas) and set(cells.class_ids.tolist()) == {1}
+
+
+def test_a_mask_of_all_cells_is_not_taken_for_one_cell(tmp_path):  # fault 16
+    save(tmp_path / "a.png"), save(tmp_path / "b.png")
+    write_labels(tmp_path / "a_masks.tif", LABELS > 0)
+    write_labels(tmp_path / "b_masks.tif", (LABELS == 1).astype(np.int32))
+    with pytest.raises(UserError, match="holds one id in 3 pieces.*\nset convert.pieces: split"):
+        listed(tmp_path, config("folder"))["a"].load()
+    assert len(listed(tmp_path, config("folder", pieces="split"))["a"].load().instances) == 3
+    assert len(listed(tmp_path, config("folder", pieces="keep"))["a"].load().instances) == 1
+    assert len(listed(tmp_path, config("folder"))["b"].load().instances) == 1, "one cell is one cell"
+
+
+@pytest.mark.parametrize("count", [65_535, 65_536, 70_000])
+def test_more_labels_than_16_bits_hold_stay_apart(tmp_path, count):  # faults 14 and 15
+    labels = np.zeros((300, 300), np.int32)
+    labels.flat[:count] = np.arange(1, count + 1)
+    save(tmp_path / "a.png", np.resize(GREY, (300, 300)))
+    write_labels(tmp_path / "a_masks.tif", labels)
+    cells = listed(tmp_path, config("folder"))["a"].load().instances
+    assert len(cells) == count and (cells.areas_px == 1).all() and (cells.boxes_xywh[:, 2:] == 1).all()  # fault 19
+
+
+def test_holes_gaps_and_images_without_cells_stay_as_they_are(tmp_path):  # faults 18, 20 and 22
+    ring = np.zeros((24, 32), np.int32)
+    ring[5:12, 5:12], ring[7:10, 7:10] = 300, 0
+    for name, labels in (("ring", ring), ("none", ring * 0)):
+        save(tmp_path / f"{name}.png")
+        write_labels(tmp_path / f"{name}_masks.tif", labels)
+    made = gather(config("folder"), tmp_path, tmp_path / "run")
+    assert [len(cells) for cells in made.instances] == [0, 1] and not made.quarantined
+    np.testing.assert_array_equal(made.instances[1].mask(0), ring > 0)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda path: Image.fromarray(LABELS.astype(np.uint8)).convert("RGB").save(path), "colour picture"),
+        (lambda path: Image.fromarray(LABELS.astype(np.uint8)).save(path, "JPEG"), "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+    ],
+)
+def test_label_images_that_may_have_lost_ids_are_refused(tmp_path, write, said):  # faults 11 and 13
+    save(tmp_path / "a.png")
+    write(tmp_path / "a_masks.png")
+    with pytest.raises(UserError, match=said):
+        listed(tmp_path, config("folder"))["a"].load()
+
+
+def test_a_palette_label_image_gives_its_indices(tmp_path):  # fault 11
+    save(tmp_path / "a.png")
+    picture = Image.fromarray(LABELS.astype(np.uint8), "L").convert("P")
+    picture.putdata(LABELS.ravel().tolist())
+    picture.putpalette(RNG.integers(0, 255, 768, dtype=np.uint8).tobytes())
+    picture.save(tmp_path / "a_masks.png")
+    cells = listed(tmp_path, config("folder"))["a"].load().instances
+    assert cells.areas_px.tolist() == [63, 160, 1]
+
+
+# ---- Cellpose ------------------------------------------------------------------------------------------------------
+def test_cellpose_files_beside_their_images(tmp_path):
+    for name in ("A/seg", "A/masks", "mixed/both", "mixed/bare"):
+        save(tmp_path / f"{name}.png")
+    cells = Instances.from_labels(LABELS)
+    write_seg(tmp_path / "A" / "seg_seg.npy", None, cells)
+    save(tmp_path / "A" / "masks_cp_masks.png", LABELS.astype(np.uint8))
+    write_seg(tmp_path / "mixed" / "both_seg.npy", None, cells.with_classes([2, 0, 1]).with_scores(0.5), ("A", "B"))
+    write_labels(tmp_path / "mixed" / "both_cp_masks.tif", LABELS)
+    items = listed(tmp_path, config("cellpose", classes=("B", "A")))
+    found = {name: item.load().instances for name, item in items.items()}
+    assert found["A_seg"] == found["A_masks"] == cells.with_classes(2), "the class of the folder"
+    assert found["mixed_both"] == cells.with_classes([1, 0, 2]), "classes by name, scores of truth"
+    assert found["mixed_bare"] is None and items["mixed_both"].split == "test"
+    assert detect_kind(tmp_path) == "cellpose" and discover_classes(tmp_path, "cellpose") == ("A", "B")
+
+
+def test_cellpose_files_that_disagree_or_run_code_are_refused(tmp_path):  # faults 21, 41 and 52
+    root = tmp_path / "in"
+    for name in ("differ", "size", "code", "out"):
+        save(root / f"{name}.png")
+    write_seg(root / "differ_seg.npy", None, LABELS)
+    write_labels(root / "differ_masks.tif", LABELS // 2)
+    write_seg(root / "size_seg.npy", None, LABELS[:-1])
+    np.save(root / "code_seg.npy", np.array({"masks": Path("x")}, object), allow_pickle=True)
+    write_seg(tmp_path / "out_seg.npy", None, LABELS)
+    (root / "out_seg.npy").symlink_to(tmp_path / "out_seg.npy")
+    items = listed(root, config("cellpose"))
+    said = {"differ": "differ from differ_seg.npy", "size": "is 23 x 32", "code": "has no masks", "out": "leads out of"}
+    for name, part in said.items():
+        with pytest.raises(UserError, match=part):
+            items[name].load()
+
+
+# ---- real data -----------------------------------------------------------------------------------------------------
+@pytest.mark.realdata
+def test_two_lines_of_coelho():
+    cfg = config("two_lines", classes=("u2os", "nih3t3"), mixed_images=6)
+    items = listed(DATA / "two_lines", cfg)
+    assert Counter(item.cell_type for item in items.values()) == {"u2os": 38, "nih3t3": 39, "mixed": 6}
+    for line, shape, cells in (("u2os", (1030, 1349), 38), ("nih3t3", (1024, 1344), 60)):
+        loaded = items["u2os_dna-1" if line == "u2os" else "nih3t3_dna-21"].load()
+        assert loaded.image.shape == (*shape, 3) and len(loaded.instances) == cells
+        assert set(loaded.instances.class_ids.tolist()) == {cfg.classes.index(line) + 1}
+        assert not loaded.image[..., :2].any() and loaded.image[..., 2].max() == 255
+    image, cells = items["mixed_01"].load()[:2]
+    assert image.shape == (1024, 1344, 3) and set(cells.class_ids.tolist()) == {1, 2} and not cells.overlapping
+
+
+@pytest.mark.realdata
+def test_packed_dsb2018():
+    items = listed(DATA / "dsb2018", config("dsb2018", "red", classes=("nucleus",)))
+    with open(DATA / "dsb2018" / "index.csv", newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert len(items) == 565 == len(rows) and set(items) == set(rows)
+    for image_id in sorted(items)[::60]:
+        loaded, row = items[image_id].load(), rows[image_id]
+        assert loaded.image.shape == (int(row["height"]), int(row["width"]), 3)
+        assert len(loaded.instances) == int(row["n_nuclei"]) and loaded.instances.class_ids.all()
+
+
+@pytest.mark.realdata
+def test_the_pair_of_stardist():
+    (item,) = listed(DATA / "small_pairs", config("folder", pair=("img", "mask"))).values()
+    loaded = item.load()
+    assert loaded.image.shape == (512, 512, 3) and len(loaded.instances) == 125

@@ -1,0 +1,155 @@
+"""One image of a source before it is opened: which files, which are kept, which split, which objects."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
+from cellkit.errors import UserError
+from cellkit.listing import UNUSED, SourceImage, carve, check_inside, finished, labelled, list_files, read_table, thin
+
+
+def save(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+
+
+@given(st.lists(st.sampled_from("ab"), max_size=30), st.integers(1, 12))
+def test_thinning_keeps_order_ends_and_the_wanted_number(kinds, wanted):
+    items = [SourceImage(str(k), kind, "", "", str(k), None) for k, kind in enumerate(kinds)]
+    kept = thin(items, wanted)
+    positions = [items.index(item) for item in kept]
+    assert positions == sorted(positions) and thin(items, None) == items == thin(items, 100)
+    for kind in "ab":
+        there = [k for k, item in enumerate(items) if item.cell_type == kind]
+        mine = [k for k in positions if items[k].cell_type == kind]
+        assert len(mine) == min(wanted, len(there))
+        if mine:
+            assert mine[0] == there[0] and (wanted == 1 or mine[-1] == there[-1])
+        gaps = np.diff([there.index(k) for k in mine])
+        assert not gaps.size or gaps.max() - gaps.min() <= 1
+
+
+def test_files_are_listed_sorted_without_labels_and_hidden_names(tmp_path):
+    for name in (
+        "b.png",
+        "a/2.png",
+        "a/10.PNG",
+        "a/2_masks.png",
+        "labels/b.png",
+        ".hidden/c.png",
+        "._b.png",
+        "note.txt",
+    ):
+        save(tmp_path / name) if name.lower().endswith("png") else (tmp_path / name).write_text("")
+    names = [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path, (".png",))]
+    assert names == ["a/10.PNG", "a/2.png", "b.png"]
+
+
+def test_an_image_that_is_a_folder_is_one_image_and_not_what_lies_in_it(tmp_path):
+    for name in ("a.ome.zarr/0/c/0/0.png", "b/c.zarr/zarr.json", "d.png"):
+        save(tmp_path / name) if name.endswith("png") else (tmp_path / name).parent.mkdir(parents=True)
+    names = [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path, (".png", ".zarr"))]
+    assert names == ["a.ome.zarr", "b/c.zarr", "d.png"]
+    assert [path.name for path in list_files(tmp_path, (".png",))] == ["d.png"]
+
+
+# ---- splits --------------------------------------------------------------------------------------------------------
+def config(**options):
+    return ConvertConfig(source="folder", channels=ChannelsConfig(nuclei=0), **options)
+
+
+def images(*splits, group=""):
+    return [SourceImage(f"{k:02d}", "A", group, split, f"{k:02d}.png", None) for k, split in enumerate(splits)]
+
+
+def splits_of(items):
+    return [item.split for item in items]
+
+
+def test_only_splits_the_source_lacks_are_carved_from_its_training_images():
+    cfg = config(split=SplitConfig(train=0.5, val=0.25, test=0.25))
+    whole = splits_of(carve(images(*["train"] * 8), cfg))
+    assert sorted(whole) == ["test"] * 2 + ["train"] * 4 + ["val"] * 2
+    given = splits_of(carve(images(*["train"] * 8, "test", UNUSED), cfg))
+    assert sorted(given[:8]) == ["train"] * 6 + ["val"] * 2 and given[8:] == ["test", UNUSED]
+    assert splits_of(carve(images("", "test"), cfg)) == ["", "test"], "no training images to take from"
+    full = images("train", "val", "test")
+    assert carve(full, cfg) == full
+
+
+def test_what_a_source_leaves_out_stays_out_and_may_be_drawn_anew():
+    cfg = config(split=SplitConfig(train=1.0, val=0.0, test=0.0))
+    assert splits_of(finished(images("val", UNUSED, ""), cfg)) == ["val", "", "train"]
+    drawn = config(split=SplitConfig(train=1.0, val=0.0, test=0.0), published_split=False)
+    assert splits_of(finished(images("val", UNUSED, ""), drawn)) == ["train"] * 3
+
+
+def test_groups_may_be_named_by_the_file_names_and_hold_for_carved_splits_too():  # fault 58
+    names = [f"plate{p}_{well}_{site}" for p in (1, 2) for well in ("A01", "B02", "C03") for site in (1, 2, 3)]
+    items = [SourceImage(name, "A", "", "train", f"{name}.tif", None) for name in names]
+    how = {
+        "split_by": "group",
+        "group_from": r"(?P<group>plate\d_[A-H]\d\d)",
+        "split": SplitConfig(train=0.5, val=0.5, test=0.0),
+    }
+    done = list(finished(items, config(**how), fill_split=True))
+    splits = {group: {item.split for item in done if item.group == group} for group in {item.group for item in done}}
+    assert len(splits) == 6 and all(len(found) == 1 for found in splits.values())
+    assert sorted(next(iter(found)) for found in splits.values()) == ["train"] * 3 + ["val"] * 3
+    with pytest.raises(UserError, match="fits 18 of 19 images, not e.g. 'odd.tif'"):
+        list(finished([*items, SourceImage("odd", "A", "", "", "odd.tif", None)], config(**how)))
+
+
+@given(st.lists(st.sampled_from(["", "train", "val", "test", UNUSED]), max_size=12), st.integers(0, 3))
+def test_a_split_by_group_never_tears_a_group_apart(splits, seed):
+    items = [image for k, split in enumerate(splits) for image in images(split, group=f"g{k % 3}")]
+    items = [SourceImage(str(k), *list(vars(item).values())[1:]) for k, item in enumerate(items)]
+    try:
+        done = list(finished(items, config(split_by="group", seed=seed)))
+    except UserError as error:
+        assert "in more than one split" in str(error)
+        return
+    for group in {item.group for item in done}:
+        assert len({item.split for item in done if item.group == group} - {""}) <= 1
+
+
+# ---- tables and links ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"a\n1\n", r"lacks the column\(s\) b"), (b"a,b\n1\n", "line 2 has more or fewer"), (b"a,b\n1,2\n1,2,3\n", "line 3"),
+     (b"\xff\xfe", "no CSV in UTF-8"), (b"", "lacks the column"), (b"a,b\n" + b"x" * 200_000 + b",1\n", "field larger")],
+)  # fmt: skip
+def test_tables_are_read_whole_or_not_at_all(tmp_path, content, said):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_table(tmp_path / "t.csv", ("a", "b"), tmp_path)
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfa,b\n1,2\n")
+    assert read_table(tmp_path / "t.csv", ("a", "b"), tmp_path) == [{"a": "1", "b": "2"}]
+
+
+def test_what_a_link_points_to_must_lie_in_the_folder(tmp_path):  # fault 52
+    root = tmp_path / "in"
+    root.mkdir()
+    (tmp_path / "t.csv").write_text("a\n1\n")
+    (root / "t.csv").symlink_to(tmp_path / "t.csv")
+    (root / "loop").symlink_to(root / "loop")
+    with pytest.raises(UserError, match="leads out of"):
+        read_table(root / "t.csv", ("a",), root)
+    with pytest.raises(UserError, match="leads"):
+        check_inside(root / "loop", root)
+
+
+# ---- label images --------------------------------------------------------------------------------------------------
+@settings(deadline=None)  # the first call imports
+@given(st.integers(0, 2**31), st.sampled_from(["keep", "largest", "split"]))
+def test_pieces_keep_the_class_of_their_object(seed, pieces):
+    labels = np.random.default_rng(seed).integers(0, 4, (6, 7))
+    ids = {1: 2, 3: 1}
+    cells = labelled(labels, 5, ids, pieces)
+    for k in range(len(cells)):
+        (value,) = np.unique(labels[cells.mask(k)])
+        assert cells.class_ids[k] == ids.get(int(value), 5)
+    assert pieces == "largest" or cells.areas_px.sum() == (labels > 0).sum()
