@@ -33,7 +33,7 @@ lab: .venv/.installed
 	$(BIN)/jupyter lab notebooks
 
 bench: .venv/.installed-dev
-	for job in benchmarks/*.py; do $(BIN)/python $$job || exit 1; done
+	for job in benchmarks/bench_*.py; do $(BIN)/python $$job || exit 1; done
 
 slides: .venv/.installed
 	$(BIN)/python presentation/build.py runs/demo -o runs/demo/slides

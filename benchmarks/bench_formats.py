@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 
 from cellkit.instances import Instances
 
-MOST_CELLS = 64
+MOST_MASK_PX = 64 * 520 * 704  # pixels of all the masks that a peer is timed on
 TARGETS = {
     "labels -> COCO RLE": 1 / 20,
     "labels -> Kaggle RLE, row-major": 1 / 15,
@@ -59,15 +59,16 @@ def coco_encode(mask: np.ndarray) -> str:
     return coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
 
 
-def some_of(count: int) -> list[int]:
-    """Return the positions of the cells a peer is timed on."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_CELLS)).astype(int)).tolist()
+def some_of(count: int, size_px: int) -> list[int]:
+    """Return the positions of the cells a peer is timed on: at least 4, fewer in a large image."""
+    most = min(count, max(4, MOST_MASK_PX // size_px))
+    return np.unique(np.linspace(0, count - 1, most).astype(int)).tolist()
 
 
 # ---- jobs ----------------------------------------------------------------------------------------------------------
 def encoding_jobs(labels: np.ndarray) -> dict[str, Jobs]:
     """Return the jobs of each format, ours first, after a look that all write the same."""
-    chosen = some_of(int(labels.max()))
+    chosen = some_of(int(labels.max()), labels.size)
     masks = [labels == k + 1 for k in chosen]
     ready = [np.asfortranarray(mask, np.uint8) for mask in masks]
     turned = [np.ascontiguousarray(mask.T) for mask in masks]
@@ -103,7 +104,7 @@ def encoding_jobs(labels: np.ndarray) -> dict[str, Jobs]:
 
 def decoding_jobs(labels: np.ndarray) -> dict[str, Jobs]:
     cells = Instances.from_labels(labels)
-    chosen, shape = some_of(len(cells)), labels.shape
+    chosen, shape = some_of(len(cells), labels.size), labels.shape
     rles, texts = cells.to_coco_rle(), cells.to_kaggle_rle("row-major")
     np.testing.assert_array_equal(Instances.from_coco_rle(rles, shape).paint(), labels)
 
@@ -125,8 +126,8 @@ def decoding_jobs(labels: np.ndarray) -> dict[str, Jobs]:
     }
 
 
-def compare(title: str, jobs: Jobs, count: int, repeats: int) -> None:
-    scale = count / len(some_of(count))
+def compare(title: str, jobs: Jobs, count: int, size_px: int, repeats: int) -> None:
+    scale = count / len(some_of(count, size_px))
     times = {name: ms * (1 if name == "cellkit" else scale) for name, ms in medians_ms(jobs, repeats).items()}
     wanted = {name: TARGETS[title] for name in times if title in TARGETS and name.endswith("mask by mask")}
     show(f"{title}, {count} cells", times, "cellkit", wanted)
@@ -181,7 +182,7 @@ def main() -> None:
         count = int(labels.max())
         print(f"\n{shape[0]} x {shape[1]} px, {count} cells")
         for title, jobs in (encoding_jobs(labels) | decoding_jobs(labels)).items():
-            compare(title, jobs, count, given.repeats)
+            compare(title, jobs, count, labels.size, given.repeats)
         memory(labels)
     growth(given.repeats)
 

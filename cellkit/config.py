@@ -91,8 +91,12 @@ class Section(Part):
 class ChannelsConfig(Part):
     """Which channel of a microscope file is which: by name, by index from 0, or by wavelength in nm."""
 
-    nuclei: str | int | None = Field(None, description="channel of the nuclei: name, index or wavelength (nm; within 20)")
-    cytoplasm: str | int | None = Field(None, description="channel of the cytoplasm: name, index or wavelength (nm; within 20)")
+    nuclei: str | int | None = Field(
+        None, description="channel of the nuclei: name, index or wavelength (nm; within 20)"
+    )
+    cytoplasm: str | int | None = Field(
+        None, description="channel of the cytoplasm: name, index or wavelength (nm; within 20)"
+    )
 
 
 class SplitConfig(Part):
@@ -149,26 +153,35 @@ class ConvertConfig(Section):
     split: SplitConfig = Field(SplitConfig(), description="fractions of the images")
     split_by: Literal["image", "group"] = Field("image", description="what is never torn apart by the split")
     group_from: str | None = Field(
-        None, description="expression that finds an image's group in its name, (?P<group>[A-H][0-9]+); null = its folders"
+        None,
+        description="expression that finds an image's group in its name, (?P<group>[A-H][0-9]+); null = its folders",
     )
     duplicates: Literal["set_aside", "refuse", "keep"] = Field(
-        "set_aside", description="copies in two splits: those of test (else validation) stay, others set aside; refused; kept"
+        "set_aside",
+        description="copies in two splits: those of test (else validation) stay, others set aside; refused; kept",
     )
     published_split: bool = Field(True, description="keep the split that the source came with, where it has one")
     pair: Annotated[tuple[str, str], BeforeValidator(_as_tuple)] | None = Field(
-        None, description="a text in an image's name, and what its label image has there, e.g. [img, mask]; null = endings"
+        None,
+        description="a text in an image's name, and what its label image has there, e.g. [img, mask]; null = endings",
     )
     pieces: Literal["keep", "largest", "split"] | None = Field(
-        None, description="an object of several pieces: kept, its largest, or several; null = kept, a bare mask is refused"
+        None,
+        description="an object of several pieces: kept, its largest, or several; null = kept, a bare mask is refused",
     )
     coco_convention: Literal["plain", "cvat", "fiftyone", "labelstudio"] | None = Field(
-        None, description="whose COCO files they are; null = plain, and files that CVAT seems to have written are refused"
+        None,
+        description="whose COCO files they are; null = plain, and files that CVAT seems to have written are refused",
     )
     box_units: Literal["fractions", "pixels"] | None = Field(
-        None, description="units of a table of boxes; null = told by all its numbers, refused where they could be either"
+        None,
+        description="units of a table of boxes; null = told by all its numbers, refused where they could be either",
     )
     max_images: int | None = Field(
         None, ge=1, description="most images per cell type, evenly spaced over the sorted names; null = all"
+    )
+    max_plane_px: int = Field(
+        2**28, ge=1, le=2**31, description="most pixels of one plane (px), asked of a file's header before any is read"
     )
     mixed_images: int = Field(0, ge=0, description="test images composed from halves of two cell types")
     drawn: DrawnConfig = Field(DrawnConfig(), description="what to draw when source is drawn")

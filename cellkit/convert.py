@@ -20,7 +20,7 @@ import numpy as np
 
 from cellkit.errors import UserError, nearest
 from cellkit.instances import Instances
-from cellkit.readers import COLOURS, Channel, FileInfo, Opened, inspect_file, open_file
+from cellkit.readers import COLOURS, Channel, FileInfo, Opened, Series, check_memory, inspect_file, open_file
 
 __all__ = ["Converted", "FileInfo", "Level", "convert_file", "convert_frame", "inspect_file"]
 NEAR_NM = 20  # how far a wavelength that is asked for may lie from the channel's own
@@ -141,6 +141,7 @@ def convert_frame(
             f"{where} has {_listed(series.channels)}, and the config names neither nuclei nor cytoplasm",
             "set convert.channels.nuclei (or cytoplasm) to a name, an index or a wavelength, e.g. nuclei: 0",
         )
+    check_memory(info.path, _bytes_to_convert(series, len(set(chosen.values())), projection), "converting")
     planes, planes_text = _project(opened, scene, time, sorted(set(chosen.values())), projection)
     names = dict.fromkeys(COLOURS, "") | {
         colour: series.channels[index].name or f"channel {index}" for colour, index in chosen.items()
@@ -164,6 +165,15 @@ def convert_frame(
         planes=planes_text,
         levels=tuple(levels),
     )
+
+
+def _bytes_to_convert(series: Series, channels: int, projection: str | int) -> int:
+    """Return about how much memory a picture takes: planes of every channel, one more, work on floats, and the picture."""
+    size = np.dtype(series.dtype).itemsize
+    if projection == "mean" or series.dtype not in ("uint8", "uint16"):
+        size = max(size, 8)
+    work = 2 * 8 if projection == "focus" or size >= 8 else 0
+    return series.size("Y") * series.size("X") * ((channels + 1) * size + work + 2 * len(COLOURS))
 
 
 def _interleaved(planes: Mapping[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:

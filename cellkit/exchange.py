@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -241,6 +242,7 @@ def _three_channels(image: np.ndarray) -> np.ndarray:
 MOST_ROIS, LARGEST_ROI_BYTES, LARGEST_ZIP_BYTES = 200_000, 2**26, 2**30
 SMALL_BYTES, MOST_PACKED = 2**20, 200  # above a megabyte nothing of an outline packs more than 200 times
 MOST_CLASSES = 255  # ImageJ's groups
+MOST_PX = 2**31  # of the image that a zip says it belongs to
 LARGEST_INTEGER_PX = 32_767  # what ImageJ's integer outlines hold for sure; others are written as floats
 SAID = ("cellkit.classes", "cellkit.shape", "cellkit.score")
 NO_AREA = {"LINE", "FREELINE", "POLYLINE", "NOROI", "ANGLE", "POINT", "UNKNOWN"}
@@ -466,7 +468,8 @@ def _agreed(said: list[dict[str, str]], shape: tuple[int, int] | None, path) -> 
     if not sizes:
         raise UserError(f"{path} does not say how large its image is", "give the folder of the images: --images DIR")
     parts = sizes.pop().split(",")
-    if len(parts) != 2 or not all(p.isascii() and p.isdigit() and 0 < int(p) <= 2**18 for p in parts):
+    good = len(parts) == 2 and all(p.isascii() and p.isdigit() and len(p) < 7 and int(p) > 0 for p in parts)
+    if not good or math.prod(map(int, parts)) > MOST_PX:
         raise UserError(f"{path}: an image of {','.join(parts)[:40]} px", "sizes are height,width in px")
     names = tables.pop().split(",") if tables else []
     return (int(parts[0]), int(parts[1])), tuple(unquote(name) for name in names) if names != [""] else ()
@@ -837,6 +840,8 @@ def write_folder(
         raise UserError(f"the suffix '{suffix}'", "a suffix such as _cp_masks is for the formats tif and png")
     names = [image_id_of(f"{record.image_id}.png") for record in records]
     check_ids(zip(names, [record.path for record in records], strict=True))
+    if form == "seg":
+        _refuse_twice([_stem_of(Path(record.path).name, "") for record in records], images)
     pictures = _pictures(images) if images is not None else None
     items = list(zip(names, records, instances, strict=True))
     write = partial(_write_one, Path(folder), tuple(classes), form, pictures, suffix)
@@ -857,15 +862,15 @@ def _write_one(
     name, record, found = item
     path = folder / f"{name}{suffix}{FORMATS[form]}"
     if form == "roi":
+        _refuse_corrections(path)
         some = found.areas_px > 0
         write_rois(path, found[some], classes)
         return 0, int(np.count_nonzero(~some))
     labels = found.paint()
     left = np.bincount(labels.ravel(), minlength=len(found) + 1)[1:]
-    if form == "tif":
-        write_labels(path, labels)
-    elif form == "png":
-        write_label_png(path, labels)
+    if form in ("tif", "png"):
+        refuse_picture(path, pictures or {})
+        (write_labels if form == "tif" else write_label_png)(path, labels)
     else:
         picture, _ = _picture_of(_stem_of(Path(record.path).name, ""), pictures)
         _refuse_corrections(folder / f"{picture.stem}_seg.npy")
@@ -874,13 +879,53 @@ def _write_one(
 
 
 def _refuse_corrections(path: Path) -> None:
-    """Refuse to write over a file that the Cellpose GUI saved since: it may hold hours of work."""
+    """Refuse to write over a file that the Cellpose GUI or ImageJ saved since: it may hold hours of work."""
+    from zipfile import BadZipFile
+
     from cellkit.plain_pickle import read_plain_npy
 
-    if path.exists() and "cellkit" not in read_plain_npy(path):
-        raise UserError(
-            f"{path} was saved by Cellpose and may hold corrections", "move it away, or give another folder"
-        )
+    if not os.path.lexists(path):
+        return
+    try:
+        ours = "cellkit.shape" in _comment(path) if path.suffix == ".zip" else "cellkit" in read_plain_npy(path)
+    except BadZipFile:
+        ours = False
+    if not ours:
+        tool = "ImageJ" if path.suffix == ".zip" else "Cellpose"
+        raise UserError(f"{path} was saved by {tool} and may hold corrections", "move it away, or give another folder")
+
+
+def refuse_picture(path: Path, pictures: Mapping[str, Sequence[tuple[Path, str]]]) -> None:
+    """Refuse to write a label image over what is none: a picture may be the only one of its kind.
+
+    Parameters
+    ----------
+    path : Path
+        Where the label image is to be written.
+    pictures : mapping
+        {name: (path, relative path) of the pictures} that are known to be such.
+
+    Raises
+    ------
+    UserError
+        Something is there that is no label image.
+    """
+    from cellkit.labels import read_labels
+
+    if not os.path.lexists(path):
+        return
+    known = {os.path.realpath(file) for files in pictures.values() for file, _ in files}
+    try:
+        labels = None if os.path.realpath(path) in known else read_labels(path)
+    except UserError:
+        labels = None
+    if labels is None or _is_noise(labels):
+        raise UserError(f"{path} is there and is no label image", "give another folder, or a suffix: --suffix _masks")
+
+
+def _is_noise(labels: np.ndarray) -> bool:
+    """Tell whether a grey picture was read as labels: most neighbours differ, and hardly a pixel is background."""
+    return labels.shape[1] > 1 and np.mean(labels[:, 1:] != labels[:, :-1]) > 0.5 and np.mean(labels == 0) < 0.5
 
 
 def _read_picture(path: Path) -> np.ndarray:

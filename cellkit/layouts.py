@@ -5,7 +5,6 @@ Each ``read_X(root, config)`` lists what a folder holds and yields `SourceImage`
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections import defaultdict
@@ -39,12 +38,14 @@ from cellkit.listing import (
     list_files,
     load_file,
     only_class,
+    read_table,
     stem_of,
     unknown_class,
 )  # fmt: skip
 from cellkit.readers import PICTURE_SUFFIXES, open_file
 
 MIN_PIECE_PX = 50
+LOSSY_SUFFIXES = (".jpg", ".jpeg")  # found, so that `read_labels` refuses them; an image without truth says nothing
 
 
 # ---- layouts -------------------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ def read_microscope(root: Path, config) -> Iterator[SourceImage]:
     Mixed images are test images: their line is not known without truth. This is what `synthetic.write_fields` writes.
     """
     root = Path(root)
-    classes = _read_class_table(root / "truth" / "classes.csv", config)
+    classes = _read_class_table(root / "truth" / "classes.csv", root, config)
     items = []
     for path in list_files(root, IMAGE_SUFFIXES):
         relative = path.relative_to(root)
@@ -215,37 +216,33 @@ def _required(folder: Path, stem: Path, image: Path, suffix: str = "") -> Path:
 
 
 def _only_one(stems: Iterable[Path], image: Path) -> Path | None:
-    paths = [Path(f"{stem}{suffix}") for stem in stems for suffix in LABEL_SUFFIXES]
+    paths = [Path(f"{stem}{suffix}") for stem in stems for suffix in (*LABEL_SUFFIXES, *LOSSY_SUFFIXES)]
     found = [path for path in paths if os.path.isfile(path)]  # False, too, where the name would be too long
     if len(found) > 1:
         raise UserError(f"{image.name} has several label images: {found[0]} and {found[1]}", "keep one of them")
     return found[0] if found else None
 
 
-def _read_class_table(path: Path, config) -> dict[str, dict[int, int]]:
+def _read_class_table(path: Path, root: Path, config) -> dict[str, dict[int, int]]:
     """Return {file: {label: class id}} of a ``classes.csv``; empty where there is none."""
     table: dict[str, dict[int, int]] = defaultdict(dict)
     if not path.is_file():
         return table
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        for line, row in enumerate(csv.DictReader(file), 2):
-            try:
-                table[row["file"]][int(row["label"])] = class_id_of(row["class"], config)
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"{path} line {line}: {error!r}", "the columns are file, label (a number), class"
-                ) from error
+    for line, row in enumerate(read_table(path, ("file", "label", "class"), root), 2):
+        try:
+            table[row["file"]][int(row["label"])] = class_id_of(row["class"], config)
+        except ValueError as error:
+            raise UserError(
+                f"{path} line {line}: {error!r}", "the columns are file, label (a number), class"
+            ) from error
     return table
 
 
 # ---- DSB2018 -------------------------------------------------------------------------------------------------------
 def _packed_dsb2018(root: Path, config) -> Iterator[SourceImage]:
-    with open(root / "index.csv", newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"id", "modality"} <= set(rows[0]):
-        raise UserError(
-            f"{root / 'index.csv'} lacks rows, or the columns id and modality", "use the packed form as it came"
-        )
+    rows = read_table(root / "index.csv", ("id", "modality"), root)
+    if not rows:
+        raise UserError(f"{root / 'index.csv'} lacks rows", "use the packed form as it came")
     rows.sort(key=lambda row: row["id"])
     wanted = config.modalities
     known = sorted({row["modality"] for row in rows})
@@ -279,10 +276,12 @@ def _kaggle_dsb2018(root: Path, config) -> Iterator[SourceImage]:
 def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str) -> Loaded:
     """Load Kaggle's form: an image and a folder with one mask per object."""
     check_inside(image, root)
-    with open_file(image) as opened:
+    with open_file(image, most_px=config.max_plane_px) as opened:
         made = converted(opened, config)
     shape = made.image.shape[:2]
     paths = list_files(masks, (".png",), keep_labels=True)
+    for path in paths:
+        check_inside(path, root)
     objects = Instances.from_masks((_one_mask(path, shape) for path in paths), shape)
     return made._replace(instances=objects.with_classes(class_id_of(cell_type, config) if cell_type else 0))
 

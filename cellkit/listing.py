@@ -224,14 +224,14 @@ def converted(opened, config, scene: int = 0, time: int = 0) -> Loaded:
 def load_picture(root: Path, path: Path, config) -> Loaded:
     """Load a file of one frame."""
     check_inside(path, root)
-    with open_file(path, config.axes) as opened:
+    with open_file(path, config.axes, config.max_plane_px) as opened:
         return converted(opened, config)
 
 
 def load_file(root, path, config, label_of, cell_type, scene=0, time=0, ids=None) -> Loaded:
     """Load one frame of a file and the label image that `label_of()` finds."""
     check_inside(path, root)
-    with open_file(path, config.axes) as opened:
+    with open_file(path, config.axes, config.max_plane_px) as opened:
         made = converted(opened, config, scene, time)
     label_path = label_of()
     if label_path is None:
@@ -295,7 +295,7 @@ def frames_of(path: Path, root: Path, config, label_of: Callable, classes: dict)
     try:
         check_inside(path, root)
         single = path.suffix.lower() in PICTURE_SUFFIXES  # one frame: the header can wait
-        frames = [(0, 0, "")] if single else list(inspect_file(path, config.axes).frames())
+        frames = [(0, 0, "")] if single else list(inspect_file(path, config.axes, config.max_plane_px).frames())
     except UserError as error:
         refusal = partial(refuse, *str(error).split("\n", 1))
         yield SourceImage(image_id_of(name), source=relative.as_posix(), loader=refusal, **common)
@@ -309,15 +309,41 @@ def frames_of(path: Path, root: Path, config, label_of: Callable, classes: dict)
 
 # ---- which images, which split -------------------------------------------------------------------------------------
 def thin(items: Sequence[SourceImage], max_images: int | None) -> list[SourceImage]:
-    """Keep at most `max_images` per cell type, evenly spaced over the order given, the first and last among them."""
+    """Keep at most `max_images` per cell type, evenly spaced over the order given, the first and last among them.
+
+    Each of the source's own splits keeps its share, and at least one image while there are enough; what they leave out goes.
+    """
+    if max_images is None:
+        return list(items)
     kept: set[int] = set()
-    by_type: dict[str, list[int]] = defaultdict(list)
+    by_type: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, item in enumerate(items):
-        by_type[item.cell_type].append(position)
-    for positions in by_type.values():
-        count = len(positions) if max_images is None else min(max_images, len(positions))
-        kept.update(positions[round(k)] for k in np.linspace(0, len(positions) - 1, count))
+        if item.split != UNUSED:
+            by_type[item.cell_type][item.split].append(position)
+    for splits in by_type.values():
+        counts = _shares_of([len(positions) for positions in splits.values()], max_images)
+        for positions, count in zip(splits.values(), counts, strict=True):
+            kept.update(positions[round(k)] for k in np.linspace(0, len(positions) - 1, count))
     return [item for position, item in enumerate(items) if position in kept]
+
+
+def _shares_of(sizes: Sequence[int], most: int) -> list[int]:
+    """Return how many of each size make `most` in all, in proportion, at least 1 each while `most` allows it.
+
+    Examples
+    --------
+    >>> _shares_of([60, 30, 2], 10), _shares_of([2, 1], 5)
+    ([6, 3, 1], [2, 1])
+    """
+    if sum(sizes) <= most:
+        return list(sizes)
+    exact = [most * size / sum(sizes) for size in sizes]
+    counts = [max(1, int(share)) for share in exact]
+    while sum(counts) != most:
+        step = 1 if sum(counts) < most else -1
+        place = max(range(len(sizes)), key=lambda k: (step < 0) * (counts[k] > 1) * 1e9 + step * (exact[k] - counts[k]))
+        counts[place] += step
+    return counts
 
 
 def draw_split(items: Sequence[SourceImage], fractions: dict, config) -> dict[str, SourceImage]:

@@ -149,7 +149,7 @@ def _scalar(kind: Any, data: Any) -> Any:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1"):
+    if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
         raise UserError(f"holds bytes encoded as {str(encoding)[:20]!r}", CELLPOSE)
     return text.encode("latin-1")
 

@@ -31,6 +31,7 @@ from cellkit.records import ImageRecord
 AUTO = "auto"
 AUTO_IMAGES = 5
 OVERLAY_PX = 1000
+BYTES_PER_PX = {"threshold": 50, "cellpose_unet": 110}  # measured, 1024 and 2048 px: 42 and 101 bytes more a pixel
 CONVERT, LABEL, TUNED = "01_convert", "02_label_with_cellpose", "cellpose_tuned_checkpoint"
 SETTINGS: dict[str, tuple[float, float, type]] = {  # smallest, largest, kind
     "diameter_px": (2, 2000, float),
@@ -296,7 +297,9 @@ class Frame:
     suffix: str = ""
 
 
-def find_images(named: Sequence[str | Path], avoid: Sequence[Path] = ()) -> list[tuple[Path, str]]:
+def find_images(
+    named: Sequence[str | Path], avoid: Sequence[Path] = (), outside: list[Quarantined] | None = None
+) -> list[tuple[Path, str]]:
     """Return (path, relative path) of every image that files, folders and patterns name; sorted, each once.
 
     Parameters
@@ -306,12 +309,15 @@ def find_images(named: Sequence[str | Path], avoid: Sequence[Path] = ()) -> list
         ``plate/*.tif`` (``**`` = any depth).
     avoid : sequence of Path
         Folders below one of those named that are no input: where results are written.
+    outside : list, optional
+        Takes the links in a folder that lead out of it; without it they are an error. A link named itself is followed.
 
     Raises
     ------
     UserError
         Nothing there, a folder without images, or a pattern without match.
     """
+    links: list[Quarantined] = [] if outside is None else outside
     found: dict[Path, tuple[Path, str]] = {}
     avoided = [Path(folder).resolve() for folder in avoid]
     for name in named:
@@ -319,9 +325,15 @@ def find_images(named: Sequence[str | Path], avoid: Sequence[Path] = ()) -> list
         below = [folder for folder in avoided if folder != root.resolve() and folder.is_relative_to(root.resolve())]
         for path, relative in pairs:
             real = Path(os.path.realpath(path))  # a loop of links stays as it is, and is set aside
-            if not any(real.is_relative_to(folder) for folder in below):
+            if Path(name) == root and path != root and not real.is_relative_to(root.resolve()):
+                links.append(
+                    Quarantined(str(path), f"is a link that leads out of {root}; copy the file there, or name it")
+                )
+            elif not any(real.is_relative_to(folder) for folder in below):
                 found.setdefault(real, (path, relative))
     listed = sorted(found.values(), key=lambda pair: (pair[1], str(pair[0])))
+    if links and (outside is None or not listed):
+        raise UserError(f"{links[0].item} {links[0].reason.split('; ')[0]}", "copy the file there, or name it")
     if not listed:
         raise UserError(f"no image in {', '.join(map(str, named))}", "give files, folders or patterns of images")
     return listed
@@ -518,7 +530,9 @@ def convert_files(
     from cellkit.sources import write_table
 
     out = Path(out)
-    frames = [Frame(path, text, _id_of(text)) for path, text in _with_ids_apart(find_images(images, avoid=[out]))]
+    links: list[Quarantined] = []
+    listed = _with_ids_apart(find_images(images, avoid=[out], outside=links))
+    frames = [Frame(path, text, _id_of(text)) for path, text in listed]
     _refuse_inputs_as_outputs(frames, [out])
     if not conversion.told:
         with open_file(frames[0].path, conversion.axes) as opened:
@@ -532,7 +546,7 @@ def convert_files(
     if not done.rows:
         raise _none_used(len(named), done.quarantined)
     write_table(out / "conversion.csv", done.rows)
-    return done.written, done.quarantined
+    return done.written, links + done.quarantined
 
 
 def _none_used(images: int, quarantined: Sequence[Quarantined]) -> UserError:
@@ -596,7 +610,9 @@ def predict_files(
     """
     out, folders = Path(out), [Path(folder) for folder in (labels, overlays) if folder is not None]
     conversion = conversion or model.conversion
-    frames, quarantined = find_frames(find_images(images, avoid=folders))
+    links: list[Quarantined] = []
+    frames, quarantined = find_frames(find_images(images, avoid=folders, outside=links))
+    quarantined = links + quarantined
     _refuse_inputs_as_outputs(frames, [out.parent / out.name, *folders])
     with _parts_of(out, folders) as parts:
         model = _with_diameter(model, frames, conversion)
@@ -663,7 +679,13 @@ class _Job:
         return [path for frame, path in part_of.items() if _name_of(frame) not in set_aside], resumed
 
     def _read(self, frame: Frame) -> Picture:
-        return read_picture(frame, self.conversion)
+        from cellkit.readers import check_memory
+
+        picture = read_picture(frame, self.conversion)
+        pixels = picture.image.shape[0] * picture.image.shape[1]
+        bytes_per_px = BYTES_PER_PX.get(self.model.backend, max(BYTES_PER_PX.values()))
+        check_memory(frame.path, pixels * bytes_per_px, "finding the cells of")
+        return picture
 
     def _resume(self, frame: Frame, part: Path) -> bool:
         """Take up what an earlier call left for this image; False when there is nothing."""
@@ -696,9 +718,12 @@ class _Job:
         write_coco(part, [record], [found], self.model.classes, with_scores=True)
 
     def _write_labels(self, frame: Frame, found: Instances) -> None:
+        from cellkit.exchange import refuse_picture
         from cellkit.labels import write_labels
 
-        write_labels(self.labels / f"{frame.image_id}.tif", found.paint())
+        path = self.labels / f"{frame.image_id}.tif"
+        refuse_picture(path, {})
+        write_labels(path, found.paint())
 
 
 def segmented(

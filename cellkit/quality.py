@@ -469,7 +469,7 @@ def reasons(row: Mapping, thresholds: Mapping[str, float], flags: str) -> list[s
         number, most = float(row[key]), float(thresholds[limit])
         if flag == "low_contrast" and (row.get("empty") or not number < most):
             words, number, most = "{:.0f} grey levels", float(row["contrast"]), float(thresholds["contrast_min"])
-        said.append(f"{flag.replace('_', ' ')}: {words.format(number)}, limit {most:g}")
+        said.append(f"{flag.replace('_', ' ')}: {words.format(number)}, limit {most:.3g}")
     return said
 
 

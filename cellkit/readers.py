@@ -13,7 +13,8 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -31,6 +32,8 @@ UNREAD_SUFFIXES = {".lsm": "Zeiss LSM", ".oib": "Olympus OIB", ".oif": "Olympus 
 VENDOR_SUFFIXES = (*READ_VENDOR_SUFFIXES, *UNREAD_SUFFIXES)
 READ_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + READ_VENDOR_SUFFIXES
 MAX_PLANE_PX = 2**28  # 16,384 x 16,384; asked of the header, before any pixel is read
+_MOST_PX: ContextVar[int] = ContextVar("pixels a plane may have", default=MAX_PLANE_PX)
+ASK_FOR_MEMORY_BYTES = 500_000_000  # what takes less is begun without asking how much memory is free
 AXES = {"T": "time", "C": "channel", "Z": "z plane", "Y": "row", "X": "column", "S": "colour sample"}
 COLOURS = ("red", "green", "blue")
 UM_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4,
@@ -166,7 +169,7 @@ def _plain(series: Series) -> dict:
     }
 
 
-def inspect_file(path: str | Path, axes: str | None = None) -> FileInfo:
+def inspect_file(path: str | Path, axes: str | None = None, most_px: int = MAX_PLANE_PX) -> FileInfo:
     """Say what a microscope file holds, from its header; no pixel is read.
 
     Parameters
@@ -174,13 +177,15 @@ def inspect_file(path: str | Path, axes: str | None = None) -> FileInfo:
     path : path
     axes : str, optional
         What the axes are, where the file does not say or says it wrongly, e.g. "TYX".
+    most_px : int
+        Most pixels a plane may have.
 
     Raises
     ------
     UserError
-        A format that is not read, a damaged file, or a header that claims more than `MAX_PLANE_PX` pixels.
+        A format that is not read, a damaged file, or a header that claims more than `most_px` pixels.
     """
-    with open_file(path, axes) as opened:
+    with open_file(path, axes, most_px) as opened:
         return opened.info
 
 
@@ -194,7 +199,7 @@ class Opened:
 
 
 @contextmanager
-def open_file(path: str | Path, axes: str | None = None) -> Iterator[Opened]:
+def open_file(path: str | Path, axes: str | None = None, most_px: int = MAX_PLANE_PX) -> Iterator[Opened]:
     """Open a microscope file by its suffix; errors as in `inspect_file`."""
     path = Path(path)
     suffix = path.suffix.lower()
@@ -210,7 +215,12 @@ def open_file(path: str | Path, axes: str | None = None) -> Iterator[Opened]:
         raise UserError(f"no {kind} at {path}", "give the path of a microscope file")
     if suffix != ".zarr" and not path.stat().st_size:
         raise UserError(f"{path.name} is empty (0 bytes)", "copy the file again")
-    with _opener(suffix)(path, axes) as opened:
+    with ExitStack() as stack:
+        token = _MOST_PX.set(most_px)
+        try:
+            opened = stack.enter_context(_opener(suffix)(path, axes))
+        finally:
+            _MOST_PX.reset(token)
         yield opened
 
 
@@ -231,11 +241,40 @@ def is_image_folder(path: str | Path) -> bool:
 
 
 def check_size(path: Path, height: int, width: int) -> None:
-    """Refuse a plane whose header claims more pixels than `MAX_PLANE_PX`."""
-    if height * width > MAX_PLANE_PX:
+    """Refuse a plane whose header claims more pixels than `open_file` was told."""
+    if height * width > _MOST_PX.get():
         raise UserError(
-            f"{path.name} claims {height} x {width} px, more than {MAX_PLANE_PX:,}",
-            "check the file, or cut the image into tiles",
+            f"{path.name} claims {height} x {width} px, more than {_MOST_PX.get():,}",
+            "check the file, cut the image into tiles, or raise convert.max_plane_px",
+        )
+
+
+def check_memory(path: Path, needed_bytes: int, what: str) -> None:
+    """Refuse what would take more memory than is free, before it is begun.
+
+    Parameters
+    ----------
+    path : Path
+        The image.
+    needed_bytes : int
+        An estimate; nothing is asked below `ASK_FOR_MEMORY_BYTES`.
+    what : str
+        What is about to be done: "converting", "finding the cells of".
+
+    Raises
+    ------
+    UserError
+        Naming the file, what it takes and what is free.
+    """
+    if needed_bytes < ASK_FOR_MEMORY_BYTES:
+        return
+    from cellkit import doctor
+
+    free_gb = doctor.check_memory()["free_gb"]
+    if needed_bytes > free_gb * 1e9:
+        raise UserError(
+            f"{what} {path.name} takes about {needed_bytes / 1e9:.1f} GB of memory, {free_gb:.1f} GB are free",
+            "cut the image into tiles, use fewer workers, or a machine with more memory",
         )
 
 

@@ -9,10 +9,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("train", "val", "test", "")
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would run, or what stands for it here
@@ -124,6 +127,17 @@ def as_cell(text: str) -> str:
     ("'=1+1", '=1+1', 'plain')
     """
     return f"'{text}" if FORMULA.match(text) else text
+
+
+def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
+    """Write a table as CSV, atomically and without its index; text that would run as a formula is escaped by `as_cell`."""
+    import pandas as pd
+
+    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+    safe = frame.assign(**{name: [as_cell(x) if isinstance(x, str) else x for x in frame[name]] for name in texts})
+    with atomic_path(path) as temporary:
+        safe.to_csv(temporary, index=False)
+    return Path(path)
 
 
 def from_cell(text: str) -> str:

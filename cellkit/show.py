@@ -75,14 +75,19 @@ STYLE = {
 
 
 def _styled(draw: Callable) -> Callable:
-    """Draw in the house's style and leave matplotlib's own as it was."""
+    """Draw in the house's style and leave matplotlib's own as it was.
+
+    Jupyter's backend is loaded by the first figure and turns on interactive drawing, which later figures are shown by.
+    """
 
     @functools.wraps(draw)
     def wrapped(*args, **kwargs):
         import matplotlib
 
         with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
+            drawn, interactive = draw(*args, **kwargs), matplotlib.is_interactive()
+        matplotlib.interactive(interactive)
+        return drawn
 
     return wrapped
 

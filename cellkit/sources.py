@@ -51,7 +51,7 @@ from cellkit.listing import (
     thin,
 )
 from cellkit.loop import map_items
-from cellkit.records import ImageRecord
+from cellkit.records import ImageRecord, as_cell
 
 __all__ = [
     "IMAGE_SUFFIXES", "LABEL_ENDINGS", "LABEL_SUFFIXES", "SOURCES", "SPLIT_NAMES", "Gathered", "Loaded", "SourceImage",
@@ -292,8 +292,8 @@ def write_table(path: str | Path, rows: Sequence[dict]) -> Path:
 
 
 def _cell(value):
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
+    if isinstance(value, str):
+        return as_cell(value)
     return round(value, 6) if isinstance(value, float) else value
 
 

@@ -538,6 +538,8 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
     chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
     if chunk_bytes > MAX_BLOCK_BYTES:
         problem, remedy = f"{path.name} has chunks of {chunk_bytes:,} bytes", "store it in smaller chunks"
+    elif array.dtype.kind not in "biufc" or "pickle" in _zarr_codecs(array):
+        problem, remedy = f"{path.name} holds Python objects, no pixels: nothing of it was read", "store it as numbers"
     elif not _has_chunks(path / name / dataset):
         problem, remedy = (
             f"{path.name}: no pixels are stored in {Path(name, dataset).as_posix()}",
@@ -545,6 +547,12 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
         )
     shape = tuple(int(n) for n in array.shape)
     return Stack(name, axes, shape, str(array.dtype), channels, um_per_px, lambda index: array, 0, problem, remedy)
+
+
+def _zarr_codecs(array) -> set[str]:
+    """Return what the chunks of an array of format 2 are packed with; unpacking a pickle runs what it names."""
+    packed = (*(getattr(array.metadata, "filters", None) or ()), getattr(array.metadata, "compressor", None))
+    return {str(getattr(codec, "codec_id", "")) for codec in packed}
 
 
 def _has_chunks(folder: Path) -> bool:

@@ -115,7 +115,11 @@ def test_a_config_cannot_be_changed(write):
         ("convert: {scale: .nan}", "convert.scale is nan (a number), wanted a number > 0", "resize"),
         ("convert: {projection: median}", "projection is 'median' (text), wanted one of 'max', 'mean'", "z-stack"),
         ("convert: {percentiles: [3, 1]}", "convert.percentiles is [3, 1], wanted two rising numbers", "[0.3, 99.8]"),
-        ("convert: {pair: [img]}", "convert.pair is ['img'] (a list), wanted a list of 2 texts, or null", "label image"),
+        (
+            "convert: {pair: [img]}",
+            "convert.pair is ['img'] (a list), wanted a list of 2 texts, or null",
+            "label image",
+        ),
         ("convert: {source: bbbc}", "convert.source is 'bbbc' (text), wanted one of 'drawn', 'microscope'", "layout"),
         ("convert: {box_units: px}", "box_units is 'px' (text), wanted one of 'fractions', 'pixels', or null", "boxes"),
         ("convert: {split: {train: 0.9}}", "convert.split sums to 1.3 (train + val + test), wanted 1", "train"),

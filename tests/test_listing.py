@@ -103,6 +103,18 @@ def test_groups_may_be_named_by_the_file_names_and_hold_for_carved_splits_too():
         list(finished([*items, SourceImage("odd", "A", "", "", "odd.tif", None)], config(**how)))
 
 
+@given(st.lists(st.sampled_from(["train", "val", "test", UNUSED]), max_size=40), st.integers(1, 12))
+def test_thinning_keeps_a_share_of_every_split(splits, wanted):
+    items = images(*splits)
+    kept = splits_of(thin(items, wanted))
+    used = [split for split in splits if split != UNUSED]
+    assert len(kept) == min(wanted, len(used)) and UNUSED not in kept
+    if wanted >= len(set(used)):
+        assert set(kept) == set(used)
+    for split in set(used):
+        assert kept.count(split) <= max(1, -(-wanted * used.count(split) // len(used)))
+
+
 @given(st.lists(st.sampled_from(["", "train", "val", "test", UNUSED]), max_size=12), st.integers(0, 3))
 def test_a_split_by_group_never_tears_a_group_apart(splits, seed):
     items = [image for k, split in enumerate(splits) for image in images(split, group=f"g{k % 3}")]

@@ -24,6 +24,7 @@ from cellkit.records import (
     read_records,
     select,
     split_records,
+    write_frame,
     write_records,
 )
 
@@ -417,3 +418,12 @@ def test_a_rule_that_leaves_images_without_a_group_is_refused(pattern, reason):
     with pytest.raises(UserError) as error:
         name_groups(PLATE, pattern)
     assert reason in str(error.value) and "convert.group_from" in str(error.value)
+
+
+def test_a_written_frame_is_safe_to_open_and_reads_back(tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame({"group": ["=1+1", "plate", None], "score": [0.1 + 0.2, 1.0, float("nan")], "n": [1, 2, 3]})
+    path = write_frame(tmp_path / "t.csv", frame)
+    assert path.read_text().splitlines() == ["group,score,n", "'=1+1,0.30000000000000004,1", "plate,1.0,2", ",,3"]
+    assert write_frame(tmp_path / "e.csv", frame.head(0)).read_text() == "group,score,n\n"

@@ -162,3 +162,21 @@ def test_the_picture_of_a_sheet_and_of_what_was_set_aside(small):
     assert axes[0, 0].get_title(loc="left") == "3\ndebris: shared light 9.0 times that of\ncells, limit 3"
     none = [replace(record, flags="") for record in small.records]
     assert show_set_aside(small.root, none, quality, thresholds, figure=new_figure(8, 4)).shape == (1, 1)
+
+
+def test_drawing_does_not_switch_off_what_jupyter_switched_on():
+    """Its backend turns interactive with the first figure; reset, no later figure of a notebook would be shown."""
+    import matplotlib
+
+    from cellkit.show import new_figure, show_image
+
+    def first(*args, **kwargs):
+        matplotlib.interactive(True)
+        return new_figure(2, 2).subplots()
+
+    before = matplotlib.is_interactive()
+    try:
+        show_image.__globals__["_styled"](first)()
+        assert matplotlib.is_interactive() and matplotlib.rcParams["axes.titlelocation"] == "center"
+    finally:
+        matplotlib.interactive(before)
