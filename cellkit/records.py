@@ -6,10 +6,10 @@ import csv
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
@@ -447,6 +447,15 @@ def _shares(count: int, fractions: list[float]) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
+def torn_groups(records: Iterable[Any]) -> list[str]:
+    """Return, sorted, the groups with images in more than one split; anything with a `group` and a `split` will do."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if record.group and record.split:
+            splits[record.group].add(record.split)
+    return sorted(group for group, names in splits.items() if len(names) > 1)
+
+
 def check_groups(records: Sequence[ImageRecord]) -> None:
     """Refuse a split that has images of one group on both sides.
 
@@ -455,10 +464,6 @@ def check_groups(records: Sequence[ImageRecord]) -> None:
     UserError
         Naming the groups.
     """
-    splits: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        if record.group and record.split:
-            splits[record.group].add(record.split)
-    leaking = sorted(group for group, names in splits.items() if len(names) > 1)
+    leaking = torn_groups(records)
     if leaking:
         raise UserError(f"group {', '.join(leaking[:5])} is in more than one split", "set convert.split_by: group")

@@ -12,6 +12,7 @@ The readers live in rooms of their own: `layouts` (label images), `published` (s
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -51,7 +52,7 @@ from cellkit.listing import (
     thin,
 )
 from cellkit.loop import map_items
-from cellkit.records import ImageRecord, as_cell
+from cellkit.records import ImageRecord, as_cell, torn_groups
 
 __all__ = [
     "IMAGE_SUFFIXES", "LABEL_ENDINGS", "LABEL_SUFFIXES", "SOURCES", "SPLIT_NAMES", "Gathered", "Loaded", "SourceImage",
@@ -198,6 +199,14 @@ def _listed(config, root: Path) -> list[SourceImage]:
             "set convert.source and convert.path; data/README.md shows the layouts that are read",
         )
     check_ids((item.image_id, item.source) for item in items)
+    torn = torn_groups(items)
+    if torn:
+        some = ", ".join(torn[:5]) + (", ..." if len(torn) > 5 else "")
+        print(
+            f"{len(torn)} groups have images in more than one split ({some}): the score on validation and test images may "
+            "flatter; set convert.split_by: group to keep each group on one side",
+            file=sys.stderr,
+        )
     return items
 
 

@@ -168,6 +168,16 @@ def test_a_split_by_group_keeps_groups_whole(tmp_path):
     assert {item.split for item in items.values()} == {"train", "val", "test"}
 
 
+def test_a_group_torn_by_a_split_by_image_is_told(tmp_path, capsys):  # fault 58
+    for k in range(24):
+        save(tmp_path / "in" / f"plate{k % 2}" / f"{k}.png")
+    gather(config("folder"), tmp_path / "in", tmp_path / "torn")
+    said = capsys.readouterr().err
+    assert "2 groups have images in more than one split (plate0, plate1)" in said and "convert.split_by: group" in said
+    gather(config("folder", split_by="group"), tmp_path / "in", tmp_path / "whole")
+    assert "more than one split" not in capsys.readouterr().err
+
+
 def test_two_files_that_become_one_image_are_refused_by_name(tmp_path):  # faults 23 and 25
     save(tmp_path / "a" / "1.png"), save(tmp_path / "b" / "1.png")
     assert sorted(listed(tmp_path, config("folder"))) == ["a_1", "b_1"]
