@@ -322,9 +322,8 @@ def _mixed_halves(items: list[SourceImage], config) -> Iterator[SourceImage]:
 def _load_halves(left: Callable[[], Loaded], right: Callable[[], Loaded]) -> Loaded:
     a, b = left(), right()
     image, instances = compose_halves((a.image, a.instances), (b.image, b.instances))
-    return Loaded(
-        image, instances, a.um_per_px if a.um_per_px == b.um_per_px else math.nan, a.channels, a.levels + b.levels
-    )
+    um_per_px = a.um_per_px if a.um_per_px == b.um_per_px else math.nan
+    return Loaded(image, instances, um_per_px, a.channels, a.levels + b.levels, composed=True)
 
 
 def compose_halves(left: tuple, right: tuple, min_piece_px: int = MIN_PIECE_PX) -> tuple[np.ndarray, Instances]:

@@ -40,7 +40,8 @@ class Loaded(NamedTuple):
     """Pixels and truth of one image, before resizing.
 
     image : (H, W, 3) uint8; instances : Instances or None (no truth); um_per_px : float, nan unknown;
-    channels : str, as in ImageRecord; levels : how each channel was scaled; planes : what became of the z planes.
+    channels : str, as in ImageRecord; levels : how each channel was scaled; planes : what became of the z planes;
+    composed : put together from parts whose light differs, so that uneven light says nothing.
     """
 
     image: np.ndarray
@@ -49,6 +50,7 @@ class Loaded(NamedTuple):
     channels: str = ""
     levels: tuple[Level, ...] = ()
     planes: str = ""
+    composed: bool = False
 
 
 @dataclass(frozen=True)

@@ -818,6 +818,7 @@ def show_crops(
         label = class_name(kind, data.classes) or ("cells" if len(kinds) == 1 else "of unknown class")
         where = {"transform": row[0].transAxes, "va": "bottom", "in_layout": False}
         row[0].text(0, 1.03, label, color=INK, fontsize=10, **where)
+        row[0].set_title(" ", fontsize=10)  # keeps the height of the label free, whatever its width
     return axes
 
 

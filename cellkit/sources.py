@@ -12,6 +12,7 @@ The readers live in rooms of their own: `layouts` (label images), `published` (s
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -237,12 +238,13 @@ def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: fl
         source=readable(f"{item.source} {loaded.planes}".rstrip()),
     )
     clipped = max((level.clipped_fraction for level in loaded.levels), default=None)
+    measured = measure(image, clipped) | ({"uneven": math.nan} if loaded.composed else {})
     return {
         "files": {name: list(put(folder / name, png_parts(image, um_per_px)))},
         "record": asdict(record),
         "instances": None if instances is None else _cells_to_json(instances),
         "levels": [asdict(level) for level in loaded.levels],
-        "measured": {key: _plain(value) for key, value in measure(image, clipped).items()},
+        "measured": {key: _plain(value) for key, value in measured.items()},
     }
 
 

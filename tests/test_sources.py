@@ -168,6 +168,25 @@ def test_a_split_by_group_keeps_groups_whole(tmp_path):
     assert {item.split for item in items.values()} == {"train", "val", "test"}
 
 
+def test_halves_put_together_are_not_judged_by_even_light(tmp_path):
+    for line, light in (("u2os", 40), ("nih3t3", 250)):
+        for k in range(4):
+            picture, labels = np.zeros((160, 240), np.uint8), np.zeros((160, 240), np.uint8)
+            for n in range(40):
+                y, x = 6 + 18 * (n // 10), 6 + 22 * (n % 10)
+                picture[y : y + 10, x : x + 10], labels[y : y + 10, x : x + 10] = light - n % 7, n + 1
+            for folder, values in (("images", picture), ("labels", labels)):
+                (tmp_path / line / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(tmp_path / line / folder / f"{k}.png")
+    cfg = config("two_lines", classes=("u2os", "nih3t3"), mixed_images=4)
+    cfg = cfg.model_copy(update={"split": cfg.split.model_copy(update={"train": 0.25, "val": 0.25, "test": 0.5})})
+    made = gather(cfg.model_copy(update={"duplicates": "keep"}), tmp_path, tmp_path / "run")
+    mixed = [m for r, m in zip(made.records, made.quality, strict=True) if r.cell_type == "mixed"]
+    alone = [m for r, m in zip(made.records, made.quality, strict=True) if r.cell_type != "mixed"]
+    assert len(mixed) == 4 and all(np.isnan(m["uneven"]) for m in mixed)
+    assert all(np.isfinite(m["uneven"]) for m in alone)
+
+
 def test_a_group_torn_by_a_split_by_image_is_told(tmp_path, capsys):  # fault 58
     for k in range(24):
         save(tmp_path / "in" / f"plate{k % 2}" / f"{k}.png")
