@@ -443,7 +443,9 @@ class TestKilled:
     def test_interrupted_is_exit_130_and_resumable(self, server, weights_dir, cyto3):
         server.put("/www.cellpose.org/models/cyto3", cyto3.read_bytes(), "slow 0.02")
         command = [sys.executable, "-m", "cellkit", "fetch", "cyto3"]
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # what a terminal's Ctrl-C does; started in the background of a script, a program ignores it and so do its children
+        running = subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         part = weights_dir / "cyto3.part"
         deadline = time.monotonic() + 60
         while not (part.is_file() and part.stat().st_size > 200_000) and time.monotonic() < deadline:
