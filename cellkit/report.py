@@ -747,7 +747,19 @@ def _training(files: RunFiles) -> list:
         what = "MAP IoU, mean of classes" if "maskrcnn" in name else "MAP IoU"
         text = f"{name}: loss, and {what} on whole validation images."
         blocks.append(_drawn(lambda f, path=path, what=what: show_history(path, f, score=what), 6.2, 4.4, text))
-    return blocks
+    return blocks + _too_few_cells(files)
+
+
+def _too_few_cells(files: RunFiles) -> list:
+    """Say which training images the fine-tuning left out, by the rule of `CellDataset.with_at_least`."""
+    least = files.setting("finetune.min_train_masks")
+    if not least or files.path("labels.csv") is None:
+        return []
+    cells = dict(files.table("labels.csv")[["image_id", "cells"]].itertuples(index=False))
+    left = [r.image_id for r in files.images.records if r.split == "train" and cells.get(r.image_id, 0) < least]
+    if not left:
+        return []
+    return [Words(f"Fine-tuning left out training images with fewer than {least} labelled cells: {', '.join(left)}.")]
 
 
 def _how(files: RunFiles) -> list:

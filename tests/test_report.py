@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -186,6 +187,19 @@ def test_page_tells_what_was_run(evaluated):
     assert f"{100 * accuracy['accuracy']:.1f} % of {accuracy['cells']} matched cells" in text
     flagged = [record for record in report.RunFiles(run.folder).images.records if record.flags]
     assert flagged and all(record.image_id in text for record in flagged)
+
+
+def test_images_the_training_left_out_are_named(evaluated, tmp_path):
+    folder = shutil.copytree(evaluated[0].folder, tmp_path / "run")
+    files = report.RunFiles(folder, configs={"03_finetune_cellpose": {"min_train_masks": 2}})
+    ids = [record.image_id for record in files.images.records if record.split == "train"]
+    assert report._too_few_cells(files) == [], "without labels.csv nothing is known"
+    rows = [f"{name},truth,{k}" for k, name in enumerate(ids)]
+    (folder / "labels.csv").write_text("\n".join(["image_id,made_by,cells", *rows]) + "\n")
+    (said,) = report._too_few_cells(files)
+    assert said.text.endswith(f"fewer than 2 labelled cells: {ids[0]}, {ids[1]}.")
+    files.configs["03_finetune_cellpose"]["min_train_masks"] = 0
+    assert report._too_few_cells(files) == []
 
 
 def test_text_of_others_is_escaped(evaluated):
