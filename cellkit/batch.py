@@ -11,6 +11,7 @@ import json
 import math
 import os
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -369,6 +370,7 @@ def convert_batch(files: Iterable[tuple[Path, str]], out: str | Path, recipe: Re
             done, failed = map_items(
                 work, jobs, "convert", workers, name=lambda job: readable(str(job.path)), then=note
             )
+        _remove_outdated(out, jobs, done)
     made = [entry for entry in done if entry]
     failed += [Quarantined(name, reason) for entry in made for name, reason in entry["failed"]]
     return Batch(
@@ -377,6 +379,16 @@ def convert_batch(files: Iterable[tuple[Path, str]], out: str | Path, recipe: Re
         quarantined=[Quarantined(q.item, plain_reason(q.reason)) for q in failed],
         resumed=sum(entry is not None and entry == job.known for job, entry in zip(jobs, done, strict=True)),
     )
+
+
+def _remove_outdated(out: Path, jobs: Sequence[_Job], done: Sequence[dict | None]) -> None:
+    """Remove pictures this folder's journal knows of files that gave them once and now give none; others' files stay."""
+    for job, entry in zip(jobs, done, strict=True):
+        for name, content in (job.known or {"files": {}})["files"].items():
+            gone = name not in (entry or {"files": {}})["files"]
+            if gone and (out / name).is_file() and content_of(out / name) == tuple(content):
+                (out / name).unlink()
+                print(f"{readable(str(job.path))} no longer gives {name}: the picture is removed", file=sys.stderr)
 
 
 def plain_reason(reason: str) -> str:

@@ -299,6 +299,18 @@ def test_what_is_done_is_skipped_and_what_changed_is_made_again(tmp_path):
     assert one_more.resumed == 7
 
 
+def test_the_picture_of_a_file_that_went_bad_goes_and_others_stay(tmp_path, capsys):
+    files, out = write_many(tmp_path / "in", 3), tmp_path / "out"
+    convert_batch(files, out, RECIPE)
+    for path, _ in files[:2]:
+        path.write_bytes(b"no image")
+    (out / "s001.png").write_bytes(b"somebody's own")  # not what the journal knows: not ours to remove
+    again = convert_batch(files, out, RECIPE)
+    assert [q.item for q in again.quarantined] == [str(path) for path, _ in files[:2]]
+    assert sorted(pictures(out)) == ["s001.png", "s002.png"] and pictures(out)["s001.png"] == b"somebody's own"
+    assert "no longer gives s000.png: the picture is removed" in capsys.readouterr().err
+
+
 def test_a_torn_or_foreign_journal_costs_work_and_nothing_else(tmp_path):
     files, out = write_many(tmp_path / "in", 3), tmp_path / "out"
     first = convert_batch(files, out, RECIPE)
