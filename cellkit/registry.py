@@ -85,6 +85,8 @@ class Entry:
         others stay as they came.
     diam_mean_px : float
         For Cellpose 1 to 3: the diameter cells were scaled to, where the checkpoint does not say it.
+    nuclei_first : bool
+        For Cellpose 1 to 3: nuclei alone, in the first input channel; here nuclei are the second.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Entry:
     kaggle: str = ""
     backend: str = ""
     diam_mean_px: float = 30.0
+    nuclei_first: bool = False
 
     @property
     def converted(self) -> bool:
@@ -262,7 +265,7 @@ _DATA = (
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
-def _cellpose(name: str, about: str, file: str, paper: str, diam_mean_px: float = 30.0) -> Entry:
+def _cellpose(name: str, about: str, file: str, paper: str, **told) -> Entry:
     """Return the entry of a U-Net of Cellpose 1 to 3; its publisher gives no sha256."""
     return Entry(
         name=name,
@@ -275,7 +278,7 @@ def _cellpose(name: str, about: str, file: str, paper: str, diam_mean_px: float 
         paper=paper,
         page="https://cellpose.readthedocs.io/en/v3.1.1.1/models.html",
         backend="cellpose_unet",
-        diam_mean_px=diam_mean_px,
+        **told,
     )
 
 
@@ -287,7 +290,7 @@ _WEIGHTS = (
     _cellpose("cyto3", "Cellpose 3, cells, trained on nine data sets", "cyto3", _CELLPOSE3),
     _cellpose("cyto2", "Cellpose 2, cells, with pictures users sent", "cyto2torch_0", _CELLPOSE2),
     _cellpose("cyto", "Cellpose 1, cells", "cytotorch_0", _CELLPOSE1),
-    _cellpose("nuclei", "Cellpose 1, nuclei, in the first channel", "nucleitorch_0", _CELLPOSE1, diam_mean_px=17.0),
+    _cellpose("nuclei", "Cellpose 1, nuclei", "nucleitorch_0", _CELLPOSE1, diam_mean_px=17.0, nuclei_first=True),
     Entry(
         name="cpsam_v2",
         kind="weights",

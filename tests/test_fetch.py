@@ -347,6 +347,28 @@ class TestWeights:
         fetch("nuclei", given=[tmp_path / "nucleitorch_0"])
         assert load_tensors(find_weights("nuclei"))["diam_mean"].item() == 17.0
 
+    def test_nuclei_are_where_cellkit_has_them(self, offline, weights_dir, cyto3, tmp_path):
+        """The published nuclei model looks at its first channel; converted, it says the same of our second."""
+        from cellkit.backends.cellpose_unet import load_network
+        from cellkit.backends.unet_network import CellposeUNet
+
+        tensors = torch.load(cyto3, weights_only=True)
+        generator = torch.Generator().manual_seed(0)
+        for key in tensors:  # inputs that differ in every way
+            if key.startswith("downsample.down.res_down_0.") and tensors[key].shape == (2,):
+                tensors[key] = torch.rand(2, generator=generator) + 0.5
+        torch.save(tensors, tmp_path / "nucleitorch_0")
+        fetch("nuclei", given=[tmp_path / "nucleitorch_0"])
+        ours, card = load_network(find_weights("nuclei"))
+        assert card["channels"] == "nuclei"
+        theirs = CellposeUNet().eval()
+        theirs.load_state_dict(tensors, strict=False)
+        nuclei, empty = torch.rand(1, 1, 32, 32, generator=generator), torch.zeros(1, 1, 32, 32)
+        with torch.no_grad():
+            expected = theirs.features(torch.cat([nuclei, empty], 1))[1][0]
+            found = ours.float().cpu().eval().features(torch.cat([empty, nuclei], 1))[1][0]
+        assert torch.allclose(found, expected, atol=1e-5) and float(expected.abs().max()) > 0
+
     def test_not_here(self, weights_dir):  # fault 42
         with pytest.raises(UserError) as caught:
             find_weights("cyto3")
