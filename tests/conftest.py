@@ -52,3 +52,15 @@ def drawn(tmp_path_factory):
         instances.append(found[found.areas_px >= 15].with_classes(k % 2 + 1))
         records.append(ImageRecord(str(k), f"images/{k}.png", 128, 128, cell_type=line, split=split))
     return CellDataset(records, instances, ("HEK", "N2a"), root, list(range(1, 7)))
+
+
+@pytest.fixture
+def said(capfd):
+    """Call the command line; return (exit code, stdout, stderr)."""
+    from cellkit.__main__ import main
+
+    def call(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return call

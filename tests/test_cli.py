@@ -13,7 +13,6 @@ import tifffile
 from filelock import FileLock
 
 from cellkit import __main__ as cli
-from cellkit.__main__ import main
 from cellkit.coco import read_coco, write_coco, write_results
 from cellkit.errors import UserError
 from cellkit.instances import Instances
@@ -37,17 +36,6 @@ ROOT = Path(__file__).parents[1]
 
 def run(*arguments: str, **how) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "cellkit", *arguments], capture_output=True, text=True, **how)
-
-
-@pytest.fixture
-def said(capfd):
-    """Call main and return (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture

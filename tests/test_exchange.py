@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
-from cellkit.__main__ import main
 from cellkit.coco import read_coco, write_coco
 from cellkit.errors import UserError
 from cellkit.exchange import (
@@ -768,15 +767,6 @@ def test_folders_that_cannot_be_written(tmp_path, pictures, monkeypatch, change,
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------
-@pytest.fixture
-def said(capfd):
-    def call(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
-
-
 @pytest.fixture
 def coco_file(tmp_path):
     return write_coco(tmp_path / "c.json", records("a", "b"), [two(), two(scores=[0.5, 1])], CLASSES)

@@ -18,7 +18,6 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cellkit.__main__ import main
 from cellkit.config import ChannelsConfig, ConvertConfig
 from cellkit.convert import convert_file
 from cellkit.errors import UserError
@@ -125,17 +124,6 @@ ROWS = [*range(1, 36), *range(42, 47), 51, 52, 53, 58]
 
 
 # ---- how a fault is met --------------------------------------------------------------------------------------------
-@pytest.fixture
-def said(capfd):
-    """Call the command line; return (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
-
-
 @pytest.fixture
 def refused(said):
     """Call the command line, check that it refuses in two lines, return them."""
