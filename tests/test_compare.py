@@ -16,13 +16,11 @@ from cellkit.compare import (
     read_side,
     score_sides,
     tell_scores,
-    with_pictures,
-    write_label_folder,
 )
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.instances import Instances
-from cellkit.labels import read_labels, write_labels
+from cellkit.labels import write_labels
 from cellkit.records import ImageRecord
 from cellkit.sources import write_png
 from cellkit.submission import write_submission
@@ -332,44 +330,6 @@ class TestCompareModels:
 
 
 class TestForms:
-    def test_label_images_from_instances_and_back(self, tmp_path):
-        lost = write_label_folder(tmp_path / "labels", RECORDS, [A, B])
-        assert lost == 0
-        side = read_side(tmp_path / "labels")
-        assert [np.array_equal(x.paint(), y.paint()) for x, y in zip(side.instances, [A, B], strict=True)] == [
-            True,
-            True,
-        ]
-
-    def test_cells_that_share_pixels_are_counted(self, tmp_path):  # fault 29
-        both = Instances.from_masks([np.ones((2, 5), bool), np.eye(2, 5) > 0], (2, 5), scores=[0.5, 0.9])
-        assert write_label_folder(tmp_path, RECORDS[1:], [both]) == 1
-        assert np.bincount(read_labels(tmp_path / "b.tif").ravel()).tolist() == [0, 8, 2]
-
-    @pytest.mark.parametrize("image_id", ["../../evil", "a/b", "con", "-x", "."])
-    def test_an_id_is_no_path(self, tmp_path, image_id):  # fault 52
-        write_label_folder(tmp_path / "labels", [ImageRecord(image_id, "x.png", 3, 5)], [A])
-        names = [path.name for path in (tmp_path / "labels").iterdir()]
-        assert len(names) == 1
-        assert not names[0].startswith((".", "-"))
-        assert [path.name for path in tmp_path.iterdir()] == ["labels"]
-
-    def test_two_ids_that_become_one_file(self, tmp_path):
-        with pytest.raises(UserError, match="differ in upper and lower case only"):
-            write_label_folder(tmp_path, [ImageRecord("A", "A.png", 3, 5), ImageRecord("a", "a.png", 3, 5)], [A, A])
-
-    def test_pictures_give_their_names_to_label_images(self, tmp_path):
-        labels_at(tmp_path / "labels", a_masks=A)
-        write_png(tmp_path / "pictures/x/a.png", np.zeros((3, 5, 3), np.uint8))
-        side = with_pictures(read_side(tmp_path / "labels"), tmp_path / "pictures")
-        assert [(record.image_id, record.path) for record in side.records] == [("a", "x/a.png")]
-        write_png(tmp_path / "pictures/x/a.png", np.zeros((4, 5, 3), np.uint8))
-        with pytest.raises(UserError, match="is 3 x 5 px, its picture 4 x 5"):
-            with_pictures(read_side(tmp_path / "labels"), tmp_path / "pictures")
-        labels_at(tmp_path / "labels", b_masks=B)
-        with pytest.raises(UserError, match=r"has no picture b\.\*"):
-            with_pictures(read_side(tmp_path / "labels").subset([1]), tmp_path / "pictures")
-
     @pytest.mark.parametrize(
         ("name", "stem"), [("_masks.tif", "_masks"), ("a_MASKS.png", "a"), (".a", ".a"), ("x\\y.png", "y")]
     )

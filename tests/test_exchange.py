@@ -712,6 +712,20 @@ def test_corrections_of_the_gui_are_not_written_over(tmp_path, pictures):
     assert read_seg(pictures / "a_seg.npy").labels.max() == 6
 
 
+@pytest.mark.parametrize("image_id", ["../../evil", "a/b", "con", "-x", "."])
+def test_an_id_is_no_path(tmp_path, image_id):  # fault 52
+    write_folder(tmp_path / "labels", [ImageRecord(image_id, "x.png", 3, 5)], [two()])
+    (name,) = [path.name for path in (tmp_path / "labels").iterdir()]
+    assert not name.startswith((".", "-"))
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+
+def test_two_ids_that_become_one_file_are_refused(tmp_path):  # fault 25
+    pair = [ImageRecord("A", "A.png", 3, 5), ImageRecord("a", "a.png", 3, 5)]
+    with pytest.raises(UserError, match="differ in upper and lower case only"):
+        write_folder(tmp_path, pair, [two(), two()])
+
+
 def test_lost_pixels_and_empty_cells_are_counted(tmp_path):
     masks = np.zeros((3, 3, 5), bool)
     masks[0, :2], masks[1, 1:] = True, True
