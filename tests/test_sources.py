@@ -170,7 +170,7 @@ def test_a_split_by_group_keeps_groups_whole(tmp_path):
 
 def test_halves_put_together_are_not_judged_by_even_light(tmp_path):
     for line, light in (("u2os", 40), ("nih3t3", 250)):
-        for k in range(4):
+        for k in range(8):
             picture, labels = np.zeros((160, 240), np.uint8), np.zeros((160, 240), np.uint8)
             for n in range(40):
                 y, x = 6 + 18 * (n // 10), 6 + 22 * (n % 10)
