@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.dataset import CellDataset
-from cellkit.errors import UserError
+from cellkit.dataset import CELLS_FILE, CellDataset
+from cellkit.errors import Quarantined, UserError
 from cellkit.instances import Instances, refuse_boxes
+from cellkit.records import ImageRecord
 
 if TYPE_CHECKING:
     from cellkit.coco import Coco
+    from cellkit.corrections import Correction
+    from cellkit.scores import Overlaps
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,28 @@ class Labelled:
     labels : (H, W) int32
     made_by : str
         "truth", "corrected" or "proposed".
+    cells : Instances, optional
+        The same cells whole, where some overlap; default those of `labels`.
     """
 
     image_id: str
     labels: np.ndarray
     made_by: str
+    cells: Instances | None = None
+
+    @property
+    def instances(self) -> Instances:
+        """The cells, overlaps included."""
+        return Instances.from_labels(self.labels) if self.cells is None else self.cells
 
 
 def choose_labels(
-    images: CellDataset, proposals: Sequence[Instances], truth: Mapping[str, Path], use: str, min_area_px: int = 0
+    images: CellDataset,
+    proposals: Sequence[Instances],
+    truth: Mapping[str, Path],
+    use: str,
+    min_area_px: int = 0,
+    quarantine: Callable[[Iterable[Quarantined]], None] | None = None,
 ) -> list[Labelled]:
     """Decide, image by image, which labels are used from here on.
 
@@ -48,8 +65,10 @@ def choose_labels(
     truth : mapping
         ``run.find_all("truth")``: {"truth": path} where the source has labels, {} where it has none.
     use : str
-        "truth" = the source's labels; "proposed" = the proposals as they are; a folder = corrected label images named after
-        the images (``<image_id>.tif`` or ``<image_id>_masks.tif``), and the proposals where it has none.
+        "truth" = the source's labels; "proposed" = the proposals as they are; a folder = corrected labels as Cellpose's
+        GUI, Fiji or napari left them (see `cellkit.corrections`), and the proposals where it has none.
+    quarantine : callable, optional
+        ``stage.quarantine``: takes the files of the folder that are not used. They are named on stderr in any case.
 
     Returns
     -------
@@ -63,6 +82,7 @@ def choose_labels(
         of the images.
     """
     from cellkit.coco import read_coco
+    from cellkit.corrections import folder_of, read_corrections
 
     if use == "truth":
         if "truth" not in truth:
@@ -72,12 +92,37 @@ def choose_labels(
         coco = read_coco(truth["truth"], boxes=True)
         refuse_boxes(coco.instances, "label.use: truth")
         known = _known(coco, images, truth["truth"])
-        chosen = [Labelled(r.image_id, known[r.image_id].paint(), "truth") for r in images.records]
+        chosen = [_whole(r.image_id, known[r.image_id].paint(), "truth", known[r.image_id]) for r in images.records]
     elif use == "proposed":
         chosen = _proposed(images, proposals, {})
     else:
-        chosen = _proposed(images, proposals, _corrections(images, Path(use)))
+        corrections, unused, beside = read_corrections(images, proposals, folder_of(use)["corrections"])
+        seen = {name: one for name, one in corrections.items() if one.by_person}
+        _tell_files(use, unused, beside, [name for name in corrections if name not in seen])
+        if quarantine is not None:
+            quarantine(unused)
+        chosen = _proposed(images, proposals, seen)
     return [_without_small(item, min_area_px) for item in chosen]
+
+
+def _whole(image_id: str, labels: np.ndarray, made_by: str, cells: Instances) -> Labelled:
+    """Keep the cells beside the image painted from them where that image loses some of them."""
+    overlap = int(cells.areas_px.sum()) > int(np.count_nonzero(labels))
+    return Labelled(image_id, labels, made_by, cells if overlap else None)
+
+
+def _tell_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], unchanged: Sequence[str]) -> None:
+    """Say on stderr what of a folder of corrections is not used, and what in it nobody has changed."""
+    lines = [f"{use}: {item.item} is not used: {item.reason}" for item in unused]
+    if beside:
+        lines.append(f"{use}: pictures and by-products, no labels: {', '.join(beside)}")
+    if unchanged:
+        names = ", ".join(unchanged)
+        lines.append(
+            f"{use}: as the model proposed them, so they count as proposals and nothing is scored there: {names}"
+        )
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _known(coco: Coco, images: CellDataset, path: str | Path) -> dict[str, Instances]:
@@ -92,60 +137,49 @@ def _known(coco: Coco, images: CellDataset, path: str | Path) -> dict[str, Insta
     return known
 
 
-def _proposed(images: CellDataset, proposals: Sequence[Instances], corrected: dict[str, np.ndarray]) -> list[Labelled]:
+def _proposed(
+    images: CellDataset, proposals: Sequence[Instances], corrected: Mapping[str, Correction]
+) -> list[Labelled]:
     """Take the correction where there is one, else the proposal; a mixed image needs a correction."""
     chosen = []
     for record, found in zip(images.records, proposals, strict=True):
         if record.image_id in corrected:
-            chosen.append(Labelled(record.image_id, corrected[record.image_id], "corrected"))
+            own = corrected[record.image_id]
+            chosen.append(_whole(record.image_id, own.labels, "corrected", own.cells))
         elif record.cell_type != "mixed":
             chosen.append(Labelled(record.image_id, found.paint(), "proposed"))
     return chosen
-
-
-def _corrections(images: CellDataset, folder: Path) -> dict[str, np.ndarray]:
-    from cellkit.labels import read_labels
-
-    if not folder.is_dir():
-        raise UserError(
-            f"label.use is '{folder}', no such folder", "set label.use: truth, proposed, or a folder of label images"
-        )
-    corrected = {}
-    for record in images.records:
-        stem = folder / record.image_id
-        path = next(
-            (p for s in (".tif", "_masks.tif", ".png", "_masks.png") if (p := Path(f"{stem}{s}")).is_file()), None
-        )
-        if path is None:
-            continue
-        labels = read_labels(path)
-        if labels.shape != (record.height_px, record.width_px):
-            raise UserError(
-                f"{path} is {labels.shape}, {record.path} is {(record.height_px, record.width_px)} px",
-                "label this very image",
-            )
-        corrected[record.image_id] = labels
-    if not corrected:
-        raise UserError(f"{folder} has no label image for any of the {len(images)} images", "name them <image_id>.tif")
-    return corrected
 
 
 def _without_small(item: Labelled, min_area_px: int) -> Labelled:
     _, place, areas = np.unique(item.labels, return_inverse=True, return_counts=True)  # ids may be huge
     large = (areas >= min_area_px)[place].reshape(item.labels.shape)
     labels = np.where(large, item.labels, 0).astype(np.int32)
-    return Labelled(item.image_id, labels, item.made_by)
+    cells = item.cells if item.cells is None else item.cells[item.cells.areas_px >= min_area_px]
+    return Labelled(item.image_id, labels, item.made_by, cells)
 
 
 def write_chosen(chosen: Sequence[Labelled], folder: str | Path, table: str | Path) -> Path:
-    """Write each label image as ``<image_id>.tif`` and a table of image_id, made_by, cells; return the folder."""
+    """Write each label image as ``<image_id>.tif`` and a table of image_id, made_by, cells; return the folder.
+
+    Beside the label images goes ``cells.json``, a COCO file of the same cells as they are, overlaps included, which says
+    who made them and the sha256 of each label image: `CellDataset.from_labels` reads it, unless an image was changed.
+    """
+    from cellkit.coco import write_coco
+    from cellkit.files import sha256_file
     from cellkit.labels import write_labels
     from cellkit.sources import write_table
 
+    cells = [item.instances.with_classes(0).with_scores(1.0) for item in chosen]
+    records, marks = [], []
     for item in chosen:
-        write_labels(Path(folder) / f"{item.image_id}.tif", item.labels)
+        path = write_labels(Path(folder) / f"{item.image_id}.tif", item.labels)
+        records.append(ImageRecord(item.image_id, path.name, *item.labels.shape))
+        marks.append({"labels": item.made_by, "sha256": sha256_file(path)})
+    write_coco(Path(folder) / CELLS_FILE, records, cells, (), marks=marks)
     rows = [
-        {"image_id": c.image_id, "made_by": c.made_by, "cells": len(np.unique(c.labels[c.labels > 0]))} for c in chosen
+        {"image_id": item.image_id, "made_by": item.made_by, "cells": len(own)}
+        for item, own in zip(chosen, cells, strict=True)
     ]
     write_table(table, rows)
     return Path(folder)
@@ -185,8 +219,24 @@ def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:
     found = []
     for record, cells in zip(labelled.records, labelled.instances, strict=True):
         pairs = overlaps(known[record.image_id], cells)
-        classes = np.zeros(len(cells), np.int64)
-        order = np.argsort(pairs.shared_px, kind="stable")  # the largest overlap is written last
-        classes[pairs.found[order]] = known[record.image_id].class_ids[pairs.truth[order]]
+        place = np.zeros(len(cells), np.int64) - 1
+        order = np.lexsort((-pairs.union_px, pairs.shared_px))  # the largest overlap is written last; of equal ones the
+        place[pairs.found[order]] = pairs.truth[
+            order
+        ]  # smaller true cell: one that lies in another keeps its own class
+        place = _one_each(pairs, place)
+        classes = np.where(place < 0, 0, np.append(known[record.image_id].class_ids, 0)[place])
         found.append(cells.with_classes(classes))
     return replace(labelled, instances=found, classes=tuple(coco.classes))
+
+
+def _one_each(pairs: Overlaps, place: np.ndarray) -> np.ndarray:
+    """Give cells that are true cells to the pixel one each, in order: the same mask may be there twice, of two classes."""
+    place = place.copy()
+    exact = np.flatnonzero(pairs.shared_px == pairs.union_px)
+    last: dict[int, int] = {}  # first true cell of a mask -> the one that was given last
+    for k in np.unique(pairs.found[exact]).tolist():
+        same = np.sort(pairs.truth[exact][pairs.found[exact] == k]).tolist()
+        later = [t for t in same if t > last.get(same[0], -1)] or same
+        place[k] = last[same[0]] = later[0]
+    return place

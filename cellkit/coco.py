@@ -1,7 +1,8 @@
 """COCO files: written for anyone's tools, read with every field checked before anything is decoded.
 
 One numbering serves the whole run: ``image["id"]`` is the position of the image in ``records.csv`` plus one. Extra keys of an
-image (``image_id``, ``cell_type``, ``group``, ``split``) bring the record back; other tools ignore them.
+image (``image_id``, ``cell_type``, ``group``, ``split``) bring the record back; other tools ignore them. So they do with
+``labels``, who made the cells of an image: "corrected" (a person), or "proposed" (a model: no truth to score against).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cellkit.records import ImageRecord
 
 EXTRA = ("image_id", "channels", "cell_type", "group", "split", "flags", "source")
 UNKNOWN = "unknown"
+MARKED = ("corrected", "proposed")
 LONGEST_SIDE_PX = 2**18
 FARTHEST_PX = 1e9
 
@@ -48,6 +50,8 @@ class Coco:
         Image id in the file -> id here, where a tool's ids had to be renumbered; else empty.
     notes : tuple of str
         What was read otherwise than plain COCO says, because of the convention.
+    made_by : list of str
+        Who made the cells of each record: "corrected", "proposed", or "" where the file does not say.
     """
 
     records: list[ImageRecord]
@@ -57,6 +61,7 @@ class Coco:
     crowd: list[Instances]
     id_map: dict[int | str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    made_by: list[str] = field(default_factory=list)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -69,6 +74,8 @@ def write_coco(
     with_scores: bool = False,
     convention: str = "plain",
     as_polygons: bool = False,
+    made_by: Sequence[str] = (),
+    marks: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write images, categories and annotations, atomically.
 
@@ -82,6 +89,10 @@ def write_coco(
         Whose importer reads the file; see `cellkit.conventions`.
     as_polygons : bool
         Polygons instead of RLE, for tools that have nothing else: holes are lost (`cellkit.outlines.polygons` counts them).
+    made_by : sequence of str, optional
+        Who made the cells of each image; "corrected" and "proposed" are written beside the image as its ``labels``.
+    marks : sequence of mapping, optional
+        More keys for each image.
 
     Raises
     ------
@@ -103,7 +114,9 @@ def write_coco(
     names = [*classes, *([UNKNOWN] if unknown else [])]
     for number, record, found in zip(ids, records, instances, strict=True):
         _check_pair(record, found, len(classes))
-        images.append(_image(number, record))
+        k = len(images)
+        told = {"labels": made_by[k]} if made_by and made_by[k] in MARKED else {}
+        images.append(_image(number, record) | told | dict(marks[k] if marks else {}))
         class_ids = np.where(found.class_ids == 0, len(names), found.class_ids).tolist()
         shapes = None if found.boxes_only else segmentations(found, convention, as_polygons)
         for k, entry in enumerate(_annotations(found, number, class_ids, with_scores)):
@@ -235,7 +248,8 @@ def parse_coco(data: Any, path: str | Path, boxes: bool = False, convention: str
     crowds = [
         _instances(rows, r, categories, f"{path}: {r.image_id}", decode) for rows, r in zip(crowd, records, strict=True)
     ]
-    return Coco(records, instances, classes, ids, crowds, id_map, tuple(notes))
+    made_by = [entry["labels"] if entry.get("labels") in MARKED else "" for entry in data["images"]]
+    return Coco(records, instances, classes, ids, crowds, id_map, tuple(notes), made_by)
 
 
 def read_results(

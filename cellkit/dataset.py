@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,32 @@ import numpy as np
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord, read_records, select
+
+CELLS_FILE = "cells.json"  # beside the label images of a run: the same cells whole, and who made them
+
+
+def chosen_cells(folder: str | Path) -> dict[str, tuple[Instances, str, str]]:
+    """Return image_id -> (cells, who made them, sha256 of the label image) of what `annotate.write_chosen` left.
+
+    Empty where a folder has no such list.
+    """
+    from cellkit.coco import parse_coco
+    from cellkit.files import read_json
+
+    path = Path(folder) / CELLS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        data = read_json(path)
+        coco = parse_coco(data, path)
+        told = [(str(entry["labels"]), str(entry["sha256"])) for entry in data["images"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}", "delete it: the label images then count as a person's"
+        ) from error
+    return {
+        record.image_id: (cells, *one) for record, cells, one in zip(coco.records, coco.instances, told, strict=True)
+    }
 
 
 @dataclass(frozen=True)
@@ -28,6 +54,9 @@ class CellDataset:
         The folder that the records' paths start from.
     ids : list of int
         The images' ids in COCO files: one numbering for the whole run.
+    made_by : list of str
+        Who made the cells of each image: "truth", "corrected", "proposed" (a model; nothing is scored against it), or ""
+        where it is not told. Empty when it is told of none.
     """
 
     records: list[ImageRecord]
@@ -35,11 +64,15 @@ class CellDataset:
     classes: tuple[str, ...]
     root: Path
     ids: list[int]
+    made_by: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        if not len(self.records) == len(self.instances) == len(self.ids):
+        if not self.made_by:
+            object.__setattr__(self, "made_by", [""] * len(self.records))
+        if not len(self.records) == len(self.instances) == len(self.ids) == len(self.made_by):
             raise UserError(
-                f"{len(self.records)} records, {len(self.instances)} sets of instances, {len(self.ids)} ids",
+                f"{len(self.records)} records, {len(self.instances)} sets of instances, {len(self.ids)} ids, "
+                f"{len(self.made_by)} makers",
                 "give one of each per image",
             )
 
@@ -49,7 +82,7 @@ class CellDataset:
         from cellkit.coco import read_coco
 
         coco = read_coco(path)
-        return cls(coco.records, coco.instances, coco.classes, Path(root), coco.ids)
+        return cls(coco.records, coco.instances, coco.classes, Path(root), coco.ids, coco.made_by)
 
     @classmethod
     def from_labels(
@@ -62,6 +95,9 @@ class CellDataset:
     ) -> CellDataset:
         """Open label images named after the records; images without a label file are left out.
 
+        A label image that is as `annotate.write_chosen` left it brings its cells whole, overlaps included, and who made
+        them; one that was changed since is a correction, and read as it is.
+
         Parameters
         ----------
         records_path : path of ``records.csv``
@@ -71,25 +107,30 @@ class CellDataset:
         classes : sequence of str
             When given, a cell's class is the cell type of its image (unknown where that is no class).
         """
+        from cellkit.files import sha256_file
         from cellkit.labels import read_labels
 
         everything = read_records(records_path)
         number = {record.image_id: k for k, record in enumerate(everything, 1)}
         kept = [r for r in select(everything, split, cell_type) if (Path(labels_dir) / f"{r.image_id}.tif").is_file()]
-        instances = []
+        chosen = chosen_cells(labels_dir)
+        instances, made_by = [], []
         for record in kept:
             path = Path(labels_dir) / f"{record.image_id}.tif"
-            labels = read_labels(path)
-            if labels.shape != (record.height_px, record.width_px):
+            found, maker, sha256 = chosen.get(record.image_id, (None, "", ""))
+            if found is None or sha256_file(path) != sha256:
+                found, maker = Instances.from_labels(read_labels(path)), "corrected" if maker else ""
+            if found.shape != (record.height_px, record.width_px):
                 raise UserError(
-                    f"{path} is {labels.shape}, {record.path} is {(record.height_px, record.width_px)} px",
+                    f"{path} is {found.shape}, {record.path} is {(record.height_px, record.width_px)} px",
                     "label this very image",
                 )
-            found = Instances.from_labels(labels)
+            made_by.append(maker)
             instances.append(
                 found.with_classes(classes.index(record.cell_type) + 1 if record.cell_type in classes else 0)
             )
-        return cls(kept, instances, tuple(classes), Path(records_path).parent, [number[r.image_id] for r in kept])
+        ids = [number[r.image_id] for r in kept]
+        return cls(kept, instances, tuple(classes), Path(records_path).parent, ids, made_by)
 
     @classmethod
     def from_records(cls, records_path: str | Path, split: str | None = None) -> CellDataset:
@@ -131,7 +172,17 @@ class CellDataset:
         """Return the images at the given positions (or where a boolean mask is true)."""
         places = np.arange(len(self))[np.asarray(chosen, None if len(chosen) else int)].tolist()
         pick = lambda values: [values[k] for k in places]  # noqa: E731
-        return CellDataset(pick(self.records), pick(self.instances), self.classes, self.root, pick(self.ids))
+        return replace(
+            self,
+            records=pick(self.records),
+            instances=pick(self.instances),
+            ids=pick(self.ids),
+            made_by=pick(self.made_by),
+        )
+
+    def without_proposed(self) -> CellDataset:
+        """Return the images whose cells no model proposed: those that something may be scored against."""
+        return self.subset([maker != "proposed" for maker in self.made_by])
 
     def with_at_least(self, cells: int) -> CellDataset:
         """Return the images with at least `cells` labelled cells; say which are left out."""

@@ -688,7 +688,7 @@ def read_folder(
     quarantined = [_in_a_line(item) for item in failed]
     good = [item for item in done if item is not None]
     if not good:
-        raise _none(f"none of the {len(files)} file(s) in {path} could be read", quarantined)
+        raise none_left(f"none of the {len(files)} file(s) in {path} could be read", quarantined)
     _refuse_twice([record.image_id for record, _, _ in good], path)
     names = list(dict.fromkeys(name for _, _, own in good for name in own))
     cells = [
@@ -707,7 +707,7 @@ def _in_a_line(item: Quarantined) -> Quarantined:
     return Quarantined(item.item, "; ".join(item.reason.removeprefix("UserError: ").splitlines()))
 
 
-def _none(what: str, quarantined: list[Quarantined]) -> UserError:
+def none_left(what: str, quarantined: list[Quarantined]) -> UserError:
     """Say that nothing is left, and why the first was set aside."""
     problem, _, remedy = quarantined[0].reason.rpartition("; ")
     return UserError(f"{what}; {quarantined[0].item}: {problem or remedy}", remedy if problem else "")
@@ -848,7 +848,7 @@ def write_folder(
     done, failed = map_items(write, items, "write", name=lambda item: item[1].image_id)
     quarantined = [_in_a_line(item) for item in failed]
     if items and len(failed) == len(items):
-        raise _none(f"none of the {len(items)} image(s) could be written", quarantined)
+        raise none_left(f"none of the {len(items)} image(s) could be written", quarantined)
     lost, left_out = (sum(pair[k] for pair in done if pair is not None) for k in (0, 1))
     return Written(len(items) - len(failed), lost, left_out, quarantined)
 
@@ -878,19 +878,21 @@ def _write_one(
     return int(np.count_nonzero((left < found.areas_px) & (left > 0))), int(np.count_nonzero(left == 0))
 
 
-def _refuse_corrections(path: Path) -> None:
-    """Refuse to write over a file that the Cellpose GUI or ImageJ saved since: it may hold hours of work."""
+def written_here(path: Path) -> bool:
+    """Tell whether a ``_seg.npy`` file or a zip of ROIs is as cellkit wrote it: Cellpose and ImageJ drop what says so."""
     from zipfile import BadZipFile
 
     from cellkit.plain_pickle import read_plain_npy
 
-    if not os.path.lexists(path):
-        return
     try:
-        ours = "cellkit.shape" in _comment(path) if path.suffix == ".zip" else "cellkit" in read_plain_npy(path)
+        return "cellkit.shape" in _comment(path) if path.suffix.lower() == ".zip" else "cellkit" in read_plain_npy(path)
     except BadZipFile:
-        ours = False
-    if not ours:
+        return False
+
+
+def _refuse_corrections(path: Path) -> None:
+    """Refuse to write over a file that the Cellpose GUI or ImageJ saved since: it may hold hours of work."""
+    if os.path.lexists(path) and not written_here(path):
         tool = "ImageJ" if path.suffix == ".zip" else "Cellpose"
         raise UserError(f"{path} was saved by {tool} and may hold corrections", "move it away, or give another folder")
 
@@ -919,11 +921,11 @@ def refuse_picture(path: Path, pictures: Mapping[str, Sequence[tuple[Path, str]]
         labels = None if os.path.realpath(path) in known else read_labels(path)
     except UserError:
         labels = None
-    if labels is None or _is_noise(labels):
+    if labels is None or is_noise(labels):
         raise UserError(f"{path} is there and is no label image", "give another folder, or a suffix: --suffix _masks")
 
 
-def _is_noise(labels: np.ndarray) -> bool:
+def is_noise(labels: np.ndarray) -> bool:
     """Tell whether a grey picture was read as labels: most neighbours differ, and hardly a pixel is background."""
     return labels.shape[1] > 1 and np.mean(labels[:, 1:] != labels[:, :-1]) > 0.5 and np.mean(labels == 0) < 0.5
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cellkit.annotate import Labelled, choose_labels, diameter_for, with_truth_classes, write_chosen
 from cellkit.coco import write_coco
-from cellkit.dataset import CellDataset
+from cellkit.dataset import CellDataset, chosen_cells
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
@@ -121,7 +121,7 @@ def test_what_cannot_be_used_is_refused(tmp_path, images, proposals, truth):
 def test_what_was_chosen_is_written_with_a_table(tmp_path):
     chosen = [Labelled("a", TRUE.astype(np.int32), "truth"), Labelled("=b", np.zeros(SHAPE, np.int32), "proposed")]
     folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
-    assert sorted(path.name for path in folder.iterdir()) == ["=b.tif", "a.tif"]
+    assert sorted(path.name for path in folder.iterdir()) == ["=b.tif", "a.tif", "cells.json"]
     np.testing.assert_array_equal(read_labels(folder / "a.tif"), TRUE)
     assert not read_labels(folder / "=b.tif").any()
     assert (tmp_path / "labels.csv").read_text() == "image_id,made_by,cells\na,truth,2\n'=b,proposed,0\n"
@@ -135,6 +135,38 @@ def test_labels_round_trip_into_a_data_set(tmp_path, images, proposals, truth):
     folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
     back = CellDataset.from_labels(tmp_path / "records.csv", folder)
     assert back.instances == [Instances.from_labels(TRUE)] * 2
+
+
+def nested():
+    """Return four true cells: a large one, one that lies in it (of another class), the same mask again, a free one."""
+    masks = np.zeros((4, *SHAPE), bool)
+    masks[0, :, :4], masks[1, 1:3, 1:3], masks[2, 1:3, 1:3], masks[3, 1:, 5] = True, True, True, True
+    return Instances.from_masks(masks, SHAPE).with_classes([1, 2, 1, 2])
+
+
+def test_cells_that_overlap_or_are_nested_travel_whole_with_their_classes(tmp_path, images, proposals):
+    from cellkit.records import write_records
+
+    write_records(tmp_path / "records.csv", images.records)
+    truth = write_coco(tmp_path / "truth.json", images.records, [nested()] * 2, ["HEK", "N2a"])
+    chosen = choose_labels(images, proposals, {"truth": truth}, "truth", min_area_px=4)
+    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
+    back = CellDataset.from_labels(tmp_path / "records.csv", folder, classes=("HEK", "N2a"))
+    assert back.made_by == ["truth", "truth"]
+    assert [x.with_classes(0) for x in back.instances] == [nested()[:3].with_classes(0)] * 2, "the free one is small"
+    assert (tmp_path / "labels.csv").read_text().splitlines()[1] == "a,truth,3"
+    assert with_truth_classes(back, truth).instances == [nested()[:3]] * 2
+    write_labels(folder / "b.tif", TRUE)  # by hand, since: what is painted counts
+    changed = CellDataset.from_labels(tmp_path / "records.csv", folder)
+    assert (changed.made_by, changed.instances[1]) == (["truth", "corrected"], Instances.from_labels(TRUE))
+
+
+def test_a_damaged_list_of_cells_is_refused(tmp_path, images):
+    write_chosen([Labelled("a", TRUE.astype(np.int32), "truth")], tmp_path / "labels", tmp_path / "labels.csv")
+    for text in ("{", '{"images": [{}], "annotations": [], "categories": []}', "[]"):
+        (tmp_path / "labels/cells.json").write_text(text)
+        with pytest.raises(UserError, match="cells.json"):
+            chosen_cells(tmp_path / "labels")
 
 
 # ---- classes -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,288 @@
+"""A folder of corrected labels as the label tools left it: Cellpose's GUI, Fiji, napari, or cellkit's own label images.
+
+Files are matched to images by image id or by the name of the file the image came from. Every file that is not used is
+named; of an image's files one is used, and a label file that only repeats the model's proposal is no correction.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.dataset import CELLS_FILE, CellDataset, chosen_cells
+from cellkit.errors import Quarantined, UserError
+from cellkit.files import sha256_file
+from cellkit.instances import Instances
+from cellkit.records import ImageRecord
+
+ORDER = ("seg", "roi", "plain", "marked")  # which of an image's files is used where several hold a correction
+BY_PRODUCTS = ("_flows", "_cp_outlines", "_outlines")  # what Cellpose writes beside masks
+OF_SYSTEM = ("thumbs.db", "desktop.ini")
+WANTED = "<image_id>.tif, _masks.tif, _cp_masks.png, _seg.npy or _rois.zip, or so called after the image's own file"
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The cells that a file of a person's gives to an image.
+
+    Parameters
+    ----------
+    cells : Instances
+    labels : (H, W) int32
+        The same painted, with the file's own ids where it has any.
+    path : Path
+        The file.
+    by_person : bool
+        False where nothing tells it from the model's proposal: a copy of it that nobody has changed or saved.
+    """
+
+    cells: Instances
+    labels: np.ndarray
+    path: Path
+    by_person: bool
+
+
+def folder_of(use: str) -> dict[str, Path]:
+    """Return {"corrections": folder} where `label.use` is a folder, {} where it is "truth" or "proposed".
+
+    Raises
+    ------
+    UserError
+        There is no such folder.
+    """
+    from cellkit.config import here
+
+    if use in ("truth", "proposed"):
+        return {}
+    if not here(use).is_dir():
+        raise UserError(
+            f"label.use is '{use}', no such folder", "set label.use: truth, proposed, or a folder of label images"
+        )
+    return {"corrections": here(use)}
+
+
+def read_corrections(
+    images: CellDataset, proposals: Sequence[Instances], folder: Path
+) -> tuple[dict[str, Correction], list[Quarantined], list[str]]:
+    """Read what a folder holds for the given images.
+
+    Parameters
+    ----------
+    images : CellDataset
+    proposals : list of Instances
+        The model's, one per image: what was corrected.
+    folder : Path
+        Looked through with all folders below it.
+
+    Returns
+    -------
+    corrections : dict
+        image_id -> Correction.
+    unused : list of Quarantined
+        Every file that is not used, and why.
+    beside : list of str
+        Pictures of the images and by-products of Cellpose, which are no labels.
+
+    Raises
+    ------
+    UserError
+        No file of the folder labels any image, or the folder is where the run keeps its own labels.
+    """
+    if folder.resolve().is_relative_to((images.root / "labels").resolve()):
+        raise UserError(
+            f"label.use is '{folder}', which this run writes itself",
+            "copy it to a folder of your own, correct it there",
+        )
+    from cellkit.exchange import none_left
+
+    names = _Names(images.records)
+    unused, beside, of_image = [], [], {}
+    for path in _files(folder):
+        kind, stems = _kind(path, names)
+        found = names.of(path.relative_to(folder), stems)
+        told = path.relative_to(folder).as_posix()
+        if kind == "other" or len(found) != 1:
+            unused.append(Quarantined(told, _why_unused(kind, found)))
+        elif kind == "beside":
+            beside.append(told)
+        else:
+            of_image.setdefault(found.pop(), []).append((kind, path))
+    copied = chosen_cells(folder)
+    corrections = {}
+    for record, found in zip(images.records, proposals, strict=True):
+        files = of_image.get(record.image_id, [])
+        chosen, refused, pictures = _choose(files, record, Instances.from_labels(found.paint()), copied)
+        unused += [Quarantined(path.relative_to(folder).as_posix(), why) for path, why in refused]
+        beside += [path.relative_to(folder).as_posix() for path in pictures]
+        if chosen is not None:
+            corrections[record.image_id] = chosen
+    unused.sort(key=lambda item: item.item)
+    if not corrections:
+        what = f"{folder} has no label image for any of the {len(images)} images"
+        raise none_left(what, unused) if unused else UserError(what, f"name them {WANTED}")
+    return corrections, unused, sorted(beside)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return every file below a folder, sorted; hidden ones, the system's and the list of cellkit's own left out."""
+    found = []
+    for place, below, names in os.walk(folder, followlinks=False):
+        below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
+        plain = [name for name in names if not name.startswith(".") and name.lower() not in OF_SYSTEM]
+        found += [Path(place, name) for name in plain if name != CELLS_FILE]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _why_unused(kind: str, found: set[str]) -> str:
+    if kind == "other":
+        return "no label image, _seg.npy file or ROI zip"
+    if not found:
+        return f"named after no image; wanted {WANTED}"
+    return f"fits {len(found)} images ({', '.join(sorted(found)[:3])}); name it after one image_id"
+
+
+class _Names:
+    """By which names the images of a run are known.
+
+    Parameters
+    ----------
+    records : list of ImageRecord
+    """
+
+    def __init__(self, records: Sequence[ImageRecord]):
+        self.ids = {record.image_id for record in records}
+        self.paths: dict[str, set[str]] = {}
+        self.stems: dict[str, set[str]] = {}
+        for record in records:
+            for path in (*_sources(record), record.path.rsplit("/", 1)[-1]):
+                self.paths.setdefault(path, set()).add(record.image_id)
+                self.stems.setdefault(path.rsplit("/", 1)[-1], set()).add(record.image_id)
+
+    def of(self, relative: Path, stems: Sequence[str]) -> set[str]:
+        """Return the images that a file may belong to: by id, by path, by file name, the first that fits any."""
+        from cellkit.convert import image_id_of
+
+        for stem in stems:
+            below = (relative.parent / stem).as_posix()
+            ways = ({stem}, {image_id_of(f"{below}.png")}, {image_id_of(f"{stem}.png")})
+            for way in (*(w & self.ids for w in ways), self.paths.get(below, set()), self.stems.get(stem, set())):
+                if way:
+                    return set(way)
+        return set()
+
+
+def _sources(record: ImageRecord) -> Iterator[str]:
+    """Yield the path of the file an image came from, with and without its suffix.
+
+    Examples
+    --------
+    >>> list(_sources(ImageRecord("x", "images/x.png", 4, 4, source="HEK/a 1.ome.tif t 0 z max")))
+    ['HEK/a 1.ome.tif', 'HEK/a 1']
+    """
+    from cellkit.listing import IMAGE_SUFFIXES, stem_of
+
+    endings = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True))
+    match = re.match(rf"(.+?(?:{endings}))(?:\s|$)", record.source, re.IGNORECASE)
+    if match:
+        path = Path(match[1])
+        yield path.as_posix()
+        yield (path.parent / stem_of(path)).as_posix()
+
+
+def _kind(path: Path, names: _Names) -> tuple[str, list[str]]:
+    """Return what a file is by its name (seg, roi, marked, plain, beside, other) and what its image may be called."""
+    from cellkit.listing import IMAGE_SUFFIXES, LABEL_ENDINGS, LABEL_SUFFIXES, stem_of
+
+    name, stem = path.name, stem_of(path)
+    lower = name.lower()
+    if lower.endswith("_seg.npy"):
+        return "seg", [name[: -len("_seg.npy")]]
+    if lower.endswith(".zip"):
+        return "roi", _without(stem, ("_rois", "-rois", "_roiset", "-roiset", "_roi"))
+    product = next((ending for ending in BY_PRODUCTS if stem.lower().endswith(ending)), "")
+    if product and stem not in names.ids:
+        return "beside", [stem[: -len(product)]]
+    if lower.endswith(LABEL_SUFFIXES):
+        stems = _without(stem, LABEL_ENDINGS)
+        marked = len(stems) > 1 and not names.of(Path(name), stems[:1])
+        return ("marked" if marked else "plain"), stems
+    return ("beside" if lower.endswith(IMAGE_SUFFIXES) else "other"), [stem]
+
+
+def _without(stem: str, endings: Sequence[str]) -> list[str]:
+    """Return a stem as it is, and without the first of the endings it has."""
+    ending = next((e for e in endings if stem.lower().endswith(e) and len(stem) > len(e)), "")
+    return [stem, stem[: -len(ending)]] if ending else [stem]
+
+
+def _choose(
+    files: Sequence[tuple[str, Path]], record: ImageRecord, proposal: Instances, copied: Mapping[str, tuple]
+) -> tuple[Correction | None, list[tuple[Path, str]], list[Path]]:
+    """Return the correction of an image, the files that are refused or not needed and why, and its pictures."""
+    read, refused, pictures = [], [], []
+    for kind, path in sorted(files, key=lambda pair: (ORDER.index(pair[0]), pair[1].suffix.lower() == ".png", pair[1])):
+        try:
+            cells, labels, saved = _read(kind, path, record)
+        except UserError as error:
+            why = "; ".join(str(error).splitlines())
+            pictures.append(path) if kind == "plain" and len(files) > 1 else refused.append((path, why))
+            continue
+        if kind == "plain" and len(files) > 1 and not _are_labels(cells):
+            pictures.append(path)
+            continue
+        _, maker, sha256 = copied.get(record.image_id, (None, "", ""))
+        ours = maker if maker and sha256_file(path) == sha256 else ""
+        by_person = ours in ("truth", "corrected") or not ours and (saved or not same_cells(cells, proposal))
+        read.append(Correction(cells, labels, path, by_person))
+    if not read:
+        return None, refused, pictures
+    read.sort(key=lambda one: not one.by_person)
+    for other in read[1:]:
+        if other.by_person and not same_cells(other.cells, read[0].cells):
+            refused.append((other.path, f"not used: {read[0].path.name} labels the same image otherwise; keep one"))
+    return read[0], refused, pictures
+
+
+def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.ndarray, bool]:
+    """Return the cells of a file, the label image, and whether a label tool saved it; refuse those of another size."""
+    from cellkit.exchange import read_rois, read_seg, written_here
+    from cellkit.labels import read_labels
+
+    shape = record.height_px, record.width_px
+    saved = kind in ("seg", "roi") and not written_here(path)
+    if kind == "seg":
+        seg = read_seg(path)
+        cells, labels = seg.instances, seg.labels
+    elif kind == "roi":
+        cells = read_rois(path, shape).instances
+        labels = cells.paint()
+    else:
+        labels = read_labels(path)
+        cells = Instances.from_labels(labels)
+    if cells.shape != shape:
+        raise UserError(f"{path.name} is {cells.shape}, {record.path} is {shape} px", "label this very image")
+    return cells.with_classes(0).with_scores(1.0), labels, saved
+
+
+def same_cells(a: Instances, b: Instances) -> bool:
+    """Tell whether two sets of cells of one image are the same masks, in whatever order."""
+    from cellkit.scores import overlaps
+
+    pairs = overlaps(a, b)
+    exact = int(np.count_nonzero(pairs.shared_px == pairs.union_px))
+    return len(a) == len(b) == exact
+
+
+def _are_labels(cells: Instances) -> bool:
+    """Tell a label image from a grey picture read as one: in a picture each value lies in many pieces."""
+    from skimage.measure import label
+
+    from cellkit.exchange import is_noise
+
+    labels = cells.paint()
+    return not is_noise(labels) and label(labels, connectivity=2).max(initial=0) <= 2 * len(cells) + 4

@@ -1,0 +1,184 @@
+"""A folder of corrected labels as the label tools left it: what is used for which image, and what is named instead."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cellkit.annotate import choose_labels, write_chosen
+from cellkit.corrections import read_corrections, same_cells
+from cellkit.dataset import CellDataset
+from cellkit.errors import UserError
+from cellkit.exchange import write_label_png, write_rois, write_seg
+from cellkit.instances import Instances
+from cellkit.labels import write_labels
+from cellkit.records import ImageRecord
+
+SHAPE = (6, 8)
+NAMES = ("HEK_a", "HEK_b", "N2a_a")
+SOURCES = ("HEK/a.ome.tif z max", "HEK/b 1.czi scene 1", "N2a/a.tif")
+
+
+def cells(shift: int) -> np.ndarray:
+    """Return a label image of two cells."""
+    labels = np.zeros(SHAPE, np.int32)
+    labels[:3, shift : shift + 3], labels[4:, 1:4] = 1, 2
+    return labels
+
+
+TRUE, PROPOSED = cells(2), cells(0)
+
+
+@pytest.fixture
+def images(tmp_path):
+    records = [
+        ImageRecord(n, f"images/{n}.png", *SHAPE, cell_type=n[:3], split="train", source=s)
+        for n, s in zip(NAMES, SOURCES, strict=True)
+    ]
+    return CellDataset(records, [Instances.empty(SHAPE)] * 3, (), tmp_path / "run", [1, 2, 3])
+
+
+@pytest.fixture
+def proposals():
+    return [Instances.from_labels(PROPOSED)] * 3
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "c").mkdir()
+    return tmp_path / "c"
+
+
+def saved_by_gui(path, labels):
+    """Write a _seg.npy file as Cellpose saves it: without the key that cellkit adds."""
+    write_seg(path, None, labels)
+    fields = np.load(path, allow_pickle=True).item()
+    del fields["cellkit"]
+    np.save(path, fields, allow_pickle=True)
+
+
+def by_cellpose(folder, stem):
+    saved_by_gui(folder / f"{stem}_seg.npy", TRUE)
+
+
+def by_fiji(folder, stem):
+    write_rois(folder / f"{stem}_rois.zip", Instances.from_labels(TRUE))
+
+
+WRITERS = {
+    "_seg.npy": by_cellpose,
+    "_rois.zip": by_fiji,
+    ".zip": lambda f, s: write_rois(f / f"{s}.zip", Instances.from_labels(TRUE)),
+    "_ROIS.ZIP": lambda f, s: write_rois(f / f"{s}_ROIS.ZIP", Instances.from_labels(TRUE)),
+    ".tiff": lambda f, s: write_labels(f / f"{s}.tiff", TRUE),
+    ".TIF": lambda f, s: write_labels(f / f"{s}.TIF", TRUE),
+    ".ome.tif": lambda f, s: write_labels(f / f"{s}.ome.tif", TRUE),
+    ".png": lambda f, s: write_label_png(f / f"{s}.png", TRUE),
+    ".PNG": lambda f, s: write_label_png(f / f"{s}.PNG", TRUE),
+    ".png.tif": lambda f, s: write_labels(f / f"{s}.png.tif", TRUE),
+    "_masks.TIF": lambda f, s: write_labels(f / f"{s}_masks.TIF", TRUE),
+    "_cp_masks.tif": lambda f, s: write_labels(f / f"{s}_cp_masks.tif", TRUE),
+    "_cp_masks.png": lambda f, s: write_label_png(f / f"{s}_cp_masks.png", TRUE),
+    "_labels.tif": lambda f, s: write_labels(f / f"{s}_labels.tif", TRUE),
+}
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_every_tool_s_file_is_a_correction_of_its_image(images, proposals, folder, ending, capsys):
+    WRITERS[ending](folder, "HEK_a")
+    refused = []
+    chosen = choose_labels(images, proposals, {}, str(folder), quarantine=refused.extend)
+    assert [item.made_by for item in chosen] == ["corrected", "proposed", "proposed"]
+    assert same_cells(chosen[0].instances, Instances.from_labels(TRUE))
+    assert (refused, capsys.readouterr().err) == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("HEK/a_seg.npy", 0), ("HEK/a.ome_seg.npy", 0), ("b 1_seg.npy", 1), ("b 1.czi_seg.npy", 1), ("HEK_b_seg.npy", 1),
+        ("N2a/a_seg.npy", 2), ("round 2/N2a_a_seg.npy", 2),
+    ],
+)  # fmt: skip
+def test_files_are_known_by_image_id_or_by_the_name_of_the_image_s_own_file(images, proposals, folder, name, image):
+    (folder / name).parent.mkdir(exist_ok=True)
+    by_cellpose(folder, name.removesuffix("_seg.npy"))
+    corrections, unused, _ = read_corrections(images, proposals, folder)
+    assert (list(corrections), unused) == ([NAMES[image]], [])
+
+
+def test_every_file_that_is_not_used_is_named(images, proposals, folder, capsys):
+    write_labels(folder / "HEK_a.tif", TRUE)
+    write_labels(folder / "HEK_a_masks.tif", cells(4))  # another opinion about the same image
+    write_labels(folder / "HEK_bb.tif", TRUE)
+    write_labels(folder / "a_masks.tif", TRUE)  # HEK/a or N2a/a?
+    write_labels(folder / "N2a_a.tif", TRUE.T)
+    (folder / "HEK_b_seg.npy").write_bytes(b"no array")
+    for name in ("notes.txt", "Thumbs.db", ".DS_Store", "one.roi"):
+        (folder / name).write_text("x")
+    refused = []
+    chosen = choose_labels(images, proposals, {}, str(folder), quarantine=refused.extend)
+    assert [item.made_by for item in chosen] == ["corrected", "proposed", "proposed"]
+    np.testing.assert_array_equal(chosen[0].labels, TRUE)
+    names = ["HEK_a_masks.tif", "HEK_b_seg.npy", "HEK_bb.tif", "N2a_a.tif", "a_masks.tif", "notes.txt", "one.roi"]
+    assert [item.item for item in refused] == names
+    assert "fits 2 images (HEK_a, N2a_a)" in refused[4].reason
+    assert "HEK_a.tif labels the same image otherwise" in refused[0].reason
+    said = capsys.readouterr().err
+    assert all(f"{name} is not used: " in said for name in names)
+
+
+def test_pictures_and_by_products_beside_the_labels_are_no_labels(images, proposals, folder, capsys):
+    noise = np.random.default_rng(0).integers(0, 255, SHAPE, dtype=np.uint8)
+    for stem, mode in (("HEK_a", "L"), ("N2a_a", "RGB")):
+        Image.fromarray(noise).convert(mode).save(folder / f"{stem}.png")
+        by_cellpose(folder, stem)
+        write_labels(folder / f"{stem}_cp_masks.tif", TRUE)  # the same cells, exported too
+        (folder / f"{stem}_cp_outlines.txt").write_text("0,0")
+    refused = []
+    chosen = choose_labels(images, proposals, {}, str(folder), quarantine=refused.extend)
+    assert [item.made_by for item in chosen] == ["corrected", "proposed", "corrected"]
+    assert refused == []
+    said = capsys.readouterr().err
+    assert "no labels: HEK_a.png, HEK_a_cp_outlines.txt, N2a_a.png, N2a_a_cp_outlines.txt" in said
+
+
+def test_a_copy_of_a_proposal_is_no_correction_unless_a_tool_saved_it(images, proposals, folder, capsys):
+    write_labels(folder / "HEK_a.tif", np.where(PROPOSED == 1, 9, PROPOSED))  # the same cells under other ids
+    saved_by_gui(folder / "HEK_b_seg.npy", PROPOSED)  # looked at and found right
+    write_seg(folder / "N2a_a_seg.npy", None, PROPOSED)  # as cellkit wrote it, never opened
+    chosen = choose_labels(images, proposals, {}, str(folder))
+    assert [item.made_by for item in chosen] == ["proposed", "corrected", "proposed"]
+    assert "nothing is scored there: HEK_a, N2a_a" in capsys.readouterr().err
+
+
+def test_a_copied_label_folder_tells_what_was_changed_in_it(images, proposals, folder):
+    former = [Instances.from_labels(cells(5))] * 3  # of another model: today's proposals are different
+    chosen = choose_labels(images, former, {}, "proposed")
+    write_chosen(chosen, folder, folder / "labels.csv")
+    (folder / "labels.csv").unlink()
+    write_labels(folder / "HEK_b.tif", TRUE)
+    again = choose_labels(images, proposals, {}, str(folder))
+    assert [item.made_by for item in again] == ["proposed", "corrected", "proposed"]
+
+
+def test_of_two_files_the_one_that_was_changed_is_used(images, proposals, folder):
+    write_labels(folder / "HEK_a.tif", PROPOSED)
+    by_fiji(folder, "HEK_a")
+    corrections, unused, _ = read_corrections(images, proposals, folder)
+    assert (corrections["HEK_a"].path.name, unused) == ("HEK_a_rois.zip", [])
+
+
+def test_overlapping_regions_of_fiji_stay_whole(images, proposals, folder):
+    masks = np.zeros((2, *SHAPE), bool)
+    masks[0, :, :6], masks[1, 2:4, 1:5] = True, True
+    both = Instances.from_masks(masks, SHAPE)
+    write_rois(folder / "HEK_a.zip", both)
+    item = choose_labels(images, proposals, {}, str(folder))[0]
+    assert item.instances == both
+
+
+def test_the_labels_that_the_run_writes_itself_are_no_corrections(images, proposals):
+    labels = images.root / "labels"
+    labels.mkdir(parents=True)
+    with pytest.raises(UserError, match="which this run writes itself\ncopy it"):
+        choose_labels(images, proposals, {}, str(labels))
