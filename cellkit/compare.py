@@ -408,7 +408,7 @@ def compare_models(
     interval = [None if np.isnan(bound) else float(bound) for bound in (told.low, told.high)]
     difference = None if np.isnan(told.difference) else float(told.difference)
     about = {"other": str(other.path), "difference": difference, "interval": interval, "images": told.n}
-    return about | {"sentence": told.sentence(*names)}
+    return about | {"groups": told.units, "better": told.better, "sentence": told.sentence(*names)}
 
 
 def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
@@ -416,6 +416,7 @@ def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
     lines = [
         f"{truth} (truth) and {found}: {result['images']} image(s), {result['truth_cells']} true cell(s), "
         f"{result['found_cells']} found",
+        *_intervals_of(result),
         "",
     ]
     for name, told in result["conventions"].items():
@@ -430,6 +431,12 @@ def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
     if "against" in result:
         lines += ["", f"MAP IoU (kaggle): {result['against']['sentence']}"]
     return "\n".join(lines)
+
+
+def _intervals_of(result: Mapping[str, Any]) -> list[str]:
+    """Return a line that says what the intervals were drawn from."""
+    told = {convention["interval_of"] for convention in result["conventions"].values() if "interval_of" in convention}
+    return [f"intervals: 95 %, over {', '.join(sorted(told))}"] if told else []
 
 
 def _shown(score: float | None) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 
 from cellkit.errors import UserError, nearest
 from cellkit.instances import Instances, ranges, refuse_boxes
+from cellkit.intervals import Difference, Units, interval, jackknife, reach, standard_error
 
 if TYPE_CHECKING:
     import pandas
@@ -446,7 +447,11 @@ def _by_threshold(thresholds, values) -> dict[str, float | None]:
 
 # ---- the conventions -----------------------------------------------------------------------------------------------
 def kaggle(
-    pairs: Sequence[Overlaps], pool: str = "images", bootstrap: int = BOOTSTRAP, seed: int = 0
+    pairs: Sequence[Overlaps],
+    pool: str = "images",
+    bootstrap: int = BOOTSTRAP,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """MAP IoU, the score of DSB2018 and Sartorius 2021.
 
@@ -458,11 +463,16 @@ def kaggle(
     ----------
     pool : {"images", "cells"}
         The mean of the images' scores (the competitions), or one score of the counts added up over the images.
+    bootstrap, seed : int
+        Draws behind the interval, and their seed; 0 = no interval.
+    groups : sequence of str, optional
+        Well, donor, plate or series of each image ("" = none): images of one are drawn as one, see `cellkit.intervals`.
 
     Returns
     -------
     dict
-        score, by_threshold, interval (95 %, bootstrap over images), pool, images, empty_images, score_without_empty.
+        score, by_threshold, interval (95 %), interval_of (what was drawn: "40 images", "4 groups (few)"), pool, images,
+        empty_images, score_without_empty.
 
     Examples
     --------
@@ -474,7 +484,8 @@ def kaggle(
         raise UserError(f"pool is {pool!r}", "pool is 'images' or 'cells'")
     counts = _stacked(pairs, THRESHOLDS, strict=True)
     empty = np.array([image.n_truth + image.n_found == 0 for image in pairs], bool)
-    score, low, high = _pooled_interval(counts, pool, bootstrap, seed)
+    units = Units.of(groups, len(pairs))
+    score, low, high = _pooled_interval(counts, pool, units, bootstrap, seed)
     if pool == "images":
         by_threshold = _share(counts.tp, sum(counts), 1).mean(axis=0) if len(pairs) else np.full(10, np.nan)
     else:
@@ -483,6 +494,7 @@ def kaggle(
         "score": _number(score),
         "by_threshold": _by_threshold(THRESHOLDS, by_threshold),
         "interval": [_number(low), _number(high)],
+        "interval_of": str(units),
         "pool": pool,
         "images": len(pairs),
         "empty_images": int(empty.sum()),
@@ -1180,30 +1192,16 @@ def _pooled_score(counts: Counts, pool: str, weights: np.ndarray | None = None):
     if not images:
         return np.nan
     if pool == "images":
-        result = weights @ _share(counts.tp, sum(counts), 1).mean(axis=1) / images
+        result = weights @ _share(counts.tp, sum(counts), 1).mean(axis=1) / weights.sum(axis=1)
     else:
         result = _share(weights @ counts.tp, weights @ sum(counts), 1).mean(axis=1)
     return float(result[0]) if len(result) == 1 else result
 
 
-def _bootstrapped(images: int, statistic: Callable[[np.ndarray], Any], n: int, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a statistic of (B, images) multiplicities; nan below two images."""
-    if images < 2 or n < 2:
-        return np.nan, np.nan
-    rng = np.random.default_rng(seed)
-    step = max(1, 4_000_000 // images)
-    parts = []
-    for begin in range(0, n, step):
-        weights = rng.multinomial(images, np.full(images, 1 / images), size=min(step, n - begin))
-        parts.append(np.atleast_1d(statistic(weights)))
-    low, high = np.percentile(np.concatenate(parts), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _pooled_interval(counts: Counts, pool: str, n: int, seed: int) -> tuple[float, float, float]:
+def _pooled_interval(counts: Counts, pool: str, units: Units, n: int, seed: int) -> tuple[float, float, float]:
     """Return score, low, high."""
-    low, high = _bootstrapped(counts.tp.shape[0], lambda weights: _pooled_score(counts, pool, weights), n, seed)
-    return _pooled_score(counts, pool), low, high
+    score = _pooled_score(counts, pool)
+    return score, *interval(lambda weights: _pooled_score(counts, pool, weights), score, units, n, seed)
 
 
 def per_image(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -1220,7 +1218,7 @@ def per_image(table: pandas.DataFrame) -> pandas.DataFrame:
 def summary(
     table: pandas.DataFrame, by: str | None = None, pool: str = "images", n: int = BOOTSTRAP, seed: int = 0
 ) -> pandas.DataFrame:
-    """Score a table as a whole, or each part of it, with 95 % bootstrap intervals over images.
+    """Score a table as a whole, or each part of it, with 95 % intervals over the groups of its images.
 
     Parameters
     ----------
@@ -1228,13 +1226,14 @@ def summary(
         For a class or a size, images that have nothing of it on either side are left out.
     pool : {"images", "cells"}
     n, seed : int
-        Bootstrap rounds and their seed.
+        Draws behind the intervals (see `cellkit.intervals`; 0 = none), and their seed.
 
     Returns
     -------
     DataFrame
         One row per part: its name (column `by`), images, empty_images, truth_cells, found_cells, score, low, high,
-        score_without_empty, and the score at the thresholds 0.5, 0.75 and 0.9 (ap50, ap75, ap90) where they are there.
+        interval_of ("40 images", "4 groups (few)"), score_without_empty, and the score at the thresholds 0.5, 0.75 and 0.9
+        (ap50, ap75, ap90) where they are there.
     """
     import pandas as pd
 
@@ -1246,18 +1245,19 @@ def summary(
     thresholds = np.sort(rows["threshold"].unique())
     lines = []
     for name, part in parts:
-        counts = _wide(part)[1]
+        about, counts = _wide(part)
         empty = sum(counts)[:, 0] == 0 if counts.tp.size else np.zeros(counts.tp.shape[0], bool)
         if by in ("class_name", "size"):
-            counts, empty = Counts(*(x[~empty] for x in counts)), empty[~empty]
-        lines.append({by or "part": name, **_summary_line(counts, empty, thresholds, pool, n, seed)})
+            about, counts, empty = about[~empty], Counts(*(x[~empty] for x in counts)), empty[~empty]
+        units = Units.of(list(about["group"]), len(about))
+        lines.append({by or "part": name, **_summary_line(counts, empty, thresholds, pool, units, n, seed)})
     if by == "size":
         lines.sort(key=lambda line: ("small", "medium", "large").index(line["size"]))
     return pd.DataFrame(lines)
 
 
-def _summary_line(counts: Counts, empty, thresholds, pool: str, n: int, seed: int) -> dict[str, Any]:
-    score, low, high = _pooled_interval(counts, pool, n, seed)
+def _summary_line(counts: Counts, empty, thresholds, pool: str, units: Units, n: int, seed: int) -> dict[str, Any]:
+    score, low, high = _pooled_interval(counts, pool, units, n, seed)
     line = {
         "images": len(empty),
         "empty_images": int(empty.sum()),
@@ -1266,6 +1266,7 @@ def _summary_line(counts: Counts, empty, thresholds, pool: str, n: int, seed: in
         "score": score,
         "low": low,
         "high": high,
+        "interval_of": str(units),
         "score_without_empty": _pooled_score(Counts(*(part[~empty] for part in counts)), pool),
     }
     for value, name in ((0.5, "ap50"), (0.75, "ap75"), (0.9, "ap90")):
@@ -1275,62 +1276,33 @@ def _summary_line(counts: Counts, empty, thresholds, pool: str, n: int, seed: in
     return line
 
 
-class Difference(NamedTuple):
-    """How much better B is than A in MAP IoU, with a 95 % interval from `n` images."""
-
-    difference: float
-    low: float
-    high: float
-    n: int
-
-    def sentence(self, a: str = "A", b: str = "B") -> str:
-        """Say it.
-
-        Examples
-        --------
-        >>> Difference(0.021, 0.004, 0.037, 50).sentence("base", "tuned")
-        'tuned is better than base by 0.021 [0.004, 0.037], n = 50 images'
-        >>> Difference(0.002, -0.004, 0.008, 50).sentence("base", "tuned")
-        'tuned and base cannot be told apart: 0.002 [-0.004, 0.008], n = 50 images'
-        >>> Difference(0.3, np.nan, np.nan, 1).sentence("base", "tuned")
-        'tuned minus base is 0.300, n = 1 image (no interval)'
-        """
-        difference, low, high = self.difference, self.low, self.high
-        if np.isnan(low):
-            return f"{b} minus {a} is {difference:.3f}, n = {self.n} image{'s' * (self.n != 1)} (no interval)"
-        if low > 0:
-            words = f"{b} is better than {a} by"
-        elif high < 0:
-            words, difference, low, high = f"{b} is worse than {a} by", -difference, -high, -low
-        else:
-            words = f"{b} and {a} cannot be told apart:"
-        return f"{words} {difference:.3f} [{low:.3f}, {high:.3f}], n = {self.n} images"
-
-
 def paired_bootstrap(
     table_a: pandas.DataFrame, table_b: pandas.DataFrame, n: int = BOOTSTRAP, seed: int = 0
 ) -> Difference:
-    """Compare two models on the same images: MAP IoU of B minus that of A, resampling images.
+    """Compare two models on the same images: MAP IoU of B minus that of A, drawing whole groups of images.
 
     Returns
     -------
     Difference
-        (difference, low, high, n); low and high are nan for fewer than two images.
+        With its 95 % interval (nan for fewer than two images or groups), and whether B is better beyond doubt.
 
     Raises
     ------
     UserError
         The tables are not of the same images.
     """
-    a, b = (per_image(table).set_index("image_id")["score"] for table in (table_a, table_b))
+    tables = [per_image(table).set_index("image_id") for table in (table_a, table_b)]
+    a, b = (table["score"] for table in tables)
     if set(a.index) != set(b.index):
         only = sorted(set(a.index) ^ set(b.index))
         raise UserError(
             f"{len(only)} image(s) are in one table only, e.g. '{only[0]}'", "score both models on the same images"
         )
     gain = (b.loc[a.index] - a).to_numpy(float)
-    low, high = _bootstrapped(len(gain), lambda weights: weights @ gain / len(gain), n, seed)
-    return Difference(float(gain.mean()) if len(gain) else np.nan, low, high, len(gain))
+    units = Units.of(list(tables[0]["group"]), len(gain))
+    error = standard_error(lambda weights: weights @ gain / weights.sum(axis=1), units, n, seed)
+    value, half = float(gain.mean()) if len(gain) else np.nan, reach(error, units.count)
+    return Difference(value, max(value - half, -1.0), min(value + half, 1.0), len(gain), units.count, error)
 
 
 # ---- side by side --------------------------------------------------------------------------------------------------
@@ -1389,23 +1361,45 @@ def compare_conventions(
         truths, founds = [x.as_boxes() for x in truths], [x.as_boxes() for x in founds]
     pairs = overlap_images(truths, founds)
     with_class = any(image.found_classes.any() for image in pairs) and bool(_categories(pairs))
-    jobs: dict[str, Callable[[], dict[str, Any]]] = {
-        "kaggle": lambda: _kaggle_both(pairs, founds, bootstrap, seed),
-        "coco": lambda: _coco_both(pairs, crowd, classes, with_class),
-        "cellpose": lambda: cellpose(pairs),
-        "stardist": lambda: stardist(pairs),
-        "caicedo": lambda: caicedo(pairs),
-        "voc": lambda: voc(pairs, classes),
-        "point": lambda: _point_of_centres(truths, founds, with_class),
-        "pq": lambda: pq(pairs),
-        "aji_kumar": lambda: aji_kumar(pairs),
-        "aji_cellpose": lambda: aji_cellpose(pairs),
+    crowds = [np.zeros(image.n_truth, bool) for image in pairs] if crowd is None else crowd
+    groups = None if records is None else [record.group for record in records]
+    units = Units.of(groups, len(pairs))
+    jobs: dict[str, Callable[..., dict[str, Any]]] = {
+        "coco": lambda pairs, crowd, *_: coco(pairs, crowd=crowd),
+        "cellpose": lambda pairs, *_: cellpose(pairs),
+        "stardist": lambda pairs, *_: stardist(pairs),
+        "caicedo": lambda pairs, *_: caicedo(pairs),
+        "voc": lambda pairs, *_: voc(pairs, classes),
+        "point": lambda pairs, crowd, truths, founds: _point_of_centres(truths, founds, with_class),
+        "pq": lambda pairs, *_: pq(pairs),
+        "aji_kumar": lambda pairs, *_: aji_kumar(pairs),
+        "aji_cellpose": lambda pairs, *_: aji_cellpose(pairs),
     }
-    scored = {name: {**jobs[name](), "why": what + WHY[name]} for name in chosen}
+    sides = (pairs, crowds, truths, founds)
+    scored = {}
+    for name in chosen:
+        if name == "kaggle":
+            scored[name] = _kaggle_both(pairs, founds, bootstrap, seed, groups)
+        else:
+            scored[name] = jobs[name](*sides)
+            if bootstrap:
+                scored[name] |= {"interval": _jackknifed(jobs[name], sides, units), "interval_of": str(units)}
+        scored[name]["why"] = what + WHY[name]
+    if with_class and "coco" in scored:
+        scored["coco"]["by_class"] = coco(pairs, per_class=True, crowd=crowd, classes=classes)["by_class"]
     result: dict[str, Any] = {"images": len(pairs), "conventions": scored, "by": {}}
     if by is not None:
         result["by"] = {by: _by_part(truths, founds, records, by, classes, bootstrap, seed)}
     return result
+
+
+def _jackknifed(job: Callable[..., dict[str, Any]], sides: Sequence[Sequence[Any]], units: Units) -> list[float | None]:
+    """Return the 95 % interval of a convention that is no sum over images."""
+
+    def score(kept: np.ndarray) -> float | None:
+        return job(*([side[k] for k in np.flatnonzero(kept)] for side in sides))["score"]
+
+    return [_number(end) for end in jackknife(score, units)]
 
 
 def _box_conventions(truths: Sequence[Instances], chosen: Sequence[str], by: str | None) -> list[str]:
@@ -1416,17 +1410,10 @@ def _box_conventions(truths: Sequence[Instances], chosen: Sequence[str], by: str
     return list(chosen)
 
 
-def _kaggle_both(pairs, founds, bootstrap: int, seed: int) -> dict[str, Any]:
-    result = kaggle(pairs, bootstrap=bootstrap, seed=seed)
+def _kaggle_both(pairs, founds, bootstrap: int, seed: int, groups) -> dict[str, Any]:
+    result = kaggle(pairs, bootstrap=bootstrap, seed=seed, groups=groups)
     result["score_pooled"] = kaggle(pairs, pool="cells", bootstrap=0)["score"]
     result["overlapping_images"] = sum(found.overlapping for found in founds)  # the competitions refuse these
-    return result
-
-
-def _coco_both(pairs, crowd, classes, with_class: bool) -> dict[str, Any]:
-    result = coco(pairs, crowd=crowd)
-    if with_class:
-        result["by_class"] = coco(pairs, per_class=True, crowd=crowd, classes=classes)["by_class"]
     return result
 
 

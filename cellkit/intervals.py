@@ -1,0 +1,198 @@
+"""How sure a score is: 95 % intervals, drawn by whole groups; and differences between two models on the same images.
+
+Images of one well, donor, plate or series resemble each other: forty fields of four wells tell about as much as four images.
+So whole groups are drawn, never the images of one apart, and the spread of the draws is read with Student's t for as many
+groups as there are (Cameron and Miller 2015, J. Human Resources 50, sections II and VI: few clusters).
+
+Measured on drawn scores (group and image effects of 0.03 to 0.08, groups of 1, of 10 and of 1 to 60 images; 600 trials each):
+the intervals hold the true mean in 91 to 97 % of trials at 4 to 40 groups. Percentiles of a bootstrap over images, as before,
+held it in 40 % where 40 images came from 4 wells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FEW = 6  # with fewer groups (or images) an interval is wide, and says so
+FLOOR = 0.02  # smallest spread between images that `Difference.better` believes while there are fewer than 10
+BLOCKS = 20  # most parts left out in turn by `jackknife`
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is drawn as one: the groups of the images, or the images where no group is known.
+
+    Parameters
+    ----------
+    of_image : (images,) int64
+        The unit of each image, 0 to count - 1.
+    count : int
+    kind : str
+        "image", "group", or "image of one group": all come from one, and how others would score cannot be told.
+    """
+
+    of_image: np.ndarray
+    count: int
+    kind: str = "image"
+
+    @classmethod
+    def of(cls, groups: Sequence[str] | None, images: int) -> Units:
+        """Make units of the images' groups; an image without a group ("") is a unit of its own.
+
+        Examples
+        --------
+        >>> str(Units.of(["A1", "A1", "B2", ""], 4)), str(Units.of(None, 9)), str(Units.of(["A1"] * 8, 8))
+        ('3 groups (few)', '9 images', '8 images of one group')
+        """
+        if groups is None or not any(groups):
+            return cls(np.arange(images), images)
+        names = [group or f"\0{k}" for k, group in enumerate(groups)]
+        known, of_image = np.unique(names, return_inverse=True)
+        if len(known) == 1:
+            return cls(np.arange(images), images, "image of one group")
+        return cls(of_image, len(known), "image" if len(known) == images else "group")
+
+    def __str__(self) -> str:
+        """Say how many of what, and where they are few."""
+        noun, rest = self.kind.split(" ", 1) if " " in self.kind else (self.kind, "")
+        text = f"{self.count} {noun}{'s' * (self.count != 1)}{' ' * bool(rest)}{rest}"
+        return text + (" (few)" if 1 < self.count < FEW else "")
+
+    def weights(self, n: int, seed: int) -> np.ndarray:
+        """Draw all units with replacement `n` times; return (n, images) multiplicities."""
+        drawn = np.random.default_rng(seed).multinomial(self.count, np.full(self.count, 1 / self.count), size=n)
+        return drawn[:, self.of_image]
+
+
+def reach(spread: float, units: int) -> float:
+    """Return half the width of a 95 % interval from a standard error: Student's t with one degree fewer than units.
+
+    Examples
+    --------
+    >>> round(reach(1.0, 4), 2), round(reach(1.0, 40), 2)
+    (3.18, 2.02)
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(units - 1, 0.975)) * spread
+
+
+def standard_error(statistic: Callable[[np.ndarray], Any], units: Units, n: int, seed: int) -> float:
+    """Return the standard error of a statistic of (B, images) multiplicities by drawing whole units; nan below two.
+
+    The spread of the draws is enlarged by sqrt(count / (count - 1)): drawing from few units understates it.
+    """
+    if units.count < 2 or n < 2:
+        return np.nan
+    step = max(1, 4_000_000 // len(units.of_image))
+    parts = [np.atleast_1d(statistic(units.weights(min(step, n - begin), seed + begin))) for begin in range(0, n, step)]
+    return float(np.concatenate(parts).std(ddof=1) * np.sqrt(units.count / (units.count - 1)))
+
+
+def interval(
+    statistic: Callable[[np.ndarray], Any],
+    value: float,
+    units: Units,
+    n: int,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> tuple[float, float]:
+    """Return the 95 % interval of a statistic of (B, images) multiplicities; nan, nan where none can be told.
+
+    Parameters
+    ----------
+    value : float
+        The statistic of the images themselves.
+    n, seed : int
+        Draws, and their seed.
+    bounds : (float, float)
+        What the statistic cannot leave.
+    """
+    half = reach(standard_error(statistic, units, n, seed), units.count)
+    return max(value - half, bounds[0]), min(value + half, bounds[1])
+
+
+def jackknife(
+    statistic: Callable[[np.ndarray], float | None], units: Units, bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float]:
+    """Return the 95 % interval of any statistic of a choice of images, by leaving out each unit in turn.
+
+    For scores that are no sums over images, such as COCO's AP (Tukey 1958; more than 20 units are left out in 20 parts).
+
+    Parameters
+    ----------
+    statistic : callable
+        (images,) bool of the images used -> score, or None where it is undefined.
+    """
+    parts = min(units.count, BLOCKS)
+    if units.count < 2:
+        return np.nan, np.nan
+    block = np.random.default_rng(0).permutation(units.count) % parts
+    values = [statistic(block[units.of_image] != part) for part in range(parts)]
+    whole = statistic(np.ones(len(units.of_image), bool))
+    if whole is None or any(value is None for value in values):
+        return np.nan, np.nan
+    spread = np.sqrt((parts - 1) / parts * np.square(np.subtract(values, np.mean(values))).sum())
+    half = reach(float(spread), parts)
+    return max(whole - half, bounds[0]), min(whole + half, bounds[1])
+
+
+class Difference(NamedTuple):
+    """How much better B is than A in MAP IoU, with a 95 % interval from `n` images in `units` groups."""
+
+    difference: float
+    low: float
+    high: float
+    n: int
+    units: int | None = None
+    error: float = np.nan
+
+    @property
+    def better(self) -> bool:
+        """Whether B is better than A beyond doubt: what a tuned model must be to be kept.
+
+        The lower end of the interval is above 0, from three images (groups) at least; below ten the spread between images
+        is taken as 0.02 or more, so that two or three equal gains prove nothing.
+
+        Under the null (a tuned model that is no better; gains of single images spread by 0.03, 20,000 trials) it is true in
+        0.0, 0.1, 0.7, 1.3, 2.0 and 2.5 % of trials with 2, 3, 4, 5, 7 and 20 images; stated are 2.5 %. That holds for
+        images that did not choose the model: if the same images chose the best of six checkpoints, it is 3 % with 4 images,
+        7 % with 7 and 10 % with 20, where before 54, 24 and 19 % of such models were kept with 2, 4 and 7.
+        """
+        units = self.n if self.units is None else self.units
+        if units < 3 or not np.isfinite(self.error):
+            return False
+        floor = FLOOR / np.sqrt(units) if units < 10 else 0.0
+        return self.difference - reach(max(self.error, floor), units) > 0
+
+    def sentence(self, a: str = "A", b: str = "B") -> str:
+        """Say it.
+
+        Examples
+        --------
+        >>> Difference(0.021, 0.004, 0.037, 50).sentence("base", "tuned")
+        'tuned is better than base by 0.021 [0.004, 0.037], n = 50 images'
+        >>> Difference(0.002, -0.004, 0.008, 50).sentence("base", "tuned")
+        'tuned and base cannot be told apart: 0.002 [-0.004, 0.008], n = 50 images'
+        >>> Difference(0.3, np.nan, np.nan, 1).sentence("base", "tuned")
+        'tuned minus base is 0.300; 1 image cannot tell which is better'
+        >>> Difference(0.3, 0.2, 0.4, 40, 4).sentence("base", "tuned")
+        'tuned is better than base by 0.300 [0.200, 0.400], n = 40 images of 4 groups (few)'
+        """
+        difference, low, high = self.difference, self.low, self.high
+        units = self.n if self.units is None else self.units
+        of = f" of {units} groups" if units < self.n else ""
+        if units < 3 or np.isnan(low):
+            return f"{b} minus {a} is {difference:.3f}; {self.n} image{'s' * (self.n != 1)}{of} cannot tell which is better"
+        if low > 0:
+            words = f"{b} is better than {a} by"
+        elif high < 0:
+            words, difference, low, high = f"{b} is worse than {a} by", -difference, -high, -low
+        else:
+            words = f"{b} and {a} cannot be told apart:"
+        few = " (few)" if units < FEW else ""
+        return f"{words} {difference:.3f} [{low:.3f}, {high:.3f}], n = {self.n} images{of}{few}"
