@@ -247,10 +247,14 @@ def _check(given: argparse.Namespace) -> Answer:
         raise UserError("--set without CONFIG", "name the configuration that is to be overridden")
     states = check(given.run, given.config, set_strings(given.overrides) if given.config else None)
     if given.json:
-        stages = [{"name": s.name, "state": s.state, "why": s.why} for s in states]
+        stages = [{"name": s.name, "state": s.state, "why": s.why, "note": s.note} for s in states]
         fresh = all(state.state == "fresh" for state in states)
         return Answer(_json_text({"run": given.run, "fresh": fresh, "stages": stages}))
-    return Answer("\n".join(f"{s.state:<8} {s.name}{f'  ({s.why})' if s.why else ''}" for s in states))
+    lines = []
+    for s in states:
+        lines += [f"{s.state:<8} {s.name}{f'  ({s.why})' if s.why else ''}"]
+        lines += [f"         made with {s.note}"] if s.note else []
+    return Answer("\n".join(lines))
 
 
 def _doctor(given: argparse.Namespace) -> Answer:

@@ -83,6 +83,7 @@ def choose_labels(
     """
     from cellkit.coco import read_coco
     from cellkit.corrections import folder_of, read_corrections
+    from cellkit.manifest import note_reading
 
     if use == "truth":
         if "truth" not in truth:
@@ -96,6 +97,7 @@ def choose_labels(
     elif use == "proposed":
         chosen = _proposed(images, proposals, {})
     else:
+        note_reading(use, "corrections")
         corrections, unused, beside = read_corrections(images, proposals, folder_of(use)["corrections"])
         seen = {name: one for name, one in corrections.items() if one.by_person}
         _tell_files(use, unused, beside, [name for name in corrections if name not in seen])

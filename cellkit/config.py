@@ -445,6 +445,11 @@ def here(path: str | Path) -> Path:
     return path
 
 
+def names_data(cfg: Config | ConvertConfig) -> bool:
+    """Tell whether the configuration or the environment names a folder of real data."""
+    return bool(cfg.data or os.environ.get(DATA_VARIABLE))
+
+
 def data_root(cfg: Config | ConvertConfig) -> Path:
     """Return the folder of real data: ``data:`` of the configuration, else the environment variable CELLKIT_DATA.
 

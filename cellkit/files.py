@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,51 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+ZARR_NAMES = {".zarray", ".zattrs", ".zgroup", ".zmetadata"}  # hidden, and read: axes, channels, sizes
+
+OF_SYSTEM = {"thumbs.db", "desktop.ini", "@eadir", "__macosx"}  # left behind by whoever looks into a folder
+
+
+def names_below(folder: str | Path) -> list[str]:
+    """Return the sorted relative names of the files below a folder that somebody may read.
+
+    Hidden names, but for those of a Zarr store, and the system's own are left out. Links to folders are followed, as they are where a path leads
+    through one; a loop of links ends.
+    """
+    found: list[str] = []
+
+    def walk(place: str, name: str, above: tuple[str, ...]) -> None:
+        real = os.path.realpath(place)
+        if real in above:
+            return
+        with suppress(PermissionError):  # who may not look in cannot read it either
+            for one in os.listdir(place):
+                if one.startswith(".") and one not in ZARR_NAMES or one.lower() in OF_SYSTEM:
+                    continue
+                if os.path.isdir(path := os.path.join(place, one)):
+                    walk(path, f"{name}{one}/", (*above, real))
+                elif os.path.isfile(path):
+                    found.append(f"{name}{one}")
+
+    walk(str(folder), "", ())
+    return sorted(found)
+
+
+def sha256_each(folder: str | Path) -> dict[str, str]:
+    """Return the sha256 of every file of `names_below`, by name."""
+    return {name: sha256_file(Path(folder, name)) for name in names_below(folder)}
+
+
+def sha256_listing(listing: Mapping[str, str]) -> str:
+    """Return the sha256 of names and their files' sha256, in the order given."""
+    digest = hashlib.sha256()
+    for name, sha256 in listing.items():
+        digest.update(f"{name}\0{sha256}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def sha256_tree(path: str | Path) -> str:
-    """Return the sha256 of a file, or of a folder's sorted relative names and contents (hidden names left out).
+    """Return the sha256 of a file, or of the names and contents of a folder's files (`names_below`).
 
     Raises
     ------
@@ -77,9 +120,16 @@ def sha256_tree(path: str | Path) -> str:
         return sha256_file(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no file or folder at {path}")
-    digest = hashlib.sha256()
-    names = sorted(child.relative_to(path).as_posix() for child in path.rglob("*") if child.is_file())
+    return sha256_listing(sha256_each(path))
+
+
+def look_of(path: str | Path) -> list[tuple[str, int, int]]:
+    """Return name, bytes and time of change (ns) of a file, or of a folder's files: cheap, to see a change in passing."""
+    path = Path(path)
+    names = names_below(path) if path.is_dir() else [""]
+    found = []
     for name in names:
-        if not any(part.startswith(".") for part in name.split("/")):
-            digest.update(f"{name}\0{sha256_file(path / name)}\n".encode())
-    return digest.hexdigest()
+        with suppress(OSError):
+            about = os.stat(path / name)
+            found.append((name, about.st_size, about.st_mtime_ns))
+    return found

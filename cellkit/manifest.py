@@ -14,13 +14,14 @@ import platform
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cellkit.errors import UserError
-from cellkit.files import read_json, sha256_tree, write_json
+from cellkit.files import read_json, sha256_each, sha256_file, sha256_listing, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -32,6 +33,7 @@ RESERVED = {MANIFEST, UNFINISHED, SET_ASIDE, NOTEBOOKS, LOCKS}
 RUNNER_VARIABLE = "CELLKIT_RUNNER"  # tells a kernel that the runner which started it holds the lock
 ORPHAN_WAIT_S = 20.0  # how long the kernel of a killed runner may take to notice
 MIN_FREE_BYTES = 200_000_000
+LISTED_FILES = 5000  # a larger folder is known by one hash, and what changed in it is not named
 
 
 # ---- the manifest
@@ -163,17 +165,41 @@ class Hasher:
 
     def __init__(self):
         self.known: dict[Path, str | None] = {}
+        self.listings: dict[Path, dict[str, str]] = {}
 
     def __call__(self, path: Path) -> str | None:
         """Return the sha256 of what is at `path`, None if nothing is."""
         if path not in self.known:
-            self.known[path] = sha256_tree(path) if path.exists() else None
+            if path.is_dir():
+                self.listings[path] = sha256_each(path)
+                self.known[path] = sha256_listing(self.listings[path])
+            else:
+                self.known[path] = sha256_file(path) if path.is_file() else None
         return self.known[path]
 
+    def files(self, path: Path) -> dict[str, str]:
+        """Return the names below a folder, as text that can be shown, each with the beginning of its sha256.
 
-def input_sha256(run_dir: Path, value: dict[str, Any], hasher: Hasher) -> str | None:
+        Empty for a file, and for a folder of more than `LISTED_FILES`.
+        """
+        self(path)
+        listing = self.listings.get(path, {})
+        if len(listing) > LISTED_FILES:
+            return {}
+        return {os.fsencode(name).decode("utf-8", "backslashreplace"): sha[:16] for name, sha in listing.items()}
+
+
+def input_sha256(run_dir: Path, value: Mapping[str, Any], hasher: Hasher) -> str | None:
     """Return the sha256 that an input noted in the manifest has now, None if it is gone."""
+    if "settings_before" in value:
+        return settings_sha256(run_dir, value["settings_before"])
     return hasher(Path(value["path"]) if value.get("outside") else run_dir / value["path"])
+
+
+def settings_sha256(run_dir: Path, stage: str) -> str:
+    """Return the sha256 of the settings that the finished stages before `stage` were run with."""
+    entries = finished_entries(read_manifest(run_dir))
+    return sha256_json({name: entry["config"] for name, entry in entries.items() if name < stage})
 
 
 def sha256_json(value: Any) -> str:
@@ -190,6 +216,37 @@ def stamp(seconds: float) -> str:
     '1970-01-01T00:00:00+00:00'
     """
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+# ---- what a running stage reads
+
+_RUNNING: list[weakref.ref] = []  # the stage under way in this process, if there is one
+
+
+def note_running(stage: Any) -> None:
+    """Let `note_reading` tell this stage from here on; None = no stage."""
+    _RUNNING[:] = [] if stage is None else [weakref.ref(stage)]
+
+
+def note_reading(path: str | Path, key: str = "", by: str = "", name: str = "") -> None:
+    """Note a file or folder that is about to be read as an input of the stage under way; without one, do nothing.
+
+    To be called before it is read, so that a change meanwhile is found. What is not there is noted as missing.
+
+    Parameters
+    ----------
+    path : path
+    key : str
+        What it is to the stage; by default its path.
+    by : str
+        How a name in the configuration led to it, and will again when the stage is judged: "data", "weights" or "card";
+        "" = it is a path, counted from the current folder.
+    name : str
+        That name; by default the path as it came.
+    """
+    stage = _RUNNING[0]() if _RUNNING else None
+    if stage is not None:
+        stage.note_reading(Path(path), key, by, name)
 
 
 # ---- the lock: one writer per run folder

@@ -65,8 +65,12 @@ class RunFiles:
 
     def path(self, name: str) -> Path | None:
         """Return the path of a file of the run, None if it is not there."""
+        from cellkit.manifest import note_reading
+
         places = [self.folder / name] if self.staged is None else [self.staged / name, self.folder / name]
-        return next((place for place in places if place.exists()), None)
+        path = next((place for place in places if place.exists()), None)
+        note_reading(path or places[-1])
+        return path
 
     def need(self, name: str) -> Path:
         """Return the path of a file of the run; say which notebook writes it if it is not there."""
@@ -382,6 +386,7 @@ def write_report(
             RunFiles(run.run.folder, run.root, {run.name: run._entry["config"]}),
             out or run.path("report.html"),
         )
+        run.note_settings()
         if summary is not None:
             write_json(run.path("summary.json"), plain(summary), indent=1)
     if summary is not None:
@@ -827,6 +832,7 @@ def _leaves(value: Any, default: Any, key: str = ""):
 
 def _figures(files: RunFiles) -> list:
     folders = [folder / "figures" for folder in (files.folder, files.staged) if folder is not None]
+    files.path("figures")  # noted as read
     paths = sorted(path for folder in folders if folder.is_dir() for path in folder.glob("*.png"))
     if not paths:
         return []

@@ -19,14 +19,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cellkit.config import Config, here, load_config
+from cellkit.config import Config, data_path, here, load_config, names_data
 from cellkit.errors import Quarantined, UserError, nearest
-from cellkit.files import read_json, write_json
+from cellkit.files import look_of, read_json, write_json
 from cellkit.manifest import (
     FORMAT,
     MANIFEST,
@@ -44,12 +44,14 @@ from cellkit.manifest import (
     hold,
     input_sha256,
     note_attempt,
+    note_running,
     overlap,
     owned_files,
     preflight,
     read_manifest,
     release,
     runner_context,
+    settings_sha256,
     stamp,
 )
 from cellkit.notebooks import Notebook, code_hashes, code_of, maker_of, package_sha256, read_notebooks
@@ -100,6 +102,7 @@ class Run:
         finish_commits(self.folder)
         self._hash = Hasher()
         self._stage = Stage(self, name, section, context)
+        note_running(self._stage)
         return self._stage
 
     def find(self, key: str) -> Path:
@@ -184,6 +187,7 @@ class Stage:
             "patterns": {},
             "quarantined": [],
         }
+        self._looks: dict[str, Any] = {}
         self._prepare()
         if not context:
             note_attempt(run.folder, name, self._context["attempt"], status="running", started=self._entry["started"])
@@ -203,11 +207,39 @@ class Stage:
             Nothing is at a path.
         """
         for key, path in paths.items():
-            path = here(path).absolute()
-            found = self.run._hash(path)
-            if found is None:
-                raise UserError(f"input '{key}': nothing at '{path}'", "name an existing file or folder")
-            self._note_input(key, {"path": path.as_posix(), "sha256": found, "outside": True})
+            place = here(path).absolute()
+            if not place.exists():
+                raise UserError(f"input '{key}': nothing at '{place}'", "name an existing file or folder")
+            self.note_reading(Path(path), key)
+
+    def note_reading(self, path: Path, key: str = "", by: str = "", name: str = "") -> None:
+        """Note what is about to be read as an input; see `cellkit.manifest.note_reading`."""
+        place = here(path).absolute()
+        real, run = place.resolve(), self.run.folder.resolve()
+        if not self.root.is_dir():  # this stage is done
+            return
+        if real.is_relative_to(run):
+            self._note_own(real.relative_to(run).as_posix())
+        elif place.as_posix() not in {value.get("path") for value in self._entry["inputs"].values()} or by == "data":
+            key = key or place.as_posix()
+            self._looks[key] = (place, look_of(place))
+            value = {"path": place.as_posix(), "sha256": self.run._hash(place), "outside": True}
+            files = self.run._hash.files(place)
+            told = {"by": by, "named": name or ("" if Path(path).is_absolute() else str(path)), "files": files}
+            self._note_input(key, value | {what: words for what, words in told.items() if words})
+
+    def note_settings(self) -> None:
+        """Note the settings of the stages before this one as an input: a report tells them."""
+        value = {"settings_before": self.name, "sha256": settings_sha256(self.run.folder, self.name)}
+        self._note_input("settings", {"path": MANIFEST, **value})
+
+    def _note_own(self, name: str) -> None:
+        """Note a place in the run folder: the earlier stage's output that holds it, else the place itself."""
+        if name == "." or name.split("/")[0] in RESERVED:
+            return
+        listed = _listed_before(read_manifest(self.run.folder), self.name)
+        key, place = next(((k, o["path"]) for k, (_, o) in listed.items() if covered(name, [o["path"]])), (name, name))
+        self._note_input(key, {"path": place, "sha256": self.run._hash(self.run.folder / place)})
 
     def quarantine(self, items: Iterable[Quarantined]) -> None:
         """Record items that were set aside; the run ends with exit code 3."""
@@ -237,12 +269,14 @@ class Stage:
         self.run._hash = hasher = Hasher()
         also = [name for name in files_below(self.root) if not covered(name, listed.values())]
         self._check_owners(listed, also)
+        self._settle_inputs([*listed.values(), *also])
         self._entry |= {
             "status": "finished",
             "outputs": {key: {"path": name, "sha256": hasher(self._source(name))} for key, name in listed.items()},
             "also": {name: hasher(self.root / name) for name in also},
             "versions": _versions(),
             "device": _device(),
+            "arithmetic": _arithmetic(),
             "seconds": round(time.time() - self._context["began"], 1),
             "finished": stamp(time.time()),
         }
@@ -250,8 +284,21 @@ class Stage:
         write_json(self.root / ".commit.json", {"entry": self._entry, "moves": staged})
         commit(self.run.folder, self.name)
         self.run._stage = None
+        note_running(None)
         if not runner_context(self.run.folder):
             release(self.run.folder)
+
+    def _settle_inputs(self, own: list[str]) -> None:
+        """Forget inputs that this stage itself writes; say which were changed by others while it ran."""
+        inputs = self._entry["inputs"].items()
+        outer = ("outside", "settings_before")
+        self._entry["inputs"] = {
+            key: value for key, value in inputs if any(o in value for o in outer) or not covered(value["path"], own)
+        }
+        for key, (path, look) in self._looks.items():
+            if look_of(path) != look:
+                told = f"input {key} changed while {self.name} ran ({path})"
+                print(f"{told}: the stage is out of date; repeat the command", file=sys.stderr, flush=True)
 
     def _prepare(self) -> None:
         """Keep what an earlier attempt left only if it was made from the same inputs, section and code."""
@@ -340,16 +387,36 @@ def _device() -> str:
     return "cpu"
 
 
+def _arithmetic() -> dict[str, Any]:
+    """Return what decides the last digits of a result: number type, instructions, threads; {} if torch was not used."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    from cellkit.training import device_and_dtype
+
+    device, dtype = device_and_dtype()
+    return {
+        "device": device.type,
+        "number_type": str(dtype).removeprefix("torch."),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 # ---- staleness
 
 
 @dataclass(frozen=True)
 class StageState:
-    """Whether a stage is up to date: state is fresh, stale, missing (never finished) or failed; why says the reason."""
+    """Whether a stage is up to date: state is fresh, stale, missing (never finished) or failed; why says the reason.
+
+    note: what else differs from when it was made, and makes it no stale one: versions of packages.
+    """
 
     name: str
     state: str
     why: str = ""
+    note: str = ""
 
 
 def check(
@@ -373,16 +440,19 @@ def check(
     UserError
         No such run folder; no configuration known; a bad configuration.
     """
-    folder = here(run_dir)
+    folder = here(run_dir).absolute()
     if not folder.is_dir():
         raise UserError(f"there is no run folder '{run_dir}'", "make one with: cellkit run CONFIG --run FOLDER")
     manifest = read_manifest(folder)
-    if config_path is None:
-        told = manifest.get("run")
-        if not told:
-            raise UserError(f"'{run_dir}' does not tell its configuration", "name the configuration file")
-        config_path, overrides = told["config"], told["overrides"]
-    return _states(folder, load_config(config_path, overrides), read_notebooks(notebooks), manifest, Hasher())
+    books = read_notebooks(notebooks)
+    if config_path is not None:
+        return _states(folder, load_config(config_path, overrides), books, manifest, Hasher())
+    told = manifest.get("run")
+    if not told:
+        raise UserError(f"'{run_dir}' does not tell its configuration", "name the configuration file")
+    began_in = told.get("folder", "")
+    with contextlib.chdir(began_in) if os.path.isdir(began_in) else contextlib.nullcontext():  # its relative paths
+        return _states(folder, load_config(told["config"], told["overrides"]), books, manifest, Hasher())
 
 
 def _states(
@@ -395,9 +465,8 @@ def _states(
         for key in manifest["stages"].get(book.name, {}).get("inputs", {}) if state.state == "fresh" else ():
             maker = next((n for n, s in states.items() if s.state != "fresh" and key in _keys(manifest, n)), None)
             if maker:
-                state = StageState(
-                    book.name, "stale", f"its input {key} comes from {maker}, which is {states[maker].state}"
-                )
+                why = f"its input {key} comes from {maker}, which is {states[maker].state}"
+                state = replace(state, state="stale", why=why)
                 break
         states[book.name] = state
     return list(states.values())
@@ -415,10 +484,10 @@ def _judge(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, Any], 
     if entry is None or entry.get("status") != "finished":
         return StageState(book.name, "failed", _how_attempt_ended(attempt) if attempt else entry.get("error", "failed"))
     reasons = [
-        *_differences(entry["config"], _fingerprint(cfg.section(book.section)), book.section),
+        *_section_differences(entry, _fingerprint(cfg.section(book.section)), book.section),
         *(["the notebook changed"] if entry["notebook_sha256"] != book.sha256 else []),
         *(["the cellkit package changed"] if entry["package_sha256"] != package_sha256() else []),
-        *[r for key, value in entry["inputs"].items() for r in _file_reason("input", key, folder, value, hasher)],
+        *[r for key, value in entry["inputs"].items() for r in _input_reason(cfg, key, folder, value, hasher)],
         *[r for key, value in entry["outputs"].items() for r in _file_reason("output", key, folder, value, hasher)],
         *[
             reason
@@ -432,9 +501,70 @@ def _judge(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, Any], 
         reasons += (
             [f"it read {', '.join(keys) or 'no'} {pattern}, now {', '.join(now) or 'none'}"] if now != keys else []
         )
+    note = _other_versions(entry.get("versions", {}))
     if reasons:
-        return StageState(book.name, "stale", "; ".join(reasons))
-    return StageState(book.name, "fresh", f"a later attempt failed: {_how_attempt_ended(attempt)}" if attempt else "")
+        return StageState(book.name, "stale", "; ".join(reasons), note)
+    later = f"a later attempt failed: {_how_attempt_ended(attempt)}" if attempt else ""
+    return StageState(book.name, "fresh", later, note)
+
+
+def _other_versions(then: Mapping[str, str]) -> str:
+    """Say which packages have other versions than those a stage was made with."""
+    now = _versions()
+    return ", ".join(f"{n} {v}, now {now.get(n, 'missing')}" for n, v in then.items() if now.get(n) != v)
+
+
+def _section_differences(entry: Mapping[str, Any], new: Any, name: str) -> list[str]:
+    """Name the keys of a section that differ. A data folder is judged by what is in it, not by its name."""
+    old = entry["config"]
+    if any(value.get("by") == "data" for value in entry["inputs"].values()) and {"data"} <= set(old) & set(new):
+        old, new = {**old, "data": None}, {**new, "data": None}
+    return _differences(old, new, name)
+
+
+def _input_reason(cfg: Config, key: str, folder: Path, value: dict[str, Any], hasher: Hasher) -> list[str]:
+    """Say how an input differs from what was read: what the configuration and the environment lead to now."""
+    try:
+        place = _place_now(cfg, value)
+    except UserError as error:
+        return [f"input {key}: {str(error).splitlines()[0]}"]
+    reasons = _file_reason("input", key, folder, value | {"path": place}, hasher)
+    if not reasons or not value.get("outside"):
+        return reasons
+    moved = f", was {value['path']}" if place != value["path"] else ""
+    named = _changed_files(value.get("files", {}), hasher.files(Path(place)))
+    return [f"{reasons[0].removesuffix(')')}{moved}{': ' if named else ''}{named})"]
+
+
+def _place_now(cfg: Config, value: Mapping[str, Any]) -> str:
+    """Return the path of an input as a stage that starts now would find it."""
+    by, named = value.get("by"), value.get("named", "")
+    if by == "data" and names_data(cfg.convert):
+        return data_path(cfg.convert).absolute().as_posix()
+    if by in ("weights", "card"):
+        from cellkit.weights import locate_weights
+
+        path = locate_weights(named).absolute()
+        return (path if by == "weights" else path.with_suffix(".json")).as_posix()
+    return here(named).absolute().as_posix() if named and not by else value["path"]
+
+
+def _changed_files(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Name the files of a folder that changed, came or went: the first three.
+
+    Examples
+    --------
+    >>> _changed_files({"a": "1", "b": "2"}, {"a": "9", "c": "3"})
+    'a changed, b is gone, c is new'
+    """
+    if not then:
+        return ""
+    words = {
+        name: "is new" if name not in then else "is gone" if name not in now else "changed" for name in {*then, *now}
+    }
+    named = sorted(name for name in words if then.get(name) != now.get(name))
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return ", ".join(f"{name} {words[name]}" for name in named[:3]) + more
 
 
 def _file_reason(kind: str, key: str, folder: Path, value: dict[str, Any], hasher: Hasher) -> list[str]:
@@ -647,7 +777,7 @@ class _Runner:
         clock = _Clock(self._expected(book, manifest), self._expected_after(book, manifest))
         attempt, began = uuid.uuid4().hex, time.time()
         copy, partial = self._copies(book)
-        manifest["run"] = {**self.given, "config": str(Path(self.given["config"]).absolute())}
+        manifest["run"] = {**self.given, "config": str(Path(self.given["config"]).absolute()), "folder": os.getcwd()}
         write_json(self.folder / MANIFEST, manifest, indent=1)
         note_attempt(self.folder, book.name, attempt, status="running", started=stamp(began))
         outcome = execute(

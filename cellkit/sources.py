@@ -331,5 +331,5 @@ def source_folder(config, stage) -> Path:
         write_fields(folder, lines=config.classes, seed=config.seed, **drawn)
         return folder
     root = data_path(config)
-    stage.reads(data=root)
+    stage.note_reading(root, "data", by="data")
     return root

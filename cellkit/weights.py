@@ -132,16 +132,29 @@ def find_weights(name: str | Path) -> Path:
         ``starter`` (shipped with the package), a name of ``cellkit fetch`` (``cyto3``, ...), ``RUN:NAME`` (a checkpoint
         of a finished run), or a path. Nothing is downloaded.
 
+    The weights and their card are noted as inputs of the stage under way.
+
     Raises
     ------
     UserError
         Nothing there; for weights that can be fetched, with the command and what to carry here by hand.
     """
+    from cellkit.manifest import note_reading
+
+    path = locate_weights(name)
+    note_reading(path, f"weights {name}", "weights", str(name))
+    note_reading(path.with_suffix(".json"), f"card of {name}", "card", str(name))
+    return path
+
+
+def locate_weights(name: str | Path) -> Path:
+    """Return what `find_weights` does, and note nothing: to judge a stage, not to read them."""
+    from cellkit.config import here
     from cellkit.registry import REGISTRY
 
     text = str(name)
-    if Path(text).is_file():
-        return Path(text)
+    if here(text).is_file():
+        return here(text)
     packaged = sorted(PACKAGED.glob("*.safetensors"))
     for path in packaged:
         if path.stem == text:
