@@ -22,6 +22,7 @@ _HOME = {
         "classes_found",
         "count_lines",
         "decide",
+        "handed_in",
         "predictions_of",
         "score_models",
         "submit_best",

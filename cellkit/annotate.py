@@ -73,7 +73,8 @@ def choose_labels(
     Returns
     -------
     list of Labelled
-        Mixed images are left out where only proposals could label them: their class is what is asked later.
+        Mixed images are left out where only proposals could label them: their class is what is asked later. So are test
+        images that came without truth: they are predicted, not scored.
 
     Raises
     ------
@@ -92,8 +93,10 @@ def choose_labels(
             )
         coco = read_coco(truth["truth"], boxes=True)
         refuse_boxes(coco.instances, "label.use: truth")
-        known = _known(coco, images, truth["truth"])
-        chosen = [_whole(r.image_id, known[r.image_id].paint(), "truth", known[r.image_id]) for r in images.records]
+        named = {record.image_id for record in coco.records}
+        asked = images.subset([r.split != "test" or r.image_id in named for r in images.records])
+        known = _known(coco, asked, truth["truth"])
+        chosen = [_whole(r.image_id, known[r.image_id].paint(), "truth", known[r.image_id]) for r in asked.records]
     elif use == "proposed":
         chosen = _proposed(images, proposals, {})
     else:

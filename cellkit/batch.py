@@ -40,7 +40,7 @@ from cellkit.loop import StopAll, map_items
 JOURNAL = ".conversion.jsonl"
 LOCK = ".conversion.lock"
 TEMPORARY = ".tmp-"
-FORMAT = 1  # of the journal and the pictures: another one, or another version of the package, makes everything anew
+FORMAT = 2  # of the journal and the pictures: another one, or another version of the package, makes everything anew
 FILES_AT_ONCE = 32  # whose light is summed in one go
 DEFLATE_BELOW_BITS = 3.0
 READ_AT_ONCE = 2**20

@@ -34,6 +34,7 @@ from cellkit.listing import (
     read_split_lists,
     read_table,
     refuse,
+    stem_of,
 )
 
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
@@ -71,7 +72,8 @@ def read_voc(root: Path, config) -> Iterator[SourceImage]:
             class_id_of(box.label, config)
         loader = partial(_load_voc, root, path, config) if path else partial(_no_annotation, stem)
         source = path.relative_to(root).as_posix() if path else f"JPEGImages/{stem}"
-        items.append(SourceImage(image_id_of(f"{stem}.jpg"), only_class(config) or MIXED, "", split, source, loader))
+        line = only_class(config) or MIXED
+        items.append(SourceImage(image_id_of(f"{stem}.jpg"), line, "", split, source, loader, stem))
     yield from finished(items, config, fill_split=True)
 
 
@@ -161,7 +163,8 @@ def read_box_csv(root: Path, config) -> Iterator[SourceImage]:
             loader = partial(_load_boxed, root, picture, boxes, units, config)
         source = picture.relative_to(root).as_posix() if picture else name
         source += f", boxes in {units}" if boxes is not None else ""
-        items.append(SourceImage(image_id_of(name), only_class(config) or MIXED, "", "", source, loader))
+        line = only_class(config) or MIXED
+        items.append(SourceImage(image_id_of(name), line, "", "", source, loader, stem_of(Path(name))))
     yield from finished(items, config)
 
 

@@ -33,6 +33,7 @@ from cellkit.listing import (
     load_picture,
     only_class,
     refuse,
+    stem_of,
 )
 
 HEAD_BYTES = 65_536
@@ -257,7 +258,8 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
     *folders, name = parts or [f"{sheet.path.stem}_{entry.get('id')}"]
     image_id = image_id_of("/".join([*(part for part in folders if part.lower() != "images"), name]))
     source = f"{sheet.path.relative_to(root).as_posix()} image {entry.get('id')}: {named}"
-    return _Listed(SourceImage(image_id, cell_type, group, split, source, loader), len(rows))
+    own_id = stem_of(Path(name)) if parts else ""
+    return _Listed(SourceImage(image_id, cell_type, group, split, source, loader, own_id), len(rows))
 
 
 def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dict], line: str | None, config) -> Loaded:

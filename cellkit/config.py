@@ -128,6 +128,21 @@ class DrawnConfig(Part):
     empty_images: int = Field(0, ge=0, description="images without any cell")
 
 
+class QualityConfig(Part):
+    """Which faults flag an image. ``quality.off`` names the flags that are switched off."""
+
+    out_of_focus: bool = Field(True, description="flag blurred images")
+    saturated: bool = Field(True, description="flag images with too many pixels at the camera's limit")
+    low_contrast: bool = Field(True, description="flag images with hardly more than noise")
+    uneven_light: bool = Field(True, description="flag images with one side darker")
+    debris: bool = Field(True, description="flag images with dirt that glows in all channels")
+
+    @property
+    def off(self) -> tuple[str, ...]:
+        """The flags that are not given."""
+        return tuple(name for name, on in self if not on)
+
+
 class ConvertConfig(Section):
     """Notebook 01: where the images come from and how they become 8-bit PNG (nuclei blue, cytoplasm green)."""
 
@@ -147,7 +162,7 @@ class ConvertConfig(Section):
     )
     percentiles: Pair = Field((0.3, 99.8), description="percentiles of a channel that become 0 and 255")
     percentiles_of: Literal["image", "batch"] = Field(
-        "image", description="whose: each image's own, or one pair per colour of all pixels of all images"
+        "image", description="whose: each image's own, or one pair per colour of all pixels of all training images"
     )
     scale: Number = Field(1.0, gt=0, le=8, description="resize factor of images (labels: nearest)")
     split: SplitConfig = Field(SplitConfig(), description="fractions of the images")
@@ -159,6 +174,10 @@ class ConvertConfig(Section):
     duplicates: Literal["set_aside", "refuse", "keep"] = Field(
         "set_aside",
         description="copies in two splits: those of test (else validation) stay, others set aside; refused; kept",
+    )
+    quality: QualityConfig = Field(
+        QualityConfig(),
+        description="faults that flag an image: not trained on, not scored; limits from training images",
     )
     published_split: bool = Field(True, description="keep the split that the source came with, where it has one")
     pair: Annotated[tuple[str, str], BeforeValidator(_as_tuple)] | None = Field(
@@ -313,10 +332,25 @@ class EvaluateConfig(Section):
 
     profile: Literal["sartorius", "dsb2018"] = Field("sartorius", description="layout and rules of the submission")
     submit: str = Field("best", description="predictions handed in: a name, or best = highest score on choose_split")
-    choose_split: Literal["train", "val", "test"] = Field("val", description="split that decides which is best")
-    report_split: Literal["train", "val", "test"] = Field("test", description="split reported and handed in")
+    choose_split: Literal["train", "val", "test"] = Field(
+        "val", description="split that decides which is best; another than report_split"
+    )
+    report_split: Literal["train", "val", "test"] = Field(
+        "test",
+        description="split reported and handed in; val, which also chooses, only where there is no test image: then said",
+    )
     bootstrap_samples: int = Field(1000, ge=0, description="resamples of the images for intervals; 0 = none")
     error_images: int = Field(3, ge=0, description="images shown with their errors")
+
+    @model_validator(mode="after")
+    def _chooses_elsewhere(self) -> EvaluateConfig:
+        split = self.report_split
+        if self.choose_split == split != "val":
+            raise ValueError(
+                f"lets {split} images choose the best model and report on it (choose_split and report_split are both "
+                f"{split}), which flatters the score; set evaluate.choose_split: val and evaluate.report_split: test"
+            )
+        return self
 
 
 class Config(Part):

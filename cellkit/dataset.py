@@ -10,7 +10,7 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.instances import Instances
-from cellkit.records import ImageRecord, read_records, select
+from cellkit.records import ImageRecord, is_scored, read_records, select
 
 CELLS_FILE = "cells.json"  # beside the label images of a run: the same cells whole, and who made them
 
@@ -207,6 +207,10 @@ class CellDataset:
     def index(self, image_id: str) -> int:
         """Return the position of an image."""
         return [record.image_id for record in self.records].index(image_id)
+
+    def scored(self, split: str | None = None) -> CellDataset:
+        """Return the images (of one split) that are scored: those without a flag."""
+        return self.subset([is_scored(r) and split in (None, r.split) for r in self.records])
 
     def select(self, split: str | None = None, cell_type: str | None = None) -> CellDataset:
         """Return the images of one split and / or one cell type."""

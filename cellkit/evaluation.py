@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ def classes_found(
 
 
 def count_lines(
-    found: Mapping[str, Instances], images: CellDataset, truth: CellDataset | None = None
+    found: Mapping[str, Instances], images: CellDataset, truth: CellDataset | None = None, classes: Sequence[str] = ()
 ) -> pandas.DataFrame:
     """Answer "how many of each line", image by image.
 
@@ -166,9 +167,11 @@ def count_lines(
     found : mapping
         One model's cells by image_id.
     images : CellDataset
-        The images asked about; ``classes`` are taken from `truth` or from `images`.
+        The images asked about.
     truth : CellDataset, optional
         Where it is known. Images it lacks (mixed ones that only proposals could label) leave the true counts out for all.
+    classes : sequence of str, optional
+        Default: those of `truth`, or of `images`.
 
     Returns
     -------
@@ -178,7 +181,7 @@ def count_lines(
     """
     import pandas as pd
 
-    classes = (images if truth is None else truth).classes
+    classes = classes or (images if truth is None else truth).classes
     if truth is not None and {r.image_id for r in images.records} - {r.image_id for r in truth.records}:
         truth = None
     known = {} if truth is None else dict(zip([r.image_id for r in truth.records], truth.instances, strict=True))
@@ -205,10 +208,87 @@ def _counted(name: str, found: list[Instances], truth: list[Instances] | None, c
     return rows
 
 
+# ---- the submission --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Original:
+    """One image that is handed in, as its file is.
+
+    Parameters
+    ----------
+    id : str
+        What the competition calls it.
+    image_id : str
+        What the run calls it; "" where there is no picture of it.
+    shape : (int, int) or None
+        Height and width of the file (px); None where it could not be read.
+    note : str
+        Why it could not be read, "" when it could.
+    """
+
+    id: str
+    image_id: str
+    shape: tuple[int, int] | None
+    note: str = ""
+
+
+def handed_in(path: str | Path, split: str) -> list[Original]:
+    """Return the images that are handed in, each once: those of a split, or those that sample_submission.csv names.
+
+    Parameters
+    ----------
+    path : path
+        ``originals.csv`` of the run, see `sources.list_originals`.
+    split : str
+        ``evaluate.report_split``.
+
+    Raises
+    ------
+    UserError
+        There is no such image.
+    """
+    import csv
+
+    from cellkit.records import from_cell
+
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [{key: from_cell(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    sample = split == "test" and any(row["sample"] for row in rows)
+    asked = [row for row in rows if (row["sample"] == "yes" if sample else row["split"] == split)]
+    if not asked:
+        raise UserError(
+            f"no image of the split '{split}' to hand in",
+            "give more images, raise convert.split.test, or report on the validation images: evaluate.report_split=val",
+        )
+    if sample:
+        own = sum(row["split"] == split and row["sample"] == "no" for row in rows)
+        more = f"; {own} test image(s) of this run are not among them and not handed in" if own else ""
+        print(f"handed in: the {len(asked)} images that sample_submission.csv names{more}")
+    return [
+        Original(
+            row["id"],
+            row["image_id"],
+            (int(row["height_px"]), int(row["width_px"])) if row["height_px"] else None,
+            row["note"],
+        )
+        for row in asked
+    ]
+
+
 def submit_best(
-    path: str | Path, found: Mapping[str, Instances], images: CellDataset, profile: str, min_area_px: int = 0
-):
-    """Resolve overlaps and write the submission of the given images; return the path and the log of what changed.
+    path: str | Path, found: Mapping[str, Instances], asked: Sequence[Original], profile: str, min_area_px: int = 0
+) -> tuple[Path, pandas.DataFrame]:
+    """Write the submission: every image asked for, at the size of its file, no overlaps; name those without a prediction.
+
+    Cells found in a resized picture are brought back to the pixels of the file (`predict.fit_to`). An image that could not
+    be read, or was not predicted, has one empty row and is named on stdout.
+
+    Parameters
+    ----------
+    found : mapping
+        One model's cells by the run's image_id, at the size of the run's pictures.
+    asked : sequence of Original
+    min_area_px : int
+        Smaller objects are dropped, in pixels of the file.
 
     Returns
     -------
@@ -218,12 +298,19 @@ def submit_best(
     """
     import pandas as pd
 
+    from cellkit.predict import fit_to
     from cellkit.submission import resolve_overlaps, write_submission
 
     resolved, rows = [], []
-    for record in images.records:
-        cells, log = resolve_overlaps(found[record.image_id], min_area_px=min_area_px)
+    for one in asked:
+        if one.image_id not in found or one.shape is None:
+            print(f"{one.id}: an empty row, {one.note or 'not predicted (see its flag in records.csv)'}")
+            resolved.append(Instances.empty(one.shape or (1, 1)))
+            continue
+        cells, log = resolve_overlaps(found[one.image_id])
+        cells, dropped = resolve_overlaps(fit_to(cells, one.shape), min_area_px=min_area_px)
+        log += dropped
         resolved.append(cells)
-        rows += [{"image_id": record.image_id, "index": c.index, "what": c.what, "pixels": c.pixels} for c in log]
-    written = write_submission(path, [r.image_id for r in images.records], resolved, profile)
+        rows += [{"image_id": one.image_id, "index": c.index, "what": c.what, "pixels": c.pixels} for c in log]
+    written = write_submission(path, [one.id for one in asked], resolved, profile)
     return written, pd.DataFrame(rows, columns=["image_id", "index", "what", "pixels"])

@@ -45,7 +45,7 @@ def read_labelme(root: Path, config) -> Iterator[SourceImage]:
         items.append(
             SourceImage(
                 image_id_of(relative.as_posix()), only_class(config) or MIXED, "", split, relative.as_posix(),
-                partial(_load_labelme, root, path, config),
+                partial(_load_labelme, root, path, config), path.stem,
             )
         )  # fmt: skip
     yield from finished(items, config, fill_split=True)

@@ -45,6 +45,12 @@ from cellkit.listing import (
 from cellkit.readers import PICTURE_SUFFIXES, open_file
 
 MIN_PIECE_PX = 50
+DSB2018_PARTS = {
+    "stage1_train": "",
+    "train": "",
+    "stage1_test": "test",
+    "test": "test",
+}  # folder: its split, "" = drawn
 LOSSY_SUFFIXES = (".jpg", ".jpeg")  # found, so that `read_labels` refuses them; an image without truth says nothing
 
 
@@ -129,9 +135,8 @@ def read_two_lines(root: Path, config) -> Iterator[SourceImage]:
             label = partial(_required, folder / "labels", relative.with_suffix(""), path)
             image_id = image_id_of(f"{folder.name}/{relative.as_posix()}")
             source = path.relative_to(root).as_posix()
-            items.append(
-                SourceImage(image_id, line, "", "", source, partial(load_file, root, path, config, label, line))
-            )
+            loader = partial(load_file, root, path, config, label, line)
+            items.append(SourceImage(image_id, line, "", "", source, loader, stem_of(path)))
     items = list(finished(items, config))
     yield from items
     yield from _mixed_halves(items, config)
@@ -142,7 +147,8 @@ def read_dsb2018(root: Path, config) -> Iterator[SourceImage]:
 
     Packed: ``images/ID.png``, ``labels/ID.png`` (16-bit ids) and ``index.csv``; ``config.modalities`` keeps the rows
     with these modalities (null: all). Kaggle's own: ``ID/images/ID.png``, ``ID/masks/*.png`` with
-    one nucleus each.
+    one nucleus each; also below ``stage1_train`` and ``stage1_test`` (or ``train`` and ``test``). Those of test are test
+    images, and what has no folder ``masks`` has no truth.
     """
     root = Path(root)
     packed = (root / "index.csv").is_file()
@@ -257,7 +263,8 @@ def _packed_dsb2018(root: Path, config) -> Iterator[SourceImage]:
             path = root / "images" / f"{row['id']}.png"
             label = partial(_required, root / "labels", Path(row["id"]), path)
             loader = partial(load_file, root, path, config, label, cell_type)
-            yield SourceImage(image_id_of(f"{row['id']}.png"), cell_type, "", "", f"images/{path.name}", loader)
+            image_id = image_id_of(f"{row['id']}.png")
+            yield SourceImage(image_id, cell_type, "", "", f"images/{path.name}", loader, row["id"])
 
 
 def _kaggle_dsb2018(root: Path, config) -> Iterator[SourceImage]:
@@ -267,10 +274,12 @@ def _kaggle_dsb2018(root: Path, config) -> Iterator[SourceImage]:
             "set convert.modalities: null; Kaggle's form does not say what kind a picture is",
         )
     cell_type = only_class(config)
-    for folder in sorted(child for child in root.iterdir() if (child / "images").is_dir()):
-        for path in list_files(folder / "images", PICTURE_SUFFIXES, keep_labels=True):
-            loader = partial(_load_masks, root, path, folder / "masks", config, cell_type)
-            yield SourceImage(image_id_of(path.name), cell_type, "", "", path.relative_to(root).as_posix(), loader)
+    for place, split in ((root, ""), *((root / name, split) for name, split in DSB2018_PARTS.items())):
+        for folder in sorted(child for child in place.glob("*") if (child / "images").is_dir()):
+            for path in list_files(folder / "images", PICTURE_SUFFIXES, keep_labels=True):
+                loader = partial(_load_masks, root, path, folder / "masks", config, cell_type)
+                source = path.relative_to(root).as_posix()
+                yield SourceImage(image_id_of(path.name), cell_type, "", split, source, loader, stem_of(path))
 
 
 def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str) -> Loaded:
@@ -278,6 +287,8 @@ def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str) ->
     check_inside(image, root)
     with open_file(image, most_px=config.max_plane_px) as opened:
         made = converted(opened, config)
+    if not masks.is_dir():
+        return made
     shape = made.image.shape[:2]
     paths = list_files(masks, (".png",), keep_labels=True)
     for path in paths:

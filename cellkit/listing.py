@@ -31,6 +31,7 @@ LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask")  # beside 
 NOT_IMAGES = (*LABEL_ENDINGS, "_flows", "_outlines", "_cp_outlines")
 LABEL_FOLDERS = ("labels", "masks", "truth")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
+SPLIT_WORDS = {"train": "a training image", "val": "a validation image", "test": "a test image"}
 MIXED = "mixed"
 UNUSED = "unused"  # the source's own split leaves the image out
 
@@ -58,7 +59,8 @@ class SourceImage:
     """What is known of an image before it is opened; fields as in `ImageRecord`.
 
     `split` is "" where the source has none of its own, and "unused" where its own split leaves the image out. `loader` is
-    picklable, so that worker processes can load.
+    picklable, so that worker processes can load. `own_id` is what the source itself calls the image, and a competition
+    wants to hear: the file's name without its suffix; "" where there is no such name.
     """
 
     image_id: str
@@ -67,6 +69,7 @@ class SourceImage:
     split: str
     source: str
     loader: Callable[[], Loaded]
+    own_id: str = ""
 
     def load(self) -> Loaded:
         """Read, convert and return the image and its truth; raises what is wrong with it."""
@@ -300,13 +303,16 @@ def frames_of(path: Path, root: Path, config, label_of: Callable, classes: dict)
         frames = [(0, 0, "")] if single else list(inspect_file(path, config.axes, config.max_plane_px).frames())
     except UserError as error:
         refusal = partial(refuse, *str(error).split("\n", 1))
-        yield SourceImage(image_id_of(name), source=relative.as_posix(), loader=refusal, **common)
+        yield SourceImage(
+            image_id_of(name), source=relative.as_posix(), loader=refusal, own_id=stem_of(relative), **common
+        )
         return
     for scene, time, suffix in frames:
         ids = classes.get(relative.as_posix(), {})
         loader = partial(load_file, root, path, config, partial(label_of, suffix), cell_type, scene, time, ids)
         source = relative.as_posix() + suffix.replace("_s", " scene ").replace("_t", " t ")
-        yield SourceImage(image_id_of(name, suffix), source=source, loader=loader, **common)
+        own_id = stem_of(relative) + suffix
+        yield SourceImage(image_id_of(name, suffix), source=source, loader=loader, own_id=own_id, **common)
 
 
 # ---- which images, which split -------------------------------------------------------------------------------------
@@ -400,6 +406,94 @@ def finished(
     if config.split_by == "group":
         _refuse_torn_groups(done)
     yield from (replace(item, split="") if item.split == UNUSED else item for item in done)
+
+
+def check_enough(images: Sequence, settings, of: str = "images") -> None:
+    """Refuse a set too small for what the notebooks do with it: train, choose, report, and tell the classes apart.
+
+    Parameters
+    ----------
+    images : sequence of SourceImage or ImageRecord
+        Anything with a split and a cell_type.
+    settings : Config
+        The whole configuration.
+    of : str
+        What the images are called.
+
+    Raises
+    ------
+    UserError
+        What is missing, and which key or how many images mend it.
+    """
+    count = {split: sum(image.split == split for image in images) for split in ("train", "val", "test")}
+    report, chooses = settings.evaluate.report_split, settings.evaluate.choose_split
+    told = f"{len(images)} {of}: {count['train']} for training, {count['val']} for validation, {count['test']} for test"
+    if report == chooses == "val" and count["test"]:
+        raise UserError(
+            f"{told}; evaluate.report_split is val, whose images also choose the model, although there are test images",
+            "set evaluate.report_split: test",
+        )
+    missing = [split for split in dict.fromkeys(("train", "val", report)) if not count[split]]
+    if "train" in missing or "val" in missing:
+        least = 2 if report == "val" else 3
+        raise UserError(
+            f"{told}; without {' and '.join(SPLIT_WORDS[split] for split in missing)} nothing can be tuned and judged",
+            f"give {least} images or more, better 3 per cell line (convert.split says which share goes where; of a source "
+            "with a split of its own each part needs one); with fewer, only predict: cellkit predict starter IMAGES -o OUT.json",
+        )
+    if missing:
+        raise UserError(
+            f"{told}; without {SPLIT_WORDS[report]} there is nothing to report on",
+            f"give more images, or raise convert.split.{report}"
+            + (
+                ", or report on the validation images: evaluate.report_split=val (every score then says that they also chose)"
+                if report == "test"
+                else ""
+            ),
+        )
+    lines = {image.cell_type for image in images if image.split == "train"}
+    without = [name for name in settings.classes if name not in lines]
+    if settings.coco.class_from == "cell_type" and without:
+        elsewhere = sum(image.cell_type == without[0] for image in images)
+        raise UserError(
+            f"{told}; the class {without[0]} has no training image ({elsewhere} image(s) of it in all)",
+            "give more images of it in a folder of its name, change convert.split, take it out of classes, or set "
+            "coco.class_from: truth where the labels name the classes",
+        )
+
+
+def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances | None] | None, settings) -> None:
+    """Refuse a set whose labels have no training cell of one of the classes, as notebook 04 would after the training.
+
+    Parameters
+    ----------
+    records : sequence of ImageRecord
+    instances : sequence of Instances or None
+        Of each record; None where there are no labels, which says nothing.
+    settings : Config
+
+    Raises
+    ------
+    UserError
+        Naming the classes without a cell.
+    """
+    if instances is None or settings.label.use != "truth":
+        return
+    by_line = settings.coco.class_from == "cell_type"
+    least = max(settings.label.min_area_px, settings.coco.min_area_px)
+    found: set[str] = set()
+    for record, cells in zip(records, instances, strict=True):
+        if record.split == "train" and cells is not None and not cells.boxes_only:
+            seen = cells.class_ids[cells.areas_px >= least]
+            named = {settings.classes[k - 1] for k in seen.tolist() if 0 < k <= len(settings.classes)}
+            found |= ({record.cell_type} if len(seen) else set()) if by_line else named
+    without = [name for name in settings.classes if name not in found]
+    if without and any(cells is not None and not cells.boxes_only for cells in instances):
+        how = "the line of its image (coco.class_from: cell_type)" if by_line else "the labels (coco.class_from: truth)"
+        raise UserError(
+            f"no training image has a labelled cell of {', '.join(without)}; the class of a cell is told by {how}",
+            "label cells of it in training images, change convert.split, or take it out of classes",
+        )
 
 
 def _refuse_torn_groups(items: Sequence[SourceImage]) -> None:

@@ -61,7 +61,7 @@ def read_bbbc039(root: Path, config) -> Iterator[SourceImage]:
             loader = partial(_load_bbbc039, root, path, masks.get(stem), config)
         source = f"images/{path.name if path else stem}"
         group = well[1] if well else ""
-        items.append(SourceImage(image_id_of(f"{stem}.png"), only_class(config), group, split, source, loader))
+        items.append(SourceImage(image_id_of(f"{stem}.png"), only_class(config), group, split, source, loader, stem))
     yield from finished(items, config, fill_split=True)
 
 
@@ -127,7 +127,8 @@ def read_sartorius(root: Path, config) -> Iterator[SourceImage]:
     """Kaggle's Sartorius set: ``train/ID.png`` and ``train.csv`` with one row (id, annotation, cell_type) per cell.
 
     Run lengths are 1-based and row-major. Cells overlap in the truth, and stay so. The plate and well (``sample_id``) is the
-    group where the table has that column: then set ``convert.split_by: group``.
+    group where the table has that column: then set ``convert.split_by: group``. Pictures of ``test/`` are test images
+    without truth: predicted and handed in.
     """
     root = Path(root)
     rows_of: dict[str, list[dict]] = defaultdict(list)
@@ -138,6 +139,10 @@ def read_sartorius(root: Path, config) -> Iterator[SourceImage]:
         _sartorius_image(root, name, rows_of.get(name), pictures.get(name), config)
         for name in sorted({*rows_of, *pictures})
     ]
+    for path in list_files(root / "test", IMAGE_SUFFIXES, keep_labels=True):
+        name, source = stem_of(path), path.relative_to(root).as_posix()
+        loader = partial(load_picture, root, path, config)
+        items.append(SourceImage(image_id_of(f"{name}.png"), "", "", "test", source, loader, name))
     yield from finished(items, config)
 
 
@@ -160,7 +165,7 @@ def _sartorius_image(root: Path, name: str, rows: list[dict] | None, path: Path 
         runs = [row["annotation"] for row in rows] if rows else None
         loader = partial(_load_sartorius, root, path, runs, tuple(size), cell_type, config)
     source = path.relative_to(root).as_posix() if path else f"train/{name}.png"
-    return SourceImage(image_id_of(f"{name}.png"), cell_type, group, "", source, loader)
+    return SourceImage(image_id_of(f"{name}.png"), cell_type, group, "", source, loader, name)
 
 
 def _load_sartorius(root, path, runs: list[str] | None, size: tuple[str, str], cell_type: str, config) -> Loaded:
@@ -202,7 +207,7 @@ def read_hepg2_huh7(root: Path, config) -> Iterator[SourceImage]:
         split = "train" if number in HEPG2_TRAIN else UNUSED if number in HEPG2_UNUSED or not number else "test"
         loader = partial(_load_text_labels, root, path, root / "annotations" / f"{stem}.gz", cell_type, config)
         source = path.relative_to(root).as_posix()
-        items.append(SourceImage(image_id_of(path.name), cell_type, "", split, source, loader))
+        items.append(SourceImage(image_id_of(path.name), cell_type, "", split, source, loader, stem))
     yield from finished(items, config, fill_split=True)
 
 

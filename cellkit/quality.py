@@ -1,9 +1,9 @@
 """Is a picture worth using: focus, saturation, contrast, even light, debris, copies; measured alone, judged in a batch.
 
-`measure` looks at one converted picture, `flag_records` at all of them: limits are learned from the batch by median and
-median absolute deviation, within fixed bounds, and returned, so that what was set aside can be explained (`explain`). An
-image without cells is not at fault: it is measured as empty and keeps no flag. `find_copies` finds pictures of one and
-the same field, whatever they are called, and `set_copies_aside` keeps them from standing on two sides of a split.
+`measure` looks at one converted picture, `flag_records` at all of them: limits are learned from the training images by
+median and median absolute deviation, within fixed bounds, and returned, so that what was flagged can be explained
+(`explain`). An image without cells is not at fault: it is measured as empty and keeps no flag. `find_copies` finds pictures
+of one and the same field, whatever they are called, and `set_copies_aside` keeps them from standing on two sides of a split.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -41,6 +41,10 @@ DEVIATIONS = 4.0
 SMALLEST_BATCH = 8
 MOSTLY_GROUND = 0.7  # share of lit pixels below which the ground tells about the light
 ZONES = 8  # the ground is followed over 8 x 8 zones
+SHARP_EDGE = (
+    0.15  # of what is lit: an object's brightness steps by more of its contrast within 4 px; that of light does not
+)
+LEAST_ZONES = 16  # of the 64 that must show the ground
 LEAST_PIECES, PIECE_PX = 20, 3  # lit pieces that tell about the light, of a picture about 128 px wide
 CHI_MEDIAN = {n: v for n, v in enumerate((0.4549, 1.3863, 2.3660, 3.3567), 1)}  # of n squared normal numbers summed
 
@@ -273,7 +277,7 @@ def _unevenness(small: list, lit: list, levels: list[int]) -> float:
         if min(one.shape) >= 4 * ZONES:
             cells.append(_lost_over_cells(relative, mask))
             ground.append(
-                _lost_in_ground(one, used) if np.count_nonzero(mask) < MOSTLY_GROUND * mask.size else math.nan
+                _lost_in_ground(one, mask, used) if np.count_nonzero(mask) < MOSTLY_GROUND * mask.size else math.nan
             )
     return float(np.fmax(functools.reduce(np.fmin, cells), functools.reduce(np.fmin, ground)))
 
@@ -298,15 +302,52 @@ def _lost_over_cells(relative: np.ndarray, lit: np.ndarray) -> float:
     return sure * (1 - math.exp(-float(np.ptp(bowl))))
 
 
-def _lost_in_ground(small: np.ndarray, levels: int) -> float:
-    """Return the range of a bowl through the darker quarter of 8 x 8 zones, over the grey levels in use."""
+def _lost_in_ground(small: np.ndarray, lit: np.ndarray, levels: int) -> float:
+    """Return the range of a bowl through the darker quarter of 8 x 8 zones, over the grey levels in use.
+
+    Zones that one object fills show no ground: they are left out. nan where fewer than `LEAST_ZONES` are left.
+    """
     import cv2
 
-    grid = cv2.resize(small, (8 * ZONES, 8 * ZONES), interpolation=cv2.INTER_AREA)
-    zones = grid.reshape(ZONES, 8, ZONES, 8).swapaxes(1, 2).reshape(ZONES * ZONES, 64)
-    ground = np.partition(zones, 15, axis=1)[:, 15].astype(np.float64)
-    bowl, sure = _bowl(*_zones(), ground, np.ones(len(ground)))
+    size = (8 * ZONES, 8 * ZONES)
+    grid = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
+    within = cv2.resize(_objects(small, lit), size, interpolation=cv2.INTER_NEAREST)
+    zones, filled = (
+        whole.reshape(ZONES, 8, ZONES, 8).swapaxes(1, 2).reshape(ZONES * ZONES, 64) for whole in (grid, within)
+    )
+    seen = filled.mean(axis=1) < MOSTLY_GROUND
+    if np.count_nonzero(seen) < LEAST_ZONES:
+        return math.nan
+    ground = np.partition(zones[seen], 15, axis=1)[:, 15].astype(np.float64)
+    x, y = _zones()
+    bowl, sure = _bowl(x[seen], y[seen], ground, np.ones(len(ground)))
     return sure * min(1.0, float(np.ptp(bowl)) / max(levels, 1))
+
+
+def _objects(small: np.ndarray, lit: np.ndarray) -> np.ndarray:
+    """Return where large things lie, (h, w) uint8 0 or 1: what is lit, larger than a zone, and has an edge.
+
+    A giant cell ends within a few pixels; a lamp's glow fades, and its outline is a contour that nothing marks.
+    """
+    import cv2
+
+    smooth = cv2.GaussianBlur(small, (0, 0), 1.0).astype(np.float32)
+    near = np.ones((3, 3), np.uint8)
+    count, pieces, told, _ = cv2.connectedComponentsWithStats(lit.view(np.uint8), connectivity=4)
+    found = np.zeros(small.shape, np.uint8)
+    ground = _middle(smooth[~lit]) if not lit.all() else 0.0
+    for k in range(1, count):
+        if told[k, cv2.CC_STAT_AREA] * ZONES * ZONES < small.size:
+            continue
+        one = (pieces == k).view(np.uint8)
+        edge = (one > 0) & (cv2.erode(one, near, borderValue=1) == 0)
+        if not edge.any():
+            continue
+        step = cv2.dilate(smooth, near, iterations=2) - cv2.erode(smooth, near, iterations=2)
+        contrast = _middle(smooth[one > 0]) - ground
+        if contrast > 0 and _middle(step[edge]) > SHARP_EDGE * contrast:
+            found |= cv2.dilate(one, near, iterations=2)
+    return found
 
 
 @functools.cache
@@ -333,8 +374,13 @@ def _bowl(x: np.ndarray, y: np.ndarray, values: np.ndarray, weights: np.ndarray)
 
 
 # ---- the batch -----------------------------------------------------------------------------------------------------
-def flag_records(measurements: Sequence[dict], deviations: float = DEVIATIONS) -> tuple[list[str], dict[str, float]]:
-    """Judge each image against its batch.
+def flag_records(
+    measurements: Sequence[dict],
+    deviations: float = DEVIATIONS,
+    learned_from: Sequence[bool] | None = None,
+    off: Collection[str] = (),
+) -> tuple[list[str], dict[str, float]]:
+    """Judge each image by limits learned from its batch.
 
     Parameters
     ----------
@@ -342,6 +388,11 @@ def flag_records(measurements: Sequence[dict], deviations: float = DEVIATIONS) -
         As `measure` returns them.
     deviations : float
         How many (scaled median absolute) deviations from the batch's median count as odd.
+    learned_from : sequence of bool, optional
+        Which images the limits are learned from: the training images, so that no test image decides about another; default
+        all.
+    off : collection of str
+        Flags that are not given (``convert.quality.<flag>: false``).
 
     Returns
     -------
@@ -359,12 +410,15 @@ def flag_records(measurements: Sequence[dict], deviations: float = DEVIATIONS) -
     >>> flags, thresholds = flag_records([good, good | {"blur_px": 6.0}, good | {"saturated_fraction": 0.3}])
     >>> flags, thresholds["blur_px_max"]
     (['', 'out_of_focus', 'saturated'], 2.65)
+    >>> flag_records([good | {"blur_px": 6.0}], off=["out_of_focus"])[0]
+    ['']
     """
-    blur_px_max, learned = _limit([m["blur_px"] for m in measurements], deviations, BLUR_LIMITS)
-    seen = [math.nan if m["empty"] else m["structure"] for m in measurements]
+    taught = [m for m, yes in zip(measurements, learned_from or [True] * len(measurements), strict=True) if yes]
+    blur_px_max, learned = _limit([m["blur_px"] for m in taught], deviations, BLUR_LIMITS)
+    seen = [math.nan if m["empty"] else m["structure"] for m in taught]
     structure_min, _ = _limit(seen, -deviations, STRUCTURE_LIMITS)
-    uneven_max, _ = _limit([m["uneven"] for m in measurements], deviations, UNEVEN_LIMITS)
-    debris_max, _ = _limit([m["debris"] for m in measurements], deviations, DEBRIS_LIMITS)
+    uneven_max, _ = _limit([m["uneven"] for m in taught], deviations, UNEVEN_LIMITS)
+    debris_max, _ = _limit([m["debris"] for m in taught], deviations, DEBRIS_LIMITS)
     thresholds = {
         "blur_px_max": blur_px_max,
         "structure_min": structure_min,
@@ -374,7 +428,7 @@ def flag_records(measurements: Sequence[dict], deviations: float = DEVIATIONS) -
         "contrast_min": float(LEVELS_BELOW),
         "batch": float(learned),
     }
-    return [_flags(m, thresholds) for m in measurements], thresholds
+    return [_flags(m, thresholds, off) for m in measurements], thresholds
 
 
 def _limit(values: Sequence[float], deviations: float, bounds: tuple[float, float]) -> tuple[float, int]:
@@ -387,7 +441,7 @@ def _limit(values: Sequence[float], deviations: float, bounds: tuple[float, floa
     return round(float(np.clip(middle + deviations * spread, *bounds)), 3), len(known)
 
 
-def _flags(m: dict, limits: dict[str, float]) -> str:
+def _flags(m: dict, limits: dict[str, float], off: Collection[str] = ()) -> str:
     dim = not m["empty"] and m["structure"] < limits["structure_min"]
     found = {
         "out_of_focus": m["blur_px"] > limits["blur_px_max"],
@@ -396,59 +450,83 @@ def _flags(m: dict, limits: dict[str, float]) -> str:
         "uneven_light": m["uneven"] > limits["uneven_max"],
         "debris": m["debris"] > limits["debris_max"],
     }
-    return ";".join(name for name in FLAGS if found[name])
+    return ";".join(name for name in FLAGS if found[name] and name not in off)
 
 
 def set_aside(records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Take the flagged images out of their splits: split becomes "", everything else stays.
+    """Take the flagged training and validation images out of their splits: split becomes "", everything else stays.
+
+    A flagged test image stays a test image: it is predicted and handed in, since whoever asked wants an answer for every
+    image; what is scored leaves it out (`records.is_scored`).
 
     Examples
     --------
     >>> good = ImageRecord("a", "a.png", 1, 1, split="val")
     >>> [record.split for record in set_aside([good, replace(good, flags="debris")])]
     ['val', '']
+    >>> [record.split for record in set_aside([replace(good, flags="debris", split="test")])]
+    ['test']
     """
-    return [replace(record, split="") if record.flags else record for record in records]
+    return [replace(r, split="") if r.flags and r.split != "test" else r for r in records]
 
 
 # ---- in words ------------------------------------------------------------------------------------------------------
-RULES = {  # flag: what is measured, by which key, in which words, and its limit's key, sign and bounds
-    "out_of_focus": ("blur_px", "blur of {:.1f} px", "blur_px_max", ">", BLUR_LIMITS),
-    "saturated": (
-        "saturated_fraction",
-        "{:.1%} of the pixels at the camera's limit",
-        "saturated_fraction_max",
-        ">",
-        None,
-    ),
-    "low_contrast": ("structure", "signal 10^{:.1f} times the noise", "structure_min", "<", STRUCTURE_LIMITS),
-    "uneven_light": ("uneven", "{:.0%} of the light lost across the field", "uneven_max", ">", UNEVEN_LIMITS),
-    "debris": ("debris", "shared light {:.1f} times that of cells", "debris_max", ">", DEBRIS_LIMITS),
-}
+RULES = {  # flag: what is measured, by which key, in which words, the number's format, its limit's key, sign and bounds
+    "out_of_focus": ("blur_px", "blurred by {}", "{:.2g} px", "blur_px_max", ">", BLUR_LIMITS),
+    "saturated": ("saturated_fraction", "{} of the pixels saturated", "{:.2g} %", "saturated_fraction_max", ">", None),
+    "low_contrast": ("structure", "signal {} times the noise", "{:.2g}", "structure_min", "<", STRUCTURE_LIMITS),
+    "uneven_light": ("uneven", "{} of the light lost across the field", "{:.2g} %", "uneven_max", ">", UNEVEN_LIMITS),
+    "debris": ("debris", "a glow in both channels {} times as bright as cells", "{:.2g}", "debris_max", ">", DEBRIS_LIMITS),
+}  # fmt: skip
 
 
-def explain(thresholds: Mapping[str, float], flags: Sequence[str] = ()) -> list[str]:
-    """Say in words which limits a batch was judged by, where they come from, and how many images they flagged.
+def _told(key: str, form: str, number: float) -> str:
+    """Return a measured number or a limit as it is said: shares in percent, powers of ten as plain numbers.
+
+    Examples
+    --------
+    >>> _told("saturated_fraction", "{:.2g} %", 0.089), _told("structure", "{:.2g}", 0.9), _told("structure", "{:.2g}", 3)
+    ('8.9 %', '7.9', '1000')
+    """
+    if key in ("saturated_fraction", "uneven"):
+        number *= 100
+    elif key == "structure":
+        number = 10**number
+    return form.format(number) if abs(number) < 100 else form.replace(".2g", ".0f").format(number)
+
+
+def explain(thresholds: Mapping[str, float], flags: Sequence[str] = (), off: Collection[str] = ()) -> list[str]:
+    """Say in words by which limits a batch was judged, how many images they flagged, and which key switches each off.
 
     Examples
     --------
     >>> _, thresholds = flag_records([])
-    >>> explain(thresholds, ["debris", "debris;saturated", ""])[1]
-    "saturated: more than 3.0% of the pixels at the camera's limit; fixed; 1 image(s) flagged"
-    """
+    >>> print(*explain(thresholds, ["debris", "debris;saturated", ""], ["uneven_light"])[1:4:2], sep="\n")
+    saturated: 1 image flagged: more than 3 % of the pixels saturated (a fixed limit; convert.quality.saturated: false keeps such images)
+    uneven light: switched off by convert.quality.uneven_light: false
+    """  # noqa: E501
     learned, said = int(thresholds["batch"]), []
-    for flag, (_, words, key, sign, bounds) in RULES.items():
-        origin = "fixed"
-        if bounds:
-            place = f"within {bounds[0]:g} and {bounds[1]:g}"
-            origin = f"learned from {learned} images with cells, {place}"
-            origin = origin if learned >= SMALLEST_BATCH else f"fixed {place}: too few images to learn from"
+    for flag, (key, words, form, limit, sign, bounds) in RULES.items():
+        name, switch = flag.replace("_", " "), f"convert.quality.{flag}: false"
+        if flag in off:
+            said.append(f"{name}: switched off by {switch}")
+            continue
+        if not bounds:
+            origin = "a fixed limit"
+        elif learned >= SMALLEST_BATCH:
+            origin = f"learned from {learned} training images with cells"
+        else:
+            origin = f"a fixed limit: {SMALLEST_BATCH} training images with cells or more are needed to learn one"
         count = sum(flag in one.split(";") for one in flags)
         than = "more than " if sign == ">" else "less than "
-        said.append(
-            f"{flag.replace('_', ' ')}: {than}{words.format(thresholds[key])}; {origin}; {count} image(s) flagged"
-        )
+        what = words.format(than + _told(key, form, thresholds[limit]))
+        what = than + words.format(_told(key, form, thresholds[limit])) if words.startswith("{") else what
+        said.append(f"{name}: {_images(count)} flagged: {what} ({origin}; {switch} keeps such images)")
     return said
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def reasons(row: Mapping, thresholds: Mapping[str, float], flags: str) -> list[str]:
@@ -457,27 +535,58 @@ def reasons(row: Mapping, thresholds: Mapping[str, float], flags: str) -> list[s
     Examples
     --------
     >>> _, limits = flag_records([])
-    >>> reasons({"blur_px": 6.23}, limits, "out_of_focus;copy")
-    ['out of focus: blur of 6.2 px, limit 2.65', 'copy: shows the field of another image']
-    """
+    >>> reasons({"blur_px": 6.23, "saturated_fraction": 0.089}, limits, "out_of_focus;saturated;copy")
+    ['out of focus: blurred by 6.2 px, limit 2.6 px', 'saturated: 8.9 % of the pixels saturated, limit 3 %', 'copy: shows the field of another image']
+    """  # noqa: E501
     said = []
     for flag in filter(None, flags.split(";")):
         if flag == COPY:
             said.append("copy: shows the field of another image")
             continue
-        key, words, limit, _, _ = RULES[flag]
+        key, words, form, limit, _, _ = RULES[flag]
         number, most = float(row[key]), float(thresholds[limit])
         if flag == "low_contrast" and (row.get("empty") or not number < most):
-            words, number, most = "{:.0f} grey levels", float(row["contrast"]), float(thresholds["contrast_min"])
-        said.append(f"{flag.replace('_', ' ')}: {words.format(number)}, limit {most:.3g}")
+            key, words, form = "contrast", "{} grey levels", "{:.0f}"
+            number, most = float(row["contrast"]), float(thresholds["contrast_min"])
+        told = words.format(_told(key, form, number))
+        said.append(f"{flag.replace('_', ' ')}: {told}, limit {_told(key, form, most)}")
     return said
 
 
-def judgement(thresholds: Mapping[str, float], flags: Sequence[str], copies: Sequence[Copy] = ()) -> dict[str, object]:
+def name_flagged(
+    records: Sequence[ImageRecord], quality: Sequence[Mapping], thresholds: Mapping[str, float], copies: Sequence[Copy]
+) -> list[str]:
+    """Name every flagged image with its reason, and what becomes of it.
+
+    Parameters
+    ----------
+    records : sequence of ImageRecord
+        After `set_aside`.
+    quality : sequence of mapping
+        Of each record, in the same order.
+    """
+    other: dict[str, list[str]] = {}
+    for copy in copies:
+        other.setdefault(copy.first, []).append(copy.second)
+        other.setdefault(copy.second, []).append(copy.first)
+    said = []
+    for record, row in zip(records, quality, strict=True):
+        if record.flags:
+            told = "; ".join(reasons(row, thresholds, record.flags))
+            if COPY in record.flags.split(";") and record.image_id in other:
+                told += f" ({', '.join(other[record.image_id])}; convert.duplicates: keep keeps both)"
+            fate = "predicted and handed in, not scored" if record.split == "test" else "not used"
+            said.append(f"{record.image_id}: {told}: {fate}")
+    return said
+
+
+def judgement(
+    thresholds: Mapping[str, float], flags: Sequence[str], copies: Sequence[Copy] = (), off: Collection[str] = ()
+) -> dict[str, object]:
     """Return what is kept of a batch's judgement in quality.json: the limits, in numbers and words, and the copies."""
     return {
         "thresholds": {name: float(value) for name, value in thresholds.items()},
-        "words": explain(thresholds, flags),
+        "words": explain(thresholds, flags, off),
         "copies": [asdict(copy) for copy in copies],
     }
 
@@ -675,6 +784,8 @@ def set_copies_aside(records: Sequence[ImageRecord], copies: Sequence[Copy]) -> 
 
     Of the images of one field, those in test stay; where there is none, those in val. All others of that field get the flag
     "copy", which `set_aside` takes out of their split. Copies within one split stay: they count twice there, no more.
+    So a test image decides about a training image here, and only here: that protects the score from what was learned by
+    heart, and every image that gives way is named.
 
     Examples
     --------

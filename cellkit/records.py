@@ -202,6 +202,11 @@ def _record(row: dict, where: str) -> ImageRecord:
     return record
 
 
+def is_scored(record: ImageRecord) -> bool:
+    """Tell whether an image counts in scores: it has a split, and no flag."""
+    return bool(record.split) and not record.flags
+
+
 def select(records: Sequence[ImageRecord], split: str | None = None, cell_type: str | None = None) -> list[ImageRecord]:
     """Return the records of one split and / or one cell type, in order."""
     return [r for r in records if split in (None, r.split) and cell_type in (None, r.cell_type)]

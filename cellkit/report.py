@@ -700,13 +700,13 @@ def _set_aside(files: RunFiles) -> list:
     if path is None:
         return []
     told = read_json(path)
-    blocks: list = [Words("An image was to be set aside for: " + "; or ".join(told["words"]) + ".")]
+    blocks: list = [Words(f"{words[0].upper()}{words[1:]}.") for words in told["words"]]
     if told["copies"]:
         rows = [[one["first"], one["second"], one["how"], in_words(one["likeness"], 2)] for one in told["copies"]]
         blocks.append(Table(("Image", "shows the field of", "how", "likeness"), rows[:200], "One field twice"))
     records = [record for record in files.images.records if record.flags]
     if not records:
-        return [*blocks, Words("None was.")]
+        return [*blocks, Words("No image is flagged.")]
     measured = files.table("quality.csv").set_index("image_id", drop=False).to_dict("index")
     quality = [measured[record.image_id] for record in records]
     shown = min(12, len(records))
@@ -848,7 +848,7 @@ CHAPTERS = (
     ("errors", "The worst images", _errors),
     ("lost", "Where the score is lost", _lost),
     ("data", "The images", _data),
-    ("aside", "What was set aside, and why", _set_aside),
+    ("aside", "Which images are flagged, and why", _set_aside),
     ("sheet", "What is in the set", _sheet),
     ("training", "The trainings", _training),
     ("how", "How it was run", _how),

@@ -1373,7 +1373,7 @@ def show_set_aside(
     n: int = 12,
     columns: int = 4,
     figure: Figure | None = None,
-    title: str = "set aside",
+    title: str = "flagged",
 ) -> np.ndarray:
     """Show up to `n` flagged images with the reason in words and numbers; more are thinned out, every flag in its turn.
 

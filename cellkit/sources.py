@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -49,7 +50,9 @@ from cellkit.listing import (
     SPLIT_NAMES,
     Loaded,
     SourceImage,
+    check_enough,
     list_files,
+    read_table,
     thin,
 )
 from cellkit.loop import map_items
@@ -57,7 +60,8 @@ from cellkit.records import ImageRecord, as_cell, torn_groups
 
 __all__ = [
     "IMAGE_SUFFIXES", "LABEL_ENDINGS", "LABEL_SUFFIXES", "SOURCES", "SPLIT_NAMES", "Gathered", "Loaded", "SourceImage",
-    "compose_halves", "gather", "list_files", "source_folder", "tell_kind", "tell_classes", "thin", "write_png", "write_table",
+    "check_enough", "compose_halves", "gather", "list_files", "list_originals", "sample_ids", "source_folder", "tell_kind",
+    "tell_classes", "thin", "write_png", "write_table",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[[Path, object], Iterator[SourceImage]]] = {
@@ -118,27 +122,34 @@ class Gathered(NamedTuple):
     """What notebook 01 makes of a source.
 
     records : list of ImageRecord, in the order of the source, with quality flags
-    instances : list of Instances in the same order, or None when the source has no truth
+    instances : list of Instances in the same order (None for a test image without truth), or None when the source has none
     quarantined : list of Quarantined, what was set aside and why
     conversion : list of dict, one per image and colour: image_id, source, colour, channel, low, high, clipped_fraction,
     scaled_by
     quality : list of dict, one per image: image_id, what was measured, flags
     thresholds : dict, the limits behind the flags
+    originals : list of dict, one per image of the source and per id of its sample_submission.csv: see `list_originals`
     """
 
     records: list[ImageRecord]
-    instances: list[Instances] | None
+    instances: list[Instances | None] | None
     quarantined: list[Quarantined]
     conversion: list[dict]
     quality: list[dict]
     thresholds: dict
+    originals: list[dict]
+
+    def labelled(self) -> list[int]:
+        """Return the positions of the images with truth: all, but for test images that came without."""
+        return [k for k, cells in enumerate(self.instances or ()) if cells is not None]
 
 
-def gather(config, root: str | Path, out: str | Path) -> Gathered:
+def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered:
     """Convert every image of a source into a run folder.
 
-    Writes ``out/images/<image_id>.png`` (each atomically), ``out/conversion.csv`` and ``out/quality.csv``. After a kill,
-    images that were done are kept if nothing in `root` and in the config has changed and they are still what was written.
+    Writes ``out/images/<image_id>.png`` (each atomically), ``out/conversion.csv``, ``out/quality.csv`` and
+    ``out/originals.csv``. After a kill, images that were done are kept if nothing in `root` and in the config has changed
+    and they are still what was written. What could not be used is named at once, on stderr.
 
     Parameters
     ----------
@@ -147,6 +158,8 @@ def gather(config, root: str | Path, out: str | Path) -> Gathered:
         The folder that holds the source, see `source_folder`.
     out : path
         The run folder, or ``stage.root`` which stands for it.
+    settings : Config, optional
+        The whole configuration: a set too small for it is refused before anything is converted (`listing.check_enough`).
 
     Returns
     -------
@@ -156,13 +169,16 @@ def gather(config, root: str | Path, out: str | Path) -> Gathered:
     Raises
     ------
     UserError
-        No such folder, no image in it, two images of one id, an unknown class, or no image that could be used.
+        No such folder, no image in it, two images of one id, an unknown class, too few images, or none that could be used.
     """
     root, out = Path(root), Path(out)
     items = _listed(config, root)
+    if settings is not None:
+        check_enough(items, settings)
     limits = None
-    if config.percentiles_of == "batch":
-        limits = limits_of_batch(SourceImage.load, items, config.percentiles, config.workers)
+    if config.percentiles_of == "batch":  # of training images: test images decide nothing
+        taught = [item for item in items if item.split == "train"] or items
+        limits = limits_of_batch(SourceImage.load, taught, config.percentiles, config.workers)
     with Journal(out / JOURNAL, [config.fingerprint(), content_of(root), limits]) as journal:
         remove_remains(out / "images")
         work = partial(_convert_one, folder=out / "images", scale=config.scale, limits=limits)
@@ -173,10 +189,9 @@ def gather(config, root: str | Path, out: str | Path) -> Gathered:
         )
     quarantined = [Quarantined(q.item, plain_reason(q.reason)) for q in quarantined]
     done = [_from_entry(entry) for entry in entries if entry is not None]
-    if any(result[1] is not None for result in done):
-        bare = [result[0].source for result in done if result[1] is None]
-        quarantined += [Quarantined(source, "has no truth, while other images of the source have") for source in bare]
-        done = [result for result in done if result[1] is not None]
+    done, bare = _with_truth(done)
+    quarantined += bare
+    _name_unusable(quarantined, len(items))
     if not done:
         first = f"{quarantined[0].item}: {quarantined[0].reason}"
         raise UserError(
@@ -184,9 +199,113 @@ def gather(config, root: str | Path, out: str | Path) -> Gathered:
             "correct the config or the files; `cellkit inspect FILE` says what a file holds",
         )
     sync(out / result[0].path for result in done)
-    gathered = _gathered(out, done, quarantined, scaled_by(config.percentiles, config.percentiles_of))
+    originals = list_originals(items, done, quarantined, sample_ids(root, items))
+    gathered = _gathered(out, done, quarantined, originals, config)
     journal.forget()
     return gathered
+
+
+def _with_truth(done: list) -> tuple[list, list[Quarantined]]:
+    """Leave out images without truth among others with: but not test images, which are predicted and handed in.
+
+    Of test images too those are named, unless no test image has truth: then the source is a competition's.
+    """
+    if all(result[1] is None for result in done):
+        return done, []
+    bare = [result for result in done if result[1] is None]
+    asked = [result for result in bare if result[0].split == "test"]
+    known = any(result[0].split == "test" and result[1] is not None for result in done)
+    named = [
+        Quarantined(
+            record.source,
+            "has no truth, while other images of the source have"
+            + (": predicted and handed in, not scored" if record.split == "test" else ""),
+        )
+        for record, *_ in bare
+        if known or record.split != "test"
+    ]
+    if asked and not known:
+        print(f"{len(asked)} test images came without truth: predicted and handed in, not scored", file=sys.stderr)
+    return [result for result in done if result[1] is not None or result[0].split == "test"], named
+
+
+def _name_unusable(quarantined: Sequence[Quarantined], of: int) -> None:
+    """Name on stderr every image that cannot be used, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for one in quarantined:
+        by_reason.setdefault(one.reason.replace(Path(one.item).name, "it"), []).append(one.item)
+    if quarantined:
+        print(f"{len(quarantined)} of {of} images could not be used as they are:", file=sys.stderr)
+    for reason, names in by_reason.items():
+        print(f"  {', '.join(names)}: {reason}", file=sys.stderr)
+
+
+# ---- what is handed in -----------------------------------------------------------------------------------------------
+SAMPLE_COLUMNS = ("id", "ImageId")
+
+
+def sample_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
+    """Return the ids of the competition's ``*sample_submission*.csv`` in a folder, in its order; [] where there is none.
+
+    Of several files the one that names most of the images. One that names none of them is not followed, and that is said.
+    """
+    own, best, path = {item.own_id for item in items}, [], None
+    for found in sorted(root.glob("*sample_submission*.csv")):
+        column = next((name for name in SAMPLE_COLUMNS if name in boxes.header_of(found)), None)
+        if column is None:
+            continue
+        ids = list(dict.fromkeys(row[column] for row in read_table(found, (column,), root)))
+        if path is None or len(own & set(ids)) > len(own & set(best)):
+            best, path = ids, found
+    if path is not None and not own & set(best):
+        print(f"{path.name} names {len(best)} images, none of which is here: it is not followed", file=sys.stderr)
+        return []
+    return best
+
+
+def list_originals(
+    items: Sequence[SourceImage], done: Sequence, quarantined: Sequence[Quarantined], sample: Sequence[str] = ()
+) -> list[dict]:
+    """Say of every image of a source what it was before it was converted: by these a submission is written.
+
+    Returns
+    -------
+    list of dict
+        image_id; id : what the source calls it, or the image_id where two would be called so, or where a competition's
+        file cannot hold the name; split; height_px, width_px : of the file ("" where it could not be read); sample : "yes"
+        or "no", whether sample_submission.csv asks for it, "" where there is none; note : why there is no picture.
+        Ids of the sample that are no image here follow, without image_id.
+    """
+    from cellkit.submission import id_fault
+
+    size_of = {result[0].image_id: result[4] for result in done}
+    names = [(readable(item.own_id), item.split) for item in items]
+    count, wanted = Counter(names), set(sample)
+    ids = [
+        name if count[name, split] == 1 and not id_fault(name) else item.image_id
+        for (name, split), item in zip(names, items, strict=True)
+    ]
+    tests = {own_id for own_id, item in zip(ids, items, strict=True) if item.split == "test"}
+    rows = []
+    for item, own_id in zip(items, ids, strict=True):
+        height_px, width_px = size_of.get(item.image_id, ("", ""))
+        asked = own_id in wanted and (item.split == "test" or own_id not in tests)
+        note = "" if item.image_id in size_of else _why(readable(item.source), quarantined)
+        rows.append(
+            {"image_id": item.image_id, "id": own_id, "split": item.split, "height_px": height_px, "width_px": width_px,
+             "sample": {True: "yes", False: "no"}[asked] if sample else "", "note": note}
+        )  # fmt: skip
+    blank = {"image_id": "", "split": "test", "height_px": "", "width_px": "", "sample": "yes"}
+    known = set(ids)
+    return rows + [{**blank, "id": name, "note": "no picture of it is here"} for name in sample if name not in known]
+
+
+def _why(source: str, quarantined: Sequence[Quarantined]) -> str:
+    """Return the reason why an image was set aside; its name may be followed by what became of its planes."""
+    named = [one for one in quarantined if one.item == source] or [
+        q for q in quarantined if q.item.startswith(f"{source} ")
+    ]
+    return named[0].reason if named else "could not be used"
 
 
 def _listed(config, root: Path) -> list[SourceImage]:
@@ -245,6 +364,7 @@ def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: fl
         "instances": None if instances is None else _cells_to_json(instances),
         "levels": [asdict(level) for level in loaded.levels],
         "measured": {key: _plain(value) for key, value in measured.items()},
+        "size": list(loaded.image.shape[:2]),
     }
 
 
@@ -264,18 +384,21 @@ def _cells_from_json(told: dict) -> Instances:
     return replace(Instances.from_runs(told["shape"], *arrays), boxes_only=told["boxes_only"])
 
 
-def _from_entry(entry: dict) -> tuple[ImageRecord, Instances | None, list[Level], dict]:
-    """Return (record, instances, levels, measurements) of a journal entry."""
+def _from_entry(entry: dict) -> tuple[ImageRecord, Instances | None, list[Level], dict, list[int]]:
+    """Return (record, instances, levels, measurements, height and width of the file) of a journal entry."""
     instances = None if entry["instances"] is None else _cells_from_json(entry["instances"])
     levels = [Level(**level) for level in entry["levels"]]
-    return ImageRecord(**entry["record"]), instances, levels, entry["measured"]
+    return ImageRecord(**entry["record"]), instances, levels, entry["measured"], entry["size"]
 
 
-def _gathered(out: Path, done: list, quarantined: list[Quarantined], of: str) -> Gathered:
-    """Flag the images against each other, write the tables."""
+def _gathered(out: Path, done: list, quarantined: list[Quarantined], originals: list[dict], config) -> Gathered:
+    """Flag the images by what the training images are like, write the tables."""
     from cellkit.quality import flag_records
 
-    flags, thresholds = flag_records([measured for *_, measured in done])
+    taught = [result[0].split == "train" for result in done]
+    measured = [result[3] for result in done]
+    flags, thresholds = flag_records(measured, learned_from=taught, off=config.quality.off)
+    of = scaled_by(config.percentiles, "training images" if config.percentiles_of == "batch" else "image")
     records = [replace(result[0], flags=flag) for result, flag in zip(done, flags, strict=True)]
     instances = [result[1] for result in done]
     conversion = [
@@ -289,7 +412,9 @@ def _gathered(out: Path, done: list, quarantined: list[Quarantined], of: str) ->
     ]
     write_table(out / "conversion.csv", conversion)
     write_table(out / "quality.csv", quality)
-    return Gathered(records, None if instances[0] is None else instances, quarantined, conversion, quality, thresholds)
+    write_table(out / "originals.csv", originals)
+    truth = None if all(cells is None for cells in instances) else instances
+    return Gathered(records, truth, quarantined, conversion, quality, thresholds, originals)
 
 
 def write_table(path: str | Path, rows: Sequence[dict]) -> Path:

@@ -200,7 +200,7 @@ def write_submission(
         raise UserError(f"{len(ids)} image ids, {len(instances)} predictions", "give one Instances per image, in order")
     lines = [",".join(profile.columns)]
     for image_id, objects in zip(ids, instances, strict=True):
-        if fault := _id_fault(image_id):
+        if fault := id_fault(image_id):
             raise UserError(f"image id {image_id!r} {fault}", "rename the image")
         if objects.overlapping or not np.all(objects.areas_px):
             what = "overlap" if objects.overlapping else "have no pixel"
@@ -217,7 +217,7 @@ def write_submission(
     return Path(path)
 
 
-def _id_fault(image_id: str) -> str:
+def id_fault(image_id: str) -> str:
     """Return what is wrong with an image id, "" when nothing is."""
     if not image_id:
         return "is empty"
@@ -343,7 +343,7 @@ def _row(number: int, line: str, shapes) -> tuple[str, _Row | str]:
     image_id = cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
     if image_id == cell and "," in cell:
         return cell.partition(",")[0], f"the line has {line.count(',') + 1} columns, wanted two"
-    if fault := _id_fault(image_id):
+    if fault := id_fault(image_id):
         return image_id, f"the image id {image_id[:80]!r} {fault}"
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]

@@ -8,9 +8,11 @@ from cellkit.coco import write_results
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.evaluation import (
+    Original,
     classes_found,
     count_lines,
     decide,
+    handed_in,
     of_images,
     predictions_of,
     score_models,
@@ -20,10 +22,11 @@ from cellkit.evaluation import (
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
 from cellkit.scores import TABLE_COLUMNS, kaggle, overlap_images
-from cellkit.submission import check_submission
+from cellkit.submission import check_submission, read_submission
 
 SHAPE = (12, 16)
 CLASSES = ("HEK", "N2a")
+ASKED = [Original(name, name, SHAPE) for name in "cd"]
 
 
 def truth_of(k):
@@ -237,8 +240,7 @@ def test_counts_of_no_image(truths):
 def test_the_submission_has_no_overlap_and_every_image(tmp_path, images, profile):
     over = Instances.from_masks([np.ones(SHAPE, bool), np.eye(*SHAPE, dtype=bool)], SHAPE, scores=[0.4, 0.9])
     found = {name: Instances.empty(SHAPE) for name in "abxcd"} | {"c": over}
-    asked = images.select("test")
-    path, log = submit_best(tmp_path / "submission.csv", found, asked, profile)
+    path, log = submit_best(tmp_path / "submission.csv", found, ASKED, profile)
     shapes = {name: SHAPE for name in "cd"}
     assert check_submission(path, profile, shapes) == []
     lines = path.read_text().splitlines()
@@ -248,11 +250,67 @@ def test_the_submission_has_no_overlap_and_every_image(tmp_path, images, profile
 
 
 def test_small_objects_are_dropped_and_logged(tmp_path, images, predictions):
-    path, log = submit_best(
-        tmp_path / "s.csv", predictions["perfect"], images.select("test"), "dsb2018", min_area_px=30
-    )
+    path, log = submit_best(tmp_path / "s.csv", predictions["perfect"], ASKED, "dsb2018", min_area_px=30)
     assert len(path.read_text().splitlines()) == 1 + 2
     assert log["what"].unique().tolist() == ["dropped: smaller than 30 px"]
-    path, log = submit_best(tmp_path / "s.csv", predictions["nothing"], images.select("test"), "dsb2018")
+    path, log = submit_best(tmp_path / "s.csv", predictions["nothing"], ASKED, "dsb2018")
     assert path.read_text() == "ImageId,EncodedPixels\nc,\nd,\n"
     assert log.empty and list(log.columns) == ["image_id", "index", "what", "pixels"]
+
+
+def test_cells_of_a_resized_picture_are_handed_in_at_the_size_of_the_file(tmp_path):
+    """The competition's picture has 27 x 35 px, the run's 12 x 16: run lengths count pixels of the former, disjoint."""
+    over = Instances.from_masks([np.ones(SHAPE, bool), np.eye(*SHAPE, dtype=bool)], SHAPE, scores=[0.4, 0.9])
+    cells = Instances.concatenate([truth_of(1).with_scores([0.8, 0.7, 0.6]), over])
+    for profile in ("sartorius", "dsb2018"):
+        path, _ = submit_best(tmp_path / "s.csv", {"run": cells}, [Original("own", "run", (27, 35))], profile)
+        assert check_submission(path, profile, {"own": (27, 35)}) == []
+        handed = read_submission(path, profile, {"own": (27, 35)})["own"]
+        assert len(handed) == 5 and handed.areas_px.sum() == 27 * 35
+        rows, columns = (np.arange(27) + 0.5) * 12 / 27, (np.arange(35) + 0.5) * 16 / 35
+        expected = cells.paint()[np.ix_(rows.astype(int), columns.astype(int))]
+        masks = {handed.mask(k).tobytes() for k in range(5)}
+        assert masks == {(expected == k).tobytes() for k in range(1, 6)}
+
+
+TABLE = """image_id,id,split,height_px,width_px,sample,note
+train_1,1,train,12,16,{no},
+test_1,1,test,12,16,{yes},
+test_x,x,test,,,{yes},it is damaged
+test_'q,'=q,test,12,16,{no},
+"""
+
+
+def test_what_is_handed_in_follows_the_split_or_the_competitions_own_list(tmp_path, capsys):
+    path = tmp_path / "originals.csv"
+    path.write_text(TABLE.format(yes="", no=""))
+    asked = handed_in(path, "test")
+    assert [(one.id, one.image_id, one.shape) for one in asked] == [
+        ("1", "test_1", SHAPE), ("x", "test_x", None), ("=q", "test_'q", SHAPE),
+    ]  # fmt: skip
+    assert [one.image_id for one in handed_in(path, "train")] == ["train_1"]
+    with pytest.raises(UserError, match="no image of the split 'val' to hand in\n.*evaluate.report_split=val"):
+        handed_in(path, "val")
+    assert not capsys.readouterr().out
+    path.write_text(TABLE.format(yes="yes", no="no") + ",7,test,,,yes,no picture of it is here\n")
+    assert [one.id for one in handed_in(path, "test")] == ["1", "x", "7"]
+    said = capsys.readouterr().out
+    assert "the 3 images that sample_submission.csv names; 1 test image(s) of this run are not among them" in said
+    assert [one.image_id for one in handed_in(path, "train")] == ["train_1"]
+
+
+def test_an_image_that_could_not_be_read_has_an_empty_row_and_is_named(tmp_path, capsys):
+    asked = [
+        Original("a", "run_a", SHAPE),
+        Original("x", "run_x", None, "it is damaged"),
+        Original("7", "", None, "gone"),
+    ]
+    path, _ = submit_best(tmp_path / "s.csv", {"run_a": truth_of(1)[:1]}, asked, "sartorius")
+    assert [line.partition(",")[0] for line in path.read_text().splitlines()] == ["id", "a", "x", "7"]
+    assert path.read_text().endswith("x,\n7,\n")
+    assert capsys.readouterr().out.splitlines() == ["x: an empty row, it is damaged", "7: an empty row, gone"]
+
+
+def test_counts_name_the_classes_where_no_truth_does(predictions, truths, images):
+    table = count_lines(predictions["perfect"], images.select("test"), None, CLASSES)
+    assert table[table["image_id"] == "all"]["found"].tolist() == [3, 3]

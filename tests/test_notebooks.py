@@ -86,7 +86,9 @@ def test_notebooks_keep_their_outputs_in_the_run_folder(run_dir):
 def test_defects_are_set_aside_and_good_images_are_not(run_dir):
     records = pd.read_csv(run_dir / "records.csv", keep_default_na=False)
     flagged = records[records["flags"] != ""]
-    assert len(flagged) == 4 and (flagged["split"] == "").all()
+    assert len(flagged) == 4 and set(flagged["split"]) <= {"", "test"}
+    truth = json.loads((run_dir / "coco" / "test.json").read_text())
+    assert not set(flagged["path"]) & {image["file_name"] for image in truth["images"]}
     numbers = set(flagged["source"].str.extract(r"_(\d\d)\.ome")[0])
     assert numbers == {"07", "08"}, "the last two of each line are the drawn defects"
     assert (records[records["cell_type"] == "mixed"]["split"] == "test").all()
@@ -125,11 +127,14 @@ def test_both_classes_are_found(run_dir):
 
 
 def test_submission_is_what_the_competition_takes(run_dir):
+    from cellkit.evaluation import handed_in
     from cellkit.records import read_records, select
     from cellkit.submission import check_submission, read_submission
 
-    test = select(read_records(run_dir / "records.csv"), "test")
-    shapes = {r.image_id: (r.height_px, r.width_px) for r in test}
+    test, asked = select(read_records(run_dir / "records.csv"), "test"), handed_in(run_dir / "originals.csv", "test")
+    assert [one.image_id for one in asked] == [record.image_id for record in test]
+    assert all(record.image_id.endswith(one.id) for one, record in zip(asked, test, strict=True))
+    shapes = {one.id: one.shape for one in asked}
     assert check_submission(run_dir / "submission.csv", "sartorius", shapes) == []
     assert set(read_submission(run_dir / "submission.csv", "sartorius", shapes)) == set(shapes)
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cellkit.config import QualityConfig
 from cellkit.convert import to_8bit
 from cellkit.errors import UserError
 from cellkit.quality import (
@@ -23,11 +24,12 @@ from cellkit.quality import (
     flag_records,
     judgement,
     measure,
+    name_flagged,
     reasons,
     set_aside,
     settle_copies,
 )
-from cellkit.records import ImageRecord
+from cellkit.records import ImageRecord, is_scored
 from cellkit.synthetic import FieldStyle, draw_field, expose_stack, random_style
 
 
@@ -148,8 +150,8 @@ def test_uneven_light_is_seen_in_the_ground_and_in_the_cells():
 def test_the_limits_and_the_reasons_are_told_in_words(batch):
     flags, thresholds = flag_records([measured for _, measured in batch])
     words = explain(thresholds, flags)
-    assert len(words) == len(FLAGS) and words[0].startswith("out of focus: more than blur of ")
-    assert "learned from 44 images with cells, within 2.3 and 3" in words[0] and "4 image(s) flagged" in words[0]
+    assert len(words) == len(FLAGS) and words[0].startswith("out of focus: 4 images flagged: blurred by more than ")
+    assert "learned from 44 training images with cells; convert.quality.out_of_focus: false keeps" in words[0]
     for flag, (_, measured) in zip(flags, batch, strict=True):
         told = reasons(measured, thresholds, flag)
         assert len(told) == len([f for f in flag.split(";") if f])
@@ -157,6 +159,57 @@ def test_the_limits_and_the_reasons_are_told_in_words(batch):
     grey = measure(np.random.default_rng(0).integers(3, 9, (64, 64, 3), dtype=np.uint8))
     (line,) = reasons(grey, flag_records([grey])[1], "low_contrast")
     assert line == "low contrast: 5 grey levels, limit 10"
+
+
+def test_every_flag_can_be_switched_off_by_the_key_that_its_message_names(batch):
+    measured = [one for _, one in batch]
+    measured += [measured[0] | {"uneven": 0.9}, measured[1] | {"contrast": 3.0}]
+    flags, limits = flag_records(measured)
+    for name in FLAGS:
+        assert any(name in flag.split(";") for flag in flags)
+        quality = QualityConfig.model_validate({name: False})
+        assert quality.off == (name,)
+        quiet, same = flag_records(measured, off=quality.off)
+        assert same == limits and quiet == [";".join(f for f in flag.split(";") if f != name) for flag in flags]
+        assert sum(f"convert.quality.{name}: false" in line for line in explain(limits, flags)) == 1
+        (line,) = (line for line in explain(limits, quiet, quality.off) if "switched off" in line)
+        assert line.startswith(name.replace("_", " "))
+
+
+def test_limits_are_learned_from_training_images_and_test_images_decide_nothing(batch):
+    measured = [one for defect, one in batch if not defect][:12]
+    taught = [True] * 12
+    flags, limits = flag_records(measured, learned_from=taught)
+    for odd in ({"blur_px": 9.0}, {"uneven": 0.29, "debris": 3.2}, {"structure": 0.8, "blur_px": 2.9}):
+        more = [one | odd for one in measured * 3]
+        with_tests, same = flag_records(measured + more, learned_from=taught + [False] * len(more))
+        assert same == limits and with_tests[:12] == flags
+        assert flag_records(measured + more)[1] != limits
+
+
+GIANTS = {
+    "in the middle": (64, 64, 50),
+    "off the middle": (44, 84, 40),
+    "in a corner": (20, 20, 62),
+    "at a side": (64, 128, 60),
+}
+
+
+@pytest.mark.parametrize("where", GIANTS)
+@pytest.mark.parametrize("form", ["flat", "soft", "dome"])
+def test_one_giant_cell_is_no_uneven_light(where, form):
+    import cv2
+
+    rng, (cy, cx, radius) = np.random.default_rng(1), GIANTS[where]
+    y, x = np.mgrid[:128, :128]
+    height = 1 - ((y - cy) ** 2 + (x - cx) ** 2) / radius**2
+    cell = np.sqrt(np.maximum(height, 0)) if form == "dome" else (height >= 0).astype(float)
+    image = np.zeros((128, 128, 3))
+    for channel, light in ((1, 120), (2, 150)):
+        image[..., channel] = rng.integers(0, 30, cell.shape) * (cell == 0) + rng.normal(light, 20, cell.shape) * cell
+    image = cv2.GaussianBlur(image, (0, 0), 3.0) if form == "soft" else image
+    measured = measure(image.clip(0, 255).astype(np.uint8))
+    assert not measured["empty"] and measured["uneven"] < 0.1
 
 
 def test_flat_dark_and_tiny_pictures_are_measured_without_a_warning():  # fault 8
@@ -205,6 +258,19 @@ def test_set_aside_takes_flagged_images_out_of_their_split_only():
     kept = set_aside(records)
     assert [record.split for record in kept] == ["train", ""] and [r.image_id for r in kept] == ["0", "1"]
     assert kept[1].flags == "debris"
+
+
+def test_a_flagged_test_image_stays_a_test_image_and_every_flagged_image_is_named():
+    flags = {"a": ("train", "copy"), "b": ("test", "saturated"), "c": ("val", ""), "d": ("test", "")}
+    records = [ImageRecord(name, f"{name}.png", 1, 1, split=split, flags=f) for name, (split, f) in flags.items()]
+    kept = set_aside(records)
+    assert [record.split for record in kept] == ["", "test", "val", "test"]
+    assert [is_scored(record) for record in kept] == [False, False, True, True]
+    rows = [{"saturated_fraction": 0.089}] * 4
+    assert name_flagged(kept, rows, flag_records([])[1], [Copy("a", "d", "", 0.9)]) == [
+        "a: copy: shows the field of another image (d; convert.duplicates: keep keeps both): not used",
+        "b: saturated: 8.9 % of the pixels saturated, limit 3 %: predicted and handed in, not scored",
+    ]
 
 
 # ---- copies --------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_the_picture_of_a_sheet_and_of_what_was_set_aside(small):
     _, thresholds = flag_records(quality)
     axes = show_set_aside(small.root, small.records, quality, thresholds, figure=new_figure(8, 4))
     assert axes.shape == (1, 1)
-    assert axes[0, 0].get_title(loc="left") == "3\ndebris: shared light 9.0 times that of\ncells, limit 3"
+    assert axes[0, 0].get_title(loc="left") == "3\ndebris: a glow in both channels 9 times\nas bright as cells, limit 3"
     none = [replace(record, flags="") for record in small.records]
     assert show_set_aside(small.root, none, quality, thresholds, figure=new_figure(8, 4)).shape == (1, 1)
 

@@ -93,7 +93,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, drawn):
         made[workers] = gather(cfg, root, tmp_path / str(workers))
     assert made[1].records == made[2].records and made[1].instances == made[2].instances
     names = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*") if path.is_file())
-    assert len(names) == 9 + 2
+    assert len(names) == 9 + 3
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
