@@ -93,10 +93,9 @@ def choose_labels(
             )
         coco = read_coco(truth["truth"], boxes=True)
         refuse_boxes(coco.instances, "label.use: truth")
-        named = {record.image_id for record in coco.records}
-        asked = images.subset([r.split != "test" or r.image_id in named for r in images.records])
-        known = _known(coco, asked, truth["truth"])
-        chosen = [_whole(r.image_id, known[r.image_id].paint(), "truth", known[r.image_id]) for r in asked.records]
+        known = _known(coco, images, truth["truth"])
+        named = [r.image_id for r in images.records if r.image_id in known]
+        chosen = [_whole(name, known[name].paint(), "truth", known[name]) for name in named]
     elif use == "proposed":
         chosen = _proposed(images, proposals, {})
     else:
@@ -131,9 +130,9 @@ def _tell_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], 
 
 
 def _known(coco: Coco, images: CellDataset, path: str | Path) -> dict[str, Instances]:
-    """Return the true objects of every image by its id; refuse a truth that lacks one of the images."""
+    """Return the true objects of every image by its id; refuse a truth that lacks one, but for a test image."""
     known = dict(zip([r.image_id for r in coco.records], coco.instances, strict=True))
-    missing = [r.image_id for r in images.records if r.image_id not in known]
+    missing = [r.image_id for r in images.records if r.image_id not in known and r.split != "test"]
     if missing:
         raise UserError(
             f"{path} has no labels for {len(missing)} of {len(images)} images, e.g. {missing[0]}",
@@ -206,7 +205,8 @@ def diameter_for(
 
 
 def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:
-    """Give each labelled cell the class of the true object that covers most of it (unknown where none does).
+    """Give each labelled cell the class of the true object that covers most of it (unknown where none does, and in test
+    images that came without truth).
 
     Parameters
     ----------
@@ -223,14 +223,15 @@ def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:
     known = _known(coco, labelled, truth)
     found = []
     for record, cells in zip(labelled.records, labelled.instances, strict=True):
-        pairs = overlaps(known[record.image_id], cells)
+        true = known.get(record.image_id, Instances.empty(cells.shape))
+        pairs = overlaps(true, cells)
         place = np.zeros(len(cells), np.int64) - 1
         order = np.lexsort((-pairs.union_px, pairs.shared_px))  # the largest overlap is written last; of equal ones the
         place[pairs.found[order]] = pairs.truth[
             order
         ]  # smaller true cell: one that lies in another keeps its own class
         place = _one_each(pairs, place)
-        classes = np.where(place < 0, 0, np.append(known[record.image_id].class_ids, 0)[place])
+        classes = np.where(place < 0, 0, np.append(true.class_ids, 0)[place])
         found.append(cells.with_classes(classes))
     return replace(labelled, instances=found, classes=tuple(coco.classes))
 

@@ -404,7 +404,9 @@ class TestGather:
         assert resumed.instances == whole.instances
         assert repr((resumed.records, resumed.quality)) == repr((whole.records, whole.quality))
         assert pictures(tmp_path / "run/images") == pictures(tmp_path / "whole/images")
-        assert {path.name for path in (tmp_path / "run").iterdir()} == {"images", "conversion.csv", "quality.csv"}
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {
+            "images", "conversion.csv", "originals.csv", "quality.csv",
+        }  # fmt: skip
         assert not (tmp_path / "run" / JOURNAL).exists()
 
     def test_a_changed_label_or_setting_makes_everything_anew(self, tmp_path, monkeypatch):

@@ -276,3 +276,17 @@ def test_the_config_of_the_drawn_example_fits_the_function_that_draws():
     from cellkit.synthetic import write_fields
 
     assert set(dict(ConvertConfig().drawn)) <= set(inspect.signature(write_fields).parameters)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_split_that_chooses_is_not_reported(write, split):
+    told = f"evaluate: {{choose_split: {split}, report_split: {split}}}\n"
+    with pytest.raises(UserError, match=f"evaluate lets {split} images choose .*set evaluate.choose_split: val"):
+        load_config(write(told))
+    if split == "test":
+        with pytest.raises(UserError, match="evaluate lets test images choose"):
+            load_config(write(""), {"evaluate.choose_split": "test"})
+
+
+def test_validation_images_may_report_where_there_is_no_test_image(write):
+    assert load_config(write(""), {"evaluate.report_split": "val"}).evaluate.choose_split == "val"

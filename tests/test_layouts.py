@@ -129,6 +129,19 @@ def test_halves_keep_every_whole_cell_and_cut_the_others_at_the_seam(a, b, min_p
 
 
 # ---- DSB2018 -------------------------------------------------------------------------------------------------------
+def test_kaggles_dsb2018_with_its_test_folder(tmp_path):
+    for part, names in (("stage1_train", "ab"), ("stage1_test", "cd")):
+        for name in names:
+            save(tmp_path / part / name / "images" / f"{name}.png", RNG.integers(0, 255, (8, 9), dtype=np.uint8))
+    for name in "ab":
+        save(tmp_path / "stage1_train" / name / "masks" / "1.png", np.full((8, 9), 255, np.uint8))
+    items = listed(tmp_path, config("dsb2018", 0, classes=("nucleus",)))
+    assert [items[name].split for name in "cd"] == ["test", "test"] and [i.own_id for i in items.values()] == list(
+        "abcd"
+    )
+    assert len(items["a"].load().instances) == 1 and items["c"].load().instances is None
+
+
 def test_both_forms_of_dsb2018_give_the_same(tmp_path):
     rgba = np.dstack([GREY, GREY, GREY, np.full_like(GREY, 255)])
     for name in ("0b1", "a2c"):

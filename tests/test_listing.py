@@ -1,14 +1,30 @@
 """One image of a source before it is opened: which files, which are kept, which split, which objects."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
+from cellkit.config import ChannelsConfig, Config, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
-from cellkit.listing import UNUSED, SourceImage, carve, check_inside, finished, labelled, list_files, read_table, thin
+from cellkit.instances import Instances
+from cellkit.listing import (
+    UNUSED,
+    SourceImage,
+    carve,
+    check_enough,
+    check_inside,
+    check_labelled,
+    finished,
+    labelled,
+    list_files,
+    read_table,
+    thin,
+)
+from cellkit.records import ImageRecord
 
 
 def save(path):
@@ -167,3 +183,56 @@ def test_pieces_keep_the_class_of_their_object(seed, pieces):
         (value,) = np.unique(labels[cells.mask(k)])
         assert cells.class_ids[k] == ids.get(int(value), 5)
     assert pieces == "largest" or cells.areas_px.sum() == (labels > 0).sum()
+
+
+# ---- enough --------------------------------------------------------------------------------------------------------
+def whole(report="test", classes=("A", "B"), class_from="cell_type", use="truth"):
+    told = {"evaluate": {"report_split": report}, "coco": {"class_from": class_from, "classes": classes}}
+    return Config.model_validate({"classes": classes, "label": {"use": use}} | told)
+
+
+def placed(*told):
+    return [ImageRecord(str(k), "", 9, 9, cell_type=line, split=split) for k, (line, split) in enumerate(told)]
+
+
+ENOUGH = (("A", "train"), ("B", "train"), ("A", "val"), ("B", "test"))
+
+
+@pytest.mark.parametrize(
+    "told, report, problem, remedy",
+    [
+        (ENOUGH[:1], "test", "1 images: 1 for training, 0 for validation, 0 for test; without a validation image",
+         "give 3 images or more, .*cellkit predict starter"),
+        (ENOUGH[:2], "val", "without a validation image nothing", "give 2 images or more"),
+        (ENOUGH[2:], "test", "without a training image nothing", "convert.split"),
+        (ENOUGH[:3], "test", "without a test image there is nothing", "convert.split.test, .*evaluate.report_split=val"),
+        (ENOUGH[1:], "test", "the class A has no training image .1 image.s. of it in all", "coco.class_from: truth"),
+        (ENOUGH, "val", "evaluate.report_split is val, whose images also choose", "set evaluate.report_split: test"),
+    ],
+)  # fmt: skip
+def test_a_set_too_small_is_refused_in_two_lines_that_say_what_to_do(told, report, problem, remedy):
+    with pytest.raises(UserError, match=problem) as error:
+        check_enough(placed(*told), whole(report))
+    first, second = str(error.value).split("\n")
+    assert re.search(remedy, second)
+
+
+def test_enough_is_enough():
+    check_enough(placed(*ENOUGH), whole())
+    check_enough(placed(*ENOUGH[:3]), whole("val"))
+    check_enough(placed(*ENOUGH[1:]), whole(class_from="truth"))
+
+
+def test_a_class_without_a_training_cell_is_told_before_any_training():
+    cells = Instances.from_labels(np.ones((9, 9), int), class_ids=[1])
+    none, images = Instances.empty((9, 9)), placed(*ENOUGH)
+    check_labelled(images, [cells, cells, none, None], whole())
+    check_labelled(images, None, whole())
+    check_labelled(images, [cells, none, none, None], whole(use="proposed"))
+    for found, asked in (
+        ([cells, none, cells, cells], whole()),
+        ([cells, cells, cells, cells.with_classes(2)], whole(class_from="truth")),
+        ([cells, cells[cells.areas_px > 99], cells, cells], whole()),
+    ):
+        with pytest.raises(UserError, match="no training image has a labelled cell of B;"):
+            check_labelled(images, found, asked)

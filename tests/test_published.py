@@ -15,6 +15,7 @@ from PIL import Image
 
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
+from cellkit.evaluation import handed_in
 from cellkit.inspection import detect_kind, discover_classes, inspect_folder
 from cellkit.published import read_text_labels, regions_of_colours
 from cellkit.sources import SOURCES, gather
@@ -143,6 +144,24 @@ def test_sartorius_rle_counts_along_rows_and_overlaps_stay(tmp_path):
     assert cells.overlapping and cells.class_ids.tolist() == [2, 2] and items["a"].cell_type == "astro"
     assert items["b"].load().instances.class_ids.tolist() == [1] and items["a"].group == ""
     assert detect_kind(tmp_path) == "sartorius" and discover_classes(tmp_path, "sartorius") == ("astro", "cort")
+
+
+def test_sartorius_test_pictures_are_test_images_without_truth(tmp_path):
+    names = [f"{k:02d}" for k in range(10)]
+    sartorius(tmp_path / "in", [f"{name},1 2,4,3,astro" for name in names], images=names)
+    for name in ("t1", "t2"):
+        save(tmp_path / "in" / "test" / f"{name}.png", RNG.integers(0, 255, (3, 4), dtype=np.uint8))
+    (tmp_path / "in" / "test" / "t3.png").write_bytes(b"torn")
+    (tmp_path / "in" / "sample_submission.csv").write_text("id,predicted\nt2,1 1\nt3,\nt1,\n")
+    made = gather(config("sartorius", ("astro",)), tmp_path / "in", tmp_path / "run")
+    kept = {record.image_id: record.split for record in made.records}
+    assert kept["t1"] == kept["t2"] == "test" and len(made.records) == 12
+    assert [cells is None for cells in made.instances] == [False] * 10 + [True] * 2 and made.labelled() == list(
+        range(10)
+    )
+    asked = handed_in(tmp_path / "run" / "originals.csv", "test")
+    assert [(one.id, one.shape) for one in asked] == [("t1", (3, 4)), ("t2", (3, 4)), ("t3", None)]
+    assert "t3.png cannot be read" in asked[2].note
 
 
 def test_sartorius_samples_are_never_torn_apart_by_a_split_by_group(tmp_path):  # fault 58

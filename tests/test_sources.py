@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import eight_bit
 from PIL import Image
 
-from cellkit.config import ChannelsConfig, ConvertConfig
+from cellkit.config import ChannelsConfig, Config, ConvertConfig
 from cellkit.convert import convert_file, resize_labels
 from cellkit.errors import UserError
+from cellkit.evaluation import handed_in
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
+from cellkit.quality import set_aside
+from cellkit.records import is_scored
 from cellkit.sources import SOURCES, gather, source_folder, tell_classes, tell_kind, write_table
-from cellkit.synthetic import write_fields
+from cellkit.synthetic import FieldStyle, draw_field, expose, write_fields
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 255, (24, 32), dtype=np.uint8)
@@ -311,3 +315,86 @@ def test_every_set_is_told_by_what_lies_in_it(data_folder):
     assert {name: tell_kind(data_folder / name) for name in kinds} == kinds
     assert [tell_kind(data_folder / name) for name in ("dkfz", "dsb2018", "two_lines", "small_pairs")] == [""] * 4
     assert tell_classes(data_folder / "bccd", "voc") == ("Platelets", "RBC", "WBC")
+
+
+# ---- what is handed in ---------------------------------------------------------------------------------------------
+def competition(root):
+    """Labelled pictures in train and val, others in test: labelled, glare, unlabelled, torn."""
+    rng = np.random.default_rng(4)
+    for split, names in (("train", "123"), ("val", "45"), ("test", ("1", "glare", "bare", "torn"))):
+        for name in names:
+            field = draw_field(("HEK",), FieldStyle(size_px=(96, 130), diameter_px=22.0), [int(rng.integers(99)), 5])
+            nuclei = eight_bit(expose(field, FieldStyle(size_px=(96, 130)), [int(rng.integers(99)), 6])[0])
+            nuclei = nuclei if name != "glare" else np.maximum(nuclei, 255 * (nuclei > 60)).astype(np.uint8)
+            save(root / "images" / split / f"{name}.png", nuclei)
+            write_labels(root / "labels" / split / f"{name}.tif", field.labels)
+    (root / "labels" / "test" / "bare.tif").unlink()
+    torn = root / "images" / "test" / "torn.png"
+    torn.write_bytes(torn.read_bytes()[:300])
+
+
+def test_every_test_image_is_kept_or_named_and_known_by_its_own_name_and_size(tmp_path, capsys):
+    competition(tmp_path / "in")
+    cfg = config("folder", scale=0.5, duplicates="keep")
+    made = gather(cfg, tmp_path / "in", tmp_path / "run")
+    records = {record.image_id: record for record in set_aside(made.records)}
+    assert [records[f"test_{name}"].split for name in ("1", "glare", "bare")] == ["test"] * 3
+    assert "saturated" in records["test_glare"].flags and not is_scored(records["test_glare"])
+    assert {record.image_id for record in made.records} - {"test_bare"} == {
+        made.records[k].image_id for k in made.labelled()
+    }
+    asked = handed_in(tmp_path / "run" / "originals.csv", "test")
+    assert [(one.id, one.image_id, one.shape) for one in asked] == [
+        ("1", "test_1", (96, 130)), ("bare", "test_bare", (96, 130)), ("glare", "test_glare", (96, 130)),
+        ("torn", "test_torn", None),
+    ]  # fmt: skip
+    assert records["test_1"].height_px == 48 and "cannot be read" in asked[3].note
+    said = capsys.readouterr().err
+    assert "torn.png" in said and "bare.png: has no truth" in said and "predicted and handed in, not scored" in said
+
+
+def test_a_sample_submission_says_what_is_handed_in(tmp_path, capsys):
+    competition(tmp_path / "in")
+    (tmp_path / "in" / "stage1_sample_submission.csv").write_text("ImageId,EncodedPixels\nglare,\ngone,1 1\n1,\n")
+    gather(config("folder"), tmp_path / "in", tmp_path / "run")
+    asked = handed_in(tmp_path / "run" / "originals.csv", "test")
+    assert [(one.id, one.image_id) for one in asked] == [("1", "test_1"), ("glare", "test_glare"), ("gone", "")]
+    capsys.readouterr()
+    (tmp_path / "in" / "stage1_sample_submission.csv").write_text("ImageId,EncodedPixels\nz,\n")
+    gather(config("folder"), tmp_path / "in", tmp_path / "other")
+    assert "names 1 images, none of which is here: it is not followed" in capsys.readouterr().err
+    assert len(handed_in(tmp_path / "other" / "originals.csv", "test")) == 4
+
+
+def test_two_files_of_one_stem_are_handed_in_under_the_ids_of_the_run(tmp_path):
+    for name in ("test/a/1.png", "test/b/1.png", "test/=2.png", "train/1.png"):
+        save(tmp_path / "in" / name)
+    gather(config("folder"), tmp_path / "in", tmp_path / "run")
+    asked = handed_in(tmp_path / "run" / "originals.csv", "test")
+    assert [one.id for one in asked] == [one.image_id for one in asked] and len(asked) == 3
+    assert [one.id for one in handed_in(tmp_path / "run" / "originals.csv", "train")] == ["1"]
+
+
+def test_test_images_decide_neither_the_scale_nor_the_limits_of_others(tmp_path):
+    competition(tmp_path / "in")
+    cfg = config("folder", percentiles_of="batch", duplicates="keep")
+    before = gather(cfg, tmp_path / "in", tmp_path / "before")
+    for name in ("1", "bare"):
+        picture = tmp_path / "in" / "images" / "test" / f"{name}.png"
+        save(picture, np.asarray(Image.open(picture)) // 5)
+        save(picture.with_name(f"{name}{name}.png"), np.full((96, 130), 255, np.uint8))
+    after = gather(cfg, tmp_path / "in", tmp_path / "after")
+    assert after.thresholds == before.thresholds
+    flags = {record.image_id: record.flags for record in after.records}
+    for record in before.records:
+        if record.split != "test":
+            assert flags[record.image_id] == record.flags
+            assert (tmp_path / "after" / record.path).read_bytes() == (tmp_path / "before" / record.path).read_bytes()
+    assert {row["scaled_by"] for row in after.conversion} == {"percentiles 0.3 and 99.8 of the training images"}
+
+
+def test_a_set_too_small_is_refused_before_anything_is_converted(tmp_path):
+    save(tmp_path / "in" / "a.png")
+    with pytest.raises(UserError, match="1 images: .* for test; without a validation image"):
+        gather(config("folder"), tmp_path / "in", tmp_path / "run", Config())
+    assert not (tmp_path / "run").exists()
