@@ -13,6 +13,7 @@ import numpy as np
 from cellkit.dataset import CELLS_FILE, CellDataset
 from cellkit.errors import Quarantined, UserError
 from cellkit.instances import Instances, refuse_boxes
+from cellkit.leftout import LeftOut, too_small
 from cellkit.records import ImageRecord
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ class Labelled:
         "truth", "corrected" or "proposed".
     cells : Instances, optional
         The same cells whole, where some overlap; default those of `labels`.
+    left_out : tuple of int
+        Areas in px of the cells that were smaller than the least area.
     """
 
     image_id: str
     labels: np.ndarray
     made_by: str
     cells: Instances | None = None
+    left_out: tuple[int, ...] = ()
 
     @property
     def instances(self) -> Instances:
@@ -80,7 +84,7 @@ def choose_labels(
     ------
     UserError
         The source has no labels, or none for one of the images; the folder is not there, or has no label image for any
-        of the images.
+        of the images; every cell is smaller than `min_area_px`.
     """
     from cellkit.coco import read_coco
     from cellkit.corrections import folder_of, read_corrections
@@ -106,7 +110,9 @@ def choose_labels(
         if quarantine is not None:
             quarantine(unused)
         chosen = _proposed(images, proposals, seen)
-    return [_without_small(item, min_area_px) for item in chosen]
+    chosen = [_without_small(item, min_area_px) for item in chosen]
+    _say_small(chosen, min_area_px)
+    return chosen
 
 
 def _whole(image_id: str, labels: np.ndarray, made_by: str, cells: Instances) -> Labelled:
@@ -156,11 +162,26 @@ def _proposed(
 
 
 def _without_small(item: Labelled, min_area_px: int) -> Labelled:
-    _, place, areas = np.unique(item.labels, return_inverse=True, return_counts=True)  # ids may be huge
+    ids, place, areas = np.unique(item.labels, return_inverse=True, return_counts=True)  # ids may be huge
     large = (areas >= min_area_px)[place].reshape(item.labels.shape)
     labels = np.where(large, item.labels, 0).astype(np.int32)
     cells = item.cells if item.cells is None else item.cells[item.cells.areas_px >= min_area_px]
-    return Labelled(item.image_id, labels, item.made_by, cells)
+    areas = areas[ids > 0] if item.cells is None else item.cells.areas_px
+    return Labelled(item.image_id, labels, item.made_by, cells, tuple(areas[areas < min_area_px].tolist()))
+
+
+def _say_small(chosen: Sequence[Labelled], min_area_px: int) -> None:
+    """Say how many cells of which labels were too small; refuse where nothing is left of them."""
+    left = LeftOut()
+    for item in chosen:
+        left.add(f"{too_small(min_area_px, 'label.min_area_px')}, {item.made_by}", item.image_id, len(item.left_out))
+    small = [area for item in chosen for area in item.left_out]
+    if small and not any(item.labels.any() for item in chosen):
+        raise UserError(
+            f"label.min_area_px is {min_area_px}, and the largest of all {len(small)} cells has {max(small)} px",
+            "lower min_area_px of label, finetune, coco and maskrcnn",
+        )
+    left.say("labels")
 
 
 def write_chosen(chosen: Sequence[Labelled], folder: str | Path, table: str | Path) -> Path:
@@ -194,10 +215,18 @@ def diameter_for(
 ) -> float | None:
     """Return the cell diameter to label with, in px: the config's, else estimated on up to `most` images, else None.
 
-    Only backends with an ``estimate_diameter`` need one.
+    Only training images are measured, where there are any: test images decide nothing, validation images only what is
+    kept. Only backends with an ``estimate_diameter`` need one.
     """
     if config.diameter_px is not None or not hasattr(backend, "estimate_diameter"):
         return config.diameter_px
+    measured = next((part for split in ("train", "val") if len(part := images.select(split))), images)
+    if not len(images.select("train")):
+        what = f"the {measured.records[0].split or 'given'} images" if len(measured) else "none"
+        print(f"there is no training image; the cell diameter is measured on {what}", file=sys.stderr, flush=True)
+    if not len(measured):
+        raise UserError("there is no image to measure the cell diameter on", "set label.diameter_px")
+    images = measured
     chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
     network, card = backend.load_network(checkpoint)
     own = {key: card[key] for key in ("flow_threshold", "cellprob_threshold") if key in card}

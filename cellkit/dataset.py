@@ -10,6 +10,7 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.leftout import LeftOut, say_small
 from cellkit.records import ImageRecord, is_scored, read_records, select
 
 CELLS_FILE = "cells.json"  # beside the label images of a run: the same cells whole, and who made them
@@ -191,8 +192,9 @@ class CellDataset:
             print(f"left out, fewer than {cells} labelled cells: {', '.join(left)}")
         return self.subset([len(x) >= cells for x in self.instances])
 
-    def without_small(self, min_area_px: int) -> CellDataset:
-        """Return all images without the cells smaller than `min_area_px`."""
+    def without_small(self, min_area_px: int, key: str = "coco.min_area_px") -> CellDataset:
+        """Return all images without the cells smaller than `min_area_px`; say how many those are, and which `key` does it."""
+        say_small(self.records, self.instances, min_area_px, key, "left out")
         return replace(self, instances=[x[x.areas_px >= min_area_px] for x in self.instances])
 
     def where(self, condition: Callable[[ImageRecord], bool], other: CellDataset) -> CellDataset:
@@ -218,7 +220,25 @@ class CellDataset:
 
 
 def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -> list[Instances]:
-    """Run a loaded model over every image, in order, with progress; one set of cells per image."""
-    from cellkit.loop import progress
+    """Run a loaded model over every image, in order, with progress; one set of cells per image.
 
-    return list(progress(segment(images.images()), desc, total=len(images)))
+    What the model left out is said at the end.
+
+    Raises
+    ------
+    UserError
+        An image would take more memory than is free; asked before the first is read.
+    """
+    from cellkit.loop import progress
+    from cellkit.readers import check_memory
+
+    if hasattr(segment, "bytes_for"):
+        for record in images.records:
+            shape = (record.height_px, record.width_px)
+            check_memory(images.root / record.path, segment.bytes_for(shape), "finding the cells of")
+    left, found = LeftOut(), []
+    for record, cells in zip(images.records, progress(segment(images.images()), desc, total=len(images)), strict=True):
+        left.take(segment, record.image_id)
+        found.append(cells)
+    left.say(desc)
+    return found

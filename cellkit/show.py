@@ -1002,13 +1002,33 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
                 textcoords="offset points", fontsize=9, va="top", ha="right" if best["step"] > rows["step"].mean() else "left",
             )  # fmt: skip
     axes[0].set(ylabel="training loss", ylim=(0, 1.08 * max(axes[0].get_ylim()[1], 1e-9)))
-    axes[1].set(ylabel=f"validation {score}", xlabel="training step", ylim=(0, 1))
+    note = next((text for one in histories.values() if (text := _read_at(one))), "")
+    axes[1].set(ylabel=f"validation {score}", xlabel=f"training step{note}", ylim=(0, 1))
     for ax in axes:
         _dress(ax, "y").margins(x=0.03)
     if "" not in histories:
         axes[0].legend()
     axes[0].set_title(title)
     return axes
+
+
+def _read_at(history: Any) -> str:
+    """Say at which thresholds the curve beside a checkpoint was read, where the checkpoint is read at others."""
+    from pathlib import Path
+
+    from cellkit.weights import read_card
+
+    if not isinstance(history, str | Path):
+        return ""
+    for path in sorted(Path(history).parent.glob("*_tuned.safetensors")):
+        card = read_card(path)
+        read_at = card.metrics.get("read_at", {})
+        if any(card.config.get(key) != value for key, value in read_at.items()):
+            told = " and ".join(
+                f"{key} {value:g} (the result: {card.config.get(key):g})" for key, value in read_at.items()
+            )
+            return f"\nread at {told}"
+    return ""
 
 
 def _history_rows(history: Any) -> pandas.DataFrame:

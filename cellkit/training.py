@@ -298,3 +298,9 @@ def device_and_dtype():
         return torch.device("mps"), torch.float32
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return torch.device("cpu"), torch.bfloat16 if native else torch.float32
+
+
+def arithmetic() -> str:
+    """Return what networks compute in here, for a checkpoint's card: scores differ a little between them."""
+    device, dtype = device_and_dtype()
+    return f"{str(dtype).removeprefix('torch.')} on {device.type}"

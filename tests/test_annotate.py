@@ -1,5 +1,6 @@
 """Which labels an image gets: truth, a person's corrections, or proposals; and the class of each labelled cell."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,11 +86,21 @@ def test_a_label_image_goes_before_one_with_masks_in_its_name(tmp_path, images, 
     np.testing.assert_array_equal(choose_labels(images, proposals, {}, str(tmp_path / "c"))[0].labels, TRUE)
 
 
-@pytest.mark.parametrize(("min_area_px", "left"), [(0, [1, 2]), (4, [1, 2]), (5, [2]), (6, [2]), (7, [])])
-def test_small_cells_are_dropped_and_ids_stay(images, proposals, truth, min_area_px, left):
+@pytest.mark.parametrize(("min_area_px", "left"), [(0, [1, 2]), (4, [1, 2]), (5, [2]), (6, [2])])
+def test_small_cells_are_dropped_told_and_ids_stay(images, proposals, truth, min_area_px, left, capsys):
     item = choose_labels(images, proposals, truth, "truth", min_area_px)[0]
     assert item.labels.dtype == np.int32
     assert np.unique(item.labels[item.labels > 0]).tolist() == left
+    told = (
+        f"labels: 2 cells of 2 images left out, smaller than label.min_area_px = {min_area_px} px, truth (most in a: 1)"
+    )
+    assert capsys.readouterr().err.splitlines() == ([told] if len(left) == 1 else [])
+
+
+@pytest.mark.parametrize("use", ["truth", "proposed"])
+def test_a_least_area_that_drops_every_cell_is_to_blame(images, proposals, truth, use):
+    with pytest.raises(UserError, match=r"label.min_area_px is 7, and the largest of all \d cells has 6 px\nlower"):
+        choose_labels(images, proposals, truth, use, 7)
 
 
 def test_a_correction_may_have_huge_ids(tmp_path, images, proposals):
@@ -192,21 +203,51 @@ def test_a_cell_on_one_of_unknown_class_stays_unknown(tmp_path, images):
 
 
 # ---- diameter ------------------------------------------------------------------------------------------------------
-def test_a_diameter_is_estimated_only_where_it_is_missing_and_can_be(images):
-    for k in "ab":
-        (images.root / "images").mkdir(exist_ok=True)
-        Image.new("RGB", SHAPE[::-1], (0, 0, 7)).save(images.root / f"images/{k}.png")
+@pytest.fixture
+def able():
+    """A backend that can estimate; what it is shown is kept in ``seen``: the brightest blue of each picture."""
     seen = []
 
     def estimate(network, pictures, channels):
-        seen.append((network, [p.shape for p in pictures], channels))
+        seen.append((network, [int(p.max()) for p in pictures], channels))
         return 21.5
 
-    able = SimpleNamespace(load_network=lambda path: (f"network of {path}", {}), estimate_diameter=estimate)
-    asked, given = (SimpleNamespace(diameter_px=d, channels=(2, 3)) for d in (None, 30.0))
-    assert diameter_for(able, "x", given, images) == 30.0
-    assert diameter_for(SimpleNamespace(), "x", asked, images) is None
-    assert seen == []
-    assert diameter_for(able, "x", asked, images) == 21.5
-    assert diameter_for(able, "x", asked, images, most=1) == 21.5
-    assert seen == [("network of x", [(4, 6, 3)] * count, (2, 3)) for count in (2, 1)]
+    return SimpleNamespace(load_network=lambda path: (f"network of {path}", {}), estimate_diameter=estimate, seen=seen)
+
+
+def of_splits(images, *splits):
+    """Images of these splits, image k of blue k + 1."""
+    records = [replace(images.records[0], image_id=str(k), path=f"{k}.png", split=s) for k, s in enumerate(splits)]
+    for k, record in enumerate(records):
+        Image.new("RGB", SHAPE[::-1], (0, 0, k + 1)).save(images.root / record.path)
+    return CellDataset(records, [Instances.empty(SHAPE)] * len(splits), (), images.root, list(range(len(splits))))
+
+
+ASKED, GIVEN = (SimpleNamespace(diameter_px=d, channels=(2, 3)) for d in (None, 30.0))
+
+
+def test_a_diameter_is_estimated_only_where_it_is_missing_and_can_be(images, able):
+    three = of_splits(images, *["train"] * 3)
+    assert diameter_for(able, "x", GIVEN, three) == 30.0
+    assert diameter_for(SimpleNamespace(), "x", ASKED, three) is None
+    assert able.seen == []
+    assert diameter_for(able, "x", ASKED, three, most=2) == 21.5
+    assert able.seen == [("network of x", [1, 3], (2, 3))]
+
+
+@pytest.mark.parametrize(
+    ("splits", "shown", "told"),
+    [
+        (["test", "train", "val", "train", "test"], [2, 4], ""),
+        (["test", "val"], [2], "there is no training image; the cell diameter is measured on the val images\n"),
+        (["test", "test"], [1, 2], "there is no training image; the cell diameter is measured on the test images\n"),
+    ],
+)
+def test_test_images_do_not_say_how_large_a_training_cell_is(images, able, splits, shown, told, capsys):
+    diameter_for(able, "x", ASKED, of_splits(images, *splits))
+    assert able.seen[0][1] == shown and capsys.readouterr().err == told
+
+
+def test_no_image_no_diameter(images, able):
+    with pytest.raises(UserError, match="no image to measure"):
+        diameter_for(able, "x", ASKED, images.subset([]))

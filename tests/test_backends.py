@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from types import SimpleNamespace
 
 import cv2
@@ -14,11 +15,11 @@ from cellkit.backends import BACKENDS, get_backend
 from cellkit.backends import cellpose_unet as unet
 from cellkit.backends import maskrcnn_torchvision as maskrcnn
 from cellkit.backends.unet_network import CellposeUNet
-from cellkit.dataset import CellDataset
+from cellkit.dataset import CellDataset, predict_all
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
-from cellkit.scores import kaggle, overlaps
+from cellkit.scores import count, kaggle, overlaps
 from cellkit.sources import write_png
 
 EMPTY = np.zeros((96, 80, 3), np.uint8)
@@ -96,6 +97,13 @@ class TestContract:
         other = next(k for k in sorted(BACKENDS) if k != name)
         with pytest.raises(UserError, match=f"is a checkpoint of {other}"):
             get_backend(name).load(trained[other], None)
+
+    def test_what_is_too_small_is_counted(self, name, trained, drawn, capsys):
+        segment = get_backend(name).load(trained[name], {"min_area_px": 10**6})
+        (found,) = predict_all(segment, drawn.subset([0]))
+        (alone,) = get_backend(name).load(trained[name], {"min_area_px": 1})([drawn.image(0)])
+        told = "of 1 image left out, smaller than min_area_px = 1000000 px (0)" in capsys.readouterr().err
+        assert not len(found) and told == (len(alone) > 0)
 
     def test_nothing_to_train_on(self, name, drawn, tmp_path):
         bare = drawn.subset([])
@@ -181,6 +189,116 @@ def test_ceiling_decode_of_encode(drawn, diameter_px, tmp_path):
     record = ImageRecord("a", "a.png", size, size)
     write_png(tmp_path / "a.png", np.zeros((size, size, 3), np.uint8))
     assert unet.ceiling(CellDataset([record], [truth], (), tmp_path, [1]), config) > 0.8  # labels enlarged in steps
+
+
+@pytest.mark.parametrize("share", [0.42, 0.8, 1.0])
+def test_a_cell_may_cover_the_image(share):
+    """Cellpose's own rule drops cells above 40 % of the image."""
+    yy, xx = np.mgrid[:96, :96]
+    labels = (np.maximum(abs(yy - 47.5), abs(xx - 47.5)) <= np.sqrt(share) * 48).astype(np.int32)
+    truth = Instances.from_labels(labels)
+    maps = unet.prepare(np.zeros((96, 96, 3), np.uint8), truth, unet.diameter_of([truth])).target.copy()
+    maps[2] = np.where(maps[2] > 0, 6, -6)
+    (found,) = [unet.masks_of(maps, (96, 96), flow_threshold=0.4, cellprob_threshold=0.0, min_area_px=15)]
+    assert len(found) == 1 and overlaps(truth, found).shared_px[0] > 0.95 * labels.sum()
+
+
+def test_labelled_cells_below_the_least_area_are_told_before_training(drawn, capsys):
+    config = config_of("cellpose_unet", min_area_px=300)
+    small = sum(int((x.areas_px < 300).sum()) for x in drawn.instances)
+    unet.ceiling(drawn, config, most=1)
+    assert f"finetune.min_area_px = 300 px: {small} of " in capsys.readouterr().err and small
+    for backend, section in ((unet, "finetune"), (maskrcnn, "maskrcnn")):
+        huge = config_of(backend.NAME, min_area_px=10**6)
+        with pytest.raises(UserError, match=rf"{section}.min_area_px is 1000000, and the largest of"):
+            backend.train(drawn.select("train"), drawn.select("val"), huge, drawn.root / "never")
+
+
+class Silent(torch.nn.Module):
+    """A network that sees no cell anywhere."""
+
+    diam_mean = diam_labels = torch.tensor([30.0])
+
+    def forward(self, x):
+        return torch.full((len(x), 3, *x.shape[2:]), -6.0)
+
+
+def test_a_base_that_finds_nothing_is_told_and_no_threshold_searched(drawn, capsys):
+    settings = {**unet.DEFAULTS, "diameter_px": 30.0}
+    pairs = [drawn[0], drawn[1]]
+    scorer = unet._Scorer(Silent(), pairs, settings, "starter")
+    assert scorer() == scorer() == 0
+    told = capsys.readouterr().err
+    assert told.count("before training, starter finds no cell in 2 validation images") == 1
+    assert "finetune.base" in told and "finetune.diameter_px (now 30)" in told
+    assert unet.best_thresholds(Silent(), pairs, settings) == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
+    assert "no threshold is searched: the network finds no cell in 2 training images" in capsys.readouterr().err
+
+
+def test_thresholds_are_not_searched_among_zeros(capsys):
+    asked = []
+    grid = {"a": (1.0, 2.0), "b": (3.0, 4.0)}
+    best = unet.search(lambda key, value: asked.append((key, value)) or 0.0, grid, {"a": 0.0, "b": 9.0}, 5)
+    assert best == {"a": 1.0, "b": 9.0} and asked == [("a", 1.0), ("a", 2.0)]
+    assert "no threshold of a, b finds a cell right" in capsys.readouterr().err
+    best = unet.search(lambda key, value: value, grid, {"a": 0.0, "b": 9.0}, 5)
+    assert best == {"a": 2.0, "b": 4.0}
+
+
+def history_of(checkpoint) -> list[dict[str, float]]:
+    with open(checkpoint.parent / "history.csv", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", ["cellpose_unet", "maskrcnn_torchvision"])
+def test_the_weights_kept_score_what_the_history_says(name, trained, drawn):
+    """The best row of history.csv is the score of the checkpoint that is handed over, at the thresholds of its card."""
+    backend, card = get_backend(name), weights.read_card(trained[name])
+    val = drawn.select("val").subset([0])
+    found = list(backend.load(trained[name], None)(val.images()))
+    again = (
+        kaggle([overlaps(val.instances[0], found[0])], bootstrap=0)["score"]
+        if name == "cellpose_unet"
+        else maskrcnn.class_score(val.instances, found, drawn.classes)
+    )
+    best = max(row["score"] for row in history_of(trained[name]))
+    assert again == pytest.approx(best, abs=1e-6) and " on " in card.metrics["arithmetic"]
+
+
+def test_the_history_begins_with_the_score_of_the_base(drawn, tmp_path):
+    config = config_of(
+        "cellpose_unet", base="starter", steps=1, eval_every=1, cellprob_threshold=None, diameter_px=30.0
+    )
+    tuned = unet.train(drawn.subset([0]), drawn.select("val"), config, tmp_path)
+    read_at = weights.read_card(tuned).metrics["read_at"]
+    assert read_at == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
+    val = drawn.select("val").subset([0])
+    base = unet.load(weights.find_weights("starter"), {"diameter_px": 30.0, **read_at})
+    (found,) = base(val.images())
+    score = kaggle([overlaps(val.instances[0], found)], bootstrap=0)["score"]
+    assert history_of(tuned)[0]["score"] == pytest.approx(score, abs=1e-6) and score > 0.3
+
+
+def test_the_same_cells_in_either_arithmetic_and_on_two_threads(drawn, monkeypatch):
+    from cellkit import training
+
+    def found():
+        return next(unet.load(weights.find_weights("starter"), {"diameter_px": 30.0})([drawn.image(0)]))
+
+    told = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(training, "device_and_dtype", lambda dtype=dtype: (torch.device("cpu"), dtype))
+        told[dtype], said = found(), training.arithmetic()
+        assert said == f"{str(dtype).removeprefix('torch.')} on cpu"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(training, "device_and_dtype", lambda: (torch.device("cpu"), torch.float32))
+    two = found()
+    torch.set_num_threads(threads)
+    for other in (told[torch.bfloat16], two):
+        pairs = overlaps(told[torch.float32], other)
+        hit = count(pairs, [0.5])
+        assert 2 * hit.tp[0] / (len(other) + len(told[torch.float32])) >= 0.99
 
 
 def test_crop_turns_flows_with_the_image(drawn):

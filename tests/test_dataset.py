@@ -132,10 +132,13 @@ def test_images_with_too_few_cells_are_left_out_and_named(run, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_small_cells_go_and_images_stay(run):
+def test_small_cells_go_and_images_stay(run, capsys):
     images = from_labels(run)
+    assert len(images.without_small(0)) == 5 and capsys.readouterr().err == ""
     assert [x.areas_px.tolist() for x in images.without_small(2).instances] == [[6]] * 5
     assert [len(x) for x in images.without_small(7).instances] == [0] * 5
+    told = "coco.min_area_px = 7 px: 10 of 10 labelled cells are smaller and left out (most in a: 2); lower coco.min_area_px"
+    assert told in capsys.readouterr().err
     assert [len(x) for x in images.without_small(0).instances] == [2] * 5 == [len(x) for x in images.instances]
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,14 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.leftout import say_small, too_small
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
 
 NAME = "cellpose_unet"
 TILE_PX, OVERLAP_PX = 1024, 128
+LARGEST_SHARE = 1.0  # of the image that one cell may cover
 GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
 CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
 DEFAULTS = {
@@ -59,9 +62,9 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
 
     def segment(images: Iterable[np.ndarray]) -> Iterator[Instances]:
         for image in images:
-            yield segment_image(network, image, **settings)
+            yield segment_image(network, image, **settings, left_out=segment.left_out)
 
-    segment.settings = settings
+    segment.settings, segment.left_out = settings, Counter()
     return segment
 
 
@@ -88,7 +91,8 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         Nothing to train on, or no weights to start from.
     """
     from cellkit import weights
-    from cellkit.training import Plan, fit
+    from cellkit.loop import progress
+    from cellkit.training import Plan, arithmetic, fit
 
     if not len(train) or not sum(len(i) for i in train.instances):
         raise UserError("there is no labelled cell to train on", "label images first (02), or lower min_area_px")
@@ -97,11 +101,16 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     out = Path(out)
     network = load_start(config.base, config.seed)
     diameter = config.diameter_px or diameter_of(train.instances)
+    refuse_small(train, config, "finetune")
     searched = [key for key in GRID if getattr(config, key, None) is None]
     settings = {**_settings(config, dict.fromkeys(GRID, 0.0)), "diameter_px": diameter}
-    items = [prepare(*train[i], diameter, out / "flows", settings["channels"]) for i in range(len(train))]
+    each = progress(range(len(train)), "flows of training images")
+    items = [prepare(*train[i], diameter, out / "flows", settings["channels"]) for i in each]
     chosen = spread(len(val), getattr(config, "val_images", 0))
-    scorer = _Scorer(network, [val[i] for i in chosen], settings)
+    scorer = _Scorer(network, [val[i] for i in chosen], settings, str(config.base))
+    if searched:
+        at = ", ".join(f"{key} {settings[key]:g}" for key in GRID)
+        say(f"scores during training are read at {at}; {' and '.join(searched)} of the result are searched afterwards")
     plan = Plan(
         steps=config.steps,
         eval_every=config.eval_every,
@@ -114,6 +123,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     stamp = fingerprint(network, items, plan, settings, config.batch_size, config.crop_px, config.seed, chosen)
     history = fit(network, loss_at, scorer, plan, out, stamp, desc="cellpose_unet")
     network.diam_labels.data.fill_(diameter)
+    read_at = {key: settings[key] for key in GRID}
     settings |= best_thresholds(network, [train[i] for i in spread(len(train), 6)], settings, searched)
     metrics = {
         "map_iou_validation": round(history.best_score, 4),
@@ -121,6 +131,8 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         "stopped": history.stopped,
         "convention": "kaggle, mean of whole validation images",
         "base": str(config.base),
+        "read_at": read_at,
+        "arithmetic": arithmetic(),
     }
     return weights.save_checkpoint(
         out / "cellpose_tuned.safetensors",
@@ -231,6 +243,7 @@ def segment_image(
     cellprob_threshold: float,
     min_area_px: int,
     channels: str = "both",
+    left_out: Counter[str] | None = None,
 ) -> Instances:
     """Find the cells of one image.
 
@@ -239,6 +252,8 @@ def segment_image(
     image : (H, W, 3) uint8
     diameter_px : float
         Of the cells in this image; the image is scaled so that it becomes the 30 px the network knows.
+    left_out : Counter, optional
+        Takes the number of masks below `min_area_px`.
 
     Returns
     -------
@@ -246,7 +261,7 @@ def segment_image(
         Score = mean cell probability inside the mask; class unknown.
     """
     maps = predict_maps(network, image, diameter_px, channels)
-    return masks_of(maps, image.shape[:2], flow_threshold, cellprob_threshold, min_area_px)
+    return masks_of(maps, image.shape[:2], flow_threshold, cellprob_threshold, min_area_px, left_out)
 
 
 def predict_maps(network, image: np.ndarray, diameter_px: float, channels: str = "both") -> np.ndarray:
@@ -305,12 +320,17 @@ def _forward(network, planes: np.ndarray) -> np.ndarray:
 
 
 def masks_of(
-    maps: np.ndarray, shape: tuple[int, int], flow_threshold: float, cellprob_threshold: float, min_area_px: int
+    maps: np.ndarray,
+    shape: tuple[int, int],
+    flow_threshold: float,
+    cellprob_threshold: float,
+    min_area_px: int,
+    left_out: Counter[str] | None = None,
 ) -> Instances:
     """Follow the flows to masks (cellpose.dynamics), at network scale; draw the outline at the image's own scale.
 
     The outline follows the cell probability resized bilinearly, so that an enlarged mask has no staircase; which cell a
-    pixel belongs to is decided at network scale.
+    pixel belongs to is decided at network scale. A cell may fill the image (cellpose drops those above 40 % of it).
     """
     import cv2
     import torch
@@ -327,6 +347,7 @@ def masks_of(
             niter=200,
             cellprob_threshold=cellprob_threshold,
             flow_threshold=flow_threshold,
+            max_size_fraction=LARGEST_SHARE,
             device=torch.device("cpu"),
         )
     labels = labels.astype(np.int32)
@@ -336,6 +357,9 @@ def masks_of(
         labels = cv2.resize(grown.astype(np.float64), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
         logit = cv2.resize(logit, size, interpolation=cv2.INTER_LINEAR)
         labels[logit <= cellprob_threshold] = 0
+    if left_out is not None and min_area_px > 0 and labels.any():
+        small = int((np.unique(labels[labels > 0], return_counts=True)[1] < min_area_px).sum())
+        left_out.update({too_small(min_area_px): small} if small else {})
     labels = utils.fill_holes_and_remove_small_masks(labels, min_size=min_area_px).astype(np.int32)
     found = Instances.from_labels(labels)
     probability = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
@@ -518,21 +542,25 @@ def best_thresholds(
     dict
         The thresholds that were searched; of equal ones the first in `GRID`.
     """
+    from cellkit.loop import progress
     from cellkit.scores import kaggle, overlaps
 
     if not searched:
         return {}
-    cached = [(predict_maps(network, i, settings["diameter_px"], settings["channels"]), truth) for i, truth in pairs]
+    cached = [
+        (predict_maps(network, image, settings["diameter_px"], settings["channels"]), truth)
+        for image, truth in progress(pairs, "maps of training images")
+    ]
     best = {key: settings[key] for key in (*GRID, "min_area_px")}
-    for key in searched:
-        tried = {}
-        for value in GRID[key]:
-            found = [masks_of(maps, truth.shape, **{**best, key: value}) for maps, truth in cached]
-            pairs_found = [overlaps(truth, x) for (_, truth), x in zip(cached, found, strict=True)]
-            tried[value] = kaggle(pairs_found, bootstrap=0)["score"]
-        best[key] = max(tried, key=tried.get)
-        say_search(key, best[key], tried, len(pairs))
-    return {key: best[key] for key in searched}
+    if not any((maps[2] > min(GRID["cellprob_threshold"])).any() for maps, _ in cached):
+        say(f"no threshold is searched: the network finds no cell in {len(pairs)} training images at any of them")
+        return {key: DEFAULTS[key] for key in searched}
+
+    def score(key: str, value: float) -> float:
+        found = (overlaps(truth, masks_of(maps, truth.shape, **{**best, key: value})) for maps, truth in cached)
+        return kaggle(list(found), bootstrap=0)["score"]
+
+    return search(score, {key: GRID[key] for key in searched}, best, len(pairs))
 
 
 class Loss:
@@ -574,12 +602,22 @@ def ceiling(labelled: CellDataset, config: Any, most: int = 4) -> float:
     diameter = settings.pop("diameter_px") or diameter_of(labelled.instances)
     channels = settings.pop("channels")
     pairs = []
+    refuse_small(labelled, config, "finetune")
     for k in spread(len(labelled), most):
         image, truth = labelled[k]
         maps = prepare(image, truth, diameter, channels=channels).target.copy()
         maps[2] = np.where(maps[2] > 0, 6, -6)
         pairs.append(overlaps(truth, masks_of(maps, truth.shape, **settings)))
     return kaggle(pairs, bootstrap=0)["score"]
+
+
+def refuse_small(labelled: CellDataset, config: Any, section: str) -> None:
+    """Say how many labelled cells are below the section's min_area_px and can never be found; refuse where all are."""
+    key = f"{section}.min_area_px"
+    least = _settings(config, {})["min_area_px"]
+    small, cells, largest = say_small(labelled.records, labelled.instances, least, key, "can never be found")
+    if cells and small == cells:
+        raise UserError(f"{key} is {least}, and the largest of {cells} labelled cells has {largest} px", f"lower {key}")
 
 
 def flow_loss(maps, target):
@@ -593,14 +631,36 @@ def flow_loss(maps, target):
 class _Scorer:
     """() -> MAP IoU (kaggle convention, mean of whole images) of the network on the validation images."""
 
-    def __init__(self, network, pairs: Sequence[tuple[np.ndarray, Instances]], settings: dict):
-        self.network, self.pairs, self.settings = network, pairs, settings
+    def __init__(self, network, pairs: Sequence[tuple[np.ndarray, Instances]], settings: dict, base: str = ""):
+        self.network, self.pairs, self.settings, self.base = network, pairs, settings, base
 
     def __call__(self) -> float:
+        from cellkit.loop import progress
         from cellkit.scores import kaggle, overlaps
 
-        pairs = [overlaps(truth, segment_image(self.network, image, **self.settings)) for image, truth in self.pairs]
-        return kaggle(pairs, bootstrap=0)["score"]
+        found = [segment_image(self.network, image, **self.settings) for image, _ in progress(self.pairs, "validation")]
+        score = kaggle([overlaps(t, x) for (_, t), x in zip(self.pairs, found, strict=True)], bootstrap=0)["score"]
+        if self.base not in ("", "scratch") and not score and any(len(truth) for _, truth in self.pairs):
+            say(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))
+        self.base = ""  # said once, of the weights that training starts from
+        return score
+
+
+def unpromising(base: str, cells: int, images: int, settings: Mapping[str, Any]) -> str:
+    """Return what to say of a base that finds no cell right before training, and what to try.
+
+    Examples
+    --------
+    >>> print(unpromising("starter", 0, 4, {"diameter_px": 31.0, "channels": "both"}))
+    before training, starter finds no cell in 4 validation images: training starts from nothing useful.
+    Try another base (finetune.base: cyto3), finetune.diameter_px (now 31) or finetune.channels (now both).
+    """
+    what = "no cell" if not cells else f"{cells} objects and no cell right"
+    return (
+        f"before training, {base} finds {what} in {images} validation images: training starts from nothing useful.\n"
+        f"Try another base (finetune.base: cyto3), finetune.diameter_px (now {settings['diameter_px']:.3g}) "
+        f"or finetune.channels (now {settings['channels']})."
+    )
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -621,7 +681,37 @@ def fingerprint(network, items: Sequence, plan, *rest) -> str:
     return digest.hexdigest()
 
 
-def say_search(name: str, best: float, tried: dict[float, float], images: int) -> None:
-    """Print what a threshold was set to, and what the others scored."""
-    told = ", ".join(f"{value:g}: {score:.3f}" for value, score in tried.items())
-    print(f"{name} {best:g}, by MAP IoU on {images} training images ({told})", file=sys.stderr, flush=True)
+def search(
+    score: Callable[[str, float], float], grid: Mapping[str, Sequence[float]], best: dict[str, Any], images: int
+) -> dict[str, float]:
+    """Set thresholds one after the other to the value that scores best, the first of equal ones; say what each scored.
+
+    Parameters
+    ----------
+    score : callable
+        (name, value) -> MAP IoU with that value and the others as `best` says.
+    grid : mapping
+        Name -> the values to try.
+    best : dict
+        Where the search begins; its thresholds are set on the way.
+    images : int
+        How many images the score is of, to be said.
+    """
+    from cellkit.loop import progress
+
+    tried: dict[str, dict[float, float]] = {key: {} for key in grid}
+    for key, value in progress([(key, value) for key, values in grid.items() for value in values], "thresholds"):
+        tried[key][value] = score(key, value)
+        if len(tried[key]) == len(grid[key]):
+            best[key] = max(tried[key], key=tried[key].get)
+            told = ", ".join(f"{value:g}: {found:.3f}" for value, found in tried[key].items())
+            say(f"{key} {best[key]:g}, by MAP IoU on {images} training images ({told})")
+            if not any(tried[key].values()):
+                say(f"no threshold of {', '.join(grid)} finds a cell right: train longer, or start from another base")
+                break
+    return {key: best[key] for key in grid}
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)

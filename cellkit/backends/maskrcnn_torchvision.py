@@ -5,6 +5,7 @@ The encoder is the fine-tuned Cellpose U-Net (the adaptation carries over where 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 from cellkit.backends import cellpose_unet as unet
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.leftout import too_small
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
@@ -69,9 +71,9 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
 
     def detect(images: Iterable[np.ndarray]) -> Iterator[Instances]:
         for image in images:
-            yield detect_image(model, image, settings)
+            yield detect_image(model, image, settings, detect.left_out)
 
-    detect.settings = settings
+    detect.settings, detect.left_out = settings, Counter()
     return detect
 
 
@@ -98,7 +100,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         Nothing to train on, no class, or no weights to start from.
     """
     from cellkit import weights
-    from cellkit.training import Plan, fit
+    from cellkit.training import Plan, arithmetic, fit
 
     if not train.classes:
         raise UserError("there is no class to train", "name the classes in the config")
@@ -108,6 +110,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         raise UserError("there is no validation image", "give convert.split a val fraction above 0")
     settings = _settings(config, {})
     settings["diameter_px"] = settings["diameter_px"] or unet.diameter_of(train.instances)
+    unet.refuse_small(train, settings, "maskrcnn")
     model = _start(config, settings, len(train.classes))
     items = [scaled(*train[i], settings["diameter_px"]) for i in range(len(train))]
     chosen = unet.spread(len(val), getattr(config, "val_images", 0))
@@ -132,6 +135,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         "stopped": history.stopped,
         "convention": "kaggle, mean over classes and whole validation images",
         "start": str(config.start),
+        "arithmetic": arithmetic(),
     }
     return weights.save_checkpoint(
         Path(out) / "maskrcnn.safetensors",
@@ -199,7 +203,7 @@ def planes_of(image: np.ndarray) -> np.ndarray:
     return np.concatenate([red[None], unet.two_channels(image)])
 
 
-def detect_image(model, image: np.ndarray, settings: dict) -> Instances:
+def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None) -> Instances:
     """Find the cells of one image; where two overlap, the higher score keeps the pixels.
 
     Parameters
@@ -207,6 +211,8 @@ def detect_image(model, image: np.ndarray, settings: dict) -> Instances:
     image : (H, W, 3) uint8
     settings : dict
         ``diameter_px`` of the cells in this image, thresholds.
+    left_out : Counter, optional
+        Takes the number of cells that were found and are not reported, by reason.
 
     Returns
     -------
@@ -227,6 +233,9 @@ def detect_image(model, image: np.ndarray, settings: dict) -> Instances:
     classes = classify(model.cell_classifier, planes, boxes)
     ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
+    small = int(((found.areas_px > 0) & (found.areas_px < settings["min_area_px"])).sum())
+    if left_out is not None and small:
+        left_out[too_small(settings["min_area_px"])] += small
     return resolve_overlaps(found.with_classes(classes).with_scores(scores), settings["min_area_px"])[0]
 
 
@@ -399,17 +408,18 @@ def best_thresholds(
     from cellkit.scores import kaggle, overlaps
 
     names = {"score_threshold": "score_thresh", "nms_threshold": "nms_thresh"}
-    best = {}
-    for key in searched:
-        tried = {}
-        for value in GRID[key]:
-            setattr(model.roi_heads, names[key], value)
-            found = [overlaps(truth, detect_image(model, image, settings)) for image, truth in pairs]
-            tried[value] = kaggle(found, bootstrap=0)["score"]
-        best[key] = max(tried, key=tried.get)
-        setattr(model.roi_heads, names[key], best[key])
-        unet.say_search(key, best[key], tried, len(pairs))
-    return best
+    best = {key: getattr(model.roi_heads, name) for key, name in names.items()}
+
+    def score(key: str, value: float) -> float:
+        for name, found in {**best, key: value}.items():
+            setattr(model.roi_heads, names[name], found)
+        found = (overlaps(truth, detect_image(model, image, settings)) for image, truth in pairs)
+        return kaggle(list(found), bootstrap=0)["score"]
+
+    chosen = unet.search(score, {key: GRID[key] for key in searched}, best, len(pairs))
+    for key, value in best.items():
+        setattr(model.roi_heads, names[key], value)
+    return chosen
 
 
 class _Scorer:

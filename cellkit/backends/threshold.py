@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.leftout import too_small
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
@@ -63,12 +65,15 @@ def load(
 
     def segment(images: Iterable[np.ndarray]) -> Iterator[Instances]:
         for image in images:
-            yield segment_image(image, diameter, 15 if area is None else area)
+            yield segment_image(image, diameter, 15 if area is None else area, segment.left_out)
 
+    segment.left_out = Counter()
     return segment
 
 
-def segment_image(image: np.ndarray, diameter_px: float | None, min_area_px: int) -> Instances:
+def segment_image(
+    image: np.ndarray, diameter_px: float | None, min_area_px: int, left_out: Counter[str] | None = None
+) -> Instances:
     """Cut the brighter part of an image into cells.
 
     Parameters
@@ -77,6 +82,8 @@ def segment_image(image: np.ndarray, diameter_px: float | None, min_area_px: int
         The brightest of its channels counts at each pixel.
     diameter_px : float or None
         Two peaks of the distance map nearer than half of it are one cell; None = the objects' own median diameter.
+    left_out : Counter, optional
+        Takes the number of objects below `min_area_px`.
 
     Returns
     -------
@@ -110,4 +117,7 @@ def segment_image(image: np.ndarray, diameter_px: float | None, min_area_px: int
     total = np.bincount(labels.ravel(), grey.ravel())[np.unique(labels[labels > 0])] if len(found) else np.zeros(0)
     contrast = (total / found.areas_px - limit) / max(255 - limit, 1) if len(found) else np.zeros(0)
     found = found.with_scores(np.clip(contrast, 0, 1))
-    return found[found.areas_px >= min_area_px]
+    small = found.areas_px < min_area_px
+    if left_out is not None and small.any():
+        left_out[too_small(min_area_px)] += int(small.sum())
+    return found[~small]
