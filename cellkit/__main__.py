@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from cellkit.errors import Quarantined, UserError, nearest
+from cellkit.errors import Quarantined, UserError, nearest, place_fault
 
 DONE, FAILED, REFUSED, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 130
 PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -51,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None or os.environ.get("CELLKIT_DEBUG") == "1":
             return _report(error)
         return _refuse(f"'{error.filename}': {error.strerror}\ncheck the path")
+    except OSError as error:
+        told = place_fault(error, "standard output")
+        _silence()
+        return _refuse(str(told)) if told else _report(error)
     except Exception as error:  # the last line of defence: said in a line, with the place of the traceback
         return _report(error)
 
@@ -66,7 +70,20 @@ def _answer(arguments: list[str]) -> Answer:
         return Answer(told.text)
     if given.command is None:
         raise UserError("no command is given", f"commands: {', '.join(COMMANDS)}; see cellkit --help")
-    return given.function(given)
+    try:
+        return given.function(given)
+    except OSError as error:
+        told = place_fault(error, getattr(given, "out", None) or getattr(given, "to", None) or _run_folder(given))
+        if told is None or os.environ.get("CELLKIT_DEBUG") == "1":
+            raise
+        raise told from error
+
+
+def _run_folder(given: argparse.Namespace) -> str:
+    """Return the run folder that a command writes to; "" for a command that writes to none."""
+    if given.command != "run":
+        return ""
+    return given.run or f"runs/{os.path.splitext(os.path.basename(given.config))[0]}"
 
 
 def _refuse(message: str) -> int:

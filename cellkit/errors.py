@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
+
+AGAIN = "then repeat the command: what is done is kept"
+OF_PLACE = {  # errors of the place that is written to, whichever item was under way: what it is, what to do
+    errno.ENOSPC: ("the disk is full", f"free space there, or name another place, {AGAIN}"),
+    errno.EDQUOT: ("the quota of disk space is used up", f"free space there, or name another place, {AGAIN}"),
+    errno.EROFS: ("the file system is read-only", f"make it writable, or name another place, {AGAIN}"),
+    errno.EFBIG: ("a file became larger than the file system or a limit allows", f"name another place, {AGAIN}"),
+    errno.EIO: ("the disk or network drive fails", f"check it, or name another place, {AGAIN}"),
+    errno.ENAMETOOLONG: ("a name is longer than the file system takes", "give shorter names of folder and file"),
+    errno.EMFILE: ("too many files are open", f"raise the limit (ulimit -n 4096) or use fewer workers, {AGAIN}"),
+}
 
 
 class UserError(Exception):
@@ -19,6 +32,42 @@ class UserError(Exception):
 
     def __init__(self, problem: str, remedy: str = ""):
         super().__init__(problem if not remedy else f"{problem}\n{remedy}")
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows of it: its two lines, as on the command line, and no traceback (IPython's hook)."""
+        return [f"UserError: {self}"]
+
+
+def of_place(error: BaseException) -> bool:
+    """Tell whether an error is the fault of a disk or folder, not of the item under way."""
+    of_item = (errno.ENAMETOOLONG, errno.EIO)  # its name, or its own bad sector
+    return isinstance(error, OSError) and error.errno in OF_PLACE and error.errno not in of_item
+
+
+def place_fault(error: OSError, place: str | os.PathLike = "") -> UserError | None:
+    """Return what to say of an error of the place that is written to; None for another error.
+
+    Parameters
+    ----------
+    place : path
+        What the command was told to write, where the error itself does not name a file.
+
+    Examples
+    --------
+    >>> print(place_fault(OSError(errno.EROFS, "Read-only file system", "/cd/a.json")))
+    '/cd/a.json': the file system is read-only
+    make it writable, or name another place, then repeat the command: what is done is kept
+    """
+    if error.errno not in OF_PLACE:
+        return None
+    given = error.filename2 or error.filename  # of two names the one it was to get
+    named = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
+    if os.path.basename(named).startswith(".tmp-"):
+        named = os.path.dirname(named)
+    problem, remedy = OF_PLACE[error.errno]
+    where = named or os.fspath(place)
+    shown = where if len(where) <= 160 else f"{where[:80]}...{where[-60:]}"
+    return UserError(f"'{shown}': {problem}" if shown else problem, remedy)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cellkit.errors import of_place
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -30,6 +32,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and of_place(error):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,15 +71,14 @@ def sha256_file(path: str | Path) -> str:
 
 
 ZARR_NAMES = {".zarray", ".zattrs", ".zgroup", ".zmetadata"}  # hidden, and read: axes, channels, sizes
-
 OF_SYSTEM = {"thumbs.db", "desktop.ini", "@eadir", "__macosx"}  # left behind by whoever looks into a folder
 
 
 def names_below(folder: str | Path) -> list[str]:
     """Return the sorted relative names of the files below a folder that somebody may read.
 
-    Hidden names, but for those of a Zarr store, and the system's own are left out. Links to folders are followed, as they are where a path leads
-    through one; a loop of links ends.
+    Hidden names, but for those of a Zarr store, and the system's own are left out. Links to folders are followed, as they
+    are where a path leads through one; a loop of links ends.
     """
     found: list[str] = []
 

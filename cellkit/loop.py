@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
 
-from cellkit.errors import Quarantined, UserError
+from cellkit.errors import Quarantined, UserError, of_place, place_fault
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,6 +70,8 @@ class _Guarded:
         except StopAll:
             raise
         except Exception as error:  # any bad item is set aside, whatever its library raises
+            if of_place(error):  # no item is at fault, and the others would fail alike
+                raise StopAll(*str(place_fault(error)).split("\n", 1)) from error
             return None, f"{type(error).__name__}: {error}"
 
 

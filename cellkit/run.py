@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.config import Config, data_path, here, load_config, names_data
-from cellkit.errors import Quarantined, UserError, nearest
+from cellkit.errors import Quarantined, UserError, nearest, place_fault
 from cellkit.files import look_of, read_json, write_json
 from cellkit.manifest import (
     FORMAT,
@@ -889,6 +889,8 @@ def _verdict(outcome: Any, reached: bool) -> tuple[int, str]:
         return INTERRUPTED, f"interrupted in cell {outcome.cell}"
     if outcome.ending == "error" and outcome.error_name == "UserError":
         return 2, outcome.error_text
+    if outcome.ending == "error" and (told := _place_told(outcome.error_text)):
+        return 2, str(told)
     if outcome.ending == "error":
         name = f"{outcome.error_name}: " if outcome.error_name else ""
         return 1, f"failed{after}: {name}{outcome.error_text}"
@@ -899,6 +901,19 @@ def _verdict(outcome: Any, reached: bool) -> tuple[int, str]:
     if outcome.ending == "exit":
         return 1, "a cell called exit() before stage.done"
     return 1, "ended without stage.done"
+
+
+def _place_told(text: str) -> UserError | None:
+    """Return what to say when a cell failed because of the disk or folder it wrote to; None for another error.
+
+    Examples
+    --------
+    >>> print(_place_told("[Errno 28] No space left on device: '/runs/a/x.csv'"))
+    '/runs/a/x.csv': the disk is full
+    free space there, or name another place, then repeat the command: what is done is kept
+    """
+    found = re.match(r"\[Errno (\d+)\] [^:]*(?:: '(.*)')?$", text, re.S)
+    return place_fault(OSError(int(found[1]), "", found[2])) if found else None
 
 
 def _exit_words(status: int | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from cellkit.errors import UserError
 from cellkit.files import atomic_path
 
 SAVE_EVERY_S = 60.0
+TELL_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def fit(
     state = _State(model, optimizer, trained, Path(out), fingerprint)
     step, history, losses = state.resume()
     begun, saved = time.monotonic() - (history.rows[-1]["seconds"] if history.rows else 0.0), time.monotonic()
+    told = time.monotonic()
     if step:
         print(f"{desc}: resumed at step {step} of {plan.steps}", file=sys.stderr, flush=True)
     while not history.stopped:
@@ -123,6 +126,7 @@ def fit(
             _evaluate(model, score, step, losses, begun, plan, history, state, desc)
             losses = []
             state.save(step, history, losses)
+            told = time.monotonic()
             continue
         if step >= plan.steps:
             history.stopped = "steps done"
@@ -133,6 +137,9 @@ def fit(
             break
         losses.append(loss)
         step += 1
+        if time.monotonic() - told > TELL_EVERY_S:
+            _tell(desc, step, plan, sum(losses) / len(losses), time.monotonic() - begun)
+            told = time.monotonic()
         if time.monotonic() - saved > SAVE_EVERY_S:
             state.save(step, history, losses)
             saved = time.monotonic()
@@ -180,13 +187,7 @@ def _evaluate(model, score, step, losses, begun, plan: Plan, history: History, s
         "seconds": round(time.monotonic() - begun, 1),
     }
     history.rows.append(row)
-    rest = (plan.steps - step) * row["seconds"] / step if step else math.nan
-    left = "" if math.isnan(rest) else f", about {rest:.0f} s left"
-    print(
-        f"{desc}: step {step} of {plan.steps}, loss {mean:.3f}, validation score {value:.4f}, {row['seconds']:.0f} s{left}",
-        file=sys.stderr,
-        flush=True,
-    )
+    _tell(desc, step, plan, mean, row["seconds"], f", validation score {value:.4f}")
     if value > history.best_score:
         history.best_score, history.best_step = value, step
         state.keep_best()
@@ -194,6 +195,13 @@ def _evaluate(model, score, step, losses, begun, plan: Plan, history: History, s
         since = sum(r["step"] > history.best_step for r in history.rows)
         if since >= plan.patience:
             history.stopped = f"no better score in {since} evaluations"
+
+
+def _tell(desc: str, step: int, plan: Plan, loss: float, seconds: float, score: str = "") -> None:
+    """Say how far a training is; before the first step there is no loss, and no telling how long it will take."""
+    shown = "" if math.isnan(loss) else f", loss {loss:.3f}"
+    left = f", about {(plan.steps - step) * seconds / step:.0f} s left" if step else ""
+    print(f"{desc}: step {step} of {plan.steps}{shown}{score}, {seconds:.0f} s{left}", file=sys.stderr, flush=True)
 
 
 class _State:
@@ -261,11 +269,26 @@ def _plain(history: History) -> dict:
 
 
 def save_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> Path:
-    """Write tensors as safetensors, atomically, each contiguous and on the CPU."""
+    """Write tensors as safetensors, atomically, each contiguous and on the CPU.
+
+    Raises
+    ------
+    OSError
+        As of any other file: safetensors itself tells a full disk in words only.
+    """
+    import re
+
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     return Path(path)
 
 

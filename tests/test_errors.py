@@ -24,6 +24,15 @@ def test_a_user_error_survives_another_process():
     assert (type(back), str(back)) == (UserError, "came\ndo")
 
 
+def test_a_notebook_shows_the_two_lines_and_no_traceback():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell, shown = InteractiveShell(), []
+    shell._showtraceback = lambda kind, error, lines: shown.append(lines)
+    shell.run_cell("from cellkit.errors import UserError\nraise UserError('came', 'do')")
+    assert shown == [["UserError: came\ndo"]]
+
+
 def test_a_quarantined_item_cannot_be_changed():
     item = Quarantined("a.tif", "truncated")
     assert item == Quarantined("a.tif", "truncated")

@@ -6,9 +6,13 @@ is left; what cannot be set aside is refused in two lines, with exit code 2.
 
 import csv
 import json
+import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
+import textwrap
 import zlib
 from itertools import permutations
 from pathlib import Path
@@ -481,6 +485,67 @@ def test_row_51_a_place_that_is_a_file(said, tmp_path, command):
     code, out, err = said(command, *given, "-o", inside)
     assert (code, out) == (2, "") and str(tmp_path / "file") in err and "Traceback" not in err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+OF_DISK = {"ENOSPC": "the disk is full", "EDQUOT": "the quota of disk space is used up", "EROFS": "is read-only"}
+
+
+@pytest.mark.parametrize("fault", OF_DISK)
+@pytest.mark.parametrize("command", ["convert", "predict", "predict --labels", "labels", "coco", "submit", "run"])
+def test_row_51_a_disk_without_room(said, tmp_path, monkeypatch, command, fault):
+    """Said at once: which place, and that the command can be repeated; what was there before stays."""
+    import errno
+
+    tifffile.imwrite(tmp_path / "a.tif", GREY)
+    truth = coco_file(tmp_path / "t.json", CELL)
+    (tmp_path / "c.yaml").write_text("name: x\n")
+    name, *more = command.split()
+    out = tmp_path / ("out" if name in ("convert", "labels", "run") else "out.json")
+    given = {
+        "convert": [tmp_path / "a.tif", "--nuclei", 0], "predict": ["threshold", tmp_path / "a.tif", "--nuclei", 0],
+        "labels": [truth], "coco": [truth], "submit": [truth, "--profile", "sartorius"], "run": [tmp_path / "c.yaml"],
+    }[name]  # fmt: skip
+    more += [tmp_path / "tifs"] if more else []
+
+    def full(handle):
+        raise OSError(getattr(errno, fault), os.strerror(getattr(errno, fault)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        if name == "convert":
+            patched.setattr(os, "replace", lambda *_: full(0))
+        code, told, err = said(name, *given, "--run" if name == "run" else "-o", out, *more)
+    assert (code, told) == (2, "") and str(tmp_path) in err and "repeat the command" in err, err
+    assert name == "convert" or OF_DISK[fault] in err
+    assert not out.is_file() and "set aside" not in err
+    if name != "run":
+        assert said(name, *given, "-o", out, *more)[0] == 0
+
+
+def test_row_51_a_limit_met_by_real_files_and_by_standard_output(tmp_path):
+    """No stand-in: a file that may not grow past a limit, and an output that is full."""
+    truth = coco_file(tmp_path / "t.json", CELL)
+    code = """
+        import resource, sys
+        from cellkit.__main__ import main
+        from cellkit.training import save_tensors
+        import torch
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+        try:
+            save_tensors("w.safetensors", {"w": torch.zeros(1000)}, {})
+        except OSError as error:
+            print(error.errno, error.filename, file=sys.stderr)
+        sys.exit(main(["coco", "t.json", "-o", "o.json"]))
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True)
+    wanted = ["27 w.safetensors", "'o.json': a file became larger than the file system or a limit allows"]
+    assert (ended.returncode, ended.stderr.splitlines()[:2]) == (2, wanted), ended.stderr
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run(
+                [sys.executable, "-m", "cellkit", "inspect", str(truth)], stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert (ended.returncode, ended.stderr.splitlines()[0]) == (2, "'standard output': the disk is full")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that nobody can write to")

@@ -1,5 +1,6 @@
 """One loop over many items: in order, a failing item set aside, the same for any number of workers."""
 
+import errno
 import subprocess
 import sys
 import textwrap
@@ -50,6 +51,16 @@ class TestMapItems:
             Quarantined("item 3", "UserError: 3 is odd\ngive an even number"),
             Quarantined("item 100", "MemoryError: "),
         ]
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+    def test_a_full_disk_is_no_fault_of_the_item(self, number):
+        def write(item):
+            raise OSError(number, "no", f"/out/{item}")
+
+        with pytest.raises(StopAll, match="'/out/1': .*\n.*repeat the command"):
+            map_items(write, [1, 2], "write")
+        number = errno.EIO  # a bad sector is
+        assert [q.item for q in map_items(write, [1, 2], "write")[1]] == ["1", "2"]
 
     def test_nothing_in_nothing_out(self):
         assert map_items(halve, [], "halve") == ([], [])

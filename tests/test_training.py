@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 
 import numpy as np
 import pytest
@@ -68,6 +69,16 @@ def test_early_stop(tmp_path):
     values = iter([0.5, 0.6, 0.1, 0.1])
     history = fit(model, loss_of(model), lambda: next(values), plan, tmp_path, "a")
     assert history.stopped == "no better score in 2 evaluations" and history.rows[-1]["step"] == 30
+
+
+def test_a_long_training_says_where_it_is_between_two_scores(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cellkit.training.TELL_EVERY_S", -1.0)
+    model = line_model()
+    fit(model, loss_of(model), score_of(model), Plan(steps=4, eval_every=4), tmp_path, "a", desc="line")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("line: step 0 of 4, validation score -") and "nan" not in lines[0]
+    told = [re.sub(r"\d+\.\d+|\d+(?= s)", "#", line) for line in lines[1:5]]
+    assert told == [f"line: step {k} of 4, loss #, # s, about # s left" for k in (1, 2, 3, 4)]
 
 
 class Killed(BaseException):
