@@ -16,7 +16,9 @@ import numpy as np
 
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
+from cellkit.filenames import plain, split_of_folder, split_of_folders
 from cellkit.instances import Instances
+from cellkit.leftovers import leftovers
 from cellkit.listing import (
     MIXED,
     PICTURE_SUFFIXES,
@@ -40,7 +42,7 @@ from cellkit.listing import (
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 NAME_COLUMNS, LABEL_COLUMNS = ("image", "filename", "image_name"), ("label", "class")
 LARGEST_FRACTION, SMALLEST_PIXELS = 1.0, 2.0
-VOC_LISTS = (("train", "train"), ("val", "val"), ("test", "test"))
+VOC_LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets", "ImageSets/Segmentation")
 MOST_XML_BYTES = 10_000_000
 
 
@@ -61,8 +63,7 @@ def read_voc(root: Path, config) -> Iterator[SourceImage]:
     root = Path(root)
     folder = root / "Annotations"
     files = {path.stem: path for path in list_files(folder, (".xml",), keep_labels=True)} if folder.is_dir() else {}
-    lists = root if (root / "train.txt").is_file() else root / "ImageSets" / "Main"
-    split_of = read_split_lists(((lists / f"{name}.txt", split) for name, split in VOC_LISTS), root)
+    split_of = read_split_lists(_voc_lists(root), root)
     items = []
     for stem in sorted({*files, *split_of}):
         split = split_of.get(stem, UNUSED if split_of else "")
@@ -72,9 +73,29 @@ def read_voc(root: Path, config) -> Iterator[SourceImage]:
             class_id_of(box.label, config)
         loader = partial(_load_voc, root, path, config) if path else partial(_no_annotation, stem)
         source = path.relative_to(root).as_posix() if path else f"JPEGImages/{stem}"
+        picture = _voc_picture(root, stem)
+        image_id, used = image_id_of(f"{stem}.jpg"), tuple(file for file in (picture, path) if file)
         line = only_class(config) or MIXED
-        items.append(SourceImage(image_id_of(f"{stem}.jpg"), line, "", split, source, loader, stem))
-    yield from finished(items, config, fill_split=True)
+        items.append(SourceImage(image_id, line, "", split, source, loader, stem, files=used))
+    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
+
+
+def _voc_lists(root: Path) -> list[tuple[Path, str]]:
+    """Return the lists called after a split, (path, split), of the first folder that has any."""
+    for folder in VOC_LIST_FOLDERS:
+        found = [
+            (path, split) for path in sorted((root / folder).glob("*.txt")) if (split := split_of_folder(path.stem))
+        ]
+        if found:
+            return found
+    return []
+
+
+def _voc_picture(root: Path, stem: str) -> Path | None:
+    try:
+        return find_picture(root / "JPEGImages", stem)
+    except UserError:
+        return None  # said where the image is loaded
 
 
 def _no_annotation(stem: str) -> Loaded:
@@ -126,7 +147,7 @@ def _voc_box(item) -> Box:
 
 def _load_voc(root: Path, path: Path, config) -> Loaded:
     stated, boxes = _read_voc_file(root, path)
-    picture = find_picture(root / "JPEGImages", path.stem, (*PICTURE_SUFFIXES, *TIFF_SUFFIXES))
+    picture = find_picture(root / "JPEGImages", path.stem)
     if picture is None:
         raise UserError(f"{path.name} has no picture JPEGImages/{path.stem}.*", "add the picture, or remove the file")
     made = load_picture(root, picture, config)
@@ -154,18 +175,28 @@ def read_box_csv(root: Path, config) -> Iterator[SourceImage]:
         class_id_of(label, config)
     pictures = _pictures_by_name(root)
     items = []
-    for name in sorted({*boxes_of, *(picture.name for picture in pictures.values())}):
-        picture = pictures.get(name)
-        boxes = boxes_of.get(name)
+    named = {_name_key(name, pictures): name for name in boxes_of}
+    for key in sorted({*named, *pictures}, key=lambda key: named.get(key) or pictures[key].name):
+        picture = pictures.get(key)
+        boxes = boxes_of.get(named.get(key))
+        name = picture.name if picture else named[key]
         if picture is None:
             loader = partial(refuse, f"{name} is in {path.name} but not below {root}", "add the picture")
         else:
             loader = partial(_load_boxed, root, picture, boxes, units, config)
         source = picture.relative_to(root).as_posix() if picture else name
         source += f", boxes in {units}" if boxes is not None else ""
+        split = split_of_folders(picture.relative_to(root).parts[:-1]) if picture else ""
+        used = (picture,) if picture else ()
         line = only_class(config) or MIXED
-        items.append(SourceImage(image_id_of(name), line, "", "", source, loader, stem_of(Path(name))))
-    yield from finished(items, config)
+        items.append(SourceImage(image_id_of(name), line, "", split, source, loader, stem_of(Path(name)), files=used))
+    fill = all(item.split for item in items)
+    yield from finished(items, config, fill_split=fill, left=list(leftovers(root, items)))
+
+
+def _name_key(name: str, pictures: dict[str, Path]) -> str:
+    """Return the key of a picture that a table names, with folders or without."""
+    return key if (key := plain(name)) in pictures else key.rpartition("/")[2]
 
 
 def find_table(root: Path) -> Path:
@@ -249,11 +280,12 @@ def units_of(edges: np.ndarray, path: Path | str = "the table") -> str:
 def _pictures_by_name(root: Path) -> dict[str, Path]:
     pictures: dict[str, Path] = {}
     for path in list_files(root, (*PICTURE_SUFFIXES, *TIFF_SUFFIXES)):
-        if path.name in pictures:
+        key = plain(path.name)
+        if key in pictures:
             raise UserError(
-                f"two pictures are called {path.name}: {pictures[path.name]} and {path}", "the table tells them by name"
+                f"two pictures are called {path.name}: {pictures[key]} and {path}", "the table tells them by name"
             )
-        pictures[path.name] = path
+        pictures[key] = path
     return pictures
 
 

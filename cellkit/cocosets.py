@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -17,10 +19,11 @@ import numpy as np
 
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
+from cellkit.filenames import plain, split_of_file, split_of_folder, split_of_folders
+from cellkit.leftovers import leftovers
 from cellkit.listing import (
     IMAGE_SUFFIXES,
     MIXED,
-    SPLIT_NAMES,
     UNUSED,
     Loaded,
     SourceImage,
@@ -44,17 +47,30 @@ LIVECELL_NAME = re.compile(r"(?P<line>[^_/]+)_Phase_(?P<well>[A-Z]\d{1,2})_")
 def read_coco_set(root: Path, config) -> Iterator[SourceImage]:
     """COCO files (``*.json``) and the pictures they name, which lie anywhere below the folder.
 
-    A file called after train, val or test is that split. Classes are told by the names of the categories. Files that cellkit
+    A file called after train, val or test, or in a folder called so, is that split; else the folder of a picture tells it.
+    Classes are told by the names of the categories. Files that cellkit
     wrote bring back cell type, group and split. A file with boxes and no masks gives boxes. Crowd regions are left out.
     """
     root = Path(root)
     listed: list[_Listed] = []
     pictures = _Pictures(root)
-    for sheet in read_sheets(root, config.coco_convention):
+    sheets = read_sheets(root, config.coco_convention)
+    _tell_other_names(sheets)
+    for sheet in sheets:
         for label in sorted(sheet.used_categories()):
             class_id_of(label, config)
         listed += [_coco_image(root, sheet, entry, pictures, config) for entry in sheet.images]
-    yield from finished(_once_each(listed), config, fill_split=True)
+    items = _once_each(listed)
+    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
+
+
+def _tell_other_names(sheets: list[Sheet]) -> None:
+    """Say which categories one file uses and another does not even name: they go by name, whatever their numbers."""
+    used = {name for sheet in sheets for name in sheet.used_categories()}
+    for sheet in sheets:
+        missing = sorted(used - {str(entry.get("name")) for entry in sheet.categories})
+        if missing:
+            print(f"{sheet.path.name} names no category {', '.join(missing)}, which another file uses", file=sys.stderr)
 
 
 def read_livecell(root: Path, config) -> Iterator[SourceImage]:
@@ -73,7 +89,8 @@ def read_livecell(root: Path, config) -> Iterator[SourceImage]:
             line = (class_of_line(name["line"], config), f"{name['line']} {name['well']}") if name else ("", "")
             one = _coco_image(root, sheet, entry, pictures, config, line)
             listed.append(one if name else _nameless(one))
-    yield from finished(_once_each(listed), config, fill_split=True)
+    items = _once_each(listed)
+    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
 def _nameless(one: _Listed) -> _Listed:
@@ -128,7 +145,9 @@ def read_sheets(root: Path, convention: str | None = None) -> list[Sheet]:
     for path in list_files(root, (".json",), keep_labels=True):
         check_inside(path, root)
         if looks_like_coco(path):
-            found.append(_read_sheet(path, convention))
+            sheet = _read_sheet(path, convention)
+            folder = split_of_folders(path.relative_to(root).parts[:-1])
+            found.append(sheet if sheet.split else replace(sheet, split=folder))
     return found
 
 
@@ -171,24 +190,12 @@ def _read_sheet(path: Path, convention: str | None) -> Sheet:
     ):
         raise UserError(f"{path} lacks lists of images, annotations and categories", "give a whole COCO file")
     return Sheet(
-        path, _split_of(path.stem), images, categories, _by_image(path, images, annotations), _no_masks(annotations)
+        path, split_of_file(path.stem), images, categories, _by_image(path, images, annotations), _no_masks(annotations)
     )
 
 
 def _no_masks(annotations: list[dict]) -> bool:
     return bool(annotations) and not any(row.get("segmentation") for row in annotations)
-
-
-def _split_of(stem: str) -> str:
-    """Return the split a file is called after.
-
-    Examples
-    --------
-    >>> _split_of("livecell_coco_train"), _split_of("instances_val2017"), _split_of("cells")
-    ('train', 'val', '')
-    """
-    words = re.findall(r"[a-z]+", stem.lower())
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 
 def _by_image(path: Path, images: list[dict], annotations: list[dict]) -> dict[Any, list[dict]]:
@@ -217,7 +224,7 @@ class _Pictures:
         self.root = root
         self.by_name: dict[str, list[Path]] = defaultdict(list)
         for path in list_files(root, IMAGE_SUFFIXES, keep_labels=True):
-            self.by_name[path.name].append(path)
+            self.by_name[plain(path.name)].append(path)
 
     def find(self, named: str, sheet: Path) -> Path:
         """Return the one picture; raises where there is none or more than one."""
@@ -225,8 +232,12 @@ class _Pictures:
         for folder in dict.fromkeys((sheet.parent, self.root, sheet.parent / "images", self.root / "images")):
             if named and (folder / named).is_file():
                 return folder / named
-        found = self.by_name.get(Path(named).name, [])
-        ending = [path for path in found if path.as_posix().endswith(f"/{named}")] or found
+        found = self.by_name.get(plain(Path(named).name), [])
+        for spelled in (str, plain):  # exactly so, else the same name spelled in another way
+            ending = [path for path in found if f"/{spelled(path.as_posix())}".endswith(f"/{spelled(named)}")]
+            if ending:
+                break
+        ending = ending or found
         if len(ending) != 1:
             told = f"is {len(ending)} pictures, e.g. {ending[0]}, {ending[1]}" if ending else "is not there"
             raise UserError(f"{named} of {sheet.name} {told}", "put each picture where the COCO file says it is")
@@ -245,21 +256,24 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
     rows = sheet.rows.get(str(entry.get("id")), [])
     named = str(entry.get("file_name") or "")
     told = str(entry.get("cell_type") or "")
-    cell_type = told if told in (*config.classes, MIXED) else only_class(config) or MIXED
+    cell_type = {plain(name): name for name in (*config.classes, MIXED)}.get(plain(told)) or only_class(config) or MIXED
     cell_type, group = line or (cell_type, str(entry.get("group") or ""))
-    split = sheet.split or SPLIT_NAMES.get(str(entry.get("split") or ""), "")
+    split = sheet.split or split_of_folder(str(entry.get("split") or ""))
+    files: tuple[Path, ...] = ()
     try:
-        path = pictures.find(named, sheet.path)
+        path = Path(os.path.normpath(pictures.find(named, sheet.path)))
         named = path.relative_to(root).as_posix() if path.is_relative_to(root) else named
+        files = (path,)
         loader = partial(_load_coco, root, path, sheet.head(), entry, rows, cell_type if line else None, config)
     except (UserError, OSError) as error:  # OSError: a name that no file system takes
         loader = partial(refuse, *str(error).split("\n", 1))
     parts = [part for part in named.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     *folders, name = parts or [f"{sheet.path.stem}_{entry.get('id')}"]
+    split = split or split_of_folders(folders)
     image_id = image_id_of("/".join([*(part for part in folders if part.lower() != "images"), name]))
     source = f"{sheet.path.relative_to(root).as_posix()} image {entry.get('id')}: {named}"
     own_id = stem_of(Path(name)) if parts else ""
-    return _Listed(SourceImage(image_id, cell_type, group, split, source, loader, own_id), len(rows))
+    return _Listed(SourceImage(image_id, cell_type, group, split, source, loader, own_id, files=files), len(rows))
 
 
 def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dict], line: str | None, config) -> Loaded:

@@ -171,6 +171,11 @@ class ConvertConfig(Section):
         None,
         description="expression that finds an image's group in its name, (?P<group>[A-H][0-9]+); null = its folders",
     )
+    channel_from: str | None = Field(
+        None,
+        description="one file per channel: expression that finds it in names, _(?P<channel>C[0-9]); each = no joining; "
+        "null = one file per image, and names that differ in a channel only are refused",
+    )
     duplicates: Literal["set_aside", "refuse", "keep"] = Field(
         "set_aside",
         description="copies in two splits: those of test (else validation) stay, others set aside; refused; kept",
@@ -225,6 +230,18 @@ class ConvertConfig(Section):
                 group_rule(value)
             except UserError as error:
                 raise ValueError(str(error).splitlines()[0].removeprefix("convert.group_from ")) from None
+        return value
+
+    @field_validator("channel_from")
+    @classmethod
+    def _names_a_channel(cls, value: str | None) -> str | None:
+        from cellkit.channelfiles import channel_rule
+
+        if value is not None:
+            try:
+                channel_rule(value)
+            except UserError as error:
+                raise ValueError(str(error).splitlines()[0]) from None
         return value
 
     @field_validator("class_names")
@@ -424,7 +441,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises
     ------
     UserError
-        No such file, not YAML, unknown key, wrong type or value: names the key, what came and what was wanted.
+        No such file, not YAML, unknown key, wrong type or value, data that no source reads: names the key, what came
+        and what was wanted.
     """
     path = here(path)
     settings = _read_settings(path)
@@ -434,9 +452,15 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     _share(settings)
     settings.setdefault("name", path.stem)
     try:
-        return Config.model_validate(settings)
+        cfg = Config.model_validate(settings)
     except ValidationError as error:
         raise _explain(error, settings, path, overrides) from None
+    if cfg.convert.data and cfg.convert.source == "drawn":
+        raise UserError(
+            f"{path}: data is set ('{cfg.convert.data}'), but convert.source is drawn, which reads none and draws cells",
+            "name the layout of the data, e.g. convert.source: microscope (data/README.md shows them), or take data out",
+        )
+    return cfg
 
 
 def set_strings(strings: Iterable[str]) -> dict[str, Any]:

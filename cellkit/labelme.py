@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
+from cellkit.filenames import plain, split_of_folders
 from cellkit.instances import Instances
+from cellkit.leftovers import leftovers
 from cellkit.listing import (
     MIXED,
-    SPLIT_NAMES,
     Loaded,
     SourceImage,
     check_inside,
@@ -41,14 +43,24 @@ def read_labelme(root: Path, config) -> Iterator[SourceImage]:
     items = []
     for path in files:
         relative = path.relative_to(root)
-        split = SPLIT_NAMES.get(relative.parts[0].lower(), "") if len(relative.parts) > 1 else ""
+        split = split_of_folders(relative.parts[:-1])
         items.append(
             SourceImage(
                 image_id_of(relative.as_posix()), only_class(config) or MIXED, "", split, relative.as_posix(),
-                partial(_load_labelme, root, path, config), path.stem,
+                partial(_load_labelme, root, path, config), path.stem, files=(path, *_pictures_of(path)),
             )
         )  # fmt: skip
-    yield from finished(items, config, fill_split=True)
+    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
+
+
+def _pictures_of(path: Path) -> list[Path]:
+    """Return the pictures beside a labelme file that are called as it is, or as it says."""
+    try:
+        named = str(_read_labelme(path).get("imagePath") or "").replace("\\", "/")
+    except UserError:
+        named = ""
+    beside = [other for other in path.parent.glob("*") if plain(other.stem) == plain(path.stem) and other != path]
+    return [*beside, *([Path(os.path.normpath(path.parent / named))] if named else [])]
 
 
 def _check_labelme_classes(files: list[Path], config) -> None:

@@ -53,8 +53,15 @@ def write_labels(path: str | Path, labels: np.ndarray) -> Path:
     return Path(path)
 
 
-def read_labels(path: str | Path) -> np.ndarray:
-    """Read a label image (TIFF or PNG; palette PNGs give their indices).
+def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a label image (TIFF or PNG; palette PNGs give their indices; the labels of an OME-Zarr).
+
+    Parameters
+    ----------
+    path : path
+        A file, or the folder ``labels/NAME`` in an OME-Zarr.
+    plane : (number, count), optional
+        Read this plane, from 0, of a stack that has `count`: one for each frame of a file.
 
     Returns
     -------
@@ -67,18 +74,21 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if not path.is_file():
+    zarr = is_zarr_labels(path)
+    if not path.is_file() and not zarr:
         raise UserError(f"no label image at {path}", "give the path of a TIFF or PNG label image")
-    if suffix not in (".tif", ".tiff", ".png"):
+    if suffix not in (".tif", ".tiff", ".png") and not zarr:
         raise UserError(
             f"{path} is '{suffix}', which cannot hold labels", "store labels as TIFF or PNG (lossless integers)"
         )
     try:
-        labels = _read_tiff(path) if suffix != ".png" else _read_png(path)
+        labels = _read_zarr(path) if zarr else _read_tiff(path) if suffix != ".png" else _read_png(path)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path} cannot be read: {error}", "write the label image again; it is damaged") from error
+    if plane is not None:
+        labels = _plane_of(labels, *plane, path)
     if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size:
         raise UserError(
             f"{path} holds {labels.shape} {labels.dtype}", "a label image is (H, W) integers, 0 = background"
@@ -105,6 +115,36 @@ def _read_tiff(path: Path) -> np.ndarray:
         labels = file.series[0].asarray()
     single = [axis for axis, length in enumerate(labels.shape) if length == 1]
     return np.squeeze(labels, tuple(single[: max(labels.ndim - 2, 0)]))
+
+
+def is_zarr_labels(path: Path) -> bool:
+    """Tell whether a folder is one of the label images of an OME-Zarr."""
+    return path.parent.name == "labels" and path.parent.parent.suffix.lower() == ".zarr" and path.is_dir()
+
+
+def _read_zarr(path: Path) -> np.ndarray:
+    """Read the labels of an OME-Zarr at full resolution, without axes of length 1 before rows and columns."""
+    import zarr
+
+    group = zarr.open_group(str(path), mode="r")
+    told = dict(group.attrs)
+    scales = told.get("ome", told)["multiscales"][0]
+    array = group[str(scales["datasets"][0]["path"])]
+    if math.prod(array.shape) > MOST_PX:
+        raise UserError(f"{path} claims to be {array.shape} px", "cut the image into tiles")
+    labels = np.asarray(array[...])
+    single = [axis for axis, length in enumerate(labels.shape[:-2]) if length == 1]
+    return np.squeeze(labels, tuple(single))
+
+
+def _plane_of(labels: np.ndarray, number: int, count: int, path: Path) -> np.ndarray:
+    planes = int(np.prod(labels.shape[:-2]))
+    if planes != count or labels.ndim < 2:
+        raise UserError(
+            f"{path} holds {planes} plane(s) of labels for a file of {count} frames",
+            "store one plane for each frame, or a label image for each, called after the frame (a_t0, a_t1, ...)",
+        )
+    return labels.reshape(-1, *labels.shape[-2:])[number]
 
 
 def _read_png(path: Path) -> np.ndarray:

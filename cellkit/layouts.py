@@ -6,9 +6,9 @@ Each ``read_X(root, config)`` lists what a folder holds and yields `SourceImage`
 from __future__ import annotations
 
 import math
-import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,16 +16,23 @@ from pathlib import Path
 
 import numpy as np
 
+from cellkit.channelfiles import ChannelFiles, join_channels
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError, nearest
+from cellkit.filenames import plain, split_of_folder, split_of_folders
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, relabel
+from cellkit.leftovers import leftovers
 from cellkit.listing import (
+    IMAGE_FOLDERS,
     IMAGE_SUFFIXES,
     LABEL_ENDINGS,
     LABEL_FOLDERS,
     LABEL_SUFFIXES,
+    LEFT,
     MIXED,
+    UNUSED,
+    Label,
     Loaded,
     SourceImage,
     cell_type_of,
@@ -33,16 +40,19 @@ from cellkit.listing import (
     check_shape,
     class_id_of,
     converted,
+    find_picture,
     finished,
     frames_of,
     list_files,
     load_file,
     only_class,
     read_table,
+    refuse,
+    settled,
     stem_of,
     unknown_class,
 )  # fmt: skip
-from cellkit.readers import PICTURE_SUFFIXES, open_file
+from cellkit.readers import PICTURE_SUFFIXES, open_file, why_unread
 
 MIN_PIECE_PX = 50
 DSB2018_PARTS = {
@@ -58,42 +68,27 @@ LOSSY_SUFFIXES = (".jpg", ".jpeg")  # found, so that `read_labels` refuses them;
 def read_microscope(root: Path, config) -> Iterator[SourceImage]:
     """Microscope files in folders called after their cell line; several lines in one image lie in ``mixed/``.
 
-    ``<root>/HEK/a.ome.tif`` has its truth, where there is one, in ``<root>/truth/HEK/a.tif`` (a label image), and the
-    classes of mixed cells in ``<root>/truth/classes.csv`` (file, label, class). Each scene and time point is an image.
-    Mixed images are test images: their line is not known without truth. This is what `synthetic.write_fields` writes.
+    ``<root>/HEK/a.ome.tif`` has its truth, where there is one, in ``<root>/truth/HEK/a.tif`` (a label image; other places
+    and names as for `read_folder`), and the classes of mixed cells in ``<root>/truth/classes.csv`` (file, label, class).
+    Each scene and time point is an image. Mixed images are test images: their line is not known without truth. This is what
+    `synthetic.write_fields` writes.
     """
-    root = Path(root)
-    classes = _read_class_table(root / "truth" / "classes.csv", root, config)
-    items = []
-    for path in list_files(root, IMAGE_SUFFIXES):
-        relative = path.relative_to(root)
-        for item in frames_of(path, root, config, partial(_truth_beside, root, relative), classes):
-            items.append(item)
-    yield from finished(items, config, mixed_is_test=True)
+    yield from _read_pictures(Path(root), config, folders_are_classes=True)
 
 
 def read_folder(root: Path, config) -> Iterator[SourceImage]:
     """Any folder of pictures or microscope files, with label images where they are found by name.
 
-    A label image is ``a_masks.tif`` or ``.png`` beside ``a.png`` (also _cp_masks, _labels, _label, _mask), or lies
-    under ``labels/`` or ``masks/`` in place of ``images/`` (``<root>/images/x/a.png``, ``<root>/labels/x/a.tif``), or
-    below ``<root>/labels/`` at the same relative path. Folders called train, val and test are the split; a folder
-    called after a class is the cell type, and mixed images are test images; other folders are the group.
+    A label image is ``a_masks.tif`` or ``.png`` beside ``a.png`` (also _cp_masks, _labels, _label, _mask, _seg.npy), or
+    lies under ``labels/`` or ``masks/`` in place of ``images/`` (``<root>/images/x/a.png``, ``<root>/labels/x/a.tif``), or
+    below ``<root>/labels/`` at the same relative path. A stack of labels has a plane for each frame of its file. Folders
+    called train, val and test are the split; a folder called after a class is the cell type, and mixed images are test
+    images; other folders are the group.
 
     With ``config.pair`` = [img, mask] the images are the files with "img" in their name, and ``img2d.tif`` has its labels
     in ``mask2d.tif``.
     """
-    root = Path(root)
-    items = []
-    for path in list_files(root, IMAGE_SUFFIXES, keep_labels=config.pair is not None):
-        if config.pair is None:
-            label_of = partial(_label_by_name, root, path.relative_to(root))
-        elif config.pair[0] in path.name:
-            label_of = partial(_label_of_pair, path, config.pair)
-        else:
-            continue
-        items += frames_of(path, root, config, label_of, {})
-    yield from finished(items, config, mixed_is_test=True)
+    yield from _read_pictures(Path(root), config)
 
 
 def read_cellpose(root: Path, config) -> Iterator[SourceImage]:
@@ -102,19 +97,36 @@ def read_cellpose(root: Path, config) -> Iterator[SourceImage]:
     Folders mean what they mean to `read_folder`. Classes that cellkit wrote into a ``_seg.npy`` come back. Where an image
     has both, they must hold the same cells.
     """
-    root = Path(root)
-    items = []
-    for path in list_files(root, IMAGE_SUFFIXES):
-        label_of = partial(_label_by_name, root, path.relative_to(root))
-        for item in frames_of(path, root, config, label_of, {}):
-            seg = path.with_name(f"{stem_of(path)}_seg.npy")
-            loader = (
-                partial(_load_seg, item.loader, root, path, seg, item.cell_type, config)
-                if seg.is_file()
-                else item.loader
-            )
-            items.append(replace(item, loader=loader))
-    yield from finished(items, config, mixed_is_test=True)
+    yield from _read_pictures(Path(root), config)
+
+
+def _read_pictures(root: Path, config, folders_are_classes: bool = False) -> Iterator[SourceImage]:
+    """List the pictures of a folder with their label images, and what is left: what the layouts above share."""
+    pair = config.pair
+    labels = LabelFiles(root)
+    table = ClassTable(root, config)
+    paths = [path for path in list_files(root, IMAGE_SUFFIXES, keep_labels=pair is not None) if not why_unread(path)]
+    if pair is not None:
+        paths = [path for path in paths if pair[0] in path.name]
+    items: list[SourceImage] = []
+    for image in join_channels(paths, config.channel_from) if pair is None else paths:
+        path = image.path if isinstance(image, ChannelFiles) else image
+        label_of = partial(labels.of_image, image) if pair is None else partial(labels.of_pair, path, pair)
+        for item in frames_of(image, root, config, label_of, table.rows_of):
+            items.append(_with_seg(item, labels.seg_of(path, item), root, path, config))
+    left = [*table.unmatched(), *leftovers(root, items, labels.used | table.files, labels.looked_for(items))]
+    if folders_are_classes:
+        left += odd_folders(items, config)
+    mixed = [item for item in items if item.cell_type == MIXED]
+    fill = all(item.split for item in items if item not in mixed)
+    yield from finished(items, config, mixed_is_test=True, fill_split=fill, left=left)
+
+
+def _with_seg(item: SourceImage, seg: Path | None, root: Path, path: Path, config) -> SourceImage:
+    if seg is None:
+        return item
+    loader = partial(_load_seg, item.loader, root, path, seg, item.cell_type, config)
+    return replace(item, loader=loader, files=(*item.files, seg))
 
 
 def read_two_lines(root: Path, config) -> Iterator[SourceImage]:
@@ -126,18 +138,22 @@ def read_two_lines(root: Path, config) -> Iterator[SourceImage]:
     """
     root = Path(root)
     items: list[SourceImage] = []
+    labels = LabelFiles(root)
     for folder in sorted(child for child in root.iterdir() if (child / "images").is_dir()):
         line = cell_type_of([folder.name], config)
         if not line or line == MIXED:
             raise unknown_class(folder.name, config, f"the folder {folder.name}/")
         for path in list_files(folder / "images", IMAGE_SUFFIXES, keep_labels=True):
             relative = path.relative_to(folder / "images")
-            label = partial(_required, folder / "labels", relative.with_suffix(""), path)
+            label, files = settled(partial(labels.required, folder / "labels", relative.parent / stem_of(path), path))
             image_id = image_id_of(f"{folder.name}/{relative.as_posix()}")
             source = path.relative_to(root).as_posix()
+            split = split_of_folders(relative.parts[:-1])
             loader = partial(load_file, root, path, config, label, line)
-            items.append(SourceImage(image_id, line, "", "", source, loader, stem_of(path)))
-    items = list(finished(items, config))
+            items.append(SourceImage(image_id, line, "", split, source, loader, stem_of(path), files=(path, *files)))
+    left = list(leftovers(root, items, labels.used))
+    fill = all(item.split for item in items)
+    items = list(finished(items, config, fill_split=fill, left=left))
     yield from items
     yield from _mixed_halves(items, config)
 
@@ -152,31 +168,115 @@ def read_dsb2018(root: Path, config) -> Iterator[SourceImage]:
     """
     root = Path(root)
     packed = (root / "index.csv").is_file()
-    items = list(_packed_dsb2018(root, config) if packed else _kaggle_dsb2018(root, config))
-    yield from finished(items, config)
+    if packed:
+        items, used = _packed_dsb2018(root, config)
+        wanted = [item for item in items if item.split != UNUSED]
+    else:
+        items, used = list(_kaggle_dsb2018(root, config)), set()
+        wanted = items
+    yield from finished(wanted, config, left=list(leftovers(root, items, used)))
 
 
 # ---- truth ---------------------------------------------------------------------------------------------------------
-def _truth_beside(root: Path, relative: Path, suffix: str) -> Path | None:
-    """Return ``<root>/truth/<folders>/<stem><suffix>.tif`` where it exists."""
-    path = root / "truth" / relative.parent / f"{stem_of(relative)}{suffix}.tif"
-    return path if path.is_file() else None
+class LabelFiles:
+    """The label images below a folder, found by name whatever its spelling; `used` are those that were found."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.used: set[Path] = set()
+        self.by_name: dict[str, list[Path]] = defaultdict(list)
+        suffixes = (*LABEL_SUFFIXES, *LOSSY_SUFFIXES, "_seg.npy")
+        for path in list_files(root, suffixes, keep_labels=True):
+            relative = path.relative_to(root)
+            self.by_name[plain((relative.parent / stem_of(path)).as_posix())].append(path)
+
+    def of_image(self, image: Path | ChannelFiles, suffix: str, number: int, count: int) -> Label | None:
+        """Return the label image of a frame of a file, called after it or after its file; see `read_folder`.
+
+        That of an image with a file per channel may be called after what they share, or after one of them.
+        """
+        path, *parts = (image,) if isinstance(image, Path) else (image.path, *(part for _, part in image.files))
+        relative = path.relative_to(self.root)
+        stems = list(dict.fromkeys(name for one in (path, *parts) for name in (stem_of(one), one.name)))
+        found = self._only_one(names_of_labels(relative.parent, [stem + suffix for stem in stems]), path)
+        if found:
+            return Label(found)
+        found = self._only_one(names_of_labels(relative.parent, stems), path) if suffix else None
+        found = found or self._inside(path)
+        return Label(found, (number, count) if suffix else None) if found else None
+
+    def _inside(self, path: Path) -> Path | None:
+        """Return the labels that lie in an OME-Zarr, listed there or not; refuse several."""
+        folder = path / "labels"
+        if path.suffix.lower() != ".zarr" or not folder.is_dir():
+            return None
+        found = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+        if len(found) > 1:
+            names = ", ".join(child.name for child in found)
+            raise UserError(f"{path.name} holds several label images: {names}", "keep those of the cells only")
+        return found[0] if found else None
+
+    def of_pair(self, path: Path, pair: tuple[str, str], suffix: str, number: int, count: int) -> Label | None:
+        """Return the label image whose name is that of the image with the one text in place of the other."""
+        stem = stem_of(path).replace(*pair, 1)
+        folder = path.relative_to(self.root).parent
+        found = self._only_one([folder / (stem + suffix)], path)
+        if found or not suffix:
+            return Label(found) if found else None
+        found = self._only_one([folder / stem], path)
+        return Label(found, (number, count)) if found else None
+
+    def required(self, folder: Path, stem: Path, image: Path) -> Path:
+        """Return the label image ``folder/stem.*``; refuse an image without."""
+        found = self._only_one([(folder / stem).relative_to(self.root)], image)
+        if found is None:
+            raise UserError(
+                f"{image.name} has no label image {stem}.tif or .png in {folder}", "add it, or remove the image"
+            )
+        return found
+
+    def seg_of(self, path: Path, item: SourceImage) -> Path | None:
+        """Return the ``_seg.npy`` beside a file, or that of one of its frames."""
+        relative = path.relative_to(self.root)
+        frame = item.image_id.removeprefix(item.unit) if item.unit else ""
+        for suffix in dict.fromkeys((frame, "")):
+            for seg in self.by_name.get(plain((relative.parent / f"{stem_of(path)}{suffix}_seg").as_posix()), ()):
+                if seg.suffix.lower() == ".npy":
+                    self.used.add(seg)
+                    return seg
+        return None
+
+    def looked_for(self, items: Sequence[SourceImage]) -> str:
+        """Say how a label image of the first image without one would be called."""
+        bare = next((item for item in items if len(item.files) == 1), None)
+        if bare is None:
+            return ""
+        path = bare.files[0].relative_to(self.root)
+        below = next((name for name in ("truth", "labels", "masks") if (self.root / name).is_dir()), "labels")
+        beside = (path.parent / f"{stem_of(path)}_masks.tif").as_posix()
+        return f"for {path.as_posix()} labels are looked for as {below}/{path.parent / stem_of(path)}.tif or {beside}"
+
+    def _only_one(self, names: Iterable[Path], image: Path) -> Path | None:
+        paths = [path for name in names for path in self.by_name.get(plain(name.as_posix()), ())]
+        found = [path for path in dict.fromkeys(paths) if path != image and path.suffix.lower() != ".npy"]
+        self.used.update(found)
+        if len(found) > 1:
+            raise UserError(f"{image.name} has several label images: {found[0]} and {found[1]}", "keep one of them")
+        return found[0] if found else None
 
 
-def _label_by_name(root: Path, relative: Path, suffix: str) -> Path | None:
-    """Return the one label image that belongs to a picture, or None; see `read_folder`."""
-    stem = stem_of(relative) + suffix
-    folders = [root / relative.parent / (stem + ending) for ending in LABEL_ENDINGS]
-    for name in LABEL_FOLDERS:
-        parts = [name if part.lower() == "images" else part for part in relative.parent.parts]
-        below = Path(*parts) if name in parts else Path(name, relative.parent)
-        folders += [root / below / (stem + ending) for ending in ("", *LABEL_ENDINGS)]
-    return _only_one(folders, root / relative)
-
-
-def _label_of_pair(path: Path, pair: tuple[str, str], suffix: str) -> Path | None:
-    """Return the label image whose name is that of the image with the one text in place of the other."""
-    return _only_one([path.with_name(stem_of(path).replace(*pair, 1) + suffix)], path)
+def names_of_labels(folder: Path, stems: Iterable[str]) -> list[Path]:
+    """Return the names, without suffix, under which the labels of an image in `folder` are looked for; see `read_folder`."""
+    names = []
+    for stem in stems:
+        names += [folder / (stem + ending) for ending in LABEL_ENDINGS]
+        for name in LABEL_FOLDERS:
+            parts = [name if plain(part) in IMAGE_FOLDERS else part for part in folder.parts]
+            places = {Path(*parts) if name in parts else Path(name, folder), folder / name}
+            plainer = [part for part in folder.parts if plain(part) not in IMAGE_FOLDERS]
+            places.add(Path(name, *plainer))
+            names += [place / (stem + ending) for place in sorted(places) for ending in ("", *LABEL_ENDINGS)]
+    return names
 
 
 def _load_seg(load: Callable[[], Loaded], root: Path, path: Path, seg: Path, cell_type: str, config) -> Loaded:
@@ -204,48 +304,131 @@ def seg_classes(root: Path) -> set[str]:
     from cellkit.exchange import read_seg
 
     names: set[str] = set()
-    for path in list_files(root, ("_seg.npy",)):
+    for path in list_files(root, ("_seg.npy",), keep_labels=True):
         with suppress(UserError):
             check_inside(path, root)
             names |= set(read_seg(path).classes)
     return names
 
 
-def _required(folder: Path, stem: Path, image: Path, suffix: str = "") -> Path:
-    """Return the label image ``folder/stem.*``; refuse an image without."""
-    found = _only_one([folder / stem], image)
-    if found is None:
-        raise UserError(
-            f"{image.name} has no label image {stem}.tif or .png in {folder}", "add it, or remove the image"
-        )
-    return found
+class ClassTable:
+    """The table of classes of a data set: ``truth/classes.csv`` with file, label and class of each cell.
 
+    The file is the path of the image below the data folder, with or without suffix; that of its label image; or the bare
+    name, where one image only is called so.
+    """
 
-def _only_one(stems: Iterable[Path], image: Path) -> Path | None:
-    paths = [Path(f"{stem}{suffix}") for stem in stems for suffix in (*LABEL_SUFFIXES, *LOSSY_SUFFIXES)]
-    found = [path for path in paths if os.path.isfile(path)]  # False, too, where the name would be too long
-    if len(found) > 1:
-        raise UserError(f"{image.name} has several label images: {found[0]} and {found[1]}", "keep one of them")
-    return found[0] if found else None
+    def __init__(self, root: Path, config):
+        self.root, self.config = root, config
+        self.rows: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
+        self.files: set[Path] = set()
+        self.asked: dict[str, str] = {}
+        folders = [root, *(child for child in sorted(root.iterdir()) if plain(child.name) in LABEL_FOLDERS)]
+        found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())
+                 if plain(path.name) in ("classes.csv", "classes.tsv")]  # fmt: skip
+        if len(found) > 1:
+            raise UserError(f"there are two tables of classes, {found[0]} and {found[1]}", "keep one of them")
+        self.first: dict[str, tuple[str, int]] = {}
+        for path in found:
+            self.path = path
+            self.files.add(path)
+            for line, row in enumerate(read_table(path, ("file", "label", "class"), root), 2):
+                self._add(row, line)
+        stems = Counter(key.rpartition("/")[2] for key in self._images())
+        self.unique = {stem for stem, count in stems.items() if count == 1}
 
+    def _images(self) -> list[str]:
+        paths = list_files(self.root, IMAGE_SUFFIXES) if self.rows else []
+        return [_key_of(path.relative_to(self.root).as_posix()) for path in paths]
 
-def _read_class_table(path: Path, root: Path, config) -> dict[str, dict[int, int]]:
-    """Return {file: {label: class id}} of a ``classes.csv``; empty where there is none."""
-    table: dict[str, dict[int, int]] = defaultdict(dict)
-    if not path.is_file():
-        return table
-    for line, row in enumerate(read_table(path, ("file", "label", "class"), root), 2):
+    def _add(self, row: dict[str, str], line: int) -> None:
+        where = f"{self.path} line {line}"
         try:
-            table[row["file"]][int(row["label"])] = class_id_of(row["class"], config)
-        except ValueError as error:
+            number = float(row["label"])
+            if number != int(number) or number < 1:
+                raise ValueError(f"label is {row['label']}")
+            known = class_id_of(row["class"].strip(), self.config)
+        except (ValueError, OverflowError) as error:
             raise UserError(
-                f"{path} line {line}: {error!r}", "the columns are file, label (a number), class"
+                f"{where}: {error}", "the columns are file, label (a number from 1, as in the label image), class"
             ) from error
-    return table
+        except UserError as error:
+            problem, _, remedy = str(error).partition("\n")
+            raise UserError(f"{where}: {problem}", remedy) from None
+        key = _key_of(row["file"])
+        if not key:
+            raise UserError(f"{where} names no file", "write the path of the image below the data folder")
+        other = self.rows[key].setdefault(int(number), (known, line))
+        if other[0] != known:
+            raise UserError(
+                f"{where}: label {int(number)} of {row['file']} has another class in line {other[1]}",
+                "keep one row for each cell",
+            )
+        self.first.setdefault(key, (row["file"], line))
+
+    def rows_of(self, relative: Path, suffix: str) -> dict[int, tuple[int, int]]:
+        """Return {label: (class id, line)} of a frame of a file: rows of the frame, else of the file."""
+        key = _key_of(relative.as_posix())
+        bare = key.rpartition("/")[2]
+        names = [key + plain(suffix), key]
+        names += [f"{plain(name)}/{one}" for name in LABEL_FOLDERS for one in names]
+        names += [bare + plain(suffix), bare] if bare in self.unique else []
+        names += [one + ending for one in list(names) for ending in LABEL_ENDINGS]
+        found = {}
+        for name in names:
+            if name in self.rows:
+                self.asked[name] = key
+                found = found or self.rows[name]
+        return found
+
+    def unmatched(self) -> Iterator[SourceImage]:
+        """Yield an item, to be set aside, for each file of the table that is no image."""
+        for key in sorted(set(self.rows) - set(self.asked)):
+            file, line = self.first[key]
+            bare = "/" not in key and any(one.rpartition("/")[2] == key for one in self._images())
+            why = "the name of several images: write their folder too" if bare else "no image below the data folder"
+            loader = partial(
+                refuse, f"line {line} names '{file}', which is {why}", "write it as HEK/a.tif, or take the row out"
+            )
+            source = f"{self.path.relative_to(self.root).as_posix()} line {line}"
+            yield SourceImage(f"{LEFT}{source}", "", "", UNUSED, source, loader)
+
+
+def _key_of(file: str) -> str:
+    """Return a file of the table without suffix, in the one spelling.
+
+    Examples
+    --------
+    >>> _key_of(" mixed\\\\A.ome.tif"), _key_of("a.b")
+    ('mixed/a', 'a.b')
+    """
+    name = plain(file)
+    known = next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), "")
+    return name.removesuffix(known).removesuffix(".ome")
+
+
+def odd_folders(items: Sequence[SourceImage], config) -> Iterator[SourceImage]:
+    """Name folders that are called after no class while some class has no image; say it where that does no harm."""
+    if len(config.classes) < 2 or not items:
+        return
+    classless = Counter(item.source.rpartition("/")[0] for item in items if not item.cell_type)
+    missing = [name for name in config.classes if not any(item.cell_type == name for item in items)]
+    without = f"; no image is in a folder called after {', '.join(missing)}" if missing else ""
+    for folder, count in sorted(classless.items()):
+        told = f"is called after none of the classes ({', '.join(config.classes)}): its {count} image(s) are of no known class"
+        if missing:
+            loader = partial(refuse, told + without, "rename the folder, or name it in convert.class_names")
+            yield SourceImage(f"{LEFT}{folder}/", "", "", UNUSED, f"{folder or '.'}/", loader)
+        else:
+            print(f"{folder or '.'}/ {told}", file=sys.stderr)
+    if missing and not classless:
+        only = ", ".join(missing)
+        print(f"class {only} has no folder, and so no image that is known to be of it", file=sys.stderr)
 
 
 # ---- DSB2018 -------------------------------------------------------------------------------------------------------
-def _packed_dsb2018(root: Path, config) -> Iterator[SourceImage]:
+def _packed_dsb2018(root: Path, config) -> tuple[list[SourceImage], set[Path]]:
+    """Return the images, those of other modalities as unused, and the label images that were found."""
     rows = read_table(root / "index.csv", ("id", "modality"), root)
     if not rows:
         raise UserError(f"{root / 'index.csv'} lacks rows", "use the packed form as it came")
@@ -258,13 +441,15 @@ def _packed_dsb2018(root: Path, config) -> Iterator[SourceImage]:
                 f"no image has the modality '{name}'{nearest(name, known)}", f"choose of {', '.join(known)}"
             )
     cell_type = only_class(config)
+    labels, items = LabelFiles(root), []
     for row in rows:
-        if not wanted or row["modality"] in wanted:
-            path = root / "images" / f"{row['id']}.png"
-            label = partial(_required, root / "labels", Path(row["id"]), path)
-            loader = partial(load_file, root, path, config, label, cell_type)
-            image_id = image_id_of(f"{row['id']}.png")
-            yield SourceImage(image_id, cell_type, "", "", f"images/{path.name}", loader, row["id"])
+        path = find_picture(root / "images", row["id"]) or root / "images" / f"{row['id']}.png"
+        label, files = settled(partial(labels.required, root / "labels", Path(row["id"]), path))
+        loader = partial(load_file, root, path, config, label, cell_type)
+        split = split_of_folder(row.get("split") or "") if not wanted or row["modality"] in wanted else UNUSED
+        image_id, source = image_id_of(f"{row['id']}.png"), f"images/{path.name}"
+        items.append(SourceImage(image_id, cell_type, "", split, source, loader, row["id"], files=(path, *files)))
+    return items, labels.used
 
 
 def _kaggle_dsb2018(root: Path, config) -> Iterator[SourceImage]:
@@ -278,8 +463,9 @@ def _kaggle_dsb2018(root: Path, config) -> Iterator[SourceImage]:
         for folder in sorted(child for child in place.glob("*") if (child / "images").is_dir()):
             for path in list_files(folder / "images", PICTURE_SUFFIXES, keep_labels=True):
                 loader = partial(_load_masks, root, path, folder / "masks", config, cell_type)
-                source = path.relative_to(root).as_posix()
-                yield SourceImage(image_id_of(path.name), cell_type, "", split, source, loader, stem_of(path))
+                image_id, source = image_id_of(path.name), path.relative_to(root).as_posix()
+                files = (path, folder / "masks")
+                yield SourceImage(image_id, cell_type, "", split, source, loader, stem_of(path), files=files)
 
 
 def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str) -> Loaded:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections import defaultdict
+import sys
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cellkit.channelfiles import ChannelFiles, open_image
 from cellkit.convert import Level, check_ids, convert_frame, image_id_of
 from cellkit.errors import UserError, nearest
+from cellkit.filenames import SPLIT_NAMES as SPLIT_NAMES  # also for those who import it from here
+from cellkit.filenames import is_no_data, plain, series_of, split_of_folders
 from cellkit.instances import Instances
 from cellkit.labels import clean_labels, read_labels
 from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES, VENDOR_SUFFIXES, inspect_file, open_file
@@ -27,12 +33,14 @@ from cellkit.records import ImageRecord, name_groups, split_records
 
 IMAGE_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + tuple(VENDOR_SUFFIXES)
 LABEL_SUFFIXES = (".tif", ".tiff", ".png")
-LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask")  # beside the image, as Cellpose and others write
+LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask", "-masks", "-labels", "-label", "-mask", "_seg", "_gt",
+                 "_segmentation")  # beside the image, as Cellpose and others write  # fmt: skip
 NOT_IMAGES = (*LABEL_ENDINGS, "_flows", "_outlines", "_cp_outlines")
-LABEL_FOLDERS = ("labels", "masks", "truth")
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
+LABEL_FOLDERS = ("labels", "masks", "truth", "label", "mask", "gt", "ground_truth", "groundtruth")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 SPLIT_WORDS = {"train": "a training image", "val": "a validation image", "test": "a test image"}
 MIXED = "mixed"
+LEFT = "left/"  # begins the id of what fits no image
 UNUSED = "unused"  # the source's own split leaves the image out
 
 
@@ -60,7 +68,9 @@ class SourceImage:
 
     `split` is "" where the source has none of its own, and "unused" where its own split leaves the image out. `loader` is
     picklable, so that worker processes can load. `own_id` is what the source itself calls the image, and a competition
-    wants to hear: the file's name without its suffix; "" where there is no such name.
+    wants to hear: the file's name without its suffix; "" where there is no such name. `files` are those of the data folder
+    that the image is made of, picture first: what no image is made of is named, see `cellkit.leftovers`. `unit` names the
+    file, or the series of files, that it is one of several frames of: they stay on one side of a split.
     """
 
     image_id: str
@@ -70,6 +80,13 @@ class SourceImage:
     source: str
     loader: Callable[[], Loaded]
     own_id: str = ""
+    files: tuple[Path, ...] = ()
+    unit: str = ""
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it stands for something that fits no image, and is there to be set aside with its reason."""
+        return self.image_id.startswith(LEFT)
 
     def load(self) -> Loaded:
         """Read, convert and return the image and its truth; raises what is wrong with it."""
@@ -85,22 +102,22 @@ def refuse(problem: str, remedy: str = "") -> Loaded:
 def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -> list[Path]:
     """Return the files below `root` with one of `suffixes`, sorted by relative path.
 
-    Hidden names, and unless `keep_labels` label images and their folders, are left out. Links to folders are not
-    followed, so a loop of links ends; what a link to a file points to must lie below `root`.
+    Hidden names, what file managers leave behind, and unless `keep_labels` label images and their folders, are left out.
+    Links to folders are not followed, so a loop of links ends; what a link to a file points to must lie below `root`.
     """
     root = Path(root)
     found = []
     for folder, folders, names in os.walk(root, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_no_data(name)]
         images = [name for name in folders if name.lower().endswith(".zarr")]  # an OME-Zarr is a folder, and one image
         folders[:] = [name for name in folders if name not in images]
         if not keep_labels:
-            folders[:] = [name for name in folders if name.lower() not in LABEL_FOLDERS]
+            folders[:] = [name for name in folders if plain(name) not in LABEL_FOLDERS]
         for name in names + images:
             path = Path(folder, name)
-            if name.startswith(".") or not name.lower().endswith(tuple(suffixes)):
+            if is_no_data(name) or not name.strip().lower().endswith(tuple(suffixes)):
                 continue
-            if keep_labels or not stem_of(path).lower().endswith(NOT_IMAGES):
+            if keep_labels or not plain(stem_of(path)).endswith(NOT_IMAGES):
                 found.append(path)
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
@@ -121,16 +138,21 @@ def stem_of(path: Path) -> str:
     return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
-def find_picture(folder: Path, stem: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Path | None:
-    """Return the one file of `folder` called `stem` with one of `suffixes`, None where there is none."""
-    found = [path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()]
-    if len(found) > 1:
-        raise UserError(f"'{stem}' is two pictures: {found[0]} and {found[1].name}", "keep one of them")
-    return found[0] if found else None
+def find_picture(folder: Path, stem: str, suffixes: Sequence[str] = (*PICTURE_SUFFIXES, *TIFF_SUFFIXES)) -> Path | None:
+    """Return the one file of `folder` called `stem` with one of `suffixes`, in any spelling; None where there is none."""
+    stems = dict.fromkeys((stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))))
+    paths = [folder / f"{one}{end}" for one in stems for suffix in suffixes for end in (suffix, suffix.upper())]
+    found = {(told.st_dev, told.st_ino): path for path in reversed(paths) if path.is_file() and (told := path.stat())}
+    first, *others = reversed(found.values()) if found else (None,)
+    if others:
+        raise UserError(f"'{stem}' is two pictures: {first} and {others[0].name}", "keep one of them")
+    return first
 
 
 def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file below `root`.
+    """Return the rows of a CSV file below `root`; fields are parted by ",", or by ";" or tabs as some programs write it.
+
+    Names of columns may differ in upper and lower case.
 
     Raises
     ------
@@ -142,14 +164,22 @@ def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str,
     check_inside(path, root)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or []
+            header = file.readline()
+            parted = max(",;\t", key=header.count)
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=parted)
+            wanted = {plain(name): name for name in columns}
+            reader.fieldnames = names = [wanted.get(plain(name), name.strip()) for name in reader.fieldnames or []]
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no CSV in UTF-8: {error}", "use the table as it came") from error
     missing = [name for name in columns if name not in names]
     if missing:
-        raise UserError(f"{path} lacks the column(s) {', '.join(missing)}", "use the table as it came")
+        there = ", ".join(names) or "nothing"
+        raise UserError(
+            f"{path} lacks the column(s) {', '.join(missing)}; its first line says: {there[:200]}",
+            "use the table as it came, its columns parted by commas, semicolons or tabs",
+        )
     torn = next((n for n, row in enumerate(rows, 2) if None in row or None in row.values()), None)
     if torn is not None:
         raise UserError(f"{path} line {torn} has more or fewer fields than the header", "use the table as it came")
@@ -179,8 +209,15 @@ def read_split_lists(lists: Iterable[tuple[Path, str]], root: Path) -> dict[str,
 # ---- classes -------------------------------------------------------------------------------------------------------
 def named_class(folder: str, config) -> str:
     """Return the class a folder is called after, "mixed", or "" when it is called otherwise."""
-    names = {name.casefold(): name for name in (*config.classes, MIXED)}
-    return names.get((config.class_names.get(folder, folder) or "").casefold(), "")
+    names = {plain(name): name for name in (*config.classes, MIXED)}
+    return names.get(plain(_renamed(folder, config) or ""), "")
+
+
+def _renamed(label: str, config) -> str | None:
+    """Return what ``convert.class_names`` makes of a label, spelled in any way; the label itself where it is not there."""
+    if label in config.class_names:
+        return config.class_names[label]
+    return {plain(known): name for known, name in config.class_names.items()}.get(plain(label), label)
 
 
 def cell_type_of(folders: Iterable[str], config) -> str:
@@ -196,13 +233,13 @@ def only_class(config) -> str:
 
 def class_id_of(label: str, config) -> int:
     """Return the class id of a label of the source: by class_names, else by name; 0 where class_names says null."""
-    name = config.class_names.get(label, label)
+    name = _renamed(label, config)
     if name is None:
         return 0
-    ids = {known.casefold(): number for number, known in enumerate(config.classes, 1)}
-    if str(name).casefold() not in ids:
+    ids = {plain(known): number for number, known in enumerate(config.classes, 1)}
+    if plain(name) not in ids:
         raise unknown_class(label, config, f"the source's label '{label}'")
-    return ids[str(name).casefold()]
+    return ids[plain(name)]
 
 
 def class_of_line(label: str, config) -> str:
@@ -233,19 +270,59 @@ def load_picture(root: Path, path: Path, config) -> Loaded:
         return converted(opened, config)
 
 
-def load_file(root, path, config, label_of, cell_type, scene=0, time=0, ids=None) -> Loaded:
-    """Load one frame of a file and the label image that `label_of()` finds."""
-    check_inside(path, root)
-    with open_file(path, config.axes, config.max_plane_px) as opened:
+class Label(NamedTuple):
+    """A label image of a frame; `plane` = (number, count) where it is a stack with one plane for each of `count` frames."""
+
+    path: Path
+    plane: tuple[int, int] | None = None
+
+
+def load_file(root, path, config, label_of, cell_type, scene=0, time=0, rows=None) -> Loaded:
+    """Load one frame of a file and the label image that `label_of()` finds: a path, a `Label`, or None.
+
+    `rows` = {label: (class id, line of the table)} of a table of classes; a label that the image does not have is refused.
+    """
+    image, path = path, getattr(path, "path", path)
+    for part in files_of(image):
+        check_inside(part, root)
+    with open_image(image, config.axes, config.max_plane_px) as opened:
         made = converted(opened, config, scene, time)
-    label_path = label_of()
-    if label_path is None:
+    return with_labels(root, path, made, label_of(), config, cell_type, rows)
+
+
+def files_of(image: Path | ChannelFiles) -> tuple[Path, ...]:
+    """Return the files of an image: one, or one per channel."""
+    return (image,) if isinstance(image, Path) else tuple(path for _, path in image.files)
+
+
+def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: str, rows=None) -> Loaded:
+    """Return a picture with the objects of its label image; parameters as in `load_file`."""
+    if label is None:
         return made
-    check_inside(label_path, root)
-    labels = read_labels(label_path)
-    check_shape(labels.shape, made.image.shape[:2], label_path, path)
+    label = label if isinstance(label, Label) else Label(label)
+    check_inside(label.path, root)
+    labels = read_labels(label.path, label.plane)
+    check_shape(labels.shape, made.image.shape[:2], label.path, path)
     class_id = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
-    return made._replace(instances=labelled(labels, class_id, ids or {}, config.pieces, label_path))
+    ids = {number: known for number, (known, _) in (rows or {}).items()}
+    cells = labelled(labels, class_id, ids, config.pieces, label.path)
+    return made._replace(instances=cells, planes=f"{made.planes} {_check_rows(rows, labels, label)}".strip())
+
+
+def _check_rows(rows: dict | None, labels: np.ndarray, label: Label) -> str:
+    """Refuse rows of a table of classes for labels that are not there; say how many cells have no row."""
+    if not rows:
+        return ""
+    there = set(np.unique(labels[labels > 0]).tolist())
+    wrong = [] if label.plane else sorted(set(rows) - there)  # of a series, each frame has some of the cells
+    if wrong:
+        raise UserError(
+            f"line {rows[wrong[0]][1]} of the table of classes names label {wrong[0]}, and {label.path.name} has "
+            f"{len(there)} labels, {f'{min(there)} to {max(there)}' if there else 'none'}",
+            "correct the row, or take it out",
+        )
+    bare = len(there - set(rows))
+    return f"({bare} cell(s) without a row in the table of classes)" if bare else ""
 
 
 def check_shape(labels: tuple[int, int], image: tuple[int, int], label_path: Path, path: Path) -> None:
@@ -288,31 +365,66 @@ def _refuse_foreground(labels: np.ndarray, path: Path | str) -> None:
         )
 
 
-def frames_of(path: Path, root: Path, config, label_of: Callable, classes: dict) -> Iterator[SourceImage]:
-    """Yield one SourceImage per scene and time of a file; `label_of(suffix)` finds the label image of each."""
+def frames_of(
+    image: Path | ChannelFiles, root: Path, config, label_of: Callable, rows_of: Callable = dict.get
+) -> Iterator[SourceImage]:
+    """Yield one SourceImage per scene and time of a file, or of the files of an image's channels.
+
+    `label_of(suffix, number, count)` finds the `Label` of a frame, the number-th of count; ``rows_of(relative, suffix)`` what
+    a table of classes says of it.
+    """
+    path, parts = getattr(image, "path", image), files_of(image)
     relative = path.relative_to(root)
-    folders = [part for part in relative.parts[:-1] if part.lower() != "images"]
-    cell_type = cell_type_of(folders, config)
-    split = next((SPLIT_NAMES[part.lower()] for part in folders if part.lower() in SPLIT_NAMES), "")
-    plain = [part for part in folders if part.lower() not in SPLIT_NAMES and not named_class(part, config)]
-    common = {"cell_type": cell_type, "group": "/".join(plain), "split": split}
-    name = "/".join((*folders, relative.name))
+    about = about_folders(relative.parts[:-1], config)
+    name = "/".join((*(part for part in relative.parts[:-1] if part.lower() != "images"), relative.name))
     try:
-        check_inside(path, root)
+        for part in parts:
+            check_inside(part, root)
         single = path.suffix.lower() in PICTURE_SUFFIXES  # one frame: the header can wait
-        frames = [(0, 0, "")] if single else list(inspect_file(path, config.axes, config.max_plane_px).frames())
+        frames = [(0, 0, "")] if single else list(inspect_file(parts[0], config.axes, config.max_plane_px).frames())
     except UserError as error:
+        with suppress(UserError):
+            label_of("", 0, 1)  # it belongs to this file, whatever is wrong with that
         refusal = partial(refuse, *str(error).split("\n", 1))
+        own_id = stem_of(relative)
         yield SourceImage(
-            image_id_of(name), source=relative.as_posix(), loader=refusal, own_id=stem_of(relative), **common
+            image_id_of(name), source=relative.as_posix(), loader=refusal, own_id=own_id, files=parts, **about
         )
         return
-    for scene, time, suffix in frames:
-        ids = classes.get(relative.as_posix(), {})
-        loader = partial(load_file, root, path, config, partial(label_of, suffix), cell_type, scene, time, ids)
-        source = relative.as_posix() + suffix.replace("_s", " scene ").replace("_t", " t ")
-        own_id = stem_of(relative) + suffix
-        yield SourceImage(image_id_of(name, suffix), source=source, loader=loader, own_id=own_id, **common)
+    unit = image_id_of(name) if len(frames) > 1 else ""
+    for number, (scene, time, suffix) in enumerate(frames):
+        label, files = settled(partial(label_of, suffix, number, len(frames)))
+        rows = rows_of(relative, suffix)
+        loader = partial(load_file, root, image, config, label, about["cell_type"], scene, time, rows)
+        told = (
+            relative.as_posix() if parts == (path,) else " + ".join(part.relative_to(root).as_posix() for part in parts)
+        )
+        source = told + suffix.replace("_s", " scene ").replace("_t", " t ")
+        yield SourceImage(
+            image_id_of(name, suffix), source=source, loader=loader, own_id=stem_of(relative) + suffix,
+            files=(*parts, *files), unit=unit, **about,
+        )  # fmt: skip
+
+
+def about_folders(folders: Sequence[str], config) -> dict[str, str]:
+    """Return cell type, group and split that the folders of an image tell: those that are neither of the others are the group."""
+    folders = [part for part in folders if plain(part) not in IMAGE_FOLDERS]
+    split = split_of_folders(folders)
+    other = [part for part in folders if not split_of_folders([part]) and not named_class(part, config)]
+    return {"cell_type": cell_type_of(folders, config), "group": "/".join(other), "split": split}
+
+
+def settled(find: Callable[[], Label | Path | None]) -> tuple[Callable, tuple[Path, ...]]:
+    """Return what gives the label image that `find()` finds now, or raises what it raises now, and the files of it."""
+    try:
+        found = find()
+    except UserError as error:
+        return partial(refuse, *str(error).split("\n", 1)), ()
+    return partial(_given, found), () if found is None else (found.path if isinstance(found, Label) else found,)
+
+
+def _given(found):
+    return found
 
 
 # ---- which images, which split -------------------------------------------------------------------------------------
@@ -355,10 +467,58 @@ def _shares_of(sizes: Sequence[int], most: int) -> list[int]:
 
 
 def draw_split(items: Sequence[SourceImage], fractions: dict, config) -> dict[str, SourceImage]:
-    """Return the items by id, each with a split drawn by `records.split_records`."""
-    bare = [ImageRecord(i.image_id, i.source, 1, 1, cell_type=i.cell_type, group=i.group) for i in items]
-    drawn = split_records(bare, fractions, config.seed, by=config.split_by)
+    """Return the items by id, each with a split drawn by `records.split_records`.
+
+    The frames of one file or series (`SourceImage.unit`) get one split; by group, those of one group. Where
+    ``convert.group_from`` tells frames of one file apart, they are dealt out one by one.
+    """
+    units = [_unit_of(item, config) for item in items]
+    bare = [
+        ImageRecord(i.image_id, i.source, 1, 1, cell_type=i.cell_type, group=unit)
+        for i, unit in zip(items, units, strict=True)
+    ]
+    drawn = split_records(bare, fractions, config.seed, by="group")
     return {item.image_id: replace(item, split=record.split) for item, record in zip(items, drawn, strict=True)}
+
+
+def _unit_of(item: SourceImage, config) -> str:
+    if config.split_by == "group" and item.group:
+        return item.group
+    return f"{item.unit} {item.group}" if item.unit and config.group_from else item.unit
+
+
+def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions: dict) -> None:
+    """Refuse a split without training or validation images for want of files, not of frames; say it of test images."""
+    missing = [name for name, share in fractions.items() if share and not any(item.split == name for item in items)]
+    largest = Counter(unit for unit in units if unit).most_common(1)
+    if not missing or not largest or largest[0][1] < 2:
+        return
+    count = len(set(filter(None, units))) + units.count("")
+    told = f"{len(units)} images are of {count} file(s), series or group(s), e.g. {largest[0][0]}, that are not torn apart: "
+    told += f"none is left for {' and '.join(missing)}"
+    remedy = "set convert.group_from: (?P<group>.*) to deal the frames out one by one (their scores will flatter), or add files"
+    if missing != ["test"]:
+        raise UserError(told, remedy)
+    print(f"{told}; {remedy}", file=sys.stderr)
+
+
+def name_series(items: Sequence[SourceImage]) -> list[SourceImage]:
+    """Name what each image is a frame of: its file, or by their names the files of one series in one folder.
+
+    That is also the group of frames that have no other.
+    """
+    keys = [_series_key(item) or item.unit for item in items]
+    count = Counter(key for key in keys if key)
+    return [
+        replace(item, unit=key, group=item.group or (key if count[key] > 1 else "")) if key else item
+        for item, key in zip(items, keys, strict=True)
+    ]
+
+
+def _series_key(item: SourceImage) -> str:
+    shared = series_of(stem_of(item.files[0])) if item.files else None
+    folder = item.source.split(": ")[-1].rpartition("/")[0]  # below the data folder: its place on a disk says nothing
+    return "" if shared is None else image_id_of(f"{folder}/{shared or 'series'}.x".lstrip("/"))
 
 
 def carve(items: list[SourceImage], config, wanted: Sequence[str] = ("val", "test")) -> list[SourceImage]:
@@ -377,21 +537,32 @@ def carve(items: list[SourceImage], config, wanted: Sequence[str] = ("val", "tes
 
 
 def finished(
-    items: Sequence[SourceImage], config, mixed_is_test: bool = False, fill_split: bool = False
+    items: Sequence[SourceImage],
+    config,
+    mixed_is_test: bool = False,
+    fill_split: bool = False,
+    left: Iterable[SourceImage] = (),
 ) -> Iterator[SourceImage]:
     """Check ids, keep `config.max_images` of each cell type, and give a split to those the source gave none.
 
     Groups come from the names where ``config.group_from`` says so. With `mixed_is_test` mixed images without a split of the
     source become test images: nothing can be trained on them. With `fill_split` the splits that the source's own lacks are
-    carved from its training images, see `carve`.
+    carved from its training images, see `carve`. `left` follows as it is: what fits no image, see `cellkit.leftovers`.
 
     Raises
     ------
     UserError
-        Two images of one id; or the split goes by group, and the source's own split tears a group apart.
+        Two images of one id; the split goes by group, and no image has one, or the source's own split tears one apart; or
+        the frames of too few files for a split.
     """
     check_ids((item.image_id, item.source) for item in items)
-    items = name_groups(items, config.group_from)
+    items = name_groups(name_series(items), config.group_from)
+    if config.split_by == "group" and items and not any(item.group for item in items):
+        raise UserError(
+            "convert.split_by is group, and no image has a group",
+            "set convert.group_from to an expression that finds it in the names, such as (?P<group>[A-H][0-9][0-9]), put the "
+            "images into a folder for each plate or donor, or set convert.split_by: image",
+        )
     if not config.published_split:
         items = [replace(item, split="") for item in items]
     if fill_split:
@@ -403,9 +574,12 @@ def finished(
     without = [item for item in items if not item.split]
     drawn = draw_split(without, dict(config.split), config) if without else {}
     done = [drawn.get(item.image_id, item) for item in items]
+    if len(without) == len(items):
+        _check_filled(done, [_unit_of(item, config) for item in items], dict(config.split))
     if config.split_by == "group":
         _refuse_torn_groups(done)
     yield from (replace(item, split="") if item.split == UNUSED else item for item in done)
+    yield from left
 
 
 def check_enough(images: Sequence, settings, of: str = "images") -> None:

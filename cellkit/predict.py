@@ -310,20 +310,29 @@ def find_images(
     avoid : sequence of Path
         Folders below one of those named that are no input: where results are written.
     outside : list, optional
-        Takes the links in a folder that lead out of it; without it they are an error. A link named itself is followed.
+        Takes the links in a folder that lead out of it, and the pictures there of a kind that is not read; without it links
+        are an error. A link named itself is followed.
 
     Raises
     ------
     UserError
         Nothing there, a folder without images, or a pattern without match.
     """
-    links: list[Quarantined] = [] if outside is None else outside
+    from cellkit.channelfiles import tell_seeming_channels
+    from cellkit.readers import why_unread
+
+    links: list[Quarantined] = []
+    unread_files: list[Quarantined] = []
     found: dict[Path, tuple[Path, str]] = {}
     avoided = [Path(folder).resolve() for folder in avoid]
     for name in named:
         root, pairs = _images_of(str(name))
         below = [folder for folder in avoided if folder != root.resolve() and folder.is_relative_to(root.resolve())]
         for path, relative in pairs:
+            unread = why_unread(path) if path != Path(name) else None
+            if unread and outside is not None:
+                unread_files.append(Quarantined(str(path), "; ".join(str(unread).splitlines())))
+                continue
             real = Path(os.path.realpath(path))  # a loop of links stays as it is, and is set aside
             if Path(name) == root and path != root and not real.is_relative_to(root.resolve()):
                 links.append(
@@ -334,6 +343,12 @@ def find_images(
     listed = sorted(found.values(), key=lambda pair: (pair[1], str(pair[0])))
     if links and (outside is None or not listed):
         raise UserError(f"{links[0].item} {links[0].reason.split('; ')[0]}", "copy the file there, or name it")
+    if outside is not None:
+        outside += [*links, *unread_files]
+    if not listed and unread_files:
+        problem, _, remedy = unread_files[0].reason.partition("; ")
+        raise UserError(f"none of the {len(unread_files)} image(s) is read: {problem}", remedy)
+    tell_seeming_channels([path for path, _ in listed])
     if not listed:
         raise UserError(f"no image in {', '.join(map(str, named))}", "give files, folders or patterns of images")
     return listed
@@ -341,14 +356,14 @@ def find_images(
 
 def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     """Return the folder that one argument looks into, and the images it names, each with its path relative to that."""
-    from cellkit.readers import is_image_folder
+    from cellkit.readers import READ_SUFFIXES, is_image_folder
     from cellkit.sources import IMAGE_SUFFIXES, list_files
 
     path = Path(name)
     if path.is_dir() and not is_image_folder(path):
         files = list_files(path, IMAGE_SUFFIXES)
         if not files:
-            raise UserError(f"no image in the folder {path}", f"images end with {', '.join(IMAGE_SUFFIXES)}")
+            raise UserError(f"no image in the folder {path}", f"images end with {', '.join(READ_SUFFIXES)}")
         return path, [(file, file.relative_to(path).as_posix()) for file in files]
     if os.path.lexists(path):
         return path, [(path, path.name)]

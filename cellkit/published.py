@@ -13,6 +13,7 @@ import numpy as np
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.leftovers import leftovers
 from cellkit.listing import (
     IMAGE_SUFFIXES,
     UNUSED,
@@ -61,8 +62,10 @@ def read_bbbc039(root: Path, config) -> Iterator[SourceImage]:
             loader = partial(_load_bbbc039, root, path, masks.get(stem), config)
         source = f"images/{path.name if path else stem}"
         group = well[1] if well else ""
-        items.append(SourceImage(image_id_of(f"{stem}.png"), only_class(config), group, split, source, loader, stem))
-    yield from finished(items, config, fill_split=True)
+        files = tuple(file for file in (path, masks.get(stem)) if file)
+        image_id = image_id_of(f"{stem}.png")
+        items.append(SourceImage(image_id, only_class(config), group, split, source, loader, stem, files=files))
+    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
 def _load_bbbc039(root: Path, path: Path, mask: Path | None, config) -> Loaded:
@@ -142,8 +145,8 @@ def read_sartorius(root: Path, config) -> Iterator[SourceImage]:
     for path in list_files(root / "test", IMAGE_SUFFIXES, keep_labels=True):
         name, source = stem_of(path), path.relative_to(root).as_posix()
         loader = partial(load_picture, root, path, config)
-        items.append(SourceImage(image_id_of(f"{name}.png"), "", "", "test", source, loader, name))
-    yield from finished(items, config)
+        items.append(SourceImage(image_id_of(f"{name}.png"), "", "", "test", source, loader, name, files=(path,)))
+    yield from finished(items, config, left=list(leftovers(root, items)))
 
 
 def sartorius_lines(root: Path) -> set[str]:
@@ -165,7 +168,8 @@ def _sartorius_image(root: Path, name: str, rows: list[dict] | None, path: Path 
         runs = [row["annotation"] for row in rows] if rows else None
         loader = partial(_load_sartorius, root, path, runs, tuple(size), cell_type, config)
     source = path.relative_to(root).as_posix() if path else f"train/{name}.png"
-    return SourceImage(image_id_of(f"{name}.png"), cell_type, group, "", source, loader, name)
+    files = (path,) if path else ()
+    return SourceImage(image_id_of(f"{name}.png"), cell_type, group, "", source, loader, name, files=files)
 
 
 def _load_sartorius(root, path, runs: list[str] | None, size: tuple[str, str], cell_type: str, config) -> Loaded:
@@ -207,8 +211,9 @@ def read_hepg2_huh7(root: Path, config) -> Iterator[SourceImage]:
         split = "train" if number in HEPG2_TRAIN else UNUSED if number in HEPG2_UNUSED or not number else "test"
         loader = partial(_load_text_labels, root, path, root / "annotations" / f"{stem}.gz", cell_type, config)
         source = path.relative_to(root).as_posix()
-        items.append(SourceImage(image_id_of(path.name), cell_type, "", split, source, loader, stem))
-    yield from finished(items, config, fill_split=True)
+        files = (path, root / "annotations" / f"{stem}.gz")
+        items.append(SourceImage(image_id_of(path.name), cell_type, "", split, source, loader, stem, files=files))
+    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
 def _load_text_labels(root: Path, path: Path, labels_path: Path, cell_type: str, config) -> Loaded:

@@ -28,7 +28,20 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 READ_VENDOR_SUFFIXES = (".czi", ".lif", ".nd2", ".zarr")
 UNREAD_SUFFIXES = {".lsm": "Zeiss LSM", ".oib": "Olympus OIB", ".oif": "Olympus OIF", ".vsi": "Olympus VSI",
-                   ".ims": "Imaris"}  # fmt: skip
+                   ".ims": "Imaris", ".oir": "Olympus OIR", ".zvi": "Zeiss ZVI", ".dv": "DeltaVision", ".r3d": "DeltaVision",
+                   ".stk": "MetaMorph STK", ".flex": "Opera Flex", ".mvd2": "Volocity", ".lei": "Leica LEI", ".scn": "Leica SCN",
+                   ".svs": "Aperio SVS", ".ndpi": "Hamamatsu NDPI", ".mrxs": "MIRAX", ".bif": "Ventana BIF",
+                   ".dm3": "Gatan DM3", ".dm4": "Gatan DM4", ".mrc": "MRC", ".sld": "SlideBook", ".xlif": "Leica XLIF",
+                   ".tf2": "BigTIFF", ".tf8": "BigTIFF", ".btf": "BigTIFF", ".qptiff": "Akoya QPTIFF", ".bmp": "BMP",
+                   ".webp": "WebP", ".gif": "GIF", ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".jxl": "JPEG XL",
+                   ".jxr": "JPEG XR", ".heic": "HEIC", ".heif": "HEIF", ".avif": "AVIF", ".jfif": "JFIF", ".pgm": "PGM",
+                   ".ppm": "PPM", ".pnm": "PNM", ".tga": "TGA", ".psd": "Photoshop", ".exr": "OpenEXR", ".fits": "FITS",
+                   ".dcm": "DICOM", ".nii": "NIfTI", ".nrrd": "NRRD", ".mha": "MetaImage", ".h5": "HDF5",
+                   ".hdf5": "HDF5", ".avi": "video", ".mp4": "video", ".mov": "video", ".mkv": "video", ".dng": "camera raw",
+                   ".cr2": "camera raw", ".nef": "camera raw"}  # fmt: skip
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+UNREAD_SUFFIXES |= {f"{picture}{end}": f"packed as {end}" for picture in (*TIFF_SUFFIXES, *PICTURE_SUFFIXES, ".nii")
+                    for end in PACKED}  # fmt: skip
 VENDOR_SUFFIXES = (*READ_VENDOR_SUFFIXES, *UNREAD_SUFFIXES)
 READ_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + READ_VENDOR_SUFFIXES
 MAX_PLANE_PX = 2**28  # 16,384 x 16,384; asked of the header, before any pixel is read
@@ -203,11 +216,9 @@ def open_file(path: str | Path, axes: str | None = None, most_px: int = MAX_PLAN
     """Open a microscope file by its suffix; errors as in `inspect_file`."""
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix in UNREAD_SUFFIXES:
-        raise UserError(
-            f"{path.name} is {UNREAD_SUFFIXES[suffix]}, which is not read",
-            "export it as OME-TIFF from the microscope's software or Fiji",
-        )
+    unread = why_unread(path)
+    if unread:
+        raise unread
     if suffix not in READ_SUFFIXES:
         raise UserError(f"{path.name} is no image format that is read", f"give {', '.join(READ_SUFFIXES)}")
     if not (path.is_dir() if suffix == ".zarr" else path.is_file()):
@@ -222,6 +233,15 @@ def open_file(path: str | Path, axes: str | None = None, most_px: int = MAX_PLAN
         finally:
             _MOST_PX.reset(token)
         yield opened
+
+
+def why_unread(path: Path) -> UserError | None:
+    """Return why a picture of a kind that is known and not read is refused, by its name; None for all others."""
+    end = max((end for end in UNREAD_SUFFIXES if path.name.lower().endswith(end)), key=len, default="")
+    if not end:
+        return None
+    remedy = "unpack it" if end.endswith(PACKED) else "export it as OME-TIFF from the microscope's software or Fiji"
+    return UserError(f"{path.name} is {UNREAD_SUFFIXES[end]}, which is not read", remedy)
 
 
 def _opener(suffix: str) -> Callable:

@@ -174,7 +174,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     root, out = Path(root), Path(out)
     items = _listed(config, root)
     if settings is not None:
-        check_enough(items, settings)
+        check_enough([item for item in items if not item.is_left], settings)
     limits = None
     if config.percentiles_of == "batch":  # of training images: test images decide nothing
         taught = [item for item in items if item.split == "train"] or items
@@ -199,7 +199,8 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
             "correct the config or the files; `cellkit inspect FILE` says what a file holds",
         )
     sync(out / result[0].path for result in done)
-    originals = list_originals(items, done, quarantined, sample_ids(root, items))
+    images = [item for item in items if not item.is_left]
+    originals = list_originals(images, done, quarantined, sample_ids(root, images))
     gathered = _gathered(out, done, quarantined, originals, config)
     journal.forget()
     return gathered

@@ -174,11 +174,11 @@ def test_a_label_image_may_be_told_by_a_text_in_the_name(tmp_path):
     write_labels(tmp_path / "mask_1.tif", LABELS)
     save(tmp_path / "mask_2.png", LABELS.astype(np.uint8))
     items = listed(tmp_path, config("folder", pair=("img", "mask")))
-    assert list(items) == ["img_1", "img_2"], "neither the masks nor what has another name"
-    assert [item.load().instances.areas_px.tolist() for item in items.values()] == [[63, 160, 1]] * 2
+    assert list(items) == ["img_1", "img_2", "left/other.png"], "no mask is an image, and what has another name is told"
+    assert [items[name].load().instances.areas_px.tolist() for name in ("img_1", "img_2")] == [[63, 160, 1]] * 2
     save(tmp_path / "mask_1.png", LABELS.astype(np.uint8))
     with pytest.raises(UserError, match="img_1.png has several label images"):
-        items["img_1"].load()
+        listed(tmp_path, config("folder", pair=("img", "mask")))["img_1"].load()
 
 
 def test_mixed_images_of_a_folder_are_test_images(tmp_path):

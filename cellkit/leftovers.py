@@ -1,0 +1,147 @@
+"""What lies in a data folder and fits no image: named, so that nothing that was meant to be used is missed in silence.
+
+A file that was expected to be used (a label image, a picture among others that are used, a table of classes) becomes an
+item that is set aside with its reason; what is harmless gets a word on stderr; files of notes none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from cellkit.errors import UserError
+from cellkit.filenames import is_no_data, plain
+from cellkit.listing import (
+    IMAGE_SUFFIXES,
+    LABEL_ENDINGS,
+    LABEL_FOLDERS,
+    LEFT,
+    NOT_IMAGES,
+    UNUSED,
+    SourceImage,
+    refuse,
+    stem_of,
+)
+from cellkit.readers import why_unread
+
+CLASS_TABLE = re.compile(r"class(es)?\b.*\.(csv|tsv|txt|xlsx?|ods)")
+NOTES = (".txt", ".md", ".rst", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".html", ".htm", ".css", ".log", ".csv", ".tsv",
+         ".xls", ".xlsx", ".ods", ".json", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".py", ".ipynb", ".ijm", ".m",
+         ".r", ".sh", ".bat", ".lnk", ".url", ".bib", ".cff", ".jsonl")  # fmt: skip
+SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM")  # pictures begin so
+MOST_NAMED = 3
+
+
+def leftovers(
+    root: Path, items: Sequence[SourceImage], also_used: Iterable[Path] = (), looked_for: str = ""
+) -> Iterator[SourceImage]:
+    """Yield an item, to be set aside with its reason, for each file below `root` that was expected to be used and is not.
+
+    Parameters
+    ----------
+    root : Path
+    items : sequence of SourceImage
+        All images of the source, before any are left out; their `files` are used, folders with all that lies in them.
+    also_used : iterable of Path
+        Tables, lists and other files that the layout reads.
+    looked_for : str
+        Where labels are looked for, in words with an example.
+
+    Raises
+    ------
+    UserError
+        There are label images, at least one for every two images, and not one fits an image.
+    """
+    used = {path for item in items for path in item.files} | set(also_used)
+    labels, strays, elsewhere, others = [], [], defaultdict(list), Counter()
+    folders_used = {path.parent for path in used}
+    for path in _files_below(root, used):
+        relative = path.relative_to(root)
+        name, folder = plain(path.name), path.parent
+        in_labels = any(plain(part) in LABEL_FOLDERS for part in relative.parts[:-1])
+        picture = name.endswith(IMAGE_SUFFIXES) or _looks_like_picture(path)
+        if CLASS_TABLE.match(name):
+            strays.append(
+                (relative, "is a table of classes that is not read", "call it truth/classes.csv, and save it as CSV")
+            )
+        elif name.endswith("_seg.npy") or _is_label(path, name) or (in_labels and not name.endswith(NOTES)):
+            labels.append(relative)
+        elif unread := why_unread(path):
+            strays.append((relative, *str(unread).split("\n", 1)))
+        elif picture and plain(stem_of(path)).endswith(NOT_IMAGES):
+            others["pictures of outlines and flows"] += 1
+        elif picture and folder in folders_used:
+            strays.append((relative, *_why_not_used(name)))
+        elif picture:
+            elsewhere[relative.parts[0] if len(relative.parts) > 1 else "."].append(relative)
+        elif not name.endswith(NOTES) and path.suffix:
+            others[f"*{path.suffix.lower()}"] += 1
+    for path in {item.files[0] for item in items if item.files}:
+        for inside in path.glob("**/labels/*/") if path.suffix.lower() == ".zarr" and path.is_dir() else ():
+            if inside not in used and (inside.parent / inside.name).is_dir():
+                told = "is a label image in an OME-Zarr of several images, which is not read"
+                strays.append((inside.relative_to(root), told, "write it as a label image of its own"))
+    _check_labels(labels, items, looked_for)
+    told = f"is a label image or labels, and no image is called so{f'; {looked_for}' if looked_for else ''}"
+    strays += [(relative, told, "rename it after its image, or take it out of the data folder") for relative in labels]
+    _tell(root, elsewhere, others)
+    for relative, problem, remedy in sorted(strays):
+        loader = partial(refuse, problem, remedy)
+        yield SourceImage(f"{LEFT}{relative.as_posix()}", "", "", UNUSED, relative.as_posix(), loader)
+
+
+def _files_below(root: Path, used: set[Path]) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root, followlinks=False):
+        folders[:] = sorted(
+            name for name in folders
+            if not is_no_data(name) and not name.lower().endswith(".zarr") and Path(folder, name) not in used
+        )  # fmt: skip
+        yield from (path for name in sorted(names) if not is_no_data(name) and (path := Path(folder, name)) not in used)
+
+
+def _is_label(path: Path, name: str) -> bool:
+    return name.endswith(IMAGE_SUFFIXES) and plain(stem_of(path)).endswith(LABEL_ENDINGS)
+
+
+def _looks_like_picture(path: Path) -> bool:
+    """Tell from its first bytes whether a file of another suffix, or none, is a picture."""
+    if path.name.lower().endswith(NOTES):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(8).startswith(SIGNS)
+    except OSError:
+        return False
+
+
+def _why_not_used(name: str) -> tuple[str, str]:
+    if not name.endswith(IMAGE_SUFFIXES):
+        return "is a picture by its first bytes, and its name does not end as one", "add .tif, .png or .jpg to its name"
+    return (
+        "is a picture that belongs to no image of this layout",
+        "add what names it, or take it out of the data folder",
+    )
+
+
+def _check_labels(labels: Sequence[Path], items: Sequence[SourceImage], looked_for: str) -> None:
+    if labels and 2 * len(labels) >= len(items) > 0 and not any(len(item.files) > 1 for item in items):
+        raise UserError(
+            f"there are {len(labels)} label file(s), e.g. {labels[0].as_posix()}, and none is called after an image",
+            looked_for or "call label images after their images",
+        )
+
+
+def _tell(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None:
+    for folder, found in sorted(elsewhere.items()):
+        named = ", ".join(path.as_posix() for path in found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
+        print(
+            f"{len(found)} picture(s) below {folder} are no part of this layout and not used: {named}", file=sys.stderr
+        )
+    if others:
+        told = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
+        print(f"files in {root} that are not used: {told}", file=sys.stderr)
