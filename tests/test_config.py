@@ -62,7 +62,11 @@ def test_file_states_only_what_differs(write):
 
 
 def test_shared_values_reach_every_section_unless_it_sets_its_own(write):
-    cfg = load_config(write("seed: 5\nworkers: 3\ndata: d\nconvert: {source: folder}\nclasses: [HEK, N2a]\nmaskrcnn: {seed: 9}\nlabel:"))
+    cfg = load_config(
+        write(
+            "seed: 5\nworkers: 3\ndata: d\nconvert: {source: folder}\nclasses: [HEK, N2a]\nmaskrcnn: {seed: 9}\nlabel:"
+        )
+    )
     sections = [cfg.section(stage) for stage in STAGES]
     assert [section.seed for section in sections] == [5, 5, 5, 5, 9, 5]
     assert {section.classes for section in sections} == {("HEK", "N2a")}
