@@ -8,7 +8,7 @@ no score.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Side:
         Regions of a COCO truth marked ``iscrowd``, one entry per record.
     ids : list of int
         The images' ids in a COCO file; empty otherwise.
+    made_by : list of str
+        Who made the cells of each image, where the file says so: "corrected", "proposed" (no truth), or "".
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Side:
     classes: tuple[str, ...]
     crowd: list[Instances]
     ids: list[int]
+    made_by: list[str] = field(default_factory=list)
 
     @property
     def cells(self) -> int:
@@ -55,7 +58,9 @@ class Side:
     def subset(self, places: Sequence[int]) -> Side:
         """Return the images at the given positions, in that order."""
         pick = lambda values: [values[k] for k in places] if values else values  # noqa: E731
-        return replace(self, **{name: pick(getattr(self, name)) for name in ("records", "instances", "crowd", "ids")})
+        return replace(
+            self, **{name: pick(getattr(self, name)) for name in ("records", "instances", "crowd", "ids", "made_by")}
+        )
 
 
 # ---- reading a side ------------------------------------------------------------------------------------------------
@@ -100,7 +105,7 @@ def read_side(
     from cellkit.coco import read_coco
 
     coco = read_coco(path, boxes=True)
-    return Side(path, coco.records, coco.instances, coco.classes, coco.crowd, coco.ids)
+    return Side(path, coco.records, coco.instances, coco.classes, coco.crowd, coco.ids, coco.made_by)
 
 
 def is_results(path: str | Path) -> bool:
@@ -111,6 +116,8 @@ def is_results(path: str | Path) -> bool:
 
 def _read_label_folder(folder: Path) -> Side:
     """Read every label image below a folder; where some are called ``*_masks`` and the like, only those."""
+    from cellkit.dataset import chosen_cells
+    from cellkit.files import sha256_file
     from cellkit.labels import read_labels
     from cellkit.sources import LABEL_ENDINGS, LABEL_SUFFIXES, list_files
 
@@ -119,9 +126,13 @@ def _read_label_folder(folder: Path) -> Side:
     paths = marked or paths
     if not paths:
         raise UserError(f"no label image in the folder {folder}", f"label images end with {', '.join(LABEL_SUFFIXES)}")
-    records, instances = [], []
+    records, instances, made_by = [], [], []
+    chosen = chosen_cells(folder)  # where a run left its labels: whole, and who made them
     for path in paths:
-        found = Instances.from_labels(read_labels(path))
+        found, maker, sha256 = chosen.get(_stem(path.name), (None, "", ""))
+        if found is None or sha256_file(path) != sha256:
+            found, maker = Instances.from_labels(read_labels(path)), ""
+        made_by.append(maker)
         relative = path.relative_to(folder)
         name = (relative.parent / plain_stem(relative.name)).as_posix()
         records.append(ImageRecord(name, relative.as_posix(), *found.shape))
@@ -131,7 +142,7 @@ def _read_label_folder(folder: Path) -> Side:
         raise UserError(
             f"{folder} has two label images of '{twice}'", f"keep one; {', '.join(LABEL_ENDINGS)} do not count"
         )
-    return Side(folder, records, instances, (), [], [])
+    return Side(folder, records, instances, (), [], [], made_by)
 
 
 def _read_results(path: Path, of: Side | None, common: bool) -> Side:
@@ -339,6 +350,25 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
+def without_proposed(truth: Side, found: Side) -> tuple[Side, Side, list[str]]:
+    """Leave out the images whose true side a model proposed; return both sides and the ids of what was left out.
+
+    Raises
+    ------
+    UserError
+        No image is left: agreement with a model's own proposals is no accuracy.
+    """
+    kept = [k for k in range(len(truth.records)) if not truth.made_by or truth.made_by[k] != "proposed"]
+    if truth.records and not kept:
+        from cellkit.evaluation import NO_ACCURACY
+
+        raise UserError(
+            f"{truth.path} holds proposals, no truth: {NO_ACCURACY}", "correct some images and score those (label.use)"
+        )
+    left = [record.image_id for k, record in enumerate(truth.records) if k not in set(kept)]
+    return (truth.subset(kept), found.subset(kept), left) if left else (truth, found, [])
+
+
 # ---- the score -----------------------------------------------------------------------------------------------------
 def score_sides(
     truth: Side,
@@ -358,6 +388,7 @@ def score_sides(
     """
     from cellkit.scores import BOOTSTRAP, compare_conventions
 
+    truth, found, proposed = without_proposed(truth, found)
     if by in ("cell_type", "group", "split") and not any(getattr(record, by) for record in truth.records):
         raise UserError(f"no image of {truth.path} tells its {by}", "give a COCO file that cellkit wrote as the truth")
     if by == "class_name" and not truth.classes:
@@ -370,7 +401,8 @@ def score_sides(
         crowd = [np.arange(len(all_)) >= len(own) for all_, own in zip(joined, truth.instances, strict=True)]
         once = compare_conventions(joined, found.instances, classes=truth.classes, conventions=["coco"], crowd=crowd)
         result["conventions"]["coco"] = once["conventions"]["coco"]
-    return result | {"truth_cells": truth.cells, "found_cells": found.cells}
+    told = {"not_scored": {"proposed": proposed}} if proposed else {}
+    return result | {"truth_cells": truth.cells, "found_cells": found.cells} | told
 
 
 def compare_models(
@@ -397,10 +429,9 @@ def compare_models(
     shared, other = match_sides(truth, other, common)
     kept = {record.image_id for record in shared.records}
     places = [k for k, record in enumerate(truth.records) if record.image_id in kept]
-    tables = [
-        score_table(shared.instances, instances, shared.records)
-        for instances in (other.instances, found.subset(places).instances)
-    ]
+    judged, other, _ = without_proposed(shared, other)
+    found = without_proposed(shared, found.subset(places))[1]
+    tables = [score_table(judged.instances, side.instances, judged.records) for side in (other, found)]
     told = paired_bootstrap(*tables, n=BOOTSTRAP if bootstrap is None else bootstrap)
     names = [side.path.name for side in (other, found)]
     if names[0] == names[1]:
@@ -419,6 +450,11 @@ def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
         *_intervals_of(result),
         "",
     ]
+    if "not_scored" in result:
+        left = result["not_scored"]["proposed"]
+        lines.insert(
+            1, f"{len(left)} more image(s) have a model's proposals as truth and are not scored: {_some(left)}"
+        )
     for name, told in result["conventions"].items():
         interval = _interval(told["interval"]) if "interval" in told else ""
         lines.append(f"{name:<13}{_shown(told['score'])}  {interval:<16} {told['why']}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 CONVENTION = "MAP IoU (kaggle: IoU > 0.50:0.05:0.95, mean of images)"
 KEY = "predictions_"
+AGREEMENT = "agreement with proposals, no accuracy"
+NO_ACCURACY = (
+    "no accuracy can be told: no image was labelled by a person; "
+    "agreement with the starter's own proposals is no accuracy"
+)
 
 
 def predictions_of(paths: Mapping[str, Path], images: CellDataset) -> dict[str, dict[str, Instances]]:
@@ -44,6 +49,77 @@ def predictions_of(paths: Mapping[str, Path], images: CellDataset) -> dict[str, 
     }
 
 
+def judged(labelled: Sequence[CellDataset]) -> list[CellDataset]:
+    """Return the images that something may be scored against, and say which are not: a proposal is no truth.
+
+    Parameters
+    ----------
+    labelled : list of CellDataset
+        E.g. validation and test, with proposals marked (`CellDataset.made_by`).
+
+    Returns
+    -------
+    list of CellDataset
+        Those that have an image left; [] where no image was labelled by a person.
+    """
+    kept = [data.without_proposed() for data in labelled]
+    left = [r.image_id for data in labelled for r, m in zip(data.records, data.made_by, strict=True) if m == "proposed"]
+    if left:
+        print(f"not scored, because a model proposed their labels: {', '.join(left)}")
+    if left and not any(map(len, kept)):
+        print(NO_ACCURACY)
+    return [data for data in kept if len(data)]
+
+
+def score_judged(data: CellDataset, found: Sequence[Instances]) -> pandas.DataFrame:
+    """Return `scores.score_table` of the images whose labels no model proposed.
+
+    Parameters
+    ----------
+    found : list of Instances
+        One per image of `data`.
+    """
+    from cellkit.scores import score_table
+
+    kept = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
+    part = data.subset(kept)
+    return score_table(part.instances, [found[k] for k in kept], part.records)
+
+
+def unjudged(models: Iterable[str], wanted: str) -> str:
+    """Return the model that is handed in where nothing can decide: the one named, else Cellpose as it came, else the first.
+
+    Raises
+    ------
+    UserError
+        The one named was not run.
+    """
+    from cellkit.show import order_models
+
+    names = order_models(models)
+    if wanted == "best":
+        return "cellpose_base" if "cellpose_base" in names else names[0]
+    if wanted not in names:
+        problem = f"evaluate.submit is '{wanted}'{nearest(wanted, names)}"
+        raise UserError(problem, f"use best, or one of {', '.join(names)}")
+    return wanted
+
+
+def tell_classes(accuracy: float, cells: int) -> str:
+    """Say how often the class of a matched cell is right.
+
+    Examples
+    --------
+    >>> tell_classes(0.975, 40)
+    'class of 40 matched cells (IoU > 0.5, validation images): 97.5% right'
+    >>> tell_classes(float("nan"), 0)
+    'class: no cell of known class is matched (IoU > 0.5, validation images), so nothing can be told yet'
+    """
+    if not cells:
+        return "class: no cell of known class is matched (IoU > 0.5, validation images), so nothing can be told yet"
+    return f"class of {cells} matched cells (IoU > 0.5, validation images): {accuracy:.1%} right"
+
+
 def of_images(predictions: Mapping[str, Instances], images: CellDataset) -> list[Instances]:
     """Return one model's cells of the given images, in their order."""
     return [predictions[record.image_id] for record in images.records]
@@ -55,7 +131,8 @@ def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Seq
     Parameters
     ----------
     truths : list of CellDataset
-        E.g. validation and test; their records say which is which.
+        E.g. validation and test; their records say which is which. Images whose labels a model proposed are left out;
+        where no other is left, the table is empty.
 
     Returns
     -------
@@ -66,7 +143,7 @@ def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Seq
     Raises
     ------
     UserError
-        Nothing was predicted, or nothing has truth.
+        Nothing was predicted, or nothing was labelled.
     """
     import pandas as pd
 
@@ -75,6 +152,7 @@ def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Seq
     if not predictions or not truths:
         what = "prediction" if not predictions else "truth"
         raise UserError(f"there is no {what} to score", "run the stages before this one; they write the files")
+    truths = [data for truth in truths if len(data := truth.without_proposed())]
     blocks = []
     for model, found in predictions.items():
         for truth in truths:
@@ -85,6 +163,10 @@ def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Seq
             )
             table.insert(0, "model", model)
             blocks.append(table)
+    if not blocks:
+        nothing = score_table([], [], [])
+        nothing.insert(0, "model", "")
+        return nothing
     return pd.concat(blocks, ignore_index=True)
 
 
@@ -99,12 +181,24 @@ def summarise(scores: pandas.DataFrame, by: str | None = None, n: int = 1000, se
 
     from cellkit.scores import summary
 
+    numbers = ("images", "score", "low", "high", "ap50", "ap75", "ap90")
     rows = []
     for (model, split), table in scores.groupby(["model", "split"], sort=False):
         part = summary(table, by=by, n=n, seed=seed)
         part.insert(0, "model", model)
         part.insert(1, "split", split)
         rows.append(part.drop(columns="part", errors="ignore"))
+    if not rows:
+        names = [
+            "model",
+            "split",
+            *([by] if by else []),
+            *summary(scores, n=0).columns.drop("part"),
+            "ap50",
+            "ap75",
+            "ap90",
+        ]
+        return pd.DataFrame({name: pd.Series(dtype=float if name in numbers else object) for name in names})
     return pd.concat(rows, ignore_index=True)
 
 
@@ -141,13 +235,16 @@ def classes_found(
     Returns
     -------
     dict
-        model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found)}.
+        model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found)}; a model that names classes is there
+        even where no image can judge it.
     """
     from cellkit.scores import class_accuracy
 
     result: dict[str, dict[str, Any]] = {}
     for model, found in predictions.items():
-        for truth in truths:
+        if any(x.class_ids.any() for x in found.values()):
+            result[model] = {}
+        for truth in [truth.without_proposed() for truth in truths]:
             cells = of_images(found, truth)
             if len(truth) and any(x.class_ids.any() for x in cells):
                 accuracy, n, confusion = class_accuracy(truth.instances, cells, classes=truth.classes)

@@ -182,7 +182,11 @@ class Difference(NamedTuple):
         'tuned minus base is 0.300; 1 image cannot tell which is better'
         >>> Difference(0.3, 0.2, 0.4, 40, 4).sentence("base", "tuned")
         'tuned is better than base by 0.300 [0.200, 0.400], n = 40 images of 4 groups (few)'
+        >>> Difference(np.nan, np.nan, np.nan, 0).sentence("base", "tuned")
+        'tuned or base: no image was labelled by a person, so nothing can tell which is better'
         """
+        if not self.n:
+            return f"{b} or {a}: no image was labelled by a person, so nothing can tell which is better"
         difference, low, high = self.difference, self.low, self.high
         units = self.n if self.units is None else self.units
         of = f" of {units} groups" if units < self.n else ""

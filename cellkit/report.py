@@ -35,6 +35,8 @@ STAGE_OF = {
     "counts.csv": "06_evaluate_map_iou",
     "attribution.csv": "06_evaluate_map_iou",
     "summary.json": "06_evaluate_map_iou",
+    "correct_first.csv": "02_label_with_cellpose",
+    "label_changes.csv": "02_label_with_cellpose",
 }
 
 
@@ -127,6 +129,32 @@ class RunFiles:
         return {split: CellDataset.from_coco(path, self.folder) for split, path in found.items() if path is not None}
 
     @cached_property
+    def judged(self) -> dict[str, CellDataset]:
+        """Split -> its images whose labels no model proposed: what may be scored against."""
+        kept = {split: data.without_proposed() for split, data in self.truths.items()}
+        return {split: data for split, data in kept.items() if len(data)}
+
+    def need_accuracy(self) -> None:
+        """Refuse to speak of accuracy in a run in which a model proposed all labels that it could be told from."""
+        if self.no_accuracy:
+            raise UserError(self.no_accuracy)
+
+    @cached_property
+    def no_accuracy(self) -> str:
+        """Why no accuracy can be told; "" where it can, or where nothing was labelled yet."""
+        from cellkit.evaluation import NO_ACCURACY
+
+        asked = [split for split in self.truths if split != "train"]
+        return NO_ACCURACY if asked and not any(split in self.judged for split in asked) else ""
+
+    def proposed(self, split: str) -> list[str]:
+        """Return the images of a split whose labels a model proposed."""
+        data = self.truths.get(split)
+        if data is None:
+            return []
+        return [r.image_id for r, maker in zip(data.records, data.made_by, strict=True) if maker == "proposed"]
+
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in order."""
         return next((data.classes for data in self.truths.values()), ())
@@ -141,14 +169,18 @@ class RunFiles:
 
     def predictions(self, model: str) -> dict[str, Instances]:
         """Return image_id -> cells that a model found, for all images of the run."""
-        from cellkit.coco import read_results
-
         if model not in self._predictions:
-            shapes = {k: (r.height_px, r.width_px) for k, r in zip(self.images.ids, self.images.records, strict=True)}
-            found = read_results(self.need(f"predictions/{model}.json"), shapes)
+            found = self.cells_of(self.need(f"predictions/{model}.json"))
             names = [record.image_id for record in self.images.records]
             self._predictions[model] = dict(zip(names, found, strict=True))
         return self._predictions[model]
+
+    def cells_of(self, path: Path) -> list[Instances]:
+        """Read a results list of this run: the cells of every image, in the order of the records."""
+        from cellkit.coco import read_results
+
+        shapes = {k: (r.height_px, r.width_px) for k, r in zip(self.images.ids, self.images.records, strict=True)}
+        return read_results(path, shapes)
 
     @cached_property
     def _predictions(self) -> dict[str, dict[str, Instances]]:
@@ -271,7 +303,7 @@ class RunFiles:
         split = next(iter(rows["split"]), self.choose_split)
         if split not in self.truths:
             raise UserError(f"{self.folder.name} has no coco/{split}.json; {STAGE_OF['coco']} writes it")
-        data = self.truths[split]
+        data = self.judged.get(split, self.truths[split].subset([]))
         place = {record.image_id: k for k, record in enumerate(data.records)}
         return data, self.of_images(self.best, data), [place[name] for name in rows["image_id"] if name in place]
 
@@ -388,7 +420,8 @@ def write_report(
         )
         run.note_settings()
         if summary is not None:
-            write_json(run.path("summary.json"), plain(summary), indent=1)
+            told = {"no_accuracy": files.no_accuracy} if files.no_accuracy else {}
+            write_json(run.path("summary.json"), plain({**summary, **told}), indent=1)
     if summary is not None:
         files.summary = plain(summary)
     if counts is not None:
@@ -465,12 +498,20 @@ def _headline(files: RunFiles) -> str:
     from cellkit.show import model_name
 
     try:
+        if files.no_accuracy:
+            return f"{files.no_accuracy[0].upper()}{files.no_accuracy[1:]}. Below: which images to correct first."
         best, split = files.best, files.report_split
         line = files.line(best, split)
     except (UserError, ValueError, KeyError, OSError):
         return "No scores yet: 06_evaluate_map_iou has not finished."
     told = " These images also chose the weights." if split == files.choose_split else ""
     where = f"{line.images} {SPLITS[split]} image{'s' * (line.images != 1)}"
+    left = len(files.proposed(split))
+    told += (
+        f" {left} more {'has' if left == 1 else 'have'} no labels but a model's proposals, and no score."
+        if left
+        else ""
+    )
     return f"{model_name(best)}: {with_interval(line)} on {where}. {CONVENTION}.{told}"
 
 
@@ -478,6 +519,7 @@ def _headline(files: RunFiles) -> str:
 def _results(files: RunFiles) -> list:
     from cellkit.show import SPLIT_NAMES, model_name, order_models, show_scores
 
+    files.need_accuracy()
     table, split = files.score_summary, files.report_split
     blocks: list = []
     for name in sorted(set(table["split"]), key=lambda one: (one != split, one)):
@@ -530,6 +572,7 @@ def comparisons(files: RunFiles, split: str) -> list[str]:
 def _curves(files: RunFiles) -> list:
     from cellkit.show import SPLIT_NAMES, show_curves
 
+    files.need_accuracy()
     scores, split = files.scores, files.report_split
     rows = scores[scores["split"] == split]
     text = f"TP / (TP + FP + FN) at each IoU threshold, {SPLIT_NAMES.get(split, split)}."
@@ -539,6 +582,7 @@ def _curves(files: RunFiles) -> list:
 def _parts(files: RunFiles) -> list:
     from cellkit.show import SPLIT_NAMES
 
+    files.need_accuracy()
     split, blocks = files.report_split, []
     for by, what in (("cell_type", "cell type of the image"), ("class_name", "class of the cell"), ("size", "size")):
         try:
@@ -603,6 +647,7 @@ def _class_answers(files: RunFiles) -> list:
     told = files.summary.get("classes")
     if not told:
         raise UserError("no model of this run names classes")
+    files.need_accuracy()
     blocks: list = []
     for model, splits in told.items():
         for split, one in splits.items():
@@ -621,6 +666,7 @@ def _class_answers(files: RunFiles) -> list:
 def _errors(files: RunFiles) -> list:
     from cellkit.show import SPLIT_NAMES, aspect_of, model_name, show_errors, show_overlay
 
+    files.need_accuracy()
     data, found, worst = files.worst(int(files.setting("evaluate.error_images", 3)))
     if not worst:
         return [Words("Left out: no image was asked for (evaluate.error_images).")]
@@ -648,6 +694,7 @@ def _lost(files: RunFiles) -> list:
     from cellkit.attribution import gains
     from cellkit.show import SPLIT_NAMES, model_name, show_gains
 
+    files.need_accuracy()
     table = files.attribution
     split = next(iter(table["split"]), "")
     rows = [[line.kind, str(line.cells), str(line.images), in_words(line.gain)] for line in gains(table).itertuples()]
@@ -675,7 +722,8 @@ def _data(files: RunFiles) -> list:
     blocks: list = [Table(("Images of", "training", "validation", "test", "set aside"), rows, f"{len(records)} images")]
     if files.truths:
         cells = [[name, *_cells_of(data)] for name, data in ((SPLITS[s], d) for s, d in files.truths.items())]
-        blocks.append(Table(("Cells in", *files.classes, "of unknown class"), cells, "Labelled cells"))
+        blocks.append(Table(("Cells in", *files.classes, "of unknown class"), cells, "Cells of the labels in use"))
+    blocks += _makers(files)
     maps = sorted({record.channels for record in records if record.channels})
     if maps:
         blocks.append(Words(f"Channel map: {'; or '.join(maps[:4])}{' …' if len(maps) > 4 else ''}."))
@@ -689,8 +737,95 @@ def _data(files: RunFiles) -> list:
     if "train" in files.truths:
         data = files.truths["train"]
         size = 9.6, 0.5 + (2.35 * aspect_of(data.instances[0].shape) + 0.25) * -(-min(8, len(data)) // 4)
-        blocks.append(_drawn(lambda f: show_sheet(data, figure=f), *size, "Training images with their labels."))
+        whose = "their labels, some of them proposals" if files.proposed("train") else "their labels"
+        blocks.append(_drawn(lambda f: show_sheet(data, figure=f), *size, f"Training images with {whose}."))
     return blocks
+
+
+def _makers(files: RunFiles) -> list:
+    """Tell who made the labels of how many images of each split."""
+    if files.path("labels.csv") is None:
+        return []
+    made_by = dict(files.table("labels.csv")[["image_id", "made_by"]].itertuples(index=False))
+    rows = []
+    for maker, words in MAKERS.items():
+        own = [record.split for record in files.images.records if made_by.get(record.image_id) == maker]
+        if own:
+            rows.append([words, *(str(own.count(split)) for split in SPLITS)])
+    return [Table(("Labels", "training", "validation", "test"), rows, "Who made the labels")] if rows else []
+
+
+MAKERS = {
+    "truth": "came with the images",
+    "corrected": "corrected by a person",
+    "proposed": "proposed by the model: trained on, nothing is scored there",
+}
+
+
+def _correct_first(files: RunFiles) -> list:
+    from cellkit.rounds import FIRST_WORDS
+    from cellkit.show import aspect_of, show_overlay
+
+    if files.path("correct_first.csv") is None:
+        return []
+    table = files.table("correct_first.csv")
+    if table.empty:
+        return []
+    rows = [
+        [
+            line.image_id,
+            SPLITS.get(line.split, "set aside"),
+            {"": "none"}.get(line.made_by, line.made_by),
+            str(line.cells),
+            in_words(float(line.confidence), 2),
+            in_words(float(line.disagreement), 2),
+        ]
+        for line in table.head(20).itertuples()
+    ]
+    columns = ("Image", "split", "labels", "cells proposed", "confidence", "disagreement")
+    caption = f"{len(table)} images without a person's labels" + (", the first 20" if len(table) > 20 else "")
+    blocks: list = [Words(FIRST_WORDS), Table(columns, rows, caption)]
+    path = files.path("proposals.json")
+    if path is None or "threshold" not in files.models:
+        return blocks
+    k = [record.image_id for record in files.images.records].index(str(table["image_id"].iloc[0]))
+    proposed, floor = files.cells_of(path)[k], files.predictions("threshold")[files.images.records[k].image_id]
+
+    def draw(figure):
+        names = ("proposed", "threshold")
+        show_overlay(files.images.image(k), proposed, floor, figure.subplots(), names=names)
+
+    high = 6.4 * aspect_of(proposed.shape) + 0.4
+    return [
+        *blocks,
+        _drawn(draw, 6.4, high, f"{files.images.records[k].image_id}: proposed (line), threshold (dashed)."),
+    ]
+
+
+def _label_changes(files: RunFiles) -> list:
+    from cellkit.rounds import CHANGE_WORDS
+
+    if files.path("label_changes.csv") is None:
+        return []
+    table = files.table("label_changes.csv")
+    blocks: list = []
+    for since, words in (
+        ("proposals", "From the proposals to the corrections"),
+        ("last round", "Since the last round"),
+    ):
+        part = table[table["since"] == since]
+        if part.empty:
+            continue
+        counts = ("cells", "same", "changed", "added", "removed")
+        rows = [
+            [line.image_id, line.made_by, *(str(getattr(line, name)) for name in counts), in_words(float(line.iou))]
+            for line in part.itertuples()
+        ]
+        total = [str(int(part[name].sum())) for name in counts]
+        rows.append([f"all {len(rows)}", "", *total, in_words(float(part["iou"].astype(float).mean()))])
+        caption = f"{words}: {len(part)} image{'s' * (len(part) != 1)}"
+        blocks.append(Table(("Image", "labels", *counts, "mean IoU"), rows, caption, frozenset([len(rows) - 1])))
+    return [Words(CHANGE_WORDS), *blocks] if blocks else []
 
 
 def _set_aside(files: RunFiles) -> list:
@@ -742,6 +877,7 @@ def _cells_of(data: CellDataset) -> list[str]:
 
 
 def _training(files: RunFiles) -> list:
+    from cellkit.evaluation import AGREEMENT
     from cellkit.show import show_history
 
     histories = files.histories()
@@ -750,6 +886,7 @@ def _training(files: RunFiles) -> list:
     blocks = []
     for name, path in histories.items():
         what = "MAP IoU, mean of classes" if "maskrcnn" in name else "MAP IoU"
+        what = AGREEMENT if "val" in files.truths and "val" not in files.judged else what
         text = f"{name}: loss, and {what} on whole validation images."
         blocks.append(_drawn(lambda f, path=path, what=what: show_history(path, f, score=what), 6.2, 4.4, text))
     return blocks + _too_few_cells(files)
@@ -841,6 +978,8 @@ def _figures(files: RunFiles) -> list:
 
 CHAPTERS = (
     ("results", "How good", _results),
+    ("correct", "Which images to correct first", _correct_first),
+    ("changes", "What was changed in the labels", _label_changes),
     ("curves", "Over the IoU thresholds", _curves),
     ("parts", "By line, class and size", _parts),
     ("counts", "How many of each line", _counts),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from cellkit.dataset import CellDataset
     from cellkit.records import ImageRecord
 
 INK, QUIET, FAINT = "#1F2329", "#666C75", "#E4E6EA"
@@ -350,6 +351,7 @@ def show_overlay(
     fill: float = 0.0,
     legend: bool = True,
     line_px: int = 4,
+    names: tuple[str, str] = ("found", "truth"),
 ) -> Axes:
     """Show found cells as outlines in the colour of their class, true cells as thin dashes, white and dark.
 
@@ -364,6 +366,8 @@ def show_overlay(
         0 = outlines only, up to 1 = areas painted over.
     line_px : int
         Width of an outline where the image is drawn 900 px wide.
+    names : (str, str)
+        What the legend calls the two sides: dashed outlines that a model proposed are no truth.
     """
     _checked_pair(image, found, truth)
     ax = _picture(_axes(ax, shape=image.shape), image, title)
@@ -373,20 +377,22 @@ def show_overlay(
     if truth is not None and len(truth):
         _lay(ax, _dashed_layer(truth, max(2, line_px // 2)), shape)
     if legend:
-        _legend_below(ax, _overlay_handles(found, truth, classes))
+        _legend_below(ax, _overlay_handles(found, truth, classes, names))
     return ax
 
 
-def _overlay_handles(found: Instances, truth: Instances | None, classes: Sequence[str]) -> list:
+def _overlay_handles(
+    found: Instances, truth: Instances | None, classes: Sequence[str], names: tuple[str, str] = ("found", "truth")
+) -> list:
     from matplotlib.lines import Line2D
 
     kinds, counts = np.unique(found.class_ids, return_counts=True)
     handles = [
-        Line2D([], [], color=class_colour(k), lw=3, label=f"{class_name(k, classes) or 'found'} {n}")
+        Line2D([], [], color=class_colour(k), lw=3, label=f"{class_name(k, classes) or names[0]} {n}")
         for k, n in zip(kinds.tolist(), counts.tolist(), strict=True)
-    ] or [Line2D([], [], color=UNKNOWN_COLOUR, lw=3, label="found 0")]
+    ] or [Line2D([], [], color=UNKNOWN_COLOUR, lw=3, label=f"{names[0]} 0")]
     if truth is not None:
-        handles.append(Line2D([], [], color=INK, lw=1.4, ls=(0, (2, 1.4)), label=f"truth {len(truth)}"))
+        handles.append(Line2D([], [], color=INK, lw=1.4, ls=(0, (2, 1.4)), label=f"{names[1]} {len(truth)}"))
     return handles
 
 
@@ -445,6 +451,28 @@ def show_errors(
         with_class = truth.class_ids.any() and found.class_ids.any()
         _legend_below(ax, _verdict_handles(counts, with_class))
     return ax
+
+
+@_styled
+def show_worst(data: CellDataset, found: Sequence[Instances], ax: Axes | None = None) -> Axes:
+    """Show the errors in the image of lowest MAP IoU; where a model proposed all labels, only where the two differ most.
+
+    Parameters
+    ----------
+    data : CellDataset
+        Images with their labels; proposals are no truth (`CellDataset.made_by`).
+    found : list of Instances
+        One per image.
+    """
+    from cellkit.scores import kaggle, overlaps
+
+    own = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
+    score = {k: kaggle([overlaps(data.instances[k], found[k])], bootstrap=0)["score"] for k in own or range(len(data))}
+    k = min(score, key=lambda place: (score[place], place))
+    name = data.records[k].image_id
+    if own:
+        return show_errors(*data[k], found[k], ax, f"{name}: MAP IoU {score[k]:.3f}")
+    return show_overlay(data.image(k), found[k], data.instances[k], ax, name, names=("found", "proposed, no truth"))
 
 
 def _verdict_handles(counts: Mapping[str, int] | None = None, with_class: bool = True) -> list:
@@ -942,6 +970,8 @@ def show_scores(
                 labels.append(model_name(name))
                 place += 1
         place += 0.9
+    if not places:
+        ax.text(0.5, 0.0, "nothing is scored: no image was labelled by a person", ha="center", va="center", color=QUIET)
     ax.set_yticks(places, labels)
     ax.set(xlim=(0, 1), ylim=(max(places, default=0) + 0.6, -1.0 if by else -0.6), xlabel=value)
     ax.set_title(title)

@@ -19,9 +19,10 @@ from cellkit.attribution import gains
 from cellkit.config import here
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
+from cellkit.evaluation import AGREEMENT
 from cellkit.instances import Instances
 from cellkit.report import CONVENTION, RunFiles, comparisons, in_words, with_interval
-from cellkit.scores import THRESHOLDS, per_image
+from cellkit.scores import THRESHOLDS, paired_bootstrap, per_image
 from cellkit.show import (
     SPLIT_NAMES,
     channel_names,
@@ -91,10 +92,11 @@ def several(n: int, what: str) -> str:
 
 def scored_truth(files: RunFiles) -> tuple[str, CellDataset]:
     """Return the split that is reported and its truth."""
+    files.need_accuracy()
     split = files.report_split
-    if split not in files.truths:
+    if split not in files.judged:
         raise UserError(f"{files.folder.name} has no coco/{split}.json; 04_cells_to_coco writes it")
-    return split, files.truths[split]
+    return split, files.judged[split]
 
 
 def example(data: CellDataset) -> int:
@@ -206,7 +208,9 @@ def images(files: RunFiles) -> Slide:
         points.append(f"{kind or 'Images'}: {several(len(of_kind), 'image')} ({told or 'all set aside'}).")
     ids = np.concatenate([cells.class_ids for cells in train.instances]).tolist()
     named = ", ".join(f"{ids.count(k)} {class_name(k, train.classes) or 'of unknown class'}" for k in sorted(set(ids)))
-    points.append(f"Labelled cells to train on: {named}.")
+    left = len(files.proposed("train"))
+    whose = f" (in {left} of {several(len(train), 'image')} as the model proposed them)" if left else ""
+    points.append(f"Labelled cells to train on: {named}{whose}.")
     aside = [r for r in records if r.flags and not r.split]
     if aside:
         flags = sorted({flag.replace("_", " ") for r in aside for flag in r.flags.split(";")})
@@ -333,17 +337,19 @@ def training(files: RunFiles) -> Slide:
     train = files.truths.get("train")
     cells = f", {sum(map(len, train.instances))} cells" if train is not None else ""
     setting = lambda name: files.setting(f"finetune.{name}")  # noqa: E731
+    judged = "val" in files.judged or "val" not in files.truths
+    seen = "scored" if judged else "compared with their proposals"
     points = [
         f"Start: {setting('base')}. {several(sum(r.split == 'train' for r in files.images.records), 'training image')}{cells}.",
         f"Each step: {setting('batch_size')} crops of {setting('crop_px')} px, turned, flipped, scaled, brighter or darker, so "
         "that few images go a long way.",
-        f"Whole validation images are scored on the way: {in_words(float(rows['score'].iloc[0]))} at the start, "
+        f"Whole validation images are {seen} on the way: {in_words(float(rows['score'].iloc[0]))} at the start, "
         f"{in_words(float(best['score']))} at step {best['step']:.0f} of {rows['step'].iloc[-1]:.0f}. Those weights are kept.",
         f"{files.stages[stage].get('seconds', 0) / 60:.1f} minutes on {files.stages[stage].get('device', 'cpu')}.",
         kept_sentence(files),
     ]
     alt = "Training loss over the steps, and below it the score on validation images with the best step marked."
-    draw = lambda f: show_history(path, f)  # noqa: E731
+    draw = lambda f: show_history(path, f, score="MAP IoU" if judged else AGREEMENT)  # noqa: E731
     return Slide("training", "Fine-tuning", [p for p in points if p], draw, alt, foot(files, "val", True))
 
 
@@ -353,17 +359,24 @@ def kept_sentence(files: RunFiles) -> str:
     kept, tuned = (outputs.get(key, {}).get("sha256") for key in ("cellpose_checkpoint", "cellpose_tuned_checkpoint"))
     if None in (kept, tuned):
         return ""
-    return (
-        "It beat its base on validation images, so it is kept."
-        if kept == tuned
-        else "It did not beat its base: the base is kept."
+    told = "The tuned weights are kept." if kept == tuned else "The base is kept."
+    rows = {}
+    if "val" in files.judged:
+        rows = {name: part for name, part in files.scores[files.scores["split"] == "val"].groupby("model")}
+    if not {"cellpose_base", "cellpose_tuned"} <= set(rows):
+        return (
+            f"{told} {AGREEMENT[0].upper()}{AGREEMENT[1:]}."
+            if "val" in files.truths and "val" not in files.judged
+            else told
+        )
+    gain = paired_bootstrap(
+        rows["cellpose_base"], rows["cellpose_tuned"], n=int(files.setting("evaluate.bootstrap_samples", 1000))
     )
+    return f"{told} Validation images: {gain.sentence(model_name('cellpose_base'), model_name('cellpose_tuned'))}."
 
 
 def before_after(files: RunFiles) -> Slide:
     """Show one image before and after the fine-tuning."""
-    from cellkit.scores import paired_bootstrap
-
     split, data = scored_truth(files)
     found = {name: need(name, files) for name in ("cellpose_base", "cellpose_tuned")}
     rows = files.scores[files.scores["split"] == split]
@@ -445,6 +458,7 @@ def metric(files: RunFiles) -> Slide:
 
 def results(files: RunFiles) -> Slide:
     """Show the table of scores."""
+    files.need_accuracy()
     split, table = files.report_split, files.score_summary
     splits = [split, *(s for s in ("val", "train") if s in set(table["split"]) and s != split)][:2]
     models = order_models(table["model"].unique())
@@ -475,6 +489,7 @@ def _score_cells(files: RunFiles, model: str, splits: list[str]) -> list[str]:
 
 def curves(files: RunFiles) -> Slide:
     """Show the score over the thresholds."""
+    files.need_accuracy()
     split = files.report_split
     rows = files.scores[files.scores["split"] == split]
     table = files.score_summary[files.score_summary["split"] == split].set_index("model")
@@ -530,6 +545,7 @@ def with_sum(rows: pd.DataFrame) -> pd.DataFrame:
 
 def failures(files: RunFiles) -> Slide:
     """Show where it fails."""
+    files.need_accuracy()
     data, found, worst = files.worst(2)
     table = files.attribution
     if not worst:
@@ -592,6 +608,23 @@ def again(files: RunFiles) -> Slide:
     return Slide("again", "Again, and further", [*commands(files), *weakest(files)], draw, alt, note)
 
 
+def unlabelled(files: RunFiles) -> Slide:
+    """Say that no accuracy can be told, and where to begin with correcting."""
+    if not files.no_accuracy:
+        raise UserError("people labelled images of this run, so its accuracy is told")
+    table = files.table("correct_first.csv").head(6)
+    train = files.truths.get("train") or next(iter(files.truths.values()))
+    points = [
+        f"{files.no_accuracy[0].upper()}{files.no_accuracy[1:]}.",
+        f"Correct first, because model and threshold disagree there or the model is unsure: {', '.join(table['image_id'])}.",
+        "A corrected image in validation and one in test are the least from which something can be told; about six of each "
+        "tell models apart.",
+    ]
+    alt = "A sheet of images with the outlines that the model proposed."
+    draw = lambda f: show_sheet(train, figure=f, n=6, columns=3, title="proposals")  # noqa: E731
+    return Slide("unlabelled", "No accuracy can be told yet", points, draw, alt, foot(files))
+
+
 def commands(files: RunFiles) -> list[str]:
     """Return what to type to make this run, its slides, its model's answer to new images, and a run on other images."""
     told = files.manifest.get("run") or {}
@@ -629,6 +662,7 @@ def weakest(files: RunFiles) -> list[str]:
 
 SLIDES = (
     idea,
+    unlabelled,
     images,
     conversion,
     convolution,
