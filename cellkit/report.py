@@ -147,6 +147,14 @@ class RunFiles:
         asked = [split for split in self.truths if split != "train"]
         return NO_ACCURACY if asked and not any(split in self.judged for split in asked) else ""
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it is known that no accuracy can be told."""
+        try:
+            return bool(self.no_accuracy)
+        except (UserError, OSError):
+            return False
+
     def proposed(self, split: str) -> list[str]:
         """Return the images of a split whose labels a model proposed."""
         data = self.truths.get(split)
@@ -247,7 +255,7 @@ class RunFiles:
 
         told = pd.DataFrame(self.summary.get("scores") or [])
         if {"model", "split", *SUMMARY_COLUMNS} <= set(told.columns):
-            numbers = [name for name in told.columns if name not in ("model", "split")]
+            numbers = [name for name in told.columns if name not in ("model", "split", "interval_of")]
             return told.assign(**{name: pd.to_numeric(told[name]) for name in numbers})
         return summarise(self.scores, n=self._rounds)
 

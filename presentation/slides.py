@@ -55,7 +55,7 @@ def make_slides(run_dir: str | Path) -> Deck:
     """
     files = RunFiles(here(run_dir))
     made, left_out = [], []
-    for make in SLIDES:
+    for make in (unlabelled, *SLIDES) if files.unlabelled else SLIDES:
         try:
             made.append(make(files))
         except UserError as error:
@@ -610,8 +610,6 @@ def again(files: RunFiles) -> Slide:
 
 def unlabelled(files: RunFiles) -> Slide:
     """Say that no accuracy can be told, and where to begin with correcting."""
-    if not files.no_accuracy:
-        raise UserError("people labelled images of this run, so its accuracy is told")
     table = files.table("correct_first.csv").head(6)
     train = files.truths.get("train") or next(iter(files.truths.values()))
     points = [
@@ -662,7 +660,6 @@ def weakest(files: RunFiles) -> list[str]:
 
 SLIDES = (
     idea,
-    unlabelled,
     images,
     conversion,
     convolution,
