@@ -371,7 +371,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="OUT.json", help="COCO file with scores")
     parser.add_argument("--labels", metavar="DIR", help="also one label image (TIFF) per image")
     parser.add_argument("--overlays", metavar="DIR", help="also one PNG per image with the outlines drawn")
-    parser.add_argument("--diameter", metavar="PX", help="cell diameter in px, or auto: estimated from the images")
+    parser.add_argument("--diameter", metavar="PX", help="cell diameter in px of the given files, or auto: estimated")
     _channel_flags(parser)
     _set_flag(parser, "cellprob_threshold=-1")
     _skips_flag(parser)

@@ -39,6 +39,7 @@ STAGES = {
     "05_train_maskrcnn": "maskrcnn",
     "06_evaluate_map_iou": "evaluate",
 }
+PATHS = ("data", "convert.data", "label.use", "label.model", "finetune.base", "maskrcnn.start")
 SHARED = ("seed", "classes", "workers")  # copied from the top of the file into every section
 
 
@@ -374,7 +375,9 @@ class Config(Part):
     """A whole configuration: shared values and one section per notebook."""
 
     name: str = Field("run", description="name of the run and its folder; the file's name unless set")
-    data: str | None = Field(None, description=f"folder of real data, from the current folder; null = ${DATA_VARIABLE}")
+    data: str | None = Field(
+        None, description=f"folder of real data, from the current folder or this file's; null = ${DATA_VARIABLE}"
+    )
     seed: int = Field(0, ge=0, description="random seed of every stage")
     workers: int = Field(1, ge=1, description="processes that share the images; never changes a result")
     classes: Names = Field(("cell",), description="names of the cell classes, in order")
@@ -429,7 +432,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Parameters
     ----------
     path : str or Path
-        A YAML file that states what differs from the defaults; relative paths as in `here`.
+        A YAML file that states what differs from the defaults; relative paths as in `here`. A relative path within it
+        counts from there too; where nothing is there, from the folder of the file.
     overrides : mapping, optional
         Dotted keys to values, ``{"finetune.steps": 1}``; checked like the file itself.
 
@@ -446,6 +450,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     path = here(path)
     settings = _read_settings(path)
+    _count_from(settings, path.parent)
     overrides = {str(key): value for key, value in (overrides or {}).items()}
     for key, value in overrides.items():
         _override(settings, key, value)
@@ -612,6 +617,20 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{path} holds {_show_value(settings)}", "wanted YAML keys: name: ..., finetune: ...")
     return settings
+
+
+def _count_from(settings: dict[str, Any], folder: Path) -> None:
+    """Complete the paths of a file that lead nowhere from the current folder, and somewhere from the file's own."""
+    for dotted in PATHS:
+        *tables, key = dotted.split(".")
+        table: Any = settings
+        for name in tables:
+            table = table.get(name) if isinstance(table, dict) else None
+        value = table.get(key) if isinstance(table, dict) else None
+        if not isinstance(value, str) or not value or value in ("truth", "proposed", "tuned", "starter"):
+            continue
+        if not os.path.exists(here(value)) and os.path.exists(folder / value):
+            table[key] = str(folder.resolve() / value)
 
 
 def _no_config(path: Path) -> UserError:

@@ -87,7 +87,7 @@ def execute(
     Parameters
     ----------
     notebook : NotebookNode
-        With one cell tagged ``parameters``.
+        With one cell tagged ``parameters``. Whatever kernel it names, or none, the copy names the one that ran it.
     copy : Path
         Where the executed notebook is kept: rewritten, whole, after every cell.
     parameters : dict
@@ -102,6 +102,7 @@ def execute(
         Most seconds one cell may take.
     """
     session = _Session(copy, environment, on_cell, on_text, timeout_s)
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     papermill_engines.register(ENGINE, _CellkitEngine)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the Jupyter libraries in this process; the kernel's own are shown

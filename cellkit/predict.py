@@ -101,6 +101,9 @@ class Model:
         Settings of the prediction: those of the checkpoint's card, then what was asked for.
     conversion : Conversion or None
         How the run that made the model converted its files; None when it comes from no run.
+    own_px : bool
+        Whether ``config["diameter_px"]`` was asked for and is in pixels of the files; else, as a training left it, in
+        pixels of the pictures the model is shown, which a run with ``convert.scale`` resized.
     """
 
     name: str
@@ -109,17 +112,21 @@ class Model:
     classes: tuple[str, ...]
     config: dict[str, Any]
     conversion: Conversion | None = None
+    own_px: bool = False
 
     @property
     def sha256(self) -> str:
         """Of the checkpoint; "" where there is none."""
         return sha256_file(self.checkpoint) if self.checkpoint else ""
 
-    def load(self) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
-        """Return the function from a stream of (H, W, 3) uint8 to their cells."""
+    def load(self, scale: float = 1.0) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
+        """Return the function from a stream of (H, W, 3) uint8 to their cells; the pictures were resized by `scale`."""
         from cellkit.backends import get_backend
 
-        return get_backend(self.backend).load(self.checkpoint, self.config)
+        config = self.config
+        if self.own_px:
+            config = config | {"diameter_px": config["diameter_px"] * scale}
+        return get_backend(self.backend).load(self.checkpoint, config)
 
 
 def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
@@ -131,7 +138,7 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         The path of a checkpoint; ``RUN:NAME``, a model of a finished run with the settings it used (``cellpose_tuned``,
         ``cellpose_base``, ``cellpose`` = the better of the two, ``maskrcnn``, ``threshold``); ``starter``; ``threshold``.
     overrides : mapping, optional
-        Settings for this prediction, e.g. ``{"diameter_px": 40}``.
+        Settings for this prediction, e.g. ``{"diameter_px": 40}``: the diameter in pixels of the files.
 
     Raises
     ------
@@ -156,7 +163,8 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
             names = ", ".join([*shipped, "threshold"])
             raise UserError(f"model '{text}' {kind}{near}", f"give a checkpoint file, RUN:NAME of a run, or {names}")
         model = _of_checkpoint(text, weights.find_weights(text))
-    return replace(model, config=model.config | checked_settings(model.backend, overrides or {}))
+    checked = checked_settings(model.backend, overrides or {})
+    return replace(model, config=model.config | checked, own_px="diameter_px" in checked)
 
 
 def _of_checkpoint(name: str, path: Path) -> Model:
@@ -440,12 +448,16 @@ def _reason(error: Exception) -> str:
 # ---- pixels --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What a model is shown, (H, W, 3) uint8, and the file it comes from: its size in px, channels and pixel size."""
+    """What a model is shown, (H, W, 3) uint8, and the file it comes from: its size in px, channels and pixel size.
+
+    `scale` is by how much the picture was resized.
+    """
 
     image: np.ndarray
     file_shape: tuple[int, int]
     channels: str
     um_per_px: float
+    scale: float = 1.0
 
 
 def read_picture(frame: Frame, conversion: Conversion | None) -> Picture:
@@ -484,7 +496,7 @@ def read_picture(frame: Frame, conversion: Conversion | None) -> Picture:
                 conversion.percentiles,
                 conversion.scale,
             )
-        return Picture(shown.image, size, shown.channels, um_per_px)
+        return Picture(shown.image, size, shown.channels, um_per_px, conversion.scale)
 
 
 def _equal_colours(image: np.ndarray) -> bool:
@@ -687,11 +699,28 @@ class _Job:
         resumed = len(part_of) - len(todo)
         if resumed:
             print(f"predict: {resumed} of {len(frames)} images were done before", file=sys.stderr, flush=True)
-        stream = segmented(self.model.load(), todo, self._read, quarantined) if todo else ()
-        for frame, picture, found in progress(stream, "predict", len(todo)):
+        for frame, picture, found in progress(self._stream(todo, quarantined), "predict", len(todo)):
             self._keep(frame, picture, found, part_of[frame])
         set_aside = {item.item for item in quarantined}
         return [path for frame, path in part_of.items() if _name_of(frame) not in set_aside], resumed
+
+    def _stream(self, todo: Sequence[Frame], quarantined: list[Quarantined]) -> Iterator[tuple]:
+        """Yield frame, picture and cells. Where a diameter was asked for, pictures of another scale have their turn later."""
+        scale = self.conversion.scale if self.conversion and self.conversion.told else 1.0
+        while todo:
+            later: dict[float, list[Frame]] = {}
+
+            def read(frame: Frame, scale=scale, later=later) -> Picture | None:
+                picture = self._read(frame)
+                if self.model.own_px and picture.scale != scale:
+                    later.setdefault(picture.scale, []).append(frame)
+                    return None
+                return picture
+
+            yield from segmented(self.model.load(scale), todo, read, quarantined)
+            scale, todo = next(
+                iter(later.items()), (scale, ())
+            )  # a picture is resized by the run's scale, or not at all
 
     def _read(self, frame: Frame) -> Picture:
         from cellkit.readers import check_memory
@@ -742,9 +771,11 @@ class _Job:
 
 
 def segmented(
-    segment: Callable, frames: Iterable[Frame], read: Callable[[Frame], Picture], quarantined: list[Quarantined]
+    segment: Callable, frames: Iterable[Frame], read: Callable[[Frame], Picture | None], quarantined: list[Quarantined]
 ) -> Iterator[tuple[Frame, Picture, Instances]]:
     """Yield frame, picture and cells in order; images that cannot be read or that the model fails on are set aside.
+
+    What `read` returns None for is left out.
 
     A model may take several images before it answers. When it fails, each image it holds is tried alone, so that only
     the image at fault is lost, and the stream goes on.
@@ -758,8 +789,9 @@ def segmented(
             except Exception as error:  # whatever a reader raises on a damaged file
                 quarantined.append(Quarantined(_name_of(frame), _reason(error)))
                 continue
-            waiting.append((frame, picture))
-            yield picture.image
+            if picture is not None:
+                waiting.append((frame, picture))
+                yield picture.image
 
     while True:
         try:
@@ -796,15 +828,17 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     pictures = []
     for place in places.tolist():
         try:
-            pictures.append(read_picture(frames[place], conversion).image)
+            pictures.append(read_picture(frames[place], conversion))
         except Exception as error:  # it is set aside, with the same reason, when its turn comes
             print(f"predict: no diameter from {frames[place].path}: {_reason(error)}", file=sys.stderr)
     config = {key: value for key, value in model.config.items() if key != "diameter_px"}
     if pictures:
         network, _ = backend.load_network(model.checkpoint)
-        config["diameter_px"] = round(backend.estimate_diameter(network, pictures, **config), 2)
+        scale = pictures[0].scale
+        shown = [picture.image for picture in pictures if picture.scale == scale]
+        config["diameter_px"] = round(backend.estimate_diameter(network, shown, **config) / scale, 2)
         print(f"predict: diameter estimated as {config['diameter_px']} px", file=sys.stderr, flush=True)
-    return replace(model, config=config)
+    return replace(model, config=config, own_px=bool(pictures))
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,7 @@
 """Configuration: what a YAML may say, and what a wrong one is told."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -217,6 +218,23 @@ def test_every_field_says_what_it_is():
     table = describe()
     assert "| `maskrcnn.mask_threshold` | `0.5` | a number > 0 and < 1 |" in table
     assert len({line.count("|") - 2 * line.count("\\|") for line in table.splitlines()}) == 1
+
+
+def test_paths_in_a_file_count_from_the_current_folder_else_from_its_own(tmp_path, monkeypatch):
+    for folder in ("there/mine/HEK", "here/both", "there/both", "there/truth"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "there/w.pt").touch()
+    text = "data: {}\nlabel: {{use: {}, model: w.pt}}\nfinetune: {{base: cyto3}}\nmaskrcnn: {{start: tuned}}\n"
+    (tmp_path / "there/c.yaml").write_text(text.format("mine", "truth"))
+    monkeypatch.chdir(tmp_path / "here")
+    cfg = load_config("../there/c.yaml")
+    assert data_root(cfg).samefile(tmp_path / "there/mine") and data_root(cfg.convert) == data_root(cfg)
+    assert Path(cfg.label.model).samefile(tmp_path / "there/w.pt")
+    assert (cfg.label.use, cfg.finetune.base, cfg.maskrcnn.start) == ("truth", "cyto3", "tuned"), "words, not paths"
+    (tmp_path / "there/c.yaml").write_text(text.format("both", "nowhere"))
+    cfg = load_config("../there/c.yaml")
+    assert (cfg.data, cfg.label.use) == ("both", "nowhere"), "the current folder comes first; what is nowhere stays"
+    assert load_config("../there/c.yaml", {"data": "mine"}).data == "mine", "--set counts from the current folder"
 
 
 def test_data_root_is_the_config_else_the_variable(tmp_path, monkeypatch):

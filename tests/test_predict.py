@@ -1,6 +1,7 @@
 """Any model on any images: found by name, streamed, resumed after a kill, bad images set aside."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -508,6 +509,34 @@ class TestPredictFiles:
         expected = list(get_backend("threshold").load(None, model.config)([made.image for made in shown]))
         assert done.cells == sum(map(len, expected)) > 4
         assert np.array_equal(coco.instances[0].areas_px, expected[0].areas_px * 4)
+
+    def test_a_diameter_is_asked_for_in_pixels_of_the_files_whatever_the_run_scaled(
+        self, run_dir, stack, folder, tmp_path, unet, capfd, monkeypatch
+    ):
+        """A stack that the run halves and a picture that it does not, in one command: each at the diameter asked for."""
+        model = find_model(f"{run_dir}:threshold", {"diameter_px": 80})
+        predict_files(model, [stack, folder / "0.png"], tmp_path / "out.json")
+        found, segment = cells_of(tmp_path / "out.json"), get_backend("threshold").load
+        halved = convert_file(stack, CHANNELS, 1, (1.0, 99.0), 0.5)[0].image
+        at = {px: list(segment(None, model.config | {"diameter_px": px})([halved]))[0] for px in (40.0, 80.0)}
+        assert len(at[40.0]) != len(at[80.0]), "the diameter must matter for this to tell anything"
+        assert len(found["plate_t0"]) == len(at[40.0])
+        plain = list(
+            segment(None, model.config)([read_picture(find_frames([(folder / "0.png", "")])[0][0], None).image])
+        )
+        assert len(found["0"]) == len(plain[0])
+        assert json.loads((tmp_path / "out.json").read_text())["info"]["settings"]["diameter_px"] == 80
+
+        tenth = lambda network, shown, **how: shown[0].shape[0] / 10  # noqa: E731
+        monkeypatch.setattr("cellkit.backends.cellpose_unet.estimate_diameter", tenth)
+        capfd.readouterr()
+        (whole, half) = (Conversion(CHANNELS, 1, always=True, scale=scale) for scale in (1.0, 0.5))
+        for how in (whole, half):
+            predict_files(
+                find_model(unet, {"diameter_px": "auto"}), [stack], tmp_path / f"{how.scale}.json", conversion=how
+            )
+        told = [float(px) for px in re.findall(r"estimated as ([0-9.]+) px", capfd.readouterr().err)]
+        assert told == [12.8, 12.8], "of the same cells in the same files"
 
     def test_a_diameter_is_estimated_once_from_a_few(self, folder, tmp_path, unet, capfd):
         predict_files(find_model(unet, {"diameter_px": "auto"}), [folder / "0.png"], tmp_path / "out.json")

@@ -188,6 +188,21 @@ def test_paths_with_braces_spaces_and_letters_of_any_kind(here):
     assert check(run, config, notebooks=notebooks)[0].why == 'convert.classes ["a"] -> ["cell"]'
 
 
+def test_a_notebook_of_any_kernel_or_none_runs_in_this_interpreter_and_its_copy_says_so(here):
+    """As VS Code saves one (no language, or no kernelspec at all), and one of a kernel that is not installed here."""
+    foreign = {"kernelspec": {"name": "cellpose-gpu", "display_name": "GPU", "language": "R"}}
+    unsaid = {"kernelspec": {"name": "python3", "display_name": "x"}, "language_info": {"name": "python"}}
+    for name, metadata in {ONE: foreign, TWO: unsaid, THREE: {"language_info": {"name": "python"}}}.items():
+        path = write_notebook(here / "notebooks", name, ["stage.done()"])
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"metadata": metadata}))
+    assert go() == 0
+    for name in (ONE, TWO, THREE):
+        copy = json.loads(Path(f"runs/demo/notebooks/{name}.ipynb").read_text())
+        told = copy["metadata"]["kernelspec"]
+        assert (told["name"], told["language"]) == ("python3", "python")
+
+
 def test_quarantined_items_are_told_again_and_end_with_3(here, capsys):
     cells = [
         "from cellkit.errors import Quarantined",
