@@ -124,8 +124,9 @@ def series_of(stem: str) -> str | None:
     if harmony:
         return harmony["well"]
     shared = FRAME.sub("", stem)
-    if WELL.search(shared):
-        shared = SITE.sub("", shared)
+    well = WELL.search(shared)
+    if well:  # a position is told after its well: what stands before may be a plate
+        shared = shared[: well.end()] + SITE.sub("", shared[well.end() :])
     return shared.strip(" _.-") if shared != stem else None
 
 

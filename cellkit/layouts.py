@@ -40,6 +40,7 @@ from cellkit.listing import (
     check_shape,
     class_id_of,
     converted,
+    files_of,
     find_picture,
     finished,
     frames_of,
@@ -112,13 +113,17 @@ def _read_pictures(root: Path, config, folders_are_classes: bool = False) -> Ite
     for image in join_channels(paths, config.channel_from) if pair is None else paths:
         path = image.path if isinstance(image, ChannelFiles) else image
         label_of = partial(labels.of_image, image) if pair is None else partial(labels.of_pair, path, pair)
+        table.keys |= dict.fromkeys(files_of(image), _key_of(path.relative_to(root).as_posix()))
         for item in frames_of(image, root, config, label_of, table.rows_of):
             items.append(_with_seg(item, labels.seg_of(path, item), root, path, config))
-    left = [*table.unmatched(), *leftovers(root, items, labels.used | table.files, labels.looked_for(items))]
+    left = [*table.unmatched(items), *leftovers(root, items, labels.used | table.files, labels.looked_for(items))]
     if folders_are_classes:
-        left += odd_folders(items, config)
-    mixed = [item for item in items if item.cell_type == MIXED]
-    fill = all(item.split for item in items if item not in mixed)
+        left += odd_folders([item for item in items if table.key(item) not in table.asked.values()], items, config)
+    if not all(item.bare for item in items):  # those without labels are no test images by chance: `gather` names them
+        asked = [not item.bare or bool(item.split) or item.cell_type == MIXED for item in items]
+        left += [item for item, wanted in zip(items, asked, strict=True) if not wanted]
+        items = [item for item, wanted in zip(items, asked, strict=True) if wanted]
+    fill = all(item.split for item in items if item.cell_type != MIXED)
     yield from finished(items, config, mixed_is_test=True, fill_split=fill, left=left)
 
 
@@ -126,7 +131,7 @@ def _with_seg(item: SourceImage, seg: Path | None, root: Path, path: Path, confi
     if seg is None:
         return item
     loader = partial(_load_seg, item.loader, root, path, seg, item.cell_type, config)
-    return replace(item, loader=loader, files=(*item.files, seg))
+    return replace(item, loader=loader, files=(*item.files, seg), bare=False)
 
 
 def read_two_lines(root: Path, config) -> Iterator[SourceImage]:
@@ -323,6 +328,7 @@ class ClassTable:
         self.rows: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
         self.files: set[Path] = set()
         self.asked: dict[str, str] = {}
+        self.keys: dict[Path, str] = {}  # of the files of images: what the table would call them
         folders = [root, *(child for child in sorted(root.iterdir()) if plain(child.name) in LABEL_FOLDERS)]
         found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())
                  if plain(path.name) in ("classes.csv", "classes.tsv")]  # fmt: skip
@@ -381,17 +387,26 @@ class ClassTable:
                 found = found or self.rows[name]
         return found
 
-    def unmatched(self) -> Iterator[SourceImage]:
-        """Yield an item, to be set aside, for each file of the table that is no image."""
-        for key in sorted(set(self.rows) - set(self.asked)):
-            file, line = self.first[key]
-            bare = "/" not in key and any(one.rpartition("/")[2] == key for one in self._images())
-            why = "the name of several images: write their folder too" if bare else "no image below the data folder"
-            loader = partial(
-                refuse, f"line {line} names '{file}', which is {why}", "write it as HEK/a.tif, or take the row out"
-            )
+    def unmatched(self, items: Sequence[SourceImage]) -> Iterator[SourceImage]:
+        """Yield an item, to be set aside, for each file of the table that is no image, or an image without labels."""
+        labelled = {self.key(item) for item in items if not item.bare}
+        for name in sorted(self.rows):
+            file, line = self.first[name]
+            if name not in self.asked:
+                bare = "/" not in name and any(one.rpartition("/")[2] == name for one in self._images())
+                why = "the name of several images: write their folder too" if bare else "no image below the data folder"
+            elif self.asked[name] not in labelled:
+                why = "an image without labels"
+            else:
+                continue
             source = f"{self.path.relative_to(self.root).as_posix()} line {line}"
+            told = f"line {line} names '{file}', which is {why}"
+            loader = partial(refuse, told, "write it as HEK/a.tif, or take the row out")
             yield SourceImage(f"{LEFT}{source}", "", "", UNUSED, source, loader)
+
+    def key(self, item: SourceImage) -> str:
+        """Return what the table would call the file of an image."""
+        return self.keys.get(item.files[0], "")
 
 
 def _key_of(file: str) -> str:
@@ -407,18 +422,21 @@ def _key_of(file: str) -> str:
     return name.removesuffix(known).removesuffix(".ome")
 
 
-def odd_folders(items: Sequence[SourceImage], config) -> Iterator[SourceImage]:
-    """Name folders that are called after no class while some class has no image; say it where that does no harm."""
+def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceImage], config) -> Iterator[SourceImage]:
+    """Name folders that are called after no class while some class has no image; say it where that does no harm.
+
+    `told_by_folder` are the images of `items` whose cells have their class of nothing else.
+    """
     if len(config.classes) < 2 or not items:
         return
-    classless = Counter(item.source.rpartition("/")[0] for item in items if not item.cell_type)
+    classless = Counter(item.source.rpartition("/")[0] for item in told_by_folder if not item.cell_type)
     missing = [name for name in config.classes if not any(item.cell_type == name for item in items)]
     without = f"; no image is in a folder called after {', '.join(missing)}" if missing else ""
     for folder, count in sorted(classless.items()):
         told = f"is called after none of the classes ({', '.join(config.classes)}): its {count} image(s) are of no known class"
         if missing:
             loader = partial(refuse, told + without, "rename the folder, or name it in convert.class_names")
-            yield SourceImage(f"{LEFT}{folder}/", "", "", UNUSED, f"{folder or '.'}/", loader)
+            yield SourceImage(f"{LEFT}{folder}/", "", "", UNUSED, f"{folder or 'the data folder'}/", loader)
         else:
             print(f"{folder or '.'}/ {told}", file=sys.stderr)
     if missing and not classless:

@@ -34,6 +34,7 @@ NOTES = (".txt", ".md", ".rst", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".html"
          ".xls", ".xlsx", ".ods", ".json", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".py", ".ipynb", ".ijm", ".m",
          ".r", ".sh", ".bat", ".lnk", ".url", ".bib", ".cff", ".jsonl")  # fmt: skip
 SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM")  # pictures begin so
+LABEL_LIKE = (".roi", ".zip", ".npy", ".npz", ".geojson", ".mat")  # what other tools store labels in
 MOST_NAMED = 3
 
 
@@ -59,6 +60,7 @@ def leftovers(
     """
     used = {path for item in items for path in item.files} | set(also_used)
     labels, strays, elsewhere, others = [], [], defaultdict(list), Counter()
+    stems = {plain(stem_of(item.files[0])) for item in items if item.files}
     folders_used = {path.parent for path in used}
     for path in _files_below(root, used):
         relative = path.relative_to(root)
@@ -69,7 +71,7 @@ def leftovers(
             strays.append(
                 (relative, "is a table of classes that is not read", "call it truth/classes.csv, and save it as CSV")
             )
-        elif name.endswith("_seg.npy") or _is_label(path, name) or (in_labels and not name.endswith(NOTES)):
+        elif _is_label(path, name, stems) or (in_labels and not name.endswith(NOTES)):
             labels.append(relative)
         elif unread := why_unread(path):
             strays.append((relative, *str(unread).split("\n", 1)))
@@ -104,8 +106,13 @@ def _files_below(root: Path, used: set[Path]) -> Iterator[Path]:
         yield from (path for name in sorted(names) if not is_no_data(name) and (path := Path(folder, name)) not in used)
 
 
-def _is_label(path: Path, name: str) -> bool:
-    return name.endswith(IMAGE_SUFFIXES) and plain(stem_of(path)).endswith(LABEL_ENDINGS)
+def _is_label(path: Path, name: str, stems: set[str]) -> bool:
+    """Whether a file is called as labels are: ``a_masks.tif``, ``a_seg.npy``, ``a.roi`` or ``a_rois.zip`` beside ``a.tif``."""
+    stem = plain(stem_of(path))
+    if name.endswith(LABEL_LIKE):
+        ends = [found.start() for found in re.finditer(r"[ _.\-]", stem)] + [len(stem)]
+        return name.endswith("_seg.npy") or any(stem[:end] in stems for end in ends)
+    return name.endswith(IMAGE_SUFFIXES) and stem.endswith(LABEL_ENDINGS)
 
 
 def _looks_like_picture(path: Path) -> bool:

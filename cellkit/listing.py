@@ -70,7 +70,8 @@ class SourceImage:
     picklable, so that worker processes can load. `own_id` is what the source itself calls the image, and a competition
     wants to hear: the file's name without its suffix; "" where there is no such name. `files` are those of the data folder
     that the image is made of, picture first: what no image is made of is named, see `cellkit.leftovers`. `unit` names the
-    file, or the series of files, that it is one of several frames of: they stay on one side of a split.
+    file, or the series of files, that it is one of several frames of: they stay on one side of a split. `bare` is an image
+    of which no labels are known.
     """
 
     image_id: str
@@ -82,6 +83,7 @@ class SourceImage:
     own_id: str = ""
     files: tuple[Path, ...] = ()
     unit: str = ""
+    bare: bool = False
 
     @property
     def is_left(self) -> bool:
@@ -388,7 +390,13 @@ def frames_of(
         refusal = partial(refuse, *str(error).split("\n", 1))
         own_id = stem_of(relative)
         yield SourceImage(
-            image_id_of(name), source=relative.as_posix(), loader=refusal, own_id=own_id, files=parts, **about
+            image_id_of(name),
+            source=relative.as_posix(),
+            loader=refusal,
+            own_id=own_id,
+            files=parts,
+            bare=True,
+            **about,
         )
         return
     unit = image_id_of(name) if len(frames) > 1 else ""
@@ -402,7 +410,7 @@ def frames_of(
         source = told + suffix.replace("_s", " scene ").replace("_t", " t ")
         yield SourceImage(
             image_id_of(name, suffix), source=source, loader=loader, own_id=stem_of(relative) + suffix,
-            files=(*parts, *files), unit=unit, **about,
+            files=(*parts, *files), unit=unit, bare=label.args == (None,), **about,
         )  # fmt: skip
 
 

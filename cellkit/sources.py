@@ -191,7 +191,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     done = [_from_entry(entry) for entry in entries if entry is not None]
     done, bare = _with_truth(done)
     quarantined += bare
-    _name_unusable(quarantined, len(items))
+    _name_unusable(quarantined, items)
     if not done:
         first = f"{quarantined[0].item}: {quarantined[0].reason}"
         raise UserError(
@@ -230,15 +230,24 @@ def _with_truth(done: list) -> tuple[list, list[Quarantined]]:
     return [result for result in done if result[1] is not None or result[0].split == "test"], named
 
 
-def _name_unusable(quarantined: Sequence[Quarantined], of: int) -> None:
-    """Name on stderr every image that cannot be used, those of one reason together."""
-    by_reason: dict[str, list[str]] = {}
-    for one in quarantined:
-        by_reason.setdefault(one.reason.replace(Path(one.item).name, "it"), []).append(one.item)
-    if quarantined:
-        print(f"{len(quarantined)} of {of} images could not be used as they are:", file=sys.stderr)
-    for reason, names in by_reason.items():
-        print(f"  {', '.join(names)}: {reason}", file=sys.stderr)
+def _name_unusable(quarantined: Sequence[Quarantined], items: Sequence[SourceImage]) -> None:
+    """Name on stderr every image that cannot be used, and what fits no image, those of one reason together."""
+    left = {readable(item.source) for item in items if item.is_left}
+    count = len(items) - len(left)
+    for what, fits_none in (
+        (f"of {count} images could not be used as they are", False),
+        ("file(s), folder(s) or row(s) fit no image", True),
+    ):
+        by_reason: dict[str, list[str]] = {}
+        named = [one for one in quarantined if (one.item in left) == fits_none]
+        for one in named:
+            name = Path(one.item).name
+            reason = f"it{one.reason.removeprefix(name)}" if name and one.reason.startswith(f"{name} ") else one.reason
+            by_reason.setdefault(reason, []).append(one.item)
+        if named:
+            print(f"{len(named)} {what}:", file=sys.stderr)
+        for reason, names in by_reason.items():
+            print(f"  {', '.join(names)}: {reason}", file=sys.stderr)
 
 
 # ---- what is handed in -----------------------------------------------------------------------------------------------

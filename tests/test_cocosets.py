@@ -114,6 +114,26 @@ def test_files_called_after_a_split_are_it_and_missing_ones_are_carved(tmp_path)
     assert sorted(items)[:2] == ["test_10", "test_11"]
 
 
+def test_the_folder_of_a_coco_file_or_of_a_picture_tells_the_split(tmp_path):
+    wanted = {"training": "train", "Valid": "val", "TEST": "test"}
+    for name in wanted:  # a: as Roboflow exports; b: one file of all pictures
+        picture(tmp_path / "a" / name / f"{name}.png")
+        save(tmp_path / "a" / name / "_annotations.coco.json", [image(1, f"{name}.png")], [cell(1)])
+        picture(tmp_path / "b" / "images" / name / f"{name}.png")
+    save(tmp_path / "b" / "all.json", [image(k, f"{name}.png") for k, name in enumerate(wanted)], [cell(1)])
+    for root in (tmp_path / "a", tmp_path / "b"):
+        assert {item.own_id: item.split for item in listed(root, config("coco")).values()} == wanted
+
+
+def test_a_category_that_one_file_lacks_is_told(tmp_path, capsys):
+    for name, categories in (("train", ("A", "B")), ("val", ("B",))):
+        picture(tmp_path / f"{name}.png")
+        save(tmp_path / f"{name}.json", [image(1, f"{name}.png")], [cell(1)], categories)
+    items = listed(tmp_path, config("coco"))
+    assert [items[name].load().instances.class_ids.tolist() for name in ("train", "val")] == [[1], [2]], "by name"
+    assert "val.json names no category A, which another file uses" in capsys.readouterr().err
+
+
 def test_boxes_without_masks_are_boxes_in_every_image(tmp_path):
     picture(tmp_path / "1.png"), picture(tmp_path / "2.png")
     save(tmp_path / "b.json", [image(1, "1.png"), image(2, "2.png")], [cell(1, 1, [], bbox=[2, 3, 1, 20.6])])

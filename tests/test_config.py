@@ -75,6 +75,14 @@ def test_shared_values_reach_every_section_unless_it_sets_its_own(write):
     assert cfg.convert.data == "d"
 
 
+def test_data_that_no_source_reads_is_refused(write, monkeypatch):
+    for text in ("data: d", "convert: {data: d}", "data: d\nconvert: {source: drawn}"):
+        with pytest.raises(UserError, match="data is set .'d'., but convert.source is drawn.*\nname the layout"):
+            load_config(write(text))
+    monkeypatch.setenv("CELLKIT_DATA", "d")
+    assert load_config(write("seed: 1")).convert.source == "drawn"
+
+
 def test_fingerprint_holds_what_a_result_depends_on_and_not_the_number_of_workers(write):
     one, four = (load_config(write(f"workers: {n}")).finetune for n in (1, 4))
     assert one != four

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -293,6 +294,108 @@ def test_cellpose_files_that_disagree_or_run_code_are_refused(tmp_path):  # faul
     for name, part in said.items():
         with pytest.raises(UserError, match=part):
             items[name].load()
+
+
+# ---- tables of classes, stacks of labels ------------------------------------------------------------------------------
+def mixed(root, rows, name="classes.csv", image="mixed/a.ome.tif"):
+    for path in (image, "HEK/b.tif"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(root / path, LABELS.astype(np.uint16) * 99, metadata=None)
+    for path in ("truth/mixed/a.tif", "truth/HEK/b.tif"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        write_labels(root / path, LABELS)
+    (root / "truth" / name).write_text(rows)
+    return listed(root, config("microscope", classes=("HEK", "N2a")))
+
+
+@pytest.mark.parametrize(
+    "file", ["mixed/a.ome.tif", "mixed/a.tif", "mixed/a", "a.tif", "mixed\\A.TIF", " ./mixed/a.ome.tif ", "truth/mixed/a.tif",
+             "mixed/a_masks.tif"]
+)  # fmt: skip
+@pytest.mark.parametrize("between", [",", ";", "\t"])
+def test_a_table_of_classes_may_be_spelled_in_any_way(tmp_path, file, between):
+    rows = "\n".join(between.join(row) for row in (("File", "label ", "CLASS"), (file, "1", "HEK"), (file, "4", "n2a")))
+    items = mixed(tmp_path, rows, "Classes.csv")
+    made = items["mixed_a"].load()
+    assert (
+        made.instances.class_ids.tolist() == [1, 2, 0]
+        and made.planes == "(1 cell(s) without a row in the table of classes)"
+    )
+    assert not [name for name in items if name.startswith("left/")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [("mixed/a,0,HEK", "line 2: label is 0"), ("mixed/a,1.5,HEK", "line 2: label is 1.5"), ("mixed/a,x,HEK", "line 2"),
+     ("mixed/a,1,HEK\nmixed/a.tif,1,N2a", "line 3: label 1 of mixed/a.tif has another class in line 2"),
+     ("mixed/a,1,Hela", "line 2: the source's label 'Hela'"), (",1,HEK", "line 2 names no file")],
+)  # fmt: skip
+def test_rows_that_cannot_be_meant_stop_with_their_line(tmp_path, rows, said):
+    with pytest.raises(UserError, match=said):
+        mixed(tmp_path, f"file,label,class\n{rows}\n")
+
+
+def test_rows_that_fit_nothing_are_set_aside_with_their_line(tmp_path):
+    save(tmp_path / "N2a" / "b.png"), save(tmp_path / "mixed" / "bare.png")
+    rows = ("mixed/a,1", "zz.tif,1", "b,1", "mixed/bare,1", "mixed/a,99")
+    items = mixed(tmp_path, "file,label,class\n" + "".join(f"{row},HEK\n" for row in rows))
+    said = {
+        "left/truth/classes.csv line 3": "no image below the data folder",
+        "left/truth/classes.csv line 4": "several images",
+        "left/truth/classes.csv line 5": "an image without labels",
+        "mixed_a": "line 6 .* names label 99, and a.tif has 3",
+    }
+    assert {name for name in items if name.startswith("left/")} == set(said) - {"mixed_a"}
+    for name, part in said.items():
+        with pytest.raises(UserError, match=part):
+            items[name].load()
+
+
+def test_a_stack_of_labels_has_a_plane_for_each_frame(tmp_path):
+    planes = np.stack([LABELS, LABELS * (LABELS == 4), 0 * LABELS]).astype(np.uint16)
+    for name, axes in (("m", "TYX"), ("n", "TYX"), ("o", "TYX")):
+        tifffile.imwrite(tmp_path / f"{name}.tif", planes * 9, imagej=True, metadata={"axes": axes})
+    tifffile.imwrite(tmp_path / "m_masks.tif", planes, imagej=True, metadata={"axes": "TYX"})
+    write_labels(tmp_path / "n_masks.tif", LABELS)
+    write_labels(tmp_path / "o_t1_masks.tif", LABELS)
+    items = listed(tmp_path, config("folder"))
+    assert [len(items[f"m_t{k}"].load().instances) for k in range(3)] == [3, 1, 0]
+    with pytest.raises(UserError, match="holds 1 plane.* for a file of 3 frames"):
+        items["n_t0"].load()
+    assert len(items["o_t1"].load().instances) == 3 and items["o_t0"].load().instances is None
+    assert {item.group for name, item in items.items() if name[0] == "m"} == {"m"}
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_labels_in_an_ome_zarr_are_its_truth(tmp_path, version):
+    zarr = pytest.importorskip("zarr")
+    path = tmp_path / "a.ome.zarr"
+    for where, pixels in (("", LABELS * 99), ("labels/cells", LABELS)):  # not listed in labels: read all the same
+        group = zarr.open_group(str(path / where), mode="a", zarr_format=2 if version == "0.4" else 3)
+        group.create_array("0", data=pixels.astype(np.uint16), chunks=pixels.shape)
+        scales = [{"axes": [{"name": name, "type": "space"} for name in "yx"], "datasets": [{"path": "0"}]}]
+        group.attrs.update({"multiscales": scales} if version == "0.4" else {"ome": {"multiscales": scales}})
+    items = listed(tmp_path, config("folder"))
+    assert list(items) == ["a"] and items["a"].load().instances.areas_px.tolist() == [63, 160, 1]
+    (path / "labels" / "nuclei").mkdir()
+    with pytest.raises(UserError, match="several label images: cells, nuclei"):
+        listed(tmp_path, config("folder"))["a"].load()
+
+
+@pytest.mark.parametrize("folder", ["valid", "Validation", "val2017", "dev"])
+def test_folders_of_a_split_are_kept_whatever_their_spelling(tmp_path, folder):
+    for part in ("Training", folder, "holdout"):
+        for k in range(3):
+            save(tmp_path / part / f"{k}.png")
+            save(tmp_path / "two" / "u2os" / "images" / part / f"{part}{k}.png")
+            save(tmp_path / "two" / "u2os" / "labels" / part / f"{part}{k}.png", LABELS.astype(np.uint8))
+    (tmp_path / "two").rename(tmp_path.parent / f"{tmp_path.name}-two")
+    for root, cfg in (
+        (tmp_path, config("folder")),
+        (tmp_path.parent / f"{tmp_path.name}-two", config("two_lines", classes=("u2os",))),
+    ):
+        found = Counter((item.source.split("/")[-2], item.split) for item in listed(root, cfg).values())
+        assert found == {("Training", "train"): 3, (folder, "val"): 3, ("holdout", "test"): 3}
 
 
 # ---- real data -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """One image of a source before it is opened: which files, which are kept, which split, which objects."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +145,43 @@ def test_a_split_by_group_never_tears_a_group_apart(splits, seed):
         return
     for group in {item.group for item in done}:
         assert len({item.split for item in done if item.group == group} - {""}) <= 1
+
+
+def test_frames_of_one_file_or_series_are_not_torn_apart_unless_told():
+    names = [f"{movie}_t{t}" for movie in "abcdefgh" for t in range(3)]
+    items = [SourceImage(name, "A", "", "", f"{name}.tif", None, files=(Path(f"x/{name}.tif"),)) for name in names]
+    items += [SourceImage(f"z_s{k}", "A", "", "", "z.czi", None, files=(Path("x/z.czi"),), unit="z") for k in range(3)]
+    for by in ("image", "group"):
+        done = list(finished(items, config(split_by=by)))
+        of_movie = {item.group: {other.split for other in done if other.group == item.group} for item in done}
+        assert set(of_movie) == {*"abcdefgh", "z"} and all(len(splits) == 1 for splits in of_movie.values())
+        assert set().union(*of_movie.values()) == {"train", "val", "test"}
+    more = list(
+        finished(
+            [*items, SourceImage("new_t0", "A", "", "", "new_t0.tif", None, files=(Path("x/new_t0.tif"),))], config()
+        )
+    )
+    assert splits_of(more[:-1]) == splits_of(list(finished(items, config()))), "one image more moves no other"
+    told = list(finished(items, config(group_from="(?P<group>.*)")))
+    assert any(len({item.split for item in told if item.unit == unit}) > 1 for unit in of_movie)
+
+
+def test_a_set_of_one_file_is_refused_with_what_to_set(capsys):
+    items = [SourceImage(f"z_s{k}", "A", "", "", f"z.czi scene {k}", None, unit="z") for k in range(6)]
+    with pytest.raises(UserError, match=r"6 images are of 1 file.*e.g. z, .* for val and test\nset convert.group_from"):
+        list(finished(items, config()))
+    assert set(splits_of(finished(items, config(group_from="(?P<group>.*)")))) == {"train", "val", "test"}
+    assert splits_of(finished(items, config(split=SplitConfig(train=1.0, val=0.0, test=0.0)))) == ["train"] * 6
+    two = [*items, SourceImage("b", "A", "", "", "b.tif", None)]
+    assert (
+        set(splits_of(finished(two, config()))) == {"train", "val"}
+        and "none is left for test" in capsys.readouterr().err
+    )
+
+
+def test_a_split_by_group_without_a_group_is_refused():
+    with pytest.raises(UserError, match="no image has a group\nset convert.group_from"):
+        list(finished(images("", "", ""), config(split_by="group")))
 
 
 # ---- tables and links ----------------------------------------------------------------------------------------------
