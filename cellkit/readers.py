@@ -1,17 +1,14 @@
 """Opening microscope files: what a header says, and single planes of pixels on request.
 
 Every reader gives the same thing, an `Opened`: scenes of times, z planes and channels of one (H, W) plane each. Read
-are OME-TIFF, ImageJ TIFF and plain TIFF (tifffile), PNG and JPEG (Pillow); CZI, LIF, ND2 and OME-Zarr by
+are OME-TIFF, ImageJ TIFF and plain TIFF by `cellkit.tiffs`, PNG and JPEG here (Pillow); CZI, LIF, ND2 and OME-Zarr by
 `cellkit.vendors`. What a header claims is checked before a pixel is read, and what a library would only log or guess
-(a stack cut short, an axis of no known meaning) is an error.
+(a stack cut short, an axis of no known meaning) is an error. What a file holds besides its pictures is named.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -49,17 +46,24 @@ _MOST_PX: ContextVar[int] = ContextVar("pixels a plane may have", default=MAX_PL
 ASK_FOR_MEMORY_BYTES = 500_000_000  # what takes less is begun without asking how much memory is free
 AXES = {"T": "time", "C": "channel", "Z": "z plane", "Y": "row", "X": "column", "S": "colour sample"}
 COLOURS = ("red", "green", "blue")
-UM_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4,
-               "m": 1e6, "Å": 1e-4, "inch": 25400.0, "in": 25400.0}  # fmt: skip
 
 
 # ---- what a file holds ---------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Channel:
-    """One channel of a file: its name ("" when the file gives none) and wavelength (nm, nan when unknown)."""
+    """One channel of a file: its name ("" when the file gives none) and wavelength (nm, nan when unknown).
+
+    The wavelength is that of the emission, else of the excitation; `excitation_nm` is nan where the two are not told apart.
+    """
 
     name: str = ""
     wavelength_nm: float = math.nan
+    excitation_nm: float = math.nan
+
+    @classmethod
+    def lit(cls, name: str, emission_nm: float, excitation_nm: float) -> Channel:
+        """Return the channel of two wavelengths of which either may be nan."""
+        return cls(name, excitation_nm if math.isnan(emission_nm) else emission_nm, excitation_nm)
 
     @property
     def told(self) -> str:
@@ -88,9 +92,13 @@ class Series:
     dtype : str
     channels : tuple of Channel
     um_per_px : float
-        Along a row; nan when the file does not say.
+        Side of a pixel; nan when the file does not say, or pixels are not square.
     problem, remedy : str
         Why no picture can be made of this scene while the file's others can be read, and what to do; "" where it can.
+    notes : tuple of str
+        What a user has to know of how it was read: a size that was not believed, chunks that are not there.
+    turned : int
+        EXIF orientation by which the stored pixels were turned, 1 where they were not.
     """
 
     name: str
@@ -101,6 +109,8 @@ class Series:
     um_per_px: float = math.nan
     problem: str = ""
     remedy: str = ""
+    notes: tuple[str, ...] = ()
+    turned: int = 1
 
     def size(self, axis: str) -> int:
         """Length of one axis; 1 where the file has none."""
@@ -109,11 +119,20 @@ class Series:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a microscope file holds. `axes`, `shape`, `dtype`, `channels`, `um_per_px` are those of its `first` scene."""
+    """What a microscope file holds. `axes`, `shape`, `dtype`, `channels`, `um_per_px` are those of its `first` scene.
+
+    `notes` are about the whole file; `left_out` says what lies in it and becomes no picture, besides scenes with a problem.
+    """
 
     path: Path
     reader: str
     series: tuple[Series, ...]
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def notes_of(self, scene: int) -> tuple[str, ...]:
+        """What a user has to know of one scene: the file's notes and its own."""
+        return self.notes + self.series[scene].notes
 
     @property
     def first(self) -> Series:
@@ -165,7 +184,12 @@ class FileInfo:
             **_plain(self.first),
             "scenes": len(self.series),
             "images": sum(1 for _ in self.frames()) - refused,
-            "series": [{"name": s.name, **_plain(s), "problem": s.problem, "remedy": s.remedy} for s in self.series],
+            "series": [
+                {"name": s.name, **_plain(s), "problem": s.problem, "remedy": s.remedy, "notes": list(s.notes)}
+                for s in self.series
+            ],
+            "notes": list(self.notes),
+            "left_out": list(self.left_out),
         }
 
 
@@ -247,7 +271,9 @@ def why_unread(path: Path) -> UserError | None:
 def _opener(suffix: str) -> Callable:
     """Return what opens files of a suffix: a context manager of (path, axes)."""
     if suffix in TIFF_SUFFIXES:
-        return _open_tiff
+        from cellkit.tiffs import open_tiff
+
+        return open_tiff
     if suffix in PICTURE_SUFFIXES:
         return lambda path, axes: open_picture(path)
     from cellkit.vendors import open_vendor
@@ -315,6 +341,9 @@ PICTURE_MODES = {"1": (1, "bool"), "L": (1, "uint8"), "LA": (1, "uint8"), "I;16"
 def open_picture(path: Path, content: bytes | None = None) -> Iterator[Opened]:
     """Open a PNG or JPEG: grey or colours, with or without alpha, palette (as its colours), 8 or 16 bit.
 
+    A file is turned as its EXIF orientation says, as labelme, browsers, Pillow and OpenCV show it; a picture that lies in
+    another file and has such an orientation is refused.
+
     Parameters
     ----------
     path : Path
@@ -326,6 +355,7 @@ def open_picture(path: Path, content: bytes | None = None) -> Iterator[Opened]:
 
     from PIL import Image
 
+    embedded = content is not None
     content = path.read_bytes() if content is None else content
     try:
         with warnings.catch_warnings():
@@ -336,28 +366,79 @@ def open_picture(path: Path, content: bytes | None = None) -> Iterator[Opened]:
     except Exception as error:
         raise damaged(path, "PNG or JPEG", error) from error
     with picture:
-        if picture.mode not in PICTURE_MODES or getattr(picture, "n_frames", 1) > 1:
-            raise UserError(f"{path.name} is a {picture.mode} picture", "store it as grey, RGB or RGBA with one frame")
+        frames = getattr(picture, "n_frames", 1)
+        if picture.mode not in PICTURE_MODES or frames > 1:
+            what = f"a {picture.mode} picture" + (f" of {frames} frames" if frames > 1 else "")
+            raise UserError(f"{path.name} is {what}", "store it as grey, RGB or RGBA with one frame")
         check_size(path, picture.height, picture.width)
+        turned = orientation_of(path, picture, content)
+        if turned > 1 and embedded:
+            raise UserError(
+                f"the picture in {path.name} has the EXIF orientation {turned}: nobody knows which way it was outlined",
+                "turn its pixels, then outline it again",
+            )
+        height, width = (picture.height, picture.width) if turned < 5 else (picture.width, picture.height)
         count, dtype = PICTURE_MODES[picture.mode]
         deep = _is_deep_colour_png(content)
         series = Series(
             name="",
             axes="YXS" if count == 3 else "YX",
-            shape=(picture.height, picture.width, 3)[: 2 + (count == 3)],
+            shape=(height, width, 3)[: 2 + (count == 3)],
             dtype="uint16" if deep else dtype,
             channels=tuple(map(Channel, COLOURS)) if count == 3 else (Channel("grey"),),
+            notes=(f"turned as its EXIF orientation {turned} says",) if turned > 1 else (),
+            turned=turned,
         )
-        pixels = _PictureRead(path, picture, content if deep else None)
+        pixels = _PictureRead(path, picture, content if deep else None, turned)
         yield Opened(
             FileInfo(path, picture.format.lower(), (series,)),
             lambda scene, time, z, channel: pixels.samples[..., channel],
         )
 
 
+PNG_START = b"\x89PNG"
+ORIENTATION = 0x112  # tag of EXIF and TIFF: 1 as stored; 2 to 8 mirrored, turned, or both
+
+
+def orientation_of(path: Path, picture, content: bytes) -> int:
+    """Return the EXIF orientation of an opened PNG or JPEG, 1 to 8; refuse one that only XMP tells."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        if content[:4] == PNG_START and b"eXIf" in content and "exif" not in picture.info:
+            picture.load()  # it may follow the pixels
+        exif.load(picture.info.get("exif") or b"")
+        told = exif.get(ORIENTATION, 1)
+        everywhere = Image.Image.getexif(picture).get(ORIENTATION, 1)  # also of XMP
+    except Exception as error:
+        raise damaged(path, "a picture with EXIF", error) from error
+    if told == 1 and everywhere in range(2, 9):
+        raise UserError(
+            f"{path.name} has the orientation {everywhere} in its XMP and none in its EXIF: programs show it differently",
+            "turn its pixels and store it again",
+        )
+    return told if told in range(2, 9) else 1
+
+
+def turned_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return stored pixels (H, W, ...) as an EXIF or TIFF orientation (1 to 8) wants them shown.
+
+    Examples
+    --------
+    >>> stored = np.array([[1, 2], [3, 4]])
+    >>> [turned_upright(stored, way).ravel().tolist() for way in (2, 3, 4, 5, 6, 8)]
+    [[2, 1, 4, 3], [4, 3, 2, 1], [3, 4, 1, 2], [1, 3, 2, 4], [3, 1, 4, 2], [2, 4, 1, 3]]
+    """
+    if orientation >= 5:
+        pixels = np.swapaxes(pixels, 0, 1)
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
 def _is_deep_colour_png(content: bytes) -> bool:
     """Tell whether a PNG has 16-bit colours or 16-bit grey with alpha, which Pillow would cut to 8 bits."""
-    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10" and content[25] in (2, 4, 6)
+    return content[:4] == PNG_START and content[24:25] == b"\x10" and content[25] in (2, 4, 6)
 
 
 @dataclass
@@ -365,10 +446,11 @@ class _PictureRead:
     path: Path
     picture: object
     deep: bytes | None
+    turned: int = 1
 
     @cached_property
     def samples(self) -> np.ndarray:
-        """(H, W, C): the colours without alpha, which must be opaque."""
+        """(H, W, C): the colours without alpha, which must be opaque; turned as the orientation says."""
         try:
             if self.deep is not None:
                 import imagecodecs
@@ -378,13 +460,22 @@ class _PictureRead:
                 pixels = np.asarray(self.picture.convert("RGBA") if self.picture.mode == "P" else self.picture)
         except Exception as error:
             raise damaged(self.path, "a picture", error) from error
-        pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        pixels = turned_upright(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), self.turned)
+        clear = self.picture.info.get("transparency")
+        if clear is not None and self.picture.mode != "P" and self.deep is None:
+            _check_opaque(self.path, self._opaque_but(pixels, clear))
         if pixels.ndim == 2:
             return pixels[..., None]
         if pixels.shape[2] in (2, 4):
             _check_opaque(self.path, pixels[..., -1])
             pixels = pixels[..., :-1]
         return pixels
+
+    def _opaque_but(self, pixels: np.ndarray, clear) -> np.ndarray:
+        """(H, W) uint8 alpha where one value, or colour, is declared transparent."""
+        if self.picture.mode in ("1", "L", "RGB"):
+            return turned_upright(np.asarray(self.picture.convert("RGBA"))[..., 3], self.turned)
+        return np.where(pixels == clear, 0, 255).astype(np.uint8)
 
 
 def _check_opaque(path: Path, alpha: np.ndarray) -> None:
@@ -397,162 +488,7 @@ def _check_opaque(path: Path, alpha: np.ndarray) -> None:
         )
 
 
-# ---- TIFF ----------------------------------------------------------------------------------------------------------
-class _TiffErrors(logging.Handler):
-    """Collects what tifffile only logs: a file cut short otherwise opens as one plane of many."""
-
-    def __init__(self):
-        super().__init__(logging.ERROR)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
-@contextmanager
-def _open_tiff(path: Path, axes: str | None) -> Iterator[Opened]:
-    """Open a TIFF of any kind tifffile knows; what it logs as an error is an error."""
-    import tifffile
-
-    logger, errors = logging.getLogger("tifffile"), _TiffErrors()
-    kept = logger.propagate
-    logger.addHandler(errors)
-    logger.propagate = False
-    try:
-        try:
-            tif = tifffile.TiffFile(path)
-        except Exception as error:
-            raise damaged(path, "TIFF", error) from error
-        with tif:
-            try:
-                if not tif.is_imagej:
-                    len(tif.pages)  # walks the chain of pages and stops where it loops back; `series` would not
-                stored = [series for series in tif.series if not series.keyframe.is_reduced] or list(tif.series)
-            except Exception as error:
-                raise damaged(path, "TIFF", error) from error
-            if errors.messages or not stored:
-                raise damaged(path, "TIFF", errors.messages[0] if errors.messages else "no image in it")
-            ome = _ome_images(tif, len(stored)) or [None] * len(stored)
-            scenes = [_TiffScene(path, tif, series, axes, image) for series, image in zip(stored, ome, strict=True)]
-            reader = "ome-tiff" if tif.is_ome else "imagej-tiff" if tif.is_imagej else "tiff"
-            info = FileInfo(path, reader, tuple(scene.info for scene in scenes))
-            yield Opened(info, lambda scene, time, z, channel: scenes[scene].plane(time, z, channel))
-    finally:
-        logger.removeHandler(errors)
-        logger.propagate = kept
-
-
-class _TiffScene:
-    """One series of a TIFF: its description (with its OME <Image> element, if any), and its planes on request."""
-
-    def __init__(self, path: Path, tif, series, axes: str | None, ome):
-        self.path, self.tif, self.series, self.page = path, tif, series, series.keyframe
-        self.shape = tuple(int(n) for n in series.shape)
-        self.axes = checked_axes(path, series.axes, self.shape, axes)
-        sizes = dict(zip(self.axes, self.shape, strict=True))
-        check_size(path, sizes["Y"], sizes["X"])
-        if series.is_multifile:
-            raise UserError(
-                f"{path.name} is one of several files of one OME data set", "export each image as one OME-TIFF"
-            )
-        self.colormap = (
-            self.page.colormap if self.page.photometric == 3 and series.kind not in ("imagej", "ome") else None
-        )
-        self.samples_axis = "S" if sizes.get("S", 1) > 1 else "C"
-        self.alpha = self._alpha_index(sizes.get("S", 1))
-        self.info = Series(
-            name=str(series.name or ""),
-            axes=self.axes,
-            shape=self.shape,
-            dtype=str(series.dtype),
-            channels=self._channels(sizes, ome),
-            um_per_px=_tiff_um_per_px(tif, self.page) if ome is None else ome_um_per_px(ome),
-        )
-
-    def _alpha_index(self, samples: int) -> int | None:
-        extra = [int(kind) for kind in self.page.extrasamples]
-        return samples - 1 if samples > 1 and extra[-1:] and extra[-1] in (1, 2) else None
-
-    def _channels(self, sizes: dict[str, int], ome) -> tuple[Channel, ...]:
-        """Colours by name; else what the metadata says; else unnamed."""
-        photometric, samples = int(self.page.photometric), sizes.get("S", 1)
-        if samples > 1 and sizes.get("C", 1) > 1:
-            raise UserError(
-                f"{self.path.name} has colour samples in several channels: axes {self.axes} {self.shape}",
-                "split it into one file per channel",
-            )
-        if photometric not in (0, 1, 2, 3, 6) or (photometric == 0 and self.series.dtype.kind != "u"):
-            raise UserError(f"{self.path.name} has photometric interpretation {photometric}", "store it as grey or RGB")
-        if self.colormap is not None:
-            return tuple(map(Channel, COLOURS))
-        if samples > 1:
-            kept = samples - (self.alpha is not None)
-            names = COLOURS if photometric in (2, 6) else ("grey",) if kept == 1 else ()
-            return tuple(Channel(names[i] if i < len(names) else "") for i in range(kept))
-        known = _imagej_channels(self.tif) if ome is None else ome_channels(ome)
-        return tuple(known) if len(known) == sizes.get("C", 1) else tuple(Channel() for _ in range(sizes.get("C", 1)))
-
-    def plane(self, time: int, z: int, channel: int) -> np.ndarray:
-        """(H, W) of one time, z and channel, in native byte order."""
-        if self.alpha is not None:
-            _check_opaque(self.path, self._stored(time, z, self.alpha))
-        if self.colormap is not None:
-            return self.colormap[channel][self._stored(time, z, 0)]
-        plane = self._stored(time, z, channel)
-        return np.iinfo(plane.dtype).max - plane if int(self.page.photometric) == 0 else plane
-
-    def _stored(self, time: int, z: int, channel: int) -> np.ndarray:
-        at = {"T": time, "Z": z, "C": 0, "S": 0, self.samples_axis: channel}
-        lead = len(self.shape) - len(self._page_axes)
-        index = tuple(at.get(axis, 0) if axis not in "YX" else slice(None) for axis in self.axes)
-        try:
-            if self._mapped is not None:
-                plane = self._mapped[index]
-            elif lead:
-                number = int(np.ravel_multi_index(index[:lead], self.shape[:lead]))
-                plane = self._read_page(number)[index[lead:]]
-            else:
-                plane = self._read_page(0)[index]
-        except UserError:
-            raise
-        except Exception as error:
-            raise damaged(self.path, "TIFF", error) from error
-        plane = plane if self.axes.index("Y") < self.axes.index("X") else plane.T
-        return np.ascontiguousarray(plane, dtype=plane.dtype.newbyteorder("="))
-
-    @cached_property
-    def _page_axes(self) -> str:
-        """Axes inside one page; all of them where rows or columns run across pages."""
-        for lead in range(len(self.axes), -1, -1):
-            inside, pages = self.axes[lead:], math.prod(self.shape[:lead])
-            if math.prod(self.shape[lead:]) == self.page.size and pages == len(self.series.pages):
-                return inside if "Y" in inside and "X" in inside else self.axes
-        return self.axes
-
-    @cached_property
-    def _mapped(self) -> np.ndarray | None:
-        """The whole series mapped from disk, where it lies there uncompressed in one piece."""
-        offset = self.series.dataoffset
-        if offset is None:
-            return None
-        dtype = np.dtype(self.series.dtype).newbyteorder(self.tif.byteorder)
-        wanted, there = offset + math.prod(self.shape) * dtype.itemsize, os.path.getsize(self.path)
-        if wanted > there:
-            raise damaged(self.path, "TIFF", f"it should have {wanted} bytes and has {there}")
-        return np.memmap(self.path, dtype, "r", offset, self.shape)
-
-    def _read_page(self, number: int) -> np.ndarray:
-        """One page, or the whole series where planes run across pages; the last one read is kept."""
-        if getattr(self, "_last", (None, None))[0] != number:
-            whole = self._page_axes == self.axes
-            page = self.series if whole else self.series.pages[number]
-            if page is None:
-                raise damaged(self.path, "TIFF", f"page {number} is missing")
-            shape = self.shape[len(self.axes) - len(self._page_axes) :]
-            self._last = (number, page.asarray().reshape(shape))
-        return self._last[1]
-
-
+# ---- axes ---------------------------------------------------------------------------------------------------------
 def checked_axes(path: Path, found: str, shape: tuple[int, ...], given: str | None) -> str:
     """Return the axes to use: those given, else the file's; each known or of length 1, none twice, Y and X there."""
     axes = (given or found).upper()
@@ -577,68 +513,3 @@ def _example(axes: str) -> str:
     """Return axes with the unknown ones replaced by the first free of T, C, Z, S."""
     free = iter([axis for axis in "TCZS" if axis not in axes])
     return "".join(axis if axis in AXES else next(free, "?") for axis in axes)
-
-
-def _ome_images(tif, count: int) -> list:
-    """Return the <Image> elements of the OME metadata when there are as many as series, else none."""
-    from xml.etree import ElementTree
-
-    text = tif.ome_metadata if tif.is_ome else None
-    if not text:
-        return []
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{tif.filename} has OME metadata with a document type", "export the file again without it")
-    try:
-        images = ElementTree.fromstring(text).findall("{*}Image")
-    except ElementTree.ParseError:
-        return []
-    return images if len(images) == count else []
-
-
-def ome_channels(image) -> list[Channel]:
-    """Names and wavelengths (emission, else excitation) from an OME <Image> element."""
-    found = []
-    for element in image.iterfind("{*}Pixels/{*}Channel"):
-        nm = math.nan
-        for kind in ("Excitation", "Emission"):
-            if element.get(f"{kind}Wavelength"):
-                unit = UM_PER_UNIT.get(element.get(f"{kind}WavelengthUnit", "nm"), math.nan)
-                nm = round(float(element.get(f"{kind}Wavelength")) * unit * 1000, 3)
-        found.append(Channel(element.get("Name") or "", nm))
-    return found
-
-
-def ome_um_per_px(image) -> float:
-    """Micrometres per pixel along a row from an OME <Image> element; nan when it does not say."""
-    pixels = image.find("{*}Pixels")
-    if pixels is None or not pixels.get("PhysicalSizeX"):
-        return math.nan
-    return float(pixels.get("PhysicalSizeX")) * UM_PER_UNIT.get(pixels.get("PhysicalSizeXUnit", "µm"), math.nan)
-
-
-def _imagej_channels(tif) -> list[Channel]:
-    """Channel names from ImageJ's slice labels, where they differ between channels and not within one."""
-    metadata = tif.imagej_metadata or {}
-    labels = metadata.get("Labels") or []
-    labels = [labels] if isinstance(labels, str) else [str(label) for label in labels]
-    names = [re.sub(r"^([czt]:\d+/\d+\s*)+-\s*", "", label).strip() for label in labels]
-    count = int(metadata.get("channels", 1) or 1)
-    first = names[:count]
-    if len(set(first)) < count or any(name != first[i % count] for i, name in enumerate(names)):
-        return []
-    return [Channel(name) for name in first]
-
-
-def _tiff_um_per_px(tif, page) -> float:
-    """Micrometres per pixel along a row: ImageJ's, else a resolution in centimetres; nan when unknown.
-
-    A plain TIFF's dots per inch are a printer's, not a microscope's, and are not used.
-    """
-    resolution = page.tags.valueof("XResolution")
-    if not resolution or not resolution[0] or not resolution[1]:
-        return math.nan
-    units_per_px = resolution[1] / resolution[0]
-    if tif.is_imagej:
-        unit = str((tif.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ")
-        return units_per_px * UM_PER_UNIT.get(unit, math.nan)
-    return units_per_px * 1e4 if page.tags.valueof("ResolutionUnit") == 3 and units_per_px < 0.005 else math.nan

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cellkit.errors import UserError
+from cellkit.headers import length_um, ome_um_per_px, positive, square_um, wavelength_nm
 from cellkit.readers import (
     COLOURS,
-    UM_PER_UNIT,
     Channel,
     FileInfo,
     Opened,
@@ -30,9 +30,8 @@ from cellkit.readers import (
     check_size,
     checked_axes,
     damaged,
-    ome_channels,
-    ome_um_per_px,
 )
+from cellkit.tiffs import ome_channels
 
 SWEEPS = {"λ": "emission", "Λ": "excitation"}  # axes of wavelengths: each band is a channel
 MAX_BLOCK_BYTES = 2**31  # of one chunk of an OME-Zarr, asked of its header
@@ -58,6 +57,8 @@ class Stack:
     lead : int
     problem, remedy : str
         Why the scene cannot be read, known before its axes are looked at.
+    notes : tuple of str
+        As in `Series`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Stack:
     lead: int = 0
     problem: str = ""
     remedy: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Scene:
@@ -78,7 +80,9 @@ class Scene:
     def __init__(self, path: Path, kind: str, stack: Stack, axes: str | None, last: dict):
         self.path, self.kind, self.stack, self.axes = path, kind, stack, stack.axes
         self.samples, self._last = 1, last  # what was read last, of any scene of the file
-        plain = Series(stack.name, stack.axes, stack.shape, stack.dtype, stack.channels, stack.um_per_px)
+        plain = Series(
+            stack.name, stack.axes, stack.shape, stack.dtype, stack.channels, stack.um_per_px, notes=stack.notes
+        )
         try:
             self.series = self._described(plain, axes)
         except UserError as error:
@@ -99,7 +103,10 @@ class Scene:
         if min(self.axes.index("Y"), self.axes.index("X")) < stack.lead:
             raise UserError(f"{text}: no plane can be cut as '{self.axes}'", "export it as OME-TIFF with those axes")
         self.samples = sizes.get("S", 1)
-        return replace(plain, axes=self.axes, channels=self._channels(sizes.get("C", 1)))
+        known, count = len(stack.channels), sizes.get("C", 1)
+        unnamed = (f"names {known} channels and holds {count}: their names are taken as unknown",)
+        notes = plain.notes + unnamed * (known not in (0, count))
+        return replace(plain, axes=self.axes, channels=self._channels(count), notes=notes)
 
     def _channels(self, count: int) -> tuple[Channel, ...]:
         known = self.stack.channels if len(self.stack.channels) == count else (Channel(),) * count
@@ -179,14 +186,17 @@ def _as_rows_and_columns(axes: str) -> str:
 
 # ---- opening -------------------------------------------------------------------------------------------------------
 class Vendor(NamedTuple):
-    """A format: what it is called, what reads it, how that is installed, and its stacks."""
+    """A format: what it is called, what reads it, how that is installed, and its stacks.
+
+    `stacks` is given a list for what lies in the file and is in none of the stacks, see `FileInfo.left_out`.
+    """
 
     kind: str
     reader: str
     module: str
     requirement: str
     licence: str
-    stacks: Callable[[ModuleType, Path], AbstractContextManager[list[Stack]]]
+    stacks: Callable[[ModuleType, Path, list[str]], AbstractContextManager[list[Stack]]]
 
     @property
     def package(self) -> str:
@@ -207,7 +217,8 @@ def open_vendor(path: Path, axes: str | None = None) -> Iterator[Opened]:
     module = load_reader(vendor, path.name)
     with ExitStack() as opened:
         try:
-            stacks = opened.enter_context(vendor.stacks(module, path))
+            left_out: list[str] = []
+            stacks = opened.enter_context(vendor.stacks(module, path, left_out))
         except UserError:
             raise
         except Exception as error:
@@ -217,7 +228,7 @@ def open_vendor(path: Path, axes: str | None = None) -> Iterator[Opened]:
         last: dict = {}
         scenes = [Scene(path, vendor.kind, stack, axes, last) for stack in stacks]
         _refuse_if_none_is_left(path, scenes)
-        info = FileInfo(path, vendor.reader, tuple(scene.series for scene in scenes))
+        info = FileInfo(path, vendor.reader, tuple(scene.series for scene in scenes), left_out=tuple(left_out))
         yield Opened(info, lambda scene, time, z, channel: scenes[scene].plane(time, z, channel))
 
 
@@ -255,15 +266,6 @@ def _xml(path: Path, text: str):
     return ElementTree.fromstring(text)
 
 
-def _number(text: object) -> float:
-    """Return a positive number, or nan."""
-    try:
-        value = float(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return math.nan
-    return value if math.isfinite(value) and value > 0 else math.nan
-
-
 # ---- Zeiss CZI -----------------------------------------------------------------------------------------------------
 CZI_TYPES = {"Gray8": ("uint8", 1), "Gray16": ("uint16", 1), "Gray32Float": ("float32", 1), "Bgr24": ("uint8", 3),
              "Bgr48": ("uint16", 3), "Bgr96Float": ("float32", 3)}  # fmt: skip
@@ -271,11 +273,14 @@ CZI_OTHER_AXES = "VHIRB"  # view, phase, illumination, rotation, block
 
 
 @contextmanager
-def czi_stacks(module: ModuleType, path: Path) -> Iterator[list[Stack]]:
+def czi_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[list[Stack]]:
     """Stacks of a CZI: one per scene; the tiles of a mosaic are put together by the library, gaps are 0."""
+    _refuse_part_of_czi(path)
     blocks: list[tuple[dict, tuple, str]] = []
+    seen: set[int] = set()
 
     def note(_, block) -> bool:
+        seen.add(block.coordinate.to_dict().get("S", -1))
         if abs(block.get_zoom() - 1) < 1e-6:  # the others are smaller copies of these
             rect = block.logicalRect
             blocks.append((block.coordinate.to_dict(), (rect.x, rect.y, rect.w, rect.h), block.pixelType.name))
@@ -286,7 +291,25 @@ def czi_stacks(module: ModuleType, path: Path) -> Iterator[list[Stack]]:
         text = czi.raw_metadata
         tree = _xml(path, text) if text else None
         scenes = sorted({at.get("S", -1) for at, *_ in blocks})
+        announced = (
+            [int(i) for s in _czi_scenes(tree) if (i := s.get("Index") or "").isdigit()] if scenes != [-1] else []
+        )
+        left_out += [
+            f"{path.name}: scene {number} '{_czi_scene_name(tree, number)}' has no pixels at full size"
+            for number in sorted(seen.union(announced) - set(scenes))
+        ]
         yield [_czi_stack(path, czi, tree, s, [b for b in blocks if b[0].get("S", -1) == s]) for s in scenes]
+
+
+def _refuse_part_of_czi(path: Path) -> None:
+    """Refuse a file that its header calls a further part of another one."""
+    with open(path, "rb") as file:
+        head = file.read(84)
+    if head[:10] == b"ZISRAWFILE" and len(head) == 84 and int.from_bytes(head[80:84], "little", signed=True) > 0:
+        raise UserError(
+            f"{path.name} is part {int.from_bytes(head[80:84], 'little') + 1} of a CZI of several files",
+            "give the first file of it, or save it as one file in ZEN",
+        )
 
 
 def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
@@ -314,11 +337,16 @@ def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
 
     shape = (*(len(values[axis]) for axis in lead), height, width, *((samples,) if samples > 1 else ()))
     axes = f"{lead}YX{'S' * (samples > 1)}"
-    channels = _czi_channels(tree)
-    channels = tuple(channels[i] for i in values["C"]) if len(channels) > values["C"][-1] else ()
+    said: list[str] = []
+    told = _czi_channels(tree, said)
+    channels = tuple(told[i] for i in values["C"]) if len(told) > values["C"][-1] else ()
+    without = [told[i].name or f"channel {i}" for i in range(len(told)) if i not in values["C"]]
+    if without:
+        said.append(f"no pixels are stored of the channels {', '.join(without)}")
     refused = _czi_refusal(f"{path.name} has axes {axes} {shape}", extra, types)
+    um_per_px = _czi_um_per_px(tree, said)
     return Stack(
-        _czi_scene_name(tree, scene), axes, shape, dtype, channels, _czi_um_per_px(tree), block, len(lead), *refused
+        _czi_scene_name(tree, scene), axes, shape, dtype, channels, um_per_px, block, len(lead), *refused, tuple(said)
     )
 
 
@@ -333,34 +361,38 @@ def _czi_refusal(text: str, extra: str, types: list[str]) -> tuple[str, str]:
     return "", ""
 
 
-def _czi_channels(tree) -> list[Channel]:
-    """Names and wavelengths (emission, else excitation), as recorded; display names may be anyone's and are not used."""
+def _czi_channels(tree, said: list[str]) -> list[Channel]:
+    """Names and wavelengths, as recorded; display names may be anyone's and are not used."""
     listed = [] if tree is None else tree.iterfind(".//Information/Image/Dimensions/Channels/Channel")
     return [
-        Channel(
+        Channel.lit(
             channel.get("Name") or "",
-            next(
-                (nm for k in ("Emission", "Excitation") if (nm := _number(channel.findtext(f"{k}Wavelength"))) > 0),
-                math.nan,
+            *(
+                wavelength_nm(channel.findtext(f"{kind}Wavelength"), "nm", said, f"{kind} of {channel.get('Name')}")
+                for kind in ("Emission", "Excitation")
             ),
         )
         for channel in listed
     ]
 
 
-def _czi_um_per_px(tree) -> float:
+def _czi_um_per_px(tree, said: list[str]) -> float:
     listed = [] if tree is None else tree.iterfind(".//Scaling/Items/Distance")
-    return next((_number(d.findtext("Value")) * 1e6 for d in listed if d.get("Id") == "X"), math.nan)
+    told = {d.get("Id"): length_um(d.findtext("Value"), "m", said) for d in listed if d.get("Id") in ("X", "Y")}
+    return square_um(told.get("X", math.nan), told.get("Y", math.nan), said)
+
+
+def _czi_scenes(tree) -> list:
+    return [] if tree is None else list(tree.iterfind(".//Information/Image/Dimensions/S/Scenes/Scene"))
 
 
 def _czi_scene_name(tree, scene: int) -> str:
-    listed = [] if tree is None else tree.iterfind(".//Information/Image/Dimensions/S/Scenes/Scene")
-    return next((s.get("Name") or "" for s in listed if s.get("Index") == str(scene)), "")
+    return next((s.get("Name") or "" for s in _czi_scenes(tree) if s.get("Index") == str(scene)), "")
 
 
 # ---- Leica LIF -----------------------------------------------------------------------------------------------------
 @contextmanager
-def lif_stacks(module: ModuleType, path: Path) -> Iterator[list[Stack]]:
+def lif_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[list[Stack]]:
     """Stacks of a LIF: one per image and stage position; a file shorter than what its header announces is damaged."""
     bytes_there = path.stat().st_size
     with module.LifFile(path) as lif:
@@ -397,8 +429,10 @@ def _lif_stack(path: Path, image) -> Stack:
     if wanted > stored:
         problem = f"{called} has axes {axes} {shape}, {wanted} bytes, and {stored} are stored"
         return _unreadable(image, problem, "the recording was stopped before it was complete: leave it out")
-    channels, um_per_px = _lif_bands(image, axes) or _lif_channels(image), _lif_um_per_px(image)
-    return Stack(image.name, axes, shape, str(dtype), channels, um_per_px, lambda index: _lif_pixels(image))
+    said: list[str] = []
+    channels, um_per_px = _lif_bands(image, axes) or _lif_channels(image), _lif_um_per_px(image, axes, said)
+    read = lambda index: _lif_pixels(image)  # noqa: E731
+    return Stack(image.name, axes, shape, str(dtype), channels, um_per_px, read, notes=tuple(said))
 
 
 def _unreadable(image, problem: str, remedy: str) -> Stack:
@@ -431,21 +465,20 @@ def _lif_channels(image) -> tuple[Channel, ...]:
     return tuple(found)
 
 
-def _lif_um_per_px(image) -> float:
+def _lif_um_per_px(image, axes: str, said: list[str]) -> float:
     """Micrometres from one column to the next; the length told is that from the first to the last."""
+    told = {"1": math.nan, "2": math.nan}
     for element in image.xml_element.iterfind("./Data/Image/ImageDescription/Dimensions/DimensionDescription"):
-        if element.get("DimID") == "1" and int(element.get("NumberOfElements", 0)) > 1:
-            steps = int(element.get("NumberOfElements")) - 1
-            return (
-                abs(float(element.get("Length", "nan"))) / steps * UM_PER_UNIT.get(element.get("Unit"), math.nan)
-                or math.nan
-            )
-    return math.nan
+        steps, length = positive(element.get("NumberOfElements")) - 1, (element.get("Length") or "").lstrip("-")
+        if element.get("DimID") in told and steps > 0:
+            whole = length_um(length, element.get("Unit"), said) if length.strip("0.") else math.nan
+            told[element.get("DimID")] = whole / steps
+    return square_um(told["1"], told["2"] if "Y" in axes else math.nan, said)
 
 
 # ---- Nikon ND2 -----------------------------------------------------------------------------------------------------
 @contextmanager
-def nd2_stacks(module: ModuleType, path: Path) -> Iterator[list[Stack]]:
+def nd2_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[list[Stack]]:
     """Stacks of an ND2: one per stage position; a file shorter than its uncompressed frames is damaged."""
     with module.ND2File(path) as nd2:
         told = nd2.attributes
@@ -463,33 +496,28 @@ def _nd2_stack(nd2, position: int) -> Stack:
     def block(index: tuple[int, ...]) -> np.ndarray:
         return nd2.read_frame(sequence[position, *index])
 
-    channels, um_per_px = [], math.nan
+    channels, um_per_px, said = [], math.nan, []
     for told in nd2.metadata.channels or []:
-        channels.append(Channel(told.channel.name or "", _number(told.channel.emissionLambdaNm)))
-        um_per_px = told.volume.axesCalibration[0] if told.volume.axesCalibrated[0] else um_per_px
+        lit = told.channel
+        channels.append(Channel.lit(lit.name or "", positive(lit.emissionLambdaNm), positive(lit.excitationLambdaNm)))
+        if told.volume.axesCalibrated[0]:
+            um_per_px = square_um(*(length_um(side, "um", said) for side in told.volume.axesCalibration[:2]), said)
     name = f"position {position}" if nd2.sizes.get("P", 1) > 1 else ""
     shape = tuple(int(nd2.sizes[axis]) for axis in axes)
-    return Stack(name, axes, shape, str(nd2.dtype), tuple(channels), _number(um_per_px), block, len(loops))
+    notes = tuple(dict.fromkeys(said))
+    return Stack(name, axes, shape, str(nd2.dtype), tuple(channels), um_per_px, block, len(loops), notes=notes)
 
 
 # ---- OME-Zarr ------------------------------------------------------------------------------------------------------
-UM_PER_ZARR_UNIT = {
-    "micrometer": 1.0,
-    "nanometer": 1e-3,
-    "millimeter": 1e3,
-    "meter": 1e6,
-    "angstrom": 1e-4,
-} | UM_PER_UNIT
-
-
 @contextmanager
-def zarr_stacks(module: ModuleType, path: Path) -> Iterator[list[Stack]]:
+def zarr_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[list[Stack]]:
     """Stacks of an OME-Zarr 0.1 to 0.5: an image, the images of bioformats2raw, or every field of a plate's wells."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about extensions of the format that are not used here
         root = module.open_group(str(path), mode="r")
         names = _zarr_images(root)
         told = _bioformats_images(path)
+        left_out += _zarr_left_out(path, root, names, len(told))
         told = told if len(told) == len(names) else [None] * len(names)
         stacks = [_zarr_stack(path, root, name, image) for name, image in zip(names, told, strict=True)]
     yield stacks
@@ -509,7 +537,24 @@ def _zarr_images(root) -> list[str]:
     if "plate" in told:
         wells = [str(well["path"]) for well in told["plate"]["wells"]]
         return [f"{well}/{field['path']}" for well in wells for field in _ome(root[well])["well"]["images"]]
-    return [str(n) for n in sorted(int(name) for name in root.group_keys() if name.isdecimal())]
+    listed = _ome(root["OME"]).get("series") if "OME" in root else None
+    listed = told.get("series") or listed
+    return [str(name) for name in listed or sorted((n for n in root.group_keys() if n.isdecimal()), key=int)]
+
+
+def _zarr_left_out(path: Path, root, names: list[str], described: int) -> list[str]:
+    """Name the images that the metadata of the root does not lead to, and those it describes that are not there."""
+    if "plate" in _ome(root):
+        return []
+    below = [name for name in root.group_keys() if name not in names and "multiscales" in _ome(root[name])]
+    found = [f"{path.name}: image '{name}' is not listed in its metadata" for name in sorted(below)]
+    for name in names:
+        scales = _ome(root[name] if name else root)["multiscales"]
+        found += [f"{path.name}: image {scale.get('name') or number} {f'of {name} ' if name else ''}is not the first listed"
+                  for number, scale in enumerate(scales[1:], 1)]  # fmt: skip
+    if described and described != len(names):
+        found.append(f"{path.name}: its OME-XML describes {described} images, {len(names)} are there")
+    return found
 
 
 def _zarr_stack(path: Path, root, name: str, image) -> Stack:
@@ -525,15 +570,16 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
     if len(axes) != array.ndim:
         raise UserError(f"{path.name} names axes {letters} of an array of shape {array.shape}", "write the file again")
     channels = tuple(
-        Channel(str(c.get("label") or ""), _number(c.get("emissionWave")))
+        Channel(str(c.get("label") or ""), positive(c.get("emissionWave")))
         for c in (told.get("omero") or {}).get("channels", [])
     )
-    um_per_px = _zarr_um_per_px(scales, listed)
+    said: list[str] = []
+    um_per_px = _zarr_um_per_px(scales, listed, said)
     if image is not None:
-        known = ome_channels(image)
+        known = ome_channels(image, said)
         named = len(known) == len(channels) and not any(c.wavelength_nm > 0 for c in channels)
         channels = tuple(known) if named or not channels else channels
-        um_per_px = um_per_px if um_per_px > 0 else ome_um_per_px(image)
+        um_per_px = um_per_px if um_per_px > 0 else ome_um_per_px(image, said)
     problem, remedy = "", ""
     chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
     if chunk_bytes > MAX_BLOCK_BYTES:
@@ -545,8 +591,17 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
             f"{path.name}: no pixels are stored in {Path(name, dataset).as_posix()}",
             "copy the whole folder again",
         )
+    else:
+        said += _missing_chunks(path / name / dataset, array, axes)
+        for level in scales["datasets"][1:]:
+            if str(level["path"]) in group and math.prod(group[str(level["path"])].shape) > math.prod(array.shape):
+                problem = (
+                    f"{path.name}: level {level['path']} is larger than {dataset}, the first, which should be full size"
+                )
+                remedy = "write the file again"
     shape = tuple(int(n) for n in array.shape)
-    return Stack(name, axes, shape, str(array.dtype), channels, um_per_px, lambda index: array, 0, problem, remedy)
+    read = lambda index: array  # noqa: E731
+    return Stack(name, axes, shape, str(array.dtype), channels, um_per_px, read, 0, problem, remedy, tuple(said))
 
 
 def _zarr_codecs(array) -> set[str]:
@@ -562,15 +617,65 @@ def _has_chunks(folder: Path) -> bool:
     )
 
 
-def _zarr_um_per_px(scales: dict, axes: list) -> float:
-    """Micrometres per column of the full resolution: its own scale times that of all resolutions."""
-    units = {axis["name"]: axis.get("unit") for axis in axes if isinstance(axis, dict)}
-    factor = UM_PER_ZARR_UNIT.get(str(units.get("x")), math.nan)
+MOST_CHUNKS = 10**6  # up to which each is looked for; of more, only how many there are
+
+
+def _missing_chunks(folder: Path, array, axes: str) -> list[str]:
+    """Say which chunks are not stored: they count as one value (0), whether they were empty or lost."""
+    if not folder.is_dir():
+        return []
+    whole = getattr(array, "shards", None) or array.chunks
+    grid = [-(-length // side) for length, side in zip(array.shape, whole, strict=True)]
+    there = {
+        child.relative_to(folder).as_posix()
+        for child in folder.rglob("*")
+        if child.name not in ("zarr.json", ".zarray", ".zattrs") and child.is_file()
+    }
+    if math.prod(grid) > MOST_CHUNKS:
+        lost = math.prod(grid) - len(there)
+        return [f"{lost} of {math.prod(grid)} chunks are not stored: they count as empty"] if lost > 0 else []
+    metadata = array.metadata
+    key = getattr(metadata, "encode_chunk_key", None) or metadata.chunk_key_encoding.encode_chunk_key
+    lost = [at for at in np.ndindex(*grid) if key(at) not in there]
+    if not lost:
+        return []
+    text = f"{len(lost)} of {math.prod(grid)} chunks are not stored: they count as {array.fill_value or 0}"
+    for axis, word in (("C", "channel"), ("T", "time")):
+        if axis in axes:
+            i = axes.index(axis)
+            each = math.prod(grid) // grid[i]
+            gone = [n for n in range(grid[i]) if sum(at[i] == n for at in lost) == each]
+            if gone:
+                text += f"; none of {word} {', '.join(map(str, _indices(gone, whole[i], array.shape[i])))}"
+    return [text]
+
+
+def _indices(chunks: list[int], side: int, length: int) -> list[int]:
+    """Return the indices along an axis that lie in chunks of it.
+
+    Examples
+    --------
+    >>> _indices([1], 2, 5), _indices([2], 2, 5)
+    ([2, 3], [4])
+    """
+    return [i for chunk in chunks for i in range(chunk * side, min((chunk + 1) * side, length))]
+
+
+def _zarr_um_per_px(scales: dict, axes: list, said: list[str]) -> float:
+    """Micrometres per pixel of the full resolution: its own scale times that of all resolutions, axis by axis."""
+    named = [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
+    sides = {str(axis["name"]): [i, axis.get("unit"), 1.0] for i, axis in enumerate(named)}
+    told = False
     for transforms in (scales["datasets"][0].get("coordinateTransformations"), scales.get("coordinateTransformations")):
         for transform in transforms or []:
-            if transform.get("type") == "scale":
-                factor *= _number(transform["scale"][-1])
-    return factor
+            if transform.get("type") == "scale" and isinstance(transform.get("scale"), list):
+                told = True
+                for side in sides.values():
+                    side[2] *= positive(transform["scale"][side[0]]) if side[0] < len(transform["scale"]) else math.nan
+    if not told:
+        return math.nan
+    found = [length_um(sides[side][2], sides[side][1], said, f"scale of {side}") for side in "xy" if side in sides]
+    return square_um(*found, said) if len(found) == 2 else math.nan
 
 
 def _bioformats_images(path: Path) -> list:

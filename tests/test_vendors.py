@@ -69,8 +69,11 @@ def lif_image(name, axes, array, channel_xml=None, length="9e-6", tags=(0,) * 9,
     steps, size = {}, array.itemsize
     for axis, n in reversed(list(zip(axes, array.shape, strict=True))):
         steps[axis], size = size, size * n
+    step_m = float(length) / max(dict(zip(axes, array.shape, strict=True))["X"] - 1, 1)
+    lengths = {"X": length, "Y": step_m * (dict(zip(axes, array.shape, strict=True)).get("Y", 1) - 1)}  # square pixels
     dims = "".join(
-        f'<DimensionDescription DimID="{ids[axis]}" NumberOfElements="{n}" Origin="5e-7" Length="{length}" Unit="m" '
+        f'<DimensionDescription DimID="{ids[axis]}" NumberOfElements="{n}" Origin="5e-7" '
+        f'Length="{lengths.get(axis, length)}" Unit="m" '
         f'BitInc="0" BytesInc="{steps[axis]}"/>'
         for axis, n in reversed(list(zip(axes, array.shape, strict=True)))
         if axis not in "CS"

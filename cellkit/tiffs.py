@@ -1,0 +1,493 @@
+"""TIFF files: plain, of ImageJ and OME-TIFF, each read for what its writer meant by it.
+
+A file of an OME set is read by its own UUID: the images whose pixels lie in it, each once. What a page's tags say of its
+values (white is zero, orientation, palette) is decided here, by who wrote the file, for images and label images alike.
+Pages that no description accounts for are named.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from cellkit.errors import UserError
+from cellkit.headers import length_um, ome_um_per_px, ome_wavelengths, square_um
+from cellkit.readers import (
+    COLOURS,
+    ORIENTATION,
+    Channel,
+    FileInfo,
+    Opened,
+    Series,
+    _check_opaque,
+    check_size,
+    checked_axes,
+    damaged,
+)
+
+MICROSCOPE_UM = 1.0  # the largest pixel that a resolution in centimetres is believed to tell, as ImageJ has it
+# what tifffile warns of when planes are missing or left over
+TOLD_WARNINGS = ("missing", "expected", "out of range", "cannot handle", "failed to read", "invalid")
+
+
+# ---- opening -------------------------------------------------------------------------------------------------------
+class _TiffMessages(logging.Handler):
+    """Collects what tifffile only logs: a file cut short otherwise opens as one plane of many."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            self.errors.append(record.getMessage())
+        elif any(word in record.getMessage() for word in TOLD_WARNINGS):
+            self.warnings.append(re.sub(r"<tifffile\.\w+ [^>]*> ", "", record.getMessage()))
+
+
+@dataclass(frozen=True)
+class OwnPages:
+    """An open TIFF and its images: `series` at full size, the OME <Image> of each (None without), notes and left_out."""
+
+    tif: object
+    series: list
+    ome: list
+    notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+@contextmanager
+def own_pages(path: Path) -> Iterator[OwnPages]:
+    """Open a TIFF and list what lies in this file, not in others of its set; what tifffile logs as an error is an error.
+
+    Raises
+    ------
+    UserError
+        A damaged file; an image spread over several files; planes beyond those that ImageJ's description counts.
+    """
+    import tifffile
+
+    logger, messages = logging.getLogger("tifffile"), _TiffMessages()
+    kept = logger.propagate
+    logger.addHandler(messages)
+    logger.propagate = False
+    try:
+        with ExitStack() as opened:
+            try:
+                tif = opened.enter_context(tifffile.TiffFile(path))
+                text = tif.ome_metadata if tif.is_ome else None
+            except Exception as error:
+                raise damaged(path, "TIFF", error) from error
+            images, notes = [], ()
+            if text:
+                images, xml, notes = _own_images(path, text)
+                if xml is not None:
+                    tif = opened.enter_context(tifffile.TiffFile(path, omexml=xml))
+                    tif.is_mmstack = False  # which would look for the other files of the set by their names
+            try:
+                if not tif.is_imagej:
+                    len(tif.pages)  # walks the chain of pages and stops where it loops back; `series` would not
+                every = list(tif.series)
+                stored = [series for series in every if not _is_smaller_copy(series, every)] or every
+            except Exception as error:
+                raise damaged(path, "TIFF", error) from error
+            if messages.errors or not stored:
+                raise damaged(path, "TIFF", messages.errors[0] if messages.errors else "no image in it")
+            left_out = _left_out(path, tif, every)
+            if images and len(images) != len(stored):
+                left_out += (
+                    f"{path.name}: its OME metadata describes {len(images)} images, {len(stored)} can be read",
+                )
+            yield OwnPages(
+                tif,
+                stored,
+                images if len(images) == len(stored) else [None] * len(stored),
+                notes,
+                left_out + tuple(f"{path.name}: {text}" for text in messages.warnings),
+            )
+    finally:
+        logger.removeHandler(messages)
+        logger.propagate = kept
+
+
+@contextmanager
+def open_tiff(path: Path, axes: str | None) -> Iterator[Opened]:
+    """Open a TIFF of any kind tifffile knows; errors as in `own_pages`."""
+    with own_pages(path) as own:
+        tif = own.tif
+        scenes = [_TiffScene(path, tif, series, axes, ome) for series, ome in zip(own.series, own.ome, strict=True)]
+        reader = "ome-tiff" if tif.is_ome else "imagej-tiff" if tif.is_imagej else "tiff"
+        info = FileInfo(path, reader, tuple(scene.info for scene in scenes), own.notes, own.left_out)
+        yield Opened(info, lambda scene, time, z, channel: scenes[scene].plane(time, z, channel))
+
+
+def _is_smaller_copy(series, every: list) -> bool:
+    """Tell whether a series is marked as reduced and is smaller than another."""
+    if not series.keyframe.is_reduced:
+        return False
+    sides = lambda one: (one.keyframe.imagelength, one.keyframe.imagewidth)  # noqa: E731
+    return any(
+        sides(series)[0] < sides(other)[0] and sides(series)[1] < sides(other)[1]
+        for other in every
+        if not other.keyframe.is_reduced
+    )
+
+
+def _left_out(path: Path, tif, every: list) -> tuple[str, ...]:
+    """Say which pages and SubIFDs belong to no image; refuse planes that ImageJ's description does not count."""
+    total = len(tif.pages)  # of an ImageJ stack it may end early: the planes follow the first page without pages of their own
+    if every[0].kind == "imagej":
+        told = max(math.prod(every[0].shape) // max(every[0].keyframe.size, 1), 1)
+        if total > told:
+            raise UserError(
+                f"{path.name} describes {told} plane{'s' if told > 1 else ''} and holds {total}",
+                "its planes were joined or added without a new description: open it in Fiji, look, and save it again",
+            )
+        return ()
+    found = []
+    used = {
+        page.index
+        for series in every
+        for level in series.levels
+        for page in level.pages
+        if page is not None and isinstance(page.index, int) and page.parent is tif
+    }
+    rest = sorted(set(range(total)) - used) if every[0].kind in ("ome", "shaped", "generic", "uniform") else []
+    virtual = every[0].kind == "shaped" and len(every) == 1 and len(every[0].pages) == total
+    if rest and not virtual:
+        listed = ", ".join(map(str, rest[:8])) + (", ..." if len(rest) > 8 else "")
+        found.append(f"{path.name}: {len(rest)} of its {total} pages are in no image that it describes: {listed}")
+    for series in every:
+        page = series.keyframe
+        if page.subifds and len(series.levels) == 1:
+            found += _larger_subifds(path, page)
+    return tuple(found)
+
+
+def _larger_subifds(path: Path, page) -> list[str]:
+    """Name the SubIFDs of a page that are no smaller copies of it."""
+    try:
+        below = [(int(one.imagelength), int(one.imagewidth)) for one in page.pages]
+    except Exception as error:
+        return [f"{path.name}: {len(page.subifds)} SubIFD(s) cannot be read: {error}"]
+    return [
+        f"{path.name}: a SubIFD of {height} x {width} px, no smaller copy of its page, is not read"
+        for height, width in below
+        if height >= page.imagelength and width >= page.imagewidth
+    ]
+
+
+# ---- files of an OME set -------------------------------------------------------------------------------------------
+def _own_images(path: Path, text: str) -> tuple[list, str | None, tuple[str, ...]]:
+    """Return the OME <Image>s whose pixels lie in this file, OME-XML of these alone where there are others, and notes.
+
+    An image's pixels lie where its TiffData say: in the file of that UUID; without a UUID, in this one. A file whose own
+    UUID is named nowhere is known by its name.
+    """
+    root = _parsed(path, text)
+    if root is None:
+        return [], None, ()
+    own, companion = root.get("UUID"), ""
+    binary = root.find("{*}BinaryOnly")
+    if binary is not None:
+        companion = Path(binary.get("MetadataFile", "").replace("\\", "/")).name
+        root = _companion(path, companion, binary.get("UUID"))
+    images = root.findall("{*}Image")
+    named = [place for image in images for place in _places(image)]
+    if not companion and not any(place is not None for place in named):
+        return images, None, ()
+    by_uuid = own is not None and any(place is not None and place[0] == own for place in named)
+
+    def is_own(place) -> bool:
+        if place is None:
+            return not companion
+        return place[0] == own if by_uuid else place[1].casefold() == path.name.casefold()
+
+    kept, others = [], {}
+    for image in images:
+        places = _places(image)
+        here = [is_own(place) for place in places]
+        if any(here) and not all(here):
+            files = sorted({place[1] for place in places if place is not None and place[1]})
+            raise UserError(
+                f"{path.name} is one of several files of one OME data set: image "
+                f"'{image.get('Name') or image.get('ID')}' is spread over {', '.join(files[:4])}{', ...' * (len(files) > 4)}",
+                "export each image as one OME-TIFF",
+            )
+        if any(here):
+            kept.append(image)
+        else:
+            files = {place[1] or place[0] for place in places if place is not None} or {""}
+            others |= dict.fromkeys(files)
+            root.remove(image)
+    if by_uuid and not others and not companion:
+        return kept, None, ()
+    if not kept:
+        raise UserError(
+            f"{path.name} has OME metadata of other files only: {', '.join(sorted(others)[:4])}",
+            "give the files it names, or export each image as one OME-TIFF",
+        )
+    for image in kept:
+        for data in image.iterfind("{*}Pixels/{*}TiffData"):
+            for uuid in data.findall("{*}UUID"):
+                data.remove(uuid)
+    return kept, ElementTree.tostring(root, encoding="unicode"), _notes_of_set(path, sorted(others))
+
+
+def _notes_of_set(path: Path, others: list[str]) -> tuple[str, ...]:
+    """Say which other files the metadata names, and which of them are not beside this one."""
+    if not others:
+        return ()
+    others = [name for name in others if name]
+    told = lambda names: ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")  # noqa: E731
+    text = f"one of a set: other images of it lie in {told(others)}" if others else "describes images without pixels"
+    missing = [name for name in others if not (path.parent / Path(name).name).is_file()]
+    return (f"{text}; not beside it: {told(missing)}" if missing else text,)
+
+
+def _parsed(path: Path, text: str):
+    """Return the root of OME-XML, None where it cannot be read; refuse a document type, which could expand without end."""
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"{path.name} has OME metadata with a document type", "export the file again without it")
+    try:
+        return ElementTree.fromstring(text)
+    except ElementTree.ParseError:
+        return None
+
+
+def _companion(path: Path, name: str, uuid: str | None):
+    """Return the root of the metadata that describes a file of pixels: a companion, or another TIFF of the set."""
+    import tifffile
+
+    there = path.parent / name
+    try:
+        if not name or there.resolve() == path.resolve():
+            raise FileNotFoundError
+        if there.suffix.lower() in (".tif", ".tiff"):
+            with tifffile.TiffFile(there) as tif:
+                text = tif.ome_metadata or ""
+        else:
+            text = there.read_text(encoding="utf-8")
+    except Exception as error:
+        raise UserError(
+            f"{path.name} is a part of an OME data set that {name or 'another file'} describes, which cannot be read beside it",
+            f"put {name or 'that file'} into the same folder, or export each image as one OME-TIFF",
+        ) from error
+    root = _parsed(there, text)
+    if root is None or (uuid and root.get("UUID") and root.get("UUID") != uuid):
+        raise UserError(
+            f"{path.name} is a part of an OME data set, and {name} beside it describes another one",
+            "copy the files of the set again",
+        )
+    return root
+
+
+def _places(image) -> list[tuple[str, str] | None]:
+    """Return where the planes of an OME <Image> lie: (UUID, file name) of each TiffData, None for the file itself."""
+    found: list[tuple[str, str] | None] = []
+    for data in image.iterfind("{*}Pixels/{*}TiffData"):
+        uuid = data.find("{*}UUID")
+        found.append(None if uuid is None else ((uuid.text or "").strip(), Path(uuid.get("FileName", "")).name))
+    return found
+
+
+# ---- what tags say of values ---------------------------------------------------------------------------------------
+def refuse_turned(path: Path, page) -> None:
+    """Refuse a page that is to be shown mirrored or turned: Fiji shows it as stored, Pillow and OpenCV as told."""
+    told = page.tags.valueof(ORIENTATION, 1)
+    if told in range(2, 9):
+        raise UserError(
+            f"{path.name} has the orientation {told} in its tags: programs disagree which way it lies",
+            "turn its pixels and store it again without (Fiji: open, look, save as TIFF)",
+        )
+
+
+def white_is_zero(tif, page) -> bool:
+    """Tell whether stored values have to be inverted: tagged so, and not by ImageJ, whose inverted table only shows them so."""
+    return int(page.photometric) == 0 and not tif.is_imagej
+
+
+def inverted(values: np.ndarray, page) -> np.ndarray:
+    """Return unsigned or bool values of a page whose largest stored number is black."""
+    if values.dtype == bool:
+        return ~values
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else values.dtype.itemsize * 8
+    return values.dtype.type(2**bits - 1) - values
+
+
+# ---- one image -----------------------------------------------------------------------------------------------------
+class _TiffScene:
+    """One series of a TIFF: its description (with its OME <Image> element, if any), and its planes on request."""
+
+    def __init__(self, path: Path, tif, series, axes: str | None, ome):
+        self.path, self.tif, self.series, self.page = path, tif, series, series.keyframe
+        self.shape = tuple(int(n) for n in series.shape)
+        self.axes = checked_axes(path, series.axes, self.shape, axes)
+        sizes = dict(zip(self.axes, self.shape, strict=True))
+        check_size(path, sizes["Y"], sizes["X"])
+        refuse_turned(path, self.page)
+        self.inverted = white_is_zero(tif, self.page)
+        if series.is_multifile:
+            raise UserError(
+                f"{path.name} is one of several files of one OME data set", "export each image as one OME-TIFF"
+            )
+        self.colormap = (
+            self.page.colormap if self.page.photometric == 3 and series.kind not in ("imagej", "ome") else None
+        )
+        self.samples_axis = "S" if sizes.get("S", 1) > 1 else "C"
+        self.alpha = self._alpha_index(sizes.get("S", 1))
+        said: list[str] = []
+        self.info = Series(
+            name=str(series.name or ""),
+            axes=self.axes,
+            shape=self.shape,
+            dtype=str(series.dtype),
+            channels=self._channels(sizes, ome, said),
+            um_per_px=_tiff_um_per_px(tif, self.page, said) if ome is None else ome_um_per_px(ome, said),
+            notes=tuple(said),
+        )
+
+    def _alpha_index(self, samples: int) -> int | None:
+        extra = [int(kind) for kind in self.page.extrasamples]
+        return samples - 1 if samples > 1 and extra[-1:] and extra[-1] in (1, 2) else None
+
+    def _channels(self, sizes: dict[str, int], ome, said: list[str]) -> tuple[Channel, ...]:
+        """Colours by name; else what the metadata says; else unnamed."""
+        photometric, samples = int(self.page.photometric), sizes.get("S", 1)
+        if samples > 1 and sizes.get("C", 1) > 1:
+            raise UserError(
+                f"{self.path.name} has colour samples in several channels: axes {self.axes} {self.shape}",
+                "split it into one file per channel",
+            )
+        unread = photometric == 6 and int(self.page.compression) not in (6, 7)  # JPEG is decoded to RGB
+        if photometric not in (0, 1, 2, 3, 6) or unread or (self.inverted and self.series.dtype.kind not in "ub"):
+            raise UserError(f"{self.path.name} has photometric interpretation {photometric}", "store it as grey or RGB")
+        if self.colormap is not None:
+            return tuple(map(Channel, COLOURS))
+        if samples > 1:
+            kept = samples - (self.alpha is not None)
+            names = COLOURS if photometric in (2, 6) else ("grey",) if kept == 1 else ()
+            return tuple(Channel(names[i] if i < len(names) else "") for i in range(kept))
+        known = _imagej_channels(self.tif) if ome is None else ome_channels(ome, said)
+        if len(known) not in (0, sizes.get("C", 1)):
+            said.append(f"names {len(known)} channels and holds {sizes.get('C', 1)}: their names are taken as unknown")
+        return tuple(known) if len(known) == sizes.get("C", 1) else tuple(Channel() for _ in range(sizes.get("C", 1)))
+
+    def plane(self, time: int, z: int, channel: int) -> np.ndarray:
+        """(H, W) of one time, z and channel, in native byte order."""
+        if self.alpha is not None:
+            _check_opaque(self.path, self._stored(time, z, self.alpha))
+        if self.colormap is not None:
+            return self.colormap[channel][self._stored(time, z, 0)]
+        plane = self._stored(time, z, channel)
+        return inverted(plane, self.page) if self.inverted else plane
+
+    def _stored(self, time: int, z: int, channel: int) -> np.ndarray:
+        at = {"T": time, "Z": z, "C": 0, "S": 0, self.samples_axis: channel}
+        lead = len(self.shape) - len(self._page_axes)
+        index = tuple(at.get(axis, 0) if axis not in "YX" else slice(None) for axis in self.axes)
+        try:
+            if self._mapped is not None:
+                plane = self._mapped[index]
+            elif lead:
+                number = int(np.ravel_multi_index(index[:lead], self.shape[:lead]))
+                plane = self._read_page(number)[index[lead:]]
+            else:
+                plane = self._read_page(0)[index]
+        except UserError:
+            raise
+        except Exception as error:
+            raise damaged(self.path, "TIFF", error) from error
+        plane = plane if self.axes.index("Y") < self.axes.index("X") else plane.T
+        return np.ascontiguousarray(plane, dtype=plane.dtype.newbyteorder("="))
+
+    @cached_property
+    def _page_axes(self) -> str:
+        """Axes inside one page; all of them where rows or columns run across pages."""
+        for lead in range(len(self.axes), -1, -1):
+            inside, pages = self.axes[lead:], math.prod(self.shape[:lead])
+            if math.prod(self.shape[lead:]) == self.page.size and pages == len(self.series.pages):
+                return inside if "Y" in inside and "X" in inside else self.axes
+        return self.axes
+
+    @cached_property
+    def _mapped(self) -> np.ndarray | None:
+        """The whole series mapped from disk, where it lies there uncompressed in one piece."""
+        offset = self.series.dataoffset
+        if offset is None:
+            return None
+        dtype = np.dtype(self.series.dtype).newbyteorder(self.tif.byteorder)
+        wanted, there = offset + math.prod(self.shape) * dtype.itemsize, os.path.getsize(self.path)
+        if wanted > there:
+            raise damaged(self.path, "TIFF", f"it should have {wanted} bytes and has {there}")
+        return np.memmap(self.path, dtype, "r", offset, self.shape)
+
+    def _read_page(self, number: int) -> np.ndarray:
+        """One page, or the whole series where planes run across pages; the last one read is kept."""
+        if getattr(self, "_last", (None, None))[0] != number:
+            whole = self._page_axes == self.axes
+            page = self.series if whole else self.series.pages[number]
+            if page is None:
+                raise damaged(self.path, "TIFF", f"page {number} is missing")
+            shape = self.shape[len(self.axes) - len(self._page_axes) :]
+            self._last = (number, page.asarray().reshape(shape))
+        return self._last[1]
+
+
+def _imagej_channels(tif) -> list[Channel]:
+    """Channel names from ImageJ's slice labels, where they differ between channels and not within one."""
+    metadata = tif.imagej_metadata or {}
+    labels = metadata.get("Labels") or []
+    labels = [labels] if isinstance(labels, str) else [str(label) for label in labels]
+    names = [re.sub(r"^([czt]:\d+/\d+\s*)+-\s*", "", label).strip() for label in labels]
+    count = int(metadata.get("channels", 1) or 1)
+    first = names[:count]
+    if len(set(first)) < count or any(name != first[i % count] for i, name in enumerate(names)):
+        return []
+    return [Channel(name) for name in first]
+
+
+def ome_channels(image, said: list[str]) -> list[Channel]:
+    """Names and wavelengths from an OME <Image> element."""
+    return [
+        Channel.lit(element.get("Name") or "", *ome_wavelengths(element, said))
+        for element in image.iterfind("{*}Pixels/{*}Channel")
+    ]
+
+
+def _tiff_um_per_px(tif, page, said: list[str]) -> float:
+    """Micrometres per pixel: ImageJ's, else a resolution in centimetres; nan when unknown.
+
+    Dots per inch, and more than `MICROSCOPE_UM` told in centimetres, are a printer's and no microscope's: they are not used,
+    nor where ImageJ took them over from such a file.
+    """
+    sides = [_units_per_px(page.tags.valueof(f"{side}Resolution")) for side in "XY"]
+    if tif.is_imagej:
+        unit = str((tif.imagej_metadata or {}).get("unit") or "").replace("\\u00B5", "µ").strip()
+        if unit.casefold() in ("inch", "inches", "in"):
+            return math.nan
+    else:
+        unit = "cm" if page.tags.valueof("ResolutionUnit") == 3 else ""
+    told = [length_um(side, unit, said, "pixel size") for side in sides if side is not None]
+    if not told or (unit == "cm" and told[0] > MICROSCOPE_UM):
+        return math.nan
+    return square_um(told[0], told[-1], said)
+
+
+def _units_per_px(resolution) -> float | None:
+    """Return the inverse of a TIFF resolution, None where it is no number."""
+    try:
+        return float(resolution[1]) / float(resolution[0])
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return None
