@@ -44,6 +44,7 @@ FORMAT = 2  # of the journal and the pictures: another one, or another version o
 FILES_AT_ONCE = 32  # whose light is summed in one go
 DEFLATE_BELOW_BITS = 3.0
 READ_AT_ONCE = 2**20
+NOTES_SHOWN = 10
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -373,6 +374,7 @@ def convert_batch(files: Iterable[tuple[Path, str]], out: str | Path, recipe: Re
         _remove_outdated(out, jobs, done)
     made = [entry for entry in done if entry]
     failed += [Quarantined(name, reason) for entry in made for name, reason in entry["failed"]]
+    tell_notes(row for entry in made for row in entry["rows"])
     return Batch(
         written=[out / name for entry in made for name in entry["files"]],
         rows=[row for entry in made for row in entry["rows"]],
@@ -405,6 +407,7 @@ def _convert_job(job: _Job, out: Path, recipe: Recipe, limits) -> dict:
         return job.known
     files, rows, failed = {}, [], []
     with open_file(job.path, recipe.axes) as opened, shared_limits(limits):
+        failed += [[readable(f"{job.path}"), f"not read: {text}"] for text in opened.info.left_out]
         frames = list(opened.info.frames())
         for scene, time, suffix in frames:
             image_id = job.image_id + suffix
@@ -433,7 +436,21 @@ def level_row(image_id: str, source: str, level: Level, of: str) -> dict:
     return {
         "image_id": image_id, "source": source, "colour": level.colour, "channel": readable(level.channel),
         "low": level.low, "high": level.high, "clipped_fraction": level.clipped_fraction, "scaled_by": of,
+        "note": readable(level.note),
     }  # fmt: skip
+
+
+def tell_notes(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print the notes of conversion.csv to stderr, each once with the images it is about."""
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"] and row["image_id"] not in about.setdefault(row["note"], []):
+            about[row["note"]].append(row["image_id"])
+    for note, images in [*about.items()][:NOTES_SHOWN]:
+        others = f" and {len(images) - 3} more" if len(images) > 3 else ""
+        print(f"note: {', '.join(images[:3])}{others}: {note}", file=sys.stderr)
+    if len(about) > NOTES_SHOWN:
+        print(f"... and {len(about) - NOTES_SHOWN} more: column note of conversion.csv", file=sys.stderr)
 
 
 def scaled_by(percentiles: Sequence[float], of: str) -> str:

@@ -33,7 +33,8 @@ Limits = Mapping[str, tuple[float, float]]  # colour -> the values that become 0
 class Level:
     """How one channel became one colour: values at or below `low` are 0, at or above `high` 255.
 
-    `clipped_fraction` is the share of pixels that hold the channel's largest value: a camera at its limit.
+    `clipped_fraction` is the share of pixels that hold the channel's largest value: a camera at its limit. `note` is what a
+    user has to know of it: a channel that is constant, pixels that are not stored.
     """
 
     colour: str
@@ -41,6 +42,7 @@ class Level:
     low: float
     high: float
     clipped_fraction: float
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,10 @@ class Converted:
     planes : str
         What became of the z planes, "" when there was one: "z max of 5".
     levels : tuple of Level
+    left_out : tuple of str
+        What lies in the file and becomes no picture.
+    turned : int
+        EXIF orientation by which the stored pixels were turned, 1 where they were not.
     """
 
     image: np.ndarray
@@ -71,6 +77,8 @@ class Converted:
     source: str
     planes: str
     levels: tuple[Level, ...]
+    left_out: tuple[str, ...] = ()
+    turned: int = 1
 
     @property
     def height_px(self) -> int:
@@ -97,8 +105,8 @@ def convert_file(
     ----------
     path : path
     channels : mapping, or an object with such attributes
-        Which channel is "nuclei" (blue) and "cytoplasm" (green); also "red", "green", "blue" as they are. Each is a
-        name, an index from 0, a wavelength (an integer from 200 on, or "488 nm"), or None for an empty colour.
+        Which channel is "nuclei" (blue) and "cytoplasm" (green); also "red", "green", "blue" as they are. Each is what
+        `find_channel` takes, or None for an empty colour.
     projection : {"max", "mean", "focus"} or int
         What becomes of the z planes: brightest, mean, the sharpest plane (one for all channels), or plane N from 0.
     percentiles : (low, high) or None
@@ -152,7 +160,8 @@ def convert_frame(
     for colour, index in chosen.items():
         what = f"{where}, {names[colour]}"
         scaled[colour], *level = to_8bit(planes[index], percentiles, what, shared.get(colour))
-        levels.append(Level(colour, names[colour], *level))
+        notes = [*info.notes_of(scene), *_constant(planes[index], f"channel {index} {series.channels[index].name}")]
+        levels.append(Level(colour, names[colour], *level, "; ".join(notes)))
     image = _interleaved(scaled, (series.size("Y"), series.size("X")))
     scene_text = f" scene {scene}" if len(info.series) > 1 else ""
     time_text = f" t {time}" if series.size("T") > 1 else ""
@@ -164,7 +173,15 @@ def convert_frame(
         source=f"{where}{scene_text}{time_text}{' ' * bool(planes_text)}{planes_text}",
         planes=planes_text,
         levels=tuple(levels),
+        left_out=info.left_out,
+        turned=series.turned,
     )
+
+
+def _constant(plane: np.ndarray, what: str) -> list[str]:
+    """Say that a plane holds one value only: a shutter that stayed shut, an empty table of colours, pixels not stored."""
+    value = plane.flat[0]
+    return [] if (plane != value).any() else [f"{what.rstrip()} is {value:g} in every pixel, its colour is empty"]
 
 
 def _bytes_to_convert(series: Series, channels: int, projection: str | int) -> int:
@@ -220,13 +237,14 @@ def colour_map(channels) -> dict[str, str | int]:
 
 
 def find_channel(spec: str | int, channels: tuple[Channel, ...], where: str = "the file") -> int:
-    """Return the index of the channel that `spec` names.
+    """Return the index of the channel that `spec` names; a number and the same number as text mean the same.
 
     Parameters
     ----------
     spec : str or int
-        A channel's exact name (upper or lower case), an index from 0, or a wavelength in nm: an integer from 200 on, or
-        "488 nm"; the nearest channel within 20 nm.
+        A channel's exact name, which comes before all else. Else its name in upper or lower case or written as another number
+        ("01" for 1), an index from 0 ("channel 3" is never anything else), or a wavelength in nm: from 200 on, or "488 nm";
+        the nearest channel within 20 nm.
     channels : tuple of Channel
     where : str
         What the error calls the file.
@@ -234,34 +252,75 @@ def find_channel(spec: str | int, channels: tuple[Channel, ...], where: str = "t
     Raises
     ------
     UserError
-        None or several fit; the message lists the file's channels.
+        None or several fit, or it can be read in two ways that lead to different channels; the message lists the channels.
 
     Examples
     --------
-    >>> file = (Channel("actin", 520.0), Channel("DAPI", 461.0))
+    >>> file = (Channel("actin", 520.0), Channel("DAPI", 461.0), Channel("1", 640.0))
     >>> find_channel("dapi", file), find_channel(0, file), find_channel("460 nm", file)
     (1, 0, 1)
+    >>> find_channel(1, file), find_channel("channel 1", file)
+    (2, 1)
     """
-    named = [i for i, channel in enumerate(channels) if channel.name.casefold() == str(spec).casefold() != ""]
-    number = re.fullmatch(r"\s*(\d+)\s*(nm)?\s*", str(spec))
-    if isinstance(spec, str) and named:
-        found = named
-    elif isinstance(spec, bool) or number is None:
-        found = []
-    elif number[2] or int(number[1]) >= 200:
-        distance = [abs(channel.wavelength_nm - int(number[1])) for channel in channels]
-        found = [i for i, d in enumerate(distance) if d <= NEAR_NM and d == np.nanmin(distance)]
+    text, names = _plain_name(spec), [_plain_name(channel.name) for channel in channels]
+    number = None if isinstance(spec, bool) else re.fullmatch(r"(\d+(?:\.\d+)?)\s*(nm)?", text)
+    if exact := [i for i, channel in enumerate(channels) if text and channel.name == str(spec)]:
+        readings = {"name": exact}
     else:
-        found = [int(number[1])] if int(number[1]) < len(channels) else []
-    if len(found) != 1:
-        names = [channel.name for channel in channels if channel.name]
-        near = f" within {NEAR_NM} nm" if number and (number[2] or int(number[1]) >= 200) else ""
-        problem = f"fits {len(found)} channels" if found else f"is no channel{near}{nearest(spec, names)}"
-        raise UserError(
-            f"'{spec}' {problem} of {where}, which has {_listed(channels)}",
-            "give a name, an index from 0 or a wavelength (nm)",
-        )
-    return found[0]
+        readings = {
+            "name": [i for i, name in enumerate(names) if text and (name == text or _same_number(number, name))],
+            "index": [i for i in range(len(channels)) if _is_index(text, number, i)],
+            "wavelength": _near(number, [channel.wavelength_nm for channel in channels]),
+        }
+        readings["wavelength of the excitation"] = _as_near(number, channels, readings["wavelength"])
+    found = {i for indices in readings.values() for i in indices}
+    if len(found) == 1:
+        return found.pop()
+    near = f" within {NEAR_NM} nm" if number and (number[2] or float(number[1]) >= FIRST_NM) else ""
+    known = [channel.name for channel in channels if channel.name and channel.name != str(spec)]
+    meant = ", ".join(f"{i} as {how}" for how, indices in readings.items() for i in indices)
+    problem = f"fits {len(found)} channels ({meant})" if found else f"is no channel{near}{nearest(spec, known)}"
+    raise UserError(
+        f"'{spec}' {problem} of {where}, which has {_listed(channels)}",
+        "give the exact name, an index from 0 ('channel 0' is nothing else) or a wavelength ('488 nm')",
+    )
+
+
+FIRST_NM = 200  # numbers from here on may be wavelengths
+
+
+def _plain_name(name: object) -> str:
+    return unicodedata.normalize("NFKC", str(name)).strip().casefold()
+
+
+def _same_number(number: re.Match | None, name: str) -> bool:
+    """Tell whether a name is the same number written otherwise: "01" and "1.0" for 1, "488nm" for 488."""
+    other = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(nm)?", name)
+    return bool(number and other) and float(number[1]) == float(other[1])
+
+
+def _is_index(text: str, number: re.Match | None, index: int) -> bool:
+    stated = re.fullmatch(r"channel (\d+)", text)
+    if stated:
+        return int(stated[1]) == index
+    return bool(number) and not number[2] and float(number[1]) == index
+
+
+def _near(number: re.Match | None, wavelengths_nm: list[float]) -> list[int]:
+    """Return the channels nearest to a wavelength, within `NEAR_NM`."""
+    if not number or not (number[2] or float(number[1]) >= FIRST_NM):
+        return []
+    away = [abs(nm - float(number[1])) for nm in wavelengths_nm]
+    return [i for i, d in enumerate(away) if d <= NEAR_NM and d == np.nanmin(away)]
+
+
+def _as_near(number: re.Match | None, channels: tuple[Channel, ...], found: list[int]) -> list[int]:
+    """Return the channels whose excitation lies as near as the wavelength of those found, where that is another channel."""
+    if not found:
+        return []
+    most = abs(channels[found[0]].wavelength_nm - float(number[1]))
+    return [i for i in _near(number, [c.excitation_nm for c in channels])
+            if abs(channels[i].excitation_nm - float(number[1])) <= most]  # fmt: skip
 
 
 def _listed(channels: tuple[Channel, ...]) -> str:

@@ -776,7 +776,7 @@ def _picture_of(stem: str, pictures: dict[str, list[tuple[Path, str]]]) -> tuple
 
 def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, ...]) -> tuple:
     """Return record, cells and class names of one file."""
-    from cellkit.labels import read_labels
+    from cellkit.labels import labels_orientation, read_labels
     from cellkit.readers import inspect_file
 
     relative = file.relative_to(root)
@@ -785,6 +785,11 @@ def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, .
     if pictures is not None:
         picture, name = _picture_of(stem, pictures)
         series = inspect_file(picture).series[0]
+        if series.turned != (labels_orientation(file) if kind == "labels" else 1):
+            raise UserError(
+                f"{picture.name} has the EXIF orientation {series.turned}, and {file} is not turned alike",
+                "store picture and labels turned alike, without an orientation",
+            )
         shape = (series.size("Y"), series.size("X"))
     if kind == "labels":
         found, names = Instances.from_labels(read_labels(file)), ()

@@ -39,6 +39,10 @@ def tell_file(info) -> str:
     told = info.to_json()
     aside = sum(bool(series.problem) for series in info.series)
     scenes = f"{told['scenes']} scene(s){f', {aside} of them not read' if aside else ''}"
+    lines += [f"note: {note}" for note in info.notes]
+    lines += [f"note: {f'scene {number}: ' if len(info.series) > 1 else ''}{note}"
+              for number, series in enumerate(info.series) for note in series.notes]  # fmt: skip
+    lines += [f"not read: {text}" for text in info.left_out]
     lines.append(f"becomes {told['images']} picture(s) ({scenes}), once nuclei and cytoplasm are named")
     return "\n".join(lines)
 
@@ -115,6 +119,9 @@ def _file_cells(row: dict[str, Any]) -> tuple[str, ...]:
     outcome = f"{row['images']} picture{'s' if row['images'] != 1 else ''}"
     if row["scenes"] > 1:
         outcome += f" of {row['scenes']} scenes" + (f"; {len(aside)} refused: {aside[0]}" if aside else "")
+    left = [text.removeprefix(f"{Path(row['file']).name}: ") for text in row["left_out"]]
+    notes = [*row["notes"], *(note for series in row["series"] for note in series["notes"])]
+    outcome += "".join(f"; not read: {text}" for text in left) + "".join(f"; {note}" for note in dict.fromkeys(notes))
     return (row["file"], row["reader"], row["axes"], shape, row["dtype"], channels, size, outcome)
 
 

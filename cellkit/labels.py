@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +56,7 @@ def write_labels(path: str | Path, labels: np.ndarray) -> Path:
 
 
 def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a label image (TIFF or PNG; palette PNGs give their indices; the labels of an OME-Zarr).
+    """Read a label image (TIFF or PNG; palettes give their indices, 1, 2 and 4 bits their stored numbers; the labels of an OME-Zarr).
 
     Parameters
     ----------
@@ -70,7 +72,8 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
     Raises
     ------
     UserError
-        A lossy format, a float image, colours, or a damaged file.
+        A lossy format, a float image, colours, several images, a damaged file, or tags that leave open which number is
+        the background or which way the image lies.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -99,20 +102,35 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
 
 
 def _read_tiff(path: Path) -> np.ndarray:
+    """Read the one image of a TIFF by the same rules as a picture: what white is zero means, which file of a set."""
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
-        len(file.pages)  # a chain of pages that bites its tail is found here; without it `series` would never end
-        code = int(file.pages[0].compression)
+    from cellkit.tiffs import inverted, own_pages, refuse_turned, white_is_zero
+
+    with own_pages(path) as own:
+        series, page = own.series[0], own.series[0].keyframe
+        if len(own.series) > 1 or own.left_out:
+            what = own.left_out[0] if own.left_out else f"{path} holds {len(own.series)} images"
+            raise UserError(f"{what}; one label image was wanted", "store each label image as a file of its own")
+        code = int(page.compression)
         if code not in LOSSLESS_TIFF:
             raise UserError(
                 f"{path} is compressed as {tifffile.COMPRESSION(code).name}, which may change ids",
                 "write labels without compression, or with Deflate, LZW or Zstandard",
             )
-        shape, size = file.series[0].shape, path.stat().st_size
+        refuse_turned(path, page)
+        if series.is_multifile:
+            raise UserError(f"{path} is one of several files of one OME data set", "store each label image by itself")
+        shape, size = series.shape, path.stat().st_size
         if math.prod(shape) > MOST_PX or math.prod(shape) > max(SURELY_PX, MOST_PX_PER_BYTE * size):
             raise UserError(f"{path} claims to be {shape} px in {size} bytes", "write it again; its header is damaged")
-        labels = file.series[0].asarray()
+        if white_is_zero(own.tif, page) and page.bitspersample != 1:
+            raise UserError(
+                f"{path} stores {page.bitspersample}-bit ids as white-is-zero: 0 or the largest number may be the background",
+                "write it again as black-is-zero (Fiji: Image > Lookup Tables > Invert LUT, save)",
+            )
+        labels = series.asarray()
+        labels = inverted(labels, page) if white_is_zero(own.tif, page) else labels
     single = [axis for axis, length in enumerate(labels.shape) if length == 1]
     return np.squeeze(labels, tuple(single[: max(labels.ndim - 2, 0)]))
 
@@ -148,14 +166,43 @@ def _plane_of(labels: np.ndarray, number: int, count: int, path: Path) -> np.nda
 
 
 def _read_png(path: Path) -> np.ndarray:
+    from cellkit.readers import turned_upright
+
+    with _opened_png(path) as (image, orientation):
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or getattr(image, "n_frames", 1) > 1:
+            frames = f" of {image.n_frames} frames" if getattr(image, "n_frames", 1) > 1 else ""
+            raise UserError(
+                f"{path} is a colour picture ({image.mode}){frames}",
+                "convert the colours to ids first; they are not labels",
+            )
+        labels = np.array(image)
+    with open(path, "rb") as file:
+        bits = file.read(25)[24]
+    if image.mode == "L" and bits in (2, 4):  # which Pillow spreads over 0 to 255
+        labels //= 255 // (2**bits - 1)
+    return turned_upright(labels, orientation)
+
+
+@contextmanager
+def _opened_png(path: Path) -> Iterator[tuple]:
+    """Open a PNG with Pillow; yield it and its EXIF orientation."""
     from PIL import Image
 
+    from cellkit.readers import orientation_of
+
     with Image.open(path, formats=["PNG"]) as image:
-        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-            raise UserError(
-                f"{path} is a colour picture ({image.mode})", "convert the colours to ids first; they are not labels"
-            )
-        return np.array(image)
+        yield image, orientation_of(path, image, path.read_bytes())
+
+
+def labels_orientation(path: str | Path) -> int:
+    """Return the EXIF orientation by which `read_labels` turns a label image; 1 where it does not."""
+    if Path(path).suffix.lower() != ".png":
+        return 1
+    try:
+        with _opened_png(Path(path)) as (_, orientation):
+            return orientation
+    except OSError:
+        return 1  # read_labels says what is wrong with it
 
 
 def relabel(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from cellkit.convert import image_id_of
 from cellkit.errors import UserError, nearest
 from cellkit.filenames import plain, split_of_folder, split_of_folders
 from cellkit.instances import Instances
-from cellkit.labels import read_labels, relabel
+from cellkit.labels import labels_orientation, read_labels, relabel
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
     IMAGE_FOLDERS,
@@ -37,6 +37,7 @@ from cellkit.listing import (
     SourceImage,
     cell_type_of,
     check_inside,
+    check_same_way,
     check_shape,
     class_id_of,
     converted,
@@ -291,6 +292,7 @@ def _load_seg(load: Callable[[], Loaded], root: Path, path: Path, seg: Path, cel
     made = load()
     check_inside(seg, root)
     found = read_seg(seg, config.classes)
+    check_same_way(made, path, seg)
     check_shape(found.labels.shape, made.image.shape[:2], seg, path)
     if made.instances is not None and (relabel(found.labels)[0] != made.instances.paint()).any():
         raise UserError(
@@ -497,6 +499,7 @@ def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str) ->
     paths = list_files(masks, (".png",), keep_labels=True)
     for path in paths:
         check_inside(path, root)
+        check_same_way(made, image, path, labels_orientation(path))
     objects = Instances.from_masks((_one_mask(path, shape) for path in paths), shape)
     return made._replace(instances=objects.with_classes(class_id_of(cell_type, config) if cell_type else 0))
 

@@ -27,7 +27,7 @@ from cellkit.errors import UserError, nearest
 from cellkit.filenames import SPLIT_NAMES as SPLIT_NAMES  # also for those who import it from here
 from cellkit.filenames import is_no_data, plain, series_of, split_of_folders
 from cellkit.instances import Instances
-from cellkit.labels import clean_labels, read_labels
+from cellkit.labels import clean_labels, labels_orientation, read_labels
 from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES, VENDOR_SUFFIXES, inspect_file, open_file
 from cellkit.records import ImageRecord, name_groups, split_records
 
@@ -50,7 +50,8 @@ class Loaded(NamedTuple):
 
     image : (H, W, 3) uint8; instances : Instances or None (no truth); um_per_px : float, nan unknown;
     channels : str, as in ImageRecord; levels : how each channel was scaled; planes : what became of the z planes;
-    composed : put together from parts whose light differs, so that uneven light says nothing.
+    composed : put together from parts whose light differs, so that uneven light says nothing; left_out : what lies in the
+    file and becomes no picture; turned : EXIF orientation by which the pixels were turned, 1 where they were not.
     """
 
     image: np.ndarray
@@ -60,6 +61,8 @@ class Loaded(NamedTuple):
     levels: tuple[Level, ...] = ()
     planes: str = ""
     composed: bool = False
+    left_out: tuple[str, ...] = ()
+    turned: int = 1
 
 
 @dataclass(frozen=True)
@@ -262,7 +265,9 @@ def unknown_class(label: str, config, what: str) -> UserError:
 def converted(opened, config, scene: int = 0, time: int = 0) -> Loaded:
     """Return one frame of an opened file as an 8-bit picture without truth."""
     made = convert_frame(opened, scene, time, config.channels, config.projection, config.percentiles)
-    return Loaded(made.image, None, made.um_per_px, made.channels, made.levels, made.planes)
+    return Loaded(
+        made.image, None, made.um_per_px, made.channels, made.levels, made.planes, False, made.left_out, made.turned
+    )
 
 
 def load_picture(root: Path, path: Path, config) -> Loaded:
@@ -303,6 +308,7 @@ def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: 
         return made
     label = label if isinstance(label, Label) else Label(label)
     check_inside(label.path, root)
+    check_same_way(made, path, label.path, labels_orientation(label.path))
     labels = read_labels(label.path, label.plane)
     check_shape(labels.shape, made.image.shape[:2], label.path, path)
     class_id = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
@@ -325,6 +331,15 @@ def _check_rows(rows: dict | None, labels: np.ndarray, label: Label) -> str:
         )
     bare = len(there - set(rows))
     return f"({bare} cell(s) without a row in the table of classes)" if bare else ""
+
+
+def check_same_way(made: Loaded, path: Path, label_path: Path, orientation: int = 1) -> None:
+    """Refuse labels that are not turned as their image is: whether they were drawn on it as stored or as shown is not told."""
+    if made.turned != orientation:
+        raise UserError(
+            f"{path.name} has the EXIF orientation {made.turned}, its labels {label_path} have {orientation}",
+            "store image and labels turned alike, without an orientation",
+        )
 
 
 def check_shape(labels: tuple[int, int], image: tuple[int, int], label_path: Path, path: Path) -> None:

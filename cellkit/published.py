@@ -20,6 +20,7 @@ from cellkit.listing import (
     Loaded,
     SourceImage,
     check_inside,
+    check_same_way,
     check_shape,
     class_id_of,
     class_of_line,
@@ -73,6 +74,7 @@ def _load_bbbc039(root: Path, path: Path, mask: Path | None, config) -> Loaded:
     if mask is None:
         raise UserError(f"{path.name} has no mask masks/{stem_of(path)}.png", "add masks.zip, or remove the image")
     check_inside(mask, root)
+    check_same_way(made, path, mask)
     class_id = 1 if only_class(config) else 0
     colours = read_red(mask, made.image.shape[:2], path)
     return made._replace(instances=Instances.from_labels(regions_of_colours(colours)).with_classes(class_id))
@@ -182,6 +184,7 @@ def _load_sartorius(root, path, runs: list[str] | None, size: tuple[str, str], c
             f"train.csv says {path.stem} is {size[0]} x {size[1]} px, {path.name} is {shape[0]} x {shape[1]}",
             "use the picture the cells were outlined on",
         )
+    check_same_way(made, path, Path("train.csv"))
     class_id = class_id_of(cell_type, config) if cell_type else 0
     cells = Instances.from_kaggle_rle(runs, shape, "row-major")
     if (cells.areas_px == 0).any():
@@ -221,6 +224,7 @@ def _load_text_labels(root: Path, path: Path, labels_path: Path, cell_type: str,
     if not labels_path.is_file():
         raise UserError(f"{path.name} has no {labels_path.name} in annotations/", "add it, or remove the image")
     check_inside(labels_path, root)
+    check_same_way(made, path, labels_path)
     labels = read_text_labels(labels_path)
     check_shape(labels.shape, made.image.shape[:2], labels_path, path)
     class_id = class_id_of(cell_type, config) if cell_type else 0

@@ -36,6 +36,7 @@ from cellkit.batch import (
     scaled_by,
     still_there,
     sync,
+    tell_notes,
     write_png,
 )
 from cellkit.convert import Level, check_ids, resize_image, resize_instances, shared_limits
@@ -188,6 +189,10 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
             work, known, "convert", config.workers, name=lambda item: readable(item[0].source), then=note
         )
     quarantined = [Quarantined(q.item, plain_reason(q.reason)) for q in quarantined]
+    left = {
+        text: item.source for item, entry in zip(items, entries, strict=True) if entry for text in entry["left_out"]
+    }
+    quarantined += [Quarantined(source, f"not read: {text}") for text, source in left.items()]
     done = [_from_entry(entry) for entry in entries if entry is not None]
     done, bare = _with_truth(done)
     quarantined += bare
@@ -373,6 +378,7 @@ def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: fl
         "record": asdict(record),
         "instances": None if instances is None else _cells_to_json(instances),
         "levels": [asdict(level) for level in loaded.levels],
+        "left_out": list(loaded.left_out),
         "measured": {key: _plain(value) for key, value in measured.items()},
         "size": list(loaded.image.shape[:2]),
     }
@@ -420,6 +426,7 @@ def _gathered(out: Path, done: list, quarantined: list[Quarantined], originals: 
         {"image_id": record.image_id, **result[3], "flags": record.flags}
         for record, result in zip(records, done, strict=True)
     ]
+    tell_notes(conversion)
     write_table(out / "conversion.csv", conversion)
     write_table(out / "quality.csv", quality)
     write_table(out / "originals.csv", originals)

@@ -146,7 +146,9 @@ def _is_smaller_copy(series, every: list) -> bool:
 
 def _left_out(path: Path, tif, every: list) -> tuple[str, ...]:
     """Say which pages and SubIFDs belong to no image; refuse planes that ImageJ's description does not count."""
-    total = len(tif.pages)  # of an ImageJ stack it may end early: the planes follow the first page without pages of their own
+    total = len(
+        tif.pages
+    )  # of an ImageJ stack it may end early: the planes follow the first page without pages of their own
     if every[0].kind == "imagej":
         told = max(math.prod(every[0].shape) // max(every[0].keyframe.size, 1), 1)
         if total > told:

@@ -498,8 +498,7 @@ def _nd2_stack(nd2, position: int) -> Stack:
 
     channels, um_per_px, said = [], math.nan, []
     for told in nd2.metadata.channels or []:
-        lit = told.channel
-        channels.append(Channel.lit(lit.name or "", positive(lit.emissionLambdaNm), positive(lit.excitationLambdaNm)))
+        channels.append(Channel(told.channel.name or "", positive(told.channel.emissionLambdaNm)))
         if told.volume.axesCalibrated[0]:
             um_per_px = square_um(*(length_um(side, "um", said) for side in told.volume.axesCalibration[:2]), said)
     name = f"position {position}" if nd2.sizes.get("P", 1) > 1 else ""

@@ -120,7 +120,7 @@ def image_metadata(version, axes="tczyx", names=("DAPI", "GFP"), um_per_px=0.25,
         "datasets": [
             {
                 "path": dataset,
-                "coordinateTransformations": [{"type": "scale", "scale": [1.0] * (len(axes) - 1) + [um_per_px]}],
+                "coordinateTransformations": [{"type": "scale", "scale": [1.0] * (len(axes) - 2) + [um_per_px] * 2}],
             }
         ],
     }
