@@ -144,6 +144,11 @@ def open_image(image: Path | ChannelFiles, axes: str | None, most_px: int) -> It
         first = parts[0].info
         for part in parts:
             sizes = [[[s.size(axis) for axis in "TZYX"] for s in info.series] for info in (first, part.info)]
+            if [s.turned for s in part.info.series] != [s.turned for s in first.series]:
+                raise UserError(
+                    f"{first.path.name} and {part.info.path.name}, channels of one image, differ in their EXIF orientation",
+                    "export the channels again",
+                )
             if any(len(s.channels) > 1 for s in part.info.series):
                 raise UserError(
                     f"{part.info.path.name} has {len(part.info.first.channels)} channels, and one file per channel is meant",
@@ -160,5 +165,11 @@ def open_image(image: Path | ChannelFiles, axes: str | None, most_px: int) -> It
             for (name, _), part in zip(image.files, parts, strict=True)
         )
         series = tuple(replace(s, channels=channels) for s in first.series)
-        info = FileInfo(image.path, first.reader, series)
+        notes = tuple(
+            f"{part.info.path.name}: {note}"
+            for part in parts
+            for note in dict.fromkeys(note for scene in range(len(part.info.series)) for note in part.info.notes_of(scene))
+        )
+        left_out = tuple(text for part in parts for text in part.info.left_out)
+        info = FileInfo(image.path, first.reader, tuple(replace(s, notes=()) for s in series), notes, left_out)
         yield Opened(info, lambda scene, time, z, channel: parts[channel].plane(scene, time, z, 0))

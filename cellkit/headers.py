@@ -25,7 +25,7 @@ def positive(text: object) -> float:
     (0.5, nan, nan, nan)
     """
     try:
-        value = float(text)  # type: ignore[arg-type]
+        value = math.nan if isinstance(text, str) and "_" in text else float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return math.nan
     return value if math.isfinite(value) and value > 0 else math.nan

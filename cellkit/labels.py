@@ -86,8 +86,10 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
         )
     try:
         labels = _read_zarr(path) if zarr else _read_tiff(path) if suffix != ".png" else _read_png(path)
-    except UserError:
-        raise
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(str(error).replace(path.name, str(path), 1)) from error
     except Exception as error:
         raise UserError(f"{path} cannot be read: {error}", "write the label image again; it is damaged") from error
     if plane is not None:
@@ -124,13 +126,14 @@ def _read_tiff(path: Path) -> np.ndarray:
         shape, size = series.shape, path.stat().st_size
         if math.prod(shape) > MOST_PX or math.prod(shape) > max(SURELY_PX, MOST_PX_PER_BYTE * size):
             raise UserError(f"{path} claims to be {shape} px in {size} bytes", "write it again; its header is damaged")
-        if white_is_zero(own.tif, page) and page.bitspersample != 1:
+        invert = white_is_zero(path, own.tif, page)
+        if invert and page.bitspersample != 1:
             raise UserError(
                 f"{path} stores {page.bitspersample}-bit ids as white-is-zero: 0 or the largest number may be the background",
                 "write it again as black-is-zero (Fiji: Image > Lookup Tables > Invert LUT, save)",
             )
         labels = series.asarray()
-        labels = inverted(labels, page) if white_is_zero(own.tif, page) else labels
+        labels = inverted(labels, page) if invert else labels
     single = [axis for axis, length in enumerate(labels.shape) if length == 1]
     return np.squeeze(labels, tuple(single[: max(labels.ndim - 2, 0)]))
 

@@ -37,7 +37,7 @@ from cellkit.readers import (
 
 MICROSCOPE_UM = 1.0  # the largest pixel that a resolution in centimetres is believed to tell, as ImageJ has it
 # what tifffile warns of when planes are missing or left over
-TOLD_WARNINGS = ("missing", "expected", "out of range", "cannot handle", "failed to read", "invalid")
+TOLD_WARNINGS = ("missing", "expected", "out of range", "cannot handle", "failed to read", "invalid TiffData")
 
 
 # ---- opening -------------------------------------------------------------------------------------------------------
@@ -104,7 +104,10 @@ def own_pages(path: Path) -> Iterator[OwnPages]:
                 raise damaged(path, "TIFF", error) from error
             if messages.errors or not stored:
                 raise damaged(path, "TIFF", messages.errors[0] if messages.errors else "no image in it")
-            left_out = _left_out(path, tif, every)
+            try:
+                left_out = _left_out(path, tif, every)
+            except IndexError as error:
+                raise damaged(path, "TIFF", f"a page is missing: {error}") from error
             if images and len(images) != len(stored):
                 left_out += (
                     f"{path.name}: its OME metadata describes {len(images)} images, {len(stored)} can be read",
@@ -158,13 +161,19 @@ def _left_out(path: Path, tif, every: list) -> tuple[str, ...]:
             )
         return ()
     found = []
-    used = {
+    places = [
         page.index
         for series in every
         for level in series.levels
         for page in level.pages
         if page is not None and isinstance(page.index, int) and page.parent is tif
-    }
+    ]
+    used = set(places)
+    if every[0].kind == "ome" and len(used) < len(places):
+        raise UserError(
+            f"{path.name}: its OME metadata gives {len(places)} planes the pixels of {len(used)} pages",
+            "export the file again: some planes would be shown twice",
+        )
     rest = sorted(set(range(total)) - used) if every[0].kind in ("ome", "shaped", "generic", "uniform") else []
     virtual = every[0].kind == "shaped" and len(every) == 1 and len(every[0].pages) == total
     if rest and not virtual:
@@ -315,9 +324,25 @@ def refuse_turned(path: Path, page) -> None:
         )
 
 
-def white_is_zero(tif, page) -> bool:
-    """Tell whether stored values have to be inverted: tagged so, and not by ImageJ, whose inverted table only shows them so."""
-    return int(page.photometric) == 0 and not tif.is_imagej
+def white_is_zero(path: Path, tif, page) -> bool:
+    """Tell whether stored values have to be inverted: tagged so, by a writer that means it.
+
+    ImageJ keeps values and only shows them inverted; tifffile tags every bool array so and stores it as it is.
+
+    Raises
+    ------
+    UserError
+        One bit per pixel, tagged so by nobody knows whom.
+    """
+    if int(page.photometric) != 0 or tif.is_imagej:
+        return False
+    writer = str(page.tags.valueof("Software") or "").strip()
+    if page.bitspersample == 1 and not writer and not page.is_shaped:
+        raise UserError(
+            f"{path.name} has one bit per pixel, white is zero, and no name of its writer: 0 or 1 may be the background",
+            "write it again with 8 bits, 0 = background",
+        )
+    return page.bitspersample != 1 or not (page.is_shaped or writer.startswith("tifffile"))
 
 
 def inverted(values: np.ndarray, page) -> np.ndarray:
@@ -339,7 +364,7 @@ class _TiffScene:
         sizes = dict(zip(self.axes, self.shape, strict=True))
         check_size(path, sizes["Y"], sizes["X"])
         refuse_turned(path, self.page)
-        self.inverted = white_is_zero(tif, self.page)
+        self.inverted = white_is_zero(path, tif, self.page)
         if series.is_multifile:
             raise UserError(
                 f"{path.name} is one of several files of one OME data set", "export each image as one OME-TIFF"
@@ -357,7 +382,7 @@ class _TiffScene:
             dtype=str(series.dtype),
             channels=self._channels(sizes, ome, said),
             um_per_px=_tiff_um_per_px(tif, self.page, said) if ome is None else ome_um_per_px(ome, said),
-            notes=tuple(said),
+            notes=tuple(dict.fromkeys(said)),
         )
 
     def _alpha_index(self, samples: int) -> int | None:

@@ -346,7 +346,16 @@ def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
     refused = _czi_refusal(f"{path.name} has axes {axes} {shape}", extra, types)
     um_per_px = _czi_um_per_px(tree, said)
     return Stack(
-        _czi_scene_name(tree, scene), axes, shape, dtype, channels, um_per_px, block, len(lead), *refused, tuple(said)
+        _czi_scene_name(tree, scene),
+        axes,
+        shape,
+        dtype,
+        channels,
+        um_per_px,
+        block,
+        len(lead),
+        *refused,
+        tuple(dict.fromkeys(said)),
     )
 
 
@@ -432,7 +441,7 @@ def _lif_stack(path: Path, image) -> Stack:
     said: list[str] = []
     channels, um_per_px = _lif_bands(image, axes) or _lif_channels(image), _lif_um_per_px(image, axes, said)
     read = lambda index: _lif_pixels(image)  # noqa: E731
-    return Stack(image.name, axes, shape, str(dtype), channels, um_per_px, read, notes=tuple(said))
+    return Stack(image.name, axes, shape, str(dtype), channels, um_per_px, read, notes=tuple(dict.fromkeys(said)))
 
 
 def _unreadable(image, problem: str, remedy: str) -> Stack:
@@ -600,7 +609,9 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
                 remedy = "write the file again"
     shape = tuple(int(n) for n in array.shape)
     read = lambda index: array  # noqa: E731
-    return Stack(name, axes, shape, str(array.dtype), channels, um_per_px, read, 0, problem, remedy, tuple(said))
+    return Stack(
+        name, axes, shape, str(array.dtype), channels, um_per_px, read, 0, problem, remedy, tuple(dict.fromkeys(said))
+    )
 
 
 def _zarr_codecs(array) -> set[str]:
@@ -670,7 +681,9 @@ def _zarr_um_per_px(scales: dict, axes: list, said: list[str]) -> float:
             if transform.get("type") == "scale" and isinstance(transform.get("scale"), list):
                 told = True
                 for side in sides.values():
-                    side[2] *= positive(transform["scale"][side[0]]) if side[0] < len(transform["scale"]) else math.nan
+                    factor = transform["scale"][side[0]] if side[0] < len(transform["scale"]) else "nothing"
+                    if isinstance(side[2], float):
+                        side[2] = side[2] * positive(factor) if positive(factor) > 0 else str(factor)
     if not told:
         return math.nan
     found = [length_um(sides[side][2], sides[side][1], said, f"scale of {side}") for side in "xy" if side in sides]
