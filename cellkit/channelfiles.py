@@ -168,7 +168,9 @@ def open_image(image: Path | ChannelFiles, axes: str | None, most_px: int) -> It
         notes = tuple(
             f"{part.info.path.name}: {note}"
             for part in parts
-            for note in dict.fromkeys(note for scene in range(len(part.info.series)) for note in part.info.notes_of(scene))
+            for note in dict.fromkeys(
+                note for scene in range(len(part.info.series)) for note in part.info.notes_of(scene)
+            )
         )
         left_out = tuple(text for part in parts for text in part.info.left_out)
         info = FileInfo(image.path, first.reader, tuple(replace(s, notes=()) for s in series), notes, left_out)

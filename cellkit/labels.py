@@ -56,7 +56,7 @@ def write_labels(path: str | Path, labels: np.ndarray) -> Path:
 
 
 def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a label image (TIFF or PNG; palettes give their indices, 1, 2 and 4 bits their stored numbers; the labels of an OME-Zarr).
+    """Read a label image (TIFF or PNG; the labels of an OME-Zarr): stored numbers, of palettes the indices.
 
     Parameters
     ----------

@@ -192,7 +192,6 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     left = {
         text: item.source for item, entry in zip(items, entries, strict=True) if entry for text in entry["left_out"]
     }
-    quarantined += [Quarantined(source, f"not read: {text}") for text, source in left.items()]
     done = [_from_entry(entry) for entry in entries if entry is not None]
     done, bare = _with_truth(done)
     quarantined += bare
@@ -206,6 +205,9 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     sync(out / result[0].path for result in done)
     images = [item for item in items if not item.is_left]
     originals = list_originals(images, done, quarantined, sample_ids(root, images))
+    for text, source in left.items():  # their images are used; what else lies in the file is not
+        print(f"not read: {text}", file=sys.stderr)
+        quarantined.append(Quarantined(source, f"not read: {text}"))
     gathered = _gathered(out, done, quarantined, originals, config)
     journal.forget()
     return gathered

@@ -174,9 +174,8 @@ def _left_out(path: Path, tif, every: list) -> tuple[str, ...]:
             f"{path.name}: its OME metadata gives {len(places)} planes the pixels of {len(used)} pages",
             "export the file again: some planes would be shown twice",
         )
-    rest = sorted(set(range(total)) - used) if every[0].kind in ("ome", "shaped", "generic", "uniform") else []
-    virtual = every[0].kind == "shaped" and len(every) == 1 and len(every[0].pages) == total
-    if rest and not virtual:
+    rest = sorted(set(range(total)) - used) if every[0].kind == "ome" else []
+    if rest:
         listed = ", ".join(map(str, rest[:8])) + (", ..." if len(rest) > 8 else "")
         found.append(f"{path.name}: {len(rest)} of its {total} pages are in no image that it describes: {listed}")
     for series in every:

@@ -1,5 +1,6 @@
 """Many files to pictures: resumed after a kill, the same bytes for any number of workers, nothing half-written."""
 
+import csv
 import json
 import math
 import os
@@ -496,3 +497,26 @@ def test_the_journal_is_plain_json_lines(tmp_path):
     entries = [json.loads(line.split(b" ", 1)[1]) for line in (tmp_path / "out" / JOURNAL).read_bytes().splitlines()]
     assert [entry["item"] for entry in entries] == ["s000", "s001"]
     assert entries[0]["files"] == {"s000.png": list(content_of(tmp_path / "out/s000.png"))}
+
+
+def test_what_a_user_has_to_know_is_said_and_what_is_left_out_is_set_aside(tmp_path, capsys):
+    path = tmp_path / "a.ome.tif"
+    flat = np.stack([np.arange(600).reshape(20, 30), np.full((20, 30), 5)]).astype(np.uint16)
+    tifffile.imwrite(path, flat, metadata={"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 1.0})
+    with tifffile.TiffFile(path) as tif:
+        told = tif.pages[0].description
+    with tifffile.TiffWriter(path) as file:  # one page more than it tells of
+        for k, page in enumerate([*flat, flat[0]]):
+            file.write(page, metadata=None, contiguous=False, description=told if not k else None)
+    for _ in range(2):  # also of what was done before
+        assert main(["convert", str(path), "-o", str(tmp_path / "out"), "--nuclei", "0", "--cytoplasm", "1"]) == 3
+        said = capsys.readouterr().err
+        assert "1 of its 3 pages are in no image that it describes: 2" in said
+        assert "note: a: pixels are 0.5 um wide and 1 um high" in said
+        assert "channel 1 is 5 in every pixel" in said
+    with open(tmp_path / "out" / "conversion.csv", newline="") as file:
+        notes = {row["colour"]: row["note"] for row in csv.DictReader(file)}
+    assert "in every pixel" in notes["green"] and "in every pixel" not in notes["blue"]
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "note: pixels are 0.5 um wide" in said and "not read: a.ome.tif: 1 of its 3 pages" in said

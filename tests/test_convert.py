@@ -381,3 +381,62 @@ def test_ids_that_collide_name_both_files():  # faults 23 and 25
     with pytest.raises(UserError, match=r"a.tif and A.tif differ in upper and lower case only"):
         check_ids((image_id_of(name), name) for name in ("a.tif", "A.tif"))
     check_ids((image_id_of(name), name) for name in ("a/1.tif", "b/1.tif"))
+
+
+# ---- a number as name, index or wavelength -------------------------------------------------------------------------
+def names(*told):
+    return tuple(Channel(*(one if isinstance(one, tuple) else (one,))) for one in told)
+
+
+@pytest.mark.parametrize(
+    ("spec", "channels", "index"),
+    [
+        (514, names(("488", 520.0), ("514", 545.0)), 1),
+        (405, names("405", "488"), 0),
+        (1, names("1", "2"), 0),
+        ("dapi", names("DAPI", "dapi"), 1),
+        ("DAPI", names("GFP", " DAPI "), 1),
+        ("488 nm", names("DAPI", "488nm"), 1),
+        (488, names("DAPI", "488 nm"), 1),
+        ("01", names("01", "1"), 0),
+        ("channel 1", names("1", "2"), 1),
+        (0, names("0", "0,1"), 0),
+        (1, names("DAPI", "1.0"), 1),
+        (488, names(("GFP", 525.0, 470.0), ("other", 488.0)), 1),
+    ],
+)
+def test_a_number_and_its_text_find_the_same_channel_and_exact_names_come_first(spec, channels, index):
+    assert find_channel(spec, channels) == find_channel(str(spec), channels) == index
+
+
+@pytest.mark.parametrize(
+    ("spec", "channels", "shown"),
+    [
+        (1, names("01", "02"), "fits 2 channels (0 as name, 1 as index)"),
+        (1, names("1.0", "x"), "(0 as name, 1 as index)"),
+        ("Dapi", names("DAPI", "dapi"), "(0 as name, 1 as name)"),
+        ("DAPI", names("DAPI", "DAPI"), "(0 as name, 1 as name)"),
+        (488, names("488nm", ("GFP", 488.0)), "(0 as name, 1 as wavelength)"),
+        (250, tuple(Channel("", 600.0 - k) for k in range(400)), "(250 as index, 350 as wavelength)"),
+        (561, names(("a", 642.0, 561.0), ("b", 561.0, 488.0)), "(1 as wavelength, 0 as wavelength of the excitation)"),
+        (True, names("a", "b"), "is no channel"),
+        (-1, names("a", "b"), "is no channel"),
+        ("", names("", ""), "is no channel"),
+        (405, names("DAPI", "488"), "is no channel within 20 nm"),
+    ],
+)
+def test_a_number_of_two_readings_is_refused_and_they_are_shown(spec, channels, shown):
+    for told in (spec, str(spec)):
+        with pytest.raises(UserError) as caught:
+            find_channel(told, channels)
+        assert shown in str(caught.value) and "did you mean" not in str(caught.value)
+
+
+def test_a_constant_channel_is_said(tmp_path):
+    stack = np.stack([np.full((8, 9), 7), np.arange(72).reshape(8, 9)]).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack", metadata=None)
+    made = convert_file(tmp_path / "a.tif", {"nuclei": 0, "cytoplasm": 1}, axes="CYX")[0]
+    assert {level.colour: level.note for level in made.levels} == {
+        "blue": "channel 0 is 7 in every pixel, its colour is empty",
+        "green": "",
+    }

@@ -148,3 +148,21 @@ def test_labelme_files_of_dkfz():
         for box, shape in zip(cells.boxes_xywh, shapes, strict=True):
             corners = np.array(shape["points"])
             assert (box[:2] >= corners[0]).all() and (box[:2] + box[2:] - 1 <= corners[1]).all()
+
+
+def test_a_picture_with_an_orientation_is_turned_as_labelme_turns_it(tmp_path):
+    seen = np.zeros((24, 32, 3), np.uint8)
+    seen[4:10, 4:20] = 250
+    shape = {"label": "A", "shape_type": "polygon", "points": [[4, 4], [19, 4], [19, 9], [4, 9]]}
+    exif = Image.Exif()
+    exif[0x112] = 3
+    stored = Image.fromarray(np.ascontiguousarray(seen[::-1, ::-1]))
+    stored.save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+    labelme(tmp_path / "a.json", [shape], imageData=None, imagePath="a.jpg")
+    cfg = ConvertConfig(source="labelme", channels=ChannelsConfig(nuclei="blue"), classes=("A",))
+    loaded = listed(tmp_path, cfg)["a"].load()
+    assert loaded.image[..., 2][loaded.instances.mask(0)].min() > 200
+    held = base64.b64encode((tmp_path / "a.jpg").read_bytes()).decode()
+    labelme(tmp_path / "a.json", [shape], imageData=held)
+    with pytest.raises(UserError, match="nobody knows which way it was outlined"):
+        listed(tmp_path, cfg)["a"].load()

@@ -403,3 +403,40 @@ def test_real_label_images(tmp_path, data_folder):
         labels = read_labels(path)
         np.testing.assert_array_equal(read_labels(write_labels(tmp_path / "a.tif", labels)), labels)
         assert clean_labels(labels).max() == check_labels(labels)["cells"] == len(np.unique(labels)) - 1
+
+
+# ---- few bits, orientation, frames ---------------------------------------------------------------------------------
+def png_of_bits(path, labels, bits):
+    import struct
+    import zlib
+
+    packed = np.packbits(
+        ((labels[..., None] >> np.arange(bits)[::-1]) & 1).reshape(len(labels), -1).astype(np.uint8), axis=1
+    )
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+    head = struct.pack(">IIBBBBB", labels.shape[1], labels.shape[0], bits, 0, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_ids_of_a_png_are_the_numbers_it_stores(tmp_path, bits):
+    stored = np.minimum(picture("0001 0022 0333 4444"), 2**bits - 1)
+    if bits < 16:
+        png_of_bits(tmp_path / "a.png", stored, bits)
+    else:
+        Image.fromarray(stored.astype(np.uint16)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), stored)
+
+
+def test_a_label_png_is_turned_as_a_picture_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(picture("1100 0000 0022").astype(np.uint8)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), picture("001 001 200 200"))
+
+
+def test_a_label_png_of_several_frames_is_refused(tmp_path):
+    frames = [Image.fromarray(picture("1100 0022").astype(np.uint8) + k) for k in range(2)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    assert "of 2 frames" in refused(tmp_path / "a.png")

@@ -430,3 +430,22 @@ def test_the_pair_of_stardist():
     (item,) = listed(DATA / "small_pairs", config("folder", pair=("img", "mask"))).values()
     loaded = item.load()
     assert loaded.image.shape == (512, 512, 3) and len(loaded.instances) == 125
+
+
+# ---- which way a picture lies --------------------------------------------------------------------------------------
+def test_labels_are_taken_only_when_they_are_turned_as_their_picture_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 3
+    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
+    write_labels(tmp_path / "a_masks.tif", LABELS)
+    cfg = config("cellpose")
+    with pytest.raises(UserError, match=r"a.png has the EXIF orientation 3, its labels .*a_masks.tif have 1"):
+        listed(tmp_path, cfg)["a"].load()
+    (tmp_path / "a_masks.tif").unlink()
+    Image.fromarray(LABELS.astype(np.uint8)).save(tmp_path / "a_masks.png", exif=exif)
+    loaded = listed(tmp_path, cfg)["a"].load()
+    np.testing.assert_array_equal(loaded.instances.paint() > 0, LABELS[::-1, ::-1] > 0)
+    (tmp_path / "a_masks.png").unlink()
+    write_seg(tmp_path / "a_seg.npy", GREY[..., None], Instances.from_labels(LABELS), ("cell",), "a.png")
+    with pytest.raises(UserError, match="EXIF orientation 3, its labels .*a_seg.npy have 1"):
+        listed(tmp_path, cfg)["a"].load()

@@ -269,3 +269,39 @@ def test_a_chain_of_pages_that_loops_back_is_refused_and_does_not_hang(tmp_path)
     path.write_bytes(raw)
     with pytest.raises(UserError, match="damaged|page"):
         inspect_file(path)
+
+
+# ---- orientation, transparency -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("way", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_is_turned_as_its_exif_says(tmp_path, suffix, way):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x112] = way
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30).astype(np.uint8)).save(path, exif=exif)
+    with Image.open(path) as picture:
+        shown = np.asarray(ImageOps.exif_transpose(picture))
+    np.testing.assert_array_equal(plane(path), shown, strict=True)
+    info = inspect_file(path)
+    assert info.shape == shown.shape and bool(info.notes_of(0)) == (way > 1)
+
+
+def test_an_orientation_that_only_some_programs_know_is_refused(tmp_path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/></x:xmpmeta>'
+    Image.new("L", (30, 20)).save(tmp_path / "a.jpg", xmp=xmp)
+    with pytest.raises(UserError, match="orientation 6 in its XMP"):
+        inspect_file(tmp_path / "a.jpg")
+
+
+def test_a_colour_declared_transparent_is_transparency(tmp_path):  # tRNS, without an alpha channel
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    for name, picture, clear in (
+        ("grey", values.astype(np.uint8), 7),
+        ("rgb", np.dstack([values % 251] * 3).astype(np.uint8), (7, 7, 7)),
+        ("deep", values, 7),
+    ):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png", transparency=clear)
+        with pytest.raises(UserError, match="transparent pixels"):
+            plane(tmp_path / f"{name}.png")

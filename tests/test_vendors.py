@@ -880,3 +880,53 @@ def test_inspecting_the_folder_lists_a_row_per_file(raw):
     assert {line.count("|") for line in lines} == {9}
     assert sum("refused: " in line for line in lines) == 3
     assert len(tell_files(rows, most=5).splitlines()) == 8
+
+
+# ---- what is not there, and what is there besides ------------------------------------------------------------------
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_chunks_that_are_not_stored_are_said_with_their_channel(tmp_path, version):
+    path = write_zarr(tmp_path / "a.zarr", STACK + 1, version)
+    assert inspect_file(path).first.notes == ()
+    chunks = path / "0" / "c" if version == "0.5" else path / "0"
+    for place in [p for p in chunks.rglob("*") if p.is_file() and not p.name.startswith(".")]:
+        at = place.relative_to(chunks).as_posix().replace(".", "/").split("/")
+        if at[1] == "1":
+            place.unlink()
+    (note,) = inspect_file(path).first.notes
+    assert note.endswith("are not stored: they count as 0; none of channel 1")
+
+
+def test_images_that_the_metadata_of_a_zarr_does_not_lead_to_are_named(tmp_path):
+    import zarr
+
+    path = write_zarr(tmp_path / "a.zarr", version="0.4")
+    root = zarr.open_group(str(path))
+    root.create_group("extra").attrs["multiscales"] = []
+    root.attrs["multiscales"] = [*root.attrs["multiscales"], {"name": "second", "datasets": [{"path": "1"}]}]
+    first, second = inspect_file(path).left_out
+    assert "image 'extra' is not listed" in first and "image second is not the first" in second
+
+
+@pytest.mark.parametrize(
+    ("axes", "scale", "unit", "um"),
+    [
+        ("yxc", [0.25, 0.25, 9], "micrometer", 0.25), ("cyx", [1, 500, 500], "nanometer", 0.5),
+        ("cyx", [1, 0.5, 0.25], "micrometer", None), ("cyx", [1, 0, 0], "micrometer", None), ("cyx", [1, 1], "micrometer", None),
+        ("cyx", [1, "0,5", "0,5"], "micrometer", None), ("cyx", [1, 1, 1], "pixel", None),
+    ],
+)  # fmt: skip
+def test_the_scale_of_a_zarr_is_that_of_its_columns_and_rows(axes, scale, unit, um):
+    told = [{"name": a, **({"unit": unit} if a in "yx" else {})} for a in axes]
+    scales = {"datasets": [{"coordinateTransformations": [{"type": "scale", "scale": scale}]}]}
+    said = []
+    found = vendors._zarr_um_per_px(scales, told, said)
+    assert np.isnan(found) and bool(said) == (unit != "pixel") if um is None else found == um and not said
+
+
+def test_a_further_part_of_a_czi_is_refused(tmp_path):
+    path = write_czi(tmp_path / "a.czi")
+    content = bytearray(path.read_bytes())
+    content[80:84] = (2).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="part 3 of a CZI of several files"):
+        inspect_file(path)
