@@ -43,7 +43,8 @@ def position(k: int, *planes: tuple[int, int], axis: str = "Z") -> str:
     """An OME image whose planes lie at (file, page)."""
     sizes = {"C": 1, "Z": 1, "T": 1} | {axis: len(planes)}
     data = "".join(
-        f'<TiffData IFD="{page}" First{axis}="{i}" PlaneCount="1"><UUID FileName="p{file}.ome.tif">{NAMES[file]}</UUID></TiffData>'
+        f'<TiffData IFD="{page}" First{axis}="{i}" PlaneCount="1">'
+        f'<UUID FileName="p{file}.ome.tif">{NAMES[file]}</UUID></TiffData>'
         for i, (file, page) in enumerate(planes)
     )
     size = " ".join(f'Size{name}="{n}"' for name, n in sizes.items())
