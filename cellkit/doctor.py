@@ -223,10 +223,11 @@ def tell(found: dict[str, Any]) -> str:
     """Return what `examine` found, in words."""
     device, memory, disk, data = (found[key] for key in ("device", "memory", "disk", "data"))
     gpu = f", {device['gpu_memory_gb']} GB" if "gpu_memory_gb" in device else ""
+    threads = f", {device['threads']} thread(s)" if "threads" in device else ""
     number = device["number_type"] or device.get("problem", "")
     lines = [
         f"cellkit  {found['cellkit']} on Python {found['python']}, {found['platform']}",
-        f"device   {device['name']}{gpu}, computes in {number}; {device['cpus']} processor(s)",
+        f"device   {device['name']}{gpu}, computes in {number}; {device['cpus']} processor(s){threads}",
         f"memory   {memory['free_gb']} of {memory['total_gb']} GB free; disk {disk['free_gb']} GB free",
         f"data     {data['problem'] or _data_line(data)}",
         _packages_line(found["packages"]),

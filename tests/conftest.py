@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+import cellkit  # noqa: F401  before torch: how its threads wait
+
 # The same examples in every run, so that a red one can be repeated; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("repeat", derandomize=True)
 settings.register_profile("explore", derandomize=False)

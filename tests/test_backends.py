@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from types import SimpleNamespace
 
 import cv2
@@ -23,6 +24,29 @@ from cellkit.scores import count, kaggle, overlaps
 from cellkit.sources import write_png
 
 EMPTY = np.zeros((96, 80, 3), np.uint8)
+
+
+def test_threads_wait_without_spinning_and_are_no_more_than_processors_granted(monkeypatch):
+    import subprocess
+    import sys
+
+    code = "import cellkit, os; print(os.environ['OMP_WAIT_POLICY'])"
+    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    told = [subprocess.check_output([sys.executable, "-c", code], env=env | more, text=True).strip() for more in
+            ({}, {"OMP_WAIT_POLICY": "ACTIVE"})]  # fmt: skip
+    assert told == ["PASSIVE", "ACTIVE"], "set by default, and left alone where it is set"
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setattr("joblib.cpu_count", lambda: 1)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        get_backend("threshold")
+        assert torch.get_num_threads() == 2
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        get_backend("threshold")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def config_of(name: str, **changes) -> SimpleNamespace:

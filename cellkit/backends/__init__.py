@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from types import ModuleType
 
 from cellkit.errors import UserError, nearest
@@ -32,4 +34,19 @@ def get_backend(name: str) -> ModuleType:
         raise UserError(
             f"backend '{name}' needs the package '{error.name}'", f"pip install {BACKENDS[name]}"
         ) from error
+    use_granted_processors()
     return module
+
+
+def use_granted_processors() -> None:
+    """Let torch use no more threads than processors are granted: a container may grant fewer than the machine has.
+
+    OMP_NUM_THREADS, where it is set, is left alone.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or "OMP_NUM_THREADS" in os.environ:
+        return
+    from joblib import cpu_count
+
+    if torch.get_num_threads() > cpu_count():
+        torch.set_num_threads(cpu_count())
