@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cellkit.coco import read_coco, read_results, write_coco, write_results
+from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
@@ -633,3 +634,22 @@ def test_seventy_thousand_cells(tmp_path):
         data = json.loads((tmp_path / "c.json").read_text())
         data["annotations"].append(data["annotations"][-1])
         read_coco(saved(tmp_path, data))
+
+
+def test_who_made_the_cells_is_carried_and_truth_is_not_marked(tmp_path):
+    records = [ImageRecord(n, f"{n}.png", 4, 5) for n in "abc"]
+    cells = [Instances.empty((4, 5))] * 3
+    makers = ["proposed", "truth", "corrected"]
+    path = write_coco(tmp_path / "a.json", records, cells, ["HEK"], made_by=makers, marks=[{"x": n} for n in "abc"])
+    images = json.loads(path.read_text())["images"]
+    assert [image.get("labels") for image in images] == ["proposed", None, "corrected"]
+    assert [image["x"] for image in images] == list("abc")
+    assert read_coco(path).made_by == ["proposed", "", "corrected"]
+    data = CellDataset.from_coco(path, tmp_path)
+    assert [r.image_id for r in data.without_proposed().records] == ["b", "c"]
+    assert data.subset([2, 0]).made_by == ["corrected", "proposed"]
+    plain = write_coco(tmp_path / "b.json", records, cells, ["HEK"])
+    assert (
+        plain.read_bytes()
+        == write_coco(tmp_path / "c.json", records, cells, ["HEK"], made_by=["truth"] * 3).read_bytes()
+    )

@@ -335,3 +335,39 @@ class TestForms:
     )
     def test_plain_stem(self, name, stem):
         assert plain_stem(name) == stem
+
+
+# ---- proposals are no truth ------------------------------------------------------------------------------------------
+def marked_coco(path, makers):
+    """Write one square cell in each of so many images, and who made it."""
+    labels = np.zeros((8, 9), int)
+    labels[2:6, 2:6] = 1
+    records = [ImageRecord(f"i{k}", f"images/i{k}.png", 8, 9) for k in range(len(makers))]
+    cells = [Instances.from_labels(labels, class_ids=[1])] * len(makers)
+    return write_coco(path, records, cells, ["cell"], made_by=makers)
+
+
+def test_proposals_are_refused_as_truth_and_left_out_where_some_images_were_corrected(tmp_path, said):
+    found = marked_coco(tmp_path / "found.json", [""] * 3)
+    code, out, err = said("score", marked_coco(tmp_path / "all.json", ["proposed"] * 3), found)
+    assert (code, out) == (2, "") and "all.json holds proposals, no truth: no accuracy can be told" in err
+    half = marked_coco(tmp_path / "half.json", ["proposed", "corrected", ""])
+    code, out, _ = said("score", half, found, "--against", found)
+    assert code == 0 and "2 image(s), 2 true cell(s), 2 found" in out and "not scored: i0" in out
+    told = json.loads(said("score", half, found, "--json")[1])
+    assert (told["images"], told["not_scored"]) == (2, {"proposed": ["i0"]})
+    assert "not_scored" not in json.loads(said("score", found, half, "--json")[1]), "a prediction may be a proposal"
+
+
+def test_the_label_folder_of_a_run_says_what_is_proposed_and_keeps_overlaps(tmp_path):
+    from cellkit.annotate import Labelled, write_chosen
+
+    masks = np.zeros((2, 8, 9), bool)
+    masks[0, :, :5], masks[1, 2:4, 2:4] = True, True
+    both = Instances.from_masks(masks, (8, 9))
+    chosen = [Labelled("a", both.paint(), "truth", both), Labelled("b", both[:1].paint(), "proposed")]
+    side = read_side(write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv"))
+    assert (side.made_by, side.instances[0]) == (["truth", "proposed"], both)
+    result = score_sides(*match_sides(side, side), bootstrap=0)
+    assert (result["images"], result["truth_cells"]) == (1, 2)
+    assert result["conventions"]["kaggle"]["score"] == 1

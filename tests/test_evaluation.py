@@ -1,5 +1,7 @@
 """The evaluation: every model on every truth in one table, one winner, counts of each line, one valid submission."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,20 +10,24 @@ from cellkit.coco import write_results
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.evaluation import (
+    NO_ACCURACY,
     Original,
     classes_found,
     count_lines,
     decide,
     handed_in,
+    judged,
     of_images,
     predictions_of,
+    score_judged,
     score_models,
     submit_best,
     summarise,
+    unjudged,
 )
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
-from cellkit.scores import TABLE_COLUMNS, kaggle, overlap_images
+from cellkit.scores import TABLE_COLUMNS, kaggle, overlap_images, paired_bootstrap
 from cellkit.submission import check_submission, read_submission
 
 SHAPE = (12, 16)
@@ -314,3 +320,45 @@ def test_an_image_that_could_not_be_read_has_an_empty_row_and_is_named(tmp_path,
 def test_counts_name_the_classes_where_no_truth_does(predictions, truths, images):
     table = count_lines(predictions["perfect"], images.select("test"), None, CLASSES)
     assert table[table["image_id"] == "all"]["found"].tolist() == [3, 3]
+
+
+# ---- proposals are no truth ------------------------------------------------------------------------------------------
+def marked(truths, *made_by):
+    return [replace(data, made_by=list(makers)) for data, makers in zip(truths, made_by, strict=True)]
+
+
+PROPOSED, CORRECTED = "proposed", "corrected"
+
+
+def test_images_whose_labels_a_model_proposed_are_not_scored_and_named(predictions, truths, capsys):
+    half = marked(truths, (PROPOSED, CORRECTED), (PROPOSED, PROPOSED))
+    kept = judged(half)
+    assert [[r.image_id for r in data.records] for data in kept] == [["b"]]
+    assert capsys.readouterr().out == "not scored, because a model proposed their labels: a, c, d\n"
+    scores = score_models(predictions, half)
+    assert set(scores["image_id"]) == {"b"}
+    assert list(classes_found(predictions, half)["perfect"]) == ["val"]
+    table = score_judged(half[0], half[0].instances)
+    assert (set(table["image_id"]), set(table["fn"])) == ({"b"}, {0})
+
+
+def test_where_nobody_labelled_an_image_everything_goes_on_without_a_number(predictions, truths, images, capsys):
+    nobody = marked(truths, (PROPOSED,) * 2, (PROPOSED,) * 2)
+    assert judged(nobody) == []
+    assert NO_ACCURACY in capsys.readouterr().out
+    scores = score_models(predictions, nobody)
+    assert scores.empty and list(scores.columns) == ["model", *TABLE_COLUMNS]
+    for by in (None, "cell_type", "class_name"):
+        table = summarise(scores, by)
+        assert table.empty and {"model", "split", "images", "score", "low", "high", "ap50"} <= set(table.columns)
+    assert unjudged(predictions, "best") == "nothing", "no Cellpose here, so the first of the order of every table"
+    assert unjudged([*predictions, "cellpose_base", "cellpose_tuned"], "best") == "cellpose_base"
+    assert unjudged(predictions, "plain") == "plain"
+    with pytest.raises(UserError, match="evaluate.submit is 'plane' .did you mean 'plain'"):
+        unjudged(predictions, "plane")
+    assert classes_found(predictions, nobody) == {"perfect": {}}, "it names classes, and nothing can judge them"
+    counts = count_lines(predictions["perfect"], images.select("test"), None, CLASSES)
+    assert list(counts.columns) == ["image_id", "class_name", "found", "share"]
+    gain = paired_bootstrap(*[score_judged(nobody[0], nobody[0].instances)] * 2)
+    assert not gain.better
+    assert "no image was labelled by a person" in gain.sentence("base", "tuned")

@@ -106,6 +106,25 @@ def test_numbers_come_from_the_run(run, deck, tmp_path):
     assert "Mask R-CNN: 0.000 [0.000, 0.000]" in make_slides(other)["results"].alt
 
 
+def test_a_run_that_nobody_labelled_has_no_slide_with_a_score(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns(".lock", "microscope"))
+    for path in (other / "coco").glob("*.json"):
+        data = json.loads(path.read_text())
+        data["images"] = [image | {"labels": "proposed"} for image in data["images"]]
+        path.write_text(json.dumps(data))
+    (other / "correct_first.csv").write_text(
+        "image_id,split,made_by,cells,confidence,disagreement\nx7,val,proposed,3,0.5,0.2\n"
+    )
+    deck = make_slides(other)
+    names = [slide.name for slide in deck]
+    assert names[0] == "unlabelled" and {"images", "flows", "training", "counts", "again"} <= set(names)
+    assert not {"idea", "before_after", "metric", "results", "curves", "failures"} & set(names)
+    text = " ".join(point for slide in deck for point in slide.points)
+    assert "No accuracy can be told" in text and "x7" in text
+    assert "MAP IoU" not in text and "better" not in text
+
+
 def test_html_is_one_file_with_all_slides(deck, tmp_path):
     html = decks.write_html(deck, tmp_path / "slides.html").read_text(encoding="utf-8")
     page = Page(html)

@@ -287,3 +287,62 @@ def test_errors_say_what_to_do(evaluated, tmp_path):
         report.write_report(run.folder)
     with pytest.raises(UserError, match="no predictions/unet.json"):
         report.RunFiles(run.folder).predictions("unet")
+
+
+@pytest.fixture(scope="module")
+def unlabelled(evaluated, tmp_path_factory):
+    """The same run, its labels marked as proposals, with what 02 writes about them."""
+    import json
+    import shutil
+
+    run, _, _ = evaluated
+    folder = tmp_path_factory.mktemp("runs") / "unlabelled"
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns(".lock", "01_convert", "report.html"))
+    for split in ("train", "val", "test"):
+        path = folder / f"coco/{split}.json"
+        data = json.loads(path.read_text())
+        for image in data["images"]:
+            image["labels"] = "proposed"
+        path.write_text(json.dumps(data))
+    names = [record.image_id for record in CellDataset.from_records(folder / "records.csv").records]
+    write_results(folder / "proposals.json", [], [])
+    first = [f"{name},test,proposed,5,0.7,0.{k}" for k, name in enumerate(names)]
+    (folder / "correct_first.csv").write_text(
+        "image_id,split,made_by,cells,confidence,disagreement\n" + "\n".join(first)
+    )
+    changes = f"proposals,{names[0]},corrected,9,5,3,1,2,0.875\n"
+    (folder / "label_changes.csv").write_text("since,image_id,made_by,cells,same,changed,added,removed,iou\n" + changes)
+    (folder / "labels.csv").write_text("image_id,made_by,cells\n" + "".join(f"{name},proposed,5\n" for name in names))
+    return folder, names
+
+
+def test_a_run_that_nobody_labelled_shows_no_score_but_what_to_correct(unlabelled):
+    folder, names = unlabelled
+    text = Page(report.page(report.RunFiles(folder))).text
+    assert "No accuracy can be told: no image was labelled by a person" in text
+    assert "true cells" not in text and "is better than" not in text and "MAP IoU given back" not in text
+    assert "agreement with proposals, no accuracy on whole validation images" in text
+    assert "proposed by the model: trained on, nothing is scored there" in text
+    place = [text.index(f"{name} test proposed 5 0.70") for name in names[:3]]
+    assert place == sorted(place)
+    assert "From the proposals to the corrections: 1 image" in text and "9 5 3 1 2 0.875" in text
+
+
+def test_images_with_proposals_are_told_beside_the_scores_of_the_others(unlabelled, evaluated, tmp_path):
+    import json
+    import shutil
+
+    folder, _ = unlabelled
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    path = half / "coco/test.json"
+    data = json.loads(path.read_text())
+    data["images"][0]["labels"] = "corrected"
+    path.write_text(json.dumps(data))
+    files = report.RunFiles(half)
+    assert files.no_accuracy == "" and list(files.judged) == ["test"]
+    left = len(data["images"]) - 1
+    assert (
+        f"{left} more {'has' if left == 1 else 'have'} no labels but a model's proposals"
+        in Page(report.page(files)).text
+    )
