@@ -580,7 +580,8 @@ def comparisons(files: RunFiles, split: str) -> list[str]:
 def _curves(files: RunFiles) -> list:
     from cellkit.show import SPLIT_NAMES, show_curves
 
-    files.need_accuracy()
+    if files.no_accuracy:
+        return []
     scores, split = files.scores, files.report_split
     rows = scores[scores["split"] == split]
     text = f"TP / (TP + FP + FN) at each IoU threshold, {SPLIT_NAMES.get(split, split)}."
@@ -590,7 +591,8 @@ def _curves(files: RunFiles) -> list:
 def _parts(files: RunFiles) -> list:
     from cellkit.show import SPLIT_NAMES
 
-    files.need_accuracy()
+    if files.no_accuracy:
+        return []
     split, blocks = files.report_split, []
     for by, what in (("cell_type", "cell type of the image"), ("class_name", "class of the cell"), ("size", "size")):
         try:
@@ -655,7 +657,8 @@ def _class_answers(files: RunFiles) -> list:
     told = files.summary.get("classes")
     if not told:
         raise UserError("no model of this run names classes")
-    files.need_accuracy()
+    if files.no_accuracy:
+        return []
     blocks: list = []
     for model, splits in told.items():
         for split, one in splits.items():
@@ -674,11 +677,13 @@ def _class_answers(files: RunFiles) -> list:
 def _errors(files: RunFiles) -> list:
     from cellkit.show import SPLIT_NAMES, aspect_of, model_name, show_errors, show_overlay
 
-    files.need_accuracy()
+    if files.no_accuracy:
+        return []
     data, found, worst = files.worst(int(files.setting("evaluate.error_images", 3)))
     if not worst:
         return [Words("Left out: no image was asked for (evaluate.error_images).")]
     split = SPLIT_NAMES.get(data.records[0].split, "images")
+    scores = dict(files.attribution[["image_id", "score"]].itertuples(index=False))
     blocks: list = [
         Words(
             f"The {split} where {model_name(files.best)} scores lowest. Left: found (line) and truth (dashed). Right, at "
@@ -694,7 +699,8 @@ def _errors(files: RunFiles) -> list:
             show_errors(image, data.instances[k], found[k], right)
 
         high = 4.7 * aspect_of(data.instances[k].shape) + 0.4
-        blocks.append(_drawn(draw, 9.6, high, data.records[k].image_id))
+        name = data.records[k].image_id
+        blocks.append(_drawn(draw, 9.6, high, f"{name}: MAP IoU {in_words(scores[name])}" if name in scores else name))
     return blocks
 
 
@@ -702,7 +708,8 @@ def _lost(files: RunFiles) -> list:
     from cellkit.attribution import gains
     from cellkit.show import SPLIT_NAMES, model_name, show_gains
 
-    files.need_accuracy()
+    if files.no_accuracy:
+        return []
     table = files.attribution
     split = next(iter(table["split"]), "")
     rows = [[line.kind, str(line.cells), str(line.images), in_words(line.gain)] for line in gains(table).itertuples()]
@@ -732,9 +739,9 @@ def _data(files: RunFiles) -> list:
         cells = [[name, *_cells_of(data)] for name, data in ((SPLITS[s], d) for s, d in files.truths.items())]
         blocks.append(Table(("Cells in", *files.classes, "of unknown class"), cells, "Cells of the labels in use"))
     blocks += _makers(files)
-    maps = sorted({record.channels for record in records if record.channels})
+    maps = sorted({_channel_words(record.channels) for record in records if record.channels})
     if maps:
-        blocks.append(Words(f"Channel map: {'; or '.join(maps[:4])}{' …' if len(maps) > 4 else ''}."))
+        blocks.append(Words(f"Channels: {'; or '.join(maps[:4])}{' …' if len(maps) > 4 else ''}."))
     aside = [record for record in records if record.flags or not record.split]
     if aside:
         rows = [
@@ -745,9 +752,23 @@ def _data(files: RunFiles) -> list:
     if "train" in files.truths:
         data = files.truths["train"]
         size = 9.6, 0.5 + (2.35 * aspect_of(data.instances[0].shape) + 0.25) * -(-min(8, len(data)) // 4)
-        whose = "their labels, some of them proposals" if files.proposed("train") else "their labels"
+        left = len(files.proposed("train"))
+        whose = "their labels" + (f", {left} of {len(data)} as the model proposed them" if left else "")
         blocks.append(_drawn(lambda f: show_sheet(data, figure=f), *size, f"Training images with {whose}."))
     return blocks
+
+
+def _channel_words(channels: str) -> str:
+    """Say what is in which colour.
+
+    Examples
+    --------
+    >>> _channel_words("red=;green=GFP;blue=DAPI")
+    'GFP in green, DAPI in blue'
+    """
+    from cellkit.show import channel_names
+
+    return ", ".join(f"{name} in {colour}" for colour, name in channel_names(channels).items())
 
 
 def _makers(files: RunFiles) -> list:

@@ -658,7 +658,7 @@ def _values(ax: Axes, plane: np.ndarray, level: Any, colour: str) -> None:
     ax.set_yscale("log")
     ax.set_yticks([])
     ax.minorticks_off()
-    ax.set_xlabel(f"value in the file ({plane.dtype})")
+    ax.set_xlabel(f"value in the file ({plane.dtype}); bars: log of the pixels")
     ax.locator_params(axis="x", nbins=4)
     _dress(ax).spines["left"].set_visible(False)
     for value, to in ((level.low, "0"), (level.high, "255")) if level else ():
@@ -992,7 +992,7 @@ def _point(ax: Axes, line: Any, place: float, look: Mapping[str, str]) -> None:
     if np.isfinite(line.low) and np.isfinite(line.high):
         ax.plot([line.low, line.high], [place, place], color=look["color"], lw=3, alpha=0.45, solid_capstyle="butt")
         reach = max(line.high, line.score)
-    ax.plot([line.score], [place], color=look["color"], marker=look["marker"], ms=7, ls="none")
+    ax.plot([line.score], [place], color=look["color"], marker=look["marker"], ms=7, ls="none", clip_on=False)
     beside, aligned = (reach, "left") if reach < 0.88 else (min(line.score, getattr(line, "low", 1)), "right")
     shift = 7 if aligned == "left" else -9
     ax.annotate(f"{line.score:.3f}", (beside, place), (shift, 0), textcoords="offset points", va="center", ha=aligned)
@@ -1026,7 +1026,8 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
         axes[1].plot(rows["step"], rows["score"], label=label, lw=2, ms=4, **look)
         if rows["score"].notna().any():
             best = rows.loc[rows["score"].idxmax()]
-            axes[1].plot([best["step"]], [best["score"]], "o", ms=13, mfc="none", mec=look["color"], mew=1.6)
+            ring = {"mfc": "none", "mec": look["color"], "mew": 1.6, "clip_on": False}
+            axes[1].plot([best["step"]], [best["score"]], "o", ms=13, **ring)
             axes[1].annotate(
                 f"kept: step {best['step']:.0f}, {best['score']:.3f}", (best["step"], best["score"]), (0, -16),
                 textcoords="offset points", fontsize=9, va="top", ha="right" if best["step"] > rows["step"].mean() else "left",
@@ -1350,9 +1351,9 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str
         for colour, points in sheet["light"].get(name, {}).items()
         if points
     }
-    rows |= {f"ground, {colour}": points for colour, points in sheet["ground"].items()}
+    rows |= {f"background, {colour}": points for colour, points in sheet["ground"].items()}
     _spans(axes[1, 0], rows, {row: CHANNEL_INK[row.rpartition(", ")[2]] for row in rows})
-    axes[1, 0].set(xlabel="mean grey level of a cell, median of the ground", title="brightness", xlim=(0, 255))
+    axes[1, 0].set(xlabel="mean grey level of a cell, median of the background", title="brightness", xlim=(0, 255))
     _fault_bars(axes[1, 1], sheet)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)

@@ -210,7 +210,7 @@ def images(files: RunFiles) -> Slide:
     named = ", ".join(f"{ids.count(k)} {class_name(k, train.classes) or 'of unknown class'}" for k in sorted(set(ids)))
     left = len(files.proposed("train"))
     whose = f" (in {left} of {several(len(train), 'image')} as the model proposed them)" if left else ""
-    points.append(f"Labelled cells to train on: {named}{whose}.")
+    points.append(f"Cells to train on: {named}{whose}.")
     aside = [r for r in records if r.flags and not r.split]
     if aside:
         flags = sorted({flag.replace("_", " ") for r in aside for flag in r.flags.split(";")})
@@ -350,7 +350,7 @@ def training(files: RunFiles) -> Slide:
     ]
     alt = "Training loss over the steps, and below it the score on validation images with the best step marked."
     draw = lambda f: show_history(path, f, score="MAP IoU" if judged else AGREEMENT)  # noqa: E731
-    return Slide("training", "Fine-tuning", [p for p in points if p], draw, alt, foot(files, "val", True))
+    return Slide("training", "Fine-tuning", [p for p in points if p], draw, alt, foot(files, "val", judged))
 
 
 def kept_sentence(files: RunFiles) -> str:
