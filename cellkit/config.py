@@ -331,7 +331,9 @@ class MaskrcnnConfig(Section):
     patience: int = Field(6, ge=1, description="evaluations without a better score before training stops")
     fpn_channels: int = Field(96, ge=8, le=512, description="width of the feature pyramid (channels)")
     boxes_per_image: int = Field(64, ge=8, description="boxes per image that train the heads")
-    max_detections: int = Field(1000, ge=1, description="most cells found in one image")
+    max_detections: int | None = Field(
+        None, ge=1, description="most cells found in one image; null = from the densest training image, tile by tile"
+    )
     score_threshold: Number | None = Field(
         None, ge=0, le=1, description="objects scored lower are dropped; null = best on training images"
     )

@@ -1,4 +1,4 @@
-"""Cells that a setting leaves out are counted, and said with the setting and the image."""
+"""Cells that a setting leaves out or cuts are counted, and said with the setting and the image."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cellkit.records import ImageRecord
 
 
 class LeftOut:
-    """How many cells were left out, by reason and by image.
+    """How many cells were left out or cut, by reason and by image.
 
     Examples
     --------
     >>> left = LeftOut()
-    >>> left.add("smaller than min_area_px = 15 px", "a", 2)
-    >>> left.add("smaller than min_area_px = 15 px", "b", 5)
+    >>> left.add(too_small(15), "a", 2)
+    >>> left.add(too_small(15), "b", 5)
     >>> left.sentences()
-    ['7 cells of 2 images left out, smaller than min_area_px = 15 px (most in b: 5)']
+    ['7 cells of 2 images left out: smaller than min_area_px = 15 px (most in b: 5)']
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class LeftOut:
         for why, images in self.cells.items():
             image_id, most = images.most_common(1)[0]
             count = images.total()
-            what = f"{count} cell{'s' * (count > 1)} of {len(images)} image{'s' * (len(images) > 1)} left out, {why}"
+            what = f"{count} cell{'s' * (count > 1)} of {len(images)} image{'s' * (len(images) > 1)} {why}"
             told.append(f"{what} (most in {image_id}: {most})" if len(images) > 1 else f"{what} ({image_id})")
         return told
 
@@ -60,9 +60,9 @@ def too_small(least_px: int, key: str = "min_area_px") -> str:
     Examples
     --------
     >>> too_small(15, "coco.min_area_px")
-    'smaller than coco.min_area_px = 15 px'
+    'left out: smaller than coco.min_area_px = 15 px'
     """
-    return f"smaller than {key} = {least_px} px"
+    return f"left out: smaller than {key} = {least_px} px"
 
 
 def say_small(

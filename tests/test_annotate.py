@@ -92,7 +92,7 @@ def test_small_cells_are_dropped_told_and_ids_stay(images, proposals, truth, min
     assert item.labels.dtype == np.int32
     assert np.unique(item.labels[item.labels > 0]).tolist() == left
     told = (
-        f"labels: 2 cells of 2 images left out, smaller than label.min_area_px = {min_area_px} px, truth (most in a: 1)"
+        f"labels: 2 cells of 2 images left out: smaller than label.min_area_px = {min_area_px} px, truth (most in a: 1)"
     )
     assert capsys.readouterr().err.splitlines() == ([told] if len(left) == 1 else [])
 

@@ -126,7 +126,7 @@ class TestContract:
         segment = get_backend(name).load(trained[name], {"min_area_px": 10**6})
         (found,) = predict_all(segment, drawn.subset([0]))
         (alone,) = get_backend(name).load(trained[name], {"min_area_px": 1})([drawn.image(0)])
-        told = "of 1 image left out, smaller than min_area_px = 1000000 px (0)" in capsys.readouterr().err
+        told = "of 1 image left out: smaller than min_area_px = 1000000 px (0)" in capsys.readouterr().err
         assert not len(found) and told == (len(alone) > 0)
 
     def test_nothing_to_train_on(self, name, drawn, tmp_path):
@@ -355,6 +355,43 @@ def test_diameter_is_cellposes():
     assert unet.diameter_of([Instances.from_labels(labels)]) == pytest.approx(diameters(labels)[0])
 
 
+def discs(diameter_px: int, side_px: int) -> np.ndarray:
+    """A picture full of discs, with the noise of a camera in and around them."""
+    rng = np.random.default_rng(diameter_px)
+    yy, xx = np.mgrid[:side_px, :side_px]
+    image = rng.integers(0, 25, (side_px, side_px, 3)).astype(np.uint8)
+    step = round(diameter_px * 1.4)
+    for y in range(step // 2, side_px, step):
+        for x in range(step // 2, side_px, step):
+            away = (yy - y) ** 2 + (xx - x) ** 2
+            image[away <= (diameter_px / 2) ** 2, 1] = 150 + rng.integers(0, 20, (away <= (diameter_px / 2) ** 2).sum())
+            image[away <= (diameter_px / 4) ** 2, 2] = 200
+    return image
+
+
+@pytest.mark.parametrize(("diameter_px", "side_px"), [(6, 64), (90, 256)])
+def test_the_diameter_is_estimated_from_small_to_large(diameter_px, side_px, capsys):
+    network, card = unet.load_network(weights.find_weights("starter"))
+    thresholds = {key: card[key] for key in unet.GRID}
+    estimate = unet.estimate_diameter(network, [discs(diameter_px, side_px)], **thresholds)
+    assert estimate == pytest.approx(diameter_px, rel=0.2) and "doubtful" not in capsys.readouterr().err
+
+
+def test_a_diameter_of_nothing_is_doubted(capsys):
+    assert unet.estimate_diameter(Silent(), [np.zeros((64, 64, 3), np.uint8)]) == 30.0
+    assert "no cell is found at any diameter; 30 px is taken" in capsys.readouterr().err
+
+
+def test_a_diameter_is_estimated_on_crops(monkeypatch):
+    """The largest picture the network sees is eight cells wide, whatever the image's size."""
+    seen = []
+    monkeypatch.setattr(
+        unet, "_forward", lambda network, planes: seen.append(planes.shape) or np.full_like(planes[[0, 0, 0]], -6)
+    )
+    unet.estimate_diameter(Silent(), [np.zeros((3000, 2000, 3), np.uint8)])
+    assert len(seen) == len(unet.LOOKS_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8
+
+
 # ---- maskrcnn ------------------------------------------------------------------------------------------------------
 def test_paste_puts_a_mask_exactly():
     mask = np.ones((1, 28, 28), np.float32)
@@ -377,11 +414,33 @@ def test_cells_of_unknown_class_train_boxes_and_masks():
     assert maskrcnn.target(labels, np.array([0, 2, 0]), ignore_unknown=False)["boxes"].tolist() == [[2, 2, 12, 12]]
 
 
-def test_detector_reports_more_than_a_hundred():
+def test_what_a_tile_may_report_grows_with_the_crowd_and_proposals_with_the_area():
+    from torchvision.models.detection.image_list import ImageList
+
     from cellkit.backends.maskrcnn_network import build
 
-    model = build({**maskrcnn.DEFAULTS, "fpn_channels": 16}, classes=2)
-    assert model.roi_heads.detections_per_img == 1000 and model.eval().rpn.post_nms_top_n() >= 1000
+    settings = {**maskrcnn.DEFAULTS, "fpn_channels": 16}
+    model = build(settings, classes=2).eval()
+    assert model.roi_heads.detections_per_img == 1000
+    assert build(settings | {"tile_detections": 2500}, 2).roi_heads.detections_per_img == 2500
+    for most in (50, 4000):  # proposals must not run out before the cells do
+        model = build(settings | {"max_detections": most}, 2).eval()
+        features = {k: torch.zeros(1, 16, 768 // n, 768 // n) for k, n in (("1", 4), ("2", 8))}
+        proposals, _ = model.rpn(ImageList(torch.zeros(1, 3, 768, 768), [(768, 768)]), features)
+        assert model.roi_heads.detections_per_img == most
+        assert model.rpn.pre_nms_top_n() == model.rpn.post_nms_top_n() == 768 * 768 // 60 >= len(proposals[0])
+    model.rpn(ImageList(torch.zeros(1, 3, 96, 96), [(96, 96)]), {k: v[..., :24, :24] for k, v in features.items()})
+    assert model.rpn.post_nms_top_n() == 2000
+
+
+def test_a_limit_of_detections_is_named_with_the_image(trained, drawn, capsys):
+    limited = maskrcnn.load(trained["maskrcnn_torchvision"], {"max_detections": 3})
+    (found,) = predict_all(limited, drawn.subset([2]))
+    assert len(found) <= 3
+    told = capsys.readouterr().err
+    assert (
+        "cells of 1 image left out: more than 3 in a tile of 768 px at network scale; raise max_detections (2)" in told
+    )
 
 
 def test_resnet_trains_a_step(drawn, tmp_path):

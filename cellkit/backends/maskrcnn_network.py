@@ -2,7 +2,7 @@
 
 What differs from torchvision's defaults, and why: a cell has one class, so proposals, boxes, suppression and masks know only
 "cell", and the class comes from a classifier beside them (`cell_classifier`), which cells of unknown class do not train; heads
-are narrow; detections are capped far above 100.
+are narrow; detections are capped far above 100, and proposals by the area of the picture, so that they do not run out before.
 Source of the architecture: He, Gkioxari, Dollar, Girshick, "Mask R-CNN", 2017; torchvision/models/detection (0.29).
 """
 
@@ -30,6 +30,7 @@ from cellkit.backends.unet_network import WIDTHS, CellposeUNet
 
 STEM = (24, 48, 96)
 RATIOS = (0.5, 1.0, 2.0)
+PROPOSALS, PX_PER_PROPOSAL = 2000, 60  # at least, and as many as the picture's area asks for: a dozen a cell of 30 px
 
 
 class UNetPyramid(nn.Module):
@@ -105,6 +106,9 @@ class _Proposals(RegionProposalNetwork):
     levels: tuple[str, ...] = ()
 
     def forward(self, images, features, targets=None):
+        height, width = images.tensors.shape[-2:]
+        most = max(PROPOSALS, height * width // PX_PER_PROPOSAL)
+        self._pre_nms_top_n["testing"] = self._post_nms_top_n["testing"] = most
         return super().forward(images, OrderedDict((k, features[k]) for k in self.levels), targets)
 
 
@@ -131,7 +135,14 @@ class _MaskPredictor(nn.Module):
 
 
 class _Heads(RoIHeads):
-    """The score is the probability of being a cell."""
+    """The score is the probability of being a cell; what the cap cuts is counted."""
+
+    over_cap = 0
+
+    def take_over_cap(self) -> int:
+        """Return how many detections the cap cut since the last call."""
+        count, self.over_cap = self.over_cap, 0
+        return count
 
     def postprocess_detections(self, class_logits, box_regression, proposals, image_shapes):
         per_image = [len(boxes) for boxes in proposals]
@@ -144,7 +155,9 @@ class _Heads(RoIHeads):
         boxes = box_ops.clip_boxes_to_image(boxes, shape)
         kept = torch.where(scores > self.score_thresh)[0]
         kept = kept[box_ops.remove_small_boxes(boxes[kept], min_size=1.0)]
-        kept = kept[box_ops.nms(boxes[kept], scores[kept], self.nms_thresh)][: self.detections_per_img]
+        kept = kept[box_ops.nms(boxes[kept], scores[kept], self.nms_thresh)]
+        self.over_cap += max(len(kept) - self.detections_per_img, 0)
+        kept = kept[: self.detections_per_img]
         return boxes[kept], scores[kept], torch.ones_like(kept)
 
 
@@ -155,7 +168,7 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     ----------
     config : mapping
         backbone ("cellpose_unet" or "resnet50_fpn_v2"), shown, fpn_channels, freeze_backbone, boxes_per_image, max_detections,
-        score_threshold, nms_threshold.
+        tile_detections, score_threshold, nms_threshold.
     classes : int
         Known classes: the outputs of the classifier.
     """
@@ -175,14 +188,14 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
         rpn_head=RPNHead(width, anchors.num_anchors_per_location()[0]),
         rpn_pre_nms_top_n_train=1000,
         rpn_post_nms_top_n_train=500,
-        rpn_pre_nms_top_n_test=2 * config["max_detections"],
-        rpn_post_nms_top_n_test=2 * config["max_detections"],
+        rpn_pre_nms_top_n_test=PROPOSALS,
+        rpn_post_nms_top_n_test=PROPOSALS,
         rpn_nms_thresh=0.75,
         box_roi_pool=MultiScaleRoIAlign(box_levels, 7, 2, canonical_scale=40, canonical_level=3),
         box_head=TwoMLPHead(width * 49, 512),
         box_predictor=_Predictor(512),
         box_batch_size_per_image=config["boxes_per_image"],
-        box_detections_per_img=config["max_detections"],
+        box_detections_per_img=config["max_detections"] or config["tile_detections"],
         box_score_thresh=config["score_threshold"],
         box_nms_thresh=config["nms_threshold"],
         mask_roi_pool=MultiScaleRoIAlign(roi_levels, 14, 2, canonical_scale=96, canonical_level=3),

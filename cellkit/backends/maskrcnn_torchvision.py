@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.backends import cellpose_unet as unet
+from cellkit.backends.tiles import LARGEST_PX, Boxes, Window, join_tiles
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.leftout import too_small
@@ -31,7 +32,8 @@ DEFAULTS = {
     "fpn_channels": 96,
     "freeze_backbone": True,
     "boxes_per_image": 64,
-    "max_detections": 1000,
+    "max_detections": None,
+    "tile_detections": 1000,
     "score_threshold": 0.5,
     "nms_threshold": 0.5,
     "mask_threshold": 0.5,
@@ -48,8 +50,8 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
     checkpoint : path
         What `train` wrote.
     config : section or dict, optional
-        ``diameter_px``, ``score_threshold``, ``nms_threshold``, ``mask_threshold``, ``max_detections``, ``min_area_px``; what it
-        lacks comes from the card.
+        ``diameter_px``, ``score_threshold``, ``nms_threshold``, ``mask_threshold``, ``max_detections`` (of an image; None =
+        three times the crowd of the densest training image, tile by tile), ``min_area_px``; what it lacks comes from the card.
 
     Raises
     ------
@@ -111,6 +113,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     settings = _settings(config, {})
     settings["diameter_px"] = settings["diameter_px"] or unet.diameter_of(train.instances)
     unet.refuse_small(train, settings, "maskrcnn")
+    settings["tile_detections"] = room_for(train.instances, settings["diameter_px"])
     model = _start(config, settings, len(train.classes))
     items = [scaled(*train[i], settings["diameter_px"]) for i in range(len(train))]
     chosen = unet.spread(len(val), getattr(config, "val_images", 0))
@@ -154,6 +157,20 @@ def _settings(config: Any, card: dict) -> dict:
     return {
         k: next((x for x in (given.get(k), card.get(k)) if x is not None), default) for k, default in DEFAULTS.items()
     }
+
+
+def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
+    """Return how many cells a tile may report: three times the crowd of the densest labelled image, and at least 1000.
+
+    Examples
+    --------
+    >>> crowd = Instances.from_labels(np.arange(1, 65 * 65 + 1).reshape(65, 65).repeat(4, 0).repeat(4, 1))
+    >>> room_for([crowd], 10.0)  # cells of 4 x 4 px, 12 x 12 px at network scale
+    12288
+    """
+    factor = CELL_PX / diameter_px
+    crowd = max((len(x) / (x.shape[0] * x.shape[1] * factor**2) for x in instances), default=0)
+    return max(DEFAULTS["tile_detections"], round(3 * crowd * TILE_PX**2))
 
 
 def _start(config: Any, settings: dict, classes: int):
@@ -229,7 +246,11 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
     height, width = (max(16, round(side * factor)) for side in image.shape[:2])
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     planes = np.stack([cv2.resize(plane, (width, height), interpolation=how) for plane in planes])
-    boxes, scores, masks = _tiled(model, planes, settings)
+    boxes, scores, masks = _tiled(model, planes, settings, left_out)
+    over = model.roi_heads.take_over_cap()
+    if left_out is not None and over:
+        cap = model.roi_heads.detections_per_img
+        left_out[f"left out: more than {cap} in a tile of {TILE_PX} px at network scale; raise max_detections"] += over
     classes = classify(model.cell_classifier, planes, boxes)
     ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
@@ -239,20 +260,36 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
     return resolve_overlaps(found.with_classes(classes).with_scores(scores), settings["min_area_px"])[0]
 
 
-def _tiled(model, planes: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Detect over the whole image, or over overlapping tiles: each keeps the boxes centred in its own part."""
-    height, width = planes.shape[1:]
-    parts = []
-    for y, top, bottom in _tiles(height):
-        for x, left, right in _tiles(width):
-            boxes, scores, masks = _forward(model, planes[:, y : y + TILE_PX, x : x + TILE_PX])
-            boxes = boxes + np.array([x, y, x, y])
-            centre_x, centre_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-            own = (top <= centre_y) & (centre_y < bottom) & (left <= centre_x) & (centre_x < right)
-            parts.append((boxes[own], scores[own], masks[own]))
-    boxes, scores, masks = (np.concatenate(column) for column in zip(*parts, strict=True))
-    kept = np.argsort(-scores, kind="stable")[: settings["max_detections"]]
-    return boxes[kept], scores[kept], masks[kept]
+def _tiled(
+    model, planes: np.ndarray, settings: dict, left_out: Counter[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Detect over the whole image, or over overlapping tiles: every cell once, and whole (`tiles.join_tiles`)."""
+    shape = planes.shape[1:]
+    tiles = [
+        (Window(y, x, min(y + TILE_PX, shape[0]), min(x + TILE_PX, shape[1])), (top, left, bottom, right))
+        for y, top, bottom in _tiles(shape[0])
+        for x, left, right in _tiles(shape[1])
+    ]
+
+    def look(window: Window) -> Boxes:
+        part = planes[:, window.top : window.bottom, window.left : window.right]
+        boxes, scores, masks = _forward(model, part)
+        return Boxes(boxes + np.array([window.left, window.top] * 2), scores, masks)
+
+    def pixels(found: Boxes) -> Instances:
+        return paste(found.masks, found.boxes, shape, settings["mask_threshold"])
+
+    found, pieces = join_tiles(look, pixels, tiles, shape)
+    most = settings["max_detections"]
+    over = max(len(found) - most, 0) if most is not None else 0
+    reasons = {
+        f"left out: more than max_detections = {most} in an image; raise it": over,
+        f"cut: too long for a window of {LARGEST_PX} px at network scale; raise diameter_px": pieces,
+    }
+    if left_out is not None:
+        left_out.update({why: cells for why, cells in reasons.items() if cells})
+    found = found[np.argsort(-found.scores, kind="stable")[:most]]
+    return found.boxes, found.scores, found.masks
 
 
 def _tiles(size: int) -> list[tuple[int, float, float]]:
