@@ -216,7 +216,8 @@ def header_of(path: Path) -> list[str]:
     with open(path, "rb") as file:
         line = file.readline(10_000)
     try:
-        return [name.strip().strip('"') for name in line.decode("utf-8-sig").strip().split(",")]
+        text = line.decode("utf-8-sig").strip()
+        return [name.strip().strip('"') for name in text.split(max(",;\t", key=text.count))]
     except UnicodeDecodeError:
         return []
 

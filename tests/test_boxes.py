@@ -174,6 +174,22 @@ def test_units_of_damaged_numbers_are_refused(edges):
         units_of(np.array(edges))
 
 
+def test_folders_tell_the_split_and_names_may_be_spelled_otherwise(tmp_path):
+    rows = [(r"valid\B.PNG", "RBC"), ("a.png", "WBC"), ("c.png", "RBC")]
+    for folder, name in (("train", "a"), ("valid", "b"), ("Testing", "c")):
+        picture(tmp_path / "csv" / folder / f"{name}.png")
+        voc(tmp_path / "voc", name, ("RBC", 2, 2, 9, 9))
+    text = "".join(f"{name};1;1;9;9;{label}\n" for name, label in rows)
+    (tmp_path / "csv" / "t.csv").write_text(f"image;xmin;ymin;xmax;ymax;label\n{text}")
+    (tmp_path / "voc" / "ImageSets" / "Main").mkdir(parents=True)
+    for name, stem in (("training", "a"), ("valid", "b"), ("holdout", "c"), ("trainval", "a")):
+        (tmp_path / "voc" / "ImageSets" / "Main" / f"{name}.txt").write_text(stem)
+    for source, root in (("box_csv", "csv"), ("voc", "voc")):
+        items = listed(tmp_path / root, config(source))
+        assert {name: item.split for name, item in items.items()} == {"a": "train", "b": "val", "c": "test"}
+        assert all(len(item.load().instances) == 1 for item in items.values())
+
+
 def test_parts_of_a_table_that_do_not_fit_are_named(tmp_path):
     root = tmp_path / "in"
     picture(root / "images" / "a.png"), picture(root / "images" / "wild.png"), picture(root / "images" / "bare.png")

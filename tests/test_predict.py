@@ -273,6 +273,16 @@ class TestFindImages:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(b"")
         assert [r for _, r in find_images([tmp_path], avoid=[tmp_path / "out"])] == ["a.png"]
+        for name in ("a.bmp", "b.tif.gz"):  # beside a picture of the same name, and of a kind that is not read
+            (tmp_path / name).write_bytes(b"x")
+        aside = []
+        assert [r for _, r in find_images([tmp_path], [tmp_path / "out"], aside)] == ["a.png"]
+        assert [(Path(one.item).name, one.reason.split("; ")[1][:6]) for one in aside] == [
+            ("a.bmp", "export"),
+            ("b.tif.gz", "unpack"),
+        ]
+        for name in ("a.bmp", "b.tif.gz"):
+            (tmp_path / name).unlink()
         assert [r for _, r in find_images([tmp_path / "out"], avoid=[tmp_path / "out"])] == ["a.png"], (
             "it was asked for"
         )
