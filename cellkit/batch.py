@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -394,7 +395,14 @@ def _remove_outdated(out: Path, jobs: Sequence[_Job], done: Sequence[dict | None
 
 
 def plain_reason(reason: str) -> str:
-    """Return the reason of a set-aside item as one readable line."""
+    """Return the reason of a set-aside item as one readable line, the same in every run: without addresses of memory.
+
+    Examples
+    --------
+    >>> plain_reason("UserError: cannot identify image file <_io.BytesIO object at 0x7f42>\\nexport it again")
+    'cannot identify image file; export it again'
+    """
+    reason = re.sub(r" ?<[\w.]+ object at 0x[0-9a-fA-F]+>", "", reason)
     return "; ".join(readable(reason.removeprefix("UserError: ")).splitlines())
 
 
@@ -466,8 +474,6 @@ def scaled_by(percentiles: Sequence[float], of: str) -> str:
 
 def _check_job_ids(jobs: Sequence[_Job]) -> None:
     """Refuse two files of one picture id; where a scene's or time's id could be another file's, ask the headers."""
-    import re
-
     from cellkit.readers import inspect_file
 
     check_ids((job.image_id, readable(str(job.path))) for job in jobs)

@@ -362,6 +362,12 @@ class EvaluateConfig(Section):
     bootstrap_samples: int = Field(1000, ge=0, description="resamples of the images for intervals; 0 = none")
     error_images: int = Field(3, ge=0, description="images shown with their errors")
 
+    @property
+    def caution(self) -> str:
+        """What must be said beside every score that is reported; "" where other images chose."""
+        same = self.report_split == self.choose_split
+        return "The images reported on also chose the model: their scores flatter it." if same else ""
+
     @model_validator(mode="after")
     def _chooses_elsewhere(self) -> EvaluateConfig:
         split = self.report_split

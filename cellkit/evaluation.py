@@ -329,7 +329,7 @@ class Original:
 
 
 def handed_in(path: str | Path, split: str) -> list[Original]:
-    """Return the images that are handed in, each once: those of a split, or those that sample_submission.csv names.
+    """Return the images that are handed in, each once: those of a split, or those the competition asks for.
 
     Parameters
     ----------
@@ -349,17 +349,17 @@ def handed_in(path: str | Path, split: str) -> list[Original]:
 
     with open(path, newline="", encoding="utf-8") as file:
         rows = [{key: from_cell(text) for key, text in row.items()} for row in csv.DictReader(file)]
-    sample = split == "test" and any(row["sample"] for row in rows)
-    asked = [row for row in rows if (row["sample"] == "yes" if sample else row["split"] == split)]
+    competition = split == "test" and any(row["asked"] for row in rows)
+    asked = [row for row in rows if (row["asked"] == "yes" if competition else row["split"] == split)]
     if not asked:
         raise UserError(
             f"no image of the split '{split}' to hand in",
             "give more images, raise convert.split.test, or report on the validation images: evaluate.report_split=val",
         )
-    if sample:
-        own = sum(row["split"] == split and row["sample"] == "no" for row in rows)
-        more = f"; {own} test image(s) of this run are not among them and not handed in" if own else ""
-        print(f"handed in: the {len(asked)} images that sample_submission.csv names{more}")
+    if competition:
+        own = sum(row["split"] == split and row["asked"] == "no" for row in rows)
+        more = f"; {own} test image(s) of this run are not among them: scored, not handed in" if own else ""
+        print(f"handed in: the {len(asked)} images that the competition asks for{more}")
     return [
         Original(
             row["id"],

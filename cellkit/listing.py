@@ -38,7 +38,7 @@ LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask", "-masks", 
 NOT_IMAGES = (*LABEL_ENDINGS, "_flows", "_outlines", "_cp_outlines")
 LABEL_FOLDERS = ("labels", "masks", "truth", "label", "mask", "gt", "ground_truth", "groundtruth")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
-SPLIT_WORDS = {"train": "a training image", "val": "a validation image", "test": "a test image"}
+SPLIT_WORDS = {"train": "training image", "val": "validation image", "test": "test image"}
 MIXED = "mixed"
 LEFT = "left/"  # begins the id of what fits no image
 UNUSED = "unused"  # the source's own split leaves the image out
@@ -74,7 +74,7 @@ class SourceImage:
     wants to hear: the file's name without its suffix; "" where there is no such name. `files` are those of the data folder
     that the image is made of, picture first: what no image is made of is named, see `cellkit.leftovers`. `unit` names the
     file, or the series of files, that it is one of several frames of: they stay on one side of a split. `bare` is an image
-    of which no labels are known.
+    of which no labels are known. `is_asked`: the source itself, no draw, calls it a test image.
     """
 
     image_id: str
@@ -87,6 +87,7 @@ class SourceImage:
     files: tuple[Path, ...] = ()
     unit: str = ""
     bare: bool = False
+    is_asked: bool = False
 
     @property
     def is_left(self) -> bool:
@@ -588,6 +589,7 @@ def finished(
         )
     if not config.published_split:
         items = [replace(item, split="") for item in items]
+    items = [replace(item, is_asked=item.split == "test") for item in items]
     if fill_split:
         items = carve(items, config)
     if mixed_is_test:
@@ -624,39 +626,34 @@ def check_enough(images: Sequence, settings, of: str = "images") -> None:
     """
     count = {split: sum(image.split == split for image in images) for split in ("train", "val", "test")}
     report, chooses = settings.evaluate.report_split, settings.evaluate.choose_split
-    told = f"{len(images)} {of}: {count['train']} for training, {count['val']} for validation, {count['test']} for test"
-    if report == chooses == "val" and count["test"]:
-        raise UserError(
-            f"{told}; evaluate.report_split is val, whose images also choose the model, although there are test images",
-            "set evaluate.report_split: test",
-        )
+    told, mend = [], []
     missing = [split for split in dict.fromkeys(("train", "val", report)) if not count[split]]
-    if "train" in missing or "val" in missing:
-        least = 2 if report == "val" else 3
-        raise UserError(
-            f"{told}; without {' and '.join(SPLIT_WORDS[split] for split in missing)} nothing can be tuned and judged",
-            f"give {least} images or more, better 3 per cell line (convert.split says which share goes where; of a source "
-            "with a split of its own each part needs one); with fewer, only predict: cellkit predict starter IMAGES -o OUT.json",
-        )
     if missing:
-        raise UserError(
-            f"{told}; without {SPLIT_WORDS[report]} there is nothing to report on",
-            f"give more images, or raise convert.split.{report}"
-            + (
-                ", or report on the validation images: evaluate.report_split=val (every score then says that they also chose)"
-                if report == "test"
-                else ""
-            ),
+        told.append(f"no {' and no '.join(SPLIT_WORDS[split] for split in missing)}")
+        mend.append(
+            f"give {2 if report == 'val' else 3} images or more, better 3 per cell line (convert.split says which share "
+            "goes where; of a source with a split of its own each part needs one)"
         )
+    if missing == ["test"]:
+        mend[0] += (
+            ", or report on the validation images: evaluate.report_split=val (it is then said that they also chose)"
+        )
+    elif missing:
+        mend[0] += ", or only predict: cellkit predict starter IMAGES -o OUT.json"
     lines = {image.cell_type for image in images if image.split == "train"}
     without = [name for name in settings.classes if name not in lines]
-    if settings.coco.class_from == "cell_type" and without:
-        elsewhere = sum(image.cell_type == without[0] for image in images)
-        raise UserError(
-            f"{told}; the class {without[0]} has no training image ({elsewhere} image(s) of it in all)",
-            "give more images of it in a folder of its name, change convert.split, take it out of classes, or set "
-            "coco.class_from: truth where the labels name the classes",
+    if settings.coco.class_from == "cell_type" and without and count["train"]:
+        told.append(f"no training image is of the class {' or '.join(without)}")
+        mend.append(
+            "give more images of it in a folder of its name, or take it out of classes, or set coco.class_from: truth where "
+            "the labels name the classes"
         )
+    if report == chooses == "val" and count["test"]:
+        told.append("evaluate.report_split is val, whose images also choose the model, although there are test images")
+        mend.append("set evaluate.report_split: test")
+    if told:
+        held = f"{count['train']} for training, {count['val']} for validation, {count['test']} for test"
+        raise UserError(f"{len(images)} {of} ({held}): {'; '.join(told)}", "; ".join(mend))
 
 
 def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances | None] | None, settings) -> None:

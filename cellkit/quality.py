@@ -501,9 +501,9 @@ def explain(thresholds: Mapping[str, float], flags: Sequence[str] = (), off: Col
     Examples
     --------
     >>> _, thresholds = flag_records([])
-    >>> print(*explain(thresholds, ["debris", "debris;saturated", ""], ["uneven_light"])[1:4:2], sep="\n")
-    saturated: 1 image flagged: more than 3 % of the pixels saturated (a fixed limit; convert.quality.saturated: false keeps such images)
-    uneven light: switched off by convert.quality.uneven_light: false
+    >>> said = explain(thresholds, ["debris", "debris;saturated", ""], ["uneven_light"])
+    >>> said[1].split(" (")[0], said[3]
+    ('saturated: 1 image flagged: more than 3 % of the pixels saturated', 'uneven light: switched off by convert.quality.uneven_light: false')
     """  # noqa: E501
     learned, said = int(thresholds["batch"]), []
     for flag, (key, words, form, limit, sign, bounds) in RULES.items():

@@ -193,7 +193,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
         text: item.source for item, entry in zip(items, entries, strict=True) if entry for text in entry["left_out"]
     }
     done = [_from_entry(entry) for entry in entries if entry is not None]
-    done, bare = _with_truth(done)
+    done, bare = _with_truth(items, done)
     quarantined += bare
     _name_unusable(quarantined, items)
     if not done:
@@ -213,16 +213,15 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     return gathered
 
 
-def _with_truth(done: list) -> tuple[list, list[Quarantined]]:
+def _with_truth(items: Sequence[SourceImage], done: list) -> tuple[list, list[Quarantined]]:
     """Leave out images without truth among others with: but not test images, which are predicted and handed in.
 
-    Of test images too those are named, unless no test image has truth: then the source is a competition's.
+    Those are named as well, but for the test images of a competition: those that the source itself calls so, none with truth.
     """
     if all(result[1] is None for result in done):
         return done, []
     bare = [result for result in done if result[1] is None]
-    asked = [result for result in bare if result[0].split == "test"]
-    known = any(result[0].split == "test" and result[1] is not None for result in done)
+    asked = competition_ids(items, done)
     named = [
         Quarantined(
             record.source,
@@ -230,11 +229,19 @@ def _with_truth(done: list) -> tuple[list, list[Quarantined]]:
             + (": predicted and handed in, not scored" if record.split == "test" else ""),
         )
         for record, *_ in bare
-        if known or record.split != "test"
+        if record.image_id not in asked
     ]
-    if asked and not known:
-        print(f"{len(asked)} test images came without truth: predicted and handed in, not scored", file=sys.stderr)
+    if asked:
+        count = sum(record.image_id in asked for record, *_ in bare)
+        print(f"{count} test images came without truth: predicted and handed in, not scored", file=sys.stderr)
     return [result for result in done if result[1] is not None or result[0].split == "test"], named
+
+
+def competition_ids(items: Sequence[SourceImage], done: Sequence) -> set[str]:
+    """Return the image_ids of the test images that a source names as such, where others have truth and none of them has."""
+    asked = {item.image_id for item in items if item.is_asked}
+    truth = {result[0].image_id for result in done if result[1] is not None}
+    return set() if asked & truth or not truth else asked
 
 
 def _name_unusable(quarantined: Sequence[Quarantined], items: Sequence[SourceImage]) -> None:
@@ -289,15 +296,16 @@ def list_originals(
     -------
     list of dict
         image_id; id : what the source calls it, or the image_id where two would be called so, or where a competition's
-        file cannot hold the name; split; height_px, width_px : of the file ("" where it could not be read); sample : "yes"
-        or "no", whether sample_submission.csv asks for it, "" where there is none; note : why there is no picture.
+        file cannot hold the name; split; height_px, width_px : of the file ("" where it could not be read); asked : "yes" or
+        "no", whether the competition asks for it, by its sample_submission.csv, else by its test images without truth; ""
+        where there is no such thing; note : why there is no picture.
         Ids of the sample that are no image here follow, without image_id.
     """
     from cellkit.submission import id_fault
 
     size_of = {result[0].image_id: result[4] for result in done}
     names = [(readable(item.own_id), item.split) for item in items]
-    count, wanted = Counter(names), set(sample)
+    count, wanted, competition = Counter(names), set(sample), competition_ids(items, done)
     ids = [
         name if count[name, split] == 1 and not id_fault(name) else item.image_id
         for (name, split), item in zip(names, items, strict=True)
@@ -307,12 +315,13 @@ def list_originals(
     for item, own_id in zip(items, ids, strict=True):
         height_px, width_px = size_of.get(item.image_id, ("", ""))
         asked = own_id in wanted and (item.split == "test" or own_id not in tests)
+        asked = asked if sample else item.image_id in competition
         note = "" if item.image_id in size_of else _why(readable(item.source), quarantined)
         rows.append(
             {"image_id": item.image_id, "id": own_id, "split": item.split, "height_px": height_px, "width_px": width_px,
-             "sample": {True: "yes", False: "no"}[asked] if sample else "", "note": note}
+             "asked": {True: "yes", False: "no"}[asked] if sample or competition else "", "note": note}
         )  # fmt: skip
-    blank = {"image_id": "", "split": "test", "height_px": "", "width_px": "", "sample": "yes"}
+    blank = {"image_id": "", "split": "test", "height_px": "", "width_px": "", "asked": "yes"}
     known = set(ids)
     return rows + [{**blank, "id": name, "note": "no picture of it is here"} for name in sample if name not in known]
 

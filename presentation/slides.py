@@ -211,10 +211,10 @@ def images(files: RunFiles) -> Slide:
     left = len(files.proposed("train"))
     whose = f" (in {left} of {several(len(train), 'image')} as the model proposed them)" if left else ""
     points.append(f"Cells to train on: {named}{whose}.")
-    aside = [r for r in records if r.flags and not r.split]
+    aside = [r for r in records if r.flags]
     if aside:
         flags = sorted({flag.replace("_", " ") for r in aside for flag in r.flags.split(";")})
-        points.append(f"Set aside before anything was trained: {several(len(aside), 'image')} ({', '.join(flags)}).")
+        points.append(f"Neither trained on nor scored: {several(len(aside), 'flagged image')} ({', '.join(flags)}).")
     points.append("A split is by whole image, never by cell." if files.setting("convert.split_by", "image") == "image" else
                   "A split is by group: no plate, well or donor on both sides.")  # fmt: skip
     alt = "A sheet of training images with the outlines of their cells in the colours of the classes."

@@ -319,4 +319,5 @@ def test_a_split_that_chooses_is_not_reported(write, split):
 
 
 def test_validation_images_may_report_where_there_is_no_test_image(write):
-    assert load_config(write(""), {"evaluate.report_split": "val"}).evaluate.choose_split == "val"
+    told = load_config(write(""), {"evaluate.report_split": "val"}).evaluate
+    assert told.choose_split == "val" and "flatter" in told.caution and not EvaluateConfig().caution

@@ -279,7 +279,7 @@ def test_cells_of_a_resized_picture_are_handed_in_at_the_size_of_the_file(tmp_pa
         assert masks == {(expected == k).tobytes() for k in range(1, 6)}
 
 
-TABLE = """image_id,id,split,height_px,width_px,sample,note
+TABLE = """image_id,id,split,height_px,width_px,asked,note
 train_1,1,train,12,16,{no},
 test_1,1,test,12,16,{yes},
 test_x,x,test,,,{yes},it is damaged
@@ -301,7 +301,7 @@ def test_what_is_handed_in_follows_the_split_or_the_competitions_own_list(tmp_pa
     path.write_text(TABLE.format(yes="yes", no="no") + ",7,test,,,yes,no picture of it is here\n")
     assert [one.id for one in handed_in(path, "test")] == ["1", "x", "7"]
     said = capsys.readouterr().out
-    assert "the 3 images that sample_submission.csv names; 1 test image(s) of this run are not among them" in said
+    assert "the 3 images that the competition asks for; 1 test image(s) of this run are not among them" in said
     assert [one.image_id for one in handed_in(path, "train")] == ["train_1"]
 
 

@@ -239,12 +239,12 @@ ENOUGH = (("A", "train"), ("B", "train"), ("A", "val"), ("B", "test"))
 @pytest.mark.parametrize(
     "told, report, problem, remedy",
     [
-        (ENOUGH[:1], "test", "1 images: 1 for training, 0 for validation, 0 for test; without a validation image",
-         "give 3 images or more, .*cellkit predict starter"),
-        (ENOUGH[:2], "val", "without a validation image nothing", "give 2 images or more"),
-        (ENOUGH[2:], "test", "without a training image nothing", "convert.split"),
-        (ENOUGH[:3], "test", "without a test image there is nothing", "convert.split.test, .*evaluate.report_split=val"),
-        (ENOUGH[1:], "test", "the class A has no training image .1 image.s. of it in all", "coco.class_from: truth"),
+        (ENOUGH[:1], "test", r"1 images .1 for training, 0 for validation, 0 for test.: no validation image and no test image; "
+         "no training image is of the class B", "give 3 images or more, .*cellkit predict starter"),
+        (ENOUGH[:2], "val", "no validation image", "give 2 images or more"),
+        (ENOUGH[2:], "test", "no training image", "convert.split"),
+        (ENOUGH[:3], "test", "no test image", "convert.split .*evaluate.report_split=val"),
+        (ENOUGH[1:], "test", "no training image is of the class A", "coco.class_from: truth"),
         (ENOUGH, "val", "evaluate.report_split is val, whose images also choose", "set evaluate.report_split: test"),
     ],
 )  # fmt: skip

@@ -59,7 +59,7 @@ def make_run(folder: Path) -> tuple[Run, object]:
     data = CellDataset(records, gathered.instances, cfg.classes, folder, list(range(1, len(records) + 1)))
     files = {}
     for split in ("train", "val", "test"):
-        part = data.select(split)
+        part = data.scored(split)
         path = stage.path(f"coco/{split}.json")
         files[f"coco_{split}"] = write_coco(path, part.records, part.instances, cfg.classes, part.ids)
     stage.done(**files)

@@ -118,8 +118,8 @@ def test_the_demo_draws_what_its_config_says(tmp_path):
         def path(self, name):
             return tmp_path / name
 
-        def reads(self, **paths):
-            self.read = paths
+        def note_reading(self, path, key, by=""):
+            self.read = {key: path}
 
     drawn = {"images_per_line": 1, "mixed_images": 1, "size_px": 64, "planes": 1, "defect_images_per_line": 0}
     cfg = ConvertConfig(classes=("HEK", "N2a"), drawn=drawn, channels={"nuclei": "DAPI"})
@@ -395,6 +395,6 @@ def test_test_images_decide_neither_the_scale_nor_the_limits_of_others(tmp_path)
 
 def test_a_set_too_small_is_refused_before_anything_is_converted(tmp_path):
     save(tmp_path / "in" / "a.png")
-    with pytest.raises(UserError, match="1 images: .* for test; without a validation image"):
+    with pytest.raises(UserError, match="1 images .* for test.: no validation image and no test image"):
         gather(config("folder"), tmp_path / "in", tmp_path / "run", Config())
     assert not (tmp_path / "run").exists()
