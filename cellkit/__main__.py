@@ -460,10 +460,10 @@ def _coco(given: argparse.Namespace) -> Answer:
 
     checked(given.convention, WRITTEN)
     read = _of_coco if given.input.lower().endswith(".json") else _of_files
-    records, instances, classes, ids, quarantined = read(given)
+    records, instances, classes, ids, quarantined, made_by = read(given)
     _set_aside(quarantined)
     scored = any((cells.scores != 1).any() for cells in instances)
-    write_coco(given.out, records, instances, classes, ids, scored, given.convention, given.polygons)
+    write_coco(given.out, records, instances, classes, ids, scored, given.convention, given.polygons, made_by)
     if given.polygons:
         _tell_polygons(instances)
     folder = common_folder([record.path for record in records]) if given.convention == "fiftyone" else ""
@@ -474,7 +474,7 @@ def _coco(given: argparse.Namespace) -> Answer:
 
 
 def _of_files(given: argparse.Namespace) -> tuple:
-    """Return records, cells, classes, no ids, and what was set aside, of label images, _seg.npy files or ROI zips."""
+    """Return records, cells, classes, no ids, what was set aside, and who made the cells, of the files of a folder."""
     from cellkit.exchange import read_folder
 
     if given.from_:
@@ -491,18 +491,18 @@ def _of_files(given: argparse.Namespace) -> tuple:
         raise UserError(
             f"--class {given.class_name}, but the cells have classes: {', '.join(named)}", "leave out --class"
         )
-    return side.records, instances, named, None, quarantined
+    return side.records, instances, named, None, quarantined, side.made_by
 
 
 def _of_coco(given: argparse.Namespace) -> tuple:
-    """Return records, cells, classes, ids and nothing set aside, of a COCO file."""
+    """Return records, cells, classes, ids, nothing set aside, and who made the cells, of a COCO file."""
     if given.format or given.images or given.class_name or given.classes:
         raise UserError(
             f"{given.input} is a COCO file: it names its images and classes itself",
             "leave out --format, --images, --class and --classes",
         )
     coco = _read_coco(given.input, given.from_)
-    return coco.records, coco.instances, coco.classes, coco.ids, []
+    return coco.records, coco.instances, coco.classes, coco.ids, [], coco.made_by
 
 
 def _read_coco(path: str, convention: str | None) -> Any:

@@ -279,6 +279,10 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
 def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dict], line: str | None, config) -> Loaded:
     from cellkit.coco import parse_coco
 
+    if entry.get("labels") == "proposed":
+        raise UserError(
+            f"{sheet.path.name}: the cells of the image are a model's proposals, no truth", "correct them (label.use)"
+        )
     made = load_picture(root, path, config)
     rows = [_unpacked(row) | {"image_id": 1} for row in rows]
     content = {"images": [entry | {"id": 1}], "categories": sheet.categories, "annotations": rows}

@@ -694,7 +694,19 @@ def read_folder(
     cells = [
         found.with_classes(np.array([0, *(names.index(n) + 1 for n in own)])[found.class_ids]) for _, found, own in good
     ]
-    return Side(path, [record for record, _, _ in good], cells, tuple(names), [], []), quarantined
+    makers = _makers(root, files) if kind == "labels" else {}
+    made_by = [makers.get(file, "") for file, item in zip(files, done, strict=True) if item is not None]
+    return Side(path, [record for record, _, _ in good], cells, tuple(names), [], [], made_by), quarantined
+
+
+def _makers(root: Path, files: Sequence[Path]) -> dict[Path, str]:
+    """Return who made the label images that lie as a run left them."""
+    from cellkit.dataset import chosen_cells
+    from cellkit.files import sha256_file
+
+    chosen = chosen_cells(root)
+    known = {file: chosen.get(file.stem, (None, "", "")) for file in files}
+    return {file: maker for file, (_, maker, sha256) in known.items() if maker and sha256_file(file) == sha256}
 
 
 def _checked_kind(kind: str) -> str:

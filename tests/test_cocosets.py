@@ -104,6 +104,18 @@ def test_what_cellkit_wrote_comes_back_whole(tmp_path):
     assert [item.load().instances for item in items.values()] == cells
 
 
+def test_a_model_s_proposals_are_no_truth(tmp_path):
+    picture(tmp_path / "1.png"), picture(tmp_path / "2.png")
+    save(
+        tmp_path / "all.json",
+        [image(1, "1.png", labels="proposed"), image(2, "2.png", labels="corrected")],
+        [cell(1), cell(2)],
+    )
+    made = gather(config("coco"), tmp_path, tmp_path / "run")
+    assert [record.image_id for record in made.records] == ["2"]
+    assert "a model's proposals, no truth" in made.quarantined[0].reason
+
+
 def test_files_called_after_a_split_are_it_and_missing_ones_are_carved(tmp_path):
     for split, numbers in (("train", range(10)), ("test", range(10, 12))):
         images = [image(k, picture(tmp_path / split / f"{k}.png").name) for k in numbers]

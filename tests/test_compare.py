@@ -371,3 +371,16 @@ def test_the_label_folder_of_a_run_says_what_is_proposed_and_keeps_overlaps(tmp_
     result = score_sides(*match_sides(side, side), bootstrap=0)
     assert (result["images"], result["truth_cells"]) == (1, 2)
     assert result["conventions"]["kaggle"]["score"] == 1
+
+
+def test_proposals_stay_proposals_on_the_way_through_coco(tmp_path, said):
+    from cellkit.annotate import Labelled, write_chosen
+
+    labels = np.pad(np.ones((4, 4), np.int32), 2)
+    chosen = [Labelled("a", labels, "proposed"), Labelled("b", labels, "corrected"), Labelled("c", labels, "proposed")]
+    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
+    write_labels(folder / "c.tif", labels.T[::-1] * 3)  # changed by hand since
+    for source, out in ((folder, tmp_path / "1.json"), (tmp_path / "1.json", tmp_path / "2.json")):
+        assert said("coco", source, "-o", out)[0] == 0
+        images = read_json(out)["images"]
+        assert [image.get("labels") for image in images] == ["proposed", "corrected", None]
