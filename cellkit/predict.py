@@ -26,12 +26,12 @@ import numpy as np
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import atomic_path, read_json, sha256_file, sha256_tree
 from cellkit.instances import Instances
+from cellkit.leftout import LeftOut
 from cellkit.records import ImageRecord
 
 AUTO = "auto"
 AUTO_IMAGES = 5
 OVERLAY_PX = 1000
-BYTES_PER_PX = {"threshold": 50, "cellpose_unet": 110}  # measured, 1024 and 2048 px: 42 and 101 bytes more a pixel
 CONVERT, LABEL, TUNED = "01_convert", "02_label_with_cellpose", "cellpose_tuned_checkpoint"
 SETTINGS: dict[str, tuple[float, float, type]] = {  # smallest, largest, kind
     "diameter_px": (2, 2000, float),
@@ -460,11 +460,18 @@ class Picture:
     scale: float = 1.0
 
 
-def read_picture(frame: Frame, conversion: Conversion | None) -> Picture:
+def read_picture(
+    frame: Frame, conversion: Conversion | None, ask: Callable[[tuple[int, int], float], None] | None = None
+) -> Picture:
     """Read one frame as the picture a model is shown.
 
     A PNG or JPEG in colours of 8 bits is used as it is: nuclei blue, cytoplasm green, as notebook 01 writes them. All
     else, also a grey picture that is stored as equal colours, is converted.
+
+    Parameters
+    ----------
+    ask : callable, optional
+        Called with the size of the picture to be, in px, and its scale, before its pixels are read; may refuse it.
 
     Raises
     ------
@@ -479,7 +486,11 @@ def read_picture(frame: Frame, conversion: Conversion | None) -> Picture:
         size, um_per_px = (series.size("Y"), series.size("X")), series.um_per_px
         colours = frame.path.suffix.lower() in PICTURE_SUFFIXES and series.axes == "YXS" and series.dtype == "uint8"
         grey = False
-        if colours and not (conversion and conversion.always and not conversion.made_already(frame.path)):
+        as_it_is = colours and not (conversion and conversion.always and not conversion.made_already(frame.path))
+        if ask is not None:
+            scale = 1.0 if as_it_is or conversion is None else conversion.scale
+            ask((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), scale)
+        if as_it_is:
             shown = convert_frame(opened, 0, 0, {"red": 0, "green": 1, "blue": 2}, percentiles=None)
             grey = bool(shown.image.any()) and _equal_colours(shown.image)
             if not grey:
@@ -706,30 +717,32 @@ class _Job:
 
     def _stream(self, todo: Sequence[Frame], quarantined: list[Quarantined]) -> Iterator[tuple]:
         """Yield frame, picture and cells. Where a diameter was asked for, pictures of another scale have their turn later."""
+        from cellkit.readers import check_memory
+
         scale = self.conversion.scale if self.conversion and self.conversion.told else 1.0
+        left = LeftOut()
         while todo:
             later: dict[float, list[Frame]] = {}
+            segment = self.model.load(scale)
 
-            def read(frame: Frame, scale=scale, later=later) -> Picture | None:
-                picture = self._read(frame)
+            def read(frame: Frame, scale=scale, later=later, segment=segment) -> Picture | None:
+                def ask(shape: tuple[int, int], own: float) -> None:  # of another scale: when its turn comes
+                    if hasattr(segment, "bytes_for") and (own == scale or not self.model.own_px):
+                        check_memory(frame.path, segment.bytes_for(shape), "finding the cells of")
+
+                picture = read_picture(frame, self.conversion, ask)
                 if self.model.own_px and picture.scale != scale:
                     later.setdefault(picture.scale, []).append(frame)
                     return None
                 return picture
 
-            yield from segmented(self.model.load(scale), todo, read, quarantined)
+            for frame, picture, found in segmented(segment, todo, read, quarantined):
+                left.take(segment, frame.image_id)
+                yield frame, picture, found
             scale, todo = next(
                 iter(later.items()), (scale, ())
             )  # a picture is resized by the run's scale, or not at all
-
-    def _read(self, frame: Frame) -> Picture:
-        from cellkit.readers import check_memory
-
-        picture = read_picture(frame, self.conversion)
-        pixels = picture.image.shape[0] * picture.image.shape[1]
-        bytes_per_px = BYTES_PER_PX.get(self.model.backend, max(BYTES_PER_PX.values()))
-        check_memory(frame.path, pixels * bytes_per_px, "finding the cells of")
-        return picture
+        left.say("predict")
 
     def _resume(self, frame: Frame, part: Path) -> bool:
         """Take up what an earlier call left for this image; False when there is nothing."""

@@ -28,6 +28,7 @@ NAME = "cellpose_unet"
 TILE_PX, OVERLAP_PX = 1024, 128
 LOOKS_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are looked at with, to find their own
 LEAST_DIAMETER_PX, LEAST_AREA_PX, DIAM_PX = 4.5, 4, 30.0  # below: noise of single pixels; what the network knows best
+BYTES_PER_PX, BYTES_PER_FILE_PX = 110, 50  # of memory; measured, 1024 and 2048 px: 42 and 101 bytes more a pixel
 LARGEST_SHARE = 1.0  # of the image that one cell may cover
 GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
 CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
@@ -67,6 +68,7 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
             yield segment_image(network, image, **settings, left_out=segment.left_out)
 
     segment.settings, segment.left_out = settings, Counter()
+    segment.bytes_for = lambda shape: bytes_for(shape, settings["diameter_px"])
     return segment
 
 
@@ -104,6 +106,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     network = load_start(config.base, config.seed)
     diameter = config.diameter_px or diameter_of(train.instances)
     refuse_small(train, config, "finetune")
+    ask_for_memory(train, val, diameter, 20, lambda shape: bytes_for(shape, diameter))
     searched = [key for key in GRID if getattr(config, key, None) is None]
     settings = {**_settings(config, dict.fromkeys(GRID, 0.0)), "diameter_px": diameter}
     each = progress(range(len(train)), "flows of training images")
@@ -264,6 +267,36 @@ def segment_image(
     """
     maps = predict_maps(network, image, diameter_px, channels)
     return masks_of(maps, image.shape[:2], flow_threshold, cellprob_threshold, min_area_px, left_out)
+
+
+def bytes_for(shape: tuple[int, int], diameter_px: float) -> int:
+    """Return about how much memory finding the cells of an image takes, in bytes: most of it is at network scale.
+
+    Examples
+    --------
+    >>> bytes_for((1000, 1000), 30.0), bytes_for((1000, 1000), 5.0)
+    (110000000, 4010000000)
+    """
+    pixels, scale = shape[0] * shape[1], DIAM_PX / diameter_px
+    return round(pixels * (BYTES_PER_PX * scale**2 + (scale != 1) * BYTES_PER_FILE_PX))
+
+
+def ask_for_memory(train: CellDataset, shown: CellDataset, diameter_px: float, kept: int, needed: Callable) -> None:
+    """Refuse a training whose images, brought to network scale, do not fit into the free memory; before any is read.
+
+    Parameters
+    ----------
+    kept : int
+        Bytes that are kept of each pixel of a training image at network scale.
+    needed : callable
+        Shape -> bytes that finding the cells of one image takes on top.
+    """
+    from cellkit.readers import check_memory
+
+    shapes = [[(r.height_px, r.width_px) for r in part.records] for part in (train, shown)]
+    total = sum(h * w for h, w in shapes[0]) * (DIAM_PX / diameter_px) ** 2 * kept
+    total += max(map(needed, shapes[0] + shapes[1]))
+    check_memory(Path(f"{len(train)} images at a diameter of {diameter_px:.3g} px"), round(total), "training on")
 
 
 def predict_maps(network, image: np.ndarray, diameter_px: float, channels: str = "both") -> np.ndarray:

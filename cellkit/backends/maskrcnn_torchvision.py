@@ -76,6 +76,7 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
             yield detect_image(model, image, settings, detect.left_out)
 
     detect.settings, detect.left_out = settings, Counter()
+    detect.bytes_for = lambda shape: unet.bytes_for(shape, settings["diameter_px"])
     return detect
 
 
@@ -113,6 +114,8 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     settings = _settings(config, {})
     settings["diameter_px"] = settings["diameter_px"] or unet.diameter_of(train.instances)
     unet.refuse_small(train, settings, "maskrcnn")
+    needed = lambda shape: unet.bytes_for(shape, settings["diameter_px"])  # noqa: E731
+    unet.ask_for_memory(train, val, settings["diameter_px"], 28, needed)
     settings["tile_detections"] = room_for(train.instances, settings["diameter_px"])
     model = _start(config, settings, len(train.classes))
     items = [scaled(*train[i], settings["diameter_px"]) for i in range(len(train))]
