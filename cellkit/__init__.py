@@ -29,6 +29,7 @@ _HOME = {
         "handed_in",
         "judged",
         "predictions_of",
+        "rejected",
         "score_judged",
         "score_models",
         "submit_best",
@@ -37,6 +38,7 @@ _HOME = {
         "unjudged",
     ),
     "instances": ("Instances",),
+    "judging": ("judges",),
     "labels": ("check_labels", "clean_labels", "read_labels", "relabel", "write_labels"),
     "quality": ("find_copies", "set_aside"),
     "records": (

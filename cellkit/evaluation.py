@@ -202,7 +202,26 @@ def summarise(scores: pandas.DataFrame, by: str | None = None, n: int = 1000, se
     return pd.concat(rows, ignore_index=True)
 
 
-def decide(table: pandas.DataFrame, wanted: str, split: str) -> str:
+def rejected(checkpoints: Mapping[str, Path]) -> list[str]:
+    """Return the names of the models that 03 did not keep: of base and tuned the one that is not ``cellpose_checkpoint``.
+
+    Parameters
+    ----------
+    checkpoints : mapping
+        ``run.find_all("cellpose_*checkpoint")``.
+
+    Examples
+    --------
+    >>> base, tuned = Path("base.safetensors"), Path("tuned.safetensors")
+    >>> rejected({"cellpose_checkpoint": base, "cellpose_base_checkpoint": base, "cellpose_tuned_checkpoint": tuned})
+    ['cellpose_tuned']
+    """
+    kept = checkpoints.get("cellpose_checkpoint")
+    names = {key.removesuffix("_checkpoint"): path for key, path in sorted(checkpoints.items()) if path != kept}
+    return [name for name in names if kept is not None]
+
+
+def decide(table: pandas.DataFrame, wanted: str, split: str, rejected: Sequence[str] = ()) -> str:
     """Return the model that is handed in: the one named, or the best by MAP IoU on the deciding split.
 
     Parameters
@@ -210,7 +229,9 @@ def decide(table: pandas.DataFrame, wanted: str, split: str) -> str:
     table : DataFrame
         From `summarise`.
     wanted : str
-        A model's name, or "best".
+        A model's name (one that was rejected too), or "best".
+    rejected : sequence of str
+        Models that an earlier stage judged and did not keep: none of them is the best.
     """
     names = list(dict.fromkeys(table["model"]))
     if wanted != "best":
@@ -219,7 +240,7 @@ def decide(table: pandas.DataFrame, wanted: str, split: str) -> str:
                 f"evaluate.submit is '{wanted}'{nearest(wanted, names)}", f"use best, or one of {', '.join(names)}"
             )
         return wanted
-    judged = table[table["split"] == split]
+    judged = table[(table["split"] == split) & ~table["model"].isin(list(rejected))]
     if judged.empty:
         raise UserError(
             f"no image of the split '{split}' has truth to decide by", "set evaluate.submit to a model's name"
@@ -328,15 +349,17 @@ class Original:
     note: str = ""
 
 
-def handed_in(path: str | Path, split: str) -> list[Original]:
+def handed_in(path: str | Path | None, split: str, images: CellDataset | None = None) -> list[Original]:
     """Return the images that are handed in, each once: those of a split, or those the competition asks for.
 
     Parameters
     ----------
-    path : path
-        ``originals.csv`` of the run, see `sources.list_originals`.
+    path : path or None
+        ``originals.csv`` of the run, see `sources.list_originals`; None where it has none.
     split : str
         ``evaluate.report_split``.
+    images : CellDataset, optional
+        All images of the run: what is handed in, under their image_id, where there is no `path`.
 
     Raises
     ------
@@ -347,6 +370,9 @@ def handed_in(path: str | Path, split: str) -> list[Original]:
 
     from cellkit.records import from_cell
 
+    if path is None:
+        found = [] if images is None else images.select(split).records
+        return [Original(r.image_id, r.image_id, (r.height_px, r.width_px), "") for r in found]
     with open(path, newline="", encoding="utf-8") as file:
         rows = [{key: from_cell(text) for key, text in row.items()} for row in csv.DictReader(file)]
     competition = split == "test" and any(row["asked"] for row in rows)

@@ -189,6 +189,8 @@ class Difference(NamedTuple):
             return f"{b} or {a}: no image was labelled by a person, so nothing can tell which is better"
         difference, low, high = self.difference, self.low, self.high
         units = self.n if self.units is None else self.units
+        if not self.n:
+            return f"no image tells whether {b} is better than {a}"
         of = f" of {units} groups" if units < self.n else ""
         if units < 3 or np.isnan(low):
             return f"{b} minus {a} is {difference:.3f}; {self.n} image{'s' * (self.n != 1)}{of} cannot tell which is better"

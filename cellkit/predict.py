@@ -32,7 +32,7 @@ from cellkit.records import ImageRecord
 AUTO = "auto"
 AUTO_IMAGES = 5
 OVERLAY_PX = 1000
-CONVERT, LABEL, TUNED = "01_convert", "02_label_with_cellpose", "cellpose_tuned_checkpoint"
+CONVERT, LABEL = "01_convert", "02_label_with_cellpose"
 SETTINGS: dict[str, tuple[float, float, type]] = {  # smallest, largest, kind
     "diameter_px": (2, 2000, float),
     "min_area_px": (0, 10**9, int),
@@ -199,8 +199,6 @@ def _of_run(name: str, run_dir: Path, key: str, diameter_given: bool) -> Model:
         )
     if f"{key}_checkpoint" in outputs:
         model = _of_checkpoint(name, run.find(f"{key}_checkpoint"))
-        if TUNED in outputs and model.backend == "cellpose_unet":  # the run compares base and tuned at one diameter
-            model = replace(model, config=_of_checkpoint(name, run.find(TUNED)).config)
     else:
         section = stages[LABEL]["config"]
         diameter = {} if diameter_given else {"diameter_px": _run_diameter(run, section)}

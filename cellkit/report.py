@@ -512,7 +512,7 @@ def _headline(files: RunFiles) -> str:
         line = files.line(best, split)
     except (UserError, ValueError, KeyError, OSError):
         return "No scores yet: 06_evaluate_map_iou has not finished."
-    told = " These images also chose the weights." if split == files.choose_split else ""
+    told = " These images also chose." if split == files.choose_split else ""
     where = f"{line.images} {SPLITS[split]} image{'s' * (line.images != 1)}"
     left = len(files.proposed(split))
     told += (
@@ -535,20 +535,39 @@ def _results(files: RunFiles) -> list:
         models = order_models(rows.index)
         texts = [_score_row(model_name(model), rows.loc[model]) for model in models]
         caption = f"{SPLIT_NAMES.get(name, name).capitalize()}"
-        caption += ": they chose each model's weights, so these scores flatter it a little" if name == "val" else ""
+        caption += (
+            ": some of them may have chosen a model's weights, which flatters it a little" if name == "val" else ""
+        )
         mark = frozenset([models.index(files.best)]) if files.best in models else frozenset()
         blocks.append(Table(SCORE_COLUMNS, texts, caption, mark))
     blocks.append(
         Words(
             f"{CONVENTION}: a cell is hit when its overlap is strictly above the threshold; TP / (TP + FP + FN), mean of "
             "ten thresholds, then of images; an image with nothing on either side counts 1. In brackets the 95 % interval "
-            f"from resampling images. In bold: {model_name(files.best)}, which is handed in "
-            f"(decided on {SPLIT_NAMES.get(files.choose_split, files.choose_split)})."
+            f"over {_drawn_units(table)}. In bold: {model_name(files.best)}, which is handed in "
+            f"(decided on {SPLIT_NAMES.get(files.choose_split, files.choose_split)}). {kept_words(files)}".rstrip()
         )
     )
     height = 1.0 + 0.42 * len(table) + 0.5 * table["split"].nunique()
     blocks.append(_drawn(lambda f: show_scores(table, ax=f.subplots()), 7.4, height, "MAP IoU with 95 % intervals."))
     return [*blocks, *[Words(f"{SPLIT_NAMES[split].capitalize()}: {text}.") for text in comparisons(files, split)]]
+
+
+def _drawn_units(table: Any) -> str:
+    """Say what the intervals of a table were drawn from: images, or whole groups."""
+    told = table.get("interval_of", [])
+    return " and ".join(dict.fromkeys(str(units) for units in told)) or "images"
+
+
+def kept_words(files: RunFiles) -> str:
+    """Return what 03 decided, in its own words: was the tuned model better than its base, and which of them is kept?"""
+    path = files.path("decision.json")
+    if path is None:
+        return ""
+    decision = read_json(path)
+    kept = "the tuned model is kept" if decision["kept"].endswith("tuned") else "the base is kept"
+    told = decision["sentence"][0].upper() + decision["sentence"][1:]
+    return f"{told} (validation images that chose nothing): {kept}."
 
 
 SCORE_COLUMNS = ("Model", "MAP IoU", "at 0.50", "at 0.75", "at 0.90", "true cells", "found cells", "images")

@@ -1025,7 +1025,8 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
         axes[0].plot(lossy["step"], lossy["loss"], label=label, lw=2, ms=4, **look)
         axes[1].plot(rows["step"], rows["score"], label=label, lw=2, ms=4, **look)
         if rows["score"].notna().any():
-            best = rows.loc[rows["score"].idxmax()]
+            kept = rows["kept"].astype(bool) if "kept" in rows else rows["score"] == rows["score"].max()
+            best = rows[kept].iloc[0] if kept.any() else rows.iloc[-1]
             ring = {"mfc": "none", "mec": look["color"], "mew": 1.6, "clip_on": False}
             axes[1].plot([best["step"]], [best["score"]], "o", ms=13, **ring)
             axes[1].annotate(

@@ -68,7 +68,7 @@ class History:
     rows : list of dict
         step, loss (mean since the last row), score (validation), seconds.
     best_step : int
-        The step whose weights are kept; 0 = the start weights.
+        The step whose weights are kept; 0 = the start weights. The last one where no score chooses.
     stopped : str
         "steps done", "no better score in N evaluations" or "loss not finite at step N".
     """
@@ -79,18 +79,25 @@ class History:
     stopped: str = ""
 
     def write(self, path: Path) -> Path:
-        """Write the rows as CSV, atomically."""
+        """Write the rows as CSV, atomically; `kept` is 1 in the row whose weights are kept."""
         with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", "loss", "score", "seconds"], lineterminator="\n")
+            writer = csv.DictWriter(file, ["step", "loss", "score", "seconds", "kept"], lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows({**row, "kept": int(row["step"] == self.best_step)} for row in self.rows)
         return path
 
 
 def fit(
-    model, loss_at: Callable, score: Callable, plan: Plan, out: Path, fingerprint: str, desc: str = "train"
+    model,
+    loss_at: Callable,
+    score: Callable,
+    plan: Plan,
+    out: Path,
+    fingerprint: str,
+    desc: str = "train",
+    choose: bool = True,
 ) -> History:
-    """Train `model` in place; leave it with the best weights seen.
+    """Train `model` in place; leave it with the best weights seen, or with the last.
 
     Parameters
     ----------
@@ -104,6 +111,9 @@ def fit(
         Keeps ``last.safetensors`` (resume), ``best.safetensors`` and ``history.csv``.
     fingerprint : str
         Names start weights, data and plan: a state with another fingerprint is not resumed.
+    choose : bool
+        Whether the score chooses the weights and ends the training early. If not, it is only watched: the images behind it
+        then remain fit to judge the result, and the weights of the last step are left.
 
     Returns
     -------
@@ -123,7 +133,7 @@ def fit(
         if (step % plan.eval_every == 0 or step == plan.steps) and (
             not history.rows or history.rows[-1]["step"] < step
         ):
-            _evaluate(model, score, step, losses, begun, plan, history, state, desc)
+            _evaluate(model, score, step, losses, begun, plan, history, state, desc, choose)
             losses = []
             state.save(step, history, losses)
             told = time.monotonic()
@@ -143,12 +153,12 @@ def fit(
         if time.monotonic() - saved > SAVE_EVERY_S:
             state.save(step, history, losses)
             saved = time.monotonic()
-    state.finish(step, history)
-    print(
-        f"{desc}: {history.stopped}; best score {history.best_score:.4f} at step {history.best_step}",
-        file=sys.stderr,
-        flush=True,
-    )
+    if not choose:
+        history.best_step = step
+    state.finish(step, history, best=choose)
+    kept = f"best score {history.best_score:.4f} at step {history.best_step}"
+    kept = kept if choose else f"the weights of step {history.best_step} are kept, no image chose them"
+    print(f"{desc}: {history.stopped}; {kept}", file=sys.stderr, flush=True)
     return history
 
 
@@ -172,8 +182,10 @@ def _step(model, loss_at, optimizer, trained, step: int, plan: Plan) -> float:
     return float(loss.detach())
 
 
-def _evaluate(model, score, step, losses, begun, plan: Plan, history: History, state: _State, desc: str) -> None:
-    """Score the validation images, keep the best weights, decide on an early stop."""
+def _evaluate(
+    model, score, step, losses, begun, plan: Plan, history: History, state: _State, desc: str, choose
+) -> None:
+    """Score the validation images; where they choose, keep the best weights and decide on an early stop."""
     import torch
 
     model.eval()
@@ -188,7 +200,9 @@ def _evaluate(model, score, step, losses, begun, plan: Plan, history: History, s
     }
     history.rows.append(row)
     _tell(desc, step, plan, mean, row["seconds"], f", validation score {value:.4f}")
-    if value > history.best_score:
+    if not choose:
+        history.best_score, history.best_step = value, step
+    elif value > history.best_score:
         history.best_score, history.best_step = value, step
         state.keep_best()
     elif plan.patience:
@@ -249,11 +263,11 @@ class _State:
     def keep_best(self) -> None:
         save_tensors(self.best, self.model.state_dict(), {"cellkit": self.fingerprint})
 
-    def finish(self, step: int, history: History) -> None:
-        """Put the best weights back; leave a last state that says it is finished."""
+    def finish(self, step: int, history: History, best: bool) -> None:
+        """Put the best weights back where they were chosen; leave a last state that says it is finished."""
         from safetensors.torch import load_file
 
-        if self.best.is_file():
+        if best and self.best.is_file():
             self.model.load_state_dict(load_file(self.best))
         self.model.eval()
         self.save(step, history, [])

@@ -21,7 +21,7 @@ from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.evaluation import AGREEMENT
 from cellkit.instances import Instances
-from cellkit.report import CONVENTION, RunFiles, comparisons, in_words, with_interval
+from cellkit.report import CONVENTION, RunFiles, comparisons, in_words, kept_words, with_interval
 from cellkit.scores import THRESHOLDS, paired_bootstrap, per_image
 from cellkit.show import (
     SPLIT_NAMES,
@@ -333,7 +333,9 @@ def training(files: RunFiles) -> Slide:
     if path is None:
         raise UserError(f"{files.folder.name} has no history of {stage}")
     rows = pd.read_csv(path)
-    best = rows.loc[rows["score"].idxmax()]
+    best = (
+        rows[rows["kept"] == 1].iloc[0] if "kept" in rows and rows["kept"].any() else rows.loc[rows["score"].idxmax()]
+    )
     train = files.truths.get("train")
     cells = f", {sum(map(len, train.instances))} cells" if train is not None else ""
     setting = lambda name: files.setting(f"finetune.{name}")  # noqa: E731
@@ -344,35 +346,13 @@ def training(files: RunFiles) -> Slide:
         f"Each step: {setting('batch_size')} crops of {setting('crop_px')} px, turned, flipped, scaled, brighter or darker, so "
         "that few images go a long way.",
         f"Whole validation images are {seen} on the way: {in_words(float(rows['score'].iloc[0]))} at the start, "
-        f"{in_words(float(best['score']))} at step {best['step']:.0f} of {rows['step'].iloc[-1]:.0f}. Those weights are kept.",
+        f"{in_words(float(best['score']))} at step {best['step']:.0f} of {rows['step'].iloc[-1]:.0f}, whose weights are taken.",
         f"{files.stages[stage].get('seconds', 0) / 60:.1f} minutes on {files.stages[stage].get('device', 'cpu')}.",
-        kept_sentence(files),
+        kept_words(files),
     ]
     alt = "Training loss over the steps, and below it the score on validation images with the best step marked."
     draw = lambda f: show_history(path, f, score="MAP IoU" if judged else AGREEMENT)  # noqa: E731
     return Slide("training", "Fine-tuning", [p for p in points if p], draw, alt, foot(files, "val", judged))
-
-
-def kept_sentence(files: RunFiles) -> str:
-    """Say whether the tuned model was kept."""
-    outputs = files.stages["03_finetune_cellpose"]["outputs"]
-    kept, tuned = (outputs.get(key, {}).get("sha256") for key in ("cellpose_checkpoint", "cellpose_tuned_checkpoint"))
-    if None in (kept, tuned):
-        return ""
-    told = "The tuned weights are kept." if kept == tuned else "The base is kept."
-    rows = {}
-    if "val" in files.judged:
-        rows = {name: part for name, part in files.scores[files.scores["split"] == "val"].groupby("model")}
-    if not {"cellpose_base", "cellpose_tuned"} <= set(rows):
-        return (
-            f"{told} {AGREEMENT[0].upper()}{AGREEMENT[1:]}."
-            if "val" in files.truths and "val" not in files.judged
-            else told
-        )
-    gain = paired_bootstrap(
-        rows["cellpose_base"], rows["cellpose_tuned"], n=int(files.setting("evaluate.bootstrap_samples", 1000))
-    )
-    return f"{told} Validation images: {gain.sentence(model_name('cellpose_base'), model_name('cellpose_tuned'))}."
 
 
 def before_after(files: RunFiles) -> Slide:

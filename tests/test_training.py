@@ -139,3 +139,34 @@ def test_damaged_state_is_an_error_that_says_what_to_do(tmp_path):
     model = line_model()
     with pytest.raises(UserError, match="delete it"):
         fit(model, loss_of(model), score_of(model), PLAN, tmp_path, "a")
+
+
+def test_where_no_score_chooses_the_last_weights_are_left(tmp_path):
+    model, steps = line_model(), 60
+    values = iter([0.9, 0.8, 0.2, 0.1])
+    plan = Plan(steps=steps, eval_every=20, patience=1, learning_rate=0.2, warmup_steps=5)
+    history = fit(model, loss_of(model), lambda: next(values), plan, tmp_path / "watched", "a", choose=False)
+    assert (history.best_step, history.stopped) == (60, "steps done"), "falling scores neither choose nor stop"
+    again = line_model()
+    fit(again, loss_of(again), lambda: 1.0 + next(iter([0])), plan, tmp_path / "blind", "a", choose=False)
+    assert torch.equal(model.weight, again.weight), "what the score says changes nothing"
+    rows = list(csv.DictReader((tmp_path / "watched" / "history.csv").read_text().splitlines()))
+    assert [row["kept"] for row in rows] == ["0", "0", "0", "1"]
+
+
+def test_watched_training_killed_and_repeated_ends_like_never_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("cellkit.training.SAVE_EVERY_S", -1.0)
+    whole = line_model()
+    fit(whole, loss_of(whole), score_of(whole), PLAN, tmp_path / "whole", "a", choose=False)
+    model = line_model()
+
+    def killed_at(step):
+        if step == 33:
+            raise Killed
+        return loss_of(model)(step)
+
+    with pytest.raises(Killed):
+        fit(model, killed_at, score_of(model), PLAN, tmp_path / "torn", "a", choose=False)
+    model = line_model()
+    history = fit(model, loss_of(model), score_of(model), PLAN, tmp_path / "torn", "a", choose=False)
+    assert history.best_step == 60 and torch.equal(whole.weight, model.weight)

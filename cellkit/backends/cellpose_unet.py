@@ -73,7 +73,10 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
 
 
 def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
-    """Fine-tune on the labelled images of `train`; keep the weights that score best on the whole images of `val`.
+    """Fine-tune on the labelled images of `train`; whole images of `val` choose the weights where there are enough.
+
+    Which of `val` choose, and that none does while there are few, is `cellkit.judging.choosers`'s; the others are not looked
+    at, so that they can judge. Where none chooses, all are scored along the way to be watched, and the last weights kept.
 
     Parameters
     ----------
@@ -104,15 +107,15 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         raise UserError("there is no validation image", "give convert.split a val fraction above 0")
     out = Path(out)
     network = load_start(config.base, config.seed)
-    diameter = config.diameter_px or diameter_of(train.instances)
+    settings = _uncalibrated(train, config)
+    diameter = settings["diameter_px"]
     refuse_small(train, config, "finetune")
     ask_for_memory(train, val, diameter, 20, lambda shape: bytes_for(shape, diameter))
-    searched = [key for key in GRID if getattr(config, key, None) is None]
-    settings = {**_settings(config, dict.fromkeys(GRID, 0.0)), "diameter_px": diameter}
     each = progress(range(len(train)), "flows of training images")
     items = [prepare(*train[i], diameter, out / "flows", settings["channels"]) for i in each]
-    chosen = spread(len(val), getattr(config, "val_images", 0))
-    scorer = _Scorer(network, [val[i] for i in chosen], settings, str(config.base))
+    scored, choosing = scored_along(val, getattr(config, "val_images", 0))
+    scorer = _Scorer(network, [val[i] for i in scored], settings, str(config.base))
+    searched = _searched(config)
     if searched:
         at = ", ".join(f"{key} {settings[key]:g}" for key in GRID)
         say(f"scores during training are read at {at}; {' and '.join(searched)} of the result are searched afterwards")
@@ -125,13 +128,16 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         warmup_steps=config.warmup_steps,
     )
     loss_at = Loss(network, items, config.batch_size, config.crop_px, config.seed)
-    stamp = fingerprint(network, items, plan, settings, config.batch_size, config.crop_px, config.seed, chosen)
-    history = fit(network, loss_at, scorer, plan, out, stamp, desc="cellpose_unet")
+    stamp = fingerprint(
+        network, items, plan, settings, config.batch_size, config.crop_px, config.seed, scored, choosing
+    )
+    history = fit(network, loss_at, scorer, plan, out, stamp, desc="cellpose_unet", choose=choosing)
     network.diam_labels.data.fill_(diameter)
     read_at = {key: settings[key] for key in GRID}
-    settings |= best_thresholds(network, [train[i] for i in spread(len(train), 6)], settings, searched)
+    settings = _calibrated(network, train, config)
     metrics = {
         "map_iou_validation": round(history.best_score, 4),
+        "chosen_by": [val.records[i].image_id for i in scored] if choosing else [],
         "step": history.best_step,
         "stopped": history.stopped,
         "convention": "kaggle, mean of whole validation images",
@@ -147,6 +153,66 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         metrics=metrics,
         licence="of your images",
     )
+
+
+def calibrate(checkpoint: str | Path, train: CellDataset, config: Any, to: Path) -> Path:
+    """Copy a checkpoint and note in its card how it is best read on these cells: diameter, and its own thresholds.
+
+    Both come from the training images, as those of `train` do, so that two models are compared each at its best.
+
+    Parameters
+    ----------
+    checkpoint : path
+        Ours or a published one.
+    config : section
+        As for `train`; a diameter or threshold that is set there stays.
+    to : Path
+        Of the copy, without suffix.
+
+    Returns
+    -------
+    Path
+        ``<to>.safetensors``.
+    """
+    from cellkit import weights
+
+    network = load_network(checkpoint)[0]
+    card = weights.read_card(Path(checkpoint)) if Path(checkpoint).suffix == ".safetensors" else None
+    return weights.save_checkpoint(
+        Path(f"{to}.safetensors"),
+        network.state_dict(),
+        NAME,
+        config=_calibrated(network, train, config),
+        metrics=card.metrics if card else {},
+        licence=card.licence if card else "",
+    )
+
+
+def _uncalibrated(train: CellDataset, config: Any) -> dict[str, Any]:
+    """Return the settings while training: the diameter of the labels, thresholds at 0 where none is set."""
+    diameter = config.diameter_px or diameter_of(train.instances)
+    return {**_settings(config, dict.fromkeys(GRID, 0.0)), "diameter_px": diameter}
+
+
+def _calibrated(network, train: CellDataset, config: Any) -> dict[str, Any]:
+    """Return the settings to predict with; thresholds that are not set are searched on up to six training images."""
+    settings = _uncalibrated(train, config)
+    labelled = [train[i] for i in spread(len(train), 6)]
+    return settings | best_thresholds(network, labelled, settings, _searched(config))
+
+
+def _searched(config: Any) -> list[str]:
+    """Return the thresholds that are not set, and so are searched."""
+    return [key for key in GRID if getattr(config, key, None) is None]
+
+
+def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
+    """Return which validation images are scored during a training, at most `most` (0 = all), and whether they choose."""
+    from cellkit.judging import choosers
+
+    names = set(choosers(val.records))
+    places = [k for k, record in enumerate(val.records) if not names or record.image_id in names]
+    return [places[k] for k in spread(len(places), most)], bool(names)
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------

@@ -81,7 +81,9 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
 
 
 def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
-    """Train the detector; keep the weights with the best mean of the classes' MAP IoU on the whole images of `val`.
+    """Train the detector; whole images of `val` choose the weights by the mean of the classes' MAP IoU.
+
+    Which of them choose, and that none does while there are few, is as in `cellpose_unet.train`.
 
     Parameters
     ----------
@@ -119,8 +121,8 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     settings["tile_detections"] = room_for(train.instances, settings["diameter_px"])
     model = _start(config, settings, len(train.classes))
     items = [scaled(*train[i], settings["diameter_px"]) for i in range(len(train))]
-    chosen = unet.spread(len(val), getattr(config, "val_images", 0))
-    scorer = _Scorer(model, [val[i] for i in chosen], train.classes, settings)
+    scored, choosing = unet.scored_along(val, getattr(config, "val_images", 0))
+    scorer = _Scorer(model, [val[i] for i in scored], train.classes, settings)
     plan = Plan(
         steps=config.steps,
         eval_every=config.eval_every,
@@ -129,14 +131,15 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_steps,
     )
-    rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, chosen)
+    rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, scored, choosing)
     stamp = unet.fingerprint(model, [(image, labels, classes) for image, labels, classes in items], plan, *rest)
     loss_at = _Loss(model, items, config)
-    history = fit(model, loss_at, scorer, plan, Path(out), stamp, desc="maskrcnn_torchvision")
+    history = fit(model, loss_at, scorer, plan, Path(out), stamp, desc="maskrcnn_torchvision", choose=choosing)
     searched = [key for key in GRID if getattr(config, key, None) is None]
     settings |= best_thresholds(model, [train[i] for i in unet.spread(len(train), 6)], settings, searched)
     metrics = {
         "class_map_iou_validation": round(history.best_score, 4),
+        "chosen_by": [val.records[i].image_id for i in scored] if choosing else [],
         "step": history.best_step,
         "stopped": history.stopped,
         "convention": "kaggle, mean over classes and whole validation images",
