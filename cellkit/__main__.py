@@ -299,7 +299,7 @@ def _inspect(given: argparse.Namespace) -> Answer:
 
         found, quarantined = inspect_folder(given.path, given.source, given.axes)
         _set_aside(quarantined)
-        return Answer(_json_text(found) if given.json else tell_folder(found))
+        return Answer(_json_text(found) if given.json else tell_folder(found), _code(quarantined, False))
     if given.source:
         raise UserError(f"--source {given.source}, but {given.path} is no folder", "a layout is that of a folder")
     from cellkit.convert import inspect_file

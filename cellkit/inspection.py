@@ -178,7 +178,8 @@ def inspect_folder(
     seen = [(item.split, item.cell_type, *found) for item, found in zip(items, done, strict=True) if found is not None]
     told = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
     told["cell_types"] = dict(sorted(Counter(row[1] or "unknown" for row in seen).items()))
-    splits = dict(sorted(Counter(row[0] for row in seen).items()))
+    named = [item.split for item, found in zip(items, done, strict=True) if found is not None and not item.bare]
+    splits = dict(sorted(Counter(named).items()))
     if set(splits) - {"train"}:  # the source's own; images without one were put into train above
         told["splits"] = {name or "unused": count for name, count in splits.items()}
     told["set_aside"] = [{"item": q.item, "reason": q.reason} for q in quarantined]

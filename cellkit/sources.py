@@ -175,7 +175,11 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     root, out = Path(root), Path(out)
     items = _listed(config, root)
     if settings is not None:
-        check_enough([item for item in items if not item.is_left], settings)
+        try:
+            check_enough([item for item in items if not item.is_left], settings)
+        except UserError:
+            _name_unusable(_told_by_names(items), items)  # perhaps why they are too few
+            raise
     limits = None
     if config.percentiles_of == "batch":  # of training images: test images decide nothing
         taught = [item for item in items if item.split == "train"] or items
@@ -242,6 +246,20 @@ def competition_ids(items: Sequence[SourceImage], done: Sequence) -> set[str]:
     asked = {item.image_id for item in items if item.is_asked}
     truth = {result[0].image_id for result in done if result[1] is not None}
     return set() if asked & truth or not truth else asked
+
+
+def _told_by_names(items: Sequence[SourceImage]) -> list[Quarantined]:
+    """Return what is known to be of no use before any image is opened: what fits no image, and images without labels."""
+    told = []
+    for item in items:
+        if item.is_left:
+            try:
+                item.load()
+            except UserError as error:
+                told.append(Quarantined(readable(item.source), plain_reason(str(error))))
+        elif item.bare and not item.split:
+            told.append(Quarantined(readable(item.source), "has no truth, while other images of the source have"))
+    return told
 
 
 def _name_unusable(quarantined: Sequence[Quarantined], items: Sequence[SourceImage]) -> None:

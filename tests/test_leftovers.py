@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cellkit.config import ChannelsConfig, ConvertConfig
+from cellkit.config import ChannelsConfig, Config, ConvertConfig
 from cellkit.errors import UserError
 from cellkit.sources import gather
 
@@ -62,6 +62,15 @@ def test_labels_of_which_none_fits_are_refused_with_an_example(tmp_path):
         UserError, match="2 label file.* none is called after an image\nfor HEK/H0.ome.tif .* truth/HEK/H0.tif"
     ):
         gathered(root, "microscope")
+
+
+def test_a_set_that_is_too_small_for_want_of_labels_says_which(tmp_path, capsys):
+    root = write(tmp_path / "in", "a.tif", "a_masks.tif", "b.tif", "bb_masks.tif")
+    cfg = ConvertConfig(source="folder", classes=("HEK",), channels=ChannelsConfig(nuclei=0))
+    with pytest.raises(UserError, match="without a validation image"):
+        gather(cfg, root, tmp_path / "run", Config(classes=("HEK",), convert=cfg))
+    said = capsys.readouterr().err
+    assert "b.tif: has no truth" in said and "bb_masks.tif: is a label image" in said
 
 
 def test_labels_of_other_tools_beside_an_image_are_named(tmp_path):
