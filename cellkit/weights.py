@@ -75,10 +75,14 @@ def read_card(path: str | Path) -> Card:
     UserError
         No weights, no card, or other bytes than the card says.
     """
+    from cellkit.manifest import note_reading
+
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}", "give the .safetensors file that a training wrote")
     side = path.with_suffix(".json")
+    note_reading(path)
+    note_reading(side)
     if not side.is_file():
         raise UserError(f"{path} has no card beside it ({side.name})", "copy the .json together with the .safetensors")
     try:
@@ -106,9 +110,12 @@ def load_tensors(path: str | Path) -> dict:
     import torch
     from safetensors.torch import load_file
 
+    from cellkit.manifest import note_reading
+
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}", "give a file that exists")
+    note_reading(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

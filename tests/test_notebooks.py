@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cellkit.files import write_json
+from cellkit.manifest import owned_files, read_manifest
 from cellkit.run import Run, run_notebooks
 
 pytestmark = pytest.mark.slow
@@ -23,20 +27,59 @@ CONFIG = Path(__file__).with_name("small.yaml")
 STAGES = [path.stem for path in sorted((REPO / "notebooks").glob("0*.ipynb"))]
 
 
+# Every file that a kernel opens and does not itself begin, one line each: the module is imported when its interpreter starts.
+WATCH = """
+import json, os, sys
+if "CELLKIT_RUNNER" in os.environ:
+    log = open(os.path.join(os.environ["WATCHED"], json.loads(os.environ["CELLKIT_RUNNER"])["stage"]), "a")
+    def note(event, given):
+        if event == "open" and isinstance(given[0], (str, os.PathLike)) and not given[2] & os.O_EXCL:
+            log.write(os.path.abspath(given[0]) + chr(10))
+            log.flush()
+    sys.addaudithook(note)
+"""
+
+
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory) -> Path:
-    """A finished run of all six notebooks; killed with kill -9 in three places, and repeated each time."""
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    unfinished = folder / "unfinished"
-    for finished, sign in (
-        (1, unfinished / "02_label_with_cellpose"),
-        (2, unfinished / "03_finetune_cellpose" / "03_finetune_cellpose" / "last.safetensors"),
-        (4, unfinished / "05_train_maskrcnn" / "05_train_maskrcnn" / "last.safetensors"),
-    ):
-        kill_once_there(folder, sign)
-        assert list(Run(folder).stages()) == STAGES[:finished], "listed means finished, and nothing else is listed"
-    assert run_notebooks(CONFIG, folder) == 0
+def watched(tmp_path_factory) -> Path:
+    """A folder for what each stage opened: <stage>, a line per file."""
+    return tmp_path_factory.mktemp("watched")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, watched) -> Path:
+    """A finished run of all six notebooks, watched for the files it opens."""
+    folder, hook = tmp_path_factory.mktemp("runs") / "small", tmp_path_factory.mktemp("hook")
+    (hook / "sitecustomize.py").write_text(WATCH)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WATCHED", str(watched))
+        patched.setenv("PYTHONPATH", os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        assert run_notebooks(CONFIG, folder) == 0
     return folder
+
+
+def test_every_file_a_stage_opens_is_noted(run_dir, watched):
+    """Nothing is read that would not make the stage out of date; libraries, caches and the runner's own files apart."""
+    others = [sys.prefix, sys.base_prefix, REPO, Path.home(), "/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/var"]
+    others = [Path(place).resolve() for place in others]
+    run, stages = run_dir.resolve(), Run(run_dir).stages()
+    for stage, entry in stages.items():
+        places = [*entry["inputs"].values(), *entry["outputs"].values()]
+        noted = {(run / place["path"]).resolve() for place in places} | {run / name for name in entry["also"]}
+        noted |= {run / name for name in ("manifest.json", ".lock", "unfinished")}
+        opened = {Path(line).resolve() for line in (watched / stage).read_text().splitlines()}
+        opened = {path for path in opened if not path.name.startswith(".tmp-")}  # torn writes, synced to disk
+        inside = {path for path in opened if path.is_relative_to(run)}
+        assert len(inside) > 3, "the watch does not work"
+        assert [path for path in sorted(inside) if not {path, *path.parents} & noted] == [], stage
+        outside = [path for path in sorted(opened - inside) if not {*path.parents} & {*others, *noted}]
+        mine = tuple(f"{Path(tempfile.gettempdir()).resolve()}/{name}-" for name in ("cellkit", "matplotlib"))
+        assert [path for path in outside if not str(path).startswith(mine)] == [], stage
+    for stage in (STAGES[1], STAGES[2]):
+        assert {"weights starter", "card of starter"} <= set(stages[stage]["inputs"])
+        read = (watched / stage).read_text()
+        assert all(f"/cellkit/starter/starter{suffix}\n" in read for suffix in (".json", ".safetensors"))
+    assert {"judgement", "quality", "sheet", "history_cellpose", "settings"} <= set(stages[STAGES[5]]["inputs"])
 
 
 def kill_once_there(folder: Path, sign: Path) -> None:
@@ -51,12 +94,37 @@ def kill_once_there(folder: Path, sign: Path) -> None:
     process.wait()
 
 
-def test_a_run_killed_and_repeated_scores_what_one_never_killed_does(run_dir, tmp_path):
-    assert run_notebooks(CONFIG, tmp_path / "whole") == 0
-    for name in ("scores.csv", "counts.csv", "submission.csv", "records.csv", "labels.csv"):
-        assert (tmp_path / "whole" / name).read_bytes() == (run_dir / name).read_bytes(), name
-    for path in sorted((tmp_path / "whole" / "predictions").iterdir()):
-        assert path.read_bytes() == (run_dir / "predictions" / path.name).read_bytes(), path.name
+def test_a_run_killed_and_repeated_makes_what_one_never_killed_does(run_dir, tmp_path):
+    """Killed with kill -9 in three notebooks; the others' outputs are there, and need no second making."""
+    folder, unfinished = tmp_path / "killed", tmp_path / "killed" / "unfinished"
+    shutil.copytree(run_dir, folder)
+    manifest = read_manifest(folder)
+    torn = [STAGES[1], STAGES[2], STAGES[4]]
+    for name in torn:  # as if these had never run
+        for place in owned_files({"stages": {name: manifest["stages"].pop(name)}}):
+            path = folder / place
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_json(folder / "manifest.json", manifest)
+    for finished, sign in (
+        (3, unfinished / torn[0]),
+        (4, unfinished / torn[1] / torn[1] / "last.safetensors"),
+        (5, unfinished / torn[2] / torn[2] / "last.safetensors"),
+    ):
+        kill_once_there(folder, sign)
+        listed = [name for name in STAGES if name not in torn or torn.index(name) < finished - 3]
+        assert list(Run(folder).stages()) == listed, "listed means finished, and nothing else is listed"
+    assert run_notebooks(CONFIG, folder, only=torn[2]) == 0
+    assert list(Run(folder).stages()) == STAGES
+    whole, again = (results_of(place) for place in (run_dir, folder))
+    assert len(whole) > 30 and list(whole) == list(again)
+    assert [name for name in whole if whole[name] != again[name]] == []
+
+
+def results_of(folder: Path) -> dict[str, bytes]:
+    """Return labels, predictions and networks by name: all that tells no time."""
+    paths = [*folder.glob("labels*"), *folder.glob("*/*.tif"), *folder.glob("predictions/*"), *folder.glob("0*/*")]
+    of_time = ("history.csv", "last.safetensors")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(paths) if p.is_file() and p.name not in of_time}
 
 
 def summary_of(run_dir: Path) -> dict:
