@@ -658,7 +658,7 @@ class TestConvertFiles:
         expected = convert_file(stack, CHANNELS, "focus")
         assert np.array_equal(np.array(Image.open(written[1])), expected[1].image)
         table = (tmp_path / "out/conversion.csv").read_text().splitlines()
-        assert table[0] == "image_id,source,colour,channel,low,high,clipped_fraction,scaled_by,um_per_px"
+        assert table[0] == "image_id,source,colour,channel,low,high,clipped_fraction,scaled_by,note,um_per_px"
         assert len(table) == 5
 
     def test_the_same_for_any_number_of_workers(self, stack, folder, tmp_path):
