@@ -1,6 +1,7 @@
 """COCO files: written for anyone's tools, read with every field checked before anything is decoded.
 
-One numbering serves the whole run: ``image["id"]`` is the position of the image in ``records.csv`` plus one. Extra keys of an
+One numbering serves the whole run: ``image["id"]`` is the position of the image in ``records.csv`` plus one. A file from
+elsewhere keeps its own ids, from 0 on or texts, and a results list that belongs to it is written with them. Extra keys of an
 image (``image_id``, ``cell_type``, ``group``, ``split``) bring the record back; other tools ignore them. So they do with
 ``labels``, who made the cells of an image: "corrected" (a person), or "proposed" (a model: no truth to score against).
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.conventions import WRITTEN, checked, from_plain, segmentations, to_plain
+from cellkit.conventions import WRITTEN, checked, from_plain, key_of, segmentations, to_plain
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.instances import Instances, refuse_boxes
@@ -42,14 +43,14 @@ class Coco:
         One per record; crowd regions are left out of them.
     classes : tuple of str
         Class k is ``classes[k - 1]``.
-    ids : list of int
-        The ``id`` of each image in the file.
+    ids : list of int or str
+        The ``id`` of each image, as the file has it.
     crowd : list of Instances
         Regions marked ``iscrowd``, one entry per record.
-    id_map : dict
-        Image id in the file -> id here, where a tool's ids had to be renumbered; else empty.
+    categories : dict
+        Category id in the file -> class id; 0 is unknown.
     notes : tuple of str
-        What was read otherwise than plain COCO says, because of the convention.
+        What was read otherwise than it stands in the file, one sentence each.
     made_by : list of str
         Who made the cells of each record: "corrected", "proposed", or "" where the file does not say.
     """
@@ -57,9 +58,9 @@ class Coco:
     records: list[ImageRecord]
     instances: list[Instances]
     classes: tuple[str, ...]
-    ids: list[int]
+    ids: list[int | str]
     crowd: list[Instances]
-    id_map: dict[int | str, int] = field(default_factory=dict)
+    categories: dict[int | str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     made_by: list[str] = field(default_factory=list)
 
@@ -107,7 +108,7 @@ def write_coco(
         raise UserError(f"the classes are {', '.join(classes)}", f"name each once, and none '{UNKNOWN}'")
     for name in classes:
         _refuse_unwritable(name, "the class name")
-    ids = list(range(1, len(records) + 1)) if ids is None else [int(i) for i in ids]
+    ids = list(range(1, len(records) + 1)) if ids is None else _plain_ids(ids)
     _check_ids(ids, len(records))
     images, annotations = [], []
     unknown = any((x.class_ids == 0).any() for x in instances)
@@ -127,31 +128,55 @@ def write_coco(
     return write_json(path, from_plain(data, convention))
 
 
-def write_results(path: str | Path, ids: Sequence[int], instances: Sequence[Instances]) -> Path:
+def write_results(path: str | Path, ids: Sequence[int | str] | Coco, instances: Sequence[Instances]) -> Path:
     """Write predictions as a COCO results list, atomically; class-agnostic predictions get category 0.
 
     Parameters
     ----------
-    ids : sequence of int
-        The id of each image in the truth's COCO file.
+    ids : sequence of int or str, or Coco
+        The id of each image in the truth's COCO file; or that file, as read: then categories have its ids too.
 
     Raises
     ------
     UserError
-        A score that is not in [0, 1]; ids below 1, given twice, or not one per image.
+        A score that is not in [0, 1]; ids that are none, given twice, or not one per image; a class that the file has not.
     """
     refuse_boxes(instances, "a results list")
-    _check_ids([int(i) for i in ids], len(instances))
+    ids, category_of = (ids.ids, _category_of(ids)) if isinstance(ids, Coco) else (list(ids), None)
+    ids = _plain_ids(ids)
+    _check_ids(ids, len(instances), own=True)
     rows = []
     for number, found in zip(ids, instances, strict=True):
-        for entry in _annotations(found, int(number), found.class_ids.tolist(), True):
+        class_ids = found.class_ids.tolist()
+        strange = sorted(set(class_ids) - set(category_of)) if category_of is not None else []
+        if strange:
+            what = f"class {strange[0]}" if strange[0] else "no class, and its category 0 is one"
+            raise UserError(
+                f"image {number} has a cell of {what}", f"give each cell a class the file has: {category_of}"
+            )
+        numbers = class_ids if category_of is None else [category_of[k] for k in class_ids]
+        for entry in _annotations(found, number, numbers, True):
             rows.append({k: entry[k] for k in ("image_id", "category_id", "segmentation", "bbox", "score")})
     return write_json(path, rows)
 
 
-def _check_ids(ids: list[int], count: int) -> None:
-    if len(ids) != count or len(set(ids)) < count or min(ids, default=1) < 1:
-        raise UserError(f"{count} images have the ids {str(ids)[:60]}", "give each image one id of its own, from 1 on")
+def _category_of(coco: Coco) -> dict[int, int | str]:
+    """Return class id -> category id of a file."""
+    found = {class_id: number for number, class_id in coco.categories.items()}
+    return found if 0 in found or 0 in coco.categories else {0: 0} | found
+
+
+def _plain_ids(ids: Sequence) -> list[int | str]:
+    return [number.item() if isinstance(number, np.generic) else number for number in ids]
+
+
+def _check_ids(ids: list, count: int, own: bool = False) -> None:
+    """Refuse ids that are none; those of another's file may be 0 or texts, in a new one some tools lose such images."""
+    keys = [key_of(number) for number in ids]
+    odd = any(key is None or (not own and (isinstance(key, str) or key < 1)) for key in keys)
+    if len(ids) != count or len(set(keys)) < count or odd:
+        wanted = "as in the file they belong to" if own else "a number from 1 on"
+        raise UserError(f"{count} images have the ids {str(ids)[:60]}", f"give each image one id of its own, {wanted}")
 
 
 def _check_pair(record: ImageRecord, found: Instances, classes: int) -> None:
@@ -177,7 +202,7 @@ def _image(number: int, record: ImageRecord) -> dict[str, Any]:
     return entry
 
 
-def _annotations(found: Instances, number: int, class_ids: list[int], with_scores: bool) -> list[dict[str, Any]]:
+def _annotations(found: Instances, number: int | str, class_ids: list[int], with_scores: bool) -> list[dict[str, Any]]:
     rles, boxes, areas, scores = (
         found.to_coco_rle(),
         found.boxes_xywh.tolist(),
@@ -225,19 +250,23 @@ def read_coco(path: str | Path, boxes: bool = False, convention: str | None = No
 
 def parse_coco(data: Any, path: str | Path, boxes: bool = False, convention: str | None = None) -> Coco:
     """Check and decode what a COCO file holds; `path` is what messages call it. See `read_coco`."""
-    data, id_map, notes = to_plain(data, convention, path)
+    data, notes = to_plain(data, convention, path)
     if not isinstance(data, dict) or not all(
         isinstance(data.get(k), list) for k in ("images", "annotations", "categories")
     ):
+        what = "a list, as COCO results are" if isinstance(data, list) else "no COCO file"
         raise UserError(
-            f"{path} is no COCO file: it lacks images, annotations or categories", "a results list goes to read_results"
+            f"{path} is {what}: it lacks images, annotations or categories",
+            "give the COCO file that the results belong to" if isinstance(data, list) else "give a whole COCO file",
         )
-    categories, classes = _categories(data["categories"], path)
+    used = {key_of(row.get("category_id")) for row in data["annotations"] if isinstance(row, dict)}
+    categories, classes, more = _categories(data["categories"], used, path)
     records, ids = [], []
     for position, entry in enumerate(data["images"]):
         records.append(_record(entry, f"{path}: image {position + 1}"))
-        ids.append(_id(entry.get("id"), f"{path}: image {position + 1}"))
-    _refuse_duplicates(ids, f"{path}: image ids")
+        _checked_key(entry.get("id"), f"{path}: image {position + 1}: id")
+        ids.append(entry["id"] if isinstance(entry["id"], str) else int(entry["id"]))
+    _refuse_duplicates([key_of(number) for number in ids], f"{path}: image ids")
     records = _distinct(records)
     grouped, crowd = _grouped(data["annotations"], ids, path)
     decode = _boxes if boxes and _only_boxes(data["annotations"]) else _masks
@@ -249,25 +278,27 @@ def parse_coco(data: Any, path: str | Path, boxes: bool = False, convention: str
         _instances(rows, r, categories, f"{path}: {r.image_id}", decode) for rows, r in zip(crowd, records, strict=True)
     ]
     made_by = [entry["labels"] if entry.get("labels") in MARKED else "" for entry in data["images"]]
-    return Coco(records, instances, classes, ids, crowds, id_map, tuple(notes), made_by)
+    notes = [*notes, *more, *([] if decode is _boxes else contradictions(grouped, records, instances))]
+    return Coco(records, instances, classes, ids, crowds, categories, tuple(notes), made_by)
 
 
 def read_results(
-    path: str | Path, truth: Coco | Mapping[int, tuple[int, int]], common: bool = False
+    path: str | Path, truth: Coco | Mapping[int | str, tuple[int, int]], common: bool = False
 ) -> list[Instances]:
     """Read a COCO results list for the images of `truth`, in its order; an image without entries has no cell.
 
     Parameters
     ----------
     truth : Coco or mapping
-        The images the results belong to, or image id -> (H, W).
+        The file the results belong to, whose category ids they use (0 is no class where the file has no category 0); or
+        image id -> (H, W), and category ids are class ids.
     common : bool
         Leave out the entries of other images, instead of refusing the file.
 
     Raises
     ------
     UserError
-        An entry of an unknown image, a score that is no number in [0, 1], or masks as `read_coco` refuses them.
+        An entry of an unknown image or category, a score that is no number in [0, 1], or masks as `read_coco` refuses them.
     """
     rows = _opened(path)
     if isinstance(rows, dict) and isinstance(rows.get("annotations"), list):
@@ -276,15 +307,24 @@ def read_results(
         raise UserError(
             f"{path} is no COCO results list", "it is a JSON list of {image_id, category_id, segmentation, score}"
         )
-    shapes = truth
+    shapes, categories = truth, None
     if isinstance(truth, Coco):
         shapes = {number: x.shape for number, x in zip(truth.ids, truth.instances, strict=True)}
+        categories = {0: 0} | truth.categories
     grouped, _ = _grouped(rows, list(shapes), path, common)
     found = []
     for (number, shape), entries in zip(shapes.items(), grouped, strict=True):
         where = f"{path}: image {number}"
-        class_ids = [_id(e.get("category_id", 0), f"{where}: category_id", least=0) for e in entries]
+        keys = [_checked_key(e.get("category_id", 0), f"{where}: category_id") for e in entries]
+        unknown = next((key for key in keys if not (key in categories if categories else isinstance(key, int))), None)
+        if unknown is not None:
+            there = f", the file's are {list(truth.categories)}" if categories else ""
+            raise UserError(
+                f"{where} has category_id {unknown}{there}",
+                "results use the category ids of the COCO file they belong to",
+            )
         scores = [_score(e.get("score"), where) for e in entries]
+        class_ids = [categories[key] for key in keys] if categories else keys
         found.append(_masks(entries, shape, where).with_classes(class_ids).with_scores(scores))
     return found
 
@@ -298,22 +338,55 @@ def _opened(path: str | Path) -> Any:
         raise UserError(f"{path} is no JSON: {str(error)[:100]}", "write the file again; it is damaged") from error
 
 
-def _categories(entries: list, path) -> tuple[dict[int, int], tuple[str, ...]]:
-    """Return category id -> class id, and the class names in order of category id; the category "unknown" is class 0."""
-    named = {}
+def _categories(entries: list, used: set, path) -> tuple[dict[int | str, int], tuple[str, ...], list[str]]:
+    """Return category id -> class id, the class names in order of category id, and notes; "unknown" is class 0.
+
+    Parameters
+    ----------
+    used : set
+        The category ids that annotations have. Roboflow adds a root, a category without annotation of which the others are
+        a kind, often of the same name: it is no class.
+    """
+    named: dict[int | str, str] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
             raise UserError(f"{path}: a category has no name", "a category is {id, name}")
         _refuse_unwritable(entry["name"], f"{path}: category name")
-        number = _id(entry.get("id"), f"{path}: category {entry['name']}", least=0)
+        number = _checked_key(entry.get("id"), f"{path}: category {entry['name']}")
         if number in named:
-            raise UserError(f"{path}: category id {number} is there twice", "number the categories from 1")
+            raise UserError(f"{path}: category id {number} is there twice", "give every category an id of its own")
         named[number] = entry["name"]
-    if len(set(named.values())) < len(named):
-        raise UserError(f"{path}: two categories have the same name", "name each class once")
-    order = [number for number in sorted(named) if named[number] != UNKNOWN]
+    notes = []
+    for number in _roots(entries, used):
+        notes.append(f"category {number} '{named[number]}' has no annotation and heads the others: it is no class")
+        del named[number]
+    names = Counter(named.values())
+    for number in [n for n in named if names[named[n]] > 1 and n not in used]:
+        name = named[number]
+        if names[name] > 1:
+            names[name] -= 1
+            notes.append(f"category {number} has no annotation and the name of another, '{name}': it is left out")
+            del named[number]
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        which = " and ".join(str(n) for n in named if named[n] == twice)
+        raise UserError(
+            f"{path}: two categories have the same name: {which} are '{twice}', and both have annotations",
+            "give one of them another name, or its annotations the id of the other",
+        )
+    order = [n for n in sorted(named, key=lambda n: (isinstance(n, str), n)) if named[n] != UNKNOWN]
     ids = {number: k for k, number in enumerate(order, 1)}
-    return ids | {n: 0 for n, name in named.items() if name == UNKNOWN}, tuple(named[n] for n in order)
+    return ids | {n: 0 for n, name in named.items() if name == UNKNOWN}, tuple(named[n] for n in order), notes
+
+
+def _roots(entries: list[dict], used: set) -> list[int | str]:
+    """Return the ids of categories that only head others: no annotation, no supercategory, and that of another one."""
+    roots = []
+    for entry in entries:
+        headed = any(other is not entry and other.get("supercategory") == entry["name"] for other in entries)
+        if headed and key_of(entry["id"]) not in used and entry.get("supercategory") in (None, "", "none"):
+            roots.append(key_of(entry["id"]))
+    return roots
 
 
 def _record(entry: Any, where: str) -> ImageRecord:
@@ -338,7 +411,7 @@ def _refuse_unwritable(text: str, where: str) -> None:
 
 
 def _id(value: Any, where: str, least: int = 1) -> int:
-    """Return a whole number >= `least`; texts of digits count, because some tools write them."""
+    """Return a whole number >= `least`, e.g. a size; texts of digits count, because some tools write them."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
         value = int(value)
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
@@ -348,27 +421,35 @@ def _id(value: Any, where: str, least: int = 1) -> int:
     return value
 
 
+def _checked_key(value: Any, where: str) -> int | str:
+    """Return an id of an image or a category; see `cellkit.conventions.key_of`."""
+    key = key_of(value)
+    if key is None:
+        raise UserError(f"{where}: {str(value)[:40]!r} is no whole number from 0 on, and no text", "give it an id")
+    return key
+
+
 def _score(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise UserError(f"{where}: score is {str(value)[:40]}", "a score is a number from 0 to 1")
     return float(value)
 
 
-def _refuse_duplicates(values: list[int], where: str) -> None:
+def _refuse_duplicates(values: list, where: str) -> None:
     if len(set(values)) < len(values):
         twice = Counter(values).most_common(1)[0][0]
         raise UserError(f"{where}: {twice} is there twice", "give every entry an id of its own")
 
 
-def _grouped(rows: list, ids: list[int], path, common: bool = False) -> tuple[list[list[dict]], list[list[dict]]]:
+def _grouped(rows: list, ids: list, path, common: bool = False) -> tuple[list[list[dict]], list[list[dict]]]:
     """Return the annotations of each image, and its crowd regions; with `common` those of other images are left out."""
-    place = {number: k for k, number in enumerate(ids)}
+    place = {key_of(number): k for k, number in enumerate(ids)}
     plain, crowd, orphans = [[] for _ in ids], [[] for _ in ids], []
     seen: set[int] = set()
     for position, row in enumerate(rows):
         if not isinstance(row, dict):
             raise UserError(f"{path}: annotation {position + 1} is {str(row)[:40]!r}", "an annotation is a JSON object")
-        number = _id(row.get("image_id"), f"{path}: annotation {position + 1}: image_id")
+        number = _checked_key(row.get("image_id"), f"{path}: annotation {position + 1}: image_id")
         if "id" in row and not isinstance(row["id"], str):
             own = _id(row["id"], f"{path}: annotation {position + 1}: id", least=0)
             if own in seen:
@@ -381,7 +462,7 @@ def _grouped(rows: list, ids: list[int], path, common: bool = False) -> tuple[li
     if orphans and not common:
         raise UserError(
             f"{path}: {len(orphans)} annotation(s) of images that are not there, e.g. image_id {orphans[0]}",
-            "give the file the images it was made for",
+            "give the file the images it was made for, or compare what both have: cellkit score --common",
         )
     return plain, crowd
 
@@ -406,17 +487,18 @@ def _boxes(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:
     edges = []
     for row in rows:
         box = row.get("bbox")
-        numbers = isinstance(box, list) and len(box) == 4
-        if not numbers or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box):
+        if not _is_box(box):
             raise UserError(f"{where}: an annotation has neither mask nor box", "a box is [x, y, width, height] in px")
         edges.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
     return Instances.from_boxes(pixel_boxes(np.array(edges, float), shape, where), shape)
 
 
-def _instances(rows: list[dict], record: ImageRecord, categories: dict[int, int], where: str, decode=None) -> Instances:
+def _instances(
+    rows: list[dict], record: ImageRecord, categories: dict[int | str, int], where: str, decode=None
+) -> Instances:
     class_ids = []
     for row in rows:
-        number = _id(row.get("category_id"), f"{where}: category_id", least=0)
+        number = _checked_key(row.get("category_id"), f"{where}: category_id")
         if number not in categories:
             raise UserError(
                 f"{where}: category_id {number} is not among the categories", "add the category or correct the id"
@@ -426,6 +508,45 @@ def _instances(rows: list[dict], record: ImageRecord, categories: dict[int, int]
     if rows and all("score" in row for row in rows):
         found = found.with_scores([_score(row["score"], where) for row in rows])
     return found
+
+
+SLACK_PX, SLACK = 2, 0.05  # what rounding, another rasteriser or a resized export does to a box
+
+
+def contradictions(grouped: list[list[dict]], records: list[ImageRecord], instances: list[Instances]) -> list[str]:
+    """Say, once, how many annotations have a box that is not that of their mask; the masks count."""
+    told, wrong, corners, example = 0, 0, 0, ""
+    for rows, record, found in zip(grouped, records, instances, strict=True):
+        places = [k for k, row in enumerate(rows) if _is_box(row.get("bbox")) and found.areas_px[k]]
+        if not places:
+            continue
+        most = np.array([record.width_px, record.height_px] * 2)
+        x, y, width, height = found.boxes_xywh[places].T
+        mask = np.stack([x, y, x + width, y + height], axis=1)
+        box = np.array([rows[k]["bbox"] for k in places], float)
+        slack = SLACK_PX + SLACK * np.stack([width, height, width, height], axis=1)
+        edges = np.clip(np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1), 0, most)
+        off = np.flatnonzero(~(np.abs(edges - mask) <= slack).all(axis=1))
+        told += len(places)
+        wrong += len(off)
+        corners += int((np.abs(box - mask) <= slack).all(axis=1)[off].sum())
+        if len(off) and not example:
+            shown = ", ".join(f"{value:g}" for value in box[off[0]])
+            its = ", ".join(str(int(v)) for v in (x[off[0]], y[off[0]], width[off[0]], height[off[0]]))
+            example = f"{record.image_id}: box {shown}, mask {its}"
+    if not wrong:
+        return []
+    why = "; they are corners x, y, x, y where x, y, width, height is meant" if 2 * corners > wrong else ""
+    return [f"{wrong} of {told} boxes contradict their masks, e.g. {example}{why}; the masks count"]
+
+
+def _is_box(box: Any) -> bool:
+    """Tell whether something is four numbers."""
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
+    )
 
 
 def _masks(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cellkit.conventions import key_of, to_plain
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
 from cellkit.filenames import plain, split_of_file, split_of_folder, split_of_folders
@@ -131,8 +132,10 @@ class Sheet:
 
     def used_categories(self) -> set[str]:
         """Return the names of the categories that occur in annotations."""
-        names = {str(entry.get("id")): str(entry.get("name")) for entry in self.categories if isinstance(entry, dict)}
-        used = {str(row.get("category_id")) for rows in self.rows.values() for row in rows}
+        names = {
+            str(key_of(entry.get("id"))): str(entry.get("name")) for entry in self.categories if isinstance(entry, dict)
+        }
+        used = {str(key_of(row.get("category_id"))) for rows in self.rows.values() for row in rows}
         return {names[number] for number in used if number in names} - {"unknown"}
 
 
@@ -174,8 +177,6 @@ def _unpacked(row: dict) -> dict:
 
 
 def _read_sheet(path: Path, convention: str | None) -> Sheet:
-    from cellkit.conventions import to_plain
-
     try:
         with open(path, encoding="utf-8-sig") as file:
             data = json.load(file, object_hook=_packed)
@@ -183,7 +184,7 @@ def _read_sheet(path: Path, convention: str | None) -> Sheet:
         raise UserError(f"{path} is no JSON: {str(error)[:100]}", "fetch it again; it is damaged") from error
     if isinstance(data.get("annotations"), dict):  # some exports number them as keys
         data["annotations"] = list(data["annotations"].values())
-    data = to_plain(data, convention, path)[0]
+    data, _ = to_plain(data, convention, path)
     images, annotations, categories = (data.get(key) for key in ("images", "annotations", "categories"))
     if not all(
         isinstance(part, list) and all(isinstance(x, dict) for x in part) for part in (images, annotations, categories)
@@ -200,13 +201,13 @@ def _no_masks(annotations: list[dict]) -> bool:
 
 def _by_image(path: Path, images: list[dict], annotations: list[dict]) -> dict[Any, list[dict]]:
     """Group the annotations; refuse duplicate image ids, and annotations of images that are not there."""
-    twice = [number for number, count in Counter(str(entry.get("id")) for entry in images).items() if count > 1]
+    twice = [number for number, count in Counter(str(key_of(entry.get("id"))) for entry in images).items() if count > 1]
     if twice:
         raise UserError(f"{path}: image id {twice[0]} is there twice", "give every image an id of its own")
     rows: dict[str, list[dict]] = defaultdict(list)
     for row in annotations:
-        rows[str(row.get("image_id"))].append(row)
-    orphans = set(rows) - {str(entry.get("id")) for entry in images}
+        rows[str(key_of(row.get("image_id")))].append(row)
+    orphans = set(rows) - {str(key_of(entry.get("id"))) for entry in images}
     if orphans:
         count = sum(len(rows[number]) for number in orphans)
         raise UserError(
@@ -253,7 +254,7 @@ class _Listed(NamedTuple):
 
 def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, config, line=None) -> _Listed:
     """Make a SourceImage of one entry; with `line` = (cell type, group) all its cells are of that type."""
-    rows = sheet.rows.get(str(entry.get("id")), [])
+    rows = sheet.rows.get(str(key_of(entry.get("id"))), [])
     named = str(entry.get("file_name") or "")
     told = str(entry.get("cell_type") or "")
     cell_type = {plain(name): name for name in (*config.classes, MIXED)}.get(plain(told)) or only_class(config) or MIXED
@@ -277,7 +278,7 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
 
 
 def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dict], line: str | None, config) -> Loaded:
-    from cellkit.coco import parse_coco
+    from cellkit.coco import contradictions, parse_coco
 
     if entry.get("labels") == "proposed":
         raise UserError(
@@ -297,7 +298,10 @@ def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dic
         ids = class_id_of(line, config) if line else 0
     crowd = len(coco.crowd[0])
     cells = replace(cells.with_classes(ids), boxes_only=sheet.boxes_only)
-    return made._replace(instances=cells, planes=f"({crowd} crowd region(s) left out)" if crowd else "")
+    plain = [row for row in rows if row.get("iscrowd") not in (1, True)]
+    contradicted = [] if sheet.boxes_only else contradictions([plain], coco.records, coco.instances)
+    told = [*([f"{crowd} crowd region(s) left out"] if crowd else []), *contradicted]
+    return made._replace(instances=cells, planes="".join(f"({text})" for text in told))
 
 
 def _once_each(listed: list[_Listed]) -> list[SourceImage]:

@@ -10,7 +10,6 @@ Label Studio's (``label_studio_converter/converter.py``).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,10 +18,10 @@ from cellkit.errors import UserError, nearest
 from cellkit.instances import Instances
 
 CONVENTIONS = {
-    "plain": "as the COCO data set itself: iscrowd marks regions that are no objects, ids begin at 1",
-    "cvat": "masks are marked iscrowd and are single objects all the same; ids may begin at 0",
-    "fiftyone": "labels.json beside data/, file names relative to data/; category ids may begin at 0",
-    "labelstudio": "image, category and annotation ids begin at 0",
+    "plain": "as the COCO data set itself: iscrowd marks regions that are no objects",
+    "cvat": "masks are marked iscrowd and are single objects all the same",
+    "fiftyone": "labels.json beside data/, file names relative to data/",
+    "labelstudio": "file names may have backslashes",
 }
 WRITTEN = ("plain", "cvat", "fiftyone")
 CVAT_INFO = ("contributor", "date_created", "description", "url", "version", "year")
@@ -42,8 +41,8 @@ def checked(convention: str, known: Sequence[str] = tuple(CONVENTIONS)) -> str:
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
-def to_plain(data: Any, convention: str | None, path) -> tuple[Any, dict[int | str, int], list[str]]:
-    """Return a COCO file's content in the plain convention, what became of its image ids, and what was done.
+def to_plain(data: Any, convention: str | None, path) -> tuple[Any, list[str]]:
+    """Return a COCO file's content in the plain convention, and what was done to that end; ids stay the file's own.
 
     Parameters
     ----------
@@ -55,35 +54,29 @@ def to_plain(data: Any, convention: str | None, path) -> tuple[Any, dict[int | s
     Returns
     -------
     data : dict
-    id_map : dict
-        Id in the file -> id here; empty where no id changed.
     notes : list of str
         One sentence for everything that was read otherwise than "plain" would.
 
     Raises
     ------
     UserError
-        An unknown convention, an ambiguous file, an id given twice, an annotation of an image that is not there.
+        An unknown convention, or an ambiguous file.
     """
     if convention is not None:
         checked(convention)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
-        return data, {}, []
+        return data, []
     if convention == "fiftyone" and "annotations" not in data:  # what FiftyOne writes for unlabelled images
         data = data | {"annotations": []}
     if not isinstance(data.get("annotations"), list):
-        return data, {}, []
+        return data, []
     if convention is None:
         _refuse_ambiguous(data, path)
-    if convention in (None, "plain"):
-        return data, {}, []
-    data, id_map, notes = _renumbered(data, path)
     if convention == "cvat":
-        data, more = _without_crowds(data)
-        notes += more
+        return _without_crowds(data)
     if convention == "labelstudio":
-        data = data | {"images": [_with_slashes(entry) for entry in data["images"]]}
-    return data, id_map, notes
+        return data | {"images": [_with_slashes(entry) for entry in data["images"]]}, []
+    return data, []
 
 
 def _refuse_ambiguous(data: dict, path) -> None:
@@ -94,45 +87,28 @@ def _refuse_ambiguous(data: dict, path) -> None:
     if crowds and (header or any(isinstance(row.get("attributes"), dict) for row in crowds)):
         raise UserError(
             f"{path} marks {len(crowds)} annotation(s) iscrowd: CVAT marks its masks so, others mark what is no object",
-            'say whose file it is: convention="cvat" or "plain" (cellkit labels --convention, cellkit coco --from)',
+            'say whose file it is: convention="cvat" or "plain" (cellkit coco, labels, score and submit: --from cvat or '
+            "--from plain; a run: convert.coco_convention)",
         )
 
 
-def _renumbered(data: dict, path) -> tuple[dict, dict[int | str, int], list[str]]:
-    """Return the content with image ids from 1 where they were from 0 or texts."""
-    keys = [_key(entry.get("id")) if isinstance(entry, dict) else None for entry in data["images"]]
-    if all(key is None or (isinstance(key, int) and key >= 1) for key in keys):
-        return data, {}, []  # good, or (None) for the reader to refuse
-    id_map = {key: number for number, key in enumerate(keys, 1) if key is not None}
-    if len(id_map) < len(keys) - keys.count(None):
-        twice = Counter(key for key in keys if key is not None).most_common(1)[0][0]
-        raise UserError(f"{path}: image ids: {twice} is there twice", "give every image an id of its own")
-    lost = [row for row in data["annotations"] if isinstance(row, dict) and _key(row.get("image_id")) not in id_map]
-    if lost:
-        raise UserError(
-            f"{path}: {len(lost)} annotation(s) of images that are not there, e.g. image_id {lost[0].get('image_id')}",
-            "give the file the images it was made for",
-        )
-    images = [
-        entry if key is None else entry | {"id": id_map[key]} for key, entry in zip(keys, data["images"], strict=True)
-    ]
-    rows = [
-        row | {"image_id": id_map[_key(row["image_id"])]} if isinstance(row, dict) else row
-        for row in data["annotations"]
-    ]
-    first = next(iter(id_map))
-    return data | {"images": images, "annotations": rows}, id_map, [
-        f"image ids began with {first!r}: here they are 1 to {len(keys)}, and results that name the old ids do not fit"
-    ]  # fmt: skip
+def key_of(value: Any) -> int | str | None:
+    """Return the id that a COCO file means: a whole number from 0 on, or a text; None for what is no id.
 
+    Tools write 7 also as 7.0 or "7"; "007" is a text.
 
-def _key(value: Any) -> int | str | None:
-    """Return an id as a number from 0 on, or as a text that is none; None for what is no id."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+    Examples
+    --------
+    >>> key_of("7"), key_of(7.0), key_of("007"), key_of("6f3a"), key_of(-1)
+    (7, 7, '007', '6f3a', None)
+    """
+    if isinstance(value, str) and len(value) < 19 and value.isascii() and value.isdigit() and str(int(value)) == value:
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or (isinstance(value, int) and value < 0):
-        return None
-    return value or (0 if value == 0 else None)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str):
+        return value if value.strip() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
 def _without_crowds(data: dict) -> tuple[dict, list[str]]:

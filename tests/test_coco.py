@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import math
+import re
 import random
 import time
 import warnings
@@ -180,7 +181,8 @@ def test_objects_of_unknown_class_are_the_last_category_and_come_back_as_class_0
         ({"classes": ["HEK", ""]}, "the classes are HEK, \nname each once"),
         ({"classes": ["HEK\ud800"]}, "the class name .* holds a control character"),
         ({"records": [image("a", group="a\nb")]}, "group .* holds a control character"),
-        ({"ids": [0]}, "have the ids .0.\ngive each image one id of its own, from 1 on"),
+        ({"ids": [0]}, "have the ids .0.\ngive each image one id of its own, a number from 1 on"),
+        ({"ids": ["6f3a"]}, "a number from 1 on"),
         ({"ids": [1, 2]}, "1 images have the ids"),
         ({"instances": [worked(scores=[math.nan])], "with_scores": True}, "a cell of score nan"),
     ],
@@ -197,8 +199,9 @@ def test_what_cannot_be_written_leaves_the_previous_file(tmp_path, change, reaso
 @pytest.mark.parametrize(
     ("ids", "score", "reason"),
     [
-        ([0], 0.5, "ids"),
-        ([1, 1], 0.5, "ids"),
+        ([-1], 0.5, "ids"),
+        ([""], 0.5, "ids"),
+        ([1, "1"], 0.5, "ids"),
         ([1], math.nan, "score nan"),
         ([1], 1.5, "score 1.5"),
         ([1], -0.1, "score -0.1"),
@@ -301,9 +304,66 @@ def test_ids_may_be_texts_or_whole_floats_and_lists_may_be_in_any_order(tmp_path
         ],
     )  # fmt: skip
     coco = read_coco(saved(tmp_path, data))
-    assert coco.ids == [9, 2]
+    assert coco.ids == ["9", 2], "as the file has them"
     assert coco.classes == ("HEK", "N2a"), "classes by category id"
     assert [x.class_ids.tolist() for x in coco.instances] == [[1], [2, 0, 1]]
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (7, 0), ("6f3a", "a b"), ("007", "7"), (0.0, "x")])
+@pytest.mark.parametrize("numbers", [(0, 7, 90), (1, 2, 3), ("h", "n", "o"), (90, 7, 0)])
+def test_a_foreign_files_own_ids_go_back_into_a_results_list(tmp_path, ids, numbers):
+    """Image ids from 0, texts; category 0 and gaps: read as they are, and written as they were."""
+    rows = [annotation(id=k, image_id=ids[k % 2], category_id=numbers[k]) for k in range(3)]
+    names = [{"id": number, "name": name} for number, name in zip(numbers, ("HEK", "N2a", "odd"), strict=True)]
+    data = a_file(images=[PLACE | {"id": number} for number in ids], categories=names, annotations=rows)
+    coco = read_coco(saved(tmp_path, data))
+    named = [[coco.classes[k - 1] for k in cells.class_ids] for cells in coco.instances]
+    assert (named, coco.ids) == ([["HEK", "odd"], ["N2a"]], list(ids))
+    path = write_results(tmp_path / "r.json", coco, coco.instances)
+    told = [(row["image_id"], row["category_id"]) for row in json.loads(path.read_text())]
+    assert told == [(ids[0], numbers[0]), (ids[0], numbers[2]), (ids[1], numbers[1])]
+    assert read_results(path, coco) == coco.instances
+    loose = [cells.with_classes(0) for cells in coco.instances]
+    if 0 in numbers:
+        with pytest.raises(UserError, match="no class, and its category 0 is one"):
+            write_results(tmp_path / "loose.json", coco, loose)
+    else:
+        assert read_results(write_results(tmp_path / "loose.json", coco, loose), coco) == loose
+
+
+@pytest.mark.parametrize(
+    ("categories", "classes"),
+    [
+        ([{"id": 0, "name": "HEK", "supercategory": "none"}, {"id": 1, "name": "HEK", "supercategory": "HEK"}], ("HEK",)),
+        ([{"id": 0, "name": "cells", "supercategory": "none"}, {"id": 1, "name": "HEK", "supercategory": "cells"},
+          {"id": 2, "name": "N2a", "supercategory": "cells"}], ("HEK", "N2a")),
+        ([{"id": 0, "name": "HEK"}, {"id": 1, "name": "HEK"}, {"id": 2, "name": "HEK"}], ("HEK",)),
+        ([{"id": 1, "name": "HEK", "supercategory": "HEK"}, {"id": 2, "name": "N2a", "supercategory": "cell"}], ("HEK", "N2a")),
+        ([{"id": 1, "name": "HEK", "supercategory": "none"}, {"id": 2, "name": "N2a", "supercategory": "HEK"}], ("HEK", "N2a")),
+    ],
+)  # fmt: skip
+def test_a_category_that_only_heads_or_repeats_others_is_no_class(tmp_path, categories, classes):
+    """Roboflow's root; a head that has annotations of its own stays a class, and so does an unused class."""
+    coco = read_coco(saved(tmp_path, a_file(categories=categories)))
+    assert (coco.classes, coco.instances[0].class_ids.tolist()) == (classes, [1])
+    assert len(coco.notes) == len(categories) - len(classes)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        ([[10, 8, 20, 12], [10.4, 7.6, 19.5, 12.5], None], ""),
+        ([[10, 8, 30, 20], [10, 8, 20, 12], [10, 8, 30, 20]], "2 of 3 boxes contradict.*box 10, 8, 30, 20, mask 10, 8, 20, 12; "
+         "they are corners x, y, x, y"),
+        ([[10, 8, 0, 12], [10, 8, 20, 12]], "1 of 2 boxes contradict .* a: box 10, 8, 0, 12, mask 10, 8, 20, 12; the masks"),
+    ],
+)  # fmt: skip
+def test_boxes_that_contradict_their_masks_are_told_once_and_the_masks_count(tmp_path, boxes, told):
+    polygon = [[10, 8, 30, 8, 30, 20, 10, 20]]
+    rows = [annotation(id=k, segmentation=polygon, bbox=box) for k, box in enumerate(boxes)]
+    coco = read_coco(saved(tmp_path, a_file(images=[PLACE | {"height": 48, "width": 64}], annotations=rows)))
+    assert coco.instances[0].boxes_xywh.tolist() == [[10, 8, 20, 12]] * len(boxes)
+    assert len(coco.notes) == bool(told) and re.search(told, "".join(coco.notes))
 
 
 def test_missing_area_and_iscrowd_and_extra_keys_do_no_harm(tmp_path):
@@ -407,8 +467,9 @@ def test_what_is_no_polygon_is_refused(tmp_path, polygons, reason):
         ({"annotations": {}}, "lacks images, annotations or categories"),
         ({"categories": "HEK"}, "lacks images, annotations or categories"),
         ({"images": [PLACE, PLACE]}, "image ids: 1 is there twice"),
-        ({"images": [PLACE | {"id": 0}]}, "image 1: '0' is no whole number from 1 on"),
-        ({"images": [PLACE | {"id": "x"}]}, "'x' is no whole number"),
+        ({"images": [PLACE | {"id": -1}]}, "image 1: id: '-1' is no whole number from 0 on"),
+        ({"images": [PLACE | {"id": " "}]}, "' ' is no whole number"),
+        ({"images": [PLACE | {"id": True}]}, "'True' is no whole number"),
         ({"images": [PLACE | {"id": 1.5}]}, "'1.5' is no whole number"),
         ({"images": [PLACE | {"id": 2**64}]}, "is no whole number"),
         ({"images": [PLACE | {"height": 0}]}, "image 1 height: '0' is no whole number from 1 on"),
@@ -423,7 +484,8 @@ def test_what_is_no_polygon_is_refused(tmp_path, polygons, reason):
         ({"categories": [{"id": 1, "name": " "}]}, "a category has no name"),
         ({"categories": [{"id": 1, "name": "a\x00"}]}, r"category name 'a\x00' holds a control character"),
         ({"categories": [{"id": -1, "name": "HEK"}]}, "category HEK: '-1' is no whole number"),
-        ({"categories": [{"id": 1, "name": "HEK"}, {"id": 2, "name": "HEK"}]}, "two categories have the same name"),
+        ({"categories": [{"id": 1, "name": "HEK"}, {"id": 2, "name": "HEK"}],
+          "annotations": [annotation(), annotation(id=2, category_id=2)]}, "same name: 1 and 2 are 'HEK', and both have annotations"),
         ({"categories": [{"id": 1, "name": "HEK"}, {"id": 1, "name": "N2a"}]}, "category id 1 is there twice"),
         ({"annotations": [annotation(), annotation()]}, "annotation id 1 is there twice"),
         ({"annotations": [annotation(id=None)]}, "annotation 1: id: 'None'"),
@@ -465,7 +527,9 @@ def test_what_is_no_text_or_no_file_is_refused(tmp_path):
     ("row", "reason"),
     [
         ({"image_id": 3}, "1 annotation(s) of images that are not there, e.g. image_id 3"),
-        ({"image_id": "a"}, "is no whole number"),
+        ({"image_id": "a"}, "1 annotation(s) of images that are not there, e.g. image_id a"),
+        ({"image_id": None}, "is no whole number"),
+        ({"category_id": "HEK"}, "has category_id HEK"),
         ({"score": None}, "score is None"),
         ({"score": 1.01}, "score is 1.01"),
         ({"score": -0.01}, "score is -0.01"),

@@ -83,7 +83,6 @@ def test_cvats_masks_are_single_objects(tmp_path):
     assert [cells.class_ids.tolist() for cells in coco.instances] == [[1, 2], [2]]
     assert [len(region) for region in coco.crowd] == [0, 0]
     assert coco.notes == ("1 mask(s) marked iscrowd are read as single objects, as CVAT means them",)
-    assert coco.id_map == {}
 
 
 @pytest.mark.parametrize("mark", ["attributes", "header"])
@@ -114,24 +113,16 @@ def test_crowds_of_others_are_crowds(tmp_path):
     assert [len(region) for region in read_coco(saved(tmp_path, data)).crowd] == [1, 0]
 
 
-def test_ids_from_0_are_numbered_from_1_and_the_map_is_kept(tmp_path):
+@pytest.mark.parametrize("convention", [None, "plain", "cvat"])
+def test_ids_from_0_stay_what_they_are(tmp_path, convention):
     data = cvat_file()
+    del data["annotations"][0]
     for entry in data["images"]:
         entry["id"] -= 1
     for row in data["annotations"]:
         row |= {"id": row["id"] - 1, "image_id": row["image_id"] - 1}
-    coco = read_coco(saved(tmp_path, data), convention="cvat")
-    assert (coco.ids, coco.id_map) == ([1, 2], {0: 1, 1: 2})
-    assert coco.notes[0].startswith("image ids began with 0: here they are 1 to 2")
-    assert [len(cells) for cells in coco.instances] == [2, 1]
-    assert "no whole number from 1 on" in refused(tmp_path / "labels.json", "plain")
-
-
-def test_ids_that_are_texts(tmp_path):
-    data = label_studio_file()
-    data["images"][0]["id"] = data["annotations"][0]["image_id"] = "6f3a"
-    coco = read_coco(saved(tmp_path, data), convention="labelstudio")
-    assert (coco.ids, coco.id_map) == ([1], {"6f3a": 1})
+    coco = read_coco(saved(tmp_path, data), convention=convention)
+    assert (coco.ids, [len(cells) for cells in coco.instances], coco.notes) == ([0, 1], [1, 1], ())
 
 
 @pytest.mark.parametrize(
@@ -182,7 +173,7 @@ def test_fiftyones_unlabelled_images(tmp_path):
 
 def test_label_studios_names_on_windows(tmp_path):
     coco = read_coco(saved(tmp_path, label_studio_file()), convention="labelstudio")
-    assert (coco.records[0].path, coco.classes, coco.ids) == ("images/ab12-a.png", ("HEK", "N2a"), [1])
+    assert (coco.records[0].path, coco.classes, coco.ids) == ("images/ab12-a.png", ("HEK", "N2a"), [0])
     assert coco.instances[0].class_ids.tolist() == [2]
 
 
