@@ -397,7 +397,10 @@ def _predict(given: argparse.Namespace) -> Answer:
 
 # ---- score ---------------------------------------------------------------------------------------------------------
 def _add_score(parser: argparse.ArgumentParser) -> None:
-    sides = "a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV"
+    sides = (
+        "a COCO file, a COCO results list, a folder of label images, a submission (with --profile), or a table of truth "
+        "such as Sartorius' train.csv"
+    )
     parser.add_argument("truth", metavar="TRUTH", help=sides)
     parser.add_argument("predictions", metavar="PRED", help=sides)
     parser.add_argument(
@@ -413,20 +416,31 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
         "--bootstrap", type=int, metavar="N", help="resamples of the images for intervals (default 2000)"
     )
     parser.add_argument("--against", metavar="OTHER", help="another model's predictions: say whether PRED is better")
+    _from_flag(parser, "whose COCO files they are")
     _json_flag(parser)
 
 
 def _score(given: argparse.Namespace) -> Answer:
     from cellkit.compare import compare_models, image_shapes, match_sides, read_side, score_sides, tell_scores
+    from cellkit.submission import is_truth_table
 
     if given.bootstrap is not None and given.bootstrap < 0:
         raise UserError(f"--bootstrap is {given.bootstrap}", "give 0 (no interval) or more")
     how = {"profile": given.profile, "shapes": image_shapes(given.images) if given.images else None}
-    other = given.predictions if given.truth.lower().endswith(".csv") and not given.images else None
+    how["convention"] = _checked_tool(given.from_)
+    bare = given.truth.lower().endswith(".csv") and os.path.isfile(given.truth) and not is_truth_table(given.truth)
+    other = given.predictions if bare and not given.images else None
     sized = read_side(other, **how) if other and not other.lower().endswith(".csv") else None
     truth = read_side(given.truth, of=sized, **how)
     found = sized or read_side(given.predictions, of=truth, common=given.common, **how)
+    for note in dict.fromkeys([*truth.notes, *found.notes]):
+        print(f"note: {note}", file=sys.stderr)
+    before = truth, found
     truth, found = match_sides(truth, found, given.common)
+    for side in before:
+        if len(side.records) > len(truth.records):
+            what = f"{len(truth.records)} of the {len(side.records)} images of {side.path}"
+            print(f"note: scored on {what}, those that the other side has too", file=sys.stderr)
     other = read_side(given.against, of=truth, common=given.common, **how) if given.against else None
     conventions = [name.strip() for name in given.convention.split(",")] if given.convention else None
     result = score_sides(truth, found, conventions, given.by, given.bootstrap)
@@ -436,6 +450,17 @@ def _score(given: argparse.Namespace) -> Answer:
 
 
 # ---- coco, labels --------------------------------------------------------------------------------------------------
+def _from_flag(parser: argparse.ArgumentParser, about: str, *also: str) -> None:
+    tools = "plain, cvat, fiftyone, labelstudio"
+    parser.add_argument("--from", *also, dest="from_", metavar="TOOL", help=f"{about}: {tools} (default plain)")
+
+
+def _checked_tool(name: str | None) -> str | None:
+    from cellkit.conventions import checked
+
+    return None if name is None else checked(name)
+
+
 def _add_coco(parser: argparse.ArgumentParser) -> None:
     inputs = "folder of label images (TIFF, PNG), of Cellpose _seg.npy files or of ImageJ ROI zips; one such file; a COCO file"
     parser.add_argument("input", metavar="INPUT", help=inputs)
@@ -448,7 +473,12 @@ def _add_coco(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", metavar="A,B", help="classes of _seg.npy files that the Cellpose GUI saved, in order"
     )
-    parser.add_argument("--from", dest="from_", metavar="TOOL", help="whose COCO file INPUT is: cvat, fiftyone, ...")
+    parser.add_argument(
+        "--pieces",
+        metavar="HOW",
+        help="a cell of several pieces in a label image: split (each a cell), keep or largest",
+    )
+    _from_flag(parser, "whose COCO file INPUT is")
     parser.add_argument("--convention", default="plain", metavar="TOOL", help="who reads FILE: plain, cvat or fiftyone")
     parser.add_argument("--polygons", action="store_true", help="polygons, not RLE; tells how many objects lose by it")
     _skips_flag(parser)
@@ -482,7 +512,7 @@ def _of_files(given: argparse.Namespace) -> tuple:
             f"--from {given.from_}, but {given.input} is no COCO file", "--format says what label files are"
         )
     classes = [name.strip() for name in given.classes.split(",")] if given.classes else []
-    side, quarantined = read_folder(given.input, given.format, given.images, classes)
+    side, quarantined = read_folder(given.input, given.format, given.images, classes, given.pieces)
     if side.classes:
         named, instances = side.classes, side.instances
     else:
@@ -496,13 +526,18 @@ def _of_files(given: argparse.Namespace) -> tuple:
 
 def _of_coco(given: argparse.Namespace) -> tuple:
     """Return records, cells, classes, ids, nothing set aside, and who made the cells, of a COCO file."""
-    if given.format or given.images or given.class_name or given.classes:
+    if given.format or given.images or given.class_name or given.classes or given.pieces:
         raise UserError(
             f"{given.input} is a COCO file: it names its images and classes itself",
-            "leave out --format, --images, --class and --classes",
+            "leave out --format, --images, --class, --classes and --pieces",
         )
     coco = _read_coco(given.input, given.from_)
-    return coco.records, coco.instances, coco.classes, coco.ids, [], coco.made_by
+    ids = coco.ids if all(isinstance(number, int) and number > 0 for number in coco.ids) else None
+    if ids is None:
+        count, first = len(coco.ids), coco.ids[0]
+        what = f"image ids began with {first!r}: in {given.out} they are 1 to {count}"
+        print(f"note: {what}, and results that name the old ids do not fit it", file=sys.stderr)
+    return coco.records, coco.instances, coco.classes, ids, [], coco.made_by
 
 
 def _read_coco(path: str, convention: str | None) -> Any:
@@ -528,23 +563,36 @@ def _tell_polygons(instances: Sequence[Any]) -> None:
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("coco", metavar="COCO_FILE", help="a COCO file")
+    parser.add_argument("coco_file", metavar="COCO_FILE", help="a COCO file, or a results list")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for one file per image")
     forms = "tif (default), png, seg (Cellpose GUI; needs --images) or roi (ImageJ ROI zip)"
     parser.add_argument("--format", default="tif", metavar="F", help=forms)
-    parser.add_argument("--images", metavar="DIR", help="the pictures, matched by stem")
-    parser.add_argument("--suffix", default="", metavar="TEXT", help="end of the names of tif and png, e.g. _cp_masks")
     parser.add_argument(
-        "--convention", metavar="TOOL", help="whose COCO file it is: plain, cvat, fiftyone, labelstudio"
+        "--images", metavar="DIR", help="the pictures, matched by stem (default those of the run folder)"
     )
+    parser.add_argument(
+        "--coco", metavar="FILE", help="the COCO file whose image ids a results list uses; in a run folder not needed"
+    )
+    parser.add_argument("--suffix", default="", metavar="TEXT", help="end of the names of tif and png, e.g. _cp_masks")
+    _from_flag(parser, "whose COCO file it is", "--convention")
     _skips_flag(parser)
 
 
 def _labels(given: argparse.Namespace) -> Answer:
+    from cellkit.compare import is_results, read_side, run_of
     from cellkit.exchange import write_folder
 
-    coco = _read_coco(given.coco, given.convention)
-    how = {"form": given.format, "images": given.images, "suffix": given.suffix}
+    _checked_tool(given.from_)
+    if os.path.isfile(given.coco_file) and is_results(given.coco_file):
+        of = read_side(given.coco, convention=given.from_) if given.coco else None
+        coco = read_side(given.coco_file, of=of)
+    elif given.coco:
+        raise UserError(f"--coco {given.coco}, but {given.coco_file} is no results list", "leave out --coco")
+    else:
+        coco = _read_coco(given.coco_file, given.from_)
+    run = run_of(given.coco_file) if given.format == "seg" else None
+    images = given.images or (run / "images" if run is not None else None)
+    how = {"form": given.format, "images": images, "suffix": given.suffix}
     done = write_folder(given.out, coco.records, coco.instances, coco.classes, **how)
     _set_aside(done.quarantined)
     if done.lost:
@@ -562,24 +610,28 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--profile", required=True, metavar="P", help="sartorius or dsb2018")
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the CSV")
-    parser.add_argument("--coco", metavar="FILE", help="the COCO file whose image ids a results list uses")
+    parser.add_argument(
+        "--coco", metavar="FILE", help="the COCO file whose image ids a results list uses; in a run folder not needed"
+    )
     parser.add_argument("--images", metavar="DIR", help="the test images: each must have a prediction")
     parser.add_argument("--min-area", type=int, default=0, metavar="PX", help="leave out smaller objects (default 0)")
+    _from_flag(parser, "whose COCO files they are")
 
 
 def _submit(given: argparse.Namespace) -> Answer:
-    from cellkit.compare import image_shapes, read_side
+    from cellkit.compare import image_shapes, match_sides, named_after, read_side, refuse_scaled
     from cellkit.submission import get_profile, resolve_overlaps, write_submission
 
-    profile = get_profile(given.profile)
-    side = read_side(given.predictions, of=read_side(given.coco) if given.coco else None)
-    ids = [record.image_id for record in side.records]
+    profile, tool = get_profile(given.profile), _checked_tool(given.from_)
+    of = read_side(given.coco, convention=tool) if given.coco else None
+    side = read_side(given.predictions, of=of, convention=tool)
+    if of is not None and side.asked:
+        side = match_sides(of, side)[1]
     if given.images:
-        wanted = image_shapes(given.images)
-        missing, extra = sorted(set(wanted) - set(ids)), sorted(set(ids) - set(wanted))
-        if missing or extra:
-            told = f"{len(missing)} test image(s) without prediction, {len(extra)} prediction(s) of no test image"
-            raise UserError(f"{told}, e.g. {(missing or extra)[0]}", f"predict the images in {given.images}")
+        side = named_after(side, image_shapes(given.images), given.images)
+    else:
+        refuse_scaled(side)
+    ids = [record.image_id for record in side.records]
     resolved = [resolve_overlaps(cells, given.min_area) for cells in side.instances]
     write_submission(given.out, ids, [cells for cells, _ in resolved], profile)
     changed = sum(len(log) for _, log in resolved)
@@ -591,16 +643,18 @@ def _add_check_submission(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the CSV")
     parser.add_argument("--profile", required=True, metavar="P", help="sartorius or dsb2018")
     parser.add_argument(
-        "--images", metavar="DIR", help="the test images: also check ids, bounds and the order of pixels"
+        "--images", metavar="DIR", help="the original test images: also check ids, bounds, order of pixels and size"
     )
+    parser.add_argument("--sample", metavar="FILE", help="sample_submission.csv: every id of it must have a row")
     _json_flag(parser)
 
 
 def _check_submission(given: argparse.Namespace) -> Answer:
     from cellkit.compare import image_shapes
-    from cellkit.submission import check_submission
+    from cellkit.submission import check_submission, sample_ids
 
-    problems = check_submission(given.file, given.profile, image_shapes(given.images) if given.images else None)
+    ids = sample_ids(given.sample, given.profile) if given.sample else None
+    problems = check_submission(given.file, given.profile, image_shapes(given.images) if given.images else None, ids)
     code = REFUSED if problems else DONE
     if given.json:
         rows = [{"line": problem.line, "reason": problem.reason} for problem in problems]
@@ -612,7 +666,8 @@ def _check_submission(given: argparse.Namespace) -> Answer:
             "problems": rows,
         }
         return Answer(_json_text(told), code)
-    unchecked = "" if given.images else " (ids, bounds and pixel order are not checked without --images)"
+    what = "bounds, pixel order and picture size" if given.sample else "ids, bounds, pixel order and picture size"
+    unchecked = "" if given.images else f" ({what} are not checked without --images)"
     lines = [f"{given.file}: {f'{len(problems)} problem(s)' if problems else 'valid'}{unchecked}"]
     lines += [f"  {problem}" for problem in problems[:SHOWN]]
     return Answer(

@@ -16,9 +16,10 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.naming import best_pairs, ids_of, plain_stem, same, stem_of
 from cellkit.records import ImageRecord
 
-KINDS = "a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV with --profile"
+KINDS = "a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV"
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,18 @@ class Side:
         Class k is ``classes[k - 1]``; empty when the cells have none.
     crowd : list of Instances
         Regions of a COCO truth marked ``iscrowd``, one entry per record.
-    ids : list of int
+    ids : list of int or str
         The images' ids in a COCO file; empty otherwise.
     made_by : list of str
         Who made the cells of each image, where the file says so: "corrected", "proposed" (no truth), or "".
+    categories : dict
+        Category id in the COCO file -> class id.
+    run : Path or None
+        The run folder, for a file that a run wrote.
+    asked : bool
+        The model was asked about these images alone: predictions of a run.
+    notes : tuple of str
+        What was read otherwise than it stands in the file.
     """
 
     path: Path
@@ -47,8 +56,12 @@ class Side:
     instances: list[Instances]
     classes: tuple[str, ...]
     crowd: list[Instances]
-    ids: list[int]
+    ids: list[int | str]
     made_by: list[str] = field(default_factory=list)
+    categories: dict[int | str, int] = field(default_factory=dict)
+    run: Path | None = None
+    asked: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def cells(self) -> int:
@@ -70,8 +83,9 @@ def read_side(
     profile: str | None = None,
     shapes: Mapping[str, tuple[int, int]] | None = None,
     common: bool = False,
+    convention: str | None = None,
 ) -> Side:
-    """Read one side of a score.
+    """Read one side of a score. Predictions of a run folder are those of the images its models were asked about.
 
     Parameters
     ----------
@@ -85,6 +99,8 @@ def read_side(
         The images of a CSV, where `of` does not tell them.
     common : bool
         Leave out the entries of a results list on images that `of` lacks.
+    convention : str, optional
+        Whose COCO file it is, see `cellkit.conventions`.
 
     Raises
     ------
@@ -93,19 +109,29 @@ def read_side(
     """
     path = Path(path)
     if path.is_dir():
-        return _read_label_folder(path)
+        return replace(_read_label_folder(path), run=run_of(path))
     if not path.is_file():
         raise UserError(f"no file or folder at {path}", f"give {KINDS}")
     if path.suffix.lower() == ".csv":
         return _read_csv(path, of, profile, shapes)
     if path.suffix.lower() != ".json":
         raise UserError(f"{path} is a '{path.suffix}' file", f"give {KINDS}")
+    run = run_of(path)
     if is_results(path):
-        return _read_results(path, of, common)
+        return _read_results_of_run(path, run) if run is not None else _read_results(path, of, common)
     from cellkit.coco import read_coco
 
-    coco = read_coco(path, boxes=True)
-    return Side(path, coco.records, coco.instances, coco.classes, coco.crowd, coco.ids, coco.made_by)
+    coco = read_coco(path, boxes=True, convention=convention)
+    told = {"categories": coco.categories, "run": run, "notes": coco.notes}
+    return Side(path, coco.records, coco.instances, coco.classes, coco.crowd, coco.ids, coco.made_by, **told)
+
+
+def run_of(path: str | Path) -> Path | None:
+    """Return the run folder in which a file or folder lies, by its manifest and its table of images; else None."""
+    from cellkit.manifest import MANIFEST
+
+    above = Path(path).absolute().parents
+    return next((p for p in above[:2] if (p / MANIFEST).is_file() and (p / "records.csv").is_file()), None)
 
 
 def is_results(path: str | Path) -> bool:
@@ -118,20 +144,23 @@ def _read_label_folder(folder: Path) -> Side:
     """Read every label image below a folder; where some are called ``*_masks`` and the like, only those."""
     from cellkit.dataset import chosen_cells
     from cellkit.files import sha256_file
-    from cellkit.labels import read_labels
+    from cellkit.labels import read_labels, refuse_foreground
     from cellkit.sources import LABEL_ENDINGS, LABEL_SUFFIXES, list_files
 
     paths = list_files(folder, LABEL_SUFFIXES, keep_labels=True)
-    marked = [path for path in paths if plain_stem(path.name) != _stem(path.name)]
+    marked = [path for path in paths if plain_stem(path.name) != stem_of(path.name)]
     paths = marked or paths
     if not paths:
         raise UserError(f"no label image in the folder {folder}", f"label images end with {', '.join(LABEL_SUFFIXES)}")
     records, instances, made_by = [], [], []
     chosen = chosen_cells(folder)  # where a run left its labels: whole, and who made them
     for path in paths:
-        found, maker, sha256 = chosen.get(_stem(path.name), (None, "", ""))
+        found, maker, sha256 = chosen.get(stem_of(path.name), (None, "", ""))
         if found is None or sha256_file(path) != sha256:
-            found, maker = Instances.from_labels(read_labels(path)), ""
+            labels = read_labels(path)
+            remedy = f"say what the pieces are: cellkit coco {folder} -o FILE.json --pieces split"
+            refuse_foreground(labels, path, remedy)
+            found, maker = Instances.from_labels(labels), ""
         made_by.append(maker)
         relative = path.relative_to(folder)
         name = (relative.parent / plain_stem(relative.name)).as_posix()
@@ -147,42 +176,49 @@ def _read_label_folder(folder: Path) -> Side:
 
 def _read_results(path: Path, of: Side | None, common: bool) -> Side:
     """Read a results list for the images and categories of a COCO file."""
-    from cellkit.coco import read_results
+    from cellkit.coco import Coco, read_results
 
     if of is None or not of.ids:
         raise UserError(
             f"{path} is a COCO results list: it tells its images by the ids they have in a COCO file",
-            "give that COCO file as the other side",
+            "give that COCO file too: as TRUTH of cellkit score, as --coco of cellkit submit and labels",
         )
-    shapes = {number: (r.height_px, r.width_px) for number, r in zip(of.ids, of.records, strict=True)}
-    found = read_results(path, shapes, common)
-    class_of = _class_of_category(of.path)
-    instances = []
-    for record, objects in zip(of.records, found, strict=True):
-        unknown = sorted(set(objects.class_ids.tolist()) - set(class_of))
-        if unknown:
-            raise UserError(
-                f"{path}: {record.image_id} has category_id {unknown[0]}, the categories of {of.path} are {sorted(class_of)}",
-                "results use the category ids of the COCO file they belong to",
-            )
-        instances.append(objects.with_classes([class_of[k] for k in objects.class_ids.tolist()]))
-    return Side(path, of.records, instances, of.classes, [], of.ids)
+    empty = [Instances.empty((r.height_px, r.width_px)) for r in of.records]
+    found = read_results(path, Coco(of.records, empty, of.classes, of.ids, [], of.categories), common)
+    without = sum(not len(cells) for cells in found)
+    notes = (f"{path} has no entry for {without} of {len(found)} images: nothing was found there",) if without else ()
+    return Side(path, of.records, found, of.classes, [], of.ids, of.categories, notes=notes)
 
 
-def _class_of_category(path: Path) -> dict[int, int]:
-    """Return category id -> class id of a COCO file that was read without error; 0 and "unknown" are no class."""
-    from cellkit.coco import UNKNOWN
+def _read_results_of_run(path: Path, run: Path) -> Side:
+    """Read predictions of a run: ids are rows of its table of images, and all of validation and test were asked about."""
+    from cellkit.coco import UNKNOWN, read_results
     from cellkit.files import read_json
+    from cellkit.records import read_records
 
-    names = {int(entry["id"]): entry["name"] for entry in read_json(path)["categories"]}
-    known = [number for number in sorted(names) if names[number] != UNKNOWN]
-    return {0: 0} | dict.fromkeys(names, 0) | {number: k for k, number in enumerate(known, 1)}
+    records = read_records(run / "records.csv")
+    found = read_results(path, {k: (r.height_px, r.width_px) for k, r in enumerate(records, 1)})
+    judged = path.absolute().parent != run  # predictions/*.json; proposals.json is of some images, those with an entry
+    asked = [k for k, r in enumerate(records) if len(found[k]) or (judged and r.split in ("val", "test"))]
+    files = [file for file in (run / "coco/train.json", run / "truth.json") if file.is_file()]
+    named = [entry["name"] for entry in read_json(files[0])["categories"]] if files else []
+    named = [name for name in named if name != UNKNOWN]
+    most = max((int(cells.class_ids.max()) for cells in found if len(cells)), default=0)
+    if most > len(named):
+        raise UserError(f"{path} has a cell of class {most}, {run} names {len(named)}", "run the notebooks again")
+    told = {"run": run, "asked": True}
+    return Side(
+        path, [records[k] for k in asked], [found[k] for k in asked], tuple(named), [], [k + 1 for k in asked], **told
+    )
 
 
 def _read_csv(path: Path, of: Side | None, profile: str | None, shapes: Mapping[str, tuple[int, int]] | None) -> Side:
-    """Read a Kaggle CSV; the sizes of its images come from `shapes` or from the other side."""
-    from cellkit.submission import PROFILES, read_submission
+    """Read a Kaggle CSV; the sizes of its images come from `shapes` or from the other side, or a table of truth has them."""
+    from cellkit.submission import PROFILES, is_truth_table, read_submission, read_truth_table
 
+    if is_truth_table(path):
+        records, instances, classes = read_truth_table(path)
+        return Side(path, records, instances, classes, [], [])
     if profile is None:
         raise UserError(
             f"{path} is a CSV, and no profile says how it counts pixels", f"add --profile {' or '.join(PROFILES)}"
@@ -213,21 +249,63 @@ def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, int]] = {}
     for path in list_files(folder, IMAGE_SUFFIXES):
         series = inspect_file(path).series[0]
-        if _stem(path.name) in shapes:
-            raise UserError(f"{folder} has two images called '{_stem(path.name)}'", "give a folder with one of them")
-        shapes[_stem(path.name)] = (series.size("Y"), series.size("X"))
+        if stem_of(path.name) in shapes:
+            raise UserError(f"{folder} has two images called '{stem_of(path.name)}'", "give a folder with one of them")
+        shapes[stem_of(path.name)] = (series.size("Y"), series.size("X"))
     if not shapes:
         raise UserError(f"no image in the folder {folder}", f"images end with {', '.join(IMAGE_SUFFIXES)}")
     return shapes
+
+
+def named_after(side: Side, shapes: Mapping[str, tuple[int, int]], folder: str | Path) -> Side:
+    """Return the images of `shapes` in their order, called as they are there; see `image_shapes`.
+
+    Raises
+    ------
+    UserError
+        An image without prediction, a prediction of no image (but for other images of a run), or another size.
+    """
+    wanted = [ImageRecord(name, name, *shape) for name, shape in shapes.items()]
+    places = best_pairs(wanted, side.records, NAMES)
+    missing = [record.image_id for k, record in enumerate(wanted) if k not in places]
+    used = set(places.values())
+    extra = [] if side.asked else [r.image_id for k, r in enumerate(side.records) if k not in used]
+    if missing or extra:
+        told = f"{len(missing)} test image(s) without prediction, {len(extra)} prediction(s) of no test image"
+        raise UserError(f"{told}, e.g. {(missing or extra)[0]}", f"predict the images in {folder}")
+    found = side.subset([places[k] for k in range(len(wanted))])
+    for record, own in zip(wanted, found.records, strict=True):
+        if (record.height_px, record.width_px) != (own.height_px, own.width_px):
+            raise UserError(
+                f"{record.image_id} is {record.height_px} x {record.width_px} px, its cells were found in "
+                f"{own.height_px} x {own.width_px} px",
+                f"predict the original images: cellkit predict MODEL {folder} -o FILE.json",
+            )
+    return replace(found, records=wanted)
+
+
+def refuse_scaled(side: Side) -> None:
+    """Refuse cells of a run whose pictures were resized: their masks are not of the original images' size."""
+    from cellkit.manifest import finished_entries, read_manifest
+
+    config = finished_entries(read_manifest(side.run)).get("01_convert", {}).get("config") if side.run else None
+    scale = config.get("scale", 1) if isinstance(config, dict) else 1
+    if scale != 1:
+        raise UserError(
+            f"{side.path} has the cells in pictures of {scale:g} times the original size (convert.scale)",
+            f"predict the original images: cellkit predict {side.run}:NAME IMAGES -o FILE.json, and submit that",
+        )
 
 
 # ---- bringing two sides together -----------------------------------------------------------------------------------
 def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, Side]:
     """Bring two sides to the same images, in the order of the truth, and to the classes of the truth.
 
-    Images are matched by image id, file path, file name without suffix, or the id that such a name becomes: by
-    whichever matches most. Classes are matched by name; where the two sides share no name, or no cell found has a class,
-    classes are dropped.
+    Images are matched by image id, file path, file name without suffix, or the id that such a name or path becomes: by
+    whichever matches most (`cellkit.naming`).
+    Classes are matched by name; where the two sides share no name, or no cell found has a class, classes are dropped.
+    Images that a run's model was not asked about are left out of the truth; where the truth is of the same run, so are
+    those that the truth lacks.
 
     Parameters
     ----------
@@ -239,16 +317,17 @@ def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, S
     UserError
         Images that only one side has (how many, which), or an image of two sizes.
     """
-    places = _matched(truth, found)
+    places = best_pairs(truth.records, found.records, NAMES)
     used = set(places.values())
     missing = [r.image_id for k, r in enumerate(truth.records) if k not in places]
     extra = [r.image_id for k, r in enumerate(found.records) if k not in used]
     if not places:
         raise UserError(
             f"none of the {len(extra)} images of {found.path} ({_some(extra)}) is in {truth.path} ({_some(missing)})",
-            "images are matched by image id or by file name without suffix: name them alike",
+            "images are matched by image id or by file name without suffix: name them alike, or give the truth of the same images",
         )
-    if (missing or extra) and not common:
+    excused = found.asked, found.asked and truth.run == found.run
+    if not common and ((missing and not excused[0]) or (extra and not excused[1])):
         sides = ((missing, truth, found), (extra, found, truth))
         told = [
             f"{len(names)} of the {len(a.records)} images of {a.path} are not in {b.path} ({_some(names)})"
@@ -266,53 +345,13 @@ def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, S
     return _same_classes(truth, found)
 
 
-def _matched(truth: Side, found: Side) -> dict[int, int]:
-    """Return {position in truth: position in found}, by the name that matches most images."""
-    best: dict[int, int] = {}
-    for name in NAMES:
-        mine, other = [name(r) for r in truth.records], [name(r) for r in found.records]
-        if _first_twice(mine) or _first_twice(other):
-            continue
-        place = {key: k for k, key in enumerate(other)}
-        pairs = {k: place[key] for k, key in enumerate(mine) if key in place}
-        best = pairs if len(pairs) > len(best) else best
-    return best
-
-
-def _stem(name: str) -> str:
-    """Return a file name without its suffix; ``.ome.tif`` is one suffix."""
-    name = name.replace("\\", "/").rsplit("/", 1)[-1]
-    stem = name.rsplit(".", 1)[0] if "." in name[1:] else name
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
-
-
-def plain_stem(path: str) -> str:
-    """Return the name an image and its label image share: without folder, suffix and ``_masks`` and the like.
-
-    Examples
-    --------
-    >>> plain_stem("labels/a_cp_masks.tif"), plain_stem("a.ome.tif"), plain_stem("a.b.png")
-    ('a', 'a', 'a.b')
-    """
-    from cellkit.sources import LABEL_ENDINGS
-
-    stem = _stem(path)
-    ending = next((ending for ending in LABEL_ENDINGS if stem.lower().endswith(ending) and len(stem) > len(ending)), "")
-    return stem[: len(stem) - len(ending)]
-
-
-def _id_of_stem(record: ImageRecord) -> str:
-    from cellkit.convert import image_id_of
-
-    return image_id_of(f"{plain_stem(record.path)}.png")
-
-
-NAMES: tuple[Callable[[ImageRecord], str], ...] = (
-    lambda record: record.image_id,
-    lambda record: record.path,
-    lambda record: plain_stem(record.path),
-    _id_of_stem,
-    lambda record: plain_stem(record.image_id),
+NAMES: tuple[Callable[[ImageRecord], frozenset[str]], ...] = (
+    lambda record: frozenset([same(record.image_id)]),
+    lambda record: frozenset([same(record.path)]),
+    lambda record: frozenset([same(plain_stem(record.path))]),
+    lambda record: ids_of(plain_stem(record.path)),
+    lambda record: frozenset([same(plain_stem(record.image_id))]),
+    lambda record: ids_of(record.image_id),
 )
 
 

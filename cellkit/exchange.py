@@ -11,7 +11,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -24,6 +24,8 @@ import numpy as np
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import atomic_path
 from cellkit.instances import Instances, refuse_boxes
+from cellkit.labels import not_annotated
+from cellkit.naming import Pictures, plain_stem, stem_of
 from cellkit.outlines import FARTHEST_PX, fill, joined, outlines
 from cellkit.records import ImageRecord
 
@@ -64,7 +66,7 @@ class Seg:
 
 
 def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
-    """Read a Cellpose ``_seg.npy`` file without unpickling it.
+    """Read a Cellpose ``_seg.npy`` file without unpickling it; one that holds a bare label image is read as that.
 
     Cells written by `write_seg` come back with class and score. The Cellpose GUI drops both when it saves, but keeps the
     colour of every cell: with `classes`, in the order they were written, the colours tell the class; a cell drawn anew has
@@ -73,12 +75,14 @@ def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
     Raises
     ------
     UserError
-        A file that is damaged or names anything but arrays and containers, masks of a stack, or masks that are no labels.
+        A file that is damaged or names anything but arrays and containers, masks of a stack, masks that are no labels, or
+        that mark pixels as not annotated (-1).
     """
     from cellkit.plain_pickle import read_plain_npy
 
-    fields = read_plain_npy(path)
-    labels = _seg_labels(fields.get("masks"), path)
+    array = _bare_array(path)
+    fields = read_plain_npy(path) if array is None else {"masks": array}
+    labels = _seg_labels(fields.get("masks"), path, fields.get("outlines"))
     found = Instances.from_labels(labels)
     found, classes = _seg_classes(fields, found, np.unique(labels[labels > 0]), tuple(classes), path)
     name, image, by_hand = fields.get("filename"), fields.get("img"), fields.get("ismanual")
@@ -93,7 +97,24 @@ def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
     )
 
 
-def _seg_labels(masks: Any, path) -> np.ndarray:
+def _bare_array(path: str | Path) -> np.ndarray | None:
+    """Return the array of an .npy file that holds one and no Python object, else None."""
+    from numpy.lib.format import MAGIC_PREFIX
+
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+            return None
+    try:
+        return np.array(
+            np.load(path, mmap_mode="r", allow_pickle=False)
+        )  # mapped: a header cannot claim what is not there
+    except (ValueError, OSError, EOFError):
+        return None
+
+
+def _seg_labels(masks: Any, path, edges: Any = None) -> np.ndarray:
     """Return the masks as a label image; refuse stacks and what is no labels."""
     from cellkit.labels import LARGEST_ID
 
@@ -107,7 +128,30 @@ def _seg_labels(masks: Any, path) -> np.ndarray:
     least, most = int(masks.min()), int(masks.max())
     if least < -1 or most > LARGEST_ID - 1:
         raise UserError(f"{path} holds ids from {least} to {most}", f"ids are 0 to {LARGEST_ID - 1}")
-    return masks.astype(np.int32) + (1 if least == -1 else 0)  # the oldest files count from -1, background
+    old = least == -1 and _counts_from_minus_one(masks, edges)
+    if least == -1 and not old:
+        raise not_annotated(path, int(np.count_nonzero(masks == -1)))
+    return masks.astype(np.int32) + (1 if old else 0)
+
+
+def _counts_from_minus_one(masks: np.ndarray, edges: Any) -> bool:
+    """Tell the oldest files, in which -1 is background and 0 the first cell, from those in which -1 is not annotated.
+
+    The outlines of the oldest files count from -1 too: most of them is -1. Without outlines, the first cell must look like
+    the others: one piece, hardly larger than the largest, and less than the background.
+    """
+    from scipy import ndimage
+
+    edges = edges[0] if isinstance(edges, np.ndarray) and edges.ndim == 3 and edges.shape[0] == 1 else edges
+    if isinstance(edges, np.ndarray) and edges.shape == masks.shape and edges.dtype.kind in "iu":
+        return np.count_nonzero(edges == -1) > np.count_nonzero(edges == 0)
+    ids, areas = np.unique(masks, return_counts=True)
+    area = dict(zip(ids.tolist(), areas.tolist(), strict=True))
+    others = [size for number, size in area.items() if number > 0]
+    if 0 not in area:
+        return not others  # no cell at all: -1 everywhere was background
+    one = ndimage.label(masks == 0, np.ones((3, 3)))[1] == 1
+    return one and bool(others) and area[0] <= 2 * max(others) and area[0] < area[-1]
 
 
 def _seg_classes(fields: dict, found: Instances, ids: np.ndarray, classes: tuple[str, ...], path) -> tuple:
@@ -258,17 +302,25 @@ class Rois:
     names: list[str]
 
 
-def write_rois(path: str | Path, found: Instances, classes: Sequence[str] = ()) -> Path:
+def write_rois(
+    path: str | Path, found: Instances, classes: Sequence[str] = (), numbers: Sequence[int] | None = None
+) -> Path:
     """Write one ImageJ ROI per cell into a zip, atomically; the same cells give the same bytes.
 
     A cell of one piece without hole is a traced selection, any other a composite one; `read_rois` gives back the very
     pixels, overlaps included. The group of a ROI is its class (ImageJ colours by it, and a new group is a new class); its
     properties hold the names of the classes, the size of the image, and the score where it is not 1.
 
+    Parameters
+    ----------
+    numbers : sequence of int, optional
+        What each cell is called, e.g. its id in a label image; default 1 to N.
+
     Raises
     ------
     UserError
-        A cell without pixels or with a class that has no name; more than 255 classes; a name that does not end with .zip.
+        A cell without pixels or with a class that has no name; more than 255 classes; a name that does not end with .zip;
+        a number given twice.
     """
     import zipfile
 
@@ -285,11 +337,14 @@ def write_rois(path: str | Path, found: Instances, classes: Sequence[str] = ()) 
         raise UserError(f"cell {int(np.argmin(found.areas_px)) + 1} of {path.name} has no pixel", "leave it out")
     refuse_boxes([found], "a zip of ROIs")
     said = {"cellkit.classes": ",".join(quote(name, safe="") for name in classes), "cellkit.shape": _pair(found.shape)}
-    digits = max(4, len(str(len(found))))
+    numbers = list(range(1, len(found) + 1)) if numbers is None else [int(k) for k in numbers]
+    if len(set(numbers)) < len(found) or len(numbers) != len(found):
+        raise UserError(f"{path.name} has {len(found)} cells called {str(numbers)[:60]}", "number each cell once")
+    digits = max(4, len(str(max(numbers, default=0))))
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.comment = json.dumps(said).encode()[:65_535]  # the only place when there is no cell
         for k, rings in enumerate(outlines(found)):
-            name = f"{k + 1:0{digits}d}"
+            name = f"{numbers[k]:0{digits}d}"
             own = said if found.scores[k] == 1 else said | {"cellkit.score": repr(float(found.scores[k]))}
             roi = _roi(rings, name, int(found.class_ids[k]), own)
             archive.writestr(zipfile.ZipInfo(f"{name}.roi", (1980, 1, 1, 0, 0, 0)), roi, zipfile.ZIP_DEFLATED)
@@ -325,7 +380,9 @@ def _path(ring: np.ndarray) -> np.ndarray:
     return np.r_[steps.ravel(), 4]
 
 
-def read_rois(path: str | Path, shape: tuple[int, int] | None = None) -> Rois:
+def read_rois(
+    path: str | Path, shape: tuple[int, int] | None = None, set_aside: list[Quarantined] | None = None
+) -> Rois:
     """Read a zip of ImageJ ROIs as cells: one per area ROI, clipped to the image, overlaps kept.
 
     Rectangles (also rotated and rounded), ovals, ellipses, polygons, freehand, traced and composite selections, with
@@ -336,37 +393,67 @@ def read_rois(path: str | Path, shape: tuple[int, int] | None = None) -> Rois:
     ----------
     shape : (H, W), optional
         The size of the image; needed for zips that `write_rois` did not begin.
+    set_aside : list of Quarantined, optional
+        ROIs that are no cells are added to it, and the others read; without it such a ROI is an error.
 
     Raises
     ------
     UserError
         Naming zip and member: no zip, damaged, a member that leads outside, is a link, or is suspiciously large; a ROI
-        without area, of a spline, or outside the image; ROIs of several planes; no size of the image.
+        without area, of a spline, or outside the image (with `set_aside`: no other); ROIs of several planes; no size of the
+        image.
     """
-    rois = [(name, _parsed(content, name, path)) for name, content in _members(path)]
+    aside: list[UserError] = []
+    rois = []
+    for name, content in _members(path):
+        try:
+            rois.append((name, _parsed(content, name, path)))
+        except UserError as error:
+            aside.append(error)
+    if aside and (set_aside is None or not rois):
+        raise aside[0]
     said = [_said(roi.props) for _, roi in rois]
     size, classes = _agreed(said or [_comment(path)], shape, path)
     _refuse_planes([roi for _, roi in rois], path)
     most = max([len(classes), *(int(roi.group) for _, roi in rois)])
     classes += tuple(f"group {k}" for k in range(len(classes) + 1, most + 1))
-    starts, lengths, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [0]
-    for name, roi in rois:
-        where = f"{path}: {name}"
+    scores = [_score_of(told, f"{path}: {name}") for told, (name, _) in zip(said, rois, strict=True)]
+    starts, lengths, counts, kept = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [0], []
+    for k, (name, roi) in enumerate(rois):
         try:
-            begin, length = _pixels(roi, size)
+            begin, length = _covered(roi, size, f"{path}: {name}")
         except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-        if not len(begin):
-            raise UserError(f"{where} covers no pixel of its image of {size[0]} x {size[1]} px", DRAW_AREA)
+            aside.append(error)
+            continue
         starts.append(begin)
         lengths.append(length)
         counts.append(len(begin))
-    scores = [_score_of(told, f"{path}: {name}") for told, (name, _) in zip(said, rois, strict=True)]
-    class_ids = [int(roi.group) for _, roi in rois]
+        kept.append(k)
+    if aside and (set_aside is None or not kept):
+        raise aside[0]
+    if set_aside is not None:
+        set_aside += [Quarantined(Path(path).name, "; ".join(str(error).splitlines())) for error in aside]
+    class_ids = [int(rois[k][1].group) for k in kept]
     found = Instances.from_runs(
-        size, np.concatenate(starts), np.concatenate(lengths), np.cumsum(counts), class_ids, scores
+        size,
+        np.concatenate(starts),
+        np.concatenate(lengths),
+        np.cumsum(counts),
+        class_ids,
+        [scores[k] for k in kept],
     )
-    return Rois(found, classes, [Path(name).stem for name, _ in rois])
+    return Rois(found, classes, [Path(rois[k][0]).stem for k in kept])
+
+
+def _covered(roi: Any, size: tuple[int, int], where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the runs of pixels of one area ROI, at least one."""
+    try:
+        begin, length = _pixels(roi, size)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if not len(begin):
+        raise UserError(f"{where} covers no pixel of its image of {size[0]} x {size[1]} px", DRAW_AREA)
+    return begin, length
 
 
 def _members(path: str | Path) -> Iterator[tuple[str, bytes]]:
@@ -476,9 +563,16 @@ def _agreed(said: list[dict[str, str]], shape: tuple[int, int] | None, path) -> 
 
 
 def _refuse_planes(rois: Iterable, path) -> None:
-    planes = sorted({(roi.position, roi.z_position, roi.t_position) for roi in rois})
-    if len(planes) > 1:
-        raise UserError(f"{path} holds ROIs of {len(planes)} planes of a stack", "save the ROIs of one plane per zip")
+    """Refuse ROIs of different slices or times; 0 is bound to none, and Fiji writes both into one zip."""
+    for axis in ("position", "z_position", "t_position"):
+        planes = sorted({int(getattr(roi, axis)) for roi in rois} - {0, -1})
+        if len(planes) > 1:
+            shown = ", ".join(map(str, planes[:5])) + (", ..." if len(planes) > 5 else "")
+            raise UserError(
+                f"{path} holds ROIs of {len(planes)} planes of a stack ({axis.replace('_', ' ')} {shown})",
+                "save the ROIs of one plane per zip; or, if they all belong to one picture, unbind them first (ROI "
+                "Manager, More, Remove Positions)",
+            )
 
 
 def _score_of(told: dict[str, str], where: str) -> float:
@@ -649,7 +743,11 @@ def told_format(path: str | Path) -> str:
 
 
 def read_folder(
-    path: str | Path, kind: str | None = None, images: str | Path | None = None, classes: Sequence[str] = ()
+    path: str | Path,
+    kind: str | None = None,
+    images: str | Path | None = None,
+    classes: Sequence[str] = (),
+    pieces: str | None = None,
 ) -> tuple[Any, list[Quarantined]]:
     """Read every label image, ``_seg.npy`` file or ROI zip below a folder (or one such file).
 
@@ -661,13 +759,16 @@ def read_folder(
         The pictures, matched by name without suffix: for their file names, their sizes (ROI zips), and as a check.
     classes : sequence of str
         For ``_seg.npy`` files that the Cellpose GUI saved: the classes in the order in which they were written.
+    pieces : {"keep", "largest", "split"}, optional
+        What a cell of several pieces in a label image is, see `cellkit.labels.clean_labels`. Without it cells stay as they
+        are, but a mask of where cells are is set aside.
 
     Returns
     -------
     side : cellkit.compare.Side
         Records and cells; `classes` is empty where no file names any.
     quarantined : list of Quarantined
-        Files that could not be read, or have no picture in `images`.
+        Files that could not be read, or have no picture in `images`; ROIs that are no cells.
 
     Raises
     ------
@@ -682,21 +783,25 @@ def read_folder(
         raise UserError(f"no folder at {path}", "give the folder of the label images, _seg.npy files or ROI zips")
     kind = _checked_kind(kind) if kind is not None else told_format(path)
     root, files = _files_of(path, kind)
-    pictures = _pictures(images) if images is not None else None
-    read = partial(_read_one, root=root, kind=kind, pictures=pictures, classes=tuple(classes))
+    pictures = Pictures(images) if images is not None else None
+    if pieces not in (None, "keep", "largest", "split"):
+        raise UserError(f"pieces is {pieces!r}", "pieces is keep, largest or split")
+    read = partial(_read_one, root=root, kind=kind, pictures=pictures, classes=tuple(classes), pieces=pieces)
     done, failed = map_items(read, files, "read", name=lambda file: file.relative_to(root).as_posix())
     quarantined = [_in_a_line(item) for item in failed]
     good = [item for item in done if item is not None]
     if not good:
         raise none_left(f"none of the {len(files)} file(s) in {path} could be read", quarantined)
-    _refuse_twice([record.image_id for record, _, _ in good], path)
-    names = list(dict.fromkeys(name for _, _, own in good for name in own))
+    quarantined += [item for _, _, _, aside in good for item in aside]
+    _refuse_twice([record.image_id for record, *_ in good], path)
+    names = list(dict.fromkeys(name for _, _, own, _ in good for name in own))
     cells = [
-        found.with_classes(np.array([0, *(names.index(n) + 1 for n in own)])[found.class_ids]) for _, found, own in good
+        found.with_classes(np.array([0, *(names.index(n) + 1 for n in own)])[found.class_ids])
+        for _, found, own, _ in good
     ]
     makers = _makers(root, files) if kind == "labels" else {}
     made_by = [makers.get(file, "") for file, item in zip(files, done, strict=True) if item is not None]
-    return Side(path, [record for record, _, _ in good], cells, tuple(names), [], [], made_by), quarantined
+    return Side(path, [record for record, *_ in good], cells, tuple(names), [], [], made_by), quarantined
 
 
 def _makers(root: Path, files: Sequence[Path]) -> dict[Path, str]:
@@ -738,7 +843,7 @@ def _files_of(path: Path, kind: str) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path.parent, [path]
     files = list_files(path, READ[kind], keep_labels=True)
-    marked = [file for file in files if kind == "labels" and _stem_of(file.name, kind) != _stem_of(file.name, "")]
+    marked = [file for file in files if kind == "labels" and _stem_of(file.name, kind) != stem_of(file.name)]
     if not files:
         raise UserError(f"no file of format {kind} in the folder {path}", f"they end with {', '.join(READ[kind])}")
     return path, marked or files
@@ -752,50 +857,25 @@ def _stem_of(name: str, kind: str) -> str:
     >>> _stem_of("a_seg.npy", "seg"), _stem_of("a_rois.zip", "roi"), _stem_of("a_cp_masks.tif", "labels")
     ('a', 'a', 'a')
     """
-    from cellkit.compare import plain_stem
-
     if kind == "labels":
         return plain_stem(name)
     if kind == "seg":
         return name[: -len("_seg.npy")]
-    stem = name.rsplit(".", 1)[0]
-    stem = stem[:-4] if stem.lower().endswith(".ome") else stem
+    stem = stem_of(name)
     ending = next((e for e in ("_rois", "_roiset", "_roi", "-rois") if kind == "roi" and stem.lower().endswith(e)), "")
     return stem[: len(stem) - len(ending)] or stem
 
 
-def _pictures(folder: str | Path) -> dict[str, list[tuple[Path, str]]]:
-    """Return {name without suffix: the pictures of that name, each with its path below `folder`}."""
-    from cellkit.sources import IMAGE_SUFFIXES, list_files
-
-    if not Path(folder).is_dir():
-        raise UserError(f"no folder at {folder}", "give the folder that holds the images")
-    found: dict[str, list[tuple[Path, str]]] = {}
-    for file in list_files(Path(folder), IMAGE_SUFFIXES):
-        found.setdefault(_stem_of(file.name, ""), []).append((file, file.relative_to(folder).as_posix()))
-    return found
-
-
-def _picture_of(stem: str, pictures: dict[str, list[tuple[Path, str]]]) -> tuple[Path, str]:
-    files = pictures.get(stem, [])
-    if len(files) != 1:
-        raise UserError(
-            f"there are {len(files)} pictures called {stem}" if files else f"there is no picture called {stem}",
-            "name image and labels alike, one of each",
-        )
-    return files[0]
-
-
-def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, ...]) -> tuple:
-    """Return record, cells and class names of one file."""
-    from cellkit.labels import labels_orientation, read_labels
+def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, ...], pieces: str | None) -> tuple:
+    """Return record, cells and class names of one file, and what of it was set aside."""
+    from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
     from cellkit.readers import inspect_file
 
     relative = file.relative_to(root)
     stem = _stem_of(file.name, kind)
     name, shape = relative.as_posix() if kind == "labels" else stem, None
     if pictures is not None:
-        picture, name = _picture_of(stem, pictures)
+        picture, name = pictures.find((relative.parent / stem).as_posix())
         series = inspect_file(picture).series[0]
         if series.turned != (labels_orientation(file) if kind == "labels" else 1):
             raise UserError(
@@ -803,20 +883,24 @@ def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, .
                 "store picture and labels turned alike, without an orientation",
             )
         shape = (series.size("Y"), series.size("X"))
+    aside: list[Quarantined] = []
     if kind == "labels":
-        found, names = Instances.from_labels(read_labels(file)), ()
+        labels = read_labels(file)
+        if pieces is None:
+            refuse_foreground(labels, file, "say what the pieces are: --pieces split (each a cell), keep or largest")
+        found, names = Instances.from_labels(labels if pieces is None else clean_labels(labels, pieces=pieces)), ()
     elif kind == "seg":
         seg = read_seg(file, classes)
         found, names = seg.instances, seg.classes
     else:
-        rois = read_rois(file, shape)
+        rois = read_rois(file, shape, aside)
         found, names = rois.instances, rois.classes
     if shape is not None and found.shape != shape:
         raise UserError(
             f"{file} is {found.shape[0]} x {found.shape[1]} px, its picture {shape[0]} x {shape[1]}",
             "label the picture itself, not a resized copy",
         )
-    return ImageRecord((relative.parent / stem).as_posix(), name, *found.shape), found, names
+    return ImageRecord((relative.parent / stem).as_posix(), name, *found.shape), found, names, aside
 
 
 def write_folder(
@@ -858,8 +942,8 @@ def write_folder(
     names = [image_id_of(f"{record.image_id}.png") for record in records]
     check_ids(zip(names, [record.path for record in records], strict=True))
     if form == "seg":
-        _refuse_twice([_stem_of(Path(record.path).name, "") for record in records], images)
-    pictures = _pictures(images) if images is not None else None
+        _refuse_twice([stem_of(record.path) for record in records], images)
+    pictures = Pictures(images) if images is not None else None
     items = list(zip(names, records, instances, strict=True))
     write = partial(_write_one, Path(folder), tuple(classes), form, pictures, suffix)
     done, failed = map_items(write, items, "write", name=lambda item: item[1].image_id)
@@ -881,15 +965,15 @@ def _write_one(
     if form == "roi":
         _refuse_corrections(path)
         some = found.areas_px > 0
-        write_rois(path, found[some], classes)
+        write_rois(path, found[some], classes, np.flatnonzero(some) + 1)
         return 0, int(np.count_nonzero(~some))
     labels = found.paint()
     left = np.bincount(labels.ravel(), minlength=len(found) + 1)[1:]
     if form in ("tif", "png"):
-        refuse_picture(path, pictures or {})
+        refuse_picture(path, pictures.files if pictures else ())
         (write_labels if form == "tif" else write_label_png)(path, labels)
     else:
-        picture, _ = _picture_of(_stem_of(Path(record.path).name, ""), pictures)
+        picture, _ = pictures.find((Path(record.path).parent / stem_of(record.path)).as_posix())
         _refuse_corrections(folder / f"{picture.stem}_seg.npy")
         write_seg(folder / f"{picture.stem}_seg.npy", _read_picture(picture), found, classes, picture.name)
     return int(np.count_nonzero((left < found.areas_px) & (left > 0))), int(np.count_nonzero(left == 0))
@@ -914,15 +998,15 @@ def _refuse_corrections(path: Path) -> None:
         raise UserError(f"{path} was saved by {tool} and may hold corrections", "move it away, or give another folder")
 
 
-def refuse_picture(path: Path, pictures: Mapping[str, Sequence[tuple[Path, str]]]) -> None:
+def refuse_picture(path: Path, pictures: Sequence[Path] = ()) -> None:
     """Refuse to write a label image over what is none: a picture may be the only one of its kind.
 
     Parameters
     ----------
     path : Path
         Where the label image is to be written.
-    pictures : mapping
-        {name: (path, relative path) of the pictures} that are known to be such.
+    pictures : sequence of Path
+        Files that are known to be pictures.
 
     Raises
     ------
@@ -933,7 +1017,7 @@ def refuse_picture(path: Path, pictures: Mapping[str, Sequence[tuple[Path, str]]
 
     if not os.path.lexists(path):
         return
-    known = {os.path.realpath(file) for files in pictures.values() for file, _ in files}
+    known = {os.path.realpath(file) for file in pictures}
     try:
         labels = None if os.path.realpath(path) in known else read_labels(path)
     except UserError:

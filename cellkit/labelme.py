@@ -163,7 +163,11 @@ def _points(item: dict, shape: tuple[int, int], where: str) -> np.ndarray:
 
 
 def _embedded_mask(item: dict, points: np.ndarray, where: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """A base64 PNG of 0 and 1 between two inclusive corners."""
+    """A base64 PNG of 0 and 1 between two inclusive corners.
+
+    Its size is what counts. A mask that was moved has corners between pixels; labelme drops their fractions where it draws
+    it (labelme/utils/shape.py).
+    """
     from io import BytesIO
 
     from PIL import Image
@@ -171,14 +175,20 @@ def _embedded_mask(item: dict, points: np.ndarray, where: str) -> tuple[np.ndarr
     try:
         with Image.open(BytesIO(base64.b64decode(item["mask"], validate=True)), formats=["PNG"]) as picture:
             size, mode = picture.size, picture.mode
-            corners = np.rint(points).astype(int).reshape(2, 2)
-            wanted = tuple(int(n) for n in corners[1] - corners[0] + 1)
-            mask = np.asarray(picture) > 0 if size == wanted and mode in ("1", "L", "P") else None
+            corners = points.reshape(2, 2)
+            corners = np.sort(corners, axis=0)
+            span = corners[1] - corners[0] + 1
+            fits = (np.abs(span - size) < 0.5).all() and mode in ("1", "L", "P")
+            mask = np.asarray(picture) > 0 if fits else None
     except Exception as error:
         raise UserError(f"{where} has a mask that cannot be read: {error}", "draw the shape again") from error
     if mask is None:
-        raise UserError(f"{where}: its mask is {size} {mode}, its corners span {wanted}", "draw the shape again")
-    return mask, (int(corners[0, 0]), int(corners[0, 1]))
+        wanted = " x ".join(f"{v:g}" for v in span)
+        raise UserError(
+            f"{where}: its mask is {size[0]} x {size[1]} px ({mode}), its corners span {wanted}", "draw the shape again"
+        )
+    column, row = np.floor(corners[0] + 1e-6).astype(int).tolist()  # a whole number less a rounding error is whole
+    return mask, (column, row)
 
 
 def _polygon_mask(points: np.ndarray, shape: tuple[int, int], where: str) -> tuple[np.ndarray, tuple[int, int]]:

@@ -72,8 +72,9 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
     Raises
     ------
     UserError
-        A lossy format, a float image, colours, several images, a damaged file, or tags that leave open which number is
-        the background or which way the image lies.
+        A lossy format, colours, several images, planes that differ, numbers that are no ids, a damaged file, or tags that
+        leave open which number is the background or which way the image lies. Whole numbers stored as float (CLIJ,
+        MorphoLibJ) are ids, and equal planes of a stack are one label image.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -85,7 +86,7 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
             f"{path} is '{suffix}', which cannot hold labels", "store labels as TIFF or PNG (lossless integers)"
         )
     try:
-        labels = _read_zarr(path) if zarr else _read_tiff(path) if suffix != ".png" else _read_png(path)
+        labels = _read_zarr(path, plane) if zarr else _read_tiff(path, plane) if suffix != ".png" else _read_png(path)
     except UserError as error:
         if str(path) in str(error):
             raise
@@ -94,16 +95,64 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
         raise UserError(f"{path} cannot be read: {error}", "write the label image again; it is damaged") from error
     if plane is not None:
         labels = _plane_of(labels, *plane, path)
+    if labels.dtype.kind == "f" and labels.ndim == 2 and labels.size:
+        labels = _whole(labels, path)
     if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size:
         raise UserError(
             f"{path} holds {labels.shape} {labels.dtype}", "a label image is (H, W) integers, 0 = background"
         )
-    if labels.size and (int(labels.max()) > LARGEST_ID or int(labels.min()) < 0):
-        raise UserError(f"{path} holds ids from {labels.min()} to {labels.max()}", f"ids are 0 to {LARGEST_ID}")
+    least, most = int(labels.min()), int(labels.max())
+    if least == -1:
+        raise not_annotated(path, int(np.count_nonzero(labels == -1)))
+    if most > LARGEST_ID or least < 0:
+        raise UserError(f"{path} holds ids from {least} to {most}", f"ids are 0 to {LARGEST_ID}")
     return labels.astype(np.int32)
 
 
-def _read_tiff(path: Path) -> np.ndarray:
+def not_annotated(path: str | Path, count: int) -> UserError:
+    """Return the error of a label image that marks pixels -1: made background, unlabelled cells would count as none."""
+    return UserError(
+        f"{path} marks {count} px with -1, which means not annotated: whether cells lie there is unknown",
+        "cut picture and labels to the annotated part; or set these pixels to 0 if no cell lies there",
+    )
+
+
+def _whole(labels: np.ndarray, path: Path) -> np.ndarray:
+    """Return the ids of a float image; refuse what are no whole numbers, or more than the type counts one by one."""
+    exact = 2 ** (np.finfo(labels.dtype).nmant + 1)
+    odd = ~np.isfinite(labels) | (labels != np.rint(labels))
+    if odd.any():
+        raise UserError(
+            f"{path} holds {labels.shape} {labels.dtype} with values such as {labels[odd][0]:g}: no ids",
+            "a label image is (H, W) integers, 0 = background; of a probability map make labels first",
+        )
+    if np.abs(labels).max() > min(exact, LARGEST_ID):
+        raise UserError(
+            f"{path} holds ids up to {labels.max():g} as {labels.dtype}, which counts one by one to {exact} only",
+            "write the label image as integers",
+        )
+    return labels.astype(np.int64)
+
+
+def refuse_foreground(labels: np.ndarray, path: str | Path, remedy: str) -> None:
+    """Refuse a mask of where cells are: one id only, in three pieces or more (of 255: two).
+
+    Raises
+    ------
+    UserError
+        With the number of pieces, and `remedy`.
+    """
+    from scipy import ndimage
+
+    most = int(labels.max(initial=0))
+    if most == 0 or ((labels != 0) & (labels != most)).any():
+        return
+    count = ndimage.label(labels, np.ones((3, 3)))[1]
+    if count > (1 if most == 255 else 2):
+        raise UserError(f"{path} holds one id in {count} pieces: where cells are, not which pixel is whose", remedy)
+
+
+def _read_tiff(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
     """Read the one image of a TIFF by the same rules as a picture: what white is zero means, which file of a set."""
     import tifffile
 
@@ -134,6 +183,11 @@ def _read_tiff(path: Path) -> np.ndarray:
             )
         labels = series.asarray()
         labels = inverted(labels, page) if invert else labels
+        axes = series.axes
+    if plane is None:
+        apart = [k for k, axis in enumerate(axes) if axis not in "YXS" and labels.ndim > 2 and labels.shape[k] > 1]
+        for place in reversed(apart):
+            labels = _one_plane(labels, place, axes[place], path)
     single = [axis for axis, length in enumerate(labels.shape) if length == 1]
     return np.squeeze(labels, tuple(single[: max(labels.ndim - 2, 0)]))
 
@@ -143,7 +197,7 @@ def is_zarr_labels(path: Path) -> bool:
     return path.parent.name == "labels" and path.parent.parent.suffix.lower() == ".zarr" and path.is_dir()
 
 
-def _read_zarr(path: Path) -> np.ndarray:
+def _read_zarr(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
     """Read the labels of an OME-Zarr at full resolution, without axes of length 1 before rows and columns."""
     import zarr
 
@@ -154,6 +208,8 @@ def _read_zarr(path: Path) -> np.ndarray:
     if math.prod(array.shape) > MOST_PX:
         raise UserError(f"{path} claims to be {array.shape} px", "cut the image into tiles")
     labels = np.asarray(array[...])
+    for place in range(labels.ndim - 3, -1, -1) if plane is None else ():
+        labels = _one_plane(labels, place, "", path)
     single = [axis for axis, length in enumerate(labels.shape[:-2]) if length == 1]
     return np.squeeze(labels, tuple(single))
 
@@ -166,6 +222,16 @@ def _plane_of(labels: np.ndarray, number: int, count: int, path: Path) -> np.nda
             "store one plane for each frame, or a label image for each, called after the frame (a_t0, a_t1, ...)",
         )
     return labels.reshape(-1, *labels.shape[-2:])[number]
+def _one_plane(labels: np.ndarray, axis: int, name: str, path: Path) -> np.ndarray:
+    """Return equal planes as one; the axis stays, of length 1."""
+    first = labels.take([0], axis)
+    if (labels != first).any():
+        what = {"Z": "a z-stack", "T": "a time-lapse"}.get(name, "a stack")
+        raise UserError(
+            f"{path} holds labels of {what}, {labels.shape[axis]} planes that differ",
+            "give one label image (H, W) per picture: that of the projection, or a file per plane or time",
+        )
+    return first
 
 
 def _read_png(path: Path) -> np.ndarray:

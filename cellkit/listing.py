@@ -27,7 +27,7 @@ from cellkit.errors import UserError, nearest
 from cellkit.filenames import SPLIT_NAMES as SPLIT_NAMES  # also for those who import it from here
 from cellkit.filenames import is_no_data, plain, series_of, split_of_folders
 from cellkit.instances import Instances
-from cellkit.labels import clean_labels, labels_orientation, read_labels
+from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
 from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES, VENDOR_SUFFIXES, inspect_file, open_file
 from cellkit.records import ImageRecord, name_groups, split_records
 
@@ -364,23 +364,12 @@ def labelled(
     if pieces in ("largest", "split"):
         labels = clean_labels(labels, pieces=pieces)
     instances = Instances.from_labels(labels)
-    if pieces is None and len(instances) == 1:
-        _refuse_foreground(labels, path)
+    if pieces is None:
+        refuse_foreground(labels, path, "set convert.pieces: split (each piece is a cell), keep or largest")
     if not ids:
         return instances.with_classes(class_id)
     firsts = instances.starts[instances.offsets[:-1]]
     return instances.with_classes([ids.get(int(k), class_id) for k in old.reshape(-1)[firsts]])
-
-
-def _refuse_foreground(labels: np.ndarray, path: Path | str) -> None:
-    from scipy import ndimage
-
-    count = ndimage.label(labels, np.ones((3, 3)))[1]
-    if count > 2:
-        raise UserError(
-            f"{path} holds one id in {count} pieces: where cells are, not which pixel is whose",
-            "set convert.pieces: split (each piece is a cell), keep or largest",
-        )
 
 
 def frames_of(

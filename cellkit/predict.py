@@ -777,7 +777,7 @@ class _Job:
         from cellkit.labels import write_labels
 
         path = self.labels / f"{frame.image_id}.tif"
-        refuse_picture(path, {})
+        refuse_picture(path)
         write_labels(path, found.paint())
 
 

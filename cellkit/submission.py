@@ -17,6 +17,7 @@ import numpy as np
 from cellkit.errors import UserError, nearest
 from cellkit.files import atomic_path
 from cellkit.instances import Instances
+from cellkit.records import ImageRecord
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NUMBERS = re.compile(r" *[0-9]{1,15}(?: +[0-9]{1,15})* *\Z")
@@ -243,7 +244,10 @@ class _Row:
 
 
 def check_submission(
-    path: str | Path, profile: str | Profile, shapes: Mapping[str, tuple[int, int]] | None = None
+    path: str | Path,
+    profile: str | Profile,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+    ids: Sequence[str] | None = None,
 ) -> list[Problem]:
     """Find everything for which the competition would refuse the file, or score it as nonsense.
 
@@ -252,7 +256,12 @@ def check_submission(
     path : path
     profile : {"sartorius", "dsb2018"} or Profile
     shapes : dict of image_id -> (H, W), optional
-        The images of the test set. Without it, bounds, missing and unknown ids and the order of pixels are not checked.
+        The images of the test set. Without it, bounds and the order of pixels are not checked. Run lengths do not say in
+        which size of picture they were counted: a larger one shows where runs leave the image, a smaller one where the rows
+        of cells lie another width apart, which takes some twenty rows and cells narrower than the difference.
+    ids : sequence of str, optional
+        Every id that must have a row, e.g. those of sample_submission.csv (`sample_ids`); default those of `shapes`.
+        Without either, missing and unknown ids are not checked.
 
     Returns
     -------
@@ -265,11 +274,33 @@ def check_submission(
         There is no such file or profile.
     """
     problems, rows, named = _read_rows(path, get_profile(profile), shapes)
-    problems += _id_problems(rows, named, shapes)
+    problems += _id_problems(rows, named, shapes if ids is None else ids)
     problems += _overlap_problems(rows)
     if shapes is not None:
-        problems += _order_problems(rows, get_profile(profile), shapes)
+        order = _order_problems(rows, get_profile(profile), shapes)
+        problems += order or _size_problems(rows, get_profile(profile), shapes)
     return sorted(dict.fromkeys(problems), key=lambda problem: problem.line)
+
+
+def sample_ids(path: str | Path, profile: str | Profile) -> list[str]:
+    """Return the image ids of a competition's sample_submission.csv, each once, in its order.
+
+    Raises
+    ------
+    UserError
+        No file, no such column, or no row.
+    """
+    import csv
+
+    column = get_profile(profile).columns[0]
+    if not Path(path).is_file():
+        raise UserError(f"no file at {path}", "give the competition's sample_submission.csv")
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        rows = csv.DictReader(file)
+        ids = [row[column] for row in rows if row.get(column)] if column in (rows.fieldnames or ()) else []
+    if not ids:
+        raise UserError(f"{path} has no column '{column}', or no row", "give the competition's sample_submission.csv")
+    return list(dict.fromkeys(ids))
 
 
 def _read_rows(path, profile: Profile, shapes) -> tuple[list[Problem], list[_Row], set[str]]:
@@ -400,17 +431,18 @@ def _by_image(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
     return images
 
 
-def _id_problems(rows: list[_Row], named: set[str], shapes) -> list[Problem]:
+def _id_problems(rows: list[_Row], named: set[str], wanted: Iterable[str] | None) -> list[Problem]:
     """Find unknown and missing images, and empty rows beside others."""
     problems, images = [], _by_image(rows)
+    wanted = None if wanted is None else dict.fromkeys(wanted)
     for image_id, own in images.items():
-        if shapes is not None and image_id not in shapes:
+        if wanted is not None and image_id not in wanted:
             problems += [Problem(row.line, f"image '{image_id[:80]}' is not in the test set") for row in own]
         for row in own:
             other = next((x.line for x in own if x is not row), None)
             if not row.text and other is not None:
                 problems.append(Problem(row.line, f"image '{image_id[:80]}' has an empty row, and line {other} too"))
-    missing = [] if shapes is None else [image_id for image_id in shapes if image_id not in named]
+    missing = [image_id for image_id in wanted or () if image_id not in named]
     reason = "image '{}' is missing; an image without objects has one with an empty second column"
     return problems + [Problem(0, reason.format(image_id)) for image_id in missing]
 
@@ -453,6 +485,32 @@ def _order_problems(rows: list[_Row], profile: Profile, shapes) -> list[Problem]
     return [Problem(0, f"the pairs were counted {other}, {profile.name} counts pixels {profile.order}")]
 
 
+def _size_problems(rows: list[_Row], profile: Profile, shapes) -> list[Problem]:
+    """Tell a file whose pixels were counted in pictures of another size: the rows of cells lie another width apart."""
+    lines: dict[int, list[_Row]] = {}  # by the length of the image's rows (columns, where these are counted)
+    for row in rows:
+        if row.image_id in shapes and len(row.starts) > 1:
+            lines.setdefault(shapes[row.image_id][profile.order == "row-major"], []).append(row)
+    problems = []
+    for right, own in sorted(lines.items()):
+        steps = np.concatenate([np.diff(row.starts) for row in own])
+        before, after = (np.concatenate([row.lengths[cut] for row in own]) for cut in (slice(-1), slice(1, None)))
+        step, run = int(np.median(steps)), float(np.median(before))
+        share = [float(np.mean((steps < before + k) & (steps + after > k))) for k in (right, step)]
+        if len(steps) < 20 or share[0] > 0.2 or share[1] < 0.8 or abs(step - right) <= 1.5 * run + 2 or step <= 3 * run:
+            continue
+        height, width = shapes[own[0].image_id]
+        what = "rows" if profile.order == "row-major" else "columns"
+        problems.append(
+            Problem(
+                0,
+                f"the pairs were counted in pictures with {what} of about {step} px; '{own[0].image_id[:80]}' is "
+                f"{height} x {width}: write the cells in the size of the original images",
+            )
+        )
+    return problems
+
+
 def _refuse(problems: Sequence[Problem], path) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -493,3 +551,70 @@ def read_submission(
     images = _by_image(rows)
     texts = {image_id: [row.text for row in images[image_id] if row.text] for image_id in shapes}
     return {k: Instances.from_kaggle_rle(texts[k], shape, profile.order) for k, shape in shapes.items()}
+
+
+# ---- tables of truth -----------------------------------------------------------------------------------------------
+TABLES = {"annotation": "row-major", "predicted": "row-major", "encodedpixels": "column-major"}
+
+
+def is_truth_table(path: str | Path) -> bool:
+    """Tell whether a CSV is a competition's own truth: a cell a row, with the size of its image (Sartorius' train.csv)."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        names = {name.strip().strip('"').lower() for name in file.readline().split(",")}
+    return {"height", "width"} <= names and bool(names & set(TABLES)) and bool(names & {"id", "imageid"})
+
+
+def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instances], tuple[str, ...]]:
+    """Read Sartorius' train.csv (id, annotation, width, height, cell_type, ...), or DSB2018's stage1_solution.csv.
+
+    Returns
+    -------
+    records : list of ImageRecord
+        In the order of the table.
+    instances : list of Instances
+        Overlaps are kept.
+    classes : tuple of str
+        The cell types, sorted; empty where the table has none.
+
+    Raises
+    ------
+    UserError
+        No CSV in UTF-8; a row without size, with two sizes of an image, or with pairs that are no runs of its image.
+    """
+    import csv
+
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [{str(k).strip().lower(): v or "" for k, v in row.items()} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV in UTF-8: {error}", "use the table as it came") from error
+    if not rows:
+        raise UserError(f"{path} has no row", "use the table as it came")
+    column = next(name for name in TABLES if name in rows[0])
+    sizes: dict[str, tuple[int, int]] = {}
+    images: dict[str, list[tuple[str, str]]] = {}
+    for line, row in enumerate(rows, 2):
+        name, text = row.get("id") or row.get("imageid") or "", row[column].strip(" ")
+        told = row["height"].removesuffix(".0"), row["width"].removesuffix(".0")
+        if not name or not all(part.isascii() and part.isdigit() and 0 < len(part) < 7 for part in told):
+            raise UserError(f"{path} line {line} has no id, height or width", "use the table as it came")
+        shape = int(told[0]), int(told[1])
+        if sizes.setdefault(name, shape) != shape:
+            raise UserError(f"{path} line {line}: image '{name}' has two sizes", "use the table as it came")
+        cells = images.setdefault(name, [])
+        if not text:
+            continue
+        fault = (
+            _text_fault(text) if not _NUMBERS.match(text) else _numbers_fault(np.fromstring(text, int, sep=" "), shape)
+        )
+        if fault:
+            raise UserError(f"{path} line {line}: {fault}", "use the table as it came")
+        cells.append((text, row.get("cell_type", "").strip()))
+    classes = tuple(sorted({kind for cells in images.values() for _, kind in cells if kind}))
+    records, instances = [], []
+    for name, cells in images.items():
+        kinds = {kind for _, kind in cells}
+        records.append(ImageRecord(name, name, *sizes[name], cell_type=kinds.pop() if len(kinds) == 1 else ""))
+        found = Instances.from_kaggle_rle([text for text, _ in cells], sizes[name], TABLES[column])
+        instances.append(found.with_classes([classes.index(kind) + 1 if kind else 0 for _, kind in cells]))
+    return records, instances, classes

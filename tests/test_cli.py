@@ -464,7 +464,7 @@ class TestForms:
         arguments = ("check-submission", tmp_path / "s.csv", "--profile", "sartorius")
         assert said(*arguments)[:2] == (
             0,
-            f"{tmp_path / 's.csv'}: valid (ids, bounds and pixel order are not checked without --images)\n",
+            f"{tmp_path / 's.csv'}: valid (ids, bounds, pixel order and picture size are not checked without --images)\n",
         )
         code, out, err = said(*arguments, "--images", tmp_path / "test", "--json")
         assert (code, json.loads(out)["valid"], err) == (0, True, "")

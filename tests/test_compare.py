@@ -21,6 +21,7 @@ from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.instances import Instances
 from cellkit.labels import write_labels
+from cellkit.naming import plain_stem
 from cellkit.records import ImageRecord
 from cellkit.sources import write_png
 from cellkit.submission import write_submission

@@ -863,10 +863,10 @@ def test_tools_coco_files(said, tmp_path):
     }  # fmt: skip
     (tmp_path / "cvat.json").write_text(json.dumps(data))
     code, out, err = said("labels", tmp_path / "cvat.json", "-o", tmp_path / "out")
-    assert code == 2 and "marks 1 annotation(s) iscrowd" in err and "--convention" in err
+    assert code == 2 and "marks 1 annotation(s) iscrowd" in err and "--from cvat" in err
     code, out, err = said("labels", tmp_path / "cvat.json", "-o", tmp_path / "out", "--convention", "cvat")
     assert (code, out) == (0, f"{tmp_path / 'out'}: 1 label image(s)\n")
-    assert "note: image ids began with 0" in err and "note: 1 mask(s) marked iscrowd" in err
+    assert "note: 1 mask(s) marked iscrowd" in err
     np.testing.assert_array_equal(read_labels(tmp_path / "out/a.tif"), TWO == 1)
     code, out, err = said("coco", tmp_path / "cvat.json", "--from", "cvat", "-o", tmp_path / "plain.json")
     assert code == 0 and read_coco(tmp_path / "plain.json").instances[0].areas_px.tolist() == [4]
