@@ -422,15 +422,13 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 def _score(given: argparse.Namespace) -> Answer:
     from cellkit.compare import compare_models, image_shapes, match_sides, read_side, score_sides, tell_scores
-    from cellkit.submission import is_truth_table
 
     if given.bootstrap is not None and given.bootstrap < 0:
         raise UserError(f"--bootstrap is {given.bootstrap}", "give 0 (no interval) or more")
     how = {"profile": given.profile, "shapes": image_shapes(given.images) if given.images else None}
     how["convention"] = _checked_tool(given.from_)
-    bare = given.truth.lower().endswith(".csv") and os.path.isfile(given.truth) and not is_truth_table(given.truth)
-    other = given.predictions if bare and not given.images else None
-    sized = read_side(other, **how) if other and not other.lower().endswith(".csv") else None
+    other = given.predictions if _is_bare(given.truth) and not given.images else None
+    sized = read_side(other, **how) if other and not _is_bare(other) else None
     truth = read_side(given.truth, of=sized, **how)
     found = sized or read_side(given.predictions, of=truth, common=given.common, **how)
     for note in dict.fromkeys([*truth.notes, *found.notes]):
@@ -447,6 +445,13 @@ def _score(given: argparse.Namespace) -> Answer:
     if other is not None:
         result["against"] = compare_models(truth, other, found, given.common, given.bootstrap)
     return Answer(_json_text(result) if given.json else tell_scores(result, given.truth, given.predictions))
+
+
+def _is_bare(path: str) -> bool:
+    """Tell whether a side is a CSV that does not say how large its images are."""
+    from cellkit.submission import is_truth_table
+
+    return path.lower().endswith(".csv") and not (os.path.isfile(path) and is_truth_table(path))
 
 
 # ---- coco, labels --------------------------------------------------------------------------------------------------
@@ -619,7 +624,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(given: argparse.Namespace) -> Answer:
-    from cellkit.compare import image_shapes, match_sides, named_after, read_side, refuse_scaled
+    from cellkit.compare import match_sides, named_after, read_side, refuse_scaled
     from cellkit.submission import get_profile, resolve_overlaps, write_submission
 
     profile, tool = get_profile(given.profile), _checked_tool(given.from_)
@@ -628,7 +633,7 @@ def _submit(given: argparse.Namespace) -> Answer:
     if of is not None and side.asked:
         side = match_sides(of, side)[1]
     if given.images:
-        side = named_after(side, image_shapes(given.images), given.images)
+        side = named_after(side, given.images)
     else:
         refuse_scaled(side)
     ids = [record.image_id for record in side.records]

@@ -232,13 +232,13 @@ def _read_csv(path: Path, of: Side | None, profile: str | None, shapes: Mapping[
     return Side(path, records, list(found.values()), (), [], [])
 
 
-def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
-    """Return {file name without suffix: (H, W)} of the images below a folder, from their headers.
+def image_records(folder: str | Path) -> list[ImageRecord]:
+    """Return the images below a folder, called as their path below it without suffix, with the sizes in their headers.
 
     Raises
     ------
     UserError
-        No such folder, no image in it, a damaged image, or two of one name.
+        No such folder, no image in it, a damaged image, or two of one file name.
     """
     from cellkit.readers import inspect_file
     from cellkit.sources import IMAGE_SUFFIXES, list_files
@@ -246,26 +246,34 @@ def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}", "give the folder that holds the images")
-    shapes: dict[str, tuple[int, int]] = {}
+    records = []
     for path in list_files(folder, IMAGE_SUFFIXES):
         series = inspect_file(path).series[0]
-        if stem_of(path.name) in shapes:
-            raise UserError(f"{folder} has two images called '{stem_of(path.name)}'", "give a folder with one of them")
-        shapes[stem_of(path.name)] = (series.size("Y"), series.size("X"))
-    if not shapes:
+        relative = path.relative_to(folder)
+        name = (relative.parent / stem_of(path.name)).as_posix()
+        records.append(ImageRecord(name, relative.as_posix(), series.size("Y"), series.size("X")))
+    twice = _first_twice([stem_of(record.path) for record in records])
+    if twice:
+        raise UserError(f"{folder} has two images called '{twice}'", "give a folder with one of them")
+    if not records:
         raise UserError(f"no image in the folder {folder}", f"images end with {', '.join(IMAGE_SUFFIXES)}")
-    return shapes
+    return records
 
 
-def named_after(side: Side, shapes: Mapping[str, tuple[int, int]], folder: str | Path) -> Side:
-    """Return the images of `shapes` in their order, called as they are there; see `image_shapes`.
+def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
+    """Return {file name without suffix: (H, W)} of the images below a folder; see `image_records`."""
+    return {stem_of(record.path): (record.height_px, record.width_px) for record in image_records(folder)}
+
+
+def named_after(side: Side, folder: str | Path) -> Side:
+    """Return the images below a folder, in their order and called as their files are without suffix.
 
     Raises
     ------
     UserError
         An image without prediction, a prediction of no image (but for other images of a run), or another size.
     """
-    wanted = [ImageRecord(name, name, *shape) for name, shape in shapes.items()]
+    wanted = image_records(folder)
     places = best_pairs(wanted, side.records, NAMES)
     missing = [record.image_id for k, record in enumerate(wanted) if k not in places]
     used = set(places.values())
@@ -281,7 +289,7 @@ def named_after(side: Side, shapes: Mapping[str, tuple[int, int]], folder: str |
                 f"{own.height_px} x {own.width_px} px",
                 f"predict the original images: cellkit predict MODEL {folder} -o FILE.json",
             )
-    return replace(found, records=wanted)
+    return replace(found, records=[replace(record, image_id=stem_of(record.path)) for record in wanted])
 
 
 def refuse_scaled(side: Side) -> None:
@@ -324,7 +332,7 @@ def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, S
     if not places:
         raise UserError(
             f"none of the {len(extra)} images of {found.path} ({_some(extra)}) is in {truth.path} ({_some(missing)})",
-            "images are matched by image id or by file name without suffix: name them alike, or give the truth of the same images",
+            "images are matched by image id or by file name without suffix: name them alike",
         )
     excused = found.asked, found.asked and truth.run == found.run
     if not common and ((missing and not excused[0]) or (extra and not excused[1])):

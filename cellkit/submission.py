@@ -21,6 +21,7 @@ from cellkit.records import ImageRecord
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NUMBERS = re.compile(r" *[0-9]{1,15}(?: +[0-9]{1,15})* *\Z")
+_QUOTED = re.compile(r'("[^"]*"|[^",]*),"([^"]*)"')
 _NOTHING = {"nan", "none", "null", "na", "[]", "-1"}
 
 
@@ -214,7 +215,7 @@ def write_submission(
     shapes = {image_id: objects.shape for image_id, objects in zip(ids, instances, strict=True)}
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        _refuse(check_submission(temporary, profile, shapes), path)
+        _refuse(_problems(temporary, profile, shapes, shapes), path)
     return Path(path)
 
 
@@ -273,12 +274,16 @@ def check_submission(
     UserError
         There is no such file or profile.
     """
-    problems, rows, named = _read_rows(path, get_profile(profile), shapes)
-    problems += _id_problems(rows, named, shapes if ids is None else ids)
+    return _problems(path, get_profile(profile), shapes, shapes if ids is None else ids, guess=shapes is not None)
+
+
+def _problems(path, profile: Profile, shapes, ids, guess: bool = False) -> list[Problem]:
+    """Find what is wrong; with `guess` also what only the look of the cells tells."""
+    problems, rows, named = _read_rows(path, profile, shapes)
+    problems += _id_problems(rows, named, ids)
     problems += _overlap_problems(rows)
-    if shapes is not None:
-        order = _order_problems(rows, get_profile(profile), shapes)
-        problems += order or _size_problems(rows, get_profile(profile), shapes)
+    if guess:
+        problems += _order_problems(rows, profile, shapes) or _size_problems(rows, profile, shapes)
     return sorted(dict.fromkeys(problems), key=lambda problem: problem.line)
 
 
@@ -368,7 +373,8 @@ def _row(number: int, line: str, shapes) -> tuple[str, _Row | str]:
     """Read one line: its image ("" where there is none), and the row or the reason why it cannot be read."""
     if not line.strip():
         return "", "the line is blank"
-    cell, comma, text = line.rpartition(",")
+    quoted = _QUOTED.fullmatch(line)
+    cell, comma, text = (quoted[1], ",", f'"{quoted[2]}"') if quoted else line.rpartition(",")
     if not comma:
         return line, "the line has one column, wanted two"
     image_id = cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
@@ -497,7 +503,14 @@ def _size_problems(rows: list[_Row], profile: Profile, shapes) -> list[Problem]:
         before, after = (np.concatenate([row.lengths[cut] for row in own]) for cut in (slice(-1), slice(1, None)))
         step, run = int(np.median(steps)), float(np.median(before))
         share = [float(np.mean((steps < before + k) & (steps + after > k))) for k in (right, step)]
-        if len(steps) < 20 or share[0] > 0.2 or share[1] < 0.8 or abs(step - right) <= 1.5 * run + 2 or step <= 3 * run:
+        off = abs(step - max(round(step / right), 1) * right)
+        if (
+            len(steps) < 20
+            or share[0] > 0.2
+            or share[1] < 0.8
+            or off <= 1.5 * run + 2
+            or step <= max(3 * run, right / 8)
+        ):
             continue
         height, width = shapes[own[0].image_id]
         what = "rows" if profile.order == "row-major" else "columns"

@@ -5,8 +5,8 @@ import copy
 import io
 import json
 import math
-import re
 import random
+import re
 import time
 import warnings
 from dataclasses import replace
@@ -485,7 +485,7 @@ def test_what_is_no_polygon_is_refused(tmp_path, polygons, reason):
         ({"categories": [{"id": 1, "name": "a\x00"}]}, r"category name 'a\x00' holds a control character"),
         ({"categories": [{"id": -1, "name": "HEK"}]}, "category HEK: '-1' is no whole number"),
         ({"categories": [{"id": 1, "name": "HEK"}, {"id": 2, "name": "HEK"}],
-          "annotations": [annotation(), annotation(id=2, category_id=2)]}, "same name: 1 and 2 are 'HEK', and both have annotations"),
+          "annotations": [annotation(), annotation(id=2, category_id=2)]}, "1 and 2 are 'HEK', and both have annotations"),
         ({"categories": [{"id": 1, "name": "HEK"}, {"id": 1, "name": "N2a"}]}, "category id 1 is there twice"),
         ({"annotations": [annotation(), annotation()]}, "annotation id 1 is there twice"),
         ({"annotations": [annotation(id=None)]}, "annotation 1: id: 'None'"),

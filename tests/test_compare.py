@@ -12,17 +12,17 @@ from cellkit.compare import (
     image_shapes,
     is_results,
     match_sides,
-    plain_stem,
     read_side,
     score_sides,
     tell_scores,
 )
+from cellkit.convert import image_id_of
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.instances import Instances
 from cellkit.labels import write_labels
 from cellkit.naming import plain_stem
-from cellkit.records import ImageRecord
+from cellkit.records import ImageRecord, write_records
 from cellkit.sources import write_png
 from cellkit.submission import write_submission
 
@@ -86,7 +86,7 @@ class TestReadSide:
         assert found.instances[0].class_ids.tolist() == side.instances[0].class_ids.tolist() == [2, 1]
         assert len(found.instances[1]) == 0, "an image without entries has no cell"
         rows[0]["category_id"] = 6
-        with pytest.raises(UserError, match=r"a has category_id 6, the categories of .* are \[0, 5, 30\]"):
+        with pytest.raises(UserError, match=r"image 7 has category_id 6, the file's are \[5, 30\]"):
             read_side(write_json(tmp_path / "r.json", rows), of=side)
 
     def test_no_results_are_results(self, truth, tmp_path):  # fault 33
@@ -221,6 +221,90 @@ class TestMatchSides:
         _, other = match_sides(read_side(truth), read_side(tmp_path / "p.json"))
         assert other.classes == ("HEK", "N2a", "U2OS")
         assert [found.class_ids.tolist() for found in other.instances] == [[1, 3], [2]]
+
+    def test_a_run_s_labels_match_the_folders_they_came_from(self, tmp_path):
+        """``HEK/a`` is HEK_a in a run, and signs that give way leave a digest of the picture's whole name."""
+        names = ["HEK/a", "N2a/a", "HEK/Pru\u0308fung (0)@40", "HEK/cell 1"]
+        for suffix in (".ome.tif", ".czi", ".PNG"):
+            ids = [image_id_of(name + suffix) for name in names]
+            truth = labels_at(tmp_path / suffix / "truth", **dict.fromkeys(names, A))
+            found = labels_at(tmp_path / suffix / "labels", **dict.fromkeys(ids, A))
+            assert kaggle_of(read_side(truth), read_side(found)) == 1.0
+
+
+class TestRun:
+    """A run folder of four images of two lines, one of each split and one set aside; the model was asked about two."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        run, splits = tmp_path / "run", ("train", "val", "test", "")
+        records = [ImageRecord(f"HEK_{k}", f"images/HEK_{k}.png", 3, 5, "", "HEK", "", s) for k, s in enumerate(splits)]
+        write_records(run / "records.csv", records)
+        write_json(run / "manifest.json", {"format": 1, "stages": {}, "attempts": {}})
+        for record in records:
+            write_png(run / record.path, np.zeros((3, 5, 3), np.uint8))
+        write_coco(run / "truth.json", records, [A] * 4, CLASSES)
+        for k, split in enumerate(splits[:3]):
+            write_coco(run / f"coco/{split}.json", [records[k]], [A], CLASSES, ids=[k + 1])
+        write_results(run / "predictions/x.json", [2, 3], [A, Instances.empty(A.shape)])
+        write_results(run / "proposals.json", [1, 4], [A.with_classes(0), A.with_classes(0)])
+        return run
+
+    @pytest.mark.parametrize(
+        ("truth", "images", "score"),
+        [("truth.json", 2, 0.5), ("coco/test.json", 1, 0.0), ("coco/val.json", 1, 1.0), ("../mine", 2, 0.5)],
+    )
+    def test_predictions_are_scored_on_the_images_they_were_asked_about(self, said, run, truth, images, score):
+        labels_at(run.parent / "mine", **{f"HEK/{k}": A for k in range(4)})
+        how = ("--convention", "kaggle", "--bootstrap", "0", "--json")
+        code, out, err = said("score", run / truth, run / "predictions/x.json", *how)
+        told = json.loads(out)
+        assert (code, told["images"], told["conventions"]["kaggle"]["score"]) == (0, images, score)
+        assert f"note: scored on {images} of the " in err
+        code, out, _ = said("score", run / "coco/val.json", run / "predictions/x.json", "--by", "class_name", *how)
+        assert list(json.loads(out)["by"]["class_name"]) == list(CLASSES), "classes are the run's"
+
+    def test_images_that_a_foreign_truth_lacks_are_missed(self, run, tmp_path):
+        sides = read_side(labels_at(tmp_path / "mine", HEK_1=A)), read_side(run / "predictions/x.json")
+        with pytest.raises(UserError, match=r"1 of the 2 images of .* are not in .* \(HEK_2\)"):
+            match_sides(*sides)
+
+    @pytest.mark.parametrize(("form", "end"), [("seg", "_seg.npy"), ("roi", "_rois.zip"), ("tif", ".tif")])
+    def test_proposals_go_to_the_labelling_tools(self, said, run, form, end):
+        out = run.parent / "out"
+        assert said("labels", run / "proposals.json", "--format", form, "-o", out)[0] == 0
+        assert sorted(path.name for path in out.iterdir()) == [f"HEK_0{end}", f"HEK_3{end}"]
+        assert said("labels", run / "coco/val.json", "--format", form, "-o", out)[0] == 0
+
+    def test_elsewhere_a_list_needs_its_coco_file(self, said, run):
+        results = write_results(run.parent / "r.json", [2], [A])
+        code, _, err = said("labels", results, "-o", run.parent / "out")
+        assert code == 2 and "--coco of cellkit submit and labels" in err
+        assert said("labels", results, "-o", run.parent / "out", "--coco", run / "truth.json")[0] == 0
+        code, _, err = said("labels", run / "truth.json", "-o", run.parent / "o", "--coco", run / "truth.json")
+        assert code == 2 and "is no results list" in err
+        code, _, err = said("score", run / "truth.json", results, "--bootstrap", "0")
+        assert code == 0 and "has no entry for 3 of 4 images: nothing was found there" in err
+
+    def test_submissions(self, said, run):
+        arguments = ("submit", run / "predictions/x.json", "--profile", "sartorius", "-o", run.parent / "s.csv")
+        assert said(*arguments)[:2] == (0, f"{run.parent / 's.csv'}: 2 image(s), 2 object(s)\n")
+        assert said(*arguments, "--coco", run / "coco/test.json")[:2] == (
+            0,
+            f"{run.parent / 's.csv'}: 1 image(s), 0 object(s)\n",
+        )
+        write_png(run.parent / "test/HEK/1.png", np.zeros((3, 5, 3), np.uint8))
+        assert said(*arguments, "--images", run.parent / "test")[0] == 0
+        assert (run.parent / "s.csv").read_text().splitlines()[1:] == ["1,1 2 6 2", "1,4 2 9 2"], (
+            "called as the picture is"
+        )
+        write_png(run.parent / "test/HEK/1.png", np.zeros((6, 10, 3), np.uint8))
+        code, _, err = said(*arguments, "--images", run.parent / "test")
+        assert code == 2 and "1 is 6 x 10 px, its cells were found in 3 x 5 px\npredict the original images" in err
+        stage = {"status": "finished", "config": {"scale": 0.5}}
+        write_json(run / "manifest.json", {"format": 1, "stages": {"01_convert": stage}, "attempts": {}})
+        code, _, err = said(*arguments)
+        assert code == 2 and "0.5 times the original size (convert.scale)\npredict the original images" in err
 
 
 class TestScoreSides:

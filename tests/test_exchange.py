@@ -8,6 +8,7 @@ import random
 import stat
 import struct
 import time
+import unicodedata
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,6 +154,34 @@ def test_files_of_other_versions_are_read(tmp_path):
     assert (gaps.labels.max(), len(gaps.instances), gaps.by_hand.tolist()) == (14, 2, [True, False])
     assert gaps.image.shape == (3, 5)
     assert read_seg(saved(tmp_path, masks=TWO, ismanual=np.zeros(9, bool), img=[], filename=3)).filename == ""
+
+
+BAND = np.array([[-1, -1, -1, 1, 0, 0], [-1, -1, -1, 1, 0, 2], [-1, -1, -1, 0, 0, 2]])
+
+
+def test_minus_one_is_background_in_the_oldest_files_only(tmp_path):
+    """Cellpose once counted masks and outlines from -1; elsewhere -1 means not annotated, and 0 stays background."""
+    old = TWO - 1
+    for edges in ({}, {"outlines": np.where(old == 1, 1, -1)}, {"outlines": old[None]}):
+        np.testing.assert_array_equal(read_seg(saved(tmp_path, masks=old, **edges)).labels, TWO)
+    assert not read_seg(saved(tmp_path, masks=np.full((3, 5), -1))).labels.any()
+    for edges in ({}, {"outlines": np.where(BAND > 0, BAND, 0)}, {"outlines": np.zeros_like(BAND)}):
+        assert "marks 9 px with -1, which means not annotated" in refused(
+            read_seg, saved(tmp_path, masks=BAND, **edges)
+        )
+    one = np.where(BAND > 0, 0, BAND)  # no cell but background, or one old cell: not to be told
+    assert "not annotated" in refused(read_seg, saved(tmp_path, masks=one))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_a_bare_array_called_seg_is_read_as_labels(tmp_path, dtype):
+    labels = TWO.astype(dtype)
+    np.save(tmp_path / "a_seg.npy", labels)
+    np.testing.assert_array_equal(read_seg(tmp_path / "a_seg.npy").labels, labels)
+    np.save(tmp_path / "b_seg.npy", TWO * 0.5)
+    assert "float64" in refused(read_seg, tmp_path / "b_seg.npy")
+    (tmp_path / "c_seg.npy").write_bytes((tmp_path / "a_seg.npy").read_bytes()[:-2])
+    refused(read_seg, tmp_path / "c_seg.npy")
 
 
 @pytest.mark.parametrize(
@@ -547,6 +576,44 @@ def test_a_bad_roi_is_refused_by_name(tmp_path, member, reason):
         assert reason in refused(read_rois, path, (4, 6))
 
 
+@pytest.mark.parametrize("axis", ["position", "z_position", "t_position"])
+def test_a_roi_bound_to_no_plane_goes_with_those_of_any(tmp_path, axis):
+    box = {"right": 2, "bottom": 2}
+    free, bound, other = (roi(ROI_TYPE.RECT, **box, **({axis: k} if k else {})) for k in (0, 3, 4))
+    assert len(read_rois(zipped(tmp_path, free, bound, bound), (4, 6)).instances) == 3
+    assert "ROIs of 2 planes" in refused(read_rois, zipped(tmp_path, free, bound, other), (4, 6))
+
+
+def test_rois_that_are_no_cells_are_set_aside_and_the_rest_read(said, tmp_path, pictures):
+    good = roi(ROI_TYPE.RECT, right=2, bottom=2)
+    bad = [b"", roi(ROI_TYPE.LINE, x2=3.0), roi(ROI_TYPE.POINT, [[1, 1]]), roi(points=[[7, 7], [9, 7], [9, 9]])]
+    aside = []
+    found = read_rois(zipped(tmp_path, bad[0], good, *bad[1:], good), (3, 5), aside)
+    assert ([len(found.instances), found.names], len(aside)) == ([2, ["0001", "0005"]], 4)
+    with pytest.raises(UserError, match="kind line"):
+        read_rois(zipped(tmp_path, *bad[1:]), (3, 5), [])
+    (tmp_path / "in").mkdir()
+    os.replace(zipped(tmp_path, bad[1], good), tmp_path / "in/a.zip")
+    code, out, err = said("coco", tmp_path / "in", "-o", tmp_path / "c.json", "--images", pictures)
+    assert (code, out) == (3, f"{tmp_path / 'c.json'}: 1 image(s), 1 cell(s)\n")
+    assert err.startswith("set aside: a.zip: ") and "0000.roi is a selection of kind line" in err
+
+
+def test_a_roi_is_called_after_the_number_of_its_cell(tmp_path, pictures):
+    """A cell without pixels is left out, and the names of those behind it stay those of the label image."""
+    masks = [TWO == 1, TWO == 9, TWO == 2]
+    cells = Instances.from_masks(masks, (3, 5))
+    done = write_folder(tmp_path / "out", records("a"), [cells], form="roi")
+    rois = read_rois(tmp_path / "out/a_rois.zip")
+    assert (done.left_out, rois.names) == (1, ["0001", "0003"])
+    write_folder(tmp_path / "tif", records("a"), [cells])
+    np.testing.assert_array_equal(np.unique(read_labels(tmp_path / "tif/a.tif")), [0, 1, 3])
+    write_folder(tmp_path / "out", records("a"), [cells[[True, False, False]]], form="roi")
+    assert read_rois(tmp_path / "out/a_rois.zip").names == ["0001"], "a cell that is gone does not stay in the zip"
+    with pytest.raises(UserError, match="number each cell once"):
+        write_rois(tmp_path / "b.zip", two(), CLASSES, [3, 3])
+
+
 def test_rois_of_several_planes_or_of_no_known_size_are_refused(tmp_path):
     first, second = (roi(ROI_TYPE.RECT, right=2, bottom=2, position=k) for k in (1, 2))
     assert "ROIs of 2 planes" in refused(read_rois, zipped(tmp_path, first, second), (4, 6))
@@ -778,6 +845,103 @@ def test_folders_that_cannot_be_written(tmp_path, pictures, monkeypatch, change,
     with pytest.raises(UserError, match=reason):
         write_folder(tmp_path / "out", **wanted)
     assert not (tmp_path / "out").exists()
+
+
+NAMES = [
+    "cell 1",
+    "a#1",
+    "50%",
+    "a+b&c;d",
+    "Zu\u0308rich",
+    "Z\u00fcrich 2",
+    "it's",
+    'say "x"',
+    "-dash",
+    "(1) [2]",
+    "\u00b5 x" + "y" * 180,
+    "plain",
+]
+
+
+@pytest.mark.parametrize("form", ["tif", "png", "seg", "roi"])
+def test_awkward_names_pair_both_ways(said, tmp_path, form):
+    """Pictures called as people call them, in a COCO file that has the other form of an umlaut, and back."""
+    other = lambda name: unicodedata.normalize("NFC" if name == unicodedata.normalize("NFD", name) else "NFD", name)  # noqa: E731
+    for name in NAMES:
+        write_png(tmp_path / f"pictures/{name}.png", np.zeros((3, 5, 3), np.uint8))
+    made = [ImageRecord(other(name), f"{other(name)}.png", 3, 5) for name in NAMES]
+    coco = write_coco(tmp_path / "c.json", made, [two()] * len(NAMES), CLASSES)
+    pictures = ("--images", tmp_path / "pictures")
+    assert said("labels", coco, "-o", tmp_path / "out", "--format", form, *pictures)[0] == 0
+    kind = {"tif": "labels", "png": "labels"}.get(form, form)
+    code, _, err = said("coco", tmp_path / "out", "-o", tmp_path / "d.json", "--format", kind, *pictures)
+    assert (code, err) == (0, "")
+    assert sorted(record.path for record in read_coco(tmp_path / "d.json").records) == sorted(f"{n}.png" for n in NAMES)
+    if form == "tif":
+        for sides in ((coco, tmp_path / "out"), (coco, tmp_path / "d.json"), (tmp_path / "out", tmp_path / "d.json")):
+            code, out, err = said("score", *sides, "--convention", "kaggle", "--bootstrap", "0", "--json")
+            assert (code, json.loads(out)["images"]) == (0, len(NAMES)), err
+
+
+def test_two_names_that_fold_to_one(said, tmp_path):
+    """The name as it stands goes first; two pictures that a label could mean are named, not guessed between."""
+    for name in ("cell 1", "cell_1", "x/a", "y/a", "x/b 1", "x_b/1"):
+        write_png(tmp_path / f"pictures/{name}.png", np.zeros((3, 5, 3), np.uint8))
+    for name in ("cell 1", "cell_1", "x/a"):
+        write_labels(tmp_path / f"in/{name}.tif", TWO)
+    side, aside = read_folder(tmp_path / "in", images=tmp_path / "pictures")
+    assert ([record.path for record in side.records], aside) == (["cell 1.png", "cell_1.png", "x/a.png"], [])
+    for name, told in (("a", "2 pictures called a: x/a.png and y/a.png"), ("x_b_1", "2 pictures called x_b_1")):
+        write_labels(tmp_path / f"bad/{name}.tif", TWO)
+        with pytest.raises(UserError, match=told):
+            read_folder(tmp_path / f"bad/{name}.tif", images=tmp_path / "pictures")
+    made = write_coco(
+        tmp_path / "c.json", [ImageRecord(n, f"{n}.png", 3, 5) for n in ("cell 1", "cell_1")], [two()] * 2, CLASSES
+    )
+    code, _, err = said("labels", made, "-o", tmp_path / "out")
+    assert code == 2 and "cell 1.png and cell_1.png would both be image 'cell_1'" in err
+
+
+SMALL = np.zeros((9, 12), np.int32)
+SMALL[1, 1] = 1
+SMALL[1, 3:5] = 2
+SMALL[3:5, 1], SMALL[4, 2] = 3, 3
+SMALL[7, 2:8] = 4
+SMALL[0:3, 9:12] = 5
+
+
+@pytest.mark.parametrize("convention", ["plain", "cvat", "fiftyone"])
+@pytest.mark.parametrize("form", ["tif", "png", "seg", "roi", "polygons"])
+def test_three_trips_change_no_pixel_of_the_smallest_cells(said, tmp_path, form, convention):
+    """Cells of one, two and three pixels and a line: no tool's form loses one or moves its number."""
+    write_png(tmp_path / "pictures/a.png", np.zeros((9, 12, 3), np.uint8))
+    write_labels(tmp_path / "0/a.tif", SMALL)
+    coco = tmp_path / "c.json"
+    for trip in range(3):
+        polygons = ("--polygons",) if form == "polygons" else ()
+        assert said("coco", tmp_path / str(trip), "-o", coco, "--images", tmp_path / "pictures",
+                    "--convention", convention, *polygons)[0] == 0  # fmt: skip
+        out = ("-o", tmp_path / str(trip + 1), "--images", tmp_path / "pictures", "--from", convention)
+        assert said("labels", coco, *out, "--format", "tif" if form == "polygons" else form)[0] == 0
+    np.testing.assert_array_equal(read_coco(coco, convention=convention).instances[0].paint(), SMALL)
+
+
+@pytest.mark.parametrize(("value", "pieces", "kept"), [(1, 3, 3), (255, 3, 3), (255, 2, 2), (7, 4, 4)])
+def test_a_mask_of_where_cells_are_is_no_label_image(said, tmp_path, value, pieces, kept):
+    mask = np.zeros((5, 20), np.uint8)
+    mask[1:4, [4 * k + 1 for k in range(pieces)]] = value
+    write_labels(tmp_path / "in/a.tif", mask)
+    code, _, err = said("coco", tmp_path / "in", "-o", tmp_path / "c.json")
+    assert code == 2 and f"holds one id in {pieces} pieces" in err and "--pieces split" in err
+    code, _, err = said("score", tmp_path / "in", tmp_path / "in")
+    assert code == 2 and "cellkit coco" in err and "--pieces split" in err
+    for how, count in (("split", kept), ("keep", 1), ("largest", 1)):
+        assert said("coco", tmp_path / "in", "-o", tmp_path / "c.json", "--pieces", how)[0] == 0
+        assert len(read_coco(tmp_path / "c.json").instances[0]) == count
+    assert "pieces is 'splot'" in said("coco", tmp_path / "in", "-o", tmp_path / "c.json", "--pieces", "splot")[2]
+    touching = np.where(np.arange(20) < 9, mask[1, 1], 0)[None].repeat(5, 0).astype(np.uint8)
+    write_labels(tmp_path / "in/a.tif", touching)
+    assert said("coco", tmp_path / "in", "-o", tmp_path / "c.json")[0] == 0, "one piece is one cell"
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------

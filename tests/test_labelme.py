@@ -87,6 +87,25 @@ def test_a_label_the_config_does_not_know_stops_before_anything_is_read(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("points", "box"),
+    [
+        ([[10.5, 12.5], [17.5, 17.5]], [10, 12, 8, 6]),
+        ([[10.9, 12.2], [17.9, 17.2]], [10, 12, 8, 6]),
+        ([[9.9999999, 12], [16.9999999, 17]], [10, 12, 8, 6]),
+        ([[10, 12], [17, 17]], [10, 12, 8, 6]),
+        ([[17.5, 17.5], [10.5, 12.5]], [10, 12, 8, 6]),
+        ([[-2.5, -1.5], [4.5, 3.5]], [0, 0, 5, 4]),
+        ([[27.5, 20.5], [34.5, 25.5]], [27, 20, 5, 4]),
+    ],
+)
+def test_a_moved_mask_is_where_labelme_draws_it(tmp_path, points, box):
+    """Its corners lie between pixels; what hangs over the edge of the picture is cut."""
+    labelme(tmp_path / "a.json", [mask_shape("a", 0, 0, np.ones((6, 8))) | {"points": points}])
+    made = gather(config("labelme", **LABELME), tmp_path, tmp_path / "run")
+    assert made.quarantined == [] and made.instances[0].boxes_xywh.tolist() == [box]
+
+
+@pytest.mark.parametrize(
     "shape, said",
     [
         ({"points": [[0, 0], [4, 4]]}, "its corners span"),

@@ -170,10 +170,14 @@ def test_colour_pictures_are_no_labels(tmp_path, mode):
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros((4, 5), np.float32), "(4, 5) float32"),
-        (np.zeros((4, 5)), "(4, 5) float64"),
+        (np.full((4, 5), 0.5, np.float32), "(4, 5) float32 with values such as 0.5"),
+        (np.array([[0, np.nan]], np.float32), "values such as nan"),
+        (np.array([[0, np.inf]]), "values such as inf"),
+        (np.array([[0, 2.0**24 + 2]], np.float32), "counts one by one to 16777216"),
+        (np.array([[0.0, -1.0]], np.float32), "marks 1 px with -1, which means not annotated"),
+        (np.array([[0, -1, -1]], np.int16), "marks 2 px with -1, which means not annotated"),
         (np.zeros((4, 5, 3), np.uint8), "(4, 5, 3) uint8"),
-        (np.zeros((2, 4, 5), np.uint16), "(2, 4, 5) uint16"),
+        (np.arange(40, dtype=np.uint16).reshape(2, 4, 5), "labels of a stack, 2 planes that differ"),
         (np.array([[0, -3]], np.int16), "ids from -3 to 0"),
         (np.array([[0, 2**31]], np.uint32), "ids from 0 to 2147483648"),
         (np.array([[0, 2**63]], np.uint64), "ids from 0 to 9223372036854775808"),
@@ -184,6 +188,23 @@ def test_tiffs_that_are_no_labels(tmp_path, array, reason):
     message = refused(tmp_path / "a.tif")
     assert reason in message
     assert "\n" in message, "the second line says what to do"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_whole_numbers_stored_as_float_are_ids(tmp_path, dtype):
+    labels = np.array([[0, 7], [2000, 2000]])
+    tifffile.imwrite(tmp_path / "a.tif", labels.astype(dtype))
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels)
+
+
+@pytest.mark.parametrize(("axes", "shape"), [("ZYX", (3, 4, 5)), ("TZYX", (2, 3, 4, 5)), ("CYX", (2, 1, 5))])
+def test_equal_planes_are_one_label_image_others_are_refused(tmp_path, axes, shape):
+    labels = np.broadcast_to(np.arange(np.prod(shape[-2:]), dtype=np.uint16).reshape(shape[-2:]), shape).copy()
+    tifffile.imwrite(tmp_path / "a.ome.tif", labels, metadata={"axes": axes}, photometric="minisblack")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.ome.tif"), labels[(0,) * (len(shape) - 2)])
+    labels[(-1,) * len(shape)] = 99
+    tifffile.imwrite(tmp_path / "a.ome.tif", labels, metadata={"axes": axes}, photometric="minisblack")
+    assert "planes that differ" in refused(tmp_path / "a.ome.tif")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.bmp", "a.npy", "a", "a.tif.gz"])

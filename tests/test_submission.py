@@ -18,8 +18,11 @@ from cellkit.submission import (
     Problem,
     check_submission,
     get_profile,
+    is_truth_table,
     read_submission,
+    read_truth_table,
     resolve_overlaps,
+    sample_ids,
     write_submission,
 )
 
@@ -136,6 +139,10 @@ GOOD_ROWS = "a,1 2\nb,\n"
         (HEADER + "a,-1 2\nb,\n", 2, "'-1', a negative number"),
         (HEADER + "a,1 x\nb,\n", 2, "the pairs hold 'x'"),
         (HEADER + "a,[1 2]\nb,\n", 2, "the pairs hold '[1'"),
+        (HEADER + 'a,"[1, 3]"\nb,\n', 2, "the pairs hold '[1,'"),
+        (HEADER + 'a,"1,3 5,2"\nb,\n', 2, "the pairs hold '1,3'"),
+        (HEADER + "a,1.0 3.0\nb,\n", 2, "'1.0', a float"),
+        ("id,predicted,Unnamed: 2\na,1 2,0\nb,,1\n", 1, "the header is 'id,predicted,Unnamed: 2'"),
         (HEADER + "a,١ ٢\nb,\n", 2, "wanted whole numbers"),
         (HEADER + "a,1 99999999999999999999\nb,\n", 2, "larger than any image"),
         (HEADER + "a,1 2 3\nb,\n", 2, "the pairs are 3 numbers"),
@@ -221,6 +228,97 @@ def test_the_wrong_order_of_pixels_is_noticed(tmp_path, profile, other):
     assert [(p.line, p.reason) for p in problems] == [
         (0, f"the pairs were counted {PROFILES[other].order}, {profile} counts pixels {PROFILES[profile].order}")
     ]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("scale", [0.5, 0.75, 0.9, 1])
+@pytest.mark.parametrize("shape", [(200, 300), (240, 240)])
+def test_cells_of_a_smaller_picture_are_noticed(tmp_path, profile, scale, shape):
+    """Nothing leaves the image, so only the distance of a cell's rows tells."""
+    small = int(shape[0] * scale), int(shape[1] * scale)
+    cells = Instances.from_masks([disc(small, y, x, 6) for y in (20, 60, 90) for x in (12, 50, 80)], small)
+    path = write_submission(tmp_path / "s.csv", ["a"], [cells], profile)
+    reasons = [problem.reason for problem in check_submission(path, profile, {"a": shape})]
+    if scale == 1:
+        assert reasons == []
+    else:
+        line = small[profile == "sartorius"]
+        assert len(reasons) == 1 and reasons[0].startswith("the pairs were counted in pictures with ")
+        assert f" of about {line} px; 'a' is {shape[0]} x {shape[1]}: " in reasons[0]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_odd_cells_of_the_right_size_are_not_suspected(tmp_path, profile):
+    shape = (64, 80)
+    rows, columns = np.indices(shape)
+    slanted = [np.abs(columns - 3 * rows) < 2, np.abs(columns + 3 * rows - 79) < 2]
+    odd = [(rows + columns) % 2 == 0, *slanted, rows == 3, columns == 9, (rows % 2 == 0) & (columns % 5 == 0)]
+    for mask in odd:
+        for other in (mask, mask & ~odd[0]):
+            cells = Instances.from_masks([other], shape)
+            if len(cells) and cells.areas_px[0]:
+                path = write_submission(tmp_path / "s.csv", ["a"], [cells], profile)
+                assert check_submission(path, profile, {"a": shape}) == []
+
+
+def test_every_id_of_the_sample_has_a_row(tmp_path):
+    sample = tmp_path / "sample_submission.csv"
+    sample.write_text("\ufeffid,predicted\r\nb,1 1\r\nb,3 1\r\na,\r\nblurred,\r\n")
+    assert sample_ids(sample, "sartorius") == ["b", "a", "blurred"]
+    path = saved(tmp_path, HEADER + "a,1 2\nx,\nb,\n")
+    told = [
+        (p.line, p.reason.split(";")[0])
+        for p in check_submission(path, "sartorius", ids=sample_ids(sample, "sartorius"))
+    ]
+    assert told == [(0, "image 'blurred' is missing"), (3, "image 'x' is not in the test set")]
+    with pytest.raises(UserError, match="has no column 'ImageId'"):
+        sample_ids(sample, "dsb2018")
+    with pytest.raises(UserError, match="no file at"):
+        sample_ids(tmp_path / "none.csv", "dsb2018")
+
+
+TRAIN = "id,annotation,width,height,cell_type,plate_time,sample_date,sample_id,elapsed_timedelta\n"
+
+
+def test_the_competitions_own_table_is_a_truth(tmp_path, said):
+    """Sartorius' train.csv has the sizes and classes; DSB2018's solution the sizes."""
+    table = tmp_path / "train.csv"
+    table.write_text(TRAIN + "a,2 1 6 1,4,3,shsy5y,x,y,z,w\na,3 2,4,3,shsy5y,x,y,z,w\nb,1 4,4,3,astro,x,y,z,w\n")
+    assert is_truth_table(table)
+    records, cells, classes = read_truth_table(table)
+    assert [(r.image_id, r.height_px, r.width_px, r.cell_type) for r in records] == [
+        ("a", 3, 4, "shsy5y"),
+        ("b", 3, 4, "astro"),
+    ]
+    assert (classes, [x.class_ids.tolist() for x in cells]) == (("astro", "shsy5y"), [[2, 2], [1]])
+    np.testing.assert_array_equal(cells[0].paint(), [[0, 1, 2, 2], [0, 1, 0, 0], [0, 0, 0, 0]])
+    submission = saved(tmp_path, HEADER + "a,2 1 6 1\na,3 2\nb,1 4\n")
+    for sides in ((table, submission), (submission, table)):
+        code, out, err = said("score", *sides, "--profile", "sartorius", "--convention", "kaggle", "--bootstrap", "0")
+        assert code == 0 and "kaggle        1.000" in out, err
+    solution = tmp_path / "stage1_solution.csv"
+    solution.write_text("ImageId,EncodedPixels,Height,Width,Usage\na,4 2,3,4,Public\nb,,3,4,Public\n")
+    _, cells, classes = read_truth_table(solution)
+    assert (classes, [len(x) for x in cells]) == ((), [1, 0])
+    np.testing.assert_array_equal(np.argwhere(cells[0].paint()), [[0, 1], [1, 1]])
+    assert not is_truth_table(submission)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("a,1 2,4,3,x,,,,\na,1 2,5,3,x,,,,\n", "line 3: image 'a' has two sizes"),
+        ("a,1 2,4,,x,,,,\n", "line 2 has no id, height or width"),
+        ("a,1 2 3,4,3,x,,,,\n", "line 2: the pairs are 3 numbers"),
+        ("a,1.5 2,4,3,x,,,,\n", "line 2: the pairs hold '1.5', a float"),
+        ("a,12 2,4,3,x,,,,\n", "line 2: the run at 12 ends at pixel 13"),
+        ("", "has no row"),
+    ],
+)
+def test_a_table_of_truth_with_a_fault_is_refused(tmp_path, rows, reason):
+    (tmp_path / "train.csv").write_text(TRAIN + rows)
+    with pytest.raises(UserError, match=reason):
+        read_truth_table(tmp_path / "train.csv")
 
 
 def mangle(text, rng):
