@@ -525,7 +525,8 @@ def contradictions(grouped: list[list[dict]], records: list[ImageRecord], instan
         mask = np.stack([x, y, x + width, y + height], axis=1)
         box = np.array([rows[k]["bbox"] for k in places], float)
         slack = SLACK_PX + SLACK * np.stack([width, height, width, height], axis=1)
-        edges = np.clip(np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1), 0, most)
+        with np.errstate(all="ignore"):
+            edges = np.clip(np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1), 0, most)
         off = np.flatnonzero(~(np.abs(edges - mask) <= slack).all(axis=1))
         told += len(places)
         wrong += len(off)
@@ -541,11 +542,11 @@ def contradictions(grouped: list[list[dict]], records: list[ImageRecord], instan
 
 
 def _is_box(box: Any) -> bool:
-    """Tell whether something is four numbers."""
+    """Tell whether something is four numbers, none larger than a float."""
     return (
         isinstance(box, list)
         and len(box) == 4
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
+        and all(isinstance(v, float) or (type(v) is int and abs(v) < FARTHEST_PX) for v in box)
     )
 
 
