@@ -187,7 +187,7 @@ def _read_results(path: Path, of: Side | None, common: bool) -> Side:
     found = read_results(path, Coco(of.records, empty, of.classes, of.ids, [], of.categories), common)
     without = sum(not len(cells) for cells in found)
     notes = (f"{path} has no entry for {without} of {len(found)} images: nothing was found there",) if without else ()
-    return Side(path, of.records, found, of.classes, [], of.ids, of.categories, notes=notes)
+    return Side(path, of.records, found, of.classes, [], of.ids, categories=of.categories, notes=notes)
 
 
 def _read_results_of_run(path: Path, run: Path) -> Side:

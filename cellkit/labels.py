@@ -222,6 +222,8 @@ def _plane_of(labels: np.ndarray, number: int, count: int, path: Path) -> np.nda
             "store one plane for each frame, or a label image for each, called after the frame (a_t0, a_t1, ...)",
         )
     return labels.reshape(-1, *labels.shape[-2:])[number]
+
+
 def _one_plane(labels: np.ndarray, axis: int, name: str, path: Path) -> np.ndarray:
     """Return equal planes as one; the axis stays, of length 1."""
     first = labels.take([0], axis)
