@@ -121,6 +121,7 @@ class TestUsage:
             (("inspect", "none.tif"), "no file at none.tif", "give the path"),
             (("inspect", "a.xyz"), "is no image format that is read", ".tif"),
             (("coco", "none", "-o", "x.json"), "no folder at none", "label images"),
+            (("inspect", "none/"), "no file or folder at none/", "check the path"),
             (("labels", "none.json", "-o", "x"), "no file at none.json", "COCO"),
             (
                 ("submit", "none.json", "--profile", "sartorius", "-o", "x.csv"),
