@@ -294,7 +294,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 def _inspect(given: argparse.Namespace) -> Answer:
     from cellkit.readers import is_image_folder
 
-    if not os.path.lexists(given.path):
+    if not os.path.splitext(given.path)[1] and not os.path.lexists(given.path):
         raise UserError(f"no file or folder at {given.path}", "check the path")
     if os.path.isdir(given.path) and not is_image_folder(given.path):
         from cellkit.inspection import inspect_folder, tell_folder
