@@ -21,7 +21,6 @@ _HOME = {
     "dataset": ("CellDataset", "predict_all"),
     "errors": ("Quarantined", "UserError"),
     "evaluation": (
-        "AGREEMENT",
         "NO_ACCURACY",
         "classes_found",
         "count_lines",

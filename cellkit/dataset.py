@@ -13,6 +13,7 @@ from cellkit.instances import Instances
 from cellkit.leftout import LeftOut, say_small
 from cellkit.records import ImageRecord, is_scored, read_records, select
 
+AGREEMENT = "agreement with proposals, no accuracy"
 CELLS_FILE = "cells.json"  # beside the label images of a run: the same cells whole, and who made them
 
 
@@ -184,6 +185,10 @@ class CellDataset:
     def without_proposed(self) -> CellDataset:
         """Return the images whose cells no model proposed: those that something may be scored against."""
         return self.subset([maker != "proposed" for maker in self.made_by])
+
+    def compared_by(self, score: str) -> str:
+        """Return what a comparison with these labels is called: a score, or agreement where a model proposed them all."""
+        return score if len(self.without_proposed()) or not len(self) else AGREEMENT
 
     def with_at_least(self, cells: int) -> CellDataset:
         """Return the images with at least `cells` labelled cells; say which are left out."""

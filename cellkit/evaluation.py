@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 CONVENTION = "MAP IoU (kaggle: IoU > 0.50:0.05:0.95, mean of images)"
 KEY = "predictions_"
-AGREEMENT = "agreement with proposals, no accuracy"
 NO_ACCURACY = (
     "no accuracy can be told: no image was labelled by a person; "
     "agreement with the starter's own proposals is no accuracy"

@@ -925,7 +925,7 @@ def _cells_of(data: CellDataset) -> list[str]:
 
 
 def _training(files: RunFiles) -> list:
-    from cellkit.evaluation import AGREEMENT
+    from cellkit.dataset import AGREEMENT
     from cellkit.show import show_history
 
     histories = files.histories()

@@ -96,6 +96,7 @@ def fit(
     fingerprint: str,
     desc: str = "train",
     choose: bool = True,
+    called: str = "validation score",
 ) -> History:
     """Train `model` in place; leave it with the best weights seen, or with the last.
 
@@ -114,6 +115,8 @@ def fit(
     choose : bool
         Whether the score chooses the weights and ends the training early. If not, it is only watched: the images behind it
         then remain fit to judge the result, and the weights of the last step are left.
+    called : str
+        What the score is, in what is said on the way.
 
     Returns
     -------
@@ -133,7 +136,7 @@ def fit(
         if (step % plan.eval_every == 0 or step == plan.steps) and (
             not history.rows or history.rows[-1]["step"] < step
         ):
-            _evaluate(model, score, step, losses, begun, plan, history, state, desc, choose)
+            _evaluate(model, score, step, losses, begun, plan, history, state, desc, choose, called)
             losses = []
             state.save(step, history, losses)
             told = time.monotonic()
@@ -156,7 +159,7 @@ def fit(
     if not choose:
         history.best_step = step
     state.finish(step, history, best=choose)
-    kept = f"best score {history.best_score:.4f} at step {history.best_step}"
+    kept = f"best {called.removeprefix('validation ')} {history.best_score:.4f} at step {history.best_step}"
     kept = kept if choose else f"the weights of step {history.best_step} are kept, no image chose them"
     print(f"{desc}: {history.stopped}; {kept}", file=sys.stderr, flush=True)
     return history
@@ -183,7 +186,7 @@ def _step(model, loss_at, optimizer, trained, step: int, plan: Plan) -> float:
 
 
 def _evaluate(
-    model, score, step, losses, begun, plan: Plan, history: History, state: _State, desc: str, choose
+    model, score, step, losses, begun, plan: Plan, history: History, state: _State, desc: str, choose, called
 ) -> None:
     """Score the validation images; where they choose, keep the best weights and decide on an early stop."""
     import torch
@@ -199,7 +202,7 @@ def _evaluate(
         "seconds": round(time.monotonic() - begun, 1),
     }
     history.rows.append(row)
-    _tell(desc, step, plan, mean, row["seconds"], f", validation score {value:.4f}")
+    _tell(desc, step, plan, mean, row["seconds"], f", {called} {value:.4f}")
     if not choose:
         history.best_score, history.best_step = value, step
     elif value > history.best_score:

@@ -17,9 +17,8 @@ from deck import Deck, Slide
 
 from cellkit.attribution import gains
 from cellkit.config import here
-from cellkit.dataset import CellDataset
+from cellkit.dataset import AGREEMENT, CellDataset
 from cellkit.errors import UserError
-from cellkit.evaluation import AGREEMENT
 from cellkit.instances import Instances
 from cellkit.report import CONVENTION, RunFiles, comparisons, in_words, kept_words, with_interval
 from cellkit.scores import THRESHOLDS, paired_bootstrap, per_image

@@ -712,6 +712,7 @@ def test_who_made_the_cells_is_carried_and_truth_is_not_marked(tmp_path):
     data = CellDataset.from_coco(path, tmp_path)
     assert [r.image_id for r in data.without_proposed().records] == ["b", "c"]
     assert data.subset([2, 0]).made_by == ["corrected", "proposed"]
+    assert [data.subset(k).compared_by("MAP IoU")[:9] for k in ([0], [0, 1], [])] == ["agreement", "MAP IoU", "MAP IoU"]
     plain = write_coco(tmp_path / "b.json", records, cells, ["HEK"])
     assert (
         plain.read_bytes()

@@ -170,3 +170,10 @@ def test_watched_training_killed_and_repeated_ends_like_never_killed(tmp_path, m
     model = line_model()
     history = fit(model, loss_of(model), score_of(model), PLAN, tmp_path / "torn", "a", choose=False)
     assert history.best_step == 60 and torch.equal(whole.weight, model.weight)
+
+
+def test_agreement_with_proposals_is_not_called_a_score(tmp_path, capsys):
+    model = line_model()
+    fit(model, loss_of(model), score_of(model), Plan(steps=2, eval_every=2), tmp_path, "a", called="agreement")
+    said = capsys.readouterr().err
+    assert "score" not in said and ", agreement " in said and "; best agreement " in said

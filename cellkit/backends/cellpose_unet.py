@@ -131,12 +131,14 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     stamp = fingerprint(
         network, items, plan, settings, config.batch_size, config.crop_px, config.seed, scored, choosing
     )
-    history = fit(network, loss_at, scorer, plan, out, stamp, desc="cellpose_unet", choose=choosing)
+    history = fit(
+        network, loss_at, scorer, plan, out, stamp, "cellpose_unet", choosing, val.compared_by("validation score")
+    )
     network.diam_labels.data.fill_(diameter)
     read_at = {key: settings[key] for key in GRID}
     settings = _calibrated(network, train, config)
     metrics = {
-        "map_iou_validation": round(history.best_score, 4),
+        val.compared_by("map_iou_validation"): round(history.best_score, 4),
         "chosen_by": [val.records[i].image_id for i in scored] if choosing else [],
         "step": history.best_step,
         "stopped": history.stopped,
@@ -197,8 +199,9 @@ def _uncalibrated(train: CellDataset, config: Any) -> dict[str, Any]:
 def _calibrated(network, train: CellDataset, config: Any) -> dict[str, Any]:
     """Return the settings to predict with; thresholds that are not set are searched on up to six training images."""
     settings = _uncalibrated(train, config)
-    labelled = [train[i] for i in spread(len(train), 6)]
-    return settings | best_thresholds(network, labelled, settings, _searched(config))
+    known = train.without_proposed() or train
+    labelled = [known[i] for i in spread(len(known), 6)]
+    return settings | best_thresholds(network, labelled, settings, _searched(config), known.compared_by("MAP IoU"))
 
 
 def _searched(config: Any) -> list[str]:
@@ -672,7 +675,11 @@ def vary(planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def best_thresholds(
-    network, pairs: Sequence[tuple[np.ndarray, Instances]], settings: dict, searched: Sequence[str] = tuple(GRID)
+    network,
+    pairs: Sequence[tuple[np.ndarray, Instances]],
+    settings: dict,
+    searched: Sequence[str] = tuple(GRID),
+    called: str = "MAP IoU",
 ) -> dict[str, float]:
     """Search thresholds one after the other by MAP IoU (kaggle) on labelled images; the network runs once per image.
 
@@ -684,6 +691,8 @@ def best_thresholds(
         As for `segment_image`; the thresholds in it are where the search begins.
     searched : sequence of str
         Which of `GRID`; a threshold that was set stays.
+    called : str
+        What the search is said to go by: agreement, where the labels are a model's proposals.
 
     Returns
     -------
@@ -708,7 +717,7 @@ def best_thresholds(
         found = (overlaps(truth, masks_of(maps, truth.shape, **{**best, key: value})) for maps, truth in cached)
         return kaggle(list(found), bootstrap=0)["score"]
 
-    return search(score, {key: GRID[key] for key in searched}, best, len(pairs))
+    return search(score, {key: GRID[key] for key in searched}, best, len(pairs), called)
 
 
 class Loss:
@@ -830,7 +839,11 @@ def fingerprint(network, items: Sequence, plan, *rest) -> str:
 
 
 def search(
-    score: Callable[[str, float], float], grid: Mapping[str, Sequence[float]], best: dict[str, Any], images: int
+    score: Callable[[str, float], float],
+    grid: Mapping[str, Sequence[float]],
+    best: dict[str, Any],
+    images: int,
+    called: str = "MAP IoU",
 ) -> dict[str, float]:
     """Set thresholds one after the other to the value that scores best, the first of equal ones; say what each scored.
 
@@ -844,6 +857,8 @@ def search(
         Where the search begins; its thresholds are set on the way.
     images : int
         How many images the score is of, to be said.
+    called : str
+        What the score is, to be said.
     """
     from cellkit.loop import progress
 
@@ -853,7 +868,7 @@ def search(
         if len(tried[key]) == len(grid[key]):
             best[key] = max(tried[key], key=tried[key].get)
             told = ", ".join(f"{value:g}: {found:.3f}" for value, found in tried[key].items())
-            say(f"{key} {best[key]:g}, by MAP IoU on {images} training images ({told})")
+            say(f"{key} {best[key]:g}, by {called} on {images} training images ({told})")
             if not any(tried[key].values()):
                 say(f"no threshold of {', '.join(grid)} finds a cell right: train longer, or start from another base")
                 break

@@ -134,11 +134,23 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, scored, choosing)
     stamp = unet.fingerprint(model, [(image, labels, classes) for image, labels, classes in items], plan, *rest)
     loss_at = _Loss(model, items, config)
-    history = fit(model, loss_at, scorer, plan, Path(out), stamp, desc="maskrcnn_torchvision", choose=choosing)
+    history = fit(
+        model,
+        loss_at,
+        scorer,
+        plan,
+        Path(out),
+        stamp,
+        "maskrcnn_torchvision",
+        choosing,
+        val.compared_by("validation score"),
+    )
     searched = [key for key in GRID if getattr(config, key, None) is None]
-    settings |= best_thresholds(model, [train[i] for i in unet.spread(len(train), 6)], settings, searched)
+    known = train.without_proposed() or train
+    pairs = [known[i] for i in unet.spread(len(known), 6)]
+    settings |= best_thresholds(model, pairs, settings, searched, known.compared_by("MAP IoU"))
     metrics = {
-        "class_map_iou_validation": round(history.best_score, 4),
+        val.compared_by("class_map_iou_validation"): round(history.best_score, 4),
         "chosen_by": [val.records[i].image_id for i in scored] if choosing else [],
         "step": history.best_step,
         "stopped": history.stopped,
@@ -442,7 +454,11 @@ class _Loss:
 
 
 def best_thresholds(
-    model, pairs: Sequence[tuple[np.ndarray, Instances]], settings: dict, searched: Sequence[str] = tuple(GRID)
+    model,
+    pairs: Sequence[tuple[np.ndarray, Instances]],
+    settings: dict,
+    searched: Sequence[str] = tuple(GRID),
+    called: str = "MAP IoU",
 ) -> dict[str, float]:
     """Search thresholds one after the other by MAP IoU (kaggle, whatever the class) on labelled images, and set them.
 
@@ -459,7 +475,7 @@ def best_thresholds(
         found = (overlaps(truth, detect_image(model, image, settings)) for image, truth in pairs)
         return kaggle(list(found), bootstrap=0)["score"]
 
-    chosen = unet.search(score, {key: GRID[key] for key in searched}, best, len(pairs))
+    chosen = unet.search(score, {key: GRID[key] for key in searched}, best, len(pairs), called)
     for key, value in best.items():
         setattr(model.roi_heads, names[key], value)
     return chosen
