@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.conventions import WRITTEN, checked, from_plain, key_of, segmentations, to_plain
+from cellkit.conventions import WRITTEN, checked, crowd_of, from_plain, key_of, segmentations, to_plain
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.instances import Instances, refuse_boxes
@@ -53,6 +53,8 @@ class Coco:
         What was read otherwise than it stands in the file, one sentence each.
     made_by : list of str
         Who made the cells of each record: "corrected", "proposed", or "" where the file does not say.
+    of_masks : tuple of str
+        Those of the notes that are about single masks.
     """
 
     records: list[ImageRecord]
@@ -63,6 +65,7 @@ class Coco:
     categories: dict[int | str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     made_by: list[str] = field(default_factory=list)
+    of_masks: tuple[str, ...] = ()
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -278,8 +281,11 @@ def parse_coco(data: Any, path: str | Path, boxes: bool = False, convention: str
         _instances(rows, r, categories, f"{path}: {r.image_id}", decode) for rows, r in zip(crowd, records, strict=True)
     ]
     made_by = [entry["labels"] if entry.get("labels") in MARKED else "" for entry in data["images"]]
-    notes = [*notes, *more, *([] if decode is _boxes else contradictions(grouped, records, instances))]
-    return Coco(records, instances, classes, ids, crowds, categories, tuple(notes), made_by)
+    told = [] if decode is _boxes else contradictions(grouped, records, instances)
+    if decode is not _boxes:
+        instances, without = _with_pixels(grouped, records, instances)
+        told += without
+    return Coco(records, instances, classes, ids, crowds, categories, (*notes, *more, *told), made_by, tuple(told))
 
 
 def read_results(
@@ -458,7 +464,11 @@ def _grouped(rows: list, ids: list, path, common: bool = False) -> tuple[list[li
         if number not in place:
             orphans.append(number)
             continue
-        (crowd if row.get("iscrowd") in (1, True) else plain)[place[number]].append(row)
+        marked = crowd_of(row)
+        if marked is None:
+            what = f"{path}: annotation {position + 1}: iscrowd is {str(row['iscrowd'])[:40]!r}"
+            raise UserError(what, "iscrowd is 1 for a region that is no single object, else 0")
+        (crowd if marked else plain)[place[number]].append(row)
     if orphans and not common:
         raise UserError(
             f"{path}: {len(orphans)} annotation(s) of images that are not there, e.g. image_id {orphans[0]}",
@@ -508,6 +518,24 @@ def _instances(
     if rows and all("score" in row for row in rows):
         found = found.with_scores([_score(row["score"], where) for row in rows])
     return found
+
+
+def _with_pixels(
+    grouped: list[list[dict]], records: list[ImageRecord], instances: list[Instances]
+) -> tuple[list[Instances], list[str]]:
+    """Leave out true cells that cover no pixel, which nobody could find, and say how many; predictions stay as they are."""
+    kept, count, example = [], 0, ""
+    for rows, record, found in zip(grouped, records, instances, strict=True):
+        empty = found.areas_px == 0
+        if not empty.any() or all("score" in row for row in rows):
+            kept.append(found)
+            continue
+        kept.append(found[~empty])
+        count += int(empty.sum())
+        example = example or record.image_id
+    which = f", e.g. of {example}" if len(records) > 1 else ""
+    told = f"{count} annotation(s) cover no pixel of their image{which}: no cells, left out"
+    return kept, [told] if count else []
 
 
 SLACK_PX, SLACK = 2, 0.05  # what rounding, another rasteriser or a resized export does to a box

@@ -35,6 +35,7 @@ from cellkit.listing import (
     finished,
     list_files,
     load_picture,
+    noted,
     only_class,
     refuse,
     stem_of,
@@ -278,7 +279,7 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
 
 
 def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dict], line: str | None, config) -> Loaded:
-    from cellkit.coco import contradictions, parse_coco
+    from cellkit.coco import parse_coco
 
     if entry.get("labels") == "proposed":
         raise UserError(
@@ -298,10 +299,8 @@ def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dic
         ids = class_id_of(line, config) if line else 0
     crowd = len(coco.crowd[0])
     cells = replace(cells.with_classes(ids), boxes_only=sheet.boxes_only)
-    plain = [row for row in rows if row.get("iscrowd") not in (1, True)]
-    contradicted = [] if sheet.boxes_only else contradictions([plain], coco.records, coco.instances)
-    told = [*([f"{crowd} crowd region(s) left out"] if crowd else []), *contradicted]
-    return made._replace(instances=cells, planes="".join(f"({text})" for text in told))
+    told = [*([f"{crowd} crowd region(s) left out"] if crowd else []), *coco.of_masks]
+    return noted(made._replace(instances=cells, planes="".join(f"({text})" for text in told)), told)
 
 
 def _once_each(listed: list[_Listed]) -> list[SourceImage]:

@@ -10,7 +10,7 @@ Label Studio's (``label_studio_converter/converter.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -81,7 +81,7 @@ def to_plain(data: Any, convention: str | None, path) -> tuple[Any, list[str]]:
 
 def _refuse_ambiguous(data: dict, path) -> None:
     """Refuse crowds in a file with CVAT's marks: attributes at the annotations, or its empty header."""
-    crowds = [row for row in data["annotations"] if isinstance(row, dict) and row.get("iscrowd") in (1, True)]
+    crowds = [row for row in data["annotations"] if isinstance(row, dict) and crowd_of(row)]
     info = data.get("info")
     header = isinstance(info, dict) and all(info.get(key) == "" for key in CVAT_INFO)
     if crowds and (header or any(isinstance(row.get("attributes"), dict) for row in crowds)):
@@ -90,6 +90,21 @@ def _refuse_ambiguous(data: dict, path) -> None:
             'say whose file it is: convention="cvat" or "plain" (cellkit coco, labels, score and submit: --from cvat or '
             "--from plain; a run: convert.coco_convention)",
         )
+
+
+def crowd_of(row: Mapping[str, Any]) -> bool | None:
+    """Tell whether an annotation is marked as a region of no single object; None where the mark is neither 0 nor 1.
+
+    Tools write the mark also as true, 1.0 or "1".
+
+    Examples
+    --------
+    >>> [crowd_of({"iscrowd": mark}) for mark in (0, "1", True, "False", 2)], crowd_of({})
+    ([False, True, True, False, None], False)
+    """
+    mark = str(row.get("iscrowd", 0)).strip().casefold()
+    return {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "none": False,
+            "": False}.get(mark)  # fmt: skip
 
 
 def key_of(value: Any) -> int | str | None:
@@ -112,7 +127,7 @@ def key_of(value: Any) -> int | str | None:
 
 
 def _without_crowds(data: dict) -> tuple[dict, list[str]]:
-    marked = sum(isinstance(row, dict) and row.get("iscrowd") in (1, True) for row in data["annotations"])
+    marked = sum(isinstance(row, dict) and bool(crowd_of(row)) for row in data["annotations"])
     rows = [row | {"iscrowd": 0} if isinstance(row, dict) else row for row in data["annotations"]]
     notes = [f"{marked} mask(s) marked iscrowd are read as single objects, as CVAT means them"] if marked else []
     return data | {"annotations": rows}, notes

@@ -271,6 +271,25 @@ def converted(opened, config, scene: int = 0, time: int = 0) -> Loaded:
     )
 
 
+def noted(made: Loaded, notes: Sequence[str]) -> Loaded:
+    """Return an image with words about it, which are told with those of how it was read; see `cellkit.batch.tell_notes`."""
+    first, *others = made.levels or (None,)
+    if first is None or not notes:
+        return made
+    return made._replace(levels=(replace(first, note="; ".join(filter(None, (first.note, *notes)))), *others))
+
+
+def without_empty(made: Loaded) -> Loaded:
+    """Leave out true cells that cover no pixel, which nobody could find, and note how many."""
+    if made.instances is None or made.instances.boxes_only:
+        return made
+    empty = made.instances.areas_px == 0
+    if not empty.any():
+        return made
+    told = f"{int(empty.sum())} outline(s) or mask(s) of its truth cover no pixel: no cells, left out"
+    return noted(made._replace(instances=made.instances[~empty]), [told])
+
+
 def load_picture(root: Path, path: Path, config) -> Loaded:
     """Load a file of one frame."""
     check_inside(path, root)

@@ -53,8 +53,10 @@ from cellkit.listing import (
     SourceImage,
     check_enough,
     list_files,
+    noted,
     read_table,
     thin,
+    without_empty,
 )
 from cellkit.loop import map_items
 from cellkit.records import ImageRecord, as_cell, torn_groups
@@ -382,9 +384,12 @@ def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: fl
     if entry and still_there(folder, entry["files"]):
         return entry
     with shared_limits(limits):
-        loaded = item.load()
+        loaded = without_empty(item.load())
     image = resize_image(loaded.image, scale)
     instances = None if loaded.instances is None else resize_instances(loaded.instances, scale)
+    if instances is not None and len(instances) < len(loaded.instances):
+        lost = len(loaded.instances) - len(instances)
+        loaded = noted(loaded, [f"{lost} cell(s) have no pixel left at convert.scale {scale:g}: left out"])
     folder.mkdir(parents=True, exist_ok=True)
     um_per_px = loaded.um_per_px / scale
     name = f"{item.image_id}.png"

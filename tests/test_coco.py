@@ -72,7 +72,7 @@ def refused(tmp_path, data, read=read_coco):
 
 
 def read_masks(tmp_path, *segmentations, shape=SHAPE):
-    rows = [annotation(id=k, segmentation=s) for k, s in enumerate(segmentations, 1)]
+    rows = [annotation(id=k, segmentation=s, score=1) for k, s in enumerate(segmentations, 1)]  # empty ones stay
     images = [{"id": 1, "file_name": "a.png", "height": shape[0], "width": shape[1]}]
     (found,) = read_coco(saved(tmp_path, a_file(images=images, annotations=rows))).instances
     return found
@@ -395,6 +395,24 @@ def test_results_may_lack_the_category_and_come_in_any_order(tmp_path):
     assert found[0].class_ids.tolist() == [0]
 
 
+@pytest.mark.parametrize("mark", [1, True, 1.0, "1", "true"])
+def test_a_crowd_region_is_one_in_whatever_spelling(tmp_path, mark):
+    coco = read_coco(saved(tmp_path, a_file(annotations=[annotation(), annotation(id=2, iscrowd=mark)])))
+    assert (len(coco.instances[0]), len(coco.crowd[0])) == (1, 1)
+    coco = read_coco(saved(tmp_path, a_file(annotations=[annotation(iscrowd="0"), annotation(id=2, iscrowd=None)])))
+    assert (len(coco.instances[0]), len(coco.crowd[0])) == (2, 0)
+
+
+@pytest.mark.parametrize("nothing", [[[0, 1, 1, 1, 2, 1]], [[9, 9, 12, 9, 12, 12]], {"size": [3, 4], "counts": [12]}])
+def test_a_true_cell_without_a_pixel_is_left_out_and_told_and_a_prediction_stays(tmp_path, nothing):
+    rows = [annotation(id=1, segmentation=nothing, bbox=[0, 1, 2, 0]), annotation(id=2)]
+    coco = read_coco(saved(tmp_path, a_file(annotations=rows)))
+    assert coco.instances[0].areas_px.tolist() == [2]
+    assert coco.notes == coco.of_masks == ("1 annotation(s) cover no pixel of their image: no cells, left out",)
+    scored = read_coco(saved(tmp_path, a_file(annotations=[row | {"score": 0.5} for row in rows])))
+    assert scored.instances[0].areas_px.tolist() == [0, 2] and not scored.notes
+
+
 # ---- polygons ------------------------------------------------------------------------------------------------------
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(-14, 27), st.integers(-12, 23)), min_size=3, max_size=7), st.booleans())
@@ -494,6 +512,8 @@ def test_what_is_no_polygon_is_refused(tmp_path, polygons, reason):
         ({"annotations": [annotation(category_id=None)]}, "category_id: 'None'"),
         ({"annotations": [annotation(category_id=10**30)]}, "is no whole number"),
         ({"annotations": [annotation(score=1.5)]}, "score is 1.5"),
+        ({"annotations": [annotation(iscrowd="yes")]}, "annotation 1: iscrowd is 'yes'"),
+        ({"annotations": [annotation(iscrowd=2)]}, "annotation 1: iscrowd is '2'"),
         ({"annotations": [7]}, "annotation 1 is '7'"),
         ({"annotations": [annotation(segmentation={"size": [3, 4], "counts": "32"})]}, "RLE 1 covers 5 px, its image has 12"),
         ({"annotations": [annotation(segmentation={"size": [4, 3], "counts": "327"})]}, "RLE 1 has size [4, 3]"),

@@ -84,6 +84,7 @@ def test_classes_go_by_name_whatever_the_numbers(tmp_path):
     loaded = item.load()
     assert loaded.instances.class_ids.tolist() == [2, 1] and item.cell_type == "mixed"
     assert loaded.planes.startswith("(1 crowd region(s) left out)(1 of 2 boxes contradict their masks")
+    assert loaded.levels[0].note.startswith("1 crowd region(s) left out; 1 of 2 boxes")
     assert not loaded.instances.boxes_only
 
 
