@@ -520,6 +520,8 @@ def _of_files(given: argparse.Namespace) -> tuple:
         )
     classes = [name.strip() for name in given.classes.split(",")] if given.classes else []
     side, quarantined = read_folder(given.input, given.format, given.images, classes, given.pieces)
+    for note in side.notes:
+        print(f"note: {note}", file=sys.stderr)
     if side.classes:
         named, instances = side.classes, side.instances
     else:

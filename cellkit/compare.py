@@ -141,15 +141,15 @@ def is_results(path: str | Path) -> bool:
 
 
 def _read_label_folder(folder: Path) -> Side:
-    """Read every label image below a folder; where some are called ``*_masks`` and the like, only those."""
+    """Read every label image below a folder; where they lie beside their pictures, only those."""
     from cellkit.dataset import chosen_cells
+    from cellkit.exchange import bare_note, refuse_noise, told_apart
     from cellkit.files import sha256_file
     from cellkit.labels import read_labels, refuse_foreground
     from cellkit.sources import LABEL_ENDINGS, LABEL_SUFFIXES, list_files
 
     paths = list_files(folder, LABEL_SUFFIXES, keep_labels=True)
-    marked = [path for path in paths if plain_stem(path.name) != stem_of(path.name)]
-    paths = marked or paths
+    paths, bare = told_apart(paths)
     if not paths:
         raise UserError(f"no label image in the folder {folder}", f"label images end with {', '.join(LABEL_SUFFIXES)}")
     records, instances, made_by = [], [], []
@@ -160,6 +160,7 @@ def _read_label_folder(folder: Path) -> Side:
             labels = read_labels(path)
             remedy = f"say what the pieces are: cellkit coco {folder} -o FILE.json --pieces split"
             refuse_foreground(labels, path, remedy)
+            refuse_noise(labels, path)
             found, maker = Instances.from_labels(labels), ""
         made_by.append(maker)
         relative = path.relative_to(folder)
@@ -171,7 +172,7 @@ def _read_label_folder(folder: Path) -> Side:
         raise UserError(
             f"{folder} has two label images of '{twice}'", f"keep one; {', '.join(LABEL_ENDINGS)} do not count"
         )
-    return Side(folder, records, instances, (), [], [], made_by)
+    return Side(folder, records, instances, (), [], [], made_by, notes=bare_note(bare, paths[0].name))
 
 
 def _read_results(path: Path, of: Side | None, common: bool) -> Side:

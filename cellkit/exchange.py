@@ -12,6 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -30,7 +31,7 @@ from cellkit.outlines import FARTHEST_PX, fill, joined, outlines
 from cellkit.records import ImageRecord
 
 FORMATS = {"tif": ".tif", "png": ".png", "seg": "_seg.npy", "roi": "_rois.zip"}
-READ = {"labels": (".tif", ".tiff", ".png"), "seg": ("_seg.npy",), "roi": (".zip",)}
+READ = {"labels": (".tif", ".tiff", ".png"), "seg": ("_seg.npy",), "roi": (".zip", ".roi")}
 
 
 # ---- Cellpose _seg.npy ---------------------------------------------------------------------------------------------
@@ -383,7 +384,9 @@ def _path(ring: np.ndarray) -> np.ndarray:
 def read_rois(
     path: str | Path, shape: tuple[int, int] | None = None, set_aside: list[Quarantined] | None = None
 ) -> Rois:
-    """Read a zip of ImageJ ROIs as cells: one per area ROI, clipped to the image, overlaps kept.
+    """Read a zip of ImageJ ROIs, or the ``.roi`` that Fiji saves of a single one, as cells.
+
+    One cell per area ROI, clipped to the image, overlaps kept.
 
     Rectangles (also rotated and rounded), ovals, ellipses, polygons, freehand, traced and composite selections, with
     integer or sub-pixel corners; a pixel belongs to a ROI when its centre does, as in ImageJ. The group of a ROI is its class: by
@@ -463,6 +466,11 @@ def _members(path: str | Path) -> Iterator[tuple[str, bytes]]:
 
     if not Path(path).is_file():
         raise UserError(f"no file at {path}", "give a zip of ImageJ ROIs")
+    if _is_single(path):
+        if Path(path).stat().st_size > LARGEST_ROI_BYTES:
+            raise UserError(f"{path} has {Path(path).stat().st_size} bytes", "save the ROI again")
+        yield Path(path).name, Path(path).read_bytes()
+        return
     try:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if not _of_finder(info.filename)]
@@ -475,6 +483,11 @@ def _members(path: str | Path) -> Iterator[tuple[str, bytes]]:
                 yield info.filename, content
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise UserError(f"{path} is no zip: {error}", "save the ROIs again (ROI Manager, More, Save)") from error
+
+
+def _is_single(path: str | Path) -> bool:
+    """Tell whether a file holds one ROI; several are zipped."""
+    return Path(path).suffix.lower() == ".roi"
 
 
 def _of_finder(name: str) -> bool:
@@ -534,6 +547,8 @@ def _comment(path: str | Path) -> dict[str, str]:
     """Return what `write_rois` left in the comment of a zip without ROIs."""
     import zipfile
 
+    if _is_single(path):
+        return {}
     with zipfile.ZipFile(path) as archive:
         text = archive.comment
     try:
@@ -749,7 +764,7 @@ def read_folder(
     classes: Sequence[str] = (),
     pieces: str | None = None,
 ) -> tuple[Any, list[Quarantined]]:
-    """Read every label image, ``_seg.npy`` file or ROI zip below a folder (or one such file).
+    """Read every label image, ``_seg.npy`` file, ROI zip or single ROI below a folder (or one such file).
 
     Parameters
     ----------
@@ -766,7 +781,7 @@ def read_folder(
     Returns
     -------
     side : cellkit.compare.Side
-        Records and cells; `classes` is empty where no file names any.
+        Records and cells; `classes` is empty where no file names any; `notes` name pictures without labels.
     quarantined : list of Quarantined
         Files that could not be read, or have no picture in `images`; ROIs that are no cells.
 
@@ -782,7 +797,7 @@ def read_folder(
     if not path.exists():
         raise UserError(f"no folder at {path}", "give the folder of the label images, _seg.npy files or ROI zips")
     kind = _checked_kind(kind) if kind is not None else told_format(path)
-    root, files = _files_of(path, kind)
+    root, files, bare = _files_of(path, kind)
     pictures = Pictures(images) if images is not None else None
     if pieces not in (None, "keep", "largest", "split"):
         raise UserError(f"pieces is {pieces!r}", "pieces is keep, largest or split")
@@ -801,7 +816,30 @@ def read_folder(
     ]
     makers = _makers(root, files) if kind == "labels" else {}
     made_by = [makers.get(file, "") for file, item in zip(files, done, strict=True) if item is not None]
-    return Side(path, [record for record, *_ in good], cells, tuple(names), [], [], made_by), quarantined
+    if pictures is not None and path.is_dir():
+        bare += _without_labels(pictures, [_picture_name(file, root, kind) for file in files])
+        bare = list({file.resolve(): file for file in bare}.values())
+    notes = bare_note(bare, files[0].relative_to(root).as_posix())
+    records = [record for record, *_ in good]
+    return Side(path, records, cells, tuple(names), [], [], made_by, notes=notes), quarantined
+
+
+def _without_labels(pictures: Pictures, names: Sequence[str]) -> list[Path]:
+    """Return the pictures that no label file is called after."""
+    used = set()
+    for name in names:
+        with suppress(UserError):
+            used.add(pictures.find(name)[0])
+    return [file for file in pictures.files if file not in used]
+
+
+def bare_note(bare: Sequence[Path], example: str) -> tuple[str, ...]:
+    """Say which pictures have no label file: no cells, or forgotten?"""
+    if not bare:
+        return ()
+    names = ", ".join(file.name for file in bare[:5]) + (", ..." if len(bare) > 5 else "")
+    what = f"{len(bare)} picture(s) have no label file and are left out: {names}"
+    return (f"{what}; where there is no cell, give an empty one (files are called like {example})",)
 
 
 def _makers(root: Path, files: Sequence[Path]) -> dict[Path, str]:
@@ -836,17 +874,38 @@ def _refuse_twice(names: list[str], path) -> None:
             raise UserError(f"{path} has two files of the image '{name}'", "keep one")
 
 
-def _files_of(path: Path, kind: str) -> tuple[Path, list[Path]]:
-    """Return the root and the files of a kind; label images are those marked as such, where there are any."""
+def _files_of(path: Path, kind: str) -> tuple[Path, list[Path], list[Path]]:
+    """Return the root, the files of a kind, and the pictures among them that have no label image; see `told_apart`."""
     from cellkit.sources import list_files
 
     if path.is_file():
-        return path.parent, [path]
+        return path.parent, [path], []
     files = list_files(path, READ[kind], keep_labels=True)
-    marked = [file for file in files if kind == "labels" and _stem_of(file.name, kind) != stem_of(file.name)]
     if not files:
         raise UserError(f"no file of format {kind} in the folder {path}", f"they end with {', '.join(READ[kind])}")
-    return path, marked or files
+    return (path, *(told_apart(files) if kind == "labels" else (files, [])))
+
+
+def told_apart(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the label images of a folder, and the pictures that have none.
+
+    Where label images lie beside their pictures, ``a_masks.tif`` beside ``a.tif``, a file without such a name is a picture.
+    Where no picture of theirs lies there, all files are label images, whatever they are called.
+
+    Examples
+    --------
+    >>> names = lambda *texts: [Path(text) for text in texts]
+    >>> [[file.name for file in part] for part in told_apart(names("a.tif", "a_masks.tif", "b.tif"))]
+    [['a_masks.tif'], ['b.tif']]
+    >>> [[file.name for file in part] for part in told_apart(names("a.tif", "control_mask.tif"))]
+    [['a.tif', 'control_mask.tif'], []]
+    """
+    marked = {(file.parent, plain_stem(file.name)) for file in files if plain_stem(file.name) != stem_of(file.name)}
+    plain = [file for file in files if plain_stem(file.name) == stem_of(file.name)]
+    bare = [file for file in plain if (file.parent, stem_of(file.name)) not in marked]
+    if len(bare) == len(plain):
+        return list(files), []
+    return [file for file in files if file not in set(plain)], bare
 
 
 def _stem_of(name: str, kind: str) -> str:
@@ -866,6 +925,11 @@ def _stem_of(name: str, kind: str) -> str:
     return stem[: len(stem) - len(ending)] or stem
 
 
+def _picture_name(file: Path, root: Path, kind: str) -> str:
+    """Return what the picture of a label file is called: a path without suffix."""
+    return (file.relative_to(root).parent / _stem_of(file.name, kind)).as_posix()
+
+
 def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, ...], pieces: str | None) -> tuple:
     """Return record, cells and class names of one file, and what of it was set aside."""
     from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
@@ -874,8 +938,10 @@ def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, .
     relative = file.relative_to(root)
     stem = _stem_of(file.name, kind)
     name, shape = relative.as_posix() if kind == "labels" else stem, None
+    if pictures is None and kind == "roi" and _is_single(file):
+        raise UserError(f"{file} is a single ROI and does not say of which picture", "give their folder: --images DIR")
     if pictures is not None:
-        picture, name = pictures.find((relative.parent / stem).as_posix())
+        picture, name = pictures.find(_picture_name(file, root, kind))
         series = inspect_file(picture).series[0]
         if series.turned != (labels_orientation(file) if kind == "labels" else 1):
             raise UserError(
@@ -886,6 +952,7 @@ def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, .
     aside: list[Quarantined] = []
     if kind == "labels":
         labels = read_labels(file)
+        refuse_noise(labels, file)
         if pieces is None:
             refuse_foreground(labels, file, "say what the pieces are: --pieces split (each a cell), keep or largest")
         found, names = Instances.from_labels(labels if pieces is None else clean_labels(labels, pieces=pieces)), ()
@@ -986,7 +1053,8 @@ def written_here(path: Path) -> bool:
     from cellkit.plain_pickle import read_plain_npy
 
     try:
-        return "cellkit.shape" in _comment(path) if path.suffix.lower() == ".zip" else "cellkit" in read_plain_npy(path)
+        of_rois = path.suffix.lower() == ".zip" or _is_single(path)
+        return "cellkit.shape" in _comment(path) if of_rois else "cellkit" in read_plain_npy(path)
     except BadZipFile:
         return False
 
@@ -1026,9 +1094,24 @@ def refuse_picture(path: Path, pictures: Sequence[Path] = ()) -> None:
         raise UserError(f"{path} is there and is no label image", "give another folder, or a suffix: --suffix _masks")
 
 
+NOISE_PX = 1024
+
+
 def is_noise(labels: np.ndarray) -> bool:
     """Tell whether a grey picture was read as labels: most neighbours differ, and hardly a pixel is background."""
     return labels.shape[1] > 1 and np.mean(labels[:, 1:] != labels[:, :-1]) > 0.5 and np.mean(labels == 0) < 0.5
+
+
+def refuse_noise(labels: np.ndarray, path: Path) -> None:
+    """Refuse a grey picture that was read as labels; see `is_noise`, which tells nothing of a few pixels.
+
+    Raises
+    ------
+    UserError
+        Naming the file.
+    """
+    if labels.size >= NOISE_PX and is_noise(labels):
+        raise UserError(f"{path} is a grey picture by its values, no label image", "take it out, or give its labels")
 
 
 def _read_picture(path: Path) -> np.ndarray:

@@ -105,6 +105,8 @@ class TestReadSide:
         write_labels(tmp_path / "a_cp_masks.tif", A.paint())
         side = read_side(tmp_path)
         assert [(record.image_id, record.path) for record in side.records] == [("a", "a_cp_masks.tif")]
+        write_labels(tmp_path / "b.tif", A.paint())
+        assert "left out: b.tif" in read_side(tmp_path).notes[0]
 
     @pytest.mark.parametrize(
         ("name", "content", "problem"),

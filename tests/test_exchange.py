@@ -768,6 +768,54 @@ def test_folders_come_back(tmp_path, pictures, form, suffix, names):
     assert side.instances == [made[0] if kept else made[0].with_classes(0), made[1]]
 
 
+def test_a_single_roi_is_read_where_its_picture_is_given(tmp_path, pictures):
+    made = write_rois(tmp_path / "rois.zip", two()[:1], CLASSES)
+    with zipfile.ZipFile(made) as archive:
+        content = archive.read(archive.namelist()[0])
+    first, second, *_ = sorted(path.stem for path in pictures.glob("*.png"))
+    folder = tmp_path / "fiji"
+    folder.mkdir()
+    write_rois(folder / f"{first}.zip", two(), CLASSES)
+    (folder / f"{second}.roi").write_bytes(content)
+    assert told_format(folder) == "roi"
+    side, quarantined = read_folder(folder, images=pictures)
+    assert [(record.image_id, len(cells)) for record, cells in zip(side.records, side.instances, strict=True)] == [
+        (first, 2),
+        (second, 1),
+    ]
+    assert side.instances[1].areas_px.tolist() == two().areas_px[:1].tolist() and not quarantined
+    assert "does not say of which picture" in refused(read_folder, folder / f"{second}.roi")
+    (folder / f"{second}.roi").write_bytes(b"no roi")
+    assert "is no ImageJ ROI" in read_folder(folder, images=pictures)[1][0].reason
+
+
+def test_pictures_without_a_label_file_are_named(tmp_path):
+    for name in ("a.tif", "b.tif", "control_mask.tif"):
+        write_labels(tmp_path / "all" / name, TWO)
+    assert [record.path for record in read_folder(tmp_path / "all")[0].records] == [
+        "a.tif",
+        "b.tif",
+        "control_mask.tif",
+    ]
+    for name in ("a.tif", "a_masks.tif", "b.tif"):
+        write_labels(tmp_path / "beside" / name, TWO)
+    side, quarantined = read_folder(tmp_path / "beside")
+    assert [record.path for record in side.records] == ["a_masks.tif"] and not quarantined
+    assert side.notes[0].startswith("1 picture(s) have no label file and are left out: b.tif;")
+    side, _ = read_folder(tmp_path / "beside", images=tmp_path / "beside")
+    assert "left out: b.tif;" in side.notes[0] and len(side.notes) == 1
+    side, _ = read_folder(tmp_path / "all", images=tmp_path / "beside")
+    assert not side.notes
+
+
+def test_a_grey_picture_is_no_label_image(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40))
+    write_labels(tmp_path / "a.tif", noise)
+    write_labels(tmp_path / "b.tif", np.kron(TWO, np.ones((8, 8), int)))
+    side, (bad,) = read_folder(tmp_path)
+    assert [record.path for record in side.records] == ["b.tif"] and "grey picture" in bad.reason
+
+
 def test_corrections_of_the_gui_are_not_written_over(tmp_path, pictures):
     arguments = (pictures, records("a", "b"), [two(), two()], CLASSES, "seg", pictures)
     assert write_folder(*arguments).files == 2
