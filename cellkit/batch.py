@@ -448,8 +448,8 @@ def level_row(image_id: str, source: str, level: Level, of: str) -> dict:
     }  # fmt: skip
 
 
-def tell_notes(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the notes of conversion.csv to stderr, each once with the images it is about."""
+def tell_notes(rows: Iterable[Mapping[str, Any]], all_in: str = "column note of conversion.csv") -> None:
+    """Print the notes of rows of (image_id, note) to stderr, each once with the images; `all_in` is where all are."""
     about: dict[str, list[str]] = {}
     for row in rows:
         if row["note"] and row["image_id"] not in about.setdefault(row["note"], []):
@@ -458,7 +458,7 @@ def tell_notes(rows: Iterable[Mapping[str, Any]]) -> None:
         others = f" and {len(images) - 3} more" if len(images) > 3 else ""
         print(f"note: {', '.join(images[:3])}{others}: {note}", file=sys.stderr)
     if len(about) > NOTES_SHOWN:
-        print(f"... and {len(about) - NOTES_SHOWN} more: column note of conversion.csv", file=sys.stderr)
+        print(f"... and {len(about) - NOTES_SHOWN} more: {all_in}", file=sys.stderr)
 
 
 def scaled_by(percentiles: Sequence[float], of: str) -> str:

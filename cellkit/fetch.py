@@ -343,7 +343,7 @@ def _explain(entry: Entry, file: RemoteFile, root: Path, address: str, error: Re
     host = urlsplit(address).hostname
     if entry.kaggle and error.status == 401:
         raise UserError(
-            "Kaggle does not know this user and key", "make a new token: kaggle.com, Settings, API"
+            "Kaggle does not know this user and key, or this token", "make a new token: kaggle.com, Settings, API"
         ) from error
     if entry.kaggle and error.status == 403:
         rules = f"https://www.kaggle.com/competitions/{entry.kaggle}/rules"
@@ -365,28 +365,37 @@ def _authorization(entry: Entry, address: str) -> str:
             f"{entry.name} comes from Kaggle, not from a mirror", "unset CELLKIT_MIRROR, or use --from FILE"
         )
     user, key = kaggle_user()
+    if not user:
+        return f"Bearer {key}"
     return "Basic " + base64.b64encode(f"{user}:{key}".encode()).decode("ascii")
 
 
 def kaggle_user() -> tuple[str, str]:
-    """Return the user's Kaggle name and key: KAGGLE_USERNAME and KAGGLE_KEY, else ``~/.kaggle/kaggle.json``.
+    """Return the user's Kaggle name and key, the name "" for a token of the new kind, which stands alone.
 
-    They are sent to Kaggle alone, and neither printed nor written anywhere.
+    Looked for are KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, ``~/.kaggle/access_token`` and
+    ``~/.kaggle/kaggle.json``, in this order. They are sent to Kaggle alone, and neither printed nor written anywhere.
 
     Raises
     ------
     UserError
         There is no token, with how to get one; or the file is not one.
     """
+    folder = Path(os.environ.get("KAGGLE_CONFIG_DIR") or Path.home() / ".kaggle")
     user, key = os.environ.get("KAGGLE_USERNAME", ""), os.environ.get("KAGGLE_KEY", "")
+    if os.environ.get("KAGGLE_API_TOKEN", "").strip():
+        return "", _token(os.environ["KAGGLE_API_TOKEN"], "KAGGLE_API_TOKEN")
     if user and key:
         return user, key
-    path = Path(os.environ.get("KAGGLE_CONFIG_DIR") or Path.home() / ".kaggle") / "kaggle.json"
+    if (folder / "access_token").is_file():
+        path = folder / "access_token"
+        return "", _token(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    path = folder / "kaggle.json"
     get = "make one at kaggle.com (Settings, API, Create New Token)"
     if not path.is_file():
         raise UserError(
-            f"no Kaggle token: KAGGLE_USERNAME and KAGGLE_KEY are not set and {path} is not there",
-            f"{get} and put the file there, or download by hand and use --from FILE",
+            f"no Kaggle token: KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, are not set and {path} is not there",
+            f"{get} and set KAGGLE_API_TOKEN to it, or download by hand and use --from FILE",
         )
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -397,6 +406,14 @@ def kaggle_user() -> tuple[str, str]:
     if not good:
         raise UserError(f"{path} is no Kaggle token", get) from None
     return user, key
+
+
+def _token(text: str, where: str) -> str:
+    """Return a token: one word of plain letters, or the header it stands in would end early."""
+    token = text.strip()
+    if not (token.isascii() and token.isprintable() and token and " " not in token):
+        raise UserError(f"{where} is no Kaggle token", "make one at kaggle.com (Settings, API, Create New Token)")
+    return token
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------

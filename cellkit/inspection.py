@@ -154,9 +154,13 @@ def inspect_folder(
     """
     from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
     from cellkit.loop import map_items
+    from cellkit.readers import why_unread
     from cellkit.sources import SOURCES
 
     root = Path(root)
+    unread = why_unread(root)
+    if unread:
+        raise unread
     if kind is not None and kind not in SOURCES:
         raise UserError(f"no source '{kind}'{nearest(kind, SOURCES)}", f"choose from {', '.join(SOURCES)}")
     kind = kind or detect_kind(root)

@@ -92,6 +92,11 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
             raise
         raise UserError(str(error).replace(path.name, str(path), 1)) from error
     except Exception as error:
+        from cellkit.readers import misnamed
+
+        other = misnamed(path, (".png",))
+        if other is not None:
+            raise UserError(f"{str(other).replace(path.name, str(path), 1)}") from error
         raise UserError(f"{path} cannot be read: {error}", "write the label image again; it is damaged") from error
     if plane is not None:
         labels = _plane_of(labels, *plane, path)
@@ -104,6 +109,8 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
     least, most = int(labels.min()), int(labels.max())
     if least == -1:
         raise not_annotated(path, int(np.count_nonzero(labels == -1)))
+    if labels.dtype in (np.uint8, np.uint16) and _is_border(labels, np.iinfo(labels.dtype).max):
+        raise _not_judged(path, most)
     if most > LARGEST_ID or least < 0:
         raise UserError(f"{path} holds ids from {least} to {most}", f"ids are 0 to {LARGEST_ID}")
     return labels.astype(np.int32)
@@ -114,6 +121,31 @@ def not_annotated(path: str | Path, count: int) -> UserError:
     return UserError(
         f"{path} marks {count} px with -1, which means not annotated: whether cells lie there is unknown",
         "cut picture and labels to the annotated part; or set these pixels to 0 if no cell lies there",
+    )
+
+
+def _is_border(labels: np.ndarray, mark: int) -> bool:
+    """Tell whether the largest number of the type is no cell but the border around the others, as in Pascal VOC.
+
+    It lies in several pieces or has holes, and every other id touches it.
+    """
+    from scipy import ndimage
+
+    border = labels == mark
+    if not border.any():
+        return False
+    near = ndimage.binary_dilation(border, np.ones((3, 3))) & ~border & (labels > 0)
+    ids = np.unique(labels[(labels > 0) & ~border])
+    if not len(ids) or ids[-1] == mark - 1 or len(np.unique(labels[near])) < len(ids):
+        return False
+    holes = ndimage.label(~border)[1] > 1
+    return holes or ndimage.label(border, np.ones((3, 3)))[1] > 1
+
+
+def _not_judged(path: Path, mark: int) -> UserError:
+    return UserError(
+        f"{path} has {mark} around all its other ids: as in Pascal VOC, that is a border not to be judged, no cell",
+        f"set {mark} to 0; if it is a cell of several pieces, give it another number",
     )
 
 

@@ -27,7 +27,7 @@ from cellkit.listing import (
     refuse,
     stem_of,
 )
-from cellkit.readers import why_unread
+from cellkit.readers import is_zarr_by_another_name, why_unread
 
 CLASS_TABLE = re.compile(r"class(es)?\b.*\.(csv|tsv|txt|xlsx?|ods)")
 NOTES = (".txt", ".md", ".rst", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".html", ".htm", ".css", ".log", ".csv", ".tsv",
@@ -103,6 +103,9 @@ def _files_below(root: Path, used: set[Path]) -> Iterator[Path]:
             name for name in folders
             if not is_no_data(name) and not name.lower().endswith(".zarr") and Path(folder, name) not in used
         )  # fmt: skip
+        zarrs = [name for name in folders if is_zarr_by_another_name(Path(folder, name))]
+        folders[:] = [name for name in folders if name not in zarrs]
+        yield from (Path(folder, name) for name in zarrs)
         yield from (path for name in sorted(names) if not is_no_data(name) and (path := Path(folder, name)) not in used)
 
 

@@ -28,7 +28,14 @@ from cellkit.filenames import SPLIT_NAMES as SPLIT_NAMES  # also for those who i
 from cellkit.filenames import is_no_data, plain, series_of, split_of_folders
 from cellkit.instances import Instances
 from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
-from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES, VENDOR_SUFFIXES, inspect_file, open_file
+from cellkit.readers import (
+    PICTURE_SUFFIXES,
+    TIFF_SUFFIXES,
+    VENDOR_SUFFIXES,
+    inspect_file,
+    is_zarr_by_another_name,
+    open_file,
+)
 from cellkit.records import ImageRecord, name_groups, split_records
 
 IMAGE_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + tuple(VENDOR_SUFFIXES)
@@ -126,6 +133,17 @@ def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -
             if keep_labels or not plain(stem_of(path)).endswith(NOT_IMAGES):
                 found.append(path)
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def odd_zarrs(root: Path) -> list[Path]:
+    """Return the folders below `root` that are an OME-Zarr by another name, sorted by path."""
+    found = []
+    for folder, folders, _ in os.walk(root, followlinks=False):
+        below = [Path(folder, name) for name in folders if not is_no_data(name) and not name.lower().endswith(".zarr")]
+        odd = [path for path in below if is_zarr_by_another_name(path)]
+        folders[:] = [path.name for path in below if path not in odd]
+        found += odd
+    return sorted(found)
 
 
 def check_inside(path: Path, root: Path) -> None:

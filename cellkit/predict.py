@@ -293,7 +293,11 @@ def _checked(key: str, value: Any) -> Any:
 # ---- which images --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Frame:
-    """One picture to be: a scene and time of a file, its id, and the file's path relative to the folder given."""
+    """One picture to be: a scene and time of a file, its id, and the file's path relative to the folder given.
+
+    `notes` and `left_out` are what the header says of it, see `cellkit.readers.FileInfo`; unknown before a PNG or JPEG is
+    opened.
+    """
 
     path: Path
     relative: str
@@ -301,6 +305,8 @@ class Frame:
     scene: int = 0
     time: int = 0
     suffix: str = ""
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def find_images(
@@ -362,12 +368,13 @@ def find_images(
 
 def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     """Return the folder that one argument looks into, and the images it names, each with its path relative to that."""
-    from cellkit.readers import READ_SUFFIXES, is_image_folder
+    from cellkit.listing import odd_zarrs
+    from cellkit.readers import READ_SUFFIXES, is_image_folder, is_zarr_by_another_name
     from cellkit.sources import IMAGE_SUFFIXES, list_files
 
     path = Path(name)
-    if path.is_dir() and not is_image_folder(path):
-        files = list_files(path, IMAGE_SUFFIXES)
+    if path.is_dir() and not is_image_folder(path) and not is_zarr_by_another_name(path):
+        files = list_files(path, IMAGE_SUFFIXES) + odd_zarrs(path)
         if not files:
             raise UserError(f"no image in the folder {path}", f"images end with {', '.join(READ_SUFFIXES)}")
         return path, [(file, file.relative_to(path).as_posix()) for file in files]
@@ -375,7 +382,8 @@ def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
         return path, [(path, path.name)]
     if not glob.has_magic(name):
         raise UserError(f"no file or folder at {path}", "give files, folders or patterns of images")
-    matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
+    matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    matches = [match for match in matches if match.is_file() or is_image_folder(match)]
     if not matches:
         raise UserError(f"no file matches '{name}'", "give files, folders or patterns of images")
     fixed = Path(name)
@@ -434,8 +442,11 @@ def _frames_of(path: Path, relative: str) -> list[Frame]:
 
     if path.suffix.lower() in PICTURE_SUFFIXES:  # one frame; opened when its turn comes
         return [Frame(path, relative, _id_of(relative))]
-    frames = inspect_file(path).frames()
-    return [Frame(path, relative, _id_of(relative, suffix), scene, time, suffix) for scene, time, suffix in frames]
+    info = inspect_file(path)
+    return [
+        Frame(path, relative, _id_of(relative, suffix), scene, time, suffix, info.notes_of(scene), info.left_out)
+        for scene, time, suffix in info.frames()
+    ]
 
 
 def _reason(error: Exception) -> str:
@@ -448,7 +459,7 @@ def _reason(error: Exception) -> str:
 class Picture:
     """What a model is shown, (H, W, 3) uint8, and the file it comes from: its size in px, channels and pixel size.
 
-    `scale` is by how much the picture was resized.
+    `scale` is by how much the picture was resized; `notes` are what a user has to know of how it was read.
     """
 
     image: np.ndarray
@@ -456,6 +467,7 @@ class Picture:
     channels: str
     um_per_px: float
     scale: float = 1.0
+    notes: tuple[str, ...] = ()
 
 
 def read_picture(
@@ -492,7 +504,7 @@ def read_picture(
             shown = convert_frame(opened, 0, 0, {"red": 0, "green": 1, "blue": 2}, percentiles=None)
             grey = bool(shown.image.any()) and _equal_colours(shown.image)
             if not grey:
-                return Picture(shown.image, size, shown.channels, um_per_px)
+                return Picture(shown.image, size, shown.channels, um_per_px, notes=opened.info.notes_of(frame.scene))
         if conversion is None or not conversion.told:
             raise _unnamed_channels(frame, series, grey)
         with shared_limits(conversion.limits):
@@ -505,7 +517,8 @@ def read_picture(
                 conversion.percentiles,
                 conversion.scale,
             )
-        return Picture(shown.image, size, shown.channels, um_per_px, conversion.scale)
+        notes = tuple(dict.fromkeys(level.note for level in shown.levels if level.note))
+        return Picture(shown.image, size, shown.channels, um_per_px, conversion.scale, notes)
 
 
 def _equal_colours(image: np.ndarray) -> bool:
@@ -656,6 +669,9 @@ def predict_files(
         done, resumed = job.run(frames, quarantined)
         if not done:
             raise _none_used(len(frames), quarantined)
+        job.tell(frames)
+        left = dict.fromkeys((str(frame.path), text) for frame in frames for text in frame.left_out)
+        quarantined += [Quarantined(path, f"not read: {text}") for path, text in left]
         info = {"description": "cellkit", "model": model.name, "backend": model.backend, "model_sha256": model.sha256,
                 "settings": model.config, "conversion": job.conversion_json(),
                 "quarantined": [{"item": q.item, "reason": q.reason} for q in quarantined]}  # fmt: skip
@@ -671,6 +687,7 @@ class _Job:
         self.labels = Path(labels) if labels is not None else None
         self.overlays = Path(overlays) if overlays is not None else None
         self.hashed: tuple[Path | None, str] = (None, "")
+        self.notes: dict[str, tuple[str, ...]] = {}  # of the pictures that were read, by image id
         self.ground = json.dumps(
             [model.backend, model.sha256, model.config, list(model.classes), self.conversion_json(), _code_sha256(),
              str(self.overlays.resolve()) if self.overlays else None], sort_keys=True
@@ -756,6 +773,7 @@ class _Job:
         """Write everything of one image; its part last."""
         from cellkit.coco import write_coco
 
+        self.notes[frame.image_id] = picture.notes
         if self.overlays:
             write_overlay(self.overlays / f"{frame.image_id}.png", picture.image, found, self.model.classes)
         found = fit_to(found, picture.file_shape)
@@ -771,6 +789,13 @@ class _Job:
             source=f"{frame.relative}{frame.suffix.replace('_s', ' scene ').replace('_t', ' t ')}",
         )
         write_coco(part, [record], [found], self.model.classes, with_scores=True)
+
+    def tell(self, frames: Sequence[Frame]) -> None:
+        """Say on stderr what a user has to know of how the pictures were read; of those taken up, what the header says."""
+        from cellkit.batch import tell_notes
+
+        told = [(frame.image_id, note) for frame in frames for note in self.notes.get(frame.image_id, frame.notes)]
+        tell_notes([{"image_id": name, "note": note} for name, note in told], "`cellkit inspect` says them of a file")
 
     def _write_labels(self, frame: Frame, found: Instances) -> None:
         from cellkit.exchange import refuse_picture

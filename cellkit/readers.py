@@ -260,7 +260,12 @@ def open_file(path: str | Path, axes: str | None = None, most_px: int = MAX_PLAN
 
 
 def why_unread(path: Path) -> UserError | None:
-    """Return why a picture of a kind that is known and not read is refused, by its name; None for all others."""
+    """Return why a picture of a kind that is known and not read is refused, by its name; None for all others.
+
+    An OME-Zarr is known by its name too, so that nobody has to look into every folder: one called otherwise is refused.
+    """
+    if is_zarr_by_another_name(path):
+        return UserError(f"{path.name} is an OME-Zarr by another name", f"rename the folder to {path.name}.zarr")
     end = max((end for end in UNREAD_SUFFIXES if path.name.lower().endswith(end)), key=len, default="")
     if not end:
         return None
@@ -279,6 +284,15 @@ def _opener(suffix: str) -> Callable:
     from cellkit.vendors import open_vendor
 
     return open_vendor
+
+
+ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
+
+
+def is_zarr_by_another_name(path: str | Path) -> bool:
+    """Tell whether a folder holds what an OME-Zarr begins with and is not called so."""
+    path = Path(path)
+    return path.suffix.lower() not in READ_SUFFIXES and path.is_dir() and any((path / n).is_file() for n in ZARR_FILES)
 
 
 def is_image_folder(path: str | Path) -> bool:
@@ -325,11 +339,53 @@ def check_memory(path: Path, needed_bytes: int, what: str) -> None:
 
 
 def damaged(path: Path, kind: str, error: object) -> UserError:
-    """Return what to raise about a file that its reader stumbles over."""
+    """Return what to raise about a file that its reader stumbles over: damaged, or of another kind than it is called."""
     said = " ".join(str(error).split())[:200] or type(error).__name__
-    return UserError(
+    return misnamed(path) or UserError(
         f"{path.name} cannot be read as {kind}: {said}", "the file is damaged or cut short: copy or export it again"
     )
+
+
+# how files begin: (bytes, from where, what it is, what it may be called; "" where renaming does not help)
+SIGNS = (
+    (b"\x89PNG\r\n", 0, "a PNG", ".png"), (b"\xff\xd8\xff", 0, "a JPEG", ".jpg"), (b"II*\0", 0, "a TIFF", ".tif"),
+    (b"MM\0*", 0, "a TIFF", ".tif"), (b"II+\0", 0, "a TIFF", ".tif"), (b"MM\0+", 0, "a TIFF", ".tif"),
+    (b"ZISRAWFILE", 0, "a Zeiss CZI", ".czi"), (b"\xda\xce\xbe\x0a", 0, "a Nikon ND2", ".nd2"),
+    (b"p\0\0\0", 0, "a Leica LIF", ".lif"), (b"GIF8", 0, "a GIF", ""), (b"BM", 0, "a BMP", ""),
+    (b"WEBP", 8, "a WebP", ""), (b"ftyp", 4, "a HEIC, AVIF or video", ""),
+    (b"\x89HDF", 0, "an HDF5 file", ""), (b"PK\x03\x04", 0, "a zip", ""), (b"\x1f\x8b", 0, "packed with gzip", ""),
+    (b"%PDF", 0, "a PDF", ""), (b"version https://git-lfs", 0, "a pointer of Git LFS, not the picture", ""),
+    (b"<!doctype html", 0, "a web page", ""), (b"<html", 0, "a web page", ""),
+)  # fmt: skip
+
+
+def kind_of(begin: bytes) -> tuple[str, str]:
+    """Return what a file is by its first bytes, and which suffix it should have; ("", "") where they tell nothing.
+
+    Examples
+    --------
+    >>> kind_of(b"\\x89PNG\\r\\n\\x1a\\n"), kind_of(b"<!DOCTYPE html><html>"), kind_of(b"text")
+    (('a PNG', '.png'), ('a web page', ''), ('', ''))
+    """
+    found = (sign[2:] for sign in SIGNS if begin[sign[1] :].lower().startswith(sign[0].lower()))
+    return next(found, ("", ""))
+
+
+def misnamed(path: Path, pictures: tuple[str, ...] = PICTURE_SUFFIXES) -> UserError | None:
+    """Return what to raise about a file that is of another kind than its name says, None where it is not.
+
+    `pictures` are suffixes of which each is read whichever of them the file should have.
+    """
+    try:
+        with open(path, "rb") as file:
+            what, suffix = kind_of(file.read(32))
+    except OSError:
+        return None
+    alike = next((kinds for kinds in (TIFF_SUFFIXES, pictures) if suffix in kinds), (suffix,))
+    if not what or path.suffix.lower() in alike or path.suffix.lower() not in READ_SUFFIXES:
+        return None
+    remedy = f"rename it to {path.stem}{suffix}" if suffix else "get the picture itself, or export it as TIFF or PNG"
+    return UserError(f"{path.name} is {what} by its first bytes, whatever its name says", remedy)
 
 
 PICTURE_MODES = {"1": (1, "bool"), "L": (1, "uint8"), "LA": (1, "uint8"), "I;16": (1, "uint16"), "I;16B": (1, "uint16"),
@@ -367,7 +423,8 @@ def open_picture(path: Path, content: bytes | None = None) -> Iterator[Opened]:
         raise damaged(path, "PNG or JPEG", error) from error
     with picture:
         frames = getattr(picture, "n_frames", 1)
-        if picture.mode not in PICTURE_MODES or frames > 1:
+        smaller = frames > 1 and _others_are_smaller(path, picture)
+        if picture.mode not in PICTURE_MODES or (frames > 1 and not smaller):
             what = f"a {picture.mode} picture" + (f" of {frames} frames" if frames > 1 else "")
             raise UserError(f"{path.name} is {what}", "store it as grey, RGB or RGBA with one frame")
         check_size(path, picture.height, picture.width)
@@ -386,7 +443,10 @@ def open_picture(path: Path, content: bytes | None = None) -> Iterator[Opened]:
             shape=(height, width, 3)[: 2 + (count == 3)],
             dtype="uint16" if deep else dtype,
             channels=tuple(map(Channel, COLOURS)) if count == 3 else (Channel("grey"),),
-            notes=(f"turned as its EXIF orientation {turned} says",) if turned > 1 else (),
+            notes=(
+                *([f"turned as its EXIF orientation {turned} says"] if turned > 1 else []),
+                *([f"the first of the {frames} pictures in it: the others are smaller, as previews are"] * smaller),
+            ),
             turned=turned,
         )
         pixels = _PictureRead(path, picture, content if deep else None, turned)
@@ -394,6 +454,21 @@ def open_picture(path: Path, content: bytes | None = None) -> Iterator[Opened]:
             FileInfo(path, picture.format.lower(), (series,)),
             lambda scene, time, z, channel: pixels.samples[..., channel],
         )
+
+
+def _others_are_smaller(path: Path, picture) -> bool:
+    """Tell whether a JPEG of several (MPO) is a camera's: the picture, then previews of it or maps of its brightness."""
+    if picture.format != "MPO":
+        return False
+    sizes = []
+    try:
+        for number in range(picture.n_frames):
+            picture.seek(number)
+            sizes.append(picture.size)
+        picture.seek(0)
+    except Exception as error:
+        raise damaged(path, "JPEG of several pictures", error) from error
+    return all(width < sizes[0][0] and height < sizes[0][1] for width, height in sizes[1:])
 
 
 PNG_START = b"\x89PNG"

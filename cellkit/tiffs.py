@@ -99,13 +99,17 @@ def own_pages(path: Path) -> Iterator[OwnPages]:
                 if not tif.is_imagej:
                     len(tif.pages)  # walks the chain of pages and stops where it loops back; `series` would not
                 every = list(tif.series)
-                stored = [series for series in every if not _is_smaller_copy(series, every)] or every
+                beside = {id(series): why for series in every if (why := _why_no_image(series, every))}
+                stored = [series for series in every if id(series) not in beside] or every
             except Exception as error:
                 raise damaged(path, "TIFF", error) from error
             if messages.errors or not stored:
                 raise damaged(path, "TIFF", messages.errors[0] if messages.errors else "no image in it")
             try:
-                left_out = _left_out(path, tif, every)
+                named = tuple(
+                    f"{path.name}: {why}" for why in beside.values() if why != COPY and len(stored) < len(every)
+                )
+                left_out = _left_out(path, tif, every) + named
             except IndexError as error:
                 raise damaged(path, "TIFF", f"a page is missing: {error}") from error
             if images and len(images) != len(stored):
@@ -135,16 +139,33 @@ def open_tiff(path: Path, axes: str | None) -> Iterator[Opened]:
         yield Opened(info, lambda scene, time, z, channel: scenes[scene].plane(time, z, channel))
 
 
-def _is_smaller_copy(series, every: list) -> bool:
-    """Tell whether a series is marked as reduced and is smaller than another."""
-    if not series.keyframe.is_reduced:
-        return False
-    sides = lambda one: (one.keyframe.imagelength, one.keyframe.imagewidth)  # noqa: E731
-    return any(
-        sides(series)[0] < sides(other)[0] and sides(series)[1] < sides(other)[1]
-        for other in every
-        if not other.keyframe.is_reduced
-    )
+COPY = "a smaller copy, marked as one"  # a level of a pyramid: not worth a word
+THUMBNAIL = 4  # how many times smaller than the first image, on both sides, an unmarked one is taken for its preview
+
+
+def _why_no_image(series, every: list) -> str:
+    """Return why a series is no image to work on, "" where it is one: a mask, a smaller copy, a slide's label or macro."""
+    page, first = series.keyframe, every[0].keyframe
+    height, width = page.imagelength, page.imagewidth
+    told = f"a page of {height} x {width} px"
+    if page.dtype is None:
+        bits, kind = page.bitspersample, page.sampleformat
+        return f"{told} is of no type that is known ({bits} bits, sample format {kind}) and is not read"
+    if not height * width:
+        return f"{told} holds no pixel and is not read"
+    if page.is_mask:
+        return f"{told} is a transparency mask and is not read"
+    if series.kind == "svs" and series is not every[0]:
+        return f"{told} is the slide's {series.name.lower()} and is not read"
+    if page.is_reduced:
+        others = [other.keyframe for other in every if not other.keyframe.is_reduced]
+        return COPY if any(height < other.imagelength and width < other.imagewidth for other in others) else ""
+    whole_height, whole_width = first.imagelength, first.imagewidth
+    alike = abs(height * whole_width - width * whole_height) <= max(whole_height, whole_width)
+    small = height * THUMBNAIL <= whole_height and width * THUMBNAIL <= whole_width
+    if series.kind == "generic" and alike and small:
+        return f"{told} is a preview of the first by its size and is not read"
+    return ""
 
 
 def _left_out(path: Path, tif, every: list) -> tuple[str, ...]:
@@ -174,10 +195,11 @@ def _left_out(path: Path, tif, every: list) -> tuple[str, ...]:
             f"{path.name}: its OME metadata gives {len(places)} planes the pixels of {len(used)} pages",
             "export the file again: some planes would be shown twice",
         )
-    rest = sorted(set(range(total)) - used) if every[0].kind == "ome" else []
+    rest = sorted(set(range(total)) - used) if every[0].kind in ("ome", "generic", "svs") else []
     if rest:
         listed = ", ".join(map(str, rest[:8])) + (", ..." if len(rest) > 8 else "")
-        found.append(f"{path.name}: {len(rest)} of its {total} pages are in no image that it describes: {listed}")
+        why = "are in no image that it describes" if every[0].kind == "ome" else "are no images"
+        found.append(f"{path.name}: {len(rest)} of its {total} pages {why}: {listed}")
     for series in every:
         page = series.keyframe
         if page.subifds and len(series.levels) == 1:

@@ -88,6 +88,24 @@ def test_classes_go_by_name_whatever_the_numbers(tmp_path):
     assert not loaded.instances.boxes_only
 
 
+def test_cells_without_a_pixel_are_left_out_and_told(tmp_path):
+    from cellkit.listing import without_empty
+    from cellkit.sources import _convert_one
+
+    picture(tmp_path / "i.png")
+    dot, nowhere = [[1, 1, 2, 1, 2, 2, 1, 2]], [[90, 90, 95, 90, 95, 95]]
+    save(tmp_path / "c.json", [image(1, "i.png")], [cell(1), cell(1, 1, dot), cell(1, 1, nowhere)])
+    item = listed(tmp_path, config("coco", classes=("A",)))["i"]
+    loaded = item.load()
+    assert len(loaded.instances) == 2
+    entry = _convert_one((item, None), tmp_path / "out", 0.25, None)
+    assert len(entry["instances"]["class_ids"]) == 1
+    assert "1 annotation(s) cover no pixel of their image: no cells, left out" in entry["levels"][0]["note"]
+    assert "1 cell(s) have no pixel left at convert.scale 0.25: left out" in entry["levels"][0]["note"]
+    empty = loaded._replace(instances=Instances.from_masks([np.zeros((24, 32), bool)], (24, 32)))
+    assert not len(without_empty(empty).instances) and "1 outline(s)" in without_empty(empty).levels[0].note
+
+
 def test_what_cellkit_wrote_comes_back_whole(tmp_path):
     labels = np.zeros((24, 32), np.int32)
     labels[2:9, 3:12], labels[12:20, 10:30] = 1, 2

@@ -489,7 +489,7 @@ BASIC = "Basic bWU6MDEyMzQ1Njc4OWFiY2RlZi1zZWNyZXQ="  # me:0123456789abcdef-secr
 @pytest.fixture
 def kaggle(monkeypatch, tmp_path):
     """No token anywhere; return the folder where kaggle.json would be."""
-    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "kaggle"))
     (tmp_path / "kaggle").mkdir()
@@ -527,10 +527,22 @@ class TestKaggle:
         server.put(KAGGLE_PATH, zipped({"train.csv": b"id\n"}), user=BASIC)
         assert fetch("sartorius", root, patience=QUICK)["files"][0]["state"] == "fetched"
 
+    def test_a_token_of_the_new_kind_stands_alone(self, kaggle, monkeypatch):
+        (kaggle / "kaggle.json").write_text(json.dumps({"username": "me", "key": "old"}))
+        (kaggle / "access_token").write_text(f"{SECRET}\n")
+        address = f"https:/{KAGGLE_PATH}"
+        assert module._authorization(module.find_entry("sartorius"), address) == f"Bearer {SECRET}"
+        monkeypatch.setenv("KAGGLE_API_TOKEN", "other")
+        assert module.kaggle_user() == ("", "other")
+        monkeypatch.setenv("KAGGLE_API_TOKEN", f"{SECRET}\r\nHost: elsewhere")
+        with pytest.raises(UserError, match="KAGGLE_API_TOKEN is no Kaggle token") as caught:
+            module.kaggle_user()
+        assert SECRET not in str(caught.value)
+
     @pytest.mark.parametrize(
         ("status", "words"),
         [
-            (401, r"does not know this user and key\nmake a new token"),
+            (401, r"does not know this user and key, or this token\nmake a new token"),
             (403, r"accepted its rules\naccept them at https://www\.kaggle\.com/competitions/sartorius-[a-z-]+/rules"),
             (404, r"HTTP 404"),
         ],

@@ -152,6 +152,20 @@ def test_palette_png_gives_indices_where_others_give_colours(tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), indices)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_border_not_to_be_judged_is_no_cell(tmp_path, dtype):
+    mark = np.iinfo(dtype).max
+    labels = picture("00000000 01100220 01100220 00000000").astype(dtype)
+    ringed = np.where((labels == 0) & (np.indices(labels.shape)[1] % 4 != 3), mark, labels).astype(dtype)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(ringed).save(tmp_path / name) if name == "a.png" else tifffile.imwrite(tmp_path / name, ringed)
+        assert f"has {mark} around all its other ids" in refused(tmp_path / name)
+    lone = labels.copy()
+    lone[0, 0], lone[3, 0] = mark, mark  # a cell of two pieces that touches one of the others only
+    tifffile.imwrite(tmp_path / "b.tif", lone)
+    np.testing.assert_array_equal(read_labels(tmp_path / "b.tif"), lone)
+
+
 def test_a_16_bit_label_is_not_clipped_to_8_bit(tmp_path):
     labels = np.array([[0, 300, 40_000]], np.uint16)
     Image.fromarray(labels).save(tmp_path / "a.png")
@@ -224,13 +238,15 @@ def test_a_tiff_with_jpeg_inside_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no picture", b"II*\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
 def test_what_is_no_picture_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert "cannot be read" in refused(tmp_path / name)
+    other = {"a.tif": (b"\x89", b"\xff"), "a.png": (b"II", b"\xff")}[name]
+    said = "by its first bytes, whatever its name says" if content.startswith(other) else "cannot be read"
+    assert said in refused(tmp_path / name)
 
 
 def test_a_jpeg_by_another_name_is_refused(tmp_path):
     for name in ("a.png", "a.tif"):
         Image.new("L", (8, 8)).save(tmp_path / name, format="JPEG")
-        assert "cannot be read" in refused(tmp_path / name)
+        assert "is a JPEG by its first bytes" in refused(tmp_path / name)
 
 
 def test_a_missing_file_is_refused(tmp_path):

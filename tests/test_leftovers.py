@@ -33,6 +33,12 @@ def gathered(root, source="folder", classes=("HEK",), **options):
     return made, {one.item: one.reason for one in made.quarantined}
 
 
+def test_an_ome_zarr_by_another_name_is_named(tmp_path):
+    root = write(tmp_path / "in", "a.tif", "a_masks.tif", "b.ngff/0/0.0", "b.ngff/.zattrs")
+    _, aside = gathered(root)
+    assert list(aside) == ["b.ngff"] and "rename the folder to b.ngff.zarr" in aside["b.ngff"]
+
+
 def test_pairs_by_any_spelling_and_what_is_alone_is_named(tmp_path, capsys):  # also: masks listed beside images
     root = write(tmp_path / "in", "a.tiff", "a_mask.tiff", "b.tif", "b_masks.png", "c.tif", "c_masks.tif", "c_flows.tif",
                  "d_masks.tif", "Img2.tif", "img2_Masks.TIF", "e.tif")  # fmt: skip

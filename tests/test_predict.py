@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cellkit import weights
+from cellkit.__main__ import main
 from cellkit.backends import get_backend
 from cellkit.coco import read_coco, write_coco
 from cellkit.config import ConvertConfig, FinetuneConfig, LabelConfig, MaskrcnnConfig
@@ -490,6 +491,30 @@ class TestPredictFiles:
         assert "Zeiss CZI" in told["zeiss.czi"]
         listed = json.loads((tmp_path / "out/out.json").read_text())["info"]["quarantined"]
         assert len(listed) == 4
+
+    def test_what_is_known_of_a_file_is_said_and_what_is_left_of_it_named(self, folder, tmp_path, capfd):
+        picture = np.array(Image.open(folder / "0.png"))[..., 2]
+        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+            file.write(picture, resolution=(20000, 10000), resolutionunit=3, metadata=None)
+            file.write(picture[::8, ::8], metadata=None)
+        command = ["predict", "threshold", str(tmp_path / "a.tif"), "-o", str(tmp_path / "o.json"), "--nuclei", "0"]
+        for _ in range(2):  # the second time it is taken up
+            assert main(command) == 3
+            err = capfd.readouterr().err
+            assert "note: a: pixels are 0.5 um wide and 1 um high" in err
+            assert "not read: a.tif: a page of 16 x 16 px is a preview" in err
+        assert list(cells_of(tmp_path / "o.json")) == ["a"]
+
+    def test_an_odd_zarr_is_named(self, folder, tmp_path):
+        (tmp_path / "b.ngff/0").mkdir(parents=True)
+        (tmp_path / "b.ngff/.zattrs").write_text("{}")
+        (tmp_path / "b.ngff/0/0.0").write_bytes(b"II*\0")
+        with pytest.raises(UserError, match="rename the folder to b.ngff.zarr"):
+            predict_files(THRESHOLD, [tmp_path / "b.ngff"], tmp_path / "out/o.json")
+        shutil.copy(folder / "0.png", tmp_path)
+        outside = []
+        assert [text for _, text in find_images([tmp_path], outside=outside)] == ["0.png"]
+        assert "OME-Zarr by another name" in outside[0].reason
 
     def test_none_that_can_be_used_leaves_no_file(self, tmp_path):
         (tmp_path / "cut.png").write_bytes(b"\x89PNG")

@@ -150,6 +150,43 @@ def test_empty_files_and_files_of_another_kind_are_refused(tmp_path):  # fault 3
         inspect_file(tmp_path / "gif.png")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.tif",
+            b"\x89PNG\r\n\x1a\n0000",
+            "a.tif is a PNG by its first bytes, whatever its name says\nrename it to a.png",
+        ),
+        (
+            "a.ome.tif",
+            b"\xff\xd8\xff\xe0 a photo",
+            "is a JPEG by its first bytes, .*\nrename it to a.ome.jpg",
+        ),
+        ("a.JPG", b"II*\0 a tiff", "is a TIFF by its first bytes, whatever its name says\nrename it to a.tif"),
+        ("a.png", b"<!DOCTYPE html><html>", "is a web page by its first bytes"),
+        ("a.tif", b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
+        ("a.nd2", b"MM\0* a tiff", "is a TIFF by its first bytes"),
+        ("a.png", b"\x89PNG\r\n\x1a\n cut", "damaged or cut short"),
+    ],
+)
+def test_a_file_that_is_another_than_it_is_called_is_told_what_it_is(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        inspect_file(tmp_path / name)
+
+
+def test_a_cameras_jpeg_with_a_preview_is_its_first_picture_and_one_of_two_pictures_is_refused(tmp_path):
+    first, small = Image.new("RGB", (32, 24), (200, 0, 90)), Image.new("RGB", (16, 12))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[small])
+    info = inspect_file(tmp_path / "a.jpg")
+    assert info.shape == (24, 32, 3) and "first of the 2 pictures" in info.series[0].notes[0]
+    assert abs(int(plane(tmp_path / "a.jpg")[3, 3]) - 200) < 5
+    first.save(tmp_path / "b.jpg", format="MPO", save_all=True, append_images=[first])
+    with pytest.raises(UserError, match="of 2 frames"):
+        inspect_file(tmp_path / "b.jpg")
+
+
 def test_a_header_that_claims_too_much_is_refused_before_reading(tmp_path):  # faults 4 and 5
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((16, 16), np.uint8), metadata=None)

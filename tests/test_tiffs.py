@@ -225,6 +225,45 @@ def test_smaller_copies_are_no_images_and_larger_ones_are(tmp_path):
     assert "a SubIFD of 32 x 40 px" in inspect_file(path).left_out[0]
 
 
+@pytest.mark.parametrize(
+    ("page", "edit", "said"),
+    [
+        (np.full((32, 40), 255, np.uint8), {254: 4}, "a page of 32 x 40 px is a transparency mask"),
+        (PIXELS[::8, ::8], {}, "a page of 4 x 5 px is a preview of the first by its size"),
+        (np.ones((32, 40), np.float32), {339: 6}, "is of no type that is known (32 bits, sample format 6)"),
+        (np.ones((9, 9), np.uint8), {256: 0}, "a page of 9 x 0 px holds no pixel"),
+    ],
+)
+def test_a_page_that_is_no_image_is_named(tmp_path, page, edit, said):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(PIXELS, metadata=None)
+        file.write(page, subfiletype=2, photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[1].tags
+        for code, value in edit.items():
+            tags[code].overwrite(value)
+    info = inspect_file(path)
+    assert len(info.series) == 1 and info.shape == (32, 40) and said in " ".join(info.left_out)
+    with pytest.raises(UserError, match="one label image was wanted"):
+        read_labels(path)
+
+
+def test_a_slides_thumbnail_and_label_are_named(tmp_path):
+    path, how = tmp_path / "a.tif", {"photometric": "rgb", "metadata": None}
+    slide = np.zeros((64, 96, 3), np.uint8)
+    with tifffile.TiffWriter(path) as file:
+        file.write(slide, tile=(16, 16), description="Aperio Image Library v1|AppMag = 20", **how)
+        file.write(slide[::2, ::2], description="Aperio", **how)
+        file.write(slide[:30, :30], description="label 30x30", subfiletype=1, **how)
+        file.write(slide[:20, :30], description="macro 20x30", subfiletype=9, **how)
+        file.write(slide[:10, :30], description="of nobody's", **how)
+    info = inspect_file(path)
+    assert info.left_out[0].endswith("1 of its 5 pages are no images: 4")
+    assert len(info.series) == 1
+    assert [text.split("slide's ")[1].split()[0] for text in info.left_out[1:]] == ["thumbnail", "label", "macro"]
+
+
 def test_a_label_tiff_of_several_images_is_refused(tmp_path):
     write_pages(tmp_path / "a.tif", None, [LABELS, LABELS[::2]])
     with pytest.raises(UserError, match="holds 2 images"):
