@@ -138,8 +138,8 @@ def _is_border(labels: np.ndarray, mark: int) -> bool:
     ids = np.unique(labels[(labels > 0) & ~border])
     if not len(ids) or ids[-1] == mark - 1 or len(np.unique(labels[near])) < len(ids):
         return False
-    holes = ndimage.label(~border)[1] > 1
-    return holes or ndimage.label(border, np.ones((3, 3)))[1] > 1
+    holes = (ndimage.binary_fill_holes(border) & ~border).any()
+    return bool(holes) or ndimage.label(border, np.ones((3, 3)))[1] > 1
 
 
 def _not_judged(path: Path, mark: int) -> UserError:

@@ -195,7 +195,7 @@ def _left_out(path: Path, tif, every: list) -> tuple[str, ...]:
             f"{path.name}: its OME metadata gives {len(places)} planes the pixels of {len(used)} pages",
             "export the file again: some planes would be shown twice",
         )
-    rest = sorted(set(range(total)) - used) if every[0].kind in ("ome", "generic", "svs") else []
+    rest = sorted(set(range(total)) - used) if every[0].kind in ("ome", "svs") else []
     if rest:
         listed = ", ".join(map(str, rest[:8])) + (", ..." if len(rest) > 8 else "")
         why = "are in no image that it describes" if every[0].kind == "ome" else "are no images"

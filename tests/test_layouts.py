@@ -241,7 +241,7 @@ def test_holes_gaps_and_images_without_cells_stay_as_they_are(tmp_path):  # faul
     ("write", "said"),
     [
         (lambda path: Image.fromarray(LABELS.astype(np.uint8)).convert("RGB").save(path), "colour picture"),
-        (lambda path: Image.fromarray(LABELS.astype(np.uint8)).save(path, "JPEG"), "cannot be read"),
+        (lambda path: Image.fromarray(LABELS.astype(np.uint8)).save(path, "JPEG"), "is a JPEG"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
     ],
 )

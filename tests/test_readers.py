@@ -146,7 +146,7 @@ def test_empty_files_and_files_of_another_kind_are_refused(tmp_path):  # fault 3
         inspect_file(tmp_path / "notes.txt")
     Image.new("L", (4, 4)).save(tmp_path / "a.gif")
     (tmp_path / "a.gif").rename(tmp_path / "gif.png")  # outside the list of formats, whatever it is called
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a GIF by its first bytes"):
         inspect_file(tmp_path / "gif.png")
 
 
