@@ -30,6 +30,7 @@ LOOKS_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are look
 LEAST_DIAMETER_PX, LEAST_AREA_PX, DIAM_PX = 4.5, 4, 30.0  # below: noise of single pixels; what the network knows best
 BYTES_PER_PX, BYTES_PER_FILE_PX = 110, 50  # of memory; measured, 1024 and 2048 px: 42 and 101 bytes more a pixel
 LARGEST_SHARE = 1.0  # of the image that one cell may cover
+STEPS, FAR_PX, STILL_PX = 200, 60, 5  # along the flows: Cellpose's number; a pixel that came this far may need more
 GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
 CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
 DEFAULTS = {
@@ -437,24 +438,11 @@ def masks_of(
     pixel belongs to is decided at network scale. A cell may fill the image (cellpose drops those above 40 % of it).
     """
     import cv2
-    import torch
-    from cellpose import dynamics, utils
+    from cellpose import utils
     from skimage.segmentation import expand_labels
 
-    from cellkit.training import one_thread
-
-    flows, logit = maps[:2], maps[2]
-    with one_thread(), torch.sparse.check_sparse_tensor_invariants(enable=False):  # said aloud, or torch warns
-        labels = dynamics.compute_masks(
-            flows,
-            logit,
-            niter=200,
-            cellprob_threshold=cellprob_threshold,
-            flow_threshold=flow_threshold,
-            max_size_fraction=LARGEST_SHARE,
-            device=torch.device("cpu"),
-        )
-    labels = labels.astype(np.int32)
+    logit = maps[2]
+    labels = _along_flows(maps[:2], logit > cellprob_threshold, flow_threshold)
     if labels.shape != tuple(shape):
         size = (shape[1], shape[0])
         grown = expand_labels(labels, distance=2)
@@ -471,6 +459,45 @@ def masks_of(
         np.bincount(labels.ravel(), probability.ravel())[np.unique(labels[labels > 0])] if len(found) else np.zeros(0)
     )
     return found.with_scores(np.clip(total / np.maximum(found.areas_px, 1), 0, 1)) if len(found) else found
+
+
+def _along_flows(flows: np.ndarray, inside: np.ndarray, flow_threshold: float) -> np.ndarray:
+    """Return the label image (h, w) int32 of pixels that meet when they follow their flows: cellpose's compute_masks.
+
+    Cellpose takes 200 steps of at most a pixel; a cell whose edge is farther from its middle falls apart there. Here, pixels
+    that have come far go on until they stand still.
+    """
+    import torch
+    from cellpose import dynamics
+
+    from cellkit.training import one_thread
+
+    if not inside.any():
+        return np.zeros(inside.shape, np.int32)
+    device, places, steps = torch.device("cpu"), np.nonzero(inside), flows * inside / 5
+    with one_thread(), torch.sparse.check_sparse_tensor_invariants(enable=False):  # said aloud, or torch warns
+        ends = dynamics.follow_flows(steps, places, niter=STEPS, device=device).numpy()
+        _go_on(steps, np.stack(places), ends)
+        found = dynamics.get_masks_torch(
+            torch.from_numpy(ends).int(), places, inside.shape, max_size_fraction=LARGEST_SHARE
+        )
+        if flow_threshold and found.any():
+            found = dynamics.remove_bad_flow_masks(found, flows, threshold=flow_threshold, device=device)
+    return found.astype(np.int32)
+
+
+def _go_on(steps: np.ndarray, places: np.ndarray, ends: np.ndarray) -> None:
+    """Move the ends (2, n) of ways that began at `places` on, where they have come far and still move; in place."""
+    import torch
+    from cellpose import dynamics
+
+    far = np.flatnonzero(np.hypot(*(ends - places)) > FAR_PX)
+    for _ in range(sum(steps.shape[1:]) // STEPS):
+        if not far.size:
+            return
+        before = ends[:, far]
+        ends[:, far] = dynamics.follow_flows(steps, tuple(before), niter=STEPS, device=torch.device("cpu")).numpy()
+        far = far[np.hypot(*(ends[:, far] - before)) > STILL_PX]
 
 
 def diameter_of(instances: Sequence[Instances]) -> float:
