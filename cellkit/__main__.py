@@ -602,8 +602,15 @@ def _labels(given: argparse.Namespace) -> Answer:
     run = run_of(given.coco_file) if given.format == "seg" else None
     images = given.images or (run / "images" if run is not None else None)
     how = {"form": given.format, "images": images, "suffix": given.suffix}
-    done = write_folder(given.out, coco.records, coco.instances, coco.classes, **how)
+    done = write_folder(given.out, coco.records, coco.instances, coco.classes, **how, made_by=coco.made_by)
     _set_aside(done.quarantined)
+    proposed = coco.made_by.count("proposed")
+    if proposed:
+        where = {"seg": "the files say so", "roi": "the zips say so"}.get(
+            given.format, "cells.json beside them says so"
+        )
+        told = f"{where} until somebody changes them, and nothing is scored against them"
+        print(f"{proposed} image(s) hold what a model proposed, no truth: {told}", file=sys.stderr)
     if done.lost:
         print(f"{done.lost} cell(s) share pixels with others: the higher score kept them", file=sys.stderr)
     if done.left_out:
@@ -629,7 +636,8 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
 
 def _submit(given: argparse.Namespace) -> Answer:
     from cellkit.compare import match_sides, named_after, read_side, refuse_scaled
-    from cellkit.submission import get_profile, resolve_overlaps, write_submission
+    from cellkit.leftout import LeftOut
+    from cellkit.submission import get_profile, note_changes, resolve_overlaps, write_submission
 
     profile, tool = get_profile(given.profile), _checked_tool(given.from_)
     of = read_side(given.coco, convention=tool) if given.coco else None
@@ -643,9 +651,11 @@ def _submit(given: argparse.Namespace) -> Answer:
     ids = [record.image_id for record in side.records]
     resolved = [resolve_overlaps(cells, given.min_area) for cells in side.instances]
     write_submission(given.out, ids, [cells for cells, _ in resolved], profile)
-    changed = sum(len(log) for _, log in resolved)
-    note = f", {changed} changed or dropped so that none overlap" if changed else ""
-    return Answer(f"{given.out}: {len(ids)} image(s), {sum(len(cells) for cells, _ in resolved)} object(s){note}")
+    left = LeftOut()
+    for image_id, (_, log) in zip(ids, resolved, strict=True):
+        note_changes(left, image_id, log)
+    left.say("submit")
+    return Answer(f"{given.out}: {len(ids)} image(s), {sum(len(cells) for cells, _ in resolved)} object(s)")
 
 
 def _add_check_submission(parser: argparse.ArgumentParser) -> None:

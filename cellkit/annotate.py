@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.dataset import CELLS_FILE, CellDataset
+from cellkit.dataset import CellDataset, write_chosen_cells
 from cellkit.errors import Quarantined, UserError
 from cellkit.instances import Instances, refuse_boxes
 from cellkit.leftout import LeftOut, too_small
-from cellkit.records import ImageRecord
 
 if TYPE_CHECKING:
     from cellkit.coco import Coco
@@ -190,18 +189,12 @@ def write_chosen(chosen: Sequence[Labelled], folder: str | Path, table: str | Pa
     Beside the label images goes ``cells.json``, a COCO file of the same cells as they are, overlaps included, which says
     who made them and the sha256 of each label image: `CellDataset.from_labels` reads it, unless an image was changed.
     """
-    from cellkit.coco import write_coco
-    from cellkit.files import sha256_file
     from cellkit.labels import write_labels
     from cellkit.sources import write_table
 
     cells = [item.instances.with_classes(0).with_scores(1.0) for item in chosen]
-    records, marks = [], []
-    for item in chosen:
-        path = write_labels(Path(folder) / f"{item.image_id}.tif", item.labels)
-        records.append(ImageRecord(item.image_id, path.name, *item.labels.shape))
-        marks.append({"labels": item.made_by, "sha256": sha256_file(path)})
-    write_coco(Path(folder) / CELLS_FILE, records, cells, (), marks=marks)
+    files = [write_labels(Path(folder) / f"{item.image_id}.tif", item.labels) for item in chosen]
+    write_chosen_cells(Path(folder), files, cells, [item.made_by for item in chosen])
     rows = [
         {"image_id": item.image_id, "made_by": item.made_by, "cells": len(own)}
         for item, own in zip(chosen, cells, strict=True)

@@ -601,7 +601,11 @@ def _masks(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:
 
 
 def _rasterised(polygons: list, shape: tuple[int, int], where: str) -> dict:
-    """Return the RLE of polygons, every point checked and far ones cut off (pycocotools hangs or crashes on wild ones)."""
+    """Return the RLE of polygons, every point checked and far ones cut off (pycocotools hangs or crashes on wild ones).
+
+    Points are corners of pixels, as pycocotools takes them: a square of 10 x 10 px ends at 10. A tool that draws through the
+    centres of pixels (0 to 9) means a row and a column more than come back, 81 px of 100; a file does not say which it is.
+    """
     from pycocotools import mask as coco_mask
 
     height, width = shape

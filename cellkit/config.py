@@ -359,7 +359,9 @@ class EvaluateConfig(Section):
         "test",
         description="split reported and handed in; val, which also chooses, only where there is no test image: then said",
     )
-    bootstrap_samples: int = Field(1000, ge=0, description="resamples of the images for intervals; 0 = none")
+    bootstrap_samples: int = Field(
+        1000, ge=0, description="resamples of the images (groups, where they have any) for intervals; 0 = none"
+    )
     error_images: int = Field(3, ge=0, description="images shown with their errors")
 
     @property

@@ -235,7 +235,7 @@ def _choose(
         if kind == "plain" and len(files) > 1 and not _are_labels(cells):
             pictures.append(path)
             continue
-        _, maker, sha256 = copied.get(record.image_id, (None, "", ""))
+        _, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
         ours = maker if maker and sha256_file(path) == sha256 else ""
         by_person = ours in ("truth", "corrected") or not ours and (saved or not same_cells(cells, proposal))
         read.append(Correction(cells, labels, path, by_person))

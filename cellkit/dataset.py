@@ -41,6 +41,16 @@ def chosen_cells(folder: str | Path) -> dict[str, tuple[Instances, str, str]]:
     }
 
 
+def write_chosen_cells(folder: Path, files: Sequence[Path], cells: Sequence[Instances], made_by: Sequence[str]) -> Path:
+    """Write beside the label images of a folder whose cells they show and who made them; `chosen_cells` reads it."""
+    from cellkit.coco import write_coco
+    from cellkit.files import sha256_file
+
+    records = [ImageRecord(file.stem, file.name, *found.shape) for file, found in zip(files, cells, strict=True)]
+    marks = [{"labels": maker, "sha256": sha256_file(file)} for file, maker in zip(files, made_by, strict=True)]
+    return write_coco(Path(folder) / CELLS_FILE, records, cells, (), marks=marks)
+
+
 @dataclass(frozen=True)
 class CellDataset:
     """Images with their cells; an image is read when it is asked for.

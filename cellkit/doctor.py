@@ -228,6 +228,7 @@ def tell(found: dict[str, Any]) -> str:
     lines = [
         f"cellkit  {found['cellkit']} on Python {found['python']}, {found['platform']}",
         f"device   {device['name']}{gpu}, computes in {number}; {device['cpus']} processor(s){threads}",
+        *_arithmetic(device["number_type"]),
         f"memory   {memory['free_gb']} of {memory['total_gb']} GB free; disk {disk['free_gb']} GB free",
         f"data     {data['problem'] or _data_line(data)}",
         _packages_line(found["packages"]),
@@ -239,6 +240,14 @@ def tell(found: dict[str, Any]) -> str:
     return "\n".join(
         [*lines, "all the default path needs is here" if found["ok"] else "the default path cannot run yet"]
     )
+
+
+def _arithmetic(number_type: str | None) -> list[str]:
+    """Say that scores of another number type are not these to the last digit; nothing where it is float32."""
+    if number_type in (None, "float32"):
+        return []
+    why = f"{number_type} here, float32 on other processors: hardly a cell differs, but scores do in the third digit"
+    return [f"note     {why}; a checkpoint's card names its own, images are computed one by one"]
 
 
 def _data_line(data: dict[str, Any]) -> str:

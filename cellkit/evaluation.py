@@ -12,6 +12,7 @@ import numpy as np
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError, nearest
 from cellkit.instances import Instances
+from cellkit.leftout import LeftOut
 
 if TYPE_CHECKING:
     import pandas
@@ -402,7 +403,7 @@ def submit_best(
     """Write the submission: every image asked for, at the size of its file, no overlaps; name those without a prediction.
 
     Cells found in a resized picture are brought back to the pixels of the file (`predict.fit_to`). An image that could not
-    be read, or was not predicted, has one empty row and is named on stdout.
+    be read, or was not predicted, has one empty row and is named on stdout; cells that are dropped or cut are counted on stderr.
 
     Parameters
     ----------
@@ -421,18 +422,23 @@ def submit_best(
     import pandas as pd
 
     from cellkit.predict import fit_to
-    from cellkit.submission import resolve_overlaps, write_submission
+    from cellkit.submission import note_changes, resolve_overlaps, write_submission
 
-    resolved, rows = [], []
+    resolved, rows, left = [], [], LeftOut()
     for one in asked:
         if one.image_id not in found or one.shape is None:
             print(f"{one.id}: an empty row, {one.note or 'not predicted (see its flag in records.csv)'}")
             resolved.append(Instances.empty(one.shape or (1, 1)))
             continue
         cells, log = resolve_overlaps(found[one.image_id])
-        cells, dropped = resolve_overlaps(fit_to(cells, one.shape), min_area_px=min_area_px)
+        fitted = fit_to(cells, one.shape)
+        left.add("left out: smaller than a pixel of the file", one.id, len(cells) - len(fitted))
+        cells, dropped = resolve_overlaps(fitted, min_area_px=min_area_px)
+        for changes in (log, dropped):
+            note_changes(left, one.id, changes)
         log += dropped
         resolved.append(cells)
         rows += [{"image_id": one.image_id, "index": c.index, "what": c.what, "pixels": c.pixels} for c in log]
+    left.say("submission")
     written = write_submission(path, [one.id for one in asked], resolved, profile)
     return written, pd.DataFrame(rows, columns=["image_id", "index", "what", "pixels"])

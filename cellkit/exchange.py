@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from cellkit.coco import MARKED
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import atomic_path
 from cellkit.instances import Instances, refuse_boxes
@@ -201,6 +202,7 @@ def write_seg(
     classes: Sequence[str] = (),
     filename: str | None = None,
     diameter_px: float = math.nan,
+    made_by: str = "",
 ) -> Path:
     """Write a ``_seg.npy`` file that the Cellpose GUI opens, atomically.
 
@@ -215,6 +217,8 @@ def write_seg(
     cells : Instances or (H, W) label image
     filename : str, optional
         The image file; default the name of `path` without ``_seg.npy``.
+    made_by : str
+        "proposed" or "corrected", kept in the key ``cellkit``; the GUI drops it when it saves.
 
     Raises
     ------
@@ -248,6 +252,7 @@ def write_seg(
         "diameter": float(diameter_px),
         "cellkit": {"classes": list(classes), "class_ids": found.class_ids, "scores": found.scores},
     }
+    fields["cellkit"] |= {"labels": made_by} if made_by in MARKED else {}
     fields |= {} if image is None else {"img": _three_channels(image)}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, np.array(fields, dtype=object), allow_pickle=True)
@@ -289,7 +294,7 @@ SMALL_BYTES, MOST_PACKED = 2**20, 200  # above a megabyte nothing of an outline 
 MOST_CLASSES = 255  # ImageJ's groups
 MOST_PX = 2**31  # of the image that a zip says it belongs to
 LARGEST_INTEGER_PX = 32_767  # what ImageJ's integer outlines hold for sure; others are written as floats
-SAID = ("cellkit.classes", "cellkit.shape", "cellkit.score")
+SAID = ("cellkit.classes", "cellkit.shape", "cellkit.score", "cellkit.labels")
 NO_AREA = {"LINE", "FREELINE", "POLYLINE", "NOROI", "ANGLE", "POINT", "UNKNOWN"}
 DRAW_AREA = "draw it as a polygon, freehand, oval or rectangle selection, or delete it"
 
@@ -304,7 +309,11 @@ class Rois:
 
 
 def write_rois(
-    path: str | Path, found: Instances, classes: Sequence[str] = (), numbers: Sequence[int] | None = None
+    path: str | Path,
+    found: Instances,
+    classes: Sequence[str] = (),
+    numbers: Sequence[int] | None = None,
+    made_by: str = "",
 ) -> Path:
     """Write one ImageJ ROI per cell into a zip, atomically; the same cells give the same bytes.
 
@@ -316,6 +325,8 @@ def write_rois(
     ----------
     numbers : sequence of int, optional
         What each cell is called, e.g. its id in a label image; default 1 to N.
+    made_by : str
+        "proposed" or "corrected", kept in the comment of the zip; ImageJ drops it when it saves.
 
     Raises
     ------
@@ -343,7 +354,8 @@ def write_rois(
         raise UserError(f"{path.name} has {len(found)} cells called {str(numbers)[:60]}", "number each cell once")
     digits = max(4, len(str(max(numbers, default=0))))
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.comment = json.dumps(said).encode()[:65_535]  # the only place when there is no cell
+        whose = {"cellkit.labels": made_by} if made_by in MARKED else {}
+        archive.comment = json.dumps(whose | said).encode()[:65_535]  # the only place when there is no cell
         for k, rings in enumerate(outlines(found)):
             name = f"{numbers[k]:0{digits}d}"
             own = said if found.scores[k] == 1 else said | {"cellkit.score": repr(float(found.scores[k]))}
@@ -807,15 +819,15 @@ def read_folder(
     good = [item for item in done if item is not None]
     if not good:
         raise none_left(f"none of the {len(files)} file(s) in {path} could be read", quarantined)
-    quarantined += [item for _, _, _, aside in good for item in aside]
+    quarantined += [item for _, _, _, aside, _ in good for item in aside]
     _refuse_twice([record.image_id for record, *_ in good], path)
-    names = list(dict.fromkeys(name for _, _, own, _ in good for name in own))
+    names = list(dict.fromkeys(name for _, _, own, *_ in good for name in own))
     cells = [
         found.with_classes(np.array([0, *(names.index(n) + 1 for n in own)])[found.class_ids])
-        for _, found, own, _ in good
+        for _, found, own, *_ in good
     ]
     makers = _makers(root, files) if kind == "labels" else {}
-    made_by = [makers.get(file, "") for file, item in zip(files, done, strict=True) if item is not None]
+    made_by = [makers.get(file, item[-1]) for file, item in zip(files, done, strict=True) if item is not None]
     if pictures is not None and path.is_dir():
         bare += _without_labels(pictures, [_picture_name(file, root, kind) for file in files])
         bare = list({file.resolve(): file for file in bare}.values())
@@ -931,12 +943,12 @@ def _picture_name(file: Path, root: Path, kind: str) -> str:
 
 
 def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, ...], pieces: str | None) -> tuple:
-    """Return record, cells and class names of one file, and what of it was set aside."""
+    """Return record, cells and class names of one file, what of it was set aside, and who made the cells if it says so."""
     from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
     from cellkit.readers import inspect_file
 
     relative = file.relative_to(root)
-    stem = _stem_of(file.name, kind)
+    stem, maker = _stem_of(file.name, kind), ""
     name, shape = relative.as_posix() if kind == "labels" else stem, None
     if pictures is None and kind == "roi" and _is_single(file):
         raise UserError(f"{file} is a single ROI and does not say of which picture", "give their folder: --images DIR")
@@ -958,16 +970,18 @@ def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, .
         found, names = Instances.from_labels(labels if pieces is None else clean_labels(labels, pieces=pieces)), ()
     elif kind == "seg":
         seg = read_seg(file, classes)
-        found, names = seg.instances, seg.classes
+        found, names, side = seg.instances, seg.classes, seg.fields.get("cellkit")
+        maker = side.get("labels") if isinstance(side, dict) else ""
     else:
         rois = read_rois(file, shape, aside)
-        found, names = rois.instances, rois.classes
+        found, names, maker = rois.instances, rois.classes, _comment(file).get("cellkit.labels")
     if shape is not None and found.shape != shape:
         raise UserError(
             f"{file} is {found.shape[0]} x {found.shape[1]} px, its picture {shape[0]} x {shape[1]}",
             "label the picture itself, not a resized copy",
         )
-    return ImageRecord((relative.parent / stem).as_posix(), name, *found.shape), found, names, aside
+    record = ImageRecord((relative.parent / stem).as_posix(), name, *found.shape)
+    return record, found, names, aside, maker if isinstance(maker, str) and maker in MARKED else ""
 
 
 def write_folder(
@@ -978,6 +992,7 @@ def write_folder(
     form: str = "tif",
     images: str | Path | None = None,
     suffix: str = "",
+    made_by: Sequence[str] = (),
 ) -> Written:
     """Write one file per image: a label TIFF or PNG, a ``_seg.npy`` file, or a ROI zip.
 
@@ -991,6 +1006,9 @@ def write_folder(
         The pictures; needed for "seg".
     suffix : str
         E.g. "_cp_masks" or "_masks", which Cellpose looks for.
+    made_by : sequence of str, optional
+        Who made the cells of each image: kept in the files, or beside label images in ``cells.json``, for as long as nobody
+        changes them.
 
     Raises
     ------
@@ -998,6 +1016,7 @@ def write_folder(
         An unknown format, "seg" without pictures, two images of one name, or no image that could be written.
     """
     from cellkit.convert import check_ids, image_id_of
+    from cellkit.dataset import chosen_cells
     from cellkit.loop import map_items
 
     if form not in FORMATS:
@@ -1011,14 +1030,35 @@ def write_folder(
     if form == "seg":
         _refuse_twice([stem_of(record.path) for record in records], images)
     pictures = Pictures(images) if images is not None else None
-    items = list(zip(names, records, instances, strict=True))
+    makers = list(made_by) or [""] * len(names)
+    before = chosen_cells(folder) if any(makers) and form in ("tif", "png") else {}
+    items = list(zip(names, records, instances, makers, strict=True))
     write = partial(_write_one, Path(folder), tuple(classes), form, pictures, suffix)
     done, failed = map_items(write, items, "write", name=lambda item: item[1].image_id)
     quarantined = [_in_a_line(item) for item in failed]
     if items and len(failed) == len(items):
         raise none_left(f"none of the {len(items)} image(s) could be written", quarantined)
+    if any(makers) and form in ("tif", "png"):
+        kept = [item for item, pair in zip(items, done, strict=True) if pair is not None]
+        _mark(Path(folder), f"{suffix}{FORMATS[form]}", kept, before)
     lost, left_out = (sum(pair[k] for pair in done if pair is not None) for k in (0, 1))
     return Written(len(items) - len(failed), lost, left_out, quarantined)
+
+
+def _mark(folder: Path, ending: str, items: Sequence[tuple], before: dict[str, tuple]) -> None:
+    """Note beside label images who made them, and of those that lay there before what still holds."""
+    from cellkit.dataset import write_chosen_cells
+    from cellkit.files import sha256_file
+
+    marked = [(folder / f"{name}{ending}", found.paint(), maker) for name, _, found, maker in items]
+    cells = [Instances.from_labels(labels) for _, labels, _ in marked]
+    files, makers = [file for file, _, _ in marked], [maker for _, _, maker in marked]
+    known = {file.stem for file in files}
+    for stem, (found, maker, sha256) in before.items():
+        here = [file for file in (folder / f"{stem}.tif", folder / f"{stem}.png") if file.is_file()]
+        if stem not in known and any(sha256_file(file) == sha256 for file in here):
+            files, cells, makers = [*files, here[0]], [*cells, found], [*makers, maker]
+    write_chosen_cells(folder, files, cells, makers)
 
 
 def _write_one(
@@ -1027,12 +1067,12 @@ def _write_one(
     """Write one image; return how many cells lost pixels to others, and how many are left out because they have none."""
     from cellkit.labels import write_labels
 
-    name, record, found = item
+    name, record, found, maker = item
     path = folder / f"{name}{suffix}{FORMATS[form]}"
     if form == "roi":
         _refuse_corrections(path)
         some = found.areas_px > 0
-        write_rois(path, found[some], classes, np.flatnonzero(some) + 1)
+        write_rois(path, found[some], classes, np.flatnonzero(some) + 1, maker)
         return 0, int(np.count_nonzero(~some))
     labels = found.paint()
     left = np.bincount(labels.ravel(), minlength=len(found) + 1)[1:]
@@ -1042,7 +1082,8 @@ def _write_one(
     else:
         picture, _ = pictures.find((Path(record.path).parent / stem_of(record.path)).as_posix())
         _refuse_corrections(folder / f"{picture.stem}_seg.npy")
-        write_seg(folder / f"{picture.stem}_seg.npy", _read_picture(picture), found, classes, picture.name)
+        path = folder / f"{picture.stem}_seg.npy"
+        write_seg(path, _read_picture(picture), found, classes, picture.name, made_by=maker)
     return int(np.count_nonzero((left < found.areas_px) & (left > 0))), int(np.count_nonzero(left == 0))
 
 

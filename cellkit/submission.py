@@ -17,6 +17,7 @@ import numpy as np
 from cellkit.errors import UserError, nearest
 from cellkit.files import atomic_path
 from cellkit.instances import Instances
+from cellkit.leftout import LeftOut
 from cellkit.records import ImageRecord
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -137,6 +138,24 @@ def resolve_overlaps(
         labels = _logged(_filled(labels), _areas(labels, len(instances)), "holes filled", log)
     objects = Instances.from_labels(labels, instances.class_ids[kept], instances.scores[kept])
     return objects, sorted(log, key=lambda change: change.index)
+
+
+def note_changes(left: LeftOut, image_id: str, log: Iterable[Change]) -> None:
+    """Count what `resolve_overlaps` dropped or cut of an image, to be said.
+
+    Examples
+    --------
+    >>> left = LeftOut()
+    >>> note_changes(left, "a", [Change(0, "lost to higher scores", 3), Change(4, "dropped: smaller than 30 px", 7)])
+    >>> left.sentences()
+    ['1 cell of 1 image left out: smaller than 30 px (a)', '1 cell of 1 image lost pixels to higher scores (a)']
+    """
+    log = list(log)
+    dropped = {change.index: change.what for change in log if change.what.startswith("dropped: ")}
+    for what in dropped.values():
+        left.add(what.replace("dropped", "left out", 1), image_id, 1)
+    cut = {change.index for change in log if change.what == "lost to higher scores"} - set(dropped)
+    left.add("lost pixels to higher scores", image_id, len(cut))
 
 
 def _areas(labels: np.ndarray, count: int) -> np.ndarray:

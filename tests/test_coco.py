@@ -425,6 +425,12 @@ def test_a_polygon_near_the_image_is_what_pycocotools_makes_of_it(tmp_path_facto
     np.testing.assert_array_equal(found.mask(0), wanted)
 
 
+def test_a_polygon_through_the_centres_of_pixels_comes_back_a_row_and_a_column_smaller(tmp_path):
+    """Corners of pixels are what COCO means; of a square of 10 x 10 px drawn from centre to centre 81 px are left."""
+    along, through = [0, 0, 0, 10, 10, 10, 10, 0], [0, 0, 0, 9, 9, 9, 9, 0]
+    assert read_masks(tmp_path, [along], [through], shape=(12, 14)).areas_px.tolist() == [100, 81]
+
+
 def test_polygons_of_one_object_are_joined(tmp_path):
     found = read_masks(tmp_path, [[0, 0, 2, 0, 2, 2, 0, 2], [2, 1, 4, 1, 4, 3, 2, 3], [0, 0, 2, 0, 2, 2, 0, 2]])
     assert found.mask(0).astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1]]

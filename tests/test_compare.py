@@ -446,6 +446,31 @@ def test_proposals_are_refused_as_truth_and_left_out_where_some_images_were_corr
     assert "not_scored" not in json.loads(said("score", found, half, "--json")[1]), "a prediction may be a proposal"
 
 
+@pytest.mark.parametrize("form", ["tif", "png", "seg", "roi"])
+def test_proposals_written_for_a_label_tool_stay_proposals_until_somebody_changes_them(tmp_path, said, form):
+    from cellkit.sources import write_png
+
+    marked, out = marked_coco(tmp_path / "m.json", ["proposed", "corrected", ""]), tmp_path / "out"
+    for k in range(3):
+        write_png(tmp_path / f"images/i{k}.png", np.zeros((8, 9, 3), np.uint8))
+    pictures = ("--images", tmp_path / "images")
+    code, _, err = said("labels", marked, "-o", out, "--format", form, *pictures)
+    assert code == 0 and "1 image(s) hold what a model proposed, no truth" in err
+    assert said("coco", out, "-o", tmp_path / "2.json", *pictures)[0] == 0
+    assert [i.get("labels") for i in read_json(tmp_path / "2.json")["images"]] == ["proposed", "corrected", None]
+    if form in ("tif", "png"):
+        code, told, _ = said("score", out, out)
+        assert code == 0 and "not scored: i0" in told
+        assert said("labels", marked_coco(tmp_path / "n.json", ["proposed"]), "-o", out, "--format", form)[0] == 0
+        assert "not scored: i0" in said("score", out, out)[1], "what is known of the other files is kept"
+        assert read_side(out).made_by == ["proposed", "corrected", ""]
+    if form == "tif":
+        write_labels(out / "i0.tif", np.eye(8, 9, dtype=np.int32))
+        assert read_side(out).made_by[0] == "", "changed by somebody"
+    none = said("labels", marked_coco(tmp_path / "o.json", [""]), "-o", tmp_path / "plain", "--format", "tif")
+    assert "proposed" not in none[2] and not (tmp_path / "plain/cells.json").exists()
+
+
 def test_the_label_folder_of_a_run_says_what_is_proposed_and_keeps_overlaps(tmp_path):
     from cellkit.annotate import Labelled, write_chosen
 

@@ -49,6 +49,11 @@ class TestHere:
         assert starter["ok"]
         assert starter["sha256"] == weights.read_card(weights.find_weights("starter")).sha256
 
+    def test_another_arithmetic_is_noted(self, found):
+        for number, noted in (("float32", False), ("bfloat16", True), (None, False)):
+            text = doctor.tell(found | {"device": found["device"] | {"number_type": number}})
+            assert ("note     bfloat16 here, float32 on other processors" in text) is noted
+
     def test_words(self, found):
         text = doctor.tell(found)
         assert "all the default path needs is here" in text

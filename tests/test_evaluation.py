@@ -146,6 +146,22 @@ def test_images_without_cells_on_either_side_are_scored(tmp_path):
         assert (line["score"], line["images"]) == (score, 1)
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_an_image_without_cells_counts_in_every_split_table_and_interval(tmp_path, split):
+    truth = CellDataset(records("ab", split), [Instances.empty(SHAPE), truth_of(1)], CLASSES, tmp_path, [1, 2])
+    for found, score in ((Instances.empty(SHAPE), 1), (truth_of(2), 0)):
+        cells = {"a": found, "b": truth_of(1)}
+        table = score_models({"m": cells}, [truth])
+        whole = table[(table["class_name"] == "") & (table["size"] == "")]
+        assert whole.groupby("image_id").size().to_dict() == {"a": 10, "b": 10}
+        (line,) = summarise(table, n=50).to_dict("records")
+        assert (line["split"], line["images"], line["score"]) == (split, 2, (1 + score) / 2)
+        assert 0 <= line["low"] <= line["score"] <= line["high"] <= 1
+        assert classes_found({"m": cells}, [truth])["m"][split]["cells"] == 3
+        counts = count_lines(cells, truth, truth).groupby("image_id")["truth"].sum()
+        assert counts.to_dict() == {"a": 0, "b": 3, "all": 3}
+
+
 def test_nothing_to_score_is_refused(predictions, truths):
     with pytest.raises(UserError, match="there is no prediction to score"):
         score_models({}, truths)
@@ -243,7 +259,7 @@ def test_counts_of_no_image(truths):
 
 # ---- the submission ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("profile", ["sartorius", "dsb2018"])
-def test_the_submission_has_no_overlap_and_every_image(tmp_path, images, profile):
+def test_the_submission_has_no_overlap_and_every_image(tmp_path, images, profile, capsys):
     over = Instances.from_masks([np.ones(SHAPE, bool), np.eye(*SHAPE, dtype=bool)], SHAPE, scores=[0.4, 0.9])
     found = {name: Instances.empty(SHAPE) for name in "abxcd"} | {"c": over}
     path, log = submit_best(tmp_path / "submission.csv", found, ASKED, profile)
@@ -253,12 +269,20 @@ def test_the_submission_has_no_overlap_and_every_image(tmp_path, images, profile
     assert [line.partition(",")[0] for line in lines[1:]] == ["c", "c", "d"]
     assert lines[-1] == "d,"
     assert log.to_dict("records") == [{"image_id": "c", "index": 0, "what": "lost to higher scores", "pixels": 12}]
+    assert capsys.readouterr().err == "submission: 1 cell of 1 image lost pixels to higher scores (c)\n"
 
 
-def test_small_objects_are_dropped_and_logged(tmp_path, images, predictions):
+def test_small_objects_are_dropped_told_and_logged(tmp_path, images, predictions, capsys):
     path, log = submit_best(tmp_path / "s.csv", predictions["perfect"], ASKED, "dsb2018", min_area_px=30)
     assert len(path.read_text().splitlines()) == 1 + 2
     assert log["what"].unique().tolist() == ["dropped: smaller than 30 px"]
+    told = f"submission: {len(log)} cells of 2 images left out: smaller than 30 px (most in "
+    assert capsys.readouterr().err.startswith(told)
+    wide = {"c": truth_of(1), "d": Instances.from_labels(np.eye(*SHAPE, dtype=int))}
+    submit_best(tmp_path / "s.csv", wide, [Original("d", "d", (3, 3))], "dsb2018")
+    assert "left out" not in capsys.readouterr().err
+    submit_best(tmp_path / "s.csv", wide, [Original("c", "c", (1, 1))], "dsb2018")
+    assert "3 cells of 1 image left out: smaller than a pixel of the file (c)" in capsys.readouterr().err
     path, log = submit_best(tmp_path / "s.csv", predictions["nothing"], ASKED, "dsb2018")
     assert path.read_text() == "ImageId,EncodedPixels\nc,\nd,\n"
     assert log.empty and list(log.columns) == ["image_id", "index", "what", "pixels"]

@@ -610,6 +610,8 @@ def test_a_roi_is_called_after_the_number_of_its_cell(tmp_path, pictures):
     np.testing.assert_array_equal(np.unique(read_labels(tmp_path / "tif/a.tif")), [0, 1, 3])
     write_folder(tmp_path / "out", records("a"), [cells[[True, False, False]]], form="roi")
     assert read_rois(tmp_path / "out/a_rois.zip").names == ["0001"], "a cell that is gone does not stay in the zip"
+    four = Instances.from_masks([*masks[:1], TWO == 2, TWO == 0, masks[0]], (3, 5))
+    assert read_rois(write_rois(tmp_path / "b.zip", four, (), [1, 2, 3, 40])).names == ["0001", "0002", "0003", "0040"]
     with pytest.raises(UserError, match="number each cell once"):
         write_rois(tmp_path / "b.zip", two(), CLASSES, [3, 3])
 

@@ -78,6 +78,34 @@ def test_a_cell_that_fits_no_window_is_cut_and_that_is_said():
     assert why.startswith("cut: too long for a window of ") and pieces > 1
 
 
+def test_ids_of_a_picture_larger_than_a_tile_are_those_of_its_rows_and_each_is_one_cell(tmp_path, monkeypatch):
+    import json
+
+    from scipy.ndimage import label
+
+    from cellkit.backends import threshold
+    from cellkit.labels import read_labels
+    from cellkit.predict import find_model, predict_files
+    from cellkit.sources import write_png
+
+    labels = np.zeros((250, 270), int)
+    for k, (y, x) in enumerate([(y, x) for y in range(3, 230, 17) for x in range(2, 255, 17)], 1):
+        labels[y : y + 11, x : x + 9] = k
+    write_png(tmp_path / "in/a.png", np.dstack([labels, labels * 0, labels * 0]).astype(np.uint8))
+
+    def load(checkpoint=None, config=None):
+        return lambda images: (seen(image[..., 0].astype(int)) for image in images)
+
+    monkeypatch.setattr(threshold, "load", load)
+    predict_files(
+        find_model("threshold", {"diameter_px": 10}), [tmp_path / "in"], tmp_path / "out.json", tmp_path / "labels"
+    )
+    written, rows = read_labels(tmp_path / "labels/a.tif"), json.loads((tmp_path / "out.json").read_text())
+    assert np.unique(written).tolist() == list(range(labels.max() + 1))
+    assert len(rows["annotations"]) == labels.max() and same(Instances.from_labels(written), labels)
+    assert all(label(written == k)[1] == 1 for k in range(1, labels.max() + 1))
+
+
 def test_a_limit_that_bites_is_counted():
     labels = np.kron(np.arange(1, 26).reshape(5, 5), np.pad(np.ones((8, 8), int), 2))
     left = Counter()
