@@ -37,6 +37,7 @@ from cellkit.listing import (
     load_picture,
     noted,
     only_class,
+    proposals_are_no_truth,
     refuse,
     stem_of,
 )
@@ -282,9 +283,7 @@ def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dic
     from cellkit.coco import parse_coco
 
     if entry.get("labels") == "proposed":
-        raise UserError(
-            f"{sheet.path.name}: the cells of the image are a model's proposals, no truth", "correct them (label.use)"
-        )
+        raise proposals_are_no_truth(sheet.path.name)
     made = load_picture(root, path, config)
     rows = [_unpacked(row) | {"image_id": 1} for row in rows]
     content = {"images": [entry | {"id": 1}], "categories": sheet.categories, "annotations": rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,20 @@ def chosen_cells(folder: str | Path) -> dict[str, tuple[Instances, str, str]]:
     return {
         record.image_id: (cells, *one) for record, cells, one in zip(coco.records, coco.instances, told, strict=True)
     }
+
+
+def is_proposed(path: Path) -> bool:
+    """Tell whether a label image holds what a model proposed: marked so by `write_chosen_cells`, and changed by nobody."""
+    from cellkit.files import sha256_file
+
+    table = path.parent / CELLS_FILE
+    known = _proposed_of(table, table.stat().st_mtime_ns) if table.is_file() else {}
+    return path.stem in known and sha256_file(path) == known[path.stem]
+
+
+@lru_cache(maxsize=8)  # asked image by image
+def _proposed_of(table: Path, changed_ns: int) -> dict[str, str]:
+    return {name: sha256 for name, (_, maker, sha256) in chosen_cells(table.parent).items() if maker == "proposed"}
 
 
 def write_chosen_cells(folder: Path, files: Sequence[Path], cells: Sequence[Instances], made_by: Sequence[str]) -> Path:

@@ -66,6 +66,12 @@ class Seg:
     by_hand: np.ndarray | None
     fields: dict[str, Any]
 
+    @property
+    def made_by(self) -> str:
+        """Who made the cells, where cellkit wrote the file and no tool saved it since: "corrected", "proposed", or ""."""
+        side = self.fields.get("cellkit")
+        return _whose(side.get("labels") if isinstance(side, dict) else "")
+
 
 def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
     """Read a Cellpose ``_seg.npy`` file without unpickling it; one that holds a bare label image is read as that.
@@ -97,6 +103,10 @@ def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
         by_hand=by_hand if isinstance(by_hand, np.ndarray) and by_hand.shape == (len(found),) else None,
         fields=fields,
     )
+
+
+def _whose(mark: Any) -> str:
+    return mark if isinstance(mark, str) and mark in MARKED else ""
 
 
 def _bare_array(path: str | Path) -> np.ndarray | None:
@@ -970,18 +980,17 @@ def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, .
         found, names = Instances.from_labels(labels if pieces is None else clean_labels(labels, pieces=pieces)), ()
     elif kind == "seg":
         seg = read_seg(file, classes)
-        found, names, side = seg.instances, seg.classes, seg.fields.get("cellkit")
-        maker = side.get("labels") if isinstance(side, dict) else ""
+        found, names, maker = seg.instances, seg.classes, seg.made_by
     else:
         rois = read_rois(file, shape, aside)
-        found, names, maker = rois.instances, rois.classes, _comment(file).get("cellkit.labels")
+        found, names, maker = rois.instances, rois.classes, _whose(_comment(file).get("cellkit.labels"))
     if shape is not None and found.shape != shape:
         raise UserError(
             f"{file} is {found.shape[0]} x {found.shape[1]} px, its picture {shape[0]} x {shape[1]}",
             "label the picture itself, not a resized copy",
         )
     record = ImageRecord((relative.parent / stem).as_posix(), name, *found.shape)
-    return record, found, names, aside, maker if isinstance(maker, str) and maker in MARKED else ""
+    return record, found, names, aside, maker
 
 
 def write_folder(

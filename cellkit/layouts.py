@@ -48,6 +48,7 @@ from cellkit.listing import (
     list_files,
     load_file,
     only_class,
+    proposals_are_no_truth,
     read_table,
     refuse,
     settled,
@@ -292,6 +293,8 @@ def _load_seg(load: Callable[[], Loaded], root: Path, path: Path, seg: Path, cel
     made = load()
     check_inside(seg, root)
     found = read_seg(seg, config.classes)
+    if found.made_by == "proposed":
+        raise proposals_are_no_truth(seg.name)
     check_same_way(made, path, seg)
     check_shape(found.labels.shape, made.image.shape[:2], seg, path)
     if made.instances is not None and (relabel(found.labels)[0] != made.instances.paint()).any():

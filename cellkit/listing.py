@@ -342,17 +342,26 @@ def files_of(image: Path | ChannelFiles) -> tuple[Path, ...]:
 
 def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: str, rows=None) -> Loaded:
     """Return a picture with the objects of its label image; parameters as in `load_file`."""
+    from cellkit.dataset import is_proposed
+
     if label is None:
         return made
     label = label if isinstance(label, Label) else Label(label)
     check_inside(label.path, root)
     check_same_way(made, path, label.path, labels_orientation(label.path))
+    if is_proposed(label.path):
+        raise proposals_are_no_truth(label.path.name)
     labels = read_labels(label.path, label.plane)
     check_shape(labels.shape, made.image.shape[:2], label.path, path)
     class_id = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
     ids = {number: known for number, (known, _) in (rows or {}).items()}
     cells = labelled(labels, class_id, ids, config.pieces, label.path)
     return made._replace(instances=cells, planes=f"{made.planes} {_check_rows(rows, labels, label)}".strip())
+
+
+def proposals_are_no_truth(name: str) -> UserError:
+    """Return the refusal of labels that a model proposed."""
+    return UserError(f"{name}: the cells of the image are a model's proposals, no truth", "correct them (label.use)")
 
 
 def _check_rows(rows: dict | None, labels: np.ndarray, label: Label) -> str:

@@ -447,9 +447,9 @@ class TestForms:
         both = Instances.from_masks([np.ones((2, 5), bool), np.eye(2, 5) > 0], (2, 5), scores=[0.5, 0.9])
         record = drawn.records[0].__class__("a", "a.png", 2, 5)
         write_coco(tmp_path / "p.json", [record], [both], (), with_scores=True)
-        code, out, _ = said("submit", tmp_path / "p.json", "--profile", "dsb2018", "-o", tmp_path / "s.csv")
-        assert code == 0
-        assert "1 image(s), 2 object(s), 1 changed or dropped" in out
+        code, out, err = said("submit", tmp_path / "p.json", "--profile", "dsb2018", "-o", tmp_path / "s.csv")
+        assert code == 0 and "1 image(s), 2 object(s)" in out
+        assert "submit: 1 cell of 1 image lost pixels to higher scores (a)" in err
         assert (tmp_path / "s.csv").read_text().splitlines() == ["ImageId,EncodedPixels", "a,2 2 5 6", "a,1 1 4 1"]
 
     def test_every_test_image_needs_a_prediction(self, refused, truth, pictures, tmp_path):

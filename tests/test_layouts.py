@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
+from cellkit.dataset import write_chosen_cells
 from cellkit.errors import UserError
 from cellkit.exchange import write_seg
 from cellkit.inspection import detect_kind, discover_classes
@@ -293,6 +294,20 @@ def test_cellpose_files_that_disagree_or_run_code_are_refused(tmp_path):  # faul
     said = {"differ": "differ from differ_seg.npy", "size": "is 23 x 32", "code": "has no masks", "out": "leads out of"}
     for name, part in said.items():
         with pytest.raises(UserError, match=part):
+            items[name].load()
+
+
+def test_labels_that_a_model_proposed_are_no_truth_until_somebody_changes_them(tmp_path):
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+    files = [write_labels(tmp_path / f"labels/{name}.tif", LABELS) for name in "ab"]
+    write_chosen_cells(tmp_path / "labels", files, [Instances.from_labels(LABELS)] * 2, ["proposed"] * 2)
+    write_labels(files[1], np.where(LABELS == 1, 0, LABELS))
+    write_seg(tmp_path / "c_seg.npy", None, LABELS, made_by="proposed")
+    items = listed(tmp_path, config("folder"))
+    assert len(items["b"].load().instances) == 2
+    for name in "ac":
+        with pytest.raises(UserError, match=f"{name}.*: the cells of the image are a model's proposals, no truth"):
             items[name].load()
 
 
