@@ -231,21 +231,21 @@ def test_a_cell_far_longer_than_others_stays_whole_and_others_are_cellposes(draw
     """Cellpose takes 200 steps of a pixel: what begins farther from the middle of its cell does not get there."""
     from cellpose import dynamics
 
-    labels = np.zeros((40, 1100), np.int32)
-    labels[8:18, 20:1080], labels[22:34, 300:312] = 1, 2
+    labels = np.zeros((24, 560), np.int32)
+    labels[4:8, 20:540], labels[11:21, 300:310] = 1, 2
     target = np.zeros((3, *labels.shape), np.float32)
     target[2] = np.where(labels > 0, 6, -6)
-    for k, (y, x) in ((1, (12.5, 549.5)), (2, (27.5, 305.5))):  # perfect flows: to the middle
-        dy, dx = (axis - middle for axis, middle in zip(np.mgrid[:40, :1100], (y, x), strict=True))
+    for k, (y, x) in ((1, (5.5, 279.5)), (2, (15.5, 304.5))):  # perfect flows: to the middle
+        dy, dx = (axis - middle for axis, middle in zip(np.mgrid[:24, :560], (y, x), strict=True))
         own = (labels == k) / np.maximum(np.hypot(dy, dx), 0.5)
         target[:2] -= 5 * np.stack([dy, dx]) * own
     settings = {"cellprob_threshold": 0.0, "flow_threshold": 0.0}
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         cut = dynamics.compute_masks(target[:2], target[2], niter=200, **settings)
-    assert (cut[8:18, 20:1080] == 0).any(), "else the case is none"
+    assert (cut[4:8, 20:540] == 0).any(), "else the case is none"
     found = unet.masks_of(target, labels.shape, **settings, min_area_px=15)
-    assert found.areas_px.tolist() == [10 * 1060, 144]
-    maps = unet.prepare(np.zeros((128, 128, 3), np.uint8), drawn.instances[0], 12.0).target  # cells of 30 px: as before
+    assert found.areas_px.tolist() == [4 * 520, 100]
+    maps = unet.prepare(np.zeros((128, 128, 3), np.uint8), drawn.instances[0], 24.0).target  # as before
     settings = {"cellprob_threshold": 0.5, "flow_threshold": 0.4}
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         theirs = dynamics.compute_masks(maps[:2], maps[2], niter=200, max_size_fraction=1.0, **settings)
