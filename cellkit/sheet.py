@@ -121,6 +121,7 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
         balance : smallest over largest class of the training images (of all images where none is for training), 0 to 1
         height_px, width_px, um_per_px : [least, median, most] of the images; um_per_px [] when unknown
         area_px : {class: [least, 5 %, 25 %, median, 75 %, 95 %, most]}; diameter_px : {class: of the median area}
+        area_um2 : as area_px; {} unless the pixel size of every image is known
         light : {class: {colour: the same seven points of the cells' mean grey level}}, ground : {colour: of the images' ground}
         faults : {kind: cells}, see `FAULT_WORDS`; faults_by_image : the 20 images with the largest share of faulty cells
         channels : what is in the colours; tiny_px
@@ -148,6 +149,8 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
     splits = np.array([record.split for record in records], object)[of_image] if len(of_image) else np.zeros(0, object)
     used = [name for k, name in enumerate(classes, 1) if k < len(classes) or (ids == k).any()]
     of_class = {name: ids == classes.index(name) + 1 for name in used}
+    scale = np.array([record.um_per_px for record in records], float)[of_image] if len(of_image) else np.zeros(0)
+    known = bool(records) and all(math.isfinite(record.um_per_px) for record in records)
     by_split = {
         split: {name: int((mine & (splits == split)).sum()) for name, mine in of_class.items()}
         for split in _splits(records)
@@ -169,6 +172,7 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
         "width_px": _three([record.width_px for record in records]),
         "um_per_px": _three([record.um_per_px for record in records if math.isfinite(record.um_per_px)]),
         "area_px": {name: _seven(areas[mine]) for name, mine in of_class.items()},
+        "area_um2": {name: _seven((areas * scale**2)[mine]) for name, mine in of_class.items()} if known else {},
         "diameter_px": {
             name: round(2 * math.sqrt(float(np.median(areas[mine])) / math.pi), 1) if mine.any() else None
             for name, mine in of_class.items()
@@ -250,15 +254,24 @@ def _seven(values: Sequence | np.ndarray) -> list[float]:
 
 # ---- as tables -----------------------------------------------------------------------------------------------------
 def class_table(sheet: Mapping[str, Any]) -> pandas.DataFrame:
-    """Return a row per class: cells in each split, diameter, median area, median grey level per colour."""
+    """Return a row per class: cells in each split, diameter, median area, median grey level per channel."""
     import pandas as pd
 
-    rows = {}
+    from cellkit.show import channels_told
+
+    rows, named = {}, channels_told(sheet["channels"])
     for name, areas in sheet["area_px"].items():
         cells = {SPLIT_WORDS[split]: counts.get(name, 0) for split, counts in sheet["classes_by_split"].items()}
-        light = {f"{colour} (median)": points[3] for colour, points in sheet["light"].get(name, {}).items() if points}
-        area = areas[3] if areas else math.nan
-        rows[name] = {**cells, "area_px (median)": area, "diameter_px": sheet["diameter_px"][name], **light}
+        light = {
+            f"{named.get(colour, colour)} (median)": points[3]
+            for colour, points in sheet["light"].get(name, {}).items()
+            if points
+        }
+        sizes = {"area_px (median)": areas[3] if areas else math.nan, "diameter_px": sheet["diameter_px"][name]}
+        um2 = sheet.get("area_um2", {}).get(name)
+        if um2:
+            sizes |= {"area_um2 (median)": um2[3], "diameter_um": round(2 * math.sqrt(um2[3] / math.pi), 1)}
+        rows[name] = {**cells, **sizes, **light}
     return pd.DataFrame(rows).T
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.scalebar import draw_bar, draw_bars
 
 if TYPE_CHECKING:
     import pandas
@@ -252,9 +254,9 @@ def grey_of(image: np.ndarray) -> np.ndarray:
 
 
 @_styled
-def show_image(image: np.ndarray, ax: Axes | None = None, title: str = "") -> Axes:
-    """Show one image."""
-    return _picture(_axes(ax, shape=_checked_image(image).shape), image, title)
+def show_image(image: np.ndarray, ax: Axes | None = None, title: str = "", um_per_px: float = math.nan) -> Axes:
+    """Show one image; with a scale bar where its pixel size is known."""
+    return draw_bar(_picture(_axes(ax, shape=_checked_image(image).shape), image, title), um_per_px)
 
 
 # ---- outlines ------------------------------------------------------------------------------------------------------
@@ -317,7 +319,9 @@ def _cell_layer(objects: Instances, colours: Sequence[str], width_px: int, fill:
 
 
 def _dashed_layer(objects: Instances, width_px: int) -> np.ndarray:
-    """Return an RGBA picture of dashed outlines, white and dark in turn: visible on any ground."""
+    """Return an RGBA picture of dashed outlines, white with a dark seam and dark in turn: visible on any ground and line."""
+    from scipy.ndimage import binary_dilation
+
     labels, scale = _at_drawing_scale(objects.paint())
     layer = np.zeros((*labels.shape, 4), np.uint8)
     y, x = np.nonzero(outline_of(labels, width_px))
@@ -326,7 +330,10 @@ def _dashed_layer(objects: Instances, width_px: int) -> np.ndarray:
     angle = np.arctan2(y - (top + height / 2)[owner], x - (left + width / 2)[owner])
     dashes = np.maximum(2, np.round((width + height) * np.pi / 2 / 26)).astype(int)[owner]  # 26 px a pair of dashes
     light = np.floor((angle / (2 * np.pi) + 0.5) * 2 * dashes) % 2 == 0
-    layer[y, x] = np.where(light[:, None], (255, 255, 255, 255), (0, 0, 0, 170))
+    white = np.zeros(labels.shape, bool)
+    white[y[light], x[light]] = True
+    layer[binary_dilation(white)] = (0, 0, 0, 200)
+    layer[y, x] = np.where(light[:, None], (255, 255, 255, 255), (0, 0, 0, 200))
     return layer
 
 
@@ -352,6 +359,7 @@ def show_overlay(
     legend: bool = True,
     line_px: int = 4,
     names: tuple[str, str] = ("found", "truth"),
+    um_per_px: float = math.nan,
 ) -> Axes:
     """Show found cells as outlines in the colour of their class, true cells as thin dashes, white and dark.
 
@@ -368,6 +376,8 @@ def show_overlay(
         Width of an outline where the image is drawn 900 px wide.
     names : (str, str)
         What the legend calls the two sides: dashed outlines that a model proposed are no truth.
+    um_per_px : float
+        Of the image: a scale bar is drawn where it is known.
     """
     _checked_pair(image, found, truth)
     ax = _picture(_axes(ax, shape=image.shape), image, title)
@@ -378,7 +388,7 @@ def show_overlay(
         _lay(ax, _dashed_layer(truth, max(2, line_px // 2)), shape)
     if legend:
         _legend_below(ax, _overlay_handles(found, truth, classes, names))
-    return ax
+    return draw_bar(ax, um_per_px)
 
 
 def _overlay_handles(
@@ -387,8 +397,9 @@ def _overlay_handles(
     from matplotlib.lines import Line2D
 
     kinds, counts = np.unique(found.class_ids, return_counts=True)
+    side = f"{names[0]}: " if truth is not None and any(class_name(k, classes) for k in kinds) else ""
     handles = [
-        Line2D([], [], color=class_colour(k), lw=3, label=f"{class_name(k, classes) or names[0]} {n}")
+        Line2D([], [], color=class_colour(k), lw=3, label=f"{side}{class_name(k, classes) or names[0]} {n}")
         for k, n in zip(kinds.tolist(), counts.tolist(), strict=True)
     ] or [Line2D([], [], color=UNKNOWN_COLOUR, lw=3, label=f"{names[0]} 0")]
     if truth is not None:
@@ -433,10 +444,12 @@ def show_errors(
     title: str = "",
     threshold: float = 0.5,
     legend: bool = True,
+    um_per_px: float = math.nan,
 ) -> Axes:
     """Show where an answer is right and wrong: hit, missed (striped), invented, wrong class, with counts.
 
-    A hit is a pair with IoU strictly above `threshold`. The image is shown in grey.
+    A hit is a pair with IoU strictly above `threshold`. The image is shown in grey, with a scale bar where its pixel size
+    is known.
     """
     _checked_pair(image, truth, found)
     of_truth, of_found = verdicts(truth, found, threshold)
@@ -450,7 +463,7 @@ def show_errors(
         counts = {name: int((of_found == name).sum()) for name in VERDICTS} | {"missed": len(missed)}
         with_class = truth.class_ids.any() and found.class_ids.any()
         _legend_below(ax, _verdict_handles(counts, with_class))
-    return ax
+    return draw_bar(ax, um_per_px)
 
 
 @_styled
@@ -469,10 +482,11 @@ def show_worst(data: CellDataset, found: Sequence[Instances], ax: Axes | None = 
     own = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
     score = {k: kaggle([overlaps(data.instances[k], found[k])], bootstrap=0)["score"] for k in own or range(len(data))}
     k = min(score, key=lambda place: (score[place], place))
-    name = data.records[k].image_id
+    name, um = data.records[k].image_id, data.records[k].um_per_px
     if own:
-        return show_errors(*data[k], found[k], ax, f"{name}: MAP IoU {score[k]:.3f}")
-    return show_overlay(data.image(k), found[k], data.instances[k], ax, name, names=("found", "proposed, no truth"))
+        return show_errors(*data[k], found[k], ax, f"{name}: MAP IoU {score[k]:.3f}", um_per_px=um)
+    names = ("found", "proposed, no truth")
+    return show_overlay(data.image(k), found[k], data.instances[k], ax, name, names=names, um_per_px=um)
 
 
 def _verdict_handles(counts: Mapping[str, int] | None = None, with_class: bool = True) -> list:
@@ -503,8 +517,26 @@ def channel_names(channels: str) -> dict[str, str]:
     return {colour: name for colour, _, name in pairs if colour in CHANNEL_INK and name}
 
 
+def channels_told(maps: Iterable[str]) -> dict[str, str]:
+    """Return what is in each colour where the `channels` of all records agree on it.
+
+    Examples
+    --------
+    >>> channels_told(["red=;green=GFP;blue=DAPI", "red=;green=GFP;blue=Hoechst"])
+    {'green': 'GFP'}
+    """
+    named = [channel_names(one) for one in maps]
+    return {c: named[0][c] for c in CHANNEL_INK if named and len({one.get(c) for one in named}) == 1 and c in named[0]}
+
+
 @_styled
-def show_channels(image: np.ndarray, channels: str = "", figure: Figure | None = None, title: str = "") -> np.ndarray:
+def show_channels(
+    image: np.ndarray,
+    channels: str = "",
+    figure: Figure | None = None,
+    title: str = "",
+    um_per_px: float = math.nan,
+) -> np.ndarray:
     """Show a picture beside each of its colours in grey, under the name of the channel that is in it.
 
     Parameters
@@ -516,13 +548,13 @@ def show_channels(image: np.ndarray, channels: str = "", figure: Figure | None =
     _checked_image(image)
     colours = list(CHANNEL_INK)
     names = channel_names(channels) or {c: c for k, c in enumerate(colours) if image.ndim == 3 and image[..., k].any()}
-    figure = _figure(figure, (3.4 * (1 + len(names)), 3.7))
+    figure = _figure(figure, (3.0 * (1 + len(names)), 3.3))
     axes = np.atleast_1d(figure.subplots(1, 1 + len(names)))
     for ax, (colour, name) in zip(axes, names.items(), strict=False):
         plane = image if image.ndim == 2 else image[..., colours.index(colour)]
         _picture(ax, plane)
         ax.set_title(f"{name}: in {colour}" if name != colour else colour, color=CHANNEL_INK[colour])
-    _picture(axes[-1], image, title or "the picture")
+    draw_bar(_picture(axes[-1], image, title or "the picture"), um_per_px)
     return axes
 
 
@@ -553,7 +585,8 @@ def show_conversion(
     image = CellDataset([record], [empty], (), Path(run_dir), [1]).image(0)
     path, rest = _source_file(Path(source), record.source)
     if path is None or path.suffix.lower() not in READ_SUFFIXES:
-        return show_channels(image, record.channels, figure, f"{record.image_id}, from {record.source}")
+        made = f"{record.image_id}, from {record.source}"
+        return show_channels(image, record.channels, figure, made, record.um_per_px)
     scene, time = _number_after("scene", rest), _number_after("t", rest)
     with open_file(path, getattr(config, "axes", None)) as opened:
         series = opened.info.series[scene]
@@ -563,7 +596,8 @@ def show_conversion(
         where = f", plane {z + 1} of {series.size('Z')}" if series.size("Z") > 1 else ""
     levels = _levels_of(Path(run_dir) / "conversion.csv", record.image_id)
     made = f"{record.image_id}: 8-bit RGB{f', {rest}' if rest else ''}"
-    return show_planes(planes, [f"{name}{where}" for name in names], image, levels, made, figure)
+    named = [f"{name}{where}" for name in names]
+    return show_planes(planes, named, image, levels, made, figure, record.um_per_px)
 
 
 def _source_file(root: Path, source: str) -> tuple[Path | None, str]:
@@ -611,6 +645,7 @@ def show_planes(
     levels: Sequence[Any] = (),
     text: str = "",
     figure: Figure | None = None,
+    um_per_px: float = math.nan,
 ) -> np.ndarray:
     """Show raw planes, how many pixels hold which value and what became black and white, and the picture made of them.
 
@@ -626,6 +661,8 @@ def show_planes(
         Colour, channel, low and high of each channel that was used.
     text : str
         Above the picture.
+    um_per_px : float
+        Of the picture, which shows the same field as the planes: all get a scale bar where it is known.
 
     Returns
     -------
@@ -637,14 +674,15 @@ def show_planes(
     if planes.ndim != 3 or len(planes) != len(names):
         raise ValueError(f"planes are (C, H, W) with C names, these are {planes.shape} with {len(names)} names")
     by_channel = {level.channel: level for level in levels}
-    figure = _figure(figure, (3.2 * (len(planes) + 1.4), 4.7))
+    figure = _figure(figure, (2.8 * (len(planes) + 1.4), 4.5))
     grid = figure.add_gridspec(2, len(planes) + 1, height_ratios=[3, 1], width_ratios=[1] * len(planes) + [1.4])
     pairs = [[figure.add_subplot(grid[row, k]) for row in (0, 1)] for k in range(len(planes))]
-    last = _picture(figure.add_subplot(grid[:, -1]), image, text or "8-bit RGB picture")
+    last = draw_bar(_picture(figure.add_subplot(grid[:, -1]), image, text or "8-bit RGB picture"), um_per_px)
     for (ax, below), plane, name in zip(pairs, planes, names, strict=True):
         level = by_channel.get(name) or by_channel.get(name.partition(", plane")[0])
         colour = CHANNEL_INK[level.colour] if level else QUIET
         _picture(ax, plane, vmin=plane.min(), vmax=max(plane.max(), plane.min() + 1))
+        draw_bar(ax, um_per_px * math.sqrt(image.shape[0] * image.shape[1] / plane.size))  # the picture may be scaled
         use = f"goes to {level.colour}" if level else "not used" if levels else ""
         ax.set_title(f"{name}\n{use or plane.dtype}", color=colour)
         _values(below, plane, level, colour)
@@ -653,14 +691,17 @@ def show_planes(
 
 def _values(ax: Axes, plane: np.ndarray, level: Any, colour: str) -> None:
     """Draw how many pixels hold which value, and the values that became 0 and 255."""
+    from matplotlib.ticker import LogLocator
+
     counts, edges = np.histogram(plane, bins=80)
     ax.stairs(np.maximum(counts, 0.5), edges, fill=True, color=colour, alpha=0.35, baseline=0.5)
     ax.set_yscale("log")
-    ax.set_yticks([])
     ax.minorticks_off()
-    ax.set_xlabel(f"value in the file ({plane.dtype}); bars: log of the pixels")
+    ax.yaxis.set_major_locator(LogLocator(numticks=4))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel=f"value in the file ({plane.dtype})", ylabel="pixels (log)")
     ax.locator_params(axis="x", nbins=4)
-    _dress(ax).spines["left"].set_visible(False)
+    _dress(ax).tick_params(axis="y", labelsize=8)
     for value, to in ((level.low, "0"), (level.high, "255")) if level else ():
         ax.axvline(value, color=INK, lw=1.1)
         ax.annotate(f"→ {to}", (value, 1), (3, -2), ("data", "axes fraction"), "offset points", va="top", fontsize=8)
@@ -690,6 +731,10 @@ class _Examples:
         if self.records is not None:
             return self.records[position].height_px, self.records[position].width_px
         return self.image(position).shape[:2]
+
+    def um_per_px(self, position: int) -> float:
+        """Return the pixel size of an image; nan where it is not known."""
+        return self.records[position].um_per_px if self.records is not None else math.nan
 
     def chosen(self, n: int) -> list[int]:
         """Return `n` positions: each cell type in turn, evenly spread within it."""
@@ -749,7 +794,7 @@ def show_sheet(
     columns = max(1, min(columns, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
     high = aspect_of(data.shape(chosen[0])) if chosen else 1.0
-    figure = _figure(figure, (2.9 * columns, (2.9 * high + 0.25) * rows + 0.4))
+    figure = _figure(figure, (2.4 * columns, (2.4 * high + 0.4) * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -761,6 +806,7 @@ def show_sheet(
         else:
             show_overlay(image, cells, None, ax, name, data.classes, fill, legend=False, line_px=7)
         ax.title.set_fontsize(9)
+    draw_bars(axes.flat[: len(chosen)], [(data.shape(k), data.um_per_px(k)) for k in chosen])
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
     present = [data.instances[k].class_ids for k in chosen] if data.instances is not None else []
@@ -771,9 +817,9 @@ def show_sheet(
 def _title_of(data: _Examples, position: int, cells: Instances | None) -> str:
     record = data.records[position] if data.records is not None else None
     name = str(position + 1) if record is None else shortened(record.image_id)
-    told = [f"{len(cells)}"] if cells is not None else []
-    told += [record.flags.replace(";", ", ")] if record is not None and record.flags else []
-    return f"{name}: {', '.join(told)}" if told else name
+    told = [_several(len(cells), "cell")] if cells is not None else []
+    told += [record.flags.replace(";", ", ").replace("_", " ")] if record is not None and record.flags else []
+    return textwrap.fill(f"{name}: {', '.join(told)}" if told else name, 34)
 
 
 def shortened(name: str, letters: int = 24) -> str:
@@ -831,11 +877,12 @@ def show_crops(
     local = np.concatenate([np.zeros(0, int), *(np.arange(len(x)) for x in cells)])
     side = int(np.ceil(1.4 * np.quantile(boxes[:, 2:].max(axis=1), 0.9))) if len(boxes) else 32
     kinds = np.unique(ids).tolist() or [0]
-    figure = _figure(figure, (1.35 * n, 1.6 * len(kinds) + 0.25))
+    figure = _figure(figure, (1.2 * n, 1.45 * len(kinds) + 0.25))
     axes = figure.subplots(len(kinds), n, squeeze=False)
     order = np.random.default_rng(seed).permutation(len(ids))
     cut = np.array([_at_border(box, cells[k].shape) for box, k in zip(boxes, owner, strict=True)], bool)
     order = order[np.argsort(cut[order], kind="stable")]
+    shown: list = []
     for row, kind in zip(axes, kinds, strict=True):
         members = order[ids[order] == kind][:n]
         for ax in row:
@@ -843,10 +890,14 @@ def show_crops(
         for ax, member in zip(row, members, strict=False):
             one = cells[owner[member]][int(local[member])]
             _crop(ax, data.image(int(owner[member])), one, boxes[member], side)
+            shown.append((ax, ((side, side), data.um_per_px(int(owner[member])))))
         label = class_name(kind, data.classes) or ("cells" if len(kinds) == 1 else "of unknown class")
+        label += f": {len(members)} of {int((ids == kind).sum())}"
         where = {"transform": row[0].transAxes, "va": "bottom", "in_layout": False}
         row[0].text(0, 1.03, label, color=INK, fontsize=10, **where)
         row[0].set_title(" ", fontsize=10)  # keeps the height of the label free, whatever its width
+    if shown:
+        draw_bars(*zip(*shown, strict=True), size_pt=7.5)
     return axes
 
 
@@ -922,8 +973,8 @@ def show_curves(
     curves = {name: curve_of(rows) for name, rows in tables.items() if len(_all_objects(rows))}
     for name in sorted(curves, key=lambda key: -curves[key].mean()):
         curve, label = curves[name], f"{model_name(name)}  {curves[name].mean():.3f}".strip()
-        ax.plot(curve.index, curve, label=label, lw=2, ms=5, **looks[name])
-    ax.set(xlabel="IoU threshold (a hit is above it)", ylabel="TP / (TP + FP + FN), mean of images", ylim=(0, 1.02))
+        ax.plot(curve.index, curve, label=label, lw=2, ms=5, clip_on=False, zorder=3, **looks[name])
+    ax.set(xlabel="IoU threshold (a hit is above it)", ylabel="TP / (TP + FP + FN), mean of images", ylim=(0, 1))
     if curves:
         where = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 3.4}
         ax.legend(title="MAP IoU", ncols=2, title_fontsize=9, handlelength=3.2, **where)
@@ -975,7 +1026,8 @@ def show_scores(
     ax.set_yticks(places, labels)
     ax.set(xlim=(0, 1), ylim=(max(places, default=0) + 0.6, -1.0 if by else -0.6), xlabel=value)
     ax.set_title(title)
-    return _rows_only(ax)
+    _rows_only(ax).tick_params(axis="y", pad=8)  # a marker at 0 stands beside the name
+    return ax
 
 
 def _rows_only(ax: Axes, grid: str = "x") -> Axes:
@@ -993,9 +1045,14 @@ def _point(ax: Axes, line: Any, place: float, look: Mapping[str, str]) -> None:
         ax.plot([line.low, line.high], [place, place], color=look["color"], lw=3, alpha=0.45, solid_capstyle="butt")
         reach = max(line.high, line.score)
     ax.plot([line.score], [place], color=look["color"], marker=look["marker"], ms=7, ls="none", clip_on=False)
-    beside, aligned = (reach, "left") if reach < 0.88 else (min(line.score, getattr(line, "low", 1)), "right")
-    shift = 7 if aligned == "left" else -9
-    ax.annotate(f"{line.score:.3f}", (beside, place), (shift, 0), textcoords="offset points", va="center", ha=aligned)
+    least = line.low if np.isfinite(line.low) else line.score
+    if reach < 0.88:
+        beside, (shift, up), how = reach, (7, 0), {"ha": "left", "va": "center"}
+    elif least > 0.12:
+        beside, (shift, up), how = least, (-9, 0), {"ha": "right", "va": "center"}
+    else:  # no room on either side of the interval
+        beside, (shift, up), how = line.score, (0, 4), {"ha": "center", "va": "bottom"}
+    ax.annotate(f"{line.score:.3f}", (beside, place), (shift, up), textcoords="offset points", **how)
 
 
 @_styled
@@ -1013,6 +1070,8 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
     -------
     (2,) Axes
     """
+    from matplotlib.ticker import MaxNLocator
+
     histories = history if isinstance(history, Mapping) else {"": history}
     figure = _figure(figure, (5.6, 4.6))
     axes = figure.subplots(2, 1, sharex=True)
@@ -1022,20 +1081,24 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
         look = looks[name] if name else {"color": "#0072B2", "marker": "o", "linestyle": "-"}
         label = model_name(name)
         lossy = rows[rows["loss"].notna()]
-        axes[0].plot(lossy["step"], lossy["loss"], label=label, lw=2, ms=4, **look)
-        axes[1].plot(rows["step"], rows["score"], label=label, lw=2, ms=4, **look)
+        whole = {"label": label, "lw": 2, "ms": 4, "clip_on": False, "zorder": 3}
+        axes[0].plot(lossy["step"], lossy["loss"], **whole, **look)
+        axes[1].plot(rows["step"], rows["score"], **whole, **look)
         if rows["score"].notna().any():
             kept = rows["kept"].astype(bool) if "kept" in rows else rows["score"] == rows["score"].max()
             best = rows[kept].iloc[0] if kept.any() else rows.iloc[-1]
-            ring = {"mfc": "none", "mec": look["color"], "mew": 1.6, "clip_on": False}
+            ring = {"mfc": "none", "mec": look["color"], "mew": 1.6, "clip_on": False, "zorder": 4}
             axes[1].plot([best["step"]], [best["score"]], "o", ms=13, **ring)
+            low = best["score"] < 0.25  # then the words stand above
             axes[1].annotate(
-                f"kept: step {best['step']:.0f}, {best['score']:.3f}", (best["step"], best["score"]), (0, -16),
-                textcoords="offset points", fontsize=9, va="top", ha="right" if best["step"] > rows["step"].mean() else "left",
+                f"kept: step {best['step']:.0f}, {best['score']:.3f}", (best["step"], best["score"]), (0, 12 if low else -12),
+                textcoords="offset points", fontsize=9, va="bottom" if low else "top",
+                ha="right" if best["step"] > rows["step"].mean() else "left",
             )  # fmt: skip
     axes[0].set(ylabel="training loss", ylim=(0, 1.08 * max(axes[0].get_ylim()[1], 1e-9)))
     note = next((text for one in histories.values() if (text := _read_at(one))), "")
-    axes[1].set(ylabel=f"validation {score}", xlabel=f"training step{note}", ylim=(0, 1))
+    axes[1].set(ylabel=textwrap.fill(f"validation {score}", 28), xlabel=f"training step{note}", ylim=(0, 1))
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes:
         _dress(ax, "y").margins(x=0.03)
     if "" not in histories:
@@ -1045,22 +1108,28 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
 
 
 def _read_at(history: Any) -> str:
-    """Say at which thresholds the curve beside a checkpoint was read, where the checkpoint is read at others."""
-    from pathlib import Path
-
+    """Say why the curve's first and kept points are not the scores of base and tuned in the tables beside it."""
     from cellkit.weights import read_card
 
     if not isinstance(history, str | Path):
         return ""
-    for path in sorted(Path(history).parent.glob("*_tuned.safetensors")):
-        card = read_card(path)
-        read_at = card.metrics.get("read_at", {})
-        if any(card.config.get(key) != value for key, value in read_at.items()):
-            told = " and ".join(
-                f"{key} {value:g} (the result: {card.config.get(key):g})" for key, value in read_at.items()
-            )
-            return f"\nread at {told}"
-    return ""
+    cards = {path.stem: read_card(path) for path in sorted(Path(history).parent.glob("cellpose_*.safetensors"))}
+    if "cellpose_tuned" not in cards:
+        return ""
+    read_at = cards["cellpose_tuned"].metrics.get("read_at", {})
+    own = {
+        name.removeprefix("cellpose_"): {key: card.config[key] for key in read_at if key in card.config}
+        for name, card in cards.items()
+    }
+    if all(one == read_at for one in own.values()):
+        return ""
+    at = lambda told: " and ".join(f"{value:g}" for value in told.values())  # noqa: E731
+    others = ", ".join(f"{name} at {at(one)}" for name, one in own.items())
+    told = (
+        f"the curve is read at {' and '.join(f'{key} {value:g}' for key, value in read_at.items())}; "
+        f"the scores in the tables are not the curve's: each model is read there at the thresholds that suit it ({others})"
+    )
+    return "\n" + textwrap.fill(told, 74)
 
 
 def _history_rows(history: Any) -> pandas.DataFrame:
@@ -1140,9 +1209,16 @@ def show_gains(attribution: pandas.DataFrame, ax: Axes | None = None, title: str
         ax.annotate(text, (line.gain, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(rows)), rows["kind"])
     ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel="MAP IoU given back by repairing this kind alone")
-    ax.set_xlim(0, max(0.02, 2.4 * rows["gain"].max()) if len(rows) else 1)
+    _room_beside(ax, rows["gain"], 1.0, 2.4, 0.1)
     ax.set_title(title)
     return _rows_only(ax)
+
+
+def _room_beside(ax: Axes, lengths: Sequence[float], most: float, times: float, least: float) -> None:
+    """Leave room for the words beside bars, `times` the longest (`least` at least), with no tick beyond `most`."""
+    limit = max(least, times * max(lengths, default=0.0))
+    ax.set_xlim(0, limit)
+    ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= min(most, limit)])
 
 
 def _several(n: int, what: str) -> str:
@@ -1339,22 +1415,22 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str
     -------
     (2, 2) Axes
     """
-    figure = _figure(figure, (10.4, 6.4))
+    figure = _figure(figure, (9.6, 6.4))
     axes = figure.subplots(2, 2)
-    names = list(sheet["area_px"])
+    names, told = list(sheet["area_px"]), channels_told(sheet["channels"])
     colours = {name: class_colour(0 if name == "unknown" else k) for k, name in enumerate(names, 1)}
     _cells_by_split(axes[0, 0], sheet, colours)
-    _spans(axes[0, 1], {name: sheet["area_px"][name] for name in names}, colours, log=True)
-    axes[0, 1].set(xlabel="area of a cell (px)", title="sizes")
+    areas, unit = (sheet["area_um2"], "µm²") if sheet.get("area_um2") else (sheet["area_px"], "px")
+    _spans(axes[0, 1], {name: areas[name] for name in names}, colours, log=True)
+    axes[0, 1].set(xlabel=f"area of a cell ({unit})", title="sizes")
     rows = {
-        f"{name}, {colour}": points
-        for name in names
-        for colour, points in sheet["light"].get(name, {}).items()
-        if points
+        f"{name}, {told.get(colour, colour)}": (points, CHANNEL_INK[colour])
+        for name, light in [*((name, sheet["light"].get(name, {})) for name in names), ("background", sheet["ground"])]
+        for colour, points in light.items()
     }
-    rows |= {f"background, {colour}": points for colour, points in sheet["ground"].items()}
-    _spans(axes[1, 0], rows, {row: CHANNEL_INK[row.rpartition(", ")[2]] for row in rows})
-    axes[1, 0].set(xlabel="mean grey level of a cell, median of the background", title="brightness", xlim=(0, 255))
+    _spans(axes[1, 0], {row: points for row, (points, _) in rows.items()}, {row: ink for row, (_, ink) in rows.items()})
+    grey = "mean grey level of a cell, median of the background,\nin the pictures that 01 made (0 to 255)"
+    axes[1, 0].set(xlabel=grey, title="brightness", xlim=(0, 255))
     _fault_bars(axes[1, 1], sheet)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
@@ -1387,7 +1463,7 @@ def _spans(ax: Axes, rows: Mapping[str, Sequence[float]], colours: Mapping[str, 
     """Draw seven points (least, 5, 25, 50, 75, 95 %, most) of each row: thin line, line, bar, dot."""
     rows = {name: points for name, points in rows.items() if points}
     for place, (name, points) in enumerate(rows.items()):
-        least, low, lower, middle, upper, high, most = (max(v, 1.0) if log else v for v in points)
+        least, low, lower, middle, upper, high, most = (max(v, 1e-3) if log else v for v in points)
         ax.plot([least, most], [place, place], color="#A8ADB5", lw=1)
         ax.plot([low, high], [place, place], color="#666C75", lw=2.5, solid_capstyle="butt")
         ax.barh(place, upper - lower, 0.5, left=lower, color=colours[name], edgecolor="#666C75", lw=0.6)
@@ -1395,10 +1471,25 @@ def _spans(ax: Axes, rows: Mapping[str, Sequence[float]], colours: Mapping[str, 
     ax.set_yticks(range(len(rows)), [shortened(name) for name in rows])
     ax.set_ylim(max(len(rows), 1) - 0.4, -0.6)
     if log:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
+        _log_axis(ax, [value for points in rows.values() for value in points])
     _rows_only(ax)
+
+
+def _log_axis(ax: Axes, values: Sequence[float]) -> None:
+    """Make the x axis logarithmic, with several ticks whatever it spans."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    ax.set_xscale("log")
+    least, most = max(min(values, default=1.0), 1e-3), max(max(values, default=10.0), 1e-3)
+    ax.set_xlim(least / 1.25, most * 1.25)
+    digits = next(
+        digits
+        for reach, digits in ((5, ()), (50, (1, 2, 5)), (1000, (1, 3)), (math.inf, (1,)))
+        if most <= reach * least
+    )
+    ax.xaxis.set_major_locator(LogLocator(subs=digits) if digits else MaxNLocator(4))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
 
 
 def _fault_bars(ax: Axes, sheet: Mapping[str, Any]) -> None:
@@ -1412,7 +1503,7 @@ def _fault_bars(ax: Axes, sheet: Mapping[str, Any]) -> None:
         ax.annotate(text, (share[place], place), (5, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(kinds)), [FAULT_WORDS[kind] for kind in kinds])
     ax.set(ylim=(len(kinds) - 0.4, -0.6), xlabel="share of the cells (%)", title="labels")
-    ax.set_xlim(0, max(1.0, 1.45 * max(share, default=0)))
+    _room_beside(ax, share, 100.0, 1.45, 1.0)
     _rows_only(ax)
 
 
@@ -1452,13 +1543,15 @@ def show_set_aside(
     chosen = [k for turn in range(n) for members in turns for k in members[turn : turn + 1]][:n]
     columns = max(1, min(columns, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
-    figure = _figure(figure, (2.9 * columns, 3.5 * rows + 0.4))
+    figure = _figure(figure, (2.4 * columns, 3.0 * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, k in zip(axes.flat, chosen, strict=False):
         told = [shortened(records[k].image_id, 30), *reasons(quality[k], thresholds, records[k].flags)]
         _picture(ax, data.image(k)).set_title("\n".join(textwrap.fill(line, 40) for line in told), fontsize=8)
+    scales = [((records[k].height_px, records[k].width_px), records[k].um_per_px) for k in chosen]
+    draw_bars(axes.flat[: len(chosen)], scales)
     left = sum(map(len, turns)) - len(chosen)
     figure.suptitle(f"{title}{f' ({left} more)' if left else ''}", x=0.01, ha="left", fontsize=11.5)
     return axes
