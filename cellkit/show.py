@@ -1129,7 +1129,7 @@ def _read_at(history: Any) -> str:
         f"the curve is read at {' and '.join(f'{key} {value:g}' for key, value in read_at.items())}; "
         f"the scores in the tables are not the curve's: each model is read there at the thresholds that suit it ({others})"
     )
-    return "\n" + textwrap.fill(told, 74)
+    return "\n" + textwrap.fill(told, 62)
 
 
 def _history_rows(history: Any) -> pandas.DataFrame:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cellkit.instances import Instances
+from cellkit.scalebar import draw_bar
 from cellkit.scores import THRESHOLDS, count, hits, match_pairs, overlaps
 from cellkit.show import (
     CLASS_COLOURS,
@@ -31,14 +33,17 @@ BLUE = "#0072B2"
 
 # ---- crops ---------------------------------------------------------------------------------------------------------
 class Crop(NamedTuple):
-    """A square of an image and the cells in it; `origin` = its first row and column."""
+    """A square of an image and the cells in it; `origin` = its first row and column, `um_per_px` nan if not known."""
 
     image: np.ndarray
     cells: Instances
     origin: tuple[int, int]
+    um_per_px: float = math.nan
 
 
-def crop(image: np.ndarray, cells: Instances, centre: tuple[float, float], side: int) -> Crop:
+def crop(
+    image: np.ndarray, cells: Instances, centre: tuple[float, float], side: int, um_per_px: float = math.nan
+) -> Crop:
     """Cut a square out of an image, moved inwards where it would leave it."""
     side = min(side, *image.shape[:2])
     row, column = (int(np.clip(c - side // 2, 0, n - side)) for c, n in zip(centre, image.shape[:2], strict=True))
@@ -46,7 +51,7 @@ def crop(image: np.ndarray, cells: Instances, centre: tuple[float, float], side:
     labels = cells.paint()[window]
     present = np.unique(labels[labels > 0]) - 1
     part = Instances.from_labels(labels, cells.class_ids[present], cells.scores[present])
-    return Crop(image[window], part, (row, column))
+    return Crop(image[window], part, (row, column), um_per_px)
 
 
 def busiest(cells: Instances, side: int) -> tuple[int, int]:
@@ -79,8 +84,11 @@ def _bare(ax, image: np.ndarray, title: str = "", **how) -> None:
 
 
 # ---- the loop ------------------------------------------------------------------------------------------------------
-def draw_loop(figure, pictures: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Draw small pictures in a ring with arrows from each to the next: (caption, image) clockwise from the top left."""
+def draw_loop(figure, pictures: Sequence[tuple[str, np.ndarray]], um_per_px: float = math.nan) -> None:
+    """Draw small pictures in a ring with arrows from each to the next: (caption, image) clockwise from the top left.
+
+    The first has pixels of `um_per_px` and a scale bar where that is known; the others show the same field.
+    """
     ax = figure.subplots()
     width, height = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
     size = min(0.37 * height, 0.27 * width)
@@ -91,7 +99,10 @@ def draw_loop(figure, pictures: Sequence[tuple[str, np.ndarray]]) -> None:
     lower = [(x, bottom) for x in (xs if len(pictures) % 2 == 0 else xs[1:])][::-1]
     places = upper + lower
     for k, ((x, y), (caption, image)) in enumerate(zip(places, pictures, strict=True)):
-        ax.imshow(image, extent=(x - size / 2, x + size / 2, y - size / 2, y + size / 2), cmap="gray", zorder=2)
+        place = ax.inset_axes((x - size / 2, y - size / 2, size, size), transform=ax.transData)
+        _bare(place, image)
+        if k == 0:
+            draw_bar(place, um_per_px)
         ax.text(x, y + size / 2 + 0.07, f"{k + 1}  {caption}", ha="center", va="bottom", fontsize=9, weight="bold")
         _arrow(ax, (x, y), places[(k + 1) % len(places)], size)
     ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
@@ -293,7 +304,8 @@ def draw_tracking(figure, part: Crop, steps: int = 60) -> None:
     labels = part.cells.paint()
     target = target_of(labels)
     flows = target[:2] / 5
-    show_overlay(part.image, part.cells.with_classes(0), ax=axes[0], title="1  true cells", legend=False)
+    cells = part.cells.with_classes(0)
+    show_overlay(part.image, cells, ax=axes[0], title="1  true cells", legend=False, um_per_px=part.um_per_px)
     draw_flows(axes[1], target, arrows=26)
     axes[1].set_title("2  flows to the middle", y=1.0)
     _draw_paths(axes[2], part.image, labels, flows, steps)
@@ -347,8 +359,9 @@ def draw_detection(figure, part: Crop, truth: Instances, classes: Sequence[str])
         whole = x > 0 and y > 0 and x + w < width and y + h < height
         text = f"{class_name(int(kind), classes) or 'cell'} {score:.2f}" if whole else ""
         _draw_box(boxes, (x, y, w, h), class_colour(int(kind)), text)
+    draw_bar(boxes, part.um_per_px)
     show_overlay(part.image, part.cells, ax=masks, classes=classes, fill=0.3, title="2  a mask in each box")
-    show_overlay(part.image, truth, ax=true, classes=classes, title="truth")
+    show_overlay(part.image, truth, ax=true, classes=classes, title="truth", names=("truth", "truth"))
 
 
 def _draw_box(ax, box: tuple[int, int, int, int], colour: str, text: str) -> None:
@@ -358,7 +371,7 @@ def _draw_box(ax, box: tuple[int, int, int, int], colour: str, text: str) -> Non
     ax.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, ec=colour, lw=1.6))
     if text:
         label = {"facecolor": colour, "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
-        ax.text(x, y, text, fontsize=6.5, va="bottom", ha="left", color=INK, bbox=label, clip_on=True)
+        ax.text(x, y, text, fontsize=8, va="bottom", ha="left", color=INK, bbox=label, clip_on=True)
 
 
 # ---- the metric ----------------------------------------------------------------------------------------------------
@@ -384,10 +397,13 @@ def example_pair(truth: Instances, found: Instances, wanted: float = 0.78) -> Pa
     return Pair(int(i[best]), int(j[best]), float(iou[best]))
 
 
-def draw_metric(figure, image: np.ndarray, truth: Instances, found: Instances, pair: Pair) -> None:
+def draw_metric(
+    figure, image: np.ndarray, truth: Instances, found: Instances, pair: Pair, um_per_px: float = math.nan
+) -> None:
     """Draw one pair of cells and its IoU, at which thresholds it is a hit, and the whole image's score."""
     grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.25], height_ratios=[0.45, 1])
     _draw_pair(figure.add_subplot(grid[:, 0]), image, truth[pair.truth], found[pair.found])
+    draw_bar(figure.axes[-1], um_per_px)
     own = overlaps(truth[pair.truth], found[pair.found])
     passed = hits(own)[:, 0]
     ax = figure.add_subplot(grid[0, 1])
@@ -450,7 +466,7 @@ def _draw_steps(ax, counts) -> None:
     texts = [f"{tp}/{n}" for tp, n in zip(counts.tp, total, strict=True)]
     turned = 90 if max(map(len, texts)) > 5 else 0
     for t, height, text in zip(thresholds, share, texts, strict=True):
-        ax.text(t, height + 0.02, text, ha="center", fontsize=6.5, color=QUIET, rotation=turned)
+        ax.text(t, height + 0.02, text, ha="center", fontsize=7.5, color=QUIET, rotation=turned)
     ax.axhline(share.mean(), color=INK, lw=1.2, ls="--")
     ax.text(0.995, share.mean(), f"mean\n{share.mean():.3f}", ha="left", va="center", fontsize=9, weight="bold")
     ax.set(xlim=(0.46, 0.99), ylim=(0, 1.25 if turned else 1.1), yticks=[0, 0.5, 1], ylabel="TP / (TP + FP + FN)")

@@ -24,10 +24,11 @@ def main() -> None:
     (image, truth), name = test[k], test.records[k].image_id
     tuned, lines = files.predictions("cellpose_tuned")[name], files.predictions("maskrcnn")[name]
     axes = new_figure(15.2, 4.5).subplots(1, 4)
-    show_image(image, axes[0], f"{name}: nuclei blue, cytoplasm green")
-    show_overlay(image, tuned, None, axes[1], model_name("cellpose_tuned"), line_px=6)
-    show_overlay(image, lines, None, axes[2], model_name("maskrcnn"), test.classes, line_px=6)
-    show_errors(image, truth, tuned, axes[3], f"{model_name('cellpose_tuned')}, IoU > 0.5")
+    um = test.records[k].um_per_px
+    show_image(image, axes[0], f"{name}: nuclei blue, cytoplasm green", um)
+    show_overlay(image, tuned, None, axes[1], model_name("cellpose_tuned"), line_px=6, um_per_px=um)
+    show_overlay(image, lines, None, axes[2], model_name("maskrcnn"), test.classes, line_px=6, um_per_px=um)
+    show_errors(image, truth, tuned, axes[3], f"{model_name('cellpose_tuned')}, IoU > 0.5", um_per_px=um)
     print(save_figure(axes[0], given.out, dpi=90))
 
 

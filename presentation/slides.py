@@ -20,8 +20,8 @@ from cellkit.config import here
 from cellkit.dataset import AGREEMENT, CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
-from cellkit.report import CONVENTION, RunFiles, comparisons, in_words, kept_words, with_interval
-from cellkit.scores import THRESHOLDS, paired_bootstrap, per_image
+from cellkit.report import CONVENTION, PROCESSORS, RunFiles, comparisons, in_words, kept_words, with_interval
+from cellkit.scores import THRESHOLDS, match_pairs, paired_bootstrap, per_image
 from cellkit.show import (
     SPLIT_NAMES,
     channel_names,
@@ -109,7 +109,8 @@ def part_of(data: CellDataset, k: int, cells: Instances, diameters: float) -> fi
     """Return a square of an image, so many cell diameters wide, where its truth has most cells."""
     side = max(64, figures.typical_side(data.instances, diameters))
     side = min(side, *cells.shape)
-    return figures.crop(data.image(k), cells, figures.busiest(data.instances[k], side), side)
+    centre = figures.busiest(data.instances[k], side)
+    return figures.crop(data.image(k), cells, centre, side, data.records[k].um_per_px)
 
 
 def need(model: str, files: RunFiles) -> list[Instances]:
@@ -157,7 +158,8 @@ def idea(files: RunFiles) -> Slide:
     ]
     alt = f"A ring of pictures: {', '.join(name for name, _ in pictures)}, and back to images."
     title = "Adapt a model to the cells in front of you"
-    return Slide("idea", title, points, lambda f: figures.draw_loop(f, pictures), alt, foot(files, split, True))
+    draw = lambda f: figures.draw_loop(f, pictures, part.um_per_px)  # noqa: E731
+    return Slide("idea", title, points, draw, alt, foot(files, split, True))
 
 
 def painted(part: figures.Crop, cells: Instances, data: CellDataset, k: int, draw: Callable) -> np.ndarray:
@@ -243,7 +245,7 @@ def conversion(files: RunFiles) -> Slide:
         if raw:
             show_conversion(files.folder, source, record, figure=figure)
         else:
-            show_channels(image, record.channels, figure)
+            show_channels(image, record.channels, figure, record.image_id, record.um_per_px)
 
     alt = f"{record.image_id}: the channels of the file, how many pixels hold which value, and the colour picture."
     return Slide("conversion", "From the microscope to a picture", points, draw, alt, foot(files), wide=True)
@@ -367,21 +369,45 @@ def before_after(files: RunFiles) -> Slide:
     k = int(gain.fillna(-1).to_numpy().argmax())
     change = paired_bootstrap(*tables.values(), n=int(files.setting("evaluate.bootstrap_samples", 1000)))
     names = [model_name(name) for name in found]
+    image_id, um, truth = data.records[k].image_id, data.records[k].um_per_px, data.instances[k].with_classes(0)
+    threshold, why = seen_at(truth, *(cells[k] for cells in found.values()))
+    most = "the image that gained most" if gain.iloc[k] > 0 else "the image that lost least, as none gained"
     points = [
-        f"{change.sentence(*names)}. Shown: {data.records[k].image_id}, the image that gained most. At IoU 0.5, blue is "
-        "hit, striped is missed, orange is invented."
+        f"{change.sentence(*names)}. Shown: {image_id}, {most}.{why} At IoU {threshold:g}, blue is hit, striped is missed, "
+        "orange is invented."
     ]
 
     def draw(figure):
         for ax, (name, cells) in zip(figure.subplots(1, 3), [("", []), *found.items()], strict=True):
             if name:
-                title = f"{model_name(name)}: MAP IoU {own[name][data.records[k].image_id]:.3f}"
-                show_errors(data.image(k), data.instances[k], cells[k], ax=ax, title=title)
+                title = f"{model_name(name)}: MAP IoU {own[name][image_id]:.3f}"
+                show_errors(data.image(k), truth, cells[k], ax=ax, title=title, threshold=threshold)
             else:
-                show_overlay(data.image(k), data.instances[k].with_classes(0), ax=ax, title="truth", legend=False)
+                show_overlay(data.image(k), truth, ax=ax, title=f"{image_id}: truth", legend=False, um_per_px=um)
 
-    alt = f"{data.records[k].image_id}: the true cells, the errors of the base model, the errors of the tuned model."
+    alt = f"{image_id}: the true cells, the errors of the base model, the errors of the tuned model."
     return Slide("before_after", "Before and after", points, draw, alt, foot(files, split, True), wide=True)
+
+
+def seen_at(truth: Instances, before: Instances, after: Instances) -> tuple[float, str]:
+    """Return the IoU at which a gain can be seen in an error map, and what to say where that is not 0.5.
+
+    Fewer cells missed or invented at 0.5 can be seen there. Where there are no fewer, what is gained are outlines: the
+    threshold from 0.75 on at which most is gained shows them.
+    """
+    wrong = {
+        at: [len(truth) + len(cells) - 2 * len(match_pairs(truth, cells, at)[0]) for cells in (before, after)]
+        for at in (0.5, 0.75, 0.8, 0.85, 0.9)
+    }
+    if wrong[0.5][1] < wrong[0.5][0]:
+        return 0.5, ""
+    at = max(wrong, key=lambda one: wrong[one][0] - wrong[one][1])
+    if at == 0.5 or wrong[at][1] >= wrong[at][0]:
+        return 0.5, ""
+    return (
+        at,
+        " At IoU 0.5 no fewer cells are wrong than before: what was gained are outlines, so a stricter one is shown.",
+    )
 
 
 def detector(files: RunFiles) -> Slide:
@@ -431,7 +457,8 @@ def metric(files: RunFiles) -> Slide:
         f"Shown: {model_name(files.best)} on {data.records[k].image_id}.",
     ]
     alt = f"A true and a found cell with IoU {pair.iou:.3f}; the thresholds it passes; the image's counts at each threshold."
-    draw = lambda f: figures.draw_metric(f, data.image(k), data.instances[k], found[k], pair)  # noqa: E731
+    um = data.records[k].um_per_px
+    draw = lambda f: figures.draw_metric(f, data.image(k), data.instances[k], found[k], pair, um)  # noqa: E731
     return Slide("metric", "How it is scored", points, draw, alt, foot(files, split, True))
 
 
@@ -445,7 +472,7 @@ def results(files: RunFiles) -> Slide:
     columns = ["", f"{SPLIT_NAMES[split]}: MAP IoU", "at 0.50", "at 0.75", *(SPLIT_NAMES[s] for s in splits[1:])]
     mark = models.index(files.best) if files.best in models else -1
     points = [f"{text}." for text in comparisons(files, split)]
-    points.append("In brackets: 95 % intervals from resampling images.")
+    points.append(f"In brackets: 95 % intervals from resampling images. {PROCESSORS}")
     if len(splits) > 1 and splits[1] == "val":
         points.append(
             "Validation images chose each model's weights and so flatter it a little; test images chose nothing."
@@ -545,7 +572,8 @@ def failures(files: RunFiles) -> Slide:
         for place, k in enumerate(worst):
             name = data.records[k].image_id
             ax = figure.add_subplot(grid[0, place] if len(worst) > 1 else grid[0, :])
-            show_errors(data.image(k), data.instances[k], found[k], ax=ax, title=f"{name}: {scores[name]:.3f}")
+            how = {"title": f"{name}: MAP IoU {scores[name]:.3f}", "um_per_px": data.records[k].um_per_px}
+            show_errors(data.image(k), data.instances[k], found[k], ax=ax, **how)
         show_gains(table, figure.add_subplot(grid[1, :]))
 
     alt = f"Error maps of {', '.join(data.records[k].image_id for k in worst)}; bars of what each kind of fault costs."
@@ -618,7 +646,7 @@ def commands(files: RunFiles) -> list[str]:
     return [
         *lines,
         "The six notebooks on your own images:",
-        f"$ cellkit run {config} --set convert.source=folder --set data=FOLDER",
+        f"$ cellkit run {config} --set convert.source=microscope --set data=FOLDER",
     ]
 
 
