@@ -464,7 +464,7 @@ def _draw_steps(ax, counts) -> None:
     share = counts.tp / total
     ax.bar(thresholds, share, 0.034, color=BLUE)
     texts = [f"{tp}/{n}" for tp, n in zip(counts.tp, total, strict=True)]
-    turned = 90 if max(map(len, texts)) > 5 else 0
+    turned = 90 if max(map(len, texts)) > 4 else 0
     for t, height, text in zip(thresholds, share, texts, strict=True):
         ax.text(t, height + 0.02, text, ha="center", fontsize=7.5, color=QUIET, rotation=turned)
     ax.axhline(share.mean(), color=INK, lw=1.2, ls="--")

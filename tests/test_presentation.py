@@ -92,6 +92,7 @@ def test_numbers_come_from_the_run(run, deck, tmp_path):
     assert f"Mask R-CNN: {line['score']:.3f} [{line['low']:.3f}, {line['high']:.3f}]" in told
     right = summary["classes"]["maskrcnn"]["test"]
     assert f"{100 * right['accuracy']:.1f} % of {right['cells']} matched cells" in deck["detector"].points[0]
+    assert report.PROCESSORS in told
     assert all(report.CONVENTION in deck[name].foot for name in ("idea", "metric", "results", "curves", "failures"))
     assert "test images" in deck["results"].foot and "drawn cells (HEK, N2a)" in deck["results"].foot
 
@@ -243,6 +244,20 @@ def test_example_pair_is_the_whole_cell_nearest_to_the_wanted_iou():
     pair = figures.example_pair(Instances.from_labels(truth), Instances.from_labels(found))
     assert (pair.truth, pair.found, pair.iou) == (0, 0, pytest.approx(0.8))
     assert figures.example_pair(Instances.from_labels(truth), Instances.empty((40, 60))) is None
+
+
+def test_a_gain_in_outlines_is_shown_at_a_threshold_where_it_can_be_seen():
+    from slides import seen_at
+
+    def cell(columns: int) -> Instances:
+        return Instances.from_labels(np.pad(np.ones((10, columns), int), ((0, 0), (0, 20 - columns))))
+
+    truth, nothing = cell(10), Instances.empty((10, 20))
+    assert seen_at(truth, nothing, cell(10)) == (0.5, "")  # found only afterwards: seen at 0.5
+    at, why = seen_at(truth, cell(7), cell(10))  # IoU 0.7, then 1: a hit both times
+    assert at == 0.75 and "outlines" in why
+    assert seen_at(truth, cell(10), cell(10)) == (0.5, "")
+    assert seen_at(truth, cell(10), cell(7)) == (0.5, "")
 
 
 def test_seen_side():

@@ -173,6 +173,7 @@ def test_page_tells_the_scores_with_their_convention(evaluated):
     assert f"Cellpose, tuned: {best.score:.3f} [" in text and "test images" in text
     assert "Cellpose, tuned is better than Threshold by" in text
     assert "may have chosen a model's weights, which flatters it" in text
+    assert "scores a little differently on another processor" in text and "nan" not in text.lower().split()
 
 
 def test_page_tells_what_was_run(evaluated):
@@ -187,6 +188,19 @@ def test_page_tells_what_was_run(evaluated):
     assert f"{100 * accuracy['accuracy']:.1f} % of {accuracy['cells']} matched cells" in text
     flagged = [record for record in report.RunFiles(run.folder).images.records if record.flags]
     assert flagged and all(record.image_id in text for record in flagged)
+
+
+def test_flags_are_told_in_plain_words_with_their_numbers(tmp_path):
+    from cellkit.quality import flag_records
+    from cellkit.records import ImageRecord
+
+    (tmp_path / "quality.csv").write_text("image_id,blur_px\na,6.23\n")
+    (tmp_path / "quality.json").write_text(json.dumps({"thresholds": flag_records([])[1]}))
+    why = report._reasons(report.RunFiles(tmp_path))
+    record = lambda name, flags: ImageRecord(name, f"{name}.png", 4, 4, flags=flags)  # noqa: E731
+    assert why(record("a", "out_of_focus")) == "out of focus: blurred by 6.2 px, limit 2.6 px"
+    assert why(record("b", "out_of_focus;new_flag")) == "out of focus, new flag"
+    assert why(record("a", "")) == "no reason noted"
 
 
 def test_images_the_training_left_out_are_named(evaluated, tmp_path):

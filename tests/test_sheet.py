@@ -115,9 +115,41 @@ def test_what_is_as_it_should_be_is_not_mentioned(small):
 def test_the_table_of_classes(small):
     table = class_table(describe(small))
     assert list(table.index) == ["A", "B", "unknown"]
-    assert table.loc["A", ["training", "validation", "set aside", "area_px (median)", "blue (median)"]].tolist() == [
+    assert table.loc["A", ["training", "validation", "set aside", "area_px (median)", "DAPI (median)"]].tolist() == [
         1, 0, 1, 100, 110,
     ]  # fmt: skip
+
+
+def test_sizes_are_in_um_where_every_pixel_size_is_known_and_channels_have_their_names(small):
+    from cellkit.show import new_figure, show_data
+
+    known = [
+        replace(r, um_per_px=0.5 + (k == 1), channels="red=;green=GFP;blue=DAPI") for k, r in enumerate(small.records)
+    ]
+    sheet = describe(replace(small, records=known))
+    assert sheet["area_um2"]["A"][3] == 0.25 * sheet["area_px"]["A"][3]
+    table = class_table(sheet)
+    assert table.loc["A", ["area_um2 (median)", "diameter_um", "DAPI (median)"]].tolist() == [25, 5.6, 110]
+    axes = show_data(sheet, new_figure(10, 6))
+    assert axes[0, 1].get_xlabel() == "area of a cell (µm²)"
+    assert "A, DAPI" in [label.get_text() for label in axes[1, 0].get_yticklabels()]
+    sheet = describe(replace(small, records=[*known[:-1], replace(known[-1], um_per_px=float("nan"))]))
+    assert sheet["area_um2"] == {} and "diameter_um" not in class_table(sheet)
+    axes = show_data(sheet, new_figure(10, 6))
+    assert axes[0, 1].get_xlabel() == "area of a cell (px)"
+    old = {key: value for key, value in sheet.items() if key != "area_um2"}
+    assert show_data(old, new_figure(10, 6)).shape == (2, 2)  # a sheet of a run of before
+
+
+@pytest.mark.parametrize("most", [101, 400, 900, 5_000, 90_000])
+def test_the_axis_of_sizes_has_several_ticks(most):
+    from cellkit.show import _log_axis, new_figure
+
+    ax = new_figure(4, 3).subplots()
+    ax.plot([100, most], [0, 0])
+    _log_axis(ax, [100, most])
+    low, high = ax.get_xlim()
+    assert 2 <= sum(low <= tick <= high for tick in ax.get_xticks()) <= 9
 
 
 def test_sets_without_cells_and_without_images(small):

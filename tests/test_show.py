@@ -96,6 +96,15 @@ def test_truth_is_dashed_in_white_and_dark():
     light = (shown[:, :3] == 255).all(axis=1).mean()
     assert 0.3 < light < 0.7
     assert texts(ax) == ["found 0", "truth 1"]
+    white = (layer == 255).all(axis=-1)
+    beside = np.roll(white, 1, axis=0) & ~white
+    assert (layer[beside][:, :3] == 0).all() and (layer[beside][:, 3] >= 200).all()  # so seen on any line below
+
+
+def test_the_legend_says_which_side_is_which():
+    found, truth = squares((5, 5, 20, 20), class_ids=[1]), squares((5, 5, 20, 20))
+    of_class = show.show_overlay(GREY, found, truth, classes=("HEK",), names=("proposed", "used (corrected)"))
+    assert texts(of_class) == ["proposed: HEK 1", "used (corrected) 1"]
 
 
 def test_overlapping_masks_show_the_higher_score():
@@ -174,7 +183,7 @@ def test_sheet_shows_every_cell_type_and_its_classes(drawn):
     shown = [ax.get_title(loc="left") for ax in axes.flat]
     chosen = [int(title.split(":")[0]) for title in shown]
     assert sorted(k % 2 for k in chosen) == [0, 0, 1, 1]
-    assert all(title == f"{k}: {len(drawn.instances[k])}" for k, title in zip(chosen, shown, strict=True))
+    assert all(title == f"{k}: {len(drawn.instances[k])} cells" for k, title in zip(chosen, shown, strict=True))
     legend = axes[0, 0].get_figure().legends[0]
     assert [text.get_text().split(" ")[0] for text in legend.get_texts()] == ["HEK", "N2a"]
 
@@ -184,7 +193,7 @@ def test_sheet_of_a_folder_with_records(drawn):
 
     flagged = [replace(drawn.records[0], flags="debris;out_of_focus"), drawn.records[1]]
     axes = show.show_sheet(drawn.root, flagged)
-    assert axes[0, 0].get_title(loc="left") == "0: debris, out_of_focus"
+    assert axes[0, 0].get_title(loc="left") == "0: debris, out of focus"
     assert len(axes[0, 0].images) == 1
     axes = show.show_sheet(drawn.root, drawn.records[:3], drawn.instances[:3], classes=drawn.classes)
     assert axes.shape == (1, 3) and len(axes[0, 2].images) == 2
@@ -204,7 +213,8 @@ def test_sheet_of_nothing_and_of_unequal_groups(drawn):
 def test_crops_are_rows_of_single_cells(drawn):
     axes = show.show_crops(drawn, n=4)
     assert axes.shape == (2, 4)
-    assert [row[0].texts[0].get_text() for row in axes] == ["HEK", "N2a"]
+    of = [sum(len(x) for x in drawn.instances[k::2]) for k in (0, 1)]
+    assert [row[0].texts[0].get_text() for row in axes] == [f"HEK: 4 of {of[0]}", f"N2a: 4 of {of[1]}"]
     sides = {tuple(np.abs(np.diff([ax.get_xlim(), ax.get_ylim()])).ravel()) for ax in axes.flat if ax.images}
     assert len(sides) == 1  # one scale
     assert show.show_crops([GREY], instances=[Instances.empty((40, 60))]).shape == (1, 8)
@@ -271,11 +281,51 @@ def test_history_marks_what_was_kept(tmp_path):
     axes = show.show_history(path)
     assert axes[0].lines[0].get_xdata().tolist() == [50, 100]  # no loss before the first step
     assert axes[1].texts[0].get_text() == "kept: step 50, 0.700"
+    assert axes[1].get_xlabel() == "training step"  # no card beside it
     both = show.show_history({"cellpose_tuned": path, "maskrcnn": pd.read_csv(path)})
     assert texts(both[0]) == ["Cellpose, tuned", "Mask R-CNN"]
     path.write_text("step,loss\n0,1\n")
     with pytest.raises(UserError, match="lacks the column"):
         show.show_history(path)
+
+
+def test_the_curve_says_why_the_tables_differ(tmp_path):
+    from cellkit.weights import save_checkpoint
+
+    path = tmp_path / "history.csv"
+    path.write_text("step,loss,score,seconds,kept\n0,,0.9,1,1\n")
+    at = {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
+    tensors = {"a": __import__("torch").zeros(1)}
+    for name, flow, metrics in (("base", 0.8, {}), ("tuned", 0.4, {"read_at": at})):
+        settings = {**at, "flow_threshold": flow}
+        save_checkpoint(tmp_path / f"cellpose_{name}.safetensors", tensors, "x", config=settings, metrics=metrics)
+    said = " ".join(show.show_history(path)[1].get_xlabel().split())
+    assert "read at flow_threshold 0.4 and cellprob_threshold 0;" in said
+    assert "(base at 0.8 and 0, tuned at 0.4 and 0)" in said
+    save_checkpoint(tmp_path / "cellpose_base.safetensors", tensors, "x", config=at, metrics={})
+    assert show.show_history(path)[1].get_xlabel() == "training step"
+
+
+def test_markers_at_the_ends_of_an_axis_are_whole_and_no_axis_goes_beyond_all(scored, tmp_path):
+    judged, _, table = scored
+    lines = show.show_curves(table[table["split"] == "val"]).lines
+    path = tmp_path / "history.csv"
+    path.write_text("step,loss,score,seconds,kept\n0,,1.0,1,0\n5,0.4,0.0,2,1\n")
+    axes = show.show_history(path)
+    assert not any(line.get_clip_on() for line in [*lines, *axes[0].lines, *axes[1].lines])
+    assert axes[1].texts[0].xyann[1] > 0  # beside a low point the words stand above
+    assert axes[1].get_ylim() == (0, 1)
+    ruined = attribute(judged.instances, [x[:0] for x in judged.instances], judged.records)
+    ax = show.show_gains(ruined)
+    assert ax.get_xlim()[1] > 1 >= max(ax.get_xticks())  # room for words, but no score of more than 1
+    perfect = show.show_gains(attribute(judged.instances, judged.instances, judged.records))
+    assert perfect.get_xlim() == (0, 0.1)
+
+
+def test_a_number_beside_a_wide_interval_does_not_lie_on_the_names():
+    wide = pd.DataFrame([{"model": "maskrcnn", "score": 0.5, "low": 0.0, "high": 1.0}])
+    ax = show.show_scores(wide)
+    assert ax.texts[0].xy[0] == 0.5 and ax.texts[0].get_horizontalalignment() == "center"
 
 
 def test_counts_are_shares_of_the_cells(scored):
