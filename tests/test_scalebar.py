@@ -53,8 +53,9 @@ def test_the_bar_has_the_length_it_says_and_lies_inside(drawn):
 @pytest.mark.parametrize("ground", [0, 255])
 def test_the_bar_is_seen_on_dark_and_on_bright(ground):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    figure = show.new_figure(3, 3)
+    figure = Figure((3, 3))
     ax = figure.add_axes((0, 0, 1, 1))
     show.show_image(np.full((60, 60), ground, np.uint8), ax)
     draw_bar(ax, 0.5)
