@@ -77,7 +77,7 @@ class Part(BaseModel):
 class Section(Part):
     """What every notebook's section carries besides its own fields; filled from the top of the file unless set."""
 
-    seed: int = Field(0, ge=0, description="random seed; the top-level seed unless set here")
+    seed: int = Field(0, ge=0, lt=2**63, description="random seed; the top-level seed unless set here")
     classes: Names = Field(("cell",), description="names of the cell classes, in order; the top-level ones unless set")
     workers: int = Field(
         1, ge=1, description="processes sharing the images; never changes a result", json_schema_extra={"hash": False}
@@ -283,7 +283,7 @@ class FinetuneConfig(Section):
     diameter_px: Number | None = Field(None, gt=0, description="typical cell diameter (px); null = from the labels")
     steps: int = Field(300, ge=1, description="most optimiser steps")
     batch_size: int = Field(8, ge=1, description="crops per step")
-    crop_px: int = Field(160, ge=32, description="height and width of a crop (px)")
+    crop_px: int = Field(160, ge=32, multiple_of=8, description="height and width of a crop (px)")
     learning_rate: Number = Field(1e-3, gt=0, le=1, description="largest learning rate")
     weight_decay: Number = Field(1e-4, ge=0, le=1, description="AdamW weight decay")
     warmup_steps: int = Field(20, ge=0, description="steps over which the learning rate rises from 0")
@@ -320,7 +320,7 @@ class MaskrcnnConfig(Section):
     start: str = Field("tuned", description="encoder weights: tuned = this run's fine-tuned checkpoint, or a model")
     steps: int = Field(400, ge=1, description="most optimiser steps")
     batch_size: int = Field(4, ge=1, description="crops per step")
-    crop_px: int = Field(192, ge=32, description="height and width of a crop (px)")
+    crop_px: int = Field(192, ge=32, multiple_of=8, description="height and width of a crop (px)")
     diameter_px: Number | None = Field(
         None, gt=0, description="cells are scaled to this diameter (px); null = from training labels"
     )
@@ -388,7 +388,7 @@ class Config(Part):
     data: str | None = Field(
         None, description=f"folder of real data, from the current folder or this file's; null = ${DATA_VARIABLE}"
     )
-    seed: int = Field(0, ge=0, description="random seed of every stage")
+    seed: int = Field(0, ge=0, lt=2**63, description="random seed of every stage")
     workers: int = Field(1, ge=1, description="processes that share the images; never changes a result")
     classes: Names = Field(("cell",), description="names of the cell classes, in order")
     convert: ConvertConfig = Field(ConvertConfig(), description="notebook 01")
@@ -710,7 +710,12 @@ def _explain(error: ValidationError, settings: dict[str, Any], path: Path, overr
         return UserError(f"{where}{key} is {_show_value(first['input'])}, wanted text, or null", remedy)
     if first["type"] == "value_error":
         return UserError(f"{where}{key} {str(first['ctx']['error'])}", remedy)
-    return UserError(f"{where}{key} is {_show_value(_look_up(settings, key))}, wanted {_wanted(field)}", remedy)
+    wanted = _wanted(field)
+    if first["type"] == "multiple_of":
+        step = first["ctx"]["multiple_of"]
+        below = first["input"] // step * step
+        wanted += f", such as {below} or {below + step}"
+    return UserError(f"{where}{key} is {_show_value(_look_up(settings, key))}, wanted {wanted}", remedy)
 
 
 def _locate(loc: tuple) -> tuple[str, type[BaseModel], str]:
@@ -798,5 +803,6 @@ def _bounds(metadata: Iterable[Any]) -> str:
     """Return the limits in pydantic's metadata as text: `` >= 0 and <= 1``."""
     flat = [inner for item in metadata for inner in (getattr(item, "metadata", None) or [item])]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    found = [f"{sign} {getattr(m, name):g}" for name, sign in signs.items() for m in flat if hasattr(m, name)]
-    return " " + " and ".join(found) if found else ""
+    found = [f"{sign} {_show(getattr(m, name))}" for name, sign in signs.items() for m in flat if hasattr(m, name)]
+    steps = [f", a multiple of {m.multiple_of}" for m in flat if hasattr(m, "multiple_of")]
+    return (" " + " and ".join(found) if found else "") + "".join(steps)

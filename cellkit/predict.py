@@ -31,7 +31,7 @@ from cellkit.records import ImageRecord
 
 AUTO = "auto"
 AUTO_IMAGES = 5
-OVERLAY_PX = 1000
+OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with lines of a thousand px
 CONVERT, LABEL = "01_convert", "02_label_with_cellpose"
 SETTINGS: dict[str, tuple[float, float, type]] = {  # smallest, largest, kind
     "diameter_px": (2, 2000, float),
@@ -148,17 +148,18 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     from cellkit import weights
 
     text = str(spec)
-    run, colon, key = text.rpartition(":")
+    run, key = weights.of_a_run(text)
     if Path(text).is_file():
         model = _of_checkpoint(text, Path(text))
     elif text == "threshold":
         model = Model(text, "threshold", None, (), {})
-    elif colon and run:
+    elif run:
         model = _of_run(text, Path(run), key, "diameter_px" in (overrides or {}))
     else:
         shipped = weights.weights_names("cellpose_unet")
         if text not in shipped:
-            kind = "is a folder" if Path(text).is_dir() else "is neither a file nor the name of a model"
+            missing = "is not there" if weights.is_a_path(text) else "is neither a file nor the name of a model"
+            kind = "is a folder" if Path(text).is_dir() else missing
             near = nearest(text, [*shipped, "threshold"])
             names = ", ".join([*shipped, "threshold"])
             raise UserError(f"model '{text}' {kind}{near}", f"give a checkpoint file, RUN:NAME of a run, or {names}")
@@ -382,13 +383,16 @@ def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
         return path, [(path, path.name)]
     if not glob.has_magic(name):
         raise UserError(f"no file or folder at {path}", "give files, folders or patterns of images")
-    matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    fixed = path
+    while glob.has_magic(str(fixed)) and not fixed.is_dir():  # brackets of a folder that is there are its name
+        fixed = fixed.parent
+    below = str(path.relative_to(fixed))
+    pattern = os.path.join(glob.escape(str(fixed)), below)
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     matches = [match for match in matches if match.is_file() or is_image_folder(match)]
     if not matches:
-        raise UserError(f"no file matches '{name}'", "give files, folders or patterns of images")
-    fixed = Path(name)
-    while glob.has_magic(str(fixed)):
-        fixed = fixed.parent
+        why = "; in a pattern [1] stands for 1: write [[]1] for a file whose name has [1]" if "[" in below else ""
+        raise UserError(f"no file matches '{name}'{why}", "give files, folders or patterns of images")
     return fixed, [(match, match.relative_to(fixed).as_posix()) for match in matches]
 
 
@@ -941,7 +945,8 @@ def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequ
     figure = Figure(figsize=(width / 100, height / 100))
     ax = figure.add_axes((0, 0, 1, 1))
     show_overlay(image, found, ax=ax, classes=classes, legend=False)
-    save_figure(ax, path, dpi=100 * max(1, round(OVERLAY_PX / max(height, width))))
+    larger = min(max(1, round(OVERLAY_PX / max(height, width))), MOST_LARGER)
+    save_figure(ax, path, dpi=100 * larger)
 
 
 def _assemble(out: Path, parts: Sequence[Path], info: Mapping[str, Any]) -> dict[str, int]:

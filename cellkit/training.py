@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
@@ -39,8 +40,14 @@ class Plan:
     learning_rate, weight_decay : float
         Of AdamW; the rate warms up linearly and falls along a half cosine to 1 % of its height.
     warmup_steps : int
+        More than there are steps would never reach the rate: half of the steps are taken then.
     clip_norm : float
         Largest norm of the gradient.
+
+    Examples
+    --------
+    >>> [round(Plan(4, learning_rate=1.0, warmup_steps=20).rate(step), 3) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.505]
     """
 
     steps: int
@@ -51,12 +58,33 @@ class Plan:
     warmup_steps: int = 10
     clip_norm: float = 5.0
 
+    @property
+    def warm_up(self) -> int:
+        """Steps over which the rate rises."""
+        return self.warmup_steps if self.warmup_steps <= self.steps else self.steps // 2
+
     def rate(self, step: int) -> float:
         """Return the learning rate of step 0, 1, ..."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        along = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        if step < self.warm_up:
+            return self.learning_rate * (step + 1) / self.warm_up
+        along = (step - self.warm_up) / max(1, self.steps - self.warm_up)
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
+
+
+def plan_of(config: Any, desc: str) -> Plan:
+    """Return the plan in a section of the configuration; say where it is too short for its warm-up."""
+    plan = Plan(
+        steps=config.steps,
+        eval_every=config.eval_every,
+        patience=config.patience,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+    )
+    if plan.warm_up < plan.warmup_steps:
+        told = f"{desc}: warmup_steps is {plan.warmup_steps}, more than the {plan.steps} steps"
+        print(f"{told}: the learning rate rises over {plan.warm_up} of them", file=sys.stderr, flush=True)
+    return plan
 
 
 @dataclass
@@ -251,9 +279,11 @@ class _State:
                 for k in ("step", "exp_avg", "exp_avg_sq")
                 if f"adam.{index}.{k}" in tensors
             }
-            if moments:
-                self.optimizer.state[parameter] = moments
-        return meta["step"], History(**meta["history"]), meta["losses"]
+            if moments:  # the count of steps stays on the CPU, where AdamW keeps it
+                self.optimizer.state[parameter] = {
+                    k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()
+                }
+        return meta["step"], _history(meta["history"]), meta["losses"]
 
     def save(self, step: int, history: History, losses: list[float]) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -285,6 +315,13 @@ def _plain(history: History) -> dict:
     return asdict(history) | {"rows": rows, "best_score": best}
 
 
+def _history(plain: dict) -> History:
+    """Return the history that `_plain` made JSON of: what is null there is no number."""
+    rows = [{k: math.nan if v is None else v for k, v in row.items()} for row in plain["rows"]]
+    best = -math.inf if plain["best_score"] == -1e300 else plain["best_score"]
+    return History(**{**plain, "rows": rows, "best_score": best})
+
+
 def save_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> Path:
     """Write tensors as safetensors, atomically, each contiguous and on the CPU.
 
@@ -307,6 +344,24 @@ def save_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> Path:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     return Path(path)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave torch's random state, of every device, as it was: a training seeds it with the number of each step.
+
+    What a person draws after it in the same notebook then follows from that person's own seed.
+    """
+    import torch
+
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        on_mps = torch.backends.mps.is_available()
+        before = torch.mps.get_rng_state() if on_mps else None
+        try:
+            yield
+        finally:
+            if on_mps:
+                torch.mps.set_rng_state(before)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from cellkit.errors import UserError, nearest
 from cellkit.files import read_json, sha256_file, write_json
 
 PACKAGED = Path(__file__).parent / "starter"
+WRAPPERS = ("_orig_mod.", "module.")  # before every name in the weights of a compiled or a distributed model
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,32 @@ def load_tensors(path: str | Path) -> dict:
     note_reading(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return unwrapped(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0][:120]  # torch writes in colours
         raise UserError(
             f"{path} is no checkpoint that can be opened safely: {reason}", "convert it to safetensors"
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise UserError(f"{path} holds more than named tensors", "save the model's state_dict alone")
-    return loaded
+    return unwrapped(loaded)
+
+
+def unwrapped(tensors: dict) -> dict:
+    """Return tensors by the names that the network itself gives them: torch.compile and DataParallel put theirs before.
+
+    Examples
+    --------
+    >>> unwrapped({"_orig_mod.module.a.weight": 1, "_orig_mod.module.b": 2})
+    {'a.weight': 1, 'b': 2}
+    """
+    while tensors:
+        prefix = next((p for p in WRAPPERS if all(name.startswith(p) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def find_weights(name: str | Path) -> Path:
@@ -170,9 +188,11 @@ def locate_weights(name: str | Path) -> Path:
         from cellkit.fetch import fetched_weights
 
         return fetched_weights(text)
-    run, _, key = text.rpartition(":")
+    run, key = of_a_run(text)
     if run and os.path.isdir(run):
         return _of_run(Path(run), key)
+    if not run and is_a_path(text):
+        raise UserError(f"no checkpoint at {text}", "give a file that exists")
     if run and "/" in run:
         raise UserError(
             f"'{text}' names a run folder that is not there: {run}", "run `cellkit run CONFIG --run FOLDER` first"
@@ -182,6 +202,23 @@ def locate_weights(name: str | Path) -> Path:
         f"no weights '{text}'{nearest(text, names)}",
         f"use {', '.join(names)}, RUN:NAME of a finished run, or the path of a checkpoint",
     )
+
+
+def of_a_run(text: str) -> tuple[str, str]:
+    """Return the run folder and the name of ``RUN:NAME``; two empty texts for what is none, as the drive of a path.
+
+    Examples
+    --------
+    >>> of_a_run("runs/demo:maskrcnn"), of_a_run("C:/models/m.pth"), of_a_run("D:\\\\demo:maskrcnn")
+    (('runs/demo', 'maskrcnn'), ('', ''), ('D:\\\\demo', 'maskrcnn'))
+    """
+    run, _, key = text.rpartition(":")
+    return (run, key) if run and not is_a_path(key) else ("", "")
+
+
+def is_a_path(text: str) -> bool:
+    """Tell whether a text is meant as the path of a file, and not as the name of a model."""
+    return "/" in text or "\\" in text
 
 
 def weights_names(backend: str | None = None) -> list[str]:
@@ -198,19 +235,18 @@ def weights_names(backend: str | None = None) -> list[str]:
 
 def _of_run(run: Path, key: str) -> Path:
     """Return the checkpoint that a finished stage of `run` listed as ``<key>`` or ``<key>_checkpoint``."""
+    from cellkit.manifest import finished_entries, read_manifest
+
     manifest = run / "manifest.json"
     if not manifest.is_file():
         raise UserError(
             f"{run} has no manifest.json: no stage of it has finished", "run `cellkit run CONFIG --run FOLDER` first"
         )
     listed: dict[str, str] = {}
-    for stage in read_json(manifest)["stages"].values():
-        if stage.get("status") == "finished":
-            listed |= {
-                k.removesuffix("_checkpoint"): v["path"]
-                for k, v in stage["outputs"].items()
-                if k.endswith("_checkpoint")
-            }
+    for stage in finished_entries(read_manifest(run)).values():
+        listed |= {
+            k.removesuffix("_checkpoint"): v["path"] for k, v in stage["outputs"].items() if k.endswith("_checkpoint")
+        }
     if key not in listed:
         raise UserError(
             f"{run} has no model '{key}'{nearest(key, listed)}",

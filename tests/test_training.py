@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from cellkit.errors import UserError
-from cellkit.training import Plan, fit
+from cellkit.training import History, Plan, _State, fit, plan_of, random_state_kept
 
 
 def line_model() -> torch.nn.Linear:
@@ -177,3 +178,43 @@ def test_agreement_with_proposals_is_not_called_a_score(tmp_path, capsys):
     fit(model, loss_of(model), score_of(model), Plan(steps=2, eval_every=2), tmp_path, "a", called="agreement")
     said = capsys.readouterr().err
     assert "score" not in said and ", agreement " in said and "; best agreement " in said
+
+
+def test_a_state_taken_up_is_where_and_what_it_was(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    adam = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    rows = [{"step": 0, "loss": math.nan, "score": 0.5, "seconds": 0.0}]
+    _State(model, adam, list(model.parameters()), tmp_path, "a").save(1, History(rows), [])
+    written = (tmp_path / "history.csv").read_text()
+    other = torch.nn.Linear(2, 2, device="meta")  # no GPU is needed to see where the moments lie
+    adam = torch.optim.AdamW(other.parameters())
+    step, history, _ = _State(other, adam, list(other.parameters()), tmp_path, "a").resume()
+    told = [adam.state[parameter] for parameter in other.parameters()]
+    assert {moments[k].device.type for moments in told for k in ("exp_avg", "exp_avg_sq")} == {"meta"}
+    assert {float(moments["step"]) for moments in told} == {1.0}, "the count is kept where AdamW keeps it"
+    assert step == 1 and history.best_score == -math.inf
+    assert history.write(tmp_path / "again.csv").read_text() == written, "a loss that is not known yet stays nan"
+
+
+def test_a_training_shorter_than_its_warm_up_reaches_its_rate(capsys):
+    section = SimpleNamespace(
+        steps=10, eval_every=5, patience=1, learning_rate=1e-3, weight_decay=0.0, warmup_steps=20
+    )
+    rates = [plan_of(section, "net").rate(step) for step in range(10)]
+    assert max(rates) == pytest.approx(1e-3) and rates[-1] < 0.5e-3 and rates[0] == pytest.approx(2e-4)
+    assert "net: warmup_steps is 20, more than the 10 steps: the learning rate rises over 5" in capsys.readouterr().err
+    section.steps = 20
+    assert [plan_of(section, "net").rate(k) for k in (0, 19)] == pytest.approx([5e-5, 1e-3])
+    assert capsys.readouterr().err == "", "as it was"
+
+
+def test_what_a_person_draws_afterwards_follows_from_their_own_seed():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    with random_state_kept():
+        torch.manual_seed(0)
+        torch.rand(5)
+    assert torch.equal(torch.rand(3), expected)

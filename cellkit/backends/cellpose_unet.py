@@ -20,6 +20,7 @@ import numpy as np
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.leftout import say_small, too_small
+from cellkit.training import random_state_kept
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
@@ -33,6 +34,7 @@ LARGEST_SHARE = 1.0  # of the image that one cell may cover
 STEPS, FAR_PX, STILL_PX = 200, 60, 5  # along the flows: Cellpose's number; a pixel that came this far may need more
 GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
 CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
+SHOWN = {"both": "cytoplasm (green) and nuclei (blue)", "cytoplasm": "cytoplasm (green)", "nuclei": "nuclei (blue)"}
 DEFAULTS = {
     "diameter_px": None,
     "channels": "both",
@@ -73,6 +75,7 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
     return segment
 
 
+@random_state_kept()
 def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     """Fine-tune on the labelled images of `train`; whole images of `val` choose the weights where there are enough.
 
@@ -96,11 +99,11 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     Raises
     ------
     UserError
-        Nothing to train on, or no weights to start from.
+        Nothing to train on, nothing in the channels that the network is shown, or no weights to start from.
     """
     from cellkit import weights
     from cellkit.loop import progress
-    from cellkit.training import Plan, arithmetic, fit
+    from cellkit.training import arithmetic, fit, plan_of
 
     if not len(train) or not sum(len(i) for i in train.instances):
         raise UserError("there is no labelled cell to train on", "label images first (02), or lower min_area_px")
@@ -114,20 +117,14 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     ask_for_memory(train, val, diameter, 20, lambda shape: bytes_for(shape, diameter))
     each = progress(range(len(train)), "flows of training images")
     items = [prepare(*train[i], diameter, out / "flows", settings["channels"]) for i in each]
+    refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
     scored, choosing = scored_along(val, getattr(config, "val_images", 0))
     scorer = _Scorer(network, [val[i] for i in scored], settings, str(config.base))
     searched = _searched(config)
     if searched:
         at = ", ".join(f"{key} {settings[key]:g}" for key in GRID)
         say(f"scores during training are read at {at}; {' and '.join(searched)} of the result are searched afterwards")
-    plan = Plan(
-        steps=config.steps,
-        eval_every=config.eval_every,
-        patience=config.patience,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_steps,
-    )
+    plan = plan_of(config, "cellpose_unet")
     loss_at = Loss(network, items, config.batch_size, config.crop_px, config.seed)
     stamp = fingerprint(
         network, items, plan, settings, config.batch_size, config.crop_px, config.seed, scored, choosing
@@ -211,12 +208,49 @@ def _searched(config: Any) -> list[str]:
 
 
 def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
-    """Return which validation images are scored during a training, at most `most` (0 = all), and whether they choose."""
+    """Return which validation images are scored during a training, at most `most` (0 = all), and whether they choose.
+
+    Images without any cell choose nothing, which is said: their score is 1 for a network that finds nothing.
+    """
     from cellkit.judging import choosers
 
     names = set(choosers(val.records))
     places = [k for k, record in enumerate(val.records) if not names or record.image_id in names]
-    return [places[k] for k in spread(len(places), most)], bool(names)
+    scored = [places[k] for k in spread(len(places), most)]
+    empty = not any(len(val.instances[k]) for k in scored)
+    if empty:
+        say(
+            f"no cell is labelled in the {len(scored)} validation images that are scored: the score only tells that nothing "
+            "is found there, and chooses no weights. Label cells in some of them"
+        )
+    return scored, bool(names) and not empty
+
+
+def refuse_empty(shown: Sequence[np.ndarray], train: CellDataset, what: str, key: str) -> None:
+    """Refuse training images of which the network would be shown nothing; where they are some of many, say which.
+
+    Parameters
+    ----------
+    shown : sequence of (C, h, w) float32
+        The channels that are shown of each image of `train`; a constant one is all 0.
+    what : str
+        Which channels these are.
+    key : str
+        The setting that says which are shown.
+
+    Raises
+    ------
+    UserError
+        All of them are empty.
+    """
+    empty = [record.image_id for record, planes in zip(train.records, shown, strict=True) if not planes.any()]
+    if empty and len(empty) == len(shown):
+        raise UserError(
+            f"all {len(shown)} training images are empty in what the network is shown, {what}",
+            f"show it what the images have ({key}), or convert them with that channel (convert.channels)",
+        )
+    if empty:
+        say(f"{len(empty)} of {len(shown)} training images are empty in {what}, e.g. {empty[0]}; see {key}")
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
@@ -233,10 +267,7 @@ def load_network(checkpoint: str | Path):
         if card.backend != NAME:
             raise UserError(f"{checkpoint} is a checkpoint of {card.backend}", f"open it with backend: {card.backend}")
         config = card.config
-    tensors = {
-        k.removeprefix("module."): v.float() if v.is_floating_point() else v
-        for k, v in weights.load_tensors(checkpoint).items()
-    }
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.load_tensors(checkpoint).items()}
     if "W2" in tensors or any(k.startswith("encoder.") for k in tensors):
         raise UserError(f"{checkpoint} is a Cellpose-SAM checkpoint", "open it with backend: cellpose_sam")
     network = CellposeUNet()
@@ -267,8 +298,9 @@ def load_start(base: str | Path, seed: int = 0):
     from cellkit.training import device_and_dtype
 
     if str(base) == "scratch":
-        torch.manual_seed(seed)
-        return _placed(CellposeUNet(), device_and_dtype()[0])
+        with random_state_kept():
+            torch.manual_seed(seed)
+            return _placed(CellposeUNet(), device_and_dtype()[0])
     return load_network(weights.find_weights(base))[0]
 
 

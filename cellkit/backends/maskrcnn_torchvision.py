@@ -17,6 +17,7 @@ from cellkit.backends.tiles import LARGEST_PX, Boxes, Window, join_tiles
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.leftout import too_small
+from cellkit.training import random_state_kept
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
@@ -80,6 +81,7 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
     return detect
 
 
+@random_state_kept()
 def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     """Train the detector; whole images of `val` choose the weights by the mean of the classes' MAP IoU.
 
@@ -105,7 +107,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         Nothing to train on, no class, or no weights to start from.
     """
     from cellkit import weights
-    from cellkit.training import Plan, arithmetic, fit
+    from cellkit.training import arithmetic, fit, plan_of
 
     if not train.classes:
         raise UserError("there is no class to train", "name the classes in the config")
@@ -121,16 +123,10 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     settings["tile_detections"] = room_for(train.instances, settings["diameter_px"])
     model = _start(config, settings, len(train.classes))
     items = [scaled(*train[i], settings["diameter_px"]) for i in range(len(train))]
+    unet.refuse_empty([item[0] for item in items], train, "any colour", "convert.channels")
     scored, choosing = unet.scored_along(val, getattr(config, "val_images", 0))
     scorer = _Scorer(model, [val[i] for i in scored], train.classes, settings)
-    plan = Plan(
-        steps=config.steps,
-        eval_every=config.eval_every,
-        patience=config.patience,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_steps,
-    )
+    plan = plan_of(config, "maskrcnn_torchvision")
     rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, scored, choosing)
     stamp = unet.fingerprint(model, [(image, labels, classes) for image, labels, classes in items], plan, *rest)
     loss_at = _Loss(model, items, config)
