@@ -437,6 +437,8 @@ def _score(given: argparse.Namespace) -> Answer:
         print(f"note: {note}", file=sys.stderr)
     before = truth, found
     truth, found = match_sides(truth, found, given.common)
+    for note in found.notes[len(before[1].notes) :]:
+        print(f"note: {note}", file=sys.stderr)
     for side in before:
         if len(side.records) > len(truth.records):
             what = f"{len(truth.records)} of the {len(side.records)} images of {side.path}"
@@ -595,6 +597,8 @@ def _labels(given: argparse.Namespace) -> Answer:
     if os.path.isfile(given.coco_file) and is_results(given.coco_file):
         of = read_side(given.coco, convention=given.from_) if given.coco else None
         coco = read_side(given.coco_file, of=of)
+        for note in coco.notes:
+            print(f"note: {note}", file=sys.stderr)
     elif given.coco:
         raise UserError(f"--coco {given.coco}, but {given.coco_file} is no results list", "leave out --coco")
     else:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.errors import UserError
+from cellkit.errors import UserError, nearest
 from cellkit.instances import Instances
 from cellkit.naming import best_pairs, ids_of, plain_stem, same, stem_of
 from cellkit.records import ImageRecord
@@ -188,7 +188,21 @@ def _read_results(path: Path, of: Side | None, common: bool) -> Side:
     found = read_results(path, Coco(of.records, empty, of.classes, of.ids, [], of.categories), common)
     without = sum(not len(cells) for cells in found)
     notes = (f"{path} has no entry for {without} of {len(found)} images: nothing was found there",) if without else ()
+    notes += _of_category_0(path, found, of)
     return Side(path, of.records, found, of.classes, [], of.ids, categories=of.categories, notes=notes)
+
+
+def _of_category_0(path: Path, found: Sequence[Instances], of: Side) -> tuple[str, ...]:
+    """Return what to say of entries of category 0 where the COCO file has none: are its categories counted from 0?"""
+    used = np.concatenate([np.zeros(0, int), *(cells.class_ids for cells in found)])
+    unknown = int((used == 0).sum())
+    if not unknown or 0 in of.categories or 0 in of.categories.values():
+        return ()
+    ids = ", ".join(map(str, of.categories))
+    told = f"{unknown} of {len(used)} entries of {path} have category_id 0 or none, {of.path} has {ids}: cells of unknown class"
+    counted = used.any() and max(of.categories.values(), default=0) not in used
+    wrong = "; the list seems to count categories from 0: if so, all its classes are wrong; add 1 to each category_id"
+    return (told + (wrong if counted else ""),)
 
 
 def _read_results_of_run(path: Path, run: Path) -> Side:
@@ -312,7 +326,8 @@ def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, S
 
     Images are matched by image id, file path, file name without suffix, or the id that such a name or path becomes: by
     whichever matches most (`cellkit.naming`).
-    Classes are matched by name; where the two sides share no name, or no cell found has a class, classes are dropped.
+    Classes are matched by name; where the two sides share no name, or no cell found has a class, classes are dropped. That,
+    and classes of cells found that the truth does not have, is said in the notes of the second side.
     Images that a run's model was not asked about are left out of the truth; where the truth is of the same run, so are
     those that the truth lacks.
 
@@ -367,6 +382,7 @@ NAMES: tuple[Callable[[ImageRecord], frozenset[str]], ...] = (
 def _same_classes(truth: Side, found: Side) -> tuple[Side, Side]:
     """Number the classes of `found` as those of `truth`; drop classes where the sides share none."""
     classless = found.cells > 0 and not any(objects.class_ids.any() for objects in found.instances)
+    found = replace(found, notes=found.notes + _strange_classes(truth, found))
     if classless or not set(truth.classes) & set(found.classes):
         plain = [[objects.with_classes(0) for objects in side.instances] for side in (truth, found)]
         crowd = [objects.with_classes(0) for objects in truth.crowd]
@@ -376,6 +392,31 @@ def _same_classes(truth: Side, found: Side) -> tuple[Side, Side]:
     number = np.array([0, *(names.index(name) + 1 for name in found.classes)])
     instances = [objects.with_classes(number[objects.class_ids]) for objects in found.instances]
     return replace(truth, classes=tuple(names)), replace(found, instances=instances, classes=tuple(names))
+
+
+def _strange_classes(truth: Side, found: Side) -> tuple[str, ...]:
+    """Return what to say of the classes of cells found that the truth does not name: another spelling is another class."""
+    used = np.unique(np.concatenate([np.zeros(0, int), *(objects.class_ids for objects in found.instances)]))
+    strange = [found.classes[k - 1] for k in used.tolist() if 1 <= k <= len(found.classes)]
+    strange = [name for name in strange if name not in truth.classes]
+    if not strange or not truth.classes:
+        return ()
+    named = "; ".join(f"'{name}'{_spelt(name, truth.classes)}" for name in strange[:6])
+    shared = set(truth.classes) & set(found.classes)
+    so = "they match no true class" if shared else "the two sides share no class, so none is scored"
+    return (f"{found.path} has cells of classes that {truth.path} does not have: {named}; {so}",)
+
+
+def _spelt(name: str, names: Sequence[str]) -> str:
+    """Return the question whether a name is meant that differs in case, spaces or a few letters.
+
+    Examples
+    --------
+    >>> _spelt("n2a ", ["HEK", "N2a"]), _spelt("neuron", ["HEK", "N2a"])
+    (" (did you mean 'N2a'?)", '')
+    """
+    alike = [known for known in names if known.strip().casefold() == name.strip().casefold()]
+    return f" (did you mean '{alike[0]}'?)" if alike else nearest(name, names)
 
 
 def _first_twice(values: Sequence[str]) -> str:

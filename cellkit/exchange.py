@@ -30,6 +30,7 @@ from cellkit.labels import not_annotated
 from cellkit.naming import Pictures, plain_stem, stem_of
 from cellkit.outlines import FARTHEST_PX, fill, joined, outlines
 from cellkit.records import ImageRecord
+from cellkit.stamps import refuse_changed, stamp_of
 
 FORMATS = {"tif": ".tif", "png": ".png", "seg": "_seg.npy", "roi": "_rois.zip"}
 READ = {"labels": (".tif", ".tiff", ".png"), "seg": ("_seg.npy",), "roi": (".zip", ".roi")}
@@ -213,6 +214,7 @@ def write_seg(
     filename: str | None = None,
     diameter_px: float = math.nan,
     made_by: str = "",
+    stamped: bool = False,
 ) -> Path:
     """Write a ``_seg.npy`` file that the Cellpose GUI opens, atomically.
 
@@ -229,6 +231,8 @@ def write_seg(
         The image file; default the name of `path` without ``_seg.npy``.
     made_by : str
         "proposed" or "corrected", kept in the key ``cellkit``; the GUI drops it when it saves.
+    stamped : bool
+        Note what tells later whether it is still as written, see `cellkit.stamps`.
 
     Raises
     ------
@@ -264,6 +268,8 @@ def write_seg(
     }
     fields["cellkit"] |= {"labels": made_by} if made_by in MARKED else {}
     fields |= {} if image is None else {"img": _three_channels(image)}
+    if stamped:
+        fields["cellkit"]["stamp"] = stamp_of(labels)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, np.array(fields, dtype=object), allow_pickle=True)
     return path
@@ -726,8 +732,8 @@ def _rotated(roi: Any) -> np.ndarray:
 
 
 # ---- label pictures ------------------------------------------------------------------------------------------------
-def write_label_png(path: str | Path, labels: np.ndarray) -> Path:
-    """Write a label image as a 16-bit PNG, atomically; `cellkit.labels.read_labels` reads it.
+def write_label_png(path: str | Path, labels: np.ndarray, stamp: str | None = None) -> Path:
+    """Write a label image as a 16-bit PNG, atomically; `cellkit.labels.read_labels` reads it. `stamp` as for `write_labels`.
 
     Raises
     ------
@@ -735,6 +741,7 @@ def write_label_png(path: str | Path, labels: np.ndarray) -> Path:
         More ids than 16 bits hold, or a name that does not end with .png.
     """
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"{Path(path).name} is no name of a PNG", "end it with .png")
@@ -744,8 +751,11 @@ def write_label_png(path: str | Path, labels: np.ndarray) -> Path:
         raise UserError(
             f"{Path(path).name} would need ids up to {labels.max()}, a PNG holds 65535", "write TIFF: --format tif"
         )
+    about = PngInfo()
+    if stamp:
+        about.add_text("Software", stamp)
     with atomic_path(path) as temporary:
-        Image.fromarray(labels.astype(np.uint16)).save(temporary, format="PNG")
+        Image.fromarray(labels.astype(np.uint16)).save(temporary, format="PNG", pnginfo=about)
     return Path(path)
 
 
@@ -1087,12 +1097,14 @@ def _write_one(
     left = np.bincount(labels.ravel(), minlength=len(found) + 1)[1:]
     if form in ("tif", "png"):
         refuse_picture(path, pictures.files if pictures else ())
-        (write_labels if form == "tif" else write_label_png)(path, labels)
+        refuse_changed(path, labels)
+        (write_labels if form == "tif" else write_label_png)(path, labels, stamp_of(labels))
     else:
         picture, _ = pictures.find((Path(record.path).parent / stem_of(record.path)).as_posix())
-        _refuse_corrections(folder / f"{picture.stem}_seg.npy")
         path = folder / f"{picture.stem}_seg.npy"
-        write_seg(path, _read_picture(picture), found, classes, picture.name, made_by=maker)
+        _refuse_corrections(path)
+        refuse_changed(path, _painted(found)[1])
+        write_seg(path, _read_picture(picture), found, classes, picture.name, made_by=maker, stamped=True)
     return int(np.count_nonzero((left < found.areas_px) & (left > 0))), int(np.count_nonzero(left == 0))
 
 

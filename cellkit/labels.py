@@ -29,8 +29,13 @@ def smallest_dtype(largest: int) -> np.dtype:
     return np.dtype(np.uint16 if largest <= 65_535 else np.uint32)
 
 
-def write_labels(path: str | Path, labels: np.ndarray) -> Path:
+def write_labels(path: str | Path, labels: np.ndarray, stamp: str | None = None) -> Path:
     """Write a label image as a compressed TIFF of the smallest safe unsigned type, atomically.
+
+    Parameters
+    ----------
+    stamp : str, optional
+        What tells later whether it is still as written, see `cellkit.stamps`.
 
     Raises
     ------
@@ -51,7 +56,7 @@ def write_labels(path: str | Path, labels: np.ndarray) -> Path:
         raise ValueError(f"ids are 0 to {LARGEST_ID}, found {largest}; relabel first")
     dtype = smallest_dtype(largest)
     with atomic_path(path) as temporary:
-        tifffile.imwrite(temporary, labels.astype(dtype), compression="zlib", metadata=None, software=False)
+        tifffile.imwrite(temporary, labels.astype(dtype), compression="zlib", metadata=None, software=stamp or False)
     return Path(path)
 
 

@@ -1,4 +1,4 @@
-"""Cells that a setting leaves out or cuts are counted, and said with the setting and the image."""
+"""Cells that a setting leaves out or cuts, or that are doubtful, are counted, and said with the reason and the image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cellkit.records import ImageRecord
 
 
 class LeftOut:
-    """How many cells were left out or cut, by reason and by image.
+    """How many cells were left out, cut or are doubtful, by reason and by image.
 
     Examples
     --------

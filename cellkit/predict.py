@@ -667,6 +667,8 @@ def predict_files(
     frames, quarantined = find_frames(find_images(images, avoid=folders, outside=links))
     quarantined = links + quarantined
     _refuse_inputs_as_outputs(frames, [out.parent / out.name, *folders])
+    if labels is not None:
+        _refuse_corrections(frames, Path(labels))
     with _parts_of(out, folders) as parts:
         model = _with_diameter(model, frames, conversion)
         job = _Job(model, conversion, parts, labels, overlays, out)
@@ -804,10 +806,12 @@ class _Job:
     def _write_labels(self, frame: Frame, found: Instances) -> None:
         from cellkit.exchange import refuse_picture
         from cellkit.labels import write_labels
+        from cellkit.stamps import stamp_of
 
         path = self.labels / f"{frame.image_id}.tif"
         refuse_picture(path)
-        write_labels(path, found.paint())
+        labels = found.paint()
+        write_labels(path, labels, stamp_of(labels))
 
 
 def segmented(
@@ -933,6 +937,17 @@ def _refuse_inputs_as_outputs(frames: Sequence[Frame], places: Sequence[Path]) -
     for place in places:
         if place.resolve() in folders | files:
             raise UserError(f"results would be written over the images in '{place}'", "name another place for them")
+
+
+def _refuse_corrections(frames: Sequence[Frame], folder: Path) -> None:
+    """Refuse to write over label images that somebody corrected since, before anything is predicted."""
+    from cellkit.exchange import refuse_picture
+    from cellkit.stamps import refuse_changed
+
+    for frame in frames:
+        path = folder / f"{frame.image_id}.tif"
+        refuse_picture(path)
+        refuse_changed(path)
 
 
 def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequence[str]) -> None:

@@ -1321,6 +1321,14 @@ WHY = {
 
 
 BOX_CONVENTIONS = ("voc", "coco")  # also defined on boxes
+RANKED = ("coco", "voc")
+UNRANKED = "; here all cells have the same score (label images tell none): the number depends on the order of the list"
+
+
+def unranked(founds: Sequence[Instances]) -> bool:
+    """Tell whether there are cells to rank and no score ranks them: the AP of label images depends on their numbering."""
+    scores = np.concatenate([np.zeros(0), *(found.scores for found in founds)])
+    return len(scores) > 1 and bool((scores == scores[0]).all())
 
 
 def compare_conventions(
@@ -1384,7 +1392,7 @@ def compare_conventions(
             scored[name] = jobs[name](*sides)
             if bootstrap:
                 scored[name] |= {"interval": _jackknifed(jobs[name], sides, units), "interval_of": str(units)}
-        scored[name]["why"] = what + WHY[name]
+        scored[name]["why"] = what + WHY[name] + (UNRANKED if name in RANKED and unranked(founds) else "")
     if with_class and "coco" in scored:
         scored["coco"]["by_class"] = coco(pairs, per_class=True, crowd=crowd, classes=classes)["by_class"]
     result: dict[str, Any] = {"images": len(pairs), "conventions": scored, "by": {}}

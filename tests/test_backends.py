@@ -530,3 +530,34 @@ def test_starter_weights_find_drawn_cells_they_were_not_trained_on(drawn):
     segment = unet.load(path, {"diameter_px": unet.diameter_of(drawn.instances)})
     pairs = [overlaps(truth, found) for truth, found in zip(drawn.instances, segment(drawn.images()), strict=True)]
     assert kaggle(pairs, bootstrap=0)["by_threshold"]["0.50"] > 0.6
+
+
+def test_empty_channels_and_empty_validation_images_are_refused_or_said(drawn, capsys):
+    train = drawn.select("train")
+    with pytest.raises(
+        UserError, match=r"all 3 training images are empty in what .* nuclei \(blue\)\nshow it .*channels"
+    ):
+        unet.refuse_empty([np.zeros((1, 4, 4))] * 3, train, unet.SHOWN["nuclei"], "finetune.channels")
+    unet.refuse_empty([np.zeros((1, 4, 4)), *[np.ones((1, 4, 4))] * 2], train, "nuclei (blue)", "finetune.channels")
+    assert (
+        f"1 of 3 training images are empty in nuclei (blue), e.g. {train.records[0].image_id}"
+        in capsys.readouterr().err
+    )
+    assert unet.scored_along(drawn.select("val")) == ([0, 1], False) and capsys.readouterr().err == ""
+    many = [ImageRecord(str(k), f"{k}.png", 8, 8, split="val") for k in range(40)]
+    cells = [Instances.from_labels(np.eye(8, dtype=np.int32)), *[Instances.empty((8, 8))] * 39]
+    for found, choosing in ((cells[:1] * 40, True), (cells[1:2] * 40, False)):
+        data = CellDataset(many, found, (), None, list(range(40)))
+        assert unet.scored_along(data)[1] is choosing
+        assert ("no cell is labelled" in capsys.readouterr().err) is not choosing
+
+
+def test_noise_stretched_to_full_contrast_is_told_from_a_picture(drawn):
+    noise = np.random.default_rng(0).normal(10, 3, (200, 200, 3)).clip(0, 255).astype(np.uint8)
+    sparse = noise.copy()
+    sparse[90:105, 90:105] = 200
+    assert unet.only_noise(noise) and unet.only_noise(sparse), "cells on less than 1 % do not set the percentiles"
+    assert not any(unet.only_noise(drawn.image(k), channels) for k in range(6) for channels in ("both", "nuclei"))
+    assert not unet.only_noise(EMPTY) and not unet.only_noise(EMPTY[:1, :1])
+    ramp = np.repeat(np.linspace(10, 90, 200).astype(np.uint8)[None, :, None], 200, axis=0).repeat(3, axis=2)
+    assert not unet.only_noise(ramp), "uneven light is no noise"

@@ -1,6 +1,7 @@
 """The two sides of a score, from whatever they are stored in."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,17 @@ class TestReadSide:
         rows[0]["category_id"] = 6
         with pytest.raises(UserError, match=r"image 7 has category_id 6, the file's are \[5, 30\]"):
             read_side(write_json(tmp_path / "r.json", rows), of=side)
+
+    def test_results_that_seem_to_count_categories_from_0_are_said(self, truth, tmp_path):
+        side = read_side(truth)
+        rows = read_json(write_results(tmp_path / "r.json", [7], [A]))
+        for row in rows:
+            row["category_id"] -= 1
+        (note,) = [x for x in read_side(write_json(tmp_path / "r.json", rows), of=side).notes if "category" in x]
+        assert note.startswith("1 of 2 entries") and "has 1, 2: cells" in note and "add 1 to each category_id" in note
+        rows[1]["category_id"] = 2
+        (note,) = [x for x in read_side(write_json(tmp_path / "r.json", rows), of=side).notes if "category" in x]
+        assert note.endswith("cells of unknown class"), "a class above all others is used: it is no shift"
 
     def test_no_results_are_results(self, truth, tmp_path):  # fault 33
         found = read_side(write_json(tmp_path / "r.json", []), of=read_side(truth))
@@ -208,6 +220,19 @@ class TestMatchSides:
         assert not any(found.class_ids.any() for side in (mine, other) for found in side.instances)
         assert score_sides(mine, other, ["voc"], bootstrap=0)["conventions"]["voc"]["score"] == 1.0
 
+    @pytest.mark.parametrize(
+        ("names", "told"),
+        [
+            (("hek", "n2a"), "'hek' (did you mean 'HEK'?); 'n2a' (did you mean 'N2a'?); the two sides share no class"),
+            (("HEK", "N2a "), "'N2a ' (did you mean 'N2a'?); they match no true class"),
+        ],
+    )
+    def test_a_class_in_another_spelling_is_said(self, truth, tmp_path, names, told):
+        write_coco(tmp_path / "p.json", RECORDS, [A, B], names)
+        _, other = match_sides(read_side(truth), read_side(tmp_path / "p.json"))
+        assert told in other.notes[-1]
+        assert not match_sides(read_side(truth), read_side(truth))[1].notes
+
     def test_results_without_a_class_mean_no_class(self, truth, tmp_path):
         side = read_side(truth)
         write_results(tmp_path / "r.json", [7, 9], [A.with_classes(0), B.with_classes(0)])
@@ -222,6 +247,9 @@ class TestMatchSides:
         write_coco(tmp_path / "p.json", RECORDS, [A.with_classes([2, 1]), B.with_classes(3)], ("U2OS", "HEK", "N2a"))
         _, other = match_sides(read_side(truth), read_side(tmp_path / "p.json"))
         assert other.classes == ("HEK", "N2a", "U2OS")
+        assert other.notes[-1].endswith(
+            "classes that " + str(truth) + " does not have: 'U2OS'; they match no true class"
+        )
         assert [found.class_ids.tolist() for found in other.instances] == [[1, 3], [2]]
 
     def test_a_run_s_labels_match_the_folders_they_came_from(self, tmp_path):
@@ -321,6 +349,13 @@ class TestScoreSides:
         text = tell_scores(result, "truth.json", "found.json")
         assert "2 image(s), 3 true cell(s), 3 found" in text
         assert "kaggle        1.000  [1.000, 1.000]   MAP IoU" in text
+
+    def test_cells_that_no_score_ranks(self, truth):
+        sides = match_sides(read_side(truth), read_side(truth))
+        told = score_sides(*sides, ["coco", "voc", "pq"], bootstrap=0)["conventions"]
+        assert ["same score" in told[name]["why"] for name in ("coco", "voc", "pq")] == [True, True, False]
+        ranked = replace(sides[1], instances=[A.with_scores([0.5, 0.9]), B])
+        assert "same score" not in score_sides(sides[0], ranked, ["coco"], bootstrap=0)["conventions"]["coco"]["why"]
 
     def test_parts(self, truth):
         side = read_side(truth)

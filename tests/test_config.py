@@ -121,6 +121,17 @@ def test_a_config_cannot_be_changed(write):
         ("finetune: {steps: 1.5}", "finetune.steps is 1.5 (a number), wanted a whole number", "optimiser steps"),
         ("finetune: {steps: '5'}", "finetune.steps is '5' (text), wanted a whole number", "optimiser steps"),
         ("finetune: {steps: 0}", "finetune.steps is 0 (a whole number), wanted a whole number >= 1", "default 300"),
+        (
+            "finetune: {crop_px: 100}",
+            "crop_px is 100 (a whole number), wanted a whole number >= 32, a multiple of 8, such as 96 or 104",
+            "160",
+        ),
+        ("maskrcnn: {crop_px: 36}", "a multiple of 8, such as 32 or 40", "default 192"),
+        (
+            "seed: 18446744073709551616",
+            "seed is 18446744073709551616 (a whole number), wanted a whole number >= 0",
+            "0",
+        ),
         ("finetune: {base: 3}", "finetune.base is 3 (a whole number), wanted text", "weights to start from"),
         ("finetune: 3", "finetune is 3 (a whole number), wanted a table of keys", "keys: seed"),
         ("maskrcnn: {mask_threshold: 1}", "mask_threshold is 1 (a whole number), wanted a number > 0 and < 1", "0.5"),

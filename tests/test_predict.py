@@ -26,7 +26,7 @@ from cellkit.convert import convert_file
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
-from cellkit.labels import read_labels
+from cellkit.labels import read_labels, write_labels
 from cellkit.predict import (
     SETTINGS_OF,
     Conversion,
@@ -261,6 +261,16 @@ class TestFindImages:
         assert names("p/**/*.png") == ["-y.png", "a.png", "b.png", "q/c.png", "{x} é.png"]
         assert names("p/{x} é.png", "p/-y.png") == ["-y.png", "{x} é.png"]  # fault 24
 
+    def test_brackets_of_a_folder_that_is_there_are_its_name(self, tmp_path):
+        for name in ("plate [1]/a.png", "plate [1]/b/c.png", "w1/d.png", "w2/e.png", "f[1].png"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"")
+        names = lambda name: [relative for _, relative in find_images([str(tmp_path / name)])]  # noqa: E731
+        assert names("plate [1]/*.png") == ["a.png"] and names("plate [1]/**/*.png") == ["a.png", "b/c.png"]
+        assert names("w[12]/*.png") == ["w1/d.png", "w2/e.png"]
+        with pytest.raises(UserError, match=r"write \[\[\]1\] for a file"):
+            names("f[1].p*g")
+
     @pytest.mark.parametrize(
         ("name", "problem"),
         [("", "no image in the folder"), ("x.png", "no file or folder at"), ("*.png", "no file matches")],
@@ -438,6 +448,22 @@ class TestPredictFiles:
         assert (overlay[..., 0] > 200).mean() > 0.005, "the outlines: no red in the picture"
         inside = overlay[by // 2 :: by, by // 2 :: by]
         assert np.abs(inside - drawn.image(0).astype(int)).max(axis=2).astype(bool).mean() < 0.5, "the picture"
+
+    def test_a_picture_of_a_few_pixels_among_good_ones(self, folder, tmp_path):
+        write_png(tmp_path / "in/a.png", np.full((1, 1, 3), 9, np.uint8))
+        shutil.copy(folder / "0.png", tmp_path / "in/b.png")
+        done = predict_files(THRESHOLD, [tmp_path / "in"], tmp_path / "out.json", overlays=tmp_path / "overlays")
+        assert done.images == 2 and Image.open(tmp_path / "overlays/a.png").size == (100, 100)
+
+    def test_corrected_label_images_are_not_written_over(self, folder, tmp_path):
+        again = lambda: predict_files(THRESHOLD, [folder / "0.png"], tmp_path / "out.json", tmp_path / "l")  # noqa: E731
+        assert again().images == again().images == 1, "what cellkit wrote may be written again"
+        labels = read_labels(tmp_path / "l/0.tif")
+        write_labels(tmp_path / "l/0.tif", np.where(labels == 1, 0, labels))
+        before = (tmp_path / "l/0.tif").read_bytes()
+        with pytest.raises(UserError, match=r"0\.tif .* may hold corrections"):
+            again()
+        assert (tmp_path / "l/0.tif").read_bytes() == before
 
     def test_says_what_it_was_made_with(self, folder, tmp_path):
         predict_files(find_model("threshold", {"min_area_px": 30}), [folder / "0.png"], tmp_path / "out.json")

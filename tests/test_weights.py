@@ -1,5 +1,6 @@
 """Weights: the right bytes, opened safely, found by name, never another one in their place."""
 
+import argparse
 import json
 import pickle
 import shutil
@@ -11,6 +12,7 @@ from cellkit import weights
 from cellkit.config import FinetuneConfig
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
+from cellkit.predict import find_model
 from cellkit.run import Run
 from cellkit.weights import copy_checkpoint, find_weights, load_tensors, read_card, save_checkpoint
 
@@ -120,6 +122,17 @@ class TestLoadTensors:
         with pytest.raises(UserError, match="no checkpoint at"):
             load_tensors(tmp_path / "none.safetensors")
 
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+    def test_of_a_wrapped_model(self, tmp_path, prefix):
+        torch.save({f"{prefix}{name}": value for name, value in TENSORS.items()}, tmp_path / "w.pth")
+        assert set(load_tensors(tmp_path / "w.pth")) == set(TENSORS)
+
+    def test_more_than_tensors_is_said_without_codes_of_a_terminal(self, tmp_path):
+        torch.save({"model": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match="opened safely") as caught:
+            load_tensors(tmp_path / "w.pth")
+        assert "\x1b" not in str(caught.value)
+
 
 class TestFindWeights:
     def test_a_path(self, checkpoint):
@@ -148,6 +161,19 @@ class TestFindWeights:
         (tmp_path / "empty").mkdir()
         with pytest.raises(UserError, match=r"no manifest\.json"):
             find_weights(f"{tmp_path}/empty:cellpose_tuned")
+
+    @pytest.mark.parametrize("text", ["", "{", "\0" * 64])
+    def test_a_run_whose_manifest_is_damaged(self, run_dir, text):
+        (run_dir / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match="is damaged or of another version"):
+            find_weights(f"{run_dir}:cellpose_tuned")
+
+    @pytest.mark.parametrize("path", ["C:\\models\\m.safetensors", "C:/models/m.safetensors"])
+    def test_a_drive_is_no_run(self, path):
+        for find in (find_weights, find_model):
+            with pytest.raises(UserError) as caught:
+                find(path)
+            assert path in str(caught.value).splitlines()[0] and "run folder" not in str(caught.value)
 
     def test_a_name_is_never_replaced_by_another(self):
         with pytest.raises(UserError, match=r"no weights 'startr' \(did you mean 'starter'\?\)"):

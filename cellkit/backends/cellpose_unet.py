@@ -30,6 +30,7 @@ TILE_PX, OVERLAP_PX = 1024, 128
 LOOKS_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are looked at with, to find their own
 LEAST_DIAMETER_PX, LEAST_AREA_PX, DIAM_PX = 4.5, 4, 30.0  # below: noise of single pixels; what the network knows best
 BYTES_PER_PX, BYTES_PER_FILE_PX = 110, 50  # of memory; measured, 1024 and 2048 px: 42 and 101 bytes more a pixel
+DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
 LARGEST_SHARE = 1.0  # of the image that one cell may cover
 STEPS, FAR_PX, STILL_PX = 200, 60, 5  # along the flows: Cellpose's number; a pixel that came this far may need more
 GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
@@ -68,7 +69,10 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
 
     def segment(images: Iterable[np.ndarray]) -> Iterator[Instances]:
         for image in images:
-            yield segment_image(network, image, **settings, left_out=segment.left_out)
+            found = segment_image(network, image, **settings, left_out=segment.left_out)
+            if len(found) and only_noise(image, settings["channels"]):
+                segment.left_out[DOUBTFUL] += len(found)
+            yield found
 
     segment.settings, segment.left_out = settings, Counter()
     segment.bytes_for = lambda shape: bytes_for(shape, settings["diameter_px"])
@@ -340,6 +344,27 @@ def two_channels(image: np.ndarray, channels: str = "both") -> np.ndarray:
         if high > low:
             out[channel] = (plane - np.float32(low)) / np.float32(high - low)
     return out
+
+
+def only_noise(image: np.ndarray, channels: str = "both") -> bool:
+    """Tell whether `two_channels` stretches noise to full contrast: in no channel shown do the percentiles span more.
+
+    The 1st and 99th percentile of white noise are 4.7 of its standard deviations apart. That is estimated from second
+    differences along a row, which neither cells nor uneven light reach. So it is in an empty picture, and in one where cells
+    cover less than 1 %.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    """
+    some = image[:: (len(image) - 1) // 256 + 1]
+    judged = []
+    for channel in CHANNELS[channels]:
+        plane = some[..., channel + 1].astype(np.int16)
+        if plane.shape[1] > 2 and plane.min() < plane.max():
+            noise = 1.4826 * np.median(np.abs(np.diff(plane, 2, axis=1))) / np.sqrt(6)
+            judged.append(bool(noise > 0 and np.ptp(np.percentile(plane, (1, 99))) < 6 * noise))
+    return bool(judged) and all(judged)
 
 
 def segment_image(
