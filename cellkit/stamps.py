@@ -11,6 +11,9 @@ import numpy as np
 from cellkit.errors import UserError
 
 
+MARK = "cellkit labels "
+
+
 def stamp_of(labels: np.ndarray) -> str:
     """Return what is written into the file of a label image: a hash of its shape and ids.
 
@@ -24,7 +27,7 @@ def stamp_of(labels: np.ndarray) -> str:
     True
     """
     ids = np.ascontiguousarray(labels, np.int32)
-    return f"cellkit labels {hashlib.sha256(f'{ids.shape}'.encode() + ids.tobytes()).hexdigest()[:32]}"
+    return f"{MARK}{hashlib.sha256(f'{ids.shape}'.encode() + ids.tobytes()).hexdigest()[:32]}"
 
 
 def as_written(path: str | Path) -> bool:
@@ -52,7 +55,9 @@ def refuse_changed(path: str | Path, labels: np.ndarray | None = None) -> None:
     if stamp == stamp_of(found) or (labels is not None and np.array_equal(found, labels)):
         return
     why = (
-        "was changed since cellkit wrote it" if stamp else "is there already and was made by hand or by another program"
+        "was changed since cellkit wrote it"
+        if stamp.startswith(MARK)
+        else "is there already and was made by hand or by another program"
     )
     raise UserError(f"{path} {why}: it may hold corrections", "move it away, or give another folder")
 

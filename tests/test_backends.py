@@ -543,6 +543,12 @@ def test_empty_channels_and_empty_validation_images_are_refused_or_said(drawn, c
         f"1 of 3 training images are empty in nuclei (blue), e.g. {train.records[0].image_id}"
         in capsys.readouterr().err
     )
+    green = EMPTY.copy()
+    green[3, 3, 1] = 9
+    elsewhere = [unet.lies_elsewhere(green, channels) for channels in ("nuclei", "cytoplasm", "both")]
+    assert elsewhere == [True, False, False] and not unet.lies_elsewhere(EMPTY, "nuclei"), (
+        "a black picture is a picture"
+    )
     assert unet.scored_along(drawn.select("val")) == ([0, 1], False) and capsys.readouterr().err == ""
     many = [ImageRecord(str(k), f"{k}.png", 8, 8, split="val") for k in range(40)]
     cells = [Instances.from_labels(np.eye(8, dtype=np.int32)), *[Instances.empty((8, 8))] * 39]

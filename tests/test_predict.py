@@ -450,7 +450,7 @@ class TestPredictFiles:
         assert np.abs(inside - drawn.image(0).astype(int)).max(axis=2).astype(bool).mean() < 0.5, "the picture"
 
     def test_a_picture_of_a_few_pixels_among_good_ones(self, folder, tmp_path):
-        write_png(tmp_path / "in/a.png", np.full((1, 1, 3), 9, np.uint8))
+        write_png(tmp_path / "in/a.png", np.uint8([[[10, 120, 200]]]))
         shutil.copy(folder / "0.png", tmp_path / "in/b.png")
         done = predict_files(THRESHOLD, [tmp_path / "in"], tmp_path / "out.json", overlays=tmp_path / "overlays")
         assert done.images == 2 and Image.open(tmp_path / "overlays/a.png").size == (100, 100)

@@ -68,7 +68,14 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
         settings["diameter_px"] = float(network.diam_labels.item())
 
     def segment(images: Iterable[np.ndarray]) -> Iterator[Instances]:
+        unsaid = True
         for image in images:
+            if unsaid and lies_elsewhere(image, settings["channels"]):
+                unsaid = False
+                say(
+                    f"an image is empty in what the network is shown, {SHOWN[settings['channels']]}, and not in its other "
+                    "colours: nothing can be found there; set channels (both, cytoplasm or nuclei)"
+                )
             found = segment_image(network, image, **settings, left_out=segment.left_out)
             if len(found) and only_noise(image, settings["channels"]):
                 segment.left_out[DOUBTFUL] += len(found)
@@ -344,6 +351,13 @@ def two_channels(image: np.ndarray, channels: str = "both") -> np.ndarray:
         if high > low:
             out[channel] = (plane - np.float32(low)) / np.float32(high - low)
     return out
+
+
+def lies_elsewhere(image: np.ndarray, channels: str) -> bool:
+    """Tell whether an (H, W, 3) image is constant in all that the network is shown, and not in its other colours."""
+    shown = {channel + 1 for channel in CHANNELS[channels]}
+    flat = [bool((image[..., k] == image[0, 0, k]).all()) for k in range(3)]
+    return all(flat[k] for k in shown) and not all(flat)
 
 
 def only_noise(image: np.ndarray, channels: str = "both") -> bool:
