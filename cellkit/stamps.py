@@ -10,7 +10,6 @@ import numpy as np
 
 from cellkit.errors import UserError
 
-
 MARK = "cellkit labels "
 
 
