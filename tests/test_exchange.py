@@ -837,7 +837,7 @@ def test_label_files_changed_by_hand_are_not_written_over(tmp_path, pictures, fo
     path = sorted((tmp_path / "l").iterdir())[0]
     by_hand[form](path, two().paint())
     assert write([two(), two()]).files == 2, "the same cells: nothing is lost"
-    by_hand[form](path, two().paint() * 3)
+    by_hand[form](path, two().paint()[::-1])
     before = path.read_bytes()
     done = write([two(), two()])
     assert (done.files, done.quarantined[0].item, path.read_bytes()) == (1, "a", before)

@@ -453,7 +453,7 @@ class TestPredictFiles:
         write_png(tmp_path / "in/a.png", np.uint8([[[10, 120, 200]]]))
         shutil.copy(folder / "0.png", tmp_path / "in/b.png")
         done = predict_files(THRESHOLD, [tmp_path / "in"], tmp_path / "out.json", overlays=tmp_path / "overlays")
-        assert done.images == 2 and Image.open(tmp_path / "overlays/a.png").size == (100, 100)
+        assert done.images == 2 and np.array(Image.open(tmp_path / "overlays/a.png")).shape[:2] == (100, 100)
 
     def test_corrected_label_images_are_not_written_over(self, folder, tmp_path):
         again = lambda: predict_files(THRESHOLD, [folder / "0.png"], tmp_path / "out.json", tmp_path / "l")  # noqa: E731
