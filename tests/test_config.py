@@ -243,7 +243,8 @@ def test_paths_in_a_file_count_from_the_current_folder_else_from_its_own(tmp_pat
     for folder in ("there/mine/HEK", "here/both", "there/both", "there/truth"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "there/w.pt").touch()
-    text = "data: {}\nlabel: {{use: {}, model: w.pt}}\nfinetune: {{base: cyto3}}\nmaskrcnn: {{start: tuned}}\n"
+    text = "data: {}\nconvert: {{source: folder}}\nlabel: {{use: {}, model: w.pt}}\nfinetune: {{base: cyto3}}\n"
+    text += "maskrcnn: {{start: tuned}}\n"
     (tmp_path / "there/c.yaml").write_text(text.format("mine", "truth"))
     monkeypatch.chdir(tmp_path / "here")
     cfg = load_config("../there/c.yaml")

@@ -153,7 +153,7 @@ def test_labelme_files_of_dkfz():
         split=SplitConfig(train=0.85, val=0.0, test=0.15),
     )  # fmt: skip
     items = listed(DATA / "dkfz", cfg)
-    assert Counter(item.split for item in items.values()) == {"train": 149, "test": 26, "val": 25}
+    assert Counter(item.split for item in items.values()) == {"train": 151, "test": 24, "val": 25}
     counts = Counter()
     for path in sorted((DATA / "dkfz").glob("*/*.json")):
         counts.update(shape["label"] for shape in json.loads(path.read_text())["shapes"])
