@@ -179,8 +179,9 @@ def _skips_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _channel_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nuclei", metavar="C", help="channel of the nuclei: name, index from 0, or wavelength (nm)")
-    parser.add_argument("--cytoplasm", metavar="C", help="channel of the cytoplasm: likewise")
+    what = "name, index from 0, or wavelength (nm); given again: the first that a file has is taken"
+    parser.add_argument("--nuclei", metavar="C", action="append", help=f"channel of the nuclei: {what}")
+    parser.add_argument("--cytoplasm", metavar="C", action="append", help="channel of the cytoplasm: likewise")
     parser.add_argument("--z", metavar="max|mean|focus|N", help="how a z-stack becomes one plane (default max)")
     parser.add_argument(
         "--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of a channel: become 0 and 255"
@@ -350,7 +351,9 @@ def _conversion(given: argparse.Namespace, of_run: Any, scale: float | None = No
 
     asked: dict[str, Any] = {}
     if given.nuclei is not None or given.cytoplasm is not None:
-        asked |= {"channels": {"nuclei": given.nuclei, "cytoplasm": given.cytoplasm}, "always": True}
+        named = {"nuclei": given.nuclei, "cytoplasm": given.cytoplasm}
+        channels = {name: told[0] if told and len(told) == 1 else told for name, told in named.items()}
+        asked |= {"channels": channels, "always": True}
     if given.z is not None:
         asked["projection"] = int(given.z) if given.z.isdigit() else given.z
     if given.percentiles is not None:

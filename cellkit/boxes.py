@@ -26,6 +26,8 @@ from cellkit.listing import (
     UNUSED,
     Loaded,
     SourceImage,
+    apart_from_bare,
+    by_stem,
     check_inside,
     class_id_of,
     find_picture,
@@ -36,6 +38,7 @@ from cellkit.listing import (
     read_split_lists,
     read_table,
     refuse,
+    refuse_several,
     stem_of,
 )
 
@@ -62,19 +65,21 @@ def read_voc(root: Path, config) -> Iterator[SourceImage]:
     """
     root = Path(root)
     folder = root / "Annotations"
-    files = {path.stem: path for path in list_files(folder, (".xml",), keep_labels=True)} if folder.is_dir() else {}
+    files = {paths[0].stem: paths for paths in by_stem(folder, (".xml",)).values()}
     split_of = read_split_lists(_voc_lists(root), root)
     items = []
     for stem in sorted({*files, *split_of}):
         split = split_of.get(stem, UNUSED if split_of else "")
-        path = files.get(stem)
-        boxes = _read_voc_safely(root, path) if path else None
+        found = files.get(stem, [])
+        path = next(iter(found), None)
+        boxes = _read_voc_safely(root, path) if len(found) == 1 else None
         for box in boxes or ():
             class_id_of(box.label, config)
         loader = partial(_load_voc, root, path, config) if path else partial(_no_annotation, stem)
+        loader = refuse_several(root, found) or loader
         source = path.relative_to(root).as_posix() if path else f"JPEGImages/{stem}"
         picture = _voc_picture(root, stem)
-        image_id, used = image_id_of(f"{stem}.jpg"), tuple(file for file in (picture, path) if file)
+        image_id, used = image_id_of(f"{stem}.jpg"), tuple(file for file in (picture, *found) if file)
         line = only_class(config) or MIXED
         items.append(SourceImage(image_id, line, "", split, source, loader, stem, files=used))
     yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
@@ -189,9 +194,11 @@ def read_box_csv(root: Path, config) -> Iterator[SourceImage]:
         split = split_of_folders(picture.relative_to(root).parts[:-1]) if picture else ""
         used = (picture,) if picture else ()
         line = only_class(config) or MIXED
-        items.append(SourceImage(image_id_of(name), line, "", split, source, loader, stem_of(Path(name)), files=used))
-    fill = all(item.split for item in items)
-    yield from finished(items, config, fill_split=fill, left=list(leftovers(root, items)))
+        own_id, bare = stem_of(Path(name)), boxes is None
+        items.append(SourceImage(image_id_of(name), line, "", split, source, loader, own_id, files=used, bare=bare))
+    left = list(leftovers(root, items))
+    items, bare = apart_from_bare(items)
+    yield from finished(items, config, fill_split=all(item.split for item in items), left=[*left, *bare])
 
 
 def _name_key(name: str, pictures: dict[str, Path]) -> str:

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from cellkit.errors import UserError, nearest
+from cellkit.filenames import plain
 from cellkit.loop import in_jupyter
 
 MAX_CONFIG_BYTES = 200_000
@@ -58,14 +59,19 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not value or not all(value) or len(set(value)) < len(value):
-        raise ValueError(f"is {_show(value)}, wanted at least one name, all different, none empty")
+    if not value or not all(value) or len({plain(name) for name in value}) < len(value):
+        raise ValueError(
+            f"is {_show(value)}, wanted at least one name, none empty, all different in more than upper and lower case"
+        )
     return value
 
 
 Number = Annotated[float, BeforeValidator(_as_number)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)]
 Pair = Annotated[tuple[Number, Number], BeforeValidator(_as_tuple)]
+ChannelSpec = Annotated[
+    str | int | Annotated[tuple[str | int, ...], Field(min_length=1)] | None, BeforeValidator(_as_tuple)
+]
 
 
 class Part(BaseModel):
@@ -92,11 +98,12 @@ class Section(Part):
 class ChannelsConfig(Part):
     """Which channel of a microscope file is which: by name, by index from 0, or by wavelength in nm."""
 
-    nuclei: str | int | None = Field(
-        None, description="channel of the nuclei: name, index or wavelength (nm; within 20)"
+    nuclei: ChannelSpec = Field(
+        None,
+        description="channel of the nuclei: name, index or wavelength (nm; within 20), or a list: the first there is",
     )
-    cytoplasm: str | int | None = Field(
-        None, description="channel of the cytoplasm: name, index or wavelength (nm; within 20)"
+    cytoplasm: ChannelSpec = Field(
+        None, description="channel of the cytoplasm: name, index or wavelength (nm; within 20), or a list likewise"
     )
 
 
@@ -219,6 +226,15 @@ class ConvertConfig(Section):
     def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 <= value[0] < value[1] <= 100:
             raise ValueError(f"is {_show(value)}, wanted two rising numbers from 0 to 100")
+        return value
+
+    @field_validator("pair")
+    @classmethod
+    def _tells_two(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        if value is not None and (not value[0] or value[0] == value[1]):
+            raise ValueError(
+                f"is {_show(value)}, wanted a text that is in images' names and another in its place in labels'"
+            )
         return value
 
     @field_validator("group_from")

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -143,11 +143,17 @@ def convert_frame(
     where = info.path.name
     if series.problem:
         raise UserError(series.problem, series.remedy)
-    chosen = {colour: find_channel(spec, series.channels, where) for colour, spec in colour_map(channels).items()}
+    wanted = colour_map(channels)
+    chosen = {colour: find_channel(spec, series.channels, where) for colour, spec in wanted.items()}
     if not chosen:
         raise UserError(
             f"{where} has {_listed(series.channels)}, and the config names neither nuclei nor cytoplasm",
             "set convert.channels.nuclei (or cytoplasm) to a name, an index or a wavelength, e.g. nuclei: 0",
+        )
+    if any(isinstance(spec, list | tuple) for spec in wanted.values()) and len(set(chosen.values())) < len(chosen):
+        raise UserError(
+            f"of {where}, which has {_listed(series.channels)}, one channel is the first that fits for two colours",
+            "let the lists of convert.channels (or the repeated options) lead to two channels",
         )
     check_memory(info.path, _bytes_to_convert(series, len(set(chosen.values())), projection), "converting")
     planes, planes_text = _project(opened, scene, time, sorted(set(chosen.values())), projection)
@@ -212,7 +218,7 @@ def channels_text(names: Mapping[str, str]) -> str:
     return ";".join(f"{colour}={re.sub('[;=]', ',', names.get(colour, ''))}" for colour in COLOURS)
 
 
-def colour_map(channels) -> dict[str, str | int]:
+def colour_map(channels) -> dict[str, str | int | Sequence[str | int]]:
     """Return which channel is wanted in which colour, from a mapping or an object with attributes; None is left out.
 
     Examples
@@ -222,7 +228,7 @@ def colour_map(channels) -> dict[str, str | int]:
     """
     if not isinstance(channels, Mapping):
         channels = {name: getattr(channels, name, None) for name in MEANING}
-    wanted: dict[str, str | int] = {}
+    wanted: dict[str, str | int | Sequence[str | int]] = {}
     for name, spec in channels.items():
         if name not in MEANING:
             raise UserError(f"channels has '{name}'{nearest(name, MEANING)}", f"name {', '.join(MEANING)}")
@@ -236,15 +242,15 @@ def colour_map(channels) -> dict[str, str | int]:
     return wanted
 
 
-def find_channel(spec: str | int, channels: tuple[Channel, ...], where: str = "the file") -> int:
+def find_channel(spec: str | int | Sequence[str | int], channels: tuple[Channel, ...], where: str = "the file") -> int:
     """Return the index of the channel that `spec` names; a number and the same number as text mean the same.
 
     Parameters
     ----------
-    spec : str or int
-        A channel's exact name, which comes before all else. Else its name in upper or lower case or written as another number
-        ("01" for 1), an index from 0 ("channel 3" is never anything else), or a wavelength in nm: from 200 on, or "488 nm";
-        the nearest channel within 20 nm.
+    spec : str or int, or several of them
+        Of several, the first that the file has is taken. A channel's exact name, which comes before all else. Else its
+        name in upper or lower case or written as another number ("01" for 1), an index from 0 ("channel 3" is never anything
+        else), or a wavelength in nm: from 200 on, or "488 nm"; the nearest channel within 20 nm.
     channels : tuple of Channel
     where : str
         What the error calls the file.
@@ -259,31 +265,47 @@ def find_channel(spec: str | int, channels: tuple[Channel, ...], where: str = "t
     >>> file = (Channel("actin", 520.0), Channel("DAPI", 461.0), Channel("1", 640.0))
     >>> find_channel("dapi", file), find_channel(0, file), find_channel("460 nm", file)
     (1, 0, 1)
-    >>> find_channel(1, file), find_channel("channel 1", file)
-    (2, 1)
+    >>> find_channel(1, file), find_channel("channel 1", file), find_channel(["Hoechst", "DAPI", 0], file)
+    (2, 1, 1)
     """
-    text, names = _plain_name(spec), [_plain_name(channel.name) for channel in channels]
-    number = None if isinstance(spec, bool) else re.fullmatch(r"(\d+(?:\.\d+)?)\s*(nm)?", text)
-    if exact := [i for i, channel in enumerate(channels) if text and channel.name == str(spec)]:
-        readings = {"name": exact}
-    else:
-        readings = {
-            "name": [i for i, name in enumerate(names) if text and (name == text or _same_number(number, name))],
-            "index": [i for i in range(len(channels)) if _is_index(text, number, i)],
-            "wavelength": _near(number, [channel.wavelength_nm for channel in channels]),
-        }
-        readings["wavelength of the excitation"] = _as_near(number, channels, readings["wavelength"])
+    if isinstance(spec, list | tuple):
+        for one in spec:
+            if any(_readings(one, channels).values()):
+                return find_channel(one, channels, where)
+        told = ", ".join(f"'{one}'" for one in spec)
+        raise UserError(f"none of {told} is a channel of {where}, which has {_listed(channels)}", HOW_TO_NAME)
+    readings = _readings(spec, channels)
     found = {i for indices in readings.values() for i in indices}
     if len(found) == 1:
         return found.pop()
+    number = _as_wavelength(spec)
     near = f" within {NEAR_NM} nm" if number and (number[2] or float(number[1]) >= FIRST_NM) else ""
     known = [channel.name for channel in channels if channel.name and channel.name != str(spec)]
     meant = ", ".join(f"{i} as {how}" for how, indices in readings.items() for i in indices)
     problem = f"fits {len(found)} channels ({meant})" if found else f"is no channel{near}{nearest(spec, known)}"
-    raise UserError(
-        f"'{spec}' {problem} of {where}, which has {_listed(channels)}",
-        "give the exact name, an index from 0 ('channel 0' is nothing else) or a wavelength ('488 nm')",
-    )
+    raise UserError(f"'{spec}' {problem} of {where}, which has {_listed(channels)}", HOW_TO_NAME)
+
+
+HOW_TO_NAME = "give the exact name, an index from 0 ('channel 0' is nothing else) or a wavelength ('488 nm')"
+
+
+def _as_wavelength(spec: str | int) -> re.Match | None:
+    return None if isinstance(spec, bool) else re.fullmatch(r"(\d+(?:\.\d+)?)\s*(nm)?", _plain_name(spec))
+
+
+def _readings(spec: str | int, channels: tuple[Channel, ...]) -> dict[str, list[int]]:
+    """Return which channels `spec` may mean, by how it is read; an exact name comes before all else."""
+    text, names = _plain_name(spec), [_plain_name(channel.name) for channel in channels]
+    number = _as_wavelength(spec)
+    if exact := [i for i, channel in enumerate(channels) if text and channel.name == str(spec)]:
+        return {"name": exact}
+    near = _near(number, [channel.wavelength_nm for channel in channels])
+    return {
+        "name": [i for i, name in enumerate(names) if text and (name == text or _same_number(number, name))],
+        "index": [i for i in range(len(channels)) if _is_index(text, number, i)],
+        "wavelength": near,
+        "wavelength of the excitation": _as_near(number, channels, near),
+    }
 
 
 FIRST_NM = 200  # numbers from here on may be wavelengths

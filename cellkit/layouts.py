@@ -35,6 +35,7 @@ from cellkit.listing import (
     Label,
     Loaded,
     SourceImage,
+    apart_from_bare,
     cell_type_of,
     check_inside,
     check_same_way,
@@ -47,6 +48,7 @@ from cellkit.listing import (
     frames_of,
     list_files,
     load_file,
+    named_class,
     only_class,
     proposals_are_no_truth,
     read_table,
@@ -110,7 +112,12 @@ def _read_pictures(root: Path, config, folders_are_classes: bool = False) -> Ite
     table = ClassTable(root, config)
     paths = [path for path in list_files(root, IMAGE_SUFFIXES, keep_labels=pair is not None) if not why_unread(path)]
     if pair is not None:
-        paths = [path for path in paths if pair[0] in path.name]
+        paths = [path for path in paths if is_image_of_pair(path.name, pair)]
+        if not paths:
+            raise UserError(
+                f"no picture below {root} has '{pair[0]}' in its name (convert.pair: [{', '.join(pair)}])",
+                "name what pictures have there, or take convert.pair out",
+            )
     items: list[SourceImage] = []
     for image in join_channels(paths, config.channel_from) if pair is None else paths:
         path = image.path if isinstance(image, ChannelFiles) else image
@@ -121,12 +128,40 @@ def _read_pictures(root: Path, config, folders_are_classes: bool = False) -> Ite
     left = [*table.unmatched(items), *leftovers(root, items, labels.used | table.files, labels.looked_for(items))]
     if folders_are_classes:
         left += odd_folders([item for item in items if table.key(item) not in table.asked.values()], items, config)
-    if not all(item.bare for item in items):  # those without labels are no test images by chance: `gather` names them
-        asked = [not item.bare or bool(item.split) or item.cell_type == MIXED for item in items]
-        left += [item for item, wanted in zip(items, asked, strict=True) if not wanted]
-        items = [item for item, wanted in zip(items, asked, strict=True) if wanted]
+    _refuse_doubtful_splits(items, config)
+    items, bare = apart_from_bare(items)
+    left += bare
     fill = all(item.split for item in items if item.cell_type != MIXED)
     yield from finished(items, config, mixed_is_test=True, fill_split=fill, left=left)
+
+
+def is_image_of_pair(name: str, pair: tuple[str, str]) -> bool:
+    """Tell whether a file is a picture of ``convert.pair``, where one text may be part of the other.
+
+    Examples
+    --------
+    >>> [is_image_of_pair(name, ("_img", "_img_mask")) for name in ("0_img.png", "0_img_mask.png", "0.png")]
+    [True, False, False]
+    """
+    image, label = pair
+    return image in (name.replace(label, "") if image in label else name)
+
+
+def _refuse_doubtful_splits(items: Sequence[SourceImage], config) -> None:
+    """Refuse folders called after a class that is also the name of a split, where other folders are splits."""
+    doubtful = sorted(
+        {
+            part
+            for item in items
+            for part in item.source.split("/")[:-1]
+            if split_of_folder(part) and named_class(part, config)
+        }
+    )
+    if doubtful and any(item.split for item in items):
+        raise UserError(
+            f"the folder {doubtful[0]} is called after a class and after a split, and other folders are splits",
+            f"rename it, e.g. to {doubtful[0]}_cells with convert.class_names: {{{doubtful[0]}_cells: {doubtful[0]}}}",
+        )
 
 
 def _with_seg(item: SourceImage, seg: Path | None, root: Path, path: Path, config) -> SourceImage:
@@ -181,7 +216,9 @@ def read_dsb2018(root: Path, config) -> Iterator[SourceImage]:
     else:
         items, used = list(_kaggle_dsb2018(root, config)), set()
         wanted = items
-    yield from finished(wanted, config, left=list(leftovers(root, items, used)))
+    left = list(leftovers(root, items, used))
+    wanted, bare = apart_from_bare(wanted)
+    yield from finished(wanted, config, left=[*left, *bare])
 
 
 # ---- truth ---------------------------------------------------------------------------------------------------------
@@ -487,8 +524,8 @@ def _kaggle_dsb2018(root: Path, config) -> Iterator[SourceImage]:
             for path in list_files(folder / "images", PICTURE_SUFFIXES, keep_labels=True):
                 loader = partial(_load_masks, root, path, folder / "masks", config, cell_type)
                 image_id, source = image_id_of(path.name), path.relative_to(root).as_posix()
-                files = (path, folder / "masks")
-                yield SourceImage(image_id, cell_type, "", split, source, loader, stem_of(path), files=files)
+                files, bare = (path, folder / "masks"), not (folder / "masks").is_dir()
+                yield SourceImage(image_id, cell_type, "", split, source, loader, stem_of(path), files=files, bare=bare)
 
 
 def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str) -> Loaded:
@@ -504,7 +541,10 @@ def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str) ->
         check_inside(path, root)
         check_same_way(made, image, path, labels_orientation(path))
     objects = Instances.from_masks((_one_mask(path, shape) for path in paths), shape)
-    return made._replace(instances=objects.with_classes(class_id_of(cell_type, config) if cell_type else 0))
+    black = [path for path, area in zip(paths, objects.areas_px.tolist(), strict=True) if not area]
+    told = tuple(f"{path.relative_to(root).as_posix()}: no pixel of it is above 0" for path in black)
+    objects = objects[objects.areas_px > 0].with_classes(class_id_of(cell_type, config) if cell_type else 0)
+    return made._replace(instances=objects, left_out=(*made.left_out, *told))
 
 
 def _one_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -162,6 +162,22 @@ def stem_of(path: Path) -> str:
     return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
+def by_stem(root: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files below a folder by name without suffix: more than one where folders hold files of one name."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in list_files(root, suffixes, keep_labels=True):
+        found[stem_of(path)].append(path)
+    return dict(found)
+
+
+def refuse_several(root: Path, *found: Sequence[Path]) -> Callable[[], Loaded] | None:
+    """Return what refuses an image whose picture or truth is several files of one name; None where each is one at most."""
+    paths = next((paths for paths in found if len(paths) > 1), ())
+    names = " and ".join(path.relative_to(root).as_posix() for path in paths[:2])
+    told = f"{len(paths)} files are called {stem_of(paths[0])}: {names}" if paths else ""
+    return partial(refuse, told, "keep one of them") if paths else None
+
+
 def find_picture(folder: Path, stem: str, suffixes: Sequence[str] = (*PICTURE_SUFFIXES, *TIFF_SUFFIXES)) -> Path | None:
     """Return the one file of `folder` called `stem` with one of `suffixes`, in any spelling; None where there is none."""
     stems = dict.fromkeys((stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))))
@@ -468,8 +484,9 @@ def frames_of(
 def about_folders(folders: Sequence[str], config) -> dict[str, str]:
     """Return cell type, group and split that the folders of an image tell: those that are neither of the others are the group."""
     folders = [part for part in folders if plain(part) not in IMAGE_FOLDERS]
-    split = split_of_folders(folders)
-    other = [part for part in folders if not split_of_folders([part]) and not named_class(part, config)]
+    rest = [part for part in folders if not named_class(part, config)]  # a class called test is a class
+    split = split_of_folders(rest)
+    other = [part for part in rest if not split_of_folders([part])]
     return {"cell_type": cell_type_of(folders, config), "group": "/".join(other), "split": split}
 
 
@@ -622,8 +639,8 @@ def finished(
             "set convert.group_from to an expression that finds it in the names, such as (?P<group>[A-H][0-9][0-9]), put the "
             "images into a folder for each plate or donor, or set convert.split_by: image",
         )
-    if not config.published_split:
-        items = [replace(item, split="") for item in items]
+    if not config.published_split:  # what has no truth can be a test image only
+        items = [item if item.bare and item.split == "test" else replace(item, split="") for item in items]
     items = [replace(item, is_asked=item.split == "test") for item in items]
     if fill_split:
         items = carve(items, config)
@@ -638,8 +655,27 @@ def finished(
         _check_filled(done, [_unit_of(item, config) for item in items], dict(config.split))
     if config.split_by == "group":
         _refuse_torn_groups(done)
+    own = {item.split for item in items}
+    if len(own) == 1 and (only := own.pop()) not in ("", "train", UNUSED) and not all(item.bare for item in items):
+        print(
+            f"the source's own names make all {len(items)} images {SPLIT_WORDS[only]}s; "
+            "convert.published_split: false draws a split",
+            file=sys.stderr,
+        )
     yield from (replace(item, split="") if item.split == UNUSED else item for item in done)
     yield from left
+
+
+def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[SourceImage]]:
+    """Return the images to use, and those without labels among others with, which are no test images by chance.
+
+    Test images that the source itself calls so, and mixed ones, stay: they are predicted. `gather` names the others.
+    """
+    if all(item.bare for item in items):
+        return items, []
+    wanted = [not item.bare or bool(item.split) or item.cell_type == MIXED for item in items]
+    kept = [item for item, use in zip(items, wanted, strict=True) if use]
+    return kept, [item for item, use in zip(items, wanted, strict=True) if not use]
 
 
 def check_enough(images: Sequence, settings, of: str = "images") -> None:

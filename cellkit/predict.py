@@ -233,7 +233,7 @@ def _run_conversion(stages: Mapping[str, Any], run_dir: Path) -> Conversion | No
     if not told.get("channels"):
         return None
     named = {what: channel for what, channel in told["channels"].items() if channel is not None}
-    by_colour = bool(named) and set(named.values()) <= {"red", "green", "blue"}
+    by_colour = bool(named) and all(channel in ("red", "green", "blue") for channel in named.values())
     if by_colour and named != {"nuclei": "blue", "cytoplasm": "green"}:
         words = ", ".join(f"{what} = {channel}" for what, channel in named.items())
         print(f"RGB pictures are converted as in {run_dir}: {words}", file=sys.stderr)

@@ -19,6 +19,8 @@ from cellkit.listing import (
     UNUSED,
     Loaded,
     SourceImage,
+    apart_from_bare,
+    by_stem,
     check_inside,
     check_same_way,
     check_shape,
@@ -31,6 +33,7 @@ from cellkit.listing import (
     read_split_lists,
     read_table,
     refuse,
+    refuse_several,
     stem_of,
 )
 
@@ -50,20 +53,20 @@ def read_bbbc039(root: Path, config) -> Iterator[SourceImage]:
     lists = {path.name: path for path in list_files(root / "metadata", (".txt",), keep_labels=True)}
     named = [(lists[f"{name}.txt"], split) for name, split in BBBC039_LISTS if f"{name}.txt" in lists]
     split_of = read_split_lists(named, root)
-    pictures = {stem_of(path): path for path in list_files(root / "images", IMAGE_SUFFIXES, keep_labels=True)}
-    masks = {stem_of(path): path for path in list_files(root / "masks", (".png",), keep_labels=True)}
+    pictures, masks = by_stem(root / "images", IMAGE_SUFFIXES), by_stem(root / "masks", (".png",))
     items = []
     for stem in sorted({*pictures, *split_of}):
-        path = pictures.get(stem)
+        found, found_masks = pictures.get(stem, []), masks.get(stem, [])
+        path, mask = next(iter(found), None), next(iter(found_masks), None)
         split = split_of.get(stem, UNUSED if split_of else "")
         well = WELL_OF_FIELD.search(stem)
         if path is None:
             loader = partial(refuse, f"{stem} is in metadata/ but not in images/", "add the image, or correct the list")
         else:
-            loader = partial(_load_bbbc039, root, path, masks.get(stem), config)
+            loader = refuse_several(root, found, found_masks) or partial(_load_bbbc039, root, path, mask, config)
         source = f"images/{path.name if path else stem}"
         group = well[1] if well else ""
-        files = tuple(file for file in (path, masks.get(stem)) if file)
+        files = (*found, *found_masks)
         image_id = image_id_of(f"{stem}.png")
         items.append(SourceImage(image_id, only_class(config), group, split, source, loader, stem, files=files))
     yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
@@ -139,16 +142,18 @@ def read_sartorius(root: Path, config) -> Iterator[SourceImage]:
     rows_of: dict[str, list[dict]] = defaultdict(list)
     for row in read_table(root / "train.csv", ("id", "annotation", "width", "height", "cell_type"), root):
         rows_of[row["id"]].append(row)
-    pictures = {stem_of(path): path for path in list_files(root / "train", IMAGE_SUFFIXES, keep_labels=True)}
+    pictures = by_stem(root / "train", IMAGE_SUFFIXES)
     items = [
-        _sartorius_image(root, name, rows_of.get(name), pictures.get(name), config)
+        _sartorius_image(root, name, rows_of.get(name), pictures.get(name, []), config)
         for name in sorted({*rows_of, *pictures})
     ]
     for path in list_files(root / "test", IMAGE_SUFFIXES, keep_labels=True):
         name, source = stem_of(path), path.relative_to(root).as_posix()
         loader = partial(load_picture, root, path, config)
         items.append(SourceImage(image_id_of(f"{name}.png"), "", "", "test", source, loader, name, files=(path,)))
-    yield from finished(items, config, left=list(leftovers(root, items)))
+    left = list(leftovers(root, items))
+    items, bare = apart_from_bare(items)
+    yield from finished(items, config, left=[*left, *bare])
 
 
 def sartorius_lines(root: Path) -> set[str]:
@@ -156,7 +161,8 @@ def sartorius_lines(root: Path) -> set[str]:
     return {row["cell_type"] for row in read_table(Path(root) / "train.csv", ("cell_type",), Path(root))}
 
 
-def _sartorius_image(root: Path, name: str, rows: list[dict] | None, path: Path | None, config) -> SourceImage:
+def _sartorius_image(root: Path, name: str, rows: list[dict] | None, found: list[Path], config) -> SourceImage:
+    path = next(iter(found), None)
     about = {(row["cell_type"], row.get("sample_id", ""), row["height"], row["width"]) for row in rows or ()}
     line, group, *size = min(about) if about else ("", "", "", "")
     cell_type = class_of_line(line, config) if line else ""
@@ -169,9 +175,11 @@ def _sartorius_image(root: Path, name: str, rows: list[dict] | None, path: Path 
     else:
         runs = [row["annotation"] for row in rows] if rows else None
         loader = partial(_load_sartorius, root, path, runs, tuple(size), cell_type, config)
+    loader = refuse_several(root, found) or loader
     source = path.relative_to(root).as_posix() if path else f"train/{name}.png"
-    files = (path,) if path else ()
-    return SourceImage(image_id_of(f"{name}.png"), cell_type, group, "", source, loader, name, files=files)
+    files = tuple(found)
+    bare = path is not None and rows is None
+    return SourceImage(image_id_of(f"{name}.png"), cell_type, group, "", source, loader, name, files=files, bare=bare)
 
 
 def _load_sartorius(root, path, runs: list[str] | None, size: tuple[str, str], cell_type: str, config) -> Loaded:
@@ -206,15 +214,16 @@ def read_hepg2_huh7(root: Path, config) -> Iterator[SourceImage]:
     ``config.split.val`` of its training images become them.
     """
     root = Path(root)
-    pictures = {stem_of(path): path for path in list_files(root / "images", IMAGE_SUFFIXES, keep_labels=True)}
+    pictures = by_stem(root / "images", IMAGE_SUFFIXES)
     items = []
-    for stem, path in sorted(pictures.items(), key=lambda item: (len(item[0]), item[0])):
+    for stem, (path, *others) in sorted(pictures.items(), key=lambda item: (len(item[0]), item[0])):
         number = int(stem) if stem.isascii() and stem.isdigit() else 0
         cell_type = class_of_line("HepG2" if number <= HEPG2_LAST else "Huh7", config) if number else ""
         split = "train" if number in HEPG2_TRAIN else UNUSED if number in HEPG2_UNUSED or not number else "test"
-        loader = partial(_load_text_labels, root, path, root / "annotations" / f"{stem}.gz", cell_type, config)
-        source = path.relative_to(root).as_posix()
-        files = (path, root / "annotations" / f"{stem}.gz")
+        labels = root / "annotations" / f"{stem}.gz"
+        loader = partial(_load_text_labels, root, path, labels, cell_type, config)
+        loader = refuse_several(root, [path, *others]) or loader
+        source, files = path.relative_to(root).as_posix(), (path, *others, labels)
         items.append(SourceImage(image_id_of(path.name), cell_type, "", split, source, loader, stem, files=files))
     yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
 

@@ -12,8 +12,9 @@ from hypothesis import settings
 import cellkit  # noqa: F401  before torch: how its threads wait
 
 # The same examples in every run, so that a red one can be repeated; HYPOTHESIS_PROFILE=explore draws new ones.
-settings.register_profile("repeat", derandomize=True)
-settings.register_profile("explore", derandomize=False)
+# No deadline: the first call imports, and a busy machine is no fault.
+settings.register_profile("repeat", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 REPO = Path(__file__).parent.parent
