@@ -17,6 +17,7 @@ import numpy as np
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
 from cellkit.filenames import plain, split_of_folder, split_of_folders
+from cellkit.files import decoded
 from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
@@ -221,12 +222,9 @@ def header_of(path: Path) -> list[str]:
     if not path.is_file():
         return []
     with open(path, "rb") as file:
-        line = file.readline(10_000)
-    try:
-        text = line.decode("utf-8-sig").strip()
-        return [name.strip().strip('"') for name in text.split(max(",;\t", key=text.count))]
-    except UnicodeDecodeError:
-        return []
+        lines = decoded(file.read(10_000), "ignore").splitlines()
+    text = lines[0].strip() if lines else ""
+    return [name.strip().strip('"') for name in text.split(max(",;\t", key=text.count))]
 
 
 def box_labels(root: Path) -> set[str]:

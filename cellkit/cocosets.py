@@ -21,6 +21,7 @@ from cellkit.conventions import key_of, to_plain
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
 from cellkit.filenames import plain, split_of_file, split_of_folder, split_of_folders
+from cellkit.files import decoded
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
     IMAGE_SUFFIXES,
@@ -153,15 +154,19 @@ def read_sheets(root: Path, convention: str | None = None) -> list[Sheet]:
             sheet = _read_sheet(path, convention)
             folder = split_of_folders(path.relative_to(root).parts[:-1])
             found.append(sheet if sheet.split else replace(sheet, split=folder))
+    named = [sheet for sheet in found if split_of_file(sheet.path.stem)]
+    if named and not all(sheet.split for sheet in found):
+        told = ", ".join(f"{sheet.path.name} ({sheet.split})" for sheet in named)
+        print(f"a word of their names makes all images of {told} a split, and other files name none", file=sys.stderr)
     return found
 
 
 def looks_like_coco(path: Path) -> bool:
     """Tell from its first bytes whether a JSON file is COCO: an object with images, annotations or categories."""
     with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
-    named = any(b'"%s"' % name in head for name in (b"images", b"annotations", b"categories"))
-    return head[:1] == b"{" and named and b'"shapes"' not in head
+        head = decoded(file.read(HEAD_BYTES), "ignore").lstrip()
+    named = any(f'"{name}"' in head for name in ("images", "annotations", "categories"))
+    return head[:1] == "{" and named and '"shapes"' not in head
 
 
 def _packed(entry: dict) -> dict:
@@ -180,8 +185,7 @@ def _unpacked(row: dict) -> dict:
 
 def _read_sheet(path: Path, convention: str | None) -> Sheet:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            data = json.load(file, object_hook=_packed)
+        data = json.loads(decoded(path.read_bytes()), object_hook=_packed)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {str(error)[:100]}", "fetch it again; it is damaged") from error
     if isinstance(data.get("annotations"), dict):  # some exports number them as keys
@@ -229,8 +233,8 @@ class _Pictures:
         for path in list_files(root, IMAGE_SUFFIXES, keep_labels=True):
             self.by_name[plain(path.name)].append(path)
 
-    def find(self, named: str, sheet: Path) -> Path:
-        """Return the one picture; raises where there is none or more than one."""
+    def find(self, named: str, sheet: Path, split: str = "") -> Path:
+        """Return the one picture, of several that in folders of the file's `split`; raises where that leaves none or several."""
         named = named.replace("\\", "/")
         for folder in dict.fromkeys((sheet.parent, self.root, sheet.parent / "images", self.root / "images")):
             if named and (folder / named).is_file():
@@ -241,6 +245,9 @@ class _Pictures:
             if ending:
                 break
         ending = ending or found
+        if len(ending) > 1 and split:  # instances_train.json and images/train/
+            own = [p for p in ending if split_of_folders(p.relative_to(self.root).parts[:-1]) == split]
+            ending = own or ending
         if len(ending) != 1:
             told = f"is {len(ending)} pictures, e.g. {ending[0]}, {ending[1]}" if ending else "is not there"
             raise UserError(f"{named} of {sheet.name} {told}", "put each picture where the COCO file says it is")
@@ -264,7 +271,7 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
     split = sheet.split or split_of_folder(str(entry.get("split") or ""))
     files: tuple[Path, ...] = ()
     try:
-        path = Path(os.path.normpath(pictures.find(named, sheet.path)))
+        path = Path(os.path.normpath(pictures.find(named, sheet.path, sheet.split)))
         named = path.relative_to(root).as_posix() if path.is_relative_to(root) else named
         files = (path,)
         loader = partial(_load_coco, root, path, sheet.head(), entry, rows, cell_type if line else None, config)
@@ -306,8 +313,10 @@ def _once_each(listed: list[_Listed]) -> list[SourceImage]:
     """Keep one entry of each image; the others stay in the list, to be set aside with the reason."""
     order = {"test": 0, "val": 1, "train": 2, "": 3}
     best: dict[str, _Listed] = {}
-    for one in listed:
+    for one in sorted(listed, key=lambda one: not one.item.files):  # what has no picture yields to what has
         other = best.setdefault(one.item.image_id, one)
+        if not one.item.files:
+            continue
         if (order[one.item.split], -one.cells) < (order[other.item.split], -other.cells):
             best[one.item.image_id] = one
     kept, again = [], Counter()
@@ -316,6 +325,7 @@ def _once_each(listed: list[_Listed]) -> list[SourceImage]:
         if one.item is not winner:
             again[winner.image_id] += 1
             refusal = partial(refuse, f"the image is listed twice; {winner.source} is used", "remove one of the two")
+            refusal = refusal if one.item.files else one.item.loader  # its own reason: no one picture is called so
             name = f"{winner.image_id}_again{again[winner.image_id]}"
             kept.append(replace(one.item, image_id=name, split=UNUSED, loader=refusal))
         else:

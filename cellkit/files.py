@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -60,8 +61,26 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> Path:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a UTF-8 JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    """Read a JSON file; see `decoded`."""
+    return json.loads(decoded(Path(path).read_bytes()))
+
+
+def decoded(content: bytes, errors: str = "strict") -> str:
+    r"""Return the text of a file: UTF-8, or UTF-16 or UTF-32 where it begins with their mark, as Windows writes them.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        It is none of these.
+
+    Examples
+    --------
+    >>> decoded("\xb5m".encode("utf-8-sig")) == decoded("\xb5m".encode("utf-16")) == "\xb5m"
+    True
+    """
+    marks = {"utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
+    named = next((name for name, own in marks.items() if content.startswith(own)), "utf-8-sig")
+    return content.decode(named, errors)
 
 
 def sha256_file(path: str | Path) -> str:

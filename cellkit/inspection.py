@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cellkit.errors import Quarantined, UserError, nearest
+from cellkit.files import read_json
 from cellkit.instances import Instances
 from cellkit.readers import Channel
 
@@ -338,7 +338,7 @@ def discover_classes(root: str | Path, kind: str) -> tuple[str, ...]:
 def _labelme_labels(path: Path) -> set[str]:
     """Return the labels in a labelme file; none where it is no such file."""
     try:
-        shapes = json.loads(path.read_text(encoding="utf-8-sig"))["shapes"]
+        shapes = read_json(path)["shapes"]
         return {str(shape["label"]) for shape in shapes}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return set()

@@ -14,6 +14,7 @@ import numpy as np
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
 from cellkit.filenames import plain, split_of_folders
+from cellkit.files import decoded
 from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
@@ -77,7 +78,7 @@ def _check_labelme_classes(files: list[Path], config) -> None:
 def _read_labelme(path: Path) -> dict:
     """Read and check the outline of a labelme file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(decoded(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path.name} is no JSON: {error}", "write it again with labelme") from error
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):

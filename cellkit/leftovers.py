@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cellkit.errors import UserError
 from cellkit.filenames import is_no_data, plain
+from cellkit.files import decoded
 from cellkit.listing import (
     IMAGE_SUFFIXES,
     LABEL_ENDINGS,
@@ -24,6 +25,7 @@ from cellkit.listing import (
     NOT_IMAGES,
     UNUSED,
     SourceImage,
+    is_run_folder,
     refuse,
     stem_of,
 )
@@ -36,6 +38,8 @@ NOTES = (".txt", ".md", ".rst", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".html"
 SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM")  # pictures begin so
 LABEL_LIKE = (".roi", ".zip", ".npy", ".npz", ".geojson", ".mat")  # what other tools store labels in
 MOST_NAMED = 3
+HEAD_BYTES = 65_536
+YOLO_ROW = re.compile(r"\d+([ \t]+-?\d*\.?\d+(e-?\d+)?){4,}[ \t]*(\r?\n|$)")
 
 
 def leftovers(
@@ -61,13 +65,17 @@ def leftovers(
     used = {path for item in items for path in item.files} | set(also_used)
     labels, strays, elsewhere, others = [], [], defaultdict(list), Counter()
     stems = {plain(stem_of(item.files[0])) for item in items if item.files}
+    bare = {plain(stem_of(item.files[0])) for item in items if item.files and item.bare}
     folders_used = {path.parent for path in used}
     for path in _files_below(root, used):
         relative = path.relative_to(root)
         name, folder = plain(path.name), path.parent
         in_labels = any(plain(part) in LABEL_FOLDERS for part in relative.parts[:-1])
         picture = name.endswith(IMAGE_SUFFIXES) or _looks_like_picture(path)
-        if CLASS_TABLE.match(name):
+        told = foreign_labels(path, bare) if looked_for else None
+        if told:
+            strays.append((relative, *told))
+        elif CLASS_TABLE.match(name):
             strays.append(
                 (relative, "is a table of classes that is not read", "call it truth/classes.csv, and save it as CSV")
             )
@@ -99,9 +107,12 @@ def leftovers(
 
 def _files_below(root: Path, used: set[Path]) -> Iterator[Path]:
     for folder, folders, names in os.walk(root, followlinks=False):
+        runs = [name for name in folders if is_run_folder(Path(folder, name))]
+        if runs:
+            print(f"run folders in {folder} are no data and not read: {', '.join(sorted(runs))}", file=sys.stderr)
         folders[:] = sorted(
             name for name in folders
-            if not is_no_data(name) and not name.lower().endswith(".zarr") and Path(folder, name) not in used
+            if name not in runs and not is_no_data(name) and not name.lower().endswith(".zarr") and Path(folder, name) not in used
         )  # fmt: skip
         zarrs = [name for name in folders if is_zarr_by_another_name(Path(folder, name))]
         folders[:] = [name for name in folders if name not in zarrs]
@@ -116,6 +127,35 @@ def _is_label(path: Path, name: str, stems: set[str]) -> bool:
         ends = [found.start() for found in re.finditer(r"[ _.\-]", stem)] + [len(stem)]
         return name.endswith("_seg.npy") or any(stem[:end] in stems for end in ends)
     return name.endswith(IMAGE_SUFFIXES) and stem.endswith(LABEL_ENDINGS)
+
+
+def foreign_labels(path: Path, stems: set[str]) -> tuple[str, str] | None:
+    """Tell labels in the text files of other layouts, called after an image of `stems`: (what it is, what to do), or None."""
+    name, own = path.name.lower(), plain(stem_of(path)) in stems
+    if not name.endswith((".txt", ".xml", ".json")) or not (own or name.endswith(".json")):
+        return None
+    try:
+        with open(path, "rb") as file:
+            head = decoded(file.read(HEAD_BYTES), "ignore")
+    except OSError:
+        return None
+    if name.endswith(".txt"):
+        yolo = YOLO_ROW.match(head.lstrip())
+        return (
+            ("holds labels as YOLO writes them, which are not read", "export them as COCO, with outlines")
+            if yolo
+            else None
+        )
+    if name.endswith(".xml"):
+        boxes = "<annotation" in head and "<bndbox" in head
+        return (
+            ("holds boxes as Pascal VOC, which this source does not read", "set convert.source: voc") if boxes else None
+        )
+    kinds = {"labelme": ('"shapes"', '"imagePath"'), "coco": ('"images"', '"annotations"')}
+    kind = next((kind for kind, signs in kinds.items() if all(sign in head for sign in signs)), "")
+    if kind == "coco" or (kind and own):
+        return f"holds labels as {kind}, which this source does not read", f"set convert.source: {kind}"
+    return None
 
 
 def _looks_like_picture(path: Path) -> bool:

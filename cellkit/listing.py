@@ -7,6 +7,7 @@ refuses two images of one name, thins, and splits. Nothing is opened before `Sou
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import sys
@@ -26,8 +27,10 @@ from cellkit.convert import Level, check_ids, convert_frame, image_id_of
 from cellkit.errors import UserError, nearest
 from cellkit.filenames import SPLIT_NAMES as SPLIT_NAMES  # also for those who import it from here
 from cellkit.filenames import is_no_data, plain, series_of, split_of_folders
+from cellkit.files import decoded
 from cellkit.instances import Instances
 from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
+from cellkit.manifest import MANIFEST
 from cellkit.readers import (
     PICTURE_SUFFIXES,
     TIFF_SUFFIXES,
@@ -121,7 +124,7 @@ def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -
     root = Path(root)
     found = []
     for folder, folders, names in os.walk(root, followlinks=False):
-        folders[:] = [name for name in folders if not is_no_data(name)]
+        folders[:] = [name for name in folders if not is_no_data(name) and not is_run_folder(Path(folder, name))]
         images = [name for name in folders if name.lower().endswith(".zarr")]  # an OME-Zarr is a folder, and one image
         folders[:] = [name for name in folders if name not in images]
         if not keep_labels:
@@ -144,6 +147,11 @@ def odd_zarrs(root: Path) -> list[Path]:
         folders[:] = [path.name for path in below if path not in odd]
         found += odd
     return sorted(found)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Tell whether a folder is that of a run: its pictures are made of others, and are no data."""
+    return (folder / MANIFEST).is_file() and (folder / "records.csv").is_file()
 
 
 def check_inside(path: Path, root: Path) -> None:
@@ -203,16 +211,16 @@ def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str,
         raise UserError(f"no table at {path}", f"put the source's own table there, with {', '.join(columns)}")
     check_inside(path, root)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            parted = max(",;\t", key=header.count)
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=parted)
-            wanted = {plain(name): name for name in columns}
-            reader.fieldnames = names = [wanted.get(plain(name), name.strip()) for name in reader.fieldnames or []]
-            rows = list(reader)
+        text = decoded(path.read_bytes())
+        parted = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=parted)
+        wanted = {plain(name): name for name in columns}
+        reader.fieldnames = names = [wanted.get(plain(name), name.strip()) for name in reader.fieldnames or []]
+        rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no CSV in UTF-8: {error}", "use the table as it came") from error
+        raise UserError(
+            f"{path} is no CSV in UTF-8: {error}", "use the table as it came, or save it as CSV UTF-8"
+        ) from error
     missing = [name for name in columns if name not in names]
     if missing:
         there = ", ".join(names) or "nothing"
@@ -230,7 +238,7 @@ def read_names(path: Path, root: Path) -> list[str]:
     """Return the lines of a list of file names, without blank ones and without suffixes of pictures."""
     check_inside(path, root)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in decoded(path.read_bytes()).splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text: {error}", "it lists one image name per line") from error
     return [Path(line).stem if line.lower().endswith(IMAGE_SUFFIXES) else line for line in lines if line]

@@ -357,7 +357,7 @@ def find_images(
     if links and (outside is None or not listed):
         raise UserError(f"{links[0].item} {links[0].reason.split('; ')[0]}", "copy the file there, or name it")
     if outside is not None:
-        outside += [*links, *unread_files]
+        outside += [*links, *unread_files, *_called_as_labels(named, [path for path, _ in listed], avoided)]
     if not listed and unread_files:
         problem, _, remedy = unread_files[0].reason.partition("; ")
         raise UserError(f"none of the {len(unread_files)} image(s) is read: {problem}", remedy)
@@ -367,15 +367,40 @@ def find_images(
     return listed
 
 
+def _called_as_labels(
+    named: Iterable[str | Path], images: Sequence[Path], avoided: Sequence[Path]
+) -> list[Quarantined]:
+    """Return the files of the folders that are called as label images are (double_label.tif), and after none of the images."""
+    from cellkit.filenames import plain
+    from cellkit.listing import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, list_files, stem_of
+
+    stems = {plain(stem_of(path)) for path in images}
+    alone = []
+    for root in (Path(name) for name in named if Path(name).is_dir()):
+        for path in list_files(root, IMAGE_SUFFIXES, keep_labels=True):
+            stem, folders = plain(stem_of(path)), path.relative_to(root).parts[:-1]
+            ends = [k for k, sign in enumerate(stem) if sign in " _.-"]
+            in_labels = any(plain(folder) in LABEL_FOLDERS for folder in folders)
+            ours = in_labels or any(path.resolve().is_relative_to(folder) for folder in avoided)
+            if stem.endswith(NOT_IMAGES) and not ours and not any(stem[:end] in stems for end in ends):
+                told = "is called as a label image is, and after no image here; to use it, give the file itself"
+                alone.append(Quarantined(str(path), told))
+    return alone
+
+
 def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     """Return the folder that one argument looks into, and the images it names, each with its path relative to that."""
-    from cellkit.listing import odd_zarrs
+    from cellkit.listing import is_run_folder, odd_zarrs
+    from cellkit.manifest import MANIFEST
     from cellkit.readers import READ_SUFFIXES, is_image_folder, is_zarr_by_another_name
     from cellkit.sources import IMAGE_SUFFIXES, list_files
 
     path = Path(name)
     if path.is_dir() and not is_image_folder(path) and not is_zarr_by_another_name(path):
         files = list_files(path, IMAGE_SUFFIXES) + odd_zarrs(path)
+        runs = [told.parent.name for told in path.rglob(MANIFEST) if told.parent != path and is_run_folder(told.parent)]
+        if runs:
+            print(f"run folders in {path} are no data and not read: {', '.join(sorted(runs))}", file=sys.stderr)
         if not files:
             raise UserError(f"no image in the folder {path}", f"images end with {', '.join(READ_SUFFIXES)}")
         return path, [(file, file.relative_to(path).as_posix()) for file in files]

@@ -496,7 +496,7 @@ def source_folder(config, stage) -> Path:
     Raises
     ------
     UserError
-        There is no data folder, or nothing at `config.path` in it.
+        There is no data folder, or nothing at `config.path` in it, or the run folder lies in it.
     """
     from cellkit.config import data_path
     from cellkit.synthetic import write_fields
@@ -507,5 +507,10 @@ def source_folder(config, stage) -> Path:
         write_fields(folder, lines=config.classes, seed=config.seed, **drawn)
         return folder
     root = data_path(config)
+    if stage.root.resolve().is_relative_to(root.resolve()):
+        raise UserError(
+            f"the run folder lies in the data folder {root}: its pictures would be read as data, and the data would change",
+            "put it elsewhere: cellkit run CONFIG --run FOLDER",
+        )
     stage.note_reading(root, "data", by="data")
     return root

@@ -630,12 +630,17 @@ def unlabelled(files: RunFiles) -> Slide:
     return Slide("unlabelled", "No accuracy can be told yet", points, draw, alt, foot(files))
 
 
+OF_ONE_SET = ("sartorius", "bbbc039", "hepg2_huh7", "livecell", "two_lines", "dsb2018")  # layouts of published sets
+
+
 def commands(files: RunFiles) -> list[str]:
     """Return what to type to make this run, its slides, its model's answer to new images, and a run on other images."""
     told = files.manifest.get("run") or {}
     config = f"configs/{Path(told['config']).name}" if told.get("config") else "CONFIG"
     overrides = "".join(f" --set {shlex.quote(f'{k}={v}')}" for k, v in (told.get("overrides") or {}).items())
     run = files.folder.resolve().name
+    source = files.setting("convert.source", "drawn")
+    source = "microscope" if source == "drawn" else "folder" if source in OF_ONE_SET else source
     lines = ["This run again, from the images to this deck:", f"$ cellkit run {config}{overrides} --run runs/{run}"]
     lines.append(f"$ python presentation/build.py runs/{run} -o slides")
     try:
@@ -646,7 +651,7 @@ def commands(files: RunFiles) -> list[str]:
     return [
         *lines,
         "The six notebooks on your own images:",
-        f"$ cellkit run {config} --set convert.source=microscope --set data=FOLDER",
+        f"$ cellkit run {config} --set convert.source={source} --set data=FOLDER",
     ]
 
 

@@ -351,3 +351,12 @@ def test_blood():
         cells = items[name].load().instances
         assert cells.shape == (256, 256) and cells.boxes_only
         assert Counter(cells.class_ids.tolist()) == Counter({1: rows[name, "rbc"], 2: rows[name, "wbc"]}) - Counter()
+
+
+def test_two_annotations_of_one_picture_are_refused(tmp_path):
+    for folder in ("Annotations", "Annotations/old"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.xml").write_text("<annotation/>")
+    (item,) = SOURCES["voc"](tmp_path, config("voc"))
+    with pytest.raises(UserError, match="2 files are called a: Annotations/a.xml and Annotations/old/a.xml"):
+        item.load()

@@ -296,7 +296,18 @@ class TestInspectAndConvert:
 
     def test_convert(self, said, refused, stack, tmp_path):
         code, out, _ = said(
-            "convert", stack, "-o", tmp_path / "out", "--nuclei", "DAPI", "--cytoplasm", "0", "--z", "mean"
+            "convert",
+            stack,
+            "-o",
+            tmp_path / "out",
+            "--nuclei",
+            "Hoechst",
+            "--nuclei",
+            "DAPI",
+            "--cytoplasm",
+            "0",
+            "--z",
+            "mean",
         )
         assert (code, out) == (0, f"{tmp_path / 'out'}: 1 picture(s)\n")
         assert (tmp_path / "out/cells.png").is_file()

@@ -339,3 +339,24 @@ def test_thousands_of_cells_in_one_image_are_read(tmp_path):
     (item,) = listed(tmp_path, config("livecell", ("BV2",))).values()
     cells = item.load().instances
     assert len(cells) == len(corners) == 3068 and cells.areas_px.min() > 0 and item.split == "test"
+
+
+def test_pictures_of_one_name_belong_to_the_file_of_their_split(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / "images" / split / "0.png")
+        save(tmp_path / "annotations" / f"instances_{split}.json", [image(1, "0.png")], [cell(1)])
+    items = listed(tmp_path, config("coco"))
+    assert {k: item.split for k, item in items.items() if not item.is_left} == {"train_0": "train", "val_0": "val"}
+    save(tmp_path / "annotations" / "instances_val.json", [image(1, "0.png")], [cell(1)]).rename(tmp_path / "more.json")
+    with pytest.raises(UserError, match="0.png of more.json is 2 pictures"):
+        [item.load() for item in listed(tmp_path, config("coco")).values()]
+
+
+def test_a_file_in_utf_16_is_read(tmp_path, capsys):
+    picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    path = save(tmp_path / "pilot_test.json", [image(1, "a.png")], [cell(1)])
+    path.write_text(path.read_text(), encoding="utf-16")
+    save(tmp_path / "more.json", [image(1, "b.png")], [cell(1)])
+    assert listed(tmp_path, config("coco"))["a"].split == "test"
+    assert "all images of pilot_test.json (test) a split" in capsys.readouterr().err
+    assert len(read_coco(path).instances[0]) == 1

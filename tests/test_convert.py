@@ -1,5 +1,6 @@
 """From planes to a picture: which channel, how much light, what size; and the ids of images."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -269,6 +270,26 @@ def test_percentiles_null_keeps_8_bit_values_and_refuses_others():
     np.testing.assert_array_equal(to_8bit(plane, None)[0], plane, strict=True)
     with pytest.raises(UserError, match="uint16 and percentiles is null"):
         to_8bit(NUCLEI, None)
+
+
+def test_of_several_channels_the_first_that_a_file_has_is_taken(tmp_path):
+    file, grey = (
+        (Channel("actin", 520.0), Channel("Hoechst", math.nan), Channel("0", math.nan)),
+        (Channel("", math.nan),),
+    )
+    wanted = ("DAPI", "hoechst", 0)
+    assert find_channel(wanted, file) == find_channel(list(wanted), file) == 1 and find_channel(wanted, grey) == 0
+    with pytest.raises(UserError, match="none of 'DAPI', 'GFP' is a channel of a.tif, which has 3 channels"):
+        find_channel(("DAPI", "GFP"), file, "a.tif")
+    with pytest.raises(
+        UserError, match="' 0' fits 2 channels"
+    ):  # it has one of the name and one of the number: not passed over
+        find_channel(("DAPI", " 0", "actin"), file)
+    tifffile.imwrite(tmp_path / "a.tif", NUCLEI)
+    (made,) = convert_file(tmp_path / "a.tif", {"nuclei": ["DAPI", 0]})
+    assert [level.channel for level in made.levels] == ["channel 0"]
+    with pytest.raises(UserError, match="one channel is the first that fits for two colours"):
+        convert_file(tmp_path / "a.tif", {"nuclei": ["DAPI", 0], "cytoplasm": ["GFP", 0]})
 
 
 # ---- size ----------------------------------------------------------------------------------------------------------

@@ -464,3 +464,45 @@ def test_labels_are_taken_only_when_they_are_turned_as_their_picture_is(tmp_path
     write_seg(tmp_path / "a_seg.npy", GREY[..., None], Instances.from_labels(LABELS), ("cell",), "a.png")
     with pytest.raises(UserError, match="EXIF orientation 3, its labels .*a_seg.npy have 1"):
         listed(tmp_path, cfg)["a"].load()
+
+
+# ---- names that could be two things --------------------------------------------------------------------------------
+def test_the_text_of_pictures_may_be_part_of_that_of_labels(tmp_path):
+    for k in range(2):
+        save(tmp_path / f"{k}_img.png")
+        save(tmp_path / f"{k}_img_mask.png", LABELS.astype(np.uint8))
+    items = listed(tmp_path, config("folder", pair=["_img", "_img_mask"]))
+    assert list(items) == ["0_img", "1_img"] and not any(item.bare for item in items.values())
+    with pytest.raises(UserError, match="has '_pic' in its name"):
+        listed(tmp_path, config("folder", pair=["_pic", "_mask"]))
+    with pytest.raises(ValueError, match="another in its place"):
+        config("folder", pair=["_img", "_img"])
+
+
+def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path):
+    for name in ("control/a.png", "test/b.png", "test/c.png"):
+        save(tmp_path / name)
+    items = listed(tmp_path, config("folder", classes=("control", "test"))).values()
+    assert [item.cell_type for item in items] == ["control", "test", "test"] and not any(
+        item.is_asked for item in items
+    )
+    save(tmp_path / "val" / "control" / "d.png")
+    with pytest.raises(UserError, match="folder test is called after a class and after a split"):
+        listed(tmp_path, config("folder", classes=("control", "test")))
+
+
+def test_all_images_in_one_split_by_their_names_gets_a_word(tmp_path, capsys):
+    save(tmp_path / "test" / "a.png"), save(tmp_path / "test" / "a_masks.png", LABELS.astype(np.uint8))
+    assert [item.split for item in listed(tmp_path, config("folder")).values()] == ["test"]
+    assert "make all 1 images test images; convert.published_split: false" in capsys.readouterr().err
+
+
+def test_kaggles_form_without_masks_and_with_a_black_mask(tmp_path):
+    for name, masks in (("a", {"m": 255, "n": 0}), ("b", {"m": 255}), ("c", {})):
+        save(tmp_path / name / "images" / f"{name}.png")
+        for mask, value in masks.items():
+            save(tmp_path / name / "masks" / f"{mask}.png", ((LABELS == 1) * value).astype(np.uint8))
+    items = listed(tmp_path, config("dsb2018", modalities=None))
+    black = items["a"].load()
+    assert len(black.instances) == 1 and black.left_out == ("a/masks/n.png: no pixel of it is above 0",)
+    assert items["c"].split == "" and items["c"].bare, "no test image by chance: gather names it"

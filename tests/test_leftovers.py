@@ -105,3 +105,24 @@ def test_pictures_elsewhere_get_a_word(tmp_path, capsys):
     made, aside = gathered(root, "two_lines", ("u2os",))
     assert len(made.records) == 3 and set(aside) == {"u2os/labels/9.png"}
     assert "1 picture(s) below previews are no part of this layout" in capsys.readouterr().err
+
+
+def test_labels_in_text_files_of_other_layouts_are_named(tmp_path):
+    root = write(tmp_path / "in", *(f"images/train/{name}.png" for name in "abcde"))
+    texts = {
+        "labels/train/a.txt": "0 0.1 0.1 0.3 0.1 0.3 0.3\n",
+        "images/train/b.xml": "<annotation><object><bndbox/></object></annotation>",
+        "images/train/c.json": '{"shapes": [], "imagePath": "c.png"}',
+        "all.json": '{"images": [], "annotations": []}',
+        "images/train/d.txt": "exposure 3 ms\n",
+        "images/train/e.xml": "<OME/>",
+        "labels/notes.txt": "0 0.1 0.1 0.3 0.1\n",
+    }
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    _, aside = gathered(root)
+    assert {name: told.split("; ")[1] for name, told in aside.items()} == {
+        "labels/train/a.txt": "export them as COCO, with outlines", "images/train/b.xml": "set convert.source: voc",
+        "images/train/c.json": "set convert.source: labelme", "all.json": "set convert.source: coco",
+    }  # fmt: skip

@@ -288,6 +288,21 @@ class TestFindImages:
             (tmp_path / name).write_bytes(b"x")
         aside = []
         assert [r for _, r in find_images([tmp_path], [tmp_path / "out"], aside)] == ["a.png"]
+        for name in (
+            "double_label.png",
+            "a_masks.png",
+            "out/b_masks.png",
+            "runs/manifest.json",
+            "runs/records.csv",
+            "runs/b.png",
+        ):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(b"x")
+        called = []
+        assert [r for _, r in find_images([tmp_path], [tmp_path / "out"], called)] == ["a.png"]
+        assert [Path(one.item).name for one in called if "called as a label image" in one.reason] == [
+            "double_label.png"
+        ]
         assert [(Path(one.item).name, one.reason.split("; ")[1][:6]) for one in aside] == [
             ("a.bmp", "export"),
             ("b.tif.gz", "unpack"),

@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ sys.path.insert(0, str(REPO / "presentation"))
 import build  # noqa: E402
 import deck as decks  # noqa: E402
 import figures  # noqa: E402
-from slides import SLIDES, make_slides  # noqa: E402
+from slides import SLIDES, commands, make_slides  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +259,15 @@ def test_a_gain_in_outlines_is_shown_at_a_threshold_where_it_can_be_seen():
     assert at == 0.75 and "outlines" in why
     assert seen_at(truth, cell(10), cell(10)) == (0.5, "")
     assert seen_at(truth, cell(10), cell(7)) == (0.5, "")
+
+
+@pytest.mark.parametrize(
+    ("source", "own"),
+    [("drawn", "microscope"), ("microscope", "microscope"), ("coco", "coco"), ("sartorius", "folder")],
+)
+def test_the_last_command_names_the_layout_of_ones_own_images(source, own):
+    files = SimpleNamespace(manifest={}, folder=Path("run"), best="a", setting=lambda key, default: source)
+    assert commands(files)[-1] == f"$ cellkit run CONFIG --set convert.source={own} --set data=FOLDER"
 
 
 def test_seen_side():

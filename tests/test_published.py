@@ -280,3 +280,15 @@ def test_samples_of_bbbc039_are_pictures_without_masks_and_one_pair():
     (pair,) = listed(DATA / "bbbc039_samples" / "raw_pair", config("folder", pair=("image", "label"))).values()
     with pytest.raises(UserError, match="label.png is a colour picture"):
         pair.load()
+
+
+def test_two_files_of_one_name_in_subfolders_are_refused_one_by_one(tmp_path):
+    for name in ("images/0.png", "images/previews/0.png", "images/1.png", "masks/1.png", "masks/old/1.png", "images/2.png",
+                 "masks/2.png", "masks/0.png"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / name)
+    items = {item.image_id: item for item in SOURCES["bbbc039"](tmp_path, config("bbbc039"))}
+    for name, told in (("0", "images/0.png and images/previews/0.png"), ("1", "masks/1.png and masks/old/1.png")):
+        with pytest.raises(UserError, match=f"2 files are called {name}: {told}\nkeep one"):
+            items[name].load()
+    assert len(items["2"].load().instances) == 1 and len(items) == 3

@@ -115,6 +115,8 @@ def test_scale_shrinks_pictures_truth_and_pixel_size_together(tmp_path, drawn):
 
 def test_the_demo_draws_what_its_config_says(tmp_path):
     class Stage:
+        root = tmp_path / "run"
+
         def path(self, name):
             return tmp_path / name
 
@@ -128,6 +130,18 @@ def test_the_demo_draws_what_its_config_says(tmp_path):
     stage = Stage()
     cfg = config("folder", data=str(tmp_path / "data"), path="some")
     assert source_folder(cfg, stage) == tmp_path / "data" / "some" == stage.read["data"]
+    stage.root = tmp_path / "data" / "some" / "runs" / "a"
+    with pytest.raises(UserError, match="run folder lies in the data folder"):
+        source_folder(cfg, stage)
+
+
+def test_run_folders_among_the_data_are_no_data(tmp_path, capsys):
+    for name in ("a.png", "runs/old/images/a.png"):
+        save(tmp_path / "in" / name)
+    for name in ("manifest.json", "records.csv"):
+        (tmp_path / "in" / "runs" / "old" / name).touch()
+    assert list(listed(tmp_path / "in", config("folder"))) == ["a"]
+    assert "are no data and not read: old" in capsys.readouterr().err
 
 
 # ---- folders of pictures -------------------------------------------------------------------------------------------
@@ -364,6 +378,13 @@ def test_a_sample_submission_says_what_is_handed_in(tmp_path, capsys):
     gather(config("folder"), tmp_path / "in", tmp_path / "other")
     assert "names 1 images, none of which is here: it is not followed" in capsys.readouterr().err
     assert len(handed_in(tmp_path / "other" / "originals.csv", "test")) == 4
+
+
+def test_names_with_spaces_and_brackets_are_handed_in_as_they_are(tmp_path):
+    for name in ("test/cell 1.png", "test/x(2).png", "train/1.png"):
+        save(tmp_path / "in" / name)
+    gather(config("folder"), tmp_path / "in", tmp_path / "run")
+    assert [one.id for one in handed_in(tmp_path / "run" / "originals.csv", "test")] == ["cell 1", "x(2)"]
 
 
 def test_two_files_of_one_stem_are_handed_in_under_the_ids_of_the_run(tmp_path):
