@@ -59,9 +59,9 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not value or not all(value) or len({plain(name) for name in value}) < len(value):
+    if not value or not all(map(plain, value)) or len({plain(name) for name in value}) < len(value):
         raise ValueError(
-            f"is {_show(value)}, wanted at least one name, all different in more than upper and lower case, none empty"
+            f"is {_show(value)}, wanted at least one name, all different in more than upper and lower case and spaces, none empty"
         )
     return value
 
