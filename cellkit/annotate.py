@@ -90,10 +90,7 @@ def choose_labels(
     from cellkit.manifest import note_reading
 
     if use == "truth":
-        if "truth" not in truth:
-            raise UserError(
-                "label.use is truth, but the images came without labels", "set label.use: proposed, or a folder"
-            )
+        refuse_unlabelled("truth" in truth)
         coco = read_coco(truth["truth"], boxes=True)
         refuse_boxes(coco.instances, "label.use: truth")
         known = _known(coco, images, truth["truth"])
@@ -112,6 +109,14 @@ def choose_labels(
     chosen = [_without_small(item, min_area_px) for item in chosen]
     _say_small(chosen, min_area_px)
     return chosen
+
+
+def refuse_unlabelled(labelled: bool) -> None:
+    """Refuse ``label.use: truth`` of images none of which came with labels."""
+    if not labelled:
+        raise UserError(
+            "label.use is truth, but the images came without labels", "set label.use: proposed, or a folder"
+        )
 
 
 def _whole(image_id: str, labels: np.ndarray, made_by: str, cells: Instances) -> Labelled:

@@ -33,6 +33,7 @@ from cellkit.listing import (
     class_id_of,
     find_picture,
     finished,
+    known_class,
     list_files,
     load_picture,
     only_class,
@@ -75,7 +76,7 @@ def read_voc(root: Path, config) -> Iterator[SourceImage]:
         path = next(iter(found), None)
         boxes = _read_voc_safely(root, path) if len(found) == 1 else None
         for box in boxes or ():
-            class_id_of(box.label, config)
+            known_class(box.label, config)
         loader = partial(_load_voc, root, path, config) if path else partial(_no_annotation, stem)
         loader = refuse_several(root, found) or loader
         source = path.relative_to(root).as_posix() if path else f"JPEGImages/{stem}"
@@ -178,7 +179,7 @@ def read_box_csv(root: Path, config) -> Iterator[SourceImage]:
     path = find_table(root)
     boxes_of, units = _boxes_by_image(path, config.box_units)
     for label in sorted({box.label for boxes in boxes_of.values() for box in boxes}):
-        class_id_of(label, config)
+        known_class(label, config)
     pictures = _pictures_by_name(root)
     items = []
     named = {_name_key(name, pictures): name for name in boxes_of}

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cellkit.errors import UserError
+from cellkit.errors import UserError, refuse_or_note
 from cellkit.filenames import channel_of, plain
 from cellkit.readers import Channel, FileInfo, Opened, open_file
 
@@ -77,9 +77,8 @@ def refuse_seeming_channels(paths: Sequence[Path]) -> None:
     found = seeming_channels(paths)
     if found:
         names = [path.name for _, path in next(iter(found.values()))]
-        raise UserError(
-            f"{' and '.join(names[:4])} seem to be the channels of one image ({len(found)} such sets)", REMEDY
-        )
+        told = f"{' and '.join(names[:4])} seem to be the channels of one image ({len(found)} such sets)"
+        refuse_or_note(UserError(told, REMEDY))
 
 
 def tell_seeming_channels(paths: Sequence[Path]) -> None:
@@ -113,15 +112,15 @@ def join_channels(paths: Sequence[Path], pattern: str | None) -> list[Path | Cha
         channels = [plain(channel) for channel, _ in files]
         twice = next((path for (_, path), one in zip(files, channels, strict=True) if channels.count(one) > 1), None)
         if twice is not None:
-            raise UserError(
-                f"convert.channel_from {pattern!r} finds one channel twice in the files of '{name}', e.g. {twice.name}",
-                "let it fit all that differs between the channels, and nothing that differs between images",
+            told = (
+                f"convert.channel_from {pattern!r} finds one channel twice in the files of '{name}', e.g. {twice.name}"
             )
+            remedy = "let it fit all that differs between the channels, and nothing that differs between images"
+            refuse_or_note(UserError(told, remedy))
         joined.append(ChannelFiles(folder / f"{name or 'image'}{files[0][1].suffix}", tuple(files)))
     if paths and not joined:
-        raise UserError(
-            f"convert.channel_from {pattern!r} fits no file, e.g. not {paths[0].name}", "correct it, or set it to null"
-        )
+        told = f"convert.channel_from {pattern!r} fits no file, e.g. not {paths[0].name}"
+        refuse_or_note(UserError(told, "correct it, or set it to null"))
     parts = {path for one in joined for _, path in one.files}
     return sorted([*joined, *(path for path in paths if path not in parts)], key=lambda one: getattr(one, "path", one))
 

@@ -34,6 +34,7 @@ from cellkit.listing import (
     class_id_of,
     class_of_line,
     finished,
+    known_class,
     list_files,
     load_picture,
     noted,
@@ -62,7 +63,7 @@ def read_coco_set(root: Path, config) -> Iterator[SourceImage]:
     _tell_other_names(sheets)
     for sheet in sheets:
         for label in sorted(sheet.used_categories()):
-            class_id_of(label, config)
+            known_class(label, config)
         listed += [_coco_image(root, sheet, entry, pictures, config) for entry in sheet.images]
     items = _once_each(listed)
     yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))

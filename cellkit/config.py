@@ -10,6 +10,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, nearest, refuse_or_note
 from cellkit.filenames import plain
 from cellkit.loop import in_jupyter
 
@@ -264,9 +265,9 @@ class ConvertConfig(Section):
     @field_validator("class_names")
     @classmethod
     def _known_classes(cls, value: dict[str, str | None], info: ValidationInfo) -> dict[str, str | None]:
-        classes = info.data.get("classes", ())
+        classes = info.data.get("classes")  # None where they are refused themselves
         for label, name in value.items():
-            if name is not None and name not in classes:
+            if name is not None and classes is not None and name not in classes:
                 known = ", ".join(classes)
                 raise ValueError(f"has {label}: {name!r}{nearest(name, classes)}, wanted null or one of: {known}")
         return value
@@ -483,14 +484,20 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     _share(settings)
     settings.setdefault("name", path.stem)
     try:
-        cfg = Config.model_validate(settings)
+        cfg, problems = Config.model_validate(settings), []
     except ValidationError as error:
-        raise _explain(error, settings, path, overrides) from None
+        cfg, problems = Config(), _explain(error, settings, path, overrides)
+    if problems:
+        refuse_or_note(*problems)
+        raise problems[0]
     if cfg.convert.data and cfg.convert.source == "drawn":
-        raise UserError(
-            f"{path}: data is set ('{cfg.convert.data}'), but convert.source is drawn, which reads none and draws cells",
-            "name the layout of the data, e.g. convert.source: microscope (data/README.md shows them), or take data out",
+        told = (
+            f"{path}: data is set ('{cfg.convert.data}'), but convert.source is drawn, which reads none and draws cells"
         )
+        remedy = (
+            "name the layout of the data, e.g. convert.source: microscope (data/README.md shows them), or take data out"
+        )
+        refuse_or_note(UserError(told, remedy))
     return cfg
 
 
@@ -580,6 +587,12 @@ def data_path(cfg: ConvertConfig) -> Path:
     if path.is_dir() and not any(not child.name.startswith(".") for child in path.iterdir()):
         raise UserError(f"'{path}' is an empty folder", "put images there, or set data: and convert.path to another")
     return path
+
+
+@lru_cache(maxsize=1)
+def known_keys() -> frozenset[str]:
+    """Return every dotted key, those of sections too."""
+    return frozenset(key for key, _, _ in _walk(Config))
 
 
 def describe() -> str:
@@ -705,10 +718,19 @@ def _share(settings: dict[str, Any]) -> None:
 # ---- explaining
 
 
-def _explain(error: ValidationError, settings: dict[str, Any], path: Path, overrides: Mapping) -> UserError:
-    """Turn pydantic's first error into two lines: which key, what came, what was wanted, what to do."""
-    problems = error.errors()
-    first = min(problems, key=lambda problem: (problem["type"] != "extra_forbidden", len(problem["loc"])))
+def _explain(error: ValidationError, settings: dict[str, Any], path: Path, overrides: Mapping) -> list[UserError]:
+    """Turn pydantic's errors into two lines each: which key, what came, what was wanted, what to do; unknown keys first.
+
+    What is wrong with a shared value is said once, not of every section it was copied to.
+    """
+    problems = sorted(error.errors(), key=lambda one: (one["type"] != "extra_forbidden", len(one["loc"])))
+    top = {one["loc"][0] for one in problems if one["loc"]}
+    own = [one for one in problems if len(one["loc"]) < 2 or one["loc"][1] not in top & {*SHARED, "data"}]
+    told = {str(found): found for found in (_explained(one, settings, path, overrides) for one in own)}
+    return list(told.values())
+
+
+def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapping) -> UserError:
     key, model, name = _locate(first["loc"])
     overridden = any(f"{key}.".startswith(f"{given}.") or given.startswith(f"{key}.") for given in overrides)
     where = "overrides: " if overridden else f"{path}: "

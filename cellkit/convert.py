@@ -18,9 +18,19 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, nearest, refuse_or_note
 from cellkit.instances import Instances
-from cellkit.readers import COLOURS, Channel, FileInfo, Opened, Series, check_memory, inspect_file, open_file
+from cellkit.readers import (
+    COLOURS,
+    Channel,
+    FileInfo,
+    Opened,
+    Series,
+    check_memory,
+    inspect_file,
+    only_headers,
+    open_file,
+)
 
 __all__ = ["Converted", "FileInfo", "Level", "convert_file", "convert_frame", "inspect_file"]
 NEAR_NM = 20  # how far a wavelength that is asked for may lie from the channel's own
@@ -156,10 +166,16 @@ def convert_frame(
             "let the lists of convert.channels (or the repeated options) lead to two channels",
         )
     check_memory(info.path, _bytes_to_convert(series, len(set(chosen.values())), projection), "converting")
-    planes, planes_text = _project(opened, scene, time, sorted(set(chosen.values())), projection)
+    _check_projection(projection, series, where)
     names = dict.fromkeys(COLOURS, "") | {
         colour: series.channels[index].name or f"channel {index}" for colour, index in chosen.items()
     }
+    shape = (series.size("Y"), series.size("X"))
+    if only_headers():
+        blank = np.broadcast_to(np.uint8(0), (*resized_shape(shape, scale), 3))
+        told = (channels_text(names), series.um_per_px / scale, where, "", (), info.left_out, series.turned)
+        return Converted(blank, suffix, *told)
+    planes, planes_text = _project(opened, scene, time, sorted(set(chosen.values())), projection)
     if _MEASURED.get() is not None:
         _MEASURED.get().append({colour: Light.of(planes[index], where) for colour, index in chosen.items()})
     shared, scaled, levels = _SHARED.get() or {}, {}, []
@@ -168,7 +184,7 @@ def convert_frame(
         scaled[colour], *level = to_8bit(planes[index], percentiles, what, shared.get(colour))
         notes = [*info.notes_of(scene), *_constant(planes[index], f"channel {index} {series.channels[index].name}")]
         levels.append(Level(colour, names[colour], *level, "; ".join(notes)))
-    image = _interleaved(scaled, (series.size("Y"), series.size("X")))
+    image = _interleaved(scaled, shape)
     scene_text = f" scene {scene}" if len(info.series) > 1 else ""
     time_text = f" t {time}" if series.size("T") > 1 else ""
     return Converted(
@@ -351,17 +367,19 @@ def _listed(channels: tuple[Channel, ...]) -> str:
     return f"{len(channels)} channel{'s' if len(channels) != 1 else ''} ({names})"
 
 
+def _check_projection(projection: str | int, series: Series, where: str) -> None:
+    if isinstance(projection, bool) or not (isinstance(projection, int) or projection in ("max", "mean", "focus")):
+        raise UserError(f"projection is {projection!r}", "choose max, mean, focus or the number of a plane, from 0")
+    count = series.size("Z")
+    if isinstance(projection, int) and not 0 <= projection < count:
+        raise UserError(f"plane {projection} is wanted of {where}, which has {count}", "planes count from 0")
+
+
 def _project(opened: Opened, scene: int, time: int, indices: list[int], projection) -> tuple[dict, str]:
     """Return {channel index: (H, W) plane}, and what was done to the z planes, in words."""
     count = opened.info.series[scene].size("Z")
     read = lambda index, z: opened.plane(scene, time, z, index)  # noqa: E731
-    if isinstance(projection, bool) or not (isinstance(projection, int) or projection in ("max", "mean", "focus")):
-        raise UserError(f"projection is {projection!r}", "choose max, mean, focus or the number of a plane, from 0")
     if isinstance(projection, int):
-        if not 0 <= projection < count:
-            raise UserError(
-                f"plane {projection} is wanted of {opened.info.path.name}, which has {count}", "planes count from 0"
-            )
         return {index: read(index, projection) for index in indices}, f"z {projection}" if count > 1 else ""
     if count == 1:
         return {index: read(index, 0) for index in indices}, ""
@@ -761,5 +779,5 @@ def check_ids(named: Iterable[tuple[str, str]]) -> None:
         key = unicodedata.normalize("NFC", image_id).casefold()
         if key in seen:
             same = "would both be" if seen[key][0] == image_id else "differ in upper and lower case only:"
-            raise UserError(f"{seen[key][1]} and {source} {same} image '{image_id}'", "rename one of them")
+            refuse_or_note(UserError(f"{seen[key][1]} and {source} {same} image '{image_id}'", "rename one of them"))
         seen[key] = (image_id, source)

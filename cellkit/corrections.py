@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cellkit.dataset import CELLS_FILE, CellDataset, chosen_cells
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import sha256_file
 from cellkit.instances import Instances
+from cellkit.readers import headers_only
 from cellkit.records import ImageRecord
 
 ORDER = ("seg", "roi", "plain", "marked")  # which of an image's files is used where several hold a correction
@@ -93,14 +94,63 @@ def read_corrections(
     UserError
         No file of the folder labels any image, or the folder is where the run keeps its own labels.
     """
-    if folder.resolve().is_relative_to((images.root / "labels").resolve()):
+    refuse_own(folder, images.root)
+    of_image, unused, beside = match_files(images.records, folder)
+    copied = chosen_cells(folder)
+    corrections = {}
+    for record, found in zip(images.records, proposals, strict=True):
+        files = of_image.get(record.image_id, [])
+        chosen, refused, pictures = _choose(files, record, Instances.from_labels(found.paint()), copied)
+        unused += [Quarantined(path.relative_to(folder).as_posix(), why) for path, why in refused]
+        beside += [path.relative_to(folder).as_posix() for path in pictures]
+        if chosen is not None:
+            corrections[record.image_id] = chosen
+    unused.sort(key=lambda item: item.item)
+    _refuse_none(corrections, folder, images.records, unused)
+    return corrections, unused, sorted(beside)
+
+
+def look_through(records: Sequence[ImageRecord], folder: Path) -> list[Quarantined]:
+    """Return what of a folder `read_corrections` would not use, as far as names and headers tell; errors as there."""
+    of_image, unused, _ = match_files(records, folder)
+    fit = set()
+    for record in records:
+        files = of_image.get(record.image_id, [])
+        for kind, path in files:
+            try:
+                with headers_only():
+                    _read(kind, path, record)
+                fit.add(record.image_id)
+            except UserError as error:
+                if kind != "plain" or len(files) == 1:
+                    why = "; ".join(str(error).splitlines())
+                    unused.append(Quarantined(path.relative_to(folder).as_posix(), why))
+    _refuse_none(fit, folder, records, unused)
+    return unused
+
+
+def refuse_own(folder: Path, run_dir: Path) -> None:
+    """Refuse the folder where a run keeps its own labels."""
+    if folder.resolve().is_relative_to((run_dir / "labels").resolve()):
         raise UserError(
             f"label.use is '{folder}', which this run writes itself",
             "copy it to a folder of your own, correct it there",
         )
+
+
+def _refuse_none(found: Container, folder: Path, records: Sequence[ImageRecord], unused: list[Quarantined]) -> None:
     from cellkit.exchange import none_left
 
-    names = _Names(images.records)
+    if not found:
+        what = f"{folder} has no label image for any of the {len(records)} images"
+        raise none_left(what, unused) if unused else UserError(what, f"name them {WANTED}")
+
+
+def match_files(
+    records: Sequence[ImageRecord], folder: Path
+) -> tuple[dict[str, list[tuple[str, Path]]], list[Quarantined], list[str]]:
+    """Match the files of a folder to images by their names: {image_id: (kind, path)}, what fits none, and what is no label."""
+    names = _Names(records)
     unused, beside, of_image = [], [], {}
     for path in _files(folder):
         kind, stems = _kind(path, names)
@@ -112,20 +162,7 @@ def read_corrections(
             beside.append(told)
         else:
             of_image.setdefault(found.pop(), []).append((kind, path))
-    copied = chosen_cells(folder)
-    corrections = {}
-    for record, found in zip(images.records, proposals, strict=True):
-        files = of_image.get(record.image_id, [])
-        chosen, refused, pictures = _choose(files, record, Instances.from_labels(found.paint()), copied)
-        unused += [Quarantined(path.relative_to(folder).as_posix(), why) for path, why in refused]
-        beside += [path.relative_to(folder).as_posix() for path in pictures]
-        if chosen is not None:
-            corrections[record.image_id] = chosen
-    unused.sort(key=lambda item: item.item)
-    if not corrections:
-        what = f"{folder} has no label image for any of the {len(images)} images"
-        raise none_left(what, unused) if unused else UserError(what, f"name them {WANTED}")
-    return corrections, unused, sorted(beside)
+    return of_image, unused, beside
 
 
 def _files(folder: Path) -> list[Path]:

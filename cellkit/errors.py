@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 AGAIN = "then repeat the command: what is done is kept"
@@ -36,6 +39,38 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Return what a notebook shows of it: its two lines, as on the command line, and no traceback (IPython's hook)."""
         return [f"UserError: {self}"]
+
+
+_COLLECTED: ContextVar[list[UserError] | None] = ContextVar("where problems are collected", default=None)
+
+
+@contextmanager
+def collected() -> Iterator[list[UserError]]:
+    """Collect what `refuse_or_note` is told inside the block, instead of ending at the first: to list every problem at once.
+
+    Examples
+    --------
+    >>> with collected() as found:
+    ...     refuse_or_note(UserError("no image of HEK", "add some"))
+    ...     refuse_or_note(UserError("no image of N2a", "add some"))
+    >>> len(found)
+    2
+    """
+    found: list[UserError] = []
+    token = _COLLECTED.set(found)
+    try:
+        yield found
+    finally:
+        _COLLECTED.reset(token)
+
+
+def refuse_or_note(*errors: UserError) -> None:
+    """Raise the first of the errors; inside `collected` note them all and return, so that what else is wrong is found too."""
+    found = _COLLECTED.get()
+    if found is None and errors:
+        raise errors[0]
+    if found is not None:
+        found.extend(errors)
 
 
 def of_place(error: BaseException) -> bool:

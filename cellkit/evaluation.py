@@ -99,6 +99,11 @@ def unjudged(models: Iterable[str], wanted: str) -> str:
     names = order_models(models)
     if wanted == "best":
         return "cellpose_base" if "cellpose_base" in names else names[0]
+    return check_submit(wanted, names)
+
+
+def check_submit(wanted: str, names: Sequence[str]) -> str:
+    """Return the model named in ``evaluate.submit``; refuse one that is none of those that are run."""
     if wanted not in names:
         problem = f"evaluate.submit is '{wanted}'{nearest(wanted, names)}"
         raise UserError(problem, f"use best, or one of {', '.join(names)}")
@@ -235,11 +240,7 @@ def decide(table: pandas.DataFrame, wanted: str, split: str, rejected: Sequence[
     """
     names = list(dict.fromkeys(table["model"]))
     if wanted != "best":
-        if wanted not in names:
-            raise UserError(
-                f"evaluate.submit is '{wanted}'{nearest(wanted, names)}", f"use best, or one of {', '.join(names)}"
-            )
-        return wanted
+        return check_submit(wanted, names)
     judged = table[(table["split"] == split) & ~table["model"].isin(list(rejected))]
     if judged.empty:
         raise UserError(

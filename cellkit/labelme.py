@@ -25,6 +25,7 @@ from cellkit.listing import (
     class_id_of,
     converted,
     finished,
+    known_class,
     list_files,
     only_class,
 )
@@ -71,8 +72,8 @@ def _check_labelme_classes(files: list[Path], config) -> None:
             shapes = _read_labelme(path)["shapes"]
         except UserError:
             continue  # reported where the image is loaded
-        for label in {str(shape["label"]) for shape in shapes if isinstance(shape, dict) and "label" in shape}:
-            class_id_of(label, config)
+        for label in sorted({str(shape["label"]) for shape in shapes if isinstance(shape, dict) and "label" in shape}):
+            known_class(label, config)
 
 
 def _read_labelme(path: Path) -> dict:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cellkit.channelfiles import ChannelFiles, join_channels
 from cellkit.convert import image_id_of
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, nearest, refuse_or_note
 from cellkit.filenames import plain, split_of_folder, split_of_folders
 from cellkit.instances import Instances
 from cellkit.labels import labels_orientation, read_labels, relabel
@@ -50,6 +50,7 @@ from cellkit.listing import (
     load_file,
     named_class,
     only_class,
+    perhaps,
     proposals_are_no_truth,
     read_table,
     refuse,
@@ -57,7 +58,7 @@ from cellkit.listing import (
     stem_of,
     unknown_class,
 )  # fmt: skip
-from cellkit.readers import PICTURE_SUFFIXES, open_file, why_unread
+from cellkit.readers import PICTURE_SUFFIXES, only_headers, open_file, why_unread
 
 MIN_PIECE_PX = 50
 DSB2018_PARTS = {
@@ -184,7 +185,8 @@ def read_two_lines(root: Path, config) -> Iterator[SourceImage]:
     for folder in sorted(child for child in root.iterdir() if (child / "images").is_dir()):
         line = cell_type_of([folder.name], config)
         if not line or line == MIXED:
-            raise unknown_class(folder.name, config, f"the folder {folder.name}/")
+            refuse_or_note(unknown_class(folder.name, config, f"the folder {folder.name}/"))
+            continue
         for path in list_files(folder / "images", IMAGE_SUFFIXES, keep_labels=True):
             relative = path.relative_to(folder / "images")
             label, files = settled(partial(labels.required, folder / "labels", relative.parent / stem_of(path), path))
@@ -329,6 +331,8 @@ def _load_seg(load: Callable[[], Loaded], root: Path, path: Path, seg: Path, cel
 
     made = load()
     check_inside(seg, root)
+    if only_headers():  # which cells of which classes only the whole file tells
+        return perhaps(made, range(len(config.classes) + 1))
     found = read_seg(seg, config.classes)
     if found.made_by == "proposed":
         raise proposals_are_no_truth(seg.name)
@@ -375,13 +379,17 @@ class ClassTable:
         found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())
                  if plain(path.name) in ("classes.csv", "classes.tsv")]  # fmt: skip
         if len(found) > 1:
-            raise UserError(f"there are two tables of classes, {found[0]} and {found[1]}", "keep one of them")
+            told = f"there are two tables of classes, {found[0]} and {found[1]}"
+            refuse_or_note(UserError(told, "keep one of them"))
         self.first: dict[str, tuple[str, int]] = {}
         for path in found:
             self.path = path
             self.files.add(path)
-            for line, row in enumerate(read_table(path, ("file", "label", "class"), root), 2):
-                self._add(row, line)
+            for line, row in enumerate(_rows_of(path, root), 2):
+                try:
+                    self._add(row, line)
+                except UserError as error:
+                    refuse_or_note(error)
         stems = Counter(key.rpartition("/")[2] for key in self._images())
         self.unique = {stem for stem, count in stems.items() if count == 1}
 
@@ -449,6 +457,14 @@ class ClassTable:
     def key(self, item: SourceImage) -> str:
         """Return what the table would call the file of an image."""
         return self.keys.get(item.files[0], "")
+
+
+def _rows_of(path: Path, root: Path) -> list[dict[str, str]]:
+    try:
+        return read_table(path, ("file", "label", "class"), root)
+    except UserError as error:
+        refuse_or_note(error)
+        return []
 
 
 def _key_of(file: str) -> str:
@@ -535,6 +551,8 @@ def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str) ->
         made = converted(opened, config)
     if not masks.is_dir():
         return made
+    if only_headers():
+        return perhaps(made, [class_id_of(cell_type, config) if cell_type else 0])
     shape = made.image.shape[:2]
     paths = list_files(masks, (".png",), keep_labels=True)
     for path in paths:
@@ -566,10 +584,9 @@ def _mixed_halves(items: list[SourceImage], config) -> Iterator[SourceImage]:
     tests = [[item for item in items if item.cell_type == line and item.split == "test"] for line in lines]
     possible = math.prod(map(len, tests)) if len(lines) == 2 else 0
     if config.mixed_images > possible:
-        raise UserError(
-            f"{config.mixed_images} mixed images are wanted, {possible} can be made of the test images",
-            "lower convert.mixed_images or raise convert.split.test; two lines are needed",
-        )
+        told = f"{config.mixed_images} mixed images are wanted, {possible} can be made of the test images"
+        refuse_or_note(UserError(told, "lower convert.mixed_images or raise convert.split.test; two lines are needed"))
+        return
     a, b = tests
     for number in range(config.mixed_images):
         turn = number // math.lcm(len(a), len(b))

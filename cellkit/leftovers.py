@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from cellkit.errors import UserError
+from cellkit.errors import UserError, refuse_or_note
 from cellkit.filenames import is_no_data, plain
 from cellkit.files import decoded
 from cellkit.listing import (
@@ -180,10 +180,8 @@ def _why_not_used(name: str) -> tuple[str, str]:
 
 def _check_labels(labels: Sequence[Path], items: Sequence[SourceImage], looked_for: str) -> None:
     if labels and 2 * len(labels) >= len(items) > 0 and not any(len(item.files) > 1 for item in items):
-        raise UserError(
-            f"there are {len(labels)} label file(s), e.g. {labels[0].as_posix()}, and none is called after an image",
-            looked_for or "call label images after their images",
-        )
+        told = f"there are {len(labels)} label file(s), e.g. {labels[0].as_posix()}, and none is called after an image"
+        refuse_or_note(UserError(told, looked_for or "call label images after their images"))
 
 
 def _tell(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from cellkit.channelfiles import ChannelFiles, open_image
 from cellkit.convert import Level, check_ids, convert_frame, image_id_of
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, nearest, refuse_or_note
 from cellkit.filenames import SPLIT_NAMES as SPLIT_NAMES  # also for those who import it from here
 from cellkit.filenames import is_no_data, plain, series_of, split_of_folders
 from cellkit.files import decoded
@@ -37,6 +37,7 @@ from cellkit.readers import (
     VENDOR_SUFFIXES,
     inspect_file,
     is_zarr_by_another_name,
+    only_headers,
     open_file,
 )
 from cellkit.records import ImageRecord, name_groups, split_records
@@ -290,9 +291,18 @@ def class_id_of(label: str, config) -> int:
     return ids[plain(name)]
 
 
+def known_class(label: str, config) -> int:
+    """Return what `class_id_of` does: where a layout is listed, a label that is no class is noted with the others of its kind."""
+    try:
+        return class_id_of(label, config)
+    except UserError as error:
+        refuse_or_note(error)
+        return 0
+
+
 def class_of_line(label: str, config) -> str:
     """Return the class that a whole image of the source's `label` has; "" where class_names says null."""
-    number = class_id_of(label, config)
+    number = known_class(label, config)
     return config.classes[number - 1] if number else ""
 
 
@@ -378,6 +388,8 @@ def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: 
     labels = read_labels(label.path, label.plane)
     check_shape(labels.shape, made.image.shape[:2], label.path, path)
     class_id = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
+    if only_headers():
+        return perhaps(made, [class_id, *(known for known, _ in (rows or {}).values())])
     ids = {number: known for number, (known, _) in (rows or {}).items()}
     cells = labelled(labels, class_id, ids, config.pieces, label.path)
     return made._replace(instances=cells, planes=f"{made.planes} {_check_rows(rows, labels, label)}".strip())
@@ -386,6 +398,15 @@ def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: 
 def proposals_are_no_truth(name: str) -> UserError:
     """Return the refusal of labels that a model proposed."""
     return UserError(f"{name}: the cells of the image are a model's proposals, no truth", "correct them (label.use)")
+
+
+def perhaps(made: Loaded, class_ids: Iterable[int]) -> Loaded:
+    """Return a picture of which only the header was read, with what its labels could hold: one cell, as large, of each class."""
+    ids = np.unique(np.fromiter(class_ids, np.int64))
+    height, width = made.image.shape[:2]
+    starts, lengths = np.zeros(len(ids), np.int64), np.full(len(ids), height * width)
+    cells = Instances.from_runs((height, width), starts, lengths, np.arange(len(ids) + 1), ids, np.ones(len(ids)))
+    return made._replace(instances=cells)
 
 
 def _check_rows(rows: dict | None, labels: np.ndarray, label: Label) -> str:
@@ -581,9 +602,10 @@ def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions:
     told = f"{len(units)} images are of {count} file(s), series or group(s), e.g. {largest[0][0]}, that are not torn apart: "
     told += f"none is left for {' and '.join(missing)}"
     remedy = "set convert.group_from: (?P<group>.*) to deal the frames out one by one (their scores will flatter), or add files"
-    if missing != ["test"]:
-        raise UserError(told, remedy)
-    print(f"{told}; {remedy}", file=sys.stderr)
+    if missing == ["test"]:
+        print(f"{told}; {remedy}", file=sys.stderr)
+    else:
+        refuse_or_note(UserError(told, remedy))
 
 
 def name_series(items: Sequence[SourceImage]) -> list[SourceImage]:
@@ -642,10 +664,12 @@ def finished(
     check_ids((item.image_id, item.source) for item in items)
     items = name_groups(name_series(items), config.group_from)
     if config.split_by == "group" and items and not any(item.group for item in items):
-        raise UserError(
-            "convert.split_by is group, and no image has a group",
-            "set convert.group_from to an expression that finds it in the names, such as (?P<group>[A-H][0-9][0-9]), put the "
-            "images into a folder for each plate or donor, or set convert.split_by: image",
+        refuse_or_note(
+            UserError(
+                "convert.split_by is group, and no image has a group",
+                "set convert.group_from to an expression that finds it in the names, such as (?P<group>[A-H][0-9][0-9]), put "
+                "the images into a folder for each plate or donor, or set convert.split_by: image",
+            )
         )
     if not config.published_split:  # what has no truth can be a test image only
         items = [item if item.bare and item.split == "test" else replace(item, split="") for item in items]
@@ -732,7 +756,7 @@ def check_enough(images: Sequence, settings, of: str = "images") -> None:
         mend.append("set evaluate.report_split: test")
     if told:
         held = f"{count['train']} for training, {count['val']} for validation, {count['test']} for test"
-        raise UserError(f"{len(images)} {of} ({held}): {'; '.join(told)}", "; ".join(mend))
+        refuse_or_note(UserError(f"{len(images)} {of} ({held}): {'; '.join(told)}", "; ".join(mend)))
 
 
 def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances | None] | None, settings) -> None:
@@ -763,9 +787,11 @@ def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances
     without = [name for name in settings.classes if name not in found]
     if without and any(cells is not None and not cells.boxes_only for cells in instances):
         how = "the line of its image (coco.class_from: cell_type)" if by_line else "the labels (coco.class_from: truth)"
-        raise UserError(
-            f"no training image has a labelled cell of {', '.join(without)}; the class of a cell is told by {how}",
-            "label cells of it in training images, change convert.split, or take it out of classes",
+        refuse_or_note(
+            UserError(
+                f"no training image has a labelled cell of {', '.join(without)}; the class of a cell is told by {how}",
+                "label cells of it in training images, change convert.split, or take it out of classes",
+            )
         )
 
 
@@ -776,7 +802,9 @@ def _refuse_torn_groups(items: Sequence[SourceImage]) -> None:
             splits[item.group].add(item.split)
     torn = sorted(group for group, names in splits.items() if len(names) > 1)
     if torn:
-        raise UserError(
-            f"{len(torn)} group(s), e.g. {torn[0]}, are in more than one split ({', '.join(sorted(splits[torn[0]]))})",
-            "set convert.published_split: false to draw a split by group, or convert.split_by: image to keep the source's",
+        refuse_or_note(
+            UserError(
+                f"{len(torn)} group(s), e.g. {torn[0]}, are in more than one split ({', '.join(sorted(splits[torn[0]]))})",
+                "set convert.published_split: false to draw a split by group, or convert.split_by: image to keep the source's",
+            )
         )

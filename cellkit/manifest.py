@@ -254,6 +254,42 @@ def note_reading(path: str | Path, key: str = "", by: str = "", name: str = "") 
 _HELD: dict[tuple[Path, str], Any] = {}  # locks of this process; the operating system frees them when it ends
 
 
+def check_folder(run_dir: Path) -> None:
+    """Refuse a folder full of other things."""
+    known = RESERVED | {".DS_Store"}
+    if run_dir.is_dir() and not (run_dir / MANIFEST).exists():
+        other = sorted(child.name for child in run_dir.iterdir() if child.name not in known)
+        if other:
+            raise UserError(
+                f"'{run_dir}' is no run folder and holds {', '.join(other[:3])}", "name a new folder with --run"
+            )
+
+
+def free_bytes(run_dir: Path) -> int:
+    """Return the space that is free where a run folder is, or will be."""
+    place = run_dir.absolute()
+    return shutil.disk_usage(next(one for one in (place, *place.parents) if one.is_dir())).free
+
+
+def check_writable(run_dir: Path) -> None:
+    """Refuse, without making it, a run folder that cannot be made or written, or has no room."""
+    place = run_dir.absolute()
+    there = next(one for one in (place, *place.parents) if os.path.lexists(one))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = f"no write access to '{there}'" if there.is_dir() else f"'{there}' is no folder"
+        raise UserError(f"run folder '{run_dir}' cannot be written: {why}", "name another folder with --run")
+    _check_free(run_dir)
+
+
+def _check_free(run_dir: Path) -> None:
+    free = free_bytes(run_dir)
+    if free < MIN_FREE_BYTES:
+        raise UserError(
+            f"{free // 10**6} MB are free at '{run_dir}', at least {MIN_FREE_BYTES // 10**6} MB are wanted",
+            "name another folder with --run",
+        )
+
+
 def preflight(run_dir: Path) -> None:
     """Check that the run folder can be made and written and that the disk has room.
 
@@ -270,11 +306,7 @@ def preflight(run_dir: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"run folder '{run_dir}' cannot be written: {error.strerror or error}", remedy) from None
-    free = shutil.disk_usage(run_dir).free
-    if free < MIN_FREE_BYTES:
-        raise UserError(
-            f"{free // 10**6} MB are free at '{run_dir}', at least {MIN_FREE_BYTES // 10**6} MB are wanted", remedy
-        )
+    _check_free(run_dir)
 
 
 def hold(run_dir: Path, kind: str) -> None:

@@ -30,12 +30,14 @@ from cellkit.listing import (
     list_files,
     load_picture,
     only_class,
+    perhaps,
     read_split_lists,
     read_table,
     refuse,
     refuse_several,
     stem_of,
 )
+from cellkit.readers import only_headers
 
 # ---- BBBC039 -------------------------------------------------------------------------------------------------------
 BBBC039_LISTS = (("training", "train"), ("validation", "val"), ("test", "test"))
@@ -79,6 +81,8 @@ def _load_bbbc039(root: Path, path: Path, mask: Path | None, config) -> Loaded:
     check_inside(mask, root)
     check_same_way(made, path, mask)
     class_id = 1 if only_class(config) else 0
+    if only_headers():
+        return perhaps(made, [class_id])
     colours = read_red(mask, made.image.shape[:2], path)
     return made._replace(instances=Instances.from_labels(regions_of_colours(colours)).with_classes(class_id))
 
@@ -234,9 +238,11 @@ def _load_text_labels(root: Path, path: Path, labels_path: Path, cell_type: str,
         raise UserError(f"{path.name} has no {labels_path.name} in annotations/", "add it, or remove the image")
     check_inside(labels_path, root)
     check_same_way(made, path, labels_path)
+    class_id = class_id_of(cell_type, config) if cell_type else 0
+    if only_headers():
+        return perhaps(made, [class_id])
     labels = read_text_labels(labels_path)
     check_shape(labels.shape, made.image.shape[:2], labels_path, path)
-    class_id = class_id_of(cell_type, config) if cell_type else 0
     return made._replace(instances=Instances.from_labels(labels).with_classes(class_id))
 
 

@@ -42,6 +42,7 @@ UNREAD_SUFFIXES |= {f"{picture}{end}": f"packed as {end}" for picture in (*TIFF_
 VENDOR_SUFFIXES = (*READ_VENDOR_SUFFIXES, *UNREAD_SUFFIXES)
 READ_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + READ_VENDOR_SUFFIXES
 MAX_PLANE_PX = 2**28  # 16,384 x 16,384; asked of the header, before any pixel is read
+_HEADERS: ContextVar[bool] = ContextVar("only headers are read", default=False)
 _MOST_PX: ContextVar[int] = ContextVar("pixels a plane may have", default=MAX_PLANE_PX)
 ASK_FOR_MEMORY_BYTES = 500_000_000  # what takes less is begun without asking how much memory is free
 AXES = {"T": "time", "C": "channel", "Z": "z plane", "Y": "row", "X": "column", "S": "colour sample"}
@@ -204,6 +205,24 @@ def _plain(series: Series) -> dict:
         "wavelengths_nm": [number(channel.wavelength_nm) for channel in series.channels],
         "um_per_px": number(series.um_per_px),
     }
+
+
+@contextmanager
+def headers_only() -> Iterator[None]:
+    """Let images and label images be opened inside the block, everything about them be checked, and no pixel be read.
+
+    Pictures and label images are then all 0, of the right size; see `listing.perhaps` for their cells.
+    """
+    token = _HEADERS.set(True)
+    try:
+        yield
+    finally:
+        _HEADERS.reset(token)
+
+
+def only_headers() -> bool:
+    """Tell whether pixels are left alone, see `headers_only`."""
+    return _HEADERS.get()
 
 
 def inspect_file(path: str | Path, axes: str | None = None, most_px: int = MAX_PLANE_PX) -> FileInfo:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from cellkit.errors import UserError
+from cellkit.errors import UserError, refuse_or_note
 from cellkit.files import atomic_path
 
 if TYPE_CHECKING:
@@ -252,11 +252,11 @@ def name_groups(items: Sequence[Item], pattern: str | None) -> list[Item]:
             named.append(replace(item, group=found["group"]))
     if without:
         first = _readable(without[0].source or without[0].image_id)
-        raise UserError(
-            f"convert.group_from {pattern!r} fits {len(named)} of {len(items)} images, not e.g. '{first}'",
-            "write an expression that fits every image, or null to take the folders as groups",
+        told = f"convert.group_from {pattern!r} fits {len(named)} of {len(items)} images, not e.g. '{first}'"
+        refuse_or_note(
+            UserError(told, "write an expression that fits every image, or null to take the folders as groups")
         )
-    return named
+    return named if not without else list(items)
 
 
 def group_rule(pattern: str) -> re.Pattern:

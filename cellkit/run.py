@@ -35,6 +35,7 @@ from cellkit.manifest import (
     RUNNER_VARIABLE,
     UNFINISHED,
     Hasher,
+    check_folder,
     clear_place,
     commit,
     covered,
@@ -639,7 +640,7 @@ def run_notebooks(
     books = read_notebooks(notebooks)
     chosen = _choose(books, from_, only, fresh)
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
-    _check_folder(folder)
+    check_folder(folder)
     preflight(folder)
     with _terminating():
         try:
@@ -668,17 +669,6 @@ def _choose(books: list[Notebook], from_: str | None, only: str | None, fresh: b
         raise UserError(f"no notebook is called {wanted!r}{nearest(wanted, names)}", f"notebooks: {', '.join(names)}")
     start = names.index(hits[0])
     return books[start:] if from_ else books[start : start + 1]
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder full of other things."""
-    known = RESERVED | {".DS_Store"}
-    if folder.is_dir() and not (folder / MANIFEST).exists():
-        other = sorted(child.name for child in folder.iterdir() if child.name not in known)
-        if other:
-            raise UserError(
-                f"'{folder}' is no run folder and holds {', '.join(other[:3])}", "name a new folder with --run"
-            )
 
 
 def _forget(folder: Path) -> None:

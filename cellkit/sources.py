@@ -39,7 +39,7 @@ from cellkit.batch import (
     tell_notes,
     write_png,
 )
-from cellkit.convert import Level, check_ids, resize_image, resize_instances, shared_limits
+from cellkit.convert import Level, check_ids, resize_image, resize_instances, resized_shape, shared_limits
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import atomic_path
 from cellkit.instances import Instances
@@ -175,7 +175,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
         No such folder, no image in it, two images of one id, an unknown class, too few images, or none that could be used.
     """
     root, out = Path(root), Path(out)
-    items = _listed(config, root)
+    items = list_images(config, root)
     if settings is not None:
         try:
             check_enough([item for item in items if not item.is_left], settings)
@@ -199,15 +199,10 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
         text: item.source for item, entry in zip(items, entries, strict=True) if entry for text in entry["left_out"]
     }
     done = [_from_entry(entry) for entry in entries if entry is not None]
-    done, bare = _with_truth(items, done)
+    done, bare = with_truth(items, done)
     quarantined += bare
     _name_unusable(quarantined, items)
-    if not done:
-        first = f"{quarantined[0].item}: {quarantined[0].reason}"
-        raise UserError(
-            f"none of the {len(items)} images in {root} could be used; the first: {first}",
-            "correct the config or the files; `cellkit inspect FILE` says what a file holds",
-        )
+    refuse_none(done, items, quarantined, root)
     sync(out / result[0].path for result in done)
     images = [item for item in items if not item.is_left]
     originals = list_originals(images, done, quarantined, sample_ids(root, images))
@@ -219,7 +214,17 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     return gathered
 
 
-def _with_truth(items: Sequence[SourceImage], done: list) -> tuple[list, list[Quarantined]]:
+def refuse_none(done: Sequence, items: Sequence[SourceImage], quarantined: Sequence[Quarantined], root: Path) -> None:
+    """Refuse a source of whose images not one could be used."""
+    if not done:
+        first = f"{quarantined[0].item}: {quarantined[0].reason}"
+        raise UserError(
+            f"none of the {len(items)} images in {root} could be used; the first: {first}",
+            "correct the config or the files; `cellkit inspect FILE` says what a file holds",
+        )
+
+
+def with_truth(items: Sequence[SourceImage], done: list) -> tuple[list, list[Quarantined]]:
     """Leave out images without truth among others with: but not test images, which are predicted and handed in.
 
     Those are named as well, but for the test images of a competition: those that the source itself calls so, none with truth.
@@ -266,6 +271,16 @@ def _told_by_names(items: Sequence[SourceImage]) -> list[Quarantined]:
 
 def _name_unusable(quarantined: Sequence[Quarantined], items: Sequence[SourceImage]) -> None:
     """Name on stderr every image that cannot be used, and what fits no image, those of one reason together."""
+    for what, by_reason in unusable(quarantined, items):
+        print(f"{sum(map(len, by_reason.values()))} {what}:", file=sys.stderr)
+        for reason, names in by_reason.items():
+            print(f"  {', '.join(names)}: {reason}", file=sys.stderr)
+
+
+def unusable(
+    quarantined: Sequence[Quarantined], items: Sequence[SourceImage]
+) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Yield, of images that cannot be used and of what fits no image, in words which and {reason: names}; neither if empty."""
     left = {readable(item.source) for item in items if item.is_left}
     count = len(items) - len(left)
     for what, fits_none in (
@@ -273,15 +288,14 @@ def _name_unusable(quarantined: Sequence[Quarantined], items: Sequence[SourceIma
         ("file(s), folder(s) or row(s) fit no image", True),
     ):
         by_reason: dict[str, list[str]] = {}
-        named = [one for one in quarantined if (one.item in left) == fits_none]
-        for one in named:
-            name = Path(one.item).name
-            reason = f"it{one.reason.removeprefix(name)}" if name and one.reason.startswith(f"{name} ") else one.reason
-            by_reason.setdefault(reason, []).append(one.item)
-        if named:
-            print(f"{len(named)} {what}:", file=sys.stderr)
-        for reason, names in by_reason.items():
-            print(f"  {', '.join(names)}: {reason}", file=sys.stderr)
+        for one in quarantined:
+            if (one.item in left) == fits_none:
+                name = Path(one.item).name
+                told = one.reason
+                reason = f"it{told.removeprefix(name)}" if name and told.startswith(f"{name} ") else told
+                by_reason.setdefault(reason, []).append(one.item)
+        if by_reason:
+            yield what, by_reason
 
 
 # ---- what is handed in -----------------------------------------------------------------------------------------------
@@ -354,7 +368,7 @@ def _why(source: str, quarantined: Sequence[Quarantined]) -> str:
     return named[0].reason if named else "could not be used"
 
 
-def _listed(config, root: Path) -> list[SourceImage]:
+def list_images(config, root: Path) -> list[SourceImage]:
     """Return the source's images; refuse a missing folder, an empty one, and two images of one id."""
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist", "set data: and convert.path, or CELLKIT_DATA=FOLDER")
@@ -391,24 +405,11 @@ def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: fl
         lost = len(loaded.instances) - len(instances)
         loaded = noted(loaded, [f"{lost} cell(s) have no pixel left at convert.scale {scale:g}: left out"])
     folder.mkdir(parents=True, exist_ok=True)
-    um_per_px = loaded.um_per_px / scale
-    name = f"{item.image_id}.png"
-    record = ImageRecord(
-        image_id=item.image_id,
-        path=f"{folder.name}/{name}",
-        height_px=image.shape[0],
-        width_px=image.shape[1],
-        channels=readable(loaded.channels),
-        cell_type=item.cell_type,
-        group=readable(item.group),
-        split=item.split,
-        um_per_px=um_per_px,
-        source=readable(f"{item.source} {loaded.planes}".rstrip()),
-    )
+    record, name = record_of(item, loaded, scale), f"{item.image_id}.png"
     clipped = max((level.clipped_fraction for level in loaded.levels), default=None)
     measured = measure(image, clipped) | ({"uneven": math.nan} if loaded.composed else {})
     return {
-        "files": {name: list(put(folder / name, png_parts(image, um_per_px)))},
+        "files": {name: list(put(folder / name, png_parts(image, record.um_per_px)))},
         "record": asdict(record),
         "instances": None if instances is None else _cells_to_json(instances),
         "levels": [asdict(level) for level in loaded.levels],
@@ -416,6 +417,23 @@ def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: fl
         "measured": {key: _plain(value) for key, value in measured.items()},
         "size": list(loaded.image.shape[:2]),
     }
+
+
+def record_of(item: SourceImage, loaded: Loaded, scale: float) -> ImageRecord:
+    """Return what a run notes of an image that was loaded, or of which only the header was read."""
+    height_px, width_px = resized_shape(loaded.image.shape[:2], scale)
+    return ImageRecord(
+        image_id=item.image_id,
+        path=f"images/{item.image_id}.png",
+        height_px=height_px,
+        width_px=width_px,
+        channels=readable(loaded.channels),
+        cell_type=item.cell_type,
+        group=readable(item.group),
+        split=item.split,
+        um_per_px=loaded.um_per_px / scale,
+        source=readable(f"{item.source} {loaded.planes}".rstrip()),
+    )
 
 
 def _plain(value):

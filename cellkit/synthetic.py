@@ -348,10 +348,7 @@ def write_fields(
         Unknown line, or mixed images of fewer than two lines.
     """
     folder = Path(folder)
-    _check_names(lines, "")
-    if mixed_images and len(lines) < 2:
-        raise UserError(f"{mixed_images} mixed images of one line ({lines[0]}), wanted two lines or more",
-                        "name a second line, or set mixed_images to 0")  # fmt: skip
+    _check_lines(lines, mixed_images)
     style = FieldStyle(size_px=(size_px, size_px), diameter_px=diameter_px)
     written, rows = [], ["file,label,class"]
     for group, (name, mixed, defects) in enumerate(
@@ -367,6 +364,36 @@ def write_fields(
             written.append(FieldFile(path, truth, name, defect, len(field.class_names), stream))
     write_text(folder / "truth" / "classes.csv", "\n".join(rows) + "\n")
     return written
+
+
+def write_blank_fields(folder: str | Path, lines: Sequence[str], config, size_px: int = 16) -> None:
+    """Write what `write_fields` would, small and without a cell: the same files, names, axes and channels, to look ahead.
+
+    Parameters
+    ----------
+    config : DrawnConfig
+        ``convert.drawn``.
+    """
+    from cellkit.labels import write_labels
+
+    folder = Path(folder)
+    _check_lines(lines, config.mixed_images)
+    counts = (config.images_per_line, config.mixed_images, config.defect_images_per_line, config.empty_images)
+    rows = ["file,label,class"]
+    for name, mixed, defects in _plan(lines, *counts):
+        for number in range(1, len(defects) + 1):
+            path = f"{name}/{name}_{number:02d}.ome.tif"
+            _write_ome_tiff(folder / path, np.zeros((config.planes, 2, size_px, size_px), np.uint16), 1.0)
+            write_labels(folder / f"truth/{name}/{name}_{number:02d}.tif", np.zeros((size_px, size_px), np.uint16))
+            rows += [f"{path},{label},{line}" for label, line in enumerate(mixed, start=1)]
+    write_text(folder / "truth" / "classes.csv", "\n".join(rows) + "\n")
+
+
+def _check_lines(lines: Sequence[str], mixed_images: int) -> None:
+    _check_names(lines, "")
+    if mixed_images and len(lines) < 2:
+        raise UserError(f"{mixed_images} mixed images of one line ({lines[0]}), wanted two lines or more",
+                        "name a second line, or set mixed_images to 0")  # fmt: skip
 
 
 # ---- where cells sit -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from cellkit.files import read_json, sha256_file, write_json
 
 PACKAGED = Path(__file__).parent / "starter"
 WRAPPERS = ("_orig_mod.", "module.")  # before every name in the weights of a compiled or a distributed model
+OTHER_USE = {"torchvision": "give it as maskrcnn.start, with maskrcnn.backbone: resnet50_fpn_v2"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,21 @@ def read_card(path: str | Path) -> Card:
         raise UserError(
             f"{path} is not the file its card describes (sha256 differs)", "copy both files again, or train again"
         )
+    return card
+
+
+def card_for(path: str | Path, backend: str) -> Card:
+    """Return the card of a checkpoint that a backend is to open; refuse one of another network.
+
+    Raises
+    ------
+    UserError
+        As `read_card`, or naming the backend that reads it.
+    """
+    card = read_card(path)
+    if card.backend != backend:
+        remedy = OTHER_USE.get(card.backend, f"open it with backend: {card.backend}")
+        raise UserError(f"{path} is a checkpoint of {card.backend}", remedy)
     return card
 
 

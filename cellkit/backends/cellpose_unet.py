@@ -274,10 +274,7 @@ def load_network(checkpoint: str | Path):
     checkpoint = Path(checkpoint)
     config: dict = {}
     if checkpoint.suffix == ".safetensors":
-        card = weights.read_card(checkpoint)
-        if card.backend != NAME:
-            raise UserError(f"{checkpoint} is a checkpoint of {card.backend}", f"open it with backend: {card.backend}")
-        config = card.config
+        config = weights.card_for(checkpoint, NAME).config
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.load_tensors(checkpoint).items()}
     if "W2" in tensors or any(k.startswith("encoder.") for k in tensors):
         raise UserError(f"{checkpoint} is a Cellpose-SAM checkpoint", "open it with backend: cellpose_sam")

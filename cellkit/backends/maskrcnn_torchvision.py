@@ -63,9 +63,7 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
     from cellkit.backends.maskrcnn_network import build
     from cellkit.training import device_and_dtype
 
-    card = weights.read_card(checkpoint)
-    if card.backend != NAME:
-        raise UserError(f"{checkpoint} is a checkpoint of {card.backend}", f"open it with backend: {card.backend}")
+    card = weights.card_for(checkpoint, NAME)
     settings = _settings(config, card.config)
     settings |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
     model = build(settings, len(card.classes))
@@ -187,6 +185,29 @@ def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
     return max(DEFAULTS["tile_detections"], round(3 * crowd * TILE_PX**2))
 
 
+def check_start(start: str, backbone: str, freeze_backbone: bool) -> None:
+    """Refuse what cannot be the start of an encoder, as far as its name and card tell; nothing is loaded.
+
+    Parameters
+    ----------
+    start : str
+        ``maskrcnn.start``; "tuned" is the Cellpose network that notebook 03 keeps.
+    """
+    from cellkit import weights
+
+    other = "set maskrcnn.start to weights of a ResNet-50, or scratch, or maskrcnn.backbone: cellpose_unet"
+    if start == "scratch" and backbone == unet.NAME and freeze_backbone:
+        raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
+    if start == "tuned" and backbone != unet.NAME:
+        raise UserError(f"maskrcnn.start is tuned, a Cellpose network, and maskrcnn.backbone is {backbone}", other)
+    path = None if start in ("scratch", "tuned") else weights.locate_weights(start)
+    if path is not None and path.suffix == ".safetensors":
+        if backbone == unet.NAME:
+            weights.card_for(path, unet.NAME)
+        elif (made_by := weights.read_card(path).backend) not in (NAME, "torchvision"):
+            raise UserError(f"maskrcnn.start is weights of {made_by}, and maskrcnn.backbone is {backbone}", other)
+
+
 def _start(config: Any, settings: dict, classes: int):
     """Build the detector, put the start weights into its encoder, and note in `settings` what that was trained on."""
     import torch
@@ -195,12 +216,11 @@ def _start(config: Any, settings: dict, classes: int):
     from cellkit.backends.maskrcnn_network import build
     from cellkit.training import device_and_dtype
 
+    check_start(str(config.start), settings["backbone"], settings["freeze_backbone"])
     network = None
     if settings["backbone"] == "cellpose_unet" and str(config.start) != "scratch":
         network, card = unet.load_network(weights.find_weights(config.start))
         settings["shown"] = card.get("channels", "both")
-    elif settings["backbone"] == "cellpose_unet" and settings["freeze_backbone"]:
-        raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
     torch.manual_seed(config.seed)
     model = build(settings, classes)
     if network is not None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.leftout import too_small
 
@@ -54,9 +53,7 @@ def load(
 
     card: dict = {}
     if checkpoint is not None:
-        read = weights.read_card(checkpoint)
-        if read.backend != NAME:
-            raise UserError(f"{checkpoint} is a checkpoint of {read.backend}", f"open it with backend: {read.backend}")
+        read = weights.card_for(checkpoint, NAME)
         card = read.config
     given = (
         config if isinstance(config, dict) else {k: getattr(config, k, None) for k in ("diameter_px", "min_area_px")}

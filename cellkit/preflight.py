@@ -1,0 +1,434 @@
+"""A look ahead: every problem of data, labels, classes, splits and settings at once, before anything is run.
+
+The stages' own functions are asked: images are listed and opened by the code of notebook 01, which here reads headers only
+(`readers.headers_only`) and goes on after a refusal (`errors.collected`), so that what is told here and what a stage does
+cannot differ. What only pixels tell (copies, blurred images, labels without a cell) is found by the stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cellkit.config import STAGES, Config, data_path, here, known_keys, load_config
+from cellkit.errors import Quarantined, UserError, collected, refuse_or_note
+from cellkit.instances import Instances
+from cellkit.listing import Loaded, SourceImage, check_enough, check_labelled
+from cellkit.readers import headers_only
+from cellkit.records import ImageRecord
+
+ERROR, WARNING = "error", "warning"
+MODELS = (
+    "threshold",
+    "cellpose_base",
+    "cellpose_tuned",
+    "maskrcnn",
+)  # whose predictions a run has, see `evaluate.submit`
+NEEDED = {"label": ("load",), "finetune": ("ceiling", "calibrate", "train", "load"), "maskrcnn": ("train", "load")}
+BYTES_PER_PX = 3  # of a picture in the run folder, at most
+MOST_NAMED = 12
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem.
+
+    Attributes
+    ----------
+    severity : {"error", "warning"}
+        An error ends the run; with a warning it goes on, and what is named is set aside or not used.
+    problem, remedy : str
+        What came, and what to do.
+    key : str
+        The setting it is about, "" where it is about none.
+    """
+
+    severity: str
+    problem: str
+    remedy: str = ""
+    key: str = ""
+
+    def told(self) -> str:
+        """Return it in two lines."""
+        return f"{self.severity}: {self.problem}" + (f"\n  {self.remedy}" if self.remedy else "")
+
+
+@dataclass
+class Outlook:
+    """What was found, and what would be run: `records` of the images that can be used, read from `reads`."""
+
+    cfg: Config
+    run_dir: Path
+    findings: list[Finding] = field(default_factory=list)
+    records: list[ImageRecord] = field(default_factory=list)
+    instances: list[Instances | None] = field(default_factory=list)
+    items: list[SourceImage] = field(default_factory=list)
+    root: Path = Path()
+    reads: str = ""
+    stream: Any = field(default_factory=lambda: sys.stderr)  # takes progress, while stderr is listened to
+
+    def errors(self) -> list[Finding]:
+        """Return the findings that end a run."""
+        return [one for one in self.findings if one.severity == ERROR]
+
+    def add(self, severity: str, problem: str, remedy: str = "", key: str = "") -> None:
+        """Note a finding, once; without a key, the first setting that its text names."""
+        found = Finding(severity, problem, remedy, key or _key_in(f"{problem} {remedy}"))
+        if found.problem not in {one.problem for one in self.findings}:
+            self.findings.append(found)
+
+    def plan(self) -> str:
+        """Return in a line what would be run: images of each split and class, and what is read."""
+        parts = []
+        for split, kinds in self.counts().items():
+            parts.append(f"{split} {', '.join(f'{name} {count}' for name, count in kinds.items())}")
+        labels = {"truth": "their labels", "proposed": "labels proposed"}.get(self.cfg.label.use, self.cfg.label.use)
+        images = f"{len(self.records)} image(s) ({'; '.join(parts) or 'none'})"
+        return f"would run: {images} of {self.reads or 'no data'}; {labels}; into {self.run_dir}"
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return {split: {class: images}}; images without a split are "unused", without a class "unknown"."""
+        told = Counter((one.split or "unused", one.cell_type or "unknown") for one in self.records)
+        splits = [name for name in ("train", "val", "test", "unused") if any(split == name for split, _ in told)]
+        return {name: {kind: told[s, kind] for s, kind in sorted(told) if s == name} for name in splits}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values: ok, errors, warnings, findings, images {split: {class: count}}, reads, run."""
+        count = Counter(one.severity for one in self.findings)
+        return {
+            "ok": not count[ERROR],
+            "errors": count[ERROR],
+            "warnings": count[WARNING],
+            "findings": [vars(one) for one in self.findings],
+            "images": self.counts(),
+            "reads": self.reads,
+            "run": str(self.run_dir),
+        }
+
+
+# ---- all of it -----------------------------------------------------------------------------------------------------
+def preflight(cfg: Config) -> list[Finding]:
+    """Return everything that is wrong with a configuration and what it reads, errors first; nothing is written.
+
+    Parameters
+    ----------
+    cfg : Config
+        From `load_config`.
+    """
+    return look_ahead(cfg).findings
+
+
+def look_ahead(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[str] = STAGES) -> Outlook:
+    """Do what `preflight` does, and say what would be run.
+
+    Parameters
+    ----------
+    run_dir : path, optional
+        Where it would be written; default ``runs/<name>``.
+    stages : iterable of str
+        The notebooks that would run. Without the first the images are those that the run folder lists.
+    """
+    outlook = Outlook(cfg, here(run_dir if run_dir is not None else Path("runs") / cfg.name))
+    stages = set(stages)
+    images = OF_DATA if "01_convert" in stages else (_images_of_run,)
+    with tempfile.TemporaryDirectory(prefix="cellkit-") as folder:
+        outlook.root = Path(folder)  # where blank files stand in for drawn ones
+        for check in (_check_place, *images, *(check for check, stage in OF_SETTINGS if stage in stages)):
+            _ask(outlook, check)
+    outlook.findings.sort(key=lambda one: one.severity != ERROR)
+    return outlook
+
+
+def look_at(config: str | Path, overrides: Mapping[str, Any]) -> Outlook | list[Finding]:
+    """Do what `look_ahead` does for a YAML file; its findings alone where it is no configuration.
+
+    Raises
+    ------
+    UserError
+        There is no such file, or it is no YAML.
+    """
+    with collected() as noted:
+        try:
+            cfg = load_config(config, overrides)
+        except UserError as error:
+            if not noted:
+                raise
+            return _findings_of([*noted, error])
+    outlook = look_ahead(cfg)
+    outlook.findings[:0] = [one for one in _findings_of(noted) if one not in outlook.findings]
+    return outlook
+
+
+def _findings_of(errors: Iterable[UserError]) -> list[Finding]:
+    told = Outlook(Config(), Path())
+    for error in errors:
+        told.add(ERROR, *str(error).split("\n", 1))
+    return told.findings
+
+
+def _ask(outlook: Outlook, check: Callable[[Outlook], None]) -> None:
+    """Let one check look; what it refuses is an error, what it says on stderr a warning."""
+    said = io.StringIO()
+    with collected() as noted, contextlib.redirect_stderr(said):
+        try:
+            check(outlook)
+        except UserError as error:
+            noted.append(error)
+    for error in noted:
+        problem, _, remedy = str(error).partition("\n")
+        outlook.add(ERROR, problem, "; ".join(remedy.splitlines()))
+    for line in said.getvalue().splitlines():
+        problem, _, remedy = line.rpartition("; ")
+        outlook.add(WARNING, problem or remedy, remedy if problem else "")
+
+
+def tell(findings: Sequence[Finding]) -> list[str]:
+    """Return the findings in words, errors first, and their numbers."""
+    count = Counter(one.severity for one in findings)
+    told = [one.told() for one in sorted(findings, key=lambda one: one.severity != ERROR)]
+    return [*told, f"{count[ERROR]} error(s), {count[WARNING]} warning(s)"] if told else ["no problem is found"]
+
+
+def _key_in(text: str) -> str:
+    words = re.findall(r"[a-z_]+(?:\.[a-z_]+)+|[a-z_]+(?=:)", text)
+    return next((word for word in words if word in known_keys()), "")
+
+
+# ---- the run folder --------------------------------------------------------------------------------------------------
+def _check_place(outlook: Outlook) -> None:
+    from cellkit.manifest import check_folder, check_writable
+
+    check_folder(outlook.run_dir)
+    check_writable(outlook.run_dir)
+
+
+def _check_disk(outlook: Outlook) -> None:
+    """Warn where the pictures may not fit on the disk; they are compressed, so that they may."""
+    from cellkit.manifest import MIN_FREE_BYTES, free_bytes
+
+    wanted = sum(one.height_px * one.width_px for one in outlook.records) * BYTES_PER_PX
+    free = free_bytes(outlook.run_dir)
+    if wanted > free - MIN_FREE_BYTES:
+        told = f"the pictures take up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free at '{outlook.run_dir}'"
+        outlook.add(WARNING, told, "free space, name another folder with --run, or set convert.scale or max_images")
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+def _list(outlook: Outlook) -> None:
+    """List the images of the source; of drawn ones, blank files of the same names."""
+    from cellkit.sources import list_images
+    from cellkit.synthetic import write_blank_fields
+
+    cfg = outlook.cfg.convert
+    if cfg.source == "drawn":
+        write_blank_fields(outlook.root, cfg.classes, cfg.drawn)
+        outlook.reads = "cells to be drawn"
+    else:
+        outlook.root = data_path(cfg)
+        outlook.reads = f"'{outlook.root}' ({cfg.source})"
+    outlook.items = list_images(cfg, outlook.root)
+
+
+def _open(outlook: Outlook) -> None:
+    """Open the header of every image and of its labels: channels, sizes, damage; name what cannot be used."""
+    from cellkit.batch import plain_reason, readable
+    from cellkit.loop import map_items
+    from cellkit.sources import refuse_none, unusable, with_truth
+
+    if not outlook.items:
+        return
+    cfg = outlook.cfg.convert
+    with contextlib.redirect_stderr(outlook.stream):  # progress is no warning
+        look = partial(_header_of, scale=cfg.scale)
+        found, failed = map_items(look, outlook.items, "look", cfg.workers, name=lambda item: readable(item.source))
+    quarantined = [Quarantined(one.item, plain_reason(one.reason)) for one in failed]
+    done = [one for one in found if one is not None]
+    with contextlib.redirect_stderr(io.StringIO()):  # that a competition's test images have no truth is no warning
+        done, bare = with_truth(outlook.items, done)
+    for what, by_reason in unusable([*quarantined, *bare], outlook.items):
+        for reason, names in by_reason.items():
+            problem, _, remedy = reason.partition("; ")
+            outlook.add(WARNING, f"{len(names)} {what}: {_some(names)}: {problem}", remedy)
+    for _, _, left_out in done:
+        for text in left_out:
+            outlook.add(WARNING, f"not read: {text}", "store it as a file of its own, if it is to be used")
+    outlook.records, outlook.instances = [one[0] for one in done], [one[1] for one in done]
+    refuse_none(done, outlook.items, quarantined, outlook.root)
+
+
+def _header_of(item: SourceImage, scale: float) -> tuple[ImageRecord, Instances | None, tuple[str, ...]]:
+    """Return what a run would note of an image, what its labels could hold, and what of its file is not read."""
+    from cellkit.sources import record_of
+
+    with headers_only():
+        loaded: Loaded = item.load()
+    return record_of(item, loaded, scale), loaded.instances, loaded.left_out
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+
+
+def _check_enough(outlook: Outlook) -> None:
+    """Ask what notebook 01 asks before and after it converts: enough images of every split and class, a cell of each class."""
+    images = [item for item in outlook.items if not item.is_left]
+    records = [record for record in outlook.records if record.split]
+    with collected() as noted:
+        if images:
+            check_enough(images, outlook.cfg)
+        if outlook.records and not noted:
+            check_enough(records, outlook.cfg, "images are left (the others are named in the warnings)")
+        if outlook.records and not noted:
+            check_labelled(outlook.records, outlook.instances if _labelled(outlook) else None, outlook.cfg)
+    refuse_or_note(*noted)
+
+
+def _labelled(outlook: Outlook) -> int:
+    return sum(cells is not None for cells in outlook.instances)
+
+
+def _images_of_run(outlook: Outlook) -> None:
+    """Take the images that the run folder lists, where notebook 01 is not run again."""
+    from cellkit.records import read_records
+    from cellkit.run import Run
+
+    run = Run(outlook.run_dir)
+    outlook.reads = f"'{outlook.run_dir}'"
+    outlook.records = read_records(run.find("records"))
+    truth = Instances.empty((1, 1)) if run.find_all("truth") else None
+    outlook.instances = [truth] * len(outlook.records)
+
+
+# ---- labels and models -----------------------------------------------------------------------------------------------
+def _check_labels(outlook: Outlook) -> None:
+    """See whether there are the labels that ``label.use`` names; of a folder, which files fit which image."""
+    from cellkit.annotate import refuse_unlabelled
+    from cellkit.corrections import folder_of, look_through, refuse_own
+    from cellkit.instances import refuse_boxes
+
+    use, count = outlook.cfg.label.use, _labelled(outlook)
+    folder = folder_of(use).get("corrections")
+    if folder is not None:
+        refuse_own(folder, outlook.run_dir)
+    if not outlook.records:
+        return
+    if use == "truth":
+        refuse_unlabelled(count > 0)
+        refuse_boxes([cells for cells in outlook.instances if cells is not None], "label.use: truth")
+    elif use == "proposed" and count:
+        told = (
+            f"label.use is proposed: the labels that {count} image(s) came with are not used, and no accuracy is told"
+        )
+        outlook.add(WARNING, told, "set label.use: truth")
+    elif folder is not None:
+        by_reason: dict[str, list[str]] = {}
+        for one in look_through(outlook.records, folder):
+            by_reason.setdefault(one.reason, []).append(one.item)
+        for reason, names in by_reason.items():
+            problem, _, remedy = reason.partition("; ")
+            outlook.add(WARNING, f"{use}: {_some(names)} cannot be used: {problem}", remedy, "label.use")
+
+
+def _check_label_model(outlook: Outlook) -> None:
+    _check_model("label", outlook.cfg.label.backend, outlook.cfg.label.model, "label.model")
+
+
+def _check_base(outlook: Outlook) -> None:
+    _check_model("finetune", outlook.cfg.finetune.backend, outlook.cfg.finetune.base, "finetune.base")
+
+
+def _check_model(section: str, backend: str, name: str, key: str) -> None:
+    """Refuse a backend that cannot be used, and weights that are not here or of another kind of network."""
+    from cellkit.backends import check_backend, get_backend
+    from cellkit.registry import REGISTRY
+    from cellkit.weights import card_for, locate_weights, weights_names
+
+    with collected() as noted:
+        check_backend(backend, NEEDED[section])
+        entry = REGISTRY.get(name)
+        if entry is not None and entry.backend != backend and not here(name).is_file():
+            told = f"{key} is '{name}', weights of {entry.backend or 'no network'}, and {section}.backend is {backend}"
+            raise UserError(told, f"use {', '.join(weights_names(backend))}")
+        path = locate_weights(name)
+        if path.suffix == ".safetensors" or backend != "cellpose_unet":
+            card_for(path, backend)
+        else:  # a torch file says what it is only when it is read
+            get_backend(backend).load_network(path)
+    refuse_or_note(*noted)
+
+
+def _check_detector(outlook: Outlook) -> None:
+    from cellkit.backends import check_backend
+    from cellkit.backends.maskrcnn_torchvision import check_start
+
+    cfg = outlook.cfg.maskrcnn
+    check_backend(cfg.backend, NEEDED["maskrcnn"])
+    if cfg.backend == "maskrcnn_torchvision":
+        check_start(cfg.start, cfg.backbone, cfg.freeze_backbone)
+
+
+def _check_memory(outlook: Outlook) -> None:
+    """Ask whether the cells of the largest image can be found, where the config says how large a cell is."""
+    from cellkit.backends.cellpose_unet import bytes_for
+    from cellkit.readers import check_memory
+
+    cfg = outlook.cfg.label
+    if cfg.diameter_px and cfg.backend == "cellpose_unet" and outlook.records:
+        largest = max(outlook.records, key=lambda one: one.height_px * one.width_px)
+        needed = bytes_for((largest.height_px, largest.width_px), cfg.diameter_px)
+        check_memory(Path(largest.source or largest.path), needed, "finding the cells of")
+
+
+# ---- what is reported and handed in ------------------------------------------------------------------------------------
+def _check_evaluation(outlook: Outlook) -> None:
+    from cellkit.evaluation import check_submit
+
+    cfg = outlook.cfg.evaluate
+    if cfg.submit != "best":
+        check_submit(cfg.submit, MODELS)
+    there = {record.split for record in outlook.records} if outlook.records else {"val", "test"}
+    for key in ("choose_split", "report_split"):
+        split = getattr(cfg, key)
+        if split not in there & {"val", "test"} and (key, split) != ("report_split", "test"):
+            told = f"evaluate.{key} is {split}, and no image of it is scored"
+            outlook.add(WARNING, told, f"set evaluate.{key}: {'val' if key == 'choose_split' else 'test'}")
+
+
+def _check_profile(outlook: Outlook) -> None:
+    """Compare ``evaluate.profile`` with the competition's own sample_submission.csv, where one lies in the data folder."""
+    from cellkit.boxes import header_of
+    from cellkit.sources import sample_ids
+    from cellkit.submission import PROFILES
+
+    if not outlook.items:
+        return
+    wanted = outlook.cfg.evaluate.profile
+    sample_ids(
+        outlook.root, [item for item in outlook.items if not item.is_left]
+    )  # says which table it does not follow
+    for path in sorted(outlook.root.glob("*sample_submission*.csv")):
+        theirs = [name for name, profile in PROFILES.items() if set(profile.columns) <= set(header_of(path))]
+        if theirs and wanted not in theirs:
+            told = f"evaluate.profile is {wanted}, and {path.name} has the columns of {' or '.join(theirs)}"
+            outlook.add(WARNING, told, f"set evaluate.profile: {theirs[0]}")
+
+
+OF_DATA = (_list, _open, _check_enough, _check_disk)
+OF_SETTINGS = (
+    (_check_labels, "02_label_with_cellpose"),
+    (_check_label_model, "02_label_with_cellpose"),
+    (_check_memory, "02_label_with_cellpose"),
+    (_check_base, "03_finetune_cellpose"),
+    (_check_detector, "05_train_maskrcnn"),
+    (_check_evaluation, "06_evaluate_map_iou"),
+    (_check_profile, "06_evaluate_map_iou"),
+)
