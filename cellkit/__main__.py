@@ -224,7 +224,6 @@ def _run(given: argparse.Namespace) -> Answer:
 
     if given.timeout is not None and not given.timeout > 0:
         raise UserError(f"--timeout is {given.timeout:g}", "give seconds, more than 0")
-    _check_data(given)
     code = run_notebooks(
         given.config,
         given.run,
@@ -238,29 +237,21 @@ def _run(given: argparse.Namespace) -> Answer:
     return Answer(code=code)
 
 
-def _check_data(given: argparse.Namespace) -> None:
-    """Refuse a data folder that is missing or empty before a notebook is opened, if the images are still to be read."""
-    from cellkit.config import data_path, here, load_config, set_strings
-    from cellkit.manifest import finished_entries, read_manifest
-
-    cfg = load_config(given.config, set_strings(given.overrides))
-    folder = here(given.run if given.run is not None else f"runs/{cfg.name}")
-    again = given.fresh or "01_convert" not in finished_entries(read_manifest(folder))
-    if cfg.convert.source != "drawn" and again and not given.from_ and not given.only:
-        data_path(cfg.convert)
-
-
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="by default that of the last cellkit run there")
+    what = "a run folder: which stage is stale; or a configuration (YAML): all that is wrong with it and what it reads"
+    parser.add_argument("run", metavar="RUN|CONFIG", help=what)
+    more = "the configuration to judge RUN by (default: that of the last cellkit run there)"
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help=more)
     _set_flag(parser, "finetune.steps=100")
     _json_flag(parser)
 
 
 def _check(given: argparse.Namespace) -> Answer:
-    from cellkit.config import set_strings
+    from cellkit.config import here, set_strings
     from cellkit.run import check
 
+    if not given.config and (given.run.lower().endswith((".yaml", ".yml")) or here(given.run).is_file()):
+        return _check_config(given)
     if given.overrides and not given.config:
         raise UserError("--set without CONFIG", "name the configuration that is to be overridden")
     states = check(given.run, given.config, set_strings(given.overrides) if given.config else None)
@@ -273,6 +264,18 @@ def _check(given: argparse.Namespace) -> Answer:
         lines += [f"{s.state:<8} {s.name}{f'  ({s.why})' if s.why else ''}"]
         lines += [f"         made with {s.note}"] if s.note else []
     return Answer("\n".join(lines))
+
+
+def _check_config(given: argparse.Namespace) -> Answer:
+    """List everything that is wrong with a configuration and what it reads, before anything is run."""
+    from cellkit.config import set_strings
+    from cellkit.preflight import look_at
+
+    outlook = look_at(given.run, set_strings(given.overrides))
+    code = REFUSED if outlook.errors() else DONE
+    if given.json:
+        return Answer(_json_text({"config": given.run, **outlook.to_json()}), code)
+    return Answer("\n".join(outlook.tell()), code)
 
 
 def _doctor(given: argparse.Namespace) -> Answer:

@@ -22,7 +22,7 @@ from typing import Any
 from cellkit.config import STAGES, Config, data_path, here, known_keys, load_config
 from cellkit.errors import Quarantined, UserError, collected, refuse_or_note
 from cellkit.instances import Instances
-from cellkit.listing import Loaded, SourceImage, check_enough, check_labelled
+from cellkit.listing import Loaded, SourceImage, check_enough, check_labelled, stem_of
 from cellkit.readers import headers_only
 from cellkit.records import ImageRecord
 
@@ -101,6 +101,13 @@ class Outlook:
         splits = [name for name in ("train", "val", "test", "unused") if any(split == name for split, _ in told)]
         return {name: {kind: told[s, kind] for s, kind in sorted(told) if s == name} for name in splits}
 
+    def tell(self) -> list[str]:
+        """Return the findings in words, errors first, how many there are, and what would be run."""
+        told = [one.told() for one in self.findings]
+        warnings = len(told) - len(self.errors())
+        told.append(f"{len(self.errors())} error(s), {warnings} warning(s)" if told else "no problem is found")
+        return [*told, *([self.plan()] if self.reads else [])]
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values: ok, errors, warnings, findings, images {split: {class: count}}, reads, run."""
         count = Counter(one.severity for one in self.findings)
@@ -148,8 +155,8 @@ def look_ahead(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[
     return outlook
 
 
-def look_at(config: str | Path, overrides: Mapping[str, Any]) -> Outlook | list[Finding]:
-    """Do what `look_ahead` does for a YAML file; its findings alone where it is no configuration.
+def look_at(config: str | Path, overrides: Mapping[str, Any]) -> Outlook:
+    """Do what `look_ahead` does for a YAML file; where that is no configuration, say all that is wrong with it alone.
 
     Raises
     ------
@@ -158,21 +165,15 @@ def look_at(config: str | Path, overrides: Mapping[str, Any]) -> Outlook | list[
     """
     with collected() as noted:
         try:
-            cfg = load_config(config, overrides)
-        except UserError as error:
+            outlook = look_ahead(load_config(config, overrides))
+        except UserError:
             if not noted:
                 raise
-            return _findings_of([*noted, error])
-    outlook = look_ahead(cfg)
-    outlook.findings[:0] = [one for one in _findings_of(noted) if one not in outlook.findings]
+            outlook = Outlook(Config(), Path())
+    for error in noted:
+        outlook.add(ERROR, *str(error).split("\n", 1))
+    outlook.findings.sort(key=lambda one: one.severity != ERROR)
     return outlook
-
-
-def _findings_of(errors: Iterable[UserError]) -> list[Finding]:
-    told = Outlook(Config(), Path())
-    for error in errors:
-        told.add(ERROR, *str(error).split("\n", 1))
-    return told.findings
 
 
 def _ask(outlook: Outlook, check: Callable[[Outlook], None]) -> None:
@@ -188,14 +189,7 @@ def _ask(outlook: Outlook, check: Callable[[Outlook], None]) -> None:
         outlook.add(ERROR, problem, "; ".join(remedy.splitlines()))
     for line in said.getvalue().splitlines():
         problem, _, remedy = line.rpartition("; ")
-        outlook.add(WARNING, problem or remedy, remedy if problem else "")
-
-
-def tell(findings: Sequence[Finding]) -> list[str]:
-    """Return the findings in words, errors first, and their numbers."""
-    count = Counter(one.severity for one in findings)
-    told = [one.told() for one in sorted(findings, key=lambda one: one.severity != ERROR)]
-    return [*told, f"{count[ERROR]} error(s), {count[WARNING]} warning(s)"] if told else ["no problem is found"]
+        outlook.add(WARNING, problem or remedy, remedy if problem else "nothing is to be done where that is meant")
 
 
 def _key_in(text: str) -> str:
@@ -255,9 +249,9 @@ def _open(outlook: Outlook) -> None:
     with contextlib.redirect_stderr(io.StringIO()):  # that a competition's test images have no truth is no warning
         done, bare = with_truth(outlook.items, done)
     for what, by_reason in unusable([*quarantined, *bare], outlook.items):
-        for reason, names in by_reason.items():
-            problem, _, remedy = reason.partition("; ")
-            outlook.add(WARNING, f"{len(names)} {what}: {_some(names)}: {problem}", remedy)
+        for (problem, remedy), names in _alike(by_reason):
+            key = "convert.channels" if " is no channel" in problem else ""
+            outlook.add(WARNING, f"{len(names)} {what}: {_some(names)}: {problem}", remedy, key)
     for _, _, left_out in done:
         for text in left_out:
             outlook.add(WARNING, f"not read: {text}", "store it as a file of its own, if it is to be used")
@@ -272,6 +266,27 @@ def _header_of(item: SourceImage, scale: float) -> tuple[ImageRecord, Instances 
     with headers_only():
         loaded: Loaded = item.load()
     return record_of(item, loaded, scale), loaded.instances, loaded.left_out
+
+
+def _alike(by_reason: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, str], list[str]]]:
+    """Put reasons together that differ in the name of the file only, which becomes ``*``: [((problem, remedy), names)].
+
+    Examples
+    --------
+    >>> _alike({"a.tif is 4 px, its labels truth/a.tif 5": ["a.tif"], "b.tif is 4 px, its labels truth/b.tif 5": ["b.tif"]})
+    [(('*.tif is 4 px, its labels truth/*.tif 5', ''), ['a.tif', 'b.tif'])]
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for reason, names in by_reason.items():
+        for name in names:
+            stem = re.escape(stem_of(Path(name)))
+            groups.setdefault(re.sub(rf"(?<![A-Za-z0-9]){stem}(?=\.[A-Za-z])", "*", reason), []).append((reason, name))
+    told = []
+    for pattern, pairs in groups.items():
+        same = len({reason for reason, _ in pairs}) == 1
+        problem, _, remedy = (pairs[0][0] if same else pattern).partition("; ")
+        told.append(((problem, remedy), [name for _, name in pairs]))
+    return told
 
 
 def _some(names: Sequence[str]) -> str:
@@ -333,8 +348,7 @@ def _check_labels(outlook: Outlook) -> None:
         by_reason: dict[str, list[str]] = {}
         for one in look_through(outlook.records, folder):
             by_reason.setdefault(one.reason, []).append(one.item)
-        for reason, names in by_reason.items():
-            problem, _, remedy = reason.partition("; ")
+        for (problem, remedy), names in _alike(by_reason):
             outlook.add(WARNING, f"{use}: {_some(names)} cannot be used: {problem}", remedy, "label.use")
 
 

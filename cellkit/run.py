@@ -29,6 +29,7 @@ from cellkit.errors import Quarantined, UserError, nearest, place_fault
 from cellkit.files import look_of, read_json, write_json
 from cellkit.manifest import (
     FORMAT,
+    LOCKS,
     MANIFEST,
     NOTEBOOKS,
     RESERVED,
@@ -641,19 +642,26 @@ def run_notebooks(
     chosen = _choose(books, from_, only, fresh)
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     preflight(folder)
     with _terminating():
         try:
             hold(folder, "writer")
-            _forget(folder) if fresh else finish_commits(folder)
+            if fresh:
+                _look_ahead(cfg, folder, [book.name for book in chosen] if notebooks is None else [])
+                _forget(folder)
+            else:
+                finish_commits(folder)
             told = json.loads(json.dumps(dict(overrides or {})))  # plain values only
             given = {"config": str(here(config_path)), "run_dir": str(folder), "overrides": told}
-            return _Runner(folder, cfg, books, chosen, given, timeout_s, allow_skips, bool(from_ or only)).run()
+            look = not fresh and notebooks is None
+            return _Runner(folder, cfg, books, chosen, given, timeout_s, allow_skips, bool(from_ or only), look).run()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED
         finally:
             release(folder)
+            _unmake(made)
 
 
 def _choose(books: list[Notebook], from_: str | None, only: str | None, fresh: bool) -> list[Notebook]:
@@ -669,6 +677,32 @@ def _choose(books: list[Notebook], from_: str | None, only: str | None, fresh: b
         raise UserError(f"no notebook is called {wanted!r}{nearest(wanted, names)}", f"notebooks: {', '.join(names)}")
     start = names.index(hits[0])
     return books[start:] if from_ else books[start : start + 1]
+
+
+def _look_ahead(cfg: Config, folder: Path, stages: list[str]) -> None:
+    """Tell everything that is wrong before the stages are run (`cellkit.preflight`); refuse to run them for an error."""
+    if not stages:
+        return
+    from cellkit.preflight import look_ahead
+
+    outlook = look_ahead(cfg, folder, stages)
+    errors = outlook.errors()
+    if errors and len(outlook.findings) == 1:
+        raise UserError(errors[0].problem, errors[0].remedy)
+    for found in outlook.findings:
+        print(found.told(), file=sys.stderr, flush=True)
+    if errors:
+        count = f"{len(errors)} error(s), {len(outlook.findings) - len(errors)} warning(s): nothing is run"
+        raise UserError(count, "mend what is named above; `cellkit check CONFIG` lists it again")
+
+
+def _unmake(made: list[Path]) -> None:
+    """Remove the folders that a refused run made, if it wrote nothing into them."""
+    if made and not (made[0] / MANIFEST).exists():
+        shutil.rmtree(made[0] / LOCKS, ignore_errors=True)
+        for place in made:
+            with contextlib.suppress(OSError):  # it holds something
+                place.rmdir()
 
 
 def _forget(folder: Path) -> None:
@@ -706,9 +740,10 @@ def _terminating() -> Iterator[None]:
 class _Runner:
     """One call of `run_notebooks`, from the lock on."""
 
-    def __init__(self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced):
+    def __init__(self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look=False):
         self.folder, self.cfg, self.books, self.chosen = folder, cfg, books, chosen
         self.given, self.timeout_s, self.allow_skips, self.forced = given, timeout_s, allow_skips, forced
+        self.look = look
         self.console, self.hasher, self.began = _Console(), Hasher(), time.monotonic()
         self.states: dict[str, StageState] = {}
 
@@ -717,6 +752,8 @@ class _Runner:
         manifest = read_manifest(self.folder)
         self.states = {s.name: s for s in _states(self.folder, self.cfg, self.books, manifest, self.hasher)}
         self._keep_earlier(manifest)
+        names = [book.name for book in self.chosen if self.forced or self.states[book.name].state != "fresh"]
+        _look_ahead(self.cfg, self.folder, names if self.look else [])
         ran = 0
         for book in self.chosen:
             manifest = read_manifest(self.folder)

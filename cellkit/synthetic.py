@@ -12,6 +12,7 @@ neurites, and have bright chromocentres in DAPI.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -380,11 +381,15 @@ def write_blank_fields(folder: str | Path, lines: Sequence[str], config, size_px
     _check_lines(lines, config.mixed_images)
     counts = (config.images_per_line, config.mixed_images, config.defect_images_per_line, config.empty_images)
     rows = ["file,label,class"]
+    image, truth = folder / ".blank.ome.tif", folder / ".blank.tif"
+    _write_ome_tiff(image, np.zeros((config.planes, 2, size_px, size_px), np.uint16), 1.0)
+    write_labels(truth, np.zeros((size_px, size_px), np.uint16))
     for name, mixed, defects in _plan(lines, *counts):
         for number in range(1, len(defects) + 1):
             path = f"{name}/{name}_{number:02d}.ome.tif"
-            _write_ome_tiff(folder / path, np.zeros((config.planes, 2, size_px, size_px), np.uint16), 1.0)
-            write_labels(folder / f"truth/{name}/{name}_{number:02d}.tif", np.zeros((size_px, size_px), np.uint16))
+            for first, own in ((image, folder / path), (truth, folder / f"truth/{name}/{name}_{number:02d}.tif")):
+                own.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(first, own)
             rows += [f"{path},{label},{line}" for label, line in enumerate(mixed, start=1)]
     write_text(folder / "truth" / "classes.csv", "\n".join(rows) + "\n")
 
