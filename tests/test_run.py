@@ -381,7 +381,7 @@ def test_another_data_folder_or_other_weights_of_the_same_name_make_stale(outsid
     assert outside.why() == ""  # the same files elsewhere
     Path("other/A/a.tif").write_text("another")
     assert f"input data changed ({here}/other, was {here}/data: A/a.tif changed" in outside.why()
-    assert "input data changed" in outside.why(data="other")
+    assert "input data changed" in outside.why(**{"data": "other", "convert.source": "folder"})
     monkeypatch.setenv("CELLKIT_DATA", "nowhere")
     assert outside.why() == "input data: CELLKIT_DATA is 'nowhere', no such folder"
     monkeypatch.delenv("CELLKIT_DATA")
