@@ -18,6 +18,9 @@ from cellkit.errors import Quarantined, UserError, nearest, place_fault
 DONE, FAILED, REFUSED, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 130
 PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 SHOWN = 20  # items listed in an answer before the rest is only counted
+PATHS = ("against", "coco", "coco_file", "config", "file", "given", "images", "input", "labels", "model", "out", "overlays",
+         "path", "predictions", "run", "sample", "to", "truth")  # arguments in which ~ is the home folder  # fmt: skip
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # that word processors and web pages make of -
 
 
 class Answer(NamedTuple):
@@ -32,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import contextlib
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         with contextlib.redirect_stdout(sys.stderr):
             answer = _answer(arguments)
@@ -63,11 +67,22 @@ def _answer(arguments: list[str]) -> Answer:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         names = ", ".join(COMMANDS)
         raise UserError(f"no command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}", f"commands: {names}")
+    for argument in arguments:
+        if argument.startswith(tuple(DASHES)) and not os.path.lexists(argument):
+            plain = "--" + argument.lstrip(DASHES + "-")
+            raise UserError(
+                f"'{argument}' begins with a typographic dash", f"write {plain}, or ./{argument} for a file"
+            )
     parser = _parser()
     try:
         given = parser.parse_args(arguments)
     except _Told as told:
         return Answer(told.text)
+    _check_folder()
+    for name in PATHS:
+        named = getattr(given, name, None)
+        if named:
+            setattr(given, name, _at_home(named) if isinstance(named, str) else [_at_home(one) for one in named])
     if given.command is None:
         raise UserError("no command is given", f"commands: {', '.join(COMMANDS)}; see cellkit --help")
     try:
@@ -77,6 +92,47 @@ def _answer(arguments: list[str]) -> Answer:
         if told is None or os.environ.get("CELLKIT_DEBUG") == "1":
             raise
         raise told from error
+
+
+def _open_streams() -> None:
+    """Let what a stream's encoding lacks be escaped as in JSON, and a stream that was closed (``>&-``) take all.
+
+    A descriptor left closed would be that of the first file opened: it would get what was meant for the stream.
+    """
+    import codecs
+    import json
+
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(nowhere, True)
+        os.close(nowhere)
+        sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as we live
+        sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    escape = lambda error: ("".join(json.dumps(c)[1:-1] for c in error.object[error.start : error.end]), error.end)  # noqa: E731
+    codecs.register_error("cellkit-json", escape)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="cellkit-json")
+
+
+def _check_folder() -> None:
+    """Refuse to start in a folder that is gone: relative names count from it, and a kernel is started in it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        why = "was deleted or moved" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise UserError(f"the current folder {why}", "change to a folder that is there (cd), then repeat") from None
+
+
+def _at_home(path: str) -> str:
+    """Return a path with its ``~`` as the home folder: the shell leaves that of ``--out=~/x`` and ``"~/x"`` alone."""
+    found = os.path.expanduser(path)
+    user, slash, _ = found.partition("/")
+    if user.startswith("~") and slash and not os.path.lexists(user):
+        raise UserError(
+            f"'{path}': no home folder of {user} is known", f"write it in full, or ./{path} for a folder {user}"
+        )
+    return found
 
 
 def _run_folder(given: argparse.Namespace) -> str:

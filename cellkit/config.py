@@ -7,6 +7,7 @@ type or a value out of range stops the run before it starts, with the dotted key
 from __future__ import annotations
 
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -478,9 +479,10 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     path = here(path)
     settings = _read_settings(path)
     _count_from(settings, path.parent)
+    written = getattr(overrides, "written", {})
     overrides = {str(key): value for key, value in (overrides or {}).items()}
     for key, value in overrides.items():
-        _override(settings, key, value)
+        _override(settings, key, value, written.get(key))
     _share(settings)
     settings.setdefault("name", path.stem)
     try:
@@ -507,14 +509,15 @@ def set_strings(strings: Iterable[str]) -> dict[str, Any]:
     Raises
     ------
     UserError
-        A string without ``=``, a value that is not YAML, or a key given twice.
+        A string without ``=``, a value that is not YAML or of which YAML drops the rest as a comment, or a key given
+        twice.
 
     Examples
     --------
     >>> set_strings(["finetune.steps=10", "label.diameter_px=null", "classes=[HEK, N2a]"])
     {'finetune.steps': 10, 'label.diameter_px': None, 'classes': ['HEK', 'N2a']}
     """
-    found: dict[str, Any] = {}
+    found = _Table()
     for string in strings:
         key, equals, text = string.partition("=")
         key = key.strip()
@@ -523,6 +526,14 @@ def set_strings(strings: Iterable[str]) -> dict[str, Any]:
         if key in found:
             raise UserError(f"--set {key} is given twice", "give each key once")
         found[key] = _parse(text, f"--set {key}")
+        node = yaml.compose(text, Loader=_Loader)
+        if text[node.end_mark.index if node else 0 :].strip():
+            quoted = text.strip().replace("'", "''")
+            raise UserError(
+                f"--set {string!r}: YAML takes what follows # for a comment and drops it",
+                f"put the value in quotes: --set \"{key}='{quoted}'\"",
+            )
+        found.written[key] = _written(node)
     return found
 
 
@@ -610,13 +621,52 @@ def describe() -> str:
 # ---- reading
 
 
+QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb\u2039\u203a\u00b4\uff02\uff07"  # that word processors set
+
+
+class _Table(dict):
+    """A table of YAML that knows how each of its values was written, for messages: NO, not false; 1.10, not 1.1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[str, str] = {}
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases (they multiply) and without keys given twice (the last would win silently)."""
+    """Safe YAML, of which nothing is dropped or becomes another value than is written.
+
+    No aliases (they multiply), no keys given twice (the last would win silently), no numbers but in plain digits (010
+    is 8 in YAML, 1:30 is 90), no typographic quotes (to YAML they are letters).
+    """
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="*aliases are not read", problem_mark=self.peek_event().start_mark)
+        event = self.peek_event()
+        if isinstance(event, yaml.events.AliasEvent) or getattr(event, "anchor", None):
+            problem = "&anchors and *aliases are not read (put a text that begins so in quotes)"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
+
+    def compose_scalar_node(self, anchor):
+        node = super().compose_scalar_node(anchor)
+        if node.style is None and node.value and (node.value[0] in QUOTES or node.value[-1] in QUOTES[:4]):
+            problem = f"{node.value} is in typographic quotes, which would be part of the text: write ' or \""
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
+
+    def construct_number(self, node):
+        """Read a number in plain digits; refuse octal, sexagesimal and the other ways YAML 1.1 has of writing one."""
+        whole = node.tag.endswith(":int")
+        value = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        if re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", node.value) if whole else not re.search("[:_]", node.value):
+            return value
+        problem = f"{node.value} would be read as {value:.10g}: write a number in plain digits, a name in quotes"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+    def construct_table(self, node):
+        table = _Table()
+        yield table
+        table.update(self.construct_mapping(node))
+        table.written = {key.value: _written(value) for key, value in node.value}
 
     def construct_mapping(self, node, deep=False):
         seen: set[str] = set()
@@ -629,6 +679,23 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+for _tag, _construct in {
+    "int": _Loader.construct_number,
+    "float": _Loader.construct_number,
+    "map": _Loader.construct_table,
+}.items():
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
+
+
+def _written(node: yaml.Node | None) -> str:
+    """Return a value as it was written, text in quotes."""
+    if isinstance(node, yaml.SequenceNode):
+        return "[" + ", ".join(map(_written, node.value)) + "]"
+    if not isinstance(node, yaml.ScalarNode):
+        return ""
+    return repr(node.value) if node.tag.endswith(":str") else node.value
 
 
 def _parse(text: str, origin: str) -> Any:
@@ -652,7 +719,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not UTF-8 text", "name a YAML file, as configs/demo.yaml is") from None
     settings = _parse(text, str(path))
     if settings is None:
-        return {}
+        return _Table()
     if not isinstance(settings, dict):
         raise UserError(f"{path} holds {_show_value(settings)}", "wanted YAML keys: name: ..., finetune: ...")
     return settings
@@ -684,11 +751,11 @@ def _no_config(path: Path) -> UserError:
     )
 
 
-def _override(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set the dotted `key` in place, making the tables on the way."""
+def _override(settings: dict[str, Any], key: str, value: Any, written: str | None = None) -> None:
+    """Set the dotted `key` in place, making the tables on the way; `written` is how messages show the value."""
     *tables, last = key.split(".")
     for depth, name in enumerate(tables):
-        settings = settings.setdefault(name, {})
+        settings = settings.setdefault(name, _Table())
         if not isinstance(settings, dict):
             raise UserError(f"override {key!r}: {'.'.join(tables[: depth + 1])} is not a section", _known(key))
     if isinstance(value, Mapping) and isinstance(settings.get(last), dict):
@@ -696,6 +763,8 @@ def _override(settings: dict[str, Any], key: str, value: Any) -> None:
             _override(settings[last], str(name), inner)
     else:
         settings[last] = list(value) if isinstance(value, tuple) else value
+        if isinstance(settings, _Table):
+            settings.written[last] = written or ""
 
 
 def _known(key: str) -> str:
@@ -745,7 +814,8 @@ def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapp
     remedy = f"{key}: {field.description}; {default}"
     if typing.get_origin(field.annotation) is dict and len(first["loc"]) > key.count(".") + 1:
         key = f"{key}.{first['loc'][key.count('.') + 1]}"
-        return UserError(f"{where}{key} is {_show_value(first['input'])}, wanted text, or null", remedy)
+        came = _show_value(first["input"], _how_written(settings, key))
+        return UserError(f"{where}{key} is {came}, wanted text, or null", f"{remedy}; put a name in quotes")
     if first["type"] == "value_error":
         return UserError(f"{where}{key} {str(first['ctx']['error'])}", remedy)
     wanted = _wanted(field)
@@ -753,7 +823,10 @@ def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapp
         step = first["ctx"]["multiple_of"]
         below = first["input"] // step * step
         wanted += f", such as {below} or {below + step}"
-    return UserError(f"{where}{key} is {_show_value(_look_up(settings, key))}, wanted {wanted}", remedy)
+    value, written = _look_up(settings, key), _how_written(settings, key)
+    if field.annotation is str or isinstance(value, list) and not all(isinstance(item, str) for item in value):
+        remedy += "; put a name in quotes that YAML reads otherwise, such as 'NO' or '1.10'"
+    return UserError(f"{where}{key} is {_show_value(value, written)}, wanted {wanted}", remedy)
 
 
 def _locate(loc: tuple) -> tuple[str, type[BaseModel], str]:
@@ -794,10 +867,16 @@ def _look_up(settings: Any, key: str) -> Any:
     return settings
 
 
-def _show_value(value: Any) -> str:
+def _how_written(settings: Any, key: str) -> str:
+    """Return how the value of a dotted key was written in the file or after --set; "" where that is not known."""
+    table, _, name = key.rpartition(".")
+    return getattr(_look_up(settings, table) if table else settings, "written", {}).get(name, "")
+
+
+def _show_value(value: Any, written: str = "") -> str:
     """Return a value as it came, with its kind: ``'many' (text)``."""
     kinds = {bool: "true/false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
-    text = _show(value)
+    text = written or _show(value)
     text = text if len(text) <= 60 else text[:57] + "..."
     return text if value is None else f"{text} ({kinds.get(type(value), type(value).__name__)})"
 

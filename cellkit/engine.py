@@ -259,7 +259,8 @@ class _Session:
     def _cell(self, client: _Client, cell, index: int) -> None:
         """Run one cell and set the outcome unless it ended well."""
         outcome = self.outcome
-        alarm = threading.Timer(self.timeout_s, self.stop, ["timeout"]) if self.timeout_s else None
+        limited = self.timeout_s and self.timeout_s <= threading.TIMEOUT_MAX  # about 292 years; inf is no limit
+        alarm = threading.Timer(self.timeout_s, self.stop, ["timeout"]) if limited else None
         if alarm:
             alarm.daemon = True
             alarm.start()

@@ -67,15 +67,22 @@ def read_notebooks(folder: str | Path | None = None) -> list[Notebook]:
 
 
 def _read_notebook(path: Path) -> Notebook:
+    copied = next((name for name in STAGES if path.stem.startswith(name) and path.stem != name), None)
+    problem = f"'{path}' seems to be a copy of {copied}.ipynb, and of each stage one notebook is run"
+    copy = UserError(problem, "remove it, or rename it so that it does not begin with two digits and _")
     try:
         content = read_json(path)
         cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
         sources = [_source_of(cell) for cell in cells]
+        told = content.get("metadata", {}).get("cellkit", {})
     except (ValueError, KeyError, TypeError):
+        if copied:
+            raise copy from None
         raise UserError(f"'{path}' is not a notebook (JSON of nbformat 4)", "restore it: git checkout") from None
+    if copied and "section" not in told:
+        raise copy
     _check_parameters(path, cells, sources)
     plain = [s for cell, s in zip(cells, sources, strict=True) if s and "parameters" not in _tags(cell)]
-    told = content.get("metadata", {}).get("cellkit", {})
     section = told.get("section") or STAGES.get(path.stem)
     if section not in STAGES.values():
         known = ", ".join(STAGES.values())

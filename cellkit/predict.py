@@ -977,13 +977,10 @@ def _refuse_corrections(frames: Sequence[Frame], folder: Path) -> None:
 
 def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequence[str]) -> None:
     """Write an image with the outlines of its cells as PNG; small images are enlarged."""
-    from matplotlib.figure import Figure
-
-    from cellkit.show import save_figure, show_overlay
+    from cellkit.show import bare_axes, save_figure, show_overlay
 
     height, width = image.shape[:2]
-    figure = Figure(figsize=(width / 100, height / 100))
-    ax = figure.add_axes((0, 0, 1, 1))
+    ax = bare_axes(width / 100, height / 100)
     show_overlay(image, found, ax=ax, classes=classes, legend=False)
     larger = min(max(1, round(OVERLAY_PX / max(height, width))), MOST_LARGER)
     save_figure(ax, path, dpi=100 * larger)

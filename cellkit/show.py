@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from cellkit.records import ImageRecord
 
 INK, QUIET, FAINT = "#1F2329", "#666C75", "#E4E6EA"
+OTHER_FONTS = (  # for signs that DejaVu Sans lacks, where they are installed
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "PingFang SC",
+    "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS", "Noto Sans", "Noto Emoji", "Segoe UI Symbol", "Segoe UI Emoji",
+)  # fmt: skip
 CLASS_COLOURS = ("#FFC20A", "#FF5FA2", "#8FD3FF", "#FF7F2A", "#C9A6FF", "#F5F1C3", "#B8E986", "#FFB3A7")
 UNKNOWN_COLOUR = "#FF6E40"
 TRUTH_COLOUR = "#FFFFFF"
@@ -78,7 +84,7 @@ STYLE = {
 
 
 def _styled(draw: Callable) -> Callable:
-    """Draw in the house's style and leave matplotlib's own as it was.
+    """Draw in the house's style alone, whatever the user's matplotlibrc says, and leave matplotlib's own as it was.
 
     Jupyter's backend is loaded by the first figure and turns on interactive drawing, which later figures are shown by.
     """
@@ -87,20 +93,90 @@ def _styled(draw: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         import matplotlib
 
-        with matplotlib.rc_context(STYLE):
-            drawn, interactive = draw(*args, **kwargs), matplotlib.is_interactive()
+        if _DRAWING:
+            return draw(*args, **kwargs)
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
+            _DRAWING.append(draw)
+            try:
+                drawn, interactive = draw(*args, **kwargs), matplotlib.is_interactive()
+            finally:
+                _DRAWING.pop()
+            if not isinstance(drawn, bytes):
+                _make_legible(figure_of(drawn))
         matplotlib.interactive(interactive)
         return drawn
 
     return wrapped
 
 
+_DRAWING: list[Callable] = []  # what is being drawn in the house's style
+_TOLD: set[str] = set()  # signs already said to be in no font
+
+
+@functools.cache
+def _signs_of(family: str) -> frozenset[int]:
+    """Return the signs (code points) that a font has; none where it is not installed."""
+    from matplotlib.font_manager import findfont, get_font
+
+    try:
+        return frozenset(get_font(findfont(family, fallback_to_default=False)).get_charmap())
+    except (ValueError, OSError, RuntimeError):
+        return frozenset()
+
+
+def _legible(text: str) -> tuple[str, str]:
+    """Return a text as it can be drawn, and the font it needs besides the house's; signs of no font are escaped."""
+    lacking = {c for c in text if not c.isspace() and ord(c) not in _signs_of(STYLE["font.sans-serif"][0])}
+    for family in OTHER_FONTS if lacking else ():
+        if lacking <= {c for c in lacking if ord(c) in _signs_of(family)}:
+            return text, family
+    if lacking - _TOLD:
+        signs = ", ".join(sorted(lacking - _TOLD))
+        print(f"note: no font here has {signs}: pictures show escapes in place of them", file=sys.stderr)
+        _TOLD.update(lacking)
+    return "".join(ascii(c)[1:-1] if c in lacking else c for c in text), ""
+
+
+def _make_legible(figure: Figure) -> None:
+    """Give each text of a figure a font that has its signs; escape those that no font has."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter, FuncFormatter
+
+    house = STYLE["font.sans-serif"]
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        formatter = axis.get_major_formatter()
+        if isinstance(formatter, FixedFormatter | FuncFormatter):
+            places = axis.get_majorticklocs()
+            labels = formatter.format_ticks(places)
+            told = [_legible(label) for label in labels]
+            if told != [(label, "") for label in labels]:
+                axis.set_ticks(places, [text for text, _ in told])
+                axis.set_tick_params(labelfontfamily=[*house, *sorted({family for _, family in told if family})])
+    for drawn in figure.findobj(Text):
+        if not drawn.get_text().isascii():
+            text, family = _legible(drawn.get_text())
+            if family:
+                drawn.set_fontfamily([*house, family])
+            drawn.set_text(text)
+
+
 # ---- where to draw -------------------------------------------------------------------------------------------------
+@_styled
 def new_figure(width_in: float, height_in: float) -> Figure:
     """Return a figure in the house's layout that is not registered with pyplot: for reports and slides."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+@_styled
+def bare_axes(width_in: float, height_in: float) -> Axes:
+    """Return Axes that fill a figure to its edges: for a picture of its own, pixel by pixel."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_in, height_in)).add_axes((0, 0, 1, 1))
 
 
 def _axes(ax: Axes | None, size_in: tuple[float, float] = (5.2, 5.2), shape: tuple[int, ...] = ()) -> Axes:
@@ -151,6 +227,7 @@ def figure_of(drawn: Axes | np.ndarray | Figure) -> Figure:
 def to_png(drawn: Axes | np.ndarray | Figure, dpi: int = 144) -> bytes:
     """Return a drawing as PNG: the same bytes for the same drawing."""
     target = io.BytesIO()
+    _make_legible(figure_of(drawn))
     figure_of(drawn).savefig(target, format="png", dpi=dpi, metadata={"Software": None})
     return target.getvalue()
 
@@ -161,6 +238,7 @@ def to_svg(drawn: Axes | np.ndarray | Figure, dpi: int = 144) -> bytes:
     import matplotlib
 
     target = io.BytesIO()
+    _make_legible(figure_of(drawn))
     with matplotlib.rc_context({"svg.hashsalt": "cellkit", "svg.fonttype": "path"}):
         figure_of(drawn).savefig(target, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None})
     return target.getvalue()
@@ -177,8 +255,46 @@ def save_figure(drawn: Axes | np.ndarray | Figure, path: str | Path, dpi: int = 
 
 # ---- names and colours ---------------------------------------------------------------------------------------------
 def class_colour(class_id: int) -> str:
-    """Return the colour of a class: 0 = unknown, from 1 on the classes in order (colours come again after eight)."""
+    """Return the colour of a class: 0 = unknown, from 1 on the classes in order.
+
+    Colours come again after eight classes, with other dashes and stripes: `class_dashes`, `class_stripes`.
+    """
     return UNKNOWN_COLOUR if class_id <= 0 else CLASS_COLOURS[(class_id - 1) % len(CLASS_COLOURS)]
+
+
+def class_dashes(class_id: int) -> tuple[float, ...]:
+    """Return what is drawn and what is left out in turn along the outline of a class (in line widths); () = all drawn.
+
+    Examples
+    --------
+    >>> class_dashes(8), class_dashes(9), class_dashes(17)
+    ((), (2.5, 1.0), (2.5, 1.0, 0.7, 1.0))
+    """
+    turn = max(class_id - 1, 0) // len(CLASS_COLOURS)
+    return (2.5, 1.0, *(0.7, 1.0) * (turn - 1)) if turn else ()
+
+
+def class_stripes(class_id: int) -> dict[str, Any]:
+    """Return how an area in the colour of a class is striped, for Patch and bar: not at all for the first eight."""
+    turn = max(class_id - 1, 0) // len(CLASS_COLOURS)
+    kind = ("/", "x", ".", "-", "+", "o")[(turn - 1) % 6]
+    return {"hatch": kind * (2 + (turn - 1) // 6), "edgecolor": INK} if turn else {}
+
+
+def _class_line(class_id: int, label: str):
+    """Return the entry of a legend for outlines of a class."""
+    from matplotlib.lines import Line2D
+
+    style = (0, class_dashes(class_id)) if class_dashes(class_id) else "-"
+    return Line2D([], [], color=class_colour(class_id), lw=3, ls=style, label=label)
+
+
+def _class_patch(class_id: int, label: str):
+    """Return the entry of a legend for areas of a class."""
+    from matplotlib.patches import Patch
+
+    colour = class_colour(class_id)
+    return Patch(**{"facecolor": colour, "edgecolor": colour} | class_stripes(class_id), label=label)
 
 
 def class_name(class_id: int, classes: Sequence[str]) -> str:
@@ -215,7 +331,11 @@ def model_looks(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return colour, marker and linestyle of each model: three ways to tell them apart."""
     ordered = order_models(names)
     others = [name for name in ordered if name not in MODEL_LOOKS]
-    looks = MODEL_LOOKS | {name: OTHER_LOOKS[k % len(OTHER_LOOKS)] for k, name in enumerate(others)}
+    colours, markers, lines = zip(*OTHER_LOOKS, strict=True)
+    n = len(OTHER_LOOKS)
+    looks = MODEL_LOOKS | {
+        name: (colours[k % n], markers[(k + k // n) % n], lines[(k + k // n**2) % n]) for k, name in enumerate(others)
+    }
     return {name: dict(zip(("color", "marker", "linestyle"), looks[name], strict=True)) for name in ordered}
 
 
@@ -296,11 +416,16 @@ def _rgb(colours: Sequence[str]) -> np.ndarray:
     return (255 * table).round().astype(np.uint8)
 
 
-def _cell_layer(objects: Instances, colours: Sequence[str], width_px: int, fill: float = 0.0, stripes=False):
-    """Return an RGBA picture of outlines with a dark seam, and of areas filled to `fill` (0 to 1), striped or not."""
+def _cell_layer(
+    objects: Instances, colours: Sequence[str], width_px: int, fill: float = 0.0, stripes=False, dashes: Sequence = ()
+):
+    """Return an RGBA picture of outlines with a dark seam, and of areas filled to `fill` (0 to 1), striped or not.
+
+    `dashes` has, for each object, `class_dashes`; without it all outlines are whole.
+    """
     from scipy.ndimage import binary_dilation
 
-    labels, _ = _at_drawing_scale(objects.paint())
+    labels, scale = _at_drawing_scale(objects.paint())
     table = _rgb(colours)
     layer = np.zeros((*labels.shape, 4), np.uint8)
     if fill:
@@ -315,7 +440,25 @@ def _cell_layer(objects: Instances, colours: Sequence[str], width_px: int, fill:
     layer[seam] = (0, 0, 0, 110)
     layer[edge, :3] = table[labels[edge]]
     layer[edge, 3] = 255
+    if any(dashes):
+        y, x = np.nonzero(edge)
+        owner, turned, pairs = _along_outline(objects, labels, scale, y, x)
+        for pattern in sorted({one for one in dashes if one}):
+            ends = np.cumsum(pattern) / sum(pattern)
+            whole = np.maximum(2, np.round(pairs / (len(pattern) / 2)))  # a pattern of two dashes is twice as long
+            left_out = np.searchsorted(ends, turned * whole % 1, side="right") % 2 == 1
+            of_pattern = np.array([one == pattern for one in dashes])[owner]
+            layer[y[of_pattern & left_out], x[of_pattern & left_out]] = (0, 0, 0, 170)
     return layer
+
+
+def _along_outline(objects: Instances, labels: np.ndarray, scale: float, y: np.ndarray, x: np.ndarray):
+    """Return the object of each pixel, how far round it lies (0 to 1), and how many pairs of dashes go round."""
+    owner = labels[y, x] - 1
+    left, top, width, height = objects.boxes_xywh.T * scale
+    angle = np.arctan2(y - (top + height / 2)[owner], x - (left + width / 2)[owner])
+    pairs = np.maximum(2, np.round((width + height) * np.pi / 2 / 26)).astype(int)[owner]  # 26 px a pair of dashes
+    return owner, angle / (2 * np.pi) + 0.5, pairs
 
 
 def _dashed_layer(objects: Instances, width_px: int) -> np.ndarray:
@@ -325,11 +468,8 @@ def _dashed_layer(objects: Instances, width_px: int) -> np.ndarray:
     labels, scale = _at_drawing_scale(objects.paint())
     layer = np.zeros((*labels.shape, 4), np.uint8)
     y, x = np.nonzero(outline_of(labels, width_px))
-    owner = labels[y, x] - 1
-    left, top, width, height = objects.boxes_xywh.T * scale
-    angle = np.arctan2(y - (top + height / 2)[owner], x - (left + width / 2)[owner])
-    dashes = np.maximum(2, np.round((width + height) * np.pi / 2 / 26)).astype(int)[owner]  # 26 px a pair of dashes
-    light = np.floor((angle / (2 * np.pi) + 0.5) * 2 * dashes) % 2 == 0
+    _, turned, pairs = _along_outline(objects, labels, scale, y, x)
+    light = np.floor(turned * 2 * pairs) % 2 == 0
     white = np.zeros(labels.shape, bool)
     white[y[light], x[light]] = True
     layer[binary_dilation(white)] = (0, 0, 0, 200)
@@ -383,7 +523,8 @@ def show_overlay(
     ax = _picture(_axes(ax, shape=image.shape), image, title)
     shape = image.shape[:2]
     if len(found):
-        _lay(ax, _cell_layer(found, [class_colour(k) for k in found.class_ids], line_px, fill), shape)
+        colours, dashes = zip(*((class_colour(k), class_dashes(k)) for k in found.class_ids.tolist()), strict=True)
+        _lay(ax, _cell_layer(found, colours, line_px, fill, dashes=dashes), shape)
     if truth is not None and len(truth):
         _lay(ax, _dashed_layer(truth, max(2, line_px // 2)), shape)
     if legend:
@@ -399,7 +540,7 @@ def _overlay_handles(
     kinds, counts = np.unique(found.class_ids, return_counts=True)
     side = f"{names[0]}: " if truth is not None and any(class_name(k, classes) for k in kinds) else ""
     handles = [
-        Line2D([], [], color=class_colour(k), lw=3, label=f"{side}{class_name(k, classes) or names[0]} {n}")
+        _class_line(k, f"{side}{class_name(k, classes) or names[0]} {n}")
         for k, n in zip(kinds.tolist(), counts.tolist(), strict=True)
     ] or [Line2D([], [], color=UNKNOWN_COLOUR, lw=3, label=f"{names[0]} 0")]
     if truth is not None:
@@ -835,11 +976,9 @@ def shortened(name: str, letters: int = 24) -> str:
 
 
 def _class_legend(figure: Figure, class_ids: Sequence[np.ndarray], classes: Sequence[str]) -> None:
-    from matplotlib.patches import Patch
-
     ids, counts = np.unique(np.concatenate([np.zeros(0, int), *class_ids]), return_counts=True)
     handles = [
-        Patch(color=class_colour(k), label=f"{class_name(k, classes) or 'cell of unknown class'} ({n})")
+        _class_line(k, f"{class_name(k, classes) or 'cell of unknown class'} ({n})")
         for k, n in zip(ids.tolist(), counts.tolist(), strict=True)
     ]
     if handles:
@@ -914,7 +1053,8 @@ def _crop(ax: Axes, image: np.ndarray, cell: Instances, box: np.ndarray, side: i
     shape = image.shape[:2]
     rows, columns = slice(max(0, top), min(shape[0], top + side)), slice(max(0, left), min(shape[1], left + side))
     part = Instances.from_labels(cell.paint()[rows, columns])
-    layer = _cell_layer(part, [class_colour(int(cell.class_ids[0]))] * len(part), 16)
+    kind = int(cell.class_ids[0])
+    layer = _cell_layer(part, [class_colour(kind)] * len(part), 16, dashes=[class_dashes(kind)] * len(part))
     ax.imshow(layer, extent=(columns.start - 0.5, columns.stop - 0.5, rows.stop - 0.5, rows.start - 0.5))
     ax.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
     ax.add_patch(_black(left, top, side))
@@ -1177,7 +1317,8 @@ def _share_bar(ax: Axes, place: float, cells: np.ndarray, pale: bool) -> None:
     for k, n in enumerate(cells):
         width = 100 * n / total if total else 0
         if width:
-            ax.barh(place, width, 0.36, left=left, color=class_colour(k + 1), lw=0, alpha=0.45 if pale else 1)
+            look = {"color": class_colour(k + 1), "lw": 0, "alpha": 0.45 if pale else 1}
+            ax.barh(place, width, 0.36, left=left, **look | class_stripes(k + 1))
             text = f"{n:.0f} ({width:.1f} %)" if width > 18 else f"{n:.0f}"
             if width > 4:
                 ax.text(left + width / 2, place, text, ha="center", va="center", fontsize=8.5)
@@ -1187,7 +1328,7 @@ def _share_bar(ax: Axes, place: float, cells: np.ndarray, pale: bool) -> None:
 def _counts_legend(ax: Axes, classes: Sequence[str], with_truth: bool) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=class_colour(k), label=name) for k, name in enumerate(classes, 1)]
+    handles = [_class_patch(k, name) for k, name in enumerate(classes, 1)]
     if with_truth:
         handles += [Patch(color="#8A8F98", alpha=0.35, lw=0, label="truth (above)")]
         handles += [Patch(color="#8A8F98", label="found (below)")]
@@ -1418,17 +1559,19 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str
     figure = _figure(figure, (9.6, 6.4))
     axes = figure.subplots(2, 2)
     names, told = list(sheet["area_px"]), channels_told(sheet["channels"])
-    colours = {name: class_colour(0 if name == "unknown" else k) for k, name in enumerate(names, 1)}
-    _cells_by_split(axes[0, 0], sheet, colours)
+    ids = {name: 0 if name == "unknown" else k for k, name in enumerate(names, 1)}
+    looks = {name: {"color": class_colour(k), "edgecolor": "#666C75"} | class_stripes(k) for name, k in ids.items()}
+    _cells_by_split(axes[0, 0], sheet, looks)
     areas, unit = (sheet["area_um2"], "µm²") if sheet.get("area_um2") else (sheet["area_px"], "px")
-    _spans(axes[0, 1], {name: areas[name] for name in names}, colours, log=True)
+    _spans(axes[0, 1], {name: areas[name] for name in names}, looks, log=True)
     axes[0, 1].set(xlabel=f"area of a cell ({unit})", title="sizes")
     rows = {
         f"{name}, {told.get(colour, colour)}": (points, CHANNEL_INK[colour])
         for name, light in [*((name, sheet["light"].get(name, {})) for name in names), ("background", sheet["ground"])]
         for colour, points in light.items()
     }
-    _spans(axes[1, 0], {row: points for row, (points, _) in rows.items()}, {row: ink for row, (_, ink) in rows.items()})
+    inks = {row: {"color": ink, "edgecolor": "#666C75"} for row, (_, ink) in rows.items()}
+    _spans(axes[1, 0], {row: points for row, (points, _) in rows.items()}, inks)
     grey = "mean grey level of a cell, median of the background,\nin the pictures that 01 made (0 to 255)"
     axes[1, 0].set(xlabel=grey, title="brightness", xlim=(0, 255))
     _fault_bars(axes[1, 1], sheet)
@@ -1437,7 +1580,7 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str
     return axes
 
 
-def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], looks: Mapping[str, dict]) -> None:
     """Draw a bar per split, parted by class; images and cells are written beside it."""
     from matplotlib.patches import Patch
 
@@ -1445,7 +1588,7 @@ def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], colours: Mapping[str, st
     for place, split in enumerate(splits):
         left = 0
         for name, n in sheet["classes_by_split"][split].items():
-            ax.barh(place, n, 0.6, left=left, color=colours[name], edgecolor="#666C75", lw=0.6)
+            ax.barh(place, n, 0.6, left=left, lw=0.6, **looks[name])
             left += n
         images = sum(row["images"] for row in sheet["by_split"] if row["split"] == split)
         text = f"{_several(left, 'cell')}, {_several(images, 'image')}"
@@ -1454,19 +1597,20 @@ def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], colours: Mapping[str, st
     ax.set(ylim=(len(splits) - 0.4, -0.6), title="cells by class and split")
     ax.set_xlim(0, 1.7 * max([1, *(sum(counts.values()) for counts in sheet["classes_by_split"].values())]))
     _rows_only(ax)
-    handles = [Patch(facecolor=colour, edgecolor="#666C75", label=name) for name, colour in colours.items()]
+    rest = {name: {key: value for key, value in look.items() if key != "color"} for name, look in looks.items()}
+    handles = [Patch(facecolor=looks[name]["color"], **rest[name], label=name) for name in looks]
     if handles:
         ax.legend(handles=handles, ncols=min(3, len(handles)), loc="upper center", bbox_to_anchor=(0.5, -0.08))
 
 
-def _spans(ax: Axes, rows: Mapping[str, Sequence[float]], colours: Mapping[str, str], log: bool = False) -> None:
+def _spans(ax: Axes, rows: Mapping[str, Sequence[float]], looks: Mapping[str, dict], log: bool = False) -> None:
     """Draw seven points (least, 5, 25, 50, 75, 95 %, most) of each row: thin line, line, bar, dot."""
     rows = {name: points for name, points in rows.items() if points}
     for place, (name, points) in enumerate(rows.items()):
         least, low, lower, middle, upper, high, most = (max(v, 1e-3) if log else v for v in points)
         ax.plot([least, most], [place, place], color="#A8ADB5", lw=1)
         ax.plot([low, high], [place, place], color="#666C75", lw=2.5, solid_capstyle="butt")
-        ax.barh(place, upper - lower, 0.5, left=lower, color=colours[name], edgecolor="#666C75", lw=0.6)
+        ax.barh(place, upper - lower, 0.5, left=lower, lw=0.6, **looks[name])
         ax.plot([middle], [place], "o", color="white", mec=INK, ms=5)
     ax.set_yticks(range(len(rows)), [shortened(name) for name in rows])
     ax.set_ylim(max(len(rows), 1) - 0.4, -0.6)

@@ -1,5 +1,6 @@
 """The command line: exit codes, two-line errors, JSON alone on stdout, quick to start."""
 
+import io
 import json
 import os
 import shutil
@@ -112,6 +113,10 @@ class TestUsage:
             (("run", "c.yaml", "--form", "03"), "unrecognized arguments: --form", "--help"),
             (("run", "c.yaml", "--set", "finetune.steps"), "has no key=value", "--set finetune.steps=100"),
             (("run", "c.yaml", "--timeout", "0"), "--timeout is 0", "more than 0"),
+            (("run", "c.yaml", "--timeout", "nan"), "--timeout is nan", "more than 0"),
+            (("run", "c.yaml", "\u2013only", "03"), "'\u2013only' begins with a typographic dash", "write --only"),
+            (("convert", "a.tif", "\u2014out=x"), "begins with a typographic dash", "write --out=x"),
+            (("convert", "a.tif", "--out=~no-such-user/x"), "no home folder of ~no-such-user", "./~no-such-user/x"),
             (("run", "c.yaml", "--timeout", "soon"), "invalid float value: 'soon'", "--help"),
             (("predict", "threshold"), "required: IMAGES, -o/--out", "--help"),
             (("score", "a.json", "b.json", "--bootstrap", "-1"), "--bootstrap is -1", "0 (no interval) or more"),
@@ -259,6 +264,53 @@ class TestEndings:
 
         command(chatter)
         assert said("doctor", "--json") == (0, '{"a": 1}\n', "hello from a library\n")
+
+    @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+    def test_what_a_terminal_cannot_show_is_escaped_as_in_json(self, command, monkeypatch, encoding):
+        name = "\u0142\u00e9\u7ec6\U0001f600\udcff.json"
+        command(lambda given: cli.Answer(cli._json_text({"out": name})))
+        buffer = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding))
+        assert cli.main(["doctor", "--json"]) == 0
+        assert json.loads(buffer.getvalue().decode(encoding)) == {"out": name}
+        assert (r"\u0142" in buffer.getvalue().decode(encoding)) == (encoding != "utf-8")
+
+    def test_closed_streams_take_all_and_no_file_takes_their_place(self, tmp_path):
+        code = (
+            "import sys; from cellkit.__main__ import main; code = main(['--version']); print('lost', file=sys.stderr)\n"
+            "file = open('told', 'w'); print(code, file.fileno() > 2, file=file)"
+        )
+        command = ["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
+        subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+        assert (tmp_path / "told").read_text() == "0 True\n"
+
+    def test_a_current_folder_that_is_gone_is_said(self, refused, tmp_path, monkeypatch):
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        assert refused("doctor").startswith("the current folder was deleted or moved\nchange to a folder")
+
+    def test_a_tilde_that_the_shell_left_alone_is_the_home_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        seen = {}
+        for name, (about, add, _) in cli.COMMANDS.items():
+            monkeypatch.setitem(
+                cli.COMMANDS, name, (about, add, lambda given: seen.update(vars(given)) or cli.Answer())
+            )
+        lines = ["predict ~/r:tuned ~/a ~/b/*.png --out=~/o --labels=~/l --overlays=~/v", "run ~/c.yaml --run=~/r"]
+        lines += [
+            "score ~/t ~/p --images=~/i --against=~/g",
+            "coco ~/n -o~/o",
+            "labels ~/f -o~/o --coco=~/k --suffix ~s",
+        ]
+        lines += ["check-submission ~/f --profile dsb2018 --sample=~/s", "fetch x --to=~/t --from ~/y", "inspect ~"]
+        for line in lines:
+            seen.clear()
+            assert cli.main(line.split()) == 0
+            values = [v for value in seen.values() for v in (value if isinstance(value, list) else [value])]
+            assert [v for v in values if isinstance(v, str) and v.startswith("~")] == (["~s"] if "~s" in line else [])
+            assert sum(str(v).startswith(str(tmp_path)) for v in values) == line.replace("~s", "").count("~")
 
     @pytest.mark.parametrize("streams", [("stdout",), ("stdout", "stderr")])
     def test_nobody_reads_any_more(self, streams):

@@ -137,7 +137,7 @@ def test_a_config_cannot_be_changed(write):
         ("finetune: 3", "finetune is 3 (a whole number), wanted a table of keys", "keys: seed"),
         ("maskrcnn: {mask_threshold: 1}", "mask_threshold is 1 (a whole number), wanted a number > 0 and < 1", "0.5"),
         ("maskrcnn: {freeze_backbone: 1}", "freeze_backbone is 1 (a whole number), wanted true or false", "heads"),
-        ("convert: {scale: .nan}", "convert.scale is nan (a number), wanted a number > 0", "resize"),
+        ("convert: {scale: .nan}", "convert.scale is .nan (a number), wanted a number > 0", "resize"),
         ("convert: {projection: median}", "projection is 'median' (text), wanted one of 'max', 'mean'", "z-stack"),
         ("convert: {percentiles: [3, 1]}", "convert.percentiles is [3, 1], wanted two rising numbers", "[0.3, 99.8]"),
         (
@@ -160,6 +160,23 @@ def test_a_config_cannot_be_changed(write):
         ("name: ../up", "name is '../up', wanted a name fit for a folder", "name of the run"),
         ("- a", "configs/demo.yaml holds ['a'] (a list)", "wanted YAML keys"),
         ("a: [", "configs/demo.yaml, line 1: ", "plain YAML"),
+        ("classes: [NO, SE]", "classes is [NO, 'SE'] (a list), wanted a list of names", "such as 'NO' or '1.10'"),
+        ("classes: [yes, on]", "classes is [yes, on] (a list)", "put a name in quotes"),
+        ("classes: [1.10, 2024-01-02]", "classes is [1.10, 2024-01-02] (a list)", "put a name in quotes"),
+        ("convert: {class_names: {x: NO}}", "class_names.x is NO (true/false), wanted text", "put a name in quotes"),
+        ("label: {model: 1.10}", "label.model is 1.10 (a number), wanted text", "put a name in quotes"),
+        ("seed: 010", "line 1: 010 would be read as 8: write a number in plain digits, a name in quotes", "plain YAML"),
+        ("classes: [a, 3:1]", "line 1: 3:1 would be read as 181", "plain YAML"),
+        ("label: {diameter_px: 1:30}", "line 1: 1:30 would be read as 90", "plain YAML"),
+        ("label: {diameter_px: 1:30.5}", "line 1: 1:30.5 would be read as 90.5", "plain YAML"),
+        ("label: {diameter_px: 1_0.5}", "line 1: 1_0.5 would be read as 10.5", "plain YAML"),
+        ("seed: 12_5", "line 1: 12_5 would be read as 125", "plain YAML"),
+        ("seed: 0x1F", "line 1: 0x1F would be read as 31", "plain YAML"),
+        ("convert: {channels: {nuclei: 0405}}", "line 1: 0405 would be read as 261", "plain YAML"),
+        ("classes: [\u201cHEK\u201d]", "line 1: \u201cHEK\u201d is in typographic quotes", "plain YAML"),
+        ("\u201cseed\u201d: 1", "line 1: \u201cseed\u201d is in typographic quotes", "plain YAML"),
+        ("data: \u2018d', x\u2019", "is in typographic quotes", "plain YAML"),
+        ("name: &plate", "&anchors and *aliases are not read", "plain YAML"),
         ("seed: 1\nseed: 2", "configs/demo.yaml, line 2: key 'seed' is given twice", "each key once"),
         ("1: 2", "configs/demo.yaml, line 1: key 1 is not text (quote it)", "plain YAML"),
         ("name: !!python/object/apply:os.getcwd []", "could not determine a constructor", "plain YAML"),
@@ -212,6 +229,31 @@ def test_overrides_go_through_the_same_checks(write):
 def test_set_strings_are_yaml_values():
     found = set_strings(["a.b=1", "a.c=true", "d=null", "e=x=y", "f=[p, q]", "g=1e-3", "h="])
     assert found == {"a.b": 1, "a.c": True, "d": None, "e": "x=y", "f": ["p", "q"], "g": "1e-3", "h": None}
+
+
+def test_what_is_written_plainly_is_read(write):
+    text = "classes: ['NO', '010', \"\u201cX\u201d\", 5\u2019]\nseed: 10\nlabel: {diameter_px: 0.5e+1}\n"
+    text += "maskrcnn: {freeze_backbone: no}"
+    cfg = load_config(
+        write(text), set_strings(["convert.path='plate #3'", "convert.channels.nuclei=450", "workers=+2"])
+    )
+    assert cfg.classes == ("NO", "010", "\u201cX\u201d", "5\u2019")
+    assert (cfg.seed, cfg.label.diameter_px, cfg.maskrcnn.freeze_backbone) == (10, 5.0, False)
+    assert (cfg.convert.path, cfg.convert.channels.nuclei, cfg.workers) == ("plate #3", 450, 2)
+
+
+@pytest.mark.parametrize("value", ["plate #3", "#3", "[a, b] # c", "'a' #b"])
+def test_nothing_after_set_is_dropped_as_a_comment(value):
+    with pytest.raises(UserError, match="takes what follows # for a comment"):
+        set_strings([f"convert.path={value}"])
+    assert set_strings(["convert.path=plate#3"]) == {"convert.path": "plate#3"}
+
+
+def test_a_value_after_set_is_shown_as_it_was_written(write):
+    path = write("classes: [yes]\nfinetune: {steps: 5}")
+    assert "classes is [NO] (a list)" in refused(path, set_strings(["classes=[NO]"]))[0]
+    assert "finetune.base is 1.10 (a number)" in refused(path, set_strings(["finetune.base=1.10", "classes=[a]"]))[0]
+    assert "classes is [false] (a list)" in refused(path, {"classes": [False]})[0]
 
 
 @pytest.mark.parametrize("strings", [["steps"], ["=1"], ["a=1", "a=2"], ["a=["], ["a=*b"]])

@@ -679,6 +679,16 @@ def test_notebooks_from_elsewhere_are_refused(here, done):
         run_notebooks("configs/demo.yaml", notebooks="executed")
 
 
+@pytest.mark.parametrize("name", ["-Copy1", " (1)", "_old"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_copy_of_a_notebook_is_said_to_be_one(here, name, empty):
+    write_notebook(here / "notebooks", ONE, ["1"])
+    copy = Path(f"notebooks/{ONE}{name}.ipynb")
+    copy.write_bytes(b"" if empty else Path(f"notebooks/{ONE}.ipynb").read_bytes())
+    with pytest.raises(UserError, match=f"seems to be a copy of {ONE}.ipynb(.|\n)*remove it, or rename it"):
+        read_notebooks("notebooks")
+
+
 def test_bad_folders_and_configurations_are_told_at_once(done):
     with pytest.raises(UserError, match="overrides: unknown key 'label.min_area' .did you mean 'min_area_px'"):
         go(overrides={"label.min_area": 3})

@@ -417,5 +417,70 @@ def test_models_have_looks_of_their_own():
     looks = show.model_looks(names)
     assert list(looks) == ["threshold", "cellpose_base", "cellpose_tuned", "maskrcnn", "another", "unet"]
     assert len({tuple(look.values()) for look in looks.values()}) == 6
+    many = show.model_looks([f"m{k}" for k in range(40)])
+    assert len({tuple(look.values()) for look in many.values()}) == 40
     assert len({show.class_colour(k) for k in range(9)}) == 9
+    looks = {(show.class_colour(k), show.class_dashes(k), str(show.class_stripes(k))) for k in range(41)}
+    assert len(looks) == len({look[:2] for look in looks}) == len({look[::2] for look in looks}) == 41
     assert show.class_name(3, ("HEK", "N2a")) == "class 3"
+
+
+def test_a_ninth_class_is_drawn_with_dashes_in_picture_and_legend():
+    boxes = (2, 2, 18, 18), (20, 2, 38, 18), (2, 30, 18, 58)
+    ax = show.show_overlay(COLOUR, squares(*boxes, class_ids=[1, 9, 17]), classes=[f"c{k}" for k in range(17)])
+    looks = [
+        (line.get_color(), line.get_linestyle(), line._unscaled_dash_pattern) for line in ax.get_legend().get_lines()
+    ]
+    assert len({str(look) for look in looks}) == 3 and len({colour for colour, *_ in looks}) == 1
+    layer = painted(ax, 1)
+    scale = len(layer) // 40
+    shares = []
+    for top, left, bottom, right in boxes:
+        part = layer[top * scale : bottom * scale, left * scale : right * scale]
+        whole = (part[..., 3] == 255).sum()
+        shares.append(whole / (whole + (part[..., 3] == 170).sum()))
+    assert shares[0] == 1
+    assert shares[1:] == pytest.approx([2.5 / 3.5, 3.2 / 5.2], abs=0.08)
+
+
+def test_signs_that_no_font_has_are_escaped_and_said_once(capsys, monkeypatch):
+    monkeypatch.setattr(show, "OTHER_FONTS", ())
+    monkeypatch.setattr(show, "_TOLD", set())
+    ax = show.show_overlay(
+        GREY, squares((2, 2, 9, 9), class_ids=[1]), classes=["\u7ec6-\u00e9\U0001f600"], title="\u7ec6"
+    )
+    ax.set_yticks([0, 20], ["\u7ec6", "b"])
+    assert show.to_png(ax, dpi=40).startswith(b"\x89PNG")  # a warning would be an error
+    assert texts(ax) == ["\\u7ec6-\u00e9\\U0001f600 1"]
+    assert ax.get_title(loc="left") + ax.get_yticklabels()[0].get_text() == "\\u7ec6" * 2
+    told = capsys.readouterr().err
+    assert told.count("\u7ec6") == told.count("\U0001f9eb") == 1
+
+
+def test_a_font_that_has_the_signs_is_taken_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(show, "OTHER_FONTS", ("No Such Font", "STIXGeneral"))
+    lacking = "\U0001d538"  # STIX comes with matplotlib and has it
+    house, other = (show._signs_of(family) for family in ("DejaVu Sans", "STIXGeneral"))
+    sign = lacking if ord(lacking) in other - house else chr(min(other - house))
+    ax = show.show_image(GREY, title=sign)
+    assert ax.title.get_text() + ax._left_title.get_text() == sign
+    assert "STIXGeneral" in ax._left_title.get_fontfamily()
+    assert show.to_png(ax, dpi=40).startswith(b"\x89PNG")
+
+
+def test_the_users_matplotlibrc_changes_no_saved_picture():
+    def picture() -> bytes:
+        ax = show.bare_axes(2, 1)
+        return show.to_png(show.show_overlay(GREY, squares((2, 2, 9, 9)), ax=ax, title="a"), dpi=40)
+
+    before = picture()
+    theirs = {
+        "savefig.bbox": "tight",
+        "figure.autolayout": True,
+        "text.usetex": True,
+        "lines.linewidth": 9,
+        "image.cmap": "jet",
+    }
+    with matplotlib.rc_context(theirs):
+        assert picture() == before
+        assert matplotlib.rcParams["text.usetex"]
