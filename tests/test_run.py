@@ -164,7 +164,7 @@ def test_progress_tells_notebook_cell_elapsed_and_time_left(here, capsys):
     print_ = "import sys\nprint('to stdout')\nprint('no line end', end='', file=sys.stderr)"
     write_notebook(here / "notebooks", ONE, [print_, "stage.done()"], minutes=2)
     write_notebook(here / "notebooks", TWO, ["stage.done()"], minutes=3)
-    assert go() == 0
+    assert go(timeout_s=float("inf")) == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert f"[1/2] {ONE}  cell 3/4  " in err

@@ -447,11 +447,11 @@ def test_signs_that_no_font_has_are_escaped_and_said_once(capsys, monkeypatch):
     monkeypatch.setattr(show, "OTHER_FONTS", ())
     monkeypatch.setattr(show, "_TOLD", set())
     ax = show.show_overlay(
-        GREY, squares((2, 2, 9, 9), class_ids=[1]), classes=["\u7ec6-\u00e9\U0001f600"], title="\u7ec6"
+        GREY, squares((2, 2, 9, 9), class_ids=[1]), classes=["\u7ec6-\u00e9\U0001f9eb"], title="\u7ec6"
     )
     ax.set_yticks([0, 20], ["\u7ec6", "b"])
     assert show.to_png(ax, dpi=40).startswith(b"\x89PNG")  # a warning would be an error
-    assert texts(ax) == ["\\u7ec6-\u00e9\\U0001f600 1"]
+    assert texts(ax) == ["\\u7ec6-\u00e9\\U0001f9eb 1"]
     assert ax.get_title(loc="left") + ax.get_yticklabels()[0].get_text() == "\\u7ec6" * 2
     told = capsys.readouterr().err
     assert told.count("\u7ec6") == told.count("\U0001f9eb") == 1
