@@ -41,7 +41,6 @@ from cellkit.predict import (
     predict_files,
     read_picture,
     segmented,
-    write_overlay,
 )
 from cellkit.records import write_records
 from cellkit.run import Run
@@ -746,9 +745,3 @@ class TestConvertFiles:
     def test_no_channel_is_guessed(self, stack, tmp_path):
         with pytest.raises(UserError, match="0 actin, 1 DAPI; neither nuclei nor cytoplasm is named"):
             convert_files([stack], tmp_path / "out", Conversion(always=True))
-
-
-def test_the_overlay_of_a_single_pixel_is_a_picture(tmp_path):
-    write_overlay(tmp_path / "a.png", np.full((1, 1, 3), 90, np.uint8), Instances.empty((1, 1)), ("cell",))
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (50, 50)
