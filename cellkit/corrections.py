@@ -1,7 +1,8 @@
 """A folder of corrected labels as the label tools left it: Cellpose's GUI, Fiji, napari, or cellkit's own label images.
 
 Files are matched to images by image id or by the name of the file the image came from. Every file that is not used is
-named; of an image's files one is used, and a label file that only repeats the model's proposal is no correction.
+named; files of one image that hold different cells are all left, and a label file that only repeats the model's proposal
+is no correction.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ from cellkit.instances import Instances
 from cellkit.readers import headers_only
 from cellkit.records import ImageRecord
 
-ORDER = ("seg", "roi", "plain", "marked")  # which of an image's files is used where several hold a correction
+ORDER = (
+    "seg",
+    "roi",
+    "plain",
+    "marked",
+)  # which of an image's files is read first, and used where several hold the same cells
 BY_PRODUCTS = ("_flows", "_cp_outlines", "_outlines")  # what Cellpose writes beside masks
 OF_SYSTEM = ("thumbs.db", "desktop.ini")
+SPLIT = (
+    "number the cells: cellkit coco FOLDER -o CELLS.json --pieces split, then cellkit labels CELLS.json -o OTHER_FOLDER"
+)
 WANTED = "<image_id>.tif, _masks.tif, _cp_masks.png, _seg.npy or _rois.zip, or so called after the image's own file"
 
 
@@ -214,12 +223,12 @@ class _Names:
 
 
 def _sources(record: ImageRecord) -> Iterator[str]:
-    """Yield the path of the file an image came from, with and without its suffix.
+    """Yield the path of the file an image came from, with and without its suffix; ``.ome.tif`` is one, or two for others.
 
     Examples
     --------
     >>> list(_sources(ImageRecord("x", "images/x.png", 4, 4, source="HEK/a 1.ome.tif t 0 z max")))
-    ['HEK/a 1.ome.tif', 'HEK/a 1']
+    ['HEK/a 1.ome.tif', 'HEK/a 1.ome', 'HEK/a 1']
     """
     from cellkit.listing import IMAGE_SUFFIXES, stem_of
 
@@ -227,8 +236,7 @@ def _sources(record: ImageRecord) -> Iterator[str]:
     match = re.match(rf"(.+?(?:{endings}))(?:\s|$)", record.source, re.IGNORECASE)
     if match:
         path = Path(match[1])
-        yield path.as_posix()
-        yield (path.parent / stem_of(path)).as_posix()
+        yield from dict.fromkeys(p.as_posix() for p in (path, path.with_suffix(""), path.parent / stem_of(path)))
 
 
 def _kind(path: Path, names: _Names) -> tuple[str, list[str]]:
@@ -261,6 +269,8 @@ def _choose(
     files: Sequence[tuple[str, Path]], record: ImageRecord, proposal: Instances, copied: Mapping[str, tuple]
 ) -> tuple[Correction | None, list[tuple[Path, str]], list[Path]]:
     """Return the correction of an image, the files that are refused or not needed and why, and its pictures."""
+    from cellkit.labels import refuse_foreground
+
     read, refused, pictures = [], [], []
     for kind, path in sorted(files, key=lambda pair: (ORDER.index(pair[0]), pair[1].suffix.lower() == ".png", pair[1])):
         try:
@@ -269,20 +279,28 @@ def _choose(
             why = "; ".join(str(error).splitlines())
             pictures.append(path) if kind == "plain" and len(files) > 1 else refused.append((path, why))
             continue
-        if kind == "plain" and len(files) > 1 and not _are_labels(cells):
-            pictures.append(path)
-            continue
         _, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
         ours = maker if maker and sha256_file(path) == sha256 else ""
         by_person = ours in ("truth", "corrected") or not ours and (saved or not same_cells(cells, proposal))
+        try:
+            if kind != "roi" and by_person and not ours:
+                refuse_foreground(labels, path.name, SPLIT)
+        except UserError as error:
+            refused.append((path, "; ".join(str(error).splitlines())))
+            continue
+        if kind == "plain" and len(files) > 1 and not _are_labels(cells):
+            pictures.append(path)
+            continue
         read.append(Correction(cells, labels, path, by_person))
     if not read:
         return None, refused, pictures
-    read.sort(key=lambda one: not one.by_person)
-    for other in read[1:]:
-        if other.by_person and not same_cells(other.cells, read[0].cells):
-            refused.append((other.path, f"not used: {read[0].path.name} labels the same image otherwise; keep one"))
-    return read[0], refused, pictures
+    by_person = [one for one in read if one.by_person] or read[:1]
+    if all(same_cells(one.cells, by_person[0].cells) for one in by_person):
+        return by_person[0], refused, pictures
+    for one in by_person:
+        others = ", ".join(other.path.name for other in by_person if other is not one)
+        refused.append((one.path, f"not used: {others} labels the same image otherwise; keep one"))
+    return None, refused, pictures
 
 
 def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.ndarray, bool]:

@@ -95,7 +95,8 @@ def test_every_tool_s_file_is_a_correction_of_its_image(images, proposals, folde
 @pytest.mark.parametrize(
     ("name", "image"),
     [
-        ("HEK/a_seg.npy", 0), ("HEK/a.ome_seg.npy", 0), ("b 1_seg.npy", 1), ("b 1.czi_seg.npy", 1), ("HEK_b_seg.npy", 1),
+        ("HEK/a_seg.npy", 0), ("HEK/a.ome_seg.npy", 0), ("a.ome_seg.npy", 0),
+        ("b 1_seg.npy", 1), ("b 1.czi_seg.npy", 1), ("HEK_b_seg.npy", 1),
         ("N2a/a_seg.npy", 2), ("round 2/N2a_a_seg.npy", 2),
     ],
 )  # fmt: skip
@@ -111,18 +112,29 @@ def test_every_file_that_is_not_used_is_named(images, proposals, folder, capsys)
     write_labels(folder / "HEK_a_masks.tif", cells(4))  # another opinion about the same image
     write_labels(folder / "HEK_bb.tif", TRUE)
     write_labels(folder / "a_masks.tif", TRUE)  # HEK/a or N2a/a?
-    write_labels(folder / "N2a_a.tif", TRUE.T)
+    write_labels(folder / "N2a_a.tif", TRUE)
+    write_labels(folder / "N2a_a_masks.tif", TRUE.T)
     (folder / "HEK_b_seg.npy").write_bytes(b"no array")
     for name in ("notes.txt", "Thumbs.db", ".DS_Store", "one.roi"):
         (folder / name).write_text("x")
     refused = []
     chosen = choose_labels(images, proposals, {}, str(folder), quarantine=refused.extend)
-    assert [item.made_by for item in chosen] == ["corrected", "proposed", "proposed"]
-    np.testing.assert_array_equal(chosen[0].labels, TRUE)
-    names = ["HEK_a_masks.tif", "HEK_b_seg.npy", "HEK_bb.tif", "N2a_a.tif", "a_masks.tif", "notes.txt", "one.roi"]
+    assert [item.made_by for item in chosen] == ["proposed", "proposed", "corrected"]
+    np.testing.assert_array_equal(chosen[2].labels, TRUE)
+    names = [
+        "HEK_a.tif",
+        "HEK_a_masks.tif",
+        "HEK_b_seg.npy",
+        "HEK_bb.tif",
+        "N2a_a_masks.tif",
+        "a_masks.tif",
+        "notes.txt",
+        "one.roi",
+    ]
     assert [item.item for item in refused] == names
-    assert "fits 2 images (HEK_a, N2a_a)" in refused[4].reason
-    assert "HEK_a.tif labels the same image otherwise" in refused[0].reason
+    assert "fits 2 images (HEK_a, N2a_a)" in refused[5].reason
+    assert "HEK_a_masks.tif labels the same image otherwise; keep one" in refused[0].reason
+    assert "HEK_a.tif labels the same image otherwise; keep one" in refused[1].reason
     said = capsys.readouterr().err
     assert all(f"{name} is not used: " in said for name in names)
 
@@ -166,6 +178,19 @@ def test_of_two_files_the_one_that_was_changed_is_used(images, proposals, folder
     by_fiji(folder, "HEK_a")
     corrections, unused, _ = read_corrections(images, proposals, folder)
     assert (corrections["HEK_a"].path.name, unused) == ("HEK_a_rois.zip", [])
+
+
+@pytest.mark.parametrize("name", ["HEK_a.tif", "HEK_a_masks.tif", "HEK_a.png"])
+@pytest.mark.parametrize("also", [False, True])
+def test_a_mask_of_where_cells_are_is_no_correction(images, proposals, folder, name, also):
+    where = (np.indices(SHAPE).sum(0) % 4 == 0) & (np.indices(SHAPE)[0] % 2 == 0)
+    (write_label_png if name.endswith("png") else write_labels)(folder / name, 255 * where.astype(np.uint8))
+    by_cellpose(folder, "HEK_b")
+    if also:
+        by_cellpose(folder, "HEK_a")
+    corrections, (bad,), beside = read_corrections(images, proposals, folder)
+    assert (sorted(corrections), bad.item, beside) == (["HEK_a", "HEK_b"] if also else ["HEK_b"], name, [])
+    assert "pieces: where cells are, not which pixel is whose; number the cells: cellkit coco" in bad.reason
 
 
 def test_overlapping_regions_of_fiji_stay_whole(images, proposals, folder):
