@@ -40,7 +40,7 @@ from cellkit.readers import (
     only_headers,
     open_file,
 )
-from cellkit.records import ImageRecord, name_groups, split_records
+from cellkit.records import ImageRecord, name_groups, split_by_name, split_records
 
 IMAGE_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + tuple(VENDOR_SUFFIXES)
 LABEL_SUFFIXES = (".tif", ".tiff", ".png")
@@ -583,7 +583,26 @@ def draw_split(items: Sequence[SourceImage], fractions: dict, config) -> dict[st
         for i, unit in zip(items, units, strict=True)
     ]
     drawn = split_records(bare, fractions, config.seed, by="group")
+    _say_uneven(drawn, fractions, config.seed)
     return {item.image_id: replace(item, split=record.split) for item, record in zip(items, drawn, strict=True)}
+
+
+def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> None:
+    """Say which images fill a split that would stay empty (they may move back), and shares far from those asked for."""
+    units = {record.group or record.image_id: record.split for record in drawn}
+    filling = sorted(unit for unit, split in units.items() if split != split_by_name(unit, fractions, seed))
+    if filling:
+        some = ", ".join(filling[:4]) + (", ..." if len(filling) > 4 else "")
+        print(
+            f"few images: {some} fill(s) a split that would lack images or a class, and may change it when images are added",
+            file=sys.stderr,
+        )
+    counts = {name: sum(record.split == name for record in drawn) for name in fractions}
+    wanted = {name: len(drawn) * share for name, share in fractions.items()}
+    if len(drawn) >= 10 and any(abs(counts[name] - wanted[name]) > max(2.5, wanted[name] / 2) for name in fractions):
+        told = " / ".join(f"{counts[name]} {name}" for name in fractions)
+        asked = " / ".join(f"{wanted[name]:.0f}" for name in fractions)
+        print(f"the split by name is {told} (asked: {asked}); another convert.seed deals anew", file=sys.stderr)
 
 
 def _unit_of(item: SourceImage, config) -> str:
@@ -662,7 +681,7 @@ def finished(
         the frames of too few files for a split.
     """
     check_ids((item.image_id, item.source) for item in items)
-    items = name_groups(name_series(items), config.group_from)
+    items = _without_common_folder(name_groups(name_series(items), config.group_from), config)
     if config.split_by == "group" and items and not any(item.group for item in items):
         refuse_or_note(
             UserError(
@@ -696,6 +715,13 @@ def finished(
         )
     yield from (replace(item, split="") if item.split == UNUSED else item for item in done)
     yield from left
+
+
+def _without_common_folder(items: list[SourceImage], config) -> list[SourceImage]:
+    """Drop a group that all images share because they lie in one folder: it tells none of them from another."""
+    common = len({item.group for item in items}) == 1 and not any(item.unit for item in items)
+    asked = config.group_from or config.split_by == "group"
+    return [replace(item, group="") for item in items] if common and not asked else items
 
 
 def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[SourceImage]]:

@@ -318,7 +318,7 @@ def split_records(
         raise UserError(f"split_by is '{by}'", "split by 'image' or by 'group'")
     units = _units(records, by)
     places = {unit: place_of(unit, seed) for unit in sorted(units)}
-    split_of = {unit: _part_at(place, fractions) for unit, place in places.items()}
+    split_of = {unit: split_by_name(unit, fractions, seed) for unit in places}
     strata: dict[str, list[str]] = defaultdict(list)
     for unit in sorted(units):
         for kind in sorted({records[k].cell_type for k in units[unit]}) if stratify else ("",):
@@ -334,7 +334,8 @@ def place_of(name: str, seed: int = 0) -> float:
     """Return a place in [0, 1) that follows from a name and a seed alone.
 
     The text of the name gives a random place (sha256), each number in it a further step: numbered names spread evenly, for
-    multiples of an irrational number do (Weyl 1916, Math. Ann. 77), and the golden ratio's best of all.
+    multiples of an irrational number do (Weyl 1916, Math. Ann. 77), and the golden ratio's best of all. From 256 on each 32
+    numbers begin at a random place of their own: numbers far apart (every 55th frame) are no even steps of that ratio.
 
     Examples
     --------
@@ -342,11 +343,18 @@ def place_of(name: str, seed: int = 0) -> float:
     0.618034
     """
     name = unicodedata.normalize("NFC", name)
-    told = hashlib.sha256(f"{seed}\0{re.sub('[0-9]+', '#', name)}".encode("utf-8", "surrogateescape")).digest()
-    place = int.from_bytes(told[:8], "big")
-    for k, number in enumerate(reversed(re.findall("[0-9]+", name))):
-        place += int(number) * STEPS[k % len(STEPS)]
+    numbers = [int(text) for text in re.findall("[0-9]+", name)]
+    blocks = iter("#" if number < 256 else f"#{number // 32}" for number in numbers)
+    text = re.sub("[0-9]+", lambda _: next(blocks), name)
+    place = int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "surrogateescape")).digest()[:8], "big")
+    for k, number in enumerate(reversed(numbers)):
+        place += (number if number < 256 else number % 32) * STEPS[k % len(STEPS)]
     return place % 2**64 / 2**64
+
+
+def split_by_name(name: str, fractions: dict[str, float], seed: int = 0) -> str:
+    """Return the split that an image (a group) of that name has in a set large enough to fill all splits."""
+    return _part_at(place_of(name, seed), fractions)
 
 
 def _part_at(place: float, fractions: dict[str, float]) -> str:

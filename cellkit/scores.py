@@ -1302,7 +1302,8 @@ def paired_bootstrap(
     units = Units.of(list(tables[0]["group"]), len(gain))
     error = standard_error(lambda weights: weights @ gain / weights.sum(axis=1), units, n, seed)
     value, half = float(gain.mean()) if len(gain) else np.nan, reach(error, units.count)
-    return Difference(value, max(value - half, -1.0), min(value + half, 1.0), len(gain), units.count, error)
+    low, high, alone = max(value - half, -1.0), min(value + half, 1.0), units.kind == "image of one group"
+    return Difference(value, low, high, len(gain), units.count, error, alone)
 
 
 # ---- side by side --------------------------------------------------------------------------------------------------

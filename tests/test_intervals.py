@@ -125,3 +125,10 @@ def test_a_gain_in_wells_is_judged_by_wells():
     assert not paired_bootstrap(a, b).better
     assert paired_bootstrap(table([0.5] * 40), table(0.5 + gains)).better, "as forty images it would pass"
     assert "n = 40 images of 4 groups (few)" in paired_bootstrap(a, b).sentence()
+
+
+def test_images_of_one_group_tell_nothing_of_others():
+    gains = 0.1 + np.linspace(-0.01, 0.01, 8)
+    gain = paired_bootstrap(table([0.5] * 8, ["well 1"] * 8), table(0.5 + gains, ["well 1"] * 8))
+    assert gain.low > 0 and not gain.better
+    assert "8 images of one group, which cannot tell of others" in gain.sentence()

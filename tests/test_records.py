@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import astuple, fields, replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -226,6 +227,15 @@ def test_an_image_more_moves_no_other(name, count):
         assert all(after[r.image_id] == place for r, place in zip(before, split(before).values(), strict=True))
         fewer = split(before[1:])
         assert all(fewer[r.image_id] == after[r.image_id] for r in before[1:])
+
+
+@pytest.mark.parametrize("step", [21, 55, 89, 144, 233, 610, 987, 1597])
+def test_numbers_far_apart_are_split_about_as_asked(step):
+    shares = []
+    for seed in range(6):
+        done = split_records([image(f"frame_{step * k}") for k in range(40)], THIRDS, seed=seed)
+        shares.append(sum(r.split == "train" for r in done) / 40)
+    assert 0.4 < np.mean(shares) < 0.8 and max(shares) <= 0.9, shares
 
 
 def test_a_name_decides_however_it_is_encoded():
