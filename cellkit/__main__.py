@@ -701,7 +701,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(given: argparse.Namespace) -> Answer:
-    from cellkit.compare import match_sides, named_after, read_side, refuse_scaled
+    from cellkit.compare import match_sides, named_after, of_test, read_side, refuse_scaled
     from cellkit.leftout import LeftOut
     from cellkit.submission import get_profile, note_changes, resolve_overlaps, write_submission
 
@@ -714,6 +714,9 @@ def _submit(given: argparse.Namespace) -> Answer:
         side = named_after(side, given.images)
     else:
         refuse_scaled(side)
+        side, note = of_test(side) if of is None else (side, "")
+        if note:
+            print(f"note: {note}", file=sys.stderr)
     ids = [record.image_id for record in side.records]
     resolved = [resolve_overlaps(cells, given.min_area) for cells in side.instances]
     write_submission(given.out, ids, [cells for cells, _ in resolved], profile)

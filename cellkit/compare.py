@@ -221,7 +221,7 @@ def _read_results_of_run(path: Path, run: Path) -> Side:
     most = max((int(cells.class_ids.max()) for cells in found if len(cells)), default=0)
     if most > len(named):
         raise UserError(f"{path} has a cell of class {most}, {run} names {len(named)}", "run the notebooks again")
-    told = {"run": run, "asked": True}
+    told = {"run": run, "asked": True, "made_by": ["proposed"] * len(asked)}  # by a model, every one
     return Side(
         path, [records[k] for k in asked], [found[k] for k in asked], tuple(named), [], [k + 1 for k in asked], **told
     )
@@ -305,6 +305,29 @@ def named_after(side: Side, folder: str | Path) -> Side:
                 f"predict the original images: cellkit predict MODEL {folder} -o FILE.json",
             )
     return replace(found, records=[replace(record, image_id=stem_of(record.path)) for record in wanted])
+
+
+def of_test(side: Side) -> tuple[Side, str]:
+    """Return predictions of a run for its test images alone, and what to say of the others; any other side as it is.
+
+    Raises
+    ------
+    UserError
+        None of them is of a test image.
+    """
+    if not side.asked:
+        return side, ""
+    kept = [k for k, record in enumerate(side.records) if record.split == "test"]
+    others = [record.split or "set aside" for record in side.records if record.split != "test"]
+    if not kept:
+        raise UserError(
+            f"{side.path} has no test image of the run, only {', '.join(sorted(set(others)))}",
+            "say which images to hand in: --images DIR, or --coco FILE such as coco/val.json of the run",
+        )
+    told = (
+        f"{len(kept)} test image(s) handed in, not {len(others)} other(s) of the run ({', '.join(sorted(set(others)))})"
+    )
+    return side.subset(kept), f"{told}; for others give --images DIR or --coco FILE" if others else ""
 
 
 def refuse_scaled(side: Side) -> None:

@@ -303,8 +303,17 @@ class TestRun:
     def test_proposals_go_to_the_labelling_tools(self, said, run, form, end):
         out = run.parent / "out"
         assert said("labels", run / "proposals.json", "--format", form, "-o", out)[0] == 0
-        assert sorted(path.name for path in out.iterdir()) == [f"HEK_0{end}", f"HEK_3{end}"]
+        marks = ["cells.json"] if form == "tif" else []
+        assert sorted(path.name for path in out.iterdir()) == [f"HEK_0{end}", f"HEK_3{end}", *marks]
         assert said("labels", run / "coco/val.json", "--format", form, "-o", out)[0] == 0
+
+    @pytest.mark.parametrize("truth", ["proposals.json", "predictions/x.json"])
+    def test_what_a_model_found_is_no_truth(self, said, run, truth):
+        how = ("--convention", "kaggle", "--bootstrap", "0", "--common")
+        for side in (run / truth, run.parent / "out"):
+            code, out, err = said("score", side, run / truth, *how)
+            assert (code, out) == (2, "") and f"{side} holds proposals, no truth: no accuracy can be told" in err
+            said("labels", run / truth, "-o", run.parent / "out")
 
     def test_elsewhere_a_list_needs_its_coco_file(self, said, run):
         results = write_results(run.parent / "r.json", [2], [A])
@@ -318,7 +327,9 @@ class TestRun:
 
     def test_submissions(self, said, run):
         arguments = ("submit", run / "predictions/x.json", "--profile", "sartorius", "-o", run.parent / "s.csv")
-        assert said(*arguments)[:2] == (0, f"{run.parent / 's.csv'}: 2 image(s), 2 object(s)\n")
+        code, out, err = said(*arguments)
+        assert (code, out) == (0, f"{run.parent / 's.csv'}: 1 image(s), 0 object(s)\n"), "as the run's own submission"
+        assert "note: 1 test image(s) handed in, not 1 other(s) of the run (val)" in err
         assert said(*arguments, "--coco", run / "coco/test.json")[:2] == (
             0,
             f"{run.parent / 's.csv'}: 1 image(s), 0 object(s)\n",
