@@ -11,8 +11,9 @@ NO_DATA = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "__p
            "system volume information"}  # fmt: skip
 SPLIT_WORDS = {
     "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "validate", "dev"),
-    "test": ("test", "testing", "tst", "holdout", "heldout"),
+    "val": ("val", "valid", "validation", "validate", "dev", "development", "tuning", "tune"),
+    # what is evaluated on is neither trained on nor chosen by, whichever of the two a source means
+    "test": ("test", "testing", "tst", "holdout", "heldout", "eval", "evaluation", "unseen", "blind"),
 }
 SPLIT_NAMES = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 FILLERS = {
@@ -29,6 +30,9 @@ FILLERS = {
     "stage",
     "coco",
     "subset",
+    "final",
+    "public",
+    "private",
 }
 END, BEGIN = r"(?=$|[ _.\-])", r"(?:^|[ _.\-]+)"
 FRAME = re.compile(rf"{BEGIN}(?:t|tp|time|timepoint|frame|z|slice|plane)[ _\-=]?\d+{END}", re.IGNORECASE)

@@ -701,6 +701,12 @@ def finished(
     items = thin(items, config.max_images)
     without = [item for item in items if not item.split]
     drawn = draw_split(without, dict(config.split), config) if without else {}
+    if without and any(item.split and item.split != UNUSED and item.cell_type != MIXED for item in items):
+        print(
+            f"{len(without)} of {len(items)} images are called after no split, e.g. {without[0].source}, and others are: "
+            "theirs is drawn; rename their folder or list them if the source has a split for them",
+            file=sys.stderr,
+        )
     done = [drawn.get(item.image_id, item) for item in items]
     if len(without) == len(items):
         _check_filled(done, [_unit_of(item, config) for item in items], dict(config.split))

@@ -30,9 +30,40 @@ def test_what_systems_leave_behind_is_no_data():
     ("names", "split"),
     [
         (("train", "Training", "TRAIN2017", "train_images", "trainset", "TrainImages", "01_train"), "train"),
-        (("val", "valid", "Validation", "val2017", "valid set", "dev"), "val"),
-        (("test", "Testing", "test_set", "holdout", "hold-out", "held_out", "Test 1"), "test"),
-        (("train_val", "trainval", "test plate", "latest", "evaluation of dyes", "values", "HEK", ""), ""),
+        (("val", "valid", "Validation", "val2017", "valid set", "dev", "Tuning", "tune_set"), "val"),
+        (
+            (
+                "test",
+                "Testing",
+                "test_set",
+                "holdout",
+                "hold-out",
+                "held_out",
+                "Test 1",
+                "eval",
+                "Evaluation",
+                "test_final",
+                "public_test",
+                "private test",
+                "unseen",
+            ),
+            "test",
+        ),
+        (
+            (
+                "train_val",
+                "trainval",
+                "test plate",
+                "latest",
+                "evaluation of dyes",
+                "values",
+                "HEK",
+                "final",
+                "public",
+                "",
+            ),
+            "",
+        ),
     ],
 )
 def test_folders_are_called_after_a_split_as_a_whole(names, split):

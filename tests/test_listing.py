@@ -1,6 +1,7 @@
 """One image of a source before it is opened: which files, which are kept, which split, which objects."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +275,10 @@ def test_a_class_without_a_training_cell_is_told_before_any_training():
     ):
         with pytest.raises(UserError, match="no training image has a labelled cell of B;"):
             check_labelled(images, found, asked)
+
+
+def test_images_without_a_split_among_others_with_one_get_a_word(capsys):
+    list(finished([*images("train", "train"), *(replace(i, image_id=f"{i.image_id}b") for i in images(""))], config()))
+    assert "1 of 3 images are called after no split" in capsys.readouterr().err
+    list(finished(images("train", "test", UNUSED), config()))
+    assert not capsys.readouterr().err
