@@ -371,7 +371,7 @@ class EvaluateConfig(Section):
     profile: Literal["sartorius", "dsb2018"] = Field("sartorius", description="layout and rules of the submission")
     submit: str = Field("best", description="predictions handed in: a name, or best = highest score on choose_split")
     choose_split: Literal["train", "val", "test"] = Field(
-        "val", description="split that decides which is best; another than report_split"
+        "val", description="split that decides which is best: val, no other"
     )
     report_split: Literal["train", "val", "test"] = Field(
         "test",
@@ -390,11 +390,17 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _chooses_elsewhere(self) -> EvaluateConfig:
-        split = self.report_split
-        if self.choose_split == split != "val":
+        chooses, reports = self.choose_split, self.report_split
+        if chooses != "val":
+            why = "they trained the models" if chooses == "train" else "their score must decide nothing, or it flatters"
             raise ValueError(
-                f"lets {split} images choose the best model and report on it (choose_split and report_split are both "
-                f"{split}), which flatters the score; set evaluate.choose_split: val and evaluate.report_split: test"
+                f"lets {chooses} images choose the best model (choose_split: {chooses}): {why}; "
+                "set evaluate.choose_split: val and evaluate.report_split: test"
+            )
+        if reports == "train":
+            raise ValueError(
+                "reports on train images, which trained the models: their score says nothing of other images; "
+                "set evaluate.report_split: test"
             )
         return self
 

@@ -266,7 +266,8 @@ def find_channel(spec: str | int | Sequence[str | int], channels: tuple[Channel,
     spec : str or int, or several of them
         Of several, the first that the file has is taken. A channel's exact name, which comes before all else. Else its
         name in upper or lower case or written as another number ("01" for 1), an index from 0 ("channel 3" is never anything
-        else), or a wavelength in nm: from 200 on, or "488 nm"; the nearest channel within 20 nm.
+        else), or a wavelength in nm: from 200 on, or "488 nm"; the nearest channel within 20 nm. A number that stands in the
+        name of another channel ("Ch2", "YFP 514") may mean that one.
     channels : tuple of Channel
     where : str
         What the error calls the file.
@@ -316,15 +317,21 @@ def _readings(spec: str | int, channels: tuple[Channel, ...]) -> dict[str, list[
     if exact := [i for i, channel in enumerate(channels) if text and channel.name == str(spec)]:
         return {"name": exact}
     near = _near(number, [channel.wavelength_nm for channel in channels])
-    return {
+    readings = {
         "name": [i for i, name in enumerate(names) if text and (name == text or _same_number(number, name))],
         "index": [i for i in range(len(channels)) if _is_index(text, number, i)],
         "wavelength": near,
         "wavelength of the excitation": _as_near(number, channels, near),
     }
+    if number and any(readings.values()):  # alone it is no name, but it may be what was meant
+        parts = [i for i, name in enumerate(names) if float(number[1]) in _numbers_in(name)]
+        readings["number in the name"] = [i for i in parts if i not in readings["name"]]
+    return readings
 
 
 FIRST_NM = 200  # numbers from here on may be wavelengths
+COUNTED = ("c", "ch", "chs", "chan", "channel", "w", "t", "track", "band", "pmt", "hyd", "apd", "cam", "camera", "image",
+           "img", "filter", "laser", "line", "layer", "plane", "dye", "no", "nr")  # fmt: skip
 
 
 def _plain_name(name: object) -> str:
@@ -335,6 +342,21 @@ def _same_number(number: re.Match | None, name: str) -> bool:
     """Tell whether a name is the same number written otherwise: "01" and "1.0" for 1, "488nm" for 488."""
     other = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(nm)?", name)
     return bool(number and other) and float(number[1]) == float(other[1])
+
+
+def _numbers_in(name: str) -> set[float]:
+    """Return the numbers that stand in a channel's name as a count or a wavelength; not those of a dye or a protein.
+
+    Examples
+    --------
+    >>> [_numbers_in(name) for name in ("ch_2", "track 1", "yfp 514", "af488", "cy3", "pol_0")]
+    [{2.0}, {1.0}, {514.0}, {488.0}, set(), set()]
+    """
+    return {
+        float(number)
+        for before, number in re.findall(r"([^\W\d_]*)_*(?<![\d.])(\d+(?:\.\d+)?)(?![\d.]*\d)", name)
+        if not before or before in COUNTED or float(number) >= FIRST_NM
+    }
 
 
 def _is_index(text: str, number: re.Match | None, index: int) -> bool:

@@ -1,7 +1,8 @@
 """Numbers in a file's header: sizes and wavelengths as they are told, and unknown, with a word, where they are none.
 
-A header is believed where it gives a positive number of a unit of length. What it says otherwise (0, -1, "0,5", a size in
-pixels, pixels that are not square) makes the size unknown, and one sentence per fault goes to `said`.
+A header is believed where it gives a positive number of a unit of length that a microscope can have. What it says otherwise
+(0, -1, "0,5", a size in pixels, a pixel of 64 mm, pixels that are not square) makes the size unknown, and one sentence per
+fault goes to `said`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ UM_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0,
                "dm": 1e5, "m": 1e6, "Å": 1e-4, "inch": 25400.0, "in": 25400.0, "thou": 25.4, "ft": 304800.0,
                "micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "meter": 1e6, "angstrom": 1e-4}  # fmt: skip
 UNCALIBRATED = ("", "none", "pixel", "pixels", "px")  # how a file says that it knows no size
-SMALLEST_UM, LARGEST_UM = 1e-6, 1e5  # of a pixel: below an atom, above ten centimetres
+SMALLEST_UM, LARGEST_UM = 1e-6, 1e3  # of a pixel: below an atom, above a millimetre
+SHORTEST_NM, LONGEST_NM = 100, 3000  # of light in a microscope: far ultraviolet to infrared
 NOT_SQUARE = 0.01  # by how much of the larger the two sides of a pixel may differ
 
 
@@ -31,7 +33,9 @@ def positive(text: object) -> float:
     return value if math.isfinite(value) and value > 0 else math.nan
 
 
-def length_um(value: object, unit: object, said: list[str], what: str = "pixel size") -> float:
+def length_um(
+    value: object, unit: object, said: list[str], what: str = "pixel size", largest_um: float = LARGEST_UM
+) -> float:
     """Return a told length in micrometres.
 
     Parameters
@@ -42,6 +46,8 @@ def length_um(value: object, unit: object, said: list[str], what: str = "pixel s
         Gets a sentence where something is told that is no length.
     what : str
         What the sentence calls it.
+    largest_um : float
+        The largest that is believed.
 
     Returns
     -------
@@ -61,9 +67,10 @@ def length_um(value: object, unit: object, said: list[str], what: str = "pixel s
         return math.nan
     unit_um = UM_PER_UNIT.get(unit) or UM_PER_UNIT.get(unit.casefold() if len(unit) > 2 else "", math.nan)  # Mm, mm
     found = positive(told) * unit_um
-    if SMALLEST_UM <= found <= LARGEST_UM:
+    if SMALLEST_UM <= found <= largest_um:
         return found
-    said.append(f"{what} is told as '{told}' {unit}, which is no length: taken as unknown")
+    why = "no length" if math.isnan(found) else "none of a microscope"
+    said.append(f"{what} is told as '{told}' {unit}, which is {why}: taken as unknown")
     return math.nan
 
 
@@ -93,9 +100,12 @@ def wavelength_nm(value: object, unit: object, said: list[str], what: str = "a w
     """
     told = str(value if value is not None else "").strip()
     nm = round(positive(told) * UM_PER_UNIT.get(str(unit), math.nan) * 1000, 3)
-    if told and not math.isfinite(nm):
-        said.append(f"{what} is told as '{told}' {unit}, which is no wavelength: taken as unknown")
-    return nm if math.isfinite(nm) else math.nan
+    if SHORTEST_NM <= nm <= LONGEST_NM:
+        return nm
+    if told:
+        why = "no wavelength" if math.isnan(nm) else "none of a microscope"
+        said.append(f"{what} is told as '{told}' {unit}, which is {why}: taken as unknown")
+    return math.nan
 
 
 # ---- OME-XML -------------------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def _read_tiff(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
                 f"{path} is compressed as {tifffile.COMPRESSION(code).name}, which may change ids",
                 "write labels without compression, or with Deflate, LZW or Zstandard",
             )
-        refuse_turned(path, page)
+        refuse_turned(path, own.tif, series)
         if series.is_multifile:
             raise UserError(f"{path} is one of several files of one OME data set", "store each label image by itself")
         shape, size = series.shape, path.stat().st_size

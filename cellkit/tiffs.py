@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from cellkit.readers import (
     damaged,
 )
 
+COMPRESSION, PHOTOMETRIC, SHORT = 259, 262, 3  # tags of a page, and a type of their values
 MICROSCOPE_UM = 1.0  # the largest pixel that a resolution in centimetres is believed to tell, as ImageJ has it
 # what tifffile warns of when planes are missing or left over
 TOLD_WARNINGS = ("missing", "expected", "out of range", "cannot handle", "failed to read", "invalid TiffData")
@@ -335,14 +337,46 @@ def _places(image) -> list[tuple[str, str] | None]:
 
 
 # ---- what tags say of values ---------------------------------------------------------------------------------------
-def refuse_turned(path: Path, page) -> None:
-    """Refuse a page that is to be shown mirrored or turned: Fiji shows it as stored, Pillow and OpenCV as told."""
-    told = page.tags.valueof(ORIENTATION, 1)
-    if told in range(2, 9):
-        raise UserError(
-            f"{path.name} has the orientation {told} in its tags: programs disagree which way it lies",
-            "turn its pixels and store it again without (Fiji: open, look, save as TIFF)",
-        )
+def refuse_turned(path: Path, tif, series) -> None:
+    """Refuse an image of which a page is to be shown mirrored or turned, or is stored otherwise than the first.
+
+    Fiji shows a turned page as stored, Pillow and OpenCV as told. Later pages are decoded by the tags of the first.
+    """
+    first = series.keyframe
+    stored = {COMPRESSION: int(first.compression)} | ({} if tif.is_imagej else {PHOTOMETRIC: int(first.photometric)})
+    for number, page in enumerate(series.pages):
+        if page is None:
+            continue
+        own = _short_tags(page, (ORIENTATION, *stored))
+        at = f"page {number} of {path.name}" if number else path.name
+        if own.get(ORIENTATION, 1) in range(2, 9):
+            raise UserError(
+                f"{at} has the orientation {own[ORIENTATION]} in its tags: programs disagree which way it lies",
+                "turn its pixels and store it again without (Fiji: open, look, save as TIFF)",
+            )
+        for tag, value in stored.items():
+            if own.get(tag, value) != value:
+                what = "compression" if tag == COMPRESSION else "photometric interpretation"
+                raise UserError(
+                    f"{at} has the {what} {own[tag]} in its tags, the first page {value}: one image is stored in two ways",
+                    "export the file again (Fiji: open, look, save as TIFF)",
+                )
+
+
+def _short_tags(page, tags: tuple[int, ...]) -> dict[int, int]:
+    """Return those tags of a page that hold one SHORT, read from its directory: tifffile keeps none of later pages."""
+    tiff, file = page.parent.tiff, page.parent.filehandle
+    file.seek(page.offset)
+    count = struct.unpack(tiff.tagnoformat, file.read(tiff.tagnosize))[0]
+    entries = file.read(count * tiff.tagsize)
+    found = {}
+    for begin in range(0, len(entries) - tiff.tagsize + 1, tiff.tagsize):
+        tag, kind = struct.unpack_from(tiff.byteorder + "HH", entries, begin)
+        if tag in tags and kind == SHORT:
+            found[tag] = struct.unpack_from(
+                tiff.byteorder + "H", entries, begin + tiff.tagsize - tiff.tagoffsetthreshold
+            )[0]
+    return found
 
 
 def white_is_zero(path: Path, tif, page) -> bool:
@@ -384,7 +418,7 @@ class _TiffScene:
         self.axes = checked_axes(path, series.axes, self.shape, axes)
         sizes = dict(zip(self.axes, self.shape, strict=True))
         check_size(path, sizes["Y"], sizes["X"])
-        refuse_turned(path, self.page)
+        refuse_turned(path, tif, series)
         self.inverted = white_is_zero(path, tif, self.page)
         if series.is_multifile:
             raise UserError(
@@ -527,10 +561,10 @@ def _tiff_um_per_px(tif, page, said: list[str]) -> float:
             return math.nan
     else:
         unit = "cm" if page.tags.valueof("ResolutionUnit") == 3 else ""
-    told = [length_um(side, unit, said, "pixel size") for side in sides if side is not None]
-    if not told or (unit == "cm" and told[0] > MICROSCOPE_UM):
+    if unit == "cm" and any(side is not None and side * 1e4 > MICROSCOPE_UM for side in sides):
         return math.nan
-    return square_um(told[0], told[-1], said)
+    told = [length_um(side, unit, said, "pixel size") for side in sides if side is not None]
+    return square_um(told[0], told[-1], said) if told else math.nan
 
 
 def _units_per_px(resolution) -> float | None:

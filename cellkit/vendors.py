@@ -480,7 +480,9 @@ def _lif_um_per_px(image, axes: str, said: list[str]) -> float:
     for element in image.xml_element.iterfind("./Data/Image/ImageDescription/Dimensions/DimensionDescription"):
         steps, length = positive(element.get("NumberOfElements")) - 1, (element.get("Length") or "").lstrip("-")
         if element.get("DimID") in told and steps > 0:
-            whole = length_um(length, element.get("Unit"), said) if length.strip("0.") else math.nan
+            whole = (
+                length_um(length, element.get("Unit"), said, largest_um=math.inf) if length.strip("0.") else math.nan
+            )
             told[element.get("DimID")] = whole / steps
     return square_um(told["1"], told["2"] if "Y" in axes else math.nan, said)
 
@@ -507,7 +509,9 @@ def _nd2_stack(nd2, position: int) -> Stack:
 
     channels, um_per_px, said = [], math.nan, []
     for told in nd2.metadata.channels or []:
-        channels.append(Channel(told.channel.name or "", positive(told.channel.emissionLambdaNm)))
+        name = told.channel.name or ""
+        nm = positive(told.channel.emissionLambdaNm)  # 0 where the microscope knows none
+        channels.append(Channel(name, wavelength_nm(nm, "nm", said, f"Emission of {name}") if nm > 0 else math.nan))
         if told.volume.axesCalibrated[0]:
             um_per_px = square_um(*(length_um(side, "um", said) for side in told.volume.axesCalibration[:2]), said)
     name = f"position {position}" if nd2.sizes.get("P", 1) > 1 else ""
@@ -577,11 +581,13 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
     axes = "".join(letter.upper() if len(letter) == 1 else "Q" for letter in letters)
     if len(axes) != array.ndim:
         raise UserError(f"{path.name} names axes {letters} of an array of shape {array.shape}", "write the file again")
+    said: list[str] = []
     channels = tuple(
-        Channel(str(c.get("label") or ""), positive(c.get("emissionWave")))
+        Channel(
+            label := str(c.get("label") or ""), wavelength_nm(c.get("emissionWave"), "nm", said, f"Emission of {label}")
+        )
         for c in (told.get("omero") or {}).get("channels", [])
     )
-    said: list[str] = []
     um_per_px = _zarr_um_per_px(scales, listed, said)
     if image is not None:
         known = ome_channels(image, said)

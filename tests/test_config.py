@@ -369,14 +369,21 @@ def test_the_config_of_the_drawn_example_fits_the_function_that_draws():
     assert set(dict(ConvertConfig().drawn)) <= set(inspect.signature(write_fields).parameters)
 
 
-@pytest.mark.parametrize("split", ["test", "train"])
-def test_a_split_that_chooses_is_not_reported(write, split):
-    told = f"evaluate: {{choose_split: {split}, report_split: {split}}}\n"
-    with pytest.raises(UserError, match=f"evaluate lets {split} images choose .*set evaluate.choose_split: val"):
-        load_config(write(told))
-    if split == "test":
-        with pytest.raises(UserError, match="evaluate lets test images choose"):
-            load_config(write(""), {"evaluate.choose_split": "test"})
+@pytest.mark.parametrize(
+    ("choose", "report", "told"),
+    [
+        ("test", "test", "lets test images choose .*set evaluate.choose_split: val"),
+        ("test", "val", "lets test images choose"),
+        ("train", "test", "lets train images choose .*set evaluate.choose_split: val"),
+        ("train", "train", "lets train images choose"),
+        ("val", "train", "reports on train images.*set evaluate.report_split: test"),
+    ],
+)
+def test_validation_images_choose_and_training_images_are_no_report(write, choose, report, told):
+    with pytest.raises(UserError, match=f"evaluate {told}"):
+        load_config(write(f"evaluate: {{choose_split: {choose}, report_split: {report}}}\n"))
+    with pytest.raises(UserError, match=f"evaluate {told}"):
+        load_config(write(""), {"evaluate.choose_split": choose, "evaluate.report_split": report})
 
 
 def test_validation_images_may_report_where_there_is_no_test_image(write):

@@ -48,3 +48,17 @@ def test_wavelengths_that_are_none_are_unknown_and_said():
     assert wavelength_nm("0.52", "µm", said) == 520 and not said
     assert all(math.isnan(wavelength_nm(told, "nm", said)) for told in ("Far Red", "0", "-488", "inf"))
     assert len(said) == 4 and math.isnan(positive([]))
+
+
+@pytest.mark.parametrize("nm", ["99999999", 3001, "99", "0.488"])
+def test_a_wavelength_of_no_microscope_is_unknown_and_said(nm):
+    said = []
+    assert math.isnan(wavelength_nm(nm, "nm", said)) and "none of a microscope" in said[0]
+    assert [wavelength_nm(told, "nm", []) for told in (100, 3000)] == [100, 3000]
+
+
+def test_a_pixel_of_no_microscope_is_unknown_and_said_and_a_whole_image_may_be_larger():
+    said = []
+    assert math.isnan(length_um("64", "mm", said)) and math.isnan(length_um(1001, "um", said)) and len(said) == 2
+    assert "none of a microscope" in said[0] and length_um(1, "mm", said) == 1000 and len(said) == 2
+    assert length_um(64, "mm", said, largest_um=math.inf) == 64000 and len(said) == 2

@@ -302,11 +302,9 @@ def test_a_folder_of_corrections_is_looked_through(here):
     assert "which this run writes itself" in refused(label__use="runs/c/labels")
 
 
-def test_proposals_beside_labels_a_split_without_scores_and_a_foreign_sample_are_warned_of(here):
+def test_proposals_beside_labels_and_a_foreign_sample_are_warned_of(here):
     lab()
     assert "label.use is proposed: the labels that 8 image(s) came with are not used" in warned(label__use="proposed")
-    told = warned(evaluate__choose_split="train")
-    assert "evaluate.choose_split is train, and no image of it is scored -> set evaluate.choose_split: val" in told
     Path("s/sample_submission.csv").write_text("ImageId,EncodedPixels\nHEK0,\n")
     assert "has the columns of dsb2018 -> set evaluate.profile: dsb2018" in warned()
     assert warned(evaluate__profile="dsb2018") == ""

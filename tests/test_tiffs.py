@@ -151,6 +151,30 @@ def test_a_tiff_that_is_to_be_shown_turned_is_refused(tmp_path, way):
             read(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize(
+    ("tag", "value", "told"),
+    [(274, 3, "orientation 3"), (262, 0, "photometric interpretation 0"), (259, 8, "compression 8")],
+)
+def test_a_later_page_that_is_turned_or_stored_otherwise_is_refused(tmp_path, tag, value, told, described):
+    path = tmp_path / "a.tif"
+    image = '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="40" SizeY="32" '
+    text = ome(None, f'{image}SizeZ="4" SizeC="1" SizeT="1"><TiffData/></Pixels></Image>') if described else None
+    how = {"metadata": None, "contiguous": False, "photometric": "minisblack", "extratags": [(274, "H", 1, 1, True)]}
+    with tifffile.TiffWriter(path) as file:
+        for plane in range(4):
+            file.write(PIXELS, description=text if plane == 0 else None, **how)
+    axes = None if described else "ZYX"
+    assert inspect_file(path, axes).shape == (4, 32, 40)
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[2].aspage().tags[tag].valueoffset
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(struct.pack("<H", value))
+    with pytest.raises(UserError, match=f"page 2 of a.tif has the {told}" if described or tag == 274 else "a.tif"):
+        inspect_file(path, axes)
+
+
 def raw_tiff(path, pixels, bits, photometric, order=1):
     """A TIFF of `bits` per pixel, most significant first, or least where the fill order is 2."""
     rows = np.packbits(((pixels[..., None] >> np.arange(bits)[::-1]) & 1).reshape(len(pixels), -1), axis=1)

@@ -779,7 +779,7 @@ def test_each_raw_file_converts_or_is_refused_rightly(raw, name, capfd):
     assert told["images"] == pictures
     if name in UM_PER_PX:
         assert told["um_per_px"] == pytest.approx(UM_PER_PX[name], abs=1e-4)
-    made = convert_file(raw / name, {"nuclei": 0, "cytoplasm": min(1, len(channels) - 1)})
+    made = convert_file(raw / name, {"nuclei": "channel 0", "cytoplasm": f"channel {min(1, len(channels) - 1)}"})
     assert len(made) == pictures
     assert {one.image.shape for one in made} == {(shape[axes.index("Y")], shape[axes.index("X")], 3)}
     if "tiny" not in name:
