@@ -22,7 +22,7 @@ from cellkit.convert import image_id_of
 from cellkit.errors import UserError
 from cellkit.filenames import plain, split_of_file, split_of_folder, split_of_folders
 from cellkit.files import decoded
-from cellkit.leftovers import leftovers
+from cellkit.leftovers import MOST_NAMED, leftovers
 from cellkit.listing import (
     IMAGE_SUFFIXES,
     MIXED,
@@ -45,6 +45,7 @@ from cellkit.listing import (
 )
 
 HEAD_BYTES = 65_536
+COCO_KEY = re.compile(r'"(images|annotations|categories|shapes)"\s*:')  # "shapes" is LabelMe's
 LIVECELL_NAME = re.compile(r"(?P<line>[^_/]+)_Phase_(?P<well>[A-Z]\d{1,2})_")
 
 
@@ -61,6 +62,7 @@ def read_coco_set(root: Path, config) -> Iterator[SourceImage]:
     pictures = _Pictures(root)
     sheets = read_sheets(root, config.coco_convention)
     _tell_other_names(sheets)
+    _tell_unread(root)
     for sheet in sheets:
         for label in sorted(sheet.used_categories()):
             known_class(label, config)
@@ -88,6 +90,7 @@ def read_livecell(root: Path, config) -> Iterator[SourceImage]:
     root = Path(root)
     listed: list[_Listed] = []
     pictures = _Pictures(root)
+    _tell_unread(root)
     for sheet in read_sheets(root):
         for entry in sheet.images:
             name = LIVECELL_NAME.match(Path(str(entry.get("file_name", ""))).name)
@@ -163,11 +166,31 @@ def read_sheets(root: Path, convention: str | None = None) -> list[Sheet]:
 
 
 def looks_like_coco(path: Path) -> bool:
-    """Tell from its first bytes whether a JSON file is COCO: an object with images, annotations or categories."""
+    """Tell whether a JSON file is COCO: an object with images, annotations or categories, wherever in it they begin."""
+    return _first_key(path) == ("{", True)
+
+
+def _first_key(path: Path) -> tuple[str, bool]:
+    """Return how a JSON file begins, and whether COCO's names come in it, before LabelMe's or without."""
     with open(path, "rb") as file:
-        head = decoded(file.read(HEAD_BYTES), "ignore").lstrip()
-    named = any(f'"{name}"' in head for name in ("images", "annotations", "categories"))
-    return head[:1] == "{" and named and '"shapes"' not in head
+        text = decoded(file.read(HEAD_BYTES), "ignore").lstrip()
+        begin = text[:1]
+        while begin in ("{", "[") and (more := text):
+            if found := COCO_KEY.search(text):
+                return begin, found[1] != "shapes" and not ('"shapes":' in text and '"imagePath"' in text)
+            more = file.read(HEAD_BYTES)
+            text = text[-64:] + decoded(more, "ignore") if more else ""  # a name may lie across two reads
+    return begin, False
+
+
+def _tell_unread(root: Path) -> None:
+    """Name the JSON files of another form that speak of images, annotations or categories all the same."""
+    paths = list_files(root, (".json",), keep_labels=True)
+    unread = [path.relative_to(root).as_posix() for path in paths if _first_key(path) == ("[", True)]
+    if unread:
+        named = ", ".join(unread[:MOST_NAMED]) + (", ..." if len(unread) > MOST_NAMED else "")
+        told = "hold a list, where COCO is one object with images, annotations and categories: not read"
+        print(f"{len(unread)} JSON file(s) {told}: {named}", file=sys.stderr)
 
 
 def _packed(entry: dict) -> dict:

@@ -16,6 +16,8 @@ SPLIT_WORDS = {
     "test": ("test", "testing", "tst", "holdout", "heldout", "eval", "evaluation", "unseen", "blind"),
 }
 SPLIT_NAMES = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+LABEL_WORDS = {"label", "labels", "mask", "masks", "truth", "gt", "groundtruth", "seg", "segs", "segmentation", "segmentations",
+               "annotation", "annotations"}  # fmt: skip
 FILLERS = {
     "set",
     "sets",

@@ -426,15 +426,22 @@ class ClassTable:
         """Return {label: (class id, line)} of a frame of a file: rows of the frame, else of the file."""
         key = _key_of(relative.as_posix())
         bare = key.rpartition("/")[2]
-        names = [key + plain(suffix), key]
-        names += [f"{plain(name)}/{one}" for name in LABEL_FOLDERS for one in names]
-        names += [bare + plain(suffix), bare] if bare in self.unique else []
-        names += [one + ending for one in list(names) for ending in LABEL_ENDINGS]
-        found = {}
-        for name in names:
-            if name in self.rows:
-                self.asked[name] = key
-                found = found or self.rows[name]
+        frame = self._rows_called(key + plain(suffix), bare + plain(suffix), key, bare in self.unique)
+        return frame or (self._rows_called(key, bare, key, bare in self.unique) if suffix else {})
+
+    def _rows_called(self, name: str, bare: str, key: str, is_unique: bool) -> dict[int, tuple[int, int]]:
+        """Return the rows of all spellings of one name together; a label that has two classes in them is refused."""
+        names = [name, *(f"{plain(folder)}/{name}" for folder in LABEL_FOLDERS), *([bare] if is_unique else ())]
+        names += [one + ending for one in names for ending in LABEL_ENDINGS]
+        found: dict[int, tuple[int, int]] = {}
+        for one in dict.fromkeys(names):
+            rows = self.rows.get(one, {})
+            self.asked |= {one: key} if rows else {}
+            for number, (known, line) in rows.items():
+                other = found.setdefault(number, (known, line))
+                if other[0] != known:
+                    told = f"{self.path} line {line}: label {number} of {key} has another class in line {other[1]}"
+                    refuse_or_note(UserError(told, "keep one row for each cell"))
         return found
 
     def unmatched(self, items: Sequence[SourceImage]) -> Iterator[SourceImage]:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from cellkit.errors import UserError, refuse_or_note
-from cellkit.filenames import is_no_data, plain
+from cellkit.filenames import LABEL_WORDS, is_no_data, plain
 from cellkit.files import decoded
 from cellkit.listing import (
     IMAGE_SUFFIXES,
@@ -37,6 +37,7 @@ NOTES = (".txt", ".md", ".rst", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".html"
          ".r", ".sh", ".bat", ".lnk", ".url", ".bib", ".cff", ".jsonl")  # fmt: skip
 SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM")  # pictures begin so
 LABEL_LIKE = (".roi", ".zip", ".npy", ".npz", ".geojson", ".mat")  # what other tools store labels in
+LABEL_TEXTS = (".txt", ".xml", ".json", ".csv", ".tsv")  # and in text
 MOST_NAMED = 3
 HEAD_BYTES = 65_536
 YOLO_ROW = re.compile(r"\d+([ \t]+-?\d*\.?\d+(e-?\d+)?){4,}[ \t]*(\r?\n|$)")
@@ -69,6 +70,9 @@ def leftovers(
     folders_used = {path.parent for path in used}
     for path in _files_below(root, used):
         relative = path.relative_to(root)
+        if path.is_symlink() and path.is_dir():
+            strays.append((relative, "is a link to a folder, and is not followed", "put the folder itself there"))
+            continue
         name, folder = plain(path.name), path.parent
         in_labels = any(plain(part) in LABEL_FOLDERS for part in relative.parts[:-1])
         picture = name.endswith(IMAGE_SUFFIXES) or _looks_like_picture(path)
@@ -117,6 +121,8 @@ def _files_below(root: Path, used: set[Path]) -> Iterator[Path]:
         zarrs = [name for name in folders if is_zarr_by_another_name(Path(folder, name))]
         folders[:] = [name for name in folders if name not in zarrs]
         yield from (Path(folder, name) for name in zarrs)
+        links = [path for name in folders if (path := Path(folder, name)).is_symlink()]
+        yield from (path for path in links if not Path(folder).resolve().is_relative_to(path.resolve()))  # no loop
         yield from (path for name in sorted(names) if not is_no_data(name) and (path := Path(folder, name)) not in used)
 
 
@@ -131,7 +137,14 @@ def _is_label(path: Path, name: str, stems: set[str]) -> bool:
 
 def foreign_labels(path: Path, stems: set[str]) -> tuple[str, str] | None:
     """Tell labels in the text files of other layouts, called after an image of `stems`: (what it is, what to do), or None."""
-    name, own = path.name.lower(), plain(stem_of(path)) in stems
+    name, stem = path.name.lower(), plain(stem_of(path))
+    own = stem in stems
+    ends = re.search(rf"[ _.\-]+({'|'.join(sorted(LABEL_WORDS))})$", stem)
+    if name.endswith(LABEL_TEXTS) and ends and stem[: ends.start()] in stems:
+        return (
+            "is called as labels of an image are, in a form that is not read",
+            "export them as label images, or as COCO",
+        )
     if not name.endswith((".txt", ".xml", ".json")) or not (own or name.endswith(".json")):
         return None
     try:

@@ -223,6 +223,9 @@ def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str,
             f"{path} is no CSV in UTF-8: {error}", "use the table as it came, or save it as CSV UTF-8"
         ) from error
     missing = [name for name in columns if name not in names]
+    twice = next((name for name in columns if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path} has {names.count(twice)} columns called {twice}", "keep the one that counts")
     if missing:
         there = ", ".join(names) or "nothing"
         raise UserError(
@@ -537,13 +540,17 @@ def thin(items: Sequence[SourceImage], max_images: int | None) -> list[SourceIma
     """Keep at most `max_images` per cell type, evenly spaced over the order given, the first and last among them.
 
     Each of the source's own splits keeps its share, and at least one image while there are enough; what they leave out goes.
+    Test images that the source itself calls so, and that have no truth while others have, all stay: each is asked for.
     """
     if max_images is None:
         return list(items)
-    kept: set[int] = set()
+    some_truth = not all(item.bare for item in items)
+    kept = {position for position, item in enumerate(items) if some_truth and item.bare and item.is_asked}
+    if kept and len(items) > max_images:
+        print(f"convert.max_images: all {len(kept)} test images without truth stay, each is asked for", file=sys.stderr)
     by_type: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, item in enumerate(items):
-        if item.split != UNUSED:
+        if item.split != UNUSED and position not in kept:
             by_type[item.cell_type][item.split].append(position)
     for splits in by_type.values():
         counts = _shares_of([len(positions) for positions in splits.values()], max_images)

@@ -255,6 +255,18 @@ def test_json_that_is_no_coco_is_left_alone_and_links_out_are_refused(tmp_path):
         read_sheets(root)
 
 
+def test_coco_is_told_wherever_its_lists_begin_and_lists_are_named(tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    whole = json.loads(save(tmp_path / "c.json", [image(1, "a.png")], [cell(1)]).read_text())
+    whole["categories"][0]["supercategory"] = "shapes"
+    (tmp_path / "c.json").write_text(json.dumps({"info": {"licence": "x" * 65_500}} | whole))
+    (tmp_path / "d.json").write_text(json.dumps([whole]))
+    assert len(listed(tmp_path, config("coco"))["a"].load().instances) == 1
+    assert "hold a list" in (told := capsys.readouterr().err) and told.endswith("not read: d.json\n")
+    (tmp_path / "e.json").write_text('{"categories": [], "shapes": [], "imagePath": "a.png"}')
+    assert not looks_like_coco(tmp_path / "e.json")
+
+
 # ---- LIVECell ------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def livecell(tmp_path):

@@ -343,11 +343,17 @@ def test_a_table_of_classes_may_be_spelled_in_any_way(tmp_path, file, between):
     ("rows", "said"),
     [("mixed/a,0,HEK", "line 2: label is 0"), ("mixed/a,1.5,HEK", "line 2: label is 1.5"), ("mixed/a,x,HEK", "line 2"),
      ("mixed/a,1,HEK\nmixed/a.tif,1,N2a", "line 3: label 1 of mixed/a.tif has another class in line 2"),
+     ("mixed/a,1,HEK\na,1,N2a", "line 3: label 1 of mixed/a has another class in line 2"),
      ("mixed/a,1,Hela", "line 2: the source's label 'Hela'"), (",1,HEK", "line 2 names no file")],
 )  # fmt: skip
 def test_rows_that_cannot_be_meant_stop_with_their_line(tmp_path, rows, said):
     with pytest.raises(UserError, match=said):
         mixed(tmp_path, f"file,label,class\n{rows}\n")
+
+
+def test_rows_of_two_spellings_of_one_image_count_together(tmp_path):
+    items = mixed(tmp_path, "file,label,class\nmixed/a.tif,1,HEK\na,4,N2a\ntruth/mixed/a_masks,9,N2a\n")
+    assert items["mixed_a"].load().instances.class_ids.tolist() == [1, 2, 2]
 
 
 def test_rows_that_fit_nothing_are_set_aside_with_their_line(tmp_path):

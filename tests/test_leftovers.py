@@ -126,3 +126,19 @@ def test_labels_in_text_files_of_other_layouts_are_named(tmp_path):
         "labels/train/a.txt": "export them as COCO, with outlines", "images/train/b.xml": "set convert.source: voc",
         "images/train/c.json": "set convert.source: labelme", "all.json": "set convert.source: coco",
     }  # fmt: skip
+
+
+def test_a_link_to_a_folder_is_named_unless_it_leads_back(tmp_path):
+    root = write(tmp_path / "in", "HEK/a.tif", "HEK/a_masks.tif")
+    other = write(tmp_path / "other", "b.tif")
+    (root / "HEK" / "more").symlink_to(other)
+    (root / "HEK" / "back").symlink_to(root)
+    assert gathered(root)[1] == {"HEK/more": "is a link to a folder, and is not followed; put the folder itself there"}
+
+
+def test_text_called_as_labels_of_an_image_is_named(tmp_path):
+    root = write(
+        tmp_path / "in", "a.tif", "a_masks.tif", "b.tif", "b_annotations.xml", "b-labels.csv", "b.xml", "c_gt.txt"
+    )
+    aside = gathered(root)[1]
+    assert set(aside) == {"b.tif", "b_annotations.xml", "b-labels.csv"} and "not read" in aside["b-labels.csv"]

@@ -199,6 +199,20 @@ def test_tables_are_read_whole_or_not_at_all(tmp_path, content, said):
     assert read_table(tmp_path / "t.csv", ("a", "b"), tmp_path) == [{"a": "1", "b": "2"}]
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b,B \n1,2,3\n")
+    with pytest.raises(UserError, match="has 2 columns called b"):
+        read_table(tmp_path / "t.csv", ("a", "b"), tmp_path)
+
+
+def test_max_images_leaves_all_test_images_of_a_competition(capsys):
+    items = [SourceImage(f"a{k}", "HEK", "", "", "", int) for k in range(5)]
+    asked = [SourceImage(f"t{k}", "HEK", "", "test", "", int, bare=True, is_asked=True) for k in range(4)]
+    assert [item.image_id for item in thin(items + asked, 2)] == ["a0", "a4", "t0", "t1", "t2", "t3"]
+    assert "all 4 test images without truth stay" in capsys.readouterr().err
+    assert len(thin(asked, 2)) == 2 and not capsys.readouterr().err  # all to be predicted: no competition
+
+
 def test_what_a_link_points_to_must_lie_in_the_folder(tmp_path):  # fault 52
     root = tmp_path / "in"
     root.mkdir()
