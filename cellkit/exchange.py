@@ -1016,7 +1016,7 @@ def write_folder(
     """Write one file per image: a label TIFF or PNG, a ``_seg.npy`` file, or a ROI zip.
 
     Files are called ``<image_id><suffix>.tif`` (or .png) and ``<image_id>_rois.zip``; a ``_seg.npy`` file is called after
-    its picture, because that is how the GUI finds it.
+    its picture, because that is how the GUI finds it, and lies beside it where `folder` is the pictures' own.
 
     Parameters
     ----------
@@ -1046,13 +1046,12 @@ def write_folder(
         raise UserError(f"the suffix '{suffix}'", "a suffix such as _cp_masks is for the formats tif and png")
     names = [image_id_of(f"{record.image_id}.png") for record in records]
     check_ids(zip(names, [record.path for record in records], strict=True))
-    if form == "seg":
-        _refuse_twice([stem_of(record.path) for record in records], images)
     pictures = Pictures(images) if images is not None else None
+    beside = _beside(Path(folder), records, pictures) if form == "seg" else {}
     makers = list(made_by) or [""] * len(names)
     before = chosen_cells(folder) if any(makers) and form in ("tif", "png") else {}
     items = list(zip(names, records, instances, makers, strict=True))
-    write = partial(_write_one, Path(folder), tuple(classes), form, pictures, suffix)
+    write = partial(_write_one, Path(folder), tuple(classes), form, pictures, suffix, beside)
     done, failed = map_items(write, items, "write", name=lambda item: item[1].image_id)
     quarantined = [_in_a_line(item) for item in failed]
     if items and len(failed) == len(items):
@@ -1062,6 +1061,24 @@ def write_folder(
         _mark(Path(folder), f"{suffix}{FORMATS[form]}", kept, before)
     lost, left_out = (sum(pair[k] for pair in done if pair is not None) for k in (0, 1))
     return Written(len(items) - len(failed), lost, left_out, quarantined)
+
+
+def _picture_of(record: ImageRecord, pictures: Pictures) -> Path:
+    return pictures.find((Path(record.path).parent / stem_of(record.path)).as_posix())[0]
+
+
+def _beside(folder: Path, records: Sequence[ImageRecord], pictures: Pictures) -> dict[Path, Path]:
+    """Return {picture: its ``_seg.npy`` file}: beside it where `folder` is the pictures' own, else in `folder` itself; in the
+    pictures' folders below it where names repeat. Refuses two images of one picture, or two pictures of one file."""
+    found = []
+    for record in records:
+        with suppress(UserError):  # told where it is written
+            found.append(_picture_of(record, pictures))
+    names = [f"{picture.stem}_seg.npy" for picture in found]
+    below = [picture.relative_to(pictures.folder).parent / name for picture, name in zip(found, names, strict=True)]
+    apart = folder.resolve() == pictures.folder.resolve() or len({name.casefold() for name in names}) < len(set(found))
+    _refuse_twice([path.as_posix().removesuffix("_seg.npy") for path in below], pictures.folder)
+    return {picture: folder / (path if apart else path.name) for picture, path in zip(found, below, strict=True)}
 
 
 def _mark(folder: Path, ending: str, items: Sequence[tuple], before: dict[str, tuple]) -> None:
@@ -1081,7 +1098,7 @@ def _mark(folder: Path, ending: str, items: Sequence[tuple], before: dict[str, t
 
 
 def _write_one(
-    folder: Path, classes: tuple[str, ...], form: str, pictures, suffix: str, item: tuple
+    folder: Path, classes: tuple[str, ...], form: str, pictures, suffix: str, beside: dict[Path, Path], item: tuple
 ) -> tuple[int, int]:
     """Write one image; return how many cells lost pixels to others, and how many are left out because they have none."""
     from cellkit.labels import write_labels
@@ -1100,8 +1117,8 @@ def _write_one(
         refuse_changed(path, labels)
         (write_labels if form == "tif" else write_label_png)(path, labels, stamp_of(labels))
     else:
-        picture, _ = pictures.find((Path(record.path).parent / stem_of(record.path)).as_posix())
-        path = folder / f"{picture.stem}_seg.npy"
+        picture = _picture_of(record, pictures)
+        path = beside[picture]
         _refuse_corrections(path)
         refuse_changed(path, _painted(found)[1])
         write_seg(path, _read_picture(picture), found, classes, picture.name, made_by=maker, stamped=True)

@@ -770,6 +770,27 @@ def test_folders_come_back(tmp_path, pictures, form, suffix, names):
     assert side.instances == [made[0] if kept else made[0].with_classes(0), made[1]]
 
 
+@pytest.mark.parametrize(
+    ("names", "out", "files"),
+    [
+        (("HEK/0.ome", "N2a/0.ome"), "out", ["HEK/0.ome_seg.npy", "N2a/0.ome_seg.npy"]),  # one name in two folders
+        (("HEK/0.ome", "N2a/1.ome"), "out", ["0.ome_seg.npy", "1.ome_seg.npy"]),
+        (("HEK/0.ome", "N2a/1.ome"), "s", ["HEK/0.ome_seg.npy", "N2a/1.ome_seg.npy"]),  # beside the pictures
+    ],
+)
+@pytest.mark.parametrize("of_run", [False, True])
+def test_a_seg_file_goes_where_its_picture_tells(tmp_path, names, out, files, of_run):
+    for name in names:
+        write_labels(tmp_path / f"s/{name}.tif", TWO)
+    stems = [name.removesuffix(".ome").replace("/", "_" if of_run else "/") for name in names]
+    made = [ImageRecord(stem, f"images/{stem}.png" if of_run else f"{stem}.ome.tif", 3, 5) for stem in stems]
+    folder = tmp_path / out
+    assert write_folder(folder, made, [two()] * 2, CLASSES, "seg", tmp_path / "s").files == 2
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*_seg.npy")) == files
+    side, aside = read_folder(folder, "seg", tmp_path / "s")
+    assert ([r.path for r in side.records], side.instances, aside) == ([f"{n}.tif" for n in names], [two()] * 2, [])
+
+
 def test_a_single_roi_is_read_where_its_picture_is_given(tmp_path, pictures):
     made = write_rois(tmp_path / "rois.zip", two()[:1], CLASSES)
     with zipfile.ZipFile(made) as archive:
