@@ -37,9 +37,29 @@ FILLERS = {
     "private",
 }
 END, BEGIN = r"(?=$|[ _.\-])", r"(?:^|[ _.\-]+)"
-FRAME = re.compile(rf"{BEGIN}(?:t|tp|time|timepoint|frame|z|slice|plane)[ _\-=]?\d+{END}", re.IGNORECASE)
-SITE = re.compile(rf"{BEGIN}(?:s|site|f|fld|field|fov|p|pos|position|xy)[ _\-=]?\d+{END}", re.IGNORECASE)
-WELL = re.compile(rf"{BEGIN}[A-P](?:0?[1-9]|1\d|2[0-4]){END}")
+PLACE = r"x[=_\-]*\d+(?:-\d+)?[ _,\-]*y[=_\-]*\d+(?:-\d+)?|y[=_\-]*\d+(?:-\d+)?[ _,\-]*x[=_\-]*\d+(?:-\d+)?"
+CLOCK = r"(?:\d+y\d+m\d+d_|\d+d)\d+h\d+m(?:\d+s)?"  # IncuCyte: 00d04h00m, 2024y03m01d_12h30m
+FRAME = re.compile(
+    rf"{BEGIN}(?:(?:t|tp|time|timepoint|frame|z|slice|plane)[ _\-=]?\d+|{PLACE}|{CLOCK}){END}"
+    rf"|(?<=[^\W_])(?:frame|timepoint)\d+{END}|(?<=\d)(?!(?<=3)t3)(?:time|slice|plane|[tz](?=\d\d\d))\d+{END}"
+    r"| ?\[[^\[\]]*\bx=\d+,y=\d+[^\[\]]*\]",  # QuPath: slide [x=0,y=512,w=512,h=512]
+    re.IGNORECASE,
+)
+TILE = re.compile(rf"{BEGIN}(?:tile|patch|crop)[ _\-=]?\d+(?:[ _\-]\d+)?{END}", re.IGNORECASE)
+SITES = r"(?:s|site|f|fld|field|fov|p|pos|position|xy)[ _\-=]?\d+"
+SITE = re.compile(rf"{BEGIN}{SITES}{END}", re.IGNORECASE)
+# in lower case a position must follow for it to be a well; B16-F10 is a cell line
+WELL = re.compile(
+    rf"(?<![Bb]16){BEGIN}(?![Bb]16[ _.\-]?[Ff]10?{END})(?:[A-P](?:0?[1-9]|1\d|2[0-4]){END}"
+    rf"|[a-p](?:0[1-9]|1\d|2[0-4])(?=[ _.\-]+(?i:{SITES}){END})"
+    rf"|(?i:well|slide|dish|coverslip|donor|patient|mouse)[ _\-]?\d+{END})"
+)
+GLUED = re.compile(  # Nikon's xy01t001c1, Zeiss' s1t02z3, Cellomics' A01f00d0
+    rf"{BEGIN}(?:[A-P]\d\d(?=[fs]\d)|(?i:xy|tp|[fmpstz])\d+)(?:(?i:xy|tp|[cdfmpstwz])\d+)+{END}"
+)
+GUID = re.compile(r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}", re.IGNORECASE)  # MetaXpress, after w1
+VOYAGER = re.compile(r"(?P<well>.+)_T\d{4}F\d{3}L\d+A\d+Z\d+C\d+", re.IGNORECASE)
+INCUCYTE = re.compile(rf"(?P<well>(?:.*[ _\-])?[A-P]\d{{1,2}})_\d+_{CLOCK}(?:_\d+)?", re.IGNORECASE)
 HARMONY = re.compile(r"(?P<well>r\d+c\d+)f\d+(?:p\d+)?-(?P<channel>ch\d+)\w*", re.IGNORECASE)
 STAINS = (r"dapi|hoechst\d*|[ey]?gfp|egfp|yfp|cfp|rfp|m?cherry|fitc|tritc|cy\d(?:\.5)?|texas[ ]?red|alexa[ ]?\d+|af\d{3}|"
           r"phalloidin|actin|tubulin|bf|brightfield|dic|phase")  # fmt: skip
@@ -117,19 +137,31 @@ def _only_split(words: Iterable[str]) -> str:
 
 # ---- files that belong together ------------------------------------------------------------------------------------
 def series_of(stem: str) -> str | None:
-    """Return what the names of the frames of one series share: times, z planes, and positions of one well.
+    """Return what the names of one series share: times, z planes, tiles of one slide, and positions of one well.
 
-    None where a name tells no time, plane or position. That files belong together is known only when several share it.
+    None where a name tells none of these. That files belong together is known only when several share it. A bare number at
+    the end may count anything, so it tells nothing; nor does a tile of nothing that has a name.
 
     Examples
     --------
     >>> series_of("movie_t001"), series_of("cells_z03_c1"), series_of("A01_s2"), series_of("cells_s2")
     ('movie', 'cells_c1', 'A01', None)
+    >>> series_of("BV2_Phase_A4_2_03d00h00m_1"), series_of("P1_A01_T0001F001L01A01Z01C01"), series_of("stack_a01_s1")
+    ('BV2_Phase_A4', 'P1_A01', 'stack_a01')
+    >>> series_of("exp_xy01t001c1"), series_of("donor1frame003"), series_of("slide1_tile_01"), series_of("img1_x0_y512")
+    ('exp_xy01_c1', 'donor1', 'slide1', 'img1')
+    >>> [series_of(name) for name in ("cell_12", "A01_3", "nih3t3_01", "C2C12_s1", "B16-F10_s1", "img_tile_01", "exp_a01_2")]
+    [None, None, None, None, None, None, None]
     """
-    harmony = HARMONY.fullmatch(stem)
-    if harmony:
-        return harmony["well"]
+    for vendor in (HARMONY, VOYAGER, INCUCYTE):
+        if found := vendor.fullmatch(stem):
+            return found["well"]
+    stem = GUID.sub("", stem)
+    stem = GLUED.sub(lambda word: re.sub(r"(?<=\d)(?=[A-Za-z])", "_", word[0]), stem)
     shared = FRAME.sub("", stem)
+    whole = TILE.sub("", shared)
+    if any(word not in FILLERS and word not in SPLIT_NAMES for word in re.findall(r"[^\W_]+", whole.lower())):
+        shared = whole
     well = WELL.search(shared)
     if well:  # a position is told after its well: what stands before may be a plate
         shared = shared[: well.end()] + SITE.sub("", shared[well.end() :])
