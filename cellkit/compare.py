@@ -7,6 +7,7 @@ no score.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cellkit.errors import UserError, nearest
+from cellkit.filenames import plain, series_of, split_of_folder
 from cellkit.instances import Instances
 from cellkit.naming import best_pairs, ids_of, plain_stem, same, stem_of
 from cellkit.records import ImageRecord
@@ -481,6 +483,45 @@ def without_proposed(truth: Side, found: Side) -> tuple[Side, Side, list[str]]:
     return (truth.subset(kept), found.subset(kept), left) if left else (truth, found, [])
 
 
+def name_groups(side: Side) -> tuple[Side, str]:
+    """Group the images of a side that tells no group: by the well or series in their names, else by their folders.
+
+    Images of one well or movie resemble each other: what is drawn for an interval is the whole of it. A group is known only
+    where several images share it. Folders called after a split or a class are none, nor those beside a ``classes.csv``, which
+    are cell lines.
+
+    Returns
+    -------
+    side : Side
+    told : str
+        What the groups were told by; "" where the images have groups already, or none.
+    """
+    if any(record.group for record in side.records):
+        return side, ""
+    lines = (side.path / "classes.csv").is_file()
+    no_group = {plain(name) for name in (*side.classes, *(record.cell_type for record in side.records), "mixed")}
+    keys = []
+    for record in side.records:
+        *parts, name = record.path.replace("\\", "/").split("/")
+        parts = [part for part in parts if not split_of_folder(part) and plain(part) not in no_group]
+        series = series_of(plain_stem(name))
+        keys.append(
+            ("/".join([*parts, series or "series"]) if series is not None else "", "" if lines else "/".join(parts))
+        )
+    named, placed = (Counter(filter(None, column)) for column in zip(*keys, strict=True)) if keys else ({}, {})
+    if len({folder for _, folder in keys}) < 2:
+        placed = Counter()
+    groups = [a if named[a] > 1 else b if placed[b] > 1 else "" for a, b in keys]
+    if not any(groups):
+        return side, ""
+    by = " and ".join(
+        ["names"] * (max(named.values(), default=0) > 1) + ["folders"] * any(g in placed for g in groups if g)
+    )
+    group, count = min(Counter(filter(None, groups)).items())
+    records = [replace(record, group=group) for record, group in zip(side.records, groups, strict=True)]
+    return replace(side, records=records), f"told by {by} (e.g. {group}: {count} images)"
+
+
 # ---- the score -----------------------------------------------------------------------------------------------------
 def score_sides(
     truth: Side,
@@ -490,6 +531,8 @@ def score_sides(
     bootstrap: int | None = None,
 ) -> dict[str, Any]:
     """Score two matched sides under the named conventions; see `cellkit.scores.compare_conventions`.
+
+    Intervals are drawn by groups: those of the truth, else those that names and folders tell (`name_groups`).
 
     Crowd regions of the truth count for coco alone, where they absorb what lies in them.
 
@@ -501,6 +544,7 @@ def score_sides(
     from cellkit.scores import BOOTSTRAP, compare_conventions
 
     truth, found, proposed = without_proposed(truth, found)
+    truth, groups_told = name_groups(truth)
     if by in ("cell_type", "group", "split") and not any(getattr(record, by) for record in truth.records):
         raise UserError(f"no image of {truth.path} tells its {by}", "give a COCO file that cellkit wrote as the truth")
     if by == "class_name" and not truth.classes:
@@ -513,7 +557,9 @@ def score_sides(
         crowd = [np.arange(len(all_)) >= len(own) for all_, own in zip(joined, truth.instances, strict=True)]
         once = compare_conventions(joined, found.instances, classes=truth.classes, conventions=["coco"], crowd=crowd)
         result["conventions"]["coco"] = once["conventions"]["coco"]
-    told = {"not_scored": {"proposed": proposed}} if proposed else {}
+    told = ({"not_scored": {"proposed": proposed}} if proposed else {}) | (
+        {"groups_told": groups_told} if groups_told else {}
+    )
     return result | {"truth_cells": truth.cells, "found_cells": found.cells} | told
 
 
@@ -542,6 +588,7 @@ def compare_models(
     kept = {record.image_id for record in shared.records}
     places = [k for k, record in enumerate(truth.records) if record.image_id in kept]
     judged, other, _ = without_proposed(shared, other)
+    judged, _ = name_groups(judged)
     found = without_proposed(shared, found.subset(places))[1]
     tables = [score_table(judged.instances, side.instances, judged.records) for side in (other, found)]
     told = paired_bootstrap(*tables, n=BOOTSTRAP if bootstrap is None else bootstrap)
@@ -584,7 +631,8 @@ def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
 def _intervals_of(result: Mapping[str, Any]) -> list[str]:
     """Return a line that says what the intervals were drawn from."""
     told = {convention["interval_of"] for convention in result["conventions"].values() if "interval_of" in convention}
-    return [f"intervals: 95 %, over {', '.join(sorted(told))}"] if told else []
+    by = f", {result['groups_told']}" if "groups_told" in result else ""
+    return [f"intervals: 95 %, over {', '.join(sorted(told))}{by}"] if told else []
 
 
 def _shown(score: float | None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from cellkit.__main__ import main
 from cellkit.coco import write_coco, write_results
 from cellkit.compare import (
+    Side,
     compare_models,
     image_shapes,
     is_results,
     match_sides,
+    name_groups,
     read_side,
     score_sides,
     tell_scores,
@@ -542,3 +545,46 @@ def test_proposals_stay_proposals_on_the_way_through_coco(tmp_path, said):
         assert said("coco", source, "-o", out)[0] == 0
         images = read_json(out)["images"]
         assert [image.get("labels") for image in images] == ["proposed", "corrected", None]
+
+
+# ---- groups that names and folders tell ----------------------------------------------------------------------------
+def side_of(*paths, **how):
+    records = [ImageRecord(plain_stem(path), path, 2, 5, **how) for path in paths]
+    return Side(Path("nowhere"), records, [B] * len(records), (), [], [])
+
+
+@pytest.mark.parametrize(
+    ("paths", "groups", "told"),
+    [
+        (["A01_s1.tif", "A01_s2.tif", "B02_s1.tif", "B02_s2_masks.tif"], ["A01", "A01", "B02", "B02"], "names (e.g. A01: 2"),
+        (["m1_t001", "m1_t002", "m2_t001", "other"], ["m1", "m1", "", ""], "names"),
+        (["m1/t001.png", "m1/t002.png", "m2/t001.png", "m2/t002.png"], ["m1/series"] * 2 + ["m2/series"] * 2, "names"),
+        (["train/d1/a.png", "test/d1/b.png", "test/d2/c.png"], ["d1", "d1", ""], "folders (e.g. d1: 2 images)"),
+        (["p1/A01_s1.tif", "p1/A01_s2.tif", "p2/x.tif", "p2/y.tif"], ["p1/A01", "p1/A01", "p2", "p2"], "names and folders"),
+        (["images/a.png", "images/b.png"], ["", ""], ""),
+        (["1/a.png", "2/b.png"], ["", ""], ""),
+        (["HEK_HEK_01", "HEK_HEK_02", "mixed_mixed_03", "nih3t3_dna-16", "u2os_dna-5", "train_0012", "train_0013", "val_0189"],
+         [""] * 8, ""),
+    ],
+)  # fmt: skip
+def test_names_and_folders_tell_groups_where_several_images_share_one(paths, groups, told):
+    side, by = name_groups(side_of(*paths))
+    assert [record.group for record in side.records] == groups
+    assert told in by and bool(by) == any(groups)
+
+
+def test_folders_of_cell_lines_and_groups_that_are_told_are_kept_as_they_are(tmp_path):
+    paths = ("HEK/a.png", "HEK/b.png", "N2a/c.png", "N2a/d.png")
+    for side in (replace(side_of(*paths), classes=CLASSES), side_of(*paths, group="donor 1")):
+        assert name_groups(side) == (side, "")
+    (tmp_path / "classes.csv").write_text("file,label,class\n")
+    assert name_groups(replace(side_of(*paths), path=tmp_path))[1] == ""
+
+
+def test_the_score_of_two_folders_draws_whole_wells_and_says_so(tmp_path):
+    images = {f"{well}_s{site}": B for well in ("A01", "A02", "B01", "B02") for site in (1, 2)}
+    truth, found = read_side(labels_at(tmp_path / "t", **images)), read_side(labels_at(tmp_path / "p", **images))
+    result = score_sides(*match_sides(truth, found), ["kaggle"], bootstrap=20)
+    assert result["conventions"]["kaggle"]["interval_of"] == "4 groups (few)"
+    assert "intervals: 95 %, over 4 groups (few), told by names (e.g. A01: 2 images)\n" in tell_scores(result, "t", "p")
+    assert "8 images of 4 groups (few)" in compare_models(truth, found, found, bootstrap=20)["sentence"]
