@@ -129,7 +129,7 @@ def _tell_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], 
     """Say on stderr what of a folder of corrections is not used, and what in it nobody has changed."""
     lines = [f"{use}: {item.item} is not used: {item.reason}" for item in unused]
     if beside:
-        lines.append(f"{use}: pictures and by-products, no labels: {', '.join(beside)}")
+        lines.append(f"{use}: pictures, by-products and copies of a proposal, no labels: {', '.join(beside)}")
     if unchanged:
         names = ", ".join(unchanged)
         lines.append(

@@ -96,7 +96,7 @@ def read_corrections(
     unused : list of Quarantined
         Every file that is not used, and why.
     beside : list of str
-        Pictures of the images and by-products of Cellpose, which are no labels.
+        Pictures of the images, by-products of Cellpose, and copies of the proposal beside a correction: no labels.
 
     Raises
     ------
@@ -268,19 +268,19 @@ def _without(stem: str, endings: Sequence[str]) -> list[str]:
 def _choose(
     files: Sequence[tuple[str, Path]], record: ImageRecord, proposal: Instances, copied: Mapping[str, tuple]
 ) -> tuple[Correction | None, list[tuple[Path, str]], list[Path]]:
-    """Return the correction of an image, the files that are refused or not needed and why, and its pictures."""
+    """Return the correction of an image, the files that are refused and why, and its pictures and copies of a proposal."""
     from cellkit.labels import refuse_foreground
 
     read, refused, pictures = [], [], []
     for kind, path in sorted(files, key=lambda pair: (ORDER.index(pair[0]), pair[1].suffix.lower() == ".png", pair[1])):
         try:
-            cells, labels, saved = _read(kind, path, record)
+            cells, labels, saved, marked = _read(kind, path, record)
         except UserError as error:
             why = "; ".join(str(error).splitlines())
             pictures.append(path) if kind == "plain" and len(files) > 1 else refused.append((path, why))
             continue
         _, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
-        ours = maker if maker and sha256_file(path) == sha256 else ""
+        ours = maker if maker and sha256_file(path) == sha256 else marked
         by_person = ours in ("truth", "corrected") or not ours and (saved or not same_cells(cells, proposal))
         try:
             if kind != "roi" and by_person and not ours:
@@ -295,6 +295,8 @@ def _choose(
     if not read:
         return None, refused, pictures
     by_person = [one for one in read if one.by_person] or read[:1]
+    if by_person[0].by_person:
+        pictures += [one.path for one in read if not one.by_person]
     if all(same_cells(one.cells, by_person[0].cells) for one in by_person):
         return by_person[0], refused, pictures
     for one in by_person:
@@ -303,25 +305,28 @@ def _choose(
     return None, refused, pictures
 
 
-def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.ndarray, bool]:
-    """Return the cells of a file, the label image, and whether a label tool saved it; refuse those of another size."""
-    from cellkit.exchange import read_rois, read_seg, written_here
+def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.ndarray, bool, str]:
+    """Return the cells of a file, the label image, whether a label tool saved it, and who made the cells where cellkit wrote
+    that into it and nobody changed it; refuse those of another size."""
+    from cellkit.exchange import read_rois, read_seg, rois_made_by, written_here
     from cellkit.labels import read_labels
+    from cellkit.stamps import as_written
 
     shape = record.height_px, record.width_px
-    saved = kind in ("seg", "roi") and not written_here(path)
+    saved, maker = kind in ("seg", "roi") and not written_here(path), ""
     if kind == "seg":
         seg = read_seg(path)
         cells, labels = seg.instances, seg.labels
+        maker = seg.made_by if not saved and as_written(path) else ""
     elif kind == "roi":
         cells = read_rois(path, shape).instances
-        labels = cells.paint()
+        labels, maker = cells.paint(), rois_made_by(path)
     else:
         labels = read_labels(path)
         cells = Instances.from_labels(labels)
     if cells.shape != shape:
         raise UserError(f"{path.name} is {cells.shape}, {record.path} is {shape} px", "label this very image")
-    return cells.with_classes(0).with_scores(1.0), labels, saved
+    return cells.with_classes(0).with_scores(1.0), labels, saved, maker
 
 
 def same_cells(a: Instances, b: Instances) -> bool:

@@ -586,6 +586,11 @@ def _comment(path: str | Path) -> dict[str, str]:
     return {k: v for k, v in said.items() if k in SAID and isinstance(v, str)} if isinstance(said, dict) else {}
 
 
+def rois_made_by(path: str | Path) -> str:
+    """Return who made the cells of a zip of ROIs that cellkit wrote and ImageJ did not save since, "" where it is not told."""
+    return _whose(_comment(path).get("cellkit.labels"))
+
+
 def _agreed(said: list[dict[str, str]], shape: tuple[int, int] | None, path) -> tuple[tuple[int, int], tuple[str, ...]]:
     """Return the size of the image and the classes that the ROIs agree on."""
     sizes, tables = ({told[key] for told in said if key in told} for key in ("cellkit.shape", "cellkit.classes"))
@@ -993,7 +998,7 @@ def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, .
         found, names, maker = seg.instances, seg.classes, seg.made_by
     else:
         rois = read_rois(file, shape, aside)
-        found, names, maker = rois.instances, rois.classes, _whose(_comment(file).get("cellkit.labels"))
+        found, names, maker = rois.instances, rois.classes, rois_made_by(file)
     if shape is not None and found.shape != shape:
         raise UserError(
             f"{file} is {found.shape[0]} x {found.shape[1]} px, its picture {shape[0]} x {shape[1]}",

@@ -8,7 +8,7 @@ from cellkit.annotate import choose_labels, write_chosen
 from cellkit.corrections import read_corrections, same_cells
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
-from cellkit.exchange import write_label_png, write_rois, write_seg
+from cellkit.exchange import write_folder, write_label_png, write_rois, write_seg
 from cellkit.instances import Instances
 from cellkit.labels import write_labels
 from cellkit.records import ImageRecord
@@ -176,8 +176,21 @@ def test_a_copied_label_folder_tells_what_was_changed_in_it(images, proposals, f
 def test_of_two_files_the_one_that_was_changed_is_used(images, proposals, folder):
     write_labels(folder / "HEK_a.tif", PROPOSED)
     by_fiji(folder, "HEK_a")
-    corrections, unused, _ = read_corrections(images, proposals, folder)
-    assert (corrections["HEK_a"].path.name, unused) == ("HEK_a_rois.zip", [])
+    corrections, unused, beside = read_corrections(images, proposals, folder)
+    assert (corrections["HEK_a"].path.name, unused, beside) == ("HEK_a_rois.zip", [], ["HEK_a.tif"])
+
+
+@pytest.mark.parametrize("form", ["tif", "seg", "roi"])
+def test_what_another_model_proposed_is_no_correction_until_somebody_changes_it(
+    images, proposals, folder, tmp_path, form
+):
+    other = [Instances.from_labels(cells(5))] * 3
+    for name in NAMES:
+        write_label_png(tmp_path / f"p/{name}.png", TRUE)
+    write_folder(folder, images.records, other, (), form, tmp_path / "p", made_by=["proposed"] * 3)
+    by_fiji(folder, "HEK_b")
+    seen = read_corrections(images, proposals, folder)[0]
+    assert [name for name in NAMES if seen[name].by_person] == ["HEK_b"]
 
 
 @pytest.mark.parametrize("name", ["HEK_a.tif", "HEK_a_masks.tif", "HEK_a.png"])
