@@ -16,11 +16,12 @@ import numpy as np
 
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
-from cellkit.filenames import plain, split_of_folder, split_of_folders
+from cellkit.filenames import plain, split_of_folders
 from cellkit.files import decoded
 from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
+    IMAGE_FOLDERS,
     MIXED,
     PICTURE_SUFFIXES,
     TIFF_SUFFIXES,
@@ -37,17 +38,16 @@ from cellkit.listing import (
     list_files,
     load_picture,
     only_class,
-    read_split_lists,
     read_table,
     refuse,
     refuse_several,
     stem_of,
 )
+from cellkit.ownsplit import read_own_lists, split_word
 
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 NAME_COLUMNS, LABEL_COLUMNS = ("image", "filename", "image_name"), ("label", "class")
 LARGEST_FRACTION, SMALLEST_PIXELS = 1.0, 2.0
-VOC_LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets", "ImageSets/Segmentation")
 MOST_XML_BYTES = 10_000_000
 
 
@@ -63,44 +63,50 @@ def read_voc(root: Path, config) -> Iterator[SourceImage]:
     """Pascal VOC: ``Annotations/*.xml`` and ``JPEGImages/``; boxes are 1-based and include both ends.
 
     ``train.txt``, ``val.txt`` and ``test.txt`` (in the folder or in ``ImageSets/Main``) are the split; an image in none of
-    them is left out of it. Where there is no list of test images, ``config.split.test`` of the training images become test.
+    them is left out of it; ``trainval.txt`` is the training images that ``val.txt`` does not name. Where there is no list of
+    validation or of test images, their share of ``config.split`` is taken from the training images. Without a folder
+    ``Annotations`` the files lie beside their pictures (``train/a.xml``, ``train/a.jpg``), whose folders tell the split.
     """
     root = Path(root)
-    folder = root / "Annotations"
+    folder = _voc_folder(root)
     files = {paths[0].stem: paths for paths in by_stem(folder, (".xml",)).values()}
-    split_of = read_split_lists(_voc_lists(root), root)
+    split_of = read_own_lists(root)
     items = []
     for stem in sorted({*files, *split_of}):
-        split = split_of.get(stem, UNUSED if split_of else "")
         found = files.get(stem, [])
         path = next(iter(found), None)
+        folders = path.relative_to(root).parts[:-1] if path else ()
+        split = split_of.get(stem, UNUSED) if split_of else split_of_folders(folders)
         boxes = _read_voc_safely(root, path) if len(found) == 1 else None
         for box in boxes or ():
             known_class(box.label, config)
         loader = partial(_load_voc, root, path, config) if path else partial(_no_annotation, stem)
         loader = refuse_several(root, found) or loader
         source = path.relative_to(root).as_posix() if path else f"JPEGImages/{stem}"
-        picture = _voc_picture(root, stem)
+        picture = _voc_picture(root, stem, path)
         image_id, used = image_id_of(f"{stem}.jpg"), tuple(file for file in (picture, *found) if file)
         line = only_class(config) or MIXED
         items.append(SourceImage(image_id, line, "", split, source, loader, stem, files=used))
     yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
-def _voc_lists(root: Path) -> list[tuple[Path, str]]:
-    """Return the lists called after a split, (path, split), of the first folder that has any."""
-    for folder in VOC_LIST_FOLDERS:
-        found = [
-            (path, split) for path in sorted((root / folder).glob("*.txt")) if (split := split_of_folder(path.stem))
-        ]
-        if found:
-            return found
-    return []
+def _voc_folder(root: Path) -> Path:
+    """Return the folder of the annotations, in any spelling; without one, the data folder."""
+    folders = sorted(child for child in root.iterdir() if child.is_dir()) if root.is_dir() else []
+    return next((child for child in folders if plain(child.name) == "annotations"), root)
 
 
-def _voc_picture(root: Path, stem: str) -> Path | None:
+def _find_voc_picture(root: Path, stem: str, path: Path | None) -> Path | None:
+    """Return the picture in ``JPEGImages``; without such a folder beside its annotations, or in ``images`` beside theirs."""
+    places = [root / "JPEGImages"]
+    if path is not None and not places[0].is_dir():
+        places = [path.parent, *(path.parent.parent / name for name in IMAGE_FOLDERS)]
+    return next((found for place in places if (found := find_picture(place, stem))), None)
+
+
+def _voc_picture(root: Path, stem: str, path: Path | None) -> Path | None:
     try:
-        return find_picture(root / "JPEGImages", stem)
+        return _find_voc_picture(root, stem, path)
     except UserError:
         return None  # said where the image is loaded
 
@@ -119,9 +125,7 @@ def _read_voc_safely(root: Path, path: Path) -> list[Box] | None:
 
 def voc_labels(root: Path) -> set[str]:
     """Return the labels that the files of a Pascal VOC set name."""
-    found = [
-        _read_voc_safely(root, path) or [] for path in list_files(root / "Annotations", (".xml",), keep_labels=True)
-    ]
+    found = [_read_voc_safely(root, path) or [] for path in list_files(_voc_folder(root), (".xml",), keep_labels=True)]
     return {box.label for boxes in found for box in boxes}
 
 
@@ -154,9 +158,10 @@ def _voc_box(item) -> Box:
 
 def _load_voc(root: Path, path: Path, config) -> Loaded:
     stated, boxes = _read_voc_file(root, path)
-    picture = find_picture(root / "JPEGImages", path.stem)
+    picture = _find_voc_picture(root, path.stem, path)
     if picture is None:
-        raise UserError(f"{path.name} has no picture JPEGImages/{path.stem}.*", "add the picture, or remove the file")
+        where = "JPEGImages" if (root / "JPEGImages").is_dir() else path.parent.relative_to(root).as_posix()
+        raise UserError(f"{path.name} has no picture {where}/{path.stem}.*", "add the picture, or remove the file")
     made = load_picture(root, picture, config)
     shape = made.image.shape[:2]
     if stated not in (None, (0, 0), shape):
@@ -173,11 +178,12 @@ def read_box_csv(root: Path, config) -> Iterator[SourceImage]:
     """One CSV table of boxes (image, xmin, ymin, xmax, ymax, label) and the pictures it names.
 
     The numbers are edges from the upper left corner of the image: fractions of its width and height, or px. Which of the
-    two, ``config.box_units`` says; else `units_of` tells it from all numbers of the table, or refuses.
+    two, ``config.box_units`` says; else `units_of` tells it from all numbers of the table, or refuses. A column ``split``
+    is the split of its images, before the folder of a picture.
     """
     root = Path(root)
     path = find_table(root)
-    boxes_of, units = _boxes_by_image(path, config.box_units)
+    boxes_of, units, split_of = _boxes_by_image(path, config.box_units)
     for label in sorted({box.label for boxes in boxes_of.values() for box in boxes}):
         known_class(label, config)
     pictures = _pictures_by_name(root)
@@ -194,6 +200,7 @@ def read_box_csv(root: Path, config) -> Iterator[SourceImage]:
         source = picture.relative_to(root).as_posix() if picture else name
         source += f", boxes in {units}" if boxes is not None else ""
         split = split_of_folders(picture.relative_to(root).parts[:-1]) if picture else ""
+        split = split_of.get(named.get(key), "") or split
         used = (picture,) if picture else ()
         line = only_class(config) or MIXED
         own_id, bare = stem_of(Path(name)), boxes is None
@@ -241,21 +248,25 @@ def _column(row: dict, choices: tuple[str, ...], what: str) -> str:
     return name
 
 
-def _boxes_by_image(path: Path, units: str | None) -> tuple[dict[str, list[Box]], str]:
-    """Return {picture name: boxes} and the units."""
+def _boxes_by_image(path: Path, units: str | None) -> tuple[dict[str, list[Box]], str, dict[str, str]]:
+    """Return {picture name: boxes}, the units, and {picture name: split} where a column tells it."""
     rows = read_table(path, BOX_COLUMNS, path.parent)
     if not rows:
         raise UserError(f"{path} has no rows", "use the table as it came")
     image, label = _column(rows[0], NAME_COLUMNS, "image"), _column(rows[0], LABEL_COLUMNS, "label")
     boxes: dict[str, list[Box]] = defaultdict(list)
+    split_of: dict[str, str] = {}
     for line, row in enumerate(rows, 2):
+        split = split_word(row, f"{path} line {line}")
+        if split_of.setdefault(row[image], split) != split:
+            raise UserError(f"{path} line {line}: {row[image]} has another split above", "give each image one split")
         try:
             edges = tuple(float(row[key]) for key in BOX_COLUMNS)
         except ValueError as error:
             raise UserError(f"{path} line {line}: {error}", f"{', '.join(BOX_COLUMNS)} are numbers") from error
         boxes[row[image]].append(Box(row[label], edges))
     edges = np.array([box.edges for some in boxes.values() for box in some])
-    return boxes, units or units_of(edges, path)
+    return boxes, units or units_of(edges, path), split_of
 
 
 def units_of(edges: np.ndarray, path: Path | str = "the table") -> str:

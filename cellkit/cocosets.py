@@ -20,7 +20,7 @@ import numpy as np
 from cellkit.conventions import key_of, to_plain
 from cellkit.convert import image_id_of
 from cellkit.errors import UserError
-from cellkit.filenames import plain, split_of_file, split_of_folder, split_of_folders
+from cellkit.filenames import plain, split_of_file, split_of_folders
 from cellkit.files import decoded
 from cellkit.leftovers import MOST_NAMED, leftovers
 from cellkit.listing import (
@@ -43,6 +43,7 @@ from cellkit.listing import (
     refuse,
     stem_of,
 )
+from cellkit.ownsplit import split_word
 
 HEAD_BYTES = 65_536
 COCO_KEY = re.compile(r'"(images|annotations|categories|shapes)"\s*:')  # "shapes" is LabelMe's
@@ -53,7 +54,8 @@ LIVECELL_NAME = re.compile(r"(?P<line>[^_/]+)_Phase_(?P<well>[A-Z]\d{1,2})_")
 def read_coco_set(root: Path, config) -> Iterator[SourceImage]:
     """COCO files (``*.json``) and the pictures they name, which lie anywhere below the folder.
 
-    A file called after train, val or test, or in a folder called so, is that split; else the folder of a picture tells it.
+    A file called after train, val or test, or in a folder called so, is that split; else the ``split`` (``subset``, ``set``)
+    of an image tells it, else the folder of the picture.
     Classes are told by the names of the categories. Files that cellkit
     wrote bring back cell type, group and split. A file with boxes and no masks gives boxes. Crowd regions are left out.
     """
@@ -292,7 +294,7 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
     told = str(entry.get("cell_type") or "")
     cell_type = {plain(name): name for name in (*config.classes, MIXED)}.get(plain(told)) or only_class(config) or MIXED
     cell_type, group = line or (cell_type, str(entry.get("group") or ""))
-    split = sheet.split or split_of_folder(str(entry.get("split") or ""))
+    split = sheet.split or split_word(entry, f"{sheet.path.name} image {entry.get('id')}")
     files: tuple[Path, ...] = ()
     try:
         path = Path(os.path.normpath(pictures.find(named, sheet.path, sheet.split)))

@@ -58,6 +58,7 @@ from cellkit.listing import (
     stem_of,
     unknown_class,
 )  # fmt: skip
+from cellkit.ownsplit import with_own_split
 from cellkit.readers import PICTURE_SUFFIXES, only_headers, open_file, why_unread
 
 MIN_PIECE_PX = 50
@@ -88,7 +89,8 @@ def read_folder(root: Path, config) -> Iterator[SourceImage]:
     A label image is ``a_masks.tif`` or ``.png`` beside ``a.png`` (also _cp_masks, _labels, _label, _mask, _seg.npy), or
     lies under ``labels/`` or ``masks/`` in place of ``images/`` (``<root>/images/x/a.png``, ``<root>/labels/x/a.tif``), or
     below ``<root>/labels/`` at the same relative path. A stack of labels has a plane for each frame of its file. Folders
-    called train, val and test are the split; a folder called after a class is the cell type, and mixed images are test
+    called train, val and test are the split, else lists (``train.txt``, ...) or a table with a column ``split`` in the data
+    folder; a folder called after a class is the cell type, and mixed images are test
     images; other folders are the group.
 
     With ``config.pair`` = [img, mask] the images are the files with "img" in their name, and ``img2d.tif`` has its labels
@@ -126,7 +128,9 @@ def _read_pictures(root: Path, config, folders_are_classes: bool = False) -> Ite
         table.keys |= dict.fromkeys(files_of(image), _key_of(path.relative_to(root).as_posix()))
         for item in frames_of(image, root, config, label_of, table.rows_of):
             items.append(_with_seg(item, labels.seg_of(path, item), root, path, config))
-    left = [*table.unmatched(items), *leftovers(root, items, labels.used | table.files, labels.looked_for(items))]
+    items, lists = with_own_split(items, root, config)
+    also_used = labels.used | table.files | set(lists)
+    left = [*table.unmatched(items), *leftovers(root, items, also_used, labels.looked_for(items))]
     if folders_are_classes:
         left += odd_folders([item for item in items if table.key(item) not in table.asked.values()], items, config)
     _refuse_doubtful_splits(items, config)

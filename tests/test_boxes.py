@@ -84,6 +84,50 @@ def test_voc_lists_are_the_split_and_test_is_carved_from_train(tmp_path):
         listed(tmp_path, cfg)
 
 
+def test_voc_with_a_list_of_training_and_validation_images_uses_both(tmp_path):
+    for k in range(12):
+        voc(tmp_path, f"i{k:02d}", ("RBC", 1, 1, 4, 4))
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    for name, numbers in (("trainval", range(8)), ("test", range(8, 12))):
+        (tmp_path / f"ImageSets/Main/{name}.txt").write_text("".join(f"i{k:02d}\n" for k in numbers))
+    split = Counter(item.split for item in listed(tmp_path, config("voc")).values())
+    assert split["test"] == 4 and split["train"] + split["val"] == 8 and split["val"]
+
+
+@pytest.mark.parametrize("place", ["{}/{}", "annotations/{}/{}"])
+def test_voc_files_beside_their_pictures_have_the_split_of_their_folder(tmp_path, place):
+    for k, folder in enumerate(("train", "valid", "test")):
+        path = tmp_path / f"{place.format(folder, f'i{k}')}.xml"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"<annotation>{OBJECT.format('RBC', 1, 1, 4, 4)}</annotation>")
+        picture(path.with_suffix(".png"))
+    items = listed(tmp_path, config("voc"))
+    assert [items[f"i{k}"].split for k in range(3)] == ["train", "val", "test"] and len(items) == 3
+    assert len(items["i0"].load().instances) == 1
+    (tmp_path / place.format("train", "i0.png")).unlink()
+    with pytest.raises(UserError, match="i0.xml has no picture .*train/i0"):
+        listed(tmp_path, config("voc"))["i0"].load()
+
+
+def test_voc_files_may_lie_in_annotations_beside_images(tmp_path):
+    voc(tmp_path, "a", ("RBC", 1, 1, 4, 4))
+    (tmp_path / "JPEGImages").rename(tmp_path / "images")
+    (tmp_path / "Annotations").rename(tmp_path / "annotations")
+    assert len(listed(tmp_path, config("voc"))["a"].load().instances) == 1
+
+
+def test_a_column_of_a_table_of_boxes_is_the_split(tmp_path):
+    head = "image,xmin,ymin,xmax,ymax,label,split"
+    rows = [(f"i{k}.png", 5, 5, 15, 15, "RBC", split) for k, split in enumerate(("train", "valid", "Test"))]
+    for name, *_ in rows:
+        picture(tmp_path / name)
+    table(tmp_path, rows, head)
+    assert [item.split for item in listed(tmp_path, config("box_csv")).values()] == ["train", "val", "test"]
+    table(tmp_path, [*rows, ("i0.png", 1, 1, 9, 9, "RBC", "test")], head)
+    with pytest.raises(UserError, match="line 5: i0.png has another split above"):
+        listed(tmp_path, config("box_csv"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -372,3 +372,13 @@ def test_a_file_in_utf_16_is_read(tmp_path, capsys):
     assert listed(tmp_path, config("coco"))["a"].split == "test"
     assert "all images of pilot_test.json (test) a split" in capsys.readouterr().err
     assert len(read_coco(path).instances[0]) == 1
+
+
+@pytest.mark.parametrize("key", ["split", "subset", "Set", "partition"])
+def test_the_split_of_an_entry_is_kept_whatever_it_is_called(tmp_path, key):
+    words = ("train", "valid", "TEST")
+    images = [image(k, f"i{k}.png", **{key: word}) for k, word in enumerate(words, 1)]
+    for one in images:
+        picture(tmp_path / one["file_name"])
+    save(tmp_path / "all.json", images, [cell(k) for k in (1, 2, 3)])
+    assert [item.split for item in listed(tmp_path, config("coco")).values()] == ["train", "val", "test"]
