@@ -58,7 +58,7 @@ GLUED = re.compile(  # Nikon's xy01t001c1, Zeiss' s1t02z3, Cellomics' A01f00d0
     rf"{BEGIN}(?:[A-P]\d\d(?=[fs]\d)|(?i:xy|tp|[fmpstz])\d+)(?:(?i:xy|tp|[cdfmpstwz])\d+)+{END}"
 )
 GUID = re.compile(r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}", re.IGNORECASE)  # MetaXpress, after w1
-VOYAGER = re.compile(r"(?P<well>.+)_T\d{4}F\d{3}L\d+A\d+Z\d+C\d+", re.IGNORECASE)
+VOYAGER = re.compile(r"(?P<well>.+)_(?P<field>T\d{4}F\d{3}L\d+)A\d+(?P<plane>Z\d+)(?P<channel>C\d+)", re.IGNORECASE)
 INCUCYTE = re.compile(rf"(?P<well>(?:.*[ _\-])?[A-P]\d{{1,2}})_\d+_{CLOCK}(?:_\d+)?", re.IGNORECASE)
 HARMONY = re.compile(r"(?P<well>r\d+c\d+)f\d+(?:p\d+)?-(?P<channel>ch\d+)\w*", re.IGNORECASE)
 STAINS = (r"dapi|hoechst\d*|[ey]?gfp|egfp|yfp|cfp|rfp|m?cherry|fitc|tritc|cy\d(?:\.5)?|texas[ ]?red|alexa[ ]?\d+|af\d{3}|"
@@ -187,6 +187,8 @@ def channel_of(stem: str, rule: re.Pattern | None = None) -> tuple[str, str] | N
     >>> channel_of("a_1_DAPI", re.compile(r"_[0-9]+_(?P<channel>[A-Za-z]+)"))
     ('a', 'DAPI')
     """
+    if rule is None and (found := VOYAGER.fullmatch(stem)):  # its action, A01, goes with the channel
+        return f"{found['well']}_{found['field']}{found['plane']}", found["channel"]
     found = (rule or CHANNEL).search(stem)
     if found is None and rule is None:
         found = HARMONY.fullmatch(stem)

@@ -109,7 +109,8 @@ def test_frames_of_one_series_share_a_name(stems, shared):
 @pytest.mark.parametrize(
     "pair",
     ["a_C1-DAPI a_C2-GFP", "a_w1 a_w2", "a_w1DAPI a_w2GFP", "a_ch00 a_ch01", "a-C=0 a-C=1", "C1-a C2-a", "a_DAPI a_GFP",
-     "A01_s1_w1 A01_s1_w2", "r01c01f01p01-ch1sk1fk1fl1 r01c01f01p01-ch2sk1fk1fl1", "a_channel_0 a_channel_1"],
+     "A01_s1_w1 A01_s1_w2", "r01c01f01p01-ch1sk1fk1fl1 r01c01f01p01-ch2sk1fk1fl1", "a_channel_0 a_channel_1",
+     "P_A01_T0001F001L01A01Z01C01 P_A01_T0001F001L01A02Z01C02"],
 )  # fmt: skip
 def test_channels_of_one_image_share_a_name(pair):
     (one, first), (other, second) = (channel_of(stem) for stem in pair.split())
