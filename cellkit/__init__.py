@@ -34,6 +34,7 @@ _HOME = {
         "submit_best",
         "summarise",
         "tell_classes",
+        "tell_found",
         "unjudged",
     ),
     "instances": ("Instances",),

@@ -298,6 +298,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN|CONFIG", help=what)
     more = "the configuration to judge RUN by (default: that of the last cellkit run there)"
     parser.add_argument("config", metavar="CONFIG", nargs="?", help=more)
+    parser.add_argument(
+        "--run", metavar="DIR", dest="into", help="with a configuration alone: the run folder, as of `run`"
+    )
     _set_flag(parser, "finetune.steps=100")
     _json_flag(parser)
 
@@ -308,6 +311,8 @@ def _check(given: argparse.Namespace) -> Answer:
 
     if not given.config and (given.run.lower().endswith((".yaml", ".yml")) or here(given.run).is_file()):
         return _check_config(given)
+    if given.into:
+        raise UserError(f"--run {given.into} beside the run folder {given.run}", "name one: cellkit check DIR CONFIG")
     if given.overrides and not given.config:
         raise UserError("--set without CONFIG", "name the configuration that is to be overridden")
     states = check(given.run, given.config, set_strings(given.overrides) if given.config else None)
@@ -327,7 +332,7 @@ def _check_config(given: argparse.Namespace) -> Answer:
     from cellkit.config import set_strings
     from cellkit.preflight import look_at
 
-    outlook = look_at(given.run, set_strings(given.overrides))
+    outlook = look_at(given.run, set_strings(given.overrides), given.into)
     code = REFUSED if outlook.errors() else DONE
     if given.json:
         return Answer(_json_text({"config": given.run, **outlook.to_json()}), code)

@@ -125,6 +125,33 @@ def tell_classes(accuracy: float, cells: int) -> str:
     return f"class of {cells} matched cells (IoU > 0.5, validation images): {accuracy:.1%} right"
 
 
+def tell_found(found: Sequence[Instances], who: str, key: str) -> str:
+    """Say how many cells a model finds in the validation images; that it finds none, where a training was too short.
+
+    Parameters
+    ----------
+    found : list of Instances
+        One per image.
+    who : str
+        The model in words.
+    key : str
+        The setting that says how long it is trained.
+
+    Examples
+    --------
+    >>> print(tell_found([Instances.empty((4, 4))], "the detector", "maskrcnn.steps"))
+    WARNING: the detector finds NO CELL in the validation images; its score there is 0.000, and the run goes on.
+    Train longer (maskrcnn.steps); if that does not help, look at the labels and at the pictures of notebook 01.
+    """
+    count = sum(map(len, found))
+    if count:
+        return f"{who} finds {count} cells in {len(found)} validation images"
+    return (
+        f"WARNING: {who} finds NO CELL in the validation images; its score there is 0.000, and the run goes on.\n"
+        f"Train longer ({key}); if that does not help, look at the labels and at the pictures of notebook 01."
+    )
+
+
 def of_images(predictions: Mapping[str, Instances], images: CellDataset) -> list[Instances]:
     """Return one model's cells of the given images, in their order."""
     return [predictions[record.image_id] for record in images.records]

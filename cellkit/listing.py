@@ -39,6 +39,7 @@ from cellkit.readers import (
     is_zarr_by_another_name,
     only_headers,
     open_file,
+    whole_files,
 )
 from cellkit.records import ImageRecord, name_groups, split_by_name, split_records
 
@@ -392,6 +393,9 @@ def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: 
     check_shape(labels.shape, made.image.shape[:2], label.path, path)
     class_id = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
     if only_headers():
+        if rows:  # what they name is known from the pixels only: of the few images of a table they are read
+            with whole_files():
+                _check_rows(rows, read_labels(label.path, label.plane), label)
         return perhaps(made, [class_id, *(known for known, _ in (rows or {}).values())])
     ids = {number: known for number, (known, _) in (rows or {}).items()}
     cells = labelled(labels, class_id, ids, config.pieces, label.path)

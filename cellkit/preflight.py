@@ -155,7 +155,7 @@ def look_ahead(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[
     return outlook
 
 
-def look_at(config: str | Path, overrides: Mapping[str, Any]) -> Outlook:
+def look_at(config: str | Path, overrides: Mapping[str, Any], run_dir: str | Path | None = None) -> Outlook:
     """Do what `look_ahead` does for a YAML file; where that is no configuration, say all that is wrong with it alone.
 
     Raises
@@ -165,7 +165,7 @@ def look_at(config: str | Path, overrides: Mapping[str, Any]) -> Outlook:
     """
     with collected() as noted:
         try:
-            outlook = look_ahead(load_config(config, overrides))
+            outlook = look_ahead(load_config(config, overrides), run_dir)
         except UserError:
             if not noted:
                 raise

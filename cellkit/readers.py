@@ -220,6 +220,16 @@ def headers_only() -> Iterator[None]:
         _HEADERS.reset(token)
 
 
+@contextmanager
+def whole_files() -> Iterator[None]:
+    """Let pixels be read inside the block, also inside of `headers_only`."""
+    token = _HEADERS.set(False)
+    try:
+        yield
+    finally:
+        _HEADERS.reset(token)
+
+
 def only_headers() -> bool:
     """Tell whether pixels are left alone, see `headers_only`."""
     return _HEADERS.get()

@@ -521,7 +521,20 @@ def _headline(files: RunFiles) -> str:
         if left
         else ""
     )
-    return f"{model_name(best)}: {with_interval(line)} on {where}. {CONVENTION}.{told}"
+    return f"{model_name(best)}: {with_interval(line)} on {where}. {CONVENTION}.{told}{blind_words(files)}"
+
+
+def blind_words(files: RunFiles) -> str:
+    """Name the models that find no cell in the images reported on although there are some; "" where all find one."""
+    from cellkit.show import SPLIT_NAMES, model_name, order_models
+
+    table, split = files.score_summary, files.report_split
+    rows = table[(table["split"] == split) & (table["found_cells"] == 0) & (table["truth_cells"] > 0)]
+    names = [model_name(name) for name in order_models(rows["model"])]
+    if not names:
+        return ""
+    told = f" No cell is found in the {SPLIT_NAMES.get(split, split)} by {'; '.join(names)}"
+    return f"{told}: train longer (finetune.steps, maskrcnn.steps)."
 
 
 # ---- chapters ------------------------------------------------------------------------------------------------------

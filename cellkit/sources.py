@@ -383,8 +383,8 @@ def list_images(config, root: Path) -> list[SourceImage]:
     if torn:
         some = ", ".join(torn[:5]) + (", ..." if len(torn) > 5 else "")
         print(
-            f"{len(torn)} groups have images in more than one split ({some}): the score on validation and test images may "
-            "flatter; set convert.split_by: group to keep each group on one side",
+            f"{len(torn)} group{'s have' if len(torn) > 1 else ' has'} images in more than one split ({some}): the score on "
+            "validation and test images may flatter; set convert.split_by: group to keep each group on one side",
             file=sys.stderr,
         )
     return items

@@ -368,7 +368,7 @@ def write_fields(
 
 
 def write_blank_fields(folder: str | Path, lines: Sequence[str], config, size_px: int = 16) -> None:
-    """Write what `write_fields` would, small and without a cell: the same files, names, axes and channels, to look ahead.
+    """Write what `write_fields` would, small and blank: the same files, names, axes, channels and labels, to look ahead.
 
     Parameters
     ----------
@@ -381,9 +381,11 @@ def write_blank_fields(folder: str | Path, lines: Sequence[str], config, size_px
     _check_lines(lines, config.mixed_images)
     counts = (config.images_per_line, config.mixed_images, config.defect_images_per_line, config.empty_images)
     rows = ["file,label,class"]
+    cells = np.zeros((size_px, size_px), np.uint16)
+    cells.flat[: len(lines)] = range(1, len(lines) + 1)  # those of the rows below
     image, truth = folder / ".blank.ome.tif", folder / ".blank.tif"
     _write_ome_tiff(image, np.zeros((config.planes, 2, size_px, size_px), np.uint16), 1.0)
-    write_labels(truth, np.zeros((size_px, size_px), np.uint16))
+    write_labels(truth, cells)
     for name, mixed, defects in _plan(lines, *counts):
         for number in range(1, len(defects) + 1):
             path = f"{name}/{name}_{number:02d}.ome.tif"

@@ -217,6 +217,8 @@ WARNINGS = {
     "a folder that is no class": (lambda: stack(Path("s/day 1/a.ome.tif")) or labels(Path("s/truth/day 1/a.tif")),
                                   "is called after none of the classes (HEK, N2a)"),
     "a format that is not read": (lambda: Path("s/HEK/a.oib").write_bytes(b"x"), "HEK/a.oib: it is Olympus OIB"),
+    "a row for no cell": (lambda: Path("s/truth/classes.csv").write_text("file,label,class\nHEK/HEK0.tif,99,HEK\n"),
+                          "line 2 of the table of classes names label 99, and HEK0.tif has 2 labels, 1 to 2"),
     "a row for no image": (lambda: Path("s/truth/classes.csv").write_text("file,label,class\nHEK/HEK77.tif,1,HEK\n"),
                            "line 2 names 'HEK/HEK77.tif', which is no image"),
 }  # fmt: skip
@@ -405,6 +407,13 @@ def test_check_of_a_configuration(here, said):
     assert (code, err, told["ok"], told["errors"]) == (2, "", False, len(TOLD[ERROR]))
     assert set(told["findings"][0]) == {"severity", "problem", "remedy", "key"}
     assert not Path("runs").exists()
+
+
+def test_check_takes_the_run_folder_that_run_takes(here, said):
+    lab()
+    assert said("check", "c.yaml", "--run", "own/place")[1].splitlines()[-1].endswith("into own/place")
+    code, _, err = said("check", "own/place", "--run", "other")
+    assert code == 2 and "name one: cellkit check DIR CONFIG" in err
 
 
 def test_check_with_warnings_or_nothing_ends_with_0(here, said):

@@ -360,3 +360,30 @@ def test_images_with_proposals_are_told_beside_the_scores_of_the_others(unlabell
         f"{left} more {'has' if left == 1 else 'have'} no labels but a model's proposals"
         in Page(report.page(files)).text
     )
+
+
+def test_models_that_find_no_cell_are_scored_0_and_named(evaluated, tmp_path):
+    """What a training of a few steps gives: notebook 06 goes to its end, with report and submission."""
+    shutil.copytree(evaluated[0].folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    stage = run.start("05_train_maskrcnn", load_config(REPO / "configs" / "demo.yaml", SMALL).maskrcnn)
+    history = stage.folder / "history.csv"
+    history.write_text("step,loss,score,seconds\n0,nan,0.0,1.0\n1,0.9,0.0,2.0\n")
+    models = ("threshold", "cellpose_tuned", "maskrcnn")
+    blind = {f"predictions_{name}": write_results(stage.path(f"predictions/{name}.json"), [], []) for name in models}
+    stage.done(**blind, history_maskrcnn=history)
+    names: dict = {}
+    for cell in json.loads((REPO / "notebooks/06_evaluate_map_iou.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+        if cell["id"] == "06-02":
+            names |= {"config": REPO / "configs/demo.yaml", "run_dir": run.folder, "overrides": SMALL}
+    text = Page((run.folder / "report.html").read_text(encoding="utf-8")).text
+    assert "No cell is found in the test images by Threshold; Cellpose, tuned; Mask R-CNN: train longer" in text
+    assert (names["table"]["score"] == 0).all()
+    submission = (run.folder / "submission.csv").read_text().splitlines()
+    assert len(submission) == 1 + len(names["everything"])
+
+
+def test_a_model_that_finds_cells_is_not_called_blind(evaluated):
+    assert "No cell is found" not in evaluated[2]
