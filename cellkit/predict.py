@@ -381,7 +381,7 @@ def _called_as_labels(
             stem, folders = plain(stem_of(path)), path.relative_to(root).parts[:-1]
             ends = [k for k, sign in enumerate(stem) if sign in " _.-"]
             in_labels = any(plain(folder) in LABEL_FOLDERS for folder in folders)
-            ours = in_labels or any(path.resolve().is_relative_to(folder) for folder in avoided)
+            ours = in_labels or any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in avoided)
             if stem.endswith(NOT_IMAGES) and not ours and not any(stem[:end] in stems for end in ends):
                 told = "is called as a label image is, and after no image here; to use it, give the file itself"
                 alone.append(Quarantined(str(path), told))

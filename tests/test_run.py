@@ -335,7 +335,7 @@ def read_weights(stage):
 def read_data(stage):
     from cellkit.config import data_path
 
-    stage.note_reading(data_path(load_config("configs/demo.yaml", {"data": "data"}).convert), "data", by="data")
+    stage.note_reading(data_path(load_config("configs/demo.yaml", {"data": "data", "convert.source": "microscope"}).convert), "data", by="data")
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def read_data(stage):
     ],
 )
 def test_whatever_a_stage_reads_makes_it_stale_and_the_file_is_named(outside, here, read, name, told):
-    settings = {"data": "data"} if read is read_data else {}
+    settings = {"data": "data", "convert.source": "microscope"} if read is read_data else {}
     assert outside.stage(read, **settings) == ""
     path = Path(name)
     words = ["changed" if path.exists() else "is new"]
