@@ -237,7 +237,9 @@ def test_polygons_only_where_they_are_asked_for(tmp_path):
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, max_side=6)), st.sampled_from(WRITTEN), st.booleans())
 def test_every_convention_comes_back(tmp_path_factory, masks, convention, told):
     found = Instances.from_masks(masks, masks.shape[1:])
-    found = found[found.areas_px > 0].with_classes(np.arange((found.areas_px > 0).sum()) % 3)  # others are left out, told
+    found = found[found.areas_px > 0].with_classes(
+        np.arange((found.areas_px > 0).sum()) % 3
+    )  # others are left out, told
     record = ImageRecord("x", "images/x.png", *found.shape, cell_type="HEK")
     path = tmp_path_factory.mktemp("coco") / "c.json"
     write_coco(path, [record], [found], ("HEK", "N2a"), convention=convention)

@@ -335,7 +335,8 @@ def read_weights(stage):
 def read_data(stage):
     from cellkit.config import data_path
 
-    stage.note_reading(data_path(load_config("configs/demo.yaml", {"data": "data", "convert.source": "microscope"}).convert), "data", by="data")
+    settings = {"data": "data", "convert.source": "microscope"}
+    stage.note_reading(data_path(load_config("configs/demo.yaml", settings).convert), "data", by="data")
 
 
 @pytest.mark.parametrize(
