@@ -100,9 +100,12 @@ def split_of_folder(name: str) -> str:
 
     Examples
     --------
-    >>> [split_of_folder(name) for name in ("Valid", "train2017", "Test set", "hold_out", "test plate", "train_val")]
-    ['val', 'train', 'test', 'test', '', '']
+    >>> [split_of_folder(name) for name in ("Valid", "train2017", "Test set", "hold_out", "test plate", "imagesTs")]
+    ['val', 'train', 'test', 'test', '', 'test']
     """
+    nnunet = re.fullmatch(r"(?:images|labels)[ _]?(tr|ts)", name.strip(), re.IGNORECASE)
+    if nnunet:
+        return {"tr": "train", "ts": "test"}[nnunet[1].lower()]
     words = _words(name)
     return _only_split(words) if all(word in SPLIT_NAMES or word in FILLERS for word in words) else ""
 

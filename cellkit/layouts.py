@@ -21,6 +21,7 @@ from cellkit.convert import image_id_of
 from cellkit.errors import UserError, nearest, refuse_or_note
 from cellkit.filenames import plain, split_of_folder, split_of_folders
 from cellkit.instances import Instances
+from cellkit.labelfolders import label_folders, names_in_label_folders
 from cellkit.labels import labels_orientation, read_labels, relabel
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
@@ -88,10 +89,11 @@ def read_folder(root: Path, config) -> Iterator[SourceImage]:
 
     A label image is ``a_masks.tif`` or ``.png`` beside ``a.png`` (also _cp_masks, _labels, _label, _mask, _seg.npy), or
     lies under ``labels/`` or ``masks/`` in place of ``images/`` (``<root>/images/x/a.png``, ``<root>/labels/x/a.tif``), or
-    below ``<root>/labels/`` at the same relative path. A stack of labels has a plane for each frame of its file. Folders
-    called train, val and test are the split, else lists (``train.txt``, ...) or a table with a column ``split`` in the data
-    folder; a folder called after a class is the cell type, and mixed images are test
-    images; other folders are the group.
+    below ``<root>/labels/`` at the same relative path. Folders that words of their names call labels (``train_masks`` beside
+    ``train_images``, ``labelsTr``, ``seg``, ``01_GT/SEG``) hold no pictures, see `cellkit.labelfolders`. A stack of labels
+    has a plane for each frame of its file. Folders called train, val and test are the split, else lists (``train.txt``, ...)
+    or a table with a column ``split`` in the data folder; a folder called after a class is the cell type, and mixed images
+    are test images; other folders are the group.
 
     With ``config.pair`` = [img, mask] the images are the files with "img" in their name, and ``img2d.tif`` has its labels
     in ``mask2d.tif``.
@@ -121,6 +123,9 @@ def _read_pictures(root: Path, config, folders_are_classes: bool = False) -> Ite
                 f"no picture below {root} has '{pair[0]}' in its name (convert.pair: [{', '.join(pair)}])",
                 "name what pictures have there, or take convert.pair out",
             )
+    labels.folders = label_folders(root, paths, (path for found in labels.by_name.values() for path in found), config)
+    if pair is None:
+        paths = [path for path in paths if path.relative_to(root).parent not in labels.folders]
     items: list[SourceImage] = []
     for image in join_channels(paths, config.channel_from) if pair is None else paths:
         path = image.path if isinstance(image, ChannelFiles) else image
@@ -234,6 +239,7 @@ class LabelFiles:
     def __init__(self, root: Path):
         self.root = root
         self.used: set[Path] = set()
+        self.folders: dict[Path, tuple[str, ...]] = {}  # of label images, by other names, see `label_folders`
         self.by_name: dict[str, list[Path]] = defaultdict(list)
         suffixes = (*LABEL_SUFFIXES, *LOSSY_SUFFIXES, "_seg.npy")
         for path in list_files(root, suffixes, keep_labels=True):
@@ -248,12 +254,16 @@ class LabelFiles:
         path, *parts = (image,) if isinstance(image, Path) else (image.path, *(part for _, part in image.files))
         relative = path.relative_to(self.root)
         stems = list(dict.fromkeys(name for one in (path, *parts) for name in (stem_of(one), one.name)))
-        found = self._only_one(names_of_labels(relative.parent, [stem + suffix for stem in stems]), path)
+        found = self._called(relative.parent, [stem + suffix for stem in stems], path)
         if found:
             return Label(found)
-        found = self._only_one(names_of_labels(relative.parent, stems), path) if suffix else None
+        found = self._called(relative.parent, stems, path) if suffix else None
         found = found or self._inside(path)
         return Label(found, (number, count) if suffix else None) if found else None
+
+    def _called(self, folder: Path, stems: Sequence[str], path: Path) -> Path | None:
+        found = self._only_one(names_of_labels(folder, stems), path)
+        return found or self._only_one(names_in_label_folders(folder, stems, self.folders), path)
 
     def _inside(self, path: Path) -> Path | None:
         """Return the labels that lie in an OME-Zarr, listed there or not; refuse several."""
@@ -270,10 +280,10 @@ class LabelFiles:
         """Return the label image whose name is that of the image with the one text in place of the other."""
         stem = stem_of(path).replace(*pair, 1)
         folder = path.relative_to(self.root).parent
-        found = self._only_one([folder / (stem + suffix)], path)
+        found = self._only_one([folder / (stem + suffix)], path) or self._called(folder, [stem + suffix], path)
         if found or not suffix:
             return Label(found) if found else None
-        found = self._only_one([folder / stem], path)
+        found = self._only_one([folder / stem], path) or self._called(folder, [stem], path)
         return Label(found, (number, count)) if found else None
 
     def required(self, folder: Path, stem: Path, image: Path) -> Path:
@@ -304,7 +314,9 @@ class LabelFiles:
         path = bare.files[0].relative_to(self.root)
         below = next((name for name in ("truth", "labels", "masks") if (self.root / name).is_dir()), "labels")
         beside = (path.parent / f"{stem_of(path)}_masks.tif").as_posix()
-        return f"for {path.as_posix()} labels are looked for as {below}/{path.parent / stem_of(path)}.tif or {beside}"
+        told = f"for {path.as_posix()} labels are looked for as {below}/{path.parent / stem_of(path)}.tif or {beside}"
+        pairs = "; images/ and masks/, or A_images/ and A_masks/, hold files of the same names, else set convert.pair"
+        return told + (pairs if self.folders else "")
 
     def _only_one(self, names: Iterable[Path], image: Path) -> Path | None:
         paths = [path for name in names for path in self.by_name.get(plain(name.as_posix()), ())]

@@ -17,6 +17,7 @@ from pathlib import Path
 from cellkit.errors import UserError, refuse_or_note
 from cellkit.filenames import LABEL_WORDS, is_no_data, plain
 from cellkit.files import decoded
+from cellkit.labelfolders import is_called_labels
 from cellkit.listing import (
     IMAGE_SUFFIXES,
     LABEL_ENDINGS,
@@ -68,6 +69,7 @@ def leftovers(
     stems = {plain(stem_of(item.files[0])) for item in items if item.files}
     bare = {plain(stem_of(item.files[0])) for item in items if item.files and item.bare}
     folders_used = {path.parent for path in used}
+    pictures_in = {item.files[0].parent for item in items if item.files}
     for path in _files_below(root, used):
         relative = path.relative_to(root)
         if path.is_symlink() and path.is_dir():
@@ -76,6 +78,9 @@ def leftovers(
         name, folder = plain(path.name), path.parent
         in_labels = any(plain(part) in LABEL_FOLDERS for part in relative.parts[:-1])
         picture = name.endswith(IMAGE_SUFFIXES) or _looks_like_picture(path)
+        in_labels |= bool(
+            picture and looked_for and folder not in pictures_in and any(map(is_called_labels, relative.parts[:-1]))
+        )
         told = foreign_labels(path, bare) if looked_for else None
         if told:
             strays.append((relative, *told))

@@ -49,7 +49,7 @@ LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask", "-masks", 
                  "_segmentation")  # beside the image, as Cellpose and others write  # fmt: skip
 NOT_IMAGES = (*LABEL_ENDINGS, "_flows", "_outlines", "_cp_outlines")
 LABEL_FOLDERS = ("labels", "masks", "truth", "label", "mask", "gt", "ground_truth", "groundtruth")
-IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "raw", "raw_images", "rawimages")
 SPLIT_WORDS = {"train": "training image", "val": "validation image", "test": "test image"}
 MIXED = "mixed"
 LEFT = "left/"  # begins the id of what fits no image

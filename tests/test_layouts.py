@@ -311,6 +311,53 @@ def test_labels_that_a_model_proposed_are_no_truth_until_somebody_changes_them(t
             items[name].load()
 
 
+# ---- folders of labels by other names ---------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("image", "label", "split"),
+    [("train_images/a.tif", "train_masks/a.tif", "train"), ("imagesTs/a_0000.png", "labelsTs/a.png", "test"),
+     ("img/a.png", "seg/a.png", ""), ("raw/x/a.png", "annotations/x/a.png", ""), ("rawimages/a.tif", "groundtruth_png/a.png", ""),
+     ("01/t003.tif", "01_GT/SEG/man_seg003.tif", ""), ("Images/a.png", "Label_images/a_mask.png", ""),
+     ("x/test images/a.png", "x/test masks/a.png", "test"), ("images/a.png", "manual_masks/a.png", "")],
+)  # fmt: skip
+def test_folders_called_labels_hold_the_truth_of_those_called_alike(tmp_path, image, label, split):
+    for path, pixels in ((image, GREY), (label, LABELS.astype(np.uint8)), ("other/o.png", GREY)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        write_labels(tmp_path / path, pixels) if path.endswith(".tif") else save(tmp_path / path, pixels)
+    items = {item.source: item for item in listed(tmp_path, config("folder")).values()}
+    assert set(items) == {image, "other/o.png"} and len(items[image].load().instances) == 3
+    assert items[image].split in (split or ("train", "val", "test")) and items["other/o.png"].bare
+
+
+def test_label_images_of_no_picture_are_refused_with_a_remedy_and_are_no_pictures(tmp_path):
+    for k in range(3):
+        save(tmp_path / f"tissue images/{k}.png"), save(tmp_path / f"label masks/{k}.png")
+    with pytest.raises(UserError, match="3 label file.* none is called after an image(.|\n)*A_images/ and A_masks/"):
+        listed(tmp_path, config("folder"))
+
+
+def test_a_pair_may_lie_in_two_folders(tmp_path):
+    save(tmp_path / "frames_images/1_img.png"), save(tmp_path / "frames_labels/1_mask.png", LABELS.astype(np.uint8))
+    (item,) = listed(tmp_path, config("folder", pair=("_img", "_mask"))).values()
+    assert len(item.load().instances) == 3
+
+
+def test_a_folder_with_pictures_and_their_labels_is_none_of_labels_whatever_its_name(tmp_path):
+    for name in (
+        "a_seg/images/1.png",
+        "a_seg/masks/1.png",
+        "gt_2/2.png",
+        "gt_2/2_masks.png",
+        "mask/3.png",
+        "Label/4.png",
+    ):
+        save(tmp_path / name, LABELS.astype(np.uint8))
+    items = listed(tmp_path, config("folder"))
+    assert {item.source: item.bare for item in items.values() if not item.is_left} == {
+        "a_seg/images/1.png": False, "gt_2/2.png": False}  # fmt: skip
+    save(tmp_path / "only/my_annotations/5.png")
+    assert [i.source for i in listed(tmp_path / "only", config("folder")).values()] == ["my_annotations/5.png"]
+
+
 # ---- tables of classes, stacks of labels ------------------------------------------------------------------------------
 def mixed(root, rows, name="classes.csv", image="mixed/a.ome.tif"):
     for path in (image, "HEK/b.tif"):
