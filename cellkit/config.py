@@ -212,7 +212,9 @@ class ConvertConfig(Section):
         description="units of a table of boxes; null = told by all its numbers, refused where they could be either",
     )
     max_images: int | None = Field(
-        None, ge=1, description="most images per cell type, evenly spaced over the sorted names; null = all"
+        None,
+        ge=1,
+        description="most images per cell type, chosen by their names so that an image more moves few; null = all",
     )
     max_plane_px: int = Field(
         2**28, ge=1, le=2**31, description="most pixels of one plane (px), asked of a file's header before any is read"

@@ -7,6 +7,7 @@ refuses two images of one name, thins, and splits. Nothing is opened before `Sou
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import os
@@ -541,9 +542,10 @@ def _given(found):
 
 # ---- which images, which split -------------------------------------------------------------------------------------
 def thin(items: Sequence[SourceImage], max_images: int | None) -> list[SourceImage]:
-    """Keep at most `max_images` per cell type, evenly spaced over the order given, the first and last among them.
+    """Keep at most `max_images` per cell type, each chosen by its own name alone, in the order given.
 
-    Each of the source's own splits keeps its share, and at least one image while there are enough; what they leave out goes.
+    So an image more takes the place of one other, or of none. Each of the source's own splits keeps its share, and at least
+    one image while there are enough; what they leave out goes.
     Test images that the source itself calls so, and that have no truth while others have, all stay: each is asked for.
     """
     if max_images is None:
@@ -559,8 +561,13 @@ def thin(items: Sequence[SourceImage], max_images: int | None) -> list[SourceIma
     for splits in by_type.values():
         counts = _shares_of([len(positions) for positions in splits.values()], max_images)
         for positions, count in zip(splits.values(), counts, strict=True):
-            kept.update(positions[round(k)] for k in np.linspace(0, len(positions) - 1, count))
+            kept.update(sorted(positions, key=lambda position: _rank_of(items[position].image_id))[:count])
     return [item for position, item in enumerate(items) if position in kept]
+
+
+def _rank_of(image_id: str) -> bytes:
+    """Return what orders images at random by their names; it has nothing to do with the places that split them."""
+    return hashlib.sha256(unicodedata.normalize("NFC", image_id).encode("utf-8", "surrogateescape")).digest()
 
 
 def _shares_of(sizes: Sequence[int], most: int) -> list[int]:

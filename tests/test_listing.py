@@ -35,7 +35,7 @@ def save(path):
 
 
 @given(st.lists(st.sampled_from("ab"), max_size=30), st.integers(1, 12))
-def test_thinning_keeps_order_ends_and_the_wanted_number(kinds, wanted):
+def test_thinning_keeps_order_and_the_wanted_number(kinds, wanted):
     items = [SourceImage(str(k), kind, "", "", str(k), None) for k, kind in enumerate(kinds)]
     kept = thin(items, wanted)
     positions = [items.index(item) for item in kept]
@@ -44,10 +44,6 @@ def test_thinning_keeps_order_ends_and_the_wanted_number(kinds, wanted):
         there = [k for k, item in enumerate(items) if item.cell_type == kind]
         mine = [k for k in positions if items[k].cell_type == kind]
         assert len(mine) == min(wanted, len(there))
-        if mine:
-            assert mine[0] == there[0] and (wanted == 1 or mine[-1] == there[-1])
-        gaps = np.diff([there.index(k) for k in mine])
-        assert not gaps.size or gaps.max() - gaps.min() <= 1
 
 
 def test_files_are_listed_sorted_without_labels_and_hidden_names(tmp_path):
@@ -121,6 +117,14 @@ def test_groups_may_be_named_by_the_file_names_and_hold_for_carved_splits_too():
     assert {next(iter(found)) for found in splits.values()} == {"train", "val"}
     with pytest.raises(UserError, match="fits 18 of 19 images, not e.g. 'odd.tif'"):
         list(finished([*items, SourceImage("odd", "A", "", "", "odd.tif", None)], config(**how)))
+
+
+@given(st.integers(2, 60), st.integers(1, 20), st.data())
+def test_one_image_more_takes_the_place_of_one_that_was_kept(count, wanted, data):
+    items = images(*[""] * count)
+    more = data.draw(st.integers(0, count - 1))
+    fewer = [item for k, item in enumerate(items) if k != more]
+    assert len({i.image_id for i in thin(fewer, wanted)} - {i.image_id for i in thin(items, wanted)}) <= 1
 
 
 @given(st.lists(st.sampled_from(["train", "val", "test", UNUSED]), max_size=40), st.integers(1, 12))
@@ -208,7 +212,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 def test_max_images_leaves_all_test_images_of_a_competition(capsys):
     items = [SourceImage(f"a{k}", "HEK", "", "", "", int) for k in range(5)]
     asked = [SourceImage(f"t{k}", "HEK", "", "test", "", int, bare=True, is_asked=True) for k in range(4)]
-    assert [item.image_id for item in thin(items + asked, 2)] == ["a0", "a4", "t0", "t1", "t2", "t3"]
+    kept = [item.image_id for item in thin(items + asked, 2)]
+    assert kept[2:] == ["t0", "t1", "t2", "t3"] and {name[0] for name in kept[:2]} == {"a"}
     assert "all 4 test images without truth stay" in capsys.readouterr().err
     assert len(thin(asked, 2)) == 2 and not capsys.readouterr().err  # all to be predicted: no competition
 
