@@ -158,7 +158,8 @@ def convert_frame(
     if not chosen:
         raise UserError(
             f"{where} has {_listed(series.channels)}, and the config names neither nuclei nor cytoplasm",
-            "set convert.channels.nuclei (or cytoplasm) to a name, an index or a wavelength, e.g. nuclei: 0",
+            "set convert.channels.nuclei (or cytoplasm) to a name, an index or a wavelength, e.g. in the YAML "
+            "convert: {channels: {nuclei: 0}}",
         )
     if any(isinstance(spec, list | tuple) for spec in wanted.values()) and len(set(chosen.values())) < len(chosen):
         raise UserError(

@@ -275,6 +275,10 @@ def tell_folder(told: dict[str, Any]) -> str:
         lines.append(f"labels: {labels}; objects overlap in {told['overlapping']} image(s)")
     if told.get("files"):
         lines.append(tell_files(told["files"]))
+        if all(len(row.get("channels", ())) == 1 for row in told["files"]):
+            lines.append(
+                "one channel per file: a run is to be told what it shows, e.g. convert: {channels: {nuclei: 0}}"
+            )
     return "\n".join(lines)
 
 

@@ -508,7 +508,10 @@ def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceIma
 
     `told_by_folder` are the images of `items` whose cells have their class of nothing else.
     """
-    if len(config.classes) < 2 or not items:
+    if not items:
+        return
+    if len(config.classes) == 1:
+        _tell_odd_folders_of_one_class(told_by_folder, config)
         return
     classless = Counter(item.source.rpartition("/")[0] for item in told_by_folder if not item.cell_type)
     missing = [name for name in config.classes if not any(item.cell_type == name for item in items)]
@@ -523,6 +526,18 @@ def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceIma
     if missing and not classless:
         only = ", ".join(missing)
         print(f"class {only} has no folder, and so no image that is known to be of it", file=sys.stderr)
+
+
+def _tell_odd_folders_of_one_class(items: Sequence[SourceImage], config) -> None:
+    """Say which folders are called otherwise than the only class, where one is called so: their cells count as it too."""
+    count = Counter(item.source.rpartition("/")[0] for item in items)
+    own = {folder for folder in count if any(named_class(part, config) for part in folder.split("/"))}
+    for folder in sorted(set(count) - own) if own else ():
+        told = f"{folder or '.'}/ is called after none of the classes; with one class its cells count as {config.classes[0]}"
+        print(
+            f"{told}: {count[folder]} image(s); add its class to classes, or take the folder out, where that is not meant",
+            file=sys.stderr,
+        )
 
 
 # ---- DSB2018 -------------------------------------------------------------------------------------------------------

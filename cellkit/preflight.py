@@ -151,6 +151,7 @@ def look_ahead(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[
         outlook.root = Path(folder)  # where blank files stand in for drawn ones
         for check in (_check_place, *images, *(check for check, stage in OF_SETTINGS if stage in stages)):
             _ask(outlook, check)
+    _without_consequences(outlook)
     outlook.findings.sort(key=lambda one: one.severity != ERROR)
     return outlook
 
@@ -236,7 +237,7 @@ def _open(outlook: Outlook) -> None:
     """Open the header of every image and of its labels: channels, sizes, damage; name what cannot be used."""
     from cellkit.batch import plain_reason, readable
     from cellkit.loop import map_items
-    from cellkit.sources import refuse_none, unusable, with_truth
+    from cellkit.sources import refuse_none, tell_one_channel, unusable, with_truth
 
     if not outlook.items:
         return
@@ -256,6 +257,7 @@ def _open(outlook: Outlook) -> None:
         for text in left_out:
             outlook.add(WARNING, f"not read: {text}", "store it as a file of its own, if it is to be used")
     outlook.records, outlook.instances = [one[0] for one in done], [one[1] for one in done]
+    tell_one_channel(outlook.records, cfg)
     refuse_none(done, outlook.items, quarantined, outlook.root)
 
 
@@ -436,6 +438,13 @@ def _check_profile(outlook: Outlook) -> None:
             outlook.add(WARNING, told, f"set evaluate.profile: {theirs[0]}")
 
 
+def _without_consequences(outlook: Outlook) -> None:
+    """Where the channels of images lie in files of their own, drop what is said of each file taken for an image."""
+    if any("seem to be the channels of one image" in one.problem for one in outlook.errors()):
+        outlook.findings = [one for one in outlook.findings if not any(part in one.problem for part in OF_PARTS)]
+
+
+OF_PARTS = ("is no channel of ", "no image is called so", "none is called after an image")
 OF_DATA = (_list, _open, _check_enough, _check_disk)
 OF_SETTINGS = (
     (_check_labels, "02_label_with_cellpose"),

@@ -203,6 +203,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     quarantined += bare
     _name_unusable(quarantined, items)
     refuse_none(done, items, quarantined, root)
+    tell_one_channel([result[0] for result in done], config)
     sync(out / result[0].path for result in done)
     images = [item for item in items if not item.is_left]
     originals = list_originals(images, done, quarantined, sample_ids(root, images))
@@ -212,6 +213,34 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     gathered = _gathered(out, done, quarantined, originals, config)
     journal.forget()
     return gathered
+
+
+def tell_one_channel(records: Sequence[ImageRecord], config) -> None:
+    """Say on stderr in how many images nuclei and cytoplasm are one channel, although both are named."""
+    if config.channels.nuclei is None or config.channels.cytoplasm is None:
+        return
+    maps = [dict(part.partition("=")[::2] for part in record.channels.split(";")) for record in records]
+    same = [one["blue"] for one in maps if one.get("blue") and one.get("blue") == one.get("green")]
+    if same:
+        print(
+            f"nuclei and cytoplasm are one channel ({same[0]}) in {len(same)} of {len(records)} images; name the channel of each "
+            "in convert.channels, or only one of them",
+            file=sys.stderr,
+        )
+
+
+def tell_lacking_classes(items: Sequence[SourceImage], config) -> None:
+    """Say on stderr which class no validation or no test image has; mixed images and those of no known line may have any."""
+    lines = {split: {item.cell_type for item in items if item.split == split} for split in ("train", "val", "test")}
+    for split, what in (("val", "validation"), ("test", "test")):
+        told = lines[split] and lines[split] <= set(config.classes)
+        lacking = [name for name in config.classes if name in lines["train"] - lines[split]]
+        if told and lacking:
+            print(
+                f"no {what} image is of the class {' or '.join(lacking)}: the scores of {what} images say nothing of it, and of "
+                "telling the classes apart; add images of it, or change convert.split or the folders of the split",
+                file=sys.stderr,
+            )
 
 
 def refuse_none(done: Sequence, items: Sequence[SourceImage], quarantined: Sequence[Quarantined], root: Path) -> None:
@@ -379,6 +408,7 @@ def list_images(config, root: Path) -> list[SourceImage]:
             "set convert.source and convert.path; data/README.md shows the layouts that are read",
         )
     check_ids((item.image_id, item.source) for item in items)
+    tell_lacking_classes([item for item in items if not item.is_left], config)
     torn = torn_groups(items)
     if torn:
         some = ", ".join(torn[:5]) + (", ..." if len(torn) > 5 else "")

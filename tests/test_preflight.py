@@ -409,6 +409,55 @@ def test_check_of_a_configuration(here, said):
     assert not Path("runs").exists()
 
 
+def test_a_split_without_a_class_is_told(here):
+    for split, lines in {"train": ("HEK", "N2a"), "val": ("HEK", "N2a"), "test": ("HEK",)}.items():
+        for line in lines:
+            stack(Path(f"s/{split}/{line}/{line}.ome.tif"), seed=len(split + line))
+            labels(Path(f"s/truth/{split}/{line}/{line}.tif"))
+    assert "no test image is of the class N2a: the scores of test images say nothing of it" in warned()
+    stack(Path("s/mixed/a.ome.tif"), seed=50)
+    labels(Path("s/truth/mixed/a.tif"))
+    assert "no test image" not in warned(), "a mixed image may have cells of it"
+
+
+@pytest.mark.parametrize("cytoplasm", ["DAPI", 0])
+def test_nuclei_and_cytoplasm_of_one_channel_are_told(here, capsys, cytoplasm):
+    lab()
+    told = "nuclei and cytoplasm are one channel (DAPI) in 8 of 8 images"
+    assert told in warned(convert__channels__cytoplasm=cytoplasm)
+    capsys.readouterr()
+    converted(convert__channels__cytoplasm=cytoplasm)
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_of_another_name_is_told_with_one_class_too(here):
+    lab()
+    told = warned(classes=["HEK"])
+    assert "N2a/ is called after none of the classes; with one class its cells count as HEK: 4 image(s)" in told
+    assert "1 group has images in more than one split (N2a)" in told
+
+
+def test_files_of_channels_are_one_error_and_not_one_each(here):
+    for k in range(6):
+        for channel in ("C1-DAPI", "C2-GFP"):
+            stack(Path(f"s/HEK/a{k}_{channel}.tif"), names=("",), seed=k)
+        labels(Path(f"s/truth/HEK/a{k}.tif"))
+    outlook = look(classes=["HEK"])
+    assert [one.problem.split(" (")[0] for one in outlook.findings] == [
+        "a0_C1-DAPI.tif and a0_C2-GFP.tif seem to be the channels of one image"
+    ]
+
+
+def test_a_channel_without_a_name_is_named_by_its_number(here, said):
+    tifffile.imwrite("grey.tif", np.zeros((SIZE, SIZE), np.uint16))
+    Path("s").mkdir()
+    os.replace("grey.tif", "s/grey.tif")
+    assert "convert: {channels: {nuclei: 0}}" in said("inspect", "s")[1]
+    assert "convert: {channels: {nuclei: 0}}" in refused(
+        convert__source="folder", convert__channels={"nuclei": None, "cytoplasm": None}, classes=["cell"]
+    )
+
+
 def test_check_takes_the_run_folder_that_run_takes(here, said):
     lab()
     assert said("check", "c.yaml", "--run", "own/place")[1].splitlines()[-1].endswith("into own/place")
