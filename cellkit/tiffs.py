@@ -344,10 +344,7 @@ def refuse_turned(path: Path, tif, series) -> None:
     """
     first = series.keyframe
     stored = {COMPRESSION: int(first.compression)} | ({} if tif.is_imagej else {PHOTOMETRIC: int(first.photometric)})
-    for number, page in enumerate(series.pages):
-        if page is None:
-            continue
-        own = _short_tags(page, (ORIENTATION, *stored))
+    for number, own in _tags_by_page(path, tif, series, (ORIENTATION, *stored)):
         at = f"page {number} of {path.name}" if number else path.name
         if own.get(ORIENTATION, 1) in range(2, 9):
             raise UserError(
@@ -361,6 +358,25 @@ def refuse_turned(path: Path, tif, series) -> None:
                     f"{at} has the {what} {own[tag]} in its tags, the first page {value}: one image is stored in two ways",
                     "export the file again (Fiji: open, look, save as TIFF)",
                 )
+
+
+def _tags_by_page(path: Path, tif, series, tags: tuple[int, ...]) -> Iterator[tuple[int, dict[int, int]]]:
+    """Yield the number of each page of an image and its `_short_tags`; an ImageJ file may end behind its pixels."""
+    from tifffile import TiffFileError
+
+    pages, number = iter(series.pages), 0
+    while True:
+        try:
+            page = next(pages, StopIteration)
+            found = {} if page is None or page is StopIteration else _short_tags(page, tags)
+        except (TiffFileError, struct.error) as error:
+            if tif.is_imagej:  # its pixels lie behind each other, whatever the later directories say
+                return
+            raise damaged(path, "TIFF", error) from error
+        if page is StopIteration:
+            return
+        yield number, found
+        number += 1
 
 
 def _short_tags(page, tags: tuple[int, ...]) -> dict[int, int]:

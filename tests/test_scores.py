@@ -625,7 +625,7 @@ def many_images(seed, quality, n=40):
     rng = np.random.default_rng(seed)
     truth = spans(100, *[(10 * k, 10 * k + 10) for k in range(10)])
     founds = [truth[rng.random(10) < quality] for _ in range(n)]
-    return score_table([truth] * n, founds, [a_record(f"i{k:02d}") for k in range(n)])
+    return score_table([truth] * n, founds, [a_record(f"i{k:02d}", group="") for k in range(n)])
 
 
 def test_paired_bootstrap_tells_better_from_equal():
