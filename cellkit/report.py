@@ -666,6 +666,8 @@ def _counts(files: RunFiles) -> list:
     if counts.empty:
         raise UserError("counts.csv has no rows: no image was asked about")
     total = counts[counts["image_id"] == "all"]
+    if not files.class_model and not total["found"].any():
+        raise UserError("no model of this run found a cell of a named class, so that no line is counted")
     known = "truth" in counts
     rows = [
         [line.class_name, str(line.found), _percent(line.share)]
@@ -694,7 +696,7 @@ def _class_answers(files: RunFiles) -> list:
 
     told = files.summary.get("classes")
     if not told:
-        raise UserError("no model of this run names classes")
+        raise UserError("no model of this run found a cell of a named class")
     if files.no_accuracy:
         return []
     blocks: list = []

@@ -290,7 +290,7 @@ def test_empty_and_classless_runs(tmp_path):
     assert (files.best, files.class_model, files.report_split, files.models) == ("threshold", "", "test", ["threshold"])
     text = Page(report.page(files)).text
     assert "Threshold: 1.000 on 1 test image." in text
-    assert "no model of this run names classes" in text
+    assert "no model of this run found a cell of a named class" in text
 
 
 def test_errors_say_what_to_do(evaluated, tmp_path):
