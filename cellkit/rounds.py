@@ -42,7 +42,7 @@ def disagreement(a: Instances, b: Instances) -> float:
     from cellkit.scores import match_pairs
 
     cells = len(a) + len(b)
-    return 1.0 - 2 * len(match_pairs(a, b)[0]) / cells if cells else 0.0
+    return (cells - 2 * len(match_pairs(a, b)[0])) / cells if cells else 0.0
 
 
 def correct_first(
