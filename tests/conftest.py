@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-import cellkit  # noqa: F401  before torch: how its threads wait
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: several processes share the processors, one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+import cellkit  # noqa: E402, F401  before torch: how its threads wait
 
 # The same examples in every run, so that a red one can be repeated; HYPOTHESIS_PROFILE=explore draws new ones.
 # No deadline: the first call imports, and a busy machine is no fault.

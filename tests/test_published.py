@@ -234,6 +234,7 @@ def test_hepg2_huh7_numbers_tell_line_and_split(tmp_path):
         (gzip.compress(b"0 1\n" * 999)[:20] + b"x" * 40, "cannot be read"),
         (b"1 2\n", "cannot be read"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_damaged_text_labels_are_refused(tmp_path, content, said):
     (tmp_path / "1.gz").write_bytes(content)
