@@ -707,8 +707,9 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
 
 def _submit(given: argparse.Namespace) -> Answer:
     from cellkit.compare import match_sides, named_after, of_test, read_side, refuse_scaled
+    from cellkit.disjoint import note_changes, resolve_overlaps
     from cellkit.leftout import LeftOut
-    from cellkit.submission import get_profile, note_changes, resolve_overlaps, write_submission
+    from cellkit.submission import get_profile, write_submission
 
     profile, tool = get_profile(given.profile), _checked_tool(given.from_)
     of = read_side(given.coco, convention=tool) if given.coco else None

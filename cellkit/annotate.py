@@ -195,7 +195,7 @@ def write_chosen(chosen: Sequence[Labelled], folder: str | Path, table: str | Pa
     who made them and the sha256 of each label image: `CellDataset.from_labels` reads it, unless an image was changed.
     """
     from cellkit.labels import write_labels
-    from cellkit.sources import write_table
+    from cellkit.tables import write_table
 
     cells = [item.instances.with_classes(0).with_scores(1.0) for item in chosen]
     files = [write_labels(Path(folder) / f"{item.image_id}.tif", item.labels) for item in chosen]

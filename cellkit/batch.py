@@ -23,20 +23,11 @@ from typing import Any
 import numpy as np
 
 from cellkit import __version__
-from cellkit.convert import (
-    Converted,
-    Level,
-    Light,
-    check_ids,
-    colour_map,
-    convert_frame,
-    measured_light,
-    shared_limits,
-    sum_light,
-)
+from cellkit.convert import Converted, Level, Light, colour_map, convert_frame, measured_light, shared_limits, sum_light
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import atomic_path
 from cellkit.loop import StopAll, map_items
+from cellkit.names import check_ids
 
 JOURNAL = ".conversion.jsonl"
 LOCK = ".conversion.lock"

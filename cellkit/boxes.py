@@ -14,36 +14,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cellkit.convert import image_id_of
 from cellkit.errors import UserError
-from cellkit.filenames import plain, split_of_folders
 from cellkit.files import decoded
-from cellkit.instances import Instances
+from cellkit.folders import IMAGE_FOLDERS, by_stem, check_inside, find_picture, list_files
+from cellkit.instances import Instances, pixel_boxes
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
-    IMAGE_FOLDERS,
     MIXED,
-    PICTURE_SUFFIXES,
-    TIFF_SUFFIXES,
     UNUSED,
     Loaded,
     SourceImage,
     apart_from_bare,
-    by_stem,
-    check_inside,
     class_id_of,
-    find_picture,
     finished,
     known_class,
-    list_files,
     load_picture,
     only_class,
     read_table,
     refuse,
     refuse_several,
-    stem_of,
 )
+from cellkit.names import image_id_of, plain, split_of_folders, stem_of
 from cellkit.ownsplit import read_own_lists, split_word
+from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES
 
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 NAME_COLUMNS, LABEL_COLUMNS = ("image", "filename", "image_name"), ("label", "class")
@@ -323,36 +316,3 @@ def _with_boxes(made: Loaded, boxes: list[Box], edges: np.ndarray, config, where
     shape = made.image.shape[:2]
     ids = [class_id_of(box.label, config) for box in boxes]
     return made._replace(instances=Instances.from_boxes(pixel_boxes(edges, shape, where), shape, ids))
-
-
-def pixel_boxes(edges: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray:
-    """Turn edges (left, top, right, bottom; px from the image's corner) into whole pixels (column, row, width, height).
-
-    Edges are rounded to the nearest pixel border; a box too thin for that gets the pixel of its middle.
-
-    Raises
-    ------
-    UserError
-        A box without extent, with a number that is not finite, or that leaves the image by half a pixel or more.
-
-    Examples
-    --------
-    >>> pixel_boxes(np.array([[0, 0, 25.2, 40.8]]), (256, 256), "a.png")
-    array([[ 0,  0, 25, 41]])
-    """
-    edges = np.asarray(edges, float).reshape(-1, 4)
-    height, width = shape
-    most = np.array([width, height, width, height])
-    wrong = ~np.isfinite(edges).all(axis=1)
-    wrong |= ~((edges > -0.5) & (edges < most + 0.5)).all(axis=1) | ~(edges[:, 2:] > edges[:, :2]).all(axis=1)
-    if wrong.any():
-        box = ", ".join(f"{value:g}" for value in edges[wrong][0])
-        raise UserError(
-            f"{where}: {int(wrong.sum())} of {len(edges)} boxes leave the image of {height} x {width} px or have no extent, "
-            f"e.g. {box} (left, top, right, bottom edge)",
-            "correct them, or leave them out",
-        )
-    corners = np.clip(np.floor(edges + 0.5), 0, most).astype(np.int64)
-    middle = np.clip(np.floor((edges[:, :2] + edges[:, 2:]) / 2), 0, most[:2] - 1).astype(np.int64)
-    size = corners[:, 2:] - corners[:, :2]
-    return np.concatenate([np.where(size > 0, corners[:, :2], middle), np.maximum(size, 1)], axis=1)

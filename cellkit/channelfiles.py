@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cellkit.errors import UserError, refuse_or_note
-from cellkit.filenames import channel_of, plain
+from cellkit.names import EACH, channel_of, channel_rule, plain, stem_of
 from cellkit.readers import Channel, FileInfo, Opened, open_file
 
-EACH = "each"
 REMEDY = (
     "set convert.channel_from to an expression that finds the channel in a name, such as _(?P<channel>C[0-9]+)-?[A-Za-z0-9]*, "
     f"to join them, and channels.nuclei to what it finds; or convert.channel_from: {EACH}, and each file is an image"
@@ -29,27 +28,6 @@ class ChannelFiles:
     files: tuple[tuple[str, Path], ...]
 
 
-def channel_rule(pattern: str) -> re.Pattern | None:
-    """Return the compiled expression of ``convert.channel_from``, None for "each".
-
-    Raises
-    ------
-    UserError
-        It is no expression, or names no group called "channel".
-    """
-    if pattern == EACH:
-        return None
-    try:
-        rule = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"is {pattern!r}: {error}", "give a regular expression, e.g. _(?P<channel>C[0-9])") from None
-    if "channel" not in rule.groupindex:
-        raise UserError(
-            f"is {pattern!r}, which names no channel", "mark the part that is the channel: _(?P<channel>C[0-9])"
-        )
-    return rule
-
-
 def seeming_channels(
     paths: Sequence[Path], rule: re.Pattern | None = None
 ) -> dict[tuple[Path, str], list[tuple[str, Path]]]:
@@ -59,10 +37,8 @@ def seeming_channels(
     ----------
     paths : sequence of Path
     rule : pattern, optional
-        See `cellkit.filenames.channel_of`; without it, names as microscopes and Fiji give them, of two files or more.
+        See `cellkit.names.channel_of`; without it, names as microscopes and Fiji give them, of two files or more.
     """
-    from cellkit.listing import stem_of
-
     found: dict[tuple[Path, str], list[tuple[str, Path]]] = defaultdict(list)
     for path in paths:
         told = channel_of(stem_of(path), rule)

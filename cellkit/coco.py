@@ -21,7 +21,8 @@ import numpy as np
 from cellkit.conventions import WRITTEN, checked, crowd_of, from_plain, key_of, segmentations, to_plain
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
-from cellkit.instances import Instances, refuse_boxes
+from cellkit.instances import Instances, pixel_boxes, refuse_boxes
+from cellkit.names import image_id_of
 from cellkit.records import ImageRecord
 
 EXTRA = ("image_id", "channels", "cell_type", "group", "split", "flags", "source")
@@ -479,8 +480,6 @@ def _grouped(rows: list, ids: list, path, common: bool = False) -> tuple[list[li
 
 def _distinct(records: list[ImageRecord]) -> list[ImageRecord]:
     """Tell images of one name apart by their folders: ``a/1.png`` and ``b/1.png`` become a_1 and b_1."""
-    from cellkit.convert import image_id_of
-
     count = Counter(record.image_id for record in records)
     return [replace(r, image_id=image_id_of(r.path)) if count[r.image_id] > 1 else r for r in records]
 
@@ -492,8 +491,6 @@ def _only_boxes(rows: list) -> bool:
 
 def _boxes(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:
     """Return the boxes of one image; x and y count from 0, width and height reach the last pixel's far edge."""
-    from cellkit.boxes import pixel_boxes
-
     edges = []
     for row in rows:
         box = row.get("bbox")

@@ -18,31 +18,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cellkit.conventions import key_of, to_plain
-from cellkit.convert import image_id_of
 from cellkit.errors import UserError
-from cellkit.filenames import plain, split_of_file, split_of_folders
 from cellkit.files import decoded
+from cellkit.folders import IMAGE_SUFFIXES, check_inside, list_files
 from cellkit.leftovers import MOST_NAMED, leftovers
 from cellkit.listing import (
-    IMAGE_SUFFIXES,
     MIXED,
     UNUSED,
     Loaded,
     SourceImage,
-    check_inside,
     check_shape,
     class_id_of,
     class_of_line,
     finished,
     known_class,
-    list_files,
     load_picture,
     noted,
     only_class,
     proposals_are_no_truth,
     refuse,
-    stem_of,
 )
+from cellkit.names import image_id_of, plain, split_of_file, split_of_folders, stem_of
 from cellkit.ownsplit import split_word
 
 HEAD_BYTES = 65_536

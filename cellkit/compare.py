@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from cellkit.errors import UserError, nearest
-from cellkit.filenames import plain, series_of, split_of_folder
+from cellkit.folders import ids_of
 from cellkit.instances import Instances
-from cellkit.naming import best_pairs, ids_of, plain_stem, same, stem_of
+from cellkit.names import best_pairs, plain, plain_stem, same, series_of, split_of_folder, stem_of
 from cellkit.records import ImageRecord
 
 KINDS = "a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV"
@@ -147,8 +147,9 @@ def _read_label_folder(folder: Path) -> Side:
     from cellkit.dataset import chosen_cells
     from cellkit.exchange import bare_note, refuse_noise, told_apart
     from cellkit.files import sha256_file
+    from cellkit.folders import LABEL_SUFFIXES, list_files
     from cellkit.labels import read_labels, refuse_foreground
-    from cellkit.sources import LABEL_ENDINGS, LABEL_SUFFIXES, list_files
+    from cellkit.names import LABEL_ENDINGS
 
     paths = list_files(folder, LABEL_SUFFIXES, keep_labels=True)
     paths, bare = told_apart(paths)
@@ -257,8 +258,8 @@ def image_records(folder: str | Path) -> list[ImageRecord]:
     UserError
         No such folder, no image in it, a damaged image, or two of one file name.
     """
+    from cellkit.folders import IMAGE_SUFFIXES, list_files
     from cellkit.readers import inspect_file
-    from cellkit.sources import IMAGE_SUFFIXES, list_files
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -350,7 +351,7 @@ def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, S
     """Bring two sides to the same images, in the order of the truth, and to the classes of the truth.
 
     Images are matched by image id, file path, file name without suffix, or the id that such a name or path becomes: by
-    whichever matches most (`cellkit.naming`).
+    whichever matches most (`cellkit.names`).
     Classes are matched by name; where the two sides share no name, or no cell found has a class, classes are dropped. That,
     and classes of cells found that the truth does not have, is said in the notes of the second side.
     Images that a run's model was not asked about are left out of the truth; where the truth is of the same run, so are
@@ -474,7 +475,7 @@ def without_proposed(truth: Side, found: Side) -> tuple[Side, Side, list[str]]:
     """
     kept = [k for k in range(len(truth.records)) if not truth.made_by or truth.made_by[k] != "proposed"]
     if truth.records and not kept:
-        from cellkit.evaluation import NO_ACCURACY
+        from cellkit.dataset import NO_ACCURACY
 
         raise UserError(
             f"{truth.path} holds proposals, no truth: {NO_ACCURACY}", "correct some images and score those (label.use)"

@@ -29,8 +29,8 @@ from pydantic import (
 )
 
 from cellkit.errors import UserError, nearest, refuse_or_note
-from cellkit.filenames import plain
 from cellkit.loop import in_jupyter
+from cellkit.names import plain
 
 MAX_CONFIG_BYTES = 200_000
 DATA_VARIABLE = "CELLKIT_DATA"
@@ -256,7 +256,7 @@ class ConvertConfig(Section):
     @field_validator("channel_from")
     @classmethod
     def _names_a_channel(cls, value: str | None) -> str | None:
-        from cellkit.channelfiles import channel_rule
+        from cellkit.names import channel_rule
 
         if value is not None:
             try:

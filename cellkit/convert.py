@@ -7,18 +7,17 @@ channel is which comes from the config; nothing about a channel's meaning is gue
 from __future__ import annotations
 
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from cellkit.errors import UserError, nearest, refuse_or_note
+from cellkit.errors import UserError, nearest
 from cellkit.instances import Instances
 from cellkit.readers import (
     COLOURS,
@@ -752,55 +751,3 @@ def _runs_within_rows(instances: Instances) -> tuple[np.ndarray, np.ndarray, np.
     nth = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
     edge = (starts[which] // width + nth) * width
     return np.maximum(starts[which], edge), np.minimum(ends[which], edge + width), instances.owner_of_run[which]
-
-
-# ---- ids -----------------------------------------------------------------------------------------------------------
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-
-
-def image_id_of(relative: str | PurePosixPath, suffix: str = "") -> str:
-    """Return the id of the image at a path relative to its data folder: parts joined by "_", suffix dropped.
-
-    Letters (of any script), digits, "_", "-" and "." stay; spaces become "_". Where anything else had to give way
-    (other signs, a leading "-" or ".", a name Windows reserves, more than 120 bytes), six hexadecimal digits of the
-    path's sha256 are added, so that two such names stay two.
-
-    Examples
-    --------
-    >>> image_id_of("a/1.tif"), image_id_of("b/cell 1.ome.tif", "_t0")
-    ('a_1', 'b_cell_1_t0')
-    >>> image_id_of("-{x}.png")
-    'x-46d2a1'
-    """
-    import hashlib
-
-    path = unicodedata.normalize("NFC", str(relative).replace(os.sep, "/"))
-    stem = re.sub(r"(\.ome)?\.[^./]*$", "", path, flags=re.IGNORECASE) if "." in path.rsplit("/", 1)[-1][1:] else path
-    plain = stem.replace("/", "_").replace(" ", "_")
-    safe = re.sub(r"[^\w.\-]+", "-", plain).strip("-.")
-    if safe == plain and len(safe.encode()) <= 120 and not RESERVED.fullmatch(safe) and safe:
-        return safe + suffix
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:6]
-    short = safe.encode()[:110].decode("utf-8", "ignore").strip("-.")
-    return f"{short or 'image'}-{digest}{suffix}"
-
-
-def check_ids(named: Iterable[tuple[str, str]]) -> None:
-    """Refuse two files that would become the same image, or two that differ in upper and lower case only.
-
-    Parameters
-    ----------
-    named : iterable of (image_id, source)
-
-    Raises
-    ------
-    UserError
-        Naming both files.
-    """
-    seen: dict[str, tuple[str, str]] = {}
-    for image_id, source in named:
-        key = unicodedata.normalize("NFC", image_id).casefold()
-        if key in seen:
-            same = "would both be" if seen[key][0] == image_id else "differ in upper and lower case only:"
-            refuse_or_note(UserError(f"{seen[key][1]} and {source} {same} image '{image_id}'", "rename one of them"))
-        seen[key] = (image_id, source)

@@ -211,7 +211,7 @@ class _Names:
 
     def of(self, relative: Path, stems: Sequence[str]) -> set[str]:
         """Return the images that a file may belong to: by id, by path, by file name, the first that fits any."""
-        from cellkit.convert import image_id_of
+        from cellkit.names import image_id_of
 
         for stem in stems:
             below = (relative.parent / stem).as_posix()
@@ -230,7 +230,8 @@ def _sources(record: ImageRecord) -> Iterator[str]:
     >>> list(_sources(ImageRecord("x", "images/x.png", 4, 4, source="HEK/a 1.ome.tif t 0 z max")))
     ['HEK/a 1.ome.tif', 'HEK/a 1.ome', 'HEK/a 1']
     """
-    from cellkit.listing import IMAGE_SUFFIXES, stem_of
+    from cellkit.folders import IMAGE_SUFFIXES
+    from cellkit.names import stem_of
 
     endings = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True))
     match = re.match(rf"(.+?(?:{endings}))(?:\s|$)", record.source, re.IGNORECASE)
@@ -241,7 +242,8 @@ def _sources(record: ImageRecord) -> Iterator[str]:
 
 def _kind(path: Path, names: _Names) -> tuple[str, list[str]]:
     """Return what a file is by its name (seg, roi, marked, plain, beside, other) and what its image may be called."""
-    from cellkit.listing import IMAGE_SUFFIXES, LABEL_ENDINGS, LABEL_SUFFIXES, stem_of
+    from cellkit.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES
+    from cellkit.names import LABEL_ENDINGS, stem_of
 
     name, stem = path.name, stem_of(path)
     lower = name.lower()

@@ -272,3 +272,9 @@ def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -
         found.append(cells)
     left.say(desc)
     return found
+
+
+NO_ACCURACY = (
+    "no accuracy can be told: no image was labelled by a person; "
+    "agreement with the starter's own proposals is no accuracy"
+)

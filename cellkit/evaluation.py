@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.dataset import CellDataset
+from cellkit.dataset import NO_ACCURACY, CellDataset
 from cellkit.errors import UserError, nearest
 from cellkit.instances import Instances
 from cellkit.leftout import LeftOut
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 CONVENTION = "MAP IoU (kaggle: IoU > 0.50:0.05:0.95, mean of images)"
 KEY = "predictions_"
-NO_ACCURACY = (
-    "no accuracy can be told: no image was labelled by a person; "
-    "agreement with the starter's own proposals is no accuracy"
-)
 
 
 def predictions_of(paths: Mapping[str, Path], images: CellDataset) -> dict[str, dict[str, Instances]]:
@@ -396,7 +392,7 @@ def handed_in(path: str | Path | None, split: str, images: CellDataset | None = 
     """
     import csv
 
-    from cellkit.records import from_cell
+    from cellkit.tables import from_cell
 
     if path is None:
         found = [] if images is None else images.select(split).records
@@ -449,8 +445,9 @@ def submit_best(
     """
     import pandas as pd
 
+    from cellkit.disjoint import note_changes, resolve_overlaps
     from cellkit.predict import fit_to
-    from cellkit.submission import note_changes, resolve_overlaps, write_submission
+    from cellkit.submission import write_submission
 
     resolved, rows, left = [], [], LeftOut()
     for one in asked:

@@ -25,9 +25,10 @@ import numpy as np
 from cellkit.coco import MARKED
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import atomic_path
+from cellkit.folders import Pictures
 from cellkit.instances import Instances, refuse_boxes
 from cellkit.labels import not_annotated
-from cellkit.naming import Pictures, plain_stem, stem_of
+from cellkit.names import plain_stem, stem_of
 from cellkit.outlines import FARTHEST_PX, fill, joined, outlines
 from cellkit.records import ImageRecord
 from cellkit.stamps import refuse_changed, stamp_of
@@ -783,7 +784,7 @@ def told_format(path: str | Path) -> str:
     UserError
         Nothing of the kind, or several: a folder of ``_seg.npy`` files and pictures could mean either.
     """
-    from cellkit.sources import list_files
+    from cellkit.folders import list_files
 
     path = Path(path)
     names = [path] if path.is_file() else list_files(path, sum(READ.values(), ()), keep_labels=True)
@@ -913,7 +914,7 @@ def _refuse_twice(names: list[str], path) -> None:
 
 def _files_of(path: Path, kind: str) -> tuple[Path, list[Path], list[Path]]:
     """Return the root, the files of a kind, and the pictures among them that have no label image; see `told_apart`."""
-    from cellkit.sources import list_files
+    from cellkit.folders import list_files
 
     if path.is_file():
         return path.parent, [path], []
@@ -1039,9 +1040,9 @@ def write_folder(
     UserError
         An unknown format, "seg" without pictures, two images of one name, or no image that could be written.
     """
-    from cellkit.convert import check_ids, image_id_of
     from cellkit.dataset import chosen_cells
     from cellkit.loop import map_items
+    from cellkit.names import check_ids, image_id_of
 
     if form not in FORMATS:
         raise UserError(f"no format '{form}'{nearest(form, FORMATS)}", f"formats to write: {', '.join(FORMATS)}")

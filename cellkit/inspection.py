@@ -79,8 +79,8 @@ def list_microscope_files(root: str | Path, axes: str | None = None) -> list[dic
     list of dict
         Sorted by path; file, and what `FileInfo.to_json` says or, where the file is refused, problem and remedy.
     """
+    from cellkit.folders import list_files
     from cellkit.readers import PICTURE_SUFFIXES, READ_SUFFIXES, UNREAD_SUFFIXES, inspect_file
-    from cellkit.sources import list_files
 
     root = Path(root)
     rows = []
@@ -295,7 +295,9 @@ def detect_kind(root: str | Path) -> str:
     UserError
         No such folder.
     """
-    from cellkit.sources import SPLIT_NAMES, list_files, tell_kind
+    from cellkit.folders import list_files
+    from cellkit.names import SPLIT_NAMES
+    from cellkit.sources import tell_kind
 
     root = Path(root)
     if not root.is_dir():
@@ -317,7 +319,8 @@ def detect_kind(root: str | Path) -> str:
 
 def discover_classes(root: str | Path, kind: str) -> tuple[str, ...]:
     """Return the classes a data set names, sorted; ("cell",) where it names none."""
-    from cellkit.sources import list_files, tell_classes
+    from cellkit.folders import list_files
+    from cellkit.sources import tell_classes
 
     root = Path(root)
     foreign = tell_classes(root, kind)

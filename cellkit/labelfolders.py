@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cellkit.filenames import LABEL_WORDS, plain
-from cellkit.listing import LABEL_ENDINGS, named_class, stem_of
+from cellkit.listing import named_class
+from cellkit.names import LABEL_ENDINGS, LABEL_WORDS, plain, stem_of
 
 PICTURE_WORDS = {
     "image",

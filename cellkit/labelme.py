@@ -11,24 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.convert import image_id_of
 from cellkit.errors import UserError
-from cellkit.filenames import plain, split_of_folders
 from cellkit.files import decoded
+from cellkit.folders import check_inside, list_files
 from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
-from cellkit.listing import (
-    MIXED,
-    Loaded,
-    SourceImage,
-    check_inside,
-    class_id_of,
-    converted,
-    finished,
-    known_class,
-    list_files,
-    only_class,
-)
+from cellkit.listing import MIXED, Loaded, SourceImage, class_id_of, converted, finished, known_class, only_class
+from cellkit.names import image_id_of, plain, split_of_folders
 from cellkit.readers import open_file, open_picture
 
 

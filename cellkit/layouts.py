@@ -17,19 +17,21 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.channelfiles import ChannelFiles, join_channels
-from cellkit.convert import image_id_of
 from cellkit.errors import UserError, nearest, refuse_or_note
-from cellkit.filenames import plain, split_of_folder, split_of_folders
+from cellkit.folders import (
+    IMAGE_FOLDERS,
+    IMAGE_SUFFIXES,
+    LABEL_FOLDERS,
+    LABEL_SUFFIXES,
+    check_inside,
+    find_picture,
+    list_files,
+)
 from cellkit.instances import Instances
 from cellkit.labelfolders import label_folders, names_in_label_folders
 from cellkit.labels import labels_orientation, read_labels, relabel
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
-    IMAGE_FOLDERS,
-    IMAGE_SUFFIXES,
-    LABEL_ENDINGS,
-    LABEL_FOLDERS,
-    LABEL_SUFFIXES,
     LEFT,
     MIXED,
     UNUSED,
@@ -38,16 +40,13 @@ from cellkit.listing import (
     SourceImage,
     apart_from_bare,
     cell_type_of,
-    check_inside,
     check_same_way,
     check_shape,
     class_id_of,
     converted,
     files_of,
-    find_picture,
     finished,
     frames_of,
-    list_files,
     load_file,
     named_class,
     only_class,
@@ -56,9 +55,9 @@ from cellkit.listing import (
     read_table,
     refuse,
     settled,
-    stem_of,
     unknown_class,
-)  # fmt: skip
+)
+from cellkit.names import LABEL_ENDINGS, image_id_of, plain, split_of_folder, split_of_folders, stem_of
 from cellkit.ownsplit import with_own_split
 from cellkit.readers import PICTURE_SUFFIXES, only_headers, open_file, why_unread
 

@@ -15,21 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from cellkit.errors import UserError, refuse_or_note
-from cellkit.filenames import LABEL_WORDS, is_no_data, plain
 from cellkit.files import decoded
+from cellkit.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder
 from cellkit.labelfolders import is_called_labels
-from cellkit.listing import (
-    IMAGE_SUFFIXES,
-    LABEL_ENDINGS,
-    LABEL_FOLDERS,
-    LEFT,
-    NOT_IMAGES,
-    UNUSED,
-    SourceImage,
-    is_run_folder,
-    refuse,
-    stem_of,
-)
+from cellkit.listing import LEFT, UNUSED, SourceImage, refuse
+from cellkit.names import LABEL_ENDINGS, LABEL_WORDS, is_no_data, plain, stem_of
 from cellkit.readers import is_zarr_by_another_name, why_unread
 
 CLASS_TABLE = re.compile(r"class(es)?\b.*\.(csv|tsv|txt|xlsx?|ods)")

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import math
-import os
 import sys
 import unicodedata
 from collections import Counter, defaultdict
@@ -24,33 +23,22 @@ from typing import NamedTuple
 import numpy as np
 
 from cellkit.channelfiles import ChannelFiles, open_image
-from cellkit.convert import Level, check_ids, convert_frame, image_id_of
+from cellkit.convert import Level, convert_frame
 from cellkit.errors import UserError, nearest, refuse_or_note
-from cellkit.filenames import SPLIT_NAMES as SPLIT_NAMES  # also for those who import it from here
-from cellkit.filenames import is_no_data, plain, series_of, split_of_folders
 from cellkit.files import decoded
+from cellkit.folders import IMAGE_FOLDERS, IMAGE_SUFFIXES, check_inside
 from cellkit.instances import Instances
 from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
-from cellkit.manifest import MANIFEST
+from cellkit.names import check_ids, image_id_of, plain, series_of, split_of_folders, stem_of
 from cellkit.readers import (
     PICTURE_SUFFIXES,
-    TIFF_SUFFIXES,
-    VENDOR_SUFFIXES,
     inspect_file,
-    is_zarr_by_another_name,
     only_headers,
     open_file,
     whole_files,
 )
 from cellkit.records import ImageRecord, name_groups, split_by_name, split_records
 
-IMAGE_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + tuple(VENDOR_SUFFIXES)
-LABEL_SUFFIXES = (".tif", ".tiff", ".png")
-LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask", "-masks", "-labels", "-label", "-mask", "_seg", "_gt",
-                 "_segmentation")  # beside the image, as Cellpose and others write  # fmt: skip
-NOT_IMAGES = (*LABEL_ENDINGS, "_flows", "_outlines", "_cp_outlines")
-LABEL_FOLDERS = ("labels", "masks", "truth", "label", "mask", "gt", "ground_truth", "groundtruth")
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "raw", "raw_images", "rawimages")
 SPLIT_WORDS = {"train": "training image", "val": "validation image", "test": "test image"}
 MIXED = "mixed"
 LEFT = "left/"  # begins the id of what fits no image
@@ -118,67 +106,6 @@ def refuse(problem: str, remedy: str = "") -> Loaded:
 
 
 # ---- files and names -----------------------------------------------------------------------------------------------
-def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -> list[Path]:
-    """Return the files below `root` with one of `suffixes`, sorted by relative path.
-
-    Hidden names, what file managers leave behind, and unless `keep_labels` label images and their folders, are left out.
-    Links to folders are not followed, so a loop of links ends; what a link to a file points to must lie below `root`.
-    """
-    root = Path(root)
-    found = []
-    for folder, folders, names in os.walk(root, followlinks=False):
-        folders[:] = [name for name in folders if not is_no_data(name) and not is_run_folder(Path(folder, name))]
-        images = [name for name in folders if name.lower().endswith(".zarr")]  # an OME-Zarr is a folder, and one image
-        folders[:] = [name for name in folders if name not in images]
-        if not keep_labels:
-            folders[:] = [name for name in folders if plain(name) not in LABEL_FOLDERS]
-        for name in names + images:
-            path = Path(folder, name)
-            if is_no_data(name) or not name.strip().lower().endswith(tuple(suffixes)):
-                continue
-            if keep_labels or not plain(stem_of(path)).endswith(NOT_IMAGES):
-                found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def odd_zarrs(root: Path) -> list[Path]:
-    """Return the folders below `root` that are an OME-Zarr by another name, sorted by path."""
-    found = []
-    for folder, folders, _ in os.walk(root, followlinks=False):
-        below = [Path(folder, name) for name in folders if not is_no_data(name) and not name.lower().endswith(".zarr")]
-        odd = [path for path in below if is_zarr_by_another_name(path)]
-        folders[:] = [path.name for path in below if path not in odd]
-        found += odd
-    return sorted(found)
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Tell whether a folder is that of a run: its pictures are made of others, and are no data."""
-    return (folder / MANIFEST).is_file() and (folder / "records.csv").is_file()
-
-
-def check_inside(path: Path, root: Path) -> None:
-    """Refuse a link that leads out of the data folder."""
-    try:
-        inside = path.resolve().is_relative_to(Path(root).resolve())
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path.name} is a link that leads nowhere: {error}", "remove it") from error
-    if not inside:
-        raise UserError(f"{path.name} is a link that leads out of {root}", "copy the file into the data folder")
-
-
-def stem_of(path: Path) -> str:
-    """Return the file name without suffix; ``.ome.tif`` is one suffix."""
-    stem = path.stem
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
-
-
-def by_stem(root: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """Return the files below a folder by name without suffix: more than one where folders hold files of one name."""
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in list_files(root, suffixes, keep_labels=True):
-        found[stem_of(path)].append(path)
-    return dict(found)
 
 
 def refuse_several(root: Path, *found: Sequence[Path]) -> Callable[[], Loaded] | None:
@@ -187,17 +114,6 @@ def refuse_several(root: Path, *found: Sequence[Path]) -> Callable[[], Loaded] |
     names = " and ".join(path.relative_to(root).as_posix() for path in paths[:2])
     told = f"{len(paths)} files are called {stem_of(paths[0])}: {names}" if paths else ""
     return partial(refuse, told, "keep one of them") if paths else None
-
-
-def find_picture(folder: Path, stem: str, suffixes: Sequence[str] = (*PICTURE_SUFFIXES, *TIFF_SUFFIXES)) -> Path | None:
-    """Return the one file of `folder` called `stem` with one of `suffixes`, in any spelling; None where there is none."""
-    stems = dict.fromkeys((stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))))
-    paths = [folder / f"{one}{end}" for one in stems for suffix in suffixes for end in (suffix, suffix.upper())]
-    found = {(told.st_dev, told.st_ino): path for path in reversed(paths) if path.is_file() and (told := path.stat())}
-    first, *others = reversed(found.values()) if found else (None,)
-    if others:
-        raise UserError(f"'{stem}' is two pictures: {first} and {others[0].name}", "keep one of them")
-    return first
 
 
 def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str, str]]:

@@ -10,18 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cellkit.errors import UserError
-from cellkit.filenames import plain, split_of_folder
 from cellkit.files import decoded
-from cellkit.listing import (
-    IMAGE_SUFFIXES,
-    MIXED,
-    UNUSED,
-    SourceImage,
-    check_inside,
-    read_names,
-    read_table,
-    stem_of,
-)
+from cellkit.folders import IMAGE_SUFFIXES, check_inside
+from cellkit.listing import MIXED, UNUSED, SourceImage, read_names, read_table
+from cellkit.names import plain, split_of_folder, stem_of
 
 LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets", "ImageSets/Segmentation", "splits", "split", "lists")
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")

@@ -371,8 +371,8 @@ def _called_as_labels(
     named: Iterable[str | Path], images: Sequence[Path], avoided: Sequence[Path]
 ) -> list[Quarantined]:
     """Return the files of the folders that are called as label images are (double_label.tif), and after none of the images."""
-    from cellkit.filenames import plain
-    from cellkit.listing import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, list_files, stem_of
+    from cellkit.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, list_files
+    from cellkit.names import plain, stem_of
 
     stems = {plain(stem_of(path)) for path in images}
     alone = []
@@ -390,10 +390,9 @@ def _called_as_labels(
 
 def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     """Return the folder that one argument looks into, and the images it names, each with its path relative to that."""
-    from cellkit.listing import is_run_folder, odd_zarrs
+    from cellkit.folders import IMAGE_SUFFIXES, is_run_folder, list_files, odd_zarrs
     from cellkit.manifest import MANIFEST
     from cellkit.readers import READ_SUFFIXES, is_image_folder, is_zarr_by_another_name
-    from cellkit.sources import IMAGE_SUFFIXES, list_files
 
     path = Path(name)
     if path.is_dir() and not is_image_folder(path) and not is_zarr_by_another_name(path):
@@ -432,7 +431,7 @@ def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Q
     UserError
         Two images still have one id.
     """
-    from cellkit.convert import check_ids
+    from cellkit.names import check_ids
 
     listed = _with_ids_apart(listed)
     frames: list[Frame] = []
@@ -448,7 +447,7 @@ def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Q
 
 def _with_ids_apart(listed: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
     """Return (path, relative path), the latter below the folder that holds all, where two images would have one id."""
-    from cellkit.convert import check_ids
+    from cellkit.names import check_ids
 
     try:
         check_ids((_id_of(relative), str(path)) for path, relative in listed)
@@ -460,7 +459,7 @@ def _with_ids_apart(listed: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]
 
 def _id_of(relative: str, suffix: str = "") -> str:
     """Return the image id of a relative path; folders called ``images`` do not count, as in `cellkit.sources`."""
-    from cellkit.convert import image_id_of
+    from cellkit.names import image_id_of
 
     *folders, name = relative.split("/")
     return image_id_of("/".join([*(folder for folder in folders if folder.lower() != "images"), name]), suffix)
@@ -605,7 +604,7 @@ def convert_files(
     """
     from cellkit.batch import Recipe, convert_batch
     from cellkit.readers import open_file
-    from cellkit.sources import write_table
+    from cellkit.tables import write_table
 
     out = Path(out)
     links: list[Quarantined] = []

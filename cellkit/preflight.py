@@ -22,7 +22,8 @@ from typing import Any
 from cellkit.config import STAGES, Config, data_path, here, known_keys, load_config
 from cellkit.errors import Quarantined, UserError, collected, refuse_or_note
 from cellkit.instances import Instances
-from cellkit.listing import Loaded, SourceImage, check_enough, check_labelled, stem_of
+from cellkit.listing import Loaded, SourceImage, check_enough, check_labelled
+from cellkit.names import stem_of
 from cellkit.readers import headers_only
 from cellkit.records import ImageRecord
 

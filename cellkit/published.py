@@ -10,24 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.convert import image_id_of
 from cellkit.errors import UserError
+from cellkit.folders import IMAGE_SUFFIXES, by_stem, check_inside, list_files
 from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
-    IMAGE_SUFFIXES,
     UNUSED,
     Loaded,
     SourceImage,
     apart_from_bare,
-    by_stem,
-    check_inside,
     check_same_way,
     check_shape,
     class_id_of,
     class_of_line,
     finished,
-    list_files,
     load_picture,
     only_class,
     perhaps,
@@ -35,8 +31,8 @@ from cellkit.listing import (
     read_table,
     refuse,
     refuse_several,
-    stem_of,
 )
+from cellkit.names import image_id_of, stem_of
 from cellkit.readers import only_headers
 
 # ---- BBBC039 -------------------------------------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from cellkit.errors import UserError, refuse_or_note
 from cellkit.files import atomic_path
+from cellkit.tables import as_cell, from_cell
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 SPLITS = ("train", "val", "test", "")
 STEPS = tuple(int(2**64 * x) for x in (0.6180339887498949, 0.41421356237309515, 0.7320508075688772, 0.6457513110645907))
-FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would run, or what stands for it here
 Item = TypeVar("Item")
 
 
@@ -117,35 +117,6 @@ def _cell(value):
     if isinstance(value, str):
         return as_cell(_readable(value))
     return "" if isinstance(value, float) and math.isnan(value) else value
-
-
-def as_cell(text: str) -> str:
-    """Return text as it may stand in a table that a spreadsheet opens; `from_cell` takes it back.
-
-    OWASP's rule against CSV injection: an apostrophe before = + - @ TAB and CR.
-
-    Examples
-    --------
-    >>> as_cell("=1+1"), from_cell(as_cell("=1+1")), as_cell("plain")
-    ("'=1+1", '=1+1', 'plain')
-    """
-    return f"'{text}" if FORMULA.match(text) else text
-
-
-def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
-    """Write a table as CSV, atomically and without its index; text that would run as a formula is escaped by `as_cell`."""
-    import pandas as pd
-
-    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
-    safe = frame.assign(**{name: [as_cell(x) if isinstance(x, str) else x for x in frame[name]] for name in texts})
-    with atomic_path(path) as temporary:
-        safe.to_csv(temporary, index=False)
-    return Path(path)
-
-
-def from_cell(text: str) -> str:
-    """Return what `as_cell` was given."""
-    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
 
 def _readable(text: str) -> str:

@@ -143,7 +143,7 @@ class RunFiles:
     @cached_property
     def no_accuracy(self) -> str:
         """Why no accuracy can be told; "" where it can, or where nothing was labelled yet."""
-        from cellkit.evaluation import NO_ACCURACY
+        from cellkit.dataset import NO_ACCURACY
 
         asked = [split for split in self.truths if split != "train"]
         return NO_ACCURACY if asked and not any(split in self.judged for split in asked) else ""

@@ -11,7 +11,6 @@ The readers live in rooms of their own: `layouts` (label images), `published` (s
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 from collections import Counter
@@ -37,35 +36,16 @@ from cellkit.batch import (
     still_there,
     sync,
     tell_notes,
-    write_png,
 )
-from cellkit.convert import Level, check_ids, resize_image, resize_instances, resized_shape, shared_limits
+from cellkit.convert import Level, resize_image, resize_instances, resized_shape, shared_limits
 from cellkit.errors import Quarantined, UserError
-from cellkit.files import atomic_path
+from cellkit.folders import list_files
 from cellkit.instances import Instances
-from cellkit.layouts import compose_halves
-from cellkit.listing import (
-    IMAGE_SUFFIXES,
-    LABEL_ENDINGS,
-    LABEL_SUFFIXES,
-    SPLIT_NAMES,
-    Loaded,
-    SourceImage,
-    check_enough,
-    list_files,
-    noted,
-    read_table,
-    thin,
-    without_empty,
-)
+from cellkit.listing import Loaded, SourceImage, check_enough, noted, read_table, without_empty
 from cellkit.loop import map_items
-from cellkit.records import ImageRecord, as_cell, torn_groups
-
-__all__ = [
-    "IMAGE_SUFFIXES", "LABEL_ENDINGS", "LABEL_SUFFIXES", "SOURCES", "SPLIT_NAMES", "Gathered", "Loaded", "SourceImage",
-    "check_enough", "compose_halves", "gather", "list_files", "list_originals", "sample_ids", "source_folder", "tell_kind",
-    "tell_classes", "thin", "write_png", "write_table",
-]  # fmt: skip
+from cellkit.names import check_ids
+from cellkit.records import ImageRecord, torn_groups
+from cellkit.tables import write_table
 
 SOURCES: dict[str, Callable[[Path, object], Iterator[SourceImage]]] = {
     "drawn": layouts.read_microscope,
@@ -514,22 +494,6 @@ def _gathered(out: Path, done: list, quarantined: list[Quarantined], originals: 
     write_table(out / "originals.csv", originals)
     truth = None if all(cells is None for cells in instances) else instances
     return Gathered(records, truth, quarantined, conversion, quality, thresholds, originals)
-
-
-def write_table(path: str | Path, rows: Sequence[dict]) -> Path:
-    """Write rows as CSV, atomically; text a spreadsheet would run as a formula gets a leading apostrophe."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    return Path(path)
-
-
-def _cell(value):
-    if isinstance(value, str):
-        return as_cell(value)
-    return round(value, 6) if isinstance(value, float) else value
 
 
 def source_folder(config, stage) -> Path:

@@ -16,12 +16,12 @@ from cellkit.backends import BACKENDS, get_backend
 from cellkit.backends import cellpose_unet as unet
 from cellkit.backends import maskrcnn_torchvision as maskrcnn
 from cellkit.backends.unet_network import CellposeUNet
+from cellkit.batch import write_png
 from cellkit.dataset import CellDataset, predict_all
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
 from cellkit.scores import count, kaggle, overlaps
-from cellkit.sources import write_png
 
 EMPTY = np.zeros((96, 80, 3), np.uint8)
 

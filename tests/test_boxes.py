@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cellkit.annotate import choose_labels, with_truth_classes
-from cellkit.boxes import pixel_boxes, units_of
+from cellkit.boxes import units_of
 from cellkit.coco import read_coco, write_coco, write_results
 from cellkit.compare import match_sides, read_side, score_sides
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.convert import resize_instances
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
-from cellkit.instances import Instances, refuse_boxes
+from cellkit.instances import Instances, pixel_boxes, refuse_boxes
 from cellkit.records import ImageRecord
 from cellkit.scores import compare_conventions, score_table
 from cellkit.sources import SOURCES, gather

@@ -24,7 +24,7 @@ from cellkit.config import (
     stage_config,
 )
 from cellkit.errors import UserError
-from cellkit.filenames import plain
+from cellkit.names import plain
 
 
 @pytest.fixture

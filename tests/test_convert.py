@@ -14,11 +14,9 @@ from PIL import Image
 from cellkit.convert import (
     Light,
     best_focus,
-    check_ids,
     colour_map,
     convert_file,
     find_channel,
-    image_id_of,
     measured_light,
     percentiles_of,
     resize_image,
@@ -31,6 +29,7 @@ from cellkit.convert import (
 )
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.names import check_ids, image_id_of
 from cellkit.readers import Channel
 
 NUCLEI = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100

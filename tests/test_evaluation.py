@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 
 from cellkit.coco import write_results
-from cellkit.dataset import CellDataset
+from cellkit.dataset import NO_ACCURACY, CellDataset
 from cellkit.errors import UserError
 from cellkit.evaluation import (
-    NO_ACCURACY,
     Original,
     classes_found,
     count_lines,

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
+from cellkit.batch import write_png
 from cellkit.coco import read_coco, write_coco
 from cellkit.errors import UserError
 from cellkit.exchange import (
@@ -37,7 +38,6 @@ from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
 from cellkit.plain_pickle import read_plain_npy
 from cellkit.records import ImageRecord
-from cellkit.sources import write_png
 
 CLASSES = ("HEK", "N2a, é")
 TWO = np.array([[1, 1, 0, 0, 2], [1, 1, 0, 2, 0], [0, 0, 0, 2, 2]])

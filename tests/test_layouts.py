@@ -20,7 +20,8 @@ from cellkit.exchange import write_seg
 from cellkit.inspection import detect_kind, discover_classes
 from cellkit.instances import Instances
 from cellkit.labels import write_labels
-from cellkit.sources import SOURCES, compose_halves, gather
+from cellkit.layouts import compose_halves
+from cellkit.sources import SOURCES, gather
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 RNG = np.random.default_rng(0)

@@ -12,17 +12,16 @@ from PIL import Image
 
 from cellkit.config import ChannelsConfig, Config, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
+from cellkit.folders import check_inside, list_files
 from cellkit.instances import Instances
 from cellkit.listing import (
     UNUSED,
     SourceImage,
     carve,
     check_enough,
-    check_inside,
     check_labelled,
     finished,
     labelled,
-    list_files,
     read_table,
     thin,
 )

@@ -20,6 +20,7 @@ from PIL import Image
 from cellkit import weights
 from cellkit.__main__ import main
 from cellkit.backends import get_backend
+from cellkit.batch import write_png
 from cellkit.coco import read_coco, write_coco
 from cellkit.config import ConvertConfig, FinetuneConfig, LabelConfig, MaskrcnnConfig
 from cellkit.convert import convert_file
@@ -44,7 +45,6 @@ from cellkit.predict import (
 )
 from cellkit.records import write_records
 from cellkit.run import Run
-from cellkit.sources import write_png
 
 THRESHOLD = find_model("threshold", {"diameter_px": 30})
 CHANNELS = {"nuclei": "DAPI", "cytoplasm": "actin"}

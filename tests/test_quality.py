@@ -283,7 +283,7 @@ def fields():
 
 
 def found_in(tmp_path, pictures, splits=None):
-    from cellkit.sources import write_png
+    from cellkit.batch import write_png
 
     records = []
     for k, image in enumerate(pictures):

@@ -16,9 +16,7 @@ from cellkit.errors import UserError
 from cellkit.records import (
     SPLITS,
     ImageRecord,
-    as_cell,
     check_groups,
-    from_cell,
     hold_out,
     k_folds,
     name_groups,
@@ -26,9 +24,9 @@ from cellkit.records import (
     read_records,
     select,
     split_records,
-    write_frame,
     write_records,
 )
+from cellkit.tables import as_cell, from_cell, write_frame
 
 HEADER = "image_id,path,height_px,width_px,channels,cell_type,group,split,um_per_px,flags,source"
 GOOD = "a,images/a.png,10,20,red=;green=GFP;blue=DAPI,HEK,A1,train,0.325,,raw/a.czi scene 0"
@@ -115,8 +113,8 @@ def test_what_is_escaped_comes_back(text):
 
 def test_other_tables_are_escaped_and_submissions_refuse_such_ids(tmp_path):  # fault 46
     from cellkit.instances import Instances
-    from cellkit.sources import write_table
     from cellkit.submission import write_submission
+    from cellkit.tables import write_table
 
     path = write_table(tmp_path / "labels.csv", [{"image_id": "=1+1", "n": -1.5, "note": "@x"}])
     assert path.read_text() == "image_id,n,note\n'=1+1,-1.5,'@x\n"

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cellkit.batch import write_png
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.files import write_json
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
 from cellkit.sheet import FAULTS, class_table, describe, look, tell
-from cellkit.sources import write_png
 
 SHAPE = (40, 50)
 

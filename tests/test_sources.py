@@ -17,8 +17,9 @@ from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
 from cellkit.quality import set_aside
 from cellkit.records import is_scored
-from cellkit.sources import SOURCES, gather, source_folder, tell_classes, tell_kind, write_table
+from cellkit.sources import SOURCES, gather, source_folder, tell_classes, tell_kind
 from cellkit.synthetic import FieldStyle, draw_field, expose, write_fields
+from cellkit.tables import write_table
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 255, (24, 32), dtype=np.uint8)

@@ -10,18 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cellkit.disjoint import Change, resolve_overlaps
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.submission import (
     PROFILES,
-    Change,
     Problem,
     check_submission,
     get_profile,
     is_truth_table,
     read_submission,
     read_truth_table,
-    resolve_overlaps,
     sample_ids,
     write_submission,
 )

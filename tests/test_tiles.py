@@ -84,9 +84,9 @@ def test_ids_of_a_picture_larger_than_a_tile_are_those_of_its_rows_and_each_is_o
     from scipy.ndimage import label
 
     from cellkit.backends import threshold
+    from cellkit.batch import write_png
     from cellkit.labels import read_labels
     from cellkit.predict import find_model, predict_files
-    from cellkit.sources import write_png
 
     labels = np.zeros((250, 270), int)
     for k, (y, x) in enumerate([(y, x) for y in range(3, 230, 17) for x in range(2, 255, 17)], 1):

@@ -595,7 +595,7 @@ def test_axes_of_an_ome_zarr_lie_anywhere_and_unknown_ones_are_refused(tmp_path)
 
 
 def test_a_folder_of_ome_zarr_is_a_folder_of_images(tmp_path, capfd):
-    from cellkit.listing import list_files
+    from cellkit.folders import list_files
 
     for name in ("a.zarr", "b/c.ome.zarr"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

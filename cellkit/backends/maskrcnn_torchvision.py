@@ -273,7 +273,7 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
     import cv2
 
     from cellkit.backends.cell_classifier import classify
-    from cellkit.submission import resolve_overlaps
+    from cellkit.disjoint import resolve_overlaps
 
     planes = planes_of(image)
     factor = CELL_PX / settings["diameter_px"]

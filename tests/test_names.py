@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from cellkit.filenames import channel_of, is_no_data, plain, series_of, split_of_file, split_of_folder, split_of_folders
+from cellkit.names import channel_of, is_no_data, plain, series_of, split_of_file, split_of_folder, split_of_folders
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,40 @@
-"""What names say: which two are one, what is no data, which split, which series of frames, which channel of an image."""
+"""The names of images: which two are one, what they tell (split, series, channel), and the ids that they become.
+
+A tool keeps the name of the picture (``HEK/cell 1.ome.tif``, ``HEK_cell_1_masks.png``), cellkit writes the id that such a
+name becomes (`image_id_of`), and macOS writes an umlaut as two characters. All of them are the same name, and a stricter
+agreement goes before a looser one.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath, PurePosixPath
+
+from cellkit.errors import UserError, refuse_or_note
 
 # what file managers, shared drives and archives leave behind; names with a leading dot are hidden anyway
 NO_DATA = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__", "$recycle.bin", "lost+found",
            "system volume information"}  # fmt: skip
+
+
 SPLIT_WORDS = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "validate", "dev", "development", "tuning", "tune"),
     # what is evaluated on is neither trained on nor chosen by, whichever of the two a source means
     "test": ("test", "testing", "tst", "holdout", "heldout", "eval", "evaluation", "unseen", "blind"),
 }
+
+
 SPLIT_NAMES = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+
+
 LABEL_WORDS = {"label", "labels", "mask", "masks", "truth", "gt", "groundtruth", "seg", "segs", "segmentation", "segmentations",
                "annotation", "annotations"}  # fmt: skip
+
+
 FILLERS = {
     "set",
     "sets",
@@ -36,33 +53,63 @@ FILLERS = {
     "public",
     "private",
 }
+
+
 END, BEGIN = r"(?=$|[ _.\-])", r"(?:^|[ _.\-]+)"
+
+
 PLACE = r"x[=_\-]*\d+(?:-\d+)?[ _,\-]*y[=_\-]*\d+(?:-\d+)?|y[=_\-]*\d+(?:-\d+)?[ _,\-]*x[=_\-]*\d+(?:-\d+)?"
+
+
 CLOCK = r"(?:\d+y\d+m\d+d_|\d+d)\d+h\d+m(?:\d+s)?"  # IncuCyte: 00d04h00m, 2024y03m01d_12h30m
+
+
 FRAME = re.compile(
     rf"{BEGIN}(?:(?:t|tp|time|timepoint|frame|z|slice|plane)[ _\-=]?\d+|{PLACE}|{CLOCK}){END}"
     rf"|(?<=[^\W_])(?:frame|timepoint)\d+{END}|(?<=\d)(?!(?<=3)t3)(?:time|slice|plane|[tz](?=\d\d\d))\d+{END}"
     r"| ?\[[^\[\]]*\bx=\d+,y=\d+[^\[\]]*\]",  # QuPath: slide [x=0,y=512,w=512,h=512]
     re.IGNORECASE,
 )
+
+
 TILE = re.compile(rf"{BEGIN}(?:tile|patch|crop)[ _\-=]?\d+(?:[ _\-]\d+)?{END}", re.IGNORECASE)
+
+
 SITES = r"(?:s|site|f|fld|field|fov|p|pos|position|xy)[ _\-=]?\d+"
+
+
 SITE = re.compile(rf"{BEGIN}{SITES}{END}", re.IGNORECASE)
+
+
 # in lower case a position must follow for it to be a well; B16-F10 is a cell line
 WELL = re.compile(
     rf"(?<![Bb]16){BEGIN}(?![Bb]16[ _.\-]?[Ff]10?{END})(?:[A-P](?:0?[1-9]|1\d|2[0-4]){END}"
     rf"|[a-p](?:0[1-9]|1\d|2[0-4])(?=[ _.\-]+(?i:{SITES}){END})"
     rf"|(?i:well|slide|dish|coverslip|donor|patient|mouse)[ _\-]?\d+{END})"
 )
+
+
 GLUED = re.compile(  # Nikon's xy01t001c1, Zeiss' s1t02z3, Cellomics' A01f00d0
     rf"{BEGIN}(?:[A-P]\d\d(?=[fs]\d)|(?i:xy|tp|[fmpstz])\d+)(?:(?i:xy|tp|[cdfmpstwz])\d+)+{END}"
 )
+
+
 GUID = re.compile(r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}", re.IGNORECASE)  # MetaXpress, after w1
+
+
 VOYAGER = re.compile(r"(?P<well>.+)_(?P<field>T\d{4}F\d{3}L\d+)A\d+(?P<plane>Z\d+)(?P<channel>C\d+)", re.IGNORECASE)
+
+
 INCUCYTE = re.compile(rf"(?P<well>(?:.*[ _\-])?[A-P]\d{{1,2}})_\d+_{CLOCK}(?:_\d+)?", re.IGNORECASE)
+
+
 HARMONY = re.compile(r"(?P<well>r\d+c\d+)f\d+(?:p\d+)?-(?P<channel>ch\d+)\w*", re.IGNORECASE)
+
+
 STAINS = (r"dapi|hoechst\d*|[ey]?gfp|egfp|yfp|cfp|rfp|m?cherry|fitc|tritc|cy\d(?:\.5)?|texas[ ]?red|alexa[ ]?\d+|af\d{3}|"
           r"phalloidin|actin|tubulin|bf|brightfield|dic|phase")  # fmt: skip
+
+
 CHANNEL = re.compile(
     rf"(?:^(?P<first>C\d+)(?=-)|{BEGIN}(?P<channel>C=?\d+(?:-[^_. ]+)?|w\d+[^_. ]*|ch(?:annel)?[ _\-=]?\d+|{STAINS}){END})",
     re.IGNORECASE,
@@ -94,7 +141,6 @@ def plain(name: str) -> str:
     return "/".join(part.strip() for part in parts if part.strip() not in ("", ".")).casefold()
 
 
-# ---- splits --------------------------------------------------------------------------------------------------------
 def split_of_folder(name: str) -> str:
     """Return the split that a folder is called after, "" where it is called otherwise.
 
@@ -138,7 +184,6 @@ def _only_split(words: Iterable[str]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-# ---- files that belong together ------------------------------------------------------------------------------------
 def series_of(stem: str) -> str | None:
     """Return what the names of one series share: times, z planes, tiles of one slide, and positions of one well.
 
@@ -201,3 +246,161 @@ def channel_of(stem: str, rule: re.Pattern | None = None) -> tuple[str, str] | N
     channel = found["channel"] or (found["first"] if rule is None else "")
     rest = (stem[: found.start()] + stem[found.end() :]).strip(" _.-")
     return (rest, channel) if channel else None
+
+
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def image_id_of(relative: str | PurePosixPath, suffix: str = "") -> str:
+    """Return the id of the image at a path relative to its data folder: parts joined by "_", suffix dropped.
+
+    Letters (of any script), digits, "_", "-" and "." stay; spaces become "_". Where anything else had to give way
+    (other signs, a leading "-" or ".", a name Windows reserves, more than 120 bytes), six hexadecimal digits of the
+    path's sha256 are added, so that two such names stay two.
+
+    Examples
+    --------
+    >>> image_id_of("a/1.tif"), image_id_of("b/cell 1.ome.tif", "_t0")
+    ('a_1', 'b_cell_1_t0')
+    >>> image_id_of("-{x}.png")
+    'x-46d2a1'
+    """
+    import hashlib
+
+    path = unicodedata.normalize("NFC", str(relative).replace(os.sep, "/"))
+    stem = re.sub(r"(\.ome)?\.[^./]*$", "", path, flags=re.IGNORECASE) if "." in path.rsplit("/", 1)[-1][1:] else path
+    plain = stem.replace("/", "_").replace(" ", "_")
+    safe = re.sub(r"[^\w.\-]+", "-", plain).strip("-.")
+    if safe == plain and len(safe.encode()) <= 120 and not RESERVED.fullmatch(safe) and safe:
+        return safe + suffix
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    short = safe.encode()[:110].decode("utf-8", "ignore").strip("-.")
+    return f"{short or 'image'}-{digest}{suffix}"
+
+
+def check_ids(named: Iterable[tuple[str, str]]) -> None:
+    """Refuse two files that would become the same image, or two that differ in upper and lower case only.
+
+    Parameters
+    ----------
+    named : iterable of (image_id, source)
+
+    Raises
+    ------
+    UserError
+        Naming both files.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for image_id, source in named:
+        key = unicodedata.normalize("NFC", image_id).casefold()
+        if key in seen:
+            same = "would both be" if seen[key][0] == image_id else "differ in upper and lower case only:"
+            refuse_or_note(UserError(f"{seen[key][1]} and {source} {same} image '{image_id}'", "rename one of them"))
+        seen[key] = (image_id, source)
+
+
+HASHED = re.compile(r"-[0-9a-f]{6}$")
+
+
+Keys = frozenset[str]
+
+
+def stem_of(name: str | PurePath) -> str:
+    """Return a file name without folder and suffix; ``.ome.tif`` is one suffix. In a text, a backslash parts folders too.
+
+    Examples
+    --------
+    >>> stem_of("labels/a.b.ome.tif"), stem_of(".a.png"), stem_of("a")
+    ('a.b', '.a', 'a')
+    """
+    name = name.name if isinstance(name, PurePath) else name.replace("\\", "/").rsplit("/", 1)[-1]
+    stem = name.rsplit(".", 1)[0] if "." in name[1:] else name
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def plain_stem(path: str) -> str:
+    """Return the name an image and its label image share: without folder, suffix and ``_masks`` and the like.
+
+    Examples
+    --------
+    >>> plain_stem("labels/a_cp_masks.tif"), plain_stem("a.ome.tif"), plain_stem("a.b.png")
+    ('a', 'a', 'a.b')
+    """
+
+    stem = stem_of(path)
+    ending = next((ending for ending in LABEL_ENDINGS if stem.lower().endswith(ending) and len(stem) > len(ending)), "")
+    return stem[: len(stem) - len(ending)]
+
+
+def same(name: str) -> str:
+    """Return a name in the one form in which equal names are equal: composed characters, forward slashes.
+
+    Examples
+    --------
+    >>> same("a\\\\Zu\\u0308rich") == "a/Z\\u00fcrich"
+    True
+    """
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def pairs(mine: Sequence[Keys], other: Sequence[Keys]) -> dict[int, int]:
+    """Return {position in `mine`: position in `other`} where they share a key; nothing when any pair is not one to one.
+
+    Examples
+    --------
+    >>> pairs([frozenset("a"), frozenset("b")], [frozenset("bc"), frozenset("d")])
+    {1: 0}
+    >>> pairs([frozenset("a"), frozenset("a")], [frozenset("a")])
+    {}
+    """
+    place: dict[str, int] = {}
+    for k, keys in enumerate(other):
+        for key in keys:
+            if place.setdefault(key, k) != k:
+                return {}
+    found: dict[int, int] = {}
+    for k, keys in enumerate(mine):
+        hits = {place[key] for key in keys if key in place}
+        if len(hits) > 1:
+            return {}
+        found |= {k: hits.pop()} if hits else {}
+    return found if len(set(found.values())) == len(found) else {}
+
+
+def best_pairs(mine: Sequence, other: Sequence, names: Iterable[Callable[..., Keys]]) -> dict[int, int]:
+    """Return the `pairs` by whichever of `names` matches most; the earlier one where two match as many."""
+    best: dict[int, int] = {}
+    for name in names:
+        found = pairs([name(item) for item in mine], [name(item) for item in other])
+        best = found if len(found) > len(best) else best
+        if len(best) == len(mine) == len(other):
+            break
+    return best
+
+
+LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask", "-masks", "-labels", "-label", "-mask", "_seg", "_gt",
+                 "_segmentation")  # beside the image, as Cellpose and others write  # fmt: skip
+
+
+EACH = "each"
+
+
+def channel_rule(pattern: str) -> re.Pattern | None:
+    """Return the compiled expression of ``convert.channel_from``, None for "each".
+
+    Raises
+    ------
+    UserError
+        It is no expression, or names no group called "channel".
+    """
+    if pattern == EACH:
+        return None
+    try:
+        rule = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"is {pattern!r}: {error}", "give a regular expression, e.g. _(?P<channel>C[0-9])") from None
+    if "channel" not in rule.groupindex:
+        raise UserError(
+            f"is {pattern!r}, which names no channel", "mark the part that is the channel: _(?P<channel>C[0-9])"
+        )
+    return rule
