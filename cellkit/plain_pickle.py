@@ -1,16 +1,19 @@
-"""Pickled dictionaries of arrays, as Cellpose writes them, read without unpickling: nothing they name is ever called.
+"""Pickled dictionaries of arrays, as Cellpose writes them: nothing they name is ever imported or called.
 
-`read_plain_npy` walks the opcodes of the pickle and builds numbers, texts, lists, tuples, sets, dictionaries and numpy arrays of
-plain types by itself. A pickle that names anything else (`os.system`, a class, an object array) is refused, and so is one that
-would need a forbidden opcode. There is no look-up of names in modules, so there is nothing to get around.
+`read_plain_npy` lets Python's unpickler build numbers, texts, lists, tuples, sets, dictionaries and, from stand-ins, numpy arrays
+of plain types. A pickle that names anything else (`os.system`, a class, an object array) is refused, and so is one that would
+need a forbidden opcode. There is no look-up of names in modules, so there is nothing to get around.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pathlib
+import pickle
 import pickletools
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,8 @@ LARGEST_FILE_BYTES = 2**32
 DEEPEST = 50
 CELLPOSE = "save it again with Cellpose 2 or later"
 PLAIN_TYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU]\d{1,6}|O8?")
+DAMAGED = (pickle.UnpicklingError, struct.error, EOFError, MemoryError, RecursionError, ArithmeticError, LookupError, TypeError,
+           ValueError)  # fmt: skip
 SCALARS = (str, bytes, int, float, bool, complex, type(None))
 
 
@@ -51,7 +56,7 @@ def read_plain_npy(path: str | Path) -> dict:
         return _dictionary(data[_header_end(data) :])
     except UserError as error:
         raise UserError(f"{path} {error}") from error
-    except (MemoryError, RecursionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is damaged: {type(error).__name__} {str(error)[:100]}", CELLPOSE) from error
 
 
@@ -69,8 +74,8 @@ def _header_end(data: bytes) -> int:
     return end
 
 
-def _dictionary(pickle: bytes) -> dict:
-    value = _Machine().run(pickle)
+def _dictionary(pickled: bytes) -> dict:
+    value = _Unpickler(pickled).load()
     if isinstance(value, _Array) and isinstance(value.items, list) and value.shape == () and len(value.items) == 1:
         value = value.items[0]
     value = _plain(value, {}, 0)
@@ -202,128 +207,93 @@ def _named(module: Any, name: Any) -> _Name:
     return _Name(full, ALLOWED[full])
 
 
-# ---- the machine ---------------------------------------------------------------------------------------------------
-_MARK = object()
-LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-ARGUMENTS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-             "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
-             "STRING", "BINSTRING", "SHORT_BINSTRING"}  # fmt: skip
+# ---- the unpickler -------------------------------------------------------------------------------------------------
+OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET",
+    "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1",
+    "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
+    "SHORT_BINBYTES", "BINBYTES8", "STRING", "BINSTRING", "SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE",
+    "EMPTY_SET", "LIST", "DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "APPEND", "APPENDS", "SETITEM",
+    "SETITEMS", "ADDITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
+}  # fmt: skip
 
 
-class _Machine:
-    """The stack, the memo, and one method for each opcode (or few alike) that a dictionary of arrays needs."""
+def _refusing(name: str) -> Callable[[Any], None]:
+    def refuse(unpickler: Any) -> None:
+        raise UserError(f"uses the pickle opcode {name}, which no array needs", "nothing of it was run")
 
-    def __init__(self):
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+    return refuse
 
-    def run(self, pickle: bytes) -> Any:
-        """Return what the pickle builds."""
-        for opcode, argument, _ in pickletools.genops(pickle):
-            name = opcode.name
-            if name == "STOP":
-                return self.stack.pop()
-            if name in ARGUMENTS:
-                self.stack.append(argument)
-            elif name in LITERALS:
-                self.stack.append(LITERALS[name])
-            else:
-                action = getattr(self, f"_{name.lower()}", None)
-                if action is None:
-                    raise UserError(f"uses the pickle opcode {name}, which no array needs", "nothing of it was run")
-                action(argument)
-        raise UserError("is cut short", "copy the file again")
 
-    def _since_mark(self) -> list[Any]:
-        items = []
-        while (item := self.stack.pop()) is not _MARK:
-            items.append(item)
-        return items[::-1]
+class _Unpickler(pickle._Unpickler):
+    """Python's unpickler with no opcode but `OPCODES`, stand-ins for names, and a look at what is called, filled and hashed.
 
-    def _nothing(self, argument) -> None: ...
+    Not the one written in C: there a file can ask for a memo of 32 GB, and have a key hashed for ever, before anyone can look.
+    """
 
-    _proto = _frame = _nothing
+    dispatch = pickle._Unpickler.dispatch | {
+        ord(code.code): _refusing(code.name) for code in pickletools.opcodes if code.name not in OPCODES
+    }
 
-    # ---- memo and marks
-    def _mark(self, argument) -> None:
-        self.stack.append(_MARK)
+    def __init__(self, data: bytes):
+        super().__init__(io.BytesIO(data), encoding="latin-1")
+        self.may_make = len(data)  # bytes and items; each stand-in is called with a part of the file of its own
 
-    def _pop(self, argument) -> None:
-        self.stack.pop()
+    def find_class(self, module: str, name: str) -> _Name:
+        """Return the stand-in of a name; nothing is looked up in a module."""
+        return _named(module, name)
 
-    def _pop_mark(self, argument) -> None:
-        self._since_mark()
+    def load_reduce(self) -> None:
+        """Call a stand-in."""
+        arguments, name = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, _Name) or name.call is None or not isinstance(arguments, tuple):
+            raise UserError(f"calls a {type(name).__name__}", "nothing of it was run; only arrays are built")
+        self.may_make -= sum(len(part) for part in arguments if isinstance(part, (str, bytes, list, tuple, set)))
+        if self.may_make < 0:
+            raise UserError("makes more of its parts than there is in it", CELLPOSE)
+        self.append(name.call(*arguments))
 
-    def _dup(self, argument) -> None:
-        self.stack.append(self.stack[-1])
+    def load_build(self) -> None:
+        """Set the state of a dtype or an array in the making."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if not isinstance(target, (_Type, _Array)):
+            raise UserError(f"sets the inside of a {type(target).__name__}", "nothing of it was run")
+        target.set_state(state)
 
-    def _memoize(self, argument) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
+    def load_frozenset(self) -> None:
+        """Make a set, which is what it is here."""
+        items = self.pop_mark()
+        self.append(_set(items))
 
-    def _put(self, argument) -> None:
-        self.memo[int(argument)] = self.stack[-1]
-
-    _binput = _long_binput = _put
-
-    def _get(self, argument) -> None:
-        self.stack.append(self.memo[int(argument)])
-
-    _binget = _long_binget = _get
-
-    # ---- containers
-    def _empty_list(self, argument) -> None:
-        self.stack.append([])
-
-    def _empty_dict(self, argument) -> None:
-        self.stack.append({})
-
-    def _empty_tuple(self, argument) -> None:
-        self.stack.append(())
-
-    def _empty_set(self, argument) -> None:
-        self.stack.append(set())
-
-    def _list(self, argument) -> None:
-        self.stack.append(self._since_mark())
-
-    def _tuple(self, argument) -> None:
-        self.stack.append(tuple(self._since_mark()))
-
-    def _tuple1(self, argument) -> None:
-        self.stack[-1:] = [tuple(self.stack[-1:])]
-
-    def _tuple2(self, argument) -> None:
-        self.stack[-2:] = [tuple(self.stack[-2:])]
-
-    def _tuple3(self, argument) -> None:
-        self.stack[-3:] = [tuple(self.stack[-3:])]
-
-    def _frozenset(self, argument) -> None:
-        self.stack.append(_set(self._since_mark()))
-
-    def _additems(self, argument) -> None:
-        items = self._since_mark()
+    def load_additems(self) -> None:
+        """Fill a set."""
+        items = self.pop_mark()
         self._top(set).update(_set(items))
 
-    def _append(self, argument) -> None:
+    def load_append(self) -> None:
+        """Fill a list."""
         item = self.stack.pop()
         self._top(list).append(item)
 
-    def _appends(self, argument) -> None:
-        items = self._since_mark()
+    def load_appends(self) -> None:
+        """Fill a list."""
+        items = self.pop_mark()
         self._top(list).extend(items)
 
-    def _dict(self, argument) -> None:
-        items = self._since_mark()
-        self.stack.append({})
+    def load_dict(self) -> None:
+        """Make a dictionary."""
+        items = self.pop_mark()
+        self.append({})
         self._fill(items)
 
-    def _setitem(self, argument) -> None:
+    def load_setitem(self) -> None:
+        """Fill a dictionary."""
         value, key = self.stack.pop(), self.stack.pop()
         self._fill([key, value])
 
-    def _setitems(self, argument) -> None:
-        self._fill(self._since_mark())
+    def load_setitems(self) -> None:
+        """Fill a dictionary."""
+        self._fill(self.pop_mark())
 
     def _fill(self, items: list) -> None:
         target = self._top(dict)
@@ -337,25 +307,9 @@ class _Machine:
             raise UserError(f"fills a {type(self.stack[-1]).__name__} as if it were a {kind.__name__}", CELLPOSE)
         return self.stack[-1]
 
-    # ---- names and calls
-    def _global(self, argument) -> None:
-        self.stack.append(_named(*argument.split(" ", 1)))
-
-    def _stack_global(self, argument) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(_named(module, name))
-
-    def _reduce(self, argument) -> None:
-        arguments, name = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, _Name) or name.call is None or not isinstance(arguments, tuple):
-            raise UserError(f"calls a {type(name).__name__}", "nothing of it was run; only arrays are built")
-        self.stack.append(name.call(*arguments))
-
-    def _build(self, argument) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if not isinstance(target, (_Type, _Array)):
-            raise UserError(f"sets the inside of a {type(target).__name__}", "nothing of it was run")
-        target.set_state(state)
+    for _action in (load_reduce, load_build, load_frozenset, load_additems, load_append, load_appends, load_dict, load_setitem,
+                    load_setitems):  # fmt: skip
+        dispatch[getattr(pickle, _action.__name__.removeprefix("load_").upper())[0]] = _action
 
 
 def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:

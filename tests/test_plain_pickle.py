@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cellkit.errors import UserError
-from cellkit.plain_pickle import ALLOWED, ARGUMENTS, LITERALS, _Machine, read_plain_npy
+from cellkit.plain_pickle import ALLOWED, OPCODES, _Unpickler, read_plain_npy
 
 HEADER = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
 
@@ -201,8 +201,70 @@ def test_a_pickle_that_no_array_needs_is_refused(tmp_path, pickled, reason):
     assert re.search(reason, refused(tmp_path, npy(pickled)))
 
 
+@pytest.mark.parametrize(
+    ("pickled", "reason"),
+    [
+        (b"\x80\x02\x83\x01\x00.", "opcode EXT2"),
+        (b"\x80\x02\x84\x01\x00\x00\x00.", "opcode EXT4"),
+        (b"\x80\x02X\x01\x00\x00\x00aQ.", "opcode BINPERSID"),
+        (b"\x80\x02cbuiltins\nset\n)\x81.", "opcode NEWOBJ"),
+        (b"\x80\x04cbuiltins\nset\n)}\x92.", "opcode NEWOBJ_EX"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.", "opcode BYTEARRAY8"),
+        (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
+        (b"(cbuiltins\nset\no.", "opcode OBJ"),
+        (b"cnumpy\ndtype\n(S'u1'\ntRS'x'\nS'y'\ntR.", "damaged|calls"),
+        (b"cbuiltins\nset\ncbuiltins\nset\nR.", "calls a _Name"),  # arguments that are no tuple
+        (b"cnumpy\ndtype\n(S'u1'\ntR)R.", "calls a _Type"),
+        (b"(I1\ntR.", "damaged"),
+        (b"cbuiltins\nset\n(N}S'__defaults__'\n(I1\ntstb.", "sets the inside of a _Name"),  # by its slots
+        (b"cbuiltins\nset\n)R}b.", "sets the inside of a set"),
+        (b"cbuiltins\nset\nN(I1\nI2\nu.", "fills a NoneType"),
+        (b"cbuiltins\nset\n]a.", "fills a _Name"),
+        (b"]I0\nI1\ns.", "fills a list as if it were a dict"),
+        (b"\x8b\xff\xff\xff\x7f\x01.", "damaged"),  # LONG4 of two GiB that are not there
+        (b"\x8b\xff\xff\xff\xff.", "damaged"),
+        (b"I" + b"9" * 100_000 + b"\n.", "damaged"),
+        (b"L" + b"9" * 100_000 + b"L\n.", "damaged"),
+        (b"\x80\xff}.", "damaged"),
+        (b"I1\n\x85" + b"2\x86" * 60 + b"(\x90.", "fills a tuple as if it were a set"),
+        (b"I1\n\x85" + b"2\x86" * 60 + b"q\x00\x8f(h\x00\x90.", "a set of other things"),  # hashed for 2**60 steps
+        (b"}I1\n\x85" + b"2\x86" * 60 + b"Ns.", "tuple as the key"),
+        (b"(I1\n\x85" + b"2\x86" * 60 + b"\x91.", "a set of other things"),
+        (b"I1\n" + b"\x85" * 100_000 + b"q\x00}h\x00Ns.", "tuple as the key"),
+        (b"\xff.", "damaged"),  # no opcode at all
+    ],
+)
+def test_no_opcode_reaches_further(tmp_path, pickled, reason):
+    import re
+
+    assert re.search(reason, refused(tmp_path, npy(pickled)))
+
+
+def test_what_is_made_of_the_parts_of_a_file_is_bounded(tmp_path):
+    """A text of one MB, encoded again a thousand times, would be one GB."""
+    text = b"X" + struct.pack("<I", 10**6) + b"a" * 10**6 + b"q\x00"
+    again = b"c_codecs\nencode\n(h\x00tR"
+    assert "makes more of its parts" in refused(tmp_path, npy(b"(" + text + again * 1000 + b"l."))
+    assert "no dictionary but a list" in refused(tmp_path, npy(b"(" + text + again + b"l."))
+
+
+def test_nothing_is_imported(tmp_path, monkeypatch):
+    import builtins
+
+    def forbidden(name, *arguments, **named):
+        raise AssertionError(f"{name} was imported")
+
+    path = saved(tmp_path, {"masks": np.eye(3, dtype=np.uint16), "path": Path("a"), "x": np.float32(2), "s": {1}})
+    hostile = saved(tmp_path.parent, npy(b"cantigravity\nfly\n)R."))
+    monkeypatch.setattr(builtins, "__import__", forbidden)
+    read_plain_npy(path)
+    with pytest.raises(UserError, match="names antigravity.fly"):
+        read_plain_npy(hostile)
+
+
 def test_a_memo_far_away_takes_no_memory(tmp_path):
     assert read_plain_npy(saved(tmp_path, npy(b"}r\xff\xff\xff\x7f."))) == {}
+    assert read_plain_npy(saved(tmp_path, npy(b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f}."))) == {}, "nor a frame of 8 EiB"
 
 
 def test_doubled_parts_do_not_multiply(tmp_path):
@@ -274,9 +336,10 @@ def test_the_names_and_opcodes_that_are_let_through():
     modules = {name.rpartition(".")[0] for name in ALLOWED}
     assert modules == {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "builtins", "__builtin__", "_codecs",
                        "pathlib", "pathlib._local"}  # fmt: skip
-    own = {name for name in dir(_Machine) if not name.startswith("__")}
-    understood = {code.name for code in pickletools.opcodes if f"_{code.name.lower()}" in own}
-    known = understood | ARGUMENTS | set(LITERALS) | {"STOP"}
-    refused_codes = {code.name for code in pickletools.opcodes} - known
+    assert set(_Unpickler.dispatch) >= {ord(code.code) for code in pickletools.opcodes}
+    refused_codes = {code.name for code in pickletools.opcodes} - OPCODES
+    for code in pickletools.opcodes:
+        refuses = _Unpickler.dispatch[ord(code.code)].__name__ == "refuse"
+        assert refuses == (code.name in refused_codes), code.name
     assert refused_codes == {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BYTEARRAY8",
                              "NEXT_BUFFER", "READONLY_BUFFER"}  # fmt: skip
