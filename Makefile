@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps
 NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/recipes/*.ipynb)
 
-.PHONY: setup demo test lint lab bench slides lock clean
+.PHONY: setup demo test lint lab bench slides schema lock clean
 
 setup: .venv/.installed-dev
 
@@ -37,6 +37,10 @@ bench: .venv/.installed-dev
 
 slides: .venv/.installed
 	$(BIN)/python presentation/build.py runs/demo -o runs/demo/slides
+
+# configs/schema.json, by which editors complete and explain the keys of a configuration.
+schema: .venv/.installed
+	$(BIN)/python scripts/write_schema.py
 
 # Needs uv.
 lock:

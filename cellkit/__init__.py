@@ -17,7 +17,8 @@ _HOME = {
     "attribution": ("attribute", "gains", "worst_images"),
     "backends": ("get_backend",),
     "coco": ("read_coco", "read_results", "write_coco", "write_results"),
-    "config": ("data_path", "load_config"),
+    "config_places": ("data_path",),
+    "config_reading": ("load_config",),
     "dataset": ("CellDataset", "predict_all"),
     "errors": ("Quarantined", "UserError"),
     "evaluation": (

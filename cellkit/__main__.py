@@ -275,7 +275,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(given: argparse.Namespace) -> Answer:
-    from cellkit.config import set_strings
+    from cellkit.config_reading import set_strings
     from cellkit.run import run_notebooks
 
     if given.timeout is not None and not given.timeout > 0:
@@ -306,7 +306,8 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(given: argparse.Namespace) -> Answer:
-    from cellkit.config import here, set_strings
+    from cellkit.config_places import here
+    from cellkit.config_reading import set_strings
     from cellkit.run import check
 
     if not given.config and (given.run.lower().endswith((".yaml", ".yml")) or here(given.run).is_file()):
@@ -329,7 +330,7 @@ def _check(given: argparse.Namespace) -> Answer:
 
 def _check_config(given: argparse.Namespace) -> Answer:
     """List everything that is wrong with a configuration and what it reads, before anything is run."""
-    from cellkit.config import set_strings
+    from cellkit.config_reading import set_strings
     from cellkit.preflight import look_at
 
     outlook = look_at(given.run, set_strings(given.overrides), given.into)
@@ -447,7 +448,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(given: argparse.Namespace) -> Answer:
-    from cellkit.config import set_strings
+    from cellkit.config_reading import set_strings
     from cellkit.predict import find_model, predict_files
 
     overrides = set_strings(given.overrides)

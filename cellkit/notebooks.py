@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cellkit.config import STAGES, here
+from cellkit.config import STAGES
+from cellkit.config_places import here
 from cellkit.errors import UserError
 from cellkit.files import read_json, sha256_tree
 from cellkit.manifest import NOTEBOOKS, files_below, sha256_json

@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cellkit.config import STAGES, Config, data_path, here, known_keys, load_config
+from cellkit.config import STAGES, Config
+from cellkit.config_places import data_path, here
+from cellkit.config_reading import known_keys, load_config
 from cellkit.errors import Quarantined, UserError, collected, refuse_or_note
 from cellkit.instances import Instances
 from cellkit.listing import Loaded, SourceImage, check_enough, check_labelled

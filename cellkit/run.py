@@ -24,7 +24,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cellkit.config import Config, data_path, here, load_config, names_data
+from cellkit.config import Config
+from cellkit.config_places import data_path, here, names_data
+from cellkit.config_reading import load_config
 from cellkit.errors import Quarantined, UserError, nearest, place_fault
 from cellkit.files import look_of, read_json, write_json
 from cellkit.manifest import (
@@ -71,7 +73,7 @@ class Run:
     Parameters
     ----------
     run_dir : str or Path
-        The folder; relative paths as in `cellkit.config.here`. Nothing is written before `start`.
+        The folder; relative paths as in `cellkit.config_places.here`. Nothing is written before `start`.
     """
 
     def __init__(self, run_dir: str | Path):

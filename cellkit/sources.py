@@ -510,7 +510,7 @@ def source_folder(config, stage) -> Path:
     UserError
         There is no data folder, or nothing at `config.path` in it, or the run folder lies in it.
     """
-    from cellkit.config import data_path
+    from cellkit.config_places import data_path
     from cellkit.synthetic import write_fields
 
     if config.source == "drawn":

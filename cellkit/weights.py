@@ -190,7 +190,7 @@ def find_weights(name: str | Path) -> Path:
 
 def locate_weights(name: str | Path) -> Path:
     """Return what `find_weights` does, and note nothing: to judge a stage, not to read them."""
-    from cellkit.config import here
+    from cellkit.config_places import here
     from cellkit.registry import REGISTRY
 
     text = str(name)

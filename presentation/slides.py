@@ -16,7 +16,7 @@ import pandas as pd
 from deck import Deck, Slide
 
 from cellkit.attribution import gains
-from cellkit.config import here
+from cellkit.config_places import here
 from cellkit.dataset import AGREEMENT, CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances

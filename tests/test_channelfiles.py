@@ -5,7 +5,8 @@ import pytest
 import tifffile
 
 from cellkit.channelfiles import join_channels, tell_seeming_channels
-from cellkit.config import ChannelsConfig, ConvertConfig, load_config
+from cellkit.config import ChannelsConfig, ConvertConfig
+from cellkit.config_reading import load_config
 from cellkit.errors import UserError
 from cellkit.labels import write_labels
 from cellkit.sources import gather

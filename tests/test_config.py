@@ -1,30 +1,23 @@
 """Configuration: what a YAML may say, and what a wrong one is told."""
 
+import json
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellkit import config
-from cellkit.config import (
-    STAGES,
-    Config,
-    ConvertConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    data_path,
-    data_root,
-    describe,
-    here,
-    load_config,
-    set_strings,
-    stage_config,
-)
+from cellkit import config_reading
+from cellkit.config import STAGES, Config, ConvertConfig, EvaluateConfig, FinetuneConfig
+from cellkit.config_places import data_path, data_root, here
+from cellkit.config_reading import describe, json_schema, known_keys, load_config, set_strings
 from cellkit.errors import UserError
 from cellkit.names import plain
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture
@@ -94,7 +87,7 @@ def test_fingerprint_holds_what_a_result_depends_on_and_not_the_number_of_worker
 
 def test_every_stage_has_a_section(write):
     cfg = load_config(write(""))
-    assert isinstance(stage_config(cfg, "03_finetune_cellpose"), FinetuneConfig)
+    assert isinstance(cfg.section("03_finetune_cellpose"), FinetuneConfig)
     assert isinstance(cfg.section("evaluate"), EvaluateConfig)
     with pytest.raises(UserError, match="did you mean '03_finetune_cellpose'"):
         cfg.section("03_finetune_celpose")
@@ -195,7 +188,7 @@ def test_aliases_do_not_multiply(write):
 
 
 def test_a_giant_file_is_not_parsed(write):
-    assert "bytes" in refused(write("#" * (config.MAX_CONFIG_BYTES + 1)))[0]
+    assert "bytes" in refused(write("#" * (config_reading.MAX_CONFIG_BYTES + 1)))[0]
 
 
 def test_text_of_another_encoding_is_named(write, tmp_path):
@@ -279,13 +272,34 @@ def test_what_is_written_as_yaml_is_what_is_read(tmp_path_factory, steps, rate, 
 
 
 def test_every_field_says_what_it_is():
-    for key, model, name in config._walk(Config):
-        assert model.model_fields[name].description, key
-        unit = name.rpartition("_")[2]
-        assert unit not in ("px", "um", "s") or f"({unit})" in model.model_fields[name].description, key
+    for key, field in known_keys().items():
+        assert field["description"], key
+        unit = key.rpartition("_")[2]
+        assert unit not in ("px", "um", "s") or f"({unit})" in field["description"], key
     table = describe()
     assert "| `maskrcnn.mask_threshold` | `0.5` | a number > 0 and < 1 |" in table
     assert len({line.count("|") - 2 * line.count("\\|") for line in table.splitlines()}) == 1
+
+
+def test_the_schema_beside_the_configs_is_current_and_every_config_names_it():
+    """`make schema` writes it anew."""
+    assert json.loads((CONFIGS / "schema.json").read_text(encoding="utf-8")) == json_schema()
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").split("\n")[0]
+        assert first == "# yaml-language-server: $schema=schema.json", path.name
+
+
+def test_the_schema_accepts_and_refuses_what_the_reader_does():
+    validator = jsonschema.Draft202012Validator(json_schema())
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        assert not list(validator.iter_errors(yaml.safe_load(path.read_text(encoding="utf-8")))), path.name
+    for wrong in (
+        {"stps": 1},
+        {"label": {"diameter_px": 0}},
+        {"finetune": {"crop_px": 33}},
+        {"evaluate": {"profile": "x"}},
+    ):
+        assert len(list(validator.iter_errors(wrong))) == 1, wrong
 
 
 def test_paths_in_a_file_count_from_the_current_folder_else_from_its_own(tmp_path, monkeypatch):

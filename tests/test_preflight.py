@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellkit.config import load_config
+from cellkit.config_reading import load_config
 from cellkit.errors import UserError
 from cellkit.evaluation import check_submit
 from cellkit.labels import write_labels

@@ -188,7 +188,7 @@ def test_commands_of_the_readme_exist():
 
 
 def test_example_config_of_the_readme_is_accepted(tmp_path):
-    from cellkit.config import load_config
+    from cellkit.config_reading import load_config
 
     (example,) = fenced(README, "yaml")
     path = tmp_path / "my_cells.yaml"
@@ -200,7 +200,7 @@ def test_example_config_of_the_readme_is_accepted(tmp_path):
 def test_example_layout_of_the_readme_is_read(tmp_path):
     from tifffile import imwrite
 
-    from cellkit.config import load_config
+    from cellkit.config_reading import load_config
     from cellkit.sources import gather
 
     (example,) = fenced(README, "yaml")

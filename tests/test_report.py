@@ -13,7 +13,7 @@ import pytest
 
 from cellkit import report
 from cellkit.coco import write_coco, write_results
-from cellkit.config import load_config
+from cellkit.config_reading import load_config
 from cellkit.dataset import CellDataset
 from cellkit.errors import Quarantined, UserError
 from cellkit.evaluation import classes_found, count_lines, decide, predictions_of, score_models, summarise

@@ -15,7 +15,7 @@ import pytest
 
 import cellkit.notebooks
 import cellkit.run
-from cellkit.config import load_config
+from cellkit.config_reading import load_config
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import sha256_tree
 from cellkit.manifest import finish_commits, read_manifest
@@ -24,7 +24,7 @@ from cellkit.run import Run, check, run_notebooks
 
 ONE, TWO, THREE = "01_convert", "02_label_with_cellpose", "03_finetune_cellpose"
 START = """
-from cellkit.config import load_config
+from cellkit.config_reading import load_config
 from cellkit.run import Run
 run = Run(run_dir)
 stage = run.start("{name}", load_config(config, overrides).section("{name}"))
@@ -333,7 +333,7 @@ def read_weights(stage):
 
 
 def read_data(stage):
-    from cellkit.config import data_path
+    from cellkit.config_places import data_path
 
     settings = {"data": "data", "convert.source": "microscope"}
     stage.note_reading(data_path(load_config("configs/demo.yaml", settings).convert), "data", by="data")

@@ -155,7 +155,7 @@ def test_verdicts_follow_the_threshold_strictly():
 
 # ---- conversion ----------------------------------------------------------------------------------------------------
 def test_conversion_shows_the_file_and_the_picture(tmp_path):
-    from cellkit.config import load_config
+    from cellkit.config_reading import load_config
     from cellkit.sources import gather
     from cellkit.synthetic import write_fields
 

@@ -315,7 +315,7 @@ def test_every_source_is_a_choice_of_the_config_and_shown_in_the_data_readme():
 
 
 def test_every_config_is_accepted_and_in_the_data_readme():
-    from cellkit.config import load_config
+    from cellkit.config_reading import load_config
 
     folder = Path(__file__).parents[1]
     told = (folder / "data" / "README.md").read_text()
