@@ -19,7 +19,6 @@ from cellkit.dataset import CELLS_FILE, CellDataset, chosen_cells
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import sha256_file
 from cellkit.instances import Instances
-from cellkit.readers import headers_only
 from cellkit.records import ImageRecord
 
 ORDER = (
@@ -77,15 +76,15 @@ def folder_of(use: str) -> dict[str, Path]:
 
 
 def read_corrections(
-    images: CellDataset, proposals: Sequence[Instances], folder: Path
+    images: CellDataset, proposals: Sequence[Instances | None], folder: Path
 ) -> tuple[dict[str, Correction], list[Quarantined], list[str]]:
     """Read what a folder holds for the given images.
 
     Parameters
     ----------
     images : CellDataset
-    proposals : list of Instances
-        The model's, one per image: what was corrected.
+    proposals : list of Instances or None
+        The model's, one per image: what was corrected. None: not known yet; the image's files then count as a person's.
     folder : Path
         Looked through with all folders below it.
 
@@ -109,7 +108,8 @@ def read_corrections(
     corrections = {}
     for record, found in zip(images.records, proposals, strict=True):
         files = of_image.get(record.image_id, [])
-        chosen, refused, pictures = _choose(files, record, Instances.from_labels(found.paint()), copied)
+        painted = None if found is None else Instances.from_labels(found.paint())
+        chosen, refused, pictures = _choose(files, record, painted, copied)
         unused += [Quarantined(path.relative_to(folder).as_posix(), why) for path, why in refused]
         beside += [path.relative_to(folder).as_posix() for path in pictures]
         if chosen is not None:
@@ -117,25 +117,6 @@ def read_corrections(
     unused.sort(key=lambda item: item.item)
     _refuse_none(corrections, folder, images.records, unused)
     return corrections, unused, sorted(beside)
-
-
-def look_through(records: Sequence[ImageRecord], folder: Path) -> list[Quarantined]:
-    """Return what of a folder `read_corrections` would not use, as far as names and headers tell; errors as there."""
-    of_image, unused, _ = match_files(records, folder)
-    fit = set()
-    for record in records:
-        files = of_image.get(record.image_id, [])
-        for kind, path in files:
-            try:
-                with headers_only():
-                    _read(kind, path, record)
-                fit.add(record.image_id)
-            except UserError as error:
-                if kind != "plain" or len(files) == 1:
-                    why = "; ".join(str(error).splitlines())
-                    unused.append(Quarantined(path.relative_to(folder).as_posix(), why))
-    _refuse_none(fit, folder, records, unused)
-    return unused
 
 
 def refuse_own(folder: Path, run_dir: Path) -> None:
@@ -268,7 +249,7 @@ def _without(stem: str, endings: Sequence[str]) -> list[str]:
 
 
 def _choose(
-    files: Sequence[tuple[str, Path]], record: ImageRecord, proposal: Instances, copied: Mapping[str, tuple]
+    files: Sequence[tuple[str, Path]], record: ImageRecord, proposal: Instances | None, copied: Mapping[str, tuple]
 ) -> tuple[Correction | None, list[tuple[Path, str]], list[Path]]:
     """Return the correction of an image, the files that are refused and why, and its pictures and copies of a proposal."""
     from cellkit.labels import refuse_foreground
@@ -283,7 +264,8 @@ def _choose(
             continue
         _, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
         ours = maker if maker and sha256_file(path) == sha256 else marked
-        by_person = ours in ("truth", "corrected") or not ours and (saved or not same_cells(cells, proposal))
+        unknown = saved or proposal is None
+        by_person = ours in ("truth", "corrected") or not ours and (unknown or not same_cells(cells, proposal))
         try:
             if kind != "roi" and by_person and not ours:
                 refuse_foreground(labels, path.name, SPLIT)
@@ -303,7 +285,7 @@ def _choose(
         return by_person[0], refused, pictures
     for one in by_person:
         others = ", ".join(other.path.name for other in by_person if other is not one)
-        refused.append((one.path, f"not used: {others} labels the same image otherwise; keep one"))
+        refused.append((one.path, f"{others} labels the same image otherwise; keep one"))
     return None, refused, pictures
 
 

@@ -216,7 +216,8 @@ class CellDataset:
         return score if len(self.without_proposed()) or not len(self) else AGREEMENT
 
     def with_at_least(self, cells: int) -> CellDataset:
-        """Return the images with at least `cells` labelled cells; say which are left out."""
+        """Return the images with at least `cells` labelled cells; say which are left out, and refuse to leave out all."""
+        refuse_few(self.instances, cells)
         left = [r.image_id for r, x in zip(self.records, self.instances, strict=True) if len(x) < cells]
         if left:
             print(f"left out, fewer than {cells} labelled cells: {', '.join(left)}")
@@ -247,6 +248,22 @@ class CellDataset:
     def select(self, split: str | None = None, cell_type: str | None = None) -> CellDataset:
         """Return the images of one split and / or one cell type."""
         return self.subset([split in (None, r.split) and cell_type in (None, r.cell_type) for r in self.records])
+
+
+def refuse_few(instances: Sequence[Instances], cells: int) -> None:
+    """Refuse training images of which none has `cells` labelled cells.
+
+    Raises
+    ------
+    UserError
+        With the number of cells that the best labelled one has.
+    """
+    most = max(map(len, instances), default=cells)
+    if most < cells:
+        raise UserError(
+            f"finetune.min_train_masks is {cells}, and no training image has more than {most} labelled cell(s)",
+            "label more cells, or lower finetune.min_train_masks",
+        )
 
 
 def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -> list[Instances]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
-from cellkit.readers import only_headers
 
 LARGEST_ID = 2**31 - 1
 MOST_PX, SURELY_PX, MOST_PX_PER_BYTE = 2**31, 2**25, 2**15  # no image is larger, or packed better above 2**25 px
@@ -107,13 +106,11 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
     if plane is not None:
         labels = _plane_of(labels, *plane, path)
     if labels.dtype.kind == "f" and labels.ndim == 2 and labels.size:
-        labels = labels.astype(np.int8) if only_headers() else _whole(labels, path)
+        labels = _whole(labels, path)
     if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size:
         raise UserError(
             f"{path} holds {labels.shape} {labels.dtype}", "a label image is (H, W) integers, 0 = background"
         )
-    if only_headers():
-        return np.broadcast_to(np.int32(0), labels.shape)
     least, most = int(labels.min()), int(labels.max())
     if least == -1:
         raise not_annotated(path, int(np.count_nonzero(labels == -1)))
@@ -221,10 +218,7 @@ def _read_tiff(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
                 f"{path} stores {page.bitspersample}-bit ids as white-is-zero: 0 or the largest number may be the background",
                 "write it again as black-is-zero (Fiji: Image > Lookup Tables > Invert LUT, save)",
             )
-        if only_headers():
-            labels = np.broadcast_to(np.zeros((), series.dtype), shape)
-        else:
-            labels = inverted(series.asarray(), page) if invert else series.asarray()
+        labels = inverted(series.asarray(), page) if invert else series.asarray()
         axes = series.axes
     if plane is None:
         apart = [k for k, axis in enumerate(axes) if axis not in "YXS" and labels.ndim > 2 and labels.shape[k] > 1]
@@ -249,7 +243,7 @@ def _read_zarr(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
     array = group[str(scales["datasets"][0]["path"])]
     if math.prod(array.shape) > MOST_PX:
         raise UserError(f"{path} claims to be {array.shape} px", "cut the image into tiles")
-    labels = np.broadcast_to(np.zeros((), array.dtype), array.shape) if only_headers() else np.asarray(array[...])
+    labels = np.asarray(array[...])
     for place in range(labels.ndim - 3, -1, -1) if plane is None else ():
         labels = _one_plane(labels, place, "", path)
     single = [axis for axis, length in enumerate(labels.shape[:-2]) if length == 1]
@@ -269,7 +263,7 @@ def _plane_of(labels: np.ndarray, number: int, count: int, path: Path) -> np.nda
 def _one_plane(labels: np.ndarray, axis: int, name: str, path: Path) -> np.ndarray:
     """Return equal planes as one; the axis stays, of length 1."""
     first = labels[(slice(None),) * axis + (slice(0, 1),)]
-    if not only_headers() and (labels != first).any():
+    if (labels != first).any():
         what = {"Z": "a z-stack", "T": "a time-lapse"}.get(name, "a stack")
         raise UserError(
             f"{path} holds labels of {what}, {labels.shape[axis]} planes that differ",
@@ -288,10 +282,10 @@ def _read_png(path: Path) -> np.ndarray:
                 f"{path} is a colour picture ({image.mode}){frames}",
                 "convert the colours to ids first; they are not labels",
             )
-        labels = np.broadcast_to(np.uint8(0), (image.height, image.width)) if only_headers() else np.array(image)
+        labels = np.array(image)
     with open(path, "rb") as file:
         bits = file.read(25)[24]
-    if not only_headers() and image.mode == "L" and bits in (2, 4):  # which Pillow spreads over 0 to 255
+    if image.mode == "L" and bits in (2, 4):  # which Pillow spreads over 0 to 255
         labels //= 255 // (2**bits - 1)
     return turned_upright(labels, orientation)
 

@@ -33,9 +33,7 @@ from cellkit.names import check_ids, image_id_of, plain, series_of, split_of_fol
 from cellkit.readers import (
     PICTURE_SUFFIXES,
     inspect_file,
-    only_headers,
     open_file,
-    whole_files,
 )
 from cellkit.records import ImageRecord, name_groups, split_by_name, split_records
 
@@ -309,11 +307,6 @@ def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: 
     labels = read_labels(label.path, label.plane)
     check_shape(labels.shape, made.image.shape[:2], label.path, path)
     class_id = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
-    if only_headers():
-        if rows:  # what they name is known from the pixels only: of the few images of a table they are read
-            with whole_files():
-                _check_rows(rows, read_labels(label.path, label.plane), label)
-        return perhaps(made, [class_id, *(known for known, _ in (rows or {}).values())])
     ids = {number: known for number, (known, _) in (rows or {}).items()}
     cells = labelled(labels, class_id, ids, config.pieces, label.path)
     return made._replace(instances=cells, planes=f"{made.planes} {_check_rows(rows, labels, label)}".strip())
@@ -331,6 +324,11 @@ def perhaps(made: Loaded, class_ids: Iterable[int]) -> Loaded:
     starts, lengths = np.zeros(len(ids), np.int64), np.full(len(ids), height * width)
     cells = Instances.from_runs((height, width), starts, lengths, np.arange(len(ids) + 1), ids, np.ones(len(ids)))
     return made._replace(instances=cells)
+
+
+def is_perhaps(cells: Instances) -> bool:
+    """Tell the cells of `perhaps`, each as large as its picture, from real ones."""
+    return bool(len(cells)) and bool((cells.areas_px == math.prod(cells.shape)).all())
 
 
 def _check_rows(rows: dict | None, labels: np.ndarray, label: Label) -> str:

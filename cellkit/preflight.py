@@ -1,8 +1,9 @@
 """A look ahead: every problem of data, labels, classes, splits and settings at once, before anything is run.
 
-The stages' own functions are asked: images are listed and opened by the code of notebook 01, which here reads headers only
-(`readers.headers_only`) and goes on after a refusal (`errors.collected`), so that what is told here and what a stage does
-cannot differ. What only pixels tell (copies, blurred images, labels without a cell) is found by the stages.
+The stages' own functions are asked: images are listed and opened by the code of notebook 01, which here reads the headers of
+pictures only (`readers.headers_only`) and goes on after a refusal (`errors.collected`), so that what is told here and what a
+stage does cannot differ. Label images are read whole. What only the pixels of pictures tell (copies,
+blur) is found by the stages.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cellkit.config import STAGES, Config
 from cellkit.config_places import data_path, here
@@ -265,12 +268,15 @@ def _open(outlook: Outlook) -> None:
 
 
 def _header_of(item: SourceImage, scale: float) -> tuple[ImageRecord, Instances | None, tuple[str, ...]]:
-    """Return what a run would note of an image, what its labels could hold, and what of its file is not read."""
+    """Return what a run would note of an image, its cells or what they could be, and what of its file is not read."""
+    from cellkit.convert import resize_instances
     from cellkit.sources import record_of
 
     with headers_only():
         loaded: Loaded = item.load()
-    return record_of(item, loaded, scale), loaded.instances, loaded.left_out
+    cells = loaded.instances
+    cells = None if cells is None else resize_instances(cells, scale)
+    return record_of(item, loaded, scale), cells, loaded.left_out
 
 
 def _alike(by_reason: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, str], list[str]]]:
@@ -324,7 +330,7 @@ def _images_of_run(outlook: Outlook) -> None:
     run = Run(outlook.run_dir)
     outlook.reads = f"'{outlook.run_dir}'"
     outlook.records = read_records(run.find("records"))
-    truth = Instances.empty((1, 1)) if run.find_all("truth") else None
+    truth = Instances.from_labels(np.ones((1, 1), np.int32)) if run.find_all("truth") else None
     outlook.instances = [truth] * len(outlook.records)
 
 
@@ -332,7 +338,7 @@ def _images_of_run(outlook: Outlook) -> None:
 def _check_labels(outlook: Outlook) -> None:
     """See whether there are the labels that ``label.use`` names; of a folder, which files fit which image."""
     from cellkit.annotate import refuse_unlabelled
-    from cellkit.corrections import folder_of, look_through, refuse_own
+    from cellkit.corrections import folder_of, refuse_own
     from cellkit.instances import refuse_boxes
 
     use, count = outlook.cfg.label.use, _labelled(outlook)
@@ -350,11 +356,44 @@ def _check_labels(outlook: Outlook) -> None:
         )
         outlook.add(WARNING, told, "set label.use: truth")
     elif folder is not None:
-        by_reason: dict[str, list[str]] = {}
-        for one in look_through(outlook.records, folder):
-            by_reason.setdefault(one.reason, []).append(one.item)
-        for (problem, remedy), names in _alike(by_reason):
-            outlook.add(WARNING, f"{use}: {_some(names)} cannot be used: {problem}", remedy, "label.use")
+        _check_corrections(outlook, folder)
+    _check_train_masks(outlook)
+
+
+def _check_corrections(outlook: Outlook, folder: Path) -> None:
+    """Read a folder of corrections as notebook 02 does; the proposals are those of the run folder, where it has any."""
+    from cellkit.corrections import read_corrections
+    from cellkit.dataset import CellDataset, chosen_cells
+
+    records = [record for record in outlook.records if record.split]
+    empty = [Instances.empty((record.height_px, record.width_px)) for record in records]
+    images = CellDataset(records, empty, (), outlook.run_dir, list(range(len(records))))
+    try:
+        former = chosen_cells(outlook.run_dir / "labels")
+    except UserError:
+        former = {}
+    proposed = {name: cells for name, (cells, maker, _) in former.items() if maker == "proposed"}
+    found, unused, _ = read_corrections(images, [proposed.get(record.image_id) for record in records], folder)
+    by_reason: dict[str, list[str]] = {}
+    for one in unused:
+        by_reason.setdefault(one.reason, []).append(one.item)
+    for (problem, remedy), names in _alike(by_reason):
+        outlook.add(WARNING, f"{outlook.cfg.label.use}: {_some(names)} cannot be used: {problem}", remedy, "label.use")
+    if len(found) == len(images) and not any(len(one.cells) for one in found.values()):
+        raise UserError("no image has a labelled cell", "check the labels")
+
+
+def _check_train_masks(outlook: Outlook) -> None:
+    """Ask whether a training image has as many true cells as notebook 03 wants."""
+    from cellkit.dataset import refuse_few
+    from cellkit.listing import is_perhaps
+
+    if outlook.cfg.label.use != "truth" or outlook.cfg.convert.source == "drawn":  # how many are drawn is not known yet
+        return
+    pairs = zip(outlook.records, outlook.instances, strict=True)
+    cells = [own for record, own in pairs if own is not None and record.split == "train"]
+    if cells and not any(map(is_perhaps, cells)):
+        refuse_few(cells, outlook.cfg.finetune.min_train_masks)
 
 
 def _check_label_model(outlook: Outlook) -> None:

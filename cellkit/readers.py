@@ -209,21 +209,11 @@ def _plain(series: Series) -> dict:
 
 @contextmanager
 def headers_only() -> Iterator[None]:
-    """Let images and label images be opened inside the block, everything about them be checked, and no pixel be read.
+    """Let pictures be opened inside the block, everything about them be checked, and no pixel of them be read.
 
-    Pictures and label images are then all 0, of the right size; see `listing.perhaps` for their cells.
+    Pictures are then all 0, of the right size. Label images are read whole; see `listing.perhaps` for other forms of cells.
     """
     token = _HEADERS.set(True)
-    try:
-        yield
-    finally:
-        _HEADERS.reset(token)
-
-
-@contextmanager
-def whole_files() -> Iterator[None]:
-    """Let pixels be read inside the block, also inside of `headers_only`."""
-    token = _HEADERS.set(False)
     try:
         yield
     finally:

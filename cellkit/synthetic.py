@@ -367,8 +367,10 @@ def write_fields(
     return written
 
 
-def write_blank_fields(folder: str | Path, lines: Sequence[str], config, size_px: int = 16) -> None:
-    """Write what `write_fields` would, small and blank: the same files, names, axes, channels and labels, to look ahead.
+def write_blank_fields(folder: str | Path, lines: Sequence[str], config, size_px: int = 64) -> None:
+    """Write what `write_fields` would, small and blank: the same files, names, axes and channels, to look ahead.
+
+    The labels have one cell of each line, a band across the field.
 
     Parameters
     ----------
@@ -381,8 +383,8 @@ def write_blank_fields(folder: str | Path, lines: Sequence[str], config, size_px
     _check_lines(lines, config.mixed_images)
     counts = (config.images_per_line, config.mixed_images, config.defect_images_per_line, config.empty_images)
     rows = ["file,label,class"]
-    cells = np.zeros((size_px, size_px), np.uint16)
-    cells.flat[: len(lines)] = range(1, len(lines) + 1)  # those of the rows below
+    bands = np.arange(size_px) * len(lines) // size_px + 1
+    cells = np.repeat(bands.astype(np.uint16)[:, None], size_px, axis=1)  # those of the rows below
     image, truth = folder / ".blank.ome.tif", folder / ".blank.tif"
     _write_ome_tiff(image, np.zeros((config.planes, 2, size_px, size_px), np.uint16), 1.0)
     write_labels(truth, cells)

@@ -42,6 +42,14 @@ def labels(path: Path, size: int = SIZE) -> None:
     write_labels(path, cells)
 
 
+def mask(path: Path, value: int = 255, pieces: int = 2) -> None:
+    """Write where cells are, all with one value."""
+    cells = np.zeros((SIZE, SIZE), np.uint8)
+    for k in range(pieces):
+        cells[9 * k + 1 : 9 * k + 7, 4:12] = value
+    tifffile.imwrite(path, cells)
+
+
 def lab(count: int = 4, root: Path = Path("s"), lines=("HEK", "N2a"), truth: bool = True) -> None:
     for number, (line, k) in enumerate((line, k) for line in lines for k in range(count)):
         stack(root / line / f"{line}{k}.ome.tif", seed=number)
@@ -97,10 +105,14 @@ def test_of_a_good_set_there_is_nothing_to_say_and_nothing_is_written(here):
     assert sorted(path for path in here.rglob("*")) == before
 
 
-def test_no_pixel_is_read(here, monkeypatch):
+def test_no_pixel_of_a_picture_is_read(here, monkeypatch):
     lab()
-    for name in ("asarray",):
-        monkeypatch.setattr(tifffile.TiffPageSeries, name, lambda *a, **k: pytest.fail("pixels were read"))
+    read = tifffile.TiffPageSeries.asarray
+
+    def labels_only(series, *args, **kwargs):
+        return pytest.fail("pixels were read") if len(series.shape) > 2 else read(series, *args, **kwargs)
+
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", labels_only)
     assert look(convert__seed=2).findings == []
 
 
@@ -214,6 +226,14 @@ WARNINGS = {
     "a picture without labels": (lambda: stack(Path("s/HEK/HEK8.ome.tif")), "HEK/HEK8.ome.tif: has no truth, while other"),
     "colour labels": (lambda: tifffile.imwrite("s/truth/HEK/HEK0.tif", np.zeros((SIZE, SIZE, 3), np.uint8), photometric="rgb"),
                       "1 of 8 images could not be used as they are: HEK/HEK0.ome.tif: s/truth/HEK/HEK0.tif holds (32, 32, 3)"),
+    "a mask": (lambda: [mask(Path("s/truth/HEK/HEK0.tif")), mask(Path("s/truth/N2a/N2a1.tif"), 1, 3)],
+               "N2a1.tif holds one id in 3 pieces: where cells are, not which pixel is whose -> set convert.pieces: split"),
+    "labels of fractions": (lambda: tifffile.imwrite("s/truth/HEK/HEK0.tif", np.full((SIZE, SIZE), 0.5, np.float32)),
+                            "(32, 32) float32 with values such as 0.5: no ids -> a label image is (H, W) integers"),
+    "labels torn off": (lambda: Path("s/truth/HEK/HEK0.tif").write_bytes(Path("s/truth/HEK/HEK0.tif").read_bytes()[:-9]),
+                        "s/truth/HEK/HEK0.tif"),
+    "not annotated": (lambda: tifffile.imwrite("s/truth/HEK/HEK0.tif", np.full((SIZE, SIZE), -1, np.int16)),
+                      "HEK0.tif marks 1024 px with -1"),
     "a folder that is no class": (lambda: stack(Path("s/day 1/a.ome.tif")) or labels(Path("s/truth/day 1/a.tif")),
                                   "is called after none of the classes (HEK, N2a)"),
     "a format that is not read": (lambda: Path("s/HEK/a.oib").write_bytes(b"x"), "HEK/a.oib: it is Olympus OIB"),
@@ -231,6 +251,18 @@ def test_a_bad_file_among_good_ones_is_named_and_the_run_goes_on(here, fault, ca
     change()
     assert told in warned()
     assert converted().records, "the stage agrees"
+
+
+def test_labels_without_a_cell_or_with_too_few_to_train_on_are_told(here):
+    lab()
+    for path in Path("s/truth/N2a").iterdir():
+        write_labels(path, np.zeros((SIZE, SIZE), np.uint16))
+    assert "no training image has a labelled cell of N2a" in refused()
+    lab()
+    assert "min_train_masks is 3, and no training image has more than 2 labelled cell(s)" in refused(
+        finetune__min_train_masks=3
+    )
+    assert refused(finetune__min_train_masks=2) == ""
 
 
 # ---- labels, models, settings ------------------------------------------------------------------------------------------
@@ -297,6 +329,23 @@ def test_a_folder_of_corrections_is_looked_through(here):
         "fixed: N2a1_cp_masks.tif cannot be used: N2a1_cp_masks.tif is (40, 40), images/N2a_N2a1.png is (32, 32)"
         in told
     )
+    mask(Path("fixed/HEK_HEK1.tif"))
+    mask(Path("fixed/N2a_N2a0.tif"), 1, 3)
+    labels(Path("fixed/N2a_N2a2.tif"))
+    write_labels(Path("fixed/N2a_N2a2_masks.tif"), np.pad(np.ones((4, 4), np.uint16), (9, SIZE - 13)))
+    Path("fixed/N2a_N2a3.tif").write_bytes(b"II*\0nothing")
+    told = warned(label__use="fixed")
+    for part in (
+        "HEK_HEK1.tif cannot be used: HEK_HEK1.tif holds one id in 2 pieces",
+        "N2a_N2a0.tif holds one id in 3 pieces: where cells are, not which pixel is whose -> number the cells: cellkit coco",
+        "fixed: N2a_N2a2.tif cannot be used: N2a_N2a2_masks.tif labels the same image otherwise -> keep one",
+        "fixed: N2a_N2a2_masks.tif cannot be used: N2a_N2a2.tif labels the same image otherwise -> keep one",
+        "N2a_N2a3.tif cannot be read",
+    ):
+        assert part in told, told
+    for path in Path("fixed").glob("N2a_*"):
+        path.unlink()
+    Path("fixed/HEK_HEK1.tif").unlink()
     os.unlink("fixed/HEK_HEK0.tif")
     assert "fixed has no label image for any of the 8 images" in refused(label__use="fixed")
     labels(Path("runs/c/labels/HEK_HEK0.tif"))
@@ -344,18 +393,32 @@ def test_the_models_that_can_be_handed_in_are_those_of_the_notebooks():
     assert [check_submit(name, MODELS) for name in MODELS] == list(MODELS)
 
 
-def test_a_header_is_enough_for_labels_of_every_kind(here):
+def test_labels_of_every_kind_are_read_whole_where_pictures_are_not(here):
     from cellkit.exchange import write_label_png
     from cellkit.labels import read_labels
 
     labels(Path("a.tif"))
     write_label_png(Path("a.png"), np.arange(12, dtype=np.uint16).reshape(3, 4))
-    tifffile.imwrite("b.tif", np.zeros((2, 5, 6), np.float32), metadata={"axes": "ZYX"})
+    tifffile.imwrite("b.tif", np.ones((2, 5, 6), np.float32), metadata={"axes": "ZYX"})
     with headers_only():
         for name, shape in (("a.tif", (SIZE, SIZE)), ("a.png", (3, 4)), ("b.tif", (5, 6))):
             found = read_labels(name)
-            assert (found.shape, found.dtype, found.any()) == (shape, np.int32, False)
-    assert read_labels("a.tif").any()
+            assert (found.shape, found.dtype, found.any()) == (shape, np.int32, True)
+
+
+def test_the_proposals_of_the_last_round_beside_a_correction_are_no_second_opinion(here):
+    from cellkit.dataset import write_chosen_cells
+    from cellkit.instances import Instances
+    from cellkit.labels import read_labels
+
+    lab(truth=False)
+    proposed = Path("runs/c/labels/HEK_HEK0.tif")
+    labels(proposed)
+    write_chosen_cells(proposed.parent, [proposed], [Instances.from_labels(read_labels(proposed))], ["proposed"])
+    Path("runs/c/manifest.json").write_text(json.dumps({"format": 1, "stages": {}, "attempts": {}}))
+    labels(Path("fixed/HEK_HEK0.tif"))
+    mask(Path("fixed/HEK_HEK0_cp_masks.tif"), 1, 1)
+    assert "fixed" not in warned(label__use="fixed"), "the one is as proposed, the other is taken"
 
 
 # ---- all at once, and the command line ---------------------------------------------------------------------------------
