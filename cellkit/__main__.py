@@ -715,7 +715,7 @@ def _submit(given: argparse.Namespace) -> Answer:
     profile, tool = get_profile(given.profile), _checked_tool(given.from_)
     of = read_side(given.coco, convention=tool) if given.coco else None
     side = read_side(given.predictions, of=of, convention=tool)
-    if of is not None and side.asked:
+    if of is not None and side.of_model:
         side = match_sides(of, side)[1]
     if given.images:
         side = named_after(side, given.images)

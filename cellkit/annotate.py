@@ -16,7 +16,6 @@ from cellkit.instances import Instances, refuse_boxes
 from cellkit.leftout import LeftOut, too_small
 
 if TYPE_CHECKING:
-    from cellkit.coco import Coco
     from cellkit.corrections import Correction
     from cellkit.scores import Overlaps
 
@@ -139,7 +138,7 @@ def _tell_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], 
         print(line, file=sys.stderr, flush=True)
 
 
-def _known(coco: Coco, images: CellDataset, path: str | Path) -> dict[str, Instances]:
+def _known(coco: CellDataset, images: CellDataset, path: str | Path) -> dict[str, Instances]:
     """Return the true objects of every image by its id; refuse a truth that lacks one, but for a test image."""
     known = dict(zip([r.image_id for r in coco.records], coco.instances, strict=True))
     missing = [r.image_id for r in images.records if r.image_id not in known and r.split != "test"]

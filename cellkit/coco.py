@@ -12,13 +12,14 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cellkit.conventions import WRITTEN, checked, crowd_of, from_plain, key_of, segmentations, to_plain
+from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.instances import Instances, pixel_boxes, refuse_boxes
@@ -30,43 +31,6 @@ UNKNOWN = "unknown"
 MARKED = ("corrected", "proposed")
 LONGEST_SIDE_PX = 2**18
 FARTHEST_PX = 1e9
-
-
-@dataclass(frozen=True)
-class Coco:
-    """What a COCO file holds.
-
-    Parameters
-    ----------
-    records : list of ImageRecord
-        In the order of the file.
-    instances : list of Instances
-        One per record; crowd regions are left out of them.
-    classes : tuple of str
-        Class k is ``classes[k - 1]``.
-    ids : list of int or str
-        The ``id`` of each image, as the file has it.
-    crowd : list of Instances
-        Regions marked ``iscrowd``, one entry per record.
-    categories : dict
-        Category id in the file -> class id; 0 is unknown.
-    notes : tuple of str
-        What was read otherwise than it stands in the file, one sentence each.
-    made_by : list of str
-        Who made the cells of each record: "corrected", "proposed", or "" where the file does not say.
-    of_masks : tuple of str
-        Those of the notes that are about single masks.
-    """
-
-    records: list[ImageRecord]
-    instances: list[Instances]
-    classes: tuple[str, ...]
-    ids: list[int | str]
-    crowd: list[Instances]
-    categories: dict[int | str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    made_by: list[str] = field(default_factory=list)
-    of_masks: tuple[str, ...] = ()
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -132,12 +96,12 @@ def write_coco(
     return write_json(path, from_plain(data, convention))
 
 
-def write_results(path: str | Path, ids: Sequence[int | str] | Coco, instances: Sequence[Instances]) -> Path:
+def write_results(path: str | Path, ids: Sequence[int | str] | CellDataset, instances: Sequence[Instances]) -> Path:
     """Write predictions as a COCO results list, atomically; class-agnostic predictions get category 0.
 
     Parameters
     ----------
-    ids : sequence of int or str, or Coco
+    ids : sequence of int or str, or CellDataset
         The id of each image in the truth's COCO file; or that file, as read: then categories have its ids too.
 
     Raises
@@ -146,7 +110,7 @@ def write_results(path: str | Path, ids: Sequence[int | str] | Coco, instances: 
         A score that is not in [0, 1]; ids that are none, given twice, or not one per image; a class that the file has not.
     """
     refuse_boxes(instances, "a results list")
-    ids, category_of = (ids.ids, _category_of(ids)) if isinstance(ids, Coco) else (list(ids), None)
+    ids, category_of = (ids.ids, _category_of(ids)) if isinstance(ids, CellDataset) else (list(ids), None)
     ids = _plain_ids(ids)
     _check_ids(ids, len(instances), own=True)
     rows = []
@@ -164,7 +128,7 @@ def write_results(path: str | Path, ids: Sequence[int | str] | Coco, instances: 
     return write_json(path, rows)
 
 
-def _category_of(coco: Coco) -> dict[int, int | str]:
+def _category_of(coco: CellDataset) -> dict[int, int | str]:
     """Return class id -> category id of a file."""
     found = {class_id: number for number, class_id in coco.categories.items()}
     return found if 0 in found or 0 in coco.categories else {0: 0} | found
@@ -232,11 +196,15 @@ def _annotations(found: Instances, number: int | str, class_ids: list[int], with
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
-def read_coco(path: str | Path, boxes: bool = False, convention: str | None = None) -> Coco:
-    """Read a COCO file: images, classes by name, masks as RLE or polygons.
+def read_coco(
+    path: str | Path, root: str | Path = "", boxes: bool = False, convention: str | None = None
+) -> CellDataset:
+    """Read a COCO file: images, classes by name, masks as RLE or polygons; crowd regions are kept apart.
 
     Parameters
     ----------
+    root : path, optional
+        The folder that its file names start from: the run folder, for a file of a run.
     boxes : bool
         Also read a file whose annotations have boxes and no masks; its instances are then ``boxes_only``.
     convention : {"plain", "cvat", "fiftyone", "labelstudio"}, optional
@@ -249,11 +217,16 @@ def read_coco(path: str | Path, boxes: bool = False, convention: str | None = No
         Naming the file, the entry and the reason: not COCO, a duplicate id, an annotation of an image or a category that is
         not there, a box without a mask, a run length that does not fit, a point that is not finite.
     """
-    return parse_coco(_opened(path), path, boxes, convention)
+    return replace(parse_coco(_opened(path), path, boxes, convention), root=Path(root))
 
 
-def parse_coco(data: Any, path: str | Path, boxes: bool = False, convention: str | None = None) -> Coco:
-    """Check and decode what a COCO file holds; `path` is what messages call it. See `read_coco`."""
+def parse_coco(
+    data: Any, path: str | Path, boxes: bool = False, convention: str | None = None, one_image: bool = False
+) -> CellDataset:
+    """Check and decode what a COCO file holds; `path` is what messages call it. See `read_coco`.
+
+    With `one_image` it is an excerpt of a file, and the notes are about its masks alone, not about the whole file.
+    """
     data, notes = to_plain(data, convention, path)
     if not isinstance(data, dict) or not all(
         isinstance(data.get(k), list) for k in ("images", "annotations", "categories")
@@ -286,17 +259,28 @@ def parse_coco(data: Any, path: str | Path, boxes: bool = False, convention: str
     if decode is not _boxes:
         instances, without = _with_pixels(grouped, records, instances)
         told += without
-    return Coco(records, instances, classes, ids, crowds, categories, (*notes, *more, *told), made_by, tuple(told))
+    notes = told if one_image else [*notes, *more, *told]
+    return CellDataset(
+        records,
+        instances,
+        classes,
+        ids=ids,
+        made_by=made_by,
+        crowd=crowds,
+        categories=categories,
+        path=Path(path),
+        notes=tuple(notes),
+    )
 
 
 def read_results(
-    path: str | Path, truth: Coco | Mapping[int | str, tuple[int, int]], common: bool = False
+    path: str | Path, truth: CellDataset | Mapping[int | str, tuple[int, int]], common: bool = False
 ) -> list[Instances]:
     """Read a COCO results list for the images of `truth`, in its order; an image without entries has no cell.
 
     Parameters
     ----------
-    truth : Coco or mapping
+    truth : CellDataset or mapping
         The file the results belong to, whose category ids they use (0 is no class where the file has no category 0); or
         image id -> (H, W), and category ids are class ids.
     common : bool
@@ -315,7 +299,7 @@ def read_results(
             f"{path} is no COCO results list", "it is a JSON list of {image_id, category_id, segmentation, score}"
         )
     shapes, categories = truth, None
-    if isinstance(truth, Coco):
+    if isinstance(truth, CellDataset):
         shapes = {number: x.shape for number, x in zip(truth.ids, truth.instances, strict=True)}
         categories = {0: 0} | truth.categories
     grouped, _ = _grouped(rows, list(shapes), path, common)

@@ -316,7 +316,7 @@ def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dic
     made = load_picture(root, path, config)
     rows = [_unpacked(row) | {"image_id": 1} for row in rows]
     content = {"images": [entry | {"id": 1}], "categories": sheet.categories, "annotations": rows}
-    coco = parse_coco(content, sheet.path.name, boxes=sheet.boxes_only, convention="plain")
+    coco = parse_coco(content, sheet.path.name, boxes=sheet.boxes_only, convention="plain", one_image=True)
     cells = coco.instances[0]
     check_shape(cells.shape, made.image.shape[:2], f"{sheet.path.name} image {entry.get('id')}", path)
     if line is None:
@@ -327,7 +327,7 @@ def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dic
         ids = class_id_of(line, config) if line else 0
     crowd = len(coco.crowd[0])
     cells = replace(cells.with_classes(ids), boxes_only=sheet.boxes_only)
-    told = [*([f"{crowd} crowd region(s) left out"] if crowd else []), *coco.of_masks]
+    told = [*([f"{crowd} crowd region(s) left out"] if crowd else []), *coco.notes]
     return noted(made._replace(instances=cells, planes="".join(f"({text})" for text in told)), told)
 
 

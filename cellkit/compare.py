@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cellkit.dataset import CellDataset
 from cellkit.errors import UserError, nearest
 from cellkit.folders import ids_of
 from cellkit.instances import Instances
@@ -24,76 +25,22 @@ from cellkit.records import ImageRecord
 KINDS = "a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV"
 
 
-@dataclass(frozen=True)
-class Side:
-    """Cells of a number of images.
-
-    Attributes
-    ----------
-    path : Path
-        Where they come from.
-    records : list of ImageRecord
-    instances : list of Instances
-        One per record.
-    classes : tuple of str
-        Class k is ``classes[k - 1]``; empty when the cells have none.
-    crowd : list of Instances
-        Regions of a COCO truth marked ``iscrowd``, one entry per record.
-    ids : list of int or str
-        The images' ids in a COCO file; empty otherwise.
-    made_by : list of str
-        Who made the cells of each image, where the file says so: "corrected", "proposed" (no truth), or "".
-    categories : dict
-        Category id in the COCO file -> class id.
-    run : Path or None
-        The run folder, for a file that a run wrote.
-    asked : bool
-        The model was asked about these images alone: predictions of a run.
-    notes : tuple of str
-        What was read otherwise than it stands in the file.
-    """
-
-    path: Path
-    records: list[ImageRecord]
-    instances: list[Instances]
-    classes: tuple[str, ...]
-    crowd: list[Instances]
-    ids: list[int | str]
-    made_by: list[str] = field(default_factory=list)
-    categories: dict[int | str, int] = field(default_factory=dict)
-    run: Path | None = None
-    asked: bool = False
-    notes: tuple[str, ...] = ()
-
-    @property
-    def cells(self) -> int:
-        """Number of cells in all images."""
-        return sum(len(found) for found in self.instances)
-
-    def subset(self, places: Sequence[int]) -> Side:
-        """Return the images at the given positions, in that order."""
-        pick = lambda values: [values[k] for k in places] if values else values  # noqa: E731
-        return replace(
-            self, **{name: pick(getattr(self, name)) for name in ("records", "instances", "crowd", "ids", "made_by")}
-        )
-
-
 # ---- reading a side ------------------------------------------------------------------------------------------------
 def read_side(
     path: str | Path,
-    of: Side | None = None,
+    of: CellDataset | None = None,
     profile: str | None = None,
     shapes: Mapping[str, tuple[int, int]] | None = None,
     common: bool = False,
     convention: str | None = None,
-) -> Side:
+) -> CellDataset:
     """Read one side of a score. Predictions of a run folder are those of the images its models were asked about.
 
     Parameters
     ----------
     path : path
         A COCO file (.json), a COCO results list (.json), a folder of label images, or a Kaggle CSV.
-    of : Side, optional
+    of : CellDataset, optional
         The side whose images a results list or a CSV speaks of.
     profile : str, optional
         "sartorius" or "dsb2018": how a CSV counts pixels.
@@ -123,9 +70,7 @@ def read_side(
         return _read_results_of_run(path, run) if run is not None else _read_results(path, of, common)
     from cellkit.coco import read_coco
 
-    coco = read_coco(path, boxes=True, convention=convention)
-    told = {"categories": coco.categories, "run": run, "notes": coco.notes}
-    return Side(path, coco.records, coco.instances, coco.classes, coco.crowd, coco.ids, coco.made_by, **told)
+    return replace(read_coco(path, boxes=True, convention=convention), run=run)
 
 
 def run_of(path: str | Path) -> Path | None:
@@ -142,7 +87,7 @@ def is_results(path: str | Path) -> bool:
         return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
 
 
-def _read_label_folder(folder: Path) -> Side:
+def _read_label_folder(folder: Path) -> CellDataset:
     """Read every label image below a folder; where they lie beside their pictures, only those."""
     from cellkit.dataset import chosen_cells
     from cellkit.exchange import bare_note, refuse_noise, told_apart
@@ -175,27 +120,26 @@ def _read_label_folder(folder: Path) -> Side:
         raise UserError(
             f"{folder} has two label images of '{twice}'", f"keep one; {', '.join(LABEL_ENDINGS)} do not count"
         )
-    return Side(folder, records, instances, (), [], [], made_by, notes=bare_note(bare, paths[0].name))
+    return CellDataset(records, instances, made_by=made_by, path=folder, notes=bare_note(bare, paths[0].name))
 
 
-def _read_results(path: Path, of: Side | None, common: bool) -> Side:
+def _read_results(path: Path, of: CellDataset | None, common: bool) -> CellDataset:
     """Read a results list for the images and categories of a COCO file."""
-    from cellkit.coco import Coco, read_results
+    from cellkit.coco import read_results
 
     if of is None or not of.ids:
         raise UserError(
             f"{path} is a COCO results list: it tells its images by the ids they have in a COCO file",
             "give that COCO file too: as TRUTH of cellkit score, as --coco of cellkit submit and labels",
         )
-    empty = [Instances.empty((r.height_px, r.width_px)) for r in of.records]
-    found = read_results(path, Coco(of.records, empty, of.classes, of.ids, [], of.categories), common)
+    found = read_results(path, of, common)
     without = sum(not len(cells) for cells in found)
     notes = (f"{path} has no entry for {without} of {len(found)} images: nothing was found there",) if without else ()
     notes += _of_category_0(path, found, of)
-    return Side(path, of.records, found, of.classes, [], of.ids, categories=of.categories, notes=notes)
+    return CellDataset(of.records, found, of.classes, ids=of.ids, categories=of.categories, path=path, notes=notes)
 
 
-def _of_category_0(path: Path, found: Sequence[Instances], of: Side) -> tuple[str, ...]:
+def _of_category_0(path: Path, found: Sequence[Instances], of: CellDataset) -> tuple[str, ...]:
     """Return what to say of entries of category 0 where the COCO file has none: are its categories counted from 0?"""
     used = np.concatenate([np.zeros(0, int), *(cells.class_ids for cells in found)])
     unknown = int((used == 0).sum())
@@ -208,7 +152,7 @@ def _of_category_0(path: Path, found: Sequence[Instances], of: Side) -> tuple[st
     return (told + (wrong if counted else ""),)
 
 
-def _read_results_of_run(path: Path, run: Path) -> Side:
+def _read_results_of_run(path: Path, run: Path) -> CellDataset:
     """Read predictions of a run: ids are rows of its table of images, and all of validation and test were asked about."""
     from cellkit.coco import UNKNOWN, read_results
     from cellkit.files import read_json
@@ -224,19 +168,26 @@ def _read_results_of_run(path: Path, run: Path) -> Side:
     most = max((int(cells.class_ids.max()) for cells in found if len(cells)), default=0)
     if most > len(named):
         raise UserError(f"{path} has a cell of class {most}, {run} names {len(named)}", "run the notebooks again")
-    told = {"run": run, "asked": True, "made_by": ["proposed"] * len(asked)}  # by a model, every one
-    return Side(
-        path, [records[k] for k in asked], [found[k] for k in asked], tuple(named), [], [k + 1 for k in asked], **told
+    return CellDataset(
+        [records[k] for k in asked],
+        [found[k] for k in asked],
+        tuple(named),
+        ids=[k + 1 for k in asked],
+        made_by=["proposed"] * len(asked),  # by a model, every one
+        path=path,
+        run=run,
+        of_model=True,
     )
 
 
-def _read_csv(path: Path, of: Side | None, profile: str | None, shapes: Mapping[str, tuple[int, int]] | None) -> Side:
+def _read_csv(
+    path: Path, of: CellDataset | None, profile: str | None, shapes: Mapping[str, tuple[int, int]] | None
+) -> CellDataset:
     """Read a Kaggle CSV; the sizes of its images come from `shapes` or from the other side, or a table of truth has them."""
     from cellkit.submission import PROFILES, is_truth_table, read_submission, read_truth_table
 
     if is_truth_table(path):
-        records, instances, classes = read_truth_table(path)
-        return Side(path, records, instances, classes, [], [])
+        return CellDataset(*read_truth_table(path), path=path)
     if profile is None:
         raise UserError(
             f"{path} is a CSV, and no profile says how it counts pixels", f"add --profile {' or '.join(PROFILES)}"
@@ -247,7 +198,7 @@ def _read_csv(path: Path, of: Side | None, profile: str | None, shapes: Mapping[
         raise UserError(f"{path} does not tell how large its images are", "give the folder of the images: --images DIR")
     found = read_submission(path, profile, shapes, allow_overlaps=True)
     records = [ImageRecord(name, name, *shapes[name]) for name in found]
-    return Side(path, records, list(found.values()), (), [], [])
+    return CellDataset(records, list(found.values()), path=path)
 
 
 def image_records(folder: str | Path) -> list[ImageRecord]:
@@ -283,7 +234,7 @@ def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
     return {stem_of(record.path): (record.height_px, record.width_px) for record in image_records(folder)}
 
 
-def named_after(side: Side, folder: str | Path) -> Side:
+def named_after(side: CellDataset, folder: str | Path) -> CellDataset:
     """Return the images below a folder, in their order and called as their files are without suffix.
 
     Raises
@@ -295,7 +246,7 @@ def named_after(side: Side, folder: str | Path) -> Side:
     places = best_pairs(wanted, side.records, NAMES)
     missing = [record.image_id for k, record in enumerate(wanted) if k not in places]
     used = set(places.values())
-    extra = [] if side.asked else [r.image_id for k, r in enumerate(side.records) if k not in used]
+    extra = [] if side.of_model else [r.image_id for k, r in enumerate(side.records) if k not in used]
     if missing or extra:
         told = f"{len(missing)} test image(s) without prediction, {len(extra)} prediction(s) of no test image"
         raise UserError(f"{told}, e.g. {(missing or extra)[0]}", f"predict the images in {folder}")
@@ -310,7 +261,7 @@ def named_after(side: Side, folder: str | Path) -> Side:
     return replace(found, records=[replace(record, image_id=stem_of(record.path)) for record in wanted])
 
 
-def of_test(side: Side) -> tuple[Side, str]:
+def of_test(side: CellDataset) -> tuple[CellDataset, str]:
     """Return predictions of a run for its test images alone, and what to say of the others; any other side as it is.
 
     Raises
@@ -318,7 +269,7 @@ def of_test(side: Side) -> tuple[Side, str]:
     UserError
         None of them is of a test image.
     """
-    if not side.asked:
+    if not side.of_model:
         return side, ""
     kept = [k for k, record in enumerate(side.records) if record.split == "test"]
     others = [record.split or "set aside" for record in side.records if record.split != "test"]
@@ -333,7 +284,7 @@ def of_test(side: Side) -> tuple[Side, str]:
     return side.subset(kept), f"{told}; for others give --images DIR or --coco FILE" if others else ""
 
 
-def refuse_scaled(side: Side) -> None:
+def refuse_scaled(side: CellDataset) -> None:
     """Refuse cells of a run whose pictures were resized: their masks are not of the original images' size."""
     from cellkit.manifest import finished_entries, read_manifest
 
@@ -347,7 +298,7 @@ def refuse_scaled(side: Side) -> None:
 
 
 # ---- bringing two sides together -----------------------------------------------------------------------------------
-def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, Side]:
+def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) -> tuple[CellDataset, CellDataset]:
     """Bring two sides to the same images, in the order of the truth, and to the classes of the truth.
 
     Images are matched by image id, file path, file name without suffix, or the id that such a name or path becomes: by
@@ -376,7 +327,7 @@ def match_sides(truth: Side, found: Side, common: bool = False) -> tuple[Side, S
             f"none of the {len(extra)} images of {found.path} ({_some(extra)}) is in {truth.path} ({_some(missing)})",
             "images are matched by image id or by file name without suffix: name them alike",
         )
-    excused = found.asked, found.asked and truth.run == found.run
+    excused = found.of_model, found.of_model and truth.run == found.run
     if not common and ((missing and not excused[0]) or (extra and not excused[1])):
         sides = ((missing, truth, found), (extra, found, truth))
         told = [
@@ -405,7 +356,7 @@ NAMES: tuple[Callable[[ImageRecord], frozenset[str]], ...] = (
 )
 
 
-def _same_classes(truth: Side, found: Side) -> tuple[Side, Side]:
+def _same_classes(truth: CellDataset, found: CellDataset) -> tuple[CellDataset, CellDataset]:
     """Number the classes of `found` as those of `truth`; drop classes where the sides share none."""
     classless = found.cells > 0 and not any(objects.class_ids.any() for objects in found.instances)
     found = replace(found, notes=found.notes + _strange_classes(truth, found))
@@ -420,7 +371,7 @@ def _same_classes(truth: Side, found: Side) -> tuple[Side, Side]:
     return replace(truth, classes=tuple(names)), replace(found, instances=instances, classes=tuple(names))
 
 
-def _strange_classes(truth: Side, found: Side) -> tuple[str, ...]:
+def _strange_classes(truth: CellDataset, found: CellDataset) -> tuple[str, ...]:
     """Return what to say of the classes of cells found that the truth does not name: another spelling is another class."""
     used = np.unique(np.concatenate([np.zeros(0, int), *(objects.class_ids for objects in found.instances)]))
     strange = [found.classes[k - 1] for k in used.tolist() if 1 <= k <= len(found.classes)]
@@ -465,7 +416,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
-def without_proposed(truth: Side, found: Side) -> tuple[Side, Side, list[str]]:
+def without_proposed(truth: CellDataset, found: CellDataset) -> tuple[CellDataset, CellDataset, list[str]]:
     """Leave out the images whose true side a model proposed; return both sides and the ids of what was left out.
 
     Raises
@@ -484,7 +435,7 @@ def without_proposed(truth: Side, found: Side) -> tuple[Side, Side, list[str]]:
     return (truth.subset(kept), found.subset(kept), left) if left else (truth, found, [])
 
 
-def name_groups(side: Side) -> tuple[Side, str]:
+def name_groups(side: CellDataset) -> tuple[CellDataset, str]:
     """Group the images of a side that tells no group: by the well or series in their names, else by their folders.
 
     Images of one well or movie resemble each other: what is drawn for an interval is the whole of it. A group is known only
@@ -493,7 +444,7 @@ def name_groups(side: Side) -> tuple[Side, str]:
 
     Returns
     -------
-    side : Side
+    side : CellDataset
     told : str
         What the groups were told by; "" where the images have groups already, or none.
     """
@@ -525,8 +476,8 @@ def name_groups(side: Side) -> tuple[Side, str]:
 
 # ---- the score -----------------------------------------------------------------------------------------------------
 def score_sides(
-    truth: Side,
-    found: Side,
+    truth: CellDataset,
+    found: CellDataset,
     conventions: Sequence[str] | None = None,
     by: str | None = None,
     bootstrap: int | None = None,
@@ -565,15 +516,15 @@ def score_sides(
 
 
 def compare_models(
-    truth: Side, other: Side, found: Side, common: bool = False, bootstrap: int | None = None
+    truth: CellDataset, other: CellDataset, found: CellDataset, common: bool = False, bootstrap: int | None = None
 ) -> dict[str, Any]:
     """Say whether `found` is better than `other`, by the MAP IoU of the same images (see `cellkit.scores.paired_bootstrap`).
 
     Parameters
     ----------
-    truth, found : Side
+    truth, found : CellDataset
         Matched, see `match_sides`.
-    other : Side
+    other : CellDataset
         The other model's predictions.
     common : bool
         Compare on the images that all three have, instead of refusing the others.

@@ -1,4 +1,4 @@
-"""A set to train on or to score against: records, their instances, and the class names."""
+"""Images with their cells, from whatever they were read: records, instances, class names, and where they come from."""
 
 from __future__ import annotations
 
@@ -68,48 +68,70 @@ def write_chosen_cells(folder: Path, files: Sequence[Path], cells: Sequence[Inst
 
 @dataclass(frozen=True)
 class CellDataset:
-    """Images with their cells; an image is read when it is asked for.
+    """Images with their cells: a set to train on, a truth, or what a model found. Pictures are read when they are used.
 
     Parameters
     ----------
     records : list of ImageRecord
     instances : list of Instances
-        One per record.
+        One per record; without `crowd` regions.
     classes : tuple of str
-        Class k is ``classes[k - 1]``.
+        Class k is ``classes[k - 1]``; empty when the cells have none.
     root : Path
         The folder that the records' paths start from.
-    ids : list of int
-        The images' ids in COCO files: one numbering for the whole run.
+    ids : list of int or str
+        The images' ids in COCO files: one numbering for the whole run, or as a file from elsewhere has them. Empty where
+        the images have none.
     made_by : list of str
         Who made the cells of each image: "truth", "corrected", "proposed" (a model; nothing is scored against it), or ""
-        where it is not told. Empty when it is told of none.
+        where it is not known. Empty when it is known of none.
+    crowd : list of Instances
+        Regions that are no single object (``iscrowd`` of COCO), one entry per record; empty where there are none.
+    categories : dict
+        Category id in the COCO file -> class id; 0 is unknown.
+    path : Path, optional
+        The file or folder that the cells were read from.
+    run : Path, optional
+        The run folder, for a file that a run wrote.
+    of_model : bool
+        Predictions of a run: the images are those its models were to predict, no others.
+    notes : tuple of str
+        What was read otherwise than it stands in the file, one sentence each.
     """
 
     records: list[ImageRecord]
     instances: list[Instances]
-    classes: tuple[str, ...]
-    root: Path
-    ids: list[int]
+    classes: tuple[str, ...] = ()
+    root: Path = Path()
+    ids: list[int | str] = field(default_factory=list)
     made_by: list[str] = field(default_factory=list)
+    crowd: list[Instances] = field(default_factory=list)
+    categories: dict[int | str, int] = field(default_factory=dict)
+    path: Path | None = None
+    run: Path | None = None
+    of_model: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.made_by:
             object.__setattr__(self, "made_by", [""] * len(self.records))
-        if not len(self.records) == len(self.instances) == len(self.ids) == len(self.made_by):
-            raise UserError(
-                f"{len(self.records)} records, {len(self.instances)} sets of instances, {len(self.ids)} ids, "
-                f"{len(self.made_by)} makers",
-                "give one of each per image",
-            )
+        counts = {name: len(getattr(self, name)) for name in ("records", "instances", "made_by", "ids", "crowd")}
+        counts = {name: count for name, count in counts.items() if count or name not in ("ids", "crowd")}
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise UserError(found, "give one of each per image")
+
+    @property
+    def cells(self) -> int:
+        """Number of cells in all images."""
+        return sum(map(len, self.instances))
 
     @classmethod
     def from_coco(cls, path: str | Path, root: str | Path) -> CellDataset:
         """Open a COCO file; `root` is the folder its file names start from (the run folder)."""
         from cellkit.coco import read_coco
 
-        coco = read_coco(path)
-        return cls(coco.records, coco.instances, coco.classes, Path(root), coco.ids, coco.made_by)
+        return read_coco(path, root)
 
     @classmethod
     def from_labels(
@@ -198,14 +220,17 @@ class CellDataset:
     def subset(self, chosen: Sequence[int] | np.ndarray) -> CellDataset:
         """Return the images at the given positions (or where a boolean mask is true)."""
         places = np.arange(len(self))[np.asarray(chosen, None if len(chosen) else int)].tolist()
-        pick = lambda values: [values[k] for k in places]  # noqa: E731
-        return replace(
-            self,
-            records=pick(self.records),
-            instances=pick(self.instances),
-            ids=pick(self.ids),
-            made_by=pick(self.made_by),
-        )
+        per_image = ("records", "instances", "ids", "made_by", "crowd")
+        picked = {name: [values[k] for k in places] for name in per_image if (values := getattr(self, name))}
+        return replace(self, **picked)
+
+    def with_records(self, records: Sequence[ImageRecord]) -> CellDataset:
+        """Return the same images under changed records, e.g. with flags."""
+        return replace(self, records=list(records))
+
+    def with_truth(self) -> CellDataset:
+        """Return the images whose cells came with the source."""
+        return self.subset([maker == "truth" for maker in self.made_by])
 
     def without_proposed(self) -> CellDataset:
         """Return the images whose cells no model proposed: those that something may be scored against."""

@@ -23,6 +23,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from cellkit.coco import MARKED
+from cellkit.dataset import CellDataset
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import atomic_path
 from cellkit.folders import Pictures
@@ -818,7 +819,7 @@ def read_folder(
 
     Returns
     -------
-    side : cellkit.compare.Side
+    side : CellDataset
         Records and cells; `classes` is empty where no file names any; `notes` name pictures without labels.
     quarantined : list of Quarantined
         Files that could not be read, or have no picture in `images`; ROIs that are no cells.
@@ -828,7 +829,6 @@ def read_folder(
     UserError
         No such file, nothing to read, nothing that could be read, or two files of one image.
     """
-    from cellkit.compare import Side
     from cellkit.loop import map_items
 
     path = Path(path)
@@ -859,7 +859,7 @@ def read_folder(
         bare = list({file.resolve(): file for file in bare}.values())
     notes = bare_note(bare, files[0].relative_to(root).as_posix())
     records = [record for record, *_ in good]
-    return Side(path, records, cells, tuple(names), [], [], made_by, notes=notes), quarantined
+    return CellDataset(records, cells, tuple(names), made_by=made_by, path=path, notes=notes), quarantined
 
 
 def _without_labels(pictures: Pictures, names: Sequence[str]) -> list[Path]:

@@ -408,7 +408,7 @@ def test_a_true_cell_without_a_pixel_is_left_out_and_told_and_a_prediction_stays
     rows = [annotation(id=1, segmentation=nothing, bbox=[0, 1, 2, 0]), annotation(id=2)]
     coco = read_coco(saved(tmp_path, a_file(annotations=rows)))
     assert coco.instances[0].areas_px.tolist() == [2]
-    assert coco.notes == coco.of_masks == ("1 annotation(s) cover no pixel of their image: no cells, left out",)
+    assert coco.notes == ("1 annotation(s) cover no pixel of their image: no cells, left out",)
     scored = read_coco(saved(tmp_path, a_file(annotations=[row | {"score": 0.5} for row in rows])))
     assert scored.instances[0].areas_px.tolist() == [0, 2] and not scored.notes
 

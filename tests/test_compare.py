@@ -11,7 +11,6 @@ from cellkit.__main__ import main
 from cellkit.batch import write_png
 from cellkit.coco import write_coco, write_results
 from cellkit.compare import (
-    Side,
     compare_models,
     image_shapes,
     is_results,
@@ -21,6 +20,7 @@ from cellkit.compare import (
     score_sides,
     tell_scores,
 )
+from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.instances import Instances
@@ -549,7 +549,7 @@ def test_proposals_stay_proposals_on_the_way_through_coco(tmp_path, said):
 # ---- groups that names and folders tell ----------------------------------------------------------------------------
 def side_of(*paths, **how):
     records = [ImageRecord(plain_stem(path), path, 2, 5, **how) for path in paths]
-    return Side(Path("nowhere"), records, [B] * len(records), (), [], [])
+    return CellDataset(records, [B] * len(records), path=Path("nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_from_coco_is_what_was_written(run):
 
 def test_not_one_of_each_per_image_is_refused(run):
     images = from_labels(run)
-    with pytest.raises(UserError, match="5 records, 5 sets of instances, 4 ids"):
+    with pytest.raises(UserError, match="5 records, 5 instances, 5 made_by, 4 ids"):
         replace(images, ids=[1, 2, 3, 4])
 
 
