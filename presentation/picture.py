@@ -1,24 +1,25 @@
 """Draw the README's picture from a run: one test image as converted, as found by both models, and with its errors.
 
-python presentation/picture.py runs/demo -o presentation/demo.png
+python presentation/picture.py runs/demo presentation/demo.png
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from fastcore.script import call_parse
 
 from cellkit.report import RunFiles
 from cellkit.show import model_name, new_figure, save_figure, show_errors, show_image, show_overlay
 
 
-def main() -> None:
-    """Take the first mixed test image, or the first test image where none is mixed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    given = parser.parse_args()
-    files = RunFiles(given.run)
+@call_parse
+def main(
+    run: Path,  # run folder
+    out: Path,  # file to write
+):
+    """Draw the first mixed test image, or the first test image where none is mixed."""
+    files = RunFiles(run)
     test = files.truths["test"]
     k = next((k for k, record in enumerate(test.records) if record.cell_type == "mixed"), 0)
     (image, truth), name = test[k], test.records[k].image_id
@@ -29,7 +30,7 @@ def main() -> None:
     show_overlay(image, tuned, None, axes[1], model_name("cellpose_tuned"), line_px=6, um_per_px=um)
     show_overlay(image, lines, None, axes[2], model_name("maskrcnn"), test.classes, line_px=6, um_per_px=um)
     show_errors(image, truth, tuned, axes[3], f"{model_name('cellpose_tuned')}, IoU > 0.5", um_per_px=um)
-    print(save_figure(axes[0], given.out, dpi=90))
+    print(save_figure(axes[0], out, dpi=90))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Writes requirements/lock.txt (what runs) and requirements/dev.txt (what tests it, without what the first already holds).
+# Writes requirements/lock.txt (what runs), requirements/dev.txt (what tests it) and requirements/docs.txt (what builds the
+# manual), the last two without what the first already holds.
 # Needs uv. No address is written: the index is whatever the machine is set up with.
 set -eu
 cd "$(dirname "$0")/.."
@@ -7,7 +8,9 @@ UV_OPTS="--universal --python-version 3.11 --generate-hashes --no-header --no-an
 # shellcheck disable=SC2086
 uv pip compile $UV_OPTS requirements/build.in pyproject.toml -c requirements/pins.txt -o requirements/lock.txt
 # shellcheck disable=SC2086
-uv pip compile $UV_OPTS requirements/build.in pyproject.toml --extra test --extra bench -c requirements/lock.txt -c requirements/pins.txt -o requirements/all.txt
+uv pip compile $UV_OPTS requirements/build.in pyproject.toml --extra test --extra bench -c requirements/lock.txt -c requirements/pins.txt -o requirements/dev.all
+# shellcheck disable=SC2086
+uv pip compile $UV_OPTS requirements/build.in pyproject.toml --extra docs -c requirements/dev.all -c requirements/pins.txt -o requirements/docs.all
 python3 - <<'PY'
 from pathlib import Path
 def blocks(path):
@@ -17,7 +20,8 @@ def blocks(path):
             block = out.setdefault(line.split(" \\")[0].strip(), [])
         block.append(line)
     return out
-lock, everything = blocks("requirements/lock.txt"), blocks("requirements/all.txt")
-Path("requirements/dev.txt").write_text("".join("\n".join(b) + "\n" for k, b in everything.items() if k not in lock))
-Path("requirements/all.txt").unlink()
+lock = blocks("requirements/lock.txt")
+for path in map(Path, ("requirements/dev.all", "requirements/docs.all")):
+    path.with_suffix(".txt").write_text("".join("\n".join(b) + "\n" for k, b in blocks(path).items() if k not in lock))
+    path.unlink()
 PY

@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}
+# Started, not imported: the kernel that runs notebooks, the window that opens them, the bar that tqdm draws there.
+NOT_IMPORTED = {"ipykernel", "jupyterlab", "ipywidgets"}
 CONDA_ONLY = {"python", "pip", "setuptools", "detectron2"}
 PIN = re.compile(r"[a-z0-9.-]+==[0-9][0-9a-z.]*( ; [a-z_'\"0-9.<>=!*() A-Z]+)?")
 HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}")
@@ -104,7 +106,7 @@ def pins(name: str) -> list[Requirement]:
     return [Requirement(line.removesuffix(" \\")) for line in lines if not line.startswith(" ")]
 
 
-@pytest.mark.parametrize("name", ["lock.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["lock.txt", "dev.txt", "docs.txt"])
 def test_locks_hold_pins_and_hashes_and_no_address(name):
     lines = (ROOT / "requirements" / name).read_text().splitlines()
     odd = [
@@ -120,7 +122,9 @@ def test_locks_hold_pins_and_hashes_and_no_address(name):
 
 @pytest.mark.parametrize(
     ("wanted", "files"),
-    [(r, ["lock.txt"]) for r in requirements()] + [(r, ["lock.txt", "dev.txt"]) for r in requirements("test", "bench")],
+    [(r, ["lock.txt"]) for r in requirements()]
+    + [(r, ["lock.txt", "dev.txt"]) for r in requirements("test", "bench")]
+    + [(r, ["lock.txt", "docs.txt"]) for r in requirements("docs")],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_locked_versions_satisfy_pyproject(wanted, files):
@@ -129,10 +133,17 @@ def test_locked_versions_satisfy_pyproject(wanted, files):
     assert all(wanted.specifier.contains(next(iter(pin.specifier)).version) for pin in found)
 
 
-def test_dev_lock_repeats_nothing_of_the_other():
-    assert not {(name_of(p), str(p.marker)) for p in pins("dev.txt")} & {
+@pytest.mark.parametrize("name", ["dev.txt", "docs.txt"])
+def test_no_lock_repeats_what_runs(name):
+    assert not {(name_of(p), str(p.marker)) for p in pins(name)} & {
         (name_of(p), str(p.marker)) for p in pins("lock.txt")
     }
+
+
+def test_locks_agree_where_they_lock_the_same():
+    """`make test` and `make docs` install into one environment, in any order."""
+    dev, docs = ({(name_of(p), str(p.marker)): str(p.specifier) for p in pins(f)} for f in ("dev.txt", "docs.txt"))
+    assert {key: dev[key] for key in dev.keys() & docs} == {key: docs[key] for key in dev.keys() & docs}
 
 
 def test_one_version_everywhere():
@@ -142,6 +153,32 @@ def test_one_version_everywhere():
 
     assert PROJECT["version"] == __version__ == cited["version"] == newest
     assert PROJECT["license"] == cited["license"] == "MIT"
+
+
+def test_declared_is_what_is_imported():
+    """A dependency that nothing imports goes; what is imported is declared, not left to another package to bring."""
+    from cellkit.vendors import VENDORS
+
+    files = [path for folder in ("cellkit", "presentation") for path in sorted((ROOT / folder).rglob("*.py"))]
+    own = {path.stem for path in files} | {"cellkit"}
+    imported = {vendor.module.split(".")[0] for vendor in VENDORS.values()}
+    for path in files:
+        imported |= imported_by(path.read_text(encoding="utf-8"))
+    owners = metadata.packages_distributions()
+    names = {canonicalize_name(owners.get(name, [name])[0]) for name in imported - own - set(sys.stdlib_module_names)}
+    declared = {name_of(r) for r in requirements()}
+    assert names - declared == {name_of(r) for r in requirements("czi")}, "imported and not declared, but for an extra"
+    assert declared - names == NOT_IMPORTED, "declared and imported by nothing"
+
+
+def imported_by(text: str) -> set[str]:
+    """Return the top-level names a module imports, in functions too."""
+    nodes = list(ast.walk(ast.parse(text)))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {
+        name.split(".")[0]
+        for name in plain | {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
+    }
 
 
 # ---- README --------------------------------------------------------------------------------------------------------
