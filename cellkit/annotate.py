@@ -225,9 +225,7 @@ def diameter_for(
         raise UserError("there is no image to measure the cell diameter on", "set label.diameter_px")
     images = measured
     chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
-    network, card = backend.load_network(checkpoint)
-    own = {key: card[key] for key in ("flow_threshold", "cellprob_threshold") if key in card}
-    return backend.estimate_diameter(network, [images.image(k) for k in chosen], channels=config.channels, **own)
+    return backend.estimate_diameter(checkpoint, [images.image(k) for k in chosen], config)
 
 
 def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:

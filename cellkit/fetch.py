@@ -487,7 +487,7 @@ def convert_weights(entry: Entry, source: Path, target: Path) -> Path:
 
 def _check_network(path: Path) -> None:
     """Open converted weights once as the network they are for; remove them if they are of another."""
-    from cellkit.backends.cellpose_unet import load_network
+    from cellkit.backends.unet_network import load_network
 
     try:
         load_network(path)

@@ -901,10 +901,9 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
             print(f"predict: no diameter from {frames[place].path}: {_reason(error)}", file=sys.stderr)
     config = {key: value for key, value in model.config.items() if key != "diameter_px"}
     if pictures:
-        network, _ = backend.load_network(model.checkpoint)
         scale = pictures[0].scale
         shown = [picture.image for picture in pictures if picture.scale == scale]
-        config["diameter_px"] = round(backend.estimate_diameter(network, shown, **config) / scale, 2)
+        config["diameter_px"] = round(backend.estimate_diameter(model.checkpoint, shown, config) / scale, 2)
         print(f"predict: diameter estimated as {config['diameter_px']} px", file=sys.stderr, flush=True)
     return replace(model, config=config, own_px=bool(pictures))
 

@@ -420,7 +420,7 @@ def _check_model(section: str, backend: str, name: str, key: str) -> None:
         if path.suffix == ".safetensors" or backend != "cellpose_unet":
             card_for(path, backend)
         else:  # a torch file says what it is only when it is read
-            get_backend(backend).load_network(path)
+            get_backend(backend).load(path)
     refuse_or_note(*noted)
 
 
@@ -436,13 +436,14 @@ def _check_detector(outlook: Outlook) -> None:
 
 def _check_memory(outlook: Outlook) -> None:
     """Ask whether the cells of the largest image can be found, where the config says how large a cell is."""
-    from cellkit.backends.cellpose_unet import bytes_for
+    from cellkit.backends.cellpose_unet import BYTES_PER_PX
+    from cellkit.backends.shared.memory import bytes_for
     from cellkit.readers import check_memory
 
     cfg = outlook.cfg.label
     if cfg.diameter_px and cfg.backend == "cellpose_unet" and outlook.records:
         largest = max(outlook.records, key=lambda one: one.height_px * one.width_px)
-        needed = bytes_for((largest.height_px, largest.width_px), cfg.diameter_px)
+        needed = bytes_for((largest.height_px, largest.width_px), cfg.diameter_px, BYTES_PER_PX)
         check_memory(Path(largest.source or largest.path), needed, "finding the cells of")
 
 

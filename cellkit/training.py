@@ -7,12 +7,13 @@ number, so that a run that was killed and repeated takes the same steps as one t
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -193,6 +194,19 @@ def fit(
     return history
 
 
+def fingerprint(network: Any, items: Sequence, plan: Plan, *rest: Any) -> str:
+    """Return a hash of the start weights, the data and the plan: what makes a training the same training."""
+    import numpy as np
+
+    digest = hashlib.sha256(json.dumps([repr(plan), *map(str, rest)]).encode())
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().numpy().tobytes())
+    for item in items:  # arrays
+        for array in item:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def _step(model, loss_at, optimizer, trained, step: int, plan: Plan) -> float:
     """Take one optimizer step; return its loss. A loss or gradient that is not finite changes nothing."""
     import torch
@@ -344,6 +358,11 @@ def save_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> Path:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     return Path(path)
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

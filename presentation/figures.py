@@ -155,7 +155,8 @@ def look_inside(checkpoint, image: np.ndarray, diameter_px: float, channels: str
     import cv2
     import torch
 
-    from cellkit.backends.cellpose_unet import load_network, two_channels
+    from cellkit.backends.shared.inputs import two_channels
+    from cellkit.backends.unet_network import load_network
 
     network, _ = load_network(checkpoint)
     network = network.to("cpu")
@@ -298,7 +299,7 @@ def follow(flows: np.ndarray, points_yx: np.ndarray, steps: int) -> np.ndarray:
 
 def draw_tracking(figure, part: Crop, steps: int = 60) -> None:
     """Draw how flows become masks: cells, flows, the way of some pixels, and which pixels end at one place."""
-    from cellkit.backends.cellpose_unet import target_of
+    from cellkit.backends.shared.flows import target_of
 
     axes = figure.subplots(1, 4)
     labels = part.cells.paint()

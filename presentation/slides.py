@@ -176,7 +176,7 @@ def outlined(ax, image: np.ndarray, cells: Instances, fill: float = 0.0) -> None
 
 def flowing(ax, cells: Instances) -> None:
     """Draw the flows of cells as colours."""
-    from cellkit.backends.cellpose_unet import target_of
+    from cellkit.backends.shared.flows import target_of
 
     flow_y, flow_x, _ = target_of(cells.paint())
     ax.imshow(flow_colours(flow_y, flow_x))

@@ -18,6 +18,8 @@ import numpy as np
 
 from cellkit import synthetic, weights
 from cellkit.backends import cellpose_unet as unet
+from cellkit.backends.shared.diameter import diameter_of
+from cellkit.backends.shared.flows import prepare
 from cellkit.instances import Instances
 from cellkit.loop import progress
 from cellkit.training import Plan, fit
@@ -83,7 +85,7 @@ class Score:
 
         values = []
         for image, truth in self.pairs:
-            found = unet.segment_image(self.network, image, unet.diameter_of([truth]), FLOW_THRESHOLD, 0.0, 15)
+            found = unet.segment_image(self.network, image, diameter_of([truth]), FLOW_THRESHOLD, 0.0, 15)
             values.append(kaggle([overlaps(truth, found)], bootstrap=0)["score"])
         half = len(values) // 2
         print(f"first half {np.mean(values[:half]):.4f}, second half {np.mean(values[half:]):.4f}", file=sys.stderr)
@@ -106,8 +108,7 @@ def main() -> None:
     held = real[::10][:24] + drawn(26, SEED + 1000)[:24]
     pairs = kept + drawn(given.drawn, SEED)
     items = [
-        unet.prepare(image, truth, unet.diameter_of([truth]), given.out / "flows")
-        for image, truth in progress(pairs, "flows")
+        prepare(image, truth, diameter_of([truth]), given.out / "flows") for image, truth in progress(pairs, "flows")
     ]
     network = unet.load_start("scratch", SEED)
     plan = Plan(given.steps, eval_every=200, learning_rate=given.rate, weight_decay=1e-4, warmup_steps=50)

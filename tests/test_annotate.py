@@ -208,11 +208,11 @@ def able():
     """A backend that can estimate; what it is shown is kept in ``seen``: the brightest blue of each picture."""
     seen = []
 
-    def estimate(network, pictures, channels):
-        seen.append((network, [int(p.max()) for p in pictures], channels))
+    def estimate(checkpoint, pictures, settings):
+        seen.append((checkpoint, [int(p.max()) for p in pictures], settings.channels))
         return 21.5
 
-    return SimpleNamespace(load_network=lambda path: (f"network of {path}", {}), estimate_diameter=estimate, seen=seen)
+    return SimpleNamespace(estimate_diameter=estimate, seen=seen)
 
 
 def of_splits(images, *splits):
@@ -232,7 +232,7 @@ def test_a_diameter_is_estimated_only_where_it_is_missing_and_can_be(images, abl
     assert diameter_for(SimpleNamespace(), "x", ASKED, three) is None
     assert able.seen == []
     assert diameter_for(able, "x", ASKED, three, most=2) == 21.5
-    assert able.seen == [("network of x", [1, 3], (2, 3))]
+    assert able.seen == [("x", [1, 3], (2, 3))]
 
 
 @pytest.mark.parametrize(

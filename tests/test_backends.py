@@ -15,7 +15,10 @@ from cellkit import weights
 from cellkit.backends import BACKENDS, get_backend
 from cellkit.backends import cellpose_unet as unet
 from cellkit.backends import maskrcnn_torchvision as maskrcnn
-from cellkit.backends.unet_network import CellposeUNet
+from cellkit.backends.shared import diameter, fine_tuning, flows, inputs, thresholds, tiles
+from cellkit.backends.shared.augment import random_warp
+from cellkit.backends.shared.paste import paste
+from cellkit.backends.unet_network import CellposeUNet, load_network
 from cellkit.batch import write_png
 from cellkit.dataset import CellDataset, predict_all
 from cellkit.errors import UserError
@@ -163,7 +166,7 @@ def test_published_torch_checkpoint_loads(tmp_path):
     torch.manual_seed(1)
     network = CellposeUNet()
     torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, tmp_path / "cyto9")
-    loaded, config = unet.load_network(tmp_path / "cyto9")
+    loaded, config = load_network(tmp_path / "cyto9")
     assert config == {} and all(
         torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True)
     )
@@ -174,27 +177,27 @@ def test_pickle_is_refused(tmp_path):
 
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"a": print}))
     with pytest.raises(UserError, match="no checkpoint that can be opened safely"):
-        unet.load_network(tmp_path / "evil.pth")
+        load_network(tmp_path / "evil.pth")
 
 
 def test_another_network_is_refused(tmp_path):
     torch.save({"encoder.patch_embed.weight": torch.zeros(1), "W2": torch.zeros(1)}, tmp_path / "cpsam")
     with pytest.raises(UserError, match="Cellpose-SAM"):
-        unet.load_network(tmp_path / "cpsam")
+        load_network(tmp_path / "cpsam")
 
 
 def test_channels_are_scaled_and_an_empty_one_stays_empty():
     image = np.zeros((50, 50, 3), np.uint8)
     image[..., 2] = np.linspace(10, 110, 50).astype(np.uint8)
-    planes = unet.two_channels(image)
+    planes = inputs.two_channels(image)
     assert not planes[0].any() and planes[1].min() < 0.01 and planes[1].max() > 0.99
-    assert not unet.two_channels(image, "cytoplasm").any()
+    assert not inputs.two_channels(image, "cytoplasm").any()
 
 
 def test_target_points_to_the_middle():
     labels = np.zeros((40, 40), np.int32)
     cv2.circle(labels, (20, 20), 12, 1, -1)
-    target = unet.target_of(labels)
+    target = flows.target_of(labels)
     assert target[0, 10, 20] > 4.5 and target[0, 30, 20] < -4.5  # flow y: down above the middle, up below it
     assert target[1, 20, 10] > 4.5 and target[1, 20, 30] < -4.5
     assert np.array_equal(target[2] > 0, labels > 0)
@@ -206,7 +209,7 @@ def test_ceiling_decode_of_encode(drawn, diameter_px, tmp_path):
     config = SimpleNamespace(
         diameter_px=None, channels="both", flow_threshold=0.4, cellprob_threshold=0.0, min_area_px=15
     )
-    factor = diameter_px / unet.diameter_of(drawn.instances)
+    factor = diameter_px / diameter.diameter_of(drawn.instances)
     size = round(128 * factor)
     labels = cv2.resize(drawn.instances[0].paint().astype(float), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
     truth = Instances.from_labels(labels.astype(np.int32))
@@ -221,9 +224,9 @@ def test_a_cell_may_cover_the_image(share):
     yy, xx = np.mgrid[:96, :96]
     labels = (np.maximum(abs(yy - 47.5), abs(xx - 47.5)) <= np.sqrt(share) * 48).astype(np.int32)
     truth = Instances.from_labels(labels)
-    maps = unet.prepare(np.zeros((96, 96, 3), np.uint8), truth, unet.diameter_of([truth])).target.copy()
+    maps = flows.prepare(np.zeros((96, 96, 3), np.uint8), truth, diameter.diameter_of([truth])).target.copy()
     maps[2] = np.where(maps[2] > 0, 6, -6)
-    (found,) = [unet.masks_of(maps, (96, 96), flow_threshold=0.4, cellprob_threshold=0.0, min_area_px=15)]
+    (found,) = [flows.masks_of(maps, (96, 96), flow_threshold=0.4, cellprob_threshold=0.0, min_area_px=15)]
     assert len(found) == 1 and overlaps(truth, found).shared_px[0] > 0.95 * labels.sum()
 
 
@@ -243,13 +246,13 @@ def test_a_cell_far_longer_than_others_stays_whole_and_others_are_cellposes(draw
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         cut = dynamics.compute_masks(target[:2], target[2], niter=200, **settings)
     assert (cut[4:8, 20:540] == 0).any(), "else the case is none"
-    found = unet.masks_of(target, labels.shape, **settings, min_area_px=15)
+    found = flows.masks_of(target, labels.shape, **settings, min_area_px=15)
     assert found.areas_px.tolist() == [4 * 520, 100]
-    maps = unet.prepare(np.zeros((128, 128, 3), np.uint8), drawn.instances[0], 24.0).target  # as before
+    maps = flows.prepare(np.zeros((128, 128, 3), np.uint8), drawn.instances[0], 24.0).target  # as before
     settings = {"cellprob_threshold": 0.5, "flow_threshold": 0.4}
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         theirs = dynamics.compute_masks(maps[:2], maps[2], niter=200, max_size_fraction=1.0, **settings)
-    ours = unet._along_flows(maps[:2], maps[2] > 0.5, 0.4)
+    ours = flows._along_flows(maps[:2], maps[2] > 0.5, 0.4)
     assert ours.any() and np.array_equal(ours, theirs)
 
 
@@ -288,10 +291,10 @@ def test_a_base_that_finds_nothing_is_told_and_no_threshold_searched(drawn, caps
 def test_thresholds_are_not_searched_among_zeros(capsys):
     asked = []
     grid = {"a": (1.0, 2.0), "b": (3.0, 4.0)}
-    best = unet.search(lambda key, value: asked.append((key, value)) or 0.0, grid, {"a": 0.0, "b": 9.0}, 5)
+    best = thresholds.search(lambda key, value: asked.append((key, value)) or 0.0, grid, {"a": 0.0, "b": 9.0}, 5)
     assert best == {"a": 1.0, "b": 9.0} and asked == [("a", 1.0), ("a", 2.0)]
     assert "no threshold of a, b finds a cell right" in capsys.readouterr().err
-    best = unet.search(lambda key, value: value, grid, {"a": 0.0, "b": 9.0}, 5)
+    best = thresholds.search(lambda key, value: value, grid, {"a": 0.0, "b": 9.0}, 5)
     assert best == {"a": 2.0, "b": 4.0}
 
 
@@ -353,23 +356,23 @@ def test_the_same_cells_in_either_arithmetic_and_on_two_threads(drawn, monkeypat
 
 def test_crop_turns_flows_with_the_image(drawn):
     """Flows of a turned crop point where the flows of the turned labels point."""
-    target = unet.target_of(drawn.instances[0].paint())
-    item = unet.Prepared(np.zeros((2, 128, 128), np.float32), target)
+    target = flows.target_of(drawn.instances[0].paint())
+    item = flows.Prepared(np.zeros((2, 128, 128), np.float32), target)
     for seed in range(4):
-        _, turned = unet.crop(item, np.random.default_rng(seed), 96)
-        warp, _ = unet.random_warp(target[2], np.random.default_rng(seed), 96)
+        _, turned = flows.crop(item, np.random.default_rng(seed), 96)
+        warp, _ = random_warp(target[2], np.random.default_rng(seed), 96)
         labels = cv2.warpAffine(drawn.instances[0].paint().astype(float), warp, (96, 96), flags=cv2.INTER_NEAREST)
-        again = unet.target_of(labels.astype(np.int32))
+        again = flows.target_of(labels.astype(np.int32))
         both = (again[2] > 0) & (turned[2] > 0)
         assert ((turned[:2] * again[:2]).sum(axis=0)[both] / 25).mean() > 0.7
 
 
-def test_tiles_give_what_the_whole_gives(trained, drawn, monkeypatch):
-    network, _ = unet.load_network(trained["cellpose_unet"])
-    planes = unet.two_channels(np.tile(drawn.image(0), (3, 3, 1)))
-    whole = unet._tiled(network, planes)
-    monkeypatch.setattr(unet, "TILE_PX", 256)
-    tiled = unet._tiled(network, planes)
+def test_tiles_give_what_the_whole_gives(trained, drawn):
+    network, _ = load_network(trained["cellpose_unet"])
+    planes = inputs.two_channels(np.tile(drawn.image(0), (3, 3, 1)))
+    forward = lambda planes: unet._forward(network, planes)  # noqa: E731
+    whole = tiles.blend_tiles(forward, planes, 1024, 128)
+    tiled = tiles.blend_tiles(forward, planes, 256, 128)
     assert tiled.shape == whole.shape and np.corrcoef(tiled.ravel(), whole.ravel())[0, 1] > 0.95
 
 
@@ -378,7 +381,7 @@ def test_diameter_is_cellposes():
 
     labels = np.zeros((50, 50), np.int32)
     labels[5:15, 5:15], labels[20:44, 20:40] = 1, 2
-    assert unet.diameter_of([Instances.from_labels(labels)]) == pytest.approx(diameters(labels)[0])
+    assert diameter.diameter_of([Instances.from_labels(labels)]) == pytest.approx(diameters(labels)[0])
 
 
 def discs(diameter_px: int, side_px: int) -> np.ndarray:
@@ -397,14 +400,13 @@ def discs(diameter_px: int, side_px: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("diameter_px", "side_px"), [(6, 64), (90, 256)])
 def test_the_diameter_is_estimated_from_small_to_large(diameter_px, side_px, capsys):
-    network, card = unet.load_network(weights.find_weights("starter"))
-    thresholds = {key: card[key] for key in unet.GRID}
-    estimate = unet.estimate_diameter(network, [discs(diameter_px, side_px)], **thresholds)
+    estimate = unet.estimate_diameter(weights.find_weights("starter"), [discs(diameter_px, side_px)])
     assert estimate == pytest.approx(diameter_px, rel=0.2) and "doubtful" not in capsys.readouterr().err
 
 
 def test_a_diameter_of_nothing_is_doubted(capsys):
-    assert unet.estimate_diameter(Silent(), [np.zeros((64, 64, 3), np.uint8)]) == 30.0
+    nothing = lambda image, diameter_px: Instances.empty(image.shape[:2])  # noqa: E731
+    assert diameter.estimate(nothing, [np.zeros((64, 64, 3), np.uint8)]) == 30.0
     assert "no cell is found at any diameter; 30 px is taken" in capsys.readouterr().err
 
 
@@ -414,21 +416,21 @@ def test_a_diameter_is_estimated_on_crops(monkeypatch):
     monkeypatch.setattr(
         unet, "_forward", lambda network, planes: seen.append(planes.shape) or np.full_like(planes[[0, 0, 0]], -6)
     )
-    unet.estimate_diameter(Silent(), [np.zeros((3000, 2000, 3), np.uint8)])
-    assert len(seen) == len(unet.LOOKS_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8
+    unet.estimate_diameter(weights.find_weights("starter"), [np.zeros((3000, 2000, 3), np.uint8)])
+    assert len(seen) == len(diameter.LOOKS_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8
 
 
 # ---- maskrcnn ------------------------------------------------------------------------------------------------------
 def test_paste_puts_a_mask_exactly():
     mask = np.ones((1, 28, 28), np.float32)
-    found = maskrcnn.paste(mask, np.array([[10.0, 20.0, 30.0, 50.0]]), (100, 100), 0.5)
+    found = paste(mask, np.array([[10.0, 20.0, 30.0, 50.0]]), (100, 100), 0.5)
     assert found.boxes_xywh.tolist() == [[10, 20, 20, 30]] and found.areas_px.tolist() == [600]
 
 
 def test_paste_is_clipped_and_survives_boxes_outside():
     masks = np.ones((3, 28, 28), np.float32)
     boxes = np.array([[-5.0, -5.0, 5.0, 5.0], [200.0, 200.0, 220.0, 220.0], [3.0, 3.0, 3.2, 3.2]])
-    found = maskrcnn.paste(masks, boxes, (50, 50), 0.5)
+    found = paste(masks, boxes, (50, 50), 0.5)
     assert found.areas_px[0] == 25 and found.areas_px[1] == 0 and len(found) == 3
 
 
@@ -448,7 +450,7 @@ def test_crops_without_any_cell_have_a_finite_loss_and_gradient(drawn):
     config = SimpleNamespace(seed=0, batch_size=1, crop_px=64, ignore_unknown=True)
     losses = {model: maskrcnn._Loss(model, [maskrcnn.scaled(image, nothing, 12.0)], config)}
     network = CellposeUNet().train()
-    losses[network] = unet.Loss(network, [unet.prepare(image, nothing, 30.0)], batch_size=1, crop_px=64, seed=0)
+    losses[network] = unet.Loss(network, [flows.prepare(image, nothing, 30.0)], batch_size=1, crop_px=64, seed=0)
     assert not losses[network].batch(0)[1].any(), "no cell in the crop"
     for module, loss_at in losses.items():
         loss = loss_at(0)
@@ -527,7 +529,7 @@ def test_starter_weights_find_drawn_cells_they_were_not_trained_on(drawn):
     """Fields of other seeds than the training's; also the shipped bytes are those of the card."""
     path = weights.find_weights("starter")
     assert path.stat().st_size <= 14e6 and "CC0" in weights.read_card(path).licence
-    segment = unet.load(path, {"diameter_px": unet.diameter_of(drawn.instances)})
+    segment = unet.load(path, {"diameter_px": diameter.diameter_of(drawn.instances)})
     pairs = [overlaps(truth, found) for truth, found in zip(drawn.instances, segment(drawn.images()), strict=True)]
     assert kaggle(pairs, bootstrap=0)["by_threshold"]["0.50"] > 0.6
 
@@ -537,24 +539,24 @@ def test_empty_channels_and_empty_validation_images_are_refused_or_said(drawn, c
     with pytest.raises(
         UserError, match=r"all 3 training images are empty in what .* nuclei \(blue\)\nshow it .*channels"
     ):
-        unet.refuse_empty([np.zeros((1, 4, 4))] * 3, train, unet.SHOWN["nuclei"], "finetune.channels")
-    unet.refuse_empty([np.zeros((1, 4, 4)), *[np.ones((1, 4, 4))] * 2], train, "nuclei (blue)", "finetune.channels")
+        inputs.refuse_empty([np.zeros((1, 4, 4))] * 3, train, inputs.SHOWN["nuclei"], "finetune.channels")
+    inputs.refuse_empty([np.zeros((1, 4, 4)), *[np.ones((1, 4, 4))] * 2], train, "nuclei (blue)", "finetune.channels")
     assert (
         f"1 of 3 training images are empty in nuclei (blue), e.g. {train.records[0].image_id}"
         in capsys.readouterr().err
     )
     green = EMPTY.copy()
     green[3, 3, 1] = 9
-    elsewhere = [unet.lies_elsewhere(green, channels) for channels in ("nuclei", "cytoplasm", "both")]
-    assert elsewhere == [True, False, False] and not unet.lies_elsewhere(EMPTY, "nuclei"), (
+    elsewhere = [inputs.lies_elsewhere(green, channels) for channels in ("nuclei", "cytoplasm", "both")]
+    assert elsewhere == [True, False, False] and not inputs.lies_elsewhere(EMPTY, "nuclei"), (
         "a black picture is a picture"
     )
-    assert unet.scored_along(drawn.select("val")) == ([0, 1], False) and capsys.readouterr().err == ""
+    assert fine_tuning.scored_along(drawn.select("val")) == ([0, 1], False) and capsys.readouterr().err == ""
     many = [ImageRecord(str(k), f"{k}.png", 8, 8, split="val") for k in range(40)]
     cells = [Instances.from_labels(np.eye(8, dtype=np.int32)), *[Instances.empty((8, 8))] * 39]
     for found, choosing in ((cells[:1] * 40, True), (cells[1:2] * 40, False)):
         data = CellDataset(many, found, (), None, list(range(40)))
-        assert unet.scored_along(data)[1] is choosing
+        assert fine_tuning.scored_along(data)[1] is choosing
         assert ("no cell is labelled" in capsys.readouterr().err) is not choosing
 
 
@@ -562,8 +564,8 @@ def test_noise_stretched_to_full_contrast_is_told_from_a_picture(drawn):
     noise = np.random.default_rng(0).normal(10, 3, (200, 200, 3)).clip(0, 255).astype(np.uint8)
     sparse = noise.copy()
     sparse[90:105, 90:105] = 200
-    assert unet.only_noise(noise) and unet.only_noise(sparse), "cells on less than 1 % do not set the percentiles"
-    assert not any(unet.only_noise(drawn.image(k), channels) for k in range(6) for channels in ("both", "nuclei"))
-    assert not unet.only_noise(EMPTY) and not unet.only_noise(EMPTY[:1, :1])
+    assert inputs.only_noise(noise) and inputs.only_noise(sparse), "cells on less than 1 % do not set the percentiles"
+    assert not any(inputs.only_noise(drawn.image(k), channels) for k in range(6) for channels in ("both", "nuclei"))
+    assert not inputs.only_noise(EMPTY) and not inputs.only_noise(EMPTY[:1, :1])
     ramp = np.repeat(np.linspace(10, 90, 200).astype(np.uint8)[None, :, None], 200, axis=0).repeat(3, axis=2)
-    assert not unet.only_noise(ramp), "uneven light is no noise"
+    assert not inputs.only_noise(ramp), "uneven light is no noise"

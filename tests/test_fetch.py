@@ -349,8 +349,7 @@ class TestWeights:
 
     def test_nuclei_are_where_cellkit_has_them(self, offline, weights_dir, cyto3, tmp_path):
         """The published nuclei model looks at its first channel; converted, it says the same of our second."""
-        from cellkit.backends.cellpose_unet import load_network
-        from cellkit.backends.unet_network import CellposeUNet
+        from cellkit.backends.unet_network import CellposeUNet, load_network
 
         tensors = torch.load(cyto3, weights_only=True)
         generator = torch.Generator().manual_seed(0)

@@ -603,7 +603,7 @@ class TestPredictFiles:
         assert len(found["0"]) == len(plain[0])
         assert json.loads((tmp_path / "out.json").read_text())["info"]["settings"]["diameter_px"] == 80
 
-        tenth = lambda network, shown, **how: shown[0].shape[0] / 10  # noqa: E731
+        tenth = lambda checkpoint, shown, how: shown[0].shape[0] / 10  # noqa: E731
         monkeypatch.setattr("cellkit.backends.cellpose_unet.estimate_diameter", tenth)
         capfd.readouterr()
         (whole, half) = (Conversion(CHANNELS, 1, always=True, scale=scale) for scale in (1.0, 0.5))

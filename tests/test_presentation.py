@@ -216,7 +216,7 @@ def test_wrapped_lines_hold_all_words_and_fit(words, width_in):
 
 
 def test_every_pixel_of_a_disc_walks_to_its_middle():
-    from cellkit.backends.cellpose_unet import target_of
+    from cellkit.backends.shared.flows import target_of
 
     y, x = np.mgrid[:41, :61]
     labels = ((y - 20) ** 2 + (x - 15) ** 2 <= 144).astype(np.int32) + 2 * ((y - 20) ** 2 + (x - 44) ** 2 <= 100)

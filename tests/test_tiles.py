@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cellkit.backends import maskrcnn_torchvision as maskrcnn
-from cellkit.backends import tiles
+from cellkit.backends.shared import tiles
+from cellkit.backends.shared.paste import paste
 from cellkit.instances import Instances
 from cellkit.scores import overlaps
 
@@ -34,7 +35,7 @@ def small_tiles(monkeypatch):
 def seen(labels, left=None, **settings):
     planes = np.stack([labels] * 3).astype(float)
     boxes, scores, masks = maskrcnn._tiled(None, planes, {**maskrcnn.DEFAULTS, **settings}, left)
-    return maskrcnn.paste(masks, boxes, labels.shape, 0.5)
+    return paste(masks, boxes, labels.shape, 0.5)
 
 
 def same(found, labels):

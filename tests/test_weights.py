@@ -205,7 +205,7 @@ class TestStarter:
         assert "CC0" in card.licence
 
     def test_open_as_the_network_they_are_for(self):
-        from cellkit.backends.cellpose_unet import load_network
+        from cellkit.backends.unet_network import load_network
 
         network, _ = load_network(find_weights("starter"))
         assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(6.6e6, rel=0.01)

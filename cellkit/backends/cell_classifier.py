@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cellkit.backends.cellpose_unet import vary
+from cellkit.backends.shared.augment import vary
 from cellkit.instances import Instances
 
 SIZE_PX = 80  # at network scale, where a cell is about 30 px wide

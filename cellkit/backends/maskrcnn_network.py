@@ -25,7 +25,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
 
 from cellkit.backends.cell_classifier import CellClassifier, down_level
-from cellkit.backends.cellpose_unet import CHANNELS
+from cellkit.backends.shared.inputs import CHANNELS
 from cellkit.backends.unet_network import WIDTHS, CellposeUNet
 
 STEM = (24, 48, 96)

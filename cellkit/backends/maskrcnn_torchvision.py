@@ -6,25 +6,39 @@ The encoder is the fine-tuned Cellpose U-Net (the adaptation carries over where 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.backends import cellpose_unet as unet
-from cellkit.backends.tiles import LARGEST_PX, Boxes, Window, join_tiles
+from cellkit.backends.shared import memory
+from cellkit.backends.shared.augment import random_warp, vary
+from cellkit.backends.shared.diameter import diameter_of
+from cellkit.backends.shared.fine_tuning import refuse_small, refuse_untrainable, save_tuned, scored_along
+from cellkit.backends.shared.inputs import (
+    CELL_PX,
+    network_shape,
+    planes_of,
+    refuse_empty,
+    resized,
+    to_network_scale,
+)
+from cellkit.backends.shared.paste import paste
+from cellkit.backends.shared.segmenter import Segmenter, merged
+from cellkit.backends.shared.thresholds import images_to_search, search
+from cellkit.backends.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.leftout import too_small
-from cellkit.training import random_state_kept
+from cellkit.training import fingerprint, fit, plan_of, random_state_kept
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
 
+BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
 NAME = "maskrcnn_torchvision"
 TILE_PX, OVERLAP_PX = 768, 128
-CELL_PX = 30.0
 GRID = {"score_threshold": (0.5, 0.4, 0.3, 0.6), "nms_threshold": (0.5, 0.4, 0.3)}  # searched when not set
 DEFAULTS = {
     "backbone": "cellpose_unet",
@@ -43,7 +57,7 @@ DEFAULTS = {
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------
-def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
+def load(checkpoint: str | Path, config: Any = None) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 
     Parameters
@@ -64,19 +78,16 @@ def load(checkpoint: str | Path, config: Any = None) -> Callable[[Iterable[np.nd
     from cellkit.training import device_and_dtype
 
     card = weights.card_for(checkpoint, NAME)
-    settings = _settings(config, card.config)
+    settings = merged(config, card.config, DEFAULTS)
     settings |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
     model = build(settings, len(card.classes))
     model.load_state_dict(weights.load_tensors(checkpoint))
     model = model.to(device_and_dtype()[0]).eval()
 
-    def detect(images: Iterable[np.ndarray]) -> Iterator[Instances]:
-        for image in images:
-            yield detect_image(model, image, settings, detect.left_out)
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        return detect_image(model, image, settings, left_out)
 
-    detect.settings, detect.left_out = settings, Counter()
-    detect.bytes_for = lambda shape: unet.bytes_for(shape, settings["diameter_px"])
-    return detect
+    return Segmenter(find, settings, lambda shape: memory.bytes_for(shape, settings["diameter_px"], BYTES_PER_PX))
 
 
 @random_state_kept()
@@ -104,71 +115,41 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     UserError
         Nothing to train on, no class, or no weights to start from.
     """
-    from cellkit import weights
-    from cellkit.training import arithmetic, fit, plan_of
-
     if not train.classes:
         raise UserError("there is no class to train", "name the classes in the config")
-    if not sum(len(i) for i in train.instances):
-        raise UserError("there is no labelled cell to train on", "label images first (02), or lower coco.min_area_px")
-    if not len(val):
-        raise UserError("there is no validation image", "give convert.split a val fraction above 0")
-    settings = _settings(config, {})
-    settings["diameter_px"] = settings["diameter_px"] or unet.diameter_of(train.instances)
-    unet.refuse_small(train, settings, "maskrcnn")
-    needed = lambda shape: unet.bytes_for(shape, settings["diameter_px"])  # noqa: E731
-    unet.ask_for_memory(train, val, settings["diameter_px"], 28, needed)
-    settings["tile_detections"] = room_for(train.instances, settings["diameter_px"])
+    refuse_untrainable(train, val, "coco.min_area_px")
+    settings = merged(config, {}, DEFAULTS)
+    settings["diameter_px"] = settings["diameter_px"] or diameter_of(train.instances)
+    diameter_px = settings["diameter_px"]
+    refuse_small(train, settings["min_area_px"], "maskrcnn.min_area_px")
+    memory.ask_for_memory(train, val, diameter_px, 28, BYTES_PER_PX)
+    settings["tile_detections"] = room_for(train.instances, diameter_px)
     model = _start(config, settings, len(train.classes))
-    items = [scaled(*train[i], settings["diameter_px"]) for i in range(len(train))]
-    unet.refuse_empty([item[0] for item in items], train, "any colour", "convert.channels")
-    scored, choosing = unet.scored_along(val, getattr(config, "val_images", 0))
+    items = [scaled(*train[i], diameter_px) for i in range(len(train))]
+    refuse_empty([item[0] for item in items], train, "any colour", "convert.channels")
+    scored, choosing = scored_along(val, config.val_images)
     scorer = _Scorer(model, [val[i] for i in scored], train.classes, settings)
-    plan = plan_of(config, "maskrcnn_torchvision")
+    plan = plan_of(config, NAME)
     rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, scored, choosing)
-    stamp = unet.fingerprint(model, [(image, labels, classes) for image, labels, classes in items], plan, *rest)
+    stamp = fingerprint(model, items, plan, *rest)
     loss_at = _Loss(model, items, config)
-    history = fit(
-        model,
-        loss_at,
-        scorer,
-        plan,
-        Path(out),
-        stamp,
-        "maskrcnn_torchvision",
-        choosing,
-        val.compared_by("validation score"),
-    )
-    searched = [key for key in GRID if getattr(config, key, None) is None]
-    known = train.without_proposed() or train
-    pairs = [known[i] for i in unet.spread(len(known), 6)]
-    settings |= best_thresholds(model, pairs, settings, searched, known.compared_by("MAP IoU"))
-    metrics = {
-        val.compared_by("class_map_iou_validation"): round(history.best_score, 4),
-        "chosen_by": [val.records[i].image_id for i in scored] if choosing else [],
-        "step": history.best_step,
-        "stopped": history.stopped,
-        "convention": "kaggle, mean over classes and whole validation images",
-        "start": str(config.start),
-        "arithmetic": arithmetic(),
-    }
-    return weights.save_checkpoint(
+    history = fit(model, loss_at, scorer, plan, Path(out), stamp, NAME, choosing, val.compared_by("validation score"))
+    searched = [key for key in GRID if getattr(config, key) is None]
+    pairs, called = images_to_search(train)
+    settings |= best_thresholds(model, pairs, settings, searched, called)
+    return save_tuned(
         Path(out) / "maskrcnn.safetensors",
-        model.state_dict(),
         NAME,
-        classes=train.classes,
-        config=settings,
-        metrics=metrics,
-        licence="of your images",
+        model,
+        settings,
+        history,
+        val,
+        scored if choosing else [],
+        "class_map_iou_validation",
+        "kaggle, mean over classes and whole validation images",
+        train.classes,
+        start=str(config.start),
     )
-
-
-def _settings(config: Any, card: dict) -> dict:
-    """Merge what the caller set, what the card says, and the defaults, in that order."""
-    given = config if isinstance(config, dict) else {k: getattr(config, k, None) for k in DEFAULTS}
-    return {
-        k: next((x for x in (given.get(k), card.get(k)) if x is not None), default) for k, default in DEFAULTS.items()
-    }
 
 
 def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
@@ -196,14 +177,14 @@ def check_start(start: str, backbone: str, freeze_backbone: bool) -> None:
     from cellkit import weights
 
     other = "set maskrcnn.start to weights of a ResNet-50, or scratch, or maskrcnn.backbone: cellpose_unet"
-    if start == "scratch" and backbone == unet.NAME and freeze_backbone:
+    if start == "scratch" and backbone == "cellpose_unet" and freeze_backbone:
         raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
-    if start == "tuned" and backbone != unet.NAME:
+    if start == "tuned" and backbone != "cellpose_unet":
         raise UserError(f"maskrcnn.start is tuned, a Cellpose network, and maskrcnn.backbone is {backbone}", other)
     path = None if start in ("scratch", "tuned") else weights.locate_weights(start)
     if path is not None and path.suffix == ".safetensors":
-        if backbone == unet.NAME:
-            weights.card_for(path, unet.NAME)
+        if backbone == "cellpose_unet":
+            weights.card_for(path, "cellpose_unet")
         elif (made_by := weights.read_card(path).backend) not in (NAME, "torchvision"):
             raise UserError(f"maskrcnn.start is weights of {made_by}, and maskrcnn.backbone is {backbone}", other)
 
@@ -214,12 +195,13 @@ def _start(config: Any, settings: dict, classes: int):
 
     from cellkit import weights
     from cellkit.backends.maskrcnn_network import build
+    from cellkit.backends.unet_network import load_network
     from cellkit.training import device_and_dtype
 
     check_start(str(config.start), settings["backbone"], settings["freeze_backbone"])
     network = None
     if settings["backbone"] == "cellpose_unet" and str(config.start) != "scratch":
-        network, card = unet.load_network(weights.find_weights(config.start))
+        network, card = load_network(weights.find_weights(config.start))
         settings["shown"] = card.get("channels", "both")
     torch.manual_seed(config.seed)
     model = build(settings, classes)
@@ -248,10 +230,6 @@ def _load_encoder(model, path: Path) -> None:
 
 
 # ---- images in, cells out ------------------------------------------------------------------------------------------
-def planes_of(image: np.ndarray) -> np.ndarray:
-    """Return red, cytoplasm and nuclei of an (H, W, 3) uint8 image as (3, H, W) float32, scaled as the U-Net wants them."""
-    red = image[..., 0].astype(np.float32) / 255
-    return np.concatenate([red[None], unet.two_channels(image)])
 
 
 def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None) -> Instances:
@@ -270,16 +248,11 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
     Instances
         Score = probability of being a cell; class 1..K.
     """
-    import cv2
-
     from cellkit.backends.cell_classifier import classify
     from cellkit.disjoint import resolve_overlaps
 
-    planes = planes_of(image)
-    factor = CELL_PX / settings["diameter_px"]
-    height, width = (max(16, round(side * factor)) for side in image.shape[:2])
-    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    planes = np.stack([cv2.resize(plane, (width, height), interpolation=how) for plane in planes])
+    height, width = network_shape(image.shape[:2], settings["diameter_px"], 16)
+    planes = resized(planes_of(image), (height, width), settings["diameter_px"] > CELL_PX)
     boxes, scores, masks = _tiled(model, planes, settings, left_out)
     over = model.roi_heads.take_over_cap()
     if left_out is not None and over:
@@ -299,11 +272,6 @@ def _tiled(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Detect over the whole image, or over overlapping tiles: every cell once, and whole (`tiles.join_tiles`)."""
     shape = planes.shape[1:]
-    tiles = [
-        (Window(y, x, min(y + TILE_PX, shape[0]), min(x + TILE_PX, shape[1])), (top, left, bottom, right))
-        for y, top, bottom in _tiles(shape[0])
-        for x, left, right in _tiles(shape[1])
-    ]
 
     def look(window: Window) -> Boxes:
         part = planes[:, window.top : window.bottom, window.left : window.right]
@@ -313,7 +281,7 @@ def _tiled(
     def pixels(found: Boxes) -> Instances:
         return paste(found.masks, found.boxes, shape, settings["mask_threshold"])
 
-    found, pieces = join_tiles(look, pixels, tiles, shape)
+    found, pieces = join_tiles(look, pixels, owned_tiles(shape, TILE_PX, OVERLAP_PX), shape)
     most = settings["max_detections"]
     over = max(len(found) - most, 0) if most is not None else 0
     reasons = {
@@ -324,19 +292,6 @@ def _tiled(
         left_out.update({why: cells for why, cells in reasons.items() if cells})
     found = found[np.argsort(-found.scores, kind="stable")[:most]]
     return found.boxes, found.scores, found.masks
-
-
-def _tiles(size: int) -> list[tuple[int, float, float]]:
-    """Return, for each tile along one side, where it begins and the part it owns."""
-    if size <= TILE_PX + OVERLAP_PX:
-        return [(0, -np.inf, np.inf)] if size <= TILE_PX else _cut(size, 2)
-    return _cut(size, -(-(size - OVERLAP_PX) // (TILE_PX - OVERLAP_PX)))
-
-
-def _cut(size: int, count: int) -> list[tuple[int, float, float]]:
-    starts = np.linspace(0, size - TILE_PX, count).round().astype(int)
-    middles = (starts[1:] + starts[:-1] + TILE_PX) / 2
-    return list(zip(starts.tolist(), [-np.inf, *middles], [*middles, np.inf], strict=True))
 
 
 def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -354,39 +309,6 @@ def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return boxes[inside], out["scores"].cpu().numpy()[inside], masks[inside]
 
 
-def paste(masks: np.ndarray, boxes_xyxy: np.ndarray, shape: tuple[int, int], threshold: float) -> Instances:
-    """Put mask probabilities into the image at their exact boxes (torchvision rounds them to whole pixels).
-
-    Parameters
-    ----------
-    masks : (N, m, m) float32
-    boxes_xyxy : (N, 4) float
-        In px of the image; pixel (row, column) covers [column, column + 1) x [row, row + 1).
-    threshold : float
-
-    Returns
-    -------
-    Instances
-        N objects; one that falls outside the image or below the threshold has no pixel.
-    """
-    import cv2
-
-    parts, corners = [], []
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes_xyxy, strict=True):
-        left, top = int(np.floor(x0)), int(np.floor(y0))
-        right, bottom = max(int(np.ceil(x1)), left + 1), max(int(np.ceil(y1)), top + 1)
-        size = mask.shape[0]
-        scale_x, scale_y = size / max(x1 - x0, 1e-6), size / max(y1 - y0, 1e-6)
-        padded = np.pad(mask, 1)
-        warp = np.array(  # pixel centre of the image -> sample of the padded mask
-            [[scale_x, 0, (left + 0.5 - x0) * scale_x - 0.5 + 1], [0, scale_y, (top + 0.5 - y0) * scale_y - 0.5 + 1]]
-        )
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        parts.append(cv2.warpAffine(padded, warp, (right - left, bottom - top), flags=flags) > threshold)
-        corners.append((left, top))
-    return Instances.from_boxed_masks(parts, corners, shape)
-
-
 # ---- training ------------------------------------------------------------------------------------------------------
 def scaled(image: np.ndarray, truth: Instances, diameter_px: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bring one labelled image to network scale.
@@ -398,13 +320,7 @@ def scaled(image: np.ndarray, truth: Instances, diameter_px: float) -> tuple[np.
     class_of : (N + 1,) int64
         Class of each label; 0 = unknown.
     """
-    import cv2
-
-    factor = CELL_PX / diameter_px
-    size = tuple(max(16, round(side * factor)) for side in image.shape[1::-1])
-    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    planes = np.stack([cv2.resize(plane, size, interpolation=how) for plane in planes_of(image)])
-    labels = cv2.resize(truth.paint().astype(np.float64), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
+    planes, labels = to_network_scale(planes_of(image), truth, diameter_px, least_px=16)
     return planes, labels, np.r_[0, truth.class_ids]
 
 
@@ -413,11 +329,11 @@ def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.n
     import cv2
 
     planes, labels, _ = item
-    warp, _ = unet.random_warp(labels, rng, size_px)
+    warp, _ = random_warp(labels, rng, size_px)
     size = (size_px, size_px)
     turned = cv2.warpAffine(np.ascontiguousarray(planes.transpose(1, 2, 0)), warp, size, flags=cv2.INTER_LINEAR)
     ids = cv2.warpAffine(labels.astype(np.float64), warp, size, flags=cv2.INTER_NEAREST)
-    return unet.vary(turned.transpose(2, 0, 1), rng), ids.astype(np.int32)
+    return vary(turned.transpose(2, 0, 1), rng), ids.astype(np.int32)
 
 
 def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_px: int = 8) -> dict:
@@ -491,7 +407,7 @@ def best_thresholds(
         found = (overlaps(truth, detect_image(model, image, settings)) for image, truth in pairs)
         return kaggle(list(found), bootstrap=0)["score"]
 
-    chosen = unet.search(score, {key: GRID[key] for key in searched}, best, len(pairs), called)
+    chosen = search(score, {key: GRID[key] for key in searched}, best, len(pairs), called)
     for key, value in best.items():
         setattr(model.roi_heads, names[key], value)
     return chosen

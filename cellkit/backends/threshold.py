@@ -29,7 +29,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     import torch
 
     from cellkit import weights
-    from cellkit.backends.cellpose_unet import diameter_of
+    from cellkit.backends.shared.diameter import diameter_of
 
     diameter = getattr(config, "diameter_px", None) or diameter_of(train.instances)
     settings = {"diameter_px": diameter, "min_area_px": getattr(config, "min_area_px", 15)}

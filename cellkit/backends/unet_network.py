@@ -6,9 +6,15 @@ Methods 2021, methods section; parameter names as in the checkpoints cyto, cyto2
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from cellkit import weights
+from cellkit.errors import UserError
+
+BACKEND = "cellpose_unet"  # whose checkpoints hold this network
 WIDTHS = (32, 64, 128, 256)
 DIAM_MEAN_PX = 30.0
 
@@ -127,3 +133,32 @@ class CellposeUNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, 2, H, W) float to (B, 3, H, W)."""
         return self.output(self.features(x)[1][0])
+
+
+def load_network(checkpoint: str | Path):
+    """Return the network in evaluation mode and the config of its card ({} for a published checkpoint)."""
+    from cellkit.training import device_and_dtype
+
+    checkpoint = Path(checkpoint)
+    config: dict = {}
+    if checkpoint.suffix == ".safetensors":
+        config = weights.card_for(checkpoint, BACKEND).config
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.load_tensors(checkpoint).items()}
+    if "W2" in tensors or any(k.startswith("encoder.") for k in tensors):
+        raise UserError(f"{checkpoint} is a Cellpose-SAM checkpoint", "open it with backend: cellpose_sam")
+    network = CellposeUNet()
+    expected = network.state_dict()
+    missing = [k for k in expected if k not in tensors and not k.startswith("diam_")]
+    wrong = [k for k in expected if k in tensors and tensors[k].numel() != expected[k].numel()]
+    if missing or wrong:
+        raise UserError(
+            f"{checkpoint} is no two-channel Cellpose U-Net ({len(missing)} tensors missing, {len(wrong)} of another size)",
+            "give a checkpoint of Cellpose 1 to 3 or one that 03_finetune_cellpose wrote",
+        )
+    network.load_state_dict({k: tensors.get(k, v).reshape(v.shape) for k, v in expected.items()})
+    return placed(network, device_and_dtype()[0]).eval(), config
+
+
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network on a device, its weights in the order of memory that convolutions are fastest in."""
+    return network.to(device).to(memory_format=torch.channels_last)

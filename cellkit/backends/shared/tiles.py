@@ -1,4 +1,7 @@
-"""Detections of overlapping tiles become those of the image: every cell once, and whole."""
+"""Overlapping tiles of a large image: maps are blended, detections become those of the image, every cell once and whole.
+
+The function that looks at one tile is an argument: nothing here knows a network.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +66,72 @@ class Boxes:
         """Return the parts as one."""
         columns = zip(*((part.boxes, part.scores, part.masks) for part in parts), strict=True)
         return cls(*(np.concatenate(column) for column in columns))
+
+
+def tile_starts(size: int, tile_px: int, overlap_px: int) -> list[int]:
+    """Return where tiles begin so that they cover `size` px and overlap by at least `overlap_px`.
+
+    Examples
+    --------
+    >>> tile_starts(90, 100, 20), tile_starts(101, 100, 20), tile_starts(200, 100, 20)
+    ([0], [0, 1], [0, 50, 100])
+    """
+    if size <= tile_px:
+        return [0]
+    count = -(-(size - overlap_px) // (tile_px - overlap_px))
+    return np.linspace(0, size - tile_px, count).round().astype(int).tolist()
+
+
+def blend_tiles(
+    forward: Callable[[np.ndarray], np.ndarray], planes: np.ndarray, tile_px: int, overlap_px: int
+) -> np.ndarray:
+    """Return maps of an image (C, H, W), in overlapping tiles where it is large, blended by distance to their edge.
+
+    Parameters
+    ----------
+    forward : callable
+        Planes (C, h, w) -> maps (K, h, w) float32.
+
+    Returns
+    -------
+    (K, H, W) float32
+    """
+    height, width = planes.shape[1:]
+    if max(height, width) <= tile_px + overlap_px:
+        return forward(planes)
+    out: np.ndarray | None = None
+    weight = np.zeros((height, width), np.float32)
+    for y in tile_starts(height, tile_px, overlap_px):
+        for x in tile_starts(width, tile_px, overlap_px):
+            window = (slice(y, y + tile_px), slice(x, x + tile_px))
+            found = forward(planes[:, *window])
+            ramp = np.minimum.outer(*(_ramp(size, overlap_px) for size in found.shape[1:]))
+            out = np.zeros((len(found), height, width), np.float32) if out is None else out
+            out[:, *window] += found * ramp
+            weight[window] += ramp
+    return out / weight
+
+
+def _ramp(size: int, overlap_px: int) -> np.ndarray:
+    return np.minimum(np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)), overlap_px / 2).astype(np.float32)
+
+
+def owned_tiles(
+    shape: tuple[int, int], tile_px: int, overlap_px: int
+) -> list[tuple[Window, tuple[float, float, float, float]]]:
+    """Return overlapping tiles that cover an image, each with the part (top, left, bottom, right) that it alone owns."""
+    rows, columns = (_owned_parts(size, tile_px, overlap_px) for size in shape)
+    return [
+        (Window(y, x, min(y + tile_px, shape[0]), min(x + tile_px, shape[1])), (top, left, bottom, right))
+        for y, top, bottom in rows
+        for x, left, right in columns
+    ]
+
+
+def _owned_parts(size: int, tile_px: int, overlap_px: int) -> list[tuple[int, float, float]]:
+    starts = tile_starts(size, tile_px, overlap_px)
+    middles = [(a + b + tile_px) / 2 for a, b in zip(starts[1:], starts[:-1], strict=True)]
+    return list(zip(starts, [-np.inf, *middles], [*middles, np.inf], strict=True))
 
 
 def join_tiles(
