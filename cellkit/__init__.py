@@ -54,7 +54,9 @@ _HOME = {
     ),
     "report": ("write_report",),
     "run": ("Run",),
-    "scores": ("class_accuracy", "counts_by_class", "map_iou", "paired_bootstrap", "score_table", "summary"),
+    "scores_classes": ("class_accuracy", "counts_by_class"),
+    "scores_comparison": ("paired_bootstrap",),
+    "scores_table": ("map_iou", "score_table", "summary"),
     "show": (
         "show_channels",
         "show_confusion",

@@ -73,7 +73,7 @@ def _answer(arguments: list[str]) -> Answer:
             raise UserError(
                 f"'{argument}' begins with a typographic dash", f"write {plain}, or ./{argument} for a file"
             )
-    parser = _parser()
+    parser = _parser(next((word for word in arguments if not word.startswith("-")), None))
     try:
         given = parser.parse_args(arguments)
     except _Told as told:
@@ -210,13 +210,15 @@ class _Version(argparse.Action):
         raise _Told(f"cellkit {__version__}")
 
 
-def _parser() -> _Parser:
+def _parser(chosen: str | None) -> _Parser:
+    """Return the parser of all commands; only the chosen one gets its flags, which may be costly to tell."""
     parser = _Parser(prog="cellkit", description="Adapt foundation models to the cells in front of you.")
     parser.add_argument("--version", nargs=0, action=_Version, help="show the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
     for name, (about, add, function) in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-        add(command)
+        if name == chosen:
+            add(command)
         command.set_defaults(function=function)
     return parser
 
@@ -467,15 +469,17 @@ def _predict(given: argparse.Namespace) -> Answer:
 
 # ---- score ---------------------------------------------------------------------------------------------------------
 def _add_score(parser: argparse.ArgumentParser) -> None:
+    from cellkit.scores_conventions import find_conventions
+
     sides = (
         "a COCO file, a COCO results list, a folder of label images, a submission (with --profile), or a table of truth "
         "such as Sartorius' train.csv"
     )
     parser.add_argument("truth", metavar="TRUTH", help=sides)
     parser.add_argument("predictions", metavar="PRED", help=sides)
-    parser.add_argument(
-        "--convention", metavar="A,B,...", help="default all: kaggle,coco,cellpose,stardist,caicedo,voc,..."
-    )
+    parser.add_argument("--convention", metavar="A,B,...", help="some of the conventions below; default all")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "conventions:\n" + "\n".join(f"  {name:<13} {how.WHY}" for name, how in find_conventions().items())
     parser.add_argument("--by", metavar="WHAT", help="also by cell_type, group, split, class_name or size (MAP IoU)")
     parser.add_argument("--profile", metavar="P", help="how a CSV counts pixels: sartorius or dsb2018")
     parser.add_argument("--images", metavar="DIR", help="the images of a CSV, for their sizes")

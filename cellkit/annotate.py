@@ -17,7 +17,7 @@ from cellkit.leftout import LeftOut, too_small
 
 if TYPE_CHECKING:
     from cellkit.corrections import Correction
-    from cellkit.scores import Overlaps
+    from cellkit.scores_iou import Overlaps
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:
     from dataclasses import replace
 
     from cellkit.coco import read_coco
-    from cellkit.scores import overlaps
+    from cellkit.scores_iou import overlaps
 
     coco = read_coco(truth, boxes=True)
     known = _known(coco, labelled, truth)

@@ -16,7 +16,8 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.instances import Instances
-from cellkit.scores import Overlaps, count, hits, match_pairs, overlap_images
+from cellkit.scores_iou import Overlaps, overlap_images
+from cellkit.scores_matching import count, hits, match_pairs
 
 if TYPE_CHECKING:
     import pandas
@@ -47,7 +48,7 @@ def fault_kinds(pairs: Overlaps) -> tuple[np.ndarray, np.ndarray]:
 
     Examples
     --------
-    >>> from cellkit.scores import overlaps_of_labels
+    >>> from cellkit.scores_iou import overlaps_of_labels
     >>> truth = np.array([[1, 1, 1, 1, 0, 2, 2, 0, 3]])
     >>> found = np.array([[1, 1, 2, 2, 0, 0, 0, 4, 3]])
     >>> of_truth, of_found = fault_kinds(overlaps_of_labels(truth, found))

@@ -482,7 +482,7 @@ def score_sides(
     by: str | None = None,
     bootstrap: int | None = None,
 ) -> dict[str, Any]:
-    """Score two matched sides under the named conventions; see `cellkit.scores.compare_conventions`.
+    """Score two matched sides under the named conventions; see `cellkit.scores_conventions`.
 
     Intervals are drawn by groups: those of the truth, else those that names and folders tell (`name_groups`).
 
@@ -493,7 +493,8 @@ def score_sides(
     UserError
         An unknown convention or part, or a part that no image of the truth tells.
     """
-    from cellkit.scores import BOOTSTRAP, compare_conventions
+    from cellkit.intervals import BOOTSTRAP
+    from cellkit.scores_conventions import compare_conventions
 
     truth, found, proposed = without_proposed(truth, found)
     truth, groups_told = name_groups(truth)
@@ -518,7 +519,7 @@ def score_sides(
 def compare_models(
     truth: CellDataset, other: CellDataset, found: CellDataset, common: bool = False, bootstrap: int | None = None
 ) -> dict[str, Any]:
-    """Say whether `found` is better than `other`, by the MAP IoU of the same images (see `cellkit.scores.paired_bootstrap`).
+    """Say whether `found` is better than `other`, by the MAP IoU of the same images (see `paired_bootstrap`).
 
     Parameters
     ----------
@@ -534,7 +535,9 @@ def compare_models(
     dict
         other (its path), difference, interval, images, and the sentence that says it; ready for JSON.
     """
-    from cellkit.scores import BOOTSTRAP, paired_bootstrap, score_table
+    from cellkit.intervals import BOOTSTRAP
+    from cellkit.scores_comparison import paired_bootstrap
+    from cellkit.scores_table import score_table
 
     shared, other = match_sides(truth, other, common)
     kept = {record.image_id for record in shared.records}

@@ -315,7 +315,7 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
 
 def same_cells(a: Instances, b: Instances) -> bool:
     """Tell whether two sets of cells of one image are the same masks, in whatever order."""
-    from cellkit.scores import overlaps
+    from cellkit.scores_iou import overlaps
 
     pairs = overlaps(a, b)
     exact = int(np.count_nonzero(pairs.shared_px == pairs.union_px))

@@ -68,14 +68,14 @@ def judged(labelled: Sequence[CellDataset]) -> list[CellDataset]:
 
 
 def score_judged(data: CellDataset, found: Sequence[Instances]) -> pandas.DataFrame:
-    """Return `scores.score_table` of the images whose labels no model proposed.
+    """Return `score_table` of the images whose labels no model proposed.
 
     Parameters
     ----------
     found : list of Instances
         One per image of `data`.
     """
-    from cellkit.scores import score_table
+    from cellkit.scores_table import score_table
 
     kept = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
     part = data.subset(kept)
@@ -154,7 +154,7 @@ def of_images(predictions: Mapping[str, Instances], images: CellDataset) -> list
 
 
 def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Sequence[CellDataset]) -> pandas.DataFrame:
-    """Score every model on every truth: `scores.score_table` with the model's name first.
+    """Score every model on every truth: `score_table` with the model's name first.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Seq
     """
     import pandas as pd
 
-    from cellkit.scores import score_table
+    from cellkit.scores_table import score_table
 
     if not predictions or not truths:
         what = "prediction" if not predictions else "truth"
@@ -207,7 +207,7 @@ def summarise(scores: pandas.DataFrame, by: str | None = None, n: int = 1000, se
     """
     import pandas as pd
 
-    from cellkit.scores import summary
+    from cellkit.scores_table import summary
 
     numbers = ("images", "score", "low", "high", "ap50", "ap75", "ap90")
     rows = []
@@ -283,7 +283,7 @@ def classes_found(
         model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found)}; a model that names classes is there
         even where no image can judge it.
     """
-    from cellkit.scores import class_accuracy
+    from cellkit.scores_classes import class_accuracy
 
     result: dict[str, dict[str, Any]] = {}
     for model, found in predictions.items():

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+BOOTSTRAP = 2000  # draws behind an interval
 FEW = 6  # with fewer groups (or images) an interval is wide, and says so
 FLOOR = 0.02  # smallest spread between images that `Difference.better` believes while there are fewer than 10
 BLOCKS = 20  # most parts left out in turn by `jackknife`

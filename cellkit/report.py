@@ -202,7 +202,7 @@ class RunFiles:
 
     @cached_property
     def scores(self) -> pandas.DataFrame:
-        """scores.csv: model and the columns of `scores.score_table`."""
+        """scores.csv: model and the columns of `score_table`."""
         return self.table("scores.csv")
 
     @cached_property
@@ -599,7 +599,7 @@ def _score_row(name: str, line: Any) -> list[str]:
 
 def comparisons(files: RunFiles, split: str) -> list[str]:
     """Return a sentence per other model: is the best one better, on the same images?"""
-    from cellkit.scores import paired_bootstrap
+    from cellkit.scores_comparison import paired_bootstrap
     from cellkit.show import model_name, order_models
 
     rows = files.scores[files.scores["split"] == split]

@@ -39,7 +39,7 @@ def disagreement(a: Instances, b: Instances) -> float:
     >>> disagreement(one, one[:1]), disagreement(one, one), disagreement(one[:0], one[:0])
     (0.3333333333333333, 0.0, 0.0)
     """
-    from cellkit.scores import match_pairs
+    from cellkit.scores_matching import match_pairs
 
     cells = len(a) + len(b)
     return (cells - 2 * len(match_pairs(a, b)[0])) / cells if cells else 0.0
@@ -92,7 +92,8 @@ def change(before: Instances, after: Instances) -> tuple[int, int, int, int, flo
     >>> change(a, b)
     (1, 1, 0, 1, 0.8333333333333333)
     """
-    from cellkit.scores import match_pairs, overlaps
+    from cellkit.scores_iou import overlaps
+    from cellkit.scores_matching import match_pairs
 
     pairs = overlaps(before, after)
     i, j = match_pairs(pairs)

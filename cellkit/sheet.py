@@ -89,7 +89,7 @@ def _sharing(cells: Instances) -> dict[str, int]:
     """Return how many cells share pixels with another, and how many are another one again."""
     if not cells.overlapping:
         return {"overlapping": 0, "twice": 0}
-    from cellkit.scores import overlaps
+    from cellkit.scores_iou import overlaps
 
     pairs = overlaps(cells, cells)
     other = pairs.truth != pairs.found

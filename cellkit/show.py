@@ -566,7 +566,7 @@ def verdicts(truth: Instances, found: Instances, threshold: float = 0.5) -> tupl
     >>> [side.tolist() for side in verdicts(truth, found)]
     [['hit', 'missed'], ['wrong class', 'invented']]
     """
-    from cellkit.scores import match_pairs
+    from cellkit.scores_matching import match_pairs
 
     i, j = match_pairs(truth, found, threshold)
     of_truth, of_found = np.full(len(truth), "missed", object), np.full(len(found), "invented", object)
@@ -618,7 +618,8 @@ def show_worst(data: CellDataset, found: Sequence[Instances], ax: Axes | None = 
     found : list of Instances
         One per image.
     """
-    from cellkit.scores import kaggle, overlaps
+    from cellkit.scores_iou import overlaps
+    from cellkit.scores_kaggle import kaggle
 
     own = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
     score = {k: kaggle([overlaps(data.instances[k], found[k])], bootstrap=0)["score"] for k in own or range(len(data))}
@@ -1096,7 +1097,7 @@ def show_curves(
     Parameters
     ----------
     table : DataFrame or dict
-        Of `scores.score_table`, with a column `model`; or name -> table. Mean of the images; an image with nothing on
+        Of `score_table`, with a column `model`; or name -> table. Mean of the images; an image with nothing on
         either side counts 1. A table of several splits gets Axes for each, unless `ax` is given.
     """
     splits = _splits_of(table)
@@ -1139,7 +1140,7 @@ def show_scores(
     Parameters
     ----------
     frame : DataFrame
-        `scores.summary` of several models, with a column `model`: model, score, low, high (and the column `by`).
+        `summary` of several models, with a column `model`: model, score, low, high (and the column `by`).
     by : str, optional
         Column that names the parts: cell_type, class_name, size, split; split where there are several.
     """
@@ -1368,7 +1369,7 @@ def _several(n: int, what: str) -> str:
 
 @_styled
 def show_confusion(confusion: pandas.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
-    """Show who was taken for whom among matched cells: rows truth, columns found (`scores.class_accuracy`)."""
+    """Show who was taken for whom among matched cells: rows truth, columns found (`class_accuracy`)."""
     ax = _axes(ax, (1.6 + 0.9 * len(confusion.columns), 1.2 + 0.8 * len(confusion)))
     values = confusion.to_numpy(float)
     share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)

@@ -10,7 +10,8 @@ import numpy as np
 
 from cellkit.instances import Instances
 from cellkit.scalebar import draw_bar
-from cellkit.scores import THRESHOLDS, count, hits, match_pairs, overlaps
+from cellkit.scores_iou import overlaps
+from cellkit.scores_matching import THRESHOLDS, count, hits, match_pairs
 from cellkit.show import (
     CLASS_COLOURS,
     FAINT,

@@ -21,7 +21,9 @@ from cellkit.dataset import AGREEMENT, CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.report import CONVENTION, PROCESSORS, RunFiles, comparisons, in_words, kept_words, with_interval
-from cellkit.scores import THRESHOLDS, match_pairs, paired_bootstrap, per_image
+from cellkit.scores_comparison import paired_bootstrap
+from cellkit.scores_matching import THRESHOLDS, match_pairs
+from cellkit.scores_table import per_image
 from cellkit.show import (
     SPLIT_NAMES,
     channel_names,

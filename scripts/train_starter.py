@@ -81,7 +81,8 @@ class Score:
 
     def __call__(self) -> float:
         """Return the mean; print that of each half: real, drawn."""
-        from cellkit.scores import kaggle, overlaps
+        from cellkit.scores_iou import overlaps
+        from cellkit.scores_kaggle import kaggle
 
         values = []
         for image, truth in self.pairs:

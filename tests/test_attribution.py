@@ -10,7 +10,8 @@ from cellkit.attribution import KINDS, attribute, fault_kinds, gains, repaired_s
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
-from cellkit.scores import kaggle, overlaps, overlaps_of_labels
+from cellkit.scores_iou import overlaps, overlaps_of_labels
+from cellkit.scores_kaggle import kaggle
 
 
 def spans(*ranges_, classes=None, width=100):

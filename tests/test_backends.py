@@ -24,7 +24,9 @@ from cellkit.dataset import CellDataset, predict_all
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
-from cellkit.scores import count, kaggle, overlaps
+from cellkit.scores_iou import overlaps
+from cellkit.scores_kaggle import kaggle
+from cellkit.scores_matching import count
 
 EMPTY = np.zeros((96, 80, 3), np.uint8)
 

@@ -22,7 +22,8 @@ from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances, pixel_boxes, refuse_boxes
 from cellkit.records import ImageRecord
-from cellkit.scores import compare_conventions, score_table
+from cellkit.scores_conventions import compare_conventions
+from cellkit.scores_table import score_table
 from cellkit.sources import SOURCES, gather
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -346,7 +347,7 @@ def test_outlines_are_neither_scored_on_boxes_nor_learned_from_them(boxed, tmp_p
 def test_boxes_are_scored_as_boxes(boxed, tmp_path):
     path, records, truths, founds = boxed
     result = compare_conventions(truths, founds, classes=("RBC", "WBC"))
-    assert list(result["conventions"]) == ["voc", "coco"]
+    assert list(result["conventions"]) == ["coco", "voc"]
     assert all(told["why"].startswith("of boxes: ") for told in result["conventions"].values())
     assert result["conventions"]["voc"]["score"] == result["conventions"]["coco"]["score"] == 1
     assert compare_conventions([x.as_boxes() for x in founds], founds[::-1])["conventions"]["voc"]["score"] == 1

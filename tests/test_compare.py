@@ -352,10 +352,10 @@ class TestRun:
 
 class TestScoreSides:
     def test_every_convention_with_its_reason(self, truth):
-        from cellkit.scores import WHY
+        from cellkit.scores_conventions import find_conventions
 
         result = score_sides(read_side(truth), read_side(truth), bootstrap=50)
-        assert set(result["conventions"]) == set(WHY)
+        assert set(result["conventions"]) == set(find_conventions())
         assert all(told["score"] == pytest.approx(1.0) for told in result["conventions"].values())
         assert (result["images"], result["truth_cells"], result["found_cells"]) == (2, 3, 3)
         assert json.loads(json.dumps(result, allow_nan=False))["conventions"]["kaggle"]["interval"] == [1.0, 1.0]

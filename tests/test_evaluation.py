@@ -26,7 +26,10 @@ from cellkit.evaluation import (
 )
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
-from cellkit.scores import TABLE_COLUMNS, kaggle, overlap_images, paired_bootstrap
+from cellkit.scores_comparison import paired_bootstrap
+from cellkit.scores_iou import overlap_images
+from cellkit.scores_kaggle import kaggle
+from cellkit.scores_table import TABLE_COLUMNS
 from cellkit.submission import check_submission, read_submission
 
 SHAPE = (12, 16)

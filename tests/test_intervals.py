@@ -7,7 +7,10 @@ import pytest
 from cellkit.instances import Instances
 from cellkit.intervals import Difference, Units, interval, jackknife
 from cellkit.records import ImageRecord
-from cellkit.scores import THRESHOLDS, compare_conventions, paired_bootstrap, summary
+from cellkit.scores_comparison import paired_bootstrap
+from cellkit.scores_conventions import compare_conventions
+from cellkit.scores_matching import THRESHOLDS
+from cellkit.scores_table import summary
 
 COLUMNS = ["image_id", "cell_type", "group", "split", "class_name", "size", "threshold", "tp", "fp", "fn"]
 

@@ -175,7 +175,8 @@ def test_every_model_is_scored_and_the_order_is_as_it_should_be(run_dir):
 def test_scores_table_holds_up_against_the_evaluator_itself(run_dir):
     """The number in the summary is the one `kaggle` gives for the files on disk."""
     from cellkit import CellDataset, read_results
-    from cellkit.scores import kaggle, overlap_images
+    from cellkit.scores_iou import overlap_images
+    from cellkit.scores_kaggle import kaggle
 
     truth = CellDataset.from_coco(run_dir / "coco" / "val.json", run_dir)
     everything = CellDataset.from_records(run_dir / "records.csv")

@@ -31,12 +31,18 @@ from peers import (
 )
 from test_scores import NOTHING, TABLE, label_pairs, one, overlapping_pairs, spans, strip
 
-from cellkit import scores
 from cellkit.coco import read_coco, read_results
 from cellkit.errors import UserError
 from cellkit.files import write_json
 from cellkit.instances import Instances
-from cellkit.scores import THRESHOLDS, coco, count, kaggle, overlap_images, overlaps, overlaps_of_labels, stardist, voc
+from cellkit.scores_aji_cellpose import aji_cellpose
+from cellkit.scores_cellpose import cellpose
+from cellkit.scores_coco import coco
+from cellkit.scores_iou import overlap_images, overlaps, overlaps_of_labels
+from cellkit.scores_kaggle import kaggle
+from cellkit.scores_matching import THRESHOLDS, as_fractions, count, heaviest_matching
+from cellkit.scores_stardist import stardist
+from cellkit.scores_voc import voc
 
 quick = settings(max_examples=150, deadline=None)
 TEN = [float(t) for t in THRESHOLDS]
@@ -51,7 +57,7 @@ def livecell_like():
 
 
 def counted(pairs, thresholds):
-    return [part.tolist() for part in count(pairs, scores.as_fractions(thresholds), strict=False)]
+    return [part.tolist() for part in count(pairs, as_fractions(thresholds), strict=False)]
 
 
 # ---- cellpose ------------------------------------------------------------------------------------------------------
@@ -63,7 +69,7 @@ def test_cellpose_average_precision(sides):
     ap, tp, fp, fn = cellpose_counts(truth, found, TEN + LOW)
     pairs = overlaps_of_labels(truth, found)
     assert counted(pairs, TEN + LOW) == [part.tolist() for part in (tp, fp, fn)]
-    ours = scores.cellpose([pairs], scores.as_fractions(TEN))["by_threshold"].values()
+    ours = cellpose([pairs], as_fractions(TEN))["by_threshold"].values()
     assert [math.nan if value is None else value for value in ours] == pytest.approx(ap[:10].tolist(), nan_ok=True)
 
 
@@ -84,7 +90,7 @@ def test_cellpose_aggregated_jaccard_index(sides):
     smaller = min(image.n_truth, image.n_found)
     best = mask_ious(truth, found)[0]
     weight = (2 * image.shared_px >= image.union_px) + image.iou / (2 * smaller)
-    chosen = scores._heaviest_matching(image.truth, image.found, weight)
+    chosen = heaviest_matching(image.truth, image.found, weight)
     # equal optima may be broken differently, so the optimum itself is compared
     assert weight[chosen].sum() == pytest.approx((best >= 0.5).sum() + best.sum() / (2 * smaller))
 
@@ -93,7 +99,7 @@ def test_cellpose_aggregated_jaccard_index_on_many_cells(livecell_like):
     from cellpose.metrics import aggregated_jaccard_index
 
     truth, found = livecell_like
-    ours = scores.aji_cellpose([overlaps_of_labels(truth, found)])["score"]
+    ours = aji_cellpose([overlaps_of_labels(truth, found)])["score"]
     assert ours == pytest.approx(aggregated_jaccard_index([truth], [found])[0], abs=1e-12)
 
 
@@ -114,7 +120,7 @@ def test_stardist_matching(sides):
     theirs = stardist_matching(*sides, TEN + LOW)
     assert counted(pairs, TEN + LOW) == [[int(getattr(m, name)) for m in theirs] for name in ("tp", "fp", "fn")]
     for threshold, matching in zip(TEN + LOW, theirs, strict=True):
-        assert_as_stardist(stardist([pairs], scores.as_fractions([threshold])), matching)
+        assert_as_stardist(stardist([pairs], as_fractions([threshold])), matching)
 
 
 @needs_stardist
@@ -125,7 +131,7 @@ def test_stardist_matching_dataset(by_image, images):
     theirs = stardist_matching(*zip(*images, strict=True), [0.5, 0.75, 0.3], by_image)
     pairs = [overlaps_of_labels(*sides) for sides in images]
     for threshold, matching in zip([0.5, 0.75, 0.3], theirs, strict=True):
-        assert_as_stardist(stardist(pairs, scores.as_fractions([threshold]), by_image), matching)
+        assert_as_stardist(stardist(pairs, as_fractions([threshold]), by_image), matching)
 
 
 @needs_stardist
@@ -222,7 +228,7 @@ def test_coco_from_files_with_many_cells(tmp_path, livecell_like):
 def test_tripwire_numpy_thresholds_are_not_the_fractions_meant():
     arange, linspace = np.arange(0.5, 1, 0.05), np.linspace(0.5, 0.95, 10)
     assert (arange[2], arange[9], linspace[8]) == (0.6000000000000001, 0.9500000000000004, 0.8999999999999999)
-    assert tuple(map(scores.as_fractions, ([arange[2]], [linspace[8]]))) == ((Fraction(3, 5),), (Fraction(9, 10),))
+    assert tuple(map(as_fractions, ([arange[2]], [linspace[8]]))) == ((Fraction(3, 5),), (Fraction(9, 10),))
 
 
 @pytest.mark.parametrize(("copies", "rows", "columns", "true"), [(2, 1.0, 0.0, 0.5), (5, 1.0, 0.0, 0.2)])

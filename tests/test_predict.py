@@ -510,7 +510,8 @@ class TestPredictFiles:
 
     @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
     def test_the_shipped_weights_find_drawn_cells(self, drawn, folder, tmp_path):
-        from cellkit.scores import kaggle, overlap_images
+        from cellkit.scores_iou import overlap_images
+        from cellkit.scores_kaggle import kaggle
 
         predict_files(
             find_model("starter", {"diameter_px": 30}), [folder / "0.png", folder / "1.png"], tmp_path / "o.json"

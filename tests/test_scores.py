@@ -11,34 +11,26 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from peers import cellpose_counts, coco_curves, coco_data, mean_defined, sequential
 
-from cellkit import scores
+from cellkit import scores_iou
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
-from cellkit.scores import (
-    THRESHOLDS,
-    caicedo,
-    cellpose,
-    class_accuracy,
-    coco,
-    compare_conventions,
-    count,
-    counts_by_class,
-    hits,
-    kaggle,
-    map_iou,
-    match_pairs,
-    overlap_images,
-    overlaps,
-    overlaps_of_labels,
-    paired_bootstrap,
-    per_image,
-    point,
-    score_table,
-    stardist,
-    summary,
-    voc,
-)
+from cellkit.scores_aji_cellpose import aji_cellpose
+from cellkit.scores_aji_kumar import aji_kumar
+from cellkit.scores_caicedo import caicedo
+from cellkit.scores_cellpose import cellpose
+from cellkit.scores_classes import class_accuracy, counts_by_class
+from cellkit.scores_coco import coco
+from cellkit.scores_comparison import paired_bootstrap
+from cellkit.scores_conventions import compare_conventions, find_conventions
+from cellkit.scores_iou import overlap_images, overlaps, overlaps_of_labels
+from cellkit.scores_kaggle import kaggle
+from cellkit.scores_matching import THRESHOLDS, as_fractions, count, hits, match_pairs
+from cellkit.scores_point import match_points, point
+from cellkit.scores_pq import pq
+from cellkit.scores_stardist import stardist
+from cellkit.scores_table import TABLE_COLUMNS, map_iou, per_image, score_table, summary
+from cellkit.scores_voc import voc
 
 quick = settings(max_examples=100, deadline=None)
 NOTHING = np.zeros((1, 4), int)
@@ -143,7 +135,7 @@ def test_overlaps_in_blocks_equal_overlaps_at_once(monkeypatch):
     masks = rng.random((2, 12, 9, 11)) < 0.6
     truth, found = (Instances.from_masks(side, (9, 11)) for side in masks)
     whole = overlaps(truth, found).matrix().toarray()
-    monkeypatch.setattr(scores, "_BLOCK", 7)
+    monkeypatch.setattr(scores_iou, "_BLOCK", 7)
     np.testing.assert_array_equal(overlaps(truth, found).matrix().toarray(), whole)
 
 
@@ -216,7 +208,7 @@ def test_part_of_one_cell(k):
 
 
 def test_thresholds_are_the_fractions_meant():
-    assert scores.as_fractions(np.arange(0.5, 1, 0.05)) == THRESHOLDS == scores.as_fractions(np.linspace(0.5, 0.95, 10))
+    assert as_fractions(np.arange(0.5, 1, 0.05)) == THRESHOLDS == as_fractions(np.linspace(0.5, 0.95, 10))
 
 
 def test_a_hit_is_decided_in_integers():
@@ -270,14 +262,14 @@ def test_vector_4_both_empty():
     assert cellpose(pairs)["score"] is None
     assert np.isnan(cellpose_counts(NOTHING, NOTHING, [0.5])[0]).all()  # tripwire
     assert coco(pairs)["score"] is None
-    assert scores.pq(pairs)["score"] is None
-    assert scores.aji_kumar(pairs)["score"] is None
+    assert pq(pairs)["score"] is None
+    assert aji_kumar(pairs)["score"] is None
 
 
 @pytest.mark.parametrize(("truth", "found"), [(strip(1, 1, 0, 2), NOTHING), (NOTHING, strip(1, 1, 0, 2))])
 def test_vector_5_one_side_only(truth, found):
     pairs = one(truth, found)
-    for convention in (kaggle, cellpose, stardist, caicedo, scores.pq, scores.aji_kumar, scores.aji_cellpose):
+    for convention in (kaggle, cellpose, stardist, caicedo, pq, aji_kumar, aji_cellpose):
         assert convention(pairs)["score"] == 0
     assert coco(pairs)["score"] == (0 if truth.any() else None)
     assert voc(pairs)["score"] == (0 if truth.any() else None)
@@ -352,8 +344,8 @@ def test_vector_13_two_ajis():
 
     truth, found = np.repeat([[1, 2]], 25, axis=1), np.repeat([[1, 2]], [40, 10], axis=1)
     pairs = one(truth, found)
-    assert scores.aji_kumar(pairs)["score"] == pytest.approx(35 / 65)
-    assert scores.aji_cellpose(pairs)["score"] == pytest.approx(0.70)
+    assert aji_kumar(pairs)["score"] == pytest.approx(35 / 65)
+    assert aji_cellpose(pairs)["score"] == pytest.approx(0.70)
     with np.errstate(invalid="ignore"):
         assert aggregated_jaccard_index([truth], [found])[0] == pytest.approx(0.70)
 
@@ -473,23 +465,23 @@ def test_point_uses_each_mask_once_in_order_of_score():
     assert result["precision"] == pytest.approx(3 / 5)
     assert result["judged"] == 2  # the third cell's class is not to be judged
     assert result["accuracy"] == 0.5
-    np.testing.assert_array_equal(scores.match_points(truth, points, [0.2, 0.9, 0.5, 0.4, 0.1]), [-1, 0, 1, 2, -1])
+    np.testing.assert_array_equal(match_points(truth, points, [0.2, 0.9, 0.5, 0.4, 0.1]), [-1, 0, 1, 2, -1])
 
 
 def test_point_in_two_masks_takes_the_free_one():
     truth = spans(10, (0, 6), (3, 9))
-    assert scores.match_points(truth, np.array([[0, 4], [0, 4], [0, 4]])).tolist() == [0, 1, -1]
+    assert match_points(truth, np.array([[0, 4], [0, 4], [0, 4]])).tolist() == [0, 1, -1]
 
 
 @pytest.mark.parametrize("bad", [[[0, 10]], [[-1, 0]], [[0.5, 0.5]]])
 def test_point_outside_is_refused(bad):
     with pytest.raises(UserError, match="a point is no pixel of its image"):
-        scores.match_points(spans(10, (0, 6)), np.array(bad))
+        match_points(spans(10, (0, 6)), np.array(bad))
 
 
 def test_pq_is_sq_times_rq():
     pairs = one(np.repeat([[1, 2, 3]], 10, axis=1), np.repeat([[1, 0, 2, 4, 0]], [8, 2, 10, 2, 8], axis=1))
-    result = scores.pq(pairs)
+    result = pq(pairs)
     assert result["sq"] == pytest.approx((0.8 + 1) / 2)
     assert result["rq"] == pytest.approx(2 * 2 / 6)
     assert result["score"] == pytest.approx(result["sq"] * result["rq"])
@@ -539,7 +531,7 @@ def test_table_agrees_with_kaggle_and_survives_csv():
 
     truths, founds, records = a_set()
     table = score_table(truths, founds, records, classes=["HEK", "N2a"], sizes=True)
-    assert list(table.columns) == list(scores.TABLE_COLUMNS)
+    assert list(table.columns) == list(TABLE_COLUMNS)
     assert len(table) == 3 * (1 + 2 + 3) * 10
     expected = kaggle(overlap_images(truths, founds))
     again = pd.read_csv(io.StringIO(table.to_csv(index=False)))
@@ -672,7 +664,7 @@ def test_compare_is_json_with_a_reason_for_every_number():
     result = compare_conventions(truths, founds, records, by="cell_type", classes=["HEK", "N2a"], bootstrap=50)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["images"] == 3
-    assert set(result["conventions"]) == set(scores.WHY)
+    assert set(result["conventions"]) == set(find_conventions())
     assert all(convention["why"] for convention in result["conventions"].values())
     kaggle_result = result["conventions"]["kaggle"]
     assert list(kaggle_result["by_threshold"])[:2] == ["0.50", "0.55"]
@@ -698,3 +690,37 @@ def test_compare_says_how_many_images_hold_overlapping_predictions():
         compare_conventions([truth], [found], conventions=["kaggle"])["conventions"]["kaggle"]["overlapping_images"]
         == 1
     )
+
+
+def test_a_convention_is_one_file(tmp_path, monkeypatch, capsys):
+    """Found, run, given an interval and printed by the command, with no other file touched."""
+    import sys
+
+    import cellkit
+    from cellkit.__main__ import main
+
+    (tmp_path / "scores_mine.py").write_text(
+        "WHY = 'half of what is found'\nON_BOXES = True\n\n\n"
+        "def score(images):\n    return {'score': sum(pairs.n_found for pairs in images.pairs) / 8}\n"
+    )
+    before = list(find_conventions())
+    monkeypatch.setattr(cellkit, "__path__", [*cellkit.__path__, str(tmp_path)])
+    assert list(find_conventions()) == [*before, "mine"]
+    cells = [Instances.from_labels(np.array([[1, 1, 2, 2]])), Instances.from_labels(np.array([[1, 1, 0, 0]]))]
+    told = compare_conventions(cells, cells, conventions=["mine", "kaggle"], bootstrap=10)["conventions"]
+    assert (list(told), told["mine"]["score"], told["mine"]["why"]) == (
+        ["mine", "kaggle"],
+        3 / 8,
+        "half of what is found",
+    )
+    assert told["mine"]["interval_of"] == "2 images (few)"
+    boxes = [image.as_boxes() for image in cells]
+    assert list(compare_conventions(boxes, boxes, bootstrap=0)["conventions"]) == ["coco", "voc", "mine"]
+    assert main(["score", "--help"]) == 0
+    assert "mine          half of what is found" in capsys.readouterr().out
+    del sys.modules["cellkit.scores_mine"]
+
+
+def test_every_convention_says_what_it_must():
+    for name, convention in find_conventions().items():
+        assert convention.WHY and isinstance(convention.ON_BOXES, bool) and callable(convention.score), name

@@ -20,7 +20,10 @@ from cellkit.attribution import attribute
 from cellkit.errors import UserError
 from cellkit.evaluation import count_lines, score_models, summarise
 from cellkit.instances import Instances
-from cellkit.scores import class_accuracy, kaggle, overlaps, score_table
+from cellkit.scores_classes import class_accuracy
+from cellkit.scores_iou import overlaps
+from cellkit.scores_kaggle import kaggle
+from cellkit.scores_table import score_table
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from cellkit.backends import maskrcnn_torchvision as maskrcnn
 from cellkit.backends.shared import tiles
 from cellkit.backends.shared.paste import paste
 from cellkit.instances import Instances
-from cellkit.scores import overlaps
+from cellkit.scores_iou import overlaps
 
 
 def perfect(model, planes):

@@ -324,7 +324,8 @@ def best_thresholds(
         The thresholds that were searched; of equal ones the first in `GRID`.
     """
     from cellkit.loop import progress
-    from cellkit.scores import kaggle, overlaps
+    from cellkit.scores_iou import overlaps
+    from cellkit.scores_kaggle import kaggle
 
     if not searched:
         return {}
@@ -377,7 +378,8 @@ def ceiling(labelled: CellDataset, config: Any, most: int = 4) -> float:
 
     Encoding and decoding are those of training and prediction: to 30 px per cell, to flows, along the flows, and back.
     """
-    from cellkit.scores import kaggle, overlaps
+    from cellkit.scores_iou import overlaps
+    from cellkit.scores_kaggle import kaggle
 
     settings = merged(config, {}, DEFAULTS)
     diameter_px = settings.pop("diameter_px") or diameter.diameter_of(labelled.instances)
@@ -400,7 +402,8 @@ class _Scorer:
 
     def __call__(self) -> float:
         from cellkit.loop import progress
-        from cellkit.scores import kaggle, overlaps
+        from cellkit.scores_iou import overlaps
+        from cellkit.scores_kaggle import kaggle
 
         found = [segment_image(self.network, image, **self.settings) for image, _ in progress(self.pairs, "validation")]
         score = kaggle([overlaps(t, x) for (_, t), x in zip(self.pairs, found, strict=True)], bootstrap=0)["score"]

@@ -396,7 +396,8 @@ def best_thresholds(
 
     Give training images: validation images are to judge by. Of equal values the first in `GRID` is taken.
     """
-    from cellkit.scores import kaggle, overlaps
+    from cellkit.scores_iou import overlaps
+    from cellkit.scores_kaggle import kaggle
 
     names = {"score_threshold": "score_thresh", "nms_threshold": "nms_thresh"}
     best = {key: getattr(model.roi_heads, name) for key, name in names.items()}
@@ -430,7 +431,7 @@ def class_score(truths: Sequence[Instances], founds: Sequence[Instances], classe
     A class that is neither in the truth nor found does not count.
     """
     from cellkit.records import ImageRecord
-    from cellkit.scores import score_table, summary
+    from cellkit.scores_table import score_table, summary
 
     records = [ImageRecord(str(k), "", *truth.shape) for k, truth in enumerate(truths)]
     table = summary(score_table(truths, founds, records, classes=classes), by="class_name", n=0).set_index("class_name")

@@ -200,7 +200,7 @@ def _distinct(objects: Instances, tile: np.ndarray, order: np.ndarray, cut: np.n
 
     Objects that are cut are left out only for one that is not: two pieces of a cell say nothing about its whole.
     """
-    from cellkit.scores import overlaps
+    from cellkit.scores_iou import overlaps
 
     pairs = overlaps(objects, objects)
     other = tile[pairs.truth] != tile[pairs.found]
@@ -219,7 +219,7 @@ def _distinct(objects: Instances, tile: np.ndarray, order: np.ndarray, cut: np.n
 
 def _same(cells: Instances, taken: Instances) -> np.ndarray:
     """Return, (N,) bool, which cells are among those taken: most of their pixels are, or of both together."""
-    from cellkit.scores import overlaps
+    from cellkit.scores_iou import overlaps
 
     pairs = overlaps(taken, cells)
     same = (pairs.shared_px > SAME * pairs.found_areas_px[pairs.found]) | (pairs.iou > SAME)
@@ -230,7 +230,7 @@ def _same(cells: Instances, taken: Instances) -> np.ndarray:
 
 def _look_whole(look, pixels, box: np.ndarray, piece: Instances, shape: tuple[int, int]) -> Boxes | None:
     """Look at a window around a piece, wider until nothing that meets the piece is cut; None where that gets too large."""
-    from cellkit.scores import overlaps
+    from cellkit.scores_iou import overlaps
 
     window = Window.around(box, MARGIN_PX, shape)
     while window.area_px <= LARGEST_PX**2:
