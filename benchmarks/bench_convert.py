@@ -29,7 +29,8 @@ import tifffile
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
-from cellkit.batch import Recipe, convert_batch
+from cellkit.batch import convert_batch
+from cellkit.conversion import Recipe
 from cellkit.synthetic import write_fields
 
 RECIPE = Recipe({"nuclei": "DAPI", "cytoplasm": "GFP"})

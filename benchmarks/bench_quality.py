@@ -19,8 +19,10 @@ from statistics import median
 import numpy as np
 
 from cellkit.config import ChannelsConfig, ConvertConfig
-from cellkit.convert import to_8bit
-from cellkit.quality import _pairs, explain, flag_records, measure, reasons
+from cellkit.duplicates import _pairs
+from cellkit.flags import explain, flag_records, reasons
+from cellkit.light import to_8bit
+from cellkit.quality import measure
 from cellkit.synthetic import FieldStyle, draw_field, expose_stack, random_style
 
 DEFECTS = ("", "out_of_focus", "saturated", "debris", "uneven_light", "empty")

@@ -41,7 +41,8 @@ _HOME = {
     "instances": ("Instances",),
     "judging": ("judges",),
     "labels": ("check_labels", "clean_labels", "read_labels", "relabel", "write_labels"),
-    "quality": ("find_copies", "set_aside"),
+    "duplicates": ("find_copies",),
+    "flags": ("set_aside",),
     "records": (
         "ImageRecord",
         "check_groups",

@@ -360,7 +360,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> Answer:
-    from cellkit.readers import is_image_folder
+    from cellkit.open import is_image_folder
 
     if not os.path.splitext(given.path)[1] and not os.path.lexists(given.path):
         raise UserError(f"no file or folder at {given.path}", "check the path")

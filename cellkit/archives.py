@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from cellkit.errors import UserError
+from cellkit.machine import NoRoom, check_space
 
 MAX_BYTES = 20_000_000_000
 MAX_RATIO = 100.0  # a picture shrinks 10 times at best, label images 60 times
@@ -46,10 +47,6 @@ class Member(NamedTuple):
 
 class Bad(Exception):
     """What is wrong with an archive, in words."""
-
-
-class NoRoom(UserError):
-    """The disk is too small: nothing is wrong with the file."""
 
 
 def check_archive(
@@ -117,21 +114,6 @@ def unpack(
             shutil.rmtree(temporary, ignore_errors=True)
     start = len(folder.name) + 1 if nested else 0
     return {member.path[start:]: member.size_bytes for member in members}
-
-
-def check_space(folder: Path, needed_bytes: int, what: str, reserve_bytes: int = 50_000_000) -> None:
-    """Refuse when the disk of `folder` has no room for `needed_bytes` and a reserve.
-
-    Raises
-    ------
-    NoRoom
-    """
-    free = shutil.disk_usage(folder).free
-    if needed_bytes + reserve_bytes > free:
-        raise NoRoom(
-            f"{folder} has {free / 1e6:,.0f} MB free, {what} takes {needed_bytes / 1e6:,.0f} MB",
-            "free some space, or name a folder on another disk with --to",
-        )
 
 
 # ---- opening -------------------------------------------------------------------------------------------------------

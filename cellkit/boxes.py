@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cellkit.errors import UserError
+from cellkit.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from cellkit.files import decoded
 from cellkit.folders import IMAGE_FOLDERS, by_stem, check_inside, find_picture, list_files
 from cellkit.instances import Instances, pixel_boxes
@@ -36,7 +37,6 @@ from cellkit.listing import (
 )
 from cellkit.names import image_id_of, plain, split_of_folders, stem_of
 from cellkit.ownsplit import read_own_lists, split_word
-from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES
 
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 NAME_COLUMNS, LABEL_COLUMNS = ("image", "filename", "image_name"), ("label", "class")

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cellkit.errors import UserError, refuse_or_note
+from cellkit.file_info import Channel, FileInfo, Opened
 from cellkit.names import EACH, channel_of, channel_rule, plain, stem_of
-from cellkit.readers import Channel, FileInfo, Opened, open_file
+from cellkit.open import open_file
 
 REMEDY = (
     "set convert.channel_from to an expression that finds the channel in a name, such as _(?P<channel>C[0-9]+)-?[A-Za-z0-9]*, "
@@ -108,7 +109,7 @@ def open_image(image: Path | ChannelFiles, axes: str | None, most_px: int) -> It
     Raises
     ------
     UserError
-        As `cellkit.readers.open_file`; or a file of several channels, or files of different sizes.
+        As `cellkit.open.open_file`; or a file of several channels, or files of different sizes.
     """
     if isinstance(image, Path):
         with open_file(image, axes, most_px) as opened:

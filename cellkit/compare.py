@@ -210,7 +210,7 @@ def image_records(folder: str | Path) -> list[ImageRecord]:
         No such folder, no image in it, a damaged image, or two of one file name.
     """
     from cellkit.folders import IMAGE_SUFFIXES, list_files
-    from cellkit.readers import inspect_file
+    from cellkit.open import inspect_file
 
     folder = Path(folder)
     if not folder.is_dir():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cellkit.config import DATA_VARIABLE, Config, ConvertConfig
 from cellkit.errors import UserError, nearest
-from cellkit.loop import in_jupyter
+from cellkit.machine import in_jupyter
 
 
 def here(path: str | Path) -> Path:

@@ -302,7 +302,7 @@ def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -
         An image would take more memory than is free; asked before the first is read.
     """
     from cellkit.loop import progress
-    from cellkit.readers import check_memory
+    from cellkit.machine import check_memory
 
     if hasattr(segment, "bytes_for"):
         for record in images.records:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.errors import UserError
+from cellkit.machine import memory, to_gb
 
 DEFAULT_BACKENDS = ("threshold", "cellpose_unet", "maskrcnn_torchvision")
 STARTER = "starter"
-GB = 1e9
 
 
 def examine(folder: str | Path = ".") -> dict[str, Any]:
@@ -39,7 +39,7 @@ def examine(folder: str | Path = ".") -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": check_device(),
-        "memory": check_memory(),
+        "memory": memory(),
         "disk": check_disk(folder),
         "packages": packages,
         "backends": backends,
@@ -77,7 +77,7 @@ def check_device() -> dict[str, Any]:
     try:
         import torch
 
-        from cellkit.training import device_and_dtype
+        from cellkit.machine import device_and_dtype
 
         device, dtype = device_and_dtype()
     except Exception as error:  # reported once more with the backends, with what to do
@@ -88,30 +88,11 @@ def check_device() -> dict[str, Any]:
         told |= {
             "name": f"cuda: {about.name}",
             "gpus": torch.cuda.device_count(),
-            "gpu_memory_gb": _gb(about.total_memory),
+            "gpu_memory_gb": to_gb(about.total_memory),
         }
     elif device.type != "cpu":
         told["name"] = device.type
     return told | {"threads": torch.get_num_threads()}
-
-
-def check_memory() -> dict[str, float]:
-    """Return the memory of the machine, or of the container where that allows less, and what is free of it (GB)."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    limit, used = (_number_in(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    total, free = memory.total, memory.available
-    if limit is not None and limit < total:
-        total, free = limit, min(free, limit - (used or 0))
-    return {"total_gb": _gb(total), "free_gb": _gb(max(free, 0))}
-
-
-def _number_in(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def check_disk(folder: str | Path) -> dict[str, Any]:
@@ -120,11 +101,9 @@ def check_disk(folder: str | Path) -> dict[str, Any]:
 
     free = shutil.disk_usage(folder).free
     problem = "" if free >= MIN_FREE_BYTES else f"{free / 1e6:.0f} MB are free on the disk of {Path(folder).resolve()}"
-    return _item("disk", problem, f"free at least {MIN_FREE_BYTES / 1e6:.0f} MB" if problem else "", free_gb=_gb(free))
-
-
-def _gb(count: float) -> float:
-    return round(count / GB, 1)
+    return _item(
+        "disk", problem, f"free at least {MIN_FREE_BYTES / 1e6:.0f} MB" if problem else "", free_gb=to_gb(free)
+    )
 
 
 # ---- what is installed ---------------------------------------------------------------------------------------------
@@ -179,17 +158,17 @@ def check_backends() -> list[dict[str, Any]]:
 
 def check_formats() -> list[dict[str, Any]]:
     """Try the readers of microscope files that need a package of their own; TIFF, PNG and JPEG need none."""
-    from cellkit.vendors import VENDORS, load_reader
+    from cellkit.open import READERS
 
     listed = []
-    for suffix, vendor in VENDORS.items():
-        facts = {"kind": vendor.kind, "package": vendor.package, "installed": _version(vendor.package)}
+    for reader in (one for one in READERS if one.module):
+        facts = {"kind": reader.kind, "package": reader.package, "installed": _version(reader.package)}
         try:
-            load_reader(vendor, f"*{suffix}")
-            listed.append(_item(vendor.reader, **facts))
+            reader.library(f"*{reader.suffixes[0]}")
+            listed.append(_item(reader.name, **facts))
         except UserError as error:
             problem, _, remedy = str(error).partition("\n")
-            listed.append(_item(vendor.reader, problem, remedy, **facts))
+            listed.append(_item(reader.name, problem, remedy, **facts))
     return listed
 
 

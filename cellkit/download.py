@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cellkit.archives import check_space
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.loop import progress
+from cellkit.machine import check_space
 
 MIRROR_VARIABLE = "CELLKIT_MIRROR"
 LOOPBACK = "127.0.0.1"

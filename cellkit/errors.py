@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -127,3 +128,29 @@ def nearest(word: str, choices) -> str:
 
     match = get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.6)
     return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+def readable(text: str) -> str:
+    r"""Return text that can be written as UTF-8: bytes of a file name that are not UTF-8 become ``\xNN``.
+
+    Examples
+    --------
+    >>> readable("caf\udce9.tif")
+    'caf\\xe9.tif'
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def plain_reason(reason: str) -> str:
+    """Return the reason of a set-aside item as one readable line, the same in every run: without addresses of memory.
+
+    Examples
+    --------
+    >>> plain_reason("UserError: cannot identify image file <_io.BytesIO object at 0x7f42>\\nexport it again")
+    'cannot identify image file; export it again'
+    """
+    reason = re.sub(r" ?<[\w.]+ object at 0x[0-9a-fA-F]+>", "", reason)
+    return "; ".join(readable(reason.removeprefix("UserError: ")).splitlines())

@@ -446,7 +446,7 @@ def submit_best(
     import pandas as pd
 
     from cellkit.disjoint import note_changes, resolve_overlaps
-    from cellkit.predict import fit_to
+    from cellkit.resize import fit_to
     from cellkit.submission import write_submission
 
     resolved, rows, left = [], [], LeftOut()

@@ -971,7 +971,7 @@ def _picture_name(file: Path, root: Path, kind: str) -> str:
 def _read_one(file: Path, root: Path, kind: str, pictures, classes: tuple[str, ...], pieces: str | None) -> tuple:
     """Return record, cells and class names of one file, what of it was set aside, and who made the cells if it says so."""
     from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
-    from cellkit.readers import inspect_file
+    from cellkit.open import inspect_file
 
     relative = file.relative_to(root)
     stem, maker = _stem_of(file.name, kind), ""
@@ -1201,7 +1201,7 @@ def refuse_noise(labels: np.ndarray, path: Path) -> None:
 
 def _read_picture(path: Path) -> np.ndarray:
     """Return a picture of one plane as (H, W, C), up to three channels."""
-    from cellkit.readers import open_file
+    from cellkit.open import open_file
 
     with open_file(path) as opened:
         series = opened.info.series[0]

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from cellkit.archives import NoRoom, check_archive, check_space, unpack
+from cellkit.archives import check_archive, unpack
 from cellkit.download import Patience, Refused, Unreachable, download, real_address
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, read_json, sha256_file, write_json
+from cellkit.machine import NoRoom, check_space
 from cellkit.registry import REGISTRY, Entry, RemoteFile, find_entry, folder_of
 
 SIDE = ".sha256.json"

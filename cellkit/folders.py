@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellkit.errors import UserError
+from cellkit.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from cellkit.manifest import MANIFEST
 from cellkit.names import HASHED, LABEL_ENDINGS, Keys, image_id_of, is_no_data, plain, same, stem_of
-from cellkit.readers import PICTURE_SUFFIXES, TIFF_SUFFIXES, VENDOR_SUFFIXES, is_zarr_by_another_name
+from cellkit.open import READ_SUFFIXES, UNREAD_SUFFIXES, is_zarr_by_another_name
 
 
 def ids_of(name: str) -> Keys:
@@ -93,7 +94,7 @@ class Pictures:
         return ", ".join([*names, *(["..."] if len(self.files) > most else [])])
 
 
-IMAGE_SUFFIXES = TIFF_SUFFIXES + PICTURE_SUFFIXES + tuple(VENDOR_SUFFIXES)
+IMAGE_SUFFIXES = (*READ_SUFFIXES, *UNREAD_SUFFIXES)
 
 
 LABEL_SUFFIXES = (".tif", ".tiff", ".png")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from cellkit.errors import Quarantined, UserError, nearest
+from cellkit.file_info import Channel
 from cellkit.files import read_json
 from cellkit.instances import Instances
-from cellkit.readers import Channel
 
 FAULTS = ("tiny", "pieces", "holes", "touching", "border")
 
@@ -79,8 +79,9 @@ def list_microscope_files(root: str | Path, axes: str | None = None) -> list[dic
     list of dict
         Sorted by path; file, and what `FileInfo.to_json` says or, where the file is refused, problem and remedy.
     """
+    from cellkit.file_info import PICTURE_SUFFIXES
     from cellkit.folders import list_files
-    from cellkit.readers import PICTURE_SUFFIXES, READ_SUFFIXES, UNREAD_SUFFIXES, inspect_file
+    from cellkit.open import READ_SUFFIXES, UNREAD_SUFFIXES, inspect_file
 
     root = Path(root)
     rows = []
@@ -154,7 +155,7 @@ def inspect_folder(
     """
     from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
     from cellkit.loop import map_items
-    from cellkit.readers import why_unread
+    from cellkit.open import why_unread
     from cellkit.sources import SOURCES
 
     root = Path(root)

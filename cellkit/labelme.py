@@ -18,7 +18,8 @@ from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
 from cellkit.listing import MIXED, Loaded, SourceImage, class_id_of, converted, finished, known_class, only_class
 from cellkit.names import image_id_of, plain, split_of_folders
-from cellkit.readers import open_file, open_picture
+from cellkit.open import open_file
+from cellkit.pictures import open_picture
 
 
 def read_labelme(root: Path, config) -> Iterator[SourceImage]:
@@ -108,7 +109,7 @@ def _labelme_picture(root: Path, path: Path, content: dict):
             raise UserError(
                 f"{path.name}: its imageData is no base64: {error}", "write it again with labelme"
             ) from error
-        return open_picture(path, data)
+        return open_picture(path, content=data)
     named = str(content.get("imagePath") or "").replace("\\", "/")
     if not named:
         raise UserError(f"{path.name} has neither imageData nor imagePath", "write it again with labelme")

@@ -97,7 +97,7 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
             raise
         raise UserError(str(error).replace(path.name, str(path), 1)) from error
     except Exception as error:
-        from cellkit.readers import misnamed
+        from cellkit.file_info import misnamed
 
         other = misnamed(path, (".png",))
         if other is not None:
@@ -193,7 +193,7 @@ def _read_tiff(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
     """Read the one image of a TIFF by the same rules as a picture: what white is zero means, which file of a set."""
     import tifffile
 
-    from cellkit.tiffs import inverted, own_pages, refuse_turned, white_is_zero
+    from cellkit.tiff import inverted, own_pages, refuse_turned, white_is_zero
 
     with own_pages(path) as own:
         series, page = own.series[0], own.series[0].keyframe
@@ -273,7 +273,7 @@ def _one_plane(labels: np.ndarray, axis: int, name: str, path: Path) -> np.ndarr
 
 
 def _read_png(path: Path) -> np.ndarray:
-    from cellkit.readers import turned_upright
+    from cellkit.file_info import turned_upright
 
     with _opened_png(path) as (image, orientation):
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or getattr(image, "n_frames", 1) > 1:
@@ -295,7 +295,7 @@ def _opened_png(path: Path) -> Iterator[tuple]:
     """Open a PNG with Pillow; yield it and its EXIF orientation."""
     from PIL import Image
 
-    from cellkit.readers import orientation_of
+    from cellkit.pictures import orientation_of
 
     with Image.open(path, formats=["PNG"]) as image:
         yield image, orientation_of(path, image, path.read_bytes())

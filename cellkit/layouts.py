@@ -18,6 +18,7 @@ import numpy as np
 
 from cellkit.channelfiles import ChannelFiles, join_channels
 from cellkit.errors import UserError, nearest, refuse_or_note
+from cellkit.file_info import PICTURE_SUFFIXES, only_headers
 from cellkit.folders import (
     IMAGE_FOLDERS,
     IMAGE_SUFFIXES,
@@ -58,8 +59,8 @@ from cellkit.listing import (
     unknown_class,
 )
 from cellkit.names import LABEL_ENDINGS, image_id_of, plain, split_of_folder, split_of_folders, stem_of
+from cellkit.open import open_file, why_unread
 from cellkit.ownsplit import with_own_split
-from cellkit.readers import PICTURE_SUFFIXES, only_headers, open_file, why_unread
 
 MIN_PIECE_PX = 50
 DSB2018_PARTS = {

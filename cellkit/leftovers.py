@@ -20,7 +20,7 @@ from cellkit.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_fo
 from cellkit.labelfolders import is_called_labels
 from cellkit.listing import LEFT, UNUSED, SourceImage, refuse
 from cellkit.names import LABEL_ENDINGS, LABEL_WORDS, is_no_data, plain, stem_of
-from cellkit.readers import is_zarr_by_another_name, why_unread
+from cellkit.open import is_zarr_by_another_name, why_unread
 
 CLASS_TABLE = re.compile(r"class(es)?\b.*\.(csv|tsv|txt|xlsx?|ods)")
 NOTES = (".txt", ".md", ".rst", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".html", ".htm", ".css", ".log", ".csv", ".tsv",

@@ -23,18 +23,16 @@ from typing import NamedTuple
 import numpy as np
 
 from cellkit.channelfiles import ChannelFiles, open_image
-from cellkit.convert import Level, convert_frame
+from cellkit.conversion import Level
+from cellkit.convert import convert_frame
 from cellkit.errors import UserError, nearest, refuse_or_note
+from cellkit.file_info import PICTURE_SUFFIXES
 from cellkit.files import decoded
 from cellkit.folders import IMAGE_FOLDERS, IMAGE_SUFFIXES, check_inside
 from cellkit.instances import Instances
 from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
 from cellkit.names import check_ids, image_id_of, plain, series_of, split_of_folders, stem_of
-from cellkit.readers import (
-    PICTURE_SUFFIXES,
-    inspect_file,
-    open_file,
-)
+from cellkit.open import inspect_file, open_file
 from cellkit.records import ImageRecord, name_groups, split_by_name, split_records
 
 SPLIT_WORDS = {"train": "training image", "val": "validation image", "test": "test image"}

@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 from cellkit.errors import Quarantined, UserError, of_place, place_fault
+from cellkit.machine import in_jupyter
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,13 +19,6 @@ LOG_EVERY_S = 10.0
 
 class StopAll(UserError):
     """No fault of the item: a full disk, a folder that cannot be written. The loop ends instead of trying the others."""
-
-
-def in_jupyter() -> bool:
-    """Tell whether a person watches: a Jupyter kernel that was not started by the headless runner."""
-    import os
-
-    return "ipykernel" in sys.modules and "CELLKIT_HEADLESS" not in os.environ
 
 
 def progress(items: Iterable[T], desc: str, total: int | None = None, unit: str = "it") -> Iterator[T]:

@@ -28,6 +28,7 @@ from cellkit.files import atomic_path, read_json, sha256_file, sha256_tree
 from cellkit.instances import Instances
 from cellkit.leftout import LeftOut
 from cellkit.records import ImageRecord
+from cellkit.resize import fit_to
 
 AUTO = "auto"
 AUTO_IMAGES = 5
@@ -296,7 +297,7 @@ def _checked(key: str, value: Any) -> Any:
 class Frame:
     """One picture to be: a scene and time of a file, its id, and the file's path relative to the folder given.
 
-    `notes` and `left_out` are what the header says of it, see `cellkit.readers.FileInfo`; unknown before a PNG or JPEG is
+    `notes` and `left_out` are what the header says of it, see `cellkit.file_info.FileInfo`; unknown before a PNG or JPEG is
     opened.
     """
 
@@ -332,7 +333,7 @@ def find_images(
         Nothing there, a folder without images, or a pattern without match.
     """
     from cellkit.channelfiles import tell_seeming_channels
-    from cellkit.readers import why_unread
+    from cellkit.open import why_unread
 
     links: list[Quarantined] = []
     unread_files: list[Quarantined] = []
@@ -392,7 +393,7 @@ def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     """Return the folder that one argument looks into, and the images it names, each with its path relative to that."""
     from cellkit.folders import IMAGE_SUFFIXES, is_run_folder, list_files, odd_zarrs
     from cellkit.manifest import MANIFEST
-    from cellkit.readers import READ_SUFFIXES, is_image_folder, is_zarr_by_another_name
+    from cellkit.open import READ_SUFFIXES, is_image_folder, is_zarr_by_another_name
 
     path = Path(name)
     if path.is_dir() and not is_image_folder(path) and not is_zarr_by_another_name(path):
@@ -466,7 +467,8 @@ def _id_of(relative: str, suffix: str = "") -> str:
 
 
 def _frames_of(path: Path, relative: str) -> list[Frame]:
-    from cellkit.readers import PICTURE_SUFFIXES, inspect_file
+    from cellkit.file_info import PICTURE_SUFFIXES
+    from cellkit.open import inspect_file
 
     if path.suffix.lower() in PICTURE_SUFFIXES:  # one frame; opened when its turn comes
         return [Frame(path, relative, _id_of(relative))]
@@ -516,8 +518,10 @@ def read_picture(
     UserError
         A file that cannot be read, or one that must be converted while no channel is named.
     """
-    from cellkit.convert import convert_frame, shared_limits
-    from cellkit.readers import PICTURE_SUFFIXES, open_file
+    from cellkit.convert import convert_frame
+    from cellkit.file_info import PICTURE_SUFFIXES
+    from cellkit.light import shared_limits
+    from cellkit.open import open_file
 
     with open_file(frame.path, conversion.axes if conversion else None) as opened:
         series = opened.info.series[frame.scene]
@@ -564,27 +568,6 @@ def _unnamed_channels(frame: Frame, series, grey: bool) -> UserError:
     )
 
 
-def fit_to(found: Instances, shape: tuple[int, int]) -> Instances:
-    """Bring cells found in a resized picture back to the pixels of its file: nearest; overlaps go to the higher score.
-
-    Examples
-    --------
-    >>> small = Instances.from_labels(np.array([[1, 2]]))
-    >>> fit_to(small, (2, 4)).paint()
-    array([[1, 1, 2, 2],
-           [1, 1, 2, 2]], dtype=int32)
-    """
-    if found.shape == tuple(shape):
-        return found
-    rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
-        for old, new in zip(found.shape, shape, strict=True)
-    )
-    labels = found.paint()[np.ix_(rows, columns)]
-    kept = np.unique(labels[labels > 0]) - 1
-    return Instances.from_labels(labels, found.class_ids[kept], found.scores[kept])
-
-
 def convert_files(
     images: Sequence[str | Path], out: str | Path, conversion: Conversion, workers: int = 1
 ) -> tuple[list[Path], list[Quarantined]]:
@@ -602,8 +585,9 @@ def convert_files(
     UserError
         No image, or none that could be converted, or a folder that holds the images themselves, or cannot be written.
     """
-    from cellkit.batch import Recipe, convert_batch
-    from cellkit.readers import open_file
+    from cellkit.batch import convert_batch
+    from cellkit.conversion import Recipe
+    from cellkit.open import open_file
     from cellkit.tables import write_table
 
     out = Path(out)
@@ -762,7 +746,7 @@ class _Job:
 
     def _stream(self, todo: Sequence[Frame], quarantined: list[Quarantined]) -> Iterator[tuple]:
         """Yield frame, picture and cells. Where a diameter was asked for, pictures of another scale have their turn later."""
-        from cellkit.readers import check_memory
+        from cellkit.machine import check_memory
 
         scale = self.conversion.scale if self.conversion and self.conversion.told else 1.0
         left = LeftOut()

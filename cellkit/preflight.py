@@ -1,7 +1,7 @@
 """A look ahead: every problem of data, labels, classes, splits and settings at once, before anything is run.
 
 The stages' own functions are asked: images are listed and opened by the code of notebook 01, which here reads the headers of
-pictures only (`readers.headers_only`) and goes on after a refusal (`errors.collected`), so that what is told here and what a
+pictures only (`file_info.headers_only`) and goes on after a refusal (`errors.collected`), so that what is told here and what a
 stage does cannot differ. Label images are read whole. What only the pixels of pictures tell (copies,
 blur) is found by the stages.
 """
@@ -26,10 +26,10 @@ from cellkit.config import STAGES, Config
 from cellkit.config_places import data_path, here
 from cellkit.config_reading import known_keys, load_config
 from cellkit.errors import Quarantined, UserError, collected, refuse_or_note
+from cellkit.file_info import headers_only
 from cellkit.instances import Instances
 from cellkit.listing import Loaded, SourceImage, check_enough, check_labelled
 from cellkit.names import stem_of
-from cellkit.readers import headers_only
 from cellkit.records import ImageRecord
 
 ERROR, WARNING = "error", "warning"
@@ -241,7 +241,7 @@ def _list(outlook: Outlook) -> None:
 
 def _open(outlook: Outlook) -> None:
     """Open the header of every image and of its labels: channels, sizes, damage; name what cannot be used."""
-    from cellkit.batch import plain_reason, readable
+    from cellkit.errors import plain_reason, readable
     from cellkit.loop import map_items
     from cellkit.sources import refuse_none, tell_one_channel, unusable, with_truth
 
@@ -269,7 +269,7 @@ def _open(outlook: Outlook) -> None:
 
 def _header_of(item: SourceImage, scale: float) -> tuple[ImageRecord, Instances | None, tuple[str, ...]]:
     """Return what a run would note of an image, its cells or what they could be, and what of its file is not read."""
-    from cellkit.convert import resize_instances
+    from cellkit.resize import resize_instances
     from cellkit.sources import record_of
 
     with headers_only():
@@ -438,7 +438,7 @@ def _check_memory(outlook: Outlook) -> None:
     """Ask whether the cells of the largest image can be found, where the config says how large a cell is."""
     from cellkit.backends.cellpose_unet import BYTES_PER_PX
     from cellkit.backends.shared.memory import bytes_for
-    from cellkit.readers import check_memory
+    from cellkit.machine import check_memory
 
     cfg = outlook.cfg.label
     if cfg.diameter_px and cfg.backend == "cellpose_unet" and outlook.records:

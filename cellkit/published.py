@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.errors import UserError
+from cellkit.file_info import only_headers
 from cellkit.folders import IMAGE_SUFFIXES, by_stem, check_inside, list_files
 from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
@@ -33,7 +34,6 @@ from cellkit.listing import (
     refuse_several,
 )
 from cellkit.names import image_id_of, stem_of
-from cellkit.readers import only_headers
 
 # ---- BBBC039 -------------------------------------------------------------------------------------------------------
 BBBC039_LISTS = (("training", "train"), ("validation", "val"), ("test", "test"))

@@ -798,7 +798,7 @@ def _data(files: RunFiles) -> list:
 
 def _reasons(files: RunFiles) -> Callable[[ImageRecord], str]:
     """Return what says why an image is flagged: with numbers and limits where quality.csv and quality.json hold them."""
-    from cellkit.quality import reasons
+    from cellkit.flags import reasons
 
     table, limits = files.path("quality.csv"), files.path("quality.json")
     known = table is not None and limits is not None

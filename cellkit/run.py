@@ -396,7 +396,7 @@ def _arithmetic() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
-    from cellkit.training import device_and_dtype
+    from cellkit.machine import device_and_dtype
 
     device, dtype = device_and_dtype()
     return {

@@ -721,7 +721,7 @@ def show_conversion(
         As `show_planes`; as `show_channels` where no file of channels is behind the picture (labelme, composed images).
     """
     from cellkit.dataset import CellDataset
-    from cellkit.readers import READ_SUFFIXES, open_file
+    from cellkit.open import READ_SUFFIXES, open_file
 
     empty = Instances.empty((record.height_px, record.width_px))
     image = CellDataset([record], [empty], (), Path(run_dir), [1]).image(0)
@@ -744,7 +744,7 @@ def show_conversion(
 
 def _source_file(root: Path, source: str) -> tuple[Path | None, str]:
     """Split a record's source into the file it begins with and the rest: scene, time, planes."""
-    from cellkit.readers import is_image_folder
+    from cellkit.open import is_image_folder
 
     words = source.split(" ")
     for cut in range(len(words), 0, -1):
@@ -1680,7 +1680,7 @@ def show_set_aside(
     (rows, columns) Axes
         One empty row where nothing is flagged.
     """
-    from cellkit.quality import reasons
+    from cellkit.flags import reasons
 
     data = _folder_of(Path(root), records)
     flags = sorted({record.flags for record in records} - {""})

@@ -21,30 +21,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cellkit import boxes, cocosets, labelme, layouts, published
-from cellkit.batch import (
-    JOURNAL,
-    Journal,
-    content_of,
-    level_row,
-    limits_of_batch,
-    plain_reason,
-    png_parts,
-    put,
-    readable,
-    remove_remains,
-    scaled_by,
-    still_there,
-    sync,
-    tell_notes,
-)
-from cellkit.convert import Level, resize_image, resize_instances, resized_shape, shared_limits
-from cellkit.errors import Quarantined, UserError
+from cellkit.batch import limits_of_batch, tell_notes
+from cellkit.conversion import Level, level_row, scaled_by
+from cellkit.errors import Quarantined, UserError, plain_reason, readable
+from cellkit.files import content_of, sync
 from cellkit.folders import list_files
 from cellkit.instances import Instances
+from cellkit.journal import JOURNAL, Journal, remove_remains, still_there
+from cellkit.light import shared_limits
 from cellkit.listing import Loaded, SourceImage, check_enough, noted, read_table, without_empty
 from cellkit.loop import map_items
 from cellkit.names import check_ids
+from cellkit.png import png_parts, put
 from cellkit.records import ImageRecord, torn_groups
+from cellkit.resize import resize_image, resize_instances, resized_shape
 from cellkit.tables import write_table
 
 SOURCES: dict[str, Callable[[Path, object], Iterator[SourceImage]]] = {
@@ -471,7 +461,7 @@ def _from_entry(entry: dict) -> tuple[ImageRecord, Instances | None, list[Level]
 
 def _gathered(out: Path, done: list, quarantined: list[Quarantined], originals: list[dict], config) -> Gathered:
     """Flag the images by what the training images are like, write the tables."""
-    from cellkit.quality import flag_records
+    from cellkit.flags import flag_records
 
     taught = [result[0].split == "train" for result in done]
     measured = [result[3] for result in done]

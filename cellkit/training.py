@@ -21,6 +21,7 @@ from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
+from cellkit.machine import device_and_dtype
 
 SAVE_EVERY_S = 60.0
 TELL_EVERY_S = 15.0
@@ -381,37 +382,6 @@ def random_state_kept() -> Iterator[None]:
         finally:
             if on_mps:
                 torch.mps.set_rng_state(before)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: for many small operations, which several threads only slow down on a busy machine.
-
-    Measured on two busy cores: following the flows of one 320 x 320 px image takes 6 s on one thread, 65 s on two.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def device_and_dtype():
-    """Return the device to compute on, and bfloat16 where this processor multiplies it natively, else float32.
-
-    Measured on an AVX-512-BF16 processor: one training step of the U-Net takes 0.4 of its float32 time.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda"), torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if torch.backends.mps.is_available():
-        return torch.device("mps"), torch.float32
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.device("cpu"), torch.bfloat16 if native else torch.float32
 
 
 def arithmetic() -> str:

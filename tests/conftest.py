@@ -40,9 +40,9 @@ def eight_bit(plane: np.ndarray) -> np.ndarray:
 def drawn(tmp_path_factory):
     """Six drawn images of two lines, (128, 128, 3) uint8, with truth and classes: three train, two val, one test."""
     from cellkit import synthetic
-    from cellkit.batch import write_png
     from cellkit.dataset import CellDataset
     from cellkit.instances import Instances
+    from cellkit.png import write_png
     from cellkit.records import ImageRecord
 
     root = tmp_path_factory.mktemp("drawn")

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellkit import archives
-from cellkit.archives import Bad, NoRoom, check_archive, checked_name, unpack
+from cellkit.archives import Bad, check_archive, checked_name, unpack
 from cellkit.errors import UserError
+from cellkit.machine import NoRoom
 
 FILES = {"a.png": b"one", "masks/a.png": b"two", "masks/deep/b.png": b""}
 

@@ -19,10 +19,10 @@ from cellkit.backends.shared import diameter, fine_tuning, flows, inputs, thresh
 from cellkit.backends.shared.augment import random_warp
 from cellkit.backends.shared.paste import paste
 from cellkit.backends.unet_network import CellposeUNet, load_network
-from cellkit.batch import write_png
 from cellkit.dataset import CellDataset, predict_all
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.png import write_png
 from cellkit.records import ImageRecord
 from cellkit.scores_iou import overlaps
 from cellkit.scores_kaggle import kaggle

@@ -20,24 +20,15 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from cellkit.__main__ import main
-from cellkit.batch import (
-    JOURNAL,
-    Journal,
-    Recipe,
-    alone_in,
-    content_of,
-    convert_batch,
-    crc32_of,
-    encode_png,
-    put,
-    readable,
-    still_there,
-    write_png,
-)
+from cellkit.batch import convert_batch
 from cellkit.config import ConvertConfig
+from cellkit.conversion import Recipe
 from cellkit.convert import convert_file
-from cellkit.errors import UserError
+from cellkit.errors import UserError, readable
+from cellkit.files import content_of, crc32_of
+from cellkit.journal import JOURNAL, Journal, alone_in, still_there
 from cellkit.loop import StopAll
+from cellkit.png import encode_png, put, write_png
 from cellkit.records import read_records, write_records
 from cellkit.sources import gather
 

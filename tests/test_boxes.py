@@ -17,11 +17,11 @@ from cellkit.boxes import units_of
 from cellkit.coco import read_coco, write_coco, write_results
 from cellkit.compare import match_sides, read_side, score_sides
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
-from cellkit.convert import resize_instances
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances, pixel_boxes, refuse_boxes
 from cellkit.records import ImageRecord
+from cellkit.resize import resize_instances
 from cellkit.scores_conventions import compare_conventions
 from cellkit.scores_table import score_table
 from cellkit.sources import SOURCES, gather

@@ -14,11 +14,11 @@ import tifffile
 from filelock import FileLock
 
 from cellkit import __main__ as cli
-from cellkit.batch import write_png
 from cellkit.coco import read_coco, write_coco, write_results
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
+from cellkit.png import write_png
 
 HEAVY = (
     "torch",

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cellkit.__main__ import main
-from cellkit.batch import write_png
 from cellkit.coco import write_coco, write_results
 from cellkit.compare import (
     compare_models,
@@ -26,6 +25,7 @@ from cellkit.files import read_json, write_json
 from cellkit.instances import Instances
 from cellkit.labels import write_labels
 from cellkit.names import image_id_of, plain_stem
+from cellkit.png import write_png
 from cellkit.records import ImageRecord, write_records
 from cellkit.submission import write_submission
 
@@ -496,7 +496,7 @@ def test_proposals_are_refused_as_truth_and_left_out_where_some_images_were_corr
 
 @pytest.mark.parametrize("form", ["tif", "png", "seg", "roi"])
 def test_proposals_written_for_a_label_tool_stay_proposals_until_somebody_changes_them(tmp_path, said, form):
-    from cellkit.batch import write_png
+    from cellkit.png import write_png
 
     marked, out = marked_coco(tmp_path / "m.json", ["proposed", "corrected", ""]), tmp_path / "out"
     for k in range(3):

@@ -11,26 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from cellkit.convert import (
-    Light,
-    best_focus,
-    colour_map,
-    convert_file,
-    find_channel,
-    measured_light,
-    percentiles_of,
-    resize_image,
-    resize_instances,
-    resize_labels,
-    resized_shape,
-    shared_limits,
-    sum_light,
-    to_8bit,
-)
+from cellkit.channels import colour_map, find_channel
+from cellkit.convert import best_focus, convert_file
 from cellkit.errors import UserError
+from cellkit.file_info import Channel
 from cellkit.instances import Instances
+from cellkit.light import Light, measured_light, percentiles_of, shared_limits, sum_light, to_8bit
 from cellkit.names import check_ids, image_id_of
-from cellkit.readers import Channel
+from cellkit.resize import resize_image, resize_instances, resize_labels, resized_shape
 
 NUCLEI = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
 ACTIN = NUCLEI[::-1, ::-1].copy()

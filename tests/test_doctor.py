@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from cellkit import backends, doctor, manifest, weights
+from cellkit import backends, doctor, machine, manifest, weights
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ class TestHere:
     def test_device_and_memory_are_what_torch_and_the_system_say(self, found):
         import torch
 
-        from cellkit.training import device_and_dtype
+        from cellkit.machine import device_and_dtype
 
         device, dtype = device_and_dtype()
         assert found["device"]["kind"] == device.type
@@ -126,15 +126,15 @@ class TestFaults:
 
     def test_a_container_allows_less_memory_than_the_machine_has(self, monkeypatch):
         allowed = {"/sys/fs/cgroup/memory.max": 2 * 10**9, "/sys/fs/cgroup/memory.current": 500_000_000}
-        monkeypatch.setattr(doctor, "_number_in", allowed.get)
-        memory = doctor.check_memory()
+        monkeypatch.setattr(machine, "_number_in", allowed.get)
+        memory = machine.memory()
         assert memory["total_gb"] == 2.0
         assert memory["free_gb"] <= 1.5
 
     def test_no_number_in_a_file(self, tmp_path):
         (tmp_path / "max").write_text("max\n")
-        assert doctor._number_in(str(tmp_path / "max")) is None
-        assert doctor._number_in(str(tmp_path / "none")) is None
+        assert machine._number_in(str(tmp_path / "max")) is None
+        assert machine._number_in(str(tmp_path / "none")) is None
 
     def test_the_data_folder(self, monkeypatch, tmp_path):
         monkeypatch.delenv("CELLKIT_DATA", raising=False)

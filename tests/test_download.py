@@ -17,9 +17,9 @@ from loopback import DATE, Server, _Handler
 
 from cellkit import archives
 from cellkit import download as module
-from cellkit.archives import NoRoom
 from cellkit.download import Patience, Refused, Unreachable, download, opener_for, real_address
 from cellkit.errors import UserError
+from cellkit.machine import NoRoom
 
 QUICK = Patience(timeout_s=5.0, tries=3, backoff_s=0.01)
 BODY = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
-from cellkit.batch import write_png
 from cellkit.coco import read_coco, write_coco
 from cellkit.errors import UserError
 from cellkit.exchange import (
@@ -37,6 +36,7 @@ from cellkit.exchange import (
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
 from cellkit.plain_pickle import read_plain_npy
+from cellkit.png import write_png
 from cellkit.records import ImageRecord
 
 CLASSES = ("HEK", "N2a, é")

@@ -26,7 +26,7 @@ from cellkit.config import ChannelsConfig, ConvertConfig
 from cellkit.convert import convert_file
 from cellkit.errors import UserError
 from cellkit.labels import read_labels, write_labels
-from cellkit.readers import inspect_file
+from cellkit.open import inspect_file
 from cellkit.sources import SOURCES, gather
 
 TESTS = Path(__file__).parent
@@ -37,25 +37,25 @@ CELLS[3:12, 4:15], CELLS[20:31, 10:30], CELLS[35, 40] = 1, 4, 9
 
 # row: tests in other files that show what is required; rows that are not here have a test_row_NN below
 ELSEWHERE = {
-    1: ["test_readers:test_a_tiff_cut_short_is_refused_and_never_becomes_fewer_planes",
-        "test_vendors:test_a_file_cut_short_is_refused_and_never_becomes_fewer_or_blacker_planes",
+    1: ["test_open:test_a_tiff_cut_short_is_refused_and_never_becomes_fewer_planes",
+        "test_stacks:test_a_file_cut_short_is_refused_and_never_becomes_fewer_or_blacker_planes",
         "test_labels:test_a_truncated_tiff_is_refused"],
-    2: ["test_readers:test_a_picture_cut_short_is_refused", "test_labels:test_a_truncated_png_is_refused_where_cv2_gives_none",
+    2: ["test_open:test_a_picture_cut_short_is_refused", "test_labels:test_a_truncated_png_is_refused_where_cv2_gives_none",
         "test_predict:test_bad_images_are_set_aside_and_named"],
-    3: ["test_readers:test_empty_files_and_files_of_another_kind_are_refused",
+    3: ["test_open:test_empty_files_and_files_of_another_kind_are_refused",
         "test_batch:test_a_bad_file_is_set_aside_and_said_by_the_exit_code",
         "test_sources:test_bad_images_are_set_aside_with_their_reason_and_the_rest_goes_on"],
-    4: ["test_readers:test_a_header_that_claims_too_much_is_refused_before_reading",
+    4: ["test_open:test_a_header_that_claims_too_much_is_refused_before_reading",
         "test_labels:test_a_header_that_claims_a_giant_is_refused_before_it_is_read"],
     8: ["test_convert:test_constant_saturated_and_sparse_planes_stay_finite",
         "test_quality:test_flat_dark_and_tiny_pictures_are_measured_without_a_warning"],
     9: ["test_convert:test_nan_infinity_and_complex_are_refused_with_their_count"],
-    10: ["test_readers:test_grey_colour_palette_and_alpha_are_told_apart",
+    10: ["test_open:test_grey_colour_palette_and_alpha_are_told_apart",
          "test_sources:test_a_channel_that_no_image_has_is_said_once_with_the_channels_there_are"],
     11: ["test_labels:test_palette_png_gives_indices_where_others_give_colours",
          "test_layouts:test_a_palette_label_image_gives_its_indices", "test_labels:test_colour_pictures_are_no_labels"],
-    12: ["test_readers:test_stated_axes_are_followed_wherever_they_lie",
-         "test_readers:test_separate_pages_are_not_guessed_to_be_time_or_depth"],
+    12: ["test_open:test_stated_axes_are_followed_wherever_they_lie",
+         "test_open:test_separate_pages_are_not_guessed_to_be_time_or_depth"],
     13: ["test_layouts:test_label_images_that_may_have_lost_ids_are_refused",
          "test_labels:test_a_tiff_with_jpeg_inside_is_refused",
          "test_convert:test_images_shrink_by_area_and_labels_follow_on_the_same_grid"],
@@ -114,7 +114,7 @@ ELSEWHERE = {
          "test_predict:test_places_that_cannot_be_written", "test_fetch:test_a_folder_that_cannot_be_written"],
     52: ["test_sources:test_links_are_not_followed_in_circles_nor_out_of_the_folder",
          "test_listing:test_what_a_link_points_to_must_lie_in_the_folder",
-         "test_vendors:test_an_ome_zarr_does_not_lead_out_of_itself",
+         "test_stacks:test_an_ome_zarr_does_not_lead_out_of_itself",
          "test_cocosets:test_json_that_is_no_coco_is_left_alone_and_links_out_are_refused",
          "test_boxes:test_voc_parts_that_are_missing_or_hostile_are_named"],
     53: ["test_batch:test_what_is_done_is_skipped_and_what_changed_is_made_again",
@@ -258,16 +258,16 @@ def test_row_05_pixel_budget_of_the_config(tmp_path, name):
 
 
 def test_row_06_memory_is_asked_for_before_a_giant_is_read(set_aside, said, tmp_path, monkeypatch):
-    from cellkit import doctor
+    from cellkit import machine
 
     path = tmp_path / "in" / "bad.tif"
     path.parent.mkdir()
     tifffile.imwrite(path, shape=(16_000, 16_000), dtype=np.uint16)  # never written: no page of it is on the disk
-    monkeypatch.setattr(doctor, "check_memory", lambda: {"total_gb": 8.0, "free_gb": 2.0})
+    monkeypatch.setattr(machine, "memory", lambda: {"total_gb": 8.0, "free_gb": 2.0})
     assert "converting bad.tif takes about 2.6 GB of memory, 2.0 GB are free" in set_aside(path)
     side = 4000  # converted within half a gigabyte, more to find its cells
     save(tmp_path / "wide.png", np.zeros((side, side, 3), np.uint8))
-    monkeypatch.setattr(doctor, "check_memory", lambda: {"total_gb": 8.0, "free_gb": 0.7})
+    monkeypatch.setattr(machine, "memory", lambda: {"total_gb": 8.0, "free_gb": 0.7})
     code, _, err = said("predict", "threshold", tmp_path / "wide.png", "-o", tmp_path / "found.json")
     assert code == 2 and "finding the cells of wide.png takes about 0.8 GB of memory, 0.7 GB are free" in err
     assert not (tmp_path / "found.json").exists()
@@ -275,7 +275,7 @@ def test_row_06_memory_is_asked_for_before_a_giant_is_read(set_aside, said, tmp_
 
 def test_row_06_memory_is_asked_for_at_the_scale_of_the_network(said, tmp_path, monkeypatch):
     """Cells of 4 px are enlarged to 30 px: the file is small, the work is not."""
-    from cellkit import doctor
+    from cellkit import machine
     from cellkit.backends import cellpose_unet, get_backend
     from cellkit.config import Config
     from cellkit.dataset import CellDataset, predict_all
@@ -285,7 +285,7 @@ def test_row_06_memory_is_asked_for_at_the_scale_of_the_network(said, tmp_path, 
 
     record = ImageRecord("wide", "wide.png", 700, 700)
     save(tmp_path / "wide.png", np.zeros((700, 700, 3), np.uint8))
-    monkeypatch.setattr(doctor, "check_memory", lambda: {"total_gb": 8.0, "free_gb": 0.6})
+    monkeypatch.setattr(machine, "memory", lambda: {"total_gb": 8.0, "free_gb": 0.6})
     monkeypatch.setattr(cellpose_unet, "predict_maps", lambda *_: pytest.fail("begun"))
     told = "wide.png takes about 3.1 GB of memory, 0.6 GB are free"
     code, _, err = said("predict", "starter", tmp_path / "wide.png", "-o", tmp_path / "found.json", "--diameter", 4)
@@ -303,9 +303,9 @@ def test_row_06_memory_is_asked_for_at_the_scale_of_the_network(said, tmp_path, 
 
 
 def test_row_06_small_images_ask_for_nothing(tmp_path, monkeypatch):
-    from cellkit import doctor
+    from cellkit import machine
 
-    monkeypatch.setattr(doctor, "check_memory", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(machine, "memory", lambda: pytest.fail("asked"))
     tifffile.imwrite(tmp_path / "a.tif", GREY)
     assert convert_file(tmp_path / "a.tif", {"nuclei": 0})[0].image.shape == (40, 50, 3)
 

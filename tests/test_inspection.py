@@ -9,12 +9,12 @@ import pytest
 import tifffile
 
 from cellkit import inspection
-from cellkit.batch import write_png
 from cellkit.coco import write_coco
 from cellkit.convert import inspect_file
 from cellkit.errors import UserError
 from cellkit.inspection import detect_kind, discover_classes, inspect_coco, inspect_folder, tell_file, tell_folder
 from cellkit.labels import write_labels
+from cellkit.png import write_png
 
 GREY = np.full((20, 30), 7, np.uint8)
 LABELS = np.zeros((20, 30), np.int32)

@@ -20,7 +20,6 @@ from PIL import Image
 from cellkit import weights
 from cellkit.__main__ import main
 from cellkit.backends import get_backend
-from cellkit.batch import write_png
 from cellkit.coco import read_coco, write_coco
 from cellkit.config import ConvertConfig, FinetuneConfig, LabelConfig, MaskrcnnConfig
 from cellkit.convert import convert_file
@@ -28,6 +27,7 @@ from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
+from cellkit.png import write_png
 from cellkit.predict import (
     SETTINGS_OF,
     Conversion,
@@ -38,12 +38,12 @@ from cellkit.predict import (
     find_frames,
     find_images,
     find_model,
-    fit_to,
     predict_files,
     read_picture,
     segmented,
 )
 from cellkit.records import write_records
+from cellkit.resize import fit_to
 from cellkit.run import Run
 
 THRESHOLD = find_model("threshold", {"diameter_px": 30})

@@ -11,10 +11,10 @@ import tifffile
 from cellkit.config_reading import load_config
 from cellkit.errors import UserError
 from cellkit.evaluation import check_submit
+from cellkit.file_info import headers_only
 from cellkit.labels import write_labels
 from cellkit.notebooks import read_notebooks
 from cellkit.preflight import ERROR, MODELS, WARNING, look_ahead, look_at, preflight
-from cellkit.readers import headers_only
 from cellkit.sources import gather
 from cellkit.weights import save_checkpoint
 
@@ -362,7 +362,7 @@ def test_proposals_beside_labels_and_a_foreign_sample_are_warned_of(here):
 
 
 def test_memory_disk_and_run_folder(here, monkeypatch):
-    from cellkit import doctor, manifest, readers
+    from cellkit import machine, manifest
 
     lab()
     monkeypatch.setattr(manifest, "free_bytes", lambda folder: manifest.MIN_FREE_BYTES + 100)
@@ -371,8 +371,8 @@ def test_memory_disk_and_run_folder(here, monkeypatch):
     assert "10 MB are free at" in refused()
     monkeypatch.undo()
     os.chdir(here)
-    monkeypatch.setattr(readers, "ASK_FOR_MEMORY_BYTES", 1000)
-    monkeypatch.setattr(doctor, "check_memory", lambda: {"free_gb": 0.0001})
+    monkeypatch.setattr(machine, "ASK_FOR_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(machine, "memory", lambda: {"free_gb": 0.0001})
     assert "finding the cells of" in refused(label__diameter_px=5.0)
     monkeypatch.undo()
     os.chdir(here)

@@ -10,25 +10,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cellkit.config import QualityConfig
-from cellkit.convert import to_8bit
+from cellkit.duplicates import POSITIONS, Copy, check_copies, find_copies, settle_copies
 from cellkit.errors import UserError
-from cellkit.quality import (
+from cellkit.flags import (
     BLUR_LIMITS,
     DEBRIS_LIMITS,
     FLAGS,
-    POSITIONS,
-    Copy,
-    check_copies,
     explain,
-    find_copies,
     flag_records,
     judgement,
-    measure,
     name_flagged,
     reasons,
     set_aside,
-    settle_copies,
 )
+from cellkit.light import to_8bit
+from cellkit.quality import measure
 from cellkit.records import ImageRecord, is_scored
 from cellkit.synthetic import FieldStyle, draw_field, expose_stack, random_style
 
@@ -283,7 +279,7 @@ def fields():
 
 
 def found_in(tmp_path, pictures, splits=None):
-    from cellkit.batch import write_png
+    from cellkit.png import write_png
 
     records = []
     for k, image in enumerate(pictures):

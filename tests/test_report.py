@@ -17,8 +17,8 @@ from cellkit.config_reading import load_config
 from cellkit.dataset import CellDataset
 from cellkit.errors import Quarantined, UserError
 from cellkit.evaluation import classes_found, count_lines, decide, predictions_of, score_models, summarise
+from cellkit.flags import set_aside
 from cellkit.instances import Instances
-from cellkit.quality import set_aside
 from cellkit.records import write_records
 from cellkit.run import Run
 
@@ -191,7 +191,7 @@ def test_page_tells_what_was_run(evaluated):
 
 
 def test_flags_are_told_in_plain_words_with_their_numbers(tmp_path):
-    from cellkit.quality import flag_records
+    from cellkit.flags import flag_records
     from cellkit.records import ImageRecord
 
     (tmp_path / "quality.csv").write_text("image_id,blur_px\na,6.23\n")
@@ -276,7 +276,7 @@ def test_damaged_tables_do_not_stop_the_page(evaluated, tmp_path):
 
 def test_empty_and_classless_runs(tmp_path):
     """One model without classes, one image without a cell on either side."""
-    from cellkit.batch import write_png
+    from cellkit.png import write_png
     from cellkit.records import ImageRecord
 
     write_png(tmp_path / "images/dark.png", np.zeros((40, 60, 3), np.uint8))

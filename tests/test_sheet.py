@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cellkit.batch import write_png
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.files import write_json
 from cellkit.instances import Instances
+from cellkit.png import write_png
 from cellkit.records import ImageRecord
 from cellkit.sheet import FAULTS, class_table, describe, look, tell
 
@@ -179,7 +179,8 @@ def test_an_image_that_is_gone_is_named(small):
 
 
 def test_the_picture_of_a_sheet_and_of_what_was_set_aside(small):
-    from cellkit.quality import flag_records, measure
+    from cellkit.flags import flag_records
+    from cellkit.quality import measure
     from cellkit.show import new_figure, show_data, show_set_aside, to_png
 
     for sheet in (describe(small), describe(replace(small, instances=[Instances.empty(SHAPE)] * 4))):

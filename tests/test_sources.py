@@ -10,13 +10,14 @@ from conftest import eight_bit
 from PIL import Image
 
 from cellkit.config import ChannelsConfig, Config, ConvertConfig
-from cellkit.convert import convert_file, resize_labels
+from cellkit.convert import convert_file
 from cellkit.errors import UserError
 from cellkit.evaluation import handed_in
+from cellkit.flags import set_aside
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
-from cellkit.quality import set_aside
 from cellkit.records import is_scored
+from cellkit.resize import resize_labels
 from cellkit.sources import SOURCES, gather, source_folder, tell_classes, tell_kind
 from cellkit.synthetic import FieldStyle, draw_field, expose, write_fields
 from cellkit.tables import write_table

@@ -85,8 +85,8 @@ def test_ids_of_a_picture_larger_than_a_tile_are_those_of_its_rows_and_each_is_o
     from scipy.ndimage import label
 
     from cellkit.backends import threshold
-    from cellkit.batch import write_png
     from cellkit.labels import read_labels
+    from cellkit.png import write_png
     from cellkit.predict import find_model, predict_files
 
     labels = np.zeros((250, 270), int)

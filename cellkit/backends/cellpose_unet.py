@@ -214,7 +214,7 @@ def load_start(base: str | Path, seed: int = 0):
 
     from cellkit import weights
     from cellkit.backends.unet_network import CellposeUNet, load_network, placed
-    from cellkit.training import device_and_dtype
+    from cellkit.machine import device_and_dtype
 
     if str(base) == "scratch":
         with random_state_kept():
@@ -266,7 +266,7 @@ def predict_maps(network: Any, image: np.ndarray, diameter_px: float, channels: 
 def _forward(network, planes: np.ndarray) -> np.ndarray:
     import torch
 
-    from cellkit.training import device_and_dtype
+    from cellkit.machine import device_and_dtype
 
     device, dtype = device_and_dtype()
     height, width = planes.shape[1:]
@@ -363,7 +363,7 @@ class Loss:
         """Return the loss tensor of a step."""
         import torch
 
-        from cellkit.training import device_and_dtype
+        from cellkit.machine import device_and_dtype
 
         device, dtype = device_and_dtype()
         planes, target = (torch.from_numpy(x).to(device) for x in self.batch(step))

@@ -77,7 +77,7 @@ class UNetPyramid(nn.Module):
 
     def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         """Map (B, 3, H, W), red, cytoplasm, nuclei, to levels "0", "1", "2" of (B, channels, H/2, W/2) and so on."""
-        from cellkit.training import device_and_dtype
+        from cellkit.machine import device_and_dtype
 
         dtype = device_and_dtype()[1]
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):

@@ -75,7 +75,7 @@ def load(checkpoint: str | Path, config: Any = None) -> Segmenter:
     """
     from cellkit import weights
     from cellkit.backends.maskrcnn_network import build
-    from cellkit.training import device_and_dtype
+    from cellkit.machine import device_and_dtype
 
     card = weights.card_for(checkpoint, NAME)
     settings = merged(config, card.config, DEFAULTS)
@@ -196,7 +196,7 @@ def _start(config: Any, settings: dict, classes: int):
     from cellkit import weights
     from cellkit.backends.maskrcnn_network import build
     from cellkit.backends.unet_network import load_network
-    from cellkit.training import device_and_dtype
+    from cellkit.machine import device_and_dtype
 
     check_start(str(config.start), settings["backbone"], settings["freeze_backbone"])
     network = None

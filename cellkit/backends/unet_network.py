@@ -137,7 +137,7 @@ class CellposeUNet(nn.Module):
 
 def load_network(checkpoint: str | Path):
     """Return the network in evaluation mode and the config of its card ({} for a published checkpoint)."""
-    from cellkit.training import device_and_dtype
+    from cellkit.machine import device_and_dtype
 
     checkpoint = Path(checkpoint)
     config: dict = {}

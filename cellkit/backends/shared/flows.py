@@ -67,7 +67,7 @@ def _along_flows(flows: np.ndarray, inside: np.ndarray, flow_threshold: float) -
     import torch
     from cellpose import dynamics
 
-    from cellkit.training import one_thread
+    from cellkit.machine import one_thread
 
     if not inside.any():
         return np.zeros(inside.shape, np.int32)
@@ -131,7 +131,7 @@ def target_of(labels: np.ndarray, cache: Path | None = None) -> np.ndarray:
 
     from cellkit.files import atomic_path
     from cellkit.labels import relabel
-    from cellkit.training import one_thread
+    from cellkit.machine import one_thread
 
     labels = relabel(labels)[0]
     name = hashlib.sha256(np.ascontiguousarray(labels).tobytes() + str(labels.shape).encode()).hexdigest()[:24] + ".npy"

@@ -40,7 +40,7 @@ def ask_for_memory(train: CellDataset, shown: CellDataset, diameter_px: float, k
     bytes_per_px : int
         As for `bytes_for`: what finding the cells of one image takes on top.
     """
-    from cellkit.readers import check_memory
+    from cellkit.machine import check_memory
 
     shapes = [[(r.height_px, r.width_px) for r in part.records] for part in (train, shown)]
     total = sum(h * w for h, w in shapes[0]) * (CELL_PX / diameter_px) ** 2 * kept

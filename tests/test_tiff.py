@@ -9,7 +9,7 @@ import tifffile
 
 from cellkit.errors import UserError
 from cellkit.labels import read_labels
-from cellkit.readers import inspect_file, open_file
+from cellkit.open import inspect_file, open_file
 
 PIXELS = np.arange(1, 1281, dtype=np.uint16).reshape(32, 40)
 LABELS = np.zeros((32, 40), np.uint8)

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from cellkit.errors import UserError
-from cellkit.readers import inspect_file, open_file
+from cellkit.open import inspect_file, open_file
 
 RAW = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[2] / "shared" / "data") / "raw_formats"
 STACK = np.random.default_rng(0).integers(0, 4000, (3, 2, 20, 30), dtype=np.uint16)  # Z, C, Y, X

@@ -16,16 +16,19 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cellkit import vendors
 from cellkit.__main__ import main
 from cellkit.convert import convert_file
 from cellkit.doctor import check_formats
 from cellkit.doctor import tell as tell_doctor
 from cellkit.errors import UserError
+from cellkit.file_info import Reader
 from cellkit.inspection import list_microscope_files, tell_file, tell_files
-from cellkit.readers import READ_VENDOR_SUFFIXES, inspect_file, open_file
+from cellkit.ome_zarr import _zarr_um_per_px
+from cellkit.open import READER_OF, READERS, inspect_file, open_file
+from cellkit.stacks import parse_xml
 
 ROOT = Path(__file__).parents[1]
+LIBRARY_SUFFIXES = [suffix for suffix, reader in READER_OF.items() if reader.module]
 RNG = np.random.default_rng(0)
 STACK = RNG.integers(0, 4000, (2, 2, 3, 20, 30), dtype=np.uint16)  # T, C, Z, Y, X
 
@@ -190,7 +193,7 @@ def test_stated_axes_take_the_place_of_the_files_own(tmp_path, kind):  # fault 1
         inspect_file(path, "TYX")
 
 
-@pytest.mark.parametrize("suffix", READ_VENDOR_SUFFIXES)
+@pytest.mark.parametrize("suffix", LIBRARY_SUFFIXES)
 def test_missing_empty_and_foreign_files_are_refused(tmp_path, suffix):  # fault 3
     with pytest.raises(UserError, match="no .* at "):
         inspect_file(tmp_path / f"none{suffix}")
@@ -219,18 +222,18 @@ def test_names_are_read_in_any_case_and_unread_formats_are_named(tmp_path):
 
 
 # ---- readers that are not there ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("suffix", READ_VENDOR_SUFFIXES)
+@pytest.mark.parametrize("suffix", LIBRARY_SUFFIXES)
 def test_a_reader_that_is_missing_is_named_with_the_line_that_installs_it(tmp_path, monkeypatch, suffix):
-    vendor = vendors.VENDORS[suffix]
-    monkeypatch.setitem(vendors.VENDORS, suffix, vendor._replace(module="no_such_reader"))
+    reader = READER_OF[suffix]
+    monkeypatch.setitem(reader.__dict__, "module", "no_such_reader")
     path = tmp_path / f"a{suffix}"
     path.mkdir() if suffix == ".zarr" else path.write_bytes(b"x")
     with pytest.raises(UserError) as caught:
         inspect_file(path)
     problem, remedy = str(caught.value).split("\n")
-    assert f"a{suffix} is {vendor.kind}, which {vendor.package}" in problem
-    assert remedy == f"pip install '{vendor.requirement}'"
-    item = {item["kind"]: item for item in check_formats()}[vendor.kind]
+    assert f"a{suffix} is {reader.kind}, which {reader.package}" in problem
+    assert remedy == f"pip install '{reader.requirement}'"
+    item = {item["kind"]: item for item in check_formats()}[reader.kind]
     assert (item["ok"], item["remedy"]) == (False, remedy)
 
 
@@ -251,9 +254,9 @@ def test_doctor_tells_the_formats(monkeypatch):
 def test_requirements_are_those_of_the_package_and_only_the_copyleft_one_is_an_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for vendor in vendors.VENDORS.values():
-        copyleft = "GPL" in vendor.licence
-        assert vendor.requirement in (extras["czi"] if copyleft else project["dependencies"])
+    for reader in (one for one in READERS if one.module):
+        copyleft = "GPL" in reader.licence
+        assert reader.requirement in (extras["czi"] if copyleft else project["dependencies"])
     assert not any("czi" in text.lower() for text in project["dependencies"])
     assert extras["czi"][0] in extras["test"]
 
@@ -261,7 +264,7 @@ def test_requirements_are_those_of_the_package_and_only_the_copyleft_one_is_an_e
 def test_readers_are_imported_when_a_file_of_theirs_is_opened(tmp_path):
     path = written("lif", tmp_path)
     code = (
-        "import sys, cellkit.convert, cellkit.vendors; from cellkit.readers import inspect_file\n"
+        "import sys, cellkit.convert; from cellkit.open import inspect_file\n"
         "here = lambda: [m for m in ('zarr', 'nd2', 'liffile', 'pylibCZIrw', 'dask') if m in sys.modules]\n"
         f"print(here()); inspect_file({str(path)!r}); print(here())"
     )
@@ -369,7 +372,7 @@ class FakeCzi:
 def test_phases_and_views_of_a_czi_are_refused_with_its_axes(tmp_path, monkeypatch):  # fault 12
     (tmp_path / "a.czi").write_bytes(b"x")
     module = SimpleNamespace(open_czi=lambda path: FakeCzi({"C": 0, "H": 0}, {"C": 0, "H": 1}))
-    monkeypatch.setattr(vendors, "load_reader", lambda vendor, name: module)
+    monkeypatch.setattr(Reader, "library", lambda reader, name: module)
     with pytest.raises(UserError, match=r"axes HYX \(2, 20, 30\): H is no time, channel or z plane\n.*OME-TIFF"):
         inspect_file(tmp_path / "a.czi")
 
@@ -468,7 +471,7 @@ def test_an_image_whose_recording_was_stopped_is_refused(tmp_path):
 
 def test_metadata_that_would_expand_is_not_parsed_by_us(tmp_path):
     with pytest.raises(UserError, match="document type"):
-        vendors._xml(tmp_path / "a.czi", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>')
+        parse_xml(tmp_path / "a.czi", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>')
 
 
 # ---- ND2: no writer is known, so its reader is given a stand-in of the library's file -------------------------------
@@ -502,7 +505,7 @@ class FakeNd2:
 def as_nd2(tmp_path, monkeypatch):
     def make(*given, **how) -> Path:
         fake = FakeNd2(*given, **how)
-        monkeypatch.setattr(vendors, "load_reader", lambda vendor, name: SimpleNamespace(ND2File=lambda path: fake))
+        monkeypatch.setattr(Reader, "library", lambda reader, name: SimpleNamespace(ND2File=lambda path: fake))
         path = tmp_path / "a.nd2"
         path.write_bytes(bytes(fake.pixels.nbytes))
         return path
@@ -919,7 +922,7 @@ def test_the_scale_of_a_zarr_is_that_of_its_columns_and_rows(axes, scale, unit, 
     told = [{"name": a, **({"unit": unit} if a in "yx" else {})} for a in axes]
     scales = {"datasets": [{"coordinateTransformations": [{"type": "scale", "scale": scale}]}]}
     said = []
-    found = vendors._zarr_um_per_px(scales, told, said)
+    found = _zarr_um_per_px(scales, told, said)
     assert np.isnan(found) and bool(said) == (unit != "pixel") if um is None else found == um and not said
 
 

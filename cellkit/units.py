@@ -106,29 +106,3 @@ def wavelength_nm(value: object, unit: object, said: list[str], what: str = "a w
         why = "no wavelength" if math.isnan(nm) else "none of a microscope"
         said.append(f"{what} is told as '{told}' {unit}, which is {why}: taken as unknown")
     return math.nan
-
-
-# ---- OME-XML -------------------------------------------------------------------------------------------------------
-def ome_wavelengths(channel, said: list[str]) -> tuple[float, float]:
-    """Return the emission and the excitation (nm, nan when unknown) of an OME <Channel> element."""
-    name = channel.get("Name") or channel.get("ID") or "a channel"
-    return tuple(
-        wavelength_nm(
-            channel.get(f"{kind}Wavelength"), channel.get(f"{kind}WavelengthUnit", "nm"), said, f"{kind} of {name}"
-        )
-        for kind in ("Emission", "Excitation")
-    )
-
-
-def ome_um_per_px(image, said: list[str]) -> float:
-    """Micrometres per pixel from an OME <Image> element; nan when it does not say."""
-    pixels = image.find("{*}Pixels")
-    if pixels is None:
-        return math.nan
-    sides = (
-        length_um(
-            pixels.get(f"PhysicalSize{side}"), pixels.get(f"PhysicalSize{side}Unit", "µm"), said, f"PhysicalSize{side}"
-        )
-        for side in "XY"
-    )
-    return square_um(*sides, said)

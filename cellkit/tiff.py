@@ -1,8 +1,7 @@
 """TIFF files: plain, of ImageJ and OME-TIFF, each read for what its writer meant by it.
 
-A file of an OME set is read by its own UUID: the images whose pixels lie in it, each once. What a page's tags say of its
-values (white is zero, orientation, palette) is decided here, by who wrote the file, for images and label images alike.
-Pages that no description accounts for are named.
+What a page's tags say of its values (white is zero, orientation, palette) is decided here, by who wrote the file, for
+images and label images alike. Pages that no description accounts for are named.
 """
 
 from __future__ import annotations
@@ -17,24 +16,25 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 
 from cellkit.errors import UserError
-from cellkit.headers import length_um, ome_um_per_px, ome_wavelengths, square_um
-from cellkit.readers import (
+from cellkit.file_info import (
     COLOURS,
     ORIENTATION,
     Channel,
     FileInfo,
     Opened,
+    Reader,
     Series,
-    _check_opaque,
+    check_opaque,
     check_size,
     checked_axes,
     damaged,
 )
+from cellkit.ome_xml import ome_channels, ome_um_per_px, own_images
+from cellkit.units import length_um, square_um
 
 COMPRESSION, PHOTOMETRIC, SHORT = 259, 262, 3  # tags of a page, and a type of their values
 MICROSCOPE_UM = 1.0  # the largest pixel that a resolution in centimetres is believed to tell, as ImageJ has it
@@ -42,7 +42,6 @@ MICROSCOPE_UM = 1.0  # the largest pixel that a resolution in centimetres is bel
 TOLD_WARNINGS = ("missing", "expected", "out of range", "cannot handle", "failed to read", "invalid TiffData")
 
 
-# ---- opening -------------------------------------------------------------------------------------------------------
 class _TiffMessages(logging.Handler):
     """Collects what tifffile only logs: a file cut short otherwise opens as one plane of many."""
 
@@ -93,7 +92,7 @@ def own_pages(path: Path) -> Iterator[OwnPages]:
                 raise damaged(path, "TIFF", error) from error
             images, notes = [], ()
             if text:
-                images, xml, notes = _own_images(path, text)
+                images, xml, notes = own_images(path, text)
                 if xml is not None:
                     tif = opened.enter_context(tifffile.TiffFile(path, omexml=xml))
                     tif.is_mmstack = False  # which would look for the other files of the set by their names
@@ -131,11 +130,13 @@ def own_pages(path: Path) -> Iterator[OwnPages]:
 
 
 @contextmanager
-def open_tiff(path: Path, axes: str | None) -> Iterator[Opened]:
+def open_tiff(path: Path, axes: str | None, most_px: int) -> Iterator[Opened]:
     """Open a TIFF of any kind tifffile knows; errors as in `own_pages`."""
     with own_pages(path) as own:
         tif = own.tif
-        scenes = [_TiffScene(path, tif, series, axes, ome) for series, ome in zip(own.series, own.ome, strict=True)]
+        scenes = [
+            _TiffScene(path, tif, series, axes, ome, most_px) for series, ome in zip(own.series, own.ome, strict=True)
+        ]
         reader = "ome-tiff" if tif.is_ome else "imagej-tiff" if tif.is_imagej else "tiff"
         info = FileInfo(path, reader, tuple(scene.info for scene in scenes), own.notes, own.left_out)
         yield Opened(info, lambda scene, time, z, channel: scenes[scene].plane(time, z, channel))
@@ -222,121 +223,6 @@ def _larger_subifds(path: Path, page) -> list[str]:
     ]
 
 
-# ---- files of an OME set -------------------------------------------------------------------------------------------
-def _own_images(path: Path, text: str) -> tuple[list, str | None, tuple[str, ...]]:
-    """Return the OME <Image>s whose pixels lie in this file, OME-XML of these alone where there are others, and notes.
-
-    An image's pixels lie where its TiffData say: in the file of that UUID; without a UUID, in this one. A file whose own
-    UUID is named nowhere is known by its name.
-    """
-    root = _parsed(path, text)
-    if root is None:
-        return [], None, ()
-    own, companion = root.get("UUID"), ""
-    binary = root.find("{*}BinaryOnly")
-    if binary is not None:
-        companion = Path(binary.get("MetadataFile", "").replace("\\", "/")).name
-        root = _companion(path, companion, binary.get("UUID"))
-    images = root.findall("{*}Image")
-    named = [place for image in images for place in _places(image)]
-    if not companion and not any(place is not None for place in named):
-        return images, None, ()
-    by_uuid = own is not None and any(place is not None and place[0] == own for place in named)
-
-    def is_own(place) -> bool:
-        if place is None:
-            return not companion
-        return place[0] == own if by_uuid else place[1].casefold() == path.name.casefold()
-
-    kept, others = [], {}
-    for image in images:
-        places = _places(image)
-        here = [is_own(place) for place in places]
-        if any(here) and not all(here):
-            files = sorted({place[1] for place in places if place is not None and place[1]})
-            raise UserError(
-                f"{path.name} is one of several files of one OME data set: image "
-                f"'{image.get('Name') or image.get('ID')}' is spread over {', '.join(files[:4])}{', ...' * (len(files) > 4)}",
-                "export each image as one OME-TIFF",
-            )
-        if any(here):
-            kept.append(image)
-        else:
-            files = {place[1] or place[0] for place in places if place is not None} or {""}
-            others |= dict.fromkeys(files)
-            root.remove(image)
-    if by_uuid and not others and not companion:
-        return kept, None, ()
-    if not kept:
-        raise UserError(
-            f"{path.name} has OME metadata of other files only: {', '.join(sorted(others)[:4])}",
-            "give the files it names, or export each image as one OME-TIFF",
-        )
-    for image in kept:
-        for data in image.iterfind("{*}Pixels/{*}TiffData"):
-            for uuid in data.findall("{*}UUID"):
-                data.remove(uuid)
-    return kept, ElementTree.tostring(root, encoding="unicode"), _notes_of_set(path, sorted(others))
-
-
-def _notes_of_set(path: Path, others: list[str]) -> tuple[str, ...]:
-    """Say which other files the metadata names, and which of them are not beside this one."""
-    if not others:
-        return ()
-    others = [name for name in others if name]
-    told = lambda names: ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")  # noqa: E731
-    text = f"one of a set: other images of it lie in {told(others)}" if others else "describes images without pixels"
-    missing = [name for name in others if not (path.parent / Path(name).name).is_file()]
-    return (f"{text}; not beside it: {told(missing)}" if missing else text,)
-
-
-def _parsed(path: Path, text: str):
-    """Return the root of OME-XML, None where it cannot be read; refuse a document type, which could expand without end."""
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{path.name} has OME metadata with a document type", "export the file again without it")
-    try:
-        return ElementTree.fromstring(text)
-    except ElementTree.ParseError:
-        return None
-
-
-def _companion(path: Path, name: str, uuid: str | None):
-    """Return the root of the metadata that describes a file of pixels: a companion, or another TIFF of the set."""
-    import tifffile
-
-    there = path.parent / name
-    try:
-        if not name or there.resolve() == path.resolve():
-            raise FileNotFoundError
-        if there.suffix.lower() in (".tif", ".tiff"):
-            with tifffile.TiffFile(there) as tif:
-                text = tif.ome_metadata or ""
-        else:
-            text = there.read_text(encoding="utf-8")
-    except Exception as error:
-        raise UserError(
-            f"{path.name} is a part of an OME data set that {name or 'another file'} describes, which cannot be read beside it",
-            f"put {name or 'that file'} into the same folder, or export each image as one OME-TIFF",
-        ) from error
-    root = _parsed(there, text)
-    if root is None or (uuid and root.get("UUID") and root.get("UUID") != uuid):
-        raise UserError(
-            f"{path.name} is a part of an OME data set, and {name} beside it describes another one",
-            "copy the files of the set again",
-        )
-    return root
-
-
-def _places(image) -> list[tuple[str, str] | None]:
-    """Return where the planes of an OME <Image> lie: (UUID, file name) of each TiffData, None for the file itself."""
-    found: list[tuple[str, str] | None] = []
-    for data in image.iterfind("{*}Pixels/{*}TiffData"):
-        uuid = data.find("{*}UUID")
-        found.append(None if uuid is None else ((uuid.text or "").strip(), Path(uuid.get("FileName", "")).name))
-    return found
-
-
-# ---- what tags say of values ---------------------------------------------------------------------------------------
 def refuse_turned(path: Path, tif, series) -> None:
     """Refuse an image of which a page is to be shown mirrored or turned, or is stored otherwise than the first.
 
@@ -424,16 +310,15 @@ def inverted(values: np.ndarray, page) -> np.ndarray:
     return values.dtype.type(2**bits - 1) - values
 
 
-# ---- one image -----------------------------------------------------------------------------------------------------
 class _TiffScene:
     """One series of a TIFF: its description (with its OME <Image> element, if any), and its planes on request."""
 
-    def __init__(self, path: Path, tif, series, axes: str | None, ome):
+    def __init__(self, path: Path, tif, series, axes: str | None, ome, most_px: int):
         self.path, self.tif, self.series, self.page = path, tif, series, series.keyframe
         self.shape = tuple(int(n) for n in series.shape)
         self.axes = checked_axes(path, series.axes, self.shape, axes)
         sizes = dict(zip(self.axes, self.shape, strict=True))
-        check_size(path, sizes["Y"], sizes["X"])
+        check_size(path, sizes["Y"], sizes["X"], most_px)
         refuse_turned(path, tif, series)
         self.inverted = white_is_zero(path, tif, self.page)
         if series.is_multifile:
@@ -485,7 +370,7 @@ class _TiffScene:
     def plane(self, time: int, z: int, channel: int) -> np.ndarray:
         """(H, W) of one time, z and channel, in native byte order."""
         if self.alpha is not None:
-            _check_opaque(self.path, self._stored(time, z, self.alpha))
+            check_opaque(self.path, self._stored(time, z, self.alpha))
         if self.colormap is not None:
             return self.colormap[channel][self._stored(time, z, 0)]
         plane = self._stored(time, z, channel)
@@ -556,14 +441,6 @@ def _imagej_channels(tif) -> list[Channel]:
     return [Channel(name) for name in first]
 
 
-def ome_channels(image, said: list[str]) -> list[Channel]:
-    """Names and wavelengths from an OME <Image> element."""
-    return [
-        Channel.lit(element.get("Name") or "", *ome_wavelengths(element, said))
-        for element in image.iterfind("{*}Pixels/{*}Channel")
-    ]
-
-
 def _tiff_um_per_px(tif, page, said: list[str]) -> float:
     """Micrometres per pixel: ImageJ's, else a resolution in centimetres; nan when unknown.
 
@@ -589,3 +466,6 @@ def _units_per_px(resolution) -> float | None:
         return float(resolution[1]) / float(resolution[0])
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
         return None
+
+
+READER = Reader("tiff", "TIFF", (".tif", ".tiff"), open_tiff)
