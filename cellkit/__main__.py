@@ -495,7 +495,15 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(given: argparse.Namespace) -> Answer:
-    from cellkit.compare import compare_models, image_shapes, match_sides, read_side, score_sides, tell_scores
+    from cellkit.compare import (
+        compare_models,
+        image_shapes,
+        match_sides,
+        read_side,
+        refuse_proposed,
+        score_sides,
+        tell_scores,
+    )
 
     if given.bootstrap is not None and given.bootstrap < 0:
         raise UserError(f"--bootstrap is {given.bootstrap}", "give 0 (no interval) or more")
@@ -504,6 +512,7 @@ def _score(given: argparse.Namespace) -> Answer:
     other = given.predictions if _is_bare(given.truth) and not given.images else None
     sized = read_side(other, **how) if other and not _is_bare(other) else None
     truth = read_side(given.truth, of=sized, **how)
+    refuse_proposed(truth)
     found = sized or read_side(given.predictions, of=truth, common=given.common, **how)
     for note in dict.fromkeys([*truth.notes, *found.notes]):
         print(f"note: {note}", file=sys.stderr)

@@ -132,7 +132,8 @@ def _tell_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], 
     if unchanged:
         names = ", ".join(unchanged)
         lines.append(
-            f"{use}: as the model proposed them, so they count as proposals and nothing is scored there: {names}"
+            f"{use}: as the model proposed them, so they count as proposals and nothing is scored there: {names}; those that "
+            "are right as they are: list them in confirmed.csv there (column image_id)"
         )
     for line in lines:
         print(line, file=sys.stderr, flush=True)

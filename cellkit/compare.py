@@ -416,21 +416,26 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
+def refuse_proposed(truth: CellDataset) -> None:
+    """Refuse a true side all of whose cells a model proposed: agreement with them is no accuracy."""
+    from cellkit.dataset import NO_ACCURACY
+
+    if truth.records and truth.made_by and set(truth.made_by) == {"proposed"}:
+        raise UserError(
+            f"{truth.path} holds proposals, no truth: {NO_ACCURACY}", "correct some images and score those (label.use)"
+        )
+
+
 def without_proposed(truth: CellDataset, found: CellDataset) -> tuple[CellDataset, CellDataset, list[str]]:
     """Leave out the images whose true side a model proposed; return both sides and the ids of what was left out.
 
     Raises
     ------
     UserError
-        No image is left: agreement with a model's own proposals is no accuracy.
+        No image is left, see `refuse_proposed`.
     """
+    refuse_proposed(truth)
     kept = [k for k in range(len(truth.records)) if not truth.made_by or truth.made_by[k] != "proposed"]
-    if truth.records and not kept:
-        from cellkit.dataset import NO_ACCURACY
-
-        raise UserError(
-            f"{truth.path} holds proposals, no truth: {NO_ACCURACY}", "correct some images and score those (label.use)"
-        )
     left = [record.image_id for k, record in enumerate(truth.records) if k not in set(kept)]
     return (truth.subset(kept), found.subset(kept), left) if left else (truth, found, [])
 

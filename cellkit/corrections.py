@@ -1,8 +1,8 @@
 """A folder of corrected labels as the label tools left it: Cellpose's GUI, Fiji, napari, or cellkit's own label images.
 
 Files are matched to images by image id or by the name of the file the image came from. Every file that is not used is
-named; files of one image that hold different cells are all left, and a label file that only repeats the model's proposal
-is no correction.
+named; files of one image that hold different cells are all left. A label file that only repeats the model's proposal is no
+correction, unless a label tool saved it or a person says in ``confirmed.csv`` that it is right.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ ORDER = (
 )  # which of an image's files is read first, and used where several hold the same cells
 BY_PRODUCTS = ("_flows", "_cp_outlines", "_outlines")  # what Cellpose writes beside masks
 OF_SYSTEM = ("thumbs.db", "desktop.ini")
+CONFIRMED = "confirmed.csv"  # column image_id: images whose label file there is right as it is, says a person
 SPLIT = (
     "number the cells: cellkit coco FOLDER -o CELLS.json --pieces split, then cellkit labels CELLS.json -o OTHER_FOLDER"
 )
@@ -47,7 +48,7 @@ class Correction:
     path : Path
         The file.
     by_person : bool
-        False where nothing tells it from the model's proposal: a copy of it that nobody has changed or saved.
+        False where nothing tells it from the model's proposal: a copy of it that nobody has changed, saved or confirmed.
     """
 
     cells: Instances
@@ -104,6 +105,8 @@ def read_corrections(
     """
     refuse_own(folder, images.root)
     of_image, unused, beside = match_files(images.records, folder)
+    confirmed, strange = _confirmed(images.records, of_image, folder)
+    unused += strange
     copied = chosen_cells(folder)
     corrections = {}
     for record, found in zip(images.records, proposals, strict=True):
@@ -113,10 +116,33 @@ def read_corrections(
         unused += [Quarantined(path.relative_to(folder).as_posix(), why) for path, why in refused]
         beside += [path.relative_to(folder).as_posix() for path in pictures]
         if chosen is not None:
-            corrections[record.image_id] = chosen
+            seen = chosen.by_person or record.image_id in confirmed
+            corrections[record.image_id] = replace(chosen, by_person=seen)
     unused.sort(key=lambda item: item.item)
     _refuse_none(corrections, folder, images.records, unused)
     return corrections, unused, sorted(beside)
+
+
+def _confirmed(
+    records: Sequence[ImageRecord], of_image: Mapping[str, Sequence], folder: Path
+) -> tuple[set[str], list[Quarantined]]:
+    """Return the images whose label file a person calls right in ``confirmed.csv``, and the rows that name no such image."""
+    from cellkit.listing import read_table
+
+    path = folder / CONFIRMED
+    if not path.is_file():
+        return set(), []
+    names, confirmed, strange = _Names(records), set(), []
+    for line, row in enumerate(read_table(path, ("image_id",), folder), 2):
+        found = names.of(Path(row["image_id"].strip()), [Path(row["image_id"].strip()).name])
+        if len(found) == 1 and found <= set(of_image):
+            confirmed |= found
+        elif len(found) == 1:
+            why = f"no label file of {found.pop()} is in this folder; put there what you looked at: labels/ of the run has it"
+            strange.append(Quarantined(f"{CONFIRMED} line {line}", why))
+        else:
+            strange.append(Quarantined(f"{CONFIRMED} line {line}", f"'{row['image_id']}': {_why_unused('', found)}"))
+    return confirmed, strange
 
 
 def refuse_own(folder: Path, run_dir: Path) -> None:
@@ -161,7 +187,7 @@ def _files(folder: Path) -> list[Path]:
     for place, below, names in os.walk(folder, followlinks=False):
         below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
         plain = [name for name in names if not name.startswith(".") and name.lower() not in OF_SYSTEM]
-        found += [Path(place, name) for name in plain if name != CELLS_FILE]
+        found += [Path(place, name) for name in plain if name not in (CELLS_FILE, CONFIRMED)]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -263,7 +289,9 @@ def _choose(
             pictures.append(path) if kind == "plain" and len(files) > 1 else refused.append((path, why))
             continue
         _, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
-        ours = maker if maker and sha256_file(path) == sha256 else marked
+        as_left = bool(maker) and sha256_file(path) == sha256
+        ours = maker if as_left else marked
+        saved |= path.stem in copied and not as_left
         unknown = saved or proposal is None
         by_person = ours in ("truth", "corrected") or not ours and (unknown or not same_cells(cells, proposal))
         try:

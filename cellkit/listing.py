@@ -521,13 +521,16 @@ def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> Non
     """Say which images fill a split that would stay empty (they may move back), and shares far from those asked for."""
     units = {record.group or record.image_id: record.split for record in drawn}
     filling = sorted(unit for unit, split in units.items() if split != split_by_name(unit, fractions, seed))
-    if filling:
-        some = ", ".join(filling[:4]) + (", ..." if len(filling) > 4 else "")
+    counts = {name: sum(record.split == name for record in drawn) for name in fractions}
+    if filling and all(
+        counts[name] for name, share in fractions.items() if share
+    ):  # else the set is refused as too small
+        some = ", ".join(f"{unit} to {units[unit]}" for unit in filling[:4]) + (", ..." if len(filling) > 4 else "")
         print(
-            f"few images: {some} fill(s) a split that would lack images or a class, and may change it when images are added",
+            f"few images: moved, so that no split lacks images or a class: {some}; this may change when images are added: "
+            f"if some will be, sort them into folders {', '.join(fractions)} now",
             file=sys.stderr,
         )
-    counts = {name: sum(record.split == name for record in drawn) for name in fractions}
     wanted = {name: len(drawn) * share for name, share in fractions.items()}
     if len(drawn) >= 10 and any(abs(counts[name] - wanted[name]) > max(2.5, wanted[name] / 2) for name in fractions):
         told = " / ".join(f"{counts[name]} {name}" for name in fractions)

@@ -454,12 +454,6 @@ def _check_evaluation(outlook: Outlook) -> None:
     cfg = outlook.cfg.evaluate
     if cfg.submit != "best":
         check_submit(cfg.submit, MODELS)
-    there = {record.split for record in outlook.records} if outlook.records else {"val", "test"}
-    for key in ("choose_split", "report_split"):
-        split = getattr(cfg, key)
-        if split not in there & {"val", "test"} and (key, split) != ("report_split", "test"):
-            told = f"evaluate.{key} is {split}, and no image of it is scored"
-            outlook.add(WARNING, told, f"set evaluate.{key}: {'val' if key == 'choose_split' else 'test'}")
 
 
 def _check_profile(outlook: Outlook) -> None:

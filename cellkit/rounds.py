@@ -24,8 +24,9 @@ FIRST_WORDS = (
 )
 CHANGE_WORDS = (
     "Cells before and after a person's corrections, matched at IoU > 0.5: the same to the pixel, changed in outline (with the "
-    "mean IoU of all matched cells), added, removed."
+    "mean IoU of all matched cells), added, removed. Proposals that follow proposals are no person's change and are left out."
 )
+MOST_NAMED = 3
 FIRST_COLUMNS = ("image_id", "split", "made_by", "cells", "confidence", "disagreement")
 CHANGE_COLUMNS = ("since", "image_id", "made_by", "cells", "same", "changed", "added", "removed", "iou")
 
@@ -82,6 +83,26 @@ def correct_first(
     ]
 
 
+def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
+    """Say how many images have proposals for labels, and which to correct first; "" where a person labelled all.
+
+    Parameters
+    ----------
+    chosen : list of Labelled
+    first : DataFrame
+        From `correct_first`.
+    """
+    count = sum(item.made_by == "proposed" for item in chosen)
+    if not count:
+        return ""
+    some = ", ".join(first["image_id"].head(MOST_NAMED)) + (", ..." if len(first) > MOST_NAMED else "")
+    return (
+        f"proposals, no truth: the labels of {count} of {len(chosen)} images are the model's own; they are trained on, and no "
+        f"score is told of these images\ncorrect first: {some} (correct_first.csv has all, in order), then set label.use to "
+        "the folder of the corrected files"
+    )
+
+
 def change(before: Instances, after: Instances) -> tuple[int, int, int, int, float]:
     """Return how many cells are the same, changed, added and removed, and the mean IoU of the matched (nan for none).
 
@@ -117,7 +138,8 @@ def label_changes(
     chosen : list of Labelled
         The labels of this round.
     last_round : path
-        The folder of label images that an earlier run of the same stage left; images that are the same are left out.
+        The folder of label images that an earlier run of the same stage left; images that are the same are left out, and
+        proposals that follow proposals: a setting of the model changed them, no person.
 
     Returns
     -------
@@ -129,10 +151,13 @@ def label_changes(
     proposed = {record.image_id: found for record, found in zip(images.records, proposals, strict=True)}
     rows = _rows("proposals", proposed, [item for item in chosen if item.made_by == "corrected"])
     try:
-        former = {name: cells for name, (cells, *_) in chosen_cells(last_round).items()}
+        former = chosen_cells(last_round)
     except UserError:
         former = {}  # what a damaged folder held cannot be compared with
-    told = _rows("last round", former, chosen)
+    before = {name: cells for name, (cells, *_) in former.items()}
+    of_model = {name for name, (_, maker, _) in former.items() if maker == "proposed"}
+    by_person = [item for item in chosen if item.made_by != "proposed" or item.image_id not in of_model]
+    told = _rows("last round", before, by_person)
     rows += [row for row in told if row[5:8] != (0, 0, 0)]
     return pd.DataFrame(rows, columns=list(CHANGE_COLUMNS))
 

@@ -125,6 +125,11 @@ def _by_part(truths, founds, records, by: str, classes, bootstrap: int, seed: in
     if records is None:
         raise UserError(f"cannot score by {by} without records", "give the records of the images (records.csv)")
     table = score_table(truths, founds, records, classes=classes if by == "class_name" else (), sizes=by == "size")
+    if by == "size" and not (table["size"] != "").any():
+        raise UserError(
+            f"the {sum(map(len, truths))} true cells are all equally large: none is small or large",
+            "leave out --by size",
+        )
     lines = summary(table, by, n=bootstrap, seed=seed).to_dict("records")
     names = ("images", "truth_cells", "found_cells")
     return {

@@ -40,7 +40,7 @@ def score_table(
         hits a truth of unknown class counts neither way.
     sizes : bool
         Also count terciles of the areas of all truths: a hit or a miss belongs to its truth, an invention to its own
-        area.
+        area. Nothing is counted where there are none (`size_terciles`).
 
     Returns
     -------
@@ -93,10 +93,13 @@ def _class_counts(image: Overlaps, class_id: int, thresholds) -> Counts:
     return Counts(counts.tp, np.array(fp, np.int64), counts.fn)
 
 
-def size_terciles(truths: Sequence[Instances]) -> tuple[float, float]:
-    """Return the areas (px) that cut all true objects of a data set into three equal parts; nan without objects."""
+def size_terciles(truths: Sequence[Instances]) -> tuple[float, float] | None:
+    """Return the areas (px) that cut all true objects of a data set into three equal parts.
+
+    None where there are none: no objects, or all of one area.
+    """
     areas = np.concatenate([np.zeros(0)] + [truth.areas_px for truth in truths])
-    return tuple(np.quantile(areas, [1 / 3, 2 / 3]).tolist()) if areas.size else (np.nan, np.nan)
+    return tuple(np.quantile(areas, [1 / 3, 2 / 3]).tolist()) if len(set(areas.tolist())) > 1 else None
 
 
 def _size_counts(image: Overlaps, edges: tuple[float, float], thresholds) -> dict[str, Counts]:

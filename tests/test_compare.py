@@ -315,6 +315,7 @@ class TestRun:
         for side in (run / truth, run.parent / "out"):
             code, out, err = said("score", side, run / truth, *how)
             assert (code, out) == (2, "") and f"{side} holds proposals, no truth: no accuracy can be told" in err
+            assert "note: " not in err, "what does not count is refused before anything is said of it"
             said("labels", run / truth, "-o", run.parent / "out")
 
     def test_elsewhere_a_list_needs_its_coco_file(self, said, run):

@@ -133,7 +133,7 @@ def test_every_file_that_is_not_used_is_named(images, proposals, folder, capsys)
     ]
     assert [item.item for item in refused] == names
     assert "fits 2 images (HEK_a, N2a_a)" in refused[5].reason
-    assert "HEK_a_masks.tif labels the same image otherwise; keep one" in refused[0].reason
+    assert refused[0].reason == "HEK_a_masks.tif labels the same image otherwise; keep one"
     assert "HEK_a.tif labels the same image otherwise; keep one" in refused[1].reason
     said = capsys.readouterr().err
     assert all(f"{name} is not used: " in said for name in names)
@@ -160,7 +160,35 @@ def test_a_copy_of_a_proposal_is_no_correction_unless_a_tool_saved_it(images, pr
     write_seg(folder / "N2a_a_seg.npy", None, PROPOSED)  # as cellkit wrote it, never opened
     chosen = choose_labels(images, proposals, {}, str(folder))
     assert [item.made_by for item in chosen] == ["proposed", "corrected", "proposed"]
-    assert "nothing is scored there: HEK_a, N2a_a" in capsys.readouterr().err
+    assert "nothing is scored there: HEK_a, N2a_a; those that are right" in capsys.readouterr().err
+
+
+def test_a_person_may_say_that_a_proposal_is_right(images, proposals, folder, capsys):
+    write_chosen(choose_labels(images, proposals, {}, "proposed"), folder, folder / "labels.csv")
+    (folder / "labels.csv").unlink()
+    (folder / "N2a_a.tif").unlink()
+    (folder / "confirmed.csv").write_text(
+        "image_id;split\nHEK_a;train\nN2a_a;train\nHEK_c;val\n"
+    )  # rows of a table kept
+    refused = []
+    chosen = choose_labels(images, proposals, {}, str(folder), quarantine=refused.extend)
+    assert [item.made_by for item in chosen] == ["corrected", "proposed", "proposed"]
+    np.testing.assert_array_equal(chosen[0].labels, PROPOSED)
+    assert [item.item for item in refused] == ["confirmed.csv line 3", "confirmed.csv line 4"]
+    assert "no label file of N2a_a is in this folder" in refused[0].reason
+    assert refused[1].reason.startswith("'HEK_c': named after no image")
+    assert "nothing is scored there: HEK_b; those" in capsys.readouterr().err
+    write_labels(folder / "HEK_a.tif", TRUE)
+    assert same_cells(choose_labels(images, proposals, {}, str(folder))[0].instances, Instances.from_labels(TRUE))
+
+
+def test_what_a_tool_saved_unchanged_in_a_copied_label_folder_was_looked_at(images, proposals, folder):
+    from tifffile import imwrite
+
+    write_chosen(choose_labels(images, proposals, {}, "proposed"), folder, folder / "labels.csv")
+    imwrite(folder / "HEK_b.tif", PROPOSED.astype(np.uint8))  # as Fiji or napari write it
+    chosen = choose_labels(images, proposals, {}, str(folder))
+    assert [item.made_by for item in chosen] == ["proposed", "corrected", "proposed"]
 
 
 def test_a_copied_label_folder_tells_what_was_changed_in_it(images, proposals, folder):

@@ -7,7 +7,7 @@ from cellkit.annotate import Labelled, write_chosen
 from cellkit.dataset import CellDataset
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
-from cellkit.rounds import CHANGE_COLUMNS, change, correct_first, label_changes
+from cellkit.rounds import CHANGE_COLUMNS, change, correct_first, label_changes, tell_proposed
 
 SHAPE = (8, 12)
 
@@ -37,6 +37,10 @@ def test_disagreement_and_doubt_come_first_and_corrected_images_not_at_all(image
     np.testing.assert_allclose(table["confidence"], [0.5, 0.9, np.nan, 0.9])
     corrected = [Labelled(n, x.paint(), "corrected") for n, x in zip("abcd", proposals, strict=True)]
     assert correct_first(images, proposals, others, corrected).empty
+    told = tell_proposed(chosen, table)
+    assert told.startswith("proposals, no truth: the labels of 3 of 3 images are the model's own")
+    assert "\ncorrect first: c, b, d, ... (correct_first.csv has all, in order)" in told
+    assert tell_proposed(corrected, correct_first(images, proposals, others, corrected)) == ""
 
 
 def test_changes_are_counted_against_proposals_and_the_last_round(images, tmp_path):
@@ -53,6 +57,8 @@ def test_changes_are_counted_against_proposals_and_the_last_round(images, tmp_pa
     assert rows == [("proposals", *one) for one in told] + [("last round", *one) for one in told]
     np.testing.assert_allclose(table["iou"], [(2 + 2 / 3) / 3, 1] * 2)
     assert label_changes(images, proposals, first, tmp_path / "labels").empty, "nothing was changed"
+    of_another_diameter = [Labelled(n, cells(2).paint(), "proposed") for n in "abcd"]
+    assert label_changes(images, [cells(2)] * 4, of_another_diameter, tmp_path / "labels").empty, "by no person"
     (tmp_path / "labels/cells.json").write_text("{")
     assert set(label_changes(images, proposals, second, tmp_path / "labels")["since"]) == {"proposals"}
     assert set(label_changes(images, proposals, second, tmp_path / "nowhere")["since"]) == {"proposals"}

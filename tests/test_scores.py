@@ -29,7 +29,7 @@ from cellkit.scores_matching import THRESHOLDS, as_fractions, count, hits, match
 from cellkit.scores_point import match_points, point
 from cellkit.scores_pq import pq
 from cellkit.scores_stardist import stardist
-from cellkit.scores_table import TABLE_COLUMNS, map_iou, per_image, score_table, summary
+from cellkit.scores_table import TABLE_COLUMNS, map_iou, per_image, score_table, size_terciles, summary
 from cellkit.scores_voc import voc
 
 quick = settings(max_examples=100, deadline=None)
@@ -563,6 +563,15 @@ def test_table_by_parts():
     assert sizes.loc["large", "score"] == 1
 
 
+def test_cells_of_equal_areas_are_not_called_small():
+    equal = [spans(40, (0, 5), (10, 15), (20, 25))]
+    assert size_terciles(equal) is None and size_terciles([]) is None
+    assert size_terciles([spans(40, (0, 5), (10, 16), (20, 27))]) == pytest.approx((5 + 2 / 3, 6 + 1 / 3))
+    assert set(score_table(equal, equal, [a_record("a")], sizes=True)["size"]) == {""}
+    with pytest.raises(UserError, match="the 3 true cells are all equally large"):
+        compare_conventions(equal, equal, records=[a_record("a")], by="size")
+
+
 def test_class_rows_forgive_a_prediction_on_unknown_truth():
     truth, found = spans(40, (0, 5), (10, 15), classes=[1, 0]), spans(40, (0, 5), (10, 15), (20, 22), classes=[1, 1, 1])
     table = score_table([truth], [found], [a_record("a")], classes=["HEK"])
@@ -575,7 +584,7 @@ def test_class_rows_forgive_a_prediction_on_unknown_truth():
 def test_sizes_sum_to_the_whole(sides):
     table = score_table([sides[0]], [sides[1]], [a_record("a")], sizes=True)
     whole, parts = table[table["size"] == ""], table[table["size"] != ""]
-    if len(sides[0]):
+    if len(parts):
         summed = parts.groupby("threshold")[["tp", "fp", "fn"]].sum().to_numpy()
         np.testing.assert_array_equal(whole[["tp", "fp", "fn"]].to_numpy(), summed)
 
