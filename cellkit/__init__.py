@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
-    "annotate": ("choose_labels", "diameter_for", "with_truth_classes", "write_chosen"),
+    "annotate": ("choose_labels", "diameter_for", "with_classes", "write_chosen"),
     "attribution": ("attribute", "gains", "worst_images"),
     "backends": ("get_backend",),
     "coco": ("read_coco", "read_results", "write_coco", "write_results"),
@@ -50,7 +50,6 @@ _HOME = {
         "read_records",
         "select",
         "split_records",
-        "write_frame",
         "write_records",
     ),
     "report": ("write_report",),
@@ -75,6 +74,7 @@ _HOME = {
         "show_worst",
     ),
     "sources": ("gather", "source_folder"),
+    "tables": ("write_frame",),
     "weights": ("copy_checkpoint", "find_weights", "read_card"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -692,7 +692,7 @@ def _labels(given: argparse.Namespace) -> Answer:
     proposed = coco.made_by.count("proposed")
     if proposed:
         where = {"seg": "the files say so", "roi": "the zips say so"}.get(
-            given.format, "cells.json beside them says so"
+            given.format, "labels.json beside them says so"
         )
         told = f"{where} until somebody changes them, and nothing is scored against them"
         print(f"{proposed} image(s) hold what a model proposed, no truth: {told}", file=sys.stderr)

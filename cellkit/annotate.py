@@ -31,7 +31,7 @@ class Labelled:
     made_by : str
         "truth", "corrected" or "proposed".
     cells : Instances, optional
-        The same cells whole, where some overlap; default those of `labels`.
+        The same cells whole, overlaps and classes included; default those of `labels`.
     left_out : tuple of int
         Areas in px of the cells that were smaller than the least area.
     """
@@ -55,6 +55,7 @@ def choose_labels(
     use: str,
     min_area_px: int = 0,
     quarantine: Callable[[Iterable[Quarantined]], None] | None = None,
+    classes: Sequence[str] = (),
 ) -> list[Labelled]:
     """Decide, image by image, which labels are used from here on.
 
@@ -71,6 +72,8 @@ def choose_labels(
         GUI, Fiji or napari left them (see `cellkit.corrections`), and the proposals where it has none.
     quarantine : callable, optional
         ``stage.quarantine``: takes the files of the folder that are not used. They are named on stderr in any case.
+    classes : sequence of str, optional
+        Those that the cells of the truth must have; default whatever it has.
 
     Returns
     -------
@@ -81,8 +84,8 @@ def choose_labels(
     Raises
     ------
     UserError
-        The source has no labels, or none for one of the images; the folder is not there, or has no label image for any
-        of the images; every cell is smaller than `min_area_px`.
+        The source has no labels, none for one of the images, or other classes; the folder is not there, or has no label
+        image for any of the images; every cell is smaller than `min_area_px`.
     """
     from cellkit.coco import read_coco
     from cellkit.corrections import folder_of, read_corrections
@@ -92,9 +95,11 @@ def choose_labels(
         refuse_unlabelled("truth" in truth)
         coco = read_coco(truth["truth"], boxes=True)
         refuse_boxes(coco.instances, "label.use: truth")
+        if classes:
+            refuse_other_classes(coco.classes, classes, truth["truth"])
         known = _known(coco, images, truth["truth"])
         named = [r.image_id for r in images.records if r.image_id in known]
-        chosen = [_whole(name, known[name].paint(), "truth", known[name]) for name in named]
+        chosen = [Labelled(name, known[name].paint(), "truth", known[name]) for name in named]
     elif use == "proposed":
         chosen = _proposed(images, proposals, {})
     else:
@@ -161,7 +166,7 @@ def _proposed(
             own = corrected[record.image_id]
             chosen.append(_whole(record.image_id, own.labels, "corrected", own.cells))
         elif record.cell_type != "mixed":
-            chosen.append(Labelled(record.image_id, found.paint(), "proposed"))
+            chosen.append(_whole(record.image_id, found.paint(), "proposed", found))
     return chosen
 
 
@@ -188,18 +193,44 @@ def _say_small(chosen: Sequence[Labelled], min_area_px: int) -> None:
     left.say("labels")
 
 
-def write_chosen(chosen: Sequence[Labelled], folder: str | Path, table: str | Path) -> Path:
-    """Write each label image as ``<image_id>.tif`` and a table of image_id, made_by, cells; return the folder.
+def refuse_other_classes(found: Sequence[str], wanted: Sequence[str], path: str | Path) -> None:
+    """Refuse cells whose class ids stand for other names than those of a section of the configuration."""
+    if tuple(found) != tuple(wanted):
+        raise UserError(
+            f"{path} has the classes {', '.join(found) or 'none'}, wanted {', '.join(wanted)}",
+            "set classes once, at the top of the configuration",
+        )
 
-    Beside the label images goes ``cells.json``, a COCO file of the same cells as they are, overlaps included, which says
-    who made them and the sha256 of each label image: `CellDataset.from_labels` reads it, unless an image was changed.
+
+def write_chosen(
+    chosen: Sequence[Labelled],
+    folder: str | Path,
+    table: str | Path,
+    images: CellDataset | None = None,
+    classes: Sequence[str] = (),
+) -> Path:
+    """Write ``labels.json`` and, for people and other programs, each label image; return the folder.
+
+    ``labels.json`` is a COCO file of the cells as they are, overlaps and classes (of true cells) included; it says who made
+    them and the sha256 of each label image ``<image_id>.tif``, by which a changed one is known later.
+
+    Parameters
+    ----------
+    table : path
+        Where a table of image_id, made_by, cells goes.
+    images : CellDataset, optional
+        Their images, as `CellDataset.from_records` gives them: `CellDataset.from_coco` then opens ``labels.json``.
+    classes : sequence of str, optional
+        Names of the cells' classes; without them no cell has one.
     """
     from cellkit.labels import write_labels
     from cellkit.tables import write_table
 
-    cells = [item.instances.with_classes(0).with_scores(1.0) for item in chosen]
+    cells = [item.instances.with_scores(1.0) for item in chosen]
+    named = [bool(classes) and item.made_by == "truth" for item in chosen]
+    cells = [found if known else found.with_classes(0) for found, known in zip(cells, named, strict=True)]
     files = [write_labels(Path(folder) / f"{item.image_id}.tif", item.labels) for item in chosen]
-    write_chosen_cells(Path(folder), files, cells, [item.made_by for item in chosen])
+    write_chosen_cells(Path(folder), files, cells, [item.made_by for item in chosen], images, classes)
     rows = [
         {"image_id": item.image_id, "made_by": item.made_by, "cells": len(own)}
         for item, own in zip(chosen, cells, strict=True)
@@ -227,6 +258,42 @@ def diameter_for(
     images = measured
     chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
     return backend.estimate_diameter(checkpoint, [images.image(k) for k in chosen], config)
+
+
+def with_classes(
+    labelled: CellDataset, class_from: str, classes: Sequence[str], truth: Mapping[str, Path]
+) -> CellDataset:
+    """Give the cells of every image their class: the line of the image, or that of the true cell.
+
+    Parameters
+    ----------
+    labelled : CellDataset
+        Of ``labels.json``: true cells have their own class, corrected and proposed ones none.
+    class_from : {"cell_type", "truth"}
+        "cell_type" = the line of the image, where that is a class (else unknown); cells of mixed images have the class of the
+        true cell all the same. Without any truth it is the line in either case.
+    classes : sequence of str
+        Their names, in order.
+    truth : mapping
+        ``run.find_all("truth")``: where corrected and proposed cells find the true cell they cover.
+    """
+    from dataclasses import replace
+
+    records, found = labelled.records, list(labelled.instances)
+    of_truth = [bool(truth) and (class_from == "truth" or record.cell_type == "mixed") for record in records]
+    for k, record in enumerate(records):
+        if not of_truth[k]:
+            found[k] = found[k].with_classes(classes.index(record.cell_type) + 1 if record.cell_type in classes else 0)
+    own = [maker == "truth" for maker in labelled.made_by]
+    if any(wanted and has for wanted, has in zip(of_truth, own, strict=True)):
+        refuse_other_classes(labelled.classes, classes, "labels.json")
+    covering = [k for k, wanted in enumerate(of_truth) if wanted and not own[k]]
+    if covering:
+        classed = with_truth_classes(labelled.subset(covering), truth["truth"])
+        refuse_other_classes(classed.classes, classes, truth["truth"])
+        for k, cells in zip(covering, classed.instances, strict=True):
+            found[k] = cells
+    return replace(labelled, instances=found, classes=tuple(classes))
 
 
 def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:

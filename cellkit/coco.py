@@ -28,7 +28,8 @@ from cellkit.records import ImageRecord
 
 EXTRA = ("image_id", "channels", "cell_type", "group", "split", "flags", "source")
 UNKNOWN = "unknown"
-MARKED = ("corrected", "proposed")
+MARKED = ("corrected", "proposed")  # what other files than labels.json say; there the truth is marked too
+MAKERS = ("truth", *MARKED)
 LONGEST_SIDE_PX = 2**18
 FARTHEST_PX = 1e9
 
@@ -254,7 +255,7 @@ def parse_coco(
     crowds = [
         _instances(rows, r, categories, f"{path}: {r.image_id}", decode) for rows, r in zip(crowd, records, strict=True)
     ]
-    made_by = [entry["labels"] if entry.get("labels") in MARKED else "" for entry in data["images"]]
+    made_by = [entry["labels"] if entry.get("labels") in MAKERS else "" for entry in data["images"]]
     told = [] if decode is _boxes else contradictions(grouped, records, instances)
     if decode is not _boxes:
         instances, without = _with_pixels(grouped, records, instances)

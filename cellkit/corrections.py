@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.dataset import CELLS_FILE, CellDataset, chosen_cells
+from cellkit.dataset import LABELS_FILE, CellDataset, chosen_cells
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import sha256_file
 from cellkit.instances import Instances
@@ -187,7 +187,7 @@ def _files(folder: Path) -> list[Path]:
     for place, below, names in os.walk(folder, followlinks=False):
         below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
         plain = [name for name in names if not name.startswith(".") and name.lower() not in OF_SYSTEM]
-        found += [Path(place, name) for name in plain if name not in (CELLS_FILE, CONFIRMED)]
+        found += [Path(place, name) for name in plain if name not in (LABELS_FILE, CONFIRMED)]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -288,10 +288,12 @@ def _choose(
             why = "; ".join(str(error).splitlines())
             pictures.append(path) if kind == "plain" and len(files) > 1 else refused.append((path, why))
             continue
-        _, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
+        whole, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
         as_left = bool(maker) and sha256_file(path) == sha256
         ours = maker if as_left else marked
         saved |= path.stem in copied and not as_left
+        if as_left:  # the cells are known whole
+            cells = whole
         unknown = saved or proposal is None
         by_person = ours in ("truth", "corrected") or not ours and (unknown or not same_cells(cells, proposal))
         try:

@@ -15,18 +15,18 @@ from cellkit.leftout import LeftOut, say_small
 from cellkit.records import ImageRecord, is_scored, read_records, select
 
 AGREEMENT = "agreement with proposals, no accuracy"
-CELLS_FILE = "cells.json"  # beside the label images of a run: the same cells whole, and who made them
+LABELS_FILE = "labels.json"  # beside label images: the same cells whole, with class, and who made them
 
 
 def chosen_cells(folder: str | Path) -> dict[str, tuple[Instances, str, str]]:
-    """Return image_id -> (cells, who made them, sha256 of the label image) of what `annotate.write_chosen` left.
+    """Return image_id -> (cells without class, who made them, sha256 of the label image) of a folder of label images.
 
-    Empty where a folder has no such list.
+    Empty where a folder has no ``labels.json``, which `annotate.write_chosen` and `cellkit labels` write.
     """
     from cellkit.coco import parse_coco
     from cellkit.files import read_json
 
-    path = Path(folder) / CELLS_FILE
+    path = Path(folder) / LABELS_FILE
     if not path.is_file():
         return {}
     try:
@@ -38,7 +38,8 @@ def chosen_cells(folder: str | Path) -> dict[str, tuple[Instances, str, str]]:
             f"{path} is damaged: {error}", "delete it: the label images then count as a person's"
         ) from error
     return {
-        record.image_id: (cells, *one) for record, cells, one in zip(coco.records, coco.instances, told, strict=True)
+        record.image_id: (cells.with_classes(0), *one)
+        for record, cells, one in zip(coco.records, coco.instances, told, strict=True)
     }
 
 
@@ -46,7 +47,7 @@ def is_proposed(path: Path) -> bool:
     """Tell whether a label image holds what a model proposed: marked so by `write_chosen_cells`, and changed by nobody."""
     from cellkit.files import sha256_file
 
-    table = path.parent / CELLS_FILE
+    table = path.parent / LABELS_FILE
     known = _proposed_of(table, table.stat().st_mtime_ns) if table.is_file() else {}
     return path.stem in known and sha256_file(path) == known[path.stem]
 
@@ -56,14 +57,31 @@ def _proposed_of(table: Path, changed_ns: int) -> dict[str, str]:
     return {name: sha256 for name, (_, maker, sha256) in chosen_cells(table.parent).items() if maker == "proposed"}
 
 
-def write_chosen_cells(folder: Path, files: Sequence[Path], cells: Sequence[Instances], made_by: Sequence[str]) -> Path:
-    """Write beside the label images of a folder whose cells they show and who made them; `chosen_cells` reads it."""
+def write_chosen_cells(
+    folder: Path,
+    files: Sequence[Path],
+    cells: Sequence[Instances],
+    made_by: Sequence[str],
+    images: CellDataset | None = None,
+    classes: Sequence[str] = (),
+) -> Path:
+    """Write beside the label images of a folder whose cells they show and who made them; `chosen_cells` reads it.
+
+    Parameters
+    ----------
+    images : CellDataset, optional
+        The images of the run, in any order: their records and ids make it a COCO file that `CellDataset.from_coco` opens.
+    """
     from cellkit.coco import write_coco
     from cellkit.files import sha256_file
 
     records = [ImageRecord(file.stem, file.name, *found.shape) for file, found in zip(files, cells, strict=True)]
+    ids = None
+    if images is not None:
+        of_run = {record.image_id: (record, number) for record, number in zip(images.records, images.ids, strict=True)}
+        records, ids = [list(column) for column in zip(*(of_run[file.stem] for file in files), strict=True)] or ([], [])
     marks = [{"labels": maker, "sha256": sha256_file(file)} for file, maker in zip(files, made_by, strict=True)]
-    return write_coco(Path(folder) / CELLS_FILE, records, cells, (), marks=marks)
+    return write_coco(Path(folder) / LABELS_FILE, records, cells, classes, ids, marks=marks)
 
 
 @dataclass(frozen=True)
@@ -252,11 +270,6 @@ class CellDataset:
         """Return all images without the cells smaller than `min_area_px`; say how many those are, and which `key` does it."""
         say_small(self.records, self.instances, min_area_px, key, "left out")
         return replace(self, instances=[x[x.areas_px >= min_area_px] for x in self.instances])
-
-    def where(self, condition: Callable[[ImageRecord], bool], other: CellDataset) -> CellDataset:
-        """Return the cells of `other` for the images whose record meets the condition, else one's own."""
-        pairs = zip(self.records, self.instances, other.instances, strict=True)
-        return replace(self, instances=[theirs if condition(record) else own for record, own, theirs in pairs])
 
     def thinned(self, most: int) -> CellDataset:
         """Return at most `most` images, evenly spread over all."""

@@ -1032,7 +1032,7 @@ def write_folder(
     suffix : str
         E.g. "_cp_masks" or "_masks", which Cellpose looks for.
     made_by : sequence of str, optional
-        Who made the cells of each image: kept in the files, or beside label images in ``cells.json``, for as long as nobody
+        Who made the cells of each image: kept in the files, or beside label images in ``labels.json``, for as long as nobody
         changes them.
 
     Raises

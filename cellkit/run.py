@@ -284,7 +284,9 @@ class Stage:
             "seconds": round(time.time() - self._context["began"], 1),
             "finished": stamp(time.time()),
         }
-        staged = [name for name in [*listed.values(), *also] if (self.root / name).exists()]
+        names = list(dict.fromkeys([*listed.values(), *also]))
+        outer = [name for name in names if not any(covered(name, [other]) for other in names if other != name)]
+        staged = [name for name in outer if (self.root / name).exists()]
         write_json(self.root / ".commit.json", {"entry": self._entry, "moves": staged})
         commit(self.run.folder, self.name)
         self.run._stage = None

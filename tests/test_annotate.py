@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cellkit.annotate import Labelled, choose_labels, diameter_for, with_truth_classes, write_chosen
+from cellkit.annotate import Labelled, choose_labels, diameter_for, with_classes, with_truth_classes, write_chosen
 from cellkit.coco import write_coco
 from cellkit.dataset import CellDataset, chosen_cells
 from cellkit.errors import UserError
@@ -132,7 +132,7 @@ def test_what_cannot_be_used_is_refused(tmp_path, images, proposals, truth):
 def test_what_was_chosen_is_written_with_a_table(tmp_path):
     chosen = [Labelled("a", TRUE.astype(np.int32), "truth"), Labelled("=b", np.zeros(SHAPE, np.int32), "proposed")]
     folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
-    assert sorted(path.name for path in folder.iterdir()) == ["=b.tif", "a.tif", "cells.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["=b.tif", "a.tif", "labels.json"]
     np.testing.assert_array_equal(read_labels(folder / "a.tif"), TRUE)
     assert not read_labels(folder / "=b.tif").any()
     assert (tmp_path / "labels.csv").read_text() == "image_id,made_by,cells\na,truth,2\n'=b,proposed,0\n"
@@ -172,11 +172,34 @@ def test_cells_that_overlap_or_are_nested_travel_whole_with_their_classes(tmp_pa
     assert (changed.made_by, changed.instances[1]) == (["truth", "corrected"], Instances.from_labels(TRUE))
 
 
+def test_one_file_carries_cells_whole_with_class_and_maker(tmp_path, images, proposals):
+    """Of truth whose cells overlap, lie in one another or are there twice, nothing is lost on the way, not even the order."""
+    true = Instances.concatenate(
+        [nested(), nested()[:1]]
+    )  # one mask twice, of one class: covering could not tell which
+    path = write_coco(tmp_path / "truth.json", images.records, [true] * 2, ["HEK", "N2a"])
+    chosen = choose_labels(images, proposals, {"truth": path}, "truth", classes=("HEK", "N2a"))
+    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv", images, ("HEK", "N2a"))
+    back = CellDataset.from_coco(folder / "labels.json", images.root)
+    assert (back.instances, back.made_by, back.ids) == ([true] * 2, ["truth"] * 2, images.ids)
+    assert [replace(r, um_per_px=0) for r in back.records] == [replace(r, um_per_px=0) for r in images.records]
+    with pytest.raises(UserError, match="has the classes HEK, N2a, wanted N2a, HEK\nset classes once"):
+        choose_labels(images, proposals, {"truth": path}, "truth", classes=("N2a", "HEK"))
+
+
+def test_proposals_have_no_class_and_keep_their_overlaps(tmp_path, images):
+    found = nested().with_scores([0.9, 0.8, 0.7, 0.6])
+    chosen = choose_labels(images, [found] * 2, {}, "proposed", classes=("HEK", "N2a"))
+    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv", images, ("HEK", "N2a"))
+    back = CellDataset.from_coco(folder / "labels.json", images.root)
+    assert (back.instances, back.made_by) == ([nested().with_classes(0)], ["proposed"])
+
+
 def test_a_damaged_list_of_cells_is_refused(tmp_path, images):
     write_chosen([Labelled("a", TRUE.astype(np.int32), "truth")], tmp_path / "labels", tmp_path / "labels.csv")
     for text in ("{", '{"images": [{}], "annotations": [], "categories": []}', "[]"):
-        (tmp_path / "labels/cells.json").write_text(text)
-        with pytest.raises(UserError, match="cells.json"):
+        (tmp_path / "labels/labels.json").write_text(text)
+        with pytest.raises(UserError, match="labels.json"):
             chosen_cells(tmp_path / "labels")
 
 
@@ -200,6 +223,27 @@ def test_a_cell_on_one_of_unknown_class_stays_unknown(tmp_path, images):
     path = write_coco(tmp_path / "t.json", images.records, [cells, cells], ["HEK"])
     done = with_truth_classes(labelled(images, TRUE, TRUE), path)
     assert [x.class_ids.tolist() for x in done.instances] == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(("class_from", "ids"), [("cell_type", [1, 1]), ("truth", [2, 1])])
+def test_true_cells_keep_their_class_and_corrected_ones_find_it(images, truth, class_from, ids):
+    data = labelled(images, TRUE, TRUE)
+    own = [data.instances[0].with_classes([2, 1]), data.instances[1].with_classes([1, 2])]  # not as in truth.json
+    data = replace(data, instances=own, made_by=["truth", "truth"], classes=("HEK", "N2a"))
+    done = with_classes(data, class_from, ("HEK", "N2a"), truth)
+    assert done.classes == ("HEK", "N2a")
+    assert [x.class_ids.tolist() for x in done.instances] == [ids, [1, 2]], "of the mixed image always its own"
+    corrected = with_classes(replace(data, made_by=["truth", "corrected"]), class_from, ("HEK", "N2a"), truth)
+    assert [x.class_ids.tolist() for x in corrected.instances] == [ids, [2, 1]], "of the true cell it covers"
+    with pytest.raises(UserError, match="labels.json has the classes HEK, N2a, wanted N2a, HEK"):
+        with_classes(data, class_from, ("N2a", "HEK"), truth)
+
+
+def test_without_any_truth_the_line_of_the_image_is_the_class(images):
+    data = replace(labelled(images, TRUE, TRUE), made_by=["proposed", "corrected"])
+    for class_from in ("cell_type", "truth"):
+        done = with_classes(data, class_from, ("N2a", "HEK"), {})
+        assert [x.class_ids.tolist() for x in done.instances] == [[2, 2], [0, 0]]
 
 
 # ---- diameter ------------------------------------------------------------------------------------------------------

@@ -305,7 +305,7 @@ class TestRun:
     def test_proposals_go_to_the_labelling_tools(self, said, run, form, end):
         out = run.parent / "out"
         assert said("labels", run / "proposals.json", "--format", form, "-o", out)[0] == 0
-        marks = ["cells.json"] if form == "tif" else []
+        marks = ["labels.json"] if form == "tif" else []
         assert sorted(path.name for path in out.iterdir()) == [f"HEK_0{end}", f"HEK_3{end}", *marks]
         assert said("labels", run / "coco/val.json", "--format", form, "-o", out)[0] == 0
 
@@ -517,7 +517,7 @@ def test_proposals_written_for_a_label_tool_stay_proposals_until_somebody_change
         write_labels(out / "i0.tif", np.eye(8, 9, dtype=np.int32))
         assert read_side(out).made_by[0] == "", "changed by somebody"
     none = said("labels", marked_coco(tmp_path / "o.json", [""]), "-o", tmp_path / "plain", "--format", "tif")
-    assert "proposed" not in none[2] and not (tmp_path / "plain/cells.json").exists()
+    assert "proposed" not in none[2] and not (tmp_path / "plain/labels.json").exists()
 
 
 def test_the_label_folder_of_a_run_says_what_is_proposed_and_keeps_overlaps(tmp_path):

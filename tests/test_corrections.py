@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellkit.annotate import choose_labels, write_chosen
+from cellkit.annotate import Labelled, choose_labels, write_chosen
 from cellkit.corrections import read_corrections, same_cells
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
@@ -199,6 +199,17 @@ def test_a_copied_label_folder_tells_what_was_changed_in_it(images, proposals, f
     write_labels(folder / "HEK_b.tif", TRUE)
     again = choose_labels(images, proposals, {}, str(folder))
     assert [item.made_by for item in again] == ["proposed", "corrected", "proposed"]
+
+
+def test_what_was_not_changed_in_a_copied_label_folder_is_taken_whole(images, proposals, folder):
+    masks = np.zeros((2, *SHAPE), bool)
+    masks[0, :, :6], masks[1, 2:4, 1:5] = True, True
+    both = Instances.from_masks(masks, SHAPE)
+    write_chosen([Labelled(name, both.paint(), "truth", both) for name in NAMES], folder, folder / "labels.csv")
+    (folder / "labels.csv").unlink()
+    write_labels(folder / "HEK_b.tif", TRUE)
+    again = choose_labels(images, proposals, {}, str(folder))
+    assert [item.instances == both for item in again] == [True, False, True]
 
 
 def test_of_two_files_the_one_that_was_changed_is_used(images, proposals, folder):

@@ -142,13 +142,6 @@ def test_small_cells_go_and_images_stay(run, capsys):
     assert [len(x) for x in images.without_small(0).instances] == [2] * 5 == [len(x) for x in images.instances]
 
 
-def test_where_takes_the_cells_of_another_set(run):
-    images = from_labels(run)
-    other = replace(images, instances=[x.with_classes(7) for x in images.instances])
-    mixed = images.where(lambda record: record.cell_type == "mixed", other)
-    assert [x.class_ids.max() for x in mixed.instances] == [0, 0, 0, 7, 0]
-
-
 # ---- images --------------------------------------------------------------------------------------------------------
 def test_images_come_one_by_one_and_in_order(run):
     images = from_labels(run)

@@ -59,7 +59,7 @@ def test_changes_are_counted_against_proposals_and_the_last_round(images, tmp_pa
     assert label_changes(images, proposals, first, tmp_path / "labels").empty, "nothing was changed"
     of_another_diameter = [Labelled(n, cells(2).paint(), "proposed") for n in "abcd"]
     assert label_changes(images, [cells(2)] * 4, of_another_diameter, tmp_path / "labels").empty, "by no person"
-    (tmp_path / "labels/cells.json").write_text("{")
+    (tmp_path / "labels/labels.json").write_text("{")
     assert set(label_changes(images, proposals, second, tmp_path / "labels")["since"]) == {"proposals"}
     assert set(label_changes(images, proposals, second, tmp_path / "nowhere")["since"]) == {"proposals"}
 

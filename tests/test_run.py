@@ -770,6 +770,17 @@ def test_outputs_in_the_wrong_place_are_refused_and_nothing_moves(here, key, nam
     assert tree() == {f"{ONE}/weights.bin": b"w"}
 
 
+def test_a_folder_and_a_file_in_it_may_both_be_listed(here):
+    run = Run("runs/demo")
+    for text in ("1", "2", "2"):
+        stage = run.start(ONE, {})
+        stage.path("labels/labels.json").write_text(text)
+        stage.path("labels/a.tif").write_text(text)
+        stage.done(labels=stage.path("labels/labels.json"), label_images=stage.path("labels"))
+    assert tree() == {"labels/a.tif": b"2", "labels/labels.json": b"2"}
+    assert run.find("labels").read_text() == run.find("label_images").joinpath("a.tif").read_text()
+
+
 def test_a_repeated_stage_drops_what_it_no_longer_makes(here):
     run = Run("runs/demo")
     for names in (["a", "b/c"], ["a"]):
