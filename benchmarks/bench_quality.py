@@ -126,13 +126,13 @@ def print_copies(pictures: list[np.ndarray], quality: list[dict], names: list[st
 
 # ---- real sets -----------------------------------------------------------------------------------------------------
 def load(name: str, root: Path) -> Iterator[tuple[str, np.ndarray, float | None]]:
-    from cellkit.sources import SOURCES
+    from cellkit.modules import load
 
     how = dict(SETS[name])
     path = root / how.pop("path")
     channels = ChannelsConfig(nuclei=how.pop("nuclei", None), cytoplasm=how.pop("cytoplasm", None))
     config = ConvertConfig(channels=channels, **how)
-    for item in SOURCES[config.source](path, config):
+    for item in load("source", config.source).read(path, config):
         loaded = item.load()
         yield item.image_id, loaded.image, max((level.clipped_fraction for level in loaded.levels), default=None)
 

@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 # Before torch reads it: threads that spin while they wait stall each other where other programs use the cores. Measured
 # on two busy cores: two threads took 3 to 8 times as long for convolutions, 10 to 200 times for small sums, as with this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Files of one's own that are found with those here, see cellkit.modules.
+__path__ += [folder for folder in os.environ.get("CELLKIT_MODULES", "").split(os.pathsep) if folder]
 
 _HOME = {
     "annotate": ("choose_labels", "diameter_for", "with_classes", "write_chosen"),
@@ -73,7 +75,7 @@ _HOME = {
         "show_sheet",
         "show_worst",
     ),
-    "sources": ("gather", "source_folder"),
+    "sources": ("gather", "locate_source"),
     "tables": ("write_frame",),
     "weights": ("copy_checkpoint", "find_weights", "read_card"),
 }

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from cellkit.errors import UserError, nearest
+from cellkit.modules import names_of
 from cellkit.names import plain
 
 DATA_VARIABLE = "CELLKIT_DATA"
@@ -157,10 +158,7 @@ class ConvertConfig(Section):
     """Notebook 01: where the images come from and how they become 8-bit PNG (nuclei blue, cytoplasm green)."""
 
     data: str | None = Field(None, description="folder of real data; the top-level data unless set here")
-    source: Literal[
-        "drawn", "microscope", "two_lines", "labelme", "dsb2018", "folder", "cellpose", "bbbc039", "sartorius", "hepg2_huh7",
-        "livecell", "coco", "voc", "box_csv",
-    ] = Field("drawn", description="layout of the source")  # fmt: skip
+    source: Literal[names_of("source")] = Field("drawn", description="layout of the source")
     path: str = Field("", description="folder below data that holds the source; empty = data itself")
     modalities: Names | None = Field(None, description="kinds of images kept, where the source names them; null = all")
     axes: str | None = Field(

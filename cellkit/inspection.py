@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.errors import Quarantined, UserError, nearest
+from cellkit.errors import Quarantined, UserError
 from cellkit.file_info import Channel
-from cellkit.files import read_json
 from cellkit.instances import Instances
 
 FAULTS = ("tiny", "pieces", "holes", "touching", "border")
@@ -136,7 +134,7 @@ def inspect_folder(
     ----------
     root : path
     kind : str, optional
-        A layout of `cellkit.sources.SOURCES`; default told from what lies in the folder.
+        A layout of `the files ``source_*```; default told from what lies in the folder.
     axes : str, optional
         What the axes of files are that do not say, e.g. "TYX".
 
@@ -155,17 +153,16 @@ def inspect_folder(
     """
     from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
     from cellkit.loop import map_items
+    from cellkit.modules import load, names_of
     from cellkit.open import why_unread
-    from cellkit.sources import SOURCES
+    from cellkit.sources import classes_of, detect_kind
 
     root = Path(root)
     unread = why_unread(root)
     if unread:
         raise unread
-    if kind is not None and kind not in SOURCES:
-        raise UserError(f"no source '{kind}'{nearest(kind, SOURCES)}", f"choose from {', '.join(SOURCES)}")
     kind = kind or detect_kind(root)
-    classes = discover_classes(root, kind)
+    classes = classes_of(root, kind)
     source = kind if kind != "drawn" else "microscope"
     how = ConvertConfig(
         source=source,
@@ -175,9 +172,11 @@ def inspect_folder(
         axes=axes,
         split=SplitConfig(train=1.0, val=0.0, test=0.0),
     )
-    items = list(SOURCES[source](root, how))
+    items = list(load("source", source).read(root, how))
     if not items:
-        raise UserError(f"no image of the layout '{kind}' in {root}", f"layouts: --source {', '.join(SOURCES)}")
+        raise UserError(
+            f"no image of the layout '{kind}' in {root}", f"layouts: --source {', '.join(names_of('source'))}"
+        )
     done, failed = map_items(partial(_look), items, "inspect", name=lambda item: item.source)
     quarantined = [Quarantined(q.item, "; ".join(q.reason.removeprefix("UserError: ").splitlines())) for q in failed]
     seen = [(item.split, item.cell_type, *found) for item, found in zip(items, done, strict=True) if found is not None]
@@ -285,68 +284,3 @@ def tell_folder(told: dict[str, Any]) -> str:
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
-
-
-# ---- which layout, which classes -----------------------------------------------------------------------------------
-def detect_kind(root: str | Path) -> str:
-    """Tell the layout of a folder from what lies in it; "folder" where nothing special does.
-
-    Raises
-    ------
-    UserError
-        No such folder.
-    """
-    from cellkit.folders import list_files
-    from cellkit.names import SPLIT_NAMES
-    from cellkit.sources import tell_kind
-
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"no folder at {root}", "give a folder of images")
-    foreign = tell_kind(root)
-    if foreign:
-        return foreign
-    below = [child for child in sorted(root.iterdir()) if (child / "images").is_dir()]
-    if (root / "index.csv").is_file() and (root / "labels").is_dir():
-        return "dsb2018"
-    if below and all((child / "masks").is_dir() for child in below):
-        return "dsb2018"
-    if len(below) > 1 and all((child / "labels").is_dir() and child.name.lower() not in SPLIT_NAMES for child in below):
-        return "two_lines"
-    if (root / "truth").is_dir():
-        return "microscope"
-    return "labelme" if any(_labelme_labels(path) for path in list_files(root, (".json",))[:3]) else "folder"
-
-
-def discover_classes(root: str | Path, kind: str) -> tuple[str, ...]:
-    """Return the classes a data set names, sorted; ("cell",) where it names none."""
-    from cellkit.folders import list_files
-    from cellkit.sources import tell_classes
-
-    root = Path(root)
-    foreign = tell_classes(root, kind)
-    if foreign is not None:
-        return foreign or ("cell",)
-    names: set[str] = set()
-    if kind == "labelme":
-        for path in list_files(root, (".json",)):
-            names |= _labelme_labels(path)
-    elif kind == "two_lines":
-        names = {child.name for child in root.iterdir() if (child / "images").is_dir()}
-    elif kind in ("microscope", "drawn"):
-        names = {child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")}
-        names -= {"truth", "mixed"}
-        table = root / "truth" / "classes.csv"
-        if table.is_file():
-            with open(table, newline="", encoding="utf-8-sig") as file:
-                names |= {row["class"] for row in csv.DictReader(file) if row.get("class")}
-    return tuple(sorted(names)) or ("cell",)
-
-
-def _labelme_labels(path: Path) -> set[str]:
-    """Return the labels in a labelme file; none where it is no such file."""
-    try:
-        shapes = read_json(path)["shapes"]
-        return {str(shape["label"]) for shape in shapes}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return set()

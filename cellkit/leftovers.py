@@ -17,7 +17,7 @@ from pathlib import Path
 from cellkit.errors import UserError, refuse_or_note
 from cellkit.files import decoded
 from cellkit.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder
-from cellkit.labelfolders import is_called_labels
+from cellkit.label_files import is_called_labels
 from cellkit.listing import LEFT, UNUSED, SourceImage, refuse
 from cellkit.names import LABEL_ENDINGS, LABEL_WORDS, is_no_data, plain, stem_of
 from cellkit.open import is_zarr_by_another_name, why_unread

@@ -773,3 +773,13 @@ def _refuse_torn_groups(items: Sequence[SourceImage]) -> None:
                 "set convert.published_split: false to draw a split by group, or convert.split_by: image to keep the source's",
             )
         )
+
+
+def header_of(path: Path) -> list[str]:
+    """Return the column names of a CSV file, none where there is no such file or no text in it."""
+    if not path.is_file():
+        return []
+    with open(path, "rb") as file:
+        lines = decoded(file.read(10_000), "ignore").splitlines()
+    text = lines[0].strip() if lines else ""
+    return [name.strip().strip('"') for name in text.split(max(",;\t", key=text.count))]

@@ -458,7 +458,7 @@ def _check_evaluation(outlook: Outlook) -> None:
 
 def _check_profile(outlook: Outlook) -> None:
     """Compare ``evaluate.profile`` with the competition's own sample_submission.csv, where one lies in the data folder."""
-    from cellkit.boxes import header_of
+    from cellkit.listing import header_of
     from cellkit.sources import sample_ids
     from cellkit.submission import PROFILES
 

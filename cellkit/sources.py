@@ -1,12 +1,14 @@
-"""Where images come from: every layout that is read, all turned into the same thing.
+"""From a data set to the images of a run.
 
-Each ``read_X(root, config)`` lists what a folder holds and yields `SourceImage`: what is known of an image before it is
-opened, and `load()` for its pixels and truth. `gather` turns them all into a run's records, pictures and instances; an
-image that cannot be used is set aside with its reason, and the rest goes on.
+A data set is a file ``source_<kind>.py``, found by listing (`cellkit.modules`), with
 
-`config` is the ``convert`` section: channels, percentiles, classes and class_names, split, max_images, ...
-The readers live in rooms of their own: `layouts` (label images), `published` (sets with a layout of their own), `labelme`,
-`cocosets` (COCO, LIVECell) and `boxes` (Pascal VOC, box tables); what they share is in `listing`.
+* ``read(root, config) -> Iterator[SourceImage]``: what is known of each image before it is opened, and ``load()`` for its
+  pixels and truth. `config` is the ``convert`` section: channels, percentiles, classes and class_names, split, ...
+* ``detect(root) -> bool``, optional: whether a folder is such a set. Files are asked by their ``ORDER``, 0 where there is none.
+* ``classes(root) -> set of str``, optional: the classes that it names.
+
+What they share is in `cellkit.listing`. `gather` turns every image into records, pictures and instances; an image that cannot
+be used is set aside with its reason, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -14,80 +16,48 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cellkit import boxes, cocosets, labelme, layouts, published
 from cellkit.batch import limits_of_batch, tell_notes
 from cellkit.conversion import Level, level_row, scaled_by
 from cellkit.errors import Quarantined, UserError, plain_reason, readable
 from cellkit.files import content_of, sync
-from cellkit.folders import list_files
 from cellkit.instances import Instances
 from cellkit.journal import JOURNAL, Journal, remove_remains, still_there
 from cellkit.light import shared_limits
-from cellkit.listing import Loaded, SourceImage, check_enough, noted, read_table, without_empty
+from cellkit.listing import Loaded, SourceImage, check_enough, header_of, noted, read_table, without_empty
 from cellkit.loop import map_items
+from cellkit.modules import load, load_all, optional
 from cellkit.names import check_ids
 from cellkit.png import png_parts, put
 from cellkit.records import ImageRecord, torn_groups
 from cellkit.resize import resize_image, resize_instances, resized_shape
 from cellkit.tables import write_table
 
-SOURCES: dict[str, Callable[[Path, object], Iterator[SourceImage]]] = {
-    "drawn": layouts.read_microscope,
-    "microscope": layouts.read_microscope,
-    "two_lines": layouts.read_two_lines,
-    "labelme": labelme.read_labelme,
-    "dsb2018": layouts.read_dsb2018,
-    "folder": layouts.read_folder,
-    "cellpose": layouts.read_cellpose,
-    "bbbc039": published.read_bbbc039,
-    "sartorius": published.read_sartorius,
-    "hepg2_huh7": published.read_hepg2_huh7,
-    "livecell": cocosets.read_livecell,
-    "coco": cocosets.read_coco_set,
-    "voc": boxes.read_voc,
-    "box_csv": boxes.read_box_csv,
-}
-
 
 # ---- which layout, which classes -----------------------------------------------------------------------------------
-def tell_kind(root: str | Path) -> str:
-    """Tell the layout of a folder from what lies in it; "" where it is none of those that can be told.
+def detect_kind(root: str | Path) -> str:
+    """Tell the layout of a folder from what lies in it; "folder" where nothing special does.
 
-    Layouts that cellkit shares with its own (microscope, two_lines, dsb2018, labelme, folder) are told by
-    `cellkit.inspection.detect_kind`, which asks here first.
+    Raises
+    ------
+    UserError
+        No such folder.
     """
-    root = Path(root)
-    signs = {
-        "sartorius": lambda: {"id", "annotation", "cell_type"} <= set(boxes.header_of(root / "train.csv")),
-        "bbbc039": lambda: any((root / "metadata").rglob("training.txt")) and (root / "images").is_dir(),
-        "voc": lambda: any((root / "Annotations").glob("*.xml")),
-        "hepg2_huh7": lambda: any((root / "annotations").glob("*.gz")) and (root / "images").is_dir(),
-        "box_csv": lambda: any(set(boxes.BOX_COLUMNS) <= set(boxes.header_of(path)) for path in root.glob("*.csv")),
-        "livecell": lambda: any(root.rglob("livecell*.json")),
-        "coco": lambda: any(cocosets.looks_like_coco(path) for path in list_files(root, (".json",), True)[:20]),
-        "cellpose": lambda: any(root.rglob("*_seg.npy")),
-    }
-    return next((kind for kind, sign in signs.items() if sign()), "")
+    if not Path(root).is_dir():
+        raise UserError(f"no folder at {root}", "give a folder of images")
+    known = ((name, optional(module, "detect")) for name, module in load_all("source").items())
+    return next((name for name, detect in known if detect and detect(Path(root))), "folder")
 
 
-def tell_classes(root: str | Path, kind: str) -> tuple[str, ...] | None:
-    """Return the classes that a data set of a layout of `tell_kind` names, sorted; None for another layout."""
-    told = {
-        "sartorius": published.sartorius_lines,
-        "hepg2_huh7": lambda root: {"HepG2", "Huh7"},
-        "voc": boxes.voc_labels,
-        "box_csv": boxes.box_labels,
-        "livecell": cocosets.livecell_lines,
-        "coco": cocosets.category_names,
-        "cellpose": layouts.seg_classes,
-    }
-    return tuple(sorted(told[kind](Path(root)))) if kind in told else None
+def classes_of(root: str | Path, kind: str) -> tuple[str, ...]:
+    """Return the classes that a data set names, sorted; ("cell",) where it names none."""
+    classes = optional(load("source", kind), "classes")
+    return tuple(sorted(classes(Path(root)) if classes else ())) or ("cell",)
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------
@@ -128,7 +98,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     ----------
     config : ConvertConfig
     root : path
-        The folder that holds the source, see `source_folder`.
+        The folder that holds the source, see `locate_source`.
     out : path
         The run folder, or ``stage.root`` which stands for it.
     settings : Config, optional
@@ -308,7 +278,7 @@ def sample_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
     """
     own, best, path = {item.own_id for item in items}, [], None
     for found in sorted(root.glob("*sample_submission*.csv")):
-        column = next((name for name in SAMPLE_COLUMNS if name in boxes.header_of(found)), None)
+        column = next((name for name in SAMPLE_COLUMNS if name in header_of(found)), None)
         if column is None:
             continue
         ids = list(dict.fromkeys(row[column] for row in read_table(found, (column,), root)))
@@ -371,7 +341,7 @@ def list_images(config, root: Path) -> list[SourceImage]:
     """Return the source's images; refuse a missing folder, an empty one, and two images of one id."""
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist", "set data: and convert.path, or CELLKIT_DATA=FOLDER")
-    items = list(SOURCES[config.source](root, config))
+    items = list(load("source", config.source).read(root, config))
     if not items:
         raise UserError(
             f"no image of the source '{config.source}' in {root}",
@@ -486,7 +456,7 @@ def _gathered(out: Path, done: list, quarantined: list[Quarantined], originals: 
     return Gathered(records, truth, quarantined, conversion, quality, thresholds, originals)
 
 
-def source_folder(config, stage) -> Path:
+def locate_source(config, stage) -> Path:
     """Return the folder of a run's images: drawn into the run folder, or below the data folder and noted as an input.
 
     Parameters

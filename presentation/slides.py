@@ -230,7 +230,7 @@ def conversion(files: RunFiles) -> Slide:
     records = [record for record in files.images.records if record.split] or files.images.records
     record = records[0]
     low, high = files.setting("convert.percentiles", (0.3, 99.8))
-    source = source_folder(files)
+    source = locate_source(files)
     named = ", ".join(f"{name} in {colour}" for colour, name in channel_names(record.channels).items())
     raw = source is not None and (source / record.source.split(" ")[0]).is_file()
     points = [
@@ -253,7 +253,7 @@ def conversion(files: RunFiles) -> Slide:
     return Slide("conversion", "From the microscope to a picture", points, draw, alt, foot(files), wide=True)
 
 
-def source_folder(files: RunFiles) -> Path | None:
+def locate_source(files: RunFiles) -> Path | None:
     """Return the folder the images were converted from, if it is still there."""
     inputs = files.stages.get("01_convert", {}).get("inputs", {})
     outside = [Path(one["path"]) for one in inputs.values() if one.get("outside")]

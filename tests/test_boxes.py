@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cellkit.annotate import choose_labels, with_truth_classes
-from cellkit.boxes import units_of
 from cellkit.coco import read_coco, write_coco, write_results
 from cellkit.compare import match_sides, read_side, score_sides
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances, pixel_boxes, refuse_boxes
+from cellkit.modules import load
 from cellkit.records import ImageRecord
 from cellkit.resize import resize_instances
 from cellkit.scores_conventions import compare_conventions
 from cellkit.scores_table import score_table
-from cellkit.sources import SOURCES, gather
+from cellkit.source_box_csv import units_of
+from cellkit.sources import gather
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 HEIGHT, WIDTH = 24, 32
@@ -36,7 +37,7 @@ def config(source, classes=("RBC", "WBC"), **options):
 
 
 def listed(root, cfg):
-    return {item.image_id: item for item in SOURCES[cfg.source](Path(root), cfg)}
+    return {item.image_id: item for item in load("source", cfg.source).read(Path(root), cfg)}
 
 
 def picture(path, shape=(HEIGHT, WIDTH)):
@@ -402,6 +403,6 @@ def test_two_annotations_of_one_picture_are_refused(tmp_path):
     for folder in ("Annotations", "Annotations/old"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.xml").write_text("<annotation/>")
-    (item,) = SOURCES["voc"](tmp_path, config("voc"))
+    (item,) = load("source", "voc").read(tmp_path, config("voc"))
     with pytest.raises(UserError, match="2 files are called a: Annotations/a.xml and Annotations/old/a.xml"):
         item.load()

@@ -10,13 +10,14 @@ import tifffile
 from PIL import Image
 
 from cellkit.coco import read_coco, write_coco
-from cellkit.cocosets import looks_like_coco, read_sheets
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
-from cellkit.inspection import detect_kind, discover_classes, inspect_folder
+from cellkit.inspection import inspect_folder
 from cellkit.instances import Instances
+from cellkit.modules import load
 from cellkit.records import ImageRecord
-from cellkit.sources import SOURCES, gather
+from cellkit.source_coco import looks_like_coco, read_sheets
+from cellkit.sources import classes_of, detect_kind, gather
 
 SQUARE = [[2, 2, 9, 2, 9, 9, 2, 9]]
 
@@ -26,7 +27,7 @@ def config(source, classes=("A", "B"), **options):
 
 
 def listed(root, cfg):
-    return {item.image_id: item for item in SOURCES[cfg.source](Path(root), cfg)}
+    return {item.image_id: item for item in load("source", cfg.source).read(Path(root), cfg)}
 
 
 def picture(path, shape=(24, 32)):
@@ -305,7 +306,7 @@ def test_livecell_names_tell_line_and_well(livecell):
     save(path, [image(9, other.name)], [cell(9)], ["cell"])
     with pytest.raises(UserError, match="other.tif does not tell its cell line and well"):
         listed(livecell, config("livecell", ("A172", "SHSY5Y")))["other"].load()
-    assert detect_kind(livecell) == "livecell" and discover_classes(livecell, "livecell") == ("A172", "SHSY5Y")
+    assert detect_kind(livecell) == "livecell" and classes_of(livecell, "livecell") == ("A172", "SHSY5Y")
     with pytest.raises(UserError, match="label 'SHSY5Y' is none of the classes"):
         listed(livecell, config("livecell", ("A172", "BV2")))
 

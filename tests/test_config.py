@@ -138,7 +138,7 @@ def test_a_config_cannot_be_changed(write):
             "convert.pair is ['img'] (a list), wanted a list of 2 texts, or null",
             "label image",
         ),
-        ("convert: {source: bbbc}", "convert.source is 'bbbc' (text), wanted one of 'drawn', 'microscope'", "layout"),
+        ("convert: {source: bbbc}", "convert.source is 'bbbc' (text), wanted one of 'bbbc039', 'box_csv'", "layout"),
         ("convert: {box_units: px}", "box_units is 'px' (text), wanted one of 'fractions', 'pixels', or null", "boxes"),
         ("convert: {split: {train: 0.9}}", "convert.split sums to 1.3 (train + val + test), wanted 1", "train"),
         ("evaluate: {profile: sartorus}", "profile is 'sartorus' (text), wanted one of 'sartorius'", "submission"),

@@ -26,8 +26,9 @@ from cellkit.config import ChannelsConfig, ConvertConfig
 from cellkit.convert import convert_file
 from cellkit.errors import UserError
 from cellkit.labels import read_labels, write_labels
+from cellkit.modules import load
 from cellkit.open import inspect_file
-from cellkit.sources import SOURCES, gather
+from cellkit.sources import gather
 
 TESTS = Path(__file__).parent
 RNG = np.random.default_rng(0)
@@ -617,7 +618,7 @@ def test_row_52_masks_and_tables_that_are_links_out_of_the_folder(tmp_path):
     outside = save(tmp_path / "secret.png", (CELLS == 1).astype(np.uint8))
     (tmp_path / "in" / "x" / "masks").mkdir()
     (tmp_path / "in" / "x" / "masks" / "1.png").symlink_to(outside)
-    (item,) = SOURCES["dsb2018"](tmp_path / "in", config("dsb2018"))
+    (item,) = load("source", "dsb2018").read(tmp_path / "in", config("dsb2018"))
     with pytest.raises(UserError, match="1.png is a link that leads out of"):
         item.load()
     (tmp_path / "secret.csv").write_text("file,label,class,id,modality\n")
@@ -626,7 +627,7 @@ def test_row_52_masks_and_tables_that_are_links_out_of_the_folder(tmp_path):
         table.parent.mkdir(parents=True)
         table.symlink_to(tmp_path / "secret.csv")
         with pytest.raises(UserError, match="csv is a link that leads out of"):
-            list(SOURCES[source](tmp_path / source, config(source)))
+            list(load("source", source).read(tmp_path / source, config(source)))
 
 
 # ---- what is there is not written over -----------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from cellkit import inspection
 from cellkit.coco import write_coco
 from cellkit.convert import inspect_file
 from cellkit.errors import UserError
-from cellkit.inspection import detect_kind, discover_classes, inspect_coco, inspect_folder, tell_file, tell_folder
+from cellkit.inspection import inspect_coco, inspect_folder, tell_file, tell_folder
 from cellkit.labels import write_labels
 from cellkit.png import write_png
+from cellkit.sources import classes_of, detect_kind
 
 GREY = np.full((20, 30), 7, np.uint8)
 LABELS = np.zeros((20, 30), np.int32)
@@ -133,8 +134,8 @@ class TestKind:
         ]
 
     def test_classes_are_what_the_data_set_names(self, two_lines, tmp_path):
-        assert discover_classes(two_lines, "two_lines") == ("nih3t3", "u2os")
-        assert discover_classes(tmp_path / "none", "dsb2018") == ("cell",)
+        assert classes_of(two_lines, "two_lines") == ("nih3t3", "u2os")
+        assert classes_of(tmp_path / "none", "dsb2018") == ("cell",)
 
 
 class TestFiles:
@@ -184,4 +185,4 @@ class TestFiles:
 def test_real_data_sets_are_told_apart(data_folder):
     names = ("two_lines", "dkfz", "dsb2018")
     assert [detect_kind(data_folder / name) for name in names] == ["two_lines", "labelme", "dsb2018"]
-    assert len(discover_classes(data_folder / "dkfz", "labelme")) == 3
+    assert len(classes_of(data_folder / "dkfz", "labelme")) == 3

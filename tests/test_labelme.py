@@ -13,7 +13,8 @@ from PIL import Image
 
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
-from cellkit.sources import SOURCES, gather
+from cellkit.modules import load
+from cellkit.sources import gather
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
@@ -30,7 +31,7 @@ def save(path, pixels):
 
 
 def listed(root, cfg):
-    return {item.image_id: item for item in SOURCES[cfg.source](Path(root), cfg)}
+    return {item.image_id: item for item in load("source", cfg.source).read(Path(root), cfg)}
 
 
 def encoded(picture, kind):

@@ -17,11 +17,11 @@ from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.dataset import write_chosen_cells
 from cellkit.errors import UserError
 from cellkit.exchange import write_seg
-from cellkit.inspection import detect_kind, discover_classes
 from cellkit.instances import Instances
 from cellkit.labels import write_labels
-from cellkit.layouts import compose_halves
-from cellkit.sources import SOURCES, gather
+from cellkit.modules import load
+from cellkit.source_two_lines import compose_halves
+from cellkit.sources import classes_of, detect_kind, gather
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 RNG = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def save(path, pixels=GREY):
 
 
 def listed(root, cfg):
-    return {item.image_id: item for item in SOURCES[cfg.source](Path(root), cfg)}
+    return {item.image_id: item for item in load("source", cfg.source).read(Path(root), cfg)}
 
 
 # ---- two lines -----------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def test_cellpose_files_beside_their_images(tmp_path):
     assert found["A_seg"] == found["A_masks"] == cells.with_classes(2), "the class of the folder"
     assert found["mixed_both"] == cells.with_classes([1, 0, 2]), "classes by name, scores of truth"
     assert found["mixed_bare"] is None and items["mixed_both"].split == "test"
-    assert detect_kind(tmp_path) == "cellpose" and discover_classes(tmp_path, "cellpose") == ("A", "B")
+    assert detect_kind(tmp_path) == "cellpose" and classes_of(tmp_path, "cellpose") == ("A", "B")
 
 
 def test_cellpose_files_that_disagree_or_run_code_are_refused(tmp_path):  # faults 21, 41 and 52

@@ -9,8 +9,8 @@ from PIL import Image
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
 from cellkit.listing import UNUSED, SourceImage
+from cellkit.modules import load
 from cellkit.ownsplit import read_own_lists, with_own_split
-from cellkit.sources import SOURCES
 
 WANTED = {f"cell{k}": ("train", "val", "test")[k % 3] for k in range(6)}
 
@@ -66,7 +66,10 @@ def test_the_folder_source_keeps_its_lists(tmp_path):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
     write_lists(tmp_path)
-    assert splits_of(SOURCES["folder"](tmp_path, config(split=SplitConfig(train=0.0, val=0.0, test=1.0)))) == WANTED
+    assert (
+        splits_of(load("source", "folder").read(tmp_path, config(split=SplitConfig(train=0.0, val=0.0, test=1.0))))
+        == WANTED
+    )
 
 
 def test_what_lists_do_not_say_is_named(tmp_path, capsys):

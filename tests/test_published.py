@@ -16,9 +16,11 @@ from PIL import Image
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
 from cellkit.evaluation import handed_in
-from cellkit.inspection import detect_kind, discover_classes, inspect_folder
-from cellkit.published import read_text_labels, regions_of_colours
-from cellkit.sources import SOURCES, gather
+from cellkit.inspection import inspect_folder
+from cellkit.modules import load
+from cellkit.source_bbbc039 import regions_of_colours
+from cellkit.source_hepg2_huh7 import read_text_labels
+from cellkit.sources import classes_of, detect_kind, gather
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 RNG = np.random.default_rng(0)
@@ -29,7 +31,7 @@ def config(source, classes=("nucleus",), nuclei=0, **options):
 
 
 def listed(root, cfg):
-    return {item.image_id: item for item in SOURCES[cfg.source](Path(root), cfg)}
+    return {item.image_id: item for item in load("source", cfg.source).read(Path(root), cfg)}
 
 
 def save(path, pixels):
@@ -143,7 +145,7 @@ def test_sartorius_rle_counts_along_rows_and_overlaps_stay(tmp_path):
     assert cells.mask(1).tolist() == [[0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
     assert cells.overlapping and cells.class_ids.tolist() == [2, 2] and items["a"].cell_type == "astro"
     assert items["b"].load().instances.class_ids.tolist() == [1] and items["a"].group == ""
-    assert detect_kind(tmp_path) == "sartorius" and discover_classes(tmp_path, "sartorius") == ("astro", "cort")
+    assert detect_kind(tmp_path) == "sartorius" and classes_of(tmp_path, "sartorius") == ("astro", "cort")
 
 
 def test_sartorius_test_pictures_are_test_images_without_truth(tmp_path):
@@ -218,7 +220,7 @@ def test_hepg2_huh7_numbers_tell_line_and_split(tmp_path):
     assert set(carved) == {"train", "val"}, "validation is drawn from the published training images"
     cells = items["27"].load().instances
     assert cells.areas_px.tolist() == [9, 24] and cells.class_ids.tolist() == [2, 2]
-    assert detect_kind(tmp_path) == "hepg2_huh7" and discover_classes(tmp_path, "hepg2_huh7") == ("HepG2", "Huh7")
+    assert detect_kind(tmp_path) == "hepg2_huh7" and classes_of(tmp_path, "hepg2_huh7") == ("HepG2", "Huh7")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_damaged_text_labels_are_refused(tmp_path, content, said):
 
 
 def test_text_labels_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):  # fault 44
-    monkeypatch.setattr("cellkit.published.MOST_TEXT_BYTES", 1000)
+    monkeypatch.setattr("cellkit.source_hepg2_huh7.MOST_TEXT_BYTES", 1000)
     (tmp_path / "1.gz").write_bytes(gzip.compress(b"0 1\n" * 251))
     with pytest.raises(UserError, match="1001 bytes unpacked"):
         read_text_labels(tmp_path / "1.gz")
@@ -288,7 +290,7 @@ def test_two_files_of_one_name_in_subfolders_are_refused_one_by_one(tmp_path):
                  "masks/2.png", "masks/0.png"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / name)
-    items = {item.image_id: item for item in SOURCES["bbbc039"](tmp_path, config("bbbc039"))}
+    items = {item.image_id: item for item in load("source", "bbbc039").read(tmp_path, config("bbbc039"))}
     for name, told in (("0", "images/0.png and images/previews/0.png"), ("1", "masks/1.png and masks/old/1.png")):
         with pytest.raises(UserError, match=f"2 files are called {name}: {told}\nkeep one"):
             items[name].load()

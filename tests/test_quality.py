@@ -357,7 +357,7 @@ def test_images_set_aside_for_another_reason_pull_no_copy_with_them():
 def test_fields_photographed_twice_in_a_published_set_are_found(tmp_path, data_folder):
     """dkfz has two fields under two names each, in other light; their neighbours on the slide are no copies."""
     from cellkit.config import ChannelsConfig, ConvertConfig
-    from cellkit.sources import SOURCES
+    from cellkit.modules import load
 
     config = ConvertConfig(
         source="labelme",
@@ -366,7 +366,7 @@ def test_fields_photographed_twice_in_a_published_set_are_found(tmp_path, data_f
         channels=ChannelsConfig(nuclei="blue", cytoplasm="red"),
     )
     wanted = [f"train_{n}" for n in ("0034", "0036", "0041", "0155", "0156", "0221", "0222")]
-    items = {item.image_id: item for item in SOURCES["labelme"](data_folder / "dkfz", config)}
+    items = {item.image_id: item for item in load("source", "labelme").read(data_folder / "dkfz", config)}
     names = [name for name in wanted if name in items]
     _, copies = found_in(tmp_path, [items[name].load().image for name in names])
     pairs = {(names[int(copy.first)], names[int(copy.second)]) for copy in copies}

@@ -45,12 +45,12 @@ def worsened(truth: Instances, drop: float, shift_px: int, wrong: float, seed: i
 def make_run(folder: Path) -> tuple[Run, object]:
     """Run notebook 01's and 04's functions on drawn cells, and write three models' predictions; 06 is left to the caller."""
     from cellkit.backends import threshold
-    from cellkit.sources import gather, source_folder
+    from cellkit.sources import gather, locate_source
 
     cfg = load_config(REPO / "configs" / "demo.yaml", SMALL)
     run = Run(folder)
     stage = run.start("01_convert", cfg.convert)
-    gathered = gather(cfg.convert, source_folder(cfg.convert, stage), stage.root)
+    gathered = gather(cfg.convert, locate_source(cfg.convert, stage), stage.root)
     records = set_aside(gathered.records)
     stage.quarantine([Quarantined("HEK/broken.ome.tif", "cut short & <unreadable>")])
     stage.done(records=write_records(stage.path("records.csv"), records), images=stage.path("images"))

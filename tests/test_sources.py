@@ -16,9 +16,10 @@ from cellkit.evaluation import handed_in
 from cellkit.flags import set_aside
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
+from cellkit.modules import load, names_of
 from cellkit.records import is_scored
 from cellkit.resize import resize_labels
-from cellkit.sources import SOURCES, gather, source_folder, tell_classes, tell_kind
+from cellkit.sources import classes_of, detect_kind, gather, locate_source
 from cellkit.synthetic import FieldStyle, draw_field, expose, write_fields
 from cellkit.tables import write_table
 
@@ -40,7 +41,7 @@ def save(path, pixels=GREY):
 
 
 def listed(root, cfg):
-    return {item.image_id: item for item in SOURCES[cfg.source](Path(root), cfg)}
+    return {item.image_id: item for item in load("source", cfg.source).read(Path(root), cfg)}
 
 
 # ---- microscope files ----------------------------------------------------------------------------------------------
@@ -127,14 +128,14 @@ def test_the_demo_draws_what_its_config_says(tmp_path):
 
     drawn = {"images_per_line": 1, "mixed_images": 1, "size_px": 64, "planes": 1, "defect_images_per_line": 0}
     cfg = ConvertConfig(classes=("HEK", "N2a"), drawn=drawn, channels={"nuclei": "DAPI"})
-    assert sorted(listed(source_folder(cfg, Stage()), cfg)) == ["HEK_HEK_01", "N2a_N2a_01", "mixed_mixed_01"]
+    assert sorted(listed(locate_source(cfg, Stage()), cfg)) == ["HEK_HEK_01", "N2a_N2a_01", "mixed_mixed_01"]
     save(tmp_path / "data" / "some" / "a.png")
     stage = Stage()
     cfg = config("folder", data=str(tmp_path / "data"), path="some")
-    assert source_folder(cfg, stage) == tmp_path / "data" / "some" == stage.read["data"]
+    assert locate_source(cfg, stage) == tmp_path / "data" / "some" == stage.read["data"]
     stage.root = tmp_path / "data" / "some" / "runs" / "a"
     with pytest.raises(UserError, match="run folder lies in the data folder"):
-        source_folder(cfg, stage)
+        locate_source(cfg, stage)
 
 
 def test_run_folders_among_the_data_are_no_data(tmp_path, capsys):
@@ -310,9 +311,9 @@ def test_every_source_is_a_choice_of_the_config_and_shown_in_the_data_readme():
     from cellkit.config import ConvertConfig
 
     choices = ConvertConfig.model_fields["source"].annotation.__args__
-    assert set(choices) == set(SOURCES)
+    assert set(choices) == set(names_of("source"))
     layouts = (Path(__file__).parents[1] / "data" / "README.md").read_text().split("## Layouts")[1]
-    assert [name for name in SOURCES if name not in layouts] == []
+    assert [name for name in choices if name not in layouts] == []
 
 
 def test_every_config_is_accepted_and_in_the_data_readme():
@@ -328,9 +329,9 @@ def test_every_config_is_accepted_and_in_the_data_readme():
 @pytest.mark.realdata
 def test_every_set_is_told_by_what_lies_in_it(data_folder):
     kinds = {"sartorius": "sartorius", "bccd": "voc", "blood": "box_csv", "hepg2_huh7": "hepg2_huh7"}
-    assert {name: tell_kind(data_folder / name) for name in kinds} == kinds
-    assert [tell_kind(data_folder / name) for name in ("dkfz", "dsb2018", "two_lines", "small_pairs")] == [""] * 4
-    assert tell_classes(data_folder / "bccd", "voc") == ("Platelets", "RBC", "WBC")
+    kinds |= {"dkfz": "labelme", "dsb2018": "dsb2018", "two_lines": "two_lines", "small_pairs": "folder"}
+    assert {name: detect_kind(data_folder / name) for name in kinds} == kinds
+    assert classes_of(data_folder / "bccd", "voc") == ("Platelets", "RBC", "WBC")
 
 
 # ---- what is handed in ---------------------------------------------------------------------------------------------

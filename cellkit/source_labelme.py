@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.errors import UserError
-from cellkit.files import decoded
+from cellkit.files import decoded, read_json
 from cellkit.folders import check_inside, list_files
 from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
@@ -21,8 +21,20 @@ from cellkit.names import image_id_of, plain, split_of_folders
 from cellkit.open import open_file
 from cellkit.pictures import open_picture
 
+ORDER = 120
 
-def read_labelme(root: Path, config) -> Iterator[SourceImage]:
+
+def detect(root: Path) -> bool:
+    """Tell whether a folder is such a data set."""
+    return any(_labels_in(path) for path in list_files(root, (".json",))[:3])
+
+
+def classes(root: Path) -> set[str]:
+    """Return the labels of all shapes."""
+    return {label for path in list_files(root, (".json",)) for label in _labels_in(path)}
+
+
+def read(root: Path, config) -> Iterator[SourceImage]:
     """labelme JSON files: a picture, and a mask or polygon per object with its label; overlapping masks are kept.
 
     Folders train, val and test are the split. Where there is no test folder, ``config.split.test`` is the share of the
@@ -198,3 +210,12 @@ def _union(placed: list, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int,
     """Join the masks of one object that lie apart."""
     whole = Instances.from_boxed_masks([mask for mask, _ in placed], [corner for _, corner in placed], shape)
     return whole.paint() > 0, (0, 0)
+
+
+def _labels_in(path: Path) -> set[str]:
+    """Return the labels in a labelme file; none where it is no such file."""
+    try:
+        shapes = read_json(path)["shapes"]
+        return {str(shape["label"]) for shape in shapes}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return set()

@@ -1,4 +1,4 @@
-"""Sets whose truth lies in COCO files: any COCO set, and LIVECell. Each image is decoded when it is loaded, not before."""
+"""COCO sets: the truth lies in COCO files. Each image is decoded when it is loaded, not before."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from cellkit.listing import (
     SourceImage,
     check_shape,
     class_id_of,
-    class_of_line,
     finished,
     known_class,
     load_picture,
@@ -41,13 +40,20 @@ from cellkit.listing import (
 from cellkit.names import image_id_of, plain, split_of_file, split_of_folders, stem_of
 from cellkit.ownsplit import split_word
 
+ORDER = 70
+
 HEAD_BYTES = 65_536
+
+
 COCO_KEY = re.compile(r'"(images|annotations|categories|shapes)"\s*:')  # "shapes" is LabelMe's
-LIVECELL_NAME = re.compile(r"(?P<line>[^_/]+)_Phase_(?P<well>[A-Z]\d{1,2})_")
 
 
-# ---- any COCO set --------------------------------------------------------------------------------------------------
-def read_coco_set(root: Path, config) -> Iterator[SourceImage]:
+def detect(root: Path) -> bool:
+    """Tell whether a folder is such a data set."""
+    return any(looks_like_coco(path) for path in list_files(root, (".json",), True)[:20])
+
+
+def read(root: Path, config) -> Iterator[SourceImage]:
     """COCO files (``*.json``) and the pictures they name, which lie anywhere below the folder.
 
     A file called after train, val or test, or in a folder called so, is that split; else the ``split`` (``subset``, ``set``)
@@ -78,45 +84,11 @@ def _tell_other_names(sheets: list[Sheet]) -> None:
             print(f"{sheet.path.name} names no category {', '.join(missing)}, which another file uses", file=sys.stderr)
 
 
-def read_livecell(root: Path, config) -> Iterator[SourceImage]:
-    """LIVECell: ``livecell_coco_{train,val,test}.json`` and pictures called ``<line>_Phase_<well>_...tif``.
-
-    The name tells the cell line and the well, which is the group. Some images are listed twice, with two annotations and
-    partly in two splits (github.com/sartorius-research/LIVECell issues 14 and 26): the one in test stays before the one in
-    val before the one in train, of two in the same list the one with more cells, and the other is set aside and named.
-    """
-    root = Path(root)
-    listed: list[_Listed] = []
-    pictures = _Pictures(root)
-    _tell_unread(root)
-    for sheet in read_sheets(root):
-        for entry in sheet.images:
-            name = LIVECELL_NAME.match(Path(str(entry.get("file_name", ""))).name)
-            line = (class_of_line(name["line"], config), f"{name['line']} {name['well']}") if name else ("", "")
-            one = _coco_image(root, sheet, entry, pictures, config, line)
-            listed.append(one if name else _nameless(one))
-    items = _once_each(listed)
-    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
-
-
-def _nameless(one: _Listed) -> _Listed:
-    problem = f"{one.item.source} does not tell its cell line and well"
-    refusal = partial(refuse, problem, "LIVECell calls its pictures LINE_Phase_WELL_...; other sets are source: coco")
-    return one._replace(item=replace(one.item, loader=refusal))
-
-
-def livecell_lines(root: Path) -> set[str]:
-    """Return the cell lines in the names of the pictures."""
-    names = [LIVECELL_NAME.match(path.name) for path in list_files(root, IMAGE_SUFFIXES)]
-    return {name["line"] for name in names if name}
-
-
-def category_names(root: Path) -> set[str]:
+def classes(root: Path) -> set[str]:
     """Return the names of the categories that the annotations below a folder use."""
     return {name for sheet in read_sheets(root) for name in sheet.used_categories()}
 
 
-# ---- the files -----------------------------------------------------------------------------------------------------
 @dataclass
 class Sheet:
     """One COCO file, its annotations sorted by image but not decoded.
@@ -245,7 +217,6 @@ def _by_image(path: Path, images: list[dict], annotations: list[dict]) -> dict[A
     return rows
 
 
-# ---- the pictures --------------------------------------------------------------------------------------------------
 class _Pictures:
     """The pictures below a folder, found by the path a COCO file names, else by file name."""
 
