@@ -25,9 +25,11 @@ _HOME = {
     "errors": ("Quarantined", "UserError"),
     "evaluation": (
         "NO_ACCURACY",
+        "class_model",
         "classes_found",
         "count_lines",
         "decide",
+        "found_in",
         "handed_in",
         "judged",
         "predictions_of",

@@ -153,6 +153,20 @@ def of_images(predictions: Mapping[str, Instances], images: CellDataset) -> list
     return [predictions[record.image_id] for record in images.records]
 
 
+def found_in(part: CellDataset, images: CellDataset, found: Sequence[Instances]) -> list[Instances]:
+    """Return what a model found in some of the images it predicted, in the order of `part`.
+
+    Parameters
+    ----------
+    part : CellDataset
+    images : CellDataset
+        All that were predicted.
+    found : list of Instances
+        One per image of `images`.
+    """
+    return of_images(dict(zip([record.image_id for record in images.records], found, strict=True)), part)
+
+
 def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Sequence[CellDataset]) -> pandas.DataFrame:
     """Score every model on every truth: `score_table` with the model's name first.
 
@@ -297,6 +311,28 @@ def classes_found(
                 told = {"accuracy": None if np.isnan(accuracy) else round(accuracy, 4), "cells": n}
                 result.setdefault(model, {})[split] = told | {"confusion": confusion.to_dict("split")}
     return result
+
+
+def class_model(right: Mapping[str, Mapping[str, Any]], split: str = "val") -> str:
+    """Return the model that names classes best: by the share of right classes on the deciding split, "" where none does.
+
+    Of equal ones, and where no image of that split can judge, the last in the order of the tables.
+
+    Parameters
+    ----------
+    right : mapping
+        From `classes_found`.
+
+    Examples
+    --------
+    >>> class_model({"unet": {"val": {"accuracy": 0.7}}, "maskrcnn": {"val": {"accuracy": 0.9}}, "x": {}})
+    'maskrcnn'
+    """
+    from cellkit.show import order_models
+
+    accuracy = {model: (right[model].get(split) or {}).get("accuracy") for model in order_models(right)}
+    ranked = sorted(accuracy, key=lambda model: -1.0 if accuracy[model] is None else accuracy[model])
+    return ranked[-1] if ranked else ""
 
 
 def count_lines(

@@ -295,14 +295,13 @@ class RunFiles:
 
     @cached_property
     def class_model(self) -> str:
-        """The model that names classes, "" where none does."""
-        from cellkit.show import order_models
+        """The model that names classes best, "" where none names any: as notebook 06 chooses it."""
+        from cellkit.evaluation import class_model, classes_found
 
-        told = order_models(self.summary.get("classes") or {})
-        if told:
-            return told[-1]
-        named = [m for m in self.models if any(x.class_ids.any() for x in self.predictions(m).values())]
-        return named[-1] if named else ""
+        right = self.summary.get("classes")
+        if right is None:
+            right = classes_found({model: self.predictions(model) for model in self.models}, list(self.judged.values()))
+        return class_model(right, self.choose_split)
 
     def worst(self, n: int) -> tuple[CellDataset, list[Instances], list[int]]:
         """Return a truth, what the best model found there, and the positions of the `n` worst images, worst first."""

@@ -11,9 +11,11 @@ from cellkit.dataset import NO_ACCURACY, CellDataset
 from cellkit.errors import UserError
 from cellkit.evaluation import (
     Original,
+    class_model,
     classes_found,
     count_lines,
     decide,
+    found_in,
     handed_in,
     judged,
     of_images,
@@ -209,6 +211,22 @@ def test_classes_are_judged_for_models_that_know_them(predictions, truths):
     assert (right["swapped"]["val"]["accuracy"], right["swapped"]["test"]["accuracy"]) == (round(4 / 6, 4), 1)
     assert right["perfect"]["val"]["confusion"]["columns"] == list(CLASSES)
     assert np.sum(right["perfect"]["val"]["confusion"]["data"]) == 6
+
+
+def test_the_model_that_names_classes_best_on_validation_images_counts_the_lines():
+    """By no alphabet, and by no test image; where nothing can judge, the last of the tables."""
+    judged_by = lambda val, test: {"val": {"accuracy": val}, "test": {"accuracy": test}}  # noqa: E731
+    right = {"zebra": judged_by(0.8, 1.0), "maskrcnn": judged_by(0.9, 0.1), "alpha": judged_by(None, 1.0)}
+    assert class_model(right) == "maskrcnn"
+    assert class_model(right | {"alpha": judged_by(0.95, 0.0)}) == "alpha"
+    assert class_model({"zebra": {}, "maskrcnn": {}}) == "zebra"
+    assert class_model({}) == ""
+
+
+def test_what_was_predicted_once_is_found_again_by_image(truths, images):
+    found = [truth_of(k) for k in range(len(images))]
+    names = [record.image_id for record in images.records]
+    assert found_in(truths[1], images, found) == [found[names.index(name)] for name in "cd"]
 
 
 def test_no_matched_cell_has_no_accuracy(truths):
