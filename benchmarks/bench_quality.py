@@ -155,7 +155,7 @@ def print_set(name: str, root: Path, sheets: Path | None) -> None:
 
 
 def draw_sheet(shown: list[tuple[np.ndarray, str]], path: Path) -> None:
-    from cellkit.show import new_figure, save_figure
+    from cellkit.show_style import new_figure, save_figure
 
     rows = max(1, -(-len(shown) // 6))
     figure = new_figure(15, 2.6 * rows + 0.3)

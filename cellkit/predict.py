@@ -959,7 +959,8 @@ def _refuse_corrections(frames: Sequence[Frame], folder: Path) -> None:
 
 def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequence[str]) -> None:
     """Write an image with the outlines of its cells as PNG; small images are enlarged."""
-    from cellkit.show import bare_axes, save_figure, show_overlay
+    from cellkit.show_overlays import show_overlay
+    from cellkit.show_style import bare_axes, save_figure
 
     height, width = image.shape[:2]
     ax = bare_axes(width / 100, height / 100)

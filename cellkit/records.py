@@ -493,3 +493,31 @@ def check_groups(records: Sequence[ImageRecord]) -> None:
     leaking = torn_groups(records)
     if leaking:
         raise UserError(f"group {', '.join(leaking[:5])} is in more than one split", "set convert.split_by: group")
+
+
+# ---- what is in the colours of a picture -----------------------------------------------------------------------------
+COLOURS = ("red", "green", "blue")
+
+
+def channel_names(channels: str) -> dict[str, str]:
+    """Return what is in each colour of a record's `channels` text; empty colours are left out.
+
+    Examples
+    --------
+    >>> channel_names("red=;green=GFP;blue=DAPI")
+    {'green': 'GFP', 'blue': 'DAPI'}
+    """
+    pairs = (part.partition("=") for part in channels.split(";"))
+    return {colour: name for colour, _, name in pairs if colour in COLOURS and name}
+
+
+def channels_told(maps: Iterable[str]) -> dict[str, str]:
+    """Return what is in each colour where the `channels` of all records agree on it.
+
+    Examples
+    --------
+    >>> channels_told(["red=;green=GFP;blue=DAPI", "red=;green=GFP;blue=Hoechst"])
+    {'green': 'GFP'}
+    """
+    named = [channel_names(one) for one in maps]
+    return {c: named[0][c] for c in COLOURS if named and len({one.get(c) for one in named}) == 1 and c in named[0]}

@@ -171,7 +171,7 @@ class RunFiles:
     @cached_property
     def models(self) -> list[str]:
         """Names of the predictions files, in the order of every table."""
-        from cellkit.show import order_models
+        from cellkit.show_style import order_models
 
         folders = [folder / "predictions" for folder in (self.folder, self.staged) if folder is not None]
         return order_models({path.stem for folder in folders for path in folder.glob("*.json")})
@@ -495,7 +495,7 @@ def _made(files: RunFiles, name: str, title: str, make: Callable[[RunFiles], lis
 
 def _drawn(draw: Callable[[Any], Any], width_in: float, height_in: float, caption: str) -> Picture:
     """Draw into a figure of the given size and take the picture."""
-    from cellkit.show import new_figure, to_png
+    from cellkit.show_style import new_figure, to_png
 
     figure = new_figure(width_in, height_in)
     draw(figure)
@@ -503,7 +503,7 @@ def _drawn(draw: Callable[[Any], Any], width_in: float, height_in: float, captio
 
 
 def _headline(files: RunFiles) -> str:
-    from cellkit.show import model_name
+    from cellkit.show_style import model_name
 
     try:
         if files.no_accuracy:
@@ -525,7 +525,7 @@ def _headline(files: RunFiles) -> str:
 
 def blind_words(files: RunFiles) -> str:
     """Name the models that find no cell in the images reported on although there are some; "" where all find one."""
-    from cellkit.show import SPLIT_NAMES, model_name, order_models
+    from cellkit.show_style import SPLIT_NAMES, model_name, order_models
 
     table, split = files.score_summary, files.report_split
     rows = table[(table["split"] == split) & (table["found_cells"] == 0) & (table["truth_cells"] > 0)]
@@ -538,7 +538,8 @@ def blind_words(files: RunFiles) -> str:
 
 # ---- chapters ------------------------------------------------------------------------------------------------------
 def _results(files: RunFiles) -> list:
-    from cellkit.show import SPLIT_NAMES, model_name, order_models, show_scores
+    from cellkit.show_charts import show_scores
+    from cellkit.show_style import SPLIT_NAMES, model_name, order_models
 
     files.need_accuracy()
     table, split = files.score_summary, files.report_split
@@ -599,7 +600,7 @@ def _score_row(name: str, line: Any) -> list[str]:
 def comparisons(files: RunFiles, split: str) -> list[str]:
     """Return a sentence per other model: is the best one better, on the same images?"""
     from cellkit.scores_comparison import paired_bootstrap
-    from cellkit.show import model_name, order_models
+    from cellkit.show_style import model_name, order_models
 
     rows = files.scores[files.scores["split"] == split]
     own = rows[rows["model"] == files.best]
@@ -615,7 +616,8 @@ def comparisons(files: RunFiles, split: str) -> list[str]:
 
 
 def _curves(files: RunFiles) -> list:
-    from cellkit.show import SPLIT_NAMES, show_curves
+    from cellkit.show_charts import show_curves
+    from cellkit.show_style import SPLIT_NAMES
 
     if files.no_accuracy:
         return []
@@ -626,7 +628,7 @@ def _curves(files: RunFiles) -> list:
 
 
 def _parts(files: RunFiles) -> list:
-    from cellkit.show import SPLIT_NAMES
+    from cellkit.show_style import SPLIT_NAMES
 
     if files.no_accuracy:
         return []
@@ -647,7 +649,7 @@ def _parts(files: RunFiles) -> list:
 
 def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
     """Return a table of scores: a row per part, a column per model."""
-    from cellkit.show import model_name, order_models
+    from cellkit.show_style import model_name, order_models
 
     models = order_models(rows["model"].unique())
     texts = []
@@ -659,7 +661,8 @@ def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
 
 
 def _counts(files: RunFiles) -> list:
-    from cellkit.show import SPLIT_NAMES, model_name, show_counts
+    from cellkit.show_counts import show_counts
+    from cellkit.show_style import SPLIT_NAMES, model_name
 
     counts, split = files.counts, files.setting("evaluate.report_split", "test")
     if counts.empty:
@@ -691,7 +694,8 @@ def _percent(share: float) -> str:
 def _class_answers(files: RunFiles) -> list:
     import pandas as pd
 
-    from cellkit.show import SPLIT_NAMES, model_name, show_confusion
+    from cellkit.show_charts import show_confusion
+    from cellkit.show_style import SPLIT_NAMES, model_name
 
     told = files.summary.get("classes")
     if not told:
@@ -714,7 +718,8 @@ def _class_answers(files: RunFiles) -> list:
 
 
 def _errors(files: RunFiles) -> list:
-    from cellkit.show import SPLIT_NAMES, aspect_of, model_name, show_errors, show_overlay
+    from cellkit.show_overlays import show_errors, show_overlay
+    from cellkit.show_style import SPLIT_NAMES, aspect_of, model_name
 
     if files.no_accuracy:
         return []
@@ -745,7 +750,8 @@ def _errors(files: RunFiles) -> list:
 
 def _lost(files: RunFiles) -> list:
     from cellkit.attribution import gains
-    from cellkit.show import SPLIT_NAMES, model_name, show_gains
+    from cellkit.show_charts import show_gains
+    from cellkit.show_style import SPLIT_NAMES, model_name
 
     if files.no_accuracy:
         return []
@@ -761,7 +767,8 @@ def _lost(files: RunFiles) -> list:
 
 
 def _data(files: RunFiles) -> list:
-    from cellkit.show import aspect_of, show_sheet
+    from cellkit.show_sheets import show_sheet
+    from cellkit.show_style import aspect_of
 
     records = files.images.records
     kinds = sorted({record.cell_type for record in records})
@@ -822,7 +829,7 @@ def _channel_words(channels: str) -> str:
     >>> _channel_words("red=;green=GFP;blue=DAPI")
     'GFP in green, DAPI in blue'
     """
-    from cellkit.show import channel_names
+    from cellkit.records import channel_names
 
     return ", ".join(f"{name} in {colour}" for colour, name in channel_names(channels).items())
 
@@ -849,7 +856,8 @@ MAKERS = {
 
 def _correct_first(files: RunFiles) -> list:
     from cellkit.rounds import FIRST_WORDS
-    from cellkit.show import aspect_of, show_overlay
+    from cellkit.show_overlays import show_overlay
+    from cellkit.show_style import aspect_of
 
     if files.path("correct_first.csv") is None:
         return []
@@ -914,7 +922,7 @@ def _label_changes(files: RunFiles) -> list:
 
 
 def _set_aside(files: RunFiles) -> list:
-    from cellkit.show import show_set_aside
+    from cellkit.show_sheets import show_set_aside
 
     path = files.path("quality.json")
     if path is None:
@@ -937,7 +945,7 @@ def _set_aside(files: RunFiles) -> list:
 
 def _sheet(files: RunFiles) -> list:
     from cellkit.sheet import class_table, tell
-    from cellkit.show import show_data
+    from cellkit.show_counts import show_data
 
     path = files.path("sheet.json")
     if path is None:
@@ -968,7 +976,7 @@ def _cells_of(data: CellDataset) -> list[str]:
 
 def _training(files: RunFiles) -> list:
     from cellkit.dataset import AGREEMENT
-    from cellkit.show import show_history
+    from cellkit.show_charts import show_history
 
     histories = files.histories()
     if not histories:

@@ -1,7 +1,7 @@
 """The data-set sheet: what is in a set of labelled images, in numbers, and what is odd about it.
 
 `look` measures one image and its cells; `describe` all images of a set, and returns a dictionary that JSON can hold: counts,
-sizes, areas, brightness, the balance of classes, and label faults. `cellkit.show.show_data` draws it.
+sizes, areas, brightness, the balance of classes, and label faults. `cellkit.show_counts.show_data` draws it.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def class_table(sheet: Mapping[str, Any]) -> pandas.DataFrame:
     """Return a row per class: cells in each split, diameter, median area, median grey level per channel."""
     import pandas as pd
 
-    from cellkit.show import channels_told
+    from cellkit.records import channels_told
 
     rows, named = {}, channels_told(sheet["channels"])
     for name, areas in sheet["area_px"].items():

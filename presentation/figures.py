@@ -12,19 +12,9 @@ from cellkit.instances import Instances
 from cellkit.scalebar import draw_bar
 from cellkit.scores_iou import overlaps
 from cellkit.scores_matching import THRESHOLDS, count, hits, match_pairs
-from cellkit.show import (
-    CLASS_COLOURS,
-    FAINT,
-    INK,
-    QUIET,
-    VERDICTS,
-    class_colour,
-    class_name,
-    draw_flows,
-    flow_colours,
-    grey_of,
-    show_overlay,
-)
+from cellkit.show_networks import draw_flows, flow_colours
+from cellkit.show_overlays import VERDICTS, grey_of, show_overlay
+from cellkit.show_style import CLASS_COLOURS, FAINT, INK, QUIET, class_colour, class_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

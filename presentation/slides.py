@@ -20,30 +20,18 @@ from cellkit.config_places import here
 from cellkit.dataset import AGREEMENT, CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.records import channel_names
 from cellkit.report import CONVENTION, PROCESSORS, RunFiles, comparisons, in_words, kept_words, with_interval
 from cellkit.scores_comparison import paired_bootstrap
 from cellkit.scores_matching import THRESHOLDS, match_pairs
 from cellkit.scores_table import per_image
-from cellkit.show import (
-    SPLIT_NAMES,
-    channel_names,
-    class_name,
-    flow_colours,
-    model_name,
-    order_models,
-    show_channels,
-    show_conversion,
-    show_convolution,
-    show_counts,
-    show_curves,
-    show_errors,
-    show_gains,
-    show_history,
-    show_overlay,
-    show_scores,
-    show_sheet,
-    verdicts,
-)
+from cellkit.show_charts import show_curves, show_gains, show_history, show_scores
+from cellkit.show_conversion import show_channels, show_conversion
+from cellkit.show_counts import show_counts
+from cellkit.show_networks import flow_colours, show_convolution
+from cellkit.show_overlays import show_errors, show_overlay, verdicts
+from cellkit.show_sheets import show_sheet
+from cellkit.show_style import SPLIT_NAMES, class_name, model_name, order_models
 
 
 def make_slides(run_dir: str | Path) -> Deck:

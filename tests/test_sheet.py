@@ -121,7 +121,8 @@ def test_the_table_of_classes(small):
 
 
 def test_sizes_are_in_um_where_every_pixel_size_is_known_and_channels_have_their_names(small):
-    from cellkit.show import new_figure, show_data
+    from cellkit.show_counts import show_data
+    from cellkit.show_style import new_figure
 
     known = [
         replace(r, um_per_px=0.5 + (k == 1), channels="red=;green=GFP;blue=DAPI") for k, r in enumerate(small.records)
@@ -143,7 +144,8 @@ def test_sizes_are_in_um_where_every_pixel_size_is_known_and_channels_have_their
 
 @pytest.mark.parametrize("most", [101, 400, 900, 5_000, 90_000])
 def test_the_axis_of_sizes_has_several_ticks(most):
-    from cellkit.show import _log_axis, new_figure
+    from cellkit.show_counts import _log_axis
+    from cellkit.show_style import new_figure
 
     ax = new_figure(4, 3).subplots()
     ax.plot([100, most], [0, 0])
@@ -181,7 +183,9 @@ def test_an_image_that_is_gone_is_named(small):
 def test_the_picture_of_a_sheet_and_of_what_was_set_aside(small):
     from cellkit.flags import flag_records
     from cellkit.quality import measure
-    from cellkit.show import new_figure, show_data, show_set_aside, to_png
+    from cellkit.show_counts import show_data
+    from cellkit.show_sheets import show_set_aside
+    from cellkit.show_style import new_figure, to_png
 
     for sheet in (describe(small), describe(replace(small, instances=[Instances.empty(SHAPE)] * 4))):
         axes = show_data(sheet, new_figure(10, 6))
@@ -201,7 +205,8 @@ def test_drawing_does_not_switch_off_what_jupyter_switched_on():
     """Its backend turns interactive with the first figure; reset, no later figure of a notebook would be shown."""
     import matplotlib
 
-    from cellkit.show import new_figure, show_image
+    from cellkit.show_overlays import show_image
+    from cellkit.show_style import new_figure
 
     def first(*args, **kwargs):
         matplotlib.interactive(True)
@@ -209,7 +214,7 @@ def test_drawing_does_not_switch_off_what_jupyter_switched_on():
 
     before = matplotlib.is_interactive()
     try:
-        show_image.__globals__["_styled"](first)()
+        show_image.__globals__["styled"](first)()
         assert matplotlib.is_interactive() and matplotlib.rcParams["axes.titlelocation"] == "center"
     finally:
         matplotlib.interactive(before)

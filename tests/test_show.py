@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
-from cellkit import show
+from cellkit import show_style
 from cellkit.attribution import attribute
 from cellkit.errors import UserError
 from cellkit.evaluation import count_lines, score_models, summarise
@@ -24,6 +24,25 @@ from cellkit.scores_classes import class_accuracy
 from cellkit.scores_iou import overlaps
 from cellkit.scores_kaggle import kaggle
 from cellkit.scores_table import score_table
+from cellkit.show_charts import curve_of, show_confusion, show_curves, show_gains, show_history, show_scores
+from cellkit.show_conversion import show_conversion
+from cellkit.show_counts import show_counts
+from cellkit.show_networks import KERNELS, flow_colours, show_convolution, show_flows
+from cellkit.show_overlays import outline_of, show_errors, show_image, show_overlay, verdicts
+from cellkit.show_sheets import show_crops, show_sheet
+from cellkit.show_style import (
+    bare_axes,
+    class_colour,
+    class_dashes,
+    class_name,
+    class_stripes,
+    figure_of,
+    model_looks,
+    new_figure,
+    save_figure,
+    to_png,
+    to_svg,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +78,7 @@ def test_outline_of_two_touching_squares():
     expected = np.zeros((6, 8), bool)
     expected[1:5, 1:7] = True
     expected[2:4, 2:3] = expected[2:4, 5:6] = False
-    assert np.array_equal(show.outline_of(labels), expected)
+    assert np.array_equal(outline_of(labels), expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -69,21 +88,21 @@ def test_outline_is_what_erosion_takes_from_each_object(seed, width_px):
 
     rng = np.random.default_rng(seed)
     labels = np.kron(rng.integers(0, 4, (5, 6)), np.ones((5, 4), int))
-    outline, cross = show.outline_of(labels), generate_binary_structure(2, 1)
+    outline, cross = outline_of(labels), generate_binary_structure(2, 1)
     for value in (1, 2, 3):
         inside = binary_erosion(labels == value, cross, border_value=1)
         assert np.array_equal(outline & (labels == value), (labels == value) & ~inside)
-    wide = show.outline_of(labels, width_px)
+    wide = outline_of(labels, width_px)
     assert not (wide & (labels == 0)).any() and (wide | ~outline).all()
 
 
 def test_overlay_paints_each_class_in_its_colour_at_its_place():
     found = squares((5, 5, 20, 20), (5, 30, 20, 50), class_ids=[1, 2])
-    ax = show.show_overlay(COLOUR, found, classes=("HEK", "N2a"))
+    ax = show_overlay(COLOUR, found, classes=("HEK", "N2a"))
     layer = painted(ax, 1)
     scale = layer.shape[0] // 40
     for row, column, name in ((12, 5, 1), (12, 30, 2)):
-        wanted = np.round(255 * np.array(to_rgb(show.class_colour(name)))).astype(int)
+        wanted = np.round(255 * np.array(to_rgb(class_colour(name)))).astype(int)
         pixel = layer[row * scale + scale // 2, column * scale]
         assert pixel[:3].tolist() == wanted.tolist() and pixel[3] == 255
     assert layer[12 * scale, 12 * scale, 3] == 0  # inside: the image shows
@@ -93,7 +112,7 @@ def test_overlay_paints_each_class_in_its_colour_at_its_place():
 
 def test_truth_is_dashed_in_white_and_dark():
     truth = squares((5, 5, 35, 55))
-    ax = show.show_overlay(GREY, Instances.empty((40, 60)), truth)
+    ax = show_overlay(GREY, Instances.empty((40, 60)), truth)
     layer = painted(ax, 1)
     shown = layer[layer[..., 3] > 0]
     light = (shown[:, :3] == 255).all(axis=1).mean()
@@ -106,7 +125,7 @@ def test_truth_is_dashed_in_white_and_dark():
 
 def test_the_legend_says_which_side_is_which():
     found, truth = squares((5, 5, 20, 20), class_ids=[1]), squares((5, 5, 20, 20))
-    of_class = show.show_overlay(GREY, found, truth, classes=("HEK",), names=("proposed", "used (corrected)"))
+    of_class = show_overlay(GREY, found, truth, classes=("HEK",), names=("proposed", "used (corrected)"))
     assert texts(of_class) == ["proposed: HEK 1", "used (corrected) 1"]
 
 
@@ -115,9 +134,9 @@ def test_overlapping_masks_show_the_higher_score():
         squares((5, 5, 25, 25), class_ids=[1]).with_scores(0.4),
         squares((5, 15, 25, 35), class_ids=[2]).with_scores(0.9),
     )
-    layer = painted(show.show_overlay(GREY, Instances.concatenate([a, b]), fill=0.5), 1)
+    layer = painted(show_overlay(GREY, Instances.concatenate([a, b]), fill=0.5), 1)
     scale = layer.shape[0] // 40
-    assert layer[15 * scale, 20 * scale, :3].tolist() == [round(255 * v) for v in to_rgb(show.class_colour(2))]
+    assert layer[15 * scale, 20 * scale, :3].tolist() == [round(255 * v) for v in to_rgb(class_colour(2))]
 
 
 @pytest.mark.parametrize("image", [GREY, COLOUR, np.zeros((1, 1), np.uint8), np.zeros((3, 2000, 3), np.uint8)])
@@ -127,33 +146,33 @@ def test_any_image_and_no_object(image, count):
     labels = np.zeros(shape, np.int32)
     labels[0, 0] = count
     cells = Instances.from_labels(labels)
-    for ax in (show.show_overlay(image, cells, cells), show.show_errors(image, cells, cells), show.show_image(image)):
-        show.to_png(ax, dpi=40)
+    for ax in (show_overlay(image, cells, cells), show_errors(image, cells, cells), show_image(image)):
+        to_png(ax, dpi=40)
         plt.close("all")
 
 
 def test_wrong_images_are_refused():
     with pytest.raises(ValueError, match=r"\(H, W\) or \(H, W, 3\) uint8, this is \(40, 60\) uint16"):
-        show.show_overlay(GREY.astype(np.uint16), squares())
+        show_overlay(GREY.astype(np.uint16), squares())
     with pytest.raises(UserError, match="40 x 60 px, its objects are of 4 x 6 px"):
-        show.show_errors(GREY, Instances.empty((4, 6)), squares())
+        show_errors(GREY, Instances.empty((4, 6)), squares())
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------
 def test_error_map_counts_hits_misses_inventions_and_wrong_classes():
     truth = squares((0, 0, 10, 10), (0, 20, 10, 30), (20, 0, 30, 10), class_ids=[1, 2, 1])
     found = squares((0, 0, 10, 9), (0, 20, 10, 30), (30, 40, 38, 50), class_ids=[1, 1, 2])
-    of_truth, of_found = show.verdicts(truth, found)
+    of_truth, of_found = verdicts(truth, found)
     assert of_truth.tolist() == ["hit", "hit", "missed"]
     assert of_found.tolist() == ["hit", "wrong class", "invented"]
-    assert texts(show.show_errors(COLOUR, truth, found)) == ["hit 1", "missed 1", "invented 1", "wrong class 1"]
-    assert texts(show.show_errors(COLOUR, truth, found.with_classes(0))) == ["hit 2", "missed 1", "invented 1"]
+    assert texts(show_errors(COLOUR, truth, found)) == ["hit 1", "missed 1", "invented 1", "wrong class 1"]
+    assert texts(show_errors(COLOUR, truth, found.with_classes(0))) == ["hit 2", "missed 1", "invented 1"]
 
 
 def test_verdicts_follow_the_threshold_strictly():
     truth, found = squares((0, 0, 10, 10)), squares((0, 0, 10, 5))  # IoU .5: not above .5
-    assert [side.tolist() for side in show.verdicts(truth, found)] == [["missed"], ["invented"]]
-    assert [side.tolist() for side in show.verdicts(truth, found, 0.45)] == [["hit"], ["hit"]]
+    assert [side.tolist() for side in verdicts(truth, found)] == [["missed"], ["invented"]]
+    assert [side.tolist() for side in verdicts(truth, found, 0.45)] == [["hit"], ["hit"]]
 
 
 # ---- conversion ----------------------------------------------------------------------------------------------------
@@ -167,7 +186,7 @@ def test_conversion_shows_the_file_and_the_picture(tmp_path):
         tmp_path / "raw", lines=("HEK",), images_per_line=1, mixed_images=0, size_px=64, defect_images_per_line=0
     )
     gathered = gather(cfg, tmp_path / "raw", tmp_path / "run")
-    axes = show.show_conversion(tmp_path / "run", tmp_path / "raw", gathered.records[0], cfg)
+    axes = show_conversion(tmp_path / "run", tmp_path / "raw", gathered.records[0], cfg)
     assert [ax.get_title(loc="left").split("\n") for ax in axes[[0, 2]]] == [
         ["DAPI, plane 2 of 3", "goes to blue"],
         ["GFP, plane 2 of 3", "goes to green"],
@@ -175,13 +194,13 @@ def test_conversion_shows_the_file_and_the_picture(tmp_path):
     assert axes[-1].get_title(loc="left").endswith("8-bit RGB, z max of 3")
     low = next(row["low"] for row in gathered.conversion if row["channel"] == "DAPI")
     assert axes[1].lines[0].get_xdata()[0] == pytest.approx(low)
-    gone = show.show_conversion(tmp_path / "run", tmp_path / "elsewhere", gathered.records[0])
+    gone = show_conversion(tmp_path / "run", tmp_path / "elsewhere", gathered.records[0])
     assert [ax.get_title(loc="left") for ax in gone[:2]] == ["GFP: in green", "DAPI: in blue"]
 
 
 # ---- sheets --------------------------------------------------------------------------------------------------------
 def test_sheet_shows_every_cell_type_and_its_classes(drawn):
-    axes = show.show_sheet(drawn, n=4, columns=2, title="four")
+    axes = show_sheet(drawn, n=4, columns=2, title="four")
     assert axes.shape == (2, 2)
     shown = [ax.get_title(loc="left") for ax in axes.flat]
     chosen = [int(title.split(":")[0]) for title in shown]
@@ -195,32 +214,32 @@ def test_sheet_of_a_folder_with_records(drawn):
     from dataclasses import replace
 
     flagged = [replace(drawn.records[0], flags="debris;out_of_focus"), drawn.records[1]]
-    axes = show.show_sheet(drawn.root, flagged)
+    axes = show_sheet(drawn.root, flagged)
     assert axes[0, 0].get_title(loc="left") == "0: debris, out of focus"
     assert len(axes[0, 0].images) == 1
-    axes = show.show_sheet(drawn.root, drawn.records[:3], drawn.instances[:3], classes=drawn.classes)
+    axes = show_sheet(drawn.root, drawn.records[:3], drawn.instances[:3], classes=drawn.classes)
     assert axes.shape == (1, 3) and len(axes[0, 2].images) == 2
     with pytest.raises(UserError, match="3 images, 2 sets of objects"):
-        show.show_sheet(drawn.root, drawn.records[:3], drawn.instances[:2])
+        show_sheet(drawn.root, drawn.records[:3], drawn.instances[:2])
     with pytest.raises(UserError, match="without records"):
-        show.show_sheet(drawn.root)
+        show_sheet(drawn.root)
 
 
 def test_sheet_of_nothing_and_of_unequal_groups(drawn):
-    assert show.show_sheet([]).shape == (1, 1)
+    assert show_sheet([]).shape == (1, 1)
     lopsided = drawn.subset([0, 2, 4, 1])  # three HEK, one N2a
-    titles = {ax.get_title(loc="left").split(":")[0] for ax in show.show_sheet(lopsided, n=3).flat}
+    titles = {ax.get_title(loc="left").split(":")[0] for ax in show_sheet(lopsided, n=3).flat}
     assert titles == {"0", "4", "1"}
 
 
 def test_crops_are_rows_of_single_cells(drawn):
-    axes = show.show_crops(drawn, n=4)
+    axes = show_crops(drawn, n=4)
     assert axes.shape == (2, 4)
     of = [sum(len(x) for x in drawn.instances[k::2]) for k in (0, 1)]
     assert [row[0].texts[0].get_text() for row in axes] == [f"HEK: 4 of {of[0]}", f"N2a: 4 of {of[1]}"]
     sides = {tuple(np.abs(np.diff([ax.get_xlim(), ax.get_ylim()])).ravel()) for ax in axes.flat if ax.images}
     assert len(sides) == 1  # one scale
-    assert show.show_crops([GREY], instances=[Instances.empty((40, 60))]).shape == (1, 8)
+    assert show_crops([GREY], instances=[Instances.empty((40, 60))]).shape == (1, 8)
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -241,7 +260,7 @@ def scored(drawn):
 
 def test_curves_give_the_map_iou_of_the_scores_module(scored):
     judged, predictions, table = scored
-    ax = show.show_curves(table[table["split"] == "val"], title="validation")
+    ax = show_curves(table[table["split"] == "val"], title="validation")
     val = judged.select("val")
     found = [predictions["cellpose_tuned"][r.image_id] for r in val.records]
     wanted = kaggle([overlaps(t, f) for t, f in zip(val.instances, found, strict=True)], bootstrap=0)
@@ -253,9 +272,9 @@ def test_curves_give_the_map_iou_of_the_scores_module(scored):
 
 def test_curves_of_several_splits_are_several_pictures(scored):
     table = scored[2]
-    assert [ax.get_title(loc="left") for ax in show.show_curves(table)] == ["validation images", "test images"]
+    assert [ax.get_title(loc="left") for ax in show_curves(table)] == ["validation images", "test images"]
     with pytest.raises(UserError, match="one split"):
-        show.show_curves(table, ax=plt.subplots()[1])
+        show_curves(table, ax=plt.subplots()[1])
 
 
 def test_an_image_without_anything_counts_one():
@@ -263,33 +282,33 @@ def test_an_image_without_anything_counts_one():
     from cellkit.records import ImageRecord
 
     table = score_table([empty], [empty], [ImageRecord("a", "a.png", 4, 4)])
-    assert show.curve_of(table).tolist() == [1.0] * 10
-    assert texts(show.show_curves({"mine": table})) == ["mine  1.000"]
+    assert curve_of(table).tolist() == [1.0] * 10
+    assert texts(show_curves({"mine": table})) == ["mine  1.000"]
 
 
 def test_scores_are_points_with_intervals_by_split(scored):
     frame = summarise(scored[2], n=100)
-    ax = show.show_scores(frame)
+    ax = show_scores(frame)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["Cellpose, tuned", "Mask R-CNN"] * 2
     assert {text.get_text() for text in ax.texts} >= {"validation images", "test images", "1.000"}
     points = [line.get_xdata()[0] for line in ax.lines if line.get_marker() in "D^"]
     assert points == pytest.approx([*frame.sort_values(["split", "model"], ascending=[False, True])["score"]])
     nothing = frame.assign(score=np.nan)
-    assert not show.show_scores(nothing).lines
+    assert not show_scores(nothing).lines
 
 
 def test_history_marks_what_was_kept(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("step,loss,score,seconds\n0,nan,0.2,1\n50,1.0,0.7,20\n100,0.5,0.6,40\n")
-    axes = show.show_history(path)
+    axes = show_history(path)
     assert axes[0].lines[0].get_xdata().tolist() == [50, 100]  # no loss before the first step
     assert axes[1].texts[0].get_text() == "kept: step 50, 0.700"
     assert axes[1].get_xlabel() == "training step"  # no card beside it
-    both = show.show_history({"cellpose_tuned": path, "maskrcnn": pd.read_csv(path)})
+    both = show_history({"cellpose_tuned": path, "maskrcnn": pd.read_csv(path)})
     assert texts(both[0]) == ["Cellpose, tuned", "Mask R-CNN"]
     path.write_text("step,loss\n0,1\n")
     with pytest.raises(UserError, match="lacks the column"):
-        show.show_history(path)
+        show_history(path)
 
 
 def test_the_curve_says_why_the_tables_differ(tmp_path):
@@ -302,46 +321,46 @@ def test_the_curve_says_why_the_tables_differ(tmp_path):
     for name, flow, metrics in (("base", 0.8, {}), ("tuned", 0.4, {"read_at": at})):
         settings = {**at, "flow_threshold": flow}
         save_checkpoint(tmp_path / f"cellpose_{name}.safetensors", tensors, "x", config=settings, metrics=metrics)
-    said = " ".join(show.show_history(path)[1].get_xlabel().split())
+    said = " ".join(show_history(path)[1].get_xlabel().split())
     assert "read at flow_threshold 0.4 and cellprob_threshold 0;" in said
     assert "(base at 0.8 and 0, tuned at 0.4 and 0)" in said
     save_checkpoint(tmp_path / "cellpose_base.safetensors", tensors, "x", config=at, metrics={})
-    assert show.show_history(path)[1].get_xlabel() == "training step"
+    assert show_history(path)[1].get_xlabel() == "training step"
 
 
 def test_markers_at_the_ends_of_an_axis_are_whole_and_no_axis_goes_beyond_all(scored, tmp_path):
     judged, _, table = scored
-    lines = show.show_curves(table[table["split"] == "val"]).lines
+    lines = show_curves(table[table["split"] == "val"]).lines
     path = tmp_path / "history.csv"
     path.write_text("step,loss,score,seconds,kept\n0,,1.0,1,0\n5,0.4,0.0,2,1\n")
-    axes = show.show_history(path)
+    axes = show_history(path)
     assert not any(line.get_clip_on() for line in [*lines, *axes[0].lines, *axes[1].lines])
     assert axes[1].texts[0].xyann[1] > 0  # beside a low point the words stand above
     assert axes[1].get_ylim() == (0, 1)
     ruined = attribute(judged.instances, [x[:0] for x in judged.instances], judged.records)
-    ax = show.show_gains(ruined)
+    ax = show_gains(ruined)
     assert ax.get_xlim()[1] > 1 >= max(ax.get_xticks())  # room for words, but no score of more than 1
-    perfect = show.show_gains(attribute(judged.instances, judged.instances, judged.records))
+    perfect = show_gains(attribute(judged.instances, judged.instances, judged.records))
     assert perfect.get_xlim() == (0, 0.1)
 
 
 def test_a_number_beside_a_wide_interval_does_not_lie_on_the_names():
     wide = pd.DataFrame([{"model": "maskrcnn", "score": 0.5, "low": 0.0, "high": 1.0}])
-    ax = show.show_scores(wide)
+    ax = show_scores(wide)
     assert ax.texts[0].xy[0] == 0.5 and ax.texts[0].get_horizontalalignment() == "center"
 
 
 def test_counts_are_shares_of_the_cells(scored):
     judged, predictions, _ = scored
     counts = count_lines(predictions["maskrcnn"], judged, judged)
-    ax = show.show_counts(counts)
+    ax = show_counts(counts)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["all 3 images", "3", "4", "5"]
     total = int(counts.loc[counts["image_id"] == "all", "truth"].sum())
     hek = int(counts.query("image_id == 'all' and class_name == 'HEK'")["truth"].iloc[0])
     widths = [bar.get_width() for bar in ax.patches[:3]]
     assert widths == pytest.approx([100 * hek / total, 100 * (total - hek) / total, 100.0])
     assert texts(ax) == ["HEK", "N2a", "truth (above)", "found (below)"]
-    assert texts(show.show_counts(counts.drop(columns=["truth", "true_share"]))) == ["HEK", "N2a"]
+    assert texts(show_counts(counts.drop(columns=["truth", "true_share"]))) == ["HEK", "N2a"]
 
 
 def test_gains_and_confusion(scored):
@@ -349,12 +368,12 @@ def test_gains_and_confusion(scored):
     lost = attribute(
         judged.instances, [predictions["cellpose_tuned"][r.image_id] for r in judged.records], judged.records
     )
-    ax = show.show_gains(lost)
+    ax = show_gains(lost)
     assert ax.get_yticklabels()[0].get_text() == "missed"
     assert ax.texts[0].get_text().endswith("3 cells in 3 images")
     found = [predictions["maskrcnn"][r.image_id] for r in judged.records]
     accuracy, n, confusion = class_accuracy(judged.instances, found, classes=judged.classes)
-    ax = show.show_confusion(confusion, title=f"{accuracy:.2f} of {n}")
+    ax = show_confusion(confusion, title=f"{accuracy:.2f} of {n}")
     cells = [len(x) for x in judged.instances]
     assert [text.get_text() for text in ax.texts] == [
         f"{cells[1]}\n100 %", "0\n0 %", f"{cells[0] + cells[2]}\n100 %", "0\n0 %",
@@ -363,35 +382,35 @@ def test_gains_and_confusion(scored):
 
 # ---- networks ------------------------------------------------------------------------------------------------------
 def test_flow_colours_turn_with_the_direction():
-    right, left, none = show.flow_colours(np.zeros(3), np.array([1.0, -1.0, 0.0]))
+    right, left, none = flow_colours(np.zeros(3), np.array([1.0, -1.0, 0.0]))
     assert none.tolist() == [0, 0, 0]
     assert right.argmax() == 0 and left.argmin() == 0  # red to the right, its opposite to the left
-    assert show.flow_colours(np.zeros((2, 2)), np.zeros((2, 2))).max() == 0
+    assert flow_colours(np.zeros((2, 2)), np.zeros((2, 2))).max() == 0
 
 
 def test_flows_and_convolution():
     maps = np.zeros((3, 40, 60), np.float32)
     maps[1], maps[2] = 5.0, -3.0
-    axes = show.show_flows(COLOUR, maps)
+    axes = show_flows(COLOUR, maps)
     assert len(axes) == 3
     assert np.allclose(axes[2].images[0].get_array(), 1 / (1 + np.exp(3)))  # a logit is shown as a probability
     with pytest.raises(ValueError, match=r"\(3, H, W\)"):
-        show.show_flows(COLOUR, maps[0])
+        show_flows(COLOUR, maps[0])
     image = np.zeros((40, 60), np.uint8)
     image[:, 30:] = 100
-    axes = show.show_convolution(image, {"left edges": show.KERNELS["left edges"]})
+    axes = show_convolution(image, {"left edges": KERNELS["left edges"]})
     answer = axes[1, 1].images[0].get_array()
     assert answer[20, 29] == answer[20, 30] == 100 and answer[20, 10] == 0
-    show.to_png(show.show_convolution(np.zeros((1, 1), np.uint8)), dpi=40)
+    to_png(show_convolution(np.zeros((1, 1), np.uint8)), dpi=40)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 def test_png_and_svg_are_the_same_each_time(tmp_path):
-    draw = lambda: show.show_overlay(COLOUR, squares((5, 5, 20, 20)), title="a $b^{ & <c>")  # noqa: E731
+    draw = lambda: show_overlay(COLOUR, squares((5, 5, 20, 20)), title="a $b^{ & <c>")  # noqa: E731
     ax = draw()
-    first, vector = show.to_png(ax, dpi=60), show.to_svg(ax, dpi=60)
-    assert show.save_figure(draw(), tmp_path / "deep" / "a.png", dpi=60).read_bytes() == first
-    assert show.to_svg(draw(), dpi=60) == vector and b"<text" not in vector
+    first, vector = to_png(ax, dpi=60), to_svg(ax, dpi=60)
+    assert save_figure(draw(), tmp_path / "deep" / "a.png", dpi=60).read_bytes() == first
+    assert to_svg(draw(), dpi=60) == vector and b"<text" not in vector
     names = [first[at + 4 : at + 8] for at in chunks(first)]
     assert b"tEXt" not in names and names[-1] == b"IEND"
 
@@ -408,29 +427,29 @@ def chunks(png: bytes):
 def test_the_callers_style_and_axes_are_left_alone():
     before = dict(matplotlib.rcParams)
     figure, ax = plt.subplots()
-    assert show.show_errors(GREY, squares((0, 0, 5, 5)), squares(), ax=ax) is ax
-    assert show.figure_of(np.array([ax])) is figure and plt.get_fignums() == [figure.number]
+    assert show_errors(GREY, squares((0, 0, 5, 5)), squares(), ax=ax) is ax
+    assert figure_of(np.array([ax])) is figure and plt.get_fignums() == [figure.number]
     assert dict(matplotlib.rcParams) == before
-    show.show_overlay(GREY, squares(), ax=show.new_figure(2, 2).subplots())
+    show_overlay(GREY, squares(), ax=new_figure(2, 2).subplots())
     assert plt.get_fignums() == [figure.number]  # nothing registered with pyplot
 
 
 def test_models_have_looks_of_their_own():
     names = ["maskrcnn", "threshold", "cellpose_tuned", "cellpose_base", "unet", "another"]
-    looks = show.model_looks(names)
+    looks = model_looks(names)
     assert list(looks) == ["threshold", "cellpose_base", "cellpose_tuned", "maskrcnn", "another", "unet"]
     assert len({tuple(look.values()) for look in looks.values()}) == 6
-    many = show.model_looks([f"m{k}" for k in range(40)])
+    many = model_looks([f"m{k}" for k in range(40)])
     assert len({tuple(look.values()) for look in many.values()}) == 40
-    assert len({show.class_colour(k) for k in range(9)}) == 9
-    looks = {(show.class_colour(k), show.class_dashes(k), str(show.class_stripes(k))) for k in range(41)}
+    assert len({class_colour(k) for k in range(9)}) == 9
+    looks = {(class_colour(k), class_dashes(k), str(class_stripes(k))) for k in range(41)}
     assert len(looks) == len({look[:2] for look in looks}) == len({look[::2] for look in looks}) == 41
-    assert show.class_name(3, ("HEK", "N2a")) == "class 3"
+    assert class_name(3, ("HEK", "N2a")) == "class 3"
 
 
 def test_a_ninth_class_is_drawn_with_dashes_in_picture_and_legend():
     boxes = (2, 2, 18, 18), (20, 2, 38, 18), (2, 30, 18, 58)
-    ax = show.show_overlay(COLOUR, squares(*boxes, class_ids=[1, 9, 17]), classes=[f"c{k}" for k in range(17)])
+    ax = show_overlay(COLOUR, squares(*boxes, class_ids=[1, 9, 17]), classes=[f"c{k}" for k in range(17)])
     looks = [
         (line.get_color(), line.get_linestyle(), line._unscaled_dash_pattern) for line in ax.get_legend().get_lines()
     ]
@@ -447,13 +466,11 @@ def test_a_ninth_class_is_drawn_with_dashes_in_picture_and_legend():
 
 
 def test_signs_that_no_font_has_are_escaped_and_said_once(capsys, monkeypatch):
-    monkeypatch.setattr(show, "OTHER_FONTS", ())
-    monkeypatch.setattr(show, "_TOLD", set())
-    ax = show.show_overlay(
-        GREY, squares((2, 2, 9, 9), class_ids=[1]), classes=["\u7ec6-\u00e9\U0001f9eb"], title="\u7ec6"
-    )
+    monkeypatch.setattr(show_style, "OTHER_FONTS", ())
+    monkeypatch.setattr(show_style, "_TOLD", set())
+    ax = show_overlay(GREY, squares((2, 2, 9, 9), class_ids=[1]), classes=["\u7ec6-\u00e9\U0001f9eb"], title="\u7ec6")
     ax.set_yticks([0, 20], ["\u7ec6", "b"])
-    assert show.to_png(ax, dpi=40).startswith(b"\x89PNG")  # a warning would be an error
+    assert to_png(ax, dpi=40).startswith(b"\x89PNG")  # a warning would be an error
     assert texts(ax) == ["\\u7ec6-\u00e9\\U0001f9eb 1"]
     assert ax.get_title(loc="left") + ax.get_yticklabels()[0].get_text() == "\\u7ec6" * 2
     told = capsys.readouterr().err
@@ -461,20 +478,20 @@ def test_signs_that_no_font_has_are_escaped_and_said_once(capsys, monkeypatch):
 
 
 def test_a_font_that_has_the_signs_is_taken_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(show, "OTHER_FONTS", ("No Such Font", "STIXGeneral"))
+    monkeypatch.setattr(show_style, "OTHER_FONTS", ("No Such Font", "STIXGeneral"))
     lacking = "\U0001d538"  # STIX comes with matplotlib and has it
-    house, other = (show._signs_of(family) for family in ("DejaVu Sans", "STIXGeneral"))
+    house, other = (show_style._signs_of(family) for family in ("DejaVu Sans", "STIXGeneral"))
     sign = lacking if ord(lacking) in other - house else chr(min(other - house))
-    ax = show.show_image(GREY, title=sign)
+    ax = show_image(GREY, title=sign)
     assert ax.title.get_text() + ax._left_title.get_text() == sign
     assert "STIXGeneral" in ax._left_title.get_fontfamily()
-    assert show.to_png(ax, dpi=40).startswith(b"\x89PNG")
+    assert to_png(ax, dpi=40).startswith(b"\x89PNG")
 
 
 def test_the_users_matplotlibrc_changes_no_saved_picture():
     def picture() -> bytes:
-        ax = show.bare_axes(2, 1)
-        return show.to_png(show.show_overlay(GREY, squares((2, 2, 9, 9)), ax=ax, title="a"), dpi=40)
+        ax = bare_axes(2, 1)
+        return to_png(show_overlay(GREY, squares((2, 2, 9, 9)), ax=ax, title="a"), dpi=40)
 
     before = picture()
     theirs = {
