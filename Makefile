@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps
 NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/recipes/*.ipynb)
 
-.PHONY: setup demo test lint lab bench slides schema lock clean
+.PHONY: setup demo test lint lab bench slides docs schema lock clean
 
 setup: .venv/.installed-dev
 
@@ -38,6 +38,13 @@ bench: .venv/.installed-dev
 slides: .venv/.installed
 	$(BIN)/python presentation/build.py runs/demo -o runs/demo/slides
 
+# The manual, to site/: a page that links nowhere stops it. The notebooks in it are those of runs/demo, where there is one.
+.venv/.installed-docs: .venv/.installed requirements/docs.txt
+	$(PIP) --require-hashes -r requirements/docs.txt && touch $@
+
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # configs/schema.json, by which editors complete and explain the keys of a configuration.
 schema: .venv/.installed
 	$(BIN)/python scripts/write_schema.py
@@ -48,4 +55,4 @@ lock:
 
 # Everything but the run folders.
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

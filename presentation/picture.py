@@ -28,11 +28,7 @@ def main(
     axes = new_figure(15.2, 4.5).subplots(1, 4)
     um = test.records[k].um_per_px
     show_image(image, axes[0], f"{name}: nuclei blue, cytoplasm green", um)
-    show_overlay(image, tuned, None, axes[1], model_name("cellpose_tuned"), line_px=6, um_per_px=um)
-    show_overlay(image, lines, None, axes[2], model_name("maskrcnn"), test.classes, line_px=6, um_per_px=um)
+    show_overlay(image, tuned, None, axes[1], model_name("cellpose_tuned"), fill=0.25, line_px=4, um_per_px=um)
+    show_overlay(image, lines, None, axes[2], model_name("maskrcnn"), test.classes, 0.25, line_px=4, um_per_px=um)
     show_errors(image, truth, tuned, axes[3], f"{model_name('cellpose_tuned')}, IoU > 0.5", um_per_px=um)
     print(save_figure(axes[0], out, dpi=90))
-
-
-if __name__ == "__main__":
-    main()

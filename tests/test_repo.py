@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -187,7 +188,9 @@ def test_readme_has_exactly_two_make_commands():
     assert blocks == [["make demo", "make test"]]
     assert set(re.findall(r"`(?:\w+=\S+ )?make (\w+)`", README)) == {"demo", "test"}
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {"setup", "demo", "test", "lint", "lab", "bench", "slides", "lock", "clean"} <= set(targets)
+    assert {"setup", "demo", "test", "lint", "lab", "bench", "slides", "docs", "schema", "lock", "clean"} <= set(
+        targets
+    )
 
 
 def test_ci_calls_the_test_command_of_the_readme():
@@ -197,38 +200,131 @@ def test_ci_calls_the_test_command_of_the_readme():
     subprocess.run(["bash", "-n", script], check=True)
 
 
-def file_map() -> list[str]:
-    table = README.split("## Where things are")[1].split("\n## ")[0]
-    return re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+def rows_of(title: str, text: str = README) -> list[str]:
+    """Return the paths in the table of one section."""
+    return re.findall(r"^\| `([^`]+)` \|", text.split(f"## {title}\n")[1].split("\n## ")[0], re.MULTILINE)
 
 
-def test_file_map_names_only_what_exists():
-    assert len(file_map()) > 10
-    assert [path for path in file_map() if not list(ROOT.glob(path))] == []
+def parts_of(package: Path) -> set[str]:
+    """Return the folders of a package that hold modules, and the modules beside them."""
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    return folders | {path.name for path in package.glob("*.py") if not path.name.startswith("_")}
 
 
-def test_file_map_names_every_module():
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cellkit").glob("*.py")} - {"cellkit/__init__.py"}
-    named = {path.relative_to(ROOT).as_posix() for pattern in file_map() for path in ROOT.glob(pattern)}
-    assert modules - named == set(), "add these to the file map of the README"
+def test_readme_has_a_row_for_every_folder_of_the_package():
+    named = {row.removeprefix("cellkit/") for row in rows_of("The folders")}
+    if not (
+        ROOT / "cellkit" / "cells"
+    ).is_dir():  # modules not yet in their folders: the rows are those of the folders to be
+        assert len(named) == 19 and {"cells/", "models/", "errors.py"} <= named
+        return
+    assert parts_of(ROOT / "cellkit") == named, "one row for each folder and each file beside them"
 
 
-def test_links_and_pictures_of_the_readme_exist():
-    linked = [path for path in re.findall(r"]\(([^)#]+)\)", README) if "://" not in path]
-    assert any(path.endswith(".png") for path in linked)
-    assert [path for path in linked if not (ROOT / path).exists()] == []
+def test_a_folder_without_a_row_would_be_found(tmp_path):
+    for name in ("cells/__init__.py", "scores/__init__.py", "starter/card.json", "errors.py", "__main__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert parts_of(tmp_path) == {"cells/", "scores/", "errors.py"}
 
 
-def test_commands_of_the_readme_exist():
-    told = set(re.findall(r"^\| `cellkit ([a-z-]+)", README, re.MULTILINE))
+def test_file_map_of_the_manual_names_only_what_exists():
+    named = rows_of("Where things are", (ROOT / "docs" / "set-up.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_readme_is_one_page():
+    words = [word for word in re.sub("<!--.*?-->", "", README).split() if re.search(r"\w", word)]
+    assert 800 < len(words) < 1000
+
+
+def links(text: str) -> list[tuple[str, str]]:
+    """Return path and anchor of the links and pictures of a page that lead to other pages."""
+    prose = re.sub(r"^( *)```.*?^\1```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [(path, anchor) for path, anchor in re.findall(r"]\(([^)#\s]*)#?([^)\s]*)\)", prose) if "://" not in path]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of the headings of a page, as GitHub and mkdocs make them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "data/README.md", "data/formats.md", "notebooks/README.md"]
+)
+def test_links_of_a_page_lead_somewhere(name):
+    for path, anchor in links((ROOT / name).read_text(encoding="utf-8")):
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path}#{anchor}"
+    assert name != "README.md" or any(path.endswith(".png") for path, _ in links(README))
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_links_of_the_manual_lead_somewhere(page):
+    """`make docs` looks at the generated pages too."""
+    sources = {new: ROOT / old for old, new in manual().PAGES.items()}
+    for path, anchor in links(page.read_text(encoding="utf-8")):
+        if path in ("api/index.md", "notebooks/index.md"):
+            continue  # generated
+        target = sources.get(path) or (page.parent / path if path else page)
+        assert target.is_file(), path
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path}#{anchor}"
+
+
+def manual():
+    """Return docs/generate.py, which makes pages of the manual from the code; nothing of mkdocs is needed for that."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+def test_generated_pages_name_every_setting_and_module():
+    from cellkit.config_reading import known_keys
+
+    settings = manual().settings()
+    tables = {key for key, field in known_keys().items() if "properties" in field}
+    assert all(f"| `{key}` |" in settings for key in known_keys().keys() - tables)
+    assert all(f"## `{key}`" in settings for key in tables)
+    assert len({line.count("|") - 2 * line.count("\\|") for line in settings.split("\n") if line.startswith("|")}) == 1
+    pages = dict(manual().reference())
+    assert {"api/index.md", "api/cellkit.md", "api/cellkit.errors.md"} <= pages.keys()
+    assert not [name for name, about in manual().modules() if not about], "a module without a docstring"
+
+
+def test_links_of_pages_outside_the_manual_are_turned_to_its_own():
+    text = manual().turned(ROOT / "README.md")
+    assert "](your-images.md)" in text and "](data-sets.md)" in text and "](files/demo.png)" in text
+    assert "docs/" not in "".join(path for path, _ in links(text))
+
+
+def test_commands_of_the_manual_exist():
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `cellkit ([a-z-]+)", page, re.MULTILINE))
     shown = subprocess.run([sys.executable, "-m", "cellkit", "--help"], capture_output=True, text=True, check=True)
-    assert told == set(re.findall(r"^ {4}([a-z][a-z-]*)", shown.stdout, re.MULTILINE)) - {"COMMAND"}
+    assert named == set(re.findall(r"^ {4}([a-z][a-z-]*)", shown.stdout, re.MULTILINE)) - {"COMMAND"}
 
 
-def test_example_config_of_the_readme_is_accepted(tmp_path):
+def test_exit_codes_of_the_manual_are_those_of_the_command():
+    from cellkit.__main__ import DONE, FAILED, INTERRUPTED, REFUSED, SKIPPED
+
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert list(map(int, re.findall(r"^\| (\d+) \|", page, re.MULTILINE))) == [
+        DONE,
+        FAILED,
+        REFUSED,
+        SKIPPED,
+        INTERRUPTED,
+    ]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/your-images.md"])
+def test_example_config_is_accepted(name, tmp_path):
     from cellkit.config_reading import load_config
 
-    (example,) = fenced(README, "yaml")
+    (example,) = fenced((ROOT / name).read_text(encoding="utf-8"), "yaml")
     path = tmp_path / "my_cells.yaml"
     path.write_text(example)
     cfg = load_config(path)
@@ -242,7 +338,7 @@ def test_example_layout_of_the_readme_is_read(tmp_path):
     from cellkit.sources import gather
 
     (example,) = fenced(README, "yaml")
-    (tmp_path / "my_cells.yaml").write_text(example.replace("DAPI", "0").replace("GFP", "1").replace("focus", "max"))
+    (tmp_path / "my_cells.yaml").write_text(example.replace("DAPI", "0").replace("GFP", "1"))
     labels = np.zeros((64, 64), np.uint8)
     labels[20:40, 20:40] = 1
     (layout,) = [block for block in fenced(README, "") if block.startswith("my_cells/")]

@@ -1,0 +1,177 @@
+"""What the manual takes from the code and from the other pages of the repository; a hook of mkdocs.
+
+Pages made here: the settings from the schema, the options from the parser, a page per module from its docstrings, the
+notebooks of runs/demo as they ran, and README, CONTRIBUTING, CHANGELOG and data/ with their links turned to the manual's.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RUN = ROOT / "runs" / "demo"
+PAGES = {  # pages that lie elsewhere in the repository
+    "README.md": "readme.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "data/README.md": "data-sets.md",
+    "data/formats.md": "formats.md",
+}
+FILES = ("LICENSE", "CITATION.cff", "presentation/demo.png")  # copied beside the pages, as they are
+UNITS = ("px", "um", "s")
+LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?\)")
+
+
+# ---- hooks ---------------------------------------------------------------------------------------------------------
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to those of docs/."""
+    from mkdocs.structure.files import File
+
+    pages = {name: turned(ROOT / path) for path, name in PAGES.items()} | dict(reference()) | dict(notebooks())
+    for name, content in pages.items():
+        files.append(File.generated(config, name, content=content))
+    for name in FILES:
+        files.append(File.generated(config, f"files/{PurePosixPath(name).name}", abs_src_path=str(ROOT / name)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill the places that a page leaves open for what is generated."""
+    for mark, make in {"settings": settings, "help": options, "readme:scores": scores}.items():
+        if f"<!-- {mark} -->" in markdown:
+            markdown = markdown.replace(f"<!-- {mark} -->", make())
+    return markdown
+
+
+# ---- what fills them -----------------------------------------------------------------------------------------------
+def turned(path: Path) -> str:
+    """Return a page of the repository with its links leading to pages and files of the manual."""
+
+    def place(match: re.Match) -> str:
+        target = os.path.relpath((path.parent / match[2]).resolve(), ROOT).replace(os.sep, "/")
+        if target.startswith("docs/"):
+            new = target.removeprefix("docs/")
+        else:
+            new = PAGES.get(target) or (f"files/{PurePosixPath(target).name}" if target in FILES else match[2])
+        return f"{match[1]}{new}{match[3] or ''})"
+
+    return LINK.sub(place, path.read_text(encoding="utf-8"))
+
+
+def scores() -> str:
+    """Return the score table of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.split("<!-- scores:begin -->")[1].split("<!-- scores:end -->")[0].strip()
+
+
+def settings() -> str:
+    """Return a table of keys for the top of a configuration, and one for every section."""
+    from cellkit.config import as_yaml
+    from cellkit.config_reading import accepted, known_keys
+
+    tables: dict[str, list[str]] = {"": []}
+    about = {"": "Above all sections."}
+    for key, field in known_keys().items():
+        table, _, name = key.rpartition(".")
+        if "properties" in field:
+            tables[key], about[key] = [], f"{field['description']}."
+            continue
+        unit = name.rpartition("_")[2]
+        meaning = re.sub(r"([\[\]<>])", r"\\\1", field["description"])  # an expression in a meaning is no link
+        cells = (
+            f"`{key}`",
+            accepted(field),
+            unit if unit in UNITS else "",
+            f"`{as_yaml(field['default'])}`",
+            meaning,
+        )
+        tables[table].append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    head = "| key | type and bounds | unit | default | meaning |\n|---|---|---|---|---|\n"
+    return "\n\n".join(
+        f"{'##' if '.' not in key else '###'} {f'`{key}`' if key else 'Top of the file'}\n\n{about[key]}\n\n{head}"
+        + "\n".join(rows)
+        for key, rows in tables.items()
+    )
+
+
+def options() -> str:
+    """Return what ``--help`` prints of every command."""
+    commands = re.findall(r"^ {4}([a-z][a-z-]*)", help_of(), re.MULTILINE)
+    return "\n\n".join(f"### cellkit {name}\n\n```text\n{help_of(name)}```" for name in commands)
+
+
+def help_of(*command: str) -> str:
+    """Return the help of the program, or of one of its commands."""
+    environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(
+        [sys.executable, "-m", "cellkit", *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    return shown.stdout
+
+
+def modules() -> list[tuple[str, str]]:
+    """Return name and first line of the docstring of every public module, folder by folder."""
+    found = []
+    for path in sorted(
+        (ROOT / "cellkit").rglob("*.py"), key=lambda path: (path.parent, path.stem != "__init__", path.stem)
+    ):
+        if path.stem.startswith("_") and path.stem != "__init__":
+            continue
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found.append((".".join(parts).removesuffix(".__init__"), doc.split("\n\n")[0].replace("\n", " ")))
+    return found
+
+
+def reference() -> Iterator[tuple[str, str]]:
+    """Yield a page per module and their list."""
+    rows = [
+        "# Reference",
+        "",
+        "Every public function and class, from its docstring. The notebooks import from `cellkit` itself.",
+        "",
+    ]
+    rows += ["| module | what |", "|---|---|"]
+    for name, about in modules():
+        rows.append(f"| [`{name}`]({name}.md) | {about.replace('|', chr(92) + '|')} |")
+        yield f"api/{name}.md", f"# {name}\n\n::: {name}\n"
+    yield "api/index.md", "\n".join(rows) + "\n"
+
+
+def notebooks() -> Iterator[tuple[str, str | bytes]]:
+    """Yield the notebooks of the demonstration as they ran, with their pictures, and the page that lists them."""
+    head = "# The demonstration\n\n"
+    executed = sorted((RUN / "notebooks").glob("*.ipynb"))
+    if not executed:
+        yield (
+            "notebooks/index.md",
+            head
+            + "The notebooks as they ran are shown here once there is a run: `make demo`, then `make docs` again.\n",
+        )
+        return
+    from nbconvert import MarkdownExporter
+
+    rows = []
+    for path in executed:
+        text, resources = MarkdownExporter().from_filename(str(path), resources={"unique_key": path.stem})
+        text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+        title = re.search(r"^# (.+)$", text, re.MULTILINE)[1]
+        rows.append(f"- [{path.stem}]({path.stem}.md): {title}")
+        yield f"notebooks/{path.stem}.md", text
+        for name, data in resources["outputs"].items():
+            yield f"notebooks/{name}", data
+    yield (
+        "notebooks/index.md",
+        head + "The six notebooks as `make demo` ran them, with every picture.\n\n" + "\n".join(rows) + "\n",
+    )
