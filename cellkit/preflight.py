@@ -357,7 +357,6 @@ def _check_labels(outlook: Outlook) -> None:
         outlook.add(WARNING, told, "set label.use: truth")
     elif folder is not None:
         _check_corrections(outlook, folder)
-    _check_train_masks(outlook)
 
 
 def _check_corrections(outlook: Outlook, folder: Path) -> None:
@@ -383,17 +382,25 @@ def _check_corrections(outlook: Outlook, folder: Path) -> None:
         raise UserError("no image has a labelled cell", "check the labels")
 
 
-def _check_train_masks(outlook: Outlook) -> None:
-    """Ask whether a training image has as many true cells as notebook 03 wants."""
-    from cellkit.dataset import refuse_few
+def _check_cells(outlook: Outlook, section: str) -> None:
+    """Ask whether the training images have as many true cells, and as large ones, as a section of the settings wants."""
+    from cellkit.backends.shared.fine_tuning import refuse_small
+    from cellkit.dataset import CellDataset, refuse_few
     from cellkit.listing import is_perhaps
 
-    if outlook.cfg.label.use != "truth" or outlook.cfg.convert.source == "drawn":  # how many are drawn is not known yet
+    if outlook.cfg.label.use != "truth" or outlook.cfg.convert.source == "drawn":  # which are drawn is not known yet
         return
     pairs = zip(outlook.records, outlook.instances, strict=True)
-    cells = [own for record, own in pairs if own is not None and record.split == "train"]
-    if cells and not any(map(is_perhaps, cells)):
-        refuse_few(cells, outlook.cfg.finetune.min_train_masks)
+    known = [(record, own) for record, own in pairs if own is not None and record.split == "train"]
+    if not known or any(own.boxes_only or is_perhaps(own) for _, own in known):
+        return
+    least = outlook.cfg.label.min_area_px
+    records, cells = [record for record, _ in known], [own[own.areas_px >= least] for _, own in known]
+    settings = getattr(outlook.cfg, section)
+    if section == "finetune":
+        refuse_few(cells, settings.min_train_masks)
+    train = CellDataset(records, cells, (), outlook.run_dir, list(range(len(records))))
+    refuse_small(train, settings.min_area_px, f"{section}.min_area_px")
 
 
 def _check_label_model(outlook: Outlook) -> None:
@@ -488,7 +495,9 @@ OF_SETTINGS = (
     (_check_label_model, "02_label_with_cellpose"),
     (_check_memory, "02_label_with_cellpose"),
     (_check_base, "03_finetune_cellpose"),
+    (partial(_check_cells, section="finetune"), "03_finetune_cellpose"),
     (_check_detector, "05_train_maskrcnn"),
+    (partial(_check_cells, section="maskrcnn"), "05_train_maskrcnn"),
     (_check_evaluation, "06_evaluate_map_iou"),
     (_check_profile, "06_evaluate_map_iou"),
 )

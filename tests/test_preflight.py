@@ -263,6 +263,9 @@ def test_labels_without_a_cell_or_with_too_few_to_train_on_are_told(here):
         finetune__min_train_masks=3
     )
     assert refused(finetune__min_train_masks=2) == ""
+    told = refused(finetune__min_area_px=65, maskrcnn__min_area_px=500)
+    assert "maskrcnn.min_area_px is 500, and the largest of" in told and "finetune.min_area_px" not in told
+    assert "finetune.min_area_px = 65 px: " in warned(finetune__min_area_px=65)
 
 
 # ---- labels, models, settings ------------------------------------------------------------------------------------------
