@@ -527,8 +527,8 @@ def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> Non
     ):  # else the set is refused as too small
         some = ", ".join(f"{unit} to {units[unit]}" for unit in filling[:4]) + (", ..." if len(filling) > 4 else "")
         print(
-            f"few images: moved, so that no split lacks images or a class: {some}; this may change when images are added: "
-            f"if some will be, sort them into folders {', '.join(fractions)} now",
+            f"few images: moved, so that no split lacks images or a class: {some}. They may move on when images are added; "
+            f"if some will be, name the splits now by folders {', '.join(fractions)}, where the source reads such folders",
             file=sys.stderr,
         )
     wanted = {name: len(drawn) * share for name, share in fractions.items()}

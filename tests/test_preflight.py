@@ -475,6 +475,17 @@ def test_check_of_a_configuration(here, said):
     assert not Path("runs").exists()
 
 
+def test_what_fills_a_split_is_told_with_what_to_do_and_not_where_the_set_is_too_small(here):
+    lab(3)
+    assert "few images: moved, so that no split lacks images or a class: N2a_N2a0 to test. They may" in warned()
+    assert "if some will be, name the splits now by folders train, val, test" in warned()
+    for path in sorted(Path("s").rglob("*[12]*.tif")) + sorted(Path("s").rglob("N2a*.tif")):
+        path.unlink(missing_ok=True)
+    outlook = look(classes=["HEK"])
+    assert [one.severity for one in outlook.findings] == [ERROR], "of one image only what helps is said"
+    assert "no validation image and no test image -> give 3 images or more" in texts(outlook, ERROR)
+
+
 def test_a_split_without_a_class_is_told(here):
     for split, lines in {"train": ("HEK", "N2a"), "val": ("HEK", "N2a"), "test": ("HEK",)}.items():
         for line in lines:
