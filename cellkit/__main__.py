@@ -278,7 +278,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _run(given: argparse.Namespace) -> Answer:
     from cellkit.config_reading import set_strings
-    from cellkit.run import run_notebooks
+    from cellkit.runner import run_notebooks
 
     if given.timeout is not None and not given.timeout > 0:
         raise UserError(f"--timeout is {given.timeout:g}", "give seconds, more than 0")
@@ -310,7 +310,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _check(given: argparse.Namespace) -> Answer:
     from cellkit.config_places import here
     from cellkit.config_reading import set_strings
-    from cellkit.run import check
+    from cellkit.run_stale import check
 
     if not given.config and (given.run.lower().endswith((".yaml", ".yml")) or here(given.run).is_file()):
         return _check_config(given)

@@ -65,6 +65,19 @@ def finished_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {n: entry for n, entry in sorted(manifest["stages"].items()) if entry.get("status") == "finished"}
 
 
+def listed_by(
+    manifest: dict[str, Any], before: Iterable[str] | None = None, own: str = ""
+) -> dict[str, tuple[str, dict[str, str]]]:
+    """Return {key: (stage, output)} of the finished stages, except of `own`; only of those `before` it, where told."""
+    wanted = None if before is None else set(before)
+    return {
+        key: (name, output)
+        for name, entry in finished_entries(manifest).items()
+        if name != own and (wanted is None or name in wanted)
+        for key, output in entry["outputs"].items()
+    }
+
+
 def note_attempt(run_dir: Path, name: str, attempt: str, **facts: Any) -> None:
     """Record how far an attempt at a stage came; the entry of a finished stage stays as it is."""
     manifest = read_manifest(run_dir)
@@ -196,10 +209,10 @@ def input_sha256(run_dir: Path, value: Mapping[str, Any], hasher: Hasher) -> str
     return hasher(Path(value["path"]) if value.get("outside") else run_dir / value["path"])
 
 
-def settings_sha256(run_dir: Path, stage: str) -> str:
-    """Return the sha256 of the settings that the finished stages before `stage` were run with."""
+def settings_sha256(run_dir: Path, stages: Iterable[str]) -> str:
+    """Return the sha256 of the settings that these stages were run with, as far as they are finished."""
     entries = finished_entries(read_manifest(run_dir))
-    return sha256_json({name: entry["config"] for name, entry in entries.items() if name < stage})
+    return sha256_json({name: entries[name]["config"] for name in sorted(stages) if name in entries})
 
 
 def sha256_json(value: Any) -> str:

@@ -1,19 +1,21 @@
-"""The packaged notebooks: found, read, checked for their parameters, known by the hash of their code."""
+"""The packaged notebooks and recipes: found, read, ordered by what they read and write, known by the hash of their code."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cellkit.config import STAGES
-from cellkit.config_places import here
 from cellkit.errors import UserError
 from cellkit.files import read_json, sha256_tree
-from cellkit.manifest import NOTEBOOKS, files_below, sha256_json
+from cellkit.manifest import files_below, sha256_json
+from cellkit.recipes import NUMBERED, RECIPES, notebook_folders, recipe_paths
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Notebook:
         Hash of its code cells, the parameters left out.
     keys : tuple of str
         What its ``stage.done`` lists; patterns where a key is computed.
+    reads : tuple of str
+        What it asks its run for, likewise; metadata ``cellkit.reads`` adds to it what the code does not tell.
+    before : tuple of str
+        The notebooks that come before it in the order of a run: whose outputs it may read.
     """
 
     name: str
@@ -40,11 +46,13 @@ class Notebook:
     minutes: float | None
     sha256: str
     keys: tuple[str, ...]
+    reads: tuple[str, ...]
     content: dict[str, Any] = field(repr=False)
+    before: tuple[str, ...] = ()
 
 
 def read_notebooks(folder: str | Path | None = None) -> list[Notebook]:
-    """Read the numbered notebooks of a folder, in order.
+    """Read the numbered notebooks of a folder and its recipes, in the order of a run: see `ordered`.
 
     Parameters
     ----------
@@ -54,20 +62,63 @@ def read_notebooks(folder: str | Path | None = None) -> list[Notebook]:
     Raises
     ------
     UserError
-        No such folder, no notebook, or one without exactly the three parameters.
+        No such folder, no notebook, one without exactly the three parameters, or a circle of notebooks.
     """
     if folder is not None and "://" in str(folder):
         raise UserError(f"notebooks are not fetched from '{folder}'", "name a folder on this machine")
-    places = [Path(folder)] if folder is not None else [Path(__file__).parents[1] / NOTEBOOKS, here(NOTEBOOKS)]
+    places = notebook_folders(folder)
     for place in places:
-        paths = sorted(place.glob("[0-9][0-9]_*.ipynb"))
+        paths = sorted(place.glob(NUMBERED))
         if paths:
-            return [_read_notebook(path) for path in paths]
+            recipes = recipe_paths(folder)
+            return ordered([_read_notebook(path, path in recipes) for path in [*paths, *recipes]])
     tried = " or ".join(f"'{place}'" for place in places)
     raise UserError(f"no notebook 01_*.ipynb in {tried}", "run from the checkout of cellkit")
 
 
-def _read_notebook(path: Path) -> Notebook:
+def matches(key: str, read: str) -> bool:
+    """Tell whether a key that is listed and one that is read may be the same; both may be patterns.
+
+    Examples
+    --------
+    >>> matches("predictions_unet", "predictions_*"), matches("coco_*", "coco_val"), matches("labels", "records")
+    (True, True, False)
+    """
+    return fnmatchcase(key, read) or fnmatchcase(read, key)
+
+
+def ordered(books: Sequence[Notebook]) -> list[Notebook]:
+    """Return notebooks in the order of a run: what makes an output comes before what reads it, else as given.
+
+    Raises
+    ------
+    UserError
+        Notebooks that read from one another.
+    """
+    makers = {
+        book.name: {
+            other.name
+            for other in books
+            if other is not book and any(matches(key, read) for key in other.keys for read in book.reads)
+        }
+        for book in books
+    }
+    found: list[Notebook] = []
+    while len(found) < len(books):
+        names = tuple(book.name for book in found)
+        left = [book for book in books if book.name not in names]
+        ready = next((book for book in left if makers[book.name] <= set(names)), None)
+        if ready is None:
+            circle = ", ".join(book.name for book in left)
+            raise UserError(
+                f"notebooks that read from one another: {circle}",
+                "let a recipe read what it needs by name, not all of a kind that it adds to",
+            )
+        found.append(replace(ready, before=names))
+    return found
+
+
+def _read_notebook(path: Path, is_recipe: bool = False) -> Notebook:
     copied = next((name for name in STAGES if path.stem.startswith(name) and path.stem != name), None)
     problem = f"'{path}' seems to be a copy of {copied}.ipynb, and of each stage one notebook is run"
     copy = UserError(problem, "remove it, or rename it so that it does not begin with two digits and _")
@@ -84,13 +135,14 @@ def _read_notebook(path: Path) -> Notebook:
         raise copy
     _check_parameters(path, cells, sources)
     plain = [s for cell, s in zip(cells, sources, strict=True) if s and "parameters" not in _tags(cell)]
-    section = told.get("section") or STAGES.get(path.stem)
-    if section not in STAGES.values():
+    section = f"{RECIPES}.{path.stem}" if is_recipe else told.get("section") or STAGES.get(path.stem)
+    if not is_recipe and section not in STAGES.values():
         known = ", ".join(STAGES.values())
         raise UserError(
             f"'{path}': no section of the configuration belongs to it", f"metadata cellkit.section: {known}"
         )
-    return Notebook(path.stem, path, section, told.get("minutes"), sha256_json(plain), _keys_of(plain), content)
+    reads = tuple(dict.fromkeys([*_reads_of(plain), *told.get("reads", ())]))
+    return Notebook(path.stem, path, section, told.get("minutes"), sha256_json(plain), _keys_of(plain), reads, content)
 
 
 def _source_of(cell: dict[str, Any]) -> str:
@@ -141,6 +193,32 @@ def _keys_of(sources: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for key in keys if key and key.strip("*")))
 
 
+def _reads_of(sources: list[str]) -> tuple[str, ...]:
+    """Return what ``find(...)`` and ``find_all(...)`` of a run are asked for, as far as the code tells."""
+    import ast
+
+    nodes = [node for tree in map(_parse, sources) if tree for node in ast.walk(tree)]
+    runs = {
+        target.id
+        for node in nodes
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _name_of(node.value.func) == "Run"
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    keys = []
+    for node in nodes:
+        called = node.func if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else None
+        if called is not None and called.attr in ("find", "find_all") and _name_of(called.value) in runs:
+            keys.append(_pattern(node.args[0]) if node.args else "*")
+    return tuple(dict.fromkeys(key for key in keys if key))
+
+
+def _name_of(node) -> str:
+    import ast
+
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def _parse(source: str):
     """Return the syntax tree of a cell, None when it holds more than Python."""
     import ast
@@ -161,8 +239,6 @@ def _pattern(node) -> str:
 
 def maker_of(key: str) -> str | None:
     """Return the stage whose packaged notebook lists an output under `key`, None if none is known to."""
-    from fnmatch import fnmatchcase
-
     with contextlib.suppress(UserError):
         for book in read_notebooks():
             if any(fnmatchcase(key, pattern) for pattern in book.keys):
@@ -188,10 +264,11 @@ def code_hashes(notebook_sha256: str) -> dict[str, str]:
     return {"code_sha256": both, "notebook_sha256": notebook_sha256, "package_sha256": package}
 
 
-def code_of(stage: str) -> dict[str, str]:
-    """Return the code hashes of a stage whose notebook is open in Jupyter: those of the file as saved."""
+def context_of(stage: str) -> dict[str, Any]:
+    """Return what is known of a stage whose notebook is open in Jupyter: the code hashes of the file as saved, and which
+    stages come before it (None = it is no packaged notebook)."""
     with contextlib.suppress(UserError):
         for book in read_notebooks():
             if book.name == stage:
-                return code_hashes(book.sha256)
-    return code_hashes("")
+                return {**code_hashes(book.sha256), "before": list(book.before)}
+    return {**code_hashes(""), "before": None}

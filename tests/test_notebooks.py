@@ -19,7 +19,8 @@ import pytest
 
 from cellkit.files import write_json
 from cellkit.manifest import owned_files, read_manifest
-from cellkit.run import Run, run_notebooks
+from cellkit.run import Run
+from cellkit.runner import run_notebooks
 
 pytestmark = pytest.mark.slow
 REPO = Path(__file__).parent.parent
@@ -237,7 +238,7 @@ def test_again_does_nothing(run_dir, capsys):
 
 
 def test_a_changed_section_makes_its_stage_stale_and_no_earlier_one(run_dir):
-    from cellkit.run import check
+    from cellkit.run_stale import check
 
     states = {s.name: s for s in check(run_dir, CONFIG, overrides={"evaluate.submit": "maskrcnn"})}
     assert [s.state for s in states.values()] == ["fresh"] * 5 + ["stale"]

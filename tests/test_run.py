@@ -14,13 +14,15 @@ import nbformat
 import pytest
 
 import cellkit.notebooks
-import cellkit.run
+import cellkit.run_stale
 from cellkit.config_reading import load_config
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import sha256_tree
 from cellkit.manifest import finish_commits, read_manifest
 from cellkit.notebooks import read_notebooks
-from cellkit.run import Run, check, run_notebooks
+from cellkit.run import Run
+from cellkit.run_stale import check
+from cellkit.runner import run_notebooks
 
 ONE, TWO, THREE = "01_convert", "02_label_with_cellpose", "03_finetune_cellpose"
 START = """
@@ -146,7 +148,7 @@ def test_a_run_leaves_listed_verified_outputs_and_executed_notebooks(done):
 def test_a_second_run_does_nothing_says_so_and_is_quick(done):
     code = """
         import sys, time
-        from cellkit.run import run_notebooks
+        from cellkit.runner import run_notebooks
         code = run_notebooks("configs/demo.yaml", "runs/demo", notebooks="notebooks")
         heavy = {"torch", "papermill", "nbclient", "nbformat", "IPython"} & set(sys.modules)
         sys.exit(code or (str(heavy) if heavy else int(time.process_time() > 2)))
@@ -249,7 +251,7 @@ def test_other_parameters_and_words_in_a_notebook_change_nothing(done):
 
 
 def test_another_package_makes_every_stage_stale(done, monkeypatch):
-    monkeypatch.setattr(cellkit.run, "package_sha256", lambda: "other")
+    monkeypatch.setattr(cellkit.run_stale, "package_sha256", lambda: "other")
     assert reasons("stale", ONE) == "the cellkit package changed"
 
 
@@ -455,7 +457,7 @@ def test_other_versions_are_noted_and_make_nothing_stale(done, said, monkeypatch
     manifest["stages"][ONE]["versions"] |= {"torch": "1.0", "gone": "2.0"}
     Path("runs/demo/manifest.json").write_text(json.dumps(manifest))
     real = read_notebooks
-    monkeypatch.setattr(cellkit.run, "read_notebooks", lambda folder=None: real("notebooks"))
+    monkeypatch.setattr(cellkit.run_stale, "read_notebooks", lambda folder=None: real("notebooks"))
     code, out, _ = said("check", "runs/demo", "--json")
     one, two = json.loads(out)["stages"]
     assert code == 0 and one["state"] == "fresh" and one["note"].startswith("torch 1.0, now ") and two["note"] == ""
@@ -819,7 +821,7 @@ def spawn(code: str, **options) -> subprocess.Popen:
 
 RUN = """
 import sys
-from cellkit.run import run_notebooks
+from cellkit.runner import run_notebooks
 sys.exit(run_notebooks("configs/demo.yaml", "runs/demo", notebooks="notebooks"))
 """
 SLOW = [
