@@ -117,10 +117,10 @@ def time_gather(config, root: Path, folder: Path, title: str, wanted: str) -> No
     made = gather(config, root, out)
     took = time.perf_counter() - begun
     shutil.rmtree(out)
-    cells = sum(map(len, made.instances or ()))
-    each = 1000 * took / len(made.records)
+    cells = sum(map(len, made.images.instances or ()))
+    each = 1000 * took / len(made.images.records)
     print(
-        f"| {title} | {len(made.records)} | {cells} | {config.workers} | {took:.1f} | {each:.1f} | {wanted} |",
+        f"| {title} | {len(made.images.records)} | {cells} | {config.workers} | {took:.1f} | {each:.1f} | {wanted} |",
         flush=True,
     )
 

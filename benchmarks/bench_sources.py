@@ -43,7 +43,7 @@ def load(root: Path, told: dict, workers: int) -> tuple[int, int, float]:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         made = gather(config, root, Path(folder))
-        return len(made.records), sum(map(len, made.instances or ())), time.perf_counter() - begun
+        return len(made.images.records), sum(map(len, made.images.instances or ())), time.perf_counter() - begun
 
 
 def main() -> int:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.dataset import CellDataset, write_chosen_cells
+from cellkit.dataset import CellDataset
 from cellkit.errors import Quarantined, UserError
 from cellkit.instances import Instances, refuse_boxes
+from cellkit.label_folders import write_chosen_cells
 from cellkit.leftout import LeftOut, too_small
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def write_chosen(
     table : path
         Where a table of image_id, made_by, cells goes.
     images : CellDataset, optional
-        Their images, as `CellDataset.from_records` gives them: `CellDataset.from_coco` then opens ``labels.json``.
+        Their images, as `CellDataset.from_records` gives them: `read_coco` then opens ``labels.json``.
     classes : sequence of str, optional
         Names of the cells' classes; without them no cell has one.
     """

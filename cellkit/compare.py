@@ -89,10 +89,10 @@ def is_results(path: str | Path) -> bool:
 
 def _read_label_folder(folder: Path) -> CellDataset:
     """Read every label image below a folder; where they lie beside their pictures, only those."""
-    from cellkit.dataset import chosen_cells
     from cellkit.exchange import bare_note, refuse_noise, told_apart
     from cellkit.files import sha256_file
     from cellkit.folders import LABEL_SUFFIXES, list_files
+    from cellkit.label_folders import chosen_cells
     from cellkit.labels import read_labels, refuse_foreground
     from cellkit.names import LABEL_ENDINGS
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.dataset import LABELS_FILE, CellDataset, chosen_cells
+from cellkit.dataset import CellDataset
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import sha256_file
 from cellkit.instances import Instances
+from cellkit.label_folders import LABELS_FILE, chosen_cells
 from cellkit.records import ImageRecord
 
 ORDER = (

@@ -882,8 +882,8 @@ def bare_note(bare: Sequence[Path], example: str) -> tuple[str, ...]:
 
 def _makers(root: Path, files: Sequence[Path]) -> dict[Path, str]:
     """Return who made the label images that lie as a run left them."""
-    from cellkit.dataset import chosen_cells
     from cellkit.files import sha256_file
+    from cellkit.label_folders import chosen_cells
 
     chosen = chosen_cells(root)
     known = {file: chosen.get(file.stem, (None, "", "")) for file in files}
@@ -1040,7 +1040,7 @@ def write_folder(
     UserError
         An unknown format, "seg" without pictures, two images of one name, or no image that could be written.
     """
-    from cellkit.dataset import chosen_cells
+    from cellkit.label_folders import chosen_cells
     from cellkit.loop import map_items
     from cellkit.names import check_ids, image_id_of
 
@@ -1089,8 +1089,8 @@ def _beside(folder: Path, records: Sequence[ImageRecord], pictures: Pictures) ->
 
 def _mark(folder: Path, ending: str, items: Sequence[tuple], before: dict[str, tuple]) -> None:
     """Note beside label images who made them, and of those that lay there before what still holds."""
-    from cellkit.dataset import write_chosen_cells
     from cellkit.files import sha256_file
+    from cellkit.label_folders import write_chosen_cells
 
     marked = [(folder / f"{name}{ending}", found.paint(), maker) for name, _, found, maker in items]
     cells = [Instances.from_labels(labels) for _, labels, _ in marked]

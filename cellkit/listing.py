@@ -293,7 +293,7 @@ def files_of(image: Path | ChannelFiles) -> tuple[Path, ...]:
 
 def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: str, rows=None) -> Loaded:
     """Return a picture with the objects of its label image; parameters as in `load_file`."""
-    from cellkit.dataset import is_proposed
+    from cellkit.label_folders import is_proposed
 
     if label is None:
         return made

@@ -362,7 +362,8 @@ def _check_labels(outlook: Outlook) -> None:
 def _check_corrections(outlook: Outlook, folder: Path) -> None:
     """Read a folder of corrections as notebook 02 does; the proposals are those of the run folder, where it has any."""
     from cellkit.corrections import read_corrections
-    from cellkit.dataset import CellDataset, chosen_cells
+    from cellkit.dataset import CellDataset
+    from cellkit.label_folders import chosen_cells
 
     records = [record for record in outlook.records if record.split]
     empty = [Instances.empty((record.height_px, record.width_px)) for record in records]

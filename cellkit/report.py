@@ -124,10 +124,11 @@ class RunFiles:
     @cached_property
     def truths(self) -> dict[str, CellDataset]:
         """Split -> its images with true cells, as far as there are any."""
-        from cellkit.dataset import CellDataset
 
         found = {split: self.path(f"coco/{split}.json") for split in SPLITS}
-        return {split: CellDataset.from_coco(path, self.folder) for split, path in found.items() if path is not None}
+        from cellkit.coco import read_coco
+
+        return {split: read_coco(path, self.folder) for split, path in found.items() if path is not None}
 
     @cached_property
     def judged(self) -> dict[str, CellDataset]:

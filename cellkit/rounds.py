@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellkit.dataset import CellDataset, chosen_cells
+from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.label_folders import chosen_cells
 
 if TYPE_CHECKING:
     import pandas

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from cellkit.batch import limits_of_batch, tell_notes
 from cellkit.conversion import Level, level_row, scaled_by
+from cellkit.dataset import CellDataset
 from cellkit.errors import Quarantined, UserError, plain_reason, readable
 from cellkit.files import content_of, sync
 from cellkit.instances import Instances
@@ -61,11 +62,11 @@ def classes_of(root: str | Path, kind: str) -> tuple[str, ...]:
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------
-class Gathered(NamedTuple):
+class Converted(NamedTuple):
     """What notebook 01 makes of a source.
 
-    records : list of ImageRecord, in the order of the source, with quality flags
-    instances : list of Instances in the same order (None for a test image without truth), or None when the source has none
+    images : CellDataset, in the order of the source, records with quality flags; ``made_by`` is "truth" where an image came
+    with labels, else "" (a test image to predict, or any image of a source without labels)
     quarantined : list of Quarantined, what was set aside and why
     conversion : list of dict, one per image and colour: image_id, source, colour, channel, low, high, clipped_fraction,
     scaled_by
@@ -74,20 +75,15 @@ class Gathered(NamedTuple):
     originals : list of dict, one per image of the source and per id of its sample_submission.csv: see `list_originals`
     """
 
-    records: list[ImageRecord]
-    instances: list[Instances | None] | None
+    images: CellDataset
     quarantined: list[Quarantined]
     conversion: list[dict]
     quality: list[dict]
     thresholds: dict
     originals: list[dict]
 
-    def labelled(self) -> list[int]:
-        """Return the positions of the images with truth: all, but for test images that came without."""
-        return [k for k, cells in enumerate(self.instances or ()) if cells is not None]
 
-
-def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered:
+def gather(config, root: str | Path, out: str | Path, settings=None) -> Converted:
     """Convert every image of a source into a run folder.
 
     Writes ``out/images/<image_id>.png`` (each atomically), ``out/conversion.csv``, ``out/quality.csv`` and
@@ -106,7 +102,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
 
     Returns
     -------
-    Gathered
+    Converted
         The same for any `config.workers`.
 
     Raises
@@ -150,9 +146,9 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Gathered
     for text, source in left.items():  # their images are used; what else lies in the file is not
         print(f"not read: {text}", file=sys.stderr)
         quarantined.append(Quarantined(source, f"not read: {text}"))
-    gathered = _gathered(out, done, quarantined, originals, config)
+    converted = _converted(out, done, quarantined, originals, config)
     journal.forget()
-    return gathered
+    return converted
 
 
 def tell_one_channel(records: Sequence[ImageRecord], config) -> None:
@@ -429,7 +425,7 @@ def _from_entry(entry: dict) -> tuple[ImageRecord, Instances | None, list[Level]
     return ImageRecord(**entry["record"]), instances, levels, entry["measured"], entry["size"]
 
 
-def _gathered(out: Path, done: list, quarantined: list[Quarantined], originals: list[dict], config) -> Gathered:
+def _converted(out: Path, done: list, quarantined: list[Quarantined], originals: list[dict], config) -> Converted:
     """Flag the images by what the training images are like, write the tables."""
     from cellkit.flags import flag_records
 
@@ -438,7 +434,11 @@ def _gathered(out: Path, done: list, quarantined: list[Quarantined], originals: 
     flags, thresholds = flag_records(measured, learned_from=taught, off=config.quality.off)
     of = scaled_by(config.percentiles, "training images" if config.percentiles_of == "batch" else "image")
     records = [replace(result[0], flags=flag) for result, flag in zip(done, flags, strict=True)]
-    instances = [result[1] for result in done]
+    instances = [
+        Instances.empty((record.height_px, record.width_px)) if cells is None else cells
+        for record, (_, cells, *_) in zip(records, done, strict=True)
+    ]
+    made_by = ["" if cells is None else "truth" for _, cells, *_ in done]
     conversion = [
         level_row(record.image_id, record.source, level, of)
         for record, result in zip(records, done, strict=True)
@@ -452,8 +452,9 @@ def _gathered(out: Path, done: list, quarantined: list[Quarantined], originals: 
     write_table(out / "conversion.csv", conversion)
     write_table(out / "quality.csv", quality)
     write_table(out / "originals.csv", originals)
-    truth = None if all(cells is None for cells in instances) else instances
-    return Gathered(records, truth, quarantined, conversion, quality, thresholds, originals)
+    ids = list(range(1, len(records) + 1))
+    images = CellDataset(records, instances, tuple(config.classes), Path(out), ids, made_by)
+    return Converted(images, quarantined, conversion, quality, thresholds, originals)
 
 
 def locate_source(config, stage) -> Path:

@@ -9,10 +9,11 @@ import tifffile
 from PIL import Image
 
 from cellkit.annotate import Labelled, choose_labels, diameter_for, with_classes, with_truth_classes, write_chosen
-from cellkit.coco import write_coco
-from cellkit.dataset import CellDataset, chosen_cells
+from cellkit.coco import read_coco, write_coco
+from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.label_folders import chosen_cells, read_run_labels
 from cellkit.labels import read_labels, write_labels
 from cellkit.records import ImageRecord
 
@@ -144,7 +145,7 @@ def test_labels_round_trip_into_a_data_set(tmp_path, images, proposals, truth):
     write_records(tmp_path / "records.csv", images.records)
     chosen = choose_labels(images, proposals, truth, "truth")
     folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
-    back = CellDataset.from_labels(tmp_path / "records.csv", folder)
+    back = read_run_labels(tmp_path / "records.csv", folder)
     assert back.instances == [Instances.from_labels(TRUE)] * 2
 
 
@@ -162,13 +163,13 @@ def test_cells_that_overlap_or_are_nested_travel_whole_with_their_classes(tmp_pa
     truth = write_coco(tmp_path / "truth.json", images.records, [nested()] * 2, ["HEK", "N2a"])
     chosen = choose_labels(images, proposals, {"truth": truth}, "truth", min_area_px=4)
     folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
-    back = CellDataset.from_labels(tmp_path / "records.csv", folder, classes=("HEK", "N2a"))
+    back = read_run_labels(tmp_path / "records.csv", folder, classes=("HEK", "N2a"))
     assert back.made_by == ["truth", "truth"]
     assert [x.with_classes(0) for x in back.instances] == [nested()[:3].with_classes(0)] * 2, "the free one is small"
     assert (tmp_path / "labels.csv").read_text().splitlines()[1] == "a,truth,3"
     assert with_truth_classes(back, truth).instances == [nested()[:3]] * 2
     write_labels(folder / "b.tif", TRUE)  # by hand, since: what is painted counts
-    changed = CellDataset.from_labels(tmp_path / "records.csv", folder)
+    changed = read_run_labels(tmp_path / "records.csv", folder)
     assert (changed.made_by, changed.instances[1]) == (["truth", "corrected"], Instances.from_labels(TRUE))
 
 
@@ -180,7 +181,7 @@ def test_one_file_carries_cells_whole_with_class_and_maker(tmp_path, images, pro
     path = write_coco(tmp_path / "truth.json", images.records, [true] * 2, ["HEK", "N2a"])
     chosen = choose_labels(images, proposals, {"truth": path}, "truth", classes=("HEK", "N2a"))
     folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv", images, ("HEK", "N2a"))
-    back = CellDataset.from_coco(folder / "labels.json", images.root)
+    back = read_coco(folder / "labels.json", images.root)
     assert (back.instances, back.made_by, back.ids) == ([true] * 2, ["truth"] * 2, images.ids)
     assert [replace(r, um_per_px=0) for r in back.records] == [replace(r, um_per_px=0) for r in images.records]
     with pytest.raises(UserError, match="has the classes HEK, N2a, wanted N2a, HEK\nset classes once"):
@@ -191,7 +192,7 @@ def test_proposals_have_no_class_and_keep_their_overlaps(tmp_path, images):
     found = nested().with_scores([0.9, 0.8, 0.7, 0.6])
     chosen = choose_labels(images, [found] * 2, {}, "proposed", classes=("HEK", "N2a"))
     folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv", images, ("HEK", "N2a"))
-    back = CellDataset.from_coco(folder / "labels.json", images.root)
+    back = read_coco(folder / "labels.json", images.root)
     assert (back.instances, back.made_by) == ([nested().with_classes(0)], ["proposed"])
 
 

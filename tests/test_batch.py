@@ -228,8 +228,8 @@ def test_awkward_names_go_all_the_way(tmp_path, capsys):  # fault 24
     assert r"caf\xe9.tif" in (tmp_path / "out/conversion.csv").read_text(encoding="utf-8")
     config = ConvertConfig(source="folder", channels={"nuclei": 0})
     made = gather(config, tmp_path / "in", tmp_path / "run")
-    assert len(made.records) == len(AWKWARD) + 1 and not made.quarantined
-    write_records(tmp_path / "records.csv", made.records)
+    assert len(made.images.records) == len(AWKWARD) + 1 and not made.quarantined
+    write_records(tmp_path / "records.csv", made.images.records)
     assert sorted(r.source for r in read_records(tmp_path / "records.csv"))[0].startswith("-rf.tif")
 
 
@@ -393,8 +393,8 @@ class TestGather:
         monkeypatch.setattr(sources, "put", lambda path, parts: made.append(path.name) or real(path, parts))
         resumed = gather(self.CONFIG, tmp_path / "in", tmp_path / "run")
         assert len(made) == 5
-        assert resumed.instances == whole.instances
-        assert repr((resumed.records, resumed.quality)) == repr((whole.records, whole.quality))
+        assert resumed.images.instances == whole.images.instances
+        assert repr((resumed.images.records, resumed.quality)) == repr((whole.images.records, whole.quality))
         assert pictures(tmp_path / "run/images") == pictures(tmp_path / "whole/images")
         assert {path.name for path in (tmp_path / "run").iterdir()} == {
             "images", "conversion.csv", "originals.csv", "quality.csv",
@@ -411,7 +411,7 @@ class TestGather:
         labels[labels == 2] = 0
         tifffile.imwrite(label, labels)
         again = gather(self.CONFIG, tmp_path / "in", tmp_path / "run")
-        assert [len(cells) for cells in again.instances].count(1) == 1
+        assert [len(cells) for cells in again.images.instances].count(1) == 1
 
     def test_the_same_for_any_number_of_workers_and_one_scale_for_all(self, tmp_path):
         (tmp_path / "in/labels").mkdir(parents=True)
@@ -421,7 +421,7 @@ class TestGather:
             config = self.CONFIG.model_copy(update={"workers": workers, "percentiles_of": "batch"})
             made[workers] = gather(config, tmp_path / "in", tmp_path / str(workers))
         assert repr(made[1]) == repr(made[2]) == repr(made[4])
-        assert made[1].instances == made[2].instances == made[4].instances
+        assert made[1].images.instances == made[2].images.instances == made[4].images.instances
         assert pictures(tmp_path / "1/images") == pictures(tmp_path / "2/images") == pictures(tmp_path / "4/images")
         assert len({(row["colour"], row["low"], row["high"]) for row in made[1].conversion}) == 2
 

@@ -149,7 +149,7 @@ def test_damaged_voc_files_set_their_image_aside(tmp_path, text, said):
     picture(tmp_path / "JPEGImages" / "bad.jpg")
     (tmp_path / "Annotations" / "bad.xml").write_text(f"<annotation>{text}</annotation>")
     made = gather(config("voc"), tmp_path, tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["good"]
+    assert [record.image_id for record in made.images.records] == ["good"]
     assert [q.item for q in made.quarantined] == ["Annotations/bad.xml"] and said in made.quarantined[0].reason
 
 
@@ -165,7 +165,7 @@ def test_voc_parts_that_are_missing_or_hostile_are_named(tmp_path):  # faults 31
     (root / "train.txt").write_text("good\nlisted\nbomb\nout\nalone\n")
     made = gather(config("voc"), root, tmp_path / "run")
     said = {q.item: q.reason for q in made.quarantined}
-    assert [record.image_id for record in made.records] == ["good"] and len(said) == 4
+    assert [record.image_id for record in made.images.records] == ["good"] and len(said) == 4
     assert "no Annotations/listed.xml" in said["JPEGImages/listed"]
     assert "no picture JPEGImages/alone" in said["Annotations/alone.xml"]
     assert "declares entities" in said["Annotations/bomb.xml"] and "leads out of" in said["Annotations/out.xml"]
@@ -244,7 +244,7 @@ def test_parts_of_a_table_that_do_not_fit_are_named(tmp_path):
     )
     made = gather(config("box_csv"), root, tmp_path / "run")
     said = {q.item: q.reason for q in made.quarantined}
-    assert [record.image_id for record in made.records] == ["a"]
+    assert [record.image_id for record in made.images.records] == ["a"]
     assert "is in annotations.csv but not below" in said["gone.png, boxes in pixels"]
     assert "leave the image" in said["images/wild.png, boxes in pixels"]
     assert "has no truth" in said["images/bare.png"]
@@ -336,7 +336,7 @@ def test_outlines_are_neither_scored_on_boxes_nor_learned_from_them(boxed, tmp_p
         with pytest.raises(UserError, match=f"the convention {convention} needs outlines"):
             compare_conventions(truths, founds, conventions=["voc", convention])
     with pytest.raises(UserError, match="a box but no mask"):  # what notebook 05 trains on
-        CellDataset.from_coco(path, tmp_path)
+        read_coco(path, tmp_path)
     images = CellDataset(records, truths, ("RBC", "WBC"), tmp_path, [1, 2])
     with pytest.raises(UserError, match="label.use: truth needs outlines"):  # what notebooks 02 and 03 learn from
         choose_labels(images, founds, {"truth": path}, "truth")

@@ -36,10 +36,10 @@ def test_channels_are_joined_and_their_labels_found_under_either_name(tmp_path):
     write_labels(root / "HEK" / "b_masks.tif", LABELS)
     write_labels(root / "HEK" / "c_C1-DAPI_masks.tif", LABELS)
     made = gather(config(RULE), root, tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["HEK_a", "HEK_b", "HEK_c"] and not made.quarantined
-    assert {record.channels for record in made.records} == {"red=;green=C2;blue=C1"}
-    assert made.records[0].source == "HEK/a_C1-DAPI.tif + HEK/a_C2-GFP.tif"
-    assert [len(cells) for cells in made.instances] == [2, 2, 2]
+    assert [record.image_id for record in made.images.records] == ["HEK_a", "HEK_b", "HEK_c"] and not made.quarantined
+    assert {record.channels for record in made.images.records} == {"red=;green=C2;blue=C1"}
+    assert made.images.records[0].source == "HEK/a_C1-DAPI.tif + HEK/a_C2-GFP.tif"
+    assert [len(cells) for cells in made.images.instances] == [2, 2, 2]
     lows = {(row["colour"], row["low"] >= 9) for row in made.conversion}
     assert lows == {("blue", False), ("green", True)}, "each channel comes from its own file"
 
@@ -50,7 +50,7 @@ def test_a_lacking_channel_and_another_size_set_their_image_aside(tmp_path):
         save(root / "HEK" / f"{name}.tif")
     save(root / "HEK" / "c_C2-GFP.tif", shape=(24, 30))
     made = gather(config(RULE), root, tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["HEK_a"]
+    assert [record.image_id for record in made.images.records] == ["HEK_a"]
     said = [q.reason for q in made.quarantined]
     assert "'C2' is no channel of b.tif" in said[0] and "differ in size" in said[1]
 

@@ -21,7 +21,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cellkit.coco import read_coco, read_results, write_coco, write_results
-from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
@@ -735,7 +734,7 @@ def test_who_made_the_cells_is_carried_and_truth_is_not_marked(tmp_path):
     assert [image.get("labels") for image in images] == ["proposed", None, "corrected"]
     assert [image["x"] for image in images] == list("abc")
     assert read_coco(path).made_by == ["proposed", "", "corrected"]
-    data = CellDataset.from_coco(path, tmp_path)
+    data = read_coco(path, tmp_path)
     assert [r.image_id for r in data.without_proposed().records] == ["b", "c"]
     assert data.subset([2, 0]).made_by == ["corrected", "proposed"]
     assert [data.subset(k).compared_by("MAP IoU")[:9] for k in ([0], [0, 1], [])] == ["agreement", "MAP IoU", "MAP IoU"]

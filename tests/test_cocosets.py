@@ -65,7 +65,9 @@ def test_images_of_one_name_in_two_folders_stay_two(tmp_path):  # fault 23
     save(path, [image(1, "x/1.png"), image(2, "b/1.png")], [])
     (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
     made = gather(config("coco"), tmp_path, tmp_path / "run")  # x/1.png can only be b/1.png: then it is listed twice
-    assert [record.image_id for record in made.records] == ["b_1"] and "listed twice" in made.quarantined[0].reason
+    assert [record.image_id for record in made.images.records] == ["b_1"] and "listed twice" in made.quarantined[
+        0
+    ].reason
 
 
 def test_classes_go_by_name_whatever_the_numbers(tmp_path):
@@ -133,7 +135,7 @@ def test_a_model_s_proposals_are_no_truth(tmp_path):
         [cell(1), cell(2)],
     )
     made = gather(config("coco"), tmp_path, tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["2"]
+    assert [record.image_id for record in made.images.records] == ["2"]
     assert "a model's proposals, no truth" in made.quarantined[0].reason
 
 
@@ -171,8 +173,8 @@ def test_boxes_without_masks_are_boxes_in_every_image(tmp_path):
     picture(tmp_path / "1.png"), picture(tmp_path / "2.png")
     save(tmp_path / "b.json", [image(1, "1.png"), image(2, "2.png")], [cell(1, 1, [], bbox=[2, 3, 1, 20.6])])
     made = gather(config("coco"), tmp_path, tmp_path / "run")
-    assert [found.boxes_only for found in made.instances] == [True, True]
-    assert made.instances[0].boxes_xywh.tolist() == [[2, 3, 1, 21]] and not len(made.instances[1])
+    assert [found.boxes_only for found in made.images.instances] == [True, True]
+    assert made.images.instances[0].boxes_xywh.tolist() == [[2, 3, 1, 21]] and not len(made.images.instances[1])
     told = inspect_folder(tmp_path)[0]
     assert (told["kind"], told["truth"], told["objects"], told["faults"]) == ("coco", "boxes", 1, {})
 
@@ -202,7 +204,7 @@ def test_damaged_entries_set_their_image_aside(tmp_path, entry, row, said):  # f
         picture(root / name)
     save(root / "c.json", [image(1, "good.png"), image(2, "1.png") | entry], [cell(1), cell(2) | row])
     made = gather(config("coco"), root, tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["good"]
+    assert [record.image_id for record in made.images.records] == ["good"]
     first, *others = made.quarantined
     assert said in first.reason and all("belongs to no image" in other.reason for other in others)
     assert [other.item for other in others] == (["1.png"] if "file_name" in entry else []), "nothing names it now"
@@ -313,12 +315,14 @@ def test_livecell_names_tell_line_and_well(livecell):
 
 def test_livecell_images_listed_twice_are_used_once_and_never_in_two_splits(livecell, tmp_path):
     made = gather(config("livecell", ("A172", "SHSY5Y")), livecell, tmp_path / "run")
-    assert Counter(record.split for record in made.records) == {"train": 3, "val": 1, "test": 2}
+    assert Counter(record.split for record in made.images.records) == {"train": 3, "val": 1, "test": 2}
     twice = [q for q in made.quarantined if "listed twice" in q.reason]
     assert len(twice) == len(made.quarantined) == 2
     assert "livecell_coco_train.json image 51" in twice[0].reason, "the entry with more cells is used"
     assert "livecell_coco_val.json image 101" in twice[1].reason, "what validation has, training must not see"
-    cells = {record.image_id: len(found) for record, found in zip(made.records, made.instances, strict=True)}
+    cells = {
+        record.image_id: len(found) for record, found in zip(made.images.records, made.images.instances, strict=True)
+    }
     assert cells["livecell_train_val_images_A172_Phase_C7_1_00d00h00m_1"] == 2
 
 

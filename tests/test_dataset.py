@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellkit.coco import write_coco
+from cellkit.coco import read_coco, write_coco
 from cellkit.dataset import CellDataset, predict_all
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.label_folders import read_run_labels
 from cellkit.labels import write_labels
 from cellkit.records import ImageRecord, read_records, write_records
 
@@ -40,7 +41,7 @@ def run(tmp_path):
 
 
 def from_labels(run, **kwargs):
-    return CellDataset.from_labels(run / "records.csv", run / "labels", **kwargs)
+    return read_run_labels(run / "records.csv", run / "labels", **kwargs)
 
 
 def names(images):
@@ -89,7 +90,7 @@ def test_from_records_leaves_out_what_was_set_aside(run):
 def test_from_coco_is_what_was_written(run):
     images = from_labels(run, classes=("HEK", "N2a")).select("train")
     path = write_coco(run / "coco.json", images.records, images.instances, images.classes, images.ids)
-    back = CellDataset.from_coco(path, run)
+    back = read_coco(path, run)
     assert (back.ids, back.classes, back.root) == ([1, 4], ("HEK", "N2a"), run)
     assert back.instances == images.instances
     assert [replace(r, um_per_px=0) for r in back.records] == [replace(r, um_per_px=0) for r in images.records]

@@ -252,10 +252,10 @@ def test_row_05_pixel_budget_of_the_config(tmp_path, name):
         tmp_path / "in" / name, np.zeros((41, 50), np.uint8)
     )
     made = gather(config(max_plane_px=2000), tmp_path / "in", tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["good"]
+    assert [record.image_id for record in made.images.records] == ["good"]
     (bad,) = made.quarantined
     assert bad.item == name and "claims 41 x 50 px, more than 2,000" in bad.reason
-    assert len(gather(config(max_plane_px=2050), tmp_path / "in", tmp_path / "run").records) == 2
+    assert len(gather(config(max_plane_px=2050), tmp_path / "in", tmp_path / "run").images.records) == 2
 
 
 def test_row_06_memory_is_asked_for_before_a_giant_is_read(set_aside, said, tmp_path, monkeypatch):
@@ -330,7 +330,7 @@ def test_row_08_flat_images_are_finite_and_flagged(tmp_path):
     for name, pixels in (("zero", GREY * 0), ("constant", GREY * 0 + 700), ("saturated", saturated), ("good", GREY)):
         save(tmp_path / "in" / f"{name}.png", pixels)
     made = gather(config(), tmp_path / "in", tmp_path / "run")
-    flags = {record.image_id: record.flags for record in made.records}
+    flags = {record.image_id: record.flags for record in made.images.records}
     assert all(flags[name] for name in ("zero", "constant", "saturated")), flags
     assert "saturated" in flags["saturated"] and not made.quarantined
     assert "nan" not in (tmp_path / "run" / "conversion.csv").read_text().lower()
@@ -366,7 +366,7 @@ def test_row_13_jpeg_labels_are_refused_and_not_passed_over(tmp_path, place):
     write_labels(tmp_path / "in" / "b_masks.tif", CELLS)
     save(tmp_path / "in" / place, CELLS.astype(np.uint8))
     made = gather(config(), tmp_path / "in", tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["b"]
+    assert [record.image_id for record in made.images.records] == ["b"]
     assert "cannot hold labels" in made.quarantined[0].reason and made.quarantined[0].item == "a.png"
 
 
@@ -386,8 +386,8 @@ def test_row_20_images_without_cells_stay_and_few_cells_are_a_choice(tmp_path):
         save(tmp_path / "in" / f"{name}.png")
         write_labels(tmp_path / "in" / f"{name}_masks.tif", labels)
     made = gather(config(), tmp_path / "in", tmp_path / "run")
-    everything = CellDataset(made.records, made.instances, ("cell",), tmp_path / "run", [1, 2, 3])
-    assert {r.image_id: len(cells) for r, cells in zip(made.records, made.instances, strict=True)} == {
+    everything = CellDataset(made.images.records, made.images.instances, ("cell",), tmp_path / "run", [1, 2, 3])
+    assert {r.image_id: len(cells) for r, cells in zip(made.images.records, made.images.instances, strict=True)} == {
         "none": 0, "one": 1, "three": 3,
     }  # fmt: skip
     for least, left in ((0, ["none", "one", "three"]), (1, ["one", "three"]), (2, ["three"])):

@@ -103,7 +103,7 @@ def test_a_moved_mask_is_where_labelme_draws_it(tmp_path, points, box):
     """Its corners lie between pixels; what hangs over the edge of the picture is cut."""
     labelme(tmp_path / "a.json", [mask_shape("a", 0, 0, np.ones((6, 8))) | {"points": points}])
     made = gather(config("labelme", **LABELME), tmp_path, tmp_path / "run")
-    assert made.quarantined == [] and made.instances[0].boxes_xywh.tolist() == [box]
+    assert made.quarantined == [] and made.images.instances[0].boxes_xywh.tolist() == [box]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_damaged_shapes_set_their_image_aside(tmp_path, shape, said):  # fault 2
     labelme(tmp_path / "good.json", [mask_shape("a", 0, 0, [[1, 1]])])
     labelme(tmp_path / "bad.json", [mask_shape("a", 0, 0, [[1, 1]]) | shape])
     made = gather(config("labelme", **LABELME), tmp_path, tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["good"]
+    assert [record.image_id for record in made.images.records] == ["good"]
     assert made.quarantined[0].item == "bad.json" and said in made.quarantined[0].reason
 
 
@@ -138,7 +138,7 @@ def test_damaged_labelme_files_are_set_aside_and_pictures_beside_them_are_read(t
     (root / "text.json").write_text("{")
     (root / "other.json").write_text("[]")
     made = gather(config("labelme", **LABELME), root, tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["beside"]
+    assert [record.image_id for record in made.images.records] == ["beside"]
     said = {q.item: q.reason for q in made.quarantined}
     expected = {"outside": "leads out of", "neither": "neither imageData nor imagePath", "sized": "25 x 32",
                 "text": "no JSON", "other": "no labelme file"}  # fmt: skip

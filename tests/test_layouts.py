@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
-from cellkit.dataset import write_chosen_cells
 from cellkit.errors import UserError
 from cellkit.exchange import write_seg
 from cellkit.instances import Instances
+from cellkit.label_folders import write_chosen_cells
 from cellkit.labels import write_labels
 from cellkit.modules import load
 from cellkit.source_two_lines import compose_halves
@@ -99,7 +99,7 @@ def test_a_folder_that_is_no_class_is_refused_or_named(tmp_path):
     (tmp_path / "u2os" / "labels" / "dna-1.png").unlink()
     cfg = config("two_lines", classes=("U2OS", "NIH3T3"))
     made = gather(cfg, tmp_path, tmp_path / "run")
-    assert len(made.records) == 3 and "dna-1.png has no label image dna-1" in made.quarantined[0].reason
+    assert len(made.images.records) == 3 and "dna-1.png has no label image dna-1" in made.quarantined[0].reason
 
 
 label_images = hnp.arrays(
@@ -235,8 +235,8 @@ def test_holes_gaps_and_images_without_cells_stay_as_they_are(tmp_path):  # faul
         save(tmp_path / f"{name}.png")
         write_labels(tmp_path / f"{name}_masks.tif", labels)
     made = gather(config("folder"), tmp_path, tmp_path / "run")
-    assert [len(cells) for cells in made.instances] == [0, 1] and not made.quarantined
-    np.testing.assert_array_equal(made.instances[1].mask(0), ring > 0)
+    assert [len(cells) for cells in made.images.instances] == [0, 1] and not made.quarantined
+    np.testing.assert_array_equal(made.images.instances[1].mask(0), ring > 0)
 
 
 @pytest.mark.parametrize(

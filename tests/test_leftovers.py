@@ -43,8 +43,8 @@ def test_pairs_by_any_spelling_and_what_is_alone_is_named(tmp_path, capsys):  # 
     root = write(tmp_path / "in", "a.tiff", "a_mask.tiff", "b.tif", "b_masks.png", "c.tif", "c_masks.tif", "c_flows.tif",
                  "d_masks.tif", "Img2.tif", "img2_Masks.TIF", "e.tif")  # fmt: skip
     made, aside = gathered(root)
-    assert [record.image_id for record in made.records] == ["Img2", "a", "b", "c"]
-    assert all(len(cells) == 2 for cells in made.instances)
+    assert [record.image_id for record in made.images.records] == ["Img2", "a", "b", "c"]
+    assert all(len(cells) == 2 for cells in made.images.instances)
     assert set(aside) == {"d_masks.tif", "e.tif"} and "no image is called so" in aside["d_masks.tif"]
     assert "for e.tif labels are looked for as" in aside["d_masks.tif"] and "has no truth" in aside["e.tif"]
     assert "1 pictures of outlines and flows" in capsys.readouterr().err
@@ -56,7 +56,7 @@ def test_pictures_that_are_not_read_are_named_and_what_systems_leave_is_not(tmp_
     root = write(tmp_path / "in", "HEK/a.tif", "HEK/z.tif", *silent, *named, "table.parquet")
     (root / "HEK" / "noend").write_bytes((root / "HEK" / "a.tif").read_bytes())
     made, aside = gathered(root, "microscope")
-    assert [record.image_id for record in made.records] == ["HEK_a", "HEK_z"]
+    assert [record.image_id for record in made.images.records] == ["HEK_a", "HEK_z"]
     assert set(aside) == {*named, "HEK/noend"} and "unpack it" in aside["e.tif.gz"] and "BMP" in aside["HEK/b.bmp"]
     said = capsys.readouterr().err
     assert "1 *.parquet" in said and not any(name.split("/")[-1] in said for name in silent)
@@ -84,7 +84,7 @@ def test_labels_of_other_tools_beside_an_image_are_named(tmp_path):
         tmp_path / "in", *(f"{name}.tif" for name in "abcdefg"), "a_rois.zip", "b.roi", "all.zip", "classes.csv.xlsx"
     )
     made, aside = gathered(root)
-    assert len(made.records) == 7 and set(aside) == {"a_rois.zip", "b.roi", "classes.csv.xlsx"}
+    assert len(made.images.records) == 7 and set(aside) == {"a_rois.zip", "b.roi", "classes.csv.xlsx"}
 
 
 def test_folders_and_classes_that_do_not_fit_are_named(tmp_path, capsys):
@@ -103,7 +103,7 @@ def test_pictures_elsewhere_get_a_word(tmp_path, capsys):
     names = (f"u2os/{folder}/{k}.png" for folder in ("images", "labels") for k in range(3))
     root = write(tmp_path / "in", *names, "u2os/labels/9.png", "previews/1.png")
     made, aside = gathered(root, "two_lines", ("u2os",))
-    assert len(made.records) == 3 and set(aside) == {"u2os/labels/9.png"}
+    assert len(made.images.records) == 3 and set(aside) == {"u2os/labels/9.png"}
     assert "1 picture(s) below previews are no part of this layout" in capsys.readouterr().err
 
 

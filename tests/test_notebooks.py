@@ -176,10 +176,11 @@ def test_every_model_is_scored_and_the_order_is_as_it_should_be(run_dir):
 def test_scores_table_holds_up_against_the_evaluator_itself(run_dir):
     """The number in the summary is the one `kaggle` gives for the files on disk."""
     from cellkit import CellDataset, read_results
+    from cellkit.coco import read_coco
     from cellkit.scores_iou import overlap_images
     from cellkit.scores_kaggle import kaggle
 
-    truth = CellDataset.from_coco(run_dir / "coco" / "val.json", run_dir)
+    truth = read_coco(run_dir / "coco" / "val.json", run_dir)
     everything = CellDataset.from_records(run_dir / "records.csv")
     shapes = {k: (r.height_px, r.width_px) for k, r in zip(everything.ids, everything.records, strict=True)}
     found = dict(
@@ -219,9 +220,9 @@ def test_report_is_one_self_contained_page(run_dir):
 
 
 def test_masks_of_coco_are_those_of_the_labels(run_dir):
-    from cellkit import CellDataset, read_labels
+    from cellkit import read_coco, read_labels
 
-    train = CellDataset.from_coco(run_dir / "coco" / "train.json", run_dir)
+    train = read_coco(run_dir / "coco" / "train.json", run_dir)
     record, cells = train.records[0], train.instances[0]
     labels = read_labels(run_dir / "labels" / f"{record.image_id}.tif")
     areas = np.bincount(labels.ravel())[1:]

@@ -23,7 +23,6 @@ from cellkit.backends import get_backend
 from cellkit.coco import read_coco, write_coco
 from cellkit.config import ConvertConfig, FinetuneConfig, LabelConfig, MaskrcnnConfig
 from cellkit.convert import convert_file
-from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
@@ -450,7 +449,7 @@ class TestPredictFiles:
             assert cells.scores == pytest.approx(wanted.scores, abs=1e-6)
             assert np.array_equal(read_labels(tmp_path / "labels" / f"{record.image_id}.tif"), wanted.paint())
         assert done.cells == sum(map(len, expected)) > 6
-        opened = CellDataset.from_coco(tmp_path / "out.json", folder)
+        opened = read_coco(tmp_path / "out.json", folder)
         assert np.array_equal(opened.image(3), drawn.image(3)), "file names start from the folder given"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["labels", "out.json"]
 

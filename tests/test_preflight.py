@@ -410,8 +410,8 @@ def test_labels_of_every_kind_are_read_whole_where_pictures_are_not(here):
 
 
 def test_the_proposals_of_the_last_round_beside_a_correction_are_no_second_opinion(here):
-    from cellkit.dataset import write_chosen_cells
     from cellkit.instances import Instances
+    from cellkit.label_folders import write_chosen_cells
     from cellkit.labels import read_labels
 
     lab(truth=False)

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from test_report import Page, evaluate, make_run, worsened
 
 from cellkit import report
-from cellkit.coco import write_results
-from cellkit.dataset import CellDataset
+from cellkit.coco import read_coco, write_results
 from cellkit.errors import UserError
 from cellkit.files import write_json
 from cellkit.instances import Instances
@@ -43,7 +42,7 @@ def run(tmp_path_factory):
     stage = run.start("03_finetune_cellpose", cfg.finetune)
     weights = copy_checkpoint(find_weights("starter"), stage.folder / "cellpose_base")
     rows = [{"step": k, "loss": 1 / (k + 1), "score": 0.4 + k / 500, "seconds": 1.0 * k} for k in (0, 50, 100)]
-    judged = [CellDataset.from_coco(run.folder / f"coco/{split}.json", run.folder) for split in ("val", "test")]
+    judged = [read_coco(run.folder / f"coco/{split}.json", run.folder) for split in ("val", "test")]
     cells = [worsened(x, 0.1, 3, 0, k) for data in judged for k, x in enumerate(data.instances)]
     ids = [i for data in judged for i in data.ids]
     stage.done(

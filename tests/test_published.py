@@ -76,7 +76,7 @@ def test_bbbc039_touching_nuclei_of_different_colour_are_two(tmp_path):
     assert sorted(cells.areas_px.tolist()) == [12, 16, 16, 16, 24] and cells.class_ids.tolist() == [1] * 5
     assert not len(items[field("B03", 2)].load().instances), "an empty field stays, without a nucleus"
     made = gather(config("bbbc039"), tmp_path, tmp_path / "run")
-    assert len(made.records) == 4 and not made.quarantined
+    assert len(made.images.records) == 4 and not made.quarantined
     assert detect_kind(tmp_path) == "bbbc039" and inspect_folder(tmp_path)[0]["objects"] == 15
 
 
@@ -96,7 +96,7 @@ def test_bbbc039_parts_that_do_not_fit_are_named(tmp_path):
     assert items["IXMtest_P24_s9_w1"].split == "", "in no list: left out"
     made = gather(config("bbbc039"), root, tmp_path / "run")
     said = {q.item: q.reason for q in made.quarantined}
-    assert [record.image_id for record in made.records] == [stems[0]] and len(said) == 5
+    assert [record.image_id for record in made.images.records] == [stems[0]] and len(said) == 5
     assert (
         "is 20 x 30 px, its label image" in said[f"images/{stems[1]}.tif"]
         and "20 x 29" in said[f"images/{stems[1]}.tif"]
@@ -156,11 +156,9 @@ def test_sartorius_test_pictures_are_test_images_without_truth(tmp_path):
     (tmp_path / "in" / "test" / "t3.png").write_bytes(b"torn")
     (tmp_path / "in" / "sample_submission.csv").write_text("id,predicted\nt2,1 1\nt3,\nt1,\n")
     made = gather(config("sartorius", ("astro",)), tmp_path / "in", tmp_path / "run")
-    kept = {record.image_id: record.split for record in made.records}
-    assert kept["t1"] == kept["t2"] == "test" and len(made.records) == 12
-    assert [cells is None for cells in made.instances] == [False] * 10 + [True] * 2 and made.labelled() == list(
-        range(10)
-    )
+    kept = {record.image_id: record.split for record in made.images.records}
+    assert kept["t1"] == kept["t2"] == "test" and len(made.images.records) == 12
+    assert made.images.made_by == ["truth"] * 10 + [""] * 2 and len(made.images.with_truth()) == 10
     asked = handed_in(tmp_path / "run" / "originals.csv", "test")
     assert [(one.id, one.shape) for one in asked] == [("t1", (3, 4)), ("t2", (3, 4)), ("t3", None)]
     assert "t3.png cannot be read" in asked[2].note and [one.item for one in made.quarantined] == ["test/t3.png"]
@@ -191,7 +189,7 @@ def test_sartorius_rows_that_do_not_fit_set_their_image_aside(tmp_path):
     expected = {"long": "leaves its image of 12 px", "odd": "has 1 numbers", "size": "says size is 4 x 3 px",
                 "gone": "1 cells in train.csv, no picture", "two": "differ in cell type", "bare": "has no truth",
                 "void": "a cell without a pixel"}  # fmt: skip
-    assert [record.image_id for record in made.records] == ["good"] and set(said) == set(expected)
+    assert [record.image_id for record in made.images.records] == ["good"] and set(said) == set(expected)
     assert all(part in said[name] for name, part in expected.items())
     (root / "train.csv").write_text("id,annotation\n")
     with pytest.raises(UserError, match=r"lacks the column\(s\) width, height, cell_type"):

@@ -347,12 +347,15 @@ def test_example_layout_of_the_readme_is_read(tmp_path):
         imwrite(path, labels if name.startswith("truth/") else stack, imagej=not name.startswith("truth/"))
     made = gather(load_config(tmp_path / "my_cells.yaml").convert, tmp_path / "my_cells", tmp_path / "run")
     assert made.quarantined == []
-    assert {(r.cell_type, len(i), tuple(i.class_ids)) for r, i in zip(made.records, made.instances, strict=True)} == {
+    assert {
+        (r.cell_type, len(i), tuple(i.class_ids))
+        for r, i in zip(made.images.records, made.images.instances, strict=True)
+    } == {
         ("HEK", 1, (1,)),
         ("N2a", 1, (2,)),
         ("mixed", 1, (0,)),
     }
-    assert [r.split for r in made.records if r.cell_type == "mixed"] == ["test"]
+    assert [r.split for r in made.images.records if r.cell_type == "mixed"] == ["test"]
 
 
 # ---- CONTRIBUTING --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cellkit import report
-from cellkit.coco import write_coco, write_results
+from cellkit.coco import read_coco, write_coco, write_results
 from cellkit.config_reading import load_config
 from cellkit.dataset import CellDataset
 from cellkit.errors import Quarantined, UserError
@@ -51,12 +51,12 @@ def make_run(folder: Path) -> tuple[Run, object]:
     run = Run(folder)
     stage = run.start("01_convert", cfg.convert)
     gathered = gather(cfg.convert, locate_source(cfg.convert, stage), stage.root)
-    records = set_aside(gathered.records)
+    records = set_aside(gathered.images.records)
     stage.quarantine([Quarantined("HEK/broken.ome.tif", "cut short & <unreadable>")])
     stage.done(records=write_records(stage.path("records.csv"), records), images=stage.path("images"))
 
     stage = run.start("04_cells_to_coco", cfg.coco)
-    data = CellDataset(records, gathered.instances, cfg.classes, folder, list(range(1, len(records) + 1)))
+    data = CellDataset(records, gathered.images.instances, cfg.classes, folder, list(range(1, len(records) + 1)))
     files = {}
     for split in ("train", "val", "test"):
         part = data.scored(split)
@@ -85,9 +85,7 @@ def evaluate(run: Run, cfg) -> tuple[object, dict, dict]:
 
     stage = run.start("06_evaluate_map_iou", cfg.evaluate)
     images = CellDataset.from_records(run.find("records"))
-    truths = [
-        CellDataset.from_coco(path, run.folder) for key, path in run.find_all("coco_*").items() if key != "coco_train"
-    ]
+    truths = [read_coco(path, run.folder) for key, path in run.find_all("coco_*").items() if key != "coco_train"]
     predictions = predictions_of(run.find_all("predictions_*"), images)
     scores = score_models(predictions, truths)
     scores.to_csv(stage.path("scores.csv"), index=False)

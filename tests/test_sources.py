@@ -58,8 +58,8 @@ def test_drawn_fields_become_records_pictures_and_exact_truth(tmp_path, drawn):
     root, files = drawn
     cfg = config("drawn", "DAPI", "GFP", classes=("HEK", "N2a"))
     made = gather(cfg, root, tmp_path)
-    assert not made.quarantined and len(made.records) == len(made.instances) == len(files) == 15
-    for record, cells in zip(made.records, made.instances, strict=True):
+    assert not made.quarantined and len(made.images.records) == len(made.images.instances) == len(files) == 15
+    for record, cells in zip(made.images.records, made.images.instances, strict=True):
         folder, name = record.image_id.split("_", 1)
         assert record.cell_type == folder and record.group == "" and record.um_per_px == 0.45
         assert record.channels == "red=;green=GFP;blue=DAPI"
@@ -71,9 +71,9 @@ def test_drawn_fields_become_records_pictures_and_exact_truth(tmp_path, drawn):
         assert len(cells) == files[name].cells
         if folder != "mixed":
             assert set(cells.class_ids.tolist()) == {1 if folder == "HEK" else 2}
-    assert {r.split for r in made.records if r.cell_type == "mixed"} == {"test"}
-    assert {r.split for r in made.records if r.cell_type == "HEK"} == {"train", "val", "test"}
-    for record in made.records:
+    assert {r.split for r in made.images.records if r.cell_type == "mixed"} == {"test"}
+    assert {r.split for r in made.images.records if r.cell_type == "HEK"} == {"train", "val", "test"}
+    for record in made.images.records:
         defect = files[record.image_id.split("_", 1)[1]].defect
         expected = {"out_of_focus": {"out_of_focus"}, "debris": {"debris", "saturated"}}.get(defect, set())
         assert expected & set(record.flags.split(";")) if expected else record.flags == ""
@@ -98,7 +98,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, drawn):
     for workers in (1, 2):
         cfg = config("drawn", "DAPI", "GFP", classes=("HEK", "N2a"), scale=0.5, max_images=3, workers=workers)
         made[workers] = gather(cfg, root, tmp_path / str(workers))
-    assert made[1].records == made[2].records and made[1].instances == made[2].instances
+    assert made[1].images.records == made[2].images.records and made[1].images.instances == made[2].images.instances
     names = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*") if path.is_file())
     assert len(names) == 9 + 3
     for name in names:
@@ -109,7 +109,7 @@ def test_scale_shrinks_pictures_truth_and_pixel_size_together(tmp_path, drawn):
     root, files = drawn
     cfg = config("drawn", "DAPI", "GFP", classes=("HEK", "N2a"), scale=0.5, max_images=1)
     made = gather(cfg, root, tmp_path)
-    for record, cells in zip(made.records, made.instances, strict=True):
+    for record, cells in zip(made.images.records, made.images.instances, strict=True):
         truth = read_labels(root / files[record.image_id.split("_", 1)[1]].truth)
         assert (record.height_px, record.width_px, record.um_per_px) == (64, 64, 0.9) and cells.shape == (64, 64)
         expected = Instances.from_labels(resize_labels(truth, 0.5)).paint()
@@ -202,8 +202,8 @@ def test_halves_put_together_are_not_judged_by_even_light(tmp_path):
     cfg = config("two_lines", classes=("u2os", "nih3t3"), mixed_images=4)
     cfg = cfg.model_copy(update={"split": cfg.split.model_copy(update={"train": 0.25, "val": 0.25, "test": 0.5})})
     made = gather(cfg.model_copy(update={"duplicates": "keep"}), tmp_path, tmp_path / "run")
-    mixed = [m for r, m in zip(made.records, made.quality, strict=True) if r.cell_type == "mixed"]
-    alone = [m for r, m in zip(made.records, made.quality, strict=True) if r.cell_type != "mixed"]
+    mixed = [m for r, m in zip(made.images.records, made.quality, strict=True) if r.cell_type == "mixed"]
+    alone = [m for r, m in zip(made.images.records, made.quality, strict=True) if r.cell_type != "mixed"]
     assert len(mixed) == 4 and all(np.isnan(m["uneven"]) for m in mixed)
     assert all(np.isfinite(m["uneven"]) for m in alone)
 
@@ -231,8 +231,8 @@ def test_awkward_names_go_all_the_way(tmp_path):  # fault 24
     for name in names:
         save(tmp_path / "in" / name)
     made = gather(config("folder"), tmp_path / "in", tmp_path / "run")
-    assert sorted(record.source for record in made.records) == sorted(names) and not made.quarantined
-    assert all((tmp_path / "run" / record.path).is_file() for record in made.records)
+    assert sorted(record.source for record in made.images.records) == sorted(names) and not made.quarantined
+    assert all((tmp_path / "run" / record.path).is_file() for record in made.images.records)
     assert "'=1+1.png" in (tmp_path / "run" / "conversion.csv").read_text()
     assert "\n=" not in (tmp_path / "run" / "conversion.csv").read_text()
 
@@ -244,7 +244,7 @@ def test_links_are_not_followed_in_circles_nor_out_of_the_folder(tmp_path):  # f
     (tmp_path / "in" / "out.png").symlink_to(tmp_path / "secret" / "s.png")
     (tmp_path / "in" / "inside.png").symlink_to(tmp_path / "in" / "a.png")
     made = gather(config("folder"), tmp_path / "in", tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["a", "inside"]
+    assert [record.image_id for record in made.images.records] == ["a", "inside"]
     assert [q.item for q in made.quarantined] == ["out.png", "self.png"]
     assert all("is a link that leads" in q.reason for q in made.quarantined)
     write_labels(tmp_path / "secret" / "l.tif", LABELS)
@@ -268,7 +268,7 @@ def test_bad_images_are_set_aside_with_their_reason_and_the_rest_goes_on(tmp_pat
     (root / "text.tif").write_text("no image")
     (root / "vendor.czi").write_bytes(b"ZISRAWFILE")
     made = gather(config("folder"), root, tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["a", "b"] and len(made.instances) == 2
+    assert [record.image_id for record in made.images.records] == ["a", "b"] and len(made.images.instances) == 2
     said = {q.item: q.reason for q in made.quarantined}
     expected = {
         "short.png": "cannot be read", "twice.png": "several label images", "float.png": "float64",
@@ -354,11 +354,11 @@ def test_every_test_image_is_kept_or_named_and_known_by_its_own_name_and_size(tm
     competition(tmp_path / "in")
     cfg = config("folder", scale=0.5, duplicates="keep")
     made = gather(cfg, tmp_path / "in", tmp_path / "run")
-    records = {record.image_id: record for record in set_aside(made.records)}
+    records = {record.image_id: record for record in set_aside(made.images.records)}
     assert [records[f"test_{name}"].split for name in ("1", "glare", "bare")] == ["test"] * 3
     assert "saturated" in records["test_glare"].flags and not is_scored(records["test_glare"])
-    assert {record.image_id for record in made.records} - {"test_bare"} == {
-        made.records[k].image_id for k in made.labelled()
+    assert {record.image_id for record in made.images.records} - {"test_bare"} == {
+        record.image_id for record in made.images.with_truth().records
     }
     asked = handed_in(tmp_path / "run" / "originals.csv", "test")
     assert [(one.id, one.image_id, one.shape) for one in asked] == [
@@ -409,8 +409,8 @@ def test_test_images_decide_neither_the_scale_nor_the_limits_of_others(tmp_path)
         save(picture.with_name(f"{name}{name}.png"), np.full((96, 130), 255, np.uint8))
     after = gather(cfg, tmp_path / "in", tmp_path / "after")
     assert after.thresholds == before.thresholds
-    flags = {record.image_id: record.flags for record in after.records}
-    for record in before.records:
+    flags = {record.image_id: record.flags for record in after.images.records}
+    for record in before.images.records:
         if record.split != "test":
             assert flags[record.image_id] == record.flags
             assert (tmp_path / "after" / record.path).read_bytes() == (tmp_path / "before" / record.path).read_bytes()

@@ -440,7 +440,7 @@ def test_one_image_that_cannot_be_read_does_not_hide_the_others(tmp_path):
         split=SplitConfig(train=1.0, val=0.0, test=0.0),
     )
     made = gather(how, tmp_path / "in", tmp_path / "run")
-    assert [record.image_id for record in made.records] == ["a_s1"]
+    assert [record.image_id for record in made.images.records] == ["a_s1"]
     assert len(made.quarantined) == 1 and "along Z and X" in made.quarantined[0].reason
     (row,) = list_microscope_files(tmp_path / "in")
     assert tell_files([row]).splitlines()[2].split("|")[-2].strip().startswith("1 picture of 2 scenes; 1 refused: ")
