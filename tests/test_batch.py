@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -419,7 +420,8 @@ class TestGather:
         made = {}
         for workers in (1, 2, 4):
             config = self.CONFIG.model_copy(update={"workers": workers, "percentiles_of": "batch"})
-            made[workers] = gather(config, tmp_path / "in", tmp_path / str(workers))
+            found = gather(config, tmp_path / "in", tmp_path / str(workers))
+            made[workers] = found._replace(images=replace(found.images, root=Path()))
         assert repr(made[1]) == repr(made[2]) == repr(made[4])
         assert made[1].images.instances == made[2].images.instances == made[4].images.instances
         assert pictures(tmp_path / "1/images") == pictures(tmp_path / "2/images") == pictures(tmp_path / "4/images")
