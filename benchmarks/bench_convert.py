@@ -30,10 +30,10 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
 from cellkit.batch import convert_batch
-from cellkit.conversion import Recipe
+from cellkit.conversion import Conversion
 from cellkit.synthetic import write_fields
 
-RECIPE = Recipe({"nuclei": "DAPI", "cytoplasm": "GFP"})
+RECIPE = Conversion({"nuclei": "DAPI", "cytoplasm": "GFP"})
 WANTED_SPEED, WANTED_S = 0.8, 20.0
 
 

@@ -372,8 +372,8 @@ def _inspect(given: argparse.Namespace) -> Answer:
         return Answer(_json_text(found) if given.json else tell_folder(found), _code(quarantined, False))
     if given.source:
         raise UserError(f"--source {given.source}, but {given.path} is no folder", "a layout is that of a folder")
-    from cellkit.convert import inspect_file
     from cellkit.inspection import inspect_coco, tell_file, tell_folder
+    from cellkit.open import inspect_file
 
     if given.path.lower().endswith(".json"):
         found = inspect_coco(given.path)
@@ -414,7 +414,7 @@ def _conversion(given: argparse.Namespace, of_run: Any, scale: float | None = No
     """Return the conversion that the options ask for, on top of that of the model's run; None when nobody says."""
     from dataclasses import replace
 
-    from cellkit.predict import Conversion
+    from cellkit.conversion import Conversion
 
     asked: dict[str, Any] = {}
     if given.nuclei is not None or given.cytoplasm is not None:
@@ -428,7 +428,7 @@ def _conversion(given: argparse.Namespace, of_run: Any, scale: float | None = No
     if scale is not None:
         asked |= {"scale": scale, "always": True}
     how = replace(of_run or Conversion(), **asked) if asked else of_run
-    if asked and not how.told and scale is None:  # convert says which channels the file has
+    if asked and not how.names_channels and scale is None:  # convert says which channels the file has
         raise UserError(
             "neither nuclei nor cytoplasm is named", "say which channel is which: --nuclei C and / or --cytoplasm C"
         )

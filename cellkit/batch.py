@@ -10,34 +10,26 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cellkit.conversion import Recipe, level_row, scaled_by
-from cellkit.convert import Converted, convert_frame
+from cellkit.conversion import Conversion, level_row, scaled_by
+from cellkit.convert import Converted, convert_frame, light_of_frame
 from cellkit.errors import Quarantined, UserError, plain_reason, readable
 from cellkit.files import content_of
 from cellkit.journal import JOURNAL, Journal, alone_in, still_there
-from cellkit.light import Light, measured_light, shared_limits, sum_light
+from cellkit.light import Light, sum_light
 from cellkit.loop import map_items
 from cellkit.names import check_ids
+from cellkit.open import inspect_file, open_file
 from cellkit.png import png_parts, put
 
 FILES_AT_ONCE = 32  # whose light is summed in one go
 NOTES_SHOWN = 10
-
-
-# ---- pictures ------------------------------------------------------------------------------------------------------
-
-
-# ---- content -------------------------------------------------------------------------------------------------------
-
-
-# ---- journal -------------------------------------------------------------------------------------------------------
 
 
 # ---- files to pictures ---------------------------------------------------------------------------------------------
@@ -62,7 +54,9 @@ class _Job:
     known: dict | None = field(default=None, compare=False)
 
 
-def convert_batch(files: Iterable[tuple[Path, str]], out: str | Path, recipe: Recipe, workers: int = 1) -> Batch:
+def convert_batch(
+    files: Iterable[tuple[Path, str]], out: str | Path, conversion: Conversion, workers: int = 1
+) -> Batch:
     """Convert files to ``out/<image_id>.png``, one per scene and time; skip what an earlier call has done.
 
     Parameters
@@ -71,7 +65,8 @@ def convert_batch(files: Iterable[tuple[Path, str]], out: str | Path, recipe: Re
         The id is that of a file's only picture; scene and time are added where there are several.
     out : path
         Made when missing. Keeps its journal in ``.conversion.jsonl``.
-    recipe : Recipe
+    conversion : Conversion
+        Its `limits` are measured here where `percentiles_of` is "batch".
     workers : int
         Processes; the same bytes for any number.
 
@@ -88,13 +83,15 @@ def convert_batch(files: Iterable[tuple[Path, str]], out: str | Path, recipe: Re
     out = Path(out)
     jobs = [_Job(Path(path), image_id) for path, image_id in files]
     _check_job_ids(jobs)
+    if not conversion.names_channels:
+        raise UserError("neither nuclei nor cytoplasm is named", "name the channel of one of them, e.g. nuclei: 0")
     with alone_in(out):
-        limits = None
-        if recipe.percentiles_of == "batch":
-            limits = limits_of_batch(partial(_convert_all_frames, recipe=recipe), jobs, recipe.percentiles, workers)
-        with Journal(out / JOURNAL, [recipe.to_json(), limits]) as journal:
+        if conversion.percentiles_of == "batch":
+            limits = measure_light([job.path for job in jobs], conversion, workers)
+            conversion = replace(conversion, limits=limits)
+        with Journal(out / JOURNAL, [conversion.to_json(), conversion.percentiles_of]) as journal:
             jobs = [_Job(job.path, job.image_id, journal.done.get(job.image_id)) for job in jobs]
-            work = partial(_convert_job, out=out, recipe=recipe, limits=limits)
+            work = partial(_convert_job, out=out, conversion=conversion)
             note = lambda job, entry: entry == job.known or journal.add(job.image_id, entry)  # noqa: E731
             done, failed = map_items(
                 work, jobs, "convert", workers, name=lambda job: readable(str(job.path)), then=note
@@ -121,36 +118,32 @@ def _remove_outdated(out: Path, jobs: Sequence[_Job], done: Sequence[dict | None
                 print(f"{readable(str(job.path))} no longer gives {name}: the picture is removed", file=sys.stderr)
 
 
-def _convert_job(job: _Job, out: Path, recipe: Recipe, limits) -> dict:
+def _convert_job(job: _Job, out: Path, conversion: Conversion) -> dict:
     """Convert one file, or find that it is done; return its journal entry."""
-    from cellkit.open import open_file
-
     source = list(content_of(job.path)) if job.path.exists() else None  # open_file says what is wrong with it
     if job.known and job.known["source"] == source and still_there(out, job.known["files"]):
         return job.known
     files, rows, failed = {}, [], []
-    with open_file(job.path, recipe.axes) as opened, shared_limits(limits):
+    with open_file(job.path, conversion.axes, conversion.most_px) as opened:
         failed += [[readable(f"{job.path}"), f"not read: {text}"] for text in opened.info.left_out]
         frames = list(opened.info.frames())
         for scene, time, suffix in frames:
             image_id = job.image_id + suffix
             try:
-                made = convert_frame(
-                    opened, scene, time, recipe.channels, recipe.projection, recipe.percentiles, recipe.scale, suffix
-                )
+                made = convert_frame(opened, scene, time, conversion, suffix)
             except Exception as error:  # whatever a reader raises; the file's other frames may be good
                 if len(frames) == 1:
                     raise
                 failed.append([readable(f"{job.path} {image_id}"), f"{type(error).__name__}: {error}"])
                 continue
             files[f"{image_id}.png"] = list(put(out / f"{image_id}.png", png_parts(made.image, made.um_per_px)))
-            rows += _rows(image_id, made, recipe)
+            rows += _rows(image_id, made, conversion)
     return {"source": source, "files": files, "rows": rows, "failed": failed}
 
 
-def _rows(image_id: str, made: Converted, recipe: Recipe) -> list[dict]:
+def _rows(image_id: str, made: Converted, conversion: Conversion) -> list[dict]:
     um_per_px = made.um_per_px if math.isfinite(made.um_per_px) else ""
-    of = scaled_by(recipe.percentiles, recipe.percentiles_of)
+    of = scaled_by(conversion.percentiles, conversion.percentiles_of)
     return [{**level_row(image_id, readable(made.source), level, of), "um_per_px": um_per_px} for level in made.levels]
 
 
@@ -169,8 +162,6 @@ def tell_notes(rows: Iterable[Mapping[str, Any]], all_in: str = "column note of 
 
 def _check_job_ids(jobs: Sequence[_Job]) -> None:
     """Refuse two files of one picture id; where a scene's or time's id could be another file's, ask the headers."""
-    from cellkit.open import inspect_file
-
     check_ids((job.image_id, readable(str(job.path))) for job in jobs)
     parts = [re.fullmatch(r"(.+?)((?:_s\d+)?)((?:_t\d+)?)", job.image_id.casefold()).groups() for job in jobs]
     longer = {stem + scene + time: {stem, stem + scene} for stem, scene, time in parts if scene or time}
@@ -187,36 +178,44 @@ def _check_job_ids(jobs: Sequence[_Job]) -> None:
 
 
 # ---- one scale for all ---------------------------------------------------------------------------------------------
-def limits_of_batch(convert, items: Sequence, percentiles: tuple[float, float], workers: int) -> dict[str, list[float]]:
-    """Return what becomes 0 and 255 in each colour: percentiles of all pixels of all items that can be converted.
+def measure_light(
+    files: Sequence,
+    conversion: Conversion,
+    workers: int = 1,
+    light_of: Callable[[Any, Conversion], list[dict[str, Light]]] | None = None,
+) -> dict[str, list[float]]:
+    """Return what becomes 0 and 255 in each colour: percentiles of all pixels of all files; nothing is converted.
 
     Parameters
     ----------
-    convert : callable
-        Converts one item by way of `convert.convert_frame`; picklable. An item it cannot convert counts for nothing: it is
-        set aside when it is converted for good.
+    files : sequence
+        Paths, or whatever `light_of` takes. One that cannot be read counts for nothing: it is set aside when it is
+        converted.
+    conversion : Conversion
+    workers : int
+        Processes; the same values for any number.
+    light_of : callable, optional
+        (file, conversion) -> the light of each of its frames; picklable. Default: that of all frames of a path.
     """
-    parts = [items[first : first + FILES_AT_ONCE] for first in range(0, len(items), FILES_AT_ONCE)]
-    light, _ = map_items(partial(_light_of, convert), parts, "measure light", workers)
-    return {colour: one.percentiles(percentiles) for colour, one in sum_light(filter(None, light)).items()}
+    parts = [files[first : first + FILES_AT_ONCE] for first in range(0, len(files), FILES_AT_ONCE)]
+    work = partial(_light_of_part, conversion=conversion, light_of=light_of or light_of_file)
+    light, _ = map_items(work, parts, "measure light", workers)
+    return {colour: one.percentiles(conversion.percentiles) for colour, one in sum_light(filter(None, light)).items()}
 
 
-def _light_of(convert, items: Sequence) -> dict[str, Light]:
-    found: list[Mapping[str, Light]] = []
-    for item in items:
-        try:
-            with measured_light() as frames:
-                convert(item)
-        except Exception:  # whatever a reader raises on a damaged file
-            continue
-        found += frames
+def _light_of_part(files: Sequence, conversion: Conversion, light_of: Callable) -> dict[str, Light]:
+    found: list[dict[str, Light]] = []
+    for file in files:
+        with suppress(Exception):  # whatever a reader raises on a damaged file
+            found += light_of(file, conversion)
     return sum_light(found)
 
 
-def _convert_all_frames(job: _Job, recipe: Recipe) -> None:
-    from cellkit.open import open_file
-
-    with open_file(job.path, recipe.axes) as opened:
+def light_of_file(path: Path, conversion: Conversion) -> list[dict[str, Light]]:
+    """Return the light of every frame of a file that can be read."""
+    found = []
+    with open_file(path, conversion.axes, conversion.most_px) as opened:
         for scene, time, _ in opened.info.frames():
             with suppress(Exception):  # one bad frame: the others count
-                convert_frame(opened, scene, time, recipe.channels, recipe.projection, recipe.percentiles)
+                found.append(light_of_frame(opened, scene, time, conversion))
+    return found

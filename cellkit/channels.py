@@ -82,7 +82,7 @@ def find_channel(spec: str | int | Sequence[str | int], channels: tuple[Channel,
             if any(_readings(one, channels).values()):
                 return find_channel(one, channels, where)
         told = ", ".join(f"'{one}'" for one in spec)
-        raise UserError(f"none of {told} is a channel of {where}, which has {_listed(channels)}", HOW_TO_NAME)
+        raise UserError(f"none of {told} is a channel of {where}, which has {listed(channels)}", HOW_TO_NAME)
     readings = _readings(spec, channels)
     found = {i for indices in readings.values() for i in indices}
     if len(found) == 1:
@@ -92,7 +92,7 @@ def find_channel(spec: str | int | Sequence[str | int], channels: tuple[Channel,
     known = [channel.name for channel in channels if channel.name and channel.name != str(spec)]
     meant = ", ".join(f"{i} as {how}" for how, indices in readings.items() for i in indices)
     problem = f"fits {len(found)} channels ({meant})" if found else f"is no channel{near}{nearest(spec, known)}"
-    raise UserError(f"'{spec}' {problem} of {where}, which has {_listed(channels)}", HOW_TO_NAME)
+    raise UserError(f"'{spec}' {problem} of {where}, which has {listed(channels)}", HOW_TO_NAME)
 
 
 HOW_TO_NAME = "give the exact name, an index from 0 ('channel 0' is nothing else) or a wavelength ('488 nm')"
@@ -175,7 +175,7 @@ def _as_near(number: re.Match | None, channels: tuple[Channel, ...], found: list
             if abs(channels[i].excitation_nm - float(number[1])) <= most]  # fmt: skip
 
 
-def _listed(channels: tuple[Channel, ...]) -> str:
+def listed(channels: tuple[Channel, ...]) -> str:
     """Say which channels there are: '2 channels (0 DAPI 461 nm, 1 unnamed)'."""
     names = ", ".join(f"{i} {channel.told}" for i, channel in enumerate(channels))
     return f"{len(channels)} channel{'s' if len(channels) != 1 else ''} ({names})"

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from cellkit.conversion import PERCENTILES, Conversion
 from cellkit.errors import UserError, nearest
 from cellkit.modules import names_of
 from cellkit.names import plain
@@ -168,7 +169,7 @@ class ConvertConfig(Section):
     projection: Literal["max", "mean", "focus"] | Annotated[int, Field(ge=0)] = Field(
         "max", description="how a z-stack becomes one plane: a rule, or the index of the plane"
     )
-    percentiles: Pair = Field((0.3, 99.8), description="percentiles of a channel that become 0 and 255")
+    percentiles: Pair = Field(PERCENTILES, description="percentiles of a channel that become 0 and 255")
     percentiles_of: Literal["image", "batch"] = Field(
         "image", description="whose: each image's own, or one pair per colour of all pixels of all training images"
     )
@@ -222,6 +223,14 @@ class ConvertConfig(Section):
     class_names: dict[str, str | None] = Field(
         {}, description="label in the source -> one of classes, or null for an object of unknown class"
     )
+
+    @property
+    def conversion(self) -> Conversion:
+        """How a file of the source becomes a picture."""
+        return Conversion(
+            dict(self.channels), self.projection, self.percentiles, self.scale, self.axes, self.percentiles_of,
+            most_px=self.max_plane_px,
+        )  # fmt: skip
 
     @field_validator("percentiles")
     @classmethod

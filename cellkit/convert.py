@@ -7,22 +7,19 @@ channel is which comes from the config; nothing about a channel's meaning is gue
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from cellkit.channels import _listed, channels_text, colour_map, find_channel
-from cellkit.conversion import Level
+from cellkit.channels import channels_text, colour_map, find_channel, listed
+from cellkit.conversion import Conversion, Level
 from cellkit.errors import UserError
 from cellkit.file_info import COLOURS, FileInfo, Opened, Series, only_headers
-from cellkit.light import _MEASURED, _SHARED, Light, to_8bit
+from cellkit.light import Light, to_8bit
 from cellkit.machine import check_memory
-from cellkit.open import inspect_file, open_file
+from cellkit.open import open_file
 from cellkit.resize import resize_image, resized_shape
-
-__all__ = ["Converted", "FileInfo", "Level", "convert_file", "convert_frame", "inspect_file"]
-
 
 # ---- one picture out of a file -------------------------------------------------------------------------------------
 
@@ -73,104 +70,105 @@ class Converted:
         return self.image.shape[1]
 
 
-def convert_file(
-    path: str | Path,
-    channels,
-    projection: str | int = "max",
-    percentiles: tuple[float, float] | None = (0.3, 99.8),
-    scale: float = 1.0,
-    axes: str | None = None,
-) -> list[Converted]:
-    """Turn every scene and time of a microscope file into an 8-bit picture.
-
-    Parameters
-    ----------
-    path : path
-    channels : mapping, or an object with such attributes
-        Which channel is "nuclei" (blue) and "cytoplasm" (green); also "red", "green", "blue" as they are. Each is what
-        `find_channel` takes, or None for an empty colour.
-    projection : {"max", "mean", "focus"} or int
-        What becomes of the z planes: brightest, mean, the sharpest plane (one for all channels), or plane N from 0.
-    percentiles : (low, high) or None
-        Of each channel's pixels: what becomes 0 and 255. None keeps 8-bit values as they are.
-    scale : float
-        Resize factor of the picture, anti-aliased.
-    axes : str, optional
-        What the axes are, where the file does not say, e.g. "TYX".
-
-    Limits shared by a whole batch take the place of the percentiles of each image inside `shared_limits`.
-
-    Returns
-    -------
-    list of Converted
-        A constant channel becomes 0.
+def convert_file(path: str | Path, conversion: Conversion) -> list[Converted]:
+    """Turn every scene and time of a microscope file into an 8-bit picture; a constant channel becomes 0.
 
     Raises
     ------
     UserError
         No channel named, a channel the file lacks, unknown axes, NaN, transparency, a damaged or oversized file.
     """
-    with open_file(path, axes) as opened:
-        return [
-            convert_frame(opened, scene, time, channels, projection, percentiles, scale, suffix)
-            for scene, time, suffix in opened.info.frames()
-        ]
+    with open_file(path, conversion.axes, conversion.most_px) as opened:
+        return [convert_frame(opened, scene, time, conversion, suffix) for scene, time, suffix in opened.info.frames()]
 
 
-def convert_frame(
-    opened: Opened, scene: int, time: int, channels, projection="max", percentiles=(0.3, 99.8), scale=1.0, suffix=""
-) -> Converted:
-    """Turn one scene and time of an opened file into a picture; parameters as in `convert_file`."""
+def convert_frame(opened: Opened, scene: int, time: int, conversion: Conversion, suffix: str = "") -> Converted:
+    """Turn one scene and time of an opened file into a picture; errors as in `convert_file`."""
     info, series = opened.info, opened.info.series[scene]
-    where = info.path.name
+    chosen = chosen_channels(info, scene, conversion)
+    blank = blank_frame(info, scene, conversion, chosen, suffix)
+    if only_headers():
+        return blank
+    where, names = info.path.name, _names(series, chosen)
+    planes, planes_text = _project(opened, scene, time, sorted(set(chosen.values())), conversion.projection)
+    limits, scaled, levels = conversion.limits or {}, {}, []
+    for colour, index in chosen.items():
+        what = f"{where}, {names[colour]}"
+        scaled[colour], *level = to_8bit(planes[index], conversion.percentiles, what, limits.get(colour))
+        notes = [*info.notes_of(scene), *_constant(planes[index], f"channel {index} {series.channels[index].name}")]
+        levels.append(Level(colour, names[colour], *level, "; ".join(notes)))
+    image = _interleaved(scaled, (series.size("Y"), series.size("X")))
+    scene_text = f" scene {scene}" if len(info.series) > 1 else ""
+    time_text = f" t {time}" if series.size("T") > 1 else ""
+    return replace(
+        blank,
+        image=resize_image(image, conversion.scale),
+        source=f"{where}{scene_text}{time_text}{' ' * bool(planes_text)}{planes_text}",
+        planes=planes_text,
+        levels=tuple(levels),
+    )
+
+
+def blank_frame(
+    info: FileInfo, scene: int, conversion: Conversion, chosen: Mapping[str, int], suffix: str = ""
+) -> Converted:
+    """Return what the header says of a picture to be, with all pixels 0."""
+    series = info.series[scene]
+    shape = resized_shape((series.size("Y"), series.size("X")), conversion.scale)
+    return Converted(
+        image=np.broadcast_to(np.uint8(0), (*shape, 3)),
+        suffix=suffix,
+        channels=channels_text(_names(series, chosen)),
+        um_per_px=series.um_per_px / conversion.scale,
+        source=info.path.name,
+        planes="",
+        levels=(),
+        left_out=info.left_out,
+        turned=series.turned,
+    )
+
+
+def light_of_frame(opened: Opened, scene: int, time: int, conversion: Conversion) -> dict[str, Light]:
+    """Return how often each value occurs in the pixels that become each colour; nothing is converted."""
+    chosen = chosen_channels(opened.info, scene, conversion)
+    planes, _ = _project(opened, scene, time, sorted(set(chosen.values())), conversion.projection)
+    return {colour: Light.of(planes[index], opened.info.path.name) for colour, index in chosen.items()}
+
+
+def chosen_channels(info: FileInfo, scene: int, conversion: Conversion) -> dict[str, int]:
+    """Return which channel becomes which colour, once it is known that the scene can be converted.
+
+    Raises
+    ------
+    UserError
+        A scene with a problem, no channel named, a channel it lacks, a plane it lacks, too little memory.
+    """
+    where, series = info.path.name, info.series[scene]
     if series.problem:
         raise UserError(series.problem, series.remedy)
-    wanted = colour_map(channels)
+    wanted = colour_map(conversion.channels)
     chosen = {colour: find_channel(spec, series.channels, where) for colour, spec in wanted.items()}
     if not chosen:
         raise UserError(
-            f"{where} has {_listed(series.channels)}, and the config names neither nuclei nor cytoplasm",
+            f"{where} has {listed(series.channels)}, and the config names neither nuclei nor cytoplasm",
             "set convert.channels.nuclei (or cytoplasm) to a name, an index or a wavelength, e.g. in the YAML "
             "convert: {channels: {nuclei: 0}}",
         )
     if any(isinstance(spec, list | tuple) for spec in wanted.values()) and len(set(chosen.values())) < len(chosen):
         raise UserError(
-            f"of {where}, which has {_listed(series.channels)}, one channel is the first that fits for two colours",
+            f"of {where}, which has {listed(series.channels)}, one channel is the first that fits for two colours",
             "let the lists of convert.channels (or the repeated options) lead to two channels",
         )
-    check_memory(info.path, _bytes_to_convert(series, len(set(chosen.values())), projection), "converting")
-    _check_projection(projection, series, where)
-    names = dict.fromkeys(COLOURS, "") | {
+    check_memory(info.path, _bytes_to_convert(series, len(set(chosen.values())), conversion.projection), "converting")
+    _check_projection(conversion.projection, series, where)
+    return chosen
+
+
+def _names(series: Series, chosen: Mapping[str, int]) -> dict[str, str]:
+    """Return the name of the channel in each colour, "" in an empty one."""
+    return dict.fromkeys(COLOURS, "") | {
         colour: series.channels[index].name or f"channel {index}" for colour, index in chosen.items()
     }
-    shape = (series.size("Y"), series.size("X"))
-    if only_headers():
-        blank = np.broadcast_to(np.uint8(0), (*resized_shape(shape, scale), 3))
-        told = (channels_text(names), series.um_per_px / scale, where, "", (), info.left_out, series.turned)
-        return Converted(blank, suffix, *told)
-    planes, planes_text = _project(opened, scene, time, sorted(set(chosen.values())), projection)
-    if _MEASURED.get() is not None:
-        _MEASURED.get().append({colour: Light.of(planes[index], where) for colour, index in chosen.items()})
-    shared, scaled, levels = _SHARED.get() or {}, {}, []
-    for colour, index in chosen.items():
-        what = f"{where}, {names[colour]}"
-        scaled[colour], *level = to_8bit(planes[index], percentiles, what, shared.get(colour))
-        notes = [*info.notes_of(scene), *_constant(planes[index], f"channel {index} {series.channels[index].name}")]
-        levels.append(Level(colour, names[colour], *level, "; ".join(notes)))
-    image = _interleaved(scaled, shape)
-    scene_text = f" scene {scene}" if len(info.series) > 1 else ""
-    time_text = f" t {time}" if series.size("T") > 1 else ""
-    return Converted(
-        image=resize_image(image, scale),
-        suffix=suffix,
-        channels=channels_text(names),
-        um_per_px=series.um_per_px / scale,
-        source=f"{where}{scene_text}{time_text}{' ' * bool(planes_text)}{planes_text}",
-        planes=planes_text,
-        levels=tuple(levels),
-        left_out=info.left_out,
-        turned=series.turned,
-    )
 
 
 def _constant(plane: np.ndarray, what: str) -> list[str]:

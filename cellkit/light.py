@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,19 +156,7 @@ def _ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
-_SHARED: ContextVar[Limits | None] = ContextVar("limits shared by a batch", default=None)
-_MEASURED: ContextVar[list | None] = ContextVar("where the light of frames is collected", default=None)
 MOST_VALUES = 2**16
-
-
-@contextmanager
-def shared_limits(limits: Limits | None) -> Iterator[None]:
-    """Let `convert_frame` scale each colour between these values inside the block, instead of by percentiles."""
-    token = _SHARED.set(limits)
-    try:
-        yield
-    finally:
-        _SHARED.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,17 +213,6 @@ class Light:
             ].tolist()
             found.append(below + (above - below) * (rank - math.floor(rank)))
         return found
-
-
-@contextmanager
-def measured_light() -> Iterator[list[dict[str, Light]]]:
-    """Yield a list to which `convert_frame` adds {colour: Light} of every frame it converts inside the block."""
-    found: list[dict[str, Light]] = []
-    token = _MEASURED.set(found)
-    try:
-        yield found
-    finally:
-        _MEASURED.reset(token)
 
 
 def sum_light(frames: Iterable[Mapping[str, Light]]) -> dict[str, Light]:

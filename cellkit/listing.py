@@ -23,14 +23,15 @@ from typing import NamedTuple
 import numpy as np
 
 from cellkit.channelfiles import ChannelFiles, open_image
-from cellkit.conversion import Level
-from cellkit.convert import convert_frame
+from cellkit.conversion import Conversion, Level
+from cellkit.convert import Converted, blank_frame, chosen_channels, convert_frame, light_of_frame
 from cellkit.errors import UserError, nearest, refuse_or_note
-from cellkit.file_info import PICTURE_SUFFIXES
+from cellkit.file_info import PICTURE_SUFFIXES, Opened
 from cellkit.files import decoded
 from cellkit.folders import IMAGE_FOLDERS, IMAGE_SUFFIXES, check_inside
 from cellkit.instances import Instances
 from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
+from cellkit.light import Light, Limits
 from cellkit.names import check_ids, image_id_of, plain, series_of, split_of_folders, stem_of
 from cellkit.open import inspect_file, open_file
 from cellkit.records import ImageRecord, name_groups, split_by_name, split_records
@@ -39,6 +40,9 @@ SPLIT_WORDS = {"train": "training image", "val": "validation image", "test": "te
 MIXED = "mixed"
 LEFT = "left/"  # begins the id of what fits no image
 UNUSED = "unused"  # the source's own split leaves the image out
+
+
+Convert = Callable[..., "Loaded"]  # (opened, conversion, scene=0, time=0) -> one frame as a picture without truth
 
 
 # ---- one image of a source -----------------------------------------------------------------------------------------
@@ -79,7 +83,7 @@ class SourceImage:
     group: str
     split: str
     source: str
-    loader: Callable[[], Loaded]
+    loader: Callable[..., Loaded]
     own_id: str = ""
     files: tuple[Path, ...] = ()
     unit: str = ""
@@ -91,12 +95,18 @@ class SourceImage:
         """Whether it stands for something that fits no image, and is there to be set aside with its reason."""
         return self.image_id.startswith(LEFT)
 
-    def load(self) -> Loaded:
-        """Read, convert and return the image and its truth; raises what is wrong with it."""
-        return self.loader()
+    def load(self, convert: Convert | None = None) -> Loaded:
+        """Read, convert and return the image and its truth; raises what is wrong with it.
+
+        Parameters
+        ----------
+        convert : callable, optional
+            Makes the picture; see `converted`, the default.
+        """
+        return self.loader(convert=convert or converted)
 
 
-def refuse(problem: str, remedy: str = "") -> Loaded:
+def refuse(problem: str, remedy: str = "", convert: Convert | None = None) -> Loaded:
     """Stand in for an image that cannot be used: the reason appears where the others are loaded."""
     raise UserError(problem, remedy)
 
@@ -232,12 +242,33 @@ def unknown_class(label: str, config, what: str) -> UserError:
 
 
 # ---- pictures and label images -------------------------------------------------------------------------------------
-def converted(opened, config, scene: int = 0, time: int = 0) -> Loaded:
-    """Return one frame of an opened file as an 8-bit picture without truth."""
-    made = convert_frame(opened, scene, time, config.channels, config.projection, config.percentiles)
+def converted(
+    opened: Opened, conversion: Conversion, scene: int = 0, time: int = 0, limits: Limits | None = None
+) -> Loaded:
+    """Return one frame of an opened file as an 8-bit picture without truth, at full size; `limits` are those of a batch."""
+    return _loaded(convert_frame(opened, scene, time, replace(conversion, scale=1.0, limits=limits)))
+
+
+def measured(
+    found: list[dict[str, Light]], opened: Opened, conversion: Conversion, scene: int = 0, time: int = 0
+) -> Loaded:
+    """Add the light of one frame to `found`, and return what `converted` does with all pixels 0."""
+    found.append(light_of_frame(opened, scene, time, conversion))
+    chosen = chosen_channels(opened.info, scene, conversion)
+    return _loaded(blank_frame(opened.info, scene, replace(conversion, scale=1.0), chosen))
+
+
+def _loaded(made: Converted) -> Loaded:
     return Loaded(
         made.image, None, made.um_per_px, made.channels, made.levels, made.planes, False, made.left_out, made.turned
     )
+
+
+def light_of_item(item: SourceImage, conversion: Conversion) -> list[dict[str, Light]]:
+    """Return the light of the frames an image is made of; raises what is wrong with it or its truth."""
+    found: list[dict[str, Light]] = []
+    item.load(partial(measured, found))
+    return found
 
 
 def noted(made: Loaded, notes: Sequence[str]) -> Loaded:
@@ -259,11 +290,11 @@ def without_empty(made: Loaded) -> Loaded:
     return noted(made._replace(instances=made.instances[~empty]), [told])
 
 
-def load_picture(root: Path, path: Path, config) -> Loaded:
+def load_picture(root: Path, path: Path, config, convert: Convert = converted) -> Loaded:
     """Load a file of one frame."""
     check_inside(path, root)
     with open_file(path, config.axes, config.max_plane_px) as opened:
-        return converted(opened, config)
+        return convert(opened, config.conversion)
 
 
 class Label(NamedTuple):
@@ -273,7 +304,9 @@ class Label(NamedTuple):
     plane: tuple[int, int] | None = None
 
 
-def load_file(root, path, config, label_of, cell_type, scene=0, time=0, rows=None) -> Loaded:
+def load_file(
+    root, path, config, label_of, cell_type, scene=0, time=0, rows=None, convert: Convert = converted
+) -> Loaded:
     """Load one frame of a file and the label image that `label_of()` finds: a path, a `Label`, or None.
 
     `rows` = {label: (class id, line of the table)} of a table of classes; a label that the image does not have is refused.
@@ -282,7 +315,7 @@ def load_file(root, path, config, label_of, cell_type, scene=0, time=0, rows=Non
     for part in files_of(image):
         check_inside(part, root)
     with open_image(image, config.axes, config.max_plane_px) as opened:
-        made = converted(opened, config, scene, time)
+        made = convert(opened, config.conversion, scene, time)
     return with_labels(root, path, made, label_of(), config, cell_type, rows)
 
 

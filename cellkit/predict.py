@@ -16,13 +16,14 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cellkit.conversion import PERCENTILES, Conversion
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import atomic_path, read_json, sha256_file, sha256_tree
 from cellkit.instances import Instances
@@ -44,6 +45,7 @@ SETTINGS: dict[str, tuple[float, float, type]] = {  # smallest, largest, kind
     "mask_threshold": (0, 1, float),
     "max_detections": (1, 100_000, int),
 }
+AS_IT_IS = Conversion({"red": 0, "green": 1, "blue": 2}, percentiles=None)
 WORDS = {"channels": ("both", "nuclei", "cytoplasm")}
 SETTINGS_OF = {
     "threshold": ("diameter_px", "min_area_px"),
@@ -55,35 +57,6 @@ SETTINGS_OF = {
 
 
 # ---- which model ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Conversion:
-    """How microscope files become pictures; fields as the arguments of `cellkit.convert.convert_file`.
-
-    `always` converts RGB pictures too; otherwise they are used as they are (nuclei blue, cytoplasm green). Pictures below
-    `made`, the run's own converted images, are never converted a second time. `limits` are the values that became 0 and 255
-    in each colour of a run that was scaled as one batch; new images are scaled by the same.
-    """
-
-    channels: Mapping[str, str | int | None] = field(default_factory=dict)
-    projection: str | int = "max"
-    percentiles: tuple[float, float] = (0.3, 99.8)
-    scale: float = 1.0
-    always: bool = False
-    made: Path | None = None
-    axes: str | None = None
-    percentiles_of: str = "image"
-    limits: Mapping[str, tuple[float, float]] | None = None
-
-    def made_already(self, path: Path) -> bool:
-        """Whether a file is one of the run's own converted images."""
-        return self.made is not None and Path(path).resolve().is_relative_to(self.made.resolve())
-
-    @property
-    def told(self) -> bool:
-        """Whether any channel is named."""
-        return any(value is not None for value in self.channels.values())
-
-
 @dataclass(frozen=True)
 class Model:
     """A model that can be loaded.
@@ -241,7 +214,7 @@ def _run_conversion(stages: Mapping[str, Any], run_dir: Path) -> Conversion | No
     kept = {key: told[key] for key in ("projection", "scale", "axes", "percentiles_of") if key in told}
     if told.get("percentiles_of") == "batch":
         kept["limits"] = _limits_of_run(run_dir / "conversion.csv")
-    percentiles = tuple(told.get("percentiles", (0.3, 99.8)))
+    percentiles = tuple(told.get("percentiles", PERCENTILES))
     return Conversion(
         dict(told["channels"]), percentiles=percentiles, always=by_colour, made=run_dir / "images", **kept
     )
@@ -520,7 +493,6 @@ def read_picture(
     """
     from cellkit.convert import convert_frame
     from cellkit.file_info import PICTURE_SUFFIXES
-    from cellkit.light import shared_limits
     from cellkit.open import open_file
 
     with open_file(frame.path, conversion.axes if conversion else None) as opened:
@@ -533,22 +505,13 @@ def read_picture(
             scale = 1.0 if as_it_is or conversion is None else conversion.scale
             ask((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), scale)
         if as_it_is:
-            shown = convert_frame(opened, 0, 0, {"red": 0, "green": 1, "blue": 2}, percentiles=None)
+            shown = convert_frame(opened, 0, 0, AS_IT_IS)
             grey = bool(shown.image.any()) and _equal_colours(shown.image)
             if not grey:
                 return Picture(shown.image, size, shown.channels, um_per_px, notes=opened.info.notes_of(frame.scene))
-        if conversion is None or not conversion.told:
+        if conversion is None or not conversion.names_channels:
             raise _unnamed_channels(frame, series, grey)
-        with shared_limits(conversion.limits):
-            shown = convert_frame(
-                opened,
-                frame.scene,
-                frame.time,
-                conversion.channels,
-                conversion.projection,
-                conversion.percentiles,
-                conversion.scale,
-            )
+        shown = convert_frame(opened, frame.scene, frame.time, conversion)
         notes = tuple(dict.fromkeys(level.note for level in shown.levels if level.note))
         return Picture(shown.image, size, shown.channels, um_per_px, conversion.scale, notes)
 
@@ -586,7 +549,6 @@ def convert_files(
         No image, or none that could be converted, or a folder that holds the images themselves, or cannot be written.
     """
     from cellkit.batch import convert_batch
-    from cellkit.conversion import Recipe
     from cellkit.open import open_file
     from cellkit.tables import write_table
 
@@ -595,15 +557,11 @@ def convert_files(
     listed = _with_ids_apart(find_images(images, avoid=[out], outside=links))
     frames = [Frame(path, text, _id_of(text)) for path, text in listed]
     _refuse_inputs_as_outputs(frames, [out])
-    if not conversion.told:
+    if not conversion.names_channels:
         with open_file(frames[0].path, conversion.axes) as opened:
             raise _unnamed_channels(frames[0], opened.info.series[0], False)
     named = [(frame.path, frame.image_id) for frame in frames]
-    recipe = Recipe(
-        dict(conversion.channels), conversion.projection, conversion.percentiles, conversion.scale,
-        conversion.axes, conversion.percentiles_of,
-    )  # fmt: skip
-    done = convert_batch(named, out, recipe, workers)
+    done = convert_batch(named, out, conversion, workers)
     if not done.rows:
         raise _none_used(len(named), done.quarantined)
     write_table(out / "conversion.csv", done.rows)
@@ -709,11 +667,7 @@ class _Job:
 
     def conversion_json(self) -> dict[str, Any] | None:
         c = self.conversion
-        if c is None or not (c.told or c.always):
-            return None
-        shared = {"axes": c.axes, "limits": c.limits and {colour: list(pair) for colour, pair in c.limits.items()}}
-        return {"channels": dict(c.channels), "projection": c.projection, "percentiles": list(c.percentiles),
-                "scale": c.scale, "always": c.always, **{k: v for k, v in shared.items() if v}}  # fmt: skip
+        return None if c is None or not (c.names_channels or c.always) else c.to_json()
 
     def part(self, frame: Frame) -> Path:
         """Return the file that holds (or will hold) the result of one image."""
@@ -748,7 +702,7 @@ class _Job:
         """Yield frame, picture and cells. Where a diameter was asked for, pictures of another scale have their turn later."""
         from cellkit.machine import check_memory
 
-        scale = self.conversion.scale if self.conversion and self.conversion.told else 1.0
+        scale = self.conversion.scale if self.conversion and self.conversion.names_channels else 1.0
         left = LeftOut()
         while todo:
             later: dict[float, list[Frame]] = {}

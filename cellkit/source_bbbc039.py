@@ -16,10 +16,12 @@ from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
     UNUSED,
+    Convert,
     Loaded,
     SourceImage,
     check_same_way,
     check_shape,
+    converted,
     finished,
     load_picture,
     only_class,
@@ -73,8 +75,8 @@ def read(root: Path, config) -> Iterator[SourceImage]:
     yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
-def _load_bbbc039(root: Path, path: Path, mask: Path | None, config) -> Loaded:
-    made = load_picture(root, path, config)
+def _load_bbbc039(root: Path, path: Path, mask: Path | None, config, convert: Convert = converted) -> Loaded:
+    made = load_picture(root, path, config, convert)
     if mask is None:
         raise UserError(f"{path.name} has no mask masks/{stem_of(path)}.png", "add masks.zip, or remove the image")
     check_inside(mask, root)

@@ -15,9 +15,11 @@ from cellkit.folders import list_files
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
     MIXED,
+    Convert,
     Loaded,
     SourceImage,
     apart_from_bare,
+    converted,
     finished,
     header_of,
     known_class,
@@ -166,8 +168,10 @@ def _pictures_by_name(root: Path) -> dict[str, Path]:
     return pictures
 
 
-def _load_boxed(root: Path, picture: Path, boxes: list[Box] | None, units: str, config) -> Loaded:
-    made = load_picture(root, picture, config)
+def _load_boxed(
+    root: Path, picture: Path, boxes: list[Box] | None, units: str, config, convert: Convert = converted
+) -> Loaded:
+    made = load_picture(root, picture, config, convert)
     if boxes is None:
         return made
     height, width = made.image.shape[:2]

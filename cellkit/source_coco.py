@@ -25,10 +25,12 @@ from cellkit.leftovers import MOST_NAMED, leftovers
 from cellkit.listing import (
     MIXED,
     UNUSED,
+    Convert,
     Loaded,
     SourceImage,
     check_shape,
     class_id_of,
+    converted,
     finished,
     known_class,
     load_picture,
@@ -279,12 +281,21 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
     return _Listed(SourceImage(image_id, cell_type, group, split, source, loader, own_id, files=files), len(rows))
 
 
-def _load_coco(root: Path, path: Path, sheet: Sheet, entry: dict, rows: list[dict], line: str | None, config) -> Loaded:
+def _load_coco(
+    root: Path,
+    path: Path,
+    sheet: Sheet,
+    entry: dict,
+    rows: list[dict],
+    line: str | None,
+    config,
+    convert: Convert = converted,
+) -> Loaded:
     from cellkit.coco import parse_coco
 
     if entry.get("labels") == "proposed":
         raise proposals_are_no_truth(sheet.path.name)
-    made = load_picture(root, path, config)
+    made = load_picture(root, path, config, convert)
     rows = [_unpacked(row) | {"image_id": 1} for row in rows]
     content = {"images": [entry | {"id": 1}], "categories": sheet.categories, "annotations": rows}
     coco = parse_coco(content, sheet.path.name, boxes=sheet.boxes_only, convention="plain", one_image=True)

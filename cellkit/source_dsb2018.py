@@ -17,6 +17,7 @@ from cellkit.labels import labels_orientation, read_labels
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
     UNUSED,
+    Convert,
     Loaded,
     SourceImage,
     apart_from_bare,
@@ -112,11 +113,11 @@ def _kaggle_dsb2018(root: Path, config) -> Iterator[SourceImage]:
                 yield SourceImage(image_id, cell_type, "", split, source, loader, stem_of(path), files=files, bare=bare)
 
 
-def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str) -> Loaded:
+def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str, convert: Convert = converted) -> Loaded:
     """Load Kaggle's form: an image and a folder with one mask per object."""
     check_inside(image, root)
     with open_file(image, most_px=config.max_plane_px) as opened:
-        made = converted(opened, config)
+        made = convert(opened, config.conversion)
     if not masks.is_dir():
         return made
     if only_headers():

@@ -21,12 +21,14 @@ from cellkit.listing import (
     LEFT,
     MIXED,
     UNUSED,
+    Convert,
     Loaded,
     SourceImage,
     apart_from_bare,
     check_same_way,
     check_shape,
     class_id_of,
+    converted,
     files_of,
     finished,
     frames_of,
@@ -135,11 +137,13 @@ def _with_seg(item: SourceImage, seg: Path | None, root: Path, path: Path, confi
     return replace(item, loader=loader, files=(*item.files, seg), bare=False)
 
 
-def _load_seg(load: Callable[[], Loaded], root: Path, path: Path, seg: Path, cell_type: str, config) -> Loaded:
+def _load_seg(
+    load: Callable[..., Loaded], root: Path, path: Path, seg: Path, cell_type: str, config, convert: Convert = converted
+) -> Loaded:
     """Load an image and the cells of its ``_seg.npy``; refuse masks beside it that say otherwise."""
     from cellkit.exchange import read_seg
 
-    made = load()
+    made = load(convert=convert)
     check_inside(seg, root)
     if only_headers():  # which cells of which classes only the whole file tells
         return perhaps(made, range(len(config.classes) + 1))

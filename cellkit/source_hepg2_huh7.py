@@ -15,12 +15,14 @@ from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
     UNUSED,
+    Convert,
     Loaded,
     SourceImage,
     check_same_way,
     check_shape,
     class_id_of,
     class_of_line,
+    converted,
     finished,
     load_picture,
     perhaps,
@@ -73,8 +75,10 @@ def read(root: Path, config) -> Iterator[SourceImage]:
     yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
-def _load_text_labels(root: Path, path: Path, labels_path: Path, cell_type: str, config) -> Loaded:
-    made = load_picture(root, path, config)
+def _load_text_labels(
+    root: Path, path: Path, labels_path: Path, cell_type: str, config, convert: Convert = converted
+) -> Loaded:
+    made = load_picture(root, path, config, convert)
     if not labels_path.is_file():
         raise UserError(f"{path.name} has no {labels_path.name} in annotations/", "add it, or remove the image")
     check_inside(labels_path, root)

@@ -16,7 +16,17 @@ from cellkit.files import decoded, read_json
 from cellkit.folders import check_inside, list_files
 from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
-from cellkit.listing import MIXED, Loaded, SourceImage, class_id_of, converted, finished, known_class, only_class
+from cellkit.listing import (
+    MIXED,
+    Convert,
+    Loaded,
+    SourceImage,
+    class_id_of,
+    converted,
+    finished,
+    known_class,
+    only_class,
+)
 from cellkit.names import image_id_of, plain, split_of_folders
 from cellkit.open import open_file
 from cellkit.pictures import open_picture
@@ -89,12 +99,12 @@ def _read_labelme(path: Path) -> dict:
     return content
 
 
-def _load_labelme(root: Path, path: Path, config) -> Loaded:
+def _load_labelme(root: Path, path: Path, config, convert: Convert = converted) -> Loaded:
     """Load the embedded picture (or the one at imagePath) and the shapes as instances."""
     check_inside(path, root)
     content = _read_labelme(path)
     with _labelme_picture(root, path, content) as opened:
-        made = converted(opened, config)
+        made = convert(opened, config.conversion)
     shape = made.image.shape[:2]
     stated = (content.get("imageHeight"), content.get("imageWidth"))
     if stated != shape and stated != (None, None):

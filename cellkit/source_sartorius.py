@@ -12,12 +12,14 @@ from cellkit.folders import IMAGE_SUFFIXES, by_stem, list_files
 from cellkit.instances import Instances
 from cellkit.leftovers import leftovers
 from cellkit.listing import (
+    Convert,
     Loaded,
     SourceImage,
     apart_from_bare,
     check_same_way,
     class_id_of,
     class_of_line,
+    converted,
     finished,
     header_of,
     load_picture,
@@ -86,8 +88,10 @@ def _sartorius_image(root: Path, name: str, rows: list[dict] | None, found: list
     return SourceImage(image_id_of(f"{name}.png"), cell_type, group, "", source, loader, name, files=files, bare=bare)
 
 
-def _load_sartorius(root, path, runs: list[str] | None, size: tuple[str, str], cell_type: str, config) -> Loaded:
-    made = load_picture(root, path, config)
+def _load_sartorius(
+    root, path, runs: list[str] | None, size: tuple[str, str], cell_type: str, config, convert: Convert = converted
+) -> Loaded:
+    made = load_picture(root, path, config, convert)
     if runs is None:
         return made
     shape = made.image.shape[:2]

@@ -14,7 +14,18 @@ from cellkit.folders import IMAGE_SUFFIXES, list_files
 from cellkit.instances import Instances
 from cellkit.label_files import LabelFiles
 from cellkit.leftovers import leftovers
-from cellkit.listing import MIXED, Loaded, SourceImage, cell_type_of, finished, load_file, settled, unknown_class
+from cellkit.listing import (
+    MIXED,
+    Convert,
+    Loaded,
+    SourceImage,
+    cell_type_of,
+    converted,
+    finished,
+    load_file,
+    settled,
+    unknown_class,
+)
 from cellkit.names import SPLIT_NAMES, image_id_of, split_of_folders, stem_of
 
 ORDER = 100
@@ -85,8 +96,8 @@ def _mixed_halves(items: list[SourceImage], config) -> Iterator[SourceImage]:
         yield SourceImage(f"mixed_{number + 1:02d}", MIXED, "", "test", source, loader)
 
 
-def _load_halves(left: Callable[[], Loaded], right: Callable[[], Loaded]) -> Loaded:
-    a, b = left(), right()
+def _load_halves(left: Callable[..., Loaded], right: Callable[..., Loaded], convert: Convert = converted) -> Loaded:
+    a, b = left(convert=convert), right(convert=convert)
     image, instances = compose_halves((a.image, a.instances), (b.image, b.instances))
     um_per_px = a.um_per_px if a.um_per_px == b.um_per_px else math.nan
     return Loaded(image, instances, um_per_px, a.channels, a.levels + b.levels, composed=True)

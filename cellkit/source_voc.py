@@ -20,9 +20,11 @@ from cellkit.leftovers import leftovers
 from cellkit.listing import (
     MIXED,
     UNUSED,
+    Convert,
     Loaded,
     SourceImage,
     class_id_of,
+    converted,
     finished,
     known_class,
     load_picture,
@@ -105,7 +107,7 @@ def _voc_picture(root: Path, stem: str, path: Path | None) -> Path | None:
         return None  # said where the image is loaded
 
 
-def _no_annotation(stem: str) -> Loaded:
+def _no_annotation(stem: str, convert: Convert = converted) -> Loaded:
     return refuse(f"{stem} is listed but has no Annotations/{stem}.xml", "add the file, or take the name off the list")
 
 
@@ -150,13 +152,13 @@ def _voc_box(item) -> Box:
     return Box(name, tuple(float(box.findtext(key)) for key in BOX_COLUMNS))
 
 
-def _load_voc(root: Path, path: Path, config) -> Loaded:
+def _load_voc(root: Path, path: Path, config, convert: Convert = converted) -> Loaded:
     stated, boxes = _read_voc_file(root, path)
     picture = _find_voc_picture(root, path.stem, path)
     if picture is None:
         where = "JPEGImages" if (root / "JPEGImages").is_dir() else path.parent.relative_to(root).as_posix()
         raise UserError(f"{path.name} has no picture {where}/{path.stem}.*", "add the picture, or remove the file")
-    made = load_picture(root, picture, config)
+    made = load_picture(root, picture, config, convert)
     shape = made.image.shape[:2]
     if stated not in (None, (0, 0), shape):
         raise UserError(

@@ -22,15 +22,24 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cellkit.batch import limits_of_batch, tell_notes
+from cellkit.batch import measure_light, tell_notes
 from cellkit.conversion import Level, level_row, scaled_by
 from cellkit.dataset import CellDataset
 from cellkit.errors import Quarantined, UserError, plain_reason, readable
 from cellkit.files import content_of, sync
 from cellkit.instances import Instances
 from cellkit.journal import JOURNAL, Journal, remove_remains, still_there
-from cellkit.light import shared_limits
-from cellkit.listing import Loaded, SourceImage, check_enough, header_of, noted, read_table, without_empty
+from cellkit.listing import (
+    Loaded,
+    SourceImage,
+    check_enough,
+    converted,
+    header_of,
+    light_of_item,
+    noted,
+    read_table,
+    without_empty,
+)
 from cellkit.loop import map_items
 from cellkit.modules import load, load_all, optional
 from cellkit.names import check_ids
@@ -121,7 +130,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Converte
     limits = None
     if config.percentiles_of == "batch":  # of training images: test images decide nothing
         taught = [item for item in items if item.split == "train"] or items
-        limits = limits_of_batch(SourceImage.load, taught, config.percentiles, config.workers)
+        limits = measure_light(taught, config.conversion, config.workers, light_of_item)
     with Journal(out / JOURNAL, [config.fingerprint(), content_of(root), limits]) as journal:
         remove_remains(out / "images")
         work = partial(_convert_one, folder=out / "images", scale=config.scale, limits=limits)
@@ -363,8 +372,7 @@ def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: fl
     item, entry = known
     if entry and still_there(folder, entry["files"]):
         return entry
-    with shared_limits(limits):
-        loaded = without_empty(item.load())
+    loaded = without_empty(item.load(partial(converted, limits=limits)))
     image = resize_image(loaded.image, scale)
     instances = None if loaded.instances is None else resize_instances(loaded.instances, scale)
     if instances is not None and len(instances) < len(loaded.instances):

@@ -23,7 +23,7 @@ from PIL import Image
 from cellkit.__main__ import main
 from cellkit.batch import convert_batch
 from cellkit.config import ConvertConfig
-from cellkit.conversion import Recipe
+from cellkit.conversion import Conversion
 from cellkit.convert import convert_file
 from cellkit.errors import UserError, readable
 from cellkit.files import content_of, crc32_of
@@ -33,7 +33,7 @@ from cellkit.png import encode_png, put, write_png
 from cellkit.records import read_records, write_records
 from cellkit.sources import gather
 
-RECIPE = Recipe({"nuclei": 0, "cytoplasm": 1})
+RECIPE = Conversion({"nuclei": 0, "cytoplasm": 1})
 
 
 def write_stack(path: Path, seed: int = 0, size: int = 24, axes: str = "ZCYX", dtype=np.uint16, **options) -> Path:
@@ -113,7 +113,7 @@ def test_a_batch_is_what_converting_each_file_gives(tmp_path):
     files = write_many(tmp_path / "in", 3) + [(write_stack(tmp_path / "t.ome.tif", 9, axes="TCYX"), "t")]
     done = convert_batch(files, tmp_path / "out", RECIPE)
     assert [path.name for path in done.written] == ["s000.png", "s001.png", "s002.png", "t_t0.png", "t_t1.png"]
-    expected = [made for path, _ in files for made in convert_file(path, RECIPE.channels)]
+    expected = [made for path, _ in files for made in convert_file(path, Conversion(RECIPE.channels))]
     for path, made in zip(done.written, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), made.image, strict=True)
     assert [(row["low"], row["high"]) for row in done.rows[:2]] == [(x.low, x.high) for x in expected[0].levels]
@@ -125,7 +125,7 @@ def test_a_batch_is_what_converting_each_file_gives(tmp_path):
 def test_the_same_bytes_for_any_number_of_workers(tmp_path, of):  # fault 57
     files = write_many(tmp_path / "in", 40)
     files[7][0].write_bytes(b"II*\0 torn")
-    recipe = Recipe(RECIPE.channels, percentiles_of=of)
+    recipe = Conversion(RECIPE.channels, percentiles_of=of)
     done = {n: convert_batch(files, tmp_path / str(n), recipe, n) for n in (1, 2, 4)}
     assert len(pictures(tmp_path / "1")) == 39
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "4")
@@ -134,7 +134,7 @@ def test_the_same_bytes_for_any_number_of_workers(tmp_path, of):  # fault 57
 
 def test_a_batch_shares_one_scale_for_each_colour(tmp_path):
     files = write_many(tmp_path / "in", 35)  # more than are measured in one go
-    done = convert_batch(files, tmp_path / "out", Recipe(RECIPE.channels, percentiles_of="batch"), workers=2)
+    done = convert_batch(files, tmp_path / "out", Conversion(RECIPE.channels, percentiles_of="batch"), workers=2)
     stacks = np.stack([tifffile.imread(path).max(0) for path, _ in files])
     for colour, channel in (("blue", 0), ("green", 1)):
         limits = {(row["low"], row["high"]) for row in done.rows if row["colour"] == colour}
@@ -152,7 +152,7 @@ def test_a_batch_of_floats_shares_a_scale_too_and_a_bad_file_counts_for_nothing(
     pixels[0, 0, 0, :2] = np.nan, 1e9
     tifffile.imwrite(bad, pixels, photometric="minisblack", ome=True, metadata={"axes": "ZCYX"})
     done = convert_batch(
-        [*files, (bad, "nan")], tmp_path / "out", Recipe({"nuclei": 0}, "mean", percentiles_of="batch")
+        [*files, (bad, "nan")], tmp_path / "out", Conversion({"nuclei": 0}, "mean", percentiles_of="batch")
     )
     (bad_one,) = done.quarantined
     assert "NaN" in bad_one.reason  # fault 9
@@ -167,14 +167,14 @@ def test_a_bad_frame_does_not_cost_the_others_of_its_file(tmp_path):
     stack[1, 0, 0] = np.inf
     tifffile.imwrite(tmp_path / "a.ome.tif", stack, photometric="minisblack", ome=True, metadata={"axes": "TYX"})
     for _ in range(2):  # also when it is skipped
-        done = convert_batch([(tmp_path / "a.ome.tif", "a")], tmp_path / "out", Recipe({"nuclei": 0}))
+        done = convert_batch([(tmp_path / "a.ome.tif", "a")], tmp_path / "out", Conversion({"nuclei": 0}))
         assert [path.name for path in done.written] == ["a_t0.png", "a_t2.png"]
         assert [Path(q.item).name for q in done.quarantined] == ["a.ome.tif a_t1"]
 
 
 def test_pixel_size_is_carried_and_follows_the_scale(tmp_path):
     path = write_stack(tmp_path / "a.ome.tif", PhysicalSizeX=0.25, PhysicalSizeXUnit="µm")
-    done = convert_batch([(path, "a")], tmp_path / "out", Recipe({"nuclei": 0}, scale=0.5))
+    done = convert_batch([(path, "a")], tmp_path / "out", Conversion({"nuclei": 0}, scale=0.5))
     assert done.rows[0]["um_per_px"] == 0.5
     with Image.open(done.written[0]) as picture:
         assert picture.size == (12, 12) and picture.info["dpi"][0] == pytest.approx(50800, rel=1e-6)
@@ -182,15 +182,15 @@ def test_pixel_size_is_carried_and_follows_the_scale(tmp_path):
 
 def test_axes_can_be_given(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.arange(2 * 20 * 20, dtype=np.uint16).reshape(2, 20, 20), metadata=None)
-    assert not convert_batch([(tmp_path / "a.tif", "a")], tmp_path / "x", Recipe({"nuclei": 1})).written
-    assert convert_batch([(tmp_path / "a.tif", "a")], tmp_path / "y", Recipe({"nuclei": 1}, axes="CYX")).written
+    assert not convert_batch([(tmp_path / "a.tif", "a")], tmp_path / "x", Conversion({"nuclei": 1})).written
+    assert convert_batch([(tmp_path / "a.tif", "a")], tmp_path / "y", Conversion({"nuclei": 1}, axes="CYX")).written
 
 
 def test_recipes_that_say_nothing_or_nonsense_are_refused():
     with pytest.raises(UserError, match="neither nuclei nor cytoplasm"):
-        Recipe({"nuclei": None})
+        convert_batch([], "x", Conversion({"nuclei": None}))
     with pytest.raises(UserError, match="choose image or batch"):
-        Recipe({"nuclei": 0}, percentiles_of="plate")
+        Conversion({"nuclei": 0}, percentiles_of="plate")
 
 
 # ---- ids -----------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_made_again(tmp_path):
     assert third.resumed == 3
     after = pictures(out)
     assert {name for name in after if after[name] != before[name]} == {"s003.png"}
-    assert convert_batch(files, out, Recipe(RECIPE.channels, "mean")).resumed == 0
+    assert convert_batch(files, out, Conversion(RECIPE.channels, "mean")).resumed == 0
     assert convert_batch(files + [(write_stack(tmp_path / "new.ome.tif"), "new")], out, RECIPE).resumed == 0
     one_more = convert_batch(files + [(tmp_path / "new.ome.tif", "new")], out, RECIPE)
     assert one_more.resumed == 7

@@ -1,6 +1,7 @@
 """From planes to a picture: which channel, how much light, what size; and the ids of images."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from cellkit.batch import measure_light
 from cellkit.channels import colour_map, find_channel
+from cellkit.conversion import Conversion
 from cellkit.convert import best_focus, convert_file
 from cellkit.errors import UserError
 from cellkit.file_info import Channel
 from cellkit.instances import Instances
-from cellkit.light import Light, measured_light, percentiles_of, shared_limits, sum_light, to_8bit
+from cellkit.light import Light, percentiles_of, to_8bit
 from cellkit.names import check_ids, image_id_of
 from cellkit.resize import resize_image, resize_instances, resize_labels, resized_shape
 
@@ -34,18 +37,18 @@ def write(path, array, axes, names=None, **options):
 def test_nuclei_are_blue_and_cytoplasm_green_in_whatever_order_they_lie(tmp_path):
     first = write(tmp_path / "a.ome.tif", np.stack([NUCLEI, ACTIN]), "CYX", ["DAPI", "actin"])
     second = write(tmp_path / "b.ome.tif", np.stack([ACTIN, NUCLEI]), "CYX", ["actin", "DAPI"])
-    (a,), (b,) = (convert_file(path, {"nuclei": "dapi", "cytoplasm": "Actin"}) for path in (first, second))
+    (a,), (b,) = (convert_file(path, Conversion({"nuclei": "dapi", "cytoplasm": "Actin"})) for path in (first, second))
     np.testing.assert_array_equal(a.image, b.image, strict=True)
     assert a.image.shape == (20, 30, 3) and a.image.dtype == np.uint8
     assert not a.image[..., 0].any() and a.image[0, 0, 2] == 0 == a.image[-1, -1, 1] and a.image[-1, -1, 2] == 255
     assert a.channels == b.channels == "red=;green=actin;blue=DAPI"
-    (c,) = convert_file(second, SimpleNamespace(nuclei=1, cytoplasm=0))
+    (c,) = convert_file(second, Conversion(SimpleNamespace(nuclei=1, cytoplasm=0)))
     np.testing.assert_array_equal(c.image, a.image)
 
 
 def test_any_channel_can_go_to_any_colour(tmp_path):
     path = write(tmp_path / "a.ome.tif", np.stack([NUCLEI, ACTIN]), "CYX")
-    (one,) = convert_file(path, {"red": 1, "nuclei": 0})
+    (one,) = convert_file(path, Conversion({"red": 1, "nuclei": 0}))
     assert one.image[..., 0].any() and not one.image[..., 1].any() and one.image[..., 2].any()
     assert one.channels == "red=channel 1;green=;blue=channel 0"
     with pytest.raises(UserError, match="two channels are wanted in blue"):
@@ -57,11 +60,11 @@ def test_any_channel_can_go_to_any_colour(tmp_path):
 def test_no_channel_is_ever_guessed(tmp_path):
     Image.fromarray((NUCLEI // 300).astype(np.uint8)).save(tmp_path / "grey.png")
     with pytest.raises(UserError, match=r"grey.png has 1 channel \(0 grey\).*\n.*nuclei: 0"):
-        convert_file(tmp_path / "grey.png", {"nuclei": None, "cytoplasm": None})
-    (one,) = convert_file(tmp_path / "grey.png", {"nuclei": 0, "cytoplasm": None})
+        convert_file(tmp_path / "grey.png", Conversion({"nuclei": None, "cytoplasm": None}))
+    (one,) = convert_file(tmp_path / "grey.png", Conversion({"nuclei": 0, "cytoplasm": None}))
     assert one.image[..., 2].any() and not one.image[..., :2].any()
     with pytest.raises(UserError, match=r"'DAPI' is no channel of grey.png.*0 grey"):
-        convert_file(tmp_path / "grey.png", {"nuclei": "DAPI"})
+        convert_file(tmp_path / "grey.png", Conversion({"nuclei": "DAPI"}))
 
 
 def test_a_channel_is_named_by_name_index_or_wavelength():
@@ -88,14 +91,14 @@ def test_z_is_projected_as_asked_and_said(tmp_path):
     path = write(tmp_path / "a.ome.tif", stack, "ZYX")
     expected = {"max": stack.max(0), "mean": stack.mean(0), 0: stack[0], 2: stack[2]}
     for projection, plane in expected.items():
-        (one,) = convert_file(path, {"nuclei": 0}, projection, (0, 100))
+        (one,) = convert_file(path, Conversion({"nuclei": 0}, projection, (0, 100)))
         low, high = plane.min(), plane.max()
         np.testing.assert_array_equal(one.image[..., 2], np.rint((plane - low) / (high - low) * 255))
         assert one.levels[0].low == low and one.levels[0].high == high
         assert one.source == f"a.ome.tif z {projection}" + ("" if isinstance(projection, int) else " of 3")
     for wrong in (3, -1, "median"):
         with pytest.raises(UserError, match="planes count from 0|choose max, mean, focus"):
-            convert_file(path, {"nuclei": 0}, wrong)
+            convert_file(path, Conversion({"nuclei": 0}, wrong))
 
 
 def test_focus_takes_the_sharp_plane_for_all_channels_at_once(tmp_path):
@@ -104,8 +107,8 @@ def test_focus_takes_the_sharp_plane_for_all_channels_at_once(tmp_path):
     sharp = np.random.default_rng(0).random((2, 40, 40)) * 4000
     stack = np.stack([gaussian_filter(sharp, (0, s, s)) for s in (3, 1, 0, 2)]).astype(np.uint16)
     path = write(tmp_path / "a.ome.tif", stack, "ZCYX")
-    (one,) = convert_file(path, {"nuclei": 0, "cytoplasm": 1}, "focus", (0, 100))
-    (two,) = convert_file(path, {"nuclei": 0, "cytoplasm": 1}, 2, (0, 100))
+    (one,) = convert_file(path, Conversion({"nuclei": 0, "cytoplasm": 1}, "focus", (0, 100)))
+    (two,) = convert_file(path, Conversion({"nuclei": 0, "cytoplasm": 1}, 2, (0, 100)))
     np.testing.assert_array_equal(one.image, two.image)
     assert one.planes == "z 2 (sharpest of 4)"
     assert best_focus([[np.zeros((5, 5))], [np.zeros((5, 5))]]) == 0
@@ -116,7 +119,7 @@ def test_every_scene_and_time_becomes_a_picture(tmp_path):
     with tifffile.TiffWriter(path, ome=True) as writer:
         writer.write(np.stack([NUCLEI, ACTIN]), metadata={"axes": "TYX"}, photometric="minisblack")
         writer.write(NUCLEI, metadata={"axes": "YX"}, photometric="minisblack")
-    made = convert_file(path, {"nuclei": 0})
+    made = convert_file(path, Conversion({"nuclei": 0}))
     assert [one.suffix for one in made] == ["_s0_t0", "_s0_t1", "_s1"]
     assert made[1].source == "a.ome.tif scene 0 t 1"
     np.testing.assert_array_equal(made[0].image, made[2].image)
@@ -203,16 +206,13 @@ def test_light_of_floats_keeps_no_more_values_than_fit_and_stays_close():
 
 def test_a_batch_is_measured_and_then_scaled_by_what_was_measured(tmp_path):
     paths = [write(tmp_path / f"{k}.ome.tif", NUCLEI // k, "YX") for k in (1, 4)]
-    with measured_light() as frames:
-        for path in paths:
-            convert_file(path, {"nuclei": 0})
-    limits = {colour: light.percentiles((0, 100)) for colour, light in sum_light(frames).items()}
+    own = Conversion({"nuclei": 0}, percentiles=(0, 100))
+    limits = measure_light(paths, own)
     assert limits == {"blue": [0, 59_900]}
-    with shared_limits(limits):
-        bright, dim = (convert_file(path, {"nuclei": 0})[0] for path in paths)
+    bright, dim = (convert_file(path, replace(own, limits=limits))[0] for path in paths)
     assert (bright.image.max(), dim.image.max()) == (255, 64) and dim.levels[0].high == 59_900
-    (alone,) = convert_file(paths[1], {"nuclei": 0})
-    assert alone.image.max() == 255, "outside the block each image has its own scale again"
+    (alone,) = convert_file(paths[1], own)
+    assert alone.image.max() == 255, "without them each image has its own scale"
 
 
 # ---- light, one by one ---------------------------------------------------------------------------------------------
@@ -273,10 +273,10 @@ def test_of_several_channels_the_first_that_a_file_has_is_taken(tmp_path):
     ):  # it has one of the name and one of the number: not passed over
         find_channel(("DAPI", " 0", "actin"), file)
     tifffile.imwrite(tmp_path / "a.tif", NUCLEI)
-    (made,) = convert_file(tmp_path / "a.tif", {"nuclei": ["DAPI", 0]})
+    (made,) = convert_file(tmp_path / "a.tif", Conversion({"nuclei": ["DAPI", 0]}))
     assert [level.channel for level in made.levels] == ["channel 0"]
     with pytest.raises(UserError, match="one channel is the first that fits for two colours"):
-        convert_file(tmp_path / "a.tif", {"nuclei": ["DAPI", 0], "cytoplasm": ["GFP", 0]})
+        convert_file(tmp_path / "a.tif", Conversion({"nuclei": ["DAPI", 0], "cytoplasm": ["GFP", 0]}))
 
 
 # ---- size ----------------------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_images_shrink_by_area_and_labels_follow_on_the_same_grid():
 def test_pixel_size_follows_the_scale(tmp_path):
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, NUCLEI, metadata={"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm"})
-    (one,) = convert_file(path, {"nuclei": 0}, scale=0.5)
+    (one,) = convert_file(path, Conversion({"nuclei": 0}, scale=0.5))
     assert (one.height_px, one.width_px, one.um_per_px) == (10, 15, 1.0)
 
 
@@ -457,7 +457,7 @@ def test_a_number_of_two_readings_is_refused_and_they_are_shown(spec, channels, 
 def test_a_constant_channel_is_said(tmp_path):
     stack = np.stack([np.full((8, 9), 7), np.arange(72).reshape(8, 9)]).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack", metadata=None)
-    made = convert_file(tmp_path / "a.tif", {"nuclei": 0, "cytoplasm": 1}, axes="CYX")[0]
+    made = convert_file(tmp_path / "a.tif", Conversion({"nuclei": 0, "cytoplasm": 1}, axes="CYX"))[0]
     assert {level.colour: level.note for level in made.levels} == {
         "blue": "channel 0 is 7 in every pixel, its colour is empty",
         "green": "",

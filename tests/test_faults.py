@@ -23,6 +23,7 @@ import tifffile
 from PIL import Image
 
 from cellkit.config import ChannelsConfig, ConvertConfig
+from cellkit.conversion import Conversion
 from cellkit.convert import convert_file
 from cellkit.errors import UserError
 from cellkit.labels import read_labels, write_labels
@@ -308,7 +309,7 @@ def test_row_06_small_images_ask_for_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(machine, "memory", lambda: pytest.fail("asked"))
     tifffile.imwrite(tmp_path / "a.tif", GREY)
-    assert convert_file(tmp_path / "a.tif", {"nuclei": 0})[0].image.shape == (40, 50, 3)
+    assert convert_file(tmp_path / "a.tif", Conversion({"nuclei": 0}))[0].image.shape == (40, 50, 3)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])

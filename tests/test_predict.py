@@ -22,6 +22,7 @@ from cellkit.__main__ import main
 from cellkit.backends import get_backend
 from cellkit.coco import read_coco, write_coco
 from cellkit.config import ConvertConfig, FinetuneConfig, LabelConfig, MaskrcnnConfig
+from cellkit.conversion import Conversion
 from cellkit.convert import convert_file
 from cellkit.errors import UserError
 from cellkit.instances import Instances
@@ -29,7 +30,6 @@ from cellkit.labels import read_labels, write_labels
 from cellkit.png import write_png
 from cellkit.predict import (
     SETTINGS_OF,
-    Conversion,
     Frame,
     Picture,
     checked_settings,
@@ -343,7 +343,10 @@ class TestReadPicture:
     def test_a_microscope_file_is_converted_as_notebook_01_does(self, stack):
         frame = find_frames([(stack, "plate.ome.tif")])[0][1]
         how = Conversion(CHANNELS, "mean", (0.0, 100.0), 0.5)
-        picture, expected = read_picture(frame, how), convert_file(stack, CHANNELS, "mean", (0.0, 100.0), 0.5)[1]
+        picture, expected = (
+            read_picture(frame, how),
+            convert_file(stack, Conversion(CHANNELS, "mean", (0.0, 100.0), 0.5))[1],
+        )
         assert np.array_equal(picture.image, expected.image)
         assert picture.image.shape == (64, 64, 3)
         assert picture.file_shape == (128, 128)
@@ -581,7 +584,7 @@ class TestPredictFiles:
         assert {cells.shape for cells in coco.instances} == {(128, 128)}, (
             "in the pixels of the file, not of the picture"
         )
-        shown = convert_file(stack, CHANNELS, 1, (1.0, 99.0), 0.5)
+        shown = convert_file(stack, Conversion(CHANNELS, 1, (1.0, 99.0), 0.5))
         expected = list(get_backend("threshold").load(None, model.config)([made.image for made in shown]))
         assert done.cells == sum(map(len, expected)) > 4
         assert np.array_equal(coco.instances[0].areas_px, expected[0].areas_px * 4)
@@ -593,7 +596,7 @@ class TestPredictFiles:
         model = find_model(f"{run_dir}:threshold", {"diameter_px": 80})
         predict_files(model, [stack, folder / "0.png"], tmp_path / "out.json")
         found, segment = cells_of(tmp_path / "out.json"), get_backend("threshold").load
-        halved = convert_file(stack, CHANNELS, 1, (1.0, 99.0), 0.5)[0].image
+        halved = convert_file(stack, Conversion(CHANNELS, 1, (1.0, 99.0), 0.5))[0].image
         at = {px: list(segment(None, model.config | {"diameter_px": px})([halved]))[0] for px in (40.0, 80.0)}
         assert len(at[40.0]) != len(at[80.0]), "the diameter must matter for this to tell anything"
         assert len(found["plate_t0"]) == len(at[40.0])
@@ -721,7 +724,7 @@ class TestConvertFiles:
         written, quarantined = convert_files([stack], tmp_path / "out", Conversion(CHANNELS, "focus", always=True))
         assert [path.name for path in written] == ["plate_t0.png", "plate_t1.png"]
         assert quarantined == []
-        expected = convert_file(stack, CHANNELS, "focus")
+        expected = convert_file(stack, Conversion(CHANNELS, "focus"))
         assert np.array_equal(np.array(Image.open(written[1])), expected[1].image)
         table = (tmp_path / "out/conversion.csv").read_text().splitlines()
         assert table[0] == "image_id,source,colour,channel,low,high,clipped_fraction,scaled_by,note,um_per_px"

@@ -10,6 +10,7 @@ from conftest import eight_bit
 from PIL import Image
 
 from cellkit.config import ChannelsConfig, Config, ConvertConfig
+from cellkit.conversion import Conversion
 from cellkit.convert import convert_file
 from cellkit.errors import UserError
 from cellkit.evaluation import handed_in
@@ -65,7 +66,7 @@ def test_drawn_fields_become_records_pictures_and_exact_truth(tmp_path, drawn):
         assert record.channels == "red=;green=GFP;blue=DAPI"
         assert record.source == f"{folder}/{name}.ome.tif z max of 2"
         picture = np.asarray(Image.open(tmp_path / record.path))
-        (expected,) = convert_file(root / files[name].path, {"nuclei": "DAPI", "cytoplasm": "GFP"})
+        (expected,) = convert_file(root / files[name].path, Conversion({"nuclei": "DAPI", "cytoplasm": "GFP"}))
         np.testing.assert_array_equal(picture, expected.image, strict=True)
         np.testing.assert_array_equal(cells.paint(), read_labels(root / files[name].truth))
         assert len(cells) == files[name].cells

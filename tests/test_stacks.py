@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellkit.__main__ import main
+from cellkit.conversion import Conversion
 from cellkit.convert import convert_file
 from cellkit.doctor import check_formats
 from cellkit.doctor import tell as tell_doctor
@@ -176,9 +177,9 @@ def test_axes_names_pixel_size_and_every_plane(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_become_the_same_picture(tmp_path, kind):
-    (made, _) = convert_file(written(kind, tmp_path), {"nuclei": "DAPI", "cytoplasm": 1}, "max", (0, 100))
+    (made, _) = convert_file(written(kind, tmp_path), Conversion({"nuclei": "DAPI", "cytoplasm": 1}, "max", (0, 100)))
     tifffile.imwrite(tmp_path / "a.ome.tif", STACK, metadata={"axes": "TCZYX"}, photometric="minisblack")
-    (wanted, _) = convert_file(tmp_path / "a.ome.tif", {"nuclei": 0, "cytoplasm": 1}, "max", (0, 100))
+    (wanted, _) = convert_file(tmp_path / "a.ome.tif", Conversion({"nuclei": 0, "cytoplasm": 1}, "max", (0, 100)))
     np.testing.assert_array_equal(made.image, wanted.image)
     assert made.channels == "red=;green=GFP;blue=DAPI"
 
@@ -394,7 +395,7 @@ def test_bands_of_a_wavelength_sweep_are_channels(tmp_path):
     path = write_lif(tmp_path / "a.lif", lif_image("sweep", "λYX", STACK[0, 0], length="2e-8"))
     info = inspect_file(path)
     assert (info.axes, info.channels) == ("CYX", ("emission 500 nm", "emission 510 nm", "emission 520 nm"))
-    (made,) = convert_file(path, {"nuclei": 512}, percentiles=(0, 100))
+    (made,) = convert_file(path, Conversion({"nuclei": 512}, percentiles=(0, 100)))
     assert made.channels == "red=;green=;blue=emission 510 nm"
     assert info.channels[0] in tell_file(info) and "500 nm 500 nm" not in tell_file(info)
     assert inspect_file(path, "ZYX").channels == ("",), "stated axes have the last word"
@@ -564,11 +565,11 @@ def test_wavelengths_and_names_of_bioformats2raw(tmp_path):
     assert (info.channels, info.series[0].channels[1].wavelength_nm) == (("Cy3", "Cy5"), 670)
     np.testing.assert_array_equal(plane(path, 1, 1, 2, 1), STACK[1, 1, 2] + 1)
     for asked in (568, "568nm", "568 nm", 580, "Cy3", 0):
-        assert convert_file(path, {"nuclei": asked})[0].channels == "red=;green=;blue=Cy3"
+        assert convert_file(path, Conversion({"nuclei": asked}))[0].channels == "red=;green=;blue=Cy3"
     with pytest.raises(
         UserError, match=r"'600' is no channel within 20 nm of a.zarr, which has .*Cy3 568 nm, 1 Cy5 670 nm"
     ):
-        convert_file(path, {"nuclei": 600})
+        convert_file(path, Conversion({"nuclei": 600}))
 
 
 def test_fields_of_a_plate_are_scenes_and_are_called_after_their_well(tmp_path):
@@ -782,7 +783,9 @@ def test_each_raw_file_converts_or_is_refused_rightly(raw, name, capfd):
     assert told["images"] == pictures
     if name in UM_PER_PX:
         assert told["um_per_px"] == pytest.approx(UM_PER_PX[name], abs=1e-4)
-    made = convert_file(raw / name, {"nuclei": "channel 0", "cytoplasm": f"channel {min(1, len(channels) - 1)}"})
+    made = convert_file(
+        raw / name, Conversion({"nuclei": "channel 0", "cytoplasm": f"channel {min(1, len(channels) - 1)}"})
+    )
     assert len(made) == pictures
     assert {one.image.shape for one in made} == {(shape[axes.index("Y")], shape[axes.index("X")], 3)}
     if "tiny" not in name:
@@ -791,8 +794,8 @@ def test_each_raw_file_converts_or_is_refused_rightly(raw, name, capfd):
 
 @pytest.mark.realdata
 def test_opposite_channel_orders_become_the_same_colours_by_config_alone(raw):
-    (a,) = convert_file(raw / "czi/DAPI_GFP.czi", {"nuclei": 0, "cytoplasm": 1})
-    (b,) = convert_file(raw / "tiff/piximi_8b_2c_actin-nuclei.tif", {"nuclei": 1, "cytoplasm": 0})
+    (a,) = convert_file(raw / "czi/DAPI_GFP.czi", Conversion({"nuclei": 0, "cytoplasm": 1}))
+    (b,) = convert_file(raw / "tiff/piximi_8b_2c_actin-nuclei.tif", Conversion({"nuclei": 1, "cytoplasm": 0}))
     for made, nuclei, name in ((a, 0, "czi/DAPI_GFP.czi"), (b, 1, "tiff/piximi_8b_2c_actin-nuclei.tif")):
         with open_file(raw / name) as opened:
             planes = [opened.plane(0, 0, 0, c).astype(float) for c in (nuclei, 1 - nuclei)]
@@ -807,7 +810,7 @@ def test_opposite_channel_orders_become_the_same_colours_by_config_alone(raw):
 def test_a_czi_and_its_ome_tiff_twin_are_equal_pixel_by_pixel(raw):
     twins = [raw / "czi/FOV7_HV110_P0500510000.czi", raw / "ometiff/FOV7_HV110_P0500510000.ome.tiff"]
     np.testing.assert_array_equal(plane(twins[0]), plane(twins[1]), strict=True)
-    made = [convert_file(path, {"nuclei": 0})[0].image for path in twins]
+    made = [convert_file(path, Conversion({"nuclei": 0}))[0].image for path in twins]
     np.testing.assert_array_equal(made[0], made[1], strict=True)
 
 
@@ -831,7 +834,7 @@ def test_known_pixels(raw):
     assert plane(raw / "czi/nuc_small.czi").max() == 34
     sweep = raw / "lif/LeicaLASX_wavelength-sweep_example.lif"
     assert [series.shape for series in inspect_file(sweep).series] == [(20, 64, 64), (15, 64, 64), (2, 10, 11, 64, 64)]
-    (made,) = convert_file(raw / "czi/nuc_small.czi", {"nuclei": 603})
+    (made,) = convert_file(raw / "czi/nuc_small.czi", Conversion({"nuclei": 603}))
     assert "AF568" in made.channels
 
 
@@ -839,9 +842,9 @@ def test_known_pixels(raw):
 @pytest.mark.parametrize("asked", [568, "568nm", "568 nm", 560, "LED555"])
 def test_a_channel_of_a_real_file_by_its_wavelength(raw, asked):
     path = raw / "czi/CellDivision_T3_Z5_CH2_X240_Y170.czi"
-    assert {one.channels for one in convert_file(path, {"nuclei": asked})} == {"red=;green=;blue=LED555"}
+    assert {one.channels for one in convert_file(path, Conversion({"nuclei": asked}))} == {"red=;green=;blue=LED555"}
     with pytest.raises(UserError, match=r"within 20 nm of CellDivision.*0 LED555 568 nm, 1 LED470 517 nm"):
-        convert_file(path, {"nuclei": 650})
+        convert_file(path, Conversion({"nuclei": 650}))
 
 
 @pytest.mark.realdata
