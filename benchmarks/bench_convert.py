@@ -31,7 +31,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from cellkit.batch import convert_batch
 from cellkit.conversion import Conversion
-from cellkit.synthetic import write_fields
+from cellkit.synthetic_files import write_fields
 
 RECIPE = Conversion({"nuclei": "DAPI", "cytoplasm": "GFP"})
 WANTED_SPEED, WANTED_S = 0.8, 20.0

@@ -23,7 +23,9 @@ from cellkit.duplicates import _pairs
 from cellkit.flags import explain, flag_records, reasons
 from cellkit.light import to_8bit
 from cellkit.quality import measure
-from cellkit.synthetic import FieldStyle, draw_field, expose_stack, random_style
+from cellkit.synthetic import draw_field
+from cellkit.synthetic_camera import expose_stack
+from cellkit.synthetic_style import FieldStyle, random_style
 
 DEFECTS = ("", "out_of_focus", "saturated", "debris", "uneven_light", "empty")
 WANTED = {"out_of_focus": "at least 95 %", "saturated": "at least 95 %", "": "at most 3 % flagged"}

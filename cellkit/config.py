@@ -127,7 +127,7 @@ class SplitConfig(Part):
 
 
 class DrawnConfig(Part):
-    """The drawn example: arguments of `cellkit.synthetic.write_fields`."""
+    """The drawn example: arguments of `cellkit.synthetic_files.write_fields`."""
 
     images_per_line: int = Field(8, ge=1, description="good single-line images per cell line")
     mixed_images: int = Field(4, ge=0, description="images that hold all lines")
@@ -252,7 +252,7 @@ class ConvertConfig(Section):
     @classmethod
     def _is_a_rule(cls, value: str | None, info: ValidationInfo) -> str | None:
         from cellkit.names import channel_rule
-        from cellkit.records import group_rule
+        from cellkit.splits import group_rule
 
         if value is not None:
             try:

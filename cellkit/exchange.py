@@ -30,8 +30,9 @@ from cellkit.folders import Pictures
 from cellkit.instances import Instances, refuse_boxes
 from cellkit.labels import not_annotated
 from cellkit.names import plain_stem, stem_of
-from cellkit.outlines import FARTHEST_PX, fill, joined, outlines
+from cellkit.outlines import FARTHEST_PX, fill, outlines
 from cellkit.records import ImageRecord
+from cellkit.runs import merge_adjacent
 from cellkit.stamps import refuse_changed, stamp_of
 
 FORMATS = {"tif": ".tif", "png": ".png", "seg": "_seg.npy", "roi": "_rois.zip"}
@@ -695,7 +696,7 @@ def _oval(x: float, y: float, width: float, height: float, shape: tuple[int, int
     begin = np.clip(np.ceil(x + width / 2 - half - 0.5), 0, shape[1]).astype(np.int64)
     end = np.clip(np.floor(x + width / 2 + half - 0.5) + 1, 0, shape[1]).astype(np.int64)
     some = (np.abs(off) <= 1) & (end > begin)
-    return joined(row[some] * shape[1] + begin[some], (end - begin)[some])
+    return merge_adjacent(row[some] * shape[1] + begin[some], (end - begin)[some])
 
 
 def _rectangle(x: float, y: float, width: float, height: float, arc: float = 0) -> np.ndarray:

@@ -6,8 +6,6 @@ Order of a file: download (resumed) or take what was carried here, verify, unpac
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import shutil
 import sys
@@ -22,11 +20,12 @@ from cellkit.archives import check_archive, unpack
 from cellkit.download import Patience, Refused, Unreachable, download, real_address
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, read_json, sha256_file, write_json
+from cellkit.import_weights import convert_weights
+from cellkit.kaggle import authorization_for
 from cellkit.machine import NoRoom, check_space
 from cellkit.registry import REGISTRY, Entry, RemoteFile, find_entry, folder_of
 
 SIDE = ".sha256.json"
-KAGGLE_HOSTS = ("www.kaggle.com", "127.0.0.1")  # the second is a test's server
 PUBLISHED, PREFIX, FIRST_USE = "published", "first digits published", "first download"
 
 
@@ -308,7 +307,7 @@ def _download(
 ) -> dict[str, Any]:
     """Download to the place of `file`: verified first; a resumed download with wrong bytes is begun once more."""
     address, place = real_address(file.url), root / file.place
-    authorization = _authorization(entry, address)
+    authorization = authorization_for(entry, address)
     part = place.with_name(f"{place.name}.part")
     resumed = part.is_file()
     try:
@@ -356,67 +355,6 @@ def _explain(entry: Entry, file: RemoteFile, root: Path, address: str, error: Re
     ) from error
 
 
-# ---- Kaggle --------------------------------------------------------------------------------------------------------
-def _authorization(entry: Entry, address: str) -> str:
-    """Return the header that signs the user in to Kaggle, and to nobody else; "" for everything else."""
-    if not entry.kaggle:
-        return ""
-    if urlsplit(address).hostname not in KAGGLE_HOSTS:
-        raise UserError(
-            f"{entry.name} comes from Kaggle, not from a mirror", "unset CELLKIT_MIRROR, or use --from FILE"
-        )
-    user, key = kaggle_user()
-    if not user:
-        return f"Bearer {key}"
-    return "Basic " + base64.b64encode(f"{user}:{key}".encode()).decode("ascii")
-
-
-def kaggle_user() -> tuple[str, str]:
-    """Return the user's Kaggle name and key, the name "" for a token of the new kind, which stands alone.
-
-    Looked for are KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, ``~/.kaggle/access_token`` and
-    ``~/.kaggle/kaggle.json``, in this order. They are sent to Kaggle alone, and neither printed nor written anywhere.
-
-    Raises
-    ------
-    UserError
-        There is no token, with how to get one; or the file is not one.
-    """
-    folder = Path(os.environ.get("KAGGLE_CONFIG_DIR") or Path.home() / ".kaggle")
-    user, key = os.environ.get("KAGGLE_USERNAME", ""), os.environ.get("KAGGLE_KEY", "")
-    if os.environ.get("KAGGLE_API_TOKEN", "").strip():
-        return "", _token(os.environ["KAGGLE_API_TOKEN"], "KAGGLE_API_TOKEN")
-    if user and key:
-        return user, key
-    if (folder / "access_token").is_file():
-        path = folder / "access_token"
-        return "", _token(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    path = folder / "kaggle.json"
-    get = "make one at kaggle.com (Settings, API, Create New Token)"
-    if not path.is_file():
-        raise UserError(
-            f"no Kaggle token: KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, are not set and {path} is not there",
-            f"{get} and set KAGGLE_API_TOKEN to it, or download by hand and use --from FILE",
-        )
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        user, key = told["username"], told["key"]
-        good = isinstance(user, str) and isinstance(key, str) and user and key
-    except (ValueError, KeyError, TypeError):  # said without what the file holds
-        good = False
-    if not good:
-        raise UserError(f"{path} is no Kaggle token", get) from None
-    return user, key
-
-
-def _token(text: str, where: str) -> str:
-    """Return a token: one word of plain letters, or the header it stands in would end early."""
-    token = text.strip()
-    if not (token.isascii() and token.isprintable() and token and " " not in token):
-        raise UserError(f"{where} is no Kaggle token", "make one at kaggle.com (Settings, API, Create New Token)")
-    return token
-
-
 # ---- weights -------------------------------------------------------------------------------------------------------
 def fetched_weights(name: str) -> Path:
     """Return the file of fetched weights, verified; nothing is downloaded here.
@@ -439,63 +377,6 @@ def fetched_weights(name: str) -> Path:
             f"{path} is not the file that was fetched (sha256 differs)", f"delete it and run: cellkit fetch {name}"
         )
     return path
-
-
-def swap_inputs(tensors: dict) -> dict:
-    """Return the tensors of a Cellpose U-Net that takes its two input channels in the other order and gives the same maps."""
-    first = ("downsample.down.res_down_0.conv.conv_0.", "downsample.down.res_down_0.proj.")
-
-    def swapped(key: str, value):
-        axis = (
-            next((k for k in (0, 1) if value.ndim > k and value.shape[k] == 2), None) if key.startswith(first) else None
-        )
-        return value if axis is None else value.flip(axis).contiguous()
-
-    return {key: swapped(key, value) for key, value in tensors.items()}
-
-
-def convert_weights(entry: Entry, source: Path, target: Path) -> Path:
-    """Turn a torch file of tensors into safetensors with a card; nothing but tensors is ever opened.
-
-    Parameters
-    ----------
-    source : Path
-        The verified download.
-    target : Path
-        ``NAME.safetensors``; the card is ``NAME.json``.
-
-    Raises
-    ------
-    UserError
-        Anything but named tensors, or another network than the entry says.
-    """
-    import torch
-
-    from cellkit.weights import load_tensors, save_checkpoint
-
-    tensors = {key.removeprefix("module."): value for key, value in load_tensors(source).items()}
-    if entry.backend == "cellpose_unet":
-        for key in ("diam_mean", "diam_labels"):  # checkpoints of Cellpose 1 lack them
-            tensors.setdefault(key, torch.tensor([entry.diam_mean_px]))
-    config = {} if entry.backend == "cellpose_unet" else {"use": "maskrcnn.start"}
-    if entry.nuclei_first:
-        tensors, config = swap_inputs(tensors), {"channels": "nuclei"}
-    save_checkpoint(target, tensors, entry.backend, config=config, metrics={}, licence=entry.licence)
-    if entry.backend == "cellpose_unet":
-        _check_network(target)
-    return target
-
-
-def _check_network(path: Path) -> None:
-    """Open converted weights once as the network they are for; remove them if they are of another."""
-    from cellkit.backends.unet_network import load_network
-
-    try:
-        load_network(path)
-    except UserError:
-        path.unlink()
-        path.with_suffix(".json").unlink()
-        raise
 
 
 # ---- in words ------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 
 from cellkit.errors import UserError
-
-Shape = tuple[int, int]
+from cellkit.rle import checked_order, coco_counts, coco_runs, compress, decimal_texts, kaggle_pairs
+from cellkit.runs import Shape, merge_adjacent, merge_adjacent_of_each, overpaint, ranges, runs_of, stable_order, turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +81,10 @@ class Instances:
         """
         if labels.ndim != 2 or labels.dtype.kind not in "iub":
             raise ValueError(f"a label image is (H, W) integer, this is {labels.shape} {labels.dtype}")
-        starts, lengths, values = _runs_of(labels)
+        starts, lengths, values = runs_of(labels)
         if values.size and values.min() < 0:
             raise ValueError(f"labels are 0 (background) or positive, found {values.min()}")
-        order = _stable_order(values)
+        order = stable_order(values)
         values = values[order]
         firsts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if values.size else np.zeros(0, np.int64)
         offsets = np.r_[firsts, values.size]
@@ -97,7 +97,7 @@ class Instances:
         for mask in masks:
             if mask.shape != tuple(shape):
                 raise ValueError(f"mask of shape {mask.shape} in an image of shape {tuple(shape)}")
-            begin, length, _ = _runs_of(np.asarray(mask, bool))
+            begin, length, _ = runs_of(np.asarray(mask, bool))
             starts.append(begin)
             lengths.append(length)
             counts.append(len(begin))
@@ -119,10 +119,10 @@ class Instances:
             part = mask[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
             padded = np.zeros((part.shape[0], part.shape[1] + 1), bool)  # the extra column keeps runs within a row
             padded[:, :-1] = part
-            begin, length, _ = _runs_of(padded)
+            begin, length, _ = runs_of(padded)
             row, column = np.divmod(begin, padded.shape[1])
             begin = (row + max(0, y)) * width + column + max(0, x)
-            begin, length = _merge_adjacent(begin, length)
+            begin, length = merge_adjacent(begin, length)
             starts.append(begin)
             lengths.append(length)
             counts.append(len(begin))
@@ -147,7 +147,7 @@ class Instances:
         starts, lengths = rows * int(shape[1]) + np.repeat(x, height), np.repeat(width, height)
         offsets = np.r_[0, np.cumsum(height)]
         found = cls.from_runs(shape, starts, lengths, offsets, class_ids, scores)
-        return replace(cls.from_runs(shape, *_merged(found), class_ids, scores), boxes_only=True)
+        return replace(cls.from_runs(shape, *merge_adjacent_of_each(found), class_ids, scores), boxes_only=True)
 
     @classmethod
     def _joined(cls, shape, starts, lengths, counts, class_ids, scores) -> Instances:
@@ -259,7 +259,7 @@ class Instances:
             rank[np.lexsort((-np.arange(len(self)), self.scores))] = np.arange(len(self))
             runs = np.argsort(rank[self.owner_of_run], kind="stable")
             flat = np.zeros(size, np.int32)
-            _overpaint(flat, self.starts[runs], self.lengths[runs], values[self.owner_of_run[runs]])
+            overpaint(flat, self.starts[runs], self.lengths[runs], values[self.owner_of_run[runs]])
             return flat.reshape(self.shape)
         runs = self.by_start
         starts, lengths = self.starts[runs], self.lengths[runs]
@@ -293,7 +293,7 @@ class Instances:
 
     def column_major(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return starts, lengths, offsets of the runs over the column-major flattened image."""
-        return _turned(self.starts, self.lengths, self.offsets, self.shape[1], self.shape[0])
+        return turned(self.starts, self.lengths, self.offsets, self.shape[1], self.shape[0])
 
     # ---- codecs ----------------------------------------------------------------------------------------------------
     def to_coco_rle(self, compressed: bool = True) -> list[dict]:
@@ -311,10 +311,10 @@ class Instances:
         [{'size': [3, 4], 'counts': [3, 2, 7]}]
         """
         starts, lengths, offsets = self.column_major()
-        counts, bounds = _coco_counts(starts, lengths, offsets, self.shape[0] * self.shape[1])
+        counts, bounds = coco_counts(starts, lengths, offsets, self.shape[0] * self.shape[1])
         size = [int(self.shape[0]), int(self.shape[1])]
         if compressed:
-            return [{"size": list(size), "counts": text} for text in _compress(counts, bounds)]
+            return [{"size": list(size), "counts": text} for text in compress(counts, bounds)]
         parts = np.split(counts, bounds[1:-1]) if len(self) else []
         return [{"size": list(size), "counts": part.tolist()} for part in parts]
 
@@ -328,12 +328,12 @@ class Instances:
             A size that is not `shape`, a negative count, or counts that do not sum to H * W.
         """
         height, width = int(shape[0]), int(shape[1])
-        counts, bounds = _coco_runs(rles, (height, width))
+        counts, bounds = coco_runs(rles, (height, width))
         ends = np.cumsum(counts) - np.repeat(np.arange(len(rles)) * (height * width), np.diff(bounds))
         within = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
         ones = np.flatnonzero((within & 1 == 1) & (counts > 0))
         offsets = np.searchsorted(ones, bounds)
-        runs = _turned(ends[ones] - counts[ones], counts[ones], offsets, height, width)
+        runs = turned(ends[ones] - counts[ones], counts[ones], offsets, height, width)
         return cls.from_runs((height, width), *runs, class_ids, scores)
 
     def to_kaggle_rle(self, order: str) -> list[str]:
@@ -351,11 +351,11 @@ class Instances:
         >>> cells.to_kaggle_rle("row-major"), cells.to_kaggle_rle("column-major")
         (['2 1 6 1'], ['4 2'])
         """
-        if _checked_order(order) == "row-major":
+        if checked_order(order) == "row-major":
             starts, lengths, offsets = self.starts, self.lengths, self.offsets
         else:
             starts, lengths, offsets = self.column_major()
-        return _written(np.stack([starts + 1, lengths], axis=1).ravel(), 2 * offsets)
+        return decimal_texts(np.stack([starts + 1, lengths], axis=1).ravel(), 2 * offsets)
 
     @classmethod
     def from_kaggle_rle(cls, texts: Sequence[str], shape: Shape, order: str, class_ids=None, scores=None) -> Instances:
@@ -367,18 +367,18 @@ class Instances:
             Not integers, an odd count, a start below 1, a length below 1, runs unsorted, touching back, or past the image.
         """
         height, width = int(shape[0]), int(shape[1])
-        _checked_order(order)
+        checked_order(order)
         starts, lengths, counts = [], [], []
         for position, text in enumerate(texts):
-            begin, length = _kaggle_pairs(text, height * width, position)
+            begin, length = kaggle_pairs(text, height * width, position)
             starts.append(begin)
             lengths.append(length)
             counts.append(len(begin))
         flat = cls._joined((height, width), starts, lengths, counts, class_ids, scores)
         if order == "row-major":
-            runs = _merged(flat)
+            runs = merge_adjacent_of_each(flat.starts, flat.lengths, flat.offsets)
         else:
-            runs = _turned(flat.starts, flat.lengths, flat.offsets, height, width)
+            runs = turned(flat.starts, flat.lengths, flat.offsets, height, width)
         return cls.from_runs((height, width), *runs, class_ids, scores)
 
 
@@ -397,302 +397,6 @@ def refuse_boxes(instances: Iterable[Instances], what: str) -> None:
             f"{what} needs outlines, and {count} image(s) have boxes only: even a perfect round cell fills 79% of its box",
             "score boxes with the conventions voc and coco; to learn or score outlines, label masks (label.use)",
         )
-
-
-# ---- runs ----------------------------------------------------------------------------------------------------------
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return ``start, start + 1, ..., start + length - 1`` of every pair, joined.
-
-    Examples
-    --------
-    >>> ranges(np.array([3, 10]), np.array([2, 3]))
-    array([ 3,  4, 10, 11, 12])
-    """
-    lengths = np.asarray(lengths, np.int64)
-    total = int(lengths.sum())
-    shift = np.asarray(starts, np.int64) - (np.cumsum(lengths) - lengths)
-    return np.repeat(shift, lengths) + np.arange(total)
-
-
-def _runs_of(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return start, length and value of the runs of equal non-zero values, row-major."""
-    flat = np.ascontiguousarray(labels).reshape(-1)
-    if not flat.size:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    begins = np.r_[0, edges]
-    ends = np.r_[edges, flat.size]
-    values = flat[begins]
-    kept = np.flatnonzero(values)
-    return begins[kept], ends[kept] - begins[kept], values[kept].astype(np.int64)
-
-
-def _stable_order(values: np.ndarray) -> np.ndarray:
-    """Return a stable sorting order; 16-bit values sort by radix, several times faster."""
-    if values.size and values.min() >= 0 and values.max() < 2**16:
-        values = values.astype(np.uint16)
-    return np.argsort(values, kind="stable")
-
-
-def _merge_adjacent(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join runs where one ends exactly at the next one's start."""
-    if len(starts) < 2:
-        return starts, lengths
-    new = np.flatnonzero(np.r_[True, starts[1:] != starts[:-1] + lengths[:-1]])
-    return starts[new], np.add.reduceat(lengths, new)
-
-
-def _merged(flat: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Join touching runs of the same object."""
-    starts, lengths, owner = flat.starts, flat.lengths, flat.owner_of_run
-    if not len(starts):
-        return starts, lengths, flat.offsets
-    new = np.flatnonzero(np.r_[True, (starts[1:] != starts[:-1] + lengths[:-1]) | (owner[1:] != owner[:-1])])
-    counts = np.bincount(owner[new], minlength=len(flat))
-    return starts[new], np.add.reduceat(lengths, new), np.r_[0, np.cumsum(counts)]
-
-
-def _turned(starts, lengths, offsets, line: int, lines: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return starts, lengths, offsets of the same objects' runs over the image flattened along its other axis.
-
-    Along the other axis a pixel begins a run where it is in the object and its neighbour one line back is not, and a run
-    has ended where it is the other way round. Both are differences of two sets of runs (the object's, and the same one
-    line on), so the work grows with the runs, not with the pixels inside.
-
-    Parameters
-    ----------
-    starts, lengths, offsets : int64
-        Sorted and disjoint within each object; runs that touch are joined in the result.
-    line, lines : int
-        Pixels of a line of the given flattening, and how many lines there are.
-    """
-    count, size = len(offsets) - 1, line * lines
-    if not len(starts):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(count + 1, np.int64)
-    room = size + line  # each object has a stretch of its own, with space for the shift
-    begin = 2 * (starts + np.repeat(np.arange(count) * room, np.diff(offsets)))
-    end = begin + 2 * lengths
-    events = np.concatenate([begin + 1, end, begin + 2 * line, end + 2 * line + 1])  # the last bit: in or out
-    events.sort(kind="stable")  # it merges what is sorted in parts, several times faster than the default
-    side = np.cumsum(2 * (events & 1).astype(np.int8) - 1, dtype=np.int8)  # 1: object alone, -1: its shift alone
-    events >>= 1
-    begins, ends = (_crossed(events, side, which, line, lines) for which in (1, -1))
-    firsts = np.arange(count + 1) * size
-    new = np.r_[True, begins[1:] != ends[:-1]]  # else the run goes on in the next line
-    bounds = np.searchsorted(begins, firsts)
-    new[bounds[:-1][np.diff(bounds) > 0]] = True
-    begins, ends = begins[new], ends[np.r_[new[1:], True]]
-    bounds = np.searchsorted(begins, firsts)
-    return begins - np.repeat(firsts[:-1], np.diff(bounds)), ends - begins, bounds
-
-
-def _crossed(events, side, which: int, line: int, lines: int) -> np.ndarray:
-    """Return, in order and along the other axis, the pixels between the events where `side` is `which`."""
-    here = np.flatnonzero(side[:-1] == which)
-    owner, pixels = np.divmod(ranges(events[here], events[here + 1] - events[here]), (lines + 1) * line)
-    across, along = np.divmod(pixels, line)
-    keys = (owner * line + along) * lines + across
-    keys.sort(kind="stable")
-    return keys
-
-
-def _overpaint(flat: np.ndarray, starts, lengths, values, block_px: int = 2**15) -> None:
-    """Paint runs one after the other, later over earlier, in blocks that bound the memory."""
-    if not len(starts):
-        return
-    block, long = np.cumsum(lengths) // block_px, lengths > block_px
-    cuts = np.flatnonzero((block[1:] != block[:-1]) | long[1:] | long[:-1]) + 1
-    for a, b in zip([0, *cuts.tolist()], [*cuts.tolist(), len(starts)], strict=True):
-        if b - a == 1:
-            flat[starts[a] : starts[a] + lengths[a]] = values[a]
-        else:  # of repeated indices the last one stays
-            flat[ranges(starts[a:b], lengths[a:b])] = np.repeat(values[a:b], lengths[a:b])
-
-
-# ---- COCO counts ---------------------------------------------------------------------------------------------------
-def _coco_counts(starts, lengths, offsets, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the alternating zero and one counts of all objects, joined, and where each object's counts begin."""
-    runs = np.diff(offsets)
-    ends = starts + lengths
-    gaps = starts - np.r_[0, ends[:-1]]
-    first = offsets[:-1][runs > 0]
-    gaps[first] = starts[first]
-    last_end = np.zeros(len(runs), np.int64)
-    last_end[runs > 0] = ends[offsets[1:][runs > 0] - 1]
-    tail = size - last_end
-    has_tail = (tail > 0) | (runs == 0)
-    sizes = 2 * runs + has_tail
-    bounds = np.r_[0, np.cumsum(sizes)]
-    counts = np.empty(bounds[-1], np.int64)
-    position = np.repeat(bounds[:-1], runs) + 2 * (np.arange(len(starts)) - np.repeat(offsets[:-1], runs))
-    counts[position], counts[position + 1] = gaps, lengths
-    counts[bounds[1:][has_tail] - 1] = tail[has_tail]
-    return counts, bounds
-
-
-def _compress(counts: np.ndarray, bounds: np.ndarray) -> list[str]:
-    """Write counts as COCO's ASCII: differences to the count two before, five bits a character, low bits first."""
-    within = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
-    value = counts.copy()
-    later = np.flatnonzero(within > 2)
-    value[later] -= counts[later - 2]
-    digits = np.ones(len(value), np.int64)
-    for group in range(1, 13):  # a value needs another group while it does not fit 5 * group bits with sign
-        limit = 1 << (5 * group - 1)
-        more = (value >= limit) | (value < -limit)
-        if not more.any():
-            break
-        digits += more
-    place = ranges(np.zeros(len(value), np.int64), digits)
-    wide = np.repeat(value, digits)
-    letters = (wide >> (5 * place)) & 31
-    letters[place < np.repeat(digits, digits) - 1] |= 32
-    text = (letters + 48).astype(np.uint8).tobytes().decode("ascii")
-    cuts = np.r_[0, np.cumsum(digits)][bounds].tolist()
-    return [text[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-
-
-def _decompress(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read COCO's ASCII counts of many objects at once.
-
-    Returns
-    -------
-    counts : int64
-        All counts, joined; those of an ill-formed text mean nothing.
-    bounds : (N + 1,) int64
-        Where each object's counts begin.
-    bad : int64
-        Positions of the texts that are not well formed.
-    """
-    raws = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text) for text in texts]
-    bad = {position for position, raw in enumerate(raws) if not raw}
-    raws = [raw or b"0" for raw in raws]
-    stops = np.cumsum([len(raw) for raw in raws], dtype=np.int64)
-    letters = np.frombuffer(b"".join(raws), np.uint8).astype(np.int64) - 48
-    last = (letters & 32) == 0
-    wrong = (letters < 0) | (letters > 63)
-    wrong[stops - 1] |= ~last[stops - 1]
-    last[stops - 1] = True
-    ends = np.flatnonzero(last)
-    begins = np.r_[0, ends[:-1] + 1][: len(ends)]
-    digits = ends - begins + 1
-    wrong[ends] |= digits > 7  # more than 35 bits: no image is that large
-    digits = np.minimum(digits, 7)
-    place = np.arange(len(letters)) - np.repeat(begins, ends - begins + 1)
-    value = np.add.reduceat((letters & 31) << (5 * np.minimum(place, 7)), begins) if len(begins) else begins
-    value -= np.where(letters[ends] & 16, 1 << (5 * digits), 0)
-    bounds = np.r_[0, np.searchsorted(ends, stops)]
-    _sum_of_differences(value, bounds)
-    bad |= set(np.searchsorted(stops, np.flatnonzero(wrong), "right").tolist())
-    return value, bounds, np.array(sorted(bad), np.int64)
-
-
-def _sum_of_differences(value: np.ndarray, bounds: np.ndarray) -> None:
-    """Undo, in place, that from the third on each count is written as the difference to the one two before."""
-    within = np.arange(len(value)) - np.repeat(bounds[:-1], np.diff(bounds))
-    for which in ((within & 1) == 1, ((within & 1) == 0) & (within > 0)):
-        here = np.flatnonzero(which)
-        total = np.r_[0, np.cumsum(value[here])]
-        first = np.searchsorted(here, bounds)
-        value[here] = total[1:] - np.repeat(total[first[:-1]], np.diff(first))
-
-
-def _coco_runs(rles: Sequence[dict], shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """Return the checked counts of all COCO RLEs of one image, joined, and where each one's begin."""
-    total = shape[0] * shape[1]
-    texts, lists = [], {}
-    for position, rle in enumerate(rles):
-        counts = _counts_of(rle, shape, position)
-        if isinstance(counts, list):
-            lists[position] = np.array([min(max(x, -1), total + 1) for x in counts], np.int64)
-        texts.append("0" if isinstance(counts, list) else counts)
-    counts, bounds, bad = _decompress(texts)
-    if bad.size:
-        raise _no_run_lengths(int(bad[0]))
-    if lists:
-        parts = np.split(counts, bounds[1:-1])
-        parts = [lists.get(position, part) for position, part in enumerate(parts)]
-        counts, bounds = np.concatenate(parts), np.r_[0, np.cumsum([len(part) for part in parts])]
-    sums = np.r_[0, np.cumsum(counts)]
-    sums = sums[bounds[1:]] - sums[bounds[:-1]]
-    negative = np.searchsorted(bounds, np.flatnonzero(counts < 0), "right") - 1
-    wrong = np.union1d(np.flatnonzero(sums != total), negative)
-    if wrong.size:
-        raise UserError(
-            f"RLE {wrong[0] + 1} covers {sums[wrong[0]]} px, its image has {total}",
-            "counts are >= 0 and sum to height * width",
-        )
-    return counts, bounds
-
-
-def _counts_of(rle: dict, shape: Shape, position: int) -> list[int] | str | bytes:
-    """Return the counts of one COCO RLE as they are written, its form and size checked."""
-    where = f"RLE {position + 1}"
-    if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
-        raise UserError(f"{where} is no COCO RLE: it lacks 'size' or 'counts'", "write {'size': [H, W], 'counts': ...}")
-    size = rle["size"]
-    if not isinstance(size, (list, tuple)) or [_whole(x) for x in size] != list(shape):
-        raise UserError(f"{where} has size {str(size)[:60]}, its image is {list(shape)}", "size is [height, width]")
-    counts = rle["counts"]
-    if isinstance(counts, list) and all(_whole(x) is not None for x in counts) or isinstance(counts, (str, bytes)):
-        return counts
-    raise _no_run_lengths(position)
-
-
-def _no_run_lengths(position: int) -> UserError:
-    return UserError(
-        f"RLE {position + 1} has counts that are no run lengths", "counts is a list of integers or COCO's text"
-    )
-
-
-def _whole(value) -> int | None:
-    return int(value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else None
-
-
-# ---- Kaggle text ---------------------------------------------------------------------------------------------------
-def _checked_order(order: str) -> str:
-    if order not in ("row-major", "column-major"):
-        raise ValueError(f"order is 'row-major' (Sartorius) or 'column-major' (DSB2018), not {order!r}")
-    return order
-
-
-def _written(numbers: np.ndarray, bounds: np.ndarray) -> list[str]:
-    """Write positive numbers in decimal, separated by spaces: one text for each part ``bounds[i]:bounds[i + 1]``."""
-    width = len(str(int(numbers.max(initial=0))))
-    letters = np.full((len(numbers), width + 1), ord(" "), np.uint8)
-    used = np.ones(letters.shape, bool)
-    left = numbers.astype(np.uint32 if width < 10 else np.uint64)
-    for column in range(width - 1, -1, -1):  # from the last digit to the first
-        used[:, column] = left > 0
-        tens = left // 10
-        letters[:, column] = left - 10 * tens + ord("0")
-        left = tens
-    text = letters[used].tobytes().decode("ascii")
-    cuts = np.r_[0, np.cumsum(used.sum(axis=1))][bounds].tolist()
-    return [text[a : max(a, b - 1)] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-
-
-def _kaggle_pairs(text: str, size: int, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return 0-based starts and lengths of one checked Kaggle text; an empty text is an object of no pixel."""
-    words = str(text).split()
-    bad = next((word for word in words if not (word.isascii() and word.isdigit() and len(word) < 16)), None)
-    if bad is not None:
-        raise UserError(f"RLE {position + 1} holds {bad[:20]!r}", "an RLE is positive whole numbers: start length ...")
-    if len(words) % 2:
-        raise UserError(
-            f"RLE {position + 1} has {len(words)} numbers", "an RLE is pairs: start length start length ..."
-        )
-    numbers = np.array(words, np.int64).reshape(-1, 2)
-    starts, lengths = numbers[:, 0] - 1, numbers[:, 1]
-    ends = starts + lengths
-    if len(numbers) and (starts.min() < 0 or lengths.min() < 1 or ends.max() > size):
-        raise UserError(
-            f"RLE {position + 1} leaves its image of {size} px",
-            "starts are >= 1, lengths >= 1, start + length - 1 <= H * W",
-        )
-    if np.any(starts[1:] < ends[:-1]):
-        raise UserError(f"RLE {position + 1} has runs out of order or overlapping", "sort the runs by start")
-    return starts, lengths
 
 
 def pixel_boxes(edges: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray:

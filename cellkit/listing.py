@@ -34,7 +34,8 @@ from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse
 from cellkit.light import Light, Limits
 from cellkit.names import check_ids, image_id_of, plain, series_of, split_of_folders, stem_of
 from cellkit.open import inspect_file, open_file
-from cellkit.records import ImageRecord, name_groups, split_by_name, split_records
+from cellkit.records import ImageRecord
+from cellkit.splits import name_groups, split_by_name, split_records
 
 SPLIT_WORDS = {"train": "training image", "val": "validation image", "test": "test image"}
 MIXED = "mixed"

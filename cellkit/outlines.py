@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cellkit.errors import UserError
-from cellkit.instances import Instances, ranges
+from cellkit.instances import Instances
+from cellkit.runs import cut_at_rows, merge_adjacent, ranges
 
 FARTHEST_PX = 1e9
 MOST_CROSSINGS = 50_000_000  # of one outline with the rows of its image: 400 MB
@@ -66,7 +67,8 @@ def _corners(found: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     corners. To the right of an even corner lies a horizontal edge, its pixels below it (weight > 0) or above.
     """
     height, width = found.shape
-    begin, end, owner = _within_rows(found)
+    begin, end, run = cut_at_rows(found.starts, found.lengths, width)
+    owner = found.owner_of_run[run]
     row = begin // max(width, 1)
     x0, x1 = begin - row * width, end - row * width
     key = lambda y, x: (owner * (height + 1) + y) * (width + 1) + x  # noqa: E731
@@ -82,17 +84,6 @@ def _corners(found: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     line, x = np.divmod(keys, width + 1)
     owner, y = np.divmod(line, height + 1)
     return owner, x, y, weight
-
-
-def _within_rows(found: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return first pixel, end and owner of the runs, cut where they go on in the next row."""
-    width = max(found.shape[1], 1)
-    starts, ends = found.starts, found.starts + found.lengths
-    parts = (ends - 1) // width - starts // width + 1
-    nth = ranges(np.zeros(len(parts), np.int64), parts)
-    edge = (np.repeat(starts // width, parts) + nth) * width
-    begin, end = np.maximum(np.repeat(starts, parts), edge), np.minimum(np.repeat(ends, parts), edge + width)
-    return begin, end, np.repeat(found.owner_of_run, parts)
 
 
 def _vertical_partners(owner: np.ndarray, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -162,7 +153,7 @@ def fill(rings: Sequence[np.ndarray], shape: tuple[int, int]) -> tuple[np.ndarra
     line = begin // (width + 1)
     starts, lengths = begin - line, end - begin  # row * (width + 1) + column - row = row * width + column
     some = lengths > 0
-    return joined(starts[some], lengths[some])
+    return merge_adjacent(starts[some], lengths[some])
 
 
 def _edges(rings: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -175,14 +166,6 @@ def _edges(rings: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndar
         raise UserError("its outline has a point that is not finite or far away", "points are in px")
     b = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
     return a[:, 0], a[:, 1], b[:, 0], b[:, 1]
-
-
-def joined(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join runs where one ends exactly at the next one's start."""
-    if len(starts) < 2:
-        return starts, lengths
-    new = np.flatnonzero(np.r_[True, starts[1:] != starts[:-1] + lengths[:-1]])
-    return starts[new], np.add.reduceat(lengths, new)
 
 
 # ---- polygons ------------------------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def _check_disk(outlook: Outlook) -> None:
 def _list(outlook: Outlook) -> None:
     """List the images of the source; of drawn ones, blank files of the same names."""
     from cellkit.sources import list_images
-    from cellkit.synthetic import write_blank_fields
+    from cellkit.synthetic_files import write_blank_fields
 
     cfg = outlook.cfg.convert
     if cfg.source == "drawn":

@@ -8,6 +8,7 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.runs import cut_at_rows
 
 
 def resized_shape(shape: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -64,7 +65,8 @@ def resize_instances(instances: Instances, scale: float) -> Instances:
     if (new_height, new_width) == instances.shape:
         return instances
     rows, columns = _grid(height, new_height), _grid(width, new_width)
-    starts, ends, owner = _runs_within_rows(instances)
+    starts, ends, run = cut_at_rows(instances.starts, instances.lengths, width)
+    owner = instances.owner_of_run[run]
     row = starts // width
     first, last = np.searchsorted(rows, row, "left"), np.searchsorted(rows, row, "right")
     left, right = np.searchsorted(columns, starts - row * width), np.searchsorted(columns, ends - row * width)
@@ -81,17 +83,6 @@ def resize_instances(instances: Instances, scale: float) -> Instances:
         (new_height, new_width), begin[new], length, offsets, instances.class_ids, instances.scores
     )
     return replace(resized[np.diff(offsets) > 0], boxes_only=instances.boxes_only)
-
-
-def _runs_within_rows(instances: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return start, end and owner of the runs, cut where they go on in the next row."""
-    width = instances.shape[1]
-    starts, ends = instances.starts, instances.starts + instances.lengths
-    parts = (ends - 1) // width - starts // width + 1
-    which = np.repeat(np.arange(len(starts)), parts)
-    nth = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
-    edge = (starts[which] // width + nth) * width
-    return np.maximum(starts[which], edge), np.minimum(ends[which], edge + width), instances.owner_of_run[which]
 
 
 def fit_to(found: Instances, shape: tuple[int, int]) -> Instances:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellkit.errors import UserError
-from cellkit.instances import Instances, ranges, refuse_boxes
+from cellkit.instances import Instances, refuse_boxes
+from cellkit.runs import ranges
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

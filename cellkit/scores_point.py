@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cellkit.errors import UserError
-from cellkit.instances import Instances, ranges
+from cellkit.instances import Instances
+from cellkit.runs import ranges
 from cellkit.scores_iou import shared_pixels, sorted_runs
 from cellkit.scores_matching import ScoredImages, json_number, ranked, ratio
 

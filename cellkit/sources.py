@@ -44,8 +44,9 @@ from cellkit.loop import map_items
 from cellkit.modules import load, load_all, optional
 from cellkit.names import check_ids
 from cellkit.png import png_parts, put
-from cellkit.records import ImageRecord, torn_groups
+from cellkit.records import ImageRecord
 from cellkit.resize import resize_image, resize_instances, resized_shape
+from cellkit.splits import torn_groups
 from cellkit.tables import write_table
 
 
@@ -480,7 +481,7 @@ def locate_source(config, stage) -> Path:
         There is no data folder, or nothing at `config.path` in it, or the run folder lies in it.
     """
     from cellkit.config_places import data_path
-    from cellkit.synthetic import write_fields
+    from cellkit.synthetic_files import write_fields
 
     if config.source == "drawn":
         folder = stage.path("microscope")

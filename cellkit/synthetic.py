@@ -12,100 +12,18 @@ neurites, and have bright chromocentres in DAPI.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
 from cellkit.errors import UserError, nearest
-from cellkit.files import atomic_path, write_text
+from cellkit.synthetic_style import LINES, CellLine, FieldStyle
 
 DEFECTS = ("", "out_of_focus", "debris", "saturated", "empty")
 CHANNELS = ("DAPI", "GFP")
-MAX_COUNT = 65535
 DEBRIS_SIZES = (0.5, 1.3)
 MIN_AREA_PX = 8
-
-
-@dataclass(frozen=True)
-class CellLine:
-    """How one cell line looks. Lengths are fractions of the mean cell diameter unless the name says otherwise."""
-
-    sociable: float  # chance that a new cell settles beside one of its own line
-    pitch: float  # distance between the centres of two cells that settled side by side
-    closest: float  # no two centres come nearer than this
-    spread: float  # outline radius times two, before neighbours cut it back
-    size_sigma: float  # log-normal spread of cell sizes
-    corners: tuple[int, int]  # fewest and most flat sides; (0, 0) = round
-    stretch: tuple[float, float]  # long over short axis, from and to
-    neurites: float  # mean number of processes per cell
-    dome: float  # depth at which the cell is at full height, over its radius: flat cells 0.4, round ones 1
-    light: float  # cytoplasm brightness relative to the other lines
-    nucleus: float  # nucleus radius over cell radius
-    nucleus_light: float  # DAPI brightness relative to the other lines
-    spots: tuple[int, int]  # fewest and most nucleoli or chromocentres
-    spot_light: float  # what a spot adds (negative: a dark nucleolus)
-    spot_size: float  # spot sigma over nucleus radius
-
-
-LINES = {
-    "HEK": CellLine(0.93, 0.92, 0.74, 1.24, 0.12, (5, 7), (1.0, 1.6), 0.0, 0.4, 0.9, 0.56, 1.1, (2, 4), -0.4, 0.16),
-    "N2a": CellLine(0.4, 1.0, 0.8, 0.94, 0.15, (0, 0), (1.0, 1.3), 1.9, 0.85, 1.2, 0.64, 0.8, (5, 10), 1.1, 0.10),
-}
-
-
-@dataclass(frozen=True)
-class FieldStyle:
-    """Size, crowding and optics of one field of view.
-
-    Attributes
-    ----------
-    size_px : (int, int)
-        Height and width.
-    diameter_px : float
-        Mean diameter of a whole cell.
-    density : float
-        Cells per field, as the sum of mean cell areas over the field's area (0.5 is crowded, 1 confluent).
-    tiny_fraction : float
-        Share of cells drawn at under half size.
-    photons : float
-        Photons expected from the body of an ordinary cell; fewer means more shot noise.
-    brightness_sigma : float
-        Log-normal spread of cell brightness (expression differs from cell to cell).
-    texture, edge_light, nuclear_light : float
-        Cytoplasm: strength of its clouds; brightening of the rim (a membrane or actin stain); light over the nucleus
-        relative to around it (0.3 = the nucleus is a hole, 1.2 = the stain gathers there).
-    background, haze : float
-        Light everywhere, in photons; share of the light that spreads far (wide-field microscopes).
-    blur_px : float
-        Sigma of the point spread in the focus plane.
-    illumination : float
-        Light lost towards the corners, as a share of the light in the middle.
-    offset, gain, read_noise : float
-        Camera: counts at darkness, counts per photon, and the sigma of its own noise in counts.
-    um_per_px : float
-        Pixel size written into files.
-    """
-
-    size_px: tuple[int, int] = (256, 256)
-    diameter_px: float = 34.0
-    density: float = 0.45
-    tiny_fraction: float = 0.05
-    photons: float = 160.0
-    brightness_sigma: float = 0.28
-    texture: float = 0.22
-    edge_light: float = 0.2
-    nuclear_light: float = 0.75
-    background: float = 6.0
-    haze: float = 0.12
-    blur_px: float = 1.1
-    illumination: float = 0.25
-    offset: float = 400.0
-    gain: float = 45.0
-    read_noise: float = 60.0
-    um_per_px: float = 0.45
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,44 +53,6 @@ class Field:
     defect: str = ""
 
 
-def random_style(rng: np.random.Generator, size_px: tuple[int, int] = (256, 256)) -> FieldStyle:
-    """Draw a style at random, broad enough to train a network that has to meet unknown microscopes.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Advanced by a fixed number of draws.
-    size_px : (int, int)
-        Height and width of the field.
-
-    Examples
-    --------
-    >>> style = random_style(np.random.default_rng(0), (128, 160))
-    >>> style.size_px, 18 <= style.diameter_px <= 45
-    ((128, 160), True)
-    """
-    photons = float(np.exp(rng.uniform(np.log(12.0), np.log(600.0))))
-    return FieldStyle(
-        size_px=size_px,
-        diameter_px=float(rng.uniform(18.0, 45.0)),
-        density=float(rng.uniform(0.12, 0.95)),
-        tiny_fraction=float(rng.uniform(0.0, 0.12)),
-        photons=photons,
-        brightness_sigma=float(rng.uniform(0.1, 0.55)),
-        texture=float(rng.uniform(0.05, 0.4)),
-        edge_light=float(rng.uniform(-0.1, 0.9)),
-        nuclear_light=float(rng.uniform(0.3, 1.25)),
-        background=photons * float(rng.uniform(0.01, 0.2)),
-        haze=float(rng.uniform(0.0, 0.3)),
-        blur_px=float(rng.uniform(0.5, 2.4)),
-        illumination=float(rng.uniform(0.0, 0.5)),
-        offset=float(rng.uniform(0.0, 1500.0)),
-        gain=6000.0 / photons,
-        read_noise=float(rng.uniform(10.0, 250.0)),
-        um_per_px=0.45,
-    )
-
-
 def draw_field(lines: Sequence[str], style: FieldStyle, seed: int | Sequence[int], defect: str = "") -> Field:
     """Draw one field of view of one or more cell lines, without blur or noise, with its truth.
 
@@ -198,7 +78,7 @@ def draw_field(lines: Sequence[str], style: FieldStyle, seed: int | Sequence[int
     UserError
         Unknown line or defect; a field without pixels, or cells under 8 px across.
     """
-    _check_names(lines, defect)
+    check_names(lines, defect)
     if min(style.size_px) < 1 or style.diameter_px < 8:
         came = f"size_px is {style.size_px}, diameter_px {style.diameter_px:g}"
         raise UserError(f"{came}; wanted sizes >= 1 and cells >= 8 px", "draw larger cells, or a larger field")
@@ -229,186 +109,10 @@ def draw_field(lines: Sequence[str], style: FieldStyle, seed: int | Sequence[int
     )
 
 
-def expose(field: Field, style: FieldStyle, seed: int | Sequence[int]) -> np.ndarray:
-    """Take one picture of a field: blur, uneven light, background, shot noise, camera.
-
-    Parameters
-    ----------
-    field : Field
-        What is there; its defect out_of_focus blurs by a fifth of a cell diameter, saturated overexposes.
-    style : FieldStyle
-        Optics and camera.
-    seed : int or sequence of int
-        Seed of light and noise.
-
-    Returns
-    -------
-    (2, H, W) uint16
-        Nuclei, cytoplasm.
-    """
-    return expose_stack(field, style, 1, seed)[0]
-
-
-def expose_stack(field: Field, style: FieldStyle, planes: int, seed: int | Sequence[int]) -> np.ndarray:
-    """Take a z-stack of a field: the middle plane is sharp, the others are blurred and dimmer the further they are.
-
-    Parameters
-    ----------
-    field : Field
-        What is there.
-    style : FieldStyle
-        Optics and camera.
-    planes : int
-        Number of planes; plane `planes // 2` is in focus.
-    seed : int or sequence of int
-        Seed of light and noise.
-
-    Returns
-    -------
-    (Z, 2, H, W) uint16
-        Per plane: nuclei, cytoplasm.
-
-    Raises
-    ------
-    UserError
-        Fewer than one plane.
-    """
-    if planes < 1:
-        raise UserError(f"planes is {planes}, wanted 1 or more", "ask for at least one plane")
-    rng = np.random.default_rng(seed)
-    light = _uneven_light(rng, field.labels.shape, style.illumination)
-    lost_px = style.diameter_px / 5 if field.defect == "out_of_focus" else 0.0
-    boost = 30.0 if field.defect == "saturated" else 1.0
-    stack = np.empty((planes, 2, *field.labels.shape), dtype=np.uint16)
-    for plane in range(planes):
-        away = abs(plane - planes // 2)
-        blur_px = float(np.hypot(style.blur_px, away * 0.07 * style.diameter_px + lost_px))
-        for channel, sent in enumerate((field.nuclei, field.cytoplasm)):
-            seen = _blur(sent, blur_px, style) * light * (boost / (1.0 + 0.2 * away)) + style.background
-            stack[plane, channel] = _camera(rng, seen, style)
-    return stack
-
-
-@dataclass(frozen=True)
-class FieldFile:
-    """One written microscope file: paths relative to the folder, what it shows, how many cells, which seed."""
-
-    path: str
-    truth: str
-    line: str
-    defect: str
-    cells: int
-    seed: tuple[int, ...]
-
-
-def write_fields(
-    folder: str | Path,
-    *,
-    lines: Sequence[str] = ("HEK", "N2a"),
-    images_per_line: int = 8,
-    mixed_images: int = 4,
-    size_px: int = 256,
-    planes: int = 3,
-    diameter_px: float = 34.0,
-    defect_images_per_line: int = 1,
-    empty_images: int = 0,
-    seed: int = 0,
-) -> list[FieldFile]:
-    """Write drawn fields as 16-bit OME-TIFF z-stacks (ZCYX; channels DAPI, GFP), with their truth beside them.
-
-    `<folder>/HEK/HEK_01.ome.tif`, ..., `<folder>/mixed/mixed_01.ome.tif`; truth in `<folder>/truth/HEK/HEK_01.tif`
-    (label images) and `<folder>/truth/classes.csv` (file, label, class). The same arguments give the same bytes.
-
-    Parameters
-    ----------
-    folder : path
-        Made when missing.
-    lines : sequence of str
-        Names out of `LINES`, one subfolder each.
-    images_per_line, mixed_images : int
-        Sound images per line, and images of all lines together.
-    size_px, planes : int
-        Height = width, and z planes of every image.
-    diameter_px : float
-        Mean cell diameter.
-    defect_images_per_line : int
-        Out-of-focus frames, and as many debris frames, added at the end of each line.
-    empty_images : int
-        Frames without a cell, added at the end of the mixed images (of the last line when there are none).
-    seed : int
-        Each image has its own stream, so adding images leaves the others as they were.
-
-    Returns
-    -------
-    list of FieldFile
-        In the order written.
-
-    Raises
-    ------
-    UserError
-        Unknown line, or mixed images of fewer than two lines.
-    """
-    folder = Path(folder)
-    _check_lines(lines, mixed_images)
-    style = FieldStyle(size_px=(size_px, size_px), diameter_px=diameter_px)
-    written, rows = [], ["file,label,class"]
-    for group, (name, mixed, defects) in enumerate(
-        _plan(lines, images_per_line, mixed_images, defect_images_per_line, empty_images)
-    ):
-        for number, defect in enumerate(defects, start=1):
-            stream = (seed, group, number)
-            field, stack = _one_image(mixed, style, stream, defect, planes)
-            path, truth = f"{name}/{name}_{number:02d}.ome.tif", f"truth/{name}/{name}_{number:02d}.tif"
-            _write_ome_tiff(folder / path, stack, style.um_per_px)
-            _write_truth(folder / truth, field.labels)
-            rows += [f"{path},{label},{line}" for label, line in enumerate(field.class_names, start=1)]
-            written.append(FieldFile(path, truth, name, defect, len(field.class_names), stream))
-    write_text(folder / "truth" / "classes.csv", "\n".join(rows) + "\n")
-    return written
-
-
-def write_blank_fields(folder: str | Path, lines: Sequence[str], config, size_px: int = 64) -> None:
-    """Write what `write_fields` would, small and blank: the same files, names, axes and channels, to look ahead.
-
-    The labels have one cell of each line, a band across the field.
-
-    Parameters
-    ----------
-    config : DrawnConfig
-        ``convert.drawn``.
-    """
-    from cellkit.labels import write_labels
-
-    folder = Path(folder)
-    _check_lines(lines, config.mixed_images)
-    counts = (config.images_per_line, config.mixed_images, config.defect_images_per_line, config.empty_images)
-    rows = ["file,label,class"]
-    bands = np.arange(size_px) * len(lines) // size_px + 1
-    cells = np.repeat(bands.astype(np.uint16)[:, None], size_px, axis=1)  # those of the rows below
-    image, truth = folder / ".blank.ome.tif", folder / ".blank.tif"
-    _write_ome_tiff(image, np.zeros((config.planes, 2, size_px, size_px), np.uint16), 1.0)
-    write_labels(truth, cells)
-    for name, mixed, defects in _plan(lines, *counts):
-        for number in range(1, len(defects) + 1):
-            path = f"{name}/{name}_{number:02d}.ome.tif"
-            for first, own in ((image, folder / path), (truth, folder / f"truth/{name}/{name}_{number:02d}.tif")):
-                own.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(first, own)
-            rows += [f"{path},{label},{line}" for label, line in enumerate(mixed, start=1)]
-    write_text(folder / "truth" / "classes.csv", "\n".join(rows) + "\n")
-
-
-def _check_lines(lines: Sequence[str], mixed_images: int) -> None:
-    _check_names(lines, "")
-    if mixed_images and len(lines) < 2:
-        raise UserError(f"{mixed_images} mixed images of one line ({lines[0]}), wanted two lines or more",
-                        "name a second line, or set mixed_images to 0")  # fmt: skip
-
-
 # ---- where cells sit -------------------------------------------------------------------------------------------------
 
 
-def _check_names(lines: Sequence[str], defect: str) -> None:
+def check_names(lines: Sequence[str], defect: str) -> None:
     """Raise UserError for an unknown line or defect, or for no line at all."""
     if isinstance(lines, str) or not lines:
         raise UserError(f"lines is {lines!r}, wanted a sequence of names", f"choose from {', '.join(LINES)}")
@@ -681,87 +385,3 @@ def _draw_debris(rng, style: FieldStyle) -> np.ndarray:
         fibre = np.exp(-0.5 * (across / (0.05 * d)) ** 2) * (np.abs(along) < rng.uniform(1.5, 5) * d)
         dirt += rng.uniform(3, 7) * fibre
     return gaussian_filter(dirt, 0.05 * d)
-
-
-# ---- what the camera makes of it -------------------------------------------------------------------------------------
-
-
-def _uneven_light(rng, shape, strength: float) -> np.ndarray:
-    """Return the lamp's field (H, W), at most 1, `strength` lower in the corner farthest from its middle."""
-    middle = rng.uniform(0.3, 0.7, 2)
-    y, x = np.linspace(0, 1, shape[0])[:, None] - middle[0], np.linspace(0, 1, shape[1])[None] - middle[1]
-    fall = y * y + x * x
-    return (1 - strength * fall / fall.max()).astype(np.float32)
-
-
-def _blur(sent: np.ndarray, sigma_px: float, style: FieldStyle) -> np.ndarray:
-    """Spread light by the point spread, and a share of it (haze) a third of a cell diameter further."""
-    from scipy.ndimage import gaussian_filter
-
-    sharp = gaussian_filter(sent, sigma_px, mode="reflect", truncate=3.0)
-    if not style.haze:
-        return sharp
-    return (1 - style.haze) * sharp + style.haze * gaussian_filter(sharp, 0.3 * style.diameter_px, truncate=2.5)
-
-
-def _camera(rng, seen: np.ndarray, style: FieldStyle) -> np.ndarray:
-    """Return counts (uint16) for expected photons: shot noise, gain, offset, read noise, clipped at full scale."""
-    counts = style.gain * rng.poisson(np.maximum(seen, 0)) + style.offset
-    counts = counts + style.read_noise * rng.standard_normal(seen.shape, dtype=np.float32)
-    return np.clip(np.rint(counts), 0, MAX_COUNT).astype(np.uint16)
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def _plan(lines, images_per_line: int, mixed_images: int, defect_images: int, empty_images: int):
-    """Return per subfolder: (name, lines in it, defect of each image)."""
-    plan = [(line, (line,), [""] * images_per_line) for line in lines]
-    for _, _, defects in plan:
-        defects += ["out_of_focus"] * defect_images + ["debris"] * defect_images
-    if mixed_images:
-        plan.append(("mixed", tuple(lines), [""] * mixed_images))
-    plan[-1][2].extend(["empty"] * empty_images)
-    return plan
-
-
-def _one_image(lines, style: FieldStyle, stream: tuple[int, ...], defect: str, planes: int):
-    """Return (field, stack) of one file; brightness, crowding and light vary a little from image to image."""
-    vary = np.random.default_rng((*stream, 0))
-    own = replace(
-        style,
-        density=style.density * float(vary.uniform(0.75, 1.3)),
-        photons=style.photons * float(vary.uniform(0.7, 1.3)),
-        blur_px=style.blur_px * float(vary.uniform(0.85, 1.3)),
-        illumination=style.illumination * float(vary.uniform(0.3, 1.3)),
-    )
-    field = draw_field(lines, own, (*stream, 1), defect)
-    return field, expose_stack(field, own, planes, (*stream, 2))
-
-
-def _write_ome_tiff(path: Path, stack: np.ndarray, um_per_px: float) -> None:
-    """Write a (Z, C, Y, X) uint16 stack as OME-TIFF; no date and no random identifier, so bytes repeat."""
-    import tifffile
-
-    metadata = {
-        "axes": "ZCYX",
-        "Channel": {"Name": list(CHANNELS)},
-        "PhysicalSizeX": um_per_px,
-        "PhysicalSizeXUnit": "µm",
-        "PhysicalSizeY": um_per_px,
-        "PhysicalSizeYUnit": "µm",
-        "Name": path.name.removesuffix(".ome.tif"),
-        "Description": "drawn cells, not a measurement",
-        "Creator": "cellkit",
-        "UUID": "00000000-0000-0000-0000-000000000000",
-    }
-    with atomic_path(path) as temporary:
-        tifffile.imwrite(temporary, stack, ome=True, photometric="minisblack", software="cellkit", metadata=metadata)
-
-
-def _write_truth(path: Path, labels: np.ndarray) -> None:
-    """Write a label image with the package's own writer."""
-    from cellkit.labels import write_labels
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_labels(path, labels)

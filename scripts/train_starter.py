@@ -16,12 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit import synthetic, weights
+from cellkit import weights
 from cellkit.backends import cellpose_unet as unet
 from cellkit.backends.shared.diameter import diameter_of
 from cellkit.backends.shared.flows import prepare
 from cellkit.instances import Instances
 from cellkit.loop import progress
+from cellkit.synthetic import draw_field
+from cellkit.synthetic_camera import expose
+from cellkit.synthetic_style import random_style
 from cellkit.training import Plan, fit
 
 CROP_PX, BATCH, SEED = 160, 8, 0
@@ -51,10 +54,10 @@ def drawn(count: int, seed: int) -> list[tuple[np.ndarray, Instances]]:
     pairs = []
     for index in progress(range(count), "draw cells"):
         rng = np.random.default_rng([seed, index])
-        style = synthetic.random_style(rng, (256, 256))
+        style = random_style(rng, (256, 256))
         lines = (("HEK",), ("N2a",), ("HEK", "N2a"))[index % 3]
-        field = synthetic.draw_field(lines, style, [seed, index])
-        nuclei, cytoplasm = (eight_bit(plane) for plane in synthetic.expose(field, style, [seed, index, 1]))
+        field = draw_field(lines, style, [seed, index])
+        nuclei, cytoplasm = (eight_bit(plane) for plane in expose(field, style, [seed, index, 1]))
         labels, kind = field.labels, index % 5
         if kind == 3:
             nuclei = np.zeros_like(nuclei)

@@ -39,19 +39,21 @@ def eight_bit(plane: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """Six drawn images of two lines, (128, 128, 3) uint8, with truth and classes: three train, two val, one test."""
-    from cellkit import synthetic
     from cellkit.dataset import CellDataset
     from cellkit.instances import Instances
     from cellkit.png import write_png
     from cellkit.records import ImageRecord
+    from cellkit.synthetic import draw_field
+    from cellkit.synthetic_camera import expose
+    from cellkit.synthetic_style import FieldStyle
 
     root = tmp_path_factory.mktemp("drawn")
     records, instances = [], []
-    style = synthetic.FieldStyle(size_px=(128, 128), diameter_px=30.0)
+    style = FieldStyle(size_px=(128, 128), diameter_px=30.0)
     for k, split in enumerate(("train", "train", "train", "val", "val", "test")):
         line = ("HEK", "N2a")[k % 2]
-        field = synthetic.draw_field((line,), style, [7, k])
-        nuclei, cytoplasm = (eight_bit(plane) for plane in synthetic.expose(field, style, [7, k, 1]))
+        field = draw_field((line,), style, [7, k])
+        nuclei, cytoplasm = (eight_bit(plane) for plane in expose(field, style, [7, k, 1]))
         write_png(root / f"images/{k}.png", np.stack([np.zeros_like(nuclei), cytoplasm, nuclei], axis=-1))
         found = Instances.from_labels(field.labels)
         instances.append(found[found.areas_px >= 15].with_classes(k % 2 + 1))

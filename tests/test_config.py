@@ -378,7 +378,7 @@ def test_relative_paths_of_a_notebook_opened_by_hand_count_from_the_checkout(tmp
 def test_the_config_of_the_drawn_example_fits_the_function_that_draws():
     import inspect
 
-    from cellkit.synthetic import write_fields
+    from cellkit.synthetic_files import write_fields
 
     assert set(dict(ConvertConfig().drawn)) <= set(inspect.signature(write_fields).parameters)
 

@@ -10,22 +10,20 @@ from cellkit.coco import write_results
 from cellkit.dataset import NO_ACCURACY, CellDataset
 from cellkit.errors import UserError
 from cellkit.evaluation import (
-    Original,
     class_model,
     classes_found,
     count_lines,
     decide,
     found_in,
-    handed_in,
     judged,
     of_images,
     predictions_of,
     score_judged,
     score_models,
-    submit_best,
     summarise,
     unjudged,
 )
+from cellkit.evaluation_submission import Original, handed_in, submit_best
 from cellkit.instances import Instances
 from cellkit.records import ImageRecord
 from cellkit.scores_comparison import paired_bootstrap

@@ -26,6 +26,7 @@ from cellkit.download import Patience
 from cellkit.errors import UserError
 from cellkit.fetch import fetch, fetched_weights, list_entries
 from cellkit.files import read_json
+from cellkit.kaggle import authorization_for, kaggle_user
 from cellkit.registry import REGISTRY, Entry, RemoteFile
 from cellkit.weights import find_weights, load_tensors, read_card, weights_names
 
@@ -530,12 +531,12 @@ class TestKaggle:
         (kaggle / "kaggle.json").write_text(json.dumps({"username": "me", "key": "old"}))
         (kaggle / "access_token").write_text(f"{SECRET}\n")
         address = f"https:/{KAGGLE_PATH}"
-        assert module._authorization(module.find_entry("sartorius"), address) == f"Bearer {SECRET}"
+        assert authorization_for(module.find_entry("sartorius"), address) == f"Bearer {SECRET}"
         monkeypatch.setenv("KAGGLE_API_TOKEN", "other")
-        assert module.kaggle_user() == ("", "other")
+        assert kaggle_user() == ("", "other")
         monkeypatch.setenv("KAGGLE_API_TOKEN", f"{SECRET}\r\nHost: elsewhere")
         with pytest.raises(UserError, match="KAGGLE_API_TOKEN is no Kaggle token") as caught:
-            module.kaggle_user()
+            kaggle_user()
         assert SECRET not in str(caught.value)
 
     @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from cellkit.errors import UserError
-from cellkit.instances import Instances, ranges
+from cellkit.instances import Instances
+from cellkit.runs import ranges
 
 ORDERS = ("row-major", "column-major")
 SIDES = st.integers(1, 9)

@@ -199,7 +199,7 @@ def test_both_classes_are_found(run_dir):
 
 
 def test_submission_is_what_the_competition_takes(run_dir):
-    from cellkit.evaluation import handed_in
+    from cellkit.evaluation_submission import handed_in
     from cellkit.records import read_records, select
     from cellkit.submission import check_submission, read_submission
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
-from cellkit.evaluation import handed_in
+from cellkit.evaluation_submission import handed_in
 from cellkit.inspection import inspect_folder
 from cellkit.modules import load
 from cellkit.source_bbbc039 import regions_of_colours

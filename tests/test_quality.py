@@ -26,7 +26,9 @@ from cellkit.flags import (
 from cellkit.light import to_8bit
 from cellkit.quality import measure
 from cellkit.records import ImageRecord, is_scored
-from cellkit.synthetic import FieldStyle, draw_field, expose_stack, random_style
+from cellkit.synthetic import draw_field
+from cellkit.synthetic_camera import expose_stack
+from cellkit.synthetic_style import FieldStyle, random_style
 
 
 def frame(lines, defect, seed, style=None, planes=3, **changes):

@@ -13,19 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellkit.errors import UserError
-from cellkit.records import (
-    SPLITS,
-    ImageRecord,
-    check_groups,
-    hold_out,
-    k_folds,
-    name_groups,
-    place_of,
-    read_records,
-    select,
-    split_records,
-    write_records,
-)
+from cellkit.records import SPLITS, ImageRecord, read_records, select, write_records
+from cellkit.splits import check_groups, hold_out, k_folds, name_groups, place_of, split_records
 from cellkit.tables import as_cell, from_cell, write_frame
 
 HEADER = "image_id,path,height_px,width_px,channels,cell_type,group,split,um_per_px,flags,source"

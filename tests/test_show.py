@@ -179,7 +179,7 @@ def test_verdicts_follow_the_threshold_strictly():
 def test_conversion_shows_the_file_and_the_picture(tmp_path):
     from cellkit.config_reading import load_config
     from cellkit.sources import gather
-    from cellkit.synthetic import write_fields
+    from cellkit.synthetic_files import write_fields
 
     cfg = load_config(Path(__file__).parent.parent / "configs" / "demo.yaml").convert
     write_fields(

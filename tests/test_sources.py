@@ -13,7 +13,7 @@ from cellkit.config import ChannelsConfig, Config, ConvertConfig
 from cellkit.conversion import Conversion
 from cellkit.convert import convert_file
 from cellkit.errors import UserError
-from cellkit.evaluation import handed_in
+from cellkit.evaluation_submission import handed_in
 from cellkit.flags import set_aside
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
@@ -21,7 +21,10 @@ from cellkit.modules import load, names_of
 from cellkit.records import is_scored
 from cellkit.resize import resize_labels
 from cellkit.sources import classes_of, detect_kind, gather, locate_source
-from cellkit.synthetic import FieldStyle, draw_field, expose, write_fields
+from cellkit.synthetic import draw_field
+from cellkit.synthetic_camera import expose
+from cellkit.synthetic_files import write_fields
+from cellkit.synthetic_style import FieldStyle
 from cellkit.tables import write_table
 
 RNG = np.random.default_rng(0)

@@ -15,16 +15,10 @@ from hypothesis import strategies as st
 from cellkit.errors import UserError
 from cellkit.files import sha256_file, sha256_tree
 from cellkit.labels import check_labels, read_labels
-from cellkit.synthetic import (
-    DEFECTS,
-    LINES,
-    FieldStyle,
-    draw_field,
-    expose,
-    expose_stack,
-    random_style,
-    write_fields,
-)
+from cellkit.synthetic import DEFECTS, draw_field
+from cellkit.synthetic_camera import expose, expose_stack
+from cellkit.synthetic_files import write_fields
+from cellkit.synthetic_style import LINES, FieldStyle, random_style
 
 BOTH = ("HEK", "N2a")
 
@@ -357,7 +351,7 @@ def test_two_writes_give_the_same_bytes(written):
 
 def test_bytes_repeat_in_another_process_with_other_threads(written):
     folder, arguments, files = written
-    code = f"from cellkit.synthetic import write_fields; write_fields({str(folder / 'three')!r}, **{arguments!r})"
+    code = f"from cellkit.synthetic_files import write_fields; write_fields({str(folder / 'three')!r}, **{arguments!r})"
     environment = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONHASHSEED": "5", "TZ": "Asia/Tokyo"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert sha256_tree(folder / "one") == sha256_tree(folder / "three")
