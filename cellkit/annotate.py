@@ -225,12 +225,15 @@ def write_chosen(
         Names of the cells' classes; without them no cell has one.
     """
     from cellkit.labels import write_labels
+    from cellkit.stamps import stamp_of
     from cellkit.tables import write_table
 
     cells = [item.instances.with_scores(1.0) for item in chosen]
     named = [bool(classes) and item.made_by == "truth" for item in chosen]
     cells = [found if known else found.with_classes(0) for found, known in zip(cells, named, strict=True)]
-    files = [write_labels(Path(folder) / f"{item.image_id}.tif", item.labels) for item in chosen]
+    stamps = [stamp_of(item.labels, proposed=True) if item.made_by == "proposed" else None for item in chosen]
+    places = [Path(folder) / f"{item.image_id}.tif" for item in chosen]
+    files = [write_labels(path, item.labels, stamp) for path, item, stamp in zip(places, chosen, stamps, strict=True)]
     write_chosen_cells(Path(folder), files, cells, [item.made_by for item in chosen], images, classes)
     rows = [
         {"image_id": item.image_id, "made_by": item.made_by, "cells": len(own)}

@@ -325,7 +325,7 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
     that into it and nobody changed it; refuse those of another size."""
     from cellkit.exchange import read_rois, read_seg, rois_made_by, written_here
     from cellkit.labels import read_labels
-    from cellkit.stamps import as_written
+    from cellkit.stamps import as_written, is_stamped_proposal
 
     shape = record.height_px, record.width_px
     saved, maker = kind in ("seg", "roi") and not written_here(path), ""
@@ -339,6 +339,7 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
     else:
         labels = read_labels(path)
         cells = Instances.from_labels(labels)
+        maker = "proposed" if is_stamped_proposal(path, labels) else ""
     if cells.shape != shape:
         raise UserError(f"{path.name} is {cells.shape}, {record.path} is {shape} px", "label this very image")
     return cells.with_classes(0).with_scores(1.0), labels, saved, maker

@@ -13,12 +13,14 @@ from cellkit.errors import UserError
 MARK = "cellkit labels "
 
 
-def stamp_of(labels: np.ndarray) -> str:
+def stamp_of(labels: np.ndarray, proposed: bool = False) -> str:
     """Return what is written into the file of a label image: a hash of its shape and ids.
 
     Parameters
     ----------
     labels : (H, W) int
+    proposed : bool
+        The stamp says that a model proposed them.
 
     Examples
     --------
@@ -26,13 +28,24 @@ def stamp_of(labels: np.ndarray) -> str:
     True
     """
     ids = np.ascontiguousarray(labels, np.int32)
-    return f"{MARK}{hashlib.sha256(f'{ids.shape}'.encode() + ids.tobytes()).hexdigest()[:32]}"
+    said = " proposed" if proposed else ""
+    return f"{MARK}{hashlib.sha256(f'{ids.shape}'.encode() + ids.tobytes()).hexdigest()[:32]}{said}"
+
+
+def is_stamped_proposal(path: Path, labels: np.ndarray) -> bool:
+    """Tell whether a label TIFF that holds these ids is a model's proposal as `annotate.write_chosen` left it."""
+    import tifffile
+
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    with tifffile.TiffFile(path) as file:
+        return str(file.pages[0].software) == stamp_of(labels, proposed=True)
 
 
 def as_written(path: str | Path) -> bool:
     """Tell whether a label TIFF, a label PNG or a ``_seg.npy`` file carries the stamp of the cells it holds."""
     stamp, labels = _stamp_and_labels(Path(path))
-    return stamp == stamp_of(labels)
+    return stamp in (stamp_of(labels), stamp_of(labels, proposed=True))
 
 
 def refuse_changed(path: str | Path, labels: np.ndarray | None = None) -> None:
@@ -51,7 +64,9 @@ def refuse_changed(path: str | Path, labels: np.ndarray | None = None) -> None:
     if not os.path.lexists(path):
         return
     stamp, found = _stamp_and_labels(Path(path))
-    if stamp == stamp_of(found) or (labels is not None and np.array_equal(found, labels)):
+    if stamp in (stamp_of(found), stamp_of(found, proposed=True)) or (
+        labels is not None and np.array_equal(found, labels)
+    ):
         return
     why = (
         "was changed since cellkit wrote it"

@@ -212,6 +212,20 @@ def test_what_was_not_changed_in_a_copied_label_folder_is_taken_whole(images, pr
     assert [item.instances == both for item in again] == [True, False, True]
 
 
+def test_a_copied_proposal_stays_one_when_the_model_or_its_settings_change(images, proposals, folder, tmp_path):
+    write_chosen(choose_labels(images, proposals, {}, "proposed"), tmp_path / "labels", tmp_path / "labels.csv")
+    for name in ("HEK_a.tif", "HEK_b.tif"):  # without labels.json, which says whose they are
+        (folder / name).write_bytes((tmp_path / "labels" / name).read_bytes())
+    (folder / "confirmed.csv").write_text("image_id\nHEK_b\n")
+    others = [Instances.from_labels(cells(5))] * 3
+    chosen = choose_labels(images, others, {}, str(folder))
+    assert [item.made_by for item in chosen] == ["proposed", "corrected", "proposed"]
+    np.testing.assert_array_equal(chosen[0].labels, others[0].paint())
+    np.testing.assert_array_equal(chosen[1].labels, PROPOSED)
+    write_labels(folder / "HEK_a.tif", PROPOSED)  # saved by a tool, which drops what cellkit wrote into it
+    assert choose_labels(images, others, {}, str(folder))[0].made_by == "corrected"
+
+
 def test_of_two_files_the_one_that_was_changed_is_used(images, proposals, folder):
     write_labels(folder / "HEK_a.tif", PROPOSED)
     by_fiji(folder, "HEK_a")
