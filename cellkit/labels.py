@@ -193,7 +193,8 @@ def _read_tiff(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
     """Read the one image of a TIFF by the same rules as a picture: what white is zero means, which file of a set."""
     import tifffile
 
-    from cellkit.tiff import inverted, own_pages, refuse_turned, white_is_zero
+    from cellkit.reader_tiff import own_pages
+    from cellkit.tiff_tags import inverted, refuse_turned, white_is_zero
 
     with own_pages(path) as own:
         series, page = own.series[0], own.series[0].keyframe
@@ -295,7 +296,7 @@ def _opened_png(path: Path) -> Iterator[tuple]:
     """Open a PNG with Pillow; yield it and its EXIF orientation."""
     from PIL import Image
 
-    from cellkit.pictures import orientation_of
+    from cellkit.reader_pictures import orientation_of
 
     with Image.open(path, formats=["PNG"]) as image:
         yield image, orientation_of(path, image, path.read_bytes())

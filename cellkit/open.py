@@ -1,7 +1,8 @@
 """The door: which reader opens a microscope file, and which files are no pictures that are read.
 
 Every reader gives the same thing, an `Opened`: scenes of times, z planes and channels of one (H, W) plane each. What a
-library would only log or guess (a stack cut short, an axis of no known meaning) is an error.
+library would only log or guess (a stack cut short, an axis of no known meaning) is an error. A reader is a file
+``cellkit/reader_<name>.py`` with a `READER`; a new format is a new file.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cellkit import czi, lif, nd2, ome_zarr, pictures, tiff
 from cellkit.errors import UserError
 from cellkit.file_info import MAX_PLANE_PX, PICTURE_SUFFIXES, TIFF_SUFFIXES, FileInfo, Opened
+from cellkit.modules import load_all
 
-READERS = tuple(
-    one.READER for one in (tiff, pictures, czi, lif, nd2, ome_zarr)
-)  # a new format: its file, and its name here
+READERS = tuple(module.READER for module in load_all("reader").values())
 READER_OF = {suffix: reader for reader in READERS for suffix in reader.suffixes}
 READ_SUFFIXES = tuple(READER_OF)
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")

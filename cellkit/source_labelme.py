@@ -29,7 +29,7 @@ from cellkit.listing import (
 )
 from cellkit.names import image_id_of, plain, split_of_folders
 from cellkit.open import open_file
-from cellkit.pictures import open_picture
+from cellkit.reader_pictures import open_picture
 
 ORDER = 120
 

@@ -24,8 +24,8 @@ from cellkit.doctor import tell as tell_doctor
 from cellkit.errors import UserError
 from cellkit.file_info import Reader
 from cellkit.inspection import list_microscope_files, tell_file, tell_files
-from cellkit.ome_zarr import _zarr_um_per_px
 from cellkit.open import READER_OF, READERS, inspect_file, open_file
+from cellkit.reader_ome_zarr import _zarr_um_per_px
 from cellkit.stacks import parse_xml
 
 ROOT = Path(__file__).parents[1]

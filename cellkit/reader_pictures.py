@@ -28,6 +28,7 @@ from cellkit.file_info import (
     turned_upright,
 )
 
+ORDER = -1  # named after TIFF
 PICTURE_MODES = {"1": (1, "bool"), "L": (1, "uint8"), "LA": (1, "uint8"), "I;16": (1, "uint16"), "I;16B": (1, "uint16"),
                  "I": (1, "int32"), "F": (1, "float32"), "RGB": (3, "uint8"), "RGBA": (3, "uint8"),
                  "P": (3, "uint8")}  # fmt: skip
