@@ -23,9 +23,11 @@ PAGES = {  # pages that lie elsewhere in the repository
     "CHANGELOG.md": "changelog.md",
     "data/README.md": "data-sets.md",
     "data/formats.md": "formats.md",
+    "notebooks/recipes/README.md": "recipes.md",
 }
 FILES = ("LICENSE", "CITATION.cff", "presentation/demo.png")  # copied beside the pages, as they are
 UNITS = ("px", "um", "s")
+FETCHED = re.compile(r"""<(?:script|link|img)\b[^>]*\b(?:src|href)="https?:[^>]*>""")
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?\)")
 
 
@@ -48,6 +50,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         if f"<!-- {mark} -->" in markdown:
             markdown = markdown.replace(f"<!-- {mark} -->", make())
     return markdown
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that would fetch something from the network when it is opened."""
+    from mkdocs.exceptions import PluginError
+
+    if found := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri} would fetch {found[0]}")
+    return output
 
 
 # ---- what fills them -----------------------------------------------------------------------------------------------
@@ -151,27 +162,18 @@ def reference() -> Iterator[tuple[str, str]]:
 
 def notebooks() -> Iterator[tuple[str, str | bytes]]:
     """Yield the notebooks of the demonstration as they ran, with their pictures, and the page that lists them."""
-    head = "# The demonstration\n\n"
+    rows = ["## As they ran", ""]
     executed = sorted((RUN / "notebooks").glob("*.ipynb"))
     if not executed:
-        yield (
-            "notebooks/index.md",
-            head
-            + "The notebooks as they ran are shown here once there is a run: `make demo`, then `make docs` again.\n",
-        )
-        return
-    from nbconvert import MarkdownExporter
-
-    rows = []
+        rows.append("They are shown here once there is a run: `make demo`, then `make docs` again.")
     for path in executed:
+        from nbconvert import MarkdownExporter
+
         text, resources = MarkdownExporter().from_filename(str(path), resources={"unique_key": path.stem})
         text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
         title = re.search(r"^# (.+)$", text, re.MULTILINE)[1]
-        rows.append(f"- [{path.stem}]({path.stem}.md): {title}")
+        rows.append(f"- [{path.stem}](notebooks/{path.stem}.md): {title}")
         yield f"notebooks/{path.stem}.md", text
         for name, data in resources["outputs"].items():
             yield f"notebooks/{name}", data
-    yield (
-        "notebooks/index.md",
-        head + "The six notebooks as `make demo` ran them, with every picture.\n\n" + "\n".join(rows) + "\n",
-    )
+    yield "notebooks.md", turned(ROOT / "notebooks" / "README.md") + "\n" + "\n".join(rows) + "\n"

@@ -265,7 +265,7 @@ def test_links_of_the_manual_lead_somewhere(page):
     """`make docs` looks at the generated pages too."""
     sources = {new: ROOT / old for old, new in manual().PAGES.items()}
     for path, anchor in links(page.read_text(encoding="utf-8")):
-        if path in ("api/index.md", "notebooks/index.md"):
+        if path in ("api/index.md", "notebooks.md"):
             continue  # generated
         target = sources.get(path) or (page.parent / path if path else page)
         assert target.is_file(), path
