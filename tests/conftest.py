@@ -64,7 +64,7 @@ def drawn(tmp_path_factory):
 @pytest.fixture
 def said(capfd):
     """Call the command line; return (exit code, stdout, stderr)."""
-    from cellkit.__main__ import main
+    from cellkit.commands_main import main
 
     def call(*arguments):
         code = main([str(argument) for argument in arguments])

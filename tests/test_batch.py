@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from cellkit.__main__ import main
 from cellkit.batch import convert_batch
+from cellkit.commands_main import main
 from cellkit.config import ConvertConfig
 from cellkit.conversion import Conversion
 from cellkit.convert import convert_file
@@ -324,7 +324,7 @@ def test_a_torn_or_foreign_journal_costs_work_and_nothing_else(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from cellkit.__main__ import main
+from cellkit.commands_main import main
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """
@@ -446,7 +446,7 @@ def test_a_full_disk_stops_the_batch_and_leaves_nothing_half_written(tmp_path): 
     write_many(tmp_path / "in", 4, size=128)  # pictures of 49 kB
     code = """
         import resource, sys
-        from cellkit.__main__ import main
+        from cellkit.commands_main import main
         if __name__ == "__main__":
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
             sys.exit(main(sys.argv[1:]))

@@ -13,8 +13,11 @@ import pytest
 import tifffile
 from filelock import FileLock
 
-from cellkit import __main__ as cli
+from cellkit import command_doctor
+from cellkit import commands_main as cli
 from cellkit.coco import read_coco, write_coco, write_results
+from cellkit.commands_main import find_commands
+from cellkit.commands_shared import Answer, json_text
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
@@ -84,7 +87,7 @@ class TestStart:
     def test_help_of_everything(self, said):
         code, out, err = said("--help")
         assert (code, err) == (0, "")
-        for name in cli.COMMANDS:
+        for name in find_commands():
             assert f"    {name}" in out
             code, told, err = said(name, "--help")
             assert (code, err) == (0, "")
@@ -217,7 +220,7 @@ class TestEndings:
     @pytest.fixture
     def command(self, monkeypatch):
         def install(function):
-            monkeypatch.setitem(cli.COMMANDS, "doctor", ("about", cli._json_flag, function))
+            monkeypatch.setattr(command_doctor, "run", function)
 
         return install
 
@@ -260,7 +263,7 @@ class TestEndings:
     def test_what_a_library_prints_goes_to_stderr(self, said, command):
         def chatter(given):
             print("hello from a library")
-            return cli.Answer('{"a": 1}')
+            return Answer('{"a": 1}')
 
         command(chatter)
         assert said("doctor", "--json") == (0, '{"a": 1}\n', "hello from a library\n")
@@ -268,7 +271,7 @@ class TestEndings:
     @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
     def test_what_a_terminal_cannot_show_is_escaped_as_in_json(self, command, monkeypatch, encoding):
         name = "\u0142\u00e9\u7ec6\U0001f600\udcff.json"
-        command(lambda given: cli.Answer(cli._json_text({"out": name})))
+        command(lambda given: Answer(json_text({"out": name})))
         buffer = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding))
         assert cli.main(["doctor", "--json"]) == 0
@@ -294,10 +297,8 @@ class TestEndings:
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("USERPROFILE", str(tmp_path))
         seen = {}
-        for name, (about, add, _) in cli.COMMANDS.items():
-            monkeypatch.setitem(
-                cli.COMMANDS, name, (about, add, lambda given: seen.update(vars(given)) or cli.Answer())
-            )
+        for module in find_commands().values():
+            monkeypatch.setattr(module, "run", lambda given: seen.update(vars(given)) or Answer())
         lines = ["predict ~/r:tuned ~/a ~/b/*.png --out=~/o --labels=~/l --overlays=~/v", "run ~/c.yaml --run=~/r"]
         lines += [
             "score ~/t ~/p --images=~/i --against=~/g",

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cellkit.__main__ import main
 from cellkit.coco import write_coco, write_results
+from cellkit.commands_main import main
 from cellkit.compare import (
     compare_models,
     image_shapes,

@@ -559,7 +559,7 @@ def test_row_51_a_limit_met_by_real_files_and_by_standard_output(tmp_path):
     truth = coco_file(tmp_path / "t.json", CELL)
     code = """
         import resource, sys
-        from cellkit.__main__ import main
+        from cellkit.commands_main import main
         from cellkit.training import save_tensors
         import torch
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))

@@ -21,7 +21,7 @@ import torch
 from loopback import Server
 
 from cellkit import fetch as module
-from cellkit.__main__ import main
+from cellkit.commands_main import main
 from cellkit.download import Patience
 from cellkit.errors import UserError
 from cellkit.fetch import fetch, fetched_weights, list_entries

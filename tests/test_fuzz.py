@@ -24,8 +24,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cellkit.__main__ import main
 from cellkit.coco import read_coco, read_results, write_coco, write_results
+from cellkit.commands_main import main
 from cellkit.compare import match_sides, read_side, score_sides
 from cellkit.errors import UserError
 from cellkit.instances import Instances

@@ -248,7 +248,7 @@ def test_a_changed_section_makes_its_stage_stale_and_no_earlier_one(run_dir):
 
 def test_predict_with_a_model_of_the_run(run_dir, tmp_path):
     """What a user does next: the tuned model on images, scored by the command line."""
-    from cellkit.__main__ import main
+    from cellkit.commands_main import main
 
     out, labels = tmp_path / "found.json", tmp_path / "labels"
     assert (

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cellkit import weights
-from cellkit.__main__ import main
 from cellkit.backends import get_backend
 from cellkit.coco import read_coco, write_coco
+from cellkit.commands_main import main
 from cellkit.config import ConvertConfig, FinetuneConfig, LabelConfig, MaskrcnnConfig
 from cellkit.conversion import Conversion
 from cellkit.convert import convert_file

@@ -306,7 +306,7 @@ def test_commands_of_the_manual_exist():
 
 
 def test_exit_codes_of_the_manual_are_those_of_the_command():
-    from cellkit.__main__ import DONE, FAILED, INTERRUPTED, REFUSED, SKIPPED
+    from cellkit.commands_shared import DONE, FAILED, INTERRUPTED, REFUSED, SKIPPED
 
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     assert list(map(int, re.findall(r"^\| (\d+) \|", page, re.MULTILINE))) == [

@@ -706,7 +706,7 @@ def test_a_convention_is_one_file(tmp_path, monkeypatch, capsys):
     import sys
 
     import cellkit
-    from cellkit.__main__ import main
+    from cellkit.commands_main import main
 
     (tmp_path / "scores_mine.py").write_text(
         "WHY = 'half of what is found'\nON_BOXES = True\n\n\n"

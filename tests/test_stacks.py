@@ -16,7 +16,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cellkit.__main__ import main
+from cellkit.commands_main import main
 from cellkit.conversion import Conversion
 from cellkit.convert import convert_file
 from cellkit.doctor import check_formats
