@@ -39,6 +39,7 @@ _HOME = {
         "tell_classes",
         "tell_found",
         "unjudged",
+        "write_summary",
     ),
     "evaluation_submission": ("handed_in", "submit_best"),
     "instances": ("Instances",),

@@ -77,10 +77,10 @@ class CellDataset:
         return sum(map(len, self.instances))
 
     @classmethod
-    def from_records(cls, records_path: str | Path, split: str | None = None) -> CellDataset:
-        """Open the images of a run without labels; images set aside (no split) are left out."""
+    def from_records(cls, records_path: str | Path, split: str | None = None, unused: bool = False) -> CellDataset:
+        """Open the images of a run without labels; images set aside (no split) are left out, unless `unused` is true."""
         everything = read_records(records_path)
-        kept = [(k, r) for k, r in enumerate(everything, 1) if r.split and split in (None, r.split)]
+        kept = [(k, r) for k, r in enumerate(everything, 1) if (r.split or unused) and split in (None, r.split)]
         empty = [Instances.empty((r.height_px, r.width_px)) for _, r in kept]
         return cls([r for _, r in kept], empty, (), Path(records_path).parent, [k for k, _ in kept])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from cellkit.dataset import NO_ACCURACY, CellDataset
 from cellkit.errors import UserError, nearest
+from cellkit.files import write_json
 from cellkit.instances import Instances
 
 if TYPE_CHECKING:
@@ -383,3 +385,35 @@ def _counted(name: str, found: list[Instances], truth: list[Instances] | None, c
                 row[share] = round(row[column] / max(int((ids > 0).sum()), 1), 4)
         rows.append(row)
     return rows
+
+
+def write_summary(path: str | Path, truths: Sequence[CellDataset], **tables: Any) -> Path:
+    """Write what the evaluation found as JSON: which model is best, tables as lists of rows, and why there is no accuracy.
+
+    Parameters
+    ----------
+    truths : list of CellDataset
+        From `judged`; none = no accuracy can be told, and the file says so.
+    tables : Any
+        "best" (a model's name), "classes" (from `classes_found`), "scores" (from `summarise`), and what else is worth keeping.
+    """
+    return write_json(path, plain(tables | ({} if truths else {"no_accuracy": NO_ACCURACY})), indent=1)
+
+
+def plain(value: Any) -> Any:
+    """Return tables as lists of rows, and undefined numbers as None: what JSON can hold.
+
+    Examples
+    --------
+    >>> plain({"score": float("nan"), "names": ("a", "b")})
+    {'score': None, 'names': ['a', 'b']}
+    """
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+        return plain(value.to_dict("records"))
+    if hasattr(value, "item") and not hasattr(value, "__len__"):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

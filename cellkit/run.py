@@ -183,6 +183,11 @@ class Stage:
             note_attempt(run.folder, name, self._context["attempt"], status="running", started=self._entry["started"])
 
     @property
+    def settings(self) -> Any:
+        """The plain values of its section, as they stand in the manifest."""
+        return self._entry["config"]
+
+    @property
     def earlier(self) -> tuple[list[str] | None, str]:
         """The stages whose outputs this one may read (None = all but its own), and its name."""
         return self._context["before"], self.name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastcore.script import call_parse
 
-from cellkit.report import RunFiles
+from cellkit.results import RunFiles
 from cellkit.show_overlays import show_errors, show_image, show_overlay
 from cellkit.show_style import model_name, new_figure, save_figure
 

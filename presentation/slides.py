@@ -19,9 +19,12 @@ from cellkit.attribution import gains
 from cellkit.config_places import here
 from cellkit.dataset import AGREEMENT, CellDataset
 from cellkit.errors import UserError
+from cellkit.evaluation import CONVENTION
 from cellkit.instances import Instances
 from cellkit.records import channel_names
-from cellkit.report import CONVENTION, PROCESSORS, RunFiles, comparisons, in_words, kept_words, with_interval
+from cellkit.report_blocks import in_words, with_interval
+from cellkit.report_scores import PROCESSORS, comparisons, kept_words
+from cellkit.results import RunFiles
 from cellkit.scores_comparison import paired_bootstrap
 from cellkit.scores_matching import THRESHOLDS, match_pairs
 from cellkit.scores_table import per_image

@@ -11,12 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cellkit import report
+from cellkit import report, report_blocks, report_images, results
 from cellkit.coco import read_coco, write_coco, write_results
 from cellkit.config_reading import load_config
 from cellkit.dataset import CellDataset
 from cellkit.errors import Quarantined, UserError
-from cellkit.evaluation import classes_found, count_lines, decide, predictions_of, score_models, summarise
+from cellkit.evaluation import (
+    classes_found,
+    count_lines,
+    decide,
+    predictions_of,
+    score_models,
+    summarise,
+    write_summary,
+)
 from cellkit.flags import set_aside
 from cellkit.instances import Instances
 from cellkit.records import write_records
@@ -81,7 +89,7 @@ def make_run(folder: Path) -> tuple[Run, object]:
 
 def evaluate(run: Run, cfg) -> tuple[object, dict, dict]:
     """Do what notebook 06 does, up to its last cell; return the stage under way, the summary, and the rest of it."""
-    from cellkit.attribution import attribute, gains, worst_images
+    from cellkit.attribution import attribute, gains
 
     stage = run.start("06_evaluate_map_iou", cfg.evaluate)
     images = CellDataset.from_records(run.find("records"))
@@ -101,8 +109,8 @@ def evaluate(run: Run, cfg) -> tuple[object, dict, dict]:
     counts.to_csv(stage.path("counts.csv"), index=False)
     by_class = summarise(scores, "class_name", 0)
     summary = {"best": best, "scores": table, "by_class": by_class, "gains": gains(lost), "classes": right}
-    worst = [judge.index(name) for name in worst_images(lost, 2)["image_id"]]
-    return stage, summary, {"counts": counts, "worst": worst, "judge": judge, "found": cells}
+    write_summary(stage.path("summary.json"), truths, **summary)
+    return stage, summary
 
 
 class Page(HTMLParser):
@@ -140,8 +148,8 @@ class Page(HTMLParser):
 def evaluated(tmp_path_factory):
     """A run folder whose report was written by the stage under way, then finished; the summary; the page."""
     run, cfg = make_run(tmp_path_factory.mktemp("runs") / "small & <run>")
-    stage, summary, more = evaluate(run, cfg)
-    path = report.write_report(stage, summary, **more)
+    stage, summary = evaluate(run, cfg)
+    path = report.write_report(stage)
     assert path == stage.root / "report.html"
     html = path.read_text(encoding="utf-8")
     stage.done(report=path, scores=stage.path("scores.csv"), summary=stage.path("summary.json"))
@@ -164,7 +172,7 @@ def test_page_tells_the_scores_with_their_convention(evaluated):
     text = Page(html).text
     assert "kaggle: IoU > 0.50:0.05:0.95, mean of images" in text
     for line in summary["scores"].itertuples():
-        assert report.with_interval(line) in text
+        assert report_blocks.with_interval(line) in text
     assert "mAP" not in text
     best = next(x for x in summary["scores"].itertuples() if x.model == "cellpose_tuned" and x.split == "test")
     assert summary["best"] == "cellpose_tuned"
@@ -184,7 +192,7 @@ def test_page_tells_what_was_run(evaluated):
     assert re.search(r"torch \d+\.\d+", text)
     accuracy = summary["classes"]["maskrcnn"]["test"]
     assert f"{100 * accuracy['accuracy']:.1f} % of {accuracy['cells']} matched cells" in text
-    flagged = [record for record in report.RunFiles(run.folder).images.records if record.flags]
+    flagged = [record for record in results.RunFiles(run.folder).images.records if record.flags]
     assert flagged and all(record.image_id in text for record in flagged)
 
 
@@ -194,7 +202,7 @@ def test_flags_are_told_in_plain_words_with_their_numbers(tmp_path):
 
     (tmp_path / "quality.csv").write_text("image_id,blur_px\na,6.23\n")
     (tmp_path / "quality.json").write_text(json.dumps({"thresholds": flag_records([])[1]}))
-    why = report._reasons(report.RunFiles(tmp_path))
+    why = report_images._reasons(results.RunFiles(tmp_path))
     record = lambda name, flags: ImageRecord(name, f"{name}.png", 4, 4, flags=flags)  # noqa: E731
     assert why(record("a", "out_of_focus")) == "out of focus: blurred by 6.2 px, limit 2.6 px"
     assert why(record("b", "out_of_focus;new_flag")) == "out of focus, new flag"
@@ -203,15 +211,15 @@ def test_flags_are_told_in_plain_words_with_their_numbers(tmp_path):
 
 def test_images_the_training_left_out_are_named(evaluated, tmp_path):
     folder = shutil.copytree(evaluated[0].folder, tmp_path / "run")
-    files = report.RunFiles(folder, configs={"03_finetune_cellpose": {"min_train_masks": 2}})
+    files = results.RunFiles(folder, configs={"03_finetune_cellpose": {"min_train_masks": 2}})
     ids = [record.image_id for record in files.images.records if record.split == "train"]
-    assert report._too_few_cells(files) == [], "without labels.csv nothing is known"
+    assert report_images._too_few_cells(files) == [], "without labels.csv nothing is known"
     rows = [f"{name},truth,{k}" for k, name in enumerate(ids)]
     (folder / "labels.csv").write_text("\n".join(["image_id,made_by,cells", *rows]) + "\n")
-    (said,) = report._too_few_cells(files)
+    (said,) = report_images._too_few_cells(files)
     assert said.text.endswith(f"fewer than 2 labelled cells: {ids[0]}, {ids[1]}.")
     files.configs["03_finetune_cellpose"]["min_train_masks"] = 0
-    assert report._too_few_cells(files) == []
+    assert report_images._too_few_cells(files) == []
 
 
 def test_text_of_others_is_escaped(evaluated):
@@ -234,7 +242,7 @@ def test_a_finished_run_gives_the_same_numbers_without_help(evaluated, tmp_path)
     page = Page(path.read_text(encoding="utf-8"))
     assert "Left out" not in page.text and "was still running" not in page.text
     for line in summary["scores"].itertuples():
-        assert report.with_interval(line) in page.text
+        assert report_blocks.with_interval(line) in page.text
     assert page.tags.count("img") == Page(html).tags.count("img")
     assert report.write_report(run.folder, out=tmp_path / "again.html").read_bytes() == path.read_bytes()
 
@@ -247,14 +255,14 @@ def test_what_is_missing_is_said_and_the_rest_stays(evaluated, tmp_path):
     bare.mkdir()
     for name in ("manifest.json", "records.csv"):
         shutil.copy(run.folder / name, bare / name)
-    text = Page(report.page(report.RunFiles(bare))).text
+    text = Page(report.page(results.RunFiles(bare))).text
     assert "No scores yet" in text
     assert "bare has no scores.csv; 06_evaluate_map_iou writes it" in text
     assert "bare has no counts.csv" in text and "bare has no attribution.csv" in text
     assert "HEK" in text and "01_convert" in text
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "Left out: manifest.json lists no finished stage" in Page(report.page(report.RunFiles(empty))).text
+    assert "Left out: manifest.json lists no finished stage" in Page(report.page(results.RunFiles(empty))).text
 
 
 def test_damaged_tables_do_not_stop_the_page(evaluated, tmp_path):
@@ -266,7 +274,7 @@ def test_damaged_tables_do_not_stop_the_page(evaluated, tmp_path):
     (broken / "counts.csv").write_text("image_id,class_name\na,HEK\n")
     (broken / "predictions" / "cellpose_tuned.json").write_text("[{")
     (broken / "summary.json").write_text("{}")
-    page = Page(report.page(report.RunFiles(broken)))
+    page = Page(report.page(results.RunFiles(broken)))
     assert page.text.count("Left out") == 3  # counts, worst images, classes
     assert "is no JSON" in page.text
     assert "Cellpose, tuned: 0." in page.text
@@ -284,7 +292,7 @@ def test_empty_and_classless_runs(tmp_path):
     write_coco(tmp_path / "coco/test.json", truth.records, truth.instances, truth.classes, truth.ids)
     write_results(tmp_path / "predictions/threshold.json", [1], truth.instances)
     score_models({"threshold": {"dark": truth.instances[0]}}, [truth]).to_csv(tmp_path / "scores.csv", index=False)
-    files = report.RunFiles(tmp_path)
+    files = results.RunFiles(tmp_path)
     assert (files.best, files.class_model, files.report_split, files.models) == ("threshold", "", "test", ["threshold"])
     text = Page(report.page(files)).text
     assert "Threshold: 1.000 on 1 test image." in text
@@ -294,11 +302,11 @@ def test_empty_and_classless_runs(tmp_path):
 def test_errors_say_what_to_do(evaluated, tmp_path):
     run, _, _ = evaluated
     with pytest.raises(UserError, match="no run folder"):
-        report.RunFiles(tmp_path / "nowhere")
+        results.RunFiles(tmp_path / "nowhere")
     with pytest.raises(UserError, match="give out="):
         report.write_report(run.folder)
     with pytest.raises(UserError, match="no predictions/unet.json"):
-        report.RunFiles(run.folder).predictions("unet")
+        results.RunFiles(run.folder).predictions("unet")
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +338,7 @@ def unlabelled(evaluated, tmp_path_factory):
 
 def test_a_run_that_nobody_labelled_shows_no_score_but_what_to_correct(unlabelled):
     folder, names = unlabelled
-    text = Page(report.page(report.RunFiles(folder))).text
+    text = Page(report.page(results.RunFiles(folder))).text
     assert "No accuracy can be told: no image was labelled by a person" in text
     assert "true cells" not in text and "is better than" not in text and "MAP IoU given back" not in text
     assert "agreement with proposals, no accuracy on whole validation images" in text
@@ -351,7 +359,7 @@ def test_images_with_proposals_are_told_beside_the_scores_of_the_others(unlabell
     data = json.loads(path.read_text())
     data["images"][0]["labels"] = "corrected"
     path.write_text(json.dumps(data))
-    files = report.RunFiles(half)
+    files = results.RunFiles(half)
     assert files.no_accuracy == "" and list(files.judged) == ["test"]
     left = len(data["images"]) - 1
     assert (
