@@ -8,7 +8,6 @@ correction, unless a label tool saved it or a person says in ``confirmed.csv`` t
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -235,16 +234,13 @@ def _sources(record: ImageRecord) -> Iterator[str]:
 
     Examples
     --------
-    >>> list(_sources(ImageRecord("x", "images/x.png", 4, 4, source="HEK/a 1.ome.tif t 0 z max")))
+    >>> list(_sources(ImageRecord("x", "images/x.png", 4, 4, file="HEK/a 1.ome.tif")))
     ['HEK/a 1.ome.tif', 'HEK/a 1.ome', 'HEK/a 1']
     """
-    from cellkit.folders import IMAGE_SUFFIXES
     from cellkit.names import stem_of
 
-    endings = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True))
-    match = re.match(rf"(.+?(?:{endings}))(?:\s|$)", record.source, re.IGNORECASE)
-    if match:
-        path = Path(match[1])
+    if record.file:
+        path = Path(record.file)
         yield from dict.fromkeys(p.as_posix() for p in (path, path.with_suffix(""), path.parent / stem_of(path)))
 
 

@@ -76,7 +76,8 @@ class SourceImage:
     wants to hear: the file's name without its suffix; "" where there is no such name. `files` are those of the data folder
     that the image is made of, picture first: what no image is made of is named, see `cellkit.leftovers`. `unit` names the
     file, or the series of files, that it is one of several frames of: they stay on one side of a split. `bare` is an image
-    of which no labels are known. `is_asked`: the source itself, no draw, calls it a test image.
+    of which no labels are known. `is_asked`: the source itself, no draw, calls it a test image. `scene` and `time` say which
+    frame of its file it is.
     """
 
     image_id: str
@@ -90,6 +91,8 @@ class SourceImage:
     unit: str = ""
     bare: bool = False
     is_asked: bool = False
+    scene: int = 0
+    time: int = 0
 
     @property
     def is_left(self) -> bool:
@@ -460,7 +463,7 @@ def frames_of(
         source = told + suffix.replace("_s", " scene ").replace("_t", " t ")
         yield SourceImage(
             image_id_of(name, suffix), source=source, loader=loader, own_id=stem_of(relative) + suffix,
-            files=(*parts, *files), unit=unit, bare=label.args == (None,), **about,
+            files=(*parts, *files), unit=unit, bare=label.args == (None,), scene=scene, time=time, **about,
         )  # fmt: skip
 
 

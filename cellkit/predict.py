@@ -755,6 +755,9 @@ class _Job:
             channels=picture.channels,
             um_per_px=picture.um_per_px,
             source=f"{frame.relative}{frame.suffix.replace('_s', ' scene ').replace('_t', ' t ')}",
+            file=frame.relative,
+            scene=frame.scene,
+            time=frame.time,
         )
         write_coco(part, [record], [found], self.model.classes, with_scores=True)
 

@@ -249,7 +249,7 @@ def _open(outlook: Outlook) -> None:
         return
     cfg = outlook.cfg.convert
     with contextlib.redirect_stderr(outlook.stream):  # progress is no warning
-        look = partial(_header_of, scale=cfg.scale)
+        look = partial(_header_of, scale=cfg.scale, root=Path(outlook.root))
         found, failed = map_items(look, outlook.items, "look", cfg.workers, name=lambda item: readable(item.source))
     quarantined = [Quarantined(one.item, plain_reason(one.reason)) for one in failed]
     done = [one for one in found if one is not None]
@@ -267,7 +267,7 @@ def _open(outlook: Outlook) -> None:
     refuse_none(done, outlook.items, quarantined, outlook.root)
 
 
-def _header_of(item: SourceImage, scale: float) -> tuple[ImageRecord, Instances | None, tuple[str, ...]]:
+def _header_of(item: SourceImage, scale: float, root: Path) -> tuple[ImageRecord, Instances | None, tuple[str, ...]]:
     """Return what a run would note of an image, its cells or what they could be, and what of its file is not read."""
     from cellkit.resize import resize_instances
     from cellkit.sources import record_of
@@ -276,7 +276,7 @@ def _header_of(item: SourceImage, scale: float) -> tuple[ImageRecord, Instances 
         loaded: Loaded = item.load()
     cells = loaded.instances
     cells = None if cells is None else resize_instances(cells, scale)
-    return record_of(item, loaded, scale), cells, loaded.left_out
+    return record_of(item, loaded, scale, root), cells, loaded.left_out
 
 
 def _alike(by_reason: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, str], list[str]]]:

@@ -40,7 +40,14 @@ class ImageRecord:
     flags : str
         Quality flags joined by ";", "" when good.
     source : str
-        Where it came from: file, scene, time, plane.
+        Where it came from, for a person to read: file, scene, time, planes.
+    file : str
+        The file it was made from, relative to the folder of the source (of one file per channel the first); "" when it is
+        put together from others.
+    scene, time : int
+        Which frame of the file, from 0.
+    planes : str
+        What became of the z planes, "" when there was one: "z max of 5".
     """
 
     image_id: str
@@ -54,13 +61,17 @@ class ImageRecord:
     um_per_px: float = math.nan
     flags: str = ""
     source: str = ""
+    file: str = ""
+    scene: int = 0
+    time: int = 0
+    planes: str = ""
 
 
 def write_records(path: str | Path, records: Sequence[ImageRecord]) -> Path:
     r"""Write `records` as CSV, atomically, in the order given.
 
     Text that a spreadsheet would run as a formula gets a leading apostrophe, which `read_records` takes off again. Bytes of
-    a file name that are not UTF-8 are written as ``\xNN`` in `source`, `group` and `channels`, and stay so: they tell a
+    a file name that are not UTF-8 are written as ``\xNN`` in `source`, `file`, `group` and `channels`, and stay so: they tell a
     reader what the file is called, no more.
 
     Raises
@@ -152,10 +163,12 @@ def _record(row: dict, where: str) -> ImageRecord:
             height_px=int(row["height_px"]),
             width_px=int(row["width_px"]),
             um_per_px=float(row["um_per_px"] or "nan"),
+            scene=int(row["scene"] or 0),
+            time=int(row["time"] or 0),
         )
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{where}: {error}", "height_px and width_px are whole numbers, um_per_px a number or empty"
+            f"{where}: {error}", "height_px, width_px, scene and time are whole numbers, um_per_px a number or empty"
         ) from error
     if record.height_px < 1 or record.width_px < 1:
         raise UserError(f"{where}: an image of {record.height_px} x {record.width_px} px", "sizes are 1 px or more")

@@ -64,7 +64,7 @@ def show_conversion(
     run_dir : path
         The run folder (or ``stage.root``): has the record's picture, and ``conversion.csv`` with what became 0 and 255.
     source : path
-        The folder that was converted; ``record.source`` begins with a path below it.
+        The folder that was converted; ``record.file`` is a path below it.
     record : ImageRecord
     config : ConvertConfig, optional
         Its ``axes``, where a file does not say what its axes are.
@@ -79,11 +79,10 @@ def show_conversion(
 
     empty = Instances.empty((record.height_px, record.width_px))
     image = CellDataset([record], [empty], (), Path(run_dir), [1]).image(0)
-    path, rest = _source_file(Path(source), record.source)
-    if path is None or path.suffix.lower() not in READ_SUFFIXES:
+    path, scene, time = Path(source) / record.file, record.scene, record.time
+    if not record.file or path.suffix.lower() not in READ_SUFFIXES or not path.exists():
         made = f"{record.image_id}, from {record.source}"
         return show_channels(image, record.channels, figure, made, record.um_per_px)
-    scene, time = _number_after("scene", rest), _number_after("t", rest)
     with open_file(path, getattr(config, "axes", None)) as opened:
         series = opened.info.series[scene]
         names = [channel.name or f"channel {k}" for k, channel in enumerate(series.channels)][:4]
@@ -91,27 +90,10 @@ def show_conversion(
         planes = np.stack([opened.plane(scene, time, z, k) for k in range(len(names))])
         where = f", plane {z + 1} of {series.size('Z')}" if series.size("Z") > 1 else ""
     levels = _levels_of(Path(run_dir) / "conversion.csv", record.image_id)
-    made = f"{record.image_id}: 8-bit RGB{f', {rest}' if rest else ''}"
+    frame = f"scene {scene} " * (len(opened.info.series) > 1) + f"t {time} " * (series.size("T") > 1) + record.planes
+    made = f"{record.image_id}: 8-bit RGB{f', {frame.rstrip()}' if frame else ''}"
     named = [f"{name}{where}" for name in names]
     return show_planes(planes, named, image, levels, made, figure, record.um_per_px)
-
-
-def _source_file(root: Path, source: str) -> tuple[Path | None, str]:
-    """Split a record's source into the file it begins with and the rest: scene, time, planes."""
-    from cellkit.open import is_image_folder
-
-    words = source.split(" ")
-    for cut in range(len(words), 0, -1):
-        path = root / " ".join(words[:cut])
-        if path.is_file() or is_image_folder(path):
-            return path, " ".join(words[cut:])
-    return None, source
-
-
-def _number_after(word: str, text: str) -> int:
-    words = text.split()
-    later = [words[k + 1] for k, one in enumerate(words[:-1]) if one == word]
-    return int(later[0]) if later and later[0].isdigit() else 0
 
 
 class _Level(NamedTuple):

@@ -134,7 +134,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Converte
         limits = measure_light(taught, config.conversion, config.workers, light_of_item)
     with Journal(out / JOURNAL, [config.fingerprint(), content_of(root), limits]) as journal:
         remove_remains(out / "images")
-        work = partial(_convert_one, folder=out / "images", scale=config.scale, limits=limits)
+        work = partial(_convert_one, root=root, folder=out / "images", scale=config.scale, limits=limits)
         known = [(item, journal.done.get(item.image_id)) for item in items]
         note = lambda item, entry: entry == item[1] or journal.add(item[0].image_id, entry)  # noqa: E731
         entries, quarantined = map_items(
@@ -366,7 +366,7 @@ def list_images(config, root: Path) -> list[SourceImage]:
     return items
 
 
-def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: float, limits) -> dict:
+def _convert_one(known: tuple[SourceImage, dict | None], root: Path, folder: Path, scale: float, limits) -> dict:
     """Load one image, resize, write the PNG; return its journal entry, or the one it has if that still holds."""
     from cellkit.quality import measure
 
@@ -380,7 +380,7 @@ def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: fl
         lost = len(loaded.instances) - len(instances)
         loaded = noted(loaded, [f"{lost} cell(s) have no pixel left at convert.scale {scale:g}: left out"])
     folder.mkdir(parents=True, exist_ok=True)
-    record, name = record_of(item, loaded, scale), f"{item.image_id}.png"
+    record, name = record_of(item, loaded, scale, root), f"{item.image_id}.png"
     clipped = max((level.clipped_fraction for level in loaded.levels), default=None)
     measured = measure(image, clipped) | ({"uneven": math.nan} if loaded.composed else {})
     return {
@@ -394,8 +394,8 @@ def _convert_one(known: tuple[SourceImage, dict | None], folder: Path, scale: fl
     }
 
 
-def record_of(item: SourceImage, loaded: Loaded, scale: float) -> ImageRecord:
-    """Return what a run notes of an image that was loaded, or of which only the header was read."""
+def record_of(item: SourceImage, loaded: Loaded, scale: float, root: Path) -> ImageRecord:
+    """Return what a run notes of an image below `root` that was loaded, or of which only the header was read."""
     height_px, width_px = resized_shape(loaded.image.shape[:2], scale)
     return ImageRecord(
         image_id=item.image_id,
@@ -408,6 +408,10 @@ def record_of(item: SourceImage, loaded: Loaded, scale: float) -> ImageRecord:
         split=item.split,
         um_per_px=loaded.um_per_px / scale,
         source=readable(f"{item.source} {loaded.planes}".rstrip()),
+        file=readable(item.files[0].relative_to(root).as_posix()) if item.files else "",
+        scene=item.scene,
+        time=item.time,
+        planes=readable(loaded.planes),
     )
 
 

@@ -1,5 +1,7 @@
 """A folder of corrected labels as the label tools left it: what is used for which image, and what is named instead."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,7 +33,15 @@ TRUE, PROPOSED = cells(2), cells(0)
 @pytest.fixture
 def images(tmp_path):
     records = [
-        ImageRecord(n, f"images/{n}.png", *SHAPE, cell_type=n[:3], split="train", source=s)
+        ImageRecord(
+            n,
+            f"images/{n}.png",
+            *SHAPE,
+            cell_type=n[:3],
+            split="train",
+            source=s,
+            file=re.split(" (?=t |scene )", s)[0],
+        )
         for n, s in zip(NAMES, SOURCES, strict=True)
     ]
     return CellDataset(records, [Instances.empty(SHAPE)] * 3, (), tmp_path / "run", [1, 2, 3])

@@ -17,8 +17,8 @@ from cellkit.records import SPLITS, ImageRecord, read_records, select, write_rec
 from cellkit.splits import check_groups, hold_out, k_folds, name_groups, place_of, split_records
 from cellkit.tables import as_cell, from_cell, write_frame
 
-HEADER = "image_id,path,height_px,width_px,channels,cell_type,group,split,um_per_px,flags,source"
-GOOD = "a,images/a.png,10,20,red=;green=GFP;blue=DAPI,HEK,A1,train,0.325,,raw/a.czi scene 0"
+HEADER = "image_id,path,height_px,width_px,channels,cell_type,group,split,um_per_px,flags,source,file,scene,time,planes"
+GOOD = "a,images/a.png,10,20,red=;green=GFP;blue=DAPI,HEK,A1,train,0.325,,raw/a.czi scene 0,raw/a.czi,0,0,z max of 5"
 THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
@@ -42,10 +42,24 @@ def refused(path):
 # ---- the table -----------------------------------------------------------------------------------------------------
 def test_the_table_as_it_is_written(tmp_path):
     record = ImageRecord(
-        "a", "images/a.png", 10, 20, "red=;green=GFP;blue=DAPI", "HEK", "A1", "train", 0.325, "", "raw/a.czi scene 0"
+        "a",
+        "images/a.png",
+        10,
+        20,
+        "red=;green=GFP;blue=DAPI",
+        "HEK",
+        "A1",
+        "train",
+        0.325,
+        "",
+        "raw/a.czi scene 0",
+        "raw/a.czi",
+        0,
+        0,
+        "z max of 5",
     )
     path = write_records(tmp_path / "records.csv", [record, image("b")])
-    assert path.read_text() == f"{HEADER}\n{GOOD}\nb,images/b.png,10,20,,,,,,,\n"
+    assert path.read_text() == f"{HEADER}\n{GOOD}\nb,images/b.png,10,20,,,,,,,,,0,0,\n"
     back = read_records(path)
     assert back[0] == record
     assert (back[1].split, math.isnan(back[1].um_per_px)) == ("", True)
@@ -147,13 +161,14 @@ def test_two_images_of_one_name_are_refused_both_ways(tmp_path):
     ("line", "reason"),
     [
         (GOOD.replace("10", "ten"), "invalid literal for int() with base 10: 'ten'"),
-        (GOOD.replace("10", ""), "height_px and width_px are whole numbers"),
-        (GOOD.replace("10", "10.5"), "height_px and width_px are whole numbers"),
+        (GOOD.replace("10", ""), "height_px, width_px, scene and time are whole numbers"),
+        (GOOD.replace("10", "10.5"), "height_px, width_px, scene and time are whole numbers"),
         (GOOD.replace("10", "0"), "an image of 0 x 20 px"),
         (GOOD.replace("20", "-20"), "an image of 10 x -20 px"),
         (GOOD.replace("0.325", "fine"), "um_per_px a number or empty"),
         (GOOD.replace("train", "training"), "split is 'training'\na split is train, val, test or empty"),
         (GOOD.replace("train", "Train"), "split is 'Train'"),
+        (GOOD.replace(",0,0,", ",first,0,"), "scene and time are whole numbers"),
         ("a,images/a.png,10,20", "has too few fields"),
         (GOOD.rpartition(",")[0], "has too few fields"),
         (f"{GOOD},more", "has too many fields"),
@@ -163,7 +178,7 @@ def test_a_fault_is_named_by_its_line(tmp_path, line, reason):
     other = GOOD.replace("a,", "b,", 1)
     message = refused(saved(tmp_path, HEADER, other, line))
     assert reason in message and "records.csv line 3" in message
-    assert " line 5" in refused(saved(tmp_path, HEADER, other.replace("raw", '"two\nlines"'), "", line)), (
+    assert " line 5" in refused(saved(tmp_path, HEADER, other.replace("raw", '"two\nlines"', 1), "", line)), (
         "as an editor counts"
     )
 

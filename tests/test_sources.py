@@ -68,6 +68,8 @@ def test_drawn_fields_become_records_pictures_and_exact_truth(tmp_path, drawn):
         assert record.cell_type == folder and record.group == "" and record.um_per_px == 0.45
         assert record.channels == "red=;green=GFP;blue=DAPI"
         assert record.source == f"{folder}/{name}.ome.tif z max of 2"
+        assert (record.file, record.scene, record.time) == (f"{folder}/{name}.ome.tif", 0, 0)
+        assert record.planes == "z max of 2"
         picture = np.asarray(Image.open(tmp_path / record.path))
         (expected,) = convert_file(root / files[name].path, Conversion({"nuclei": "DAPI", "cytoplasm": "GFP"}))
         np.testing.assert_array_equal(picture, expected.image, strict=True)
