@@ -60,19 +60,18 @@ def run(given: argparse.Namespace) -> Answer:
     truth = read_side(given.truth, of=sized, **how)
     refuse_proposed(truth)
     found = sized or read_side(given.predictions, of=truth, common=given.common, **how)
-    for note in dict.fromkeys([*truth.notes, *found.notes]):
-        print(f"note: {note}", file=sys.stderr)
     before = truth, found
     truth, found = match_sides(truth, found, given.common)
-    for note in found.notes[len(before[1].notes) :]:
-        print(f"note: {note}", file=sys.stderr)
-    for side in before:
-        if len(side.records) > len(truth.records):
-            what = f"{len(truth.records)} of the {len(side.records)} images of {side.path}"
-            print(f"note: scored on {what}, those that the other side has too", file=sys.stderr)
     other = read_side(given.against, of=truth, common=given.common, **how) if given.against else None
     conventions = [name.strip() for name in given.convention.split(",")] if given.convention else None
     result = score_sides(truth, found, conventions, given.by, given.bootstrap)
+    notes = [*before[0].notes, *found.notes]
+    for side in before:
+        if len(side.records) > len(truth.records):
+            what = f"{len(truth.records)} of the {len(side.records)} images of {side.path}"
+            notes.append(f"scored on {what}, those that the other side has too")
+    for note in dict.fromkeys(notes):  # not before it is sure that there is a score
+        print(f"note: {note}", file=sys.stderr)
     if other is not None:
         result["against"] = compare_models(truth, other, found, given.common, given.bootstrap)
     return Answer(json_text(result) if given.json else tell_scores(result, given.truth, given.predictions))

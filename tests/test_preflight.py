@@ -250,7 +250,7 @@ def test_a_bad_file_among_good_ones_is_named_and_the_run_goes_on(here, fault, ca
     lab()
     change()
     assert told in warned()
-    assert converted().records, "the stage agrees"
+    assert converted().images.records, "the stage agrees"
 
 
 def test_labels_without_a_cell_or_with_too_few_to_train_on_are_told(here):
