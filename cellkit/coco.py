@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cellkit.conventions import WRITTEN, checked, crowd_of, from_plain, key_of, segmentations, to_plain
-from cellkit.dataset import CellDataset
+from cellkit.dataset import MAKERS, MARKED, CellDataset
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.instances import Instances, pixel_boxes, refuse_boxes
@@ -28,8 +28,6 @@ from cellkit.records import ImageRecord
 
 EXTRA = ("image_id", "channels", "cell_type", "group", "split", "flags", "source")
 UNKNOWN = "unknown"
-MARKED = ("corrected", "proposed")  # what other files than labels.json say; there the truth is marked too
-MAKERS = ("truth", *MARKED)
 LONGEST_SIDE_PX = 2**18
 FARTHEST_PX = 1e9
 

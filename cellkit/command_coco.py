@@ -66,7 +66,7 @@ def run(given: argparse.Namespace) -> Answer:
 
 def _of_files(given: argparse.Namespace) -> tuple:
     """Return records, cells, classes, no ids, what was set aside, and who made the cells, of the files of a folder."""
-    from cellkit.exchange import read_folder
+    from cellkit.formats_any import read_folder
 
     if given.from_:
         raise UserError(

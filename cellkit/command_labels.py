@@ -40,11 +40,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Turn a COCO file into label images, Cellpose files or ROI zips."""
-    from cellkit.compare import is_results, read_side, run_of
-    from cellkit.exchange import write_folder
+    from cellkit.folders import run_of
+    from cellkit.format_results import is_list
+    from cellkit.formats_any import read_side, write_folder
 
     checked_tool(given.from_)
-    if os.path.isfile(given.coco_file) and is_results(given.coco_file):
+    if os.path.isfile(given.coco_file) and is_list(given.coco_file):
         of = read_side(given.coco, convention=given.from_) if given.coco else None
         coco = read_side(given.coco_file, of=of)
         for note in coco.notes:

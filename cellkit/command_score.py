@@ -41,15 +41,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Score predictions against the truth, conventions side by side."""
-    from cellkit.compare import (
-        compare_models,
-        image_shapes,
-        match_sides,
-        read_side,
-        refuse_proposed,
-        score_sides,
-        tell_scores,
-    )
+    from cellkit.compare import compare_models, image_shapes, match_sides, refuse_proposed, score_sides, tell_scores
+    from cellkit.formats_any import read_side
 
     if given.bootstrap is not None and given.bootstrap < 0:
         raise UserError(f"--bootstrap is {given.bootstrap}", "give 0 (no interval) or more")

@@ -28,8 +28,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Write predictions as a Kaggle submission."""
-    from cellkit.compare import match_sides, named_after, of_test, read_side, refuse_scaled
+    from cellkit.compare import match_sides, named_after, of_test, refuse_scaled
     from cellkit.disjoint import note_changes, resolve_overlaps
+    from cellkit.formats_any import read_side
     from cellkit.leftout import LeftOut
     from cellkit.submission import get_profile, write_submission
 

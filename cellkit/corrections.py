@@ -155,7 +155,7 @@ def refuse_own(folder: Path, run_dir: Path) -> None:
 
 
 def _refuse_none(found: Container, folder: Path, records: Sequence[ImageRecord], unused: list[Quarantined]) -> None:
-    from cellkit.exchange import none_left
+    from cellkit.formats_any import none_left
 
     if not found:
         what = f"{folder} has no label image for any of the {len(records)} images"
@@ -319,7 +319,9 @@ def _choose(
 def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.ndarray, bool, str]:
     """Return the cells of a file, the label image, whether a label tool saved it, and who made the cells where cellkit wrote
     that into it and nobody changed it; refuse those of another size."""
-    from cellkit.exchange import read_rois, read_seg, rois_made_by, written_here
+    from cellkit.format_roi import read_rois, rois_made_by
+    from cellkit.format_seg import read_seg
+    from cellkit.formats_any import written_here
     from cellkit.labels import read_labels
     from cellkit.stamps import as_written, is_stamped_proposal
 
@@ -354,7 +356,7 @@ def _are_labels(cells: Instances) -> bool:
     """Tell a label image from a grey picture read as one: in a picture each value lies in many pieces."""
     from skimage.measure import label
 
-    from cellkit.exchange import is_noise
+    from cellkit.format_labels import is_noise
 
     labels = cells.paint()
     return not is_noise(labels) and label(labels, connectivity=2).max(initial=0) <= 2 * len(cells) + 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,14 @@ from cellkit.instances import Instances
 from cellkit.leftout import LeftOut, say_small
 from cellkit.records import ImageRecord, is_scored, read_records
 
+MARKED = ("corrected", "proposed")  # what other files than labels.json say; there the truth is marked too
+MAKERS = ("truth", *MARKED)
 AGREEMENT = "agreement with proposals, no accuracy"
+
+
+def maker_of(mark: Any) -> str:
+    """Return who made cells, as a file of another tool may say: "corrected", "proposed", or "" for anything else."""
+    return mark if isinstance(mark, str) and mark in MARKED else ""
 
 
 @dataclass(frozen=True)

@@ -175,3 +175,11 @@ def find_picture(folder: Path, stem: str, suffixes: Sequence[str] = (*PICTURE_SU
     if others:
         raise UserError(f"'{stem}' is two pictures: {first} and {others[0].name}", "keep one of them")
     return first
+
+
+def run_of(path: str | Path) -> Path | None:
+    """Return the run folder in which a file or folder lies, by its manifest and its table of images; else None."""
+    from cellkit.manifest import MANIFEST
+
+    above = Path(path).absolute().parents
+    return next((p for p in above[:2] if (p / MANIFEST).is_file() and (p / "records.csv").is_file()), None)

@@ -25,6 +25,12 @@ def chosen_cells(folder: str | Path) -> dict[str, tuple[Instances, str, str]]:
     path = Path(folder) / LABELS_FILE
     if not path.is_file():
         return {}
+    status = path.stat()
+    return _chosen_cells(path, (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@lru_cache(maxsize=8)  # asked image by image
+def _chosen_cells(path: Path, status: tuple[int, int, int]) -> dict[str, tuple[Instances, str, str]]:
     try:
         data = read_json(path)
         coco = parse_coco(data, path)
@@ -41,14 +47,8 @@ def chosen_cells(folder: str | Path) -> dict[str, tuple[Instances, str, str]]:
 
 def is_proposed(path: Path) -> bool:
     """Tell whether a label image holds what a model proposed: marked so by `write_chosen_cells`, and changed by nobody."""
-    table = path.parent / LABELS_FILE
-    known = _proposed_of(table, table.stat().st_mtime_ns) if table.is_file() else {}
-    return path.stem in known and sha256_file(path) == known[path.stem]
-
-
-@lru_cache(maxsize=8)  # asked image by image
-def _proposed_of(table: Path, changed_ns: int) -> dict[str, str]:
-    return {name: sha256 for name, (_, maker, sha256) in chosen_cells(table.parent).items() if maker == "proposed"}
+    _, maker, sha256 = chosen_cells(path.parent).get(path.stem, (None, "", ""))
+    return maker == "proposed" and sha256_file(path) == sha256
 
 
 def write_chosen_cells(

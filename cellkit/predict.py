@@ -769,7 +769,7 @@ class _Job:
         tell_notes([{"image_id": name, "note": note} for name, note in told], "`cellkit inspect` says them of a file")
 
     def _write_labels(self, frame: Frame, found: Instances) -> None:
-        from cellkit.exchange import refuse_picture
+        from cellkit.format_labels import refuse_picture
         from cellkit.labels import write_labels
         from cellkit.stamps import stamp_of
 
@@ -905,7 +905,7 @@ def _refuse_inputs_as_outputs(frames: Sequence[Frame], places: Sequence[Path]) -
 
 def _refuse_corrections(frames: Sequence[Frame], folder: Path) -> None:
     """Refuse to write over label images that somebody corrected since, before anything is predicted."""
-    from cellkit.exchange import refuse_picture
+    from cellkit.format_labels import refuse_picture
     from cellkit.stamps import refuse_changed
 
     for frame in frames:

@@ -30,7 +30,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
 
 def classes(root: Path) -> set[str]:
     """Return the classes that the ``_seg.npy`` files below a folder name; damaged files name none."""
-    from cellkit.exchange import read_seg
+    from cellkit.format_seg import read_seg
 
     names: set[str] = set()
     for path in list_files(root, ("_seg.npy",), keep_labels=True):

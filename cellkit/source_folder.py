@@ -141,7 +141,7 @@ def _load_seg(
     load: Callable[..., Loaded], root: Path, path: Path, seg: Path, cell_type: str, config, convert: Convert = converted
 ) -> Loaded:
     """Load an image and the cells of its ``_seg.npy``; refuse masks beside it that say otherwise."""
-    from cellkit.exchange import read_seg
+    from cellkit.format_seg import read_seg
 
     made = load(convert=convert)
     check_inside(seg, root)

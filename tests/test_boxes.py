@@ -14,10 +14,11 @@ from PIL import Image
 
 from cellkit.annotate import choose_labels, with_truth_classes
 from cellkit.coco import read_coco, write_coco, write_results
-from cellkit.compare import match_sides, read_side, score_sides
+from cellkit.compare import match_sides, score_sides
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
+from cellkit.formats_any import read_side
 from cellkit.instances import Instances, pixel_boxes, refuse_boxes
 from cellkit.modules import load
 from cellkit.records import ImageRecord

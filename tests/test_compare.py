@@ -9,19 +9,12 @@ import pytest
 
 from cellkit.coco import write_coco, write_results
 from cellkit.commands_main import main
-from cellkit.compare import (
-    compare_models,
-    image_shapes,
-    is_results,
-    match_sides,
-    name_groups,
-    read_side,
-    score_sides,
-    tell_scores,
-)
+from cellkit.compare import compare_models, image_shapes, match_sides, name_groups, score_sides, tell_scores
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
+from cellkit.format_results import is_list
+from cellkit.formats_any import read_side
 from cellkit.instances import Instances
 from cellkit.labels import write_labels
 from cellkit.names import image_id_of, plain_stem
@@ -157,7 +150,7 @@ class TestReadSide:
     @pytest.mark.parametrize(("text", "answer"), [("[]", True), (' \n\t[{"a": 1}]', True), ("{}", False), ("", False)])
     def test_results_are_told_by_their_first_letter(self, tmp_path, text, answer):
         (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
-        assert is_results(tmp_path / "a.json") is answer
+        assert is_list(tmp_path / "a.json") is answer
 
     def test_shapes_of_a_folder(self, tmp_path):
         write_png(tmp_path / "x/images/x.png", np.zeros((3, 5, 3), np.uint8))

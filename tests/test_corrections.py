@@ -10,7 +10,10 @@ from cellkit.annotate import Labelled, choose_labels, write_chosen
 from cellkit.corrections import read_corrections, same_cells
 from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
-from cellkit.exchange import write_folder, write_label_png, write_rois, write_seg
+from cellkit.format_labels import write_label_png
+from cellkit.format_roi import write_rois
+from cellkit.format_seg import write_seg
+from cellkit.formats_any import write_folder
 from cellkit.instances import Instances
 from cellkit.labels import write_labels
 from cellkit.records import ImageRecord

@@ -22,17 +22,10 @@ from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
 from cellkit.coco import read_coco, write_coco
 from cellkit.errors import UserError
-from cellkit.exchange import (
-    class_colours,
-    read_folder,
-    read_rois,
-    read_seg,
-    told_format,
-    write_folder,
-    write_label_png,
-    write_rois,
-    write_seg,
-)
+from cellkit.format_labels import write_label_png
+from cellkit.format_roi import read_rois, write_rois
+from cellkit.format_seg import class_colours, read_seg, write_seg
+from cellkit.formats_any import read_folder, told_format, write_folder
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
 from cellkit.plain_pickle import read_plain_npy

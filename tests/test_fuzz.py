@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 
 from cellkit.coco import read_coco, read_results, write_coco, write_results
 from cellkit.commands_main import main
-from cellkit.compare import match_sides, read_side, score_sides
+from cellkit.compare import match_sides, score_sides
 from cellkit.errors import UserError
+from cellkit.formats_any import read_side
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
 from cellkit.records import ImageRecord

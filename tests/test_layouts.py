@@ -15,7 +15,7 @@ from PIL import Image
 
 from cellkit.config import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
-from cellkit.exchange import write_seg
+from cellkit.format_seg import write_seg
 from cellkit.instances import Instances
 from cellkit.label_folders import write_chosen_cells
 from cellkit.labels import write_labels

@@ -397,7 +397,7 @@ def test_the_models_that_can_be_handed_in_are_those_of_the_notebooks():
 
 
 def test_labels_of_every_kind_are_read_whole_where_pictures_are_not(here):
-    from cellkit.exchange import write_label_png
+    from cellkit.format_labels import write_label_png
     from cellkit.labels import read_labels
 
     labels(Path("a.tif"))
