@@ -38,12 +38,10 @@ SHARED = ("seed", "classes", "workers")  # copied from the top of the file into 
 
 def _as_number(value: Any) -> Any:
     """Turn text such as '1e-3', which YAML 1.1 does not take for a number, into one; leave all else as it is."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _as_tuple(value: Any) -> Any:
@@ -127,7 +125,7 @@ class SplitConfig(Part):
 
 
 class DrawnConfig(Part):
-    """The drawn example: arguments of `cellkit.synthetic_files.write_fields`."""
+    """The drawn example: the arguments of `write_fields`, which draws it."""
 
     images_per_line: int = Field(8, ge=1, description="good single-line images per cell line")
     mixed_images: int = Field(4, ge=0, description="images that hold all lines")

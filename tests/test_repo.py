@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -303,6 +304,15 @@ def test_commands_of_the_manual_exist():
     named = set(re.findall(r"^\| `cellkit ([a-z-]+)", page, re.MULTILINE))
     shown = subprocess.run([sys.executable, "-m", "cellkit", "--help"], capture_output=True, text=True, check=True)
     assert named == set(re.findall(r"^ {4}([a-z][a-z-]*)", shown.stdout, re.MULTILINE)) - {"COMMAND"}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_imports_shown_on_a_page_work(page):
+    for module, names in re.findall(r"from (cellkit[.\w]*) import ([\w, ]+)", page.read_text(encoding="utf-8")):
+        found = importlib.import_module(module)
+        assert all(hasattr(found, name.strip()) for name in names.split(",")), (module, names)
 
 
 def test_exit_codes_of_the_manual_are_those_of_the_command():
