@@ -118,8 +118,7 @@ class SplitConfig(Part):
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> SplitConfig:
-        total = self.train + self.val + self.test
-        if abs(total - 1) > 1e-6:
+        if abs((total := self.train + self.val + self.test) - 1) > 1e-6:
             raise ValueError(f"sums to {total:g} (train + val + test), wanted 1")
         return self
 
@@ -445,7 +444,6 @@ class Config(Part):
         """
         name = STAGES.get(stage, stage)
         if name not in STAGES.values():
-            raise UserError(
-                f"no section belongs to {stage!r}{nearest(stage, STAGES)}", f"sections: {', '.join(STAGES.values())}"
-            )
+            known = f"sections: {', '.join(STAGES.values())}"
+            raise UserError(f"no section belongs to {stage!r}{nearest(stage, STAGES)}", known)
         return getattr(self, name)
