@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cellkit.commands_shared import DONE, REFUSED, SHOWN, Answer, json_flag, json_text
+from cellkit.modules import names_of
 
 ABOUT = "find all that Kaggle would refuse in a submission"
 ORDER = 9
@@ -13,7 +14,7 @@ ORDER = 9
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("file", metavar="FILE", help="the CSV")
-    parser.add_argument("--profile", required=True, metavar="P", help="sartorius or dsb2018")
+    parser.add_argument("--profile", required=True, metavar="P", help=" or ".join(names_of("kaggle")))
     parser.add_argument(
         "--images", metavar="DIR", help="the original test images: also check ids, bounds, order of pixels and size"
     )

@@ -7,6 +7,7 @@ import sys
 
 from cellkit.commands_shared import Answer, checked_tool, from_flag, is_bare_csv, json_flag, json_text
 from cellkit.errors import UserError
+from cellkit.modules import names_of
 
 ABOUT = "score predictions against the truth, conventions side by side"
 ORDER = 5
@@ -26,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "conventions:\n" + "\n".join(f"  {name:<13} {how.WHY}" for name, how in find_conventions().items())
     parser.add_argument("--by", metavar="WHAT", help="also by cell_type, group, split, class_name or size (MAP IoU)")
-    parser.add_argument("--profile", metavar="P", help="how a CSV counts pixels: sartorius or dsb2018")
+    parser.add_argument("--profile", metavar="P", help=f"how a CSV counts pixels: {' or '.join(names_of('kaggle'))}")
     parser.add_argument("--images", metavar="DIR", help="the images of a CSV, for their sizes")
     parser.add_argument(
         "--common", action="store_true", help="score the images both sides have; default: refuse others"

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from cellkit.commands_shared import Answer, checked_tool, from_flag
+from cellkit.modules import names_of
 
 ABOUT = "write predictions as a Kaggle submission"
 ORDER = 8
@@ -16,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "predictions", metavar="PREDICTIONS", help="a COCO file with scores, a results list, or label images"
     )
-    parser.add_argument("--profile", required=True, metavar="P", help="sartorius or dsb2018")
+    parser.add_argument("--profile", required=True, metavar="P", help=" or ".join(names_of("kaggle")))
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the CSV")
     parser.add_argument(
         "--coco", metavar="FILE", help="the COCO file whose image ids a results list uses; in a run folder not needed"

@@ -363,7 +363,7 @@ class MaskrcnnConfig(Section):
 class EvaluateConfig(Section):
     """Notebook 06: score every predictions file of the run, choose one, hand it in."""
 
-    profile: Literal["sartorius", "dsb2018"] = Field("sartorius", description="layout and rules of the submission")
+    profile: Literal[names_of("kaggle")] = Field("sartorius", description="layout and rules of the submission")
     submit: str = Field("best", description="predictions handed in: a name, or best = highest score on choose_split")
     choose_split: Literal["train", "val", "test"] = Field(
         "val", description="split that decides which is best: val, no other"

@@ -10,7 +10,7 @@ from cellkit.errors import UserError
 from cellkit.formats_any import Reading
 from cellkit.names import plain_stem
 from cellkit.records import ImageRecord
-from cellkit.submission import PROFILES, is_truth_table, read_submission, read_truth_table
+from cellkit.submission import is_truth_table, profiles, read_submission, read_truth_table
 
 TITLE = "a Kaggle CSV"
 
@@ -33,7 +33,7 @@ def _read_csv(
         return CellDataset(*read_truth_table(path), path=path)
     if profile is None:
         raise UserError(
-            f"{path} is a CSV, and no profile says how it counts pixels", f"add --profile {' or '.join(PROFILES)}"
+            f"{path} is a CSV, and no profile says how it counts pixels", f"add --profile {' or '.join(profiles())}"
         )
     if shapes is None and of is not None:
         shapes = {plain_stem(r.path): (r.height_px, r.width_px) for r in of.records}

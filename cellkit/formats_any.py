@@ -434,7 +434,7 @@ def _write_one(
     """Write one image; return how many cells lost pixels to others, and how many are left out because they have none."""
     record, image = item
     write_image = load("format", module.removeprefix("cellkit.format_")).write_image
-    if beside is None:
-        return write_image(folder / f"{image.name}{ending}", image)
-    picture = _picture_of(record, pictures)
-    return write_image(beside[picture], image._replace(picture=picture))
+    picture = None if beside is None else _picture_of(record, pictures)
+    path = folder / f"{image.name}{ending}" if picture is None else beside[picture]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_image(path, image._replace(picture=picture))

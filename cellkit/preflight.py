@@ -468,7 +468,7 @@ def _check_profile(outlook: Outlook) -> None:
     """Compare ``evaluate.profile`` with the competition's own sample_submission.csv, where one lies in the data folder."""
     from cellkit.listing import header_of
     from cellkit.sources import sample_ids
-    from cellkit.submission import PROFILES
+    from cellkit.submission import profiles
 
     if not outlook.items:
         return
@@ -477,7 +477,7 @@ def _check_profile(outlook: Outlook) -> None:
         outlook.root, [item for item in outlook.items if not item.is_left]
     )  # says which table it does not follow
     for path in sorted(outlook.root.glob("*sample_submission*.csv")):
-        theirs = [name for name, profile in PROFILES.items() if set(profile.columns) <= set(header_of(path))]
+        theirs = [name for name, profile in profiles().items() if set(profile.columns) <= set(header_of(path))]
         if theirs and wanted not in theirs:
             told = f"evaluate.profile is {wanted}, and {path.name} has the columns of {' or '.join(theirs)}"
             outlook.add(WARNING, told, f"set evaluate.profile: {theirs[0]}")

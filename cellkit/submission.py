@@ -17,6 +17,7 @@ import numpy as np
 from cellkit.errors import UserError, nearest
 from cellkit.files import atomic_path
 from cellkit.instances import Instances
+from cellkit.modules import load_all
 from cellkit.records import ImageRecord
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -27,17 +28,31 @@ _NOTHING = {"nan", "none", "null", "na", "[]", "-1"}
 
 @dataclass(frozen=True)
 class Profile:
-    """What one competition wants: the two column names, and the order in which pixels are counted."""
+    """What one competition wants: a file ``kaggle_<name>.py``, found by listing (`cellkit.modules`).
+
+    Attributes
+    ----------
+    name : str
+    columns : (str, str)
+        Of the image id and of the pixels: ``COLUMNS`` of the file.
+    order : str
+        How pixels are counted, "row-major" or "column-major": ``PIXEL_ORDER``.
+    truth_columns : tuple of str
+        What its own table of truth may call the pixels of a cell, in lower case: ``TRUTH_COLUMNS``.
+    """
 
     name: str
     columns: tuple[str, str]
     order: str
+    truth_columns: tuple[str, ...] = ()
 
 
-PROFILES = {
-    "sartorius": Profile("sartorius", ("id", "predicted"), "row-major"),
-    "dsb2018": Profile("dsb2018", ("ImageId", "EncodedPixels"), "column-major"),
-}
+def profiles() -> dict[str, Profile]:
+    """Return all competitions by name."""
+    return {
+        name: Profile(name, module.COLUMNS, module.PIXEL_ORDER, module.TRUTH_COLUMNS)
+        for name, module in load_all("kaggle").items()
+    }
 
 
 @dataclass(frozen=True)
@@ -61,9 +76,10 @@ def get_profile(name: str | Profile) -> Profile:
     """
     if isinstance(name, Profile):
         return name
-    if name not in PROFILES:
-        raise UserError(f"no profile '{name}'{nearest(name, PROFILES)}", f"choose from {', '.join(PROFILES)}")
-    return PROFILES[name]
+    known = profiles()
+    if name not in known:
+        raise UserError(f"no profile '{name}'{nearest(name, known)}", f"choose from {', '.join(known)}")
+    return known[name]
 
 
 # ---- write ---------------------------------------------------------------------------------------------------------
@@ -139,7 +155,7 @@ def check_submission(
     Parameters
     ----------
     path : path
-    profile : {"sartorius", "dsb2018"} or Profile
+    profile : str or Profile
     shapes : dict of image_id -> (H, W), optional
         The images of the test set. Without it, bounds and the order of pixels are not checked. Run lengths do not say in
         which size of picture they were counted: a larger one shows where runs leave the image, a smaller one where the rows
@@ -244,7 +260,7 @@ def _header_fault(line: str, profile: Profile) -> str:
         return f"an index column ('{fields[0][:40]}') stands before '{wanted}'; write the CSV without an index"
     if tuple(fields[::-1]) == profile.columns:
         return f"the columns are in the wrong order: '{line}', wanted '{wanted}'"
-    other = next((p for p in PROFILES.values() if tuple(fields) == p.columns and p is not profile), None)
+    other = next((p for p in profiles().values() if tuple(fields) == p.columns and p is not profile), None)
     if other is not None:
         return f"the header '{line}' is that of {other.name}; {profile.name} wants '{wanted}'"
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
@@ -451,14 +467,20 @@ def read_submission(
 
 
 # ---- tables of truth -----------------------------------------------------------------------------------------------
-TABLES = {"annotation": "row-major", "predicted": "row-major", "encodedpixels": "column-major"}
+def _pixel_columns() -> dict[str, str]:
+    """Return {column of a table of truth: how its pixels are counted}."""
+    return {column: profile.order for profile in profiles().values() for column in profile.truth_columns}
+
+
+def _id_columns() -> list[str]:
+    return [profile.columns[0].lower() for profile in profiles().values()]
 
 
 def is_truth_table(path: str | Path) -> bool:
     """Tell whether a CSV is a competition's own truth: a cell a row, with the size of its image (Sartorius' train.csv)."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         names = {name.strip().strip('"').lower() for name in file.readline().split(",")}
-    return {"height", "width"} <= names and bool(names & set(TABLES)) and bool(names & {"id", "imageid"})
+    return {"height", "width"} <= names and bool(names & set(_pixel_columns())) and bool(names & set(_id_columns()))
 
 
 def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instances], tuple[str, ...]]:
@@ -487,11 +509,12 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
         raise UserError(f"{path} is no CSV in UTF-8: {error}", "use the table as it came") from error
     if not rows:
         raise UserError(f"{path} has no row", "use the table as it came")
-    column = next(name for name in TABLES if name in rows[0])
+    orders, ids = _pixel_columns(), _id_columns()
+    column = next(name for name in orders if name in rows[0])
     sizes: dict[str, tuple[int, int]] = {}
     images: dict[str, list[tuple[str, str]]] = {}
     for line, row in enumerate(rows, 2):
-        name, text = row.get("id") or row.get("imageid") or "", row[column].strip(" ")
+        name, text = next(filter(None, map(row.get, ids)), ""), row[column].strip(" ")
         told = row["height"].removesuffix(".0"), row["width"].removesuffix(".0")
         if not name or not all(part.isascii() and part.isdigit() and 0 < len(part) < 7 for part in told):
             raise UserError(f"{path} line {line} has no id, height or width", "use the table as it came")
@@ -512,6 +535,6 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
     for name, cells in images.items():
         kinds = {kind for _, kind in cells}
         records.append(ImageRecord(name, name, *sizes[name], cell_type=kinds.pop() if len(kinds) == 1 else ""))
-        found = Instances.from_kaggle_rle([text for text, _ in cells], sizes[name], TABLES[column])
+        found = Instances.from_kaggle_rle([text for text, _ in cells], sizes[name], orders[column])
         instances.append(found.with_classes([classes.index(kind) + 1 if kind else 0 for _, kind in cells]))
     return records, instances, classes

@@ -141,7 +141,7 @@ def test_a_config_cannot_be_changed(write):
         ("convert: {source: bbbc}", "convert.source is 'bbbc' (text), wanted one of 'bbbc039', 'box_csv'", "layout"),
         ("convert: {box_units: px}", "box_units is 'px' (text), wanted one of 'fractions', 'pixels', or null", "boxes"),
         ("convert: {split: {train: 0.9}}", "convert.split sums to 1.3 (train + val + test), wanted 1", "train"),
-        ("evaluate: {profile: sartorus}", "profile is 'sartorus' (text), wanted one of 'sartorius'", "submission"),
+        ("evaluate: {profile: sartorus}", "profile is 'sartorus' (text), wanted one of 'dsb2018'", "submission"),
         ("classes: HEK", "classes is 'HEK' (text), wanted a list of names", "cell classes"),
         ("classes: [a, a]", "classes is ['a', 'a'], wanted at least one name, all different", "cell classes"),
         ("classes: [a]\nconvert: {class_names: {x: b}}", "class_names has x: 'b', wanted null or one of: a", "unknown"),

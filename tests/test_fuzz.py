@@ -32,7 +32,9 @@ from cellkit.formats_any import read_side
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
 from cellkit.records import ImageRecord
-from cellkit.submission import PROFILES, check_submission, read_submission, write_submission
+from cellkit.submission import check_submission, profiles, read_submission, write_submission
+
+PROFILES = profiles()
 
 TRIPS = 10_000
 ORDERS = ("row-major", "column-major")

@@ -14,16 +14,18 @@ from cellkit.disjoint import Change, resolve_overlaps
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.submission import (
-    PROFILES,
     Problem,
     check_submission,
     get_profile,
     is_truth_table,
+    profiles,
     read_submission,
     read_truth_table,
     sample_ids,
     write_submission,
 )
+
+PROFILES = profiles()
 
 DATA = Path(os.environ.get("CELLKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SHAPE = (3, 4)

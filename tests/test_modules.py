@@ -1,0 +1,109 @@
+"""A data set, a format and a competition are one file each: written into a folder of their own, they are found and run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cellkit.errors import UserError
+from cellkit.labels import write_labels
+from cellkit.modules import load, names_of
+from cellkit.png import write_png
+
+ROOT = Path(__file__).parents[1]
+SOURCE = '''
+from functools import partial
+
+from cellkit.listing import SourceImage, finished, load_picture
+
+
+def detect(root):
+    return (root / "stripes.txt").is_file()
+
+
+def classes(root):
+    return {"HEK"}
+
+
+def read(root, config):
+    paths = sorted(root.glob("*.png"))
+    items = [
+        SourceImage(path.stem, "HEK", "", "train", path.name, partial(load_picture, root, path, config), files=(path,))
+        for path in paths
+    ]
+    yield from finished(items, config)
+'''
+FORMAT = '''
+import numpy as np
+
+from cellkit.formats_any import ImageCells
+from cellkit.instances import Instances, lost_pixels
+
+ENDINGS = (".dots",)
+WRITES = {"dots": ".dots"}
+
+
+def picture_stem(name):
+    return name.removesuffix(".dots")
+
+
+def read_image(file, how, size=None):
+    return ImageCells(Instances.from_labels(np.loadtxt(file, int, ndmin=2)), ("HEK",))
+
+
+def write_image(path, image):
+    np.savetxt(path, image.cells.paint(), "%d")
+    return lost_pixels(image.cells)
+'''
+PROFILE = '''
+COLUMNS = ("picture", "runs")
+PIXEL_ORDER = "row-major"
+TRUTH_COLUMNS = ()
+'''
+
+
+@pytest.fixture
+def cellkit(tmp_path):
+    """Run cellkit where a data set, a format and a competition lie in a folder of one's own."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name, text in (("source_stripes", SOURCE), ("format_dots", FORMAT), ("kaggle_mine", PROFILE)):
+        (folder / f"{name}.py").write_text(text)
+    env = os.environ | {"CELLKIT_MODULES": str(folder), "PYTHONPATH": str(ROOT)}
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "cellkit", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_a_data_set_a_format_and_a_competition_are_one_file_each(cellkit, tmp_path):
+    data, labels = tmp_path / "data", np.array([[1, 1, 0, 2], [1, 0, 0, 2]])
+    data.mkdir()
+    write_png(data / "a.png", np.full((2, 4, 3), 9, np.uint8))
+    (data / "stripes.txt").write_text("")
+    told = json.loads(cellkit("inspect", data, "--json"))
+    assert (told["kind"], told["images"], list(told["cell_types"])) == ("stripes", 1, ["HEK"])
+
+    write_labels(tmp_path / "labels/a.tif", labels)
+    cellkit("coco", tmp_path / "labels", "-o", tmp_path / "a.json")
+    cellkit("labels", tmp_path / "a.json", "-o", tmp_path / "dots", "--format", "dots")
+    np.testing.assert_array_equal(np.loadtxt(tmp_path / "dots/a.dots"), labels)
+    assert "1.000" in cellkit("score", tmp_path / "labels", tmp_path / "dots", "--convention", "kaggle")
+
+    cellkit("submit", tmp_path / "dots", "--profile", "mine", "-o", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "picture,runs\na,1 2 5 1\na,4 1 8 1\n"
+    assert "valid" in cellkit("check-submission", tmp_path / "out.csv", "--profile", "mine")
+
+
+def test_a_name_that_is_no_file_is_refused_with_the_nearest():
+    assert {"coco", "labels", "seg", "roi", "results", "kaggle"} <= set(names_of("format"))
+    with pytest.raises(UserError, match="no source 'dsb2017' .did you mean 'dsb2018'"):
+        load("source", "dsb2017")
