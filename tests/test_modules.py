@@ -15,7 +15,7 @@ from cellkit.modules import load, names_of
 from cellkit.png import write_png
 
 ROOT = Path(__file__).parents[1]
-SOURCE = '''
+SOURCE = """
 from functools import partial
 
 from cellkit.listing import SourceImage, finished, load_picture
@@ -36,8 +36,8 @@ def read(root, config):
         for path in paths
     ]
     yield from finished(items, config)
-'''
-FORMAT = '''
+"""
+FORMAT = """
 import numpy as np
 
 from cellkit.formats_any import ImageCells
@@ -58,12 +58,12 @@ def read_image(file, how, size=None):
 def write_image(path, image):
     np.savetxt(path, image.cells.paint(), "%d")
     return lost_pixels(image.cells)
-'''
-PROFILE = '''
+"""
+PROFILE = """
 COLUMNS = ("picture", "runs")
 PIXEL_ORDER = "row-major"
 TRUTH_COLUMNS = ()
-'''
+"""
 
 
 @pytest.fixture
