@@ -45,7 +45,7 @@ _HOME = {
     "instances": ("Instances",),
     "judging": ("judges",),
     "labels": ("check_labels", "clean_labels", "read_labels", "relabel", "write_labels"),
-    "duplicates": ("find_copies",),
+    "duplicates": ("find_duplicates",),
     "flags": ("set_aside",),
     "records": ("ImageRecord", "read_records", "select", "write_records"),
     "splits": ("check_groups", "k_folds", "split_records"),

@@ -14,7 +14,7 @@ import numpy as np
 from cellkit.errors import UserError
 from cellkit.records import ImageRecord
 
-COPY = "copy"  # set by `set_copies_aside`, not by `flag_records`
+COPY = "copy"  # set by `exclude_duplicates`, not by `flag_records`
 WAVES = 16  # a fingerprint holds the signs of 16 x 16 cosine waves
 POSITIONS = {  # transposed, turned upside down, turned left to right: what was done to the second picture
     (False, False, False): "",
@@ -33,7 +33,7 @@ FROM_LAST = ("test", "val", "train", "")
 
 
 @dataclass(frozen=True)
-class Copy:
+class Duplicate:
     """Two images that show one and the same field.
 
     Attributes
@@ -52,9 +52,9 @@ class Copy:
     likeness: float
 
 
-def find_copies(
+def find_duplicates(
     records: Sequence[ImageRecord], quality: Sequence[Mapping], root: str | Path, least: float = LEAST_LIKENESS
-) -> list[Copy]:
+) -> list[Duplicate]:
     """Find images that show one and the same field, whatever they are called and wherever they came from.
 
     Found are equal pictures; pictures that differ in brightness, contrast or noise; that are shifted against each other by
@@ -81,7 +81,7 @@ def find_copies(
 
     read = lambda k: cv2.imread(str(Path(root) / records[k].path), cv2.IMREAD_COLOR)  # noqa: E731
     return [
-        Copy(records[i].image_id, records[j].image_id, how, round(likeness, 3))
+        Duplicate(records[i].image_id, records[j].image_id, how, round(likeness, 3))
         for i, j, how, likeness in _pairs(quality, read, least)
     ]
 
@@ -202,7 +202,7 @@ def _fingerprint(small: list[np.ndarray]) -> str:
     return np.packbits(signs).tobytes().hex()
 
 
-def set_copies_aside(records: Sequence[ImageRecord], copies: Sequence[Copy]) -> list[ImageRecord]:
+def exclude_duplicates(records: Sequence[ImageRecord], copies: Sequence[Duplicate]) -> list[ImageRecord]:
     """Flag images whose copy stands in another split, so that no field is both learned from and judged by.
 
     Of the images of one field, those in test stay; where there is none, those in val. All others of that field get the flag
@@ -213,7 +213,7 @@ def set_copies_aside(records: Sequence[ImageRecord], copies: Sequence[Copy]) -> 
     Examples
     --------
     >>> a, b = (ImageRecord(name, f"{name}.png", 1, 1, split=split) for name, split in (("a", "train"), ("b", "test")))
-    >>> [record.flags for record in set_copies_aside([a, b], [Copy("a", "b", "turned by 90°", 0.99)])]
+    >>> [record.flags for record in exclude_duplicates([a, b], [Duplicate("a", "b", "turned by 90°", 0.99)])]
     ['copy', '']
     """
     field_of = _fields(copies)
@@ -230,22 +230,24 @@ def set_copies_aside(records: Sequence[ImageRecord], copies: Sequence[Copy]) -> 
     return done
 
 
-def settle_copies(records: Sequence[ImageRecord], copies: Sequence[Copy], how: str = "set_aside") -> list[ImageRecord]:
+def handle_duplicates(
+    records: Sequence[ImageRecord], copies: Sequence[Duplicate], how: str = "set_aside"
+) -> list[ImageRecord]:
     """Do with copies in two splits what ``convert.duplicates`` says.
 
     Parameters
     ----------
     how : {"set_aside", "refuse", "keep"}
-        `set_copies_aside`, `check_copies`, or nothing.
+        `exclude_duplicates`, `refuse_duplicates`, or nothing.
     """
     if how not in ("set_aside", "refuse", "keep"):
         raise UserError(f"convert.duplicates is '{how}'", "choose set_aside, refuse or keep")
     if how == "refuse":
-        check_copies(records, copies)
-    return set_copies_aside(records, copies) if how == "set_aside" else list(records)
+        refuse_duplicates(records, copies)
+    return exclude_duplicates(records, copies) if how == "set_aside" else list(records)
 
 
-def _fields(copies: Sequence[Copy]) -> dict[str, str]:
+def _fields(copies: Sequence[Duplicate]) -> dict[str, str]:
     """Return image_id -> the first image_id of its field: copies of copies show one field."""
     root: dict[str, str] = {}
 
@@ -259,7 +261,7 @@ def _fields(copies: Sequence[Copy]) -> dict[str, str]:
     return {name: find(name) for name in root}
 
 
-def check_copies(records: Sequence[ImageRecord], copies: Sequence[Copy]) -> None:
+def refuse_duplicates(records: Sequence[ImageRecord], copies: Sequence[Duplicate]) -> None:
     """Refuse copies that stand in two splits.
 
     Raises

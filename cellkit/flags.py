@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from cellkit.duplicates import COPY, Copy
+from cellkit.duplicates import COPY, Duplicate
 from cellkit.quality import EMPTY_BELOW
 from cellkit.records import ImageRecord
 
@@ -202,7 +202,10 @@ def reasons(row: Mapping, thresholds: Mapping[str, float], flags: str) -> list[s
 
 
 def name_flagged(
-    records: Sequence[ImageRecord], quality: Sequence[Mapping], thresholds: Mapping[str, float], copies: Sequence[Copy]
+    records: Sequence[ImageRecord],
+    quality: Sequence[Mapping],
+    thresholds: Mapping[str, float],
+    copies: Sequence[Duplicate],
 ) -> list[str]:
     """Name every flagged image with its reason, and what becomes of it.
 
@@ -229,7 +232,7 @@ def name_flagged(
 
 
 def judgement(
-    thresholds: Mapping[str, float], flags: Sequence[str], copies: Sequence[Copy] = (), off: Collection[str] = ()
+    thresholds: Mapping[str, float], flags: Sequence[str], copies: Sequence[Duplicate] = (), off: Collection[str] = ()
 ) -> dict[str, object]:
     """Return what is kept of a batch's judgement in quality.json: the limits, in numbers and words, and the copies."""
     return {

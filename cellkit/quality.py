@@ -2,8 +2,8 @@
 
 `measure` looks at one converted picture, `flag_records` at all of them: limits are learned from the training images by
 median and median absolute deviation, within fixed bounds, and returned, so that what was flagged can be explained
-(`explain`). An image without cells is not at fault: it is measured as empty and keeps no flag. `find_copies` finds pictures
-of one and the same field, whatever they are called, and `set_copies_aside` keeps them from standing on two sides of a split.
+(`explain`). An image without cells is not at fault: it is measured as empty and keeps no flag. `find_duplicates` finds pictures
+of one and the same field, whatever they are called, and `exclude_duplicates` keeps them from standing on two sides of a split.
 """
 
 from __future__ import annotations

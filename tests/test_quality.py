@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cellkit.config import QualityConfig
-from cellkit.duplicates import POSITIONS, Copy, check_copies, find_copies, settle_copies
+from cellkit.duplicates import POSITIONS, Duplicate, find_duplicates, handle_duplicates, refuse_duplicates
 from cellkit.errors import UserError
 from cellkit.flags import (
     BLUR_LIMITS,
@@ -265,7 +265,7 @@ def test_a_flagged_test_image_stays_a_test_image_and_every_flagged_image_is_name
     assert [record.split for record in kept] == ["", "test", "val", "test"]
     assert [is_scored(record) for record in kept] == [False, False, True, True]
     rows = [{"saturated_fraction": 0.089}] * 4
-    assert name_flagged(kept, rows, flag_records([])[1], [Copy("a", "d", "", 0.9)]) == [
+    assert name_flagged(kept, rows, flag_records([])[1], [Duplicate("a", "d", "", 0.9)]) == [
         "a: copy: shows the field of another image (d; convert.duplicates: keep keeps both): not used",
         "b: saturated: 8.9 % of the pixels saturated, limit 3 %: predicted and handed in, not scored",
     ]
@@ -288,7 +288,7 @@ def found_in(tmp_path, pictures, splits=None):
         write_png(tmp_path / f"{k}.png", np.ascontiguousarray(image))
         records.append(ImageRecord(str(k), f"{k}.png", *image.shape[:2], split=splits[k] if splits else "train"))
     quality = [measure(np.ascontiguousarray(image)) for image in pictures]
-    return records, find_copies(records, quality, tmp_path)
+    return records, find_duplicates(records, quality, tmp_path)
 
 
 def test_a_second_exposure_is_a_copy_and_neighbouring_fields_are_none(tmp_path, fields):
@@ -337,23 +337,23 @@ def test_empty_fields_are_copies_only_when_their_pixels_are_equal(tmp_path):
 def test_of_copies_in_two_splits_the_test_image_stays():
     splits = ("train", "test", "val", "train", "train", "val")
     records = [ImageRecord(str(k), f"{k}.png", 1, 1, split=split) for k, split in enumerate(splits)]
-    copies = [Copy("0", "1", "", 0.9), Copy("1", "2", "", 0.9), Copy("3", "4", "", 0.9)]
-    kept = settle_copies(records, copies)
+    copies = [Duplicate("0", "1", "", 0.9), Duplicate("1", "2", "", 0.9), Duplicate("3", "4", "", 0.9)]
+    kept = handle_duplicates(records, copies)
     assert [record.flags for record in kept] == ["copy", "", "copy", "", "", ""]
     assert [record.split for record in set_aside(kept)] == ["", "test", "", "train", "train", "val"]
-    check_copies(set_aside(kept), copies)
-    assert settle_copies(records, copies, "keep") == records
+    refuse_duplicates(set_aside(kept), copies)
+    assert handle_duplicates(records, copies, "keep") == records
     with pytest.raises(UserError, match=r"2 pair\(s\) of images show one field .*0 \(train\) and 1 \(test\)"):
-        settle_copies(records, copies, "refuse")
+        handle_duplicates(records, copies, "refuse")
     with pytest.raises(UserError, match="convert.duplicates is 'drop'\nchoose"):
-        settle_copies(records, copies, "drop")
+        handle_duplicates(records, copies, "drop")
     told = judgement(flag_records([])[1], ["copy"], copies)
     assert told["copies"][0] == {"first": "0", "second": "1", "how": "", "likeness": 0.9} and len(told["words"]) == 5
 
 
 def test_images_set_aside_for_another_reason_pull_no_copy_with_them():
     records = [ImageRecord("0", "0", 1, 1, split="test", flags="debris"), ImageRecord("1", "1", 1, 1, split="train")]
-    assert settle_copies(records, [Copy("0", "1", "", 1.0)]) == records
+    assert handle_duplicates(records, [Duplicate("0", "1", "", 1.0)]) == records
 
 
 def test_fields_photographed_twice_in_a_published_set_are_found(tmp_path, data_folder):
