@@ -46,7 +46,7 @@ _HOME = {
     "judging": ("judges",),
     "labels": ("check_labels", "clean_labels", "read_labels", "relabel", "write_labels"),
     "duplicates": ("find_duplicates",),
-    "flags": ("set_aside",),
+    "flags": ("exclude_flagged",),
     "records": ("ImageRecord", "read_records", "select", "write_records"),
     "splits": ("check_groups", "k_folds", "split_records"),
     "report": ("write_report",),

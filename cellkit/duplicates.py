@@ -206,7 +206,7 @@ def exclude_duplicates(records: Sequence[ImageRecord], copies: Sequence[Duplicat
     """Flag images whose copy stands in another split, so that no field is both learned from and judged by.
 
     Of the images of one field, those in test stay; where there is none, those in val. All others of that field get the flag
-    "copy", which `set_aside` takes out of their split. Copies within one split stay: they count twice there, no more.
+    "copy", which `exclude_flagged` takes out of their split. Copies within one split stay: they count twice there, no more.
     So a test image decides about a training image here, and only here: that protects the score from what was learned by
     heart, and every image that gives way is named.
 

@@ -102,7 +102,7 @@ def _flags(m: dict, limits: dict[str, float], off: Collection[str] = ()) -> str:
     return ";".join(name for name in FLAGS if found[name] and name not in off)
 
 
-def set_aside(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+def exclude_flagged(records: Sequence[ImageRecord]) -> list[ImageRecord]:
     """Take the flagged training and validation images out of their splits: split becomes "", everything else stays.
 
     A flagged test image stays a test image: it is predicted and handed in, since whoever asked wants an answer for every
@@ -111,9 +111,9 @@ def set_aside(records: Sequence[ImageRecord]) -> list[ImageRecord]:
     Examples
     --------
     >>> good = ImageRecord("a", "a.png", 1, 1, split="val")
-    >>> [record.split for record in set_aside([good, replace(good, flags="debris")])]
+    >>> [record.split for record in exclude_flagged([good, replace(good, flags="debris")])]
     ['val', '']
-    >>> [record.split for record in set_aside([replace(good, flags="debris", split="test")])]
+    >>> [record.split for record in exclude_flagged([replace(good, flags="debris", split="test")])]
     ['test']
     """
     return [replace(r, split="") if r.flags and r.split != "test" else r for r in records]
@@ -212,7 +212,7 @@ def name_flagged(
     Parameters
     ----------
     records : sequence of ImageRecord
-        After `set_aside`.
+        After `exclude_flagged`.
     quality : sequence of mapping
         Of each record, in the same order.
     """

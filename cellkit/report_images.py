@@ -176,7 +176,7 @@ def changes_chapter(files: RunFiles) -> list:
 
 def flags_chapter(files: RunFiles) -> list:
     """Which images are flagged, and why."""
-    from cellkit.show_sheets import show_set_aside
+    from cellkit.show_sheets import show_flagged
 
     path = files.path("quality.json")
     if path is None:
@@ -193,7 +193,7 @@ def flags_chapter(files: RunFiles) -> list:
     quality = [measured[record.image_id] for record in records]
     shown = min(12, len(records))
     size = 2.4 * min(4, shown), 0.4 + 3.0 * -(-shown // 4)
-    draw = lambda figure: show_set_aside(files.images.root, records, quality, told["thresholds"], 12, 4, figure)  # noqa: E731
+    draw = lambda figure: show_flagged(files.images.root, records, quality, told["thresholds"], 12, 4, figure)  # noqa: E731
     return [*blocks, drawn(draw, *size, f"{len(records)} of {len(files.images.records)} images are flagged.")]
 
 

@@ -240,7 +240,7 @@ def _black(left: int, top: int, side: int):
 
 
 @styled
-def show_set_aside(
+def show_flagged(
     root: str | Path,
     records: Sequence[ImageRecord],
     quality: Sequence[Mapping[str, Any]],

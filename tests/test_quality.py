@@ -16,12 +16,12 @@ from cellkit.flags import (
     BLUR_LIMITS,
     DEBRIS_LIMITS,
     FLAGS,
+    exclude_flagged,
     explain,
     flag_records,
     judgement,
     name_flagged,
     reasons,
-    set_aside,
 )
 from cellkit.light import to_8bit
 from cellkit.quality import measure
@@ -253,7 +253,7 @@ def test_set_aside_takes_flagged_images_out_of_their_split_only():
     records = [
         ImageRecord(str(k), f"{k}.png", 1, 1, split="train", flags=flags) for k, flags in enumerate(("", "debris"))
     ]
-    kept = set_aside(records)
+    kept = exclude_flagged(records)
     assert [record.split for record in kept] == ["train", ""] and [r.image_id for r in kept] == ["0", "1"]
     assert kept[1].flags == "debris"
 
@@ -261,7 +261,7 @@ def test_set_aside_takes_flagged_images_out_of_their_split_only():
 def test_a_flagged_test_image_stays_a_test_image_and_every_flagged_image_is_named():
     flags = {"a": ("train", "copy"), "b": ("test", "saturated"), "c": ("val", ""), "d": ("test", "")}
     records = [ImageRecord(name, f"{name}.png", 1, 1, split=split, flags=f) for name, (split, f) in flags.items()]
-    kept = set_aside(records)
+    kept = exclude_flagged(records)
     assert [record.split for record in kept] == ["", "test", "val", "test"]
     assert [is_scored(record) for record in kept] == [False, False, True, True]
     rows = [{"saturated_fraction": 0.089}] * 4
@@ -340,8 +340,8 @@ def test_of_copies_in_two_splits_the_test_image_stays():
     copies = [Duplicate("0", "1", "", 0.9), Duplicate("1", "2", "", 0.9), Duplicate("3", "4", "", 0.9)]
     kept = handle_duplicates(records, copies)
     assert [record.flags for record in kept] == ["copy", "", "copy", "", "", ""]
-    assert [record.split for record in set_aside(kept)] == ["", "test", "", "train", "train", "val"]
-    refuse_duplicates(set_aside(kept), copies)
+    assert [record.split for record in exclude_flagged(kept)] == ["", "test", "", "train", "train", "val"]
+    refuse_duplicates(exclude_flagged(kept), copies)
     assert handle_duplicates(records, copies, "keep") == records
     with pytest.raises(UserError, match=r"2 pair\(s\) of images show one field .*0 \(train\) and 1 \(test\)"):
         handle_duplicates(records, copies, "refuse")

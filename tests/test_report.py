@@ -25,7 +25,7 @@ from cellkit.evaluation import (
     summarise,
     write_summary,
 )
-from cellkit.flags import set_aside
+from cellkit.flags import exclude_flagged
 from cellkit.instances import Instances
 from cellkit.records import write_records
 from cellkit.run import Run
@@ -59,7 +59,7 @@ def make_run(folder: Path) -> tuple[Run, object]:
     run = Run(folder)
     stage = run.start("01_convert", cfg.convert)
     gathered = gather(cfg.convert, locate_source(cfg.convert, stage), stage.root)
-    records = set_aside(gathered.images.records)
+    records = exclude_flagged(gathered.images.records)
     stage.quarantine([Quarantined("HEK/broken.ome.tif", "cut short & <unreadable>")])
     stage.done(records=write_records(stage.path("records.csv"), records), images=stage.path("images"))
 

@@ -184,7 +184,7 @@ def test_the_picture_of_a_sheet_and_of_what_was_set_aside(small):
     from cellkit.flags import flag_records
     from cellkit.quality import measure
     from cellkit.show_counts import show_data
-    from cellkit.show_sheets import show_set_aside
+    from cellkit.show_sheets import show_flagged
     from cellkit.show_style import new_figure, to_png
 
     for sheet in (describe(small), describe(replace(small, instances=[Instances.empty(SHAPE)] * 4))):
@@ -194,11 +194,11 @@ def test_the_picture_of_a_sheet_and_of_what_was_set_aside(small):
     assert texts[0] == "3 cells, 2 images"
     quality = [measure(image) | {"debris": 9.0} for image in small.images()]
     _, thresholds = flag_records(quality)
-    axes = show_set_aside(small.root, small.records, quality, thresholds, figure=new_figure(8, 4))
+    axes = show_flagged(small.root, small.records, quality, thresholds, figure=new_figure(8, 4))
     assert axes.shape == (1, 1)
     assert axes[0, 0].get_title(loc="left") == "3\ndebris: a glow in both channels 9 times\nas bright as cells, limit 3"
     none = [replace(record, flags="") for record in small.records]
-    assert show_set_aside(small.root, none, quality, thresholds, figure=new_figure(8, 4)).shape == (1, 1)
+    assert show_flagged(small.root, none, quality, thresholds, figure=new_figure(8, 4)).shape == (1, 1)
 
 
 def test_drawing_does_not_switch_off_what_jupyter_switched_on():

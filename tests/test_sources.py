@@ -14,7 +14,7 @@ from cellkit.conversion import Conversion
 from cellkit.convert import convert_file
 from cellkit.errors import UserError
 from cellkit.evaluation_submission import handed_in
-from cellkit.flags import set_aside
+from cellkit.flags import exclude_flagged
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
 from cellkit.modules import load, names_of
@@ -360,7 +360,7 @@ def test_every_test_image_is_kept_or_named_and_known_by_its_own_name_and_size(tm
     competition(tmp_path / "in")
     cfg = config("folder", scale=0.5, duplicates="keep")
     made = gather(cfg, tmp_path / "in", tmp_path / "run")
-    records = {record.image_id: record for record in set_aside(made.images.records)}
+    records = {record.image_id: record for record in exclude_flagged(made.images.records)}
     assert [records[f"test_{name}"].split for name in ("1", "glare", "bare")] == ["test"] * 3
     assert "saturated" in records["test_glare"].flags and not is_scored(records["test_glare"])
     assert {record.image_id for record in made.images.records} - {"test_bare"} == {
