@@ -231,7 +231,7 @@ def name_flagged(
     return said
 
 
-def judgement(
+def quality_summary(
     thresholds: Mapping[str, float], flags: Sequence[str], copies: Sequence[Duplicate] = (), off: Collection[str] = ()
 ) -> dict[str, object]:
     """Return what is kept of a batch's judgement in quality.json: the limits, in numbers and words, and the copies."""

@@ -19,8 +19,8 @@ from cellkit.flags import (
     exclude_flagged,
     explain,
     flag_records,
-    judgement,
     name_flagged,
+    quality_summary,
     reasons,
 )
 from cellkit.light import to_8bit
@@ -347,7 +347,7 @@ def test_of_copies_in_two_splits_the_test_image_stays():
         handle_duplicates(records, copies, "refuse")
     with pytest.raises(UserError, match="convert.duplicates is 'drop'\nchoose"):
         handle_duplicates(records, copies, "drop")
-    told = judgement(flag_records([])[1], ["copy"], copies)
+    told = quality_summary(flag_records([])[1], ["copy"], copies)
     assert told["copies"][0] == {"first": "0", "second": "1", "how": "", "likeness": 0.9} and len(told["words"]) == 5
 
 
