@@ -179,7 +179,7 @@ class Light:
             values = np.flatnonzero(counts)
             return cls(values.astype(np.float64), counts[values])
         values, counts = np.unique(plane.astype(np.float64), return_counts=True)
-        return cls(values, counts)._thinned()
+        return cls(values, counts)._reduced()
 
     @classmethod
     def sum(cls, parts: Iterable[Light]) -> Light:
@@ -187,9 +187,9 @@ class Light:
         parts = list(parts)
         values, where = np.unique(np.concatenate([part.values for part in parts]), return_inverse=True)
         counts = np.bincount(where, np.concatenate([part.counts for part in parts])).astype(np.int64)
-        return cls(values, counts)._thinned()
+        return cls(values, counts)._reduced()
 
-    def _thinned(self) -> Light:
+    def _reduced(self) -> Light:
         if len(self.values) <= MOST_VALUES:
             return self
         cumulated = np.cumsum(self.counts)

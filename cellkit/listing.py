@@ -1,6 +1,6 @@
 """One image of a source before it is opened: which files there are, which belong together, which class, which split.
 
-What every layout shares. A layout lists what a folder holds and makes a `SourceImage` of each picture; `finished` then
+What every layout shares. A layout lists what a folder holds and makes a `SourceImage` of each picture; `assign_splits` then
 refuses two images of one name, thins, and splits. Nothing is opened before `SourceImage.load` is called.
 """
 
@@ -454,7 +454,7 @@ def frames_of(
         return
     unit = image_id_of(name) if len(frames) > 1 else ""
     for number, (scene, time, suffix) in enumerate(frames):
-        label, files = settled(partial(label_of, suffix, number, len(frames)))
+        label, files = resolved(partial(label_of, suffix, number, len(frames)))
         rows = rows_of(relative, suffix)
         loader = partial(load_file, root, image, config, label, about["cell_type"], scene, time, rows)
         told = (
@@ -476,7 +476,7 @@ def about_folders(folders: Sequence[str], config) -> dict[str, str]:
     return {"cell_type": cell_type_of(folders, config), "group": "/".join(other), "split": split}
 
 
-def settled(find: Callable[[], Label | Path | None]) -> tuple[Callable, tuple[Path, ...]]:
+def resolved(find: Callable[[], Label | Path | None]) -> tuple[Callable, tuple[Path, ...]]:
     """Return what gives the label image that `find()` finds now, or raises what it raises now, and the files of it."""
     try:
         found = find()
@@ -490,7 +490,7 @@ def _given(found):
 
 
 # ---- which images, which split -------------------------------------------------------------------------------------
-def thin(items: Sequence[SourceImage], max_images: int | None) -> list[SourceImage]:
+def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[SourceImage]:
     """Keep at most `max_images` per cell type, each chosen by its own name alone, in the order given.
 
     So an image more takes the place of one other, or of none. Each of the source's own splits keeps its share, and at least
@@ -616,7 +616,7 @@ def _series_key(item: SourceImage) -> str:
     return "" if shared is None else image_id_of(f"{folder}/{shared or 'series'}.x".lstrip("/"))
 
 
-def carve(items: list[SourceImage], config, wanted: Sequence[str] = ("val", "test")) -> list[SourceImage]:
+def split_off(items: list[SourceImage], config, wanted: Sequence[str] = ("val", "test")) -> list[SourceImage]:
     """Give shares of the training images to those of `wanted` that the source's own split has no images for.
 
     The shares are those of ``config.split``: of all training images, whatever other splits there are.
@@ -631,7 +631,7 @@ def carve(items: list[SourceImage], config, wanted: Sequence[str] = ("val", "tes
     return [drawn.get(item.image_id, item) for item in items]
 
 
-def finished(
+def assign_splits(
     items: Sequence[SourceImage],
     config,
     mixed_is_test: bool = False,
@@ -642,7 +642,7 @@ def finished(
 
     Groups come from the names where ``config.group_from`` says so. With `mixed_is_test` mixed images without a split of the
     source become test images: nothing can be trained on them. With `fill_split` the splits that the source's own lacks are
-    carved from its training images, see `carve`. `left` follows as it is: what fits no image, see `cellkit.leftovers`.
+    split off its training images, see `split_off`. `left` follows as it is: what fits no image, see `cellkit.leftovers`.
 
     Raises
     ------
@@ -664,11 +664,11 @@ def finished(
         items = [item if item.bare and item.split == "test" else replace(item, split="") for item in items]
     items = [replace(item, is_asked=item.split == "test") for item in items]
     if fill_split:
-        items = carve(items, config)
+        items = split_off(items, config)
     if mixed_is_test:
         mixed = [item.cell_type == MIXED and not item.split for item in items]
         items = [replace(item, split="test") if m else item for item, m in zip(items, mixed, strict=True)]
-    items = thin(items, config.max_images)
+    items = limit_images(items, config.max_images)
     without = [item for item in items if not item.split]
     drawn = draw_split(without, dict(config.split), config) if without else {}
     if without and any(item.split and item.split != UNUSED and item.cell_type != MIXED for item in items):
@@ -681,7 +681,7 @@ def finished(
     if len(without) == len(items):
         _check_filled(done, [_unit_of(item, config) for item in items], dict(config.split))
     if config.split_by == "group":
-        _refuse_torn_groups(done)
+        _refuse_groups_across_splits(done)
     own = {item.split for item in items}
     if len(own) == 1 and (only := own.pop()) not in ("", "train", UNUSED) and not all(item.bare for item in items):
         print(
@@ -797,7 +797,7 @@ def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances
         )
 
 
-def _refuse_torn_groups(items: Sequence[SourceImage]) -> None:
+def _refuse_groups_across_splits(items: Sequence[SourceImage]) -> None:
     splits: dict[str, set[str]] = defaultdict(set)
     for item in items:
         if item.group and item.split != UNUSED:

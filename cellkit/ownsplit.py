@@ -27,7 +27,7 @@ def split_lists(root: Path) -> list[tuple[Path, str]]:
     """Return the lists called after a split, (path, split), of the first folder that has any.
 
     ``trainval.txt`` is training and validation in one, and comes last: where one of the two has a list of its own, the other
-    is what that leaves over; where neither has, all of it is training, of which validation images are carved.
+    is what that leaves over; where neither has, all of it is training, of which validation images are split off.
     """
     for folder in LIST_FOLDERS:
         paths = sorted((root / folder).glob("*.txt"))

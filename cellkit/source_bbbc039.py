@@ -19,10 +19,10 @@ from cellkit.listing import (
     Convert,
     Loaded,
     SourceImage,
+    assign_splits,
     check_same_way,
     check_shape,
     converted,
-    finished,
     load_picture,
     only_class,
     perhaps,
@@ -72,7 +72,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         files = (*found, *found_masks)
         image_id = image_id_of(f"{stem}.png")
         items.append(SourceImage(image_id, only_class(config), group, split, source, loader, stem, files=files))
-    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
+    yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
 def _load_bbbc039(root: Path, path: Path, mask: Path | None, config, convert: Convert = converted) -> Loaded:

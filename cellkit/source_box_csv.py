@@ -19,8 +19,8 @@ from cellkit.listing import (
     Loaded,
     SourceImage,
     apart_from_bare,
+    assign_splits,
     converted,
-    finished,
     header_of,
     known_class,
     load_picture,
@@ -78,7 +78,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         items.append(SourceImage(image_id_of(name), line, "", split, source, loader, own_id, files=used, bare=bare))
     left = list(leftovers(root, items))
     items, bare = apart_from_bare(items)
-    yield from finished(items, config, fill_split=all(item.split for item in items), left=[*left, *bare])
+    yield from assign_splits(items, config, fill_split=all(item.split for item in items), left=[*left, *bare])
 
 
 def _name_key(name: str, pictures: dict[str, Path]) -> str:

@@ -28,10 +28,10 @@ from cellkit.listing import (
     Convert,
     Loaded,
     SourceImage,
+    assign_splits,
     check_shape,
     class_id_of,
     converted,
-    finished,
     known_class,
     load_picture,
     noted,
@@ -74,7 +74,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
             known_class(label, config)
         listed += [_coco_image(root, sheet, entry, pictures, config) for entry in sheet.images]
     items = _once_each(listed)
-    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
+    yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
 def _tell_other_names(sheets: list[Sheet]) -> None:

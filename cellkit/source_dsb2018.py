@@ -21,15 +21,15 @@ from cellkit.listing import (
     Loaded,
     SourceImage,
     apart_from_bare,
+    assign_splits,
     check_same_way,
     class_id_of,
     converted,
-    finished,
     load_file,
     only_class,
     perhaps,
     read_table,
-    settled,
+    resolved,
 )
 from cellkit.names import image_id_of, split_of_folder, stem_of
 from cellkit.open import open_file
@@ -69,7 +69,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         wanted = items
     left = list(leftovers(root, items, used))
     wanted, bare = apart_from_bare(wanted)
-    yield from finished(wanted, config, left=[*left, *bare])
+    yield from assign_splits(wanted, config, left=[*left, *bare])
 
 
 def _packed_dsb2018(root: Path, config) -> tuple[list[SourceImage], set[Path]]:
@@ -89,7 +89,7 @@ def _packed_dsb2018(root: Path, config) -> tuple[list[SourceImage], set[Path]]:
     labels, items = LabelFiles(root), []
     for row in rows:
         path = find_picture(root / "images", row["id"]) or root / "images" / f"{row['id']}.png"
-        label, files = settled(partial(labels.required, root / "labels", Path(row["id"]), path))
+        label, files = resolved(partial(labels.required, root / "labels", Path(row["id"]), path))
         loader = partial(load_file, root, path, config, label, cell_type)
         split = split_of_folder(row.get("split") or "") if not wanted or row["modality"] in wanted else UNUSED
         image_id, source = image_id_of(f"{row['id']}.png"), f"images/{path.name}"

@@ -25,12 +25,12 @@ from cellkit.listing import (
     Loaded,
     SourceImage,
     apart_from_bare,
+    assign_splits,
     check_same_way,
     check_shape,
     class_id_of,
     converted,
     files_of,
-    finished,
     frames_of,
     named_class,
     perhaps,
@@ -98,7 +98,7 @@ def read_pictures(root: Path, config, folders_are_classes: bool = False) -> Iter
     items, bare = apart_from_bare(items)
     left += bare
     fill = all(item.split for item in items if item.cell_type != MIXED)
-    yield from finished(items, config, mixed_is_test=True, fill_split=fill, left=left)
+    yield from assign_splits(items, config, mixed_is_test=True, fill_split=fill, left=left)
 
 
 def is_image_of_pair(name: str, pair: tuple[str, str]) -> bool:

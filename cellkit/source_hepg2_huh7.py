@@ -18,12 +18,12 @@ from cellkit.listing import (
     Convert,
     Loaded,
     SourceImage,
+    assign_splits,
     check_same_way,
     check_shape,
     class_id_of,
     class_of_line,
     converted,
-    finished,
     load_picture,
     perhaps,
     refuse_several,
@@ -72,7 +72,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         loader = refuse_several(root, [path, *others]) or loader
         source, files = path.relative_to(root).as_posix(), (path, *others, labels)
         items.append(SourceImage(image_id_of(path.name), cell_type, "", split, source, loader, stem, files=files))
-    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
+    yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
 def _load_text_labels(

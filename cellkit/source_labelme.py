@@ -21,9 +21,9 @@ from cellkit.listing import (
     Convert,
     Loaded,
     SourceImage,
+    assign_splits,
     class_id_of,
     converted,
-    finished,
     known_class,
     only_class,
 )
@@ -64,7 +64,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
                 partial(_load_labelme, root, path, config), path.stem, files=(path, *_pictures_of(path)),
             )
         )  # fmt: skip
-    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
+    yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
 def _pictures_of(path: Path) -> list[Path]:

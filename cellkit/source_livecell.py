@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cellkit.folders import IMAGE_SUFFIXES, list_files
 from cellkit.leftovers import leftovers
-from cellkit.listing import SourceImage, class_of_line, finished, refuse
+from cellkit.listing import SourceImage, assign_splits, class_of_line, refuse
 from cellkit.source_coco import _coco_image, _Listed, _once_each, _Pictures, _tell_unread, read_sheets
 
 ORDER = 60
@@ -41,7 +41,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
             one = _coco_image(root, sheet, entry, pictures, config, line)
             listed.append(one if name else _nameless(one))
     items = _once_each(listed)
-    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
+    yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
 def _nameless(one: _Listed) -> _Listed:

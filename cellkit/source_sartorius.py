@@ -16,11 +16,11 @@ from cellkit.listing import (
     Loaded,
     SourceImage,
     apart_from_bare,
+    assign_splits,
     check_same_way,
     class_id_of,
     class_of_line,
     converted,
-    finished,
     header_of,
     load_picture,
     read_table,
@@ -59,7 +59,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         items.append(SourceImage(image_id_of(f"{name}.png"), "", "", "test", source, loader, name, files=(path,)))
     left = list(leftovers(root, items))
     items, bare = apart_from_bare(items)
-    yield from finished(items, config, left=[*left, *bare])
+    yield from assign_splits(items, config, left=[*left, *bare])
 
 
 def classes(root: Path) -> set[str]:

@@ -19,11 +19,11 @@ from cellkit.listing import (
     Convert,
     Loaded,
     SourceImage,
+    assign_splits,
     cell_type_of,
     converted,
-    finished,
     load_file,
-    settled,
+    resolved,
     unknown_class,
 )
 from cellkit.names import SPLIT_NAMES, image_id_of, split_of_folders, stem_of
@@ -62,7 +62,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
             continue
         for path in list_files(folder / "images", IMAGE_SUFFIXES, keep_labels=True):
             relative = path.relative_to(folder / "images")
-            label, files = settled(partial(labels.required, folder / "labels", relative.parent / stem_of(path), path))
+            label, files = resolved(partial(labels.required, folder / "labels", relative.parent / stem_of(path), path))
             image_id = image_id_of(f"{folder.name}/{relative.as_posix()}")
             source = path.relative_to(root).as_posix()
             split = split_of_folders(relative.parts[:-1])
@@ -70,7 +70,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
             items.append(SourceImage(image_id, line, "", split, source, loader, stem_of(path), files=(path, *files)))
     left = list(leftovers(root, items, labels.used))
     fill = all(item.split for item in items)
-    items = list(finished(items, config, fill_split=fill, left=left))
+    items = list(assign_splits(items, config, fill_split=fill, left=left))
     yield from items
     yield from _mixed_halves(items, config)
 

@@ -23,9 +23,9 @@ from cellkit.listing import (
     Convert,
     Loaded,
     SourceImage,
+    assign_splits,
     class_id_of,
     converted,
-    finished,
     known_class,
     load_picture,
     only_class,
@@ -83,7 +83,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         image_id, used = image_id_of(f"{stem}.jpg"), tuple(file for file in (picture, *found) if file)
         line = only_class(config) or MIXED
         items.append(SourceImage(image_id, line, "", split, source, loader, stem, files=used))
-    yield from finished(items, config, fill_split=True, left=list(leftovers(root, items)))
+    yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
 def _voc_folder(root: Path) -> Path:

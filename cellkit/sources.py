@@ -46,7 +46,7 @@ from cellkit.names import check_ids
 from cellkit.png import png_parts, put
 from cellkit.records import ImageRecord
 from cellkit.resize import resize_image, resize_instances, resized_shape
-from cellkit.splits import torn_groups
+from cellkit.splits import groups_across_splits
 from cellkit.tables import write_table
 
 
@@ -355,7 +355,7 @@ def list_images(config, root: Path) -> list[SourceImage]:
         )
     check_ids((item.image_id, item.source) for item in items)
     tell_lacking_classes([item for item in items if not item.is_left], config)
-    torn = torn_groups(items)
+    torn = groups_across_splits(items)
     if torn:
         some = ", ".join(torn[:5]) + (", ..." if len(torn) > 5 else "")
         print(

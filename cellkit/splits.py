@@ -206,7 +206,7 @@ def _units(records: Sequence[ImageRecord], by: str) -> dict[str, list[int]]:
     return units
 
 
-def _deal(units: dict[str, list[int]], kinds: Sequence[str], fractions: Sequence[float], rng) -> dict[str, int]:
+def _apportion(units: dict[str, list[int]], kinds: Sequence[str], fractions: Sequence[float], rng) -> dict[str, int]:
     """Give whole units out to parts, so that every kind comes near its share in each; return unit -> part.
 
     Units of about the same size (within a factor of two) come in random order, larger ones first. Each goes where the
@@ -286,7 +286,7 @@ def k_folds(
             f"{k} folds of {len(units)} {by}(s)", f"ask for 2 folds or more, and no more than there are {by}s"
         )
     kinds = ["" if stratify is None else str(getattr(record, stratify)) for record in records]
-    place = _deal(units, kinds, [1 / k] * k, np.random.default_rng(seed))
+    place = _apportion(units, kinds, [1 / k] * k, np.random.default_rng(seed))
     fold_of = {position: place[unit] for unit, positions in units.items() for position in positions}
     return [[record for position, record in enumerate(records) if fold_of[position] == fold] for fold in range(k)]
 
@@ -308,7 +308,7 @@ def hold_out(folds: Sequence[Sequence[ImageRecord]], held: int) -> list[ImageRec
     ]
 
 
-def torn_groups(records: Iterable[Any]) -> list[str]:
+def groups_across_splits(records: Iterable[Any]) -> list[str]:
     """Return, sorted, the groups with images in more than one split; anything with a `group` and a `split` will do."""
     splits: dict[str, set[str]] = defaultdict(set)
     for record in records:
@@ -325,6 +325,6 @@ def check_groups(records: Sequence[ImageRecord]) -> None:
     UserError
         Naming the groups.
     """
-    leaking = torn_groups(records)
+    leaking = groups_across_splits(records)
     if leaking:
         raise UserError(f"group {', '.join(leaking[:5])} is in more than one split", "set convert.split_by: group")

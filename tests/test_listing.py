@@ -17,13 +17,13 @@ from cellkit.instances import Instances
 from cellkit.listing import (
     UNUSED,
     SourceImage,
-    carve,
+    assign_splits,
     check_enough,
     check_labelled,
-    finished,
     labelled,
+    limit_images,
     read_table,
-    thin,
+    split_off,
 )
 from cellkit.records import ImageRecord
 
@@ -36,9 +36,9 @@ def save(path):
 @given(st.lists(st.sampled_from("ab"), max_size=30), st.integers(1, 12))
 def test_thinning_keeps_order_and_the_wanted_number(kinds, wanted):
     items = [SourceImage(str(k), kind, "", "", str(k), None) for k, kind in enumerate(kinds)]
-    kept = thin(items, wanted)
+    kept = limit_images(items, wanted)
     positions = [items.index(item) for item in kept]
-    assert positions == sorted(positions) and thin(items, None) == items == thin(items, 100)
+    assert positions == sorted(positions) and limit_images(items, None) == items == limit_images(items, 100)
     for kind in "ab":
         there = [k for k, item in enumerate(items) if item.cell_type == kind]
         mine = [k for k in positions if items[k].cell_type == kind]
@@ -84,22 +84,22 @@ def splits_of(items):
 
 def test_only_splits_the_source_lacks_are_carved_from_its_training_images():
     cfg = config(split=SplitConfig(train=0.5, val=0.25, test=0.25))
-    whole = splits_of(carve(images(*["train"] * 8), cfg))
+    whole = splits_of(split_off(images(*["train"] * 8), cfg))
     assert {name: whole.count(name) for name in ("train", "val", "test")} == {"train": 4, "val": 1, "test": 3}
-    given = splits_of(carve(images(*["train"] * 8, "test", UNUSED), cfg))
+    given = splits_of(split_off(images(*["train"] * 8, "test", UNUSED), cfg))
     assert (
         set(given[:8]) == {"train", "val"} and given[:8].count("train") in (5, 6, 7) and given[8:] == ["test", UNUSED]
     )
-    assert splits_of(carve(images("", "test"), cfg)) == ["", "test"], "no training images to take from"
+    assert splits_of(split_off(images("", "test"), cfg)) == ["", "test"], "no training images to take from"
     full = images("train", "val", "test")
-    assert carve(full, cfg) == full
+    assert split_off(full, cfg) == full
 
 
 def test_what_a_source_leaves_out_stays_out_and_may_be_drawn_anew():
     cfg = config(split=SplitConfig(train=1.0, val=0.0, test=0.0))
-    assert splits_of(finished(images("val", UNUSED, ""), cfg)) == ["val", "", "train"]
+    assert splits_of(assign_splits(images("val", UNUSED, ""), cfg)) == ["val", "", "train"]
     drawn = config(split=SplitConfig(train=1.0, val=0.0, test=0.0), published_split=False)
-    assert splits_of(finished(images("val", UNUSED, ""), drawn)) == ["train"] * 3
+    assert splits_of(assign_splits(images("val", UNUSED, ""), drawn)) == ["train"] * 3
 
 
 def test_groups_may_be_named_by_the_file_names_and_hold_for_carved_splits_too():  # fault 58
@@ -110,12 +110,12 @@ def test_groups_may_be_named_by_the_file_names_and_hold_for_carved_splits_too():
         "group_from": r"(?P<group>plate\d_[A-H]\d\d)",
         "split": SplitConfig(train=0.5, val=0.5, test=0.0),
     }
-    done = list(finished(items, config(**how), fill_split=True))
+    done = list(assign_splits(items, config(**how), fill_split=True))
     splits = {group: {item.split for item in done if item.group == group} for group in {item.group for item in done}}
     assert len(splits) == 6 and all(len(found) == 1 for found in splits.values())
     assert {next(iter(found)) for found in splits.values()} == {"train", "val"}
     with pytest.raises(UserError, match="fits 18 of 19 images, not e.g. 'odd.tif'"):
-        list(finished([*items, SourceImage("odd", "A", "", "", "odd.tif", None)], config(**how)))
+        list(assign_splits([*items, SourceImage("odd", "A", "", "", "odd.tif", None)], config(**how)))
 
 
 @given(st.integers(2, 60), st.integers(1, 20), st.data())
@@ -123,13 +123,15 @@ def test_one_image_more_takes_the_place_of_one_that_was_kept(count, wanted, data
     items = images(*[""] * count)
     more = data.draw(st.integers(0, count - 1))
     fewer = [item for k, item in enumerate(items) if k != more]
-    assert len({i.image_id for i in thin(fewer, wanted)} - {i.image_id for i in thin(items, wanted)}) <= 1
+    assert (
+        len({i.image_id for i in limit_images(fewer, wanted)} - {i.image_id for i in limit_images(items, wanted)}) <= 1
+    )
 
 
 @given(st.lists(st.sampled_from(["train", "val", "test", UNUSED]), max_size=40), st.integers(1, 12))
 def test_thinning_keeps_a_share_of_every_split(splits, wanted):
     items = images(*splits)
-    kept = splits_of(thin(items, wanted))
+    kept = splits_of(limit_images(items, wanted))
     used = [split for split in splits if split != UNUSED]
     assert len(kept) == min(wanted, len(used)) and UNUSED not in kept
     if wanted >= len(set(used)):
@@ -143,7 +145,7 @@ def test_a_split_by_group_never_tears_a_group_apart(splits, seed):
     items = [image for k, split in enumerate(splits) for image in images(split, group=f"g{k % 3}")]
     items = [SourceImage(str(k), *list(vars(item).values())[1:]) for k, item in enumerate(items)]
     try:
-        done = list(finished(items, config(split_by="group", seed=seed)))
+        done = list(assign_splits(items, config(split_by="group", seed=seed)))
     except UserError as error:
         assert "in more than one split" in str(error)
         return
@@ -156,36 +158,36 @@ def test_frames_of_one_file_or_series_are_not_torn_apart_unless_told():
     items = [SourceImage(name, "A", "", "", f"{name}.tif", None, files=(Path(f"x/{name}.tif"),)) for name in names]
     items += [SourceImage(f"z_s{k}", "A", "", "", "z.czi", None, files=(Path("x/z.czi"),), unit="z") for k in range(3)]
     for by in ("image", "group"):
-        done = list(finished(items, config(split_by=by)))
+        done = list(assign_splits(items, config(split_by=by)))
         of_movie = {item.group: {other.split for other in done if other.group == item.group} for item in done}
         assert set(of_movie) == {*"abcdefgh", "z"} and all(len(splits) == 1 for splits in of_movie.values())
         assert set().union(*of_movie.values()) == {"train", "val", "test"}
     more = list(
-        finished(
+        assign_splits(
             [*items, SourceImage("new_t0", "A", "", "", "new_t0.tif", None, files=(Path("x/new_t0.tif"),))], config()
         )
     )
-    assert splits_of(more[:-1]) == splits_of(list(finished(items, config()))), "one image more moves no other"
-    told = list(finished(items, config(group_from="(?P<group>.*)")))
+    assert splits_of(more[:-1]) == splits_of(list(assign_splits(items, config()))), "one image more moves no other"
+    told = list(assign_splits(items, config(group_from="(?P<group>.*)")))
     assert any(len({item.split for item in told if item.unit == unit}) > 1 for unit in of_movie)
 
 
 def test_a_set_of_one_file_is_refused_with_what_to_set(capsys):
     items = [SourceImage(f"z_s{k}", "A", "", "", f"z.czi scene {k}", None, unit="z") for k in range(6)]
     with pytest.raises(UserError, match=r"6 images are of 1 file.*e.g. z, .* for val and test\nset convert.group_from"):
-        list(finished(items, config()))
-    assert set(splits_of(finished(items, config(group_from="(?P<group>.*)")))) == {"train", "val", "test"}
-    assert splits_of(finished(items, config(split=SplitConfig(train=1.0, val=0.0, test=0.0)))) == ["train"] * 6
+        list(assign_splits(items, config()))
+    assert set(splits_of(assign_splits(items, config(group_from="(?P<group>.*)")))) == {"train", "val", "test"}
+    assert splits_of(assign_splits(items, config(split=SplitConfig(train=1.0, val=0.0, test=0.0)))) == ["train"] * 6
     two = [*items, SourceImage("b", "A", "", "", "b.tif", None)]
     assert (
-        set(splits_of(finished(two, config()))) == {"train", "val"}
+        set(splits_of(assign_splits(two, config()))) == {"train", "val"}
         and "none is left for test" in capsys.readouterr().err
     )
 
 
 def test_a_split_by_group_without_a_group_is_refused():
     with pytest.raises(UserError, match="no image has a group\nset convert.group_from"):
-        list(finished(images("", "", ""), config(split_by="group")))
+        list(assign_splits(images("", "", ""), config(split_by="group")))
 
 
 # ---- tables and links ----------------------------------------------------------------------------------------------
@@ -211,10 +213,10 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 def test_max_images_leaves_all_test_images_of_a_competition(capsys):
     items = [SourceImage(f"a{k}", "HEK", "", "", "", int) for k in range(5)]
     asked = [SourceImage(f"t{k}", "HEK", "", "test", "", int, bare=True, is_asked=True) for k in range(4)]
-    kept = [item.image_id for item in thin(items + asked, 2)]
+    kept = [item.image_id for item in limit_images(items + asked, 2)]
     assert kept[2:] == ["t0", "t1", "t2", "t3"] and {name[0] for name in kept[:2]} == {"a"}
     assert "all 4 test images without truth stay" in capsys.readouterr().err
-    assert len(thin(asked, 2)) == 2 and not capsys.readouterr().err  # all to be predicted: no competition
+    assert len(limit_images(asked, 2)) == 2 and not capsys.readouterr().err  # all to be predicted: no competition
 
 
 def test_what_a_link_points_to_must_lie_in_the_folder(tmp_path):  # fault 52
@@ -296,7 +298,11 @@ def test_a_class_without_a_training_cell_is_told_before_any_training():
 
 
 def test_images_without_a_split_among_others_with_one_get_a_word(capsys):
-    list(finished([*images("train", "train"), *(replace(i, image_id=f"{i.image_id}b") for i in images(""))], config()))
+    list(
+        assign_splits(
+            [*images("train", "train"), *(replace(i, image_id=f"{i.image_id}b") for i in images(""))], config()
+        )
+    )
     assert "1 of 3 images are called after no split" in capsys.readouterr().err
-    list(finished(images("train", "test", UNUSED), config()))
+    list(assign_splits(images("train", "test", UNUSED), config()))
     assert not capsys.readouterr().err
