@@ -6,6 +6,7 @@ Everything a notebook needs is importable from here; modules are opened when a n
 from __future__ import annotations
 
 import os
+import sys
 
 __version__ = "0.1.0"
 # Before torch reads it: threads that spin while they wait stall each other where other programs use the cores. Measured
@@ -13,6 +14,11 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Files of one's own that are found with those here, see cellkit.modules.
 __path__ += [folder for folder in os.environ.get("CELLKIT_MODULES", "").split(os.pathsep) if folder]
+
+if "ipykernel" in sys.modules:
+    from cellkit.log import show_log
+
+    show_log()
 
 _HOME = {
     "annotate": ("choose_labels", "diameter_for", "with_classes", "write_chosen"),

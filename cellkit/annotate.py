@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from cellkit.errors import Quarantined, UserError
 from cellkit.instances import Instances, refuse_boxes
 from cellkit.label_folders import write_chosen_cells
 from cellkit.leftout import LeftOut, too_small
+from cellkit.log import LOG
 
 if TYPE_CHECKING:
     from cellkit.corrections import Correction
@@ -142,7 +142,7 @@ def _tell_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], 
             "are right as they are: list them in confirmed.csv there (column image_id)"
         )
     for line in lines:
-        print(line, file=sys.stderr, flush=True)
+        LOG.warning(line)
 
 
 def _known(coco: CellDataset, images: CellDataset, path: str | Path) -> dict[str, Instances]:
@@ -256,7 +256,7 @@ def diameter_for(
     measured = next((part for split in ("train", "val") if len(part := images.select(split))), images)
     if not len(images.select("train")):
         what = f"the {measured.records[0].split or 'given'} images" if len(measured) else "none"
-        print(f"there is no training image; the cell diameter is measured on {what}", file=sys.stderr, flush=True)
+        LOG.warning(f"there is no training image; the cell diameter is measured on {what}")
     if not len(measured):
         raise UserError("there is no image to measure the cell diameter on", "set label.diameter_px")
     images = measured

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from cellkit.errors import Quarantined, UserError, plain_reason, readable
 from cellkit.files import content_of
 from cellkit.journal import JOURNAL, Journal, alone_in, still_there
 from cellkit.light import Light, sum_light
+from cellkit.log import LOG
 from cellkit.loop import map_items
 from cellkit.names import check_ids
 from cellkit.open import inspect_file, open_file
@@ -115,7 +115,7 @@ def _remove_outdated(out: Path, jobs: Sequence[_Job], done: Sequence[dict | None
             gone = name not in (entry or {"files": {}})["files"]
             if gone and (out / name).is_file() and content_of(out / name) == tuple(content):
                 (out / name).unlink()
-                print(f"{readable(str(job.path))} no longer gives {name}: the picture is removed", file=sys.stderr)
+                LOG.warning(f"{readable(str(job.path))} no longer gives {name}: the picture is removed")
 
 
 def _convert_job(job: _Job, out: Path, conversion: Conversion) -> dict:
@@ -155,9 +155,9 @@ def tell_notes(rows: Iterable[Mapping[str, Any]], all_in: str = "column note of 
             about[row["note"]].append(row["image_id"])
     for note, images in [*about.items()][:NOTES_SHOWN]:
         others = f" and {len(images) - 3} more" if len(images) > 3 else ""
-        print(f"note: {', '.join(images[:3])}{others}: {note}", file=sys.stderr)
+        LOG.warning(f"note: {', '.join(images[:3])}{others}: {note}")
     if len(about) > NOTES_SHOWN:
-        print(f"... and {len(about) - NOTES_SHOWN} more: {all_in}", file=sys.stderr)
+        LOG.warning(f"... and {len(about) - NOTES_SHOWN} more: {all_in}")
 
 
 def _check_job_ids(jobs: Sequence[_Job]) -> None:

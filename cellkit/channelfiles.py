@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from cellkit.errors import UserError, refuse_or_note
 from cellkit.file_info import Channel, FileInfo, Opened
+from cellkit.log import LOG
 from cellkit.names import EACH, channel_of, channel_rule, plain, stem_of
 from cellkit.open import open_file
 
@@ -63,10 +63,9 @@ def tell_seeming_channels(paths: Sequence[Path]) -> None:
     found = seeming_channels(paths)
     if found:
         names = [path.name for _, path in next(iter(found.values()))]
-        print(
+        LOG.warning(
             f"{' and '.join(names[:4])} seem to be the channels of one image ({len(found)} such sets): each file is taken for "
-            "an image of its own; join them with convert.channel_from in a run, or store them as one file",
-            file=sys.stderr,
+            "an image of its own; join them with convert.channel_from in a run, or store them as one file"
         )
 
 

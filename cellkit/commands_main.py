@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import cellkit
 from cellkit.commands_shared import DONE, FAILED, INTERRUPTED, REFUSED, Answer
 from cellkit.errors import UserError, nearest, place_fault
+from cellkit.log import show_log
 
 PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 PATHS = ("against", "coco", "coco_file", "config", "file", "given", "images", "input", "labels", "model", "out", "overlays",
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
+    show_log()  # on stderr, as stdout is sent there until the answer is ready
     try:
         with contextlib.redirect_stdout(sys.stderr):
             answer = _answer(arguments)

@@ -12,6 +12,7 @@ import numpy as np
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.leftout import LeftOut, say_small
+from cellkit.log import LOG
 from cellkit.records import ImageRecord, is_scored, read_records
 
 MARKED = ("corrected", "proposed")  # what other files than labels.json say; there the truth is marked too
@@ -148,7 +149,7 @@ class CellDataset:
         refuse_few(self.instances, cells)
         left = [r.image_id for r, x in zip(self.records, self.instances, strict=True) if len(x) < cells]
         if left:
-            print(f"left out, fewer than {cells} labelled cells: {', '.join(left)}")
+            LOG.info(f"left out, fewer than {cells} labelled cells: {', '.join(left)}")
         return self.subset([len(x) >= cells for x in self.instances])
 
     def without_small(self, min_area_px: int, key: str = "coco.min_area_px") -> CellDataset:

@@ -12,7 +12,6 @@ import http.client
 import os
 import socket
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
+from cellkit.log import LOG
 from cellkit.loop import progress
 from cellkit.machine import check_space
 
@@ -242,7 +242,7 @@ def download(
             if failures >= patience.tries or begun >= patience.tries or hopeless:
                 raise Unreachable(str(error)) from error
             wait_s = patience.wait_s(failures) if error.wait_s is None else min(error.wait_s, MAX_WAIT_S)
-            print(f"{desc or url}: {error}; again in {wait_s:.0f} s", file=sys.stderr, flush=True)
+            LOG.info(f"{desc or url}: {error}; again in {wait_s:.0f} s")
             time.sleep(wait_s)
 
 

@@ -13,6 +13,7 @@ from cellkit.dataset import NO_ACCURACY, CellDataset
 from cellkit.errors import UserError, nearest
 from cellkit.files import write_json
 from cellkit.instances import Instances
+from cellkit.log import LOG
 
 if TYPE_CHECKING:
     import pandas
@@ -62,9 +63,9 @@ def judged(labelled: Sequence[CellDataset]) -> list[CellDataset]:
     kept = [data.without_proposed() for data in labelled]
     left = [r.image_id for data in labelled for r, m in zip(data.records, data.made_by, strict=True) if m == "proposed"]
     if left:
-        print(f"not scored, because a model proposed their labels: {', '.join(left)}")
+        LOG.info(f"not scored, because a model proposed their labels: {', '.join(left)}")
     if left and not any(map(len, kept)):
-        print(NO_ACCURACY)
+        LOG.info(NO_ACCURACY)
     return [data for data in kept if len(data)]
 
 

@@ -11,6 +11,7 @@ from cellkit.dataset import CellDataset
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.leftout import LeftOut
+from cellkit.log import LOG
 
 if TYPE_CHECKING:
     import pandas
@@ -74,7 +75,7 @@ def handed_in(path: str | Path | None, split: str, images: CellDataset | None = 
     if competition:
         own = sum(row["split"] == split and row["asked"] == "no" for row in rows)
         more = f"; {own} test image(s) of this run are not among them: scored, not handed in" if own else ""
-        print(f"handed in: the {len(asked)} images that the competition asks for{more}")
+        LOG.info(f"handed in: the {len(asked)} images that the competition asks for{more}")
     return [
         Original(
             row["id"],
@@ -117,7 +118,7 @@ def submit_best(
     resolved, rows, left = [], [], LeftOut()
     for one in asked:
         if one.image_id not in found or one.shape is None:
-            print(f"{one.id}: an empty row, {one.note or 'not predicted (see its flag in records.csv)'}")
+            LOG.info(f"{one.id}: an empty row, {one.note or 'not predicted (see its flag in records.csv)'}")
             resolved.append(Instances.empty(one.shape or (1, 1)))
             continue
         cells, log = resolve_overlaps(found[one.image_id])

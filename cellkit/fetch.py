@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from cellkit.errors import UserError
 from cellkit.files import atomic_path, read_json, sha256_file, write_json
 from cellkit.import_weights import convert_weights
 from cellkit.kaggle import authorization_for
+from cellkit.log import LOG
 from cellkit.machine import NoRoom, check_space
 from cellkit.registry import REGISTRY, Entry, RemoteFile, find_entry, folder_of
 
@@ -60,7 +60,7 @@ def fetch(
     entry = find_entry(name, registry)
     root = folder_of(entry, to)
     carried = _carried(entry, given)
-    _tell(f"{name}: {entry.about}; licence: {entry.licence}")
+    LOG.info(f"{name}: {entry.about}; licence: {entry.licence}")
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root, name):
         done, missing = [], []
@@ -110,10 +110,6 @@ def _has(path: Path, size_bytes: int) -> bool:
     return path.is_file() and path.stat().st_size == size_bytes
 
 
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @contextmanager
 def _alone(root: Path, name: str) -> Iterator[None]:
     """Hold the lock of one name in one folder; wait for another fetch that has it."""
@@ -123,7 +119,7 @@ def _alone(root: Path, name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _tell(f"{name}: another fetch of it into {root} is running; waiting for it")
+        LOG.info(f"{name}: another fetch of it into {root} is running; waiting for it")
         lock.acquire()
     try:
         yield
@@ -154,7 +150,9 @@ def _fetch_file(
         raise _kept_as_bad(error, place) from error
     if new["trust"] == FIRST_USE and not record:
         side = root / f"{file.target}{SIDE}"
-        _tell(f"{file.target}: no sha256 is published for it. This one is trusted, and kept in {side}: {new['sha256']}")
+        LOG.info(
+            f"{file.target}: no sha256 is published for it. This one is trusted, and kept in {side}: {new['sha256']}"
+        )
     write_json(root / f"{file.target}{SIDE}", new, indent=1)
     if file.unpack or entry.converted:
         place.unlink(missing_ok=True)
@@ -199,7 +197,7 @@ def _set_aside(folder: Path) -> None:
     while os.path.lexists(aside := folder.with_name(f"{folder.name}.before-{count}")):
         count += 1
     os.replace(folder, aside)
-    _tell(f"{folder} was there and is not complete: it is now {aside}")
+    LOG.info(f"{folder} was there and is not complete: it is now {aside}")
 
 
 def _copy(source: Path, place: Path) -> None:
@@ -323,7 +321,7 @@ def _download(
     except UserError as error:
         told = _kept_as_bad(error, part)
         if resumed:
-            _tell(f"{file.file_name}: the resumed download has wrong bytes; once more from the beginning")
+            LOG.info(f"{file.file_name}: the resumed download has wrong bytes; once more from the beginning")
             return _download(entry, file, root, record, patience)
         raise told from None
     os.replace(part, place)

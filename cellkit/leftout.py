@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from cellkit.instances import Instances
+from cellkit.log import LOG
 from cellkit.records import ImageRecord
 
 
@@ -51,7 +51,7 @@ class LeftOut:
     def say(self, desc: str) -> None:
         """Print the sentences on stderr."""
         for sentence in self.sentences():
-            print(f"{desc}: {sentence}", file=sys.stderr, flush=True)
+            LOG.warning(f"{desc}: {sentence}")
 
 
 def too_small(least_px: int, key: str = "min_area_px") -> str:
@@ -89,5 +89,5 @@ def say_small(
     if lost:
         most = max(small, key=small.get)
         told = f"{key} = {least_px} px: {lost} of {cells} labelled cells are smaller and {what} (most in {most}: {small[most]})"
-        print(f"{told}; lower {key} to keep them", file=sys.stderr, flush=True)
+        LOG.warning(f"{told}; lower {key} to keep them")
     return lost, cells, largest

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from cellkit.files import decoded
 from cellkit.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder
 from cellkit.label_files import is_called_labels
 from cellkit.listing import LEFT, UNUSED, SourceImage, refuse
+from cellkit.log import LOG
 from cellkit.names import LABEL_ENDINGS, LABEL_WORDS, is_no_data, plain, stem_of
 from cellkit.open import is_zarr_by_another_name, why_unread
 
@@ -108,7 +108,7 @@ def _files_below(root: Path, used: set[Path]) -> Iterator[Path]:
     for folder, folders, names in os.walk(root, followlinks=False):
         runs = [name for name in folders if is_run_folder(Path(folder, name))]
         if runs:
-            print(f"run folders in {folder} are no data and not read: {', '.join(sorted(runs))}", file=sys.stderr)
+            LOG.warning(f"run folders in {folder} are no data and not read: {', '.join(sorted(runs))}")
         folders[:] = sorted(
             name for name in folders
             if name not in runs and not is_no_data(name) and not name.lower().endswith(".zarr") and Path(folder, name) not in used
@@ -195,9 +195,7 @@ def _check_labels(labels: Sequence[Path], items: Sequence[SourceImage], looked_f
 def _tell(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None:
     for folder, found in sorted(elsewhere.items()):
         named = ", ".join(path.as_posix() for path in found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
-        print(
-            f"{len(found)} picture(s) below {folder} are no part of this layout and not used: {named}", file=sys.stderr
-        )
+        LOG.warning(f"{len(found)} picture(s) below {folder} are no part of this layout and not used: {named}")
     if others:
         told = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
-        print(f"files in {root} that are not used: {told}", file=sys.stderr)
+        LOG.warning(f"files in {root} that are not used: {told}")

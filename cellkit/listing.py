@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import math
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +31,7 @@ from cellkit.folders import IMAGE_FOLDERS, IMAGE_SUFFIXES, check_inside
 from cellkit.instances import Instances
 from cellkit.labels import clean_labels, labels_orientation, read_labels, refuse_foreground
 from cellkit.light import Light, Limits
+from cellkit.log import LOG
 from cellkit.names import check_ids, image_id_of, plain, series_of, split_of_folders, stem_of
 from cellkit.open import inspect_file, open_file
 from cellkit.records import ImageRecord
@@ -502,7 +502,7 @@ def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[S
     some_truth = not all(item.bare for item in items)
     kept = {position for position, item in enumerate(items) if some_truth and item.bare and item.is_asked}
     if kept and len(items) > max_images:
-        print(f"convert.max_images: all {len(kept)} test images without truth stay, each is asked for", file=sys.stderr)
+        LOG.warning(f"convert.max_images: all {len(kept)} test images without truth stay, each is asked for")
     by_type: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, item in enumerate(items):
         if item.split != UNUSED and position not in kept:
@@ -563,16 +563,15 @@ def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> Non
         counts[name] for name, share in fractions.items() if share
     ):  # else the set is refused as too small
         some = ", ".join(f"{unit} to {units[unit]}" for unit in filling[:4]) + (", ..." if len(filling) > 4 else "")
-        print(
+        LOG.warning(
             f"few images: moved, so that no split lacks images or a class: {some}. They may move on when images are added; "
-            f"if some will be, name the splits now by folders {', '.join(fractions)}, where the source reads such folders",
-            file=sys.stderr,
+            f"if some will be, name the splits now by folders {', '.join(fractions)}, where the source reads such folders"
         )
     wanted = {name: len(drawn) * share for name, share in fractions.items()}
     if len(drawn) >= 10 and any(abs(counts[name] - wanted[name]) > max(2.5, wanted[name] / 2) for name in fractions):
         told = " / ".join(f"{counts[name]} {name}" for name in fractions)
         asked = " / ".join(f"{wanted[name]:.0f}" for name in fractions)
-        print(f"the split by name is {told} (asked: {asked}); another convert.seed deals anew", file=sys.stderr)
+        LOG.warning(f"the split by name is {told} (asked: {asked}); another convert.seed deals anew")
 
 
 def _unit_of(item: SourceImage, config) -> str:
@@ -592,7 +591,7 @@ def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions:
     told += f"none is left for {' and '.join(missing)}"
     remedy = "set convert.group_from: (?P<group>.*) to deal the frames out one by one (their scores will flatter), or add files"
     if missing == ["test"]:
-        print(f"{told}; {remedy}", file=sys.stderr)
+        LOG.warning(f"{told}; {remedy}")
     else:
         refuse_or_note(UserError(told, remedy))
 
@@ -672,10 +671,9 @@ def assign_splits(
     without = [item for item in items if not item.split]
     drawn = draw_split(without, dict(config.split), config) if without else {}
     if without and any(item.split and item.split != UNUSED and item.cell_type != MIXED for item in items):
-        print(
+        LOG.warning(
             f"{len(without)} of {len(items)} images are called after no split, e.g. {without[0].source}, and others are: "
-            "theirs is drawn; rename their folder or list them if the source has a split for them",
-            file=sys.stderr,
+            "theirs is drawn; rename their folder or list them if the source has a split for them"
         )
     done = [drawn.get(item.image_id, item) for item in items]
     if len(without) == len(items):
@@ -684,10 +682,9 @@ def assign_splits(
         _refuse_groups_across_splits(done)
     own = {item.split for item in items}
     if len(own) == 1 and (only := own.pop()) not in ("", "train", UNUSED) and not all(item.bare for item in items):
-        print(
+        LOG.warning(
             f"the source's own names make all {len(items)} images {SPLIT_WORDS[only]}s; "
-            "convert.published_split: false draws a split",
-            file=sys.stderr,
+            "convert.published_split: false draws a split"
         )
     yield from (replace(item, split="") if item.split == UNUSED else item for item in done)
     yield from left

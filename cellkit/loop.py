@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +9,7 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 from cellkit.errors import Quarantined, UserError, of_place, place_fault
+from cellkit.log import LOG
 from cellkit.machine import in_jupyter
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ def _logged(items: Iterable[T], desc: str, total: int | None) -> Iterator[T]:
         if now - last >= LOG_EVERY_S:
             last = now
             left = f", about {(now - begun) / done * (total - done):.0f} s left" if total and done else ""
-            print(f"{desc}: {done}{f' of {total}' if total else ''}{left}", file=sys.stderr, flush=True)
+            LOG.info(f"{desc}: {done}{f' of {total}' if total else ''}{left}")
         yield item
 
 

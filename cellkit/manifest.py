@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 import weakref
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.files import read_json, sha256_each, sha256_file, sha256_listing, write_json
+from cellkit.log import LOG
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -145,7 +145,7 @@ def clear_place(run_dir: Path, name: str, owned: Mapping[str, str]) -> None:
     target = run_dir / SET_ASIDE / str(number) / name
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(path, target)
-    print(f"{path} was changed by hand: kept as {target}", file=sys.stderr, flush=True)
+    LOG.warning(f"{path} was changed by hand: kept as {target}")
 
 
 def files_below(root: Path) -> list[str]:

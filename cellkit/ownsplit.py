@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from cellkit.errors import UserError
 from cellkit.files import decoded
 from cellkit.folders import IMAGE_SUFFIXES, check_inside
 from cellkit.listing import MIXED, UNUSED, SourceImage, read_names, read_table
+from cellkit.log import LOG
 from cellkit.names import plain, split_of_folder, stem_of
 
 LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets", "ImageSets/Segmentation", "splits", "split", "lists")
@@ -142,19 +142,18 @@ def with_own_split(items: Sequence[SourceImage], root: Path, config) -> tuple[li
             raise UserError(f"{told}: {name} is {lists[plain(name)]} and {split}", "keep one of them")
     unread = [path.name for path in _perhaps_splits(root) if path not in used]
     if unread and not lists:
-        print(
-            f"{', '.join(unread)} may say a split, and is not read: list the names in train.txt, val.txt and test.txt",
-            file=sys.stderr,
+        LOG.warning(
+            f"{', '.join(unread)} may say a split, and is not read: list the names in train.txt, val.txt and test.txt"
         )
     if not lists:
         return list(items), []
     found = _found(lists, items, told)
     if not found:
-        print(f"{told}: no name there is an image, e.g. {next(iter(lists))}; no split is read from it", file=sys.stderr)
+        LOG.warning(f"{told}: no name there is an image, e.g. {next(iter(lists))}; no split is read from it")
         return list(items), used
     missing = sorted(set(lists) - {name for name, _ in found.values()})
     if missing:
-        print(f"{told}: {len(missing)} of {len(lists)} names are no image, e.g. {missing[0]}", file=sys.stderr)
+        LOG.warning(f"{told}: {len(missing)} of {len(lists)} names are no image, e.g. {missing[0]}")
     done, without = [], 0
     for item in items:
         split = found[item.source][1] if item.source in found else item.split
@@ -167,7 +166,7 @@ def with_own_split(items: Sequence[SourceImage], root: Path, config) -> tuple[li
             split, without = UNUSED, without + 1
         done.append(replace(item, split=split))
     if without:
-        print(f"{without} of {len(items)} images are in none of {told} and in no split", file=sys.stderr)
+        LOG.warning(f"{without} of {len(items)} images are in none of {told} and in no split")
     return done, used
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import atomic_path, read_json, sha256_file, sha256_tree
 from cellkit.instances import Instances
 from cellkit.leftout import LeftOut
+from cellkit.log import LOG
 from cellkit.records import ImageRecord
 from cellkit.resize import fit_to
 
@@ -210,7 +210,7 @@ def _run_conversion(stages: Mapping[str, Any], run_dir: Path) -> Conversion | No
     by_colour = bool(named) and all(channel in ("red", "green", "blue") for channel in named.values())
     if by_colour and named != {"nuclei": "blue", "cytoplasm": "green"}:
         words = ", ".join(f"{what} = {channel}" for what, channel in named.items())
-        print(f"RGB pictures are converted as in {run_dir}: {words}", file=sys.stderr)
+        LOG.warning(f"RGB pictures are converted as in {run_dir}: {words}")
     kept = {key: told[key] for key in ("projection", "scale", "axes", "percentiles_of") if key in told}
     if told.get("percentiles_of") == "batch":
         kept["limits"] = _limits_of_run(run_dir / "conversion.csv")
@@ -373,7 +373,7 @@ def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
         files = list_files(path, IMAGE_SUFFIXES) + odd_zarrs(path)
         runs = [told.parent.name for told in path.rglob(MANIFEST) if told.parent != path and is_run_folder(told.parent)]
         if runs:
-            print(f"run folders in {path} are no data and not read: {', '.join(sorted(runs))}", file=sys.stderr)
+            LOG.warning(f"run folders in {path} are no data and not read: {', '.join(sorted(runs))}")
         if not files:
             raise UserError(f"no image in the folder {path}", f"images end with {', '.join(READ_SUFFIXES)}")
         return path, [(file, file.relative_to(path).as_posix()) for file in files]
@@ -692,7 +692,7 @@ class _Job:
                 todo.append(frame)
         resumed = len(part_of) - len(todo)
         if resumed:
-            print(f"predict: {resumed} of {len(frames)} images were done before", file=sys.stderr, flush=True)
+            LOG.info(f"predict: {resumed} of {len(frames)} images were done before")
         for frame, picture, found in progress(self._stream(todo, quarantined), "predict", len(todo)):
             self._keep(frame, picture, found, part_of[frame])
         set_aside = {item.item for item in quarantined}
@@ -839,13 +839,13 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
         try:
             pictures.append(read_picture(frames[place], conversion))
         except Exception as error:  # it is set aside, with the same reason, when its turn comes
-            print(f"predict: no diameter from {frames[place].path}: {_reason(error)}", file=sys.stderr)
+            LOG.warning(f"predict: no diameter from {frames[place].path}: {_reason(error)}")
     config = {key: value for key, value in model.config.items() if key != "diameter_px"}
     if pictures:
         scale = pictures[0].scale
         shown = [picture.image for picture in pictures if picture.scale == scale]
         config["diameter_px"] = round(backend.estimate_diameter(model.checkpoint, shown, config) / scale, 2)
-        print(f"predict: diameter estimated as {config['diameter_px']} px", file=sys.stderr, flush=True)
+        LOG.info(f"predict: diameter estimated as {config['diameter_px']} px")
     return replace(model, config=config, own_px=bool(pictures))
 
 

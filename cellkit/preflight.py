@@ -8,10 +8,7 @@ blur) is found by the stages.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +26,7 @@ from cellkit.errors import Quarantined, UserError, collected, refuse_or_note
 from cellkit.file_info import headers_only
 from cellkit.instances import Instances
 from cellkit.listing import Loaded, SourceImage, check_enough, check_labelled
+from cellkit.log import heard
 from cellkit.names import stem_of
 from cellkit.records import ImageRecord
 
@@ -80,7 +78,6 @@ class Outlook:
     items: list[SourceImage] = field(default_factory=list)
     root: Path = Path()
     reads: str = ""
-    stream: Any = field(default_factory=lambda: sys.stderr)  # takes progress, while stderr is listened to
 
     def errors(self) -> list[Finding]:
         """Return the findings that end a run."""
@@ -184,9 +181,8 @@ def look_at(config: str | Path, overrides: Mapping[str, Any], run_dir: str | Pat
 
 
 def _ask(outlook: Outlook, check: Callable[[Outlook], None]) -> None:
-    """Let one check look; what it refuses is an error, what it says on stderr a warning."""
-    said = io.StringIO()
-    with collected() as noted, contextlib.redirect_stderr(said):
+    """Let one check look; what it refuses is an error, what it warns of a warning."""
+    with collected() as noted, heard() as said:
         try:
             check(outlook)
         except UserError as error:
@@ -194,7 +190,7 @@ def _ask(outlook: Outlook, check: Callable[[Outlook], None]) -> None:
     for error in noted:
         problem, _, remedy = str(error).partition("\n")
         outlook.add(ERROR, problem, "; ".join(remedy.splitlines()))
-    for line in said.getvalue().splitlines():
+    for line in said:
         problem, _, remedy = line.rpartition("; ")
         outlook.add(WARNING, problem or remedy, remedy if problem else "nothing is to be done where that is meant")
 
@@ -248,12 +244,11 @@ def _open(outlook: Outlook) -> None:
     if not outlook.items:
         return
     cfg = outlook.cfg.convert
-    with contextlib.redirect_stderr(outlook.stream):  # progress is no warning
-        look = partial(_header_of, scale=cfg.scale, root=Path(outlook.root))
-        found, failed = map_items(look, outlook.items, "look", cfg.workers, name=lambda item: readable(item.source))
+    look = partial(_header_of, scale=cfg.scale, root=Path(outlook.root))
+    found, failed = map_items(look, outlook.items, "look", cfg.workers, name=lambda item: readable(item.source))
     quarantined = [Quarantined(one.item, plain_reason(one.reason)) for one in failed]
     done = [one for one in found if one is not None]
-    with contextlib.redirect_stderr(io.StringIO()):  # that a competition's test images have no truth is no warning
+    with heard():  # that a competition's test images have no truth is no warning
         done, bare = with_truth(outlook.items, done)
     for what, by_reason in unusable([*quarantined, *bare], outlook.items):
         for (problem, remedy), names in _alike(by_reason):

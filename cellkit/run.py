@@ -21,6 +21,7 @@ from typing import Any
 from cellkit.config_places import here
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import look_of, read_json, write_json
+from cellkit.log import LOG
 from cellkit.manifest import (
     MANIFEST,
     RESERVED,
@@ -302,7 +303,7 @@ class Stage:
         for key, (path, look) in self._looks.items():
             if look_of(path) != look:
                 told = f"input {key} changed while {self.name} ran ({path})"
-                print(f"{told}: the stage is out of date; repeat the command", file=sys.stderr, flush=True)
+                LOG.warning(f"{told}: the stage is out of date; repeat the command")
 
     def _prepare(self) -> None:
         """Keep what an earlier attempt left only if it was made from the same inputs, section and code."""

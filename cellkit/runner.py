@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -21,6 +20,7 @@ from cellkit.config_places import here
 from cellkit.config_reading import load_config
 from cellkit.errors import UserError, nearest
 from cellkit.files import write_json
+from cellkit.log import LOG
 from cellkit.manifest import (
     FORMAT,
     LOCKS,
@@ -108,7 +108,7 @@ def run_notebooks(
             look = not fresh and notebooks is None
             return _Runner(folder, cfg, books, chosen, given, timeout_s, allow_skips, bool(from_ or only), look).run()
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
+            LOG.info("interrupted")
             return INTERRUPTED
         finally:
             release(folder)
@@ -141,7 +141,7 @@ def _look_ahead(cfg: Config, folder: Path, stages: list[str]) -> None:
     if errors and len(outlook.findings) == 1:
         raise UserError(errors[0].problem, errors[0].remedy)
     for found in outlook.findings:
-        print(found.told(), file=sys.stderr, flush=True)
+        LOG.info(found.told())
     if errors:
         count = f"{len(errors)} error(s), {len(outlook.findings) - len(errors)} warning(s): nothing is run"
         raise UserError(count, "mend what is named above; `cellkit check CONFIG` lists it again")

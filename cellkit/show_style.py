@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import io
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from cellkit.log import LOG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,7 +124,7 @@ def _legible(text: str) -> tuple[str, str]:
             return text, family
     if lacking - _TOLD:
         signs = ", ".join(sorted(lacking - _TOLD))
-        print(f"note: no font here has {signs}: pictures show escapes in place of them", file=sys.stderr)
+        LOG.warning(f"note: no font here has {signs}: pictures show escapes in place of them")
         _TOLD.update(lacking)
     return "".join(ascii(c)[1:-1] if c in lacking else c for c in text), ""
 

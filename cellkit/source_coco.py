@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ from cellkit.listing import (
     proposals_are_no_truth,
     refuse,
 )
+from cellkit.log import LOG
 from cellkit.names import image_id_of, plain, split_of_file, split_of_folders, stem_of
 from cellkit.ownsplit import split_word
 
@@ -83,7 +83,7 @@ def _tell_other_names(sheets: list[Sheet]) -> None:
     for sheet in sheets:
         missing = sorted(used - {str(entry.get("name")) for entry in sheet.categories})
         if missing:
-            print(f"{sheet.path.name} names no category {', '.join(missing)}, which another file uses", file=sys.stderr)
+            LOG.warning(f"{sheet.path.name} names no category {', '.join(missing)}, which another file uses")
 
 
 def classes(root: Path) -> set[str]:
@@ -133,7 +133,7 @@ def read_sheets(root: Path, convention: str | None = None) -> list[Sheet]:
     named = [sheet for sheet in found if split_of_file(sheet.path.stem)]
     if named and not all(sheet.split for sheet in found):
         told = ", ".join(f"{sheet.path.name} ({sheet.split})" for sheet in named)
-        print(f"a word of their names makes all images of {told} a split, and other files name none", file=sys.stderr)
+        LOG.warning(f"a word of their names makes all images of {told} a split, and other files name none")
     return found
 
 
@@ -162,7 +162,7 @@ def _tell_unread(root: Path) -> None:
     if unread:
         named = ", ".join(unread[:MOST_NAMED]) + (", ..." if len(unread) > MOST_NAMED else "")
         told = "hold a list, where COCO is one object with images, annotations and categories: not read"
-        print(f"{len(unread)} JSON file(s) {told}: {named}", file=sys.stderr)
+        LOG.warning(f"{len(unread)} JSON file(s) {told}: {named}")
 
 
 def _packed(entry: dict) -> dict:

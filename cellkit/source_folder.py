@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -37,6 +36,7 @@ from cellkit.listing import (
     proposals_are_no_truth,
     refuse,
 )
+from cellkit.log import LOG
 from cellkit.names import split_of_folder
 from cellkit.open import why_unread
 from cellkit.ownsplit import with_own_split
@@ -183,10 +183,10 @@ def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceIma
             loader = partial(refuse, told + without, "rename the folder, or name it in convert.class_names")
             yield SourceImage(f"{LEFT}{folder}/", "", "", UNUSED, f"{folder or 'the data folder'}/", loader)
         else:
-            print(f"{folder or '.'}/ {told}", file=sys.stderr)
+            LOG.warning(f"{folder or '.'}/ {told}")
     if missing and not classless:
         only = ", ".join(missing)
-        print(f"class {only} has no folder, and so no image that is known to be of it", file=sys.stderr)
+        LOG.warning(f"class {only} has no folder, and so no image that is known to be of it")
 
 
 def _tell_odd_folders_of_one_class(items: Sequence[SourceImage], config) -> None:
@@ -195,7 +195,7 @@ def _tell_odd_folders_of_one_class(items: Sequence[SourceImage], config) -> None
     own = {folder for folder in count if any(named_class(part, config) for part in folder.split("/"))}
     for folder in sorted(set(count) - own) if own else ():
         told = f"{folder or '.'}/ is called after none of the classes; with one class its cells count as {config.classes[0]}"
-        print(
-            f"{told}: {count[folder]} image(s); add its class to classes, or take the folder out, where that is not meant",
-            file=sys.stderr,
+        LOG.warning(
+            f"{told}: {count[folder]} image(s); add its class to classes, or take the folder out, "
+            "where that is not meant"
         )

@@ -14,7 +14,6 @@ be used is set aside with its reason, and the rest goes on.
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -40,6 +39,7 @@ from cellkit.listing import (
     read_table,
     without_empty,
 )
+from cellkit.log import LOG
 from cellkit.loop import map_items
 from cellkit.modules import load, load_all, optional
 from cellkit.names import check_ids
@@ -154,7 +154,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Converte
     images = [item for item in items if not item.is_left]
     originals = list_originals(images, done, quarantined, sample_ids(root, images))
     for text, source in left.items():  # their images are used; what else lies in the file is not
-        print(f"not read: {text}", file=sys.stderr)
+        LOG.warning(f"not read: {text}")
         quarantined.append(Quarantined(source, f"not read: {text}"))
     converted = _converted(out, done, quarantined, originals, config)
     journal.forget()
@@ -168,10 +168,9 @@ def tell_one_channel(records: Sequence[ImageRecord], config) -> None:
     maps = [dict(part.partition("=")[::2] for part in record.channels.split(";")) for record in records]
     same = [one["blue"] for one in maps if one.get("blue") and one.get("blue") == one.get("green")]
     if same:
-        print(
+        LOG.warning(
             f"nuclei and cytoplasm are one channel ({same[0]}) in {len(same)} of {len(records)} images; name the channel of each "
-            "in convert.channels, or only one of them",
-            file=sys.stderr,
+            "in convert.channels, or only one of them"
         )
 
 
@@ -182,10 +181,9 @@ def tell_lacking_classes(items: Sequence[SourceImage], config) -> None:
         told = lines[split] and lines[split] <= set(config.classes)
         lacking = [name for name in config.classes if name in lines["train"] - lines[split]]
         if told and lacking:
-            print(
+            LOG.warning(
                 f"no {what} image is of the class {' or '.join(lacking)}: the scores of {what} images say nothing of it, and of "
-                "telling the classes apart; add images of it, or change convert.split or the folders of the split",
-                file=sys.stderr,
+                "telling the classes apart; add images of it, or change convert.split or the folders of the split"
             )
 
 
@@ -219,7 +217,7 @@ def with_truth(items: Sequence[SourceImage], done: list) -> tuple[list, list[Qua
     ]
     if asked:
         count = sum(record.image_id in asked for record, *_ in bare)
-        print(f"{count} test images came without truth: predicted and handed in, not scored", file=sys.stderr)
+        LOG.warning(f"{count} test images came without truth: predicted and handed in, not scored")
     return [result for result in done if result[1] is not None or result[0].split == "test"], named
 
 
@@ -247,9 +245,9 @@ def _told_by_names(items: Sequence[SourceImage]) -> list[Quarantined]:
 def _name_unusable(quarantined: Sequence[Quarantined], items: Sequence[SourceImage]) -> None:
     """Name on stderr every image that cannot be used, and what fits no image, those of one reason together."""
     for what, by_reason in unusable(quarantined, items):
-        print(f"{sum(map(len, by_reason.values()))} {what}:", file=sys.stderr)
+        LOG.warning(f"{sum(map(len, by_reason.values()))} {what}:")
         for reason, names in by_reason.items():
-            print(f"  {', '.join(names)}: {reason}", file=sys.stderr)
+            LOG.warning(f"  {', '.join(names)}: {reason}")
 
 
 def unusable(
@@ -291,7 +289,7 @@ def sample_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
         if path is None or len(own & set(ids)) > len(own & set(best)):
             best, path = ids, found
     if path is not None and not own & set(best):
-        print(f"{path.name} names {len(best)} images, none of which is here: it is not followed", file=sys.stderr)
+        LOG.warning(f"{path.name} names {len(best)} images, none of which is here: it is not followed")
         return []
     return best
 
@@ -358,10 +356,9 @@ def list_images(config, root: Path) -> list[SourceImage]:
     torn = groups_across_splits(items)
     if torn:
         some = ", ".join(torn[:5]) + (", ..." if len(torn) > 5 else "")
-        print(
+        LOG.warning(
             f"{len(torn)} group{'s have' if len(torn) > 1 else ' has'} images in more than one split ({some}): the score on "
-            "validation and test images may flatter; set convert.split_by: group to keep each group on one side",
-            file=sys.stderr,
+            "validation and test images may flatter; set convert.split_by: group to keep each group on one side"
         )
     return items
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
+from cellkit.log import LOG
 from cellkit.machine import device_and_dtype
 
 SAVE_EVERY_S = 60.0
@@ -85,7 +85,7 @@ def plan_of(config: Any, desc: str) -> Plan:
     )
     if plan.warm_up < plan.warmup_steps:
         told = f"{desc}: warmup_steps is {plan.warmup_steps}, more than the {plan.steps} steps"
-        print(f"{told}: the learning rate rises over {plan.warm_up} of them", file=sys.stderr, flush=True)
+        LOG.info(f"{told}: the learning rate rises over {plan.warm_up} of them")
     return plan
 
 
@@ -161,7 +161,7 @@ def fit(
     begun, saved = time.monotonic() - (history.rows[-1]["seconds"] if history.rows else 0.0), time.monotonic()
     told = time.monotonic()
     if step:
-        print(f"{desc}: resumed at step {step} of {plan.steps}", file=sys.stderr, flush=True)
+        LOG.info(f"{desc}: resumed at step {step} of {plan.steps}")
     while not history.stopped:
         if (step % plan.eval_every == 0 or step == plan.steps) and (
             not history.rows or history.rows[-1]["step"] < step
@@ -191,7 +191,7 @@ def fit(
     state.finish(step, history, best=choose)
     kept = f"best {called.removeprefix('validation ')} {history.best_score:.4f} at step {history.best_step}"
     kept = kept if choose else f"the weights of step {history.best_step} are kept, no image chose them"
-    print(f"{desc}: {history.stopped}; {kept}", file=sys.stderr, flush=True)
+    LOG.info(f"{desc}: {history.stopped}; {kept}")
     return history
 
 
@@ -261,7 +261,7 @@ def _tell(desc: str, step: int, plan: Plan, loss: float, seconds: float, score: 
     """Say how far a training is; before the first step there is no loss, and no telling how long it will take."""
     shown = "" if math.isnan(loss) else f", loss {loss:.3f}"
     left = f", about {(plan.steps - step) * seconds / step:.0f} s left" if step else ""
-    print(f"{desc}: step {step} of {plan.steps}{shown}{score}, {seconds:.0f} s{left}", file=sys.stderr, flush=True)
+    LOG.info(f"{desc}: step {step} of {plan.steps}{shown}{score}, {seconds:.0f} s{left}")
 
 
 class _State:
@@ -359,11 +359,6 @@ def save_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> Path:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     return Path(path)
-
-
-def say(text: str) -> None:
-    """Print a line on stderr, at once."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from cellkit.backends import cellpose_unet as unet
 from cellkit.backends.shared.diameter import diameter_of
 from cellkit.backends.shared.flows import prepare
 from cellkit.instances import Instances
+from cellkit.log import show_log
 from cellkit.loop import progress
 from cellkit.synthetic import draw_field
 from cellkit.synthetic_camera import expose
@@ -98,6 +99,7 @@ class Score:
 
 def main() -> None:
     """Read, train, write float16 weights and their card."""
+    show_log()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, required=True, help="the packed dsb2018 folder (images/, labels/, index.csv)"

@@ -128,9 +128,9 @@ def test_images_with_too_few_cells_are_left_out_and_named(run, capsys):
     images = from_labels(run)
     assert len(images.instances[1]) == 0
     assert names(images.with_at_least(1)) == "acde"
-    assert capsys.readouterr().out == "left out, fewer than 1 labelled cells: b\n"
+    assert capsys.readouterr().err == "left out, fewer than 1 labelled cells: b\n"
     assert names(images.with_at_least(0)) == "abcde"
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_small_cells_go_and_images_stay(run, capsys):

@@ -339,10 +339,10 @@ def test_what_is_handed_in_follows_the_split_or_the_competitions_own_list(tmp_pa
     assert [one.image_id for one in handed_in(path, "train")] == ["train_1"]
     with pytest.raises(UserError, match="no image of the split 'val' to hand in\n.*evaluate.report_split=val"):
         handed_in(path, "val")
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
     path.write_text(TABLE.format(yes="yes", no="no") + ",7,test,,,yes,no picture of it is here\n")
     assert [one.id for one in handed_in(path, "test")] == ["1", "x", "7"]
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "the 3 images that the competition asks for; 1 test image(s) of this run are not among them" in said
     assert [one.image_id for one in handed_in(path, "train")] == ["train_1"]
 
@@ -356,7 +356,7 @@ def test_an_image_that_could_not_be_read_has_an_empty_row_and_is_named(tmp_path,
     path, _ = submit_best(tmp_path / "s.csv", {"run_a": truth_of(1)[:1]}, asked, "sartorius")
     assert [line.partition(",")[0] for line in path.read_text().splitlines()] == ["id", "a", "x", "7"]
     assert path.read_text().endswith("x,\n7,\n")
-    assert capsys.readouterr().out.splitlines() == ["x: an empty row, it is damaged", "7: an empty row, gone"]
+    assert capsys.readouterr().err.splitlines() == ["x: an empty row, it is damaged", "7: an empty row, gone"]
 
 
 def test_counts_name_the_classes_where_no_truth_does(predictions, truths, images):
@@ -376,7 +376,7 @@ def test_images_whose_labels_a_model_proposed_are_not_scored_and_named(predictio
     half = marked(truths, (PROPOSED, CORRECTED), (PROPOSED, PROPOSED))
     kept = judged(half)
     assert [[r.image_id for r in data.records] for data in kept] == [["b"]]
-    assert capsys.readouterr().out == "not scored, because a model proposed their labels: a, c, d\n"
+    assert capsys.readouterr().err == "not scored, because a model proposed their labels: a, c, d\n"
     scores = score_models(predictions, half)
     assert set(scores["image_id"]) == {"b"}
     assert list(classes_found(predictions, half)["perfect"]) == ["val"]
@@ -387,7 +387,7 @@ def test_images_whose_labels_a_model_proposed_are_not_scored_and_named(predictio
 def test_where_nobody_labelled_an_image_everything_goes_on_without_a_number(predictions, truths, images, capsys):
     nobody = marked(truths, (PROPOSED,) * 2, (PROPOSED,) * 2)
     assert judged(nobody) == []
-    assert NO_ACCURACY in capsys.readouterr().out
+    assert NO_ACCURACY in capsys.readouterr().err
     scores = score_models(predictions, nobody)
     assert scores.empty and list(scores.columns) == ["model", *TABLE_COLUMNS]
     for by in (None, "cell_type", "class_name"):

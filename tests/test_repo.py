@@ -391,6 +391,22 @@ def test_paths_named_in_contributing_exist():
     assert sorted(path for path in named - example if not (ROOT / path).exists()) == []
 
 
+def test_the_library_logs_and_does_not_print():
+    """All but the command line, and the console of a run, speak through the logger "cellkit"."""
+    printing = set()
+    for path in sorted((ROOT / "cellkit").rglob("*.py")):
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        if any(isinstance(called, ast.Name) and called.id == "print" for called in calls):
+            printing.add(path.stem)
+    assert {name for name in printing if not name.startswith("command")} == {"log", "run_console"}
+
+
+def test_nothing_is_said_to_who_does_not_listen():
+    code = "from cellkit.log import LOG, show_log; LOG.warning('a'); LOG.info('b'); show_log(); show_log(); LOG.info('c %')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("c %\n", "")
+
+
 # ---- workflows and hooks -------------------------------------------------------------------------------------------
 def workflow(name: str) -> dict:
     return yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text())

@@ -29,7 +29,8 @@ from cellkit.backends.shared.segmenter import Segmenter, merged
 from cellkit.backends.shared.thresholds import images_to_search, search, spread
 from cellkit.backends.shared.tiles import blend_tiles
 from cellkit.instances import Instances
-from cellkit.training import fingerprint, fit, plan_of, random_state_kept, say
+from cellkit.log import LOG
+from cellkit.training import fingerprint, fit, plan_of, random_state_kept
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
@@ -80,7 +81,7 @@ def load(checkpoint: str | Path, config: Any = None) -> Segmenter:
                 f"an image is empty in what the network is shown, {SHOWN[channels]}, and not in its other "
                 "colours: nothing can be found there; set channels (both, cytoplasm or nuclei)"
             )
-            say(told[0])
+            LOG.info(told[0])
         found = segment_image(network, image, **settings, left_out=left_out)
         if len(found) and only_noise(image, channels):
             left_out[DOUBTFUL] += len(found)
@@ -131,7 +132,9 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     scorer = _Scorer(network, [val[i] for i in scored], settings, str(config.base))
     if searched := _searched(config):
         at = ", ".join(f"{key} {settings[key]:g}" for key in GRID)
-        say(f"scores during training are read at {at}; {' and '.join(searched)} of the result are searched afterwards")
+        LOG.info(
+            f"scores during training are read at {at}; {' and '.join(searched)} of the result are searched afterwards"
+        )
     plan = plan_of(config, NAME)
     loss_at = Loss(network, items, config.batch_size, config.crop_px, config.seed)
     rest = (settings, config.batch_size, config.crop_px, config.seed, scored, choosing)
@@ -335,7 +338,7 @@ def best_thresholds(
     ]
     best = {key: settings[key] for key in (*GRID, "min_area_px")}
     if not any((maps[2] > min(GRID["cellprob_threshold"])).any() for maps, _ in cached):
-        say(f"no threshold is searched: the network finds no cell in {len(pairs)} training images at any of them")
+        LOG.info(f"no threshold is searched: the network finds no cell in {len(pairs)} training images at any of them")
         return {key: DEFAULTS[key] for key in searched}
 
     def score(key: str, value: float) -> float:
@@ -408,7 +411,7 @@ class _Scorer:
         found = [segment_image(self.network, image, **self.settings) for image, _ in progress(self.pairs, "validation")]
         score = kaggle([overlaps(t, x) for (_, t), x in zip(self.pairs, found, strict=True)], bootstrap=0)["score"]
         if self.base not in ("", "scratch") and not score and any(len(truth) for _, truth in self.pairs):
-            say(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))
+            LOG.info(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))
         self.base = ""  # said once, of the weights that training starts from
         return score
 

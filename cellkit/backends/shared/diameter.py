@@ -9,7 +9,7 @@ import numpy as np
 from cellkit.backends.shared.inputs import CELL_PX
 from cellkit.errors import UserError
 from cellkit.instances import Instances
-from cellkit.training import say
+from cellkit.log import LOG
 
 LOOKS_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are looked at with, to find their own
 LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
@@ -56,11 +56,13 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
     other = agreement[np.abs(np.log(sizes / sizes[best])) > 0.5]
     rival = sizes[agreement == other.max()][0] if other.size and other.max() > 0.85 * agreement[best] else None
     if agreement[best] == 0:
-        say(f"no cell is found at any diameter; {CELL_PX:g} px is taken. Set the diameter if cells are of another size")
+        LOG.info(
+            f"no cell is found at any diameter; {CELL_PX:g} px is taken. Set the diameter if cells are of another size"
+        )
         return CELL_PX
     if agreement[best] < 0.35 or rival is not None:
         why = f"; {rival:.0f} px fits nearly as well" if rival is not None else ""
-        say(
+        LOG.info(
             f"the cell diameter of about {sizes[best]:.0f} px is doubtful{why}: look at the proposals, or set the diameter"
         )
     return float(sizes[best])

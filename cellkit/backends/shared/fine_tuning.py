@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cellkit.backends.shared.thresholds import spread
 from cellkit.errors import UserError
 from cellkit.leftout import say_small
-from cellkit.training import History, say
+from cellkit.log import LOG
+from cellkit.training import History
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
@@ -50,7 +51,7 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
     scored = [places[k] for k in spread(len(places), most)]
     empty = not any(len(val.instances[k]) for k in scored)
     if empty:
-        say(
+        LOG.info(
             f"no cell is labelled in the {len(scored)} validation images that are scored: the score only tells that nothing "
             "is found there, and chooses no weights. Label cells in some of them"
         )

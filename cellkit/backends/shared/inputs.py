@@ -9,7 +9,7 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.instances import Instances
-from cellkit.training import say
+from cellkit.log import LOG
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
@@ -148,4 +148,4 @@ def refuse_empty(shown: Sequence[np.ndarray], train: CellDataset, what: str, key
             f"show it what the images have ({key}), or convert them with that channel (convert.channels)",
         )
     if empty:
-        say(f"{len(empty)} of {len(shown)} training images are empty in {what}, e.g. {empty[0]}; see {key}")
+        LOG.info(f"{len(empty)} of {len(shown)} training images are empty in {what}, e.g. {empty[0]}; see {key}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.instances import Instances
-from cellkit.training import say
+from cellkit.log import LOG
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
@@ -55,9 +55,11 @@ def search(
         if len(tried[key]) == len(grid[key]):
             best[key] = max(tried[key], key=tried[key].get)
             told = ", ".join(f"{value:g}: {found:.3f}" for value, found in tried[key].items())
-            say(f"{key} {best[key]:g}, by {called} on {images} training images ({told})")
+            LOG.info(f"{key} {best[key]:g}, by {called} on {images} training images ({told})")
             if not any(tried[key].values()):
-                say(f"no threshold of {', '.join(grid)} finds a cell right: train longer, or start from another base")
+                LOG.info(
+                    f"no threshold of {', '.join(grid)} finds a cell right: train longer, or start from another base"
+                )
                 break
     return {key: best[key] for key in grid}
 
