@@ -416,6 +416,7 @@ class Config(Part):
     coco: CocoConfig = Field(CocoConfig(), description="notebook 04")
     maskrcnn: MaskrcnnConfig = Field(MaskrcnnConfig(), description="notebook 05")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="notebook 06")
+    recipes: Part = Field(Part(), description="a section per notebook of notebooks/recipes, under its name")
 
     @field_validator("name")
     @classmethod
@@ -430,7 +431,7 @@ class Config(Part):
         Parameters
         ----------
         stage : str
-            A notebook's name ('03_finetune_cellpose') or the section's own ('finetune').
+            A notebook's name ('03_finetune_cellpose') or the section's own ('finetune'); a recipe's ('recipes.unet').
 
         Raises
         ------
@@ -442,8 +443,12 @@ class Config(Part):
         >>> Config().section("03_finetune_cellpose").base
         'starter'
         """
-        name = STAGES.get(stage, stage)
-        if name not in STAGES.values():
-            known = f"sections: {', '.join(STAGES.values())}"
-            raise UserError(f"no section belongs to {stage!r}{nearest(stage, STAGES)}", known)
-        return getattr(self, name)
+        name, recipe, recipes = (
+            STAGES.get(stage, stage),
+            stage.removeprefix("recipes."),
+            type(self.recipes).model_fields,
+        )
+        if name not in STAGES.values() and recipe not in recipes:
+            known = ", ".join([*STAGES.values(), *(f"recipes.{one}" for one in recipes)])
+            raise UserError(f"no section belongs to {stage!r}{nearest(stage, STAGES)}", f"sections: {known}")
+        return getattr(self, name) if name in STAGES.values() else getattr(self.recipes, recipe)

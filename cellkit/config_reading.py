@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from cellkit.config import SHARED, STAGES, Config, as_yaml
 from cellkit.config_places import here
 from cellkit.errors import UserError, nearest, refuse_or_note
+from cellkit.recipes import recipe_sections, with_recipes
 
 MAX_CONFIG_BYTES = 200_000
 PATHS = ("data", "convert.data", "label.use", "label.model", "finetune.base", "maskrcnn.start")
@@ -171,19 +172,25 @@ def _known(key: str) -> str:
     return f"wanted a dotted key such as finetune.steps{nearest(key, known_keys())}"
 
 
-def _share(settings: dict[str, Any]) -> None:
+def _share(settings: dict[str, Any], recipes: Iterable[str] = ()) -> None:
     """Copy the shared values into every section that does not set its own."""
-    for name in STAGES.values():
-        section = settings.setdefault(name, {})
+    tables = [(settings, name) for name in STAGES.values()]
+    if recipes:
+        settings["recipes"] = {} if settings.get("recipes") is None else settings["recipes"]
+        tables += [(settings["recipes"], name) for name in recipes if isinstance(settings["recipes"], dict)]
+    for table, name in tables:
+        section = table.setdefault(name, {})
         if section is None:
-            section = settings[name] = {}
+            section = table[name] = {}
         if isinstance(section, dict):
             for shared in (*SHARED, *(("data",) if name == "convert" else ())):
                 if shared in settings:
                     section.setdefault(shared, settings[shared])
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, notebooks: str | Path | None = None
+) -> Config:
     """Read a YAML configuration, apply overrides, check everything.
 
     Parameters
@@ -193,6 +200,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         counts from there too; where nothing is there, from the folder of the file.
     overrides : mapping, optional
         Dotted keys to values, ``{"finetune.steps": 1}``; checked like the file itself.
+    notebooks : path, optional
+        The folder of notebooks whose recipes have sections; as in `cellkit.notebooks.read_notebooks`.
 
     Returns
     -------
@@ -212,12 +221,14 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     overrides = {str(key): value for key, value in (overrides or {}).items()}
     for key, value in overrides.items():
         _override(settings, key, value, written.get(key))
-    _share(settings)
+    recipes = recipe_sections(notebooks)
+    kind = with_recipes(Config, recipes)
+    _share(settings, recipes)
     settings.setdefault("name", path.stem)
     try:
-        cfg, problems = Config.model_validate(settings), []
+        cfg, problems = kind.model_validate(settings), []
     except ValidationError as error:
-        cfg, problems = Config(), _explain(error, settings, path, overrides)
+        cfg, problems = Config(), _explain(error, settings, path, overrides, kind)
     if problems:
         refuse_or_note(*problems)
         raise problems[0]
@@ -272,8 +283,8 @@ def set_strings(strings: Iterable[str]) -> dict[str, Any]:
 KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
-@lru_cache(maxsize=1)
-def json_schema() -> dict[str, Any]:
+@lru_cache(maxsize=8)
+def json_schema(kind: type[Config] = Config) -> dict[str, Any]:
     """Return the JSON schema of a configuration: types, bounds, defaults and meanings of all keys, as data.
 
     It is pydantic's, without titles, and with the bounds that pydantic writes under names of its own renamed.
@@ -287,13 +298,13 @@ def json_schema() -> dict[str, Any]:
             return {KEYWORDS.get(name, name): standard(inner) for name, inner in kept.items()}
         return [standard(inner) for inner in node] if isinstance(node, list) else node
 
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **standard(Config.model_json_schema())}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **standard(kind.model_json_schema())}
 
 
-@lru_cache(maxsize=1)
-def known_keys() -> dict[str, dict[str, Any]]:
+@lru_cache(maxsize=8)
+def known_keys(kind: type[Config] = Config) -> dict[str, dict[str, Any]]:
     """Return every dotted key with the schema of its values; sections before what they hold."""
-    whole = json_schema()
+    whole = json_schema(kind)
 
     def walk(table: dict[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
         found = {}
@@ -348,29 +359,32 @@ def accepted(field: dict[str, Any]) -> str:
 # ---- explaining
 
 
-def _explain(error: ValidationError, settings: dict[str, Any], path: Path, overrides: Mapping) -> list[UserError]:
+def _explain(
+    error: ValidationError, settings: dict[str, Any], path: Path, overrides: Mapping, kind: type[Config]
+) -> list[UserError]:
     """Turn pydantic's errors into two lines each: which key, what came, what was wanted, what to do; unknown keys first.
 
     What is wrong with a shared value is said once, not of every section it was copied to.
     """
     problems = sorted(error.errors(), key=lambda one: (one["type"] != "extra_forbidden", len(one["loc"])))
     top = {one["loc"][0] for one in problems if one["loc"]}
-    own = [one for one in problems if len(one["loc"]) < 2 or one["loc"][1] not in top & {*SHARED, "data"}]
-    told = {str(found): found for found in (_explained(one, settings, path, overrides) for one in own)}
+    own = [one for one in problems if not top & {*SHARED, "data"} & set(one["loc"][1:])]
+    told = {str(found): found for found in (_explained(one, settings, path, overrides, kind) for one in own)}
     return list(told.values())
 
 
-def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapping) -> UserError:
-    key = _key_at(first["loc"])
+def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapping, kind: type[Config]) -> UserError:
+    keys = known_keys(kind)
+    key = _key_at(first["loc"], keys)
     overridden = any(f"{key}.".startswith(f"{given}.") or given.startswith(f"{key}.") for given in overrides)
     where = "overrides: " if overridden else f"{path}: "
     if first["type"] == "extra_forbidden":
         table, _, name = key.rpartition(".")
-        fields = (known_keys()[table] if table else json_schema())["properties"]
-        guess = nearest(name, fields) or _elsewhere(name)
-        known = ", ".join(field for field in fields if not (table and field in SHARED))
+        fields = (keys[table] if table else json_schema(kind))["properties"]
+        guess = nearest(name, fields) or _elsewhere(name, keys)
+        known = ", ".join(field for field in fields if not (table and field in SHARED)) or "none"
         return UserError(f"{where}unknown key {key!r}{guess}", f"known keys{' of ' + table if table else ''}: {known}")
-    field = known_keys()[key]
+    field = keys[key]
     inner = field.get("properties")
     default = f"keys: {', '.join(inner)}" if inner else f"default {as_yaml(field['default'])}"
     remedy = f"{key}: {field['description']}; {default}"
@@ -392,19 +406,19 @@ def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapp
     return UserError(f"{where}{key} is {_with_kind(value, written)}, wanted {wanted}", remedy)
 
 
-def _key_at(loc: tuple) -> str:
+def _key_at(loc: tuple, keys: Mapping[str, Any]) -> str:
     """Return the dotted key of pydantic's `loc`; parts that are no keys are cut off."""
     key = ""
     for part in loc:
         key = f"{key}.{part}" if key else str(part)
-        if "properties" not in known_keys().get(key, {}):
+        if "properties" not in keys.get(key, {}):
             break
     return key
 
 
-def _elsewhere(name: str) -> str:
-    keys = [key for key in known_keys() if key.rpartition(".")[2] == name]
-    return f" (did you mean '{keys[0]}'?)" if keys else ""
+def _elsewhere(name: str, keys: Iterable[str]) -> str:
+    found = [key for key in keys if key.rpartition(".")[2] == name]
+    return f" (did you mean '{found[0]}'?)" if found else ""
 
 
 def _look_up(settings: Any, key: str) -> Any:

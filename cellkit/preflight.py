@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,12 @@ def look_ahead(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[
     images = OF_DATA if "01_convert" in stages else (_images_of_run,)
     with tempfile.TemporaryDirectory(prefix="cellkit-") as folder:
         outlook.root = Path(folder)  # where blank files stand in for drawn ones
-        for check in (_check_place, *images, *(check for check, stage in OF_SETTINGS if stage in stages)):
+        for check in (
+            _check_place,
+            _check_recipes,
+            *images,
+            *(check for check, stage in OF_SETTINGS if stage in stages),
+        ):
             _ask(outlook, check)
     _without_consequences(outlook)
     outlook.findings.sort(key=lambda one: one.severity != ERROR)
@@ -455,8 +461,30 @@ def _check_evaluation(outlook: Outlook) -> None:
     from cellkit.evaluation import check_submit
 
     cfg = outlook.cfg.evaluate
-    if cfg.submit != "best":
-        check_submit(cfg.submit, MODELS)
+    models = [*MODELS, *_models_of_recipes()]
+    if cfg.submit != "best" and not any(fnmatchcase(cfg.submit, name) for name in models):
+        check_submit(cfg.submit, models)
+
+
+def _models_of_recipes() -> list[str]:
+    """Return the models whose predictions the recipes are to write; patterns where a name is computed."""
+    from cellkit.evaluation import KEY
+    from cellkit.notebooks import read_notebooks
+    from cellkit.recipes import RECIPES
+
+    recipes = [book for book in read_notebooks() if book.section.startswith(f"{RECIPES}.")]
+    return [key.removeprefix(KEY) for book in recipes for key in book.keys if key.startswith(KEY)]
+
+
+def _check_recipes(outlook: Outlook) -> None:
+    """Refuse recipes that are no notebooks, and backends of theirs that cannot be used."""
+    from cellkit.backends import check_backend
+
+    _models_of_recipes()
+    for name in type(outlook.cfg.recipes).model_fields:
+        backend = getattr(outlook.cfg.section(f"recipes.{name}"), "backend", None)
+        if backend is not None:
+            check_backend(backend, NEEDED["maskrcnn"])
 
 
 def _check_profile(outlook: Outlook) -> None:

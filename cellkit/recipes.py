@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, Field, create_model
 
-from cellkit.config import Section
+from cellkit.config import Config, Part, Section
 from cellkit.config_places import here
 from cellkit.errors import UserError
 from cellkit.files import read_json
@@ -88,3 +90,15 @@ def _settings_class(path: Path, named: str) -> type[BaseModel]:
     if not isinstance(settings, type) or not issubclass(settings, BaseModel):
         raise UserError(f"the settings of the recipe '{path}' are '{named}', no class of pydantic fields", remedy)
     return settings
+
+
+def with_recipes(kind: type[Config], sections: Mapping[str, type[Section]]) -> type[Config]:
+    """Return the class of a configuration that has the sections of these recipes."""
+    if not sections:
+        return kind
+    fields: dict[str, Any] = {
+        name: (section, Field(section(), description=f"recipe {name}.ipynb")) for name, section in sections.items()
+    }
+    recipes = create_model("Recipes", __base__=Part, **fields)
+    description = kind.model_fields["recipes"].description
+    return create_model("Config", __base__=kind, recipes=(recipes, Field(recipes(), description=description)))

@@ -297,13 +297,14 @@ def run_chapter(files: RunFiles) -> list:
 def changed_settings(files: RunFiles) -> list[list[str]]:
     """Return (dotted key, value, default) of every setting of the finished stages that is not the default."""
     from cellkit.config import STAGES, Config
+    from cellkit.recipes import RECIPES, recipe_sections
 
-    rows, seen = [], set()
+    rows, seen, recipes = [], set(), recipe_sections()
     for stage, entry in files.stages.items():
-        section = STAGES.get(stage)
+        section = STAGES.get(stage) or (f"{RECIPES}.{stage}" if stage in recipes else None)
         if section is None or not isinstance(entry.get("config"), dict):
             continue
-        default = Config().section(section).fingerprint()
+        default = (recipes[stage]() if stage in recipes else Config().section(section)).fingerprint()
         for key, value, usual in _leaves(entry["config"], default):
             shared = key in ("seed", "classes")
             name = key if shared else f"{section}.{key}"

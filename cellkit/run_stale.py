@@ -61,13 +61,15 @@ def check(
     manifest = read_manifest(folder)
     books = read_notebooks(notebooks)
     if config_path is not None:
-        return stage_states(folder, load_config(config_path, overrides), books, manifest, Hasher())
+        return stage_states(folder, load_config(config_path, overrides, notebooks), books, manifest, Hasher())
     told = manifest.get("run")
     if not told:
         raise UserError(f"'{run_dir}' does not tell its configuration", "name the configuration file")
     began_in = told.get("folder", "")
     with contextlib.chdir(began_in) if os.path.isdir(began_in) else contextlib.nullcontext():  # its relative paths
-        return stage_states(folder, load_config(told["config"], told["overrides"]), books, manifest, Hasher())
+        return stage_states(
+            folder, load_config(told["config"], told["overrides"], notebooks), books, manifest, Hasher()
+        )
 
 
 def stage_states(

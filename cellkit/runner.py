@@ -88,7 +88,7 @@ def run_notebooks(
     UserError
         Bad usage or configuration, unwritable folder, another writer: found before any notebook runs.
     """
-    cfg = load_config(config_path, overrides)
+    cfg = load_config(config_path, overrides, notebooks)
     books = read_notebooks(notebooks)
     chosen = _choose(books, from_, only, fresh)
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
