@@ -67,11 +67,11 @@ _HOME = {
         "show_history",
         "show_scores",
     ),
-    "show_conversion": (
+    "show_converting": (
         "show_channels",
         "show_conversion",
     ),
-    "show_counts": ("show_counts",),
+    "show_counting": ("show_counts",),
     "show_networks": ("show_flows",),
     "show_overlays": (
         "show_errors",

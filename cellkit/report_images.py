@@ -200,7 +200,7 @@ def flags_chapter(files: RunFiles) -> list:
 def sheet_chapter(files: RunFiles) -> list:
     """The data-set sheet."""
     from cellkit.sheet import class_table, tell
-    from cellkit.show_counts import show_data
+    from cellkit.show_counting import show_data
 
     path = files.path("sheet.json")
     if path is None:

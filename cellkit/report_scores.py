@@ -143,7 +143,7 @@ def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
 
 def counts_chapter(files: RunFiles) -> list:
     """How many cells of each class there are."""
-    from cellkit.show_counts import show_counts
+    from cellkit.show_counting import show_counts
     from cellkit.show_style import SPLIT_NAMES, model_name
 
     counts, split = files.counts, files.setting("evaluate.report_split", "test")

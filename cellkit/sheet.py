@@ -1,7 +1,7 @@
 """The data-set sheet: what is in a set of labelled images, in numbers, and what is odd about it.
 
 `look` measures one image and its cells; `describe` all images of a set, and returns a dictionary that JSON can hold: counts,
-sizes, areas, brightness, the balance of classes, and label faults. `cellkit.show_counts.show_data` draws it.
+sizes, areas, brightness, the balance of classes, and label faults. `cellkit.show_counting.show_data` draws it.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ from cellkit.scores_comparison import paired_bootstrap
 from cellkit.scores_matching import THRESHOLDS, match_pairs
 from cellkit.scores_table import per_image
 from cellkit.show_charts import show_curves, show_gains, show_history, show_scores
-from cellkit.show_conversion import show_channels, show_conversion
-from cellkit.show_counts import show_counts
+from cellkit.show_converting import show_channels, show_conversion
+from cellkit.show_counting import show_counts
 from cellkit.show_networks import flow_colours, show_convolution
 from cellkit.show_overlays import show_errors, show_overlay, verdicts
 from cellkit.show_sheets import show_sheet

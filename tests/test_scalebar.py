@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cellkit.instances import Instances
 from cellkit.scalebar import NAME, bar_um, draw_bar
-from cellkit.show_conversion import show_channels, show_planes
+from cellkit.show_converting import show_channels, show_planes
 from cellkit.show_overlays import show_errors, show_image, show_overlay, show_worst
 from cellkit.show_sheets import show_crops, show_sheet
 from cellkit.show_style import new_figure

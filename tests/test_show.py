@@ -25,8 +25,8 @@ from cellkit.scores_iou import overlaps
 from cellkit.scores_kaggle import kaggle
 from cellkit.scores_table import score_table
 from cellkit.show_charts import curve_of, show_confusion, show_curves, show_gains, show_history, show_scores
-from cellkit.show_conversion import show_conversion
-from cellkit.show_counts import show_counts
+from cellkit.show_converting import show_conversion
+from cellkit.show_counting import show_counts
 from cellkit.show_networks import KERNELS, flow_colours, show_convolution, show_flows
 from cellkit.show_overlays import outline_of, show_errors, show_image, show_overlay, verdicts
 from cellkit.show_sheets import show_crops, show_sheet

@@ -10,7 +10,7 @@ import numpy as np
 
 from cellkit.records import channels_told
 from cellkit.show_charts import room_beside
-from cellkit.show_conversion import CHANNEL_INK
+from cellkit.show_converting import CHANNEL_INK
 from cellkit.show_style import (
     INK,
     QUIET,
