@@ -426,12 +426,7 @@ class Config(Part):
         return value
 
     def section(self, stage: str) -> Section:
-        """Return the section of a notebook.
-
-        Parameters
-        ----------
-        stage : str
-            A notebook's name ('03_finetune_cellpose') or the section's own ('finetune'); a recipe's ('recipes.unet').
+        """Return the section of a notebook: by its name ('03_finetune_cellpose'), the section's ('finetune'), a recipe's.
 
         Raises
         ------
@@ -443,12 +438,11 @@ class Config(Part):
         >>> Config().section("03_finetune_cellpose").base
         'starter'
         """
-        name, recipe, recipes = (
-            STAGES.get(stage, stage),
-            stage.removeprefix("recipes."),
-            type(self.recipes).model_fields,
-        )
-        if name not in STAGES.values() and recipe not in recipes:
-            known = ", ".join([*STAGES.values(), *(f"recipes.{one}" for one in recipes)])
-            raise UserError(f"no section belongs to {stage!r}{nearest(stage, STAGES)}", f"sections: {known}")
-        return getattr(self, name) if name in STAGES.values() else getattr(self.recipes, recipe)
+        sections = {name: getattr(self, name) for name in STAGES.values()}
+        sections |= {f"recipes.{name}": section for name, section in self.recipes}
+        found = [sections[name] for name in (STAGES.get(stage, stage), f"recipes.{stage}") if name in sections]
+        if not found:
+            raise UserError(
+                f"no section belongs to {stage!r}{nearest(stage, STAGES)}", f"sections: {', '.join(sections)}"
+            )
+        return found[0]
