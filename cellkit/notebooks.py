@@ -50,6 +50,11 @@ class Notebook:
     content: dict[str, Any] = field(repr=False)
     before: tuple[str, ...] = ()
 
+    @property
+    def folder(self) -> Path:
+        """The folder of all notebooks: of a recipe the one above its own."""
+        return self.path.parents[1] if self.section.startswith(f"{RECIPES}.") else self.path.parent
+
 
 def read_notebooks(folder: str | Path | None = None) -> list[Notebook]:
     """Read the numbered notebooks of a folder and its recipes, in the order of a run: see `ordered`.

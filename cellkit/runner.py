@@ -277,7 +277,7 @@ class _Runner:
             "attempt": attempt,
             "began": began,
             "before": list(book.before),
-            "notebooks": str(book.path.parent.absolute()),
+            "notebooks": str(book.folder.absolute()),
             **code_hashes(book.sha256),
         }
         return {"CELLKIT_HEADLESS": "1", RUNNER_VARIABLE: json.dumps(context)}
