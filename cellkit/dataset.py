@@ -25,6 +25,29 @@ def maker_of(mark: Any) -> str:
     return mark if isinstance(mark, str) and mark in MARKED else ""
 
 
+def read_image(record: ImageRecord, root: str | Path) -> np.ndarray:
+    """Read the picture of a record, whose path counts from `root`: (H, W, 3) uint8.
+
+    Raises
+    ------
+    UserError
+        It is not there, damaged, or not what its record says.
+    """
+    from PIL import Image
+
+    path = Path(root) / record.path
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            image = np.array(picture.convert("RGB") if picture.mode == "L" else picture)
+    except Exception as error:  # Pillow raises many kinds on a damaged file
+        raise UserError(f"{path} cannot be read: {error}", "run 01_convert again; it writes the file") from error
+    if image.shape != (record.height_px, record.width_px, 3) or image.dtype != np.uint8:
+        raise UserError(
+            f"{path} is {image.shape} {image.dtype}", f"its record says {record.height_px} x {record.width_px} RGB"
+        )
+    return image
+
+
 @dataclass(frozen=True)
 class CellDataset:
     """Images with their cells: a set to train on, a truth, or what a model found. Pictures are read when they are used.
@@ -102,20 +125,7 @@ class CellDataset:
 
     def image(self, index: int) -> np.ndarray:
         """Read one image, (H, W, 3) uint8."""
-        from PIL import Image
-
-        record = self.records[index]
-        path = self.root / record.path
-        try:
-            with Image.open(path, formats=["PNG"]) as picture:
-                image = np.array(picture.convert("RGB") if picture.mode == "L" else picture)
-        except Exception as error:  # Pillow raises many kinds on a damaged file
-            raise UserError(f"{path} cannot be read: {error}", "run 01_convert again; it writes the file") from error
-        if image.shape != (record.height_px, record.width_px, 3) or image.dtype != np.uint8:
-            raise UserError(
-                f"{path} is {image.shape} {image.dtype}", f"its record says {record.height_px} x {record.width_px} RGB"
-            )
-        return image
+        return read_image(self.records[index], self.root)
 
     def images(self) -> Iterator[np.ndarray]:
         """Read all images, one after the other."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cellkit.dataset import read_image
 from cellkit.errors import UserError
 from cellkit.records import ImageRecord
 
@@ -74,12 +75,21 @@ def find_duplicates(
 
     Returns
     -------
-    list of Copy
+    list of Duplicate
         In the order of the records.
-    """
-    import cv2
 
-    read = lambda k: cv2.imread(str(Path(root) / records[k].path), cv2.IMREAD_COLOR)  # noqa: E731
+    Raises
+    ------
+    UserError
+        A picture is damaged, or not what its record says.
+
+    References
+    ----------
+    The fingerprint: C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, with the signs of
+    the cosine waves; the comparison: J. P. Lewis, Fast Normalized Cross-Correlation, 1995. How many of a field's disguises
+    are found, and how alike different fields are at most: ``benchmarks/bench_quality.py``.
+    """
+    read = lambda k: read_image(records[k], root)  # noqa: E731
     return [
         Duplicate(records[i].image_id, records[j].image_id, how, round(likeness, 3))
         for i, j, how, likeness in _pairs(quality, read, least)

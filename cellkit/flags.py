@@ -13,14 +13,17 @@ from cellkit.quality import EMPTY_BELOW
 from cellkit.records import ImageRecord
 
 FLAGS = ("out_of_focus", "saturated", "low_contrast", "uneven_light", "debris")
-DEVIATIONS = 4.0
-SMALLEST_BATCH = 8
+# The limits are checked by ``benchmarks/bench_quality.py`` on drawn frames with known defects, of the demo's microscope and of
+# a new random one per field: of the out of focus and the saturated at least 95 % are to be flagged, of the good at most 3 %;
+# and on the sets two_lines, dsb2018, dkfz, sartorius and hepg2_huh7, whose flags a person looks at.
+DEVIATIONS = 4.0  # of the batch, scaled median absolute; odd above that
+SMALLEST_BATCH = 8  # images with cells; of fewer no limit is learned
 BLUR_LIMITS = (2.3, 3.0)  # px; never out of focus below the first, always above the second
 STRUCTURE_LIMITS = (EMPTY_BELOW, 1.2)  # always too faint below the first, never above the second
 UNEVEN_LIMITS = (0.2, 0.3)  # never uneven below the first, always above the second
 DEBRIS_LIMITS = (2.7, 3.3)  # never debris below the first, always above the second
-CLIPPED_ABOVE = 0.03
-LEVELS_BELOW = 10
+CLIPPED_ABOVE = 0.03  # share of pixels at the camera's limit
+LEVELS_BELOW = 10  # grey levels in use
 
 
 def flag_records(
