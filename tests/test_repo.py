@@ -387,7 +387,7 @@ def test_paths_named_in_contributing_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:cellkit|tests|configs|notebooks|data|scripts)/[\w./-]*)`", text))
     assert len(named) > 5
-    example = {"cellkit/backends/mine.py", "cellkit/source_mine.py"}
+    example = {f"cellkit/{name}mine.py" for name in ("backends/", "source_", "format_", "kaggle_")}
     assert sorted(path for path in named - example if not (ROOT / path).exists()) == []
 
 
