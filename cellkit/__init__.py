@@ -23,7 +23,7 @@ if "ipykernel" in sys.modules:
 _HOME = {
     "annotate": ("choose_labels", "diameter_for", "with_classes", "write_chosen"),
     "attribution": ("attribute", "gains", "worst_images"),
-    "backends": ("get_backend",),
+    "backends": ("get_backend", "if_able"),
     "coco": ("read_coco", "read_results", "write_coco", "write_results"),
     "config_places": ("data_path",),
     "config_reading": ("load_config",),
@@ -48,6 +48,7 @@ _HOME = {
         "write_summary",
     ),
     "evaluation_submission": ("handed_in", "submit_best"),
+    "gate": ("keep_if_better",),
     "instances": ("Instances",),
     "judging": ("judges",),
     "labels": ("check_labels", "clean_labels", "read_labels", "relabel", "write_labels"),
@@ -84,7 +85,8 @@ _HOME = {
     ),
     "sources": ("gather", "locate_source"),
     "tables": ("write_frame",),
-    "weights": ("copy_checkpoint", "find_weights", "read_card"),
+    "model": ("find_weights", "with_weights"),
+    "weights": ("copy_checkpoint", "read_card"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)
@@ -95,7 +97,8 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'cellkit' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"cellkit.{_MODULE_OF[name]}"), name)
+    globals()[name] = found = getattr(import_module(f"cellkit.{_MODULE_OF[name]}"), name)  # not a module called alike
+    return found
 
 
 def __dir__() -> list[str]:

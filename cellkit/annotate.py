@@ -251,8 +251,11 @@ def diameter_for(
     Only training images are measured, where there are any: test images decide nothing, validation images only what is
     kept. Only backends with an ``estimate_diameter`` need one.
     """
-    if config.diameter_px is not None or not hasattr(backend, "estimate_diameter"):
-        return config.diameter_px
+    from cellkit.backends import if_able
+
+    given = getattr(config, "diameter_px", None)
+    if given is not None or not hasattr(backend, "estimate_diameter"):
+        return given
     measured = next((part for split in ("train", "val") if len(part := images.select(split))), images)
     if not len(images.select("train")):
         what = f"the {measured.records[0].split or 'given'} images" if len(measured) else "none"
@@ -261,7 +264,7 @@ def diameter_for(
         raise UserError("there is no image to measure the cell diameter on", "set label.diameter_px")
     images = measured
     chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
-    return backend.estimate_diameter(checkpoint, [images.image(k) for k in chosen], config)
+    return if_able(backend, "estimate_diameter", checkpoint, [images.image(k) for k in chosen], config)
 
 
 def with_classes(

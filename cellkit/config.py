@@ -6,23 +6,26 @@ type or a value out of range stops the run before it starts, with the dotted key
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
 
+from cellkit.backends import backend_module
 from cellkit.conversion import PERCENTILES, Conversion
 from cellkit.errors import UserError, nearest
 from cellkit.modules import names_of
 from cellkit.names import plain
+from cellkit.settings import Frozen, Number, as_yaml
 
 DATA_VARIABLE = "CELLKIT_DATA"
 STAGES = {
@@ -34,14 +37,6 @@ STAGES = {
     "06_evaluate_map_iou": "evaluate",
 }
 SHARED = ("seed", "classes", "workers")  # copied from the top of the file into every section
-
-
-def _as_number(value: Any) -> Any:
-    """Turn text such as '1e-3', which YAML 1.1 does not take for a number, into one; leave all else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _as_tuple(value: Any) -> Any:
@@ -57,18 +52,6 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-def as_yaml(value: Any) -> str:
-    """Return a value as YAML would show it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(as_yaml(item) for item in value) + "]"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value) if isinstance(value, int) else repr(value)
-
-
-Number = Annotated[float, BeforeValidator(_as_number)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)]
 Pair = Annotated[tuple[Number, Number], BeforeValidator(_as_tuple)]
 ChannelSpec = Annotated[
@@ -76,13 +59,7 @@ ChannelSpec = Annotated[
 ]
 
 
-class Part(BaseModel):
-    """A frozen group of fields: no unknown keys, no silent conversion between types, no NaN."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Section(Part):
+class Section(Frozen):
     """What every notebook's section carries besides its own fields; filled from the top of the file unless set."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="random seed; the top-level seed unless set here")
@@ -97,7 +74,7 @@ class Section(Part):
         return self.model_dump(mode="json", exclude=free)
 
 
-class ChannelsConfig(Part):
+class ChannelsConfig(Frozen):
     """Which channel of a microscope file is which: by name, by index from 0, or by wavelength in nm."""
 
     nuclei: ChannelSpec = Field(
@@ -109,7 +86,7 @@ class ChannelsConfig(Part):
     )
 
 
-class SplitConfig(Part):
+class SplitConfig(Frozen):
     """Fractions of the images for training, validation and test; they sum to 1. ``dict(split)`` gives a dict."""
 
     train: Number = Field(0.6, ge=0, le=1, description="fraction of the images to train on")
@@ -123,7 +100,7 @@ class SplitConfig(Part):
         return self
 
 
-class DrawnConfig(Part):
+class DrawnConfig(Frozen):
     """The drawn example: the arguments of `write_fields`, which draws it."""
 
     images_per_line: int = Field(8, ge=1, description="good single-line images per cell line")
@@ -137,7 +114,7 @@ class DrawnConfig(Part):
     empty_images: int = Field(0, ge=0, description="images without any cell")
 
 
-class QualityConfig(Part):
+class QualityConfig(Frozen):
     """Which faults flag an image. ``quality.off`` names the flags that are switched off."""
 
     out_of_focus: bool = Field(True, description="flag blurred images")
@@ -269,51 +246,20 @@ class ConvertConfig(Section):
         return value
 
 
-class LabelConfig(Section):
-    """Notebook 02: label the single-line images, or take the labels that came with them."""
+class LabelSection(Section):
+    """Notebook 02: label the single-line images, or take the labels that came with them; with the backend's Settings."""
 
     backend: str = Field("cellpose_unet", description="module of cellkit.backends that proposes labels")
     model: str = Field("starter", description="its model: starter, a name of the weights registry, or a path")
-    diameter_px: Number | None = Field(None, gt=0, description="typical cell diameter (px); null = estimated")
-    channels: Literal["both", "nuclei", "cytoplasm"] = Field(
-        "both", description="what the network is shown; the starter weights outline nuclei when shown nuclei alone"
-    )
-    flow_threshold: Number | None = Field(
-        None, ge=0, description="largest error of a mask's flows; 0 = no check; null = the model's own"
-    )
-    cellprob_threshold: Number | None = Field(
-        None, ge=-12, le=12, description="logit above which a pixel belongs to a cell; null = the model's own"
-    )
     min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")
     use: str = Field("truth", description="truth = the source's labels, proposed = the model's, or a folder of labels")
 
 
-class FinetuneConfig(Section):
-    """Notebook 03: adapt the segmentation model to these cells."""
+class FinetuneSection(Section):
+    """Notebook 03: adapt the segmentation model to these cells; with the backend's TrainSettings."""
 
     backend: str = Field("cellpose_unet", description="module of cellkit.backends that is trained")
-    base: str = Field("starter", description="weights to start from: starter, a name of the registry, or a path")
-    diameter_px: Number | None = Field(None, gt=0, description="typical cell diameter (px); null = from the labels")
-    steps: int = Field(300, ge=1, description="most optimiser steps")
-    batch_size: int = Field(8, ge=1, description="crops per step")
-    crop_px: int = Field(160, ge=32, multiple_of=8, description="height and width of a crop (px)")
-    learning_rate: Number = Field(1e-3, gt=0, le=1, description="largest learning rate")
-    weight_decay: Number = Field(1e-4, ge=0, le=1, description="AdamW weight decay")
-    warmup_steps: int = Field(20, ge=0, description="steps over which the learning rate rises from 0")
-    eval_every: int = Field(50, ge=1, description="steps between two scores on validation images")
-    patience: int = Field(6, ge=1, description="evaluations without a better score before training stops")
-    channels: Literal["both", "nuclei", "cytoplasm"] = Field(
-        "both", description="what the network is shown; the starter weights outline nuclei when shown nuclei alone"
-    )
-    flow_threshold: Number | None = Field(
-        None, ge=0, description="largest error of a mask's flows; 0 = no check; null = best on training images"
-    )
-    cellprob_threshold: Number | None = Field(
-        None, ge=-12, le=12, description="logit above which a pixel belongs to a cell; null = best on training images"
-    )
-    min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")
     min_train_masks: int = Field(1, ge=0, description="training images with fewer cells are left out and listed")
-    val_images: int = Field(0, ge=0, description="most whole images scored during training; 0 = all")
 
 
 class CocoConfig(Section):
@@ -325,39 +271,33 @@ class CocoConfig(Section):
     min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")
 
 
-class MaskrcnnConfig(Section):
-    """Notebook 05: train the detector that tells the classes apart."""
+class MaskrcnnSection(Section):
+    """Notebook 05: train the detector that tells the classes apart; with the backend's TrainSettings."""
 
     backend: str = Field("maskrcnn_torchvision", description="module of cellkit.backends that is trained")
-    backbone: Literal["cellpose_unet", "resnet50_fpn_v2"] = Field("cellpose_unet", description="image encoder")
-    start: str = Field("tuned", description="encoder weights: tuned = this run's fine-tuned checkpoint, or a model")
-    steps: int = Field(400, ge=1, description="most optimiser steps")
-    batch_size: int = Field(4, ge=1, description="crops per step")
-    crop_px: int = Field(192, ge=32, multiple_of=8, description="height and width of a crop (px)")
-    diameter_px: Number | None = Field(
-        None, gt=0, description="cells are scaled to this diameter (px); null = from training labels"
-    )
-    learning_rate: Number = Field(1e-3, gt=0, le=1, description="largest learning rate")
-    weight_decay: Number = Field(1e-4, ge=0, le=1, description="AdamW weight decay")
-    warmup_steps: int = Field(20, ge=0, description="steps over which the learning rate rises from 0")
-    eval_every: int = Field(100, ge=1, description="steps between two scores on validation images")
-    patience: int = Field(6, ge=1, description="evaluations without a better score before training stops")
-    fpn_channels: int = Field(96, ge=8, le=512, description="width of the feature pyramid (channels)")
-    boxes_per_image: int = Field(64, ge=8, description="boxes per image that train the heads")
-    max_detections: int | None = Field(
-        None, ge=1, description="most cells found in one image; null = from the densest training image, tile by tile"
-    )
-    score_threshold: Number | None = Field(
-        None, ge=0, le=1, description="objects scored lower are dropped; null = best on training images"
-    )
-    nms_threshold: Number | None = Field(
-        None, gt=0, le=1, description="box IoU above which the lower score is dropped; null = best on training images"
-    )
-    mask_threshold: Number = Field(0.5, gt=0, lt=1, description="mask probability above which a pixel is the cell's")
-    freeze_backbone: bool = Field(True, description="train the heads only")
-    min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")
-    val_images: int = Field(0, ge=0, description="most whole images scored during training; 0 = all")
-    ignore_unknown: bool = Field(True, description="objects of unknown class neither train nor punish the class head")
+
+
+BACKEND_SECTIONS = {"label": LabelSection, "finetune": FinetuneSection, "maskrcnn": MaskrcnnSection}
+
+
+@lru_cache
+def section_class(section: str, backend: str) -> type[Section]:
+    """Return the class of a section that names a backend: the section's own fields, and that backend's settings.
+
+    A backend says in `Settings` what a prediction may set (notebook 02), in `TrainSettings` what a training may (03, 05).
+    """
+    base, module = BACKEND_SECTIONS[section], backend_module(backend)
+    settings = module.Settings if section == "label" else module.TrainSettings
+    own = {name: (field.annotation, field) for name, field in base.model_fields.items()}
+    own["backend"] = (str, Field(backend, description=base.model_fields["backend"].description))
+    return create_model(f"{section.capitalize()}Config", __base__=(settings, base), __doc__=base.__doc__, **own)
+
+
+def _usual(section: str) -> type[Section]:
+    return section_class(section, BACKEND_SECTIONS[section].model_fields["backend"].default)
+
+
+LabelConfig, FinetuneConfig, MaskrcnnConfig = map(_usual, BACKEND_SECTIONS)
 
 
 class EvaluateConfig(Section):
@@ -400,7 +340,7 @@ class EvaluateConfig(Section):
         return self
 
 
-class Config(Part):
+class Config(Frozen):
     """A whole configuration: shared values and one section per notebook."""
 
     name: str = Field("run", description="name of the run and its folder; the file's name unless set")
@@ -416,7 +356,7 @@ class Config(Part):
     coco: CocoConfig = Field(CocoConfig(), description="notebook 04")
     maskrcnn: MaskrcnnConfig = Field(MaskrcnnConfig(), description="notebook 05")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="notebook 06")
-    recipes: Part = Field(Part(), description="a section per notebook of notebooks/recipes, under its name")
+    recipes: Frozen = Field(Frozen(), description="a section per notebook of notebooks/recipes, under its name")
 
     @field_validator("name")
     @classmethod
@@ -446,3 +386,16 @@ class Config(Part):
                 f"no section belongs to {stage!r}{nearest(stage, STAGES)}", f"sections: {', '.join(sections)}"
             )
         return found[0]
+
+
+def config_class(backends: Mapping[str, str]) -> type[Config]:
+    """Return the class of a configuration whose sections are of these backends (section -> backend; else the usual one)."""
+    kinds = {section: section_class(section, backend) for section, backend in backends.items()}
+    own = {name: kind for name, kind in kinds.items() if kind is not Config.model_fields[name].annotation}
+    return _config_class(tuple(sorted(own.items(), key=lambda one: one[0]))) if own else Config
+
+
+@lru_cache
+def _config_class(kinds: tuple[tuple[str, type[Section]], ...]) -> type[Config]:
+    fields = {name: (kind, Field(kind(), description=Config.model_fields[name].description)) for name, kind in kinds}
+    return create_model("Config", __base__=Config, **fields)

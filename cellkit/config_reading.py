@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cellkit.config import SHARED, STAGES, Config, as_yaml
+from cellkit.backends import backend_names
+from cellkit.config import BACKEND_SECTIONS, SHARED, STAGES, Config, config_class, section_class
 from cellkit.config_places import here
 from cellkit.errors import UserError, nearest, refuse_or_note
 from cellkit.recipes import recipe_sections, with_recipes
+from cellkit.settings import accepted, as_yaml, schema_of, weights_fields
 
 MAX_CONFIG_BYTES = 200_000
-PATHS = ("data", "convert.data", "label.use", "label.model", "finetune.base", "maskrcnn.start")
+PATHS = ("data", "convert.data", "label.use", "label.model")  # and the weights that a training begins from
 QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb\u2039\u203a\u00b4\uff02\uff07"  # that word processors set
 
 
@@ -128,7 +131,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _count_from(settings: dict[str, Any], folder: Path) -> None:
     """Complete the paths of a file that lead nowhere from the current folder, and somewhere from the file's own."""
-    for dotted in PATHS:
+    kind = _kind_of(settings)
+    start = [f"{name}.{key}" for name in BACKEND_SECTIONS for key in weights_fields(kind.model_fields[name].annotation)]
+    for dotted in (*PATHS, *start):
         *tables, key = dotted.split(".")
         table: Any = settings
         for name in tables:
@@ -138,6 +143,13 @@ def _count_from(settings: dict[str, Any], folder: Path) -> None:
             continue
         if not os.path.exists(here(value)) and os.path.exists(folder / value):
             table[key] = str(folder.resolve() / value)
+
+
+def _kind_of(settings: Mapping[str, Any]) -> type[Config]:
+    """Return the class of a configuration with the backends that it names; one that is not known is refused later."""
+    sections = {name: settings.get(name) for name in BACKEND_SECTIONS}
+    named = {name: table.get("backend") for name, table in sections.items() if isinstance(table, dict)}
+    return config_class({name: backend for name, backend in named.items() if backend in backend_names()})
 
 
 def _no_config(path: Path) -> UserError:
@@ -222,7 +234,7 @@ def load_config(
     for key, value in overrides.items():
         _override(settings, key, value, written.get(key))
     recipes = recipe_sections(notebooks)
-    kind = with_recipes(Config, recipes)
+    kind = with_recipes(_kind_of(settings), recipes)
     _share(settings, recipes)
     settings.setdefault("name", path.stem)
     try:
@@ -280,28 +292,31 @@ def set_strings(strings: Iterable[str]) -> dict[str, Any]:
 # ---- what every key accepts
 
 
-KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-
-
-@lru_cache(maxsize=8)
+@lru_cache
 def json_schema(kind: type[Config] = Config) -> dict[str, Any]:
-    """Return the JSON schema of a configuration: types, bounds, defaults and meanings of all keys, as data.
-
-    It is pydantic's, without titles, and with the bounds that pydantic writes under names of its own renamed.
-    """
-
-    def standard(node: Any) -> Any:
-        if isinstance(node, dict):
-            kept = {
-                name: inner for name, inner in node.items() if name not in ("title", "hash") or isinstance(inner, dict)
-            }
-            return {KEYWORDS.get(name, name): standard(inner) for name, inner in kept.items()}
-        return [standard(inner) for inner in node] if isinstance(node, list) else node
-
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **standard(kind.model_json_schema())}
+    """Return the JSON schema of a configuration: types, bounds, defaults and meanings of all keys, as data."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema_of(kind)}
 
 
-@lru_cache(maxsize=8)
+def published_schema() -> dict[str, Any]:
+    """Return the schema for editors: in a section whose backend is named, the settings of that backend are known."""
+    whole = deepcopy(json_schema())
+    for section in BACKEND_SECTIONS:
+        choices = []
+        for backend in backend_names():
+            kind = section_class(section, backend)
+            own = schema_of(kind)
+            own["properties"]["backend"]["const"] = backend
+            if kind is not Config.model_fields[section].annotation:
+                own["required"] = ["backend"]
+            choices.append(own)
+        field = whole["properties"][section]
+        whole["$defs"].pop(field.pop("$ref").rpartition("/")[2])
+        field["anyOf"] = choices
+    return whole
+
+
+@lru_cache
 def known_keys(kind: type[Config] = Config) -> dict[str, dict[str, Any]]:
     """Return every dotted key with the schema of its values; sections before what they hold."""
     whole = json_schema(kind)
@@ -329,33 +344,6 @@ def describe() -> str:
     return "\n".join(rows) + "\n"
 
 
-def accepted(field: dict[str, Any]) -> str:
-    """Return in words what a field accepts.
-
-    Examples
-    --------
-    >>> accepted({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]})
-    'a whole number >= 1, or null'
-    """
-    if "anyOf" in field:
-        return ", or ".join(map(accepted, field["anyOf"]))
-    if "enum" in field:
-        return "one of " + ", ".join(map(repr, field["enum"]))
-    if field["type"] == "array":
-        items = field.get("prefixItems")
-        return (
-            f"a list of {len(items)} {'texts' if items[0]['type'] == 'string' else 'numbers'}"
-            if items
-            else "a list of names"
-        )
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = " and ".join(f"{sign} {as_yaml(field[name])}" for name, sign in signs.items() if name in field)
-    step = f", a multiple of {field['multipleOf']}" if "multipleOf" in field else ""
-    kinds = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "text"}
-    kinds |= {"null": "null", "object": "a table of keys"}
-    return f"{kinds[field['type']]} {bounds}".rstrip() + step
-
-
 # ---- explaining
 
 
@@ -381,7 +369,7 @@ def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapp
     if first["type"] == "extra_forbidden":
         table, _, name = key.rpartition(".")
         fields = (keys[table] if table else json_schema(kind))["properties"]
-        guess = nearest(name, fields) or _elsewhere(name, keys)
+        guess = nearest(name, fields) or _other_backend(key, keys) or _elsewhere(name, keys)
         known = ", ".join(field for field in fields if not (table and field in SHARED)) or "none"
         return UserError(f"{where}unknown key {key!r}{guess}", f"known keys{' of ' + table if table else ''}: {known}")
     field = keys[key]
@@ -414,6 +402,12 @@ def _key_at(loc: tuple, keys: Mapping[str, Any]) -> str:
         if "properties" not in keys.get(key, {}):
             break
     return key
+
+
+def _other_backend(key: str, keys: Mapping[str, Any]) -> str:
+    """Say so where a key is one of the section's usual backend, and the one that is named has no such setting."""
+    named = keys.get(f"{key.rpartition('.')[0]}.backend")
+    return f" (backend {named['default']} has no such setting)" if named and key in known_keys() else ""
 
 
 def _elsewhere(name: str, keys: Iterable[str]) -> str:

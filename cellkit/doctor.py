@@ -9,11 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cellkit.config import BACKEND_SECTIONS
 from cellkit.errors import UserError
 from cellkit.machine import memory, to_gb
+from cellkit.model import PACKAGED
 
-DEFAULT_BACKENDS = ("threshold", "cellpose_unet", "maskrcnn_torchvision")
-STARTER = "starter"
+STARTER, FLOOR = "starter", "threshold"
 
 
 def examine(folder: str | Path = ".") -> dict[str, Any]:
@@ -47,7 +48,8 @@ def examine(folder: str | Path = ".") -> dict[str, Any]:
         "formats": check_formats(),
         "data": check_data(),
     }
-    checks = [found["disk"], *packages, *[b for b in backends if b["name"] in DEFAULT_BACKENDS], *weights]
+    usual = {FLOOR, *(kind.model_fields["backend"].default for kind in BACKEND_SECTIONS.values())}
+    checks = [found["disk"], *packages, *[b for b in backends if b["name"] in usual], *weights]
     if STARTER not in [item["name"] for item in weights]:
         checks.append(
             _item(STARTER, "the starter weights are missing", "install cellkit again, or: git checkout cellkit/starter")
@@ -140,10 +142,10 @@ def _compared(name: str, installed: str | None, wanted: Any, remedy: str) -> dic
 
 def check_backends() -> list[dict[str, Any]]:
     """Try every backend: whether it can be imported, and the line that installs what it lacks."""
-    from cellkit.backends import BACKENDS, get_backend
+    from cellkit.backends import backend_names, get_backend, install_line
 
     listed = []
-    for name in BACKENDS:
+    for name in backend_names():
         try:
             get_backend(name)
             listed.append(_item(name))
@@ -151,7 +153,7 @@ def check_backends() -> list[dict[str, Any]]:
             problem, _, remedy = str(error).partition("\n")
             listed.append(_item(name, problem, remedy))
         except Exception as error:  # an installed package that does not import
-            again = f"pip install --force-reinstall {BACKENDS[name]}"
+            again = install_line(name).replace("install", "install --force-reinstall")
             listed.append(_item(name, f"backend '{name}' fails: {type(error).__name__}: {error}", again))
     return listed
 
@@ -177,7 +179,7 @@ def check_weights() -> list[dict[str, Any]]:
     from cellkit import weights
 
     listed = []
-    for path in sorted(weights.PACKAGED.glob("*.safetensors")):
+    for path in sorted(PACKAGED.glob("*.safetensors")):
         facts = {"megabytes": round(path.stat().st_size / 1e6, 1)}
         try:
             card = weights.read_card(path)

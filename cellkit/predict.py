@@ -35,25 +35,7 @@ AUTO = "auto"
 AUTO_IMAGES = 5
 OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with lines of a thousand px
 CONVERT, LABEL = "01_convert", "02_label_with_cellpose"
-SETTINGS: dict[str, tuple[float, float, type]] = {  # smallest, largest, kind
-    "diameter_px": (2, 2000, float),
-    "min_area_px": (0, 10**9, int),
-    "flow_threshold": (0, 100, float),
-    "cellprob_threshold": (-12, 12, float),
-    "score_threshold": (0, 1, float),
-    "nms_threshold": (0, 1, float),
-    "mask_threshold": (0, 1, float),
-    "max_detections": (1, 100_000, int),
-}
 AS_IT_IS = Conversion({"red": 0, "green": 1, "blue": 2}, percentiles=None)
-WORDS = {"channels": ("both", "nuclei", "cytoplasm")}
-SETTINGS_OF = {
-    "threshold": ("diameter_px", "min_area_px"),
-    "cellpose_unet": ("diameter_px", "flow_threshold", "cellprob_threshold", "min_area_px", "channels"),
-    "maskrcnn_torchvision": (
-        "diameter_px", "score_threshold", "nms_threshold", "mask_threshold", "max_detections", "min_area_px"
-    ),
-}  # fmt: skip
 
 
 # ---- which model ---------------------------------------------------------------------------------------------------
@@ -97,10 +79,11 @@ class Model:
         """Return the function from a stream of (H, W, 3) uint8 to their cells; the pictures were resized by `scale`."""
         from cellkit.backends import get_backend
 
-        config = self.config
+        backend = get_backend(self.backend)
+        settings = backend.Settings(**self.config)
         if self.own_px:
-            config = config | {"diameter_px": config["diameter_px"] * scale}
-        return get_backend(self.backend).load(self.checkpoint, config)
+            settings = settings.model_copy(update={"diameter_px": self.config["diameter_px"] * scale})
+        return backend.load(self.checkpoint, settings)
 
 
 def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
@@ -119,25 +102,18 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     UserError
         No such model, or a setting it does not have.
     """
-    from cellkit import weights
+    from cellkit.backends import backend_names, needs_checkpoint
+    from cellkit.model import find_weights, of_a_run
 
     text = str(spec)
-    run, key = weights.of_a_run(text)
-    if Path(text).is_file():
-        model = _of_checkpoint(text, Path(text))
-    elif text == "threshold":
-        model = Model(text, "threshold", None, (), {})
-    elif run:
-        model = _of_run(text, Path(run), key, "diameter_px" in (overrides or {}))
+    learnt_nothing = [name for name in backend_names() if not needs_checkpoint(name)]
+    if text in learnt_nothing and not Path(text).is_file():
+        model = Model(text, text, None, (), {})
     else:
-        shipped = weights.weights_names("cellpose_unet")
-        if text not in shipped:
-            missing = "is not there" if weights.is_a_path(text) else "is neither a file nor the name of a model"
-            kind = "is a folder" if Path(text).is_dir() else missing
-            near = nearest(text, [*shipped, "threshold"])
-            names = ", ".join([*shipped, "threshold"])
-            raise UserError(f"model '{text}' {kind}{near}", f"give a checkpoint file, RUN:NAME of a run, or {names}")
-        model = _of_checkpoint(text, weights.find_weights(text))
+        model = _of_checkpoint(text, find_weights(text, learnt_nothing))
+    run, _ = of_a_run(text)
+    if run and not Path(text).is_file():
+        model = replace(model, conversion=_run_conversion(Path(run)))
     checked = checked_settings(model.backend, overrides or {})
     return replace(model, config=model.config | checked, own_px="diameter_px" in checked)
 
@@ -145,64 +121,25 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 def _of_checkpoint(name: str, path: Path) -> Model:
     """Return the model in a checkpoint file: its card says which backend; without one it is a published Cellpose."""
     from cellkit import weights
+    from cellkit.backends import backend_module
 
     if path.suffix != ".safetensors":
         return Model(name, "cellpose_unet", path, (), {})
     card = weights.read_card(path)
-    return Model(name, card.backend, path, card.classes, _told(card.backend, card.config))
+    known = backend_module(card.backend).Settings.model_fields
+    config = {key: card.config[key] for key in known if card.config.get(key) is not None}
+    return Model(name, card.backend, path, card.classes, config)
 
 
-def _told(backend: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a prediction among the values of a card or section; null means not told."""
-    return {key: values[key] for key in SETTINGS_OF.get(backend, tuple(SETTINGS)) if values.get(key) is not None}
-
-
-def _of_run(name: str, run_dir: Path, key: str, diameter_given: bool) -> Model:
-    """Return a model of a finished run, with the settings that the run's own predictions were made with."""
-    from cellkit.run import Run
-
-    if not run_dir.is_dir():
-        raise UserError(f"model '{name}': there is no run folder '{run_dir}'", "give RUN:NAME, e.g. runs/demo:maskrcnn")
-    run = Run(run_dir)
-    stages = run.stages()
-    outputs = [output for entry in stages.values() for output in entry["outputs"]]
-    names = [output.removesuffix("_checkpoint") for output in outputs if output.endswith("_checkpoint")]
-    names += ["threshold"] * ("threshold" not in names and LABEL in stages)
-    if key not in names:
-        raise UserError(
-            f"{run_dir} has no model '{key}'{nearest(key, names)}", f"it has: {', '.join(sorted(names)) or 'none yet'}"
-        )
-    if f"{key}_checkpoint" in outputs:
-        model = _of_checkpoint(name, run.find(f"{key}_checkpoint"))
-    else:
-        section = stages[LABEL]["config"]
-        diameter = {} if diameter_given else {"diameter_px": _run_diameter(run, section)}
-        model = Model(name, "threshold", None, (), _told("threshold", section) | diameter)
-    return replace(model, conversion=_run_conversion(stages, run_dir))
-
-
-def _run_diameter(run, section: Mapping[str, Any]) -> float | None:
-    """Return the cell diameter that notebook 02 labelled with: its section's, else the same estimate again."""
-    from types import SimpleNamespace
-
-    from cellkit.annotate import diameter_for
-    from cellkit.backends import get_backend
-    from cellkit.dataset import CellDataset
-    from cellkit.weights import find_weights
-
-    if section.get("diameter_px") is not None:
-        return section["diameter_px"]
-    images = CellDataset.from_records(run.find("records"))
-    backend = get_backend(section["backend"])
-    return diameter_for(backend, find_weights(section["model"]), SimpleNamespace(**section), images)
-
-
-def _run_conversion(stages: Mapping[str, Any], run_dir: Path) -> Conversion | None:
+def _run_conversion(run_dir: Path) -> Conversion | None:
     """Return how the run's images were made, so that new ones go the same way.
 
     Where the run named its channels by colour (its images came as RGB pictures), new RGB pictures are converted too, and
     this is said; else they are taken for converted ones.
     """
+    from cellkit.manifest import finished_entries, read_manifest
+
+    stages = finished_entries(read_manifest(run_dir))
     told = stages.get(CONVERT, {}).get("config", {})
     if not told.get("channels"):
         return None
@@ -241,28 +178,25 @@ def checked_settings(backend: str, overrides: Mapping[str, Any]) -> dict[str, An
     >>> checked_settings("threshold", {"diameter_px": 30})
     {'diameter_px': 30.0}
     """
-    known = SETTINGS_OF.get(backend, tuple(SETTINGS))
+    from pydantic import ValidationError
+
+    from cellkit.backends import backend_module
+    from cellkit.settings import accepted, schema_of
+
+    module = backend_module(backend)
+    known = schema_of(module.Settings)["properties"]
     checked: dict[str, Any] = {}
     for key, value in overrides.items():
         if key not in known:
             raise UserError(f"{backend} has no setting '{key}'{nearest(key, known)}", f"it has: {', '.join(known)}")
-        checked[key] = _checked(key, value)
+        try:
+            if key == "diameter_px" and value == AUTO:
+                checked[key] = value
+            else:
+                checked[key] = getattr(module.Settings(**{key: value}), key)
+        except ValidationError:
+            raise UserError(f"{key} is {value!r}", f"{key} is {accepted(known[key])}") from None
     return checked
-
-
-def _checked(key: str, value: Any) -> Any:
-    if key in WORDS:
-        if value not in WORDS[key]:
-            raise UserError(f"{key} is {value!r}", f"{key} is one of {', '.join(WORDS[key])}")
-        return value
-    if key == "diameter_px" and value == AUTO:
-        return value
-    low, high, kind = SETTINGS[key]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high or (kind is int and value != int(value)):
-        what = "a whole number" if kind is int else "a number"
-        raise UserError(f"{key} is {value!r}", f"{key} is {what} from {low:g} to {high:g}")
-    return kind(value)
 
 
 # ---- which images --------------------------------------------------------------------------------------------------
@@ -844,7 +778,9 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     if pictures:
         scale = pictures[0].scale
         shown = [picture.image for picture in pictures if picture.scale == scale]
-        config["diameter_px"] = round(backend.estimate_diameter(model.checkpoint, shown, config) / scale, 2)
+        config["diameter_px"] = round(
+            backend.estimate_diameter(model.checkpoint, shown, backend.Settings(**config)) / scale, 2
+        )
         LOG.info(f"predict: diameter estimated as {config['diameter_px']} px")
     return replace(model, config=config, own_px=bool(pictures))
 

@@ -38,7 +38,6 @@ MODELS = (
     "cellpose_tuned",
     "maskrcnn",
 )  # whose predictions a run has, see `evaluate.submit`
-NEEDED = {"label": ("load",), "finetune": ("ceiling", "calibrate", "train", "load"), "maskrcnn": ("train", "load")}
 BYTES_PER_PX = 3  # of a picture in the run folder, at most
 MOST_NAMED = 12
 
@@ -406,53 +405,68 @@ def _check_cells(outlook: Outlook, section: str) -> None:
 
 
 def _check_label_model(outlook: Outlook) -> None:
-    _check_model("label", outlook.cfg.label.backend, outlook.cfg.label.model, "label.model")
-
-
-def _check_base(outlook: Outlook) -> None:
-    _check_model("finetune", outlook.cfg.finetune.backend, outlook.cfg.finetune.base, "finetune.base")
-
-
-def _check_model(section: str, backend: str, name: str, key: str) -> None:
-    """Refuse a backend that cannot be used, and weights that are not here or of another kind of network."""
+    """Refuse a backend that cannot be used, and a model that is not here or of another backend."""
     from cellkit.backends import check_backend, get_backend
-    from cellkit.registry import REGISTRY
-    from cellkit.weights import card_for, locate_weights, weights_names
+    from cellkit.weights import card_for
 
+    cfg = outlook.cfg.label
     with collected() as noted:
-        check_backend(backend, NEEDED[section])
-        entry = REGISTRY.get(name)
-        if entry is not None and entry.backend != backend and not here(name).is_file():
-            told = f"{key} is '{name}', weights of {entry.backend or 'no network'}, and {section}.backend is {backend}"
-            raise UserError(told, f"use {', '.join(weights_names(backend))}")
-        path = locate_weights(name)
-        if path.suffix == ".safetensors" or backend != "cellpose_unet":
-            card_for(path, backend)
+        check_backend(cfg.backend)
+        path = _weights_for("label", cfg.backend, "model", cfg.model, [cfg.backend])
+        if path.suffix == ".safetensors":
+            card_for(path, cfg.backend)
         else:  # a torch file says what it is only when it is read
-            get_backend(backend).load(path)
+            get_backend(cfg.backend).load(path)
     refuse_or_note(*noted)
 
 
-def _check_detector(outlook: Outlook) -> None:
-    from cellkit.backends import check_backend
-    from cellkit.backends.maskrcnn_torchvision import check_start
+def _check_base(outlook: Outlook) -> None:
+    _check_training("finetune", outlook.cfg.finetune)
 
-    cfg = outlook.cfg.maskrcnn
-    check_backend(cfg.backend, NEEDED["maskrcnn"])
-    if cfg.backend == "maskrcnn_torchvision":
-        check_start(cfg.start, cfg.backbone, cfg.freeze_backbone)
+
+def _check_detector(outlook: Outlook) -> None:
+    _check_training("maskrcnn", outlook.cfg.maskrcnn)
+
+
+def _check_training(section: str, cfg: Any) -> None:
+    """Refuse a backend that cannot be used, weights to start from that are not here, and what the backend itself refuses."""
+    from cellkit.backends import check_backend, get_backend, if_able
+    from cellkit.settings import weights_fields
+
+    with collected() as noted:
+        check_backend(cfg.backend)
+        paths = {}
+        for key, fitting in weights_fields(type(cfg)).items():
+            if (name := getattr(cfg, key)) not in ("scratch", "tuned"):
+                paths[key] = str(_weights_for(section, cfg.backend, key, name, fitting))
+        if_able(get_backend(cfg.backend), "check", cfg.model_copy(update=paths))
+    refuse_or_note(*noted)
+
+
+def _weights_for(section: str, backend: str, key: str, name: str, fitting: Sequence[str]) -> Path:
+    """Return the path of weights; refuse a name of the registry whose weights are for none of the backends `fitting`."""
+    from cellkit.model import locate_weights, weights_names
+    from cellkit.registry import REGISTRY
+
+    entry = REGISTRY.get(name)
+    if entry is not None and entry.backend not in fitting and not here(name).is_file():
+        told = f"{section}.{key} is '{name}', weights of {entry.backend or 'no network'}, and {section}.backend is {backend}"
+        raise UserError(told, f"use {', '.join(weights_names(backend))}")
+    return locate_weights(name)
 
 
 def _check_memory(outlook: Outlook) -> None:
     """Ask whether the cells of the largest image can be found, where the config says how large a cell is."""
-    from cellkit.backends.cellpose_unet import BYTES_PER_PX
+    from cellkit.backends import backend_module
     from cellkit.backends.shared.memory import bytes_for
     from cellkit.machine import check_memory
 
     cfg = outlook.cfg.label
-    if cfg.diameter_px and cfg.backend == "cellpose_unet" and outlook.records:
+    diameter_px = getattr(cfg, "diameter_px", None)
+    if diameter_px and outlook.records:
         largest = max(outlook.records, key=lambda one: one.height_px * one.width_px)
-        needed = bytes_for((largest.height_px, largest.width_px), cfg.diameter_px, BYTES_PER_PX)
+        shape, module = (largest.height_px, largest.width_px), backend_module(cfg.backend)
+        needed = bytes_for(shape, diameter_px, module.BYTES_PER_PX, getattr(module, "CELL_PX", None))
         check_memory(Path(largest.source or largest.path), needed, "finding the cells of")
 
 
@@ -484,7 +498,7 @@ def _check_recipes(outlook: Outlook) -> None:
     for name in type(outlook.cfg.recipes).model_fields:
         backend = getattr(outlook.cfg.section(f"recipes.{name}"), "backend", None)
         if backend is not None:
-            check_backend(backend, NEEDED["maskrcnn"])
+            check_backend(backend)
 
 
 def _check_profile(outlook: Outlook) -> None:

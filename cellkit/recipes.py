@@ -17,11 +17,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field, create_model
 
-from cellkit.config import Config, Part, Section
+from cellkit.config import Config, Section
 from cellkit.config_places import here
 from cellkit.errors import UserError
 from cellkit.files import read_json
 from cellkit.manifest import NOTEBOOKS, RESERVED, RUNNER_VARIABLE
+from cellkit.settings import Frozen
 
 RECIPES = "recipes"
 NUMBERED = "[0-9][0-9]_*.ipynb"
@@ -99,6 +100,6 @@ def with_recipes(kind: type[Config], sections: Mapping[str, type[Section]]) -> t
     fields: dict[str, Any] = {
         name: (section, Field(section(), description=f"recipe {name}.ipynb")) for name, section in sections.items()
     }
-    recipes = create_model("Recipes", __base__=Part, **fields)
+    recipes = create_model("Recipes", __base__=Frozen, **fields)
     description = kind.model_fields["recipes"].description
     return create_model("Config", __base__=kind, recipes=(recipes, Field(recipes(), description=description)))

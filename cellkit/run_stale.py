@@ -173,7 +173,7 @@ def _place_now(cfg: Config, value: Mapping[str, Any]) -> str:
     if by == "data" and names_data(cfg.convert):
         return data_path(cfg.convert).absolute().as_posix()
     if by in ("weights", "card"):
-        from cellkit.weights import locate_weights
+        from cellkit.model import locate_weights
 
         path = locate_weights(named).absolute()
         return (path if by == "weights" else path.with_suffix(".json")).as_posix()

@@ -32,7 +32,6 @@ CLASS_COLOURS = ("#FFC20A", "#FF5FA2", "#8FD3FF", "#FF7F2A", "#C9A6FF", "#F5F1C3
 UNKNOWN_COLOUR = "#FF6E40"
 TRUTH_COLOUR = "#FFFFFF"
 MODEL_NAMES = {
-    "threshold": "Threshold",
     "cellpose_base": "Cellpose, base",
     "cellpose_tuned": "Cellpose, tuned",
     "maskrcnn": "Mask R-CNN",
@@ -296,14 +295,18 @@ def class_name(class_id: int, classes: Sequence[str]) -> str:
 
 
 def model_name(name: str) -> str:
-    """Return how a predictions file is called in print; names that are not known stay as they are.
+    """Return how a predictions file is called in print: a name of the table, or the title of the backend called so.
+
+    Names that are not known stay as they are.
 
     Examples
     --------
     >>> model_name("cellpose_tuned"), model_name("my_unet")
     ('Cellpose, tuned', 'my_unet')
     """
-    return MODEL_NAMES.get(name, name)
+    from cellkit.backends import backend_names, title_of
+
+    return MODEL_NAMES.get(name) or (title_of(name) if name in backend_names() else name)
 
 
 def order_models(names: Iterable[str]) -> list[str]:
@@ -314,7 +317,7 @@ def order_models(names: Iterable[str]) -> list[str]:
     >>> order_models(["unet", "maskrcnn", "threshold"])
     ['threshold', 'maskrcnn', 'unet']
     """
-    names, known = set(names), list(MODEL_NAMES)
+    names, known = set(names), list(MODEL_LOOKS)
     return [name for name in known if name in names] + sorted(names - set(known))
 
 

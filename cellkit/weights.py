@@ -1,18 +1,16 @@
-"""Weights: where they are, what they were trained on, and whether the bytes are the right ones. Offline first."""
+"""Checkpoints and their cards: what they were trained on, and whether the bytes are the right ones."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError
 from cellkit.files import read_json, sha256_file, write_json
 
-PACKAGED = Path(__file__).parent / "starter"
 WRAPPERS = ("_orig_mod.", "module.")  # before every name in the weights of a compiled or a distributed model
 OTHER_USE = {"torchvision": "give it as maskrcnn.start, with maskrcnn.backbone: resnet50_fpn_v2"}
 
@@ -162,113 +160,6 @@ def unwrapped(tensors: dict) -> dict:
             break
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
-
-
-def find_weights(name: str | Path) -> Path:
-    """Return the file of named or given weights; never another one in its place.
-
-    Parameters
-    ----------
-    name : str or Path
-        ``starter`` (shipped with the package), a name of ``cellkit fetch`` (``cyto3``, ...), ``RUN:NAME`` (a checkpoint
-        of a finished run), or a path. Nothing is downloaded.
-
-    The weights and their card are noted as inputs of the stage under way.
-
-    Raises
-    ------
-    UserError
-        Nothing there; for weights that can be fetched, with the command and what to carry here by hand.
-    """
-    from cellkit.manifest import note_reading
-
-    path = locate_weights(name)
-    note_reading(path, f"weights {name}", "weights", str(name))
-    note_reading(path.with_suffix(".json"), f"card of {name}", "card", str(name))
-    return path
-
-
-def locate_weights(name: str | Path) -> Path:
-    """Return what `find_weights` does, and note nothing: to judge a stage, not to read them."""
-    from cellkit.config_places import here
-    from cellkit.registry import REGISTRY
-
-    text = str(name)
-    if here(text).is_file():
-        return here(text)
-    packaged = sorted(PACKAGED.glob("*.safetensors"))
-    for path in packaged:
-        if path.stem == text:
-            return path
-    if text in REGISTRY and REGISTRY[text].kind == "weights":
-        from cellkit.fetch import fetched_weights
-
-        return fetched_weights(text)
-    run, key = of_a_run(text)
-    if run and os.path.isdir(run):
-        return _of_run(Path(run), key)
-    if not run and is_a_path(text):
-        raise UserError(f"no checkpoint at {text}", "give a file that exists")
-    if run and "/" in run:
-        raise UserError(
-            f"'{text}' names a run folder that is not there: {run}", "run `cellkit run CONFIG --run FOLDER` first"
-        )
-    names = weights_names()
-    raise UserError(
-        f"no weights '{text}'{nearest(text, names)}",
-        f"use {', '.join(names)}, RUN:NAME of a finished run, or the path of a checkpoint",
-    )
-
-
-def of_a_run(text: str) -> tuple[str, str]:
-    """Return the run folder and the name of ``RUN:NAME``; two empty texts for what is none, as the drive of a path.
-
-    Examples
-    --------
-    >>> of_a_run("runs/demo:maskrcnn"), of_a_run("C:/models/m.pth"), of_a_run("D:\\\\demo:maskrcnn")
-    (('runs/demo', 'maskrcnn'), ('', ''), ('D:\\\\demo', 'maskrcnn'))
-    """
-    run, _, key = text.rpartition(":")
-    return (run, key) if run and not is_a_path(key) else ("", "")
-
-
-def is_a_path(text: str) -> bool:
-    """Tell whether a text is meant as the path of a file, and not as the name of a model."""
-    return "/" in text or "\\" in text
-
-
-def weights_names(backend: str | None = None) -> list[str]:
-    """Return the names that `find_weights` knows by itself: those shipped with the package, then those of the registry.
-
-    With `backend`, only those of the registry that it reads.
-    """
-    from cellkit.registry import REGISTRY
-
-    shipped = sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
-    listed = [name for name, entry in REGISTRY.items() if entry.kind == "weights" and backend in (None, entry.backend)]
-    return [*shipped, *listed]
-
-
-def _of_run(run: Path, key: str) -> Path:
-    """Return the checkpoint that a finished stage of `run` listed as ``<key>`` or ``<key>_checkpoint``."""
-    from cellkit.manifest import finished_entries, read_manifest
-
-    manifest = run / "manifest.json"
-    if not manifest.is_file():
-        raise UserError(
-            f"{run} has no manifest.json: no stage of it has finished", "run `cellkit run CONFIG --run FOLDER` first"
-        )
-    listed: dict[str, str] = {}
-    for stage in finished_entries(read_manifest(run)).values():
-        listed |= {
-            k.removesuffix("_checkpoint"): v["path"] for k, v in stage["outputs"].items() if k.endswith("_checkpoint")
-        }
-    if key not in listed:
-        raise UserError(
-            f"{run} has no model '{key}'{nearest(key, listed)}",
-            f"its models are: {', '.join(sorted(listed)) or 'none yet'}",
-        )
-    return run / listed[key]
 
 
 def copy_checkpoint(path: str | Path, to: str | Path) -> Path:

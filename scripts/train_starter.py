@@ -19,7 +19,8 @@ import numpy as np
 from cellkit import weights
 from cellkit.backends import cellpose_unet as unet
 from cellkit.backends.shared.diameter import diameter_of
-from cellkit.backends.shared.flows import prepare
+from cellkit.backends.shared.flows import FlowLoss, prepare
+from cellkit.backends.unet_network import load_start
 from cellkit.instances import Instances
 from cellkit.log import show_log
 from cellkit.loop import progress
@@ -116,9 +117,9 @@ def main() -> None:
     items = [
         prepare(image, truth, diameter_of([truth]), given.out / "flows") for image, truth in progress(pairs, "flows")
     ]
-    network = unet.load_start("scratch", SEED)
+    network = load_start("scratch", SEED)
     plan = Plan(given.steps, eval_every=200, learning_rate=given.rate, weight_decay=1e-4, warmup_steps=50)
-    loss_at = unet.Loss(network, items, BATCH, CROP_PX, SEED)
+    loss_at = FlowLoss(network, items, BATCH, CROP_PX, SEED)
     stamp = f"starter {given.steps} {given.drawn} {given.rate} {len(real)}"
     history = fit(network, loss_at, Score(network, held), plan, given.out, stamp, desc="starter")
     publish(network, given.out / "starter.safetensors", history)

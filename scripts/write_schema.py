@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from cellkit.config_reading import json_schema
+from cellkit.config_reading import published_schema
 
 PATH = Path(__file__).parents[1] / "configs" / "schema.json"
 
 
 def schema_text() -> str:
     """Return the file as it should be."""
-    return json.dumps(json_schema(), indent=1) + "\n"
+    return json.dumps(published_schema(), indent=1) + "\n"
 
 
 if __name__ == "__main__":

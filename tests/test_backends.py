@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,9 +11,10 @@ import pytest
 import torch
 
 from cellkit import weights
-from cellkit.backends import BACKENDS, get_backend
+from cellkit.backends import backend_names, get_backend, threshold
 from cellkit.backends import cellpose_unet as unet
 from cellkit.backends import maskrcnn_torchvision as maskrcnn
+from cellkit.backends.maskrcnn_network import target
 from cellkit.backends.shared import diameter, fine_tuning, flows, inputs, thresholds, tiles
 from cellkit.backends.shared.augment import random_warp
 from cellkit.backends.shared.paste import paste
@@ -22,6 +22,7 @@ from cellkit.backends.unet_network import CellposeUNet, load_network
 from cellkit.dataset import CellDataset, predict_all
 from cellkit.errors import UserError
 from cellkit.instances import Instances
+from cellkit.model import find_weights
 from cellkit.png import write_png
 from cellkit.records import ImageRecord
 from cellkit.scores_iou import overlaps
@@ -54,40 +55,36 @@ def test_threads_wait_without_spinning_and_are_no_more_than_processors_granted(m
         torch.set_num_threads(before)
 
 
-def config_of(name: str, **changes) -> SimpleNamespace:
-    shared = {
-        "steps": 2,
-        "batch_size": 2,
-        "crop_px": 64,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-        "warmup_steps": 1,
-    }
-    shared |= {"eval_every": 2, "patience": 6, "val_images": 1, "seed": 0, "min_area_px": 15, "diameter_px": None}
-    if name == "maskrcnn_torchvision":
-        shared |= {
-            **maskrcnn.DEFAULTS,
-            "start": "scratch",
-            "freeze_backbone": False,
-            "ignore_unknown": True,
-            "fpn_channels": 16,
-        }
-    if name == "cellpose_unet":
-        shared |= {"base": "scratch", "flow_threshold": 0.4, "cellprob_threshold": 0.0, "channels": "both"}
-    return SimpleNamespace(**(shared | changes))
+FEW = {
+    "threshold": {},
+    "cellpose_unet": {"base": "scratch", "flow_threshold": 0.4, "cellprob_threshold": 0.0},
+    "maskrcnn_torchvision": {
+        "start": "scratch",
+        "freeze_backbone": False,
+        "fpn_channels": 16,
+        "score_threshold": 0.5,
+        "nms_threshold": 0.5,
+    },
+}
+STEPS = {"steps": 2, "batch_size": 2, "crop_px": 64, "warmup_steps": 1, "eval_every": 2, "val_images": 1}
+
+
+def config_of(name: str, **changes):
+    """The settings of a training of two steps."""
+    return get_backend(name).TrainSettings(**(FEW[name] | (STEPS if name != "threshold" else {}) | changes))
 
 
 @pytest.fixture(scope="module")
 def trained(drawn, tmp_path_factory):
     """A checkpoint of every backend after two steps."""
     made = {}
-    for name in BACKENDS:
+    for name in backend_names():
         out = tmp_path_factory.mktemp(name)
         made[name] = get_backend(name).train(drawn.select("train"), drawn.select("val"), config_of(name), out)
     return made
 
 
-@pytest.mark.parametrize("name", sorted(BACKENDS))
+@pytest.mark.parametrize("name", backend_names())
 class TestContract:
     def test_answers(self, name, trained, drawn):
         segment = get_backend(name).load(trained[name], None)
@@ -123,14 +120,14 @@ class TestContract:
             get_backend(name).load(tmp_path / "none.safetensors", None)
 
     def test_other_backends_checkpoint(self, name, trained):
-        other = next(k for k in sorted(BACKENDS) if k != name)
+        other = next(k for k in backend_names() if k != name)
         with pytest.raises(UserError, match=f"is a checkpoint of {other}"):
             get_backend(name).load(trained[other], None)
 
     def test_what_is_too_small_is_counted(self, name, trained, drawn, capsys):
-        segment = get_backend(name).load(trained[name], {"min_area_px": 10**6})
+        segment = get_backend(name).load(trained[name], get_backend(name).Settings(min_area_px=10**6))
         (found,) = predict_all(segment, drawn.subset([0]))
-        (alone,) = get_backend(name).load(trained[name], {"min_area_px": 1})([drawn.image(0)])
+        (alone,) = get_backend(name).load(trained[name], get_backend(name).Settings(min_area_px=1))([drawn.image(0)])
         told = "of 1 image left out: smaller than min_area_px = 1000000 px (0)" in capsys.readouterr().err
         assert not len(found) and told == (len(alone) > 0)
 
@@ -150,7 +147,7 @@ def test_threshold_finds_two_discs():
     image = np.zeros((60, 90, 3), np.uint8)
     cv2.circle(image, (25, 30), 12, (0, 200, 0), -1)
     cv2.circle(image, (65, 30), 12, (0, 0, 200), -1)
-    (found,) = get_backend("threshold").load(None, {"diameter_px": 24.0})([image])
+    (found,) = threshold.load(None, threshold.Settings(diameter_px=24.0))([image])
     assert len(found) == 2 and np.all(np.abs(found.areas_px - 441) < 60)
 
 
@@ -208,9 +205,7 @@ def test_target_points_to_the_middle():
 @pytest.mark.parametrize("diameter_px", [20.0, 30.0, 60.0])
 def test_ceiling_decode_of_encode(drawn, diameter_px, tmp_path):
     """Labels -> network scale -> flows -> masks -> labels loses almost nothing, at any cell size."""
-    config = SimpleNamespace(
-        diameter_px=None, channels="both", flow_threshold=0.4, cellprob_threshold=0.0, min_area_px=15
-    )
+    config = config_of("cellpose_unet")
     factor = diameter_px / diameter.diameter_of(drawn.instances)
     size = round(128 * factor)
     labels = cv2.resize(drawn.instances[0].paint().astype(float), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -314,7 +309,7 @@ def test_the_weights_kept_score_what_the_history_says(name, trained, drawn):
     again = (
         kaggle([overlaps(val.instances[0], found[0])], bootstrap=0)["score"]
         if name == "cellpose_unet"
-        else maskrcnn.class_score(val.instances, found, drawn.classes)
+        else fine_tuning.class_score(val.instances, found, drawn.classes)
     )
     (kept,) = [row["score"] for row in history_of(trained[name]) if row["kept"]]
     assert again == pytest.approx(kept, abs=1e-6) and " on " in card.metrics["arithmetic"]
@@ -322,32 +317,39 @@ def test_the_weights_kept_score_what_the_history_says(name, trained, drawn):
 
 def test_the_history_begins_with_the_score_of_the_base(drawn, tmp_path):
     config = config_of(
-        "cellpose_unet", base="starter", steps=1, eval_every=1, cellprob_threshold=None, diameter_px=30.0
+        "cellpose_unet",
+        base=str(find_weights("starter")),
+        steps=1,
+        eval_every=1,
+        cellprob_threshold=None,
+        diameter_px=30.0,
     )
     tuned = unet.train(drawn.subset([0]), drawn.select("val"), config, tmp_path)
     read_at = weights.read_card(tuned).metrics["read_at"]
     assert read_at == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
     val = drawn.select("val").subset([0])
-    base = unet.load(weights.find_weights("starter"), {"diameter_px": 30.0, **read_at})
+    base = unet.load(find_weights("starter"), unet.Settings(diameter_px=30.0, **read_at))
     (found,) = base(val.images())
     score = kaggle([overlaps(val.instances[0], found)], bootstrap=0)["score"]
     assert history_of(tuned)[0]["score"] == pytest.approx(score, abs=1e-6) and score > 0.3
 
 
 def test_the_same_cells_in_either_arithmetic_and_on_two_threads(drawn, monkeypatch):
-    from cellkit import training
+    from cellkit import machine, training
 
     def found():
-        return next(unet.load(weights.find_weights("starter"), {"diameter_px": 30.0})([drawn.image(0)]))
+        return next(unet.load(find_weights("starter"), unet.Settings(diameter_px=30.0))([drawn.image(0)]))
 
     told = {}
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(training, "device_and_dtype", lambda dtype=dtype: (torch.device("cpu"), dtype))
+        for module in (machine, training):
+            monkeypatch.setattr(module, "device_and_dtype", lambda dtype=dtype: (torch.device("cpu"), dtype))
         told[dtype], said = found(), training.arithmetic()
         assert said == f"{str(dtype).removeprefix('torch.')} on cpu"
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    monkeypatch.setattr(training, "device_and_dtype", lambda: (torch.device("cpu"), torch.float32))
+    for module in (machine, training):
+        monkeypatch.setattr(module, "device_and_dtype", lambda: (torch.device("cpu"), torch.float32))
     two = found()
     torch.set_num_threads(threads)
     for other in (told[torch.bfloat16], two):
@@ -402,7 +404,7 @@ def discs(diameter_px: int, side_px: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("diameter_px", "side_px"), [(6, 64), (90, 256)])
 def test_the_diameter_is_estimated_from_small_to_large(diameter_px, side_px, capsys):
-    estimate = unet.estimate_diameter(weights.find_weights("starter"), [discs(diameter_px, side_px)])
+    estimate = unet.estimate_diameter(find_weights("starter"), [discs(diameter_px, side_px)])
     assert estimate == pytest.approx(diameter_px, rel=0.2) and "doubtful" not in capsys.readouterr().err
 
 
@@ -418,7 +420,7 @@ def test_a_diameter_is_estimated_on_crops(monkeypatch):
     monkeypatch.setattr(
         unet, "_forward", lambda network, planes: seen.append(planes.shape) or np.full_like(planes[[0, 0, 0]], -6)
     )
-    unet.estimate_diameter(weights.find_weights("starter"), [np.zeros((3000, 2000, 3), np.uint8)])
+    unet.estimate_diameter(find_weights("starter"), [np.zeros((3000, 2000, 3), np.uint8)])
     assert len(seen) == len(diameter.LOOKS_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8
 
 
@@ -439,9 +441,9 @@ def test_paste_is_clipped_and_survives_boxes_outside():
 def test_cells_of_unknown_class_train_boxes_and_masks():
     labels = np.zeros((40, 40), np.int32)
     labels[2:12, 2:12], labels[20:32, 20:32] = 1, 2
-    made = maskrcnn.target(labels, np.array([0, 2, 0]), ignore_unknown=True)
+    made = target(labels, np.array([0, 2, 0]), ignore_unknown=True)
     assert made["labels"].tolist() == [1, 1] and made["boxes"].tolist() == [[2, 2, 12, 12], [20, 20, 32, 32]]
-    assert maskrcnn.target(labels, np.array([0, 2, 0]), ignore_unknown=False)["boxes"].tolist() == [[2, 2, 12, 12]]
+    assert target(labels, np.array([0, 2, 0]), ignore_unknown=False)["boxes"].tolist() == [[2, 2, 12, 12]]
 
 
 def test_crops_without_any_cell_have_a_finite_loss_and_gradient(drawn):
@@ -449,10 +451,10 @@ def test_crops_without_any_cell_have_a_finite_loss_and_gradient(drawn):
 
     image, nothing = drawn.image(0), Instances.empty((128, 128))
     model = build({**maskrcnn.DEFAULTS, "fpn_channels": 16}, classes=2).train()
-    config = SimpleNamespace(seed=0, batch_size=1, crop_px=64, ignore_unknown=True)
+    config = config_of("maskrcnn_torchvision", batch_size=1)
     losses = {model: maskrcnn._Loss(model, [maskrcnn.scaled(image, nothing, 12.0)], config)}
     network = CellposeUNet().train()
-    losses[network] = unet.Loss(network, [flows.prepare(image, nothing, 30.0)], batch_size=1, crop_px=64, seed=0)
+    losses[network] = flows.FlowLoss(network, [flows.prepare(image, nothing, 30.0)], batch_size=1, crop_px=64, seed=0)
     assert not losses[network].batch(0)[1].any(), "no cell in the crop"
     for module, loss_at in losses.items():
         loss = loss_at(0)
@@ -466,9 +468,9 @@ def test_a_class_that_is_neither_there_nor_found_does_not_count():
     empty, labels = Instances.empty((12, 12)), np.zeros((12, 12), int)
     labels[2:8, 2:8] = 1
     cell = Instances.from_labels(labels, class_ids=[1])
-    assert maskrcnn.class_score([cell, empty], [cell, empty], ("HEK", "N2a")) == 1
-    assert maskrcnn.class_score([cell, empty], [cell, cell.with_classes([2])], ("HEK", "N2a")) == 0.5
-    assert maskrcnn.class_score([empty], [empty], ("HEK", "N2a")) == 0
+    assert fine_tuning.class_score([cell, empty], [cell, empty], ("HEK", "N2a")) == 1
+    assert fine_tuning.class_score([cell, empty], [cell, cell.with_classes([2])], ("HEK", "N2a")) == 0.5
+    assert fine_tuning.class_score([empty], [empty], ("HEK", "N2a")) == 0
 
 
 def test_what_a_tile_may_report_grows_with_the_crowd_and_proposals_with_the_area():
@@ -502,7 +504,7 @@ def untrained(tmp_path):
 
 
 def test_a_limit_of_detections_is_named_with_the_image(drawn, tmp_path, capsys):
-    limited = maskrcnn.load(untrained(tmp_path), {"max_detections": 3, "score_threshold": 0.0})
+    limited = maskrcnn.load(untrained(tmp_path), maskrcnn.Settings(max_detections=3, score_threshold=0.0))
     (found,) = predict_all(limited, drawn.subset([2]))
     assert len(found) <= 3
     told = capsys.readouterr().err
@@ -512,8 +514,8 @@ def test_a_limit_of_detections_is_named_with_the_image(drawn, tmp_path, capsys):
 
 
 def test_resnet_trains_a_step(drawn, tmp_path):
-    config = config_of("maskrcnn_torchvision", backbone="resnet50_fpn_v2", steps=1, eval_every=1, batch_size=1)
-    config.max_detections = 20
+    few = {"steps": 1, "eval_every": 1, "batch_size": 1, "max_detections": 20}
+    config = config_of("maskrcnn_torchvision", backbone="resnet50_fpn_v2", **few)
     checkpoint = maskrcnn.train(drawn.select("train"), drawn.select("val"), config, tmp_path)
     assert weights.read_card(checkpoint).config["backbone"] == "resnet50_fpn_v2"
     (found,) = maskrcnn.load(checkpoint)([drawn.image(0)])
@@ -529,9 +531,9 @@ def test_frozen_encoder_from_scratch_is_refused(drawn, tmp_path):
 # ---- the shipped weights -------------------------------------------------------------------------------------------
 def test_starter_weights_find_drawn_cells_they_were_not_trained_on(drawn):
     """Fields of other seeds than the training's; also the shipped bytes are those of the card."""
-    path = weights.find_weights("starter")
+    path = find_weights("starter")
     assert path.stat().st_size <= 14e6 and "CC0" in weights.read_card(path).licence
-    segment = unet.load(path, {"diameter_px": diameter.diameter_of(drawn.instances)})
+    segment = unet.load(path, unet.Settings(diameter_px=diameter.diameter_of(drawn.instances)))
     pairs = [overlaps(truth, found) for truth, found in zip(drawn.instances, segment(drawn.images()), strict=True)]
     assert kaggle(pairs, bootstrap=0)["by_threshold"]["0.50"] > 0.6
 

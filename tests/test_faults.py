@@ -282,8 +282,8 @@ def test_row_06_memory_is_asked_for_at_the_scale_of_the_network(said, tmp_path, 
     from cellkit.config import Config
     from cellkit.dataset import CellDataset, predict_all
     from cellkit.instances import Instances
+    from cellkit.model import find_weights, with_weights
     from cellkit.records import ImageRecord
-    from cellkit.weights import find_weights
 
     record = ImageRecord("wide", "wide.png", 700, 700)
     save(tmp_path / "wide.png", np.zeros((700, 700, 3), np.uint8))
@@ -293,13 +293,13 @@ def test_row_06_memory_is_asked_for_at_the_scale_of_the_network(said, tmp_path, 
     code, _, err = said("predict", "starter", tmp_path / "wide.png", "-o", tmp_path / "found.json", "--diameter", 4)
     assert code == 2 and f"finding the cells of {told}" in err
     images = CellDataset([record], [Instances.empty((700, 700))], ("a",), tmp_path, [1])
-    segment = cellpose_unet.load(find_weights("starter"), {"diameter_px": 4.0})
+    segment = cellpose_unet.load(find_weights("starter"), cellpose_unet.Settings(diameter_px=4.0))
     with pytest.raises(UserError, match=f"finding the cells of {told}"):  # notebooks 02, 03 and 05
         predict_all(segment, images)
     labels = np.kron(np.arange(1, 30626).reshape(175, 175), np.pad(np.ones((3, 3), int), ((0, 1), (0, 1))))
     labelled = CellDataset([record], [Instances.from_labels(labels)], ("a",), tmp_path, [1])
     for section, name in (("finetune", "cellpose_unet"), ("maskrcnn", "maskrcnn_torchvision")):
-        config = getattr(Config(), section).model_copy(update={"min_area_px": 1})
+        config = with_weights(getattr(Config(), section), tuned="tuned").model_copy(update={"min_area_px": 1})
         with pytest.raises(UserError, match="training on 1 images at a diameter of 3.39 px takes about"):
             get_backend(name).train(labelled, labelled, config, tmp_path)
 

@@ -27,8 +27,9 @@ from cellkit.errors import UserError
 from cellkit.fetch import fetch, fetched_weights, list_entries
 from cellkit.files import read_json
 from cellkit.kaggle import authorization_for, kaggle_user
+from cellkit.model import find_weights, weights_names
 from cellkit.registry import REGISTRY, Entry, RemoteFile
-from cellkit.weights import find_weights, load_tensors, read_card, weights_names
+from cellkit.weights import load_tensors, read_card
 
 QUICK = Patience(timeout_s=5.0, tries=2, backoff_s=0.01)
 DETAILS = {"licence": "CC0-1.0", "paper": "A. Author, 2026", "page": "https://a.example"}
@@ -333,7 +334,7 @@ class TestWeights:
         assert all(torch.equal(converted[key], value) for key, value in published.items())
 
     def test_are_what_a_training_starts_from(self, offline, weights_dir, cyto3):
-        from cellkit.backends.cellpose_unet import load_start
+        from cellkit.backends.unet_network import load_start
 
         fetch("cyto3", given=[cyto3])
         network = load_start("cyto3")

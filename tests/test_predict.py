@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cellkit import weights
-from cellkit.backends import get_backend
+from cellkit.backends import backend_names, get_backend
 from cellkit.coco import read_coco, write_coco
 from cellkit.commands_main import main
 from cellkit.config import ConvertConfig, FinetuneConfig, LabelConfig, MaskrcnnConfig
@@ -27,9 +27,9 @@ from cellkit.convert import convert_file
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.labels import read_labels, write_labels
+from cellkit.model import find_weights
 from cellkit.png import write_png
 from cellkit.predict import (
-    SETTINGS_OF,
     Frame,
     Picture,
     checked_settings,
@@ -104,10 +104,12 @@ def run_dir(drawn, unet, tmp_path_factory) -> Path:
         stage.path(record.path).write_bytes((drawn.root / record.path).read_bytes())
     stage.done(records=write_records(stage.path("records.csv"), drawn.records), images=stage.path("images"))
     stage = run.start("02_label_with_cellpose", LabelConfig(diameter_px=33.0, min_area_px=20))
-    stage.done(labels=write_records(stage.path("labels.csv"), []))
+    told = {"config": {"diameter_px": 33.0, "min_area_px": 20}}
+    floor = weights.save_checkpoint(stage.folder / "threshold.safetensors", {}, "threshold", **told)
+    stage.done(labels=write_records(stage.path("labels.csv"), []), threshold_checkpoint=floor)
     stage = run.start("03_finetune_cellpose", FinetuneConfig())
     tuned = weights.copy_checkpoint(unet, stage.folder / "cellpose_tuned")
-    base = weights.copy_checkpoint(weights.find_weights("starter"), stage.folder / "cellpose_base")
+    base = weights.copy_checkpoint(find_weights("starter"), stage.folder / "cellpose_base")
     stage.done(cellpose_checkpoint=base, cellpose_base_checkpoint=base, cellpose_tuned_checkpoint=tuned)
     stage = run.start("05_train_maskrcnn", MaskrcnnConfig())
     told = {"classes": ("HEK", "N2a"), "config": {"score_threshold": 0.6, "fpn_channels": 16, "diameter_px": None}}
@@ -130,7 +132,7 @@ class TestFindModel:
     def test_starter_ships_with_the_package(self):
         model = find_model("starter")
         assert (model.backend, model.conversion) == ("cellpose_unet", None)
-        assert model.checkpoint == weights.find_weights("starter")
+        assert model.checkpoint == find_weights("starter")
 
     def test_a_file_brings_its_backend_classes_and_settings(self, unet):
         model = find_model(unet, {"min_area_px": 40})
@@ -158,7 +160,8 @@ class TestFindModel:
         maskrcnn = find_model(f"{run_dir}:maskrcnn", {"score_threshold": 0.3})
         assert (maskrcnn.classes, maskrcnn.config) == (("HEK", "N2a"), {"score_threshold": 0.3})
         floor = find_model(f"{run_dir}:threshold")
-        assert (floor.checkpoint, floor.config) == (None, {"diameter_px": 33.0, "min_area_px": 20})
+        assert floor.checkpoint == run_dir / "02_label_with_cellpose/threshold.safetensors"
+        assert floor.config == {"diameter_px": 33.0, "min_area_px": 20}
 
     def test_a_model_of_a_run_comes_with_the_runs_conversion(self, run_dir):
         conversion = find_model(f"{run_dir}:threshold").conversion
@@ -177,21 +180,18 @@ class TestFindModel:
             tmp_path / "a.png"
         )
 
-    def test_the_floor_of_a_run_is_at_the_estimated_diameter_where_none_was_set(self, run_dir, tmp_path):
-        shutil.copytree(run_dir, tmp_path / "run")
-        manifest = json.loads((tmp_path / "run/manifest.json").read_text())
-        manifest["stages"]["02_label_with_cellpose"]["config"]["diameter_px"] = None
-        (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
-        model = find_model(f"{tmp_path}/run:threshold", {"diameter_px": 41})
-        assert model.config["diameter_px"] == 41.0, "not estimated where it is given"
+    def test_the_floor_of_a_run_is_at_its_own_diameter_unless_one_is_given(self, run_dir):
+        given = find_model(f"{run_dir}:threshold", {"diameter_px": 41})
+        assert (given.config["diameter_px"], given.own_px) == (41.0, True)
+        assert not find_model(f"{run_dir}:threshold").own_px
 
     @pytest.mark.parametrize(
         ("spec", "problem", "remedy"),
         [
-            ("startr", r"is neither a file nor the name of a model \(did you mean 'starter'\?\)", "RUN:NAME"),
-            ("treshold", r"did you mean 'threshold'", "starter, cyto3, cyto2, cyto, nuclei, threshold"),
-            ("none.safetensors", "is neither a file nor the name", "checkpoint file"),
-            ("none/run:maskrcnn", "there is no run folder 'none/run'", "RUN:NAME"),
+            ("startr", r"no weights 'startr' \(did you mean 'starter'\?\)", "RUN:NAME"),
+            ("treshold", r"did you mean 'threshold'", "starter, cyto3, cyto2, cyto, nuclei"),
+            ("none.safetensors", "no weights 'none.safetensors'", "the path of a checkpoint"),
+            ("none/run:maskrcnn", "a run folder that is not there: none/run", "cellkit run CONFIG"),
             ("{run}:maskrcn", r"has no model 'maskrcn' \(did you mean 'maskrcnn'\?\)", "cellpose_tuned"),
             ("{run}", "is a folder", "RUN:NAME"),
         ],
@@ -215,25 +215,23 @@ class TestFindModel:
             ("threshold", "diamter_px", 30, "has no setting 'diamter_px' .*did you mean 'diameter_px'"),
             ("threshold", "flow_threshold", 0.4, "threshold has no setting 'flow_threshold'"),
             ("cellpose_unet", "fpn_channels", 96, "has no setting"),
-            ("cellpose_unet", "diameter_px", 0, "diameter_px is 0\ndiameter_px is a number from 2 to 2000"),
+            ("cellpose_unet", "diameter_px", 0, "diameter_px is 0\ndiameter_px is a number >= 2 and <= 2000, or null"),
             ("cellpose_unet", "diameter_px", "big", "diameter_px is 'big'"),
             ("cellpose_unet", "diameter_px", True, "diameter_px is True"),
             ("cellpose_unet", "diameter_px", float("nan"), "diameter_px is nan"),
             ("cellpose_unet", "min_area_px", 1.5, "a whole number"),
-            ("cellpose_unet", "channels", "red", "one of both, nuclei, cytoplasm"),
-            ("maskrcnn_torchvision", "score_threshold", 1.1, "from 0 to 1"),
+            ("cellpose_unet", "channels", "red", "one of 'both', 'nuclei', 'cytoplasm'"),
+            ("maskrcnn_torchvision", "score_threshold", 1.1, "a number >= 0 and <= 1"),
         ],
     )
     def test_settings_are_checked(self, backend, key, value, problem):
         with pytest.raises(UserError, match=problem):
             checked_settings(backend, {key: value})
 
-    def test_every_backend_knows_its_settings(self):
-        from cellkit.backends import BACKENDS
-
-        assert set(SETTINGS_OF) == set(BACKENDS)
-        for name in ("cellpose_unet", "maskrcnn_torchvision"):
-            assert set(SETTINGS_OF[name]) <= set(get_backend(name).DEFAULTS)
+    @pytest.mark.parametrize("name", backend_names())
+    def test_every_backend_reads_with_its_settings(self, name):
+        backend = get_backend(name)
+        assert set(backend.Settings.model_fields) <= set(backend.DEFAULTS)
 
 
 class TestFindImages:
@@ -446,7 +444,7 @@ class TestPredictFiles:
         coco = read_coco(tmp_path / "out.json")
         assert [record.image_id for record in coco.records] == ["0", "1", "2", "3", "4", "5"]
         assert coco.ids == [1, 2, 3, 4, 5, 6]
-        expected = list(get_backend("threshold").load(None, THRESHOLD.config)(drawn.images()))
+        expected = list(THRESHOLD.load()(drawn.images()))
         for cells, wanted, record in zip(coco.instances, expected, coco.records, strict=True):
             assert np.array_equal(cells.paint(), wanted.paint())
             assert cells.scores == pytest.approx(wanted.scores, abs=1e-6)
@@ -585,7 +583,7 @@ class TestPredictFiles:
             "in the pixels of the file, not of the picture"
         )
         shown = convert_file(stack, Conversion(CHANNELS, 1, (1.0, 99.0), 0.5))
-        expected = list(get_backend("threshold").load(None, model.config)([made.image for made in shown]))
+        expected = list(model.load()([made.image for made in shown]))
         assert done.cells == sum(map(len, expected)) > 4
         assert np.array_equal(coco.instances[0].areas_px, expected[0].areas_px * 4)
 
@@ -595,14 +593,13 @@ class TestPredictFiles:
         """A stack that the run halves and a picture that it does not, in one command: each at the diameter asked for."""
         model = find_model(f"{run_dir}:threshold", {"diameter_px": 80})
         predict_files(model, [stack, folder / "0.png"], tmp_path / "out.json")
-        found, segment = cells_of(tmp_path / "out.json"), get_backend("threshold").load
+        found, threshold = cells_of(tmp_path / "out.json"), get_backend("threshold")
+        at_px = lambda px: threshold.load(None, threshold.Settings(**model.config | {"diameter_px": px}))  # noqa: E731
         halved = convert_file(stack, Conversion(CHANNELS, 1, (1.0, 99.0), 0.5))[0].image
-        at = {px: list(segment(None, model.config | {"diameter_px": px})([halved]))[0] for px in (40.0, 80.0)}
+        at = {px: list(at_px(px)([halved]))[0] for px in (40.0, 80.0)}
         assert len(at[40.0]) != len(at[80.0]), "the diameter must matter for this to tell anything"
         assert len(found["plate_t0"]) == len(at[40.0])
-        plain = list(
-            segment(None, model.config)([read_picture(find_frames([(folder / "0.png", "")])[0][0], None).image])
-        )
+        plain = list(at_px(80.0)([read_picture(find_frames([(folder / "0.png", "")])[0][0], None).image]))
         assert len(found["0"]) == len(plain[0])
         assert json.loads((tmp_path / "out.json").read_text())["info"]["settings"]["diameter_px"] == 80
 

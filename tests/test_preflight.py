@@ -294,9 +294,9 @@ SETTINGS = {
     "tuned for a ResNet": ({"maskrcnn__backbone": "resnet50_fpn_v2"}, "maskrcnn.start is tuned, a Cellpose network"),
     "scratch": ({"maskrcnn__start": "scratch"}, "freeze_backbone is true"),
     "backend": ({"label__backend": "celpose_unet"}, "no backend 'celpose_unet' (did you mean 'cellpose_unet'?)"),
-    "a backend that is not trained so": (
-        {"finetune__backend": "threshold"},
-        "backend 'threshold' has no ceiling and no calibrate -> choose from cellpose_unet",
+    "a setting that another backend has": (
+        {"finetune__backend": "threshold", "finetune__base": "starter"},
+        "unknown key 'finetune.base' (backend threshold has no such setting)",
     ),
     "submit": ({"evaluate__submit": "maskrnn"}, "evaluate.submit is 'maskrnn' (did you mean 'maskrcnn'?)"),
 }

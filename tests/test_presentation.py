@@ -36,7 +36,8 @@ from slides import SLIDES, commands, make_slides  # noqa: E402
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run with all that the slides show; stage 03 lists the starter weights as its checkpoint."""
-    from cellkit.weights import copy_checkpoint, find_weights
+    from cellkit.model import find_weights
+    from cellkit.weights import copy_checkpoint
 
     run, cfg = make_run(tmp_path_factory.mktemp("runs") / "small")
     stage = run.start("03_finetune_cellpose", cfg.finetune)

@@ -370,15 +370,13 @@ def test_example_layout_of_the_readme_is_read(tmp_path):
 
 # ---- CONTRIBUTING --------------------------------------------------------------------------------------------------
 def test_example_backend_of_contributing_works(tmp_path):
-    from types import SimpleNamespace
-
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (example,) = [block for block in fenced(text, "python") if "def train(" in block]
     module: dict = {}
-    exec(compile(example, "mine.py", "exec"), module)
+    exec(compile(example, "mine.py", "exec", dont_inherit=True), module)
     image = np.zeros((32, 40, 3), np.uint8)
     image[5:12, 5:12], image[20:30, 20:30] = 200, 220
-    checkpoint = module["train"]([(image, None)], [], SimpleNamespace(seed=0), tmp_path)
+    checkpoint = module["train"]([(image, None)], [], module["TrainSettings"](), tmp_path)
     found, nothing = module["load"](checkpoint)([image, np.zeros_like(image)])
     assert (found.shape, list(found.areas_px), len(nothing)) == ((32, 40), [49, 100], 0)
 

@@ -74,7 +74,7 @@ def make_run(folder: Path) -> tuple[Run, object]:
 
     stage = run.start("05_train_maskrcnn", cfg.maskrcnn)
     judged = data.subset([record.split in ("val", "test") for record in records])
-    otsu = list(threshold.load(None, {"diameter_px": 30.0, "min_area_px": 15})(judged.images()))
+    otsu = list(threshold.load(None, threshold.Settings(diameter_px=30.0))(judged.images()))
     tuned = [worsened(x, 0.05, 1, 0, k) for k, x in enumerate(judged.instances)]
     maskrcnn = [worsened(x, 0.15, 2, 0.1, k) for k, x in enumerate(judged.instances)]
     paths = {

@@ -328,7 +328,7 @@ def read_corrections(stage):
 
 
 def read_weights(stage):
-    from cellkit.weights import find_weights
+    from cellkit.model import find_weights
 
     find_weights("w.pt")
     find_weights("starter")
@@ -390,7 +390,7 @@ def test_another_data_folder_or_other_weights_of_the_same_name_make_stale(outsid
     monkeypatch.delenv("CELLKIT_DATA")
     assert outside.why() == ""  # nothing names another one
 
-    from cellkit.weights import find_weights
+    from cellkit.model import find_weights
 
     monkeypatch.setattr("cellkit.fetch.fetched_weights", lambda name: Path(os.environ["CELLKIT_WEIGHTS"]) / "w.pt")
     monkeypatch.setenv("CELLKIT_WEIGHTS", str(here))

@@ -8,13 +8,13 @@ import shutil
 import pytest
 import torch
 
-from cellkit import weights
 from cellkit.config import FinetuneConfig
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
+from cellkit.model import find_weights
 from cellkit.predict import find_model
 from cellkit.run import Run
-from cellkit.weights import copy_checkpoint, find_weights, load_tensors, read_card, save_checkpoint
+from cellkit.weights import copy_checkpoint, load_tensors, read_card, save_checkpoint
 
 TENSORS = {"a": torch.arange(6, dtype=torch.float32).reshape(2, 3), "b": torch.tensor([1.5], dtype=torch.float16)}
 
@@ -189,7 +189,7 @@ class TestFindWeights:
 
     def test_a_name_of_the_package(self, monkeypatch, tmp_path, checkpoint):
         shutil.copytree(checkpoint.parent, tmp_path / "packaged")
-        monkeypatch.setattr(weights, "PACKAGED", tmp_path / "packaged")
+        monkeypatch.setattr("cellkit.model.PACKAGED", tmp_path / "packaged")
         assert find_weights("model") == tmp_path / "packaged/model.safetensors"
 
 

@@ -1,4 +1,21 @@
-"""Backends: modules with two functions, ``train`` and ``load``, found by name."""
+"""Backends: one module each, found by name; everything about a backend is in its module.
+
+A module of this folder that states a ``TITLE`` is a backend; one without is a helper. Besides ``TITLE`` it has
+
+- ``REQUIRES``: packages it needs, by the names they are imported by,
+- ``Settings``: what may change from prediction to prediction, a class of `cellkit.settings.Frozen`,
+- ``TrainSettings``: what a training may be told, likewise,
+- ``train(train, val, config, out)``: labelled images -> path of a checkpoint,
+- ``load(checkpoint, settings=None)``: path -> a `Segmenter`, a function from a stream of images to the cells in each,
+- ``BYTES_PER_PX``: memory that finding the cells of an image takes, per pixel; where the module states ``CELL_PX``, the
+  diameter to which cells are scaled, per pixel at that scale.
+
+It may also have ``ceiling(train, config)``, ``calibrate(train, config, to)``, ``estimate_diameter(checkpoint, images,
+settings)`` and ``check(config)``; ask for those with `if_able`. One that works without training states
+``NEEDS_CHECKPOINT = False``. The module imports torch and the like within its functions.
+
+Files of one's own may lie in the folders of the environment variable CELLKIT_MODULES, see `cellkit.modules`.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +24,34 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from cellkit.errors import UserError, nearest
+from cellkit.modules import optional
 
-BACKENDS = {
-    "threshold": "scikit-image",
-    "cellpose_unet": "torch cellpose",
-    "maskrcnn_torchvision": "torch torchvision",
-}
+INSTALLED_AS = {"skimage": "scikit-image", "cv2": "opencv-python-headless"}  # where pip has another name
+__path__ += [folder for folder in os.environ.get("CELLKIT_MODULES", "").split(os.pathsep) if folder]
+
+
+def backend_names() -> list[str]:
+    """Return the names of all backends, sorted."""
+    return sorted(path.stem for folder in __path__ for path in Path(folder).glob("*.py") if "TITLE" in _stated(path))
+
+
+def title_of(name: str) -> str:
+    """Return how a backend is called in print; nothing is imported."""
+    return _about(name)["TITLE"]
+
+
+def needs_checkpoint(name: str) -> bool:
+    """Tell whether a backend has to be trained; one that states ``NEEDS_CHECKPOINT = False`` loads None as well."""
+    return _about(name).get("NEEDS_CHECKPOINT", True)
 
 
 def get_backend(name: str) -> ModuleType:
-    """Return the backend module called `name`.
+    """Return the backend module called `name`, when the packages it needs are there.
 
     Raises
     ------
@@ -30,8 +60,8 @@ def get_backend(name: str) -> ModuleType:
     """
     check_backend(name)
     try:
-        module = importlib.import_module(f"cellkit.backends.{name}")
-        for package in _packages(name):
+        module = backend_module(name)
+        for package in module.REQUIRES:
             importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise _lacks(name, error.name) from error
@@ -39,29 +69,50 @@ def get_backend(name: str) -> ModuleType:
     return module
 
 
-def check_backend(name: str, needs: Iterable[str] = ()) -> None:
-    """Refuse what `get_backend` would, before anything is imported; and a backend without one of the functions in `needs`."""
-    if name not in BACKENDS:
-        raise UserError(f"no backend '{name}'{nearest(name, BACKENDS)}", f"choose from {', '.join(BACKENDS)}")
-    if missing := [package for package in _packages(name) if importlib.util.find_spec(package) is None]:
+def backend_module(name: str) -> ModuleType:
+    """Return the module of a backend, for its settings: the packages it needs are not imported."""
+    _about(name)
+    return importlib.import_module(f"cellkit.backends.{name}")
+
+
+def check_backend(name: str) -> None:
+    """Refuse what `get_backend` would, before anything is imported."""
+    if missing := [package for package in _about(name)["REQUIRES"] if importlib.util.find_spec(package) is None]:
         raise _lacks(name, missing[0])
-    if lacks := [function for function in needs if function not in _functions(name)]:
-        able = [other for other in BACKENDS if set(needs) <= _functions(other)]
-        raise UserError(f"backend '{name}' has no {' and no '.join(lacks)}", f"choose from {', '.join(able)}")
 
 
-def _packages(name: str) -> list[str]:
-    return [{"scikit-image": "skimage"}.get(package, package) for package in BACKENDS[name].split()]
+def if_able(backend: ModuleType, ability: str, *arguments: Any) -> Any:
+    """Return what an optional function of a backend answers; None where the backend has no such function."""
+    function = optional(backend, ability)
+    return None if function is None else function(*arguments)
+
+
+def _about(name: str) -> dict[str, Any]:
+    """Return what a backend's module states of itself, which is read and not imported."""
+    names = backend_names()
+    if name not in names:
+        raise UserError(f"no backend '{name}'{nearest(name, names)}", f"choose from {', '.join(names)}")
+    paths = (Path(folder) / f"{name}.py" for folder in __path__)
+    return {"REQUIRES": (), **_stated(next(path for path in paths if path.is_file()))}
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """Return the constants TITLE, REQUIRES and NEEDS_CHECKPOINT of a module."""
+    text, found = path.read_text(encoding="utf-8"), {}
+    for node in ast.parse(text).body if "TITLE = " in text else ():
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(target, ast.Name) and target.id in ("TITLE", "REQUIRES", "NEEDS_CHECKPOINT"):
+            found[target.id] = ast.literal_eval(node.value)
+    return found
+
+
+def install_line(name: str) -> str:
+    """Return the line that installs what a backend needs."""
+    return f"pip install {' '.join(INSTALLED_AS.get(package, package) for package in _about(name)['REQUIRES'])}"
 
 
 def _lacks(name: str, package: str | None) -> UserError:
-    return UserError(f"backend '{name}' needs the package '{package}'", f"pip install {BACKENDS[name]}")
-
-
-def _functions(name: str) -> set[str]:
-    """Return the names of the functions of a backend's module, which is read and not imported."""
-    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return UserError(f"backend '{name}' needs the package '{INSTALLED_AS.get(package, package)}'", install_line(name))
 
 
 def use_granted_processors() -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from cellkit.backends.shared import diameter, memory
 from cellkit.backends.shared.fine_tuning import refuse_small, refuse_untrainable, save_tuned, scored_along
-from cellkit.backends.shared.flows import Prepared, crop, flow_loss, masks_of, prepare
+from cellkit.backends.shared.flows import FlowLoss, masks_of, prepare
 from cellkit.backends.shared.inputs import (
     SHOWN,
     lies_elsewhere,
@@ -26,18 +27,24 @@ from cellkit.backends.shared.inputs import (
     two_channels,
 )
 from cellkit.backends.shared.segmenter import Segmenter, merged
+from cellkit.backends.shared.settings import SMALLEST, Area, Channels, Diameter, Schedule
 from cellkit.backends.shared.thresholds import images_to_search, search, spread
 from cellkit.backends.shared.tiles import blend_tiles
 from cellkit.instances import Instances
 from cellkit.log import LOG
+from cellkit.settings import Frozen, Number, weights_field
 from cellkit.training import fingerprint, fit, plan_of, random_state_kept
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
 
+NAME, SCRATCH = "cellpose_unet", "scratch"
+TITLE = "Cellpose U-Net"
+REQUIRES = ("torch", "cellpose")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
 TILE_PX, OVERLAP_PX = 1024, 128
-NAME = "cellpose_unet"
+FlowError = Annotated[Number, Field(ge=0, le=100)]
+Logit = Annotated[Number, Field(ge=-12, le=12)]
 DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
 GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
 DEFAULTS = {
@@ -49,17 +56,52 @@ DEFAULTS = {
 }
 
 
+class Settings(Frozen):
+    """What may change from prediction to prediction; null = as the checkpoint's card says."""
+
+    diameter_px: Diameter | None = Field(None, description="typical cell diameter (px); null = estimated")
+    channels: Channels | None = Field(
+        None,
+        description="what the network is shown; null = as it was trained; the starter weights outline nuclei when shown "
+        "nuclei alone",
+    )
+    flow_threshold: FlowError | None = Field(
+        None, description="largest error of a mask's flows; 0 = no check; null = the model's own"
+    )
+    cellprob_threshold: Logit | None = Field(
+        None, description="logit above which a pixel belongs to a cell; null = the model's own"
+    )
+    min_area_px: Area | None = Field(None, description=SMALLEST)
+
+
+class TrainSettings(Schedule, Settings):
+    """What a training may be told."""
+
+    base: str = weights_field(
+        "starter", "weights to start from: starter, a name of the registry, a path, or scratch", NAME
+    )
+    diameter_px: Diameter | None = Field(None, description="typical cell diameter (px); null = from the labels")
+    channels: Channels = Field(
+        "both", description="what the network is shown; the starter weights outline nuclei when shown nuclei alone"
+    )
+    flow_threshold: FlowError | None = Field(
+        None, description="largest error of a mask's flows; 0 = no check; null = best on training images"
+    )
+    cellprob_threshold: Logit | None = Field(
+        None, description="logit above which a pixel belongs to a cell; null = best on training images"
+    )
+
+
 # ---- the contract --------------------------------------------------------------------------------------------------
-def load(checkpoint: str | Path, config: Any = None) -> Segmenter:
+def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 
     Parameters
     ----------
-    checkpoint : path
+    checkpoint : Path
         Ours (safetensors with a card) or a published one of Cellpose 1 to 3.
-    config : section or dict, optional
-        ``diameter_px`` (None = the diameter of the cells it was trained on), ``flow_threshold``, ``cellprob_threshold``,
-        ``min_area_px``; what it lacks comes from the card.
+    settings : Settings, optional
+        What is None comes from the card; the diameter is then that of the cells the network was trained on.
 
     Raises
     ------
@@ -69,29 +111,29 @@ def load(checkpoint: str | Path, config: Any = None) -> Segmenter:
     from cellkit.backends.unet_network import load_network
 
     network, card = load_network(checkpoint)
-    settings = merged(config, card, DEFAULTS)
-    if settings["diameter_px"] is None:
-        settings["diameter_px"] = float(network.diam_labels.item())
+    used = merged(settings, card, DEFAULTS)
+    if used["diameter_px"] is None:
+        used["diameter_px"] = float(network.diam_labels.item())
     told: list[str] = []
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        channels = settings["channels"]
+        channels = used["channels"]
         if not told and lies_elsewhere(image, channels):
             told.append(
                 f"an image is empty in what the network is shown, {SHOWN[channels]}, and not in its other "
                 "colours: nothing can be found there; set channels (both, cytoplasm or nuclei)"
             )
             LOG.info(told[0])
-        found = segment_image(network, image, **settings, left_out=left_out)
+        found = segment_image(network, image, **used, left_out=left_out)
         if len(found) and only_noise(image, channels):
             left_out[DOUBTFUL] += len(found)
         return found
 
-    return Segmenter(find, settings, lambda shape: memory.bytes_for(shape, settings["diameter_px"], BYTES_PER_PX))
+    return Segmenter(find, used, lambda shape: memory.bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
 
 
 @random_state_kept()
-def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
+def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
     """Fine-tune on the labelled images of `train`; whole images of `val` choose the weights where there are enough.
 
     Which of `val` choose, and that none does while there are few, is `cellkit.judging.choosers`'s; the others are not looked
@@ -99,10 +141,8 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
 
     Parameters
     ----------
-    config : section
-        ``base`` (weights, or "scratch"), ``diameter_px`` (None = from the training labels), ``steps``, ``batch_size``,
-        ``crop_px``, ``learning_rate``, ``weight_decay``, ``warmup_steps``, ``eval_every``, ``patience``, ``val_images``
-        (0 = all), ``seed``, and the thresholds of `load`.
+    config : TrainSettings
+        ``base`` is a path, or "scratch".
     out : Path
         Folder for the resume state, ``history.csv`` and the checkpoint.
 
@@ -116,6 +156,7 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     UserError
         Nothing to train on, nothing in the channels that the network is shown, or no weights to start from.
     """
+    from cellkit.backends.unet_network import load_start
     from cellkit.loop import progress
 
     refuse_untrainable(train, val, "min_area_px")
@@ -129,14 +170,14 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     items = [prepare(*train[i], diameter_px, out / "flows", settings["channels"]) for i in each]
     refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
     scored, choosing = scored_along(val, config.val_images)
-    scorer = _Scorer(network, [val[i] for i in scored], settings, str(config.base))
+    scorer = _Scorer(network, [val[i] for i in scored], settings, Path(config.base).stem)
     if searched := _searched(config):
         at = ", ".join(f"{key} {settings[key]:g}" for key in GRID)
         LOG.info(
             f"scores during training are read at {at}; {' and '.join(searched)} of the result are searched afterwards"
         )
     plan = plan_of(config, NAME)
-    loss_at = Loss(network, items, config.batch_size, config.crop_px, config.seed)
+    loss_at = FlowLoss(network, items, config.batch_size, config.crop_px, config.seed)
     rest = (settings, config.batch_size, config.crop_px, config.seed, scored, choosing)
     stamp = fingerprint(network, [(item.planes, item.target) for item in items], plan, *rest)
     history = fit(network, loss_at, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
@@ -151,22 +192,21 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
         scored if choosing else [],
         "map_iou_validation",
         "kaggle, mean of whole validation images",
-        base=str(config.base),
+        base=Path(config.base).stem,
         read_at={key: settings[key] for key in GRID},
     )
 
 
-def calibrate(checkpoint: str | Path, train: CellDataset, config: Any, to: Path) -> Path:
-    """Copy a checkpoint and note in its card how it is best read on these cells: diameter, and its own thresholds.
+def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
+    """Copy the weights that a training starts from, and note in their card how they are best read on these cells.
 
-    Both come from the training images, as those of `train` do, so that two models are compared each at its best.
+    Diameter and thresholds come from the training images, as those of `train` do, so that two models are compared each at
+    its best; what is set in `config` stays.
 
     Parameters
     ----------
-    checkpoint : path
-        Ours or a published one.
-    config : section
-        As for `train`; a diameter or threshold that is set there stays.
+    config : TrainSettings
+        ``base`` is a path, or "scratch".
     to : Path
         Of the copy, without suffix.
 
@@ -176,10 +216,10 @@ def calibrate(checkpoint: str | Path, train: CellDataset, config: Any, to: Path)
         ``<to>.safetensors``.
     """
     from cellkit import weights
-    from cellkit.backends.unet_network import load_network
+    from cellkit.backends.unet_network import load_start
 
-    network = load_network(checkpoint)[0]
-    card = weights.read_card(Path(checkpoint)) if Path(checkpoint).suffix == ".safetensors" else None
+    network, base = load_start(config.base, config.seed), Path(config.base)
+    card = weights.read_card(base) if base.suffix == ".safetensors" else None
     return weights.save_checkpoint(
         Path(f"{to}.safetensors"),
         network.state_dict(),
@@ -190,40 +230,34 @@ def calibrate(checkpoint: str | Path, train: CellDataset, config: Any, to: Path)
     )
 
 
-def _uncalibrated(train: CellDataset, config: Any) -> dict[str, Any]:
+def check(config: TrainSettings) -> None:
+    """Refuse weights to start from that are of another kind of network; a torch file says so only when it is read."""
+    from cellkit import weights
+    from cellkit.backends.unet_network import load_network
+
+    base = Path(config.base)
+    if base.suffix == ".safetensors":
+        weights.card_for(base, NAME)
+    elif config.base != SCRATCH:
+        load_network(base)
+
+
+def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:
     """Return the settings while training: the diameter of the labels, thresholds at 0 where none is set."""
     diameter_px = config.diameter_px or diameter.diameter_of(train.instances)
     return {**merged(config, dict.fromkeys(GRID, 0.0), DEFAULTS), "diameter_px": diameter_px}
 
 
-def _calibrated(network, train: CellDataset, config: Any) -> dict[str, Any]:
+def _calibrated(network, train: CellDataset, config: TrainSettings) -> dict[str, Any]:
     """Return the settings to predict with; thresholds that are not set are searched on up to six training images."""
     settings = _uncalibrated(train, config)
     labelled, called = images_to_search(train)
     return settings | best_thresholds(network, labelled, settings, _searched(config), called)
 
 
-def _searched(config: Any) -> list[str]:
+def _searched(config: TrainSettings) -> list[str]:
     """Return the thresholds that are not set, and so are searched."""
-    return [key for key in GRID if getattr(config, key, None) is None]
-
-
-# ---- weights -------------------------------------------------------------------------------------------------------
-
-
-def load_start(base: str | Path, seed: int = 0):
-    """Return the network to start from: named weights, a path, or "scratch" (random numbers from `seed`)."""
-    import torch
-
-    from cellkit import weights
-    from cellkit.backends.unet_network import CellposeUNet, load_network, placed
-    from cellkit.machine import device_and_dtype
-
-    if str(base) == "scratch":
-        with random_state_kept():
-            torch.manual_seed(seed)
-            return placed(CellposeUNet(), device_and_dtype()[0])
-    return load_network(weights.find_weights(base))[0]
+    return [key for key in GRID if getattr(config, key) is None]
 
 
 # ---- images in, cells out ------------------------------------------------------------------------------------------
@@ -280,7 +314,7 @@ def _forward(network, planes: np.ndarray) -> np.ndarray:
     return y[0, :, :height, :width].float().cpu().numpy()
 
 
-def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: Any = None) -> float:
+def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: Settings | None = None) -> float:
     """Estimate the cell diameter in px of images without labels; say so where the estimate is doubtful.
 
     Parameters
@@ -348,35 +382,7 @@ def best_thresholds(
     return search(score, {key: GRID[key] for key in searched}, best, len(pairs), called)
 
 
-class Loss:
-    """Step number -> loss: half the squared error of the flows plus the cross entropy of the cell probability."""
-
-    def __init__(self, network, items: Sequence[Prepared], batch_size: int, crop_px: int, seed: int):
-        self.network, self.items, self.batch_size, self.crop_px, self.seed = network, items, batch_size, crop_px, seed
-
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the batch of a step: planes (B, 2, size, size) and targets (B, 3, size, size)."""
-        rng = np.random.default_rng([self.seed, step])
-        chosen = rng.permutation(len(self.items))[: self.batch_size]
-        chosen = np.resize(chosen, self.batch_size)
-        pairs = [crop(self.items[i], rng, self.crop_px) for i in chosen]
-        return np.stack([p for p, _ in pairs]), np.stack([t for _, t in pairs])
-
-    def __call__(self, step: int):
-        """Return the loss tensor of a step."""
-        import torch
-
-        from cellkit.machine import device_and_dtype
-
-        device, dtype = device_and_dtype()
-        planes, target = (torch.from_numpy(x).to(device) for x in self.batch(step))
-        planes = planes.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            maps = self.network(planes)
-        return flow_loss(maps.float(), target)
-
-
-def ceiling(labelled: CellDataset, config: Any, most: int = 4) -> float:
+def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> float:
     """Return MAP IoU (kaggle) of decode(encode(labels)) against the labels, on up to `most` images: what no training beats.
 
     Encoding and decoding are those of training and prediction: to 30 px per cell, to flows, along the flows, and back.
@@ -410,7 +416,7 @@ class _Scorer:
 
         found = [segment_image(self.network, image, **self.settings) for image, _ in progress(self.pairs, "validation")]
         score = kaggle([overlaps(t, x) for (_, t), x in zip(self.pairs, found, strict=True)], bootstrap=0)["score"]
-        if self.base not in ("", "scratch") and not score and any(len(truth) for _, truth in self.pairs):
+        if self.base not in ("", SCRATCH) and not score and any(len(truth) for _, truth in self.pairs):
             LOG.info(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))
         self.base = ""  # said once, of the weights that training starts from
         return score

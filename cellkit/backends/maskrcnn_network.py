@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -24,9 +26,12 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
 
+from cellkit import weights
 from cellkit.backends.cell_classifier import CellClassifier, down_level
 from cellkit.backends.shared.inputs import CHANNELS
 from cellkit.backends.unet_network import WIDTHS, CellposeUNet
+from cellkit.errors import UserError
+from cellkit.instances import Instances
 
 STEM = (24, 48, 96)
 RATIOS = (0.5, 1.0, 2.0)
@@ -228,3 +233,41 @@ def _resnet50() -> nn.Module:
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
     return _resnet_fpn_extractor(resnet50(weights=None), 5, extra_blocks=LastLevelMaxPool(), norm_layer=nn.BatchNorm2d)
+
+
+def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_px: int = 8) -> dict:
+    """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,) all 1 = cell, masks (N, H, W) uint8.
+
+    A cell of unknown class trains boxes and masks like any other; with `ignore_unknown` false it is background.
+    """
+    cells = Instances.from_labels(labels)
+    ids = np.unique(labels)
+    cells = cells.with_classes(class_of[ids[ids > 0]])
+    kept = cells.areas_px >= min_px
+    kept &= (cells.boxes_xywh[:, 2:] > 1).all(axis=1) if len(cells) else kept
+    if not ignore_unknown:
+        kept &= cells.class_ids > 0
+    cells = cells[kept]
+    boxes = cells.boxes_xywh.astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = np.stack([cells.mask(k) for k in range(len(cells))]) if len(cells) else np.zeros((0, *labels.shape), bool)
+    return {
+        "boxes": torch.from_numpy(boxes),
+        "labels": torch.ones(len(cells), dtype=torch.int64),
+        "masks": torch.from_numpy(masks.astype(np.uint8)),
+    }
+
+
+def load_encoder(model: nn.Module, path: Path) -> None:
+    """Load a torchvision Mask R-CNN or ResNet-50 checkpoint into the encoder; every tensor of its body must be there."""
+    tensors = {k.removeprefix("backbone."): v for k, v in weights.load_tensors(path).items()}
+    if "conv1.weight" in tensors:
+        tensors = {f"body.{k}": v for k, v in tensors.items()}
+    wanted = model.backbone.state_dict()
+    fitting = {k: v for k, v in tensors.items() if k in wanted and wanted[k].shape == v.shape}
+    missing = [k for k in wanted if k.startswith("body.") and k not in fitting and "num_batches" not in k]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} tensors of a ResNet-50", "give torchvision's maskrcnn_resnet50_fpn_v2"
+        )
+    model.backbone.load_state_dict(fitting, strict=False)

@@ -8,14 +8,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from cellkit.backends.shared import memory
 from cellkit.backends.shared.augment import random_warp, vary
 from cellkit.backends.shared.diameter import diameter_of
-from cellkit.backends.shared.fine_tuning import refuse_small, refuse_untrainable, save_tuned, scored_along
+from cellkit.backends.shared.fine_tuning import (
+    class_score,
+    refuse_small,
+    refuse_untrainable,
+    save_tuned,
+    scored_along,
+)
 from cellkit.backends.shared.inputs import (
     CELL_PX,
     network_shape,
@@ -26,19 +33,28 @@ from cellkit.backends.shared.inputs import (
 )
 from cellkit.backends.shared.paste import paste
 from cellkit.backends.shared.segmenter import Segmenter, merged
+from cellkit.backends.shared.settings import SMALLEST, Area, Diameter, Schedule, Share
 from cellkit.backends.shared.thresholds import images_to_search, search
 from cellkit.backends.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles
 from cellkit.errors import UserError
 from cellkit.instances import Instances
 from cellkit.leftout import too_small
+from cellkit.settings import Frozen, Number, weights_field
 from cellkit.training import fingerprint, fit, plan_of, random_state_kept
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
 
+TITLE = "Mask R-CNN"
+REQUIRES = ("torch", "torchvision")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
 NAME = "maskrcnn_torchvision"
 TILE_PX, OVERLAP_PX = 768, 128
+SCRATCH, TUNED, UNET = "scratch", "tuned", "cellpose_unet"
+Most = Annotated[int, Field(ge=1, le=100_000)]
+Iou = Annotated[Number, Field(gt=0, le=1)]
+Inner = Annotated[Number, Field(gt=0, lt=1)]
+MASK = "mask probability above which a pixel is the cell's"
 GRID = {"score_threshold": (0.5, 0.4, 0.3, 0.6), "nms_threshold": (0.5, 0.4, 0.3)}  # searched when not set
 DEFAULTS = {
     "backbone": "cellpose_unet",
@@ -56,17 +72,56 @@ DEFAULTS = {
 }
 
 
+class Settings(Frozen):
+    """What may change from prediction to prediction; null = as the checkpoint's card says."""
+
+    diameter_px: Diameter | None = Field(None, description="cells are scaled to this diameter (px)")
+    max_detections: Most | None = Field(
+        None, description="most cells found in one image; null = from the densest training image, tile by tile"
+    )
+    score_threshold: Share | None = Field(None, description="objects scored lower are dropped")
+    nms_threshold: Iou | None = Field(None, description="box IoU above which the lower score is dropped")
+    mask_threshold: Inner | None = Field(None, description=MASK)
+    min_area_px: Area | None = Field(None, description=SMALLEST)
+
+
+class TrainSettings(Schedule, Settings):
+    """What a training may be told."""
+
+    backbone: Literal["cellpose_unet", "resnet50_fpn_v2"] = Field("cellpose_unet", description="image encoder")
+    start: str = weights_field(
+        TUNED, "encoder weights: tuned = this run's fine-tuned checkpoint, or a model", UNET, NAME, "torchvision"
+    )
+    steps: int = Field(400, ge=1, description="most optimiser steps")
+    batch_size: int = Field(4, ge=1, description="crops per step")
+    crop_px: int = Field(192, ge=32, multiple_of=8, description="height and width of a crop (px)")
+    diameter_px: Diameter | None = Field(
+        None, description="cells are scaled to this diameter (px); null = from training labels"
+    )
+    eval_every: int = Field(100, ge=1, description="steps between two scores on validation images")
+    fpn_channels: int = Field(96, ge=8, le=512, description="width of the feature pyramid (channels)")
+    boxes_per_image: int = Field(64, ge=8, description="boxes per image that train the heads")
+    score_threshold: Share | None = Field(
+        None, description="objects scored lower are dropped; null = best on training images"
+    )
+    nms_threshold: Iou | None = Field(
+        None, description="box IoU above which the lower score is dropped; null = best on training images"
+    )
+    mask_threshold: Inner = Field(0.5, description=MASK)
+    freeze_backbone: bool = Field(True, description="train the heads only")
+    ignore_unknown: bool = Field(True, description="objects of unknown class neither train nor punish the class head")
+
+
 # ---- the contract --------------------------------------------------------------------------------------------------
-def load(checkpoint: str | Path, config: Any = None) -> Segmenter:
+def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 
     Parameters
     ----------
-    checkpoint : path
+    checkpoint : Path
         What `train` wrote.
-    config : section or dict, optional
-        ``diameter_px``, ``score_threshold``, ``nms_threshold``, ``mask_threshold``, ``max_detections`` (of an image; None =
-        three times the crowd of the densest training image, tile by tile), ``min_area_px``; what it lacks comes from the card.
+    settings : Settings, optional
+        What is None comes from the card.
 
     Raises
     ------
@@ -78,30 +133,28 @@ def load(checkpoint: str | Path, config: Any = None) -> Segmenter:
     from cellkit.machine import device_and_dtype
 
     card = weights.card_for(checkpoint, NAME)
-    settings = merged(config, card.config, DEFAULTS)
-    settings |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
-    model = build(settings, len(card.classes))
+    used = merged(settings, card.config, DEFAULTS)
+    used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
+    model = build(used, len(card.classes))
     model.load_state_dict(weights.load_tensors(checkpoint))
     model = model.to(device_and_dtype()[0]).eval()
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        return detect_image(model, image, settings, left_out)
+        return detect_image(model, image, used, left_out)
 
-    return Segmenter(find, settings, lambda shape: memory.bytes_for(shape, settings["diameter_px"], BYTES_PER_PX))
+    return Segmenter(find, used, lambda shape: memory.bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
 
 
 @random_state_kept()
-def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
+def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
     """Train the detector; whole images of `val` choose the weights by the mean of the classes' MAP IoU.
 
     Which of them choose, and that none does while there are few, is as in `cellpose_unet.train`.
 
     Parameters
     ----------
-    config : section
-        The fields of `DEFAULTS`, and ``start`` (encoder weights: a checkpoint, or "scratch"), ``steps``, ``batch_size``,
-        ``crop_px``, ``learning_rate``, ``weight_decay``, ``warmup_steps``, ``eval_every``, ``patience``, ``val_images``,
-        ``ignore_unknown``, ``seed``.
+    config : TrainSettings
+        ``start`` is a path, or "scratch".
     out : Path
         Folder for the resume state, ``history.csv`` and the checkpoint.
 
@@ -166,67 +219,49 @@ def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
     return max(DEFAULTS["tile_detections"], round(3 * crowd * TILE_PX**2))
 
 
-def check_start(start: str, backbone: str, freeze_backbone: bool) -> None:
+def check(config: TrainSettings) -> None:
     """Refuse what cannot be the start of an encoder, as far as its name and card tell; nothing is loaded.
 
     Parameters
     ----------
-    start : str
-        ``maskrcnn.start``; "tuned" is the Cellpose network that notebook 03 keeps.
+    config : TrainSettings
+        ``start`` is a path, "scratch", or "tuned" = the Cellpose network that notebook 03 keeps.
     """
     from cellkit import weights
 
+    start, backbone = config.start, config.backbone
     other = "set maskrcnn.start to weights of a ResNet-50, or scratch, or maskrcnn.backbone: cellpose_unet"
-    if start == "scratch" and backbone == "cellpose_unet" and freeze_backbone:
+    if start == SCRATCH and backbone == UNET and config.freeze_backbone:
         raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
-    if start == "tuned" and backbone != "cellpose_unet":
+    if start == TUNED and backbone != UNET:
         raise UserError(f"maskrcnn.start is tuned, a Cellpose network, and maskrcnn.backbone is {backbone}", other)
-    path = None if start in ("scratch", "tuned") else weights.locate_weights(start)
-    if path is not None and path.suffix == ".safetensors":
-        if backbone == "cellpose_unet":
-            weights.card_for(path, "cellpose_unet")
-        elif (made_by := weights.read_card(path).backend) not in (NAME, "torchvision"):
+    if Path(start).suffix == ".safetensors":
+        if backbone == UNET:
+            weights.card_for(start, UNET)
+        elif (made_by := weights.read_card(start).backend) not in (NAME, "torchvision"):
             raise UserError(f"maskrcnn.start is weights of {made_by}, and maskrcnn.backbone is {backbone}", other)
 
 
-def _start(config: Any, settings: dict, classes: int):
+def _start(config: TrainSettings, settings: dict[str, Any], classes: int) -> Any:
     """Build the detector, put the start weights into its encoder, and note in `settings` what that was trained on."""
     import torch
 
-    from cellkit import weights
-    from cellkit.backends.maskrcnn_network import build
+    from cellkit.backends.maskrcnn_network import build, load_encoder
     from cellkit.backends.unet_network import load_network
     from cellkit.machine import device_and_dtype
 
-    check_start(str(config.start), settings["backbone"], settings["freeze_backbone"])
+    check(config)
     network = None
-    if settings["backbone"] == "cellpose_unet" and str(config.start) != "scratch":
-        network, card = load_network(weights.find_weights(config.start))
+    if settings["backbone"] == UNET and config.start != SCRATCH:
+        network, card = load_network(config.start)
         settings["shown"] = card.get("channels", "both")
     torch.manual_seed(config.seed)
     model = build(settings, classes)
     if network is not None:
         model.backbone.unet.load_state_dict(network.state_dict())
-    elif str(config.start) != "scratch":
-        _load_encoder(model, weights.find_weights(config.start))
+    elif config.start != SCRATCH:
+        load_encoder(model, Path(config.start))
     return model.to(device_and_dtype()[0])
-
-
-def _load_encoder(model, path: Path) -> None:
-    """Load a torchvision Mask R-CNN or ResNet-50 checkpoint into the encoder; every tensor of its body must be there."""
-    from cellkit import weights
-
-    tensors = {k.removeprefix("backbone."): v for k, v in weights.load_tensors(path).items()}
-    if "conv1.weight" in tensors:
-        tensors = {f"body.{k}": v for k, v in tensors.items()}
-    wanted = model.backbone.state_dict()
-    fitting = {k: v for k, v in tensors.items() if k in wanted and wanted[k].shape == v.shape}
-    missing = [k for k in wanted if k.startswith("body.") and k not in fitting and "num_batches" not in k]
-    if missing:
-        raise UserError(
-            f"{path} lacks {len(missing)} tensors of a ResNet-50", "give torchvision's maskrcnn_resnet50_fpn_v2"
-        )
-    model.backbone.load_state_dict(fitting, strict=False)
 
 
 # ---- images in, cells out ------------------------------------------------------------------------------------------
@@ -336,31 +371,6 @@ def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.n
     return vary(turned.transpose(2, 0, 1), rng), ids.astype(np.int32)
 
 
-def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_px: int = 8) -> dict:
-    """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,) all 1 = cell, masks (N, H, W) uint8.
-
-    A cell of unknown class trains boxes and masks like any other; with `ignore_unknown` false it is background.
-    """
-    import torch
-
-    cells = Instances.from_labels(labels)
-    ids = np.unique(labels)
-    cells = cells.with_classes(class_of[ids[ids > 0]])
-    kept = cells.areas_px >= min_px
-    kept &= (cells.boxes_xywh[:, 2:] > 1).all(axis=1) if len(cells) else kept
-    if not ignore_unknown:
-        kept &= cells.class_ids > 0
-    cells = cells[kept]
-    boxes = cells.boxes_xywh.astype(np.float32)
-    boxes[:, 2:] += boxes[:, :2]
-    masks = np.stack([cells.mask(k) for k in range(len(cells))]) if len(cells) else np.zeros((0, *labels.shape), bool)
-    return {
-        "boxes": torch.from_numpy(boxes),
-        "labels": torch.ones(len(cells), dtype=torch.int64),
-        "masks": torch.from_numpy(masks.astype(np.uint8)),
-    }
-
-
 class _Loss:
     """Step number -> sum of torchvision's five losses over a batch of crops, and of the classifier's over one of cells."""
 
@@ -372,6 +382,8 @@ class _Loss:
 
     def __call__(self, step: int):
         import torch
+
+        from cellkit.backends.maskrcnn_network import target
 
         rng = np.random.default_rng([self.config.seed, step])
         chosen = np.resize(rng.permutation(len(self.items)), self.config.batch_size)
@@ -423,17 +435,3 @@ class _Scorer:
     def __call__(self) -> float:
         found = [detect_image(self.model, image, self.settings) for image, _ in self.pairs]
         return class_score([truth for _, truth in self.pairs], found, self.classes)
-
-
-def class_score(truths: Sequence[Instances], founds: Sequence[Instances], classes: Sequence[str]) -> float:
-    """Return the mean over classes of MAP IoU (kaggle, images that hold the class or a prediction of it).
-
-    A class that is neither in the truth nor found does not count.
-    """
-    from cellkit.records import ImageRecord
-    from cellkit.scores_table import score_table, summary
-
-    records = [ImageRecord(str(k), "", *truth.shape) for k, truth in enumerate(truths)]
-    table = summary(score_table(truths, founds, records, classes=classes), by="class_name", n=0).set_index("class_name")
-    scores = [table["score"].get(name, np.nan) for name in classes]
-    return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import Field
 
+from cellkit.backends.shared.diameter import diameter_of
+from cellkit.backends.shared.segmenter import Segmenter, merged
+from cellkit.backends.shared.settings import SMALLEST, Area, Diameter
 from cellkit.instances import Instances
 from cellkit.leftout import too_small
+from cellkit.settings import Frozen
 
 if TYPE_CHECKING:
     from cellkit.dataset import CellDataset
 
 NAME = "threshold"
+TITLE = "Threshold"
+REQUIRES = ("skimage",)
+BYTES_PER_PX = 50  # of memory; measured, 1024 and 2048 px: 42 bytes more a pixel
+NEEDS_CHECKPOINT = False  # nothing has to be learned
+DEFAULTS = {"diameter_px": None, "min_area_px": 15}
 
 
-def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
+class Settings(Frozen):
+    """What may change from prediction to prediction; null = as the checkpoint's card says."""
+
+    diameter_px: Diameter | None = Field(
+        None, description="typical cell diameter (px); null = of each image's own objects"
+    )
+    min_area_px: Area | None = Field(None, description=SMALLEST)
+
+
+class TrainSettings(Frozen):
+    """What a training may be told."""
+
+    diameter_px: Diameter | None = Field(None, description="typical cell diameter (px); null = from the labels")
+    min_area_px: Area = Field(15, description=SMALLEST)
+
+
+def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
     """Measure the cell diameter of the training images: all there is to adapt.
 
     Returns
@@ -29,44 +54,31 @@ def train(train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
     import torch
 
     from cellkit import weights
-    from cellkit.backends.shared.diameter import diameter_of
 
-    diameter = getattr(config, "diameter_px", None) or diameter_of(train.instances)
-    settings = {"diameter_px": diameter, "min_area_px": getattr(config, "min_area_px", 15)}
-    tensors = {"diameter_px": torch.tensor([diameter])}
+    diameter_px = config.diameter_px or diameter_of(train.instances)
+    settings = {"diameter_px": diameter_px, "min_area_px": config.min_area_px}
+    tensors = {"diameter_px": torch.tensor([diameter_px])}
     return weights.save_checkpoint(Path(out) / "threshold.safetensors", tensors, NAME, config=settings)
 
 
-def load(
-    checkpoint: str | Path | None = None, config: Any = None
-) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
+def load(checkpoint: Path | None = None, settings: Settings | None = None) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 
     Parameters
     ----------
-    checkpoint : path, optional
-        What `train` wrote; None = nothing adapted, the diameter then comes from `config` or each image's own objects.
-    config : section or dict, optional
-        ``diameter_px``, ``min_area_px``.
+    checkpoint : Path, optional
+        What `train` wrote; None = nothing adapted.
+    settings : Settings, optional
+        What is None comes from the card; without either the diameter is that of each image's own objects.
     """
     from cellkit import weights
 
-    card: dict = {}
-    if checkpoint is not None:
-        read = weights.card_for(checkpoint, NAME)
-        card = read.config
-    given = (
-        config if isinstance(config, dict) else {k: getattr(config, k, None) for k in ("diameter_px", "min_area_px")}
-    )
-    diameter, area = (given.get(k) if given.get(k) is not None else card.get(k) for k in ("diameter_px", "min_area_px"))
+    used = merged(settings, {} if checkpoint is None else weights.card_for(checkpoint, NAME).config, DEFAULTS)
 
-    def segment(images: Iterable[np.ndarray]) -> Iterator[Instances]:
-        for image in images:
-            yield segment_image(image, diameter, 15 if area is None else area, segment.left_out)
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        return segment_image(image, used["diameter_px"], used["min_area_px"], left_out)
 
-    segment.left_out = Counter()
-    segment.bytes_for = lambda shape: 50 * shape[0] * shape[1]  # measured, 1024 and 2048 px: 42 bytes more a pixel
-    return segment
+    return Segmenter(find, used, lambda shape: BYTES_PER_PX * shape[0] * shape[1])
 
 
 def segment_image(

@@ -162,3 +162,15 @@ def load_network(checkpoint: str | Path):
 def placed(network: nn.Module, device: torch.device) -> nn.Module:
     """Return the network on a device, its weights in the order of memory that convolutions are fastest in."""
     return network.to(device).to(memory_format=torch.channels_last)
+
+
+def load_start(base: str | Path, seed: int = 0) -> nn.Module:
+    """Return the network to start from: the path of a checkpoint, or "scratch" (random numbers from `seed`)."""
+    from cellkit.machine import device_and_dtype
+    from cellkit.training import random_state_kept
+
+    if str(base) == "scratch":
+        with random_state_kept():
+            torch.manual_seed(seed)
+            return placed(CellposeUNet(), device_and_dtype()[0])
+    return load_network(base)[0]

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cellkit.backends.shared.thresholds import spread
 from cellkit.errors import UserError
+from cellkit.instances import Instances
 from cellkit.leftout import say_small
 from cellkit.log import LOG
 from cellkit.training import History
@@ -56,6 +59,20 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
             "is found there, and chooses no weights. Label cells in some of them"
         )
     return scored, bool(names) and not empty
+
+
+def class_score(truths: Sequence[Instances], founds: Sequence[Instances], classes: Sequence[str]) -> float:
+    """Return the mean over classes of MAP IoU (kaggle, images that hold the class or a prediction of it).
+
+    A class that is neither in the truth nor found does not count.
+    """
+    from cellkit.records import ImageRecord
+    from cellkit.scores_table import score_table, summary
+
+    records = [ImageRecord(str(k), "", *truth.shape) for k, truth in enumerate(truths)]
+    table = summary(score_table(truths, founds, records, classes=classes), by="class_name", n=0).set_index("class_name")
+    scores = [table["score"].get(name, np.nan) for name in classes]
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
 
 
 def save_tuned(

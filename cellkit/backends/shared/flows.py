@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,3 +172,31 @@ def flow_loss(maps, target):
 
     flows = 0.5 * F.mse_loss(maps[:, :2], target[:, :2])
     return flows + F.binary_cross_entropy_with_logits(maps[:, 2], target[:, 2])
+
+
+class FlowLoss:
+    """Step number -> loss: half the squared error of the flows plus the cross entropy of the cell probability."""
+
+    def __init__(self, network, items: Sequence[Prepared], batch_size: int, crop_px: int, seed: int):
+        self.network, self.items, self.batch_size, self.crop_px, self.seed = network, items, batch_size, crop_px, seed
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the batch of a step: planes (B, 2, size, size) and targets (B, 3, size, size)."""
+        rng = np.random.default_rng([self.seed, step])
+        chosen = rng.permutation(len(self.items))[: self.batch_size]
+        chosen = np.resize(chosen, self.batch_size)
+        pairs = [crop(self.items[i], rng, self.crop_px) for i in chosen]
+        return np.stack([p for p, _ in pairs]), np.stack([t for _, t in pairs])
+
+    def __call__(self, step: int):
+        """Return the loss tensor of a step."""
+        import torch
+
+        from cellkit.machine import device_and_dtype
+
+        device, dtype = device_and_dtype()
+        planes, target = (torch.from_numpy(x).to(device) for x in self.batch(step))
+        planes = planes.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            maps = self.network(planes)
+        return flow_loss(maps.float(), target)

@@ -13,20 +13,22 @@ if TYPE_CHECKING:
 BYTES_PER_FILE_PX = 50  # measured, 1024 and 2048 px: 42 bytes more a pixel
 
 
-def bytes_for(shape: tuple[int, int], diameter_px: float, bytes_per_px: int) -> int:
+def bytes_for(shape: tuple[int, int], diameter_px: float, bytes_per_px: int, cell_px: float | None = CELL_PX) -> int:
     """Return about how much memory finding the cells of an image takes, in bytes.
 
     Parameters
     ----------
     bytes_per_px : int
         Of a pixel at network scale.
+    cell_px : float or None
+        Diameter of a cell there; None = images are not scaled.
 
     Examples
     --------
     >>> bytes_for((1000, 1000), 30.0, 110), bytes_for((1000, 1000), 5.0, 110)
     (110000000, 4010000000)
     """
-    pixels, scale = shape[0] * shape[1], CELL_PX / diameter_px
+    pixels, scale = shape[0] * shape[1], cell_px / diameter_px if cell_px else 1
     return round(pixels * (bytes_per_px * scale**2 + (scale != 1) * BYTES_PER_FILE_PX))
 
 

@@ -56,7 +56,7 @@ def merged(settings: Any, card: Mapping[str, Any], defaults: Mapping[str, Any]) 
     >>> merged(None, {"b": 2}, {"a": 1, "b": 1})
     {'a': 1, 'b': 2}
     """
-    given = settings if isinstance(settings, Mapping) else {name: getattr(settings, name, None) for name in defaults}
+    given = {name: getattr(settings, name, None) for name in defaults}
     return {
         name: next((value for value in (given.get(name), card.get(name)) if value is not None), default)
         for name, default in defaults.items()

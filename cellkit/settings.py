@@ -1,0 +1,99 @@
+"""Settings: frozen groups of typed fields, and what a field accepts in words."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+PRIVATE = ("title", "hash", "weights")  # of a field's schema; not for readers
+
+
+class Frozen(BaseModel):
+    """A frozen group of fields: no unknown keys, no silent conversion between types, no NaN."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _as_number(value: Any) -> Any:
+    """Turn text such as '1e-3', which YAML 1.1 does not take for a number, into one; leave all else as it is."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_as_number)]
+
+
+def weights_field(default: str, description: str, *backends: str) -> Any:
+    """Return a field that names weights; a training is given their path, see `cellkit.model.with_weights`.
+
+    Parameters
+    ----------
+    backends : str
+        Whose checkpoints fit.
+    """
+    return Field(default, description=description, json_schema_extra={"weights": list(backends)})
+
+
+def weights_fields(settings: type[Frozen]) -> dict[str, list[str]]:
+    """Return the fields that name weights, and whose checkpoints fit."""
+    extras = {name: field.json_schema_extra for name, field in settings.model_fields.items()}
+    return {name: extra["weights"] for name, extra in extras.items() if isinstance(extra, dict) and "weights" in extra}
+
+
+def schema_of(settings: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema of settings: types, bounds, defaults and meanings of all fields, as data.
+
+    It is pydantic's, without titles, and with the bounds that pydantic writes under names of its own renamed.
+    """
+
+    def standard(node: Any) -> Any:
+        if isinstance(node, dict):
+            kept = {name: inner for name, inner in node.items() if name not in PRIVATE or isinstance(inner, dict)}
+            return {KEYWORDS.get(name, name): standard(inner) for name, inner in kept.items()}
+        return [standard(inner) for inner in node] if isinstance(node, list) else node
+
+    return standard(settings.model_json_schema())
+
+
+def as_yaml(value: Any) -> str:
+    """Return a value as YAML would show it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(as_yaml(item) for item in value) + "]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if isinstance(value, int) else repr(value)
+
+
+def accepted(field: dict[str, Any]) -> str:
+    """Return in words what a field accepts.
+
+    Examples
+    --------
+    >>> accepted({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]})
+    'a whole number >= 1, or null'
+    """
+    if "anyOf" in field:
+        return ", or ".join(map(accepted, field["anyOf"]))
+    if "enum" in field:
+        return "one of " + ", ".join(map(repr, field["enum"]))
+    if field["type"] == "array":
+        items = field.get("prefixItems")
+        return (
+            f"a list of {len(items)} {'texts' if items[0]['type'] == 'string' else 'numbers'}"
+            if items
+            else "a list of names"
+        )
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = " and ".join(f"{sign} {as_yaml(field[name])}" for name, sign in signs.items() if name in field)
+    step = f", a multiple of {field['multipleOf']}" if "multipleOf" in field else ""
+    kinds = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "text"}
+    kinds |= {"null": "null", "object": "a table of keys"}
+    return f"{kinds[field['type']]} {bounds}".rstrip() + step

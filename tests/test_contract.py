@@ -1,0 +1,146 @@
+"""Notebooks 02, 03 and 05 with every backend that fits them, and with one of one's own: the example that CONTRIBUTING prints."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cellkit import backends
+from cellkit.backends import backend_names, get_backend, if_able, title_of
+from cellkit.coco import write_coco
+from cellkit.config import ConvertConfig
+from cellkit.config_reading import load_config
+from cellkit.errors import UserError
+from cellkit.records import write_records
+from cellkit.run import Run
+
+REPO = Path(__file__).parent.parent
+STEPS = {"steps": 1, "eval_every": 1, "batch_size": 1, "crop_px": 64, "val_images": 1}
+FEW = {  # settings of a training of one step
+    "threshold": {},
+    "mine": {"brighter": 1.2},
+    "cellpose_unet": STEPS | {"diameter_px": 30, "flow_threshold": 0.0, "cellprob_threshold": 0.0},
+    "maskrcnn_torchvision": STEPS
+    | {"start": "scratch", "freeze_backbone": False, "fpn_channels": 16, "score_threshold": 0.5, "nms_threshold": 0.5},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mine(tmp_path_factory):
+    """The backend of CONTRIBUTING, a single file in a folder of its own."""
+    text = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"   ```python\n(   \"\"\"Cells are.*?)   ```", text, re.S)
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "mine.py").write_text(re.sub(r"^   ", "", example, flags=re.M), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(backends, "__path__", [*backends.__path__, str(folder)])
+        yield folder
+
+
+def execute(stage: str, config: Path, run_dir: Path, **settings) -> None:
+    """Run the code cells of a notebook here, one after the other."""
+    scope: dict = {}
+    for cell in json.loads((REPO / f"notebooks/{stage}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{stage} {cell['id']}", "exec"), scope)
+        if "parameters" in cell["metadata"].get("tags", []):
+            scope |= {"config": str(config), "run_dir": str(run_dir), "overrides": settings}
+
+
+def of_section(section: str, name: str) -> dict:
+    return {f"{section}.backend": name, **{f"{section}.{key}": value for key, value in FEW[name].items()}}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "few.yaml"
+    path.write_text("classes: [HEK, N2a]\nlabel: {diameter_px: 30}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def labelled(drawn, config, tmp_path_factory) -> Path:
+    """A run of notebooks 01 (its outputs alone), 02 and 04."""
+    folder = tmp_path_factory.mktemp("runs") / "few"
+    stage = Run(folder).start("01_convert", ConvertConfig(classes=("HEK", "N2a")))
+    for record in drawn.records:
+        shutil.copy(drawn.root / record.path, stage.path(record.path))
+    truth = write_coco(stage.path("truth.json"), drawn.records, drawn.instances, drawn.classes)
+    records = write_records(stage.path("records.csv"), drawn.records)
+    stage.done(records=records, images=stage.path("images"), truth=truth)
+    execute("02_label_with_cellpose", config, folder)
+    execute("04_cells_to_coco", config, folder)
+    return folder
+
+
+@pytest.fixture
+def run_dir(labelled, tmp_path) -> Path:
+    return Path(shutil.copytree(labelled, tmp_path / "run"))
+
+
+def predicted(run: Run, name: str) -> set[int]:
+    """Return the images in which a model found a cell: validation and test images, no others."""
+    found = {row["image_id"] for row in json.loads(run.find(f"predictions_{name}").read_text())}
+    assert found <= {4, 5, 6} or found <= {1, 2, 3}
+    return found
+
+
+@pytest.mark.parametrize("name", ["cellpose_unet", "mine", "threshold"])
+def test_notebook_03_and_its_model_in_02(name, config, run_dir):
+    execute("03_finetune_cellpose", config, run_dir, **of_section("finetune", name))
+    run = Run(run_dir)
+    assert predicted(run, "cellpose_tuned")
+    assert ("cellpose_base" in str(sorted(run.find_all("*_checkpoint")))) == (name == "cellpose_unet")
+    decision = json.loads(run.find("decision").read_text())
+    assert name == "cellpose_unet" or decision["sentence"].startswith("no base to compare with")
+    if name != "cellpose_unet":
+        model = run.find("cellpose_checkpoint")
+        own = {"label.diameter_px": 30} if name == "threshold" else {"label.brighter": 1.3}
+        (config.parent / "own.yaml").write_text("classes: [HEK, N2a]\n")
+        own |= {"label.backend": name, "label.model": str(model)}
+        execute("02_label_with_cellpose", config.parent / "own.yaml", run_dir, **own)
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_torchvision", "mine", "threshold"])
+def test_notebook_05(name, config, run_dir):
+    execute("05_train_maskrcnn", config, run_dir, **of_section("maskrcnn", name))
+    run = Run(run_dir)
+    assert predicted(run, "maskrcnn") or name == "maskrcnn_torchvision", "one step teaches a detector nothing"
+    assert bool(run.find_all("history_maskrcnn")) == (name == "maskrcnn_torchvision")
+
+
+def test_a_file_is_a_backend_and_no_other_file_names_it(mine, config):
+    assert backend_names() == ["cellpose_unet", "maskrcnn_torchvision", "mine", "threshold"], "helpers are none"
+    assert title_of("mine") == "Brighter than average"
+    cfg = load_config(config, {"finetune.backend": "mine", "finetune.brighter": 2})
+    assert (cfg.finetune.brighter, cfg.finetune.min_train_masks) == (2.0, 1)
+    assert isinstance(cfg.finetune, get_backend("mine").TrainSettings)
+    assert if_able(get_backend("mine"), "ceiling", None, None) is None
+    for wrong, told in (
+        ({"finetune.brighter": 0}, "finetune.brighter is 0 (a whole number), wanted a number > 0 and <= 10"),
+        ({"finetune.brigter": 2}, "unknown key 'finetune.brigter' (did you mean 'brighter'?)"),
+        ({"finetune.steps": 2}, "unknown key 'finetune.steps' (backend mine has no such setting)"),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_config(config, {"finetune.backend": "mine", **wrong})
+        assert told in str(caught.value)
+
+
+def test_no_backend_imports_another_or_torch_before_it_has_to():
+    folder = REPO / "cellkit/backends"
+    for name in backend_names():
+        path = folder / f"{name}.py"
+        if not path.is_file():
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not {f"cellkit.backends.{other}" for other in backend_names()} & named
+        assert not {"cellkit.model", "cellkit.submission", "cellkit.config"} & named, "a path is given, never a name"
+        first = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        first |= {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
+        assert not {part.split(".")[0] for part in first if part} & {"torch", "torchvision", "cellpose", "skimage"}
