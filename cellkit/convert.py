@@ -237,12 +237,3 @@ def best_focus(planes: Iterable[list[np.ndarray]]) -> int:
     detail = np.array([[np.mean(laplace(plane.astype(np.float64)) ** 2) for plane in channels] for channels in planes])
     relative = detail / np.maximum(detail.mean(axis=0), np.finfo(float).tiny)
     return int(np.argmax(relative.mean(axis=1)))
-
-
-# ---- light ---------------------------------------------------------------------------------------------------------
-
-
-# ---- light of a whole batch ----------------------------------------------------------------------------------------
-
-
-# ---- size ----------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def measure(image: np.ndarray, clipped_fraction: float | None = None) -> dict[st
     image : (H, W, 3) uint8
         Channels that are constant are left out.
     clipped_fraction : float, optional
-        Share of pixels at the camera's limit in the original (`convert.Level`); default: the share of 255 here.
+        Share of pixels at the camera's limit in the original (`conversion.Level`); default: the share of 255 here.
 
     Returns
     -------
@@ -357,12 +357,3 @@ def _bowl(x: np.ndarray, y: np.ndarray, values: np.ndarray, weights: np.ndarray)
         return bowl, 0.0
     sure = max(0.0, 1 - rest / spread * (len(x) - 1) / (len(x) - 4))
     return bowl, max(0.0, sure - 2 * math.sqrt(4 * sure / len(x)) * (1 - sure))
-
-
-# ---- the batch -----------------------------------------------------------------------------------------------------
-
-
-# ---- in words ------------------------------------------------------------------------------------------------------
-
-
-# ---- copies --------------------------------------------------------------------------------------------------------
