@@ -405,6 +405,13 @@ def test_nothing_is_said_to_who_does_not_listen():
     assert (done.stdout, done.stderr) == ("c %\n", "")
 
 
+def test_no_module_is_called_like_a_function_that_notebooks_import():
+    """``from cellkit import show_counts`` would give the module."""
+    import cellkit
+
+    assert [name for name in cellkit.__all__ if (ROOT / "cellkit" / f"{name}.py").exists()] == []
+
+
 # ---- workflows and hooks -------------------------------------------------------------------------------------------
 def workflow(name: str) -> dict:
     return yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text())
