@@ -14,15 +14,13 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, NoReturn
 
-import cellkit
 from cellkit.commands_shared import DONE, FAILED, INTERRUPTED, REFUSED, Answer
 from cellkit.errors import UserError, nearest, place_fault
 from cellkit.log import show_log
+from cellkit.modules import load_all
 
 PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 PATHS = ("against", "coco", "coco_file", "config", "file", "given", "images", "input", "labels", "model", "out", "overlays",
@@ -213,10 +211,7 @@ class _Version(argparse.Action):
 
 def find_commands() -> dict[str, ModuleType]:
     """Return the commands by name, in the order of the help: the modules ``command_NAME`` of the package."""
-    prefix = "command_"
-    files = sorted(found.name for found in iter_modules(cellkit.__path__) if found.name.startswith(prefix))
-    modules = {name.removeprefix(prefix).replace("_", "-"): import_module(f"cellkit.{name}") for name in files}
-    return dict(sorted(modules.items(), key=lambda item: getattr(item[1], "ORDER", len(modules))))
+    return {name.replace("_", "-"): module for name, module in load_all("command").items()}
 
 
 def _parser(known: Mapping[str, ModuleType], chosen: str | None) -> _Parser:

@@ -147,7 +147,12 @@ class Instances:
         starts, lengths = rows * int(shape[1]) + np.repeat(x, height), np.repeat(width, height)
         offsets = np.r_[0, np.cumsum(height)]
         found = cls.from_runs(shape, starts, lengths, offsets, class_ids, scores)
-        return replace(cls.from_runs(shape, *merge_adjacent_of_each(found), class_ids, scores), boxes_only=True)
+        return replace(
+            cls.from_runs(
+                shape, *merge_adjacent_of_each(found.starts, found.lengths, found.offsets), class_ids, scores
+            ),
+            boxes_only=True,
+        )
 
     @classmethod
     def _joined(cls, shape, starts, lengths, counts, class_ids, scores) -> Instances:

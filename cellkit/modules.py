@@ -1,7 +1,8 @@
 """Modules that are found by listing: one file for each data set, each reader, each format and each competition.
 
 A file ``cellkit/<kind>_<name>.py`` is the whole of a data set (``source_``), the reader of a microscope's format
-(``reader_``), a format of labels (``format_``) or a competition (``kaggle_``); no table names it. Files of one's own may lie
+(``reader_``), a format of labels (``format_``), a competition (``kaggle_``), a convention of scoring (``scores_``) or a command
+(``command_``); no table names it. Files of one's own may lie
 elsewhere: in the folders of the environment variable ``CELLKIT_MODULES``, parted as in ``PATH``.
 """
 

@@ -199,7 +199,7 @@ def flags_chapter(files: RunFiles) -> list:
 
 def sheet_chapter(files: RunFiles) -> list:
     """The data-set sheet."""
-    from cellkit.sheet import class_table, tell
+    from cellkit.dataset_statistics import class_table, remarks
     from cellkit.show_counting import show_data
 
     path = files.path("sheet.json")
@@ -211,8 +211,8 @@ def sheet_chapter(files: RunFiles) -> list:
         [name, *(in_words(float(v), 0 if float(v).is_integer() else 1) for v in row)] for name, row in table.iterrows()
     ]
     blocks: list = [Table(("Class", *table.columns), rows, f"{sheet['cells']} cells in {sheet['images']} images")]
-    if tell(sheet):
-        blocks.append(Words("; ".join(tell(sheet)) + "."))
+    if remarks(sheet):
+        blocks.append(Words("; ".join(remarks(sheet)) + "."))
     return [
         *blocks,
         drawn(

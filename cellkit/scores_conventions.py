@@ -14,17 +14,15 @@ A convention is a module ``cellkit/scores_NAME.py``; it is found by its file alo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import cellkit
 from cellkit.errors import UserError, nearest
 from cellkit.instances import Instances, refuse_boxes
 from cellkit.intervals import BOOTSTRAP, Units, jackknife
+from cellkit.modules import load_all
 from cellkit.scores_classes import classes_of_truth
 from cellkit.scores_iou import overlap_images
 from cellkit.scores_matching import ScoredImages, json_number
@@ -34,18 +32,12 @@ if TYPE_CHECKING:
     from cellkit.records import ImageRecord
 
 
-PREFIX = "scores_"
 UNRANKED = "; here all cells have the same score (label images tell none): the number depends on the order of the list"
 
 
 def find_conventions() -> dict[str, ModuleType]:
     """Return the conventions of the package by name, in the order of a table: the modules that have a ``WHY``."""
-    files = sorted(found.name for found in iter_modules(cellkit.__path__) if found.name.startswith(PREFIX))
-    modules = {
-        name.removeprefix(PREFIX): import_module(f"cellkit.{name}") for name in files if name != "scores_conventions"
-    }
-    known = {name: module for name, module in modules.items() if hasattr(module, "WHY")}
-    return dict(sorted(known.items(), key=lambda item: getattr(item[1], "ORDER", len(known))))
+    return {name: module for name, module in load_all("scores").items() if hasattr(module, "WHY")}
 
 
 def unranked(founds: Sequence[Instances]) -> bool:

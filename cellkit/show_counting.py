@@ -88,7 +88,7 @@ def _counts_legend(ax: Axes, classes: Sequence[str], with_truth: bool) -> None:
 
 @styled
 def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str = "") -> np.ndarray:
-    """Show a data-set sheet (`sheet.describe`): cells per class and split, sizes, brightness, label faults.
+    """Show a data-set sheet (`dataset_statistics.describe`): cells per class and split, sizes, brightness, label faults.
 
     Of sizes and brightness, a thin line spans all, a thick one 5 to 95 %, a bar the middle half; the dot is the median.
 
@@ -177,7 +177,7 @@ def _log_axis(ax: Axes, values: Sequence[float]) -> None:
 
 
 def _fault_bars(ax: Axes, sheet: Mapping[str, Any]) -> None:
-    from cellkit.sheet import FAULT_WORDS
+    from cellkit.dataset_statistics import FAULT_WORDS
 
     kinds = list(sheet["faults"])
     share = [100 * sheet["faults"][kind] / max(sheet["cells"], 1) for kind in kinds]

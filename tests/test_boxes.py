@@ -357,7 +357,7 @@ def test_boxes_are_scored_as_boxes(boxed, tmp_path):
         compare_conventions(truths, founds, records, by="split")
     found_path = write_results(tmp_path / "found.json", [1, 2], [founds[0], founds[1][:1]])
     truth = read_side(path)
-    told = score_sides(*match_sides(truth, read_side(found_path, truth)))
+    told = score_sides(*match_sides(truth, read_side(found_path, of=truth)))
     assert told["conventions"]["voc"]["by_class"] == {"RBC": 1.0, "WBC": 0.5} and told["truth_cells"] == 4
 
 

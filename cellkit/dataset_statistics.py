@@ -1,7 +1,7 @@
-"""The data-set sheet: what is in a set of labelled images, in numbers, and what is odd about it.
+"""Statistics of a data set: what is in a set of labelled images, in numbers, and what is odd about it.
 
-`look` measures one image and its cells; `describe` all images of a set, and returns a dictionary that JSON can hold: counts,
-sizes, areas, brightness, the balance of classes, and label faults. `cellkit.show_counting.show_data` draws it.
+`measure_image` measures one image and its cells; `describe` all images of a set, and returns a dictionary that JSON can hold:
+counts, sizes, areas, brightness, the balance of classes, and label faults. `cellkit.show_counting.show_data` draws it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHEET_VERSION = 1
 
 
 # ---- one image -----------------------------------------------------------------------------------------------------
-def look(image: np.ndarray, cells: Instances, tiny_px: int = 15) -> dict[str, Any]:
+def measure_image(image: np.ndarray, cells: Instances, tiny_px: int = 15) -> dict[str, Any]:
     """Measure one image and its cells.
 
     Parameters
@@ -189,7 +189,7 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
 
 
 def _look_at(dataset: CellDataset, tiny_px: int, position: int) -> dict[str, Any]:
-    return look(dataset.image(position), dataset.instances[position], tiny_px)
+    return measure_image(dataset.image(position), dataset.instances[position], tiny_px)
 
 
 def _joined(arrays: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -278,13 +278,13 @@ def class_table(sheet: Mapping[str, Any]) -> pandas.DataFrame:
 SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test", "": "set aside"}
 
 
-def tell(sheet: Mapping[str, Any]) -> list[str]:
+def remarks(sheet: Mapping[str, Any]) -> list[str]:
     """Return the sheet's remarkable facts as sentences; what is as it should be is not mentioned.
 
     Examples
     --------
     >>> faults = dict.fromkeys(FAULTS, 0) | {"holes": 2}
-    >>> tell({"cells": 80, "faults": faults, "balance": 0.2, "by_split": [], "flags": {}, "tiny_px": 15, "groups": {}})
+    >>> remarks({"cells": 80, "faults": faults, "balance": 0.2, "by_split": [], "flags": {}, "tiny_px": 15, "groups": {}})
     ['2 of 80 cells (2.5 %): with a hole', 'the smallest class has 0.2 of the cells of the largest']
     """
     told = []

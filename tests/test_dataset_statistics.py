@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from cellkit.dataset import CellDataset
+from cellkit.dataset_statistics import FAULTS, class_table, describe, measure_image, remarks
 from cellkit.errors import UserError
 from cellkit.files import write_json
 from cellkit.instances import Instances
 from cellkit.png import write_png
 from cellkit.records import ImageRecord
-from cellkit.sheet import FAULTS, class_table, describe, look, tell
 
 SHAPE = (40, 50)
 
@@ -95,7 +95,7 @@ def test_every_label_fault_is_found():
     masks = [square(1, 1, 2), split, ring, square(20, 30, 5), square(25, 30, 5), square(36, 10, 4)]
     twice = square(30, 40, 6)
     cells = Instances.from_masks([*masks, twice, twice, square(33, 43, 6)], SHAPE)
-    faults = look(np.zeros((*SHAPE, 3), np.uint8), cells, tiny_px=10)["faults"]
+    faults = measure_image(np.zeros((*SHAPE, 3), np.uint8), cells, tiny_px=10)["faults"]
     assert set(faults) == set(FAULTS)
     assert (faults["pieces"], faults["holes"], faults["border"], faults["twice"]) == (1, 1, 1, 1)
     assert faults["overlapping"] == 3, "the two that are one, and the one that laps over them"
@@ -104,12 +104,12 @@ def test_every_label_fault_is_found():
 
 
 def test_what_is_as_it_should_be_is_not_mentioned(small):
-    assert tell(describe(small.subset([0]))) == []
-    told = tell(describe(small, tiny_px=20))
+    assert remarks(describe(small.subset([0]))) == []
+    told = remarks(describe(small, tiny_px=20))
     assert told == ["1 of 5 cells (20.0 %): smaller than the least area (20 px)", "1 of 4 images without a cell",
                     "1 image(s) flagged: debris"]  # fmt: skip
     ones = replace(small, instances=[x.with_classes(1) for x in small.instances])
-    assert "the smallest class has 0 of the cells of the largest" in tell(describe(ones))
+    assert "the smallest class has 0 of the cells of the largest" in remarks(describe(ones))
 
 
 def test_the_table_of_classes(small):
@@ -163,14 +163,14 @@ def test_sets_without_cells_and_without_images(small):
         {"A": {}, "B": {}},
         [],
     )
-    assert tell(sheet)[0] == "4 of 4 images without a cell"
+    assert remarks(sheet)[0] == "4 of 4 images without a cell"
     nothing = describe(small.subset([]))
     assert (nothing["images"], nothing["by_split"], nothing["height_px"]) == (0, [], [])
     assert class_table(sheet).shape[0] == 2
 
 
 def test_a_cell_that_fills_the_image_leaves_no_ground():
-    seen = look(np.full((4, 5, 3), 9, np.uint8), Instances.from_masks([np.ones((4, 5), bool)], (4, 5)))
+    seen = measure_image(np.full((4, 5, 3), 9, np.uint8), Instances.from_masks([np.ones((4, 5), bool)], (4, 5)))
     assert seen["light"].tolist() == [[9, 9, 9]] and np.isnan(seen["ground"]).all()
 
 
