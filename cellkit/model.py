@@ -61,14 +61,14 @@ def locate_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
     run, key = of_a_run(text)
     if run and os.path.isdir(run):
         return _of_run(Path(run), key)
+    if os.path.isdir(text):
+        raise UserError(f"model '{text}' is a folder", "give a checkpoint file, or RUN:NAME of a finished run")
     if not run and is_a_path(text):
         raise UserError(f"no checkpoint at {text}", "give a file that exists")
     if run and "/" in run:
         raise UserError(
             f"'{text}' names a run folder that is not there: {run}", "run `cellkit run CONFIG --run FOLDER` first"
         )
-    if os.path.isdir(text):
-        raise UserError(f"model '{text}' is a folder", "give a checkpoint file, or RUN:NAME of a finished run")
     names = [*weights_names(), *also]
     raise UserError(
         f"no weights '{text}'{nearest(text, names)}",
