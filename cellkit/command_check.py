@@ -26,8 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Tell which stages of a run are out of date, and why."""
-    from cellkit.config_places import here
     from cellkit.config_reading import set_strings
+    from cellkit.machine import here
     from cellkit.run_stale import check
 
     if not given.config and (given.run.lower().endswith((".yaml", ".yml")) or here(given.run).is_file()):

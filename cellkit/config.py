@@ -23,11 +23,11 @@ from pydantic import (
 from cellkit.backends import backend_module
 from cellkit.conversion import PERCENTILES, Conversion
 from cellkit.errors import UserError, nearest
+from cellkit.machine import DATA_VARIABLE
 from cellkit.modules import names_of
 from cellkit.names import plain
 from cellkit.settings import Frozen, Number, as_yaml
 
-DATA_VARIABLE = "CELLKIT_DATA"
 STAGES = {
     "01_convert": "convert",
     "02_label_with_cellpose": "label",

@@ -5,24 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cellkit.config import DATA_VARIABLE, Config, ConvertConfig
+from cellkit.config import Config, ConvertConfig
 from cellkit.errors import UserError, nearest
-from cellkit.machine import in_jupyter
-
-
-def here(path: str | Path) -> Path:
-    """Return `path` counted from the current folder.
-
-    In a notebook opened by hand the current folder is the notebook's own; when that is a folder called ``notebooks``
-    beside ``configs``, relative paths count from the folder that holds both, as they do for ``cellkit run``.
-    """
-    path = Path(path).expanduser()
-    if path.is_absolute() or not in_jupyter():
-        return path
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if folder.name == "notebooks" and (folder.parent / "configs").is_dir():
-            return folder.parent / path
-    return path
+from cellkit.machine import DATA_VARIABLE, here
 
 
 def names_data(cfg: Config | ConvertConfig) -> bool:

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from cellkit.backends import backend_names
 from cellkit.config import BACKEND_SECTIONS, SHARED, STAGES, Config, config_class, section_class
-from cellkit.config_places import here
 from cellkit.errors import UserError, nearest, refuse_or_note
+from cellkit.machine import here
 from cellkit.recipes import recipe_sections, with_recipes
 from cellkit.settings import accepted, as_yaml, schema_of, weights_fields
 

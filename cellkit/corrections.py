@@ -65,7 +65,7 @@ def folder_of(use: str) -> dict[str, Path]:
     UserError
         There is no such folder.
     """
-    from cellkit.config_places import here
+    from cellkit.machine import here
 
     if use in ("truth", "proposed"):
         return {}

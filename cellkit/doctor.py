@@ -192,7 +192,7 @@ def check_weights() -> list[dict[str, Any]]:
 
 def check_data() -> dict[str, Any]:
     """Tell whether the environment names a folder of real data; drawn cells need none."""
-    from cellkit.config import DATA_VARIABLE
+    from cellkit.machine import DATA_VARIABLE
 
     value = os.environ.get(DATA_VARIABLE)
     problem = f"{DATA_VARIABLE} is '{value}', no such folder" if value and not Path(value).is_dir() else ""

@@ -13,6 +13,8 @@ from cellkit.errors import UserError
 GB = 1e9
 ASK_FOR_MEMORY_BYTES = 500_000_000  # what takes less is begun without asking how much memory is free
 
+DATA_VARIABLE = "CELLKIT_DATA"  # names the folder of real data
+
 
 def memory() -> dict[str, float]:
     """Return the memory of the machine, or of the container where that allows less, and what is free of it (GB)."""
@@ -120,3 +122,18 @@ def check_space(folder: Path, needed_bytes: int, what: str, reserve_bytes: int =
             f"{folder} has {free / 1e6:,.0f} MB free, {what} takes {needed_bytes / 1e6:,.0f} MB",
             "free some space, or name a folder on another disk with --to",
         )
+
+
+def here(path: str | Path) -> Path:
+    """Return `path` counted from the current folder.
+
+    In a notebook opened by hand the current folder is the notebook's own; when that is a folder called ``notebooks``
+    beside ``configs``, relative paths count from the folder that holds both, as they do for ``cellkit run``.
+    """
+    path = Path(path).expanduser()
+    if path.is_absolute() or not in_jupyter():
+        return path
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if folder.name == "notebooks" and (folder.parent / "configs").is_dir():
+            return folder.parent / path
+    return path

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from cellkit.config_places import here
 from cellkit.errors import UserError, nearest
 from cellkit.files import sha256_file
+from cellkit.machine import here
 from cellkit.registry import REGISTRY
 from cellkit.settings import Frozen, weights_fields
 

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from cellkit.config import STAGES, Config
-from cellkit.config_places import data_path, here
+from cellkit.config_places import data_path
 from cellkit.config_reading import known_keys, load_config
 from cellkit.errors import Quarantined, UserError, collected, refuse_or_note
 from cellkit.file_info import headers_only
 from cellkit.instances import Instances
 from cellkit.listing import Loaded, SourceImage, check_enough, check_labelled
 from cellkit.log import heard
+from cellkit.machine import here
 from cellkit.names import stem_of
 from cellkit.records import ImageRecord
 

@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import BaseModel, Field, create_model
 
 from cellkit.config import Config, Section
-from cellkit.config_places import here
 from cellkit.errors import UserError
 from cellkit.files import read_json
+from cellkit.machine import here
 from cellkit.manifest import NOTEBOOKS, RESERVED, RUNNER_VARIABLE
 from cellkit.settings import Frozen
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from cellkit.errors import UserError, nearest
+from cellkit.machine import DATA_VARIABLE
 
-DATA_VARIABLE = "CELLKIT_DATA"
 WEIGHTS_VARIABLE = "CELLKIT_WEIGHTS"
 KAGGLE_URL = "https://www.kaggle.com/api/v1/competitions/data/download-all/"
 BBBC = "https://data.broadinstitute.org/bbbc"

@@ -18,10 +18,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cellkit.config_places import here
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import look_of, read_json, write_json
 from cellkit.log import LOG
+from cellkit.machine import here
 from cellkit.manifest import (
     MANIFEST,
     RESERVED,

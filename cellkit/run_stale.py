@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.config import Config
-from cellkit.config_places import data_path, here, names_data
+from cellkit.config_places import data_path, names_data
 from cellkit.config_reading import load_config
 from cellkit.errors import UserError
+from cellkit.machine import here
 from cellkit.manifest import Hasher, input_sha256, listed_by, read_manifest
 from cellkit.notebooks import Notebook, matches, package_sha256, read_notebooks
 from cellkit.run import fingerprint_of, versions

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.config import Config
-from cellkit.config_places import here
 from cellkit.config_reading import load_config
 from cellkit.errors import UserError, nearest
 from cellkit.files import write_json
 from cellkit.log import LOG
+from cellkit.machine import here
 from cellkit.manifest import (
     FORMAT,
     LOCKS,

@@ -31,7 +31,8 @@ OTHER_FONTS = (  # for signs that DejaVu Sans lacks, where they are installed
 CLASS_COLOURS = ("#FFC20A", "#FF5FA2", "#8FD3FF", "#FF7F2A", "#C9A6FF", "#F5F1C3", "#B8E986", "#FFB3A7")
 UNKNOWN_COLOUR = "#FF6E40"
 TRUTH_COLOUR = "#FFFFFF"
-MODEL_NAMES = {
+MODEL_NAMES = {  # in the order of every table; one without a name of its own is called as its backend is
+    "threshold": "",
     "cellpose_base": "Cellpose, base",
     "cellpose_tuned": "Cellpose, tuned",
     "maskrcnn": "Mask R-CNN",
@@ -317,7 +318,7 @@ def order_models(names: Iterable[str]) -> list[str]:
     >>> order_models(["unet", "maskrcnn", "threshold"])
     ['threshold', 'maskrcnn', 'unet']
     """
-    names, known = set(names), list(MODEL_LOOKS)
+    names, known = set(names), list(MODEL_NAMES)
     return [name for name in known if name in names] + sorted(names - set(known))
 
 

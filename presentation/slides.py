@@ -16,11 +16,11 @@ import pandas as pd
 from deck import Deck, Slide
 
 from cellkit.attribution import gains
-from cellkit.config_places import here
 from cellkit.dataset import AGREEMENT, CellDataset
 from cellkit.errors import UserError
 from cellkit.evaluation import CONVENTION
 from cellkit.instances import Instances
+from cellkit.machine import here
 from cellkit.records import channel_names
 from cellkit.report_blocks import in_words, with_interval
 from cellkit.report_scores import PROCESSORS, comparisons, kept_words
