@@ -1,6 +1,6 @@
 """Time the conversion of thousands of stacks against reading and writing them: `python benchmarks/bench_convert.py`.
 
-The stacks are drawn by `cellkit.synthetic` (512 x 512 px, two channels, three planes, 16 bit, uncompressed OME-TIFF of
+The stacks are drawn by `cellkit.sources.drawn.field` (512 x 512 px, two channels, three planes, 16 bit, uncompressed OME-TIFF of
 3.1 MB); 12 distinct ones are copied under other names until there are `--stacks` of them. The other side reads every stack
 with tifffile.imread and writes it with tifffile.imwrite, shared among as many joblib processes. Both sides take turns, each
 time over the whole batch, in a fresh folder on the same disk, from the start of the worker processes to the last file; each
@@ -29,9 +29,9 @@ import tifffile
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
-from cellkit.batch import convert_batch
-from cellkit.conversion import Conversion
-from cellkit.synthetic_files import write_fields
+from cellkit.microscope.batch import convert_batch
+from cellkit.microscope.conversion import Conversion
+from cellkit.sources.drawn.files import write_fields
 
 RECIPE = Conversion({"nuclei": "DAPI", "cytoplasm": "GFP"})
 WANTED_SPEED, WANTED_S = 0.8, 20.0
@@ -109,7 +109,7 @@ def compare(paths: list[Path], folder: Path, workers: list[int], repeats: int) -
 
 def time_gather(config, root: Path, folder: Path, title: str, wanted: str) -> None:
     """Print how long notebook 01 takes for a source: records, instances, pictures and quality."""
-    from cellkit.sources import gather
+    from cellkit.sources.ingest import gather
 
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
@@ -126,7 +126,7 @@ def time_gather(config, root: Path, folder: Path, title: str, wanted: str) -> No
 
 
 def time_gathering(paths: list[Path], folder: Path, dsb2018: Path | None, workers: int) -> None:
-    from cellkit.config import ConvertConfig
+    from cellkit.config.sections import ConvertConfig
 
     print("\n### Notebook 01: records, instances, pictures and their quality\n")
     print("| source | images | cells | processes | s | ms each | wanted |\n|---|---|---|---|---|---|---|")

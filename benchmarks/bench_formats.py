@@ -19,7 +19,7 @@ from bench_scores import Jobs, arguments_of, medians_ms, peak_mib, show
 from peers import draw
 from pycocotools import mask as coco_mask
 
-from cellkit.instances import Instances
+from cellkit.cells.instances import Instances
 
 MOST_MASK_PX = 64 * 520 * 704  # pixels of all the masks that a peer is timed on
 TARGETS = {

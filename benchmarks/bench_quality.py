@@ -18,14 +18,14 @@ from statistics import median
 
 import numpy as np
 
-from cellkit.config import ChannelsConfig, ConvertConfig
-from cellkit.duplicates import _pairs
-from cellkit.flags import explain, flag_records, reasons
-from cellkit.light import to_8bit
-from cellkit.quality import measure
-from cellkit.synthetic import draw_field
-from cellkit.synthetic_camera import expose_stack
-from cellkit.synthetic_style import FieldStyle, random_style
+from cellkit.config.sections import ChannelsConfig, ConvertConfig
+from cellkit.microscope.duplicates import _pairs
+from cellkit.microscope.flags import explain, flag_records, reasons
+from cellkit.microscope.light import to_8bit
+from cellkit.microscope.quality import measure
+from cellkit.sources.drawn.camera import expose_stack
+from cellkit.sources.drawn.field import draw_field
+from cellkit.sources.drawn.style import FieldStyle, random_style
 
 DEFECTS = ("", "out_of_focus", "saturated", "debris", "uneven_light", "empty")
 WANTED = {"out_of_focus": "at least 95 %", "saturated": "at least 95 %", "": "at most 3 % flagged"}
@@ -157,7 +157,7 @@ def print_set(name: str, root: Path, sheets: Path | None) -> None:
 
 
 def draw_sheet(shown: list[tuple[np.ndarray, str]], path: Path) -> None:
-    from cellkit.show_style import new_figure, save_figure
+    from cellkit.show.style import new_figure, save_figure
 
     rows = max(1, -(-len(shown) // 6))
     figure = new_figure(15, 2.6 * rows + 0.3)

@@ -31,12 +31,12 @@ from peers import (
     stardist_matching,
 )
 
-from cellkit.coco import read_coco, read_results
+from cellkit.cells.instances import Instances
 from cellkit.files import write_json
-from cellkit.instances import Instances
-from cellkit.scores_coco import coco
-from cellkit.scores_iou import overlap_images, overlaps, overlaps_of_labels
-from cellkit.scores_matching import THRESHOLDS, count
+from cellkit.formats.coco_reading import read_coco, read_results
+from cellkit.scores.coco import coco
+from cellkit.scores.iou import overlap_images, overlaps, overlaps_of_labels
+from cellkit.scores.matching import THRESHOLDS, count
 
 TEN = np.arange(0.5, 1, 0.05)
 DENSE_CELLS = 5000  # a dense table of 20,000 x 20,000 would take 3 GB and the peers hours

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from types import MappingProxyType
 
-from cellkit.config import ConvertConfig
-from cellkit.sources import gather
+from cellkit.config.sections import ConvertConfig
+from cellkit.sources.ingest import gather
 
 WHOLE = {"train": 1.0, "val": 0.0, "test": 0.0}
 GREY = {"nuclei": 0}

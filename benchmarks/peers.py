@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.instances import Instances
+from cellkit.cells.instances import Instances
 
 COCO_PACKAGES = ("pycocotools", "faster_coco_eval")
 

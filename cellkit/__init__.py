@@ -21,16 +21,35 @@ if "ipykernel" in sys.modules:
     show_log()
 
 _HOME = {
-    "annotate": ("choose_labels", "diameter_for", "with_classes", "write_chosen"),
-    "attribution": ("attribute", "gains", "worst_images"),
-    "backends": ("get_backend", "if_able"),
-    "coco": ("read_coco", "read_results", "write_coco", "write_results"),
-    "config_places": ("data_path",),
-    "config_reading": ("load_config",),
-    "dataset": ("CellDataset", "predict_all"),
-    "errors": ("Quarantined", "UserError"),
-    "evaluation": (
+    "cells.dataset": (
+        "CellDataset",
         "NO_ACCURACY",
+        "predict_all",
+    ),
+    "cells.instances": ("Instances",),
+    "cells.labels": (
+        "check_labels",
+        "clean_labels",
+        "relabel",
+    ),
+    "cells.records": (
+        "ImageRecord",
+        "read_records",
+        "select",
+        "write_records",
+    ),
+    "cells.splits": (
+        "check_groups",
+        "k_folds",
+        "split_records",
+    ),
+    "config.places": ("data_path",),
+    "config.reading": ("load_config",),
+    "errors": (
+        "Quarantined",
+        "UserError",
+    ),
+    "evaluate.evaluation": (
         "class_model",
         "classes_found",
         "count_lines",
@@ -47,46 +66,88 @@ _HOME = {
         "unjudged",
         "write_summary",
     ),
-    "evaluation_submission": ("handed_in", "submit_best"),
-    "gate": ("keep_if_better",),
-    "instances": ("Instances",),
-    "judging": ("judges",),
-    "labels": ("check_labels", "clean_labels", "read_labels", "relabel", "write_labels"),
-    "duplicates": ("find_duplicates",),
-    "flags": ("exclude_flagged",),
-    "records": ("ImageRecord", "read_records", "select", "write_records"),
-    "splits": ("check_groups", "k_folds", "split_records"),
-    "report": ("write_report",),
-    "run": ("Run",),
-    "scores_classes": ("class_accuracy", "counts_by_class"),
-    "scores_comparison": ("paired_bootstrap",),
-    "scores_table": ("map_iou", "score_table", "summary"),
-    "show_charts": (
+    "evaluate.gate": ("keep_if_better",),
+    "evaluate.submission": (
+        "handed_in",
+        "submit_best",
+    ),
+    "fetch.find": (
+        "find_weights",
+        "with_weights",
+    ),
+    "formats.coco_reading": (
+        "read_coco",
+        "read_results",
+    ),
+    "formats.coco_writing": (
+        "write_coco",
+        "write_results",
+    ),
+    "formats.label_images": (
+        "read_labels",
+        "write_labels",
+    ),
+    "labelling.annotate": (
+        "choose_labels",
+        "diameter_for",
+        "with_classes",
+        "write_chosen",
+    ),
+    "microscope.duplicates": ("find_duplicates",),
+    "microscope.flags": ("exclude_flagged",),
+    "models": (
+        "get_backend",
+        "if_able",
+    ),
+    "models.judging": ("judges",),
+    "models.weights": (
+        "copy_checkpoint",
+        "read_card",
+    ),
+    "pages.report": ("write_report",),
+    "run.folder": ("Run",),
+    "scores.attribution": (
+        "attribute",
+        "gains",
+        "worst_images",
+    ),
+    "scores.classes": (
+        "class_accuracy",
+        "counts_by_class",
+    ),
+    "scores.comparison": ("paired_bootstrap",),
+    "scores.table": (
+        "map_iou",
+        "score_table",
+        "summary",
+    ),
+    "show.charts": (
         "show_confusion",
         "show_curves",
         "show_gains",
         "show_history",
         "show_scores",
     ),
-    "show_converting": (
+    "show.converting": (
         "show_channels",
         "show_conversion",
     ),
-    "show_counting": ("show_counts",),
-    "show_networks": ("show_flows",),
-    "show_overlays": (
+    "show.counting": ("show_counts",),
+    "show.networks": ("show_flows",),
+    "show.overlays": (
         "show_errors",
         "show_overlay",
         "show_worst",
     ),
-    "show_sheets": (
+    "show.sheets": (
         "show_crops",
         "show_sheet",
     ),
-    "sources": ("gather", "locate_source"),
+    "sources.ingest": (
+        "gather",
+        "locate_source",
+    ),
     "tables": ("write_frame",),
-    "model": ("find_weights", "with_weights"),
-    "weights": ("copy_checkpoint", "read_card"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -1,8 +1,8 @@
-"""`python -m cellkit`: the command line, see `cellkit.commands_main`."""
+"""`python -m cellkit`: the command line, see `cellkit.commands.main`."""
 
 import sys
 
-from cellkit.commands_main import main
+from cellkit.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,6 +14,8 @@ from typing import Any
 
 from cellkit.errors import of_place
 
+PACKAGE = Path(__file__).parent
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.errors import UserError
-from cellkit.files import read_json, sha256_each, sha256_file, sha256_listing, write_json
+from cellkit.files import PACKAGE, read_json, sha256_each, sha256_file, sha256_listing, sha256_tree, write_json
 from cellkit.log import LOG
 
 MANIFEST = "manifest.json"
@@ -218,6 +218,12 @@ def settings_sha256(run_dir: Path, stages: Iterable[str]) -> str:
 def sha256_json(value: Any) -> str:
     """Return the sha256 of plain values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def package_sha256() -> str:
+    """Return the hash of every file of this package: code, templates, starter weights."""
+    names = [name for name in files_below(PACKAGE) if "__pycache__" not in name and not name.endswith(".pyc")]
+    return sha256_json({name: sha256_tree(PACKAGE / name) for name in names})
 
 
 def stamp(seconds: float) -> str:

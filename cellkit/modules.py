@@ -1,33 +1,51 @@
-"""Modules that are found by listing: one file for each data set, each reader, each format and each competition.
+"""Modules that are found by listing their folder: a new data set, format, model or the like is one new file.
 
-A file ``cellkit/<kind>_<name>.py`` is the whole of a data set (``source_``), the reader of a microscope's format
-(``reader_``), a format of labels (``format_``), a competition (``kaggle_``), a convention of scoring (``scores_``) or a command
-(``command_``); no table names it. Files of one's own may lie
-elsewhere: in the folders of the environment variable ``CELLKIT_MODULES``, parted as in ``PATH``.
+A module is of a kind by what it states at its top level, and no table names it; other files of the folder are helpers. Files
+of one's own may lie elsewhere: the environment variable ``CELLKIT_MODULES`` names folders, parted as in ``PATH``, that hold
+``sources/``, ``formats/``, ``models/`` and so on as the package does.
 """
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cellkit
 from cellkit.errors import UserError, nearest
 
+# Kind -> the folder, and what a module of the kind states (one of these).
+KINDS = {
+    "source": ("sources", ("read",)),
+    "reader": ("microscope", ("READER",)),
+    "format": ("formats", ("TITLE", "ENDINGS")),
+    "competition": ("formats.competitions", ("COLUMNS",)),
+    "convention": ("scores", ("WHY",)),
+    "backend": ("models", ("TITLE",)),
+    "command": ("commands", ("ABOUT",)),
+}
 
-def names_of(kind: str) -> tuple[str, ...]:
-    """Return the names of all modules of a kind, sorted; none of them is imported.
+
+def paths_of(kind: str) -> dict[str, Path]:
+    """Return the files of all modules of a kind by name, sorted; none of them is imported.
 
     Examples
     --------
-    >>> "dsb2018" in names_of("source")
-    True
+    >>> "dsb2018" in paths_of("source"), "listing" in paths_of("source")
+    (True, False)
     """
-    found = {module.name for module in pkgutil.iter_modules(cellkit.__path__)}
-    return tuple(sorted(name.removeprefix(f"{kind}_") for name in found if name.startswith(f"{kind}_")))
+    folder, marks = KINDS[kind]
+    found = {name: path for name, path in _files(folder) if _states(path, path.stat().st_mtime_ns, marks)}
+    return dict(sorted(found.items()))
+
+
+def names_of(kind: str) -> tuple[str, ...]:
+    """Return the names of all modules of a kind, sorted; none of them is imported."""
+    return tuple(paths_of(kind))
 
 
 def load(kind: str, name: str) -> ModuleType:
@@ -41,7 +59,7 @@ def load(kind: str, name: str) -> ModuleType:
     names = names_of(kind)
     if name not in names:
         raise UserError(f"no {kind} '{name}'{nearest(name, names)}", f"choose from {', '.join(names)}")
-    return import_module(f"cellkit.{kind}_{name}")
+    return import_module(f"cellkit.{KINDS[kind][0]}.{name}")
 
 
 def load_all(kind: str) -> dict[str, ModuleType]:
@@ -53,3 +71,16 @@ def load_all(kind: str) -> dict[str, ModuleType]:
 def optional(module: ModuleType, name: str) -> Callable[..., Any] | None:
     """Return what a module may have and need not, else None."""
     return getattr(module, name, None)
+
+
+def _files(folder: str) -> Iterator[tuple[str, Path]]:
+    for module in pkgutil.iter_modules(import_module(f"cellkit.{folder}").__path__):
+        place = Path(module.module_finder.path, module.name)
+        yield module.name, place / "__init__.py" if module.ispkg else place.with_suffix(".py")
+
+
+@cache
+def _states(path: Path, changed_ns: int, marks: tuple[str, ...]) -> bool:
+    text = path.read_text(encoding="utf-8")
+    stated = (rf'^(?:def {mark}\(|{mark}\b[^=\n]*=|__all__ = .*"{mark}")' for mark in marks)
+    return any(re.search(statement, text, re.MULTILINE) for statement in stated)

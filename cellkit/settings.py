@@ -30,7 +30,7 @@ Number = Annotated[float, BeforeValidator(_as_number)]
 
 
 def weights_field(default: str, description: str, *backends: str) -> Any:
-    """Return a field that names weights; a training is given their path, see `cellkit.model.with_weights`.
+    """Return a field that names weights; a training is given their path, see `cellkit.fetch.find.with_weights`.
 
     Parameters
     ----------

@@ -84,8 +84,8 @@ def scores() -> str:
 
 def settings() -> str:
     """Return a table of keys for the top of a configuration, and one for every section."""
-    from cellkit.config import as_yaml
-    from cellkit.config_reading import accepted, known_keys
+    from cellkit.config.reading import known_keys
+    from cellkit.settings import accepted, as_yaml
 
     tables: dict[str, list[str]] = {"": []}
     about = {"": "Above all sections."}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, write_text
-from cellkit.show_style import INK, QUIET, STYLE, to_png, to_svg
+from cellkit.show.style import INK, QUIET, STYLE, to_png, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cellkit.instances import Instances
-from cellkit.scalebar import draw_bar
-from cellkit.scores_iou import overlaps
-from cellkit.scores_matching import THRESHOLDS, count, hits, match_pairs
-from cellkit.show_networks import draw_flows, flow_colours
-from cellkit.show_overlays import VERDICTS, grey_of, show_overlay
-from cellkit.show_style import CLASS_COLOURS, FAINT, INK, QUIET, class_colour, class_name
+from cellkit.cells.instances import Instances
+from cellkit.scores.iou import overlaps
+from cellkit.scores.matching import THRESHOLDS, count, hits, match_pairs
+from cellkit.show.networks import draw_flows, flow_colours
+from cellkit.show.overlays import VERDICTS, grey_of, show_overlay
+from cellkit.show.scale_bar import draw_bar
+from cellkit.show.style import CLASS_COLOURS, FAINT, INK, QUIET, class_colour, class_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,8 +146,8 @@ def look_inside(checkpoint, image: np.ndarray, diameter_px: float, channels: str
     import cv2
     import torch
 
-    from cellkit.backends.shared.inputs import two_channels
-    from cellkit.backends.unet_network import load_network
+    from cellkit.models.shared.inputs import two_channels
+    from cellkit.models.unet_network import load_network
 
     network, _ = load_network(checkpoint)
     network = network.to("cpu")
@@ -290,7 +290,7 @@ def follow(flows: np.ndarray, points_yx: np.ndarray, steps: int) -> np.ndarray:
 
 def draw_tracking(figure, part: Crop, steps: int = 60) -> None:
     """Draw how flows become masks: cells, flows, the way of some pixels, and which pixels end at one place."""
-    from cellkit.backends.shared.flows import target_of
+    from cellkit.models.shared.flows import target_of
 
     axes = figure.subplots(1, 4)
     labels = part.cells.paint()

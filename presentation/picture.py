@@ -9,9 +9,10 @@ from pathlib import Path
 
 from fastcore.script import call_parse
 
-from cellkit.results import RunFiles
-from cellkit.show_overlays import show_errors, show_image, show_overlay
-from cellkit.show_style import model_name, new_figure, save_figure
+from cellkit.models.titles import model_name
+from cellkit.pages.results import RunFiles
+from cellkit.show.overlays import show_errors, show_image, show_overlay
+from cellkit.show.style import new_figure, save_figure
 
 
 @call_parse

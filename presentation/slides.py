@@ -15,26 +15,27 @@ import numpy as np
 import pandas as pd
 from deck import Deck, Slide
 
-from cellkit.attribution import gains
-from cellkit.dataset import AGREEMENT, CellDataset
+from cellkit.cells.dataset import AGREEMENT, CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import channel_names
 from cellkit.errors import UserError
-from cellkit.evaluation import CONVENTION
-from cellkit.instances import Instances
+from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.machine import here
-from cellkit.records import channel_names
-from cellkit.report_blocks import in_words, with_interval
-from cellkit.report_scores import PROCESSORS, comparisons, kept_words
-from cellkit.results import RunFiles
-from cellkit.scores_comparison import paired_bootstrap
-from cellkit.scores_matching import THRESHOLDS, match_pairs
-from cellkit.scores_table import per_image
-from cellkit.show_charts import show_curves, show_gains, show_history, show_scores
-from cellkit.show_converting import show_channels, show_conversion
-from cellkit.show_counting import show_counts
-from cellkit.show_networks import flow_colours, show_convolution
-from cellkit.show_overlays import show_errors, show_overlay, verdicts
-from cellkit.show_sheets import show_sheet
-from cellkit.show_style import SPLIT_NAMES, class_name, model_name, order_models
+from cellkit.models.titles import model_name, order_models
+from cellkit.pages.blocks import in_words, with_interval
+from cellkit.pages.results import RunFiles
+from cellkit.pages.scores import PROCESSORS, comparisons, kept_words
+from cellkit.scores.attribution import gains
+from cellkit.scores.comparison import paired_bootstrap
+from cellkit.scores.matching import THRESHOLDS, match_pairs
+from cellkit.scores.table import per_image
+from cellkit.show.charts import show_curves, show_gains, show_history, show_scores
+from cellkit.show.converting import show_channels, show_conversion
+from cellkit.show.counting import show_counts
+from cellkit.show.networks import flow_colours, show_convolution
+from cellkit.show.overlays import show_errors, show_overlay, verdicts
+from cellkit.show.sheets import show_sheet
+from cellkit.show.style import SPLIT_NAMES, class_name
 
 
 def make_slides(run_dir: str | Path) -> Deck:
@@ -169,7 +170,7 @@ def outlined(ax, image: np.ndarray, cells: Instances, fill: float = 0.0) -> None
 
 def flowing(ax, cells: Instances) -> None:
     """Draw the flows of cells as colours."""
-    from cellkit.backends.shared.flows import target_of
+    from cellkit.models.shared.flows import target_of
 
     flow_y, flow_x, _ = target_of(cells.paint())
     ax.imshow(flow_colours(flow_y, flow_x))

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit import weights
-from cellkit.backends import cellpose_unet as unet
-from cellkit.backends.shared.diameter import diameter_of
-from cellkit.backends.shared.flows import FlowLoss, prepare
-from cellkit.backends.unet_network import load_start
-from cellkit.instances import Instances
+from cellkit.cells.instances import Instances
 from cellkit.log import show_log
-from cellkit.loop import progress
-from cellkit.synthetic import draw_field
-from cellkit.synthetic_camera import expose
-from cellkit.synthetic_style import random_style
-from cellkit.training import Plan, fit
+from cellkit.models import cellpose_unet as unet
+from cellkit.models import weights
+from cellkit.models.shared.diameter import diameter_of
+from cellkit.models.shared.flows import FlowLoss, prepare
+from cellkit.models.training import Plan, fit
+from cellkit.models.unet_network import load_start
+from cellkit.parallel import progress
+from cellkit.sources.drawn.camera import expose
+from cellkit.sources.drawn.field import draw_field
+from cellkit.sources.drawn.style import random_style
 
 CROP_PX, BATCH, SEED = 160, 8, 0
 FLOW_THRESHOLD = 0.0  # no check: a briefly trained network's flows are rough, and 0.4 throws good cells away
@@ -86,8 +86,8 @@ class Score:
 
     def __call__(self) -> float:
         """Return the mean; print that of each half: real, drawn."""
-        from cellkit.scores_iou import overlaps
-        from cellkit.scores_kaggle import kaggle
+        from cellkit.scores.iou import overlaps
+        from cellkit.scores.kaggle import kaggle
 
         values = []
         for image, truth in self.pairs:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cellkit.config_reading import published_schema
+from cellkit.config.reading import published_schema
 
 PATH = Path(__file__).parents[1] / "configs" / "schema.json"
 

@@ -42,13 +42,13 @@ def eight_bit(plane: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """Six drawn images of two lines, (128, 128, 3) uint8, with truth and classes: three train, two val, one test."""
-    from cellkit.dataset import CellDataset
-    from cellkit.instances import Instances
-    from cellkit.png import write_png
-    from cellkit.records import ImageRecord
-    from cellkit.synthetic import draw_field
-    from cellkit.synthetic_camera import expose
-    from cellkit.synthetic_style import FieldStyle
+    from cellkit.cells.dataset import CellDataset
+    from cellkit.cells.instances import Instances
+    from cellkit.cells.records import ImageRecord
+    from cellkit.microscope.png import write_png
+    from cellkit.sources.drawn.camera import expose
+    from cellkit.sources.drawn.field import draw_field
+    from cellkit.sources.drawn.style import FieldStyle
 
     root = tmp_path_factory.mktemp("drawn")
     records, instances = [], []
@@ -67,7 +67,7 @@ def drawn(tmp_path_factory):
 @pytest.fixture
 def said(capfd):
     """Call the command line; return (exit code, stdout, stderr)."""
-    from cellkit.commands_main import main
+    from cellkit.commands.main import main
 
     def call(*arguments):
         code = main([str(argument) for argument in arguments])

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from cellkit import backends
-from cellkit.backends import backend_names, get_backend, if_able, title_of
-from cellkit.coco import write_coco
-from cellkit.config import ConvertConfig
-from cellkit.config_reading import load_config
+from cellkit import models
+from cellkit.cells.records import write_records
+from cellkit.config.reading import load_config
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
-from cellkit.records import write_records
-from cellkit.run import Run
+from cellkit.formats.coco_writing import write_coco
+from cellkit.models import backend_names, get_backend, if_able, title_of
+from cellkit.run.folder import Run
 
 REPO = Path(__file__).parent.parent
 STEPS = {"steps": 1, "eval_every": 1, "batch_size": 1, "crop_px": 64, "val_images": 1}
@@ -38,7 +38,7 @@ def mine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (folder / "mine.py").write_text(re.sub(r"^   ", "", example, flags=re.M), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(backends, "__path__", [*backends.__path__, str(folder)])
+        patched.setattr(models, "__path__", [*models.__path__, str(folder)])
         yield folder
 
 
@@ -132,14 +132,14 @@ def test_a_file_is_a_backend_and_no_other_file_names_it(mine, config):
 
 
 def test_no_backend_imports_another_or_torch_before_it_has_to():
-    folder = REPO / "cellkit/backends"
+    folder = REPO / "cellkit/models"
     for name in backend_names():
         path = folder / f"{name}.py"
         if not path.is_file():
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not {f"cellkit.backends.{other}" for other in backend_names()} & named
+        assert not {f"cellkit.models.{other}" for other in backend_names()} & named
         assert not {"cellkit.model", "cellkit.submission", "cellkit.config"} & named, "a path is given, never a name"
         first = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
         first |= {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}

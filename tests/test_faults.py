@@ -22,14 +22,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cellkit.config import ChannelsConfig, ConvertConfig
-from cellkit.conversion import Conversion
-from cellkit.convert import convert_file
+from cellkit.config.sections import ChannelsConfig, ConvertConfig
 from cellkit.errors import UserError
-from cellkit.labels import read_labels, write_labels
+from cellkit.formats.label_images import read_labels, write_labels
+from cellkit.microscope.conversion import Conversion
+from cellkit.microscope.convert import convert_file
+from cellkit.microscope.open import inspect_file
 from cellkit.modules import load
-from cellkit.open import inspect_file
-from cellkit.sources import gather
+from cellkit.sources.ingest import gather
 
 TESTS = Path(__file__).parent
 RNG = np.random.default_rng(0)
@@ -278,12 +278,12 @@ def test_row_06_memory_is_asked_for_before_a_giant_is_read(set_aside, said, tmp_
 def test_row_06_memory_is_asked_for_at_the_scale_of_the_network(said, tmp_path, monkeypatch):
     """Cells of 4 px are enlarged to 30 px: the file is small, the work is not."""
     from cellkit import machine
-    from cellkit.backends import cellpose_unet, get_backend
-    from cellkit.config import Config
-    from cellkit.dataset import CellDataset, predict_all
-    from cellkit.instances import Instances
-    from cellkit.model import find_weights, with_weights
-    from cellkit.records import ImageRecord
+    from cellkit.cells.dataset import CellDataset, predict_all
+    from cellkit.cells.instances import Instances
+    from cellkit.cells.records import ImageRecord
+    from cellkit.config.sections import Config
+    from cellkit.fetch.find import find_weights, with_weights
+    from cellkit.models import cellpose_unet, get_backend
 
     record = ImageRecord("wide", "wide.png", 700, 700)
     save(tmp_path / "wide.png", np.zeros((700, 700, 3), np.uint8))
@@ -381,7 +381,7 @@ def test_row_13_resampled_labels(tmp_path):
 
 
 def test_row_20_images_without_cells_stay_and_few_cells_are_a_choice(tmp_path):
-    from cellkit.dataset import CellDataset
+    from cellkit.cells.dataset import CellDataset
 
     for name, labels in (("none", CELLS * 0), ("one", (CELLS == 1).astype(np.int32)), ("three", CELLS)):
         save(tmp_path / "in" / f"{name}.png")
@@ -483,7 +483,7 @@ def test_row_46_names_that_are_formulas(said, tmp_path):
 
 # ---- places --------------------------------------------------------------------------------------------------------
 def test_row_51_the_output_folder_vanishes_half_way(said, tmp_path, monkeypatch):
-    from cellkit import batch
+    from cellkit.microscope import batch
 
     for k in range(3):
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -559,8 +559,8 @@ def test_row_51_a_limit_met_by_real_files_and_by_standard_output(tmp_path):
     truth = coco_file(tmp_path / "t.json", CELL)
     code = """
         import resource, sys
-        from cellkit.commands_main import main
-        from cellkit.training import save_tensors
+        from cellkit.commands.main import main
+        from cellkit.models.training import save_tensors
         import torch
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
         try:

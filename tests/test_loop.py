@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cellkit.loop
+import cellkit.parallel
 from cellkit.errors import Quarantined, UserError
-from cellkit.loop import StopAll, map_items, progress
+from cellkit.parallel import StopAll, map_items, progress
 
 
 def halve(number: int) -> int:
@@ -121,9 +121,9 @@ class TestProgress:
         assert out == err == ""
 
     def test_tells_how_far_it_is_on_stderr(self, capfd, monkeypatch):
-        monkeypatch.setattr(cellkit.loop, "LOG_EVERY_S", 0.0)
+        monkeypatch.setattr(cellkit.parallel, "LOG_EVERY_S", 0.0)
         clock = iter(range(100))
-        monkeypatch.setattr(cellkit.loop.time, "monotonic", lambda: float(next(clock)))
+        monkeypatch.setattr(cellkit.parallel.time, "monotonic", lambda: float(next(clock)))
         assert list(progress(iter("abc"), "spell", total=3)) == ["a", "b", "c"]
         out, err = capfd.readouterr()
         assert out == ""
@@ -134,7 +134,7 @@ class TestProgress:
         ]
 
     def test_of_an_unknown_number(self, capfd, monkeypatch):
-        monkeypatch.setattr(cellkit.loop, "LOG_EVERY_S", 0.0)
+        monkeypatch.setattr(cellkit.parallel, "LOG_EVERY_S", 0.0)
         assert list(progress(iter("ab"), "spell")) == ["a", "b"]
         assert capfd.readouterr().err.splitlines() == ["spell: 0", "spell: 1"]
 
@@ -148,7 +148,7 @@ class TestProgress:
         code = """
             import sys, types
             sys.modules["ipykernel"] = types.ModuleType("ipykernel")
-            from cellkit.loop import in_jupyter
+            from cellkit.machine import in_jupyter
             print(in_jupyter())
         """
         for headless, shown in (({}, "True"), ({"CELLKIT_HEADLESS": "1"}, "False")):

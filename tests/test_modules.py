@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from cellkit.errors import UserError
-from cellkit.labels import write_labels
+from cellkit.formats.label_images import write_labels
+from cellkit.microscope.png import write_png
 from cellkit.modules import load, names_of
-from cellkit.png import write_png
 
 ROOT = Path(__file__).parents[1]
 SOURCE = """
 from functools import partial
 
-from cellkit.listing import SourceImage, finished, load_picture
+from cellkit.sources.assign_splits import assign_splits
+from cellkit.sources.listing import SourceImage
+from cellkit.sources.loading import load_picture
 
 
 def detect(root):
@@ -35,13 +37,13 @@ def read(root, config):
         SourceImage(path.stem, "HEK", "", "train", path.name, partial(load_picture, root, path, config), files=(path,))
         for path in paths
     ]
-    yield from finished(items, config)
+    yield from assign_splits(items, config)
 """
 FORMAT = """
 import numpy as np
 
-from cellkit.formats_any import ImageCells
-from cellkit.instances import Instances, lost_pixels
+from cellkit.formats.any import ImageCells
+from cellkit.cells.instances import Instances, lost_pixels
 
 ENDINGS = (".dots",)
 WRITES = {"dots": ".dots"}
@@ -71,8 +73,10 @@ def cellkit(tmp_path):
     """Run cellkit where a data set, a format and a competition lie in a folder of one's own."""
     folder = tmp_path / "own"
     folder.mkdir()
-    for name, text in (("source_stripes", SOURCE), ("format_dots", FORMAT), ("kaggle_mine", PROFILE)):
-        (folder / f"{name}.py").write_text(text)
+    files = {"sources/stripes.py": SOURCE, "formats/dots.py": FORMAT, "formats/competitions/mine.py": PROFILE}
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
     env = os.environ | {"CELLKIT_MODULES": str(folder), "PYTHONPATH": str(ROOT)}
 
     def run(*arguments):

@@ -159,7 +159,7 @@ def test_one_version_everywhere():
 
 def test_declared_is_what_is_imported():
     """A dependency that nothing imports goes; what is imported is declared, not left to another package to bring."""
-    from cellkit.open import READERS
+    from cellkit.microscope.open import READERS
 
     files = [path for folder in ("cellkit", "presentation") for path in sorted((ROOT / folder).rglob("*.py"))]
     own = {path.stem for path in files if "presentation" in path.parts} | {"cellkit"}
@@ -281,7 +281,7 @@ def manual():
 
 
 def test_generated_pages_name_every_setting_and_module():
-    from cellkit.config_reading import known_keys
+    from cellkit.config.reading import known_keys
 
     settings = manual().settings()
     tables = {key for key, field in known_keys().items() if "properties" in field}
@@ -316,7 +316,7 @@ def test_imports_shown_on_a_page_work(page):
 
 
 def test_exit_codes_of_the_manual_are_those_of_the_command():
-    from cellkit.commands_shared import DONE, FAILED, INTERRUPTED, REFUSED, SKIPPED
+    from cellkit.commands.shared import DONE, FAILED, INTERRUPTED, REFUSED, SKIPPED
 
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     assert list(map(int, re.findall(r"^\| (\d+) \|", page, re.MULTILINE))) == [
@@ -330,7 +330,7 @@ def test_exit_codes_of_the_manual_are_those_of_the_command():
 
 @pytest.mark.parametrize("name", ["README.md", "docs/your-images.md"])
 def test_example_config_is_accepted(name, tmp_path):
-    from cellkit.config_reading import load_config
+    from cellkit.config.reading import load_config
 
     (example,) = fenced((ROOT / name).read_text(encoding="utf-8"), "yaml")
     path = tmp_path / "my_cells.yaml"
@@ -342,8 +342,8 @@ def test_example_config_is_accepted(name, tmp_path):
 def test_example_layout_of_the_readme_is_read(tmp_path):
     from tifffile import imwrite
 
-    from cellkit.config_reading import load_config
-    from cellkit.sources import gather
+    from cellkit.config.reading import load_config
+    from cellkit.sources.ingest import gather
 
     (example,) = fenced(README, "yaml")
     (tmp_path / "my_cells.yaml").write_text(example.replace("DAPI", "0").replace("GFP", "1"))
@@ -491,7 +491,7 @@ def test_no_large_file_is_committed():
 
 
 def test_starter_weights_are_small_and_what_their_card_says():
-    from cellkit.weights import read_card
+    from cellkit.models.weights import read_card
 
     paths = sorted((ROOT / "cellkit" / "starter").glob("*.safetensors"))
     assert [path.stem for path in paths] == ["starter"]
@@ -506,7 +506,7 @@ def source_of(cell: dict) -> str:
 
 
 def test_the_six_notebooks_are_there():
-    from cellkit.config import STAGES
+    from cellkit.config.sections import STAGES
 
     assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == sorted(STAGES)
 

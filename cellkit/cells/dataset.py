@@ -1,0 +1,231 @@
+"""Images with their cells, from whatever they were read: records, instances, class names, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.leftout import LeftOut, say_small
+from cellkit.cells.records import ImageRecord, is_scored, read_records
+from cellkit.errors import UserError
+from cellkit.log import LOG
+
+MARKED = ("corrected", "proposed")  # what other files than labels.json say; there the truth is marked too
+MAKERS = ("truth", *MARKED)
+AGREEMENT = "agreement with proposals, no accuracy"
+
+
+def maker_of(mark: Any) -> str:
+    """Return who made cells, as a file of another tool may say: "corrected", "proposed", or "" for anything else."""
+    return mark if isinstance(mark, str) and mark in MARKED else ""
+
+
+def read_image(record: ImageRecord, root: str | Path) -> np.ndarray:
+    """Read the picture of a record, whose path counts from `root`: (H, W, 3) uint8.
+
+    Raises
+    ------
+    UserError
+        It is not there, damaged, or not what its record says.
+    """
+    from PIL import Image
+
+    path = Path(root) / record.path
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            image = np.array(picture.convert("RGB") if picture.mode == "L" else picture)
+    except Exception as error:  # Pillow raises many kinds on a damaged file
+        raise UserError(f"{path} cannot be read: {error}", "run 01_convert again; it writes the file") from error
+    if image.shape != (record.height_px, record.width_px, 3) or image.dtype != np.uint8:
+        raise UserError(
+            f"{path} is {image.shape} {image.dtype}", f"its record says {record.height_px} x {record.width_px} RGB"
+        )
+    return image
+
+
+@dataclass(frozen=True)
+class CellDataset:
+    """Images with their cells: a set to train on, a truth, or what a model found. Pictures are read when they are used.
+
+    Parameters
+    ----------
+    records : list of ImageRecord
+    instances : list of Instances
+        One per record; without `crowd` regions.
+    classes : tuple of str
+        Class k is ``classes[k - 1]``; empty when the cells have none.
+    root : Path
+        The folder that the records' paths start from.
+    ids : list of int or str
+        The images' ids in COCO files: one numbering for the whole run, or as a file from elsewhere has them. Empty where
+        the images have none.
+    made_by : list of str
+        Who made the cells of each image: "truth", "corrected", "proposed" (a model; nothing is scored against it), or ""
+        where it is not known. Empty when it is known of none.
+    crowd : list of Instances
+        Regions that are no single object (``iscrowd`` of COCO), one entry per record; empty where there are none.
+    categories : dict
+        Category id in the COCO file -> class id; 0 is unknown.
+    path : Path, optional
+        The file or folder that the cells were read from.
+    run : Path, optional
+        The run folder, for a file that a run wrote.
+    of_model : bool
+        Predictions of a run: the images are those its models were to predict, no others.
+    notes : tuple of str
+        What was read otherwise than it stands in the file, one sentence each.
+    """
+
+    records: list[ImageRecord]
+    instances: list[Instances]
+    classes: tuple[str, ...] = ()
+    root: Path = Path()
+    ids: list[int | str] = field(default_factory=list)
+    made_by: list[str] = field(default_factory=list)
+    crowd: list[Instances] = field(default_factory=list)
+    categories: dict[int | str, int] = field(default_factory=dict)
+    path: Path | None = None
+    run: Path | None = None
+    of_model: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.made_by:
+            object.__setattr__(self, "made_by", [""] * len(self.records))
+        counts = {name: len(getattr(self, name)) for name in ("records", "instances", "made_by", "ids", "crowd")}
+        counts = {name: count for name, count in counts.items() if count or name not in ("ids", "crowd")}
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise UserError(found, "give one of each per image")
+
+    @property
+    def cells(self) -> int:
+        """Number of cells in all images."""
+        return sum(map(len, self.instances))
+
+    @classmethod
+    def from_records(cls, records_path: str | Path, split: str | None = None, unused: bool = False) -> CellDataset:
+        """Open the images of a run without labels; images set aside (no split) are left out, unless `unused` is true."""
+        everything = read_records(records_path)
+        kept = [(k, r) for k, r in enumerate(everything, 1) if (r.split or unused) and split in (None, r.split)]
+        empty = [Instances.empty((r.height_px, r.width_px)) for _, r in kept]
+        return cls([r for _, r in kept], empty, (), Path(records_path).parent, [k for k, _ in kept])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Instances]:
+        """Return image (H, W, 3) uint8 and its cells."""
+        return self.image(index), self.instances[index]
+
+    def image(self, index: int) -> np.ndarray:
+        """Read one image, (H, W, 3) uint8."""
+        return read_image(self.records[index], self.root)
+
+    def images(self) -> Iterator[np.ndarray]:
+        """Read all images, one after the other."""
+        return (self.image(index) for index in range(len(self)))
+
+    def subset(self, chosen: Sequence[int] | np.ndarray) -> CellDataset:
+        """Return the images at the given positions (or where a boolean mask is true)."""
+        places = np.arange(len(self))[np.asarray(chosen, None if len(chosen) else int)].tolist()
+        per_image = ("records", "instances", "ids", "made_by", "crowd")
+        picked = {name: [values[k] for k in places] for name in per_image if (values := getattr(self, name))}
+        return replace(self, **picked)
+
+    def with_records(self, records: Sequence[ImageRecord]) -> CellDataset:
+        """Return the same images under changed records, e.g. with flags."""
+        return replace(self, records=list(records))
+
+    def with_truth(self) -> CellDataset:
+        """Return the images whose cells came with the source."""
+        return self.subset([maker == "truth" for maker in self.made_by])
+
+    def without_proposed(self) -> CellDataset:
+        """Return the images whose cells no model proposed: those that something may be scored against."""
+        return self.subset([maker != "proposed" for maker in self.made_by])
+
+    def compared_by(self, score: str) -> str:
+        """Return what a comparison with these labels is called: a score, or agreement where a model proposed them all."""
+        return score if len(self.without_proposed()) or not len(self) else AGREEMENT
+
+    def with_at_least(self, cells: int) -> CellDataset:
+        """Return the images with at least `cells` labelled cells; say which are left out, and refuse to leave out all."""
+        refuse_few(self.instances, cells)
+        left = [r.image_id for r, x in zip(self.records, self.instances, strict=True) if len(x) < cells]
+        if left:
+            LOG.info(f"left out, fewer than {cells} labelled cells: {', '.join(left)}")
+        return self.subset([len(x) >= cells for x in self.instances])
+
+    def without_small(self, min_area_px: int, key: str = "coco.min_area_px") -> CellDataset:
+        """Return all images without the cells smaller than `min_area_px`; say how many those are, and which `key` does it."""
+        say_small(self.records, self.instances, min_area_px, key, "left out")
+        return replace(self, instances=[x[x.areas_px >= min_area_px] for x in self.instances])
+
+    def thinned(self, most: int) -> CellDataset:
+        """Return at most `most` images, evenly spread over all."""
+        return self.subset(np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)))
+
+    def index(self, image_id: str) -> int:
+        """Return the position of an image."""
+        return [record.image_id for record in self.records].index(image_id)
+
+    def scored(self, split: str | None = None) -> CellDataset:
+        """Return the images (of one split) that are scored: those without a flag."""
+        return self.subset([is_scored(r) and split in (None, r.split) for r in self.records])
+
+    def select(self, split: str | None = None, cell_type: str | None = None) -> CellDataset:
+        """Return the images of one split and / or one cell type."""
+        return self.subset([split in (None, r.split) and cell_type in (None, r.cell_type) for r in self.records])
+
+
+def refuse_few(instances: Sequence[Instances], cells: int) -> None:
+    """Refuse training images of which none has `cells` labelled cells.
+
+    Raises
+    ------
+    UserError
+        With the number of cells that the best labelled one has.
+    """
+    most = max(map(len, instances), default=cells)
+    if most < cells:
+        raise UserError(
+            f"finetune.min_train_masks is {cells}, and no training image has more than {most} labelled cell(s)",
+            "label more cells, or lower finetune.min_train_masks",
+        )
+
+
+def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -> list[Instances]:
+    """Run a loaded model over every image, in order, with progress; one set of cells per image.
+
+    What the model left out is said at the end.
+
+    Raises
+    ------
+    UserError
+        An image would take more memory than is free; asked before the first is read.
+    """
+    from cellkit.machine import check_memory
+    from cellkit.parallel import progress
+
+    if hasattr(segment, "bytes_for"):
+        for record in images.records:
+            shape = (record.height_px, record.width_px)
+            check_memory(images.root / record.path, segment.bytes_for(shape), "finding the cells of")
+    left, found = LeftOut(), []
+    for record, cells in zip(images.records, progress(segment(images.images()), desc, total=len(images)), strict=True):
+        left.take(segment, record.image_id)
+        found.append(cells)
+    left.say(desc)
+    return found
+
+
+NO_ACCURACY = (
+    "no accuracy can be told: no image was labelled by a person; "
+    "agreement with the starter's own proposals is no accuracy"
+)

@@ -1,0 +1,407 @@
+"""Instances: the cells of one image as runs of pixels, each with a class and a score; and the RLE codecs.
+
+Truth and prediction are the same type (truth has score 1). Masks may overlap. Every conversion is single-pass over
+the image or over the runs: there is never one mask per cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from cellkit.cells.rle import checked_order, coco_counts, coco_runs, compress, decimal_texts, kaggle_pairs
+from cellkit.cells.runs import (
+    Shape,
+    merge_adjacent,
+    merge_adjacent_of_each,
+    overpaint,
+    ranges,
+    runs_of,
+    stable_order,
+    turned,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """N objects of one image of shape (H, W).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (H, W) in px.
+    starts, lengths : (R,) int64
+        Runs of pixels over the row-major flattened image; sorted and disjoint within an object.
+    offsets : (N + 1,) int64
+        Object i owns the runs ``offsets[i]:offsets[i + 1]``.
+    class_ids : (N,) int64
+        0 = class unknown, k = the k-th of the data set's classes.
+    scores : (N,) float64
+        In [0, 1]; truth has 1.
+    boxes_only : bool
+        Only the box of each object is known; its mask is the filled box, and no outline may be scored or learned from it.
+    """
+
+    shape: Shape
+    starts: np.ndarray
+    lengths: np.ndarray
+    offsets: np.ndarray
+    class_ids: np.ndarray
+    scores: np.ndarray
+    boxes_only: bool = False
+
+    # ---- made from -------------------------------------------------------------------------------------------------
+    @classmethod
+    def empty(cls, shape: Shape) -> Instances:
+        """No object in an image of `shape`."""
+        return cls.from_runs(shape, [], [], [0])
+
+    @classmethod
+    def from_runs(cls, shape: Shape, starts, lengths, offsets, class_ids=None, scores=None) -> Instances:
+        """Build from runs; classes default to 0 (unknown), scores to 1."""
+        offsets = np.asarray(offsets, np.int64)
+        count = len(offsets) - 1
+        class_ids = np.zeros(count, np.int64) if class_ids is None else np.asarray(class_ids, np.int64).reshape(-1)
+        scores = np.ones(count) if scores is None else np.asarray(scores, np.float64).reshape(-1)
+        if len(class_ids) != count or len(scores) != count:
+            raise ValueError(f"{count} objects, but {len(class_ids)} class ids and {len(scores)} scores")
+        shape = (int(shape[0]), int(shape[1]))
+        return cls(shape, np.asarray(starts, np.int64), np.asarray(lengths, np.int64), offsets, class_ids, scores)
+
+    @classmethod
+    def from_labels(cls, labels: np.ndarray, class_ids=None, scores=None) -> Instances:
+        """Objects of a label image, in ascending order of label.
+
+        Parameters
+        ----------
+        labels : (H, W) int, 0 = background
+            Ids may have gaps. Negative ids are refused.
+        class_ids, scores : (N,) array, optional
+            In the same order.
+
+        Examples
+        --------
+        >>> Instances.from_labels(np.array([[0, 2], [7, 2]])).areas_px
+        array([2, 1])
+        """
+        if labels.ndim != 2 or labels.dtype.kind not in "iub":
+            raise ValueError(f"a label image is (H, W) integer, this is {labels.shape} {labels.dtype}")
+        starts, lengths, values = runs_of(labels)
+        if values.size and values.min() < 0:
+            raise ValueError(f"labels are 0 (background) or positive, found {values.min()}")
+        order = stable_order(values)
+        values = values[order]
+        firsts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if values.size else np.zeros(0, np.int64)
+        offsets = np.r_[firsts, values.size]
+        return cls.from_runs(labels.shape, starts[order], lengths[order], offsets, class_ids, scores)
+
+    @classmethod
+    def from_masks(cls, masks: Iterable[np.ndarray], shape: Shape, class_ids=None, scores=None) -> Instances:
+        """Objects of boolean masks (each (H, W) = `shape`); the masks are consumed one by one and may overlap."""
+        starts, lengths, counts = [], [], []
+        for mask in masks:
+            if mask.shape != tuple(shape):
+                raise ValueError(f"mask of shape {mask.shape} in an image of shape {tuple(shape)}")
+            begin, length, _ = runs_of(np.asarray(mask, bool))
+            starts.append(begin)
+            lengths.append(length)
+            counts.append(len(begin))
+        return cls._joined(shape, starts, lengths, counts, class_ids, scores)
+
+    @classmethod
+    def from_boxed_masks(cls, masks: Iterable, boxes_xy, shape: Shape, class_ids=None, scores=None) -> Instances:
+        """Objects of small boolean masks placed with their upper left corner at integer (x, y); clipped to the image.
+
+        Parameters
+        ----------
+        masks : iterable of (h, w) bool
+        boxes_xy : (N, 2) int
+            Column and row of each mask's first pixel; may be negative.
+        """
+        height, width = shape
+        starts, lengths, counts = [], [], []
+        for mask, (x, y) in zip(masks, np.asarray(boxes_xy, np.int64).reshape(-1, 2).tolist(), strict=True):
+            part = mask[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
+            padded = np.zeros((part.shape[0], part.shape[1] + 1), bool)  # the extra column keeps runs within a row
+            padded[:, :-1] = part
+            begin, length, _ = runs_of(padded)
+            row, column = np.divmod(begin, padded.shape[1])
+            begin = (row + max(0, y)) * width + column + max(0, x)
+            begin, length = merge_adjacent(begin, length)
+            starts.append(begin)
+            lengths.append(length)
+            counts.append(len(begin))
+        return cls._joined(shape, starts, lengths, counts, class_ids, scores)
+
+    @classmethod
+    def from_boxes(cls, boxes_xywh, shape: Shape, class_ids=None, scores=None) -> Instances:
+        """Objects of which only the box is known: column, row, width, height in px, inside the image.
+
+        Examples
+        --------
+        >>> found = Instances.from_boxes([[1, 0, 2, 3]], (3, 4))
+        >>> found.areas_px, found.boxes_xywh, found.boxes_only
+        (array([6]), array([[1, 0, 2, 3]]), True)
+        """
+        boxes = np.asarray(boxes_xywh, np.int64).reshape(-1, 4)
+        x, y, width, height = boxes.T
+        if (boxes < 0).any() or (x + width > shape[1]).any() or (y + height > shape[0]).any():
+            raise ValueError(f"a box leaves its image of {shape[0]} x {shape[1]} px")
+        height = np.where(width > 0, height, 0)
+        rows = ranges(y, height)
+        starts, lengths = rows * int(shape[1]) + np.repeat(x, height), np.repeat(width, height)
+        offsets = np.r_[0, np.cumsum(height)]
+        found = cls.from_runs(shape, starts, lengths, offsets, class_ids, scores)
+        return replace(
+            cls.from_runs(
+                shape, *merge_adjacent_of_each(found.starts, found.lengths, found.offsets), class_ids, scores
+            ),
+            boxes_only=True,
+        )
+
+    @classmethod
+    def _joined(cls, shape, starts, lengths, counts, class_ids, scores) -> Instances:
+        join = lambda parts: np.concatenate(parts) if parts else np.zeros(0, np.int64)  # noqa: E731
+        return cls.from_runs(
+            shape, join(starts), join(lengths), np.r_[0, np.cumsum(counts, dtype=np.int64)], class_ids, scores
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Instances]) -> Instances:
+        """All objects of several Instances of the same image, in order."""
+        shapes = {part.shape for part in parts}
+        if len(shapes) != 1:
+            raise ValueError(f"one image has one shape, these parts have {sorted(shapes)}")
+        lengths = [np.diff(part.offsets) for part in parts]
+        joined = cls.from_runs(
+            shapes.pop(),
+            np.concatenate([part.starts for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.r_[0, np.cumsum(np.concatenate(lengths))],
+            np.concatenate([part.class_ids for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+        )
+        return replace(joined, boxes_only=any(part.boxes_only for part in parts))
+
+    # ---- what it holds ---------------------------------------------------------------------------------------------
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        return f"Instances({len(self)} objects in {self.shape[0]} x {self.shape[1]} px)"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Instances):
+            return NotImplemented
+        names = ("starts", "lengths", "offsets", "class_ids", "scores")
+        same = self.shape == other.shape and self.boxes_only == other.boxes_only
+        return same and all(np.array_equal(getattr(self, n), getattr(other, n)) for n in names)
+
+    __hash__ = None
+
+    def __getitem__(self, index) -> Instances:
+        """Select objects: an integer, a slice, a boolean mask (N,) or an array of positions."""
+        chosen = np.atleast_1d(np.arange(len(self))[index])
+        counts = np.diff(self.offsets)[chosen]
+        runs = ranges(self.offsets[chosen], counts)
+        return replace(
+            self,
+            starts=self.starts[runs],
+            lengths=self.lengths[runs],
+            offsets=np.r_[0, np.cumsum(counts)],
+            class_ids=self.class_ids[chosen],
+            scores=self.scores[chosen],
+        )
+
+    @cached_property
+    def owner_of_run(self) -> np.ndarray:
+        """(R,) int64: which object each run belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @cached_property
+    def areas_px(self) -> np.ndarray:
+        """(N,) int64: pixels of each object."""
+        total = np.r_[0, np.cumsum(self.lengths)]
+        return total[self.offsets[1:]] - total[self.offsets[:-1]]
+
+    @cached_property
+    def boxes_xywh(self) -> np.ndarray:
+        """(N, 4) int64: column, row, width, height in px; a one-pixel object is 1 x 1, an object of no pixel 0 x 0."""
+        width = self.shape[1]
+        boxes = np.zeros((len(self), 4), np.int64)
+        some = np.flatnonzero(np.diff(self.offsets))
+        if not some.size:
+            return boxes
+        first, last = self.starts, self.starts + self.lengths - 1
+        top, bottom = first // width, last // width
+        left = np.where(top == bottom, first - top * width, 0)  # a run that wraps covers both edges
+        right = np.where(top == bottom, last - bottom * width, width - 1)
+        begins = self.offsets[some]
+        x0, x1 = np.minimum.reduceat(left, begins), np.maximum.reduceat(right, begins)
+        y0, y1 = np.minimum.reduceat(top, begins), np.maximum.reduceat(bottom, begins)
+        boxes[some] = np.stack([x0, y0, x1 - x0 + 1, y1 - y0 + 1], axis=1)
+        return boxes
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) bool: the pixels of one object; a negative index counts from the end."""
+        index = range(len(self))[index]
+        flat = np.zeros(self.shape[0] * self.shape[1], bool)
+        runs = slice(self.offsets[index], self.offsets[index + 1])
+        flat[ranges(self.starts[runs], self.lengths[runs])] = True
+        return flat.reshape(self.shape)
+
+    def paint(self, values: np.ndarray | None = None) -> np.ndarray:
+        """Paint a label image; the higher score wins a contested pixel, the earlier object a tie.
+
+        Parameters
+        ----------
+        values : (N,) int, optional
+            What to paint; default 1..N.
+
+        Returns
+        -------
+        (H, W) int32, 0 = background
+        """
+        values = np.arange(1, len(self) + 1) if values is None else np.asarray(values)
+        size = self.shape[0] * self.shape[1]
+        if self.overlapping:
+            rank = np.empty(len(self), np.int64)  # lowest score first, later object first: what is painted last stays
+            rank[np.lexsort((-np.arange(len(self)), self.scores))] = np.arange(len(self))
+            runs = np.argsort(rank[self.owner_of_run], kind="stable")
+            flat = np.zeros(size, np.int32)
+            overpaint(flat, self.starts[runs], self.lengths[runs], values[self.owner_of_run[runs]])
+            return flat.reshape(self.shape)
+        runs = self.by_start
+        starts, lengths = self.starts[runs], self.lengths[runs]
+        counts, colours = np.empty(2 * len(runs) + 1, np.int64), np.zeros(2 * len(runs) + 1, np.int32)
+        counts[1::2], colours[1::2] = lengths, values[self.owner_of_run[runs]]
+        counts[::2] = np.r_[starts, size] - np.r_[0, starts + lengths]
+        return np.repeat(colours, counts).reshape(self.shape)
+
+    @cached_property
+    def by_start(self) -> np.ndarray:
+        """(R,) int64: the order of all runs by their first pixel."""
+        return np.argsort(self.starts, kind="stable")
+
+    @cached_property
+    def overlapping(self) -> bool:
+        """Whether any pixel belongs to more than one object."""
+        starts = self.starts[self.by_start]
+        return bool(np.any((starts + self.lengths[self.by_start])[:-1] > starts[1:]))
+
+    def with_classes(self, class_ids) -> Instances:
+        """Return the same objects with other class ids ((N,) or one for all)."""
+        return replace(self, class_ids=np.broadcast_to(np.asarray(class_ids, np.int64), (len(self),)).copy())
+
+    def with_scores(self, scores) -> Instances:
+        """Return the same objects with other scores ((N,) or one for all)."""
+        return replace(self, scores=np.broadcast_to(np.asarray(scores, np.float64), (len(self),)).copy())
+
+    def as_boxes(self) -> Instances:
+        """Return the filled boxes of the objects, known as boxes only."""
+        return Instances.from_boxes(self.boxes_xywh, self.shape, self.class_ids, self.scores)
+
+    def column_major(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return starts, lengths, offsets of the runs over the column-major flattened image."""
+        return turned(self.starts, self.lengths, self.offsets, self.shape[1], self.shape[0])
+
+    # ---- codecs ----------------------------------------------------------------------------------------------------
+    def to_coco_rle(self, compressed: bool = True) -> list[dict]:
+        """COCO run lengths: column-major, starting with a run of zeros.
+
+        Parameters
+        ----------
+        compressed : bool
+            The ASCII form of pycocotools (maskApi.c rleToString) rather than the list of counts.
+
+        Examples
+        --------
+        >>> mask = np.zeros((3, 4), int); mask[0, 1] = mask[1, 1] = 1
+        >>> Instances.from_labels(mask).to_coco_rle(compressed=False)
+        [{'size': [3, 4], 'counts': [3, 2, 7]}]
+        """
+        starts, lengths, offsets = self.column_major()
+        counts, bounds = coco_counts(starts, lengths, offsets, self.shape[0] * self.shape[1])
+        size = [int(self.shape[0]), int(self.shape[1])]
+        if compressed:
+            return [{"size": list(size), "counts": text} for text in compress(counts, bounds)]
+        parts = np.split(counts, bounds[1:-1]) if len(self) else []
+        return [{"size": list(size), "counts": part.tolist()} for part in parts]
+
+    @classmethod
+    def from_coco_rle(cls, rles: Sequence[dict], shape: Shape, class_ids=None, scores=None) -> Instances:
+        """Read COCO run lengths (compressed text or lists), validated before anything is decoded.
+
+        Raises
+        ------
+        UserError
+            A size that is not `shape`, a negative count, or counts that do not sum to H * W.
+        """
+        height, width = int(shape[0]), int(shape[1])
+        counts, bounds = coco_runs(rles, (height, width))
+        ends = np.cumsum(counts) - np.repeat(np.arange(len(rles)) * (height * width), np.diff(bounds))
+        within = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
+        ones = np.flatnonzero((within & 1 == 1) & (counts > 0))
+        offsets = np.searchsorted(ones, bounds)
+        runs = turned(ends[ones] - counts[ones], counts[ones], offsets, height, width)
+        return cls.from_runs((height, width), *runs, class_ids, scores)
+
+    def to_kaggle_rle(self, order: str) -> list[str]:
+        """Kaggle text: pairs of 1-based start and length.
+
+        Parameters
+        ----------
+        order : {"row-major", "column-major"}
+            Sartorius is row-major (whatever its page says), DSB2018 column-major.
+
+        Examples
+        --------
+        >>> mask = np.zeros((3, 4), int); mask[0, 1] = mask[1, 1] = 1
+        >>> cells = Instances.from_labels(mask)
+        >>> cells.to_kaggle_rle("row-major"), cells.to_kaggle_rle("column-major")
+        (['2 1 6 1'], ['4 2'])
+        """
+        if checked_order(order) == "row-major":
+            starts, lengths, offsets = self.starts, self.lengths, self.offsets
+        else:
+            starts, lengths, offsets = self.column_major()
+        return decimal_texts(np.stack([starts + 1, lengths], axis=1).ravel(), 2 * offsets)
+
+    @classmethod
+    def from_kaggle_rle(cls, texts: Sequence[str], shape: Shape, order: str, class_ids=None, scores=None) -> Instances:
+        """Read Kaggle texts, one per object; validated before anything is decoded.
+
+        Raises
+        ------
+        UserError
+            Not integers, an odd count, a start below 1, a length below 1, runs unsorted, touching back, or past the image.
+        """
+        height, width = int(shape[0]), int(shape[1])
+        checked_order(order)
+        starts, lengths, counts = [], [], []
+        for position, text in enumerate(texts):
+            begin, length = kaggle_pairs(text, height * width, position)
+            starts.append(begin)
+            lengths.append(length)
+            counts.append(len(begin))
+        flat = cls._joined((height, width), starts, lengths, counts, class_ids, scores)
+        if order == "row-major":
+            runs = merge_adjacent_of_each(flat.starts, flat.lengths, flat.offsets)
+        else:
+            runs = turned(flat.starts, flat.lengths, flat.offsets, height, width)
+        return cls.from_runs((height, width), *runs, class_ids, scores)
+
+
+def lost_pixels(found: Instances) -> tuple[int, int]:
+    """Return how many cells lose pixels to higher scores in a label image, and how many keep none.
+
+    Examples
+    --------
+    >>> lost_pixels(Instances.from_masks([np.ones((1, 2), bool), np.array([[True, False]])], (1, 2), scores=[0.5, 0.9]))
+    (1, 0)
+    """
+    kept = np.bincount(found.paint().ravel(), minlength=len(found) + 1)[1:]
+    return int(np.count_nonzero((kept < found.areas_px) & (kept > 0))), int(np.count_nonzero(kept == 0))

@@ -1,0 +1,60 @@
+"""The command `cellkit check`."""
+
+from __future__ import annotations
+
+import argparse
+
+from cellkit.commands.shared import DONE, REFUSED, Answer, json_flag, json_text, set_flag
+from cellkit.errors import UserError
+
+ABOUT = "tell which stages of a run are out of date, and why"
+ORDER = 1
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    what = "a run folder: which stage is stale; or a configuration (YAML): all that is wrong with it and what it reads"
+    parser.add_argument("run", metavar="RUN|CONFIG", help=what)
+    more = "the configuration to judge RUN by (default: that of the last cellkit run there)"
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help=more)
+    parser.add_argument(
+        "--run", metavar="DIR", dest="into", help="with a configuration alone: the run folder, as of `run`"
+    )
+    set_flag(parser, "finetune.steps=100")
+    json_flag(parser)
+
+
+def run(given: argparse.Namespace) -> Answer:
+    """Tell which stages of a run are out of date, and why."""
+    from cellkit.config.reading import set_strings
+    from cellkit.machine import here
+    from cellkit.run.stale import check
+
+    if not given.config and (given.run.lower().endswith((".yaml", ".yml")) or here(given.run).is_file()):
+        return _check_config(given)
+    if given.into:
+        raise UserError(f"--run {given.into} beside the run folder {given.run}", "name one: cellkit check DIR CONFIG")
+    if given.overrides and not given.config:
+        raise UserError("--set without CONFIG", "name the configuration that is to be overridden")
+    states = check(given.run, given.config, set_strings(given.overrides) if given.config else None)
+    if given.json:
+        stages = [{"name": s.name, "state": s.state, "why": s.why, "note": s.note} for s in states]
+        fresh = all(state.state == "fresh" for state in states)
+        return Answer(json_text({"run": given.run, "fresh": fresh, "stages": stages}))
+    lines = []
+    for s in states:
+        lines += [f"{s.state:<8} {s.name}{f'  ({s.why})' if s.why else ''}"]
+        lines += [f"         made with {s.note}"] if s.note else []
+    return Answer("\n".join(lines))
+
+
+def _check_config(given: argparse.Namespace) -> Answer:
+    """List everything that is wrong with a configuration and what it reads, before anything is run."""
+    from cellkit.config.reading import set_strings
+    from cellkit.run.preflight import look_at
+
+    outlook = look_at(given.run, set_strings(given.overrides), given.into)
+    code = REFUSED if outlook.errors() else DONE
+    if given.json:
+        return Answer(json_text({"config": given.run, **outlook.to_json()}), code)
+    return Answer("\n".join(outlook.tell()), code)

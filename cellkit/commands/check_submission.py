@@ -1,0 +1,49 @@
+"""The command `cellkit check-submission`."""
+
+from __future__ import annotations
+
+import argparse
+
+from cellkit.commands.shared import DONE, REFUSED, SHOWN, Answer, json_flag, json_text
+from cellkit.modules import names_of
+
+ABOUT = "find all that Kaggle would refuse in a submission"
+ORDER = 9
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("file", metavar="FILE", help="the CSV")
+    parser.add_argument("--profile", required=True, metavar="P", help=" or ".join(names_of("competition")))
+    parser.add_argument(
+        "--images", metavar="DIR", help="the original test images: also check ids, bounds, order of pixels and size"
+    )
+    parser.add_argument("--sample", metavar="FILE", help="sample_submission.csv: every id of it must have a row")
+    json_flag(parser)
+
+
+def run(given: argparse.Namespace) -> Answer:
+    """Find all that Kaggle would refuse in a submission."""
+    from cellkit.formats.sides import image_shapes
+    from cellkit.formats.submission_check import check_submission, sample_ids
+
+    ids = sample_ids(given.sample, given.profile) if given.sample else None
+    problems = check_submission(given.file, given.profile, image_shapes(given.images) if given.images else None, ids)
+    code = REFUSED if problems else DONE
+    if given.json:
+        rows = [{"line": problem.line, "reason": problem.reason} for problem in problems]
+        told = {
+            "file": given.file,
+            "profile": given.profile,
+            "images": given.images,
+            "valid": not rows,
+            "problems": rows,
+        }
+        return Answer(json_text(told), code)
+    what = "bounds, pixel order and picture size" if given.sample else "ids, bounds, pixel order and picture size"
+    unchecked = "" if given.images else f" ({what} are not checked without --images)"
+    lines = [f"{given.file}: {f'{len(problems)} problem(s)' if problems else 'valid'}{unchecked}"]
+    lines += [f"  {problem}" for problem in problems[:SHOWN]]
+    return Answer(
+        "\n".join([*lines, *([f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]), code
+    )

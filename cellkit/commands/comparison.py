@@ -1,0 +1,137 @@
+"""Two sides scored, and what is said of it on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.formats.sides import first_names, match_sides, name_groups, without_proposed
+
+
+# ---- the score -----------------------------------------------------------------------------------------------------
+def score_sides(
+    truth: CellDataset,
+    found: CellDataset,
+    conventions: Sequence[str] | None = None,
+    by: str | None = None,
+    bootstrap: int | None = None,
+) -> dict[str, Any]:
+    """Score two matched sides under the named conventions; see `cellkit.scores.conventions`.
+
+    Intervals are drawn by groups: those of the truth, else those that names and folders tell (`name_groups`).
+
+    Crowd regions of the truth count for coco alone, where they absorb what lies in them.
+
+    Raises
+    ------
+    UserError
+        An unknown convention or part, or a part that no image of the truth tells.
+    """
+    from cellkit.scores.conventions import compare_conventions
+    from cellkit.scores.intervals import BOOTSTRAP
+
+    truth, found, proposed = without_proposed(truth, found)
+    truth, groups_told = name_groups(truth)
+    if by in ("cell_type", "group", "split") and not any(getattr(record, by) for record in truth.records):
+        raise UserError(f"no image of {truth.path} tells its {by}", "give a COCO file that cellkit wrote as the truth")
+    if by == "class_name" and not truth.classes:
+        raise UserError("the two sides share no class", "score by class where both sides name the same classes")
+    n = BOOTSTRAP if bootstrap is None else bootstrap
+    told = {"records": truth.records, "by": by, "classes": truth.classes, "bootstrap": n}
+    result = compare_conventions(truth.instances, found.instances, conventions=conventions, **told)
+    if any(map(len, truth.crowd)) and "coco" in result["conventions"]:
+        joined = [Instances.concatenate(pair) for pair in zip(truth.instances, truth.crowd, strict=True)]
+        crowd = [np.arange(len(all_)) >= len(own) for all_, own in zip(joined, truth.instances, strict=True)]
+        once = compare_conventions(joined, found.instances, classes=truth.classes, conventions=["coco"], crowd=crowd)
+        result["conventions"]["coco"] = once["conventions"]["coco"]
+    told = ({"not_scored": {"proposed": proposed}} if proposed else {}) | (
+        {"groups_told": groups_told} if groups_told else {}
+    )
+    return result | {"truth_cells": truth.cells, "found_cells": found.cells} | told
+
+
+def compare_models(
+    truth: CellDataset, other: CellDataset, found: CellDataset, common: bool = False, bootstrap: int | None = None
+) -> dict[str, Any]:
+    """Say whether `found` is better than `other`, by the MAP IoU of the same images (see `paired_bootstrap`).
+
+    Parameters
+    ----------
+    truth, found : CellDataset
+        Matched, see `match_sides`.
+    other : CellDataset
+        The other model's predictions.
+    common : bool
+        Compare on the images that all three have, instead of refusing the others.
+
+    Returns
+    -------
+    dict
+        other (its path), difference, interval, images, and the sentence that says it; ready for JSON.
+    """
+    from cellkit.scores.comparison import paired_bootstrap
+    from cellkit.scores.intervals import BOOTSTRAP
+    from cellkit.scores.table import score_table
+
+    shared, other = match_sides(truth, other, common)
+    kept = {record.image_id for record in shared.records}
+    places = [k for k, record in enumerate(truth.records) if record.image_id in kept]
+    judged, other, _ = without_proposed(shared, other)
+    judged, _ = name_groups(judged)
+    found = without_proposed(shared, found.subset(places))[1]
+    tables = [score_table(judged.instances, side.instances, judged.records) for side in (other, found)]
+    told = paired_bootstrap(*tables, n=BOOTSTRAP if bootstrap is None else bootstrap)
+    names = [side.path.name for side in (other, found)]
+    if names[0] == names[1]:
+        names = [str(side.path) for side in (other, found)]
+    interval = [None if np.isnan(bound) else float(bound) for bound in (told.low, told.high)]
+    difference = None if np.isnan(told.difference) else float(told.difference)
+    about = {"other": str(other.path), "difference": difference, "interval": interval, "images": told.n}
+    return about | {"groups": told.units, "better": told.better, "sentence": told.sentence(*names)}
+
+
+def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
+    """Return the scores as a table for people: each convention with the line that says why its number differs."""
+    lines = [
+        f"{truth} (truth) and {found}: {result['images']} image(s), {result['truth_cells']} true cell(s), "
+        f"{result['found_cells']} found",
+        *_intervals_of(result),
+        "",
+    ]
+    if "not_scored" in result:
+        left = result["not_scored"]["proposed"]
+        lines.insert(
+            1, f"{len(left)} more image(s) have a model's proposals as truth and are not scored: {first_names(left)}"
+        )
+    for name, told in result["conventions"].items():
+        interval = _interval(told["interval"]) if "interval" in told else ""
+        lines.append(f"{name:<13}{_shown(told['score'])}  {interval:<16} {told['why']}")
+    for by, parts in result["by"].items():
+        width = max(len(by), *(len(part) for part in parts)) if parts else len(by)
+        lines += ["", f"{by:<{width}}  MAP IoU (kaggle)"]
+        for part, told in parts.items():
+            counts = f"{told['images']} image(s), {told['truth_cells']} true, {told['found_cells']} found"
+            lines.append(f"{part:<{width}}  {_shown(told['score'])}  {_interval(told['interval']):<16} {counts}")
+    if "against" in result:
+        lines += ["", f"MAP IoU (kaggle): {result['against']['sentence']}"]
+    return "\n".join(lines)
+
+
+def _intervals_of(result: Mapping[str, Any]) -> list[str]:
+    """Return a line that says what the intervals were drawn from."""
+    told = {convention["interval_of"] for convention in result["conventions"].values() if "interval_of" in convention}
+    by = f", {result['groups_told']}" if "groups_told" in result else ""
+    return [f"intervals: 95 %, over {', '.join(sorted(told))}{by}"] if told else []
+
+
+def _shown(score: float | None) -> str:
+    return "undef." if score is None else f"{score:6.3f}"
+
+
+def _interval(bounds: Sequence[float | None]) -> str:
+    return "" if None in bounds else f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"

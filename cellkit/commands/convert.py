@@ -1,0 +1,41 @@
+"""The command `cellkit convert`."""
+
+from __future__ import annotations
+
+import argparse
+
+from cellkit.commands.shared import Answer, channel_flags, conversion_of, exit_code, list_quarantined, skips_flag
+from cellkit.errors import UserError
+
+ABOUT = "turn microscope files into pictures (nuclei blue, cytoplasm green)"
+ORDER = 3
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("images", metavar="PATH", nargs="+", help="microscope files, pictures, folders, patterns")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the PNGs and conversion.csv")
+    channel_flags(parser)
+    parser.add_argument(
+        "--percentiles-of", metavar="image|batch", help="whose percentiles: of each image (default) or all"
+    )
+    parser.add_argument("--axes", metavar="AXES", help="what the axes of files are that do not say, e.g. TYX")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="resize factor (default 1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    skips_flag(parser)
+
+
+def run(given: argparse.Namespace) -> Answer:
+    """Turn microscope files into pictures (nuclei blue, cytoplasm green)."""
+    from dataclasses import replace
+
+    from cellkit.predict.images import convert_files
+
+    if given.workers < 1:
+        raise UserError(f"--workers is {given.workers}", "give 1 or more")
+    how = replace(
+        conversion_of(given, None, scale=given.scale), axes=given.axes, percentiles_of=given.percentiles_of or "image"
+    )
+    written, quarantined = convert_files(given.images, given.out, how, given.workers)
+    list_quarantined(quarantined)
+    return Answer(f"{given.out}: {len(written)} picture(s)", exit_code(quarantined, given.allow_skips))

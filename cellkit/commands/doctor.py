@@ -1,0 +1,23 @@
+"""The command `cellkit doctor`."""
+
+from __future__ import annotations
+
+import argparse
+
+from cellkit.commands.shared import DONE, REFUSED, Answer, json_flag, json_text
+
+ABOUT = "tell what this machine can run, and what to install for the rest"
+ORDER = 11
+
+
+def run(given: argparse.Namespace) -> Answer:
+    """Tell what this machine can run, and what to install for the rest."""
+    from cellkit.commands.machine_report import examine, tell
+
+    found = examine()
+    return Answer(json_text(found) if given.json else tell(found), DONE if found["ok"] else REFUSED)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    json_flag(parser)

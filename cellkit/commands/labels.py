@@ -1,0 +1,74 @@
+"""The command `cellkit labels`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from cellkit.commands.shared import (
+    Answer,
+    checked_tool,
+    exit_code,
+    from_flag,
+    list_quarantined,
+    read_coco_of,
+    skips_flag,
+)
+from cellkit.errors import UserError
+
+ABOUT = "turn a COCO file into label images, Cellpose files or ROI zips"
+ORDER = 7
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("coco_file", metavar="COCO_FILE", help="a COCO file, or a results list")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for one file per image")
+    forms = "tif (default), png, seg (Cellpose GUI; needs --images) or roi (ImageJ ROI zip)"
+    parser.add_argument("--format", default="tif", metavar="F", help=forms)
+    parser.add_argument(
+        "--images", metavar="DIR", help="the pictures, matched by stem (default those of the run folder)"
+    )
+    parser.add_argument(
+        "--coco", metavar="FILE", help="the COCO file whose image ids a results list uses; in a run folder not needed"
+    )
+    parser.add_argument("--suffix", default="", metavar="TEXT", help="end of the names of tif and png, e.g. _cp_masks")
+    from_flag(parser, "whose COCO file it is", "--convention")
+    skips_flag(parser)
+
+
+def run(given: argparse.Namespace) -> Answer:
+    """Turn a COCO file into label images, Cellpose files or ROI zips."""
+    from cellkit.formats.any import read_side, write_folder
+    from cellkit.formats.results import is_list
+    from cellkit.microscope.folders import run_of
+
+    checked_tool(given.from_)
+    if os.path.isfile(given.coco_file) and is_list(given.coco_file):
+        of = read_side(given.coco, convention=given.from_) if given.coco else None
+        coco = read_side(given.coco_file, of=of)
+        for note in coco.notes:
+            print(f"note: {note}", file=sys.stderr)
+    elif given.coco:
+        raise UserError(f"--coco {given.coco}, but {given.coco_file} is no results list", "leave out --coco")
+    else:
+        coco = read_coco_of(given.coco_file, given.from_)
+    run = run_of(given.coco_file) if given.format == "seg" else None
+    images = given.images or (run / "images" if run is not None else None)
+    how = {"form": given.format, "images": images, "suffix": given.suffix}
+    done = write_folder(given.out, coco.records, coco.instances, coco.classes, **how, made_by=coco.made_by)
+    list_quarantined(done.quarantined)
+    proposed = coco.made_by.count("proposed")
+    if proposed:
+        where = {"seg": "the files say so", "roi": "the zips say so"}.get(
+            given.format, "labels.json beside them says so"
+        )
+        told = f"{where} until somebody changes them, and nothing is scored against them"
+        print(f"{proposed} image(s) hold what a model proposed, no truth: {told}", file=sys.stderr)
+    if done.lost:
+        print(f"{done.lost} cell(s) share pixels with others: the higher score kept them", file=sys.stderr)
+    if done.left_out:
+        print(f"{done.left_out} cell(s) without a pixel of their own are left out", file=sys.stderr)
+    kind = {"seg": "_seg.npy file(s)", "roi": "ROI zip(s)"}.get(given.format, "label image(s)")
+    return Answer(f"{given.out}: {done.files} {kind}", exit_code(done.quarantined, given.allow_skips))

@@ -1,0 +1,248 @@
+"""What this machine can run: device, memory, versions, backends, weights, data; and what to do about the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cellkit.config.sections import BACKEND_SECTIONS
+from cellkit.errors import UserError
+from cellkit.fetch.find import PACKAGED
+from cellkit.machine import memory, to_gb
+
+STARTER, FLOOR = "starter", "threshold"
+
+
+def examine(folder: str | Path = ".") -> dict[str, Any]:
+    """Look at everything; imports what the backends need, so it takes some seconds.
+
+    Parameters
+    ----------
+    folder : path
+        Where runs will be written: its free space is what counts.
+
+    Returns
+    -------
+    dict
+        Plain values, ready for JSON: ok (the default path runs: versions, default backends, starter weights, disk),
+        problems (each {"problem", "remedy"}), python, platform, cellkit, device, memory, disk, packages, backends,
+        weights, formats, data.
+    """
+    packages, backends, weights = check_packages(), check_backends(), check_weights()
+    found: dict[str, Any] = {
+        "ok": True,
+        "problems": [],
+        "cellkit": _version("cellkit"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": check_device(),
+        "memory": memory(),
+        "disk": check_disk(folder),
+        "packages": packages,
+        "backends": backends,
+        "weights": weights,
+        "formats": check_formats(),
+        "data": check_data(),
+    }
+    usual = {FLOOR, *(kind.model_fields["backend"].default for kind in BACKEND_SECTIONS.values())}
+    checks = [found["disk"], *packages, *[b for b in backends if b["name"] in usual], *weights]
+    if STARTER not in [item["name"] for item in weights]:
+        checks.append(
+            _item(STARTER, "the starter weights are missing", "install cellkit again, or: git checkout cellkit/starter")
+        )
+    found["problems"] = [{key: item[key] for key in ("problem", "remedy")} for item in checks if not item["ok"]]
+    found["ok"] = not found["problems"]
+    return found
+
+
+def _item(name: str, problem: str = "", remedy: str = "", **facts: Any) -> dict[str, Any]:
+    return {"name": name, "ok": not problem, "problem": problem, "remedy": remedy, **facts}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+# ---- the machine ---------------------------------------------------------------------------------------------------
+def check_device() -> dict[str, Any]:
+    """Return the device models run on, the number type, and the processors this process may use."""
+    from joblib import cpu_count
+
+    told: dict[str, Any] = {"name": "cpu", "kind": "cpu", "number_type": None, "bfloat16": False, "cpus": cpu_count()}
+    try:
+        import torch
+
+        from cellkit.machine import device_and_dtype
+
+        device, dtype = device_and_dtype()
+    except Exception as error:  # reported once more with the backends, with what to do
+        return told | {"problem": f"{type(error).__name__}: {error}"}
+    told |= {"kind": device.type, "number_type": str(dtype).removeprefix("torch."), "bfloat16": dtype == torch.bfloat16}
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(0)
+        told |= {
+            "name": f"cuda: {about.name}",
+            "gpus": torch.cuda.device_count(),
+            "gpu_memory_gb": to_gb(about.total_memory),
+        }
+    elif device.type != "cpu":
+        told["name"] = device.type
+    return told | {"threads": torch.get_num_threads()}
+
+
+def check_disk(folder: str | Path) -> dict[str, Any]:
+    """Return the space that is free where runs are written."""
+    from cellkit.manifest import MIN_FREE_BYTES
+
+    free = shutil.disk_usage(folder).free
+    problem = "" if free >= MIN_FREE_BYTES else f"{free / 1e6:.0f} MB are free on the disk of {Path(folder).resolve()}"
+    return _item(
+        "disk", problem, f"free at least {MIN_FREE_BYTES / 1e6:.0f} MB" if problem else "", free_gb=to_gb(free)
+    )
+
+
+# ---- what is installed ---------------------------------------------------------------------------------------------
+def check_packages(package: str = "cellkit") -> list[dict[str, Any]]:
+    """Compare the versions of Python and of every required package with what pyproject.toml asks for."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        wanted_python = SpecifierSet(metadata.metadata(package)["Requires-Python"] or "")
+        requirements = [Requirement(text) for text in metadata.requires(package) or []]
+    except metadata.PackageNotFoundError:
+        return [
+            _item(package, f"{package} is not installed", "pip install -e . in its checkout", installed=None, wanted="")
+        ]
+    listed = [
+        _compared(
+            "python", platform.python_version(), wanted_python, "use a Python of that version: make PYTHON=python3.12"
+        )
+    ]
+    for requirement in sorted(requirements, key=lambda r: r.name.lower()):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            remedy = f"pip install '{requirement.name}{requirement.specifier}'"
+            listed.append(_compared(requirement.name, _version(requirement.name), requirement.specifier, remedy))
+    return listed
+
+
+def _compared(name: str, installed: str | None, wanted: Any, remedy: str) -> dict[str, Any]:
+    problem = f"{name} is not installed, {wanted} is wanted" if installed is None else ""
+    if installed is not None and not wanted.contains(installed, prereleases=True):
+        problem = f"{name} is {installed}, {wanted} is wanted"
+    return _item(name, problem, remedy if problem else "", installed=installed, wanted=str(wanted))
+
+
+def check_backends() -> list[dict[str, Any]]:
+    """Try every backend: whether it can be imported, and the line that installs what it lacks."""
+    from cellkit.models import backend_names, get_backend, install_line
+
+    listed = []
+    for name in backend_names():
+        try:
+            get_backend(name)
+            listed.append(_item(name))
+        except UserError as error:
+            problem, _, remedy = str(error).partition("\n")
+            listed.append(_item(name, problem, remedy))
+        except Exception as error:  # an installed package that does not import
+            again = install_line(name).replace("install", "install --force-reinstall")
+            listed.append(_item(name, f"backend '{name}' fails: {type(error).__name__}: {error}", again))
+    return listed
+
+
+def check_formats() -> list[dict[str, Any]]:
+    """Try the readers of microscope files that need a package of their own; TIFF, PNG and JPEG need none."""
+    from cellkit.microscope.open import READERS
+
+    listed = []
+    for reader in (one for one in READERS if one.module):
+        facts = {"kind": reader.kind, "package": reader.package, "installed": _version(reader.package)}
+        try:
+            reader.library(f"*{reader.suffixes[0]}")
+            listed.append(_item(reader.name, **facts))
+        except UserError as error:
+            problem, _, remedy = str(error).partition("\n")
+            listed.append(_item(reader.name, problem, remedy, **facts))
+    return listed
+
+
+def check_weights() -> list[dict[str, Any]]:
+    """Verify the weights that come with the package against the sha256 of their cards."""
+    from cellkit.models import weights
+
+    listed = []
+    for path in sorted(PACKAGED.glob("*.safetensors")):
+        facts = {"megabytes": round(path.stat().st_size / 1e6, 1)}
+        try:
+            card = weights.read_card(path)
+            listed.append(_item(path.stem, backend=card.backend, licence=card.licence, sha256=card.sha256, **facts))
+        except UserError as error:
+            problem, _, remedy = str(error).partition("\n")
+            listed.append(_item(path.stem, problem, remedy, **facts))
+    return listed
+
+
+def check_data() -> dict[str, Any]:
+    """Tell whether the environment names a folder of real data; drawn cells need none."""
+    from cellkit.machine import DATA_VARIABLE
+
+    value = os.environ.get(DATA_VARIABLE)
+    problem = f"{DATA_VARIABLE} is '{value}', no such folder" if value and not Path(value).is_dir() else ""
+    return _item(DATA_VARIABLE, problem, f"set {DATA_VARIABLE} to a folder" if problem else "", value=value)
+
+
+# ---- in words ------------------------------------------------------------------------------------------------------
+def tell(found: dict[str, Any]) -> str:
+    """Return what `examine` found, in words."""
+    device, memory, disk, data = (found[key] for key in ("device", "memory", "disk", "data"))
+    gpu = f", {device['gpu_memory_gb']} GB" if "gpu_memory_gb" in device else ""
+    threads = f", {device['threads']} thread(s)" if "threads" in device else ""
+    number = device["number_type"] or device.get("problem", "")
+    lines = [
+        f"cellkit  {found['cellkit']} on Python {found['python']}, {found['platform']}",
+        f"device   {device['name']}{gpu}, computes in {number}; {device['cpus']} processor(s){threads}",
+        *_arithmetic(device["number_type"]),
+        f"memory   {memory['free_gb']} of {memory['total_gb']} GB free; disk {disk['free_gb']} GB free",
+        f"data     {data['problem'] or _data_line(data)}",
+        _packages_line(found["packages"]),
+    ]
+    lines += [f"backend  {b['name']:<22} {_state(b)}" for b in found["backends"]]
+    lines += [f"weights  {w['name']:<22} {_state(w)}" for w in found["weights"]]
+    lines += [f"format   {f['kind']:<22} {_state(f)}" for f in found["formats"]]
+    lines += [f"problem  {p['problem']}\n         -> {p['remedy']}" for p in found["problems"]]
+    return "\n".join(
+        [*lines, "all the default path needs is here" if found["ok"] else "the default path cannot run yet"]
+    )
+
+
+def _arithmetic(number_type: str | None) -> list[str]:
+    """Say that scores of another number type are not these to the last digit; nothing where it is float32."""
+    if number_type in (None, "float32"):
+        return []
+    why = f"{number_type} here, float32 on other processors: hardly a cell differs, but scores do in the third digit"
+    return [f"note     {why}; a checkpoint's card names its own, images are computed one by one"]
+
+
+def _data_line(data: dict[str, Any]) -> str:
+    if data["value"]:
+        return f"{data['name']} is {data['value']}"
+    return f"{data['name']} is not set: configurations of real images need it, or data: in the file"
+
+
+def _packages_line(packages: list[dict[str, Any]]) -> str:
+    shown = {item["name"]: item["installed"] for item in packages}
+    names = [f"{name} {shown[name]}" for name in ("torch", "torchvision", "cellpose", "numpy") if shown.get(name)]
+    wrong = sum(not item["ok"] for item in packages)
+    return f"packages {', '.join(names)}; {len(packages) - wrong} of {len(packages)} as wanted"
+
+
+def _state(item: dict[str, Any]) -> str:
+    return "ok" if item["ok"] else f"{item['problem']} -> {item['remedy']}"

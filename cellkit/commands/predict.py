@@ -1,0 +1,53 @@
+"""The command `cellkit predict`."""
+
+from __future__ import annotations
+
+import argparse
+
+from cellkit.commands.shared import (
+    Answer,
+    channel_flags,
+    conversion_of,
+    exit_code,
+    list_quarantined,
+    set_flag,
+    skips_flag,
+)
+from cellkit.errors import UserError
+
+ABOUT = "find the cells of images with any model"
+ORDER = 4
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    models = "a checkpoint, RUN:NAME (runs/demo:cellpose_tuned, runs/demo:maskrcnn), starter, or threshold"
+    parser.add_argument("model", metavar="MODEL", help=models)
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="pictures or microscope files, folders, patterns")
+    parser.add_argument("-o", "--out", required=True, metavar="OUT.json", help="COCO file with scores")
+    parser.add_argument("--labels", metavar="DIR", help="also one label image (TIFF) per image")
+    parser.add_argument("--overlays", metavar="DIR", help="also one PNG per image with the outlines drawn")
+    parser.add_argument("--diameter", metavar="PX", help="cell diameter in px of the given files, or auto: estimated")
+    channel_flags(parser)
+    set_flag(parser, "cellprob_threshold=-1")
+    skips_flag(parser)
+
+
+def run(given: argparse.Namespace) -> Answer:
+    """Find the cells of images with any model."""
+    from cellkit.config.reading import set_strings
+    from cellkit.predict.files import predict_files
+    from cellkit.predict.model import find_model
+
+    overrides = set_strings(given.overrides)
+    if given.diameter is not None:
+        if "diameter_px" in overrides:
+            raise UserError("--diameter and --set diameter_px", "give one of them")
+        overrides |= {"diameter_px": set_strings([f"diameter_px={given.diameter}"])["diameter_px"]}
+    model = find_model(given.model, overrides)
+    conversion = conversion_of(given, model.conversion)
+    done = predict_files(model, given.images, given.out, given.labels, given.overlays, conversion)
+    list_quarantined(done.quarantined)
+    classes = ", ".join(f"{name} {count}" for name, count in done.cells_by_class.items() if name != "unknown")
+    text = f"{done.path}: {done.images} image(s), {done.cells} cell(s){f' ({classes})' if classes else ''}"
+    return Answer(text, exit_code(done.quarantined, given.allow_skips))

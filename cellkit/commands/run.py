@@ -1,0 +1,43 @@
+"""The command `cellkit run`."""
+
+from __future__ import annotations
+
+import argparse
+
+from cellkit.commands.shared import Answer, set_flag, skips_flag
+from cellkit.errors import UserError
+
+ABOUT = "run the six notebooks of a configuration, skipping what is unchanged"
+ORDER = 0
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/demo.yaml")
+    parser.add_argument("--run", metavar="DIR", help="the run folder (default runs/<name of the config>)")
+    parser.add_argument("--from", dest="from_", metavar="03", help="repeat this notebook and all after it")
+    parser.add_argument("--only", metavar="05", help="repeat this notebook alone")
+    parser.add_argument("--fresh", action="store_true", help="forget what the run folder holds")
+    parser.add_argument("--timeout", type=float, metavar="S", help="most seconds one cell may take")
+    set_flag(parser, "finetune.steps=100")
+    skips_flag(parser)
+
+
+def run(given: argparse.Namespace) -> Answer:
+    """Run the six notebooks of a configuration, skipping what is unchanged."""
+    from cellkit.config.reading import set_strings
+    from cellkit.run.runner import run_notebooks
+
+    if given.timeout is not None and not given.timeout > 0:
+        raise UserError(f"--timeout is {given.timeout:g}", "give seconds, more than 0")
+    code = run_notebooks(
+        given.config,
+        given.run,
+        from_=given.from_,
+        only=given.only,
+        overrides=set_strings(given.overrides),
+        fresh=given.fresh,
+        timeout_s=given.timeout,
+        allow_skips=given.allow_skips,
+    )
+    return Answer(code=code)

@@ -1,0 +1,135 @@
+"""What several commands share: their answer, exit codes and flags."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cellkit.errors import Quarantined, UserError
+
+DONE, FAILED, REFUSED, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 130
+SHOWN = 20  # items listed in an answer before the rest is only counted
+
+
+class Answer(NamedTuple):
+    """What a command has to say on stdout, and its exit code."""
+
+    text: str = ""
+    code: int = DONE
+
+
+def json_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object to stdout and nothing else")
+
+
+def set_flag(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add ``--set``."""
+    how = {"action": "extend", "nargs": "+", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("--set", dest="overrides", **how, help=f"e.g. --set {example}")
+
+
+def skips_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--allow-skips``."""
+    parser.add_argument("--allow-skips", action="store_true", help="exit 0, not 3, when items were set aside")
+
+
+def channel_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a conversion."""
+    what = "name, index from 0, or wavelength (nm); given again: the first that a file has is taken"
+    parser.add_argument("--nuclei", metavar="C", action="append", help=f"channel of the nuclei: {what}")
+    parser.add_argument("--cytoplasm", metavar="C", action="append", help="channel of the cytoplasm: likewise")
+    parser.add_argument("--z", metavar="max|mean|focus|N", help="how a z-stack becomes one plane (default max)")
+    parser.add_argument(
+        "--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of a channel: become 0 and 255"
+    )
+
+
+def json_text(value: Any) -> str:
+    """Return one JSON object as text."""
+    import json
+
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def list_quarantined(quarantined: Sequence[Quarantined]) -> None:
+    """List on stderr what was set aside."""
+    for item in quarantined[:SHOWN]:
+        print(f"set aside: {item.item}: {item.reason}", file=sys.stderr)
+    if len(quarantined) > SHOWN:
+        print(f"... and {len(quarantined) - SHOWN} more", file=sys.stderr)
+
+
+def exit_code(quarantined: Sequence, allow_skips: bool) -> int:
+    """Return the exit code of a command that set items aside."""
+    return SKIPPED if quarantined and not allow_skips else DONE
+
+
+def conversion_of(given: argparse.Namespace, of_run: Any, scale: float | None = None) -> Any:
+    """Return the conversion that the options ask for, on top of that of the model's run; None when nobody says."""
+    from dataclasses import replace
+
+    from cellkit.microscope.conversion import Conversion
+
+    asked: dict[str, Any] = {}
+    if given.nuclei is not None or given.cytoplasm is not None:
+        named = {"nuclei": given.nuclei, "cytoplasm": given.cytoplasm}
+        channels = {name: told[0] if told and len(told) == 1 else told for name, told in named.items()}
+        asked |= {"channels": channels, "always": True}
+    if given.z is not None:
+        asked["projection"] = int(given.z) if given.z.isdigit() else given.z
+    if given.percentiles is not None:
+        asked["percentiles"] = tuple(given.percentiles)
+    if scale is not None:
+        asked |= {"scale": scale, "always": True}
+    how = replace(of_run or Conversion(), **asked) if asked else of_run
+    if asked and not how.names_channels and scale is None:  # convert says which channels the file has
+        raise UserError(
+            "neither nuclei nor cytoplasm is named", "say which channel is which: --nuclei C and / or --cytoplasm C"
+        )
+    return how
+
+
+def is_bare_csv(path: str) -> bool:
+    """Tell whether a side is a CSV that does not say how large its images are."""
+    from cellkit.formats.submission import is_truth_table
+
+    return path.lower().endswith(".csv") and not (os.path.isfile(path) and is_truth_table(path))
+
+
+def from_flag(parser: argparse.ArgumentParser, about: str, *also: str) -> None:
+    """Add ``--from``, the tool whose COCO file it is."""
+    tools = "plain, cvat, fiftyone, labelstudio"
+    parser.add_argument("--from", *also, dest="from_", metavar="TOOL", help=f"{about}: {tools} (default plain)")
+
+
+def checked_tool(name: str | None) -> str | None:
+    """Return the name of a tool, checked."""
+    from cellkit.formats.coco_dialects import checked
+
+    return None if name is None else checked(name)
+
+
+def read_coco_of(path: str, convention: str | None) -> Any:
+    """Read a COCO file and say on stderr what was not read as it stands there."""
+    from cellkit.formats.coco_reading import read_coco
+
+    coco = read_coco(path, convention=convention)
+    crowds = sum(map(len, coco.crowd))
+    left = [f"{crowds} region(s) marked iscrowd are no single objects and left out"] if crowds else []
+    for note in [*coco.notes, *left]:
+        print(f"note: {note}", file=sys.stderr)
+    return coco
+
+
+def note_polygons(instances: Sequence[Any]) -> None:
+    """Say on stderr what polygons lose."""
+    from cellkit.cells.outlines import polygons
+
+    told = [polygons(cells)[1:] for cells in instances if not cells.boxes_only]
+    holes, changed = (sum(pair[k] for pair in told) for k in (0, 1))
+    what = f"{holes} of {sum(map(len, instances))} object(s) lose holes as polygons"
+    print(f"note: {what}, {changed} have other pixels when pycocotools draws them", file=sys.stderr)

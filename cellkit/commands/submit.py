@@ -1,0 +1,58 @@
+"""The command `cellkit submit`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cellkit.commands.shared import Answer, checked_tool, from_flag
+from cellkit.modules import names_of
+
+ABOUT = "write predictions as a Kaggle submission"
+ORDER = 8
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "predictions", metavar="PREDICTIONS", help="a COCO file with scores, a results list, or label images"
+    )
+    parser.add_argument("--profile", required=True, metavar="P", help=" or ".join(names_of("competition")))
+    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the CSV")
+    parser.add_argument(
+        "--coco", metavar="FILE", help="the COCO file whose image ids a results list uses; in a run folder not needed"
+    )
+    parser.add_argument("--images", metavar="DIR", help="the test images: each must have a prediction")
+    parser.add_argument("--min-area", type=int, default=0, metavar="PX", help="leave out smaller objects (default 0)")
+    from_flag(parser, "whose COCO files they are")
+
+
+def run(given: argparse.Namespace) -> Answer:
+    """Write predictions as a Kaggle submission."""
+    from cellkit.cells.disjoint import note_changes, resolve_overlaps
+    from cellkit.cells.leftout import LeftOut
+    from cellkit.formats.any import read_side
+    from cellkit.formats.competitions import get_profile
+    from cellkit.formats.sides import match_sides, named_after, of_test, refuse_scaled
+    from cellkit.formats.submission import write_submission
+
+    profile, tool = get_profile(given.profile), checked_tool(given.from_)
+    of = read_side(given.coco, convention=tool) if given.coco else None
+    side = read_side(given.predictions, of=of, convention=tool)
+    if of is not None and side.of_model:
+        side = match_sides(of, side)[1]
+    if given.images:
+        side = named_after(side, given.images)
+    else:
+        refuse_scaled(side)
+        side, note = of_test(side) if of is None else (side, "")
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+    ids = [record.image_id for record in side.records]
+    resolved = [resolve_overlaps(cells, given.min_area) for cells in side.instances]
+    write_submission(given.out, ids, [cells for cells, _ in resolved], profile)
+    left = LeftOut()
+    for image_id, (_, log) in zip(ids, resolved, strict=True):
+        note_changes(left, image_id, log)
+    left.say("submit")
+    return Answer(f"{given.out}: {len(ids)} image(s), {sum(len(cells) for cells, _ in resolved)} object(s)")

@@ -1,0 +1,105 @@
+"""Recipes: notebooks beside the six, each with a section of its own in the configuration.
+
+A recipe is one file, ``notebooks/recipes/<name>.ipynb``. Its section is ``recipes.<name>``; which settings that has, its
+metadata say: ``cellkit.backend``, the backend that is trained (its ``TrainSettings``), or ``cellkit.settings``, a class
+``module:Class`` of pydantic fields, each with a default and a description.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, create_model
+
+from cellkit.config.sections import Config, Section
+from cellkit.errors import UserError
+from cellkit.files import PACKAGE, read_json
+from cellkit.machine import here
+from cellkit.manifest import NOTEBOOKS, RESERVED, RUNNER_VARIABLE
+from cellkit.settings import Frozen
+
+RECIPES = "recipes"
+NUMBERED = "[0-9][0-9]_*.ipynb"
+
+
+def notebook_folders(folder: str | Path | None = None) -> list[Path]:
+    """Return where notebooks are looked for: the folder given, that of the runner, else beside the package, then here."""
+    if folder is None:
+        folder = (json.loads(os.environ.get(RUNNER_VARIABLE, "null")) or {}).get("notebooks")
+    return [Path(folder)] if folder is not None else [PACKAGE.parent / NOTEBOOKS, here(NOTEBOOKS)]
+
+
+def recipe_paths(folder: str | Path | None = None) -> list[Path]:
+    """Return the recipes of a folder of notebooks, sorted by name.
+
+    Raises
+    ------
+    UserError
+        A name that is no key of a configuration, or one that the run folder needs for itself.
+    """
+    folders = notebook_folders(folder)
+    place = next((place for place in folders if any(place.glob(NUMBERED))), folders[0])
+    paths = sorted(path for path in (place / RECIPES).glob("*.ipynb") if not path.name.startswith("."))
+    for path in paths:
+        if not re.fullmatch("[a-z][a-z0-9_]*", path.stem) or path.stem in RESERVED:
+            raise UserError(
+                f"the recipe '{path}' is called {path.stem!r}", "small letters, digits and _, such as unet_border.ipynb"
+            )
+    return paths
+
+
+def recipe_sections(folder: str | Path | None = None) -> dict[str, type[Section]]:
+    """Return the class of the section of every recipe, by the recipe's name.
+
+    Raises
+    ------
+    UserError
+        A file that is no notebook, or metadata that name no settings.
+    """
+    return {path.stem: _section_of(path) for path in recipe_paths(folder)}
+
+
+def _section_of(path: Path) -> type[Section]:
+    try:
+        told = read_json(path).get("metadata", {}).get("cellkit", {})
+        named = told.get("settings") or ("backend" in told and f"cellkit.models.{told['backend']}:TrainSettings")
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"'{path}' is not a notebook (JSON of nbformat 4)", "save it again in Jupyter") from None
+    if not named:
+        return create_model(path.stem, __base__=Section)
+    settings = _settings_class(path, named)
+    bases = (settings,) if issubclass(settings, Section) else (Section, settings)
+    more = {"backend": (str, Field(told["backend"], description="the backend"))} if "backend" in told else {}
+    return create_model(path.stem, __base__=bases, **more)
+
+
+def _settings_class(path: Path, named: str) -> type[BaseModel]:
+    module, _, name = named.partition(":")
+    remedy = "name a backend in its metadata (cellkit.backend), or a class of settings (cellkit.settings: module:Class)"
+    try:
+        settings = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"the settings of the recipe '{path}' are '{named}', which is not there: {error}", remedy
+        ) from None
+    if not isinstance(settings, type) or not issubclass(settings, BaseModel):
+        raise UserError(f"the settings of the recipe '{path}' are '{named}', no class of pydantic fields", remedy)
+    return settings
+
+
+def with_recipes(kind: type[Config], sections: Mapping[str, type[Section]]) -> type[Config]:
+    """Return the class of a configuration that has the sections of these recipes."""
+    if not sections:
+        return kind
+    fields: dict[str, Any] = {
+        name: (section, Field(section(), description=f"recipe {name}.ipynb")) for name, section in sections.items()
+    }
+    recipes = create_model("Recipes", __base__=Frozen, **fields)
+    description = kind.model_fields["recipes"].description
+    return create_model("Config", __base__=kind, recipes=(recipes, Field(recipes(), description=description)))

@@ -1,0 +1,135 @@
+"""Which predictions are handed in, in the size and under the name of the competition's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.leftout import LeftOut
+from cellkit.errors import UserError
+from cellkit.log import LOG
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Original:
+    """One image that is handed in, as its file is.
+
+    Parameters
+    ----------
+    id : str
+        What the competition calls it.
+    image_id : str
+        What the run calls it; "" where there is no picture of it.
+    shape : (int, int) or None
+        Height and width of the file (px); None where it could not be read.
+    note : str
+        Why it could not be read, "" when it could.
+    """
+
+    id: str
+    image_id: str
+    shape: tuple[int, int] | None
+    note: str = ""
+
+
+def handed_in(path: str | Path | None, split: str, images: CellDataset | None = None) -> list[Original]:
+    """Return the images that are handed in, each once: those of a split, or those the competition asks for.
+
+    Parameters
+    ----------
+    path : path or None
+        ``originals.csv`` of the run, see `sources.list_originals`; None where it has none.
+    split : str
+        ``evaluate.report_split``.
+    images : CellDataset, optional
+        All images of the run: what is handed in, under their image_id, where there is no `path`.
+
+    Raises
+    ------
+    UserError
+        There is no such image.
+    """
+    import csv
+
+    from cellkit.tables import from_cell
+
+    if path is None:
+        found = [] if images is None else images.select(split).records
+        return [Original(r.image_id, r.image_id, (r.height_px, r.width_px), "") for r in found]
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [{key: from_cell(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    competition = split == "test" and any(row["asked"] for row in rows)
+    asked = [row for row in rows if (row["asked"] == "yes" if competition else row["split"] == split)]
+    if not asked:
+        raise UserError(
+            f"no image of the split '{split}' to hand in",
+            "give more images, raise convert.split.test, or report on the validation images: evaluate.report_split=val",
+        )
+    if competition:
+        own = sum(row["split"] == split and row["asked"] == "no" for row in rows)
+        more = f"; {own} test image(s) of this run are not among them: scored, not handed in" if own else ""
+        LOG.info(f"handed in: the {len(asked)} images that the competition asks for{more}")
+    return [
+        Original(
+            row["id"],
+            row["image_id"],
+            (int(row["height_px"]), int(row["width_px"])) if row["height_px"] else None,
+            row["note"],
+        )
+        for row in asked
+    ]
+
+
+def submit_best(
+    path: str | Path, found: Mapping[str, Instances], asked: Sequence[Original], profile: str, min_area_px: int = 0
+) -> tuple[Path, pandas.DataFrame]:
+    """Write the submission: every image asked for, at the size of its file, no overlaps; name those without a prediction.
+
+    Cells found in a resized picture are brought back to the pixels of the file (`predict.fit_to`). An image that could not
+    be read, or was not predicted, has one empty row and is named on stdout; cells that are dropped or cut are counted on stderr.
+
+    Parameters
+    ----------
+    found : mapping
+        One model's cells by the run's image_id, at the size of the run's pictures.
+    asked : sequence of Original
+    min_area_px : int
+        Smaller objects are dropped, in pixels of the file.
+
+    Returns
+    -------
+    path : Path
+    log : DataFrame
+        image_id, index (of the object), what, pixels.
+    """
+    import pandas as pd
+
+    from cellkit.cells.disjoint import note_changes, resolve_overlaps
+    from cellkit.cells.resize import fit_to
+    from cellkit.formats.submission import write_submission
+
+    resolved, rows, left = [], [], LeftOut()
+    for one in asked:
+        if one.image_id not in found or one.shape is None:
+            LOG.info(f"{one.id}: an empty row, {one.note or 'not predicted (see its flag in records.csv)'}")
+            resolved.append(Instances.empty(one.shape or (1, 1)))
+            continue
+        cells, log = resolve_overlaps(found[one.image_id])
+        fitted = fit_to(cells, one.shape)
+        left.add("left out: smaller than a pixel of the file", one.id, len(cells) - len(fitted))
+        cells, dropped = resolve_overlaps(fitted, min_area_px=min_area_px)
+        for changes in (log, dropped):
+            note_changes(left, one.id, changes)
+        log += dropped
+        resolved.append(cells)
+        rows += [{"image_id": one.image_id, "index": c.index, "what": c.what, "pixels": c.pixels} for c in log]
+    left.say("submission")
+    written = write_submission(path, [one.id for one in asked], resolved, profile)
+    return written, pd.DataFrame(rows, columns=["image_id", "index", "what", "pixels"])

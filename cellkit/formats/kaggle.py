@@ -1,0 +1,45 @@
+"""Kaggle CSVs: submissions, and the competitions' own tables of truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.names import plain_stem
+from cellkit.cells.records import ImageRecord
+from cellkit.errors import UserError
+from cellkit.formats.any import Reading
+from cellkit.formats.competitions import profiles
+from cellkit.formats.submission import is_truth_table, read_submission, read_truth_table
+
+TITLE = "a Kaggle CSV"
+
+
+def is_this(path: Path) -> bool:
+    """Tell whether a file is a CSV."""
+    return path.suffix.lower() == ".csv"
+
+
+def read(path: Path, how: Reading) -> CellDataset:
+    """Read a submission, or a competition's own table of truth."""
+    return _read_csv(path, how.of, how.profile, how.shapes)
+
+
+def _read_csv(
+    path: Path, of: CellDataset | None, profile: str | None, shapes: Mapping[str, tuple[int, int]] | None
+) -> CellDataset:
+    """Read a Kaggle CSV; the sizes of its images come from `shapes` or from the other side, or a table of truth has them."""
+    if is_truth_table(path):
+        return CellDataset(*read_truth_table(path), path=path)
+    if profile is None:
+        raise UserError(
+            f"{path} is a CSV, and no profile says how it counts pixels", f"add --profile {' or '.join(profiles())}"
+        )
+    if shapes is None and of is not None:
+        shapes = {plain_stem(r.path): (r.height_px, r.width_px) for r in of.records}
+    if shapes is None:
+        raise UserError(f"{path} does not tell how large its images are", "give the folder of the images: --images DIR")
+    found = read_submission(path, profile, shapes, allow_overlaps=True)
+    records = [ImageRecord(name, name, *shapes[name]) for name in found]
+    return CellDataset(records, list(found.values()), path=path)

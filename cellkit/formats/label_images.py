@@ -1,0 +1,283 @@
+"""Label images in files: TIFF, PNG and OME-Zarr, read exactly or refused; (H, W) integers, 0 = background."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.cells.labels import LARGEST_ID, MOST_PX, MOST_PX_PER_BYTE, SURELY_PX, smallest_dtype
+from cellkit.errors import UserError
+from cellkit.files import atomic_path
+
+# bilevel codes, none, LZW, PackBits, Deflate (two codes), PNG, LZMA, Zstandard; all others may change a pixel
+LOSSLESS_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 34933, 50000}
+
+
+def write_labels(path: str | Path, labels: np.ndarray, stamp: str | None = None) -> Path:
+    """Write a label image as a compressed TIFF of the smallest safe unsigned type, atomically.
+
+    Parameters
+    ----------
+    stamp : str, optional
+        What tells later whether it is still as written, see `cellkit.formats.stamps`.
+
+    Raises
+    ------
+    ValueError
+        Not a (H, W) integer array, negative, or an id above 2147483647.
+    UserError
+        The file name does not end with .tif or .tiff.
+    """
+    import tifffile
+
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        raise UserError(f"labels are written as TIFF, not as {Path(path).name}", "end the file name with .tif")
+
+    if labels.ndim != 2 or labels.dtype.kind not in "iub" or (labels.size and labels.min() < 0):
+        raise ValueError(f"a label image is (H, W) integer >= 0, this is {labels.shape} {labels.dtype}")
+    largest = int(labels.max()) if labels.size else 0
+    if largest > LARGEST_ID:
+        raise ValueError(f"ids are 0 to {LARGEST_ID}, found {largest}; relabel first")
+    dtype = smallest_dtype(largest)
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(temporary, labels.astype(dtype), compression="zlib", metadata=None, software=stamp or False)
+    return Path(path)
+
+
+def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a label image (TIFF or PNG; the labels of an OME-Zarr): stored numbers, of palettes the indices.
+
+    Parameters
+    ----------
+    path : path
+        A file, or the folder ``labels/NAME`` in an OME-Zarr.
+    plane : (number, count), optional
+        Read this plane, from 0, of a stack that has `count`: one for each frame of a file.
+
+    Returns
+    -------
+    (H, W) int32, 0 = background
+
+    Raises
+    ------
+    UserError
+        A lossy format, colours, several images, planes that differ, numbers that are no ids, a damaged file, or tags that
+        leave open which number is the background or which way the image lies. Whole numbers stored as float (CLIJ,
+        MorphoLibJ) are ids, and equal planes of a stack are one label image.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    zarr = is_zarr_labels(path)
+    if not path.is_file() and not zarr:
+        raise UserError(f"no label image at {path}", "give the path of a TIFF or PNG label image")
+    if suffix not in (".tif", ".tiff", ".png") and not zarr:
+        raise UserError(
+            f"{path} is '{suffix}', which cannot hold labels", "store labels as TIFF or PNG (lossless integers)"
+        )
+    try:
+        labels = _read_zarr(path, plane) if zarr else _read_tiff(path, plane) if suffix != ".png" else _read_png(path)
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(str(error).replace(path.name, str(path), 1)) from error
+    except Exception as error:
+        from cellkit.microscope.file_info import misnamed
+
+        other = misnamed(path, (".png",))
+        if other is not None:
+            raise UserError(f"{str(other).replace(path.name, str(path), 1)}") from error
+        raise UserError(f"{path} cannot be read: {error}", "write the label image again; it is damaged") from error
+    if plane is not None:
+        labels = _plane_of(labels, *plane, path)
+    if labels.dtype.kind == "f" and labels.ndim == 2 and labels.size:
+        labels = _whole(labels, path)
+    if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size:
+        raise UserError(
+            f"{path} holds {labels.shape} {labels.dtype}", "a label image is (H, W) integers, 0 = background"
+        )
+    least, most = int(labels.min()), int(labels.max())
+    if least == -1:
+        raise not_annotated(path, int(np.count_nonzero(labels == -1)))
+    if labels.dtype in (np.uint8, np.uint16) and _is_border(labels, np.iinfo(labels.dtype).max):
+        raise _not_judged(path, most)
+    if most > LARGEST_ID or least < 0:
+        raise UserError(f"{path} holds ids from {least} to {most}", f"ids are 0 to {LARGEST_ID}")
+    return labels.astype(np.int32)
+
+
+def not_annotated(path: str | Path, count: int) -> UserError:
+    """Return the error of a label image that marks pixels -1: made background, unlabelled cells would count as none."""
+    return UserError(
+        f"{path} marks {count} px with -1, which means not annotated: whether cells lie there is unknown",
+        "cut picture and labels to the annotated part; or set these pixels to 0 if no cell lies there",
+    )
+
+
+def _is_border(labels: np.ndarray, mark: int) -> bool:
+    """Tell whether the largest number of the type is no cell but the border around the others, as in Pascal VOC.
+
+    It lies in several pieces or has holes, and every other id touches it.
+    """
+    from scipy import ndimage
+
+    border = labels == mark
+    if not border.any():
+        return False
+    near = ndimage.binary_dilation(border, np.ones((3, 3))) & ~border & (labels > 0)
+    ids = np.unique(labels[(labels > 0) & ~border])
+    if not len(ids) or ids[-1] == mark - 1 or len(np.unique(labels[near])) < len(ids):
+        return False
+    holes = (ndimage.binary_fill_holes(border) & ~border).any()
+    return bool(holes) or ndimage.label(border, np.ones((3, 3)))[1] > 1
+
+
+def _not_judged(path: Path, mark: int) -> UserError:
+    return UserError(
+        f"{path} has {mark} around all its other ids: as in Pascal VOC, that is a border not to be judged, no cell",
+        f"set {mark} to 0; if it is a cell of several pieces, give it another number",
+    )
+
+
+def _whole(labels: np.ndarray, path: Path) -> np.ndarray:
+    """Return the ids of a float image; refuse what are no whole numbers, or more than the type counts one by one."""
+    exact = 2 ** (np.finfo(labels.dtype).nmant + 1)
+    odd = ~np.isfinite(labels) | (labels != np.rint(labels))
+    if odd.any():
+        raise UserError(
+            f"{path} holds {labels.shape} {labels.dtype} with values such as {labels[odd][0]:g}: no ids",
+            "a label image is (H, W) integers, 0 = background; of a probability map make labels first",
+        )
+    if np.abs(labels).max() > min(exact, LARGEST_ID):
+        raise UserError(
+            f"{path} holds ids up to {labels.max():g} as {labels.dtype}, which counts one by one to {exact} only",
+            "write the label image as integers",
+        )
+    return labels.astype(np.int64)
+
+
+def _read_tiff(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
+    """Read the one image of a TIFF by the same rules as a picture: what white is zero means, which file of a set."""
+    import tifffile
+
+    from cellkit.microscope.tiff import own_pages
+    from cellkit.microscope.tiff_tags import inverted, refuse_turned, white_is_zero
+
+    with own_pages(path) as own:
+        series, page = own.series[0], own.series[0].keyframe
+        if len(own.series) > 1 or own.left_out:
+            what = own.left_out[0] if own.left_out else f"{path} holds {len(own.series)} images"
+            raise UserError(f"{what}; one label image was wanted", "store each label image as a file of its own")
+        code = int(page.compression)
+        if code not in LOSSLESS_TIFF:
+            raise UserError(
+                f"{path} is compressed as {tifffile.COMPRESSION(code).name}, which may change ids",
+                "write labels without compression, or with Deflate, LZW or Zstandard",
+            )
+        refuse_turned(path, own.tif, series)
+        if series.is_multifile:
+            raise UserError(f"{path} is one of several files of one OME data set", "store each label image by itself")
+        shape, size = series.shape, path.stat().st_size
+        if math.prod(shape) > MOST_PX or math.prod(shape) > max(SURELY_PX, MOST_PX_PER_BYTE * size):
+            raise UserError(f"{path} claims to be {shape} px in {size} bytes", "write it again; its header is damaged")
+        invert = white_is_zero(path, own.tif, page)
+        if invert and page.bitspersample != 1:
+            raise UserError(
+                f"{path} stores {page.bitspersample}-bit ids as white-is-zero: 0 or the largest number may be the background",
+                "write it again as black-is-zero (Fiji: Image > Lookup Tables > Invert LUT, save)",
+            )
+        labels = inverted(series.asarray(), page) if invert else series.asarray()
+        axes = series.axes
+    if plane is None:
+        apart = [k for k, axis in enumerate(axes) if axis not in "YXS" and labels.ndim > 2 and labels.shape[k] > 1]
+        for place in reversed(apart):
+            labels = _one_plane(labels, place, axes[place], path)
+    single = [axis for axis, length in enumerate(labels.shape) if length == 1]
+    return np.squeeze(labels, tuple(single[: max(labels.ndim - 2, 0)]))
+
+
+def is_zarr_labels(path: Path) -> bool:
+    """Tell whether a folder is one of the label images of an OME-Zarr."""
+    return path.parent.name == "labels" and path.parent.parent.suffix.lower() == ".zarr" and path.is_dir()
+
+
+def _read_zarr(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
+    """Read the labels of an OME-Zarr at full resolution, without axes of length 1 before rows and columns."""
+    import zarr
+
+    group = zarr.open_group(str(path), mode="r")
+    told = dict(group.attrs)
+    scales = told.get("ome", told)["multiscales"][0]
+    array = group[str(scales["datasets"][0]["path"])]
+    if math.prod(array.shape) > MOST_PX:
+        raise UserError(f"{path} claims to be {array.shape} px", "cut the image into tiles")
+    labels = np.asarray(array[...])
+    for place in range(labels.ndim - 3, -1, -1) if plane is None else ():
+        labels = _one_plane(labels, place, "", path)
+    single = [axis for axis, length in enumerate(labels.shape[:-2]) if length == 1]
+    return np.squeeze(labels, tuple(single))
+
+
+def _plane_of(labels: np.ndarray, number: int, count: int, path: Path) -> np.ndarray:
+    planes = int(np.prod(labels.shape[:-2]))
+    if planes != count or labels.ndim < 2:
+        raise UserError(
+            f"{path} holds {planes} plane(s) of labels for a file of {count} frames",
+            "store one plane for each frame, or a label image for each, called after the frame (a_t0, a_t1, ...)",
+        )
+    return labels.reshape(-1, *labels.shape[-2:])[number]
+
+
+def _one_plane(labels: np.ndarray, axis: int, name: str, path: Path) -> np.ndarray:
+    """Return equal planes as one; the axis stays, of length 1."""
+    first = labels[(slice(None),) * axis + (slice(0, 1),)]
+    if (labels != first).any():
+        what = {"Z": "a z-stack", "T": "a time-lapse"}.get(name, "a stack")
+        raise UserError(
+            f"{path} holds labels of {what}, {labels.shape[axis]} planes that differ",
+            "give one label image (H, W) per picture: that of the projection, or a file per plane or time",
+        )
+    return first
+
+
+def _read_png(path: Path) -> np.ndarray:
+    from cellkit.microscope.file_info import turned_upright
+
+    with _opened_png(path) as (image, orientation):
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or getattr(image, "n_frames", 1) > 1:
+            frames = f" of {image.n_frames} frames" if getattr(image, "n_frames", 1) > 1 else ""
+            raise UserError(
+                f"{path} is a colour picture ({image.mode}){frames}",
+                "convert the colours to ids first; they are not labels",
+            )
+        labels = np.array(image)
+    with open(path, "rb") as file:
+        bits = file.read(25)[24]
+    if image.mode == "L" and bits in (2, 4):  # which Pillow spreads over 0 to 255
+        labels //= 255 // (2**bits - 1)
+    return turned_upright(labels, orientation)
+
+
+@contextmanager
+def _opened_png(path: Path) -> Iterator[tuple]:
+    """Open a PNG with Pillow; yield it and its EXIF orientation."""
+    from PIL import Image
+
+    from cellkit.microscope.pictures import orientation_of
+
+    with Image.open(path, formats=["PNG"]) as image:
+        yield image, orientation_of(path, image, path.read_bytes())
+
+
+def labels_orientation(path: str | Path) -> int:
+    """Return the EXIF orientation by which `read_labels` turns a label image; 1 where it does not."""
+    if Path(path).suffix.lower() != ".png":
+        return 1
+    try:
+        with _opened_png(Path(path)) as (_, orientation):
+            return orientation
+    except OSError:
+        return 1  # read_labels says what is wrong with it

@@ -1,0 +1,163 @@
+"""Label images (TIFF, PNG): one file per image, one id per cell; ``labels.json`` beside them has the same cells whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.cells.instances import Instances, lost_pixels
+from cellkit.cells.labels import clean_labels, refuse_foreground
+from cellkit.cells.names import plain_stem, stem_of
+from cellkit.errors import UserError
+from cellkit.files import atomic_path, sha256_file
+from cellkit.formats.any import ImageCells, ImageToWrite, Reading
+from cellkit.formats.label_folders import chosen_cells, write_chosen_cells
+from cellkit.formats.label_images import read_labels, write_labels
+from cellkit.formats.stamps import refuse_changed, stamp_of
+from cellkit.microscope.folders import LABEL_SUFFIXES
+
+ENDINGS = LABEL_SUFFIXES
+WRITES = {"tif": ".tif", "png": ".png"}
+TAKES_SUFFIX = True
+
+
+def write_label_png(path: str | Path, labels: np.ndarray, stamp: str | None = None) -> Path:
+    """Write a label image as a 16-bit PNG, atomically; `read_labels` reads it. `stamp` as for `write_labels`.
+
+    Raises
+    ------
+    UserError
+        More ids than 16 bits hold, or a name that does not end with .png.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"{Path(path).name} is no name of a PNG", "end it with .png")
+    if labels.ndim != 2 or labels.dtype.kind not in "iub" or (labels.size and labels.min() < 0):
+        raise UserError(f"a label image is (H, W) integer >= 0, this is {labels.shape} {labels.dtype}", "relabel first")
+    if labels.max(initial=0) > 65_535:
+        raise UserError(
+            f"{Path(path).name} would need ids up to {labels.max()}, a PNG holds 65535", "write TIFF: --format tif"
+        )
+    about = PngInfo()
+    if stamp:
+        about.add_text("Software", stamp)
+    with atomic_path(path) as temporary:
+        Image.fromarray(labels.astype(np.uint16)).save(temporary, format="PNG", pnginfo=about)
+    return Path(path)
+
+
+def told_apart(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the label images of a folder, and the pictures that have none.
+
+    Where label images lie beside their pictures, ``a_masks.tif`` beside ``a.tif``, a file without such a name is a picture.
+    Where no picture of theirs lies there, all files are label images, whatever they are called.
+
+    Examples
+    --------
+    >>> names = lambda *texts: [Path(text) for text in texts]
+    >>> [[file.name for file in part] for part in told_apart(names("a.tif", "a_masks.tif", "b.tif"))]
+    [['a_masks.tif'], ['b.tif']]
+    >>> [[file.name for file in part] for part in told_apart(names("a.tif", "control_mask.tif"))]
+    [['a.tif', 'control_mask.tif'], []]
+    """
+    marked = {(file.parent, plain_stem(file.name)) for file in files if plain_stem(file.name) != stem_of(file.name)}
+    plain = [file for file in files if plain_stem(file.name) == stem_of(file.name)]
+    bare = [file for file in plain if (file.parent, stem_of(file.name)) not in marked]
+    if len(bare) == len(plain):
+        return list(files), []
+    return [file for file in files if file not in set(plain)], bare
+
+
+def refuse_picture(path: Path, pictures: Sequence[Path] = ()) -> None:
+    """Refuse to write a label image over what is none: a picture may be the only one of its kind.
+
+    Parameters
+    ----------
+    path : Path
+        Where the label image is to be written.
+    pictures : sequence of Path
+        Files that are known to be pictures.
+
+    Raises
+    ------
+    UserError
+        Something is there that is no label image.
+    """
+    if not os.path.lexists(path):
+        return
+    known = {os.path.realpath(file) for file in pictures}
+    try:
+        labels = None if os.path.realpath(path) in known else read_labels(path)
+    except UserError:
+        labels = None
+    if labels is None or is_noise(labels):
+        raise UserError(f"{path} is there and is no label image", "give another folder, or a suffix: --suffix _masks")
+
+
+NOISE_PX = 1024
+
+
+def is_noise(labels: np.ndarray) -> bool:
+    """Tell whether a grey picture was read as labels: most neighbours differ, and hardly a pixel is background."""
+    return labels.shape[1] > 1 and np.mean(labels[:, 1:] != labels[:, :-1]) > 0.5 and np.mean(labels == 0) < 0.5
+
+
+def refuse_noise(labels: np.ndarray, path: Path) -> None:
+    """Refuse a grey picture that was read as labels; see `is_noise`, which tells nothing of a few pixels.
+
+    Raises
+    ------
+    UserError
+        Naming the file.
+    """
+    if labels.size >= NOISE_PX and is_noise(labels):
+        raise UserError(f"{path} is a grey picture by its values, no label image", "take it out, or give its labels")
+
+
+# ---- the contract of cellkit.formats_any ----
+def picture_stem(name: str) -> str:
+    """Return the name that a file shares with its picture, see `cellkit.cells.names.plain_stem`."""
+    return plain_stem(name)
+
+
+def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) -> ImageCells:
+    """Read the cells of one label image; whole, and with who made them, where ``labels.json`` has them and nobody changed it."""
+    whole, maker, sha256 = chosen_cells(file.parent).get(stem_of(file.name), (None, "", ""))
+    known = whole is not None and sha256_file(file) == sha256
+    if known and how.pieces is None:
+        return ImageCells(whole, made_by=maker)
+    labels = read_labels(file)
+    refuse_noise(labels, file)
+    if how.pieces is None:
+        each = f"cellkit coco {file.parent} -o FILE.json --pieces split (each a cell), keep or largest"
+        refuse_foreground(labels, file, f"say what the pieces are: {each}")
+        return ImageCells(Instances.from_labels(labels))
+    return ImageCells(Instances.from_labels(clean_labels(labels, pieces=how.pieces)), made_by=maker if known else "")
+
+
+def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
+    """Write one label image; return how many cells lost pixels to others, and how many are left out without any."""
+    labels = image.cells.paint()
+    refuse_picture(path, image.pictures)
+    refuse_changed(path, labels)
+    (write_label_png if path.suffix == ".png" else write_labels)(path, labels, stamp_of(labels))
+    return lost_pixels(image.cells)
+
+
+def note_makers(folder: Path, ending: str, images: Sequence[ImageToWrite]) -> None:
+    """Note in ``labels.json`` who made label images, and of those that lay there before what still holds."""
+    before = chosen_cells(folder)
+    files = [folder / f"{image.name}{ending}" for image in images]
+    cells = [Instances.from_labels(image.cells.paint()) for image in images]
+    makers = [image.made_by for image in images]
+    known = {file.stem for file in files}
+    for stem, (found, maker, sha256) in before.items():
+        here = [file for file in (folder / f"{stem}.tif", folder / f"{stem}.png") if file.is_file()]
+        if stem not in known and any(sha256_file(file) == sha256 for file in here):
+            files, cells, makers = [*files, here[0]], [*cells, found], [*makers, maker]
+    write_chosen_cells(folder, files, cells, makers)

@@ -1,0 +1,339 @@
+"""Cellpose's ``_seg.npy``, there and back: label image, class, score, outlines and the picture.
+
+Reading never runs what a file names, see `cellkit.formats.plain_pickle`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.cells.boxes import refuse_boxes
+from cellkit.cells.dataset import MARKED, maker_of
+from cellkit.cells.instances import Instances, lost_pixels
+from cellkit.cells.labels import LARGEST_ID
+from cellkit.errors import UserError
+from cellkit.files import atomic_path
+from cellkit.formats.any import ImageCells, ImageToWrite, Reading
+from cellkit.formats.label_images import not_annotated
+from cellkit.formats.plain_pickle import read_plain_npy
+from cellkit.formats.stamps import refuse_changed, stamp_of
+from cellkit.microscope.open import open_file
+
+ENDINGS = ("_seg.npy",)
+WRITES = {"seg": "_seg.npy"}
+NEEDS_PICTURES = True  # the GUI finds a file by its picture
+
+
+@dataclass(frozen=True, eq=False)
+class Seg:
+    """What a ``_seg.npy`` file holds.
+
+    Attributes
+    ----------
+    labels : (H, W) int32, 0 = background
+        As in the file; ids may have gaps.
+    instances : Instances
+        The same cells in ascending order of label, with class and score where they are known.
+    classes : tuple of str
+        Class k is ``classes[k - 1]``.
+    filename : str
+        The image the masks were drawn on, as Cellpose noted it.
+    image : array or None
+        The image, where the file has it.
+    by_hand : (N,) bool or None
+        Which cells were drawn by hand.
+    fields : dict
+        All that the file holds, as plain values.
+    """
+
+    labels: np.ndarray
+    instances: Instances
+    classes: tuple[str, ...]
+    filename: str
+    image: np.ndarray | None
+    by_hand: np.ndarray | None
+    fields: dict[str, Any]
+
+    @property
+    def made_by(self) -> str:
+        """Who made the cells, where cellkit wrote the file and no tool saved it since: "corrected", "proposed", or ""."""
+        side = self.fields.get("cellkit")
+        return maker_of(side.get("labels") if isinstance(side, dict) else "")
+
+
+def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
+    """Read a Cellpose ``_seg.npy`` file without unpickling it; one that holds a bare label image is read as that.
+
+    Cells written by `write_seg` come back with class and score. The Cellpose GUI drops both when it saves, but keeps the
+    colour of every cell: with `classes`, in the order they were written, the colours tell the class; a cell drawn anew has
+    a colour of the GUI's and becomes a cell of unknown class.
+
+    Raises
+    ------
+    UserError
+        A file that is damaged or names anything but arrays and containers, masks of a stack, masks that are no labels, or
+        that mark pixels as not annotated (-1).
+    """
+    array = _bare_array(path)
+    fields = read_plain_npy(path) if array is None else {"masks": array}
+    labels = _seg_labels(fields.get("masks"), path, fields.get("outlines"))
+    found = Instances.from_labels(labels)
+    found, classes = _seg_classes(fields, found, np.unique(labels[labels > 0]), tuple(classes), path)
+    name, image, by_hand = fields.get("filename"), fields.get("img"), fields.get("ismanual")
+    return Seg(
+        labels=labels,
+        instances=found,
+        classes=classes,
+        filename=name if isinstance(name, str) else "",
+        image=image if isinstance(image, np.ndarray) and image.size else None,
+        by_hand=by_hand if isinstance(by_hand, np.ndarray) and by_hand.shape == (len(found),) else None,
+        fields=fields,
+    )
+
+
+def _bare_array(path: str | Path) -> np.ndarray | None:
+    """Return the array of an .npy file that holds one and no Python object, else None."""
+    from numpy.lib.format import MAGIC_PREFIX
+
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+            return None
+    try:
+        return np.array(
+            np.load(path, mmap_mode="r", allow_pickle=False)
+        )  # mapped: a header cannot claim what is not there
+    except (ValueError, OSError, EOFError):
+        return None
+
+
+def _seg_labels(masks: Any, path, edges: Any = None) -> np.ndarray:
+    """Return the masks as a label image; refuse stacks and what is no labels."""
+    if not isinstance(masks, np.ndarray):
+        raise UserError(f"{path} has no masks", "open it in Cellpose and save it again")
+    masks = masks[0] if masks.ndim == 3 and masks.shape[0] == 1 else masks
+    if masks.ndim == 3:
+        raise UserError(f"{path} holds masks of a stack of {masks.shape[0]} planes", "save the masks plane by plane")
+    if masks.ndim != 2 or masks.dtype.kind not in "iub" or not masks.size:
+        raise UserError(f"{path} holds masks {masks.shape} {masks.dtype}", "masks are (H, W) integers, 0 = background")
+    least, most = int(masks.min()), int(masks.max())
+    if least < -1 or most > LARGEST_ID - 1:
+        raise UserError(f"{path} holds ids from {least} to {most}", f"ids are 0 to {LARGEST_ID - 1}")
+    old = least == -1 and _counts_from_minus_one(masks, edges)
+    if least == -1 and not old:
+        raise not_annotated(path, int(np.count_nonzero(masks == -1)))
+    return masks.astype(np.int32) + (1 if old else 0)
+
+
+def _counts_from_minus_one(masks: np.ndarray, edges: Any) -> bool:
+    """Tell the oldest files, in which -1 is background and 0 the first cell, from those in which -1 is not annotated.
+
+    The outlines of the oldest files count from -1 too: most of them is -1. Without outlines, the first cell must look like
+    the others: one piece, hardly larger than the largest, and less than the background.
+    """
+    from scipy import ndimage
+
+    edges = edges[0] if isinstance(edges, np.ndarray) and edges.ndim == 3 and edges.shape[0] == 1 else edges
+    if isinstance(edges, np.ndarray) and edges.shape == masks.shape and edges.dtype.kind in "iu":
+        return np.count_nonzero(edges == -1) > np.count_nonzero(edges == 0)
+    ids, areas = np.unique(masks, return_counts=True)
+    area = dict(zip(ids.tolist(), areas.tolist(), strict=True))
+    others = [size for number, size in area.items() if number > 0]
+    if 0 not in area:
+        return not others  # no cell at all: -1 everywhere was background
+    one = ndimage.label(masks == 0, np.ones((3, 3)))[1] == 1
+    return one and bool(others) and area[0] <= 2 * max(others) and area[0] < area[-1]
+
+
+def _seg_classes(fields: dict, found: Instances, ids: np.ndarray, classes: tuple[str, ...], path) -> tuple:
+    """Return the cells with their classes and scores, and the names of the classes."""
+    side = fields.get("cellkit")
+    if isinstance(side, dict):
+        names, class_ids, scores = side.get("classes"), side.get("class_ids"), side.get("scores")
+        texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        arrays = [v for v in (class_ids, scores) if isinstance(v, np.ndarray) and v.shape == (len(found),)]
+        if not texts or len(arrays) < 2 or class_ids.dtype.kind not in "iu" or scores.dtype.kind != "f":
+            raise UserError(
+                f"{path} has {len(found)} cells, its classes are those of others", "remove its key 'cellkit'"
+            )
+        if len(found) and not (class_ids.min() >= 0 and class_ids.max() <= len(names)):
+            raise UserError(f"{path} has a cell of class {class_ids.max()} of {len(names)}", "remove its key 'cellkit'")
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise UserError(f"{path} has a score that is no number from 0 to 1", "remove its key 'cellkit'")
+        return found.with_classes(class_ids).with_scores(scores), tuple(names)
+    colours = fields.get("colors")
+    if not classes or not isinstance(colours, np.ndarray) or colours.shape[1:] != (3,) or colours.dtype != np.uint8:
+        return found, classes
+    if len(ids) and len(colours) != ids.max():
+        raise UserError(f"{path} has {ids.max()} cells but {len(colours)} colours", "save it again with Cellpose")
+    known = {tuple(colour): k for k, colour in enumerate(class_colours(len(classes)).tolist())}
+    return found.with_classes([known.get(tuple(colour), 0) for colour in colours[ids - 1].tolist()]), classes
+
+
+def class_colours(count: int) -> np.ndarray:
+    """Return (count + 1, 3) uint8: the colour of unknown class, then one for each class, none of the Cellpose GUI's own.
+
+    Examples
+    --------
+    >>> class_colours(2).tolist()
+    [[120, 120, 122], [230, 61, 61], [61, 110, 230]]
+    """
+    import colorsys
+
+    values = [colorsys.hsv_to_rgb(0.618034 * k % 1, 0.735 - 0.13 * (k // 24 % 4), 0.902) for k in range(count)]
+    return np.array([(120, 120, 122), *(tuple(round(255 * v) for v in rgb) for rgb in values)], np.uint8)
+
+
+def write_seg(
+    path: str | Path,
+    image: np.ndarray | None,
+    cells: Instances | np.ndarray,
+    classes: Sequence[str] = (),
+    filename: str | None = None,
+    diameter_px: float = math.nan,
+    made_by: str = "",
+    stamped: bool = False,
+) -> Path:
+    """Write a ``_seg.npy`` file that the Cellpose GUI opens, atomically.
+
+    The GUI opens ``a_seg.npy`` together with ``a.png`` beside it, so name it after the image. Cells are numbered 1 to N; of
+    overlapping cells the higher score keeps the pixels, and a cell left without any is left out. Class and score are kept
+    in the key ``cellkit``, and the class also as the colour of the cell, which the GUI shows and keeps.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, C) array, optional
+        What the GUI shows when it finds no image file; up to three channels.
+    cells : Instances or (H, W) label image
+    filename : str, optional
+        The image file; default the name of `path` without ``_seg.npy``.
+    made_by : str
+        "proposed" or "corrected", kept in the key ``cellkit``; the GUI drops it when it saves.
+    stamped : bool
+        Note what tells later whether it is still as written, see `cellkit.formats.stamps`.
+
+    Raises
+    ------
+    UserError
+        A name that does not end with ``_seg.npy``, masks of a stack, or an image of another size.
+    """
+    path = Path(path)
+    if not path.name.endswith("_seg.npy"):
+        raise UserError(f"{path.name} is no name of a Cellpose file", "end it with _seg.npy")
+    found, labels = _painted(cells)
+    refuse_boxes([found], "a Cellpose file")
+    if image is not None and (image.ndim not in (2, 3) or image.shape[:2] != found.shape):
+        raise UserError(
+            f"the image of {path.name} is {image.shape}, its masks are {found.shape}",
+            "give the image that was labelled",
+        )
+    unnamed = sorted(set(found.class_ids.tolist()) - set(range(len(classes) + 1)))
+    if unnamed:
+        raise UserError(f"{path.name} has a cell of class {unnamed[0]} of {len(classes)}", "name every class")
+    kind = np.uint16 if labels.max(initial=0) < 2**16 - 1 else np.uint32
+    fields = {
+        "outlines": (labels * _edge_pixels(labels)).astype(kind),
+        "colors": class_colours(len(classes))[found.class_ids],
+        "masks": labels.astype(kind),
+        "filename": filename or path.name.removesuffix("_seg.npy"),
+        "flows": [[], [], [], [], [[]]],
+        "ismanual": np.zeros(len(found), bool),
+        "manual_changes": [],
+        "restore": None,
+        "ratio": 1.0,
+        "diameter": float(diameter_px),
+        "cellkit": {"classes": list(classes), "class_ids": found.class_ids, "scores": found.scores},
+    }
+    fields["cellkit"] |= {"labels": made_by} if made_by in MARKED else {}
+    fields |= {} if image is None else {"img": _three_channels(image)}
+    if stamped:
+        fields["cellkit"]["stamp"] = stamp_of(labels)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.array(fields, dtype=object), allow_pickle=True)
+    return path
+
+
+def _painted(cells: Instances | np.ndarray) -> tuple[Instances, np.ndarray]:
+    """Return the cells that keep a pixel and their label image 1..N."""
+    if isinstance(cells, np.ndarray):
+        if cells.ndim != 2:
+            raise UserError(f"masks of shape {cells.shape} are those of a stack", "write one file per plane")
+        cells = Instances.from_labels(cells)
+    labels = cells.paint()
+    kept = np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:] > 0
+    if kept.all():
+        return cells, labels
+    return cells[kept], np.r_[0, np.cumsum(kept) * kept][labels].astype(np.int32)
+
+
+def _edge_pixels(labels: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pixels with another label, or the border of the image, on one of four sides."""
+    framed = np.pad(labels, 1)
+    middle = framed[1:-1, 1:-1]
+    beside = (framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:])
+    return (middle > 0) & np.any([other != middle for other in beside], axis=0)
+
+
+def _three_channels(image: np.ndarray) -> np.ndarray:
+    """Return an image as the GUI wants it, (H, W, 3): missing channels are empty."""
+    image = image[..., None] if image.ndim == 2 else image
+    if image.shape[2] > 3:
+        raise UserError(f"an image of {image.shape[2]} channels", "give up to three")
+    return np.pad(image, ((0, 0), (0, 0), (0, 3 - image.shape[2])))
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """Return a picture of one plane as (H, W, C), up to three channels."""
+    with open_file(path) as opened:
+        series = opened.info.series[0]
+        count = len(series.channels)
+        if series.size("Z") * series.size("T") > 1 or len(opened.info.series) > 1 or count > 3:
+            raise UserError(
+                f"{path.name} is {series.axes} {series.shape}", "convert it to one picture: cellkit convert"
+            )
+        planes = [opened.plane(0, 0, 0, channel) for channel in range(count)]
+    image = np.stack(planes, axis=-1)
+    return image.astype(image.dtype.newbyteorder("="), copy=False)
+
+
+# ---- the contract of cellkit.formats_any ----
+def picture_stem(name: str) -> str:
+    """Return the name that a file shares with its picture.
+
+    Examples
+    --------
+    >>> picture_stem("a_seg.npy")
+    'a'
+    """
+    return name[: -len("_seg.npy")]
+
+
+def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) -> ImageCells:
+    """Read the cells of one file."""
+    seg = read_seg(file, how.classes)
+    return ImageCells(seg.instances, seg.classes, seg.made_by)
+
+
+def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
+    """Write one file beside its picture; return how many cells lost pixels, and how many are left out without any."""
+    if os.path.lexists(path) and not written_here(path):
+        raise UserError(
+            f"{path} was saved by Cellpose and may hold corrections", "move it away, or give another folder"
+        )
+    refuse_changed(path, _painted(image.cells)[1])
+    about = {"made_by": image.made_by, "stamped": True}
+    write_seg(path, _read_picture(image.picture), image.cells, image.classes, image.picture.name, **about)
+    return lost_pixels(image.cells)
+
+
+def written_here(path: Path) -> bool:
+    """Tell whether a file is as cellkit wrote it: Cellpose drops what says so."""
+    return "cellkit" in read_plain_npy(path)

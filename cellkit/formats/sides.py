@@ -1,0 +1,299 @@
+"""The two sides of a score, from whatever they are stored in, brought to the same images in the same order.
+
+A side is a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV. Images are matched by the name that
+both sides know them by; an image that only one side has is an error, because a score over what happens to be there is
+no score.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.names import best_pairs, plain, plain_stem, same, series_of, split_of_folder, stem_of
+from cellkit.cells.records import ImageRecord
+from cellkit.errors import UserError, nearest
+from cellkit.microscope.folders import ids_of
+
+
+def image_records(folder: str | Path) -> list[ImageRecord]:
+    """Return the images below a folder, called as their path below it without suffix, with the sizes in their headers.
+
+    Raises
+    ------
+    UserError
+        No such folder, no image in it, a damaged image, or two of one file name.
+    """
+    from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
+    from cellkit.microscope.open import inspect_file
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}", "give the folder that holds the images")
+    records = []
+    for path in list_files(folder, IMAGE_SUFFIXES):
+        series = inspect_file(path).series[0]
+        relative = path.relative_to(folder)
+        name = (relative.parent / stem_of(path.name)).as_posix()
+        records.append(ImageRecord(name, relative.as_posix(), series.size("Y"), series.size("X")))
+    twice = _first_twice([stem_of(record.path) for record in records])
+    if twice:
+        raise UserError(f"{folder} has two images called '{twice}'", "give a folder with one of them")
+    if not records:
+        raise UserError(f"no image in the folder {folder}", f"images end with {', '.join(IMAGE_SUFFIXES)}")
+    return records
+
+
+def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
+    """Return {file name without suffix: (H, W)} of the images below a folder; see `image_records`."""
+    return {stem_of(record.path): (record.height_px, record.width_px) for record in image_records(folder)}
+
+
+def named_after(side: CellDataset, folder: str | Path) -> CellDataset:
+    """Return the images below a folder, in their order and called as their files are without suffix.
+
+    Raises
+    ------
+    UserError
+        An image without prediction, a prediction of no image (but for other images of a run), or another size.
+    """
+    wanted = image_records(folder)
+    places = best_pairs(wanted, side.records, NAMES)
+    missing = [record.image_id for k, record in enumerate(wanted) if k not in places]
+    used = set(places.values())
+    extra = [] if side.of_model else [r.image_id for k, r in enumerate(side.records) if k not in used]
+    if missing or extra:
+        told = f"{len(missing)} test image(s) without prediction, {len(extra)} prediction(s) of no test image"
+        raise UserError(f"{told}, e.g. {(missing or extra)[0]}", f"predict the images in {folder}")
+    found = side.subset([places[k] for k in range(len(wanted))])
+    for record, own in zip(wanted, found.records, strict=True):
+        if (record.height_px, record.width_px) != (own.height_px, own.width_px):
+            raise UserError(
+                f"{record.image_id} is {record.height_px} x {record.width_px} px, its cells were found in "
+                f"{own.height_px} x {own.width_px} px",
+                f"predict the original images: cellkit predict MODEL {folder} -o FILE.json",
+            )
+    return replace(found, records=[replace(record, image_id=stem_of(record.path)) for record in wanted])
+
+
+def of_test(side: CellDataset) -> tuple[CellDataset, str]:
+    """Return predictions of a run for its test images alone, and what to say of the others; any other side as it is.
+
+    Raises
+    ------
+    UserError
+        None of them is of a test image.
+    """
+    if not side.of_model:
+        return side, ""
+    kept = [k for k, record in enumerate(side.records) if record.split == "test"]
+    others = [record.split or "set aside" for record in side.records if record.split != "test"]
+    if not kept:
+        raise UserError(
+            f"{side.path} has no test image of the run, only {', '.join(sorted(set(others)))}",
+            "say which images to hand in: --images DIR, or --coco FILE such as coco/val.json of the run",
+        )
+    told = (
+        f"{len(kept)} test image(s) handed in, not {len(others)} other(s) of the run ({', '.join(sorted(set(others)))})"
+    )
+    return side.subset(kept), f"{told}; for others give --images DIR or --coco FILE" if others else ""
+
+
+def refuse_scaled(side: CellDataset) -> None:
+    """Refuse cells of a run whose pictures were resized: their masks are not of the original images' size."""
+    from cellkit.manifest import finished_entries, read_manifest
+
+    config = finished_entries(read_manifest(side.run)).get("01_convert", {}).get("config") if side.run else None
+    scale = config.get("scale", 1) if isinstance(config, dict) else 1
+    if scale != 1:
+        raise UserError(
+            f"{side.path} has the cells in pictures of {scale:g} times the original size (convert.scale)",
+            f"predict the original images: cellkit predict {side.run}:NAME IMAGES -o FILE.json, and submit that",
+        )
+
+
+# ---- bringing two sides together -----------------------------------------------------------------------------------
+def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) -> tuple[CellDataset, CellDataset]:
+    """Bring two sides to the same images, in the order of the truth, and to the classes of the truth.
+
+    Images are matched by image id, file path, file name without suffix, or the id that such a name or path becomes: by
+    whichever matches most (`cellkit.cells.names`).
+    Classes are matched by name; where the two sides share no name, or no cell found has a class, classes are dropped. That,
+    and classes of cells found that the truth does not have, is said in the notes of the second side.
+    Images that a run's model was not asked about are left out of the truth; where the truth is of the same run, so are
+    those that the truth lacks.
+
+    Parameters
+    ----------
+    common : bool
+        Score the images that both sides have, instead of refusing the others.
+
+    Raises
+    ------
+    UserError
+        Images that only one side has (how many, which), or an image of two sizes.
+    """
+    places = best_pairs(truth.records, found.records, NAMES)
+    used = set(places.values())
+    missing = [r.image_id for k, r in enumerate(truth.records) if k not in places]
+    extra = [r.image_id for k, r in enumerate(found.records) if k not in used]
+    if not places:
+        raise UserError(
+            f"none of the {len(extra)} images of {found.path} ({first_names(extra)}) is in {truth.path} ({first_names(missing)})",
+            "images are matched by image id or by file name without suffix: name them alike",
+        )
+    excused = found.of_model, found.of_model and truth.run == found.run
+    if not common and ((missing and not excused[0]) or (extra and not excused[1])):
+        sides = ((missing, truth, found), (extra, found, truth))
+        told = [
+            f"{len(names)} of the {len(a.records)} images of {a.path} are not in {b.path} ({first_names(names)})"
+            for names, a, b in sides
+            if names
+        ]
+        raise UserError("; ".join(told), "give both sides the same images, or score those that both have: --common")
+    truth, found = truth.subset(list(places)), found.subset(list(places.values()))
+    for a, b in zip(truth.records, found.records, strict=True):
+        if (a.height_px, a.width_px) != (b.height_px, b.width_px):
+            raise UserError(
+                f"{a.image_id} is {a.height_px} x {a.width_px} px in {truth.path}, {b.height_px} x {b.width_px} in {found.path}",
+                "compare cells of the very same images",
+            )
+    return _same_classes(truth, found)
+
+
+NAMES: tuple[Callable[[ImageRecord], frozenset[str]], ...] = (
+    lambda record: frozenset([same(record.image_id)]),
+    lambda record: frozenset([same(record.path)]),
+    lambda record: frozenset([same(plain_stem(record.path))]),
+    lambda record: ids_of(plain_stem(record.path)),
+    lambda record: frozenset([same(plain_stem(record.image_id))]),
+    lambda record: ids_of(record.image_id),
+)
+
+
+def _same_classes(truth: CellDataset, found: CellDataset) -> tuple[CellDataset, CellDataset]:
+    """Number the classes of `found` as those of `truth`; drop classes where the sides share none."""
+    classless = found.cells > 0 and not any(objects.class_ids.any() for objects in found.instances)
+    found = replace(found, notes=found.notes + _strange_classes(truth, found))
+    if classless or not set(truth.classes) & set(found.classes):
+        plain = [[objects.with_classes(0) for objects in side.instances] for side in (truth, found)]
+        crowd = [objects.with_classes(0) for objects in truth.crowd]
+        found = replace(found, instances=plain[1], classes=())
+        return replace(truth, instances=plain[0], classes=(), crowd=crowd), found
+    names = [*truth.classes, *(name for name in found.classes if name not in truth.classes)]
+    number = np.array([0, *(names.index(name) + 1 for name in found.classes)])
+    instances = [objects.with_classes(number[objects.class_ids]) for objects in found.instances]
+    return replace(truth, classes=tuple(names)), replace(found, instances=instances, classes=tuple(names))
+
+
+def _strange_classes(truth: CellDataset, found: CellDataset) -> tuple[str, ...]:
+    """Return what to say of the classes of cells found that the truth does not name: another spelling is another class."""
+    used = np.unique(np.concatenate([np.zeros(0, int), *(objects.class_ids for objects in found.instances)]))
+    strange = [found.classes[k - 1] for k in used.tolist() if 1 <= k <= len(found.classes)]
+    strange = [name for name in strange if name not in truth.classes]
+    if not strange or not truth.classes:
+        return ()
+    named = "; ".join(f"'{name}'{_spelt(name, truth.classes)}" for name in strange[:6])
+    shared = set(truth.classes) & set(found.classes)
+    so = "they match no true class" if shared else "the two sides share no class, so none is scored"
+    return (f"{found.path} has cells of classes that {truth.path} does not have: {named}; {so}",)
+
+
+def _spelt(name: str, names: Sequence[str]) -> str:
+    """Return the question whether a name is meant that differs in case, spaces or a few letters.
+
+    Examples
+    --------
+    >>> _spelt("n2a ", ["HEK", "N2a"]), _spelt("neuron", ["HEK", "N2a"])
+    (" (did you mean 'N2a'?)", '')
+    """
+    alike = [known for known in names if known.strip().casefold() == name.strip().casefold()]
+    return f" (did you mean '{alike[0]}'?)" if alike else nearest(name, names)
+
+
+def _first_twice(values: Sequence[str]) -> str:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return ""
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Name the first three.
+
+    Examples
+    --------
+    >>> first_names(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+
+
+def refuse_proposed(truth: CellDataset) -> None:
+    """Refuse a true side all of whose cells a model proposed: agreement with them is no accuracy."""
+    from cellkit.cells.dataset import NO_ACCURACY
+
+    if truth.records and truth.made_by and set(truth.made_by) == {"proposed"}:
+        raise UserError(
+            f"{truth.path} holds proposals, no truth: {NO_ACCURACY}", "correct some images and score those (label.use)"
+        )
+
+
+def without_proposed(truth: CellDataset, found: CellDataset) -> tuple[CellDataset, CellDataset, list[str]]:
+    """Leave out the images whose true side a model proposed; return both sides and the ids of what was left out.
+
+    Raises
+    ------
+    UserError
+        No image is left, see `refuse_proposed`.
+    """
+    refuse_proposed(truth)
+    kept = [k for k in range(len(truth.records)) if not truth.made_by or truth.made_by[k] != "proposed"]
+    left = [record.image_id for k, record in enumerate(truth.records) if k not in set(kept)]
+    return (truth.subset(kept), found.subset(kept), left) if left else (truth, found, [])
+
+
+def name_groups(side: CellDataset) -> tuple[CellDataset, str]:
+    """Group the images of a side that tells no group: by the well or series in their names, else by their folders.
+
+    Images of one well or movie resemble each other: what is drawn for an interval is the whole of it. A group is known only
+    where several images share it. Folders called after a split or a class are none, nor those beside a ``classes.csv``, which
+    are cell lines.
+
+    Returns
+    -------
+    side : CellDataset
+    told : str
+        What the groups were told by; "" where the images have groups already, or none.
+    """
+    if any(record.group for record in side.records):
+        return side, ""
+    lines = (side.path / "classes.csv").is_file()
+    no_group = {plain(name) for name in (*side.classes, *(record.cell_type for record in side.records), "mixed")}
+    keys = []
+    for record in side.records:
+        *parts, name = record.path.replace("\\", "/").split("/")
+        parts = [part for part in parts if not split_of_folder(part) and plain(part) not in no_group]
+        series = series_of(plain_stem(name))
+        keys.append(
+            ("/".join([*parts, series or "series"]) if series is not None else "", "" if lines else "/".join(parts))
+        )
+    named, placed = (Counter(filter(None, column)) for column in zip(*keys, strict=True)) if keys else ({}, {})
+    if len({folder for _, folder in keys}) < 2:
+        placed = Counter()
+    groups = [a if named[a] > 1 else b if placed[b] > 1 else "" for a, b in keys]
+    if not any(groups):
+        return side, ""
+    by = " and ".join(
+        ["names"] * (max(named.values(), default=0) > 1) + ["folders"] * any(g in placed for g in groups if g)
+    )
+    group, count = min(Counter(filter(None, groups)).items())
+    records = [replace(record, group=group) for record, group in zip(side.records, groups, strict=True)]
+    return replace(side, records=records), f"told by {by} (e.g. {group}: {count} images)"

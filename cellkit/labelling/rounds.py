@@ -1,0 +1,172 @@
+"""From round to round: which images a person should correct first, and what was changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.formats.label_folders import chosen_cells
+
+if TYPE_CHECKING:
+    import pandas
+
+    from cellkit.labelling.annotate import Labelled
+
+FIRST_WORDS = (
+    "Images whose labels are proposals, the one to correct first on top: disagreement is the share of cells that only one of "
+    "model and threshold finds (1 - F1 at IoU > 0.5), confidence the mean score of the proposed cells; the ranks by large "
+    "disagreement and by low confidence are added. It is a guess where correcting pays, no score."
+)
+CHANGE_WORDS = (
+    "Cells before and after a person's corrections, matched at IoU > 0.5: the same to the pixel, changed in outline (with the "
+    "mean IoU of all matched cells), added, removed. Proposals that follow proposals are no person's change and are left out."
+)
+MOST_NAMED = 3
+FIRST_COLUMNS = ("image_id", "split", "made_by", "cells", "confidence", "disagreement")
+CHANGE_COLUMNS = ("since", "image_id", "made_by", "cells", "same", "changed", "added", "removed", "iou")
+
+
+def disagreement(a: Instances, b: Instances) -> float:
+    """Return the share of the cells of two answers that have no partner in the other (IoU > 0.5); 0 where both are empty.
+
+    Examples
+    --------
+    >>> one = Instances.from_labels(np.array([[1, 1, 0, 2]]))
+    >>> disagreement(one, one[:1]), disagreement(one, one), disagreement(one[:0], one[:0])
+    (0.3333333333333333, 0.0, 0.0)
+    """
+    from cellkit.scores.matching import match_pairs
+
+    cells = len(a) + len(b)
+    return (cells - 2 * len(match_pairs(a, b)[0])) / cells if cells else 0.0
+
+
+def correct_first(
+    images: CellDataset, proposals: Sequence[Instances], others: Sequence[Instances], chosen: Sequence[Labelled]
+) -> pandas.DataFrame:
+    """Order the images that no person has labelled: where a correction is likely to change most comes first.
+
+    Parameters
+    ----------
+    images : CellDataset
+    proposals, others : list of Instances
+        What the model and another one found, one per image; the scores of the proposals are their confidence.
+    chosen : list of Labelled
+        Which labels each image has; images that are not among them have none (mixed ones).
+
+    Returns
+    -------
+    DataFrame
+        image_id, split, made_by ("proposed", or "" for no labels), cells (proposed), confidence (nan where there is no
+        cell), disagreement; see `FIRST_WORDS`.
+    """
+    import pandas as pd
+
+    made_by = {item.image_id: item.made_by for item in chosen}
+    rows = []
+    for record, found, other in zip(images.records, proposals, others, strict=True):
+        maker = made_by.get(record.image_id, "")
+        if maker in ("", "proposed"):
+            confidence = float(found.scores.mean()) if len(found) else np.nan
+            about = (record.image_id, record.split, maker, len(found))
+            rows.append((*about, confidence, disagreement(found, other)))
+    table = pd.DataFrame(rows, columns=list(FIRST_COLUMNS))
+    unsure = table["confidence"].fillna(0.0).rank(method="min")
+    place = table["disagreement"].rank(method="min", ascending=False) + unsure
+    return table.assign(place=place).sort_values(["place", "image_id"], kind="stable", ignore_index=True)[
+        list(FIRST_COLUMNS)
+    ]
+
+
+def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
+    """Say how many images have proposals for labels, and which to correct first; "" where a person labelled all.
+
+    Parameters
+    ----------
+    chosen : list of Labelled
+    first : DataFrame
+        From `correct_first`.
+    """
+    count = sum(item.made_by == "proposed" for item in chosen)
+    if not count:
+        return ""
+    some = ", ".join(first["image_id"].head(MOST_NAMED)) + (", ..." if len(first) > MOST_NAMED else "")
+    return (
+        f"proposals, no truth: the labels of {count} of {len(chosen)} images are the model's own; they are trained on, and no "
+        f"score is told of these images\ncorrect first: {some} (correct_first.csv has all, in order), then set label.use to "
+        "the folder of the corrected files"
+    )
+
+
+def change(before: Instances, after: Instances) -> tuple[int, int, int, int, float]:
+    """Return how many cells are the same, changed, added and removed, and the mean IoU of the matched (nan for none).
+
+    Examples
+    --------
+    >>> a = Instances.from_labels(np.array([[1, 1, 0, 2, 2, 2, 0, 3]]))
+    >>> b = Instances.from_labels(np.array([[1, 1, 0, 0, 2, 2, 0, 0]]))
+    >>> change(a, b)
+    (1, 1, 0, 1, 0.8333333333333333)
+    """
+    from cellkit.scores.iou import overlaps
+    from cellkit.scores.matching import match_pairs
+
+    pairs = overlaps(before, after)
+    i, j = match_pairs(pairs)
+    iou = {(a, b): s / u for a, b, s, u in zip(pairs.truth, pairs.found, pairs.shared_px, pairs.union_px, strict=True)}
+    matched = np.array([iou[a, b] for a, b in zip(i, j, strict=True)], float)
+    same = int(np.count_nonzero(matched == 1))
+    mean = float(matched.mean()) if len(matched) else float("nan")
+    return same, len(matched) - same, len(after) - len(matched), len(before) - len(matched), mean
+
+
+def label_changes(
+    images: CellDataset, proposals: Sequence[Instances], chosen: Sequence[Labelled], last_round: str | Path
+) -> pandas.DataFrame:
+    """Say how the labels differ from the proposals (corrected images), and from those of the run before, if there are any.
+
+    Parameters
+    ----------
+    images : CellDataset
+    proposals : list of Instances
+        One per image.
+    chosen : list of Labelled
+        The labels of this round.
+    last_round : path
+        The folder of label images that an earlier run of the same stage left; images that are the same are left out, and
+        proposals that follow proposals: a setting of the model changed them, no person.
+
+    Returns
+    -------
+    DataFrame
+        since ("proposals" or "last round"), image_id, made_by, cells (now), same, changed, added, removed, iou: `change`.
+    """
+    import pandas as pd
+
+    proposed = {record.image_id: found for record, found in zip(images.records, proposals, strict=True)}
+    rows = _rows("proposals", proposed, [item for item in chosen if item.made_by == "corrected"])
+    try:
+        former = chosen_cells(last_round)
+    except UserError:
+        former = {}  # what a damaged folder held cannot be compared with
+    before = {name: cells for name, (cells, *_) in former.items()}
+    of_model = {name for name, (_, maker, _) in former.items() if maker == "proposed"}
+    by_person = [item for item in chosen if item.made_by != "proposed" or item.image_id not in of_model]
+    told = _rows("last round", before, by_person)
+    rows += [row for row in told if row[5:8] != (0, 0, 0)]
+    return pd.DataFrame(rows, columns=list(CHANGE_COLUMNS))
+
+
+def _rows(since: str, before: Mapping[str, Instances], chosen: Sequence[Labelled]) -> list[tuple]:
+    rows = []
+    for item in chosen:
+        old = before.get(item.image_id)
+        if old is not None and old.shape == item.instances.shape:
+            rows.append((since, item.image_id, item.made_by, len(item.instances), *change(old, item.instances)))
+    return rows

@@ -1,0 +1,239 @@
+"""One microscope file -> 8-bit RGB pictures: nuclei in blue, cytoplasm in green, and what was done to the light.
+
+`inspect_file` says what a file holds without reading pixels; `convert_file` makes one picture per scene and time. Which
+channel is which comes from the config; nothing about a channel's meaning is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.cells.resize import resize_image, resized_shape
+from cellkit.errors import UserError
+from cellkit.machine import check_memory
+from cellkit.microscope.channels import channels_text, colour_map, find_channel, listed
+from cellkit.microscope.conversion import Conversion, Level
+from cellkit.microscope.file_info import COLOURS, FileInfo, Opened, Series, only_headers
+from cellkit.microscope.light import Light, to_8bit
+from cellkit.microscope.open import open_file
+
+# ---- one picture out of a file -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """One picture.
+
+    Attributes
+    ----------
+    image : (H, W, 3) uint8
+        Red, green, blue.
+    suffix : str
+        What to add to the file's id, "" when the file is one picture.
+    channels : str
+        What is in each colour: "red=;green=GFP;blue=DAPI".
+    um_per_px : float
+        Of `image`, after resizing; nan when unknown.
+    source : str
+        File name, scene, time and planes.
+    planes : str
+        What became of the z planes, "" when there was one: "z max of 5".
+    levels : tuple of Level
+    left_out : tuple of str
+        What lies in the file and becomes no picture.
+    turned : int
+        EXIF orientation by which the stored pixels were turned, 1 where they were not.
+    """
+
+    image: np.ndarray
+    suffix: str
+    channels: str
+    um_per_px: float
+    source: str
+    planes: str
+    levels: tuple[Level, ...]
+    left_out: tuple[str, ...] = ()
+    turned: int = 1
+
+    @property
+    def height_px(self) -> int:
+        """Rows."""
+        return self.image.shape[0]
+
+    @property
+    def width_px(self) -> int:
+        """Columns."""
+        return self.image.shape[1]
+
+
+def convert_file(path: str | Path, conversion: Conversion) -> list[Converted]:
+    """Turn every scene and time of a microscope file into an 8-bit picture; a constant channel becomes 0.
+
+    Raises
+    ------
+    UserError
+        No channel named, a channel the file lacks, unknown axes, NaN, transparency, a damaged or oversized file.
+    """
+    with open_file(path, conversion.axes, conversion.most_px) as opened:
+        return [convert_frame(opened, scene, time, conversion, suffix) for scene, time, suffix in opened.info.frames()]
+
+
+def convert_frame(opened: Opened, scene: int, time: int, conversion: Conversion, suffix: str = "") -> Converted:
+    """Turn one scene and time of an opened file into a picture; errors as in `convert_file`."""
+    info, series = opened.info, opened.info.series[scene]
+    chosen = chosen_channels(info, scene, conversion)
+    blank = blank_frame(info, scene, conversion, chosen, suffix)
+    if only_headers():
+        return blank
+    where, names = info.path.name, _names(series, chosen)
+    planes, planes_text = _project(opened, scene, time, sorted(set(chosen.values())), conversion.projection)
+    limits, scaled, levels = conversion.limits or {}, {}, []
+    for colour, index in chosen.items():
+        what = f"{where}, {names[colour]}"
+        scaled[colour], *level = to_8bit(planes[index], conversion.percentiles, what, limits.get(colour))
+        notes = [*info.notes_of(scene), *_constant(planes[index], f"channel {index} {series.channels[index].name}")]
+        levels.append(Level(colour, names[colour], *level, "; ".join(notes)))
+    image = _interleaved(scaled, (series.size("Y"), series.size("X")))
+    scene_text = f" scene {scene}" if len(info.series) > 1 else ""
+    time_text = f" t {time}" if series.size("T") > 1 else ""
+    return replace(
+        blank,
+        image=resize_image(image, conversion.scale),
+        source=f"{where}{scene_text}{time_text}{' ' * bool(planes_text)}{planes_text}",
+        planes=planes_text,
+        levels=tuple(levels),
+    )
+
+
+def blank_frame(
+    info: FileInfo, scene: int, conversion: Conversion, chosen: Mapping[str, int], suffix: str = ""
+) -> Converted:
+    """Return what the header says of a picture to be, with all pixels 0."""
+    series = info.series[scene]
+    shape = resized_shape((series.size("Y"), series.size("X")), conversion.scale)
+    return Converted(
+        image=np.broadcast_to(np.uint8(0), (*shape, 3)),
+        suffix=suffix,
+        channels=channels_text(_names(series, chosen)),
+        um_per_px=series.um_per_px / conversion.scale,
+        source=info.path.name,
+        planes="",
+        levels=(),
+        left_out=info.left_out,
+        turned=series.turned,
+    )
+
+
+def light_of_frame(opened: Opened, scene: int, time: int, conversion: Conversion) -> dict[str, Light]:
+    """Return how often each value occurs in the pixels that become each colour; nothing is converted."""
+    chosen = chosen_channels(opened.info, scene, conversion)
+    planes, _ = _project(opened, scene, time, sorted(set(chosen.values())), conversion.projection)
+    return {colour: Light.of(planes[index], opened.info.path.name) for colour, index in chosen.items()}
+
+
+def chosen_channels(info: FileInfo, scene: int, conversion: Conversion) -> dict[str, int]:
+    """Return which channel becomes which colour, once it is known that the scene can be converted.
+
+    Raises
+    ------
+    UserError
+        A scene with a problem, no channel named, a channel it lacks, a plane it lacks, too little memory.
+    """
+    where, series = info.path.name, info.series[scene]
+    if series.problem:
+        raise UserError(series.problem, series.remedy)
+    wanted = colour_map(conversion.channels)
+    chosen = {colour: find_channel(spec, series.channels, where) for colour, spec in wanted.items()}
+    if not chosen:
+        raise UserError(
+            f"{where} has {listed(series.channels)}, and the config names neither nuclei nor cytoplasm",
+            "set convert.channels.nuclei (or cytoplasm) to a name, an index or a wavelength, e.g. in the YAML "
+            "convert: {channels: {nuclei: 0}}",
+        )
+    if any(isinstance(spec, list | tuple) for spec in wanted.values()) and len(set(chosen.values())) < len(chosen):
+        raise UserError(
+            f"of {where}, which has {listed(series.channels)}, one channel is the first that fits for two colours",
+            "let the lists of convert.channels (or the repeated options) lead to two channels",
+        )
+    check_memory(info.path, _bytes_to_convert(series, len(set(chosen.values())), conversion.projection), "converting")
+    _check_projection(conversion.projection, series, where)
+    return chosen
+
+
+def _names(series: Series, chosen: Mapping[str, int]) -> dict[str, str]:
+    """Return the name of the channel in each colour, "" in an empty one."""
+    return dict.fromkeys(COLOURS, "") | {
+        colour: series.channels[index].name or f"channel {index}" for colour, index in chosen.items()
+    }
+
+
+def _constant(plane: np.ndarray, what: str) -> list[str]:
+    """Say that a plane holds one value only: a shutter that stayed shut, an empty table of colours, pixels not stored."""
+    value = plane.flat[0]
+    return [] if (plane != value).any() else [f"{what.rstrip()} is {value:g} in every pixel, its colour is empty"]
+
+
+def _bytes_to_convert(series: Series, channels: int, projection: str | int) -> int:
+    """Return about how much memory a picture takes: planes of every channel, one more, work on floats, and the picture."""
+    size = np.dtype(series.dtype).itemsize
+    if projection == "mean" or series.dtype not in ("uint8", "uint16"):
+        size = max(size, 8)
+    work = 2 * 8 if projection == "focus" or size >= 8 else 0
+    return series.size("Y") * series.size("X") * ((channels + 1) * size + work + 2 * len(COLOURS))
+
+
+def _interleaved(planes: Mapping[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Return (H, W, 3) of the (H, W) uint8 planes by colour; a colour that is not there is 0."""
+    import cv2
+
+    empty = None if len(planes) == len(COLOURS) else np.zeros(shape, np.uint8)
+    return cv2.merge([planes.get(colour, empty) for colour in COLOURS])
+
+
+def _check_projection(projection: str | int, series: Series, where: str) -> None:
+    if isinstance(projection, bool) or not (isinstance(projection, int) or projection in ("max", "mean", "focus")):
+        raise UserError(f"projection is {projection!r}", "choose max, mean, focus or the number of a plane, from 0")
+    count = series.size("Z")
+    if isinstance(projection, int) and not 0 <= projection < count:
+        raise UserError(f"plane {projection} is wanted of {where}, which has {count}", "planes count from 0")
+
+
+def _project(opened: Opened, scene: int, time: int, indices: list[int], projection) -> tuple[dict, str]:
+    """Return {channel index: (H, W) plane}, and what was done to the z planes, in words."""
+    count = opened.info.series[scene].size("Z")
+    read = lambda index, z: opened.plane(scene, time, z, index)  # noqa: E731
+    if isinstance(projection, int):
+        return {index: read(index, projection) for index in indices}, f"z {projection}" if count > 1 else ""
+    if count == 1:
+        return {index: read(index, 0) for index in indices}, ""
+    if projection == "focus":
+        best = best_focus([read(index, z) for index in indices] for z in range(count))
+        return {index: read(index, best) for index in indices}, f"z {best} (sharpest of {count})"
+    planes = {index: _collapse((read(index, z) for z in range(count)), count, projection) for index in indices}
+    return planes, f"z {projection} of {count}"
+
+
+def _collapse(planes: Iterable[np.ndarray], count: int, projection: str) -> np.ndarray:
+    """Return the brightest (same type) or mean (float64) of (H, W) planes, read one at a time."""
+    planes = iter(planes)
+    first = next(planes)
+    total = first.astype(np.float64) if projection == "mean" else np.maximum(first, next(planes))
+    for plane in planes:
+        (np.add if projection == "mean" else np.maximum)(total, plane, out=total)
+    return total / count if projection == "mean" else total
+
+
+def best_focus(planes: Iterable[list[np.ndarray]]) -> int:
+    """Return which z plane is sharpest: the largest share of fine detail, the mean over channels; the first of equals.
+
+    Detail is the mean squared Laplacian; each channel counts relative to its own mean over z.
+    """
+    from scipy.ndimage import laplace
+
+    detail = np.array([[np.mean(laplace(plane.astype(np.float64)) ** 2) for plane in channels] for channels in planes])
+    relative = detail / np.maximum(detail.mean(axis=0), np.finfo(float).tiny)
+    return int(np.argmax(relative.mean(axis=1)))

@@ -1,0 +1,155 @@
+"""Zeiss CZI, by pylibCZIrw (LGPL, the extra `czi`): scenes, mosaics put together, times, z planes and channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from cellkit.errors import UserError
+from cellkit.microscope.file_info import Channel, Opened, Reader
+from cellkit.microscope.stacks import Stack, open_stacks, parse_xml
+from cellkit.microscope.units import length_um, square_um, wavelength_nm
+
+CZI_TYPES = {"Gray8": ("uint8", 1), "Gray16": ("uint16", 1), "Gray32Float": ("float32", 1), "Bgr24": ("uint8", 3),
+             "Bgr48": ("uint16", 3), "Bgr96Float": ("float32", 3)}  # fmt: skip
+CZI_OTHER_AXES = "VHIRB"  # view, phase, illumination, rotation, block
+
+
+@contextmanager
+def czi_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[list[Stack]]:
+    """Stacks of a CZI: one per scene; the tiles of a mosaic are put together by the library, gaps are 0."""
+    _refuse_part_of_czi(path)
+    blocks: list[tuple[dict, tuple, str]] = []
+    seen: set[int] = set()
+
+    def note(_, block) -> bool:
+        seen.add(block.coordinate.to_dict().get("S", -1))
+        if abs(block.get_zoom() - 1) < 1e-6:  # the others are smaller copies of these
+            rect = block.logicalRect
+            blocks.append((block.coordinate.to_dict(), (rect.x, rect.y, rect.w, rect.h), block.pixelType.name))
+        return True
+
+    with module.open_czi(str(path)) as czi:
+        czi.enumerate_subblocks(note)
+        text = czi.raw_metadata
+        tree = parse_xml(path, text) if text else None
+        scenes = sorted({at.get("S", -1) for at, *_ in blocks})
+        announced = (
+            [int(i) for s in _czi_scenes(tree) if (i := s.get("Index") or "").isdigit()] if scenes != [-1] else []
+        )
+        left_out += [
+            f"{path.name}: scene {number} '{_czi_scene_name(tree, number)}' has no pixels at full size"
+            for number in sorted(seen.union(announced) - set(scenes))
+        ]
+        yield [_czi_stack(path, czi, tree, s, [b for b in blocks if b[0].get("S", -1) == s]) for s in scenes]
+
+
+def _refuse_part_of_czi(path: Path) -> None:
+    """Refuse a file that its header calls a further part of another one."""
+    with open(path, "rb") as file:
+        head = file.read(84)
+    if head[:10] == b"ZISRAWFILE" and len(head) == 84 and int.from_bytes(head[80:84], "little", signed=True) > 0:
+        raise UserError(
+            f"{path.name} is part {int.from_bytes(head[80:84], 'little') + 1} of a CZI of several files",
+            "give the first file of it, or save it as one file in ZEN",
+        )
+
+
+def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
+    """Describe one scene from the header of its sub-blocks."""
+    values = {axis: sorted({at.get(axis, 0) for at, *_ in blocks}) for axis in CZI_OTHER_AXES + "TCZ"}
+    extra = "".join(axis for axis in CZI_OTHER_AXES if len(values[axis]) > 1)
+    lead = extra + "".join(axis for axis in "TCZ" if len(values[axis]) > 1)
+    left, top = (min(rect[i] for _, rect, _ in blocks) for i in (0, 1))
+    width, height = (max(rect[i] + rect[i + 2] for _, rect, _ in blocks) - (left, top)[i] for i in (0, 1))
+    types = sorted({kind for *_, kind in blocks})
+    dtype, samples = CZI_TYPES.get(types[0], (types[0], 1))
+    stored = {tuple(at.get(axis, 0) for axis in lead) for at, *_ in blocks}
+
+    def block(index: tuple[int, ...]) -> np.ndarray:
+        wanted = tuple(values[axis][i] for axis, i in zip(lead, index, strict=True))
+        if wanted not in stored:
+            where = ", ".join(f"{axis} {value}" for axis, value in zip(lead, wanted, strict=True))
+            raise UserError(
+                f"{path.name} holds no pixels of {where}", "the recording was stopped, or the file is cut short"
+            )
+        at = {axis: values[axis][0] for axis in "TCZ"} | dict(zip(lead, wanted, strict=True))
+        roi = (left, top, width, height)
+        pixels = czi.read(roi=roi, plane=at, scene=None if scene < 0 else scene, pixel_type=types[0])
+        return pixels[..., 0] if samples == 1 else pixels[..., ::-1]  # stored blue, green, red
+
+    shape = (*(len(values[axis]) for axis in lead), height, width, *((samples,) if samples > 1 else ()))
+    axes = f"{lead}YX{'S' * (samples > 1)}"
+    said: list[str] = []
+    told = _czi_channels(tree, said)
+    channels = tuple(told[i] for i in values["C"]) if len(told) > values["C"][-1] else ()
+    without = [told[i].name or f"channel {i}" for i in range(len(told)) if i not in values["C"]]
+    if without:
+        said.append(f"no pixels are stored of the channels {', '.join(without)}")
+    refused = _czi_refusal(f"{path.name} has axes {axes} {shape}", extra, types)
+    um_per_px = _czi_um_per_px(tree, said)
+    return Stack(
+        _czi_scene_name(tree, scene),
+        axes,
+        shape,
+        dtype,
+        channels,
+        um_per_px,
+        block,
+        len(lead),
+        *refused,
+        tuple(dict.fromkeys(said)),
+    )
+
+
+def _czi_refusal(text: str, extra: str, types: list[str]) -> tuple[str, str]:
+    """Return why a scene with other axes than T, C, Z or with several pixel types cannot be read, and what to do."""
+    if extra:
+        remedy = "make one file of each in ZEN (Create Image Subset), or export OME-TIFF"
+        return f"{text}: {', '.join(extra)} is no time, channel or z plane", remedy
+    if len(types) > 1 or types[0] not in CZI_TYPES:
+        remedy = f"make one file of each type in ZEN; {', '.join(CZI_TYPES)} are read"
+        return f"{text} and pixels of type {', '.join(types)}", remedy
+    return "", ""
+
+
+def _czi_channels(tree, said: list[str]) -> list[Channel]:
+    """Names and wavelengths, as recorded; display names may be anyone's and are not used."""
+    listed = [] if tree is None else tree.iterfind(".//Information/Image/Dimensions/Channels/Channel")
+    return [
+        Channel.lit(
+            channel.get("Name") or "",
+            *(
+                wavelength_nm(channel.findtext(f"{kind}Wavelength"), "nm", said, f"{kind} of {channel.get('Name')}")
+                for kind in ("Emission", "Excitation")
+            ),
+        )
+        for channel in listed
+    ]
+
+
+def _czi_um_per_px(tree, said: list[str]) -> float:
+    listed = [] if tree is None else tree.iterfind(".//Scaling/Items/Distance")
+    told = {d.get("Id"): length_um(d.findtext("Value"), "m", said) for d in listed if d.get("Id") in ("X", "Y")}
+    return square_um(told.get("X", math.nan), told.get("Y", math.nan), said)
+
+
+def _czi_scenes(tree) -> list:
+    return [] if tree is None else list(tree.iterfind(".//Information/Image/Dimensions/S/Scenes/Scene"))
+
+
+def _czi_scene_name(tree, scene: int) -> str:
+    return next((s.get("Name") or "" for s in _czi_scenes(tree) if s.get("Index") == str(scene)), "")
+
+
+def open_czi(path: Path, axes: str | None, most_px: int) -> AbstractContextManager[Opened]:
+    """Open a Zeiss CZI; errors as in `cellkit.microscope.stacks.open_stacks`."""
+    return open_stacks(READER, czi_stacks, path, axes, most_px)
+
+
+READER = Reader("czi", "Zeiss CZI", (".czi",), open_czi, "pylibCZIrw.czi", "pylibCZIrw>=6.1", "LGPL-3.0, by Zeiss")

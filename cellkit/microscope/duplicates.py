@@ -1,0 +1,291 @@
+"""Pictures of one and the same field, whatever they are called, and what becomes of them in two splits."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.cells.dataset import read_image
+from cellkit.cells.records import ImageRecord
+from cellkit.errors import UserError
+
+COPY = "copy"  # set by `exclude_duplicates`, not by `flag_records`
+WAVES = 16  # a fingerprint holds the signs of 16 x 16 cosine waves
+POSITIONS = {  # transposed, turned upside down, turned left to right: what was done to the second picture
+    (False, False, False): "",
+    (True, True, False): "turned by 90°",
+    (False, True, True): "turned by 180°",
+    (True, False, True): "turned by 270°",
+    (False, False, True): "mirrored left to right",
+    (False, True, False): "mirrored top to bottom",
+    (True, False, False): "mirrored along a diagonal",
+    (True, True, True): "mirrored along the other diagonal",
+}
+MOST_SIGNS = 84  # of 255 that may differ; 127 do by chance, and of many pairs the luckiest still 85 to 90
+LEAST_LIKENESS = 0.75
+REACH = 0.08  # of the longer side, by which two pictures may be shifted against each other
+FROM_LAST = ("test", "val", "train", "")
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two images that show one and the same field.
+
+    Attributes
+    ----------
+    first, second : str
+        Their image_ids, in the order of the records.
+    how : str
+        What was done to the second: "the same pixels", "turned by 90°", "shifted by about 4 px", "the same field".
+    likeness : float
+        Correlation of their detail, once laid upon each other: 1 for the same pixels, below 0.65 for different fields.
+    """
+
+    first: str
+    second: str
+    how: str
+    likeness: float
+
+
+def find_duplicates(
+    records: Sequence[ImageRecord], quality: Sequence[Mapping], root: str | Path, least: float = LEAST_LIKENESS
+) -> list[Duplicate]:
+    """Find images that show one and the same field, whatever they are called and wherever they came from.
+
+    Found are equal pictures; pictures that differ in brightness, contrast or noise; that are shifted against each other by
+    up to 3 % of their longer side; that are mirrored or turned by quarters; and all of this together. Not found are zoomed
+    pictures, other angles, large shifts, and fields without cells unless their pixels are equal. Fingerprints name the
+    pairs to look at, then the pictures themselves are compared: neighbouring fields of one slide are no copies.
+
+    Parameters
+    ----------
+    records : sequence of ImageRecord
+    quality : sequence of mapping
+        Of each record, with content, fingerprint and empty, as `measure` returns them.
+    root : path
+        The folder that the records' paths count from.
+    least : float
+        Least likeness of copies.
+
+    Returns
+    -------
+    list of Duplicate
+        In the order of the records.
+
+    Raises
+    ------
+    UserError
+        A picture is damaged, or not what its record says.
+
+    References
+    ----------
+    The fingerprint: C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, with the signs of
+    the cosine waves; the comparison: J. P. Lewis, Fast Normalized Cross-Correlation, 1995. How many of a field's disguises
+    are found, and how alike different fields are at most: ``benchmarks/bench_quality.py``.
+    """
+    read = lambda k: read_image(records[k], root)  # noqa: E731
+    return [
+        Duplicate(records[i].image_id, records[j].image_id, how, round(likeness, 3))
+        for i, j, how, likeness in _pairs(quality, read, least)
+    ]
+
+
+def _pairs(quality: Sequence[Mapping], read: Callable[[int], np.ndarray], least: float):
+    """Yield (i, j, how, likeness) of the pictures that are copies; `read(k)` returns picture k."""
+    cached = functools.lru_cache(64)(read)
+    for (i, j), positions in sorted(_suspects(quality).items()):
+        if quality[i]["content"] == quality[j]["content"]:
+            yield i, j, "the same pixels", 1.0
+            continue
+        first, second = cached(i), cached(j)
+        tried = [(*_likeness(first, _position(second, position)), position) for position in positions]
+        likeness, shift_px, position = max(tried, key=lambda found: found[0])
+        if likeness >= least:
+            shift = f"shifted by about {shift_px:.0f} px" if shift_px >= 1.5 else ""
+            yield i, j, ", ".join(filter(None, (POSITIONS[position], shift))) or "the same field", likeness
+
+
+def _suspects(quality: Sequence[Mapping]) -> dict[tuple[int, int], list[tuple[bool, bool, bool]]]:
+    """Return the pairs whose contents are equal or whose fingerprints are near, and in which positions."""
+    found: dict[tuple[int, int], list] = {}
+    same: dict[str, list[int]] = {}
+    for k, row in enumerate(quality):
+        same.setdefault(row["content"], []).append(k)
+    for members in same.values():
+        found |= {pair: [(False, False, False)] for pair in itertools.combinations(members, 2)}
+    known = np.array([k for k, row in enumerate(quality) if not row["empty"] and int(row["fingerprint"], 16)], int)
+    if len(known) < 2:
+        return found
+    signs = np.stack([_signs(quality[k]["fingerprint"]) for k in known])
+    least = signs.shape[1] - 1 - 2 * MOST_SIGNS
+    for position in POSITIONS:
+        turned = _turned(signs, position)
+        for begin in range(0, len(known), 1024):
+            close = signs[begin : begin + 1024] @ turned.T >= least  # whole numbers, exact in float32
+            for a, b in zip(*np.nonzero(close), strict=True):
+                if begin + a < b:
+                    found.setdefault((int(known[begin + a]), int(known[b])), []).append(position)
+    return found
+
+
+def _signs(fingerprint: str) -> np.ndarray:
+    """Return a fingerprint as 256 numbers 1 and -1 (float32), the first 0."""
+    signs = np.unpackbits(np.frombuffer(bytes.fromhex(fingerprint), np.uint8)).astype(np.float32) * 2 - 1
+    signs[0] = 0
+    return signs
+
+
+def _turned(signs: np.ndarray, position: tuple[bool, bool, bool]) -> np.ndarray:
+    """Return the fingerprints (N, 256) of pictures in another position: odd waves change sign when mirrored."""
+    transposed, upside, across = position
+    waves = signs.reshape(-1, WAVES, WAVES)
+    waves = waves.swapaxes(1, 2) if transposed else waves
+    odd = np.where(np.arange(WAVES) % 2, -1, 1).astype(np.float32)
+    waves = waves * odd[:, None] if upside else waves
+    return (waves * odd if across else waves).reshape(len(signs), -1)
+
+
+def _position(image: np.ndarray, position: tuple[bool, bool, bool]) -> np.ndarray:
+    transposed, upside, across = position
+    image = image.swapaxes(0, 1) if transposed else image
+    return image[:: -1 if upside else 1, :: -1 if across else 1]
+
+
+def _likeness(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Return the correlation of two pictures' detail at the shift where it is highest, and that shift in px.
+
+    Detail is what is left when the light around (a thirtieth of the side) is taken off, so that a shared lamp or haze is no
+    likeness. Pictures of which one is a fifth larger are not compared.
+    """
+    import cv2
+
+    longest, other = max(first.shape[:2]), max(second.shape[:2])
+    if not 0.8 <= longest / other <= 1.25 or min(*first.shape[:2], *second.shape[:2]) < 32:
+        return 0.0, 0.0
+    scale = min(1.0, 256 / longest)
+    a, b = (_fine(image, scale) for image in (first, second))
+    reach = max(2, round(REACH * max(a.shape)))
+    rows, columns = (min(p, q) - 2 * reach for p, q in zip(a.shape, b.shape, strict=True))
+    top, left = (b.shape[0] - rows) // 2, (b.shape[1] - columns) // 2
+    if rows < 8 or columns < 8:
+        return 0.0, 0.0
+    answer = cv2.matchTemplate(a, b[top : top + rows, left : left + columns], cv2.TM_CCOEFF_NORMED)
+    _, best, _, (x, y) = cv2.minMaxLoc(answer)
+    return float(best), math.hypot(y - top, x - left) / scale
+
+
+def _fine(image: np.ndarray, scale: float) -> np.ndarray:
+    """Return the detail of the sum of a picture's channels, about 256 px wide: (h, w) float32, the root of each value.
+
+    The root lets faint detail have a say: two pictures of one bright round cell each are not alike for that.
+    """
+    import cv2
+
+    size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
+    small = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA).astype(np.float32).sum(axis=2)
+    small = cv2.GaussianBlur(small, (0, 0), 1.0)
+    detail = small - cv2.GaussianBlur(small, (0, 0), 8.0)
+    return np.sign(detail) * np.sqrt(np.abs(detail))
+
+
+def _fingerprint(small: list[np.ndarray]) -> str:
+    """Return the signs of a picture's lowest 16 x 16 cosine waves as 64 hexadecimal digits; the mean counts 0.
+
+    Gain, offset and noise leave signs alone; a shift by 1 % of the side turns few of them. Mirroring a picture turns the
+    signs of its odd waves, and transposing it swaps rows and columns: one fingerprint knows all eight positions. A
+    perceptual hash after Zauner (2010).
+    """
+    import cv2
+
+    if not small:
+        return "0" * 64
+    sizes = (2 * WAVES, 2 * WAVES)
+    whole = np.sum([cv2.resize(one, sizes, interpolation=cv2.INTER_AREA) for one in small], axis=0, dtype=np.float32)
+    signs = cv2.dct(whole)[:WAVES, :WAVES] > 0
+    signs[0, 0] = False
+    return np.packbits(signs).tobytes().hex()
+
+
+def exclude_duplicates(records: Sequence[ImageRecord], copies: Sequence[Duplicate]) -> list[ImageRecord]:
+    """Flag images whose copy stands in another split, so that no field is both learned from and judged by.
+
+    Of the images of one field, those in test stay; where there is none, those in val. All others of that field get the flag
+    "copy", which `exclude_flagged` takes out of their split. Copies within one split stay: they count twice there, no more.
+    So a test image decides about a training image here, and only here: that protects the score from what was learned by
+    heart, and every image that gives way is named.
+
+    Examples
+    --------
+    >>> a, b = (ImageRecord(name, f"{name}.png", 1, 1, split=split) for name, split in (("a", "train"), ("b", "test")))
+    >>> [record.flags for record in exclude_duplicates([a, b], [Duplicate("a", "b", "turned by 90°", 0.99)])]
+    ['copy', '']
+    """
+    field_of = _fields(copies)
+    splits: dict[str, set[str]] = {}
+    for record in records:
+        if record.image_id in field_of and record.split and not record.flags:
+            splits.setdefault(field_of[record.image_id], set()).add(record.split)
+    stays = {field: min(names, key=FROM_LAST.index) for field, names in splits.items()}
+    done = []
+    for record in records:
+        split = stays.get(field_of.get(record.image_id, ""), record.split)
+        torn = record.split and not record.flags and record.split != split
+        done.append(replace(record, flags=COPY) if torn else record)
+    return done
+
+
+def handle_duplicates(
+    records: Sequence[ImageRecord], copies: Sequence[Duplicate], how: str = "set_aside"
+) -> list[ImageRecord]:
+    """Do with copies in two splits what ``convert.duplicates`` says.
+
+    Parameters
+    ----------
+    how : {"set_aside", "refuse", "keep"}
+        `exclude_duplicates`, `refuse_duplicates`, or nothing.
+    """
+    if how not in ("set_aside", "refuse", "keep"):
+        raise UserError(f"convert.duplicates is '{how}'", "choose set_aside, refuse or keep")
+    if how == "refuse":
+        refuse_duplicates(records, copies)
+    return exclude_duplicates(records, copies) if how == "set_aside" else list(records)
+
+
+def _fields(copies: Sequence[Duplicate]) -> dict[str, str]:
+    """Return image_id -> the first image_id of its field: copies of copies show one field."""
+    root: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while root.setdefault(name, name) != name:
+            name = root[name]
+        return name
+
+    for copy in copies:
+        root[find(copy.second)] = find(copy.first)
+    return {name: find(name) for name in root}
+
+
+def refuse_duplicates(records: Sequence[ImageRecord], copies: Sequence[Duplicate]) -> None:
+    """Refuse copies that stand in two splits.
+
+    Raises
+    ------
+    UserError
+        Naming the first of them.
+    """
+    split = {record.image_id: record.split for record in records if record.split and not record.flags}
+    torn = [copy for copy in copies if split.get(copy.first, "") != split.get(copy.second, "") != ""]
+    torn = [copy for copy in torn if copy.first in split]
+    if torn:
+        one = torn[0]
+        raise UserError(
+            f"{len(torn)} pair(s) of images show one field on two sides of the split; the first: {one.first} "
+            f"({split[one.first]}) and {one.second} ({split[one.second]}), {one.how}",
+            "remove one of each, or set convert.duplicates: set_aside",
+        )

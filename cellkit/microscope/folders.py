@@ -1,0 +1,185 @@
+"""The files below a folder: which are pictures, which label images, and which picture a name means."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from cellkit.cells.names import HASHED, LABEL_ENDINGS, Keys, image_id_of, is_no_data, plain, same, stem_of
+from cellkit.errors import UserError
+from cellkit.manifest import MANIFEST
+from cellkit.microscope.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
+from cellkit.microscope.open import READ_SUFFIXES, UNREAD_SUFFIXES, is_zarr_by_another_name
+
+
+def ids_of(name: str) -> Keys:
+    """Return the image ids that a path without suffix may have become; several where they carry a digest of the path.
+
+    Examples
+    --------
+    >>> sorted(ids_of("HEK/cell 1"))
+    ['HEK_cell_1']
+    >>> "50-0b3ee8" in ids_of("50%"), len(ids_of("50%")) > 1
+    (True, True)
+    """
+    name = same(name)
+    first = image_id_of(f"{name}.png")
+    if not HASHED.search(first) or first == name:
+        return frozenset([first])
+    suffixes = {*IMAGE_SUFFIXES, ".ome.tif", ".ome.tiff", ""}
+    return frozenset(image_id_of(name + cased) for suffix in suffixes for cased in (suffix, suffix.upper()))
+
+
+class Pictures:
+    """The pictures below a folder, found by what a label file or an annotation calls them.
+
+    Parameters
+    ----------
+    folder : path
+
+    Raises
+    ------
+    UserError
+        No such folder.
+    """
+
+    def __init__(self, folder: str | Path):
+
+        if not Path(folder).is_dir():
+            raise UserError(f"no folder at {folder}", "give the folder that holds the images")
+        self.folder = Path(folder)
+        self.files = list_files(self.folder, IMAGE_SUFFIXES)
+        self._found: tuple[dict[str, list[Path]], ...] = ({}, {}, {})
+        for file in self.files:
+            whole = self._whole(file.relative_to(self.folder).as_posix())
+            keys = ({same(whole)}, {same(stem_of(whole))}, ids_of(whole) | ids_of(stem_of(whole)))
+            for table, names in zip(self._found, keys, strict=True):
+                for name in names:
+                    table.setdefault(name, []).append(file)
+
+    @staticmethod
+    def _whole(relative: str) -> str:
+        return (Path(relative).parent / stem_of(relative)).as_posix()
+
+    def find(self, name: str) -> tuple[Path, str]:
+        """Return the one picture of a name (a path without suffix), and its path below the folder.
+
+        Raises
+        ------
+        UserError
+            There is none, or several.
+        """
+        by_path, by_stem, by_id = self._found
+        stem = name.replace("\\", "/").rsplit("/", 1)[-1]
+        asked = [(by_path, {same(name)}), (by_stem, {same(stem)}), (by_id, ids_of(name)), (by_id, ids_of(stem))]
+        for table, names in asked:
+            files = sorted({file for key in names for file in table.get(key, [])})
+            if len(files) == 1:
+                return files[0], files[0].relative_to(self.folder).as_posix()
+            if files:
+                shown = " and ".join(file.relative_to(self.folder).as_posix() for file in files[:2])
+                raise UserError(
+                    f"there are {len(files)} pictures called {stem}: {shown}",
+                    "keep labels in the folders of their pictures, or give a folder with one of them",
+                )
+        near = f"; there are {self.some(3)}" if self.files else ""
+        raise UserError(f"there is no picture called {stem}{near}", "name image and labels alike, one of each")
+
+    def some(self, most: int) -> str:
+        """Name the first pictures."""
+        names = [file.relative_to(self.folder).as_posix() for file in self.files[:most]]
+        return ", ".join([*names, *(["..."] if len(self.files) > most else [])])
+
+
+IMAGE_SUFFIXES = (*READ_SUFFIXES, *UNREAD_SUFFIXES)
+
+
+LABEL_SUFFIXES = (".tif", ".tiff", ".png")
+
+
+NOT_IMAGES = (*LABEL_ENDINGS, "_flows", "_outlines", "_cp_outlines")
+
+
+LABEL_FOLDERS = ("labels", "masks", "truth", "label", "mask", "gt", "ground_truth", "groundtruth")
+
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "raw", "raw_images", "rawimages")
+
+
+def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -> list[Path]:
+    """Return the files below `root` with one of `suffixes`, sorted by relative path.
+
+    Hidden names, what file managers leave behind, and unless `keep_labels` label images and their folders, are left out.
+    Links to folders are not followed, so a loop of links ends; what a link to a file points to must lie below `root`.
+    """
+    root = Path(root)
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=False):
+        folders[:] = [name for name in folders if not is_no_data(name) and not is_run_folder(Path(folder, name))]
+        images = [name for name in folders if name.lower().endswith(".zarr")]  # an OME-Zarr is a folder, and one image
+        folders[:] = [name for name in folders if name not in images]
+        if not keep_labels:
+            folders[:] = [name for name in folders if plain(name) not in LABEL_FOLDERS]
+        for name in names + images:
+            path = Path(folder, name)
+            if is_no_data(name) or not name.strip().lower().endswith(tuple(suffixes)):
+                continue
+            if keep_labels or not plain(stem_of(path)).endswith(NOT_IMAGES):
+                found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def odd_zarrs(root: Path) -> list[Path]:
+    """Return the folders below `root` that are an OME-Zarr by another name, sorted by path."""
+    found = []
+    for folder, folders, _ in os.walk(root, followlinks=False):
+        below = [Path(folder, name) for name in folders if not is_no_data(name) and not name.lower().endswith(".zarr")]
+        odd = [path for path in below if is_zarr_by_another_name(path)]
+        folders[:] = [path.name for path in below if path not in odd]
+        found += odd
+    return sorted(found)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Tell whether a folder is that of a run: its pictures are made of others, and are no data."""
+    return (folder / MANIFEST).is_file() and (folder / "records.csv").is_file()
+
+
+def check_inside(path: Path, root: Path) -> None:
+    """Refuse a link that leads out of the data folder."""
+    try:
+        inside = path.resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path.name} is a link that leads nowhere: {error}", "remove it") from error
+    if not inside:
+        raise UserError(f"{path.name} is a link that leads out of {root}", "copy the file into the data folder")
+
+
+def by_stem(root: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files below a folder by name without suffix: more than one where folders hold files of one name."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in list_files(root, suffixes, keep_labels=True):
+        found[stem_of(path)].append(path)
+    return dict(found)
+
+
+def find_picture(folder: Path, stem: str, suffixes: Sequence[str] = (*PICTURE_SUFFIXES, *TIFF_SUFFIXES)) -> Path | None:
+    """Return the one file of `folder` called `stem` with one of `suffixes`, in any spelling; None where there is none."""
+    stems = dict.fromkeys((stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))))
+    paths = [folder / f"{one}{end}" for one in stems for suffix in suffixes for end in (suffix, suffix.upper())]
+    found = {(told.st_dev, told.st_ino): path for path in reversed(paths) if path.is_file() and (told := path.stat())}
+    first, *others = reversed(found.values()) if found else (None,)
+    if others:
+        raise UserError(f"'{stem}' is two pictures: {first} and {others[0].name}", "keep one of them")
+    return first
+
+
+def run_of(path: str | Path) -> Path | None:
+    """Return the run folder in which a file or folder lies, by its manifest and its table of images; else None."""
+    from cellkit.manifest import MANIFEST
+
+    above = Path(path).absolute().parents
+    return next((p for p in above[:2] if (p / MANIFEST).is_file() and (p / "records.csv").is_file()), None)

@@ -1,0 +1,129 @@
+"""Backends: one module each, found by name; everything about a backend is in its module.
+
+A module of this folder that states a ``TITLE`` is a backend; one without is a helper. Besides ``TITLE`` it has
+
+- ``REQUIRES``: packages it needs, by the names they are imported by,
+- ``Settings``: what may change from prediction to prediction, a class of `cellkit.settings.Frozen`,
+- ``TrainSettings``: what a training may be told, likewise,
+- ``train(train, val, config, out)``: labelled images -> path of a checkpoint,
+- ``load(checkpoint, settings=None)``: path -> a `Segmenter`, a function from a stream of images to the cells in each,
+- ``BYTES_PER_PX``: memory that finding the cells of an image takes, per pixel; where the module states ``CELL_PX``, the
+  diameter to which cells are scaled, per pixel at that scale.
+
+It may also have ``ceiling(train, config)``, ``calibrate(train, config, to)``, ``estimate_diameter(checkpoint, images,
+settings)`` and ``check(config)``; ask for those with `if_able`. One that works without training states
+``NEEDS_CHECKPOINT = False``. The module imports torch and the like within its functions.
+
+Files of one's own may lie in the folders of the environment variable CELLKIT_MODULES, see `cellkit.modules`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from pkgutil import extend_path
+from types import ModuleType
+from typing import Any
+
+from cellkit.errors import UserError, nearest
+from cellkit.modules import names_of, optional, paths_of
+
+__path__ = extend_path(__path__, __name__)  # files of one's own, see `cellkit.modules`
+INSTALLED_AS = {"skimage": "scikit-image", "cv2": "opencv-python-headless"}  # where pip has another name
+
+
+def backend_names() -> list[str]:
+    """Return the names of all backends, sorted."""
+    return list(names_of("backend"))
+
+
+def title_of(name: str) -> str:
+    """Return how a backend is called in print; nothing is imported."""
+    return _about(name)["TITLE"]
+
+
+def needs_checkpoint(name: str) -> bool:
+    """Tell whether a backend has to be trained; one that states ``NEEDS_CHECKPOINT = False`` loads None as well."""
+    return _about(name).get("NEEDS_CHECKPOINT", True)
+
+
+def get_backend(name: str) -> ModuleType:
+    """Return the backend module called `name`, when the packages it needs are there.
+
+    Raises
+    ------
+    UserError
+        An unknown name, with the choices; or a missing package, with the line that installs it.
+    """
+    check_backend(name)
+    try:
+        module = backend_module(name)
+        for package in module.REQUIRES:
+            importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise _lacks(name, error.name) from error
+    use_granted_processors()
+    return module
+
+
+def backend_module(name: str) -> ModuleType:
+    """Return the module of a backend, for its settings: the packages it needs are not imported."""
+    _about(name)
+    return importlib.import_module(f"cellkit.models.{name}")
+
+
+def check_backend(name: str) -> None:
+    """Refuse what `get_backend` would, before anything is imported."""
+    if missing := [package for package in _about(name)["REQUIRES"] if importlib.util.find_spec(package) is None]:
+        raise _lacks(name, missing[0])
+
+
+def if_able(backend: ModuleType, ability: str, *arguments: Any) -> Any:
+    """Return what an optional function of a backend answers; None where the backend has no such function."""
+    function = optional(backend, ability)
+    return None if function is None else function(*arguments)
+
+
+def _about(name: str) -> dict[str, Any]:
+    """Return what a backend's module states of itself, which is read and not imported."""
+    paths = paths_of("backend")
+    if name not in paths:
+        raise UserError(f"no backend '{name}'{nearest(name, paths)}", f"choose from {', '.join(paths)}")
+    return {"REQUIRES": (), **_stated(paths[name])}
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """Return the constants TITLE, REQUIRES and NEEDS_CHECKPOINT of a module."""
+    text, found = path.read_text(encoding="utf-8"), {}
+    for node in ast.parse(text).body if "TITLE = " in text else ():
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(target, ast.Name) and target.id in ("TITLE", "REQUIRES", "NEEDS_CHECKPOINT"):
+            found[target.id] = ast.literal_eval(node.value)
+    return found
+
+
+def install_line(name: str) -> str:
+    """Return the line that installs what a backend needs."""
+    return f"pip install {' '.join(INSTALLED_AS.get(package, package) for package in _about(name)['REQUIRES'])}"
+
+
+def _lacks(name: str, package: str | None) -> UserError:
+    return UserError(f"backend '{name}' needs the package '{INSTALLED_AS.get(package, package)}'", install_line(name))
+
+
+def use_granted_processors() -> None:
+    """Let torch use no more threads than processors are granted: a container may grant fewer than the machine has.
+
+    OMP_NUM_THREADS, where it is set, is left alone.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or "OMP_NUM_THREADS" in os.environ:
+        return
+    from joblib import cpu_count
+
+    if torch.get_num_threads() > cpu_count():
+        torch.set_num_threads(cpu_count())

@@ -1,0 +1,151 @@
+"""Which line a cell belongs to: a small network on a cut-out around each cell, beside a detector.
+
+A detector's shared features learn what is a cell; what tells two lines apart is often elsewhere: texture, and what surrounds
+the cell. A network of its own, on pixels, learns it in a tenth of the steps. Source of the idea: Cheng, Wei, Shi, Feris, Xiong,
+Huang, "Revisiting RCNN: On Awakening the Classification Power of Faster RCNN", ECCV 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cellkit.cells.instances import Instances
+from cellkit.models.shared.augment import vary
+
+SIZE_PX = 80  # at network scale, where a cell is about 30 px wide
+CELLS_PER_STEP = 48
+WIDTHS = (16, 32, 64, 64)
+CHUNK = 128
+
+
+class CellClassifier(nn.Module):
+    """Four levels of two convolutions, the mean over the cut-out, one output per class.
+
+    Parameters
+    ----------
+    classes : int
+    """
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.levels = nn.Sequential(*(down_level(a, b) for a, b in zip((3, *WIDTHS[:-1]), WIDTHS, strict=True)))
+        self.dropout, self.last = nn.Dropout(0.3), nn.Linear(WIDTHS[-1], classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, 3, SIZE_PX, SIZE_PX) to (B, classes) logits."""
+        return self.last(self.dropout(self.levels(x).mean(dim=(2, 3))))
+
+
+def down_level(inputs: int, outputs: int) -> nn.Sequential:
+    """Return two 3 x 3 convolutions with batch normalisation; the first halves the picture."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+# ---- cut-outs ------------------------------------------------------------------------------------------------------
+def cut_out(picture: np.ndarray, centre_xy: Sequence[float], rng: np.random.Generator | None = None) -> np.ndarray:
+    """Cut a square around a cell; outside the image it is 0.
+
+    Parameters
+    ----------
+    picture : (H, W, 3) float32
+        At network scale.
+    centre_xy : pair of float
+        In px; pixel (row, column) covers [column, column + 1) x [row, row + 1).
+    rng : Generator, optional
+        Turn, flip, zoom (0.8 to 1.25), shift (up to 4 px) and vary the intensities at random, for training.
+
+    Returns
+    -------
+    (3, SIZE_PX, SIZE_PX) float32
+    """
+    import cv2
+
+    x, y = np.subtract(centre_xy, 0.5)
+    turned = np.eye(2)
+    if rng is not None:
+        angle, zoom, flip = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25), 1 - 2 * rng.integers(2)
+        x, y = (x, y) + rng.uniform(-4, 4, 2)
+        cos, sin = np.cos(angle), np.sin(angle)
+        turned = zoom * np.array([[cos * flip, -sin], [sin * flip, cos]])
+    shift = (SIZE_PX - 1) / 2 - turned @ np.array([x, y])
+    warp = np.column_stack([turned, shift])
+    cut = cv2.warpAffine(picture, warp, (SIZE_PX, SIZE_PX), flags=cv2.INTER_LINEAR).transpose(2, 0, 1)
+    return vary(cut, rng) if rng is not None else np.ascontiguousarray(cut)
+
+
+def classify(network: CellClassifier, planes: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Return the likeliest class, 1..K, of the cell in each box.
+
+    Parameters
+    ----------
+    planes : (3, H, W) float32
+        The whole image at network scale.
+    boxes_xyxy : (N, 4) float
+        In px of `planes`.
+
+    Returns
+    -------
+    (N,) int64
+    """
+    picture = np.ascontiguousarray(planes.transpose(1, 2, 0))
+    centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
+    device = next(network.parameters()).device
+    found = [np.zeros(0, np.int64)]
+    for first in range(0, len(centres), CHUNK):
+        cuts = np.stack([cut_out(picture, centre) for centre in centres[first : first + CHUNK]])
+        with torch.no_grad():
+            logits = network(torch.from_numpy(cuts).to(device))
+        found.append(logits.argmax(dim=1).cpu().numpy() + 1)
+    return np.concatenate(found)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+class ClassLoss:
+    """(generator) -> cross-entropy on cut-outs of cells of known class, drawn so that every class comes as often.
+
+    Parameters
+    ----------
+    network : CellClassifier
+    items : sequence of (planes, labels, class_of)
+        As `maskrcnn_torchvision.scaled` gives them.
+    """
+
+    def __init__(self, network: CellClassifier, items: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]):
+        self.network = network
+        self.pictures = [np.ascontiguousarray(planes.transpose(1, 2, 0)) for planes, _, _ in items]
+        rows = [row for k, (_, labels, class_of) in enumerate(items) for row in _cells(k, labels, class_of)]
+        rows = np.array(rows, float).reshape(-1, 4)
+        self.of_class = [rows[rows[:, 3] == c] for c in np.unique(rows[:, 3])]
+
+    def __call__(self, rng: np.random.Generator) -> torch.Tensor:
+        """Return the loss of one batch of `CELLS_PER_STEP` cut-outs."""
+        device = next(self.network.parameters()).device
+        if not self.of_class:  # no cell of known class: nothing to learn
+            return torch.zeros((), device=device)
+        drawn = [self.of_class[k] for k in rng.integers(len(self.of_class), size=CELLS_PER_STEP)]
+        rows = [cells[rng.integers(len(cells))] for cells in drawn]
+        cuts = np.stack([cut_out(self.pictures[int(row[0])], row[1:3], rng) for row in rows])
+        wanted = torch.tensor([int(row[3]) - 1 for row in rows], device=device)
+        return F.cross_entropy(self.network(torch.from_numpy(cuts).to(device)), wanted, label_smoothing=0.05)
+
+
+def _cells(index: int, labels: np.ndarray, class_of: np.ndarray) -> list[tuple[float, float, float, float]]:
+    """Return (index, centre x, centre y, class) of every cell of known class."""
+    cells = Instances.from_labels(labels)
+    ids = np.unique(labels)
+    boxes = cells.boxes_xywh
+    centres = boxes[:, :2] + boxes[:, 2:] / 2
+    known = zip(centres, class_of[ids[ids > 0]], strict=True)
+    return [(index, *centre, class_id) for centre, class_id in known if class_id > 0]

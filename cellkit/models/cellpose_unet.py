@@ -1,0 +1,439 @@
+"""Cellpose's residual U-Net (generations 1 to 3): trains on a CPU in minutes, runs the published checkpoints.
+
+The training loop is ours: best checkpoint by whole-image score, early stop, resume, stop at the first loss that is not finite,
+cached flows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from cellkit.cells.instances import Instances
+from cellkit.log import LOG
+from cellkit.models.shared import diameter, memory
+from cellkit.models.shared.fine_tuning import refuse_small, refuse_untrainable, save_tuned, scored_along
+from cellkit.models.shared.flows import FlowLoss, masks_of, prepare
+from cellkit.models.shared.inputs import (
+    SHOWN,
+    lies_elsewhere,
+    network_shape,
+    only_noise,
+    refuse_empty,
+    resized,
+    two_channels,
+)
+from cellkit.models.shared.segmenter import Segmenter, merged
+from cellkit.models.shared.settings import SMALLEST, Area, Channels, Diameter, Schedule
+from cellkit.models.shared.thresholds import images_to_search, search, spread
+from cellkit.models.shared.tiles import blend_tiles
+from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
+from cellkit.settings import Frozen, Number, weights_field
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
+
+NAME, SCRATCH = "cellpose_unet", "scratch"
+TITLE = "Cellpose U-Net"
+REQUIRES = ("torch", "cellpose")
+BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
+TILE_PX, OVERLAP_PX = 1024, 128
+FlowError = Annotated[Number, Field(ge=0, le=100)]
+Logit = Annotated[Number, Field(ge=-12, le=12)]
+DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
+GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
+DEFAULTS = {
+    "diameter_px": None,
+    "channels": "both",
+    "flow_threshold": 0.4,
+    "cellprob_threshold": 0.0,
+    "min_area_px": 15,
+}
+
+
+class Settings(Frozen):
+    """What may change from prediction to prediction; null = as the checkpoint's card says."""
+
+    diameter_px: Diameter | None = Field(None, description="typical cell diameter (px); null = estimated")
+    channels: Channels | None = Field(
+        None,
+        description="what the network is shown; null = as it was trained; the starter weights outline nuclei when shown "
+        "nuclei alone",
+    )
+    flow_threshold: FlowError | None = Field(
+        None, description="largest error of a mask's flows; 0 = no check; null = the model's own"
+    )
+    cellprob_threshold: Logit | None = Field(
+        None, description="logit above which a pixel belongs to a cell; null = the model's own"
+    )
+    min_area_px: Area | None = Field(None, description=SMALLEST)
+
+
+class TrainSettings(Schedule, Settings):
+    """What a training may be told."""
+
+    base: str = weights_field(
+        "starter", "weights to start from: starter, a name of the registry, a path, or scratch", NAME
+    )
+    diameter_px: Diameter | None = Field(None, description="typical cell diameter (px); null = from the labels")
+    channels: Channels = Field(
+        "both", description="what the network is shown; the starter weights outline nuclei when shown nuclei alone"
+    )
+    flow_threshold: FlowError | None = Field(
+        None, description="largest error of a mask's flows; 0 = no check; null = best on training images"
+    )
+    cellprob_threshold: Logit | None = Field(
+        None, description="logit above which a pixel belongs to a cell; null = best on training images"
+    )
+
+
+# ---- the contract --------------------------------------------------------------------------------------------------
+def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
+    """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Ours (safetensors with a card) or a published one of Cellpose 1 to 3.
+    settings : Settings, optional
+        What is None comes from the card; the diameter is then that of the cells the network was trained on.
+
+    Raises
+    ------
+    UserError
+        No checkpoint there, or one of another network.
+    """
+    from cellkit.models.unet_network import load_network
+
+    network, card = load_network(checkpoint)
+    used = merged(settings, card, DEFAULTS)
+    if used["diameter_px"] is None:
+        used["diameter_px"] = float(network.diam_labels.item())
+    told: list[str] = []
+
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        channels = used["channels"]
+        if not told and lies_elsewhere(image, channels):
+            told.append(
+                f"an image is empty in what the network is shown, {SHOWN[channels]}, and not in its other "
+                "colours: nothing can be found there; set channels (both, cytoplasm or nuclei)"
+            )
+            LOG.info(told[0])
+        found = segment_image(network, image, **used, left_out=left_out)
+        if len(found) and only_noise(image, channels):
+            left_out[DOUBTFUL] += len(found)
+        return found
+
+    return Segmenter(find, used, lambda shape: memory.bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+
+
+@random_state_kept()
+def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
+    """Fine-tune on the labelled images of `train`; whole images of `val` choose the weights where there are enough.
+
+    Which of `val` choose, and that none does while there are few, is `cellkit.models.judging.choosers`'s; the others are not
+    looked at, so that they can judge. Where none chooses, all are scored along the way to be watched, and the last weights kept.
+
+    Parameters
+    ----------
+    config : TrainSettings
+        ``base`` is a path, or "scratch".
+    out : Path
+        Folder for the resume state, ``history.csv`` and the checkpoint.
+
+    Returns
+    -------
+    Path
+        ``cellpose_tuned.safetensors``; its card holds the diameter, the thresholds and the validation score.
+
+    Raises
+    ------
+    UserError
+        Nothing to train on, nothing in the channels that the network is shown, or no weights to start from.
+    """
+    from cellkit.models.unet_network import load_start
+    from cellkit.parallel import progress
+
+    refuse_untrainable(train, val, "min_area_px")
+    out = Path(out)
+    network = load_start(config.base, config.seed)
+    settings = _uncalibrated(train, config)
+    diameter_px = settings["diameter_px"]
+    refuse_small(train, settings["min_area_px"], "finetune.min_area_px")
+    memory.ask_for_memory(train, val, diameter_px, 20, BYTES_PER_PX)
+    each = progress(range(len(train)), "flows of training images")
+    items = [prepare(*train[i], diameter_px, out / "flows", settings["channels"]) for i in each]
+    refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
+    scored, choosing = scored_along(val, config.val_images)
+    scorer = _Scorer(network, [val[i] for i in scored], settings, Path(config.base).stem)
+    if searched := _searched(config):
+        at = ", ".join(f"{key} {settings[key]:g}" for key in GRID)
+        LOG.info(
+            f"scores during training are read at {at}; {' and '.join(searched)} of the result are searched afterwards"
+        )
+    plan = plan_of(config, NAME)
+    loss_at = FlowLoss(network, items, config.batch_size, config.crop_px, config.seed)
+    rest = (settings, config.batch_size, config.crop_px, config.seed, scored, choosing)
+    stamp = fingerprint(network, [(item.planes, item.target) for item in items], plan, *rest)
+    history = fit(network, loss_at, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
+    network.diam_labels.data.fill_(diameter_px)
+    return save_tuned(
+        out / "cellpose_tuned.safetensors",
+        NAME,
+        network,
+        _calibrated(network, train, config),
+        history,
+        val,
+        scored if choosing else [],
+        "map_iou_validation",
+        "kaggle, mean of whole validation images",
+        base=Path(config.base).stem,
+        read_at={key: settings[key] for key in GRID},
+    )
+
+
+def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
+    """Copy the weights that a training starts from, and note in their card how they are best read on these cells.
+
+    Diameter and thresholds come from the training images, as those of `train` do, so that two models are compared each at
+    its best; what is set in `config` stays.
+
+    Parameters
+    ----------
+    config : TrainSettings
+        ``base`` is a path, or "scratch".
+    to : Path
+        Of the copy, without suffix.
+
+    Returns
+    -------
+    Path
+        ``<to>.safetensors``.
+    """
+    from cellkit.models import weights
+    from cellkit.models.unet_network import load_start
+
+    network, base = load_start(config.base, config.seed), Path(config.base)
+    card = weights.read_card(base) if base.suffix == ".safetensors" else None
+    return weights.save_checkpoint(
+        Path(f"{to}.safetensors"),
+        network.state_dict(),
+        NAME,
+        config=_calibrated(network, train, config),
+        metrics=card.metrics if card else {},
+        licence=card.licence if card else "",
+    )
+
+
+def check(config: TrainSettings) -> None:
+    """Refuse weights to start from that are of another kind of network; a torch file says so only when it is read."""
+    from cellkit.models import weights
+    from cellkit.models.unet_network import load_network
+
+    base = Path(config.base)
+    if base.suffix == ".safetensors":
+        weights.card_for(base, NAME)
+    elif config.base != SCRATCH:
+        load_network(base)
+
+
+def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:
+    """Return the settings while training: the diameter of the labels, thresholds at 0 where none is set."""
+    diameter_px = config.diameter_px or diameter.diameter_of(train.instances)
+    return {**merged(config, dict.fromkeys(GRID, 0.0), DEFAULTS), "diameter_px": diameter_px}
+
+
+def _calibrated(network, train: CellDataset, config: TrainSettings) -> dict[str, Any]:
+    """Return the settings to predict with; thresholds that are not set are searched on up to six training images."""
+    settings = _uncalibrated(train, config)
+    labelled, called = images_to_search(train)
+    return settings | best_thresholds(network, labelled, settings, _searched(config), called)
+
+
+def _searched(config: TrainSettings) -> list[str]:
+    """Return the thresholds that are not set, and so are searched."""
+    return [key for key in GRID if getattr(config, key) is None]
+
+
+# ---- images in, cells out ------------------------------------------------------------------------------------------
+
+
+def segment_image(
+    network,
+    image: np.ndarray,
+    diameter_px: float,
+    flow_threshold: float,
+    cellprob_threshold: float,
+    min_area_px: int,
+    channels: str = "both",
+    left_out: Counter[str] | None = None,
+) -> Instances:
+    """Find the cells of one image.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    diameter_px : float
+        Of the cells in this image; the image is scaled so that it becomes the 30 px the network knows.
+    left_out : Counter, optional
+        Takes the number of masks below `min_area_px`.
+
+    Returns
+    -------
+    Instances
+        Score = mean cell probability inside the mask; class unknown.
+    """
+    maps = predict_maps(network, image, diameter_px, channels)
+    return masks_of(maps, image.shape[:2], flow_threshold, cellprob_threshold, min_area_px, left_out)
+
+
+def predict_maps(network: Any, image: np.ndarray, diameter_px: float, channels: str = "both") -> np.ndarray:
+    """Return flow y, flow x and cell probability (logit) at network scale, (3, h, w) float32."""
+    cell_px = float(network.diam_mean.item())
+    shape = network_shape(image.shape[:2], diameter_px, 8, cell_px)
+    planes = resized(two_channels(image, channels), shape, cell_px < diameter_px)
+    return blend_tiles(lambda tile: _forward(network, tile), planes, TILE_PX, OVERLAP_PX)
+
+
+def _forward(network, planes: np.ndarray) -> np.ndarray:
+    import torch
+
+    from cellkit.machine import device_and_dtype
+
+    device, dtype = device_and_dtype()
+    height, width = planes.shape[1:]
+    padded = np.pad(planes, ((0, 0), (0, -height % 8), (0, -width % 8)), mode="edge")
+    x = torch.from_numpy(padded)[None].to(device).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        y = network(x)
+    return y[0, :, :height, :width].float().cpu().numpy()
+
+
+def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: Settings | None = None) -> float:
+    """Estimate the cell diameter in px of images without labels; say so where the estimate is doubtful.
+
+    Parameters
+    ----------
+    images : sequence of (H, W, 3) uint8
+        A few of them are enough.
+    settings : Settings, optional
+        As for `load`; the diameter and the least area in it do not count.
+    """
+    from cellkit.models.unet_network import load_network
+
+    network, card = load_network(checkpoint)
+    read_with = merged(settings, card, DEFAULTS) | {"min_area_px": diameter.LEAST_AREA_PX}
+    del read_with["diameter_px"]
+    return diameter.estimate(lambda image, px: segment_image(network, image, px, **read_with), images)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def best_thresholds(
+    network,
+    pairs: Sequence[tuple[np.ndarray, Instances]],
+    settings: dict,
+    searched: Sequence[str] = tuple(GRID),
+    called: str = "MAP IoU",
+) -> dict[str, float]:
+    """Search thresholds one after the other by MAP IoU (kaggle) on labelled images; the network runs once per image.
+
+    Give training images: validation images are to judge by.
+
+    Parameters
+    ----------
+    settings : dict
+        As for `segment_image`; the thresholds in it are where the search begins.
+    searched : sequence of str
+        Which of `GRID`; a threshold that was set stays.
+    called : str
+        What the search is said to go by: agreement, where the labels are a model's proposals.
+
+    Returns
+    -------
+    dict
+        The thresholds that were searched; of equal ones the first in `GRID`.
+    """
+    from cellkit.parallel import progress
+    from cellkit.scores.iou import overlaps
+    from cellkit.scores.kaggle import kaggle
+
+    if not searched:
+        return {}
+    cached = [
+        (predict_maps(network, image, settings["diameter_px"], settings["channels"]), truth)
+        for image, truth in progress(pairs, "maps of training images")
+    ]
+    best = {key: settings[key] for key in (*GRID, "min_area_px")}
+    if not any((maps[2] > min(GRID["cellprob_threshold"])).any() for maps, _ in cached):
+        LOG.info(f"no threshold is searched: the network finds no cell in {len(pairs)} training images at any of them")
+        return {key: DEFAULTS[key] for key in searched}
+
+    def score(key: str, value: float) -> float:
+        found = (overlaps(truth, masks_of(maps, truth.shape, **{**best, key: value})) for maps, truth in cached)
+        return kaggle(list(found), bootstrap=0)["score"]
+
+    return search(score, {key: GRID[key] for key in searched}, best, len(pairs), called)
+
+
+def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> float:
+    """Return MAP IoU (kaggle) of decode(encode(labels)) against the labels, on up to `most` images: what no training beats.
+
+    Encoding and decoding are those of training and prediction: to 30 px per cell, to flows, along the flows, and back.
+    """
+    from cellkit.scores.iou import overlaps
+    from cellkit.scores.kaggle import kaggle
+
+    settings = merged(config, {}, DEFAULTS)
+    diameter_px = settings.pop("diameter_px") or diameter.diameter_of(labelled.instances)
+    channels = settings.pop("channels")
+    pairs = []
+    refuse_small(labelled, settings["min_area_px"], "finetune.min_area_px")
+    for k in spread(len(labelled), most):
+        image, truth = labelled[k]
+        maps = prepare(image, truth, diameter_px, channels=channels).target.copy()
+        maps[2] = np.where(maps[2] > 0, 6, -6)
+        pairs.append(overlaps(truth, masks_of(maps, truth.shape, **settings)))
+    return kaggle(pairs, bootstrap=0)["score"]
+
+
+class _Scorer:
+    """() -> MAP IoU (kaggle convention, mean of whole images) of the network on the validation images."""
+
+    def __init__(self, network, pairs: Sequence[tuple[np.ndarray, Instances]], settings: dict, base: str = ""):
+        self.network, self.pairs, self.settings, self.base = network, pairs, settings, base
+
+    def __call__(self) -> float:
+        from cellkit.parallel import progress
+        from cellkit.scores.iou import overlaps
+        from cellkit.scores.kaggle import kaggle
+
+        found = [segment_image(self.network, image, **self.settings) for image, _ in progress(self.pairs, "validation")]
+        score = kaggle([overlaps(t, x) for (_, t), x in zip(self.pairs, found, strict=True)], bootstrap=0)["score"]
+        if self.base not in ("", SCRATCH) and not score and any(len(truth) for _, truth in self.pairs):
+            LOG.info(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))
+        self.base = ""  # said once, of the weights that training starts from
+        return score
+
+
+def unpromising(base: str, cells: int, images: int, settings: Mapping[str, Any]) -> str:
+    """Return what to say of a base that finds no cell right before training, and what to try.
+
+    Examples
+    --------
+    >>> print(unpromising("starter", 0, 4, {"diameter_px": 31.0, "channels": "both"}))
+    before training, starter finds no cell in 4 validation images: training starts from nothing useful.
+    Try another base (finetune.base: cyto3), finetune.diameter_px (now 31) or finetune.channels (now both).
+    """
+    what = "no cell" if not cells else f"{cells} objects and no cell right"
+    return (
+        f"before training, {base} finds {what} in {images} validation images: training starts from nothing useful.\n"
+        f"Try another base (finetune.base: cyto3), finetune.diameter_px (now {settings['diameter_px']:.3g}) "
+        f"or finetune.channels (now {settings['channels']})."
+    )

@@ -1,0 +1,273 @@
+"""Mask R-CNN for cells: torchvision's proposals, boxes and masks on the U-Net's features or on a ResNet-50.
+
+What differs from torchvision's defaults, and why: a cell has one class, so proposals, boxes, suppression and masks know only
+"cell", and the class comes from a classifier beside them (`cell_classifier`), which cells of unknown class do not train; heads
+are narrow; detections are capped far above 100, and proposals by the area of the picture, so that they do not run out before.
+Source of the architecture: He, Gkioxari, Dollar, Girshick, "Mask R-CNN", 2017; torchvision/models/detection (0.29).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import boxes as box_ops
+
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.models import weights
+from cellkit.models.cell_classifier import CellClassifier, down_level
+from cellkit.models.shared.inputs import CHANNELS
+from cellkit.models.unet_network import WIDTHS, CellposeUNet
+
+STEM = (24, 48, 96)
+RATIOS = (0.5, 1.0, 2.0)
+PROPOSALS, PX_PER_PROPOSAL = 2000, 60  # at least, and as many as the picture's area asks for: a dozen a cell of 30 px
+
+
+class UNetPyramid(nn.Module):
+    """A feature pyramid at strides 2, 4 and 8 over the U-Net's encoder and decoder and a small stem on the colours.
+
+    The decoder is what the flows are read from, so it already knows where a cell ends; the stem sees all three colours at a
+    width that trains in minutes and adds what the U-Net was not shown.
+
+    Parameters
+    ----------
+    unet : CellposeUNet
+    channels : int
+        Width of the pyramid.
+    shown : {"both", "nuclei", "cytoplasm"}
+        What the U-Net was trained on and is shown here too; the stem sees everything.
+    frozen : bool
+        Keep the U-Net as it is, in evaluation mode and without gradients: a step then costs a fifth.
+    """
+
+    def __init__(self, unet: CellposeUNet, channels: int, frozen: bool, shown: str = "both"):
+        super().__init__()
+        seen = [float(k in CHANNELS[shown]) for k in (0, 1)]
+        self.register_buffer("seen", torch.tensor(seen).view(1, 2, 1, 1), persistent=False)
+        self.unet, self.frozen, self.out_channels = unet, frozen, channels
+        for parameter in unet.parameters():
+            parameter.requires_grad_(not frozen and parameter.is_floating_point())
+        unet.diam_mean.requires_grad_(False)
+        unet.diam_labels.requires_grad_(False)
+        self.stem = nn.ModuleList(down_level(a, b) for a, b in zip((3, *STEM[:-1]), STEM, strict=True))
+        inputs = [2 * width + stem for width, stem in zip(WIDTHS[1:], STEM, strict=True)]
+        inputs[0] += WIDTHS[0] + 3  # the finest decoder level and the three maps, pooled to stride 2
+        self.lateral = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(n), nn.Conv2d(n, channels, 1)) for n in inputs)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
+            for _ in inputs
+        )
+
+    def train(self, mode: bool = True) -> UNetPyramid:
+        """Set training mode; a frozen U-Net stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.unet.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        """Map (B, 3, H, W), red, cytoplasm, nuclei, to levels "0", "1", "2" of (B, channels, H/2, W/2) and so on."""
+        from cellkit.machine import device_and_dtype
+
+        dtype = device_and_dtype()[1]
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            levels = self._levels(x)
+        return OrderedDict((str(k), level.float()) for k, level in enumerate(levels))
+
+    def _levels(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            down, up = self.unet.features(x[:, 1:3] * self.seen)
+            finest = F.avg_pool2d(torch.cat([up[0], self.unet.output(up[0])], dim=1), 2)
+        inputs, stem = [], x
+        for k, level in enumerate(self.stem):
+            stem = level(stem)
+            inputs.append(torch.cat([down[k + 1], up[k + 1], stem] + ([finest] if k == 0 else []), dim=1))
+        levels: list[torch.Tensor] = []
+        for k in (2, 1, 0):
+            level = self.lateral[k](inputs[k])
+            levels.insert(0, level + F.interpolate(levels[0], scale_factor=2, mode="nearest") if levels else level)
+        return [smooth(level) for smooth, level in zip(self.smooth, levels, strict=True)]
+
+
+class _Proposals(RegionProposalNetwork):
+    """Proposals from the named levels only: a pixel of the finest level is too small to hold a cell."""
+
+    levels: tuple[str, ...] = ()
+
+    def forward(self, images, features, targets=None):
+        height, width = images.tensors.shape[-2:]
+        most = max(PROPOSALS, height * width // PX_PER_PROPOSAL)
+        self._pre_nms_top_n["testing"] = self._post_nms_top_n["testing"] = most
+        return super().forward(images, OrderedDict((k, features[k]) for k in self.levels), targets)
+
+
+class _Predictor(nn.Module):
+    """Background or cell; one box."""
+
+    def __init__(self, inputs: int):
+        super().__init__()
+        self.cls_score, self.bbox_pred = nn.Linear(inputs, 2), nn.Linear(inputs, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cls_score(x), self.bbox_pred(x).repeat(1, 2)
+
+
+class _MaskPredictor(nn.Module):
+    """One mask per cell."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.up, self.last = nn.ConvTranspose2d(channels, channels, 2, 2), nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(F.relu(self.up(x))).expand(-1, 2, -1, -1)
+
+
+class _Heads(RoIHeads):
+    """The score is the probability of being a cell; what the cap cuts is counted."""
+
+    over_cap = 0
+
+    def take_over_cap(self) -> int:
+        """Return how many detections the cap cut since the last call."""
+        count, self.over_cap = self.over_cap, 0
+        return count
+
+    def postprocess_detections(self, class_logits, box_regression, proposals, image_shapes):
+        per_image = [len(boxes) for boxes in proposals]
+        boxes = self.box_coder.decode(box_regression, proposals)[:, 0].split(per_image)
+        scores = F.softmax(class_logits, -1)[:, 1].split(per_image)
+        found = [self._of_image(*item) for item in zip(boxes, scores, image_shapes, strict=True)]
+        return tuple(map(list, zip(*found, strict=True)))
+
+    def _of_image(self, boxes, scores, shape):
+        boxes = box_ops.clip_boxes_to_image(boxes, shape)
+        kept = torch.where(scores > self.score_thresh)[0]
+        kept = kept[box_ops.remove_small_boxes(boxes[kept], min_size=1.0)]
+        kept = kept[box_ops.nms(boxes[kept], scores[kept], self.nms_thresh)]
+        self.over_cap += max(len(kept) - self.detections_per_img, 0)
+        kept = kept[: self.detections_per_img]
+        return boxes[kept], scores[kept], torch.ones_like(kept)
+
+
+def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
+    """Build the detector.
+
+    Parameters
+    ----------
+    config : mapping
+        backbone ("cellpose_unet" or "resnet50_fpn_v2"), shown, fpn_channels, freeze_backbone, boxes_per_image, max_detections,
+        tile_detections, score_threshold, nms_threshold.
+    classes : int
+        Known classes: the outputs of the classifier.
+    """
+    if config["backbone"] == "cellpose_unet":
+        backbone = UNetPyramid(CellposeUNet(), config["fpn_channels"], config["freeze_backbone"], config["shown"])
+        levels, sizes, roi_levels = ("1", "2"), ((12, 24, 36), (48, 72, 108)), ["0", "1", "2"]
+        box_levels = ["1", "2"]
+    else:
+        backbone = _resnet50()
+        levels, roi_levels = ("0", "1", "2", "3", "pool"), ["0", "1", "2", "3"]
+        sizes, box_levels = ((12, 18), (24, 36), (48, 72), (96, 128), (160, 224)), roi_levels
+    width = backbone.out_channels
+    anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
+    model = MaskRCNN(
+        backbone,
+        rpn_anchor_generator=anchors,
+        rpn_head=RPNHead(width, anchors.num_anchors_per_location()[0]),
+        rpn_pre_nms_top_n_train=1000,
+        rpn_post_nms_top_n_train=500,
+        rpn_pre_nms_top_n_test=PROPOSALS,
+        rpn_post_nms_top_n_test=PROPOSALS,
+        rpn_nms_thresh=0.75,
+        box_roi_pool=MultiScaleRoIAlign(box_levels, 7, 2, canonical_scale=40, canonical_level=3),
+        box_head=TwoMLPHead(width * 49, 512),
+        box_predictor=_Predictor(512),
+        box_batch_size_per_image=config["boxes_per_image"],
+        box_detections_per_img=config["max_detections"] or config["tile_detections"],
+        box_score_thresh=config["score_threshold"],
+        box_nms_thresh=config["nms_threshold"],
+        mask_roi_pool=MultiScaleRoIAlign(roi_levels, 14, 2, canonical_scale=96, canonical_level=3),
+        mask_head=MaskRCNNHeads(width, (width, width), 1),
+        mask_predictor=_MaskPredictor(width),
+    )
+    model.rpn.__class__, model.rpn.levels = _Proposals, levels
+    model.roi_heads.__class__ = _Heads
+    model.transform = _Untouched()
+    model.cell_classifier = CellClassifier(classes)
+    return model
+
+
+class _Untouched(nn.Module):
+    """In place of torchvision's transform: images come at network scale, normalised, of one size; boxes go out as they are."""
+
+    def forward(self, images, targets=None):
+        from torchvision.models.detection.image_list import ImageList
+
+        batch = torch.stack(list(images))
+        return ImageList(batch, [tuple(batch.shape[-2:])] * len(batch)), targets
+
+    def postprocess(self, result, image_shapes, original_image_sizes):
+        return result
+
+
+def _resnet50() -> nn.Module:
+    from torchvision.models import resnet50
+    from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+    from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+    return _resnet_fpn_extractor(resnet50(weights=None), 5, extra_blocks=LastLevelMaxPool(), norm_layer=nn.BatchNorm2d)
+
+
+def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_px: int = 8) -> dict:
+    """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,) all 1 = cell, masks (N, H, W) uint8.
+
+    A cell of unknown class trains boxes and masks like any other; with `ignore_unknown` false it is background.
+    """
+    cells = Instances.from_labels(labels)
+    ids = np.unique(labels)
+    cells = cells.with_classes(class_of[ids[ids > 0]])
+    kept = cells.areas_px >= min_px
+    kept &= (cells.boxes_xywh[:, 2:] > 1).all(axis=1) if len(cells) else kept
+    if not ignore_unknown:
+        kept &= cells.class_ids > 0
+    cells = cells[kept]
+    boxes = cells.boxes_xywh.astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = np.stack([cells.mask(k) for k in range(len(cells))]) if len(cells) else np.zeros((0, *labels.shape), bool)
+    return {
+        "boxes": torch.from_numpy(boxes),
+        "labels": torch.ones(len(cells), dtype=torch.int64),
+        "masks": torch.from_numpy(masks.astype(np.uint8)),
+    }
+
+
+def load_encoder(model: nn.Module, path: Path) -> None:
+    """Load a torchvision Mask R-CNN or ResNet-50 checkpoint into the encoder; every tensor of its body must be there."""
+    tensors = {k.removeprefix("backbone."): v for k, v in weights.load_tensors(path).items()}
+    if "conv1.weight" in tensors:
+        tensors = {f"body.{k}": v for k, v in tensors.items()}
+    wanted = model.backbone.state_dict()
+    fitting = {k: v for k, v in tensors.items() if k in wanted and wanted[k].shape == v.shape}
+    missing = [k for k in wanted if k.startswith("body.") and k not in fitting and "num_batches" not in k]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} tensors of a ResNet-50", "give torchvision's maskrcnn_resnet50_fpn_v2"
+        )
+    model.backbone.load_state_dict(fitting, strict=False)

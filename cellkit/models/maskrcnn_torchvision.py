@@ -1,0 +1,424 @@
+"""Mask R-CNN on torchvision: finds cells, outlines them and says which line each belongs to.
+
+The encoder is the fine-tuned Cellpose U-Net (the adaptation carries over where no other weights can be had) or a ResNet-50.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.leftout import too_small
+from cellkit.errors import UserError
+from cellkit.models.shared import memory
+from cellkit.models.shared.augment import random_warp, vary
+from cellkit.models.shared.diameter import diameter_of
+from cellkit.models.shared.fine_tuning import class_score, refuse_small, refuse_untrainable, save_tuned, scored_along
+from cellkit.models.shared.inputs import CELL_PX, network_shape, planes_of, refuse_empty, resized, to_network_scale
+from cellkit.models.shared.paste import paste
+from cellkit.models.shared.segmenter import Segmenter, merged
+from cellkit.models.shared.settings import SMALLEST, Area, Diameter, Schedule, Share
+from cellkit.models.shared.thresholds import images_to_search, search
+from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles
+from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
+from cellkit.settings import Frozen, Number, weights_field
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
+
+TITLE = "Mask R-CNN"
+REQUIRES = ("torch", "torchvision")
+BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
+NAME = "maskrcnn_torchvision"
+TILE_PX, OVERLAP_PX = 768, 128
+SCRATCH, TUNED, UNET = "scratch", "tuned", "cellpose_unet"
+Most = Annotated[int, Field(ge=1, le=100_000)]
+Iou = Annotated[Number, Field(gt=0, le=1)]
+Inner = Annotated[Number, Field(gt=0, lt=1)]
+MASK = "mask probability above which a pixel is the cell's"
+GRID = {"score_threshold": (0.5, 0.4, 0.3, 0.6), "nms_threshold": (0.5, 0.4, 0.3)}  # searched when not set
+DEFAULTS = {
+    "backbone": "cellpose_unet",
+    "shown": "both",
+    "diameter_px": None,
+    "fpn_channels": 96,
+    "freeze_backbone": True,
+    "boxes_per_image": 64,
+    "max_detections": None,
+    "tile_detections": 1000,
+    "score_threshold": 0.5,
+    "nms_threshold": 0.5,
+    "mask_threshold": 0.5,
+    "min_area_px": 15,
+}
+
+
+class Settings(Frozen):
+    """What may change from prediction to prediction; null = as the checkpoint's card says."""
+
+    diameter_px: Diameter | None = Field(None, description="cells are scaled to this diameter (px)")
+    max_detections: Most | None = Field(
+        None, description="most cells found in one image; null = from the densest training image, tile by tile"
+    )
+    score_threshold: Share | None = Field(None, description="objects scored lower are dropped")
+    nms_threshold: Iou | None = Field(None, description="box IoU above which the lower score is dropped")
+    mask_threshold: Inner | None = Field(None, description=MASK)
+    min_area_px: Area | None = Field(None, description=SMALLEST)
+
+
+class TrainSettings(Schedule, Settings):
+    """What a training may be told."""
+
+    backbone: Literal["cellpose_unet", "resnet50_fpn_v2"] = Field("cellpose_unet", description="image encoder")
+    start: str = weights_field(
+        TUNED, "encoder weights: tuned = this run's fine-tuned checkpoint, or a model", UNET, NAME, "torchvision"
+    )
+    steps: int = Field(400, ge=1, description="most optimiser steps")
+    batch_size: int = Field(4, ge=1, description="crops per step")
+    crop_px: int = Field(192, ge=32, multiple_of=8, description="height and width of a crop (px)")
+    diameter_px: Diameter | None = Field(
+        None, description="cells are scaled to this diameter (px); null = from training labels"
+    )
+    eval_every: int = Field(100, ge=1, description="steps between two scores on validation images")
+    fpn_channels: int = Field(96, ge=8, le=512, description="width of the feature pyramid (channels)")
+    boxes_per_image: int = Field(64, ge=8, description="boxes per image that train the heads")
+    score_threshold: Share | None = Field(
+        None, description="objects scored lower are dropped; null = best on training images"
+    )
+    nms_threshold: Iou | None = Field(
+        None, description="box IoU above which the lower score is dropped; null = best on training images"
+    )
+    mask_threshold: Inner = Field(0.5, description=MASK)
+    freeze_backbone: bool = Field(True, description="train the heads only")
+    ignore_unknown: bool = Field(True, description="objects of unknown class neither train nor punish the class head")
+
+
+# ---- the contract --------------------------------------------------------------------------------------------------
+def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
+    """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        What `train` wrote.
+    settings : Settings, optional
+        What is None comes from the card.
+
+    Raises
+    ------
+    UserError
+        No checkpoint there, or one of another backend.
+    """
+    from cellkit.machine import device_and_dtype
+    from cellkit.models import weights
+    from cellkit.models.maskrcnn_network import build
+
+    card = weights.card_for(checkpoint, NAME)
+    used = merged(settings, card.config, DEFAULTS)
+    used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
+    model = build(used, len(card.classes))
+    model.load_state_dict(weights.load_tensors(checkpoint))
+    model = model.to(device_and_dtype()[0]).eval()
+
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        return detect_image(model, image, used, left_out)
+
+    return Segmenter(find, used, lambda shape: memory.bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+
+
+@random_state_kept()
+def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
+    """Train the detector; whole images of `val` choose the weights by the mean of the classes' MAP IoU.
+
+    Which of them choose, and that none does while there are few, is as in `cellpose_unet.train`.
+
+    Parameters
+    ----------
+    config : TrainSettings
+        ``start`` is a path, or "scratch".
+    out : Path
+        Folder for the resume state, ``history.csv`` and the checkpoint.
+
+    Returns
+    -------
+    Path
+        ``maskrcnn.safetensors``.
+
+    Raises
+    ------
+    UserError
+        Nothing to train on, no class, or no weights to start from.
+    """
+    if not train.classes:
+        raise UserError("there is no class to train", "name the classes in the config")
+    refuse_untrainable(train, val, "coco.min_area_px")
+    settings = merged(config, {}, DEFAULTS)
+    settings["diameter_px"] = settings["diameter_px"] or diameter_of(train.instances)
+    diameter_px = settings["diameter_px"]
+    refuse_small(train, settings["min_area_px"], "maskrcnn.min_area_px")
+    memory.ask_for_memory(train, val, diameter_px, 28, BYTES_PER_PX)
+    settings["tile_detections"] = room_for(train.instances, diameter_px)
+    model = _start(config, settings, len(train.classes))
+    items = [scaled(*train[i], diameter_px) for i in range(len(train))]
+    refuse_empty([item[0] for item in items], train, "any colour", "convert.channels")
+    scored, choosing = scored_along(val, config.val_images)
+    scorer = _Scorer(model, [val[i] for i in scored], train.classes, settings)
+    plan = plan_of(config, NAME)
+    rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, scored, choosing)
+    stamp = fingerprint(model, items, plan, *rest)
+    loss_at = _Loss(model, items, config)
+    history = fit(model, loss_at, scorer, plan, Path(out), stamp, NAME, choosing, val.compared_by("validation score"))
+    searched = [key for key in GRID if getattr(config, key) is None]
+    pairs, called = images_to_search(train)
+    settings |= best_thresholds(model, pairs, settings, searched, called)
+    return save_tuned(
+        Path(out) / "maskrcnn.safetensors",
+        NAME,
+        model,
+        settings,
+        history,
+        val,
+        scored if choosing else [],
+        "class_map_iou_validation",
+        "kaggle, mean over classes and whole validation images",
+        train.classes,
+        start=str(config.start),
+    )
+
+
+def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
+    """Return how many cells a tile may report: three times the crowd of the densest labelled image, and at least 1000.
+
+    Examples
+    --------
+    >>> crowd = Instances.from_labels(np.arange(1, 65 * 65 + 1).reshape(65, 65).repeat(4, 0).repeat(4, 1))
+    >>> room_for([crowd], 10.0)  # cells of 4 x 4 px, 12 x 12 px at network scale
+    12288
+    """
+    factor = CELL_PX / diameter_px
+    crowd = max((len(x) / (x.shape[0] * x.shape[1] * factor**2) for x in instances), default=0)
+    return max(DEFAULTS["tile_detections"], round(3 * crowd * TILE_PX**2))
+
+
+def check(config: TrainSettings) -> None:
+    """Refuse what cannot be the start of an encoder, as far as its name and card tell; nothing is loaded.
+
+    Parameters
+    ----------
+    config : TrainSettings
+        ``start`` is a path, "scratch", or "tuned" = the Cellpose network that notebook 03 keeps.
+    """
+    from cellkit.models import weights
+
+    start, backbone = config.start, config.backbone
+    other = "set maskrcnn.start to weights of a ResNet-50, or scratch, or maskrcnn.backbone: cellpose_unet"
+    if start == SCRATCH and backbone == UNET and config.freeze_backbone:
+        raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
+    if start == TUNED and backbone != UNET:
+        raise UserError(f"maskrcnn.start is tuned, a Cellpose network, and maskrcnn.backbone is {backbone}", other)
+    if Path(start).suffix == ".safetensors":
+        if backbone == UNET:
+            weights.card_for(start, UNET)
+        elif (made_by := weights.read_card(start).backend) not in (NAME, "torchvision"):
+            raise UserError(f"maskrcnn.start is weights of {made_by}, and maskrcnn.backbone is {backbone}", other)
+
+
+def _start(config: TrainSettings, settings: dict[str, Any], classes: int) -> Any:
+    """Build the detector, put the start weights into its encoder, and note in `settings` what that was trained on."""
+    import torch
+
+    from cellkit.machine import device_and_dtype
+    from cellkit.models.maskrcnn_network import build, load_encoder
+    from cellkit.models.unet_network import load_network
+
+    check(config)
+    network = None
+    if settings["backbone"] == UNET and config.start != SCRATCH:
+        network, card = load_network(config.start)
+        settings["shown"] = card.get("channels", "both")
+    torch.manual_seed(config.seed)
+    model = build(settings, classes)
+    if network is not None:
+        model.backbone.unet.load_state_dict(network.state_dict())
+    elif config.start != SCRATCH:
+        load_encoder(model, Path(config.start))
+    return model.to(device_and_dtype()[0])
+
+
+# ---- images in, cells out ------------------------------------------------------------------------------------------
+
+
+def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None) -> Instances:
+    """Find the cells of one image; where two overlap, the higher score keeps the pixels.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    settings : dict
+        ``diameter_px`` of the cells in this image, thresholds.
+    left_out : Counter, optional
+        Takes the number of cells that were found and are not reported, by reason.
+
+    Returns
+    -------
+    Instances
+        Score = probability of being a cell; class 1..K.
+    """
+    from cellkit.cells.disjoint import resolve_overlaps
+    from cellkit.models.cell_classifier import classify
+
+    height, width = network_shape(image.shape[:2], settings["diameter_px"], 16)
+    planes = resized(planes_of(image), (height, width), settings["diameter_px"] > CELL_PX)
+    boxes, scores, masks = _tiled(model, planes, settings, left_out)
+    over = model.roi_heads.take_over_cap()
+    if left_out is not None and over:
+        cap = model.roi_heads.detections_per_img
+        left_out[f"left out: more than {cap} in a tile of {TILE_PX} px at network scale; raise max_detections"] += over
+    classes = classify(model.cell_classifier, planes, boxes)
+    ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+    found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
+    small = int(((found.areas_px > 0) & (found.areas_px < settings["min_area_px"])).sum())
+    if left_out is not None and small:
+        left_out[too_small(settings["min_area_px"])] += small
+    return resolve_overlaps(found.with_classes(classes).with_scores(scores), settings["min_area_px"])[0]
+
+
+def _tiled(
+    model, planes: np.ndarray, settings: dict, left_out: Counter[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Detect over the whole image, or over overlapping tiles: every cell once, and whole (`tiles.join_tiles`)."""
+    shape = planes.shape[1:]
+
+    def look(window: Window) -> Boxes:
+        part = planes[:, window.top : window.bottom, window.left : window.right]
+        boxes, scores, masks = _forward(model, part)
+        return Boxes(boxes + np.array([window.left, window.top] * 2), scores, masks)
+
+    def pixels(found: Boxes) -> Instances:
+        return paste(found.masks, found.boxes, shape, settings["mask_threshold"])
+
+    found, pieces = join_tiles(look, pixels, owned_tiles(shape, TILE_PX, OVERLAP_PX), shape)
+    most = settings["max_detections"]
+    over = max(len(found) - most, 0) if most is not None else 0
+    reasons = {
+        f"left out: more than max_detections = {most} in an image; raise it": over,
+        f"cut: too long for a window of {LARGEST_PX} px at network scale; raise diameter_px": pieces,
+    }
+    if left_out is not None:
+        left_out.update({why: cells for why, cells in reasons.items() if cells})
+    found = found[np.argsort(-found.scores, kind="stable")[:most]]
+    return found.boxes, found.scores, found.masks
+
+
+def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile."""
+    import torch
+
+    device = next(model.parameters()).device
+    padded = np.pad(planes, ((0, 0), (0, -planes.shape[1] % 16), (0, -planes.shape[2] % 16)), mode="edge")
+    with torch.no_grad():
+        out = model([torch.from_numpy(padded).to(device)])[0]
+    boxes = out["boxes"].cpu().numpy().astype(np.float64).reshape(-1, 4)
+    masks = out["masks"].float().cpu().numpy()
+    masks = masks.reshape(len(boxes), *masks.shape[-2:]) if len(boxes) else np.zeros((0, 28, 28), np.float32)
+    inside = ((boxes[:, 0] + boxes[:, 2]) / 2 < planes.shape[2]) & ((boxes[:, 1] + boxes[:, 3]) / 2 < planes.shape[1])
+    return boxes[inside], out["scores"].cpu().numpy()[inside], masks[inside]
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+def scaled(image: np.ndarray, truth: Instances, diameter_px: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bring one labelled image to network scale.
+
+    Returns
+    -------
+    planes : (3, h, w) float32
+    labels : (h, w) int32
+    class_of : (N + 1,) int64
+        Class of each label; 0 = unknown.
+    """
+    planes, labels = to_network_scale(planes_of(image), truth, diameter_px, least_px=16)
+    return planes, labels, np.r_[0, truth.class_ids]
+
+
+def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a turned, flipped, scaled crop: planes (3, size, size) float32 and labels (size, size) int32."""
+    import cv2
+
+    planes, labels, _ = item
+    warp, _ = random_warp(labels, rng, size_px)
+    size = (size_px, size_px)
+    turned = cv2.warpAffine(np.ascontiguousarray(planes.transpose(1, 2, 0)), warp, size, flags=cv2.INTER_LINEAR)
+    ids = cv2.warpAffine(labels.astype(np.float64), warp, size, flags=cv2.INTER_NEAREST)
+    return vary(turned.transpose(2, 0, 1), rng), ids.astype(np.int32)
+
+
+class _Loss:
+    """Step number -> sum of torchvision's five losses over a batch of crops, and of the classifier's over one of cells."""
+
+    def __init__(self, model, items: Sequence, config: Any):
+        from cellkit.models.cell_classifier import ClassLoss
+
+        self.model, self.items, self.config = model, items, config
+        self.class_loss = ClassLoss(model.cell_classifier, items)
+
+    def __call__(self, step: int):
+        import torch
+
+        from cellkit.models.maskrcnn_network import target
+
+        rng = np.random.default_rng([self.config.seed, step])
+        chosen = np.resize(rng.permutation(len(self.items)), self.config.batch_size)
+        device = next(self.model.parameters()).device
+        planes, targets = [], []
+        for index in chosen:
+            picture, labels = crop(self.items[index], rng, self.config.crop_px)
+            made = target(labels, self.items[index][2], self.config.ignore_unknown)
+            planes.append(torch.from_numpy(np.ascontiguousarray(picture)).to(device))
+            targets.append({k: v.to(device) for k, v in made.items()})
+        return sum(self.model(planes, targets).values()) + self.class_loss(rng)
+
+
+def best_thresholds(
+    model,
+    pairs: Sequence[tuple[np.ndarray, Instances]],
+    settings: dict,
+    searched: Sequence[str] = tuple(GRID),
+    called: str = "MAP IoU",
+) -> dict[str, float]:
+    """Search thresholds one after the other by MAP IoU (kaggle, whatever the class) on labelled images, and set them.
+
+    Give training images: validation images are to judge by. Of equal values the first in `GRID` is taken.
+    """
+    from cellkit.scores.iou import overlaps
+    from cellkit.scores.kaggle import kaggle
+
+    names = {"score_threshold": "score_thresh", "nms_threshold": "nms_thresh"}
+    best = {key: getattr(model.roi_heads, name) for key, name in names.items()}
+
+    def score(key: str, value: float) -> float:
+        for name, found in {**best, key: value}.items():
+            setattr(model.roi_heads, names[name], found)
+        found = (overlaps(truth, detect_image(model, image, settings)) for image, truth in pairs)
+        return kaggle(list(found), bootstrap=0)["score"]
+
+    chosen = search(score, {key: GRID[key] for key in searched}, best, len(pairs), called)
+    for key, value in best.items():
+        setattr(model.roi_heads, names[key], value)
+    return chosen
+
+
+class _Scorer:
+    """() -> mean over classes of the MAP IoU (kaggle) of each class by itself, on whole validation images."""
+
+    def __init__(self, model, pairs: Sequence[tuple[np.ndarray, Instances]], classes: Sequence[str], settings: dict):
+        self.model, self.pairs, self.classes, self.settings = model, pairs, classes, settings
+
+    def __call__(self) -> float:
+        found = [detect_image(self.model, image, self.settings) for image, _ in self.pairs]
+        return class_score([truth for _, truth in self.pairs], found, self.classes)

@@ -1,0 +1,95 @@
+"""How large a cell is: of labels, and estimated where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.log import LOG
+from cellkit.models.shared.inputs import CELL_PX
+
+LOOKS_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are looked at with, to find their own
+LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
+
+
+def diameter_of(instances: Sequence[Instances]) -> float:
+    """Return the diameter in px of the circle whose area has the median square root: Cellpose's definition (utils.diameters)."""
+    areas = np.concatenate([x.areas_px for x in instances]) if instances else np.zeros(0)
+    if not areas.size:
+        raise UserError("there is no cell to take a diameter from", "set diameter_px")
+    return float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi))
+
+
+def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np.ndarray]) -> float:
+    """Estimate the cell diameter in px of images without labels; say so where the estimate is doubtful.
+
+    Each image is looked at as if its cells were 4, 6, 10, 16 ... px across, in a crop of about eight such cells where the
+    image is brightest. Cells are found at their own diameter and at up to four times of it, always of the same size; what
+    is found inside cells or in noise changes its size with the look. So that diameter wins at which most looks agree.
+
+    Parameters
+    ----------
+    find : callable
+        (image, diameter in px) -> the cells that are found when cells of that diameter are looked for.
+    images : sequence of (H, W, 3) uint8
+        A few of them are enough.
+    """
+    from cellkit.parallel import progress
+
+    largest = max(max(image.shape[:2]) for image in images)
+    sizes = np.exp(np.arange(np.log(LEAST_DIAMETER_PX), np.log(1.1 * max(largest, 8)), 0.05))
+    asked = [
+        (image, look)
+        for image in images
+        for look in LOOKS_PX
+        if look <= min(2 * max(image.shape[:2]), 2 * LOOKS_PX[-1])
+    ]
+    agreement = np.zeros(len(sizes))
+    for image, look in progress(asked, "cell diameter"):
+        part = _brightest(image, round(8 * look))
+        agreement += _agreement(find(part, look), look, sizes)
+    agreement /= max(len(images), 1)
+    best = int(agreement.argmax())
+    other = agreement[np.abs(np.log(sizes / sizes[best])) > 0.5]
+    rival = sizes[agreement == other.max()][0] if other.size and other.max() > 0.85 * agreement[best] else None
+    if agreement[best] == 0:
+        LOG.info(
+            f"no cell is found at any diameter; {CELL_PX:g} px is taken. Set the diameter if cells are of another size"
+        )
+        return CELL_PX
+    if agreement[best] < 0.35 or rival is not None:
+        why = f"; {rival:.0f} px fits nearly as well" if rival is not None else ""
+        LOG.info(
+            f"the cell diameter of about {sizes[best]:.0f} px is doubtful{why}: look at the proposals, or set the diameter"
+        )
+    return float(sizes[best])
+
+
+def _brightest(image: np.ndarray, side_px: int) -> np.ndarray:
+    """Return the part of that size that sends most light."""
+    import cv2
+
+    height, width = (min(side_px, side) for side in image.shape[:2])
+    total = cv2.integral(image.max(axis=2))
+    light = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    y, x = np.unravel_index(light.argmax(), light.shape)
+    return image[y : y + height, x : x + width]
+
+
+def _agreement(found: Instances, look_px: float, sizes_px: np.ndarray) -> np.ndarray:
+    """Return how well the cells found with one assumed diameter agree with each size, (N,): summed over looks, up to 1."""
+    if not len(found):
+        return np.zeros(len(sizes_px))
+    height, width = found.shape
+    x, y, w, h = found.boxes_xywh.T
+    inside = (x > 0) & (y > 0) & (x + w < width) & (y + h < height)
+    diameters = 2 * np.sqrt(found.areas_px / np.pi)
+    weight = diameters * np.where(inside, 1, 0.3)  # cells that the crop cuts say less
+    sure = weight * np.clip(2 * found.scores - 1, 0, 1)
+    near = np.exp(-0.5 * (np.log(diameters[:, None] / sizes_px) / 0.18) ** 2)
+    several = near.sum(axis=0) / (near.sum(axis=0) + 0.5)  # one object may be anything
+    looked = np.exp(-0.5 * (np.log(look_px / sizes_px / 1.3) / 0.5) ** 2) * np.log(LOOKS_PX[1] / LOOKS_PX[0]) / 1.2533
+    return looked * several * (sure[:, None] * near).sum(axis=0) / weight.sum()

@@ -1,0 +1,151 @@
+"""What a network is shown of an image: which channels, how bright, at which scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.log import LOG
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
+
+CELL_PX = 30.0  # diameter of a cell at network scale
+CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
+SHOWN = {"both": "cytoplasm (green) and nuclei (blue)", "cytoplasm": "cytoplasm (green)", "nuclei": "nuclei (blue)"}
+
+
+def two_channels(image: np.ndarray, channels: str = "both") -> np.ndarray:
+    """Return cytoplasm (green) and nuclei (blue), each scaled so that its 1st and 99th percentile are 0 and 1.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    channels : {"both", "nuclei", "cytoplasm"}
+        What the network is shown; the other channel is left empty. Nuclei alone: the starter weights outline nuclei.
+
+    Returns
+    -------
+    (2, H, W) float32
+        A constant channel is all 0.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
+    if channels not in CHANNELS:
+        raise UserError(f"channels is '{channels}'", f"use one of {', '.join(CHANNELS)}")
+    out = np.zeros((2, *image.shape[:2]), np.float32)
+    for channel in CHANNELS[channels]:
+        plane = image[..., channel + 1]
+        low, high = np.percentile(plane, (1, 99))
+        if high - low < 1:
+            low, high = float(plane.min()), float(plane.max())  # a few bright pixels on nothing
+        if high > low:
+            out[channel] = (plane - np.float32(low)) / np.float32(high - low)
+    return out
+
+
+def planes_of(image: np.ndarray) -> np.ndarray:
+    """Return red, cytoplasm and nuclei of an (H, W, 3) uint8 image as (3, H, W) float32, scaled as the U-Net wants them."""
+    red = image[..., 0].astype(np.float32) / 255
+    return np.concatenate([red[None], two_channels(image)])
+
+
+def resized(planes: np.ndarray, shape: tuple[int, int], smaller: bool) -> np.ndarray:
+    """Return planes (C, H, W) float32 at another height and width: by area where they become `smaller`, else bilinearly."""
+    import cv2
+
+    if planes.shape[1:] == tuple(shape):
+        return planes
+    how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return np.stack([cv2.resize(plane, shape[::-1], interpolation=how) for plane in planes])
+
+
+def network_shape(
+    shape: tuple[int, int], diameter_px: float, least_px: int, cell_px: float = CELL_PX
+) -> tuple[int, int]:
+    """Return height and width at network scale of an image with cells of that diameter, at least `least_px` each.
+
+    Examples
+    --------
+    >>> network_shape((200, 10), 60.0, 8)
+    (100, 8)
+    """
+    scale = cell_px / diameter_px
+    return max(least_px, round(shape[0] * scale)), max(least_px, round(shape[1] * scale))
+
+
+def to_network_scale(
+    planes: np.ndarray, truth: Instances, diameter_px: float, least_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bring a labelled image to the scale at which its cells are 30 px wide.
+
+    Returns
+    -------
+    planes : (C, h, w) float32
+    labels : (h, w) int32
+    """
+    import cv2
+
+    size = network_shape(truth.shape, diameter_px, least_px)
+    labels = truth.paint().astype(np.float64)
+    labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
+    return resized(planes, size, diameter_px > CELL_PX), labels
+
+
+def lies_elsewhere(image: np.ndarray, channels: str) -> bool:
+    """Tell whether an (H, W, 3) image is constant in all that the network is shown, and not in its other colours."""
+    shown = {channel + 1 for channel in CHANNELS[channels]}
+    flat = [bool((image[..., k] == image[0, 0, k]).all()) for k in range(3)]
+    return all(flat[k] for k in shown) and not all(flat)
+
+
+def only_noise(image: np.ndarray, channels: str = "both") -> bool:
+    """Tell whether `two_channels` stretches noise to full contrast: in no channel shown do the percentiles span more.
+
+    The 1st and 99th percentile of white noise are 4.7 of its standard deviations apart. That is estimated from second
+    differences along a row, which neither cells nor uneven light reach. So it is in an empty picture, and in one where cells
+    cover less than 1 %.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    """
+    some = image[:: (len(image) - 1) // 256 + 1]
+    judged = []
+    for channel in CHANNELS[channels]:
+        plane = some[..., channel + 1].astype(np.int16)
+        if plane.shape[1] > 2 and plane.min() < plane.max():
+            noise = 1.4826 * np.median(np.abs(np.diff(plane, 2, axis=1))) / np.sqrt(6)
+            judged.append(bool(noise > 0 and np.ptp(np.percentile(plane, (1, 99))) < 6 * noise))
+    return bool(judged) and all(judged)
+
+
+def refuse_empty(shown: Sequence[np.ndarray], train: CellDataset, what: str, key: str) -> None:
+    """Refuse training images of which the network would be shown nothing; where they are some of many, say which.
+
+    Parameters
+    ----------
+    shown : sequence of (C, h, w) float32
+        The channels that are shown of each image of `train`; a constant one is all 0.
+    what : str
+        Which channels these are.
+    key : str
+        The setting that says which are shown.
+
+    Raises
+    ------
+    UserError
+        All of them are empty.
+    """
+    empty = [record.image_id for record, planes in zip(train.records, shown, strict=True) if not planes.any()]
+    if empty and len(empty) == len(shown):
+        raise UserError(
+            f"all {len(shown)} training images are empty in what the network is shown, {what}",
+            f"show it what the images have ({key}), or convert them with that channel (convert.channels)",
+        )
+    if empty:
+        LOG.info(f"{len(empty)} of {len(shown)} training images are empty in {what}, e.g. {empty[0]}; see {key}")

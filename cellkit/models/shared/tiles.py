@@ -1,0 +1,252 @@
+"""Overlapping tiles of a large image: maps are blended, detections become those of the image, every cell once and whole.
+
+The function that looks at one tile is an argument: nothing here knows a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+
+EDGE_PX = 4  # a box that comes nearer to a side within the image may go on beyond it
+MARGIN_PX = 64  # around what is left of a cell, when it is looked for whole
+LARGEST_PX = 1536  # side of the square whose area a window may have
+SAME = 0.5  # share of its pixels that a cell has in common with one found before, to be the same cell
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the image: rows top to bottom, columns left to right."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @classmethod
+    def around(cls, boxes_xyxy: np.ndarray, margin_px: int, shape: tuple[int, int]) -> Window:
+        """Return the window that holds all boxes with a margin, within the image."""
+        left, top = np.floor(boxes_xyxy[:, :2].min(axis=0)).astype(int) - margin_px
+        right, bottom = np.ceil(boxes_xyxy[:, 2:].max(axis=0)).astype(int) + margin_px
+        return cls(max(int(top), 0), max(int(left), 0), min(int(bottom), shape[0]), min(int(right), shape[1]))
+
+    @property
+    def area_px(self) -> int:
+        """Pixels in it."""
+        return (self.bottom - self.top) * (self.right - self.left)
+
+    def cuts(self, boxes_xyxy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Return, (N, 4) bool, which boxes reach the left, upper, right, lower side, where that is no side of the image."""
+        x0, y0, x1, y1 = boxes_xyxy.T
+        left, top = (x0 < self.left + EDGE_PX) & (self.left > 0), (y0 < self.top + EDGE_PX) & (self.top > 0)
+        right, bottom = x1 > self.right - EDGE_PX, y1 > self.bottom - EDGE_PX
+        return np.stack([left, top, right & (self.right < shape[1]), bottom & (self.bottom < shape[0])], axis=1)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes (N, 4) xyxy in px of the image, scores (N,), mask probabilities (N, m, m)."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    masks: np.ndarray
+
+    def __getitem__(self, chosen) -> Boxes:
+        return Boxes(self.boxes[chosen], self.scores[chosen], self.masks[chosen])
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Boxes]) -> Boxes:
+        """Return the parts as one."""
+        columns = zip(*((part.boxes, part.scores, part.masks) for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
+
+def tile_starts(size: int, tile_px: int, overlap_px: int) -> list[int]:
+    """Return where tiles begin so that they cover `size` px and overlap by at least `overlap_px`.
+
+    Examples
+    --------
+    >>> tile_starts(90, 100, 20), tile_starts(101, 100, 20), tile_starts(200, 100, 20)
+    ([0], [0, 1], [0, 50, 100])
+    """
+    if size <= tile_px:
+        return [0]
+    count = -(-(size - overlap_px) // (tile_px - overlap_px))
+    return np.linspace(0, size - tile_px, count).round().astype(int).tolist()
+
+
+def blend_tiles(
+    forward: Callable[[np.ndarray], np.ndarray], planes: np.ndarray, tile_px: int, overlap_px: int
+) -> np.ndarray:
+    """Return maps of an image (C, H, W), in overlapping tiles where it is large, blended by distance to their edge.
+
+    Parameters
+    ----------
+    forward : callable
+        Planes (C, h, w) -> maps (K, h, w) float32.
+
+    Returns
+    -------
+    (K, H, W) float32
+    """
+    height, width = planes.shape[1:]
+    if max(height, width) <= tile_px + overlap_px:
+        return forward(planes)
+    out: np.ndarray | None = None
+    weight = np.zeros((height, width), np.float32)
+    for y in tile_starts(height, tile_px, overlap_px):
+        for x in tile_starts(width, tile_px, overlap_px):
+            window = (slice(y, y + tile_px), slice(x, x + tile_px))
+            found = forward(planes[:, *window])
+            ramp = np.minimum.outer(*(_ramp(size, overlap_px) for size in found.shape[1:]))
+            out = np.zeros((len(found), height, width), np.float32) if out is None else out
+            out[:, *window] += found * ramp
+            weight[window] += ramp
+    return out / weight
+
+
+def _ramp(size: int, overlap_px: int) -> np.ndarray:
+    return np.minimum(np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)), overlap_px / 2).astype(np.float32)
+
+
+def owned_tiles(
+    shape: tuple[int, int], tile_px: int, overlap_px: int
+) -> list[tuple[Window, tuple[float, float, float, float]]]:
+    """Return overlapping tiles that cover an image, each with the part (top, left, bottom, right) that it alone owns."""
+    rows, columns = (_owned_parts(size, tile_px, overlap_px) for size in shape)
+    return [
+        (Window(y, x, min(y + tile_px, shape[0]), min(x + tile_px, shape[1])), (top, left, bottom, right))
+        for y, top, bottom in rows
+        for x, left, right in columns
+    ]
+
+
+def _owned_parts(size: int, tile_px: int, overlap_px: int) -> list[tuple[int, float, float]]:
+    starts = tile_starts(size, tile_px, overlap_px)
+    middles = [(a + b + tile_px) / 2 for a, b in zip(starts[1:], starts[:-1], strict=True)]
+    return list(zip(starts, [-np.inf, *middles], [*middles, np.inf], strict=True))
+
+
+def join_tiles(
+    look: Callable[[Window], Boxes],
+    pixels: Callable[[Boxes], Instances],
+    tiles: Sequence[tuple[Window, tuple[float, float, float, float]]],
+    shape: tuple[int, int],
+) -> tuple[Boxes, int]:
+    """Return the cells of an image from those of its tiles.
+
+    A cell that two tiles see is taken from the one whose own part holds its centre. A cell that no tile sees whole, because
+    it is longer than the overlap or lies on a corner, is looked for once more in a window around what the tiles saw of it.
+
+    Parameters
+    ----------
+    look : callable
+        Window -> what is found in it.
+    pixels : callable
+        Boxes -> their masks in the image.
+    tiles : sequence of (Window, (top, left, bottom, right))
+        Each with the part it owns.
+    shape : (int, int)
+        Of the image.
+
+    Returns
+    -------
+    found : Boxes
+    pieces : int
+        How many of them are cut after all, since the cell does not fit into a window of `LARGEST_PX`.
+    """
+    seen = [look(window) for window, _ in tiles]
+    found = Boxes.joined(seen)
+    if len(tiles) == 1 or not len(found):
+        return found, 0
+    tile = np.repeat(np.arange(len(tiles)), [len(part) for part in seen])
+    sides = [window.cuts(part.boxes, shape) for (window, _), part in zip(tiles, seen, strict=True)]
+    cut = np.concatenate(sides).any(axis=1)
+    own = _owned(found.boxes, np.array([part for _, part in tiles])[tile])
+    objects = pixels(found)
+    kept = _distinct(objects, tile, np.lexsort((-found.scores, ~own, cut)), cut)
+    whole = kept & ~cut
+    parts, pieces = [found[whole]], 0
+    taken = objects[whole]
+    for k in np.flatnonzero(kept & cut)[np.argsort(-found.scores[kept & cut], kind="stable")]:
+        piece = objects[[k]]
+        if _same(piece, taken)[0]:
+            continue
+        cells = _look_whole(look, pixels, found.boxes[[k]], piece, shape)
+        if cells is None:
+            cells, pieces = found[[k]], pieces + 1
+        masks = pixels(cells)
+        new = ~_same(masks, taken)
+        parts.append(cells[new])
+        taken = Instances.concatenate([taken, masks[new]])
+    return Boxes.joined(parts), pieces
+
+
+def _owned(boxes: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    top, left, bottom, right = parts.T
+    return (top <= y) & (y < bottom) & (left <= x) & (x < right)
+
+
+def _distinct(objects: Instances, tile: np.ndarray, order: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Return which objects are no second sight, by another tile, of one that comes before them in `order`.
+
+    Objects that are cut are left out only for one that is not: two pieces of a cell say nothing about its whole.
+    """
+    from cellkit.scores.iou import overlaps
+
+    pairs = overlaps(objects, objects)
+    other = tile[pairs.truth] != tile[pairs.found]
+    same = other & ((pairs.shared_px > SAME * pairs.found_areas_px[pairs.found]) | (pairs.iou > SAME))
+    rank = np.empty(len(order), int)
+    rank[order] = np.arange(len(order))
+    earlier = same & (rank[pairs.truth] < rank[pairs.found]) & ~cut[pairs.truth]
+    before: dict[int, list[int]] = {}
+    for first, second in zip(pairs.truth[earlier].tolist(), pairs.found[earlier].tolist(), strict=True):
+        before.setdefault(second, []).append(first)
+    kept = np.ones(len(objects), bool)
+    for k in order.tolist():
+        kept[k] = not any(kept[j] for j in before.get(k, ()))
+    return kept
+
+
+def _same(cells: Instances, taken: Instances) -> np.ndarray:
+    """Return, (N,) bool, which cells are among those taken: most of their pixels are, or of both together."""
+    from cellkit.scores.iou import overlaps
+
+    pairs = overlaps(taken, cells)
+    same = (pairs.shared_px > SAME * pairs.found_areas_px[pairs.found]) | (pairs.iou > SAME)
+    among = np.zeros(len(cells), bool)
+    among[pairs.found[same]] = True
+    return among
+
+
+def _look_whole(look, pixels, box: np.ndarray, piece: Instances, shape: tuple[int, int]) -> Boxes | None:
+    """Look at a window around a piece, wider until nothing that meets the piece is cut; None where that gets too large."""
+    from cellkit.scores.iou import overlaps
+
+    window = Window.around(box, MARGIN_PX, shape)
+    while window.area_px <= LARGEST_PX**2:
+        found = look(window)
+        pairs = overlaps(piece, pixels(found))
+        least = np.minimum(pairs.truth_areas_px[pairs.truth], pairs.found_areas_px[pairs.found])
+        met = found[np.sort(pairs.found[pairs.shared_px > SAME * least])]
+        left, top, right, bottom = window.cuts(met.boxes, shape).any(axis=0)
+        if not (left or top or right or bottom):
+            return met
+        wide, high = window.right - window.left, window.bottom - window.top
+        corners = [
+            window.left - left * wide,
+            window.top - top * high,
+            window.right + right * wide,
+            window.bottom + bottom * high,
+        ]
+        window = Window.around(np.array([corners]), 0, shape)
+    return None

@@ -1,0 +1,133 @@
+"""The floor row of every table: Otsu's threshold and a watershed of the distance to the background. Nothing is learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import Field
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.leftout import too_small
+from cellkit.models.shared.diameter import diameter_of
+from cellkit.models.shared.segmenter import Segmenter, merged
+from cellkit.models.shared.settings import SMALLEST, Area, Diameter
+from cellkit.settings import Frozen
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
+
+NAME = "threshold"
+TITLE = "Threshold"
+REQUIRES = ("skimage",)
+BYTES_PER_PX = 50  # of memory; measured, 1024 and 2048 px: 42 bytes more a pixel
+NEEDS_CHECKPOINT = False  # nothing has to be learned
+DEFAULTS = {"diameter_px": None, "min_area_px": 15}
+
+
+class Settings(Frozen):
+    """What may change from prediction to prediction; null = as the checkpoint's card says."""
+
+    diameter_px: Diameter | None = Field(
+        None, description="typical cell diameter (px); null = of each image's own objects"
+    )
+    min_area_px: Area | None = Field(None, description=SMALLEST)
+
+
+class TrainSettings(Frozen):
+    """What a training may be told."""
+
+    diameter_px: Diameter | None = Field(None, description="typical cell diameter (px); null = from the labels")
+    min_area_px: Area = Field(15, description=SMALLEST)
+
+
+def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
+    """Measure the cell diameter of the training images: all there is to adapt.
+
+    Returns
+    -------
+    Path
+        ``threshold.safetensors`` with its card: the diameter in px.
+    """
+    import torch
+
+    from cellkit.models import weights
+
+    diameter_px = config.diameter_px or diameter_of(train.instances)
+    settings = {"diameter_px": diameter_px, "min_area_px": config.min_area_px}
+    tensors = {"diameter_px": torch.tensor([diameter_px])}
+    return weights.save_checkpoint(Path(out) / "threshold.safetensors", tensors, NAME, config=settings)
+
+
+def load(checkpoint: Path | None = None, settings: Settings | None = None) -> Segmenter:
+    """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
+
+    Parameters
+    ----------
+    checkpoint : Path, optional
+        What `train` wrote; None = nothing adapted.
+    settings : Settings, optional
+        What is None comes from the card; without either the diameter is that of each image's own objects.
+    """
+    from cellkit.models import weights
+
+    used = merged(settings, {} if checkpoint is None else weights.card_for(checkpoint, NAME).config, DEFAULTS)
+
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        return segment_image(image, used["diameter_px"], used["min_area_px"], left_out)
+
+    return Segmenter(find, used, lambda shape: BYTES_PER_PX * shape[0] * shape[1])
+
+
+def segment_image(
+    image: np.ndarray, diameter_px: float | None, min_area_px: int, left_out: Counter[str] | None = None
+) -> Instances:
+    """Cut the brighter part of an image into cells.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+        The brightest of its channels counts at each pixel.
+    diameter_px : float or None
+        Two peaks of the distance map nearer than half of it are one cell; None = the objects' own median diameter.
+    left_out : Counter, optional
+        Takes the number of objects below `min_area_px`.
+
+    Returns
+    -------
+    Instances
+        Score = contrast of the object to the threshold, in [0, 1]; class unknown.
+    """
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+    from skimage.filters import threshold_otsu
+    from skimage.segmentation import watershed
+
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
+    grey = ndimage.gaussian_filter(image.max(axis=2).astype(np.float32), 1)
+    if grey.max() - grey.min() < 1:
+        return Instances.empty(image.shape[:2])
+    limit = float(threshold_otsu(grey))
+    cells = ndimage.binary_fill_holes(grey > limit)
+    if diameter_px is None:
+        areas = np.bincount(ndimage.label(cells)[0].ravel())[1:]
+        areas = areas[areas >= max(min_area_px, 1)]
+        diameter_px = float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)) if areas.size else 10.0
+    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(cells), diameter_px / 15)
+    peaks = peak_local_max(
+        depth, min_distance=max(1, round(diameter_px / 4)), labels=ndimage.label(cells)[0], exclude_border=False
+    )
+    markers = np.zeros(cells.shape, np.int32)
+    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    labels = watershed(-depth, markers, mask=cells).astype(np.int32)
+    found = Instances.from_labels(labels)
+    total = np.bincount(labels.ravel(), grey.ravel())[np.unique(labels[labels > 0])] if len(found) else np.zeros(0)
+    contrast = (total / found.areas_px - limit) / max(255 - limit, 1) if len(found) else np.zeros(0)
+    found = found.with_scores(np.clip(contrast, 0, 1))
+    small = found.areas_px < min_area_px
+    if left_out is not None and small.any():
+        left_out[too_small(min_area_px)] += int(small.sum())
+    return found[~small]

@@ -1,0 +1,176 @@
+"""The residual U-Net with a style vector of Cellpose 1 to 3, with the parameter names of its published checkpoints.
+
+Source: Stringer, Wang, Michaelos, Pachitariu, "Cellpose: a generalist algorithm for cellular segmentation", Nature
+Methods 2021, methods section; parameter names as in the checkpoints cyto, cyto2, cyto3, nuclei of the cellpose package 3.1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cellkit.errors import UserError
+from cellkit.models import weights
+
+BACKEND = "cellpose_unet"  # whose checkpoints hold this network
+WIDTHS = (32, 64, 128, 256)
+DIAM_MEAN_PX = 30.0
+
+
+def _block(inputs: int, outputs: int, size: int, relu: bool = True) -> nn.Sequential:
+    """Batch norm, ReLU, convolution: the pre-activation order of the published network."""
+    layers: list[nn.Module] = [nn.BatchNorm2d(inputs, eps=1e-5, momentum=0.05)]
+    if relu:
+        layers.append(nn.ReLU(inplace=True))
+    layers.append(nn.Conv2d(inputs, outputs, size, padding=size // 2))
+    return nn.Sequential(*layers)
+
+
+class _Down(nn.Module):
+    """Two residual pairs of 3 x 3 convolutions."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Sequential()
+        for index in range(4):
+            self.conv.add_module(f"conv_{index}", _block(inputs if index == 0 else outputs, outputs, 3))
+        self.proj = _block(inputs, outputs, 1, relu=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.proj(x) + self.conv[1](self.conv[0](x))
+        return x + self.conv[3](self.conv[2](x))
+
+
+class _Styled(nn.Module):
+    """A convolution whose input is shifted, channel by channel, by the image's style."""
+
+    def __init__(self, channels: int, style: int):
+        super().__init__()
+        self.conv = _block(channels, channels, 3)
+        self.full = nn.Linear(style, channels)
+
+    def forward(self, style: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x + self.full(style)[:, :, None, None])
+
+
+class _Up(nn.Module):
+    """Two residual pairs; the skip connection is added after the first convolution."""
+
+    def __init__(self, inputs: int, outputs: int, style: int):
+        super().__init__()
+        self.conv = nn.Sequential()
+        self.conv.add_module("conv_0", _block(inputs, outputs, 3))
+        for index in (1, 2, 3):
+            self.conv.add_module(f"conv_{index}", _Styled(outputs, style))
+        self.proj = _block(inputs, outputs, 1, relu=False)
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        x = self.proj(x) + self.conv[1](style, self.conv[0](x) + skip)
+        return x + self.conv[3](style, self.conv[2](style, x))
+
+
+class _DownPath(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.down = nn.Sequential()
+        for index, (inputs, outputs) in enumerate(zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)):
+            self.down.add_module(f"res_down_{index}", _Down(inputs, outputs))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        features = []
+        for index, level in enumerate(self.down):
+            x = level(nn.functional.max_pool2d(x, 2) if index else x)
+            features.append(x)
+        return features
+
+
+class _UpPath(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Sequential()
+        for index, (inputs, outputs) in enumerate(zip((*WIDTHS[1:], WIDTHS[-1]), WIDTHS, strict=True)):
+            self.up.add_module(f"res_up_{index}", _Up(inputs, outputs, WIDTHS[-1]))
+
+    def forward(self, style: torch.Tensor, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the decoder's features, finest first."""
+        levels = [self.up[-1](features[-1], features[-1], style)]
+        for level, skip in zip(reversed(self.up[:-1]), reversed(features[:-1]), strict=True):
+            levels.append(level(nn.functional.interpolate(levels[-1], scale_factor=2, mode="nearest"), skip, style))
+        return levels[::-1]
+
+
+class CellposeUNet(nn.Module):
+    """Two channels in (cytoplasm, nuclei), three maps out (flow y, flow x, cell probability logit).
+
+    Parameters
+    ----------
+    channels : int
+        Input channels: 2.
+
+    Notes
+    -----
+    6.6 million parameters. Height and width of the input are multiples of 8. ``diam_mean`` and ``diam_labels`` are the
+    cell diameter in px the weights expect, and the mean diameter of the labels they were trained on.
+    """
+
+    def __init__(self, channels: int = 2):
+        super().__init__()
+        self.downsample = _DownPath(channels)
+        self.upsample = _UpPath()
+        self.output = _block(WIDTHS[0], 3, 1)
+        self.diam_mean = nn.Parameter(torch.tensor([DIAM_MEAN_PX]), requires_grad=False)
+        self.diam_labels = nn.Parameter(torch.tensor([DIAM_MEAN_PX]), requires_grad=False)
+
+    def features(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return encoder features (32, 64, 128, 256 channels at strides 1, 2, 4, 8) and decoder features (likewise)."""
+        down = self.downsample(x)
+        style = down[-1].float().mean(dim=(2, 3))
+        style = style / style.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+        return down, self.upsample(style.to(down[-1].dtype), down)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, 2, H, W) float to (B, 3, H, W)."""
+        return self.output(self.features(x)[1][0])
+
+
+def load_network(checkpoint: str | Path):
+    """Return the network in evaluation mode and the config of its card ({} for a published checkpoint)."""
+    from cellkit.machine import device_and_dtype
+
+    checkpoint = Path(checkpoint)
+    config: dict = {}
+    if checkpoint.suffix == ".safetensors":
+        config = weights.card_for(checkpoint, BACKEND).config
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.load_tensors(checkpoint).items()}
+    if "W2" in tensors or any(k.startswith("encoder.") for k in tensors):
+        raise UserError(f"{checkpoint} is a Cellpose-SAM checkpoint", "open it with backend: cellpose_sam")
+    network = CellposeUNet()
+    expected = network.state_dict()
+    missing = [k for k in expected if k not in tensors and not k.startswith("diam_")]
+    wrong = [k for k in expected if k in tensors and tensors[k].numel() != expected[k].numel()]
+    if missing or wrong:
+        raise UserError(
+            f"{checkpoint} is no two-channel Cellpose U-Net ({len(missing)} tensors missing, {len(wrong)} of another size)",
+            "give a checkpoint of Cellpose 1 to 3 or one that 03_finetune_cellpose wrote",
+        )
+    network.load_state_dict({k: tensors.get(k, v).reshape(v.shape) for k, v in expected.items()})
+    return placed(network, device_and_dtype()[0]).eval(), config
+
+
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network on a device, its weights in the order of memory that convolutions are fastest in."""
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
+def load_start(base: str | Path, seed: int = 0) -> nn.Module:
+    """Return the network to start from: the path of a checkpoint, or "scratch" (random numbers from `seed`)."""
+    from cellkit.machine import device_and_dtype
+    from cellkit.models.training import random_state_kept
+
+    if str(base) == "scratch":
+        with random_state_kept():
+            torch.manual_seed(seed)
+            return placed(CellposeUNet(), device_and_dtype()[0])
+    return load_network(base)[0]

@@ -1,0 +1,188 @@
+"""Checkpoints and their cards: what they were trained on, and whether the bytes are the right ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellkit.errors import UserError
+from cellkit.files import read_json, sha256_file, write_json
+
+WRAPPERS = ("_orig_mod.", "module.")  # before every name in the weights of a compiled or a distributed model
+OTHER_USE = {"torchvision": "give it as maskrcnn.start, with maskrcnn.backbone: resnet50_fpn_v2"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """The side file of a checkpoint.
+
+    Parameters
+    ----------
+    backend : str
+        The module under ``cellkit.models`` that reads it.
+    classes : tuple of str
+        Class k of a prediction is ``classes[k - 1]``; empty when the model knows none.
+    config : dict
+        Everything `load` needs: diameter, thresholds, sizes.
+    metrics : dict
+        Measured when it was made, with the data set and split named.
+    licence : str
+        Of the training data.
+    sha256 : str
+        Of the weights file.
+    """
+
+    backend: str
+    classes: tuple[str, ...]
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    licence: str
+    sha256: str
+
+
+def save_checkpoint(
+    path: str | Path, tensors: dict, backend: str, *, classes=(), config=None, metrics=None, licence=""
+) -> Path:
+    """Write weights as safetensors and their card as JSON beside them, the card last: a card means the pair is whole.
+
+    Returns
+    -------
+    Path
+        Of the weights.
+    """
+    from cellkit.models.training import save_tensors
+
+    path = save_tensors(Path(path), tensors, {"backend": backend})
+    card = {
+        "backend": backend,
+        "classes": list(classes),
+        "config": config or {},
+        "metrics": metrics or {},
+        "licence": licence,
+        "sha256": sha256_file(path),
+    }
+    write_json(path.with_suffix(".json"), card, indent=1)
+    return path
+
+
+def read_card(path: str | Path) -> Card:
+    """Read the card of a checkpoint and check the weights' sha256 against it.
+
+    Raises
+    ------
+    UserError
+        No weights, no card, or other bytes than the card says.
+    """
+    from cellkit.manifest import note_reading
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}", "give the .safetensors file that a training wrote")
+    side = path.with_suffix(".json")
+    note_reading(path)
+    note_reading(side)
+    if not side.is_file():
+        raise UserError(f"{path} has no card beside it ({side.name})", "copy the .json together with the .safetensors")
+    try:
+        fields = read_json(side)
+        card = Card(**{**fields, "classes": tuple(fields["classes"])})
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{side} is no card of a checkpoint: {error}", "copy the .json that the training wrote"
+        ) from error
+    if sha256_file(path) != card.sha256:
+        raise UserError(
+            f"{path} is not the file its card describes (sha256 differs)", "copy both files again, or train again"
+        )
+    return card
+
+
+def card_for(path: str | Path, backend: str) -> Card:
+    """Return the card of a checkpoint that a backend is to open; refuse one of another network.
+
+    Raises
+    ------
+    UserError
+        As `read_card`, or naming the backend that reads it.
+    """
+    card = read_card(path)
+    if card.backend != backend:
+        remedy = OTHER_USE.get(card.backend, f"open it with backend: {card.backend}")
+        raise UserError(f"{path} is a checkpoint of {card.backend}", remedy)
+    return card
+
+
+def load_tensors(path: str | Path) -> dict:
+    """Read tensors from safetensors, or from a torch file of tensors only (``weights_only``); nothing else is opened.
+
+    Raises
+    ------
+    UserError
+        The file is missing, damaged, or holds anything but tensors.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from cellkit.manifest import note_reading
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}", "give a file that exists")
+    note_reading(path)
+    try:
+        if path.suffix == ".safetensors":
+            return unwrapped(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0][:120]  # torch writes in colours
+        raise UserError(
+            f"{path} is no checkpoint that can be opened safely: {reason}", "convert it to safetensors"
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        raise UserError(f"{path} holds more than named tensors", "save the model's state_dict alone")
+    return unwrapped(loaded)
+
+
+def unwrapped(tensors: dict) -> dict:
+    """Return tensors by the names that the network itself gives them: torch.compile and DataParallel put theirs before.
+
+    Examples
+    --------
+    >>> unwrapped({"_orig_mod.module.a.weight": 1, "_orig_mod.module.b": 2})
+    {'a.weight': 1, 'b': 2}
+    """
+    while tensors:
+        prefix = next((p for p in WRAPPERS if all(name.startswith(p) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def copy_checkpoint(path: str | Path, to: str | Path) -> Path:
+    """Copy a checkpoint, and its card where it has one, so that a run folder holds the weights it began from.
+
+    Parameters
+    ----------
+    to : path
+        Without suffix: it keeps that of `path`.
+
+    Returns
+    -------
+    Path
+        Of the copied weights.
+    """
+    import shutil
+
+    from cellkit.files import atomic_path
+
+    path = Path(path)
+    copied = Path(f"{to}{path.suffix}")
+    for source, target in ((path, copied), (path.with_suffix(".json"), copied.with_suffix(".json"))):
+        if source.is_file() and source != target:
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
+    return copied

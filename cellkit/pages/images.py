@@ -1,0 +1,333 @@
+"""The chapters of a report about images, labels and how the run was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellkit.errors import UserError
+from cellkit.files import read_json
+from cellkit.pages.blocks import Picture, Table, Words, drawn, in_words
+from cellkit.pages.results import SPLITS, RunFiles
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
+    from cellkit.cells.records import ImageRecord
+
+
+def images_chapter(files: RunFiles) -> list:
+    """How many images of what there are, and examples."""
+    from cellkit.show.sheets import show_sheet
+    from cellkit.show.style import aspect_of
+
+    records = files.images.records
+    kinds = sorted({record.cell_type for record in records})
+    columns = [*SPLITS, ""]
+    rows = [
+        [
+            kind or "not told",
+            *(str(sum(r.cell_type == kind and r.split == split for r in records)) for split in columns),
+        ]
+        for kind in kinds
+    ]
+    blocks: list = [Table(("Images of", "training", "validation", "test", "set aside"), rows, f"{len(records)} images")]
+    if files.truths:
+        cells = [[name, *_cells_of(data)] for name, data in ((SPLITS[s], d) for s, d in files.truths.items())]
+        blocks.append(Table(("Cells in", *files.classes, "of unknown class"), cells, "Cells of the labels in use"))
+    blocks += _makers(files)
+    maps = sorted({_channel_words(record.channels) for record in records if record.channels})
+    if maps:
+        blocks.append(Words(f"Channels: {'; or '.join(maps[:4])}{' …' if len(maps) > 4 else ''}."))
+    aside = [record for record in records if record.flags or not record.split]
+    if aside:
+        why = _reasons(files)
+        rows = [[r.image_id, why(r), SPLITS.get(r.split, "set aside")] for r in aside]
+        blocks.append(Table(("Image", "Why", "Split"), rows[:200], "Flagged or set aside"))
+    if "train" in files.truths:
+        data = files.truths["train"]
+        size = 9.6, 0.5 + (2.35 * aspect_of(data.instances[0].shape) + 0.4) * -(-min(8, len(data)) // 4)
+        left = len(files.proposed("train"))
+        whose = "their labels" + (f", {left} of {len(data)} as the model proposed them" if left else "")
+        blocks.append(drawn(lambda f: show_sheet(data, figure=f), *size, f"Training images with {whose}."))
+    return blocks
+
+
+def _reasons(files: RunFiles) -> Callable[[ImageRecord], str]:
+    """Return what says why an image is flagged: with numbers and limits where quality.csv and quality.json hold them."""
+    from cellkit.microscope.flags import reasons
+
+    table, limits = files.path("quality.csv"), files.path("quality.json")
+    known = table is not None and limits is not None
+    measured = files.table("quality.csv").set_index("image_id").to_dict("index") if known else {}
+    thresholds = read_json(limits)["thresholds"] if known else {}
+
+    def why(record: ImageRecord) -> str:
+        plain = record.flags.replace(";", ", ").replace("_", " ") or "no reason noted"
+        try:
+            return "; ".join(reasons(measured[record.image_id], thresholds, record.flags)) or plain
+        except KeyError:  # a flag of another version, or an image that was not measured
+            return plain
+
+    return why
+
+
+def _channel_words(channels: str) -> str:
+    """Say what is in which colour.
+
+    Examples
+    --------
+    >>> _channel_words("red=;green=GFP;blue=DAPI")
+    'GFP in green, DAPI in blue'
+    """
+    from cellkit.cells.records import channel_names
+
+    return ", ".join(f"{name} in {colour}" for colour, name in channel_names(channels).items())
+
+
+def _makers(files: RunFiles) -> list:
+    """Tell who made the labels of how many images of each split."""
+    if files.path("labels.csv") is None:
+        return []
+    made_by = dict(files.table("labels.csv")[["image_id", "made_by"]].itertuples(index=False))
+    rows = []
+    for maker, words in MAKERS.items():
+        own = [record.split for record in files.images.records if made_by.get(record.image_id) == maker]
+        if own:
+            rows.append([words, *(str(own.count(split)) for split in SPLITS)])
+    return [Table(("Labels", "training", "validation", "test"), rows, "Who made the labels")] if rows else []
+
+
+MAKERS = {
+    "truth": "came with the images",
+    "corrected": "corrected by a person",
+    "proposed": "proposed by the model: trained on, nothing is scored there",
+}
+
+
+def first_chapter(files: RunFiles) -> list:
+    """Where a person's correction pays most."""
+    from cellkit.labelling.rounds import FIRST_WORDS
+    from cellkit.show.overlays import show_overlay
+    from cellkit.show.style import aspect_of
+
+    if files.path("correct_first.csv") is None:
+        return []
+    table = files.table("correct_first.csv")
+    if table.empty:
+        return []
+    rows = [
+        [
+            line.image_id,
+            SPLITS.get(line.split, "set aside"),
+            {"": "none"}.get(line.made_by, line.made_by),
+            str(line.cells),
+            in_words(float(line.confidence), 2),
+            in_words(float(line.disagreement), 2),
+        ]
+        for line in table.head(20).itertuples()
+    ]
+    columns = ("Image", "split", "labels", "cells proposed", "confidence", "disagreement")
+    caption = f"{len(table)} images without a person's labels" + (", the first 20" if len(table) > 20 else "")
+    blocks: list = [Words(FIRST_WORDS), Table(columns, rows, caption)]
+    path = files.path("proposals.json")
+    if path is None or "threshold" not in files.models:
+        return blocks
+    first = str(table["image_id"].iloc[0])
+    k, proposed, floor = files.images.index(first), files.cells_of(path)[first], files.predictions("threshold")[first]
+
+    def draw(figure):
+        names, um = ("proposed", "threshold"), files.images.records[k].um_per_px
+        show_overlay(files.images.image(k), proposed, floor, figure.subplots(), names=names, um_per_px=um)
+
+    high = 6.4 * aspect_of(proposed.shape) + 0.4
+    return [
+        *blocks,
+        drawn(draw, 6.4, high, f"{first}: proposed (line), threshold (dashed)."),
+    ]
+
+
+def changes_chapter(files: RunFiles) -> list:
+    """What corrections changed."""
+    from cellkit.labelling.rounds import CHANGE_WORDS
+
+    if files.path("label_changes.csv") is None:
+        return []
+    table = files.table("label_changes.csv")
+    blocks: list = []
+    for since, words in (
+        ("proposals", "From the proposals to the corrections"),
+        ("last round", "Since the last round"),
+    ):
+        part = table[table["since"] == since]
+        if part.empty:
+            continue
+        counts = ("cells", "same", "changed", "added", "removed")
+        rows = [
+            [line.image_id, line.made_by, *(str(getattr(line, name)) for name in counts), in_words(float(line.iou))]
+            for line in part.itertuples()
+        ]
+        total = [str(int(part[name].sum())) for name in counts]
+        rows.append([f"all {len(rows)}", "", *total, in_words(float(part["iou"].astype(float).mean()))])
+        caption = f"{words}: {len(part)} image{'s' * (len(part) != 1)}"
+        blocks.append(Table(("Image", "labels", *counts, "mean IoU"), rows, caption, frozenset([len(rows) - 1])))
+    return [Words(CHANGE_WORDS), *blocks] if blocks else []
+
+
+def flags_chapter(files: RunFiles) -> list:
+    """Which images are flagged, and why."""
+    from cellkit.show.sheets import show_flagged
+
+    path = files.path("quality.json")
+    if path is None:
+        return []
+    told = read_json(path)
+    blocks: list = [Words(f"{words[0].upper()}{words[1:]}.") for words in told["words"]]
+    if told["copies"]:
+        rows = [[one["first"], one["second"], one["how"], in_words(one["likeness"], 2)] for one in told["copies"]]
+        blocks.append(Table(("Image", "shows the field of", "how", "likeness"), rows[:200], "One field twice"))
+    records = [record for record in files.images.records if record.flags]
+    if not records:
+        return [*blocks, Words("No image is flagged.")]
+    measured = files.table("quality.csv").set_index("image_id", drop=False).to_dict("index")
+    quality = [measured[record.image_id] for record in records]
+    shown = min(12, len(records))
+    size = 2.4 * min(4, shown), 0.4 + 3.0 * -(-shown // 4)
+    draw = lambda figure: show_flagged(files.images.root, records, quality, told["thresholds"], 12, 4, figure)  # noqa: E731
+    return [*blocks, drawn(draw, *size, f"{len(records)} of {len(files.images.records)} images are flagged.")]
+
+
+def sheet_chapter(files: RunFiles) -> list:
+    """The data-set sheet."""
+    from cellkit.show.counting import show_data
+    from cellkit.sources.statistics import class_table, remarks
+
+    path = files.path("sheet.json")
+    if path is None:
+        return []
+    sheet = read_json(path)
+    table = class_table(sheet)
+    rows = [
+        [name, *(in_words(float(v), 0 if float(v).is_integer() else 1) for v in row)] for name, row in table.iterrows()
+    ]
+    blocks: list = [Table(("Class", *table.columns), rows, f"{sheet['cells']} cells in {sheet['images']} images")]
+    if remarks(sheet):
+        blocks.append(Words("; ".join(remarks(sheet)) + "."))
+    return [
+        *blocks,
+        drawn(
+            lambda figure: show_data(sheet, figure),
+            9.6,
+            6.4,
+            "Thin line: all; thick: 5 to 95 %; bar: half; dot: median.",
+        ),
+    ]
+
+
+def _cells_of(data: CellDataset) -> list[str]:
+    ids = [int(k) for cells in data.instances for k in cells.class_ids]
+    return [str(ids.count(k)) for k in [*range(1, len(data.classes) + 1), 0]]
+
+
+def training_chapter(files: RunFiles) -> list:
+    """Loss and score over the steps of each training."""
+    from cellkit.cells.dataset import AGREEMENT
+    from cellkit.show.charts import show_history
+
+    histories = files.histories()
+    if not histories:
+        raise UserError("no training of this run left a history.csv")
+    blocks = []
+    for name, path in histories.items():
+        what = "MAP IoU, mean of classes" if "maskrcnn" in name else "MAP IoU"
+        what = AGREEMENT if "val" in files.truths and "val" not in files.judged else what
+        text = f"{name}: loss, and {what} on whole validation images; the ring marks the weights that were kept."
+        blocks.append(drawn(lambda f, path=path, what=what: show_history(path, f, score=what), 6.2, 4.8, text))
+    return blocks + _too_few_cells(files)
+
+
+def _too_few_cells(files: RunFiles) -> list:
+    """Say which training images the fine-tuning left out, by the rule of `CellDataset.with_at_least`."""
+    least = files.setting("finetune.min_train_masks")
+    if not least or files.path("labels.csv") is None:
+        return []
+    cells = dict(files.table("labels.csv")[["image_id", "cells"]].itertuples(index=False))
+    left = [r.image_id for r in files.images.records if r.split == "train" and cells.get(r.image_id, 0) < least]
+    if not left:
+        return []
+    return [Words(f"Fine-tuning left out training images with fewer than {least} labelled cells: {', '.join(left)}.")]
+
+
+def run_chapter(files: RunFiles) -> list:
+    """Stages, settings and versions of the run."""
+    if not files.stages:
+        raise UserError("manifest.json lists no finished stage")
+    rows = [
+        [
+            name,
+            f"{entry.get('seconds', 0) / 60:.1f}",
+            entry.get("device", "–"),
+            entry.get("finished", "–"),
+            entry["code_sha256"][:12],
+        ]
+        for name, entry in files.stages.items()
+    ]
+    total = sum(entry.get("seconds", 0) for entry in files.stages.values()) / 60
+    blocks: list = [
+        Table(("Notebook", "minutes", "device", "finished (UTC)", "code"), rows, f"{total:.1f} minutes in all")
+    ]
+    if files.staged is not None:
+        blocks.append(Words("The notebook that writes this page is not listed: it was still running."))
+    told = files.manifest.get("run")
+    if told:
+        blocks.append(Words(f"Configuration: {Path(told['config']).name}, overrides: {told['overrides'] or 'none'}."))
+    different = changed_settings(files)
+    blocks.append(
+        Table(("Setting", "value", "default"), different, "What differs from the defaults")
+        if different
+        else Words("Every setting is the default.")
+    )
+    versions: dict[str, str] = {}
+    for entry in files.stages.values():
+        for name, version in entry.get("versions", {}).items():
+            versions[name] = version if versions.get(name, version) == version else f"{versions[name]}, then {version}"
+    return [*blocks, Table(("Package", "version"), [[n, v] for n, v in versions.items()], "Versions")]
+
+
+def changed_settings(files: RunFiles) -> list[list[str]]:
+    """Return (dotted key, value, default) of every setting of the finished stages that is not the default."""
+    from cellkit.config.recipes import RECIPES, recipe_sections
+    from cellkit.config.sections import STAGES, Config
+
+    rows, seen, recipes = [], set(), recipe_sections()
+    for stage, entry in files.stages.items():
+        section = STAGES.get(stage) or (f"{RECIPES}.{stage}" if stage in recipes else None)
+        if section is None or not isinstance(entry.get("config"), dict):
+            continue
+        default = (recipes[stage]() if stage in recipes else Config().section(section)).fingerprint()
+        for key, value, usual in _leaves(entry["config"], default):
+            shared = key in ("seed", "classes")
+            name = key if shared else f"{section}.{key}"
+            if value != usual and name not in seen:
+                seen.add(name)
+                rows.append([name, str(value), str(usual)])
+    return [row for row in rows if "." not in row[0]] + [row for row in rows if "." in row[0]]
+
+
+def _leaves(value: Any, default: Any, key: str = ""):
+    """Yield (key, value, default) of every plain value."""
+    if isinstance(value, dict) and isinstance(default, dict) and default:
+        for name, one in value.items():
+            yield from _leaves(one, default.get(name), f"{key}.{name}" if key else name)
+    else:
+        yield key, value, default
+
+
+def figures_chapter(files: RunFiles) -> list:
+    """Pictures that notebooks saved."""
+    folders = [folder / "figures" for folder in (files.folder, files.staged) if folder is not None]
+    files.path("figures")  # noted as read
+    paths = sorted(path for folder in folders if folder.is_dir() for path in folder.glob("*.png"))
+    if not paths:
+        return []
+    return [Picture(path.read_bytes(), path.stem.replace("_", " "), 900) for path in paths]

@@ -1,0 +1,162 @@
+"""One page per run: what was done to which images, how good the answers are, and where they are wrong.
+
+`write_report` makes one HTML file with every picture in it: no network, no script. A file that is not there leaves its
+chapter out with a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellkit.errors import UserError
+from cellkit.evaluate.evaluation import CONVENTION
+from cellkit.files import write_text
+from cellkit.pages.blocks import Picture, Table, Words, with_interval
+from cellkit.pages.images import (
+    changes_chapter,
+    figures_chapter,
+    first_chapter,
+    flags_chapter,
+    images_chapter,
+    run_chapter,
+    sheet_chapter,
+    training_chapter,
+)
+from cellkit.pages.results import SPLITS, RunFiles
+from cellkit.pages.scores import (
+    classes_chapter,
+    counts_chapter,
+    curves_chapter,
+    errors_chapter,
+    lost_chapter,
+    parts_chapter,
+    results_chapter,
+)
+
+if TYPE_CHECKING:
+    from cellkit.run.folder import Stage
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A heading and what stands below it."""
+
+    name: str
+    title: str
+    blocks: Sequence[Table | Picture | Words]
+
+
+def write_report(run: Stage | str | Path, out: str | Path | None = None) -> Path:
+    """Write the page about a run.
+
+    Parameters
+    ----------
+    run : Stage or path
+        A stage under way (what it has written so far counts as the run's), or a run folder.
+    out : path
+        Default ``report.html`` of the stage; needed for a run folder.
+
+    Returns
+    -------
+    Path
+        Of the page: one file, with every picture in it.
+    """
+    if not isinstance(run, (str, Path)):
+        run.note_settings()
+        files = RunFiles(run.run.folder, run.root, {run.name: run.settings})
+        return write_text(out or run.path("report.html"), page(files))
+    if out is None:
+        raise UserError(f"where does the report of '{run}' go?", "give out=, outside the run folder")
+    return write_text(out, page(RunFiles(run)))
+
+
+def page(files: RunFiles) -> str:
+    """Return the page about a run as HTML text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from cellkit import __version__
+
+    folder = Path(__file__).parent / "templates"
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    chapters = [_made(files, *one) for one in CHAPTERS]
+    quarantined = [item for entry in files.stages.values() for item in entry.get("quarantined", [])]
+    return environment.get_template("report.html.j2").render(
+        title=files.folder.resolve().name,
+        headline=_headline(files),
+        chapters=chapters,
+        quarantined=quarantined,
+        version=__version__,
+    )
+
+
+def _made(files: RunFiles, name: str, title: str, make: Callable[[RunFiles], list]) -> Chapter:
+    """Make a chapter; what it cannot be made of is said in its place."""
+    try:
+        blocks = make(files)
+    except (UserError, ValueError, KeyError, TypeError, OSError) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        blocks = [Words(f"Left out: {reason}{'' if isinstance(error, UserError) else f' ({type(error).__name__})'}.")]
+    return Chapter(name, title, blocks)
+
+
+def _headline(files: RunFiles) -> str:
+    from cellkit.models.titles import model_name
+
+    try:
+        if files.no_accuracy:
+            return f"{files.no_accuracy[0].upper()}{files.no_accuracy[1:]}. Below: which images to correct first."
+        best, split = files.best, files.report_split
+        line = files.line(best, split)
+    except (UserError, ValueError, KeyError, OSError):
+        return "No scores yet: 06_evaluate_map_iou has not finished."
+    told = " These images also chose." if split == files.choose_split else ""
+    where = f"{line.images} {SPLITS[split]} image{'s' * (line.images != 1)}"
+    left = len(files.proposed(split))
+    told += (
+        f" {left} more {'has' if left == 1 else 'have'} no labels but a model's proposals, and no score."
+        if left
+        else ""
+    )
+    return f"{model_name(best)}: {with_interval(line)} on {where}. {CONVENTION}.{told}{blind_words(files)}"
+
+
+def blind_words(files: RunFiles) -> str:
+    """Name the models that find no cell in the images reported on although there are some; "" where all find one."""
+    from cellkit.models.titles import model_name, order_models
+    from cellkit.show.style import SPLIT_NAMES
+
+    table, split = files.score_summary, files.report_split
+    rows = table[(table["split"] == split) & (table["found_cells"] == 0) & (table["truth_cells"] > 0)]
+    names = [model_name(name) for name in order_models(rows["model"])]
+    if not names:
+        return ""
+    told = f" No cell is found in the {SPLIT_NAMES.get(split, split)} by {'; '.join(names)}"
+    return f"{told}: train longer (finetune.steps, maskrcnn.steps)."
+
+
+CHAPTERS = (
+    ("results", "How good", results_chapter),
+    ("correct", "Which images to correct first", first_chapter),
+    ("changes", "What was changed in the labels", changes_chapter),
+    ("curves", "Over the IoU thresholds", curves_chapter),
+    ("parts", "By line, class and size", parts_chapter),
+    ("counts", "How many of each line", counts_chapter),
+    ("classes", "Who was taken for whom", classes_chapter),
+    ("errors", "The worst images", errors_chapter),
+    ("lost", "Where the score is lost", lost_chapter),
+    ("data", "The images", images_chapter),
+    ("aside", "Which images are flagged, and why", flags_chapter),
+    ("sheet", "What is in the set", sheet_chapter),
+    ("training", "The trainings", training_chapter),
+    ("how", "How it was run", run_chapter),
+    ("figures", "Pictures of the notebooks", figures_chapter),
+)

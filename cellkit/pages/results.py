@@ -1,0 +1,305 @@
+"""What a run folder holds, opened when it is asked for: tables, truth, predictions, settings. For report and slides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellkit.errors import UserError
+from cellkit.files import read_json
+
+if TYPE_CHECKING:
+    import pandas
+
+    from cellkit.cells.dataset import CellDataset
+    from cellkit.cells.instances import Instances
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+SUMMARY_COLUMNS = ("score", "low", "high", "images", "truth_cells", "found_cells")
+STAGE_OF = {
+    "records.csv": "01_convert",
+    "coco": "04_cells_to_coco",
+    "predictions": "02 to 05",
+    "scores.csv": "06_evaluate_map_iou",
+    "counts.csv": "06_evaluate_map_iou",
+    "attribution.csv": "06_evaluate_map_iou",
+    "summary.json": "06_evaluate_map_iou",
+    "correct_first.csv": "02_label_with_cellpose",
+    "label_changes.csv": "02_label_with_cellpose",
+}
+
+
+class RunFiles:
+    """What a page about a run reads, opened when it is asked for.
+
+    Parameters
+    ----------
+    run_dir : path
+        The run folder.
+    staged : path, optional
+        A folder that stands for the run folder while a stage is under way (``stage.root``): looked into first.
+    configs : mapping, optional
+        Stage -> settings, of stages that the manifest does not list yet.
+
+    Raises
+    ------
+    UserError
+        No such folder; later, when something is asked for that is not there or cannot be read.
+    """
+
+    def __init__(self, run_dir: str | Path, staged: str | Path | None = None, configs: Mapping[str, Any] | None = None):
+        self.configs = dict(configs or {})
+        self.folder, self.staged = Path(run_dir), None if staged is None else Path(staged)
+        if not self.folder.is_dir():
+            raise UserError(f"there is no run folder '{run_dir}'", "make one with: cellkit run CONFIG --run FOLDER")
+
+    def path(self, name: str) -> Path | None:
+        """Return the path of a file of the run, None if it is not there."""
+        from cellkit.manifest import note_reading
+
+        places = [self.folder / name] if self.staged is None else [self.staged / name, self.folder / name]
+        path = next((place for place in places if place.exists()), None)
+        note_reading(path or places[-1])
+        return path
+
+    def need(self, name: str) -> Path:
+        """Return the path of a file of the run; say which notebook writes it if it is not there."""
+        path = self.path(name)
+        if path is None:
+            maker = STAGE_OF.get(name.split("/")[0], "a later notebook")
+            raise UserError(f"{self.folder.name} has no {name}; {maker} writes it")
+        return path
+
+    def table(self, name: str) -> pandas.DataFrame:
+        """Read a CSV of the run; text stays text, an empty cell of text is ""."""
+        import pandas as pd
+
+        table = pd.read_csv(
+            self.need(name), dtype={"image_id": str, "class_name": str}, keep_default_na=False, na_values=[""]
+        )
+        for column in table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]:
+            table[column] = table[column].fillna("").astype(str)
+        for column in {"cell_type", "group", "split", "class_name", "size"} & set(table.columns):
+            table[column] = table[column].astype(object).fillna("").astype(str)
+        return table
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest; empty when there is none."""
+        from cellkit.manifest import read_manifest
+
+        return read_manifest(self.folder)
+
+    @cached_property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Manifest entries of finished stages, in order."""
+        from cellkit.manifest import finished_entries
+
+        return finished_entries(self.manifest)
+
+    @cached_property
+    def images(self) -> CellDataset:
+        """All images of the run, without cells."""
+        from cellkit.cells.dataset import CellDataset
+
+        return replace(CellDataset.from_records(self.need("records.csv"), unused=True), root=self.folder)
+
+    @cached_property
+    def truths(self) -> dict[str, CellDataset]:
+        """Split -> its images with true cells, as far as there are any."""
+        from cellkit.formats.coco_reading import read_coco
+
+        found = {split: self.path(f"coco/{split}.json") for split in SPLITS}
+        return {split: read_coco(path, self.folder) for split, path in found.items() if path is not None}
+
+    @cached_property
+    def judged(self) -> dict[str, CellDataset]:
+        """Split -> its images whose labels no model proposed: what may be scored against."""
+        kept = {split: data.without_proposed() for split, data in self.truths.items()}
+        return {split: data for split, data in kept.items() if len(data)}
+
+    def need_accuracy(self) -> None:
+        """Refuse to speak of accuracy in a run in which a model proposed all labels that it could be told from."""
+        if self.no_accuracy:
+            raise UserError(self.no_accuracy)
+
+    @cached_property
+    def no_accuracy(self) -> str:
+        """Why no accuracy can be told; "" where it can, or where nothing was labelled yet."""
+        from cellkit.cells.dataset import NO_ACCURACY
+
+        asked = [split for split in self.truths if split != "train"]
+        return NO_ACCURACY if asked and not any(split in self.judged for split in asked) else ""
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it is known that no accuracy can be told."""
+        try:
+            return bool(self.no_accuracy)
+        except (UserError, OSError):
+            return False
+
+    def proposed(self, split: str) -> list[str]:
+        """Return the images of a split whose labels a model proposed."""
+        data = self.truths.get(split)
+        if data is None:
+            return []
+        return [r.image_id for r, maker in zip(data.records, data.made_by, strict=True) if maker == "proposed"]
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        return next((data.classes for data in self.truths.values()), ())
+
+    @cached_property
+    def models(self) -> list[str]:
+        """Names of the predictions files, in the order of every table."""
+        from cellkit.models.titles import order_models
+
+        folders = [folder / "predictions" for folder in (self.folder, self.staged) if folder is not None]
+        return order_models({path.stem for folder in folders for path in folder.glob("*.json")})
+
+    def predictions(self, model: str) -> dict[str, Instances]:
+        """Return image_id -> cells that a model found, for all images of the run."""
+        if model not in self._predictions:
+            self._predictions[model] = self.cells_of(self.need(f"predictions/{model}.json"))
+        return self._predictions[model]
+
+    def cells_of(self, path: Path) -> dict[str, Instances]:
+        """Read a results list of this run: image_id -> cells, for all images of the run."""
+        from cellkit.evaluate.evaluation import predictions_of
+
+        return predictions_of({"": path}, self.images)[""]
+
+    @cached_property
+    def _predictions(self) -> dict[str, dict[str, Instances]]:
+        return {}
+
+    def of_images(self, model: str, data: CellDataset) -> list[Instances]:
+        """Return what a model found in the given images, in their order."""
+        from cellkit.evaluate.evaluation import of_images
+
+        return of_images(self.predictions(model), data)
+
+    @cached_property
+    def scores(self) -> pandas.DataFrame:
+        """scores.csv: model and the columns of `score_table`."""
+        return self.table("scores.csv")
+
+    @cached_property
+    def counts(self) -> pandas.DataFrame:
+        """counts.csv, of `evaluation.count_lines`."""
+        return self.table("counts.csv")
+
+    @cached_property
+    def attribution(self) -> pandas.DataFrame:
+        """attribution.csv, of `attribution.attribute`."""
+        return self.table("attribution.csv")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json; empty when there is none."""
+        path = self.path("summary.json")
+        return {} if path is None else read_json(path)
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Return a setting such as ``evaluate.report_split`` as the stage was run with it, else `default`."""
+        from cellkit.config.sections import STAGES
+
+        section, name = key.split(".")
+        stage = next(stage for stage, one in STAGES.items() if one == section)
+        told = self.configs.get(stage) or self.stages.get(stage, {}).get("config") or {}
+        return told.get(name, default)
+
+    @cached_property
+    def report_split(self) -> str:
+        """The split that is reported: test where its truth was scored, else the one that chose."""
+        scored = set(self.scores["split"])
+        wanted = [
+            self.setting("evaluate.report_split", "test"),
+            "test",
+            self.setting("evaluate.choose_split", "val"),
+            "val",
+        ]
+        return next((split for split in wanted if split in scored), next(iter(sorted(scored)), ""))
+
+    @cached_property
+    def choose_split(self) -> str:
+        """The split that decides which model is best."""
+        return self.setting("evaluate.choose_split", "val")
+
+    @cached_property
+    def score_summary(self) -> pandas.DataFrame:
+        """One row per model and split: MAP IoU with its 95 % interval; as in summary.json where it is told there."""
+        import pandas as pd
+
+        from cellkit.evaluate.evaluation import summarise
+
+        told = pd.DataFrame(self.summary.get("scores") or [])
+        if {"model", "split", *SUMMARY_COLUMNS} <= set(told.columns):
+            numbers = [name for name in told.columns if name not in ("model", "split", "interval_of")]
+            return told.assign(**{name: pd.to_numeric(told[name]) for name in numbers})
+        return summarise(self.scores, n=self._rounds)
+
+    def score_parts(self, by: str) -> pandas.DataFrame:
+        """One row per model, split and part (cell_type, class_name, size)."""
+        from cellkit.evaluate.evaluation import summarise
+
+        rows = self.scores
+        if by == "class_name":
+            rows = rows[rows["model"].isin(rows.loc[rows["class_name"] != "", "model"])]
+        if by == "size" and not (rows["size"] != "").any() or rows.empty:
+            raise UserError(f"scores.csv does not tell {by} apart")
+        return summarise(rows, by, n=self._rounds)
+
+    @property
+    def _rounds(self) -> int:
+        return int(self.setting("evaluate.bootstrap_samples", 1000))
+
+    @cached_property
+    def best(self) -> str:
+        """The model that was handed in; without a summary the best by MAP IoU on the deciding split."""
+        from cellkit.evaluate.evaluation import decide
+
+        if self.summary.get("best"):
+            return str(self.summary["best"])
+        known = set(self.score_summary["split"])
+        return decide(
+            self.score_summary, "best", self.choose_split if self.choose_split in known else self.report_split
+        )
+
+    def line(self, model: str, split: str) -> Any:
+        """Return the row of `score_summary` of a model and split; None where it was not scored."""
+        table = self.score_summary
+        rows = list(table[(table["model"] == model) & (table["split"] == split)].itertuples())
+        return rows[0] if rows else None
+
+    @cached_property
+    def class_model(self) -> str:
+        """The model that names classes best, "" where none names any: as notebook 06 chooses it."""
+        from cellkit.evaluate.evaluation import class_model, classes_found
+
+        right = self.summary.get("classes")
+        if right is None:
+            right = classes_found({model: self.predictions(model) for model in self.models}, list(self.judged.values()))
+        return class_model(right, self.choose_split)
+
+    def worst(self, n: int) -> tuple[CellDataset, list[Instances], list[int]]:
+        """Return a truth, what the best model found there, and the positions of the `n` worst images, worst first."""
+        from cellkit.scores.attribution import worst_images
+
+        rows = worst_images(self.attribution, n)
+        split = next(iter(rows["split"]), self.choose_split)
+        if split not in self.truths:
+            raise UserError(f"{self.folder.name} has no coco/{split}.json; {STAGE_OF['coco']} writes it")
+        data = self.judged.get(split, self.truths[split].subset([]))
+        place = {record.image_id: k for k, record in enumerate(data.records)}
+        return data, self.of_images(self.best, data), [place[name] for name in rows["image_id"] if name in place]
+
+    def histories(self) -> dict[str, Path]:
+        """Return stage -> the ``history.csv`` of its training."""
+        found = {name: self.path(f"{name}/history.csv") for name in self.stages}
+        return {name: path for name, path in found.items() if path is not None}

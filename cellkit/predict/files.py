@@ -1,0 +1,403 @@
+"""Any model on any images: found by name, run over files in a stream, resumed after a kill, bad images set aside.
+
+What comes out is a complete COCO file with scores, in the pixels of the files that went in. While a prediction runs, each
+finished image is a COCO file of its own in ``OUT.parts/``, named by a hash of model, image and settings; repeating the
+command takes up what is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.leftout import LeftOut
+from cellkit.cells.records import ImageRecord
+from cellkit.cells.resize import fit_to
+from cellkit.errors import Quarantined, UserError
+from cellkit.files import atomic_path, read_json, sha256_tree
+from cellkit.log import LOG
+from cellkit.manifest import package_sha256
+from cellkit.microscope.conversion import Conversion
+from cellkit.predict.images import (
+    Frame,
+    Picture,
+    find_frames,
+    find_images,
+    none_used,
+    read_picture,
+    reason_of,
+    refuse_inputs_as_outputs,
+)
+from cellkit.predict.model import AUTO, AUTO_IMAGES, Model
+
+OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with lines of a thousand px
+
+
+# ---- the prediction ------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Predicted:
+    """What a prediction did: the file, images and cells in it, cells per class, images resumed, images set aside."""
+
+    path: Path
+    images: int
+    cells: int
+    cells_by_class: dict[str, int]
+    resumed: int
+    quarantined: list[Quarantined]
+
+
+def predict_files(
+    model: Model,
+    images: Sequence[str | Path],
+    out: str | Path,
+    labels: str | Path | None = None,
+    overlays: str | Path | None = None,
+    conversion: Conversion | None = None,
+) -> Predicted:
+    """Find the cells of every image and write them as one COCO file with scores; one image in memory at a time.
+
+    Parameters
+    ----------
+    model : Model
+        A ``diameter_px`` of "auto" is estimated from a few of the images (backends that can).
+    images : sequence
+        Files, folders, patterns; see `find_images`.
+    out : path
+        The COCO file. Image ids, file names and sizes are those of the files; written last and whole.
+    labels : path, optional
+        Folder for one label image (TIFF) per image.
+    overlays : path, optional
+        Folder for one PNG per image with the outlines drawn.
+    conversion : Conversion, optional
+        For files that are no RGB pictures; default that of the model's run.
+
+    Returns
+    -------
+    Predicted
+        The same for a prediction that was killed and repeated.
+
+    Raises
+    ------
+    UserError
+        No image, none that could be used, two images of one id, or a place that cannot be written.
+    """
+    out, folders = Path(out), [Path(folder) for folder in (labels, overlays) if folder is not None]
+    conversion = conversion or model.conversion
+    links: list[Quarantined] = []
+    frames, quarantined = find_frames(find_images(images, avoid=folders, outside=links))
+    quarantined = links + quarantined
+    refuse_inputs_as_outputs(frames, [out.parent / out.name, *folders])
+    if labels is not None:
+        _refuse_corrections(frames, Path(labels))
+    with _parts_of(out, folders) as parts:
+        model = _with_diameter(model, frames, conversion)
+        job = _Job(model, conversion, parts, labels, overlays, out)
+        done, resumed = job.run(frames, quarantined)
+        if not done:
+            raise none_used(len(frames), quarantined)
+        job.tell(frames)
+        left = dict.fromkeys((str(frame.path), text) for frame in frames for text in frame.left_out)
+        quarantined += [Quarantined(path, f"not read: {text}") for path, text in left]
+        info = {"description": "cellkit", "model": model.name, "backend": model.backend, "model_sha256": model.sha256,
+                "settings": model.config, "conversion": job.conversion_json(),
+                "quarantined": [{"item": q.item, "reason": q.reason} for q in quarantined]}  # fmt: skip
+        counts = _assemble(out, done, info)
+    return Predicted(out, len(done), sum(counts.values()), counts, resumed, quarantined)
+
+
+class _Job:
+    """One call of `predict_files`: what makes an image's result what it is, and where it waits."""
+
+    def __init__(self, model: Model, conversion: Conversion | None, parts: Path, labels, overlays, out: Path):
+        self.model, self.conversion, self.parts, self.out = model, conversion, parts, out
+        self.labels = Path(labels) if labels is not None else None
+        self.overlays = Path(overlays) if overlays is not None else None
+        self.hashed: tuple[Path | None, str] = (None, "")
+        self.notes: dict[str, tuple[str, ...]] = {}  # of the pictures that were read, by image id
+        self.ground = json.dumps(
+            [model.backend, model.sha256, model.config, list(model.classes), self.conversion_json(), _code_sha256(),
+             str(self.overlays.resolve()) if self.overlays else None], sort_keys=True
+        )  # fmt: skip
+
+    def conversion_json(self) -> dict[str, Any] | None:
+        c = self.conversion
+        return None if c is None or not (c.names_channels or c.always) else c.to_json()
+
+    def part(self, frame: Frame) -> Path:
+        """Return the file that holds (or will hold) the result of one image."""
+        if self.hashed[0] != frame.path:
+            self.hashed = (frame.path, sha256_tree(frame.path))
+        about = [self.ground, self.hashed[1], frame.relative, frame.image_id, frame.scene, frame.time]
+        return self.parts / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]}.json"
+
+    def run(self, frames: Sequence[Frame], quarantined: list[Quarantined]) -> tuple[list[Path], int]:
+        """Do what is not done yet; return the parts in the order of the frames, and how many were there already."""
+        from cellkit.parallel import progress
+
+        part_of: dict[Frame, Path] = {}
+        todo: list[Frame] = []
+        for frame in frames:
+            try:
+                part_of[frame] = self.part(frame)
+            except OSError as error:
+                quarantined.append(Quarantined(str(frame.path), reason_of(error)))
+                continue
+            if not self._resume(frame, part_of[frame]):
+                todo.append(frame)
+        resumed = len(part_of) - len(todo)
+        if resumed:
+            LOG.info(f"predict: {resumed} of {len(frames)} images were done before")
+        for frame, picture, found in progress(self._stream(todo, quarantined), "predict", len(todo)):
+            self._keep(frame, picture, found, part_of[frame])
+        set_aside = {item.item for item in quarantined}
+        return [path for frame, path in part_of.items() if _name_of(frame) not in set_aside], resumed
+
+    def _stream(self, todo: Sequence[Frame], quarantined: list[Quarantined]) -> Iterator[tuple]:
+        """Yield frame, picture and cells. Where a diameter was asked for, pictures of another scale have their turn later."""
+        from cellkit.machine import check_memory
+
+        scale = self.conversion.scale if self.conversion and self.conversion.names_channels else 1.0
+        left = LeftOut()
+        while todo:
+            later: dict[float, list[Frame]] = {}
+            segment = self.model.load(scale)
+
+            def read(frame: Frame, scale=scale, later=later, segment=segment) -> Picture | None:
+                def ask(shape: tuple[int, int], own: float) -> None:  # of another scale: when its turn comes
+                    if hasattr(segment, "bytes_for") and (own == scale or not self.model.own_px):
+                        check_memory(frame.path, segment.bytes_for(shape), "finding the cells of")
+
+                picture = read_picture(frame, self.conversion, ask)
+                if self.model.own_px and picture.scale != scale:
+                    later.setdefault(picture.scale, []).append(frame)
+                    return None
+                return picture
+
+            for frame, picture, found in segmented(segment, todo, read, quarantined):
+                left.take(segment, frame.image_id)
+                yield frame, picture, found
+            scale, todo = next(
+                iter(later.items()), (scale, ())
+            )  # a picture is resized by the run's scale, or not at all
+        left.say("predict")
+
+    def _resume(self, frame: Frame, part: Path) -> bool:
+        """Take up what an earlier call left for this image; False when there is nothing."""
+        from cellkit.formats.coco_reading import read_coco
+
+        if not part.is_file() or (self.overlays and not (self.overlays / f"{frame.image_id}.png").is_file()):
+            return False
+        if self.labels:
+            self._write_labels(frame, read_coco(part).instances[0])
+        return True
+
+    def _keep(self, frame: Frame, picture: Picture, found: Instances, part: Path) -> None:
+        """Write everything of one image; its part last."""
+        from cellkit.formats.coco_writing import write_coco
+
+        self.notes[frame.image_id] = picture.notes
+        if self.overlays:
+            write_overlay(self.overlays / f"{frame.image_id}.png", picture.image, found, self.model.classes)
+        found = fit_to(found, picture.file_shape)
+        if self.labels:
+            self._write_labels(frame, found)
+        record = ImageRecord(
+            image_id=frame.image_id,
+            path=frame.relative,
+            height_px=picture.file_shape[0],
+            width_px=picture.file_shape[1],
+            channels=picture.channels,
+            um_per_px=picture.um_per_px,
+            source=f"{frame.relative}{frame.suffix.replace('_s', ' scene ').replace('_t', ' t ')}",
+            file=frame.relative,
+            scene=frame.scene,
+            time=frame.time,
+        )
+        write_coco(part, [record], [found], self.model.classes, with_scores=True)
+
+    def tell(self, frames: Sequence[Frame]) -> None:
+        """Say on stderr what a user has to know of how the pictures were read; of those taken up, what the header says."""
+        from cellkit.microscope.batch import tell_notes
+
+        told = [(frame.image_id, note) for frame in frames for note in self.notes.get(frame.image_id, frame.notes)]
+        tell_notes([{"image_id": name, "note": note} for name, note in told], "`cellkit inspect` says them of a file")
+
+    def _write_labels(self, frame: Frame, found: Instances) -> None:
+        from cellkit.formats.label_images import write_labels
+        from cellkit.formats.labels import refuse_picture
+        from cellkit.formats.stamps import stamp_of
+
+        path = self.labels / f"{frame.image_id}.tif"
+        refuse_picture(path)
+        labels = found.paint()
+        write_labels(path, labels, stamp_of(labels))
+
+
+def segmented(
+    segment: Callable, frames: Iterable[Frame], read: Callable[[Frame], Picture | None], quarantined: list[Quarantined]
+) -> Iterator[tuple[Frame, Picture, Instances]]:
+    """Yield frame, picture and cells in order; images that cannot be read or that the model fails on are set aside.
+
+    What `read` returns None for is left out.
+
+    A model may take several images before it answers. When it fails, each image it holds is tried alone, so that only
+    the image at fault is lost, and the stream goes on.
+    """
+    frames, waiting = iter(frames), deque()
+
+    def stream() -> Iterator[np.ndarray]:
+        for frame in frames:
+            try:
+                picture = read(frame)
+            except Exception as error:  # whatever a reader raises on a damaged file
+                quarantined.append(Quarantined(_name_of(frame), reason_of(error)))
+                continue
+            if picture is not None:
+                waiting.append((frame, picture))
+                yield picture.image
+
+    while True:
+        try:
+            for found in segment(stream()):
+                yield *waiting.popleft(), found
+            return
+        except Exception:
+            if not waiting:
+                raise
+        while waiting:
+            frame, picture = waiting.popleft()
+            try:
+                (found,) = segment([picture.image])
+            except Exception as error:
+                quarantined.append(Quarantined(_name_of(frame), reason_of(error)))
+                continue
+            yield frame, picture, found
+
+
+def _name_of(frame: Frame) -> str:
+    return f"{frame.path}{frame.suffix}"
+
+
+def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion | None) -> Model:
+    """Replace a diameter of "auto" by one estimated from a few evenly spaced images."""
+    from cellkit.models import get_backend
+
+    if model.config.get("diameter_px") != AUTO:
+        return model
+    backend = get_backend(model.backend)
+    if not hasattr(backend, "estimate_diameter"):
+        raise UserError(f"{model.backend} cannot estimate a diameter", "give it in px: --diameter 30")
+    places = np.unique(np.linspace(0, len(frames) - 1, min(AUTO_IMAGES, len(frames))).round().astype(int))
+    pictures = []
+    for place in places.tolist():
+        try:
+            pictures.append(read_picture(frames[place], conversion))
+        except Exception as error:  # it is set aside, with the same reason, when its turn comes
+            LOG.warning(f"predict: no diameter from {frames[place].path}: {reason_of(error)}")
+    config = {key: value for key, value in model.config.items() if key != "diameter_px"}
+    if pictures:
+        scale = pictures[0].scale
+        shown = [picture.image for picture in pictures if picture.scale == scale]
+        config["diameter_px"] = round(
+            backend.estimate_diameter(model.checkpoint, shown, backend.Settings(**config)) / scale, 2
+        )
+        LOG.info(f"predict: diameter estimated as {config['diameter_px']} px")
+    return replace(model, config=config, own_px=bool(pictures))
+
+
+@lru_cache(maxsize=1)
+def _code_sha256() -> str:
+    """Return the hash of this package: a part made by other code is not taken up."""
+    return package_sha256()
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------
+@contextmanager
+def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
+    """Hold the folder of finished images beside `out`; it goes when the prediction ends well.
+
+    Raises
+    ------
+    UserError
+        It cannot be written, or another process predicts into the same file.
+    """
+    from filelock import FileLock, Timeout
+
+    parts = out.with_name(f"{out.name}.parts")
+    if out.is_dir() or out.suffix.lower() != ".json":
+        what = "is a folder" if out.is_dir() else "does not end with .json"
+        raise UserError(f"'{out}' {what}", "name a JSON file for the result: -o OUT.json")
+    for folder in (parts, *folders):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".probe").write_bytes(b"")
+            (folder / ".probe").unlink()
+        except OSError as error:
+            raise UserError(f"'{folder}' cannot be written: {error.strerror or error}", "name another place") from None
+    lock = FileLock(parts / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"'{out}' is being written by another process", "wait for it, or name another file") from None
+    try:
+        yield parts
+    except BaseException:
+        lock.release()
+        raise
+    lock.release()
+    shutil.rmtree(parts)
+
+
+def _refuse_corrections(frames: Sequence[Frame], folder: Path) -> None:
+    """Refuse to write over label images that somebody corrected since, before anything is predicted."""
+    from cellkit.formats.labels import refuse_picture
+    from cellkit.formats.stamps import refuse_changed
+
+    for frame in frames:
+        path = folder / f"{frame.image_id}.tif"
+        refuse_picture(path)
+        refuse_changed(path)
+
+
+def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequence[str]) -> None:
+    """Write an image with the outlines of its cells as PNG; small images are enlarged."""
+    from cellkit.show.overlays import show_overlay
+    from cellkit.show.style import bare_axes, save_figure
+
+    height, width = image.shape[:2]
+    ax = bare_axes(width / 100, height / 100)
+    show_overlay(image, found, ax=ax, classes=classes, legend=False)
+    larger = min(max(1, round(OVERLAY_PX / max(height, width))), MOST_LARGER)
+    save_figure(ax, path, dpi=100 * larger)
+
+
+def _assemble(out: Path, parts: Sequence[Path], info: Mapping[str, Any]) -> dict[str, int]:
+    """Join the images' COCO files into one, numbered in order, atomically; return the number of cells per class."""
+    images, categories, counts, number = [], {}, {}, 0
+    dump = lambda value: json.dumps(value, allow_nan=False, ensure_ascii=False)  # noqa: E731
+    with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(f'{{"info": {dump(info)}, "annotations": [')
+        for position, part in enumerate(parts, 1):
+            content = read_json(part)
+            images.append({**content["images"][0], "id": position})
+            categories |= {category["id"]: category for category in content["categories"]}
+            for entry in content["annotations"]:
+                file.write(", " if number else "")
+                number += 1
+                file.write(dump({**entry, "id": number, "image_id": position}))
+                name = categories[entry["category_id"]]["name"]
+                counts[name] = counts.get(name, 0) + 1
+        ordered = [categories[key] for key in sorted(categories)]
+        file.write(f'], "images": {dump(images)}, "categories": {dump(ordered)}}}\n')
+    return {category["name"]: counts.get(category["name"], 0) for category in ordered}

@@ -1,0 +1,187 @@
+"""Which model: a name becomes a backend, its weights, its settings and the conversion its training images had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError, nearest
+from cellkit.files import sha256_file
+from cellkit.log import LOG
+from cellkit.microscope.conversion import PERCENTILES, Conversion
+
+AUTO = "auto"
+
+
+AUTO_IMAGES = 5
+
+
+CONVERT, LABEL = "01_convert", "02_label_with_cellpose"
+
+
+AS_IT_IS = Conversion({"red": 0, "green": 1, "blue": 2}, percentiles=None)
+
+
+# ---- which model ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Model:
+    """A model that can be loaded.
+
+    Attributes
+    ----------
+    name : str
+        As it was asked for.
+    backend : str
+        Module of `cellkit.models`.
+    checkpoint : Path or None
+        None where nothing was learned (threshold).
+    classes : tuple of str
+        Class k of a prediction is ``classes[k - 1]``; empty when the model knows none.
+    config : dict
+        Settings of the prediction: those of the checkpoint's card, then what was asked for.
+    conversion : Conversion or None
+        How the run that made the model converted its files; None when it comes from no run.
+    own_px : bool
+        Whether ``config["diameter_px"]`` was asked for and is in pixels of the files; else, as a training left it, in
+        pixels of the pictures the model is shown, which a run with ``convert.scale`` resized.
+    """
+
+    name: str
+    backend: str
+    checkpoint: Path | None
+    classes: tuple[str, ...]
+    config: dict[str, Any]
+    conversion: Conversion | None = None
+    own_px: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Of the checkpoint; "" where there is none."""
+        return sha256_file(self.checkpoint) if self.checkpoint else ""
+
+    def load(self, scale: float = 1.0) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
+        """Return the function from a stream of (H, W, 3) uint8 to their cells; the pictures were resized by `scale`."""
+        from cellkit.models import get_backend
+
+        backend = get_backend(self.backend)
+        settings = backend.Settings(**self.config)
+        if self.own_px:
+            settings = settings.model_copy(update={"diameter_px": self.config["diameter_px"] * scale})
+        return backend.load(self.checkpoint, settings)
+
+
+def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
+    """Return the model of that name; never another one in its place.
+
+    Parameters
+    ----------
+    spec : str or Path
+        The path of a checkpoint; ``RUN:NAME``, a model of a finished run with the settings it used (``cellpose_tuned``,
+        ``cellpose_base``, ``cellpose`` = the better of the two, ``maskrcnn``, ``threshold``); ``starter``; ``threshold``.
+    overrides : mapping, optional
+        Settings for this prediction, e.g. ``{"diameter_px": 40}``: the diameter in pixels of the files.
+
+    Raises
+    ------
+    UserError
+        No such model, or a setting it does not have.
+    """
+    from cellkit.fetch.find import find_weights, of_a_run
+    from cellkit.models import backend_names, needs_checkpoint
+
+    text = str(spec)
+    learnt_nothing = [name for name in backend_names() if not needs_checkpoint(name)]
+    if text in learnt_nothing and not Path(text).is_file():
+        model = Model(text, text, None, (), {})
+    else:
+        model = _of_checkpoint(text, find_weights(text, learnt_nothing))
+    run, _ = of_a_run(text)
+    if run and not Path(text).is_file():
+        model = replace(model, conversion=_run_conversion(Path(run)))
+    checked = checked_settings(model.backend, overrides or {})
+    return replace(model, config=model.config | checked, own_px="diameter_px" in checked)
+
+
+def _of_checkpoint(name: str, path: Path) -> Model:
+    """Return the model in a checkpoint file: its card says which backend; without one it is a published Cellpose."""
+    from cellkit.models import backend_module, weights
+
+    if path.suffix != ".safetensors":
+        return Model(name, "cellpose_unet", path, (), {})
+    card = weights.read_card(path)
+    known = backend_module(card.backend).Settings.model_fields
+    config = {key: card.config[key] for key in known if card.config.get(key) is not None}
+    return Model(name, card.backend, path, card.classes, config)
+
+
+def _run_conversion(run_dir: Path) -> Conversion | None:
+    """Return how the run's images were made, so that new ones go the same way.
+
+    Where the run named its channels by colour (its images came as RGB pictures), new RGB pictures are converted too, and
+    this is said; else they are taken for converted ones.
+    """
+    from cellkit.manifest import finished_entries, read_manifest
+
+    stages = finished_entries(read_manifest(run_dir))
+    told = stages.get(CONVERT, {}).get("config", {})
+    if not told.get("channels"):
+        return None
+    named = {what: channel for what, channel in told["channels"].items() if channel is not None}
+    by_colour = bool(named) and all(channel in ("red", "green", "blue") for channel in named.values())
+    if by_colour and named != {"nuclei": "blue", "cytoplasm": "green"}:
+        words = ", ".join(f"{what} = {channel}" for what, channel in named.items())
+        LOG.warning(f"RGB pictures are converted as in {run_dir}: {words}")
+    kept = {key: told[key] for key in ("projection", "scale", "axes", "percentiles_of") if key in told}
+    if told.get("percentiles_of") == "batch":
+        kept["limits"] = _limits_of_run(run_dir / "conversion.csv")
+    percentiles = tuple(told.get("percentiles", PERCENTILES))
+    return Conversion(
+        dict(told["channels"]), percentiles=percentiles, always=by_colour, made=run_dir / "images", **kept
+    )
+
+
+def _limits_of_run(table: Path) -> dict[str, tuple[float, float]]:
+    """Return what became 0 and 255 in each colour of a run scaled as one batch: every row of a colour says the same."""
+    import csv
+
+    with open(table, newline="", encoding="utf-8") as file:
+        return {row["colour"]: (float(row["low"]), float(row["high"])) for row in csv.DictReader(file)}
+
+
+def checked_settings(backend: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a prediction, each known to the backend and within its limits.
+
+    Raises
+    ------
+    UserError
+        Naming the setting, what came and what is wanted.
+
+    Examples
+    --------
+    >>> checked_settings("threshold", {"diameter_px": 30})
+    {'diameter_px': 30.0}
+    """
+    from pydantic import ValidationError
+
+    from cellkit.models import backend_module
+    from cellkit.settings import accepted, schema_of
+
+    module = backend_module(backend)
+    known = schema_of(module.Settings)["properties"]
+    checked: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key not in known:
+            raise UserError(f"{backend} has no setting '{key}'{nearest(key, known)}", f"it has: {', '.join(known)}")
+        try:
+            if key == "diameter_px" and value == AUTO:
+                checked[key] = value
+            else:
+                checked[key] = getattr(module.Settings(**{key: value}), key)
+        except ValidationError:
+            raise UserError(f"{key} is {value!r}", f"{key} is {accepted(known[key])}") from None
+    return checked

@@ -1,0 +1,156 @@
+"""A look ahead at the run folder and the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.names import stem_of
+from cellkit.cells.records import ImageRecord
+from cellkit.config.places import data_path
+from cellkit.errors import Quarantined, collected, refuse_or_note
+from cellkit.log import heard
+from cellkit.microscope.file_info import headers_only
+from cellkit.run.outlook import MOST_NAMED, WARNING, Outlook
+from cellkit.sources.assign_splits import check_enough, check_labelled
+from cellkit.sources.listing import Loaded, SourceImage
+
+BYTES_PER_PX = 3  # of a picture in the run folder, at most
+
+
+# ---- the run folder --------------------------------------------------------------------------------------------------
+def check_place(outlook: Outlook) -> None:
+    """Refuse a run folder that cannot be written, or is another thing."""
+    from cellkit.manifest import check_folder, check_writable
+
+    check_folder(outlook.run_dir)
+    check_writable(outlook.run_dir)
+
+
+def check_disk(outlook: Outlook) -> None:
+    """Warn where the pictures may not fit on the disk; they are compressed, so that they may."""
+    from cellkit.manifest import MIN_FREE_BYTES, free_bytes
+
+    wanted = sum(one.height_px * one.width_px for one in outlook.records) * BYTES_PER_PX
+    free = free_bytes(outlook.run_dir)
+    if wanted > free - MIN_FREE_BYTES:
+        told = f"the pictures take up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free at '{outlook.run_dir}'"
+        outlook.add(WARNING, told, "free space, name another folder with --run, or set convert.scale or max_images")
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+def list_source(outlook: Outlook) -> None:
+    """List the images of the source; of drawn ones, blank files of the same names."""
+    from cellkit.sources.drawn.files import write_blank_fields
+    from cellkit.sources.ingest import list_images
+
+    cfg = outlook.cfg.convert
+    if cfg.source == "drawn":
+        write_blank_fields(outlook.root, cfg.classes, cfg.drawn)
+        outlook.reads = "cells to be drawn"
+    else:
+        outlook.root = data_path(cfg)
+        outlook.reads = f"'{outlook.root}' ({cfg.source})"
+    outlook.items = list_images(cfg, outlook.root)
+
+
+def open_headers(outlook: Outlook) -> None:
+    """Open the header of every image and of its labels: channels, sizes, damage; name what cannot be used."""
+    from cellkit.errors import plain_reason, readable
+    from cellkit.parallel import map_items
+    from cellkit.sources.ingest import refuse_none, tell_one_channel, unusable, with_truth
+
+    if not outlook.items:
+        return
+    cfg = outlook.cfg.convert
+    look = partial(_header_of, scale=cfg.scale, root=Path(outlook.root))
+    found, failed = map_items(look, outlook.items, "look", cfg.workers, name=lambda item: readable(item.source))
+    quarantined = [Quarantined(one.item, plain_reason(one.reason)) for one in failed]
+    done = [one for one in found if one is not None]
+    with heard():  # that a competition's test images have no truth is no warning
+        done, bare = with_truth(outlook.items, done)
+    for what, by_reason in unusable([*quarantined, *bare], outlook.items):
+        for (problem, remedy), names in grouped_alike(by_reason):
+            key = "convert.channels" if " is no channel" in problem else ""
+            outlook.add(WARNING, f"{len(names)} {what}: {first_of(names)}: {problem}", remedy, key)
+    for _, _, left_out in done:
+        for text in left_out:
+            outlook.add(WARNING, f"not read: {text}", "store it as a file of its own, if it is to be used")
+    outlook.records, outlook.instances = [one[0] for one in done], [one[1] for one in done]
+    tell_one_channel(outlook.records, cfg)
+    refuse_none(done, outlook.items, quarantined, outlook.root)
+
+
+def _header_of(item: SourceImage, scale: float, root: Path) -> tuple[ImageRecord, Instances | None, tuple[str, ...]]:
+    """Return what a run would note of an image, its cells or what they could be, and what of its file is not read."""
+    from cellkit.cells.resize import resize_instances
+    from cellkit.sources.ingest import record_of
+
+    with headers_only():
+        loaded: Loaded = item.load()
+    cells = loaded.instances
+    cells = None if cells is None else resize_instances(cells, scale)
+    return record_of(item, loaded, scale, root), cells, loaded.left_out
+
+
+def grouped_alike(by_reason: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, str], list[str]]]:
+    """Put reasons together that differ in the name of the file only, which becomes ``*``: [((problem, remedy), names)].
+
+    Examples
+    --------
+    >>> reasons = {f"{name} is 4 px, its labels truth/{name} 5": [name] for name in ("a.tif", "b.tif")}
+    >>> grouped_alike(reasons)
+    [(('*.tif is 4 px, its labels truth/*.tif 5', ''), ['a.tif', 'b.tif'])]
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for reason, names in by_reason.items():
+        for name in names:
+            stem = re.escape(stem_of(Path(name)))
+            groups.setdefault(re.sub(rf"(?<![A-Za-z0-9]){stem}(?=\.[A-Za-z])", "*", reason), []).append((reason, name))
+    told = []
+    for pattern, pairs in groups.items():
+        same = len({reason for reason, _ in pairs}) == 1
+        problem, _, remedy = (pairs[0][0] if same else pattern).partition("; ")
+        told.append(((problem, remedy), [name for _, name in pairs]))
+    return told
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+
+
+def check_counts(outlook: Outlook) -> None:
+    """Ask what notebook 01 asks before and after it converts: enough images of every split and class, a cell of each class."""
+    images = [item for item in outlook.items if not item.is_left]
+    records = [record for record in outlook.records if record.split]
+    with collected() as noted:
+        if images:
+            check_enough(images, outlook.cfg)
+        if outlook.records and not noted:
+            check_enough(records, outlook.cfg, "images are left (the others are named in the warnings)")
+        if outlook.records and not noted:
+            check_labelled(outlook.records, outlook.instances if count_labelled(outlook) else None, outlook.cfg)
+    refuse_or_note(*noted)
+
+
+def count_labelled(outlook: Outlook) -> int:
+    """Return how many images have true cells."""
+    return sum(cells is not None for cells in outlook.instances)
+
+
+def images_of_run(outlook: Outlook) -> None:
+    """Take the images that the run folder lists, where notebook 01 is not run again."""
+    from cellkit.cells.records import read_records
+    from cellkit.run.folder import Run
+
+    run = Run(outlook.run_dir)
+    outlook.reads = f"'{outlook.run_dir}'"
+    outlook.records = read_records(run.find("records"))
+    truth = Instances.from_labels(np.ones((1, 1), np.int32)) if run.find_all("truth") else None
+    outlook.instances = [truth] * len(outlook.records)

@@ -1,0 +1,362 @@
+"""The runner: makes a run, notebook by notebook, each only if what it depends on changed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cellkit.config.reading import load_config
+from cellkit.config.sections import Config
+from cellkit.errors import UserError, nearest
+from cellkit.files import write_json
+from cellkit.log import LOG
+from cellkit.machine import here
+from cellkit.manifest import (
+    FORMAT,
+    LOCKS,
+    MANIFEST,
+    NOTEBOOKS,
+    RUNNER_VARIABLE,
+    UNFINISHED,
+    Hasher,
+    check_folder,
+    clear_place,
+    finish_commits,
+    finished_entries,
+    hold,
+    note_attempt,
+    owned_files,
+    preflight,
+    read_manifest,
+    release,
+    stamp,
+)
+from cellkit.run.console import INTERRUPTED, Clock, Console, span, verdict
+from cellkit.run.folder import fingerprint_of
+from cellkit.run.notebooks import Notebook, code_hashes, read_notebooks
+from cellkit.run.stale import StageState, judge_stage, stage_states
+
+
+def run_notebooks(
+    config_path: str | Path,
+    run_dir: str | Path | None = None,
+    from_: str | None = None,
+    only: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    notebooks: str | Path | None = None,
+    timeout_s: float | None = None,
+    allow_skips: bool = False,
+) -> int:
+    """Run the notebooks in order, each only if its inputs, section, code or outputs changed.
+
+    Parameters
+    ----------
+    config_path : str or Path
+    run_dir : str or Path, optional
+        By default ``runs/<name of the configuration>``.
+    from_, only : str, optional
+        A stage ('03' or its name) to repeat with all after it, or alone; earlier ones are kept as they are.
+    overrides : mapping, optional
+        As in `load_config`.
+    fresh : bool
+        Forget the run: delete what its manifest lists and its executed notebooks, then run everything.
+    notebooks : str or Path, optional
+        As in `read_notebooks`.
+    timeout_s : float, optional
+        Most seconds one cell may take.
+    allow_skips : bool
+        Return 0 instead of 3 when items were quarantined.
+
+    Returns
+    -------
+    int
+        0 done; 1 a notebook failed; 2 a notebook refused its input; 3 done with quarantined items; 130 interrupted.
+
+    Raises
+    ------
+    UserError
+        Bad usage or configuration, unwritable folder, another writer: found before any notebook runs.
+    """
+    cfg = load_config(config_path, overrides, notebooks)
+    books = read_notebooks(notebooks)
+    chosen = _choose(books, from_, only, fresh)
+    folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
+    check_folder(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    preflight(folder)
+    with _terminating():
+        try:
+            hold(folder, "writer")
+            if fresh:
+                _look_ahead(cfg, folder, [book.name for book in chosen] if notebooks is None else [])
+                _forget(folder)
+            else:
+                finish_commits(folder)
+            told = json.loads(json.dumps(dict(overrides or {})))  # plain values only
+            given = {"config": str(here(config_path)), "run_dir": str(folder), "overrides": told}
+            look = not fresh and notebooks is None
+            return _Runner(folder, cfg, books, chosen, given, timeout_s, allow_skips, bool(from_ or only), look).run()
+        except KeyboardInterrupt:
+            LOG.info("interrupted")
+            return INTERRUPTED
+        finally:
+            release(folder)
+            _unmake(made)
+
+
+def _choose(books: list[Notebook], from_: str | None, only: str | None, fresh: bool) -> list[Notebook]:
+    """Return the notebooks to consider."""
+    if bool(from_) + bool(only) + bool(fresh) > 1:
+        raise UserError("--from, --only and --fresh exclude each other", "give one of them")
+    wanted = from_ or only
+    if not wanted:
+        return books
+    names = [book.name for book in books]
+    hits = [n for n in names if n == wanted or n.split("_")[0] == wanted.zfill(2)]
+    if not hits:
+        raise UserError(f"no notebook is called {wanted!r}{nearest(wanted, names)}", f"notebooks: {', '.join(names)}")
+    start = names.index(hits[0])
+    return books[start:] if from_ else books[start : start + 1]
+
+
+def _look_ahead(cfg: Config, folder: Path, stages: list[str]) -> None:
+    """Tell everything that is wrong before the stages are run (`cellkit.run.preflight`); refuse to run them for an error."""
+    if not stages:
+        return
+    from cellkit.run.preflight import look_ahead
+
+    outlook = look_ahead(cfg, folder, stages)
+    errors = outlook.errors()
+    if errors and len(outlook.findings) == 1:
+        raise UserError(errors[0].problem, errors[0].remedy)
+    for found in outlook.findings:
+        LOG.info(found.told())
+    if errors:
+        count = f"{len(errors)} error(s), {len(outlook.findings) - len(errors)} warning(s): nothing is run"
+        raise UserError(count, "mend what is named above; `cellkit check CONFIG` lists it again")
+
+
+def _unmake(made: list[Path]) -> None:
+    """Remove the folders that a refused run made, if it wrote nothing into them."""
+    if made and not (made[0] / MANIFEST).exists():
+        shutil.rmtree(made[0] / LOCKS, ignore_errors=True)
+        for place in made:
+            with contextlib.suppress(OSError):  # it holds something
+                place.rmdir()
+
+
+def _forget(folder: Path) -> None:
+    """Delete what stages put into the run folder, and its executed notebooks; set aside what was changed by hand."""
+    try:
+        manifest = read_manifest(folder)
+    except UserError:  # damaged: what it listed cannot be told from what is not ours
+        manifest = {"format": FORMAT, "stages": {}, "attempts": {}}
+    for entry in manifest["stages"].values():
+        entry |= {"status": "failed", "error": "forgotten (--fresh)"}  # should the deleting be cut short
+    write_json(folder / MANIFEST, manifest, indent=1)
+    owned = owned_files(manifest)
+    for name in sorted(owned):
+        clear_place(folder, name, owned)
+        with contextlib.suppress(OSError):  # a folder that still holds something stays
+            (folder / name).parent.rmdir()
+    for name in (UNFINISHED, NOTEBOOKS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    write_json(folder / MANIFEST, {"format": FORMAT, "stages": {}, "attempts": {}})
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Runner:
+    """One call of `run_notebooks`, from the lock on."""
+
+    def __init__(self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look=False):
+        self.folder, self.cfg, self.books, self.chosen = folder, cfg, books, chosen
+        self.given, self.timeout_s, self.allow_skips, self.forced = given, timeout_s, allow_skips, forced
+        self.look = look
+        self.console, self.hasher, self.began = Console(), Hasher(), time.monotonic()
+        self.states: dict[str, StageState] = {}
+
+    def run(self) -> int:
+        """Run or skip the chosen notebooks; return the exit code."""
+        manifest = read_manifest(self.folder)
+        self.states = {s.name: s for s in stage_states(self.folder, self.cfg, self.books, manifest, self.hasher)}
+        self._keep_earlier(manifest)
+        names = [book.name for book in self.chosen if self.forced or self.states[book.name].state != "fresh"]
+        _look_ahead(self.cfg, self.folder, names if self.look else [])
+        ran = 0
+        for book in self.chosen:
+            manifest = read_manifest(self.folder)
+            state = judge_stage(self.folder, self.cfg, book, manifest, self.hasher)
+            if state.state == "fresh" and not self.forced:
+                self._skip(book)
+                continue
+            code = self._run(book, state, manifest)
+            self.hasher = Hasher()
+            ran += 1
+            if code:
+                return code
+        return self._conclude(ran)
+
+    def _keep_earlier(self, manifest: dict[str, Any]) -> None:
+        """With --from and --only, earlier stages must be finished; say which are kept although they are stale."""
+        earlier = self.books[: self.books.index(self.chosen[0])] if self.forced else []
+        for state in (self.states[book.name] for book in earlier):
+            if state.name not in finished_entries(manifest):
+                raise UserError(
+                    f"{self.given['run_dir']} has no finished {state.name} before {self.chosen[0].name} ({state.why})",
+                    "leave --from and --only out: what is missing runs, in order",
+                )
+            note = "" if state.state == "fresh" else f", although it is {state.state}: {state.why}"
+            self.console.line(f"{self._number(state.name)} keep {state.name}{note}")
+
+    def _number(self, name: str) -> str:
+        return f"[{[book.name for book in self.books].index(name) + 1}/{len(self.books)}]"
+
+    def _skip(self, book: Notebook) -> None:
+        self.console.line(f"{self._number(book.name)} skip {book.name} (unchanged)")
+        copy, partial = self._copies(book)
+        if partial.exists() and not copy.exists():  # killed between the manifest and this move
+            os.replace(partial, copy)
+
+    def _copies(self, book: Notebook) -> tuple[Path, Path]:
+        folder = self.folder / NOTEBOOKS
+        return folder / f"{book.name}.ipynb", folder / f"{book.name}.unfinished.ipynb"
+
+    def _run(self, book: Notebook, state: StageState, manifest: dict[str, Any]) -> int:
+        """Execute one notebook, record how it ended, return its exit code."""
+        import nbformat
+
+        from cellkit.run.engine import execute
+
+        why = f"  because {state.why}" if state.state == "stale" else ""
+        self.console.line(f"{self._number(book.name)} {book.name}{why}")
+        clock = Clock(self._expected(book, manifest), self._expected_after(book, manifest))
+        attempt, began = uuid.uuid4().hex, time.time()
+        copy, partial = self._copies(book)
+        manifest["run"] = {**self.given, "config": str(Path(self.given["config"]).absolute()), "folder": os.getcwd()}
+        write_json(self.folder / MANIFEST, manifest, indent=1)
+        note_attempt(self.folder, book.name, attempt, status="running", started=stamp(began))
+        outcome = execute(
+            nbformat.from_dict(book.content),
+            partial,
+            self.given,
+            self._environment(book, attempt, began),
+            lambda cell, cells: self.console.line(self._progress(book, cell, cells, clock)),
+            self.console.raw,
+            self.timeout_s,
+        )
+        return self._judge_outcome(book, attempt, outcome, clock, copy, partial)
+
+    def _environment(self, book: Notebook, attempt: str, began: float) -> dict[str, str]:
+        context = {
+            "run_dir": str(self.folder.resolve()),
+            "pid": os.getpid(),
+            "stage": book.name,
+            "attempt": attempt,
+            "began": began,
+            "before": list(book.before),
+            "notebooks": str(book.folder.absolute()),
+            **code_hashes(book.sha256),
+        }
+        return {"CELLKIT_HEADLESS": "1", RUNNER_VARIABLE: json.dumps(context)}
+
+    def _judge_outcome(self, book, attempt, outcome, clock, copy, partial) -> int:
+        """Ask the manifest: finished if stage.done was reached in this attempt and nothing failed after it."""
+        finish_commits(self.folder)  # a kernel killed within stage.done
+        manifest = read_manifest(self.folder)
+        entry = manifest["stages"].get(book.name, {})
+        reached = entry.get("attempt") == attempt
+        expected = fingerprint_of(self.cfg.section(book.section))
+        if reached and outcome.ending in ("finished", "exit", "interrupted") and entry["config"] == expected:
+            os.replace(partial, copy)
+            self.console.line(f"{self._number(book.name)} {book.name}  finished in {clock.elapsed()}")
+            if outcome.ending == "interrupted":
+                self.console.line("interrupted")
+            return INTERRUPTED if outcome.ending == "interrupted" else 0
+        if reached and outcome.ending in ("finished", "exit", "interrupted"):
+            outcome.ending, outcome.error_text = "error", f"it did not start its stage with the section {book.section}"
+        code, problem = verdict(outcome, reached)
+        if reached:
+            manifest["stages"][book.name] |= {"status": "failed", "error": problem}
+            write_json(self.folder / MANIFEST, manifest, indent=1)
+        note_attempt(
+            self.folder,
+            book.name,
+            attempt,
+            status="interrupted" if code == INTERRUPTED else "failed",
+            finished=stamp(time.time()),
+            error=problem,
+            cell=outcome.cell,
+            kernel_exit=outcome.kernel_exit,
+            notebook=partial.relative_to(self.folder).as_posix(),
+        )
+        self._report(book, outcome, code, problem, partial)
+        return code
+
+    def _report(self, book, outcome, code: int, problem: str, partial: Path) -> None:
+        """Say what went wrong, where, and where to look."""
+        where = f"{self._number(book.name)} {book.name}  cell {outcome.cell}/{outcome.cells}"
+        if code == 2:
+            self.console.line(problem)
+            return
+        self.console.line(f"{where}  {problem}")
+        if code == INTERRUPTED:
+            return
+        for line in outcome.traceback[-14:]:
+            self.console.line(f"    {line}")
+        if outcome.stderr_tail and outcome.ending == "died":
+            self.console.line("the kernel's last words:")
+            self.console.line(re.sub(r"(?m)^", "    ", outcome.stderr_tail))
+        self.console.line(f"executed so far: {partial}")
+
+    def _progress(self, book: Notebook, cell: int, cells: int, clock: Clock) -> str:
+        left = clock.left()
+        about = f"  (about {left} left)" if left else ""
+        return f"{self._number(book.name)} {book.name}  cell {cell}/{cells}  {clock.elapsed()}{about}"
+
+    def _expected(self, book: Notebook, manifest: dict[str, Any]) -> float | None:
+        """Return about how many seconds a notebook takes: as last time here, else as its metadata says."""
+        seconds = manifest["stages"].get(book.name, {}).get("seconds")
+        return seconds if seconds else book.minutes * 60 if book.minutes else None
+
+    def _expected_after(self, book: Notebook, manifest: dict[str, Any]) -> float | None:
+        """Return the seconds of the notebooks still to run after this one; None if unknown."""
+        later = self.chosen[self.chosen.index(book) + 1 :]
+        times = [self._expected(b, manifest) for b in later if self.forced or self.states[b.name].state != "fresh"]
+        return None if None in times else sum(times)
+
+    def _conclude(self, ran: int) -> int:
+        finished = finished_entries(read_manifest(self.folder))
+        names = [book.name for book in self.books if book.name in finished]
+        set_aside = [(name, item) for name in names for item in finished[name]["quarantined"]]
+        if not ran:
+            self.console.line(f"nothing to do: every stage of {self.given['run_dir']} is finished and unchanged")
+        else:
+            self.console.line(f"done: {self.given['run_dir']} in {span(time.monotonic() - self.began)}")
+        for name, item in set_aside[:20]:
+            self.console.line(f"set aside by {name}: {item['item']}: {item['reason']}")
+        if len(set_aside) > 20:
+            self.console.line(f"... and {len(set_aside) - 20} more, listed in {self.folder / MANIFEST}")
+        return 3 if set_aside and not self.allow_skips else 0

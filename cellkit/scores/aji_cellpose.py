@@ -1,0 +1,35 @@
+"""Aggregated Jaccard index as Cellpose counts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cellkit.scores.iou import Overlaps
+from cellkit.scores.matching import ScoredImages, heaviest_matching, mean_of_defined, ratio
+
+WHY = "pixels, one-to-one, over all covered pixels: not Kumar's number"
+ON_BOXES = False
+ORDER = 9
+
+
+def aji_cellpose(pairs: Sequence[Overlaps]) -> dict[str, Any]:
+    """`cellpose.metrics.aggregated_jaccard_index` (4.2), a different number under the same name: mean over images.
+
+    Shared pixels of the optimal one-to-one assignment over all pixels in any object. Two empty sides are left out.
+    """
+    return {"score": mean_of_defined([_aji_cellpose_image(image) for image in pairs])}
+
+
+def _aji_cellpose_image(image: Overlaps) -> float:
+    if image.covered_px < 0:
+        raise ValueError("aji_cellpose needs all objects of the image, not a selection")
+    smaller = max(min(image.n_truth, image.n_found), 1)
+    weight = (2 * image.shared_px >= image.union_px) + image.iou / (2 * smaller)
+    chosen = heaviest_matching(image.truth, image.found, weight)
+    return float(ratio(image.shared_px[chosen].sum(), image.covered_px))
+
+
+def score(images: ScoredImages) -> dict[str, Any]:
+    """Return `aji_cellpose`."""
+    return aji_cellpose(images.pairs)

@@ -1,0 +1,232 @@
+"""Hits at a threshold, decided in integers, and who is matched to whom.
+
+A hit is an IoU strictly above, or at least, a threshold: ``20 * I > (10 + j) * U`` for 0.50, 0.55, ..., 0.95.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.scores.intervals import BOOTSTRAP
+from cellkit.scores.iou import Overlaps, overlaps
+
+if TYPE_CHECKING:
+    pass
+
+
+THRESHOLDS = tuple(Fraction(10 + j, 20) for j in range(10))
+
+
+class Counts(NamedTuple):
+    """Hits, inventions and misses at each threshold, three (T,) int64 arrays."""
+
+    tp: np.ndarray
+    fp: np.ndarray
+    fn: np.ndarray
+
+
+def as_fractions(thresholds: Iterable[float | Fraction]) -> tuple[Fraction, ...]:
+    """Return thresholds as the decimal fractions that were meant.
+
+    Examples
+    --------
+    >>> as_fractions([0.5, 0.6000000000000001])
+    (Fraction(1, 2), Fraction(3, 5))
+    """
+    return tuple(t if isinstance(t, Fraction) else Fraction(t).limit_denominator(10_000) for t in thresholds)
+
+
+def hits(pairs: Overlaps, thresholds=THRESHOLDS, strict: bool = True) -> np.ndarray:
+    """Tell which pairs have IoU above (`strict`) or at least each threshold, in integers: (T, K) bool.
+
+    Examples
+    --------
+    >>> from cellkit.scores.iou import overlaps_of_labels
+    >>> pairs = overlaps_of_labels(np.repeat(1, 20), np.arange(20) < 12)  # IoU 12 / 20
+    >>> hits(pairs, [0.6]), hits(pairs, [0.6], strict=False)
+    (array([[False]]), array([[ True]]))
+    """
+    fractions = as_fractions(thresholds)
+    below = np.array([t.denominator for t in fractions], np.int64)[:, None] * pairs.shared_px
+    above = np.array([t.numerator for t in fractions], np.int64)[:, None] * pairs.union_px
+    return below > above if strict else below >= above
+
+
+def count(pairs: Overlaps, thresholds=THRESHOLDS, strict: bool = True) -> Counts:
+    """Count hits one to one, and what remains on either side, at each threshold.
+
+    Where objects of one side do not overlap and the threshold is at least 0.5 (strict), the match is unique. Otherwise
+    the largest one-to-one matching counts.
+
+    Examples
+    --------
+    >>> from cellkit.scores.iou import overlaps_of_labels
+    >>> count(overlaps_of_labels(np.array([[1, 1, 1, 2]]), np.array([[5, 5, 0, 6]])), [0.5, 0.7])
+    Counts(tp=array([2, 1]), fp=array([0, 1]), fn=array([0, 1]))
+    """
+    table = hits(pairs, thresholds, strict)
+    any_hit = np.flatnonzero(table.any(axis=0))
+    table, i, j = table[:, any_hit], pairs.truth[any_hit], pairs.found[any_hit]
+    if _one_to_one(i, j):
+        tp = table.sum(axis=1)
+    else:
+        tp = np.array([_largest_matching(i[row], j[row]) for row in table], np.int64)
+    return Counts(tp, pairs.n_found - tp, pairs.n_truth - tp)
+
+
+def match_pairs(truth: Instances | Overlaps, found: Instances | None = None, threshold=0.5, strict: bool = True):
+    """Return who is who: the indices of matched true and found objects, ordered by truth.
+
+    Parameters
+    ----------
+    truth, found : Instances
+        Of one image; or `Overlaps` alone.
+    threshold : float
+        On the IoU, strictly above (`strict`). Where several one-to-one matchings exist, the largest one is taken and
+        among those the one with the largest sum of IoU.
+
+    Returns
+    -------
+    truth_index, found_index : (M,) int64
+
+    Examples
+    --------
+    >>> truth = Instances.from_labels(np.array([[1, 1, 2, 2]]))
+    >>> found = Instances.from_labels(np.array([[0, 0, 5, 5]]))
+    >>> match_pairs(truth, found)
+    (array([1]), array([0]))
+    """
+    pairs = truth if isinstance(truth, Overlaps) else overlaps(truth, found)
+    kept = np.flatnonzero(hits(pairs, [threshold], strict)[0])
+    i, j = pairs.truth[kept], pairs.found[kept]
+    if not _one_to_one(i, j):
+        smaller = min(pairs.n_truth, pairs.n_found)
+        chosen = heaviest_matching(i, j, 1 + pairs.iou[kept] / (2 * smaller))
+        i, j = i[chosen], j[chosen]
+    return i, j
+
+
+def _one_to_one(i: np.ndarray, j: np.ndarray) -> bool:
+    return len(i) < 2 or bool(np.bincount(i).max() == 1 and np.bincount(j).max() == 1)
+
+
+def _largest_matching(i: np.ndarray, j: np.ndarray) -> int:
+    """Return the size of the largest one-to-one choice of pairs (Hopcroft-Karp)."""
+    if _one_to_one(i, j):
+        return len(i)
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
+    graph = csr_matrix((np.ones(len(i), np.int8), (i, j)), shape=(i.max() + 1, j.max() + 1))
+    return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
+
+
+def heaviest_matching(i: np.ndarray, j: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return which pairs (positions, ascending) make the one-to-one choice of largest total weight; weights in (0, 2).
+
+    Every row may also take a private column of weight 0, so that a full matching always exists (LAPJVsp).
+    """
+    if not len(i):
+        return np.zeros(0, np.int64)
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    rows, row = np.unique(i, return_inverse=True)
+    columns, column = np.unique(j, return_inverse=True)
+    none = np.arange(len(rows))
+    cost = np.r_[3.0 - weight, np.full(len(rows), 3.0)]
+    graph = csr_matrix((cost, (np.r_[row, none], np.r_[column, len(columns) + none])))
+    left, right = min_weight_full_bipartite_matching(graph)
+    taken = np.full(len(rows), -1)
+    taken[left] = right
+    return np.flatnonzero(taken[row] == column)
+
+
+def ratio(part, whole, empty: float = np.nan) -> np.ndarray:
+    """Divide; `empty` where the whole is 0."""
+    part, whole = np.asarray(part, float), np.asarray(whole, float)
+    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, float(empty)), where=whole > 0)
+
+
+def count_images(pairs: Sequence[Overlaps], thresholds, strict: bool) -> Counts:
+    """Count every image: three (images, T) arrays."""
+    rows = [count(image, thresholds, strict) for image in pairs]
+    empty = np.zeros((0, len(thresholds)), np.int64)
+    return Counts(*(np.stack(part) if rows else empty for part in (zip(*rows, strict=True) if rows else ([],) * 3)))
+
+
+def json_number(value) -> float | None:
+    """Return a JSON number: None where undefined."""
+    value = float(value)
+    return value if np.isfinite(value) else None
+
+
+def mean_of_defined(values) -> float | None:
+    """Return the mean of the defined values, None when there is none."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else None
+
+
+def keyed_by_threshold(thresholds, values) -> dict[str, float | None]:
+    """Return {"0.50": value, ...}, None where undefined."""
+    return {f"{float(t):.2f}": json_number(v) for t, v in zip(thresholds, values, strict=True)}
+
+
+def matched_iou(image: Overlaps, threshold, strict: bool = False) -> np.ndarray:
+    """Return the IoU of each matched pair."""
+    i, j = match_pairs(image, threshold=threshold, strict=strict)
+    size = max(image.n_found, 1)
+    position = np.searchsorted(image.truth * size + image.found, i * size + j)
+    return image.iou[position]
+
+
+def ranked(scores: np.ndarray) -> np.ndarray:
+    """Return the order of descending score; equal scores keep their order."""
+    if not np.isfinite(scores).all():
+        bad = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise UserError(f"found object {bad + 1} of an image has the score {scores[bad]}", "scores are numbers 0 to 1")
+    return np.argsort(-scores, kind="stable")
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredImages:
+    """What a convention is given: images with their true and found objects, and how an interval is drawn.
+
+    Parameters
+    ----------
+    pairs : list of Overlaps
+    crowd : list of (G,) bool
+        Which true objects are crowds.
+    truths, founds : list of Instances
+    classes : list of str
+        Names of class 1, 2, ...
+    with_class : bool
+        Both sides know classes.
+    groups : list of str, optional
+    bootstrap, seed : int
+    """
+
+    pairs: Sequence[Overlaps]
+    crowd: Sequence[np.ndarray]
+    truths: Sequence[Instances]
+    founds: Sequence[Instances]
+    classes: Sequence[str] = ()
+    with_class: bool = False
+    groups: Sequence[str] | None = None
+    bootstrap: int = BOOTSTRAP
+    seed: int = 0
+
+    def subset(self, kept: np.ndarray) -> ScoredImages:
+        """Keep some images, (images,) bool."""
+        chosen = np.flatnonzero(kept)
+        parts = {name: [getattr(self, name)[k] for k in chosen] for name in ("pairs", "crowd", "truths", "founds")}
+        groups = None if self.groups is None else [self.groups[k] for k in chosen]
+        return replace(self, **parts, groups=groups)

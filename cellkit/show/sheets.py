@@ -1,0 +1,289 @@
+"""Contact sheets: example images, single cells, and images that are set aside with the reason."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.show.overlays import cell_layer, checked_image, draw_picture, show_overlay
+from cellkit.show.scale_bar import draw_bars
+from cellkit.show.style import (
+    INK,
+    aspect_of,
+    class_colour,
+    class_dashes,
+    class_line,
+    class_name,
+    figure_or_new,
+    several,
+    shortened,
+    styled,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from cellkit.cells.records import ImageRecord
+
+
+class _Examples:
+    """Images and their cells: a CellDataset, a folder with records, or a sequence of images; opened one by one."""
+
+    def __init__(self, images: Any, records: Any, instances: Sequence[Instances] | None, classes: Sequence[str]):
+        if isinstance(images, (str, Path)):
+            images = _folder_of(Path(images), records)
+            own = None
+        else:
+            own = getattr(images, "instances", None)
+        self.records = getattr(images, "records", records)
+        self.image = images.image if hasattr(images, "image") else images.__getitem__
+        self.instances = own if instances is None else instances
+        self.classes = tuple(classes) or tuple(getattr(images, "classes", ()))
+        self.count = len(images)
+        for name, given in (("records", self.records), ("sets of objects", self.instances)):
+            if given is not None and len(given) != self.count:
+                raise UserError(f"{self.count} images, {len(given)} {name}", "give one per image")
+
+    def shape(self, position: int) -> tuple[int, int]:
+        """Return height and width of an image."""
+        if self.records is not None:
+            return self.records[position].height_px, self.records[position].width_px
+        return self.image(position).shape[:2]
+
+    def um_per_px(self, position: int) -> float:
+        """Return the pixel size of an image; nan where it is not known."""
+        return self.records[position].um_per_px if self.records is not None else math.nan
+
+    def chosen(self, n: int) -> list[int]:
+        """Return `n` positions: each cell type in turn, evenly spread within it."""
+        groups: dict[str, list[int]] = {}
+        for position in range(self.count):
+            key = self.records[position].cell_type if self.records is not None else ""
+            groups.setdefault(key, []).append(position)
+        shares = [len(part) for part in np.array_split(np.arange(min(n, self.count)), len(groups))] if groups else []
+        chosen, left = [], 0
+        for (_, members), share in zip(
+            sorted(groups.items(), key=lambda pair: len(pair[1])), shares[::-1], strict=True
+        ):
+            take = min(len(members), share + left)
+            left += share - take
+            chosen += [members[k] for k in np.linspace(0, len(members) - 1, take).round().astype(int)]
+        return sorted(chosen)
+
+
+def _folder_of(root: Path, records: Sequence[ImageRecord] | None):
+    from cellkit.cells.dataset import CellDataset
+
+    if records is None:
+        raise UserError(f"'{root}' is given without records", "give the records of the images to show")
+    nothing = [Instances.empty((r.height_px, r.width_px)) for r in records]
+    return CellDataset(list(records), nothing, (), root, list(range(1, len(records) + 1)))
+
+
+@styled
+def show_sheet(
+    images: Any,
+    records: Sequence[ImageRecord] | None = None,
+    instances: Sequence[Instances] | None = None,
+    classes: Sequence[str] = (),
+    title: str = "",
+    n: int = 8,
+    columns: int = 4,
+    fill: float = 0.2,
+    figure: Figure | None = None,
+) -> np.ndarray:
+    """Show a sheet of up to `n` images with their masks in the colours of the classes.
+
+    Parameters
+    ----------
+    images : CellDataset, folder, or sequence of images
+        Records count from the folder. More than `n` are thinned out evenly, every cell type in its turn.
+    records : list of ImageRecord, optional
+        One per image; a CellDataset brings its own. Named above each image, with the flags of images set aside.
+    instances : list of Instances, optional
+        One per image; a CellDataset brings its own.
+
+    Returns
+    -------
+    (rows, columns) Axes
+    """
+    data = _Examples(images, records, instances, classes)
+    chosen = data.chosen(n)
+    columns = max(1, min(columns, len(chosen)))
+    rows = max(1, -(-len(chosen) // columns))
+    high = aspect_of(data.shape(chosen[0])) if chosen else 1.0
+    figure = figure_or_new(figure, (2.4 * columns, (2.4 * high + 0.4) * rows + 0.4))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, position in zip(axes.flat, chosen, strict=False):
+        cells = data.instances[position] if data.instances is not None else None
+        image, name = data.image(position), _title_of(data, position, cells)
+        if cells is None:
+            draw_picture(ax, checked_image(image), name)
+        else:
+            show_overlay(image, cells, None, ax, name, data.classes, fill, legend=False, line_px=7)
+        ax.title.set_fontsize(9)
+    draw_bars(axes.flat[: len(chosen)], [(data.shape(k), data.um_per_px(k)) for k in chosen])
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
+    present = [data.instances[k].class_ids for k in chosen] if data.instances is not None else []
+    _class_legend(figure, present, data.classes)
+    return axes
+
+
+def _title_of(data: _Examples, position: int, cells: Instances | None) -> str:
+    record = data.records[position] if data.records is not None else None
+    name = str(position + 1) if record is None else shortened(record.image_id)
+    told = [several(len(cells), "cell")] if cells is not None else []
+    told += [record.flags.replace(";", ", ").replace("_", " ")] if record is not None and record.flags else []
+    return textwrap.fill(f"{name}: {', '.join(told)}" if told else name, 34)
+
+
+def _class_legend(figure: Figure, class_ids: Sequence[np.ndarray], classes: Sequence[str]) -> None:
+    ids, counts = np.unique(np.concatenate([np.zeros(0, int), *class_ids]), return_counts=True)
+    handles = [
+        class_line(k, f"{class_name(k, classes) or 'cell of unknown class'} ({n})")
+        for k, n in zip(ids.tolist(), counts.tolist(), strict=True)
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), handlelength=1.0)
+
+
+@styled
+def show_crops(
+    images: Any,
+    records: Sequence[ImageRecord] | None = None,
+    instances: Sequence[Instances] | None = None,
+    classes: Sequence[str] = (),
+    n: int = 8,
+    seed: int = 0,
+    figure: Figure | None = None,
+) -> np.ndarray:
+    """Show single cells: a row per class with up to `n` cells each, all at one scale, whole cells first.
+
+    Parameters
+    ----------
+    images, records, instances, classes
+        As in `show_sheet`.
+    seed : int
+        Which cells are drawn from all of the class.
+
+    Returns
+    -------
+    (classes, n) Axes
+    """
+    data = _Examples(images, records, instances, classes)
+    cells = data.instances or []
+    owner = np.repeat(np.arange(len(cells)), [len(x) for x in cells]) if cells else np.zeros(0, int)
+    ids = np.concatenate([np.zeros(0, int), *(x.class_ids for x in cells)])
+    boxes = np.concatenate([np.zeros((0, 4), int), *(x.boxes_xywh for x in cells)])
+    local = np.concatenate([np.zeros(0, int), *(np.arange(len(x)) for x in cells)])
+    side = int(np.ceil(1.4 * np.quantile(boxes[:, 2:].max(axis=1), 0.9))) if len(boxes) else 32
+    kinds = np.unique(ids).tolist() or [0]
+    figure = figure_or_new(figure, (1.2 * n, 1.45 * len(kinds) + 0.25))
+    axes = figure.subplots(len(kinds), n, squeeze=False)
+    order = np.random.default_rng(seed).permutation(len(ids))
+    cut = np.array([_at_border(box, cells[k].shape) for box, k in zip(boxes, owner, strict=True)], bool)
+    order = order[np.argsort(cut[order], kind="stable")]
+    shown: list = []
+    for row, kind in zip(axes, kinds, strict=True):
+        members = order[ids[order] == kind][:n]
+        for ax in row:
+            ax.set_axis_off()
+        for ax, member in zip(row, members, strict=False):
+            one = cells[owner[member]][int(local[member])]
+            _crop(ax, data.image(int(owner[member])), one, boxes[member], side)
+            shown.append((ax, ((side, side), data.um_per_px(int(owner[member])))))
+        label = class_name(kind, data.classes) or ("cells" if len(kinds) == 1 else "of unknown class")
+        label += f": {len(members)} of {int((ids == kind).sum())}"
+        where = {"transform": row[0].transAxes, "va": "bottom", "in_layout": False}
+        row[0].text(0, 1.03, label, color=INK, fontsize=10, **where)
+        row[0].set_title(" ", fontsize=10)  # keeps the height of the label free, whatever its width
+    if shown:
+        draw_bars(*zip(*shown, strict=True), size_pt=7.5)
+    return axes
+
+
+def _at_border(box: np.ndarray, shape: tuple[int, int]) -> bool:
+    x, y, width, height = box.tolist()
+    return x == 0 or y == 0 or x + width == shape[1] or y + height == shape[0]
+
+
+def _crop(ax: Axes, image: np.ndarray, cell: Instances, box: np.ndarray, side: int) -> None:
+    """Show the square of `side` px around a cell; what lies outside the image is black."""
+    x, y, width, height = box.tolist()
+    left, top = x + width // 2 - side // 2, y + height // 2 - side // 2
+    ax.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 255} if image.ndim == 2 else {}))
+    shape = image.shape[:2]
+    rows, columns = slice(max(0, top), min(shape[0], top + side)), slice(max(0, left), min(shape[1], left + side))
+    part = Instances.from_labels(cell.paint()[rows, columns])
+    kind = int(cell.class_ids[0])
+    layer = cell_layer(part, [class_colour(kind)] * len(part), 16, dashes=[class_dashes(kind)] * len(part))
+    ax.imshow(layer, extent=(columns.start - 0.5, columns.stop - 0.5, rows.stop - 0.5, rows.start - 0.5))
+    ax.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
+    ax.add_patch(_black(left, top, side))
+
+
+def _black(left: int, top: int, side: int):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((left - 0.5, top - 0.5), side, side, facecolor="black", zorder=-1)
+
+
+@styled
+def show_flagged(
+    root: str | Path,
+    records: Sequence[ImageRecord],
+    quality: Sequence[Mapping[str, Any]],
+    thresholds: Mapping[str, float],
+    n: int = 12,
+    columns: int = 4,
+    figure: Figure | None = None,
+    title: str = "flagged",
+) -> np.ndarray:
+    """Show up to `n` flagged images with the reason in words and numbers; more are thinned out, every flag in its turn.
+
+    Parameters
+    ----------
+    root : path
+        The folder that the records' paths count from.
+    records : sequence of ImageRecord
+    quality : sequence of mapping
+        Of each record, in the same order: rows of quality.csv.
+    thresholds : mapping
+        As `quality.flag_records` returns them.
+
+    Returns
+    -------
+    (rows, columns) Axes
+        One empty row where nothing is flagged.
+    """
+    from cellkit.microscope.flags import reasons
+
+    data = _folder_of(Path(root), records)
+    flags = sorted({record.flags for record in records} - {""})
+    turns = [[k for k, record in enumerate(records) if record.flags == flag] for flag in flags]
+    chosen = [k for turn in range(n) for members in turns for k in members[turn : turn + 1]][:n]
+    columns = max(1, min(columns, len(chosen)))
+    rows = max(1, -(-len(chosen) // columns))
+    figure = figure_or_new(figure, (2.4 * columns, 3.0 * rows + 0.4))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, k in zip(axes.flat, chosen, strict=False):
+        told = [shortened(records[k].image_id, 30), *reasons(quality[k], thresholds, records[k].flags)]
+        draw_picture(ax, data.image(k)).set_title("\n".join(textwrap.fill(line, 40) for line in told), fontsize=8)
+    scales = [((records[k].height_px, records[k].width_px), records[k].um_per_px) for k in chosen]
+    draw_bars(axes.flat[: len(chosen)], scales)
+    left = sum(map(len, turns)) - len(chosen)
+    figure.suptitle(f"{title}{f' ({left} more)' if left else ''}", x=0.01, ha="left", fontsize=11.5)
+    return axes

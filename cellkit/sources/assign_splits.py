@@ -1,0 +1,337 @@
+"""Which images of a source, and which split each: its own, or drawn by whole groups; whether they are enough."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
+from cellkit.cells.records import ImageRecord
+from cellkit.cells.splits import name_groups, split_by_name, split_records
+from cellkit.errors import UserError, refuse_or_note
+from cellkit.log import LOG
+from cellkit.sources.listing import MIXED, SPLIT_WORDS, UNUSED, SourceImage
+
+
+# ---- which images, which split -------------------------------------------------------------------------------------
+def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[SourceImage]:
+    """Keep at most `max_images` per cell type, each chosen by its own name alone, in the order given.
+
+    So an image more takes the place of one other, or of none. Each of the source's own splits keeps its share, and at least
+    one image while there are enough; what they leave out goes.
+    Test images that the source itself calls so, and that have no truth while others have, all stay: each is asked for.
+    """
+    if max_images is None:
+        return list(items)
+    some_truth = not all(item.bare for item in items)
+    kept = {position for position, item in enumerate(items) if some_truth and item.bare and item.is_asked}
+    if kept and len(items) > max_images:
+        LOG.warning(f"convert.max_images: all {len(kept)} test images without truth stay, each is asked for")
+    by_type: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for position, item in enumerate(items):
+        if item.split != UNUSED and position not in kept:
+            by_type[item.cell_type][item.split].append(position)
+    for splits in by_type.values():
+        counts = _shares_of([len(positions) for positions in splits.values()], max_images)
+        for positions, count in zip(splits.values(), counts, strict=True):
+            kept.update(sorted(positions, key=lambda position: _rank_of(items[position].image_id))[:count])
+    return [item for position, item in enumerate(items) if position in kept]
+
+
+def _rank_of(image_id: str) -> bytes:
+    """Return what orders images at random by their names; it has nothing to do with the places that split them."""
+    return hashlib.sha256(unicodedata.normalize("NFC", image_id).encode("utf-8", "surrogateescape")).digest()
+
+
+def _shares_of(sizes: Sequence[int], most: int) -> list[int]:
+    """Return how many of each size make `most` in all, in proportion, at least 1 each while `most` allows it.
+
+    Examples
+    --------
+    >>> _shares_of([60, 30, 2], 10), _shares_of([2, 1], 5)
+    ([6, 3, 1], [2, 1])
+    """
+    if sum(sizes) <= most:
+        return list(sizes)
+    exact = [most * size / sum(sizes) for size in sizes]
+    counts = [max(1, int(share)) for share in exact]
+    while sum(counts) != most:
+        step = 1 if sum(counts) < most else -1
+        place = max(range(len(sizes)), key=lambda k: (step < 0) * (counts[k] > 1) * 1e9 + step * (exact[k] - counts[k]))
+        counts[place] += step
+    return counts
+
+
+def draw_split(items: Sequence[SourceImage], fractions: dict, config) -> dict[str, SourceImage]:
+    """Return the items by id, each with a split drawn by `records.split_records`.
+
+    The frames of one file or series (`SourceImage.unit`) get one split; by group, those of one group. Where
+    ``convert.group_from`` tells frames of one file apart, they are dealt out one by one.
+    """
+    units = [_unit_of(item, config) for item in items]
+    bare = [
+        ImageRecord(i.image_id, i.source, 1, 1, cell_type=i.cell_type, group=unit)
+        for i, unit in zip(items, units, strict=True)
+    ]
+    drawn = split_records(bare, fractions, config.seed, by="group")
+    _say_uneven(drawn, fractions, config.seed)
+    return {item.image_id: replace(item, split=record.split) for item, record in zip(items, drawn, strict=True)}
+
+
+def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> None:
+    """Say which images fill a split that would stay empty (they may move back), and shares far from those asked for."""
+    units = {record.group or record.image_id: record.split for record in drawn}
+    filling = sorted(unit for unit, split in units.items() if split != split_by_name(unit, fractions, seed))
+    counts = {name: sum(record.split == name for record in drawn) for name in fractions}
+    if filling and all(
+        counts[name] for name, share in fractions.items() if share
+    ):  # else the set is refused as too small
+        some = ", ".join(f"{unit} to {units[unit]}" for unit in filling[:4]) + (", ..." if len(filling) > 4 else "")
+        LOG.warning(
+            f"few images: moved, so that no split lacks images or a class: {some}. They may move on when images are added; "
+            f"if some will be, name the splits now by folders {', '.join(fractions)}, where the source reads such folders"
+        )
+    wanted = {name: len(drawn) * share for name, share in fractions.items()}
+    if len(drawn) >= 10 and any(abs(counts[name] - wanted[name]) > max(2.5, wanted[name] / 2) for name in fractions):
+        told = " / ".join(f"{counts[name]} {name}" for name in fractions)
+        asked = " / ".join(f"{wanted[name]:.0f}" for name in fractions)
+        LOG.warning(f"the split by name is {told} (asked: {asked}); another convert.seed deals anew")
+
+
+def _unit_of(item: SourceImage, config) -> str:
+    if config.split_by == "group" and item.group:
+        return item.group
+    return f"{item.unit} {item.group}" if item.unit and config.group_from else item.unit
+
+
+def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions: dict) -> None:
+    """Refuse a split without training or validation images for want of files, not of frames; say it of test images."""
+    missing = [name for name, share in fractions.items() if share and not any(item.split == name for item in items)]
+    largest = Counter(unit for unit in units if unit).most_common(1)
+    if not missing or not largest or largest[0][1] < 2:
+        return
+    count = len(set(filter(None, units))) + units.count("")
+    told = f"{len(units)} images are of {count} file(s), series or group(s), e.g. {largest[0][0]}, that are not torn apart: "
+    told += f"none is left for {' and '.join(missing)}"
+    remedy = "set convert.group_from: (?P<group>.*) to deal the frames out one by one (their scores will flatter), or add files"
+    if missing == ["test"]:
+        LOG.warning(f"{told}; {remedy}")
+    else:
+        refuse_or_note(UserError(told, remedy))
+
+
+def name_series(items: Sequence[SourceImage]) -> list[SourceImage]:
+    """Name what each image is a frame of: its file, or by their names the files of one series in one folder.
+
+    That is also the group of frames that have no other.
+    """
+    keys = [_series_key(item) or item.unit for item in items]
+    count = Counter(key for key in keys if key)
+    return [
+        replace(item, unit=key, group=item.group or (key if count[key] > 1 else "")) if key else item
+        for item, key in zip(items, keys, strict=True)
+    ]
+
+
+def _series_key(item: SourceImage) -> str:
+    shared = series_of(stem_of(item.files[0])) if item.files else None
+    folder = item.source.split(": ")[-1].rpartition("/")[0]  # below the data folder: its place on a disk says nothing
+    return "" if shared is None else image_id_of(f"{folder}/{shared or 'series'}.x".lstrip("/"))
+
+
+def split_off(items: list[SourceImage], config, wanted: Sequence[str] = ("val", "test")) -> list[SourceImage]:
+    """Give shares of the training images to those of `wanted` that the source's own split has no images for.
+
+    The shares are those of ``config.split``: of all training images, whatever other splits there are.
+    """
+    splits = {item.split for item in items}
+    shares = {name: dict(config.split).get(name, 0) for name in wanted if name not in splits}
+    shares = {name: share for name, share in shares.items() if share}
+    if "train" not in splits or not shares:
+        return items
+    train = [item for item in items if item.split == "train"]
+    drawn = draw_split(train, {"train": 1 - sum(shares.values()), **shares}, config)
+    return [drawn.get(item.image_id, item) for item in items]
+
+
+def assign_splits(
+    items: Sequence[SourceImage],
+    config,
+    mixed_is_test: bool = False,
+    fill_split: bool = False,
+    left: Iterable[SourceImage] = (),
+) -> Iterator[SourceImage]:
+    """Check ids, keep `config.max_images` of each cell type, and give a split to those the source gave none.
+
+    Groups come from the names where ``config.group_from`` says so. With `mixed_is_test` mixed images without a split of the
+    source become test images: nothing can be trained on them. With `fill_split` the splits that the source's own lacks are
+    split off its training images, see `split_off`. `left` follows as it is: what fits no image, see `cellkit.sources.leftovers`.
+
+    Raises
+    ------
+    UserError
+        Two images of one id; the split goes by group, and no image has one, or the source's own split tears one apart; or
+        the frames of too few files for a split.
+    """
+    check_ids((item.image_id, item.source) for item in items)
+    items = _without_common_folder(name_groups(name_series(items), config.group_from), config)
+    if config.split_by == "group" and items and not any(item.group for item in items):
+        refuse_or_note(
+            UserError(
+                "convert.split_by is group, and no image has a group",
+                "set convert.group_from to an expression that finds it in the names, such as (?P<group>[A-H][0-9][0-9]), put "
+                "the images into a folder for each plate or donor, or set convert.split_by: image",
+            )
+        )
+    if not config.published_split:  # what has no truth can be a test image only
+        items = [item if item.bare and item.split == "test" else replace(item, split="") for item in items]
+    items = [replace(item, is_asked=item.split == "test") for item in items]
+    if fill_split:
+        items = split_off(items, config)
+    if mixed_is_test:
+        mixed = [item.cell_type == MIXED and not item.split for item in items]
+        items = [replace(item, split="test") if m else item for item, m in zip(items, mixed, strict=True)]
+    items = limit_images(items, config.max_images)
+    without = [item for item in items if not item.split]
+    drawn = draw_split(without, dict(config.split), config) if without else {}
+    if without and any(item.split and item.split != UNUSED and item.cell_type != MIXED for item in items):
+        LOG.warning(
+            f"{len(without)} of {len(items)} images are called after no split, e.g. {without[0].source}, and others are: "
+            "theirs is drawn; rename their folder or list them if the source has a split for them"
+        )
+    done = [drawn.get(item.image_id, item) for item in items]
+    if len(without) == len(items):
+        _check_filled(done, [_unit_of(item, config) for item in items], dict(config.split))
+    if config.split_by == "group":
+        _refuse_groups_across_splits(done)
+    own = {item.split for item in items}
+    if len(own) == 1 and (only := own.pop()) not in ("", "train", UNUSED) and not all(item.bare for item in items):
+        LOG.warning(
+            f"the source's own names make all {len(items)} images {SPLIT_WORDS[only]}s; "
+            "convert.published_split: false draws a split"
+        )
+    yield from (replace(item, split="") if item.split == UNUSED else item for item in done)
+    yield from left
+
+
+def _without_common_folder(items: list[SourceImage], config) -> list[SourceImage]:
+    """Drop a group that all images share because they lie in one folder: it tells none of them from another."""
+    common = len({item.group for item in items}) == 1 and not any(item.unit for item in items)
+    asked = config.group_from or config.split_by == "group"
+    return [replace(item, group="") for item in items] if common and not asked else items
+
+
+def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[SourceImage]]:
+    """Return the images to use, and those without labels among others with, which are no test images by chance.
+
+    Test images that the source itself calls so, and mixed ones, stay: they are predicted. `gather` names the others.
+    """
+    if all(item.bare for item in items):
+        return items, []
+    wanted = [not item.bare or bool(item.split) or item.cell_type == MIXED for item in items]
+    kept = [item for item, use in zip(items, wanted, strict=True) if use]
+    return kept, [item for item, use in zip(items, wanted, strict=True) if not use]
+
+
+def check_enough(images: Sequence, settings, of: str = "images") -> None:
+    """Refuse a set too small for what the notebooks do with it: train, choose, report, and tell the classes apart.
+
+    Parameters
+    ----------
+    images : sequence of SourceImage or ImageRecord
+        Anything with a split and a cell_type.
+    settings : Config
+        The whole configuration.
+    of : str
+        What the images are called.
+
+    Raises
+    ------
+    UserError
+        What is missing, and which key or how many images mend it.
+    """
+    count = {split: sum(image.split == split for image in images) for split in ("train", "val", "test")}
+    report, chooses = settings.evaluate.report_split, settings.evaluate.choose_split
+    told, mend = [], []
+    missing = [split for split in dict.fromkeys(("train", "val", report)) if not count[split]]
+    if missing:
+        told.append(f"no {' and no '.join(SPLIT_WORDS[split] for split in missing)}")
+        mend.append(
+            f"give {2 if report == 'val' else 3} images or more, better 3 per cell line (convert.split says which share "
+            "goes where; of a source with a split of its own each part needs one)"
+        )
+    if missing == ["test"]:
+        mend[0] += (
+            ", or report on the validation images: evaluate.report_split=val (it is then said that they also chose)"
+        )
+    elif missing:
+        mend[0] += ", or only predict: cellkit predict starter IMAGES -o OUT.json"
+    lines = {image.cell_type for image in images if image.split == "train"}
+    without = [name for name in settings.classes if name not in lines]
+    if settings.coco.class_from == "cell_type" and without and count["train"]:
+        told.append(f"no training image is of the class {' or '.join(without)}")
+        mend.append(
+            "give more images of it in a folder of its name, or take it out of classes, or set coco.class_from: truth where "
+            "the labels name the classes"
+        )
+    if report == chooses == "val" and count["test"]:
+        told.append("evaluate.report_split is val, whose images also choose the model, although there are test images")
+        mend.append("set evaluate.report_split: test")
+    if told:
+        held = f"{count['train']} for training, {count['val']} for validation, {count['test']} for test"
+        refuse_or_note(UserError(f"{len(images)} {of} ({held}): {'; '.join(told)}", "; ".join(mend)))
+
+
+def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances | None] | None, settings) -> None:
+    """Refuse a set whose labels have no training cell of one of the classes, as notebook 04 would after the training.
+
+    Parameters
+    ----------
+    records : sequence of ImageRecord
+    instances : sequence of Instances or None
+        Of each record; None where there are no labels, which says nothing.
+    settings : Config
+
+    Raises
+    ------
+    UserError
+        Naming the classes without a cell.
+    """
+    if instances is None or settings.label.use != "truth":
+        return
+    by_line = settings.coco.class_from == "cell_type"
+    least = max(settings.label.min_area_px, settings.coco.min_area_px)
+    found: set[str] = set()
+    for record, cells in zip(records, instances, strict=True):
+        if record.split == "train" and cells is not None and not cells.boxes_only:
+            seen = cells.class_ids[cells.areas_px >= least]
+            named = {settings.classes[k - 1] for k in seen.tolist() if 0 < k <= len(settings.classes)}
+            found |= ({record.cell_type} if len(seen) else set()) if by_line else named
+    without = [name for name in settings.classes if name not in found]
+    if without and any(cells is not None and not cells.boxes_only for cells in instances):
+        how = "the line of its image (coco.class_from: cell_type)" if by_line else "the labels (coco.class_from: truth)"
+        refuse_or_note(
+            UserError(
+                f"no training image has a labelled cell of {', '.join(without)}; the class of a cell is told by {how}",
+                "label cells of it in training images, change convert.split, or take it out of classes",
+            )
+        )
+
+
+def _refuse_groups_across_splits(items: Sequence[SourceImage]) -> None:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if item.group and item.split != UNUSED:
+            splits[item.group].add(item.split)
+    torn = sorted(group for group, names in splits.items() if len(names) > 1)
+    if torn:
+        refuse_or_note(
+            UserError(
+                f"{len(torn)} group(s), e.g. {torn[0]}, are in more than one split ({', '.join(sorted(splits[torn[0]]))})",
+                "set convert.published_split: false to draw a split by group, or convert.split_by: image to keep the source's",
+            )
+        )

@@ -1,0 +1,286 @@
+"""What a file or a data set holds, told before anything is done with it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.errors import Quarantined, UserError
+from cellkit.microscope.file_info import Channel
+
+FAULTS = ("tiny", "pieces", "holes", "touching", "border")
+
+
+def tell_file(info) -> str:
+    """Return a `FileInfo` in words: axes, shape, type, channels, pixel size, and how many pictures it becomes."""
+    alike = _alike(info.series)
+    lines = [f"{info.path}: {info.reader}, " + (_told(info.first) if len(alike) == 1 else f"{len(info.series)} scenes")]
+    if len(alike) == 1:
+        lines.append(f"channels: {_channels(info.first)}")
+    else:
+        for numbers, series in alike:
+            count = f"scenes {numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"scene {numbers[0]} {series.name}"
+            end = (
+                f"; not read: {series.problem}; {series.remedy}"
+                if series.problem
+                else f"; channels: {_channels(series)}"
+            )
+            lines.append(f"{count.strip()}: {_told(series)}{end}")
+    told = info.to_json()
+    aside = sum(bool(series.problem) for series in info.series)
+    scenes = f"{told['scenes']} scene(s){f', {aside} of them not read' if aside else ''}"
+    lines += [f"note: {note}" for note in info.notes]
+    lines += [f"note: {f'scene {number}: ' if len(info.series) > 1 else ''}{note}"
+              for number, series in enumerate(info.series) for note in series.notes]  # fmt: skip
+    lines += [f"not read: {text}" for text in info.left_out]
+    lines.append(f"becomes {told['images']} picture(s) ({scenes}), once nuclei and cytoplasm are named")
+    return "\n".join(lines)
+
+
+def _alike(series: Sequence) -> list[tuple[list[int], Any]]:
+    """Group scenes that follow each other and differ in nothing but their name: (numbers, the first of them)."""
+    groups: list[tuple[list[int], Any]] = []
+    for number, one in enumerate(series):
+        if groups and repr(replace(one, name="")) == repr(replace(groups[-1][1], name="")):  # repr: nan is no nan
+            groups[-1][0].append(number)
+        else:
+            groups.append(([number], one))
+    return groups
+
+
+def _told(series) -> str:
+    size = "pixel size not told" if math.isnan(series.um_per_px) else f"{series.um_per_px:.4g} um per px"
+    return f"{series.axes} {' x '.join(map(str, series.shape))} {series.dtype}, {size}"
+
+
+def _channels(series) -> str:
+    return ", ".join(f"{k} {channel.told}" for k, channel in enumerate(series.channels))
+
+
+# ---- a folder of microscope files ----------------------------------------------------------------------------------
+FILE_COLUMNS = ("file", "reader", "axes", "shape", "type", "channels", "um per px", "outcome")
+
+
+def list_microscope_files(root: str | Path, axes: str | None = None) -> list[dict[str, Any]]:
+    """Say what each microscope file below a folder holds, from its header; PNG and JPEG are not listed.
+
+    Returns
+    -------
+    list of dict
+        Sorted by path; file, and what `FileInfo.to_json` says or, where the file is refused, problem and remedy.
+    """
+    from cellkit.microscope.file_info import PICTURE_SUFFIXES
+    from cellkit.microscope.folders import list_files
+    from cellkit.microscope.open import READ_SUFFIXES, UNREAD_SUFFIXES, inspect_file
+
+    root = Path(root)
+    rows = []
+    for path in list_files(root, [s for s in (*READ_SUFFIXES, *UNREAD_SUFFIXES) if s not in PICTURE_SUFFIXES]):
+        row = {"file": path.relative_to(root).as_posix()}
+        try:
+            rows.append(row | inspect_file(path, axes).to_json())
+        except UserError as error:
+            problem, _, remedy = str(error).partition("\n")
+            rows.append(row | {"problem": problem, "remedy": remedy})
+    return rows
+
+
+def tell_files(rows: Sequence[dict[str, Any]], most: int = 200) -> str:
+    """Return a table of microscope files, a line each; the first `most` of them."""
+    cells = [FILE_COLUMNS, *(_file_cells(row) for row in rows[:most])]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(FILE_COLUMNS) - 1)] + [0]
+    lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in cells]
+    lines.insert(1, f"|{'|'.join('-' * max(width + 2, 3) for width in widths)}|")
+    return "\n".join(lines + [f"... and {len(rows) - most} more: --json lists all"] * (len(rows) > most))
+
+
+def _without_name(row: dict[str, Any]) -> str:
+    return row["problem"].removeprefix(f"{Path(row['file']).name} ")
+
+
+def _file_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if "problem" in row:
+        return (row["file"], "", "", "", "", "", "", f"refused: {_without_name(row)}")
+    shape = " x ".join(map(str, row["shape"]))
+    size = f"{row['um_per_px']:.4g}" if row["um_per_px"] else ""
+    named = [Channel(name, math.nan if nm is None else nm).told
+             for name, nm in zip(row["channels"], row["wavelengths_nm"], strict=True)]  # fmt: skip
+    channels = ", ".join(named if len(named) <= 7 else [*named[:2], "...", named[-1]])
+    aside = [series["problem"] for series in row["series"] if series["problem"]]
+    outcome = f"{row['images']} picture{'s' if row['images'] != 1 else ''}"
+    if row["scenes"] > 1:
+        outcome += f" of {row['scenes']} scenes" + (f"; {len(aside)} refused: {aside[0]}" if aside else "")
+    left = [text.removeprefix(f"{Path(row['file']).name}: ") for text in row["left_out"]]
+    notes = [*row["notes"], *(note for series in row["series"] for note in series["notes"])]
+    outcome += "".join(f"; not read: {text}" for text in left) + "".join(f"; {note}" for note in dict.fromkeys(notes))
+    return (row["file"], row["reader"], row["axes"], shape, row["dtype"], channels, size, outcome)
+
+
+# ---- a data set ----------------------------------------------------------------------------------------------------
+def inspect_folder(
+    root: str | Path, kind: str | None = None, axes: str | None = None
+) -> tuple[dict[str, Any], list[Quarantined]]:
+    """Read every image and label of a data set and count what is there.
+
+    Parameters
+    ----------
+    root : path
+    kind : str, optional
+        A layout of `the files ``source_*```; default told from what lies in the folder.
+    axes : str, optional
+        What the axes of files are that do not say, e.g. "TYX".
+
+    Returns
+    -------
+    dict
+        See `summarise`; kind is the layout. For folders of pictures or microscope files, files: one dict per
+        microscope file, see `list_microscope_files`.
+    list of Quarantined
+        Images that could not be read.
+
+    Raises
+    ------
+    UserError
+        No such folder or layout, or no image of that layout in it.
+    """
+    from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
+    from cellkit.microscope.open import why_unread
+    from cellkit.modules import load, names_of
+    from cellkit.parallel import map_items
+    from cellkit.sources.ingest import classes_of, detect_kind
+
+    root = Path(root)
+    unread = why_unread(root)
+    if unread:
+        raise unread
+    kind = kind or detect_kind(root)
+    classes = classes_of(root, kind)
+    source = kind if kind != "drawn" else "microscope"
+    how = ConvertConfig(
+        source=source,
+        classes=classes,
+        channels=ChannelsConfig(nuclei=0),  # pixels are read to see that they can be, whatever they show
+        projection=0,
+        axes=axes,
+        split=SplitConfig(train=1.0, val=0.0, test=0.0),
+    )
+    items = list(load("source", source).read(root, how))
+    if not items:
+        raise UserError(
+            f"no image of the layout '{kind}' in {root}", f"layouts: --source {', '.join(names_of('source'))}"
+        )
+    done, failed = map_items(partial(_look), items, "inspect", name=lambda item: item.source)
+    quarantined = [Quarantined(q.item, "; ".join(q.reason.removeprefix("UserError: ").splitlines())) for q in failed]
+    seen = [(item.split, item.cell_type, *found) for item, found in zip(items, done, strict=True) if found is not None]
+    told = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
+    told["cell_types"] = dict(sorted(Counter(row[1] or "unknown" for row in seen).items()))
+    named = [item.split for item, found in zip(items, done, strict=True) if found is not None and not item.bare]
+    splits = dict(sorted(Counter(named).items()))
+    if set(splits) - {"train"}:  # the source's own; images without one were put into train above
+        told["splits"] = {name or "unused": count for name, count in splits.items()}
+    told["set_aside"] = [{"item": q.item, "reason": q.reason} for q in quarantined]
+    if kind in ("folder", "microscope"):
+        told["files"] = list_microscope_files(root, axes)
+    return told, quarantined
+
+
+def inspect_coco(path: str | Path) -> dict[str, Any]:
+    """Count what a COCO file holds; see `summarise`."""
+    from cellkit.formats.coco_reading import read_coco
+
+    coco = read_coco(path, boxes=True)
+    told = summarise("coco", [cells.shape for cells in coco.instances], coco.instances, coco.classes)
+    return told | {"crowd": sum(map(len, coco.crowd)), "set_aside": []}
+
+
+def _look(item) -> tuple[tuple[int, int], Instances | None]:
+    loaded = item.load()
+    return loaded.image.shape[:2], loaded.instances
+
+
+def summarise(
+    kind: str, shapes: Sequence[tuple[int, int]], instances: Sequence[Instances | None], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Count images, objects per class, sizes and label faults.
+
+    Returns
+    -------
+    dict
+        kind, images, unlabelled (images without truth), objects, classes {name: objects}, height_px and width_px
+        [least, most], objects_per_image [least, median, most], area_px [least, median, most], diameter_px (of the median
+        cell), empty (labelled images without object), overlapping (images whose objects share pixels), faults {tiny,
+        pieces, holes, touching, border}: see `cellkit.cells.labels.check_labels`. Where only boxes are known, truth is "boxes",
+        areas are those of boxes, and faults is empty.
+    """
+    from cellkit.cells.labels import check_labels
+
+    known = [cells for cells in instances if cells is not None]
+    ids = np.concatenate([np.zeros(0, np.int64), *(cells.class_ids for cells in known)])
+    areas = np.concatenate([np.zeros(0, np.int64), *(cells.areas_px for cells in known)])
+    counts = np.bincount(ids, minlength=len(classes) + 1)
+    boxes = any(cells.boxes_only for cells in known)
+    faults = [] if boxes else [check_labels(cells.paint()) for cells in known]
+    return {
+        "kind": kind,
+        "truth": "boxes" if boxes else "masks" if known else "none",
+        "images": len(shapes),
+        "unlabelled": len(shapes) - len(known),
+        "objects": len(ids),
+        "classes": {
+            name: int(counts[k]) for k, name in [*enumerate(classes, 1), *([(0, "unknown")] if counts[0] else [])]
+        },
+        "height_px": _ends([height for height, _ in shapes]),
+        "width_px": _ends([width for _, width in shapes]),
+        "objects_per_image": _spread([len(cells) for cells in known]),
+        "area_px": _spread(areas),
+        "diameter_px": round(float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)), 1) if areas.size else None,
+        "empty": sum(not len(cells) for cells in known),
+        "overlapping": sum(bool(cells.overlapping) for cells in known),
+        "faults": {} if boxes else {name: sum(fault[name] for fault in faults) for name in FAULTS},
+    }
+
+
+def _ends(values: Sequence[int]) -> list[int]:
+    return [int(min(values)), int(max(values))] if len(values) else []
+
+
+def _spread(values: Sequence[int] | np.ndarray) -> list[float]:
+    return [float(np.min(values)), float(np.median(values)), float(np.max(values))] if len(values) else []
+
+
+def tell_folder(told: dict[str, Any]) -> str:
+    """Return the counts of a data set in words."""
+    sizes = " x ".join("-".join(map(str, dict.fromkeys(told[side]))) for side in ("height_px", "width_px"))
+    lines = [f"{told['kind']}: {told['images']} image(s) of {sizes} px, {told['unlabelled']} without labels"]
+    for name in ("splits", "cell_types"):
+        if told.get(name):
+            lines.append(f"{name.replace('_', ' ')}: {_listed(told[name])}")
+    lines.append(f"objects: {told['objects']} ({_listed(told['classes'])})")
+    if told["objects"]:
+        least, median, most = told["objects_per_image"]
+        areas = told["area_px"]
+        lines.append(f"per image: {least:.0f} to {most:.0f}, median {median:.0f}; {told['empty']} image(s) with none")
+        lines.append(
+            f"area: {areas[0]:.0f} to {areas[2]:.0f} px, median {areas[1]:.0f}; diameter {told['diameter_px']:.0f} px"
+        )
+        labels = _listed(told["faults"]) or "boxes, not masks: no outline can be learned from them or scored"
+        lines.append(f"labels: {labels}; objects overlap in {told['overlapping']} image(s)")
+    if told.get("files"):
+        lines.append(tell_files(told["files"]))
+        if all(len(row.get("channels", ())) == 1 for row in told["files"]):
+            lines.append(
+                "one channel per file: a run is to be told what it shows, e.g. convert: {channels: {nuclei: 0}}"
+            )
+    return "\n".join(lines)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

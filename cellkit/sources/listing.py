@@ -1,0 +1,188 @@
+"""One image of a source before it is opened: which files there are, which belong together, which class, which split.
+
+What every layout shares. A layout lists what a folder holds and makes a `SourceImage` of each picture; `assign_splits` then
+refuses two images of one name, thins, and splits. Nothing is opened before `SourceImage.load` is called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.names import plain, stem_of
+from cellkit.errors import UserError, nearest, refuse_or_note
+from cellkit.microscope.conversion import Conversion, Level
+from cellkit.microscope.convert import Converted, convert_frame
+from cellkit.microscope.file_info import Opened
+from cellkit.microscope.light import Limits
+
+SPLIT_WORDS = {"train": "training image", "val": "validation image", "test": "test image"}
+
+
+MIXED = "mixed"
+
+
+LEFT = "left/"  # begins the id of what fits no image
+
+
+UNUSED = "unused"  # the source's own split leaves the image out
+
+
+Convert = Callable[..., "Loaded"]  # (opened, conversion, scene=0, time=0) -> one frame as a picture without truth
+
+
+# ---- one image of a source -----------------------------------------------------------------------------------------
+class Loaded(NamedTuple):
+    """Pixels and truth of one image, before resizing.
+
+    image : (H, W, 3) uint8; instances : Instances or None (no truth); um_per_px : float, nan unknown;
+    channels : str, as in ImageRecord; levels : how each channel was scaled; planes : what became of the z planes;
+    composed : put together from parts whose light differs, so that uneven light says nothing; left_out : what lies in the
+    file and becomes no picture; turned : EXIF orientation by which the pixels were turned, 1 where they were not.
+    """
+
+    image: np.ndarray
+    instances: Instances | None
+    um_per_px: float = math.nan
+    channels: str = ""
+    levels: tuple[Level, ...] = ()
+    planes: str = ""
+    composed: bool = False
+    left_out: tuple[str, ...] = ()
+    turned: int = 1
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """What is known of an image before it is opened; fields as in `ImageRecord`.
+
+    `split` is "" where the source has none of its own, and "unused" where its own split leaves the image out. `loader` is
+    picklable, so that worker processes can load. `own_id` is what the source itself calls the image, and a competition
+    wants to hear: the file's name without its suffix; "" where there is no such name. `files` are those of the data folder
+    that the image is made of, picture first: what no image is made of is named, see `cellkit.sources.leftovers`. `unit` names the
+    file, or the series of files, that it is one of several frames of: they stay on one side of a split. `bare` is an image
+    of which no labels are known. `is_asked`: the source itself, no draw, calls it a test image. `scene` and `time` say which
+    frame of its file it is.
+    """
+
+    image_id: str
+    cell_type: str
+    group: str
+    split: str
+    source: str
+    loader: Callable[..., Loaded]
+    own_id: str = ""
+    files: tuple[Path, ...] = ()
+    unit: str = ""
+    bare: bool = False
+    is_asked: bool = False
+    scene: int = 0
+    time: int = 0
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it stands for something that fits no image, and is there to be set aside with its reason."""
+        return self.image_id.startswith(LEFT)
+
+    def load(self, convert: Convert | None = None) -> Loaded:
+        """Read, convert and return the image and its truth; raises what is wrong with it.
+
+        Parameters
+        ----------
+        convert : callable, optional
+            Makes the picture; see `converted`, the default.
+        """
+        return self.loader(convert=convert or converted)
+
+
+def refuse(problem: str, remedy: str = "", convert: Convert | None = None) -> Loaded:
+    """Stand in for an image that cannot be used: the reason appears where the others are loaded."""
+    raise UserError(problem, remedy)
+
+
+def refuse_several(root: Path, *found: Sequence[Path]) -> Callable[[], Loaded] | None:
+    """Return what refuses an image whose picture or truth is several files of one name; None where each is one at most."""
+    paths = next((paths for paths in found if len(paths) > 1), ())
+    names = " and ".join(path.relative_to(root).as_posix() for path in paths[:2])
+    told = f"{len(paths)} files are called {stem_of(paths[0])}: {names}" if paths else ""
+    return partial(refuse, told, "keep one of them") if paths else None
+
+
+# ---- classes -------------------------------------------------------------------------------------------------------
+def named_class(folder: str, config) -> str:
+    """Return the class a folder is called after, "mixed", or "" when it is called otherwise."""
+    names = {plain(name): name for name in (*config.classes, MIXED)}
+    return names.get(plain(_renamed(folder, config) or ""), "")
+
+
+def _renamed(label: str, config) -> str | None:
+    """Return what ``convert.class_names`` makes of a label, spelled in any way; the label itself where it is not there."""
+    if label in config.class_names:
+        return config.class_names[label]
+    return {plain(known): name for known, name in config.class_names.items()}.get(plain(label), label)
+
+
+def cell_type_of(folders: Iterable[str], config) -> str:
+    """Return the class of the innermost folder that is called after one; else the only class there is; else ""."""
+    named = [named_class(folder, config) for folder in folders]
+    return next((name for name in reversed(named) if name), only_class(config))
+
+
+def only_class(config) -> str:
+    """Return the class where there is one class only, else ""."""
+    return config.classes[0] if len(config.classes) == 1 else ""
+
+
+def class_id_of(label: str, config) -> int:
+    """Return the class id of a label of the source: by class_names, else by name; 0 where class_names says null."""
+    name = _renamed(label, config)
+    if name is None:
+        return 0
+    ids = {plain(known): number for number, known in enumerate(config.classes, 1)}
+    if plain(name) not in ids:
+        raise unknown_class(label, config, f"the source's label '{label}'")
+    return ids[plain(name)]
+
+
+def known_class(label: str, config) -> int:
+    """Return what `class_id_of` does: where a layout is listed, a label that is no class is noted with the others of its kind."""
+    try:
+        return class_id_of(label, config)
+    except UserError as error:
+        refuse_or_note(error)
+        return 0
+
+
+def class_of_line(label: str, config) -> str:
+    """Return the class that a whole image of the source's `label` has; "" where class_names says null."""
+    number = known_class(label, config)
+    return config.classes[number - 1] if number else ""
+
+
+def unknown_class(label: str, config, what: str) -> UserError:
+    """Return the error of a label that is no class and that the config does not name."""
+    return UserError(
+        f"{what} is none of the classes ({', '.join(config.classes)}){nearest(label, config.classes)}",
+        f"name it in convert.class_names, e.g. {label}: {config.classes[0]} (or null: cells of no known class)",
+    )
+
+
+# ---- pictures and label images -------------------------------------------------------------------------------------
+def converted(
+    opened: Opened, conversion: Conversion, scene: int = 0, time: int = 0, limits: Limits | None = None
+) -> Loaded:
+    """Return one frame of an opened file as an 8-bit picture without truth, at full size; `limits` are those of a batch."""
+    return _loaded(convert_frame(opened, scene, time, replace(conversion, scale=1.0, limits=limits)))
+
+
+def _loaded(made: Converted) -> Loaded:
+    return Loaded(
+        made.image, None, made.um_per_px, made.channels, made.levels, made.planes, False, made.left_out, made.turned
+    )

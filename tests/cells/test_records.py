@@ -1,0 +1,454 @@
+"""Records: the table comes back as it was written, its faults are named by line, and splits keep groups whole."""
+
+import csv
+import math
+import os
+import re
+from collections import Counter
+from dataclasses import astuple, fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellkit.cells.records import SPLITS, ImageRecord, read_records, select, write_records
+from cellkit.cells.splits import check_groups, hold_out, k_folds, name_groups, place_of, split_records
+from cellkit.errors import UserError
+from cellkit.tables import as_cell, from_cell, write_frame
+
+HEADER = "image_id,path,height_px,width_px,channels,cell_type,group,split,um_per_px,flags,source,file,scene,time,planes"
+GOOD = "a,images/a.png,10,20,red=;green=GFP;blue=DAPI,HEK,A1,train,0.325,,raw/a.czi scene 0,raw/a.czi,0,0,z max of 5"
+THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+def image(image_id, **kwargs):
+    return ImageRecord(str(image_id), f"images/{image_id}.png", 10, 20, **kwargs)
+
+
+def saved(tmp_path, *lines, encoding="utf-8"):
+    path = tmp_path / "records.csv"
+    path.write_bytes("\n".join([*lines, ""]).encode(encoding))
+    return path
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        read_records(path)
+    assert str(path) in str(error.value), "the file is named"
+    return str(error.value)
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+def test_the_table_as_it_is_written(tmp_path):
+    record = ImageRecord(
+        "a",
+        "images/a.png",
+        10,
+        20,
+        "red=;green=GFP;blue=DAPI",
+        "HEK",
+        "A1",
+        "train",
+        0.325,
+        "",
+        "raw/a.czi scene 0",
+        "raw/a.czi",
+        0,
+        0,
+        "z max of 5",
+    )
+    path = write_records(tmp_path / "records.csv", [record, image("b")])
+    assert path.read_text() == f"{HEADER}\n{GOOD}\nb,images/b.png,10,20,,,,,,,,,0,0,\n"
+    back = read_records(path)
+    assert back[0] == record
+    assert (back[1].split, math.isnan(back[1].um_per_px)) == ("", True)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+RECORDS = st.lists(
+    st.builds(
+        ImageRecord,
+        **{f.name: TEXT for f in fields(ImageRecord) if f.type == "str" and f.name != "split"},
+        height_px=st.integers(1, 10**6),
+        width_px=st.integers(1, 10**6),
+        split=st.sampled_from(SPLITS),
+        um_per_px=st.just(math.nan) | st.floats(1e-6, 1e6),
+    ),
+    max_size=5,
+    unique_by=lambda record: record.image_id,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(RECORDS)
+def test_what_is_written_comes_back(tmp_path_factory, records):
+    path = write_records(tmp_path_factory.mktemp("records") / "records.csv", records)
+    plain = [[None if value != value else value for value in astuple(record)] for record in records]
+    assert [[None if value != value else value for value in astuple(record)] for record in read_records(path)] == plain
+    assert b"\r\n" not in path.read_bytes() or any("\r\n" in str(value) for record in plain for value in record)
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\r\nb", "\n", '"', ",", "'", " a ", "-x", "=1+1", "{}", "é 細胞", "Icon\r"])
+def test_names_that_bite(tmp_path, name):
+    records = [image("1", source=name), image("2", group=name)]
+    back = read_records(write_records(tmp_path / "records.csv", records))
+    assert [(r.source, r.group) for r in back] == [(name, ""), ("", name)]
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "'=x", "''-", "'plain"])
+def test_no_cell_of_a_table_is_run_by_a_spreadsheet(tmp_path, name):  # fault 46
+    path = write_records(tmp_path / "records.csv", [image("a", source=name, group=name, cell_type=name)])
+    with open(path, newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["source"] == as_cell(name) and not re.match(r"[=+\-@\t\r]", row["source"])
+    (back,) = read_records(path)
+    assert (back.source, back.group, back.cell_type) == (name, name, name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=8) | st.from_regex(r"\A'*[=+\-@\t\r].{0,3}\Z"))
+def test_what_is_escaped_comes_back(text):
+    assert from_cell(as_cell(text)) == text
+    assert as_cell(text)[:1] not in ("=", "+", "-", "@", "\t", "\r")
+
+
+def test_other_tables_are_escaped_and_submissions_refuse_such_ids(tmp_path):  # fault 46
+    from cellkit.cells.instances import Instances
+    from cellkit.formats.submission import write_submission
+    from cellkit.tables import write_table
+
+    path = write_table(tmp_path / "labels.csv", [{"image_id": "=1+1", "n": -1.5, "note": "@x"}])
+    assert path.read_text() == "image_id,n,note\n'=1+1,-1.5,'@x\n"
+    with pytest.raises(UserError, match="formula"):
+        write_submission(tmp_path / "s.csv", ["=1+1"], [Instances.empty((4, 4))], "sartorius")
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_source_that_is_no_utf8_is_written_readably(tmp_path):
+    name = os.fsdecode(b"caf\xe9/1.tif")
+    path = write_records(tmp_path / "records.csv", [image("a", source=name, group=name)])
+    (back,) = read_records(path)
+    assert (back.source, back.group) == (r"caf\xe9/1.tif", r"caf\xe9/1.tif"), "one way: it tells the name, no more"
+    assert read_records(write_records(path, [back])) == [back] or math.isnan(back.um_per_px)
+    for bad in (replace(image("a"), path=name), image(name)):
+        with pytest.raises(UserError, match=r"has a name that is no UTF-8\nname images with"):
+            write_records(tmp_path / "other.csv", [bad])
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
+    path = saved(tmp_path, f"{HEADER},note\r", f"{GOOD},seen\r", encoding="utf-8-sig")
+    (record,) = read_records(path)
+    assert (record.image_id, record.um_per_px) == ("a", 0.325)
+
+
+def test_no_record_is_a_table_too(tmp_path):
+    assert read_records(write_records(tmp_path / "records.csv", [])) == []
+
+
+def test_two_images_of_one_name_are_refused_both_ways(tmp_path):
+    path = write_records(tmp_path / "records.csv", [image("kept")])
+    same = [image("x", source="a/1.tif"), image("y"), image("x", source="b/1.tif")]
+    with pytest.raises(UserError, match="two images are called 'x': a/1.tif and b/1.tif\nrename one"):
+        write_records(path, same)
+    assert [r.image_id for r in read_records(path)] == ["kept"]
+    with pytest.raises(UserError, match="two images are called 'a': raw/a.czi scene 0 and raw/a.czi scene 0"):
+        read_records(saved(tmp_path, HEADER, GOOD, GOOD))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (GOOD.replace("10", "ten"), "invalid literal for int() with base 10: 'ten'"),
+        (GOOD.replace("10", ""), "height_px, width_px, scene and time are whole numbers"),
+        (GOOD.replace("10", "10.5"), "height_px, width_px, scene and time are whole numbers"),
+        (GOOD.replace("10", "0"), "an image of 0 x 20 px"),
+        (GOOD.replace("20", "-20"), "an image of 10 x -20 px"),
+        (GOOD.replace("0.325", "fine"), "um_per_px a number or empty"),
+        (GOOD.replace("train", "training"), "split is 'training'\na split is train, val, test or empty"),
+        (GOOD.replace("train", "Train"), "split is 'Train'"),
+        (GOOD.replace(",0,0,", ",first,0,"), "scene and time are whole numbers"),
+        ("a,images/a.png,10,20", "has too few fields"),
+        (GOOD.rpartition(",")[0], "has too few fields"),
+        (f"{GOOD},more", "has too many fields"),
+    ],
+)
+def test_a_fault_is_named_by_its_line(tmp_path, line, reason):
+    other = GOOD.replace("a,", "b,", 1)
+    message = refused(saved(tmp_path, HEADER, other, line))
+    assert reason in message and "records.csv line 3" in message
+    assert " line 5" in refused(saved(tmp_path, HEADER, other.replace("raw", '"two\nlines"', 1), "", line)), (
+        "as an editor counts"
+    )
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path):
+    assert "lacks the column(s) group, split" in refused(saved(tmp_path, HEADER.replace("group,split,", ""), GOOD))
+    assert "lacks the column(s) image_id" in refused(saved(tmp_path, HEADER.replace(",", ";"), GOOD))
+    assert "lacks the column(s) image_id" in refused(saved(tmp_path))
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    assert "no file at" in refused(tmp_path / "records.csv")
+    assert "no file at" in refused(tmp_path)
+    assert "no CSV in UTF-8" in refused(saved(tmp_path, HEADER, GOOD, encoding="utf-16"))
+    assert "no CSV in UTF-8" in refused(saved(tmp_path, HEADER, GOOD.replace("HEK", "ü"), encoding="latin-1"))
+    assert "no CSV in UTF-8" in refused(saved(tmp_path, HEADER, GOOD.replace("HEK", "H" * 200_000)))
+
+
+def test_select():
+    records = [
+        image(k, split=split, cell_type=kind)
+        for k, (split, kind) in enumerate([("train", "A"), ("val", "A"), ("train", "B")])
+    ]
+    names = lambda found: [r.image_id for r in found]  # noqa: E731
+    assert names(select(records)) == ["0", "1", "2"]
+    assert names(select(records, split="train")) == ["0", "2"]
+    assert names(select(records, cell_type="A")) == ["0", "1"]
+    assert names(select(records, "train", "B")) == ["2"]
+    assert names(select(records, split="")) == []
+
+
+# ---- splits --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("count", [10, 25, 60])
+def test_numbered_images_are_split_as_asked(count, seed):
+    done = split_records([image(f"field_{k:02d}") for k in range(count)], THIRDS, seed=seed)
+    counts = Counter(record.split for record in done)
+    assert all(abs(counts[name] - share * count) <= 2 for name, share in THIRDS.items()), counts
+
+
+@pytest.mark.parametrize("count", [20, 40])
+@pytest.mark.parametrize("name", ["A_{:02d}", "day {0} well {0} field {0}", "{}"])
+def test_an_image_more_moves_no_other(name, count):
+    before = [image(name.format(k)) for k in range(count)]
+    split = lambda records: {r.image_id: r.split for r in split_records(records, THIRDS, seed=0)}  # noqa: E731
+    for more in ("A_00a", "zz", "aa", name.format(count), name.format(999)):
+        after = split([image(more), *before])
+        assert all(after[r.image_id] == place for r, place in zip(before, split(before).values(), strict=True))
+        fewer = split(before[1:])
+        assert all(fewer[r.image_id] == after[r.image_id] for r in before[1:])
+
+
+@pytest.mark.parametrize("step", [21, 55, 89, 144, 233, 610, 987, 1597])
+def test_numbers_far_apart_are_split_about_as_asked(step):
+    shares = []
+    for seed in range(6):
+        done = split_records([image(f"frame_{step * k}") for k in range(40)], THIRDS, seed=seed)
+        shares.append(sum(r.split == "train" for r in done) / 40)
+    assert 0.4 < np.mean(shares) < 0.8 and max(shares) <= 0.9, shares
+
+
+def test_a_name_decides_however_it_is_encoded():
+    composed, decomposed = "M\u00fcller_3", "Mu\u0308ller_3"
+    assert place_of(composed) == place_of(decomposed) and place_of(composed) != place_of(composed, seed=1)
+
+
+def test_each_cell_type_reaches_each_split():
+    records = [image(k, cell_type="A" if k < 20 else "B") for k in range(25)]
+    for seed in range(20):
+        counts = Counter((record.cell_type, record.split) for record in split_records(records, THIRDS, seed=seed))
+        assert len(counts) == 6, (seed, counts)
+        assert counts["B", "train"] >= 1
+
+
+def test_few_images_train_first():
+    for seed in range(10):
+        assert [r.split for r in split_records([image(7)], THIRDS, seed)] == ["train"]
+        assert sorted(r.split for r in split_records([image(7), image(9)], THIRDS, seed)) == ["train", "val"]
+
+
+def test_another_seed_is_another_split():
+    records = [image(k) for k in range(30)]
+    splits = {tuple(r.split for r in split_records(records, THIRDS, seed)) for seed in range(5)}
+    assert len(splits) == 5
+
+
+FRACTIONS = st.dictionaries(st.sampled_from(SPLITS), st.integers(0, 10), min_size=1).filter(lambda d: sum(d.values()))
+SETS = st.lists(st.tuples(st.sampled_from(["A", "B", ""]), st.sampled_from(["", "g1", "g2", "g3", "g4"])), max_size=30)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SETS, FRACTIONS, st.integers(0, 9), st.sampled_from(["image", "group"]), st.booleans(), st.randoms())
+def test_splits_keep_their_promises(about, weights, seed, by, stratify, random):
+    fractions = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    records = [image(k, cell_type=kind, group=group) for k, (kind, group) in enumerate(about)]
+    done = split_records(records, fractions, seed, by, stratify)
+    assert [replace(record, split="") for record in done] == records, "nothing else changes, nor the order"
+    wanted = {name for name, weight in weights.items() if weight}
+    assert {record.split for record in done} <= wanted
+    shuffled = random.sample(records, len(records))
+    again = {record.image_id: record.split for record in split_records(shuffled, fractions, seed, by, stratify)}
+    assert again == {record.image_id: record.split for record in done}, "the order given does not matter"
+    if by == "group":
+        named = {name: share for name, share in fractions.items() if name}
+        check_groups(done if named == fractions else [r for r in done if r.split])
+        for group in {record.group for record in records} - {""}:
+            assert len({record.split for record in done if record.group == group}) == 1
+    if by == "group" and stratify:
+        if len({r.group or r.image_id for r in records}) >= len(wanted):
+            assert {r.split for r in done} == wanted, "every wanted split gets one while there are enough"
+        return
+    strata = {r.cell_type for r in records} if stratify and by == "image" else {None}
+    for stratum in strata:
+        part = [r for r in done if stratum in (None, r.cell_type)]
+        units = {(r.group or r.image_id) if by == "group" else r.image_id: r.split for r in part}
+        counts = Counter(units.values())
+        if len(units) >= len(wanted):
+            assert set(counts) == wanted, "every wanted split gets one while there are enough"
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [
+        {},
+        {"train": 0.5},
+        {"train": 0.7, "val": 0.7},
+        {"train": 1.5, "val": -0.5},
+        {"train": math.nan, "val": 0.5},
+        {"train": 0.5, "validation": 0.5},
+    ],
+)
+def test_fractions_that_are_none_are_refused(fractions):
+    with pytest.raises(UserError, match="split fractions are .*\ngive train, val and test, summing to 1"):
+        split_records([image(k) for k in range(4)], fractions, seed=0)
+
+
+def test_splitting_by_something_else_is_refused():
+    with pytest.raises(UserError, match="split_by is 'plate'\nsplit by 'image' or by 'group'"):
+        split_records([image(0)], THIRDS, seed=0, by="plate")
+
+
+def test_a_group_on_both_sides_is_refused():
+    records = [
+        image(0, group="A1", split="train"),
+        image(1, group="A1", split="test"),
+        image(2, group="B2", split="val"),
+    ]
+    with pytest.raises(UserError, match="group A1 is in more than one split\nset convert.split_by: group"):
+        check_groups(records)
+    check_groups(records[1:])
+    check_groups([records[0], replace(records[1], split="")])  # set aside
+    check_groups([image(0, split="train"), image(1, split="test")])  # no group known
+
+
+# ---- groups and folds ----------------------------------------------------------------------------------------------
+def wells(plan):
+    """Make images of wells: {well: {cell type: images}}."""
+    return [
+        image(f"{well}_{kind}_{n}", group=well, cell_type=kind, source=f"plate 1/{well}_{kind}_{n}.tif")
+        for well, kinds in plan.items()
+        for kind, count in kinds.items()
+        for n in range(count)
+    ]
+
+
+PLATE = wells({f"{row}{n:02d}": {"AB"[row > "D"]: 4 + n % 3} for row in "ABCDEFGH" for n in (1, 2, 3)})
+
+
+def test_whole_groups_are_split_with_even_shares_of_the_cell_types():
+    for seed in range(4):
+        done = split_records(PLATE, THIRDS, seed, by="group")
+        check_groups(done)
+        for kind in "AB":
+            counts = Counter(r.split for r in done if r.cell_type == kind)
+            total = sum(counts.values())
+            assert all(abs(counts[name] / total - share) < 0.3 for name, share in THIRDS.items()), (seed, kind, counts)
+    assert len({tuple(r.split for r in split_records(PLATE, THIRDS, seed, by="group")) for seed in range(4)}) == 4
+
+
+def test_a_rare_type_in_few_groups_reaches_every_split():
+    records = wells({f"A{n:02d}": {"common": 10} for n in range(12)} | {f"B{n:02d}": {"rare": 2} for n in range(3)})
+    for seed in range(5):
+        done = split_records(records, {"train": 0.34, "val": 0.33, "test": 0.33}, seed, by="group")
+        assert {r.split for r in done if r.cell_type == "rare"} == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("by", ["image", "group"])
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_folds_hold_every_image_once_and_even_shares(by, k):
+    folds = k_folds(PLATE, k, seed=1, by=by)
+    assert sorted(r.image_id for fold in folds for r in fold) == sorted(r.image_id for r in PLATE)
+    if by == "group":
+        where = {(r.group, number) for number, fold in enumerate(folds) for r in fold}
+        assert len(where) == 24, "no group is in two folds"
+    share = sum(r.cell_type == "A" for r in PLATE) / len(PLATE)
+    for fold in folds:
+        assert abs(sum(r.cell_type == "A" for r in fold) / len(fold) - share) < (0.1 if by == "group" else 0.05)
+        assert abs(len(fold) - len(PLATE) / k) <= (6 if by == "group" else 1)
+
+
+FOLD_SETS = st.lists(
+    st.tuples(st.sampled_from("ABC"), st.sampled_from(["", "g1", "g2", "g3"])), min_size=2, max_size=30
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(FOLD_SETS, st.integers(2, 6), st.integers(0, 9), st.sampled_from(["image", "group"]), st.randoms())
+def test_folds_keep_their_promises(about, k, seed, by, random):
+    records = [image(n, cell_type=kind, group=group) for n, (kind, group) in enumerate(about)]
+    units = {(r.group or r.image_id) if by == "group" else r.image_id for r in records}
+    if k > len(units):
+        with pytest.raises(UserError, match=rf"{k} folds of {len(units)} {by}"):
+            k_folds(records, k, seed, by)
+        return
+    folds = k_folds(records, k, seed, by)
+    assert len(folds) == k and all(folds), "no fold is empty"
+    assert Counter(r.image_id for fold in folds for r in fold) == Counter(r.image_id for r in records)
+    again = k_folds(random.sample(records, len(records)), k, seed, by)
+    assert [{r.image_id for r in fold} for fold in again] == [{r.image_id for r in fold} for fold in folds]
+    if by == "group":
+        for group in {r.group for r in records} - {""}:
+            assert sum(any(r.group == group for r in fold) for fold in folds) == 1
+    held = hold_out(folds, 0)
+    assert {r.image_id for r in held if r.split == "val"} == {r.image_id for r in folds[0]}
+    assert {r.split for r in held} == {"train", "val"}
+    if by == "group":
+        check_groups(held)
+
+
+def test_folds_that_cannot_be_are_refused():
+    for k in (-1, 0, 1, 25):
+        with pytest.raises(UserError, match=rf"{k} folds of 24 group\(s\)\nask for 2 folds or more"):
+            k_folds(PLATE, k, 0, by="group")
+    with pytest.raises(UserError, match="folds by 'well'"):
+        k_folds(PLATE, 2, 0, by="well")
+    with pytest.raises(UserError, match="stratified by 'kind'\nname a column"):
+        k_folds(PLATE, 2, 0, stratify="kind")
+    with pytest.raises(UserError, match="fold 2 of 2\nfolds are 0 to 1"):
+        hold_out(k_folds(PLATE, 2, 0), 2)
+    assert len(k_folds(PLATE, 3, 0, stratify=None)) == 3
+
+
+def test_groups_are_found_in_names():
+    bare = [replace(record, group="") for record in PLATE]
+    named = name_groups(bare, r"(?P<group>[A-H]\d\d)_")
+    assert named == PLATE
+    assert name_groups(PLATE, None) == PLATE
+    by_id = name_groups([image("donor7-field3")], r"donor(?P<group>\d+)")
+    assert by_id[0].group == "7", "where there is no source, the id"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (r"(?P<group>[A-B]\d\d)", "fits 30 of 120 images, not e.g. 'plate 1/C01_A_0.tif'\nwrite an expression"),
+        (r"(?P<group>x?)plate", "fits 0 of 120 images"),
+        (r"([A-H]\d\d)", "names no group\nmark the part"),
+        (r"(?P<group>[A-H", "unterminated character set"),
+    ],
+)
+def test_a_rule_that_leaves_images_without_a_group_is_refused(pattern, reason):
+    with pytest.raises(UserError) as error:
+        name_groups(PLATE, pattern)
+    assert reason in str(error.value) and "convert.group_from" in str(error.value)
+
+
+def test_a_written_frame_is_safe_to_open_and_reads_back(tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame({"group": ["=1+1", "plate", None], "score": [0.1 + 0.2, 1.0, float("nan")], "n": [1, 2, 3]})
+    path = write_frame(tmp_path / "t.csv", frame)
+    assert path.read_text().splitlines() == ["group,score,n", "'=1+1,0.30000000000000004,1", "plate,1.0,2", ",,3"]
+    assert write_frame(tmp_path / "e.csv", frame.head(0)).read_text() == "group,score,n\n"

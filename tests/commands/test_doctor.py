@@ -1,0 +1,158 @@
+"""What this machine can run, and what to do about the rest."""
+
+import json
+import shutil
+from importlib import metadata
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+from cellkit import machine, manifest, models
+from cellkit.commands import machine_report
+from cellkit.fetch.find import find_weights
+from cellkit.models import weights
+
+
+@pytest.fixture(scope="module")
+def found():
+    return machine_report.examine()
+
+
+class TestHere:
+    """On a machine where the tests run, the default path works."""
+
+    def test_all_is_well_and_said_in_plain_values(self, found):
+        assert found["ok"] is True
+        assert found["problems"] == []
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+    def test_device_and_memory_are_what_torch_and_the_system_say(self, found):
+        import torch
+
+        from cellkit.machine import device_and_dtype
+
+        device, dtype = device_and_dtype()
+        assert found["device"]["kind"] == device.type
+        assert f"torch.{found['device']['number_type']}" == str(dtype)
+        assert found["device"]["bfloat16"] is (dtype == torch.bfloat16)
+        assert found["device"]["cpus"] >= 1
+        assert 0 < found["memory"]["free_gb"] <= found["memory"]["total_gb"]
+        assert found["disk"]["free_gb"] > 0
+
+    def test_every_requirement_is_compared(self, found):
+        listed = {item["name"]: item for item in found["packages"]}
+        assert listed["python"]["ok"]
+        assert listed["torch"]["installed"] == metadata.version("torch")
+        assert listed["cellpose"]["wanted"] in ("<4.3,>=4.2", ">=4.2,<4.3")
+        assert "pytest" not in listed, "extras are not required"
+
+    def test_backends_and_weights(self, found):
+        assert {item["name"]: item["ok"] for item in found["backends"]} == dict.fromkeys(models.backend_names(), True)
+        (starter,) = [item for item in found["weights"] if item["name"] == "starter"]
+        assert starter["ok"]
+        assert starter["sha256"] == weights.read_card(find_weights("starter")).sha256
+
+    def test_another_arithmetic_is_noted(self, found):
+        for number, noted in (("float32", False), ("bfloat16", True), (None, False)):
+            text = machine_report.tell(found | {"device": found["device"] | {"number_type": number}})
+            assert ("note     bfloat16 here, float32 on other processors" in text) is noted
+
+    def test_words(self, found):
+        text = machine_report.tell(found)
+        assert "all the default path needs is here" in text
+        for word in ("device", "memory", "maskrcnn_torchvision", "starter", metadata.version("torch")):
+            assert word in text
+
+
+class TestFaults:
+    @pytest.fixture
+    def lacking(self, monkeypatch, tmp_path):
+        """A backend of one's own, which needs a package that nobody has."""
+        (tmp_path / "mine.py").write_text('TITLE = "Mine"\nREQUIRES = ("skimage", "nosuchpackage")\n')
+        monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+
+    def test_a_missing_package_and_the_line_that_installs_it(self, lacking):
+        item = next(item for item in machine_report.check_backends() if item["name"] == "mine")
+        assert not item["ok"]
+        assert item["problem"] == "backend 'mine' needs the package 'nosuchpackage'"
+        assert item["remedy"] == "pip install scikit-image nosuchpackage"
+
+    def test_a_default_backend_that_cannot_run_is_a_problem(self, lacking, monkeypatch):
+        monkeypatch.setattr(machine_report, "FLOOR", "mine")
+        found = machine_report.examine()
+        assert not found["ok"]
+        assert [p["remedy"] for p in found["problems"]] == ["pip install scikit-image nosuchpackage"]
+        assert "the default path cannot run yet" in machine_report.tell(found)
+
+    def test_an_extra_backend_that_cannot_run_is_told_but_no_problem(self, lacking):
+        found = machine_report.examine()
+        assert found["ok"]
+        assert [item["name"] for item in found["backends"] if not item["ok"]] == ["mine"]
+        assert "nosuchpackage" in machine_report.tell(found)
+
+    @pytest.mark.parametrize(
+        ("installed", "wanted", "problem"),
+        [
+            ("2.15.0", ">=2.10", ""),
+            ("2.15.0+cpu", ">=2.10", ""),
+            ("2.11.0rc1", ">=2.10", ""),
+            ("2.9.1", ">=2.10", "torch is 2.9.1, >=2.10 is wanted"),
+            (None, ">=2.10", "torch is not installed, >=2.10 is wanted"),
+        ],
+    )
+    def test_versions(self, installed, wanted, problem):
+        item = machine_report._compared("torch", installed, SpecifierSet(wanted), "pip install 'torch>=2.10'")
+        assert (item["ok"], item["problem"]) == (not problem, problem)
+        assert bool(item["remedy"]) == bool(problem)
+
+    def test_a_package_without_metadata(self):
+        (item,) = machine_report.check_packages("no-such-package-at-all")
+        assert item["problem"] == "no-such-package-at-all is not installed"
+
+    def test_weights_that_were_changed_and_weights_that_are_gone(self, monkeypatch, tmp_path):
+        path = find_weights("starter")
+        for file in (path, path.with_suffix(".json")):
+            shutil.copy(file, tmp_path)
+        monkeypatch.setattr(machine_report, "PACKAGED", tmp_path)
+        with open(tmp_path / "starter.safetensors", "r+b") as file:
+            file.seek(-1, 2)
+            last = file.read(1)[0]
+            file.seek(-1, 2)
+            file.write(bytes([last ^ 1]))
+        (item,) = machine_report.check_weights()
+        assert "sha256 differs" in item["problem"]
+        (tmp_path / "starter.safetensors").unlink()
+        found = machine_report.examine()
+        assert found["problems"][0]["problem"] == "the starter weights are missing"
+
+    def test_a_full_disk(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(manifest, "MIN_FREE_BYTES", 10**18)
+        item = machine_report.check_disk(tmp_path)
+        assert not item["ok"]
+        assert "MB are free on the disk of" in item["problem"]
+
+    def test_a_container_allows_less_memory_than_the_machine_has(self, monkeypatch):
+        allowed = {"/sys/fs/cgroup/memory.max": 2 * 10**9, "/sys/fs/cgroup/memory.current": 500_000_000}
+        monkeypatch.setattr(machine, "_number_in", allowed.get)
+        memory = machine.memory()
+        assert memory["total_gb"] == 2.0
+        assert memory["free_gb"] <= 1.5
+
+    def test_no_number_in_a_file(self, tmp_path):
+        (tmp_path / "max").write_text("max\n")
+        assert machine._number_in(str(tmp_path / "max")) is None
+        assert machine._number_in(str(tmp_path / "none")) is None
+
+    def test_the_data_folder(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("CELLKIT_DATA", raising=False)
+        assert machine_report.check_data() == {
+            "name": "CELLKIT_DATA",
+            "ok": True,
+            "problem": "",
+            "remedy": "",
+            "value": None,
+        }
+        monkeypatch.setenv("CELLKIT_DATA", str(tmp_path))
+        assert machine_report.check_data()["ok"]
+        monkeypatch.setenv("CELLKIT_DATA", str(tmp_path / "none"))
+        assert "no such folder" in machine_report.check_data()["problem"]

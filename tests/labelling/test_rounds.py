@@ -1,0 +1,70 @@
+"""Which images to correct first, and what a person changed since the proposals and since the last round."""
+
+import numpy as np
+import pytest
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
+from cellkit.labelling.annotate import Labelled, write_chosen
+from cellkit.labelling.rounds import CHANGE_COLUMNS, change, correct_first, label_changes, tell_proposed
+
+SHAPE = (8, 12)
+
+
+def cells(count: int, score: float = 1.0) -> Instances:
+    labels = np.zeros(SHAPE, np.int32)
+    for k in range(count):
+        labels[1:4, 3 * k : 3 * k + 2] = k + 1
+    return Instances.from_labels(labels).with_scores(score)
+
+
+@pytest.fixture
+def images(tmp_path):
+    records = [ImageRecord(n, f"images/{n}.png", *SHAPE, split="train") for n in "abcd"]
+    return CellDataset(records, [Instances.empty(SHAPE)] * 4, (), tmp_path, [1, 2, 3, 4])
+
+
+def test_disagreement_and_doubt_come_first_and_corrected_images_not_at_all(images):
+    proposals = [cells(4, 0.9), cells(4, 0.9), cells(4, 0.5), cells(0)]
+    others = [cells(4), cells(1), cells(1), cells(0)]
+    chosen = [Labelled(n, x.paint(), how) for n, x, how in zip("abc", proposals[:3], ("proposed",) * 3, strict=True)]
+    table = correct_first(images, proposals, others, chosen)
+    assert table["image_id"].tolist() == ["c", "b", "d", "a"]
+    assert table["made_by"].tolist() == ["proposed", "proposed", "", "proposed"], "d has no labels at all"
+    assert table["cells"].tolist() == [4, 4, 0, 4]
+    np.testing.assert_allclose(table["disagreement"], [0.6, 0.6, 0, 0])
+    np.testing.assert_allclose(table["confidence"], [0.5, 0.9, np.nan, 0.9])
+    corrected = [Labelled(n, x.paint(), "corrected") for n, x in zip("abcd", proposals, strict=True)]
+    assert correct_first(images, proposals, others, corrected).empty
+    told = tell_proposed(chosen, table)
+    assert told.startswith("proposals, no truth: the labels of 3 of 3 images are the model's own")
+    assert "\ncorrect first: c, b, d, ... (correct_first.csv has all, in order)" in told
+    assert tell_proposed(corrected, correct_first(images, proposals, others, corrected)) == ""
+
+
+def test_changes_are_counted_against_proposals_and_the_last_round(images, tmp_path):
+    proposals = [cells(3)] * 4
+    moved = cells(4).paint()
+    moved[1, 0:2] = 0  # the first cell lost a row, a fourth was drawn
+    first = [Labelled(n, cells(3).paint(), "proposed") for n in "abcd"]
+    write_chosen(first, tmp_path / "labels", tmp_path / "labels.csv")
+    second = [Labelled("a", moved, "corrected"), *first[1:3], Labelled("d", cells(2).paint(), "corrected")]
+    table = label_changes(images, proposals, second, tmp_path / "labels")
+    assert list(table.columns) == list(CHANGE_COLUMNS)
+    rows = [tuple(row) for row in table.drop(columns=["made_by", "iou"]).itertuples(index=False)]
+    told = [("a", 4, 2, 1, 1, 0), ("d", 2, 2, 0, 0, 1)]
+    assert rows == [("proposals", *one) for one in told] + [("last round", *one) for one in told]
+    np.testing.assert_allclose(table["iou"], [(2 + 2 / 3) / 3, 1] * 2)
+    assert label_changes(images, proposals, first, tmp_path / "labels").empty, "nothing was changed"
+    of_another_diameter = [Labelled(n, cells(2).paint(), "proposed") for n in "abcd"]
+    assert label_changes(images, [cells(2)] * 4, of_another_diameter, tmp_path / "labels").empty, "by no person"
+    (tmp_path / "labels/labels.json").write_text("{")
+    assert set(label_changes(images, proposals, second, tmp_path / "labels")["since"]) == {"proposals"}
+    assert set(label_changes(images, proposals, second, tmp_path / "nowhere")["since"]) == {"proposals"}
+
+
+def test_nothing_before_and_nothing_after():
+    assert change(cells(0), cells(2))[:4] == (0, 0, 2, 0)
+    assert change(cells(2), cells(0))[:4] == (0, 0, 0, 2)
+    assert np.isnan(change(cells(0), cells(0))[4])

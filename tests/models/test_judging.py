@@ -1,0 +1,84 @@
+"""What has chosen a checkpoint judges it nowhere; and who chooses follows from the name alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
+from cellkit.evaluate.evaluation import decide, rejected
+from cellkit.models.judging import CHOOSE_FROM, choosers, judges
+from cellkit.scores.intervals import Difference
+
+
+def val_images(count, fields=1, split="val"):
+    return [
+        ImageRecord(f"i{k}", f"{k}.png", 8, 8, split=split, group=f"well {k // fields}" if fields > 1 else "")
+        for k in range(count)
+    ]
+
+
+def data(records):
+    return CellDataset(records, [Instances.empty((8, 8))] * len(records), (), Path(), list(range(1, len(records) + 1)))
+
+
+@pytest.mark.parametrize("count", range(CHOOSE_FROM))
+def test_few_images_all_judge(count):
+    assert choosers(val_images(count)) == []
+    assert len(judges(data(val_images(count)))) == count
+
+
+@pytest.mark.parametrize("count", [12, 20, 60])
+def test_choosers_and_judges_share_no_image(count):
+    images = val_images(count)
+    chose, judge = set(choosers(images)), {r.image_id for r in judges(data(images)).records}
+    assert not chose & judge and chose | judge == {r.image_id for r in images}
+    assert len(judge) >= 6 and len(chose) >= 2
+    more = set(choosers([*images, ImageRecord("new", "n.png", 8, 8, split="val")]))
+    assert more - {"new"} == chose, "one image more changes no other's part"
+
+
+def test_groups_choose_and_judge_whole():
+    images = val_images(60, fields=4)
+    chose = set(choosers(images))
+    for well in {r.group for r in images}:
+        assert len({r.image_id in chose for r in images if r.group == well}) == 1
+    assert choosers(val_images(40, fields=8)) == [], "five wells are few, however many fields they have"
+
+
+def test_test_images_never_choose():
+    images = val_images(30, split="test")
+    assert len(judges(data(images))) == 30
+
+
+def test_what_was_not_kept_is_not_handed_in():
+    base, tuned = Path("a/cellpose_base.safetensors"), Path("a/cellpose_tuned.safetensors")
+    paths = {"cellpose_base_checkpoint": base, "cellpose_tuned_checkpoint": tuned}
+    assert rejected(paths | {"cellpose_checkpoint": base}) == ["cellpose_tuned"]
+    assert rejected(paths | {"cellpose_checkpoint": tuned}) == ["cellpose_base"]
+    assert rejected({}) == [] and rejected(paths) == []
+    table = pd.DataFrame({"model": ["cellpose_base", "cellpose_tuned"], "split": "val", "score": [0.5, 0.6]})
+    assert decide(table, "best", "val") == "cellpose_tuned"
+    assert decide(table, "best", "val", ["cellpose_tuned"]) == "cellpose_base"
+    assert decide(table, "cellpose_tuned", "val", ["cellpose_tuned"]) == "cellpose_tuned", "named, it is taken"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7, 12, 20])
+def test_the_whole_rule_seldom_keeps_a_model_that_is_no_better(count):
+    rng, trials = np.random.default_rng(count), 1000
+    images = val_images(count)
+    chose = np.isin([r.image_id for r in images], choosers(images))
+    shared, own = rng.normal(0, 0.03, (trials, 1, count)), rng.normal(0, 0.03, (trials, 6, count))
+    gains = np.sqrt(0.5) * (shared + own)
+    picked = gains[:, :, chose].mean(axis=2).argmax(axis=1) if chose.any() else np.full(trials, 5)
+    judged = gains[np.arange(trials), picked][:, ~chose]
+    n = judged.shape[1]
+    errors = judged.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(trials, np.nan)
+    kept = [
+        Difference(mean, np.nan, np.nan, n, n, error).better
+        for mean, error in zip(judged.mean(axis=1), errors, strict=True)
+    ]
+    assert np.mean(kept) <= 0.025 + 2 * np.sqrt(0.025 / trials)

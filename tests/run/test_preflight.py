@@ -1,0 +1,598 @@
+"""The look ahead: each problem of data and settings is told before anything runs, all at once, and as the stages see it."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from cellkit.config.reading import load_config
+from cellkit.errors import UserError
+from cellkit.evaluate.evaluation import check_submit
+from cellkit.formats.label_images import write_labels
+from cellkit.microscope.file_info import headers_only
+from cellkit.models.weights import save_checkpoint
+from cellkit.run.notebooks import read_notebooks
+from cellkit.run.outlook import ERROR, WARNING
+from cellkit.run.preflight import look_ahead, look_at, preflight
+from cellkit.run.preflight_models import MODELS
+from cellkit.sources.ingest import gather
+
+SIZE = 32
+CONFIG = """
+data: s
+classes: [HEK, N2a]
+convert: {source: microscope, channels: {nuclei: DAPI, cytoplasm: GFP}}
+"""
+
+
+def stack(path: Path, size: int = SIZE, names=("DAPI", "GFP"), seed: int = 0) -> None:
+    """Write a field of two round cells, as OME-TIFF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    light = np.random.default_rng(seed).normal(300, 30, (len(names), size, size))
+    light[:, 4:12, 4:12] += 2000
+    light[:, 18:28, 16:26] += 2500
+    metadata = {"axes": "CYX", "Channel": {"Name": list(names)}}
+    tifffile.imwrite(path, light.astype(np.uint16), ome=True, photometric="minisblack", metadata=metadata)
+
+
+def labels(path: Path, size: int = SIZE) -> None:
+    cells = np.zeros((size, size), np.uint16)
+    cells[4:12, 4:12], cells[18:28, 16:26] = 1, 2
+    write_labels(path, cells)
+
+
+def mask(path: Path, value: int = 255, pieces: int = 2) -> None:
+    """Write where cells are, all with one value."""
+    cells = np.zeros((SIZE, SIZE), np.uint8)
+    for k in range(pieces):
+        cells[9 * k + 1 : 9 * k + 7, 4:12] = value
+    tifffile.imwrite(path, cells)
+
+
+def lab(count: int = 4, root: Path = Path("s"), lines=("HEK", "N2a"), truth: bool = True) -> None:
+    for number, (line, k) in enumerate((line, k) for line in lines for k in range(count)):
+        stack(root / line / f"{line}{k}.ome.tif", seed=number)
+        if truth:
+            labels(root / "truth" / line / f"{line}{k}.tif")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder with a configuration of two lines; the data are for the test to draw."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CELLKIT_RUNNER", raising=False)
+    monkeypatch.setenv("CELLKIT_WEIGHTS", str(tmp_path / "weights"))
+    Path("c.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def look(**overrides):
+    """Look ahead with dotted keys, ``_`` written as ``__`` standing for the dot."""
+    return look_at("c.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def texts(outlook, severity: str) -> str:
+    return "\n".join(f"{one.problem} -> {one.remedy}" for one in outlook.findings if one.severity == severity)
+
+
+def refused(**overrides) -> str:
+    return texts(look(**overrides), ERROR)
+
+
+def warned(**overrides) -> str:
+    """Return the warnings; there must be no error."""
+    outlook = look(**overrides)
+    assert outlook.errors() == []
+    return texts(outlook, WARNING)
+
+
+def converted(**overrides):
+    """Do what notebook 01 does first."""
+    cfg = load_config("c.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+    return gather(cfg.convert, "s", "run", cfg)
+
+
+# ---- nothing is wrong ------------------------------------------------------------------------------------------------
+def test_of_a_good_set_there_is_nothing_to_say_and_nothing_is_written(here):
+    lab()
+    before = sorted(path for path in here.rglob("*"))
+    outlook = look(convert__seed=2)  # which deals each line into all splits
+    assert outlook.findings == []
+    assert sum(sum(kinds.values()) for kinds in outlook.counts().values()) == 8
+    assert set(outlook.counts()) == {"train", "val", "test"}
+    assert "would run: 8 image(s) (train HEK" in outlook.plan() and "of 's' (microscope)" in outlook.plan()
+    assert sorted(path for path in here.rglob("*")) == before
+
+
+def test_no_pixel_of_a_picture_is_read(here, monkeypatch):
+    lab()
+    read = tifffile.TiffPageSeries.asarray
+
+    def labels_only(series, *args, **kwargs):
+        return pytest.fail("pixels were read") if len(series.shape) > 2 else read(series, *args, **kwargs)
+
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", labels_only)
+    assert look(convert__seed=2).findings == []
+
+
+def test_the_demo_is_good_before_it_is_drawn():
+    assert preflight(load_config(Path(__file__).parents[2] / "configs/demo.yaml")) == []
+
+
+def test_what_is_drawn_is_looked_at_as_if_it_were_there(here):
+    Path("c.yaml").write_text("classes: [HEK, N2a]\nconvert: {channels: {nuclei: DAPY}}\n")
+    assert "'DAPY' is no channel (did you mean 'DAPI'?)" in refused()
+    Path("c.yaml").write_text("classes: [HEK, Hela]\nconvert: {channels: {nuclei: DAPI}}\n")
+    assert "no cell line 'Hela'" in refused()
+    Path("c.yaml").write_text("classes: [HEK]\nconvert: {channels: {nuclei: DAPI}, drawn: {mixed_images: 1}}\n")
+    assert "name a second line, or set mixed_images to 0" in refused()
+
+
+# ---- data --------------------------------------------------------------------------------------------------------------
+def drop(path: str) -> None:
+    for file in sorted(Path("s").glob(path)):
+        if file.is_file():
+            file.unlink()
+
+
+def rename(old: str, new: str) -> None:
+    Path(new).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(old, new)
+
+
+ERRORS = {  # what is done to a good set, settings, and what is said
+    "no folder": (lambda: rename("s", "t"), {}, "data is 's', no such folder"),
+    "no truth": (lambda: rename("s/truth", "t"), {}, "label.use is truth, but the images came without labels"),
+    "labels of other names": (
+        lambda: [rename(str(p), str(p.with_name(f"x{p.name}"))) for p in sorted(Path("s/truth").rglob("*.tif"))],
+        {},
+        "8 label file(s), e.g. truth/HEK/xHEK0.tif, and none is called after an image",
+    ),
+    "channel": (lambda: None, {"convert__channels__nuclei": "DAPY"}, "'DAPY' is no channel"),
+    "no channel named": (
+        lambda: None,
+        {"convert__channels": {"nuclei": None, "cytoplasm": None}},
+        "names neither nuclei nor cytoplasm",
+    ),
+    "plane": (lambda: None, {"convert__projection": 3}, "plane 3 is wanted of HEK0.ome.tif, which has 1"),
+    "two images": (lambda: drop("**/*[1-9].*"), {}, "no test image"),
+    "one image": (lambda: drop("**/*[1-9].*") or drop("**/N2a*"), {}, "no validation image and no test image"),
+    "class without images": (lambda: drop("**/N2a*"), {}, "no training image is of the class N2a"),
+    "folder and class": (lambda: None, {"classes": ["HEK", "NIH3T3"]}, "no training image is of the class NIH3T3"),
+    "no class of the labels": (
+        lambda: [rename(str(p), f"s/{p.name}") for p in sorted(Path("s").glob("*/*.ome.tif"))]
+        and [rename(str(p), f"s/truth/{p.name}") for p in sorted(Path("s/truth").glob("*/*.tif"))],
+        {"coco__class_from": "truth"},
+        "no training image has a labelled cell of HEK, N2a",
+    ),
+    "group": (lambda: None, {"convert__split_by": "group"}, "convert.split_by is group, and no image has a group"),
+    "group rule": (lambda: None, {"convert__group_from": "(?P<group>plate)"}, "fits 0 of 8 images"),
+    "no share": (lambda: None, {"convert__split": {"train": 1.0, "val": 0.0, "test": 0.0}}, "no validation image"),
+    "a file per channel": (
+        lambda: [rename(str(p), f"{str(p)[:-8]}_{c}.tif") for p, c in
+                 zip(sorted(Path("s/HEK").iterdir()), ("1_C1", "1_C2", "2_C1", "2_C2"), strict=True)] and
+                [rename(f"s/HEK/HEK{k}_{n}_{c}.tif", f"s/HEK/a_{n}_{c}.tif")
+                 for k, n, c in ((0, 1, "C1"), (1, 1, "C2"), (2, 2, "C1"), (3, 2, "C2"))],
+        {},
+        "seem to be the channels of one image",
+    ),
+    "table of classes": (
+        lambda: Path("s/truth/classes.csv").write_text("file,label,class\nHEK/HEK0.tif,1,Vero\nN2a/N2a0.tif,x,N2a\n"),
+        {},
+        "classes.csv line 2: the source's label 'Vero' is none of the classes",
+    ),
+    "its second fault": (
+        lambda: Path("s/truth/classes.csv").write_text("file,label,class\nHEK/HEK0.tif,1,Vero\nN2a/N2a0.tif,x,N2a\n"),
+        {},
+        "classes.csv line 3: could not convert",
+    ),
+    "twice": (lambda: stack(Path("s/HEK/HEK0.tif")), {}, "would both be image 'HEK_HEK0'"),
+    "leaves the data": (lambda: None, {"convert__path": ".."}, "leads out of"),
+    "reported and choosing": (
+        lambda: None,
+        {"evaluate__report_split": "val"},
+        "evaluate.report_split is val, whose images also choose",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ERRORS)
+def test_an_error_of_the_data_is_one_that_notebook_01_refuses_or_a_later_one(here, fault):
+    change, settings, told = ERRORS[fault]
+    lab()
+    change()
+    outlook = look(**settings)
+    assert told in texts(outlook, ERROR), outlook.findings
+    assert all(one.remedy for one in outlook.errors())
+    if fault not in ("no truth", "no class of the labels", "leaves the data"):  # which are refused further on
+        with pytest.raises(UserError):
+            converted(**settings)
+
+
+WARNINGS = {
+    "labels of another size": (
+        lambda: [labels(Path(f"s/truth/HEK/HEK{k}.tif"), 40) for k in (0, 2)],
+        "2 of 8 images could not be used as they are: HEK/HEK0.ome.tif, HEK/HEK2.ome.tif: it is 32 x 32 px, its "
+        "label image s/truth/HEK/*.tif is 40 x 40 -> label the image itself",
+    ),
+    "a channel in some": (lambda: stack(Path("s/N2a/N2a4.ome.tif"), names=("GFP",)) or labels(Path("s/truth/N2a/N2a4.tif")),
+                          "1 of 9 images could not be used as they are: N2a/N2a4.ome.tif: 'DAPI' is no channel"),
+    "damaged": (lambda: Path("s/HEK/HEK9.tif").write_bytes(b"II*\0nothing") and labels(Path("s/truth/HEK/HEK9.tif")),
+                "HEK9.tif: it cannot be read as TIFF"),
+    "empty": (lambda: Path("s/HEK/HEK9.tif").touch() or labels(Path("s/truth/HEK/HEK9.tif")), "is empty (0 bytes)"),
+    "labels without a picture": (lambda: labels(Path("s/truth/HEK/HEK7.tif")),
+                                 "1 file(s), folder(s) or row(s) fit no image: truth/HEK/HEK7.tif"),
+    "a picture without labels": (lambda: stack(Path("s/HEK/HEK8.ome.tif")), "HEK/HEK8.ome.tif: has no truth, while other"),
+    "colour labels": (lambda: tifffile.imwrite("s/truth/HEK/HEK0.tif", np.zeros((SIZE, SIZE, 3), np.uint8), photometric="rgb"),
+                      "1 of 8 images could not be used as they are: HEK/HEK0.ome.tif: s/truth/HEK/HEK0.tif holds (32, 32, 3)"),
+    "a mask": (lambda: [mask(Path("s/truth/HEK/HEK0.tif")), mask(Path("s/truth/N2a/N2a1.tif"), 1, 3)],
+               "N2a1.tif holds one id in 3 pieces: where cells are, not which pixel is whose -> set convert.pieces: split"),
+    "labels of fractions": (lambda: tifffile.imwrite("s/truth/HEK/HEK0.tif", np.full((SIZE, SIZE), 0.5, np.float32)),
+                            "(32, 32) float32 with values such as 0.5: no ids -> a label image is (H, W) integers"),
+    "labels torn off": (lambda: Path("s/truth/HEK/HEK0.tif").write_bytes(Path("s/truth/HEK/HEK0.tif").read_bytes()[:-9]),
+                        "s/truth/HEK/HEK0.tif"),
+    "not annotated": (lambda: tifffile.imwrite("s/truth/HEK/HEK0.tif", np.full((SIZE, SIZE), -1, np.int16)),
+                      "HEK0.tif marks 1024 px with -1"),
+    "a folder that is no class": (lambda: stack(Path("s/day 1/a.ome.tif")) or labels(Path("s/truth/day 1/a.tif")),
+                                  "is called after none of the classes (HEK, N2a)"),
+    "a format that is not read": (lambda: Path("s/HEK/a.oib").write_bytes(b"x"), "HEK/a.oib: it is Olympus OIB"),
+    "a row for no cell": (lambda: Path("s/truth/classes.csv").write_text("file,label,class\nHEK/HEK0.tif,99,HEK\n"),
+                          "line 2 of the table of classes names label 99, and HEK0.tif has 2 labels, 1 to 2"),
+    "a row for no image": (lambda: Path("s/truth/classes.csv").write_text("file,label,class\nHEK/HEK77.tif,1,HEK\n"),
+                           "line 2 names 'HEK/HEK77.tif', which is no image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WARNINGS)
+def test_a_bad_file_among_good_ones_is_named_and_the_run_goes_on(here, fault, capsys):
+    change, told = WARNINGS[fault]
+    lab()
+    change()
+    assert told in warned()
+    assert converted().images.records, "the stage agrees"
+
+
+def test_labels_without_a_cell_or_with_too_few_to_train_on_are_told(here):
+    lab()
+    for path in Path("s/truth/N2a").iterdir():
+        write_labels(path, np.zeros((SIZE, SIZE), np.uint16))
+    assert "no training image has a labelled cell of N2a" in refused()
+    lab()
+    assert "min_train_masks is 3, and no training image has more than 2 labelled cell(s)" in refused(
+        finetune__min_train_masks=3
+    )
+    assert refused(finetune__min_train_masks=2) == ""
+    told = refused(finetune__min_area_px=65, maskrcnn__min_area_px=500)
+    assert "maskrcnn.min_area_px is 500, and the largest of" in told and "finetune.min_area_px" not in told
+    assert "finetune.min_area_px = 65 px: " in warned(finetune__min_area_px=65)
+
+
+# ---- labels, models, settings ------------------------------------------------------------------------------------------
+def other_network(path: str = "w.safetensors", backend: str = "threshold") -> str:
+    import torch
+
+    save_checkpoint(Path(path), {"diameter_px": torch.zeros(1)}, backend)
+    return path
+
+
+SETTINGS = {
+    "label.use": ({"label__use": "corrected"}, "label.use is 'corrected', no such folder"),
+    "label.model": ({"label__model": "starer"}, "no weights 'starer' (did you mean 'starter'?)"),
+    "to be fetched": ({"label__model": "cyto3"}, "run: cellkit fetch cyto3"),
+    "of another network": ({"finetune__base": "cpsam_v2"}, "finetune.base is 'cpsam_v2', weights of cellpose_sam"),
+    "a checkpoint of another": (
+        lambda: {"label__model": other_network()},
+        "w.safetensors is a checkpoint of threshold -> open it with backend: threshold",
+    ),
+    "a start of another": (
+        lambda: {"maskrcnn__start": other_network(backend="torchvision")},
+        "give it as maskrcnn.start, with maskrcnn.backbone: resnet50_fpn_v2",
+    ),
+    "no file": ({"finetune__base": "runs/old:cellpose"}, "names a run folder that is not there: runs/old"),
+    "a start that is not there": ({"maskrcnn__start": "resnet"}, "no weights 'resnet'"),
+    "tuned for a ResNet": ({"maskrcnn__backbone": "resnet50_fpn_v2"}, "maskrcnn.start is tuned, a Cellpose network"),
+    "scratch": ({"maskrcnn__start": "scratch"}, "freeze_backbone is true"),
+    "backend": ({"label__backend": "celpose_unet"}, "no backend 'celpose_unet' (did you mean 'cellpose_unet'?)"),
+    "a setting that another backend has": (
+        {"finetune__backend": "threshold", "finetune__base": "starter"},
+        "unknown key 'finetune.base' (backend threshold has no such setting)",
+    ),
+    "submit": ({"evaluate__submit": "maskrnn"}, "evaluate.submit is 'maskrnn' (did you mean 'maskrcnn'?)"),
+}
+
+
+@pytest.mark.parametrize("fault", SETTINGS)
+def test_a_setting_that_a_later_notebook_would_refuse(here, fault):
+    lab()
+    settings, told = SETTINGS[fault]
+    settings = settings() if callable(settings) else settings
+    assert told in refused(**settings)
+
+
+def test_a_missing_package_is_told_before_it_is_imported(here, monkeypatch):
+    import importlib.util
+
+    lab()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torchvision" else find(name, *a))
+    assert (
+        "backend 'maskrcnn_torchvision' needs the package 'torchvision' -> pip install torch torchvision" in refused()
+    )
+
+
+def test_a_folder_of_corrections_is_looked_through(here):
+    lab(truth=False)
+    labels(Path("fixed/HEK_HEK0.tif"))
+    labels(Path("fixed/N2a1_cp_masks.tif"), 40)
+    labels(Path("fixed/HEKl.tif"))
+    told = warned(label__use="fixed")
+    assert "fixed: HEKl.tif cannot be used: named after no image" in told
+    assert (
+        "fixed: N2a1_cp_masks.tif cannot be used: N2a1_cp_masks.tif is (40, 40), images/N2a_N2a1.png is (32, 32)"
+        in told
+    )
+    mask(Path("fixed/HEK_HEK1.tif"))
+    mask(Path("fixed/N2a_N2a0.tif"), 1, 3)
+    labels(Path("fixed/N2a_N2a2.tif"))
+    write_labels(Path("fixed/N2a_N2a2_masks.tif"), np.pad(np.ones((4, 4), np.uint16), (9, SIZE - 13)))
+    Path("fixed/N2a_N2a3.tif").write_bytes(b"II*\0nothing")
+    told = warned(label__use="fixed")
+    for part in (
+        "HEK_HEK1.tif cannot be used: HEK_HEK1.tif holds one id in 2 pieces",
+        "N2a_N2a0.tif holds one id in 3 pieces: where cells are, not which pixel is whose -> number the cells: cellkit coco",
+        "fixed: N2a_N2a2.tif cannot be used: N2a_N2a2_masks.tif labels the same image otherwise -> keep one",
+        "fixed: N2a_N2a2_masks.tif cannot be used: N2a_N2a2.tif labels the same image otherwise -> keep one",
+        "N2a_N2a3.tif cannot be read",
+    ):
+        assert part in told, told
+    for path in Path("fixed").glob("N2a_*"):
+        path.unlink()
+    Path("fixed/HEK_HEK1.tif").unlink()
+    os.unlink("fixed/HEK_HEK0.tif")
+    assert "fixed has no label image for any of the 8 images" in refused(label__use="fixed")
+    labels(Path("runs/c/labels/HEK_HEK0.tif"))
+    Path("runs/c/manifest.json").write_text(json.dumps({"format": 1, "stages": {}, "attempts": {}}))
+    assert "which this run writes itself" in refused(label__use="runs/c/labels")
+
+
+def test_proposals_beside_labels_and_a_foreign_sample_are_warned_of(here):
+    lab()
+    assert "label.use is proposed: the labels that 8 image(s) came with are not used" in warned(label__use="proposed")
+    Path("s/sample_submission.csv").write_text("ImageId,EncodedPixels\nHEK0,\n")
+    assert "has the columns of dsb2018 -> set evaluate.profile: dsb2018" in warned()
+    assert warned(evaluate__profile="dsb2018", convert__seed=2) == ""
+
+
+def test_memory_disk_and_run_folder(here, monkeypatch):
+    from cellkit import machine, manifest
+
+    lab()
+    monkeypatch.setattr(manifest, "free_bytes", lambda folder: manifest.MIN_FREE_BYTES + 100)
+    assert "the pictures take up to" in warned()
+    monkeypatch.setattr(manifest, "free_bytes", lambda folder: 10_000_000)
+    assert "10 MB are free at" in refused()
+    monkeypatch.undo()
+    os.chdir(here)
+    monkeypatch.setattr(machine, "ASK_FOR_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(machine, "memory", lambda: {"free_gb": 0.0001})
+    assert "finding the cells of" in refused(label__diameter_px=5.0)
+    monkeypatch.undo()
+    os.chdir(here)
+    Path("file").write_text("")
+    cfg = load_config("c.yaml")
+    assert "is no folder" in texts(look_ahead(cfg, "file/run"), ERROR)
+    Path("photos").mkdir()
+    Path("photos/cat.jpg").write_text("")
+    assert "is no run folder and holds cat.jpg" in texts(look_ahead(cfg, "photos"), ERROR)
+
+
+def test_the_models_that_can_be_handed_in_are_those_of_the_notebooks():
+    from fnmatch import fnmatchcase
+
+    keys = [key for book in read_notebooks() for key in book.keys if key.startswith("predictions_")]
+    assert all(any(fnmatchcase(f"predictions_{name}", key) for key in keys) for name in MODELS)
+    assert all(any(fnmatchcase(f"predictions_{name}", key) for name in MODELS) for key in keys)
+    assert [check_submit(name, MODELS) for name in MODELS] == list(MODELS)
+
+
+def test_labels_of_every_kind_are_read_whole_where_pictures_are_not(here):
+    from cellkit.formats.label_images import read_labels
+    from cellkit.formats.labels import write_label_png
+
+    labels(Path("a.tif"))
+    write_label_png(Path("a.png"), np.arange(12, dtype=np.uint16).reshape(3, 4))
+    tifffile.imwrite("b.tif", np.ones((2, 5, 6), np.float32), metadata={"axes": "ZYX"})
+    with headers_only():
+        for name, shape in (("a.tif", (SIZE, SIZE)), ("a.png", (3, 4)), ("b.tif", (5, 6))):
+            found = read_labels(name)
+            assert (found.shape, found.dtype, found.any()) == (shape, np.int32, True)
+
+
+def test_the_proposals_of_the_last_round_beside_a_correction_are_no_second_opinion(here):
+    from cellkit.cells.instances import Instances
+    from cellkit.formats.label_folders import write_chosen_cells
+    from cellkit.formats.label_images import read_labels
+
+    lab(truth=False)
+    proposed = Path("runs/c/labels/HEK_HEK0.tif")
+    labels(proposed)
+    write_chosen_cells(proposed.parent, [proposed], [Instances.from_labels(read_labels(proposed))], ["proposed"])
+    Path("runs/c/manifest.json").write_text(json.dumps({"format": 1, "stages": {}, "attempts": {}}))
+    labels(Path("fixed/HEK_HEK0.tif"))
+    mask(Path("fixed/HEK_HEK0_cp_masks.tif"), 1, 1)
+    assert "fixed" not in warned(label__use="fixed"), "the one is as proposed, the other is taken"
+
+
+# ---- all at once, and the command line ---------------------------------------------------------------------------------
+def spoil() -> None:
+    """Put several faults of data, labels and classes into a good set."""
+    lab()
+    labels(Path("s/truth/HEK/HEK0.tif"), 40)
+    labels(Path("s/truth/HEK/HEK99.tif"))
+    stack(Path("s/N2a/N2a4.ome.tif"), names=("GFP",))
+    labels(Path("s/truth/N2a/N2a4.tif"))
+    Path("s/truth/classes.csv").write_text("file,label,class\nHEK/HEK1.ome.tif,1,Vero\n")
+
+
+FAULTS = {"convert__split_by": "group", "evaluate__submit": "mask", "label__model": "cyto9", "finetune__base": "no.pth",
+          "maskrcnn__backend": "maskrcnn", "classes": ["HEK", "N2a", "U2OS"]}  # fmt: skip
+TOLD = {
+    ERROR: ("split_by is group", "label 'Vero' is none", "no training image is of the class U2OS", "no weights 'cyto9'",
+            "no weights 'no.pth'", "no backend 'maskrcnn'", "evaluate.submit is 'mask'"),
+    WARNING: ("label image s/truth/HEK/HEK0.tif is 40 x 40", "truth/HEK/HEK99.tif", "'DAPI' is no channel",
+              "class U2OS has no folder"),
+}  # fmt: skip
+
+
+def test_all_problems_are_listed_at_once_each_with_a_remedy(here):
+    spoil()
+    outlook = look(**FAULTS)
+    for severity, parts in TOLD.items():
+        assert all(part in texts(outlook, severity) for part in parts), texts(outlook, severity)
+    assert len(outlook.errors()) == len(TOLD[ERROR])
+    assert [one.severity for one in outlook.findings] == sorted(one.severity for one in outlook.findings)
+    assert all(one.remedy for one in outlook.findings)
+    keys = {one.key for one in outlook.findings}
+    assert {"convert.split_by", "convert.class_names", "evaluate.submit", "convert.channels"} <= keys
+
+
+def flags(settings: dict) -> list[str]:
+    return ["--set", *(f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items())]
+
+
+def test_check_of_a_configuration(here, said):
+    spoil()
+    code, out, err = said("check", "c.yaml", *flags(FAULTS))
+    assert (code, err) == (2, "")
+    assert all(part in out for parts in TOLD.values() for part in parts)
+    assert out.index("error: ") < out.index("warning: ")
+    assert out.splitlines()[-1].startswith("would run: 7 image(s) (train ")
+    code, out, err = said("check", "c.yaml", "--json", *flags(FAULTS))
+    told = json.loads(out)
+    assert (code, err, told["ok"], told["errors"]) == (2, "", False, len(TOLD[ERROR]))
+    assert set(told["findings"][0]) == {"severity", "problem", "remedy", "key"}
+    assert not Path("runs").exists()
+
+
+def test_what_fills_a_split_is_told_with_what_to_do_and_not_where_the_set_is_too_small(here):
+    lab(3)
+    assert "few images: moved, so that no split lacks images or a class: N2a_N2a0 to test. They may" in warned()
+    assert "if some will be, name the splits now by folders train, val, test" in warned()
+    for path in sorted(Path("s").rglob("*[12]*.tif")) + sorted(Path("s").rglob("N2a*.tif")):
+        path.unlink(missing_ok=True)
+    outlook = look(classes=["HEK"])
+    assert [one.severity for one in outlook.findings] == [ERROR], "of one image only what helps is said"
+    assert "no validation image and no test image -> give 3 images or more" in texts(outlook, ERROR)
+
+
+def test_a_split_without_a_class_is_told(here):
+    for split, lines in {"train": ("HEK", "N2a"), "val": ("HEK", "N2a"), "test": ("HEK",)}.items():
+        for line in lines:
+            stack(Path(f"s/{split}/{line}/{line}.ome.tif"), seed=len(split + line))
+            labels(Path(f"s/truth/{split}/{line}/{line}.tif"))
+    assert "no test image is of the class N2a: the scores of test images say nothing of it" in warned()
+    stack(Path("s/mixed/a.ome.tif"), seed=50)
+    labels(Path("s/truth/mixed/a.tif"))
+    assert "no test image" not in warned(), "a mixed image may have cells of it"
+
+
+@pytest.mark.parametrize("cytoplasm", ["DAPI", 0])
+def test_nuclei_and_cytoplasm_of_one_channel_are_told(here, capsys, cytoplasm):
+    lab()
+    told = "nuclei and cytoplasm are one channel (DAPI) in 8 of 8 images"
+    assert told in warned(convert__channels__cytoplasm=cytoplasm)
+    capsys.readouterr()
+    converted(convert__channels__cytoplasm=cytoplasm)
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_of_another_name_is_told_with_one_class_too(here):
+    lab()
+    told = warned(classes=["HEK"])
+    assert "N2a/ is called after none of the classes; with one class its cells count as HEK: 4 image(s)" in told
+    assert "1 group has images in more than one split (N2a)" in told
+
+
+def test_files_of_channels_are_one_error_and_not_one_each(here):
+    for k in range(6):
+        for channel in ("C1-DAPI", "C2-GFP"):
+            stack(Path(f"s/HEK/a{k}_{channel}.tif"), names=("",), seed=k)
+        labels(Path(f"s/truth/HEK/a{k}.tif"))
+    outlook = look(classes=["HEK"])
+    assert [one.problem.split(" (")[0] for one in outlook.findings] == [
+        "a0_C1-DAPI.tif and a0_C2-GFP.tif seem to be the channels of one image"
+    ]
+
+
+def test_a_channel_without_a_name_is_named_by_its_number(here, said):
+    tifffile.imwrite("grey.tif", np.zeros((SIZE, SIZE), np.uint16))
+    Path("s").mkdir()
+    os.replace("grey.tif", "s/grey.tif")
+    assert "convert: {channels: {nuclei: 0}}" in said("inspect", "s")[1]
+    assert "convert: {channels: {nuclei: 0}}" in refused(
+        convert__source="folder", convert__channels={"nuclei": None, "cytoplasm": None}, classes=["cell"]
+    )
+
+
+def test_check_takes_the_run_folder_that_run_takes(here, said):
+    lab()
+    assert said("check", "c.yaml", "--run", "own/place")[1].splitlines()[-1].endswith("into own/place")
+    code, _, err = said("check", "own/place", "--run", "other")
+    assert code == 2 and "name one: cellkit check DIR CONFIG" in err
+
+
+def test_check_with_warnings_or_nothing_ends_with_0(here, said):
+    lab()
+    code, out, _ = said("check", "c.yaml", "--set", "convert.seed=2")
+    assert (code, out.splitlines()[0]) == (0, "no problem is found")
+    labels(Path("s/truth/HEK/HEK99.tif"))
+    code, out, _ = said("check", "c.yaml", "--set", "convert.seed=2")
+    assert code == 0 and "warning: " in out and "0 error(s), 1 warning(s)" in out
+
+
+def test_every_wrong_key_of_a_configuration_is_told(here, said):
+    Path("c.yaml").write_text("seed: many\nclases: [a]\nfinetune: {step: 3, batch_size: 0}\n")
+    code, out, _ = said("check", "c.yaml")
+    assert code == 2
+    for part in ("unknown key 'clases'", "unknown key 'finetune.step'", "finetune.batch_size is 0", "seed is 'many'"):
+        assert out.count(part) == 1, out
+    assert "4 error(s)" in out
+    code, _, err = said("check", "nothing.yaml")
+    assert code == 2 and "config 'nothing.yaml' does not exist" in err
+    Path("c.yaml").write_text("data: s\nfinetune: {base: nor}\nlabel: {model: neither}\n")
+    out = said("check", "c.yaml")[1]
+    assert "data is set ('s'), but convert.source is drawn" in out and "no weights 'neither'" in out
+
+
+def test_a_run_is_refused_with_all_findings_and_leaves_nothing_behind(here, said):
+    spoil()
+    code, out, err = said("run", "c.yaml", *flags(FAULTS))
+    assert (code, out) == (2, "")
+    assert all(part in err for parts in TOLD.values() for part in parts)
+    assert "7 error(s), 4 warning(s): nothing is run" in err and "01_convert" not in err
+    assert not Path("runs").exists()
+
+
+def test_a_refusal_of_a_fresh_start_keeps_what_was_there(here, said):
+    Path("runs/c").mkdir(parents=True)
+    Path("runs/c/manifest.json").write_text(json.dumps({"format": 1, "stages": {}, "attempts": {}}))
+    before = Path("runs/c/manifest.json").read_text()
+    code, _, err = said("run", "c.yaml", "--fresh")
+    assert (code, err.splitlines()[0]) == (2, "data is 's', no such folder")
+    assert Path("runs/c/manifest.json").read_text() == before
+
+
+def test_only_what_would_run_is_looked_at(here, monkeypatch):
+    """Of stages that are fresh nothing is asked, and images that are converted are not listed again."""
+    from cellkit.run import preflight as module
+
+    lab()
+    cfg = load_config("c.yaml", {"label.model": "none", "evaluate.submit": "none", "finetune.base": "none"})
+    monkeypatch.setattr(module, "OF_DATA", (lambda outlook: pytest.fail("the data were looked at"),))
+    monkeypatch.setattr(module, "_images_of_run", lambda outlook: None)
+    told = texts(look_ahead(cfg, stages=["03_finetune_cellpose", "06_evaluate_map_iou"]), ERROR)
+    assert "no weights 'none'" in told and "evaluate.submit" in told and told.count("no weights") == 1
+    assert look_ahead(cfg, stages=["04_cells_to_coco"]).findings == []

@@ -1,0 +1,165 @@
+"""The house: no import leads back up, none in a circle, and every file is short enough to be read in one go."""
+
+from __future__ import annotations
+
+import ast
+import json
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import cellkit
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "cellkit"
+MOST_LINES = 450
+
+# The folders from the ground up, each with those it may import; everyone may import the ground and itself.
+GROUND = ("errors", "files", "log", "machine", "manifest", "modules", "parallel", "places", "settings", "tables")
+MAY_IMPORT = {
+    "cells": (),
+    "scores": ("cells",),
+    "microscope": ("cells",),
+    "formats": ("cells", "microscope"),
+    "models": ("cells", "scores"),
+    "fetch": ("models",),
+    "config": ("cells", "microscope", "models"),
+    "sources": ("cells", "config", "formats", "microscope", "scores"),
+    "labelling": ("cells", "formats", "microscope", "models", "scores", "sources"),
+    "evaluate": ("cells", "formats", "models", "scores"),
+    "show": ("cells", "microscope", "models", "scores", "sources"),
+    "predict": ("cells", "config", "fetch", "formats", "microscope", "models", "scores", "show", "sources"),
+    "run": (
+        "cells",
+        "config",
+        "evaluate",
+        "fetch",
+        "formats",
+        "labelling",
+        "microscope",
+        "models",
+        "scores",
+        "sources",
+    ),
+    "pages": (
+        "cells",
+        "config",
+        "evaluate",
+        "formats",
+        "labelling",
+        "microscope",
+        "models",
+        "run",
+        "scores",
+        "show",
+        "sources",
+    ),
+}
+MAY_IMPORT["commands"] = tuple(MAY_IMPORT)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(tree: ast.AST, modules) -> set[str]:
+    """Return the modules of the package that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(modules)
+
+
+ARROWS = {name: imports(ast.parse(path.read_text(encoding="utf-8")), FILES) for name, path in FILES.items()}
+
+
+def circle_of(arrows: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter({name: others - {name} for name, others in arrows.items()}).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def folder_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def arrows_up(arrows: dict[str, set[str]]) -> list[str]:
+    """Return the imports that the list above does not allow, as "from -> to"."""
+    wrong = []
+    for name, others in arrows.items():
+        here = folder_of(name)
+        for other in sorted(others):
+            there = folder_of(other)
+            fine = here in ("", "__main__") or there in ("", here, *GROUND, *MAY_IMPORT.get(here, ()))
+            wrong += [] if fine else [f"{name} -> {other}"]
+    return wrong
+
+
+def test_no_file_imports_in_a_circle():
+    assert circle_of(ARROWS) == []
+
+
+def test_no_import_leads_up():
+    assert arrows_up(ARROWS) == []
+
+
+def test_no_folder_is_in_a_circle_with_another():
+    folders = {name: {f for f in may if f != name} for name, may in MAY_IMPORT.items()}
+    assert circle_of(folders) == []
+
+
+def test_a_circle_and_an_import_up_would_be_found():
+    tree = ast.parse("def f():\n    from cellkit.b import x\n")
+    assert imports(tree, {"cellkit.a", "cellkit.b"}) == {"cellkit.b"}
+    assert circle_of({"cellkit.a": {"cellkit.b"}, "cellkit.b": {"cellkit.a"}})
+    assert arrows_up({"cellkit.cells.records": {"cellkit.scores.iou"}}) == [
+        "cellkit.cells.records -> cellkit.scores.iou"
+    ]
+    assert arrows_up({"cellkit.errors": {"cellkit.cells.records"}})
+
+
+def test_every_file_of_the_package_has_its_place():
+    places = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES.values()}
+    assert places == {"__init__", "__main__", *GROUND, *MAY_IMPORT}
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_a_folder_opens_with_what_lives_here_and_what_it_may_import(folder):
+    text = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    assert text.count(". ") + text.count(".\n") + text.endswith(".") >= 2, "two sentences"
+    if folder != "commands":
+        assert [name for name in MAY_IMPORT[folder] if f"`{name}`" not in text] == []
+
+
+def test_no_file_is_longer_than_two_pages():
+    long = {name: lines for name, path in FILES.items() if (lines := len(path.read_text().splitlines())) > MOST_LINES}
+    assert long == {}
+
+
+def test_cellkit_offers_exactly_what_the_notebooks_use():
+    used = set()
+    for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                nodes = ast.walk(ast.parse("".join(cell["source"])))
+                froms = [
+                    node
+                    for node in nodes
+                    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cellkit")
+                ]
+                assert {node.module for node in froms} <= {"cellkit"}, (
+                    f"{path.stem}: everything comes from cellkit itself"
+                )
+                used |= {alias.name for node in froms for alias in node.names}
+    assert set(cellkit.__all__) == used
