@@ -128,11 +128,11 @@ _HOME = {
         "show_history",
         "show_scores",
     ),
-    "show.converting": (
+    "show.conversion": (
         "show_channels",
         "show_conversion",
     ),
-    "show.counting": ("show_counts",),
+    "show.counts": ("show_counts",),
     "show.networks": ("show_flows",),
     "show.overlays": (
         "show_errors",

@@ -30,8 +30,8 @@ from cellkit.scores.comparison import paired_bootstrap
 from cellkit.scores.matching import THRESHOLDS, match_pairs
 from cellkit.scores.table import per_image
 from cellkit.show.charts import show_curves, show_gains, show_history, show_scores
-from cellkit.show.converting import show_channels, show_conversion
-from cellkit.show.counting import show_counts
+from cellkit.show.conversion import show_channels, show_conversion
+from cellkit.show.counts import show_counts
 from cellkit.show.networks import flow_colours, show_convolution
 from cellkit.show.overlays import show_errors, show_overlay, verdicts
 from cellkit.show.sheets import show_sheet

@@ -64,7 +64,7 @@ ELSEWHERE = {
     14: ["test_labels:test_the_type_never_wraps", "test_layouts:test_more_labels_than_16_bits_hold_stay_apart"],
     15: ["test_labels:test_seventy_thousand_cells", "test_layouts:test_more_labels_than_16_bits_hold_stay_apart",
          "test_coco:test_seventy_thousand_cells", "test_exchange:test_label_images_of_any_number_of_cells"],
-    16: ["test_layouts:test_a_mask_of_all_cells_is_not_taken_for_one_cell", "test_sheet:test_every_label_fault_is_found"],
+    16: ["test_layouts:test_a_mask_of_all_cells_is_not_taken_for_one_cell", "test_statistics:test_every_label_fault_is_found"],
     17: ["test_layouts:test_objects_in_pieces_are_what_the_config_says", "test_labels:test_cleaning_pieces"],
     18: ["test_layouts:test_holes_gaps_and_images_without_cells_stay_as_they_are",
          "test_exchange:test_polygons_come_with_a_statement",
@@ -195,7 +195,7 @@ def png(width: int, height: int, rows: bytes) -> bytes:
 def test_every_row_is_shown_by_a_test_that_exists():
     functions = {
         path.stem: set(re.findall(r"^ *def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
-        for path in TESTS.glob("test_*.py")
+        for path in TESTS.rglob("test_*.py")
     }
     here = {int(name.split("_")[2]) for name in functions["test_faults"] if name.startswith("test_row_")}
     named = [tuple(place.split(":")) for places in ELSEWHERE.values() for place in places]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import ast
-import json
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-
-import cellkit
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cellkit"
 MOST_LINES = 450
 
 # The folders from the ground up, each with those it may import; everyone may import the ground and itself.
-GROUND = ("errors", "files", "log", "machine", "manifest", "modules", "parallel", "places", "settings", "tables")
+GROUND = ("errors", "files", "log", "machine", "manifest", "modules", "parallel", "settings", "tables")
 MAY_IMPORT = {
     "cells": (),
     "scores": ("cells",),
@@ -145,21 +142,3 @@ def test_a_folder_opens_with_what_lives_here_and_what_it_may_import(folder):
 def test_no_file_is_longer_than_two_pages():
     long = {name: lines for name, path in FILES.items() if (lines := len(path.read_text().splitlines())) > MOST_LINES}
     assert long == {}
-
-
-def test_cellkit_offers_exactly_what_the_notebooks_use():
-    used = set()
-    for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            if cell["cell_type"] == "code":
-                nodes = ast.walk(ast.parse("".join(cell["source"])))
-                froms = [
-                    node
-                    for node in nodes
-                    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cellkit")
-                ]
-                assert {node.module for node in froms} <= {"cellkit"}, (
-                    f"{path.stem}: everything comes from cellkit itself"
-                )
-                used |= {alias.name for node in froms for alias in node.names}
-    assert set(cellkit.__all__) == used

@@ -27,7 +27,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "conventions:\n" + "\n".join(f"  {name:<13} {how.WHY}" for name, how in find_conventions().items())
     parser.add_argument("--by", metavar="WHAT", help="also by cell_type, group, split, class_name or size (MAP IoU)")
-    parser.add_argument("--profile", metavar="P", help=f"how a CSV counts pixels: {' or '.join(names_of('kaggle'))}")
+    parser.add_argument(
+        "--profile", metavar="P", help=f"how a CSV counts pixels: {' or '.join(names_of('competition'))}"
+    )
     parser.add_argument("--images", metavar="DIR", help="the images of a CSV, for their sizes")
     parser.add_argument(
         "--common", action="store_true", help="score the images both sides have; default: refuse others"

@@ -236,7 +236,7 @@ def checked_name(name: str) -> str:
     'images/a.png'
     >>> checked_name("../a.png")
     Traceback (most recent call last):
-    cellkit.archives.Bad: member '../a.png' would be written outside the folder
+    cellkit.fetch.archives.Bad: member '../a.png' would be written outside the folder
     """
     shown = _shown(name)
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):

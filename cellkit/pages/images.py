@@ -199,7 +199,7 @@ def flags_chapter(files: RunFiles) -> list:
 
 def sheet_chapter(files: RunFiles) -> list:
     """The data-set sheet."""
-    from cellkit.show.counting import show_data
+    from cellkit.show.counts import show_data
     from cellkit.sources.statistics import class_table, remarks
 
     path = files.path("sheet.json")

@@ -145,7 +145,7 @@ def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
 def counts_chapter(files: RunFiles) -> list:
     """How many cells of each class there are."""
     from cellkit.models.titles import model_name
-    from cellkit.show.counting import show_counts
+    from cellkit.show.counts import show_counts
     from cellkit.show.style import SPLIT_NAMES
 
     counts, split = files.counts, files.setting("evaluate.report_split", "test")

@@ -21,7 +21,7 @@ from cellkit.predict.model import AS_IT_IS
 class Frame:
     """One picture to be: a scene and time of a file, its id, and the file's path relative to the folder given.
 
-    `notes` and `left_out` are what the header says of it, see `cellkit.microscope.file_info.FileInfo`; unknown before a PNG or JPEG
+    `notes` and `left_out` are what the header says of it, see `FileInfo`; unknown before a PNG or JPEG
     is opened.
     """
 

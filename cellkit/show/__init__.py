@@ -1,4 +1,4 @@
 """Pictures: overlays, sheets, charts; every function returns a figure.
 
-It may import `cells`, `microscope`, `scores`, `sources` and the ground.
+It may import `cells`, `microscope`, `models`, `scores`, `sources` and the ground.
 """

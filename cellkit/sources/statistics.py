@@ -1,7 +1,7 @@
 """Statistics of a data set: what is in a set of labelled images, in numbers, and what is odd about it.
 
 `measure_image` measures one image and its cells; `describe` all images of a set, and returns a dictionary that JSON can hold:
-counts, sizes, areas, brightness, the balance of classes, and label faults. `cellkit.show.counting.show_data` draws it.
+counts, sizes, areas, brightness, the balance of classes, and label faults. `cellkit.show.counts.show_data` draws it.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from cellkit.scores.kaggle import kaggle
 from cellkit.scores.table import score_table
 from cellkit.show import style
 from cellkit.show.charts import curve_of, show_confusion, show_curves, show_gains, show_history, show_scores
-from cellkit.show.converting import show_conversion
-from cellkit.show.counting import show_counts
+from cellkit.show.conversion import show_conversion
+from cellkit.show.counts import show_counts
 from cellkit.show.networks import KERNELS, flow_colours, show_convolution, show_flows
 from cellkit.show.overlays import outline_of, show_errors, show_image, show_overlay, verdicts
 from cellkit.show.sheets import show_crops, show_sheet

@@ -121,7 +121,7 @@ def test_the_table_of_classes(small):
 
 
 def test_sizes_are_in_um_where_every_pixel_size_is_known_and_channels_have_their_names(small):
-    from cellkit.show.counting import show_data
+    from cellkit.show.counts import show_data
     from cellkit.show.style import new_figure
 
     known = [
@@ -144,7 +144,7 @@ def test_sizes_are_in_um_where_every_pixel_size_is_known_and_channels_have_their
 
 @pytest.mark.parametrize("most", [101, 400, 900, 5_000, 90_000])
 def test_the_axis_of_sizes_has_several_ticks(most):
-    from cellkit.show.counting import _log_axis
+    from cellkit.show.counts import _log_axis
     from cellkit.show.style import new_figure
 
     ax = new_figure(4, 3).subplots()
@@ -183,7 +183,7 @@ def test_an_image_that_is_gone_is_named(small):
 def test_the_picture_of_a_sheet_and_of_what_was_set_aside(small):
     from cellkit.microscope.flags import flag_records
     from cellkit.microscope.quality import measure
-    from cellkit.show.counting import show_data
+    from cellkit.show.counts import show_data
     from cellkit.show.sheets import show_flagged
     from cellkit.show.style import new_figure, to_png
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cellkit.cells.records import channels_told
 from cellkit.show.charts import room_beside
-from cellkit.show.converting import CHANNEL_INK
+from cellkit.show.conversion import CHANNEL_INK
 from cellkit.show.style import (
     INK,
     QUIET,
