@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from html import escape
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+UNITS = {"px": "px", "um": "µm", "s": "s"}  # by the end of a key
+HEAD = ("key", "value", "unit", "meaning")
 PRIVATE = ("title", "hash", "weights")  # of a field's schema; not for readers
 
 
@@ -14,6 +18,37 @@ class Frozen(BaseModel):
     """A frozen group of fields: no unknown keys, no silent conversion between types, no NaN."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __repr__(self) -> str:
+        rows = [HEAD, *self._rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in HEAD)
+        rows = ("".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in row) for row in self._rows())
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+    def _rows(self, group: str = "") -> Iterator[tuple[str, str, str, str]]:
+        """Yield key, value, unit and meaning of every field, those of a group under its name and a dot."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Frozen):
+                yield from value._rows(f"{group}{name}.")
+            else:
+                yield f"{group}{name}", as_yaml(value), unit_of(name), field.description or ""
+
+
+def unit_of(key: str) -> str:
+    """Return the unit of a setting, which its name ends with; "" for a plain number.
+
+    Examples
+    --------
+    >>> unit_of("label.diameter_px"), unit_of("steps")
+    ('px', '')
+    """
+    return UNITS.get(key.rpartition("_")[2], "")
 
 
 def _as_number(value: Any) -> Any:

@@ -26,7 +26,6 @@ PAGES = {  # pages that lie elsewhere in the repository
     "notebooks/recipes/README.md": "recipes.md",
 }
 FILES = ("LICENSE", "CITATION.cff", "presentation/demo.png")  # copied beside the pages, as they are
-UNITS = ("px", "um", "s")
 FETCHED = re.compile(r"""<(?:script|link|img)\b[^>]*\b(?:src|href)="https?:[^>]*>""")
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?\)")
 
@@ -85,7 +84,7 @@ def scores() -> str:
 def settings() -> str:
     """Return a table of keys for the top of a configuration, and one for every section."""
     from cellkit.config.reading import known_keys
-    from cellkit.settings import accepted, as_yaml
+    from cellkit.settings import accepted, as_yaml, unit_of
 
     tables: dict[str, list[str]] = {"": []}
     about = {"": "Above all sections."}
@@ -94,12 +93,11 @@ def settings() -> str:
         if "properties" in field:
             tables[key], about[key] = [], f"{field['description']}."
             continue
-        unit = name.rpartition("_")[2]
         meaning = re.sub(r"([\[\]<>])", r"\\\1", field["description"])  # an expression in a meaning is no link
         cells = (
             f"`{key}`",
             accepted(field),
-            unit if unit in UNITS else "",
+            unit_of(name),
             f"`{as_yaml(field['default'])}`",
             meaning,
         )

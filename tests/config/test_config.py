@@ -407,3 +407,17 @@ def test_validation_images_choose_and_training_images_are_no_report(write, choos
 def test_validation_images_may_report_where_there_is_no_test_image(write):
     told = load_config(write(""), {"evaluate.report_split": "val"}).evaluate
     assert told.choose_split == "val" and "flatter" in told.caution and not EvaluateConfig().caution
+
+
+def test_a_section_shows_each_key_with_value_unit_and_meaning():
+    section = load_config(CONFIGS / "demo.yaml", {"convert.group_from": "(?P<group>[A-H])<b>"}).convert
+    lines = repr(section).split("\n")
+    assert lines[0].split() == ["key", "value", "unit", "meaning"]
+    keys = [line.split()[0] for line in lines[1:]]
+    wanted = [key.removeprefix("convert.") for key, field in known_keys().items() if key.startswith("convert.")]
+    groups = {key.rpartition(".")[0] for key in wanted}
+    assert set(keys) == set(wanted) - groups and len(keys) == len(set(keys))
+    (size,) = [line for line in lines if line.startswith("drawn.size_px ")]
+    assert size.split(maxsplit=3) == ["drawn.size_px", "256", "px", "height and width of an image (px)"]
+    page = section._repr_html_()
+    assert page.count("<tr>") == len(lines) and "&lt;b&gt;" in page and "<b>" not in page
