@@ -138,7 +138,7 @@ class TestUsage:
                 "COCO",
             ),
             (("check-submission", "none.csv", "--profile", "dsb2018"), "no file at none.csv", "submission CSV"),
-            (("check-submission", "none.csv", "--profile", "dsb18"), "no profile 'dsb18'", "sartorius, dsb2018"),
+            (("check-submission", "none.csv", "--profile", "dsb18"), "no profile 'dsb18'", "dsb2018, sartorius"),
         ],
     )
     def test_two_lines_and_exit_2(self, refused, tmp_path, monkeypatch, arguments, problem, remedy):

@@ -47,7 +47,7 @@ cells = [x[x.areas_px >= cfg.min_area_px] for data in truth for x in data.instan
 predictions = write_results(stage.path("predictions/large_cells.json"), [k for data in truth for k in data.ids], cells)
 stage.done(predictions_large_cells=predictions)
 """
-SETTINGS = {"settings": "cellkit.config:CocoConfig"}
+SETTINGS = {"settings": "cellkit.config.sections:CocoConfig"}
 
 
 def write_notebook(path: Path, *cells: str, **told) -> Path:

@@ -337,7 +337,7 @@ class TestWeights:
         from cellkit.models.unet_network import load_start
 
         fetch("cyto3", given=[cyto3])
-        network = load_start("cyto3")
+        network = load_start(find_weights("cyto3"))
         expected = torch.load(cyto3, weights_only=True)["output.2.weight"]
         assert torch.equal(network.state_dict()["output.2.weight"].cpu(), expected)
 

@@ -407,7 +407,8 @@ class TestCompareModels:
 
     @pytest.fixture
     def models(self, tmp_path):
-        whole = Instances.from_labels(np.kron(np.arange(1, 11), np.ones((2, 3), int)).reshape(2, 30))
+        widths = [2, 3, 4, 2, 3, 4, 2, 3, 4, 3]  # px
+        whole = Instances.from_labels(np.tile(np.repeat(np.arange(1, 11), widths), (2, 1)))
         records = [ImageRecord(f"i{k:02d}", f"i{k:02d}.png", 2, 30) for k in range(50)]
         truth = write_coco(tmp_path / "truth.json", records, [whole.with_classes(1)] * 50, ("cell",))
         rng, paths = np.random.default_rng(0), [truth]

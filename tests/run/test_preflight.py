@@ -592,7 +592,7 @@ def test_only_what_would_run_is_looked_at(here, monkeypatch):
     lab()
     cfg = load_config("c.yaml", {"label.model": "none", "evaluate.submit": "none", "finetune.base": "none"})
     monkeypatch.setattr(module, "OF_DATA", (lambda outlook: pytest.fail("the data were looked at"),))
-    monkeypatch.setattr(module, "_images_of_run", lambda outlook: None)
+    monkeypatch.setattr(module, "images_of_run", lambda outlook: None)
     told = texts(look_ahead(cfg, stages=["03_finetune_cellpose", "06_evaluate_map_iou"]), ERROR)
     assert "no weights 'none'" in told and "evaluate.submit" in told and told.count("no weights") == 1
     assert look_ahead(cfg, stages=["04_cells_to_coco"]).findings == []

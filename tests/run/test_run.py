@@ -282,7 +282,7 @@ class Outside:
     """A stage by hand that reads what lies outside the run folder, as the notebooks do; and what becomes of that."""
 
     def __init__(self, folder: Path, monkeypatch):
-        real = cellkit.notebooks.read_notebooks
+        real = cellkit.run.notebooks.read_notebooks
         monkeypatch.setattr("cellkit.run.notebooks.read_notebooks", lambda folder=None: real(folder or "notebooks"))
         monkeypatch.delenv("CELLKIT_DATA", raising=False)
         write_notebook(folder / "notebooks", ONE, ["stage.done()"])
@@ -468,7 +468,7 @@ def test_other_versions_are_noted_and_make_nothing_stale(done, said, monkeypatch
 
 
 def test_an_output_more_makes_stale_what_reads_all_of_its_kind(here, monkeypatch):
-    real = cellkit.notebooks.read_notebooks  # a stage started by hand looks beside the package first
+    real = cellkit.run.notebooks.read_notebooks  # a stage started by hand looks beside the package first
     monkeypatch.setattr("cellkit.run.notebooks.read_notebooks", lambda folder=None: real(folder or "notebooks"))
 
     def convert(**names):

@@ -102,7 +102,7 @@ def test_cells_without_a_pixel_are_left_out_and_told(tmp_path):
     item = listed(tmp_path, config("coco", classes=("A",)))["i"]
     loaded = item.load()
     assert len(loaded.instances) == 2
-    entry = _convert_one((item, None), tmp_path / "out", 0.25, None)
+    entry = _convert_one((item, None), tmp_path, tmp_path / "out", 0.25, None)
     assert len(entry["instances"]["class_ids"]) == 1
     assert "1 annotation(s) cover no pixel of their image: no cells, left out" in entry["levels"][0]["note"]
     assert "1 cell(s) have no pixel left at convert.scale 0.25: left out" in entry["levels"][0]["note"]
