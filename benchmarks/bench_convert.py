@@ -30,7 +30,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
 from cellkit.microscope.batch import convert_batch
-from cellkit.microscope.conversion import Conversion
+from cellkit.microscope.convert import Conversion
 from cellkit.sources.drawn.files import write_fields
 
 RECIPE = Conversion({"nuclei": "DAPI", "cytoplasm": "GFP"})

@@ -79,7 +79,7 @@ _HOME = {
         "read_coco",
         "read_results",
     ),
-    "formats.coco_writing": (
+    "formats.coco": (
         "write_coco",
         "write_results",
     ),
@@ -111,12 +111,12 @@ _HOME = {
         "gains",
         "worst_images",
     ),
-    "scores.classes": (
+    "scores.matching": (
         "class_accuracy",
         "counts_by_class",
     ),
-    "scores.comparison": ("paired_bootstrap",),
     "scores.table": (
+        "paired_bootstrap",
         "map_iou",
         "score_table",
         "summary",

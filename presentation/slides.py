@@ -26,9 +26,8 @@ from cellkit.pages.blocks import in_words, with_interval
 from cellkit.pages.results import RunFiles
 from cellkit.pages.scores import PROCESSORS, comparisons, kept_words
 from cellkit.scores.attribution import gains
-from cellkit.scores.comparison import paired_bootstrap
 from cellkit.scores.matching import THRESHOLDS, match_pairs
-from cellkit.scores.table import per_image
+from cellkit.scores.table import paired_bootstrap, per_image
 from cellkit.show.charts import show_curves, show_gains, show_history, show_scores
 from cellkit.show.conversion import show_channels, show_conversion
 from cellkit.show.counts import show_counts

@@ -45,7 +45,7 @@ def drawn(tmp_path_factory):
     from cellkit.cells.dataset import CellDataset
     from cellkit.cells.instances import Instances
     from cellkit.cells.records import ImageRecord
-    from cellkit.microscope.png import write_png
+    from cellkit.microscope.journal import write_png
     from cellkit.sources.drawn.camera import expose
     from cellkit.sources.drawn.field import draw_field
     from cellkit.sources.drawn.style import FieldStyle

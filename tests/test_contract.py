@@ -15,7 +15,7 @@ from cellkit.cells.records import write_records
 from cellkit.config.reading import load_config
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
-from cellkit.formats.coco_writing import write_coco
+from cellkit.formats.coco import write_coco
 from cellkit.models import backend_names, get_backend, if_able, title_of
 from cellkit.run.folder import Run
 

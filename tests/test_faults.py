@@ -25,8 +25,7 @@ from PIL import Image
 from cellkit.config.sections import ChannelsConfig, ConvertConfig
 from cellkit.errors import UserError
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.microscope.conversion import Conversion
-from cellkit.microscope.convert import convert_file
+from cellkit.microscope.convert import Conversion, convert_file
 from cellkit.microscope.open import inspect_file
 from cellkit.modules import load
 from cellkit.sources.ingest import gather

@@ -11,7 +11,7 @@ import pytest
 
 from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
-from cellkit.microscope.png import write_png
+from cellkit.microscope.journal import write_png
 from cellkit.modules import load, names_of
 
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,14 @@ from functools import cached_property
 
 import numpy as np
 
-from cellkit.cells.rle import checked_order, coco_counts, coco_runs, compress, decimal_texts, kaggle_pairs
 from cellkit.cells.runs import (
     Shape,
+    checked_order,
+    coco_counts,
+    coco_runs,
+    compress,
+    decimal_texts,
+    kaggle_pairs,
     merge_adjacent,
     merge_adjacent_of_each,
     overpaint,

@@ -1,8 +1,12 @@
-"""Arithmetic of runs: (start, length) pairs over a flattened image, all objects in one go."""
+"""Runs: (start, length) pairs over a flattened image, their arithmetic, and the run lengths of COCO and Kaggle."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from cellkit.errors import UserError
 
 Shape = tuple[int, int]
 
@@ -132,3 +136,190 @@ def cut_at_rows(starts: np.ndarray, lengths: np.ndarray, width: int) -> tuple[np
     run = np.repeat(np.arange(len(starts)), parts)
     edge = (starts[run] // width + ranges(np.zeros(len(parts), np.int64), parts)) * width
     return np.maximum(starts[run], edge), np.minimum(ends[run], edge + width), run
+
+
+# ---- COCO counts ---------------------------------------------------------------------------------------------------
+def coco_counts(starts, lengths, offsets, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the alternating zero and one counts of all objects, joined, and where each object's counts begin."""
+    runs = np.diff(offsets)
+    ends = starts + lengths
+    gaps = starts - np.r_[0, ends[:-1]]
+    first = offsets[:-1][runs > 0]
+    gaps[first] = starts[first]
+    last_end = np.zeros(len(runs), np.int64)
+    last_end[runs > 0] = ends[offsets[1:][runs > 0] - 1]
+    tail = size - last_end
+    has_tail = (tail > 0) | (runs == 0)
+    sizes = 2 * runs + has_tail
+    bounds = np.r_[0, np.cumsum(sizes)]
+    counts = np.empty(bounds[-1], np.int64)
+    position = np.repeat(bounds[:-1], runs) + 2 * (np.arange(len(starts)) - np.repeat(offsets[:-1], runs))
+    counts[position], counts[position + 1] = gaps, lengths
+    counts[bounds[1:][has_tail] - 1] = tail[has_tail]
+    return counts, bounds
+
+
+def compress(counts: np.ndarray, bounds: np.ndarray) -> list[str]:
+    """Write counts as COCO's ASCII: differences to the count two before, five bits a character, low bits first."""
+    within = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
+    value = counts.copy()
+    later = np.flatnonzero(within > 2)
+    value[later] -= counts[later - 2]
+    digits = np.ones(len(value), np.int64)
+    for group in range(1, 13):  # a value needs another group while it does not fit 5 * group bits with sign
+        limit = 1 << (5 * group - 1)
+        more = (value >= limit) | (value < -limit)
+        if not more.any():
+            break
+        digits += more
+    place = ranges(np.zeros(len(value), np.int64), digits)
+    wide = np.repeat(value, digits)
+    letters = (wide >> (5 * place)) & 31
+    letters[place < np.repeat(digits, digits) - 1] |= 32
+    text = (letters + 48).astype(np.uint8).tobytes().decode("ascii")
+    cuts = np.r_[0, np.cumsum(digits)][bounds].tolist()
+    return [text[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def _decompress(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read COCO's ASCII counts of many objects at once.
+
+    Returns
+    -------
+    counts : int64
+        All counts, joined; those of an ill-formed text mean nothing.
+    bounds : (N + 1,) int64
+        Where each object's counts begin.
+    bad : int64
+        Positions of the texts that are not well formed.
+    """
+    raws = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text) for text in texts]
+    bad = {position for position, raw in enumerate(raws) if not raw}
+    raws = [raw or b"0" for raw in raws]
+    stops = np.cumsum([len(raw) for raw in raws], dtype=np.int64)
+    letters = np.frombuffer(b"".join(raws), np.uint8).astype(np.int64) - 48
+    last = (letters & 32) == 0
+    wrong = (letters < 0) | (letters > 63)
+    wrong[stops - 1] |= ~last[stops - 1]
+    last[stops - 1] = True
+    ends = np.flatnonzero(last)
+    begins = np.r_[0, ends[:-1] + 1][: len(ends)]
+    digits = ends - begins + 1
+    wrong[ends] |= digits > 7  # more than 35 bits: no image is that large
+    digits = np.minimum(digits, 7)
+    place = np.arange(len(letters)) - np.repeat(begins, ends - begins + 1)
+    value = np.add.reduceat((letters & 31) << (5 * np.minimum(place, 7)), begins) if len(begins) else begins
+    value -= np.where(letters[ends] & 16, 1 << (5 * digits), 0)
+    bounds = np.r_[0, np.searchsorted(ends, stops)]
+    _sum_of_differences(value, bounds)
+    bad |= set(np.searchsorted(stops, np.flatnonzero(wrong), "right").tolist())
+    return value, bounds, np.array(sorted(bad), np.int64)
+
+
+def _sum_of_differences(value: np.ndarray, bounds: np.ndarray) -> None:
+    """Undo, in place, that from the third on each count is written as the difference to the one two before."""
+    within = np.arange(len(value)) - np.repeat(bounds[:-1], np.diff(bounds))
+    for which in ((within & 1) == 1, ((within & 1) == 0) & (within > 0)):
+        here = np.flatnonzero(which)
+        total = np.r_[0, np.cumsum(value[here])]
+        first = np.searchsorted(here, bounds)
+        value[here] = total[1:] - np.repeat(total[first[:-1]], np.diff(first))
+
+
+def coco_runs(rles: Sequence[dict], shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Return the checked counts of all COCO RLEs of one image, joined, and where each one's begin."""
+    total = shape[0] * shape[1]
+    texts, lists = [], {}
+    for position, rle in enumerate(rles):
+        counts = _counts_of(rle, shape, position)
+        if isinstance(counts, list):
+            lists[position] = np.array([min(max(x, -1), total + 1) for x in counts], np.int64)
+        texts.append("0" if isinstance(counts, list) else counts)
+    counts, bounds, bad = _decompress(texts)
+    if bad.size:
+        raise _no_run_lengths(int(bad[0]))
+    if lists:
+        parts = np.split(counts, bounds[1:-1])
+        parts = [lists.get(position, part) for position, part in enumerate(parts)]
+        counts, bounds = np.concatenate(parts), np.r_[0, np.cumsum([len(part) for part in parts])]
+    sums = np.r_[0, np.cumsum(counts)]
+    sums = sums[bounds[1:]] - sums[bounds[:-1]]
+    negative = np.searchsorted(bounds, np.flatnonzero(counts < 0), "right") - 1
+    wrong = np.union1d(np.flatnonzero(sums != total), negative)
+    if wrong.size:
+        raise UserError(
+            f"RLE {wrong[0] + 1} covers {sums[wrong[0]]} px, its image has {total}",
+            "counts are >= 0 and sum to height * width",
+        )
+    return counts, bounds
+
+
+def _counts_of(rle: dict, shape: Shape, position: int) -> list[int] | str | bytes:
+    """Return the counts of one COCO RLE as they are written, its form and size checked."""
+    where = f"RLE {position + 1}"
+    if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
+        raise UserError(f"{where} is no COCO RLE: it lacks 'size' or 'counts'", "write {'size': [H, W], 'counts': ...}")
+    size = rle["size"]
+    if not isinstance(size, (list, tuple)) or [_whole(x) for x in size] != list(shape):
+        raise UserError(f"{where} has size {str(size)[:60]}, its image is {list(shape)}", "size is [height, width]")
+    counts = rle["counts"]
+    if isinstance(counts, list) and all(_whole(x) is not None for x in counts) or isinstance(counts, (str, bytes)):
+        return counts
+    raise _no_run_lengths(position)
+
+
+def _no_run_lengths(position: int) -> UserError:
+    return UserError(
+        f"RLE {position + 1} has counts that are no run lengths", "counts is a list of integers or COCO's text"
+    )
+
+
+def _whole(value) -> int | None:
+    return int(value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else None
+
+
+# ---- Kaggle text ---------------------------------------------------------------------------------------------------
+def checked_order(order: str) -> str:
+    """Return the name of a pixel order."""
+    if order not in ("row-major", "column-major"):
+        raise ValueError(f"order is 'row-major' (Sartorius) or 'column-major' (DSB2018), not {order!r}")
+    return order
+
+
+def decimal_texts(numbers: np.ndarray, bounds: np.ndarray) -> list[str]:
+    """Write positive numbers in decimal, separated by spaces: one text for each part ``bounds[i]:bounds[i + 1]``."""
+    width = len(str(int(numbers.max(initial=0))))
+    letters = np.full((len(numbers), width + 1), ord(" "), np.uint8)
+    used = np.ones(letters.shape, bool)
+    left = numbers.astype(np.uint32 if width < 10 else np.uint64)
+    for column in range(width - 1, -1, -1):  # from the last digit to the first
+        used[:, column] = left > 0
+        tens = left // 10
+        letters[:, column] = left - 10 * tens + ord("0")
+        left = tens
+    text = letters[used].tobytes().decode("ascii")
+    cuts = np.r_[0, np.cumsum(used.sum(axis=1))][bounds].tolist()
+    return [text[a : max(a, b - 1)] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def kaggle_pairs(text: str, size: int, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return 0-based starts and lengths of one checked Kaggle text; an empty text is an object of no pixel."""
+    words = str(text).split()
+    bad = next((word for word in words if not (word.isascii() and word.isdigit() and len(word) < 16)), None)
+    if bad is not None:
+        raise UserError(f"RLE {position + 1} holds {bad[:20]!r}", "an RLE is positive whole numbers: start length ...")
+    if len(words) % 2:
+        raise UserError(
+            f"RLE {position + 1} has {len(words)} numbers", "an RLE is pairs: start length start length ..."
+        )
+    numbers = np.array(words, np.int64).reshape(-1, 2)
+    starts, lengths = numbers[:, 0] - 1, numbers[:, 1]
+    ends = starts + lengths
+    if len(numbers) and (starts.min() < 0 or lengths.min() < 1 or ends.max() > size):
+        raise UserError(
+            f"RLE {position + 1} leaves its image of {size} px",
+            "starts are >= 1, lengths >= 1, start + length - 1 <= H * W",
+        )
+    if np.any(starts[1:] < ends[:-1]):
+        raise UserError(f"RLE {position + 1} has runs out of order or overlapping", "sort the runs by start")
+    return starts, lengths

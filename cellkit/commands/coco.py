@@ -46,8 +46,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Turn label images, Cellpose files or ROI zips into a COCO file."""
+    from cellkit.formats.coco import write_coco
     from cellkit.formats.coco_dialects import WRITTEN, checked, common_folder
-    from cellkit.formats.coco_writing import write_coco
 
     checked(given.convention, WRITTEN)
     read = _of_coco if given.input.lower().endswith(".json") else _of_files

@@ -74,9 +74,8 @@ def compare_models(
     dict
         other (its path), difference, interval, images, and the sentence that says it; ready for JSON.
     """
-    from cellkit.scores.comparison import paired_bootstrap
     from cellkit.scores.intervals import BOOTSTRAP
-    from cellkit.scores.table import score_table
+    from cellkit.scores.table import paired_bootstrap, score_table
 
     shared, other = match_sides(truth, other, common)
     kept = {record.image_id for record in shared.records}

@@ -72,7 +72,7 @@ def conversion_of(given: argparse.Namespace, of_run: Any, scale: float | None = 
     """Return the conversion that the options ask for, on top of that of the model's run; None when nobody says."""
     from dataclasses import replace
 
-    from cellkit.microscope.conversion import Conversion
+    from cellkit.microscope.convert import Conversion
 
     asked: dict[str, Any] = {}
     if given.nuclei is not None or given.cytoplasm is not None:

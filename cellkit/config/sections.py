@@ -23,7 +23,7 @@ from pydantic import (
 from cellkit.cells.names import plain
 from cellkit.errors import UserError, nearest
 from cellkit.machine import DATA_VARIABLE
-from cellkit.microscope.conversion import PERCENTILES, Conversion
+from cellkit.microscope.convert import PERCENTILES, Conversion
 from cellkit.models import backend_module
 from cellkit.modules import names_of
 from cellkit.settings import Frozen, Number, as_yaml

@@ -299,7 +299,7 @@ def classes_found(
         model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found)}; a model that names classes is there
         even where no image can judge it.
     """
-    from cellkit.scores.classes import class_accuracy
+    from cellkit.scores.matching import class_accuracy
 
     result: dict[str, dict[str, Any]] = {}
     for model, found in predictions.items():

@@ -40,7 +40,7 @@ def keep_if_better(judge: CellDataset, found: Mapping[str, Sequence[Instances]])
     """
     from cellkit.cells.dataset import NO_ACCURACY
     from cellkit.evaluate.evaluation import score_judged
-    from cellkit.scores.comparison import paired_bootstrap
+    from cellkit.scores.table import paired_bootstrap
 
     if "base" not in found:
         return Verdict("tuned", NO_BASE, f"kept: tuned. There is {NO_BASE}.")

@@ -17,9 +17,8 @@ from urllib.parse import urlsplit
 
 from cellkit.errors import UserError
 from cellkit.fetch.archives import check_archive, unpack
-from cellkit.fetch.download import Patience, Refused, Unreachable, download, real_address
+from cellkit.fetch.download import Patience, Refused, Unreachable, authorization_for, download, real_address
 from cellkit.fetch.import_weights import convert_weights
-from cellkit.fetch.kaggle import authorization_for
 from cellkit.fetch.registry import REGISTRY, Entry, RemoteFile, find_entry, folder_of
 from cellkit.files import atomic_path, read_json, sha256_file, write_json
 from cellkit.log import LOG

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.cells.boxes import pixel_boxes
 from cellkit.cells.instances import Instances
+from cellkit.cells.outlines import pixel_boxes
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.formats.coco_dialects import key_of

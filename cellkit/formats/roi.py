@@ -17,11 +17,10 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from cellkit.cells.boxes import refuse_boxes
 from cellkit.cells.dataset import MARKED, maker_of
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import stem_of
-from cellkit.cells.outlines import outlines
+from cellkit.cells.outlines import outlines, refuse_boxes
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import atomic_path
 from cellkit.formats.any import ImageCells, ImageToWrite, Reading

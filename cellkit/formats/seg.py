@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.cells.boxes import refuse_boxes
 from cellkit.cells.dataset import MARKED, maker_of
 from cellkit.cells.instances import Instances, lost_pixels
 from cellkit.cells.labels import LARGEST_ID
+from cellkit.cells.outlines import refuse_boxes
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
 from cellkit.formats.any import ImageCells, ImageToWrite, Reading
-from cellkit.formats.label_images import not_annotated
+from cellkit.formats.label_images import not_annotated, refuse_changed, stamp_of
 from cellkit.formats.plain_pickle import read_plain_npy
-from cellkit.formats.stamps import refuse_changed, stamp_of
 from cellkit.microscope.open import open_file
 
 ENDINGS = ("_seg.npy",)
@@ -218,7 +217,7 @@ def write_seg(
     made_by : str
         "proposed" or "corrected", kept in the key ``cellkit``; the GUI drops it when it saves.
     stamped : bool
-        Note what tells later whether it is still as written, see `cellkit.formats.stamps`.
+        Note what tells later whether it is still as written, see `cellkit.formats.label_images`.
 
     Raises
     ------

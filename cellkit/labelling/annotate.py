@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.cells.boxes import refuse_boxes
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut, too_small
+from cellkit.cells.outlines import refuse_boxes
 from cellkit.errors import Quarantined, UserError
-from cellkit.formats.label_folders import write_chosen_cells
+from cellkit.formats.labels import write_chosen_cells
 from cellkit.log import LOG
 
 if TYPE_CHECKING:
@@ -225,8 +225,7 @@ def write_chosen(
     classes : sequence of str, optional
         Names of the cells' classes; without them no cell has one.
     """
-    from cellkit.formats.label_images import write_labels
-    from cellkit.formats.stamps import stamp_of
+    from cellkit.formats.label_images import stamp_of, write_labels
     from cellkit.tables import write_table
 
     cells = [item.instances.with_scores(1.0) for item in chosen]

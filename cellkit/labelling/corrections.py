@@ -19,7 +19,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import sha256_file
-from cellkit.formats.label_folders import LABELS_FILE, chosen_cells
+from cellkit.formats.labels import LABELS_FILE, chosen_cells
 
 ORDER = (
     "seg",
@@ -320,10 +320,9 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
     """Return the cells of a file, the label image, whether a label tool saved it, and who made the cells where cellkit wrote
     that into it and nobody changed it; refuse those of another size."""
     from cellkit.formats.any import written_here
-    from cellkit.formats.label_images import read_labels
+    from cellkit.formats.label_images import as_written, is_stamped_proposal, read_labels
     from cellkit.formats.roi import read_rois, rois_made_by
     from cellkit.formats.seg import read_seg
-    from cellkit.formats.stamps import as_written, is_stamped_proposal
 
     shape = record.height_px, record.width_px
     saved, maker = kind in ("seg", "roi") and not written_here(path), ""

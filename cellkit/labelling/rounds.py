@@ -11,7 +11,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
-from cellkit.formats.label_folders import chosen_cells
+from cellkit.formats.labels import chosen_cells
 
 if TYPE_CHECKING:
     import pandas

@@ -20,12 +20,10 @@ from cellkit.cells.names import check_ids
 from cellkit.errors import Quarantined, UserError, plain_reason, readable
 from cellkit.files import content_of
 from cellkit.log import LOG
-from cellkit.microscope.conversion import Conversion, level_row, scaled_by
-from cellkit.microscope.convert import Converted, convert_frame, light_of_frame
-from cellkit.microscope.journal import JOURNAL, Journal, alone_in, still_there
+from cellkit.microscope.convert import Conversion, Converted, convert_frame, level_row, light_of_frame, scaled_by
+from cellkit.microscope.journal import JOURNAL, Journal, alone_in, png_parts, put, still_there
 from cellkit.microscope.light import Light, sum_light
 from cellkit.microscope.open import inspect_file, open_file
-from cellkit.microscope.png import png_parts, put
 from cellkit.parallel import map_items
 
 FILES_AT_ONCE = 32  # whose light is summed in one go

@@ -12,8 +12,8 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import Channel, Opened, Reader
+from cellkit.microscope.ome_xml import length_um, square_um, wavelength_nm
 from cellkit.microscope.stacks import Stack, open_stacks, parse_xml
-from cellkit.microscope.units import length_um, square_um, wavelength_nm
 
 CZI_TYPES = {"Gray8": ("uint8", 1), "Gray16": ("uint16", 1), "Gray32Float": ("float32", 1), "Bgr24": ("uint8", 3),
              "Bgr48": ("uint16", 3), "Bgr96Float": ("float32", 3)}  # fmt: skip

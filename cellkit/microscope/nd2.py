@@ -11,8 +11,8 @@ from types import ModuleType
 import numpy as np
 
 from cellkit.microscope.file_info import Channel, Opened, Reader, damaged
+from cellkit.microscope.ome_xml import length_um, positive, square_um, wavelength_nm
 from cellkit.microscope.stacks import Stack, open_stacks
-from cellkit.microscope.units import length_um, positive, square_um, wavelength_nm
 
 
 @contextmanager

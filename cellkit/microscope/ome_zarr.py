@@ -13,9 +13,8 @@ import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import Channel, Opened, Reader
-from cellkit.microscope.ome_xml import ome_channels, ome_um_per_px
+from cellkit.microscope.ome_xml import length_um, ome_channels, ome_um_per_px, positive, square_um, wavelength_nm
 from cellkit.microscope.stacks import Stack, open_stacks, parse_xml
-from cellkit.microscope.units import length_um, positive, square_um, wavelength_nm
 
 MAX_BLOCK_BYTES = 2**31  # of one chunk of an OME-Zarr, asked of its header
 

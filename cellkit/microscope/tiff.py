@@ -31,9 +31,8 @@ from cellkit.microscope.file_info import (
     checked_axes,
     damaged,
 )
-from cellkit.microscope.ome_xml import ome_channels, ome_um_per_px, own_images
+from cellkit.microscope.ome_xml import length_um, ome_channels, ome_um_per_px, own_images, square_um
 from cellkit.microscope.tiff_tags import inverted, refuse_turned, white_is_zero
-from cellkit.microscope.units import length_um, square_um
 
 ORDER = -2  # the first to be named
 MICROSCOPE_UM = 1.0  # the largest pixel that a resolution in centimetres is believed to tell, as ImageJ has it

@@ -80,7 +80,7 @@ def _score_row(name: str, line: Any) -> list[str]:
 def comparisons(files: RunFiles, split: str) -> list[str]:
     """Return a sentence per other model: is the best one better, on the same images?"""
     from cellkit.models.titles import model_name, order_models
-    from cellkit.scores.comparison import paired_bootstrap
+    from cellkit.scores.table import paired_bootstrap
 
     rows = files.scores[files.scores["split"] == split]
     own = rows[rows["model"] == files.best]

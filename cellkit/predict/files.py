@@ -28,7 +28,7 @@ from cellkit.errors import Quarantined, UserError
 from cellkit.files import atomic_path, read_json, sha256_tree
 from cellkit.log import LOG
 from cellkit.manifest import package_sha256
-from cellkit.microscope.conversion import Conversion
+from cellkit.microscope.convert import Conversion
 from cellkit.predict.images import (
     Frame,
     Picture,
@@ -204,7 +204,7 @@ class _Job:
 
     def _keep(self, frame: Frame, picture: Picture, found: Instances, part: Path) -> None:
         """Write everything of one image; its part last."""
-        from cellkit.formats.coco_writing import write_coco
+        from cellkit.formats.coco import write_coco
 
         self.notes[frame.image_id] = picture.notes
         if self.overlays:
@@ -234,9 +234,8 @@ class _Job:
         tell_notes([{"image_id": name, "note": note} for name, note in told], "`cellkit inspect` says them of a file")
 
     def _write_labels(self, frame: Frame, found: Instances) -> None:
-        from cellkit.formats.label_images import write_labels
+        from cellkit.formats.label_images import stamp_of, write_labels
         from cellkit.formats.labels import refuse_picture
-        from cellkit.formats.stamps import stamp_of
 
         path = self.labels / f"{frame.image_id}.tif"
         refuse_picture(path)
@@ -361,8 +360,8 @@ def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
 
 def _refuse_corrections(frames: Sequence[Frame], folder: Path) -> None:
     """Refuse to write over label images that somebody corrected since, before anything is predicted."""
+    from cellkit.formats.label_images import refuse_changed
     from cellkit.formats.labels import refuse_picture
-    from cellkit.formats.stamps import refuse_changed
 
     for frame in frames:
         path = folder / f"{frame.image_id}.tif"

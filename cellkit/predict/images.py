@@ -12,7 +12,7 @@ import numpy as np
 
 from cellkit.errors import Quarantined, UserError
 from cellkit.log import LOG
-from cellkit.microscope.conversion import Conversion
+from cellkit.microscope.convert import Conversion
 from cellkit.predict.model import AS_IT_IS
 
 

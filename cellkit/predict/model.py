@@ -13,7 +13,7 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, nearest
 from cellkit.files import sha256_file
 from cellkit.log import LOG
-from cellkit.microscope.conversion import PERCENTILES, Conversion
+from cellkit.microscope.convert import PERCENTILES, Conversion
 
 AUTO = "auto"
 

@@ -25,7 +25,7 @@ MODELS = (
 # ---- labels and models -----------------------------------------------------------------------------------------------
 def check_labels(outlook: Outlook) -> None:
     """See whether there are the labels that ``label.use`` names; of a folder, which files fit which image."""
-    from cellkit.cells.boxes import refuse_boxes
+    from cellkit.cells.outlines import refuse_boxes
     from cellkit.labelling.annotate import refuse_unlabelled
     from cellkit.labelling.corrections import folder_of, refuse_own
 
@@ -50,7 +50,7 @@ def check_labels(outlook: Outlook) -> None:
 def _check_corrections(outlook: Outlook, folder: Path) -> None:
     """Read a folder of corrections as notebook 02 does; the proposals are those of the run folder, where it has any."""
     from cellkit.cells.dataset import CellDataset
-    from cellkit.formats.label_folders import chosen_cells
+    from cellkit.formats.labels import chosen_cells
     from cellkit.labelling.corrections import read_corrections
 
     records = [record for record in outlook.records if record.split]

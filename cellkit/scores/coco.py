@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.scores.classes import class_name_of, classes_of_truth
 from cellkit.scores.iou import Overlaps
-from cellkit.scores.matching import THRESHOLDS, ScoredImages, keyed_by_threshold, ranked, ratio
+from cellkit.scores.matching import (
+    THRESHOLDS,
+    ScoredImages,
+    class_name_of,
+    classes_of_truth,
+    keyed_by_threshold,
+    ranked,
+    ratio,
+)
 
 WHY = "IoU >= t, ranked by confidence: an error below every hit costs nothing; one curve over all images"
 ON_BOXES = True

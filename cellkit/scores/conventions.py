@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.cells.boxes import refuse_boxes
 from cellkit.cells.instances import Instances
+from cellkit.cells.outlines import refuse_boxes
 from cellkit.errors import UserError, nearest
 from cellkit.modules import load_all
-from cellkit.scores.classes import classes_of_truth
 from cellkit.scores.intervals import BOOTSTRAP, Units, jackknife
 from cellkit.scores.iou import overlap_images
-from cellkit.scores.matching import ScoredImages, json_number
+from cellkit.scores.matching import ScoredImages, classes_of_truth, json_number
 from cellkit.scores.table import score_table, summary
 
 if TYPE_CHECKING:

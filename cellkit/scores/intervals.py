@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    pass
+
 
 BOOTSTRAP = 2000  # draws behind an interval
 FEW = 6  # with fewer groups (or images) an interval is wide, and says so

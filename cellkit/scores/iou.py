@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellkit.cells.boxes import refuse_boxes
 from cellkit.cells.instances import Instances
+from cellkit.cells.outlines import refuse_boxes
 from cellkit.cells.runs import ranges
 from cellkit.errors import UserError
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.scores.classes import class_name_of, classes_of_truth
 from cellkit.scores.iou import Overlaps
-from cellkit.scores.matching import ScoredImages, hits, mean_of_defined, ranked
+from cellkit.scores.matching import ScoredImages, class_name_of, classes_of_truth, hits, mean_of_defined, ranked
 
 WHY = "IoU >= 0.5 only, per class, ranked by confidence; a second detection of a cell is an error"
 ON_BOXES = True

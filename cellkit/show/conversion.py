@@ -135,7 +135,7 @@ def show_planes(
         Of the C channels; what follows a comma is kept out of the comparison with `levels`.
     image : (H, W, 3) uint8
         What was made of them.
-    levels : sequence of `cellkit.microscope.conversion.Level`
+    levels : sequence of `cellkit.microscope.convert.Level`
         Colour, channel, low and high of each channel that was used.
     text : str
         Above the picture.

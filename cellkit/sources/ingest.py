@@ -30,9 +30,8 @@ from cellkit.errors import Quarantined, UserError, plain_reason, readable
 from cellkit.files import content_of, sync
 from cellkit.log import LOG
 from cellkit.microscope.batch import measure_light, tell_notes
-from cellkit.microscope.conversion import Level, level_row, scaled_by
-from cellkit.microscope.journal import JOURNAL, Journal, remove_remains, still_there
-from cellkit.microscope.png import png_parts, put
+from cellkit.microscope.convert import Level, level_row, scaled_by
+from cellkit.microscope.journal import JOURNAL, Journal, png_parts, put, remove_remains, still_there
 from cellkit.modules import load, load_all, optional
 from cellkit.parallel import map_items
 from cellkit.sources.assign_splits import check_enough

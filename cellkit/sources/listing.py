@@ -18,8 +18,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import plain, stem_of
 from cellkit.errors import UserError, nearest, refuse_or_note
-from cellkit.microscope.conversion import Conversion, Level
-from cellkit.microscope.convert import Converted, convert_frame
+from cellkit.microscope.convert import Conversion, Converted, Level, convert_frame
 from cellkit.microscope.file_info import Opened
 from cellkit.microscope.light import Limits
 

@@ -18,8 +18,7 @@ from cellkit.cells.names import image_id_of, plain, split_of_folders, stem_of
 from cellkit.errors import UserError
 from cellkit.formats.label_images import labels_orientation, read_labels
 from cellkit.microscope.channel_files import ChannelFiles, open_image
-from cellkit.microscope.conversion import Conversion
-from cellkit.microscope.convert import blank_frame, chosen_channels, light_of_frame
+from cellkit.microscope.convert import Conversion, blank_frame, chosen_channels, light_of_frame
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, Opened
 from cellkit.microscope.folders import IMAGE_FOLDERS, check_inside
 from cellkit.microscope.light import Light
@@ -109,7 +108,7 @@ def files_of(image: Path | ChannelFiles) -> tuple[Path, ...]:
 
 def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: str, rows=None) -> Loaded:
     """Return a picture with the objects of its label image; parameters as in `load_file`."""
-    from cellkit.formats.label_folders import is_proposed
+    from cellkit.formats.labels import is_proposed
 
     if label is None:
         return made

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cellkit.cells.boxes import pixel_boxes
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, plain, split_of_folders
+from cellkit.cells.outlines import pixel_boxes
 from cellkit.errors import UserError
 from cellkit.microscope.folders import IMAGE_FOLDERS, by_stem, check_inside, find_picture, list_files
 from cellkit.sources.assign_splits import assign_splits

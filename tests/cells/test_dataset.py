@@ -11,10 +11,10 @@ from cellkit.cells.dataset import CellDataset, predict_all
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord, read_records, write_records
 from cellkit.errors import UserError
+from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_coco
-from cellkit.formats.label_folders import read_run_labels
 from cellkit.formats.label_images import write_labels
+from cellkit.formats.labels import read_run_labels
 
 SHAPE = (6, 8)
 SPLITS = ("train", "val", "", "train", "test")

@@ -19,10 +19,10 @@ from cellkit.commands import main as cli
 from cellkit.commands.main import find_commands
 from cellkit.commands.shared import Answer, json_text
 from cellkit.errors import UserError
+from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_coco, write_results
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.microscope.png import write_png
+from cellkit.microscope.journal import write_png
 
 HEAVY = (
     "torch",

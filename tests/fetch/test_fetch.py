@@ -23,10 +23,9 @@ from loopback import Server
 from cellkit.commands.main import main
 from cellkit.errors import UserError
 from cellkit.fetch import fetch as module
-from cellkit.fetch.download import Patience
+from cellkit.fetch.download import Patience, authorization_for, kaggle_user
 from cellkit.fetch.fetch import fetch, fetched_weights, list_entries
 from cellkit.fetch.find import find_weights, weights_names
-from cellkit.fetch.kaggle import authorization_for, kaggle_user
 from cellkit.fetch.registry import REGISTRY, Entry, RemoteFile
 from cellkit.files import read_json
 from cellkit.models.weights import load_tensors, read_card

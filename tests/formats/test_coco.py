@@ -23,8 +23,8 @@ from pycocotools.cocoeval import COCOeval
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
+from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.coco_reading import read_coco, read_results
-from cellkit.formats.coco_writing import write_coco, write_results
 
 SHAPE = (3, 4)
 WORKED = {"size": [3, 4], "counts": "327"}

@@ -16,12 +16,12 @@ from cellkit.commands.main import main
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
 from cellkit.formats.any import read_side
-from cellkit.formats.coco_writing import write_coco, write_results
+from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.label_images import write_labels
 from cellkit.formats.results import is_list
 from cellkit.formats.sides import image_shapes, match_sides, name_groups
 from cellkit.formats.submission import write_submission
-from cellkit.microscope.png import write_png
+from cellkit.microscope.journal import write_png
 
 CLASSES = ("HEK", "N2a")
 
@@ -492,7 +492,7 @@ def test_proposals_are_refused_as_truth_and_left_out_where_some_images_were_corr
 
 @pytest.mark.parametrize("form", ["tif", "png", "seg", "roi"])
 def test_proposals_written_for_a_label_tool_stay_proposals_until_somebody_changes_them(tmp_path, said, form):
-    from cellkit.microscope.png import write_png
+    from cellkit.microscope.journal import write_png
 
     marked, out = marked_coco(tmp_path / "m.json", ["proposed", "corrected", ""]), tmp_path / "out"
     for k in range(3):

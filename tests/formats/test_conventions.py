@@ -14,9 +14,9 @@ from pycocotools import mask as coco_mask
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
+from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_dialects import CONVENTIONS, WRITTEN, common_folder, to_plain
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_coco
 
 EMPTY_INFO = {"contributor": "", "date_created": "", "description": "", "url": "", "version": "", "year": ""}
 

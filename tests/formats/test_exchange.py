@@ -24,14 +24,14 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.formats.any import read_folder, told_format, write_folder
+from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_coco
 from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.formats.labels import write_label_png
 from cellkit.formats.plain_pickle import read_plain_npy
 from cellkit.formats.roi import read_rois, write_rois
 from cellkit.formats.seg import class_colours, read_seg, write_seg
-from cellkit.microscope.png import write_png
+from cellkit.microscope.journal import write_png
 
 CLASSES = ("HEK", "N2a, é")
 TWO = np.array([[1, 1, 0, 0, 2], [1, 1, 0, 2, 0], [0, 0, 0, 2, 2]])

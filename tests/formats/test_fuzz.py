@@ -30,8 +30,8 @@ from cellkit.commands.comparison import score_sides
 from cellkit.commands.main import main
 from cellkit.errors import UserError
 from cellkit.formats.any import read_side
+from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.coco_reading import read_coco, read_results
-from cellkit.formats.coco_writing import write_coco, write_results
 from cellkit.formats.competitions import profiles
 from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.formats.sides import match_sides

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from cellkit.errors import UserError
-from cellkit.formats.label_images import write_labels
-from cellkit.formats.stamps import as_written, refuse_changed, stamp_of
+from cellkit.formats.label_images import as_written, refuse_changed, stamp_of, write_labels
 
 LABELS = np.array([[1, 1, 0], [0, 2, 2]], np.int32)
 

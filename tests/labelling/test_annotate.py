@@ -12,10 +12,10 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
+from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_coco
-from cellkit.formats.label_folders import chosen_cells, read_run_labels
 from cellkit.formats.label_images import read_labels, write_labels
+from cellkit.formats.labels import chosen_cells, read_run_labels
 from cellkit.labelling.annotate import (
     Labelled,
     choose_labels,

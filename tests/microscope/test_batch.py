@@ -26,10 +26,8 @@ from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, readable
 from cellkit.files import content_of, crc32_of
 from cellkit.microscope.batch import convert_batch
-from cellkit.microscope.conversion import Conversion
-from cellkit.microscope.convert import convert_file
-from cellkit.microscope.journal import JOURNAL, Journal, alone_in, still_there
-from cellkit.microscope.png import encode_png, put, write_png
+from cellkit.microscope.convert import Conversion, convert_file
+from cellkit.microscope.journal import JOURNAL, Journal, alone_in, encode_png, put, still_there, write_png
 from cellkit.parallel import StopAll
 from cellkit.sources.ingest import gather
 

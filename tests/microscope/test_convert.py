@@ -18,8 +18,7 @@ from cellkit.cells.resize import resize_image, resize_instances, resize_labels, 
 from cellkit.errors import UserError
 from cellkit.microscope.batch import measure_light
 from cellkit.microscope.channels import colour_map, find_channel
-from cellkit.microscope.conversion import Conversion
-from cellkit.microscope.convert import best_focus, convert_file
+from cellkit.microscope.convert import Conversion, best_focus, convert_file
 from cellkit.microscope.file_info import Channel
 from cellkit.microscope.light import Light, percentiles_of, to_8bit
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cellkit.microscope.units import length_um, positive, square_um, wavelength_nm
+from cellkit.microscope.ome_xml import length_um, positive, square_um, wavelength_nm
 
 
 @pytest.mark.parametrize(

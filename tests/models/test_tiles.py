@@ -85,7 +85,7 @@ def test_ids_of_a_picture_larger_than_a_tile_are_those_of_its_rows_and_each_is_o
     from scipy.ndimage import label
 
     from cellkit.formats.label_images import read_labels
-    from cellkit.microscope.png import write_png
+    from cellkit.microscope.journal import write_png
     from cellkit.models import threshold
     from cellkit.predict.files import predict_files
     from cellkit.predict.model import find_model

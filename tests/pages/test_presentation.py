@@ -20,8 +20,8 @@ from test_report import Page, evaluate, make_run, worsened
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.files import write_json
+from cellkit.formats.coco import write_results
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_results
 from cellkit.models.training import History
 from cellkit.pages import report
 

@@ -25,8 +25,8 @@ from cellkit.evaluate.evaluation import (
     summarise,
     write_summary,
 )
+from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_coco, write_results
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.pages import blocks, report, results
 from cellkit.pages import images as report_images
@@ -285,7 +285,7 @@ def test_damaged_tables_do_not_stop_the_page(evaluated, tmp_path):
 def test_empty_and_classless_runs(tmp_path):
     """One model without classes, one image without a cell on either side."""
     from cellkit.cells.records import ImageRecord
-    from cellkit.microscope.png import write_png
+    from cellkit.microscope.journal import write_png
 
     write_png(tmp_path / "images/dark.png", np.zeros((40, 60, 3), np.uint8))
     record = ImageRecord("dark", "images/dark.png", 40, 60, split="test")

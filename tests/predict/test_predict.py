@@ -24,12 +24,11 @@ from cellkit.commands.main import main
 from cellkit.config.sections import ConvertConfig, FinetuneConfig, LabelConfig, MaskrcnnConfig
 from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
+from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_coco
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.microscope.conversion import Conversion
-from cellkit.microscope.convert import convert_file
-from cellkit.microscope.png import write_png
+from cellkit.microscope.convert import Conversion, convert_file
+from cellkit.microscope.journal import write_png
 from cellkit.models import backend_names, get_backend, weights
 from cellkit.predict.files import predict_files, segmented
 from cellkit.predict.images import Frame, Picture, convert_files, find_frames, find_images, read_picture

@@ -413,8 +413,8 @@ def test_labels_of_every_kind_are_read_whole_where_pictures_are_not(here):
 
 def test_the_proposals_of_the_last_round_beside_a_correction_are_no_second_opinion(here):
     from cellkit.cells.instances import Instances
-    from cellkit.formats.label_folders import write_chosen_cells
     from cellkit.formats.label_images import read_labels
+    from cellkit.formats.labels import write_chosen_cells
 
     lab(truth=False)
     proposed = Path("runs/c/labels/HEK_HEK0.tif")

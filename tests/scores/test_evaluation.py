@@ -25,13 +25,12 @@ from cellkit.evaluate.evaluation import (
     unjudged,
 )
 from cellkit.evaluate.submission import Original, handed_in, submit_best
-from cellkit.formats.coco_writing import write_results
+from cellkit.formats.coco import write_results
 from cellkit.formats.submission import read_submission
 from cellkit.formats.submission_check import check_submission
-from cellkit.scores.comparison import paired_bootstrap
 from cellkit.scores.iou import overlap_images
 from cellkit.scores.kaggle import kaggle
-from cellkit.scores.table import TABLE_COLUMNS
+from cellkit.scores.table import TABLE_COLUMNS, paired_bootstrap
 
 SHAPE = (12, 16)
 CLASSES = ("HEK", "N2a")

@@ -6,11 +6,10 @@ import pytest
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
-from cellkit.scores.comparison import paired_bootstrap
 from cellkit.scores.conventions import compare_conventions
 from cellkit.scores.intervals import Difference, Units, interval, jackknife
 from cellkit.scores.matching import THRESHOLDS
-from cellkit.scores.table import summary
+from cellkit.scores.table import paired_bootstrap, summary
 
 COLUMNS = ["image_id", "cell_type", "group", "split", "class_name", "size", "threshold", "tp", "fp", "fn"]
 

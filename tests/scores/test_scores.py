@@ -19,17 +19,23 @@ from cellkit.scores.aji_cellpose import aji_cellpose
 from cellkit.scores.aji_kumar import aji_kumar
 from cellkit.scores.caicedo import caicedo
 from cellkit.scores.cellpose import cellpose
-from cellkit.scores.classes import class_accuracy, counts_by_class
 from cellkit.scores.coco import coco
-from cellkit.scores.comparison import paired_bootstrap
 from cellkit.scores.conventions import compare_conventions, find_conventions
 from cellkit.scores.iou import overlap_images, overlaps, overlaps_of_labels
 from cellkit.scores.kaggle import kaggle
-from cellkit.scores.matching import THRESHOLDS, as_fractions, count, hits, match_pairs
+from cellkit.scores.matching import THRESHOLDS, as_fractions, class_accuracy, count, counts_by_class, hits, match_pairs
 from cellkit.scores.point import match_points, point
 from cellkit.scores.pq import pq
 from cellkit.scores.stardist import stardist
-from cellkit.scores.table import TABLE_COLUMNS, map_iou, per_image, score_table, size_terciles, summary
+from cellkit.scores.table import (
+    TABLE_COLUMNS,
+    map_iou,
+    paired_bootstrap,
+    per_image,
+    score_table,
+    size_terciles,
+    summary,
+)
 from cellkit.scores.voc import voc
 
 quick = settings(max_examples=100, deadline=None)

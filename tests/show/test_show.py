@@ -19,9 +19,9 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import count_lines, score_models, summarise
 from cellkit.scores.attribution import attribute
-from cellkit.scores.classes import class_accuracy
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
+from cellkit.scores.matching import class_accuracy
 from cellkit.scores.table import score_table
 from cellkit.show import style
 from cellkit.show.charts import curve_of, show_confusion, show_curves, show_gains, show_history, show_scores

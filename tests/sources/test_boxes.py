@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cellkit.cells.boxes import pixel_boxes, refuse_boxes
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
+from cellkit.cells.outlines import pixel_boxes, refuse_boxes
 from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import resize_instances
 from cellkit.commands.comparison import score_sides
 from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
 from cellkit.formats.any import read_side
+from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_coco, write_results
 from cellkit.formats.sides import match_sides
 from cellkit.labelling.annotate import choose_labels, with_truth_classes
 from cellkit.modules import load

@@ -13,8 +13,8 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
+from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.coco_writing import write_coco
 from cellkit.modules import load
 from cellkit.sources.coco import looks_like_coco, read_sheets
 from cellkit.sources.ingest import classes_of, detect_kind, gather

@@ -9,10 +9,10 @@ import pytest
 import tifffile
 
 from cellkit.errors import UserError
-from cellkit.formats.coco_writing import write_coco
+from cellkit.formats.coco import write_coco
 from cellkit.formats.label_images import write_labels
+from cellkit.microscope.journal import write_png
 from cellkit.microscope.open import inspect_file
-from cellkit.microscope.png import write_png
 from cellkit.sources import inspection
 from cellkit.sources.ingest import classes_of, detect_kind
 from cellkit.sources.inspection import inspect_coco, inspect_folder, tell_file, tell_folder

@@ -16,8 +16,8 @@ from PIL import Image
 from cellkit.cells.instances import Instances
 from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
-from cellkit.formats.label_folders import write_chosen_cells
 from cellkit.formats.label_images import write_labels
+from cellkit.formats.labels import write_chosen_cells
 from cellkit.formats.seg import write_seg
 from cellkit.modules import load
 from cellkit.sources.ingest import classes_of, detect_kind, gather

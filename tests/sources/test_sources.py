@@ -16,8 +16,7 @@ from cellkit.config.sections import ChannelsConfig, Config, ConvertConfig
 from cellkit.errors import UserError
 from cellkit.evaluate.submission import handed_in
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.microscope.conversion import Conversion
-from cellkit.microscope.convert import convert_file
+from cellkit.microscope.convert import Conversion, convert_file
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.modules import load, names_of
 from cellkit.sources.drawn.camera import expose

@@ -14,7 +14,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.files import write_json
-from cellkit.microscope.png import write_png
+from cellkit.microscope.journal import write_png
 from cellkit.sources.statistics import FAULTS, class_table, describe, measure_image, remarks
 
 SHAPE = (40, 50)
