@@ -81,6 +81,7 @@ _HOME = {
     ),
     "formats.coco": (
         "write_coco",
+        "write_predictions",
         "write_results",
     ),
     "formats.label_images": (
@@ -100,6 +101,7 @@ _HOME = {
         "if_able",
     ),
     "models.judging": ("judges",),
+    "models.training": ("find_history",),
     "models.weights": (
         "copy_checkpoint",
         "read_card",

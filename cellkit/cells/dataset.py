@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -103,6 +104,19 @@ class CellDataset:
             found = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise UserError(found, "give one of each per image")
 
+    def __repr__(self) -> str:
+        """Say how many images there are, in which splits and of which lines, and how many cells have labels."""
+        parts = [f"{len(self)} image{'s' * (len(self) != 1)}", *map(self._counts, ("split", "cell_type"))]
+        parts += [f"{self.cells} cells{' of ' * bool(self.classes)}{', '.join(self.classes)}"] if self.cells else []
+        flagged = sum(bool(record.flags) for record in self.records)
+        return "; ".join(filter(None, [*parts, f"{flagged} flagged" if flagged else ""]))
+
+    def _counts(self, column: str) -> str:
+        counts = Counter(getattr(record, column) for record in self.records)
+        known = [name for name in ("train", "val", "test") if name in counts]
+        names = known if column == "split" else sorted(filter(None, counts))
+        return ", ".join(f"{name} {counts[name]}" for name in names)
+
     @property
     def cells(self) -> int:
         """Number of cells in all images."""
@@ -115,6 +129,25 @@ class CellDataset:
         kept = [(k, r) for k, r in enumerate(everything, 1) if (r.split or unused) and split in (None, r.split)]
         empty = [Instances.empty((r.height_px, r.width_px)) for _, r in kept]
         return cls([r for _, r in kept], empty, (), Path(records_path).parent, [k for k, _ in kept])
+
+    @classmethod
+    def of_run(cls, run: Any, split: str | None = None) -> CellDataset:
+        """Open the images of a run that are used, without labels; the stage that is under way notes that it reads them.
+
+        Parameters
+        ----------
+        run : cellkit.run.folder.Run
+        split : {"train", "val", "test"}, optional
+            Those of one split.
+
+        Raises
+        ------
+        UserError
+            The run has no images yet.
+        """
+        images = cls.from_records(run.find("records"), split)
+        run.find("images")
+        return images
 
     def __len__(self) -> int:
         return len(self.records)
@@ -167,7 +200,7 @@ class CellDataset:
         say_small(self.records, self.instances, min_area_px, key, "left out")
         return replace(self, instances=[x[x.areas_px >= min_area_px] for x in self.instances])
 
-    def thinned(self, most: int) -> CellDataset:
+    def sample(self, most: int) -> CellDataset:
         """Return at most `most` images, evenly spread over all."""
         return self.subset(np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)))
 
@@ -178,6 +211,10 @@ class CellDataset:
     def scored(self, split: str | None = None) -> CellDataset:
         """Return the images (of one split) that are scored: those without a flag."""
         return self.subset([is_scored(r) and split in (None, r.split) for r in self.records])
+
+    def held_out(self) -> CellDataset:
+        """Return the validation and test images: those that no model was trained on."""
+        return self.subset([record.split in ("val", "test") for record in self.records])
 
     def select(self, split: str | None = None, cell_type: str | None = None) -> CellDataset:
         """Return the images of one split and / or one cell type."""

@@ -118,6 +118,26 @@ def write_results(path: str | Path, ids: Sequence[int | str] | CellDataset, inst
     return write_json(path, rows)
 
 
+def write_predictions(stage: Any, name: str, images: CellDataset, found: Sequence[Instances] | None) -> Path | None:
+    """Write what a model of a run found to ``predictions/<name>.json``, by which notebook 06 scores it.
+
+    Parameters
+    ----------
+    stage : cellkit.run.folder.Stage
+    name : str
+        The model; list the file as ``predictions_<name>``.
+    images : CellDataset
+        The images that it was asked about.
+    found : list of Instances, or None
+        One per image. None: there is no such model, and nothing is written.
+
+    Returns
+    -------
+    Path or None
+    """
+    return None if found is None else write_results(stage.path(f"predictions/{name}.json"), images.ids, found)
+
+
 def _category_of(coco: CellDataset) -> dict[int, int | str]:
     """Return class id -> category id of a file."""
     found = {class_id: number for number, class_id in coco.categories.items()}

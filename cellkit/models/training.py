@@ -117,6 +117,12 @@ class History:
         return path
 
 
+def find_history(folder: str | Path) -> Path | None:
+    """Return the ``history.csv`` that a training left in its folder; None of a model that does not learn step by step."""
+    path = Path(folder) / "history.csv"
+    return path if path.is_file() else None
+
+
 def fit(
     model,
     loss_at: Callable,

@@ -248,14 +248,14 @@ class Stage:
         """Record items that were set aside; the run ends with exit code 3."""
         self._entry["quarantined"] += [{"item": str(item.item), "reason": item.reason} for item in items]
 
-    def done(self, **outputs: str | Path) -> None:
+    def done(self, **outputs: str | Path | None) -> None:
         """Finish: hash everything written, move it to its place, list it in the manifest. The notebook's last call.
 
         Parameters
         ----------
         outputs : paths
             Files or folders below `root` (moved) or already in place in the run folder (only listed), each under the
-            key by which later stages find it. Files below `root` that are not named move along.
+            key by which later stages find it; None is not listed. Files below `root` that are not named move along.
 
         Raises
         ------
@@ -266,7 +266,7 @@ class Stage:
             raise UserError(f"the runner of {self.name} has ended", "start cellkit run again")
         if "pid" not in self._context:
             hold(self.run.folder, "writer")  # again, when the cell is run a second time by hand
-        listed = {key: self._place(key, Path(path)) for key, path in outputs.items()}
+        listed = {key: self._place(key, Path(path)) for key, path in outputs.items() if path is not None}
         for torn in self.root.rglob(".tmp-*"):  # left by a write that was killed
             torn.unlink()
         self.run._hash = hasher = Hasher()

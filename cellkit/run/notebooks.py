@@ -199,7 +199,7 @@ def _keys_of(sources: list[str]) -> tuple[str, ...]:
 
 
 def _reads_of(sources: list[str]) -> tuple[str, ...]:
-    """Return what ``find(...)`` and ``find_all(...)`` of a run are asked for, as far as the code tells."""
+    """Return what ``find(...)``, ``find_all(...)`` and ``of_run(...)`` ask a run for, as far as the code tells."""
     import ast
 
     nodes = [node for tree in map(_parse, sources) if tree for node in ast.walk(tree)]
@@ -215,6 +215,8 @@ def _reads_of(sources: list[str]) -> tuple[str, ...]:
         called = node.func if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else None
         if called is not None and called.attr in ("find", "find_all") and _name_of(called.value) in runs:
             keys.append(_pattern(node.args[0]) if node.args else "*")
+        elif called is not None and called.attr == "of_run":  # see `CellDataset.of_run`
+            keys += ["records", "images"]
     return tuple(dict.fromkeys(key for key in keys if key))
 
 

@@ -157,17 +157,23 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
 
     Parameters
     ----------
-    history : path or DataFrame, or name -> path or DataFrame
-        ``history.csv``: step, loss (mean since the row before), score, seconds.
+    history : path or DataFrame, or name -> path or DataFrame, or None
+        ``history.csv``: step, loss (mean since the row before), score, seconds. None: the model did not learn step by step.
     score : str
         What the score is.
 
     Returns
     -------
     (2,) Axes
+        Of None one, which says so.
     """
     from matplotlib.ticker import MaxNLocator
 
+    if history is None:
+        ax = figure_or_new(figure, (5.6, 0.6)).subplots()
+        ax.set_axis_off()
+        ax.text(0, 0.5, "this model does not learn step by step: there is no curve")
+        return np.array([ax])
     histories = history if isinstance(history, Mapping) else {"": history}
     figure = figure_or_new(figure, (5.6, 4.6))
     axes = figure.subplots(2, 1, sharex=True)

@@ -88,6 +88,25 @@ def test_from_records_leaves_out_what_was_set_aside(run):
     assert names(CellDataset.from_records(run / "records.csv", split="train")) == "ad"
 
 
+def test_of_run_notes_both_inputs_and_says_what_is_there(run):
+    class Asked:
+        keys = []
+
+        def find(self, key):
+            self.keys.append(key)
+            return run / f"{key}.csv"
+
+    images = CellDataset.of_run(Asked())
+    assert Asked.keys == ["records", "images"] and names(images) == "abde"
+    assert repr(images) == "4 images; train 2, val 1, test 1; HEK 2, N2a 1, mixed 1"
+    assert names(CellDataset.of_run(Asked(), "train")) == "ad" and names(images.held_out()) == "be"
+    labelled = from_labels(run, classes=("N2a", "HEK")).select("train")
+    flagged = labelled.with_records([replace(record, flags="debris") for record in labelled.records])
+    assert repr(flagged).endswith(f"; {labelled.cells} cells of N2a, HEK; 2 flagged")
+    assert repr(images.subset([])) == "0 images"
+    assert names(images.sample(2)) == "ae" and names(images.sample(9)) == names(images)
+
+
 def test_from_coco_is_what_was_written(run):
     images = from_labels(run, classes=("HEK", "N2a")).select("train")
     path = write_coco(run / "coco.json", images.records, images.instances, images.classes, images.ids)

@@ -484,7 +484,8 @@ def test_an_output_more_makes_stale_what_reads_all_of_its_kind(here, monkeypatch
     stage = run.start(TWO, load_config("configs/demo.yaml").label)
     assert run.find_all("truth*") == {}
     assert list(run.find_all("rec*")) == ["records"]
-    stage.done()
+    stage.done(nothing=None)
+    assert run.stages()[TWO]["outputs"] == {}
     assert states(config_path="configs/demo.yaml")[TWO] == ("fresh", "")
     convert(records="r", truth="t")
     assert reasons("stale", config_path="configs/demo.yaml") == "it read no truth*, now truth"
@@ -495,10 +496,12 @@ def test_the_keys_of_a_notebook_are_told_without_running_it(here):
         "files = {'summary': 1}\nfor split in 'ab':\n    files[f'coco_{split}'] = split",
         "%matplotlib inline\nstage.done(x=1)",
         "stage.done(labels=1, **files)",
+        "run = Run(run_dir)\nimages = CellDataset.of_run(run)\nrun.find('truth')",
     ]
     write_notebook(here / "notebooks", ONE, cells)
     (book,) = read_notebooks("notebooks")
     assert book.keys == ("labels", "summary", "coco_*")
+    assert book.reads == ("records", "images", "truth")
 
 
 def test_unchanged_outputs_of_a_repeated_stage_let_the_next_be_skipped(done, capsys):

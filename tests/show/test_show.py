@@ -298,12 +298,16 @@ def test_scores_are_points_with_intervals_by_split(scored):
 
 
 def test_history_marks_what_was_kept(tmp_path):
+    from cellkit.models.training import find_history
+
     path = tmp_path / "history.csv"
     path.write_text("step,loss,score,seconds\n0,nan,0.2,1\n50,1.0,0.7,20\n100,0.5,0.6,40\n")
     axes = show_history(path)
     assert axes[0].lines[0].get_xdata().tolist() == [50, 100]  # no loss before the first step
     assert axes[1].texts[0].get_text() == "kept: step 50, 0.700"
     assert axes[1].get_xlabel() == "training step"  # no card beside it
+    (none,) = show_history(find_history(tmp_path / "nothing"))
+    assert "no curve" in none.texts[0].get_text() and find_history(tmp_path) == path
     both = show_history({"cellpose_tuned": path, "maskrcnn": pd.read_csv(path)})
     assert texts(both[0]) == ["Cellpose, tuned", "Mask R-CNN"]
     path.write_text("step,loss\n0,1\n")
