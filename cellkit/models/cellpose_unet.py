@@ -47,6 +47,7 @@ FlowError = Annotated[Number, Field(ge=0, le=100)]
 Logit = Annotated[Number, Field(ge=-12, le=12)]
 DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
 GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
+LOOSEST = {"flow_threshold": 0.0}  # no check of flows: every mask stays
 DEFAULTS = {
     "diameter_px": None,
     "channels": "both",
@@ -372,14 +373,16 @@ def best_thresholds(
     ]
     best = {key: settings[key] for key in (*GRID, "min_area_px")}
     if not any((maps[2] > min(GRID["cellprob_threshold"])).any() for maps, _ in cached):
-        LOG.info(f"no threshold is searched: the network finds no cell in {len(pairs)} training images at any of them")
+        problem = f"no threshold is searched: the network finds no cell in {len(pairs)} training images at any of them"
+        LOG.info(f"{problem}. {_other_start(settings)}")
         return {key: DEFAULTS[key] for key in searched}
 
     def score(key: str, value: float) -> float:
         found = (overlaps(truth, masks_of(maps, truth.shape, **{**best, key: value})) for maps, truth in cached)
         return kaggle(list(found), bootstrap=0)["score"]
 
-    return search(score, {key: GRID[key] for key in searched}, best, len(pairs), called)
+    grid = {key: GRID[key] for key in searched}
+    return search(score, grid, best, len(pairs), called, LOOSEST, _other_start(settings))
 
 
 def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> float:
@@ -434,6 +437,12 @@ def unpromising(base: str, cells: int, images: int, settings: Mapping[str, Any])
     what = "no cell" if not cells else f"{cells} objects and no cell right"
     return (
         f"before training, {base} finds {what} in {images} validation images: training starts from nothing useful.\n"
+        + _other_start(settings)
+    )
+
+
+def _other_start(settings: Mapping[str, Any]) -> str:
+    return (
         f"Try another base (finetune.base: cyto3), finetune.diameter_px (now {settings['diameter_px']:.3g}) "
         f"or finetune.channels (now {settings['channels']})."
     )

@@ -43,6 +43,7 @@ Iou = Annotated[Number, Field(gt=0, le=1)]
 Inner = Annotated[Number, Field(gt=0, lt=1)]
 MASK = "mask probability above which a pixel is the cell's"
 GRID = {"score_threshold": (0.5, 0.4, 0.3, 0.6), "nms_threshold": (0.5, 0.4, 0.3)}  # searched when not set
+LOOSEST = {"score_threshold": 0.3}  # keeps what a higher one keeps
 DEFAULTS = {
     "backbone": "cellpose_unet",
     "shown": "both",
@@ -407,7 +408,11 @@ def best_thresholds(
         found = (overlaps(truth, detect_image(model, image, settings)) for image, truth in pairs)
         return kaggle(list(found), bootstrap=0)["score"]
 
-    chosen = search(score, {key: GRID[key] for key in searched}, best, len(pairs), called)
+    remedy = (
+        "Train longer (maskrcnn.steps), or try another maskrcnn.start or maskrcnn.diameter_px "
+        f"(now {settings['diameter_px']:.3g})."
+    )
+    chosen = search(score, {key: GRID[key] for key in searched}, best, len(pairs), called, LOOSEST, remedy)
     for key, value in best.items():
         setattr(model.roi_heads, names[key], value)
     return chosen

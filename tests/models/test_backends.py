@@ -284,14 +284,43 @@ def test_a_base_that_finds_nothing_is_told_and_no_threshold_searched(drawn, caps
     assert "no threshold is searched: the network finds no cell in 2 training images" in capsys.readouterr().err
 
 
-def test_thresholds_are_not_searched_among_zeros(capsys):
-    asked = []
-    grid = {"a": (1.0, 2.0), "b": (3.0, 4.0)}
-    best = thresholds.search(lambda key, value: asked.append((key, value)) or 0.0, grid, {"a": 0.0, "b": 9.0}, 5)
-    assert best == {"a": 1.0, "b": 9.0} and asked == [("a", 1.0), ("a", 2.0)]
-    assert "no threshold of a, b finds a cell right" in capsys.readouterr().err
-    best = thresholds.search(lambda key, value: value, grid, {"a": 0.0, "b": 9.0}, 5)
-    assert best == {"a": 2.0, "b": 4.0}
+def test_the_loosest_threshold_is_tried_first_and_nothing_else_where_it_finds_nothing_right(capsys):
+    tried = []
+
+    def search(values, loosest):
+        def score(key, value):
+            tried.append((key, value))
+            return values.get(value, 0.0)
+
+        grid, best = {"a": (1.0, 2.0, 0.0), "b": (3.0, 4.0)}, {"a": 0.0, "b": 9.0}
+        return thresholds.search(score, grid, best, 5, "MAP IoU", loosest, "Try another base.")
+
+    assert search({}, {"a": 0.0}) == {"a": 1.0, "b": 3.0} and tried == [("a", 0.0)]
+    told = capsys.readouterr().err
+    assert "a 0: no cell of 5 training images is right, so no threshold is searched. Try another base." in told
+    tried.clear()
+    assert search({2.0: 0.5, 0.0: 0.5, 4.0: 0.1}, {"a": 0.0}) == {"a": 2.0, "b": 4.0}
+    assert tried == [("a", 0.0), ("a", 1.0), ("a", 2.0), ("b", 3.0), ("b", 4.0)]
+    assert "a 2, by MAP IoU on 5 training images (1: 0.000, 2: 0.500, 0: 0.500)" in capsys.readouterr().err
+    tried.clear()
+    assert search({}, {}) == {"a": 1.0, "b": 3.0} and tried == [("a", 1.0), ("a", 2.0), ("a", 0.0)]
+
+
+def test_a_base_that_is_never_right_is_read_once_with_the_flow_check_off(drawn, monkeypatch, capsys):
+    maps = np.zeros((3, 32, 32), np.float32)
+    maps[2] = 6.0
+    read = []
+
+    def nothing(maps, shape, flow_threshold, cellprob_threshold, min_area_px):
+        read.append((flow_threshold, cellprob_threshold))
+        return Instances.empty(shape)
+
+    monkeypatch.setattr(unet, "predict_maps", lambda *args: maps)
+    monkeypatch.setattr(unet, "masks_of", nothing)
+    settings = {**unet.DEFAULTS, "diameter_px": 30.0}
+    assert unet.best_thresholds(None, [drawn[0]], settings) == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
+    assert read == [(0.0, 0.0)]
+    assert "finetune.base: cyto3), finetune.diameter_px (now 30) or finetune.channels" in capsys.readouterr().err
 
 
 def history_of(checkpoint) -> list[dict[str, float]]:

@@ -30,37 +30,48 @@ def search(
     grid: Mapping[str, Sequence[float]],
     best: dict[str, Any],
     images: int,
-    called: str = "MAP IoU",
+    called: str,
+    loosest: Mapping[str, float],
+    remedy: str,
 ) -> dict[str, float]:
-    """Set thresholds one after the other to the value that scores best, the first of equal ones; say what each scored.
+    """Set thresholds one after the other to the value that scores best, the first of equal ones; log what each scored.
+
+    The loosest value of the first threshold is tried first: it keeps every cell that a stricter one keeps. Where it scores 0
+    no cell is found right at any value, and the search ends with the first value of each.
 
     Parameters
     ----------
     score : callable
-        (name, value) -> MAP IoU with that value and the others as `best` says.
+        (name, value) -> MAP IoU with that value and the others as `best` holds them.
     grid : mapping
         Name -> the values to try.
     best : dict
         Where the search begins; its thresholds are set on the way.
     images : int
-        How many images the score is of, to be said.
+        How many images the score is of, to be logged.
     called : str
-        What the score is, to be said.
+        What the score is, to be logged.
+    loosest : mapping
+        Name -> the value that keeps most cells, of thresholds that have one.
+    remedy : str
+        What to do where no cell is found right.
     """
     from cellkit.parallel import progress
 
-    tried: dict[str, dict[float, float]] = {key: {} for key in grid}
-    for key, value in progress([(key, value) for key, values in grid.items() for value in values], "thresholds"):
-        tried[key][value] = score(key, value)
-        if len(tried[key]) == len(grid[key]):
-            best[key] = max(tried[key], key=tried[key].get)
-            told = ", ".join(f"{value:g}: {found:.3f}" for value, found in tried[key].items())
-            LOG.info(f"{key} {best[key]:g}, by {called} on {images} training images ({told})")
-            if not any(tried[key].values()):
-                LOG.info(
-                    f"no threshold of {', '.join(grid)} finds a cell right: train longer, or start from another base"
-                )
-                break
+    order = {key: sorted(values, key=lambda value: value != loosest.get(key)) for key, values in grid.items()}
+    scores: dict[str, dict[float, float]] = {key: {} for key in grid}
+    for key, value in progress([(key, value) for key, values in order.items() for value in values], "thresholds"):
+        scores[key][value] = score(key, value)
+        last = len(scores[key]) == len(grid[key])
+        if key == next(iter(grid)) and (last or value == loosest.get(key)) and not any(scores[key].values()):
+            at = ", ".join(f"{one:g}" for one in scores[key])
+            LOG.info(f"{key} {at}: no cell of {images} training images is right, so no threshold is searched. {remedy}")
+            best |= {key: values[0] for key, values in grid.items()}
+            break
+        if last:
+            best[key] = max(grid[key], key=scores[key].get)
+            listed = ", ".join(f"{value:g}: {scores[key][value]:.3f}" for value in grid[key])
+            LOG.info(f"{key} {best[key]:g}, by {called} on {images} training images ({listed})")
     return {key: best[key] for key in grid}
 
 
