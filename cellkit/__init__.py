@@ -100,8 +100,7 @@ _HOME = {
         "get_backend",
         "if_able",
     ),
-    "models.judging": ("judges",),
-    "models.training": ("find_history",),
+    "models.training": ("find_history", "judges"),
     "models.weights": (
         "copy_checkpoint",
         "read_card",

@@ -13,8 +13,7 @@ from cellkit.scores.iou import overlaps
 from cellkit.scores.matching import THRESHOLDS, count, hits, match_pairs
 from cellkit.show.networks import draw_flows, flow_colours
 from cellkit.show.overlays import VERDICTS, grey_of, show_overlay
-from cellkit.show.scale_bar import draw_bar
-from cellkit.show.style import CLASS_COLOURS, FAINT, INK, QUIET, class_colour, class_name
+from cellkit.show.style import CLASS_COLOURS, FAINT, INK, QUIET, class_colour, class_name, draw_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

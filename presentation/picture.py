@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastcore.script import call_parse
 
-from cellkit.models.titles import model_name
+from cellkit.models import model_name
 from cellkit.pages.results import RunFiles
 from cellkit.show.overlays import show_errors, show_image, show_overlay
 from cellkit.show.style import new_figure, save_figure

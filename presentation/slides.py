@@ -21,9 +21,8 @@ from cellkit.cells.records import channel_names
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.machine import here
-from cellkit.models.titles import model_name, order_models
-from cellkit.pages.blocks import in_words, with_interval
-from cellkit.pages.results import RunFiles
+from cellkit.models import model_name, order_models
+from cellkit.pages.results import RunFiles, in_words, with_interval
 from cellkit.pages.scores import PROCESSORS, comparisons, kept_words
 from cellkit.scores.attribution import gains
 from cellkit.scores.matching import THRESHOLDS, match_pairs

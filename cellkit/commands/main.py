@@ -4,7 +4,7 @@ Exit codes: 0 done; 2 bad usage, configuration or input (two lines: what came, w
 aside; 130 interrupted; 1 anything else. Answers go to stdout, all else to stderr; with ``--json`` stdout is one JSON object.
 Nothing heavy is imported before a command needs it.
 
-A command is a module ``cellkit/command_NAME.py``, found by its file: ``ABOUT`` (a sentence), ``add_flags(parser)``,
+A command is a module ``cellkit/commands/NAME.py``, found by its file: ``ABOUT`` (a sentence), ``add_flags(parser)``,
 ``run(given)`` and ``ORDER``, its place in the help.
 """
 

@@ -92,7 +92,7 @@ def unjudged(models: Iterable[str], wanted: str) -> str:
     UserError
         The one named was not run.
     """
-    from cellkit.models.titles import order_models
+    from cellkit.models import order_models
 
     names = order_models(models)
     if wanted == "best":
@@ -330,7 +330,7 @@ def class_model(right: Mapping[str, Mapping[str, Any]], split: str = "val") -> s
     >>> class_model({"unet": {"val": {"accuracy": 0.7}}, "maskrcnn": {"val": {"accuracy": 0.9}}, "x": {}})
     'maskrcnn'
     """
-    from cellkit.models.titles import order_models
+    from cellkit.models import order_models
 
     accuracy = {model: (right[model].get(split) or {}).get("accuracy") for model in order_models(right)}
     ranked = sorted(accuracy, key=lambda model: -1.0 if accuracy[model] is None else accuracy[model])

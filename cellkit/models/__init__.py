@@ -26,6 +26,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from pkgutil import extend_path
 from types import ModuleType
@@ -36,6 +37,12 @@ from cellkit.modules import names_of, optional, paths_of
 
 __path__ = extend_path(__path__, __name__)  # files of one's own, see `cellkit.modules`
 INSTALLED_AS = {"skimage": "scikit-image", "cv2": "opencv-python-headless"}  # where pip has another name
+MODEL_NAMES = {  # in the order of every table; one without a name of its own is called as its backend is
+    "threshold": "",
+    "cellpose_base": "Cellpose, base",
+    "cellpose_tuned": "Cellpose, tuned",
+    "maskrcnn": "Mask R-CNN",
+}
 
 
 def backend_names() -> list[str]:
@@ -129,3 +136,29 @@ def use_granted_processors() -> None:
 
     if torch.get_num_threads() > cpu_count():
         torch.set_num_threads(cpu_count())
+
+
+def model_name(name: str) -> str:
+    """Return how a predictions file is called in print: a name of the table, or the title of the backend called so.
+
+    Names that are not known stay as they are.
+
+    Examples
+    --------
+    >>> model_name("cellpose_tuned"), model_name("my_unet")
+    ('Cellpose, tuned', 'my_unet')
+    """
+
+    return MODEL_NAMES.get(name) or (title_of(name) if name in backend_names() else name)
+
+
+def order_models(names: Iterable[str]) -> list[str]:
+    """Return the names in the order of every table: the floor, Cellpose before and after, Mask R-CNN, then the others.
+
+    Examples
+    --------
+    >>> order_models(["unet", "maskrcnn", "threshold"])
+    ['threshold', 'maskrcnn', 'unet']
+    """
+    names, known = set(names), list(MODEL_NAMES)
+    return [name for name in known if name in names] + sorted(names - set(known))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cellkit.cells.instances import Instances
-from cellkit.models.shared.augment import vary
+from cellkit.models.shared.inputs import vary
 
 SIZE_PX = 80  # at network scale, where a cell is about 30 px wide
 CELLS_PER_STEP = 48

@@ -16,11 +16,23 @@ from pydantic import Field
 
 from cellkit.cells.instances import Instances
 from cellkit.log import LOG
-from cellkit.models.shared import diameter, memory
-from cellkit.models.shared.fine_tuning import refuse_small, refuse_untrainable, save_tuned, scored_along
+from cellkit.models.shared import diameter
+from cellkit.models.shared.contract import SMALLEST, Area, Channels, Diameter, Schedule, Segmenter, merged
+from cellkit.models.shared.fine_tuning import (
+    images_to_search,
+    map_iou,
+    refuse_small,
+    refuse_untrainable,
+    save_tuned,
+    scored_along,
+    search,
+    spread,
+)
 from cellkit.models.shared.flows import FlowLoss, masks_of, prepare
 from cellkit.models.shared.inputs import (
     SHOWN,
+    ask_for_memory,
+    bytes_for,
     lies_elsewhere,
     network_shape,
     only_noise,
@@ -28,9 +40,6 @@ from cellkit.models.shared.inputs import (
     resized,
     two_channels,
 )
-from cellkit.models.shared.segmenter import Segmenter, merged
-from cellkit.models.shared.settings import SMALLEST, Area, Channels, Diameter, Schedule
-from cellkit.models.shared.thresholds import images_to_search, search, spread
 from cellkit.models.shared.tiles import blend_tiles
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.settings import Frozen, Number, weights_field
@@ -130,14 +139,14 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
             left_out[DOUBTFUL] += len(found)
         return found
 
-    return Segmenter(find, used, lambda shape: memory.bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
 
 
 @random_state_kept()
 def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
     """Fine-tune on the labelled images of `train`; whole images of `val` choose the weights where there are enough.
 
-    Which of `val` choose, and that none does while there are few, is `cellkit.models.judging.choosers`'s; the others are not
+    Which of `val` choose, and that none does while there are few, is `cellkit.models.training.choosers`'s; the others are not
     looked at, so that they can judge. Where none chooses, all are scored along the way to be watched, and the last weights kept.
 
     Parameters
@@ -166,7 +175,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     settings = _uncalibrated(train, config)
     diameter_px = settings["diameter_px"]
     refuse_small(train, settings["min_area_px"], "finetune.min_area_px")
-    memory.ask_for_memory(train, val, diameter_px, 20, BYTES_PER_PX)
+    ask_for_memory(train, val, diameter_px, 20, BYTES_PER_PX)
     each = progress(range(len(train)), "flows of training images")
     items = [prepare(*train[i], diameter_px, out / "flows", settings["channels"]) for i in each]
     refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
@@ -362,8 +371,6 @@ def best_thresholds(
         The thresholds that were searched; of equal ones the first in `GRID`.
     """
     from cellkit.parallel import progress
-    from cellkit.scores.iou import overlaps
-    from cellkit.scores.kaggle import kaggle
 
     if not searched:
         return {}
@@ -378,8 +385,7 @@ def best_thresholds(
         return {key: DEFAULTS[key] for key in searched}
 
     def score(key: str, value: float) -> float:
-        found = (overlaps(truth, masks_of(maps, truth.shape, **{**best, key: value})) for maps, truth in cached)
-        return kaggle(list(found), bootstrap=0)["score"]
+        return map_iou((truth, masks_of(maps, truth.shape, **{**best, key: value})) for maps, truth in cached)
 
     grid = {key: GRID[key] for key in searched}
     return search(score, grid, best, len(pairs), called, LOOSEST, _other_start(settings))
@@ -390,9 +396,6 @@ def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> floa
 
     Encoding and decoding are those of training and prediction: to 30 px per cell, to flows, along the flows, and back.
     """
-    from cellkit.scores.iou import overlaps
-    from cellkit.scores.kaggle import kaggle
-
     settings = merged(config, {}, DEFAULTS)
     diameter_px = settings.pop("diameter_px") or diameter.diameter_of(labelled.instances)
     channels = settings.pop("channels")
@@ -402,8 +405,8 @@ def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> floa
         image, truth = labelled[k]
         maps = prepare(image, truth, diameter_px, channels=channels).target.copy()
         maps[2] = np.where(maps[2] > 0, 6, -6)
-        pairs.append(overlaps(truth, masks_of(maps, truth.shape, **settings)))
-    return kaggle(pairs, bootstrap=0)["score"]
+        pairs.append((truth, masks_of(maps, truth.shape, **settings)))
+    return map_iou(pairs)
 
 
 class _Scorer:
@@ -414,11 +417,9 @@ class _Scorer:
 
     def __call__(self) -> float:
         from cellkit.parallel import progress
-        from cellkit.scores.iou import overlaps
-        from cellkit.scores.kaggle import kaggle
 
         found = [segment_image(self.network, image, **self.settings) for image, _ in progress(self.pairs, "validation")]
-        score = kaggle([overlaps(t, x) for (_, t), x in zip(self.pairs, found, strict=True)], bootstrap=0)["score"]
+        score = map_iou(zip([truth for _, truth in self.pairs], found, strict=True))
         if self.base not in ("", SCRATCH) and not score and any(len(truth) for _, truth in self.pairs):
             LOG.info(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))
         self.base = ""  # said once, of the weights that training starts from

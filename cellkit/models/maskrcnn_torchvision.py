@@ -16,16 +16,31 @@ from pydantic import Field
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import too_small
 from cellkit.errors import UserError
-from cellkit.models.shared import memory
-from cellkit.models.shared.augment import random_warp, vary
+from cellkit.models.shared.contract import SMALLEST, Area, Diameter, Schedule, Segmenter, Share, merged
 from cellkit.models.shared.diameter import diameter_of
-from cellkit.models.shared.fine_tuning import class_score, refuse_small, refuse_untrainable, save_tuned, scored_along
-from cellkit.models.shared.inputs import CELL_PX, network_shape, planes_of, refuse_empty, resized, to_network_scale
-from cellkit.models.shared.paste import paste
-from cellkit.models.shared.segmenter import Segmenter, merged
-from cellkit.models.shared.settings import SMALLEST, Area, Diameter, Schedule, Share
-from cellkit.models.shared.thresholds import images_to_search, search
-from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles
+from cellkit.models.shared.fine_tuning import (
+    class_score,
+    images_to_search,
+    map_iou,
+    refuse_small,
+    refuse_untrainable,
+    save_tuned,
+    scored_along,
+    search,
+)
+from cellkit.models.shared.inputs import (
+    CELL_PX,
+    ask_for_memory,
+    bytes_for,
+    network_shape,
+    planes_of,
+    random_warp,
+    refuse_empty,
+    resized,
+    to_network_scale,
+    vary,
+)
+from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles, paste
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.settings import Frozen, Number, weights_field
 
@@ -130,7 +145,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
         return detect_image(model, image, used, left_out)
 
-    return Segmenter(find, used, lambda shape: memory.bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
 
 
 @random_state_kept()
@@ -163,7 +178,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     settings["diameter_px"] = settings["diameter_px"] or diameter_of(train.instances)
     diameter_px = settings["diameter_px"]
     refuse_small(train, settings["min_area_px"], "maskrcnn.min_area_px")
-    memory.ask_for_memory(train, val, diameter_px, 28, BYTES_PER_PX)
+    ask_for_memory(train, val, diameter_px, 28, BYTES_PER_PX)
     settings["tile_detections"] = room_for(train.instances, diameter_px)
     model = _start(config, settings, len(train.classes))
     items = [scaled(*train[i], diameter_px) for i in range(len(train))]
@@ -396,17 +411,13 @@ def best_thresholds(
 
     Give training images: validation images are to judge by. Of equal values the first in `GRID` is taken.
     """
-    from cellkit.scores.iou import overlaps
-    from cellkit.scores.kaggle import kaggle
-
     names = {"score_threshold": "score_thresh", "nms_threshold": "nms_thresh"}
     best = {key: getattr(model.roi_heads, name) for key, name in names.items()}
 
     def score(key: str, value: float) -> float:
         for name, found in {**best, key: value}.items():
             setattr(model.roi_heads, names[name], found)
-        found = (overlaps(truth, detect_image(model, image, settings)) for image, truth in pairs)
-        return kaggle(list(found), bootstrap=0)["score"]
+        return map_iou((truth, detect_image(model, image, settings)) for image, truth in pairs)
 
     remedy = (
         "Train longer (maskrcnn.steps), or try another maskrcnn.start or maskrcnn.diameter_px "

@@ -11,9 +11,8 @@ from pydantic import Field
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import too_small
+from cellkit.models.shared.contract import SMALLEST, Area, Diameter, Segmenter, merged
 from cellkit.models.shared.diameter import diameter_of
-from cellkit.models.shared.segmenter import Segmenter, merged
-from cellkit.models.shared.settings import SMALLEST, Area, Diameter
 from cellkit.settings import Frozen
 
 if TYPE_CHECKING:

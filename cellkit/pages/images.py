@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellkit.errors import UserError
 from cellkit.files import read_json
-from cellkit.pages.blocks import Picture, Table, Words, drawn, in_words
-from cellkit.pages.results import SPLITS, RunFiles
+from cellkit.pages.results import SPLITS, Picture, RunFiles, Table, Words, drawn, in_words
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset

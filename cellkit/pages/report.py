@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import write_text
-from cellkit.pages.blocks import Picture, Table, Words, with_interval
 from cellkit.pages.images import (
     changes_chapter,
     figures_chapter,
@@ -25,7 +24,7 @@ from cellkit.pages.images import (
     sheet_chapter,
     training_chapter,
 )
-from cellkit.pages.results import SPLITS, RunFiles
+from cellkit.pages.results import SPLITS, Picture, RunFiles, Table, Words, with_interval
 from cellkit.pages.scores import (
     classes_chapter,
     counts_chapter,
@@ -109,7 +108,7 @@ def _made(files: RunFiles, name: str, title: str, make: Callable[[RunFiles], lis
 
 
 def _headline(files: RunFiles) -> str:
-    from cellkit.models.titles import model_name
+    from cellkit.models import model_name
 
     try:
         if files.no_accuracy:
@@ -131,7 +130,7 @@ def _headline(files: RunFiles) -> str:
 
 def blind_words(files: RunFiles) -> str:
     """Name the models that find no cell in the images reported on although there are some; "" where all find one."""
-    from cellkit.models.titles import model_name, order_models
+    from cellkit.models import model_name, order_models
     from cellkit.show.style import SPLIT_NAMES
 
     table, split = files.score_summary, files.report_split

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import read_json
-from cellkit.pages.blocks import Table, Words, drawn, in_words, percent, with_interval
-from cellkit.pages.results import RunFiles
+from cellkit.pages.results import RunFiles, Table, Words, drawn, in_words, percent, with_interval
 
 if TYPE_CHECKING:
     import pandas
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 def results_chapter(files: RunFiles) -> list:
     """How good every model is, and how sure that is."""
-    from cellkit.models.titles import model_name, order_models
+    from cellkit.models import model_name, order_models
     from cellkit.show.charts import show_scores
     from cellkit.show.style import SPLIT_NAMES
 
@@ -79,7 +78,7 @@ def _score_row(name: str, line: Any) -> list[str]:
 
 def comparisons(files: RunFiles, split: str) -> list[str]:
     """Return a sentence per other model: is the best one better, on the same images?"""
-    from cellkit.models.titles import model_name, order_models
+    from cellkit.models import model_name, order_models
     from cellkit.scores.table import paired_bootstrap
 
     rows = files.scores[files.scores["split"] == split]
@@ -131,7 +130,7 @@ def parts_chapter(files: RunFiles) -> list:
 
 def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
     """Return a table of scores: a row per part, a column per model."""
-    from cellkit.models.titles import model_name, order_models
+    from cellkit.models import model_name, order_models
 
     models = order_models(rows["model"].unique())
     texts = []
@@ -144,7 +143,7 @@ def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
 
 def counts_chapter(files: RunFiles) -> list:
     """How many cells of each class there are."""
-    from cellkit.models.titles import model_name
+    from cellkit.models import model_name
     from cellkit.show.counts import show_counts
     from cellkit.show.style import SPLIT_NAMES
 
@@ -175,7 +174,7 @@ def classes_chapter(files: RunFiles) -> list:
     """Which class was taken for which."""
     import pandas as pd
 
-    from cellkit.models.titles import model_name
+    from cellkit.models import model_name
     from cellkit.show.charts import show_confusion
     from cellkit.show.style import SPLIT_NAMES
 
@@ -201,7 +200,7 @@ def classes_chapter(files: RunFiles) -> list:
 
 def errors_chapter(files: RunFiles) -> list:
     """The images of lowest score, with their errors."""
-    from cellkit.models.titles import model_name
+    from cellkit.models import model_name
     from cellkit.show.overlays import show_errors, show_overlay
     from cellkit.show.style import SPLIT_NAMES, aspect_of
 
@@ -234,7 +233,7 @@ def errors_chapter(files: RunFiles) -> list:
 
 def lost_chapter(files: RunFiles) -> list:
     """What repairing one kind of fault would give back."""
-    from cellkit.models.titles import model_name
+    from cellkit.models import model_name
     from cellkit.scores.attribution import gains
     from cellkit.show.charts import show_gains
     from cellkit.show.style import SPLIT_NAMES

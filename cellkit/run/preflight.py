@@ -9,29 +9,230 @@ blur) is found by the stages.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cellkit.cells.instances import Instances
 from cellkit.config.reading import load_config
 from cellkit.config.sections import STAGES, Config
-from cellkit.errors import UserError, collected
+from cellkit.errors import UserError, collected, refuse_or_note
+from cellkit.formats.sides import first_names
 from cellkit.log import heard
 from cellkit.machine import here
-from cellkit.run.outlook import ERROR, WARNING, Finding, Outlook
-from cellkit.run.preflight_data import check_counts, check_disk, check_place, images_of_run, list_source, open_headers
-from cellkit.run.preflight_models import (
-    check_base,
-    check_cells,
-    check_detector,
-    check_evaluation,
-    check_label_model,
-    check_labels,
-    check_model_memory,
-    check_profile,
-    check_recipes,
+from cellkit.run.preflight_data import (
+    ERROR,
+    WARNING,
+    Finding,
+    Outlook,
+    check_counts,
+    check_disk,
+    check_place,
+    count_labelled,
+    grouped_alike,
+    images_of_run,
+    list_source,
+    open_headers,
 )
+
+MODELS = (
+    "threshold",
+    "cellpose_base",
+    "cellpose_tuned",
+    "maskrcnn",
+)  # whose predictions a run has, see `evaluate.submit`
+
+
+# ---- labels and models -----------------------------------------------------------------------------------------------
+def check_labels(outlook: Outlook) -> None:
+    """See whether there are the labels that ``label.use`` names; of a folder, which files fit which image."""
+    from cellkit.cells.outlines import refuse_boxes
+    from cellkit.labelling.annotate import refuse_unlabelled
+    from cellkit.labelling.corrections import folder_of, refuse_own
+
+    use, count = outlook.cfg.label.use, count_labelled(outlook)
+    folder = folder_of(use).get("corrections")
+    if folder is not None:
+        refuse_own(folder, outlook.run_dir)
+    if not outlook.records:
+        return
+    if use == "truth":
+        refuse_unlabelled(count > 0)
+        refuse_boxes([cells for cells in outlook.instances if cells is not None], "label.use: truth")
+    elif use == "proposed" and count:
+        told = (
+            f"label.use is proposed: the labels that {count} image(s) came with are not used, and no accuracy is told"
+        )
+        outlook.add(WARNING, told, "set label.use: truth")
+    elif folder is not None:
+        _check_corrections(outlook, folder)
+
+
+def _check_corrections(outlook: Outlook, folder: Path) -> None:
+    """Read a folder of corrections as notebook 02 does; the proposals are those of the run folder, where it has any."""
+    from cellkit.cells.dataset import CellDataset
+    from cellkit.formats.labels import chosen_cells
+    from cellkit.labelling.corrections import read_corrections
+
+    records = [record for record in outlook.records if record.split]
+    empty = [Instances.empty((record.height_px, record.width_px)) for record in records]
+    images = CellDataset(records, empty, (), outlook.run_dir, list(range(len(records))))
+    try:
+        former = chosen_cells(outlook.run_dir / "labels")
+    except UserError:
+        former = {}
+    proposed = {name: cells for name, (cells, maker, _) in former.items() if maker == "proposed"}
+    found, unused, _ = read_corrections(images, [proposed.get(record.image_id) for record in records], folder)
+    by_reason: dict[str, list[str]] = {}
+    for one in unused:
+        by_reason.setdefault(one.reason, []).append(one.item)
+    for (problem, remedy), names in grouped_alike(by_reason):
+        outlook.add(
+            WARNING, f"{outlook.cfg.label.use}: {first_names(names)} cannot be used: {problem}", remedy, "label.use"
+        )
+    if len(found) == len(images) and not any(len(one.cells) for one in found.values()):
+        raise UserError("no image has a labelled cell", "check the labels")
+
+
+def check_cells(outlook: Outlook, section: str) -> None:
+    """Ask whether the training images have as many true cells, and as large ones, as a section of the settings wants."""
+    from cellkit.cells.dataset import CellDataset, refuse_few
+    from cellkit.models.shared.fine_tuning import refuse_small
+    from cellkit.sources.loading import is_perhaps
+
+    if outlook.cfg.label.use != "truth" or outlook.cfg.convert.source == "drawn":  # which are drawn is not known yet
+        return
+    pairs = zip(outlook.records, outlook.instances, strict=True)
+    known = [(record, own) for record, own in pairs if own is not None and record.split == "train"]
+    if not known or any(own.boxes_only or is_perhaps(own) for _, own in known):
+        return
+    least = outlook.cfg.label.min_area_px
+    records, cells = [record for record, _ in known], [own[own.areas_px >= least] for _, own in known]
+    settings = getattr(outlook.cfg, section)
+    if section == "finetune":
+        refuse_few(cells, settings.min_train_masks)
+    train = CellDataset(records, cells, (), outlook.run_dir, list(range(len(records))))
+    refuse_small(train, settings.min_area_px, f"{section}.min_area_px")
+
+
+def check_label_model(outlook: Outlook) -> None:
+    """Refuse a backend that cannot be used, and a model that is not here or of another backend."""
+    from cellkit.models import check_backend, get_backend
+    from cellkit.models.weights import card_for
+
+    cfg = outlook.cfg.label
+    with collected() as noted:
+        check_backend(cfg.backend)
+        path = _weights_for("label", cfg.backend, "model", cfg.model, [cfg.backend])
+        if path.suffix == ".safetensors":
+            card_for(path, cfg.backend)
+        else:  # a torch file says what it is only when it is read
+            get_backend(cfg.backend).load(path)
+    refuse_or_note(*noted)
+
+
+def check_base(outlook: Outlook) -> None:
+    """Refuse a training of Cellpose that cannot begin."""
+    _check_training("finetune", outlook.cfg.finetune)
+
+
+def check_detector(outlook: Outlook) -> None:
+    """Refuse a training of the detector that cannot begin."""
+    _check_training("maskrcnn", outlook.cfg.maskrcnn)
+
+
+def _check_training(section: str, cfg: Any) -> None:
+    """Refuse a backend that cannot be used, weights to start from that are not here, and what the backend itself refuses."""
+    from cellkit.models import check_backend, get_backend, if_able
+    from cellkit.settings import weights_fields
+
+    with collected() as noted:
+        check_backend(cfg.backend)
+        paths = {}
+        for key, fitting in weights_fields(type(cfg)).items():
+            if (name := getattr(cfg, key)) not in ("scratch", "tuned"):
+                paths[key] = str(_weights_for(section, cfg.backend, key, name, fitting))
+        if_able(get_backend(cfg.backend), "check", cfg.model_copy(update=paths))
+    refuse_or_note(*noted)
+
+
+def _weights_for(section: str, backend: str, key: str, name: str, fitting: Sequence[str]) -> Path:
+    """Return the path of weights; refuse a name of the registry whose weights are for none of the backends `fitting`."""
+    from cellkit.fetch.find import locate_weights, weights_names
+    from cellkit.fetch.registry import REGISTRY
+
+    entry = REGISTRY.get(name)
+    if entry is not None and entry.backend not in fitting and not here(name).is_file():
+        told = f"{section}.{key} is '{name}', weights of {entry.backend or 'no network'}, and {section}.backend is {backend}"
+        raise UserError(told, f"use {', '.join(weights_names(backend))}")
+    return locate_weights(name)
+
+
+def check_model_memory(outlook: Outlook) -> None:
+    """Ask whether the cells of the largest image can be found, where the config says how large a cell is."""
+    from cellkit.machine import check_memory
+    from cellkit.models import backend_module
+    from cellkit.models.shared.inputs import bytes_for
+
+    cfg = outlook.cfg.label
+    diameter_px = getattr(cfg, "diameter_px", None)
+    if diameter_px and outlook.records:
+        largest = max(outlook.records, key=lambda one: one.height_px * one.width_px)
+        shape, module = (largest.height_px, largest.width_px), backend_module(cfg.backend)
+        needed = bytes_for(shape, diameter_px, module.BYTES_PER_PX, getattr(module, "CELL_PX", None))
+        check_memory(Path(largest.source or largest.path), needed, "finding the cells of")
+
+
+# ---- what is reported and handed in ------------------------------------------------------------------------------------
+def check_evaluation(outlook: Outlook) -> None:
+    """Refuse a model to hand in that no stage makes."""
+    from cellkit.evaluate.evaluation import check_submit
+
+    cfg = outlook.cfg.evaluate
+    models = [*MODELS, *_models_of_recipes()]
+    if cfg.submit != "best" and not any(fnmatchcase(cfg.submit, name) for name in models):
+        check_submit(cfg.submit, models)
+
+
+def _models_of_recipes() -> list[str]:
+    """Return the models whose predictions the recipes are to write; patterns where a name is computed."""
+    from cellkit.config.recipes import RECIPES
+    from cellkit.evaluate.evaluation import KEY
+    from cellkit.run.notebooks import read_notebooks
+
+    recipes = [book for book in read_notebooks() if book.section.startswith(f"{RECIPES}.")]
+    return [key.removeprefix(KEY) for book in recipes for key in book.keys if key.startswith(KEY)]
+
+
+def check_recipes(outlook: Outlook) -> None:
+    """Refuse recipes that are no notebooks, and backends of theirs that cannot be used."""
+    from cellkit.models import check_backend
+
+    _models_of_recipes()
+    for name in type(outlook.cfg.recipes).model_fields:
+        backend = getattr(outlook.cfg.section(f"recipes.{name}"), "backend", None)
+        if backend is not None:
+            check_backend(backend)
+
+
+def check_profile(outlook: Outlook) -> None:
+    """Compare ``evaluate.profile`` with the competition's own sample_submission.csv, where one lies in the data folder."""
+    from cellkit.formats.competitions import profiles
+    from cellkit.sources.source_tables import header_of, sample_ids
+
+    if not outlook.items:
+        return
+    wanted = outlook.cfg.evaluate.profile
+    sample_ids(
+        outlook.root, [item for item in outlook.items if not item.is_left]
+    )  # says which table it does not follow
+    for path in sorted(outlook.root.glob("*sample_submission*.csv")):
+        theirs = [name for name, profile in profiles().items() if set(profile.columns) <= set(header_of(path))]
+        if theirs and wanted not in theirs:
+            told = f"evaluate.profile is {wanted}, and {path.name} has the columns of {' or '.join(theirs)}"
+            outlook.add(WARNING, told, f"set evaluate.profile: {theirs[0]}")
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------
@@ -116,11 +317,7 @@ def _without_consequences(outlook: Outlook) -> None:
 
 
 OF_PARTS = ("is no channel of ", "no image is called so", "none is called after an image")
-
-
 OF_DATA = (list_source, open_headers, check_counts, check_disk)
-
-
 OF_SETTINGS = (
     (check_labels, "02_label_with_cellpose"),
     (check_label_model, "02_label_with_cellpose"),

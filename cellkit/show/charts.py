@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.errors import UserError
-from cellkit.models.titles import model_name, order_models
+from cellkit.models import model_name, order_models
 from cellkit.show.style import (
     INK,
     QUIET,

@@ -12,8 +12,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import channel_names
 from cellkit.show.overlays import checked_image, draw_picture
-from cellkit.show.scale_bar import draw_bar
-from cellkit.show.style import INK, QUIET, dress, figure_or_new, styled
+from cellkit.show.style import INK, QUIET, draw_bar, dress, figure_or_new, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

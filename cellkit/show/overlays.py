@@ -10,7 +10,6 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
-from cellkit.show.scale_bar import draw_bar
 from cellkit.show.style import (
     INK,
     UNKNOWN_COLOUR,
@@ -19,6 +18,7 @@ from cellkit.show.style import (
     class_dashes,
     class_line,
     class_name,
+    draw_bar,
     styled,
 )
 

@@ -13,7 +13,6 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.show.overlays import cell_layer, checked_image, draw_picture, show_overlay
-from cellkit.show.scale_bar import draw_bars
 from cellkit.show.style import (
     INK,
     aspect_of,
@@ -21,6 +20,7 @@ from cellkit.show.style import (
     class_dashes,
     class_line,
     class_name,
+    draw_bars,
     figure_or_new,
     several,
     shortened,

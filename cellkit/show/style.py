@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,48 +17,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.log import LOG
-from cellkit.models.titles import order_models
+from cellkit.models import order_models
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, QUIET, FAINT = "#1F2329", "#666C75", "#E4E6EA"
-
-
 OTHER_FONTS = (  # for signs that DejaVu Sans lacks, where they are installed
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
     "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "PingFang SC",
     "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS", "Noto Sans", "Noto Emoji", "Segoe UI Symbol", "Segoe UI Emoji",
 )  # fmt: skip
-
-
 CLASS_COLOURS = ("#FFC20A", "#FF5FA2", "#8FD3FF", "#FF7F2A", "#C9A6FF", "#F5F1C3", "#B8E986", "#FFB3A7")
-
-
 UNKNOWN_COLOUR = "#FF6E40"
-
-
 TRUTH_COLOUR = "#FFFFFF"
-
-
 MODEL_LOOKS = {
     "threshold": ("#8A8F98", "s", ":"),
     "cellpose_base": ("#56B4E9", "o", "--"),
     "cellpose_tuned": ("#0072B2", "D", "-"),
     "maskrcnn": ("#D55E00", "^", "-."),
 }
-
-
 OTHER_LOOKS = (("#009E73", "v", "-"), ("#CC79A7", "P", "--"), ("#E69F00", "X", "-."), ("#000000", "*", ":"))
-
-
 CONVENTION = "kaggle: IoU > 0.50:0.05:0.95, mean of images"
-
-
 SPLIT_NAMES = {"train": "training images", "val": "validation images", "test": "test images"}
-
-
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -83,6 +66,8 @@ STYLE = {
     "axes.facecolor": "white",
     "hatch.linewidth": 0.8,
 }
+SHARE = 0.2  # of the width, about
+NAME = "scale bar"  # the gid of its line and its text
 
 
 def styled(draw: Callable) -> Callable:
@@ -114,8 +99,6 @@ def styled(draw: Callable) -> Callable:
 
 
 _DRAWING: list[Callable] = []  # what is being drawn in the house's style
-
-
 _TOLD: set[str] = set()  # signs already said to be in no font
 
 
@@ -343,3 +326,76 @@ def rows_only(ax: Axes, grid: str = "x") -> Axes:
 def several(n: int, what: str) -> str:
     """Return "1 image", "2 images"."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def bar_um(width_px: float, um_per_px: float) -> float:
+    """Return a length of 1, 2 or 5 x 10^n um that is about a fifth of `width_px`; 0 where the pixel size is not known.
+
+    Examples
+    --------
+    >>> bar_um(512, 0.5), bar_um(100, 0.65), bar_um(2048, 3.2), bar_um(512, math.nan), bar_um(512, 0.0)
+    (50.0, 10.0, 1000.0, 0.0, 0.0)
+    """
+    wanted = SHARE * width_px * um_per_px
+    if not 1e-9 < wanted < 1e12:  # not known, or no length of a microscope
+        return 0.0
+    power = math.floor(math.log10(wanted))
+    lengths = [digit * 10.0**n for n in (power, power + 1) for digit in (1, 2, 5)]
+    return min(lengths, key=lambda um: abs(math.log(um / wanted)))
+
+
+def length_in_words(um: float) -> str:
+    """Return a length as it is written beside its bar.
+
+    Examples
+    --------
+    >>> length_in_words(50.0), length_in_words(0.5), length_in_words(2000.0)
+    ('50 µm', '0.5 µm', '2 mm')
+    """
+    return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
+
+
+def draw_bar(ax: Axes, um_per_px: float, size_pt: float = 9.0) -> Axes:
+    """Draw a white bar with a dark edge, readable on any ground, in the lower right of what Axes show of an image.
+
+    Parameters
+    ----------
+    ax : Axes
+        An image lies on it; its x axis counts pixels.
+    um_per_px : float
+        nan where it is not known: nothing is drawn.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
+
+    left, right = ax.get_xlim()
+    width_px = abs(right - left)
+    length = bar_um(width_px, um_per_px)
+    if not length:
+        return ax
+    begin, end, low = 0.965 - length / um_per_px / width_px, 0.965, 0.045
+    look = {"color": "white", "zorder": 20, "gid": NAME}
+    edge = [withStroke(linewidth=5.0, foreground="black")]
+    bar = Line2D([begin, end], [low, low], lw=2.6, transform=ax.transAxes, path_effects=edge, **look)
+    bar.set_solid_capstyle("butt")
+    ax.add_artist(bar)
+    ax.annotate(
+        length_in_words(length), (end, low), (0, 6), "axes fraction", "offset points", ha="right", va="bottom",
+        fontsize=size_pt, path_effects=[withStroke(linewidth=2.4, foreground="black")], **look,
+    )  # fmt: skip
+    return ax
+
+
+def draw_bars(axes: Sequence[Axes], scales: Sequence[tuple[tuple[int, ...], float]], size_pt: float = 9.0) -> None:
+    """Draw one bar on the first of several images where all are at one scale, else one on each whose scale is known.
+
+    Parameters
+    ----------
+    axes : sequence of Axes
+        Of one size.
+    scales : sequence of (shape, um_per_px)
+        Of the image on each.
+    """
+    one = len({(tuple(shape), um) for shape, um in scales}) == 1
+    for ax, (_, um_per_px) in list(zip(axes, scales, strict=True))[: 1 if one else None]:
+        draw_bar(ax, um_per_px, size_pt)

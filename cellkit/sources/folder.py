@@ -17,7 +17,6 @@ from cellkit.microscope.file_info import only_headers
 from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, list_files
 from cellkit.microscope.open import why_unread
 from cellkit.sources.assign_splits import apart_from_bare, assign_splits
-from cellkit.sources.class_table import ClassTable, _key_of
 from cellkit.sources.label_files import LabelFiles, label_folders
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
@@ -34,6 +33,7 @@ from cellkit.sources.listing import (
 )
 from cellkit.sources.loading import check_same_way, check_shape, files_of, frames_of, perhaps, proposals_are_no_truth
 from cellkit.sources.own_split import with_own_split
+from cellkit.sources.source_tables import ClassTable, _key_of
 
 ORDER = 1000
 

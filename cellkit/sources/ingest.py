@@ -37,7 +37,7 @@ from cellkit.parallel import map_items
 from cellkit.sources.assign_splits import check_enough
 from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
-from cellkit.sources.originals import competition_ids, list_originals, sample_ids
+from cellkit.sources.source_tables import competition_ids, list_originals, sample_ids
 from cellkit.tables import write_table
 
 

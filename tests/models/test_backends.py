@@ -20,9 +20,9 @@ from cellkit.models import backend_names, get_backend, threshold, weights
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.maskrcnn_network import target
-from cellkit.models.shared import diameter, fine_tuning, flows, inputs, thresholds, tiles
-from cellkit.models.shared.augment import random_warp
-from cellkit.models.shared.paste import paste
+from cellkit.models.shared import diameter, fine_tuning, flows, inputs, tiles
+from cellkit.models.shared.inputs import random_warp
+from cellkit.models.shared.tiles import paste
 from cellkit.models.unet_network import CellposeUNet, load_network
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
@@ -293,7 +293,7 @@ def test_the_loosest_threshold_is_tried_first_and_nothing_else_where_it_finds_no
             return values.get(value, 0.0)
 
         grid, best = {"a": (1.0, 2.0, 0.0), "b": (3.0, 4.0)}, {"a": 0.0, "b": 9.0}
-        return thresholds.search(score, grid, best, 5, "MAP IoU", loosest, "Try another base.")
+        return fine_tuning.search(score, grid, best, 5, "MAP IoU", loosest, "Try another base.")
 
     assert search({}, {"a": 0.0}) == {"a": 1.0, "b": 3.0} and tried == [("a", 0.0)]
     told = capsys.readouterr().err

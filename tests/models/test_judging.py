@@ -10,7 +10,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.evaluate.evaluation import decide, rejected
-from cellkit.models.judging import CHOOSE_FROM, choosers, judges
+from cellkit.models.training import CHOOSE_FROM, choosers, judges
 from cellkit.scores.intervals import Difference
 
 

@@ -10,7 +10,7 @@ import pytest
 from cellkit.cells.instances import Instances
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.shared import tiles
-from cellkit.models.shared.paste import paste
+from cellkit.models.shared.tiles import paste
 from cellkit.scores.iou import overlaps
 
 

@@ -28,8 +28,8 @@ from cellkit.evaluate.evaluation import (
 from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.coco_reading import read_coco
 from cellkit.microscope.flags import exclude_flagged
-from cellkit.pages import blocks, report, results
 from cellkit.pages import images as report_images
+from cellkit.pages import report, results
 from cellkit.run.folder import Run
 
 REPO = Path(__file__).parents[2]
@@ -174,7 +174,7 @@ def test_page_tells_the_scores_with_their_convention(evaluated):
     text = Page(html).text
     assert "kaggle: IoU > 0.50:0.05:0.95, mean of images" in text
     for line in summary["scores"].itertuples():
-        assert blocks.with_interval(line) in text
+        assert results.with_interval(line) in text
     assert "mAP" not in text
     best = next(x for x in summary["scores"].itertuples() if x.model == "cellpose_tuned" and x.split == "test")
     assert summary["best"] == "cellpose_tuned"
@@ -244,7 +244,7 @@ def test_a_finished_run_gives_the_same_numbers_without_help(evaluated, tmp_path)
     page = Page(path.read_text(encoding="utf-8"))
     assert "Left out" not in page.text and "was still running" not in page.text
     for line in summary["scores"].itertuples():
-        assert blocks.with_interval(line) in page.text
+        assert results.with_interval(line) in page.text
     assert page.tags.count("img") == Page(html).tags.count("img")
     assert report.write_report(run.folder, out=tmp_path / "again.html").read_bytes() == path.read_bytes()
 

@@ -15,9 +15,8 @@ from cellkit.formats.label_images import write_labels
 from cellkit.microscope.file_info import headers_only
 from cellkit.models.weights import save_checkpoint
 from cellkit.run.notebooks import read_notebooks
-from cellkit.run.outlook import ERROR, WARNING
-from cellkit.run.preflight import look_ahead, look_at, preflight
-from cellkit.run.preflight_models import MODELS
+from cellkit.run.preflight import MODELS, look_ahead, look_at, preflight
+from cellkit.run.preflight_data import ERROR, WARNING
 from cellkit.sources.ingest import gather
 
 SIZE = 32

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from cellkit.cells.instances import Instances
 from cellkit.show.conversion import show_channels, show_planes
 from cellkit.show.overlays import show_errors, show_image, show_overlay, show_worst
-from cellkit.show.scale_bar import NAME, bar_um, draw_bar
 from cellkit.show.sheets import show_crops, show_sheet
-from cellkit.show.style import new_figure
+from cellkit.show.style import NAME, bar_um, draw_bar, new_figure
 
 
 def bars(*axes) -> list:

@@ -1,8 +1,11 @@
-"""What every training has in common: its beginning, its validation images, its end."""
+"""What every training has in common: its beginning, its validation images, the search of thresholds, its end.
+
+Thresholds are searched on training images, since validation images are to judge by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +15,12 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import say_small
 from cellkit.errors import UserError
 from cellkit.log import LOG
-from cellkit.models.shared.thresholds import spread
 from cellkit.models.training import History
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
+
+SEARCHED_ON = 6  # training images
 
 
 def refuse_untrainable(train: CellDataset, val: CellDataset, key: str) -> None:
@@ -47,7 +51,7 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
 
     Images without any cell choose nothing, which is said: their score is 1 for a network that finds nothing.
     """
-    from cellkit.models.judging import choosers
+    from cellkit.models.training import choosers
 
     names = set(choosers(val.records))
     places = [k for k, record in enumerate(val.records) if not names or record.image_id in names]
@@ -59,6 +63,14 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
             "is found there, and chooses no weights. Label cells in some of them"
         )
     return scored, bool(names) and not empty
+
+
+def map_iou(pairs: Iterable[tuple[Instances, Instances]]) -> float:
+    """Return MAP IoU (kaggle, mean of images) of (truth, found) pairs, one of each image."""
+    from cellkit.scores.iou import overlaps
+    from cellkit.scores.kaggle import kaggle
+
+    return kaggle([overlaps(truth, found) for truth, found in pairs], bootstrap=0)["score"]
 
 
 def class_score(truths: Sequence[Instances], founds: Sequence[Instances], classes: Sequence[str]) -> float:
@@ -125,3 +137,69 @@ def save_tuned(
         metrics=metrics,
         licence="of your images",
     )
+
+
+def images_to_search(train: CellDataset) -> tuple[list[tuple[np.ndarray, Instances]], str]:
+    """Return the training images to search thresholds on, each with its truth, and what a score of them is called.
+
+    Images whose labels a model proposed serve only where a person labelled none.
+    """
+    known = train.without_proposed() or train
+    return [known[i] for i in spread(len(known), SEARCHED_ON)], known.compared_by("MAP IoU")
+
+
+def search(
+    score: Callable[[str, float], float],
+    grid: Mapping[str, Sequence[float]],
+    best: dict[str, Any],
+    images: int,
+    called: str,
+    loosest: Mapping[str, float],
+    remedy: str,
+) -> dict[str, float]:
+    """Set thresholds one after the other to the value that scores best, the first of equal ones; log what each scored.
+
+    The loosest value of the first threshold is tried first: it keeps every cell that a stricter one keeps. Where it scores 0
+    no cell is found right at any value, and the search ends with the first value of each.
+
+    Parameters
+    ----------
+    score : callable
+        (name, value) -> MAP IoU with that value and the others as `best` holds them.
+    grid : mapping
+        Name -> the values to try.
+    best : dict
+        Where the search begins; its thresholds are set on the way.
+    images : int
+        How many images the score is of, to be logged.
+    called : str
+        What the score is, to be logged.
+    loosest : mapping
+        Name -> the value that keeps most cells, of thresholds that have one.
+    remedy : str
+        What to do where no cell is found right.
+    """
+    from cellkit.parallel import progress
+
+    order = {key: sorted(values, key=lambda value: value != loosest.get(key)) for key, values in grid.items()}
+    scores: dict[str, dict[float, float]] = {key: {} for key in grid}
+    for key, value in progress([(key, value) for key, values in order.items() for value in values], "thresholds"):
+        scores[key][value] = score(key, value)
+        last = len(scores[key]) == len(grid[key])
+        if key == next(iter(grid)) and (last or value == loosest.get(key)) and not any(scores[key].values()):
+            at = ", ".join(f"{one:g}" for one in scores[key])
+            LOG.info(f"{key} {at}: no cell of {images} training images is right, so no threshold is searched. {remedy}")
+            best |= {key: values[0] for key, values in grid.items()}
+            break
+        if last:
+            best[key] = max(grid[key], key=scores[key].get)
+            listed = ", ".join(f"{value:g}: {scores[key][value]:.3f}" for value in grid[key])
+            LOG.info(f"{key} {best[key]:g}, by {called} on {images} training images ({listed})")
+    return {key: best[key] for key in grid}
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Return `wanted` positions evenly spread over `count`; all of them for 0."""
+    if not wanted or wanted >= count:
+        return list(range(count))
+    return np.linspace(0, count - 1, wanted).round().astype(int).tolist()

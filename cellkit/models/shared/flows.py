@@ -15,8 +15,7 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import too_small
-from cellkit.models.shared.augment import random_warp, vary
-from cellkit.models.shared.inputs import to_network_scale, two_channels
+from cellkit.models.shared.inputs import random_warp, to_network_scale, two_channels, vary
 
 LARGEST_SHARE = 1.0  # of the image that one cell may cover
 STEPS, FAR_PX, STILL_PX = 200, 60, 5  # along the flows: Cellpose's number; a pixel that came this far may need more

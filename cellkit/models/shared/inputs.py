@@ -1,8 +1,9 @@
-"""What a network is shown of an image: which channels, how bright, at which scale."""
+"""What a network is shown of an image: which channels, how bright, at which scale, how varied; and the memory that takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 CELL_PX = 30.0  # diameter of a cell at network scale
 CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
 SHOWN = {"both": "cytoplasm (green) and nuclei (blue)", "cytoplasm": "cytoplasm (green)", "nuclei": "nuclei (blue)"}
+BYTES_PER_FILE_PX = 50  # measured, 1024 and 2048 px: 42 bytes more a pixel
 
 
 def two_channels(image: np.ndarray, channels: str = "both") -> np.ndarray:
@@ -149,3 +151,82 @@ def refuse_empty(shown: Sequence[np.ndarray], train: CellDataset, what: str, key
         )
     if empty:
         LOG.info(f"{len(empty)} of {len(shown)} training images are empty in {what}, e.g. {empty[0]}; see {key}")
+
+
+def random_warp(cells: np.ndarray, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a place, an angle, a flip and a zoom for a crop; seven in ten are placed near a cell.
+
+    Parameters
+    ----------
+    cells : (H, W)
+        Non-zero inside cells.
+
+    Returns
+    -------
+    warp : (2, 3) float64
+        Source (x, y, 1) -> crop (x, y), for cv2.warpAffine.
+    turned : (2, 2) float64
+        Its rotation and flip alone: what happens to a unit vector (x, y).
+    """
+    height, width = cells.shape
+    angle, zoom, flip = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.25), 1 - 2 * rng.integers(2)
+    inside = np.flatnonzero(cells) if rng.random() < 0.7 else np.zeros(0, int)
+    if inside.size:
+        y, x = np.divmod(inside[rng.integers(inside.size)], width)
+        y, x = y + rng.uniform(-0.3, 0.3) * size_px, x + rng.uniform(-0.3, 0.3) * size_px
+    else:
+        y, x = rng.uniform(0, height), rng.uniform(0, width)
+    half = size_px / zoom / 2.8  # keep most of the crop inside the image
+    y, x = (np.clip(v, min(half, n / 2), max(n - half, n / 2)) for v, n in ((y, height), (x, width)))
+    cos, sin = np.cos(angle), np.sin(angle)
+    turned = np.array([[cos * flip, -sin], [sin * flip, cos]])
+    shift = size_px / 2 - zoom * turned @ np.array([x, y])
+    return np.column_stack([zoom * turned, shift]), turned
+
+
+def vary(planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Vary brightness, contrast, gamma and noise, per channel; an empty channel stays empty."""
+    out = planes.copy()
+    for plane in out:
+        if plane.any():
+            gamma, gain, noise = np.exp(rng.uniform(-0.35, 0.35)), rng.uniform(0.8, 1.25), rng.uniform(0, 0.06)
+            plane[:] = np.sign(plane) * np.abs(plane) ** gamma * gain
+            plane += noise * rng.standard_normal(plane.shape, np.float32) * (rng.random() < 0.5)
+    return out
+
+
+def bytes_for(shape: tuple[int, int], diameter_px: float, bytes_per_px: int, cell_px: float | None = CELL_PX) -> int:
+    """Return about how much memory finding the cells of an image takes, in bytes.
+
+    Parameters
+    ----------
+    bytes_per_px : int
+        Of a pixel at network scale.
+    cell_px : float or None
+        Diameter of a cell there; None = images are not scaled.
+
+    Examples
+    --------
+    >>> bytes_for((1000, 1000), 30.0, 110), bytes_for((1000, 1000), 5.0, 110)
+    (110000000, 4010000000)
+    """
+    pixels, scale = shape[0] * shape[1], cell_px / diameter_px if cell_px else 1
+    return round(pixels * (bytes_per_px * scale**2 + (scale != 1) * BYTES_PER_FILE_PX))
+
+
+def ask_for_memory(train: CellDataset, shown: CellDataset, diameter_px: float, kept: int, bytes_per_px: int) -> None:
+    """Refuse a training whose images, brought to network scale, do not fit into the free memory; before any is read.
+
+    Parameters
+    ----------
+    kept : int
+        Bytes that are kept of each pixel of a training image at network scale.
+    bytes_per_px : int
+        As for `bytes_for`: what finding the cells of one image takes on top.
+    """
+    from cellkit.machine import check_memory
+
+    shapes = [[(r.height_px, r.width_px) for r in part.records] for part in (train, shown)]
+    total = sum(h * w for h, w in shapes[0]) * (CELL_PX / diameter_px) ** 2 * kept
+    total += max(bytes_for(shape, diameter_px, bytes_per_px) for shape in shapes[0] + shapes[1])
+    check_memory(Path(f"{len(train)} images at a diameter of {diameter_px:.3g} px"), round(total), "training on")
