@@ -118,7 +118,6 @@ _HOME = {
     ),
     "scores.table": (
         "paired_bootstrap",
-        "map_iou",
         "score_table",
         "summary",
     ),

@@ -11,6 +11,7 @@ from pathlib import Path
 from cellkit.errors import UserError
 
 GB = 1e9
+RESERVE_BYTES = 50_000_000  # of a disk, left free
 ASK_FOR_MEMORY_BYTES = 500_000_000  # what takes less is begun without asking how much memory is free
 
 DATA_VARIABLE = "CELLKIT_DATA"  # names the folder of real data
@@ -109,7 +110,7 @@ class NoRoom(UserError):
     """The disk is too small: nothing is wrong with the file."""
 
 
-def check_space(folder: Path, needed_bytes: int, what: str, reserve_bytes: int = 50_000_000) -> None:
+def check_space(folder: Path, needed_bytes: int, what: str) -> None:
     """Refuse when the disk of `folder` has no room for `needed_bytes` and a reserve.
 
     Raises
@@ -117,7 +118,7 @@ def check_space(folder: Path, needed_bytes: int, what: str, reserve_bytes: int =
     NoRoom
     """
     free = shutil.disk_usage(folder).free
-    if needed_bytes + reserve_bytes > free:
+    if needed_bytes + RESERVE_BYTES > free:
         raise NoRoom(
             f"{folder} has {free / 1e6:,.0f} MB free, {what} takes {needed_bytes / 1e6:,.0f} MB",
             "free some space, or name a folder on another disk with --to",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -39,13 +40,33 @@ def eight_bit(plane: np.ndarray) -> np.ndarray:
     return (np.clip((plane - low) / max(high - low, 1), 0, 1) * 255).round().astype(np.uint8)
 
 
+def encode_png(image: np.ndarray, um_per_px: float = math.nan) -> bytes:
+    from cellkit.microscope.journal import png_parts
+
+    return b"".join(png_parts(image, um_per_px))
+
+
+def write_png(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(image))
+    return path
+
+
+def convert_file(path: Path, conversion) -> list:
+    """Return the pictures of all scenes and times of a file."""
+    from cellkit.microscope.convert import convert_frame
+    from cellkit.microscope.open import open_file
+
+    with open_file(path, conversion.axes, conversion.most_px) as opened:
+        return [convert_frame(opened, scene, time, conversion, suffix) for scene, time, suffix in opened.info.frames()]
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """Six drawn images of two lines, (128, 128, 3) uint8, with truth and classes: three train, two val, one test."""
     from cellkit.cells.dataset import CellDataset
     from cellkit.cells.instances import Instances
     from cellkit.cells.records import ImageRecord
-    from cellkit.microscope.journal import write_png
     from cellkit.sources.drawn.camera import expose
     from cellkit.sources.drawn.field import draw_field
     from cellkit.sources.drawn.style import FieldStyle

@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import convert_file
 from PIL import Image
 
 from cellkit.config.sections import ChannelsConfig, ConvertConfig
 from cellkit.errors import UserError
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.microscope.convert import Conversion, convert_file
+from cellkit.microscope.convert import Conversion
 from cellkit.microscope.open import inspect_file
 from cellkit.modules import load
 from cellkit.sources.ingest import gather

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_png
 
 from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
-from cellkit.microscope.journal import write_png
 from cellkit.modules import load, names_of
 
 ROOT = Path(__file__).parents[1]

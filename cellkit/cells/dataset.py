@@ -195,9 +195,9 @@ class CellDataset:
             LOG.info(f"left out, fewer than {cells} labelled cells: {', '.join(left)}")
         return self.subset([len(x) >= cells for x in self.instances])
 
-    def without_small(self, min_area_px: int, key: str = "coco.min_area_px") -> CellDataset:
-        """Return all images without the cells smaller than `min_area_px`; say how many those are, and which `key` does it."""
-        say_small(self.records, self.instances, min_area_px, key, "left out")
+    def without_small(self, min_area_px: int) -> CellDataset:
+        """Return all images without the cells smaller than `min_area_px`; say how many those are."""
+        say_small(self.records, self.instances, min_area_px, "coco.min_area_px", "left out")
         return replace(self, instances=[x[x.areas_px >= min_area_px] for x in self.instances])
 
     def sample(self, most: int) -> CellDataset:

@@ -21,33 +21,25 @@ class Change:
     pixels: int
 
 
-def resolve_overlaps(
-    instances: Instances, min_area_px: int = 0, pieces: str = "keep", fill_holes: bool = False
-) -> tuple[Instances, list[Change]]:
+def resolve_overlaps(instances: Instances, min_area_px: int = 0) -> tuple[Instances, list[Change]]:
     """Make the objects of an image disjoint: the higher score keeps a contested pixel, the earlier object a tie.
 
     Parameters
     ----------
     min_area_px : int
         Smaller objects are dropped: before (so that they win no pixel) and after.
-    pieces : {"keep", "largest"}
-        What to do with an object that is, or was left, in several pieces (8-connected): keep all, or only the largest
-        (equal ones: the one that begins first in reading order).
-    fill_holes : bool
-        Give an object the background it encloses; pixels of other objects are left alone.
 
     Returns
     -------
     objects : Instances
         The survivors, in their order, with class and score; every one has a pixel.
     log : list of Change
-        By object: "dropped: smaller than N px", "dropped: covered by higher scores", "lost to higher scores", "pieces
-        removed", "holes filled".
+        By object: "dropped: smaller than N px", "dropped: covered by higher scores", "lost to higher scores".
 
     Raises
     ------
     UserError
-        Another word for `pieces`, or a score that is not a number.
+        A score that is not a number.
 
     Examples
     --------
@@ -58,8 +50,6 @@ def resolve_overlaps(
     >>> log
     [Change(index=0, what='lost to higher scores', pixels=1)]
     """
-    if pieces not in ("keep", "largest"):
-        raise UserError(f"pieces is {pieces!r}", "pieces is 'keep' or 'largest'")
     if np.isnan(instances.scores).any():
         raise UserError("an object has the score nan", "scores are numbers from 0 to 1; they decide who keeps a pixel")
     log: list[Change] = []
@@ -69,17 +59,14 @@ def resolve_overlaps(
     log += [Change(k, f"dropped: smaller than {least} px", int(instances.areas_px[k])) for k in dropped]
     names = np.flatnonzero(~small)
     labels = instances[names].paint(names + 1)
-    labels = _logged(labels, instances.areas_px * ~small, "lost to higher scores", log)
-    if pieces == "largest":
-        labels = _logged(_largest_pieces(labels), _areas(labels, len(instances)), "pieces removed", log)
-    areas = _areas(labels, len(instances))
+    areas = np.bincount(labels.ravel(), minlength=len(instances) + 1)[1:]
+    lost = instances.areas_px * ~small - areas
+    log += [Change(k, "lost to higher scores", int(lost[k])) for k in np.flatnonzero(lost).tolist()]
     for index in np.flatnonzero(~small & (areas < least)).tolist():
         why = f"dropped: smaller than {least} px" if areas[index] else "dropped: covered by higher scores"
         log.append(Change(index, why, int(areas[index])))
     kept = np.flatnonzero(areas >= least)
     labels = np.where(np.isin(labels, kept + 1), labels, 0)
-    if fill_holes:  # last, so that a piece or an object dropped inside another leaves no hole
-        labels = _logged(_filled(labels), _areas(labels, len(instances)), "holes filled", log)
     objects = Instances.from_labels(labels, instances.class_ids[kept], instances.scores[kept])
     return objects, sorted(log, key=lambda change: change.index)
 
@@ -100,46 +87,3 @@ def note_changes(left: LeftOut, image_id: str, log: Iterable[Change]) -> None:
         left.add(what.replace("dropped", "left out", 1), image_id, 1)
     cut = {change.index for change in log if change.what == "lost to higher scores"} - set(dropped)
     left.add("lost pixels to higher scores", image_id, len(cut))
-
-
-def _areas(labels: np.ndarray, count: int) -> np.ndarray:
-    return np.bincount(labels.ravel(), minlength=count + 1)[1:]
-
-
-def _logged(labels: np.ndarray, before: np.ndarray, what: str, log: list[Change]) -> np.ndarray:
-    """Note every object whose area differs from `before`; pass the labels on."""
-    difference = np.abs(_areas(labels, len(before)) - before)
-    log += [Change(k, what, int(difference[k])) for k in np.flatnonzero(difference).tolist()]
-    return labels
-
-
-def _filled(labels: np.ndarray) -> np.ndarray:
-    """Give every object the background it encloses (4-connected background); the lower label first."""
-    from scipy.ndimage import binary_fill_holes, find_objects
-
-    result = labels.copy()
-    for label, box in enumerate(find_objects(labels), 1):
-        if box is None or min(s.stop - s.start for s in box) < 3:
-            continue
-        hole = binary_fill_holes(labels[box] == label) & (result[box] == 0)
-        result[box][hole] = label
-    return result
-
-
-def _largest_pieces(labels: np.ndarray) -> np.ndarray:
-    """Keep the largest 8-connected piece of every object, the first in reading order where equal."""
-    from skimage.measure import label as connected
-
-    pieces = connected(labels, background=0, connectivity=2)
-    areas = np.bincount(pieces.ravel())
-    first = np.zeros(len(areas), np.int64)
-    numbers, places = np.unique(pieces, return_index=True)
-    first[numbers] = places
-    owner = labels.ravel()[first]
-    owner[0] = 0
-    order = np.lexsort((first, -areas, owner))
-    order = order[owner[order] > 0]
-    best = order[np.r_[True, owner[order][1:] != owner[order][:-1]]] if len(order) else order
-    keep = np.zeros(len(areas), bool)
-    keep[best] = True
-    return np.where(keep[pieces], labels, 0).astype(labels.dtype)

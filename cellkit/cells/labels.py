@@ -114,15 +114,12 @@ def _touching_pairs(labels: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def clean_labels(
-    labels: np.ndarray, min_area_px: int = 0, fill_holes: bool = False, pieces: str = "keep"
-) -> np.ndarray:
-    """Drop small cells, fill holes, and decide what a cell of several pieces is; renumber to 1..N.
+def clean_labels(labels: np.ndarray, pieces: str = "keep") -> np.ndarray:
+    """Decide what a cell of several pieces is; renumber to 1..N.
 
     Parameters
     ----------
-    min_area_px : int
-        Cells with fewer pixels are dropped.
+    labels : (H, W) int
     pieces : {"keep", "largest", "split"}
         A cell of several 8-connected pieces stays one cell, keeps its largest piece, or becomes several cells.
     """
@@ -141,12 +138,6 @@ def clean_labels(
             parts = [numbered == k for k in range(1, count + 1)]
             parts = [max(parts, key=np.count_nonzero)] if pieces == "largest" else parts
         for part in parts:
-            if np.count_nonzero(part) < min_area_px:
-                continue
             out[box][part] = next_id
             next_id += 1
-    if fill_holes:  # last, so that what was dropped inside a cell leaves no hole; another cell in a hole stays
-        for index, box in enumerate(ndimage.find_objects(out), 1):
-            hole = ndimage.binary_fill_holes(out[box] == index) & (out[box] == 0)
-            out[box][hole] = index
     return out

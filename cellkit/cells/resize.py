@@ -40,25 +40,11 @@ def _grid(old: int, new: int) -> np.ndarray:
     return np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
 
 
-def resize_labels(labels: np.ndarray, scale: float) -> np.ndarray:
-    """Resize a label image (H, W): each new pixel takes the id its centre lies in; no id is ever mixed.
-
-    Examples
-    --------
-    >>> resize_labels(np.array([[300, 301], [0, 301]]), 2.0)
-    array([[300, 300, 301, 301],
-           [300, 300, 301, 301],
-           [  0,   0, 301, 301],
-           [  0,   0, 301, 301]])
-    """
-    height, width = resized_shape(labels.shape, scale)
-    return labels[np.ix_(_grid(labels.shape[0], height), _grid(labels.shape[1], width))]
-
-
 def resize_instances(instances: Instances, scale: float) -> Instances:
-    """Resize as `resize_labels` does, object by object, so that overlaps survive; objects left without a pixel go.
+    """Resize object by object, so that overlaps survive; objects left without a pixel go.
 
-    Works on runs: a run keeps the new columns whose centres lie in it, once for every new row that takes its row.
+    A new pixel belongs to the objects that its centre lies in. Works on runs: a run keeps the new columns whose centres
+    lie in it, once for every new row that takes its row.
     """
     height, width = instances.shape
     new_height, new_width = resized_shape(instances.shape, scale)
@@ -97,10 +83,7 @@ def fit_to(found: Instances, shape: tuple[int, int]) -> Instances:
     """
     if found.shape == tuple(shape):
         return found
-    rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
-        for old, new in zip(found.shape, shape, strict=True)
-    )
+    rows, columns = map(_grid, found.shape, shape)
     labels = found.paint()[np.ix_(rows, columns)]
     kept = np.unique(labels[labels > 0]) - 1
     return Instances.from_labels(labels, found.class_ids[kept], found.scores[kept])

@@ -9,6 +9,7 @@ import numpy as np
 from cellkit.errors import UserError
 
 Shape = tuple[int, int]
+OVERPAINT_PX = 2**15  # painted at once: bounds the memory
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -109,11 +110,11 @@ def _crossed(events, side, which: int, line: int, lines: int) -> np.ndarray:
     return keys
 
 
-def overpaint(flat: np.ndarray, starts, lengths, values, block_px: int = 2**15) -> None:
+def overpaint(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> None:
     """Paint runs one after the other, later over earlier, in blocks that bound the memory."""
     if not len(starts):
         return
-    block, long = np.cumsum(lengths) // block_px, lengths > block_px
+    block, long = np.cumsum(lengths) // OVERPAINT_PX, lengths > OVERPAINT_PX
     cuts = np.flatnonzero((block[1:] != block[:-1]) | long[1:] | long[:-1]) + 1
     for a, b in zip([0, *cuts.tolist()], [*cuts.tolist(), len(starts)], strict=True):
         if b - a == 1:

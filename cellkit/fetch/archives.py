@@ -49,9 +49,7 @@ class Bad(Exception):
     """What is wrong with an archive, in words."""
 
 
-def check_archive(
-    path: str | Path, max_bytes: int = MAX_BYTES, max_ratio: float = MAX_RATIO, max_members: int = MAX_MEMBERS
-) -> dict[str, int]:
+def check_archive(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, int]:
     """Read the directory of a zip or tar.gz, refuse anything odd, and return {member: bytes} of what would be written.
 
     Parameters
@@ -60,8 +58,6 @@ def check_archive(
         ``.zip``, ``.tar.gz`` or ``.tgz``, told by its first bytes.
     max_bytes : int
         Most bytes all members may have together.
-    max_ratio : float
-        Most times larger than the archive they may be, once they are more than `SMALL_BYTES`.
 
     Raises
     ------
@@ -69,16 +65,10 @@ def check_archive(
         No archive, a damaged one, or one with a member that is refused: named, with the reason. Nothing is written.
     """
     with _told(path), _opened(Path(path)) as archive:
-        return {m.path: m.size_bytes for m in _checked(archive, Path(path), max_bytes, max_ratio, max_members)}
+        return {m.path: m.size_bytes for m in _checked(archive, Path(path), max_bytes)}
 
 
-def unpack(
-    path: str | Path,
-    folder: str | Path,
-    max_bytes: int = MAX_BYTES,
-    max_ratio: float = MAX_RATIO,
-    max_members: int = MAX_MEMBERS,
-) -> dict[str, int]:
+def unpack(path: str | Path, folder: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, int]:
     """Check an archive, unpack it beside `folder` and move it there at once; return {member: bytes}.
 
     An archive that holds a single folder called as `folder` is unpacked without that level.
@@ -100,7 +90,7 @@ def unpack(
     for stale in folder.parent.glob(f".{folder.name}.unpacking-*"):
         shutil.rmtree(stale)
     with _told(path), _opened(path) as archive:
-        members = _checked(archive, path, max_bytes, max_ratio, max_members)
+        members = _checked(archive, path, max_bytes)
         check_space(folder.parent, sum(member.size_bytes for member in members), f"to unpack {path.name}")
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.unpacking-"))
         try:
@@ -169,13 +159,13 @@ class _Bounded:
 
 
 # ---- checking ------------------------------------------------------------------------------------------------------
-def _checked(archive: Any, path: Path, max_bytes: int, max_ratio: float, max_members: int) -> list[Member]:
+def _checked(archive: Any, path: Path, max_bytes: int) -> list[Member]:
     members, names, total = [], _Names(), 0
     packed = max(path.stat().st_size, 1)
-    most = min(max_bytes, max(max_ratio * packed, SMALL_BYTES))
+    most = min(max_bytes, max(MAX_RATIO * packed, SMALL_BYTES))
     for count, entry in enumerate(archive.infolist() if isinstance(archive, zipfile.ZipFile) else archive):
-        if count >= max_members:
-            raise Bad(f"it has more than {max_members:,} members")
+        if count >= MAX_MEMBERS:
+            raise Bad(f"it has more than {MAX_MEMBERS:,} members")
         raw, size, is_folder = _of_zip(entry) if isinstance(entry, zipfile.ZipInfo) else _of_tar(entry)
         name = checked_name(raw)
         if not name or JUNK.search(name):
@@ -185,7 +175,7 @@ def _checked(archive: Any, path: Path, max_bytes: int, max_ratio: float, max_mem
             continue
         total += size
         if total > most:  # a tar says a member's size before its data is unpacked: stop here
-            limit = f"{max_bytes:,} bytes" if most == max_bytes else f"{max_ratio:g} times its own {packed:,} bytes"
+            limit = f"{max_bytes:,} bytes" if most == max_bytes else f"{MAX_RATIO:g} times its own {packed:,} bytes"
             raise Bad(f"unpacked it is larger than {limit} (up to '{_shown(name)}')")
         members.append(Member(name, size, entry))
     if not members:

@@ -13,7 +13,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances, lost_pixels
 from cellkit.cells.labels import clean_labels, refuse_foreground
 from cellkit.cells.names import plain_stem, stem_of
-from cellkit.cells.records import ImageRecord, read_records, select
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, read_json, sha256_file
 from cellkit.formats.any import ImageCells, ImageToWrite, Reading
@@ -81,49 +81,6 @@ def write_chosen_cells(
         records, ids = [list(column) for column in zip(*(of_run[file.stem] for file in files), strict=True)] or ([], [])
     marks = [{"labels": maker, "sha256": sha256_file(file)} for file, maker in zip(files, made_by, strict=True)]
     return write_coco(Path(folder) / LABELS_FILE, records, cells, classes, ids, marks=marks)
-
-
-def read_run_labels(
-    records_path: str | Path,
-    labels_dir: str | Path,
-    split: str | None = None,
-    cell_type: str | None = None,
-    classes: Sequence[str] = (),
-) -> CellDataset:
-    """Open label images named after the records; images without a label file are left out.
-
-    A label image that is as `annotate.write_chosen` left it brings its cells whole, overlaps included, and who made
-    them; one that was changed since is a correction, and read as it is.
-
-    Parameters
-    ----------
-    records_path : path of ``records.csv``
-        Its folder is the root.
-    labels_dir : path
-        ``<image_id>.tif``, 0 = background.
-    classes : sequence of str
-        When given, a cell's class is the cell type of its image (unknown where that is no class).
-    """
-
-    everything = read_records(records_path)
-    number = {record.image_id: k for k, record in enumerate(everything, 1)}
-    kept = [r for r in select(everything, split, cell_type) if (Path(labels_dir) / f"{r.image_id}.tif").is_file()]
-    chosen = chosen_cells(labels_dir)
-    instances, made_by = [], []
-    for record in kept:
-        path = Path(labels_dir) / f"{record.image_id}.tif"
-        found, maker, sha256 = chosen.get(record.image_id, (None, "", ""))
-        if found is None or sha256_file(path) != sha256:
-            found, maker = Instances.from_labels(read_labels(path)), "corrected" if maker else ""
-        if found.shape != (record.height_px, record.width_px):
-            raise UserError(
-                f"{path} is {found.shape}, {record.path} is {(record.height_px, record.width_px)} px",
-                "label this very image",
-            )
-        made_by.append(maker)
-        instances.append(found.with_classes(classes.index(record.cell_type) + 1 if record.cell_type in classes else 0))
-    ids = [number[r.image_id] for r in kept]
-    return CellDataset(kept, instances, tuple(classes), Path(records_path).parent, ids, made_by)
 
 
 ENDINGS = LABEL_SUFFIXES

@@ -12,6 +12,7 @@ from cellkit.cells.outlines import FARTHEST_PX, fill
 from cellkit.cells.runs import merge_adjacent
 from cellkit.errors import UserError
 
+CURVE_STEPS = 32  # points on each piece of a Bezier curve
 DRAW_AREA = "draw it as a polygon, freehand, oval or rectangle selection, or delete it"
 
 
@@ -46,12 +47,12 @@ def _composite(numbers: np.ndarray) -> list[np.ndarray]:
     return [np.vstack(ring) for ring in rings]
 
 
-def _curve(control: np.ndarray, steps: int = 32) -> np.ndarray:
+def _curve(control: np.ndarray) -> np.ndarray:
     """Return points on a Bezier curve of any degree, the first left out (de Casteljau)."""
     if len(control) == 2:
         return control[1:]
-    t = np.linspace(0, 1, steps + 1)[1:, None, None]
-    points = np.repeat(control[None], steps, axis=0)
+    t = np.linspace(0, 1, CURVE_STEPS + 1)[1:, None, None]
+    points = np.repeat(control[None], CURVE_STEPS, axis=0)
     while points.shape[1] > 1:
         points = points[:, :-1] * (1 - t) + points[:, 1:] * t
     return points[:, 0]

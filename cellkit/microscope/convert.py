@@ -1,6 +1,6 @@
 """One microscope file -> 8-bit RGB pictures: nuclei in blue, cytoplasm in green, and what was done to the light.
 
-`inspect_file` says what a file holds without reading pixels; `convert_file` makes one picture per scene and time. Which
+`inspect_file` says what a file holds without reading pixels; `convert_frame` makes one picture of a scene and time. Which
 channel is which comes from the config; nothing about a channel's meaning is guessed.
 """
 
@@ -19,7 +19,6 @@ from cellkit.machine import check_memory
 from cellkit.microscope.channels import channels_text, colour_map, find_channel, listed
 from cellkit.microscope.file_info import COLOURS, MAX_PLANE_PX, FileInfo, Opened, Series, only_headers
 from cellkit.microscope.light import Light, Limits, to_8bit
-from cellkit.microscope.open import open_file
 
 PERCENTILES = (0.3, 99.8)  # of a channel's pixels: become 0 and 255 unless others are asked for
 
@@ -173,20 +172,14 @@ class Converted:
         return self.image.shape[1]
 
 
-def convert_file(path: str | Path, conversion: Conversion) -> list[Converted]:
-    """Turn every scene and time of a microscope file into an 8-bit picture; a constant channel becomes 0.
+def convert_frame(opened: Opened, scene: int, time: int, conversion: Conversion, suffix: str = "") -> Converted:
+    """Turn one scene and time of an opened file into an 8-bit picture; a constant channel becomes 0.
 
     Raises
     ------
     UserError
         No channel named, a channel the file lacks, unknown axes, NaN, transparency, a damaged or oversized file.
     """
-    with open_file(path, conversion.axes, conversion.most_px) as opened:
-        return [convert_frame(opened, scene, time, conversion, suffix) for scene, time, suffix in opened.info.frames()]
-
-
-def convert_frame(opened: Opened, scene: int, time: int, conversion: Conversion, suffix: str = "") -> Converted:
-    """Turn one scene and time of an opened file into a picture; errors as in `convert_file`."""
     info, series = opened.info, opened.info.series[scene]
     chosen = chosen_channels(info, scene, conversion)
     blank = blank_frame(info, scene, conversion, chosen, suffix)

@@ -53,9 +53,7 @@ class Duplicate:
     likeness: float
 
 
-def find_duplicates(
-    records: Sequence[ImageRecord], quality: Sequence[Mapping], root: str | Path, least: float = LEAST_LIKENESS
-) -> list[Duplicate]:
+def find_duplicates(records: Sequence[ImageRecord], quality: Sequence[Mapping], root: str | Path) -> list[Duplicate]:
     """Find images that show one and the same field, whatever they are called and wherever they came from.
 
     Found are equal pictures; pictures that differ in brightness, contrast or noise; that are shifted against each other by
@@ -70,8 +68,6 @@ def find_duplicates(
         Of each record, with content, fingerprint and empty, as `measure` returns them.
     root : path
         The folder that the records' paths count from.
-    least : float
-        Least likeness of copies.
 
     Returns
     -------
@@ -92,11 +88,11 @@ def find_duplicates(
     read = lambda k: read_image(records[k], root)  # noqa: E731
     return [
         Duplicate(records[i].image_id, records[j].image_id, how, round(likeness, 3))
-        for i, j, how, likeness in _pairs(quality, read, least)
+        for i, j, how, likeness in _pairs(quality, read)
     ]
 
 
-def _pairs(quality: Sequence[Mapping], read: Callable[[int], np.ndarray], least: float):
+def _pairs(quality: Sequence[Mapping], read: Callable[[int], np.ndarray]):
     """Yield (i, j, how, likeness) of the pictures that are copies; `read(k)` returns picture k."""
     cached = functools.lru_cache(64)(read)
     for (i, j), positions in sorted(_suspects(quality).items()):
@@ -106,7 +102,7 @@ def _pairs(quality: Sequence[Mapping], read: Callable[[int], np.ndarray], least:
         first, second = cached(i), cached(j)
         tried = [(*_likeness(first, _position(second, position)), position) for position in positions]
         likeness, shift_px, position = max(tried, key=lambda found: found[0])
-        if likeness >= least:
+        if likeness >= LEAST_LIKENESS:
             shift = f"shifted by about {shift_px:.0f} px" if shift_px >= 1.5 else ""
             yield i, j, ", ".join(filter(None, (POSITIONS[position], shift))) or "the same field", likeness
 

@@ -28,7 +28,6 @@ LEVELS_BELOW = 10  # grey levels in use
 
 def flag_records(
     measurements: Sequence[dict],
-    deviations: float = DEVIATIONS,
     learned_from: Sequence[bool] | None = None,
     off: Collection[str] = (),
 ) -> tuple[list[str], dict[str, float]]:
@@ -38,8 +37,6 @@ def flag_records(
     ----------
     measurements : sequence of dict
         As `measure` returns them.
-    deviations : float
-        How many (scaled median absolute) deviations from the batch's median count as odd.
     learned_from : sequence of bool, optional
         Which images the limits are learned from: the training images, so that no test image decides about another; default
         all.
@@ -66,11 +63,11 @@ def flag_records(
     ['']
     """
     taught = [m for m, yes in zip(measurements, learned_from or [True] * len(measurements), strict=True) if yes]
-    blur_px_max, learned = _limit([m["blur_px"] for m in taught], deviations, BLUR_LIMITS)
+    blur_px_max, learned = _limit([m["blur_px"] for m in taught], DEVIATIONS, BLUR_LIMITS)
     seen = [math.nan if m["empty"] else m["structure"] for m in taught]
-    structure_min, _ = _limit(seen, -deviations, STRUCTURE_LIMITS)
-    uneven_max, _ = _limit([m["uneven"] for m in taught], deviations, UNEVEN_LIMITS)
-    debris_max, _ = _limit([m["debris"] for m in taught], deviations, DEBRIS_LIMITS)
+    structure_min, _ = _limit(seen, -DEVIATIONS, STRUCTURE_LIMITS)
+    uneven_max, _ = _limit([m["uneven"] for m in taught], DEVIATIONS, UNEVEN_LIMITS)
+    debris_max, _ = _limit([m["debris"] for m in taught], DEVIATIONS, DEBRIS_LIMITS)
     thresholds = {
         "blur_px_max": blur_px_max,
         "structure_min": structure_min,

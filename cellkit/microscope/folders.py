@@ -166,8 +166,15 @@ def by_stem(root: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     return dict(found)
 
 
-def find_picture(folder: Path, stem: str, suffixes: Sequence[str] = (*PICTURE_SUFFIXES, *TIFF_SUFFIXES)) -> Path | None:
-    """Return the one file of `folder` called `stem` with one of `suffixes`, in any spelling; None where there is none."""
+def find_picture(folder: Path, stem: str) -> Path | None:
+    """Return the one picture of `folder` called `stem`, in any spelling; None where there is none.
+
+    Raises
+    ------
+    UserError
+        There are two.
+    """
+    suffixes = (*PICTURE_SUFFIXES, *TIFF_SUFFIXES)
     stems = dict.fromkeys((stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))))
     paths = [folder / f"{one}{end}" for one in stems for suffix in suffixes for end in (suffix, suffix.upper())]
     found = {(told.st_dev, told.st_ino): path for path in reversed(paths) if path.is_file() and (told := path.stat())}

@@ -15,7 +15,7 @@ import numpy as np
 
 from cellkit import __version__
 from cellkit.errors import UserError
-from cellkit.files import atomic_path, content_of, crc32_of
+from cellkit.files import content_of, crc32_of
 from cellkit.parallel import StopAll
 
 TEMPORARY = ".tmp-"
@@ -23,8 +23,8 @@ DEFLATE_BELOW_BITS = 3.0
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def encode_png(image: np.ndarray, um_per_px: float = math.nan) -> bytes:
-    """Return a PNG; the same pixels give the same bytes.
+def png_parts(image: np.ndarray, um_per_px: float) -> list[bytes]:
+    """Return the pieces of a PNG, to be written one after the other; the same pixels give the same bytes.
 
     Rows are deflated where that saves three fifths or more (dark fields, drawings), and stored where it does not: the
     noise of a camera fills most bits of a stretched picture, and deflating it takes longer than reading and scaling the
@@ -36,11 +36,6 @@ def encode_png(image: np.ndarray, um_per_px: float = math.nan) -> bytes:
     um_per_px : float
         Pixel size, kept as pixels per metre (pHYs); nan when unknown.
     """
-    return b"".join(png_parts(image, um_per_px))
-
-
-def png_parts(image: np.ndarray, um_per_px: float) -> list[bytes]:
-    """Return the pieces of a PNG, to be written one after the other."""
     import imagecodecs
 
     height, width = image.shape[:2]
@@ -71,14 +66,6 @@ def _chunk(kind: bytes, data: bytes) -> Iterator[bytes]:
     yield struct.pack(">I", len(data)) + kind
     yield data
     yield struct.pack(">I", crc32_of(data, crc32_of(kind)))
-
-
-def write_png(path: str | Path, image: np.ndarray, um_per_px: float = math.nan) -> Path:
-    """Write `encode_png` atomically and synced to disk; return the path."""
-    content = encode_png(image, um_per_px)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-    return Path(path)
 
 
 def put(path: Path, parts: Sequence[bytes]) -> tuple[int, int]:

@@ -176,26 +176,22 @@ def _attribute_image(pairs: Overlaps, with_class: bool) -> list[dict]:
     return [*lines, {"score": score, "kind": "class", "cells": wrong, "gain": gain}]
 
 
-def gains(table: pandas.DataFrame, by: str | None = None) -> pandas.DataFrame:
+def gains(table: pandas.DataFrame) -> pandas.DataFrame:
     """Sum up an attribution over the images, most rewarding repair first.
 
     Parameters
     ----------
     table : DataFrame
         From `attribute`.
-    by : {None, "cell_type", "group", "split"}
 
     Returns
     -------
     DataFrame
-        (the part,) kind, cells, images (that have the fault), gain: what the MAP IoU of all images (of the part) would
-        gain.
+        kind, cells, images (that have the fault), gain: what the MAP IoU of all images would gain.
     """
-    keys = ([by] if by else []) + ["kind"]
-    grouped = table.assign(images=table["cells"] > 0).groupby(keys, sort=False)
+    grouped = table.assign(images=table["cells"] > 0).groupby("kind", sort=False)
     result = grouped.agg(cells=("cells", "sum"), images=("images", "sum"), gain=("gain", "mean")).reset_index()
-    order = [*([by] if by else []), "gain"]
-    return result.sort_values(order, ascending=[True] * (len(order) - 1) + [False], kind="stable", ignore_index=True)
+    return result.sort_values("gain", ascending=False, kind="stable", ignore_index=True)
 
 
 def worst_images(table: pandas.DataFrame, n: int = 6) -> pandas.DataFrame:

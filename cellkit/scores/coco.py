@@ -23,7 +23,6 @@ ON_BOXES = True
 RANKED = True
 ORDER = 1
 
-LIVECELL_AREAS_PX = {"small": (0, 18**2), "medium": (18**2, 31**2), "large": (31**2, 10**10)}
 # pycocotools: the default of Params.setDetParams, capped as in evaluateImg; .9 is .8999999999999999 there
 COCO_THRESHOLDS = np.minimum(np.linspace(0.5, 0.95, 10), 1 - 1e-10)
 COCO_RECALLS = np.linspace(0.0, 1.0, 101)
@@ -34,7 +33,6 @@ def coco(
     per_class: bool = False,
     crowd: Sequence[np.ndarray] | None = None,
     max_detections: int | None = None,
-    areas_px: dict[str, tuple[float, float]] | None = None,
     classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """COCO average precision of masks, as `pycocotools.cocoeval` 2.0.11 computes it, to 1e-9.
@@ -51,14 +49,12 @@ def coco(
         Which true objects are crowds.
     max_detections : int, optional
         Per image and category; default as many as there are. pycocotools silently takes the best 100.
-    areas_px : dict of name -> (low, high), optional
-        Also the AP of truths in these ranges of area (inclusive), e.g. `LIVECELL_AREAS_PX`.
 
     Returns
     -------
     dict
         score (None without any truth), ap50, ap75, by_threshold, recall (the mean of the largest recalls),
-        max_detections, by_class and by_area where asked for.
+        max_detections, by_class where `per_class`.
 
     Raises
     ------
@@ -70,17 +66,12 @@ def coco(
     if max_detections is None:
         max_detections = max([100, *(image.n_found for image in pairs)])
     categories = classes_of_truth(pairs) if per_class else [None]
-    curves = [_coco_curves(pairs, category, crowd, max_detections, (0.0, 1e10)) for category in categories]
+    curves = [_coco_curves(pairs, category, crowd, max_detections) for category in categories]
     result = _coco_summary(curves)
     result["max_detections"] = int(max_detections)
     if per_class:
         names = [class_name_of(category, classes) for category in categories]
         result["by_class"] = {name: _coco_summary([curve])["score"] for name, curve in zip(names, curves, strict=True)}
-    if areas_px:
-        result["by_area"] = {
-            name: _coco_summary([_coco_curves(pairs, c, crowd, max_detections, area) for c in categories])["score"]
-            for name, area in areas_px.items()
-        }
     return result
 
 
@@ -100,7 +91,7 @@ def _coco_summary(curves: Sequence[tuple[np.ndarray, np.ndarray] | None]) -> dic
     }
 
 
-def _coco_curves(pairs, category: int | None, crowd, max_detections: int, area: tuple[float, float]):
+def _coco_curves(pairs, category: int | None, crowd, max_detections: int):
     """Return precision (T, 101) and largest recall (T,) of one category; None without a truth that counts."""
     images = []
     for image, crowded in zip(pairs, crowd, strict=True):
@@ -109,8 +100,7 @@ def _coco_curves(pairs, category: int | None, crowd, max_detections: int, area: 
             kept = np.isin(image.truth_classes, (0, category))
             ignored = (crowded | (image.truth_classes == 0))[kept]
             image, crowded = image.select(kept, image.found_classes == category), crowded[kept]
-        outside = (image.truth_areas_px < area[0]) | (image.truth_areas_px > area[1])
-        images.append(_coco_image(image, crowded, ignored | outside, max_detections, area))
+        images.append(_coco_image(image, crowded, ignored, max_detections))
     targets = sum(image[3] for image in images)
     if not targets:
         return None
@@ -137,7 +127,7 @@ def _interpolated(tp: np.ndarray, fp: np.ndarray, targets: int) -> tuple[np.ndar
     return precision, recall[:, -1]
 
 
-def _coco_image(image: Overlaps, crowd, ignored, max_detections: int, area):
+def _coco_image(image: Overlaps, crowd, ignored, max_detections: int):
     """Match one image: scores (D,), matched (T, D), ignored (T, D) in descending score, and the number of targets."""
     order = ranked(image.found_scores)[:max_detections]
     rank = np.full(image.n_found, -1)
@@ -153,8 +143,6 @@ def _coco_image(image: Overlaps, crowd, ignored, max_detections: int, area):
     ignored_found[:, j[alone]] = matched[:, j[alone]] & ignored[i[alone]]
     if not alone.all():
         _greedy(i[~alone], j[~alone], iou[~alone], crowd, ignored, matched, ignored_found)
-    areas = image.found_areas_px[order]
-    ignored_found |= ~matched & ((areas < area[0]) | (areas > area[1]))
     return image.found_scores[order], matched, ignored_found, int((~ignored).sum())
 
 

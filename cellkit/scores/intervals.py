@@ -121,9 +121,7 @@ def interval(
     return max(value - half, bounds[0]), min(value + half, bounds[1])
 
 
-def jackknife(
-    statistic: Callable[[np.ndarray], float | None], units: Units, bounds: tuple[float, float] = (0.0, 1.0)
-) -> tuple[float, float]:
+def jackknife(statistic: Callable[[np.ndarray], float | None], units: Units) -> tuple[float, float]:
     """Return the 95 % interval of any statistic of a choice of images, by leaving out each unit in turn.
 
     For scores that are no sums over images, such as COCO's AP (Tukey 1958; more than 20 units are left out in 20 parts).
@@ -143,7 +141,7 @@ def jackknife(
         return np.nan, np.nan
     spread = np.sqrt((parts - 1) / parts * np.square(np.subtract(values, np.mean(values))).sum())
     half = reach(float(spread), parts)
-    return max(whole - half, bounds[0]), min(whole + half, bounds[1])
+    return max(whole - half, 0.0), min(whole + half, 1.0)
 
 
 class Difference(NamedTuple):

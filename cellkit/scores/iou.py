@@ -18,7 +18,7 @@ from cellkit.cells.runs import ranges
 from cellkit.errors import UserError
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+    pass
 
 _BLOCK = 4_000_000
 
@@ -69,12 +69,6 @@ class Overlaps:
         """(K,) float64: intersection over union of each pair."""
         return self.shared_px / self.union_px
 
-    def matrix(self) -> csr_matrix:
-        """(G, P) sparse int64: shared pixels, rows truth, columns found."""
-        from scipy.sparse import csr_matrix
-
-        return csr_matrix((self.shared_px, (self.truth, self.found)), shape=(self.n_truth, self.n_found))
-
     def select(self, truth: np.ndarray, found: np.ndarray) -> Overlaps:
         """Keep some objects: (G,) bool and (P,) bool."""
         kept = truth[self.truth] & found[self.found]
@@ -106,9 +100,8 @@ def overlaps(truth: Instances, found: Instances) -> Overlaps:
     >>> truth = Instances.from_labels(np.array([[1, 1, 2, 2]]))
     >>> found = Instances.from_labels(np.array([[0, 1, 1, 1]]))
     >>> pairs = overlaps(truth, found)
-    >>> pairs.matrix().toarray()
-    array([[1],
-           [2]])
+    >>> pairs.truth, pairs.found, pairs.shared_px
+    (array([0, 1]), array([0, 0]), array([1, 2]))
     >>> pairs.iou
     array([0.25      , 0.66666667])
     """

@@ -243,14 +243,12 @@ def class_name_of(class_id: int, classes: Sequence[str]) -> str:
 
 
 def class_accuracy(
-    truths: Sequence[Instances], founds: Sequence[Instances], ignore_unknown: bool = True, classes: Sequence[str] = ()
+    truths: Sequence[Instances], founds: Sequence[Instances], classes: Sequence[str] = ()
 ) -> tuple[float, int, pandas.DataFrame]:
-    """Compare the classes of matched cells (IoU > 0.5).
+    """Compare the classes of matched cells (IoU > 0.5); cells whose true class is unknown (0) are left out.
 
     Parameters
     ----------
-    ignore_unknown : bool
-        Leave out cells whose true class is unknown (0).
     classes : list of str
         Names of class 1, 2, ...
 
@@ -271,13 +269,12 @@ def class_accuracy(
         true.append(image.truth_classes[i])
         found.append(image.found_classes[j])
     true, found = np.concatenate(true), np.concatenate(found)
-    if ignore_unknown:
-        true, found = true[true > 0], found[true > 0]
+    true, found = true[true > 0], found[true > 0]
     size = max([len(classes), *true.tolist(), *found.tolist()]) + 1
     table = np.bincount(true * size + found, minlength=size * size).reshape(size, size)
     names = [class_name_of(k, classes) for k in range(size)]
     confusion = pd.DataFrame(table, pd.Index(names, name="truth"), pd.Index(names, name="found"))
-    if not table[0].any() and not table[:, 0].any():
+    if not table[:, 0].any():
         confusion = confusion.iloc[1:, 1:]
     return float(ratio((true == found).sum(), len(true))), len(true), confusion
 

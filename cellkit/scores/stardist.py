@@ -10,7 +10,6 @@ import numpy as np
 
 from cellkit.scores.iou import Overlaps
 from cellkit.scores.matching import (
-    Counts,
     ScoredImages,
     count_images,
     json_number,
@@ -24,10 +23,10 @@ ON_BOXES = False
 ORDER = 3
 
 
-def stardist(pairs: Sequence[Overlaps], thresholds=(Fraction(1, 2),), by_image: bool = False) -> dict[str, Any]:
+def stardist(pairs: Sequence[Overlaps], thresholds: Sequence[Fraction] = (Fraction(1, 2),)) -> dict[str, Any]:
     """`stardist.matching.matching_dataset` (0.9.1): IoU at least the threshold, optimal assignment.
 
-    Its default pools the counts over images (`by_image` False). Two empty sides score 0 there, and here.
+    As its default does, the counts are pooled over the images. Two empty sides score 0 there, and here.
 
     Returns
     -------
@@ -36,10 +35,8 @@ def stardist(pairs: Sequence[Overlaps], thresholds=(Fraction(1, 2),), by_image: 
     """
     counts = count_images(pairs, thresholds, strict=False)
     matched = np.array([[matched_iou(image, t).sum() for t in thresholds] for image in pairs]).reshape(counts.tp.shape)
-    if not by_image:
-        counts = Counts(*(part.sum(axis=0, keepdims=True) for part in counts))
-        matched = matched.sum(axis=0, keepdims=True)
-    tp, fp, fn = counts
+    matched = matched.sum(axis=0)
+    tp, fp, fn = (part.sum(axis=0) for part in counts)
     table = {
         "f1": ratio(2 * tp, 2 * tp + fp + fn, 0),
         "accuracy": ratio(tp, tp + fp + fn, 0),
@@ -47,14 +44,13 @@ def stardist(pairs: Sequence[Overlaps], thresholds=(Fraction(1, 2),), by_image: 
         "precision": ratio(tp, tp + fp, 0),
         "recall": ratio(tp, tp + fn, 0),
     }
-    means = {name: values.mean(axis=0) if len(values) else np.zeros(len(thresholds)) for name, values in table.items()}
-    first = {name: json_number(values[0]) for name, values in means.items()}
+    first = {name: json_number(values[0]) for name, values in table.items()}
     return {
         "score": first["f1"],
         **first,
-        "by_threshold": keyed_by_threshold(thresholds, means["f1"]),
-        **{f"{name}_by_threshold": keyed_by_threshold(thresholds, means[name]) for name in ("accuracy", "pq")},
-        "by_image": by_image,
+        "by_threshold": keyed_by_threshold(thresholds, table["f1"]),
+        **{f"{name}_by_threshold": keyed_by_threshold(thresholds, table[name]) for name in ("accuracy", "pq")},
+        "by_image": False,
     }
 
 

@@ -146,11 +146,6 @@ def _wide(table: pandas.DataFrame) -> tuple[pandas.DataFrame, Counts]:
     return about, Counts(*counts)
 
 
-def map_iou(table: pandas.DataFrame, pool: str = "images") -> float:
-    """Return the MAP IoU of a score table (see `kaggle`); nan for no image."""
-    return pooled_score(_wide(_checked(table))[1], pool)
-
-
 def per_image(table: pandas.DataFrame) -> pandas.DataFrame:
     """One row per image: its MAP IoU, how many cells are true and found, hits at 0.5; in the order of the table."""
     about, counts = _wide(_checked(table))
@@ -162,16 +157,13 @@ def per_image(table: pandas.DataFrame) -> pandas.DataFrame:
     return about
 
 
-def summary(
-    table: pandas.DataFrame, by: str | None = None, pool: str = "images", n: int = BOOTSTRAP, seed: int = 0
-) -> pandas.DataFrame:
+def summary(table: pandas.DataFrame, by: str | None = None, n: int = BOOTSTRAP, seed: int = 0) -> pandas.DataFrame:
     """Score a table as a whole, or each part of it, with 95 % intervals over the groups of its images.
 
     Parameters
     ----------
     by : {None, "cell_type", "group", "split", "class_name", "size"}
         For a class or a size, images that have nothing of it on either side are left out.
-    pool : {"images", "cells"}
     n, seed : int
         Draws behind the intervals (see `cellkit.scores.intervals`; 0 = none), and their seed.
 
@@ -197,14 +189,14 @@ def summary(
         if by in ("class_name", "size"):
             about, counts, empty = about[~empty], Counts(*(x[~empty] for x in counts)), empty[~empty]
         units = Units.of(list(about["group"]), len(about))
-        lines.append({by or "part": name, **_summary_line(counts, empty, thresholds, pool, units, n, seed)})
+        lines.append({by or "part": name, **_summary_line(counts, empty, thresholds, units, n, seed)})
     if by == "size":
         lines.sort(key=lambda line: ("small", "medium", "large").index(line["size"]))
     return pd.DataFrame(lines)
 
 
-def _summary_line(counts: Counts, empty, thresholds, pool: str, units: Units, n: int, seed: int) -> dict[str, Any]:
-    score, low, high = pooled_interval(counts, pool, units, n, seed)
+def _summary_line(counts: Counts, empty, thresholds, units: Units, n: int, seed: int) -> dict[str, Any]:
+    score, low, high = pooled_interval(counts, "images", units, n, seed)
     line = {
         "images": len(empty),
         "empty_images": int(empty.sum()),
@@ -214,12 +206,12 @@ def _summary_line(counts: Counts, empty, thresholds, pool: str, units: Units, n:
         "low": low,
         "high": high,
         "interval_of": str(units),
-        "score_without_empty": pooled_score(Counts(*(part[~empty] for part in counts)), pool),
+        "score_without_empty": pooled_score(Counts(*(part[~empty] for part in counts)), "images"),
     }
     for value, name in ((0.5, "ap50"), (0.75, "ap75"), (0.9, "ap90")):
         column = np.flatnonzero(np.isclose(thresholds, value))
         if column.size:
-            line[name] = pooled_score(Counts(*(part[:, column] for part in counts)), pool)
+            line[name] = pooled_score(Counts(*(part[:, column] for part in counts)), "images")
     return line
 
 

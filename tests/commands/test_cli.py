@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import write_png
 from filelock import FileLock
 
 from cellkit.cells.instances import Instances
@@ -22,7 +23,6 @@ from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.microscope.journal import write_png
 
 HEAVY = (
     "torch",

@@ -27,7 +27,7 @@ stage = run.start("{name}", cfg)
 DRAW = """
 import numpy as np
 from cellkit import ImageRecord, Instances
-from cellkit.microscope.journal import write_png
+from conftest import write_png
 labels = np.zeros((20, 30), int)
 labels[2:8, 2:12], labels[12:14, 20:22] = 1, 2
 cells, names, splits = Instances.from_labels(labels, [1, 1]), "abcd", ["val", "val", "test", "test"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_png
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
@@ -21,7 +22,6 @@ from cellkit.formats.label_images import write_labels
 from cellkit.formats.results import is_list
 from cellkit.formats.sides import image_shapes, match_sides, name_groups
 from cellkit.formats.submission import write_submission
-from cellkit.microscope.journal import write_png
 
 CLASSES = ("HEK", "N2a")
 
@@ -492,7 +492,7 @@ def test_proposals_are_refused_as_truth_and_left_out_where_some_images_were_corr
 
 @pytest.mark.parametrize("form", ["tif", "png", "seg", "roi"])
 def test_proposals_written_for_a_label_tool_stay_proposals_until_somebody_changes_them(tmp_path, said, form):
-    from cellkit.microscope.journal import write_png
+    from conftest import write_png
 
     marked, out = marked_coco(tmp_path / "m.json", ["proposed", "corrected", ""]), tmp_path / "out"
     for k in range(3):

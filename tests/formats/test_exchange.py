@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import write_png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -31,7 +32,6 @@ from cellkit.formats.labels import write_label_png
 from cellkit.formats.plain_pickle import read_plain_npy
 from cellkit.formats.roi import read_rois, write_rois
 from cellkit.formats.seg import class_colours, read_seg, write_seg
-from cellkit.microscope.journal import write_png
 
 CLASSES = ("HEK", "N2a, é")
 TWO = np.array([[1, 1, 0, 0, 2], [1, 1, 0, 2, 0], [0, 0, 0, 2, 2]])

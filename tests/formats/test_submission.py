@@ -390,67 +390,36 @@ def test_what_is_left_too_small_is_dropped_too():
     assert log == [Change(0, "lost to higher scores", 2), Change(0, "dropped: smaller than 2 px", 1)]
 
 
-def test_largest_piece_diagonals_hold_together():
-    mask = rows("100011", "010000", "001000")
-    objects, log = resolve_overlaps(Instances.from_masks([mask], (3, 6)), pieces="largest")
-    assert objects.mask(0).tolist() == rows("100000", "010000", "001000").tolist()
-    assert log == [Change(0, "pieces removed", 2)]
-
-
-def test_equal_pieces_keep_the_first_in_reading_order():
-    objects, _ = resolve_overlaps(Instances.from_masks([rows("110011")], (1, 6)), pieces="largest")
-    assert objects.mask(0).tolist() == [[True, True, False, False, False, False]]
-    kept, log = resolve_overlaps(Instances.from_masks([rows("110011")], (1, 6)))
-    assert kept.areas_px.tolist() == [4]
-    assert log == []
-
-
-def test_holes_are_filled_around_other_cells():
-    ring, inner = rows("11111", "10001", "10001", "10001", "11111"), np.zeros((5, 5), bool)
-    inner[2, 2] = True
-    objects, log = resolve_overlaps(Instances.from_masks([ring, inner], (5, 5), scores=[0.9, 0.1]), fill_holes=True)
-    assert objects.areas_px.tolist() == [24, 1]
-    assert objects.mask(1).tolist() == inner.tolist()
-    assert log == [Change(0, "holes filled", 8)]
-
-
-def test_what_is_dropped_inside_another_leaves_no_hole():
-    ring, inner = rows("11111", "10001", "10001", "10001", "11111"), np.zeros((5, 5), bool)
-    inner[2, 2] = True
-    cells = Instances.from_masks([ring, inner | rows("00000", "00000", "00000", "00000", "00001")], (5, 5))
-    objects, _ = resolve_overlaps(cells, min_area_px=2, fill_holes=True)
-    assert objects.paint().tolist() == np.ones((5, 5), int).tolist()
-
-
 @settings(max_examples=80, deadline=None)
 @given(
     hnp.arrays(bool, st.tuples(st.integers(0, 5), st.integers(1, 6), st.integers(1, 7))),
     st.data(),
     st.integers(0, 4),
-    st.sampled_from(["keep", "largest"]),
-    st.booleans(),
 )
-def test_resolved_objects_are_disjoint_and_stay_so(masks, data, least, pieces, fill):
+def test_resolved_objects_are_disjoint_and_stay_so(masks, data, least):
     scores = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(masks), max_size=len(masks)))) / 3
     cells = Instances.from_masks(list(masks), masks.shape[1:], scores=scores)
-    objects, log = resolve_overlaps(cells, least, pieces, fill)
+    objects, log = resolve_overlaps(cells, least)
     assert not objects.overlapping
     assert objects.areas_px.min(initial=max(least, 1)) >= max(least, 1)
     dropped = {change.index for change in log if change.what.startswith("dropped")}
     assert len(objects) == len(cells) - len(dropped)
     np.testing.assert_array_equal(objects.scores, np.delete(scores, sorted(dropped)))
-    again, nothing = resolve_overlaps(objects, least, pieces, fill)
+    again, nothing = resolve_overlaps(objects, least)
     assert again == objects
     assert nothing == []
-    if not fill:
-        union = masks.any(axis=0) if len(masks) else np.zeros(masks.shape[1:], bool)
-        assert not (objects.paint() > 0)[~union].any()
+    union = masks.any(axis=0) if len(masks) else np.zeros(masks.shape[1:], bool)
+    assert not (objects.paint() > 0)[~union].any()
 
 
-def test_resolver_refuses_nonsense():
+def test_pieces_of_a_cell_stay_together():
+    kept, log = resolve_overlaps(Instances.from_masks([rows("110011")], (1, 6)))
+    assert kept.areas_px.tolist() == [4]
+    assert log == []
+
+
+def test_resolver_refuses_a_score_that_is_no_number():
     cell = Instances.from_masks([rows("11")], (1, 2))
-    with pytest.raises(UserError, match="pieces is 'split'"):
-        resolve_overlaps(cell, pieces="split")
     with pytest.raises(UserError, match="score nan"):
         resolve_overlaps(cell.with_scores(np.nan))
 
@@ -467,7 +436,7 @@ def test_sartorius_training_cells_read_write_and_order(tmp_path):
             texts.setdefault(row["id"], []).append(row["annotation"])
     chosen = sorted(texts)[:12]
     cells = [Instances.from_kaggle_rle(texts[i], (520, 704), "row-major") for i in chosen]
-    resolved = [resolve_overlaps(image, pieces="largest", fill_holes=True)[0] for image in cells]
+    resolved = [resolve_overlaps(image)[0] for image in cells]
     path = write_submission(tmp_path / "s.csv", chosen, resolved, "sartorius")
     shapes = dict.fromkeys(chosen, (520, 704))
     assert check_submission(path, "sartorius", shapes) == []

@@ -12,10 +12,11 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
+from cellkit.formats.any import Reading
 from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.formats.labels import chosen_cells, read_run_labels
+from cellkit.formats.labels import chosen_cells, read_image
 from cellkit.labelling.annotate import (
     Labelled,
     choose_labels,
@@ -148,12 +149,9 @@ def test_what_was_chosen_is_written_with_a_table(tmp_path):
 
 
 def test_labels_round_trip_into_a_data_set(tmp_path, images, proposals, truth):
-    from cellkit.cells.records import write_records
-
-    write_records(tmp_path / "records.csv", images.records)
     chosen = choose_labels(images, proposals, truth, "truth")
-    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
-    back = read_run_labels(tmp_path / "records.csv", folder)
+    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv", images)
+    back = read_coco(folder / "labels.json", images.root)
     assert back.instances == [Instances.from_labels(TRUE)] * 2
 
 
@@ -165,20 +163,17 @@ def nested():
 
 
 def test_cells_that_overlap_or_are_nested_travel_whole_with_their_classes(tmp_path, images, proposals):
-    from cellkit.cells.records import write_records
-
-    write_records(tmp_path / "records.csv", images.records)
     truth = write_coco(tmp_path / "truth.json", images.records, [nested()] * 2, ["HEK", "N2a"])
     chosen = choose_labels(images, proposals, {"truth": truth}, "truth", min_area_px=4)
-    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv")
-    back = read_run_labels(tmp_path / "records.csv", folder, classes=("HEK", "N2a"))
+    folder = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv", images)
+    back = read_coco(folder / "labels.json", images.root)
     assert back.made_by == ["truth", "truth"]
     assert [x.with_classes(0) for x in back.instances] == [nested()[:3].with_classes(0)] * 2, "the free one is small"
     assert (tmp_path / "labels.csv").read_text().splitlines()[1] == "a,truth,3"
     assert with_truth_classes(back, truth).instances == [nested()[:3]] * 2
     write_labels(folder / "b.tif", TRUE)  # by hand, since: what is painted counts
-    changed = read_run_labels(tmp_path / "records.csv", folder)
-    assert (changed.made_by, changed.instances[1]) == (["truth", "corrected"], Instances.from_labels(TRUE))
+    assert read_image(folder / "a.tif", Reading()).cells.with_classes(0) == back.instances[0].with_classes(0)
+    assert read_image(folder / "b.tif", Reading()).cells == Instances.from_labels(TRUE)
 
 
 def test_one_file_carries_cells_whole_with_class_and_maker(tmp_path, images, proposals):

@@ -1,5 +1,7 @@
 """Many files to pictures: resumed after a kill, the same bytes for any number of workers, nothing half-written."""
 
+from __future__ import annotations
+
 import csv
 import json
 import math
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import convert_file, encode_png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -26,8 +29,8 @@ from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, readable
 from cellkit.files import content_of, crc32_of
 from cellkit.microscope.batch import convert_batch
-from cellkit.microscope.convert import Conversion, convert_file
-from cellkit.microscope.journal import JOURNAL, Journal, alone_in, encode_png, put, still_there, write_png
+from cellkit.microscope.convert import Conversion
+from cellkit.microscope.journal import JOURNAL, Journal, alone_in, png_parts, put, still_there
 from cellkit.parallel import StopAll
 from cellkit.sources.ingest import gather
 
@@ -83,7 +86,9 @@ def test_dark_pictures_are_deflated_and_noise_is_stored():
 
 def test_a_picture_alone_is_written_whole(tmp_path):
     image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
-    assert write_png(tmp_path / "a.png", image).read_bytes() == encode_png(image)
+    content = encode_png(image)
+    assert put(tmp_path / "a.png", png_parts(image, math.nan)) == (len(content), crc32_of(content))
+    assert (tmp_path / "a.png").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 

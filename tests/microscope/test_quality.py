@@ -281,7 +281,7 @@ def fields():
 
 
 def found_in(tmp_path, pictures, splits=None):
-    from cellkit.microscope.journal import write_png
+    from conftest import write_png
 
     records = []
     for k, image in enumerate(pictures):

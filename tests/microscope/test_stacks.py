@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
+from conftest import convert_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from cellkit.commands.machine_report import check_formats
 from cellkit.commands.machine_report import tell as tell_doctor
 from cellkit.commands.main import main
 from cellkit.errors import UserError
-from cellkit.microscope.convert import Conversion, convert_file
+from cellkit.microscope.convert import Conversion
 from cellkit.microscope.file_info import Reader
 from cellkit.microscope.ome_zarr import _zarr_um_per_px
 from cellkit.microscope.open import READER_OF, READERS, inspect_file, open_file

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_png
 
 from cellkit.cells.dataset import CellDataset, predict_all
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
-from cellkit.microscope.journal import write_png
 from cellkit.models import backend_names, get_backend, threshold, weights
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn

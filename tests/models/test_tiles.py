@@ -82,10 +82,10 @@ def test_a_cell_that_fits_no_window_is_cut_and_that_is_said():
 def test_ids_of_a_picture_larger_than_a_tile_are_those_of_its_rows_and_each_is_one_cell(tmp_path, monkeypatch):
     import json
 
+    from conftest import write_png
     from scipy.ndimage import label
 
     from cellkit.formats.label_images import read_labels
-    from cellkit.microscope.journal import write_png
     from cellkit.models import threshold
     from cellkit.predict.files import predict_files
     from cellkit.predict.model import find_model

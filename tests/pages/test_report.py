@@ -284,8 +284,9 @@ def test_damaged_tables_do_not_stop_the_page(evaluated, tmp_path):
 
 def test_empty_and_classless_runs(tmp_path):
     """One model without classes, one image without a cell on either side."""
+    from conftest import write_png
+
     from cellkit.cells.records import ImageRecord
-    from cellkit.microscope.journal import write_png
 
     write_png(tmp_path / "images/dark.png", np.zeros((40, 60, 3), np.uint8))
     record = ImageRecord("dark", "images/dark.png", 40, 60, split="test")

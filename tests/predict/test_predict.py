@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import convert_file, write_png
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,8 +28,7 @@ from cellkit.fetch.find import find_weights
 from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.microscope.convert import Conversion, convert_file
-from cellkit.microscope.journal import write_png
+from cellkit.microscope.convert import Conversion
 from cellkit.models import backend_names, get_backend, weights
 from cellkit.predict.files import predict_files, segmented
 from cellkit.predict.images import Frame, Picture, convert_files, find_frames, find_images, read_picture

@@ -160,9 +160,6 @@ def test_gains_average_over_all_images():
     assert table["kind"].tolist()[:2] == ["missed", "invented"]
     assert table.set_index("kind").loc["missed", ["cells", "images", "gain"]].tolist() == [3, 2, (0.5 + 1) / 4]
     assert table.set_index("kind").loc["invented", "gain"] == pytest.approx((1 - 2 / 3) / 4)
-    by = gains(a_set(), by="cell_type").set_index(["cell_type", "kind"])
-    assert by.loc[("HEK", "missed"), "gain"] == pytest.approx(0.25)
-    assert by.loc[("N2a", "missed"), "gain"] == pytest.approx(0.5)
 
 
 def test_worst_images_first_with_the_reason():

@@ -29,7 +29,6 @@ from cellkit.scores.pq import pq
 from cellkit.scores.stardist import stardist
 from cellkit.scores.table import (
     TABLE_COLUMNS,
-    map_iou,
     paired_bootstrap,
     per_image,
     score_table,
@@ -112,6 +111,13 @@ def overlapping_pairs(draw, classes=1):
 
 
 # ---- overlaps ------------------------------------------------------------------------------------------------------
+def dense(pairs):
+    """Return the shared pixels of all pairs, (G, P), 0 where none are shared."""
+    shared = np.zeros((pairs.n_truth, pairs.n_found), int)
+    shared[pairs.truth, pairs.found] = pairs.shared_px
+    return shared
+
+
 @quick
 @given(overlapping_pairs(classes=3))
 def test_overlaps_counts_every_pair_as_masks_do(sides):
@@ -119,7 +125,7 @@ def test_overlaps_counts_every_pair_as_masks_do(sides):
     pairs = overlaps(truth, found)
     masks = [[side.mask(k) for k in range(len(side))] for side in sides]
     expected = np.array([[(a & b).sum() for b in masks[1]] for a in masks[0]]).reshape(len(truth), len(found))
-    np.testing.assert_array_equal(pairs.matrix().toarray(), expected)
+    np.testing.assert_array_equal(dense(pairs), expected)
     assert pairs.shared_px.min(initial=1) > 0
     union = np.zeros(truth.shape, bool)
     for mask in masks[0] + masks[1]:
@@ -140,9 +146,9 @@ def test_overlaps_in_blocks_equal_overlaps_at_once(monkeypatch):
     rng = np.random.default_rng(0)
     masks = rng.random((2, 12, 9, 11)) < 0.6
     truth, found = (Instances.from_masks(side, (9, 11)) for side in masks)
-    whole = overlaps(truth, found).matrix().toarray()
+    whole = dense(overlaps(truth, found))
     monkeypatch.setattr(scores_iou, "_BLOCK", 7)
-    np.testing.assert_array_equal(overlaps(truth, found).matrix().toarray(), whole)
+    np.testing.assert_array_equal(dense(overlaps(truth, found)), whole)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int32, np.uint32, np.int64])
@@ -309,7 +315,6 @@ def test_vector_9_mean_of_images_and_pooled():
     pairs = one(good, good) + one(poor, np.where(poor == 1, 1, 0))
     assert kaggle(pairs)["score"] == pytest.approx(0.5625)
     assert kaggle(pairs, pool="cells")["score"] == pytest.approx(2 / 9, abs=1e-12)
-    assert stardist(pairs, by_image=True)["accuracy"] == pytest.approx(0.5625)
     assert stardist(pairs)["accuracy"] == pytest.approx(0.2222, abs=1e-4)
 
 
@@ -502,9 +507,6 @@ def test_class_accuracy_leaves_out_unknown_truth():
     assert confusion.loc["HEK", "HEK"] == confusion.loc["N2a", "HEK"] == 1
     assert confusion.to_numpy().sum() == 2
     assert list(confusion.columns) == ["HEK", "N2a"]
-    accuracy, n, confusion = class_accuracy([truth], [found], ignore_unknown=False)
-    assert (accuracy, n) == (pytest.approx(1 / 3), 3)
-    assert confusion.loc["unknown", "2"] == 1
 
 
 def test_class_accuracy_without_a_match_is_undefined():
@@ -532,6 +534,10 @@ def a_set():
     return truths, founds, records
 
 
+def map_iou(table):
+    return summary(table, n=0)["score"].item()
+
+
 def test_table_agrees_with_kaggle_and_survives_csv():
     import pandas as pd
 
@@ -543,7 +549,6 @@ def test_table_agrees_with_kaggle_and_survives_csv():
     again = pd.read_csv(io.StringIO(table.to_csv(index=False)))
     for t in (table, again, table.sample(frac=1, random_state=0)):
         assert map_iou(t) == pytest.approx(expected["score"]) == pytest.approx((1 + 1 / 3 + 1) / 3)
-        assert map_iou(t, pool="cells") == pytest.approx(2 / 4)
     line = summary(table, n=200).iloc[0]
     assert (line["images"], line["empty_images"], line["truth_cells"], line["found_cells"]) == (3, 1, 3, 3)
     assert line["score_without_empty"] == pytest.approx(expected["score_without_empty"]) == pytest.approx(2 / 3)

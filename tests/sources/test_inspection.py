@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import write_png
 
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco
 from cellkit.formats.label_images import write_labels
-from cellkit.microscope.journal import write_png
 from cellkit.microscope.open import inspect_file
 from cellkit.sources import inspection
 from cellkit.sources.ingest import classes_of, detect_kind

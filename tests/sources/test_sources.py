@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import eight_bit
+from conftest import convert_file, eight_bit
 from PIL import Image
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import is_scored
-from cellkit.cells.resize import resize_labels
+from cellkit.cells.resize import resize_instances
 from cellkit.config.sections import ChannelsConfig, Config, ConvertConfig
 from cellkit.errors import UserError
 from cellkit.evaluate.submission import handed_in
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.microscope.convert import Conversion, convert_file
+from cellkit.microscope.convert import Conversion
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.modules import load, names_of
 from cellkit.sources.drawn.camera import expose
@@ -117,7 +117,7 @@ def test_scale_shrinks_pictures_truth_and_pixel_size_together(tmp_path, drawn):
     for record, cells in zip(made.images.records, made.images.instances, strict=True):
         truth = read_labels(root / files[record.image_id.split("_", 1)[1]].truth)
         assert (record.height_px, record.width_px, record.um_per_px) == (64, 64, 0.9) and cells.shape == (64, 64)
-        expected = Instances.from_labels(resize_labels(truth, 0.5)).paint()
+        expected = resize_instances(Instances.from_labels(truth), 0.5).paint()
         np.testing.assert_array_equal(cells.paint(), expected)
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import write_png
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.files import write_json
-from cellkit.microscope.journal import write_png
 from cellkit.sources.statistics import FAULTS, class_table, describe, measure_image, remarks
 
 SHAPE = (40, 50)
