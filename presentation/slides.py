@@ -197,17 +197,17 @@ def images(files: RunFiles) -> Slide:
     for kind in sorted({r.cell_type for r in records}):
         of_kind = [r for r in records if r.cell_type == kind]
         counts = {split: sum(r.split == split for r in of_kind) for split in ("train", "val", "test")}
-        told = ", ".join(f"{n} {SPLIT_NAMES[split].split()[0]}" for split, n in counts.items() if n)
-        points.append(f"{kind or 'Images'}: {several(len(of_kind), 'image')} ({told or 'all set aside'}).")
+        listed = ", ".join(f"{n} {SPLIT_NAMES[split].split()[0]}" for split, n in counts.items() if n)
+        points.append(f"{kind or 'Images'}: {several(len(of_kind), 'image')} ({listed or 'all set aside'}).")
     ids = np.concatenate([cells.class_ids for cells in train.instances]).tolist()
     named = ", ".join(f"{ids.count(k)} {class_name(k, train.classes) or 'of unknown class'}" for k in sorted(set(ids)))
     left = len(files.proposed("train"))
     whose = f" (in {left} of {several(len(train), 'image')} as the model proposed them)" if left else ""
     points.append(f"Cells to train on: {named}{whose}.")
-    aside = [r for r in records if r.flags]
-    if aside:
-        flags = sorted({flag.replace("_", " ") for r in aside for flag in r.flags.split(";")})
-        points.append(f"Neither trained on nor scored: {several(len(aside), 'flagged image')} ({', '.join(flags)}).")
+    flagged = [r for r in records if r.flags]
+    if flagged:
+        flags = sorted({flag.replace("_", " ") for r in flagged for flag in r.flags.split(";")})
+        points.append(f"Neither trained on nor scored: {several(len(flagged), 'flagged image')} ({', '.join(flags)}).")
     points.append("A split is by whole image, never by cell." if files.setting("convert.split_by", "image") == "image" else
                   "A split is by group: no plate, well or donor on both sides.")  # fmt: skip
     alt = "A sheet of training images with the outlines of their cells in the colours of the classes."
@@ -332,20 +332,20 @@ def training(files: RunFiles) -> Slide:
     train = files.truths.get("train")
     cells = f", {sum(map(len, train.instances))} cells" if train is not None else ""
     setting = lambda name: files.setting(f"finetune.{name}")  # noqa: E731
-    judged = "val" in files.judged or "val" not in files.truths
-    seen = "scored" if judged else "compared with their proposals"
+    is_scored = "val" in files.judged or "val" not in files.truths
+    verb = "scored" if is_scored else "compared with their proposals"
     points = [
         f"Start: {setting('base')}. {several(sum(r.split == 'train' for r in files.images.records), 'training image')}{cells}.",
         f"Each step: {setting('batch_size')} crops of {setting('crop_px')} px, turned, flipped, scaled, brighter or darker, so "
         "that few images go a long way.",
-        f"Whole validation images are {seen} on the way: {in_words(float(rows['score'].iloc[0]))} at the start, "
+        f"Whole validation images are {verb} on the way: {in_words(float(rows['score'].iloc[0]))} at the start, "
         f"{in_words(float(best['score']))} at step {best['step']:.0f} of {rows['step'].iloc[-1]:.0f}, whose weights are taken.",
         f"{files.stages[stage].get('seconds', 0) / 60:.1f} minutes on {files.stages[stage].get('device', 'cpu')}.",
         kept_words(files),
     ]
     alt = "Training loss over the steps, and below it the score on validation images with the best step marked."
-    draw = lambda f: show_history(path, f, score="MAP IoU" if judged else AGREEMENT)  # noqa: E731
-    return Slide("training", "Fine-tuning", [p for p in points if p], draw, alt, foot(files, "val", judged))
+    draw = lambda f: show_history(path, f, score="MAP IoU" if is_scored else AGREEMENT)  # noqa: E731
+    return Slide("training", "Fine-tuning", [p for p in points if p], draw, alt, foot(files, "val", is_scored))
 
 
 def before_after(files: RunFiles) -> Slide:
@@ -411,10 +411,10 @@ def detector(files: RunFiles) -> Slide:
     k = example(data)
     part = part_of(data, k, files.of_images(name, data)[k], 5)
     true = part_of(data, k, data.instances[k], 5).cells
-    told = (files.summary.get("classes") or {}).get(name, {}).get(split)
+    right_classes = (files.summary.get("classes") or {}).get(name, {}).get(split)
     right = (
-        f"{100 * told['accuracy']:.1f} % of {told['cells']} matched cells have the right class."
-        if told and told["cells"]
+        f"{100 * right_classes['accuracy']:.1f} % of {right_classes['cells']} matched cells have the right class."
+        if right_classes and right_classes["cells"]
         else ""
     )
     backbone = {"cellpose_unet": "the tuned Cellpose network"}.get(
@@ -508,11 +508,11 @@ def curves(files: RunFiles) -> Slide:
 def counts(files: RunFiles) -> Slide:
     """Show how many of each line there are."""
     table = files.counts
-    asked = files.setting("evaluate.report_split", "test")
+    split = files.setting("evaluate.report_split", "test")
     mixed = [r.image_id for r in files.images.records if r.cell_type == "mixed"]
     rows = table[table["image_id"].isin(mixed)]
     if rows.empty:
-        rows, what = table[table["image_id"] != "all"], SPLIT_NAMES.get(asked, "images")
+        rows, what = table[table["image_id"] != "all"], SPLIT_NAMES.get(split, "images")
     else:
         what = "mixed images"
     if rows.empty or not files.class_model:
@@ -528,7 +528,7 @@ def counts(files: RunFiles) -> Slide:
     points.append(f"{several(n, what.removesuffix('s'))}; none of them was trained on.")
     alt = f"Bars of the share of each class, per image and over all. {' '.join(points[1:])}"
     draw = lambda f: show_counts(rows, f.subplots(), images=6)  # noqa: E731
-    return Slide("counts", "How many of each line?", points, draw, alt, foot(files, asked))
+    return Slide("counts", "How many of each line?", points, draw, alt, foot(files, split))
 
 
 def with_sum(rows: pd.DataFrame) -> pd.DataFrame:
@@ -627,9 +627,9 @@ OF_ONE_SET = ("sartorius", "bbbc039", "hepg2_huh7", "livecell", "two_lines", "ds
 
 def commands(files: RunFiles) -> list[str]:
     """Return what to type to make this run, its slides, its model's answer to new images, and a run on other images."""
-    told = files.manifest.get("run") or {}
-    config = f"configs/{Path(told['config']).name}" if told.get("config") else "CONFIG"
-    overrides = "".join(f" --set {shlex.quote(f'{k}={v}')}" for k, v in (told.get("overrides") or {}).items())
+    last_run = files.manifest.get("run") or {}
+    config = f"configs/{Path(last_run['config']).name}" if last_run.get("config") else "CONFIG"
+    overrides = "".join(f" --set {shlex.quote(f'{k}={v}')}" for k, v in (last_run.get("overrides") or {}).items())
     run = files.folder.resolve().name
     source = files.setting("convert.source", "drawn")
     source = "microscope" if source == "drawn" else "folder" if source in OF_ONE_SET else source

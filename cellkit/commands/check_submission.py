@@ -32,14 +32,14 @@ def run(given: argparse.Namespace) -> Answer:
     code = REFUSED if problems else DONE
     if given.json:
         rows = [{"line": problem.line, "reason": problem.reason} for problem in problems]
-        told = {
+        found = {
             "file": given.file,
             "profile": given.profile,
             "images": given.images,
             "valid": not rows,
             "problems": rows,
         }
-        return Answer(json_text(told), code)
+        return Answer(json_text(found), code)
     what = "bounds, pixel order and picture size" if given.sample else "ids, bounds, pixel order and picture size"
     unchecked = "" if given.images else f" ({what} are not checked without --images)"
     lines = [f"{given.file}: {f'{len(problems)} problem(s)' if problems else 'valid'}{unchecked}"]

@@ -42,17 +42,17 @@ def score_sides(
     if by == "class_name" and not truth.classes:
         raise UserError("the two sides share no class", "score by class where both sides name the same classes")
     n = BOOTSTRAP if bootstrap is None else bootstrap
-    told = {"records": truth.records, "by": by, "classes": truth.classes, "bootstrap": n}
-    result = compare_conventions(truth.instances, found.instances, conventions=conventions, **told)
+    how = {"records": truth.records, "by": by, "classes": truth.classes, "bootstrap": n}
+    result = compare_conventions(truth.instances, found.instances, conventions=conventions, **how)
     if any(map(len, truth.crowd)) and "coco" in result["conventions"]:
         joined = [Instances.concatenate(pair) for pair in zip(truth.instances, truth.crowd, strict=True)]
         crowd = [np.arange(len(all_)) >= len(own) for all_, own in zip(joined, truth.instances, strict=True)]
         once = compare_conventions(joined, found.instances, classes=truth.classes, conventions=["coco"], crowd=crowd)
         result["conventions"]["coco"] = once["conventions"]["coco"]
-    told = ({"not_scored": {"proposed": proposed}} if proposed else {}) | (
+    how = ({"not_scored": {"proposed": proposed}} if proposed else {}) | (
         {"groups_told": groups_told} if groups_told else {}
     )
-    return result | {"truth_cells": truth.cells, "found_cells": found.cells} | told
+    return result | {"truth_cells": truth.cells, "found_cells": found.cells} | how
 
 
 def compare_models(
@@ -80,18 +80,18 @@ def compare_models(
     shared, other = match_sides(truth, other, common)
     kept = {record.image_id for record in shared.records}
     places = [k for k, record in enumerate(truth.records) if record.image_id in kept]
-    judged, other, _ = without_proposed(shared, other)
-    judged, _ = name_groups(judged)
+    scored, other, _ = without_proposed(shared, other)
+    scored, _ = name_groups(scored)
     found = without_proposed(shared, found.subset(places))[1]
-    tables = [score_table(judged.instances, side.instances, judged.records) for side in (other, found)]
-    told = paired_bootstrap(*tables, n=BOOTSTRAP if bootstrap is None else bootstrap)
+    tables = [score_table(scored.instances, side.instances, scored.records) for side in (other, found)]
+    gain = paired_bootstrap(*tables, n=BOOTSTRAP if bootstrap is None else bootstrap)
     names = [side.path.name for side in (other, found)]
     if names[0] == names[1]:
         names = [str(side.path) for side in (other, found)]
-    interval = [None if np.isnan(bound) else float(bound) for bound in (told.low, told.high)]
-    difference = None if np.isnan(told.difference) else float(told.difference)
-    about = {"other": str(other.path), "difference": difference, "interval": interval, "images": told.n}
-    return about | {"groups": told.units, "better": told.better, "sentence": told.sentence(*names)}
+    interval = [None if np.isnan(bound) else float(bound) for bound in (gain.low, gain.high)]
+    difference = None if np.isnan(gain.difference) else float(gain.difference)
+    about = {"other": str(other.path), "difference": difference, "interval": interval, "images": gain.n}
+    return about | {"groups": gain.units, "better": gain.better, "sentence": gain.sentence(*names)}
 
 
 def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
@@ -107,15 +107,15 @@ def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
         lines.insert(
             1, f"{len(left)} more image(s) have a model's proposals as truth and are not scored: {first_names(left)}"
         )
-    for name, told in result["conventions"].items():
-        interval = _interval(told["interval"]) if "interval" in told else ""
-        lines.append(f"{name:<13}{_shown(told['score'])}  {interval:<16} {told['why']}")
+    for name, one in result["conventions"].items():
+        interval = _interval(one["interval"]) if "interval" in one else ""
+        lines.append(f"{name:<13}{_shown(one['score'])}  {interval:<16} {one['why']}")
     for by, parts in result["by"].items():
         width = max(len(by), *(len(part) for part in parts)) if parts else len(by)
         lines += ["", f"{by:<{width}}  MAP IoU (kaggle)"]
-        for part, told in parts.items():
-            counts = f"{told['images']} image(s), {told['truth_cells']} true, {told['found_cells']} found"
-            lines.append(f"{part:<{width}}  {_shown(told['score'])}  {_interval(told['interval']):<16} {counts}")
+        for part, one in parts.items():
+            counts = f"{one['images']} image(s), {one['truth_cells']} true, {one['found_cells']} found"
+            lines.append(f"{part:<{width}}  {_shown(one['score'])}  {_interval(one['interval']):<16} {counts}")
     if "against" in result:
         lines += ["", f"MAP IoU (kaggle): {result['against']['sentence']}"]
     return "\n".join(lines)
@@ -123,9 +123,9 @@ def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
 
 def _intervals_of(result: Mapping[str, Any]) -> list[str]:
     """Return a line that says what the intervals were drawn from."""
-    told = {convention["interval_of"] for convention in result["conventions"].values() if "interval_of" in convention}
+    units = {convention["interval_of"] for convention in result["conventions"].values() if "interval_of" in convention}
     by = f", {result['groups_told']}" if "groups_told" in result else ""
-    return [f"intervals: 95 %, over {', '.join(sorted(told))}{by}"] if told else []
+    return [f"intervals: 95 %, over {', '.join(sorted(units))}{by}"] if units else []
 
 
 def _shown(score: float | None) -> str:

@@ -64,8 +64,8 @@ def run(given: argparse.Namespace) -> Answer:
         where = {"seg": "the files say so", "roi": "the zips say so"}.get(
             given.format, "labels.json beside them says so"
         )
-        told = f"{where} until somebody changes them, and nothing is scored against them"
-        print(f"{proposed} image(s) hold what a model proposed, no truth: {told}", file=sys.stderr)
+        problem = f"{where} until somebody changes them, and nothing is scored against them"
+        print(f"{proposed} image(s) hold what a model proposed, no truth: {problem}", file=sys.stderr)
     if done.lost:
         print(f"{done.lost} cell(s) share pixels with others: the higher score kept them", file=sys.stderr)
     if done.left_out:

@@ -75,7 +75,13 @@ def check_device() -> dict[str, Any]:
     """Return the device models run on, the number type, and the processors this process may use."""
     from joblib import cpu_count
 
-    told: dict[str, Any] = {"name": "cpu", "kind": "cpu", "number_type": None, "bfloat16": False, "cpus": cpu_count()}
+    device_info: dict[str, Any] = {
+        "name": "cpu",
+        "kind": "cpu",
+        "number_type": None,
+        "bfloat16": False,
+        "cpus": cpu_count(),
+    }
     try:
         import torch
 
@@ -83,18 +89,22 @@ def check_device() -> dict[str, Any]:
 
         device, dtype = device_and_dtype()
     except Exception as error:  # reported once more with the backends, with what to do
-        return told | {"problem": f"{type(error).__name__}: {error}"}
-    told |= {"kind": device.type, "number_type": str(dtype).removeprefix("torch."), "bfloat16": dtype == torch.bfloat16}
+        return device_info | {"problem": f"{type(error).__name__}: {error}"}
+    device_info |= {
+        "kind": device.type,
+        "number_type": str(dtype).removeprefix("torch."),
+        "bfloat16": dtype == torch.bfloat16,
+    }
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(0)
-        told |= {
+        device_info |= {
             "name": f"cuda: {about.name}",
             "gpus": torch.cuda.device_count(),
             "gpu_memory_gb": to_gb(about.total_memory),
         }
     elif device.type != "cpu":
-        told["name"] = device.type
-    return told | {"threads": torch.get_num_threads()}
+        device_info["name"] = device.type
+    return device_info | {"threads": torch.get_num_threads()}
 
 
 def check_disk(folder: str | Path) -> dict[str, Any]:

@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(error)
         return _refuse(f"'{error.filename}': {error.strerror}\ncheck the path")
     except OSError as error:
-        told = place_fault(error, "standard output")
+        fault = place_fault(error, "standard output")
         _silence()
-        return _refuse(str(told)) if told else _report(error)
+        return _refuse(str(fault)) if fault else _report(error)
     except Exception as error:  # the last line of defence: said in a line, with the place of the traceback
         return _report(error)
 
@@ -76,8 +76,8 @@ def _answer(arguments: list[str]) -> Answer:
     parser = _parser(commands, next((word for word in arguments if not word.startswith("-")), None))
     try:
         given = parser.parse_args(arguments)
-    except _Told as told:
-        return Answer(told.text)
+    except _Told as fault:
+        return Answer(fault.text)
     _check_folder()
     for name in PATHS:
         named = getattr(given, name, None)
@@ -88,10 +88,10 @@ def _answer(arguments: list[str]) -> Answer:
     try:
         return given.function(given)
     except OSError as error:
-        told = place_fault(error, getattr(given, "out", None) or getattr(given, "to", None) or _run_folder(given))
-        if told is None or os.environ.get("CELLKIT_DEBUG") == "1":
+        fault = place_fault(error, getattr(given, "out", None) or getattr(given, "to", None) or _run_folder(given))
+        if fault is None or os.environ.get("CELLKIT_DEBUG") == "1":
             raise
-        raise told from error
+        raise fault from error
 
 
 def _open_streams() -> None:

@@ -74,19 +74,19 @@ def conversion_of(given: argparse.Namespace, of_run: Any, scale: float | None = 
 
     from cellkit.microscope.convert import Conversion
 
-    asked: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     if given.nuclei is not None or given.cytoplasm is not None:
         named = {"nuclei": given.nuclei, "cytoplasm": given.cytoplasm}
-        channels = {name: told[0] if told and len(told) == 1 else told for name, told in named.items()}
-        asked |= {"channels": channels, "always": True}
+        channels = {name: names[0] if names and len(names) == 1 else names for name, names in named.items()}
+        changes |= {"channels": channels, "always": True}
     if given.z is not None:
-        asked["projection"] = int(given.z) if given.z.isdigit() else given.z
+        changes["projection"] = int(given.z) if given.z.isdigit() else given.z
     if given.percentiles is not None:
-        asked["percentiles"] = tuple(given.percentiles)
+        changes["percentiles"] = tuple(given.percentiles)
     if scale is not None:
-        asked |= {"scale": scale, "always": True}
-    how = replace(of_run or Conversion(), **asked) if asked else of_run
-    if asked and not how.names_channels and scale is None:  # convert says which channels the file has
+        changes |= {"scale": scale, "always": True}
+    how = replace(of_run or Conversion(), **changes) if changes else of_run
+    if changes and not how.names_channels and scale is None:  # convert says which channels the file has
         raise UserError(
             "neither nuclei nor cytoplasm is named", "say which channel is which: --nuclei C and / or --cytoplasm C"
         )
@@ -129,7 +129,7 @@ def note_polygons(instances: Sequence[Any]) -> None:
     """Say on stderr what polygons lose."""
     from cellkit.cells.outlines import polygons
 
-    told = [polygons(cells)[1:] for cells in instances if not cells.boxes_only]
-    holes, changed = (sum(pair[k] for pair in told) for k in (0, 1))
+    counts = [polygons(cells)[1:] for cells in instances if not cells.boxes_only]
+    holes, changed = (sum(pair[k] for pair in counts) for k in (0, 1))
     what = f"{holes} of {sum(map(len, instances))} object(s) lose holes as polygons"
     print(f"note: {what}, {changed} have other pixels when pycocotools draws them", file=sys.stderr)

@@ -245,13 +245,13 @@ def load_config(
         refuse_or_note(*problems)
         raise problems[0]
     if cfg.convert.data and cfg.convert.source == "drawn":
-        told = (
+        problem = (
             f"{path}: data is set ('{cfg.convert.data}'), but convert.source is drawn, which reads none and draws cells"
         )
         remedy = (
             "name the layout of the data, e.g. convert.source: microscope (data/README.md shows them), or take data out"
         )
-        refuse_or_note(UserError(told, remedy))
+        refuse_or_note(UserError(problem, remedy))
     return cfg
 
 
@@ -357,8 +357,8 @@ def _explain(
     problems = sorted(error.errors(), key=lambda one: (one["type"] != "extra_forbidden", len(one["loc"])))
     top = {one["loc"][0] for one in problems if one["loc"]}
     own = [one for one in problems if not top & {*SHARED, "data"} & set(one["loc"][1:])]
-    told = {str(found): found for found in (_explained(one, settings, path, overrides, kind) for one in own)}
-    return list(told.values())
+    by_text = {str(found): found for found in (_explained(one, settings, path, overrides, kind) for one in own)}
+    return list(by_text.values())
 
 
 def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapping, kind: type[Config]) -> UserError:

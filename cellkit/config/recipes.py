@@ -67,15 +67,17 @@ def recipe_sections(folder: str | Path | None = None) -> dict[str, type[Section]
 
 def _section_of(path: Path) -> type[Section]:
     try:
-        told = read_json(path).get("metadata", {}).get("cellkit", {})
-        named = told.get("settings") or ("backend" in told and f"cellkit.models.{told['backend']}:TrainSettings")
+        metadata = read_json(path).get("metadata", {}).get("cellkit", {})
+        named = metadata.get("settings") or (
+            "backend" in metadata and f"cellkit.models.{metadata['backend']}:TrainSettings"
+        )
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"'{path}' is not a notebook (JSON of nbformat 4)", "save it again in Jupyter") from None
     if not named:
         return create_model(path.stem, __base__=Section)
     settings = _settings_class(path, named)
     bases = (settings,) if issubclass(settings, Section) else (Section, settings)
-    more = {"backend": (str, Field(told["backend"], description="the backend"))} if "backend" in told else {}
+    more = {"backend": (str, Field(metadata["backend"], description="the backend"))} if "backend" in metadata else {}
     return create_model(path.stem, __base__=bases, **more)
 
 

@@ -280,12 +280,12 @@ def decide(table: pandas.DataFrame, wanted: str, split: str, rejected: Sequence[
     names = list(dict.fromkeys(table["model"]))
     if wanted != "best":
         return check_submit(wanted, names)
-    judged = table[(table["split"] == split) & ~table["model"].isin(list(rejected))]
-    if judged.empty:
+    candidates = table[(table["split"] == split) & ~table["model"].isin(list(rejected))]
+    if candidates.empty:
         raise UserError(
             f"no image of the split '{split}' has truth to decide by", "set evaluate.submit to a model's name"
         )
-    return str(judged.sort_values("score", ascending=False, kind="stable")["model"].iloc[0])
+    return str(candidates.sort_values("score", ascending=False, kind="stable")["model"].iloc[0])
 
 
 def classes_found(
@@ -310,8 +310,8 @@ def classes_found(
             if len(truth) and any(x.class_ids.any() for x in cells):
                 accuracy, n, confusion = class_accuracy(truth.instances, cells, classes=truth.classes)
                 split = truth.records[0].split
-                told = {"accuracy": None if np.isnan(accuracy) else round(accuracy, 4), "cells": n}
-                result.setdefault(model, {})[split] = told | {"confusion": confusion.to_dict("split")}
+                right = {"accuracy": None if np.isnan(accuracy) else round(accuracy, 4), "cells": n}
+                result.setdefault(model, {})[split] = right | {"confusion": confusion.to_dict("split")}
     return result
 
 

@@ -66,8 +66,8 @@ def handed_in(path: str | Path | None, split: str, images: CellDataset | None = 
     with open(path, newline="", encoding="utf-8") as file:
         rows = [{key: from_cell(text) for key, text in row.items()} for row in csv.DictReader(file)]
     competition = split == "test" and any(row["asked"] for row in rows)
-    asked = [row for row in rows if (row["asked"] == "yes" if competition else row["split"] == split)]
-    if not asked:
+    chosen = [row for row in rows if (row["asked"] == "yes" if competition else row["split"] == split)]
+    if not chosen:
         raise UserError(
             f"no image of the split '{split}' to hand in",
             "give more images, raise convert.split.test, or report on the validation images: evaluate.report_split=val",
@@ -75,7 +75,7 @@ def handed_in(path: str | Path | None, split: str, images: CellDataset | None = 
     if competition:
         own = sum(row["split"] == split and row["asked"] == "no" for row in rows)
         more = f"; {own} test image(s) of this run are not among them: scored, not handed in" if own else ""
-        LOG.info(f"handed in: the {len(asked)} images that the competition asks for{more}")
+        LOG.info(f"handed in: the {len(chosen)} images that the competition asks for{more}")
     return [
         Original(
             row["id"],
@@ -83,12 +83,12 @@ def handed_in(path: str | Path | None, split: str, images: CellDataset | None = 
             (int(row["height_px"]), int(row["width_px"])) if row["height_px"] else None,
             row["note"],
         )
-        for row in asked
+        for row in chosen
     ]
 
 
 def submit_best(
-    path: str | Path, found: Mapping[str, Instances], asked: Sequence[Original], profile: str, min_area_px: int = 0
+    path: str | Path, found: Mapping[str, Instances], originals: Sequence[Original], profile: str, min_area_px: int = 0
 ) -> tuple[Path, pandas.DataFrame]:
     """Write the submission: every image asked for, at the size of its file, no overlaps; name those without a prediction.
 
@@ -116,7 +116,7 @@ def submit_best(
     from cellkit.formats.submission import write_submission
 
     resolved, rows, left = [], [], LeftOut()
-    for one in asked:
+    for one in originals:
         if one.image_id not in found or one.shape is None:
             LOG.info(f"{one.id}: an empty row, {one.note or 'not predicted (see its flag in records.csv)'}")
             resolved.append(Instances.empty(one.shape or (1, 1)))
@@ -131,5 +131,5 @@ def submit_best(
         resolved.append(cells)
         rows += [{"image_id": one.image_id, "index": c.index, "what": c.what, "pixels": c.pixels} for c in log]
     left.say("submission")
-    written = write_submission(path, [one.id for one in asked], resolved, profile)
+    written = write_submission(path, [one.id for one in originals], resolved, profile)
     return written, pd.DataFrame(rows, columns=["image_id", "index", "what", "pixels"])

@@ -171,11 +171,11 @@ def match_files(
     for path in _files(folder):
         kind, stems = _kind(path, names)
         found = names.of(path.relative_to(folder), stems)
-        told = path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix()
         if kind == "other" or len(found) != 1:
-            unused.append(Quarantined(told, _why_unused(kind, found)))
+            unused.append(Quarantined(name, _why_unused(kind, found)))
         elif kind == "beside":
-            beside.append(told)
+            beside.append(name)
         else:
             of_image.setdefault(found.pop(), []).append((kind, path))
     return of_image, unused, beside

@@ -158,8 +158,8 @@ def label_changes(
     before = {name: cells for name, (cells, *_) in former.items()}
     of_model = {name for name, (_, maker, _) in former.items() if maker == "proposed"}
     by_person = [item for item in chosen if item.made_by != "proposed" or item.image_id not in of_model]
-    told = _rows("last round", before, by_person)
-    rows += [row for row in told if row[5:8] != (0, 0, 0)]
+    former_rows = _rows("last round", before, by_person)
+    rows += [row for row in former_rows if row[5:8] != (0, 0, 0)]
     return pd.DataFrame(rows, columns=list(CHANGE_COLUMNS))
 
 

@@ -124,16 +124,16 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     used = merged(settings, card, DEFAULTS)
     if used["diameter_px"] is None:
         used["diameter_px"] = float(network.diam_labels.item())
-    told: list[str] = []
+    warned: list[str] = []
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
         channels = used["channels"]
-        if not told and lies_elsewhere(image, channels):
-            told.append(
+        if not warned and lies_elsewhere(image, channels):
+            warned.append(
                 f"an image is empty in what the network is shown, {SHOWN[channels]}, and not in its other "
                 "colours: nothing can be found there; set channels (both, cytoplasm or nuclei)"
             )
-            LOG.info(told[0])
+            LOG.info(warned[0])
         found = segment_image(network, image, **used, left_out=left_out)
         if len(found) and only_noise(image, channels):
             left_out[DOUBTFUL] += len(found)

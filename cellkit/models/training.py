@@ -90,8 +90,8 @@ def plan_of(config: Any, desc: str) -> Plan:
         warmup_steps=config.warmup_steps,
     )
     if plan.warm_up < plan.warmup_steps:
-        told = f"{desc}: warmup_steps is {plan.warmup_steps}, more than the {plan.steps} steps"
-        LOG.info(f"{told}: the learning rate rises over {plan.warm_up} of them")
+        problem = f"{desc}: warmup_steps is {plan.warmup_steps}, more than the {plan.steps} steps"
+        LOG.info(f"{problem}: the learning rate rises over {plan.warm_up} of them")
     return plan
 
 
@@ -171,7 +171,7 @@ def fit(
     state = _State(model, optimizer, trained, Path(out), fingerprint)
     step, history, losses = state.resume()
     begun, saved = time.monotonic() - (history.rows[-1]["seconds"] if history.rows else 0.0), time.monotonic()
-    told = time.monotonic()
+    logged = time.monotonic()
     if step:
         LOG.info(f"{desc}: resumed at step {step} of {plan.steps}")
     while not history.stopped:
@@ -181,7 +181,7 @@ def fit(
             _evaluate(model, score, step, losses, begun, plan, history, state, desc, choose, called)
             losses = []
             state.save(step, history, losses)
-            told = time.monotonic()
+            logged = time.monotonic()
             continue
         if step >= plan.steps:
             history.stopped = "steps done"
@@ -192,9 +192,9 @@ def fit(
             break
         losses.append(loss)
         step += 1
-        if time.monotonic() - told > TELL_EVERY_S:
+        if time.monotonic() - logged > TELL_EVERY_S:
             _tell(desc, step, plan, sum(losses) / len(losses), time.monotonic() - begun)
-            told = time.monotonic()
+            logged = time.monotonic()
         if time.monotonic() - saved > SAVE_EVERY_S:
             state.save(step, history, losses)
             saved = time.monotonic()
@@ -431,5 +431,5 @@ def judges(images: CellDataset) -> CellDataset:
 
 
 def _tossed(name: str) -> bool:
-    told = hashlib.sha256(f"choose\0{unicodedata.normalize('NFC', name)}".encode("utf-8", "surrogateescape"))
-    return told.digest()[0] < 256 / 3
+    digest = hashlib.sha256(f"choose\0{unicodedata.normalize('NFC', name)}".encode("utf-8", "surrogateescape"))
+    return digest.digest()[0] < 256 / 3

@@ -38,10 +38,10 @@ def images_chapter(files: RunFiles) -> list:
     maps = sorted({_channel_words(record.channels) for record in records if record.channels})
     if maps:
         blocks.append(Words(f"Channels: {'; or '.join(maps[:4])}{' …' if len(maps) > 4 else ''}."))
-    aside = [record for record in records if record.flags or not record.split]
-    if aside:
+    flagged = [record for record in records if record.flags or not record.split]
+    if flagged:
         why = _reasons(files)
-        rows = [[r.image_id, why(r), SPLITS.get(r.split, "set aside")] for r in aside]
+        rows = [[r.image_id, why(r), SPLITS.get(r.split, "set aside")] for r in flagged]
         blocks.append(Table(("Image", "Why", "Split"), rows[:200], "Flagged or set aside"))
     if "train" in files.truths:
         data = files.truths["train"]
@@ -180,10 +180,12 @@ def flags_chapter(files: RunFiles) -> list:
     path = files.path("quality.json")
     if path is None:
         return []
-    told = read_json(path)
-    blocks: list = [Words(f"{words[0].upper()}{words[1:]}.") for words in told["words"]]
-    if told["copies"]:
-        rows = [[one["first"], one["second"], one["how"], in_words(one["likeness"], 2)] for one in told["copies"]]
+    quality_notes = read_json(path)
+    blocks: list = [Words(f"{words[0].upper()}{words[1:]}.") for words in quality_notes["words"]]
+    if quality_notes["copies"]:
+        rows = [
+            [one["first"], one["second"], one["how"], in_words(one["likeness"], 2)] for one in quality_notes["copies"]
+        ]
         blocks.append(Table(("Image", "shows the field of", "how", "likeness"), rows[:200], "One field twice"))
     records = [record for record in files.images.records if record.flags]
     if not records:
@@ -192,7 +194,7 @@ def flags_chapter(files: RunFiles) -> list:
     quality = [measured[record.image_id] for record in records]
     shown = min(12, len(records))
     size = 2.4 * min(4, shown), 0.4 + 3.0 * -(-shown // 4)
-    draw = lambda figure: show_flagged(files.images.root, records, quality, told["thresholds"], 12, 4, figure)  # noqa: E731
+    draw = lambda figure: show_flagged(files.images.root, records, quality, quality_notes["thresholds"], 12, 4, figure)  # noqa: E731
     return [*blocks, drawn(draw, *size, f"{len(records)} of {len(files.images.records)} images are flagged.")]
 
 
@@ -277,9 +279,11 @@ def run_chapter(files: RunFiles) -> list:
     ]
     if files.staged is not None:
         blocks.append(Words("The notebook that writes this page is not listed: it was still running."))
-    told = files.manifest.get("run")
-    if told:
-        blocks.append(Words(f"Configuration: {Path(told['config']).name}, overrides: {told['overrides'] or 'none'}."))
+    last_run = files.manifest.get("run")
+    if last_run:
+        blocks.append(
+            Words(f"Configuration: {Path(last_run['config']).name}, overrides: {last_run['overrides'] or 'none'}.")
+        )
     different = changed_settings(files)
     blocks.append(
         Table(("Setting", "value", "default"), different, "What differs from the defaults")

@@ -117,15 +117,15 @@ def _headline(files: RunFiles) -> str:
         line = files.line(best, split)
     except (UserError, ValueError, KeyError, OSError):
         return "No scores yet: 06_evaluate_map_iou has not finished."
-    told = " These images also chose." if split == files.choose_split else ""
+    notes = " These images also chose." if split == files.choose_split else ""
     where = f"{line.images} {SPLITS[split]} image{'s' * (line.images != 1)}"
     left = len(files.proposed(split))
-    told += (
+    notes += (
         f" {left} more {'has' if left == 1 else 'have'} no labels but a model's proposals, and no score."
         if left
         else ""
     )
-    return f"{model_name(best)}: {with_interval(line)} on {where}. {CONVENTION}.{told}{blind_words(files)}"
+    return f"{model_name(best)}: {with_interval(line)} on {where}. {CONVENTION}.{notes}{blind_words(files)}"
 
 
 def blind_words(files: RunFiles) -> str:
@@ -138,8 +138,8 @@ def blind_words(files: RunFiles) -> str:
     names = [model_name(name) for name in order_models(rows["model"])]
     if not names:
         return ""
-    told = f" No cell is found in the {SPLIT_NAMES.get(split, split)} by {'; '.join(names)}"
-    return f"{told}: train longer (finetune.steps, maskrcnn.steps)."
+    problem = f" No cell is found in the {SPLIT_NAMES.get(split, split)} by {'; '.join(names)}"
+    return f"{problem}: train longer (finetune.steps, maskrcnn.steps)."
 
 
 CHAPTERS = (

@@ -206,8 +206,8 @@ class RunFiles:
         """Why no accuracy can be told; "" where it can, or where nothing was labelled yet."""
         from cellkit.cells.dataset import NO_ACCURACY
 
-        asked = [split for split in self.truths if split != "train"]
-        return NO_ACCURACY if asked and not any(split in self.judged for split in asked) else ""
+        splits = [split for split in self.truths if split != "train"]
+        return NO_ACCURACY if splits and not any(split in self.judged for split in splits) else ""
 
     @property
     def unlabelled(self) -> bool:
@@ -286,8 +286,8 @@ class RunFiles:
 
         section, name = key.split(".")
         stage = next(stage for stage, one in STAGES.items() if one == section)
-        told = self.configs.get(stage) or self.stages.get(stage, {}).get("config") or {}
-        return told.get(name, default)
+        settings = self.configs.get(stage) or self.stages.get(stage, {}).get("config") or {}
+        return settings.get(name, default)
 
     @cached_property
     def report_split(self) -> str:
@@ -313,10 +313,10 @@ class RunFiles:
 
         from cellkit.evaluate.evaluation import summarise
 
-        told = pd.DataFrame(self.summary.get("scores") or [])
-        if {"model", "split", *SUMMARY_COLUMNS} <= set(told.columns):
-            numbers = [name for name in told.columns if name not in ("model", "split", "interval_of")]
-            return told.assign(**{name: pd.to_numeric(told[name]) for name in numbers})
+        table = pd.DataFrame(self.summary.get("scores") or [])
+        if {"model", "split", *SUMMARY_COLUMNS} <= set(table.columns):
+            numbers = [name for name in table.columns if name not in ("model", "split", "interval_of")]
+            return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
         return summarise(self.scores, n=self._rounds)
 
     def score_parts(self, by: str) -> pandas.DataFrame:

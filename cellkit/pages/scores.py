@@ -49,8 +49,8 @@ def results_chapter(files: RunFiles) -> list:
 
 def _drawn_units(table: Any) -> str:
     """Say what the intervals of a table were drawn from: images, or whole groups."""
-    told = table.get("interval_of", [])
-    return " and ".join(dict.fromkeys(str(units) for units in told)) or "images"
+    kinds = table.get("interval_of", [])
+    return " and ".join(dict.fromkeys(str(units) for units in kinds)) or "images"
 
 
 def kept_words(files: RunFiles) -> str:
@@ -60,8 +60,8 @@ def kept_words(files: RunFiles) -> str:
         return ""
     decision = read_json(path)
     kept = "the tuned model is kept" if decision["kept"].endswith("tuned") else "the base is kept"
-    told = decision["sentence"][0].upper() + decision["sentence"][1:]
-    return f"{told} (validation images that chose nothing): {kept}."
+    sentence = decision["sentence"][0].upper() + decision["sentence"][1:]
+    return f"{sentence} (validation images that chose nothing): {kept}."
 
 
 PROCESSORS = (
@@ -178,13 +178,13 @@ def classes_chapter(files: RunFiles) -> list:
     from cellkit.show.charts import show_confusion
     from cellkit.show.style import SPLIT_NAMES
 
-    told = files.summary.get("classes")
-    if not told:
+    accuracy = files.summary.get("classes")
+    if not accuracy:
         raise UserError("no model of this run found a cell of a named class")
     if files.no_accuracy:
         return []
     blocks: list = []
-    for model, splits in told.items():
+    for model, splits in accuracy.items():
         for split, one in splits.items():
             share = "–" if one["accuracy"] is None else percent(one["accuracy"])
             text = f"{model_name(model)}, {SPLIT_NAMES.get(split, split)}: {share} of {one['cells']} matched cells "

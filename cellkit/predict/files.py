@@ -230,8 +230,8 @@ class _Job:
         """Say on stderr what a user has to know of how the pictures were read; of those taken up, what the header says."""
         from cellkit.microscope.batch import tell_notes
 
-        told = [(frame.image_id, note) for frame in frames for note in self.notes.get(frame.image_id, frame.notes)]
-        tell_notes([{"image_id": name, "note": note} for name, note in told], "`cellkit inspect` says them of a file")
+        noted = [(frame.image_id, note) for frame in frames for note in self.notes.get(frame.image_id, frame.notes)]
+        tell_notes([{"image_id": name, "note": note} for name, note in noted], "`cellkit inspect` says them of a file")
 
     def _write_labels(self, frame: Frame, found: Instances) -> None:
         from cellkit.formats.label_images import stamp_of, write_labels

@@ -108,8 +108,8 @@ def _called_as_labels(
             in_labels = any(plain(folder) in LABEL_FOLDERS for folder in folders)
             ours = in_labels or any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in avoided)
             if stem.endswith(NOT_IMAGES) and not ours and not any(stem[:end] in stems for end in ends):
-                told = "is called as a label image is, and after no image here; to use it, give the file itself"
-                alone.append(Quarantined(str(path), told))
+                problem = "is called as a label image is, and after no image here; to use it, give the file itself"
+                alone.append(Quarantined(str(path), problem))
     return alone
 
 
@@ -122,7 +122,11 @@ def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     path = Path(name)
     if path.is_dir() and not is_image_folder(path) and not is_zarr_by_another_name(path):
         files = list_files(path, IMAGE_SUFFIXES) + odd_zarrs(path)
-        runs = [told.parent.name for told in path.rglob(MANIFEST) if told.parent != path and is_run_folder(told.parent)]
+        runs = [
+            listed.parent.name
+            for listed in path.rglob(MANIFEST)
+            if listed.parent != path and is_run_folder(listed.parent)
+        ]
         if runs:
             LOG.warning(f"run folders in {path} are no data and not read: {', '.join(sorted(runs))}")
         if not files:

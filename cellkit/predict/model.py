@@ -128,20 +128,20 @@ def _run_conversion(run_dir: Path) -> Conversion | None:
     from cellkit.manifest import finished_entries, read_manifest
 
     stages = finished_entries(read_manifest(run_dir))
-    told = stages.get(CONVERT, {}).get("config", {})
-    if not told.get("channels"):
+    settings = stages.get(CONVERT, {}).get("config", {})
+    if not settings.get("channels"):
         return None
-    named = {what: channel for what, channel in told["channels"].items() if channel is not None}
+    named = {what: channel for what, channel in settings["channels"].items() if channel is not None}
     by_colour = bool(named) and all(channel in ("red", "green", "blue") for channel in named.values())
     if by_colour and named != {"nuclei": "blue", "cytoplasm": "green"}:
         words = ", ".join(f"{what} = {channel}" for what, channel in named.items())
         LOG.warning(f"RGB pictures are converted as in {run_dir}: {words}")
-    kept = {key: told[key] for key in ("projection", "scale", "axes", "percentiles_of") if key in told}
-    if told.get("percentiles_of") == "batch":
+    kept = {key: settings[key] for key in ("projection", "scale", "axes", "percentiles_of") if key in settings}
+    if settings.get("percentiles_of") == "batch":
         kept["limits"] = _limits_of_run(run_dir / "conversion.csv")
-    percentiles = tuple(told.get("percentiles", PERCENTILES))
+    percentiles = tuple(settings.get("percentiles", PERCENTILES))
     return Conversion(
-        dict(told["channels"]), percentiles=percentiles, always=by_colour, made=run_dir / "images", **kept
+        dict(settings["channels"]), percentiles=percentiles, always=by_colour, made=run_dir / "images", **kept
     )
 
 

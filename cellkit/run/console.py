@@ -21,8 +21,8 @@ def verdict(outcome: Any, reached: bool) -> tuple[int, str]:
         return INTERRUPTED, f"interrupted in cell {outcome.cell}"
     if outcome.ending == "error" and outcome.error_name == "UserError":
         return 2, outcome.error_text
-    if outcome.ending == "error" and (told := _place_told(outcome.error_text)):
-        return 2, str(told)
+    if outcome.ending == "error" and (fault := _place_told(outcome.error_text)):
+        return 2, str(fault)
     if outcome.ending == "error":
         name = f"{outcome.error_name}: " if outcome.error_name else ""
         return 1, f"failed{after}: {name}{outcome.error_text}"

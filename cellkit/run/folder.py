@@ -226,8 +226,8 @@ class Stage:
             self._looks[key] = (place, look_of(place))
             value = {"path": place.as_posix(), "sha256": self.run._hash(place), "outside": True}
             files = self.run._hash.files(place)
-            told = {"by": by, "named": name or ("" if Path(path).is_absolute() else str(path)), "files": files}
-            self._note_input(key, value | {what: words for what, words in told.items() if words})
+            about = {"by": by, "named": name or ("" if Path(path).is_absolute() else str(path)), "files": files}
+            self._note_input(key, value | {what: words for what, words in about.items() if words})
 
     def note_settings(self) -> None:
         """Note the settings of the stages before this one as an input: a report tells them."""
@@ -267,8 +267,8 @@ class Stage:
         if "pid" not in self._context:
             hold(self.run.folder, "writer")  # again, when the cell is run a second time by hand
         listed = {key: self._place(key, Path(path)) for key, path in outputs.items() if path is not None}
-        for torn in self.root.rglob(".tmp-*"):  # left by a write that was killed
-            torn.unlink()
+        for unfinished in self.root.rglob(".tmp-*"):  # left by a write that was killed
+            unfinished.unlink()
         self.run._hash = hasher = Hasher()
         also = [name for name in files_below(self.root) if not covered(name, listed.values())]
         self._check_owners(listed, also)
@@ -302,8 +302,8 @@ class Stage:
         }
         for key, (path, look) in self._looks.items():
             if look_of(path) != look:
-                told = f"input {key} changed while {self.name} ran ({path})"
-                LOG.warning(f"{told}: the stage is out of date; repeat the command")
+                problem = f"input {key} changed while {self.name} ran ({path})"
+                LOG.warning(f"{problem}: the stage is out of date; repeat the command")
 
     def _prepare(self) -> None:
         """Keep what an earlier attempt left only if it was made from the same inputs, section and code."""

@@ -131,23 +131,25 @@ def _read_notebook(path: Path, is_recipe: bool = False) -> Notebook:
         content = read_json(path)
         cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
         sources = [_source_of(cell) for cell in cells]
-        told = content.get("metadata", {}).get("cellkit", {})
+        metadata = content.get("metadata", {}).get("cellkit", {})
     except (ValueError, KeyError, TypeError):
         if copied:
             raise copy from None
         raise UserError(f"'{path}' is not a notebook (JSON of nbformat 4)", "restore it: git checkout") from None
-    if copied and "section" not in told:
+    if copied and "section" not in metadata:
         raise copy
     _check_parameters(path, cells, sources)
     plain = [s for cell, s in zip(cells, sources, strict=True) if s and "parameters" not in _tags(cell)]
-    section = f"{RECIPES}.{path.stem}" if is_recipe else told.get("section") or STAGES.get(path.stem)
+    section = f"{RECIPES}.{path.stem}" if is_recipe else metadata.get("section") or STAGES.get(path.stem)
     if not is_recipe and section not in STAGES.values():
         known = ", ".join(STAGES.values())
         raise UserError(
             f"'{path}': no section of the configuration belongs to it", f"metadata cellkit.section: {known}"
         )
-    reads = tuple(dict.fromkeys([*_reads_of(plain), *told.get("reads", ())]))
-    return Notebook(path.stem, path, section, told.get("minutes"), sha256_json(plain), _keys_of(plain), reads, content)
+    reads = tuple(dict.fromkeys([*_reads_of(plain), *metadata.get("reads", ())]))
+    return Notebook(
+        path.stem, path, section, metadata.get("minutes"), sha256_json(plain), _keys_of(plain), reads, content
+    )
 
 
 def _source_of(cell: dict[str, Any]) -> str:
@@ -184,13 +186,13 @@ def _keys_of(sources: list[str]) -> tuple[str, ...]:
     import ast
 
     keys: list[str] = []
-    spread = False
+    is_spread = False
     nodes = [node for tree in map(_parse, sources) if tree for node in ast.walk(tree)]
     for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "done":
             keys += [keyword.arg for keyword in node.keywords if keyword.arg]
-            spread |= any(keyword.arg is None for keyword in node.keywords)
-    for node in nodes if spread else ():
+            is_spread |= any(keyword.arg is None for keyword in node.keywords)
+    for node in nodes if is_spread else ():
         if isinstance(node, ast.Dict):
             keys += [_pattern(key) for key in node.keys]
         elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):

@@ -62,10 +62,10 @@ def check_labels(outlook: Outlook) -> None:
         refuse_unlabelled(count > 0)
         refuse_boxes([cells for cells in outlook.instances if cells is not None], "label.use: truth")
     elif use == "proposed" and count:
-        told = (
+        problem = (
             f"label.use is proposed: the labels that {count} image(s) came with are not used, and no accuracy is told"
         )
-        outlook.add(WARNING, told, "set label.use: truth")
+        outlook.add(WARNING, problem, "set label.use: truth")
     elif folder is not None:
         _check_corrections(outlook, folder)
 
@@ -165,8 +165,8 @@ def _weights_for(section: str, backend: str, key: str, name: str, fitting: Seque
 
     entry = REGISTRY.get(name)
     if entry is not None and entry.backend not in fitting and not here(name).is_file():
-        told = f"{section}.{key} is '{name}', weights of {entry.backend or 'no network'}, and {section}.backend is {backend}"
-        raise UserError(told, f"use {', '.join(weights_names(backend))}")
+        problem = f"{section}.{key} is '{name}', weights of {entry.backend or 'no network'}, and {section}.backend is {backend}"
+        raise UserError(problem, f"use {', '.join(weights_names(backend))}")
     return locate_weights(name)
 
 
@@ -231,8 +231,8 @@ def check_profile(outlook: Outlook) -> None:
     for path in sorted(outlook.root.glob("*sample_submission*.csv")):
         theirs = [name for name, profile in profiles().items() if set(profile.columns) <= set(header_of(path))]
         if theirs and wanted not in theirs:
-            told = f"evaluate.profile is {wanted}, and {path.name} has the columns of {' or '.join(theirs)}"
-            outlook.add(WARNING, told, f"set evaluate.profile: {theirs[0]}")
+            problem = f"evaluate.profile is {wanted}, and {path.name} has the columns of {' or '.join(theirs)}"
+            outlook.add(WARNING, problem, f"set evaluate.profile: {theirs[0]}")
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def look_at(config: str | Path, overrides: Mapping[str, Any], run_dir: str | Pat
 
 def _ask(outlook: Outlook, check: Callable[[Outlook], None]) -> None:
     """Let one check look; what it refuses is an error, what it warns of a warning."""
-    with collected() as noted, heard() as said:
+    with collected() as noted, heard() as warnings:
         try:
             check(outlook)
         except UserError as error:
@@ -305,7 +305,7 @@ def _ask(outlook: Outlook, check: Callable[[Outlook], None]) -> None:
     for error in noted:
         problem, _, remedy = str(error).partition("\n")
         outlook.add(ERROR, problem, "; ".join(remedy.splitlines()))
-    for line in said:
+    for line in warnings:
         problem, _, remedy = line.rpartition("; ")
         outlook.add(WARNING, problem or remedy, remedy if problem else "nothing is to be done where that is meant")
 

@@ -86,16 +86,16 @@ class Outlook:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return {split: {class: images}}; images without a split are "unused", without a class "unknown"."""
-        told = Counter((one.split or "unused", one.cell_type or "unknown") for one in self.records)
-        splits = [name for name in ("train", "val", "test", "unused") if any(split == name for split, _ in told)]
-        return {name: {kind: told[s, kind] for s, kind in sorted(told) if s == name} for name in splits}
+        count = Counter((one.split or "unused", one.cell_type or "unknown") for one in self.records)
+        splits = [name for name in ("train", "val", "test", "unused") if any(split == name for split, _ in count)]
+        return {name: {kind: count[s, kind] for s, kind in sorted(count) if s == name} for name in splits}
 
     def tell(self) -> list[str]:
         """Return the findings in words, errors first, how many there are, and what would be run."""
-        told = [one.told() for one in self.findings]
-        warnings = len(told) - len(self.errors())
-        told.append(f"{len(self.errors())} error(s), {warnings} warning(s)" if told else "no problem is found")
-        return [*told, *([self.plan()] if self.reads else [])]
+        lines = [one.told() for one in self.findings]
+        warnings = len(lines) - len(self.errors())
+        lines.append(f"{len(self.errors())} error(s), {warnings} warning(s)" if lines else "no problem is found")
+        return [*lines, *([self.plan()] if self.reads else [])]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: ok, errors, warnings, findings, images {split: {class: count}}, reads, run."""
@@ -135,8 +135,8 @@ def check_disk(outlook: Outlook) -> None:
     wanted = sum(one.height_px * one.width_px for one in outlook.records) * BYTES_PER_PX
     free = free_bytes(outlook.run_dir)
     if wanted > free - MIN_FREE_BYTES:
-        told = f"the pictures take up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free at '{outlook.run_dir}'"
-        outlook.add(WARNING, told, "free space, name another folder with --run, or set convert.scale or max_images")
+        problem = f"the pictures take up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free at '{outlook.run_dir}'"
+        outlook.add(WARNING, problem, "free space, name another folder with --run, or set convert.scale or max_images")
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -164,8 +164,8 @@ def open_headers(outlook: Outlook) -> None:
     if not outlook.items:
         return
     cfg = outlook.cfg.convert
-    look = partial(_header_of, scale=cfg.scale, root=Path(outlook.root))
-    found, failed = map_items(look, outlook.items, "look", cfg.workers, name=lambda item: readable(item.source))
+    header_of = partial(_header_of, scale=cfg.scale, root=Path(outlook.root))
+    found, failed = map_items(header_of, outlook.items, "look", cfg.workers, name=lambda item: readable(item.source))
     quarantined = [Quarantined(one.item, plain_reason(one.reason)) for one in failed]
     done = [one for one in found if one is not None]
     with heard():  # that a competition's test images have no truth is no warning
@@ -208,12 +208,12 @@ def grouped_alike(by_reason: Mapping[str, Sequence[str]]) -> list[tuple[tuple[st
         for name in names:
             stem = re.escape(stem_of(Path(name)))
             groups.setdefault(re.sub(rf"(?<![A-Za-z0-9]){stem}(?=\.[A-Za-z])", "*", reason), []).append((reason, name))
-    told = []
+    alike = []
     for pattern, pairs in groups.items():
         same = len({reason for reason, _ in pairs}) == 1
         problem, _, remedy = (pairs[0][0] if same else pattern).partition("; ")
-        told.append(((problem, remedy), [name for _, name in pairs]))
-    return told
+        alike.append(((problem, remedy), [name for _, name in pairs]))
+    return alike
 
 
 def first_of(names: Sequence[str]) -> str:

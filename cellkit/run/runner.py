@@ -103,8 +103,8 @@ def run_notebooks(
                 _forget(folder)
             else:
                 finish_commits(folder)
-            told = json.loads(json.dumps(dict(overrides or {})))  # plain values only
-            given = {"config": str(here(config_path)), "run_dir": str(folder), "overrides": told}
+            plain = json.loads(json.dumps(dict(overrides or {})))  # plain values only
+            given = {"config": str(here(config_path)), "run_dir": str(folder), "overrides": plain}
             look = not fresh and notebooks is None
             return _Runner(folder, cfg, books, chosen, given, timeout_s, allow_skips, bool(from_ or only), look).run()
         except KeyboardInterrupt:

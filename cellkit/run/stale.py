@@ -63,13 +63,13 @@ def check(
     books = read_notebooks(notebooks)
     if config_path is not None:
         return stage_states(folder, load_config(config_path, overrides, notebooks), books, manifest, Hasher())
-    told = manifest.get("run")
-    if not told:
+    last_run = manifest.get("run")
+    if not last_run:
         raise UserError(f"'{run_dir}' does not tell its configuration", "name the configuration file")
-    began_in = told.get("folder", "")
+    began_in = last_run.get("folder", "")
     with contextlib.chdir(began_in) if os.path.isdir(began_in) else contextlib.nullcontext():  # its relative paths
         return stage_states(
-            folder, load_config(told["config"], told["overrides"], notebooks), books, manifest, Hasher()
+            folder, load_config(last_run["config"], last_run["overrides"], notebooks), books, manifest, Hasher()
         )
 
 

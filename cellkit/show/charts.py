@@ -225,13 +225,13 @@ def _read_at(history: Any) -> str:
     }
     if all(one == read_at for one in own.values()):
         return ""
-    at = lambda told: " and ".join(f"{value:g}" for value in told.values())  # noqa: E731
+    at = lambda note: " and ".join(f"{value:g}" for value in note.values())  # noqa: E731
     others = ", ".join(f"{name} at {at(one)}" for name, one in own.items())
-    told = (
+    note = (
         f"the curve is read at {' and '.join(f'{key} {value:g}' for key, value in read_at.items())}; "
         f"the scores in the tables are not the curve's: each model is read there at the thresholds that suit it ({others})"
     )
-    return "\n" + textwrap.fill(told, 62)
+    return "\n" + textwrap.fill(note, 62)
 
 
 def _history_rows(history: Any) -> pandas.DataFrame:

@@ -98,7 +98,7 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str
     """
     figure = figure_or_new(figure, (9.6, 6.4))
     axes = figure.subplots(2, 2)
-    names, told = list(sheet["area_px"]), channels_told(sheet["channels"])
+    names, channel_of = list(sheet["area_px"]), channels_told(sheet["channels"])
     ids = {name: 0 if name == "unknown" else k for k, name in enumerate(names, 1)}
     looks = {name: {"color": class_colour(k), "edgecolor": "#666C75"} | class_stripes(k) for name, k in ids.items()}
     _cells_by_split(axes[0, 0], sheet, looks)
@@ -106,7 +106,7 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str
     _spans(axes[0, 1], {name: areas[name] for name in names}, looks, log=True)
     axes[0, 1].set(xlabel=f"area of a cell ({unit})", title="sizes")
     rows = {
-        f"{name}, {told.get(colour, colour)}": (points, CHANNEL_INK[colour])
+        f"{name}, {channel_of.get(colour, colour)}": (points, CHANNEL_INK[colour])
         for name, light in [*((name, sheet["light"].get(name, {})) for name in names), ("background", sheet["ground"])]
         for colour, points in light.items()
     }

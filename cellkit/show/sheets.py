@@ -143,9 +143,9 @@ def show_sheet(
 def _title_of(data: _Examples, position: int, cells: Instances | None) -> str:
     record = data.records[position] if data.records is not None else None
     name = str(position + 1) if record is None else shortened(record.image_id)
-    told = [several(len(cells), "cell")] if cells is not None else []
-    told += [record.flags.replace(";", ", ").replace("_", " ")] if record is not None and record.flags else []
-    return textwrap.fill(f"{name}: {', '.join(told)}" if told else name, 34)
+    notes = [several(len(cells), "cell")] if cells is not None else []
+    notes += [record.flags.replace(";", ", ").replace("_", " ")] if record is not None and record.flags else []
+    return textwrap.fill(f"{name}: {', '.join(notes)}" if notes else name, 34)
 
 
 def _class_legend(figure: Figure, class_ids: Sequence[np.ndarray], classes: Sequence[str]) -> None:
@@ -280,8 +280,8 @@ def show_flagged(
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, k in zip(axes.flat, chosen, strict=False):
-        told = [shortened(records[k].image_id, 30), *reasons(quality[k], thresholds, records[k].flags)]
-        draw_picture(ax, data.image(k)).set_title("\n".join(textwrap.fill(line, 40) for line in told), fontsize=8)
+        lines = [shortened(records[k].image_id, 30), *reasons(quality[k], thresholds, records[k].flags)]
+        draw_picture(ax, data.image(k)).set_title("\n".join(textwrap.fill(line, 40) for line in lines), fontsize=8)
     scales = [((records[k].height_px, records[k].width_px), records[k].um_per_px) for k in chosen]
     draw_bars(axes.flat[: len(chosen)], scales)
     left = sum(map(len, turns)) - len(chosen)

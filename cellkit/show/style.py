@@ -137,10 +137,10 @@ def _make_legible(figure: Figure) -> None:
         if isinstance(formatter, FixedFormatter | FuncFormatter):
             places = axis.get_majorticklocs()
             labels = formatter.format_ticks(places)
-            told = [_legible(label) for label in labels]
-            if told != [(label, "") for label in labels]:
-                axis.set_ticks(places, [text for text, _ in told])
-                axis.set_tick_params(labelfontfamily=[*house, *sorted({family for _, family in told if family})])
+            legible = [_legible(label) for label in labels]
+            if legible != [(label, "") for label in labels]:
+                axis.set_ticks(places, [text for text, _ in legible])
+                axis.set_tick_params(labelfontfamily=[*house, *sorted({family for _, family in legible if family})])
     for drawn in figure.findobj(Text):
         if not drawn.get_text().isascii():
             text, family = _legible(drawn.get_text())

@@ -97,9 +97,9 @@ def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> Non
         )
     wanted = {name: len(drawn) * share for name, share in fractions.items()}
     if len(drawn) >= 10 and any(abs(counts[name] - wanted[name]) > max(2.5, wanted[name] / 2) for name in fractions):
-        told = " / ".join(f"{counts[name]} {name}" for name in fractions)
-        asked = " / ".join(f"{wanted[name]:.0f}" for name in fractions)
-        LOG.warning(f"the split by name is {told} (asked: {asked}); another convert.seed deals anew")
+        counted = " / ".join(f"{counts[name]} {name}" for name in fractions)
+        wanted_counts = " / ".join(f"{wanted[name]:.0f}" for name in fractions)
+        LOG.warning(f"the split by name is {counted} (asked: {wanted_counts}); another convert.seed deals anew")
 
 
 def _unit_of(item: SourceImage, config) -> str:
@@ -115,13 +115,13 @@ def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions:
     if not missing or not largest or largest[0][1] < 2:
         return
     count = len(set(filter(None, units))) + units.count("")
-    told = f"{len(units)} images are of {count} file(s), series or group(s), e.g. {largest[0][0]}, that are not torn apart: "
-    told += f"none is left for {' and '.join(missing)}"
+    problem = f"{len(units)} images are of {count} file(s), series or group(s), e.g. {largest[0][0]}, that are not torn apart: "
+    problem += f"none is left for {' and '.join(missing)}"
     remedy = "set convert.group_from: (?P<group>.*) to deal the frames out one by one (their scores will flatter), or add files"
     if missing == ["test"]:
-        LOG.warning(f"{told}; {remedy}")
+        LOG.warning(f"{problem}; {remedy}")
     else:
-        refuse_or_note(UserError(told, remedy))
+        refuse_or_note(UserError(problem, remedy))
 
 
 def name_series(items: Sequence[SourceImage]) -> list[SourceImage]:
@@ -221,8 +221,8 @@ def assign_splits(
 def _without_common_folder(items: list[SourceImage], config) -> list[SourceImage]:
     """Drop a group that all images share because they lie in one folder: it tells none of them from another."""
     common = len({item.group for item in items}) == 1 and not any(item.unit for item in items)
-    asked = config.group_from or config.split_by == "group"
-    return [replace(item, group="") for item in items] if common and not asked else items
+    is_wanted = config.group_from or config.split_by == "group"
+    return [replace(item, group="") for item in items] if common and not is_wanted else items
 
 
 def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[SourceImage]]:
@@ -256,10 +256,10 @@ def check_enough(images: Sequence, settings, of: str = "images") -> None:
     """
     count = {split: sum(image.split == split for image in images) for split in ("train", "val", "test")}
     report, chooses = settings.evaluate.report_split, settings.evaluate.choose_split
-    told, mend = [], []
+    problems, mend = [], []
     missing = [split for split in dict.fromkeys(("train", "val", report)) if not count[split]]
     if missing:
-        told.append(f"no {' and no '.join(SPLIT_WORDS[split] for split in missing)}")
+        problems.append(f"no {' and no '.join(SPLIT_WORDS[split] for split in missing)}")
         mend.append(
             f"give {2 if report == 'val' else 3} images or more, better 3 per cell line (convert.split says which share "
             "goes where; of a source with a split of its own each part needs one)"
@@ -273,17 +273,19 @@ def check_enough(images: Sequence, settings, of: str = "images") -> None:
     lines = {image.cell_type for image in images if image.split == "train"}
     without = [name for name in settings.classes if name not in lines]
     if settings.coco.class_from == "cell_type" and without and count["train"]:
-        told.append(f"no training image is of the class {' or '.join(without)}")
+        problems.append(f"no training image is of the class {' or '.join(without)}")
         mend.append(
             "give more images of it in a folder of its name, or take it out of classes, or set coco.class_from: truth where "
             "the labels name the classes"
         )
     if report == chooses == "val" and count["test"]:
-        told.append("evaluate.report_split is val, whose images also choose the model, although there are test images")
+        problems.append(
+            "evaluate.report_split is val, whose images also choose the model, although there are test images"
+        )
         mend.append("set evaluate.report_split: test")
-    if told:
+    if problems:
         held = f"{count['train']} for training, {count['val']} for validation, {count['test']} for test"
-        refuse_or_note(UserError(f"{len(images)} {of} ({held}): {'; '.join(told)}", "; ".join(mend)))
+        refuse_or_note(UserError(f"{len(images)} {of} ({held}): {'; '.join(problems)}", "; ".join(mend)))
 
 
 def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances | None] | None, settings) -> None:
@@ -327,11 +329,11 @@ def _refuse_groups_across_splits(items: Sequence[SourceImage]) -> None:
     for item in items:
         if item.group and item.split != UNUSED:
             splits[item.group].add(item.split)
-    torn = sorted(group for group, names in splits.items() if len(names) > 1)
-    if torn:
+    across = sorted(group for group, names in splits.items() if len(names) > 1)
+    if across:
         refuse_or_note(
             UserError(
-                f"{len(torn)} group(s), e.g. {torn[0]}, are in more than one split ({', '.join(sorted(splits[torn[0]]))})",
+                f"{len(across)} group(s), e.g. {across[0]}, are in more than one split ({', '.join(sorted(splits[across[0]]))})",
                 "set convert.published_split: false to draw a split by group, or convert.split_by: image to keep the source's",
             )
         )

@@ -129,8 +129,8 @@ def read_sheets(root: Path, convention: str | None = None) -> list[Sheet]:
             found.append(sheet if sheet.split else replace(sheet, split=folder))
     named = [sheet for sheet in found if split_of_file(sheet.path.stem)]
     if named and not all(sheet.split for sheet in found):
-        told = ", ".join(f"{sheet.path.name} ({sheet.split})" for sheet in named)
-        LOG.warning(f"a word of their names makes all images of {told} a split, and other files name none")
+        listed = ", ".join(f"{sheet.path.name} ({sheet.split})" for sheet in named)
+        LOG.warning(f"a word of their names makes all images of {listed} a split, and other files name none")
     return found
 
 
@@ -158,8 +158,8 @@ def _tell_unread(root: Path) -> None:
     unread = [path.relative_to(root).as_posix() for path in paths if _first_key(path) == ("[", True)]
     if unread:
         named = ", ".join(unread[:MOST_NAMED]) + (", ..." if len(unread) > MOST_NAMED else "")
-        told = "hold a list, where COCO is one object with images, annotations and categories: not read"
-        LOG.warning(f"{len(unread)} JSON file(s) {told}: {named}")
+        problem = "hold a list, where COCO is one object with images, annotations and categories: not read"
+        LOG.warning(f"{len(unread)} JSON file(s) {problem}: {named}")
 
 
 def _packed(entry: dict) -> dict:
@@ -241,8 +241,8 @@ class _Pictures:
             own = [p for p in ending if split_of_folders(p.relative_to(self.root).parts[:-1]) == split]
             ending = own or ending
         if len(ending) != 1:
-            told = f"is {len(ending)} pictures, e.g. {ending[0]}, {ending[1]}" if ending else "is not there"
-            raise UserError(f"{named} of {sheet.name} {told}", "put each picture where the COCO file says it is")
+            problem = f"is {len(ending)} pictures, e.g. {ending[0]}, {ending[1]}" if ending else "is not there"
+            raise UserError(f"{named} of {sheet.name} {problem}", "put each picture where the COCO file says it is")
         return ending[0]
 
 
@@ -257,8 +257,10 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
     """Make a SourceImage of one entry; with `line` = (cell type, group) all its cells are of that type."""
     rows = sheet.rows.get(str(key_of(entry.get("id"))), [])
     named = str(entry.get("file_name") or "")
-    told = str(entry.get("cell_type") or "")
-    cell_type = {plain(name): name for name in (*config.classes, MIXED)}.get(plain(told)) or only_class(config) or MIXED
+    label = str(entry.get("cell_type") or "")
+    cell_type = (
+        {plain(name): name for name in (*config.classes, MIXED)}.get(plain(label)) or only_class(config) or MIXED
+    )
     cell_type, group = line or (cell_type, str(entry.get("group") or ""))
     split = sheet.split or split_word(entry, f"{sheet.path.name} image {entry.get('id')}")
     files: tuple[Path, ...] = ()
@@ -306,8 +308,8 @@ def _load_coco(
         ids = class_id_of(line, config) if line else 0
     crowd = len(coco.crowd[0])
     cells = replace(cells.with_classes(ids), boxes_only=sheet.boxes_only)
-    told = [*([f"{crowd} crowd region(s) left out"] if crowd else []), *coco.notes]
-    return noted(made._replace(instances=cells, planes="".join(f"({text})" for text in told)), told)
+    notes = [*([f"{crowd} crowd region(s) left out"] if crowd else []), *coco.notes]
+    return noted(made._replace(instances=cells, planes="".join(f"({text})" for text in notes)), notes)
 
 
 def _once_each(listed: list[_Listed]) -> list[SourceImage]:

@@ -117,9 +117,9 @@ def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str, co
         check_same_way(made, image, path, labels_orientation(path))
     objects = Instances.from_masks((_one_mask(path, shape) for path in paths), shape)
     black = [path for path, area in zip(paths, objects.areas_px.tolist(), strict=True) if not area]
-    told = tuple(f"{path.relative_to(root).as_posix()}: no pixel of it is above 0" for path in black)
+    notes = tuple(f"{path.relative_to(root).as_posix()}: no pixel of it is above 0" for path in black)
     objects = objects[objects.areas_px > 0].with_classes(class_id_of(cell_type, config) if cell_type else 0)
-    return made._replace(instances=objects, left_out=(*made.left_out, *told))
+    return made._replace(instances=objects, left_out=(*made.left_out, *notes))
 
 
 def _one_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -172,12 +172,12 @@ def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceIma
     missing = [name for name in config.classes if not any(item.cell_type == name for item in items)]
     without = f"; no image is in a folder called after {', '.join(missing)}" if missing else ""
     for folder, count in sorted(classless.items()):
-        told = f"is called after none of the classes ({', '.join(config.classes)}): its {count} image(s) are of no known class"
+        problem = f"is called after none of the classes ({', '.join(config.classes)}): its {count} image(s) are of no known class"
         if missing:
-            loader = partial(refuse, told + without, "rename the folder, or name it in convert.class_names")
+            loader = partial(refuse, problem + without, "rename the folder, or name it in convert.class_names")
             yield SourceImage(f"{LEFT}{folder}/", "", "", UNUSED, f"{folder or 'the data folder'}/", loader)
         else:
-            LOG.warning(f"{folder or '.'}/ {told}")
+            LOG.warning(f"{folder or '.'}/ {problem}")
     if missing and not classless:
         only = ", ".join(missing)
         LOG.warning(f"class {only} has no folder, and so no image that is known to be of it")
@@ -188,8 +188,8 @@ def _tell_odd_folders_of_one_class(items: Sequence[SourceImage], config) -> None
     count = Counter(item.source.rpartition("/")[0] for item in items)
     own = {folder for folder in count if any(named_class(part, config) for part in folder.split("/"))}
     for folder in sorted(set(count) - own) if own else ():
-        told = f"{folder or '.'}/ is called after none of the classes; with one class its cells count as {config.classes[0]}"
+        problem = f"{folder or '.'}/ is called after none of the classes; with one class its cells count as {config.classes[0]}"
         LOG.warning(
-            f"{told}: {count[folder]} image(s); add its class to classes, or take the folder out, "
+            f"{problem}: {count[folder]} image(s); add its class to classes, or take the folder out, "
             "where that is not meant"
         )

@@ -169,9 +169,9 @@ def tell_lacking_classes(items: Sequence[SourceImage], config) -> None:
     """Say on stderr which class no validation or no test image has; mixed images and those of no known line may have any."""
     lines = {split: {item.cell_type for item in items if item.split == split} for split in ("train", "val", "test")}
     for split, what in (("val", "validation"), ("test", "test")):
-        told = lines[split] and lines[split] <= set(config.classes)
+        is_known = lines[split] and lines[split] <= set(config.classes)
         lacking = [name for name in config.classes if name in lines["train"] - lines[split]]
-        if told and lacking:
+        if is_known and lacking:
             LOG.warning(
                 f"no {what} image is of the class {' or '.join(lacking)}: the scores of {what} images say nothing of it, and of "
                 "telling the classes apart; add images of it, or change convert.split or the folders of the split"
@@ -196,7 +196,7 @@ def with_truth(items: Sequence[SourceImage], done: list) -> tuple[list, list[Qua
     if all(result[1] is None for result in done):
         return done, []
     bare = [result for result in done if result[1] is None]
-    asked = competition_ids(items, done)
+    competition = competition_ids(items, done)
     named = [
         Quarantined(
             record.source,
@@ -204,26 +204,26 @@ def with_truth(items: Sequence[SourceImage], done: list) -> tuple[list, list[Qua
             + (": predicted and handed in, not scored" if record.split == "test" else ""),
         )
         for record, *_ in bare
-        if record.image_id not in asked
+        if record.image_id not in competition
     ]
-    if asked:
-        count = sum(record.image_id in asked for record, *_ in bare)
+    if competition:
+        count = sum(record.image_id in competition for record, *_ in bare)
         LOG.warning(f"{count} test images came without truth: predicted and handed in, not scored")
     return [result for result in done if result[1] is not None or result[0].split == "test"], named
 
 
 def _told_by_names(items: Sequence[SourceImage]) -> list[Quarantined]:
     """Return what is known to be of no use before any image is opened: what fits no image, and images without labels."""
-    told = []
+    useless = []
     for item in items:
         if item.is_left:
             try:
                 item.load()
             except UserError as error:
-                told.append(Quarantined(readable(item.source), plain_reason(str(error))))
+                useless.append(Quarantined(readable(item.source), plain_reason(str(error))))
         elif item.bare and not item.split:
-            told.append(Quarantined(readable(item.source), "has no truth, while other images of the source have"))
-    return told
+            useless.append(Quarantined(readable(item.source), "has no truth, while other images of the source have"))
+    return useless
 
 
 def _name_unusable(quarantined: Sequence[Quarantined], items: Sequence[SourceImage]) -> None:
@@ -248,8 +248,8 @@ def unusable(
         for one in quarantined:
             if (one.item in left) == fits_none:
                 name = Path(one.item).name
-                told = one.reason
-                reason = f"it{told.removeprefix(name)}" if name and told.startswith(f"{name} ") else told
+                text = one.reason
+                reason = f"it{text.removeprefix(name)}" if name and text.startswith(f"{name} ") else text
                 by_reason.setdefault(reason, []).append(one.item)
         if by_reason:
             yield what, by_reason
@@ -270,11 +270,11 @@ def list_images(config, root: Path) -> list[SourceImage]:
         )
     check_ids((item.image_id, item.source) for item in items)
     tell_lacking_classes([item for item in items if not item.is_left], config)
-    torn = groups_across_splits(items)
-    if torn:
-        some = ", ".join(torn[:5]) + (", ..." if len(torn) > 5 else "")
+    across = groups_across_splits(items)
+    if across:
+        some = ", ".join(across[:5]) + (", ..." if len(across) > 5 else "")
         LOG.warning(
-            f"{len(torn)} group{'s have' if len(torn) > 1 else ' has'} images in more than one split ({some}): the score on "
+            f"{len(across)} group{'s have' if len(across) > 1 else ' has'} images in more than one split ({some}): the score on "
             "validation and test images may flatter; set convert.split_by: group to keep each group on one side"
         )
     return items
@@ -340,9 +340,9 @@ def _cells_to_json(cells: Instances) -> dict:
     }
 
 
-def _cells_from_json(told: dict) -> Instances:
-    arrays = (told[key] for key in ("starts", "lengths", "offsets", "class_ids", "scores"))
-    return replace(Instances.from_runs(told["shape"], *arrays), boxes_only=told["boxes_only"])
+def _cells_from_json(stored: dict) -> Instances:
+    arrays = (stored[key] for key in ("starts", "lengths", "offsets", "class_ids", "scores"))
+    return replace(Instances.from_runs(stored["shape"], *arrays), boxes_only=stored["boxes_only"])
 
 
 def _from_entry(entry: dict) -> tuple[ImageRecord, Instances | None, list[Level], dict, list[int]]:

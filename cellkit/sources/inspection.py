@@ -34,14 +34,14 @@ def tell_file(info) -> str:
                 else f"; channels: {_channels(series)}"
             )
             lines.append(f"{count.strip()}: {_told(series)}{end}")
-    told = info.to_json()
-    aside = sum(bool(series.problem) for series in info.series)
-    scenes = f"{told['scenes']} scene(s){f', {aside} of them not read' if aside else ''}"
+    found = info.to_json()
+    unusable = sum(bool(series.problem) for series in info.series)
+    scenes = f"{found['scenes']} scene(s){f', {unusable} of them not read' if unusable else ''}"
     lines += [f"note: {note}" for note in info.notes]
     lines += [f"note: {f'scene {number}: ' if len(info.series) > 1 else ''}{note}"
               for number, series in enumerate(info.series) for note in series.notes]  # fmt: skip
     lines += [f"not read: {text}" for text in info.left_out]
-    lines.append(f"becomes {told['images']} picture(s) ({scenes}), once nuclei and cytoplasm are named")
+    lines.append(f"becomes {found['images']} picture(s) ({scenes}), once nuclei and cytoplasm are named")
     return "\n".join(lines)
 
 
@@ -114,10 +114,10 @@ def _file_cells(row: dict[str, Any]) -> tuple[str, ...]:
     named = [Channel(name, math.nan if nm is None else nm).told
              for name, nm in zip(row["channels"], row["wavelengths_nm"], strict=True)]  # fmt: skip
     channels = ", ".join(named if len(named) <= 7 else [*named[:2], "...", named[-1]])
-    aside = [series["problem"] for series in row["series"] if series["problem"]]
+    problems = [series["problem"] for series in row["series"] if series["problem"]]
     outcome = f"{row['images']} picture{'s' if row['images'] != 1 else ''}"
     if row["scenes"] > 1:
-        outcome += f" of {row['scenes']} scenes" + (f"; {len(aside)} refused: {aside[0]}" if aside else "")
+        outcome += f" of {row['scenes']} scenes" + (f"; {len(problems)} refused: {problems[0]}" if problems else "")
     left = [text.removeprefix(f"{Path(row['file']).name}: ") for text in row["left_out"]]
     notes = [*row["notes"], *(note for series in row["series"] for note in series["notes"])]
     outcome += "".join(f"; not read: {text}" for text in left) + "".join(f"; {note}" for note in dict.fromkeys(notes))
@@ -180,16 +180,16 @@ def inspect_folder(
     done, failed = map_items(partial(_look), items, "inspect", name=lambda item: item.source)
     quarantined = [Quarantined(q.item, "; ".join(q.reason.removeprefix("UserError: ").splitlines())) for q in failed]
     seen = [(item.split, item.cell_type, *found) for item, found in zip(items, done, strict=True) if found is not None]
-    told = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
-    told["cell_types"] = dict(sorted(Counter(row[1] or "unknown" for row in seen).items()))
+    result = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
+    result["cell_types"] = dict(sorted(Counter(row[1] or "unknown" for row in seen).items()))
     named = [item.split for item, found in zip(items, done, strict=True) if found is not None and not item.bare]
     splits = dict(sorted(Counter(named).items()))
     if set(splits) - {"train"}:  # the source's own; images without one were put into train above
-        told["splits"] = {name or "unused": count for name, count in splits.items()}
-    told["set_aside"] = [{"item": q.item, "reason": q.reason} for q in quarantined]
+        result["splits"] = {name or "unused": count for name, count in splits.items()}
+    result["set_aside"] = [{"item": q.item, "reason": q.reason} for q in quarantined]
     if kind in ("folder", "microscope"):
-        told["files"] = list_microscope_files(root, axes)
-    return told, quarantined
+        result["files"] = list_microscope_files(root, axes)
+    return result, quarantined
 
 
 def inspect_coco(path: str | Path) -> dict[str, Any]:
@@ -197,8 +197,8 @@ def inspect_coco(path: str | Path) -> dict[str, Any]:
     from cellkit.formats.coco_reading import read_coco
 
     coco = read_coco(path, boxes=True)
-    told = summarise("coco", [cells.shape for cells in coco.instances], coco.instances, coco.classes)
-    return told | {"crowd": sum(map(len, coco.crowd)), "set_aside": []}
+    found = summarise("coco", [cells.shape for cells in coco.instances], coco.instances, coco.classes)
+    return found | {"crowd": sum(map(len, coco.crowd)), "set_aside": []}
 
 
 def _look(item) -> tuple[tuple[int, int], Instances | None]:
@@ -256,26 +256,26 @@ def _spread(values: Sequence[int] | np.ndarray) -> list[float]:
     return [float(np.min(values)), float(np.median(values)), float(np.max(values))] if len(values) else []
 
 
-def tell_folder(told: dict[str, Any]) -> str:
+def tell_folder(found: dict[str, Any]) -> str:
     """Return the counts of a data set in words."""
-    sizes = " x ".join("-".join(map(str, dict.fromkeys(told[side]))) for side in ("height_px", "width_px"))
-    lines = [f"{told['kind']}: {told['images']} image(s) of {sizes} px, {told['unlabelled']} without labels"]
+    sizes = " x ".join("-".join(map(str, dict.fromkeys(found[side]))) for side in ("height_px", "width_px"))
+    lines = [f"{found['kind']}: {found['images']} image(s) of {sizes} px, {found['unlabelled']} without labels"]
     for name in ("splits", "cell_types"):
-        if told.get(name):
-            lines.append(f"{name.replace('_', ' ')}: {_listed(told[name])}")
-    lines.append(f"objects: {told['objects']} ({_listed(told['classes'])})")
-    if told["objects"]:
-        least, median, most = told["objects_per_image"]
-        areas = told["area_px"]
-        lines.append(f"per image: {least:.0f} to {most:.0f}, median {median:.0f}; {told['empty']} image(s) with none")
+        if found.get(name):
+            lines.append(f"{name.replace('_', ' ')}: {_listed(found[name])}")
+    lines.append(f"objects: {found['objects']} ({_listed(found['classes'])})")
+    if found["objects"]:
+        least, median, most = found["objects_per_image"]
+        areas = found["area_px"]
+        lines.append(f"per image: {least:.0f} to {most:.0f}, median {median:.0f}; {found['empty']} image(s) with none")
         lines.append(
-            f"area: {areas[0]:.0f} to {areas[2]:.0f} px, median {areas[1]:.0f}; diameter {told['diameter_px']:.0f} px"
+            f"area: {areas[0]:.0f} to {areas[2]:.0f} px, median {areas[1]:.0f}; diameter {found['diameter_px']:.0f} px"
         )
-        labels = _listed(told["faults"]) or "boxes, not masks: no outline can be learned from them or scored"
-        lines.append(f"labels: {labels}; objects overlap in {told['overlapping']} image(s)")
-    if told.get("files"):
-        lines.append(tell_files(told["files"]))
-        if all(len(row.get("channels", ())) == 1 for row in told["files"]):
+        labels = _listed(found["faults"]) or "boxes, not masks: no outline can be learned from them or scored"
+        lines.append(f"labels: {labels}; objects overlap in {found['overlapping']} image(s)")
+    if found.get("files"):
+        lines.append(tell_files(found["files"]))
+        if all(len(row.get("channels", ())) == 1 for row in found["files"]):
             lines.append(
                 "one channel per file: a run is to be told what it shows, e.g. convert: {channels: {nuclei: 0}}"
             )

@@ -101,9 +101,9 @@ class LabelFiles:
         path = bare.files[0].relative_to(self.root)
         below = next((name for name in ("truth", "labels", "masks") if (self.root / name).is_dir()), "labels")
         beside = (path.parent / f"{stem_of(path)}_masks.tif").as_posix()
-        told = f"for {path.as_posix()} labels are looked for as {below}/{path.parent / stem_of(path)}.tif or {beside}"
+        places = f"for {path.as_posix()} labels are looked for as {below}/{path.parent / stem_of(path)}.tif or {beside}"
         pairs = "; images/ and masks/, or A_images/ and A_masks/, hold files of the same names, else set convert.pair"
-        return told + (pairs if self.folders else "")
+        return places + (pairs if self.folders else "")
 
     def _only_one(self, names: Iterable[Path], image: Path) -> Path | None:
         paths = [path for name in names for path in self.by_name.get(plain(name.as_posix()), ())]

@@ -71,9 +71,9 @@ def leftovers(
         in_labels |= bool(
             picture and looked_for and folder not in pictures_in and any(map(is_called_labels, relative.parts[:-1]))
         )
-        told = foreign_labels(path, bare) if looked_for else None
-        if told:
-            strays.append((relative, *told))
+        text = foreign_labels(path, bare) if looked_for else None
+        if text:
+            strays.append((relative, *text))
         elif CLASS_TABLE.match(name):
             strays.append(
                 (relative, "is a table of classes that is not read", "call it truth/classes.csv, and save it as CSV")
@@ -93,11 +93,11 @@ def leftovers(
     for path in {item.files[0] for item in items if item.files}:
         for inside in path.glob("**/labels/*/") if path.suffix.lower() == ".zarr" and path.is_dir() else ():
             if inside not in used and (inside.parent / inside.name).is_dir():
-                told = "is a label image in an OME-Zarr of several images, which is not read"
-                strays.append((inside.relative_to(root), told, "write it as a label image of its own"))
+                text = "is a label image in an OME-Zarr of several images, which is not read"
+                strays.append((inside.relative_to(root), text, "write it as a label image of its own"))
     _check_labels(labels, items, looked_for)
-    told = f"is a label image or labels, and no image is called so{f'; {looked_for}' if looked_for else ''}"
-    strays += [(relative, told, "rename it after its image, or take it out of the data folder") for relative in labels]
+    text = f"is a label image or labels, and no image is called so{f'; {looked_for}' if looked_for else ''}"
+    strays += [(relative, text, "rename it after its image, or take it out of the data folder") for relative in labels]
     _tell(root, elsewhere, others)
     for relative, problem, remedy in sorted(strays):
         loader = partial(refuse, problem, remedy)
@@ -188,8 +188,10 @@ def _why_not_used(name: str) -> tuple[str, str]:
 
 def _check_labels(labels: Sequence[Path], items: Sequence[SourceImage], looked_for: str) -> None:
     if labels and 2 * len(labels) >= len(items) > 0 and not any(len(item.files) > 1 for item in items):
-        told = f"there are {len(labels)} label file(s), e.g. {labels[0].as_posix()}, and none is called after an image"
-        refuse_or_note(UserError(told, looked_for or "call label images after their images"))
+        problem = (
+            f"there are {len(labels)} label file(s), e.g. {labels[0].as_posix()}, and none is called after an image"
+        )
+        refuse_or_note(UserError(problem, looked_for or "call label images after their images"))
 
 
 def _tell(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None:
@@ -197,5 +199,5 @@ def _tell(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None
         named = ", ".join(path.as_posix() for path in found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
         LOG.warning(f"{len(found)} picture(s) below {folder} are no part of this layout and not used: {named}")
     if others:
-        told = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
-        LOG.warning(f"files in {root} that are not used: {told}")
+        listed = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
+        LOG.warning(f"files in {root} that are not used: {listed}")

@@ -110,8 +110,8 @@ def refuse_several(root: Path, *found: Sequence[Path]) -> Callable[[], Loaded] |
     """Return what refuses an image whose picture or truth is several files of one name; None where each is one at most."""
     paths = next((paths for paths in found if len(paths) > 1), ())
     names = " and ".join(path.relative_to(root).as_posix() for path in paths[:2])
-    told = f"{len(paths)} files are called {stem_of(paths[0])}: {names}" if paths else ""
-    return partial(refuse, told, "keep one of them") if paths else None
+    problem = f"{len(paths)} files are called {stem_of(paths[0])}: {names}" if paths else ""
+    return partial(refuse, problem, "keep one of them") if paths else None
 
 
 # ---- classes -------------------------------------------------------------------------------------------------------

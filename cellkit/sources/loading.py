@@ -68,8 +68,8 @@ def without_empty(made: Loaded) -> Loaded:
     empty = made.instances.areas_px == 0
     if not empty.any():
         return made
-    told = f"{int(empty.sum())} outline(s) or mask(s) of its truth cover no pixel: no cells, left out"
-    return noted(made._replace(instances=made.instances[~empty]), [told])
+    note = f"{int(empty.sum())} outline(s) or mask(s) of its truth cover no pixel: no cells, left out"
+    return noted(made._replace(instances=made.instances[~empty]), [note])
 
 
 def load_picture(root: Path, path: Path, config, convert: Convert = converted) -> Loaded:

@@ -137,10 +137,10 @@ def with_own_split(items: Sequence[SourceImage], root: Path, config) -> tuple[li
     lists = {plain(name): split for name, split in read_own_lists(root, _paths_in).items()}
     tables, paths = read_split_tables(root)
     used = [path for path, _ in split_lists(root)] + paths
-    told = ", ".join(path.relative_to(root).as_posix() for path in used)
+    listed_in = ", ".join(path.relative_to(root).as_posix() for path in used)
     for name, split in tables.items():
         if lists.setdefault(plain(name), split) != split:
-            raise UserError(f"{told}: {name} is {lists[plain(name)]} and {split}", "keep one of them")
+            raise UserError(f"{listed_in}: {name} is {lists[plain(name)]} and {split}", "keep one of them")
     unread = [path.name for path in _perhaps_splits(root) if path not in used]
     if unread and not lists:
         LOG.warning(
@@ -148,30 +148,30 @@ def with_own_split(items: Sequence[SourceImage], root: Path, config) -> tuple[li
         )
     if not lists:
         return list(items), []
-    found = _found(lists, items, told)
+    found = _found(lists, items, listed_in)
     if not found:
-        LOG.warning(f"{told}: no name there is an image, e.g. {next(iter(lists))}; no split is read from it")
+        LOG.warning(f"{listed_in}: no name there is an image, e.g. {next(iter(lists))}; no split is read from it")
         return list(items), used
     missing = sorted(set(lists) - {name for name, _ in found.values()})
     if missing:
-        LOG.warning(f"{told}: {len(missing)} of {len(lists)} names are no image, e.g. {missing[0]}")
+        LOG.warning(f"{listed_in}: {len(missing)} of {len(lists)} names are no image, e.g. {missing[0]}")
     done, without = [], 0
     for item in items:
         split = found[item.source][1] if item.source in found else item.split
         if item.split not in ("", split):
             raise UserError(
-                f"{item.source} is {split} in {told}, and its folder says {item.split}",
+                f"{item.source} is {split} in {listed_in}, and its folder says {item.split}",
                 "keep one of them, or set convert.published_split: false to draw a split",
             )
         if not split and item.cell_type != MIXED and not item.bare:
             split, without = UNUSED, without + 1
         done.append(replace(item, split=split))
     if without:
-        LOG.warning(f"{without} of {len(items)} images are in none of {told} and in no split")
+        LOG.warning(f"{without} of {len(items)} images are in none of {listed_in} and in no split")
     return done, used
 
 
-def _found(split_of: Mapping[str, str], items: Iterable[SourceImage], told: str) -> dict[str, tuple[str, str]]:
+def _found(split_of: Mapping[str, str], items: Iterable[SourceImage], listed_in: str) -> dict[str, tuple[str, str]]:
     """Return, by the source of an image, the name that lists it and the split."""
     by_end: dict[str, list[SourceImage]] = defaultdict(list)
     for item in items:
@@ -188,12 +188,12 @@ def _found(split_of: Mapping[str, str], items: Iterable[SourceImage], told: str)
         those = next((by_end[end] for end in ends if end in by_end), [])
         if len({item.files[0] for item in those}) > 1:  # of one name in several folders
             raise UserError(
-                f"{told}: {name} is {len(those)} images, e.g. {those[0].source} and {those[1].source}",
+                f"{listed_in}: {name} is {len(those)} images, e.g. {those[0].source} and {those[1].source}",
                 "write their paths below the data folder",
             )
         for item in those:
             if found.setdefault(item.source, (name, split))[1] != split:
-                raise UserError(f"{told}: {item.source} is in two splits", "list each image once")
+                raise UserError(f"{listed_in}: {item.source} is in two splits", "list each image once")
     return found
 
 

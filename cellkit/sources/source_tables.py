@@ -53,9 +53,9 @@ def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str,
             f"{path} lacks the column(s) {', '.join(missing)}; its first line says: {there[:200]}",
             "use the table as it came, its columns parted by commas, semicolons or tabs",
         )
-    torn = next((n for n, row in enumerate(rows, 2) if None in row or None in row.values()), None)
-    if torn is not None:
-        raise UserError(f"{path} line {torn} has more or fewer fields than the header", "use the table as it came")
+    uneven = next((n for n, row in enumerate(rows, 2) if None in row or None in row.values()), None)
+    if uneven is not None:
+        raise UserError(f"{path} line {uneven} has more or fewer fields than the header", "use the table as it came")
     return rows
 
 
@@ -106,8 +106,8 @@ class ClassTable:
         found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())
                  if plain(path.name) in ("classes.csv", "classes.tsv")]  # fmt: skip
         if len(found) > 1:
-            told = f"there are two tables of classes, {found[0]} and {found[1]}"
-            refuse_or_note(UserError(told, "keep one of them"))
+            problem = f"there are two tables of classes, {found[0]} and {found[1]}"
+            refuse_or_note(UserError(problem, "keep one of them"))
         self.first: dict[str, tuple[str, int]] = {}
         for path in found:
             self.path = path
@@ -167,8 +167,8 @@ class ClassTable:
             for number, (known, line) in rows.items():
                 other = found.setdefault(number, (known, line))
                 if other[0] != known:
-                    told = f"{self.path} line {line}: label {number} of {key} has another class in line {other[1]}"
-                    refuse_or_note(UserError(told, "keep one row for each cell"))
+                    problem = f"{self.path} line {line}: label {number} of {key} has another class in line {other[1]}"
+                    refuse_or_note(UserError(problem, "keep one row for each cell"))
         return found
 
     def unmatched(self, items: Sequence[SourceImage]) -> Iterator[SourceImage]:
@@ -184,8 +184,8 @@ class ClassTable:
             else:
                 continue
             source = f"{self.path.relative_to(self.root).as_posix()} line {line}"
-            told = f"line {line} names '{file}', which is {why}"
-            loader = partial(refuse, told, "write it as HEK/a.tif, or take the row out")
+            problem = f"line {line} names '{file}', which is {why}"
+            loader = partial(refuse, problem, "write it as HEK/a.tif, or take the row out")
             yield SourceImage(f"{LEFT}{source}", "", "", UNUSED, source, loader)
 
     def key(self, item: SourceImage) -> str:
@@ -216,9 +216,9 @@ def _key_of(file: str) -> str:
 
 def competition_ids(items: Sequence[SourceImage], done: Sequence) -> set[str]:
     """Return the image_ids of the test images that a source names as such, where others have truth and none of them has."""
-    asked = {item.image_id for item in items if item.is_asked}
+    test_ids = {item.image_id for item in items if item.is_asked}
     truth = {result[0].image_id for result in done if result[1] is not None}
-    return set() if asked & truth or not truth else asked
+    return set() if test_ids & truth or not truth else test_ids
 
 
 def sample_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
@@ -267,12 +267,12 @@ def list_originals(
     rows = []
     for item, own_id in zip(items, ids, strict=True):
         height_px, width_px = size_of.get(item.image_id, ("", ""))
-        asked = own_id in wanted and (item.split == "test" or own_id not in tests)
-        asked = asked if sample else item.image_id in competition
+        is_wanted = own_id in wanted and (item.split == "test" or own_id not in tests)
+        is_wanted = is_wanted if sample else item.image_id in competition
         note = "" if item.image_id in size_of else why_unused(readable(item.source), quarantined)
         rows.append(
             {"image_id": item.image_id, "id": own_id, "split": item.split, "height_px": height_px, "width_px": width_px,
-             "asked": {True: "yes", False: "no"}[asked] if sample or competition else "", "note": note}
+             "asked": {True: "yes", False: "no"}[is_wanted] if sample or competition else "", "note": note}
         )  # fmt: skip
     blank = {"image_id": "", "split": "test", "height_px": "", "width_px": "", "asked": "yes"}
     known = set(ids)

@@ -213,13 +213,13 @@ def _by_split(records: Sequence, seen: Sequence[Mapping]) -> list[dict[str, Any]
             here = zip(records, seen, strict=True)
             cells = [len(one["areas_px"]) for r, one in here if (r.cell_type, r.split) == (kind, split)]
             if cells:
-                told = {
+                row = {
                     "images": len(cells),
                     "empty": cells.count(0),
                     "cells": sum(cells),
                     "cells_per_image": _three(cells),
                 }
-                rows.append({"cell_type": kind, "split": split, **told})
+                rows.append({"cell_type": kind, "split": split, **row})
     return rows
 
 
@@ -287,15 +287,15 @@ def remarks(sheet: Mapping[str, Any]) -> list[str]:
     >>> remarks({"cells": 80, "faults": faults, "balance": 0.2, "by_split": [], "flags": {}, "tiny_px": 15, "groups": {}})
     ['2 of 80 cells (2.5 %): with a hole', 'the smallest class has 0.2 of the cells of the largest']
     """
-    told = []
+    lines = []
     for kind, n in sheet["faults"].items():
         if n:
             words = FAULT_WORDS[kind] + (f" ({sheet['tiny_px']} px)" if kind == "tiny" else "")
-            told.append(f"{n} of {sheet['cells']} cells ({100 * n / sheet['cells']:.1f} %): {words}")
+            lines.append(f"{n} of {sheet['cells']} cells ({100 * n / sheet['cells']:.1f} %): {words}")
     if sheet["balance"] is not None and sheet["balance"] < 0.5:
-        told.append(f"the smallest class has {sheet['balance']:.2g} of the cells of the largest")
+        lines.append(f"the smallest class has {sheet['balance']:.2g} of the cells of the largest")
     empty = sum(row["empty"] for row in sheet["by_split"])
     if empty:
-        told.append(f"{empty} of {sheet['images']} images without a cell")
-    told += [f"{n} image(s) flagged: {flag.replace('_', ' ')}" for flag, n in sheet["flags"].items()]
-    return told
+        lines.append(f"{empty} of {sheet['images']} images without a cell")
+    lines += [f"{n} image(s) flagged: {flag.replace('_', ' ')}" for flag, n in sheet["flags"].items()]
+    return lines

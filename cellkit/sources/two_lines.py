@@ -74,8 +74,10 @@ def _mixed_halves(items: list[SourceImage], config) -> Iterator[SourceImage]:
     tests = [[item for item in items if item.cell_type == line and item.split == "test"] for line in lines]
     possible = math.prod(map(len, tests)) if len(lines) == 2 else 0
     if config.mixed_images > possible:
-        told = f"{config.mixed_images} mixed images are wanted, {possible} can be made of the test images"
-        refuse_or_note(UserError(told, "lower convert.mixed_images or raise convert.split.test; two lines are needed"))
+        problem = f"{config.mixed_images} mixed images are wanted, {possible} can be made of the test images"
+        refuse_or_note(
+            UserError(problem, "lower convert.mixed_images or raise convert.split.test; two lines are needed")
+        )
         return
     a, b = tests
     for number in range(config.mixed_images):

@@ -41,16 +41,16 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
 
     largest = max(max(image.shape[:2]) for image in images)
     sizes = np.exp(np.arange(np.log(LEAST_DIAMETER_PX), np.log(1.1 * max(largest, 8)), 0.05))
-    asked = [
-        (image, look)
+    tasks = [
+        (image, assumed_px)
         for image in images
-        for look in LOOKS_PX
-        if look <= min(2 * max(image.shape[:2]), 2 * LOOKS_PX[-1])
+        for assumed_px in LOOKS_PX
+        if assumed_px <= min(2 * max(image.shape[:2]), 2 * LOOKS_PX[-1])
     ]
     agreement = np.zeros(len(sizes))
-    for image, look in progress(asked, "cell diameter"):
-        part = _brightest(image, round(8 * look))
-        agreement += _agreement(find(part, look), look, sizes)
+    for image, assumed_px in progress(tasks, "cell diameter"):
+        part = _brightest(image, round(8 * assumed_px))
+        agreement += _agreement(find(part, assumed_px), assumed_px, sizes)
     agreement /= max(len(images), 1)
     best = int(agreement.argmax())
     other = agreement[np.abs(np.log(sizes / sizes[best])) > 0.5]

@@ -117,13 +117,13 @@ def only_noise(image: np.ndarray, channels: str = "both") -> bool:
     image : (H, W, 3) uint8
     """
     some = image[:: (len(image) - 1) // 256 + 1]
-    judged = []
+    noisy = []
     for channel in CHANNELS[channels]:
         plane = some[..., channel + 1].astype(np.int16)
         if plane.shape[1] > 2 and plane.min() < plane.max():
             noise = 1.4826 * np.median(np.abs(np.diff(plane, 2, axis=1))) / np.sqrt(6)
-            judged.append(bool(noise > 0 and np.ptp(np.percentile(plane, (1, 99))) < 6 * noise))
-    return bool(judged) and all(judged)
+            noisy.append(bool(noise > 0 and np.ptp(np.percentile(plane, (1, 99))) < 6 * noise))
+    return bool(noisy) and all(noisy)
 
 
 def refuse_empty(shown: Sequence[np.ndarray], train: CellDataset, what: str, key: str) -> None:
