@@ -51,9 +51,9 @@ def run(given: argparse.Namespace) -> Answer:
 def _check_config(given: argparse.Namespace) -> Answer:
     """List everything that is wrong with a configuration and what it reads, before anything is run."""
     from cellkit.config.reading import set_strings
-    from cellkit.run.preflight import look_at
+    from cellkit.run.preflight import check_file
 
-    outlook = look_at(given.run, set_strings(given.overrides), given.into)
+    outlook = check_file(given.run, set_strings(given.overrides), given.into)
     code = REFUSED if outlook.errors() else DONE
     if given.json:
         return Answer(json_text({"config": given.run, **outlook.to_json()}), code)

@@ -94,7 +94,7 @@ def compare_models(
     return about | {"groups": gain.units, "better": gain.better, "sentence": gain.sentence(*names)}
 
 
-def tell_scores(result: Mapping[str, Any], truth: str, found: str) -> str:
+def scores_to_text(result: Mapping[str, Any], truth: str, found: str) -> str:
     """Return the scores as a table for people: each convention with the line that says why its number differs."""
     lines = [
         f"{truth} (truth) and {found}: {result['images']} image(s), {result['truth_cells']} true cell(s), "

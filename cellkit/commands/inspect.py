@@ -29,18 +29,18 @@ def run(given: argparse.Namespace) -> Answer:
     if not os.path.splitext(given.path)[1] and not os.path.lexists(given.path):
         raise UserError(f"no file or folder at {given.path}", "check the path")
     if os.path.isdir(given.path) and not is_image_folder(given.path):
-        from cellkit.sources.inspection import inspect_folder, tell_folder
+        from cellkit.sources.inspection import folder_to_text, inspect_folder
 
         found, quarantined = inspect_folder(given.path, given.source, given.axes)
         list_quarantined(quarantined)
-        return Answer(json_text(found) if given.json else tell_folder(found), exit_code(quarantined, False))
+        return Answer(json_text(found) if given.json else folder_to_text(found), exit_code(quarantined, False))
     if given.source:
         raise UserError(f"--source {given.source}, but {given.path} is no folder", "a layout is that of a folder")
     from cellkit.microscope.open import inspect_file
-    from cellkit.sources.inspection import inspect_coco, tell_file, tell_folder
+    from cellkit.sources.inspection import file_to_text, folder_to_text, inspect_coco
 
     if given.path.lower().endswith(".json"):
         found = inspect_coco(given.path)
-        return Answer(json_text(found) if given.json else tell_folder(found))
+        return Answer(json_text(found) if given.json else folder_to_text(found))
     info = inspect_file(given.path, given.axes)
-    return Answer(json_text(info.to_json()) if given.json else tell_file(info))
+    return Answer(json_text(info.to_json()) if given.json else file_to_text(info))

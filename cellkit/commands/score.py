@@ -44,7 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Score predictions against the truth, conventions side by side."""
-    from cellkit.commands.comparison import compare_models, score_sides, tell_scores
+    from cellkit.commands.comparison import compare_models, score_sides, scores_to_text
     from cellkit.formats.any import read_side
     from cellkit.formats.sides import image_shapes, match_sides, refuse_proposed
 
@@ -71,4 +71,4 @@ def run(given: argparse.Namespace) -> Answer:
         print(f"note: {note}", file=sys.stderr)
     if other is not None:
         result["against"] = compare_models(truth, other, found, given.common, given.bootstrap)
-    return Answer(json_text(result) if given.json else tell_scores(result, given.truth, given.predictions))
+    return Answer(json_text(result) if given.json else scores_to_text(result, given.truth, given.predictions))

@@ -215,7 +215,7 @@ class ConvertConfig(Section):
 
     @field_validator("pair")
     @classmethod
-    def _tells_two(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+    def _two_columns(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
         if value is not None and (not value[0] or value[0] == value[1]):
             raise ValueError(
                 f"is {as_yaml(value)}, wanted a text that is in images' names and another in its place in labels'"

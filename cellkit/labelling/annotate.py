@@ -108,7 +108,7 @@ def choose_labels(
         note_reading(use, "corrections")
         corrections, unused, beside = read_corrections(images, proposals, folder_of(use)["corrections"])
         seen = {name: one for name, one in corrections.items() if one.by_person}
-        _tell_files(use, unused, beside, [name for name in corrections if name not in seen])
+        _log_files(use, unused, beside, [name for name in corrections if name not in seen])
         if quarantine is not None:
             quarantine(unused)
         chosen = _proposed(images, proposals, seen)
@@ -131,7 +131,7 @@ def _whole(image_id: str, labels: np.ndarray, made_by: str, cells: Instances) ->
     return Labelled(image_id, labels, made_by, cells if overlap else None)
 
 
-def _tell_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], unchanged: Sequence[str]) -> None:
+def _log_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], unchanged: Sequence[str]) -> None:
     """Say on stderr what of a folder of corrections is not used, and what in it nobody has changed."""
     lines = [f"{use}: {item.item} is not used: {item.reason}" for item in unused]
     if beside:

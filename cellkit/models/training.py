@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
 
 SAVE_EVERY_S = 60.0
-TELL_EVERY_S = 15.0
+LOG_EVERY_S = 15.0
 CHOOSE_FROM = 12  # validation images (groups) from which a third of them choose
 
 
@@ -192,7 +192,7 @@ def fit(
             break
         losses.append(loss)
         step += 1
-        if time.monotonic() - logged > TELL_EVERY_S:
+        if time.monotonic() - logged > LOG_EVERY_S:
             _tell(desc, step, plan, sum(losses) / len(losses), time.monotonic() - begun)
             logged = time.monotonic()
         if time.monotonic() - saved > SAVE_EVERY_S:
@@ -421,7 +421,7 @@ def choosers(records: Sequence[ImageRecord]) -> list[str]:
     units = {record.image_id: record.group or record.image_id for record in records}
     if len(set(units.values())) < CHOOSE_FROM:
         return []
-    return [name for name, unit in units.items() if _tossed(unit)]
+    return [name for name, unit in units.items() if _drawn_to_choose(unit)]
 
 
 def judges(images: CellDataset) -> CellDataset:
@@ -430,6 +430,6 @@ def judges(images: CellDataset) -> CellDataset:
     return images.subset([record.image_id not in chose for record in images.records])
 
 
-def _tossed(name: str) -> bool:
+def _drawn_to_choose(name: str) -> bool:
     digest = hashlib.sha256(f"choose\0{unicodedata.normalize('NFC', name)}".encode("utf-8", "surrogateescape"))
     return digest.digest()[0] < 256 / 3

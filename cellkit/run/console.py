@@ -21,7 +21,7 @@ def verdict(outcome: Any, reached: bool) -> tuple[int, str]:
         return INTERRUPTED, f"interrupted in cell {outcome.cell}"
     if outcome.ending == "error" and outcome.error_name == "UserError":
         return 2, outcome.error_text
-    if outcome.ending == "error" and (fault := _place_told(outcome.error_text)):
+    if outcome.ending == "error" and (fault := _place_fault(outcome.error_text)):
         return 2, str(fault)
     if outcome.ending == "error":
         name = f"{outcome.error_name}: " if outcome.error_name else ""
@@ -35,12 +35,12 @@ def verdict(outcome: Any, reached: bool) -> tuple[int, str]:
     return 1, "ended without stage.done"
 
 
-def _place_told(text: str) -> UserError | None:
+def _place_fault(text: str) -> UserError | None:
     """Return what to say when a cell failed because of the disk or folder it wrote to; None for another error.
 
     Examples
     --------
-    >>> print(_place_told("[Errno 28] No space left on device: '/runs/a/x.csv'"))
+    >>> print(_place_fault("[Errno 28] No space left on device: '/runs/a/x.csv'"))
     '/runs/a/x.csv': the disk is full
     free space there, or name another place, then repeat the command: what is done is kept
     """

@@ -244,10 +244,10 @@ def preflight(cfg: Config) -> list[Finding]:
     cfg : Config
         From `load_config`.
     """
-    return look_ahead(cfg).findings
+    return check_run(cfg).findings
 
 
-def look_ahead(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[str] = STAGES) -> Outlook:
+def check_run(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[str] = STAGES) -> Outlook:
     """Do what `preflight` does, and say what would be run.
 
     Parameters
@@ -274,8 +274,8 @@ def look_ahead(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[
     return outlook
 
 
-def look_at(config: str | Path, overrides: Mapping[str, Any], run_dir: str | Path | None = None) -> Outlook:
-    """Do what `look_ahead` does for a YAML file; where that is no configuration, say all that is wrong with it alone.
+def check_file(config: str | Path, overrides: Mapping[str, Any], run_dir: str | Path | None = None) -> Outlook:
+    """Do what `check_run` does for a YAML file; where that is no configuration, say all that is wrong with it alone.
 
     Raises
     ------
@@ -284,7 +284,7 @@ def look_at(config: str | Path, overrides: Mapping[str, Any], run_dir: str | Pat
     """
     with collected() as noted:
         try:
-            outlook = look_ahead(load_config(config, overrides), run_dir)
+            outlook = check_run(load_config(config, overrides), run_dir)
         except UserError:
             if not noted:
                 raise

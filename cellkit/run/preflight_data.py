@@ -159,7 +159,7 @@ def open_headers(outlook: Outlook) -> None:
     """Open the header of every image and of its labels: channels, sizes, damage; name what cannot be used."""
     from cellkit.errors import plain_reason, readable
     from cellkit.parallel import map_items
-    from cellkit.sources.ingest import refuse_none, tell_one_channel, unusable, with_truth
+    from cellkit.sources.ingest import refuse_none, unusable, warn_one_channel, with_truth
 
     if not outlook.items:
         return
@@ -178,7 +178,7 @@ def open_headers(outlook: Outlook) -> None:
         for text in left_out:
             outlook.add(WARNING, f"not read: {text}", "store it as a file of its own, if it is to be used")
     outlook.records, outlook.instances = [one[0] for one in done], [one[1] for one in done]
-    tell_one_channel(outlook.records, cfg)
+    warn_one_channel(outlook.records, cfg)
     refuse_none(done, outlook.items, quarantined, outlook.root)
 
 

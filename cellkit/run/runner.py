@@ -44,7 +44,7 @@ from cellkit.manifest import (
 from cellkit.run.console import INTERRUPTED, Clock, Console, span, verdict
 from cellkit.run.folder import fingerprint_of
 from cellkit.run.notebooks import Notebook, code_hashes, read_notebooks
-from cellkit.run.stale import StageState, judge_stage, stage_states
+from cellkit.run.stale import StageState, stage_state, stage_states
 
 
 def run_notebooks(
@@ -99,7 +99,7 @@ def run_notebooks(
         try:
             hold(folder, "writer")
             if fresh:
-                _look_ahead(cfg, folder, [book.name for book in chosen] if notebooks is None else [])
+                _check_run(cfg, folder, [book.name for book in chosen] if notebooks is None else [])
                 _forget(folder)
             else:
                 finish_commits(folder)
@@ -130,13 +130,13 @@ def _choose(books: list[Notebook], from_: str | None, only: str | None, fresh: b
     return books[start:] if from_ else books[start : start + 1]
 
 
-def _look_ahead(cfg: Config, folder: Path, stages: list[str]) -> None:
+def _check_run(cfg: Config, folder: Path, stages: list[str]) -> None:
     """Tell everything that is wrong before the stages are run (`cellkit.run.preflight`); refuse to run them for an error."""
     if not stages:
         return
-    from cellkit.run.preflight import look_ahead
+    from cellkit.run.preflight import check_run
 
-    outlook = look_ahead(cfg, folder, stages)
+    outlook = check_run(cfg, folder, stages)
     errors = outlook.errors()
     if errors and len(outlook.findings) == 1:
         raise UserError(errors[0].problem, errors[0].remedy)
@@ -204,11 +204,11 @@ class _Runner:
         self.states = {s.name: s for s in stage_states(self.folder, self.cfg, self.books, manifest, self.hasher)}
         self._keep_earlier(manifest)
         names = [book.name for book in self.chosen if self.forced or self.states[book.name].state != "fresh"]
-        _look_ahead(self.cfg, self.folder, names if self.look else [])
+        _check_run(self.cfg, self.folder, names if self.look else [])
         ran = 0
         for book in self.chosen:
             manifest = read_manifest(self.folder)
-            state = judge_stage(self.folder, self.cfg, book, manifest, self.hasher)
+            state = stage_state(self.folder, self.cfg, book, manifest, self.hasher)
             if state.state == "fresh" and not self.forced:
                 self._skip(book)
                 continue
@@ -267,7 +267,7 @@ class _Runner:
             self.console.raw,
             self.timeout_s,
         )
-        return self._judge_outcome(book, attempt, outcome, clock, copy, partial)
+        return self._conclude_outcome(book, attempt, outcome, clock, copy, partial)
 
     def _environment(self, book: Notebook, attempt: str, began: float) -> dict[str, str]:
         context = {
@@ -282,7 +282,7 @@ class _Runner:
         }
         return {"CELLKIT_HEADLESS": "1", RUNNER_VARIABLE: json.dumps(context)}
 
-    def _judge_outcome(self, book, attempt, outcome, clock, copy, partial) -> int:
+    def _conclude_outcome(self, book, attempt, outcome, clock, copy, partial) -> int:
         """Ask the manifest: finished if stage.done was reached in this attempt and nothing failed after it."""
         finish_commits(self.folder)  # a kernel killed within stage.done
         manifest = read_manifest(self.folder)

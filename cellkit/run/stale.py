@@ -80,7 +80,7 @@ def stage_states(
     states: dict[str, StageState] = {}
     done: list[tuple[Notebook, StageState]] = []
     for book in books:
-        state = judge_stage(folder, cfg, book, manifest, hasher)
+        state = stage_state(folder, cfg, book, manifest, hasher)
         for key in manifest["stages"].get(book.name, {}).get("inputs", {}) if state.state == "fresh" else ():
             maker = next((n for n, s in states.items() if s.state != "fresh" and key in _keys(manifest, n)), None)
             if maker:
@@ -108,7 +108,7 @@ def _keys(manifest: dict[str, Any], stage: str) -> dict[str, Any]:
     return manifest["stages"].get(stage, {}).get("outputs", {})
 
 
-def judge_stage(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, Any], hasher: Hasher) -> StageState:
+def stage_state(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, Any], hasher: Hasher) -> StageState:
     """Judge one stage by its own inputs, section, code and outputs."""
     entry, attempt = manifest["stages"].get(book.name), manifest["attempts"].get(book.name)
     if entry is None and attempt is None:

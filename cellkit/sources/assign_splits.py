@@ -28,7 +28,7 @@ def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[S
     if max_images is None:
         return list(items)
     some_truth = not all(item.bare for item in items)
-    kept = {position for position, item in enumerate(items) if some_truth and item.bare and item.is_asked}
+    kept = {position for position, item in enumerate(items) if some_truth and item.bare and item.is_own_test}
     if kept and len(items) > max_images:
         LOG.warning(f"convert.max_images: all {len(kept)} test images without truth stay, each is asked for")
     by_type: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -189,7 +189,7 @@ def assign_splits(
         )
     if not config.published_split:  # what has no truth can be a test image only
         items = [item if item.bare and item.split == "test" else replace(item, split="") for item in items]
-    items = [replace(item, is_asked=item.split == "test") for item in items]
+    items = [replace(item, is_own_test=item.split == "test") for item in items]
     if fill_split:
         items = split_off(items, config)
     if mixed_is_test:

@@ -64,8 +64,8 @@ def read(root: Path, config) -> Iterator[SourceImage]:
     listed: list[_Listed] = []
     pictures = _Pictures(root)
     sheets = read_sheets(root, config.coco_convention)
-    _tell_other_names(sheets)
-    _tell_unread(root)
+    _warn_other_names(sheets)
+    _warn_unread(root)
     for sheet in sheets:
         for label in sorted(sheet.used_categories()):
             known_class(label, config)
@@ -74,7 +74,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
     yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
-def _tell_other_names(sheets: list[Sheet]) -> None:
+def _warn_other_names(sheets: list[Sheet]) -> None:
     """Say which categories one file uses and another does not even name: they go by name, whatever their numbers."""
     used = {name for sheet in sheets for name in sheet.used_categories()}
     for sheet in sheets:
@@ -152,7 +152,7 @@ def _first_key(path: Path) -> tuple[str, bool]:
     return begin, False
 
 
-def _tell_unread(root: Path) -> None:
+def _warn_unread(root: Path) -> None:
     """Name the JSON files of another form that speak of images, annotations or categories all the same."""
     paths = list_files(root, (".json",), keep_labels=True)
     unread = [path.relative_to(root).as_posix() for path in paths if _first_key(path) == ("[", True)]

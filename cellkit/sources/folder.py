@@ -166,7 +166,7 @@ def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceIma
     if not items:
         return
     if len(config.classes) == 1:
-        _tell_odd_folders_of_one_class(told_by_folder, config)
+        _warn_odd_folders_of_one_class(told_by_folder, config)
         return
     classless = Counter(item.source.rpartition("/")[0] for item in told_by_folder if not item.cell_type)
     missing = [name for name in config.classes if not any(item.cell_type == name for item in items)]
@@ -183,7 +183,7 @@ def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceIma
         LOG.warning(f"class {only} has no folder, and so no image that is known to be of it")
 
 
-def _tell_odd_folders_of_one_class(items: Sequence[SourceImage], config) -> None:
+def _warn_odd_folders_of_one_class(items: Sequence[SourceImage], config) -> None:
     """Say which folders are called otherwise than the only class, where one is called so: their cells count as it too."""
     count = Counter(item.source.rpartition("/")[0] for item in items)
     own = {folder for folder in count if any(named_class(part, config) for part in folder.split("/"))}

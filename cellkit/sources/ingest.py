@@ -117,7 +117,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Converte
         try:
             check_enough([item for item in items if not item.is_left], settings)
         except UserError:
-            _name_unusable(_told_by_names(items), items)  # perhaps why they are too few
+            _name_unusable(_unusable_by_name(items), items)  # perhaps why they are too few
             raise
     limits = None
     if config.percentiles_of == "batch":  # of training images: test images decide nothing
@@ -140,7 +140,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Converte
     quarantined += bare
     _name_unusable(quarantined, items)
     refuse_none(done, items, quarantined, root)
-    tell_one_channel([result[0] for result in done], config)
+    warn_one_channel([result[0] for result in done], config)
     sync(out / result[0].path for result in done)
     images = [item for item in items if not item.is_left]
     originals = list_originals(images, done, quarantined, sample_ids(root, images))
@@ -152,7 +152,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Converte
     return converted
 
 
-def tell_one_channel(records: Sequence[ImageRecord], config) -> None:
+def warn_one_channel(records: Sequence[ImageRecord], config) -> None:
     """Say on stderr in how many images nuclei and cytoplasm are one channel, although both are named."""
     if config.channels.nuclei is None or config.channels.cytoplasm is None:
         return
@@ -165,7 +165,7 @@ def tell_one_channel(records: Sequence[ImageRecord], config) -> None:
         )
 
 
-def tell_lacking_classes(items: Sequence[SourceImage], config) -> None:
+def warn_lacking_classes(items: Sequence[SourceImage], config) -> None:
     """Say on stderr which class no validation or no test image has; mixed images and those of no known line may have any."""
     lines = {split: {item.cell_type for item in items if item.split == split} for split in ("train", "val", "test")}
     for split, what in (("val", "validation"), ("test", "test")):
@@ -212,7 +212,7 @@ def with_truth(items: Sequence[SourceImage], done: list) -> tuple[list, list[Qua
     return [result for result in done if result[1] is not None or result[0].split == "test"], named
 
 
-def _told_by_names(items: Sequence[SourceImage]) -> list[Quarantined]:
+def _unusable_by_name(items: Sequence[SourceImage]) -> list[Quarantined]:
     """Return what is known to be of no use before any image is opened: what fits no image, and images without labels."""
     useless = []
     for item in items:
@@ -269,7 +269,7 @@ def list_images(config, root: Path) -> list[SourceImage]:
             "set convert.source and convert.path; data/README.md shows the layouts that are read",
         )
     check_ids((item.image_id, item.source) for item in items)
-    tell_lacking_classes([item for item in items if not item.is_left], config)
+    warn_lacking_classes([item for item in items if not item.is_left], config)
     across = groups_across_splits(items)
     if across:
         some = ", ".join(across[:5]) + (", ..." if len(across) > 5 else "")

@@ -19,7 +19,7 @@ from cellkit.microscope.file_info import Channel
 FAULTS = ("tiny", "pieces", "holes", "touching", "border")
 
 
-def tell_file(info) -> str:
+def file_to_text(info) -> str:
     """Return a `FileInfo` in words: axes, shape, type, channels, pixel size, and how many pictures it becomes."""
     alike = _alike(info.series)
     lines = [f"{info.path}: {info.reader}, " + (_told(info.first) if len(alike) == 1 else f"{len(info.series)} scenes")]
@@ -93,7 +93,7 @@ def list_microscope_files(root: str | Path, axes: str | None = None) -> list[dic
     return rows
 
 
-def tell_files(rows: Sequence[dict[str, Any]], most: int = 200) -> str:
+def files_to_text(rows: Sequence[dict[str, Any]], most: int = 200) -> str:
     """Return a table of microscope files, a line each; the first `most` of them."""
     cells = [FILE_COLUMNS, *(_file_cells(row) for row in rows[:most])]
     widths = [max(len(row[i]) for row in cells) for i in range(len(FILE_COLUMNS) - 1)] + [0]
@@ -256,7 +256,7 @@ def _spread(values: Sequence[int] | np.ndarray) -> list[float]:
     return [float(np.min(values)), float(np.median(values)), float(np.max(values))] if len(values) else []
 
 
-def tell_folder(found: dict[str, Any]) -> str:
+def folder_to_text(found: dict[str, Any]) -> str:
     """Return the counts of a data set in words."""
     sizes = " x ".join("-".join(map(str, dict.fromkeys(found[side]))) for side in ("height_px", "width_px"))
     lines = [f"{found['kind']}: {found['images']} image(s) of {sizes} px, {found['unlabelled']} without labels"]
@@ -274,7 +274,7 @@ def tell_folder(found: dict[str, Any]) -> str:
         labels = _listed(found["faults"]) or "boxes, not masks: no outline can be learned from them or scored"
         lines.append(f"labels: {labels}; objects overlap in {found['overlapping']} image(s)")
     if found.get("files"):
-        lines.append(tell_files(found["files"]))
+        lines.append(files_to_text(found["files"]))
         if all(len(row.get("channels", ())) == 1 for row in found["files"]):
             lines.append(
                 "one channel per file: a run is to be told what it shows, e.g. convert: {channels: {nuclei: 0}}"

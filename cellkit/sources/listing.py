@@ -67,7 +67,7 @@ class SourceImage:
     wants to hear: the file's name without its suffix; "" where there is no such name. `files` are those of the data folder
     that the image is made of, picture first: what no image is made of is named, see `cellkit.sources.leftovers`. `unit` names the
     file, or the series of files, that it is one of several frames of: they stay on one side of a split. `bare` is an image
-    of which no labels are known. `is_asked`: the source itself, no draw, calls it a test image. `scene` and `time` say which
+    of which no labels are known. `is_own_test`: the source itself, no draw, calls it a test image. `scene` and `time` say which
     frame of its file it is.
     """
 
@@ -81,7 +81,7 @@ class SourceImage:
     files: tuple[Path, ...] = ()
     unit: str = ""
     bare: bool = False
-    is_asked: bool = False
+    is_own_test: bool = False
     scene: int = 0
     time: int = 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
 from cellkit.sources.assign_splits import assign_splits
-from cellkit.sources.coco import _coco_image, _Listed, _once_each, _Pictures, _tell_unread, read_sheets
+from cellkit.sources.coco import _coco_image, _Listed, _once_each, _Pictures, _warn_unread, read_sheets
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import SourceImage, class_of_line, refuse
 
@@ -34,7 +34,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
     root = Path(root)
     listed: list[_Listed] = []
     pictures = _Pictures(root)
-    _tell_unread(root)
+    _warn_unread(root)
     for sheet in read_sheets(root):
         for entry in sheet.images:
             name = LIVECELL_NAME.match(Path(str(entry.get("file_name", ""))).name)

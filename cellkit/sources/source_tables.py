@@ -216,7 +216,7 @@ def _key_of(file: str) -> str:
 
 def competition_ids(items: Sequence[SourceImage], done: Sequence) -> set[str]:
     """Return the image_ids of the test images that a source names as such, where others have truth and none of them has."""
-    test_ids = {item.image_id for item in items if item.is_asked}
+    test_ids = {item.image_id for item in items if item.is_own_test}
     truth = {result[0].image_id for result in done if result[1] is not None}
     return set() if test_ids & truth or not truth else test_ids
 

@@ -131,7 +131,7 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
     from cellkit.parallel import map_items
 
     seen, failed = map_items(
-        partial(_look_at, dataset, tiny_px),
+        partial(_describe_image, dataset, tiny_px),
         range(len(dataset)),
         "describe",
         workers,
@@ -188,7 +188,7 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
     }  # fmt: skip
 
 
-def _look_at(dataset: CellDataset, tiny_px: int, position: int) -> dict[str, Any]:
+def _describe_image(dataset: CellDataset, tiny_px: int, position: int) -> dict[str, Any]:
     return measure_image(dataset.image(position), dataset.instances[position], tiny_px)
 
 

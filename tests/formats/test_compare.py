@@ -12,7 +12,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, plain_stem
 from cellkit.cells.records import ImageRecord, write_records
-from cellkit.commands.comparison import compare_models, score_sides, tell_scores
+from cellkit.commands.comparison import compare_models, score_sides, scores_to_text
 from cellkit.commands.main import main
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
@@ -354,7 +354,7 @@ class TestScoreSides:
         assert all(told["score"] == pytest.approx(1.0) for told in result["conventions"].values())
         assert (result["images"], result["truth_cells"], result["found_cells"]) == (2, 3, 3)
         assert json.loads(json.dumps(result, allow_nan=False))["conventions"]["kaggle"]["interval"] == [1.0, 1.0]
-        text = tell_scores(result, "truth.json", "found.json")
+        text = scores_to_text(result, "truth.json", "found.json")
         assert "2 image(s), 3 true cell(s), 3 found" in text
         assert "kaggle        1.000  [1.000, 1.000]   MAP IoU" in text
 
@@ -369,7 +369,7 @@ class TestScoreSides:
         side = read_side(truth)
         result = score_sides(side, side, ["kaggle"], by="cell_type", bootstrap=0)
         assert list(result["by"]["cell_type"]) == ["N2a", "mixed"]
-        assert "N2a" in tell_scores(result, "t", "p")
+        assert "N2a" in scores_to_text(result, "t", "p")
         by_class = score_sides(side, side, ["kaggle"], by="class_name", bootstrap=0)["by"]["class_name"]
         assert by_class["HEK"]["truth_cells"] == 1
         assert by_class["N2a"]["truth_cells"] == 2
@@ -581,5 +581,7 @@ def test_the_score_of_two_folders_draws_whole_wells_and_says_so(tmp_path):
     truth, found = read_side(labels_at(tmp_path / "t", **images)), read_side(labels_at(tmp_path / "p", **images))
     result = score_sides(*match_sides(truth, found), ["kaggle"], bootstrap=20)
     assert result["conventions"]["kaggle"]["interval_of"] == "4 groups (few)"
-    assert "intervals: 95 %, over 4 groups (few), told by names (e.g. A01: 2 images)\n" in tell_scores(result, "t", "p")
+    assert "intervals: 95 %, over 4 groups (few), told by names (e.g. A01: 2 images)\n" in scores_to_text(
+        result, "t", "p"
+    )
     assert "8 images of 4 groups (few)" in compare_models(truth, found, found, bootstrap=20)["sentence"]

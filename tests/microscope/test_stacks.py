@@ -26,7 +26,7 @@ from cellkit.microscope.file_info import Reader
 from cellkit.microscope.ome_zarr import _zarr_um_per_px
 from cellkit.microscope.open import READER_OF, READERS, inspect_file, open_file
 from cellkit.microscope.stacks import parse_xml
-from cellkit.sources.inspection import list_microscope_files, tell_file, tell_files
+from cellkit.sources.inspection import file_to_text, files_to_text, list_microscope_files
 
 ROOT = Path(__file__).parents[2]
 LIBRARY_SUFFIXES = [suffix for suffix, reader in READER_OF.items() if reader.module]
@@ -397,7 +397,7 @@ def test_bands_of_a_wavelength_sweep_are_channels(tmp_path):
     assert (info.axes, info.channels) == ("CYX", ("emission 500 nm", "emission 510 nm", "emission 520 nm"))
     (made,) = convert_file(path, Conversion({"nuclei": 512}, percentiles=(0, 100)))
     assert made.channels == "red=;green=;blue=emission 510 nm"
-    assert info.channels[0] in tell_file(info) and "500 nm 500 nm" not in tell_file(info)
+    assert info.channels[0] in file_to_text(info) and "500 nm 500 nm" not in file_to_text(info)
     assert inspect_file(path, "ZYX").channels == ("",), "stated axes have the last word"
 
 
@@ -431,7 +431,7 @@ def test_one_image_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     assert [bool(series.problem) for series in info.series] == [True, False]
     assert (info.axes, list(info.frames())) == ("CYX", [(0, 0, "_s0"), (1, 0, "_s1")])
     assert (info.to_json()["images"], info.to_json()["series"][0]["axes"]) == (1, "ZX")
-    lines = tell_file(info).splitlines()
+    lines = file_to_text(info).splitlines()
     assert lines[0].endswith("lif, 2 scenes") and lines[1].startswith("scene 0 cut: ZX 20 x 30")
     assert "not read:" in lines[1] and "becomes 1 picture(s) (2 scene(s), 1 of them not read)" in lines[3]
     how = ConvertConfig(
@@ -444,7 +444,7 @@ def test_one_image_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     assert [record.image_id for record in made.images.records] == ["a_s1"]
     assert len(made.quarantined) == 1 and "along Z and X" in made.quarantined[0].reason
     (row,) = list_microscope_files(tmp_path / "in")
-    assert tell_files([row]).splitlines()[2].split("|")[-2].strip().startswith("1 picture of 2 scenes; 1 refused: ")
+    assert files_to_text([row]).splitlines()[2].split("|")[-2].strip().startswith("1 picture of 2 scenes; 1 refused: ")
 
 
 @pytest.mark.parametrize("tags", [(1, 2, 3), (3, 2, 1)])  # stored red first, blue first
@@ -874,18 +874,18 @@ def test_a_damaged_nd2_gives_planes_or_a_reason(raw, tmp_path):
 def test_the_table_in_the_documentation_is_what_inspect_prints(raw):
     rows = [row for row in list_microscope_files(raw) if "/expected/" not in row["file"]]
     text = (ROOT / "data" / "formats.md").read_text(encoding="utf-8")
-    assert tell_files(rows) in text, "cellkit inspect raw_formats, without lif/expected"
+    assert files_to_text(rows) in text, "cellkit inspect raw_formats, without lif/expected"
 
 
 @pytest.mark.realdata
 def test_inspecting_the_folder_lists_a_row_per_file(raw):
     rows = list_microscope_files(raw)
     assert {row["file"] for row in rows} >= set(TABLE)
-    lines = tell_files(rows).splitlines()
+    lines = files_to_text(rows).splitlines()
     assert len(lines) == len(rows) + 2
     assert {line.count("|") for line in lines} == {9}
     assert sum("refused: " in line for line in lines) == 3
-    assert len(tell_files(rows, most=5).splitlines()) == 8
+    assert len(files_to_text(rows, most=5).splitlines()) == 8
 
 
 # ---- what is not there, and what is there besides ------------------------------------------------------------------

@@ -450,7 +450,7 @@ def test_a_diameter_is_estimated_on_crops(monkeypatch):
         unet, "_forward", lambda network, planes: seen.append(planes.shape) or np.full_like(planes[[0, 0, 0]], -6)
     )
     unet.estimate_diameter(find_weights("starter"), [np.zeros((3000, 2000, 3), np.uint8)])
-    assert len(seen) == len(diameter.LOOKS_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8
+    assert len(seen) == len(diameter.ASSUMED_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8
 
 
 # ---- maskrcnn ------------------------------------------------------------------------------------------------------

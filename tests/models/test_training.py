@@ -73,7 +73,7 @@ def test_early_stop(tmp_path):
 
 
 def test_a_long_training_says_where_it_is_between_two_scores(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("cellkit.models.training.TELL_EVERY_S", -1.0)
+    monkeypatch.setattr("cellkit.models.training.LOG_EVERY_S", -1.0)
     model = line_model()
     fit(model, loss_of(model), score_of(model), Plan(steps=4, eval_every=4), tmp_path, "a", desc="line")
     lines = capsys.readouterr().err.splitlines()

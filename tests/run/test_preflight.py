@@ -15,7 +15,7 @@ from cellkit.formats.label_images import write_labels
 from cellkit.microscope.file_info import headers_only
 from cellkit.models.weights import save_checkpoint
 from cellkit.run.notebooks import read_notebooks
-from cellkit.run.preflight import MODELS, look_ahead, look_at, preflight
+from cellkit.run.preflight import MODELS, check_file, check_run, preflight
 from cellkit.run.preflight_data import ERROR, WARNING
 from cellkit.sources.ingest import gather
 
@@ -70,7 +70,7 @@ def here(tmp_path, monkeypatch):
 
 def look(**overrides):
     """Look ahead with dotted keys, ``_`` written as ``__`` standing for the dot."""
-    return look_at("c.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+    return check_file("c.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
 
 
 def texts(outlook, severity: str) -> str:
@@ -382,10 +382,10 @@ def test_memory_disk_and_run_folder(here, monkeypatch):
     os.chdir(here)
     Path("file").write_text("")
     cfg = load_config("c.yaml")
-    assert "is no folder" in texts(look_ahead(cfg, "file/run"), ERROR)
+    assert "is no folder" in texts(check_run(cfg, "file/run"), ERROR)
     Path("photos").mkdir()
     Path("photos/cat.jpg").write_text("")
-    assert "is no run folder and holds cat.jpg" in texts(look_ahead(cfg, "photos"), ERROR)
+    assert "is no run folder and holds cat.jpg" in texts(check_run(cfg, "photos"), ERROR)
 
 
 def test_the_models_that_can_be_handed_in_are_those_of_the_notebooks():
@@ -592,6 +592,6 @@ def test_only_what_would_run_is_looked_at(here, monkeypatch):
     cfg = load_config("c.yaml", {"label.model": "none", "evaluate.submit": "none", "finetune.base": "none"})
     monkeypatch.setattr(module, "OF_DATA", (lambda outlook: pytest.fail("the data were looked at"),))
     monkeypatch.setattr(module, "images_of_run", lambda outlook: None)
-    told = texts(look_ahead(cfg, stages=["03_finetune_cellpose", "06_evaluate_map_iou"]), ERROR)
+    told = texts(check_run(cfg, stages=["03_finetune_cellpose", "06_evaluate_map_iou"]), ERROR)
     assert "no weights 'none'" in told and "evaluate.submit" in told and told.count("no weights") == 1
-    assert look_ahead(cfg, stages=["04_cells_to_coco"]).findings == []
+    assert check_run(cfg, stages=["04_cells_to_coco"]).findings == []

@@ -15,7 +15,7 @@ from cellkit.formats.label_images import write_labels
 from cellkit.microscope.open import inspect_file
 from cellkit.sources import inspection
 from cellkit.sources.ingest import classes_of, detect_kind
-from cellkit.sources.inspection import inspect_coco, inspect_folder, tell_file, tell_folder
+from cellkit.sources.inspection import file_to_text, folder_to_text, inspect_coco, inspect_folder
 
 GREY = np.full((20, 30), 7, np.uint8)
 LABELS = np.zeros((20, 30), np.int32)
@@ -93,7 +93,7 @@ class TestFolder:
         told, _ = inspect_folder(tmp_path)
         assert (told["kind"], told["images"], told["unlabelled"], told["objects"]) == ("folder", 1, 1, 0)
         assert told["area_px"] == [] and told["diameter_px"] is None
-        assert tell_folder(told).splitlines()[0] == "folder: 1 image(s) of 20 x 30 px, 1 without labels"
+        assert folder_to_text(told).splitlines()[0] == "folder: 1 image(s) of 20 x 30 px, 1 without labels"
 
     def test_a_layout_can_be_named(self, two_lines):
         told, _ = inspect_folder(two_lines / "u2os", "folder")
@@ -113,7 +113,7 @@ class TestFolder:
             inspect_folder(tmp_path / name, kind)
 
     def test_words(self, two_lines):
-        lines = tell_folder(inspect_folder(two_lines)[0]).splitlines()
+        lines = folder_to_text(inspect_folder(two_lines)[0]).splitlines()
         assert lines[0] == "two_lines: 4 image(s) of 20 x 30 px, 0 without labels"
         assert "objects: 16 (nih3t3 8, u2os 8)" in lines
 
@@ -149,7 +149,7 @@ class TestFiles:
     def test_a_microscope_file_in_words(self, tmp_path):
         metadata = {"axes": "TCYX", "Channel": {"Name": ["GFP", "DAPI"]}, "PhysicalSizeX": 0.65}
         tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((3, 2, 20, 30), np.uint16), metadata=metadata)
-        text = tell_file(inspect_file(tmp_path / "a.ome.tif"))
+        text = file_to_text(inspect_file(tmp_path / "a.ome.tif"))
         assert "ome-tiff, TCYX 3 x 2 x 20 x 30 uint16, 0.65 um per px" in text
         assert "channels: 0 GFP, 1 DAPI" in text
         assert "becomes 3 picture(s)" in text
@@ -169,7 +169,7 @@ class TestFiles:
         told, quarantined = inspect_folder(tmp_path)
         assert [row["file"] for row in told["files"]] == ["1.ome.tif", "2.tif", "3.oib"], "a PNG needs no row"
         assert [item.item for item in quarantined] == ["2.tif", "3.oib"]
-        head, _, *rows = tell_folder(told).splitlines()[-5:]
+        head, _, *rows = folder_to_text(told).splitlines()[-5:]
         assert [cell.strip() for cell in head.split("|")][1:-1] == list(inspection.FILE_COLUMNS)
         cells = [[cell.strip() for cell in row.split("|")][1:-1] for row in rows]
         channels = "a 461 nm, b 520 nm, c 600 nm"

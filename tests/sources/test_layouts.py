@@ -538,7 +538,7 @@ def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path):
         save(tmp_path / name)
     items = listed(tmp_path, config("folder", classes=("control", "test"))).values()
     assert [item.cell_type for item in items] == ["control", "test", "test"] and not any(
-        item.is_asked for item in items
+        item.is_own_test for item in items
     )
     save(tmp_path / "val" / "control" / "d.png")
     with pytest.raises(UserError, match="folder test is called after a class and after a split"):

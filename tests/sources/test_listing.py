@@ -205,7 +205,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 def test_max_images_leaves_all_test_images_of_a_competition(capsys):
     items = [SourceImage(f"a{k}", "HEK", "", "", "", int) for k in range(5)]
-    asked = [SourceImage(f"t{k}", "HEK", "", "test", "", int, bare=True, is_asked=True) for k in range(4)]
+    asked = [SourceImage(f"t{k}", "HEK", "", "test", "", int, bare=True, is_own_test=True) for k in range(4)]
     kept = [item.image_id for item in limit_images(items + asked, 2)]
     assert kept[2:] == ["t0", "t1", "t2", "t3"] and {name[0] for name in kept[:2]} == {"a"}
     assert "all 4 test images without truth stay" in capsys.readouterr().err

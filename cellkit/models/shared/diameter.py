@@ -11,7 +11,7 @@ from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models.shared.inputs import CELL_PX
 
-LOOKS_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are looked at with, to find their own
+ASSUMED_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are looked at with, to find their own
 LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
 
 
@@ -44,8 +44,8 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
     tasks = [
         (image, assumed_px)
         for image in images
-        for assumed_px in LOOKS_PX
-        if assumed_px <= min(2 * max(image.shape[:2]), 2 * LOOKS_PX[-1])
+        for assumed_px in ASSUMED_PX
+        if assumed_px <= min(2 * max(image.shape[:2]), 2 * ASSUMED_PX[-1])
     ]
     agreement = np.zeros(len(sizes))
     for image, assumed_px in progress(tasks, "cell diameter"):
@@ -91,5 +91,7 @@ def _agreement(found: Instances, look_px: float, sizes_px: np.ndarray) -> np.nda
     sure = weight * np.clip(2 * found.scores - 1, 0, 1)
     near = np.exp(-0.5 * (np.log(diameters[:, None] / sizes_px) / 0.18) ** 2)
     several = near.sum(axis=0) / (near.sum(axis=0) + 0.5)  # one object may be anything
-    looked = np.exp(-0.5 * (np.log(look_px / sizes_px / 1.3) / 0.5) ** 2) * np.log(LOOKS_PX[1] / LOOKS_PX[0]) / 1.2533
+    looked = (
+        np.exp(-0.5 * (np.log(look_px / sizes_px / 1.3) / 0.5) ** 2) * np.log(ASSUMED_PX[1] / ASSUMED_PX[0]) / 1.2533
+    )
     return looked * several * (sure[:, None] * near).sum(axis=0) / weight.sum()

@@ -179,7 +179,7 @@ def join_tiles(
         piece = objects[[k]]
         if _same(piece, taken)[0]:
             continue
-        cells = _look_whole(look, pixels, found.boxes[[k]], piece, shape)
+        cells = _find_whole(look, pixels, found.boxes[[k]], piece, shape)
         if cells is None:
             cells, pieces = found[[k]], pieces + 1
         masks = pixels(cells)
@@ -228,7 +228,7 @@ def _same(cells: Instances, taken: Instances) -> np.ndarray:
     return among
 
 
-def _look_whole(look, pixels, box: np.ndarray, piece: Instances, shape: tuple[int, int]) -> Boxes | None:
+def _find_whole(look, pixels, box: np.ndarray, piece: Instances, shape: tuple[int, int]) -> Boxes | None:
     """Look at a window around a piece, wider until nothing that meets the piece is cut; None where that gets too large."""
     from cellkit.scores.iou import overlaps
 
