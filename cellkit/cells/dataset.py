@@ -202,7 +202,7 @@ class CellDataset:
 
     def sample(self, most: int) -> CellDataset:
         """Return at most `most` images, evenly spread over all."""
-        return self.subset(np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)))
+        return self.subset(evenly_spaced(len(self), most))
 
     def index(self, image_id: str) -> int:
         """Return the position of an image."""
@@ -219,6 +219,17 @@ class CellDataset:
     def select(self, split: str | None = None, cell_type: str | None = None) -> CellDataset:
         """Return the images of one split and / or one cell type."""
         return self.subset([split in (None, r.split) and cell_type in (None, r.cell_type) for r in self.records])
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Return at most `most` positions, evenly spread over `count`.
+
+    Examples
+    --------
+    >>> evenly_spaced(10, 4), evenly_spaced(2, 4)
+    ([0, 3, 6, 9], [0, 1])
+    """
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
 
 
 def refuse_few(instances: Sequence[Instances], cells: int) -> None:

@@ -263,8 +263,7 @@ def diameter_for(
     if not len(measured):
         raise UserError("there is no image to measure the cell diameter on", "set label.diameter_px")
     images = measured
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
-    return if_able(backend, "estimate_diameter", checkpoint, [images.image(k) for k in chosen], config)
+    return if_able(backend, "estimate_diameter", checkpoint, list(images.sample(most).images()), config)
 
 
 def with_classes(

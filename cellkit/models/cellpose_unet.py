@@ -26,7 +26,6 @@ from cellkit.models.shared.fine_tuning import (
     save_tuned,
     scored_along,
     search,
-    spread,
 )
 from cellkit.models.shared.flows import FlowLoss, masks_of, prepare
 from cellkit.models.shared.inputs import (
@@ -401,8 +400,8 @@ def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> floa
     channels = settings.pop("channels")
     pairs = []
     refuse_small(labelled, settings["min_area_px"], "finetune.min_area_px")
-    for k in spread(len(labelled), most):
-        image, truth = labelled[k]
+    some = labelled.sample(most)
+    for image, truth in (some[k] for k in range(len(some))):
         maps = prepare(image, truth, diameter_px, channels=channels).target.copy()
         maps[2] = np.where(maps[2] > 0, 6, -6)
         pairs.append((truth, masks_of(maps, truth.shape, **settings)))

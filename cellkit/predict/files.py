@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from cellkit.cells.dataset import evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut
 from cellkit.cells.records import ImageRecord
@@ -297,9 +298,8 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     backend = get_backend(model.backend)
     if not hasattr(backend, "estimate_diameter"):
         raise UserError(f"{model.backend} cannot estimate a diameter", "give it in px: --diameter 30")
-    places = np.unique(np.linspace(0, len(frames) - 1, min(AUTO_IMAGES, len(frames))).round().astype(int))
     pictures = []
-    for place in places.tolist():
+    for place in evenly_spaced(len(frames), AUTO_IMAGES):
         try:
             pictures.append(read_picture(frames[place], conversion))
         except Exception as error:  # it is set aside, with the same reason, when its turn comes

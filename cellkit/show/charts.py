@@ -225,7 +225,7 @@ def _read_at(history: Any) -> str:
     }
     if all(one == read_at for one in own.values()):
         return ""
-    at = lambda note: " and ".join(f"{value:g}" for value in note.values())  # noqa: E731
+    at = lambda thresholds: " and ".join(f"{value:g}" for value in thresholds.values())  # noqa: E731
     others = ", ".join(f"{name} at {at(one)}" for name, one in own.items())
     note = (
         f"the curve is read at {' and '.join(f'{key} {value:g}' for key, value in read_at.items())}; "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellkit.cells.dataset import evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.show.overlays import cell_layer, checked_image, draw_picture, show_overlay
@@ -75,7 +76,7 @@ class _Examples:
         ):
             take = min(len(members), share + left)
             left += share - take
-            chosen += [members[k] for k in np.linspace(0, len(members) - 1, take).round().astype(int)]
+            chosen += [members[k] for k in evenly_spaced(len(members), take)]
         return sorted(chosen)
 
 

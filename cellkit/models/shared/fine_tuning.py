@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellkit.cells.dataset import evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import say_small
 from cellkit.errors import UserError
@@ -55,7 +56,7 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
 
     names = set(choosers(val.records))
     places = [k for k, record in enumerate(val.records) if not names or record.image_id in names]
-    scored = [places[k] for k in spread(len(places), most)]
+    scored = [places[k] for k in evenly_spaced(len(places), most or len(places))]
     empty = not any(len(val.instances[k]) for k in scored)
     if empty:
         LOG.info(
@@ -145,7 +146,8 @@ def images_to_search(train: CellDataset) -> tuple[list[tuple[np.ndarray, Instanc
     Images whose labels a model proposed serve only where a person labelled none.
     """
     known = train.without_proposed() or train
-    return [known[i] for i in spread(len(known), SEARCHED_ON)], known.compared_by("MAP IoU")
+    some = known.sample(SEARCHED_ON)
+    return [some[i] for i in range(len(some))], known.compared_by("MAP IoU")
 
 
 def search(
@@ -196,10 +198,3 @@ def search(
             listed = ", ".join(f"{value:g}: {scores[key][value]:.3f}" for value in grid[key])
             LOG.info(f"{key} {best[key]:g}, by {called} on {images} training images ({listed})")
     return {key: best[key] for key in grid}
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Return `wanted` positions evenly spread over `count`; all of them for 0."""
-    if not wanted or wanted >= count:
-        return list(range(count))
-    return np.linspace(0, count - 1, wanted).round().astype(int).tolist()
