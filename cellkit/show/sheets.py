@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.cells.dataset import evenly_spaced
+from cellkit.cells.dataset import CellDataset, evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.show.overlays import cell_layer, checked_image, draw_picture, show_overlay
@@ -35,54 +34,21 @@ if TYPE_CHECKING:
     from cellkit.cells.records import ImageRecord
 
 
-class _Examples:
-    """Images and their cells: a CellDataset, a folder with records, or a sequence of images; opened one by one."""
-
-    def __init__(self, images: Any, records: Any, instances: Sequence[Instances] | None, classes: Sequence[str]):
-        if isinstance(images, (str, Path)):
-            images = _folder_of(Path(images), records)
-            own = None
-        else:
-            own = getattr(images, "instances", None)
-        self.records = getattr(images, "records", records)
-        self.image = images.image if hasattr(images, "image") else images.__getitem__
-        self.instances = own if instances is None else instances
-        self.classes = tuple(classes) or tuple(getattr(images, "classes", ()))
-        self.count = len(images)
-        for name, given in (("records", self.records), ("sets of objects", self.instances)):
-            if given is not None and len(given) != self.count:
-                raise UserError(f"{self.count} images, {len(given)} {name}", "give one per image")
-
-    def shape(self, position: int) -> tuple[int, int]:
-        """Return height and width of an image."""
-        if self.records is not None:
-            return self.records[position].height_px, self.records[position].width_px
-        return self.image(position).shape[:2]
-
-    def um_per_px(self, position: int) -> float:
-        """Return the pixel size of an image; nan where it is not known."""
-        return self.records[position].um_per_px if self.records is not None else math.nan
-
-    def chosen(self, n: int) -> list[int]:
-        """Return `n` positions: each cell type in turn, evenly spread within it."""
-        groups: dict[str, list[int]] = {}
-        for position in range(self.count):
-            key = self.records[position].cell_type if self.records is not None else ""
-            groups.setdefault(key, []).append(position)
-        shares = [len(part) for part in np.array_split(np.arange(min(n, self.count)), len(groups))] if groups else []
-        chosen, left = [], 0
-        for (_, members), share in zip(
-            sorted(groups.items(), key=lambda pair: len(pair[1])), shares[::-1], strict=True
-        ):
-            take = min(len(members), share + left)
-            left += share - take
-            chosen += [members[k] for k in evenly_spaced(len(members), take)]
-        return sorted(chosen)
+def _chosen(records: Sequence[ImageRecord], n: int) -> list[int]:
+    """Return `n` positions: each cell type in turn, evenly spread within it."""
+    groups: dict[str, list[int]] = {}
+    for position, record in enumerate(records):
+        groups.setdefault(record.cell_type, []).append(position)
+    shares = [len(part) for part in np.array_split(np.arange(min(n, len(records))), len(groups))] if groups else []
+    chosen, left = [], 0
+    for members, share in zip(sorted(groups.values(), key=len), shares[::-1], strict=True):
+        take = min(len(members), share + left)
+        left += share - take
+        chosen += [members[k] for k in evenly_spaced(len(members), take)]
+    return sorted(chosen)
 
 
-def _folder_of(root: Path, records: Sequence[ImageRecord] | None):
-    from cellkit.cells.dataset import CellDataset
-
+def _folder_of(root: Path, records: Sequence[ImageRecord] | None) -> CellDataset:
     if records is None:
         raise UserError(f"'{root}' is given without records", "give the records of the images to show")
     nothing = [Instances.empty((r.height_px, r.width_px)) for r in records]
@@ -91,61 +57,67 @@ def _folder_of(root: Path, records: Sequence[ImageRecord] | None):
 
 @styled
 def show_sheet(
-    images: Any,
+    images: CellDataset | str | Path,
     records: Sequence[ImageRecord] | None = None,
     instances: Sequence[Instances] | None = None,
-    classes: Sequence[str] = (),
     title: str = "",
     n: int = 8,
     columns: int = 4,
-    fill: float = 0.2,
     figure: Figure | None = None,
 ) -> np.ndarray:
     """Show a sheet of up to `n` images with their masks in the colours of the classes.
 
     Parameters
     ----------
-    images : CellDataset, folder, or sequence of images
-        Records count from the folder. More than `n` are thinned out evenly, every cell type in its turn.
+    images : CellDataset, or folder
+        Of more than `n`, evenly spaced ones are shown, every cell type in its turn.
     records : list of ImageRecord, optional
-        One per image; a CellDataset brings its own. Named above each image, with the flags of images set aside.
+        The images of a folder, and what is said of each; a CellDataset brings its own.
     instances : list of Instances, optional
         One per image; a CellDataset brings its own.
+
+    Raises
+    ------
+    UserError
+        A folder without records, or not one `Instances` per image.
 
     Returns
     -------
     (rows, columns) Axes
     """
-    data = _Examples(images, records, instances, classes)
-    chosen = data.chosen(n)
+    data = _folder_of(Path(images), records) if isinstance(images, str | Path) else images
+    if instances is None and data is images:
+        instances = data.instances
+    if instances is not None and len(instances) != len(data):
+        raise UserError(f"{len(data)} images, {len(instances)} sets of objects", "give one per image")
+    chosen = _chosen(data.records, n)
+    shapes = [(data.records[k].height_px, data.records[k].width_px) for k in chosen]
     columns = max(1, min(columns, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
-    high = aspect_of(data.shape(chosen[0])) if chosen else 1.0
+    high = aspect_of(shapes[0]) if chosen else 1.0
     figure = figure_or_new(figure, (2.4 * columns, (2.4 * high + 0.4) * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, position in zip(axes.flat, chosen, strict=False):
-        cells = data.instances[position] if data.instances is not None else None
-        image, name = data.image(position), _title_of(data, position, cells)
+        cells = None if instances is None else instances[position]
+        image, name = data.image(position), _title_of(data.records[position], cells)
         if cells is None:
             draw_picture(ax, checked_image(image), name)
         else:
-            show_overlay(image, cells, None, ax, name, data.classes, fill, legend=False, line_px=7)
+            show_overlay(image, cells, None, ax, name, data.classes, 0.2, legend=False, line_px=7)
         ax.title.set_fontsize(9)
-    draw_bars(axes.flat[: len(chosen)], [(data.shape(k), data.um_per_px(k)) for k in chosen])
+    draw_bars(axes.flat[: len(chosen)], [(s, data.records[k].um_per_px) for s, k in zip(shapes, chosen, strict=True)])
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
-    present = [data.instances[k].class_ids for k in chosen] if data.instances is not None else []
-    _class_legend(figure, present, data.classes)
+    _class_legend(figure, [] if instances is None else [instances[k].class_ids for k in chosen], data.classes)
     return axes
 
 
-def _title_of(data: _Examples, position: int, cells: Instances | None) -> str:
-    record = data.records[position] if data.records is not None else None
-    name = str(position + 1) if record is None else shortened(record.image_id)
+def _title_of(record: ImageRecord, cells: Instances | None) -> str:
     notes = [several(len(cells), "cell")] if cells is not None else []
-    notes += [record.flags.replace(";", ", ").replace("_", " ")] if record is not None and record.flags else []
+    notes += [record.flags.replace(";", ", ").replace("_", " ")] if record.flags else []
+    name = shortened(record.image_id)
     return textwrap.fill(f"{name}: {', '.join(notes)}" if notes else name, 34)
 
 
@@ -160,21 +132,12 @@ def _class_legend(figure: Figure, class_ids: Sequence[np.ndarray], classes: Sequ
 
 
 @styled
-def show_crops(
-    images: Any,
-    records: Sequence[ImageRecord] | None = None,
-    instances: Sequence[Instances] | None = None,
-    classes: Sequence[str] = (),
-    n: int = 8,
-    seed: int = 0,
-    figure: Figure | None = None,
-) -> np.ndarray:
+def show_crops(data: CellDataset, n: int = 8, seed: int = 0, figure: Figure | None = None) -> np.ndarray:
     """Show single cells: a row per class with up to `n` cells each, all at one scale, whole cells first.
 
     Parameters
     ----------
-    images, records, instances, classes
-        As in `show_sheet`.
+    data : CellDataset
     seed : int
         Which cells are drawn from all of the class.
 
@@ -182,8 +145,7 @@ def show_crops(
     -------
     (classes, n) Axes
     """
-    data = _Examples(images, records, instances, classes)
-    cells = data.instances or []
+    cells = data.instances
     owner = np.repeat(np.arange(len(cells)), [len(x) for x in cells]) if cells else np.zeros(0, int)
     ids = np.concatenate([np.zeros(0, int), *(x.class_ids for x in cells)])
     boxes = np.concatenate([np.zeros((0, 4), int), *(x.boxes_xywh for x in cells)])
@@ -203,7 +165,7 @@ def show_crops(
         for ax, member in zip(row, members, strict=False):
             one = cells[owner[member]][int(local[member])]
             _crop(ax, data.image(int(owner[member])), one, boxes[member], side)
-            shown.append((ax, ((side, side), data.um_per_px(int(owner[member])))))
+            shown.append((ax, ((side, side), data.records[owner[member]].um_per_px)))
         label = class_name(kind, data.classes) or ("cells" if len(kinds) == 1 else "of unknown class")
         label += f": {len(members)} of {int((ids == kind).sum())}"
         where = {"transform": row[0].transAxes, "va": "bottom", "in_layout": False}

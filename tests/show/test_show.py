@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -211,13 +212,11 @@ def test_sheet_shows_every_cell_type_and_its_classes(drawn):
 
 
 def test_sheet_of_a_folder_with_records(drawn):
-    from dataclasses import replace
-
     flagged = [replace(drawn.records[0], flags="debris;out_of_focus"), drawn.records[1]]
     axes = show_sheet(drawn.root, flagged)
     assert axes[0, 0].get_title(loc="left") == "0: debris, out of focus"
     assert len(axes[0, 0].images) == 1
-    axes = show_sheet(drawn.root, drawn.records[:3], drawn.instances[:3], classes=drawn.classes)
+    axes = show_sheet(drawn.root, drawn.records[:3], drawn.instances[:3])
     assert axes.shape == (1, 3) and len(axes[0, 2].images) == 2
     with pytest.raises(UserError, match="3 images, 2 sets of objects"):
         show_sheet(drawn.root, drawn.records[:3], drawn.instances[:2])
@@ -226,7 +225,7 @@ def test_sheet_of_a_folder_with_records(drawn):
 
 
 def test_sheet_of_nothing_and_of_unequal_groups(drawn):
-    assert show_sheet([]).shape == (1, 1)
+    assert show_sheet(drawn.subset([])).shape == (1, 1)
     lopsided = drawn.subset([0, 2, 4, 1])  # three HEK, one N2a
     titles = {ax.get_title(loc="left").split(":")[0] for ax in show_sheet(lopsided, n=3).flat}
     assert titles == {"0", "4", "1"}
@@ -239,7 +238,7 @@ def test_crops_are_rows_of_single_cells(drawn):
     assert [row[0].texts[0].get_text() for row in axes] == [f"HEK: 4 of {of[0]}", f"N2a: 4 of {of[1]}"]
     sides = {tuple(np.abs(np.diff([ax.get_xlim(), ax.get_ylim()])).ravel()) for ax in axes.flat if ax.images}
     assert len(sides) == 1  # one scale
-    assert show_crops([GREY], instances=[Instances.empty((40, 60))]).shape == (1, 8)
+    assert show_crops(replace(drawn.subset([0]), instances=[Instances.empty((96, 96))])).shape == (1, 8)
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
