@@ -83,6 +83,7 @@ _HOME = {
         "write_coco",
         "write_predictions",
         "write_results",
+        "write_truth",
     ),
     "formats.label_images": (
         "read_labels",
@@ -95,7 +96,11 @@ _HOME = {
         "write_chosen",
     ),
     "microscope.duplicates": ("find_duplicates",),
-    "microscope.flags": ("exclude_flagged",),
+    "files": ("write_json",),
+    "microscope.flags": (
+        "check_quality",
+        "exclude_flagged",
+    ),
     "models": (
         "get_backend",
         "if_able",
@@ -141,8 +146,10 @@ _HOME = {
     ),
     "show.sheets": (
         "show_crops",
+        "show_flagged",
         "show_sheet",
     ),
+    "sources.assign_splits": ("check_left",),
     "sources.ingest": (
         "gather",
         "locate_source",

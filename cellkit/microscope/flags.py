@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cellkit.cells.records import ImageRecord
-from cellkit.microscope.duplicates import COPY, Duplicate
+from cellkit.microscope.duplicates import COPY, Duplicate, find_duplicates, handle_duplicates
 from cellkit.microscope.quality import EMPTY_BELOW
 
 FLAGS = ("out_of_focus", "saturated", "low_contrast", "uneven_light", "debris")
@@ -240,3 +242,65 @@ def quality_summary(
         "words": explain(thresholds, flags, off),
         "copies": [asdict(copy) for copy in copies],
     }
+
+
+@dataclass(frozen=True)
+class QualityCheck:
+    """Which images of a batch are flagged, by which limits, and which show one and the same field.
+
+    Attributes
+    ----------
+    records : list of ImageRecord
+        With their flags; flagged training and validation images are out of their splits.
+    measurements : list of mapping
+        Of each record: rows of quality.csv.
+    thresholds : mapping
+        As `flag_records` returns them.
+    duplicates : list of Duplicate
+    off : collection of str
+        Flags that are not given.
+    """
+
+    records: list[ImageRecord]
+    measurements: Sequence[Mapping]
+    thresholds: Mapping[str, float]
+    duplicates: list[Duplicate]
+    off: Collection[str] = ()
+
+    @property
+    def limits(self) -> str:
+        """The limits in words, a line each: see `explain`."""
+        return "\n".join(explain(self.thresholds, [record.flags for record in self.records], self.off))
+
+    @property
+    def flagged(self) -> str:
+        """How many images are flagged, and a line for each: see `name_flagged`."""
+        names = name_flagged(self.records, self.measurements, self.thresholds, self.duplicates)
+        return "\n  ".join([f"{len(names)} of {len(self.records)} images are flagged", *names])
+
+    @property
+    def summary(self) -> dict[str, object]:
+        """What is kept of it in quality.json: see `quality_summary`."""
+        return quality_summary(self.thresholds, [r.flags for r in self.records], self.duplicates, self.off)
+
+
+def check_quality(converted: Any, root: str | Path, config: Any) -> QualityCheck:
+    """Look for images that show one field, and take what is flagged out of training and validation.
+
+    Parameters
+    ----------
+    converted : cellkit.sources.ingest.Converted
+        The images with their flags, what was measured, and the limits.
+    root : path
+        The folder that the records' paths count from.
+    config : ConvertConfig
+
+    Raises
+    ------
+    UserError
+        Copies in two splits, where ``convert.duplicates`` is "refuse".
+    """
+    records = converted.images.records
+    duplicates = find_duplicates(records, converted.quality, root)
+    kept = exclude_flagged(handle_duplicates(records, duplicates, config.duplicates))
+    return QualityCheck(kept, converted.quality, converted.thresholds, duplicates, config.quality.off)

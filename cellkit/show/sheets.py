@@ -228,7 +228,7 @@ def show_flagged(
     Returns
     -------
     (rows, columns) Axes
-        One empty row where nothing is flagged.
+        One, with the words, where nothing is flagged.
     """
     from cellkit.microscope.flags import reasons
 
@@ -238,10 +238,12 @@ def show_flagged(
     chosen = [k for turn in range(n) for members in turns for k in members[turn : turn + 1]][:n]
     columns = max(1, min(columns, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
-    figure = figure_or_new(figure, (2.4 * columns, 3.0 * rows + 0.4))
+    figure = figure_or_new(figure, (2.4 * columns, (3.0 if chosen else 0.4) * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
+    if not chosen:
+        axes[0, 0].text(0, 0.5, f"none of {several(len(records), 'image')} is flagged")
     for ax, k in zip(axes.flat, chosen, strict=False):
         lines = [shortened(records[k].image_id, 30), *reasons(quality[k], thresholds, records[k].flags)]
         draw_picture(ax, data.image(k)).set_title("\n".join(textwrap.fill(line, 40) for line in lines), fontsize=8)

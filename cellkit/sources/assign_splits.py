@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
 from cellkit.cells.records import ImageRecord
@@ -286,6 +287,26 @@ def check_enough(images: Sequence, settings, of: str = "images") -> None:
     if problems:
         held = f"{count['train']} for training, {count['val']} for validation, {count['test']} for test"
         refuse_or_note(UserError(f"{len(images)} {of} ({held}): {'; '.join(problems)}", "; ".join(mend)))
+
+
+def check_left(images: CellDataset, settings) -> None:
+    """Refuse what is left of a set once the flagged images are out: too small, or with a class that no cell has.
+
+    Parameters
+    ----------
+    images : CellDataset
+        All images; those out of the splits count for nothing.
+    settings : Config
+
+    Raises
+    ------
+    UserError
+        As `check_enough` and `check_labelled` do.
+    """
+    left = [record for record in images.records if record.split]
+    check_enough(left, settings, "images are left (the others are named above, with the key that keeps them)")
+    labelled = images.with_truth()
+    check_labelled(labelled.records, labelled.instances, settings)
 
 
 def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances | None] | None, settings) -> None:

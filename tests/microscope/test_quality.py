@@ -373,3 +373,30 @@ def test_fields_photographed_twice_in_a_published_set_are_found(tmp_path, data_f
     _, copies = found_in(tmp_path, [items[name].load().image for name in names])
     pairs = {(names[int(copy.first)], names[int(copy.second)]) for copy in copies}
     assert pairs == {("train_0036", "train_0041"), ("train_0155", "train_0221")}
+
+
+def test_a_quality_check_says_what_its_parts_say(drawn):
+    from types import SimpleNamespace
+
+    from cellkit.config.sections import ConvertConfig
+    from cellkit.microscope.flags import check_quality
+
+    rows = [measure(image) for image in drawn.images()]
+    rows[0] |= {"saturated_fraction": 0.5}
+    flags, thresholds = flag_records(rows)
+    images = drawn.with_records([replace(r, flags=f) for r, f in zip(drawn.records, flags, strict=True)])
+    config = ConvertConfig(classes=("HEK", "N2a"), quality=QualityConfig(debris=False))
+    converted = SimpleNamespace(images=images, quality=rows, thresholds=thresholds)
+    check = check_quality(converted, drawn.root, config)
+    assert check.records == exclude_flagged(images.records) and check.duplicates == []
+    assert check.limits.split("\n") == explain(thresholds, flags, ["debris"])
+    named = name_flagged(check.records, rows, thresholds, [])
+    assert named and check.flagged.split("\n  ") == [f"{len(named)} of {len(rows)} images are flagged", *named]
+    assert check.summary == quality_summary(thresholds, flags, [], ["debris"])
+    copies = images.with_records([replace(r, image_id=f"copy of {r.image_id}", split="test") for r in images.records])
+    both = replace(images, records=images.records + copies.records, instances=images.instances * 2, ids=[], made_by=[])
+    again = check_quality(SimpleNamespace(images=both, quality=rows * 2, thresholds=thresholds), drawn.root, config)
+    assert len(again.duplicates) == len(rows) and "copy" in again.records[1].flags
+    with pytest.raises(UserError, match="split"):
+        refusing = config.model_copy(update={"duplicates": "refuse"})
+        check_quality(SimpleNamespace(images=both, quality=rows * 2, thresholds=thresholds), drawn.root, refusing)

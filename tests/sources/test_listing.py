@@ -10,12 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.config.sections import ChannelsConfig, Config, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
 from cellkit.microscope.folders import check_inside, list_files
-from cellkit.sources.assign_splits import assign_splits, check_enough, check_labelled, limit_images, split_off
+from cellkit.sources.assign_splits import (
+    assign_splits,
+    check_enough,
+    check_labelled,
+    check_left,
+    limit_images,
+    split_off,
+)
 from cellkit.sources.listing import UNUSED, SourceImage
 from cellkit.sources.loading import labelled
 from cellkit.sources.source_tables import read_table
@@ -288,6 +296,20 @@ def test_a_class_without_a_training_cell_is_told_before_any_training():
     ):
         with pytest.raises(UserError, match="no training image has a labelled cell of B;"):
             check_labelled(images, found, asked)
+
+
+def test_what_is_left_without_the_flagged_images_is_checked():
+    cells, items = Instances.from_labels(np.ones((9, 9), int)), placed(*ENOUGH)
+    records = [ImageRecord(str(k), "", 9, 9, cell_type=i.cell_type, split=i.split) for k, i in enumerate(items)]
+    images = CellDataset(records, [cells] * 4, made_by=["truth"] * 4)
+    check_left(images, whole())
+    with pytest.raises(UserError, match=r"images are left \(the others are named above"):
+        check_left(
+            images.with_records([replace(r, split="" if r.split == "val" else r.split) for r in records]), whole()
+        )
+    without = replace(images, instances=[cells, cells[cells.areas_px > 99], cells, cells])
+    with pytest.raises(UserError, match="no training image has a labelled cell of B;"):
+        check_left(without, whole())
 
 
 def test_images_without_a_split_among_others_with_one_get_a_word(capsys):

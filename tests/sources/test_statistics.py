@@ -198,7 +198,9 @@ def test_the_picture_of_a_sheet_and_of_what_was_set_aside(small):
     assert axes.shape == (1, 1)
     assert axes[0, 0].get_title(loc="left") == "3\ndebris: a glow in both channels 9 times\nas bright as cells, limit 3"
     none = [replace(record, flags="") for record in small.records]
-    assert show_flagged(small.root, none, quality, thresholds, figure=new_figure(8, 4)).shape == (1, 1)
+    axes = show_flagged(small.root, none, quality, thresholds, figure=new_figure(8, 4))
+    assert axes.shape == (1, 1)
+    assert axes[0, 0].texts[0].get_text() == f"none of {len(none)} images is flagged"
 
 
 def test_drawing_does_not_switch_off_what_jupyter_switched_on():
