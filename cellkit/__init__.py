@@ -91,10 +91,14 @@ _HOME = {
     ),
     "labelling.annotate": (
         "choose_labels",
-        "diameter_for",
+        "images_to_propose",
+        "with_diameter",
         "with_classes",
         "write_chosen",
     ),
+    "labelling.corrections": ("corrections_folder",),
+    "labelling.rounds": ("write_rounds",),
+    "labelling.to_correct": ("write_to_correct",),
     "microscope.duplicates": ("find_duplicates",),
     "files": ("write_json",),
     "microscope.flags": (
@@ -142,6 +146,7 @@ _HOME = {
     "show.overlays": (
         "show_errors",
         "show_overlay",
+        "show_proposed_and_used",
         "show_worst",
     ),
     "show.sheets": (

@@ -90,7 +90,7 @@ def choose_labels(
         image for any of the images; every cell is smaller than `min_area_px`.
     """
     from cellkit.formats.coco_reading import read_coco
-    from cellkit.labelling.corrections import folder_of, read_corrections
+    from cellkit.labelling.corrections import corrections_folder, read_corrections
     from cellkit.manifest import note_reading
 
     if use == "truth":
@@ -106,7 +106,7 @@ def choose_labels(
         chosen = _proposed(images, proposals, {})
     else:
         note_reading(use, "corrections")
-        corrections, unused, beside = read_corrections(images, proposals, folder_of(use)["corrections"])
+        corrections, unused, beside = read_corrections(images, proposals, corrections_folder(use))
         seen = {name: one for name, one in corrections.items() if one.by_person}
         _log_files(use, unused, beside, [name for name in corrections if name not in seen])
         if quarantine is not None:
@@ -241,6 +241,21 @@ def write_chosen(
     ]
     write_table(table, rows)
     return Path(folder)
+
+
+def images_to_propose(images: CellDataset, use: str, preview: int) -> CellDataset:
+    """Return the images that a model proposes labels for: all, or `preview` of them where `use` is "truth".
+
+    Those show what the model can do; none is a test image.
+    """
+    return images.subset([r.split != "test" for r in images.records]).sample(preview) if use == "truth" else images
+
+
+def with_diameter(config: Any, backend: Any, checkpoint: Path | None, images: CellDataset) -> Any:
+    """Return the settings of a section with the diameter of `diameter_for`, and say it."""
+    diameter_px = diameter_for(backend, checkpoint, config, images)
+    LOG.info(f"{config.model}: cells of {'any size' if diameter_px is None else f'about {diameter_px:.0f} px'}")
+    return config.model_copy(update={"diameter_px": diameter_px})
 
 
 def diameter_for(

@@ -57,8 +57,8 @@ class Correction:
     by_person: bool
 
 
-def folder_of(use: str) -> dict[str, Path]:
-    """Return {"corrections": folder} where `label.use` is a folder, {} where it is "truth" or "proposed".
+def corrections_folder(use: str) -> Path | None:
+    """Return the folder that `label.use` names, None where it is "truth" or "proposed".
 
     Raises
     ------
@@ -68,12 +68,12 @@ def folder_of(use: str) -> dict[str, Path]:
     from cellkit.machine import here
 
     if use in ("truth", "proposed"):
-        return {}
+        return None
     if not here(use).is_dir():
         raise UserError(
             f"label.use is '{use}', no such folder", "set label.use: truth, proposed, or a folder of label images"
         )
-    return {"corrections": here(use)}
+    return here(use)
 
 
 def read_corrections(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -170,3 +170,27 @@ def _rows(since: str, before: Mapping[str, Instances], chosen: Sequence[Labelled
         if old is not None and old.shape == item.instances.shape:
             rows.append((since, item.image_id, item.made_by, len(item.instances), *change(old, item.instances)))
     return rows
+
+
+def write_rounds(
+    stage: Any,
+    images: CellDataset,
+    proposals: Sequence[Instances],
+    others: Sequence[Instances],
+    chosen: Sequence[Labelled],
+) -> str:
+    """Write ``correct_first.csv`` and ``label_changes.csv``, and say which images to correct first: `tell_proposed`.
+
+    Parameters
+    ----------
+    stage : cellkit.run.folder.Stage
+    images, proposals, others, chosen
+        As in `correct_first`; the labels of the round before are those that the run folder still has.
+    """
+    from cellkit.tables import write_frame
+
+    first = correct_first(images, proposals, others, chosen)
+    write_frame(stage.path("correct_first.csv"), first)
+    changes = label_changes(images, proposals, chosen, stage.run.folder / "labels")
+    write_frame(stage.path("label_changes.csv"), changes)
+    return tell_proposed(chosen, first)

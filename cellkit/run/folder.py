@@ -199,15 +199,15 @@ class Stage:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def reads(self, **paths: str | Path) -> None:
-        """Note files or folders outside the run folder as inputs, by their content.
+    def reads(self, **paths: str | Path | None) -> None:
+        """Note files or folders outside the run folder as inputs, by their content; None stands for nothing.
 
         Raises
         ------
         UserError
             Nothing is at a path.
         """
-        for key, path in paths.items():
+        for key, path in ((key, path) for key, path in paths.items() if path is not None):
             place = here(path).absolute()
             if not place.exists():
                 raise UserError(f"input '{key}': nothing at '{place}'", "name an existing file or folder")

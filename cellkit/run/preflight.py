@@ -50,10 +50,10 @@ def check_labels(outlook: Outlook) -> None:
     """See whether there are the labels that ``label.use`` names; of a folder, which files fit which image."""
     from cellkit.cells.outlines import refuse_boxes
     from cellkit.labelling.annotate import refuse_unlabelled
-    from cellkit.labelling.corrections import folder_of, refuse_own
+    from cellkit.labelling.corrections import corrections_folder, refuse_own
 
     use, count = outlook.cfg.label.use, count_labelled(outlook)
-    folder = folder_of(use).get("corrections")
+    folder = corrections_folder(use)
     if folder is not None:
         refuse_own(folder, outlook.run_dir)
     if not outlook.records:

@@ -326,6 +326,35 @@ def show_worst(data: CellDataset, found: Sequence[Instances], ax: Axes | None = 
     return show_overlay(data.image(k), found[k], data.instances[k], ax, name, names=names, um_per_px=um)
 
 
+@styled
+def show_proposed_and_used(
+    images: CellDataset, proposals: Sequence[Instances], used: CellDataset, ax: Axes | None = None
+) -> Axes:
+    """Show what a model proposes and the labels that are used, dashed, in the first image that has both.
+
+    Parameters
+    ----------
+    images : CellDataset
+        Those that were proposed for.
+    proposals : list of Instances
+        One per image.
+    used : CellDataset
+        Images with the labels that are used; where there is none of `images`, a line says so.
+    """
+    place = {record.image_id: k for k, record in enumerate(used.records)}
+    shown = next((k for k, record in enumerate(images.records) if record.image_id in place), None)
+    if shown is None:
+        ax = axes_or_new(ax, (5.6, 0.6))
+        ax.set_axis_off()
+        ax.text(0, 0.5, "no image has a proposal and labels")
+        return ax
+    record = images.records[shown]
+    k = place[record.image_id]
+    names = ("proposed", f"used ({used.made_by[k] or 'maker unknown'})")
+    how = {"title": record.image_id, "names": names, "um_per_px": record.um_per_px}
+    return show_overlay(images.image(shown), proposals[shown], used.instances[k], ax, **how)
+
+
 def _verdict_handles(counts: Mapping[str, int] | None = None, with_class: bool = True) -> list:
     from matplotlib.patches import Patch
 

@@ -1,0 +1,61 @@
+"""The correction step: files to open, a person's work, and the way back."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cellkit.cells.instances import Instances
+from cellkit.formats.roi import read_rois
+from cellkit.formats.seg import read_seg
+from cellkit.labelling.corrections import read_corrections
+from cellkit.labelling.to_correct import write_to_correct
+
+
+@pytest.fixture
+def run(tmp_path):
+    return SimpleNamespace(folder=tmp_path / "r", name="runs/r")
+
+
+def saved_by_cellpose(path, drop: int) -> None:
+    """Save a ``_seg.npy`` file as the Cellpose window does: without what cellkit noted, and here without one cell."""
+    fields = np.load(path, allow_pickle=True).item()
+    fields.pop("cellkit")
+    fields["masks"] = np.where(fields["masks"] == drop, 0, fields["masks"])
+    np.save(path, np.array(fields, dtype=object), allow_pickle=True)
+
+
+def test_what_is_written_opened_corrected_and_read_again(run, drawn):
+    told = write_to_correct(run, "truth", drawn, drawn.instances).splitlines()
+    assert told[0] == f"{len(drawn)} images with what the model proposes: runs/r/to_correct"
+    assert any("set label.use: runs/r/to_correct" in line for line in told)
+    folder, names = run.folder / "to_correct", [record.image_id for record in drawn.records]
+    endings = (".png", "_rois.zip", "_seg.npy")
+    assert sorted(p.name for p in folder.iterdir()) == sorted(n + ending for n in names for ending in endings)
+    assert (folder / f"{names[0]}.png").read_bytes() == (drawn.root / drawn.records[0].path).read_bytes()
+    truth = drawn.instances[0].with_classes(0)
+    assert read_seg(folder / f"{names[0]}_seg.npy").instances == truth
+    assert read_rois(folder / f"{names[0]}_rois.zip").instances == truth
+
+    found, unused, _ = read_corrections(drawn, drawn.instances, folder)
+    assert not unused and not any(one.by_person for one in found.values()), "nobody has changed anything"
+    saved_by_cellpose(folder / f"{names[1]}_seg.npy", 1)
+    with open(folder / f"{names[3]}_seg.npy", "wb") as file:
+        file.write(b"torn")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    found, unused, _ = read_corrections(drawn, drawn.instances, folder)
+    assert [item.item for item in unused] == [f"{names[3]}_seg.npy"]
+    assert found[names[1]].by_person and len(found[names[1]].cells) == len(drawn.instances[1]) - 1
+
+    nothing = [Instances.empty(cells.shape) for cells in drawn.instances]  # another model proposes otherwise
+    told = write_to_correct(run, "proposed", drawn, nothing)
+    assert f"somebody saved them: {names[1]}, {names[3]}" in told
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    kept = {name for name in before if before[name] == after[name] and not name.endswith(".png")}
+    assert kept == {f"{names[k]}{ending}" for k in (1, 3) for ending in endings[1:]}
+    assert len(read_seg(folder / f"{names[0]}_seg.npy").instances) == 0
+
+
+def test_where_labels_come_from_a_folder_nothing_is_written(run, drawn):
+    assert "go on there" in write_to_correct(run, "my/labels", drawn, drawn.instances)
+    assert not run.folder.exists()
