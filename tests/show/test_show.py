@@ -518,6 +518,6 @@ def test_proposed_and_used_are_shown_of_an_image_that_has_both(drawn):
     used = replace(drawn, made_by=["corrected"] * len(drawn)).subset([2, 4])
     ax = show_proposed_and_used(drawn, proposals, used)
     assert ax.get_title(loc="left") == drawn.records[2].image_id
-    assert [text.split(" (")[0] for text in texts(ax)] == ["proposed", "used"] and "(corrected)" in texts(ax)[1]
+    assert [text.split()[0] for text in texts(ax)] == ["proposed", "used"] and "(corrected)" in texts(ax)[1]
     none = show_proposed_and_used(drawn.subset([0]), proposals[:1], used)
     assert none.texts[0].get_text() == "no image has a proposal and labels"
