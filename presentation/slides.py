@@ -17,7 +17,7 @@ from deck import Deck, Slide
 
 from cellkit.cells.dataset import AGREEMENT, CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import channel_names
+from cellkit.cells.records import SPLIT_IMAGES, channel_names
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.machine import here
@@ -33,7 +33,7 @@ from cellkit.show.counts import show_counts
 from cellkit.show.networks import flow_colours, show_convolution
 from cellkit.show.overlays import show_errors, show_overlay, verdicts
 from cellkit.show.sheets import show_sheet
-from cellkit.show.style import SPLIT_NAMES, class_name
+from cellkit.show.style import class_name
 
 
 def make_slides(run_dir: str | Path) -> Deck:
@@ -72,7 +72,7 @@ def foot(files: RunFiles, split: str = "", score: bool = False) -> str:
     parts = [f"run {files.folder.resolve().name}", f"data: {data_name(files)}"]
     if split:
         n = sum(record.split == split for record in files.images.records)
-        parts.append(f"{n} {SPLIT_NAMES.get(split, split)}")
+        parts.append(f"{n} {SPLIT_IMAGES.get(split, split)}")
     return "  ·  ".join([*parts, *([CONVENTION] if score else [])])
 
 
@@ -146,7 +146,7 @@ def idea(files: RunFiles) -> Slide:
         "whether it worked and where to label next.",
         f"This run: {several(n, 'image')}, {data_name(files)}.",
         f"{len(files.stages)} notebooks, one command, {duration(files)} ({devices}).",
-        f"{model_name(best)}: MAP IoU {with_interval(line)} on {line.images} {SPLIT_NAMES[split]}.",
+        f"{model_name(best)}: MAP IoU {with_interval(line)} on {line.images} {SPLIT_IMAGES[split]}.",
     ]
     alt = f"A ring of pictures: {', '.join(name for name, _ in pictures)}, and back to images."
     title = "Adapt a model to the cells in front of you"
@@ -197,7 +197,7 @@ def images(files: RunFiles) -> Slide:
     for kind in sorted({r.cell_type for r in records}):
         of_kind = [r for r in records if r.cell_type == kind]
         counts = {split: sum(r.split == split for r in of_kind) for split in ("train", "val", "test")}
-        listed = ", ".join(f"{n} {SPLIT_NAMES[split].split()[0]}" for split, n in counts.items() if n)
+        listed = ", ".join(f"{n} {SPLIT_IMAGES[split].split()[0]}" for split, n in counts.items() if n)
         points.append(f"{kind or 'Images'}: {several(len(of_kind), 'image')} ({listed or 'all set aside'}).")
     ids = np.concatenate([cells.class_ids for cells in train.instances]).tolist()
     named = ", ".join(f"{ids.count(k)} {class_name(k, train.classes) or 'of unknown class'}" for k in sorted(set(ids)))
@@ -461,7 +461,7 @@ def results(files: RunFiles) -> Slide:
     splits = [split, *(s for s in ("val", "train") if s in set(table["split"]) and s != split)][:2]
     models = order_models(table["model"].unique())
     rows = [[model_name(m), *_score_cells(files, m, splits)] for m in models]
-    columns = ["", f"{SPLIT_NAMES[split]}: MAP IoU", "at 0.50", "at 0.75", *(SPLIT_NAMES[s] for s in splits[1:])]
+    columns = ["", f"{SPLIT_IMAGES[split]}: MAP IoU", "at 0.50", "at 0.75", *(SPLIT_IMAGES[s] for s in splits[1:])]
     mark = models.index(files.best) if files.best in models else -1
     points = [f"{text}." for text in comparisons(files, split)]
     points.append(f"In brackets: 95 % intervals from resampling images. {PROCESSORS}")
@@ -473,7 +473,7 @@ def results(files: RunFiles) -> Slide:
     def draw(figure):
         above, below = figure.subfigures(2, 1, height_ratios=[0.3 * (len(rows) + 1), 2.6])
         figures.draw_table(above.subplots(), columns, rows, mark)
-        show_scores(table[table["split"] == split], ax=below.subplots(), title=f"{SPLIT_NAMES[split]}")
+        show_scores(table[table["split"] == split], ax=below.subplots(), title=f"{SPLIT_IMAGES[split]}")
 
     alt = "; ".join(f"{row[0]}: {row[1]}" for row in rows)
     return Slide("results", "How good", points, draw, alt, foot(files, split, True))
@@ -501,7 +501,7 @@ def curves(files: RunFiles) -> Slide:
     alt = "; ".join(
         f"{model_name(m)}: MAP IoU {in_words(float(table.loc[m, 'score']))}" for m in order_models(table.index)
     )
-    draw = lambda f: show_curves(rows, f.subplots(), SPLIT_NAMES[split])  # noqa: E731
+    draw = lambda f: show_curves(rows, f.subplots(), SPLIT_IMAGES[split])  # noqa: E731
     return Slide("curves", "How strict is the threshold?", points, draw, alt, foot(files, split, True))
 
 
@@ -512,7 +512,7 @@ def counts(files: RunFiles) -> Slide:
     mixed = [r.image_id for r in files.images.records if r.cell_type == "mixed"]
     rows = table[table["image_id"].isin(mixed)]
     if rows.empty:
-        rows, what = table[table["image_id"] != "all"], SPLIT_NAMES.get(split, "images")
+        rows, what = table[table["image_id"] != "all"], SPLIT_IMAGES.get(split, "images")
     else:
         what = "mixed images"
     if rows.empty or not files.class_model:
@@ -552,7 +552,7 @@ def failures(files: RunFiles) -> Slide:
     scores = table.drop_duplicates("image_id").set_index("image_id")["score"]
     most = gains(table).iloc[0]
     points = [
-        f"The {SPLIT_NAMES.get(split, split)} with the lowest scores of {model_name(files.best)}.",
+        f"The {SPLIT_IMAGES.get(split, split)} with the lowest scores of {model_name(files.best)}.",
         f"Most would come back by repairing '{most['kind']}': MAP IoU +{most['gain']:.3f} over all these images "
         f"({several(int(most['cells']), 'cell')}).",
         ADVICE[most["kind"]],
@@ -658,7 +658,7 @@ def weakest(files: RunFiles) -> list[str]:
     if len(rows) < 2:
         return []
     low: Any = rows.sort_values("score").iloc[0]
-    score = f"{in_words(float(low['score']))}, {SPLIT_NAMES[split]}"
+    score = f"{in_words(float(low['score']))}, {SPLIT_IMAGES[split]}"
     return [f"Next: label more images of {low['cell_type']}, lowest of the lines ({score})."]
 
 

@@ -14,6 +14,8 @@ from cellkit.files import atomic_path
 from cellkit.tables import as_cell, from_cell
 
 SPLITS = ("train", "val", "test", "")
+SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
+SPLIT_IMAGES = {split: f"{title} images" for split, title in SPLIT_TITLES.items()}
 
 
 @dataclass(frozen=True)

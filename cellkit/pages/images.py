@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellkit.cells.records import SPLIT_TITLES
 from cellkit.errors import UserError
 from cellkit.files import read_json
-from cellkit.pages.results import SPLITS, Picture, RunFiles, Table, Words, drawn, in_words
+from cellkit.pages.results import Picture, RunFiles, Table, Words, drawn, in_words
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -22,7 +23,7 @@ def images_chapter(files: RunFiles) -> list:
 
     records = files.images.records
     kinds = sorted({record.cell_type for record in records})
-    columns = [*SPLITS, ""]
+    columns = [*SPLIT_TITLES, ""]
     rows = [
         [
             kind or "not told",
@@ -32,7 +33,7 @@ def images_chapter(files: RunFiles) -> list:
     ]
     blocks: list = [Table(("Images of", "training", "validation", "test", "set aside"), rows, f"{len(records)} images")]
     if files.truths:
-        cells = [[name, *_cells_of(data)] for name, data in ((SPLITS[s], d) for s, d in files.truths.items())]
+        cells = [[name, *_cells_of(data)] for name, data in ((SPLIT_TITLES[s], d) for s, d in files.truths.items())]
         blocks.append(Table(("Cells in", *files.classes, "of unknown class"), cells, "Cells of the labels in use"))
     blocks += _makers(files)
     maps = sorted({_channel_words(record.channels) for record in records if record.channels})
@@ -41,7 +42,7 @@ def images_chapter(files: RunFiles) -> list:
     flagged = [record for record in records if record.flags or not record.split]
     if flagged:
         why = _reasons(files)
-        rows = [[r.image_id, why(r), SPLITS.get(r.split, "set aside")] for r in flagged]
+        rows = [[r.image_id, why(r), SPLIT_TITLES.get(r.split, "set aside")] for r in flagged]
         blocks.append(Table(("Image", "Why", "Split"), rows[:200], "Flagged or set aside"))
     if "train" in files.truths:
         data = files.truths["train"]
@@ -93,7 +94,7 @@ def _makers(files: RunFiles) -> list:
     for maker, words in MAKERS.items():
         own = [record.split for record in files.images.records if made_by.get(record.image_id) == maker]
         if own:
-            rows.append([words, *(str(own.count(split)) for split in SPLITS)])
+            rows.append([words, *(str(own.count(split)) for split in SPLIT_TITLES)])
     return [Table(("Labels", "training", "validation", "test"), rows, "Who made the labels")] if rows else []
 
 
@@ -118,7 +119,7 @@ def first_chapter(files: RunFiles) -> list:
     rows = [
         [
             line.image_id,
-            SPLITS.get(line.split, "set aside"),
+            SPLIT_TITLES.get(line.split, "set aside"),
             {"": "none"}.get(line.made_by, line.made_by),
             str(line.cells),
             in_words(float(line.confidence), 2),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cellkit.cells.records import SPLIT_IMAGES, SPLIT_TITLES
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import write_text
@@ -24,7 +25,7 @@ from cellkit.pages.images import (
     sheet_chapter,
     training_chapter,
 )
-from cellkit.pages.results import SPLITS, Picture, RunFiles, Table, Words, with_interval
+from cellkit.pages.results import Picture, RunFiles, Table, Words, with_interval
 from cellkit.pages.scores import (
     classes_chapter,
     counts_chapter,
@@ -118,7 +119,7 @@ def _headline(files: RunFiles) -> str:
     except (UserError, ValueError, KeyError, OSError):
         return "No scores yet: 06_evaluate_map_iou has not finished."
     notes = " These images also chose." if split == files.choose_split else ""
-    where = f"{line.images} {SPLITS[split]} image{'s' * (line.images != 1)}"
+    where = f"{line.images} {SPLIT_TITLES[split]} image{'s' * (line.images != 1)}"
     left = len(files.proposed(split))
     notes += (
         f" {left} more {'has' if left == 1 else 'have'} no labels but a model's proposals, and no score."
@@ -131,14 +132,13 @@ def _headline(files: RunFiles) -> str:
 def blind_words(files: RunFiles) -> str:
     """Name the models that find no cell in the images reported on although there are some; "" where all find one."""
     from cellkit.models import model_name, order_models
-    from cellkit.show.style import SPLIT_NAMES
 
     table, split = files.score_summary, files.report_split
     rows = table[(table["split"] == split) & (table["found_cells"] == 0) & (table["truth_cells"] > 0)]
     names = [model_name(name) for name in order_models(rows["model"])]
     if not names:
         return ""
-    problem = f" No cell is found in the {SPLIT_NAMES.get(split, split)} by {'; '.join(names)}"
+    problem = f" No cell is found in the {SPLIT_IMAGES.get(split, split)} by {'; '.join(names)}"
     return f"{problem}: train longer (finetune.steps, maskrcnn.steps)."
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellkit.cells.records import SPLIT_TITLES
 from cellkit.errors import UserError
 from cellkit.files import read_json
 
@@ -92,7 +93,6 @@ def percent(share: float) -> str:
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
 
 
-SPLITS = {"train": "training", "val": "validation", "test": "test"}
 SUMMARY_COLUMNS = ("score", "low", "high", "images", "truth_cells", "found_cells")
 STAGE_OF = {
     "records.csv": "01_convert",
@@ -187,7 +187,7 @@ class RunFiles:
         """Split -> its images with true cells, as far as there are any."""
         from cellkit.formats.coco_reading import read_coco
 
-        found = {split: self.path(f"coco/{split}.json") for split in SPLITS}
+        found = {split: self.path(f"coco/{split}.json") for split in SPLIT_TITLES}
         return {split: read_coco(path, self.folder) for split, path in found.items() if path is not None}
 
     @cached_property

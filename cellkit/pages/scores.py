@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import read_json
@@ -18,7 +19,6 @@ def results_chapter(files: RunFiles) -> list:
     """How good every model is, and how sure that is."""
     from cellkit.models import model_name, order_models
     from cellkit.show.charts import show_scores
-    from cellkit.show.style import SPLIT_NAMES
 
     files.need_accuracy()
     table, split = files.score_summary, files.report_split
@@ -27,7 +27,7 @@ def results_chapter(files: RunFiles) -> list:
         rows = table[table["split"] == name].set_index("model")
         models = order_models(rows.index)
         texts = [_score_row(model_name(model), rows.loc[model]) for model in models]
-        caption = f"{SPLIT_NAMES.get(name, name).capitalize()}"
+        caption = f"{SPLIT_IMAGES.get(name, name).capitalize()}"
         caption += (
             ": some of them may have chosen a model's weights, which flatters it a little" if name == "val" else ""
         )
@@ -38,13 +38,13 @@ def results_chapter(files: RunFiles) -> list:
             f"{CONVENTION}: a cell is hit when its overlap is strictly above the threshold; TP / (TP + FP + FN), mean of "
             "ten thresholds, then of images; an image with nothing on either side counts 1. In brackets the 95 % interval "
             f"over {_drawn_units(table)}. In bold: {model_name(files.best)}, which is handed in "
-            f"(decided on {SPLIT_NAMES.get(files.choose_split, files.choose_split)}). {kept_words(files)}".rstrip()
+            f"(decided on {SPLIT_IMAGES.get(files.choose_split, files.choose_split)}). {kept_words(files)}".rstrip()
         )
     )
     blocks.append(Words(PROCESSORS))
     height = 1.0 + 0.42 * len(table) + 0.5 * table["split"].nunique()
     blocks.append(drawn(lambda f: show_scores(table, ax=f.subplots()), 7.4, height, "MAP IoU with 95 % intervals."))
-    return [*blocks, *[Words(f"{SPLIT_NAMES[split].capitalize()}: {text}.") for text in comparisons(files, split)]]
+    return [*blocks, *[Words(f"{SPLIT_IMAGES[split].capitalize()}: {text}.") for text in comparisons(files, split)]]
 
 
 def _drawn_units(table: Any) -> str:
@@ -97,19 +97,17 @@ def comparisons(files: RunFiles, split: str) -> list[str]:
 def curves_chapter(files: RunFiles) -> list:
     """The score at each IoU threshold."""
     from cellkit.show.charts import show_curves
-    from cellkit.show.style import SPLIT_NAMES
 
     if files.no_accuracy:
         return []
     scores, split = files.scores, files.report_split
     rows = scores[scores["split"] == split]
-    text = f"TP / (TP + FP + FN) at each IoU threshold, {SPLIT_NAMES.get(split, split)}."
+    text = f"TP / (TP + FP + FN) at each IoU threshold, {SPLIT_IMAGES.get(split, split)}."
     return [drawn(lambda f: show_curves(rows, f.subplots()), 7.0, 4.9, text)]
 
 
 def parts_chapter(files: RunFiles) -> list:
     """Scores by cell type, class and size."""
-    from cellkit.show.style import SPLIT_NAMES
 
     if files.no_accuracy:
         return []
@@ -121,7 +119,7 @@ def parts_chapter(files: RunFiles) -> list:
             continue
         rows = table[table["split"] == split]
         if len(rows):
-            caption = f"MAP IoU by {what}, {SPLIT_NAMES.get(split, split)}"
+            caption = f"MAP IoU by {what}, {SPLIT_IMAGES.get(split, split)}"
             caption += ": thirds of all true areas" if by == "size" else ""
             caption += ": a hit must be of the class, so this is stricter" if by == "class_name" else ""
             blocks.append(_wide(rows, by, caption))
@@ -145,7 +143,6 @@ def counts_chapter(files: RunFiles) -> list:
     """How many cells of each class there are."""
     from cellkit.models import model_name
     from cellkit.show.counts import show_counts
-    from cellkit.show.style import SPLIT_NAMES
 
     counts, split = files.counts, files.setting("evaluate.report_split", "test")
     if counts.empty:
@@ -162,7 +159,7 @@ def counts_chapter(files: RunFiles) -> list:
     columns = ("Class", "found", "share", *(("truth", "share") if known else ()))
     n = counts.loc[counts["image_id"] != "all", "image_id"].nunique()
     who = model_name(files.class_model) or "the model handed in"
-    caption = f"Cells of each class in {n} {SPLIT_NAMES.get(split, split)}, by {who}"
+    caption = f"Cells of each class in {n} {SPLIT_IMAGES.get(split, split)}, by {who}"
     height = 1.5 + 0.6 * min(n + 1, 9)
     picture = drawn(
         lambda f: show_counts(counts, f.subplots()), 7.6, height, "Share of each class, over all and per image."
@@ -176,7 +173,6 @@ def classes_chapter(files: RunFiles) -> list:
 
     from cellkit.models import model_name
     from cellkit.show.charts import show_confusion
-    from cellkit.show.style import SPLIT_NAMES
 
     accuracy = files.summary.get("classes")
     if not accuracy:
@@ -187,7 +183,7 @@ def classes_chapter(files: RunFiles) -> list:
     for model, splits in accuracy.items():
         for split, one in splits.items():
             share = "–" if one["accuracy"] is None else percent(one["accuracy"])
-            text = f"{model_name(model)}, {SPLIT_NAMES.get(split, split)}: {share} of {one['cells']} matched cells "
+            text = f"{model_name(model)}, {SPLIT_IMAGES.get(split, split)}: {share} of {one['cells']} matched cells "
             text += "(IoU > 0.5) have the right class."
             table = pd.DataFrame(**one["confusion"])
             if not one["cells"]:
@@ -202,14 +198,14 @@ def errors_chapter(files: RunFiles) -> list:
     """The images of lowest score, with their errors."""
     from cellkit.models import model_name
     from cellkit.show.overlays import show_errors, show_overlay
-    from cellkit.show.style import SPLIT_NAMES, aspect_of
+    from cellkit.show.style import aspect_of
 
     if files.no_accuracy:
         return []
     data, found, worst = files.worst(int(files.setting("evaluate.error_images", 3)))
     if not worst:
         return [Words("Left out: no image was asked for (evaluate.error_images).")]
-    split = SPLIT_NAMES.get(data.records[0].split, "images")
+    split = SPLIT_IMAGES.get(data.records[0].split, "images")
     scores = dict(files.attribution[["image_id", "score"]].itertuples(index=False))
     blocks: list = [
         Words(
@@ -236,14 +232,13 @@ def lost_chapter(files: RunFiles) -> list:
     from cellkit.models import model_name
     from cellkit.scores.attribution import gains
     from cellkit.show.charts import show_gains
-    from cellkit.show.style import SPLIT_NAMES
 
     if files.no_accuracy:
         return []
     table = files.attribution
     split = next(iter(table["split"]), "")
     rows = [[line.kind, str(line.cells), str(line.images), in_words(line.gain)] for line in gains(table).itertuples()]
-    caption = f"{model_name(files.best)}, {table['image_id'].nunique()} {SPLIT_NAMES.get(split, 'images')}"
+    caption = f"{model_name(files.best)}, {table['image_id'].nunique()} {SPLIT_IMAGES.get(split, 'images')}"
     text = (
         "What the MAP IoU of all images would gain if one kind of fault alone were repaired; the gains do not add up."
     )

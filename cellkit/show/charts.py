@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import UserError
 from cellkit.models import model_name, order_models
 from cellkit.show.style import (
     INK,
     QUIET,
-    SPLIT_NAMES,
     axes_or_new,
     dress,
     figure_or_new,
@@ -68,7 +68,7 @@ def show_curves(
     if splits:
         axes = figure_or_new(None, (5.4 * len(splits), 4.2)).subplots(1, len(splits), sharey=True)
         for one, split in zip(axes, splits, strict=True):
-            show_curves(table[table["split"] == split], one, f"{title} {SPLIT_NAMES[split]}".strip())
+            show_curves(table[table["split"] == split], one, f"{title} {SPLIT_IMAGES[split]}".strip())
             one.label_outer()
         return axes
     ax, tables = axes_or_new(ax, (5.6, 4.2)), _by_model(table)
@@ -115,7 +115,7 @@ def show_scores(
     for part in parts:
         rows = frame[frame[by] == part] if by else frame
         if part:
-            name = SPLIT_NAMES.get(part, part) if by == "split" else part
+            name = SPLIT_IMAGES.get(part, part) if by == "split" else part
             ax.text(0.0, place - 0.62, name, ha="left", va="center", fontsize=9.5, weight="bold")
         for name in models:
             for line in rows[rows["model"] == name].itertuples():

@@ -39,8 +39,6 @@ MODEL_LOOKS = {
     "maskrcnn": ("#D55E00", "^", "-."),
 }
 OTHER_LOOKS = (("#009E73", "v", "-"), ("#CC79A7", "P", "--"), ("#E69F00", "X", "-."), ("#000000", "*", ":"))
-CONVENTION = "kaggle: IoU > 0.50:0.05:0.95, mean of images"
-SPLIT_NAMES = {"train": "training images", "val": "validation images", "test": "test images"}
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],

@@ -11,11 +11,11 @@ from dataclasses import replace
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
-from cellkit.cells.records import ImageRecord
+from cellkit.cells.records import SPLIT_TITLES, ImageRecord
 from cellkit.cells.splits import name_groups, split_by_name, split_records
 from cellkit.errors import UserError, refuse_or_note
 from cellkit.log import LOG
-from cellkit.sources.listing import MIXED, SPLIT_WORDS, UNUSED, SourceImage
+from cellkit.sources.listing import MIXED, UNUSED, SourceImage
 
 
 # ---- which images, which split -------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def assign_splits(
     own = {item.split for item in items}
     if len(own) == 1 and (only := own.pop()) not in ("", "train", UNUSED) and not all(item.bare for item in items):
         LOG.warning(
-            f"the source's own names make all {len(items)} images {SPLIT_WORDS[only]}s; "
+            f"the source's own names make all {len(items)} images {SPLIT_TITLES[only]} images; "
             "convert.published_split: false draws a split"
         )
     yield from (replace(item, split="") if item.split == UNUSED else item for item in done)
@@ -260,7 +260,7 @@ def check_enough(images: Sequence, settings, of: str = "images") -> None:
     problems, mend = [], []
     missing = [split for split in dict.fromkeys(("train", "val", report)) if not count[split]]
     if missing:
-        problems.append(f"no {' and no '.join(SPLIT_WORDS[split] for split in missing)}")
+        problems.append(f"no {' and no '.join(f'{SPLIT_TITLES[split]} image' for split in missing)}")
         mend.append(
             f"give {2 if report == 'val' else 3} images or more, better 3 per cell line (convert.split says which share "
             "goes where; of a source with a split of its own each part needs one)"

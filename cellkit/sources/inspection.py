@@ -15,6 +15,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.errors import Quarantined, UserError
 from cellkit.microscope.file_info import Channel
+from cellkit.sources.statistics import three_numbers
 
 FAULTS = ("tiny", "pieces", "holes", "touching", "border")
 
@@ -239,8 +240,8 @@ def summarise(
         },
         "height_px": _ends([height for height, _ in shapes]),
         "width_px": _ends([width for _, width in shapes]),
-        "objects_per_image": _spread([len(cells) for cells in known]),
-        "area_px": _spread(areas),
+        "objects_per_image": three_numbers([len(cells) for cells in known]),
+        "area_px": three_numbers(areas),
         "diameter_px": round(float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)), 1) if areas.size else None,
         "empty": sum(not len(cells) for cells in known),
         "overlapping": sum(bool(cells.overlapping) for cells in known),
@@ -250,10 +251,6 @@ def summarise(
 
 def _ends(values: Sequence[int]) -> list[int]:
     return [int(min(values)), int(max(values))] if len(values) else []
-
-
-def _spread(values: Sequence[int] | np.ndarray) -> list[float]:
-    return [float(np.min(values)), float(np.median(values)), float(np.max(values))] if len(values) else []
 
 
 def folder_to_text(found: dict[str, Any]) -> str:

@@ -22,9 +22,6 @@ from cellkit.microscope.convert import Conversion, Converted, Level, convert_fra
 from cellkit.microscope.file_info import Opened
 from cellkit.microscope.light import Limits
 
-SPLIT_WORDS = {"train": "training image", "val": "validation image", "test": "test image"}
-
-
 MIXED = "mixed"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import SPLIT_TITLES
 
 if TYPE_CHECKING:
     import pandas
@@ -168,9 +169,9 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
         "by_split": _by_split(records, seen),
         "classes_by_split": by_split,
         "balance": _balance(by_split, dataset.classes),
-        "height_px": _three([record.height_px for record in records]),
-        "width_px": _three([record.width_px for record in records]),
-        "um_per_px": _three([record.um_per_px for record in records if math.isfinite(record.um_per_px)]),
+        "height_px": three_numbers([record.height_px for record in records]),
+        "width_px": three_numbers([record.width_px for record in records]),
+        "um_per_px": three_numbers([record.um_per_px for record in records if math.isfinite(record.um_per_px)]),
         "area_px": {name: _seven(areas[mine]) for name, mine in of_class.items()},
         "area_um2": {name: _seven((areas * scale**2)[mine]) for name, mine in of_class.items()} if known else {},
         "diameter_px": {
@@ -217,7 +218,7 @@ def _by_split(records: Sequence, seen: Sequence[Mapping]) -> list[dict[str, Any]
                     "images": len(cells),
                     "empty": cells.count(0),
                     "cells": sum(cells),
-                    "cells_per_image": _three(cells),
+                    "cells_per_image": three_numbers(cells),
                 }
                 rows.append({"cell_type": kind, "split": split, **row})
     return rows
@@ -242,7 +243,8 @@ def _worst(records: Sequence, seen: Sequence[Mapping], most: int = 20) -> list[d
     return sorted(rows, key=lambda row: (-row["share"], row["image_id"]))[:most]
 
 
-def _three(values: Sequence) -> list[float]:
+def three_numbers(values: Sequence | np.ndarray) -> list[float]:
+    """Return [least, median, most]; [] of nothing."""
     return [float(np.min(values)), float(np.median(values)), float(np.max(values))] if len(values) else []
 
 
@@ -261,7 +263,10 @@ def class_table(sheet: Mapping[str, Any]) -> pandas.DataFrame:
 
     rows, named = {}, channels_told(sheet["channels"])
     for name, areas in sheet["area_px"].items():
-        cells = {SPLIT_WORDS[split]: counts.get(name, 0) for split, counts in sheet["classes_by_split"].items()}
+        cells = {
+            SPLIT_TITLES.get(split, "set aside"): counts.get(name, 0)
+            for split, counts in sheet["classes_by_split"].items()
+        }
         light = {
             f"{named.get(colour, colour)} (median)": points[3]
             for colour, points in sheet["light"].get(name, {}).items()
@@ -273,9 +278,6 @@ def class_table(sheet: Mapping[str, Any]) -> pandas.DataFrame:
             sizes |= {"area_um2 (median)": um2[3], "diameter_um": round(2 * math.sqrt(um2[3] / math.pi), 1)}
         rows[name] = {**cells, **sizes, **light}
     return pd.DataFrame(rows).T
-
-
-SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test", "": "set aside"}
 
 
 def remarks(sheet: Mapping[str, Any]) -> list[str]:
