@@ -57,4 +57,4 @@ def _check_config(given: argparse.Namespace) -> Answer:
     code = REFUSED if outlook.errors() else DONE
     if given.json:
         return Answer(json_text({"config": given.run, **outlook.to_json()}), code)
-    return Answer("\n".join(outlook.tell()), code)
+    return Answer("\n".join(outlook.to_lines()), code)

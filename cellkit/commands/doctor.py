@@ -12,10 +12,10 @@ ORDER = 11
 
 def run(given: argparse.Namespace) -> Answer:
     """Tell what this machine can run, and what to install for the rest."""
-    from cellkit.commands.machine_report import examine, tell
+    from cellkit.commands.machine_report import examine, report_text
 
     found = examine()
-    return Answer(json_text(found) if given.json else tell(found), DONE if found["ok"] else REFUSED)
+    return Answer(json_text(found) if given.json else report_text(found), DONE if found["ok"] else REFUSED)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -210,7 +210,7 @@ def check_data() -> dict[str, Any]:
 
 
 # ---- in words ------------------------------------------------------------------------------------------------------
-def tell(found: dict[str, Any]) -> str:
+def report_text(found: dict[str, Any]) -> str:
     """Return what `examine` found, in words."""
     device, memory, disk, data = (found[key] for key in ("device", "memory", "disk", "data"))
     gpu = f", {device['gpu_memory_gb']} GB" if "gpu_memory_gb" in device else ""

@@ -76,7 +76,7 @@ def _answer(arguments: list[str]) -> Answer:
     parser = _parser(commands, next((word for word in arguments if not word.startswith("-")), None))
     try:
         given = parser.parse_args(arguments)
-    except _Told as fault:
+    except _HelpText as fault:
         return Answer(fault.text)
     _check_folder()
     for name in PATHS:
@@ -181,7 +181,7 @@ def _silence() -> None:
             os.dup2(nowhere, stream.fileno())
 
 
-class _Told(Exception):
+class _HelpText(Exception):
     """Help or the version was asked for: the text to print."""
 
     def __init__(self, text: str):
@@ -199,14 +199,14 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}", f"see: {self.prog} --help")
 
     def print_help(self, file=None) -> None:
-        raise _Told(self.format_help())
+        raise _HelpText(self.format_help())
 
 
 class _Version(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> NoReturn:
         from cellkit import __version__
 
-        raise _Told(f"cellkit {__version__}")
+        raise _HelpText(f"cellkit {__version__}")
 
 
 def find_commands() -> dict[str, ModuleType]:

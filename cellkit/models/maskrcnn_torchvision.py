@@ -311,7 +311,7 @@ def _tiled(
     """Detect over the whole image, or over overlapping tiles: every cell once, and whole (`tiles.join_tiles`)."""
     shape = planes.shape[1:]
 
-    def look(window: Window) -> Boxes:
+    def detect(window: Window) -> Boxes:
         part = planes[:, window.top : window.bottom, window.left : window.right]
         boxes, scores, masks = _forward(model, part)
         return Boxes(boxes + np.array([window.left, window.top] * 2), scores, masks)
@@ -319,7 +319,7 @@ def _tiled(
     def pixels(found: Boxes) -> Instances:
         return paste(found.masks, found.boxes, shape, settings["mask_threshold"])
 
-    found, pieces = join_tiles(look, pixels, owned_tiles(shape, TILE_PX, OVERLAP_PX), shape)
+    found, pieces = join_tiles(detect, pixels, owned_tiles(shape, TILE_PX, OVERLAP_PX), shape)
     most = settings["max_detections"]
     over = max(len(found) - most, 0) if most is not None else 0
     reasons = {

@@ -193,7 +193,7 @@ def fit(
         losses.append(loss)
         step += 1
         if time.monotonic() - logged > LOG_EVERY_S:
-            _tell(desc, step, plan, sum(losses) / len(losses), time.monotonic() - begun)
+            _log_progress(desc, step, plan, sum(losses) / len(losses), time.monotonic() - begun)
             logged = time.monotonic()
         if time.monotonic() - saved > SAVE_EVERY_S:
             state.save(step, history, losses)
@@ -257,7 +257,7 @@ def _evaluate(
         "seconds": round(time.monotonic() - begun, 1),
     }
     history.rows.append(row)
-    _tell(desc, step, plan, mean, row["seconds"], f", {called} {value:.4f}")
+    _log_progress(desc, step, plan, mean, row["seconds"], f", {called} {value:.4f}")
     if not choose:
         history.best_score, history.best_step = value, step
     elif value > history.best_score:
@@ -269,7 +269,7 @@ def _evaluate(
             history.stopped = f"no better score in {since} evaluations"
 
 
-def _tell(desc: str, step: int, plan: Plan, loss: float, seconds: float, score: str = "") -> None:
+def _log_progress(desc: str, step: int, plan: Plan, loss: float, seconds: float, score: str = "") -> None:
     """Say how far a training is; before the first step there is no loss, and no telling how long it will take."""
     shown = "" if math.isnan(loss) else f", loss {loss:.3f}"
     left = f", about {(plan.steps - step) * seconds / step:.0f} s left" if step else ""

@@ -107,7 +107,7 @@ def predict_files(
         done, resumed = job.run(frames, quarantined)
         if not done:
             raise none_used(len(frames), quarantined)
-        job.tell(frames)
+        job.log_notes(frames)
         left = dict.fromkeys((str(frame.path), text) for frame in frames for text in frame.left_out)
         quarantined += [Quarantined(path, f"not read: {text}") for path, text in left]
         info = {"description": "cellkit", "model": model.name, "backend": model.backend, "model_sha256": model.sha256,
@@ -227,7 +227,7 @@ class _Job:
         )
         write_coco(part, [record], [found], self.model.classes, with_scores=True)
 
-    def tell(self, frames: Sequence[Frame]) -> None:
+    def log_notes(self, frames: Sequence[Frame]) -> None:
         """Say on stderr what a user has to know of how the pictures were read; of those taken up, what the header says."""
         from cellkit.microscope.batch import tell_notes
 

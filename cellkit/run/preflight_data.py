@@ -47,7 +47,7 @@ class Finding:
     remedy: str = ""
     key: str = ""
 
-    def told(self) -> str:
+    def to_text(self) -> str:
         """Return it in two lines."""
         return f"{self.severity}: {self.problem}" + (f"\n  {self.remedy}" if self.remedy else "")
 
@@ -90,9 +90,9 @@ class Outlook:
         splits = [name for name in ("train", "val", "test", "unused") if any(split == name for split, _ in count)]
         return {name: {kind: count[s, kind] for s, kind in sorted(count) if s == name} for name in splits}
 
-    def tell(self) -> list[str]:
+    def to_lines(self) -> list[str]:
         """Return the findings in words, errors first, how many there are, and what would be run."""
-        lines = [one.told() for one in self.findings]
+        lines = [one.to_text() for one in self.findings]
         warnings = len(lines) - len(self.errors())
         lines.append(f"{len(self.errors())} error(s), {warnings} warning(s)" if lines else "no problem is found")
         return [*lines, *([self.plan()] if self.reads else [])]

@@ -141,7 +141,7 @@ def _check_run(cfg: Config, folder: Path, stages: list[str]) -> None:
     if errors and len(outlook.findings) == 1:
         raise UserError(errors[0].problem, errors[0].remedy)
     for found in outlook.findings:
-        LOG.info(found.told())
+        LOG.info(found.to_text())
     if errors:
         count = f"{len(errors)} error(s), {len(outlook.findings) - len(errors)} warning(s): nothing is run"
         raise UserError(count, "mend what is named above; `cellkit check CONFIG` lists it again")

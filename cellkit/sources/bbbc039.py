@@ -16,7 +16,16 @@ from cellkit.microscope.file_info import only_headers
 from cellkit.microscope.folders import IMAGE_SUFFIXES, by_stem, check_inside, list_files
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
-from cellkit.sources.listing import UNUSED, Convert, Loaded, SourceImage, converted, only_class, refuse, refuse_several
+from cellkit.sources.listing import (
+    UNUSED,
+    Convert,
+    Loaded,
+    SourceImage,
+    converted,
+    failing_loader,
+    loader_of_several,
+    only_class,
+)
 from cellkit.sources.loading import check_same_way, check_shape, load_picture, perhaps
 from cellkit.sources.source_tables import read_split_lists
 
@@ -52,9 +61,11 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         split = split_of.get(stem, UNUSED if split_of else "")
         well = WELL_OF_FIELD.search(stem)
         if path is None:
-            loader = partial(refuse, f"{stem} is in metadata/ but not in images/", "add the image, or correct the list")
+            loader = partial(
+                failing_loader, f"{stem} is in metadata/ but not in images/", "add the image, or correct the list"
+            )
         else:
-            loader = refuse_several(root, found, found_masks) or partial(_load_bbbc039, root, path, mask, config)
+            loader = loader_of_several(root, found, found_masks) or partial(_load_bbbc039, root, path, mask, config)
         source = f"images/{path.name if path else stem}"
         group = well[1] if well else ""
         files = (*found, *found_masks)

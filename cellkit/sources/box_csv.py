@@ -15,7 +15,16 @@ from cellkit.microscope.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from cellkit.microscope.folders import list_files
 from cellkit.sources.assign_splits import apart_from_bare, assign_splits
 from cellkit.sources.leftovers import leftovers
-from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, converted, known_class, only_class, refuse
+from cellkit.sources.listing import (
+    MIXED,
+    Convert,
+    Loaded,
+    SourceImage,
+    converted,
+    failing_loader,
+    known_class,
+    only_class,
+)
 from cellkit.sources.loading import load_picture
 from cellkit.sources.own_split import split_word
 from cellkit.sources.source_tables import header_of, read_table
@@ -54,7 +63,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         boxes = boxes_of.get(named.get(key))
         name = picture.name if picture else named[key]
         if picture is None:
-            loader = partial(refuse, f"{name} is in {path.name} but not below {root}", "add the picture")
+            loader = partial(failing_loader, f"{name} is in {path.name} but not below {root}", "add the picture")
         else:
             loader = partial(_load_boxed, root, picture, boxes, units, config)
         source = picture.relative_to(root).as_posix() if picture else name

@@ -32,9 +32,9 @@ from cellkit.sources.listing import (
     SourceImage,
     class_id_of,
     converted,
+    failing_loader,
     known_class,
     only_class,
-    refuse,
 )
 from cellkit.sources.loading import check_shape, load_picture, noted, proposals_are_no_truth
 from cellkit.sources.own_split import split_word
@@ -270,7 +270,7 @@ def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, conf
         files = (path,)
         loader = partial(_load_coco, root, path, sheet.head(), entry, rows, cell_type if line else None, config)
     except (UserError, OSError) as error:  # OSError: a name that no file system takes
-        loader = partial(refuse, *str(error).split("\n", 1))
+        loader = partial(failing_loader, *str(error).split("\n", 1))
     parts = [part for part in named.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     *folders, name = parts or [f"{sheet.path.stem}_{entry.get('id')}"]
     split = split or split_of_folders(folders)
@@ -327,7 +327,9 @@ def _once_each(listed: list[_Listed]) -> list[SourceImage]:
         winner = best[one.item.image_id].item
         if one.item is not winner:
             again[winner.image_id] += 1
-            refusal = partial(refuse, f"the image is listed twice; {winner.source} is used", "remove one of the two")
+            refusal = partial(
+                failing_loader, f"the image is listed twice; {winner.source} is used", "remove one of the two"
+            )
             refusal = refusal if one.item.files else one.item.loader  # its own reason: no one picture is called so
             name = f"{winner.image_id}_again{again[winner.image_id]}"
             kept.append(replace(one.item, image_id=name, split=UNUSED, loader=refusal))

@@ -28,8 +28,8 @@ from cellkit.sources.listing import (
     SourceImage,
     class_id_of,
     converted,
+    failing_loader,
     named_class,
-    refuse,
 )
 from cellkit.sources.loading import check_same_way, check_shape, files_of, frames_of, perhaps, proposals_are_no_truth
 from cellkit.sources.own_split import with_own_split
@@ -174,7 +174,7 @@ def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceIma
     for folder, count in sorted(classless.items()):
         problem = f"is called after none of the classes ({', '.join(config.classes)}): its {count} image(s) are of no known class"
         if missing:
-            loader = partial(refuse, problem + without, "rename the folder, or name it in convert.class_names")
+            loader = partial(failing_loader, problem + without, "rename the folder, or name it in convert.class_names")
             yield SourceImage(f"{LEFT}{folder}/", "", "", UNUSED, f"{folder or 'the data folder'}/", loader)
         else:
             LOG.warning(f"{folder or '.'}/ {problem}")

@@ -23,7 +23,7 @@ from cellkit.sources.listing import (
     class_id_of,
     class_of_line,
     converted,
-    refuse_several,
+    loader_of_several,
 )
 from cellkit.sources.loading import check_same_way, check_shape, load_picture, perhaps
 
@@ -66,7 +66,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         split = "train" if number in HEPG2_TRAIN else UNUSED if number in HEPG2_UNUSED or not number else "test"
         labels = root / "annotations" / f"{stem}.gz"
         loader = partial(_load_text_labels, root, path, labels, cell_type, config)
-        loader = refuse_several(root, [path, *others]) or loader
+        loader = loader_of_several(root, [path, *others]) or loader
         source, files = path.relative_to(root).as_posix(), (path, *others, labels)
         items.append(SourceImage(image_id_of(path.name), cell_type, "", split, source, loader, stem, files=files))
     yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))

@@ -23,7 +23,10 @@ FAULTS = ("tiny", "pieces", "holes", "touching", "border")
 def file_to_text(info) -> str:
     """Return a `FileInfo` in words: axes, shape, type, channels, pixel size, and how many pictures it becomes."""
     alike = _alike(info.series)
-    lines = [f"{info.path}: {info.reader}, " + (_told(info.first) if len(alike) == 1 else f"{len(info.series)} scenes")]
+    lines = [
+        f"{info.path}: {info.reader}, "
+        + (_series_text(info.first) if len(alike) == 1 else f"{len(info.series)} scenes")
+    ]
     if len(alike) == 1:
         lines.append(f"channels: {_channels(info.first)}")
     else:
@@ -34,7 +37,7 @@ def file_to_text(info) -> str:
                 if series.problem
                 else f"; channels: {_channels(series)}"
             )
-            lines.append(f"{count.strip()}: {_told(series)}{end}")
+            lines.append(f"{count.strip()}: {_series_text(series)}{end}")
     found = info.to_json()
     unusable = sum(bool(series.problem) for series in info.series)
     scenes = f"{found['scenes']} scene(s){f', {unusable} of them not read' if unusable else ''}"
@@ -57,7 +60,7 @@ def _alike(series: Sequence) -> list[tuple[list[int], Any]]:
     return groups
 
 
-def _told(series) -> str:
+def _series_text(series) -> str:
     size = "pixel size not told" if math.isnan(series.um_per_px) else f"{series.um_per_px:.4g} um per px"
     return f"{series.axes} {' x '.join(map(str, series.shape))} {series.dtype}, {size}"
 
@@ -178,7 +181,7 @@ def inspect_folder(
         raise UserError(
             f"no image of the layout '{kind}' in {root}", f"layouts: --source {', '.join(names_of('source'))}"
         )
-    done, failed = map_items(partial(_look), items, "inspect", name=lambda item: item.source)
+    done, failed = map_items(partial(_read_one), items, "inspect", name=lambda item: item.source)
     quarantined = [Quarantined(q.item, "; ".join(q.reason.removeprefix("UserError: ").splitlines())) for q in failed]
     seen = [(item.split, item.cell_type, *found) for item, found in zip(items, done, strict=True) if found is not None]
     result = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
@@ -202,7 +205,7 @@ def inspect_coco(path: str | Path) -> dict[str, Any]:
     return found | {"crowd": sum(map(len, coco.crowd)), "set_aside": []}
 
 
-def _look(item) -> tuple[tuple[int, int], Instances | None]:
+def _read_one(item) -> tuple[tuple[int, int], Instances | None]:
     loaded = item.load()
     return loaded.image.shape[:2], loaded.instances
 

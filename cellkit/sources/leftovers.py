@@ -20,7 +20,7 @@ from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder
 from cellkit.microscope.open import is_zarr_by_another_name, why_unread
 from cellkit.sources.label_files import is_called_labels
-from cellkit.sources.listing import LEFT, UNUSED, SourceImage, refuse
+from cellkit.sources.listing import LEFT, UNUSED, SourceImage, failing_loader
 
 CLASS_TABLE = re.compile(r"class(es)?\b.*\.(csv|tsv|txt|xlsx?|ods)")
 NOTES = (".txt", ".md", ".rst", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".html", ".htm", ".css", ".log", ".csv", ".tsv",
@@ -98,9 +98,9 @@ def leftovers(
     _check_labels(labels, items, looked_for)
     text = f"is a label image or labels, and no image is called so{f'; {looked_for}' if looked_for else ''}"
     strays += [(relative, text, "rename it after its image, or take it out of the data folder") for relative in labels]
-    _tell(root, elsewhere, others)
+    _warn_unused(root, elsewhere, others)
     for relative, problem, remedy in sorted(strays):
-        loader = partial(refuse, problem, remedy)
+        loader = partial(failing_loader, problem, remedy)
         yield SourceImage(f"{LEFT}{relative.as_posix()}", "", "", UNUSED, relative.as_posix(), loader)
 
 
@@ -194,7 +194,7 @@ def _check_labels(labels: Sequence[Path], items: Sequence[SourceImage], looked_f
         refuse_or_note(UserError(problem, looked_for or "call label images after their images"))
 
 
-def _tell(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None:
+def _warn_unused(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None:
     for folder, found in sorted(elsewhere.items()):
         named = ", ".join(path.as_posix() for path in found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
         LOG.warning(f"{len(found)} picture(s) below {folder} are no part of this layout and not used: {named}")

@@ -98,17 +98,17 @@ class SourceImage:
         return self.loader(convert=convert or converted)
 
 
-def refuse(problem: str, remedy: str = "", convert: Convert | None = None) -> Loaded:
+def failing_loader(problem: str, remedy: str = "", convert: Convert | None = None) -> Loaded:
     """Stand in for an image that cannot be used: the reason appears where the others are loaded."""
     raise UserError(problem, remedy)
 
 
-def refuse_several(root: Path, *found: Sequence[Path]) -> Callable[[], Loaded] | None:
+def loader_of_several(root: Path, *found: Sequence[Path]) -> Callable[[], Loaded] | None:
     """Return what refuses an image whose picture or truth is several files of one name; None where each is one at most."""
     paths = next((paths for paths in found if len(paths) > 1), ())
     names = " and ".join(path.relative_to(root).as_posix() for path in paths[:2])
     problem = f"{len(paths)} files are called {stem_of(paths[0])}: {names}" if paths else ""
-    return partial(refuse, problem, "keep one of them") if paths else None
+    return partial(failing_loader, problem, "keep one of them") if paths else None
 
 
 # ---- classes -------------------------------------------------------------------------------------------------------

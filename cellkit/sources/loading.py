@@ -32,8 +32,8 @@ from cellkit.sources.listing import (
     cell_type_of,
     class_id_of,
     converted,
+    failing_loader,
     named_class,
-    refuse,
 )
 
 
@@ -218,7 +218,7 @@ def frames_of(
     except UserError as error:
         with suppress(UserError):
             label_of("", 0, 1)  # it belongs to this file, whatever is wrong with that
-        refusal = partial(refuse, *str(error).split("\n", 1))
+        refusal = partial(failing_loader, *str(error).split("\n", 1))
         own_id = stem_of(relative)
         yield SourceImage(
             image_id_of(name),
@@ -259,7 +259,7 @@ def resolved(find: Callable[[], Label | Path | None]) -> tuple[Callable, tuple[P
     try:
         found = find()
     except UserError as error:
-        return partial(refuse, *str(error).split("\n", 1)), ()
+        return partial(failing_loader, *str(error).split("\n", 1)), ()
     return partial(_given, found), () if found is None else (found.path if isinstance(found, Label) else found,)
 
 

@@ -20,8 +20,8 @@ from cellkit.sources.listing import (
     class_id_of,
     class_of_line,
     converted,
-    refuse,
-    refuse_several,
+    failing_loader,
+    loader_of_several,
 )
 from cellkit.sources.loading import check_same_way, load_picture
 from cellkit.sources.source_tables import header_of, read_table
@@ -71,14 +71,14 @@ def _sartorius_image(root: Path, name: str, rows: list[dict] | None, found: list
     cell_type = class_of_line(line, config) if line else ""
     if path is None:
         problem = f"{name} has {len(rows)} cells in train.csv, no picture train/{name}.png"
-        loader = partial(refuse, problem, "add the picture")
+        loader = partial(failing_loader, problem, "add the picture")
     elif len(about) > 1:
         problem = f"the rows of {name} in train.csv differ in cell type, sample or size"
-        loader = partial(refuse, problem, "correct the table")
+        loader = partial(failing_loader, problem, "correct the table")
     else:
         runs = [row["annotation"] for row in rows] if rows else None
         loader = partial(_load_sartorius, root, path, runs, tuple(size), cell_type, config)
-    loader = refuse_several(root, found) or loader
+    loader = loader_of_several(root, found) or loader
     source = path.relative_to(root).as_posix() if path else f"train/{name}.png"
     files = tuple(found)
     bare = path is not None and rows is None

@@ -14,7 +14,7 @@ from cellkit.errors import Quarantined, UserError, readable, refuse_or_note
 from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, check_inside, list_files
-from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, refuse
+from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, failing_loader
 
 SAMPLE_COLUMNS = ("id", "ImageId")
 
@@ -185,7 +185,7 @@ class ClassTable:
                 continue
             source = f"{self.path.relative_to(self.root).as_posix()} line {line}"
             problem = f"line {line} names '{file}', which is {why}"
-            loader = partial(refuse, problem, "write it as HEK/a.tif, or take the row out")
+            loader = partial(failing_loader, problem, "write it as HEK/a.tif, or take the row out")
             yield SourceImage(f"{LEFT}{source}", "", "", UNUSED, source, loader)
 
     def key(self, item: SourceImage) -> str:

@@ -28,10 +28,10 @@ from cellkit.sources.listing import (
     SourceImage,
     class_id_of,
     converted,
+    failing_loader,
     known_class,
+    loader_of_several,
     only_class,
-    refuse,
-    refuse_several,
 )
 from cellkit.sources.loading import load_picture
 from cellkit.sources.own_split import read_own_lists
@@ -77,8 +77,9 @@ def read(root: Path, config) -> Iterator[SourceImage]:
         boxes = _read_voc_safely(root, path) if len(found) == 1 else None
         for box in boxes or ():
             known_class(box.label, config)
-        loader = partial(_load_voc, root, path, config) if path else partial(_no_annotation, stem)
-        loader = refuse_several(root, found) or loader
+        problem = f"{stem} is listed but has no Annotations/{stem}.xml"
+        missing = partial(failing_loader, problem, "add the file, or take the name off the list")
+        loader = loader_of_several(root, found) or (partial(_load_voc, root, path, config) if path else missing)
         source = path.relative_to(root).as_posix() if path else f"JPEGImages/{stem}"
         picture = _voc_picture(root, stem, path)
         image_id, used = image_id_of(f"{stem}.jpg"), tuple(file for file in (picture, *found) if file)
@@ -106,10 +107,6 @@ def _voc_picture(root: Path, stem: str, path: Path | None) -> Path | None:
         return _find_voc_picture(root, stem, path)
     except UserError:
         return None  # said where the image is loaded
-
-
-def _no_annotation(stem: str, convert: Convert = converted) -> Loaded:
-    return refuse(f"{stem} is listed but has no Annotations/{stem}.xml", "add the file, or take the name off the list")
 
 
 def _read_voc_safely(root: Path, path: Path) -> list[Box] | None:

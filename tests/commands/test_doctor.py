@@ -54,11 +54,11 @@ class TestHere:
 
     def test_another_arithmetic_is_noted(self, found):
         for number, noted in (("float32", False), ("bfloat16", True), (None, False)):
-            text = machine_report.tell(found | {"device": found["device"] | {"number_type": number}})
+            text = machine_report.report_text(found | {"device": found["device"] | {"number_type": number}})
             assert ("note     bfloat16 here, float32 on other processors" in text) is noted
 
     def test_words(self, found):
-        text = machine_report.tell(found)
+        text = machine_report.report_text(found)
         assert "all the default path needs is here" in text
         for word in ("device", "memory", "maskrcnn_torchvision", "starter", metadata.version("torch")):
             assert word in text
@@ -82,13 +82,13 @@ class TestFaults:
         found = machine_report.examine()
         assert not found["ok"]
         assert [p["remedy"] for p in found["problems"]] == ["pip install scikit-image nosuchpackage"]
-        assert "the default path cannot run yet" in machine_report.tell(found)
+        assert "the default path cannot run yet" in machine_report.report_text(found)
 
     def test_an_extra_backend_that_cannot_run_is_told_but_no_problem(self, lacking):
         found = machine_report.examine()
         assert found["ok"]
         assert [item["name"] for item in found["backends"] if not item["ok"]] == ["mine"]
-        assert "nosuchpackage" in machine_report.tell(found)
+        assert "nosuchpackage" in machine_report.report_text(found)
 
     @pytest.mark.parametrize(
         ("installed", "wanted", "problem"),

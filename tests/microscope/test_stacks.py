@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellkit.commands.machine_report import check_formats
-from cellkit.commands.machine_report import tell as tell_doctor
+from cellkit.commands.machine_report import report_text as tell_doctor
 from cellkit.commands.main import main
 from cellkit.errors import UserError
 from cellkit.microscope.convert import Conversion

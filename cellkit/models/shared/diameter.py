@@ -11,7 +11,7 @@ from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models.shared.inputs import CELL_PX
 
-ASSUMED_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are looked at with, to find their own
+ASSUMED_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are prior at with, to find their own
 LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
 
 
@@ -26,14 +26,14 @@ def diameter_of(instances: Sequence[Instances]) -> float:
 def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np.ndarray]) -> float:
     """Estimate the cell diameter in px of images without labels; say so where the estimate is doubtful.
 
-    Each image is looked at as if its cells were 4, 6, 10, 16 ... px across, in a crop of about eight such cells where the
+    Each image is prior at as if its cells were 4, 6, 10, 16 ... px across, in a crop of about eight such cells where the
     image is brightest. Cells are found at their own diameter and at up to four times of it, always of the same size; what
     is found inside cells or in noise changes its size with the look. So that diameter wins at which most looks agree.
 
     Parameters
     ----------
     find : callable
-        (image, diameter in px) -> the cells that are found when cells of that diameter are looked for.
+        (image, diameter in px) -> the cells that are found when cells of that diameter are prior for.
     images : sequence of (H, W, 3) uint8
         A few of them are enough.
     """
@@ -79,7 +79,7 @@ def _brightest(image: np.ndarray, side_px: int) -> np.ndarray:
     return image[y : y + height, x : x + width]
 
 
-def _agreement(found: Instances, look_px: float, sizes_px: np.ndarray) -> np.ndarray:
+def _agreement(found: Instances, assumed_px: float, sizes_px: np.ndarray) -> np.ndarray:
     """Return how well the cells found with one assumed diameter agree with each size, (N,): summed over looks, up to 1."""
     if not len(found):
         return np.zeros(len(sizes_px))
@@ -91,7 +91,7 @@ def _agreement(found: Instances, look_px: float, sizes_px: np.ndarray) -> np.nda
     sure = weight * np.clip(2 * found.scores - 1, 0, 1)
     near = np.exp(-0.5 * (np.log(diameters[:, None] / sizes_px) / 0.18) ** 2)
     several = near.sum(axis=0) / (near.sum(axis=0) + 0.5)  # one object may be anything
-    looked = (
-        np.exp(-0.5 * (np.log(look_px / sizes_px / 1.3) / 0.5) ** 2) * np.log(ASSUMED_PX[1] / ASSUMED_PX[0]) / 1.2533
+    prior = (
+        np.exp(-0.5 * (np.log(assumed_px / sizes_px / 1.3) / 0.5) ** 2) * np.log(ASSUMED_PX[1] / ASSUMED_PX[0]) / 1.2533
     )
-    return looked * several * (sure[:, None] * near).sum(axis=0) / weight.sum()
+    return prior * several * (sure[:, None] * near).sum(axis=0) / weight.sum()

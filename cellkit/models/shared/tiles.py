@@ -135,7 +135,7 @@ def _owned_parts(size: int, tile_px: int, overlap_px: int) -> list[tuple[int, fl
 
 
 def join_tiles(
-    look: Callable[[Window], Boxes],
+    detect: Callable[[Window], Boxes],
     pixels: Callable[[Boxes], Instances],
     tiles: Sequence[tuple[Window, tuple[float, float, float, float]]],
     shape: tuple[int, int],
@@ -147,7 +147,7 @@ def join_tiles(
 
     Parameters
     ----------
-    look : callable
+    detect : callable
         Window -> what is found in it.
     pixels : callable
         Boxes -> their masks in the image.
@@ -162,7 +162,7 @@ def join_tiles(
     pieces : int
         How many of them are cut after all, since the cell does not fit into a window of `LARGEST_PX`.
     """
-    seen = [look(window) for window, _ in tiles]
+    seen = [detect(window) for window, _ in tiles]
     found = Boxes.joined(seen)
     if len(tiles) == 1 or not len(found):
         return found, 0
@@ -179,7 +179,7 @@ def join_tiles(
         piece = objects[[k]]
         if _same(piece, taken)[0]:
             continue
-        cells = _find_whole(look, pixels, found.boxes[[k]], piece, shape)
+        cells = _find_whole(detect, pixels, found.boxes[[k]], piece, shape)
         if cells is None:
             cells, pieces = found[[k]], pieces + 1
         masks = pixels(cells)
@@ -228,13 +228,13 @@ def _same(cells: Instances, taken: Instances) -> np.ndarray:
     return among
 
 
-def _find_whole(look, pixels, box: np.ndarray, piece: Instances, shape: tuple[int, int]) -> Boxes | None:
+def _find_whole(detect, pixels, box: np.ndarray, piece: Instances, shape: tuple[int, int]) -> Boxes | None:
     """Look at a window around a piece, wider until nothing that meets the piece is cut; None where that gets too large."""
     from cellkit.scores.iou import overlaps
 
     window = Window.around(box, MARGIN_PX, shape)
     while window.area_px <= LARGEST_PX**2:
-        found = look(window)
+        found = detect(window)
         pairs = overlaps(piece, pixels(found))
         least = np.minimum(pairs.truth_areas_px[pairs.truth], pairs.found_areas_px[pairs.found])
         met = found[np.sort(pairs.found[pairs.shared_px > SAME * least])]
