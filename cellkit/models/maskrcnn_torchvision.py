@@ -377,7 +377,7 @@ def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.n
 class _Loss:
     """Step number -> sum of torchvision's five losses over a batch of crops, and of the classifier's over one of cells."""
 
-    def __init__(self, model, items: Sequence, config: Any):
+    def __init__(self, model, items: Sequence, config: TrainSettings):
         from cellkit.models.cell_classifier import ClassLoss
 
         self.model, self.items, self.config = model, items, config

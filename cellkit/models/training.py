@@ -27,6 +27,7 @@ from cellkit.machine import device_and_dtype
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
+    from cellkit.models.shared.contract import Schedule
 
 SAVE_EVERY_S = 60.0
 LOG_EVERY_S = 15.0
@@ -79,7 +80,7 @@ class Plan:
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
 
 
-def plan_of(config: Any, desc: str) -> Plan:
+def plan_of(config: Schedule, desc: str) -> Plan:
     """Return the plan in a section of the configuration; say where it is too short for its warm-up."""
     plan = Plan(
         steps=config.steps,

@@ -80,12 +80,12 @@ def in_words(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def with_interval(line: Any, digits: int = 3) -> str:
+def with_interval(line: Any) -> str:
     """Return "0.712 [0.650, 0.768]" of a row with score, low and high; the score alone where there is no interval."""
     if line is None:
         return "–"
-    low, high = in_words(float(line.low), digits), in_words(float(line.high), digits)
-    return in_words(float(line.score), digits) + (f" [{low}, {high}]" if "–" not in (low, high) else "")
+    low, high = in_words(float(line.low)), in_words(float(line.high))
+    return in_words(float(line.score)) + (f" [{low}, {high}]" if "–" not in (low, high) else "")
 
 
 def percent(share: float) -> str:

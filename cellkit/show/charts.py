@@ -94,29 +94,25 @@ def curve_of(table: pandas.DataFrame) -> pandas.Series:
 
 
 @styled
-def show_scores(
-    frame: pandas.DataFrame, by: str | None = None, ax: Axes | None = None, title: str = "", value: str = "MAP IoU"
-) -> Axes:
-    """Show scores as points with their intervals: a row per model, or per part and model.
+def show_scores(frame: pandas.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Show scores as points with their intervals: a row per model, where there are several splits in each of them.
 
     Parameters
     ----------
     frame : DataFrame
-        `summary` of several models, with a column `model`: model, score, low, high (and the column `by`).
-    by : str, optional
-        Column that names the parts: cell_type, class_name, size, split; split where there are several.
+        `summary` of several models, with a column `model`: model, split, score, low, high.
     """
-    by = by or ("split" if splits_of(frame) else None)
-    parts = list(dict.fromkeys(frame[by])) if by else [""]
+    parts = list(dict.fromkeys(frame["split"])) if splits_of(frame) else [""]
     models = order_models(frame["model"].unique())
     looks = model_looks(models)
     ax = axes_or_new(ax, (6.2, 0.7 + 0.38 * len(parts) * len(models)))
     places, labels, place = [], [], 0.0
     for part in parts:
-        rows = frame[frame[by] == part] if by else frame
+        rows = frame[frame["split"] == part] if part else frame
         if part:
-            name = SPLIT_IMAGES.get(part, part) if by == "split" else part
-            ax.text(0.0, place - 0.62, name, ha="left", va="center", fontsize=9.5, weight="bold")
+            ax.text(
+                0.0, place - 0.62, SPLIT_IMAGES.get(part, part), ha="left", va="center", fontsize=9.5, weight="bold"
+            )
         for name in models:
             for line in rows[rows["model"] == name].itertuples():
                 _point(ax, line, place, looks[name])
@@ -127,7 +123,7 @@ def show_scores(
     if not places:
         ax.text(0.5, 0.0, "nothing is scored: no image was labelled by a person", ha="center", va="center", color=QUIET)
     ax.set_yticks(places, labels)
-    ax.set(xlim=(0, 1), ylim=(max(places, default=0) + 0.6, -1.0 if by else -0.6), xlabel=value)
+    ax.set(xlim=(0, 1), ylim=(max(places, default=0) + 0.6, -1.0 if parts[0] else -0.6), xlabel="MAP IoU")
     ax.set_title(title)
     rows_only(ax).tick_params(axis="y", pad=8)  # a marker at 0 stands beside the name
     return ax
@@ -152,7 +148,7 @@ def _point(ax: Axes, line: Any, place: float, look: Mapping[str, str]) -> None:
 
 
 @styled
-def show_history(history: Any, figure: Figure | None = None, title: str = "", score: str = "MAP IoU") -> np.ndarray:
+def show_history(history: Any, figure: Figure | None = None, score: str = "MAP IoU") -> np.ndarray:
     """Show a training: loss above, validation score below with the weights that were kept marked.
 
     Parameters
@@ -205,7 +201,6 @@ def show_history(history: Any, figure: Figure | None = None, title: str = "", sc
         dress(ax, "y").margins(x=0.03)
     if "" not in histories:
         axes[0].legend()
-    axes[0].set_title(title)
     return axes
 
 
@@ -245,7 +240,7 @@ def _history_rows(history: Any) -> pandas.DataFrame:
 
 
 @styled
-def show_gains(attribution: pandas.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+def show_gains(attribution: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     """Show what the MAP IoU would gain if one kind of fault were repaired: `attribution.attribute` of one model."""
     from cellkit.scores.attribution import gains
 
@@ -259,7 +254,6 @@ def show_gains(attribution: pandas.DataFrame, ax: Axes | None = None, title: str
     ax.set_yticks(range(len(rows)), rows["kind"])
     ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel="MAP IoU given back by repairing this kind alone")
     room_beside(ax, rows["gain"], 1.0, 2.4, 0.1)
-    ax.set_title(title)
     return rows_only(ax)
 
 

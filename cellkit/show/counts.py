@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @styled
-def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, title: str = "", images: int = 8) -> Axes:
+def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, images: int = 8) -> Axes:
     """Show which share of the cells is of which class, truth (pale) above found (full), over all and per image.
 
     Parameters
@@ -55,7 +55,6 @@ def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, title: str = "
     ax.set_yticks(range(len(shown)), labels)
     ax.set(xlim=(0, 100), ylim=(len(shown) - 0.45, -0.55), xlabel="share of the cells (%), and their number")
     _counts_legend(ax, classes, "truth" in counts)
-    ax.set_title(title)
     return rows_only(ax)
 
 
@@ -86,7 +85,7 @@ def _counts_legend(ax: Axes, classes: Sequence[str], with_truth: bool) -> None:
 
 
 @styled
-def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str = "") -> np.ndarray:
+def show_data(sheet: Mapping[str, Any], figure: Figure | None = None) -> np.ndarray:
     """Show a data-set sheet (`dataset_statistics.describe`): cells per class and split, sizes, brightness, label faults.
 
     Of sizes and brightness, a thin line spans all, a thick one 5 to 95 %, a bar the middle half; the dot is the median.
@@ -114,8 +113,6 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None, title: str
     grey = "mean grey level of a cell, median of the background,\nin the pictures that 01 made (0 to 255)"
     axes[1, 0].set(xlabel=grey, title="brightness", xlim=(0, 255))
     _fault_bars(axes[1, 1], sheet)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
     return axes
 
 

@@ -175,11 +175,11 @@ def _lay(ax: Axes, layer: np.ndarray, shape: tuple[int, int]) -> None:
     ax.imshow(layer, extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5), interpolation="antialiased")
 
 
-def legend_below(ax: Axes, handles: list, columns: int | None = None) -> None:
+def legend_below(ax: Axes, handles: list) -> None:
     """Put a legend below the Axes."""
     if handles:
         where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.005), "borderaxespad": 0.2}
-        ax.legend(handles=handles, ncols=columns or len(handles), columnspacing=1.1, handlelength=1.2, **where)
+        ax.legend(handles=handles, ncols=len(handles), columnspacing=1.1, handlelength=1.2, **where)
 
 
 @styled

@@ -211,7 +211,6 @@ def show_flagged(
     n: int = 12,
     columns: int = 4,
     figure: Figure | None = None,
-    title: str = "flagged",
 ) -> np.ndarray:
     """Show up to `n` flagged images with the reason in words and numbers; more are thinned out, every flag in its turn.
 
@@ -250,5 +249,5 @@ def show_flagged(
     scales = [((records[k].height_px, records[k].width_px), records[k].um_per_px) for k in chosen]
     draw_bars(axes.flat[: len(chosen)], scales)
     left = sum(map(len, turns)) - len(chosen)
-    figure.suptitle(f"{title}{f' ({left} more)' if left else ''}", x=0.01, ha="left", fontsize=11.5)
+    figure.suptitle(f"flagged{f' ({left} more)' if left else ''}", x=0.01, ha="left", fontsize=11.5)
     return axes

@@ -314,9 +314,9 @@ def shortened(name: str, letters: int = 24) -> str:
     return name if len(name) <= letters else f"{name[:half]}…{name[-half:]}"
 
 
-def rows_only(ax: Axes, grid: str = "x") -> Axes:
+def rows_only(ax: Axes) -> Axes:
     """Dress a chart whose rows are names."""
-    dress(ax, grid).spines["left"].set_visible(False)
+    dress(ax, "x").spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     return ax
 

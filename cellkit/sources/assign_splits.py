@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
@@ -16,6 +17,9 @@ from cellkit.cells.splits import name_groups, split_by_name, split_records
 from cellkit.errors import UserError, refuse_or_note
 from cellkit.log import LOG
 from cellkit.sources.listing import MIXED, UNUSED, SourceImage
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 
 # ---- which images, which split -------------------------------------------------------------------------------------
@@ -67,7 +71,7 @@ def _shares_of(sizes: Sequence[int], most: int) -> list[int]:
     return counts
 
 
-def draw_split(items: Sequence[SourceImage], fractions: dict, config) -> dict[str, SourceImage]:
+def draw_split(items: Sequence[SourceImage], fractions: dict, config: ConvertConfig) -> dict[str, SourceImage]:
     """Return the items by id, each with a split drawn by `records.split_records`.
 
     The frames of one file or series (`SourceImage.unit`) get one split; by group, those of one group. Where
@@ -103,7 +107,7 @@ def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> Non
         LOG.warning(f"the split by name is {counted} (asked: {wanted_counts}); another convert.seed deals anew")
 
 
-def _unit_of(item: SourceImage, config) -> str:
+def _unit_of(item: SourceImage, config: ConvertConfig) -> str:
     if config.split_by == "group" and item.group:
         return item.group
     return f"{item.unit} {item.group}" if item.unit and config.group_from else item.unit
@@ -144,13 +148,13 @@ def _series_key(item: SourceImage) -> str:
     return "" if shared is None else image_id_of(f"{folder}/{shared or 'series'}.x".lstrip("/"))
 
 
-def split_off(items: list[SourceImage], config, wanted: Sequence[str] = ("val", "test")) -> list[SourceImage]:
-    """Give shares of the training images to those of `wanted` that the source's own split has no images for.
+def split_off(items: list[SourceImage], config: ConvertConfig) -> list[SourceImage]:
+    """Give shares of the training images to validation and test, where the source's own split has no images for them.
 
     The shares are those of ``config.split``: of all training images, whatever other splits there are.
     """
     splits = {item.split for item in items}
-    shares = {name: dict(config.split).get(name, 0) for name in wanted if name not in splits}
+    shares = {name: dict(config.split).get(name, 0) for name in ("val", "test") if name not in splits}
     shares = {name: share for name, share in shares.items() if share}
     if "train" not in splits or not shares:
         return items
@@ -161,7 +165,7 @@ def split_off(items: list[SourceImage], config, wanted: Sequence[str] = ("val", 
 
 def assign_splits(
     items: Sequence[SourceImage],
-    config,
+    config: ConvertConfig,
     mixed_is_test: bool = False,
     fill_split: bool = False,
     left: Iterable[SourceImage] = (),
@@ -219,7 +223,7 @@ def assign_splits(
     yield from left
 
 
-def _without_common_folder(items: list[SourceImage], config) -> list[SourceImage]:
+def _without_common_folder(items: list[SourceImage], config: ConvertConfig) -> list[SourceImage]:
     """Drop a group that all images share because they lie in one folder: it tells none of them from another."""
     common = len({item.group for item in items}) == 1 and not any(item.unit for item in items)
     is_wanted = config.group_from or config.split_by == "group"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from cellkit.sources.listing import (
 from cellkit.sources.loading import check_same_way, check_shape, load_picture, perhaps
 from cellkit.sources.source_tables import read_split_lists
 
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
+
 ORDER = 20
 
 BBBC039_LISTS = (("training", "train"), ("validation", "val"), ("test", "test"))
@@ -42,7 +46,7 @@ def detect(root: Path) -> bool:
     return any((root / "metadata").rglob("training.txt")) and (root / "images").is_dir()
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """BBBC039: ``images/*.tif`` (16 bit), ``masks/*.png``, and the split in ``metadata/{training,validation,test}.txt``.
 
     The lists name the masks (``.png``). A mask is a map of three colours in the red channel, chosen so that touching
@@ -74,7 +78,9 @@ def read(root: Path, config) -> Iterator[SourceImage]:
     yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
-def _load_bbbc039(root: Path, path: Path, mask: Path | None, config, convert: Convert = converted) -> Loaded:
+def _load_bbbc039(
+    root: Path, path: Path, mask: Path | None, config: ConvertConfig, convert: Convert = converted
+) -> Loaded:
     made = load_picture(root, path, config, convert)
     if mask is None:
         raise UserError(f"{path.name} has no mask masks/{stem_of(path)}.png", "add masks.zip, or remove the image")

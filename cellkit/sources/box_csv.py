@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from cellkit.sources.own_split import split_word
 from cellkit.sources.source_tables import header_of, read_table
 from cellkit.sources.voc import BOX_COLUMNS, Box, _with_boxes
 
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
+
 ORDER = 50
 
 NAME_COLUMNS, LABEL_COLUMNS = ("image", "filename", "image_name"), ("label", "class")
@@ -43,7 +47,7 @@ def detect(root: Path) -> bool:
     return any(set(BOX_COLUMNS) <= set(header_of(path)) for path in root.glob("*.csv"))
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """One CSV table of boxes (image, xmin, ymin, xmax, ymax, label) and the pictures it names.
 
     The numbers are edges from the upper left corner of the image: fractions of its width and height, or px. Which of the
@@ -167,7 +171,7 @@ def _pictures_by_name(root: Path) -> dict[str, Path]:
 
 
 def _load_boxed(
-    root: Path, picture: Path, boxes: list[Box] | None, units: str, config, convert: Convert = converted
+    root: Path, picture: Path, boxes: list[Box] | None, units: str, config: ConvertConfig, convert: Convert = converted
 ) -> Loaded:
     made = load_picture(root, picture, config, convert)
     if boxes is None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellkit.errors import UserError
 from cellkit.microscope.folders import check_inside, list_files
 from cellkit.sources.folder import read_pictures
 from cellkit.sources.listing import SourceImage
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 ORDER = 80
 
@@ -19,7 +23,7 @@ def detect(root: Path) -> bool:
     return any(root.rglob("*_seg.npy"))
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """Images with Cellpose's ``a_seg.npy`` or ``a_cp_masks.png`` (``_masks.tif``, ...) beside them.
 
     Folders mean what they mean to `source_folder.read`. Classes that cellkit wrote into a ``_seg.npy`` come back. Where an image

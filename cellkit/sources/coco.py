@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,9 @@ from cellkit.sources.listing import (
 from cellkit.sources.loading import check_shape, load_picture, noted, proposals_are_no_truth
 from cellkit.sources.own_split import split_word
 
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
+
 ORDER = 70
 
 HEAD_BYTES = 65_536
@@ -52,7 +55,7 @@ def detect(root: Path) -> bool:
     return any(looks_like_coco(path) for path in list_files(root, (".json",), True)[:20])
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """COCO files (``*.json``) and the pictures they name, which lie anywhere below the folder.
 
     A file called after train, val or test, or in a folder called so, is that split; else the ``split`` (``subset``, ``set``)
@@ -253,7 +256,9 @@ class _Listed(NamedTuple):
     cells: int
 
 
-def _coco_image(root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, config, line=None) -> _Listed:
+def _coco_image(
+    root: Path, sheet: Sheet, entry: dict, pictures: _Pictures, config: ConvertConfig, line=None
+) -> _Listed:
     """Make a SourceImage of one entry; with `line` = (cell type, group) all its cells are of that type."""
     rows = sheet.rows.get(str(key_of(entry.get("id"))), [])
     named = str(entry.get("file_name") or "")
@@ -287,7 +292,7 @@ def _load_coco(
     entry: dict,
     rows: list[dict],
     line: str | None,
-    config,
+    config: ConvertConfig,
     convert: Convert = converted,
 ) -> Loaded:
     from cellkit.formats.coco_reading import parse_coco

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import UNUSED, Convert, Loaded, SourceImage, class_id_of, converted, only_class
 from cellkit.sources.loading import check_same_way, load_file, perhaps, resolved
 from cellkit.sources.source_tables import read_table
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 ORDER = 90
 
@@ -39,7 +43,7 @@ def detect(root: Path) -> bool:
     return packed or (bool(below) and all((child / "masks").is_dir() for child in below))
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """2018 Data Science Bowl nuclei, in either form.
 
     Packed: ``images/ID.png``, ``labels/ID.png`` (16-bit ids) and ``index.csv``; ``config.modalities`` keeps the rows
@@ -60,7 +64,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
     yield from assign_splits(wanted, config, left=[*left, *bare])
 
 
-def _packed_dsb2018(root: Path, config) -> tuple[list[SourceImage], set[Path]]:
+def _packed_dsb2018(root: Path, config: ConvertConfig) -> tuple[list[SourceImage], set[Path]]:
     """Return the images, those of other modalities as unused, and the label images that were found."""
     rows = read_table(root / "index.csv", ("id", "modality"), root)
     if not rows:
@@ -85,7 +89,7 @@ def _packed_dsb2018(root: Path, config) -> tuple[list[SourceImage], set[Path]]:
     return items, labels.used
 
 
-def _kaggle_dsb2018(root: Path, config) -> Iterator[SourceImage]:
+def _kaggle_dsb2018(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     if config.modalities:
         raise UserError(
             f"convert.modalities is {', '.join(config.modalities)}, and {root} has no index.csv that tells them",
@@ -101,7 +105,9 @@ def _kaggle_dsb2018(root: Path, config) -> Iterator[SourceImage]:
                 yield SourceImage(image_id, cell_type, "", split, source, loader, stem_of(path), files=files, bare=bare)
 
 
-def _load_masks(root: Path, image: Path, masks: Path, config, cell_type: str, convert: Convert = converted) -> Loaded:
+def _load_masks(
+    root: Path, image: Path, masks: Path, config: ConvertConfig, cell_type: str, convert: Convert = converted
+) -> Loaded:
     """Load Kaggle's form: an image and a folder with one mask per object."""
     check_inside(image, root)
     with open_file(image, most_px=config.max_plane_px) as opened:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellkit.cells.labels import relabel
 from cellkit.cells.names import split_of_folder
@@ -35,6 +36,9 @@ from cellkit.sources.loading import check_same_way, check_shape, files_of, frame
 from cellkit.sources.own_split import with_own_split
 from cellkit.sources.source_tables import ClassTable, _key_of
 
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
+
 ORDER = 1000
 
 
@@ -43,7 +47,7 @@ def detect(root: Path) -> bool:
     return root.is_dir()
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """Any folder of pictures or microscope files, with label images where they are found by name.
 
     A label image is ``a_masks.tif`` or ``.png`` beside ``a.png`` (also _cp_masks, _labels, _label, _mask, _seg.npy), or
@@ -60,7 +64,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
     yield from read_pictures(Path(root), config)
 
 
-def read_pictures(root: Path, config, folders_are_classes: bool = False) -> Iterator[SourceImage]:
+def read_pictures(root: Path, config: ConvertConfig, folders_are_classes: bool = False) -> Iterator[SourceImage]:
     """List the pictures of a folder with their label images, and what is left: what the layouts above share."""
     pair = config.pair
     labels = LabelFiles(root)
@@ -107,7 +111,7 @@ def is_image_of_pair(name: str, pair: tuple[str, str]) -> bool:
     return image in (name.replace(label, "") if image in label else name)
 
 
-def _refuse_doubtful_splits(items: Sequence[SourceImage], config) -> None:
+def _refuse_doubtful_splits(items: Sequence[SourceImage], config: ConvertConfig) -> None:
     """Refuse folders called after a class that is also the name of a split, where other folders are splits."""
     doubtful = sorted(
         {
@@ -124,7 +128,7 @@ def _refuse_doubtful_splits(items: Sequence[SourceImage], config) -> None:
         )
 
 
-def _with_seg(item: SourceImage, seg: Path | None, root: Path, path: Path, config) -> SourceImage:
+def _with_seg(item: SourceImage, seg: Path | None, root: Path, path: Path, config: ConvertConfig) -> SourceImage:
     if seg is None:
         return item
     loader = partial(_load_seg, item.loader, root, path, seg, item.cell_type, config)
@@ -132,7 +136,13 @@ def _with_seg(item: SourceImage, seg: Path | None, root: Path, path: Path, confi
 
 
 def _load_seg(
-    load: Callable[..., Loaded], root: Path, path: Path, seg: Path, cell_type: str, config, convert: Convert = converted
+    load: Callable[..., Loaded],
+    root: Path,
+    path: Path,
+    seg: Path,
+    cell_type: str,
+    config: ConvertConfig,
+    convert: Convert = converted,
 ) -> Loaded:
     """Load an image and the cells of its ``_seg.npy``; refuse masks beside it that say otherwise."""
     from cellkit.formats.seg import read_seg
@@ -158,7 +168,9 @@ def _load_seg(
     )
 
 
-def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceImage], config) -> Iterator[SourceImage]:
+def odd_folders(
+    told_by_folder: Sequence[SourceImage], items: Sequence[SourceImage], config: ConvertConfig
+) -> Iterator[SourceImage]:
     """Name folders that are called after no class while some class has no image; say it where that does no harm.
 
     `told_by_folder` are the images of `items` whose cells have their class of nothing else.
@@ -183,7 +195,7 @@ def odd_folders(told_by_folder: Sequence[SourceImage], items: Sequence[SourceIma
         LOG.warning(f"class {only} has no folder, and so no image that is known to be of it")
 
 
-def _warn_odd_folders_of_one_class(items: Sequence[SourceImage], config) -> None:
+def _warn_odd_folders_of_one_class(items: Sequence[SourceImage], config: ConvertConfig) -> None:
     """Say which folders are called otherwise than the only class, where one is called so: their cells count as it too."""
     count = Counter(item.source.rpartition("/")[0] for item in items)
     own = {folder for folder in count if any(named_class(part, config) for part in folder.split("/"))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from cellkit.sources.listing import (
     loader_of_several,
 )
 from cellkit.sources.loading import check_same_way, check_shape, load_picture, perhaps
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 ORDER = 40
 
@@ -51,7 +55,7 @@ def classes(root: Path) -> set[str]:
     return {"HepG2", "Huh7"}
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """Koyuncu's nuclei of two lines: ``images/N.jpg``, ``annotations/N.gz`` with the label image as text.
 
     The number tells the line (1 to 25 HepG2, from 26 on Huh7) and the published split. That has no validation images:
@@ -73,7 +77,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
 
 
 def _load_text_labels(
-    root: Path, path: Path, labels_path: Path, cell_type: str, config, convert: Convert = converted
+    root: Path, path: Path, labels_path: Path, cell_type: str, config: ConvertConfig, convert: Convert = converted
 ) -> Loaded:
     made = load_picture(root, path, config, convert)
     if not labels_path.is_file():

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
@@ -39,6 +39,9 @@ from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
 from cellkit.sources.source_tables import competition_ids, list_originals, sample_ids
 from cellkit.tables import write_table
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import Config, ConvertConfig
 
 
 # ---- which layout, which classes -----------------------------------------------------------------------------------
@@ -84,7 +87,7 @@ class Converted(NamedTuple):
     originals: list[dict]
 
 
-def gather(config, root: str | Path, out: str | Path, settings=None) -> Converted:
+def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: Config | None = None) -> Converted:
     """Convert every image of a source into a run folder.
 
     Writes ``out/images/<image_id>.png`` (each atomically), ``out/conversion.csv``, ``out/quality.csv`` and
@@ -152,7 +155,7 @@ def gather(config, root: str | Path, out: str | Path, settings=None) -> Converte
     return converted
 
 
-def warn_one_channel(records: Sequence[ImageRecord], config) -> None:
+def warn_one_channel(records: Sequence[ImageRecord], config: ConvertConfig) -> None:
     """Say on stderr in how many images nuclei and cytoplasm are one channel, although both are named."""
     if config.channels.nuclei is None or config.channels.cytoplasm is None:
         return
@@ -165,7 +168,7 @@ def warn_one_channel(records: Sequence[ImageRecord], config) -> None:
         )
 
 
-def warn_lacking_classes(items: Sequence[SourceImage], config) -> None:
+def warn_lacking_classes(items: Sequence[SourceImage], config: ConvertConfig) -> None:
     """Say on stderr which class no validation or no test image has; mixed images and those of no known line may have any."""
     lines = {split: {item.cell_type for item in items if item.split == split} for split in ("train", "val", "test")}
     for split, what in (("val", "validation"), ("test", "test")):
@@ -258,7 +261,7 @@ def unusable(
 # ---- what is handed in -----------------------------------------------------------------------------------------------
 
 
-def list_images(config, root: Path) -> list[SourceImage]:
+def list_images(config: ConvertConfig, root: Path) -> list[SourceImage]:
     """Return the source's images; refuse a missing folder, an empty one, and two images of one id."""
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist", "set data: and convert.path, or CELLKIT_DATA=FOLDER")
@@ -352,7 +355,9 @@ def _from_entry(entry: dict) -> tuple[ImageRecord, Instances | None, list[Level]
     return ImageRecord(**entry["record"]), instances, levels, entry["measured"], entry["size"]
 
 
-def _converted(out: Path, done: list, quarantined: list[Quarantined], originals: list[dict], config) -> Converted:
+def _converted(
+    out: Path, done: list, quarantined: list[Quarantined], originals: list[dict], config: ConvertConfig
+) -> Converted:
     """Flag the images by what the training images are like, write the tables."""
     from cellkit.microscope.flags import flag_records
 
@@ -384,7 +389,7 @@ def _converted(out: Path, done: list, quarantined: list[Quarantined], originals:
     return Converted(images, quarantined, conversion, quality, thresholds, originals)
 
 
-def locate_source(config, stage) -> Path:
+def locate_source(config: ConvertConfig, stage) -> Path:
     """Return the folder of a run's images: drawn into the run folder, or below the data folder and noted as an input.
 
     Parameters

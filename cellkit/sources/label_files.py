@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellkit.cells.names import LABEL_ENDINGS, LABEL_WORDS, plain, stem_of
 from cellkit.errors import UserError
@@ -16,6 +17,9 @@ from cellkit.microscope.channel_files import ChannelFiles
 from cellkit.microscope.folders import IMAGE_FOLDERS, LABEL_FOLDERS, LABEL_SUFFIXES, list_files
 from cellkit.sources.listing import SourceImage, named_class
 from cellkit.sources.loading import Label
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg")  # found, so that `read_labels` refuses them; an image without truth says nothing
 
@@ -189,7 +193,9 @@ def key_of_folder(parts: Sequence[str]) -> tuple[str, ...]:
     return tuple(key for key in left if key)
 
 
-def label_folders(root: Path, pictures: Iterable[Path], labels: Iterable[Path], config) -> dict[Path, tuple[str, ...]]:
+def label_folders(
+    root: Path, pictures: Iterable[Path], labels: Iterable[Path], config: ConvertConfig
+) -> dict[Path, tuple[str, ...]]:
     """Return the folders of label images, below `root`, each with its key.
 
     A folder is none if its name or a part of it is a class, if it holds pictures with labels of their own, or if no picture

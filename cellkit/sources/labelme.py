@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, class_id_of, converted, known_class, only_class
 
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
+
 ORDER = 120
 
 
@@ -35,7 +39,7 @@ def classes(root: Path) -> set[str]:
     return {label for path in list_files(root, (".json",)) for label in _labels_in(path)}
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """labelme JSON files: a picture, and a mask or polygon per object with its label; overlapping masks are kept.
 
     Folders train, val and test are the split. Where there is no test folder, ``config.split.test`` is the share of the
@@ -68,7 +72,7 @@ def _pictures_of(path: Path) -> list[Path]:
     return [*beside, *([Path(os.path.normpath(path.parent / named))] if named else [])]
 
 
-def _check_labelme_classes(files: list[Path], config) -> None:
+def _check_labelme_classes(files: list[Path], config: ConvertConfig) -> None:
     """Refuse a label the config does not know before any image is read: it is the config's fault, not an image's."""
     for path in files:
         try:
@@ -90,7 +94,7 @@ def _read_labelme(path: Path) -> dict:
     return content
 
 
-def _load_labelme(root: Path, path: Path, config, convert: Convert = converted) -> Loaded:
+def _load_labelme(root: Path, path: Path, config: ConvertConfig, convert: Convert = converted) -> Loaded:
     """Load the embedded picture (or the one at imagePath) and the shapes as instances."""
     check_inside(path, root)
     content = _read_labelme(path)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from cellkit.errors import UserError, nearest, refuse_or_note
 from cellkit.microscope.convert import Conversion, Converted, Level, convert_frame
 from cellkit.microscope.file_info import Opened
 from cellkit.microscope.light import Limits
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 MIXED = "mixed"
 
@@ -112,31 +115,31 @@ def loader_of_several(root: Path, *found: Sequence[Path]) -> Callable[[], Loaded
 
 
 # ---- classes -------------------------------------------------------------------------------------------------------
-def named_class(folder: str, config) -> str:
+def named_class(folder: str, config: ConvertConfig) -> str:
     """Return the class a folder is called after, "mixed", or "" when it is called otherwise."""
     names = {plain(name): name for name in (*config.classes, MIXED)}
     return names.get(plain(_renamed(folder, config) or ""), "")
 
 
-def _renamed(label: str, config) -> str | None:
+def _renamed(label: str, config: ConvertConfig) -> str | None:
     """Return what ``convert.class_names`` makes of a label, spelled in any way; the label itself where it is not there."""
     if label in config.class_names:
         return config.class_names[label]
     return {plain(known): name for known, name in config.class_names.items()}.get(plain(label), label)
 
 
-def cell_type_of(folders: Iterable[str], config) -> str:
+def cell_type_of(folders: Iterable[str], config: ConvertConfig) -> str:
     """Return the class of the innermost folder that is called after one; else the only class there is; else ""."""
     named = [named_class(folder, config) for folder in folders]
     return next((name for name in reversed(named) if name), only_class(config))
 
 
-def only_class(config) -> str:
+def only_class(config: ConvertConfig) -> str:
     """Return the class where there is one class only, else ""."""
     return config.classes[0] if len(config.classes) == 1 else ""
 
 
-def class_id_of(label: str, config) -> int:
+def class_id_of(label: str, config: ConvertConfig) -> int:
     """Return the class id of a label of the source: by class_names, else by name; 0 where class_names says null."""
     name = _renamed(label, config)
     if name is None:
@@ -147,7 +150,7 @@ def class_id_of(label: str, config) -> int:
     return ids[plain(name)]
 
 
-def known_class(label: str, config) -> int:
+def known_class(label: str, config: ConvertConfig) -> int:
     """Return what `class_id_of` does: where a layout is listed, a label that is no class is noted with the others of its kind."""
     try:
         return class_id_of(label, config)
@@ -156,13 +159,13 @@ def known_class(label: str, config) -> int:
         return 0
 
 
-def class_of_line(label: str, config) -> str:
+def class_of_line(label: str, config: ConvertConfig) -> str:
     """Return the class that a whole image of the source's `label` has; "" where class_names says null."""
     number = known_class(label, config)
     return config.classes[number - 1] if number else ""
 
 
-def unknown_class(label: str, config, what: str) -> UserError:
+def unknown_class(label: str, config: ConvertConfig, what: str) -> UserError:
     """Return the error of a label that is no class and that the config does not name."""
     return UserError(
         f"{what} is none of the classes ({', '.join(config.classes)}){nearest(label, config.classes)}",

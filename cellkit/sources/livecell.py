@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.coco import _coco_image, _Listed, _once_each, _Pictures, _warn_unread, read_sheets
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import SourceImage, class_of_line, failing_loader
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 ORDER = 60
 
@@ -24,7 +28,7 @@ def detect(root: Path) -> bool:
     return any(root.rglob("livecell*.json"))
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """LIVECell: ``livecell_coco_{train,val,test}.json`` and pictures called ``<line>_Phase_<well>_...tif``.
 
     The name tells the cell line and the well, which is the group. Some images are listed twice, with two annotations and

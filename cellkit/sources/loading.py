@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from cellkit.sources.listing import (
     failing_loader,
     named_class,
 )
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 
 def measured(
@@ -72,7 +75,7 @@ def without_empty(made: Loaded) -> Loaded:
     return noted(made._replace(instances=made.instances[~empty]), [note])
 
 
-def load_picture(root: Path, path: Path, config, convert: Convert = converted) -> Loaded:
+def load_picture(root: Path, path: Path, config: ConvertConfig, convert: Convert = converted) -> Loaded:
     """Load a file of one frame."""
     check_inside(path, root)
     with open_file(path, config.axes, config.max_plane_px) as opened:
@@ -87,7 +90,7 @@ class Label(NamedTuple):
 
 
 def load_file(
-    root, path, config, label_of, cell_type, scene=0, time=0, rows=None, convert: Convert = converted
+    root, path, config: ConvertConfig, label_of, cell_type, scene=0, time=0, rows=None, convert: Convert = converted
 ) -> Loaded:
     """Load one frame of a file and the label image that `label_of()` finds: a path, a `Label`, or None.
 
@@ -106,7 +109,9 @@ def files_of(image: Path | ChannelFiles) -> tuple[Path, ...]:
     return (image,) if isinstance(image, Path) else tuple(path for _, path in image.files)
 
 
-def with_labels(root: Path, path: Path, made: Loaded, label, config, cell_type: str, rows=None) -> Loaded:
+def with_labels(
+    root: Path, path: Path, made: Loaded, label, config: ConvertConfig, cell_type: str, rows=None
+) -> Loaded:
     """Return a picture with the objects of its label image; parameters as in `load_file`."""
     from cellkit.formats.labels import is_proposed
 
@@ -199,7 +204,7 @@ def labelled(
 
 
 def frames_of(
-    image: Path | ChannelFiles, root: Path, config, label_of: Callable, rows_of: Callable = dict.get
+    image: Path | ChannelFiles, root: Path, config: ConvertConfig, label_of: Callable, rows_of: Callable = dict.get
 ) -> Iterator[SourceImage]:
     """Yield one SourceImage per scene and time of a file, or of the files of an image's channels.
 
@@ -245,7 +250,7 @@ def frames_of(
         )  # fmt: skip
 
 
-def about_folders(folders: Sequence[str], config) -> dict[str, str]:
+def about_folders(folders: Sequence[str], config: ConvertConfig) -> dict[str, str]:
     """Return cell type, group and split that the folders of an image tell: those that are neither of the others are the group."""
     folders = [part for part in folders if plain(part) not in IMAGE_FOLDERS]
     rest = [part for part in folders if not named_class(part, config)]  # a class called test is a class

@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellkit.sources.folder import read_pictures
 from cellkit.sources.listing import SourceImage
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 ORDER = 110
 
@@ -28,7 +32,7 @@ def classes(root: Path) -> set[str]:
     return names
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """Microscope files in folders called after their cell line; several lines in one image lie in ``mixed/``.
 
     ``<root>/HEK/a.ome.tif`` has its truth, where there is one, in ``<root>/truth/HEK/a.tif`` (a label image; other places

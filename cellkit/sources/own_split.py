@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellkit.cells.names import plain, split_of_folder, stem_of
 from cellkit.errors import UserError
@@ -15,6 +16,9 @@ from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside
 from cellkit.sources.listing import MIXED, UNUSED, SourceImage
 from cellkit.sources.source_tables import read_names, read_table
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets", "ImageSets/Segmentation", "splits", "split", "lists")
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
@@ -115,7 +119,9 @@ def read_split_tables(root: Path) -> tuple[dict[str, str], list[Path]]:
     return split_of, used
 
 
-def with_own_split(items: Sequence[SourceImage], root: Path, config) -> tuple[list[SourceImage], list[Path]]:
+def with_own_split(
+    items: Sequence[SourceImage], root: Path, config: ConvertConfig
+) -> tuple[list[SourceImage], list[Path]]:
     """Give each image the split that lists or tables in the data folder name for it; an image in none of them has none.
 
     A name is the path below the data folder, or the end of one, with suffix or without. Lists of which no line is an image

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, stem_of
@@ -26,6 +27,9 @@ from cellkit.sources.listing import (
 from cellkit.sources.loading import check_same_way, load_picture
 from cellkit.sources.source_tables import header_of, read_table
 
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
+
 ORDER = 10
 
 
@@ -34,7 +38,7 @@ def detect(root: Path) -> bool:
     return {"id", "annotation", "cell_type"} <= set(header_of(root / "train.csv"))
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """Kaggle's Sartorius set: ``train/ID.png`` and ``train.csv`` with one row (id, annotation, cell_type) per cell.
 
     Run lengths are 1-based and row-major. Cells overlap in the truth, and stay so. The plate and well (``sample_id``) is the
@@ -64,7 +68,9 @@ def classes(root: Path) -> set[str]:
     return {row["cell_type"] for row in read_table(Path(root) / "train.csv", ("cell_type",), Path(root))}
 
 
-def _sartorius_image(root: Path, name: str, rows: list[dict] | None, found: list[Path], config) -> SourceImage:
+def _sartorius_image(
+    root: Path, name: str, rows: list[dict] | None, found: list[Path], config: ConvertConfig
+) -> SourceImage:
     path = next(iter(found), None)
     about = {(row["cell_type"], row.get("sample_id", ""), row["height"], row["width"]) for row in rows or ()}
     line, group, *size = min(about) if about else ("", "", "", "")
@@ -86,7 +92,13 @@ def _sartorius_image(root: Path, name: str, rows: list[dict] | None, found: list
 
 
 def _load_sartorius(
-    root, path, runs: list[str] | None, size: tuple[str, str], cell_type: str, config, convert: Convert = converted
+    root,
+    path,
+    runs: list[str] | None,
+    size: tuple[str, str],
+    cell_type: str,
+    config: ConvertConfig,
+    convert: Convert = converted,
 ) -> Loaded:
     made = load_picture(root, path, config, convert)
     if runs is None:

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellkit.cells.names import LABEL_ENDINGS, plain
 from cellkit.errors import Quarantined, UserError, readable, refuse_or_note
@@ -15,6 +16,9 @@ from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, check_inside, list_files
 from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, failing_loader
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 SAMPLE_COLUMNS = ("id", "ImageId")
 
@@ -96,7 +100,7 @@ class ClassTable:
     name, where one image only is called so.
     """
 
-    def __init__(self, root: Path, config):
+    def __init__(self, root: Path, config: ConvertConfig):
         self.root, self.config = root, config
         self.rows: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
         self.files: set[Path] = set()

@@ -230,7 +230,7 @@ def _balance(by_split: Mapping[str, Mapping[str, int]], classes: Sequence[str]) 
     return round(min(cells) / max(cells), 4) if cells and max(cells) else None
 
 
-def _worst(records: Sequence, seen: Sequence[Mapping], most: int = 20) -> list[dict[str, Any]]:
+def _worst(records: Sequence, seen: Sequence[Mapping]) -> list[dict[str, Any]]:
     """Return the images with the largest share of cells that are tiny, in pieces, with holes, or labelled twice."""
     rows = []
     for record, one in zip(records, seen, strict=True):
@@ -240,7 +240,7 @@ def _worst(records: Sequence, seen: Sequence[Mapping], most: int = 20) -> list[d
             rows.append(
                 {"image_id": record.image_id, "cells": cells, **wrong, "share": round(sum(wrong.values()) / cells, 3)}
             )
-    return sorted(rows, key=lambda row: (-row["share"], row["image_id"]))[:most]
+    return sorted(rows, key=lambda row: (-row["share"], row["image_id"]))[:20]
 
 
 def three_numbers(values: Sequence | np.ndarray) -> list[float]:

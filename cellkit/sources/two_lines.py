@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from cellkit.sources.label_files import LabelFiles
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, cell_type_of, converted, unknown_class
 from cellkit.sources.loading import load_file, resolved
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
 
 ORDER = 100
 
@@ -36,7 +40,7 @@ def classes(root: Path) -> set[str]:
     return {child.name for child in root.iterdir() if (child / "images").is_dir()}
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """One folder per cell line, each with ``images/`` and ``labels/`` of the same names: one line per image.
 
     The layout of Coelho, Shariff and Murphy (ISBI 2009) as ``u2os/`` and ``nih3t3/``. With ``config.mixed_images`` = n,
@@ -66,7 +70,7 @@ def read(root: Path, config) -> Iterator[SourceImage]:
     yield from _mixed_halves(items, config)
 
 
-def _mixed_halves(items: list[SourceImage], config) -> Iterator[SourceImage]:
+def _mixed_halves(items: list[SourceImage], config: ConvertConfig) -> Iterator[SourceImage]:
     """Yield `config.mixed_images` mixed test images of the first two lines' test images; every pair is used once."""
     lines = [name for name in config.classes if any(item.cell_type == name for item in items)][:2]
     if not config.mixed_images:

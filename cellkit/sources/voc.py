@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,9 @@ from cellkit.sources.listing import (
 from cellkit.sources.loading import load_picture
 from cellkit.sources.own_split import read_own_lists
 
+if TYPE_CHECKING:
+    from cellkit.config.sections import ConvertConfig
+
 ORDER = 30
 
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
@@ -56,7 +59,7 @@ def detect(root: Path) -> bool:
     return any((root / "Annotations").glob("*.xml"))
 
 
-def read(root: Path, config) -> Iterator[SourceImage]:
+def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """Pascal VOC: ``Annotations/*.xml`` and ``JPEGImages/``; boxes are 1-based and include both ends.
 
     ``train.txt``, ``val.txt`` and ``test.txt`` (in the folder or in ``ImageSets/Main``) are the split; an image in none of
@@ -150,7 +153,7 @@ def _voc_box(item) -> Box:
     return Box(name, tuple(float(box.findtext(key)) for key in BOX_COLUMNS))
 
 
-def _load_voc(root: Path, path: Path, config, convert: Convert = converted) -> Loaded:
+def _load_voc(root: Path, path: Path, config: ConvertConfig, convert: Convert = converted) -> Loaded:
     stated, boxes = _read_voc_file(root, path)
     picture = _find_voc_picture(root, path.stem, path)
     if picture is None:
@@ -167,7 +170,7 @@ def _load_voc(root: Path, path: Path, config, convert: Convert = converted) -> L
     return _with_boxes(made, boxes, edges, config, path.name)
 
 
-def _with_boxes(made: Loaded, boxes: list[Box], edges: np.ndarray, config, where: str) -> Loaded:
+def _with_boxes(made: Loaded, boxes: list[Box], edges: np.ndarray, config: ConvertConfig, where: str) -> Loaded:
     shape = made.image.shape[:2]
     ids = [class_id_of(box.label, config) for box in boxes]
     return made._replace(instances=Instances.from_boxes(pixel_boxes(edges, shape, where), shape, ids))

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from cellkit.files import atomic_path, write_text
 from cellkit.sources.drawn.camera import expose_stack
 from cellkit.sources.drawn.field import CHANNELS, check_names, draw_field
 from cellkit.sources.drawn.style import FieldStyle
+
+if TYPE_CHECKING:
+    from cellkit.config.sections import DrawnConfig
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def write_fields(
     return written
 
 
-def write_blank_fields(folder: str | Path, lines: Sequence[str], config, size_px: int = 64) -> None:
+def write_blank_fields(folder: str | Path, lines: Sequence[str], config: DrawnConfig, size_px: int = 64) -> None:
     """Write what `write_fields` would, small and blank: the same files, names, axes and channels, to look ahead.
 
     The labels have one cell of each line, a band across the field.
