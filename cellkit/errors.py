@@ -1,4 +1,4 @@
-"""What can be said to a person: errors that name the cause and the cure, and items set aside."""
+"""Errors that name the cause and the cure, and items of many that are left out."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _COLLECTED: ContextVar[list[UserError] | None] = ContextVar("where problems are 
 
 @contextmanager
 def collected() -> Iterator[list[UserError]]:
-    """Collect what `refuse_or_note` is told inside the block, instead of ending at the first: to list every problem at once.
+    """Collect the errors given to `raise_or_collect` inside the block, instead of ending at the first: to list all at once.
 
     Examples
     --------
     >>> with collected() as found:
-    ...     refuse_or_note(UserError("no image of HEK", "add some"))
-    ...     refuse_or_note(UserError("no image of N2a", "add some"))
+    ...     raise_or_collect(UserError("no image of HEK", "add some"))
+    ...     raise_or_collect(UserError("no image of N2a", "add some"))
     >>> len(found)
     2
     """
@@ -65,7 +65,7 @@ def collected() -> Iterator[list[UserError]]:
         _COLLECTED.reset(token)
 
 
-def refuse_or_note(*errors: UserError) -> None:
+def raise_or_collect(*errors: UserError) -> None:
     """Raise the first of the errors; inside `collected` note them all and return, so that what else is wrong is found too."""
     found = _COLLECTED.get()
     if found is None and errors:
@@ -86,7 +86,7 @@ def place_fault(error: OSError, place: str | os.PathLike = "") -> UserError | No
     Parameters
     ----------
     place : path
-        What the command was told to write, where the error itself does not name a file.
+        What the command writes, where the error itself does not name a file.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def readable(text: str) -> str:
 
 
 def plain_reason(reason: str) -> str:
-    """Return the reason of a set-aside item as one readable line, the same in every run: without addresses of memory.
+    """Return the reason why an item was left out as one readable line, the same in every run: without addresses of memory.
 
     Examples
     --------

@@ -149,7 +149,7 @@ def sha256_tree(path: str | Path) -> str:
     return sha256_listing(sha256_each(path))
 
 
-def look_of(path: str | Path) -> list[tuple[str, int, int]]:
+def sizes_and_times(path: str | Path) -> list[tuple[str, int, int]]:
     """Return name, bytes and time of change (ns) of a file, or of a folder's files: cheap, to see a change in passing."""
     path = Path(path)
     names = names_below(path) if path.is_dir() else [""]

@@ -27,14 +27,14 @@ class PlainLines(logging.Handler):
 
 
 def show_log(stream: str = "stdout") -> None:
-    """Show progress and notes as plain lines on a standard stream; said again, it changes nothing."""
+    """Show progress and notes as plain lines on a standard stream; called again, it changes nothing."""
     if not any(isinstance(handler, PlainLines) for handler in LOG.handlers):
         LOG.addHandler(PlainLines(stream))
     LOG.setLevel(logging.INFO)
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
+def collected_warnings() -> Iterator[list[str]]:
     """Collect warnings instead of showing them; progress is shown as before."""
     lines: list[str] = []
 

@@ -114,8 +114,8 @@ def finish_commits(run_dir: Path) -> None:
 
     Only for who holds the lock.
     """
-    for torn in [*run_dir.glob(".tmp-*"), *run_dir.glob(f"{NOTEBOOKS}/.tmp-*")]:
-        torn.unlink()
+    for partial in [*run_dir.glob(".tmp-*"), *run_dir.glob(f"{NOTEBOOKS}/.tmp-*")]:
+        partial.unlink()
     for plan in sorted(run_dir.glob(f"{UNFINISHED}/*/.commit.json")):
         commit(run_dir, plan.parent.name)
 
@@ -293,9 +293,9 @@ def free_bytes(run_dir: Path) -> int:
 def check_writable(run_dir: Path) -> None:
     """Refuse, without making it, a run folder that cannot be made or written, or has no room."""
     place = run_dir.absolute()
-    there = next(one for one in (place, *place.parents) if os.path.lexists(one))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = f"no write access to '{there}'" if there.is_dir() else f"'{there}' is no folder"
+    existing = next(one for one in (place, *place.parents) if os.path.lexists(one))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        why = f"no write access to '{existing}'" if existing.is_dir() else f"'{existing}' is no folder"
         raise UserError(f"run folder '{run_dir}' cannot be written: {why}", "name another folder with --run")
     _check_free(run_dir)
 

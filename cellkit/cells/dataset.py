@@ -251,7 +251,7 @@ def refuse_few(instances: Sequence[Instances], cells: int) -> None:
 def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -> list[Instances]:
     """Run a loaded model over every image, in order, with progress; one set of cells per image.
 
-    What the model left out is said at the end.
+    What the model left out is logged at the end.
 
     Raises
     ------

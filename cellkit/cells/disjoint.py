@@ -72,7 +72,7 @@ def resolve_overlaps(instances: Instances, min_area_px: int = 0) -> tuple[Instan
 
 
 def note_changes(left: LeftOut, image_id: str, log: Iterable[Change]) -> None:
-    """Count what `resolve_overlaps` dropped or cut of an image, to be said.
+    """Count what `resolve_overlaps` dropped or cut of an image, to be reported.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Cells that a setting leaves out or cuts, or that are doubtful, are counted, and said with the reason and the image."""
+"""Cells that a setting leaves out or cuts, or that are doubtful, are counted, and reported with the reason and the image."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class LeftOut:
 
     def sentences(self) -> list[str]:
         """Return one sentence per reason."""
-        told = []
+        sentences = []
         for why, images in self.cells.items():
             image_id, most = images.most_common(1)[0]
             count = images.total()
             what = f"{count} cell{'s' * (count > 1)} of {len(images)} image{'s' * (len(images) > 1)} {why}"
-            told.append(f"{what} (most in {image_id}: {most})" if len(images) > 1 else f"{what} ({image_id})")
-        return told
+            sentences.append(f"{what} (most in {image_id}: {most})" if len(images) > 1 else f"{what} ({image_id})")
+        return sentences
 
     def say(self, desc: str) -> None:
         """Print the sentences on stderr."""
@@ -88,6 +88,6 @@ def say_small(
     lost = sum(small.values())
     if lost:
         most = max(small, key=small.get)
-        told = f"{key} = {least_px} px: {lost} of {cells} labelled cells are smaller and {what} (most in {most}: {small[most]})"
-        LOG.warning(f"{told}; lower {key} to keep them")
+        found = f"{key} = {least_px} px: {lost} of {cells} labelled cells are smaller and {what} (most in {most}: {small[most]})"
+        LOG.warning(f"{found}; lower {key} to keep them")
     return lost, cells, largest

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath, PurePosixPath
 
-from cellkit.errors import UserError, refuse_or_note
+from cellkit.errors import UserError, raise_or_collect
 
 # what file managers, shared drives and archives leave behind; names with a leading dot are hidden anyway
 NO_DATA = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__", "$recycle.bin", "lost+found",
@@ -295,7 +295,7 @@ def check_ids(named: Iterable[tuple[str, str]]) -> None:
         key = unicodedata.normalize("NFC", image_id).casefold()
         if key in seen:
             same = "would both be" if seen[key][0] == image_id else "differ in upper and lower case only:"
-            refuse_or_note(UserError(f"{seen[key][1]} and {source} {same} image '{image_id}'", "rename one of them"))
+            raise_or_collect(UserError(f"{seen[key][1]} and {source} {same} image '{image_id}'", "rename one of them"))
         seen[key] = (image_id, source)
 
 

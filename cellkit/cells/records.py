@@ -205,12 +205,12 @@ def channel_names(channels: str) -> dict[str, str]:
     return {colour: name for colour, _, name in pairs if colour in COLOURS and name}
 
 
-def channels_told(maps: Iterable[str]) -> dict[str, str]:
+def common_channels(maps: Iterable[str]) -> dict[str, str]:
     """Return what is in each colour where the `channels` of all records agree on it.
 
     Examples
     --------
-    >>> channels_told(["red=;green=GFP;blue=DAPI", "red=;green=GFP;blue=Hoechst"])
+    >>> common_channels(["red=;green=GFP;blue=DAPI", "red=;green=GFP;blue=Hoechst"])
     {'green': 'GFP'}
     """
     named = [channel_names(one) for one in maps]

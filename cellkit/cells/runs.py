@@ -102,8 +102,8 @@ def turned(starts, lengths, offsets, line: int, lines: int) -> tuple[np.ndarray,
 
 def _crossed(events, side, which: int, line: int, lines: int) -> np.ndarray:
     """Return, in order and along the other axis, the pixels between the events where `side` is `which`."""
-    here = np.flatnonzero(side[:-1] == which)
-    owner, pixels = np.divmod(ranges(events[here], events[here + 1] - events[here]), (lines + 1) * line)
+    ends = np.flatnonzero(side[:-1] == which)
+    owner, pixels = np.divmod(ranges(events[ends], events[ends + 1] - events[ends]), (lines + 1) * line)
     across, along = np.divmod(pixels, line)
     keys = (owner * line + along) * lines + across
     keys.sort(kind="stable")
@@ -221,10 +221,10 @@ def _sum_of_differences(value: np.ndarray, bounds: np.ndarray) -> None:
     """Undo, in place, that from the third on each count is written as the difference to the one two before."""
     within = np.arange(len(value)) - np.repeat(bounds[:-1], np.diff(bounds))
     for which in ((within & 1) == 1, ((within & 1) == 0) & (within > 0)):
-        here = np.flatnonzero(which)
-        total = np.r_[0, np.cumsum(value[here])]
-        first = np.searchsorted(here, bounds)
-        value[here] = total[1:] - np.repeat(total[first[:-1]], np.diff(first))
+        places = np.flatnonzero(which)
+        total = np.r_[0, np.cumsum(value[places])]
+        first = np.searchsorted(places, bounds)
+        value[places] = total[1:] - np.repeat(total[first[:-1]], np.diff(first))
 
 
 def coco_runs(rles: Sequence[dict], shape: Shape) -> tuple[np.ndarray, np.ndarray]:

@@ -25,12 +25,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Download public data sets and weights, verified."""
-    from cellkit.fetch.fetch import fetch, list_entries, tell_entries, tell_fetched
+    from cellkit.fetch.fetch import entries_text, fetch, fetched_text, list_entries
 
     if given.list:
         rows = list_entries(given.to)
-        return Answer(json_text({"entries": rows}) if given.json else tell_entries(rows))
+        return Answer(json_text({"entries": rows}) if given.json else entries_text(rows))
     if given.name is None:
         raise UserError("cellkit fetch: NAME is missing", "see: cellkit fetch --list")
     found = fetch(given.name, given.to, given.given)
-    return Answer(json_text(found) if given.json else tell_fetched(found))
+    return Answer(json_text(found) if given.json else fetched_text(found))

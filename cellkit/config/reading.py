@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from cellkit.config.recipes import recipe_sections, with_recipes
 from cellkit.config.sections import BACKEND_SECTIONS, SHARED, STAGES, Config, config_class, section_class
-from cellkit.errors import UserError, nearest, refuse_or_note
+from cellkit.errors import UserError, nearest, raise_or_collect
 from cellkit.machine import here
 from cellkit.models import backend_names
 from cellkit.settings import accepted, as_yaml, schema_of, weights_fields
@@ -242,7 +242,7 @@ def load_config(
     except ValidationError as error:
         cfg, problems = Config(), _explain(error, settings, path, overrides, kind)
     if problems:
-        refuse_or_note(*problems)
+        raise_or_collect(*problems)
         raise problems[0]
     if cfg.convert.data and cfg.convert.source == "drawn":
         problem = (
@@ -251,7 +251,7 @@ def load_config(
         remedy = (
             "name the layout of the data, e.g. convert.source: microscope (data/README.md shows them), or take data out"
         )
-        refuse_or_note(UserError(problem, remedy))
+        raise_or_collect(UserError(problem, remedy))
     return cfg
 
 

@@ -55,7 +55,7 @@ def check_archive(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, int
     Parameters
     ----------
     path : path
-        ``.zip``, ``.tar.gz`` or ``.tgz``, told by its first bytes.
+        ``.zip``, ``.tar.gz`` or ``.tgz``, known by its first bytes.
     max_bytes : int
         Most bytes all members may have together.
 
@@ -64,7 +64,7 @@ def check_archive(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, int
     UserError
         No archive, a damaged one, or one with a member that is refused: named, with the reason. Nothing is written.
     """
-    with _told(path), _opened(Path(path)) as archive:
+    with _refusals(path), _opened(Path(path)) as archive:
         return {m.path: m.size_bytes for m in _checked(archive, Path(path), max_bytes)}
 
 
@@ -89,7 +89,7 @@ def unpack(path: str | Path, folder: str | Path, max_bytes: int = MAX_BYTES) -> 
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}.unpacking-*"):
         shutil.rmtree(stale)
-    with _told(path), _opened(path) as archive:
+    with _refusals(path), _opened(path) as archive:
         members = _checked(archive, path, max_bytes)
         check_space(folder.parent, sum(member.size_bytes for member in members), f"to unpack {path.name}")
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.unpacking-"))
@@ -108,7 +108,7 @@ def unpack(path: str | Path, folder: str | Path, max_bytes: int = MAX_BYTES) -> 
 
 # ---- opening -------------------------------------------------------------------------------------------------------
 @contextmanager
-def _told(path: str | Path) -> Iterator[None]:
+def _refusals(path: str | Path) -> Iterator[None]:
     """Turn whatever a broken or hostile archive raises into one sentence."""
     try:
         yield

@@ -108,10 +108,10 @@ class _Part:
     def load(self) -> None:
         """Read the side file; a part of another address, or of no known version, is thrown away."""
         try:
-            told = read_json(self.side)
-            known = told["url"] == self.url
-            self.etag, self.last_modified = str(told["etag"]), str(told["last_modified"])
-            self.total_bytes = told["total_bytes"] if isinstance(told["total_bytes"], int) else None
+            saved = read_json(self.side)
+            known = saved["url"] == self.url
+            self.etag, self.last_modified = str(saved["etag"]), str(saved["last_modified"])
+            self.total_bytes = saved["total_bytes"] if isinstance(saved["total_bytes"], int) else None
         except (OSError, ValueError, KeyError, TypeError):
             known = False
         if not known or (self.size_bytes and not self.validator):
@@ -121,8 +121,8 @@ class _Part:
         """Note the version whose bytes are about to come."""
         self.etag, self.last_modified = headers.get("ETag", ""), headers.get("Last-Modified", "")
         self.total_bytes = total
-        told = {"url": self.url, "etag": self.etag, "last_modified": self.last_modified, "total_bytes": total}
-        write_json(self.side, told)
+        saved = {"url": self.url, "etag": self.etag, "last_modified": self.last_modified, "total_bytes": total}
+        write_json(self.side, saved)
 
     def forget(self) -> None:
         """Throw away the part and what is known of it."""
@@ -147,12 +147,12 @@ def real_address(url: str) -> str:
     'https://example.org/a.zip'
     """
     mirror = os.environ.get(MIRROR_VARIABLE, "")
-    asked = f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
-    if not _allowed(asked):
+    address = f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
+    if not _allowed(address):
         raise UserError(
-            f"{asked} is not https", f"set {MIRROR_VARIABLE} to an https address" if mirror else "use https"
+            f"{address} is not https", f"set {MIRROR_VARIABLE} to an https address" if mirror else "use https"
         )
-    return asked
+    return address
 
 
 def _allowed(url: str) -> bool:
@@ -229,18 +229,18 @@ def download(
         The disk is too small, or the server offers a file of another length.
     """
     patience = patience or Patience()
-    here = _Part(part, url)
+    partial = _Part(part, url)
     part.parent.mkdir(parents=True, exist_ok=True)
-    here.load()
+    partial.load()
     failures = begun = 0
     while True:
-        before = here.size_bytes
+        before = partial.size_bytes
         begun += before == 0
         try:
-            _attempt(here, size_bytes, authorization, patience, desc or part.name.removesuffix(".part"))
+            _attempt(partial, size_bytes, authorization, patience, desc or part.name.removesuffix(".part"))
             return part
         except _Again as error:
-            failures = 1 if here.size_bytes > before else failures + 1
+            failures = 1 if partial.size_bytes > before else failures + 1
             hopeless = isinstance(error, _NoWay) and failures >= 2
             if failures >= patience.tries or begun >= patience.tries or hopeless:
                 raise Unreachable(str(error)) from error
@@ -253,48 +253,48 @@ class _NoWay(_Again):
     """There is no network, or nobody listens: waiting long is of no use."""
 
 
-def _attempt(here: _Part, size_bytes: int | None, authorization: str, patience: Patience, desc: str) -> None:
+def _attempt(partial: _Part, size_bytes: int | None, authorization: str, patience: Patience, desc: str) -> None:
     """Ask once for what is missing and write it."""
-    have = here.size_bytes
-    if have and have == here.total_bytes:
+    have = partial.size_bytes
+    if have and have == partial.total_bytes:
         return
     try:
-        with _ask(here, have, authorization, patience) as response:
-            start, total = _placed(here, response, have)
+        with _ask(partial, have, authorization, patience) as response:
+            start, total = _placed(partial, response, have)
             _check_announced(response, total, size_bytes)
             if start == 0:
-                here.path.unlink(missing_ok=True)
-            here.begin(response.headers, total)
+                partial.path.unlink(missing_ok=True)
+            partial.begin(response.headers, total)
             if total is not None:
-                check_space(here.path.parent, total - start, desc)
-            _receive(here, response, start, total, desc)
+                check_space(partial.path.parent, total - start, desc)
+            _receive(partial, response, start, total, desc)
     except (TimeoutError, http.client.HTTPException, ConnectionError, ssl.SSLError) as error:
         raise _Again(f"the connection broke: {error or type(error).__name__}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(
-                f"the disk of {here.path.parent} is full", "free some space and repeat: what is here is kept"
+                f"the disk of {partial.path.parent} is full", "free some space and repeat: what is here is kept"
             ) from error
         raise
 
 
-def _ask(here: _Part, have: int, authorization: str, patience: Patience) -> http.client.HTTPResponse:
+def _ask(partial: _Part, have: int, authorization: str, patience: Patience) -> http.client.HTTPResponse:
     """Send the request; say what kind of failure a failure is."""
     headers = {"User-Agent": "cellkit", "Accept-Encoding": "identity"}
     if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": here.validator}
+        headers |= {"Range": f"bytes={have}-", "If-Range": partial.validator}
     if authorization:
         headers["Authorization"] = authorization
-    request = urllib.request.Request(here.url, headers=headers)
+    request = urllib.request.Request(partial.url, headers=headers)
     try:
-        return opener_for(here.url).open(request, timeout=patience.timeout_s)
+        return opener_for(partial.url).open(request, timeout=patience.timeout_s)
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416:
-                here.forget()
+                partial.forget()
                 raise _Again("the part that is here fits no more, so it is begun anew") from None
             if error.code in RETRIED:
-                raise _Again(f"HTTP {error.code} {error.reason}", _asked_wait_s(error.headers)) from None
+                raise _Again(f"HTTP {error.code} {error.reason}", _retry_after_s(error.headers)) from None
             raise Refused(error.code, str(error.reason)) from None
     except urllib.error.URLError as error:
         reason = error.reason
@@ -305,12 +305,12 @@ def _ask(here: _Part, have: int, authorization: str, patience: Patience) -> http
         raise (_NoWay if nobody or unreached else _Again)(f"no connection: {reason}") from None
 
 
-def _asked_wait_s(headers: Mapping[str, str]) -> float | None:
-    told = headers.get("Retry-After", "")
-    return float(told) if told.isdigit() else None
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
 
 
-def _placed(here: _Part, response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
+def _placed(partial: _Part, response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
     """Return where the answer's bytes begin, and how many the whole file has; a range that does not fit is refused."""
     length = response.headers.get("Content-Length", "")
     if response.status == 200:  # the whole file: no part was asked for, another version, or a server without ranges
@@ -320,10 +320,10 @@ def _placed(here: _Part, response: http.client.HTTPResponse, have: int) -> tuple
     begin = span.partition("-")[0]
     fits = response.status == 206 and unit == "bytes" and begin == str(have)
     known = int(total) if total.isdigit() else None
-    if not fits or (known is not None and here.total_bytes not in (None, known)):
-        here.forget()
+    if not fits or (known is not None and partial.total_bytes not in (None, known)):
+        partial.forget()
         raise _Again("the server sent another part than was asked for, so it is begun anew")
-    return have, known if known is not None else here.total_bytes
+    return have, known if known is not None else partial.total_bytes
 
 
 def _check_announced(response: http.client.HTTPResponse, total: int | None, size_bytes: int | None) -> None:
@@ -338,19 +338,19 @@ def _check_announced(response: http.client.HTTPResponse, total: int | None, size
         )
 
 
-def _receive(here: _Part, response: http.client.HTTPResponse, start: int, total: int | None, desc: str) -> None:
+def _receive(partial: _Part, response: http.client.HTTPResponse, start: int, total: int | None, desc: str) -> None:
     """Write the body behind what is here, unbuffered: what is written survives a kill."""
     rest = None if total is None else (total - start) // MEGABYTE + 1
-    with open(here.path, "ab", buffering=0) as file:
+    with open(partial.path, "ab", buffering=0) as file:
         for megabyte in progress(_megabytes(response, file), f"{desc} (MB)", total=rest, unit="MB"):
             if total is None and megabyte % SPACE_EVERY == 0:
-                check_space(here.path.parent, SPACE_EVERY * MEGABYTE, desc)
+                check_space(partial.path.parent, SPACE_EVERY * MEGABYTE, desc)
         os.fsync(file.fileno())
-    have = here.size_bytes
+    have = partial.size_bytes
     if total is not None and have < total:
         raise _Again(f"the connection broke after {have:,} of {total:,} bytes")
     if total is not None and have > total:
-        here.forget()
+        partial.forget()
         raise _Again(f"the server sent more than the {total:,} bytes it announced")
 
 
@@ -409,10 +409,10 @@ def kaggle_user() -> tuple[str, str]:
             f"{get} and set KAGGLE_API_TOKEN to it, or download by hand and use --from FILE",
         )
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        user, key = told["username"], told["key"]
+        token = json.loads(path.read_text(encoding="utf-8"))
+        user, key = token["username"], token["key"]
         good = isinstance(user, str) and isinstance(key, str) and user and key
-    except (ValueError, KeyError, TypeError):  # said without what the file holds
+    except (ValueError, KeyError, TypeError):  # the message must not hold what the file holds
         good = False
     if not good:
         raise UserError(f"{path} is no Kaggle token", get) from None

@@ -159,8 +159,8 @@ def _fetch_file(
 
 
 def _row(file: RemoteFile, root: Path, record: dict[str, Any], state: str) -> dict[str, Any]:
-    told = {key: record[key] for key in ("url", "sha256", "size_bytes", "trust")}
-    return {"target": str(root / file.target), "state": state, **told}
+    row = {key: record[key] for key in ("url", "sha256", "size_bytes", "trust")}
+    return {"target": str(root / file.target), "state": state, **row}
 
 
 def _use(entry: Entry, file: RemoteFile, root: Path, place: Path) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _use(entry: Entry, file: RemoteFile, root: Path, place: Path) -> dict[str, A
     if file.unpack:
         if os.path.lexists(root / file.target):
             check_archive(place, file.max_unpacked_bytes)
-            _set_aside(root / file.target)
+            _keep_old(root / file.target)
         return {"members": unpack(place, root / file.target, file.max_unpacked_bytes)}
     if entry.converted:
         convert_weights(entry, place, weights_path(entry, root))
@@ -190,13 +190,13 @@ def _check_text(path: Path, begins: bytes, ends: bytes) -> None:
         raise UserError(f"{path} is no whole {path.suffix[1:]} file", "fetch it again")
 
 
-def _set_aside(folder: Path) -> None:
+def _keep_old(folder: Path) -> None:
     """Move a folder that is incomplete or of other origin out of the way; nothing of it is deleted."""
     count = 1
-    while os.path.lexists(aside := folder.with_name(f"{folder.name}.before-{count}")):
+    while os.path.lexists(kept := folder.with_name(f"{folder.name}.before-{count}")):
         count += 1
-    os.replace(folder, aside)
-    LOG.info(f"{folder} was there and is not complete: it is now {aside}")
+    os.replace(folder, kept)
+    LOG.info(f"{folder} was there and is not complete: it is now {kept}")
 
 
 def _copy(source: Path, place: Path) -> None:
@@ -318,11 +318,11 @@ def _download(
     try:
         new = _check(part, file, root, record)
     except UserError as error:
-        told = _kept_as_bad(error, part)
+        reason = _kept_as_bad(error, part)
         if resumed:
             LOG.info(f"{file.file_name}: the resumed download has wrong bytes; once more from the beginning")
             return _download(entry, file, root, record, patience)
-        raise told from None
+        raise reason from None
     os.replace(part, place)
     return new
 
@@ -386,25 +386,25 @@ def list_entries(to: str | Path | None = None, registry: dict[str, Entry] | None
             {"url": file.url, "target": str(root / file.target), "size_bytes": file.size_bytes, "sha256": file.sha256}
             for file in entry.files
         ]
-        here = not _missing(entry, root)
-        told = {key: getattr(entry, key) for key in ("name", "kind", "about", "licence", "paper", "page")}
-        rows.append({**told, "here": here, "files": files})
+        fetched = not _missing(entry, root)
+        about = {key: getattr(entry, key) for key in ("name", "kind", "about", "licence", "paper", "page")}
+        rows.append({**about, "here": fetched, "files": files})
     return rows
 
 
-def tell_entries(rows: list[dict[str, Any]]) -> str:
+def entries_text(rows: list[dict[str, Any]]) -> str:
     """Return `list_entries` in words."""
     lines = []
     for kind in ("data", "weights"):
         lines.append(f"{kind}:")
         for row in rows:
             if row["kind"] == kind:
-                here = " (here)" if row["here"] else ""
-                lines.append(f"  {row['name']:<25}{row['about']}{here}\n{'':<27}licence: {row['licence']}")
+                mark = " (here)" if row["here"] else ""
+                lines.append(f"  {row['name']:<25}{row['about']}{mark}\n{'':<27}licence: {row['licence']}")
     return "\n".join(lines)
 
 
-def tell_fetched(found: dict[str, Any]) -> str:
+def fetched_text(found: dict[str, Any]) -> str:
     """Return what `fetch` brought, in words."""
     lines = [
         f"{file['state']:<8} {file['target']}  (sha256 {file['sha256'][:12]}..., {file['trust']})"

@@ -27,7 +27,7 @@ def find_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
         ``starter`` (shipped with the package), a name of ``cellkit fetch`` (``cyto3``, ...), ``RUN:NAME`` (a checkpoint
         of a finished run), or a path. Nothing is downloaded.
     also : sequence of str
-        Other names that would do, to be told where there are no such weights.
+        Other names that would do, listed in the error where there are no such weights.
 
     The weights and their card are noted as inputs of the stage under way.
 

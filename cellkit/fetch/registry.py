@@ -1,7 +1,7 @@
 """What `cellkit fetch` knows: public data sets and weights, where each file comes from, its sha256, licence and paper.
 
 Only sha256 values that can be looked up are listed, with the place in a comment (repository: file @ commit). Where none is
-published the first download is trusted, which is said, and its sha256 is kept and demanded from then on.
+published the first download is trusted, which is reported, and its sha256 is kept and demanded from then on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cellkit.errors import UserError, nearest
 from cellkit.machine import DATA_VARIABLE
@@ -265,7 +265,7 @@ _DATA = (
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
-def _cellpose(name: str, about: str, file: str, paper: str, **told) -> Entry:
+def _cellpose(name: str, about: str, file: str, paper: str, **facts: Any) -> Entry:
     """Return the entry of a U-Net of Cellpose 1 to 3; its publisher gives no sha256."""
     return Entry(
         name=name,
@@ -278,7 +278,7 @@ def _cellpose(name: str, about: str, file: str, paper: str, **told) -> Entry:
         paper=paper,
         page="https://cellpose.readthedocs.io/en/v3.1.1.1/models.html",
         backend="cellpose_unet",
-        **told,
+        **facts,
     )
 
 

@@ -161,7 +161,7 @@ def _ends(file: Path, module: ModuleType) -> bool:
     return file.name.lower().endswith(tuple(module.ENDINGS))
 
 
-def told_format(path: str | Path) -> str:
+def format_of(path: str | Path) -> str:
     """Return the one format that a file or the files of a folder have by their names.
 
     Raises
@@ -188,7 +188,7 @@ def read_folder(
     Parameters
     ----------
     kind : str, optional
-        The format; default told by the names, where these are all of a kind.
+        The format; by default known by the names, where these are all of a kind.
     images : path, optional
         The pictures, matched by name without suffix: for their file names, their sizes (ROI zips), and as a check.
     classes, pieces
@@ -215,7 +215,7 @@ def read_folder(
     if pieces not in (None, "keep", "largest", "split"):
         raise UserError(f"pieces is {pieces!r}", "pieces is keep, largest or split")
     how = Reading(classes=tuple(classes), pieces=pieces)
-    side, quarantined = _read_files(path, kind or told_format(path), images, how)
+    side, quarantined = _read_files(path, kind or format_of(path), images, how)
     return side, [_in_a_line(item) for item in quarantined]
 
 
@@ -227,7 +227,7 @@ def _read_files(
     root, files = (path, list_files(path, module.ENDINGS, keep_labels=True)) if path.is_dir() else (path.parent, [path])
     if not files:
         raise UserError(f"no file of format {kind} in the folder {path}", f"they end with {_endings(kind)}")
-    apart = optional(module, "told_apart")
+    apart = optional(module, "labels_and_pictures")
     files, bare = apart(files) if apart and path.is_dir() else (files, [])
     pictures = Pictures(images) if images is not None else None
     read = partial(_read_one, root=root, kind=kind, pictures=pictures, how=how)
@@ -414,7 +414,7 @@ def _beside(folder: Path, records: Sequence[ImageRecord], pictures: Pictures, en
     pictures' folders below it where names repeat. Refuses two images of one picture, or two pictures of one file."""
     found = []
     for record in records:
-        with suppress(UserError):  # told where it is written
+        with suppress(UserError):  # reported where it is written
             found.append(_picture_of(record, pictures))
     names = [f"{picture.stem}{ending}" for picture in found]
     below = [picture.relative_to(pictures.folder).parent / name for picture, name in zip(found, names, strict=True)]

@@ -74,8 +74,8 @@ def write_coco(
     for number, record, found in zip(ids, records, instances, strict=True):
         _check_pair(record, found, len(classes))
         k = len(images)
-        told = {"labels": made_by[k]} if made_by and made_by[k] in MARKED else {}
-        images.append(_image(number, record) | told | dict(marks[k] if marks else {}))
+        maker = {"labels": made_by[k]} if made_by and made_by[k] in MARKED else {}
+        images.append(_image(number, record) | maker | dict(marks[k] if marks else {}))
         class_ids = np.where(found.class_ids == 0, len(names), found.class_ids).tolist()
         shapes = None if found.boxes_only else segmentations(found, convention, as_polygons)
         for k, entry in enumerate(_annotations(found, number, class_ids, with_scores)):

@@ -88,8 +88,8 @@ def with_pixels(
         count += int(empty.sum())
         example = example or record.image_id
     which = f", e.g. of {example}" if len(records) > 1 else ""
-    told = f"{count} annotation(s) cover no pixel of their image{which}: no cells, left out"
-    return kept, [told] if count else []
+    note = f"{count} annotation(s) cover no pixel of their image{which}: no cells, left out"
+    return kept, [note] if count else []
 
 
 SLACK_PX, SLACK = 2, 0.05  # what rounding, another rasteriser or a resized export does to a box
@@ -97,7 +97,7 @@ SLACK_PX, SLACK = 2, 0.05  # what rounding, another rasteriser or a resized expo
 
 def contradictions(grouped: list[list[dict]], records: list[ImageRecord], instances: list[Instances]) -> list[str]:
     """Say, once, how many annotations have a box that is not that of their mask; the masks count."""
-    told, wrong, corners, example = 0, 0, 0, ""
+    count, wrong, corners, example = 0, 0, 0, ""
     for rows, record, found in zip(grouped, records, instances, strict=True):
         places = [k for k, row in enumerate(rows) if _is_box(row.get("bbox")) and found.areas_px[k]]
         if not places:
@@ -110,7 +110,7 @@ def contradictions(grouped: list[list[dict]], records: list[ImageRecord], instan
         with np.errstate(all="ignore"):
             edges = np.clip(np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1), 0, most)
         off = np.flatnonzero(~(np.abs(edges - mask) <= slack).all(axis=1))
-        told += len(places)
+        count += len(places)
         wrong += len(off)
         corners += int((np.abs(box - mask) <= slack).all(axis=1)[off].sum())
         if len(off) and not example:
@@ -120,7 +120,7 @@ def contradictions(grouped: list[list[dict]], records: list[ImageRecord], instan
     if not wrong:
         return []
     why = "; they are corners x, y, x, y where x, y, width, height is meant" if 2 * corners > wrong else ""
-    return [f"{wrong} of {told} boxes contradict their masks, e.g. {example}{why}; the masks count"]
+    return [f"{wrong} of {count} boxes contradict their masks, e.g. {example}{why}; the masks count"]
 
 
 def _is_box(box: Any) -> bool:

@@ -97,11 +97,11 @@ def parse_coco(
         for rows, r in zip(crowd, records, strict=True)
     ]
     made_by = [entry["labels"] if entry.get("labels") in MAKERS else "" for entry in data["images"]]
-    told = [] if decode is cells_of_boxes else contradictions(grouped, records, instances)
+    doubts = [] if decode is cells_of_boxes else contradictions(grouped, records, instances)
     if decode is not cells_of_boxes:
         instances, without = with_pixels(grouped, records, instances)
-        told += without
-    notes = told if one_image else [*notes, *more, *told]
+        doubts += without
+    notes = doubts if one_image else [*notes, *more, *doubts]
     return CellDataset(
         records,
         instances,
@@ -151,9 +151,9 @@ def read_results(
         keys = [checked_key(e.get("category_id", 0), f"{where}: category_id") for e in entries]
         unknown = next((key for key in keys if not (key in categories if categories else isinstance(key, int))), None)
         if unknown is not None:
-            there = f", the file's are {list(truth.categories)}" if categories else ""
+            known = f", the file's are {list(truth.categories)}" if categories else ""
             raise UserError(
-                f"{where} has category_id {unknown}{there}",
+                f"{where} has category_id {unknown}{known}",
                 "results use the category ids of the COCO file they belong to",
             )
         scores = [checked_score(e.get("score"), where) for e in entries]

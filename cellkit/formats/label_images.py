@@ -105,7 +105,7 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
     if least == -1:
         raise not_annotated(path, int(np.count_nonzero(labels == -1)))
     if labels.dtype in (np.uint8, np.uint16) and _is_border(labels, np.iinfo(labels.dtype).max):
-        raise _not_judged(path, most)
+        raise _border_refused(path, most)
     if most > LARGEST_ID or least < 0:
         raise UserError(f"{path} holds ids from {least} to {most}", f"ids are 0 to {LARGEST_ID}")
     return labels.astype(np.int32)
@@ -137,7 +137,7 @@ def _is_border(labels: np.ndarray, mark: int) -> bool:
     return bool(holes) or ndimage.label(border, np.ones((3, 3)))[1] > 1
 
 
-def _not_judged(path: Path, mark: int) -> UserError:
+def _border_refused(path: Path, mark: int) -> UserError:
     return UserError(
         f"{path} has {mark} around all its other ids: as in Pascal VOC, that is a border not to be judged, no cell",
         f"set {mark} to 0; if it is a cell of several pieces, give it another number",
@@ -211,8 +211,8 @@ def _read_zarr(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
     import zarr
 
     group = zarr.open_group(str(path), mode="r")
-    told = dict(group.attrs)
-    scales = told.get("ome", told)["multiscales"][0]
+    attributes = dict(group.attrs)
+    scales = attributes.get("ome", attributes)["multiscales"][0]
     array = group[str(scales["datasets"][0]["path"])]
     if math.prod(array.shape) > MOST_PX:
         raise UserError(f"{path} claims to be {array.shape} px", "cut the image into tiles")
@@ -303,8 +303,8 @@ def stamp_of(labels: np.ndarray, proposed: bool = False) -> str:
     True
     """
     ids = np.ascontiguousarray(labels, np.int32)
-    said = " proposed" if proposed else ""
-    return f"{MARK}{hashlib.sha256(f'{ids.shape}'.encode() + ids.tobytes()).hexdigest()[:32]}{said}"
+    suffix = " proposed" if proposed else ""
+    return f"{MARK}{hashlib.sha256(f'{ids.shape}'.encode() + ids.tobytes()).hexdigest()[:32]}{suffix}"
 
 
 def is_stamped_proposal(path: Path, labels: np.ndarray) -> bool:

@@ -42,14 +42,14 @@ def _chosen_cells(path: Path, status: tuple[int, int, int]) -> dict[str, tuple[I
     try:
         data = read_json(path)
         coco = parse_coco(data, path)
-        told = [(str(entry["labels"]), str(entry["sha256"])) for entry in data["images"]]
+        makers = [(str(entry["labels"]), str(entry["sha256"])) for entry in data["images"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged: {error}", "delete it: the label images then count as a person's"
         ) from error
     return {
         record.image_id: (cells.with_classes(0), *one)
-        for record, cells, one in zip(coco.records, coco.instances, told, strict=True)
+        for record, cells, one in zip(coco.records, coco.instances, makers, strict=True)
     }
 
 
@@ -115,7 +115,7 @@ def write_label_png(path: str | Path, labels: np.ndarray, stamp: str | None = No
     return Path(path)
 
 
-def told_apart(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def labels_and_pictures(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return the label images of a folder, and the pictures that have none.
 
     Where label images lie beside their pictures, ``a_masks.tif`` beside ``a.tif``, a file without such a name is a picture.
@@ -124,9 +124,9 @@ def told_apart(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     Examples
     --------
     >>> names = lambda *texts: [Path(text) for text in texts]
-    >>> [[file.name for file in part] for part in told_apart(names("a.tif", "a_masks.tif", "b.tif"))]
+    >>> [[file.name for file in part] for part in labels_and_pictures(names("a.tif", "a_masks.tif", "b.tif"))]
     [['a_masks.tif'], ['b.tif']]
-    >>> [[file.name for file in part] for part in told_apart(names("a.tif", "control_mask.tif"))]
+    >>> [[file.name for file in part] for part in labels_and_pictures(names("a.tif", "control_mask.tif"))]
     [['a.tif', 'control_mask.tif'], []]
     """
     marked = {(file.parent, plain_stem(file.name)) for file in files if plain_stem(file.name) != stem_of(file.name)}
@@ -221,7 +221,7 @@ def note_makers(folder: Path, ending: str, images: Sequence[ImageToWrite]) -> No
     makers = [image.made_by for image in images]
     known = {file.stem for file in files}
     for stem, (found, maker, sha256) in before.items():
-        here = [file for file in (folder / f"{stem}.tif", folder / f"{stem}.png") if file.is_file()]
-        if stem not in known and any(sha256_file(file) == sha256 for file in here):
-            files, cells, makers = [*files, here[0]], [*cells, found], [*makers, maker]
+        existing = [file for file in (folder / f"{stem}.tif", folder / f"{stem}.png") if file.is_file()]
+        if stem not in known and any(sha256_file(file) == sha256 for file in existing):
+            files, cells, makers = [*files, existing[0]], [*cells, found], [*makers, maker]
     write_chosen_cells(folder, files, cells, makers)

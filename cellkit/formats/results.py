@@ -57,18 +57,19 @@ def _of_category_0(path: Path, found: Sequence[Instances], of: CellDataset) -> t
     if not unknown or 0 in of.categories or 0 in of.categories.values():
         return ()
     ids = ", ".join(map(str, of.categories))
-    told = f"{unknown} of {len(used)} entries of {path} have category_id 0 or none, {of.path} has {ids}: cells of unknown class"
+    note = f"{unknown} of {len(used)} entries of {path} have category_id 0 or none, {of.path} has {ids}: cells of unknown class"
     counted = used.any() and max(of.categories.values(), default=0) not in used
     wrong = "; the list seems to count categories from 0: if so, all its classes are wrong; add 1 to each category_id"
-    return (told + (wrong if counted else ""),)
+    return (note + (wrong if counted else ""),)
 
 
 def _read_results_of_run(path: Path, run: Path) -> CellDataset:
     """Read predictions of a run: ids are rows of its table of images, and all of validation and test were asked about."""
     records = read_records(run / "records.csv")
     found = read_results(path, {k: (r.height_px, r.width_px) for k, r in enumerate(records, 1)})
-    judged = path.absolute().parent != run  # predictions/*.json; proposals.json is of some images, those with an entry
-    asked = [k for k, r in enumerate(records) if len(found[k]) or (judged and r.split in ("val", "test"))]
+    # predictions/*.json are of all these images; proposals.json of some, those with an entry
+    complete = path.absolute().parent != run
+    positions = [k for k, r in enumerate(records) if len(found[k]) or (complete and r.split in ("val", "test"))]
     files = [file for file in (run / "coco/train.json", run / "truth.json") if file.is_file()]
     named = [entry["name"] for entry in read_json(files[0])["categories"]] if files else []
     named = [name for name in named if name != UNKNOWN]
@@ -76,11 +77,11 @@ def _read_results_of_run(path: Path, run: Path) -> CellDataset:
     if most > len(named):
         raise UserError(f"{path} has a cell of class {most}, {run} names {len(named)}", "run the notebooks again")
     return CellDataset(
-        [records[k] for k in asked],
-        [found[k] for k in asked],
+        [records[k] for k in positions],
+        [found[k] for k in positions],
         tuple(named),
-        ids=[k + 1 for k in asked],
-        made_by=["proposed"] * len(asked),  # by a model, every one
+        ids=[k + 1 for k in positions],
+        made_by=["proposed"] * len(positions),  # by a model, every one
         path=path,
         run=run,
         of_model=True,

@@ -44,7 +44,7 @@ MOST_PX = 2**31  # of the image that a zip says it belongs to
 LARGEST_INTEGER_PX = 32_767  # what ImageJ's integer outlines hold for sure; others are written as floats
 
 
-SAID = ("cellkit.classes", "cellkit.shape", "cellkit.score", "cellkit.labels")
+PROPERTIES = ("cellkit.classes", "cellkit.shape", "cellkit.score", "cellkit.labels")
 
 
 NO_AREA = {"LINE", "FREELINE", "POLYLINE", "NOROI", "ANGLE", "POINT", "UNKNOWN"}
@@ -99,17 +99,20 @@ def write_rois(
     if (found.areas_px == 0).any():
         raise UserError(f"cell {int(np.argmin(found.areas_px)) + 1} of {path.name} has no pixel", "leave it out")
     refuse_boxes([found], "a zip of ROIs")
-    said = {"cellkit.classes": ",".join(quote(name, safe="") for name in classes), "cellkit.shape": _pair(found.shape)}
+    shared = {
+        "cellkit.classes": ",".join(quote(name, safe="") for name in classes),
+        "cellkit.shape": _pair(found.shape),
+    }
     numbers = list(range(1, len(found) + 1)) if numbers is None else [int(k) for k in numbers]
     if len(set(numbers)) < len(found) or len(numbers) != len(found):
         raise UserError(f"{path.name} has {len(found)} cells called {str(numbers)[:60]}", "number each cell once")
     digits = max(4, len(str(max(numbers, default=0))))
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         whose = {"cellkit.labels": made_by} if made_by in MARKED else {}
-        archive.comment = json.dumps(whose | said).encode()[:65_535]  # the only place when there is no cell
+        archive.comment = json.dumps(whose | shared).encode()[:65_535]  # the only place when there is no cell
         for k, rings in enumerate(outlines(found)):
             name = f"{numbers[k]:0{digits}d}"
-            own = said if found.scores[k] == 1 else said | {"cellkit.score": repr(float(found.scores[k]))}
+            own = shared if found.scores[k] == 1 else shared | {"cellkit.score": repr(float(found.scores[k]))}
             roi = _roi(rings, name, int(found.class_ids[k]), own)
             archive.writestr(zipfile.ZipInfo(f"{name}.roi", (1980, 1, 1, 0, 0, 0)), roi, zipfile.ZIP_DEFLATED)
     return path
@@ -119,14 +122,14 @@ def _pair(shape: tuple[int, int]) -> str:
     return f"{shape[0]},{shape[1]}"
 
 
-def _roi(rings: list[np.ndarray], name: str, group: int, said: dict[str, str]) -> bytes:
+def _roi(rings: list[np.ndarray], name: str, group: int, properties: dict[str, str]) -> bytes:
     """Return the bytes of one ROI."""
     from roifile import ROI_TYPE, ImagejRoi
 
     points = np.concatenate(rings)
     (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     roi = ImagejRoi(name=name, group=group, top=top, left=left, bottom=bottom, right=right)
-    roi.props = "".join(f"{key}: {value}\n" for key, value in said.items())
+    roi.props = "".join(f"{key}: {value}\n" for key, value in properties.items())
     if len(rings) == 1 and max(right, bottom) <= LARGEST_INTEGER_PX:
         roi.roitype = ROI_TYPE.TRACED
         roi.integer_coordinates = (points - (left, top)).astype(np.int32)
@@ -144,9 +147,7 @@ def _path(ring: np.ndarray) -> np.ndarray:
     return np.r_[steps.ravel(), 4]
 
 
-def read_rois(
-    path: str | Path, shape: tuple[int, int] | None = None, set_aside: list[Quarantined] | None = None
-) -> Rois:
+def read_rois(path: str | Path, shape: tuple[int, int] | None = None, failed: list[Quarantined] | None = None) -> Rois:
     """Read a zip of ImageJ ROIs, or the ``.roi`` that Fiji saves of a single one, as cells.
 
     One cell per area ROI, clipped to the image, overlaps kept.
@@ -159,46 +160,46 @@ def read_rois(
     ----------
     shape : (H, W), optional
         The size of the image; needed for zips that `write_rois` did not begin.
-    set_aside : list of Quarantined, optional
+    failed : list of Quarantined, optional
         ROIs that are no cells are added to it, and the others read; without it such a ROI is an error.
 
     Raises
     ------
     UserError
         Naming zip and member: no zip, damaged, a member that leads outside, is a link, or is suspiciously large; a ROI
-        without area, of a spline, or outside the image (with `set_aside`: no other); ROIs of several planes; no size of the
+        without area, of a spline, or outside the image (with `failed`: no other); ROIs of several planes; no size of the
         image.
     """
-    aside: list[UserError] = []
+    errors: list[UserError] = []
     rois = []
     for name, content in _members(path):
         try:
             rois.append((name, _parsed(content, name, path)))
         except UserError as error:
-            aside.append(error)
-    if aside and (set_aside is None or not rois):
-        raise aside[0]
-    said = [_said(roi.props) for _, roi in rois]
-    size, classes = _agreed(said or [_comment(path)], shape, path)
+            errors.append(error)
+    if errors and (failed is None or not rois):
+        raise errors[0]
+    properties = [_properties_of(roi.props) for _, roi in rois]
+    size, classes = _agreed(properties or [_comment(path)], shape, path)
     _refuse_planes([roi for _, roi in rois], path)
     most = max([len(classes), *(int(roi.group) for _, roi in rois)])
     classes += tuple(f"group {k}" for k in range(len(classes) + 1, most + 1))
-    scores = [_score_of(told, f"{path}: {name}") for told, (name, _) in zip(said, rois, strict=True)]
+    scores = [_score_of(own, f"{path}: {name}") for own, (name, _) in zip(properties, rois, strict=True)]
     starts, lengths, counts, kept = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [0], []
     for k, (name, roi) in enumerate(rois):
         try:
             begin, length = _covered(roi, size, f"{path}: {name}")
         except UserError as error:
-            aside.append(error)
+            errors.append(error)
             continue
         starts.append(begin)
         lengths.append(length)
         counts.append(len(begin))
         kept.append(k)
-    if aside and (set_aside is None or not kept):
-        raise aside[0]
-    if set_aside is not None:
-        set_aside += [Quarantined(Path(path).name, "; ".join(str(error).splitlines())) for error in aside]
+    if errors and (failed is None or not kept):
+        raise errors[0]
+    if failed is not None:
+        failed += [Quarantined(Path(path).name, "; ".join(str(error).splitlines())) for error in errors]
     class_ids = [int(rois[k][1].group) for k in kept]
     found = Instances.from_runs(
         size,
@@ -300,10 +301,10 @@ def _parsed(content: bytes, name: str, path) -> Any:
     return roi
 
 
-def _said(props: str) -> dict[str, str]:
+def _properties_of(props: str) -> dict[str, str]:
     """Return what `write_rois` left in the properties of a ROI."""
     pairs = (line.partition(":" if ":" in line else "=") for line in props.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs if key.strip() in SAID}
+    return {key.strip(): value.strip() for key, _, value in pairs if key.strip() in PROPERTIES}
 
 
 def _comment(path: str | Path) -> dict[str, str]:
@@ -315,10 +316,11 @@ def _comment(path: str | Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as archive:
         text = archive.comment
     try:
-        said = json.loads(text) if text else {}
+        values = json.loads(text) if text else {}
     except (ValueError, RecursionError):
-        said = {}
-    return {k: v for k, v in said.items() if k in SAID and isinstance(v, str)} if isinstance(said, dict) else {}
+        values = {}
+    pairs = values.items() if isinstance(values, dict) else ()
+    return {key: value for key, value in pairs if key in PROPERTIES and isinstance(value, str)}
 
 
 def rois_made_by(path: str | Path) -> str:
@@ -326,9 +328,11 @@ def rois_made_by(path: str | Path) -> str:
     return maker_of(_comment(path).get("cellkit.labels"))
 
 
-def _agreed(said: list[dict[str, str]], shape: tuple[int, int] | None, path) -> tuple[tuple[int, int], tuple[str, ...]]:
+def _agreed(
+    properties: list[dict[str, str]], shape: tuple[int, int] | None, path
+) -> tuple[tuple[int, int], tuple[str, ...]]:
     """Return the size of the image and the classes that the ROIs agree on."""
-    sizes, tables = ({told[key] for told in said if key in told} for key in ("cellkit.shape", "cellkit.classes"))
+    sizes, tables = ({own[key] for own in properties if key in own} for key in ("cellkit.shape", "cellkit.classes"))
     sizes |= {_pair(shape)} if shape is not None else set()
     if len(sizes) > 1 or len(tables) > 1:
         shown = " and ".join(sorted(sizes if len(sizes) > 1 else tables))[:100]
@@ -358,13 +362,13 @@ def _refuse_planes(rois: Iterable, path) -> None:
             )
 
 
-def _score_of(told: dict[str, str], where: str) -> float:
+def _score_of(properties: dict[str, str], where: str) -> float:
     try:
-        score = float(told.get("cellkit.score", "1"))
+        score = float(properties.get("cellkit.score", "1"))
     except ValueError:
         score = math.nan
     if not 0 <= score <= 1:
-        raise UserError(f"{where} has the score {told['cellkit.score'][:40]}", "a score is a number from 0 to 1")
+        raise UserError(f"{where} has the score {properties['cellkit.score'][:40]}", "a score is a number from 0 to 1")
     return score
 
 
@@ -386,9 +390,9 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
     """Read the cells of one file; ROIs that are none are named."""
     if size is None and _is_single(file):
         raise UserError(f"{file} is a single ROI and does not say of which picture", "give their folder: --images DIR")
-    aside: list[Quarantined] = []
-    rois = read_rois(file, size, aside)
-    return ImageCells(rois.instances, rois.classes, rois_made_by(file), tuple(aside))
+    failed: list[Quarantined] = []
+    rois = read_rois(file, size, failed)
+    return ImageCells(rois.instances, rois.classes, rois_made_by(file), tuple(failed))
 
 
 def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:

@@ -68,8 +68,8 @@ def named_after(side: CellDataset, folder: str | Path) -> CellDataset:
     used = set(places.values())
     extra = [] if side.of_model else [r.image_id for k, r in enumerate(side.records) if k not in used]
     if missing or extra:
-        told = f"{len(missing)} test image(s) without prediction, {len(extra)} prediction(s) of no test image"
-        raise UserError(f"{told}, e.g. {(missing or extra)[0]}", f"predict the images in {folder}")
+        problem = f"{len(missing)} test image(s) without prediction, {len(extra)} prediction(s) of no test image"
+        raise UserError(f"{problem}, e.g. {(missing or extra)[0]}", f"predict the images in {folder}")
     found = side.subset([places[k] for k in range(len(wanted))])
     for record, own in zip(wanted, found.records, strict=True):
         if (record.height_px, record.width_px) != (own.height_px, own.width_px):
@@ -98,10 +98,10 @@ def of_test(side: CellDataset) -> tuple[CellDataset, str]:
             f"{side.path} has no test image of the run, only {', '.join(sorted(set(others)))}",
             "say which images to hand in: --images DIR, or --coco FILE such as coco/val.json of the run",
         )
-    told = (
+    problem = (
         f"{len(kept)} test image(s) handed in, not {len(others)} other(s) of the run ({', '.join(sorted(set(others)))})"
     )
-    return side.subset(kept), f"{told}; for others give --images DIR or --coco FILE" if others else ""
+    return side.subset(kept), f"{problem}; for others give --images DIR or --coco FILE" if others else ""
 
 
 def refuse_scaled(side: CellDataset) -> None:
@@ -124,7 +124,7 @@ def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) ->
     Images are matched by image id, file path, file name without suffix, or the id that such a name or path becomes: by
     whichever matches most (`cellkit.cells.names`).
     Classes are matched by name; where the two sides share no name, or no cell found has a class, classes are dropped. That,
-    and classes of cells found that the truth does not have, is said in the notes of the second side.
+    and classes of cells found that the truth does not have, is noted with the second side.
     Images that a run's model was not asked about are left out of the truth; where the truth is of the same run, so are
     those that the truth lacks.
 
@@ -150,12 +150,12 @@ def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) ->
     excused = found.of_model, found.of_model and truth.run == found.run
     if not common and ((missing and not excused[0]) or (extra and not excused[1])):
         sides = ((missing, truth, found), (extra, found, truth))
-        told = [
+        problems = [
             f"{len(names)} of the {len(a.records)} images of {a.path} are not in {b.path} ({first_names(names)})"
             for names, a, b in sides
             if names
         ]
-        raise UserError("; ".join(told), "give both sides the same images, or score those that both have: --common")
+        raise UserError("; ".join(problems), "give both sides the same images, or score those that both have: --common")
     truth, found = truth.subset(list(places)), found.subset(list(places.values()))
     for a, b in zip(truth.records, found.records, strict=True):
         if (a.height_px, a.width_px) != (b.height_px, b.width_px):
@@ -270,8 +270,8 @@ def name_groups(side: CellDataset) -> tuple[CellDataset, str]:
     Returns
     -------
     side : CellDataset
-    told : str
-        What the groups were told by; "" where the images have groups already, or none.
+    note : str
+        What the groups were taken from; "" where the images have groups already, or none.
     """
     if any(record.group for record in side.records):
         return side, ""

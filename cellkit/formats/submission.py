@@ -151,10 +151,10 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
     images: dict[str, list[tuple[str, str]]] = {}
     for line, row in enumerate(rows, 2):
         name, text = next(filter(None, map(row.get, ids)), ""), row[column].strip(" ")
-        told = row["height"].removesuffix(".0"), row["width"].removesuffix(".0")
-        if not name or not all(part.isascii() and part.isdigit() and 0 < len(part) < 7 for part in told):
+        size = row["height"].removesuffix(".0"), row["width"].removesuffix(".0")
+        if not name or not all(part.isascii() and part.isdigit() and 0 < len(part) < 7 for part in size):
             raise UserError(f"{path} line {line} has no id, height or width", "use the table as it came")
-        shape = int(told[0]), int(told[1])
+        shape = int(size[0]), int(size[1])
         if sizes.setdefault(name, shape) != shape:
             raise UserError(f"{path} line {line}: image '{name}' has two sizes", "use the table as it came")
         cells = images.setdefault(name, [])

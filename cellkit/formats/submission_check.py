@@ -315,9 +315,9 @@ def refuse_problems(problems: Sequence[Problem], path) -> None:
     """Raise UserError with the first problems, where there are any."""
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        told = "; ".join(str(problem) for problem in problems[:3])
+        first = "; ".join(str(problem) for problem in problems[:3])
         raise UserError(
-            f"{path} is no valid submission: {told}{more}", "`cellkit check-submission` lists every problem"
+            f"{path} is no valid submission: {first}{more}", "`cellkit check-submission` lists every problem"
         )
 
 

@@ -21,7 +21,7 @@ from cellkit.errors import Quarantined, UserError, plain_reason, readable
 from cellkit.files import content_of
 from cellkit.log import LOG
 from cellkit.microscope.convert import Conversion, Converted, convert_frame, level_row, light_of_frame, scaled_by
-from cellkit.microscope.journal import JOURNAL, Journal, alone_in, png_parts, put, still_there
+from cellkit.microscope.journal import JOURNAL, Journal, alone_in, png_parts, still_there, write_parts
 from cellkit.microscope.light import Light, sum_light
 from cellkit.microscope.open import inspect_file, open_file
 from cellkit.parallel import map_items
@@ -97,7 +97,7 @@ def convert_batch(
         _remove_outdated(out, jobs, done)
     made = [entry for entry in done if entry]
     failed += [Quarantined(name, reason) for entry in made for name, reason in entry["failed"]]
-    tell_notes(row for entry in made for row in entry["rows"])
+    log_notes(row for entry in made for row in entry["rows"])
     return Batch(
         written=[out / name for entry in made for name in entry["files"]],
         rows=[row for entry in made for row in entry["rows"]],
@@ -134,7 +134,7 @@ def _convert_job(job: _Job, out: Path, conversion: Conversion) -> dict:
                     raise
                 failed.append([readable(f"{job.path} {image_id}"), f"{type(error).__name__}: {error}"])
                 continue
-            files[f"{image_id}.png"] = list(put(out / f"{image_id}.png", png_parts(made.image, made.um_per_px)))
+            files[f"{image_id}.png"] = list(write_parts(out / f"{image_id}.png", png_parts(made.image, made.um_per_px)))
             rows += _rows(image_id, made, conversion)
     return {"source": source, "files": files, "rows": rows, "failed": failed}
 
@@ -145,7 +145,7 @@ def _rows(image_id: str, made: Converted, conversion: Conversion) -> list[dict]:
     return [{**level_row(image_id, readable(made.source), level, of), "um_per_px": um_per_px} for level in made.levels]
 
 
-def tell_notes(rows: Iterable[Mapping[str, Any]], all_in: str = "column note of conversion.csv") -> None:
+def log_notes(rows: Iterable[Mapping[str, Any]], all_in: str = "column note of conversion.csv") -> None:
     """Print the notes of rows of (image_id, note) to stderr, each once with the images; `all_in` is where all are."""
     about: dict[str, list[str]] = {}
     for row in rows:

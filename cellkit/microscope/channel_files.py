@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cellkit.cells.names import EACH, channel_of, channel_rule, plain, stem_of
-from cellkit.errors import UserError, refuse_or_note
+from cellkit.errors import UserError, raise_or_collect
 from cellkit.log import LOG
 from cellkit.microscope.file_info import Channel, FileInfo, Opened
 from cellkit.microscope.open import open_file
@@ -42,9 +42,9 @@ def seeming_channels(
     """
     found: dict[tuple[Path, str], list[tuple[str, Path]]] = defaultdict(list)
     for path in paths:
-        told = channel_of(stem_of(path), rule)
-        if told:
-            found[path.parent, told[0]].append((told[1], path))
+        own = channel_of(stem_of(path), rule)
+        if own:
+            found[path.parent, own[0]].append((own[1], path))
     least = 1 if rule else 2
     return {key: sorted(some) for key, some in found.items() if len({plain(name) for name, _ in some}) >= least}
 
@@ -54,11 +54,11 @@ def refuse_seeming_channels(paths: Sequence[Path]) -> None:
     found = seeming_channels(paths)
     if found:
         names = [path.name for _, path in next(iter(found.values()))]
-        told = f"{' and '.join(names[:4])} seem to be the channels of one image ({len(found)} such sets)"
-        refuse_or_note(UserError(told, REMEDY))
+        problem = f"{' and '.join(names[:4])} seem to be the channels of one image ({len(found)} such sets)"
+        raise_or_collect(UserError(problem, REMEDY))
 
 
-def tell_seeming_channels(paths: Sequence[Path]) -> None:
+def warn_of_seeming_channels(paths: Sequence[Path]) -> None:
     """Say on stderr what `refuse_seeming_channels` refuses."""
     found = seeming_channels(paths)
     if found:
@@ -88,15 +88,15 @@ def join_channels(paths: Sequence[Path], pattern: str | None) -> list[Path | Cha
         channels = [plain(channel) for channel, _ in files]
         twice = next((path for (_, path), one in zip(files, channels, strict=True) if channels.count(one) > 1), None)
         if twice is not None:
-            told = (
+            problem = (
                 f"convert.channel_from {pattern!r} finds one channel twice in the files of '{name}', e.g. {twice.name}"
             )
             remedy = "let it fit all that differs between the channels, and nothing that differs between images"
-            refuse_or_note(UserError(told, remedy))
+            raise_or_collect(UserError(problem, remedy))
         joined.append(ChannelFiles(folder / f"{name or 'image'}{files[0][1].suffix}", tuple(files)))
     if paths and not joined:
-        told = f"convert.channel_from {pattern!r} fits no file, e.g. not {paths[0].name}"
-        refuse_or_note(UserError(told, "correct it, or set it to null"))
+        problem = f"convert.channel_from {pattern!r} fits no file, e.g. not {paths[0].name}"
+        raise_or_collect(UserError(problem, "correct it, or set it to null"))
     parts = {path for one in joined for _, path in one.files}
     return sorted([*joined, *(path for path in paths if path not in parts)], key=lambda one: getattr(one, "path", one))
 

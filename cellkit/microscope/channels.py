@@ -81,8 +81,8 @@ def find_channel(spec: str | int | Sequence[str | int], channels: tuple[Channel,
         for one in spec:
             if any(_readings(one, channels).values()):
                 return find_channel(one, channels, where)
-        told = ", ".join(f"'{one}'" for one in spec)
-        raise UserError(f"none of {told} is a channel of {where}, which has {listed(channels)}", HOW_TO_NAME)
+        listing = ", ".join(f"'{one}'" for one in spec)
+        raise UserError(f"none of {listing} is a channel of {where}, which has {listed(channels)}", HOW_TO_NAME)
     readings = _readings(spec, channels)
     found = {i for indices in readings.values() for i in indices}
     if len(found) == 1:
@@ -177,5 +177,5 @@ def _as_near(number: re.Match | None, channels: tuple[Channel, ...], found: list
 
 def listed(channels: tuple[Channel, ...]) -> str:
     """Say which channels there are: '2 channels (0 DAPI 461 nm, 1 unnamed)'."""
-    names = ", ".join(f"{i} {channel.told}" for i, channel in enumerate(channels))
+    names = ", ".join(f"{i} {channel.text}" for i, channel in enumerate(channels))
     return f"{len(channels)} channel{'s' if len(channels) != 1 else ''} ({names})"

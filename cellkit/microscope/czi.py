@@ -85,14 +85,14 @@ def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
 
     shape = (*(len(values[axis]) for axis in lead), height, width, *((samples,) if samples > 1 else ()))
     axes = f"{lead}YX{'S' * (samples > 1)}"
-    said: list[str] = []
-    told = _czi_channels(tree, said)
-    channels = tuple(told[i] for i in values["C"]) if len(told) > values["C"][-1] else ()
-    without = [told[i].name or f"channel {i}" for i in range(len(told)) if i not in values["C"]]
+    notes: list[str] = []
+    listed = _czi_channels(tree, notes)
+    channels = tuple(listed[i] for i in values["C"]) if len(listed) > values["C"][-1] else ()
+    without = [listed[i].name or f"channel {i}" for i in range(len(listed)) if i not in values["C"]]
     if without:
-        said.append(f"no pixels are stored of the channels {', '.join(without)}")
+        notes.append(f"no pixels are stored of the channels {', '.join(without)}")
     refused = _czi_refusal(f"{path.name} has axes {axes} {shape}", extra, types)
-    um_per_px = _czi_um_per_px(tree, said)
+    um_per_px = _czi_um_per_px(tree, notes)
     return Stack(
         _czi_scene_name(tree, scene),
         axes,
@@ -103,7 +103,7 @@ def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
         block,
         len(lead),
         *refused,
-        tuple(dict.fromkeys(said)),
+        tuple(dict.fromkeys(notes)),
     )
 
 
@@ -118,14 +118,14 @@ def _czi_refusal(text: str, extra: str, types: list[str]) -> tuple[str, str]:
     return "", ""
 
 
-def _czi_channels(tree, said: list[str]) -> list[Channel]:
+def _czi_channels(tree, notes: list[str]) -> list[Channel]:
     """Names and wavelengths, as recorded; display names may be anyone's and are not used."""
     listed = [] if tree is None else tree.iterfind(".//Information/Image/Dimensions/Channels/Channel")
     return [
         Channel.lit(
             channel.get("Name") or "",
             *(
-                wavelength_nm(channel.findtext(f"{kind}Wavelength"), "nm", said, f"{kind} of {channel.get('Name')}")
+                wavelength_nm(channel.findtext(f"{kind}Wavelength"), "nm", notes, f"{kind} of {channel.get('Name')}")
                 for kind in ("Emission", "Excitation")
             ),
         )
@@ -133,10 +133,10 @@ def _czi_channels(tree, said: list[str]) -> list[Channel]:
     ]
 
 
-def _czi_um_per_px(tree, said: list[str]) -> float:
+def _czi_um_per_px(tree, notes: list[str]) -> float:
     listed = [] if tree is None else tree.iterfind(".//Scaling/Items/Distance")
-    told = {d.get("Id"): length_um(d.findtext("Value"), "m", said) for d in listed if d.get("Id") in ("X", "Y")}
-    return square_um(told.get("X", math.nan), told.get("Y", math.nan), said)
+    lengths = {d.get("Id"): length_um(d.findtext("Value"), "m", notes) for d in listed if d.get("Id") in ("X", "Y")}
+    return square_um(lengths.get("X", math.nan), lengths.get("Y", math.nan), notes)
 
 
 def _czi_scenes(tree) -> list:

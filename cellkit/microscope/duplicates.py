@@ -231,8 +231,8 @@ def exclude_duplicates(records: Sequence[ImageRecord], copies: Sequence[Duplicat
     done = []
     for record in records:
         split = stays.get(field_of.get(record.image_id, ""), record.split)
-        torn = record.split and not record.flags and record.split != split
-        done.append(replace(record, flags=COPY) if torn else record)
+        crosses = record.split and not record.flags and record.split != split
+        done.append(replace(record, flags=COPY) if crosses else record)
     return done
 
 
@@ -276,12 +276,12 @@ def refuse_duplicates(records: Sequence[ImageRecord], copies: Sequence[Duplicate
         Naming the first of them.
     """
     split = {record.image_id: record.split for record in records if record.split and not record.flags}
-    torn = [copy for copy in copies if split.get(copy.first, "") != split.get(copy.second, "") != ""]
-    torn = [copy for copy in torn if copy.first in split]
-    if torn:
-        one = torn[0]
+    crossing = [copy for copy in copies if split.get(copy.first, "") != split.get(copy.second, "") != ""]
+    crossing = [copy for copy in crossing if copy.first in split]
+    if crossing:
+        one = crossing[0]
         raise UserError(
-            f"{len(torn)} pair(s) of images show one field on two sides of the split; the first: {one.first} "
+            f"{len(crossing)} pair(s) of images show one field on two sides of the split; the first: {one.first} "
             f"({split[one.first]}) and {one.second} ({split[one.second]}), {one.how}",
             "remove one of each, or set convert.duplicates: set_aside",
         )

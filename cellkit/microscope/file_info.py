@@ -1,6 +1,6 @@
 """What every reader returns: a file's scenes and channels as its header states them, and single planes of pixels on request.
 
-What a header claims is checked before a pixel is read; a file that its reader stumbles over is told as what it is.
+What a header claims is checked before a pixel is read; a file that its reader stumbles over is named for what it is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ORIENTATION = 0x112  # tag of EXIF and TIFF: 1 as stored; 2 to 8 mirrored, turne
 class Channel:
     """One channel of a file: its name ("" when the file gives none) and wavelength (nm, nan when unknown).
 
-    The wavelength is that of the emission, else of the excitation; `excitation_nm` is nan where the two are not told apart.
+    The wavelength is that of the emission, else of the excitation; `excitation_nm` is nan where the two are not distinguished.
     """
 
     name: str = ""
@@ -44,12 +44,12 @@ class Channel:
         return cls(name, excitation_nm if math.isnan(emission_nm) else emission_nm, excitation_nm)
 
     @property
-    def told(self) -> str:
-        """What a person reads.
+    def text(self) -> str:
+        """The channel as messages show it: its name, and its wavelength where the name lacks it.
 
         Examples
         --------
-        >>> Channel("DAPI", 461.0).told, Channel("", 461.0).told, Channel("emission 550 nm", 550.0).told
+        >>> Channel("DAPI", 461.0).text, Channel("", 461.0).text, Channel("emission 550 nm", 550.0).text
         ('DAPI 461 nm', 'unnamed 461 nm', 'emission 550 nm')
         """
         nm = "" if math.isnan(self.wavelength_nm) else f"{self.wavelength_nm:.0f} nm"
@@ -145,7 +145,7 @@ class FileInfo:
     def frames(self) -> Iterator[tuple[int, int, str]]:
         """Yield (scene, time, suffix) of every picture the file becomes; a suffix like "_s1_t03" says which it is.
 
-        A scene with a `problem` is one frame, so that whoever reads it is told why.
+        A scene with a `problem` is one frame, so that whoever reads it gets the reason.
         """
         for number, series in enumerate(self.series):
             times = series.size("T") if not series.problem else 1
@@ -281,9 +281,9 @@ def check_opaque(path: Path, alpha: np.ndarray) -> None:
 
 def damaged(path: Path, kind: str, error: object) -> UserError:
     """Return what to raise about a file that its reader stumbles over: damaged, or of another kind than it is called."""
-    said = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return misnamed(path) or UserError(
-        f"{path.name} cannot be read as {kind}: {said}", "the file is damaged or cut short: copy or export it again"
+        f"{path.name} cannot be read as {kind}: {reason}", "the file is damaged or cut short: copy or export it again"
     )
 
 

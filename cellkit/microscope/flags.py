@@ -88,8 +88,8 @@ def _limit(values: Sequence[float], deviations: float, bounds: tuple[float, floa
     if len(known) < SMALLEST_BATCH:
         return round(sum(bounds) / 2, 3), len(known)
     middle = float(np.median(known))
-    spread = 1.4826 * float(np.median(np.abs(known - middle)))
-    return round(float(np.clip(middle + deviations * spread, *bounds)), 3), len(known)
+    scale = 1.4826 * float(np.median(np.abs(known - middle)))
+    return round(float(np.clip(middle + deviations * scale, *bounds)), 3), len(known)
 
 
 def _flags(m: dict, limits: dict[str, float], off: Collection[str] = ()) -> str:
@@ -130,13 +130,13 @@ RULES = {  # flag: what is measured, by which key, in which words, the number's 
 }  # fmt: skip
 
 
-def _told(key: str, form: str, number: float) -> str:
-    """Return a measured number or a limit as it is said: shares in percent, powers of ten as plain numbers.
+def _number_text(key: str, form: str, number: float) -> str:
+    """Return a measured number or a limit as text: shares in percent, powers of ten as plain numbers.
 
     Examples
     --------
-    >>> _told("saturated_fraction", "{:.2g} %", 0.089), _told("structure", "{:.2g}", 0.9), _told("structure", "{:.2g}", 3)
-    ('8.9 %', '7.9', '1000')
+    >>> _number_text("saturated_fraction", "{:.2g} %", 0.089), _number_text("structure", "{:.2g}", 3)
+    ('8.9 %', '1000')
     """
     if key in ("saturated_fraction", "uneven"):
         number *= 100
@@ -151,15 +151,15 @@ def explain(thresholds: Mapping[str, float], flags: Sequence[str] = (), off: Col
     Examples
     --------
     >>> _, thresholds = flag_records([])
-    >>> said = explain(thresholds, ["debris", "debris;saturated", ""], ["uneven_light"])
-    >>> said[1].split(" (")[0], said[3]
+    >>> lines = explain(thresholds, ["debris", "debris;saturated", ""], ["uneven_light"])
+    >>> lines[1].split(" (")[0], lines[3]
     ('saturated: 1 image flagged: more than 3 % of the pixels saturated', 'uneven light: switched off by convert.quality.uneven_light: false')
     """  # noqa: E501
-    learned, said = int(thresholds["batch"]), []
+    learned, lines = int(thresholds["batch"]), []
     for flag, (key, words, form, limit, sign, bounds) in RULES.items():
         name, switch = flag.replace("_", " "), f"convert.quality.{flag}: false"
         if flag in off:
-            said.append(f"{name}: switched off by {switch}")
+            lines.append(f"{name}: switched off by {switch}")
             continue
         if not bounds:
             origin = "a fixed limit"
@@ -169,10 +169,10 @@ def explain(thresholds: Mapping[str, float], flags: Sequence[str] = (), off: Col
             origin = f"a fixed limit: {SMALLEST_BATCH} training images with cells or more are needed to learn one"
         count = sum(flag in one.split(";") for one in flags)
         than = "more than " if sign == ">" else "less than "
-        what = words.format(than + _told(key, form, thresholds[limit]))
-        what = than + words.format(_told(key, form, thresholds[limit])) if words.startswith("{") else what
-        said.append(f"{name}: {_images(count)} flagged: {what} ({origin}; {switch} keeps such images)")
-    return said
+        what = words.format(than + _number_text(key, form, thresholds[limit]))
+        what = than + words.format(_number_text(key, form, thresholds[limit])) if words.startswith("{") else what
+        lines.append(f"{name}: {_images(count)} flagged: {what} ({origin}; {switch} keeps such images)")
+    return lines
 
 
 def _images(count: int) -> str:
@@ -188,19 +188,19 @@ def reasons(row: Mapping, thresholds: Mapping[str, float], flags: str) -> list[s
     >>> reasons({"blur_px": 6.23, "saturated_fraction": 0.089}, limits, "out_of_focus;saturated;copy")
     ['out of focus: blurred by 6.2 px, limit 2.6 px', 'saturated: 8.9 % of the pixels saturated, limit 3 %', 'copy: shows the field of another image']
     """  # noqa: E501
-    said = []
+    lines = []
     for flag in filter(None, flags.split(";")):
         if flag == COPY:
-            said.append("copy: shows the field of another image")
+            lines.append("copy: shows the field of another image")
             continue
         key, words, form, limit, _, _ = RULES[flag]
         number, most = float(row[key]), float(thresholds[limit])
         if flag == "low_contrast" and (row.get("empty") or not number < most):
             key, words, form = "contrast", "{} grey levels", "{:.0f}"
             number, most = float(row["contrast"]), float(thresholds["contrast_min"])
-        told = words.format(_told(key, form, number))
-        said.append(f"{flag.replace('_', ' ')}: {told}, limit {_told(key, form, most)}")
-    return said
+        measured = words.format(_number_text(key, form, number))
+        lines.append(f"{flag.replace('_', ' ')}: {measured}, limit {_number_text(key, form, most)}")
+    return lines
 
 
 def name_flagged(
@@ -222,15 +222,15 @@ def name_flagged(
     for copy in copies:
         other.setdefault(copy.first, []).append(copy.second)
         other.setdefault(copy.second, []).append(copy.first)
-    said = []
+    lines = []
     for record, row in zip(records, quality, strict=True):
         if record.flags:
-            told = "; ".join(reasons(row, thresholds, record.flags))
+            why = "; ".join(reasons(row, thresholds, record.flags))
             if COPY in record.flags.split(";") and record.image_id in other:
-                told += f" ({', '.join(other[record.image_id])}; convert.duplicates: keep keeps both)"
+                why += f" ({', '.join(other[record.image_id])}; convert.duplicates: keep keeps both)"
             fate = "predicted and handed in, not scored" if record.split == "test" else "not used"
-            said.append(f"{record.image_id}: {told}: {fate}")
-    return said
+            lines.append(f"{record.image_id}: {why}: {fate}")
+    return lines
 
 
 def quality_summary(

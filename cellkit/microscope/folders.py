@@ -74,8 +74,8 @@ class Pictures:
         """
         by_path, by_stem, by_id = self._found
         stem = name.replace("\\", "/").rsplit("/", 1)[-1]
-        asked = [(by_path, {same(name)}), (by_stem, {same(stem)}), (by_id, ids_of(name)), (by_id, ids_of(stem))]
-        for table, names in asked:
+        lookups = [(by_path, {same(name)}), (by_stem, {same(stem)}), (by_id, ids_of(name)), (by_id, ids_of(stem))]
+        for table, names in lookups:
             files = sorted({file for key in names for file in table.get(key, [])})
             if len(files) == 1:
                 return files[0], files[0].relative_to(self.folder).as_posix()
@@ -177,7 +177,9 @@ def find_picture(folder: Path, stem: str) -> Path | None:
     suffixes = (*PICTURE_SUFFIXES, *TIFF_SUFFIXES)
     stems = dict.fromkeys((stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))))
     paths = [folder / f"{one}{end}" for one in stems for suffix in suffixes for end in (suffix, suffix.upper())]
-    found = {(told.st_dev, told.st_ino): path for path in reversed(paths) if path.is_file() and (told := path.stat())}
+    found = {
+        (status.st_dev, status.st_ino): path for path in reversed(paths) if path.is_file() and (status := path.stat())
+    }
     first, *others = reversed(found.values()) if found else (None,)
     if others:
         raise UserError(f"'{stem}' is two pictures: {first} and {others[0].name}", "keep one of them")

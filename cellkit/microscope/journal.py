@@ -68,7 +68,7 @@ def _chunk(kind: bytes, data: bytes) -> Iterator[bytes]:
     yield struct.pack(">I", crc32_of(data, crc32_of(kind)))
 
 
-def put(path: Path, parts: Sequence[bytes]) -> tuple[int, int]:
+def write_parts(path: Path, parts: Sequence[bytes]) -> tuple[int, int]:
     """Write a file of a batch, given in pieces, whole or not at all; return its bytes and CRC-32.
 
     It is not synced to disk by itself, which would cost more than the conversion: the journal holds its CRC-32, and what
@@ -136,9 +136,9 @@ class Journal:
     def __enter__(self) -> Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torn = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+            incomplete = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
             self._file = open(self.path, "ab")  # noqa: SIM115  closed by __exit__
-            self._file.write(b"\n" if torn else b"")
+            self._file.write(b"\n" if incomplete else b"")
             self._file.flush()
         except OSError as error:
             raise UserError(

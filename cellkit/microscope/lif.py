@@ -54,10 +54,10 @@ def _lif_stack(path: Path, image) -> Stack:
     if wanted > stored:
         problem = f"{called} has axes {axes} {shape}, {wanted} bytes, and {stored} are stored"
         return _unreadable(image, problem, "the recording was stopped before it was complete: leave it out")
-    said: list[str] = []
-    channels, um_per_px = _lif_bands(image, axes) or _lif_channels(image), _lif_um_per_px(image, axes, said)
+    notes: list[str] = []
+    channels, um_per_px = _lif_bands(image, axes) or _lif_channels(image), _lif_um_per_px(image, axes, notes)
     read = lambda index: _lif_pixels(image)  # noqa: E731
-    return Stack(image.name, axes, shape, str(dtype), channels, um_per_px, read, notes=tuple(dict.fromkeys(said)))
+    return Stack(image.name, axes, shape, str(dtype), channels, um_per_px, read, notes=tuple(dict.fromkeys(notes)))
 
 
 def _unreadable(image, problem: str, remedy: str) -> Stack:
@@ -84,23 +84,23 @@ def _lif_channels(image) -> tuple[Channel, ...]:
     """Return the dye of each channel, else the colour it is displayed in; LIF tells no wavelength of a channel."""
     found = []
     for element in image.xml_element.iterfind("./Data/Image/ImageDescription/Channels/ChannelDescription"):
-        told = {p.findtext("Key"): p.findtext("Value") for p in element.iterfind("./ChannelProperty")}
+        properties = {p.findtext("Key"): p.findtext("Value") for p in element.iterfind("./ChannelProperty")}
         colour = element.get("LUTName")
-        found.append(Channel(told.get("DyeName") or (f"LUT {colour}" if colour else "")))
+        found.append(Channel(properties.get("DyeName") or (f"LUT {colour}" if colour else "")))
     return tuple(found)
 
 
-def _lif_um_per_px(image, axes: str, said: list[str]) -> float:
+def _lif_um_per_px(image, axes: str, notes: list[str]) -> float:
     """Micrometres from one column to the next; the length told is that from the first to the last."""
-    told = {"1": math.nan, "2": math.nan}
+    lengths = {"1": math.nan, "2": math.nan}
     for element in image.xml_element.iterfind("./Data/Image/ImageDescription/Dimensions/DimensionDescription"):
         steps, length = positive(element.get("NumberOfElements")) - 1, (element.get("Length") or "").lstrip("-")
-        if element.get("DimID") in told and steps > 0:
+        if element.get("DimID") in lengths and steps > 0:
             whole = (
-                length_um(length, element.get("Unit"), said, largest_um=math.inf) if length.strip("0.") else math.nan
+                length_um(length, element.get("Unit"), notes, largest_um=math.inf) if length.strip("0.") else math.nan
             )
-            told[element.get("DimID")] = whole / steps
-    return square_um(told["1"], told["2"] if "Y" in axes else math.nan, said)
+            lengths[element.get("DimID")] = whole / steps
+    return square_um(lengths["1"], lengths["2"] if "Y" in axes else math.nan, notes)
 
 
 def open_lif(path: Path, axes: str | None, most_px: int) -> AbstractContextManager[Opened]:

@@ -93,7 +93,7 @@ def _to_8bit_by_table(plane: np.ndarray, percentiles, limits=None) -> tuple[np.n
         return plane.copy(), 0.0, 255.0, clipped
     if limits is None:
         limits = tuple(percentiles_of(plane, percentiles))
-    return _looked_up(_table(*limits, plane.dtype), plane), *limits, clipped
+    return _by_table(_table(*limits, plane.dtype), plane), *limits, clipped
 
 
 def percentiles_of(plane: np.ndarray, percentiles: tuple[float, float]) -> list[float]:
@@ -111,8 +111,8 @@ def percentiles_of(plane: np.ndarray, percentiles: tuple[float, float]) -> list[
     ranks = [(values.size - 1) * q / 100 for q in percentiles]
     sample = np.sort(values[:: max(1, values.size // 4096)])
     first, last = (len(sample) * q / 100 for q in percentiles)
-    spread = [4 * math.sqrt(n * (1 - n / len(sample))) + 4 for n in (first, last)]
-    first, last = math.ceil(first + spread[0]), math.floor(last - spread[1])
+    margins = [4 * math.sqrt(n * (1 - n / len(sample))) + 4 for n in (first, last)]
+    first, last = math.ceil(first + margins[0]), math.floor(last - margins[1])
     if not 0 <= first < last < len(sample) or first + len(sample) - last > len(sample) // 4:
         return Light.of(plane).percentiles(percentiles)
     low, high = sample[first], sample[last]
@@ -140,7 +140,7 @@ def _table(low: float, high: float, dtype: np.dtype) -> np.ndarray:
     return table
 
 
-def _looked_up(table: np.ndarray, plane: np.ndarray) -> np.ndarray:
+def _by_table(table: np.ndarray, plane: np.ndarray) -> np.ndarray:
     """Return ``table[plane]``; OpenCV reads tables of 8 bits, from version 5 also of 16, twice as fast as numpy."""
     import cv2
 

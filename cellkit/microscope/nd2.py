@@ -19,8 +19,12 @@ from cellkit.microscope.stacks import Stack, open_stacks
 def nd2_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[list[Stack]]:
     """Stacks of an ND2: one per stage position; a file shorter than its uncompressed frames is damaged."""
     with module.ND2File(path) as nd2:
-        told = nd2.attributes
-        wanted = told.sequenceCount * told.heightPx * (told.widthBytes or 0) if not told.compressionType else 0
+        attributes = nd2.attributes
+        wanted = (
+            attributes.sequenceCount * attributes.heightPx * (attributes.widthBytes or 0)
+            if not attributes.compressionType
+            else 0
+        )
         if wanted > path.stat().st_size:
             raise damaged(path, "Nikon ND2", f"{wanted} bytes are announced, {path.stat().st_size} are there")
         yield [_nd2_stack(nd2, position) for position in range(nd2.sizes.get("P", 1))]
@@ -34,16 +38,20 @@ def _nd2_stack(nd2, position: int) -> Stack:
     def block(index: tuple[int, ...]) -> np.ndarray:
         return nd2.read_frame(sequence[position, *index])
 
-    channels, um_per_px, said = [], math.nan, []
-    for told in nd2.metadata.channels or []:
-        name = told.channel.name or ""
-        nm = positive(told.channel.emissionLambdaNm)  # 0 where the microscope knows none
-        channels.append(Channel(name, wavelength_nm(nm, "nm", said, f"Emission of {name}") if nm > 0 else math.nan))
-        if told.volume.axesCalibrated[0]:
-            um_per_px = square_um(*(length_um(side, "um", said) for side in told.volume.axesCalibration[:2]), said)
+    channels, um_per_px, sentences = [], math.nan, []
+    for entry in nd2.metadata.channels or []:
+        name = entry.channel.name or ""
+        nm = positive(entry.channel.emissionLambdaNm)  # 0 where the microscope knows none
+        channels.append(
+            Channel(name, wavelength_nm(nm, "nm", sentences, f"Emission of {name}") if nm > 0 else math.nan)
+        )
+        if entry.volume.axesCalibrated[0]:
+            um_per_px = square_um(
+                *(length_um(side, "um", sentences) for side in entry.volume.axesCalibration[:2]), sentences
+            )
     name = f"position {position}" if nd2.sizes.get("P", 1) > 1 else ""
     shape = tuple(int(nd2.sizes[axis]) for axis in axes)
-    notes = tuple(dict.fromkeys(said))
+    notes = tuple(dict.fromkeys(sentences))
     return Stack(name, axes, shape, str(nd2.dtype), tuple(channels), um_per_px, block, len(loops), notes=notes)
 
 

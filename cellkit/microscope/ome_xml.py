@@ -39,16 +39,16 @@ def positive(text: object) -> float:
 
 
 def length_um(
-    value: object, unit: object, said: list[str], what: str = "pixel size", largest_um: float = LARGEST_UM
+    value: object, unit: object, notes: list[str], what: str = "pixel size", largest_um: float = LARGEST_UM
 ) -> float:
-    """Return a told length in micrometres.
+    """Return a length of a header in micrometres.
 
     Parameters
     ----------
     value, unit : object
         As they stand in the header; None or "" where it tells nothing.
-    said : list of str
-        Gets a sentence where something is told that is no length.
+    notes : list of str
+        Gets a sentence where something stands that is no length.
     what : str
         What the sentence calls it.
     largest_um : float
@@ -63,85 +63,87 @@ def length_um(
     --------
     >>> length_um("500", "nm", []), length_um(0.1, "pixel", [])
     (0.5, nan)
-    >>> said = []
-    >>> length_um("0,5", "µm", said), said
+    >>> notes = []
+    >>> length_um("0,5", "µm", notes), notes
     (nan, ["pixel size is told as '0,5' µm, which is no length: taken as unknown"])
     """
-    told, unit = str(value if value is not None else "").strip(), str(unit if unit is not None else "").strip()
-    if not told or unit.casefold() in UNCALIBRATED:
+    text, unit = str(value if value is not None else "").strip(), str(unit if unit is not None else "").strip()
+    if not text or unit.casefold() in UNCALIBRATED:
         return math.nan
     unit_um = UM_PER_UNIT.get(unit) or UM_PER_UNIT.get(unit.casefold() if len(unit) > 2 else "", math.nan)  # Mm, mm
-    found = positive(told) * unit_um
+    found = positive(text) * unit_um
     if SMALLEST_UM <= found <= largest_um:
         return found
     why = "no length" if math.isnan(found) else "none of a microscope"
-    said.append(f"{what} is told as '{told}' {unit}, which is {why}: taken as unknown")
+    notes.append(f"{what} is told as '{text}' {unit}, which is {why}: taken as unknown")
     return math.nan
 
 
-def square_um(x_um: float, y_um: float, said: list[str]) -> float:
-    """Return the side of a pixel; nan, and said, where width and height differ; the width where no height is told.
+def square_um(x_um: float, y_um: float, notes: list[str]) -> float:
+    """Return the side of a pixel; nan, and a note, where width and height differ; the width where no height is given.
 
     Examples
     --------
-    >>> said = []
-    >>> square_um(0.5, 0.5, said), square_um(0.5, 0.25, said), said
+    >>> notes = []
+    >>> square_um(0.5, 0.5, notes), square_um(0.5, 0.25, notes), notes
     (0.5, nan, ['pixels are 0.5 um wide and 0.25 um high, not square: their size is taken as unknown'])
     """
     if abs(x_um - y_um) > NOT_SQUARE * max(x_um, y_um):
-        said.append(f"pixels are {x_um:.4g} um wide and {y_um:.4g} um high, not square: their size is taken as unknown")
+        notes.append(
+            f"pixels are {x_um:.4g} um wide and {y_um:.4g} um high, not square: their size is taken as unknown"
+        )
         return math.nan
     return x_um
 
 
-def wavelength_nm(value: object, unit: object, said: list[str], what: str = "a wavelength") -> float:
-    """Return a told wavelength in nm, nan when unknown; `said` as in `length_um`.
+def wavelength_nm(value: object, unit: object, notes: list[str], what: str = "a wavelength") -> float:
+    """Return a wavelength of a header in nm, nan when unknown; `notes` as in `length_um`.
 
     Examples
     --------
-    >>> said = []
-    >>> wavelength_nm("0.52", "µm", said), wavelength_nm("Far Red", "nm", said), wavelength_nm(None, "nm", said), len(said)
+    >>> notes = []
+    >>> wavelength_nm("0.52", "µm", notes), wavelength_nm("Far Red", "nm", notes), wavelength_nm(None, "nm", notes), len(notes)
     (520.0, nan, nan, 1)
     """
-    told = str(value if value is not None else "").strip()
-    nm = round(positive(told) * UM_PER_UNIT.get(str(unit), math.nan) * 1000, 3)
+    text = str(value if value is not None else "").strip()
+    nm = round(positive(text) * UM_PER_UNIT.get(str(unit), math.nan) * 1000, 3)
     if SHORTEST_NM <= nm <= LONGEST_NM:
         return nm
-    if told:
+    if text:
         why = "no wavelength" if math.isnan(nm) else "none of a microscope"
-        said.append(f"{what} is told as '{told}' {unit}, which is {why}: taken as unknown")
+        notes.append(f"{what} is told as '{text}' {unit}, which is {why}: taken as unknown")
     return math.nan
 
 
-def ome_wavelengths(channel, said: list[str]) -> tuple[float, float]:
+def ome_wavelengths(channel, notes: list[str]) -> tuple[float, float]:
     """Return the emission and the excitation (nm, nan when unknown) of an OME <Channel> element."""
     name = channel.get("Name") or channel.get("ID") or "a channel"
     return tuple(
         wavelength_nm(
-            channel.get(f"{kind}Wavelength"), channel.get(f"{kind}WavelengthUnit", "nm"), said, f"{kind} of {name}"
+            channel.get(f"{kind}Wavelength"), channel.get(f"{kind}WavelengthUnit", "nm"), notes, f"{kind} of {name}"
         )
         for kind in ("Emission", "Excitation")
     )
 
 
-def ome_um_per_px(image, said: list[str]) -> float:
+def ome_um_per_px(image, notes: list[str]) -> float:
     """Micrometres per pixel from an OME <Image> element; nan when it does not say."""
     pixels = image.find("{*}Pixels")
     if pixels is None:
         return math.nan
     sides = (
         length_um(
-            pixels.get(f"PhysicalSize{side}"), pixels.get(f"PhysicalSize{side}Unit", "µm"), said, f"PhysicalSize{side}"
+            pixels.get(f"PhysicalSize{side}"), pixels.get(f"PhysicalSize{side}Unit", "µm"), notes, f"PhysicalSize{side}"
         )
         for side in "XY"
     )
-    return square_um(*sides, said)
+    return square_um(*sides, notes)
 
 
-def ome_channels(image, said: list[str]) -> list[Channel]:
+def ome_channels(image, notes: list[str]) -> list[Channel]:
     """Names and wavelengths from an OME <Image> element."""
     return [
-        Channel.lit(element.get("Name") or "", *ome_wavelengths(element, said))
+        Channel.lit(element.get("Name") or "", *ome_wavelengths(element, notes))
         for element in image.iterfind("{*}Pixels/{*}Channel")
     ]
 
@@ -174,15 +176,15 @@ def own_images(path: Path, text: str) -> tuple[list, str | None, tuple[str, ...]
     kept, others = [], {}
     for image in images:
         places = _places(image)
-        here = [is_own(place) for place in places]
-        if any(here) and not all(here):
+        own_file = [is_own(place) for place in places]
+        if any(own_file) and not all(own_file):
             files = sorted({place[1] for place in places if place is not None and place[1]})
             raise UserError(
                 f"{path.name} is one of several files of one OME data set: image "
                 f"'{image.get('Name') or image.get('ID')}' is spread over {', '.join(files[:4])}{', ...' * (len(files) > 4)}",
                 "export each image as one OME-TIFF",
             )
-        if any(here):
+        if any(own_file):
             kept.append(image)
         else:
             files = {place[1] or place[0] for place in places if place is not None} or {""}
@@ -207,10 +209,10 @@ def _notes_of_set(path: Path, others: list[str]) -> tuple[str, ...]:
     if not others:
         return ()
     others = [name for name in others if name]
-    told = lambda names: ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")  # noqa: E731
-    text = f"one of a set: other images of it lie in {told(others)}" if others else "describes images without pixels"
+    listing = lambda names: ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")  # noqa: E731
+    text = f"one of a set: other images of it lie in {listing(others)}" if others else "describes images without pixels"
     missing = [name for name in others if not (path.parent / Path(name).name).is_file()]
-    return (f"{text}; not beside it: {told(missing)}" if missing else text,)
+    return (f"{text}; not beside it: {listing(missing)}" if missing else text,)
 
 
 def _parsed(path: Path, text: str):
@@ -227,21 +229,21 @@ def _companion(path: Path, name: str, uuid: str | None):
     """Return the root of the metadata that describes a file of pixels: a companion, or another TIFF of the set."""
     import tifffile
 
-    there = path.parent / name
+    other = path.parent / name
     try:
-        if not name or there.resolve() == path.resolve():
+        if not name or other.resolve() == path.resolve():
             raise FileNotFoundError
-        if there.suffix.lower() in (".tif", ".tiff"):
-            with tifffile.TiffFile(there) as tif:
+        if other.suffix.lower() in (".tif", ".tiff"):
+            with tifffile.TiffFile(other) as tif:
                 text = tif.ome_metadata or ""
         else:
-            text = there.read_text(encoding="utf-8")
+            text = other.read_text(encoding="utf-8")
     except Exception as error:
         raise UserError(
             f"{path.name} is a part of an OME data set that {name or 'another file'} describes, which cannot be read beside it",
             f"put {name or 'that file'} into the same folder, or export each image as one OME-TIFF",
         ) from error
-    root = _parsed(there, text)
+    root = _parsed(other, text)
     if root is None or (uuid and root.get("UUID") and root.get("UUID") != uuid):
         raise UserError(
             f"{path.name} is a part of an OME data set, and {name} beside it describes another one",

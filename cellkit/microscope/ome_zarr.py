@@ -26,10 +26,10 @@ def zarr_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator
         warnings.simplefilter("ignore")  # about extensions of the format that are not used here
         root = module.open_group(str(path), mode="r")
         names = _zarr_images(root)
-        told = _bioformats_images(path)
-        left_out += _zarr_left_out(path, root, names, len(told))
-        told = told if len(told) == len(names) else [None] * len(names)
-        stacks = [_zarr_stack(path, root, name, image) for name, image in zip(names, told, strict=True)]
+        described = _bioformats_images(path)
+        left_out += _zarr_left_out(path, root, names, len(described))
+        described = described if len(described) == len(names) else [None] * len(names)
+        stacks = [_zarr_stack(path, root, name, image) for name, image in zip(names, described, strict=True)]
     yield stacks
 
 
@@ -41,14 +41,14 @@ def _ome(group) -> dict:
 
 def _zarr_images(root) -> list[str]:
     """Return where below the root the images lie, in order; "" is the root itself."""
-    told = _ome(root)
-    if "multiscales" in told:
+    metadata = _ome(root)
+    if "multiscales" in metadata:
         return [""]
-    if "plate" in told:
-        wells = [str(well["path"]) for well in told["plate"]["wells"]]
+    if "plate" in metadata:
+        wells = [str(well["path"]) for well in metadata["plate"]["wells"]]
         return [f"{well}/{field['path']}" for well in wells for field in _ome(root[well])["well"]["images"]]
     listed = _ome(root["OME"]).get("series") if "OME" in root else None
-    listed = told.get("series") or listed
+    listed = metadata.get("series") or listed
     return [str(name) for name in listed or sorted((n for n in root.group_keys() if n.isdecimal()), key=int)]
 
 
@@ -70,8 +70,8 @@ def _zarr_left_out(path: Path, root, names: list[str], described: int) -> list[s
 def _zarr_stack(path: Path, root, name: str, image) -> Stack:
     """Describe one image at full resolution."""
     group = root[name] if name else root
-    told = _ome(group)
-    scales = told["multiscales"][0]
+    metadata = _ome(group)
+    scales = metadata["multiscales"][0]
     dataset = str(scales["datasets"][0]["path"])
     array = group[dataset]
     listed = scales.get("axes") or list("tczyx")
@@ -79,19 +79,20 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
     axes = "".join(letter.upper() if len(letter) == 1 else "Q" for letter in letters)
     if len(axes) != array.ndim:
         raise UserError(f"{path.name} names axes {letters} of an array of shape {array.shape}", "write the file again")
-    said: list[str] = []
+    notes: list[str] = []
     channels = tuple(
         Channel(
-            label := str(c.get("label") or ""), wavelength_nm(c.get("emissionWave"), "nm", said, f"Emission of {label}")
+            label := str(c.get("label") or ""),
+            wavelength_nm(c.get("emissionWave"), "nm", notes, f"Emission of {label}"),
         )
-        for c in (told.get("omero") or {}).get("channels", [])
+        for c in (metadata.get("omero") or {}).get("channels", [])
     )
-    um_per_px = _zarr_um_per_px(scales, listed, said)
+    um_per_px = _zarr_um_per_px(scales, listed, notes)
     if image is not None:
-        known = ome_channels(image, said)
+        known = ome_channels(image, notes)
         named = len(known) == len(channels) and not any(c.wavelength_nm > 0 for c in channels)
         channels = tuple(known) if named or not channels else channels
-        um_per_px = um_per_px if um_per_px > 0 else ome_um_per_px(image, said)
+        um_per_px = um_per_px if um_per_px > 0 else ome_um_per_px(image, notes)
     problem, remedy = "", ""
     chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
     if chunk_bytes > MAX_BLOCK_BYTES:
@@ -104,7 +105,7 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
             "copy the whole folder again",
         )
     else:
-        said += _missing_chunks(path / name / dataset, array, axes)
+        notes += _missing_chunks(path / name / dataset, array, axes)
         for level in scales["datasets"][1:]:
             if str(level["path"]) in group and math.prod(group[str(level["path"])].shape) > math.prod(array.shape):
                 problem = (
@@ -114,7 +115,7 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
     shape = tuple(int(n) for n in array.shape)
     read = lambda index: array  # noqa: E731
     return Stack(
-        name, axes, shape, str(array.dtype), channels, um_per_px, read, 0, problem, remedy, tuple(dict.fromkeys(said))
+        name, axes, shape, str(array.dtype), channels, um_per_px, read, 0, problem, remedy, tuple(dict.fromkeys(notes))
     )
 
 
@@ -140,17 +141,17 @@ def _missing_chunks(folder: Path, array, axes: str) -> list[str]:
         return []
     whole = getattr(array, "shards", None) or array.chunks
     grid = [-(-length // side) for length, side in zip(array.shape, whole, strict=True)]
-    there = {
+    stored = {
         child.relative_to(folder).as_posix()
         for child in folder.rglob("*")
         if child.name not in ("zarr.json", ".zarray", ".zattrs") and child.is_file()
     }
     if math.prod(grid) > MOST_CHUNKS:
-        lost = math.prod(grid) - len(there)
+        lost = math.prod(grid) - len(stored)
         return [f"{lost} of {math.prod(grid)} chunks are not stored: they count as empty"] if lost > 0 else []
     metadata = array.metadata
     key = getattr(metadata, "encode_chunk_key", None) or metadata.chunk_key_encoding.encode_chunk_key
-    lost = [at for at in np.ndindex(*grid) if key(at) not in there]
+    lost = [at for at in np.ndindex(*grid) if key(at) not in stored]
     if not lost:
         return []
     text = f"{len(lost)} of {math.prod(grid)} chunks are not stored: they count as {array.fill_value or 0}"
@@ -175,29 +176,29 @@ def _indices(chunks: list[int], side: int, length: int) -> list[int]:
     return [i for chunk in chunks for i in range(chunk * side, min((chunk + 1) * side, length))]
 
 
-def _zarr_um_per_px(scales: dict, axes: list, said: list[str]) -> float:
+def _zarr_um_per_px(scales: dict, axes: list, notes: list[str]) -> float:
     """Micrometres per pixel of the full resolution: its own scale times that of all resolutions, axis by axis."""
     named = [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
     sides = {str(axis["name"]): [i, axis.get("unit"), 1.0] for i, axis in enumerate(named)}
-    told = False
+    scaled = False
     for transforms in (scales["datasets"][0].get("coordinateTransformations"), scales.get("coordinateTransformations")):
         for transform in transforms or []:
             if transform.get("type") == "scale" and isinstance(transform.get("scale"), list):
-                told = True
+                scaled = True
                 for side in sides.values():
                     factor = transform["scale"][side[0]] if side[0] < len(transform["scale"]) else "nothing"
                     if isinstance(side[2], float):
                         side[2] = side[2] * positive(factor) if positive(factor) > 0 else str(factor)
-    if not told:
+    if not scaled:
         return math.nan
-    found = [length_um(sides[side][2], sides[side][1], said, f"scale of {side}") for side in "xy" if side in sides]
-    return square_um(*found, said) if len(found) == 2 else math.nan
+    found = [length_um(sides[side][2], sides[side][1], notes, f"scale of {side}") for side in "xy" if side in sides]
+    return square_um(*found, notes) if len(found) == 2 else math.nan
 
 
 def _bioformats_images(path: Path) -> list:
     """Return the <Image> elements that bioformats2raw writes beside its images; none where there is no such file."""
-    told = path / "OME" / "METADATA.ome.xml"
-    return parse_xml(path, told.read_text(encoding="utf-8")).findall("{*}Image") if told.is_file() else []
+    sidecar = path / "OME" / "METADATA.ome.xml"
+    return parse_xml(path, sidecar.read_text(encoding="utf-8")).findall("{*}Image") if sidecar.is_file() else []
 
 
 def open_zarr(path: Path, axes: str | None, most_px: int) -> AbstractContextManager[Opened]:

@@ -130,16 +130,16 @@ def orientation_of(path: Path, picture, content: bytes) -> int:
         if content[:4] == PNG_START and b"eXIf" in content and "exif" not in picture.info:
             picture.load()  # it may follow the pixels
         exif.load(picture.info.get("exif") or b"")
-        told = exif.get(ORIENTATION, 1)
+        orientation = exif.get(ORIENTATION, 1)
         everywhere = Image.Image.getexif(picture).get(ORIENTATION, 1)  # also of XMP
     except Exception as error:
         raise damaged(path, "a picture with EXIF", error) from error
-    if told == 1 and everywhere in range(2, 9):
+    if orientation == 1 and everywhere in range(2, 9):
         raise UserError(
             f"{path.name} has the orientation {everywhere} in its XMP and none in its EXIF: programs show it differently",
             "turn its pixels and store it again",
         )
-    return told if told in range(2, 9) else 1
+    return orientation if orientation in range(2, 9) else 1
 
 
 def _is_deep_colour_png(content: bytes) -> bool:

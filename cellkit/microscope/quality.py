@@ -190,10 +190,10 @@ def _tiles(channel: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
         return corners
     import cv2
 
-    thin, (high, wide) = np.ascontiguousarray(channel[::8, ::8]), (math.ceil(n / 8) for n in size)
-    parts = [thin[y // 8 : y // 8 + high, x // 8 : x // 8 + wide] for y, x in corners]
-    spread = [-float(cv2.meanStdDev(part)[1][0, 0]) for part in parts]
-    return [corners[k] for k in sorted(np.argsort(spread, kind="stable")[:MAX_TILES])]
+    sampled, (high, wide) = np.ascontiguousarray(channel[::8, ::8]), (math.ceil(n / 8) for n in size)
+    parts = [sampled[y // 8 : y // 8 + high, x // 8 : x // 8 + wide] for y, x in corners]
+    deviations = [-float(cv2.meanStdDev(part)[1][0, 0]) for part in parts]
+    return [corners[k] for k in sorted(np.argsort(deviations, kind="stable")[:MAX_TILES])]
 
 
 def _shrunk(channel: np.ndarray) -> np.ndarray:
@@ -276,8 +276,8 @@ def _lost_over_cells(relative: np.ndarray, lit: np.ndarray) -> float:
     import cv2
 
     relative, lit = (np.ascontiguousarray(whole[::2, ::2]) for whole in (relative, lit))
-    count, pieces, told, middles = cv2.connectedComponentsWithStats(lit.view(np.uint8), connectivity=4)
-    areas = told[:, cv2.CC_STAT_AREA]
+    count, pieces, statistics, middles = cv2.connectedComponentsWithStats(lit.view(np.uint8), connectivity=4)
+    areas = statistics[:, cv2.CC_STAT_AREA]
     kept = np.flatnonzero(areas >= PIECE_PX)[1:]  # without the ground
     if len(kept) < LEAST_PIECES:
         return math.nan
@@ -319,11 +319,11 @@ def _objects(small: np.ndarray, lit: np.ndarray) -> np.ndarray:
 
     smooth = cv2.GaussianBlur(small, (0, 0), 1.0).astype(np.float32)
     near = np.ones((3, 3), np.uint8)
-    count, pieces, told, _ = cv2.connectedComponentsWithStats(lit.view(np.uint8), connectivity=4)
+    count, pieces, statistics, _ = cv2.connectedComponentsWithStats(lit.view(np.uint8), connectivity=4)
     found = np.zeros(small.shape, np.uint8)
     ground = _middle(smooth[~lit]) if not lit.all() else 0.0
     for k in range(1, count):
-        if told[k, cv2.CC_STAT_AREA] * ZONES * ZONES < small.size:
+        if statistics[k, cv2.CC_STAT_AREA] * ZONES * ZONES < small.size:
             continue
         one = (pieces == k).view(np.uint8)
         edge = (one > 0) & (cv2.erode(one, near, borderValue=1) == 0)
@@ -351,9 +351,9 @@ def _bowl(x: np.ndarray, y: np.ndarray, values: np.ndarray, weights: np.ndarray)
     terms, weights = np.stack([np.ones_like(x), x, y, x * x + y * y], axis=1), weights / weights.sum()
     weighted = terms * weights[:, None]
     bowl = terms @ np.linalg.solve(weighted.T @ terms + 1e-6 * np.eye(4), weighted.T @ values)
-    spread = float(weights @ (values - weights @ values) ** 2)
+    variance = float(weights @ (values - weights @ values) ** 2)
     rest = float(weights @ (values - bowl) ** 2)
-    if spread <= 1e-9:
+    if variance <= 1e-9:
         return bowl, 0.0
-    sure = max(0.0, 1 - rest / spread * (len(x) - 1) / (len(x) - 4))
+    sure = max(0.0, 1 - rest / variance * (len(x) - 1) / (len(x) - 4))
     return bowl, max(0.0, sure - 2 * math.sqrt(4 * sure / len(x)) * (1 - sure))

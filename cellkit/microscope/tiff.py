@@ -35,9 +35,9 @@ from cellkit.microscope.ome_xml import length_um, ome_channels, ome_um_per_px, o
 from cellkit.microscope.tiff_tags import inverted, refuse_turned, white_is_zero
 
 ORDER = -2  # the first to be named
-MICROSCOPE_UM = 1.0  # the largest pixel that a resolution in centimetres is believed to tell, as ImageJ has it
+MICROSCOPE_UM = 1.0  # the largest pixel that a resolution in centimetres is believed to give, as ImageJ has it
 # what tifffile warns of when planes are missing or left over
-TOLD_WARNINGS = ("missing", "expected", "out of range", "cannot handle", "failed to read", "invalid TiffData")
+REPORTED_WARNINGS = ("missing", "expected", "out of range", "cannot handle", "failed to read", "invalid TiffData")
 
 
 class _TiffMessages(logging.Handler):
@@ -51,7 +51,7 @@ class _TiffMessages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
             self.errors.append(record.getMessage())
-        elif any(word in record.getMessage() for word in TOLD_WARNINGS):
+        elif any(word in record.getMessage() for word in REPORTED_WARNINGS):
             self.warnings.append(re.sub(r"<tifffile\.\w+ [^>]*> ", "", record.getMessage()))
 
 
@@ -148,16 +148,16 @@ def _why_no_image(series, every: list) -> str:
     """Return why a series is no image to work on, "" where it is one: a mask, a smaller copy, a slide's label or macro."""
     page, first = series.keyframe, every[0].keyframe
     height, width = page.imagelength, page.imagewidth
-    told = f"a page of {height} x {width} px"
+    what = f"a page of {height} x {width} px"
     if page.dtype is None:
         bits, kind = page.bitspersample, page.sampleformat
-        return f"{told} is of no type that is known ({bits} bits, sample format {kind}) and is not read"
+        return f"{what} is of no type that is known ({bits} bits, sample format {kind}) and is not read"
     if not height * width:
-        return f"{told} holds no pixel and is not read"
+        return f"{what} holds no pixel and is not read"
     if page.is_mask:
-        return f"{told} is a transparency mask and is not read"
+        return f"{what} is a transparency mask and is not read"
     if series.kind == "svs" and series is not every[0]:
-        return f"{told} is the slide's {series.name.lower()} and is not read"
+        return f"{what} is the slide's {series.name.lower()} and is not read"
     if page.is_reduced:
         others = [other.keyframe for other in every if not other.keyframe.is_reduced]
         return COPY if any(height < other.imagelength and width < other.imagewidth for other in others) else ""
@@ -165,7 +165,7 @@ def _why_no_image(series, every: list) -> str:
     alike = abs(height * whole_width - width * whole_height) <= max(whole_height, whole_width)
     small = height * THUMBNAIL <= whole_height and width * THUMBNAIL <= whole_width
     if series.kind == "generic" and alike and small:
-        return f"{told} is a preview of the first by its size and is not read"
+        return f"{what} is a preview of the first by its size and is not read"
     return ""
 
 
@@ -175,10 +175,10 @@ def _left_out(path: Path, tif, every: list) -> tuple[str, ...]:
         tif.pages
     )  # of an ImageJ stack it may end early: the planes follow the first page without pages of their own
     if every[0].kind == "imagej":
-        told = max(math.prod(every[0].shape) // max(every[0].keyframe.size, 1), 1)
-        if total > told:
+        pages_each = max(math.prod(every[0].shape) // max(every[0].keyframe.size, 1), 1)
+        if total > pages_each:
             raise UserError(
-                f"{path.name} describes {told} plane{'s' if told > 1 else ''} and holds {total}",
+                f"{path.name} describes {pages_each} plane{'s' if pages_each > 1 else ''} and holds {total}",
                 "its planes were joined or added without a new description: open it in Fiji, look, and save it again",
             )
         return ()
@@ -241,22 +241,22 @@ class _TiffScene:
         )
         self.samples_axis = "S" if sizes.get("S", 1) > 1 else "C"
         self.alpha = self._alpha_index(sizes.get("S", 1))
-        said: list[str] = []
+        notes: list[str] = []
         self.info = Series(
             name=str(series.name or ""),
             axes=self.axes,
             shape=self.shape,
             dtype=str(series.dtype),
-            channels=self._channels(sizes, ome, said),
-            um_per_px=_tiff_um_per_px(tif, self.page, said) if ome is None else ome_um_per_px(ome, said),
-            notes=tuple(dict.fromkeys(said)),
+            channels=self._channels(sizes, ome, notes),
+            um_per_px=_tiff_um_per_px(tif, self.page, notes) if ome is None else ome_um_per_px(ome, notes),
+            notes=tuple(dict.fromkeys(notes)),
         )
 
     def _alpha_index(self, samples: int) -> int | None:
         extra = [int(kind) for kind in self.page.extrasamples]
         return samples - 1 if samples > 1 and extra[-1:] and extra[-1] in (1, 2) else None
 
-    def _channels(self, sizes: dict[str, int], ome, said: list[str]) -> tuple[Channel, ...]:
+    def _channels(self, sizes: dict[str, int], ome, notes: list[str]) -> tuple[Channel, ...]:
         """Colours by name; else what the metadata says; else unnamed."""
         photometric, samples = int(self.page.photometric), sizes.get("S", 1)
         if samples > 1 and sizes.get("C", 1) > 1:
@@ -273,9 +273,9 @@ class _TiffScene:
             kept = samples - (self.alpha is not None)
             names = COLOURS if photometric in (2, 6) else ("grey",) if kept == 1 else ()
             return tuple(Channel(names[i] if i < len(names) else "") for i in range(kept))
-        known = _imagej_channels(self.tif) if ome is None else ome_channels(ome, said)
+        known = _imagej_channels(self.tif) if ome is None else ome_channels(ome, notes)
         if len(known) not in (0, sizes.get("C", 1)):
-            said.append(f"names {len(known)} channels and holds {sizes.get('C', 1)}: their names are taken as unknown")
+            notes.append(f"names {len(known)} channels and holds {sizes.get('C', 1)}: their names are taken as unknown")
         return tuple(known) if len(known) == sizes.get("C", 1) else tuple(Channel() for _ in range(sizes.get("C", 1)))
 
     def plane(self, time: int, z: int, channel: int) -> np.ndarray:
@@ -322,9 +322,9 @@ class _TiffScene:
         if offset is None:
             return None
         dtype = np.dtype(self.series.dtype).newbyteorder(self.tif.byteorder)
-        wanted, there = offset + math.prod(self.shape) * dtype.itemsize, os.path.getsize(self.path)
-        if wanted > there:
-            raise damaged(self.path, "TIFF", f"it should have {wanted} bytes and has {there}")
+        wanted, size = offset + math.prod(self.shape) * dtype.itemsize, os.path.getsize(self.path)
+        if wanted > size:
+            raise damaged(self.path, "TIFF", f"it should have {wanted} bytes and has {size}")
         return np.memmap(self.path, dtype, "r", offset, self.shape)
 
     def _read_page(self, number: int) -> np.ndarray:
@@ -352,10 +352,10 @@ def _imagej_channels(tif) -> list[Channel]:
     return [Channel(name) for name in first]
 
 
-def _tiff_um_per_px(tif, page, said: list[str]) -> float:
+def _tiff_um_per_px(tif, page, notes: list[str]) -> float:
     """Micrometres per pixel: ImageJ's, else a resolution in centimetres; nan when unknown.
 
-    Dots per inch, and more than `MICROSCOPE_UM` told in centimetres, are a printer's and no microscope's: they are not used,
+    Dots per inch, and more than `MICROSCOPE_UM` given in centimetres, are a printer's and no microscope's: they are not used,
     nor where ImageJ took them over from such a file.
     """
     sides = [_units_per_px(page.tags.valueof(f"{side}Resolution")) for side in "XY"]
@@ -367,8 +367,8 @@ def _tiff_um_per_px(tif, page, said: list[str]) -> float:
         unit = "cm" if page.tags.valueof("ResolutionUnit") == 3 else ""
     if unit == "cm" and any(side is not None and side * 1e4 > MICROSCOPE_UM for side in sides):
         return math.nan
-    told = [length_um(side, unit, said, "pixel size") for side in sides if side is not None]
-    return square_um(told[0], told[-1], said) if told else math.nan
+    lengths = [length_um(side, unit, notes, "pixel size") for side in sides if side is not None]
+    return square_um(lengths[0], lengths[-1], notes) if lengths else math.nan
 
 
 def _units_per_px(resolution) -> float | None:

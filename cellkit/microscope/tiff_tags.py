@@ -20,7 +20,7 @@ COMPRESSION, PHOTOMETRIC, SHORT = 259, 262, 3  # tags of a page, and a type of t
 def refuse_turned(path: Path, tif, series) -> None:
     """Refuse an image of which a page is to be shown mirrored or turned, or is stored otherwise than the first.
 
-    Fiji shows a turned page as stored, Pillow and OpenCV as told. Later pages are decoded by the tags of the first.
+    Fiji shows a turned page as stored, Pillow and OpenCV as the tag says. Later pages are decoded by the tags of the first.
     """
     first = series.keyframe
     stored = {COMPRESSION: int(first.compression)} | ({} if tif.is_imagej else {PHOTOMETRIC: int(first.photometric)})

@@ -229,10 +229,10 @@ class _Job:
 
     def log_notes(self, frames: Sequence[Frame]) -> None:
         """Say on stderr what a user has to know of how the pictures were read; of those taken up, what the header says."""
-        from cellkit.microscope.batch import tell_notes
+        from cellkit.microscope.batch import log_notes
 
         noted = [(frame.image_id, note) for frame in frames for note in self.notes.get(frame.image_id, frame.notes)]
-        tell_notes([{"image_id": name, "note": note} for name, note in noted], "`cellkit inspect` says them of a file")
+        log_notes([{"image_id": name, "note": note} for name, note in noted], "`cellkit inspect` says them of a file")
 
     def _write_labels(self, frame: Frame, found: Instances) -> None:
         from cellkit.formats.label_images import stamp_of, write_labels

@@ -56,7 +56,7 @@ def find_images(
     UserError
         Nothing there, a folder without images, or a pattern without match.
     """
-    from cellkit.microscope.channel_files import tell_seeming_channels
+    from cellkit.microscope.channel_files import warn_of_seeming_channels
     from cellkit.microscope.open import why_unread
 
     links: list[Quarantined] = []
@@ -86,7 +86,7 @@ def find_images(
     if not listed and unread_files:
         problem, _, remedy = unread_files[0].reason.partition("; ")
         raise UserError(f"none of the {len(unread_files)} image(s) is read: {problem}", remedy)
-    tell_seeming_channels([path for path, _ in listed])
+    warn_of_seeming_channels([path for path, _ in listed])
     if not listed:
         raise UserError(f"no image in {', '.join(map(str, named))}", "give files, folders or patterns of images")
     return listed

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.errors import Quarantined, UserError, nearest
-from cellkit.files import look_of, read_json, write_json
+from cellkit.files import read_json, sizes_and_times, write_json
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import (
@@ -223,7 +223,7 @@ class Stage:
             self._note_own(real.relative_to(run).as_posix())
         elif place.as_posix() not in {value.get("path") for value in self._entry["inputs"].values()} or by == "data":
             key = key or place.as_posix()
-            self._looks[key] = (place, look_of(place))
+            self._looks[key] = (place, sizes_and_times(place))
             value = {"path": place.as_posix(), "sha256": self.run._hash(place), "outside": True}
             files = self.run._hash.files(place)
             about = {"by": by, "named": name or ("" if Path(path).is_absolute() else str(path)), "files": files}
@@ -301,7 +301,7 @@ class Stage:
             key: value for key, value in inputs if any(o in value for o in outer) or not covered(value["path"], own)
         }
         for key, (path, look) in self._looks.items():
-            if look_of(path) != look:
+            if sizes_and_times(path) != look:
                 problem = f"input {key} changed while {self.name} ran ({path})"
                 LOG.warning(f"{problem}: the stage is out of date; repeat the command")
 

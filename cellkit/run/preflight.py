@@ -18,9 +18,9 @@ from typing import Any
 from cellkit.cells.instances import Instances
 from cellkit.config.reading import load_config
 from cellkit.config.sections import STAGES, Config
-from cellkit.errors import UserError, collected, refuse_or_note
+from cellkit.errors import UserError, collected, raise_or_collect
 from cellkit.formats.sides import first_names
-from cellkit.log import heard
+from cellkit.log import collected_warnings
 from cellkit.machine import here
 from cellkit.run.preflight_data import (
     ERROR,
@@ -130,7 +130,7 @@ def check_label_model(outlook: Outlook) -> None:
             card_for(path, cfg.backend)
         else:  # a torch file says what it is only when it is read
             get_backend(cfg.backend).load(path)
-    refuse_or_note(*noted)
+    raise_or_collect(*noted)
 
 
 def check_base(outlook: Outlook) -> None:
@@ -155,7 +155,7 @@ def _check_training(section: str, cfg: Any) -> None:
             if (name := getattr(cfg, key)) not in ("scratch", "tuned"):
                 paths[key] = str(_weights_for(section, cfg.backend, key, name, fitting))
         if_able(get_backend(cfg.backend), "check", cfg.model_copy(update=paths))
-    refuse_or_note(*noted)
+    raise_or_collect(*noted)
 
 
 def _weights_for(section: str, backend: str, key: str, name: str, fitting: Sequence[str]) -> Path:
@@ -297,7 +297,7 @@ def check_file(config: str | Path, overrides: Mapping[str, Any], run_dir: str | 
 
 def _ask(outlook: Outlook, check: Callable[[Outlook], None]) -> None:
     """Let one check look; what it refuses is an error, what it warns of a warning."""
-    with collected() as noted, heard() as warnings:
+    with collected() as noted, collected_warnings() as warnings:
         try:
             check(outlook)
         except UserError as error:

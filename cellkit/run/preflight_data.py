@@ -18,8 +18,8 @@ from cellkit.cells.records import ImageRecord
 from cellkit.config.places import data_path
 from cellkit.config.reading import known_keys
 from cellkit.config.sections import Config
-from cellkit.errors import Quarantined, collected, refuse_or_note
-from cellkit.log import heard
+from cellkit.errors import Quarantined, collected, raise_or_collect
+from cellkit.log import collected_warnings
 from cellkit.microscope.file_info import headers_only
 from cellkit.sources.assign_splits import check_enough, check_labelled
 from cellkit.sources.listing import Loaded, SourceImage
@@ -168,7 +168,7 @@ def open_headers(outlook: Outlook) -> None:
     found, failed = map_items(header_of, outlook.items, "look", cfg.workers, name=lambda item: readable(item.source))
     quarantined = [Quarantined(one.item, plain_reason(one.reason)) for one in failed]
     done = [one for one in found if one is not None]
-    with heard():  # that a competition's test images have no truth is no warning
+    with collected_warnings():  # that a competition's test images have no truth is no warning
         done, bare = with_truth(outlook.items, done)
     for what, by_reason in unusable([*quarantined, *bare], outlook.items):
         for (problem, remedy), names in grouped_alike(by_reason):
@@ -232,7 +232,7 @@ def check_counts(outlook: Outlook) -> None:
             check_enough(records, outlook.cfg, "images are left (the others are named in the warnings)")
         if outlook.records and not noted:
             check_labelled(outlook.records, outlook.instances if count_labelled(outlook) else None, outlook.cfg)
-    refuse_or_note(*noted)
+    raise_or_collect(*noted)
 
 
 def count_labelled(outlook: Outlook) -> int:

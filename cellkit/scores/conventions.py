@@ -8,7 +8,7 @@ A convention is a module ``cellkit/scores_NAME.py``; it is found by its file alo
 - ``RANKED``, where its number depends on the order of the scores of the cells; ``ORDER``, its place in a table;
 - ``details(images)``, where there is more to tell that needs no interval.
 
-"mAP" alone is never said: the name of the convention goes with it.
+"mAP" never stands alone: the name of the convention goes with it.
 """
 
 from __future__ import annotations

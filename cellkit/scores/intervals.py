@@ -37,7 +37,7 @@ class Units:
         The unit of each image, 0 to count - 1.
     count : int
     kind : str
-        "image", "group", or "image of one group": all come from one, and how others would score cannot be told.
+        "image", "group", or "image of one group": all come from one, and how others would score is unknown.
     """
 
     of_image: np.ndarray
@@ -73,7 +73,7 @@ class Units:
         return drawn[:, self.of_image]
 
 
-def reach(spread: float, units: int) -> float:
+def reach(error: float, units: int) -> float:
     """Return half the width of a 95 % interval from a standard error: Student's t with one degree fewer than units.
 
     Examples
@@ -83,7 +83,7 @@ def reach(spread: float, units: int) -> float:
     """
     from scipy.special import stdtrit
 
-    return float(stdtrit(units - 1, 0.975)) * spread
+    return float(stdtrit(units - 1, 0.975)) * error
 
 
 def standard_error(statistic: Callable[[np.ndarray], Any], units: Units, n: int, seed: int) -> float:
@@ -106,7 +106,7 @@ def interval(
     seed: int = 0,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[float, float]:
-    """Return the 95 % interval of a statistic of (B, images) multiplicities; nan, nan where none can be told.
+    """Return the 95 % interval of a statistic of (B, images) multiplicities; nan, nan where there is none.
 
     Parameters
     ----------
@@ -139,8 +139,8 @@ def jackknife(statistic: Callable[[np.ndarray], float | None], units: Units) -> 
     whole = statistic(np.ones(len(units.of_image), bool))
     if whole is None or any(value is None for value in values):
         return np.nan, np.nan
-    spread = np.sqrt((parts - 1) / parts * np.square(np.subtract(values, np.mean(values))).sum())
-    half = reach(float(spread), parts)
+    error = np.sqrt((parts - 1) / parts * np.square(np.subtract(values, np.mean(values))).sum())
+    half = reach(float(error), parts)
     return max(whole - half, 0.0), min(whole + half, 1.0)
 
 
@@ -200,8 +200,8 @@ class Difference(NamedTuple):
         if units < 3 or np.isnan(low):
             return f"{b} minus {a} is {difference:.3f}; {self.n} image{'s' * (self.n != 1)}{of} cannot tell which is better"
         if self.one_group:
-            told = f"{b} minus {a} is {difference:.3f} [{low:.3f}, {high:.3f}] on {self.n} images of one group"
-            return f"{told}, which cannot tell of others"
+            text = f"{b} minus {a} is {difference:.3f} [{low:.3f}, {high:.3f}] on {self.n} images of one group"
+            return f"{text}, which cannot tell of others"
         if low > 0:
             words = f"{b} is better than {a} by"
         elif high < 0:

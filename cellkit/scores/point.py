@@ -90,7 +90,7 @@ def point(
     points_yx : list of (P, 2) int
         One point per found cell, e.g. `centre_points` of its mask.
     """
-    hit = found = cells = right = judged = 0
+    hit = found = cells = right = classed = 0
     for position, (truth, points) in enumerate(zip(truths, points_yx, strict=True)):
         match = match_points(truth, points, None if scores is None else scores[position])
         ok = np.flatnonzero(match >= 0)
@@ -98,14 +98,14 @@ def point(
         if class_ids is not None:
             true_class = truth.class_ids[match[ok]]
             known = true_class > 0
-            judged += int(known.sum())
+            classed += int(known.sum())
             right += int((np.asarray(class_ids[position])[ok] == true_class)[known].sum())
     return {
         "score": json_number(ratio(2 * hit, found + cells)),
         "recall": json_number(ratio(hit, cells)),
         "precision": json_number(ratio(hit, found)),
-        "accuracy": json_number(ratio(right, judged)),
-        "judged": judged,
+        "accuracy": json_number(ratio(right, classed)),
+        "judged": classed,
     }
 
 

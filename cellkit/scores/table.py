@@ -82,13 +82,13 @@ def _class_counts(image: Overlaps, class_id: int, thresholds) -> Counts:
     counts = count(image.select(image.truth_classes == class_id, of_class), thresholds)
     if not (image.truth_classes == 0).any():
         return counts
-    aside = image.select(image.truth_classes == 0, of_class)
+    unknown = image.select(image.truth_classes == 0, of_class)
     own = image.select(image.truth_classes == class_id, of_class)
     fp = []
     for t in thresholds:
         unmatched = np.ones(own.n_found, bool)
         unmatched[match_pairs(own, threshold=t)[1]] = False
-        unmatched[aside.found[hits(aside, [t])[0]]] = False
+        unmatched[unknown.found[hits(unknown, [t])[0]]] = False
         fp.append(unmatched.sum())
     return Counts(counts.tp, np.array(fp, np.int64), counts.fn)
 

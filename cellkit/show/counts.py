@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.cells.records import SPLIT_IMAGES, channels_told
+from cellkit.cells.records import SPLIT_IMAGES, common_channels
 from cellkit.show.charts import room_beside
 from cellkit.show.conversion import CHANNEL_INK
 from cellkit.show.style import (
@@ -96,7 +96,7 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None) -> np.ndar
     """
     figure = figure_or_new(figure, (9.6, 6.4))
     axes = figure.subplots(2, 2)
-    names, channel_of = list(sheet["area_px"]), channels_told(sheet["channels"])
+    names, channel_of = list(sheet["area_px"]), common_channels(sheet["channels"])
     ids = {name: 0 if name == "unknown" else k for k, name in enumerate(names, 1)}
     looks = {name: {"color": class_colour(k), "edgecolor": "#666C75"} | class_stripes(k) for name, k in ids.items()}
     _cells_by_split(axes[0, 0], sheet, looks)

@@ -14,7 +14,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
 from cellkit.cells.records import SPLIT_TITLES, ImageRecord
 from cellkit.cells.splits import name_groups, split_by_name, split_records
-from cellkit.errors import UserError, refuse_or_note
+from cellkit.errors import UserError, raise_or_collect
 from cellkit.log import LOG
 from cellkit.sources.listing import MIXED, UNUSED, SourceImage
 
@@ -126,7 +126,7 @@ def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions:
     if missing == ["test"]:
         LOG.warning(f"{problem}; {remedy}")
     else:
-        refuse_or_note(UserError(problem, remedy))
+        raise_or_collect(UserError(problem, remedy))
 
 
 def name_series(items: Sequence[SourceImage]) -> list[SourceImage]:
@@ -185,7 +185,7 @@ def assign_splits(
     check_ids((item.image_id, item.source) for item in items)
     items = _without_common_folder(name_groups(name_series(items), config.group_from), config)
     if config.split_by == "group" and items and not any(item.group for item in items):
-        refuse_or_note(
+        raise_or_collect(
             UserError(
                 "convert.split_by is group, and no image has a group",
                 "set convert.group_from to an expression that finds it in the names, such as (?P<group>[A-H][0-9][0-9]), put "
@@ -290,7 +290,7 @@ def check_enough(images: Sequence, settings, of: str = "images") -> None:
         mend.append("set evaluate.report_split: test")
     if problems:
         held = f"{count['train']} for training, {count['val']} for validation, {count['test']} for test"
-        refuse_or_note(UserError(f"{len(images)} {of} ({held}): {'; '.join(problems)}", "; ".join(mend)))
+        raise_or_collect(UserError(f"{len(images)} {of} ({held}): {'; '.join(problems)}", "; ".join(mend)))
 
 
 def check_left(images: CellDataset, settings) -> None:
@@ -341,7 +341,7 @@ def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances
     without = [name for name in settings.classes if name not in found]
     if without and any(cells is not None and not cells.boxes_only for cells in instances):
         how = "the line of its image (coco.class_from: cell_type)" if by_line else "the labels (coco.class_from: truth)"
-        refuse_or_note(
+        raise_or_collect(
             UserError(
                 f"no training image has a labelled cell of {', '.join(without)}; the class of a cell is told by {how}",
                 "label cells of it in training images, change convert.split, or take it out of classes",
@@ -356,7 +356,7 @@ def _refuse_groups_across_splits(items: Sequence[SourceImage]) -> None:
             splits[item.group].add(item.split)
     across = sorted(group for group, names in splits.items() if len(names) > 1)
     if across:
-        refuse_or_note(
+        raise_or_collect(
             UserError(
                 f"{len(across)} group(s), e.g. {across[0]}, are in more than one split ({', '.join(sorted(splits[across[0]]))})",
                 "set convert.published_split: false to draw a split by group, or convert.split_by: image to keep the source's",

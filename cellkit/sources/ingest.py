@@ -29,9 +29,9 @@ from cellkit.cells.splits import groups_across_splits
 from cellkit.errors import Quarantined, UserError, plain_reason, readable
 from cellkit.files import content_of, sync
 from cellkit.log import LOG
-from cellkit.microscope.batch import measure_light, tell_notes
+from cellkit.microscope.batch import log_notes, measure_light
 from cellkit.microscope.convert import Level, level_row, scaled_by
-from cellkit.microscope.journal import JOURNAL, Journal, png_parts, put, remove_remains, still_there
+from cellkit.microscope.journal import JOURNAL, Journal, png_parts, remove_remains, still_there, write_parts
 from cellkit.modules import load, load_all, optional
 from cellkit.parallel import map_items
 from cellkit.sources.assign_splits import check_enough
@@ -301,7 +301,7 @@ def _convert_one(known: tuple[SourceImage, dict | None], root: Path, folder: Pat
     clipped = max((level.clipped_fraction for level in loaded.levels), default=None)
     measured = measure(image, clipped) | ({"uneven": math.nan} if loaded.composed else {})
     return {
-        "files": {name: list(put(folder / name, png_parts(image, record.um_per_px)))},
+        "files": {name: list(write_parts(folder / name, png_parts(image, record.um_per_px)))},
         "record": asdict(record),
         "instances": None if instances is None else _cells_to_json(instances),
         "levels": [asdict(level) for level in loaded.levels],
@@ -380,7 +380,7 @@ def _converted(
         {"image_id": record.image_id, **result[3], "flags": record.flags}
         for record, result in zip(records, done, strict=True)
     ]
-    tell_notes(conversion)
+    log_notes(conversion)
     write_table(out / "conversion.csv", conversion)
     write_table(out / "quality.csv", quality)
     write_table(out / "originals.csv", originals)

@@ -66,7 +66,7 @@ def _series_text(series) -> str:
 
 
 def _channels(series) -> str:
-    return ", ".join(f"{k} {channel.told}" for k, channel in enumerate(series.channels))
+    return ", ".join(f"{k} {channel.text}" for k, channel in enumerate(series.channels))
 
 
 # ---- a folder of microscope files ----------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def _file_cells(row: dict[str, Any]) -> tuple[str, ...]:
         return (row["file"], "", "", "", "", "", "", f"refused: {_without_name(row)}")
     shape = " x ".join(map(str, row["shape"]))
     size = f"{row['um_per_px']:.4g}" if row["um_per_px"] else ""
-    named = [Channel(name, math.nan if nm is None else nm).told
+    named = [Channel(name, math.nan if nm is None else nm).text
              for name, nm in zip(row["channels"], row["wavelengths_nm"], strict=True)]  # fmt: skip
     channels = ", ".join(named if len(named) <= 7 else [*named[:2], "...", named[-1]])
     problems = [series["problem"] for series in row["series"] if series["problem"]]

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from cellkit.cells.names import LABEL_ENDINGS, LABEL_WORDS, is_no_data, plain, stem_of
-from cellkit.errors import UserError, refuse_or_note
+from cellkit.errors import UserError, raise_or_collect
 from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder
@@ -191,7 +191,7 @@ def _check_labels(labels: Sequence[Path], items: Sequence[SourceImage], looked_f
         problem = (
             f"there are {len(labels)} label file(s), e.g. {labels[0].as_posix()}, and none is called after an image"
         )
-        refuse_or_note(UserError(problem, looked_for or "call label images after their images"))
+        raise_or_collect(UserError(problem, looked_for or "call label images after their images"))
 
 
 def _warn_unused(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import plain, stem_of
-from cellkit.errors import UserError, nearest, refuse_or_note
+from cellkit.errors import UserError, nearest, raise_or_collect
 from cellkit.microscope.convert import Conversion, Converted, Level, convert_frame
 from cellkit.microscope.file_info import Opened
 from cellkit.microscope.light import Limits
@@ -155,7 +155,7 @@ def known_class(label: str, config: ConvertConfig) -> int:
     try:
         return class_id_of(label, config)
     except UserError as error:
-        refuse_or_note(error)
+        raise_or_collect(error)
         return 0
 
 

@@ -57,7 +57,7 @@ def light_of_item(item: SourceImage, conversion: Conversion) -> list[dict[str, L
 
 
 def noted(made: Loaded, notes: Sequence[str]) -> Loaded:
-    """Return an image with words about it, which are told with those of how it was read, see `tell_notes`."""
+    """Return an image with words about it, which are told with those of how it was read, see `log_notes`."""
     first, *others = made.levels or (None,)
     if first is None or not notes:
         return made

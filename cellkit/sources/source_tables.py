@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellkit.cells.names import LABEL_ENDINGS, plain
-from cellkit.errors import Quarantined, UserError, readable, refuse_or_note
+from cellkit.errors import Quarantined, UserError, raise_or_collect, readable
 from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, check_inside, list_files
@@ -111,7 +111,7 @@ class ClassTable:
                  if plain(path.name) in ("classes.csv", "classes.tsv")]  # fmt: skip
         if len(found) > 1:
             problem = f"there are two tables of classes, {found[0]} and {found[1]}"
-            refuse_or_note(UserError(problem, "keep one of them"))
+            raise_or_collect(UserError(problem, "keep one of them"))
         self.first: dict[str, tuple[str, int]] = {}
         for path in found:
             self.path = path
@@ -120,7 +120,7 @@ class ClassTable:
                 try:
                     self._add(row, line)
                 except UserError as error:
-                    refuse_or_note(error)
+                    raise_or_collect(error)
         stems = Counter(key.rpartition("/")[2] for key in self._images())
         self.unique = {stem for stem, count in stems.items() if count == 1}
 
@@ -172,7 +172,7 @@ class ClassTable:
                 other = found.setdefault(number, (known, line))
                 if other[0] != known:
                     problem = f"{self.path} line {line}: label {number} of {key} has another class in line {other[1]}"
-                    refuse_or_note(UserError(problem, "keep one row for each cell"))
+                    raise_or_collect(UserError(problem, "keep one row for each cell"))
         return found
 
     def unmatched(self, items: Sequence[SourceImage]) -> Iterator[SourceImage]:
@@ -201,7 +201,7 @@ def _rows_of(path: Path, root: Path) -> list[dict[str, str]]:
     try:
         return read_table(path, ("file", "label", "class"), root)
     except UserError as error:
-        refuse_or_note(error)
+        raise_or_collect(error)
         return []
 
 

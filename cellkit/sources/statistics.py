@@ -259,9 +259,9 @@ def class_table(sheet: Mapping[str, Any]) -> pandas.DataFrame:
     """Return a row per class: cells in each split, diameter, median area, median grey level per channel."""
     import pandas as pd
 
-    from cellkit.cells.records import channels_told
+    from cellkit.cells.records import common_channels
 
-    rows, named = {}, channels_told(sheet["channels"])
+    rows, named = {}, common_channels(sheet["channels"])
     for name, areas in sheet["area_px"].items():
         cells = {
             SPLIT_TITLES.get(split, "set aside"): counts.get(name, 0)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import SPLIT_NAMES, image_id_of, split_of_folders, stem_of
-from cellkit.errors import UserError, refuse_or_note
+from cellkit.errors import UserError, raise_or_collect
 from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.label_files import LabelFiles
@@ -53,7 +53,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     for folder in sorted(child for child in root.iterdir() if (child / "images").is_dir()):
         line = cell_type_of([folder.name], config)
         if not line or line == MIXED:
-            refuse_or_note(unknown_class(folder.name, config, f"the folder {folder.name}/"))
+            raise_or_collect(unknown_class(folder.name, config, f"the folder {folder.name}/"))
             continue
         for path in list_files(folder / "images", IMAGE_SUFFIXES, keep_labels=True):
             relative = path.relative_to(folder / "images")
@@ -79,7 +79,7 @@ def _mixed_halves(items: list[SourceImage], config: ConvertConfig) -> Iterator[S
     possible = math.prod(map(len, tests)) if len(lines) == 2 else 0
     if config.mixed_images > possible:
         problem = f"{config.mixed_images} mixed images are wanted, {possible} can be made of the test images"
-        refuse_or_note(
+        raise_or_collect(
             UserError(problem, "lower convert.mixed_images or raise convert.split.test; two lines are needed")
         )
         return

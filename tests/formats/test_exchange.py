@@ -24,7 +24,7 @@ from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
-from cellkit.formats.any import read_folder, told_format, write_folder
+from cellkit.formats.any import format_of, read_folder, write_folder
 from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.label_images import read_labels, write_labels
@@ -794,7 +794,7 @@ def test_a_single_roi_is_read_where_its_picture_is_given(tmp_path, pictures):
     folder.mkdir()
     write_rois(folder / f"{first}.zip", two(), CLASSES)
     (folder / f"{second}.roi").write_bytes(content)
-    assert told_format(folder) == "roi"
+    assert format_of(folder) == "roi"
     side, quarantined = read_folder(folder, images=pictures)
     assert [(record.image_id, len(cells)) for record, cells in zip(side.records, side.instances, strict=True)] == [
         (first, 2),
@@ -893,9 +893,9 @@ def test_classes_of_several_files_are_brought_together(tmp_path):
 
 def test_what_a_folder_holds_is_told_or_asked(tmp_path):
     write_labels(tmp_path / "l/a.tif", TWO)
-    assert told_format(tmp_path / "l") == "labels"
+    assert format_of(tmp_path / "l") == "labels"
     write_seg(tmp_path / "l/a_seg.npy", None, two(), CLASSES)
-    assert told_format(tmp_path / "l/a_seg.npy") == "seg"
+    assert format_of(tmp_path / "l/a_seg.npy") == "seg"
     assert "holds labels and seg\nsay which" in refused(read_folder, tmp_path / "l")
     assert read_folder(tmp_path / "l", "seg")[0].classes == CLASSES
     (tmp_path / "e").mkdir()

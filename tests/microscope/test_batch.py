@@ -30,7 +30,7 @@ from cellkit.errors import UserError, readable
 from cellkit.files import content_of, crc32_of
 from cellkit.microscope.batch import convert_batch
 from cellkit.microscope.convert import Conversion
-from cellkit.microscope.journal import JOURNAL, Journal, alone_in, png_parts, put, still_there
+from cellkit.microscope.journal import JOURNAL, Journal, alone_in, png_parts, still_there, write_parts
 from cellkit.parallel import StopAll
 from cellkit.sources.ingest import gather
 
@@ -87,7 +87,7 @@ def test_dark_pictures_are_deflated_and_noise_is_stored():
 def test_a_picture_alone_is_written_whole(tmp_path):
     image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     content = encode_png(image)
-    assert put(tmp_path / "a.png", png_parts(image, math.nan)) == (len(content), crc32_of(content))
+    assert write_parts(tmp_path / "a.png", png_parts(image, math.nan)) == (len(content), crc32_of(content))
     assert (tmp_path / "a.png").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -382,7 +382,7 @@ class TestGather:
         whole = gather(self.CONFIG, tmp_path / "in", tmp_path / "whole")
         import cellkit.sources.ingest as sources
 
-        real, made = sources.put, []
+        real, made = sources.write_parts, []
 
         def put_some(path, parts):
             if len(made) == 7:
@@ -390,11 +390,11 @@ class TestGather:
             made.append(path.name)
             return real(path, parts)
 
-        monkeypatch.setattr(sources, "put", put_some)
+        monkeypatch.setattr(sources, "write_parts", put_some)
         with pytest.raises(KeyboardInterrupt):
             gather(self.CONFIG, tmp_path / "in", tmp_path / "run")
         made.clear()
-        monkeypatch.setattr(sources, "put", lambda path, parts: made.append(path.name) or real(path, parts))
+        monkeypatch.setattr(sources, "write_parts", lambda path, parts: made.append(path.name) or real(path, parts))
         resumed = gather(self.CONFIG, tmp_path / "in", tmp_path / "run")
         assert len(made) == 5
         assert resumed.images.instances == whole.images.instances
@@ -433,7 +433,7 @@ class TestGather:
 
 # ---- the disk ------------------------------------------------------------------------------------------------------
 def test_a_file_is_put_whole_or_not_at_all(tmp_path, monkeypatch):
-    assert put(tmp_path / "a", [b"12", b"345"]) == (5, crc32_of(b"12345"))
+    assert write_parts(tmp_path / "a", [b"12", b"345"]) == (5, crc32_of(b"12345"))
     assert still_there(tmp_path, {"a": [5, crc32_of(b"12345")]}) and not still_there(tmp_path, {"b": [0, 0]})
 
     def torn():
@@ -441,7 +441,7 @@ def test_a_file_is_put_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StopAll, match="No space left on device\nfree space"):
-        put(tmp_path / "a", torn())
+        write_parts(tmp_path / "a", torn())
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"12345"
 
 

@@ -8,7 +8,7 @@ from cellkit.config.reading import load_config
 from cellkit.config.sections import ChannelsConfig, ConvertConfig
 from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
-from cellkit.microscope.channel_files import join_channels, tell_seeming_channels
+from cellkit.microscope.channel_files import join_channels, warn_of_seeming_channels
 from cellkit.sources.ingest import gather
 
 LABELS = np.zeros((24, 32), np.int32)
@@ -62,7 +62,7 @@ def test_names_that_differ_in_a_channel_only_are_refused_until_told(tmp_path, ca
     ):
         gather(config(nuclei=0, cytoplasm=None), tmp_path, tmp_path / "run")
     assert join_channels(paths, "each") == paths and join_channels(paths[:1], None) == paths[:1]
-    tell_seeming_channels(paths)
+    warn_of_seeming_channels(paths)
     assert "a_w1.tif and a_w2.tif seem to be the channels" in capsys.readouterr().err
     with pytest.raises(UserError, match="finds one channel twice"):
         join_channels([save(tmp_path / "C1_C2.tif"), save(tmp_path / "C1_C3.tif")], "(?P<channel>C1)_C[0-9]")

@@ -265,7 +265,7 @@ def test_requirements_are_those_of_the_package_and_only_the_copyleft_one_is_an_e
 def test_readers_are_imported_when_a_file_of_theirs_is_opened(tmp_path):
     path = written("lif", tmp_path)
     code = (
-        "import sys, cellkit.convert; from cellkit.microscope.open import inspect_file\n"
+        "import sys, cellkit.microscope.convert; from cellkit.microscope.open import inspect_file\n"
         "here = lambda: [m for m in ('zarr', 'nd2', 'liffile', 'pylibCZIrw', 'dask') if m in sys.modules]\n"
         f"print(here()); inspect_file({str(path)!r}); print(here())"
     )
@@ -779,7 +779,7 @@ def test_each_raw_file_converts_or_is_refused_rightly(raw, name, capfd):
     reader, axes, shape, dtype, channels, pictures = TABLE[name]
     info = inspect_file(raw / name)
     assert (code, told["reader"], told["axes"], told["shape"], told["dtype"]) == (0, reader, axes, list(shape), dtype)
-    assert tuple(channel.told for channel in info.first.channels) == channels
+    assert tuple(channel.text for channel in info.first.channels) == channels
     assert told["images"] == pictures
     if name in UM_PER_PX:
         assert told["um_per_px"] == pytest.approx(UM_PER_PX[name], abs=1e-4)
