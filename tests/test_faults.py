@@ -16,6 +16,7 @@ import textwrap
 import zlib
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -299,7 +300,9 @@ def test_row_06_memory_is_asked_for_at_the_scale_of_the_network(said, tmp_path, 
     labels = np.kron(np.arange(1, 30626).reshape(175, 175), np.pad(np.ones((3, 3), int), ((0, 1), (0, 1))))
     labelled = CellDataset([record], [Instances.from_labels(labels)], ("a",), tmp_path, [1])
     for section, name in (("finetune", "cellpose_unet"), ("maskrcnn", "maskrcnn_torchvision")):
-        config = with_weights(getattr(Config(), section), tuned="tuned").model_copy(update={"min_area_px": 1})
+        config = with_weights(getattr(Config(), section), SimpleNamespace(find=lambda key: "tuned")).model_copy(
+            update={"min_area_px": 1}
+        )
         with pytest.raises(UserError, match="training on 1 images at a diameter of 3.39 px takes about"):
             get_backend(name).train(labelled, labelled, config, tmp_path)
 

@@ -183,6 +183,11 @@ class CellDataset:
         """Return the images whose cells no model proposed: those that something may be scored against."""
         return self.subset([maker != "proposed" for maker in self.made_by])
 
+    def by_split(self) -> dict[str, CellDataset]:
+        """Return split -> its images, for train, val and test in this order; a split without images is left out."""
+        parts = {split: self.select(split) for split in ("train", "val", "test")}
+        return {split: part for split, part in parts.items() if len(part)}
+
     def compared_by(self, score: str) -> str:
         """Return what a comparison with these labels is called: a score, or agreement where a model proposed them all."""
         return score if len(self.without_proposed()) or not len(self) else AGREEMENT

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, nearest
@@ -47,26 +45,40 @@ def predictions_of(paths: Mapping[str, Path], images: CellDataset) -> dict[str, 
     }
 
 
-def judged(labelled: Sequence[CellDataset]) -> list[CellDataset]:
-    """Return the images that something may be scored against, and say which are not: a proposal is no truth.
+def read_truths(paths: Mapping[str, Path], root: str | Path) -> dict[str, CellDataset]:
+    """Read the images that something may be scored against, by split; say which are not: a proposal is no truth.
 
     Parameters
     ----------
-    labelled : list of CellDataset
-        E.g. validation and test, with proposals marked (`CellDataset.made_by`).
+    paths : mapping
+        ``run.find_all("coco_*")``; the training images are not read.
+    root : path
+        The run folder.
 
     Returns
     -------
-    list of CellDataset
-        Those that have an image left; [] where no image was labelled by a person.
+    dict
+        "val" and "test" -> CellDataset, without images where no person labelled one. Empty where there is no file.
     """
-    kept = [data.without_proposed() for data in labelled]
-    left = [r.image_id for data in labelled for r, m in zip(data.records, data.made_by, strict=True) if m == "proposed"]
-    if left:
-        LOG.info(f"not scored, because a model proposed their labels: {', '.join(left)}")
-    if left and not any(map(len, kept)):
+    from cellkit.formats.coco_reading import read_coco
+
+    labelled = {key.removeprefix("coco_"): read_coco(path, root) for key, path in paths.items() if key != "coco_train"}
+    truths = without_proposals(labelled)
+    proposed = {split: [maker == "proposed" for maker in data.made_by] for split, data in labelled.items()}
+    names = [record.image_id for split, data in labelled.items() for record in data.subset(proposed[split]).records]
+    if names:
+        LOG.info(f"not scored, because a model proposed their labels: {', '.join(names)}")
+    if names and not any(map(len, truths.values())):
         LOG.info(NO_ACCURACY)
-    return [data for data in kept if len(data)]
+    for data in list(labelled.values()):
+        for split in ("val", "test"):
+            truths.setdefault(split, data.subset([]))
+    return truths
+
+
+def without_proposals(labelled: Mapping[str, CellDataset]) -> dict[str, CellDataset]:
+    """Return, by split, the images whose cells no model proposed."""
+    return {split: data.without_proposed() for split, data in labelled.items()}
 
 
 def score_judged(data: CellDataset, found: Sequence[Instances]) -> pandas.DataFrame:
@@ -108,22 +120,7 @@ def check_submit(wanted: str, names: Sequence[str]) -> str:
     return wanted
 
 
-def tell_classes(accuracy: float, cells: int) -> str:
-    """Say how often the class of a matched cell is right.
-
-    Examples
-    --------
-    >>> tell_classes(0.975, 40)
-    'class of 40 matched cells (IoU > 0.5, validation images): 97.5% right'
-    >>> tell_classes(float("nan"), 0)
-    'class: no cell of known class is matched (IoU > 0.5, validation images), so nothing can be told yet'
-    """
-    if not cells:
-        return "class: no cell of known class is matched (IoU > 0.5, validation images), so nothing can be told yet"
-    return f"class of {cells} matched cells (IoU > 0.5, validation images): {accuracy:.1%} right"
-
-
-def tell_found(found: Sequence[Instances], who: str, key: str) -> str:
+def tell_found(found: Sequence[Instances], who: str, key: str, classes: Sequence[str] = ()) -> str:
     """Say how many cells a model finds in the validation images; that it finds none, where a training was too short.
 
     Parameters
@@ -134,6 +131,8 @@ def tell_found(found: Sequence[Instances], who: str, key: str) -> str:
         The model in words.
     key : str
         The setting that says how long it is trained.
+    classes : sequence of str, optional
+        Those of them that are never found are named.
 
     Examples
     --------
@@ -143,7 +142,9 @@ def tell_found(found: Sequence[Instances], who: str, key: str) -> str:
     """
     count = sum(map(len, found))
     if count:
-        return f"{who} finds {count} cells in {len(found)} validation images"
+        never = [name for k, name in enumerate(classes, 1) if not any((cells.class_ids == k).any() for cells in found)]
+        lacking = f"; never found: {', '.join(never)}" if never else ""
+        return f"{who} finds {count} cells in {len(found)} validation images{lacking}"
     return (
         f"WARNING: {who} finds NO CELL in the validation images; its score there is 0.000, and the run goes on.\n"
         f"Train longer ({key}); if that does not help, look at the labels and at the pictures of notebook 01."
@@ -169,14 +170,16 @@ def found_in(part: CellDataset, images: CellDataset, found: Sequence[Instances])
     return of_images(dict(zip([record.image_id for record in images.records], found, strict=True)), part)
 
 
-def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Sequence[CellDataset]) -> pandas.DataFrame:
+def score_models(
+    predictions: Mapping[str, Mapping[str, Instances]], truths: Mapping[str, CellDataset]
+) -> pandas.DataFrame:
     """Score every model on every truth: `score_table` with the model's name first.
 
     Parameters
     ----------
-    truths : list of CellDataset
-        E.g. validation and test; their records say which is which. Images whose labels a model proposed are left out;
-        where no other is left, the table is empty.
+    truths : mapping
+        Split -> its images, e.g. of `read_truths`. Images whose labels a model proposed are left out; where no other is
+        left, the table is empty.
 
     Returns
     -------
@@ -196,10 +199,9 @@ def score_models(predictions: Mapping[str, Mapping[str, Instances]], truths: Seq
     if not predictions or not truths:
         what = "prediction" if not predictions else "truth"
         raise UserError(f"there is no {what} to score", "run the stages before this one; they write the files")
-    truths = [data for truth in truths if len(data := truth.without_proposed())]
     blocks = []
     for model, found in predictions.items():
-        for truth in truths:
+        for truth in filter(len, without_proposals(truths).values()):
             cells = of_images(found, truth)
             knows = any(x.class_ids.any() for x in cells)
             table = score_table(
@@ -246,7 +248,7 @@ def summarise(scores: pandas.DataFrame, by: str | None = None, n: int = 1000, se
     return pd.concat(rows, ignore_index=True)
 
 
-def rejected(checkpoints: Mapping[str, Path]) -> list[str]:
+def rejected_models(checkpoints: Mapping[str, Path]) -> list[str]:
     """Return the names of the models that 03 did not keep: of base and tuned the one that is not ``cellpose_checkpoint``.
 
     Parameters
@@ -257,12 +259,45 @@ def rejected(checkpoints: Mapping[str, Path]) -> list[str]:
     Examples
     --------
     >>> base, tuned = Path("base.safetensors"), Path("tuned.safetensors")
-    >>> rejected({"cellpose_checkpoint": base, "cellpose_base_checkpoint": base, "cellpose_tuned_checkpoint": tuned})
+    >>> rejected_models({"cellpose_checkpoint": base, "cellpose_base_checkpoint": base, "cellpose_tuned_checkpoint": tuned})
     ['cellpose_tuned']
     """
     kept = checkpoints.get("cellpose_checkpoint")
     names = {key.removesuffix("_checkpoint"): path for key, path in sorted(checkpoints.items()) if path != kept}
     return [name for name in names if kept is not None]
+
+
+def choose_model(
+    scores: pandas.DataFrame,
+    predictions: Mapping[str, Any],
+    truth: CellDataset,
+    wanted: str,
+    rejected: Sequence[str] = (),
+) -> str:
+    """Return the model that is handed in, and say who decided: validation images that chose no weights.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        From `score_models`.
+    predictions : mapping
+        By model.
+    truth : CellDataset
+        The validation images that may decide; where none can, see `unjudged`.
+    wanted, rejected
+        As in `decide`.
+    """
+    from cellkit.models.training import judges
+
+    deciding = judges(truth).records
+    if deciding:
+        ranked = summarise(scores[scores["image_id"].isin([record.image_id for record in deciding])], n=0)
+        best = decide(ranked, wanted, deciding[0].split, rejected)
+    else:
+        best = unjudged(predictions, wanted)
+    kept_out = ", ".join(rejected) or "none"
+    LOG.info(f"handed in: {best} ({len(deciding)} validation images decide; 03 did not keep: {kept_out})")
+    return best
 
 
 def decide(table: pandas.DataFrame, wanted: str, split: str, rejected: Sequence[str] = ()) -> str:
@@ -288,117 +323,33 @@ def decide(table: pandas.DataFrame, wanted: str, split: str, rejected: Sequence[
     return str(candidates.sort_values("score", ascending=False, kind="stable")["model"].iloc[0])
 
 
-def classes_found(
-    predictions: Mapping[str, Mapping[str, Instances]], truths: Sequence[CellDataset]
-) -> dict[str, dict[str, Any]]:
-    """Return, for models that know classes, how often a matched cell (IoU > 0.5) has the right one, per split.
-
-    Returns
-    -------
-    dict
-        model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found)}; a model that names classes is there
-        even where no image can judge it.
-    """
-    from cellkit.scores.matching import class_accuracy
-
-    result: dict[str, dict[str, Any]] = {}
-    for model, found in predictions.items():
-        if any(x.class_ids.any() for x in found.values()):
-            result[model] = {}
-        for truth in [truth.without_proposed() for truth in truths]:
-            cells = of_images(found, truth)
-            if len(truth) and any(x.class_ids.any() for x in cells):
-                accuracy, n, confusion = class_accuracy(truth.instances, cells, classes=truth.classes)
-                split = truth.records[0].split
-                right = {"accuracy": None if np.isnan(accuracy) else round(accuracy, 4), "cells": n}
-                result.setdefault(model, {})[split] = right | {"confusion": confusion.to_dict("split")}
-    return result
-
-
-def class_model(right: Mapping[str, Mapping[str, Any]], split: str = "val") -> str:
-    """Return the model that names classes best: by the share of right classes on the deciding split, "" where none does.
-
-    Of equal ones, and where no image of that split can judge, the last in the order of the tables.
+def attribute_errors(truth: CellDataset, found: Mapping[str, Instances]) -> pandas.DataFrame:
+    """Say where one model's score is lost, image by image: see `cellkit.scores.attribution.attribute`.
 
     Parameters
     ----------
-    right : mapping
-        From `classes_found`.
-
-    Examples
-    --------
-    >>> class_model({"unet": {"val": {"accuracy": 0.7}}, "maskrcnn": {"val": {"accuracy": 0.9}}, "x": {}})
-    'maskrcnn'
-    """
-    from cellkit.models import order_models
-
-    accuracy = {model: (right[model].get(split) or {}).get("accuracy") for model in order_models(right)}
-    ranked = sorted(accuracy, key=lambda model: -1.0 if accuracy[model] is None else accuracy[model])
-    return ranked[-1] if ranked else ""
-
-
-def count_lines(
-    found: Mapping[str, Instances], images: CellDataset, truth: CellDataset | None = None, classes: Sequence[str] = ()
-) -> pandas.DataFrame:
-    """Answer "how many of each line", image by image.
-
-    Parameters
-    ----------
+    truth : CellDataset
     found : mapping
-        One model's cells by image_id.
-    images : CellDataset
-        The images asked about.
-    truth : CellDataset, optional
-        Where it is known. Images it lacks (mixed ones that only proposals could label) leave the true counts out for all.
-    classes : sequence of str, optional
-        Default: those of `truth`, or of `images`.
-
-    Returns
-    -------
-    DataFrame
-        image_id, class_name, found, share (of the image's found cells), and truth, true_share where known; the image "all"
-        comes last.
+        The model's cells by image_id.
     """
-    import pandas as pd
+    from cellkit.scores.attribution import attribute
 
-    classes = classes or (images if truth is None else truth).classes
-    if truth is not None and {r.image_id for r in images.records} - {r.image_id for r in truth.records}:
-        truth = None
-    known = {} if truth is None else dict(zip([r.image_id for r in truth.records], truth.instances, strict=True))
-    rows = []
-    for record in images.records:
-        rows += _counted(
-            record.image_id, [found[record.image_id]], None if truth is None else [known[record.image_id]], classes
-        )
-    cells = of_images(found, images)
-    rows += _counted("all", cells, None if truth is None else of_images(known, images), classes)
-    return pd.DataFrame(rows)
+    return attribute(truth.instances, of_images(found, truth), truth.records)
 
 
-def _counted(name: str, found: list[Instances], truth: list[Instances] | None, classes: Sequence[str]) -> list[dict]:
-    rows = []
-    for k, class_name in enumerate(classes, 1):
-        row: dict[str, Any] = {"image_id": name, "class_name": class_name}
-        for column, share, side in (("found", "share", found), ("truth", "true_share", truth)):
-            if side is not None:
-                ids = np.concatenate([x.class_ids for x in side]) if side else np.zeros(0, np.int64)
-                row[column] = int((ids == k).sum())
-                row[share] = round(row[column] / max(int((ids > 0).sum()), 1), 4)
-        rows.append(row)
-    return rows
-
-
-def write_summary(path: str | Path, truths: Sequence[CellDataset], **tables: Any) -> Path:
+def write_summary(path: str | Path, truths: Mapping[str, CellDataset], **tables: Any) -> Path:
     """Write what the evaluation found as JSON: which model is best, tables as lists of rows, and why there is no accuracy.
 
     Parameters
     ----------
-    truths : list of CellDataset
-        From `judged`; none = no accuracy can be told, and the file says so.
+    truths : mapping
+        From `read_truths`; no image in any = no accuracy can be told, and the file says so.
     tables : Any
         "best" (a model's name), "classes" (from `classes_found`), "scores" (from `summarise`), and what else is worth keeping.
     """
-    return write_json(path, plain(tables | ({} if truths else {"no_accuracy": NO_ACCURACY})), indent=1)
+    return write_json(
+        path, plain(tables | ({} if any(map(len, truths.values())) else {"no_accuracy": NO_ACCURACY})), indent=1
+    )
 
 
 def plain(value: Any) -> Any:

@@ -39,17 +39,17 @@ class Original:
     note: str = ""
 
 
-def handed_in(path: str | Path | None, split: str, images: CellDataset | None = None) -> list[Original]:
+def handed_in(originals: Mapping[str, Path], split: str, images: CellDataset | None = None) -> list[Original]:
     """Return the images that are handed in, each once: those of a split, or those the competition asks for.
 
     Parameters
     ----------
-    path : path or None
-        ``originals.csv`` of the run, see `sources.list_originals`; None where it has none.
+    originals : mapping
+        ``run.find_all("originals")``: {"originals": path} of ``originals.csv``, {} where the run has none.
     split : str
         ``evaluate.report_split``.
     images : CellDataset, optional
-        All images of the run: what is handed in, under their image_id, where there is no `path`.
+        All images of the run: what is handed in, under their image_id, where there is no ``originals.csv``.
 
     Raises
     ------
@@ -60,10 +60,10 @@ def handed_in(path: str | Path | None, split: str, images: CellDataset | None = 
 
     from cellkit.tables import from_cell
 
-    if path is None:
+    if not originals:
         found = [] if images is None else images.select(split).records
         return [Original(r.image_id, r.image_id, (r.height_px, r.width_px), "") for r in found]
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(originals["originals"], newline="", encoding="utf-8") as file:
         rows = [{key: from_cell(text) for key, text in row.items()} for row in csv.DictReader(file)]
     competition = split == "test" and any(row["asked"] for row in rows)
     chosen = [row for row in rows if (row["asked"] == "yes" if competition else row["split"] == split)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cellkit.errors import UserError, nearest
 from cellkit.fetch.registry import REGISTRY
@@ -14,7 +14,7 @@ from cellkit.machine import here
 from cellkit.settings import Frozen, weights_fields
 
 PACKAGED = PACKAGE / "starter"
-SCRATCH = "scratch"
+SCRATCH, TUNED = "scratch", "tuned"
 Kind = TypeVar("Kind", bound=Frozen)
 
 
@@ -128,15 +128,15 @@ def _of_run(run: Path, key: str) -> Path:
     return path
 
 
-def with_weights(config: Kind, **words: str | Path) -> Kind:
+def with_weights(config: Kind, run: Any = None) -> Kind:
     """Return the settings of a training with paths where they name weights: a backend is never given a name.
 
     Parameters
     ----------
     config : TrainSettings, or a section with them
-        "scratch" stays as it is, and so does a word that is not given.
-    words
-        What other words stand for: ``tuned=run.find("cellpose_checkpoint")``.
+        "scratch" stays as it is; "tuned" is the checkpoint of this run that notebook 03 kept.
+    run : cellkit.run.folder.Run, optional
+        Where "tuned" is looked up.
 
     Raises
     ------
@@ -144,5 +144,9 @@ def with_weights(config: Kind, **words: str | Path) -> Kind:
         As `find_weights`.
     """
     named = {name: getattr(config, name) for name in weights_fields(type(config))}
-    paths = {name: words.get(value) or find_weights(value) for name, value in named.items() if value != SCRATCH}
+    paths = {
+        name: run.find("cellpose_checkpoint") if value == TUNED and run is not None else find_weights(value)
+        for name, value in named.items()
+        if value != SCRATCH
+    }
     return config.model_copy(update={name: str(path) for name, path in paths.items()})

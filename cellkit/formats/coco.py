@@ -86,6 +86,11 @@ def write_coco(
     return write_json(path, from_plain(data, convention))
 
 
+def write_dataset(path: str | Path, images: CellDataset) -> Path:
+    """Write images with their cells as `write_coco` does: under their ids, with a mark where a model proposed the cells."""
+    return write_coco(path, images.records, images.instances, images.classes, images.ids, made_by=images.made_by)
+
+
 def write_results(path: str | Path, ids: Sequence[int | str] | CellDataset, instances: Sequence[Instances]) -> Path:
     """Write predictions as a COCO results list, atomically; class-agnostic predictions get category 0.
 

@@ -18,6 +18,8 @@ from cellkit.formats.labels import write_chosen_cells
 from cellkit.log import LOG
 
 if TYPE_CHECKING:
+    import pandas
+
     from cellkit.labelling.corrections import Correction
     from cellkit.scores.iou import Overlaps
 
@@ -315,6 +317,23 @@ def with_classes(
         for k, cells in zip(covering, classed.instances, strict=True):
             found[k] = cells
     return replace(labelled, instances=found, classes=tuple(classes))
+
+
+def check_classes(train: CellDataset) -> pandas.DataFrame:
+    """Count the training cells of each class (`counts_by_class`); refuse a class that has none.
+
+    Raises
+    ------
+    UserError
+        With the counts.
+    """
+    from cellkit.scores.matching import counts_by_class
+
+    counts = counts_by_class(train.instances, train.classes)
+    if not (counts["cells"] > 0).all():
+        found = counts.to_dict("list")
+        raise UserError(f"a class has no training cell: {found}", "give labelled images of it, or change classes")
+    return counts
 
 
 def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:

@@ -266,7 +266,7 @@ class RunFiles:
 
     @cached_property
     def counts(self) -> pandas.DataFrame:
-        """counts.csv, of `evaluation.count_lines`."""
+        """counts.csv, of `classes.count_by_class`."""
         return self.table("counts.csv")
 
     @cached_property
@@ -355,11 +355,11 @@ class RunFiles:
     @cached_property
     def class_model(self) -> str:
         """The model that names classes best, "" where none names any: as notebook 06 chooses it."""
-        from cellkit.evaluate.evaluation import class_model, classes_found
+        from cellkit.evaluate.classes import class_model, classes_found
 
         right = self.summary.get("classes")
         if right is None:
-            right = classes_found({model: self.predictions(model) for model in self.models}, list(self.judged.values()))
+            right = classes_found({model: self.predictions(model) for model in self.models}, self.judged)
         return class_model(right, self.choose_split)
 
     def worst(self, n: int) -> tuple[CellDataset, list[Instances], list[int]]:

@@ -38,7 +38,7 @@ def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, images: int = 
     Parameters
     ----------
     counts : DataFrame
-        Of `evaluation.count_lines`: image_id (and "all"), class_name, found, and truth where it is known.
+        Of `classes.count_by_class`: image_id (and "all"), class_name, found, and truth where it is known.
     images : int
         At most so many images have rows of their own.
     """

@@ -23,6 +23,7 @@ from cellkit.show.style import (
 )
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.axes import Axes
 
     from cellkit.cells.dataset import CellDataset
@@ -322,8 +323,45 @@ def show_worst(data: CellDataset, found: Sequence[Instances], ax: Axes | None = 
     name, um = data.records[k].image_id, data.records[k].um_per_px
     if own:
         return show_errors(*data[k], found[k], ax, f"{name}: MAP IoU {score[k]:.3f}", um_per_px=um)
-    names = ("found", "proposed, no truth")
-    return show_overlay(data.image(k), found[k], data.instances[k], ax, name, names=names, um_per_px=um)
+    return show_found(data, found, k, ax)
+
+
+@styled
+def show_found(data: CellDataset, found: Sequence[Instances], k: int = 0, ax: Axes | None = None) -> Axes:
+    """Show what a model found in the image at position `k` beside its labels; proposals are called that, not truth.
+
+    Parameters
+    ----------
+    data : CellDataset
+        Images with their labels.
+    found : list of Instances
+        One per image.
+    """
+    names = ("found", "proposed, no truth" if data.made_by[k] == "proposed" else "truth")
+    how = {"classes": data.classes, "names": names, "um_per_px": data.records[k].um_per_px}
+    return show_overlay(data.image(k), found[k], data.instances[k], ax, data.records[k].image_id, **how)
+
+
+def show_worst_images(data: CellDataset, found: Mapping[str, Instances], lost: pandas.DataFrame, n: int) -> list[Axes]:
+    """Show the errors in the `n` images of lowest MAP IoU, worst first.
+
+    Parameters
+    ----------
+    data : CellDataset
+        Images with true cells.
+    found : mapping
+        One model's cells by image_id.
+    lost : DataFrame
+        Of `cellkit.scores.attribution.attribute`: the score of each image.
+    """
+    from cellkit.scores.attribution import worst_images
+
+    shown = []
+    for row in worst_images(lost, n).itertuples():
+        k = data.index(row.image_id)
+        title, um = f"{row.image_id}: MAP IoU {row.score:.3f}", data.records[k].um_per_px
+        shown.append(show_errors(*data[k], found[row.image_id], title=title, um_per_px=um))
+    return shown
 
 
 @styled

@@ -9,7 +9,7 @@ import pytest
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
-from cellkit.evaluate.evaluation import decide, rejected
+from cellkit.evaluate.evaluation import decide, rejected_models
 from cellkit.models.training import CHOOSE_FROM, choosers, judges
 from cellkit.scores.intervals import Difference
 
@@ -57,9 +57,9 @@ def test_test_images_never_choose():
 def test_what_was_not_kept_is_not_handed_in():
     base, tuned = Path("a/cellpose_base.safetensors"), Path("a/cellpose_tuned.safetensors")
     paths = {"cellpose_base_checkpoint": base, "cellpose_tuned_checkpoint": tuned}
-    assert rejected(paths | {"cellpose_checkpoint": base}) == ["cellpose_tuned"]
-    assert rejected(paths | {"cellpose_checkpoint": tuned}) == ["cellpose_base"]
-    assert rejected({}) == [] and rejected(paths) == []
+    assert rejected_models(paths | {"cellpose_checkpoint": base}) == ["cellpose_tuned"]
+    assert rejected_models(paths | {"cellpose_checkpoint": tuned}) == ["cellpose_base"]
+    assert rejected_models({}) == [] and rejected_models(paths) == []
     table = pd.DataFrame({"model": ["cellpose_base", "cellpose_tuned"], "split": "val", "score": [0.5, 0.6]})
     assert decide(table, "best", "val") == "cellpose_tuned"
     assert decide(table, "best", "val", ["cellpose_tuned"]) == "cellpose_base"

@@ -16,17 +16,17 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import write_records
 from cellkit.config.reading import load_config
 from cellkit.errors import Quarantined, UserError
+from cellkit.evaluate.classes import classes_found, count_by_class
 from cellkit.evaluate.evaluation import (
-    classes_found,
-    count_lines,
+    attribute_errors,
     decide,
     predictions_of,
+    read_truths,
     score_models,
     summarise,
     write_summary,
 )
 from cellkit.formats.coco import write_coco, write_results
-from cellkit.formats.coco_reading import read_coco
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.pages import images as report_images
 from cellkit.pages import report, results
@@ -91,23 +91,20 @@ def make_run(folder: Path) -> tuple[Run, object]:
 
 def evaluate(run: Run, cfg) -> tuple[object, dict, dict]:
     """Do what notebook 06 does, up to its last cell; return the stage under way, the summary, and the rest of it."""
-    from cellkit.scores.attribution import attribute, gains
+    from cellkit.scores.attribution import gains
 
     stage = run.start("06_evaluate_map_iou", cfg.evaluate)
     images = CellDataset.from_records(run.find("records"))
-    truths = [read_coco(path, run.folder) for key, path in run.find_all("coco_*").items() if key != "coco_train"]
+    truths = read_truths(run.find_all("coco_*"), run.folder)
     predictions = predictions_of(run.find_all("predictions_*"), images)
     scores = score_models(predictions, truths)
     scores.to_csv(stage.path("scores.csv"), index=False)
     table = summarise(scores, n=cfg.evaluate.bootstrap_samples)
     best = decide(table, "best", "val")
-    judge = next(t for t in truths if t.records[0].split == "val")
-    cells = [predictions[best][r.image_id] for r in judge.records]
-    lost = attribute(judge.instances, cells, judge.records)
+    lost = attribute_errors(truths["val"], predictions[best])
     lost.to_csv(stage.path("attribution.csv"), index=False)
     right = classes_found(predictions, truths)
-    known = next(t for t in truths if t.records[0].split == "test")
-    counts = count_lines(predictions["maskrcnn"], images.select("test"), known)
+    counts = count_by_class(predictions["maskrcnn"], images.select("test"), truths["test"])
     counts.to_csv(stage.path("counts.csv"), index=False)
     by_class = summarise(scores, "class_name", 0)
     summary = {"best": best, "scores": table, "by_class": by_class, "gains": gains(lost), "classes": right}

@@ -204,7 +204,8 @@ def test_submission_is_what_the_competition_takes(run_dir):
     from cellkit.formats.submission import read_submission
     from cellkit.formats.submission_check import check_submission
 
-    test, asked = select(read_records(run_dir / "records.csv"), "test"), handed_in(run_dir / "originals.csv", "test")
+    test = select(read_records(run_dir / "records.csv"), "test")
+    asked = handed_in({"originals": run_dir / "originals.csv"}, "test")
     assert [one.image_id for one in asked] == [record.image_id for record in test]
     assert all(record.image_id.endswith(one.id) for one, record in zip(asked, test, strict=True))
     shapes = {one.id: one.shape for one in asked}

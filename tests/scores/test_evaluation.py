@@ -10,22 +10,22 @@ from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
+from cellkit.evaluate.classes import class_model, classes_found, count_by_class, images_to_count, totals_by_class
 from cellkit.evaluate.evaluation import (
-    class_model,
-    classes_found,
-    count_lines,
+    attribute_errors,
+    choose_model,
     decide,
     found_in,
-    judged,
     of_images,
     predictions_of,
+    read_truths,
     score_judged,
     score_models,
     summarise,
     unjudged,
 )
 from cellkit.evaluate.submission import Original, handed_in, submit_best
-from cellkit.formats.coco import write_results
+from cellkit.formats.coco import write_dataset, write_results
 from cellkit.formats.submission import read_submission
 from cellkit.formats.submission_check import check_submission
 from cellkit.scores.iou import overlap_images
@@ -49,26 +49,26 @@ def records(names, split):
 
 @pytest.fixture
 def truths(tmp_path):
-    made = []
+    made = {}
     for first, names, split in ((1, "ab", "val"), (4, "cd", "test")):
         cells = [truth_of(first + k) for k in range(len(names))]
         ids = [first + k for k in range(len(names))]
-        made.append(CellDataset(records(names, split), cells, CLASSES, tmp_path, ids))
+        made[split] = CellDataset(records(names, split), cells, CLASSES, tmp_path, ids)
     return made
 
 
 @pytest.fixture
 def images(tmp_path, truths):
     """All images of the run; image 3 is a training image."""
-    known = truths[0].records + records("x", "train") + truths[1].records
+    known = truths["val"].records + records("x", "train") + truths["test"].records
     return CellDataset(known, [Instances.empty(SHAPE)] * 5, (), tmp_path, [1, 2, 3, 4, 5])
 
 
 @pytest.fixture
 def paths(tmp_path, truths):
     """A perfect model with classes, one that misses the third cell and knows no class, one that finds nothing."""
-    ids = truths[0].ids + truths[1].ids
-    cells = [x for truth in truths for x in truth.instances]
+    ids = truths["val"].ids + truths["test"].ids
+    cells = [x for truth in truths.values() for x in truth.instances]
     found = {
         "perfect": [x.with_scores([0.9, 0.8, 0.7]) for x in cells],
         "plain": [x[:2].with_classes(0) for x in cells],
@@ -86,9 +86,9 @@ def predictions(paths, images):
 def test_predictions_are_read_by_model_and_image(predictions, truths):
     assert list(predictions) == ["perfect", "plain", "nothing"]
     assert list(predictions["perfect"]) == list("abxcd")
-    assert predictions["perfect"]["a"] == truths[0].instances[0].with_scores([0.9, 0.8, 0.7])
+    assert predictions["perfect"]["a"] == truths["val"].instances[0].with_scores([0.9, 0.8, 0.7])
     assert len(predictions["perfect"]["x"]) == 0, "not asked about"
-    assert [x.areas_px.tolist() for x in of_images(predictions["plain"], truths[1])] == [[24, 24], [24, 24]]
+    assert [x.areas_px.tolist() for x in of_images(predictions["plain"], truths["test"])] == [[24, 24], [24, 24]]
 
 
 def test_predictions_for_an_image_that_is_not_of_the_run_are_refused(tmp_path, images):
@@ -117,7 +117,7 @@ def test_the_summary_is_the_score_of_its_convention(predictions, truths):
     assert scores["perfect"].tolist() == [1, 1]
     assert scores["plain"].tolist() == pytest.approx([2 / 3, 2 / 3])
     assert scores["nothing"].tolist() == [0, 0]
-    for truth in truths:
+    for truth in truths.values():
         wanted = kaggle(overlap_images(truth.instances, of_images(predictions["plain"], truth)))["score"]
         assert scores["plain", truth.records[0].split] == pytest.approx(wanted)
     assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all()
@@ -144,7 +144,7 @@ def test_a_table_read_back_from_csv_gives_the_same_summary(tmp_path, predictions
 def test_images_without_cells_on_either_side_are_scored(tmp_path):
     truth = CellDataset(records("a", "val"), [Instances.empty(SHAPE)], CLASSES, tmp_path, [1])
     for found, score in ((Instances.empty(SHAPE), 1), (truth_of(1), 0)):
-        (line,) = summarise(score_models({"m": {"a": found}}, [truth]), n=0).to_dict("records")
+        (line,) = summarise(score_models({"m": {"a": found}}, {truth.records[0].split: truth}), n=0).to_dict("records")
         assert (line["score"], line["images"]) == (score, 1)
 
 
@@ -153,14 +153,14 @@ def test_an_image_without_cells_counts_in_every_split_table_and_interval(tmp_pat
     truth = CellDataset(records("ab", split), [Instances.empty(SHAPE), truth_of(1)], CLASSES, tmp_path, [1, 2])
     for found, score in ((Instances.empty(SHAPE), 1), (truth_of(2), 0)):
         cells = {"a": found, "b": truth_of(1)}
-        table = score_models({"m": cells}, [truth])
+        table = score_models({"m": cells}, {truth.records[0].split: truth})
         whole = table[(table["class_name"] == "") & (table["size"] == "")]
         assert whole.groupby("image_id").size().to_dict() == {"a": 10, "b": 10}
         (line,) = summarise(table, n=50).to_dict("records")
         assert (line["split"], line["images"], line["score"]) == (split, 2, (1 + score) / 2)
         assert 0 <= line["low"] <= line["score"] <= line["high"] <= 1
-        assert classes_found({"m": cells}, [truth])["m"][split]["cells"] == 3
-        counts = count_lines(cells, truth, truth).groupby("image_id")["truth"].sum()
+        assert classes_found({"m": cells}, {truth.records[0].split: truth})["m"][split]["cells"] == 3
+        counts = count_by_class(cells, truth, truth).groupby("image_id")["truth"].sum()
         assert counts.to_dict() == {"a": 0, "b": 3, "all": 3}
 
 
@@ -168,7 +168,7 @@ def test_nothing_to_score_is_refused(predictions, truths):
     with pytest.raises(UserError, match="there is no prediction to score"):
         score_models({}, truths)
     with pytest.raises(UserError, match="there is no truth to score"):
-        score_models(predictions, [])
+        score_models(predictions, {})
 
 
 # ---- the winner ----------------------------------------------------------------------------------------------------
@@ -187,6 +187,32 @@ def test_of_equals_the_first_is_handed_in():
     table = scored(*((name, "val", 0.5) for name in "dacb"))
     assert decide(table, "best", "val") == "d"
     assert decide(scored(("a", "val", np.nan), ("b", "val", 0.0)), "best", "val") == "b"
+
+
+def test_the_winner_is_chosen_by_validation_images_or_by_name(predictions, truths, capsys):
+    scores = score_models(predictions, truths)
+    assert choose_model(scores, predictions, truths["val"], "best") == "perfect"
+    assert choose_model(scores, predictions, truths["val"], "best", ["perfect"]) == "plain"
+    assert choose_model(scores, predictions, truths["val"].subset([]), "best") == "nothing", "the first of every table"
+    assert capsys.readouterr().err.splitlines() == [
+        "handed in: perfect (2 validation images decide; 03 did not keep: none)",
+        "handed in: plain (2 validation images decide; 03 did not keep: perfect)",
+        "handed in: nothing (0 validation images decide; 03 did not keep: none)",
+    ]
+
+
+def test_where_the_score_is_lost_is_told_of_the_images_of_the_truth(predictions, truths):
+    lost = attribute_errors(truths["val"], predictions["plain"])
+    assert list(dict.fromkeys(lost["image_id"])) == ["a", "b"]
+    assert lost.groupby("kind")["cells"].sum()["missed"] == 2
+    assert attribute_errors(truths["val"].subset([]), predictions["plain"]).empty
+
+
+def test_truths_are_there_for_both_splits_where_one_has_no_file(truths, tmp_path):
+    found = read_truths({"coco_val": write_dataset(tmp_path / "v.json", truths["val"])}, tmp_path)
+    assert {split: len(data) for split, data in found.items()} == {"val": 2, "test": 0}
+    assert found["test"].classes == CLASSES and found["val"].root == tmp_path
+    assert read_truths({}, tmp_path) == {}
 
 
 def test_a_winner_that_cannot_be_named_is_refused():
@@ -224,7 +250,7 @@ def test_the_model_that_names_classes_best_on_validation_images_counts_the_lines
 def test_what_was_predicted_once_is_found_again_by_image(truths, images):
     found = [truth_of(k) for k in range(len(images))]
     names = [record.image_id for record in images.records]
-    assert found_in(truths[1], images, found) == [found[names.index(name)] for name in "cd"]
+    assert found_in(truths["test"], images, found) == [found[names.index(name)] for name in "cd"]
 
 
 def test_no_matched_cell_has_no_accuracy(truths):
@@ -236,7 +262,7 @@ def test_no_matched_cell_has_no_accuracy(truths):
 def test_how_many_of_each_line(predictions, truths):
     found = dict(predictions["perfect"])
     found["b"] = found["b"].with_classes([1, 1, 1])
-    table = count_lines(found, truths[0], truths[0])
+    table = count_by_class(found, truths["val"], truths["val"])
     assert table.to_dict("split")["columns"] == ["image_id", "class_name", "found", "share", "truth", "true_share"]
     assert table.to_numpy().tolist() == [
         ["a", "HEK", 1, 0.3333, 1, 0.3333],
@@ -249,29 +275,46 @@ def test_how_many_of_each_line(predictions, truths):
 
 
 def test_counts_without_truth_and_of_models_that_know_no_class(tmp_path, predictions, truths):
-    asked = CellDataset(truths[0].records, truths[0].instances, CLASSES, tmp_path, truths[0].ids)
-    table = count_lines(predictions["plain"], asked)
+    asked = CellDataset(truths["val"].records, truths["val"].instances, CLASSES, tmp_path, truths["val"].ids)
+    table = count_by_class(predictions["plain"], asked)
     assert list(table.columns) == ["image_id", "class_name", "found", "share"]
     assert table[["found", "share"]].to_numpy().tolist() == [[0, 0]] * 6
-    assert count_lines(predictions["perfect"], asked)["found"].tolist() == [1, 2, 2, 1, 3, 3]
+    assert count_by_class(predictions["perfect"], asked)["found"].tolist() == [1, 2, 2, 1, 3, 3]
 
 
 def test_counts_of_images_the_truth_lacks_are_those_of_the_model_alone(truths):
     found = {name: truth_of(1) for name in "ab"}
-    table = count_lines(found, truths[0], truths[0].subset([0]))
+    table = count_by_class(found, truths["val"], truths["val"].subset([0]))
     assert list(table.columns) == ["image_id", "class_name", "found", "share"]
     assert table["found"].tolist() == [1, 2, 1, 2, 2, 4]
 
 
 def test_cells_of_unknown_class_have_no_share(truths):
     found = {name: truth_of(1).with_classes([1, 2, 0]) for name in "ab"}
-    table = count_lines(found, truths[0])
+    table = count_by_class(found, truths["val"])
     assert table[["found", "share"]].to_numpy().tolist() == [[1, 0.5]] * 4 + [[2, 0.5]] * 2
 
 
+def test_totals_are_those_of_every_model_that_knows_classes(predictions, truths, images):
+    table = totals_by_class(predictions, truths["val"], truths["val"])
+    assert table.reset_index().to_numpy().tolist() == [
+        ["perfect", "HEK", 3, 0.5, 3, 0.5],
+        ["perfect", "N2a", 3, 0.5, 3, 0.5],
+    ]
+    assert totals_by_class({"plain": predictions["plain"]}, truths["val"], truths["val"]).empty
+
+
+def test_lines_are_counted_in_mixed_images_else_in_all_of_the_split(images):
+    assert [r.image_id for r in images_to_count(images, "test").records] == ["c", "d"]
+    pure = [replace(r, cell_type="HEK" if r.image_id != "c" else r.cell_type) for r in images.records]
+    assert [r.image_id for r in images_to_count(images.with_records(pure), "test").records] == ["c"]
+    pure = [replace(r, cell_type="HEK", flags="debris" if r.image_id == "c" else "") for r in images.records]
+    assert [r.image_id for r in images_to_count(images.with_records(pure), "test").records] == ["d"]
+
+
 def test_counts_of_no_image(truths):
-    none = truths[0].subset([])
-    table = count_lines({}, none, none)
+    none = truths["val"].subset([])
+    table = count_by_class({}, none, none)
     assert table.to_numpy().tolist() == [["all", "HEK", 0, 0.0, 0, 0.0], ["all", "N2a", 0, 0.0, 0, 0.0]]
 
 
@@ -332,19 +375,19 @@ test_'q,'=q,test,12,16,{no},
 def test_what_is_handed_in_follows_the_split_or_the_competitions_own_list(tmp_path, capsys):
     path = tmp_path / "originals.csv"
     path.write_text(TABLE.format(yes="", no=""))
-    asked = handed_in(path, "test")
+    asked = handed_in({"originals": path}, "test")
     assert [(one.id, one.image_id, one.shape) for one in asked] == [
         ("1", "test_1", SHAPE), ("x", "test_x", None), ("=q", "test_'q", SHAPE),
     ]  # fmt: skip
-    assert [one.image_id for one in handed_in(path, "train")] == ["train_1"]
+    assert [one.image_id for one in handed_in({"originals": path}, "train")] == ["train_1"]
     with pytest.raises(UserError, match="no image of the split 'val' to hand in\n.*evaluate.report_split=val"):
-        handed_in(path, "val")
+        handed_in({"originals": path}, "val")
     assert not capsys.readouterr().err
     path.write_text(TABLE.format(yes="yes", no="no") + ",7,test,,,yes,no picture of it is here\n")
-    assert [one.id for one in handed_in(path, "test")] == ["1", "x", "7"]
+    assert [one.id for one in handed_in({"originals": path}, "test")] == ["1", "x", "7"]
     said = capsys.readouterr().err
     assert "the 3 images that the competition asks for; 1 test image(s) of this run are not among them" in said
-    assert [one.image_id for one in handed_in(path, "train")] == ["train_1"]
+    assert [one.image_id for one in handed_in({"originals": path}, "train")] == ["train_1"]
 
 
 def test_an_image_that_could_not_be_read_has_an_empty_row_and_is_named(tmp_path, capsys):
@@ -360,33 +403,35 @@ def test_an_image_that_could_not_be_read_has_an_empty_row_and_is_named(tmp_path,
 
 
 def test_counts_name_the_classes_where_no_truth_does(predictions, truths, images):
-    table = count_lines(predictions["perfect"], images.select("test"), None, CLASSES)
+    table = count_by_class(predictions["perfect"], images.select("test"), None, CLASSES)
     assert table[table["image_id"] == "all"]["found"].tolist() == [3, 3]
 
 
 # ---- proposals are no truth ------------------------------------------------------------------------------------------
 def marked(truths, *made_by):
-    return [replace(data, made_by=list(makers)) for data, makers in zip(truths, made_by, strict=True)]
+    """Return the data sets marked by who made the labels, and the files they are written to."""
+    found = {k: replace(data, made_by=list(makers)) for (k, data), makers in zip(truths.items(), made_by, strict=True)}
+    return found, {f"coco_{k}": write_dataset(data.root / f"{k}.json", data) for k, data in found.items()}
 
 
 PROPOSED, CORRECTED = "proposed", "corrected"
 
 
 def test_images_whose_labels_a_model_proposed_are_not_scored_and_named(predictions, truths, capsys):
-    half = marked(truths, (PROPOSED, CORRECTED), (PROPOSED, PROPOSED))
-    kept = judged(half)
-    assert [[r.image_id for r in data.records] for data in kept] == [["b"]]
+    half, paths = marked(truths, (PROPOSED, CORRECTED), (PROPOSED, PROPOSED))
+    kept = read_truths(paths | {"coco_train": "not read"}, "")
+    assert {split: [r.image_id for r in data.records] for split, data in kept.items()} == {"val": ["b"], "test": []}
     assert capsys.readouterr().err == "not scored, because a model proposed their labels: a, c, d\n"
     scores = score_models(predictions, half)
     assert set(scores["image_id"]) == {"b"}
     assert list(classes_found(predictions, half)["perfect"]) == ["val"]
-    table = score_judged(half[0], half[0].instances)
+    table = score_judged(half["val"], half["val"].instances)
     assert (set(table["image_id"]), set(table["fn"])) == ({"b"}, {0})
 
 
 def test_where_nobody_labelled_an_image_everything_goes_on_without_a_number(predictions, truths, images, capsys):
-    nobody = marked(truths, (PROPOSED,) * 2, (PROPOSED,) * 2)
-    assert judged(nobody) == []
+    nobody, paths = marked(truths, (PROPOSED,) * 2, (PROPOSED,) * 2)
+    assert not any(map(len, read_truths(paths, "").values()))
     assert NO_ACCURACY in capsys.readouterr().err
     scores = score_models(predictions, nobody)
     assert scores.empty and list(scores.columns) == ["model", *TABLE_COLUMNS]
@@ -399,8 +444,8 @@ def test_where_nobody_labelled_an_image_everything_goes_on_without_a_number(pred
     with pytest.raises(UserError, match="evaluate.submit is 'plane' .did you mean 'plain'"):
         unjudged(predictions, "plane")
     assert classes_found(predictions, nobody) == {"perfect": {}}, "it names classes, and nothing can judge them"
-    counts = count_lines(predictions["perfect"], images.select("test"), None, CLASSES)
+    counts = count_by_class(predictions["perfect"], images.select("test"), None, CLASSES)
     assert list(counts.columns) == ["image_id", "class_name", "found", "share"]
-    gain = paired_bootstrap(*[score_judged(nobody[0], nobody[0].instances)] * 2)
+    gain = paired_bootstrap(*[score_judged(nobody["val"], nobody["val"].instances)] * 2)
     assert not gain.better
     assert "no image was labelled by a person" in gain.sentence("base", "tuned")

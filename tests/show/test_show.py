@@ -18,7 +18,8 @@ from matplotlib.colors import to_rgb
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
-from cellkit.evaluate.evaluation import count_lines, score_models, summarise
+from cellkit.evaluate.classes import count_by_class
+from cellkit.evaluate.evaluation import score_models, summarise
 from cellkit.scores.attribution import attribute
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
@@ -253,7 +254,7 @@ def scored(drawn):
         "cellpose_tuned": dict(zip(names, fewer, strict=True)),
         "maskrcnn": dict(zip(names, whole, strict=True)),
     }
-    parts = [judged.select("val"), judged.select("test")]
+    parts = {split: judged.select(split) for split in ("val", "test")}
     return judged, predictions, score_models(predictions, parts)
 
 
@@ -355,7 +356,7 @@ def test_a_number_beside_a_wide_interval_does_not_lie_on_the_names():
 
 def test_counts_are_shares_of_the_cells(scored):
     judged, predictions, _ = scored
-    counts = count_lines(predictions["maskrcnn"], judged, judged)
+    counts = count_by_class(predictions["maskrcnn"], judged, judged)
     ax = show_counts(counts)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["all 3 images", "3", "4", "5"]
     total = int(counts.loc[counts["image_id"] == "all", "truth"].sum())

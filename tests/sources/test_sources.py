@@ -365,7 +365,7 @@ def test_every_test_image_is_kept_or_named_and_known_by_its_own_name_and_size(tm
     assert {record.image_id for record in made.images.records} - {"test_bare"} == {
         record.image_id for record in made.images.with_truth().records
     }
-    asked = handed_in(tmp_path / "run" / "originals.csv", "test")
+    asked = handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test")
     assert [(one.id, one.image_id, one.shape) for one in asked] == [
         ("1", "test_1", (96, 130)), ("bare", "test_bare", (96, 130)), ("glare", "test_glare", (96, 130)),
         ("torn", "test_torn", None),
@@ -379,29 +379,32 @@ def test_a_sample_submission_says_what_is_handed_in(tmp_path, capsys):
     competition(tmp_path / "in")
     (tmp_path / "in" / "stage1_sample_submission.csv").write_text("ImageId,EncodedPixels\nglare,\ngone,1 1\n1,\n")
     gather(config("folder"), tmp_path / "in", tmp_path / "run")
-    asked = handed_in(tmp_path / "run" / "originals.csv", "test")
+    asked = handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test")
     assert [(one.id, one.image_id) for one in asked] == [("1", "test_1"), ("glare", "test_glare"), ("gone", "")]
     capsys.readouterr()
     (tmp_path / "in" / "stage1_sample_submission.csv").write_text("ImageId,EncodedPixels\nz,\n")
     gather(config("folder"), tmp_path / "in", tmp_path / "other")
     assert "names 1 images, none of which is here: it is not followed" in capsys.readouterr().err
-    assert len(handed_in(tmp_path / "other" / "originals.csv", "test")) == 4
+    assert len(handed_in({"originals": tmp_path / "other" / "originals.csv"}, "test")) == 4
 
 
 def test_names_with_spaces_and_brackets_are_handed_in_as_they_are(tmp_path):
     for name in ("test/cell 1.png", "test/x(2).png", "train/1.png"):
         save(tmp_path / "in" / name)
     gather(config("folder"), tmp_path / "in", tmp_path / "run")
-    assert [one.id for one in handed_in(tmp_path / "run" / "originals.csv", "test")] == ["cell 1", "x(2)"]
+    assert [one.id for one in handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test")] == [
+        "cell 1",
+        "x(2)",
+    ]
 
 
 def test_two_files_of_one_stem_are_handed_in_under_the_ids_of_the_run(tmp_path):
     for name in ("test/a/1.png", "test/b/1.png", "test/=2.png", "train/1.png"):
         save(tmp_path / "in" / name)
     gather(config("folder"), tmp_path / "in", tmp_path / "run")
-    asked = handed_in(tmp_path / "run" / "originals.csv", "test")
+    asked = handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test")
     assert [one.id for one in asked] == [one.image_id for one in asked] and len(asked) == 3
-    assert [one.id for one in handed_in(tmp_path / "run" / "originals.csv", "train")] == ["1"]
+    assert [one.id for one in handed_in({"originals": tmp_path / "run" / "originals.csv"}, "train")] == ["1"]
 
 
 def test_test_images_decide_neither_the_scale_nor_the_limits_of_others(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -230,3 +230,23 @@ def ask_for_memory(train: CellDataset, shown: CellDataset, diameter_px: float, k
     total = sum(h * w for h, w in shapes[0]) * (CELL_PX / diameter_px) ** 2 * kept
     total += max(bytes_for(shape, diameter_px, bytes_per_px) for shape in shapes[0] + shapes[1])
     check_memory(Path(f"{len(train)} images at a diameter of {diameter_px:.3g} px"), round(total), "training on")
+
+
+def check_max_detections(config: Any, *labelled: CellDataset) -> None:
+    """Say how many cells the fullest labelled image has; refuse a ``max_detections`` that could not find them all.
+
+    Parameters
+    ----------
+    config : TrainSettings
+        Of a backend; one without ``max_detections``, or with none set, has no limit to be checked.
+
+    Raises
+    ------
+    UserError
+        An image has as many labelled cells as may be found, or more.
+    """
+    most = max(len(cells) for data in labelled for cells in data.instances)
+    limit = getattr(config, "max_detections", None)
+    LOG.info(f"the fullest labelled image has {most} cells; max_detections is {limit or 'not set'}")
+    if limit is not None and most >= limit:
+        raise UserError(f"maskrcnn.max_detections is {limit}, an image has {most} cells", "raise it, or leave it empty")

@@ -1,0 +1,180 @@
+"""Which line a cell belongs to: how often a model is right about it, and how many cells of each it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.evaluate.evaluation import of_images, without_proposals
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def describe_accuracy(accuracy: float, cells: int) -> str:
+    """Say how often the class of a matched cell is right.
+
+    Examples
+    --------
+    >>> describe_accuracy(0.975, 40)
+    'class of 40 matched cells (IoU > 0.5, validation images): 97.5% right'
+    >>> describe_accuracy(float("nan"), 0)
+    'class: no cell of known class is matched (IoU > 0.5, validation images), so nothing can be told yet'
+    """
+    if not cells:
+        return "class: no cell of known class is matched (IoU > 0.5, validation images), so nothing can be told yet"
+    return f"class of {cells} matched cells (IoU > 0.5, validation images): {accuracy:.1%} right"
+
+
+def classes_found(
+    predictions: Mapping[str, Mapping[str, Instances]], truths: Mapping[str, CellDataset]
+) -> dict[str, dict[str, Any]]:
+    """Return, for models that know classes, how often a matched cell (IoU > 0.5) has the right one, per split.
+
+    Returns
+    -------
+    dict
+        model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found)}; a model that names classes is there
+        even where no image can judge it.
+    """
+    from cellkit.scores.matching import class_accuracy
+
+    result: dict[str, dict[str, Any]] = {}
+    for model, found in predictions.items():
+        if any(x.class_ids.any() for x in found.values()):
+            result[model] = {}
+        for split, truth in without_proposals(truths).items():
+            cells = of_images(found, truth)
+            if any(x.class_ids.any() for x in cells):
+                accuracy, n, confusion = class_accuracy(truth.instances, cells, classes=truth.classes)
+                known = {"accuracy": None if np.isnan(accuracy) else round(accuracy, 4), "cells": n}
+                result.setdefault(model, {})[split] = known | {"confusion": confusion.to_dict("split")}
+    return result
+
+
+def accuracy_table(right: Mapping[str, Mapping[str, Any]]) -> pandas.DataFrame:
+    """Return what `classes_found` found as a table: model, split, cells (matched ones), right (the share of them).
+
+    Examples
+    --------
+    >>> accuracy_table({"maskrcnn": {"val": {"accuracy": 0.9, "cells": 40}}}).to_dict("list")
+    {'model': ['maskrcnn'], 'split': ['val'], 'cells': [40], 'right': [0.9]}
+    """
+    import pandas as pd
+
+    rows = [
+        (model, split, of_split["cells"], of_split["accuracy"])
+        for model, splits in right.items()
+        for split, of_split in splits.items()
+    ]
+    return pd.DataFrame(rows, columns=["model", "split", "cells", "right"])
+
+
+def class_model(right: Mapping[str, Mapping[str, Any]], split: str = "val") -> str:
+    """Return the model that names classes best: by the share of right classes on the deciding split, "" where none does.
+
+    Of equal ones, and where no image of that split can judge, the last in the order of the tables.
+
+    Parameters
+    ----------
+    right : mapping
+        From `classes_found`.
+
+    Examples
+    --------
+    >>> class_model({"unet": {"val": {"accuracy": 0.7}}, "maskrcnn": {"val": {"accuracy": 0.9}}, "x": {}})
+    'maskrcnn'
+    """
+    from cellkit.models import order_models
+
+    accuracy = {model: (right[model].get(split) or {}).get("accuracy") for model in order_models(right)}
+    ranked = sorted(accuracy, key=lambda model: -1.0 if accuracy[model] is None else accuracy[model])
+    return ranked[-1] if ranked else ""
+
+
+def count_by_class(
+    found: Mapping[str, Instances], images: CellDataset, truth: CellDataset | None = None, classes: Sequence[str] = ()
+) -> pandas.DataFrame:
+    """Count the cells of each line, image by image.
+
+    Parameters
+    ----------
+    found : mapping
+        One model's cells by image_id.
+    images : CellDataset
+        The images whose cells are counted.
+    truth : CellDataset, optional
+        Where it is known. Images it lacks (mixed ones that only proposals could label) leave the true counts out for all.
+    classes : sequence of str, optional
+        Default: those of `truth`, or of `images`.
+
+    Returns
+    -------
+    DataFrame
+        image_id, class_name, found, share (of the image's found cells), and truth, true_share where known; the image "all"
+        comes last.
+    """
+    import pandas as pd
+
+    classes = classes or (images if truth is None else truth).classes
+    if truth is not None and {r.image_id for r in images.records} - {r.image_id for r in truth.records}:
+        truth = None
+    known = {} if truth is None else dict(zip([r.image_id for r in truth.records], truth.instances, strict=True))
+    rows = []
+    for record in images.records:
+        rows += _counted(
+            record.image_id, [found[record.image_id]], None if truth is None else [known[record.image_id]], classes
+        )
+    cells = of_images(found, images)
+    rows += _counted("all", cells, None if truth is None else of_images(known, images), classes)
+    return pd.DataFrame(rows)
+
+
+def images_to_count(images: CellDataset, split: str) -> CellDataset:
+    """Return the images of a split that hold several lines; where none does, all of the split. Flagged ones are left out."""
+    scored = images.scored(split)
+    return scored.select(cell_type="mixed") or scored
+
+
+def totals_by_class(
+    predictions: Mapping[str, Mapping[str, Instances]], images: CellDataset, truth: CellDataset
+) -> pandas.DataFrame:
+    """Count the cells of each line over all images, for every model that knows classes.
+
+    Parameters
+    ----------
+    predictions : mapping
+        Model -> its cells by image_id.
+    images, truth : CellDataset
+        As for `count_by_class`.
+
+    Returns
+    -------
+    DataFrame
+        model, class_name, found, share, and truth, true_share where known.
+    """
+    import pandas as pd
+
+    tables = []
+    for model, found in predictions.items():
+        if any(cells.class_ids.any() for cells in found.values()):
+            table = count_by_class(found, images, truth)
+            tables.append(table[table["image_id"] == "all"].drop(columns="image_id").assign(model=model))
+    return pd.concat(tables, ignore_index=True).set_index("model") if tables else pd.DataFrame()
+
+
+def _counted(name: str, found: list[Instances], truth: list[Instances] | None, classes: Sequence[str]) -> list[dict]:
+    rows = []
+    for k, class_name in enumerate(classes, 1):
+        row: dict[str, Any] = {"image_id": name, "class_name": class_name}
+        for column, share, side in (("found", "share", found), ("truth", "true_share", truth)):
+            if side is not None:
+                ids = np.concatenate([x.class_ids for x in side]) if side else np.zeros(0, np.int64)
+                row[column] = int((ids == k).sum())
+                row[share] = round(row[column] / max(int((ids > 0).sum()), 1), 4)
+        rows.append(row)
+    return rows
