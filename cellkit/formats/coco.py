@@ -126,7 +126,7 @@ def write_results(path: str | Path, ids: Sequence[int | str] | CellDataset, inst
 def write_truth(path: str | Path, images: CellDataset) -> Path | None:
     """Write the images whose cells came with the source to a COCO file; without any nothing is written: None."""
     truth = images.with_truth()
-    return write_coco(path, truth.records, truth.instances, truth.classes, truth.ids) if len(truth) else None
+    return write_dataset(path, truth) if len(truth) else None
 
 
 def write_predictions(stage: Any, name: str, images: CellDataset, found: Sequence[Instances] | None) -> Path | None:
