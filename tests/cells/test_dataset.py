@@ -208,3 +208,11 @@ def test_the_table_is_read_once_and_as_it_is(run):
     assert [r.image_id for r in read_records(run / "records.csv")] == list("abcde")
     with pytest.raises(UserError, match="no file at"):
         CellDataset.from_records(run / "other.csv")
+
+
+def test_splits_come_in_order_and_only_where_they_have_images(run):
+    images = from_labels(run)
+    assert {split: names(part) for split, part in images.by_split().items()} == {
+        split: names(images.select(split)) for split in ("train", "val", "test")
+    }
+    assert list(images.select("test").by_split()) == ["test"] and images.subset([]).by_split() == {}

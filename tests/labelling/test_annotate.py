@@ -19,6 +19,7 @@ from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.formats.labels import chosen_cells, read_image
 from cellkit.labelling.annotate import (
     Labelled,
+    check_classes,
     choose_labels,
     diameter_for,
     with_classes,
@@ -299,3 +300,10 @@ def test_test_images_do_not_say_how_large_a_training_cell_is(images, able, split
 def test_no_image_no_diameter(images, able):
     with pytest.raises(UserError, match="no image to measure"):
         diameter_for(able, "x", ASKED, images.subset([]))
+
+
+def test_a_class_without_a_training_cell_is_refused(images, proposals):
+    train = replace(images, instances=[nested()] * 2, classes=("HEK", "N2a"))
+    assert check_classes(train)["cells"].tolist() == [4, 4]
+    with pytest.raises(UserError, match=r"no training cell: .*'cells': \[8, 0\]"):
+        check_classes(replace(train, instances=[nested().with_classes(1)] * 2))

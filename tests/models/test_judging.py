@@ -1,6 +1,8 @@
 """What has chosen a checkpoint judges it nowhere; and who chooses follows from the name alone."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,9 @@ import pytest
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
+from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import decide, rejected_models
+from cellkit.models.shared.inputs import check_max_detections
 from cellkit.models.training import CHOOSE_FROM, choosers, judges
 from cellkit.scores.intervals import Difference
 
@@ -82,3 +86,17 @@ def test_the_whole_rule_seldom_keeps_a_model_that_is_no_better(count):
         for mean, error in zip(judged.mean(axis=1), errors, strict=True)
     ]
     assert np.mean(kept) <= 0.025 + 2 * np.sqrt(0.025 / trials)
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(None, False), (3, False), (2, True), (1, True)])
+def test_a_limit_below_the_fullest_image_is_refused(limit, refused, capsys):
+    labels = np.array([[1, 2, 0], [0, 0, 0]])
+    record = ImageRecord("a", "a.png", 2, 3, split="train")
+    train = CellDataset([record], [Instances.from_labels(labels)])
+    with pytest.raises(UserError, match="max_detections is ., an image has 2 cells") if refused else nullcontext():
+        check_max_detections(SimpleNamespace(max_detections=limit), train, train.subset([]))
+    assert f"has 2 cells; max_detections is {limit or 'not set'}" in capsys.readouterr().err
+
+
+def test_without_such_a_setting_there_is_no_limit():
+    check_max_detections(SimpleNamespace(), CellDataset([], []))

@@ -22,6 +22,7 @@ from cellkit.evaluate.evaluation import (
     score_judged,
     score_models,
     summarise,
+    tell_found,
     unjudged,
 )
 from cellkit.evaluate.submission import Original, handed_in, submit_best
@@ -449,3 +450,9 @@ def test_where_nobody_labelled_an_image_everything_goes_on_without_a_number(pred
     gain = paired_bootstrap(*[score_judged(nobody["val"], nobody["val"].instances)] * 2)
     assert not gain.better
     assert "no image was labelled by a person" in gain.sentence("base", "tuned")
+
+
+def test_what_is_never_found_is_named():
+    cells = [truth_of(1).with_classes(2), Instances.empty(SHAPE)]
+    assert tell_found(cells, "it", "key", CLASSES) == "it finds 3 cells in 2 validation images; never found: HEK"
+    assert tell_found(cells, "it", "key") == "it finds 3 cells in 2 validation images"

@@ -522,3 +522,48 @@ def test_proposed_and_used_are_shown_of_an_image_that_has_both(drawn):
     assert [text.split()[0] for text in texts(ax)] == ["proposed", "used"] and "(corrected)" in texts(ax)[1]
     none = show_proposed_and_used(drawn.subset([0]), proposals[:1], used)
     assert none.texts[0].get_text() == "no image has a proposal and labels"
+
+
+def test_one_answer_is_shown_beside_its_labels(drawn):
+    from cellkit.show.overlays import show_found
+
+    marked = replace(drawn, made_by=["proposed", *["truth"] * 5])
+    first, second = (show_found(marked, drawn.instances, k) for k in (0, 1))
+    assert first.get_title(loc="left") == drawn.records[0].image_id
+    assert texts(first)[-1].startswith("proposed, no truth") and texts(second)[-1].startswith("truth")
+    assert any("HEK" in text for text in texts(first))
+
+
+def test_the_worst_images_are_shown_worst_first(drawn):
+    from cellkit.show.overlays import show_worst_images
+
+    names = [record.image_id for record in drawn.records]
+    found = {name: cells[k:] for k, (name, cells) in enumerate(zip(names, drawn.instances, strict=True))}
+    lost = attribute(drawn.instances, list(found.values()), drawn.records)
+    shown = show_worst_images(drawn, found, lost, 2)
+    score = lost.drop_duplicates("image_id").set_index("image_id")["score"].sort_values(kind="stable")
+    assert [ax.get_title(loc="left") for ax in shown] == [
+        f"{name}: MAP IoU {score[name]:.3f}" for name in score.index[:2]
+    ]
+    assert show_worst_images(drawn.subset([]), found, attribute([], []), 2) == []
+
+
+@pytest.mark.parametrize(("shift_px", "iou"), [(0, 1.0), (10, 0.65), (-10, 0.65), (60, 0.0)])
+def test_iou_is_explained_by_two_cells_and_the_number(shift_px, iou):
+    from cellkit.show.explained import show_iou
+
+    ax = show_iou(shift_px=shift_px)
+    assert ax.get_title(loc="left").endswith(f"= {iou:.2f}")
+    assert texts(ax) == ["in both", "true cell only", "found cell only"]
+    assert (painted(ax, 0) == [0x56, 0xB4, 0xE9]).all(axis=2).any() == (iou > 0)
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (41, 63, 3), (1, 5), (3, 3, 3)])
+def test_a_pyramid_is_the_image_at_half_the_size_again_and_again(shape):
+    from cellkit.show.explained import show_pyramid
+
+    axes = show_pyramid(np.full(shape, 90, np.uint8))
+    sizes = [painted(ax, 0).shape[:2] for ax in axes]
+    assert len(axes) == 4 and sizes[0] == shape[:2]
+    assert shape[0] < 8 or sizes[1:] == [(shape[0] // 2**k, shape[1] // 2**k) for k in (1, 2, 3)]
+    assert all((painted(ax, 0) == 90).all() for ax in axes)

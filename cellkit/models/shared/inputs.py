@@ -245,7 +245,7 @@ def check_max_detections(config: Any, *labelled: CellDataset) -> None:
     UserError
         An image has as many labelled cells as may be found, or more.
     """
-    most = max(len(cells) for data in labelled for cells in data.instances)
+    most = max((len(cells) for data in labelled for cells in data.instances), default=0)
     limit = getattr(config, "max_detections", None)
     LOG.info(f"the fullest labelled image has {most} cells; max_detections is {limit or 'not set'}")
     if limit is not None and most >= limit:
