@@ -19,11 +19,11 @@ from test_report import Page, evaluate, make_run, worsened
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
-from cellkit.files import write_json
+from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.formats.coco import write_results
 from cellkit.formats.coco_reading import read_coco
 from cellkit.models.training import History
-from cellkit.pages import report
+from cellkit.pages.scores import PROCESSORS
 
 REPO = Path(__file__).parents[2]
 sys.path.insert(0, str(REPO / "presentation"))
@@ -53,9 +53,8 @@ def run(tmp_path_factory):
         cellpose_tuned_checkpoint=weights,
         history_cellpose=History(rows).write(stage.folder / "history.csv"),
     )
-    stage, summary, _ = evaluate(run, cfg)
-    told = write_json(stage.path("summary.json"), report.plain(summary))
-    stage.done(scores=stage.path("scores.csv"), summary=told)
+    stage, _ = evaluate(run, cfg)
+    stage.done(scores=stage.path("scores.csv"), summary=stage.path("summary.json"))
     return run.folder
 
 
@@ -94,8 +93,8 @@ def test_numbers_come_from_the_run(run, deck, tmp_path):
     assert f"Mask R-CNN: {line['score']:.3f} [{line['low']:.3f}, {line['high']:.3f}]" in told
     right = summary["classes"]["maskrcnn"]["test"]
     assert f"{100 * right['accuracy']:.1f} % of {right['cells']} matched cells" in deck["detector"].points[0]
-    assert report.PROCESSORS in told
-    assert all(report.CONVENTION in deck[name].foot for name in ("idea", "metric", "results", "curves", "failures"))
+    assert PROCESSORS in told
+    assert all(CONVENTION in deck[name].foot for name in ("idea", "metric", "results", "curves", "failures"))
     assert "test images" in deck["results"].foot and "drawn cells (HEK, N2a)" in deck["results"].foot
 
     other = tmp_path / "other"

@@ -89,8 +89,8 @@ def make_run(folder: Path) -> tuple[Run, object]:
     return run, cfg
 
 
-def evaluate(run: Run, cfg) -> tuple[object, dict, dict]:
-    """Do what notebook 06 does, up to its last cell; return the stage under way, the summary, and the rest of it."""
+def evaluate(run: Run, cfg) -> tuple[object, dict]:
+    """Do what notebook 06 does, up to its last cell; return the stage under way and the summary."""
     from cellkit.scores.attribution import gains
 
     stage = run.start("06_evaluate_map_iou", cfg.evaluate)
