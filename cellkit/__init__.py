@@ -25,6 +25,7 @@ _HOME = {
         "CellDataset",
         "NO_ACCURACY",
         "predict_all",
+        "predict_each",
     ),
     "cells.instances": ("Instances",),
     "cells.labels": (
@@ -70,7 +71,10 @@ _HOME = {
         "tell_found",
         "write_summary",
     ),
-    "evaluate.gate": ("keep_if_better",),
+    "evaluate.gate": (
+        "check_ceiling",
+        "keep_if_better",
+    ),
     "evaluate.submission": (
         "handed_in",
         "submit_best",
@@ -138,6 +142,7 @@ _HOME = {
         "show_curves",
         "show_gains",
         "show_history",
+        "show_interval",
         "show_scores",
     ),
     "show.conversion": (
@@ -152,7 +157,10 @@ _HOME = {
         "show_iou",
         "show_pyramid",
     ),
-    "show.networks": ("show_flows",),
+    "show.networks": (
+        "show_flows",
+        "show_label_flows",
+    ),
     "show.overlays": (
         "show_errors",
         "show_found",

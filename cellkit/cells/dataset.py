@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -276,6 +276,20 @@ def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -
         found.append(cells)
     left.say(desc)
     return found
+
+
+def predict_each(
+    backend: Any, checkpoints: Mapping[str, Path | None], images: CellDataset
+) -> dict[str, list[Instances]]:
+    """Return what each of several models finds, by their names: `predict_all`; None is no model, and left out.
+
+    Parameters
+    ----------
+    backend : module of cellkit.models
+        It loads them all.
+    """
+    given = {name: path for name, path in checkpoints.items() if path is not None}
+    return {name: predict_all(backend.load(path), images, name) for name, path in given.items()}
 
 
 NO_ACCURACY = (

@@ -230,6 +230,24 @@ def paired_bootstrap(
     UserError
         The tables are not of the same images.
     """
+    gain, units = _paired(table_a, table_b)
+    error = standard_error(lambda weights: weights @ gain / weights.sum(axis=1), units, n, seed)
+    value, half = float(gain.mean()) if len(gain) else np.nan, reach(error, units.count)
+    low, high, alone = max(value - half, -1.0), min(value + half, 1.0), units.kind == "image of one group"
+    return Difference(value, low, high, len(gain), units.count, error, alone)
+
+
+def bootstrap_draws(
+    table_a: pandas.DataFrame, table_b: pandas.DataFrame, n: int = BOOTSTRAP, seed: int = 0
+) -> np.ndarray:
+    """Return what `paired_bootstrap` draws: (n,) mean differences of as many images, drawn again; (0,) below two."""
+    gain, units = _paired(table_a, table_b)
+    weights = units.weights(n if units.count > 1 else 0, seed)
+    return weights @ gain / weights.sum(axis=1)
+
+
+def _paired(table_a: pandas.DataFrame, table_b: pandas.DataFrame) -> tuple[np.ndarray, Units]:
+    """Return by how much each image scores higher in B than in A, and what is drawn as one."""
     tables = [per_image(table).set_index("image_id") for table in (table_a, table_b)]
     a, b = (table["score"] for table in tables)
     if set(a.index) != set(b.index):
@@ -238,8 +256,4 @@ def paired_bootstrap(
             f"{len(only)} image(s) are in one table only, e.g. '{only[0]}'", "score both models on the same images"
         )
     gain = (b.loc[a.index] - a).to_numpy(float)
-    units = Units.of(list(tables[0]["group"]), len(gain))
-    error = standard_error(lambda weights: weights @ gain / weights.sum(axis=1), units, n, seed)
-    value, half = float(gain.mean()) if len(gain) else np.nan, reach(error, units.count)
-    low, high, alone = max(value - half, -1.0), min(value + half, 1.0), units.kind == "image of one group"
-    return Difference(value, low, high, len(gain), units.count, error, alone)
+    return gain, Units.of(list(tables[0]["group"]), len(gain))

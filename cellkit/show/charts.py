@@ -13,6 +13,7 @@ from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import UserError
 from cellkit.models import model_name, order_models
 from cellkit.show.style import (
+    FAINT,
     INK,
     QUIET,
     axes_or_new,
@@ -22,12 +23,15 @@ from cellkit.show.style import (
     rows_only,
     several,
     styled,
+    words_only,
 )
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from cellkit.scores.intervals import Difference
 
 
 def _all_objects(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -166,10 +170,7 @@ def show_history(history: Any, figure: Figure | None = None, score: str = "MAP I
     from matplotlib.ticker import MaxNLocator
 
     if history is None:
-        ax = figure_or_new(figure, (5.6, 0.6)).subplots()
-        ax.set_axis_off()
-        ax.text(0, 0.5, "this model does not learn step by step: there is no curve")
-        return np.array([ax])
+        return np.array([words_only("this model does not learn step by step: there is no curve", figure=figure)])
     histories = history if isinstance(history, Mapping) else {"": history}
     figure = figure_or_new(figure, (5.6, 4.6))
     axes = figure.subplots(2, 1, sharex=True)
@@ -202,6 +203,29 @@ def show_history(history: Any, figure: Figure | None = None, score: str = "MAP I
     if "" not in histories:
         axes[0].legend()
     return axes
+
+
+@styled
+def show_interval(draws: np.ndarray, gain: Difference | None, ax: Axes | None = None, title: str = "") -> Axes:
+    """Show where a bootstrap interval comes from: the mean gains of drawn images, and the 95 % that their spread gives.
+
+    Parameters
+    ----------
+    draws : (B,) float
+        As `scores.table.bootstrap_draws` returns them.
+    gain : Difference, optional
+        The difference and its interval; None where there are no two models to compare.
+    """
+    if gain is None or not len(draws):
+        return words_only("no interval: it takes two models, and two images or groups that judge", ax)
+    ax = axes_or_new(ax, (5.2, 2.2))
+    ax.hist(draws, bins=40, color=FAINT)
+    top = ax.get_ylim()[1]
+    ax.plot([gain.low, gain.high], [top / 2] * 2, color=INK, lw=2)
+    ax.plot([gain.difference], [top / 2], "o", color=INK, ms=7)
+    ax.axvline(0, color=INK, lw=1, ls="--")
+    ax.set(xlabel="MAP IoU, tuned minus base", ylabel=f"of {len(draws)} draws", title=title)
+    return ax
 
 
 def _read_at(history: Any) -> str:

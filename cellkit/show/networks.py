@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellkit.show.overlays import checked_image, draw_picture, grey_of
-from cellkit.show.style import INK, figure_or_new, styled
+from cellkit.show.style import INK, figure_or_new, styled, words_only
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from cellkit.cells.dataset import CellDataset
 
 
 def flow_colours(flow_y: np.ndarray, flow_x: np.ndarray, full: float | None = None) -> np.ndarray:
@@ -62,6 +64,34 @@ def show_flows(image: np.ndarray, maps: np.ndarray, figure: Figure | None = None
         cell = 1 / (1 + np.exp(-np.clip(cell, -30, 30)))
     draw_picture(axes[2], cell, "probability of being in a cell", vmin=0, vmax=1, cmap="magma")
     return axes
+
+
+@styled
+def show_label_flows(data: CellDataset, figure: Figure | None = None, side_px: int = 256) -> np.ndarray:
+    """Show the flows that a network is to learn from the labels of the first image with a cell, around that cell.
+
+    Parameters
+    ----------
+    data : CellDataset
+        Labelled images.
+    side_px : int
+        Largest height and width of the part that is shown (px).
+
+    Returns
+    -------
+    (3,) Axes
+        As `show_flows`; (1,) with a sentence where no image has a cell.
+    """
+    from cellkit.models.shared.flows import target_of
+
+    shown = next((k for k, cells in enumerate(data.instances) if len(cells)), None)
+    if shown is None:
+        return np.array([words_only("no image has a labelled cell", figure=figure)])
+    image, cells = data[shown]
+    x, y, width, height = cells.boxes_xywh[0].tolist()
+    top, left = (max(0, middle - side_px // 2) for middle in (y + height // 2, x + width // 2))
+    part = slice(top, top + side_px), slice(left, left + side_px)
+    return show_flows(image[part], target_of(cells.paint()[part]), figure, data.records[shown].image_id)
 
 
 def draw_flows(ax: Axes, maps: np.ndarray, arrows: int = 34) -> Axes:

@@ -20,6 +20,7 @@ from cellkit.show.style import (
     class_name,
     draw_bar,
     styled,
+    words_only,
 )
 
 if TYPE_CHECKING:
@@ -382,10 +383,7 @@ def show_proposed_and_used(
     place = {record.image_id: k for k, record in enumerate(used.records)}
     shown = next((k for k, record in enumerate(images.records) if record.image_id in place), None)
     if shown is None:
-        ax = axes_or_new(ax, (5.6, 0.6))
-        ax.set_axis_off()
-        ax.text(0, 0.5, "no image has a proposal and labels")
-        return ax
+        return words_only("no image has a proposal and labels", ax)
     record = images.records[shown]
     k = place[record.image_id]
     names = ("proposed", f"used ({used.made_by[k] or 'maker unknown'})")

@@ -180,6 +180,14 @@ def aspect_of(shape: Sequence[int]) -> float:
     return float(np.clip(shape[0] / max(shape[1], 1), 0.3, 2.0))
 
 
+def words_only(text: str, ax: Axes | None = None, figure: Figure | None = None) -> Axes:
+    """Return Axes that hold a sentence, where there is nothing to draw."""
+    ax = ax if ax is not None else figure_or_new(figure, (5.6, 0.6)).subplots()
+    ax.set_axis_off()
+    ax.text(0, 0.5, text)
+    return ax
+
+
 def figure_or_new(figure: Figure | None, size_in: tuple[float, float]) -> Figure:
     """Return `figure`, or a new one."""
     if figure is not None:

@@ -567,3 +567,17 @@ def test_a_pyramid_is_the_image_at_half_the_size_again_and_again(shape):
     assert len(axes) == 4 and sizes[0] == shape[:2]
     assert shape[0] < 8 or sizes[1:] == [(shape[0] // 2**k, shape[1] // 2**k) for k in (1, 2, 3)]
     assert all((painted(ax, 0) == 90).all() for ax in axes)
+
+
+def test_an_interval_and_the_flows_of_labels_are_drawn_or_said_to_be_missing(drawn):
+    from cellkit.scores.intervals import Difference
+    from cellkit.show.charts import show_interval
+    from cellkit.show.networks import show_label_flows
+
+    ax = show_interval(np.linspace(0.01, 0.05, 50), Difference(0.03, 0.01, 0.05, 4))
+    assert ax.lines[0].get_xdata().tolist() == [0.01, 0.05] and ax.get_ylabel() == "of 50 draws"
+    assert "no interval" in show_interval(np.zeros(0), None).texts[0].get_text()
+    image, flows, _ = show_label_flows(drawn, side_px=64)
+    assert image.get_title(loc="left") == drawn.records[0].image_id and flows.images[0].get_array().shape == (64, 64, 3)
+    (none,) = show_label_flows(drawn.subset([]))
+    assert none.texts[0].get_text() == "no image has a labelled cell"
