@@ -242,7 +242,9 @@ def bootstrap_draws(
 ) -> np.ndarray:
     """Return what `paired_bootstrap` draws: (n,) mean differences of as many images, drawn again; (0,) below two."""
     gain, units = _paired(table_a, table_b)
-    weights = units.weights(n if units.count > 1 else 0, seed)
+    if units.count < 2:
+        return np.zeros(0)
+    weights = units.weights(n, seed)
     return weights @ gain / weights.sum(axis=1)
 
 

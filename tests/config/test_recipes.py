@@ -26,7 +26,8 @@ stage = run.start("{name}", cfg)
 """
 DRAW = """
 import numpy as np
-from cellkit import ImageRecord, Instances
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from conftest import write_png
 labels = np.zeros((20, 30), int)
 labels[2:8, 2:12], labels[12:14, 20:22] = 1, 2

@@ -10,6 +10,7 @@ import re
 import time
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from pycocotools.cocoeval import COCOeval
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
-from cellkit.formats.coco import write_coco, write_results
+from cellkit.formats.coco import write_coco, write_predictions, write_results, write_truth
 from cellkit.formats.coco_reading import read_coco, read_results
 
 SHAPE = (3, 4)
@@ -157,6 +158,20 @@ def test_pycocotools_reads_the_same_cells(tmp_path_factory, made):
                 np.testing.assert_array_equal(theirs.annToMask(row), mask)
             if mask.any():
                 assert row["bbox"] == coco_mask.toBbox(row["segmentation"]).tolist()
+
+
+def test_what_is_not_there_is_not_written(tmp_path, drawn):
+    images = replace(drawn, made_by=["truth", "", "truth", "", "", ""])
+    back = read_coco(write_truth(tmp_path / "truth.json", images), drawn.root)
+    assert back.ids == [drawn.ids[0], drawn.ids[2]] and back.instances == [drawn.instances[0], drawn.instances[2]]
+    assert write_truth(tmp_path / "none.json", replace(drawn, made_by=[""] * 6)) is None
+    stage = SimpleNamespace(path=tmp_path.joinpath)
+    (tmp_path / "predictions").mkdir()
+    found = write_predictions(stage, "a", drawn, drawn.instances)
+    shapes = {number: cells.shape for number, cells in zip(drawn.ids, drawn.instances, strict=True)}
+    assert found == tmp_path / "predictions/a.json" and read_results(found, shapes) == drawn.instances
+    assert write_predictions(stage, "b", drawn, None) is None
+    assert sorted(p.name for p in tmp_path.rglob("*.json")) == ["a.json", "truth.json"]
 
 
 def test_objects_of_unknown_class_are_the_last_category_and_come_back_as_class_0(tmp_path):

@@ -22,7 +22,9 @@ from cellkit.labelling.annotate import (
     check_classes,
     choose_labels,
     diameter_for,
+    images_to_propose,
     with_classes,
+    with_diameter,
     with_truth_classes,
     write_chosen,
 )
@@ -307,3 +309,22 @@ def test_a_class_without_a_training_cell_is_refused(images, proposals):
     assert check_classes(train)["cells"].tolist() == [4, 4]
     with pytest.raises(UserError, match=r"no training cell: .*'cells': \[8, 0\]"):
         check_classes(replace(train, instances=[nested().with_classes(1)] * 2))
+
+
+def test_settings_get_the_diameter_and_it_is_said(images, able, capsys):
+    from cellkit.config.sections import LabelConfig
+
+    three, config = of_splits(images, *["train"] * 3), LabelConfig()
+    found = with_diameter(config, able, "x", three)
+    assert found == config.model_copy(update={"diameter_px": found.diameter_px}) and found.diameter_px > 20
+    assert with_diameter(config, SimpleNamespace(), "x", three) == config
+    assert (
+        capsys.readouterr().err == f"starter: cells of about {found.diameter_px:.0f} px\nstarter: cells of any size\n"
+    )
+
+
+def test_proposals_are_made_for_all_or_for_a_preview_without_test_images(images):
+    many = of_splits(images, "test", "train", "val", "", "train", "test")
+    assert images_to_propose(many, "proposed", 2) is many and images_to_propose(many, "a/folder", 2) is many
+    named = lambda most: [r.image_id for r in images_to_propose(many, "truth", most).records]  # noqa: E731
+    assert (named(2), named(12)) == (["1", "4"], ["1", "2", "3", "4"])

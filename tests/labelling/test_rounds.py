@@ -1,13 +1,16 @@
 """Which images to correct first, and what a person changed since the proposals and since the last round."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.labelling.annotate import Labelled, write_chosen
-from cellkit.labelling.rounds import CHANGE_COLUMNS, change, correct_first, label_changes, tell_proposed
+from cellkit.labelling.rounds import CHANGE_COLUMNS, change, correct_first, label_changes, tell_proposed, write_rounds
 
 SHAPE = (8, 12)
 
@@ -41,6 +44,10 @@ def test_disagreement_and_doubt_come_first_and_corrected_images_not_at_all(image
     assert told.startswith("proposals, no truth: the labels of 3 of 3 images are the model's own")
     assert "\ncorrect first: c, b, d, ... (correct_first.csv has all, in order)" in told
     assert tell_proposed(corrected, correct_first(images, proposals, others, corrected)) == ""
+    stage = SimpleNamespace(path=images.root.joinpath, run=SimpleNamespace(folder=images.root / "run"))
+    assert write_rounds(stage, images, proposals, others, chosen) == told
+    assert pd.read_csv(images.root / "correct_first.csv")["image_id"].tolist() == ["c", "b", "d", "a"]
+    assert pd.read_csv(images.root / "label_changes.csv").empty
 
 
 def test_changes_are_counted_against_proposals_and_the_last_round(images, tmp_path):

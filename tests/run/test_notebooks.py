@@ -175,8 +175,8 @@ def test_every_model_is_scored_and_the_order_is_as_it_should_be(run_dir):
 
 def test_scores_table_holds_up_against_the_evaluator_itself(run_dir):
     """The number in the summary is the one `kaggle` gives for the files on disk."""
-    from cellkit import CellDataset, read_results
-    from cellkit.formats.coco_reading import read_coco
+    from cellkit import CellDataset, read_coco
+    from cellkit.formats.coco_reading import read_results
     from cellkit.scores.iou import overlap_images
     from cellkit.scores.kaggle import kaggle
 
@@ -222,7 +222,8 @@ def test_report_is_one_self_contained_page(run_dir):
 
 
 def test_masks_of_coco_are_those_of_the_labels(run_dir):
-    from cellkit import read_coco, read_labels
+    from cellkit import read_coco
+    from cellkit.formats.label_images import read_labels
 
     train = read_coco(run_dir / "coco" / "train.json", run_dir)
     record, cells = train.records[0], train.instances[0]

@@ -7,9 +7,9 @@ import pytest
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.scores.conventions import compare_conventions
-from cellkit.scores.intervals import Difference, Units, interval, jackknife
+from cellkit.scores.intervals import Difference, Units, interval, jackknife, reach
 from cellkit.scores.matching import THRESHOLDS
-from cellkit.scores.table import paired_bootstrap, summary
+from cellkit.scores.table import bootstrap_draws, paired_bootstrap, summary
 
 COLUMNS = ["image_id", "cell_type", "group", "split", "class_name", "size", "threshold", "tp", "fp", "fn"]
 
@@ -59,6 +59,11 @@ def test_the_intervals_of_tables_are_those():
     assert (line.low, line.high) == pytest.approx((low, high), abs=1e-9)
     gain = paired_bootstrap(table([0.5] * 12, names), table(scores, names), n=500)
     assert (gain.low, gain.high, gain.units) == pytest.approx((low - 0.5, high - 0.5, 4), abs=1e-9)
+    draws = bootstrap_draws(table([0.5] * 12, names), table(scores, names), n=500)
+    assert draws.shape == (500,) and reach(draws.std(ddof=1) * (4 / 3) ** 0.5, 4) == pytest.approx(
+        gain.high - gain.difference
+    )
+    assert bootstrap_draws(table([0.5]), table([0.6])).shape == (0,)
 
 
 def test_intervals_of_sums_and_of_other_conventions_hold_too():
