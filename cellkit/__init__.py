@@ -1,6 +1,6 @@
 """cellkit: a notebook-first workflow that adapts foundation models to the cells in front of you.
 
-Everything a notebook needs is importable from here; modules are opened when a name of theirs is first used.
+What the notebooks use is imported from here, and nothing else; modules are opened when a name of theirs is first used.
 """
 
 from __future__ import annotations
@@ -20,36 +20,11 @@ if "ipykernel" in sys.modules:
 
     show_log()
 
-_HOME = {
-    "cells.dataset": (
-        "CellDataset",
-        "NO_ACCURACY",
-        "predict_all",
-        "predict_each",
-    ),
-    "cells.instances": ("Instances",),
-    "cells.labels": (
-        "check_labels",
-        "clean_labels",
-        "relabel",
-    ),
-    "cells.records": (
-        "ImageRecord",
-        "read_records",
-        "select",
-        "write_records",
-    ),
-    "cells.splits": (
-        "check_groups",
-        "k_folds",
-        "split_records",
-    ),
-    "config.places": ("data_path",),
+_HOME = {  # exactly what the notebooks use; the rest is found by folder
+    "cells.dataset": ("CellDataset", "predict_all", "predict_each"),
+    "cells.records": ("write_records",),
     "config.reading": ("load_config",),
-    "errors": (
-        "Quarantined",
-        "UserError",
-    ),
+    "errors": ("UserError",),
     "evaluate.classes": (
         "accuracy_table",
         "class_model",
@@ -71,34 +46,12 @@ _HOME = {
         "tell_found",
         "write_summary",
     ),
-    "evaluate.gate": (
-        "check_ceiling",
-        "keep_if_better",
-    ),
-    "evaluate.submission": (
-        "handed_in",
-        "submit_best",
-    ),
-    "fetch.find": (
-        "find_weights",
-        "with_weights",
-    ),
+    "evaluate.gate": ("check_ceiling", "keep_if_better"),
+    "evaluate.submission": ("handed_in", "submit_best"),
+    "fetch.find": ("find_weights", "with_weights"),
     "files": ("write_json",),
-    "formats.coco": (
-        "write_coco",
-        "write_dataset",
-        "write_predictions",
-        "write_results",
-        "write_truth",
-    ),
-    "formats.coco_reading": (
-        "read_coco",
-        "read_results",
-    ),
-    "formats.label_images": (
-        "read_labels",
-        "write_labels",
-    ),
+    "formats.coco": ("write_dataset", "write_predictions", "write_results", "write_truth"),
+    "formats.coco_reading": ("read_coco",),
     "labelling.annotate": (
         "check_classes",
         "choose_labels",
@@ -110,80 +63,24 @@ _HOME = {
     "labelling.corrections": ("corrections_folder",),
     "labelling.rounds": ("write_rounds",),
     "labelling.to_correct": ("write_to_correct",),
-    "microscope.duplicates": ("find_duplicates",),
-    "microscope.flags": (
-        "check_quality",
-        "exclude_flagged",
-    ),
-    "models": (
-        "get_backend",
-        "if_able",
-    ),
+    "microscope.flags": ("check_quality",),
+    "models": ("get_backend", "if_able"),
     "models.shared.inputs": ("check_max_detections",),
-    "models.training": (
-        "find_history",
-        "judges",
-    ),
-    "models.weights": (
-        "copy_checkpoint",
-        "read_card",
-    ),
+    "models.training": ("find_history", "judges"),
     "pages.report": ("write_report",),
     "run.folder": ("Run",),
     "scores.attribution": ("gains",),
     "scores.matching": ("class_accuracy",),
-    "scores.table": (
-        "paired_bootstrap",
-        "score_table",
-        "summary",
-    ),
-    "show.charts": (
-        "show_confusion",
-        "show_curves",
-        "show_gains",
-        "show_history",
-        "show_interval",
-        "show_scores",
-    ),
-    "show.conversion": (
-        "show_channels",
-        "show_conversion",
-    ),
-    "show.counts": (
-        "show_counts",
-        "show_data",
-    ),
-    "show.explained": (
-        "show_iou",
-        "show_pyramid",
-    ),
-    "show.networks": (
-        "show_flows",
-        "show_label_flows",
-    ),
-    "show.overlays": (
-        "show_errors",
-        "show_found",
-        "show_overlay",
-        "show_proposed_and_used",
-        "show_worst",
-        "show_worst_images",
-    ),
-    "show.sheets": (
-        "show_crops",
-        "show_flagged",
-        "show_sheet",
-    ),
+    "show.charts": ("show_curves", "show_history", "show_interval", "show_scores"),
+    "show.conversion": ("show_conversion",),
+    "show.counts": ("show_counts", "show_data"),
+    "show.explained": ("show_iou", "show_pyramid"),
+    "show.networks": ("show_label_flows",),
+    "show.overlays": ("show_found", "show_proposed_and_used", "show_worst", "show_worst_images"),
+    "show.sheets": ("show_crops", "show_flagged", "show_sheet"),
     "sources.assign_splits": ("check_left",),
-    "sources.ingest": (
-        "gather",
-        "locate_source",
-    ),
-    "sources.statistics": (
-        "class_table",
-        "describe",
-        "remarks",
-    ),
+    "sources.ingest": ("gather", "locate_source"),
+    "sources.statistics": ("class_table", "describe", "remarks"),
     "tables": ("write_frame",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import cellkit
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cellkit"
@@ -142,3 +145,16 @@ def test_a_folder_opens_with_what_lives_here_and_what_it_may_import(folder):
 def test_no_file_is_longer_than_two_pages():
     long = {name: lines for name, path in FILES.items() if (lines := len(path.read_text().splitlines())) > MOST_LINES}
     assert long == {}
+
+
+def test_cellkit_offers_exactly_what_the_notebooks_use():
+    used = set()
+    for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+            for node in ast.walk(ast.parse("".join(cell["source"]))):
+                if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "cellkit":
+                    assert node.module == "cellkit", f"{path.stem}: {node.module}; everything comes from cellkit itself"
+                    used |= {alias.name for alias in node.names}
+    assert set(cellkit.__all__) == used
+    assert [name for name in cellkit.__all__ if not getattr(cellkit, name).__doc__] == []

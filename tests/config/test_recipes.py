@@ -19,7 +19,8 @@ REPO = Path(__file__).parents[2]
 ONE, SIX = "01_convert", "06_evaluate_map_iou"
 PARAMETERS = 'config = "configs/demo.yaml"\nrun_dir = "runs/demo"\noverrides = {}'
 START = """
-from cellkit import Run, load_config, read_coco, write_coco, write_records, write_results
+from cellkit import Run, load_config, read_coco, write_records, write_results
+from cellkit.formats.coco import write_coco
 run = Run(run_dir)
 cfg = load_config(config, overrides).section("{name}")
 stage = run.start("{name}", cfg)
