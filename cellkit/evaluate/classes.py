@@ -10,6 +10,8 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.evaluate.evaluation import of_images, without_proposals
+from cellkit.models import order_models
+from cellkit.scores.matching import class_accuracy
 
 if TYPE_CHECKING:
     import pandas
@@ -41,8 +43,6 @@ def classes_found(
         model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found)}; a model that names classes is there
         even where no image can judge it.
     """
-    from cellkit.scores.matching import class_accuracy
-
     result: dict[str, dict[str, Any]] = {}
     for model, found in predictions.items():
         if any(x.class_ids.any() for x in found.values()):
@@ -89,8 +89,6 @@ def class_model(right: Mapping[str, Mapping[str, Any]], split: str = "val") -> s
     >>> class_model({"unet": {"val": {"accuracy": 0.7}}, "maskrcnn": {"val": {"accuracy": 0.9}}, "x": {}})
     'maskrcnn'
     """
-    from cellkit.models import order_models
-
     accuracy = {model: (right[model].get(split) or {}).get("accuracy") for model in order_models(right)}
     ranked = sorted(accuracy, key=lambda model: -1.0 if accuracy[model] is None else accuracy[model])
     return ranked[-1] if ranked else ""

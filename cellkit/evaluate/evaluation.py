@@ -11,7 +11,12 @@ from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, nearest
 from cellkit.files import write_json
+from cellkit.formats.coco_reading import read_coco, read_results
 from cellkit.log import LOG
+from cellkit.models import order_models
+from cellkit.models.training import judges
+from cellkit.scores.attribution import attribute
+from cellkit.scores.table import score_table, summary
 
 if TYPE_CHECKING:
     import pandas
@@ -36,8 +41,6 @@ def predictions_of(paths: Mapping[str, Path], images: CellDataset) -> dict[str, 
     dict
         Model name -> image_id -> Instances; an image a model was not asked about has no cell there.
     """
-    from cellkit.formats.coco_reading import read_results
-
     shapes = {k: (r.height_px, r.width_px) for k, r in zip(images.ids, images.records, strict=True)}
     named = [r.image_id for r in images.records]
     return {
@@ -60,8 +63,6 @@ def read_truths(paths: Mapping[str, Path], root: str | Path) -> dict[str, CellDa
     dict
         "val" and "test" -> CellDataset, without images where no person labelled one. Empty where there is no file.
     """
-    from cellkit.formats.coco_reading import read_coco
-
     labelled = {key.removeprefix("coco_"): read_coco(path, root) for key, path in paths.items() if key != "coco_train"}
     truths = without_proposals(labelled)
     proposed = {split: [maker == "proposed" for maker in data.made_by] for split, data in labelled.items()}
@@ -89,8 +90,6 @@ def score_judged(data: CellDataset, found: Sequence[Instances]) -> pandas.DataFr
     found : list of Instances
         One per image of `data`.
     """
-    from cellkit.scores.table import score_table
-
     kept = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
     part = data.subset(kept)
     return score_table(part.instances, [found[k] for k in kept], part.records)
@@ -104,8 +103,6 @@ def unjudged(models: Iterable[str], wanted: str) -> str:
     UserError
         The one named was not run.
     """
-    from cellkit.models import order_models
-
     names = order_models(models)
     if wanted == "best":
         return "cellpose_base" if "cellpose_base" in names else names[0]
@@ -194,8 +191,6 @@ def score_models(
     """
     import pandas as pd
 
-    from cellkit.scores.table import score_table
-
     if not predictions or not truths:
         what = "prediction" if not predictions else "truth"
         raise UserError(f"there is no {what} to score", "run the stages before this one; they write the files")
@@ -224,8 +219,6 @@ def summarise(scores: pandas.DataFrame, by: str | None = None, n: int = 1000, se
     by : {None, "cell_type", "class_name", "size", "group"}
     """
     import pandas as pd
-
-    from cellkit.scores.table import summary
 
     numbers = ("images", "score", "low", "high", "ap50", "ap75", "ap90")
     rows = []
@@ -287,8 +280,6 @@ def choose_model(
     wanted, rejected
         As in `decide`.
     """
-    from cellkit.models.training import judges
-
     deciding = judges(truth).records
     if deciding:
         ranked = summarise(scores[scores["image_id"].isin([record.image_id for record in deciding])], n=0)
@@ -332,8 +323,6 @@ def attribute_errors(truth: CellDataset, found: Mapping[str, Instances]) -> pand
     found : mapping
         The model's cells by image_id.
     """
-    from cellkit.scores.attribution import attribute
-
     return attribute(truth.instances, of_images(found, truth), truth.records)
 
 

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellkit.cells.dataset import NO_ACCURACY
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.evaluate.evaluation import score_judged
+from cellkit.models import if_able
+from cellkit.scores.table import bootstrap_draws, paired_bootstrap
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -54,10 +58,6 @@ def keep_if_better(judge: CellDataset, found: Mapping[str, Sequence[Instances]])
     Verdict
         "tuned" where the lower end of the interval of the difference is above 0, or where there is no base.
     """
-    from cellkit.cells.dataset import NO_ACCURACY
-    from cellkit.evaluate.evaluation import score_judged
-    from cellkit.scores.table import bootstrap_draws, paired_bootstrap
-
     if "base" not in found:
         return Verdict("tuned", NO_BASE, f"kept: tuned. There is {NO_BASE}.")
     base, tuned = (score_judged(judge, found[name]) for name in ("base", "tuned"))
@@ -82,8 +82,6 @@ def check_ceiling(backend: ModuleType, train: CellDataset, config: Any) -> str:
     UserError
         They score less than `LEAST_CEILING` against themselves.
     """
-    from cellkit.models import if_able
-
     ceiling = if_able(backend, "ceiling", train, config)
     if ceiling is None:
         return "it has no targets to lose cells"

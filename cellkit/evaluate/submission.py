@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellkit.cells.dataset import CellDataset
+from cellkit.cells.disjoint import note_changes, resolve_overlaps
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut
+from cellkit.cells.resize import fit_to
 from cellkit.errors import UserError
+from cellkit.formats.submission import write_submission
 from cellkit.log import LOG
+from cellkit.tables import from_cell
 
 if TYPE_CHECKING:
     import pandas
@@ -57,8 +61,6 @@ def handed_in(originals: Mapping[str, Path], split: str, images: CellDataset | N
         There is no such image.
     """
     import csv
-
-    from cellkit.tables import from_cell
 
     if not originals:
         found = [] if images is None else images.select(split).records
@@ -110,10 +112,6 @@ def submit_best(
         image_id, index (of the object), what, pixels.
     """
     import pandas as pd
-
-    from cellkit.cells.disjoint import note_changes, resolve_overlaps
-    from cellkit.cells.resize import fit_to
-    from cellkit.formats.submission import write_submission
 
     resolved, rows, left = [], [], LeftOut()
     for one in originals:

@@ -6,10 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellkit.cells.records import SPLIT_TITLES
+from cellkit.cells.dataset import AGREEMENT
+from cellkit.cells.records import SPLIT_TITLES, channel_names
+from cellkit.config.recipes import RECIPES, recipe_sections
+from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError
 from cellkit.files import read_json
+from cellkit.labelling.rounds import CHANGE_WORDS, FIRST_WORDS
+from cellkit.microscope.flags import reasons
 from cellkit.pages.results import Picture, RunFiles, Table, Words, drawn, in_words
+from cellkit.show.charts import show_history
+from cellkit.show.counts import show_data
+from cellkit.show.overlays import show_overlay
+from cellkit.show.sheets import show_flagged, show_sheet
+from cellkit.show.style import aspect_of
+from cellkit.sources.statistics import class_table, remarks
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -18,9 +29,6 @@ if TYPE_CHECKING:
 
 def images_chapter(files: RunFiles) -> list:
     """How many images of what there are, and examples."""
-    from cellkit.show.sheets import show_sheet
-    from cellkit.show.style import aspect_of
-
     records = files.images.records
     kinds = sorted({record.cell_type for record in records})
     columns = [*SPLIT_TITLES, ""]
@@ -55,8 +63,6 @@ def images_chapter(files: RunFiles) -> list:
 
 def _reasons(files: RunFiles) -> Callable[[ImageRecord], str]:
     """Return what says why an image is flagged: with numbers and limits where quality.csv and quality.json hold them."""
-    from cellkit.microscope.flags import reasons
-
     table, limits = files.path("quality.csv"), files.path("quality.json")
     known = table is not None and limits is not None
     measured = files.table("quality.csv").set_index("image_id").to_dict("index") if known else {}
@@ -80,8 +86,6 @@ def _channel_words(channels: str) -> str:
     >>> _channel_words("red=;green=GFP;blue=DAPI")
     'GFP in green, DAPI in blue'
     """
-    from cellkit.cells.records import channel_names
-
     return ", ".join(f"{name} in {colour}" for colour, name in channel_names(channels).items())
 
 
@@ -107,10 +111,6 @@ MAKERS = {
 
 def first_chapter(files: RunFiles) -> list:
     """Where a person's correction pays most."""
-    from cellkit.labelling.rounds import FIRST_WORDS
-    from cellkit.show.overlays import show_overlay
-    from cellkit.show.style import aspect_of
-
     if files.path("correct_first.csv") is None:
         return []
     table = files.table("correct_first.csv")
@@ -149,8 +149,6 @@ def first_chapter(files: RunFiles) -> list:
 
 def changes_chapter(files: RunFiles) -> list:
     """What corrections changed."""
-    from cellkit.labelling.rounds import CHANGE_WORDS
-
     if files.path("label_changes.csv") is None:
         return []
     table = files.table("label_changes.csv")
@@ -176,8 +174,6 @@ def changes_chapter(files: RunFiles) -> list:
 
 def flags_chapter(files: RunFiles) -> list:
     """Which images are flagged, and why."""
-    from cellkit.show.sheets import show_flagged
-
     path = files.path("quality.json")
     if path is None:
         return []
@@ -201,9 +197,6 @@ def flags_chapter(files: RunFiles) -> list:
 
 def sheet_chapter(files: RunFiles) -> list:
     """The data-set sheet."""
-    from cellkit.show.counts import show_data
-    from cellkit.sources.statistics import class_table, remarks
-
     path = files.path("sheet.json")
     if path is None:
         return []
@@ -233,9 +226,6 @@ def _cells_of(data: CellDataset) -> list[str]:
 
 def training_chapter(files: RunFiles) -> list:
     """Loss and score over the steps of each training."""
-    from cellkit.cells.dataset import AGREEMENT
-    from cellkit.show.charts import show_history
-
     histories = files.histories()
     if not histories:
         raise UserError("no training of this run left a history.csv")
@@ -300,9 +290,6 @@ def run_chapter(files: RunFiles) -> list:
 
 def changed_settings(files: RunFiles) -> list[list[str]]:
     """Return (dotted key, value, default) of every setting of the finished stages that is not the default."""
-    from cellkit.config.recipes import RECIPES, recipe_sections
-    from cellkit.config.sections import STAGES, Config
-
     rows, seen, recipes = [], set(), recipe_sections()
     for stage, entry in files.stages.items():
         section = STAGES.get(stage) or (f"{RECIPES}.{stage}" if stage in recipes else None)

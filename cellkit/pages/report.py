@@ -15,6 +15,7 @@ from cellkit.cells.records import SPLIT_IMAGES, SPLIT_TITLES
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import write_text
+from cellkit.models import model_name, order_models
 from cellkit.pages.images import (
     changes_chapter,
     figures_chapter,
@@ -109,8 +110,6 @@ def _made(files: RunFiles, name: str, title: str, make: Callable[[RunFiles], lis
 
 
 def _headline(files: RunFiles) -> str:
-    from cellkit.models import model_name
-
     try:
         if files.no_accuracy:
             return f"{files.no_accuracy[0].upper()}{files.no_accuracy[1:]}. Below: which images to correct first."
@@ -131,8 +130,6 @@ def _headline(files: RunFiles) -> str:
 
 def blind_words(files: RunFiles) -> str:
     """Name the models that find no cell in the images reported on although there are some; "" where all find one."""
-    from cellkit.models import model_name, order_models
-
     table, split = files.score_summary, files.report_split
     rows = table[(table["split"] == split) & (table["found_cells"] == 0) & (table["truth_cells"] > 0)]
     names = [model_name(name) for name in order_models(rows["model"])]

@@ -13,9 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.records import SPLIT_TITLES
+from cellkit.config.sections import STAGES
 from cellkit.errors import UserError
+from cellkit.evaluate.classes import class_model, classes_found
+from cellkit.evaluate.evaluation import decide, of_images, predictions_of, summarise
 from cellkit.files import read_json
+from cellkit.formats.coco_reading import read_coco
+from cellkit.manifest import finished_entries, note_reading, read_manifest
+from cellkit.models import order_models
+from cellkit.scores.attribution import worst_images
+from cellkit.show.style import new_figure, to_png
 
 if TYPE_CHECKING:
     import pandas
@@ -60,8 +69,6 @@ class Words:
 
 def drawn(draw: Callable[[Any], Any], width_in: float, height_in: float, caption: str) -> Picture:
     """Draw into a figure of the given size and take the picture."""
-    from cellkit.show.style import new_figure, to_png
-
     figure = new_figure(width_in, height_in)
     draw(figure)
     return Picture(to_png(figure, dpi=130), caption, round(96 * width_in))
@@ -133,8 +140,6 @@ class RunFiles:
 
     def path(self, name: str) -> Path | None:
         """Return the path of a file of the run, None if it is not there."""
-        from cellkit.manifest import note_reading
-
         places = [self.folder / name] if self.staged is None else [self.staged / name, self.folder / name]
         path = next((place for place in places if place.exists()), None)
         note_reading(path or places[-1])
@@ -164,29 +169,21 @@ class RunFiles:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The manifest; empty when there is none."""
-        from cellkit.manifest import read_manifest
-
         return read_manifest(self.folder)
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
         """Manifest entries of finished stages, in order."""
-        from cellkit.manifest import finished_entries
-
         return finished_entries(self.manifest)
 
     @cached_property
     def images(self) -> CellDataset:
         """All images of the run, without cells."""
-        from cellkit.cells.dataset import CellDataset
-
         return replace(CellDataset.from_records(self.need("records.csv"), unused=True), root=self.folder)
 
     @cached_property
     def truths(self) -> dict[str, CellDataset]:
         """Split -> its images with true cells, as far as there are any."""
-        from cellkit.formats.coco_reading import read_coco
-
         found = {split: self.path(f"coco/{split}.json") for split in SPLIT_TITLES}
         return {split: read_coco(path, self.folder) for split, path in found.items() if path is not None}
 
@@ -204,8 +201,6 @@ class RunFiles:
     @cached_property
     def no_accuracy(self) -> str:
         """Why no accuracy can be told; "" where it can, or where nothing was labelled yet."""
-        from cellkit.cells.dataset import NO_ACCURACY
-
         splits = [split for split in self.truths if split != "train"]
         return NO_ACCURACY if splits and not any(split in self.judged for split in splits) else ""
 
@@ -232,8 +227,6 @@ class RunFiles:
     @cached_property
     def models(self) -> list[str]:
         """Names of the predictions files, in the order of every table."""
-        from cellkit.models import order_models
-
         folders = [folder / "predictions" for folder in (self.folder, self.staged) if folder is not None]
         return order_models({path.stem for folder in folders for path in folder.glob("*.json")})
 
@@ -245,8 +238,6 @@ class RunFiles:
 
     def cells_of(self, path: Path) -> dict[str, Instances]:
         """Read a results list of this run: image_id -> cells, for all images of the run."""
-        from cellkit.evaluate.evaluation import predictions_of
-
         return predictions_of({"": path}, self.images)[""]
 
     @cached_property
@@ -255,8 +246,6 @@ class RunFiles:
 
     def of_images(self, model: str, data: CellDataset) -> list[Instances]:
         """Return what a model found in the given images, in their order."""
-        from cellkit.evaluate.evaluation import of_images
-
         return of_images(self.predictions(model), data)
 
     @cached_property
@@ -282,8 +271,6 @@ class RunFiles:
 
     def setting(self, key: str, default: Any = None) -> Any:
         """Return a setting such as ``evaluate.report_split`` as the stage was run with it, else `default`."""
-        from cellkit.config.sections import STAGES
-
         section, name = key.split(".")
         stage = next(stage for stage, one in STAGES.items() if one == section)
         settings = self.configs.get(stage) or self.stages.get(stage, {}).get("config") or {}
@@ -311,8 +298,6 @@ class RunFiles:
         """One row per model and split: MAP IoU with its 95 % interval; as in summary.json where it is told there."""
         import pandas as pd
 
-        from cellkit.evaluate.evaluation import summarise
-
         table = pd.DataFrame(self.summary.get("scores") or [])
         if {"model", "split", *SUMMARY_COLUMNS} <= set(table.columns):
             numbers = [name for name in table.columns if name not in ("model", "split", "interval_of")]
@@ -321,8 +306,6 @@ class RunFiles:
 
     def score_parts(self, by: str) -> pandas.DataFrame:
         """One row per model, split and part (cell_type, class_name, size)."""
-        from cellkit.evaluate.evaluation import summarise
-
         rows = self.scores
         if by == "class_name":
             rows = rows[rows["model"].isin(rows.loc[rows["class_name"] != "", "model"])]
@@ -337,8 +320,6 @@ class RunFiles:
     @cached_property
     def best(self) -> str:
         """The model that was handed in; without a summary the best by MAP IoU on the deciding split."""
-        from cellkit.evaluate.evaluation import decide
-
         if self.summary.get("best"):
             return str(self.summary["best"])
         known = set(self.score_summary["split"])
@@ -355,8 +336,6 @@ class RunFiles:
     @cached_property
     def class_model(self) -> str:
         """The model that names classes best, "" where none names any: as notebook 06 chooses it."""
-        from cellkit.evaluate.classes import class_model, classes_found
-
         right = self.summary.get("classes")
         if right is None:
             right = classes_found({model: self.predictions(model) for model in self.models}, self.judged)
@@ -364,8 +343,6 @@ class RunFiles:
 
     def worst(self, n: int) -> tuple[CellDataset, list[Instances], list[int]]:
         """Return a truth, what the best model found there, and the positions of the `n` worst images, worst first."""
-        from cellkit.scores.attribution import worst_images
-
         rows = worst_images(self.attribution, n)
         split = next(iter(rows["split"]), self.choose_split)
         if split not in self.truths:

@@ -9,7 +9,14 @@ from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import read_json
+from cellkit.models import model_name, order_models
 from cellkit.pages.results import RunFiles, Table, Words, drawn, in_words, percent, with_interval
+from cellkit.scores.attribution import gains
+from cellkit.scores.table import paired_bootstrap
+from cellkit.show.charts import show_confusion, show_curves, show_gains, show_scores
+from cellkit.show.counts import show_counts
+from cellkit.show.overlays import show_errors, show_overlay
+from cellkit.show.style import aspect_of
 
 if TYPE_CHECKING:
     import pandas
@@ -17,9 +24,6 @@ if TYPE_CHECKING:
 
 def results_chapter(files: RunFiles) -> list:
     """How good every model is, and how sure that is."""
-    from cellkit.models import model_name, order_models
-    from cellkit.show.charts import show_scores
-
     files.need_accuracy()
     table, split = files.score_summary, files.report_split
     blocks: list = []
@@ -78,9 +82,6 @@ def _score_row(name: str, line: Any) -> list[str]:
 
 def comparisons(files: RunFiles, split: str) -> list[str]:
     """Return a sentence per other model: is the best one better, on the same images?"""
-    from cellkit.models import model_name, order_models
-    from cellkit.scores.table import paired_bootstrap
-
     rows = files.scores[files.scores["split"] == split]
     own = rows[rows["model"] == files.best]
     others = [name for name in order_models(rows["model"].unique()) if name != files.best]
@@ -96,8 +97,6 @@ def comparisons(files: RunFiles, split: str) -> list[str]:
 
 def curves_chapter(files: RunFiles) -> list:
     """The score at each IoU threshold."""
-    from cellkit.show.charts import show_curves
-
     if files.no_accuracy:
         return []
     scores, split = files.scores, files.report_split
@@ -128,8 +127,6 @@ def parts_chapter(files: RunFiles) -> list:
 
 def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
     """Return a table of scores: a row per part, a column per model."""
-    from cellkit.models import model_name, order_models
-
     models = order_models(rows["model"].unique())
     texts = []
     for part in dict.fromkeys(rows[by]):
@@ -141,9 +138,6 @@ def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
 
 def counts_chapter(files: RunFiles) -> list:
     """How many cells of each class there are."""
-    from cellkit.models import model_name
-    from cellkit.show.counts import show_counts
-
     counts, split = files.counts, files.setting("evaluate.report_split", "test")
     if counts.empty:
         raise UserError("counts.csv has no rows: no image was asked about")
@@ -171,9 +165,6 @@ def classes_chapter(files: RunFiles) -> list:
     """Which class was taken for which."""
     import pandas as pd
 
-    from cellkit.models import model_name
-    from cellkit.show.charts import show_confusion
-
     accuracy = files.summary.get("classes")
     if not accuracy:
         raise UserError("no model of this run found a cell of a named class")
@@ -196,10 +187,6 @@ def classes_chapter(files: RunFiles) -> list:
 
 def errors_chapter(files: RunFiles) -> list:
     """The images of lowest score, with their errors."""
-    from cellkit.models import model_name
-    from cellkit.show.overlays import show_errors, show_overlay
-    from cellkit.show.style import aspect_of
-
     if files.no_accuracy:
         return []
     data, found, worst = files.worst(int(files.setting("evaluate.error_images", 3)))
@@ -229,10 +216,6 @@ def errors_chapter(files: RunFiles) -> list:
 
 def lost_chapter(files: RunFiles) -> list:
     """What repairing one kind of fault would give back."""
-    from cellkit.models import model_name
-    from cellkit.scores.attribution import gains
-    from cellkit.show.charts import show_gains
-
     if files.no_accuracy:
         return []
     table = files.attribution

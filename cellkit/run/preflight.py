@@ -15,13 +15,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cellkit.cells.dataset import CellDataset, refuse_few
 from cellkit.cells.instances import Instances
+from cellkit.cells.outlines import refuse_boxes
 from cellkit.config.reading import load_config
+from cellkit.config.recipes import RECIPES
 from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError, collected, raise_or_collect
+from cellkit.evaluate.evaluation import KEY, check_submit
+from cellkit.fetch.find import locate_weights, weights_names
+from cellkit.fetch.registry import REGISTRY
+from cellkit.formats.competitions import profiles
+from cellkit.formats.labels import chosen_cells
 from cellkit.formats.sides import first_names
+from cellkit.labelling.annotate import refuse_unlabelled
+from cellkit.labelling.corrections import corrections_folder, read_corrections, refuse_own
 from cellkit.log import collected_warnings
-from cellkit.machine import here
+from cellkit.machine import check_memory, here
+from cellkit.models import backend_module, check_backend, get_backend, if_able
+from cellkit.models.shared.fine_tuning import refuse_small
+from cellkit.models.shared.inputs import bytes_for
+from cellkit.models.weights import card_for
+from cellkit.run.notebooks import read_notebooks
 from cellkit.run.preflight_data import (
     ERROR,
     WARNING,
@@ -36,6 +51,9 @@ from cellkit.run.preflight_data import (
     list_source,
     open_headers,
 )
+from cellkit.settings import weights_fields
+from cellkit.sources.loading import is_perhaps
+from cellkit.sources.source_tables import header_of, sample_ids
 
 MODELS = (
     "threshold",
@@ -48,10 +66,6 @@ MODELS = (
 # ---- labels and models -----------------------------------------------------------------------------------------------
 def check_labels(outlook: Outlook) -> None:
     """See whether there are the labels that ``label.use`` names; of a folder, which files fit which image."""
-    from cellkit.cells.outlines import refuse_boxes
-    from cellkit.labelling.annotate import refuse_unlabelled
-    from cellkit.labelling.corrections import corrections_folder, refuse_own
-
     use, count = outlook.cfg.label.use, count_labelled(outlook)
     folder = corrections_folder(use)
     if folder is not None:
@@ -72,10 +86,6 @@ def check_labels(outlook: Outlook) -> None:
 
 def _check_corrections(outlook: Outlook, folder: Path) -> None:
     """Read a folder of corrections as notebook 02 does; the proposals are those of the run folder, where it has any."""
-    from cellkit.cells.dataset import CellDataset
-    from cellkit.formats.labels import chosen_cells
-    from cellkit.labelling.corrections import read_corrections
-
     records = [record for record in outlook.records if record.split]
     empty = [Instances.empty((record.height_px, record.width_px)) for record in records]
     images = CellDataset(records, empty, (), outlook.run_dir, list(range(len(records))))
@@ -98,10 +108,6 @@ def _check_corrections(outlook: Outlook, folder: Path) -> None:
 
 def check_cells(outlook: Outlook, section: str) -> None:
     """Ask whether the training images have as many true cells, and as large ones, as a section of the settings wants."""
-    from cellkit.cells.dataset import CellDataset, refuse_few
-    from cellkit.models.shared.fine_tuning import refuse_small
-    from cellkit.sources.loading import is_perhaps
-
     if outlook.cfg.label.use != "truth" or outlook.cfg.convert.source == "drawn":  # which are drawn is not known yet
         return
     pairs = zip(outlook.records, outlook.instances, strict=True)
@@ -119,9 +125,6 @@ def check_cells(outlook: Outlook, section: str) -> None:
 
 def check_label_model(outlook: Outlook) -> None:
     """Refuse a backend that cannot be used, and a model that is not here or of another backend."""
-    from cellkit.models import check_backend, get_backend
-    from cellkit.models.weights import card_for
-
     cfg = outlook.cfg.label
     with collected() as noted:
         check_backend(cfg.backend)
@@ -145,9 +148,6 @@ def check_detector(outlook: Outlook) -> None:
 
 def _check_training(section: str, cfg: Any) -> None:
     """Refuse a backend that cannot be used, weights to start from that are not here, and what the backend itself refuses."""
-    from cellkit.models import check_backend, get_backend, if_able
-    from cellkit.settings import weights_fields
-
     with collected() as noted:
         check_backend(cfg.backend)
         paths = {}
@@ -160,9 +160,6 @@ def _check_training(section: str, cfg: Any) -> None:
 
 def _weights_for(section: str, backend: str, key: str, name: str, fitting: Sequence[str]) -> Path:
     """Return the path of weights; refuse a name of the registry whose weights are for none of the backends `fitting`."""
-    from cellkit.fetch.find import locate_weights, weights_names
-    from cellkit.fetch.registry import REGISTRY
-
     entry = REGISTRY.get(name)
     if entry is not None and entry.backend not in fitting and not here(name).is_file():
         problem = f"{section}.{key} is '{name}', weights of {entry.backend or 'no network'}, and {section}.backend is {backend}"
@@ -172,10 +169,6 @@ def _weights_for(section: str, backend: str, key: str, name: str, fitting: Seque
 
 def check_model_memory(outlook: Outlook) -> None:
     """Ask whether the cells of the largest image can be found, where the config says how large a cell is."""
-    from cellkit.machine import check_memory
-    from cellkit.models import backend_module
-    from cellkit.models.shared.inputs import bytes_for
-
     cfg = outlook.cfg.label
     diameter_px = getattr(cfg, "diameter_px", None)
     if diameter_px and outlook.records:
@@ -188,8 +181,6 @@ def check_model_memory(outlook: Outlook) -> None:
 # ---- what is reported and handed in ------------------------------------------------------------------------------------
 def check_evaluation(outlook: Outlook) -> None:
     """Refuse a model to hand in that no stage makes."""
-    from cellkit.evaluate.evaluation import check_submit
-
     cfg = outlook.cfg.evaluate
     models = [*MODELS, *_models_of_recipes()]
     if cfg.submit != "best" and not any(fnmatchcase(cfg.submit, name) for name in models):
@@ -198,18 +189,12 @@ def check_evaluation(outlook: Outlook) -> None:
 
 def _models_of_recipes() -> list[str]:
     """Return the models whose predictions the recipes are to write; patterns where a name is computed."""
-    from cellkit.config.recipes import RECIPES
-    from cellkit.evaluate.evaluation import KEY
-    from cellkit.run.notebooks import read_notebooks
-
     recipes = [book for book in read_notebooks() if book.section.startswith(f"{RECIPES}.")]
     return [key.removeprefix(KEY) for book in recipes for key in book.keys if key.startswith(KEY)]
 
 
 def check_recipes(outlook: Outlook) -> None:
     """Refuse recipes that are no notebooks, and backends of theirs that cannot be used."""
-    from cellkit.models import check_backend
-
     _models_of_recipes()
     for name in type(outlook.cfg.recipes).model_fields:
         backend = getattr(outlook.cfg.section(f"recipes.{name}"), "backend", None)
@@ -219,9 +204,6 @@ def check_recipes(outlook: Outlook) -> None:
 
 def check_profile(outlook: Outlook) -> None:
     """Compare ``evaluate.profile`` with the competition's own sample_submission.csv, where one lies in the data folder."""
-    from cellkit.formats.competitions import profiles
-    from cellkit.sources.source_tables import header_of, sample_ids
-
     if not outlook.items:
         return
     wanted = outlook.cfg.evaluate.profile

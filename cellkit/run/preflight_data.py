@@ -12,16 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from cellkit import manifest
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import stem_of
-from cellkit.cells.records import ImageRecord
+from cellkit.cells.records import ImageRecord, read_records
+from cellkit.cells.resize import resize_instances
 from cellkit.config.places import data_path
 from cellkit.config.reading import known_keys
 from cellkit.config.sections import Config
-from cellkit.errors import Quarantined, collected, raise_or_collect
+from cellkit.errors import Quarantined, collected, plain_reason, raise_or_collect, readable
 from cellkit.log import collected_warnings
+from cellkit.manifest import check_folder, check_writable
 from cellkit.microscope.file_info import headers_only
+from cellkit.parallel import map_items
+from cellkit.run.folder import Run
 from cellkit.sources.assign_splits import check_enough, check_labelled
+from cellkit.sources.drawn.files import write_blank_fields
+from cellkit.sources.ingest import list_images, record_of, refuse_none, unusable, warn_one_channel, with_truth
 from cellkit.sources.listing import Loaded, SourceImage
 
 ERROR, WARNING = "error", "warning"
@@ -122,19 +129,15 @@ BYTES_PER_PX = 3  # of a picture in the run folder, at most
 # ---- the run folder --------------------------------------------------------------------------------------------------
 def check_place(outlook: Outlook) -> None:
     """Refuse a run folder that cannot be written, or is another thing."""
-    from cellkit.manifest import check_folder, check_writable
-
     check_folder(outlook.run_dir)
     check_writable(outlook.run_dir)
 
 
 def check_disk(outlook: Outlook) -> None:
     """Warn where the pictures may not fit on the disk; they are compressed, so that they may."""
-    from cellkit.manifest import MIN_FREE_BYTES, free_bytes
-
     wanted = sum(one.height_px * one.width_px for one in outlook.records) * BYTES_PER_PX
-    free = free_bytes(outlook.run_dir)
-    if wanted > free - MIN_FREE_BYTES:
+    free = manifest.free_bytes(outlook.run_dir)
+    if wanted > free - manifest.MIN_FREE_BYTES:
         problem = f"the pictures take up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free at '{outlook.run_dir}'"
         outlook.add(WARNING, problem, "free space, name another folder with --run, or set convert.scale or max_images")
 
@@ -142,9 +145,6 @@ def check_disk(outlook: Outlook) -> None:
 # ---- data ------------------------------------------------------------------------------------------------------------
 def list_source(outlook: Outlook) -> None:
     """List the images of the source; of drawn ones, blank files of the same names."""
-    from cellkit.sources.drawn.files import write_blank_fields
-    from cellkit.sources.ingest import list_images
-
     cfg = outlook.cfg.convert
     if cfg.source == "drawn":
         write_blank_fields(outlook.root, cfg.classes, cfg.drawn)
@@ -157,10 +157,6 @@ def list_source(outlook: Outlook) -> None:
 
 def open_headers(outlook: Outlook) -> None:
     """Open the header of every image and of its labels: channels, sizes, damage; name what cannot be used."""
-    from cellkit.errors import plain_reason, readable
-    from cellkit.parallel import map_items
-    from cellkit.sources.ingest import refuse_none, unusable, warn_one_channel, with_truth
-
     if not outlook.items:
         return
     cfg = outlook.cfg.convert
@@ -184,9 +180,6 @@ def open_headers(outlook: Outlook) -> None:
 
 def _header_of(item: SourceImage, scale: float, root: Path) -> tuple[ImageRecord, Instances | None, tuple[str, ...]]:
     """Return what a run would note of an image, its cells or what they could be, and what of its file is not read."""
-    from cellkit.cells.resize import resize_instances
-    from cellkit.sources.ingest import record_of
-
     with headers_only():
         loaded: Loaded = item.load()
     cells = loaded.instances
@@ -242,9 +235,6 @@ def count_labelled(outlook: Outlook) -> int:
 
 def images_of_run(outlook: Outlook) -> None:
     """Take the images that the run folder lists, where notebook 01 is not run again."""
-    from cellkit.cells.records import read_records
-    from cellkit.run.folder import Run
-
     run = Run(outlook.run_dir)
     outlook.reads = f"'{outlook.run_dir}'"
     outlook.records = read_records(run.find("records"))

@@ -12,6 +12,8 @@ import numpy as np
 from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import UserError
 from cellkit.models import model_name, order_models
+from cellkit.models.weights import read_card
+from cellkit.scores.attribution import gains
 from cellkit.show.style import (
     FAINT,
     INK,
@@ -230,8 +232,6 @@ def show_interval(draws: np.ndarray, gain: Difference | None, ax: Axes | None = 
 
 def _read_at(history: Any) -> str:
     """Say why the curve's first and kept points are not the scores of base and tuned in the tables beside it."""
-    from cellkit.models.weights import read_card
-
     if not isinstance(history, str | Path):
         return ""
     cards = {path.stem: read_card(path) for path in sorted(Path(history).parent.glob("cellpose_*.safetensors"))}
@@ -266,8 +266,6 @@ def _history_rows(history: Any) -> pandas.DataFrame:
 @styled
 def show_gains(attribution: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     """Show what the MAP IoU would gain if one kind of fault were repaired: `attribution.attribute` of one model."""
-    from cellkit.scores.attribution import gains
-
     rows = gains(attribution)
     ax = axes_or_new(ax, (5.6, 0.8 + 0.4 * len(rows)))
     ax.barh(np.arange(len(rows)), rows["gain"], 0.62, color="#0072B2")

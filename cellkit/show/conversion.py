@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import channel_names
+from cellkit.microscope.open import READ_SUFFIXES, open_file
 from cellkit.show.overlays import checked_image, draw_picture
 from cellkit.show.style import INK, QUIET, draw_bar, dress, figure_or_new, styled
 
@@ -73,9 +75,6 @@ def show_conversion(
     array of Axes
         As `show_planes`; as `show_channels` where no file of channels is behind the picture (labelme, composed images).
     """
-    from cellkit.cells.dataset import CellDataset
-    from cellkit.microscope.open import READ_SUFFIXES, open_file
-
     empty = Instances.empty((record.height_px, record.width_px))
     image = CellDataset([record], [empty], (), Path(run_dir), [1]).image(0)
     path, scene, time = Path(source) / record.file, record.scene, record.time

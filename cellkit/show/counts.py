@@ -24,6 +24,7 @@ from cellkit.show.style import (
     shortened,
     styled,
 )
+from cellkit.sources.statistics import FAULT_WORDS
 
 if TYPE_CHECKING:
     import pandas
@@ -173,8 +174,6 @@ def _log_axis(ax: Axes, values: Sequence[float]) -> None:
 
 
 def _fault_bars(ax: Axes, sheet: Mapping[str, Any]) -> None:
-    from cellkit.sources.statistics import FAULT_WORDS
-
     kinds = list(sheet["faults"])
     share = [100 * sheet["faults"][kind] / max(sheet["cells"], 1) for kind in kinds]
     ax.barh(range(len(kinds)), share, 0.6, color="#0072B2")

@@ -10,6 +10,9 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.scores.iou import overlaps
+from cellkit.scores.kaggle import kaggle
+from cellkit.scores.matching import match_pairs
 from cellkit.show.style import (
     INK,
     UNKNOWN_COLOUR,
@@ -263,8 +266,6 @@ def verdicts(truth: Instances, found: Instances, threshold: float = 0.5) -> tupl
     >>> [side.tolist() for side in verdicts(truth, found)]
     [['hit', 'missed'], ['wrong class', 'invented']]
     """
-    from cellkit.scores.matching import match_pairs
-
     i, j = match_pairs(truth, found, threshold)
     of_truth, of_found = np.full(len(truth), "missed", object), np.full(len(found), "invented", object)
     of_truth[i] = "hit"
@@ -315,9 +316,6 @@ def show_worst(data: CellDataset, found: Sequence[Instances], ax: Axes | None = 
     found : list of Instances
         One per image.
     """
-    from cellkit.scores.iou import overlaps
-    from cellkit.scores.kaggle import kaggle
-
     own = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
     score = {k: kaggle([overlaps(data.instances[k], found[k])], bootstrap=0)["score"] for k in own or range(len(data))}
     k = min(score, key=lambda place: (score[place], place))

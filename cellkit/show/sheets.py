@@ -12,6 +12,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset, evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.microscope.flags import reasons
 from cellkit.show.overlays import cell_layer, checked_image, draw_picture, show_overlay
 from cellkit.show.style import (
     INK,
@@ -229,8 +230,6 @@ def show_flagged(
     (rows, columns) Axes
         One, with the words, where nothing is flagged.
     """
-    from cellkit.microscope.flags import reasons
-
     data = _folder_of(Path(root), records)
     flags = sorted({record.flags for record in records} - {""})
     turns = [[k for k, record in enumerate(records) if record.flags == flag] for flag in flags]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellkit.files import atomic_path
 from cellkit.log import LOG
 from cellkit.models import order_models
 
@@ -240,8 +241,6 @@ def to_svg(drawn: Axes | np.ndarray | Figure, dpi: int = 144) -> bytes:
 
 def save_figure(drawn: Axes | np.ndarray | Figure, path: str | Path, dpi: int = 144) -> Path:
     """Write a drawing as PNG, atomically; return the path."""
-    from cellkit.files import atomic_path
-
     with atomic_path(path) as temporary:
         temporary.write_bytes(to_png(drawn, dpi))
     return Path(path)

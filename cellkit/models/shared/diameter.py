@@ -10,6 +10,7 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models.shared.inputs import CELL_PX
+from cellkit.parallel import progress
 
 ASSUMED_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are prior at with, to find their own
 LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
@@ -37,8 +38,6 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
     images : sequence of (H, W, 3) uint8
         A few of them are enough.
     """
-    from cellkit.parallel import progress
-
     largest = max(max(image.shape[:2]) for image in images)
     sizes = np.exp(np.arange(np.log(LEAST_DIAMETER_PX), np.log(1.1 * max(largest, 8)), 0.05))
     tasks = [

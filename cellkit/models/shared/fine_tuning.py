@@ -14,9 +14,15 @@ import numpy as np
 from cellkit.cells.dataset import evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import say_small
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.log import LOG
-from cellkit.models.training import History
+from cellkit.models import weights
+from cellkit.models.training import History, arithmetic, choosers
+from cellkit.parallel import progress
+from cellkit.scores.iou import overlaps
+from cellkit.scores.kaggle import kaggle
+from cellkit.scores.table import score_table, summary
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -52,8 +58,6 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
 
     Images without any cell choose nothing, which is said: their score is 1 for a network that finds nothing.
     """
-    from cellkit.models.training import choosers
-
     names = set(choosers(val.records))
     places = [k for k, record in enumerate(val.records) if not names or record.image_id in names]
     scored = [places[k] for k in evenly_spaced(len(places), most or len(places))]
@@ -68,9 +72,6 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
 
 def map_iou(pairs: Iterable[tuple[Instances, Instances]]) -> float:
     """Return MAP IoU (kaggle, mean of images) of (truth, found) pairs, one of each image."""
-    from cellkit.scores.iou import overlaps
-    from cellkit.scores.kaggle import kaggle
-
     return kaggle([overlaps(truth, found) for truth, found in pairs], bootstrap=0)["score"]
 
 
@@ -79,9 +80,6 @@ def class_score(truths: Sequence[Instances], founds: Sequence[Instances], classe
 
     A class that is neither in the truth nor found does not count.
     """
-    from cellkit.cells.records import ImageRecord
-    from cellkit.scores.table import score_table, summary
-
     records = [ImageRecord(str(k), "", *truth.shape) for k, truth in enumerate(truths)]
     table = summary(score_table(truths, founds, records, classes=classes), by="class_name", n=0).set_index("class_name")
     scores = [table["score"].get(name, np.nan) for name in classes]
@@ -117,9 +115,6 @@ def save_tuned(
     Path
         Of the weights.
     """
-    from cellkit.models import weights
-    from cellkit.models.training import arithmetic
-
     metrics = {
         val.compared_by(metric): round(history.best_score, 4),
         "chosen_by": [val.records[i].image_id for i in chosen_by],
@@ -181,8 +176,6 @@ def search(
     remedy : str
         What to do where no cell is found right.
     """
-    from cellkit.parallel import progress
-
     order = {key: sorted(values, key=lambda value: value != loosest.get(key)) for key, values in grid.items()}
     scores: dict[str, dict[float, float]] = {key: {} for key in grid}
     for key, value in progress([(key, value) for key, values in order.items() for value in values], "thresholds"):

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.labels import relabel
 from cellkit.cells.leftout import too_small
+from cellkit.files import atomic_path
+from cellkit.machine import device_and_dtype, one_thread
 from cellkit.models.shared.inputs import random_warp, to_network_scale, two_channels, vary
 
 LARGEST_SHARE = 1.0  # of the image that one cell may cover
@@ -66,8 +69,6 @@ def _along_flows(flows: np.ndarray, inside: np.ndarray, flow_threshold: float) -
     """
     import torch
     from cellpose import dynamics
-
-    from cellkit.machine import one_thread
 
     if not inside.any():
         return np.zeros(inside.shape, np.int32)
@@ -129,10 +130,6 @@ def target_of(labels: np.ndarray, cache: Path | None = None) -> np.ndarray:
     import torch
     from cellpose import dynamics
 
-    from cellkit.cells.labels import relabel
-    from cellkit.files import atomic_path
-    from cellkit.machine import one_thread
-
     labels = relabel(labels)[0]
     name = hashlib.sha256(np.ascontiguousarray(labels).tobytes() + str(labels.shape).encode()).hexdigest()[:24] + ".npy"
     if cache is not None and (cache / name).is_file():
@@ -190,8 +187,6 @@ class FlowLoss:
     def __call__(self, step: int):
         """Return the loss tensor of a step."""
         import torch
-
-        from cellkit.machine import device_and_dtype
 
         device, dtype = device_and_dtype()
         planes, target = (torch.from_numpy(x).to(device) for x in self.batch(step))

@@ -11,6 +11,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.log import LOG
+from cellkit.machine import check_memory
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -224,8 +225,6 @@ def ask_for_memory(train: CellDataset, shown: CellDataset, diameter_px: float, k
     bytes_per_px : int
         As for `bytes_for`: what finding the cells of one image takes on top.
     """
-    from cellkit.machine import check_memory
-
     shapes = [[(r.height_px, r.width_px) for r in part.records] for part in (train, shown)]
     total = sum(h * w for h, w in shapes[0]) * (CELL_PX / diameter_px) ** 2 * kept
     total += max(bytes_for(shape, diameter_px, bytes_per_px) for shape in shapes[0] + shapes[1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.scores.iou import overlaps
 
 EDGE_PX = 4  # a box that comes nearer to a side within the image may go on beyond it
 MARGIN_PX = 64  # around what is left of a cell, when it is looked for whole
@@ -200,8 +201,6 @@ def _distinct(objects: Instances, tile: np.ndarray, order: np.ndarray, cut: np.n
 
     Objects that are cut are left out only for one that is not: two pieces of a cell say nothing about its whole.
     """
-    from cellkit.scores.iou import overlaps
-
     pairs = overlaps(objects, objects)
     other = tile[pairs.truth] != tile[pairs.found]
     same = other & ((pairs.shared_px > SAME * pairs.found_areas_px[pairs.found]) | (pairs.iou > SAME))
@@ -219,8 +218,6 @@ def _distinct(objects: Instances, tile: np.ndarray, order: np.ndarray, cut: np.n
 
 def _same(cells: Instances, taken: Instances) -> np.ndarray:
     """Return, (N,) bool, which cells are among those taken: most of their pixels are, or of both together."""
-    from cellkit.scores.iou import overlaps
-
     pairs = overlaps(taken, cells)
     same = (pairs.shared_px > SAME * pairs.found_areas_px[pairs.found]) | (pairs.iou > SAME)
     among = np.zeros(len(cells), bool)
@@ -230,8 +227,6 @@ def _same(cells: Instances, taken: Instances) -> np.ndarray:
 
 def _find_whole(detect, pixels, box: np.ndarray, piece: Instances, shape: tuple[int, int]) -> Boxes | None:
     """Look at a window around a piece, wider until nothing that meets the piece is cut; None where that gets too large."""
-    from cellkit.scores.iou import overlaps
-
     window = Window.around(box, MARGIN_PX, shape)
     while window.area_px <= LARGEST_PX**2:
         found = detect(window)
