@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 AGAIN = "then repeat the command: what is done is kept"
 OF_PLACE = {  # errors of the place that is written to, whichever item was under way: what it is, what to do
@@ -113,8 +114,12 @@ class Quarantined:
     item: str
     reason: str
 
+    def in_one_line(self) -> Quarantined:
+        """Return the same item with its reason in one line, see `plain_reason`."""
+        return Quarantined(self.item, plain_reason(self.reason))
 
-def nearest(word: str, choices) -> str:
+
+def nearest(word: str, choices: Iterable[Any]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest choice, or an empty string.
 
     Examples

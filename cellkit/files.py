@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cellkit.errors import of_place
+from cellkit.errors import UserError, of_place
 
 PACKAGE = Path(__file__).parent
 
@@ -41,6 +41,32 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, busy: str, remedy: str) -> Iterator[None]:
+    """Hold a lock file, whose folder is made where it is missing.
+
+    Raises
+    ------
+    UserError
+        Another process holds it (`busy`, `remedy`), or the folder cannot be made or written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(busy, remedy) from None
+    except OSError as error:
+        why = f"{path.parent} cannot be written: {error.strerror or error}"
+        raise UserError(why, "choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _umask() -> int:

@@ -130,7 +130,13 @@ def owned_files(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def clear_place(run_dir: Path, name: str, owned: Mapping[str, str]) -> None:
-    """Clear a place in the run folder: delete what is as a stage left it, set anything else aside and say so."""
+    """Clear a place in the run folder: delete what is as a stage left it, set anything else aside and say so.
+
+    Raises
+    ------
+    UserError
+        The place leads out of the run folder.
+    """
     path = run_dir / name
     if not os.path.lexists(path):
         return

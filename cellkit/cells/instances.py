@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cellkit.cells.runs import (
     Shape,
+    Values,
     checked_order,
     coco_counts,
     coco_runs,
@@ -65,8 +67,22 @@ class Instances:
         return cls.from_runs(shape, [], [], [0])
 
     @classmethod
-    def from_runs(cls, shape: Shape, starts, lengths, offsets, class_ids=None, scores=None) -> Instances:
-        """Build from runs; classes default to 0 (unknown), scores to 1."""
+    def from_runs(
+        cls,
+        shape: Shape,
+        starts: ArrayLike,
+        lengths: ArrayLike,
+        offsets: ArrayLike,
+        class_ids: Values = None,
+        scores: Values = None,
+    ) -> Instances:
+        """Build from runs; classes default to 0 (unknown), scores to 1.
+
+        Raises
+        ------
+        ValueError
+            Not as many classes or scores as objects.
+        """
         offsets = np.asarray(offsets, np.int64)
         count = len(offsets) - 1
         class_ids = np.zeros(count, np.int64) if class_ids is None else np.asarray(class_ids, np.int64).reshape(-1)
@@ -77,7 +93,7 @@ class Instances:
         return cls(shape, np.asarray(starts, np.int64), np.asarray(lengths, np.int64), offsets, class_ids, scores)
 
     @classmethod
-    def from_labels(cls, labels: np.ndarray, class_ids=None, scores=None) -> Instances:
+    def from_labels(cls, labels: np.ndarray, class_ids: Values = None, scores: Values = None) -> Instances:
         """Objects of a label image, in ascending order of label.
 
         Parameters
@@ -104,8 +120,16 @@ class Instances:
         return cls.from_runs(labels.shape, starts[order], lengths[order], offsets, class_ids, scores)
 
     @classmethod
-    def from_masks(cls, masks: Iterable[np.ndarray], shape: Shape, class_ids=None, scores=None) -> Instances:
-        """Objects of boolean masks (each (H, W) = `shape`); the masks are consumed one by one and may overlap."""
+    def from_masks(
+        cls, masks: Iterable[np.ndarray], shape: Shape, class_ids: Values = None, scores: Values = None
+    ) -> Instances:
+        """Objects of boolean masks (each (H, W) = `shape`); the masks are consumed one by one and may overlap.
+
+        Raises
+        ------
+        ValueError
+            A mask of another shape.
+        """
         starts, lengths, counts = [], [], []
         for mask in masks:
             if mask.shape != tuple(shape):
@@ -117,7 +141,9 @@ class Instances:
         return cls._joined(shape, starts, lengths, counts, class_ids, scores)
 
     @classmethod
-    def from_boxed_masks(cls, masks: Iterable, boxes_xy, shape: Shape, class_ids=None, scores=None) -> Instances:
+    def from_boxed_masks(
+        cls, masks: Iterable, boxes_xy: ArrayLike, shape: Shape, class_ids: Values = None, scores: Values = None
+    ) -> Instances:
         """Objects of small boolean masks placed with their upper left corner at integer (x, y); clipped to the image.
 
         Parameters
@@ -142,7 +168,9 @@ class Instances:
         return cls._joined(shape, starts, lengths, counts, class_ids, scores)
 
     @classmethod
-    def from_boxes(cls, boxes_xywh, shape: Shape, class_ids=None, scores=None) -> Instances:
+    def from_boxes(
+        cls, boxes_xywh: ArrayLike, shape: Shape, class_ids: Values = None, scores: Values = None
+    ) -> Instances:
         """Objects of which only the box is known: column, row, width, height in px, inside the image.
 
         Examples
@@ -176,7 +204,13 @@ class Instances:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Instances]) -> Instances:
-        """All objects of several Instances of the same image, in order."""
+        """All objects of several Instances of the same image, in order.
+
+        Raises
+        ------
+        ValueError
+            Parts of images of different size.
+        """
         shapes = {part.shape for part in parts}
         if len(shapes) != 1:
             raise ValueError(f"one image has one shape, these parts have {sorted(shapes)}")
@@ -297,11 +331,11 @@ class Instances:
         starts = self.starts[self.by_start]
         return bool(np.any((starts + self.lengths[self.by_start])[:-1] > starts[1:]))
 
-    def with_classes(self, class_ids) -> Instances:
+    def with_classes(self, class_ids: ArrayLike) -> Instances:
         """Return the same objects with other class ids ((N,) or one for all)."""
         return replace(self, class_ids=np.broadcast_to(np.asarray(class_ids, np.int64), (len(self),)).copy())
 
-    def with_scores(self, scores) -> Instances:
+    def with_scores(self, scores: ArrayLike) -> Instances:
         """Return the same objects with other scores ((N,) or one for all)."""
         return replace(self, scores=np.broadcast_to(np.asarray(scores, np.float64), (len(self),)).copy())
 
@@ -337,7 +371,9 @@ class Instances:
         return [{"size": list(size), "counts": part.tolist()} for part in parts]
 
     @classmethod
-    def from_coco_rle(cls, rles: Sequence[dict], shape: Shape, class_ids=None, scores=None) -> Instances:
+    def from_coco_rle(
+        cls, rles: Sequence[dict], shape: Shape, class_ids: Values = None, scores: Values = None
+    ) -> Instances:
         """Read COCO run lengths (compressed text or lists), validated before anything is decoded.
 
         Raises
@@ -376,7 +412,9 @@ class Instances:
         return decimal_texts(np.stack([starts + 1, lengths], axis=1).ravel(), 2 * offsets)
 
     @classmethod
-    def from_kaggle_rle(cls, texts: Sequence[str], shape: Shape, order: str, class_ids=None, scores=None) -> Instances:
+    def from_kaggle_rle(
+        cls, texts: Sequence[str], shape: Shape, order: str, class_ids: Values = None, scores: Values = None
+    ) -> Instances:
         """Read Kaggle texts, one per object; validated before anything is decoded.
 
         Raises

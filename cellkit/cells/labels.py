@@ -122,6 +122,11 @@ def clean_labels(labels: np.ndarray, pieces: str = "keep") -> np.ndarray:
     labels : (H, W) int
     pieces : {"keep", "largest", "split"}
         A cell of several 8-connected pieces stays one cell, keeps its largest piece, or becomes several cells.
+
+    Raises
+    ------
+    ValueError
+        Another word for `pieces`.
     """
     from scipy import ndimage
 

@@ -14,6 +14,11 @@ from cellkit.errors import UserError
 def resized_shape(shape: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return (H, W) after resizing by `scale`, at least 1 x 1.
 
+    Raises
+    ------
+    UserError
+        A scale below 0.01 or above 100, or none at all.
+
     Examples
     --------
     >>> resized_shape((1030, 1349), 0.5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cellkit.errors import UserError
 
 Shape = tuple[int, int]
+Values = ArrayLike | None  # one for all objects, or one each
 OVERPAINT_PX = 2**15  # painted at once: bounds the memory
 
 
@@ -66,7 +68,9 @@ def merge_adjacent_of_each(
     return starts[new], np.add.reduceat(lengths, new), np.r_[0, np.cumsum(counts)]
 
 
-def turned(starts, lengths, offsets, line: int, lines: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def turned(
+    starts: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, line: int, lines: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return starts, lengths, offsets of the same objects' runs over the image flattened along its other axis.
 
     Along the other axis a pixel begins a run where it is in the object and its neighbour one line back is not, and a run
@@ -140,7 +144,9 @@ def cut_at_rows(starts: np.ndarray, lengths: np.ndarray, width: int) -> tuple[np
 
 
 # ---- COCO counts ---------------------------------------------------------------------------------------------------
-def coco_counts(starts, lengths, offsets, size: int) -> tuple[np.ndarray, np.ndarray]:
+def coco_counts(
+    starts: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the alternating zero and one counts of all objects, joined, and where each object's counts begin."""
     runs = np.diff(offsets)
     ends = starts + lengths
@@ -228,7 +234,13 @@ def _sum_of_differences(value: np.ndarray, bounds: np.ndarray) -> None:
 
 
 def coco_runs(rles: Sequence[dict], shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """Return the checked counts of all COCO RLEs of one image, joined, and where each one's begin."""
+    """Return the checked counts of all COCO RLEs of one image, joined, and where each one's begin.
+
+    Raises
+    ------
+    UserError
+        Run lengths of another size, negative ones, or such that do not sum to H * W.
+    """
     total = shape[0] * shape[1]
     texts, lists = [], {}
     for position, rle in enumerate(rles):
@@ -281,7 +293,13 @@ def _whole(value) -> int | None:
 
 # ---- Kaggle text ---------------------------------------------------------------------------------------------------
 def checked_order(order: str) -> str:
-    """Return the name of a pixel order."""
+    """Return the name of a pixel order.
+
+    Raises
+    ------
+    UserError
+        Neither row-major nor column-major.
+    """
     if order not in ("row-major", "column-major"):
         raise ValueError(f"order is 'row-major' (Sartorius) or 'column-major' (DSB2018), not {order!r}")
     return order
@@ -304,7 +322,13 @@ def decimal_texts(numbers: np.ndarray, bounds: np.ndarray) -> list[str]:
 
 
 def kaggle_pairs(text: str, size: int, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return 0-based starts and lengths of one checked Kaggle text; an empty text is an object of no pixel."""
+    """Return 0-based starts and lengths of one checked Kaggle text; an empty text is an object of no pixel.
+
+    Raises
+    ------
+    UserError
+        No integers, an odd count, a start or length below 1, runs that are unsorted or leave the image.
+    """
     words = str(text).split()
     bad = next((word for word in words if not (word.isascii() and word.isdigit() and len(word) < 16)), None)
     if bad is not None:

@@ -294,7 +294,8 @@ def _ask(partial: _Part, have: int, authorization: str, patience: Patience) -> h
                 partial.forget()
                 raise _Again("the part that is here fits no more, so it is begun anew") from None
             if error.code in RETRIED:
-                raise _Again(f"HTTP {error.code} {error.reason}", _retry_after_s(error.headers)) from None
+                wait = error.headers.get("Retry-After", "")
+                raise _Again(f"HTTP {error.code} {error.reason}", float(wait) if wait.isdigit() else None) from None
             raise Refused(error.code, str(error.reason)) from None
     except urllib.error.URLError as error:
         reason = error.reason
@@ -303,11 +304,6 @@ def _ask(partial: _Part, have: int, authorization: str, patience: Patience) -> h
         nobody = isinstance(reason, (socket.gaierror, ConnectionRefusedError))
         unreached = getattr(reason, "errno", None) in (errno.ENETUNREACH, errno.EHOSTUNREACH)
         raise (_NoWay if nobody or unreached else _Again)(f"no connection: {reason}") from None
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("Retry-After", "")
-    return float(value) if value.isdigit() else None
 
 
 def _placed(partial: _Part, response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
@@ -368,7 +364,13 @@ KAGGLE_HOSTS = ("www.kaggle.com", "127.0.0.1")  # the second is a test's server
 
 
 def authorization_for(entry: Entry, address: str) -> str:
-    """Return the header that signs the user in to Kaggle, and to nobody else; "" for everything else."""
+    """Return the header that signs the user in to Kaggle, and to nobody else; "" for everything else.
+
+    Raises
+    ------
+    UserError
+        The address is not Kaggle's, or there is no token.
+    """
     if not entry.kaggle:
         return ""
     if urlsplit(address).hostname not in KAGGLE_HOSTS:

@@ -45,7 +45,13 @@ def find_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
 
 
 def locate_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
-    """Return what `find_weights` does, and note nothing: to judge a stage, not to read them. `also`: names to be told."""
+    """Return what `find_weights` does, and note nothing: to judge a stage, not to read them. `also`: names to be told.
+
+    Raises
+    ------
+    UserError
+        As `find_weights`.
+    """
 
     text = str(name)
     if here(text).is_file():

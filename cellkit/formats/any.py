@@ -1,6 +1,6 @@
 """Cells in any format: which one a file or folder has, then reading or writing it.
 
-A format is a file ``format_<name>.py``, found by listing (`cellkit.modules`). Where one file holds many images it has
+A format is a file ``formats/<name>.py``, found by listing (`cellkit.modules`). Where one file holds many images it has
 
 * ``TITLE``: what such a file is called in a message,
 * ``is_this(path) -> bool``: whether a file is one,
@@ -216,7 +216,7 @@ def read_folder(
         raise UserError(f"pieces is {pieces!r}", "pieces is keep, largest or split")
     how = Reading(classes=tuple(classes), pieces=pieces)
     side, quarantined = _read_files(path, kind or format_of(path), images, how)
-    return side, [_in_a_line(item) for item in quarantined]
+    return side, [item.in_one_line() for item in quarantined]
 
 
 def _read_files(
@@ -234,7 +234,7 @@ def _read_files(
     done, failed = map_items(read, files, "read", name=lambda file: file.relative_to(root).as_posix())
     good = [item for item in done if item is not None]
     if not good:
-        lines = [_in_a_line(item) for item in failed]
+        lines = [item.in_one_line() for item in failed]
         raise none_left(f"none of the {len(files)} file(s) in {path} could be read", lines)
     _refuse_twice([record.image_id for record, _ in good], path)
     names = list(dict.fromkeys(name for _, own in good for name in own.classes))
@@ -299,10 +299,6 @@ def _bare_note(bare: Sequence[Path], example: str) -> tuple[str, ...]:
     names = ", ".join(file.name for file in bare[:5]) + (", ..." if len(bare) > 5 else "")
     what = f"{len(bare)} picture(s) have no label file and are left out: {names}"
     return (f"{what}; where there is no cell, give an empty one (files are called like {example})",)
-
-
-def _in_a_line(item: Quarantined) -> Quarantined:
-    return Quarantined(item.item, "; ".join(item.reason.removeprefix("UserError: ").splitlines()))
 
 
 def none_left(what: str, quarantined: list[Quarantined]) -> UserError:
@@ -394,7 +390,7 @@ def write_folder(
     ]
     write = partial(_write_one, folder=folder, module=module.__name__, ending=ending, pictures=pictures, beside=beside)
     done, failed = map_items(write, items, "write", name=lambda item: item[0].image_id)
-    quarantined = [_in_a_line(item) for item in failed]
+    quarantined = [item.in_one_line() for item in failed]
     if items and len(failed) == len(items):
         raise none_left(f"none of the {len(items)} image(s) could be written", quarantined)
     note_makers = optional(module, "note_makers")

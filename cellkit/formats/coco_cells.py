@@ -20,7 +20,13 @@ FARTHEST_PX = 1e9
 
 
 def checked_id(value: Any, where: str, least: int = 1) -> int:
-    """Return a whole number >= `least`, e.g. a size; texts of digits count, because some tools write them."""
+    """Return a whole number >= `least`, e.g. a size; texts of digits count, because some tools write them.
+
+    Raises
+    ------
+    UserError
+        No whole number, or one below `least`.
+    """
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
         value = int(value)
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
@@ -59,7 +65,13 @@ def cells_of_boxes(rows: list[dict], shape: tuple[int, int], where: str) -> Inst
 def cells_of_rows(
     rows: list[dict], record: ImageRecord, categories: dict[int | str, int], where: str, decode=None
 ) -> Instances:
-    """Return the cells of one image from its annotations, by masks or by boxes where there are only boxes."""
+    """Return the cells of one image from its annotations, by masks or by boxes where there are only boxes.
+
+    Raises
+    ------
+    UserError
+        Naming the annotation: a category, box, mask or score that is none.
+    """
     class_ids = []
     for row in rows:
         number = checked_key(row.get("category_id"), f"{where}: category_id")

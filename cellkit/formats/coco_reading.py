@@ -67,6 +67,11 @@ def parse_coco(
     """Check and decode what a COCO file holds; `path` is what messages call it. See `read_coco`.
 
     With `one_image` it is an excerpt of a file, and the notes are about its masks alone, not about the whole file.
+
+    Raises
+    ------
+    UserError
+        As `read_coco`.
     """
     data, notes = to_plain(data, convention, path)
     if not isinstance(data, dict) or not all(
@@ -87,7 +92,9 @@ def parse_coco(
     _refuse_duplicates([key_of(number) for number in ids], f"{path}: image ids")
     records = _distinct(records)
     grouped, crowd = _grouped(data["annotations"], ids, path)
-    decode = cells_of_boxes if boxes and _only_boxes(data["annotations"]) else cells_of_masks
+    rows = data["annotations"]
+    with_masks = any(isinstance(row, dict) and row.get("segmentation") for row in rows)
+    decode = cells_of_boxes if boxes and rows and not with_masks else cells_of_masks
     instances = [
         cells_of_rows(rows, r, categories, f"{path}: {r.image_id}", decode)
         for rows, r in zip(grouped, records, strict=True)
@@ -283,8 +290,3 @@ def _distinct(records: list[ImageRecord]) -> list[ImageRecord]:
     """Tell images of one name apart by their folders: ``a/1.png`` and ``b/1.png`` become a_1 and b_1."""
     count = Counter(record.image_id for record in records)
     return [replace(r, image_id=image_id_of(r.path)) if count[r.image_id] > 1 else r for r in records]
-
-
-def _only_boxes(rows: list) -> bool:
-    """Tell whether there are annotations, and none of them has a mask."""
-    return bool(rows) and not any(isinstance(row, dict) and row.get("segmentation") for row in rows)

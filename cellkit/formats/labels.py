@@ -183,7 +183,7 @@ def refuse_noise(labels: np.ndarray, path: Path) -> None:
         raise UserError(f"{path} is a grey picture by its values, no label image", "take it out, or give its labels")
 
 
-# ---- the contract of cellkit.formats_any ----
+# ---- the contract of cellkit.formats.any ----
 def picture_stem(name: str) -> str:
     """Return the name that a file shares with its picture, see `cellkit.cells.names.plain_stem`."""
     return plain_stem(name)

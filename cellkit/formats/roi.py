@@ -21,7 +21,7 @@ from cellkit.cells.dataset import MARKED, maker_of
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import stem_of
 from cellkit.cells.outlines import outlines, refuse_boxes
-from cellkit.errors import Quarantined, UserError
+from cellkit.errors import Quarantined, UserError, plain_reason
 from cellkit.files import atomic_path
 from cellkit.formats.any import ImageCells, ImageToWrite, Reading
 from cellkit.formats.roi_shapes import DRAW_AREA, pixels_of_roi
@@ -199,7 +199,7 @@ def read_rois(path: str | Path, shape: tuple[int, int] | None = None, failed: li
     if errors and (failed is None or not kept):
         raise errors[0]
     if failed is not None:
-        failed += [Quarantined(Path(path).name, "; ".join(str(error).splitlines())) for error in errors]
+        failed += [Quarantined(Path(path).name, plain_reason(str(error))) for error in errors]
     class_ids = [int(rois[k][1].group) for k in kept]
     found = Instances.from_runs(
         size,
@@ -372,7 +372,7 @@ def _score_of(properties: dict[str, str], where: str) -> float:
     return score
 
 
-# ---- the contract of cellkit.formats_any ----
+# ---- the contract of cellkit.formats.any ----
 def picture_stem(name: str) -> str:
     """Return the name that a file shares with its picture.
 

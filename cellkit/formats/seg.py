@@ -303,7 +303,7 @@ def _read_picture(path: Path) -> np.ndarray:
     return image.astype(image.dtype.newbyteorder("="), copy=False)
 
 
-# ---- the contract of cellkit.formats_any ----
+# ---- the contract of cellkit.formats.any ----
 def picture_stem(name: str) -> str:
     """Return the name that a file shares with its picture.
 

@@ -17,7 +17,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import Quarantined, UserError
+from cellkit.errors import Quarantined, UserError, plain_reason
 from cellkit.files import sha256_file
 from cellkit.formats.labels import LABELS_FILE, chosen_cells
 
@@ -282,7 +282,7 @@ def _choose(
         try:
             cells, labels, saved, marked = _read(kind, path, record)
         except UserError as error:
-            why = "; ".join(str(error).splitlines())
+            why = plain_reason(str(error))
             pictures.append(path) if kind == "plain" and len(files) > 1 else refused.append((path, why))
             continue
         whole, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
@@ -297,7 +297,7 @@ def _choose(
             if kind != "roi" and by_person and not ours:
                 refuse_foreground(labels, path.name, SPLIT)
         except UserError as error:
-            refused.append((path, "; ".join(str(error).splitlines())))
+            refused.append((path, plain_reason(str(error))))
             continue
         if kind == "plain" and len(files) > 1 and not _are_labels(cells):
             pictures.append(path)

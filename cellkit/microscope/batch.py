@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.cells.names import check_ids
-from cellkit.errors import Quarantined, UserError, plain_reason, readable
+from cellkit.errors import Quarantined, UserError, readable
 from cellkit.files import content_of
 from cellkit.log import LOG
 from cellkit.microscope.convert import Conversion, Converted, convert_frame, level_row, light_of_frame, scaled_by
@@ -101,7 +101,7 @@ def convert_batch(
     return Batch(
         written=[out / name for entry in made for name in entry["files"]],
         rows=[row for entry in made for row in entry["rows"]],
-        quarantined=[Quarantined(q.item, plain_reason(q.reason)) for q in failed],
+        quarantined=[one.in_one_line() for one in failed],
         resumed=sum(entry is not None and entry == job.known for job, entry in zip(jobs, done, strict=True)),
     )
 

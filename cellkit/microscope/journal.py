@@ -15,7 +15,7 @@ import numpy as np
 
 from cellkit import __version__
 from cellkit.errors import UserError
-from cellkit.files import content_of, crc32_of
+from cellkit.files import content_of, crc32_of, locked
 from cellkit.parallel import StopAll
 
 TEMPORARY = ".tmp-"
@@ -150,7 +150,13 @@ class Journal:
         self._file.close()
 
     def add(self, item: str, entry: Mapping[str, Any]) -> None:
-        """Note that an item is done, at once."""
+        """Note that an item is done, at once.
+
+        Raises
+        ------
+        StopAll
+            The journal cannot be written.
+        """
         text = json.dumps({"item": item, "how": self.how, **entry}, ensure_ascii=True).encode()
         try:
             self._file.write(b"%08x %s\n" % (crc32_of(text), text))
@@ -182,21 +188,10 @@ def alone_in(folder: Path) -> Iterator[None]:
     UserError
         The folder cannot be made or written, or another conversion writes to it.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"another conversion writes to {folder}", "wait for it, or choose another folder") from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}", "choose another folder") from error
-    try:
+    busy = f"another conversion writes to {folder}"
+    with locked(folder / LOCK, busy, "wait for it, or choose another folder"):
         remove_remains(folder)
         yield
-    finally:
-        lock.release()
 
 
 def remove_remains(folder: Path) -> None:

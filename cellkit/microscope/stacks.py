@@ -224,7 +224,13 @@ def _refuse_if_none_is_left(path: Path, scenes: Sequence[Scene]) -> None:
 
 
 def parse_xml(path: Path, text: str):
-    """Parse metadata that comes with an image; a document type could make it expand without end."""
+    """Parse metadata that comes with an image; a document type could make it expand without end.
+
+    Raises
+    ------
+    UserError
+        A document type, or no XML.
+    """
     from xml.etree import ElementTree
 
     if "<!DOCTYPE" in text or "<!ENTITY" in text:

@@ -240,7 +240,8 @@ class _TiffScene:
             self.page.colormap if self.page.photometric == 3 and series.kind not in ("imagej", "ome") else None
         )
         self.samples_axis = "S" if sizes.get("S", 1) > 1 else "C"
-        self.alpha = self._alpha_index(sizes.get("S", 1))
+        samples, extra = sizes.get("S", 1), [int(kind) for kind in self.page.extrasamples]
+        self.alpha = samples - 1 if samples > 1 and extra[-1:] and extra[-1] in (1, 2) else None
         notes: list[str] = []
         self.info = Series(
             name=str(series.name or ""),
@@ -251,10 +252,6 @@ class _TiffScene:
             um_per_px=_tiff_um_per_px(tif, self.page, notes) if ome is None else ome_um_per_px(ome, notes),
             notes=tuple(dict.fromkeys(notes)),
         )
-
-    def _alpha_index(self, samples: int) -> int | None:
-        extra = [int(kind) for kind in self.page.extrasamples]
-        return samples - 1 if samples > 1 and extra[-1:] and extra[-1] in (1, 2) else None
 
     def _channels(self, sizes: dict[str, int], ome, notes: list[str]) -> tuple[Channel, ...]:
         """Colours by name; else what the metadata says; else unnamed."""

@@ -26,7 +26,7 @@ from cellkit.cells.leftout import LeftOut
 from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import fit_to
 from cellkit.errors import Quarantined, UserError
-from cellkit.files import atomic_path, read_json, sha256_tree
+from cellkit.files import atomic_path, locked, read_json, sha256_tree
 from cellkit.log import LOG
 from cellkit.manifest import package_sha256
 from cellkit.microscope.convert import Conversion
@@ -331,8 +331,6 @@ def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
     UserError
         It cannot be written, or another process predicts into the same file.
     """
-    from filelock import FileLock, Timeout
-
     parts = out.with_name(f"{out.name}.parts")
     if out.is_dir() or out.suffix.lower() != ".json":
         what = "is a folder" if out.is_dir() else "does not end with .json"
@@ -344,17 +342,9 @@ def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
             (folder / ".probe").unlink()
         except OSError as error:
             raise UserError(f"'{folder}' cannot be written: {error.strerror or error}", "name another place") from None
-    lock = FileLock(parts / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"'{out}' is being written by another process", "wait for it, or name another file") from None
-    try:
+    busy = f"'{out}' is being written by another process"
+    with locked(parts / ".lock", busy, "wait for it, or name another file"):
         yield parts
-    except BaseException:
-        lock.release()
-        raise
-    lock.release()
     shutil.rmtree(parts)
 
 

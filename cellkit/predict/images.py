@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.errors import Quarantined, UserError
+from cellkit.errors import Quarantined, UserError, plain_reason
 from cellkit.log import LOG
 from cellkit.microscope.convert import Conversion
 from cellkit.predict.model import AS_IT_IS
@@ -69,7 +69,7 @@ def find_images(
         for path, relative in pairs:
             unread = why_unread(path) if path != Path(name) else None
             if unread and outside is not None:
-                unread_files.append(Quarantined(str(path), "; ".join(str(unread).splitlines())))
+                unread_files.append(Quarantined(str(path), plain_reason(str(unread))))
                 continue
             real = Path(os.path.realpath(path))  # a loop of links stays as it is, and is set aside
             if Path(name) == root and path != root and not real.is_relative_to(root.resolve()):
@@ -209,7 +209,7 @@ def _frames_of(path: Path, relative: str) -> list[Frame]:
 
 def reason_of(error: Exception) -> str:
     """Return what went wrong with an image in one line; the kind of error, where it was not foreseen."""
-    text = "; ".join(str(error).splitlines()) or type(error).__name__
+    text = plain_reason(str(error)) or type(error).__name__
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 

@@ -20,7 +20,7 @@ from cellkit.cells.resize import resize_instances
 from cellkit.config.places import data_path
 from cellkit.config.reading import known_keys
 from cellkit.config.sections import Config
-from cellkit.errors import Quarantined, collected, plain_reason, raise_or_collect, readable
+from cellkit.errors import collected, raise_or_collect, readable
 from cellkit.log import collected_warnings
 from cellkit.manifest import check_folder, check_writable
 from cellkit.microscope.file_info import headers_only
@@ -162,7 +162,7 @@ def open_headers(outlook: Outlook) -> None:
     cfg = outlook.cfg.convert
     header_of = partial(_header_of, scale=cfg.scale, root=Path(outlook.root))
     found, failed = map_items(header_of, outlook.items, "look", cfg.workers, name=lambda item: readable(item.source))
-    quarantined = [Quarantined(one.item, plain_reason(one.reason)) for one in failed]
+    quarantined = [one.in_one_line() for one in failed]
     done = [one for one in found if one is not None]
     with collected_warnings():  # that a competition's test images have no truth is no warning
         done, bare = with_truth(outlook.items, done)

@@ -144,6 +144,11 @@ def attribute(
         image_id, cell_type, group, split, score (MAP IoU of the image), kind, cells (true ones; found ones for
         "invented"), gain (MAP IoU of the image after repairing this kind alone, minus score). The gain of "class" is
         what is lost on top when a hit must also be of the right class; 0 where either side has no classes.
+
+    Raises
+    ------
+    UserError
+        Not as many records, truths and predictions.
     """
     import pandas as pd
 

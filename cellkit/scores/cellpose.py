@@ -18,7 +18,7 @@ ORDER = 2
 CELLPOSE_THRESHOLDS = (Fraction(1, 2), Fraction(3, 4), Fraction(9, 10))
 
 
-def cellpose(pairs: Sequence[Overlaps], thresholds=CELLPOSE_THRESHOLDS) -> dict[str, Any]:
+def cellpose(pairs: Sequence[Overlaps], thresholds: Sequence[Fraction] = CELLPOSE_THRESHOLDS) -> dict[str, Any]:
     """`cellpose.metrics.average_precision` (4.2): TP / (TP + FP + FN) per image, IoU at least 0.5, 0.75, 0.9.
 
     Two empty sides are undefined (nan there) and left out of the mean here, their number given as undefined_images.

@@ -73,6 +73,11 @@ def compare_conventions(
     dict
         ``{"images": n, "conventions": {name: {"score": ..., "by_threshold": {...}, ..., "why": ...}}, "by": {...}}``,
         ready for JSON.
+
+    Raises
+    ------
+    UserError
+        No such convention, or sides that do not fit each other.
     """
     known = find_conventions()
     chosen = list(known if conventions is None else conventions)

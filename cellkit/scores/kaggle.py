@@ -56,6 +56,11 @@ def kaggle(
         score, by_threshold, interval (95 %), interval_of (what was drawn: "40 images", "4 groups (few)"), pool, images,
         empty_images, score_without_empty.
 
+    Raises
+    ------
+    UserError
+        Another word for `pool`.
+
     Examples
     --------
     >>> from cellkit.scores.iou import overlaps_of_labels

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
@@ -43,7 +44,7 @@ def as_fractions(thresholds: Iterable[float | Fraction]) -> tuple[Fraction, ...]
     return tuple(t if isinstance(t, Fraction) else Fraction(t).limit_denominator(10_000) for t in thresholds)
 
 
-def hits(pairs: Overlaps, thresholds=THRESHOLDS, strict: bool = True) -> np.ndarray:
+def hits(pairs: Overlaps, thresholds: Sequence[Fraction | float] = THRESHOLDS, strict: bool = True) -> np.ndarray:
     """Tell which pairs have IoU above (`strict`) or at least each threshold, in integers: (T, K) bool.
 
     Examples
@@ -59,7 +60,7 @@ def hits(pairs: Overlaps, thresholds=THRESHOLDS, strict: bool = True) -> np.ndar
     return below > above if strict else below >= above
 
 
-def count(pairs: Overlaps, thresholds=THRESHOLDS, strict: bool = True) -> Counts:
+def count(pairs: Overlaps, thresholds: Sequence[Fraction | float] = THRESHOLDS, strict: bool = True) -> Counts:
     """Count hits one to one, and what remains on either side, at each threshold.
 
     Where objects of one side do not overlap and the threshold is at least 0.5 (strict), the match is unique. Otherwise
@@ -81,7 +82,9 @@ def count(pairs: Overlaps, thresholds=THRESHOLDS, strict: bool = True) -> Counts
     return Counts(tp, pairs.n_found - tp, pairs.n_truth - tp)
 
 
-def match_pairs(truth: Instances | Overlaps, found: Instances | None = None, threshold=0.5, strict: bool = True):
+def match_pairs(
+    truth: Instances | Overlaps, found: Instances | None = None, threshold: Fraction | float = 0.5, strict: bool = True
+):
     """Return who is who: the indices of matched true and found objects, ordered by truth.
 
     Parameters
@@ -149,38 +152,38 @@ def heaviest_matching(i: np.ndarray, j: np.ndarray, weight: np.ndarray) -> np.nd
     return np.flatnonzero(taken[row] == column)
 
 
-def ratio(part, whole, empty: float = np.nan) -> np.ndarray:
+def ratio(part: ArrayLike, whole: ArrayLike, empty: float = np.nan) -> np.ndarray:
     """Divide; `empty` where the whole is 0."""
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, float(empty)), where=whole > 0)
 
 
-def count_images(pairs: Sequence[Overlaps], thresholds, strict: bool) -> Counts:
+def count_images(pairs: Sequence[Overlaps], thresholds: Sequence[Fraction], strict: bool) -> Counts:
     """Count every image: three (images, T) arrays."""
     rows = [count(image, thresholds, strict) for image in pairs]
     empty = np.zeros((0, len(thresholds)), np.int64)
     return Counts(*(np.stack(part) if rows else empty for part in (zip(*rows, strict=True) if rows else ([],) * 3)))
 
 
-def json_number(value) -> float | None:
+def json_number(value: float) -> float | None:
     """Return a JSON number: None where undefined."""
     value = float(value)
     return value if np.isfinite(value) else None
 
 
-def mean_of_defined(values) -> float | None:
+def mean_of_defined(values: ArrayLike) -> float | None:
     """Return the mean of the defined values, None when there is none."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     return float(values.mean()) if values.size else None
 
 
-def keyed_by_threshold(thresholds, values) -> dict[str, float | None]:
+def keyed_by_threshold(thresholds: Sequence[Fraction], values: np.ndarray) -> dict[str, float | None]:
     """Return {"0.50": value, ...}, None where undefined."""
     return {f"{float(t):.2f}": json_number(v) for t, v in zip(thresholds, values, strict=True)}
 
 
-def matched_iou(image: Overlaps, threshold, strict: bool = False) -> np.ndarray:
+def matched_iou(image: Overlaps, threshold: Fraction, strict: bool = False) -> np.ndarray:
     """Return the IoU of each matched pair."""
     i, j = match_pairs(image, threshold=threshold, strict=strict)
     size = max(image.n_found, 1)
@@ -189,7 +192,13 @@ def matched_iou(image: Overlaps, threshold, strict: bool = False) -> np.ndarray:
 
 
 def ranked(scores: np.ndarray) -> np.ndarray:
-    """Return the order of descending score; equal scores keep their order."""
+    """Return the order of descending score; equal scores keep their order.
+
+    Raises
+    ------
+    UserError
+        A score that is no finite number.
+    """
     if not np.isfinite(scores).all():
         bad = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise UserError(f"found object {bad + 1} of an image has the score {scores[bad]}", "scores are numbers 0 to 1")

@@ -21,6 +21,11 @@ ORDER = 6
 def centre_points(objects: Instances) -> np.ndarray:
     """Return the pixel of each object that is nearest to its centroid: (N, 2) int64 rows of (y, x).
 
+    Raises
+    ------
+    UserError
+        An object without pixels.
+
     Examples
     --------
     >>> centre_points(Instances.from_labels(np.array([[1, 1, 1], [1, 0, 0], [1, 1, 1]])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def score_table(
     truths: Sequence[Instances],
     founds: Sequence[Instances],
     records: Sequence[ImageRecord],
-    thresholds=THRESHOLDS,
+    thresholds: Sequence[Fraction | float] = THRESHOLDS,
     classes: Sequence[str] = (),
     sizes: bool = False,
 ) -> pandas.DataFrame:
@@ -173,6 +174,11 @@ def summary(table: pandas.DataFrame, by: str | None = None, n: int = BOOTSTRAP, 
         One row per part: its name (column `by`), images, empty_images, truth_cells, found_cells, score, low, high,
         interval_of ("40 images", "4 groups (few)"), score_without_empty, and the score at the thresholds 0.5, 0.75 and 0.9
         (ap50, ap75, ap90) where they are there.
+
+    Raises
+    ------
+    UserError
+        A table that lacks columns or rows, or another word for `by`.
     """
     import pandas as pd
 

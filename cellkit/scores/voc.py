@@ -17,7 +17,7 @@ RANKED = True
 ORDER = 5
 
 
-def voc(pairs: Sequence[Overlaps], classes: Sequence[str] = (), threshold=Fraction(1, 2)) -> dict[str, Any]:
+def voc(pairs: Sequence[Overlaps], classes: Sequence[str] = (), threshold: Fraction = Fraction(1, 2)) -> dict[str, Any]:
     """Pascal VOC average precision at IoU 0.5 on masks, per class (area under the envelope, devkit of 2010 on).
 
     A detection goes to the truth of its class it overlaps most; if that one is taken it is an error. A detection that

@@ -134,7 +134,7 @@ def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: C
         entries, quarantined = map_items(
             work, known, "convert", config.workers, name=lambda item: readable(item[0].source), then=note
         )
-    quarantined = [Quarantined(q.item, plain_reason(q.reason)) for q in quarantined]
+    quarantined = [one.in_one_line() for one in quarantined]
     left = {
         text: item.source for item, entry in zip(items, entries, strict=True) if entry for text in entry["left_out"]
     }

@@ -182,7 +182,7 @@ def inspect_folder(
             f"no image of the layout '{kind}' in {root}", f"layouts: --source {', '.join(names_of('source'))}"
         )
     done, failed = map_items(partial(_read_one), items, "inspect", name=lambda item: item.source)
-    quarantined = [Quarantined(q.item, "; ".join(q.reason.removeprefix("UserError: ").splitlines())) for q in failed]
+    quarantined = [one.in_one_line() for one in failed]
     seen = [(item.split, item.cell_type, *found) for item, found in zip(items, done, strict=True) if found is not None]
     result = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
     result["cell_types"] = dict(sorted(Counter(row[1] or "unknown" for row in seen).items()))
