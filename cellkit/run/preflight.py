@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import groupby
+
 from cellkit.cells.dataset import CellDataset, refuse_few
 from cellkit.cells.instances import Instances
 from cellkit.cells.outlines import refuse_boxes
@@ -95,10 +97,7 @@ def _check_corrections(outlook: Outlook, folder: Path) -> None:
         former = {}
     proposed = {name: cells for name, (cells, maker, _) in former.items() if maker == "proposed"}
     found, unused, _ = read_corrections(images, [proposed.get(record.image_id) for record in records], folder)
-    by_reason: dict[str, list[str]] = {}
-    for one in unused:
-        by_reason.setdefault(one.reason, []).append(one.item)
-    for (problem, remedy), names in grouped_alike(by_reason):
+    for (problem, remedy), names in grouped_alike(groupby(unused, "reason", "item")):
         outlook.add(
             WARNING, f"{outlook.cfg.label.use}: {first_names(names)} cannot be used: {problem}", remedy, "label.use"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from fastcore.basics import groupby
 
 from cellkit.cells.dataset import CellDataset, evenly_spaced
 from cellkit.cells.instances import Instances
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
 
 def _chosen(records: Sequence[ImageRecord], n: int) -> list[int]:
     """Return `n` positions: each cell type in turn, evenly spread within it."""
-    groups: dict[str, list[int]] = {}
-    for position, record in enumerate(records):
-        groups.setdefault(record.cell_type, []).append(position)
+    groups = groupby(enumerate(record.cell_type for record in records), 1, 0)
     shares = [len(part) for part in np.array_split(np.arange(min(n, len(records))), len(groups))] if groups else []
     chosen, left = [], 0
     for members, share in zip(sorted(groups.values(), key=len), shares[::-1], strict=True):
