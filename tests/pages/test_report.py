@@ -291,7 +291,8 @@ def test_empty_and_classless_runs(tmp_path):
     truth = CellDataset([record], [Instances.empty((40, 60))], ("cell",), tmp_path, [1])
     write_coco(tmp_path / "coco/test.json", truth.records, truth.instances, truth.classes, truth.ids)
     write_results(tmp_path / "predictions/threshold.json", [1], truth.instances)
-    score_models({"threshold": {"dark": truth.instances[0]}}, [truth]).to_csv(tmp_path / "scores.csv", index=False)
+    scores = score_models({"threshold": {"dark": truth.instances[0]}}, {"test": truth})
+    scores.to_csv(tmp_path / "scores.csv", index=False)
     files = results.RunFiles(tmp_path)
     assert (files.best, files.class_model, files.report_split, files.models) == ("threshold", "", "test", ["threshold"])
     text = Page(report.page(files)).text
