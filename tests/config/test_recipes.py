@@ -29,13 +29,13 @@ DRAW = """
 import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
-from conftest import write_png
+from PIL import Image
 labels = np.zeros((20, 30), int)
 labels[2:8, 2:12], labels[12:14, 20:22] = 1, 2
 cells, names, splits = Instances.from_labels(labels, [1, 1]), "abcd", ["val", "val", "test", "test"]
 records = [ImageRecord(n, f"images/{n}.png", 20, 30, cell_type="cell", split=s) for n, s in zip(names, splits, strict=True)]
 for record in records:
-    write_png(stage.path(record.path), np.zeros((20, 30, 3), np.uint8))
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(stage.path(record.path))
 outputs = {"records": write_records(stage.path("records.csv"), records), "images": stage.path("images")}
 for split, first in (("val", 0), ("test", 2)):
     part, path = records[first:first + 2], stage.path(f"coco/{split}.json")

@@ -389,7 +389,7 @@ def test_models_that_find_no_cell_are_scored_0_and_named(evaluated, tmp_path):
     assert "No cell is found in the test images by Threshold; Cellpose, tuned; Mask R-CNN: train longer" in text
     assert (names["table"]["score"] == 0).all()
     submission = (run.folder / "submission.csv").read_text().splitlines()
-    assert len(submission) == 1 + len(names["everything"])
+    assert len(submission) == 1 + len(names["originals"])
 
 
 def test_a_model_that_finds_cells_is_not_called_blind(evaluated):
