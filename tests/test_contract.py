@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from cellkit import models
@@ -48,6 +49,7 @@ def execute(stage: str, config: Path, run_dir: Path, **settings) -> None:
     for cell in json.loads((REPO / f"notebooks/{stage}.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"{stage} {cell['id']}", "exec"), scope)
+            plt.close("all")  # as a notebook does after each cell
         if "parameters" in cell["metadata"].get("tags", []):
             scope |= {"config": str(config), "run_dir": str(run_dir), "overrides": settings}
 
