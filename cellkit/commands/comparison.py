@@ -38,7 +38,7 @@ def score_sides(
     truth, found, proposed = without_proposed(truth, found)
     truth, groups_told = name_groups(truth)
     if by in ("cell_type", "group", "split") and not any(getattr(record, by) for record in truth.records):
-        raise UserError(f"no image of {truth.path} tells its {by}", "give a COCO file that cellkit wrote as the truth")
+        raise UserError(f"no image of {truth.path} has its {by}", "give a COCO file that cellkit wrote as the truth")
     if by == "class_name" and not truth.classes:
         raise UserError("the two sides share no class", "score by class where both sides name the same classes")
     n = BOOTSTRAP if bootstrap is None else bootstrap

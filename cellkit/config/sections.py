@@ -149,7 +149,7 @@ class ConvertConfig(Section):
     )
     scale: Number = Field(1.0, gt=0, le=8, description="resize factor of images (labels: nearest)")
     split: SplitConfig = Field(SplitConfig(), description="fractions of the images")
-    split_by: Literal["image", "group"] = Field("image", description="what is never torn apart by the split")
+    split_by: Literal["image", "group"] = Field("image", description="what the split keeps together")
     group_from: str | None = Field(
         None,
         description="expression that finds an image's group in its name, (?P<group>[A-H][0-9]+); null = its folders",

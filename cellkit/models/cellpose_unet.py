@@ -84,7 +84,7 @@ class Settings(Frozen):
 
 
 class TrainSettings(Schedule, Settings):
-    """What a training may be told."""
+    """Settings of a training."""
 
     base: str = weights_field(
         "starter", "weights to start from: starter, a name of the registry, a path, or scratch", NAME

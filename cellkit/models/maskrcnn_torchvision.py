@@ -89,7 +89,7 @@ class Settings(Frozen):
 
 
 class TrainSettings(Schedule, Settings):
-    """What a training may be told."""
+    """Settings of a training."""
 
     backbone: Literal["cellpose_unet", "resnet50_fpn_v2"] = Field("cellpose_unet", description="image encoder")
     start: str = weights_field(

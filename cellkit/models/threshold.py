@@ -36,7 +36,7 @@ class Settings(Frozen):
 
 
 class TrainSettings(Frozen):
-    """What a training may be told."""
+    """Settings of a training."""
 
     diameter_px: Diameter | None = Field(None, description="typical cell diameter (px); null = from the labels")
     min_area_px: Area = Field(15, description=SMALLEST)

@@ -146,7 +146,7 @@ CHAPTERS = (
     ("curves", "Over the IoU thresholds", curves_chapter),
     ("parts", "By line, class and size", parts_chapter),
     ("counts", "How many of each line", counts_chapter),
-    ("classes", "Who was taken for whom", classes_chapter),
+    ("classes", "Confusion matrix of the classes", classes_chapter),
     ("errors", "The worst images", errors_chapter),
     ("lost", "Where the score is lost", lost_chapter),
     ("data", "The images", images_chapter),

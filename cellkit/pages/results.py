@@ -310,7 +310,7 @@ class RunFiles:
         if by == "class_name":
             rows = rows[rows["model"].isin(rows.loc[rows["class_name"] != "", "model"])]
         if by == "size" and not (rows["size"] != "").any() or rows.empty:
-            raise UserError(f"scores.csv does not tell {by} apart")
+            raise UserError(f"scores.csv has no column {by} with values")
         return summarise(rows, by, n=self._rounds)
 
     @property

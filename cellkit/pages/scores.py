@@ -122,7 +122,7 @@ def parts_chapter(files: RunFiles) -> list:
             caption += ": thirds of all true areas" if by == "size" else ""
             caption += ": a hit must be of the class, so this is stricter" if by == "class_name" else ""
             blocks.append(_wide(rows, by, caption))
-    return blocks or [Words("Left out: scores.csv tells no parts apart.")]
+    return blocks or [Words("Left out: scores.csv has no parts.")]
 
 
 def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:

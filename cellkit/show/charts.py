@@ -288,7 +288,7 @@ def room_beside(ax: Axes, lengths: Sequence[float], most: float, times: float, l
 
 @styled
 def show_confusion(confusion: pandas.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
-    """Show who was taken for whom among matched cells: rows truth, columns found (`class_accuracy`)."""
+    """Show the confusion matrix of the classes of matched cells: rows truth, columns found (`class_accuracy`)."""
     ax = axes_or_new(ax, (1.6 + 0.9 * len(confusion.columns), 1.2 + 0.8 * len(confusion)))
     values = confusion.to_numpy(float)
     share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)

@@ -75,7 +75,7 @@ def draw_split(items: Sequence[SourceImage], fractions: dict, config: ConvertCon
     """Return the items by id, each with a split drawn by `records.split_records`.
 
     The frames of one file or series (`SourceImage.unit`) get one split; by group, those of one group. Where
-    ``convert.group_from`` tells frames of one file apart, they are dealt out one by one.
+    ``convert.group_from`` tells frames of one file apart, each is drawn by itself.
     """
     units = [_unit_of(item, config) for item in items]
     bare = [
@@ -104,7 +104,7 @@ def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> Non
     if len(drawn) >= 10 and any(abs(counts[name] - wanted[name]) > max(2.5, wanted[name] / 2) for name in fractions):
         counted = " / ".join(f"{counts[name]} {name}" for name in fractions)
         wanted_counts = " / ".join(f"{wanted[name]:.0f}" for name in fractions)
-        LOG.warning(f"the split by name is {counted} (asked: {wanted_counts}); another convert.seed deals anew")
+        LOG.warning(f"the split by name is {counted} (asked: {wanted_counts}); another convert.seed draws another split")
 
 
 def _unit_of(item: SourceImage, config: ConvertConfig) -> str:
@@ -120,7 +120,7 @@ def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions:
     if not missing or not largest or largest[0][1] < 2:
         return
     count = len(set(filter(None, units))) + units.count("")
-    problem = f"{len(units)} images are of {count} file(s), series or group(s), e.g. {largest[0][0]}, that are not torn apart: "
+    problem = f"{len(units)} images are of {count} file(s), series or group(s), e.g. {largest[0][0]}, that are kept together: "
     problem += f"none is left for {' and '.join(missing)}"
     remedy = "set convert.group_from: (?P<group>.*) to deal the frames out one by one (their scores will flatter), or add files"
     if missing == ["test"]:

@@ -112,7 +112,7 @@ def _column(row: dict, choices: tuple[str, ...], what: str) -> str:
 
 
 def _boxes_by_image(path: Path, units: str | None) -> tuple[dict[str, list[Box]], str, dict[str, str]]:
-    """Return {picture name: boxes}, the units, and {picture name: split} where a column tells it."""
+    """Return {picture name: boxes}, the units, and {picture name: split} where a column holds it."""
     rows = read_table(path, BOX_COLUMNS, path.parent)
     if not rows:
         raise UserError(f"{path} has no rows", "use the table as it came")
@@ -164,7 +164,7 @@ def _pictures_by_name(root: Path) -> dict[str, Path]:
         key = plain(path.name)
         if key in pictures:
             raise UserError(
-                f"two pictures are called {path.name}: {pictures[key]} and {path}", "the table tells them by name"
+                f"two pictures are called {path.name}: {pictures[key]} and {path}", "the table knows them by name"
             )
         pictures[key] = path
     return pictures

@@ -92,7 +92,7 @@ def _packed_dsb2018(root: Path, config: ConvertConfig) -> tuple[list[SourceImage
 def _kaggle_dsb2018(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     if config.modalities:
         raise UserError(
-            f"convert.modalities is {', '.join(config.modalities)}, and {root} has no index.csv that tells them",
+            f"convert.modalities is {', '.join(config.modalities)}, and {root} has no index.csv, which lists them",
             "set convert.modalities: null; Kaggle's form does not say what kind a picture is",
         )
     cell_type = only_class(config)

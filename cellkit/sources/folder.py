@@ -43,7 +43,7 @@ ORDER = 1000
 
 
 def detect(root: Path) -> bool:
-    """Any folder is one, where no other data set is told."""
+    """Any folder is one, where no other data set is recognised."""
     return root.is_dir()
 
 

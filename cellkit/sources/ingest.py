@@ -66,7 +66,7 @@ def classes_of(root: str | Path, kind: str) -> tuple[str, ...]:
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------
-class Converted(NamedTuple):
+class ConvertedImages(NamedTuple):
     """What notebook 01 makes of a source.
 
     images : CellDataset, in the order of the source, records with quality flags; ``made_by`` is "truth" where an image came
@@ -87,7 +87,7 @@ class Converted(NamedTuple):
     originals: list[dict]
 
 
-def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: Config | None = None) -> Converted:
+def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: Config | None = None) -> ConvertedImages:
     """Convert every image of a source into a run folder.
 
     Writes ``out/images/<image_id>.png`` (each atomically), ``out/conversion.csv``, ``out/quality.csv`` and
@@ -106,7 +106,7 @@ def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: C
 
     Returns
     -------
-    Converted
+    ConvertedImages
         The same for any `config.workers`.
 
     Raises
@@ -357,7 +357,7 @@ def _from_entry(entry: dict) -> tuple[ImageRecord, Instances | None, list[Level]
 
 def _converted(
     out: Path, done: list, quarantined: list[Quarantined], originals: list[dict], config: ConvertConfig
-) -> Converted:
+) -> ConvertedImages:
     """Flag the images by what the training images are like, write the tables."""
     from cellkit.microscope.flags import flag_records
 
@@ -386,7 +386,7 @@ def _converted(
     write_table(out / "originals.csv", originals)
     ids = list(range(1, len(records) + 1))
     images = CellDataset(records, instances, tuple(config.classes), Path(out), ids, made_by)
-    return Converted(images, quarantined, conversion, quality, thresholds, originals)
+    return ConvertedImages(images, quarantined, conversion, quality, thresholds, originals)
 
 
 def locate_source(config: ConvertConfig, stage) -> Path:

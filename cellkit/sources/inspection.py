@@ -1,4 +1,4 @@
-"""What a file or a data set holds, told before anything is done with it."""
+"""What a file or a data set holds, before anything is done with it."""
 
 from __future__ import annotations
 

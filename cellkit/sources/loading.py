@@ -240,10 +240,10 @@ def frames_of(
         label, files = resolved(partial(label_of, suffix, number, len(frames)))
         rows = rows_of(relative, suffix)
         loader = partial(load_file, root, image, config, label, about["cell_type"], scene, time, rows)
-        told = (
+        origin = (
             relative.as_posix() if parts == (path,) else " + ".join(part.relative_to(root).as_posix() for part in parts)
         )
-        source = told + suffix.replace("_s", " scene ").replace("_t", " t ")
+        source = origin + suffix.replace("_s", " scene ").replace("_t", " t ")
         yield SourceImage(
             image_id_of(name, suffix), source=source, loader=loader, own_id=stem_of(relative) + suffix,
             files=(*parts, *files), unit=unit, bare=label.args == (None,), scene=scene, time=time, **about,

@@ -377,7 +377,7 @@ class TestScoreSides:
     def test_parts_nobody_tells(self, truth, tmp_path):
         side = read_side(labels_at(tmp_path / "labels", a=A))
         for by, problem in (
-            ("cell_type", "tells its cell_type"),
+            ("cell_type", "has its cell_type"),
             ("class_name", "share no class"),
             ("sise", "by is 'sise'"),
         ):
