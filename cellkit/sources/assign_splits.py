@@ -104,7 +104,9 @@ def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> Non
     if len(drawn) >= 10 and any(abs(counts[name] - wanted[name]) > max(2.5, wanted[name] / 2) for name in fractions):
         counted = " / ".join(f"{counts[name]} {name}" for name in fractions)
         wanted_counts = " / ".join(f"{wanted[name]:.0f}" for name in fractions)
-        LOG.warning(f"the split by name is {counted} (asked: {wanted_counts}); another convert.seed draws another split")
+        LOG.warning(
+            f"the split by name is {counted} (asked: {wanted_counts}); another convert.seed draws another split"
+        )
 
 
 def _unit_of(item: SourceImage, config: ConvertConfig) -> str:
