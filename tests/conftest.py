@@ -26,6 +26,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 REPO = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list) -> None:
+    """Begin with the file that takes longest, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data: CELLKIT_DATA, or ../shared/data beside the checkout; skips where there is none."""
