@@ -43,7 +43,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
         "rejected_models",
         "score_models",
         "summarise",
-        "tell_found",
+        "describe_found",
         "write_summary",
     ),
     "evaluate.gate": ("check_ceiling", "keep_if_better"),

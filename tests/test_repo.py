@@ -526,3 +526,39 @@ def test_notebooks_are_thin_and_stripped(path):
         assert not [node for node in nodes if isinstance(node, kinds)], lines[0]
         told = [node for node in nodes if isinstance(node, ast.Assert) and node.msg]
         assert not told, f"what data can cause is a UserError, or a sentence and the run goes on: {lines[0]}"
+
+
+PUZZLES = (ast.Lambda, ast.NamedExpr, ast.Starred)
+
+
+def puzzles_of(source: str) -> list[str]:
+    """Return what a reader who is no programmer would stop at: next(), model_copy(), lambda, walrus, splat, nesting."""
+    nodes = list(ast.walk(ast.parse(source)))
+    called = {getattr(node.func, "id", getattr(node.func, "attr", "")) for node in nodes if isinstance(node, ast.Call)}
+    loops = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    nested = [
+        node for node in nodes if isinstance(node, loops) and sum(isinstance(n, loops) for n in ast.walk(node)) > 1
+    ]
+    ends = [node for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Tuple | ast.IfExp)]
+    kinds = [type(node).__name__ for node in [*nodes, *nested, *ends] if isinstance(node, PUZZLES)]
+    return [*sorted(called & {"next", "model_copy"}), *kinds, *map(ast.unparse, [*nested, *ends])]
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_notebooks_say_what_a_cell_does_and_hold_no_puzzles(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert cells[-1]["cell_type"] == "markdown", "the last cell says what comes next"
+    for before, cell in zip(cells, cells[1:], strict=False):
+        source = source_of(cell)
+        first = "parameters" in cell["metadata"].get("tags", []) or "from cellkit import" in source
+        assert cell["cell_type"] == "markdown" or first or before["cell_type"] == "markdown", f"no sentence: {source}"
+        assert cell["cell_type"] == "markdown" or puzzles_of(source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["next(x)", "c.model_copy(update={})", "f(*x)", "a, len(a)", "a if b else c", "[[y for y in x] for x in z]"],
+)
+def test_a_puzzle_would_be_found(source):
+    assert puzzles_of(source)
+    assert not puzzles_of("print(f'{len(a)}')\nfor k, v in a.items():\n    v.done(**b)")

@@ -117,7 +117,7 @@ def check_submit(wanted: str, names: Sequence[str]) -> str:
     return wanted
 
 
-def tell_found(found: Sequence[Instances], who: str, key: str, classes: Sequence[str] = ()) -> str:
+def describe_found(found: Sequence[Instances], who: str, key: str, classes: Sequence[str] = ()) -> str:
     """Say how many cells a model finds in the validation images; that it finds none, where a training was too short.
 
     Parameters
@@ -133,7 +133,7 @@ def tell_found(found: Sequence[Instances], who: str, key: str, classes: Sequence
 
     Examples
     --------
-    >>> print(tell_found([Instances.empty((4, 4))], "the detector", "maskrcnn.steps"))
+    >>> print(describe_found([Instances.empty((4, 4))], "the detector", "maskrcnn.steps"))
     WARNING: the detector finds NO CELL in the validation images; its score there is 0.000, and the run goes on.
     Train longer (maskrcnn.steps); if that does not help, look at the labels and at the pictures of notebook 01.
     """

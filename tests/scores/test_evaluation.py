@@ -15,6 +15,7 @@ from cellkit.evaluate.evaluation import (
     attribute_errors,
     choose_model,
     decide,
+    describe_found,
     found_in,
     of_images,
     predictions_of,
@@ -22,7 +23,6 @@ from cellkit.evaluate.evaluation import (
     score_judged,
     score_models,
     summarise,
-    tell_found,
     unjudged,
 )
 from cellkit.evaluate.submission import Original, handed_in, submit_best
@@ -454,5 +454,5 @@ def test_where_nobody_labelled_an_image_everything_goes_on_without_a_number(pred
 
 def test_what_is_never_found_is_named():
     cells = [truth_of(1).with_classes(2), Instances.empty(SHAPE)]
-    assert tell_found(cells, "it", "key", CLASSES) == "it finds 3 cells in 2 validation images; never found: HEK"
-    assert tell_found(cells, "it", "key") == "it finds 3 cells in 2 validation images"
+    assert describe_found(cells, "it", "key", CLASSES) == "it finds 3 cells in 2 validation images; never found: HEK"
+    assert describe_found(cells, "it", "key") == "it finds 3 cells in 2 validation images"
