@@ -9,7 +9,7 @@ from cellkit.cells.instances import Instances
 from cellkit.formats.roi import read_rois
 from cellkit.formats.seg import read_seg
 from cellkit.labelling.corrections import read_corrections
-from cellkit.labelling.to_correct import write_to_correct
+from cellkit.labelling.rounds import write_to_correct
 
 
 @pytest.fixture
