@@ -19,7 +19,7 @@ from statistics import median
 import numpy as np
 
 from cellkit.config.sections import ChannelsConfig, ConvertConfig
-from cellkit.microscope.duplicates import _pairs
+from cellkit.microscope.duplicates import similar_pairs
 from cellkit.microscope.flags import explain, flag_records, reasons
 from cellkit.microscope.light import to_8bit
 from cellkit.microscope.quality import measure
@@ -108,7 +108,7 @@ def disguises(image: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str
 
 def print_copies(pictures: list[np.ndarray], quality: list[dict], names: list[str]) -> list[tuple[int, int, str]]:
     begun = time.perf_counter()
-    pairs = list(_pairs(quality, pictures.__getitem__, 0.0))
+    pairs = list(similar_pairs(quality, pictures.__getitem__, 0.0))
     took = time.perf_counter() - begun
     found = [pair for pair in pairs if pair[3] >= 0.75]
     rest = max((pair[3] for pair in pairs if pair[3] < 0.75), default=0.0)
@@ -120,7 +120,7 @@ def print_copies(pictures: list[np.ndarray], quality: list[dict], names: list[st
         if not quality[k]["empty"]:
             for name, other in disguises(pictures[k], rng):
                 other = np.ascontiguousarray(other)
-                pair = list(_pairs([quality[k], measure(other)], (pictures[k], other).__getitem__, 0.75))
+                pair = list(similar_pairs([quality[k], measure(other)], (pictures[k], other).__getitem__, 0.75))
                 seen.setdefault(name, []).append(len(pair))
     print("    found in disguise: " + ", ".join(f"{name} {100 * np.mean(hits):.0f} %" for name, hits in seen.items()))
     return [pair[:3] for pair in found]

@@ -12,7 +12,7 @@ from cellkit.errors import UserError
 
 GB = 1e9
 RESERVE_BYTES = 50_000_000  # of a disk, left free
-ASK_FOR_MEMORY_BYTES = 500_000_000  # what takes less is begun without asking how much memory is free
+CHECK_MEMORY_FROM_BYTES = 500_000_000  # what takes less is begun without a look at the free memory
 
 DATA_VARIABLE = "CELLKIT_DATA"  # names the folder of real data
 
@@ -49,7 +49,7 @@ def check_memory(path: Path, needed_bytes: int, what: str) -> None:
     path : Path
         The image.
     needed_bytes : int
-        An estimate; nothing is asked below `ASK_FOR_MEMORY_BYTES`.
+        An estimate; nothing is checked below `CHECK_MEMORY_FROM_BYTES`.
     what : str
         What is about to be done: "converting", "finding the cells of".
 
@@ -58,7 +58,7 @@ def check_memory(path: Path, needed_bytes: int, what: str) -> None:
     UserError
         Naming the file, what it takes and what is free.
     """
-    if needed_bytes < ASK_FOR_MEMORY_BYTES:
+    if needed_bytes < CHECK_MEMORY_FROM_BYTES:
         return
     free_gb = memory()["free_gb"]
     if needed_bytes > free_gb * GB:

@@ -110,7 +110,7 @@ def commit(run_dir: Path, name: str) -> None:
 
 
 def finish_commits(run_dir: Path) -> None:
-    """Complete the moves of a stage that was done but killed before it was listed, and clear torn writes away.
+    """Complete the moves of a stage that was done but killed before it was listed, and remove incomplete files.
 
     Only for who holds the lock.
     """
@@ -130,7 +130,7 @@ def owned_files(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def clear_place(run_dir: Path, name: str, owned: Mapping[str, str]) -> None:
-    """Clear a place in the run folder: delete what is as a stage left it, set anything else aside and say so.
+    """Clear a place in the run folder: delete what is as a stage left it, keep anything else under `SET_ASIDE`, with a warning.
 
     Raises
     ------

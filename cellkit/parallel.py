@@ -1,4 +1,4 @@
-"""The one loop over many items: in order, with progress, a failing item set aside, the same for any number of workers."""
+"""The one loop over many items: in order, with progress, a failing item reported, the same for any number of workers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Guarded:
             return self.fn(item), None
         except StopAll:
             raise
-        except Exception as error:  # any bad item is set aside, whatever its library raises
+        except Exception as error:  # any bad item is left out and reported, whatever its library raises
             if of_place(error):  # no item is at fault, and the others would fail alike
                 raise StopAll(*str(place_fault(error)).split("\n", 1)) from error
             return None, f"{type(error).__name__}: {error}"
@@ -77,7 +77,7 @@ def map_items(
     name: Callable[[T], str] = str,
     then: Callable[[T, R], object] | None = None,
 ) -> tuple[list[R | None], list[Quarantined]]:
-    """Apply `fn` to every item, in order; set aside the items that raise.
+    """Apply `fn` to every item, in order; leave out and report the items that raise.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def map_items(
     workers : int
         Processes (joblib); a Dask or any other joblib backend registered by ``joblib.parallel_config`` is used as set.
     name : callable
-        What a set-aside item is called in the report.
+        What an item that was left out is called in the report.
     then : callable, optional
         Called here with each item and its result as soon as it is there, in the order of the items: to write down what is
         done while the rest is under way.
@@ -94,7 +94,7 @@ def map_items(
     Returns
     -------
     results : list
-        One entry per item, in the order of the items; None where it was set aside.
+        One entry per item, in the order of the items; None where it was left out.
     quarantined : list of Quarantined
 
     Raises

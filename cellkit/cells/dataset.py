@@ -124,7 +124,7 @@ class CellDataset:
 
     @classmethod
     def from_records(cls, records_path: str | Path, split: str | None = None, unused: bool = False) -> CellDataset:
-        """Open the images of a run without labels; images set aside (no split) are left out, unless `unused` is true."""
+        """Open the images of a run without labels; images that are not used (no split) are left out, unless `unused` is true."""
         everything = read_records(records_path)
         kept = [(k, r) for k, r in enumerate(everything, 1) if (r.split or unused) and split in (None, r.split)]
         empty = [Instances.empty((r.height_px, r.width_px)) for _, r in kept]
@@ -261,7 +261,7 @@ def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -
     Raises
     ------
     UserError
-        An image would take more memory than is free; asked before the first is read.
+        An image would take more memory than is free; known before the first is read.
     """
     from cellkit.machine import check_memory
     from cellkit.parallel import progress

@@ -36,7 +36,7 @@ class ImageRecord:
     group : str
         Plate, well or donor: images of one group never stand on both sides of a split.
     split : str
-        train, val, test, or "" (set aside).
+        train, val, test, or "" (not used).
     um_per_px : float
         Pixel size; nan when unknown.
     flags : str

@@ -199,7 +199,7 @@ def _can_leave(unit: str, part: str, split_of: dict[str, str], strata: dict[str,
 
 
 def _units(records: Sequence[ImageRecord], by: str) -> dict[str, list[int]]:
-    """Return what is never torn apart, by name: the positions of the images of a group, or of one image."""
+    """Return what stays in one split, by name: the positions of the images of a group, or of one image."""
     units: dict[str, list[int]] = defaultdict(list)
     for position, record in enumerate(records):
         units[record.group if by == "group" and record.group else record.image_id].append(position)
@@ -254,7 +254,7 @@ def k_folds(
     seed : int
         The same seed gives the same folds, whatever the order of the records.
     by : {"image", "group"}
-        What is never torn apart. Images without a group are a group of their own each.
+        What stays in one fold. Images without a group are a group of their own each.
     stratify : str or None
         Field whose values are spread evenly: each fold has about 1 / k of every cell type. None looks at numbers only.
 

@@ -134,7 +134,7 @@ class _Part:
 
 # ---- the address ---------------------------------------------------------------------------------------------------
 def real_address(url: str) -> str:
-    """Return the address that is asked: `url`, or its place on the mirror named by CELLKIT_MIRROR.
+    """Return the address to read: `url`, or its place on the mirror named by CELLKIT_MIRROR.
 
     Raises
     ------
@@ -309,7 +309,7 @@ def _ask(partial: _Part, have: int, authorization: str, patience: Patience) -> h
 def _placed(partial: _Part, response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
     """Return where the answer's bytes begin, and how many the whole file has; a range that does not fit is refused."""
     length = response.headers.get("Content-Length", "")
-    if response.status == 200:  # the whole file: no part was asked for, another version, or a server without ranges
+    if response.status == 200:  # the whole file: no part was requested, another version, or a server without ranges
         return 0, int(length) if length.isdigit() else None
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     span, _, total = rest.partition("/")

@@ -302,7 +302,7 @@ def _bare_note(bare: Sequence[Path], example: str) -> tuple[str, ...]:
 
 
 def none_left(what: str, quarantined: list[Quarantined]) -> UserError:
-    """Say that nothing is left, and why the first was set aside."""
+    """Say that nothing is left, and why the first was left out."""
     problem, _, remedy = quarantined[0].reason.rpartition("; ")
     return UserError(f"{what}; {quarantined[0].item}: {problem or remedy}", remedy if problem else "")
 
@@ -328,7 +328,7 @@ def written_here(path: Path) -> bool:
 # ---- writing a file for each image -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Written:
-    """What `write_folder` did: files, cells that lost pixels to others, cells left out for want of pixels, set aside."""
+    """What `write_folder` did: files, cells that lost pixels to others, cells left out for want of pixels, files left out."""
 
     files: int
     lost: int

@@ -138,7 +138,7 @@ def write_predictions(stage: Any, name: str, images: CellDataset, found: Sequenc
     name : str
         The model; list the file as ``predictions_<name>``.
     images : CellDataset
-        The images that it was asked about.
+        The images that it predicted.
     found : list of Instances, or None
         One per image. None: there is no such model, and nothing is written.
 

@@ -37,7 +37,7 @@ def chosen_cells(folder: str | Path) -> dict[str, tuple[Instances, str, str]]:
     return _chosen_cells(path, (status.st_mtime_ns, status.st_size, status.st_ino))
 
 
-@lru_cache(maxsize=8)  # asked image by image
+@lru_cache(maxsize=8)  # called image by image
 def _chosen_cells(path: Path, status: tuple[int, int, int]) -> dict[str, tuple[Instances, str, str]]:
     try:
         data = read_json(path)

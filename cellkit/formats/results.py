@@ -1,4 +1,4 @@
-"""COCO results lists: what a model found, told by the ids of another file's images."""
+"""COCO results lists: what a model found, by the ids of another file's images."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _of_category_0(path: Path, found: Sequence[Instances], of: CellDataset) -> t
 
 
 def _read_results_of_run(path: Path, run: Path) -> CellDataset:
-    """Read predictions of a run: ids are rows of its table of images, and all of validation and test were asked about."""
+    """Read predictions of a run: ids are rows of its table of images, and all of validation and test were predicted."""
     records = read_records(run / "records.csv")
     found = read_results(path, {k: (r.height_px, r.width_px) for k, r in enumerate(records, 1)})
     # predictions/*.json are of all these images; proposals.json of some, those with an entry

@@ -125,7 +125,7 @@ def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) ->
     whichever matches most (`cellkit.cells.names`).
     Classes are matched by name; where the two sides share no name, or no cell found has a class, classes are dropped. That,
     and classes of cells found that the truth does not have, is noted with the second side.
-    Images that a run's model was not asked about are left out of the truth; where the truth is of the same run, so are
+    Images that a run's model did not predict are left out of the truth; where the truth is of the same run, so are
     those that the truth lacks.
 
     Parameters

@@ -35,7 +35,7 @@ NOTES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Batch:
-    """What `convert_batch` did: pictures by path, rows of conversion.csv, files skipped as done before, files set aside."""
+    """What `convert_batch` did: pictures by path, rows of conversion.csv, files skipped as done before, files left out."""
 
     written: list[Path]
     rows: list[dict]
@@ -71,7 +71,7 @@ def convert_batch(
     Returns
     -------
     Batch
-        In the order of `files`. A file that cannot be used is set aside with its reason.
+        In the order of `files`. A file that cannot be used is left out with its reason.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def _check_job_ids(jobs: Sequence[_Job]) -> None:
             try:
                 frames = inspect_file(job.path).frames()
             except UserError:
-                continue  # set aside when its turn comes
+                continue  # left out when its turn comes
             named += [(job.image_id + suffix, readable(str(job.path))) for *_, suffix in frames]
     check_ids(named)
 
@@ -187,7 +187,7 @@ def measure_light(
     Parameters
     ----------
     files : sequence
-        Paths, or whatever `light_of` takes. One that cannot be read counts for nothing: it is set aside when it is
+        Paths, or whatever `light_of` takes. One that cannot be read counts for nothing: it is left out when it is
         converted.
     conversion : Conversion
     workers : int

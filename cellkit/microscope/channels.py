@@ -11,7 +11,7 @@ import numpy as np
 from cellkit.errors import UserError, nearest
 from cellkit.microscope.file_info import COLOURS, Channel
 
-NEAR_NM = 20  # how far a wavelength that is asked for may lie from the channel's own
+NEAR_NM = 20  # how far a wavelength that is wanted may lie from the channel's own
 MEANING = {"nuclei": "blue", "cytoplasm": "green", "red": "red", "green": "green", "blue": "blue"}
 
 

@@ -20,7 +20,7 @@ from cellkit.microscope.channels import channels_text, colour_map, find_channel,
 from cellkit.microscope.file_info import COLOURS, MAX_PLANE_PX, FileInfo, Opened, Series, only_headers
 from cellkit.microscope.light import Light, Limits, to_8bit
 
-PERCENTILES = (0.3, 99.8)  # of a channel's pixels: become 0 and 255 unless others are asked for
+PERCENTILES = (0.3, 99.8)  # of a channel's pixels: become 0 and 255 unless others are given
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Conversion:
     limits : mapping of colour -> (low, high), optional
         The values that became 0 and 255 in a batch: they take the place of each image's own percentiles.
     most_px : int
-        Most pixels of a plane, asked of the header.
+        Most pixels of a plane, checked in the header.
     always : bool
         Whether a prediction converts RGB pictures too; otherwise they are used as they are (nuclei blue, cytoplasm green).
     made : Path, optional

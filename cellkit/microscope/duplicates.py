@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ POSITIONS = {  # transposed, turned upside down, turned left to right: what was 
     (True, True, True): "mirrored along the other diagonal",
 }
 MOST_SIGNS = 84  # of 255 that may differ; 127 do by chance, and of many pairs the luckiest still 85 to 90
+# Of copies; different fields stay below 0.65 on the sets of ``benchmarks/bench_quality.py``, which measures both.
 LEAST_LIKENESS = 0.75
 REACH = 0.08  # of the longer side, by which two pictures may be shifted against each other
 FROM_LAST = ("test", "val", "train", "")
@@ -88,12 +89,14 @@ def find_duplicates(records: Sequence[ImageRecord], quality: Sequence[Mapping], 
     read = lambda k: read_image(records[k], root)  # noqa: E731
     return [
         Duplicate(records[i].image_id, records[j].image_id, how, round(likeness, 3))
-        for i, j, how, likeness in _pairs(quality, read)
+        for i, j, how, likeness in similar_pairs(quality, read)
     ]
 
 
-def _pairs(quality: Sequence[Mapping], read: Callable[[int], np.ndarray]):
-    """Yield (i, j, how, likeness) of the pictures that are copies; `read(k)` returns picture k."""
+def similar_pairs(
+    quality: Sequence[Mapping], read: Callable[[int], np.ndarray], least: float = LEAST_LIKENESS
+) -> Iterator[tuple[int, int, str, float]]:
+    """Yield (i, j, how, likeness) of the pictures that are at least so alike; `read(k)` returns picture k."""
     cached = functools.lru_cache(64)(read)
     for (i, j), positions in sorted(_suspects(quality).items()):
         if quality[i]["content"] == quality[j]["content"]:
@@ -102,7 +105,7 @@ def _pairs(quality: Sequence[Mapping], read: Callable[[int], np.ndarray]):
         first, second = cached(i), cached(j)
         tried = [(*_likeness(first, _position(second, position)), position) for position in positions]
         likeness, shift_px, position = max(tried, key=lambda found: found[0])
-        if likeness >= LEAST_LIKENESS:
+        if likeness >= least:
             shift = f"shifted by about {shift_px:.0f} px" if shift_px >= 1.5 else ""
             yield i, j, ", ".join(filter(None, (POSITIONS[position], shift))) or "the same field", likeness
 
@@ -190,7 +193,7 @@ def _fine(image: np.ndarray, scale: float) -> np.ndarray:
     return np.sign(detail) * np.sqrt(np.abs(detail))
 
 
-def _fingerprint(small: list[np.ndarray]) -> str:
+def fingerprint_of(small: list[np.ndarray]) -> str:
     """Return the signs of a picture's lowest 16 x 16 cosine waves as 64 hexadecimal digits; the mean counts 0.
 
     Gain, offset and noise leave signs alone; a shift by 1 % of the side turns few of them. Mirroring a picture turns the
@@ -209,7 +212,7 @@ def _fingerprint(small: list[np.ndarray]) -> str:
 
 
 def exclude_duplicates(records: Sequence[ImageRecord], copies: Sequence[Duplicate]) -> list[ImageRecord]:
-    """Flag images whose copy stands in another split, so that no field is both learned from and judged by.
+    """Flag images whose copy stands in another split, so that no field is both learned from and scored on.
 
     Of the images of one field, those in test stay; where there is none, those in val. All others of that field get the flag
     "copy", which `exclude_flagged` takes out of their split. Copies within one split stay: they count twice there, no more.

@@ -20,7 +20,7 @@ from cellkit.errors import UserError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-MAX_PLANE_PX = 2**28  # 16,384 x 16,384; asked of the header, before any pixel is read
+MAX_PLANE_PX = 2**28  # 16,384 x 16,384; checked in the header, before any pixel is read
 _HEADERS: ContextVar[bool] = ContextVar("only headers are read", default=False)
 AXES = {"T": "time", "C": "channel", "Z": "z plane", "Y": "row", "X": "column", "S": "colour sample"}
 COLOURS = ("red", "green", "blue")

@@ -107,7 +107,7 @@ def _flags(m: dict, limits: dict[str, float], off: Collection[str] = ()) -> str:
 def exclude_flagged(records: Sequence[ImageRecord]) -> list[ImageRecord]:
     """Take the flagged training and validation images out of their splits: split becomes "", everything else stays.
 
-    A flagged test image stays a test image: it is predicted and handed in, since whoever asked wants an answer for every
+    A flagged test image stays a test image: it is predicted and handed in, since a competition wants an answer for every
     image; what is scored leaves it out (`records.is_scored`).
 
     Examples
@@ -146,7 +146,7 @@ def _number_text(key: str, form: str, number: float) -> str:
 
 
 def explain(thresholds: Mapping[str, float], flags: Sequence[str] = (), off: Collection[str] = ()) -> list[str]:
-    """Say in words by which limits a batch was judged, how many images they flagged, and which key switches each off.
+    """Say in words by which limits images are flagged, how many images they flagged, and which key switches each off.
 
     Examples
     --------

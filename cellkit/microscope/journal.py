@@ -105,7 +105,7 @@ FORMAT = 2  # of the journal and the pictures: another one, or another version o
 
 
 class Journal:
-    """What a batch has done so far: one JSON line per item, added by the main process; a torn last line counts as none.
+    """What a batch has done so far: one JSON line per item, added by the main process; an incomplete last line counts as none.
 
     Parameters
     ----------

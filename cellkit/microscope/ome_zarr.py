@@ -16,7 +16,7 @@ from cellkit.microscope.file_info import Channel, Opened, Reader
 from cellkit.microscope.ome_xml import length_um, ome_channels, ome_um_per_px, positive, square_um, wavelength_nm
 from cellkit.microscope.stacks import Stack, open_stacks, parse_xml
 
-MAX_BLOCK_BYTES = 2**31  # of one chunk of an OME-Zarr, asked of its header
+MAX_BLOCK_BYTES = 2**31  # of one chunk of an OME-Zarr, checked in its header
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Is a picture worth using: focus, saturation, contrast, even light, debris, copies; measured alone, judged in a batch.
+"""Is a picture worth using: focus, saturation, contrast, even light, debris, copies; measured alone, flagged in a batch.
 
 `measure` looks at one converted picture, `flag_records` at all of them: limits are learned from the training images by
 median and median absolute deviation, within fixed bounds, and returned, so that what was flagged can be explained
@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from cellkit.microscope.duplicates import _fingerprint
+from cellkit.microscope.duplicates import fingerprint_of
 
 TILE_PX = 256
 MAX_TILES = 2  # per channel; of a picture that needs more, the busiest
@@ -27,9 +27,8 @@ FADING = 2.0  # power of the frequency with which a sharp picture's detail fades
 EMPTY_BELOW = 0.7  # structure: log10 of signal over noise power
 MOSTLY_GROUND = 0.7  # share of lit pixels below which the ground tells about the light
 ZONES = 8  # the ground is followed over 8 x 8 zones
-SHARP_EDGE = (
-    0.15  # of what is lit: an object's brightness steps by more of its contrast within 4 px; that of light does not
-)
+# Of what is lit: an object's brightness steps by more of its contrast within 4 px; that of light does not.
+SHARP_EDGE = 0.15
 LEAST_ZONES = 16  # of the 64 that must show the ground
 LEAST_PIECES, PIECE_PX = 20, 3  # lit pieces that tell about the light, of a picture about 128 px wide
 CHI_MEDIAN = {n: v for n, v in enumerate((0.4549, 1.3863, 2.3660, 3.3567), 1)}  # of n squared normal numbers summed
@@ -60,7 +59,7 @@ def measure(image: np.ndarray, clipped_fraction: float | None = None) -> dict[st
         debris : brightness over that of ordinary cells which two channels share; cells have below 2, dirt above 3; nan
         with one channel.
         content : sha256 of size and pixels, 64 hexadecimal digits; equal for equal pictures only.
-        fingerprint : 64 hexadecimal digits that hardly change with brightness, noise or a shift (see `_fingerprint`).
+        fingerprint : 64 hexadecimal digits that hardly change with brightness, noise or a shift (see `fingerprint_of`).
     """
     import cv2
 
@@ -86,7 +85,7 @@ def measure(image: np.ndarray, clipped_fraction: float | None = None) -> dict[st
         "uneven": _unevenness(small, lit, levels) if cells else math.nan,
         "debris": _shared_glare(lit) if cells else math.nan,
         "content": _content(every, used),
-        "fingerprint": _fingerprint(small),
+        "fingerprint": fingerprint_of(small),
     }
 
 

@@ -48,7 +48,7 @@ class Stack:
         Given the indices along the first `lead` axes, returns the rest as an array, or what can be sliced like one.
     lead : int
     problem, remedy : str
-        Why the scene cannot be read, known before its axes are looked at.
+        Why the scene cannot be read, known before its axes are checked.
     notes : tuple of str
         As in `Series`.
     """
@@ -158,7 +158,7 @@ def _meant_axes(path: Path, stack: Stack, given: str | None) -> str:
 
 
 def _of_a_plane(axes: str) -> list[int]:
-    """Return which two axes a plane was recorded along: the last, channels and samples aside."""
+    """Return which two axes a plane was recorded along: the last, but for channels and samples."""
     return [i for i, axis in enumerate(axes) if axis not in "CS"][-2:]
 
 

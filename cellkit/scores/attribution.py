@@ -129,7 +129,7 @@ def _class_aware_score(pairs: Overlaps) -> float:
 def attribute(
     truths: Sequence[Instances], founds: Sequence[Instances], records: Sequence[ImageRecord] | None = None
 ) -> pandas.DataFrame:
-    """Say of every image and every kind of fault how many cells it befalls and what its repair would give back.
+    """Return, of every image and every kind of fault, how many cells have it and what MAP IoU its repair would gain.
 
     Parameters
     ----------

@@ -85,7 +85,7 @@ def count(pairs: Overlaps, thresholds: Sequence[Fraction | float] = THRESHOLDS, 
 def match_pairs(
     truth: Instances | Overlaps, found: Instances | None = None, threshold: Fraction | float = 0.5, strict: bool = True
 ):
-    """Return who is who: the indices of matched true and found objects, ordered by truth.
+    """Return the indices of matched true and found objects, ordered by truth.
 
     Parameters
     ----------

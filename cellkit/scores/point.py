@@ -87,7 +87,7 @@ def point(
 ) -> dict[str, Any]:
     """DKFZ point-in-mask detection: recall and precision pooled over images, accuracy over hits of known class.
 
-    No IoU: shown beside MAP IoU, never mixed with it. A class that is not to be judged (there:
+    No IoU: shown beside MAP IoU, never mixed with it. A class that is not scored (there:
     PartiallydifferentiatedMSC) has class id 0 in the truth.
 
     Parameters

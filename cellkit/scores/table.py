@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from cellkit.errors import UserError, nearest
 from cellkit.scores.intervals import BOOTSTRAP, Difference, Units, reach, standard_error
 from cellkit.scores.iou import Overlaps, overlap_images
 from cellkit.scores.kaggle import pooled_interval, pooled_score
-from cellkit.scores.matching import THRESHOLDS, Counts, as_fractions, count, hits, match_pairs, ratio
+from cellkit.scores.matching import THRESHOLDS, Counts, count, hits, match_pairs, ratio
 
 if TYPE_CHECKING:
     import pandas
@@ -28,7 +27,6 @@ def score_table(
     truths: Sequence[Instances],
     founds: Sequence[Instances],
     records: Sequence[ImageRecord],
-    thresholds: Sequence[Fraction | float] = THRESHOLDS,
     classes: Sequence[str] = (),
     sizes: bool = False,
 ) -> pandas.DataFrame:
@@ -59,7 +57,7 @@ def score_table(
     if len(records) != len(truths):
         raise UserError(f"{len(records)} records, {len(truths)} truths", "give one record per image, in order")
     pairs = overlap_images(truths, founds)
-    fractions = as_fractions(thresholds)
+    fractions = THRESHOLDS
     edges = size_terciles(truths) if sizes else None
     blocks = []
     for record, image in zip(records, pairs, strict=True):

@@ -375,7 +375,7 @@ def test_memory_disk_and_run_folder(here, monkeypatch):
     assert "10 MB are free at" in refused()
     monkeypatch.undo()
     os.chdir(here)
-    monkeypatch.setattr(machine, "ASK_FOR_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(machine, "CHECK_MEMORY_FROM_BYTES", 1000)
     monkeypatch.setattr(machine, "memory", lambda: {"free_gb": 0.0001})
     assert "finding the cells of" in refused(label__diameter_px=5.0)
     monkeypatch.undo()
