@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastcore.basics import groupby
 from cellkit.cells.dataset import CellDataset, refuse_few
 from cellkit.cells.instances import Instances
 from cellkit.cells.outlines import refuse_boxes
+from cellkit.cells.resize import resized_shape
 from cellkit.config.reading import load_config
 from cellkit.config.recipes import RECIPES
 from cellkit.config.sections import STAGES, Config
@@ -88,7 +90,10 @@ def check_labels(outlook: Outlook) -> None:
 
 def _check_corrections(outlook: Outlook, folder: Path) -> None:
     """Read a folder of corrections as notebook 02 does; the proposals are those of the run folder, where it has any."""
-    records = [record for record in outlook.records if record.split]
+    records, cfg = [record for record in outlook.records if record.split], outlook.cfg.convert
+    if cfg.source == "drawn":  # the blank files in their place are smaller
+        height, width = resized_shape((cfg.drawn.size_px, cfg.drawn.size_px), cfg.scale)
+        records = [replace(record, height_px=height, width_px=width) for record in records]
     empty = [Instances.empty((record.height_px, record.width_px)) for record in records]
     images = CellDataset(records, empty, (), outlook.run_dir, list(range(len(records))))
     try:

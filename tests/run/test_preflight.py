@@ -128,6 +128,12 @@ def test_what_is_drawn_is_looked_at_as_if_it_were_there(here):
     assert "no cell line 'Hela'" in refused()
     Path("c.yaml").write_text("classes: [HEK]\nconvert: {channels: {nuclei: DAPI}, drawn: {mixed_images: 1}}\n")
     assert "name a second line, or set mixed_images to 0" in refused()
+    drawn = "drawn: {size_px: 96, images_per_line: 6, mixed_images: 0, defect_images_per_line: 0}"
+    Path("c.yaml").write_text(f"classes: [HEK, N2a]\nconvert: {{channels: {{nuclei: DAPI}}, scale: 0.5, {drawn}}}\n")
+    labels(Path("own/HEK_HEK_01.tif"), 48)
+    labels(Path("own/HEK_HEK_02.tif"), 96)
+    told = warned(label__use="own")
+    assert "HEK_HEK_02.tif is (96, 96), images/HEK_HEK_02.png is (48, 48) px" in told and "HEK_HEK_01" not in told
 
 
 # ---- data --------------------------------------------------------------------------------------------------------------
