@@ -69,7 +69,13 @@ def exit_code(quarantined: Sequence, allow_skips: bool) -> int:
 
 
 def conversion_of(given: argparse.Namespace, of_run: Any, scale: float | None = None) -> Any:
-    """Return the conversion that the options ask for, on top of that of the model's run; None when nobody says."""
+    """Return the conversion that the options ask for, on top of that of the model's run; None when nobody says.
+
+    Raises
+    ------
+    UserError
+        Options that exclude one another, or no channel is named.
+    """
     from dataclasses import replace
 
     from cellkit.microscope.convert import Conversion

@@ -170,7 +170,10 @@ def _override(settings: dict[str, Any], key: str, value: Any, written: str | Non
     for depth, name in enumerate(tables):
         settings = settings.setdefault(name, _Table())
         if not isinstance(settings, dict):
-            raise UserError(f"override {key!r}: {'.'.join(tables[: depth + 1])} is not a section", _known(key))
+            raise UserError(
+                f"override {key!r}: {'.'.join(tables[: depth + 1])} is not a section",
+                f"wanted a dotted key such as finetune.steps{nearest(key, known_keys())}",
+            )
     if isinstance(value, Mapping) and isinstance(settings.get(last), dict):
         for name, inner in value.items():
             _override(settings[last], str(name), inner)
@@ -178,10 +181,6 @@ def _override(settings: dict[str, Any], key: str, value: Any, written: str | Non
         settings[last] = list(value) if isinstance(value, tuple) else value
         if isinstance(settings, _Table):
             settings.written[last] = written or ""
-
-
-def _known(key: str) -> str:
-    return f"wanted a dotted key such as finetune.steps{nearest(key, known_keys())}"
 
 
 def _share(settings: dict[str, Any], recipes: Iterable[str] = ()) -> None:

@@ -310,6 +310,11 @@ def decide(table: pandas.DataFrame, wanted: str, split: str, rejected: Sequence[
         A model's name (one that was rejected too), or "best".
     rejected : sequence of str
         Models that an earlier stage judged and did not keep: none of them is the best.
+
+    Raises
+    ------
+    UserError
+        The model named was not run, or no image of the split has truth.
     """
     names = list(dict.fromkeys(table["model"]))
     if wanted != "best":

@@ -267,6 +267,11 @@ def diameter_for(
 
     Only training images are measured, where there are any: test images decide nothing, validation images only what is
     kept. Only backends with an ``estimate_diameter`` need one.
+
+    Raises
+    ------
+    UserError
+        There is no image to estimate it on.
     """
     from cellkit.models import if_able
 

@@ -259,7 +259,13 @@ def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_p
 
 
 def load_encoder(model: nn.Module, path: Path) -> None:
-    """Load a torchvision Mask R-CNN or ResNet-50 checkpoint into the encoder; every tensor of its body must be there."""
+    """Load a torchvision Mask R-CNN or ResNet-50 checkpoint into the encoder; every tensor of its body must be there.
+
+    Raises
+    ------
+    UserError
+        The checkpoint lacks tensors of the encoder.
+    """
     tensors = {k.removeprefix("backbone."): v for k, v in weights.load_tensors(path).items()}
     if "conv1.weight" in tensors:
         tensors = {f"body.{k}": v for k, v in tensors.items()}

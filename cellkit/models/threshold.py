@@ -98,6 +98,11 @@ def segment_image(
     -------
     Instances
         Score = contrast of the object to the threshold, in [0, 1]; class unknown.
+
+    Raises
+    ------
+    ValueError
+        The image is not (H, W, 3) uint8.
     """
     from scipy import ndimage
     from skimage.feature import peak_local_max

@@ -136,7 +136,13 @@ class CellposeUNet(nn.Module):
 
 
 def load_network(checkpoint: str | Path):
-    """Return the network in evaluation mode and the config of its card ({} for a published checkpoint)."""
+    """Return the network in evaluation mode and the config of its card ({} for a published checkpoint).
+
+    Raises
+    ------
+    UserError
+        The checkpoint is of another network.
+    """
     from cellkit.machine import device_and_dtype
 
     checkpoint = Path(checkpoint)

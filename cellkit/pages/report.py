@@ -64,6 +64,11 @@ def write_report(run: Stage | str | Path, out: str | Path | None = None) -> Path
     -------
     Path
         Of the page: one file, with every picture in it.
+
+    Raises
+    ------
+    UserError
+        A run folder is given without `out`.
     """
     if not isinstance(run, (str, Path)):
         run.note_settings()

@@ -146,7 +146,13 @@ class RunFiles:
         return path
 
     def need(self, name: str) -> Path:
-        """Return the path of a file of the run; say which notebook writes it if it is not there."""
+        """Return the path of a file of the run; say which notebook writes it if it is not there.
+
+        Raises
+        ------
+        UserError
+            It is not there.
+        """
         path = self.path(name)
         if path is None:
             maker = STAGE_OF.get(name.split("/")[0], "a later notebook")
@@ -305,7 +311,13 @@ class RunFiles:
         return summarise(self.scores, n=self._rounds)
 
     def score_parts(self, by: str) -> pandas.DataFrame:
-        """One row per model, split and part (cell_type, class_name, size)."""
+        """One row per model, split and part (cell_type, class_name, size).
+
+        Raises
+        ------
+        UserError
+            The scores have no such parts.
+        """
         rows = self.scores
         if by == "class_name":
             rows = rows[rows["model"].isin(rows.loc[rows["class_name"] != "", "model"])]
@@ -342,7 +354,13 @@ class RunFiles:
         return class_model(right, self.choose_split)
 
     def worst(self, n: int) -> tuple[CellDataset, list[Instances], list[int]]:
-        """Return a truth, what the best model found there, and the positions of the `n` worst images, worst first."""
+        """Return a truth, what the best model found there, and the positions of the `n` worst images, worst first.
+
+        Raises
+        ------
+        UserError
+            The truth of that split is not there.
+        """
         rows = worst_images(self.attribution, n)
         split = next(iter(rows["split"]), self.choose_split)
         if split not in self.truths:

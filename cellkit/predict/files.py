@@ -127,7 +127,7 @@ class _Job:
         self.hashed: tuple[Path | None, str] = (None, "")
         self.notes: dict[str, tuple[str, ...]] = {}  # of the pictures that were read, by image id
         self.ground = json.dumps(
-            [model.backend, model.sha256, model.config, list(model.classes), self.conversion_json(), _code_sha256(),
+            [model.backend, model.sha256, model.config, list(model.classes), self.conversion_json(), package_sha256(),
              str(self.overlays.resolve()) if self.overlays else None], sort_keys=True
         )  # fmt: skip
 
@@ -316,11 +316,6 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
 
 
 @lru_cache(maxsize=1)
-def _code_sha256() -> str:
-    """Return the hash of this package: a part made by other code is not taken up."""
-    return package_sha256()
-
-
 # ---- what is written -----------------------------------------------------------------------------------------------
 @contextmanager
 def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:

@@ -67,6 +67,11 @@ def show_curves(
     table : DataFrame or dict
         Of `score_table`, with a column `model`; or name -> table. Mean of the images; an image with nothing on
         either side counts 1. A table of several splits gets Axes for each, unless `ax` is given.
+
+    Raises
+    ------
+    UserError
+        Scores of several splits are given for one Axes.
     """
     splits = splits_of(table)
     if splits and ax is not None:

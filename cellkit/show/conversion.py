@@ -144,6 +144,11 @@ def show_planes(
     -------
     (2 C + 1,) Axes
         Plane and values of each channel, then the picture.
+
+    Raises
+    ------
+    ValueError
+        Not one name for each plane.
     """
     checked_image(image)
     planes = np.asarray(planes)

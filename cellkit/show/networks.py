@@ -49,6 +49,11 @@ def show_flows(image: np.ndarray, maps: np.ndarray, figure: Figure | None = None
     -------
     (3,) Axes
         Image; flows (hue = direction, arrows); cell probability.
+
+    Raises
+    ------
+    ValueError
+        The maps are not (3, H, W).
     """
     checked_image(image)
     maps = np.asarray(maps, np.float32)

@@ -94,7 +94,13 @@ def _load_bbbc039(
 
 
 def read_red(path: Path, shape: tuple[int, int], image: Path) -> np.ndarray:
-    """Return the red channel (H, W) uint8 of a colour PNG, or a grey one as it is; it must be as large as `image`."""
+    """Return the red channel (H, W) uint8 of a colour PNG, or a grey one as it is; it must be as large as `image`.
+
+    Raises
+    ------
+    UserError
+        More than 8 bits a colour.
+    """
     from io import BytesIO
 
     from PIL import Image

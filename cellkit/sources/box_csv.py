@@ -89,7 +89,13 @@ def _name_key(name: str, pictures: dict[str, Path]) -> str:
 
 
 def find_table(root: Path) -> Path:
-    """Return the one CSV file of a folder that has the columns of boxes."""
+    """Return the one CSV file of a folder that has the columns of boxes.
+
+    Raises
+    ------
+    UserError
+        Several tables have those columns.
+    """
     found = [path for path in sorted(Path(root).glob("*.csv")) if set(BOX_COLUMNS) <= set(header_of(path))]
     if len(found) != 1:
         raise UserError(

@@ -65,7 +65,13 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
 
 def read_pictures(root: Path, config: ConvertConfig, folders_are_classes: bool = False) -> Iterator[SourceImage]:
-    """List the pictures of a folder with their label images, and what is left: what the layouts above share."""
+    """List the pictures of a folder with their label images, and what is left: what the layouts above share.
+
+    Raises
+    ------
+    UserError
+        ``convert.pair`` fits no picture.
+    """
     pair = config.pair
     labels = LabelFiles(root)
     table = ClassTable(root, config)

@@ -102,7 +102,13 @@ class SourceImage:
 
 
 def failing_loader(problem: str, remedy: str = "", convert: Convert | None = None) -> Loaded:
-    """Stand in for an image that cannot be used: the reason appears where the others are loaded."""
+    """Stand in for an image that cannot be used: the reason appears where the others are loaded.
+
+    Raises
+    ------
+    UserError
+        Always.
+    """
     raise UserError(problem, remedy)
 
 
@@ -140,7 +146,13 @@ def only_class(config: ConvertConfig) -> str:
 
 
 def class_id_of(label: str, config: ConvertConfig) -> int:
-    """Return the class id of a label of the source: by class_names, else by name; 0 where class_names says null."""
+    """Return the class id of a label of the source: by class_names, else by name; 0 where class_names says null.
+
+    Raises
+    ------
+    UserError
+        The label is no class, and class_names does not name it.
+    """
     name = _renamed(label, config)
     if name is None:
         return 0

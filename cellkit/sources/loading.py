@@ -112,7 +112,13 @@ def files_of(image: Path | ChannelFiles) -> tuple[Path, ...]:
 def with_labels(
     root: Path, path: Path, made: Loaded, label, config: ConvertConfig, cell_type: str, rows=None
 ) -> Loaded:
-    """Return a picture with the objects of its label image; parameters as in `load_file`."""
+    """Return a picture with the objects of its label image; parameters as in `load_file`.
+
+    Raises
+    ------
+    UserError
+        The labels do not fit the picture, or are a model's proposals.
+    """
     from cellkit.formats.labels import is_proposed
 
     if label is None:

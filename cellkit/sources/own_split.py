@@ -100,7 +100,13 @@ def split_word(row: Mapping[str, object], where: str) -> str:
 
 
 def read_split_tables(root: Path) -> tuple[dict[str, str], list[Path]]:
-    """Return {name: split} of the tables in a folder that have a column of file names and one of splits, and their paths."""
+    """Return {name: split} of the tables in a folder that have a column of file names and one of splits, and their paths.
+
+    Raises
+    ------
+    UserError
+        A name has two splits.
+    """
     split_of: dict[str, str] = {}
     used = []
     for path in sorted(path for path in root.glob("*.[ct]sv") if path.is_file()):

@@ -64,7 +64,13 @@ def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str,
 
 
 def read_names(path: Path, root: Path) -> list[str]:
-    """Return the lines of a list of file names, without blank ones and without suffixes of pictures."""
+    """Return the lines of a list of file names, without blank ones and without suffixes of pictures.
+
+    Raises
+    ------
+    UserError
+        The file is no text, or lies outside `root`.
+    """
     check_inside(path, root)
     try:
         lines = [line.strip() for line in decoded(path.read_bytes()).splitlines()]

@@ -128,6 +128,11 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
         channels : what is in the colours; tiny_px
 
         An image without cells counts as empty; a set without cells has no areas.
+
+    Raises
+    ------
+    UserError
+        An image cannot be read.
     """
     from cellkit.parallel import map_items
 

@@ -17,7 +17,13 @@ LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
 
 
 def diameter_of(instances: Sequence[Instances]) -> float:
-    """Return the diameter in px of the circle whose area has the median square root: Cellpose's definition (utils.diameters)."""
+    """Return the diameter in px of the circle whose area has the median square root: Cellpose's definition (utils.diameters).
+
+    Raises
+    ------
+    UserError
+        There is no cell.
+    """
     areas = np.concatenate([x.areas_px for x in instances]) if instances else np.zeros(0)
     if not areas.size:
         raise UserError("there is no cell to take a diameter from", "set diameter_px")

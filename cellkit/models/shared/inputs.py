@@ -35,6 +35,11 @@ def two_channels(image: np.ndarray, channels: str = "both") -> np.ndarray:
     -------
     (2, H, W) float32
         A constant channel is all 0.
+
+    Raises
+    ------
+    UserError
+        `channels` is none of the three.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
