@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +314,6 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     return replace(model, config=config, own_px=bool(pictures))
 
 
-@lru_cache(maxsize=1)
 # ---- what is written -----------------------------------------------------------------------------------------------
 @contextmanager
 def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
