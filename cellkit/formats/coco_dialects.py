@@ -11,7 +11,7 @@ Label Studio's (``label_studio_converter/converter.py``).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cellkit.cells.instances import Instances
@@ -41,7 +41,7 @@ def checked(convention: str, known: Sequence[str] = tuple(CONVENTIONS)) -> str:
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
-def to_plain(data: Any, convention: str | None, path) -> tuple[Any, list[str]]:
+def to_plain(data: Any, convention: str | None, path: str | Path) -> tuple[Any, list[str]]:
     """Return a COCO file's content in the plain convention, and what was done to that end; ids stay the file's own.
 
     Parameters

@@ -12,6 +12,7 @@ import numpy as np
 from cellkit.errors import UserError
 from cellkit.formats.competitions import Profile, get_profile, profiles
 
+Shapes = Mapping[str, tuple[int, int]]  # image_id -> (H, W)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 NUMBERS = re.compile(r" *[0-9]{1,15}(?: +[0-9]{1,15})* *\Z")
 QUOTED = re.compile(r'("[^"]*"|[^",]*),"([^"]*)"')
@@ -33,7 +34,7 @@ class _Row:
 def check_submission(
     path: str | Path,
     profile: str | Profile,
-    shapes: Mapping[str, tuple[int, int]] | None = None,
+    shapes: Shapes | None = None,
     ids: Sequence[str] | None = None,
 ) -> list[Problem]:
     """Find everything for which the competition would refuse the file, or score it as nonsense.
@@ -63,7 +64,9 @@ def check_submission(
     return problems_of(path, get_profile(profile), shapes, shapes if ids is None else ids, guess=shapes is not None)
 
 
-def problems_of(path, profile: Profile, shapes, ids, guess: bool = False) -> list[Problem]:
+def problems_of(
+    path: str | Path, profile: Profile, shapes: Shapes | None, ids: Iterable[str] | None, guess: bool = False
+) -> list[Problem]:
     """Find what is wrong; with `guess` also what only the look of the cells tells."""
     problems, rows, named = read_rows(path, profile, shapes)
     problems += id_problems(rows, named, ids)
@@ -94,7 +97,7 @@ def sample_ids(path: str | Path, profile: str | Profile) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def read_rows(path, profile: Profile, shapes) -> tuple[list[Problem], list[_Row], set[str]]:
+def read_rows(path: str | Path, profile: Profile, shapes: Shapes | None) -> tuple[list[Problem], list[_Row], set[str]]:
     """Read what can be read, say of every other line why not, and list every image that has a line."""
     path = Path(path)
     if not path.is_file():
@@ -260,7 +263,7 @@ def overlap_problems(rows: list[_Row]) -> list[Problem]:
     return problems
 
 
-def order_problems(rows: list[_Row], profile: Profile, shapes) -> list[Problem]:
+def order_problems(rows: list[_Row], profile: Profile, shapes: Shapes) -> list[Problem]:
     """Tell a file whose pixels were counted in the other order: a cell's next run lies one row (or column) further."""
     votes = np.zeros(3, np.int64)
     for row in rows:
@@ -311,7 +314,7 @@ def _size_problems(rows: list[_Row], profile: Profile, shapes) -> list[Problem]:
     return problems
 
 
-def refuse_problems(problems: Sequence[Problem], path) -> None:
+def refuse_problems(problems: Sequence[Problem], path: str | Path) -> None:
     """Raise UserError with the first problems, where there are any."""
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""

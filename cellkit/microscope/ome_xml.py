@@ -115,7 +115,7 @@ def wavelength_nm(value: object, unit: object, notes: list[str], what: str = "a 
     return math.nan
 
 
-def ome_wavelengths(channel, notes: list[str]) -> tuple[float, float]:
+def ome_wavelengths(channel: ElementTree.Element, notes: list[str]) -> tuple[float, float]:
     """Return the emission and the excitation (nm, nan when unknown) of an OME <Channel> element."""
     name = channel.get("Name") or channel.get("ID") or "a channel"
     return tuple(
@@ -126,7 +126,7 @@ def ome_wavelengths(channel, notes: list[str]) -> tuple[float, float]:
     )
 
 
-def ome_um_per_px(image, notes: list[str]) -> float:
+def ome_um_per_px(image: ElementTree.Element, notes: list[str]) -> float:
     """Micrometres per pixel from an OME <Image> element; nan when it does not say."""
     pixels = image.find("{*}Pixels")
     if pixels is None:
@@ -140,7 +140,7 @@ def ome_um_per_px(image, notes: list[str]) -> float:
     return square_um(*sides, notes)
 
 
-def ome_channels(image, notes: list[str]) -> list[Channel]:
+def ome_channels(image: ElementTree.Element, notes: list[str]) -> list[Channel]:
     """Names and wavelengths from an OME <Image> element."""
     return [
         Channel.lit(element.get("Name") or "", *ome_wavelengths(element, notes))

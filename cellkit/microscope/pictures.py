@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def _others_are_smaller(path: Path, picture) -> bool:
 PNG_START = b"\x89PNG"
 
 
-def orientation_of(path: Path, picture, content: bytes) -> int:
+def orientation_of(path: Path, picture: Any, content: bytes) -> int:
     """Return the EXIF orientation of an opened PNG or JPEG, 1 to 8; refuse one that only XMP tells."""
     from PIL import Image
 

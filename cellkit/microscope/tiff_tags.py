@@ -8,16 +8,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import ORIENTATION, damaged
 
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage, TiffPageSeries
+
 COMPRESSION, PHOTOMETRIC, SHORT = 259, 262, 3  # tags of a page, and a type of their values
 
 
-def refuse_turned(path: Path, tif, series) -> None:
+def refuse_turned(path: Path, tif: TiffFile, series: TiffPageSeries) -> None:
     """Refuse an image of which a page is to be shown mirrored or turned, or is stored otherwise than the first.
 
     Fiji shows a turned page as stored, Pillow and OpenCV as the tag says. Later pages are decoded by the tags of the first.
@@ -75,7 +79,7 @@ def _short_tags(page, tags: tuple[int, ...]) -> dict[int, int]:
     return found
 
 
-def white_is_zero(path: Path, tif, page) -> bool:
+def white_is_zero(path: Path, tif: TiffFile, page: TiffPage) -> bool:
     """Tell whether stored values have to be inverted: tagged so, by a writer that means it.
 
     ImageJ keeps values and only shows them inverted; tifffile tags every bool array so and stores it as it is.
@@ -96,7 +100,7 @@ def white_is_zero(path: Path, tif, page) -> bool:
     return page.bitspersample != 1 or not (page.is_shaped or writer.startswith("tifffile"))
 
 
-def inverted(values: np.ndarray, page) -> np.ndarray:
+def inverted(values: np.ndarray, page: TiffPage) -> np.ndarray:
     """Return unsigned or bool values of a page whose largest stored number is black."""
     if values.dtype == bool:
         return ~values

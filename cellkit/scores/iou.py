@@ -215,8 +215,11 @@ def sorted_runs(objects: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return starts, starts + objects.lengths[order], objects.owner_of_run[order]
 
 
-def shared_pixels(a, b, n_a: int, n_b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (i, j, pixels) of two sets of runs.
+Runs = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def shared_pixels(a: Runs, b: Runs, n_a: int, n_b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (i, j, pixels) of two sets of runs, each its starts, ends and owners.
 
     Two runs meet either where b starts inside a, or where a starts inside b: both are ranges in the order of starts, so
     every pair of runs that meets is listed once, however the runs of one side overlap each other.
