@@ -82,14 +82,7 @@ def stage_states(
     for book in books:
         state = stage_state(folder, cfg, book, manifest, hasher)
         for key in manifest["stages"].get(book.name, {}).get("inputs", {}) if state.state == "fresh" else ():
-            maker = next(
-                (
-                    n
-                    for n, s in states.items()
-                    if s.state != "fresh" and key in manifest["stages"].get(n, {}).get("outputs", {})
-                ),
-                None,
-            )
+            maker = next((n for n, s in states.items() if s.state != "fresh" and key in _outputs(manifest, n)), None)
             if maker:
                 why = f"its input {key} comes from {maker}, which is {states[maker].state}"
                 state = replace(state, state="stale", why=why)
@@ -109,6 +102,10 @@ def _not_yet_read(entry: Mapping[str, Any], earlier: Iterable[tuple[Notebook, St
             if any(matches(key, pattern) for key in book.keys):
                 return f"it reads {pattern}, which {book.name} is to make, and that is {state.state}"
     return ""
+
+
+def _outputs(manifest: dict[str, Any], stage: str) -> dict[str, Any]:
+    return manifest["stages"].get(stage, {}).get("outputs", {})
 
 
 def stage_state(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, Any], hasher: Hasher) -> StageState:
