@@ -159,12 +159,12 @@ def test_sartorius_test_pictures_are_test_images_without_truth(tmp_path):
     kept = {record.image_id: record.split for record in made.images.records}
     assert kept["t1"] == kept["t2"] == "test" and len(made.images.records) == 12
     assert made.images.made_by == ["truth"] * 10 + [""] * 2 and len(made.images.with_truth()) == 10
-    asked = handed_in(tmp_path / "run" / "originals.csv", "test")
+    asked = handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test")
     assert [(one.id, one.shape) for one in asked] == [("t1", (3, 4)), ("t2", (3, 4)), ("t3", None)]
     assert "t3.png cannot be read" in asked[2].note and [one.item for one in made.quarantined] == ["test/t3.png"]
     (tmp_path / "in" / "sample_submission.csv").unlink()
     gather(config("sartorius", ("astro",)), tmp_path / "in", tmp_path / "run")
-    assert handed_in(tmp_path / "run" / "originals.csv", "test") == asked  # not those held out of train/
+    assert handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test") == asked  # not those held out of train/
 
 
 def test_sartorius_samples_are_never_torn_apart_by_a_split_by_group(tmp_path):  # fault 58
