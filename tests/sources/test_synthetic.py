@@ -373,6 +373,6 @@ def test_mixed_images_of_one_line_are_refused(tmp_path):
 
 
 def test_importing_the_module_loads_nothing_heavy():
-    code = "import sys, cellkit.synthetic; print([m for m in ('scipy', 'skimage', 'tifffile') if m in sys.modules])"
+    code = "import sys, cellkit.sources.drawn.field; print([m for m in ('scipy', 'skimage', 'tifffile') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert answer.stdout.strip() == "[]"
