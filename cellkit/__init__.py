@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 # on two busy cores: two threads took 3 to 8 times as long for convolutions, 10 to 200 times for small sums, as with this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Files of one's own that are found with those here, see cellkit.modules.
-__path__ += [folder for folder in os.environ.get("CELLKIT_MODULES", "").split(os.pathsep) if folder]
+__path__ += [os.path.expanduser(name) for name in os.environ.get("CELLKIT_MODULES", "").split(os.pathsep) if name]
 
 if "ipykernel" in sys.modules:
     from cellkit.log import show_log

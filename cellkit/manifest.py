@@ -22,6 +22,7 @@ from typing import Any
 from cellkit.errors import UserError
 from cellkit.files import PACKAGE, read_json, sha256_each, sha256_file, sha256_listing, sha256_tree, write_json
 from cellkit.log import LOG
+from cellkit.modules import own_folders
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -227,9 +228,14 @@ def sha256_json(value: Any) -> str:
 
 
 def package_sha256() -> str:
-    """Return the hash of every file of this package: code, templates, starter weights."""
+    """Return the hash of every file of this package (code, templates, starter weights) and of the modules of one's own."""
     names = [name for name in files_below(PACKAGE) if "__pycache__" not in name and not name.endswith(".pyc")]
-    return sha256_json({name: sha256_tree(PACKAGE / name) for name in names})
+    hashes = {name: sha256_tree(PACKAGE / name) for name in names}
+    for number, folder in enumerate(own_folders()):
+        hashes |= {
+            f"{number}: {name}": sha256_tree(folder / name) for name in files_below(folder) if name.endswith(".py")
+        }
+    return sha256_json(hashes)
 
 
 def stamp(seconds: float) -> str:

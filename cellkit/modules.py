@@ -7,9 +7,10 @@ of one's own may lie elsewhere: the environment variable ``CELLKIT_MODULES`` nam
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,9 @@ from types import ModuleType
 from typing import Any
 
 from cellkit.errors import UserError, nearest
+
+VARIABLE = "CELLKIT_MODULES"
+MEND = f"mend it, or take its folder out of {VARIABLE}"
 
 # Kind -> the folder, and what a module of the kind states (one of these).
 KINDS = {
@@ -43,6 +47,21 @@ def paths_of(kind: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def own_folders() -> list[Path]:
+    """Return the folders of one's own modules, those that ``CELLKIT_MODULES`` names.
+
+    Raises
+    ------
+    UserError
+        One is no folder.
+    """
+    folders = [Path(name).expanduser() for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing:
+        raise UserError(f"{VARIABLE} names {missing[0]}, no such folder", f"set {VARIABLE} to folders that exist")
+    return folders
+
+
 def names_of(kind: str) -> tuple[str, ...]:
     """Return the names of all modules of a kind, sorted; none of them is imported."""
     return tuple(paths_of(kind))
@@ -54,12 +73,17 @@ def load(kind: str, name: str) -> ModuleType:
     Raises
     ------
     UserError
-        There is none of that name.
+        There is none of that name, or a file of one's own cannot be imported.
     """
-    names = names_of(kind)
-    if name not in names:
-        raise UserError(f"no {kind} '{name}'{nearest(name, names)}", f"choose from {', '.join(names)}")
-    return import_module(f"cellkit.{KINDS[kind][0]}.{name}")
+    paths = paths_of(kind)
+    if name not in paths:
+        raise UserError(f"no {kind} '{name}'{nearest(name, paths)}", f"choose from {', '.join(paths)}")
+    try:
+        return import_module(f"cellkit.{KINDS[kind][0]}.{name}")
+    except Exception as error:
+        if isinstance(error, UserError) or Path(__file__).parent in paths[name].parents:
+            raise
+        raise UserError(f"{paths[name]} cannot be imported: {type(error).__name__}: {error}", MEND) from error
 
 
 def load_all(kind: str) -> dict[str, ModuleType]:
@@ -68,19 +92,48 @@ def load_all(kind: str) -> dict[str, ModuleType]:
     return dict(sorted(modules.items(), key=lambda item: (getattr(item[1], "ORDER", 0), item[0])))
 
 
+def by_key(kind: str, keys: Callable[[ModuleType], Iterable[str]]) -> dict[str, ModuleType]:
+    """Return the modules of a kind by what each claims, such as the suffixes that it reads.
+
+    Raises
+    ------
+    UserError
+        Two modules claim the same.
+    """
+    found: dict[str, ModuleType] = {}
+    for name, module in load_all(kind).items():
+        for key in keys(module):
+            if key in found:
+                raise UserError(f"the {kind}s {found[key].__name__} and {name} both claim '{key}'", "one of them goes")
+            found[key] = module
+    return found
+
+
 def optional(module: ModuleType, name: str) -> Callable[..., Any] | None:
     """Return what a module may have and need not, else None."""
     return getattr(module, name, None)
 
 
 def _files(folder: str) -> Iterator[tuple[str, Path]]:
-    for module in pkgutil.iter_modules(import_module(f"cellkit.{folder}").__path__):
-        place = Path(module.module_finder.path, module.name)
-        yield module.name, place / "__init__.py" if module.ispkg else place.with_suffix(".py")
+    """Yield the modules of a folder of the package and of the folders of one's own, no two of one name."""
+    own_folders()
+    found: dict[str, Path] = {}
+    for place in import_module(f"cellkit.{folder}").__path__:
+        for module in pkgutil.iter_modules([place]):
+            path = Path(place, module.name, "__init__.py") if module.ispkg else Path(place, f"{module.name}.py")
+            if not path.is_file():  # a compiled module, a link that leads nowhere
+                continue
+            if module.name in found:
+                raise UserError(f"{path} is called like {found[module.name]}", "give it a name of its own")
+            found[module.name] = path
+            yield module.name, path
 
 
 @cache
 def _states(path: Path, changed_ns: int, marks: tuple[str, ...]) -> bool:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}", MEND) from error
     stated = (rf'^(?:def {mark}\(|{mark}\b[^=\n]*=|__all__ = .*"{mark}")' for mark in marks)
     return any(re.search(statement, text, re.MULTILINE) for statement in stated)

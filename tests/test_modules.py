@@ -111,3 +111,83 @@ def test_a_name_that_is_no_file_is_refused_with_the_nearest():
     assert {"coco", "labels", "seg", "roi", "results", "kaggle"} <= set(names_of("format"))
     with pytest.raises(UserError, match="no source 'dsb2017' .did you mean 'dsb2018'"):
         load("source", "dsb2017")
+
+
+BACKEND = "TITLE: str = 'Mine'\nREQUIRES = ()\n"
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write a file of one's own, and run code that finds it; return what it printed, or the last line of its error."""
+    monkeypatch.setenv("CELLKIT_MODULES", str(tmp_path / "own"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def run(code, **files):
+        for name, content in files.items():
+            path = tmp_path / "own" / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".py").write_bytes(content)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        return done.stdout.strip() or done.stderr.strip().splitlines()[-2:]
+
+    return run
+
+
+def test_a_backend_of_ones_own_is_found_and_named(own):
+    code = "from cellkit.models import backend_names, title_of; print('mine' in backend_names(), title_of('mine'))"
+    assert own(code, models__mine=BACKEND.encode()) == "True Mine"
+
+
+def test_two_files_of_one_name_are_refused(own):
+    problem, remedy = own("from cellkit.modules import names_of; names_of('source')", sources__dsb2018=SOURCE.encode())
+    assert "is called like" in problem and remedy == "give it a name of its own"
+
+
+def test_two_readers_of_one_suffix_are_refused(own):
+    reader = b"from cellkit.microscope.file_info import Reader\nREADER = Reader('a', 'A', ('.tif',), open)\n"
+    problem, _ = own("import cellkit.microscope.open", microscope__aaa=reader)
+    assert "both claim '.tif'" in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"def read(:\n", "cannot be imported: SyntaxError"), (b"\xff\xfe", "cannot be read")]
+)
+def test_a_broken_file_is_named_with_what_to_do(own, content, told):
+    problem, remedy = own("from cellkit.modules import load_all; load_all('source')", sources__broken=content)
+    assert "broken.py" in problem and told in problem
+    assert remedy == "mend it, or take its folder out of CELLKIT_MODULES"
+
+
+def test_a_folder_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setenv("CELLKIT_MODULES", "nowhere")
+    with pytest.raises(UserError, match="names nowhere, no such folder"):
+        names_of("source")
+
+
+def test_a_module_of_ones_own_is_part_of_the_code_a_stage_depends_on(tmp_path, monkeypatch):
+    from cellkit.manifest import package_sha256
+
+    before = package_sha256()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/mine.py").write_text(BACKEND)
+    monkeypatch.setenv("CELLKIT_MODULES", str(tmp_path))
+    added = package_sha256()
+    (tmp_path / "models/mine.py").write_text(BACKEND + "\n")
+    assert len({before, added, package_sha256()}) == 3
+
+
+def test_a_format_that_cannot_mark_proposals_is_given_none(tmp_path, monkeypatch):
+    from types import ModuleType
+
+    from cellkit.cells.instances import Instances
+    from cellkit.cells.records import ImageRecord
+    from cellkit.formats import any as formats
+
+    dots = ModuleType("dots")
+    exec(FORMAT, dots.__dict__)
+    monkeypatch.setattr(formats, "writable", lambda: {"dots": dots, "tif": formats.load("format", "labels")})
+    cells = Instances.from_labels(np.array([[1, 1, 0, 2]]))
+    record = ImageRecord("a", "a.png", 1, 4)
+    with pytest.raises(UserError, match="'dots' cannot say that their cells are a model's proposals"):
+        formats.write_folder(tmp_path / "out", [record], [cells], ("HEK",), form="dots", made_by=["proposed"])
+    assert not (tmp_path / "out").exists()

@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Turn a COCO file into label images, Cellpose files or ROI zips."""
-    from cellkit.formats.any import read_side, write_folder
+    from cellkit.formats.any import read_side, writable, write_folder
     from cellkit.formats.results import is_list
     from cellkit.microscope.folders import run_of
 
@@ -54,21 +54,22 @@ def run(given: argparse.Namespace) -> Answer:
         raise UserError(f"--coco {given.coco}, but {given.coco_file} is no results list", "leave out --coco")
     else:
         coco = read_coco_of(given.coco_file, given.from_)
-    run = run_of(given.coco_file) if given.format == "seg" else None
+    by_picture = getattr(writable().get(given.format), "NEEDS_PICTURES", False)
+    run = run_of(given.coco_file) if by_picture else None
     images = given.images or (run / "images" if run is not None else None)
     how = {"form": given.format, "images": images, "suffix": given.suffix}
     done = write_folder(given.out, coco.records, coco.instances, coco.classes, **how, made_by=coco.made_by)
     list_quarantined(done.quarantined)
     proposed = coco.made_by.count("proposed")
     if proposed:
-        where = {"seg": "the files say so", "roi": "the zips say so"}.get(
-            given.format, "labels.json beside them says so"
+        problem = (
+            f"{writable()[given.format].SAYS_PROPOSED} until somebody changes them, and nothing is scored against them"
         )
-        problem = f"{where} until somebody changes them, and nothing is scored against them"
         print(f"{proposed} image(s) hold what a model proposed, no truth: {problem}", file=sys.stderr)
     if done.lost:
         print(f"{done.lost} cell(s) share pixels with others: the higher score kept them", file=sys.stderr)
     if done.left_out:
         print(f"{done.left_out} cell(s) without a pixel of their own are left out", file=sys.stderr)
-    kind = {"seg": "_seg.npy file(s)", "roi": "ROI zip(s)"}.get(given.format, "label image(s)")
+    known = {"seg": "_seg.npy file(s)", "roi": "ROI zip(s)", "tif": "label image(s)", "png": "label image(s)"}
+    kind = known.get(given.format, f"{given.format} file(s)")
     return Answer(f"{given.out}: {done.files} {kind}", exit_code(done.quarantined, given.allow_skips))

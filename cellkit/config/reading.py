@@ -312,6 +312,12 @@ def published_schema() -> dict[str, Any]:
         field = whole["properties"][section]
         whole["$defs"].pop(field.pop("$ref").rpartition("/")[2])
         field["anyOf"] = choices
+    about = "a section for each notebook in notebooks/recipes/, by its name"
+    whole["properties"]["recipes"] = {
+        "type": "object",
+        "description": about,
+        "additionalProperties": {"type": "object"},
+    }
     return whole
 
 

@@ -37,7 +37,7 @@ from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.formats.label_images import labels_orientation
 from cellkit.microscope.folders import Pictures, list_files, run_of
 from cellkit.microscope.open import inspect_file
-from cellkit.modules import load, load_all, optional
+from cellkit.modules import by_key, load, load_all, optional
 from cellkit.parallel import map_items
 
 
@@ -142,7 +142,7 @@ def per_image() -> dict[str, ModuleType]:
 
 def writable() -> dict[str, ModuleType]:
     """Return {form: format that writes it}."""
-    return {form: module for module in per_image().values() for form in getattr(module, "WRITES", ())}
+    return by_key("format", lambda module: getattr(module, "WRITES", ()))
 
 
 def _endings(name: str) -> str:
@@ -374,7 +374,9 @@ def write_folder(
     module = forms[form]
     by_picture = getattr(module, "NEEDS_PICTURES", False)
     if by_picture and images is None:
-        raise UserError(f"a _{form}.npy file goes with its picture", "give the folder of the pictures: --images DIR")
+        raise UserError(
+            f"a file *{module.WRITES[form]} goes with its picture", "give the folder of the pictures: --images DIR"
+        )
     if suffix and (not getattr(module, "TAKES_SUFFIX", False) or "/" in suffix or "\\" in suffix):
         raise UserError(f"the suffix '{suffix}'", "a suffix such as _cp_masks is for the formats tif and png")
     names = [image_id_of(f"{record.image_id}.png") for record in records]
@@ -384,6 +386,9 @@ def write_folder(
     beside = _beside(folder, records, pictures, ending) if by_picture else None
     files = tuple(pictures.files) if pictures else ()
     makers = list(made_by) or [""] * len(names)
+    if "proposed" in makers and not optional(module, "SAYS_PROPOSED"):
+        marking = ", ".join(sorted(name for name, other in forms.items() if optional(other, "SAYS_PROPOSED")))
+        raise UserError(f"files '{form}' cannot say that their cells are a model's proposals", f"choose from {marking}")
     items = [
         (record, ImageToWrite(name, found, tuple(classes), maker, None, files))
         for name, record, found, maker in zip(names, records, instances, makers, strict=True)

@@ -86,6 +86,7 @@ def write_chosen_cells(
 ENDINGS = LABEL_SUFFIXES
 WRITES = {"tif": ".tif", "png": ".png"}
 TAKES_SUFFIX = True
+SAYS_PROPOSED = "labels.json beside them says so"
 
 
 def write_label_png(path: str | Path, labels: np.ndarray, stamp: str | None = None) -> Path:

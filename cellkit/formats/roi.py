@@ -28,6 +28,7 @@ from cellkit.formats.roi_shapes import DRAW_AREA, pixels_of_roi
 
 ENDINGS = (".zip", ".roi")
 WRITES = {"roi": "_rois.zip"}
+SAYS_PROPOSED = "the zips say so"
 
 MOST_ROIS, LARGEST_ROI_BYTES, LARGEST_ZIP_BYTES = 200_000, 2**26, 2**30
 

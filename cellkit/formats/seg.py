@@ -27,6 +27,7 @@ from cellkit.microscope.open import open_file
 
 ENDINGS = ("_seg.npy",)
 WRITES = {"seg": "_seg.npy"}
+SAYS_PROPOSED = "the files say so"
 NEEDS_PICTURES = True  # the GUI finds a file by its picture
 
 

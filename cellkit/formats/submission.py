@@ -30,6 +30,7 @@ from cellkit.formats.submission_check import (
     refuse_problems,
     text_fault,
 )
+from cellkit.modules import by_key
 
 
 # ---- write ---------------------------------------------------------------------------------------------------------
@@ -105,7 +106,8 @@ def read_submission(
 # ---- tables of truth -----------------------------------------------------------------------------------------------
 def _pixel_columns() -> dict[str, str]:
     """Return {column of a table of truth: how its pixels are counted}."""
-    return {column: profile.order for profile in profiles().values() for column in profile.truth_columns}
+    modules = by_key("competition", lambda module: module.TRUTH_COLUMNS)
+    return {column: module.PIXEL_ORDER for column, module in modules.items()}
 
 
 def _id_columns() -> list[str]:

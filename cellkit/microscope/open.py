@@ -13,10 +13,12 @@ from pathlib import Path
 
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import MAX_PLANE_PX, PICTURE_SUFFIXES, TIFF_SUFFIXES, FileInfo, Opened
-from cellkit.modules import load_all
+from cellkit.modules import by_key, load_all
 
 READERS = tuple(module.READER for module in load_all("reader").values())
-READER_OF = {suffix: reader for reader in READERS for suffix in reader.suffixes}
+READER_OF = {
+    suffix: module.READER for suffix, module in by_key("reader", lambda module: module.READER.suffixes).items()
+}
 READ_SUFFIXES = tuple(READER_OF)
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 UNREAD_SUFFIXES = {".lsm": "Zeiss LSM", ".oib": "Olympus OIB", ".oif": "Olympus OIF", ".vsi": "Olympus VSI",

@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Any
 
 from cellkit.errors import UserError, nearest
-from cellkit.modules import names_of, optional, paths_of
+from cellkit.modules import load, names_of, optional, paths_of
 
 __path__ = extend_path(__path__, __name__)  # files of one's own, see `cellkit.modules`
 INSTALLED_AS = {"skimage": "scikit-image", "cv2": "opencv-python-headless"}  # where pip has another name
@@ -82,7 +82,7 @@ def get_backend(name: str) -> ModuleType:
 def backend_module(name: str) -> ModuleType:
     """Return the module of a backend, for its settings: the packages it needs are not imported."""
     _about(name)
-    return importlib.import_module(f"cellkit.models.{name}")
+    return load("backend", name)
 
 
 def check_backend(name: str) -> None:
@@ -106,12 +106,21 @@ def _about(name: str) -> dict[str, Any]:
 
 
 def _stated(path: Path) -> dict[str, Any]:
-    """Return the constants TITLE, REQUIRES and NEEDS_CHECKPOINT of a module."""
-    text, found = path.read_text(encoding="utf-8"), {}
-    for node in ast.parse(text).body if "TITLE = " in text else ():
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(target, ast.Name) and target.id in ("TITLE", "REQUIRES", "NEEDS_CHECKPOINT"):
-            found[target.id] = ast.literal_eval(node.value)
+    """Return the constants TITLE, REQUIRES and NEEDS_CHECKPOINT of a module.
+
+    Raises
+    ------
+    UserError
+        One of them has to be computed, or the file is no Python.
+    """
+    found = {}
+    try:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if isinstance(targets[0], ast.Name) and targets[0].id in ("TITLE", "REQUIRES", "NEEDS_CHECKPOINT"):
+                found[targets[0].id] = ast.literal_eval(node.value)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a backend: {error}", "TITLE and REQUIRES are plain texts") from error
     return found
 
 
