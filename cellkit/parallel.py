@@ -22,7 +22,7 @@ class StopAll(UserError):
 
 
 def progress(items: Iterable[T], desc: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Yield the items: a tqdm bar in JupyterLab, otherwise a plain line on stderr every ten seconds.
+    """Yield the items: a tqdm bar in JupyterLab, otherwise a plain line in the log every ten seconds.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
     python scripts/train_starter.py --data ../shared/data/dsb2018 --out runs/starter
 
 Data: the fluorescence images of DSB2018 stage 1 (BBBC038, CC0) with nuclei in blue and green empty, and drawn two-channel
-cells (cellkit.synthetic). One DSB2018 image in ten, and drawn fields of other seeds, are kept out for validation.
+cells (cellkit.sources.drawn). One DSB2018 image in ten, and drawn fields of other seeds, are kept out for validation.
 """
 
 from __future__ import annotations

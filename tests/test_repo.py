@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -384,6 +385,10 @@ def test_paths_named_in_contributing_exist():
     assert len(named) > 5
     example = {f"cellkit/{name}/mine.py" for name in ("models", "sources", "formats", "formats/competitions")}
     assert sorted(path for path in named - example if not (ROOT / path).exists()) == []
+    dotted = set(re.findall(r"`(cellkit(?:\.\w+)+)", text))
+    assert "cellkit.models.training.fit" in dotted
+    for name in dotted:
+        pkgutil.resolve_name(name)  # raises where there is none
 
 
 def test_the_library_logs_and_does_not_print():

@@ -49,7 +49,7 @@ class LeftOut:
         return sentences
 
     def say(self, desc: str) -> None:
-        """Print the sentences on stderr."""
+        """Write the sentences into the log."""
         for sentence in self.sentences():
             LOG.warning(f"{desc}: {sentence}")
 

@@ -23,8 +23,8 @@ from cellkit.log import show_log
 from cellkit.modules import load_all
 
 PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-PATHS = ("against", "coco", "coco_file", "config", "file", "given", "images", "input", "labels", "model", "out", "overlays",
-         "path", "predictions", "run", "sample", "to", "truth")  # arguments in which ~ is the home folder  # fmt: skip
+PATHS = ("against", "coco", "coco_file", "config", "file", "given", "images", "input", "into", "labels", "model", "out",
+         "overlays", "path", "predictions", "run", "sample", "to", "truth")  # arguments where ~ is the home folder  # fmt: skip
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # that word processors and web pages make of -
 
 
@@ -210,7 +210,7 @@ class _Version(argparse.Action):
 
 
 def find_commands() -> dict[str, ModuleType]:
-    """Return the commands by name, in the order of the help: the modules ``command_NAME`` of the package."""
+    """Return the commands by name, in the order of the help: the modules ``cellkit/commands/NAME.py``."""
     return {name.replace("_", "-"): module for name, module in load_all("command").items()}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, create_model
 
-from cellkit.config.sections import Config, Section
+from cellkit.config.sections import STAGES, Config, Section
 from cellkit.errors import UserError
 from cellkit.files import PACKAGE, read_json
 from cellkit.machine import here
@@ -26,6 +26,7 @@ from cellkit.settings import Frozen
 
 RECIPES = "recipes"
 NUMBERED = "[0-9][0-9]_*.ipynb"
+OUTPUTS = {"coco", "figures", "images", "labels", "microscope", "predictions", "to_correct"}  # folders of a run folder
 
 
 def notebook_folders(folder: str | Path | None = None) -> list[Path]:
@@ -41,15 +42,18 @@ def recipe_paths(folder: str | Path | None = None) -> list[Path]:
     Raises
     ------
     UserError
-        A name that is no key of a configuration, or one that the run folder needs for itself.
+        A name that is no key of a configuration, or that of a section or of a folder of the run folder.
     """
     folders = notebook_folders(folder)
     place = next((place for place in folders if any(place.glob(NUMBERED))), folders[0])
     paths = sorted(path for path in (place / RECIPES).glob("*.ipynb") if not path.name.startswith("."))
     for path in paths:
-        if not re.fullmatch("[a-z][a-z0-9_]*", path.stem) or path.stem in RESERVED:
+        named = f"the recipe '{path}' is called {path.stem!r}"
+        if not re.fullmatch("[a-z][a-z0-9_]*", path.stem):
+            raise UserError(named, "small letters, digits and _, such as unet_border.ipynb")
+        if path.stem in RESERVED | OUTPUTS | set(STAGES.values()):
             raise UserError(
-                f"the recipe '{path}' is called {path.stem!r}", "small letters, digits and _, such as unet_border.ipynb"
+                f"{named}, as a section of the configuration or a folder of the run is", "give it another name"
             )
     return paths
 

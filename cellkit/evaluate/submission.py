@@ -94,14 +94,14 @@ def submit_best(
 ) -> tuple[Path, pandas.DataFrame]:
     """Write the submission: every image asked for, at the size of its file, no overlaps; name those without a prediction.
 
-    Cells found in a resized picture are brought back to the pixels of the file (`predict.fit_to`). An image that could not
-    be read, or was not predicted, has one empty row and is named on stdout; cells that are dropped or cut are counted on stderr.
+    Cells found in a resized picture are brought back to the pixels of the file (`cells.resize.fit_to`). An image that
+    could not be read, or was not predicted, has one empty row; the log names it, and counts cells that are dropped or cut.
 
     Parameters
     ----------
     found : mapping
         One model's cells by the run's image_id, at the size of the run's pictures.
-    asked : sequence of Original
+    originals : sequence of Original
     min_area_px : int
         Smaller objects are dropped, in pixels of the file.
 

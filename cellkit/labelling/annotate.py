@@ -75,7 +75,7 @@ def choose_labels(
         "truth" = the source's labels; "proposed" = the proposals as they are; a folder = corrected labels as Cellpose's
         GUI, Fiji or napari left them (see `cellkit.labelling.corrections`), and the proposals where it has none.
     quarantine : callable, optional
-        ``stage.quarantine``: takes the files of the folder that are not used. They are named on stderr in any case.
+        ``stage.quarantine``: takes the files of the folder that are not used. They are named in the log in any case.
     classes : sequence of str, optional
         Those that the cells of the truth must have; default whatever it has.
 
@@ -134,7 +134,7 @@ def _whole(image_id: str, labels: np.ndarray, made_by: str, cells: Instances) ->
 
 
 def _log_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], unchanged: Sequence[str]) -> None:
-    """Say on stderr what of a folder of corrections is not used, and what in it nobody has changed."""
+    """Say in the log what of a folder of corrections is not used, and what in it nobody has changed."""
     lines = [f"{use}: {item.item} is not used: {item.reason}" for item in unused]
     if beside:
         lines.append(f"{use}: pictures, by-products and copies of a proposal, no labels: {', '.join(beside)}")

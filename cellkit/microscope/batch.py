@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cellkit.cells.names import check_ids
-from cellkit.errors import Quarantined, UserError, readable
+from cellkit.errors import Quarantined, UserError, of_place, readable
 from cellkit.files import content_of
 from cellkit.log import LOG
 from cellkit.microscope.convert import Conversion, Converted, convert_frame, level_row, light_of_frame, scaled_by
@@ -146,7 +145,7 @@ def _rows(image_id: str, made: Converted, conversion: Conversion) -> list[dict]:
 
 
 def log_notes(rows: Iterable[Mapping[str, Any]], all_in: str = "column note of conversion.csv") -> None:
-    """Print the notes of rows of (image_id, note) to stderr, each once with the images; `all_in` is where all are."""
+    """Write the notes of rows of (image_id, note) into the log, each once with the images; `all_in` is where all are."""
     about: dict[str, list[str]] = {}
     for row in rows:
         if row["note"] and row["image_id"] not in about.setdefault(row["note"], []):
@@ -181,39 +180,66 @@ def measure_light(
     conversion: Conversion,
     workers: int = 1,
     light_of: Callable[[Any, Conversion], list[dict[str, Light]]] | None = None,
+    name: Callable[[Any], str] = str,
 ) -> dict[str, list[float]]:
     """Return what becomes 0 and 255 in each colour: percentiles of all pixels of all files; nothing is converted.
 
     Parameters
     ----------
     files : sequence
-        Paths, or whatever `light_of` takes. One that cannot be read counts for nothing: it is left out when it is
-        converted.
+        Paths, or whatever `light_of` takes. One that cannot be read counts for nothing and is named in the log; it is
+        left out when it is converted.
     conversion : Conversion
     workers : int
         Processes; the same values for any number.
     light_of : callable, optional
         (file, conversion) -> the light of each of its frames; picklable. Default: that of all frames of a path.
+    name : callable, optional
+        What a file is called in the log; picklable.
+
+    Raises
+    ------
+    UserError
+        An error of the place, which is no file's fault: a full disk, too many open files.
     """
     parts = [files[first : first + FILES_AT_ONCE] for first in range(0, len(files), FILES_AT_ONCE)]
-    work = partial(_light_of_part, conversion=conversion, light_of=light_of or light_of_file)
-    light, _ = map_items(work, parts, "measure light", workers)
-    return {colour: one.percentiles(conversion.percentiles) for colour, one in sum_light(filter(None, light)).items()}
+    work = partial(_light_of_part, conversion=conversion, light_of=light_of or light_of_file, name=name)
+    measured = [part for part in map_items(work, parts, "measure light", workers)[0] if part is not None]
+    unread = [readable(one) for _, names in measured for one in names]
+    if unread:
+        LOG.warning(f"not in the common scale, as they cannot be read: {', '.join(unread)}")
+    light = sum_light(part for part, _ in measured)
+    return {colour: one.percentiles(conversion.percentiles) for colour, one in light.items()}
 
 
-def _light_of_part(files: Sequence, conversion: Conversion, light_of: Callable) -> dict[str, Light]:
+def _light_of_part(
+    files: Sequence, conversion: Conversion, light_of: Callable, name: Callable[[Any], str]
+) -> tuple[dict[str, Light], list[str]]:
+    """Return the light of the files together, and the names of those that cannot be read."""
     found: list[dict[str, Light]] = []
+    unread = []
     for file in files:
-        with suppress(Exception):  # whatever a reader raises on a damaged file
+        try:
             found += light_of(file, conversion)
-    return sum_light(found)
+        except Exception as error:  # whatever a reader raises on a damaged file
+            if of_place(error):
+                raise
+            unread.append(name(file))
+    return sum_light(found), unread
 
 
 def light_of_file(path: Path, conversion: Conversion) -> list[dict[str, Light]]:
-    """Return the light of every frame of a file that can be read."""
-    found = []
+    """Return the light of every frame of a file that can be read; raises what is wrong where there is none."""
+    found: list[dict[str, Light]] = []
+    bad = None
     with open_file(path, conversion.axes, conversion.most_px) as opened:
         for scene, time, _ in opened.info.frames():
-            with suppress(Exception):  # one bad frame: the others count
+            try:
                 found.append(light_of_frame(opened, scene, time, conversion))
+            except Exception as error:  # one bad frame: the others count
+                if of_place(error):
+                    raise
+                bad = error
+    if bad is not None and not found:
+        raise bad
     return found

@@ -59,7 +59,7 @@ def refuse_seeming_channels(paths: Sequence[Path]) -> None:
 
 
 def warn_of_seeming_channels(paths: Sequence[Path]) -> None:
-    """Say on stderr what `refuse_seeming_channels` refuses."""
+    """Say in the log what `refuse_seeming_channels` refuses."""
     found = seeming_channels(paths)
     if found:
         names = [path.name for _, path in next(iter(found.values()))]

@@ -246,7 +246,7 @@ class Reader:
 def headers_only() -> Iterator[None]:
     """Let pictures be opened inside the block, everything about them be checked, and no pixel of them be read.
 
-    Pictures are then all 0, of the right size. Label images are read whole; see `listing.perhaps` for other forms of cells.
+    Pictures are then all 0, of the right size. Label images are read whole; see `loading.perhaps` for other forms of cells.
     """
     token = _HEADERS.set(True)
     try:

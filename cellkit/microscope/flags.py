@@ -289,7 +289,7 @@ def check_quality(converted: Any, root: str | Path, config: Any) -> QualityCheck
 
     Parameters
     ----------
-    converted : cellkit.sources.ingest.Converted
+    converted : cellkit.sources.ingest.ConvertedImages
         The images with their flags, what was measured, and the limits.
     root : path
         The folder that the records' paths count from.

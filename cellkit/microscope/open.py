@@ -2,7 +2,7 @@
 
 Every reader gives the same thing, an `Opened`: scenes of times, z planes and channels of one (H, W) plane each. What a
 library would only log or guess (a stack cut short, an axis of no known meaning) is an error. A reader is a file
-``cellkit/reader_<name>.py`` with a `READER`; a new format is a new file.
+``cellkit/microscope/<name>.py`` with a `READER`; a new format is a new file.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         "class_map_iou_validation",
         "kaggle, mean over classes and whole validation images",
         train.classes,
-        start=str(config.start),
+        start=Path(config.start).stem,
     )
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from cellkit.cells.dataset import AGREEMENT
 from cellkit.cells.records import SPLIT_TITLES, channel_names
 from cellkit.config.recipes import RECIPES, recipe_sections
-from cellkit.config.sections import STAGES, Config
+from cellkit.config.sections import BACKEND_SECTIONS, STAGES, Config, section_class
 from cellkit.errors import UserError
 from cellkit.files import read_json
 from cellkit.labelling.rounds import CHANGE_WORDS, FIRST_WORDS
 from cellkit.microscope.flags import reasons
+from cellkit.models import backend_names
 from cellkit.pages.results import Picture, RunFiles, Table, Words, drawn, in_words
 from cellkit.show.charts import show_history
 from cellkit.show.counts import show_data
@@ -295,8 +296,14 @@ def changed_settings(files: RunFiles) -> list[list[str]]:
         section = STAGES.get(stage) or (f"{RECIPES}.{stage}" if stage in recipes else None)
         if section is None or not isinstance(entry.get("config"), dict):
             continue
-        default = (recipes[stage]() if stage in recipes else Config().section(section)).fingerprint()
-        for key, value, usual in _leaves(entry["config"], default):
+        usual_settings = (recipes[stage]() if stage in recipes else Config().section(section)).fingerprint()
+        backend = entry["config"].get("backend")
+        if (
+            section in BACKEND_SECTIONS and backend in backend_names()
+        ):  # its own settings, not those of the usual backend
+            own = section_class(section, backend)().fingerprint()
+            usual_settings = own | {"backend": usual_settings["backend"]}
+        for key, value, usual in _leaves(entry["config"], usual_settings):
             shared = key in ("seed", "classes")
             name = key if shared else f"{section}.{key}"
             if value != usual and name not in seen:

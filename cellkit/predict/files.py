@@ -227,7 +227,7 @@ class _Job:
         write_coco(part, [record], [found], self.model.classes, with_scores=True)
 
     def log_notes(self, frames: Sequence[Frame]) -> None:
-        """Say on stderr what a user has to know of how the pictures were read; of those taken up, what the header says."""
+        """Say in the log what a user has to know of how the pictures were read; of those taken up, what the header says."""
         from cellkit.microscope.batch import log_notes
 
         noted = [(frame.image_id, note) for frame in frames for note in self.notes.get(frame.image_id, frame.notes)]

@@ -1,6 +1,6 @@
 """The published conventions, side by side: what each makes of the same objects, and why its number differs.
 
-A convention is a module ``cellkit/scores_NAME.py``; it is found by its file alone. It has
+A convention is a module ``cellkit/scores/NAME.py``; it is found by its file alone. It has
 
 - ``WHY``: one sentence on what makes its number differ from the others';
 - ``ON_BOXES``: whether it is also defined on boxes;

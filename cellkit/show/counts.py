@@ -87,7 +87,7 @@ def _counts_legend(ax: Axes, classes: Sequence[str], with_truth: bool) -> None:
 
 @styled
 def show_data(sheet: Mapping[str, Any], figure: Figure | None = None) -> np.ndarray:
-    """Show a data-set sheet (`dataset_statistics.describe`): cells per class and split, sizes, brightness, label faults.
+    """Show a data-set sheet (`statistics.describe`): cells per class and split, sizes, brightness, label faults.
 
     Of sizes and brightness, a thin line spans all, a thick one 5 to 95 %, a bar the middle half; the dot is the median.
 

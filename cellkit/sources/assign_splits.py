@@ -72,7 +72,7 @@ def _shares_of(sizes: Sequence[int], most: int) -> list[int]:
 
 
 def draw_split(items: Sequence[SourceImage], fractions: dict, config: ConvertConfig) -> dict[str, SourceImage]:
-    """Return the items by id, each with a split drawn by `records.split_records`.
+    """Return the items by id, each with a split drawn by `splits.split_records`.
 
     The frames of one file or series (`SourceImage.unit`) get one split; by group, those of one group. Where
     ``convert.group_from`` tells frames of one file apart, each is drawn by itself.

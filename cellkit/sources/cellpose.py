@@ -26,7 +26,7 @@ def detect(root: Path) -> bool:
 def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """Images with Cellpose's ``a_seg.npy`` or ``a_cp_masks.png`` (``_masks.tif``, ...) beside them.
 
-    Folders mean what they mean to `source_folder.read`. Classes that cellkit wrote into a ``_seg.npy`` come back. Where an image
+    Folders mean what they mean to `folder.read`. Classes that cellkit wrote into a ``_seg.npy`` come back. Where an image
     has both, they must hold the same cells.
     """
     yield from read_pictures(Path(root), config)

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,7 +93,7 @@ def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: C
 
     Writes ``out/images/<image_id>.png`` (each atomically), ``out/conversion.csv``, ``out/quality.csv`` and
     ``out/originals.csv``. After a kill, images that were done are kept if nothing in `root` and in the config has changed
-    and they are still what was written. What could not be used is named at once, on stderr.
+    and they are still what was written. What could not be used is named at once, in the log.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: C
     out : path
         The run folder, or ``stage.root`` which stands for it.
     settings : Config, optional
-        The whole configuration: a set too small for it is refused before anything is converted (`listing.check_enough`).
+        The whole configuration: a set too small for it is refused before anything is converted (`assign_splits.check_enough`).
 
     Returns
     -------
@@ -124,8 +125,8 @@ def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: C
             raise
     limits = None
     if config.percentiles_of == "batch":  # of training images: test images decide nothing
-        taught = [item for item in items if item.split == "train"] or items
-        limits = measure_light(taught, config.conversion, config.workers, light_of_item)
+        taught = [item for item in items if item.split == "train"] or [item for item in items if not item.is_left]
+        limits = measure_light(taught, config.conversion, config.workers, light_of_item, attrgetter("source"))
     with Journal(out / JOURNAL, [config.fingerprint(), content_of(root), limits]) as journal:
         remove_remains(out / "images")
         work = partial(_convert_one, root=root, folder=out / "images", scale=config.scale, limits=limits)
@@ -156,7 +157,7 @@ def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: C
 
 
 def warn_one_channel(records: Sequence[ImageRecord], config: ConvertConfig) -> None:
-    """Say on stderr in how many images nuclei and cytoplasm are one channel, although both are named."""
+    """Say in the log in how many images nuclei and cytoplasm are one channel, although both are named."""
     if config.channels.nuclei is None or config.channels.cytoplasm is None:
         return
     maps = [dict(part.partition("=")[::2] for part in record.channels.split(";")) for record in records]
@@ -169,7 +170,7 @@ def warn_one_channel(records: Sequence[ImageRecord], config: ConvertConfig) -> N
 
 
 def warn_lacking_classes(items: Sequence[SourceImage], config: ConvertConfig) -> None:
-    """Say on stderr which class no validation or no test image has; mixed images and those of no known line may have any."""
+    """Say in the log which class no validation or no test image has; mixed images and those of no known line may have any."""
     lines = {split: {item.cell_type for item in items if item.split == split} for split in ("train", "val", "test")}
     for split, what in (("val", "validation"), ("test", "test")):
         is_known = lines[split] and lines[split] <= set(config.classes)
@@ -230,7 +231,7 @@ def _unusable_by_name(items: Sequence[SourceImage]) -> list[Quarantined]:
 
 
 def _name_unusable(quarantined: Sequence[Quarantined], items: Sequence[SourceImage]) -> None:
-    """Name on stderr every image that cannot be used, and what fits no image, those of one reason together."""
+    """Name in the log every image that cannot be used, and what fits no image, those of one reason together."""
     for what, by_reason in unusable(quarantined, items):
         LOG.warning(f"{sum(map(len, by_reason.values()))} {what}:")
         for reason, names in by_reason.items():

@@ -38,7 +38,7 @@ class LabelFiles:
             self.by_name[plain((relative.parent / stem_of(path)).as_posix())].append(path)
 
     def of_image(self, image: Path | ChannelFiles, suffix: str, number: int, count: int) -> Label | None:
-        """Return the label image of a frame of a file, called after it or after its file; see `source_folder.read`.
+        """Return the label image of a frame of a file, called after it or after its file; see `folder.read`.
 
         That of an image with a file per channel may be called after what they share, or after one of them.
         """

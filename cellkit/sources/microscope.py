@@ -36,8 +36,8 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """Microscope files in folders called after their cell line; several lines in one image lie in ``mixed/``.
 
     ``<root>/HEK/a.ome.tif`` has its truth, where there is one, in ``<root>/truth/HEK/a.tif`` (a label image; other places
-    and names as for `source_folder.read`), and the classes of mixed cells in ``<root>/truth/classes.csv`` (file, label, class).
+    and names as for `folder.read`), and the classes of mixed cells in ``<root>/truth/classes.csv`` (file, label, class).
     Each scene and time point is an image. Mixed images are test images: their line is not known without truth. This is what
-    `synthetic.write_fields` writes.
+    `drawn.files.write_fields` writes.
     """
     yield from read_pictures(Path(root), config, folders_are_classes=True)

@@ -300,7 +300,8 @@ class TestEndings:
         seen = {}
         for module in find_commands().values():
             monkeypatch.setattr(module, "run", lambda given: seen.update(vars(given)) or Answer())
-        lines = ["predict ~/r:tuned ~/a ~/b/*.png --out=~/o --labels=~/l --overlays=~/v", "run ~/c.yaml --run=~/r"]
+        lines = ["check ~/c.yaml --run=~/r"]
+        lines += ["predict ~/r:tuned ~/a ~/b/*.png --out=~/o --labels=~/l --overlays=~/v", "run ~/c.yaml --run=~/r"]
         lines += [
             "score ~/t ~/p --images=~/i --against=~/g",
             "coco ~/n -o~/o",

@@ -1,6 +1,7 @@
 """A recipe: one notebook file and a section of the configuration, found, run before 06, and scored like any other model."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from cellkit.config.reading import load_config
+from cellkit.config.recipes import OUTPUTS
 from cellkit.errors import UserError
 from cellkit.manifest import read_manifest
 from cellkit.run.notebooks import Notebook, ordered, read_notebooks
@@ -143,6 +145,12 @@ def test_a_recipes_section_is_checked_by_its_own_settings(here):
     ("name", "told", "problem"),
     [
         ("Large cells", {}, "is called 'Large cells'\nsmall letters"),
+        (
+            "finetune",
+            {},
+            "is called 'finetune', as a section of the configuration or a folder of the run is\ngive it another",
+        ),
+        ("images", {}, "is called 'images', as a section"),
         ("x", {"settings": "cellkit.config:Nothing"}, "'cellkit.config:Nothing', which is not there"),
         ("x", {"settings": "cellkit.errors:UserError"}, "no class of pydantic fields"),
         ("x", {"backend": "nothing"}, "'cellkit.models.nothing:TrainSettings', which is not there"),
@@ -152,6 +160,14 @@ def test_recipes_without_a_fit_name_or_settings_are_refused(here, name, told, pr
     write_notebook(here / f"notebooks/recipes/{name}.ipynb", LARGE, **told)
     with pytest.raises(UserError, match=problem):
         load_config("configs/demo.yaml", None, "notebooks")
+
+
+def test_no_recipe_takes_the_name_of_a_folder_that_the_six_write():
+    written = "\n".join(
+        path.read_text() for place in ("notebooks/*.ipynb", "cellkit/**/*.py") for path in REPO.glob(place)
+    )
+    folders = set(re.findall(r"stage\.path\(f?\\?\"([a-z_]+)[/\\\"]", written))
+    assert {"coco", "images", "labels", "predictions"} <= folders <= OUTPUTS
 
 
 def book(name: str, keys: str = "", reads: str = "") -> Notebook:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from cellkit.commands.main import main
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, readable
 from cellkit.files import content_of, crc32_of
-from cellkit.microscope.batch import convert_batch
+from cellkit.microscope.batch import convert_batch, measure_light
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.journal import JOURNAL, Journal, alone_in, png_parts, still_there, write_parts
 from cellkit.parallel import StopAll
@@ -163,6 +164,23 @@ def test_a_batch_of_floats_shares_a_scale_too_and_a_bad_file_counts_for_nothing(
     np.testing.assert_allclose(
         [done.rows[0]["low"], done.rows[0]["high"]], np.percentile(pooled, [0.3, 99.8]), rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_common_scale_names_the_files_that_it_is_measured_without(tmp_path, capsys, workers):
+    files = write_many(tmp_path / "in", 3)
+    files[1][0].write_bytes(b"II*\0 torn")
+    measure_light([path for path, _ in files], RECIPE, workers)
+    told = capsys.readouterr().err
+    assert f"not in the common scale, as they cannot be read: {files[1][0]}\n" in told
+
+
+def test_a_fault_of_the_place_is_no_files_while_the_common_scale_is_measured(tmp_path):
+    def without_handles(path, conversion):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    with pytest.raises(UserError, match="too many files are open"):
+        measure_light([tmp_path / "a.tif"], RECIPE, light_of=without_handles)
 
 
 def test_a_bad_frame_does_not_cost_the_others_of_its_file(tmp_path):

@@ -546,7 +546,8 @@ def test_resnet_trains_a_step(drawn, tmp_path):
     few = {"steps": 1, "eval_every": 1, "batch_size": 1, "max_detections": 20}
     config = config_of("maskrcnn_torchvision", backbone="resnet50_fpn_v2", **few)
     checkpoint = maskrcnn.train(drawn.select("train"), drawn.select("val"), config, tmp_path)
-    assert weights.read_card(checkpoint).config["backbone"] == "resnet50_fpn_v2"
+    card = weights.read_card(checkpoint)
+    assert (card.config["backbone"], card.metrics["start"]) == ("resnet50_fpn_v2", "scratch")
     (found,) = maskrcnn.load(checkpoint)([drawn.image(0)])
     assert found.shape == (128, 128)
 

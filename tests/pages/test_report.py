@@ -15,6 +15,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import write_records
 from cellkit.config.reading import load_config
+from cellkit.config.sections import section_class
 from cellkit.errors import Quarantined, UserError
 from cellkit.evaluate.classes import classes_found, count_by_class
 from cellkit.evaluate.evaluation import (
@@ -193,6 +194,15 @@ def test_page_tells_what_was_run(evaluated):
     assert f"{100 * accuracy['accuracy']:.1f} % of {accuracy['cells']} matched cells" in text
     flagged = [record for record in results.RunFiles(run.folder).images.records if record.flags]
     assert flagged and all(record.image_id in text for record in flagged)
+
+
+def test_settings_are_compared_with_the_defaults_of_their_own_backend(tmp_path):
+    own = section_class("finetune", "threshold")
+    run = Run(tmp_path)
+    run.start("03_finetune_cellpose", own()).done()
+    assert report_images.changed_settings(results.RunFiles(tmp_path)) == [
+        ["finetune.backend", "threshold", "cellpose_unet"]
+    ]
 
 
 def test_flags_are_told_in_plain_words_with_their_numbers(tmp_path):
