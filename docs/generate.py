@@ -25,6 +25,10 @@ PAGES = {  # pages that lie elsewhere in the repository
     "data/formats.md": "formats.md",
     "notebooks/recipes/README.md": "recipes.md",
 }
+TURNED = PAGES | {"notebooks/README.md": "notebooks.md", "cellkit/__init__.py": "api/index.md"}
+HERE_ONLY = re.compile(
+    r"<!-- repository:begin -->.*?<!-- repository:end -->\n", re.DOTALL
+)  # said of what the manual has
 FILES = ("LICENSE", "CITATION.cff", "presentation/demo.png")  # copied beside the pages, as they are
 FETCHED = re.compile(r"""<(?:script|link|img)\b[^>]*\b(?:src|href)="https?:[^>]*>""")
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?\)")
@@ -43,8 +47,10 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill the places that a page leaves open for what is generated."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill the places that a page leaves open for what is generated; links of docs/ lead to pages of the manual."""
+    if page.file.generated_by is None:
+        markdown = turned(Path(page.file.abs_src_path), HERE_ONLY.sub("", markdown))
     for mark, make in {"settings": settings, "help": options, "readme:scores": scores}.items():
         if f"<!-- {mark} -->" in markdown:
             markdown = markdown.replace(f"<!-- {mark} -->", make())
@@ -61,7 +67,7 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 
 
 # ---- what fills them -----------------------------------------------------------------------------------------------
-def turned(path: Path) -> str:
+def turned(path: Path, text: str | None = None) -> str:
     """Return a page of the repository with its links leading to pages and files of the manual."""
 
     def place(match: re.Match) -> str:
@@ -69,10 +75,10 @@ def turned(path: Path) -> str:
         if target.startswith("docs/"):
             new = target.removeprefix("docs/")
         else:
-            new = PAGES.get(target) or (f"files/{PurePosixPath(target).name}" if target in FILES else match[2])
+            new = TURNED.get(target) or (f"files/{PurePosixPath(target).name}" if target in FILES else match[2])
         return f"{match[1]}{new}{match[3] or ''})"
 
-    return LINK.sub(place, path.read_text(encoding="utf-8"))
+    return LINK.sub(place, path.read_text(encoding="utf-8") if text is None else text)
 
 
 def scores() -> str:

@@ -114,6 +114,8 @@ def choose_labels(
         if quarantine is not None:
             quarantine(unused)
         chosen = _proposed(images, proposals, seen)
+    if use != "truth" and "truth" in truth:
+        _warn_unused(chosen, truth["truth"], use)
     chosen = [_without_small(item, min_area_px) for item in chosen]
     _say_small(chosen, min_area_px)
     return chosen
@@ -146,6 +148,19 @@ def _log_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], u
         )
     for line in lines:
         LOG.warning(line)
+
+
+def _warn_unused(chosen: Sequence[Labelled], truth: Path, use: str) -> None:
+    """Say how many images came with labels and get proposals all the same."""
+    from cellkit.formats.coco_reading import read_coco
+
+    own = {record.image_id for record in read_coco(truth, boxes=True).records}
+    unused = [item.image_id for item in chosen if item.made_by == "proposed" and item.image_id in own]
+    if unused:
+        LOG.warning(
+            f"labels: {len(unused)} image(s) came with labels and get proposals, since label.use is {use} (e.g. {unused[0]}); "
+            "labels of your own are used with label.use: truth, and corrected where they lie"
+        )
 
 
 def _known(coco: CellDataset, images: CellDataset, path: str | Path) -> dict[str, Instances]:

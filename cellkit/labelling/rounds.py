@@ -214,12 +214,18 @@ def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequenc
     ----------
     run : cellkit.run.folder.Run
     use : str
-        ``label.use``; where it is a folder already, that is where to go on, and nothing is written.
+        ``label.use``; where it is a folder already, that is where to go on, and of "truth" nothing is a proposal: nothing is
+        written.
     images : CellDataset
     proposals : list of Instances
         One per image.
     """
-    if use not in ("truth", "proposed"):
+    if use == "truth":
+        return (
+            "The labels came with the images: correct them where they lie, and run 01 again. (Those of images without any\n"
+            "are proposed with label.use: proposed, which takes the proposals for all.)"
+        )
+    if use != "proposed":
         return f"The labels come from {use}: go on there, save, and run 02 again."
     proposed = replace(images, instances=list(proposals)).sample(MOST_IMAGES)
     kept = [

@@ -86,6 +86,10 @@ def check_labels(outlook: Outlook) -> None:
         outlook.add(WARNING, problem, "set label.use: truth")
     elif folder is not None:
         _check_corrections(outlook, folder)
+        if count:
+            problem = f"label.use is a folder: the labels that {count} image(s) came with are not used"
+            remedy = "images that the folder holds nothing for get proposals; labels of your own are corrected where they lie"
+            outlook.add(WARNING, problem, f"{remedy}, with label.use: truth")
 
 
 def _check_corrections(outlook: Outlook, folder: Path) -> None:

@@ -26,7 +26,7 @@ def saved_by_cellpose(path, drop: int) -> None:
 
 
 def test_what_is_written_opened_corrected_and_read_again(run, drawn):
-    told = write_to_correct(run, "truth", drawn, drawn.instances).splitlines()
+    told = write_to_correct(run, "proposed", drawn, drawn.instances).splitlines()
     assert told[0] == f"{len(drawn)} images with what the model proposes: runs/r/to_correct"
     assert any("set label.use: runs/r/to_correct" in line for line in told)
     folder, names = run.folder / "to_correct", [record.image_id for record in drawn.records]
@@ -58,4 +58,5 @@ def test_what_is_written_opened_corrected_and_read_again(run, drawn):
 
 def test_where_labels_come_from_a_folder_nothing_is_written(run, drawn):
     assert "go on there" in write_to_correct(run, "my/labels", drawn, drawn.instances)
+    assert "correct them where they lie" in write_to_correct(run, "truth", drawn, drawn.instances)
     assert not run.folder.exists()
