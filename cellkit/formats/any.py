@@ -35,7 +35,7 @@ from cellkit.cells.names import check_ids, image_id_of, stem_of
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.formats.label_images import labels_orientation
-from cellkit.microscope.folders import Pictures, list_files, run_of
+from cellkit.microscope.folders import Pictures, is_run_folder, list_files, run_of
 from cellkit.microscope.open import inspect_file
 from cellkit.modules import by_key, load, load_all, optional
 from cellkit.parallel import map_items
@@ -110,6 +110,8 @@ def read_side(path: str | Path, **how) -> CellDataset:
         No such file, of no format that is read, damaged, or without what is needed to read it.
     """
     path, reading = Path(path), Reading(**how)
+    if is_run_folder(path):
+        raise UserError(f"{path} is a run folder", "give its truth.json, coco/test.json, or predictions/NAME.json")
     if path.is_dir():
         return _read_whole_folder(path, reading)
     formats = [module for module in load_all("format").values() if optional(module, "is_this")]

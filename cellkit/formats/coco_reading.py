@@ -171,7 +171,8 @@ def read_results(
 
 def _opened(path: str | Path) -> Any:
     if not Path(path).is_file():
-        raise UserError(f"no file at {path}", "give a COCO JSON file")
+        problem = f"{path} is a folder" if Path(path).is_dir() else f"no file at {path}"
+        raise UserError(problem, "give a COCO JSON file; label images become one with: cellkit coco FOLDER -o FILE")
     try:
         return read_json(path)
     except (ValueError, RecursionError) as error:

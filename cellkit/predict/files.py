@@ -337,7 +337,12 @@ def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
             raise UserError(f"'{folder}' cannot be written: {error.strerror or error}", "name another place") from None
     busy = f"'{out}' is being written by another process"
     with locked(parts / ".lock", busy, "wait for it, or name another file"):
-        yield parts
+        try:
+            yield parts
+        except BaseException:
+            if not any(path.name != ".lock" for path in parts.iterdir()):  # nothing to go on from
+                shutil.rmtree(parts, ignore_errors=True)
+            raise
     shutil.rmtree(parts)
 
 

@@ -64,6 +64,8 @@ def check(
     if config_path is not None:
         return stage_states(folder, load_config(config_path, overrides, notebooks), books, manifest, Hasher())
     last_run = manifest.get("run")
+    if not manifest.get("stages") and not last_run:
+        raise UserError(f"'{run_dir}' is no run folder", "name one, or a configuration: cellkit check FILE.yaml")
     if not last_run:
         raise UserError(f"'{run_dir}' does not tell its configuration", "name the configuration file")
     began_in = last_run.get("folder", "")

@@ -132,6 +132,14 @@ class TestUsage:
             (("coco", "none", "-o", "x.json"), "no folder at none", "label images"),
             (("inspect", "none/"), "no file or folder at none/", "check the path"),
             (("labels", "none.json", "-o", "x"), "no file at none.json", "COCO"),
+            (("labels", "folder", "-o", "x"), "folder is a folder", "cellkit coco FOLDER -o FILE"),
+            (("check", "folder"), "'folder' is no run folder", "cellkit check FILE.yaml"),
+            (("score", "a_run", "folder"), "a_run is a run folder", "truth.json"),
+            (
+                ("submit", "a_run", "--profile", "dsb2018", "-o", "x.csv"),
+                "a_run is a run folder",
+                "predictions/NAME.json",
+            ),
             (
                 ("submit", "none.json", "--profile", "sartorius", "-o", "x.csv"),
                 "no file or folder at none.json",
@@ -143,6 +151,10 @@ class TestUsage:
     )
     def test_two_lines_and_exit_2(self, refused, tmp_path, monkeypatch, arguments, problem, remedy):
         monkeypatch.chdir(tmp_path)
+        for name in ("folder", "a_run"):
+            Path(name).mkdir()
+        for name in ("manifest.json", "records.csv"):
+            Path("a_run", name).touch()
         first, second = refused(*arguments).splitlines()
         assert problem in first
         assert remedy in second

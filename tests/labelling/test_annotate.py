@@ -81,7 +81,7 @@ def test_proposals_are_used_but_cannot_label_a_mixed_image(images, proposals):
 
 
 @pytest.mark.parametrize("name", ["b.tif", "b_masks.tif", "b.png", "b_masks.png"])
-def test_corrections_go_before_proposals_and_label_a_mixed_image_too(tmp_path, images, proposals, truth, name):
+def test_corrections_go_before_proposals_and_label_a_mixed_image_too(tmp_path, images, proposals, truth, name, caplog):
     folder = tmp_path / "corrected"
     folder.mkdir()
     corrected = picture("...... .9.... ...... ....5.")
@@ -90,6 +90,8 @@ def test_corrections_go_before_proposals_and_label_a_mixed_image_too(tmp_path, i
     ).save(folder / name)
     chosen = choose_labels(images, proposals, truth, str(folder))
     assert told(chosen) == [("a", "proposed"), ("b", "corrected")]
+    (said,) = [record.getMessage() for record in caplog.records if "came with labels" in record.getMessage()]
+    assert said.startswith("labels: 1 image(s) came with labels and get proposals") and "(e.g. a)" in said
     np.testing.assert_array_equal(chosen[1].labels, corrected)
 
 

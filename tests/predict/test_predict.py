@@ -629,6 +629,13 @@ class TestPredictFiles:
         with pytest.raises(UserError, match=r"'.*out\.csv' does not end with \.json"):
             predict_files(THRESHOLD, [folder], tmp_path / "out.csv")
 
+    def test_a_prediction_of_nothing_leaves_nothing(self, tmp_path):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in/a.png").write_bytes(b"torn")
+        with pytest.raises(UserError):
+            predict_files(THRESHOLD, [tmp_path / "in"], tmp_path / "out.json")
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
     def test_one_writer(self, folder, tmp_path):  # fault 50
         (tmp_path / "out.json.parts").mkdir()
         with FileLock(tmp_path / "out.json.parts/.lock"), pytest.raises(UserError, match="by another process"):
