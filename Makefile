@@ -24,7 +24,7 @@ demo: .venv/.installed
 	$(BIN)/cellkit run configs/demo.yaml
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --exclude '*.ipynb' . && $(BIN)/nbstripout --keep-id --verify $(NOTEBOOKS)

@@ -31,6 +31,14 @@ def pytest_collection_modifyitems(items: list) -> None:
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
 
 
+@pytest.fixture(autouse=True)
+def same_folder():
+    """Begin every test in the folder where the tests were started, whatever the one before did."""
+    before = Path.cwd()
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data: CELLKIT_DATA, or ../shared/data beside the checkout; skips where there is none."""

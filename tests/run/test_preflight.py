@@ -375,17 +375,15 @@ def test_memory_disk_and_run_folder(here, monkeypatch):
     from cellkit import machine, manifest
 
     lab()
-    monkeypatch.setattr(manifest, "free_bytes", lambda folder: manifest.MIN_FREE_BYTES + 100)
-    assert "the pictures take up to" in warned()
-    monkeypatch.setattr(manifest, "free_bytes", lambda folder: 10_000_000)
-    assert "10 MB are free at" in refused()
-    monkeypatch.undo()
-    os.chdir(here)
-    monkeypatch.setattr(machine, "CHECK_MEMORY_FROM_BYTES", 1000)
-    monkeypatch.setattr(machine, "memory", lambda: {"free_gb": 0.0001})
-    assert "finding the cells of" in refused(label__diameter_px=5.0)
-    monkeypatch.undo()
-    os.chdir(here)
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "free_bytes", lambda folder: manifest.MIN_FREE_BYTES + 100)
+        assert "the pictures take up to" in warned()
+        patched.setattr(manifest, "free_bytes", lambda folder: 10_000_000)
+        assert "10 MB are free at" in refused()
+    with monkeypatch.context() as patched:
+        patched.setattr(machine, "CHECK_MEMORY_FROM_BYTES", 1000)
+        patched.setattr(machine, "memory", lambda: {"free_gb": 0.0001})
+        assert "finding the cells of" in refused(label__diameter_px=5.0)
     Path("file").write_text("")
     cfg = load_config("c.yaml")
     assert "is no folder" in texts(check_run(cfg, "file/run"), ERROR)
