@@ -16,6 +16,7 @@ from cellkit.cells.outlines import refuse_boxes
 from cellkit.errors import Quarantined, UserError
 from cellkit.formats.labels import write_chosen_cells
 from cellkit.log import LOG
+from cellkit.modules import optional
 
 if TYPE_CHECKING:
     import pandas
@@ -291,7 +292,7 @@ def diameter_for(
     from cellkit.models import if_able
 
     given = getattr(config, "diameter_px", None)
-    if given is not None or not hasattr(backend, "estimate_diameter"):
+    if given is not None or optional(backend, "estimate_diameter") is None:
         return given
     measured = next((part for split in ("train", "val") if len(part := images.select(split))), images)
     if not len(images.select("train")):

@@ -29,6 +29,7 @@ from cellkit.files import atomic_path, locked, read_json, sha256_tree
 from cellkit.log import LOG
 from cellkit.manifest import package_sha256
 from cellkit.microscope.convert import Conversion
+from cellkit.modules import optional
 from cellkit.predict.images import (
     Frame,
     Picture,
@@ -295,7 +296,7 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     if model.config.get("diameter_px") != AUTO:
         return model
     backend = get_backend(model.backend)
-    if not hasattr(backend, "estimate_diameter"):
+    if optional(backend, "estimate_diameter") is None:
         raise UserError(f"{model.backend} cannot estimate a diameter", "give it in px: --diameter 30")
     pictures = []
     for place in evenly_spaced(len(frames), AUTO_IMAGES):
