@@ -559,9 +559,10 @@ def test_what_is_no_text_or_no_file_is_refused(tmp_path):
     (tmp_path / "c.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(UserError, match="c.json is no JSON"):
         read_coco(tmp_path / "c.json")
-    for missing in (tmp_path, tmp_path / "other.json"):
-        with pytest.raises(UserError, match="no file at"):
-            read_coco(missing)
+    with pytest.raises(UserError, match="is a folder"):
+        read_coco(tmp_path)
+    with pytest.raises(UserError, match="no file at"):
+        read_coco(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize(
