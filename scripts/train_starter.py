@@ -23,6 +23,7 @@ from cellkit.models import weights
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.flows import FlowLoss, prepare
 from cellkit.models.training import Plan, fit
+from cellkit.models.unet_maps import segment_image
 from cellkit.models.unet_network import load_start
 from cellkit.parallel import progress
 from cellkit.sources.drawn.camera import expose
@@ -91,7 +92,7 @@ class Score:
 
         values = []
         for image, truth in self.pairs:
-            found = unet.segment_image(self.network, image, diameter_of([truth]), FLOW_THRESHOLD, 0.0, 15)
+            found = segment_image(self.network, image, diameter_of([truth]), FLOW_THRESHOLD, 0.0, 15)
             values.append(kaggle([overlaps(truth, found)], bootstrap=0)["score"])
         half = len(values) // 2
         print(f"first half {np.mean(values[:half]):.4f}, second half {np.mean(values[half:]):.4f}", file=sys.stderr)

@@ -284,12 +284,12 @@ def test_row_06_memory_is_asked_for_at_the_scale_of_the_network(said, tmp_path, 
     from cellkit.cells.records import ImageRecord
     from cellkit.config.sections import Config
     from cellkit.fetch.find import find_weights, with_weights
-    from cellkit.models import cellpose_unet, get_backend
+    from cellkit.models import cellpose_unet, get_backend, unet_maps
 
     record = ImageRecord("wide", "wide.png", 700, 700)
     save(tmp_path / "wide.png", np.zeros((700, 700, 3), np.uint8))
     monkeypatch.setattr(machine, "memory", lambda: {"total_gb": 8.0, "free_gb": 0.6})
-    monkeypatch.setattr(cellpose_unet, "predict_maps", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr(unet_maps, "predict_maps", lambda *_: pytest.fail("begun"))
     told = "wide.png takes about 3.1 GB of memory, 0.6 GB are free"
     code, _, err = said("predict", "starter", tmp_path / "wide.png", "-o", tmp_path / "found.json", "--diameter", 4)
     assert code == 2 and f"finding the cells of {told}" in err

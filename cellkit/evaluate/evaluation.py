@@ -18,7 +18,7 @@ from cellkit.files import write_json
 from cellkit.formats.coco_reading import read_coco, read_results
 from cellkit.log import LOG
 from cellkit.models import if_able, order_models
-from cellkit.models.training import judges
+from cellkit.models.gate import judges
 from cellkit.scores.attribution import attribute
 from cellkit.scores.table import bootstrap_draws, paired_bootstrap, score_table, summary
 

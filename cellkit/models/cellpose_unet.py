@@ -7,7 +7,7 @@ cached flows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +25,6 @@ from cellkit.models.shared.fine_tuning import (
     refuse_untrainable,
     save_tuned,
     scored_along,
-    search,
 )
 from cellkit.models.shared.flows import FlowLoss, masks_of, prepare
 from cellkit.models.shared.inputs import (
@@ -33,14 +32,12 @@ from cellkit.models.shared.inputs import (
     ask_for_memory,
     bytes_for,
     lies_elsewhere,
-    network_shape,
     only_noise,
     refuse_empty,
-    resized,
-    two_channels,
 )
-from cellkit.models.shared.tiles import blend_tiles
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
+from cellkit.models.unet_maps import segment_image
+from cellkit.models.unet_search import DEFAULTS, GRID, best_thresholds, unpromising
 from cellkit.settings import Frozen, Number, weights_field
 
 if TYPE_CHECKING:
@@ -50,19 +47,9 @@ NAME, SCRATCH = "cellpose_unet", "scratch"
 TITLE = "Cellpose U-Net"
 REQUIRES = ("torch", "cellpose")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
-TILE_PX, OVERLAP_PX = 1024, 128
 FlowError = Annotated[Number, Field(ge=0, le=100)]
 Logit = Annotated[Number, Field(ge=-12, le=12)]
 DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
-GRID = {"flow_threshold": (0.4, 0.8, 1.2, 0.0), "cellprob_threshold": (0.0, -1.0, -2.0, 1.0)}  # searched when not set
-LOOSEST = {"flow_threshold": 0.0}  # no check of flows: every mask stays
-DEFAULTS = {
-    "diameter_px": None,
-    "channels": "both",
-    "flow_threshold": 0.4,
-    "cellprob_threshold": 0.0,
-    "min_area_px": 15,
-}
 
 
 class Settings(Frozen):
@@ -272,57 +259,6 @@ def _searched(config: TrainSettings) -> list[str]:
 # ---- images in, cells out ------------------------------------------------------------------------------------------
 
 
-def segment_image(
-    network,
-    image: np.ndarray,
-    diameter_px: float,
-    flow_threshold: float,
-    cellprob_threshold: float,
-    min_area_px: int,
-    channels: str = "both",
-    left_out: Counter[str] | None = None,
-) -> Instances:
-    """Find the cells of one image.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8
-    diameter_px : float
-        Of the cells in this image; the image is scaled so that it becomes the 30 px the network knows.
-    left_out : Counter, optional
-        Takes the number of masks below `min_area_px`.
-
-    Returns
-    -------
-    Instances
-        Score = mean cell probability inside the mask; class unknown.
-    """
-    maps = predict_maps(network, image, diameter_px, channels)
-    return masks_of(maps, image.shape[:2], flow_threshold, cellprob_threshold, min_area_px, left_out)
-
-
-def predict_maps(network: Any, image: np.ndarray, diameter_px: float, channels: str = "both") -> np.ndarray:
-    """Return flow y, flow x and cell probability (logit) at network scale, (3, h, w) float32."""
-    cell_px = float(network.diam_mean.item())
-    shape = network_shape(image.shape[:2], diameter_px, 8, cell_px)
-    planes = resized(two_channels(image, channels), shape, cell_px < diameter_px)
-    return blend_tiles(lambda tile: _forward(network, tile), planes, TILE_PX, OVERLAP_PX)
-
-
-def _forward(network, planes: np.ndarray) -> np.ndarray:
-    import torch
-
-    from cellkit.machine import device_and_dtype
-
-    device, dtype = device_and_dtype()
-    height, width = planes.shape[1:]
-    padded = np.pad(planes, ((0, 0), (0, -height % 8), (0, -width % 8)), mode="edge")
-    x = torch.from_numpy(padded)[None].to(device).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        y = network(x)
-    return y[0, :, :height, :width].float().cpu().numpy()
-
-
 def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: Settings | None = None) -> float:
     """Estimate the cell diameter in px of images without labels; say so where the estimate is doubtful.
 
@@ -342,52 +278,6 @@ def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: 
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
-
-
-def best_thresholds(
-    network,
-    pairs: Sequence[tuple[np.ndarray, Instances]],
-    settings: dict,
-    searched: Sequence[str] = tuple(GRID),
-    called: str = "MAP IoU",
-) -> dict[str, float]:
-    """Search thresholds one after the other by MAP IoU (kaggle) on labelled images; the network runs once per image.
-
-    Give training images: validation images are to judge by.
-
-    Parameters
-    ----------
-    settings : dict
-        As for `segment_image`; the thresholds in it are where the search begins.
-    searched : sequence of str
-        Which of `GRID`; a threshold that was set stays.
-    called : str
-        What the search is said to go by: agreement, where the labels are a model's proposals.
-
-    Returns
-    -------
-    dict
-        The thresholds that were searched; of equal ones the first in `GRID`.
-    """
-    from cellkit.parallel import progress
-
-    if not searched:
-        return {}
-    cached = [
-        (predict_maps(network, image, settings["diameter_px"], settings["channels"]), truth)
-        for image, truth in progress(pairs, "maps of training images")
-    ]
-    best = {key: settings[key] for key in (*GRID, "min_area_px")}
-    if not any((maps[2] > min(GRID["cellprob_threshold"])).any() for maps, _ in cached):
-        problem = f"no threshold is searched: the network finds no cell in {len(pairs)} training images at any of them"
-        LOG.info(f"{problem}. {_other_start(settings)}")
-        return {key: DEFAULTS[key] for key in searched}
-
-    def score(key: str, value: float) -> float:
-        return map_iou((truth, masks_of(maps, truth.shape, **{**best, key: value})) for maps, truth in cached)
-
-    grid = {key: GRID[key] for key in searched}
-    return search(score, grid, best, len(pairs), called, LOOSEST, _other_start(settings))
 
 
 def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> float:
@@ -423,26 +313,3 @@ class _Scorer:
             LOG.info(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))
         self.base = ""  # said once, of the weights that training starts from
         return score
-
-
-def unpromising(base: str, cells: int, images: int, settings: Mapping[str, Any]) -> str:
-    """Return what to say of a base that finds no cell right before training, and what to try.
-
-    Examples
-    --------
-    >>> print(unpromising("starter", 0, 4, {"diameter_px": 31.0, "channels": "both"}))
-    before training, starter finds no cell in 4 validation images: training starts from nothing useful.
-    Try another base (finetune.base: cyto3), finetune.diameter_px (now 31) or finetune.channels (now both).
-    """
-    what = "no cell" if not cells else f"{cells} objects and no cell right"
-    return (
-        f"before training, {base} finds {what} in {images} validation images: training starts from nothing useful.\n"
-        + _other_start(settings)
-    )
-
-
-def _other_start(settings: Mapping[str, Any]) -> str:
-    return (
-        f"Try another base (finetune.base: cyto3), finetune.diameter_px (now {settings['diameter_px']:.3g}) "
-        f"or finetune.channels (now {settings['channels']})."
-    )

@@ -16,7 +16,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
-from cellkit.models import backend_names, get_backend, threshold, weights
+from cellkit.models import backend_names, get_backend, threshold, unet_maps, unet_search, weights
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.maskrcnn_network import target
@@ -280,7 +280,7 @@ def test_a_base_that_finds_nothing_is_told_and_no_threshold_searched(drawn, caps
     told = capsys.readouterr().err
     assert told.count("before training, starter finds no cell in 2 validation images") == 1
     assert "finetune.base" in told and "finetune.diameter_px (now 30)" in told
-    assert unet.best_thresholds(Silent(), pairs, settings) == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
+    assert unet_search.best_thresholds(Silent(), pairs, settings) == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
     assert "no threshold is searched: the network finds no cell in 2 training images" in capsys.readouterr().err
 
 
@@ -315,10 +315,10 @@ def test_a_base_that_is_never_right_is_read_once_with_the_flow_check_off(drawn, 
         read.append((flow_threshold, cellprob_threshold))
         return Instances.empty(shape)
 
-    monkeypatch.setattr(unet, "predict_maps", lambda *args: maps)
+    monkeypatch.setattr(unet_search, "predict_maps", lambda *args: maps)
     monkeypatch.setattr(unet, "masks_of", nothing)
     settings = {**unet.DEFAULTS, "diameter_px": 30.0}
-    assert unet.best_thresholds(None, [drawn[0]], settings) == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
+    assert unet_search.best_thresholds(None, [drawn[0]], settings) == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
     assert read == [(0.0, 0.0)]
     assert "finetune.base: cyto3), finetune.diameter_px (now 30) or finetune.channels" in capsys.readouterr().err
 
@@ -403,7 +403,7 @@ def test_crop_turns_flows_with_the_image(drawn):
 def test_tiles_give_what_the_whole_gives(trained, drawn):
     network, _ = load_network(trained["cellpose_unet"])
     planes = inputs.two_channels(np.tile(drawn.image(0), (3, 3, 1)))
-    forward = lambda planes: unet._forward(network, planes)  # noqa: E731
+    forward = lambda planes: unet_maps._forward(network, planes)  # noqa: E731
     whole = tiles.blend_tiles(forward, planes, 1024, 128)
     tiled = tiles.blend_tiles(forward, planes, 256, 128)
     assert tiled.shape == whole.shape and np.corrcoef(tiled.ravel(), whole.ravel())[0, 1] > 0.95
@@ -447,7 +447,7 @@ def test_a_diameter_is_estimated_on_crops(monkeypatch):
     """The largest picture the network sees is eight cells wide, whatever the image's size."""
     seen = []
     monkeypatch.setattr(
-        unet, "_forward", lambda network, planes: seen.append(planes.shape) or np.full_like(planes[[0, 0, 0]], -6)
+        unet_maps, "_forward", lambda network, planes: seen.append(planes.shape) or np.full_like(planes[[0, 0, 0]], -6)
     )
     unet.estimate_diameter(find_weights("starter"), [np.zeros((3000, 2000, 3), np.uint8)])
     assert len(seen) == len(diameter.ASSUMED_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8

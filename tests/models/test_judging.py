@@ -13,8 +13,8 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import decide, rejected_models
+from cellkit.models.gate import CHOOSE_FROM, choosers, judges
 from cellkit.models.shared.inputs import check_max_detections
-from cellkit.models.training import CHOOSE_FROM, choosers, judges
 from cellkit.scores.intervals import Difference
 
 

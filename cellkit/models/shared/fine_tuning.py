@@ -18,7 +18,8 @@ from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models import weights
-from cellkit.models.training import History, arithmetic, choosers
+from cellkit.models.gate import choosers
+from cellkit.models.training import History, arithmetic
 from cellkit.parallel import progress
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
