@@ -24,7 +24,7 @@ from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.flows import FlowLoss, prepare
 from cellkit.models.training import Plan, fit
 from cellkit.models.unet_maps import segment_image
-from cellkit.models.unet_network import load_start
+from cellkit.models.unet_network import WIDTHS, load_start
 from cellkit.parallel import progress
 from cellkit.sources.drawn.camera import expose
 from cellkit.sources.drawn.field import draw_field
@@ -110,6 +110,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--drawn", type=int, default=500, help="drawn training fields")
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument(
+        "--widths", type=int, nargs=4, default=WIDTHS, help="channels of the network; 16 32 64 128 is the light edition"
+    )
     given = parser.parse_args()
     real = dsb2018(given.data)
     kept = [pair for index, pair in enumerate(real) if index % 10]
@@ -118,10 +121,10 @@ def main() -> None:
     items = [
         prepare(image, truth, diameter_of([truth]), given.out / "flows") for image, truth in progress(pairs, "flows")
     ]
-    network = load_start("scratch", SEED)
+    network = load_start("scratch", SEED, given.widths)
     plan = Plan(given.steps, eval_every=200, learning_rate=given.rate, weight_decay=1e-4, warmup_steps=50)
     loss_at = FlowLoss(network, items, BATCH, CROP_PX, SEED)
-    stamp = f"starter {given.steps} {given.drawn} {given.rate} {len(real)}"
+    stamp = f"starter {given.steps} {given.drawn} {given.rate} {len(real)}{network.config or ''}"
     history = fit(network, loss_at, Score(network, held), plan, given.out, stamp, desc="starter")
     publish(network, given.out / "starter.safetensors", history)
 
@@ -134,7 +137,7 @@ def publish(network, path: Path, history) -> None:
             path,
             tensors,
             unet.NAME,
-            config={**unet.DEFAULTS, "diameter_px": 30.0, "flow_threshold": FLOW_THRESHOLD},
+            config={**unet.DEFAULTS, "diameter_px": 30.0, "flow_threshold": FLOW_THRESHOLD, **network.config},
             metrics={
                 "map_iou_validation": round(history.best_score, 4),
                 "convention": "kaggle, mean of 24 DSB2018 and 24 drawn fields held out of training, each at its own diameter",

@@ -182,7 +182,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         out / "cellpose_tuned.safetensors",
         NAME,
         network,
-        _calibrated(network, train, config),
+        _calibrated(network, train, config) | network.config,
         history,
         val,
         scored if choosing else [],
@@ -220,7 +220,7 @@ def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
         Path(f"{to}.safetensors"),
         network.state_dict(),
         NAME,
-        config=_calibrated(network, train, config),
+        config=_calibrated(network, train, config) | network.config,
         metrics=card.metrics if card else {},
         licence=card.licence if card else "",
     )

@@ -65,8 +65,8 @@ class UNetPyramid(nn.Module):
         unet.diam_mean.requires_grad_(False)
         unet.diam_labels.requires_grad_(False)
         self.stem = nn.ModuleList(down_level(a, b) for a, b in zip((3, *STEM[:-1]), STEM, strict=True))
-        inputs = [2 * width + stem for width, stem in zip(WIDTHS[1:], STEM, strict=True)]
-        inputs[0] += WIDTHS[0] + 3  # the finest decoder level and the three maps, pooled to stride 2
+        inputs = [2 * width + stem for width, stem in zip(unet.widths[1:], STEM, strict=True)]
+        inputs[0] += unet.widths[0] + 3  # the finest decoder level and the three maps, pooled to stride 2
         self.lateral = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(n), nn.Conv2d(n, channels, 1)) for n in inputs)
         self.smooth = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
@@ -173,12 +173,13 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     ----------
     config : mapping
         backbone ("cellpose_unet" or "resnet50_fpn_v2"), shown, fpn_channels, freeze_backbone, boxes_per_image, max_detections,
-        tile_detections, score_threshold, nms_threshold.
+        tile_detections, score_threshold, nms_threshold; and widths, of a U-Net that has not the usual ones.
     classes : int
         Known classes: the outputs of the classifier.
     """
     if config["backbone"] == "cellpose_unet":
-        backbone = UNetPyramid(CellposeUNet(), config["fpn_channels"], config["freeze_backbone"], config["shown"])
+        unet = CellposeUNet(widths=config.get("widths") or WIDTHS)
+        backbone = UNetPyramid(unet, config["fpn_channels"], config["freeze_backbone"], config["shown"])
         levels, sizes, roi_levels = ("1", "2"), ((12, 24, 36), (48, 72, 108)), ["0", "1", "2"]
         box_levels = ["1", "2"]
     else:

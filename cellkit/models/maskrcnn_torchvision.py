@@ -138,7 +138,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     card = weights.card_for(checkpoint, NAME)
     used = merged(settings, card.config, DEFAULTS)
     used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
-    model = build(used, len(card.classes))
+    model = build(used | {"widths": card.config.get("widths")}, len(card.classes))
     model.load_state_dict(weights.load_tensors(checkpoint))
     model = model.to(device_and_dtype()[0]).eval()
 
@@ -257,7 +257,7 @@ def _start(config: TrainSettings, settings: dict[str, Any], classes: int) -> Any
     network = None
     if settings["backbone"] == UNET and config.start != SCRATCH:
         network, card = load_network(config.start)
-        settings["shown"] = card.get("channels", "both")
+        settings |= {"shown": card.get("channels", "both"), **network.config}
     torch.manual_seed(config.seed)
     model = build(settings, classes)
     if network is not None:

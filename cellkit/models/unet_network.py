@@ -6,7 +6,9 @@ Methods 2021, methods section; parameter names as in the checkpoints cyto, cyto2
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from cellkit.models import weights
 BACKEND = "cellpose_unet"  # whose checkpoints hold this network
 WIDTHS = (32, 64, 128, 256)
 DIAM_MEAN_PX = 30.0
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def _block(inputs: int, outputs: int, size: int, relu: bool = True) -> nn.Sequential:
@@ -72,10 +75,10 @@ class _Up(nn.Module):
 
 
 class _DownPath(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, widths: tuple[int, ...]):
         super().__init__()
         self.down = nn.Sequential()
-        for index, (inputs, outputs) in enumerate(zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)):
+        for index, (inputs, outputs) in enumerate(zip((channels, *widths[:-1]), widths, strict=True)):
             self.down.add_module(f"res_down_{index}", _Down(inputs, outputs))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -87,11 +90,11 @@ class _DownPath(nn.Module):
 
 
 class _UpPath(nn.Module):
-    def __init__(self):
+    def __init__(self, widths: tuple[int, ...]):
         super().__init__()
         self.up = nn.Sequential()
-        for index, (inputs, outputs) in enumerate(zip((*WIDTHS[1:], WIDTHS[-1]), WIDTHS, strict=True)):
-            self.up.add_module(f"res_up_{index}", _Up(inputs, outputs, WIDTHS[-1]))
+        for index, (inputs, outputs) in enumerate(zip((*widths[1:], widths[-1]), widths, strict=True)):
+            self.up.add_module(f"res_up_{index}", _Up(inputs, outputs, widths[-1]))
 
     def forward(self, style: torch.Tensor, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the decoder's features, finest first."""
@@ -108,23 +111,31 @@ class CellposeUNet(nn.Module):
     ----------
     channels : int
         Input channels: 2.
+    widths : sequence of int
+        Channels at strides 1, 2, 4 and 8. Those of the published checkpoints are the default: 6.6 million parameters.
 
     Notes
     -----
-    6.6 million parameters. Height and width of the input are multiples of 8. ``diam_mean`` and ``diam_labels`` are the
-    cell diameter in px the weights expect, and the mean diameter of the labels they were trained on.
+    Height and width of the input are multiples of 8. ``diam_mean`` and ``diam_labels`` are the cell diameter in px the
+    weights expect, and the mean diameter of the labels they were trained on.
     """
 
-    def __init__(self, channels: int = 2):
+    def __init__(self, channels: int = 2, widths: Sequence[int] = WIDTHS):
         super().__init__()
-        self.downsample = _DownPath(channels)
-        self.upsample = _UpPath()
-        self.output = _block(WIDTHS[0], 3, 1)
+        self.widths = tuple(widths)
+        self.downsample = _DownPath(channels, self.widths)
+        self.upsample = _UpPath(self.widths)
+        self.output = _block(self.widths[0], 3, 1)
         self.diam_mean = nn.Parameter(torch.tensor([DIAM_MEAN_PX]), requires_grad=False)
         self.diam_labels = nn.Parameter(torch.tensor([DIAM_MEAN_PX]), requires_grad=False)
 
+    @property
+    def config(self) -> dict[str, list[int]]:
+        """What a card has to say of the network: its widths, where they are not the published ones."""
+        return {} if self.widths == WIDTHS else {"widths": list(self.widths)}
+
     def features(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return encoder features (32, 64, 128, 256 channels at strides 1, 2, 4, 8) and decoder features (likewise)."""
+        """Return encoder features (`widths` channels at strides 1, 2, 4, 8) and decoder features (likewise)."""
         down = self.downsample(x)
         style = down[-1].float().mean(dim=(2, 3))
         style = style / style.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
@@ -135,27 +146,36 @@ class CellposeUNet(nn.Module):
         return self.output(self.features(x)[1][0])
 
 
-def load_network(checkpoint: str | Path):
+def load_network(checkpoint: str | Path) -> tuple[CellposeUNet, dict[str, Any]]:
     """Return the network in evaluation mode and the config of its card ({} for a published checkpoint).
+
+    The widths are those of the card, without a card those of the tensors.
 
     Raises
     ------
     UserError
-        The checkpoint is of another network.
+        The checkpoint is of another network, or its tensors are not as wide as the card says.
     """
     from cellkit.machine import device_and_dtype
 
     checkpoint = Path(checkpoint)
-    config: dict = {}
+    config: dict[str, Any] = {}
     if checkpoint.suffix == ".safetensors":
         config = weights.card_for(checkpoint, BACKEND).config
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.load_tensors(checkpoint).items()}
     if "W2" in tensors or any(k.startswith("encoder.") for k in tensors):
         raise UserError(f"{checkpoint} is a Cellpose-SAM checkpoint", "open it with backend: cellpose_sam")
-    network = CellposeUNet()
+    widths = widths_of(tensors) or WIDTHS
+    told = config.get("widths", list(WIDTHS)) if config else list(widths)
+    if told != list(widths):
+        raise UserError(
+            f"the tensors of {checkpoint} are {list(widths)} channels wide, its card says {told}",
+            "copy the .json that was written with it, or train again",
+        )
+    network = CellposeUNet(widths=widths)
     expected = network.state_dict()
     missing = [k for k in expected if k not in tensors and not k.startswith("diam_")]
-    wrong = [k for k in expected if k in tensors and tensors[k].numel() != expected[k].numel()]
+    wrong = [k for k in expected if k in tensors and not _fits(k, tensors[k], expected[k])]
     if missing or wrong:
         raise UserError(
             f"{checkpoint} is no two-channel Cellpose U-Net ({len(missing)} tensors missing, {len(wrong)} of another size)",
@@ -165,18 +185,35 @@ def load_network(checkpoint: str | Path):
     return placed(network, device_and_dtype()[0]).eval(), config
 
 
-def placed(network: nn.Module, device: torch.device) -> nn.Module:
+def widths_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    """Return the channels at strides 1, 2, 4 and 8 of a U-Net, as its tensors have them; () where they are of no such network.
+
+    Examples
+    --------
+    >>> widths_of(CellposeUNet(widths=(4, 8, 12, 16)).state_dict()), widths_of({})
+    ((4, 8, 12, 16), ())
+    """
+    names = [f"downsample.down.res_down_{level}.proj.1.weight" for level in range(len(WIDTHS))]
+    return tuple(len(tensors[name]) for name in names) if all(name in tensors for name in names) else ()
+
+
+def _fits(name: str, tensor: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Tell whether a tensor has the shape that is wanted; a diameter may be a bare number."""
+    return tensor.shape == wanted.shape or (name.startswith("diam_") and tensor.numel() == 1)
+
+
+def placed(network: Network, device: torch.device) -> Network:
     """Return the network on a device, its weights in the order of memory that convolutions are fastest in."""
     return network.to(device).to(memory_format=torch.channels_last)
 
 
-def load_start(base: str | Path, seed: int = 0) -> nn.Module:
-    """Return the network to start from: the path of a checkpoint, or "scratch" (random numbers from `seed`)."""
+def load_start(base: str | Path, seed: int = 0, widths: Sequence[int] = WIDTHS) -> CellposeUNet:
+    """Return the network to start from: a checkpoint, or "scratch", random numbers from `seed` in a network of `widths`."""
     from cellkit.machine import device_and_dtype
     from cellkit.models.training import random_state_kept
 
     if str(base) == "scratch":
         with random_state_kept():
             torch.manual_seed(seed)
-            return placed(CellposeUNet(), device_and_dtype()[0])
+            return placed(CellposeUNet(widths=widths), device_and_dtype()[0])
     return load_network(base)[0]

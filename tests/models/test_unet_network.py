@@ -1,0 +1,83 @@
+"""The U-Net's widths: written to its card, read from it, or from the tensors; and what is built on its encoder follows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cellkit.errors import UserError
+from cellkit.files import read_json, write_json
+from cellkit.models import cellpose_unet as unet
+from cellkit.models import maskrcnn_torchvision as maskrcnn
+from cellkit.models import weights
+from cellkit.models.unet_network import WIDTHS, CellposeUNet, load_network, load_start
+
+NARROW = (4, 8, 12, 16)
+FEW = {"steps": 2, "batch_size": 2, "crop_px": 64, "warmup_steps": 1, "eval_every": 2, "val_images": 1}
+
+
+@pytest.fixture
+def narrow(tmp_path):
+    """Random weights of a narrow network, with a card."""
+    network = load_start("scratch", 3, NARROW)
+    card = {**unet.DEFAULTS, "diameter_px": 30.0, **network.config}
+    return weights.save_checkpoint(tmp_path / "narrow.safetensors", network.state_dict(), unet.NAME, config=card)
+
+
+def test_the_usual_widths_are_not_told(tmp_path):
+    assert CellposeUNet().config == {} and CellposeUNet(widths=list(WIDTHS)).config == {}
+    assert CellposeUNet(widths=NARROW).config == {"widths": [4, 8, 12, 16]}
+    light = sum(value.numel() for value in CellposeUNet(widths=(16, 32, 64, 128)).parameters())
+    usual = sum(value.numel() for value in CellposeUNet().parameters())
+    assert 0.24 < light / usual < 0.26
+
+
+def test_a_narrow_network_trains_saves_and_loads(drawn, narrow, tmp_path):
+    train, val = drawn.select("train"), drawn.select("val")
+    config = unet.TrainSettings(base=str(narrow), flow_threshold=0.4, cellprob_threshold=0.0, **FEW)
+    tuned = unet.train(train, val, config, tmp_path / "tuned")
+    network, card = load_network(tuned)
+    assert network.widths == NARROW and card["widths"] == [4, 8, 12, 16]
+    before = load_network(narrow)[0].state_dict()
+    assert any(not torch.equal(before[k], v) for k, v in network.state_dict().items())
+    assert weights.read_card(unet.calibrate(train, config, tmp_path / "base")).config["widths"] == [4, 8, 12, 16]
+    (found,) = unet.load(tuned)([drawn.image(0)])
+    assert found.shape == (128, 128)
+
+
+def test_without_a_card_the_widths_are_those_of_the_tensors(tmp_path):
+    network = CellposeUNet(widths=NARROW)
+    torch.save(network.state_dict(), tmp_path / "narrow")
+    loaded, card = load_network(tmp_path / "narrow")
+    assert loaded.widths == NARROW and card == {}
+
+
+@pytest.mark.parametrize("told", [None, [4, 8, 12, 32], "narrow"])
+def test_tensors_of_other_widths_than_the_card_says_are_refused(narrow, told):
+    side = narrow.with_suffix(".json")
+    card = read_json(side)
+    card["config"].pop("widths")
+    card["config"] |= {} if told is None else {"widths": told}
+    write_json(side, card)
+    said = r"\[32, 64, 128, 256\]" if told is None else str(told).replace("[", r"\[")
+    with pytest.raises(UserError, match=rf"are \[4, 8, 12, 16\] channels wide, its card says {said}"):
+        load_network(narrow)
+
+
+def test_a_network_whose_tensors_do_not_fit_each_other_is_refused(tmp_path):
+    tensors = CellposeUNet(widths=NARROW).state_dict()
+    tensors["upsample.up.res_up_0.proj.1.weight"] = tensors["upsample.up.res_up_0.proj.1.weight"].transpose(0, 1)
+    torch.save(tensors, tmp_path / "turned")  # as many numbers, in another shape
+    with pytest.raises(UserError, match="0 tensors missing, 1 of another size"):
+        load_network(tmp_path / "turned")
+
+
+def test_mask_rcnn_starts_from_a_narrow_network(drawn, narrow, tmp_path):
+    train, val = drawn.select("train"), drawn.select("val")
+    few = FEW | {"fpn_channels": 16, "score_threshold": 0.5, "nms_threshold": 0.5}
+    made = maskrcnn.train(train, val, maskrcnn.TrainSettings(start=str(narrow), **few), tmp_path / "detector")
+    assert weights.read_card(made).config["widths"] == [4, 8, 12, 16]
+    start, kept = load_network(narrow)[0].state_dict(), weights.load_tensors(made)
+    assert all(torch.equal(kept[f"backbone.unet.{name}"], value) for name, value in start.items())
+    (found,) = maskrcnn.load(made)([drawn.image(0)])
+    assert found.shape == (128, 128)
