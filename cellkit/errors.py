@@ -67,7 +67,13 @@ def collected() -> Iterator[list[UserError]]:
 
 
 def raise_or_collect(*errors: UserError) -> None:
-    """Raise the first of the errors; inside `collected` note them all and return, so that what else is wrong is found too."""
+    """Raise the first of the errors; inside `collected` note them all and return, so that what else is wrong is found too.
+
+    Raises
+    ------
+    UserError
+        The first of the errors, outside `collected`.
+    """
     found = _COLLECTED.get()
     if found is None and errors:
         raise errors[0]

@@ -286,7 +286,13 @@ _HELD: dict[tuple[Path, str], Any] = {}  # locks of this process; the operating 
 
 
 def check_folder(run_dir: Path) -> None:
-    """Refuse a folder full of other things."""
+    """Refuse a folder full of other things.
+
+    Raises
+    ------
+    UserError
+        Naming the first files that are in it.
+    """
     known = RESERVED | {".DS_Store"}
     if run_dir.is_dir() and not (run_dir / MANIFEST).exists():
         other = sorted(child.name for child in run_dir.iterdir() if child.name not in known)
@@ -303,7 +309,13 @@ def free_bytes(run_dir: Path) -> int:
 
 
 def check_writable(run_dir: Path) -> None:
-    """Refuse, without making it, a run folder that cannot be made or written, or has no room."""
+    """Refuse, without making it, a run folder that cannot be made or written, or has no room.
+
+    Raises
+    ------
+    UserError
+        With the reason.
+    """
     place = run_dir.absolute()
     existing = next(one for one in (place, *place.parents) if os.path.lexists(one))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

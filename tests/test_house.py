@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -158,3 +159,30 @@ def test_cellkit_offers_exactly_what_the_notebooks_use():
                     used |= {alias.name for alias in node.names}
     assert set(cellkit.__all__) == used
     assert [name for name in cellkit.__all__ if not getattr(cellkit, name).__doc__] == []
+
+
+def public_functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    """Yield the public functions of a module and the public methods of its public classes."""
+    for node in tree.body:
+        inside = node.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_") else [node]
+        yield from (one for one in inside if isinstance(one, ast.FunctionDef) and not one.name.startswith("_"))
+
+
+def raises_unsaid(tree: ast.Module) -> list[str]:
+    """Return the public functions that raise an error of their own and have no section Raises."""
+    found = []
+    for function in public_functions(tree):
+        nested = {id(inner) for node in ast.walk(function) if isinstance(node, ast.FunctionDef) and node is not function
+                  for inner in ast.walk(node)}  # fmt: skip
+        own = [
+            node for node in ast.walk(function) if isinstance(node, ast.Raise) and node.exc and id(node) not in nested
+        ]
+        if own and "\nRaises\n------\n" not in (ast.get_docstring(function) or ""):
+            found.append(function.name)
+    return found
+
+
+def test_what_a_public_function_raises_is_in_its_docstring():
+    assert {name: found for name, path in FILES.items() if (found := raises_unsaid(ast.parse(path.read_text())))} == {}
+    assert raises_unsaid(ast.parse('def f():\n    "No word of it."\n    raise ValueError')) == ["f"]
+    assert raises_unsaid(ast.parse("def f():\n    def g():\n        raise ValueError\n    return g")) == []

@@ -43,7 +43,8 @@ FORMAT = """
 import numpy as np
 
 from cellkit.formats.any import ImageCells
-from cellkit.cells.instances import Instances, lost_pixels
+from cellkit.cells.disjoint import lost_pixels
+from cellkit.cells.instances import Instances
 
 ENDINGS = (".dots",)
 WRITES = {"dots": ".dots"}

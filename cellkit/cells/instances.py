@@ -103,6 +103,11 @@ class Instances:
         class_ids, scores : (N,) array, optional
             In the same order.
 
+        Raises
+        ------
+        ValueError
+            Not (H, W) integers, or a negative id.
+
         Examples
         --------
         >>> Instances.from_labels(np.array([[0, 2], [7, 2]])).areas_px
@@ -172,6 +177,11 @@ class Instances:
         cls, boxes_xywh: ArrayLike, shape: Shape, class_ids: Values = None, scores: Values = None
     ) -> Instances:
         """Objects of which only the box is known: column, row, width, height in px, inside the image.
+
+        Raises
+        ------
+        ValueError
+            A box that leaves the image.
 
         Examples
         --------
@@ -436,15 +446,3 @@ class Instances:
         else:
             runs = turned(flat.starts, flat.lengths, flat.offsets, height, width)
         return cls.from_runs((height, width), *runs, class_ids, scores)
-
-
-def lost_pixels(found: Instances) -> tuple[int, int]:
-    """Return how many cells lose pixels to higher scores in a label image, and how many keep none.
-
-    Examples
-    --------
-    >>> lost_pixels(Instances.from_masks([np.ones((1, 2), bool), np.array([[True, False]])], (1, 2), scores=[0.5, 0.9]))
-    (1, 0)
-    """
-    kept = np.bincount(found.paint().ravel(), minlength=len(found) + 1)[1:]
-    return int(np.count_nonzero((kept < found.areas_px) & (kept > 0))), int(np.count_nonzero(kept == 0))

@@ -66,7 +66,13 @@ def name_groups(items: Sequence[Item], pattern: str | None) -> list[Item]:
 
 
 def group_rule(pattern: str) -> re.Pattern:
-    """Return the compiled expression; raise UserError where it is none, or names no group called "group"."""
+    """Return the compiled expression of ``convert.group_from``, checked.
+
+    Raises
+    ------
+    UserError
+        No regular expression, or none with a group called "group".
+    """
     try:
         rule = re.compile(pattern)
     except re.error as error:

@@ -25,7 +25,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Tell which stages of a run are out of date, and why."""
+    """Tell which stages of a run are out of date, and why.
+
+    Raises
+    ------
+    UserError
+        Options that do not go together; or as `cellkit.run.stale.check`.
+    """
     from cellkit.config.reading import set_strings
     from cellkit.machine import here
     from cellkit.run.stale import check

@@ -26,7 +26,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Turn microscope files into pictures (nuclei blue, cytoplasm green)."""
+    """Turn microscope files into pictures (nuclei blue, cytoplasm green).
+
+    Raises
+    ------
+    UserError
+        A number of workers below 1; or as `cellkit.predict.files.convert_files`.
+    """
     from dataclasses import replace
 
     from cellkit.predict.images import convert_files

@@ -24,7 +24,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Download public data sets and weights, verified."""
+    """Download public data sets and weights, verified.
+
+    Raises
+    ------
+    UserError
+        No name; or as `cellkit.fetch.fetch.fetch`.
+    """
     from cellkit.fetch.fetch import entries_text, fetch, fetched_text, list_entries
 
     if given.list:

@@ -23,7 +23,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Tell what a microscope file or a data set holds."""
+    """Tell what a microscope file or a data set holds.
+
+    Raises
+    ------
+    UserError
+        Nothing at that path, or a layout given for a file that is no folder.
+    """
     from cellkit.microscope.open import is_image_folder
 
     if not os.path.splitext(given.path)[1] and not os.path.lexists(given.path):

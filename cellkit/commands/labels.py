@@ -39,7 +39,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Turn a COCO file into label images, Cellpose files or ROI zips."""
+    """Turn a COCO file into label images, Cellpose files or ROI zips.
+
+    Raises
+    ------
+    UserError
+        Options that do not go together, or a file that cannot be read or written.
+    """
     from cellkit.formats.any import read_side, writable, write_folder
     from cellkit.formats.results import is_list
     from cellkit.microscope.folders import run_of

@@ -34,7 +34,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Find the cells of images with any model."""
+    """Find the cells of images with any model.
+
+    Raises
+    ------
+    UserError
+        The diameter given twice; or as `find_model` and `predict_files`.
+    """
     from cellkit.config.reading import set_strings
     from cellkit.predict.files import predict_files
     from cellkit.predict.model import find_model

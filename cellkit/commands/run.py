@@ -24,7 +24,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Run the six notebooks of a configuration, skipping what is unchanged."""
+    """Run the six notebooks of a configuration, skipping what is unchanged.
+
+    Raises
+    ------
+    UserError
+        A timeout that is not above 0; or as `cellkit.run.runner.run_notebooks`.
+    """
     from cellkit.config.reading import set_strings
     from cellkit.run.runner import run_notebooks
 

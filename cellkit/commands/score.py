@@ -43,7 +43,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Score predictions against the truth, conventions side by side."""
+    """Score predictions against the truth, conventions side by side.
+
+    Raises
+    ------
+    UserError
+        A negative number of draws, or two sides that cannot be compared.
+    """
     from cellkit.commands.comparison import compare_models, score_sides, scores_to_text
     from cellkit.formats.any import read_side
     from cellkit.formats.sides import image_shapes, match_sides, refuse_proposed

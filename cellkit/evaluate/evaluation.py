@@ -118,7 +118,13 @@ def unjudged(models: Iterable[str], wanted: str) -> str:
 
 
 def check_submit(wanted: str, names: Sequence[str]) -> str:
-    """Return the model named in ``evaluate.submit``; refuse one that is none of those that are run."""
+    """Return the model named in ``evaluate.submit``; refuse one that is none of those that are run.
+
+    Raises
+    ------
+    UserError
+        With the names to choose from.
+    """
     if wanted not in names:
         problem = f"evaluate.submit is '{wanted}'{nearest(wanted, names)}"
         raise UserError(problem, f"use best, or one of {', '.join(names)}")

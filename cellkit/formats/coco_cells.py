@@ -37,7 +37,13 @@ def checked_id(value: Any, where: str, least: int = 1) -> int:
 
 
 def checked_key(value: Any, where: str) -> int | str:
-    """Return an id of an image or a category; see `cellkit.formats.coco_dialects.key_of`."""
+    """Return an id of an image or a category; see `cellkit.formats.coco_dialects.key_of`.
+
+    Raises
+    ------
+    UserError
+        Neither a whole number from 0 on nor a text.
+    """
     key = key_of(value)
     if key is None:
         raise UserError(f"{where}: {str(value)[:40]!r} is no whole number from 0 on, and no text", "give it an id")
@@ -45,14 +51,26 @@ def checked_key(value: Any, where: str) -> int | str:
 
 
 def checked_score(value: Any, where: str) -> float:
-    """Return a score from 0 to 1, or refuse it."""
+    """Return a score from 0 to 1, or refuse it.
+
+    Raises
+    ------
+    UserError
+        No number from 0 to 1.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise UserError(f"{where}: score is {str(value)[:40]}", "a score is a number from 0 to 1")
     return float(value)
 
 
 def cells_of_boxes(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:
-    """Return the boxes of one image; x and y count from 0, width and height reach the last pixel's far edge."""
+    """Return the boxes of one image; x and y count from 0, width and height reach the last pixel's far edge.
+
+    Raises
+    ------
+    UserError
+        An annotation without a box, or a box that leaves the image.
+    """
     edges = []
     for row in rows:
         box = row.get("bbox")
@@ -145,7 +163,13 @@ def _is_box(box: Any) -> bool:
 
 
 def cells_of_masks(rows: list[dict], shape: tuple[int, int], where: str) -> Instances:
-    """Decode the masks of one image: RLE as it is, polygons rasterised."""
+    """Decode the masks of one image: RLE as it is, polygons rasterised.
+
+    Raises
+    ------
+    UserError
+        An annotation without a mask, or one that does not fit the image.
+    """
     if not rows:
         return Instances.empty(shape)
     rles = []

@@ -246,7 +246,13 @@ def _record(entry: Any, where: str) -> ImageRecord:
 
 
 def refuse_unwritable(text: str, where: str) -> None:
-    """Refuse control characters and halves of characters: no table, no file name and no terminal takes them."""
+    """Refuse control characters and halves of characters: no table, no file name and no terminal takes them.
+
+    Raises
+    ------
+    UserError
+        With the text and where it stands.
+    """
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
         raise UserError(f"{where} {text[:40]!r} holds a control character", "write names in plain letters")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.dataset import CellDataset
-from cellkit.cells.instances import Instances, lost_pixels
+from cellkit.cells.disjoint import lost_pixels
+from cellkit.cells.instances import Instances
 from cellkit.cells.labels import clean_labels, refuse_foreground
 from cellkit.cells.names import plain_stem, stem_of
 from cellkit.cells.records import ImageRecord

@@ -388,7 +388,13 @@ def picture_stem(name: str) -> str:
 
 
 def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) -> ImageCells:
-    """Read the cells of one file; ROIs that are none are named."""
+    """Read the cells of one file; ROIs that are none are named.
+
+    Raises
+    ------
+    UserError
+        A single ROI of an unknown picture, or a file that cannot be read.
+    """
     if size is None and _is_single(file):
         raise UserError(f"{file} is a single ROI and does not say of which picture", "give their folder: --images DIR")
     failed: list[Quarantined] = []
@@ -397,7 +403,13 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
 
 
 def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
-    """Write one zip; no cell loses pixels, those without any are left out."""
+    """Write one zip; no cell loses pixels, those without any are left out.
+
+    Raises
+    ------
+    UserError
+        The file is there and ImageJ saved it: it may hold corrections.
+    """
     if os.path.lexists(path) and not written_here(path):
         raise UserError(f"{path} was saved by ImageJ and may hold corrections", "move it away, or give another folder")
     some = image.cells.areas_px > 0

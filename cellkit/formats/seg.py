@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.dataset import MARKED, maker_of
-from cellkit.cells.instances import Instances, lost_pixels
+from cellkit.cells.disjoint import lost_pixels
+from cellkit.cells.instances import Instances
 from cellkit.cells.labels import LARGEST_ID
 from cellkit.cells.outlines import refuse_boxes
 from cellkit.errors import UserError
@@ -323,7 +324,13 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
 
 
 def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
-    """Write one file beside its picture; return how many cells lost pixels, and how many are left out without any."""
+    """Write one file beside its picture; return how many cells lost pixels, and how many are left out without any.
+
+    Raises
+    ------
+    UserError
+        The file is there and Cellpose saved it: it may hold corrections.
+    """
     if os.path.lexists(path) and not written_here(path):
         raise UserError(
             f"{path} was saved by Cellpose and may hold corrections", "move it away, or give another folder"

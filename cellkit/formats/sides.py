@@ -105,7 +105,13 @@ def of_test(side: CellDataset) -> tuple[CellDataset, str]:
 
 
 def refuse_scaled(side: CellDataset) -> None:
-    """Refuse cells of a run whose pictures were resized: their masks are not of the original images' size."""
+    """Refuse cells of a run whose pictures were resized: their masks are not of the original images' size.
+
+    Raises
+    ------
+    UserError
+        With the scale, and the command that predicts the original images.
+    """
     from cellkit.manifest import finished_entries, read_manifest
 
     config = finished_entries(read_manifest(side.run)).get("01_convert", {}).get("config") if side.run else None
@@ -237,7 +243,13 @@ def first_names(names: Sequence[str]) -> str:
 
 
 def refuse_proposed(truth: CellDataset) -> None:
-    """Refuse a true side all of whose cells a model proposed: agreement with them is no accuracy."""
+    """Refuse a true side all of whose cells a model proposed: agreement with them is no accuracy.
+
+    Raises
+    ------
+    UserError
+        Every image of the true side has proposals for labels.
+    """
     from cellkit.cells.dataset import NO_ACCURACY
 
     if truth.records and truth.made_by and set(truth.made_by) == {"proposed"}:

@@ -98,7 +98,13 @@ def sample_ids(path: str | Path, profile: str | Profile) -> list[str]:
 
 
 def read_rows(path: str | Path, profile: Profile, shapes: Shapes | None) -> tuple[list[Problem], list[_Row], set[str]]:
-    """Read what can be read, say of every other line why not, and list every image that has a line."""
+    """Read what can be read, say of every other line why not, and list every image that has a line.
+
+    Raises
+    ------
+    UserError
+        There is no such file.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no file at {path}", "give the path of a submission CSV")
@@ -315,7 +321,13 @@ def _size_problems(rows: list[_Row], profile: Profile, shapes) -> list[Problem]:
 
 
 def refuse_problems(problems: Sequence[Problem], path: str | Path) -> None:
-    """Raise UserError with the first problems, where there are any."""
+    """Raise UserError with the first problems, where there are any.
+
+    Raises
+    ------
+    UserError
+        There is any; the first three are named.
+    """
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         first = "; ".join(str(problem) for problem in problems[:3])

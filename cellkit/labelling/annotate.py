@@ -123,7 +123,13 @@ def choose_labels(
 
 
 def refuse_unlabelled(labelled: bool) -> None:
-    """Refuse ``label.use: truth`` of images none of which came with labels."""
+    """Refuse ``label.use: truth`` of images none of which came with labels.
+
+    Raises
+    ------
+    UserError
+        No image came with labels.
+    """
     if not labelled:
         raise UserError(
             "label.use is truth, but the images came without labels", "set label.use: proposed, or a folder"
@@ -214,7 +220,13 @@ def _say_small(chosen: Sequence[Labelled], min_area_px: int) -> None:
 
 
 def refuse_other_classes(found: Sequence[str], wanted: Sequence[str], path: str | Path) -> None:
-    """Refuse cells whose class ids stand for other names than those of a section of the configuration."""
+    """Refuse cells whose class ids stand for other names than those of a section of the configuration.
+
+    Raises
+    ------
+    UserError
+        With both lists of classes.
+    """
     if tuple(found) != tuple(wanted):
         raise UserError(
             f"{path} has the classes {', '.join(found) or 'none'}, wanted {', '.join(wanted)}",

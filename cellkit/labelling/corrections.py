@@ -146,7 +146,13 @@ def _confirmed(
 
 
 def refuse_own(folder: Path, run_dir: Path) -> None:
-    """Refuse the folder where a run keeps its own labels."""
+    """Refuse the folder where a run keeps its own labels.
+
+    Raises
+    ------
+    UserError
+        It is that folder.
+    """
     if folder.resolve().is_relative_to((run_dir / "labels").resolve()):
         raise UserError(
             f"label.use is '{folder}', which this run writes itself",

@@ -229,7 +229,13 @@ def _light_of_part(
 
 
 def light_of_file(path: Path, conversion: Conversion) -> list[dict[str, Light]]:
-    """Return the light of every frame of a file that can be read; raises what is wrong where there is none."""
+    """Return the light of every frame of a file that can be read; raises what is wrong where there is none.
+
+    Raises
+    ------
+    UserError
+        No frame of the file can be read; with what is wrong with the first.
+    """
     found: list[dict[str, Light]] = []
     bad = None
     with open_file(path, conversion.axes, conversion.most_px) as opened:

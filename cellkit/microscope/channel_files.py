@@ -50,7 +50,13 @@ def seeming_channels(
 
 
 def refuse_seeming_channels(paths: Sequence[Path]) -> None:
-    """Refuse files that seem to be the channels of one image: taken one by one each would be an image of one channel."""
+    """Refuse files that seem to be the channels of one image: taken one by one each would be an image of one channel.
+
+    Raises
+    ------
+    UserError
+        With the names of the first such set.
+    """
     found = seeming_channels(paths)
     if found:
         names = [path.name for _, path in next(iter(found.values()))]

@@ -29,6 +29,11 @@ def channels_text(names: Mapping[str, str]) -> str:
 def colour_map(channels) -> dict[str, str | int | Sequence[str | int]]:
     """Return which channel is wanted in which colour, from a mapping or an object with attributes; None is left out.
 
+    Raises
+    ------
+    UserError
+        An unknown name, or two channels for one colour.
+
     Examples
     --------
     >>> colour_map({"nuclei": "DAPI", "cytoplasm": None, "red": 2})

@@ -248,6 +248,11 @@ def handle_duplicates(
     ----------
     how : {"set_aside", "refuse", "keep"}
         `exclude_duplicates`, `refuse_duplicates`, or nothing.
+
+    Raises
+    ------
+    UserError
+        Another `how`; or as `refuse_duplicates`.
     """
     if how not in ("set_aside", "refuse", "keep"):
         raise UserError(f"convert.duplicates is '{how}'", "choose set_aside, refuse or keep")

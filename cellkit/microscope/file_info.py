@@ -261,7 +261,13 @@ def only_headers() -> bool:
 
 
 def check_size(path: Path, height: int, width: int, most_px: int) -> None:
-    """Refuse a plane whose header claims more than `most_px` pixels."""
+    """Refuse a plane whose header claims more than `most_px` pixels.
+
+    Raises
+    ------
+    UserError
+        With the size that is claimed.
+    """
     if height * width > most_px:
         raise UserError(
             f"{path.name} claims {height} x {width} px, more than {most_px:,}",
@@ -270,7 +276,13 @@ def check_size(path: Path, height: int, width: int, most_px: int) -> None:
 
 
 def check_opaque(path: Path, alpha: np.ndarray) -> None:
-    """Refuse an alpha channel that hides anything: it says that some pixels are no measurement."""
+    """Refuse an alpha channel that hides anything: it says that some pixels are no measurement.
+
+    Raises
+    ------
+    UserError
+        With the number of transparent pixels.
+    """
     full = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
     if (alpha != full).any():
         raise UserError(
@@ -345,7 +357,13 @@ def turned_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def checked_axes(path: Path, found: str, shape: tuple[int, ...], given: str | None) -> str:
-    """Return the axes to use: those given, else the file's; each known or of length 1, none twice, Y and X there."""
+    """Return the axes to use: those given, else the file's; each known or of length 1, none twice, Y and X there.
+
+    Raises
+    ------
+    UserError
+        Another number of letters, an unknown axis, one named twice, or no rows and columns.
+    """
     axes = (given or found).upper()
     text = f"{path.name} has axes {found} {shape}"
     known = "T time, C channel, Z plane, Y row, X column, S colour sample"

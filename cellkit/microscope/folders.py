@@ -149,7 +149,13 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def check_inside(path: Path, root: Path) -> None:
-    """Refuse a link that leads out of the data folder."""
+    """Refuse a link that leads out of the data folder.
+
+    Raises
+    ------
+    UserError
+        The link leads out of the folder, or nowhere.
+    """
     try:
         inside = path.resolve().is_relative_to(Path(root).resolve())
     except (OSError, RuntimeError) as error:

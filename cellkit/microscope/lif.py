@@ -18,7 +18,13 @@ from cellkit.microscope.stacks import SWEEPS, Stack, open_stacks
 
 @contextmanager
 def lif_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[list[Stack]]:
-    """Stacks of a LIF: one per image and stage position; a file shorter than what its header announces is damaged."""
+    """Stacks of a LIF: one per image and stage position; a file shorter than what its header announces is damaged.
+
+    Raises
+    ------
+    UserError
+        The file is shorter than its header announces.
+    """
     bytes_there = path.stat().st_size
     with module.LifFile(path) as lif:
         stacks = [stack for image in lif.images for stack in _split_along("M", _lif_stack(path, image))]

@@ -17,7 +17,13 @@ from cellkit.microscope.stacks import Stack, open_stacks
 
 @contextmanager
 def nd2_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[list[Stack]]:
-    """Stacks of an ND2: one per stage position; a file shorter than its uncompressed frames is damaged."""
+    """Stacks of an ND2: one per stage position; a file shorter than its uncompressed frames is damaged.
+
+    Raises
+    ------
+    UserError
+        The file is shorter than its frames.
+    """
     with module.ND2File(path) as nd2:
         attributes = nd2.attributes
         wanted = (

@@ -153,6 +153,11 @@ def own_images(path: Path, text: str) -> tuple[list, str | None, tuple[str, ...]
 
     An image's pixels lie where its TiffData say: in the file of that UUID; without a UUID, in this one. A file whose own
     UUID is named nowhere is known by its name.
+
+    Raises
+    ------
+    UserError
+        The metadata describes other files only, or an image that is spread over several files.
     """
     root = _parsed(path, text)
     if root is None:

@@ -59,7 +59,13 @@ def inspect_file(path: str | Path, axes: str | None = None, most_px: int = MAX_P
 
 @contextmanager
 def open_file(path: str | Path, axes: str | None = None, most_px: int = MAX_PLANE_PX) -> Iterator[Opened]:
-    """Open a microscope file by its suffix; errors as in `inspect_file`."""
+    """Open a microscope file by its suffix; errors as in `inspect_file`.
+
+    Raises
+    ------
+    UserError
+        As in `inspect_file`.
+    """
     path = Path(path)
     unread = why_unread(path)
     if unread:

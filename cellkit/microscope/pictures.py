@@ -54,6 +54,12 @@ def open_picture(
         Most pixels it may have.
     content : bytes, optional
         The encoded picture, when it does not lie in a file of its own.
+
+    Raises
+    ------
+    UserError
+        A damaged file, several frames, unknown colours, transparent pixels, or an orientation of a picture inside
+        another file.
     """
     import warnings
 
@@ -123,7 +129,13 @@ PNG_START = b"\x89PNG"
 
 
 def orientation_of(path: Path, picture: Any, content: bytes) -> int:
-    """Return the EXIF orientation of an opened PNG or JPEG, 1 to 8; refuse one that only XMP tells."""
+    """Return the EXIF orientation of an opened PNG or JPEG, 1 to 8; refuse one that only XMP tells.
+
+    Raises
+    ------
+    UserError
+        Damaged EXIF, or an orientation that only XMP states.
+    """
     from PIL import Image
 
     exif = Image.Exif()

@@ -111,7 +111,13 @@ class Scene:
         return tuple(Channel(f"{name} {colour}") for name in names for colour in colours)
 
     def plane(self, time: int, z: int, channel: int) -> np.ndarray:
-        """(H, W) of one time, z and channel, in native byte order."""
+        """(H, W) of one time, z and channel, in native byte order.
+
+        Raises
+        ------
+        UserError
+            The scene has a problem, or its pixels cannot be read.
+        """
         if self.series.problem:
             raise UserError(self.series.problem, self.series.remedy)
         which, sample = divmod(channel, self.samples)

@@ -25,6 +25,11 @@ def refuse_turned(path: Path, tif: TiffFile, series: TiffPageSeries) -> None:
     """Refuse an image of which a page is to be shown mirrored or turned, or is stored otherwise than the first.
 
     Fiji shows a turned page as stored, Pillow and OpenCV as the tag says. Later pages are decoded by the tags of the first.
+
+    Raises
+    ------
+    UserError
+        Naming the page and its tag.
     """
     first = series.keyframe
     stored = {COMPRESSION: int(first.compression)} | ({} if tif.is_imagej else {PHOTOMETRIC: int(first.photometric)})

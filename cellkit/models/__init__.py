@@ -86,7 +86,13 @@ def backend_module(name: str) -> ModuleType:
 
 
 def check_backend(name: str) -> None:
-    """Refuse what `get_backend` would, before anything is imported."""
+    """Refuse what `get_backend` would, before anything is imported.
+
+    Raises
+    ------
+    UserError
+        An unknown name, or a package that is missing.
+    """
     if missing := [package for package in _about(name)["REQUIRES"] if importlib.util.find_spec(package) is None]:
         raise _lacks(name, missing[0])
 

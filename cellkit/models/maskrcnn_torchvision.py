@@ -229,6 +229,11 @@ def check(config: TrainSettings) -> None:
     ----------
     config : TrainSettings
         ``start`` is a path, "scratch", or "tuned" = the Cellpose network that notebook 03 keeps.
+
+    Raises
+    ------
+    UserError
+        Random weights that would stay frozen, or weights of another kind of network.
     """
     from cellkit.models import weights
 

@@ -226,7 +226,13 @@ def _cells_of(data: CellDataset) -> list[str]:
 
 
 def training_chapter(files: RunFiles) -> list:
-    """Loss and score over the steps of each training."""
+    """Loss and score over the steps of each training.
+
+    Raises
+    ------
+    UserError
+        No training left a history.
+    """
     histories = files.histories()
     if not histories:
         raise UserError("no training of this run left a history.csv")
@@ -252,7 +258,13 @@ def _too_few_cells(files: RunFiles) -> list:
 
 
 def run_chapter(files: RunFiles) -> list:
-    """Stages, settings and versions of the run."""
+    """Stages, settings and versions of the run.
+
+    Raises
+    ------
+    UserError
+        The manifest lists no finished stage.
+    """
     if not files.stages:
         raise UserError("manifest.json lists no finished stage")
     rows = [

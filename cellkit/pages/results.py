@@ -200,7 +200,13 @@ class RunFiles:
         return {split: data for split, data in kept.items() if len(data)}
 
     def need_accuracy(self) -> None:
-        """Refuse to speak of accuracy in a run in which a model proposed all labels that it could be told from."""
+        """Refuse to speak of accuracy in a run in which a model proposed all labels that it could be told from.
+
+        Raises
+        ------
+        UserError
+            With what the numbers are instead.
+        """
         if self.no_accuracy:
             raise UserError(self.no_accuracy)
 

@@ -137,7 +137,13 @@ def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
 
 
 def counts_chapter(files: RunFiles) -> list:
-    """How many cells of each class there are."""
+    """How many cells of each class there are.
+
+    Raises
+    ------
+    UserError
+        No image was counted, or no model found a cell of a named class.
+    """
     counts, split = files.counts, files.setting("evaluate.report_split", "test")
     if counts.empty:
         raise UserError("counts.csv has no rows: no image was asked about")
@@ -162,7 +168,13 @@ def counts_chapter(files: RunFiles) -> list:
 
 
 def classes_chapter(files: RunFiles) -> list:
-    """Which class was taken for which."""
+    """Which class was taken for which.
+
+    Raises
+    ------
+    UserError
+        No model found a cell of a named class.
+    """
     import pandas as pd
 
     accuracy = files.summary.get("classes")

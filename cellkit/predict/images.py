@@ -336,7 +336,13 @@ def none_used(images: int, quarantined: Sequence[Quarantined]) -> UserError:
 
 
 def refuse_inputs_as_outputs(frames: Sequence[Frame], places: Sequence[Path]) -> None:
-    """Refuse to write over the images: an output folder that holds some, or an output file that is one."""
+    """Refuse to write over the images: an output folder that holds some, or an output file that is one.
+
+    Raises
+    ------
+    UserError
+        Naming the place.
+    """
     files = {Path(os.path.realpath(frame.path)) for frame in frames}
     folders = {path.parent for path in files}
     for place in places:

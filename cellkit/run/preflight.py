@@ -132,7 +132,13 @@ def check_cells(outlook: Outlook, section: str) -> None:
 
 
 def check_label_model(outlook: Outlook) -> None:
-    """Refuse a backend that cannot be used, and a model that is not here or of another backend."""
+    """Refuse a backend that cannot be used, and a model that is not here or of another backend.
+
+    Raises
+    ------
+    UserError
+        As `check_backend` and `card_for`; inside `collected` noted.
+    """
     cfg = outlook.cfg.label
     with collected() as noted:
         check_backend(cfg.backend)

@@ -215,7 +215,13 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def check_counts(outlook: Outlook) -> None:
-    """Ask what notebook 01 asks before and after it converts: enough images of every split and class, a cell of each class."""
+    """Ask what notebook 01 asks before and after it converts: enough images of every split and class, a cell of each class.
+
+    Raises
+    ------
+    UserError
+        Too few images, or a class without a cell; inside `collected` noted.
+    """
     images = [item for item in outlook.items if not item.is_left]
     records = [record for record in outlook.records if record.split]
     with collected() as noted:

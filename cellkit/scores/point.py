@@ -59,6 +59,11 @@ def match_points(truth: Instances, points_yx: np.ndarray, scores: np.ndarray | N
     (P,) int64
         Index of the true object, -1 for a false positive.
 
+    Raises
+    ------
+    UserError
+        A point that is no pixel of the image.
+
     Examples
     --------
     >>> match_points(Instances.from_labels(np.array([[1, 1, 0]])), np.array([[0, 0], [0, 1], [0, 2]]))

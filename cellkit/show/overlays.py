@@ -38,7 +38,13 @@ DRAWN_PX = 900  # outlines are drawn on a picture whose longer side is about thi
 
 # ---- images --------------------------------------------------------------------------------------------------------
 def checked_image(image: np.ndarray) -> np.ndarray:
-    """Return an image that can be drawn; refuse others."""
+    """Return an image that can be drawn; refuse others.
+
+    Raises
+    ------
+    ValueError
+        With the shape and type that came.
+    """
     good = isinstance(image, np.ndarray) and image.dtype == np.uint8
     if not good or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3) or 0 in image.shape:
         came = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -47,7 +53,13 @@ def checked_image(image: np.ndarray) -> np.ndarray:
 
 
 def checked_pair(image: np.ndarray, *objects: Instances | None) -> None:
-    """Refuse objects of another shape than the image."""
+    """Refuse objects of another shape than the image.
+
+    Raises
+    ------
+    UserError
+        With both sizes.
+    """
     shape = checked_image(image).shape[:2]
     for one in objects:
         if one is not None and one.shape != shape:

@@ -144,6 +144,11 @@ def units_of(edges: np.ndarray, path: Path | str = "the table") -> str:
     Fractions: every number is within 0 to 1, and not all are 0 or 1. Pixels: some number is 2 or more, and no box lies
     within 0 to 1 as a whole. Anything else could be either, or is both, and is refused.
 
+    Raises
+    ------
+    UserError
+        Negative or missing numbers, or numbers that may be either.
+
     Examples
     --------
     >>> units_of(np.array([[0.1, 0.2, 0.5, 1.0]])), units_of(np.array([[10, 20, 50, 60], [0, 0, 4, 4]]))

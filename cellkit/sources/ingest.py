@@ -183,7 +183,13 @@ def warn_lacking_classes(items: Sequence[SourceImage], config: ConvertConfig) ->
 
 
 def refuse_none(done: Sequence, items: Sequence[SourceImage], quarantined: Sequence[Quarantined], root: Path) -> None:
-    """Refuse a source of whose images not one could be used."""
+    """Refuse a source of whose images not one could be used.
+
+    Raises
+    ------
+    UserError
+        With the reason of the first one.
+    """
     if not done:
         first = f"{quarantined[0].item}: {quarantined[0].reason}"
         raise UserError(
@@ -263,7 +269,13 @@ def unusable(
 
 
 def list_images(config: ConvertConfig, root: Path) -> list[SourceImage]:
-    """Return the source's images; refuse a missing folder, an empty one, and two images of one id."""
+    """Return the source's images; refuse a missing folder, an empty one, and two images of one id.
+
+    Raises
+    ------
+    UserError
+        With what is missing, or the two images.
+    """
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist", "set data: and convert.path, or CELLKIT_DATA=FOLDER")
     items = list(load("source", config.source).read(root, config))

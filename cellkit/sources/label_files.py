@@ -78,7 +78,13 @@ class LabelFiles:
         return Label(found, (number, count)) if found else None
 
     def required(self, folder: Path, stem: Path, image: Path) -> Path:
-        """Return the label image ``folder/stem.*``; refuse an image without."""
+        """Return the label image ``folder/stem.*``; refuse an image without.
+
+        Raises
+        ------
+        UserError
+            There is none, or more than one.
+        """
         found = self._only_one([(folder / stem).relative_to(self.root)], image)
         if found is None:
             raise UserError(

@@ -163,7 +163,13 @@ def class_id_of(label: str, config: ConvertConfig) -> int:
 
 
 def known_class(label: str, config: ConvertConfig) -> int:
-    """Return what `class_id_of` does: where a layout is listed, a label that is no class is noted with the others of its kind."""
+    """Return what `class_id_of` does: where a layout is listed, a label that is no class is noted with the others of its kind.
+
+    Raises
+    ------
+    UserError
+        As `class_id_of`, outside `collected`.
+    """
     try:
         return class_id_of(label, config)
     except UserError as error:

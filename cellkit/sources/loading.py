@@ -172,7 +172,13 @@ def _check_rows(rows: dict | None, labels: np.ndarray, label: Label) -> str:
 
 
 def check_same_way(made: Loaded, path: Path, label_path: Path, orientation: int = 1) -> None:
-    """Refuse labels that are not turned as their image is: whether they were drawn on it as stored or as shown is not told."""
+    """Refuse labels that are not turned as their image is: whether they were drawn on it as stored or as shown is not told.
+
+    Raises
+    ------
+    UserError
+        With both orientations.
+    """
     if made.turned != orientation:
         raise UserError(
             f"{path.name} has the EXIF orientation {made.turned}, its labels {label_path} have {orientation}",
@@ -181,7 +187,13 @@ def check_same_way(made: Loaded, path: Path, label_path: Path, orientation: int 
 
 
 def check_shape(labels: tuple[int, int], image: tuple[int, int], label_path: Path, path: Path) -> None:
-    """Refuse labels that are not as large as their image, naming both files."""
+    """Refuse labels that are not as large as their image, naming both files.
+
+    Raises
+    ------
+    UserError
+        With both sizes.
+    """
     if tuple(labels) != tuple(image):
         raise UserError(
             f"{path.name} is {image[0]} x {image[1]} px, its label image {label_path} is {labels[0]} x {labels[1]}",

@@ -46,7 +46,13 @@ def split_lists(root: Path) -> list[tuple[Path, str]]:
 
 
 def read_own_lists(root: Path, read: Callable[[Path, Path], Iterable[str]] = read_names) -> dict[str, str]:
-    """Return {name: split} of `split_lists`; ``read(path, root)`` gives the names in a list. A name in two is refused."""
+    """Return {name: split} of `split_lists`; ``read(path, root)`` gives the names in a list. A name in two is refused.
+
+    Raises
+    ------
+    UserError
+        A name stands in the lists of two splits.
+    """
     split_of: dict[str, str] = {}
     for path, split in split_lists(root):
         both = _is_trainval(path.stem)

@@ -80,7 +80,13 @@ def read_names(path: Path, root: Path) -> list[str]:
 
 
 def read_split_lists(lists: Iterable[tuple[Path, str]], root: Path) -> dict[str, str]:
-    """Return {name: split} of lists of names; a name in two lists is refused, a list that is not there is left out."""
+    """Return {name: split} of lists of names; a name in two lists is refused, a list that is not there is left out.
+
+    Raises
+    ------
+    UserError
+        A name stands in two lists.
+    """
     split_of: dict[str, str] = {}
     for path, split in lists:
         for name in read_names(path, root) if path.is_file() else ():

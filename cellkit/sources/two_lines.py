@@ -46,6 +46,11 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     The layout of Coelho, Shariff and Murphy (ISBI 2009) as ``u2os/`` and ``nih3t3/``. With ``config.mixed_images`` = n,
     n mixed test images follow, each the left half of a test image of one line beside the right half of a test image of
     the other; the lines take turns on the left. See `compose_halves`.
+
+    Raises
+    ------
+    UserError
+        A folder that is no class, or an image without labels.
     """
     root = Path(root)
     items: list[SourceImage] = []

@@ -12,7 +12,7 @@ from cellkit.log import LOG
 from cellkit.models.shared.inputs import CELL_PX
 from cellkit.parallel import progress
 
-ASSUMED_PX = tuple(4 * 1.6**k for k in range(13))  # diameters that cells are prior at with, to find their own
+ASSUMED_PX = tuple(4 * 1.6**k for k in range(13))  # diameters at which the network is tried, to find the cells' own
 LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
 
 
@@ -33,14 +33,15 @@ def diameter_of(instances: Sequence[Instances]) -> float:
 def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np.ndarray]) -> float:
     """Estimate the cell diameter in px of images without labels; say so where the estimate is doubtful.
 
-    Each image is prior at as if its cells were 4, 6, 10, 16 ... px across, in a crop of about eight such cells where the
-    image is brightest. Cells are found at their own diameter and at up to four times of it, always of the same size; what
-    is found inside cells or in noise changes its size with the look. So that diameter wins at which most looks agree.
+    The network is run on each image as if its cells were 4, 6, 10, 16 ... px across, on a crop of about eight such cells at
+    the image's brightest place. A real cell is found, always of the same size, when its own diameter is assumed and up to
+    four times that; the size of what is found inside cells or in noise changes with the diameter assumed. So the size on
+    which most of these runs agree is the estimate.
 
     Parameters
     ----------
     find : callable
-        (image, diameter in px) -> the cells that are found when cells of that diameter are prior for.
+        (image, diameter in px) -> the cells that are found when that diameter is assumed.
     images : sequence of (H, W, 3) uint8
         A few of them are enough.
     """
@@ -74,7 +75,7 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
 
 
 def _brightest(image: np.ndarray, side_px: int) -> np.ndarray:
-    """Return the part of that size that sends most light."""
+    """Return the brightest part of the image, a square of `side_px` or what fits."""
     import cv2
 
     height, width = (min(side_px, side) for side in image.shape[:2])
@@ -85,17 +86,17 @@ def _brightest(image: np.ndarray, side_px: int) -> np.ndarray:
 
 
 def _agreement(found: Instances, assumed_px: float, sizes_px: np.ndarray) -> np.ndarray:
-    """Return how well the cells found with one assumed diameter agree with each size, (N,): summed over looks, up to 1."""
+    """Return how well the cells found with one assumed diameter agree with each size: (N,), up to 1 over all runs."""
     if not len(found):
         return np.zeros(len(sizes_px))
     height, width = found.shape
     x, y, w, h = found.boxes_xywh.T
     inside = (x > 0) & (y > 0) & (x + w < width) & (y + h < height)
     diameters = 2 * np.sqrt(found.areas_px / np.pi)
-    weight = diameters * np.where(inside, 1, 0.3)  # cells that the crop cuts say less
+    weight = diameters * np.where(inside, 1, 0.3)  # cells cut by the crop count less
     sure = weight * np.clip(2 * found.scores - 1, 0, 1)
     near = np.exp(-0.5 * (np.log(diameters[:, None] / sizes_px) / 0.18) ** 2)
-    several = near.sum(axis=0) / (near.sum(axis=0) + 0.5)  # one object may be anything
+    several = near.sum(axis=0) / (near.sum(axis=0) + 0.5)  # a single object is weak evidence
     prior = (
         np.exp(-0.5 * (np.log(assumed_px / sizes_px / 1.3) / 0.5) ** 2) * np.log(ASSUMED_PX[1] / ASSUMED_PX[0]) / 1.2533
     )

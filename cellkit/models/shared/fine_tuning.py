@@ -32,7 +32,13 @@ SEARCHED_ON = 6  # training images
 
 
 def refuse_untrainable(train: CellDataset, val: CellDataset, key: str) -> None:
-    """Refuse a training without a labelled cell or without a validation image; `key` is the setting of the least area."""
+    """Refuse a training without a labelled cell or without a validation image; `key` is the setting of the least area.
+
+    Raises
+    ------
+    UserError
+        Either is missing.
+    """
     if not sum(len(cells) for cells in train.instances):
         raise UserError("there is no labelled cell to train on", f"label images first (02), or lower {key}")
     if not len(val):
@@ -46,6 +52,11 @@ def refuse_small(labelled: CellDataset, least_px: int, key: str) -> None:
     ----------
     key : str
         The setting, e.g. "finetune.min_area_px".
+
+    Raises
+    ------
+    UserError
+        All labelled cells are smaller.
     """
     small, cells, largest = say_small(labelled.records, labelled.instances, least_px, key, "can never be found")
     if cells and small == cells:

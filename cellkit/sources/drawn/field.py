@@ -113,7 +113,13 @@ def draw_field(lines: Sequence[str], style: FieldStyle, seed: int | Sequence[int
 
 
 def check_names(lines: Sequence[str], defect: str) -> None:
-    """Raise UserError for an unknown line or defect, or for no line at all."""
+    """Raise UserError for an unknown line or defect, or for no line at all.
+
+    Raises
+    ------
+    UserError
+        With the names to choose from.
+    """
     if isinstance(lines, str) or not lines:
         raise UserError(f"lines is {lines!r}, wanted a sequence of names", f"choose from {', '.join(LINES)}")
     for name in lines:
