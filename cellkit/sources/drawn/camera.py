@@ -60,7 +60,7 @@ def expose_stack(field: Field, style: FieldStyle, planes: int, seed: int | Seque
     if planes < 1:
         raise UserError(f"planes is {planes}, wanted 1 or more", "ask for at least one plane")
     rng = np.random.default_rng(seed)
-    light = _uneven_light(rng, field.labels.shape, style.illumination)
+    light = uneven_light(rng, field.labels.shape, style.illumination)
     lost_px = style.diameter_px / 5 if field.defect == "out_of_focus" else 0.0
     boost = 30.0 if field.defect == "saturated" else 1.0
     stack = np.empty((planes, 2, *field.labels.shape), dtype=np.uint16)
@@ -73,7 +73,7 @@ def expose_stack(field: Field, style: FieldStyle, planes: int, seed: int | Seque
     return stack
 
 
-def _uneven_light(rng, shape, strength: float) -> np.ndarray:
+def uneven_light(rng: np.random.Generator, shape: tuple[int, int], strength: float) -> np.ndarray:
     """Return the lamp's field (H, W), at most 1, `strength` lower in the corner farthest from its middle."""
     middle = rng.uniform(0.3, 0.7, 2)
     y, x = np.linspace(0, 1, shape[0])[:, None] - middle[0], np.linspace(0, 1, shape[1])[None] - middle[1]

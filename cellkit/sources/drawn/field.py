@@ -88,7 +88,7 @@ def draw_field(lines: Sequence[str], style: FieldStyle, seed: int | Sequence[int
     centres, owners = _place_cells(rng, [LINES[name] for name in lines], style, canvas, defect == "empty")
     kinds = [LINES[lines[owner]] for owner in owners]
     labels, radii_px = _claim_pixels(rng, centres, kinds, style, canvas)
-    depth_px = _depth(labels)
+    depth_px = depth(labels)
     nuclei_labels, nuclei_light = _draw_nuclei(rng, labels, depth_px, radii_px, kinds)
     inner = (slice(margin, margin + style.size_px[0]), slice(margin, margin + style.size_px[1]))
     labels, nuclei_labels, kept = _tidy(labels[inner], nuclei_labels[inner])
@@ -201,7 +201,7 @@ def _claim_pixels(rng, centres, kinds: list[CellLine], style: FieldStyle, canvas
     """
     d = style.diameter_px
     labels, cost = np.zeros(canvas, dtype=np.int32), np.full(canvas, np.inf)
-    bend = 0.035 * d * np.stack([_clouds(rng, canvas, 0.45 * d), _clouds(rng, canvas, 0.45 * d)])
+    bend = 0.035 * d * np.stack([clouds(rng, canvas, 0.45 * d), clouds(rng, canvas, 0.45 * d)])
     rows, columns = np.mgrid[: canvas[0], : canvas[1]] + bend
     radii_px, outlines = np.empty(len(centres)), []
     for k, (centre, kind) in enumerate(zip(centres, kinds, strict=True), start=1):
@@ -254,7 +254,7 @@ def _neurite_path(rng, outline_px: np.ndarray, d: float) -> tuple[np.ndarray, np
     return path, np.maximum(thick, 1.25)
 
 
-def _depth(labels: np.ndarray) -> np.ndarray:
+def depth(labels: np.ndarray) -> np.ndarray:
     """Return the distance (px, float32) of each cell pixel to the nearest pixel that is not of its cell; else 0."""
     from scipy.ndimage import distance_transform_edt
 
@@ -306,7 +306,7 @@ def _largest_pieces(labels: np.ndarray) -> np.ndarray:
 # ---- how much light --------------------------------------------------------------------------------------------------
 
 
-def _clouds(rng, shape, scale_px: float) -> np.ndarray:
+def clouds(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) -> np.ndarray:
     """Return smooth noise (H, W) of mean about 0 and standard deviation about 1, with features of `scale_px`."""
     bases = []
     for size in shape:
@@ -325,7 +325,7 @@ def _draw_nuclei(rng, labels, depth_px, radii_px, kinds: list[CellLine]) -> tupl
     rows, columns = np.indices(labels.shape)
     total = np.maximum(np.bincount(labels.ravel(), weight, len(kinds) + 1), 1e-9)
     middle = [np.bincount(labels.ravel(), weight * axis.ravel(), len(kinds) + 1) / total for axis in (rows, columns)]
-    grain = _clouds(rng, labels.shape, max(2.0, 0.09 * float(np.mean(radii_px)) * 2)) if len(kinds) else light
+    grain = clouds(rng, labels.shape, max(2.0, 0.09 * float(np.mean(radii_px)) * 2)) if len(kinds) else light
     for k, kind in enumerate(kinds, start=1):
         centre = np.array([middle[0][k], middle[1][k]])
         outline = _outline(rng, (0, 0), (1.0, 1.35), 0.03)
@@ -360,8 +360,8 @@ def _paint_cytoplasm(rng, labels, nuclei_labels, depth_px, radii_px, kinds, styl
     expression = np.concatenate([[0.0], glow])
     full_px = np.concatenate([[1.0], radii_px * [kind.dome for kind in kinds]])[labels]
     body = 0.35 + 0.65 * (1 - (1 - np.clip(depth_px / full_px, 0, 1)) ** 2)
-    clouds = _clouds(rng, labels.shape, 0.22 * d) + 0.6 * _clouds(rng, labels.shape, max(1.5, 0.07 * d))
-    body = body * np.exp(style.texture * 0.8 * clouds)
+    cloudy = clouds(rng, labels.shape, 0.22 * d) + 0.6 * clouds(rng, labels.shape, max(1.5, 0.07 * d))
+    body = body * np.exp(style.texture * 0.8 * cloudy)
     if nuclei_labels.any():
         away = distance_transform_edt(nuclei_labels == 0)
         body = body * (1 + 0.35 * np.exp(-away / (0.12 * d)))
@@ -377,7 +377,7 @@ def _draw_debris(rng, style: FieldStyle) -> np.ndarray:
     height, width = style.size_px
     d = style.diameter_px
     rows, columns = np.mgrid[:height, :width].astype(float)
-    rough = _clouds(rng, style.size_px, 0.18 * d) + 0.7 * _clouds(rng, style.size_px, 0.5 * d)
+    rough = clouds(rng, style.size_px, 0.18 * d) + 0.7 * clouds(rng, style.size_px, 0.5 * d)
     dirt = np.zeros(style.size_px)
     for _ in range(int(rng.integers(5, 9))):
         y, x, size = rng.uniform(0, height), rng.uniform(0, width), d * rng.uniform(*DEBRIS_SIZES)
