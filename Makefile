@@ -6,7 +6,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/recipes/*.ipynb)
 
 .PHONY: setup demo test lint lab bench slides docs schema lock clean
 
-setup: .venv/.installed-dev
+setup: .peers/.installed
 
 # Stamps, each written only after its step went well; each step waits for the one before, with make -j too.
 .venv/.python:
@@ -20,10 +20,15 @@ setup: .venv/.installed-dev
 .venv/.installed-dev: .venv/.installed requirements/dev.txt
 	$(PIP) --require-hashes -r requirements/dev.txt && touch $@
 
+# Cellpose 3 beside Cellpose 4: tests and benchmarks run it in a process of its own, with our packages as its dependencies.
+.peers/.installed: .venv/.installed-dev requirements/peers.txt
+	rm -rf .peers
+	$(PIP) --require-hashes --target .peers -r requirements/peers.txt && touch $@
+
 demo: .venv/.installed
 	$(BIN)/cellkit run configs/demo.yaml
 
-test: .venv/.installed-dev
+test: .peers/.installed
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
@@ -32,7 +37,7 @@ lint: .venv/.installed-dev
 lab: .venv/.installed
 	$(BIN)/jupyter lab notebooks
 
-bench: .venv/.installed-dev
+bench: .peers/.installed
 	for job in benchmarks/bench_*.py; do $(BIN)/python $$job || exit 1; done
 
 slides: .venv/.installed
@@ -55,4 +60,4 @@ lock:
 
 # Everything but the run folders.
 clean:
-	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

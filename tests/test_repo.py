@@ -109,7 +109,7 @@ def pins(name: str) -> list[Requirement]:
     return [Requirement(line.removesuffix(" \\")) for line in lines if not line.startswith(" ")]
 
 
-@pytest.mark.parametrize("name", ["lock.txt", "dev.txt", "docs.txt"])
+@pytest.mark.parametrize("name", ["lock.txt", "dev.txt", "docs.txt", "peers.txt"])
 def test_locks_hold_pins_and_hashes_and_no_address(name):
     lines = (ROOT / "requirements" / name).read_text().splitlines()
     odd = [
