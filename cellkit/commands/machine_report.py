@@ -12,7 +12,7 @@ from typing import Any
 from cellkit.config.sections import BACKEND_SECTIONS
 from cellkit.errors import UserError
 from cellkit.fetch.find import PACKAGED
-from cellkit.machine import memory, to_gb
+from cellkit.machine import arithmetic, memory, to_gb
 
 STARTER, FLOOR = "starter", "threshold"
 
@@ -85,15 +85,14 @@ def check_device() -> dict[str, Any]:
     try:
         import torch
 
-        from cellkit.machine import device_and_dtype
-
-        device, dtype = device_and_dtype()
+        chosen = arithmetic()
+        device = chosen.device
     except Exception as error:  # reported once more with the backends, with what to do
         return device_info | {"problem": f"{type(error).__name__}: {error}"}
     device_info |= {
         "kind": device.type,
-        "number_type": str(dtype).removeprefix("torch."),
-        "bfloat16": dtype == torch.bfloat16,
+        "number_type": chosen.number_type,
+        "bfloat16": chosen.number_type == "bfloat16",
     }
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(0)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from cellkit.config.recipes import recipe_sections, with_recipes
-from cellkit.config.sections import BACKEND_SECTIONS, SHARED, STAGES, Config, config_class, section_class
+from cellkit.config.sections import BACKEND_SECTIONS, SHARED, SOME_SHARE, STAGES, Config, config_class, section_class
 from cellkit.errors import UserError, nearest, raise_or_collect
 from cellkit.machine import here
 from cellkit.models import backend_names
@@ -183,9 +183,11 @@ def _override(settings: dict[str, Any], key: str, value: Any, written: str | Non
             settings.written[last] = written or ""
 
 
-def _share(settings: dict[str, Any], recipes: Iterable[str] = ()) -> None:
-    """Copy the shared values into every section that does not set its own."""
+def _share(settings: dict[str, Any], kind: type[Config], recipes: Mapping[str, type[BaseModel]]) -> None:
+    """Copy the shared values into every section that has such a key and does not set its own."""
     tables = [(settings, name) for name in STAGES.values()]
+    known = {name: kind.model_fields[name].annotation.model_fields for name in STAGES.values()}
+    known |= {name: section.model_fields for name, section in recipes.items()}
     if recipes:
         settings["recipes"] = {} if settings.get("recipes") is None else settings["recipes"]
         tables += [(settings["recipes"], name) for name in recipes if isinstance(settings["recipes"], dict)]
@@ -194,8 +196,8 @@ def _share(settings: dict[str, Any], recipes: Iterable[str] = ()) -> None:
         if section is None:
             section = table[name] = {}
         if isinstance(section, dict):
-            for shared in (*SHARED, *(("data",) if name == "convert" else ())):
-                if shared in settings:
+            for shared in (*SHARED, *SOME_SHARE):
+                if shared in settings and shared in known[name]:
                     section.setdefault(shared, settings[shared])
 
 
@@ -234,7 +236,7 @@ def load_config(
         _override(settings, key, value, written.get(key))
     recipes = recipe_sections(notebooks)
     kind = with_recipes(_kind_of(settings), recipes)
-    _share(settings, recipes)
+    _share(settings, kind, recipes)
     settings.setdefault("name", path.stem)
     try:
         cfg, problems = kind.model_validate(settings), []
@@ -343,7 +345,8 @@ def describe() -> str:
     rows = ["| key | default | accepted | meaning |", "|---|---|---|---|"]
     for key, field in known_keys().items():
         if "properties" not in field:
-            default = "(top level)" if "." in key and key.rpartition(".")[2] in SHARED else as_yaml(field["default"])
+            copied = "." in key and key.rpartition(".")[2] in (*SHARED, *SOME_SHARE)
+            default = "(top level)" if copied else as_yaml(field["default"])
             cells = (f"`{key}`", f"`{default}`", accepted(field), field["description"])
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
@@ -361,7 +364,7 @@ def _explain(
     """
     problems = sorted(error.errors(), key=lambda one: (one["type"] != "extra_forbidden", len(one["loc"])))
     top = {one["loc"][0] for one in problems if one["loc"]}
-    own = [one for one in problems if not top & {*SHARED, "data"} & set(one["loc"][1:])]
+    own = [one for one in problems if not top & {*SHARED, *SOME_SHARE} & set(one["loc"][1:])]
     by_text = {str(found): found for found in (_explained(one, settings, path, overrides, kind) for one in own)}
     return list(by_text.values())
 

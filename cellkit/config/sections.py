@@ -25,6 +25,7 @@ from cellkit.errors import UserError, nearest
 from cellkit.machine import DATA_VARIABLE
 from cellkit.microscope.convert import PERCENTILES, Conversion
 from cellkit.models import backend_module
+from cellkit.models.shared.contract import PRECISION, Precision
 from cellkit.modules import names_of
 from cellkit.settings import Frozen, Number, as_yaml
 
@@ -37,6 +38,7 @@ STAGES = {
     "06_evaluate_map_iou": "evaluate",
 }
 SHARED = ("seed", "classes", "workers")  # copied from the top of the file into every section
+SOME_SHARE = ("data", "precision")  # likewise, into the sections that have such a key
 
 
 def _as_tuple(value: Any) -> Any:
@@ -353,6 +355,7 @@ class Config(Frozen):
     seed: int = Field(0, ge=0, lt=2**63, description="random seed of every stage")
     workers: int = Field(1, ge=1, description="processes that share the images; never changes a result")
     classes: Names = Field(("cell",), description="names of the cell classes, in order")
+    precision: Precision = Field("auto", description=PRECISION)
     convert: ConvertConfig = Field(ConvertConfig(), description="notebook 01")
     label: LabelConfig = Field(LabelConfig(), description="notebook 02")
     finetune: FinetuneConfig = Field(FinetuneConfig(), description="notebook 03")

@@ -17,7 +17,8 @@ from pydantic import Field
 from cellkit.cells.instances import Instances
 from cellkit.log import LOG
 from cellkit.models.shared import diameter
-from cellkit.models.shared.contract import SMALLEST, Area, Channels, Diameter, Schedule, Segmenter, merged
+from cellkit.models.shared.contract import SMALLEST, Area, Channels, Computed, Diameter, Schedule, Segmenter, merged
+from cellkit.models.shared.cost import BATCH, CROP_PX, Cost, timed_cost
 from cellkit.models.shared.fine_tuning import (
     images_to_search,
     map_iou,
@@ -28,6 +29,7 @@ from cellkit.models.shared.fine_tuning import (
 )
 from cellkit.models.shared.flows import FlowLoss, masks_of, prepare
 from cellkit.models.shared.inputs import (
+    CELL_PX,
     SHOWN,
     ask_for_memory,
     bytes_for,
@@ -38,7 +40,7 @@ from cellkit.models.shared.inputs import (
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.models.unet_maps import segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, best_thresholds, unpromising
-from cellkit.settings import Frozen, Number, weights_field
+from cellkit.settings import Number, weights_field
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -52,7 +54,7 @@ Logit = Annotated[Number, Field(ge=-12, le=12)]
 DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
 
 
-class Settings(Frozen):
+class Settings(Computed):
     """What may change from prediction to prediction; null = as the checkpoint's card says."""
 
     diameter_px: Diameter | None = Field(None, description="typical cell diameter (px); null = estimated")
@@ -106,7 +108,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     """
     from cellkit.models.unet_network import load_network
 
-    network, card = load_network(checkpoint)
+    network, card = load_network(checkpoint, getattr(settings, "precision", None))
     used = merged(settings, card, DEFAULTS)
     if used["diameter_px"] is None:
         used["diameter_px"] = float(network.diam_labels.item())
@@ -157,7 +159,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
 
     refuse_untrainable(train, val, "min_area_px")
     out = Path(out)
-    network = load_start(config.base, config.seed)
+    network = load_start(config.base, config.seed, precision=config.precision)
     settings = _uncalibrated(train, config)
     diameter_px = settings["diameter_px"]
     refuse_small(train, settings["min_area_px"], "finetune.min_area_px")
@@ -174,7 +176,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         )
     plan = plan_of(config, NAME)
     loss_at = FlowLoss(network, items, config.batch_size, config.crop_px, config.seed)
-    rest = (settings, config.batch_size, config.crop_px, config.seed, scored, choosing)
+    rest = (settings, config.precision, config.batch_size, config.crop_px, config.seed, scored, choosing)
     stamp = fingerprint(network, [(item.planes, item.target) for item in items], plan, *rest)
     history = fit(network, loss_at, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     network.diam_labels.data.fill_(diameter_px)
@@ -182,7 +184,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         out / "cellpose_tuned.safetensors",
         NAME,
         network,
-        _calibrated(network, train, config) | network.config,
+        _calibrated(network, train, config),
         history,
         val,
         scored if choosing else [],
@@ -214,13 +216,13 @@ def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
     from cellkit.models import weights
     from cellkit.models.unet_network import load_start
 
-    network, base = load_start(config.base, config.seed), Path(config.base)
+    network, base = load_start(config.base, config.seed, precision=config.precision), Path(config.base)
     card = weights.read_card(base) if base.suffix == ".safetensors" else None
     return weights.save_checkpoint(
         Path(f"{to}.safetensors"),
         network.state_dict(),
         NAME,
-        config=_calibrated(network, train, config) | network.config,
+        config=_calibrated(network, train, config),
         metrics=card.metrics if card else {},
         licence=card.licence if card else "",
     )
@@ -238,6 +240,24 @@ def check(config: TrainSettings) -> None:
         load_network(base)
 
 
+def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
+    """Return what a training costs here per megapixel, timed on an image whose cells are about 30 px wide."""
+    from cellkit.models.unet_network import load_start
+
+    network = load_start(config.base, config.seed, precision=config.precision)
+    settings = merged(config, dict.fromkeys(GRID, 0.0), DEFAULTS) | {"diameter_px": CELL_PX}
+    item = prepare(image, truth, CELL_PX, channels=config.channels)
+    return timed_cost(
+        network,
+        FlowLoss(network, [item], BATCH, CROP_PX, config.seed),
+        image.shape[:2],
+        lambda: prepare(image, truth, CELL_PX, channels=config.channels),
+        lambda: segment_image(network, image, **settings),
+        lambda: best_thresholds(network, [(image, truth)], settings, _searched(config)),
+        searches=2,
+    )
+
+
 def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:
     """Return the settings while training: the diameter of the labels, thresholds at 0 where none is set."""
     diameter_px = config.diameter_px or diameter.diameter_of(train.instances)
@@ -248,7 +268,8 @@ def _calibrated(network, train: CellDataset, config: TrainSettings) -> dict[str,
     """Return the settings to predict with; thresholds that are not set are searched on up to six training images."""
     settings = _uncalibrated(train, config)
     labelled, called = images_to_search(train)
-    return settings | best_thresholds(network, labelled, settings, _searched(config), called)
+    best = best_thresholds(network, labelled, settings, _searched(config), called)
+    return settings | best | network.config | {"precision": config.precision}
 
 
 def _searched(config: TrainSettings) -> list[str]:
@@ -271,7 +292,7 @@ def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: 
     """
     from cellkit.models.unet_network import load_network
 
-    network, card = load_network(checkpoint)
+    network, card = load_network(checkpoint, getattr(settings, "precision", None))
     read_with = merged(settings, card, DEFAULTS) | {"min_area_px": diameter.LEAST_AREA_PX}
     del read_with["diameter_px"]
     return diameter.estimate(lambda image, px: segment_image(network, image, px, **read_with), images)

@@ -28,6 +28,7 @@ from torchvision.ops import boxes as box_ops
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier, down_level
 from cellkit.models.shared.inputs import CHANNELS
@@ -82,15 +83,12 @@ class UNetPyramid(nn.Module):
 
     def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         """Map (B, 3, H, W), red, cytoplasm, nuclei, to levels "0", "1", "2" of (B, channels, H/2, W/2) and so on."""
-        from cellkit.machine import device_and_dtype
-
-        dtype = device_and_dtype()[1]
-        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+        with self.unet.arithmetic.autocast():
             levels = self._levels(x)
         return OrderedDict((str(k), level.float()) for k, level in enumerate(levels))
 
     def _levels(self, x: torch.Tensor) -> list[torch.Tensor]:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.unet.arithmetic.placed(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             down, up = self.unet.features(x[:, 1:3] * self.seen)
             finest = F.avg_pool2d(torch.cat([up[0], self.unet.output(up[0])], dim=1), 2)
@@ -173,12 +171,13 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     ----------
     config : mapping
         backbone ("cellpose_unet" or "resnet50_fpn_v2"), shown, fpn_channels, freeze_backbone, boxes_per_image, max_detections,
-        tile_detections, score_threshold, nms_threshold; and widths, of a U-Net that has not the usual ones.
+        tile_detections, score_threshold, nms_threshold, precision; and widths, of a U-Net that has not the usual ones.
     classes : int
         Known classes: the outputs of the classifier.
     """
     if config["backbone"] == "cellpose_unet":
         unet = CellposeUNet(widths=config.get("widths") or WIDTHS)
+        unet.arithmetic = arithmetic(config["precision"])
         backbone = UNetPyramid(unet, config["fpn_channels"], config["freeze_backbone"], config["shown"])
         levels, sizes, roi_levels = ("1", "2"), ((12, 24, 36), (48, 72, 108)), ["0", "1", "2"]
         box_levels = ["1", "2"]

@@ -14,9 +14,11 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
-from cellkit.cells.leftout import too_small
 from cellkit.errors import UserError
-from cellkit.models.shared.contract import SMALLEST, Area, Diameter, Schedule, Segmenter, Share, merged
+from cellkit.machine import arithmetic
+from cellkit.models.maskrcnn_detect import TILE_PX, detect_image
+from cellkit.models.shared.contract import SMALLEST, Area, Computed, Diameter, Schedule, Segmenter, Share, merged
+from cellkit.models.shared.cost import BATCH, CROP_PX, Cost, timed_cost
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import (
     class_score,
@@ -32,17 +34,14 @@ from cellkit.models.shared.inputs import (
     CELL_PX,
     ask_for_memory,
     bytes_for,
-    network_shape,
     planes_of,
     random_warp,
     refuse_empty,
-    resized,
     to_network_scale,
     vary,
 )
-from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles, paste
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
-from cellkit.settings import Frozen, Number, weights_field
+from cellkit.settings import Number, weights_field
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -51,7 +50,6 @@ TITLE = "Mask R-CNN"
 REQUIRES = ("torch", "torchvision")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
 NAME = "maskrcnn_torchvision"
-TILE_PX, OVERLAP_PX = 768, 128
 SCRATCH, TUNED, UNET = "scratch", "tuned", "cellpose_unet"
 Most = Annotated[int, Field(ge=1, le=100_000)]
 Iou = Annotated[Number, Field(gt=0, le=1)]
@@ -72,10 +70,11 @@ DEFAULTS = {
     "nms_threshold": 0.5,
     "mask_threshold": 0.5,
     "min_area_px": 15,
+    "precision": "auto",
 }
 
 
-class Settings(Frozen):
+class Settings(Computed):
     """What may change from prediction to prediction; null = as the checkpoint's card says."""
 
     diameter_px: Diameter | None = Field(None, description="cells are scaled to this diameter (px)")
@@ -131,7 +130,6 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     UserError
         No checkpoint there, or one of another backend.
     """
-    from cellkit.machine import device_and_dtype
     from cellkit.models import weights
     from cellkit.models.maskrcnn_network import build
 
@@ -140,7 +138,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
     model = build(used | {"widths": card.config.get("widths")}, len(card.classes))
     model.load_state_dict(weights.load_tensors(checkpoint))
-    model = model.to(device_and_dtype()[0]).eval()
+    model = model.to(arithmetic().device).eval()
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
         return detect_image(model, image, used, left_out)
@@ -190,9 +188,8 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     stamp = fingerprint(model, items, plan, *rest)
     loss_at = _Loss(model, items, config)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, NAME, choosing, val.compared_by("validation score"))
-    searched = [key for key in GRID if getattr(config, key) is None]
     pairs, called = images_to_search(train)
-    settings |= best_thresholds(model, pairs, settings, searched, called)
+    settings |= best_thresholds(model, pairs, settings, _searched(config), called)
     return save_tuned(
         Path(out) / "maskrcnn.safetensors",
         NAME,
@@ -233,7 +230,7 @@ def check(config: TrainSettings) -> None:
     Raises
     ------
     UserError
-        Random weights that would stay frozen, or weights of another kind of network.
+        Random weights that would stay frozen, weights of another kind of network, or bfloat16 for a ResNet-50.
     """
     from cellkit.models import weights
 
@@ -243,6 +240,10 @@ def check(config: TrainSettings) -> None:
         raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
     if start == TUNED and backbone != UNET:
         raise UserError(f"maskrcnn.start is tuned, a Cellpose network, and maskrcnn.backbone is {backbone}", other)
+    if config.precision == "bfloat16" and backbone != UNET:
+        raise UserError(
+            f"maskrcnn.precision is bfloat16, and {backbone} computes in float32", "set it to auto or float32"
+        )
     if Path(start).suffix == ".safetensors":
         if backbone == UNET:
             weights.card_for(start, UNET)
@@ -254,12 +255,12 @@ def _start(config: TrainSettings, settings: dict[str, Any], classes: int) -> Any
     """Build the detector, put the start weights into its encoder, and note in `settings` what that was trained on."""
     import torch
 
-    from cellkit.machine import device_and_dtype
     from cellkit.models.maskrcnn_network import build, load_encoder
     from cellkit.models.unet_network import load_network
 
     check(config)
     network = None
+    settings["precision"] = config.precision if config.backbone == UNET else "float32"
     if settings["backbone"] == UNET and config.start != SCRATCH:
         network, card = load_network(config.start)
         settings |= {"shown": card.get("channels", "both"), **network.config}
@@ -269,87 +270,30 @@ def _start(config: TrainSettings, settings: dict[str, Any], classes: int) -> Any
         model.backbone.unet.load_state_dict(network.state_dict())
     elif config.start != SCRATCH:
         load_encoder(model, Path(config.start))
-    return model.to(device_and_dtype()[0])
+    return model.to(arithmetic().device)
 
 
-# ---- images in, cells out ------------------------------------------------------------------------------------------
+def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
+    """Return what a training costs here per megapixel, timed on an image whose cells are about 30 px wide.
 
-
-def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None) -> Instances:
-    """Find the cells of one image; where two overlap, the higher score keeps the pixels.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8
-    settings : dict
-        ``diameter_px`` of the cells in this image, thresholds.
-    left_out : Counter, optional
-        Takes the number of cells that were found and are not reported, by reason.
-
-    Returns
-    -------
-    Instances
-        Score = probability of being a cell; class 1..K.
+    ``start`` is the path of what the encoder will begin from, or of weights of the same kind.
     """
-    from cellkit.cells.disjoint import resolve_overlaps
-    from cellkit.models.cell_classifier import classify
-
-    height, width = network_shape(image.shape[:2], settings["diameter_px"], 16)
-    planes = resized(planes_of(image), (height, width), settings["diameter_px"] > CELL_PX)
-    boxes, scores, masks = _tiled(model, planes, settings, left_out)
-    over = model.roi_heads.take_over_cap()
-    if left_out is not None and over:
-        cap = model.roi_heads.detections_per_img
-        left_out[f"left out: more than {cap} in a tile of {TILE_PX} px at network scale; raise max_detections"] += over
-    classes = classify(model.cell_classifier, planes, boxes)
-    ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
-    found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
-    small = int(((found.areas_px > 0) & (found.areas_px < settings["min_area_px"])).sum())
-    if left_out is not None and small:
-        left_out[too_small(settings["min_area_px"])] += small
-    return resolve_overlaps(found.with_classes(classes).with_scores(scores), settings["min_area_px"])[0]
+    settings = merged(config, {}, DEFAULTS) | {"diameter_px": CELL_PX, "max_detections": len(truth)}
+    model = _start(config, settings, int(truth.class_ids.max()))
+    model.roi_heads.score_thresh = 0.0  # as many boxes as there are cells, of a detector that has learned nothing yet
+    timed = config.model_copy(update={"batch_size": BATCH, "crop_px": CROP_PX})
+    return timed_cost(
+        model,
+        _Loss(model, [scaled(image, truth, CELL_PX)], timed),
+        image.shape[:2],
+        lambda: scaled(image, truth, CELL_PX),
+        lambda: detect_image(model, image, settings),
+        lambda: [detect_image(model, image, settings) for key in _searched(config) for _ in GRID[key]],
+    )
 
 
-def _tiled(
-    model, planes: np.ndarray, settings: dict, left_out: Counter[str] | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Detect over the whole image, or over overlapping tiles: every cell once, and whole (`tiles.join_tiles`)."""
-    shape = planes.shape[1:]
-
-    def detect(window: Window) -> Boxes:
-        part = planes[:, window.top : window.bottom, window.left : window.right]
-        boxes, scores, masks = _forward(model, part)
-        return Boxes(boxes + np.array([window.left, window.top] * 2), scores, masks)
-
-    def pixels(found: Boxes) -> Instances:
-        return paste(found.masks, found.boxes, shape, settings["mask_threshold"])
-
-    found, pieces = join_tiles(detect, pixels, owned_tiles(shape, TILE_PX, OVERLAP_PX), shape)
-    most = settings["max_detections"]
-    over = max(len(found) - most, 0) if most is not None else 0
-    reasons = {
-        f"left out: more than max_detections = {most} in an image; raise it": over,
-        f"cut: too long for a window of {LARGEST_PX} px at network scale; raise diameter_px": pieces,
-    }
-    if left_out is not None:
-        left_out.update({why: cells for why, cells in reasons.items() if cells})
-    found = found[np.argsort(-found.scores, kind="stable")[:most]]
-    return found.boxes, found.scores, found.masks
-
-
-def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile."""
-    import torch
-
-    device = next(model.parameters()).device
-    padded = np.pad(planes, ((0, 0), (0, -planes.shape[1] % 16), (0, -planes.shape[2] % 16)), mode="edge")
-    with torch.no_grad():
-        out = model([torch.from_numpy(padded).to(device)])[0]
-    boxes = out["boxes"].cpu().numpy().astype(np.float64).reshape(-1, 4)
-    masks = out["masks"].float().cpu().numpy()
-    masks = masks.reshape(len(boxes), *masks.shape[-2:]) if len(boxes) else np.zeros((0, 28, 28), np.float32)
-    inside = ((boxes[:, 0] + boxes[:, 2]) / 2 < planes.shape[2]) & ((boxes[:, 1] + boxes[:, 3]) / 2 < planes.shape[1])
-    return boxes[inside], out["scores"].cpu().numpy()[inside], masks[inside]
+def _searched(config: TrainSettings) -> list[str]:
+    return [key for key in GRID if getattr(config, key) is None]
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

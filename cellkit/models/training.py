@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
 from cellkit.log import LOG
-from cellkit.machine import device_and_dtype
 
 if TYPE_CHECKING:
     from cellkit.models.shared.contract import Schedule
@@ -386,9 +385,3 @@ def random_state_kept() -> Iterator[None]:
         finally:
             if on_mps:
                 torch.mps.set_rng_state(before)
-
-
-def arithmetic() -> str:
-    """Return what networks compute in here, for a checkpoint's card: scores differ a little between them."""
-    device, dtype = device_and_dtype()
-    return f"{str(dtype).removeprefix('torch.')} on {device.type}"

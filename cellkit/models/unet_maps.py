@@ -55,12 +55,8 @@ def predict_maps(network: Any, image: np.ndarray, diameter_px: float, channels: 
 def _forward(network, planes: np.ndarray) -> np.ndarray:
     import torch
 
-    from cellkit.machine import device_and_dtype
-
-    device, dtype = device_and_dtype()
     height, width = planes.shape[1:]
     padded = np.pad(planes, ((0, 0), (0, -height % 8), (0, -width % 8)), mode="edge")
-    x = torch.from_numpy(padded)[None].to(device).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        y = network(x)
+    with torch.no_grad(), network.arithmetic.autocast():
+        y = network(network.arithmetic.placed(torch.from_numpy(padded)[None]))
     return y[0, :, :height, :width].float().cpu().numpy()

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from cellkit.errors import UserError
+from cellkit.machine import arithmetic
 from cellkit.models import weights
 
 BACKEND = "cellpose_unet"  # whose checkpoints hold this network
 WIDTHS = (32, 64, 128, 256)
 DIAM_MEAN_PX = 30.0
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def _block(inputs: int, outputs: int, size: int, relu: bool = True) -> nn.Sequential:
@@ -114,6 +114,11 @@ class CellposeUNet(nn.Module):
     widths : sequence of int
         Channels at strides 1, 2, 4 and 8. Those of the published checkpoints are the default: 6.6 million parameters.
 
+    Attributes
+    ----------
+    arithmetic : cellkit.machine.Arithmetic
+        What it is computed in.
+
     Notes
     -----
     Height and width of the input are multiples of 8. ``diam_mean`` and ``diam_labels`` are the cell diameter in px the
@@ -122,7 +127,7 @@ class CellposeUNet(nn.Module):
 
     def __init__(self, channels: int = 2, widths: Sequence[int] = WIDTHS):
         super().__init__()
-        self.widths = tuple(widths)
+        self.widths, self.arithmetic = tuple(widths), arithmetic()
         self.downsample = _DownPath(channels, self.widths)
         self.upsample = _UpPath(self.widths)
         self.output = _block(self.widths[0], 3, 1)
@@ -146,18 +151,21 @@ class CellposeUNet(nn.Module):
         return self.output(self.features(x)[1][0])
 
 
-def load_network(checkpoint: str | Path) -> tuple[CellposeUNet, dict[str, Any]]:
+def load_network(checkpoint: str | Path, precision: str | None = None) -> tuple[CellposeUNet, dict[str, Any]]:
     """Return the network in evaluation mode and the config of its card ({} for a published checkpoint).
 
     The widths are those of the card, without a card those of the tensors.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16"}, optional
+        See `cellkit.machine.arithmetic`; None = as the card says, else auto.
 
     Raises
     ------
     UserError
         The checkpoint is of another network, or its tensors are not as wide as the card says.
     """
-    from cellkit.machine import device_and_dtype
-
     checkpoint = Path(checkpoint)
     config: dict[str, Any] = {}
     if checkpoint.suffix == ".safetensors":
@@ -182,7 +190,7 @@ def load_network(checkpoint: str | Path) -> tuple[CellposeUNet, dict[str, Any]]:
             "give a checkpoint of Cellpose 1 to 3 or one that 03_finetune_cellpose wrote",
         )
     network.load_state_dict({k: tensors.get(k, v).reshape(v.shape) for k, v in expected.items()})
-    return placed(network, device_and_dtype()[0]).eval(), config
+    return placed(network, precision or config.get("precision", "auto")).eval(), config
 
 
 def widths_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
@@ -202,18 +210,20 @@ def _fits(name: str, tensor: torch.Tensor, wanted: torch.Tensor) -> bool:
     return tensor.shape == wanted.shape or (name.startswith("diam_") and tensor.numel() == 1)
 
 
-def placed(network: Network, device: torch.device) -> Network:
-    """Return the network on a device, its weights in the order of memory that convolutions are fastest in."""
-    return network.to(device).to(memory_format=torch.channels_last)
+def placed(network: CellposeUNet, precision: str) -> CellposeUNet:
+    """Return the network where, and in the order of memory in which, it is computed; in that precision from now on."""
+    network.arithmetic = arithmetic(precision)
+    return network.arithmetic.placed(network)
 
 
-def load_start(base: str | Path, seed: int = 0, widths: Sequence[int] = WIDTHS) -> CellposeUNet:
+def load_start(
+    base: str | Path, seed: int = 0, widths: Sequence[int] = WIDTHS, precision: str = "auto"
+) -> CellposeUNet:
     """Return the network to start from: a checkpoint, or "scratch", random numbers from `seed` in a network of `widths`."""
-    from cellkit.machine import device_and_dtype
     from cellkit.models.training import random_state_kept
 
     if str(base) == "scratch":
         with random_state_kept():
             torch.manual_seed(seed)
-            return placed(CellposeUNet(widths=widths), device_and_dtype()[0])
-    return load_network(base)[0]
+            return placed(CellposeUNet(widths=widths), precision)
+    return load_network(base, precision)[0]

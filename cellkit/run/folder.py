@@ -21,7 +21,7 @@ from typing import Any
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import read_json, sizes_and_times, write_json
 from cellkit.log import LOG
-from cellkit.machine import here
+from cellkit.machine import arithmetic, here, peak_bytes
 from cellkit.manifest import (
     MANIFEST,
     RESERVED,
@@ -279,8 +279,10 @@ class Stage:
             "also": {name: hasher(self.root / name) for name in also},
             "versions": versions(),
             "device": _device(),
-            "arithmetic": _arithmetic(),
+            "arithmetic": _arithmetic(self._entry["config"].get("precision", "auto")),
             "seconds": round(time.time() - self._context["began"], 1),
+            "processor_s": round(time.process_time(), 1),
+            "peak_bytes": peak_bytes(),
             "finished": stamp(time.time()),
         }
         names = list(dict.fromkeys([*listed.values(), *also]))
@@ -386,17 +388,15 @@ def _device() -> str:
     return "cpu"
 
 
-def _arithmetic() -> dict[str, Any]:
+def _arithmetic(precision: str) -> dict[str, Any]:
     """Return what decides the last digits of a result: number type, instructions, threads; {} if torch was not used."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
-    from cellkit.machine import device_and_dtype
-
-    device, dtype = device_and_dtype()
+    chosen = arithmetic(precision)
     return {
-        "device": device.type,
-        "number_type": str(dtype).removeprefix("torch."),
+        "device": chosen.device.type,
+        "number_type": chosen.number_type,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }

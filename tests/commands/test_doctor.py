@@ -29,12 +29,12 @@ class TestHere:
     def test_device_and_memory_are_what_torch_and_the_system_say(self, found):
         import torch
 
-        from cellkit.machine import device_and_dtype
+        from cellkit.machine import arithmetic
 
-        device, dtype = device_and_dtype()
-        assert found["device"]["kind"] == device.type
-        assert f"torch.{found['device']['number_type']}" == str(dtype)
-        assert found["device"]["bfloat16"] is (dtype == torch.bfloat16)
+        here = arithmetic()
+        assert found["device"]["kind"] == here.device.type
+        assert f"torch.{found['device']['number_type']}" == str(here.dtype)
+        assert found["device"]["bfloat16"] is (here.dtype == torch.bfloat16)
         assert found["device"]["cpus"] >= 1
         assert 0 < found["memory"]["free_gb"] <= found["memory"]["total_gb"]
         assert found["disk"]["free_gb"] > 0

@@ -70,6 +70,14 @@ def test_shared_values_reach_every_section_unless_it_sets_its_own(write):
     assert cfg.convert.data == "d"
 
 
+def test_the_precision_reaches_the_sections_whose_backend_computes_in_one(write):
+    cfg = load_config(write("precision: float32\nlabel: {backend: threshold}\nmaskrcnn: {precision: auto}\n"))
+    assert (cfg.finetune.precision, cfg.maskrcnn.precision) == ("float32", "auto")
+    assert not hasattr(cfg.label, "precision") and load_config(write("")).label.precision == "auto"
+    with pytest.raises(UserError, match="precision is 'half'.*wanted one of 'auto', 'float32', 'bfloat16'"):
+        load_config(write("precision: half\n"))
+
+
 def test_data_that_no_source_reads_is_refused(write, monkeypatch):
     for text in ("data: d", "convert: {data: d}", "data: d\nconvert: {source: drawn}"):
         with pytest.raises(UserError, match="data is set .'d'., but convert.source is drawn.*\nname the layout"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cellkit.cells.instances import Instances
+from cellkit.models import maskrcnn_detect
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.shared import tiles
 from cellkit.models.shared.tiles import paste
@@ -25,16 +26,16 @@ def perfect(model, planes):
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of 96 px that overlap by 16, so that images may be small."""
-    monkeypatch.setattr(maskrcnn, "_forward", perfect)
-    monkeypatch.setattr(maskrcnn, "TILE_PX", 96)
-    monkeypatch.setattr(maskrcnn, "OVERLAP_PX", 16)
+    monkeypatch.setattr(maskrcnn_detect, "_forward", perfect)
+    monkeypatch.setattr(maskrcnn_detect, "TILE_PX", 96)
+    monkeypatch.setattr(maskrcnn_detect, "OVERLAP_PX", 16)
     monkeypatch.setattr(tiles, "MARGIN_PX", 8)
     monkeypatch.setattr(tiles, "LARGEST_PX", 192)
 
 
 def seen(labels, left=None, **settings):
     planes = np.stack([labels] * 3).astype(float)
-    boxes, scores, masks = maskrcnn._tiled(None, planes, {**maskrcnn.DEFAULTS, **settings}, left)
+    boxes, scores, masks = maskrcnn_detect._tiled(None, planes, {**maskrcnn.DEFAULTS, **settings}, left)
     return paste(masks, boxes, labels.shape, 0.5)
 
 

@@ -16,7 +16,9 @@ Diameter = Annotated[Number, Field(ge=2, le=2000)]
 Area = Annotated[int, Field(ge=0, le=10**9)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Channels = Literal["both", "nuclei", "cytoplasm"]
+Precision = Literal["auto", "float32", "bfloat16"]
 SMALLEST = "smaller objects are dropped (px)"
+PRECISION = "number type of convolutions; auto = bfloat16 where the processor or GPU has it, else float32"
 
 
 class Segmenter:
@@ -69,6 +71,12 @@ def merged(settings: Any, card: Mapping[str, Any], defaults: Mapping[str, Any]) 
         name: next((value for value in (given.get(name), card.get(name)) if value is not None), default)
         for name, default in defaults.items()
     }
+
+
+class Computed(Frozen):
+    """What a network computes in, see `cellkit.machine.arithmetic`."""
+
+    precision: Precision = Field("auto", description=f"{PRECISION}; the top-level one unless set")
 
 
 class Schedule(Frozen):

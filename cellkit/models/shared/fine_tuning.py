@@ -17,9 +17,10 @@ from cellkit.cells.leftout import say_small
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.log import LOG
+from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.gate import choosers
-from cellkit.models.training import History, arithmetic
+from cellkit.models.training import History
 from cellkit.parallel import progress
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
@@ -134,7 +135,7 @@ def save_tuned(
         "stopped": history.stopped,
         "convention": convention,
         **more,
-        "arithmetic": arithmetic(),
+        "arithmetic": str(arithmetic(settings.get("precision", "auto"))),
     }
     return weights.save_checkpoint(
         path,

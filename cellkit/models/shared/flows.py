@@ -17,7 +17,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.labels import relabel
 from cellkit.cells.leftout import too_small
 from cellkit.files import atomic_path
-from cellkit.machine import device_and_dtype, one_thread
+from cellkit.machine import one_thread
 from cellkit.models.shared.inputs import random_warp, to_network_scale, two_channels, vary
 
 LARGEST_SHARE = 1.0  # of the image that one cell may cover
@@ -188,9 +188,8 @@ class FlowLoss:
         """Return the loss tensor of a step."""
         import torch
 
-        device, dtype = device_and_dtype()
-        planes, target = (torch.from_numpy(x).to(device) for x in self.batch(step))
-        planes = planes.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            maps = self.network(planes)
-        return flow_loss(maps.float(), target)
+        arithmetic = self.network.arithmetic
+        planes, target = map(torch.from_numpy, self.batch(step))
+        with arithmetic.autocast():
+            maps = self.network(arithmetic.placed(planes))
+        return flow_loss(maps.float(), target.to(arithmetic.device))

@@ -1,0 +1,91 @@
+"""Mask R-CNN applied to an image: what it finds in tiles, and the cells in the whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.leftout import too_small
+from cellkit.models.shared.inputs import CELL_PX, network_shape, planes_of, resized
+from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles, paste
+
+TILE_PX, OVERLAP_PX = 768, 128
+
+
+def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None) -> Instances:
+    """Find the cells of one image; where two overlap, the higher score keeps the pixels.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    settings : dict
+        ``diameter_px`` of the cells in this image, thresholds.
+    left_out : Counter, optional
+        Takes the number of cells that were found and are not reported, by reason.
+
+    Returns
+    -------
+    Instances
+        Score = probability of being a cell; class 1..K.
+    """
+    from cellkit.cells.disjoint import resolve_overlaps
+    from cellkit.models.cell_classifier import classify
+
+    height, width = network_shape(image.shape[:2], settings["diameter_px"], 16)
+    planes = resized(planes_of(image), (height, width), settings["diameter_px"] > CELL_PX)
+    boxes, scores, masks = _tiled(model, planes, settings, left_out)
+    over = model.roi_heads.take_over_cap()
+    if left_out is not None and over:
+        cap = model.roi_heads.detections_per_img
+        left_out[f"left out: more than {cap} in a tile of {TILE_PX} px at network scale; raise max_detections"] += over
+    classes = classify(model.cell_classifier, planes, boxes)
+    ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+    found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
+    small = int(((found.areas_px > 0) & (found.areas_px < settings["min_area_px"])).sum())
+    if left_out is not None and small:
+        left_out[too_small(settings["min_area_px"])] += small
+    return resolve_overlaps(found.with_classes(classes).with_scores(scores), settings["min_area_px"])[0]
+
+
+def _tiled(
+    model, planes: np.ndarray, settings: dict, left_out: Counter[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Detect over the whole image, or over overlapping tiles: every cell once, and whole (`tiles.join_tiles`)."""
+    shape = planes.shape[1:]
+
+    def detect(window: Window) -> Boxes:
+        part = planes[:, window.top : window.bottom, window.left : window.right]
+        boxes, scores, masks = _forward(model, part)
+        return Boxes(boxes + np.array([window.left, window.top] * 2), scores, masks)
+
+    def pixels(found: Boxes) -> Instances:
+        return paste(found.masks, found.boxes, shape, settings["mask_threshold"])
+
+    found, pieces = join_tiles(detect, pixels, owned_tiles(shape, TILE_PX, OVERLAP_PX), shape)
+    most = settings["max_detections"]
+    over = max(len(found) - most, 0) if most is not None else 0
+    reasons = {
+        f"left out: more than max_detections = {most} in an image; raise it": over,
+        f"cut: too long for a window of {LARGEST_PX} px at network scale; raise diameter_px": pieces,
+    }
+    if left_out is not None:
+        left_out.update({why: cells for why, cells in reasons.items() if cells})
+    found = found[np.argsort(-found.scores, kind="stable")[:most]]
+    return found.boxes, found.scores, found.masks
+
+
+def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile."""
+    import torch
+
+    device = next(model.parameters()).device
+    padded = np.pad(planes, ((0, 0), (0, -planes.shape[1] % 16), (0, -planes.shape[2] % 16)), mode="edge")
+    with torch.no_grad():
+        out = model([torch.from_numpy(padded).to(device)])[0]
+    boxes = out["boxes"].cpu().numpy().astype(np.float64).reshape(-1, 4)
+    masks = out["masks"].float().cpu().numpy()
+    masks = masks.reshape(len(boxes), *masks.shape[-2:]) if len(boxes) else np.zeros((0, 28, 28), np.float32)
+    inside = ((boxes[:, 0] + boxes[:, 2]) / 2 < planes.shape[2]) & ((boxes[:, 1] + boxes[:, 3]) / 2 < planes.shape[1])
+    return boxes[inside], out["scores"].cpu().numpy()[inside], masks[inside]
