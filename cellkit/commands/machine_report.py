@@ -17,21 +17,24 @@ from cellkit.machine import arithmetic, memory, to_gb
 STARTER, FLOOR = "starter", "threshold"
 
 
-def examine(folder: str | Path = ".") -> dict[str, Any]:
+def examine(folder: str | Path = ".", config: str | Path | None = None) -> dict[str, Any]:
     """Look at everything; imports what the backends need, so it takes some seconds.
 
     Parameters
     ----------
     folder : path
         Where runs will be written: its free space is what counts.
+    config : path, optional
+        A configuration whose run is forecast; the first time its backends are timed, for half a minute.
 
     Returns
     -------
     dict
         Plain values, ready for JSON: ok (the default path runs: versions, default backends, starter weights, disk),
         problems (each {"problem", "remedy"}), python, platform, cellkit, device, memory, disk, packages, backends,
-        weights, formats, data.
+        weights, formats, data; and of a configuration forecast, {stage: {"seconds", "peak_bytes"}}.
     """
+    forecast = {"forecast": check_forecast(config)} if config is not None else {}
     packages, backends, weights = check_packages(), check_backends(), check_weights()
     found: dict[str, Any] = {
         "ok": True,
@@ -47,6 +50,7 @@ def examine(folder: str | Path = ".") -> dict[str, Any]:
         "weights": weights,
         "formats": check_formats(),
         "data": check_data(),
+        **forecast,
     }
     usual = {FLOOR, *(kind.model_fields["backend"].default for kind in BACKEND_SECTIONS.values())}
     checks = [found["disk"], *packages, *[b for b in backends if b["name"] in usual], *weights]
@@ -208,6 +212,26 @@ def check_data() -> dict[str, Any]:
     return _item(DATA_VARIABLE, problem, f"set {DATA_VARIABLE} to a folder" if problem else "", value=value)
 
 
+def check_forecast(config: str | Path) -> dict[str, Any]:
+    """Return what each stage of a configuration's run will take here; {} where that cannot be told.
+
+    Raises
+    ------
+    UserError
+        It is no configuration, or such a run would be refused.
+    """
+    from cellkit.config.reading import load_config
+    from cellkit.config.sections import STAGES
+    from cellkit.run.forecast import forecast_run, noted
+    from cellkit.run.preflight import check_run
+
+    cfg = load_config(config)
+    outlook = check_run(cfg)
+    if errors := outlook.errors():
+        raise UserError(errors[0].problem, f"{errors[0].remedy}; `cellkit check {config}` lists all that is wrong")
+    return noted(forecast_run(cfg, STAGES, outlook.records, outlook.instances))
+
+
 # ---- in words ------------------------------------------------------------------------------------------------------
 def report_text(found: dict[str, Any]) -> str:
     """Return what `examine` found, in words."""
@@ -226,6 +250,7 @@ def report_text(found: dict[str, Any]) -> str:
     lines += [f"backend  {b['name']:<22} {_state(b)}" for b in found["backends"]]
     lines += [f"weights  {w['name']:<22} {_state(w)}" for w in found["weights"]]
     lines += [f"format   {f['kind']:<22} {_state(f)}" for f in found["formats"]]
+    lines += _forecast_lines(found["forecast"]) if "forecast" in found else []
     lines += [f"problem  {p['problem']}\n         -> {p['remedy']}" for p in found["problems"]]
     return "\n".join(
         [*lines, "all the default path needs is here" if found["ok"] else "the default path cannot run yet"]
@@ -237,7 +262,18 @@ def _arithmetic(number_type: str | None) -> list[str]:
     if number_type in (None, "float32"):
         return []
     why = f"{number_type} here, float32 on other processors: hardly a cell differs, but scores do in the third digit"
-    return [f"note     {why}; a checkpoint's card names its own, images are computed one by one"]
+    return [f"note     {why}; a checkpoint's card names its own; precision: float32 computes alike everywhere"]
+
+
+def _forecast_lines(told: dict[str, dict[str, float]]) -> list[str]:
+    from cellkit.run.console import span
+    from cellkit.run.forecast import Forecast, in_words
+
+    if not told:
+        return ["forecast cannot be told: too little is trained to be timed, or a backend does not say what it costs"]
+    stages = {name: Forecast(**one) for name, one in told.items()}
+    each = [f"         {name:<22} {span(one.seconds)}, {to_gb(one.peak_bytes)} GB" for name, one in stages.items()]
+    return [f"forecast {in_words(stages)}, if nothing else runs on it", *each]
 
 
 def _data_line(data: dict[str, Any]) -> str:

@@ -133,10 +133,13 @@ def weights_folder() -> Path:
     return _folder(WEIGHTS_VARIABLE, "weights")
 
 
+def cache_folder() -> Path:
+    """Return the folder of this package in the user's cache: below ``XDG_CACHE_HOME``, else ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cellkit"
+
+
 def _folder(variable: str, name: str) -> Path:
-    if os.environ.get(variable):
-        return Path(os.environ[variable])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cellkit" / name
+    return Path(os.environ[variable]) if os.environ.get(variable) else cache_folder() / name
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------

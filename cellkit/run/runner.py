@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
@@ -45,6 +45,9 @@ from cellkit.run.console import INTERRUPTED, Clock, Console, span, verdict
 from cellkit.run.folder import fingerprint_of
 from cellkit.run.notebooks import Notebook, code_hashes, read_notebooks
 from cellkit.run.stale import StageState, stage_state, stage_states
+
+if TYPE_CHECKING:
+    from cellkit.run.preflight_data import Outlook
 
 
 def run_notebooks(
@@ -98,15 +101,17 @@ def run_notebooks(
     with _terminating():
         try:
             hold(folder, "writer")
+            outlook = None
             if fresh:
-                _check_run(cfg, folder, [book.name for book in chosen] if notebooks is None else [])
+                outlook = _check_run(cfg, folder, [book.name for book in chosen] if notebooks is None else [])
                 _forget(folder)
             else:
                 finish_commits(folder)
             plain = json.loads(json.dumps(dict(overrides or {})))  # plain values only
             given = {"config": str(here(config_path)), "run_dir": str(folder), "overrides": plain}
             look = not fresh and notebooks is None
-            return _Runner(folder, cfg, books, chosen, given, timeout_s, allow_skips, bool(from_ or only), look).run()
+            forced = bool(from_ or only)
+            return _Runner(folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look, outlook).run()
         except KeyboardInterrupt:
             LOG.info("interrupted")
             return INTERRUPTED
@@ -130,10 +135,13 @@ def _choose(books: list[Notebook], from_: str | None, only: str | None, fresh: b
     return books[start:] if from_ else books[start : start + 1]
 
 
-def _check_run(cfg: Config, folder: Path, stages: list[str]) -> None:
-    """Tell everything that is wrong before the stages are run (`cellkit.run.preflight`); refuse to run them for an error."""
+def _check_run(cfg: Config, folder: Path, stages: list[str]) -> Outlook | None:
+    """Tell everything that is wrong before the stages are run (`cellkit.run.preflight`); refuse to run them for an error.
+
+    Returns what was seen of the images; None where no stage is to be run.
+    """
     if not stages:
-        return
+        return None
     from cellkit.run.preflight import check_run
 
     outlook = check_run(cfg, folder, stages)
@@ -145,6 +153,7 @@ def _check_run(cfg: Config, folder: Path, stages: list[str]) -> None:
     if errors:
         count = f"{len(errors)} error(s), {len(outlook.findings) - len(errors)} warning(s): nothing is run"
         raise UserError(count, "mend what is named above; `cellkit check CONFIG` lists it again")
+    return outlook
 
 
 def _unmake(made: list[Path]) -> None:
@@ -191,10 +200,10 @@ def _terminating() -> Iterator[None]:
 class _Runner:
     """One call of `run_notebooks`, from the lock on."""
 
-    def __init__(self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look=False):
+    def __init__(self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look=False, outlook=None):
         self.folder, self.cfg, self.books, self.chosen = folder, cfg, books, chosen
         self.given, self.timeout_s, self.allow_skips, self.forced = given, timeout_s, allow_skips, forced
-        self.look = look
+        self.look, self.outlook, self.forecast = look, outlook, {}
         self.console, self.hasher, self.began = Console(), Hasher(), time.monotonic()
         self.states: dict[str, StageState] = {}
 
@@ -204,7 +213,9 @@ class _Runner:
         self.states = {s.name: s for s in stage_states(self.folder, self.cfg, self.books, manifest, self.hasher)}
         self._keep_earlier(manifest)
         names = [book.name for book in self.chosen if self.forced or self.states[book.name].state != "fresh"]
-        _check_run(self.cfg, self.folder, names if self.look else [])
+        outlook = _check_run(self.cfg, self.folder, names) if self.look else self.outlook
+        if outlook is not None:
+            self._tell_forecast(outlook, names)
         ran = 0
         for book in self.chosen:
             manifest = read_manifest(self.folder)
@@ -218,6 +229,26 @@ class _Runner:
             if code:
                 return code
         return self._conclude(ran)
+
+    def _tell_forecast(self, outlook: Outlook, names: list[str]) -> None:
+        """Say how long the run will take and how much memory, as far as that can be told, and note it in the manifest."""
+        from cellkit.run.forecast import forecast_run, in_words, noted
+
+        self.forecast = forecast_run(self.cfg, names, outlook.records, outlook.instances)
+        if self.forecast:
+            self.console.line(f"forecast: {in_words(self.forecast)}")
+            manifest = read_manifest(self.folder)
+            manifest["forecast"] = manifest.get("forecast", {}) | noted(self.forecast)
+            write_json(self.folder / MANIFEST, manifest, indent=1)
+
+    def _note_taken(self, book: Notebook, manifest: dict[str, Any]) -> None:
+        """Note beside the forecast of a stage what it took."""
+        from cellkit.run.forecast import compared
+
+        if book.name in self.forecast:
+            told = manifest["forecast"][book.name]
+            manifest["forecast"][book.name] = compared(told, manifest["stages"][book.name])
+            write_json(self.folder / MANIFEST, manifest, indent=1)
 
     def _keep_earlier(self, manifest: dict[str, Any]) -> None:
         """With --from and --only, earlier stages must be finished; say which are kept although they are stale."""
@@ -291,6 +322,7 @@ class _Runner:
         expected = fingerprint_of(self.cfg.section(book.section))
         if reached and outcome.ending in ("finished", "exit", "interrupted") and entry["config"] == expected:
             os.replace(partial, copy)
+            self._note_taken(book, manifest)
             self.console.line(f"{self._number(book.name)} {book.name}  finished in {clock.elapsed()}")
             if outcome.ending == "interrupted":
                 self.console.line("interrupted")
@@ -337,7 +369,9 @@ class _Runner:
         return f"{self._number(book.name)} {book.name}  cell {cell}/{cells}  {clock.elapsed()}{about}"
 
     def _expected(self, book: Notebook, manifest: dict[str, Any]) -> float | None:
-        """Return about how many seconds a notebook takes: as last time here, else as its metadata says."""
+        """Return about how many seconds a notebook takes: by the forecast, else as last time here, or as its metadata says."""
+        if book.name in self.forecast:
+            return self.forecast[book.name].seconds
         seconds = manifest["stages"].get(book.name, {}).get("seconds")
         return seconds if seconds else book.minutes * 60 if book.minutes else None
 

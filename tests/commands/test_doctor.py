@@ -57,6 +57,14 @@ class TestHere:
             text = machine_report.report_text(found | {"device": found["device"] | {"number_type": number}})
             assert ("note     bfloat16 here, float32 on other processors" in text) is noted
 
+    def test_a_run_is_forecast(self, found):
+        told = {"03_finetune_cellpose": {"seconds": 500, "peak_bytes": 2.1e9}}
+        text = machine_report.report_text(found | {"forecast": told})
+        assert "forecast about 8 min on this computer, 2.1 GB, if nothing else runs on it\n         03_fine" in text
+        assert "8m20s, 2.1 GB" in text and "forecast cannot be told" in machine_report.report_text(
+            found | {"forecast": {}}
+        )
+
     def test_words(self, found):
         text = machine_report.report_text(found)
         assert "all the default path needs is here" in text

@@ -22,7 +22,7 @@ from cellkit.models import backend_names, get_backend, threshold, unet_maps, une
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.maskrcnn_network import target
-from cellkit.models.shared import diameter, fine_tuning, flows, inputs, tiles
+from cellkit.models.shared import cost, diameter, fine_tuning, flows, inputs, tiles
 from cellkit.models.shared.inputs import random_warp
 from cellkit.models.shared.tiles import paste
 from cellkit.models.unet_network import CellposeUNet, load_network
@@ -416,6 +416,18 @@ def test_bfloat16_is_refused_where_it_would_not_be_meant():
 def test_bfloat16_of_this_processor_finds_the_cells_of_float32(drawn):
     pairs = [[cells_in(precision, image) for precision in ("float32", "bfloat16")] for image in drawn.images()]
     assert np.mean([matched(*pair) for pair in pairs if len(pair[0])]) >= 0.99
+
+
+@pytest.mark.parametrize("name", ["cellpose_unet", "maskrcnn_torchvision"])
+def test_a_backend_says_what_it_costs(drawn, trained, monkeypatch, name):
+    for module in (cost, get_backend(name)):
+        monkeypatch.setattr(module, "BATCH", 1)
+        monkeypatch.setattr(module, "CROP_PX", 64)
+    start = {"start" if name == "maskrcnn_torchvision" else "base": str(trained["cellpose_unet"])}
+    image, truth = drawn[0]
+    told = get_backend(name).cost(config_of(name, **start), image, truth)
+    assert min(told.prepare_s, told.step_s, told.find_s) > 0 and told.step_bytes >= 0
+    assert told.searches == (2 if name == "cellpose_unet" else 1), "the base is calibrated too"
 
 
 def test_crop_turns_flows_with_the_image(drawn):

@@ -1,0 +1,314 @@
+"""How long a run takes on this machine, and how much memory: told before it begins, compared with what it took.
+
+A training step and a labelled megapixel of each backend are timed once, by a process of their own; what they take is kept in
+the user's cache, for this processor, number of threads, version and settings. The rest is counting: images, pixels at network
+scale, steps, scores along the way, searches of thresholds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
+from cellkit.config.sections import STAGES, Config
+from cellkit.errors import UserError
+from cellkit.fetch.find import locate_weights
+from cellkit.fetch.registry import cache_folder
+from cellkit.files import read_json, write_json
+from cellkit.log import LOG
+from cellkit.machine import GB, arithmetic, peak_bytes
+from cellkit.manifest import sha256_json
+from cellkit.models import backend_module, get_backend
+from cellkit.models.gate import choosers
+from cellkit.models.shared.contract import Schedule
+from cellkit.models.shared.cost import Cost
+from cellkit.models.shared.fine_tuning import SEARCHED_ON
+from cellkit.models.shared.inputs import CELL_PX, bytes_for
+from cellkit.settings import weights_fields
+
+TIMED_PX = 192  # side of the image that is timed
+TIMEOUT_S = 600
+WORTH_MPX = 2.0  # a run whose trainings see fewer megapixels takes hardly longer than timing it
+STARTS = {
+    "convert": 2,
+    "label": 3,
+    "finetune": 3,
+    "coco": 2,
+    "maskrcnn": 3,
+    "evaluate": 4,
+}  # times all imports, measured
+CONVERT_S = 0.3  # a megapixel, of a file of three planes
+DIAMETER_MPX = 13 * 4 * (8 * CELL_PX) ** 2 / 1e6  # looked at to estimate a diameter, see `models.shared.diameter`
+KEPT_BYTES = 28  # of a pixel of a training image
+SETTLED = ("diameter_px", "val_images", *Schedule.model_fields)  # settings that do not change what a megapixel costs
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a backend costs, what a process takes to begin with it (s), and the memory it holds then (bytes)."""
+
+    cost: Cost
+    start_s: float
+    start_bytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a stage will take: seconds, and bytes of memory at most."""
+
+    seconds: float
+    peak_bytes: float
+
+
+# ---- timing ----------------------------------------------------------------------------------------------------------
+def speed_of(backend: str, settings: Mapping[str, Any]) -> Speed | None:
+    """Return what a backend costs on this machine; from the cache, else timed now by a process of its own.
+
+    Parameters
+    ----------
+    settings : mapping
+        Of a training, as plain values; weights are paths.
+
+    Returns
+    -------
+    Speed or None
+        None where the backend does not say what it costs, or cannot be run here.
+    """
+    if not hasattr(backend_module(backend), "cost"):
+        return None
+    path = cache_folder() / "speed.json"
+    key = sha256_json([backend, {k: v for k, v in settings.items() if k not in SETTLED}, _machine()])
+    known = read_json(path) if path.is_file() else {}
+    if key not in known:
+        command = [sys.executable, "-m", "cellkit.run.forecast", backend, json.dumps(dict(settings))]
+        LOG.info(f"timing {backend} once, for a forecast")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        if done.returncode:
+            LOG.info(
+                f"no forecast: {backend} could not be timed: {(done.stderr.strip().splitlines() or [''])[-1][:200]}"
+            )
+            return None
+        known = (read_json(path) if path.is_file() else {}) | {key: json.loads(done.stdout.splitlines()[-1])}
+        with contextlib.suppress(OSError):  # no cache: timed again next time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, known, indent=1)
+    found = known[key]
+    return Speed(Cost(**found["cost"]), found["start_s"], found["start_bytes"])
+
+
+@lru_cache
+def _machine() -> list[Any]:
+    """Return what the speed depends on beside the settings: processor, threads, versions."""
+    versions = {name: metadata.version(name) for name in ("cellkit", "torch")}
+    threads = [os.environ.get("OMP_NUM_THREADS"), os.cpu_count()]
+    return [_processor(), os.environ.get("CUDA_VISIBLE_DEVICES"), threads, versions]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return " ".join(line for line in lines[:40] if line.startswith(("model name", "flags", "Features")))
+    except OSError:
+        return f"{platform.node()} {platform.processor() or platform.machine()}"
+
+
+def time_backend(backend: str, settings: str) -> Speed:
+    """Time a backend in this process, on a drawn image; `settings` are JSON."""
+    import matplotlib.pyplot  # noqa: F401  what a notebook imports, too
+    import pandas  # noqa: F401
+
+    module = get_backend(backend)
+    config = module.TrainSettings.model_validate_json(settings)
+    arithmetic(getattr(config, "precision", "auto"))
+    start_s, start_bytes = time.process_time(), peak_bytes()  # since this process began
+    return Speed(module.cost(config, *_drawn()), start_s, start_bytes)
+
+
+def _drawn() -> tuple[np.ndarray, Instances]:
+    """Return a drawn image (H, W, 3) uint8 whose cells are about 30 px wide, and its cells."""
+    from cellkit.sources.drawn.camera import expose
+    from cellkit.sources.drawn.field import draw_field
+    from cellkit.sources.drawn.style import FieldStyle
+
+    style = FieldStyle(size_px=(TIMED_PX, TIMED_PX), diameter_px=CELL_PX)
+    field = draw_field(("HEK", "N2a"), style, 0)
+    image = np.zeros((TIMED_PX, TIMED_PX, 3), np.uint8)
+    for colour, plane in zip((2, 1), expose(field, style, 1), strict=True):
+        low, high = np.percentile(plane, (0.3, 99.8))
+        image[..., colour] = np.clip((plane - low) / (high - low), 0, 1) * 255
+    cells = Instances.from_labels(field.labels)
+    return image, cells.with_classes(1 + np.arange(len(cells)) % 2)
+
+
+# ---- counting --------------------------------------------------------------------------------------------------------
+def forecast_run(
+    cfg: Config, stages: Iterable[str], records: Sequence[ImageRecord], instances: Sequence[Instances | None] = ()
+) -> dict[str, Forecast]:
+    """Return what each stage of a run will take on this machine.
+
+    Parameters
+    ----------
+    stages : iterable of str
+        Those that will run.
+    records, instances : sequences
+        The images, and the labels they came with.
+
+    Returns
+    -------
+    dict
+        Stage -> `Forecast`; empty where a stage's backend does not say what it costs, where nothing is known of the images,
+        and for trainings so short that timing them would take as long.
+    """
+    run = _Images(cfg, records, instances)
+    wanted = {name: STAGES[name] for name in stages if name in STAGES}
+    if not records or not _worth(cfg, wanted.values()):
+        return {}
+    speeds = {section: speed_of(*_backend_of(cfg, section)) for section in ("label", "finetune", "maskrcnn")}
+    if None in speeds.values():
+        return {}
+    return {name: _forecast(run, section, speeds) for name, section in wanted.items()}
+
+
+def _worth(cfg: Config, sections: Iterable[str]) -> bool:
+    """Tell whether the trainings see so many pixels that a forecast says something."""
+    trained = [getattr(cfg, section) for section in sections if section in ("finetune", "maskrcnn")]
+    seen = (_crops_mpx(one) * one.steps for one in trained if isinstance(one, Schedule))
+    return sum(seen) > WORTH_MPX
+
+
+def _crops_mpx(config: Schedule) -> float:
+    return config.batch_size * config.crop_px**2 / 1e6
+
+
+def _backend_of(cfg: Config, section: str) -> tuple[str, dict[str, Any]]:
+    """Return a section's backend, and the settings to time a training with it: its own, with weights that are here."""
+    own = getattr(cfg, section)
+    if section == "label" and own.backend == cfg.finetune.backend:  # what is timed for 03 serves here too
+        settings = _backend_of(cfg, "finetune")[1]
+        weights = dict.fromkeys(
+            weights_fields(backend_module(own.backend).TrainSettings), str(locate_weights(own.model))
+        )
+        return own.backend, settings | weights | {"precision": getattr(own, "precision", "auto")}
+    kind = backend_module(own.backend).TrainSettings
+    settings = {k: v for k, v in own.model_dump(mode="json", exclude_none=True).items() if k in kind.model_fields}
+    for name in weights_fields(kind):
+        named = getattr(own, "model" if section == "label" else name)
+        named = getattr(cfg.finetune, "base", "starter") if named == "tuned" else named
+        settings[name] = named if named == "scratch" else str(locate_weights(named))
+    return own.backend, settings
+
+
+class _Images:
+    """The images of a run, as far as they are known before it: how many pixels of each split."""
+
+    def __init__(self, cfg: Config, records: Sequence[ImageRecord], instances: Sequence[Instances | None]):
+        self.cfg, self.records = cfg, [record for record in records if record.split]
+        drawn = cfg.convert.source == "drawn"  # of drawn images smaller ones stand in
+        side = cfg.convert.drawn.size_px * cfg.convert.scale
+        self.px = [side**2 if drawn else one.height_px * one.width_px for one in self.records]
+        areas = [cells.areas_px for cells in instances if cells is not None and not drawn]
+        known = np.concatenate(areas) if areas else np.zeros(0)
+        self.diameter_px = float(np.median(np.sqrt(known)) * 2 / np.sqrt(np.pi)) if known.size else CELL_PX
+        if drawn:
+            self.diameter_px = cfg.convert.drawn.diameter_px * cfg.convert.scale
+
+    def diameter(self, section: str) -> float:
+        """Return the diameter of cells (px) that a section is told, else that of the labels, else 30."""
+        return getattr(getattr(self.cfg, section), "diameter_px", None) or self.diameter_px
+
+    def mpx(self, section: str, *splits: str) -> float:
+        """Return the megapixels, at network scale, of the images of these splits."""
+        scale = (CELL_PX / self.diameter(section)) ** 2 / 1e6
+        return scale * sum(px for px, one in zip(self.px, self.records, strict=True) if one.split in splits)
+
+    def count(self, split: str) -> int:
+        """Return how many images a split has."""
+        return sum(one.split == split for one in self.records)
+
+
+def _forecast(run: _Images, section: str, speeds: Mapping[str, Speed]) -> Forecast:
+    """Return what one stage will take."""
+    speed = speeds.get(section) or speeds["label"]
+    seconds, held = STARTS[section] * speed.start_s, float(speed.start_bytes)
+    if section == "convert":
+        seconds += CONVERT_S * sum(run.px) / 1e6
+    elif section == "label":
+        asked = run.cfg.label.preview / max(len(run.records), 1) if run.cfg.label.use == "truth" else 1
+        seen = run.mpx(section, "train", "val", "test") * min(asked, 1)
+        seen += 0 if getattr(run.cfg.label, "diameter_px", 0) else DIAMETER_MPX
+        seconds += speed.cost.find_s * seen
+    elif section in ("finetune", "maskrcnn"):
+        config = getattr(run.cfg, section)
+        seconds += _training_s(run, section, config, speed.cost)
+        held += KEPT_BYTES * 1e6 * run.mpx(section, "train") + speed.cost.step_bytes * _crops_mpx(config)
+    if section in ("label", "finetune", "maskrcnn"):
+        module = backend_module(getattr(run.cfg, section).backend)
+        largest = bytes_for((1, round(max(run.px))), run.diameter(section), module.BYTES_PER_PX)
+        held = max(held, speed.start_bytes + largest)
+    return Forecast(round(seconds, 1), round(held))
+
+
+def _training_s(run: _Images, section: str, config: Any, cost: Cost) -> float:
+    """Return the seconds of a training that takes all its steps, and of what is predicted with it and its base."""
+    train, val = run.mpx(section, "train"), run.mpx(section, "val")
+    searched = train * min(SEARCHED_ON / max(run.count("train"), 1), 1)
+    chosen = len(choosers([one for one in run.records if one.split == "val"])) or run.count("val")
+    scored = min(chosen, config.val_images or chosen) / max(run.count("val"), 1)
+    scores = -(-config.steps // config.eval_every) + 1
+    seconds = (
+        cost.prepare_s * train + cost.step_s * _crops_mpx(config) * config.steps + cost.find_s * val * scored * scores
+    )
+    seconds += cost.searches * cost.search_s * searched
+    return seconds + cost.searches * cost.find_s * run.mpx(section, "val", "test")
+
+
+def in_words(found: Mapping[str, Forecast]) -> str:
+    """Return a forecast in a line.
+
+    Examples
+    --------
+    >>> in_words({"03_finetune_cellpose": Forecast(500, 2.1e9), "06_evaluate_map_iou": Forecast(40, 4e8)})
+    'about 9 min on this computer, 2.1 GB'
+    """
+    seconds, held = sum(one.seconds for one in found.values()), max(one.peak_bytes for one in found.values())
+    time_ = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"about {time_} on this computer, {held / GB:.1f} GB"
+
+
+def noted(found: Mapping[str, Forecast]) -> dict[str, dict[str, float]]:
+    """Return a forecast as the manifest has it."""
+    return {name: asdict(one) for name, one in found.items()}
+
+
+def compared(forecast: Mapping[str, float], entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the forecast of a stage with what it took, as its manifest entry says, and by how much it was off.
+
+    Examples
+    --------
+    >>> compared({"seconds": 90.0, "peak_bytes": 2e9}, {"seconds": 100.0, "peak_bytes": 1e9})["off"]
+    -0.1
+    """
+    taken = {f"took_{key}": entry[key] for key in ("seconds", "peak_bytes") if key in entry}
+    return {**forecast, **taken, "off": round(forecast["seconds"] / max(entry["seconds"], 0.1) - 1, 3)}
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(asdict(time_backend(*sys.argv[1:]))))
+    except UserError as error:
+        sys.exit(str(error))
