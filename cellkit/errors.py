@@ -141,6 +141,17 @@ def nearest(word: str, choices: Iterable[Any]) -> str:
     return f" (did you mean '{match[0]}'?)" if match else ""
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """Return a count with its noun (and verb): in the singular for 1, else `several`, by default `one` with an s.
+
+    Examples
+    --------
+    >>> counted(1, "image"), counted(0, "image"), counted(2, "image has", "images have")
+    ('1 image', '0 images', '2 images have')
+    """
+    return f"{count} {one if count == 1 else several or f'{one}s'}"
+
+
 def readable(text: str) -> str:
     r"""Return text that can be written as UTF-8: bytes of a file name that are not UTF-8 become ``\xNN``.
 

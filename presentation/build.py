@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_html(made, Path(given.out) / "slides.html"),
             write_pdf(made, Path(given.out) / "slides.pdf"),
         ):
-            print(f"{path}: {len(made)} slide{'s' * (len(made) != 1)}")
+            print(f"{path}: {counted(len(made), 'slide')}")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

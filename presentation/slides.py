@@ -18,7 +18,7 @@ from deck import Deck, Slide
 from cellkit.cells.dataset import AGREEMENT, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import SPLIT_IMAGES, channel_names
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.machine import here
 from cellkit.models import model_name, order_models
@@ -74,11 +74,6 @@ def foot(files: RunFiles, split: str = "", score: bool = False) -> str:
         n = sum(record.split == split for record in files.images.records)
         parts.append(f"{n} {SPLIT_IMAGES.get(split, split)}")
     return "  ·  ".join([*parts, *([CONVENTION] if score else [])])
-
-
-def several(n: int, what: str) -> str:
-    """Return "1 cell" or "2 cells"."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def scored_truth(files: RunFiles) -> tuple[str, CellDataset]:
@@ -144,9 +139,9 @@ def idea(files: RunFiles) -> Slide:
     points = [
         "A model that has seen many cells has not seen yours. A few labelled images move it towards them; the score says "
         "whether it worked and where to label next.",
-        f"This run: {several(n, 'image')}, {data_name(files)}.",
+        f"This run: {counted(n, 'image')}, {data_name(files)}.",
         f"{len(files.stages)} notebooks, one command, {duration(files)} ({devices}).",
-        f"{model_name(best)}: MAP IoU {with_interval(line)} on {line.images} {SPLIT_IMAGES[split]}.",
+        f"{model_name(best)}: MAP IoU {with_interval(line)} on {counted(line.images, SPLIT_IMAGES[split].removesuffix('s'))}.",
     ]
     alt = f"A ring of pictures: {', '.join(name for name, _ in pictures)}, and back to images."
     title = "Adapt a model to the cells in front of you"
@@ -198,16 +193,16 @@ def images(files: RunFiles) -> Slide:
         of_kind = [r for r in records if r.cell_type == kind]
         counts = {split: sum(r.split == split for r in of_kind) for split in ("train", "val", "test")}
         listed = ", ".join(f"{n} {SPLIT_IMAGES[split].split()[0]}" for split, n in counts.items() if n)
-        points.append(f"{kind or 'Images'}: {several(len(of_kind), 'image')} ({listed or 'all set aside'}).")
+        points.append(f"{kind or 'Images'}: {counted(len(of_kind), 'image')} ({listed or 'all set aside'}).")
     ids = np.concatenate([cells.class_ids for cells in train.instances]).tolist()
     named = ", ".join(f"{ids.count(k)} {class_name(k, train.classes) or 'of unknown class'}" for k in sorted(set(ids)))
     left = len(files.proposed("train"))
-    whose = f" (in {left} of {several(len(train), 'image')} as the model proposed them)" if left else ""
+    whose = f" (in {left} of {counted(len(train), 'image')} as the model proposed them)" if left else ""
     points.append(f"Cells to train on: {named}{whose}.")
     flagged = [r for r in records if r.flags]
     if flagged:
         flags = sorted({flag.replace("_", " ") for r in flagged for flag in r.flags.split(";")})
-        points.append(f"Neither trained on nor scored: {several(len(flagged), 'flagged image')} ({', '.join(flags)}).")
+        points.append(f"Neither trained on nor scored: {counted(len(flagged), 'flagged image')} ({', '.join(flags)}).")
     points.append("A split is by whole image, never by cell." if files.setting("convert.split_by", "image") == "image" else
                   "A split is by group: no plate, well or donor on both sides.")  # fmt: skip
     alt = "A sheet of training images with the outlines of their cells in the colours of the classes."
@@ -335,7 +330,7 @@ def training(files: RunFiles) -> Slide:
     is_scored = "val" in files.judged or "val" not in files.truths
     verb = "scored" if is_scored else "compared with their proposals"
     points = [
-        f"Start: {setting('base')}. {several(sum(r.split == 'train' for r in files.images.records), 'training image')}{cells}.",
+        f"Start: {setting('base')}. {counted(sum(r.split == 'train' for r in files.images.records), 'training image')}{cells}.",
         f"Each step: {setting('batch_size')} crops of {setting('crop_px')} px, turned, flipped, scaled, brighter or darker, so "
         "that few images go a long way.",
         f"Whole validation images are {verb} on the way: {in_words(float(rows['score'].iloc[0]))} at the start, "
@@ -525,7 +520,7 @@ def counts(files: RunFiles) -> Slide:
         known = ", ".join(f"{line.truth} {name} ({100 * line.true_share:.1f} %)" for name, line in total.iterrows())
         points.append(f"True: {known}.")
     n = rows.loc[rows["image_id"] != "all", "image_id"].nunique()
-    points.append(f"{several(n, what.removesuffix('s'))}; none of them was trained on.")
+    points.append(f"{counted(n, what.removesuffix('s'))}; none of them was trained on.")
     alt = f"Bars of the share of each class, per image and over all. {' '.join(points[1:])}"
     draw = lambda f: show_counts(rows, f.subplots(), images=6)  # noqa: E731
     return Slide("counts", "How many of each line?", points, draw, alt, foot(files, split))
@@ -554,7 +549,7 @@ def failures(files: RunFiles) -> Slide:
     points = [
         f"The {SPLIT_IMAGES.get(split, split)} with the lowest scores of {model_name(files.best)}.",
         f"Most would come back by repairing '{most['kind']}': MAP IoU +{most['gain']:.3f} over all these images "
-        f"({several(int(most['cells']), 'cell')}).",
+        f"({counted(int(most['cells']), 'cell')}).",
         ADVICE[most["kind"]],
         missed_at_border(data, found),
     ]
@@ -580,7 +575,7 @@ def missed_at_border(data: CellDataset, found: list[Instances]) -> str:
         cut.append((x == 0) | (y == 0) | (x + width == truth.shape[1]) | (y + height == truth.shape[0]))
         missed.append(verdicts(truth, cells)[0] == "missed")
     lost, at_border = np.concatenate(missed).astype(bool), np.concatenate(cut).astype(bool)
-    shares = [f"{(lost & kind).sum()} of {several(int(kind.sum()), 'cell')}" for kind in (at_border, ~at_border)]
+    shares = [f"{(lost & kind).sum()} of {counted(int(kind.sum()), 'cell')}" for kind in (at_border, ~at_border)]
     return f"Missed at IoU 0.5: {shares[0]} cut by the border, {shares[1]} inside."
 
 

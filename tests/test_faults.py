@@ -152,7 +152,7 @@ def set_aside(said, tmp_path):
         tifffile.imwrite(bad.parent / "good.tif", GREY)
         command = ["convert", bad.parent, "-o", tmp_path / "out", "--nuclei", 0]
         code, out, err = said(*command)
-        assert (code, out) == (3, f"{tmp_path / 'out'}: 1 picture(s)\n")
+        assert (code, out) == (3, f"{tmp_path / 'out'}: 1 picture\n")
         (line,) = [line for line in err.splitlines() if line.startswith("set aside: ")]
         assert bad.name in line and "Traceback" not in err
         assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["good.png"]
@@ -423,7 +423,7 @@ BAD_TRUTH = {
     27: [({"segmentation": {"size": [3, 4], "counts": [3, 2]}}, "covers 5 px, its image has 12")],
     28: [({"segmentation": [[0, 0, 1e300, 1, 1, 1]]}, ""), ({"segmentation": [[0, 0, 1, 1]]}, "")],
     30: [({"id": 0}, ""), ({"image_id": 0}, "")],
-    31: [({"image_id": 7}, "1 annotation(s) of images that are not there, e.g. image_id 7")],
+    31: [({"image_id": 7}, "1 annotation of images that are not there, e.g. image_id 7")],
 }  # fmt: skip
 
 

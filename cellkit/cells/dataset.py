@@ -13,7 +13,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut, say_small
 from cellkit.cells.records import ImageRecord, is_scored, read_records
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 
 MARKED = ("corrected", "proposed")  # what other files than labels.json say; there the truth is marked too
@@ -106,7 +106,7 @@ class CellDataset:
 
     def __repr__(self) -> str:
         """Say how many images there are, in which splits and of which lines, and how many cells have labels."""
-        parts = [f"{len(self)} image{'s' * (len(self) != 1)}", *map(self._counts, ("split", "cell_type"))]
+        parts = [counted(len(self), "image"), *map(self._counts, ("split", "cell_type"))]
         parts += [f"{self.cells} cells{' of ' * bool(self.classes)}{', '.join(self.classes)}"] if self.cells else []
         flagged = sum(bool(record.flags) for record in self.records)
         return "; ".join(filter(None, [*parts, f"{flagged} flagged" if flagged else ""]))
@@ -248,7 +248,7 @@ def refuse_few(instances: Sequence[Instances], cells: int) -> None:
     most = max(map(len, instances), default=cells)
     if most < cells:
         raise UserError(
-            f"finetune.min_train_masks is {cells}, and no training image has more than {most} labelled cell(s)",
+            f"finetune.min_train_masks is {cells}, and no training image has more than {counted(most, 'labelled cell')}",
             "label more cells, or lower finetune.min_train_masks",
         )
 

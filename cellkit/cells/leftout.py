@@ -8,6 +8,7 @@ from typing import Any
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
+from cellkit.errors import counted
 from cellkit.log import LOG
 
 
@@ -44,7 +45,7 @@ class LeftOut:
         for why, images in self.cells.items():
             image_id, most = images.most_common(1)[0]
             count = images.total()
-            what = f"{count} cell{'s' * (count > 1)} of {len(images)} image{'s' * (len(images) > 1)} {why}"
+            what = f"{counted(count, 'cell')} of {counted(len(images), 'image')} {why}"
             sentences.append(f"{what} (most in {image_id}: {most})" if len(images) > 1 else f"{what} ({image_id})")
         return sentences
 

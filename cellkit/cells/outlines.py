@@ -8,7 +8,7 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.runs import cut_at_rows, merge_adjacent, ranges
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 
 FARTHEST_PX = 1e9
 MOST_CROSSINGS = 50_000_000  # of one outline with the rows of its image: 400 MB
@@ -204,7 +204,8 @@ def refuse_boxes(instances: Iterable[Instances], what: str) -> None:
     count = sum(found.boxes_only for found in instances)
     if count:
         raise UserError(
-            f"{what} needs outlines, and {count} image(s) have boxes only: even a perfect round cell fills 79% of its box",
+            f"{what} needs outlines, and {counted(count, 'image has', 'images have')} boxes only: "
+            "even a perfect round cell fills 79% of its box",
             "score boxes with the conventions voc and coco; to learn or score outlines, label masks (label.use)",
         )
 

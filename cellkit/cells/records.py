@@ -147,7 +147,8 @@ def read_records(path: str | Path) -> list[ImageRecord]:
             missing = [f.name for f in fields(ImageRecord) if f.name not in (reader.fieldnames or [])]
             if missing:
                 raise UserError(
-                    f"{path} lacks the column(s) {', '.join(missing)}", "run 01_convert again; it writes the file"
+                    f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}",
+                    "run 01_convert again; it writes the file",
                 )
             records = [_record(row, f"{path} line {reader.line_num}") for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from cellkit.cells.records import SPLITS, ImageRecord, _readable
-from cellkit.errors import UserError, raise_or_collect
+from cellkit.errors import UserError, counted, raise_or_collect
 
 STEPS = tuple(int(2**64 * x) for x in (0.6180339887498949, 0.41421356237309515, 0.7320508075688772, 0.6457513110645907))
 Item = TypeVar("Item")
@@ -289,7 +289,7 @@ def k_folds(
     units = _units(records, by)
     if not 2 <= k <= len(units):
         raise UserError(
-            f"{k} folds of {len(units)} {by}(s)", f"ask for 2 folds or more, and no more than there are {by}s"
+            f"{k} folds of {counted(len(units), by)}", f"ask for 2 folds or more, and no more than there are {by}s"
         )
     kinds = ["" if stratify is None else str(getattr(record, stratify)) for record in records]
     place = _apportion(units, kinds, [1 / k] * k, np.random.default_rng(seed))

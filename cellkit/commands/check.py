@@ -7,15 +7,15 @@ import argparse
 from cellkit.commands.shared import DONE, REFUSED, Answer, json_flag, json_text, set_flag
 from cellkit.errors import UserError
 
-ABOUT = "tell which stages of a run are out of date, and why"
+ABOUT = "list all that is wrong with a configuration, or which stages of a run are out of date, and why"
 ORDER = 1
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    what = "a run folder: which stage is stale; or a configuration (YAML): all that is wrong with it and what it reads"
+    what = "a configuration (YAML): all that is wrong with it, and what it reads; or a run folder: which stages are out of date"
     parser.add_argument("run", metavar="RUN|CONFIG", help=what)
-    more = "the configuration to judge RUN by (default: that of the last cellkit run there)"
+    more = "the configuration to compare RUN with (default: that of the last cellkit run there)"
     parser.add_argument("config", metavar="CONFIG", nargs="?", help=more)
     parser.add_argument(
         "--run", metavar="DIR", dest="into", help="with a configuration alone: the run folder, as of `run`"
@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Tell which stages of a run are out of date, and why.
+    """List all that is wrong with a configuration, or which stages of a run are out of date, and why.
 
     Raises
     ------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cellkit.commands.shared import DONE, REFUSED, SHOWN, Answer, json_flag, json_text
+from cellkit.errors import counted
 from cellkit.modules import names_of
 
 ABOUT = "find all that Kaggle would refuse in a submission"
@@ -42,7 +43,7 @@ def run(given: argparse.Namespace) -> Answer:
         return Answer(json_text(found), code)
     what = "bounds, pixel order and picture size" if given.sample else "ids, bounds, pixel order and picture size"
     unchecked = "" if given.images else f" ({what} are not checked without --images)"
-    lines = [f"{given.file}: {f'{len(problems)} problem(s)' if problems else 'valid'}{unchecked}"]
+    lines = [f"{given.file}: {counted(len(problems), 'problem') if problems else 'valid'}{unchecked}"]
     lines += [f"  {problem}" for problem in problems[:SHOWN]]
     return Answer(
         "\n".join([*lines, *([f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]), code

@@ -14,7 +14,7 @@ from cellkit.commands.shared import (
     read_coco_of,
     skips_flag,
 )
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 
 ABOUT = "turn label images, Cellpose files or ROI zips into a COCO file"
 ORDER = 6
@@ -60,7 +60,7 @@ def run(given: argparse.Namespace) -> Answer:
     folder = common_folder([record.path for record in records]) if given.convention == "fiftyone" else ""
     if folder:
         print(f"file names are relative to {folder}/, the data_path of FiftyOne's importer", file=sys.stderr)
-    text = f"{given.out}: {len(records)} image(s), {sum(map(len, instances))} cell(s)"
+    text = f"{given.out}: {counted(len(records), 'image')}, {counted(sum(map(len, instances)), 'cell')}"
     return Answer(text, exit_code(quarantined, given.allow_skips))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.formats.sides import first_names, match_sides, name_groups, without_proposed
 
 
@@ -97,7 +97,7 @@ def compare_models(
 def scores_to_text(result: Mapping[str, Any], truth: str, found: str) -> str:
     """Return the scores as a table for people: each convention with the line that says why its number differs."""
     lines = [
-        f"{truth} (truth) and {found}: {result['images']} image(s), {result['truth_cells']} true cell(s), "
+        f"{truth} (truth) and {found}: {counted(result['images'], 'image')}, {counted(result['truth_cells'], 'true cell')}, "
         f"{result['found_cells']} found",
         *_intervals_of(result),
         "",
@@ -105,7 +105,7 @@ def scores_to_text(result: Mapping[str, Any], truth: str, found: str) -> str:
     if "not_scored" in result:
         left = result["not_scored"]["proposed"]
         lines.insert(
-            1, f"{len(left)} more image(s) have a model's proposals as truth and are not scored: {first_names(left)}"
+            1, f"not scored, as a model proposed the labels: {counted(len(left), 'more image')}, {first_names(left)}"
         )
     for name, one in result["conventions"].items():
         interval = _interval(one["interval"]) if "interval" in one else ""
@@ -114,7 +114,7 @@ def scores_to_text(result: Mapping[str, Any], truth: str, found: str) -> str:
         width = max(len(by), *(len(part) for part in parts)) if parts else len(by)
         lines += ["", f"{by:<{width}}  MAP IoU (kaggle)"]
         for part, one in parts.items():
-            counts = f"{one['images']} image(s), {one['truth_cells']} true, {one['found_cells']} found"
+            counts = f"{counted(one['images'], 'image')}, {one['truth_cells']} true, {one['found_cells']} found"
             lines.append(f"{part:<{width}}  {_shown(one['score'])}  {_interval(one['interval']):<16} {counts}")
     if "against" in result:
         lines += ["", f"MAP IoU (kaggle): {result['against']['sentence']}"]

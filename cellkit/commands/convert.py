@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cellkit.commands.shared import Answer, channel_flags, conversion_of, exit_code, list_quarantined, skips_flag
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 
 ABOUT = "turn microscope files into pictures (nuclei blue, cytoplasm green)"
 ORDER = 3
@@ -44,4 +44,4 @@ def run(given: argparse.Namespace) -> Answer:
     )
     written, quarantined = convert_files(given.images, given.out, how, given.workers)
     list_quarantined(quarantined)
-    return Answer(f"{given.out}: {len(written)} picture(s)", exit_code(quarantined, given.allow_skips))
+    return Answer(f"{given.out}: {counted(len(written), 'picture')}", exit_code(quarantined, given.allow_skips))

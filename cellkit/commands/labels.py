@@ -15,7 +15,7 @@ from cellkit.commands.shared import (
     read_coco_of,
     skips_flag,
 )
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 
 ABOUT = "turn a COCO file into label images, Cellpose files or ROI zips"
 ORDER = 7
@@ -71,11 +71,14 @@ def run(given: argparse.Namespace) -> Answer:
         problem = (
             f"{writable()[given.format].SAYS_PROPOSED} until somebody changes them, and nothing is scored against them"
         )
-        print(f"{proposed} image(s) hold what a model proposed, no truth: {problem}", file=sys.stderr)
+        print(
+            f"{counted(proposed, 'image holds', 'images hold')} what a model proposed, no truth: {problem}",
+            file=sys.stderr,
+        )
     if done.lost:
-        print(f"{done.lost} cell(s) share pixels with others: the higher score kept them", file=sys.stderr)
+        print(f"{counted(done.lost, 'cell')} lost pixels to overlapping ones of a higher score", file=sys.stderr)
     if done.left_out:
-        print(f"{done.left_out} cell(s) without a pixel of their own are left out", file=sys.stderr)
-    known = {"seg": "_seg.npy file(s)", "roi": "ROI zip(s)", "tif": "label image(s)", "png": "label image(s)"}
-    kind = known.get(given.format, f"{given.format} file(s)")
-    return Answer(f"{given.out}: {done.files} {kind}", exit_code(done.quarantined, given.allow_skips))
+        print(f"left out: {counted(done.left_out, 'cell')} without a pixel of its own", file=sys.stderr)
+    known = {"seg": "_seg.npy file", "roi": "ROI zip", "tif": "label image", "png": "label image"}
+    written = counted(done.files, known.get(given.format, f"{given.format} file"))
+    return Answer(f"{given.out}: {written}", exit_code(done.quarantined, given.allow_skips))

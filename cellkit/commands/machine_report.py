@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.config.sections import BACKEND_SECTIONS
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.fetch.find import PACKAGED
 from cellkit.machine import arithmetic, memory, to_gb
 
@@ -237,11 +237,11 @@ def report_text(found: dict[str, Any]) -> str:
     """Return what `examine` found, in words."""
     device, memory, disk, data = (found[key] for key in ("device", "memory", "disk", "data"))
     gpu = f", {device['gpu_memory_gb']} GB" if "gpu_memory_gb" in device else ""
-    threads = f", {device['threads']} thread(s)" if "threads" in device else ""
+    threads = f", {counted(device['threads'], 'thread')}" if "threads" in device else ""
     number = device["number_type"] or device.get("problem", "")
     lines = [
         f"cellkit  {found['cellkit']} on Python {found['python']}, {found['platform']}",
-        f"device   {device['name']}{gpu}, computes in {number}; {device['cpus']} processor(s){threads}",
+        f"device   {device['name']}{gpu}, computes in {number}; {counted(device['cpus'], 'processor')}{threads}",
         *_arithmetic(device["number_type"]),
         f"memory   {memory['free_gb']} of {memory['total_gb']} GB free; disk {disk['free_gb']} GB free",
         f"data     {data['problem'] or _data_line(data)}",

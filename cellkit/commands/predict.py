@@ -13,7 +13,7 @@ from cellkit.commands.shared import (
     set_flag,
     skips_flag,
 )
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 
 ABOUT = "find the cells of images with any model"
 ORDER = 4
@@ -55,5 +55,5 @@ def run(given: argparse.Namespace) -> Answer:
     done = predict_files(model, given.images, given.out, given.labels, given.overlays, conversion)
     list_quarantined(done.quarantined)
     classes = ", ".join(f"{name} {count}" for name, count in done.cells_by_class.items() if name != "unknown")
-    text = f"{done.path}: {done.images} image(s), {done.cells} cell(s){f' ({classes})' if classes else ''}"
+    text = f"{done.path}: {counted(done.images, 'image')}, {counted(done.cells, 'cell')}{f' ({classes})' if classes else ''}"
     return Answer(text, exit_code(done.quarantined, given.allow_skips))

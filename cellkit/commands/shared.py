@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cellkit.errors import Quarantined, UserError
+from cellkit.errors import Quarantined, UserError, counted
 
 DONE, FAILED, REFUSED, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 130
 SHOWN = 20  # items listed in an answer before the rest is only counted
@@ -125,7 +125,7 @@ def read_coco_of(path: str, convention: str | None) -> Any:
 
     coco = read_coco(path, convention=convention)
     crowds = sum(map(len, coco.crowd))
-    left = [f"{crowds} region(s) marked iscrowd are no single objects and left out"] if crowds else []
+    left = [f"left out: {counted(crowds, 'region')} marked iscrowd (no single object)"] if crowds else []
     for note in [*coco.notes, *left]:
         print(f"note: {note}", file=sys.stderr)
     return coco
@@ -137,5 +137,5 @@ def note_polygons(instances: Sequence[Any]) -> None:
 
     counts = [polygons(cells)[1:] for cells in instances if not cells.boxes_only]
     holes, changed = (sum(pair[k] for pair in counts) for k in (0, 1))
-    what = f"{holes} of {sum(map(len, instances))} object(s) lose holes as polygons"
-    print(f"note: {what}, {changed} have other pixels when pycocotools draws them", file=sys.stderr)
+    what = f"as polygons, {holes} of {counted(sum(map(len, instances)), 'object')} lost holes"
+    print(f"note: {what}, {changed} changed pixels (as pycocotools draws them)", file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from cellkit.commands.shared import Answer, checked_tool, from_flag
+from cellkit.errors import counted
 from cellkit.modules import names_of
 
 ABOUT = "write predictions as a Kaggle submission"
@@ -55,4 +56,6 @@ def run(given: argparse.Namespace) -> Answer:
     for image_id, (_, log) in zip(ids, resolved, strict=True):
         note_changes(left, image_id, log)
     left.say("submit")
-    return Answer(f"{given.out}: {len(ids)} image(s), {sum(len(cells) for cells, _ in resolved)} object(s)")
+    return Answer(
+        f"{given.out}: {counted(len(ids), 'image')}, {counted(sum(len(cells) for cells, _ in resolved), 'object')}"
+    )

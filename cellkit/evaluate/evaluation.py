@@ -13,7 +13,7 @@ import numpy as np
 
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, counted, nearest
 from cellkit.files import write_json
 from cellkit.formats.coco_reading import read_coco, read_results
 from cellkit.log import LOG
@@ -155,7 +155,7 @@ def describe_found(found: Sequence[Instances], who: str, key: str, classes: Sequ
     if count:
         never = [name for k, name in enumerate(classes, 1) if not any((cells.class_ids == k).any() for cells in found)]
         lacking = f"; never found: {', '.join(never)}" if never else ""
-        return f"{who} finds {count} cells in {len(found)} validation images{lacking}"
+        return f"{who} finds {counted(count, 'cell')} in {counted(len(found), 'validation image')}{lacking}"
     return (
         f"WARNING: {who} finds NO CELL in the validation images; its score there is 0.000, and the run goes on.\n"
         f"Train longer ({key}); if that does not help, look at the labels and at the pictures of notebook 01."
@@ -301,7 +301,7 @@ def choose_model(
     else:
         best = unjudged(predictions, wanted)
     kept_out = ", ".join(rejected) or "none"
-    LOG.info(f"handed in: {best} ({len(deciding)} validation images decide; 03 did not keep: {kept_out})")
+    LOG.info(f"handed in: {best} (decided on {counted(len(deciding), 'validation image')}; not kept by 03: {kept_out})")
     return best
 
 

@@ -12,7 +12,7 @@ from cellkit.cells.disjoint import note_changes, resolve_overlaps
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut
 from cellkit.cells.resize import fit_to
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.formats.submission import write_submission
 from cellkit.log import LOG
 from cellkit.tables import from_cell
@@ -76,8 +76,8 @@ def handed_in(originals: Mapping[str, Path], split: str, images: CellDataset | N
         )
     if competition:
         own = sum(row["split"] == split and row["asked"] == "no" for row in rows)
-        more = f"; {own} test image(s) of this run are not among them: scored, not handed in" if own else ""
-        LOG.info(f"handed in: the {len(chosen)} images that the competition asks for{more}")
+        more = f"; scored and not handed in: {counted(own, 'other test image')} of this run" if own else ""
+        LOG.info(f"handed in: {counted(len(chosen), 'image')} that the competition asks for{more}")
     return [
         Original(
             row["id"],

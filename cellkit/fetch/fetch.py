@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.fetch.archives import check_archive, unpack
 from cellkit.fetch.download import Patience, Refused, Unreachable, authorization_for, download, real_address
 from cellkit.fetch.import_weights import convert_weights
@@ -69,7 +69,10 @@ def fetch(
             else:
                 done.append(_fetch_file(entry, file, root, carried.get(file.file_name), patience))
     if missing:
-        raise UserError(f"{name}: {len(done)} file(s) are here, {len(missing)} not yet", by_hand(entry, missing, root))
+        raise UserError(
+            f"{name}: {counted(len(done), 'file is', 'files are')} here, {len(missing)} not yet",
+            by_hand(entry, missing, root),
+        )
     found = {"name": name, "kind": entry.kind, "folder": str(root), "licence": entry.licence, "paper": entry.paper}
     return {**found, "files": done, "weights": str(weights_path(entry, root)) if entry.kind == "weights" else None}
 

@@ -33,7 +33,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, stem_of
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import Quarantined, UserError, nearest
+from cellkit.errors import Quarantined, UserError, counted, nearest
 from cellkit.formats.label_images import labels_orientation
 from cellkit.microscope.folders import Pictures, is_run_folder, list_files, run_of
 from cellkit.microscope.open import inspect_file
@@ -237,7 +237,7 @@ def _read_files(
     good = [item for item in done if item is not None]
     if not good:
         lines = [item.in_one_line() for item in failed]
-        raise none_left(f"none of the {len(files)} file(s) in {path} could be read", lines)
+        raise none_left(f"of {counted(len(files), 'file')} in {path} none could be read", lines)
     _refuse_twice([record.image_id for record, _ in good], path)
     names = list(dict.fromkeys(name for _, own in good for name in own.classes))
     cells = [
@@ -299,7 +299,7 @@ def _bare_note(bare: Sequence[Path], example: str) -> tuple[str, ...]:
     if not bare:
         return ()
     names = ", ".join(file.name for file in bare[:5]) + (", ..." if len(bare) > 5 else "")
-    what = f"{len(bare)} picture(s) have no label file and are left out: {names}"
+    what = f"left out: {counted(len(bare), 'picture')} without a label file ({names})"
     return (f"{what}; where there is no cell, give an empty one (files are called like {example})",)
 
 
@@ -399,7 +399,7 @@ def write_folder(
     done, failed = map_items(write, items, "write", name=lambda item: item[0].image_id)
     quarantined = [item.in_one_line() for item in failed]
     if items and len(failed) == len(items):
-        raise none_left(f"none of the {len(items)} image(s) could be written", quarantined)
+        raise none_left(f"of {counted(len(items), 'image')} none could be written", quarantined)
     note_makers = optional(module, "note_makers")
     if note_makers and any(makers):
         kept = [image for (_, image), pair in zip(items, done, strict=True) if pair is not None]

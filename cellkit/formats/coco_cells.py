@@ -10,7 +10,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.outlines import pixel_boxes
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.formats.coco_dialects import key_of
 
 LONGEST_SIDE_PX = 2**18
@@ -118,7 +118,7 @@ def with_pixels(
         count += int(empty.sum())
         example = example or record.image_id
     which = f", e.g. of {example}" if len(records) > 1 else ""
-    note = f"{count} annotation(s) cover no pixel of their image{which}: no cells, left out"
+    note = f"left out: {counted(count, 'annotation')} without a pixel in the image{which}"
     return kept, [note] if count else []
 
 

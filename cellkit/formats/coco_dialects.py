@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, counted, nearest
 
 CONVENTIONS = {
     "plain": "as the COCO data set itself: iscrowd marks regions that are no objects",
@@ -86,7 +86,7 @@ def _refuse_ambiguous(data: dict, path) -> None:
     header = isinstance(info, dict) and all(info.get(key) == "" for key in CVAT_INFO)
     if crowds and (header or any(isinstance(row.get("attributes"), dict) for row in crowds)):
         raise UserError(
-            f"{path} marks {len(crowds)} annotation(s) iscrowd: CVAT marks its masks so, others mark what is no object",
+            f"{path} marks {counted(len(crowds), 'annotation')} iscrowd: CVAT marks its masks so, others mark what is no object",
             'say whose file it is: convention="cvat" or "plain" (cellkit coco, labels, score and submit: --from cvat or '
             "--from plain; a run: convert.coco_convention)",
         )
@@ -129,7 +129,7 @@ def key_of(value: Any) -> int | str | None:
 def _without_crowds(data: dict) -> tuple[dict, list[str]]:
     marked = sum(isinstance(row, dict) and bool(crowd_of(row)) for row in data["annotations"])
     rows = [row | {"iscrowd": 0} if isinstance(row, dict) else row for row in data["annotations"]]
-    notes = [f"{marked} mask(s) marked iscrowd are read as single objects, as CVAT means them"] if marked else []
+    notes = [f"read as single objects, as CVAT means them: {counted(marked, 'mask')} marked iscrowd"] if marked else []
     return data | {"annotations": rows}, notes
 
 

@@ -14,7 +14,7 @@ from cellkit.cells.dataset import MAKERS, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.files import read_json
 from cellkit.formats.coco_cells import (
     FARTHEST_PX,
@@ -287,7 +287,7 @@ def _grouped(rows: list, ids: list, path, common: bool = False) -> tuple[list[li
         (crowd if marked else plain)[place[number]].append(row)
     if orphans and not common:
         raise UserError(
-            f"{path}: {len(orphans)} annotation(s) of images that are not there, e.g. image_id {orphans[0]}",
+            f"{path}: {counted(len(orphans), 'annotation')} of images that are not there, e.g. image_id {orphans[0]}",
             "give the file the images it was made for, or compare what both have: cellkit score --common",
         )
     return plain, crowd

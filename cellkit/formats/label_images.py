@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.labels import LARGEST_ID, MOST_PX, MOST_PX_PER_BYTE, SURELY_PX, smallest_dtype
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.files import atomic_path
 
 # bilevel codes, none, LZW, PackBits, Deflate (two codes), PNG, LZMA, Zstandard; all others may change a pixel
@@ -227,7 +227,7 @@ def _plane_of(labels: np.ndarray, number: int, count: int, path: Path) -> np.nda
     planes = int(np.prod(labels.shape[:-2]))
     if planes != count or labels.ndim < 2:
         raise UserError(
-            f"{path} holds {planes} plane(s) of labels for a file of {count} frames",
+            f"{path} holds {counted(planes, 'plane')} of labels for a file of {count} frames",
             "store one plane for each frame, or a label image for each, called after the frame (a_t0, a_t1, ...)",
         )
     return labels.reshape(-1, *labels.shape[-2:])[number]

@@ -17,7 +17,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.names import best_pairs, plain, plain_stem, same, series_of, split_of_folder, stem_of
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, counted, nearest
 from cellkit.microscope.folders import ids_of
 
 
@@ -68,7 +68,9 @@ def named_after(side: CellDataset, folder: str | Path) -> CellDataset:
     used = set(places.values())
     extra = [] if side.of_model else [r.image_id for k, r in enumerate(side.records) if k not in used]
     if missing or extra:
-        problem = f"{len(missing)} test image(s) without prediction, {len(extra)} prediction(s) of no test image"
+        problem = (
+            f"{counted(len(missing), 'test image')} without prediction, {counted(len(extra), 'prediction')} of none"
+        )
         raise UserError(f"{problem}, e.g. {(missing or extra)[0]}", f"predict the images in {folder}")
     found = side.subset([places[k] for k in range(len(wanted))])
     for record, own in zip(wanted, found.records, strict=True):
@@ -98,9 +100,8 @@ def of_test(side: CellDataset) -> tuple[CellDataset, str]:
             f"{side.path} has no test image of the run, only {', '.join(sorted(set(others)))}",
             "say which images to hand in: --images DIR, or --coco FILE such as coco/val.json of the run",
         )
-    problem = (
-        f"{len(kept)} test image(s) handed in, not {len(others)} other(s) of the run ({', '.join(sorted(set(others)))})"
-    )
+    of = ", ".join(sorted(set(others)))
+    problem = f"{counted(len(kept), 'test image')} handed in, not {counted(len(others), 'other')} of the run ({of})"
     return side.subset(kept), f"{problem}; for others give --images DIR or --coco FILE" if others else ""
 
 

@@ -13,7 +13,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut, too_small
 from cellkit.cells.outlines import refuse_boxes
-from cellkit.errors import Quarantined, UserError
+from cellkit.errors import Quarantined, UserError, counted
 from cellkit.formats.labels import write_chosen_cells
 from cellkit.log import LOG
 from cellkit.modules import optional
@@ -165,8 +165,8 @@ def _warn_unused(chosen: Sequence[Labelled], truth: Path, use: str) -> None:
     unused = [item.image_id for item in chosen if item.made_by == "proposed" and item.image_id in own]
     if unused:
         LOG.warning(
-            f"labels: {len(unused)} image(s) came with labels and get proposals, since label.use is {use} (e.g. {unused[0]}); "
-            "labels of your own are used with label.use: truth, and corrected where they lie"
+            f"labels: {counted(len(unused), 'image')} came with labels that are not used, since label.use is {use} "
+            f"(e.g. {unused[0]}); labels of your own are used with label.use: truth, and corrected where they lie"
         )
 
 
@@ -176,7 +176,7 @@ def _known(coco: CellDataset, images: CellDataset, path: str | Path) -> dict[str
     missing = [r.image_id for r in images.records if r.image_id not in known and r.split != "test"]
     if missing:
         raise UserError(
-            f"{path} has no labels for {len(missing)} of {len(images)} images, e.g. {missing[0]}",
+            f"{path} has no labels for {len(missing)} of {counted(len(images), 'image')}, e.g. {missing[0]}",
             "run 01_convert again",
         )
     return known
@@ -213,7 +213,7 @@ def _say_small(chosen: Sequence[Labelled], min_area_px: int) -> None:
     small = [area for item in chosen for area in item.left_out]
     if small and not any(item.labels.any() for item in chosen):
         raise UserError(
-            f"label.min_area_px is {min_area_px}, and the largest of all {len(small)} cells has {max(small)} px",
+            f"label.min_area_px is {min_area_px}, and the largest of {counted(len(small), 'cell')} has {max(small)} px",
             "lower min_area_px of label, finetune, coco and maskrcnn",
         )
     left.say("labels")

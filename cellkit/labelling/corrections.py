@@ -17,7 +17,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import Quarantined, UserError, plain_reason
+from cellkit.errors import Quarantined, UserError, counted, plain_reason
 from cellkit.files import sha256_file
 from cellkit.formats.labels import LABELS_FILE, chosen_cells
 
@@ -164,7 +164,7 @@ def _refuse_none(found: Container, folder: Path, records: Sequence[ImageRecord],
     from cellkit.formats.any import none_left
 
     if not found:
-        what = f"{folder} has no label image for any of the {len(records)} images"
+        what = f"{folder} has no label image for any of {counted(len(records), 'image')}"
         raise none_left(what, unused) if unused else UserError(what, f"name them {WANTED}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.files import atomic_path
 from cellkit.formats import roi, seg
 from cellkit.formats.any import ImageToWrite, written_here
@@ -106,8 +106,8 @@ def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
         return ""
     some = ", ".join(first["image_id"].head(MOST_NAMED)) + (", ..." if len(first) > MOST_NAMED else "")
     return (
-        f"proposals, no truth: the labels of {count} of {len(chosen)} images are the model's own; they are trained on, and no "
-        f"score is told of these images\ncorrect first: {some} (correct_first.csv has all, in order), then set label.use to "
+        f"proposals, no truth: the labels of {count} of {counted(len(chosen), 'image')} are the model's own; they are trained "
+        f"on, and these images have no score\ncorrect first: {some} (correct_first.csv has all, in order), then set label.use to "
         "the folder of the corrected files"
     )
 
@@ -234,7 +234,7 @@ def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequenc
         if not _write(run.folder / TO_CORRECT, images.root / record.path, record.image_id, cells.with_classes(0))
     ]
     place, name = f"{run.name}/{TO_CORRECT}", next((record.image_id for record in proposed.records), "IMAGE")
-    lines = [f"{len(proposed)} images with what the model proposes: {place}"]
+    lines = [f"{counted(len(proposed), 'image')} with what the model proposes: {place}"]
     if kept:
         lines.append(f"left as they are, because somebody saved them: {', '.join(kept)}")
     if len(images) > MOST_IMAGES:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, counted, nearest
 from cellkit.microscope.file_info import COLOURS, Channel
 
 NEAR_NM = 20  # how far a wavelength that is wanted may lie from the channel's own
@@ -87,7 +87,8 @@ def find_channel(spec: str | int | Sequence[str | int], channels: tuple[Channel,
             if any(_readings(one, channels).values()):
                 return find_channel(one, channels, where)
         listing = ", ".join(f"'{one}'" for one in spec)
-        raise UserError(f"none of {listing} is a channel of {where}, which has {listed(channels)}", HOW_TO_NAME)
+        problem = f"none of {listing} is a channel of {where}, which has {listed(channels)}"
+        raise UserError(problem, _how_to_name(spec, channels))
     readings = _readings(spec, channels)
     found = {i for indices in readings.values() for i in indices}
     if len(found) == 1:
@@ -97,10 +98,25 @@ def find_channel(spec: str | int | Sequence[str | int], channels: tuple[Channel,
     known = [channel.name for channel in channels if channel.name and channel.name != str(spec)]
     meant = ", ".join(f"{i} as {how}" for how, indices in readings.items() for i in indices)
     problem = f"fits {len(found)} channels ({meant})" if found else f"is no channel{near}{nearest(spec, known)}"
-    raise UserError(f"'{spec}' {problem} of {where}, which has {listed(channels)}", HOW_TO_NAME)
+    raise UserError(f"'{spec}' {problem} of {where}, which has {listed(channels)}", _how_to_name([spec], channels))
 
 
 HOW_TO_NAME = "give the exact name, an index from 0 ('channel 0' is nothing else) or a wavelength ('488 nm')"
+
+
+def _how_to_name(specs: Sequence[str | int], channels: tuple[Channel, ...]) -> str:
+    """Return what to write; of a file without names, that a list holds for files with and without.
+
+    Examples
+    --------
+    >>> _how_to_name(["DAPI"], (Channel(), Channel())).split("; ")[1]
+    'for files that lack the names that others have, both: [DAPI, 0] or [DAPI, 1]'
+    """
+    unnamed = [str(k) for k, channel in enumerate(channels) if not channel.name]
+    if not unnamed or any(str(spec).isdecimal() for spec in specs):
+        return HOW_TO_NAME
+    both = " or ".join(f"[{', '.join(map(str, specs))}, {k}]" for k in unnamed[:2])
+    return f"{HOW_TO_NAME}; for files that lack the names that others have, both: {both}"
 
 
 def _as_wavelength(spec: str | int) -> re.Match | None:
@@ -183,4 +199,4 @@ def _as_near(number: re.Match | None, channels: tuple[Channel, ...], found: list
 def listed(channels: tuple[Channel, ...]) -> str:
     """Say which channels there are: '2 channels (0 DAPI 461 nm, 1 unnamed)'."""
     names = ", ".join(f"{i} {channel.text}" for i, channel in enumerate(channels))
-    return f"{len(channels)} channel{'s' if len(channels) != 1 else ''} ({names})"
+    return f"{counted(len(channels), 'channel')} ({names})"

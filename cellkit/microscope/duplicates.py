@@ -13,7 +13,7 @@ import numpy as np
 
 from cellkit.cells.dataset import read_image
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 
 COPY = "copy"  # set by `exclude_duplicates`, not by `flag_records`
 WAVES = 16  # a fingerprint holds the signs of 16 x 16 cosine waves
@@ -289,7 +289,7 @@ def refuse_duplicates(records: Sequence[ImageRecord], copies: Sequence[Duplicate
     if crossing:
         one = crossing[0]
         raise UserError(
-            f"{len(crossing)} pair(s) of images show one field on two sides of the split; the first: {one.first} "
+            f"{counted(len(crossing), 'pair')} of images of the same field in different splits; the first: {one.first} "
             f"({split[one.first]}) and {one.second} ({split[one.second]}), {one.how}",
             "remove one of each, or set convert.duplicates: set_aside",
         )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.records import ImageRecord
+from cellkit.errors import counted
 from cellkit.microscope.duplicates import COPY, Duplicate, find_duplicates, handle_duplicates
 from cellkit.microscope.quality import EMPTY_BELOW
 
@@ -171,12 +172,8 @@ def explain(thresholds: Mapping[str, float], flags: Sequence[str] = (), off: Col
         than = "more than " if sign == ">" else "less than "
         what = words.format(than + _number_text(key, form, thresholds[limit]))
         what = than + words.format(_number_text(key, form, thresholds[limit])) if words.startswith("{") else what
-        lines.append(f"{name}: {_images(count)} flagged: {what} ({origin}; {switch} keeps such images)")
+        lines.append(f"{name}: {counted(count, 'image')} flagged: {what} ({origin}; {switch} keeps such images)")
     return lines
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'s' * (count != 1)}"
 
 
 def reasons(row: Mapping, thresholds: Mapping[str, float], flags: str) -> list[str]:
@@ -276,7 +273,7 @@ class QualityCheck:
     def flagged(self) -> str:
         """How many images are flagged, and a line for each: see `name_flagged`."""
         names = name_flagged(self.records, self.measurements, self.thresholds, self.duplicates)
-        return "\n  ".join([f"{len(names)} of {len(self.records)} images are flagged", *names])
+        return "\n  ".join([f"{len(names)} of {counted(len(self.records), 'image')} flagged", *names])
 
     @property
     def summary(self) -> dict[str, object]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.microscope.file_info import (
     COLOURS,
     Channel,
@@ -178,7 +178,7 @@ def _left_out(path: Path, tif, every: list) -> tuple[str, ...]:
         pages_each = max(math.prod(every[0].shape) // max(every[0].keyframe.size, 1), 1)
         if total > pages_each:
             raise UserError(
-                f"{path.name} describes {pages_each} plane{'s' if pages_each > 1 else ''} and holds {total}",
+                f"{path.name} describes {counted(pages_each, 'plane')} and holds {total}",
                 "its planes were joined or added without a new description: open it in Fiji, look, and save it again",
             )
         return ()
@@ -213,7 +213,7 @@ def _larger_subifds(path: Path, page) -> list[str]:
     try:
         below = [(int(one.imagelength), int(one.imagewidth)) for one in page.pages]
     except Exception as error:
-        return [f"{path.name}: {len(page.subifds)} SubIFD(s) cannot be read: {error}"]
+        return [f"{path.name}: {counted(len(page.subifds), 'SubIFD')} cannot be read: {error}"]
     return [
         f"{path.name}: a SubIFD of {height} x {width} px, no smaller copy of its page, is not read"
         for height, width in below

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.errors import counted
 from cellkit.log import LOG
 from cellkit.models.shared.fine_tuning import map_iou, search
 from cellkit.models.shared.flows import masks_of
@@ -59,7 +60,7 @@ def best_thresholds(
     ]
     best = {key: settings[key] for key in (*GRID, "min_area_px")}
     if not any((maps[2] > min(GRID["cellprob_threshold"])).any() for maps, _ in cached):
-        problem = f"no threshold is searched: the network finds no cell in {len(pairs)} training images at any of them"
+        problem = f"no threshold is searched: the network finds no cell in {counted(len(pairs), 'training image')} at any of them"
         LOG.info(f"{problem}. {_other_start(settings)}")
         return {key: DEFAULTS[key] for key in searched}
 
@@ -81,7 +82,7 @@ def unpromising(base: str, cells: int, images: int, settings: Mapping[str, Any])
     """
     what = "no cell" if not cells else f"{cells} objects and no cell right"
     return (
-        f"before training, {base} finds {what} in {images} validation images: training starts from nothing useful.\n"
+        f"before training, {base} finds {what} in {counted(images, 'validation image')}: training starts from nothing useful.\n"
         + _other_start(settings)
     )
 

@@ -10,7 +10,7 @@ from cellkit.cells.dataset import AGREEMENT
 from cellkit.cells.records import SPLIT_TITLES, channel_names
 from cellkit.config.recipes import RECIPES, recipe_sections
 from cellkit.config.sections import BACKEND_SECTIONS, STAGES, Config, section_class
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.files import read_json
 from cellkit.labelling.rounds import CHANGE_WORDS, FIRST_WORDS
 from cellkit.microscope.flags import reasons
@@ -40,7 +40,9 @@ def images_chapter(files: RunFiles) -> list:
         ]
         for kind in kinds
     ]
-    blocks: list = [Table(("Images of", "training", "validation", "test", "set aside"), rows, f"{len(records)} images")]
+    blocks: list = [
+        Table(("Images of", "training", "validation", "test", "set aside"), rows, counted(len(records), "image"))
+    ]
     if files.truths:
         cells = [[name, *_cells_of(data)] for name, data in ((SPLIT_TITLES[s], d) for s, d in files.truths.items())]
         blocks.append(Table(("Cells in", *files.classes, "of unknown class"), cells, "Cells of the labels in use"))
@@ -129,7 +131,9 @@ def first_chapter(files: RunFiles) -> list:
         for line in table.head(20).itertuples()
     ]
     columns = ("Image", "split", "labels", "cells proposed", "confidence", "disagreement")
-    caption = f"{len(table)} images without a person's labels" + (", the first 20" if len(table) > 20 else "")
+    caption = f"{counted(len(table), 'image')} without a person's labels" + (
+        ", the first 20" if len(table) > 20 else ""
+    )
     blocks: list = [Words(FIRST_WORDS), Table(columns, rows, caption)]
     path = files.path("proposals.json")
     if path is None or "threshold" not in files.models:
@@ -168,7 +172,7 @@ def changes_chapter(files: RunFiles) -> list:
         ]
         total = [str(int(part[name].sum())) for name in counts]
         rows.append([f"all {len(rows)}", "", *total, in_words(float(part["iou"].astype(float).mean()))])
-        caption = f"{words}: {len(part)} image{'s' * (len(part) != 1)}"
+        caption = f"{words}: {counted(len(part), 'image')}"
         blocks.append(Table(("Image", "labels", *counts, "mean IoU"), rows, caption, frozenset([len(rows) - 1])))
     return [Words(CHANGE_WORDS), *blocks] if blocks else []
 
@@ -193,7 +197,7 @@ def flags_chapter(files: RunFiles) -> list:
     shown = min(12, len(records))
     size = 2.4 * min(4, shown), 0.4 + 3.0 * -(-shown // 4)
     draw = lambda figure: show_flagged(files.images.root, records, quality, quality_notes["thresholds"], 12, 4, figure)  # noqa: E731
-    return [*blocks, drawn(draw, *size, f"{len(records)} of {len(files.images.records)} images are flagged.")]
+    return [*blocks, drawn(draw, *size, f"{len(records)} of {counted(len(files.images.records), 'image')} flagged.")]
 
 
 def sheet_chapter(files: RunFiles) -> list:

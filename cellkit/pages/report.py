@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellkit.cells.records import SPLIT_IMAGES, SPLIT_TITLES
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import write_text
 from cellkit.models import model_name, order_models
@@ -123,7 +123,8 @@ def _headline(files: RunFiles) -> str:
     except (UserError, ValueError, KeyError, OSError):
         return "No scores yet: 06_evaluate_map_iou has not finished."
     notes = " These images also chose." if split == files.choose_split else ""
-    where = f"{line.images} {SPLIT_TITLES[split]} image{'s' * (line.images != 1)}"
+    where = counted(line.images, f"{SPLIT_TITLES[split]} image")
+    where += " (few)" if "(few)" in str(line.get("interval_of", "")) else ""
     left = len(files.proposed(split))
     notes += (
         f" {left} more {'has' if left == 1 else 'have'} no labels but a model's proposals, and no score."

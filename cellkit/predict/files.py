@@ -24,7 +24,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut
 from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import fit_to
-from cellkit.errors import Quarantined, UserError
+from cellkit.errors import Quarantined, UserError, counted
 from cellkit.files import atomic_path, locked, read_json, sha256_tree
 from cellkit.log import LOG
 from cellkit.manifest import package_sha256
@@ -158,7 +158,7 @@ class _Job:
                 todo.append(frame)
         resumed = len(part_of) - len(todo)
         if resumed:
-            LOG.info(f"predict: {resumed} of {len(frames)} images were done before")
+            LOG.info(f"predict: {resumed} of {counted(len(frames), 'image')} done before")
         for frame, picture, found in progress(self._stream(todo, quarantined), "predict", len(todo)):
             self._keep(frame, picture, found, part_of[frame])
         set_aside = {item.item for item in quarantined}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.errors import Quarantined, UserError, plain_reason
+from cellkit.errors import Quarantined, UserError, counted, plain_reason
 from cellkit.log import LOG
 from cellkit.microscope.convert import Conversion
 from cellkit.predict.model import AS_IT_IS
@@ -85,7 +85,7 @@ def find_images(
         outside += [*links, *unread_files, *_called_as_labels(named, [path for path, _ in listed], avoided)]
     if not listed and unread_files:
         problem, _, remedy = unread_files[0].reason.partition("; ")
-        raise UserError(f"none of the {len(unread_files)} image(s) is read: {problem}", remedy)
+        raise UserError(f"of {counted(len(unread_files), 'image')} none is read: {problem}", remedy)
     warn_of_seeming_channels([path for path, _ in listed])
     if not listed:
         raise UserError(f"no image in {', '.join(map(str, named))}", "give files, folders or patterns of images")
@@ -279,7 +279,7 @@ def _equal_colours(image: np.ndarray) -> bool:
 def _unnamed_channels(frame: Frame, series, grey: bool) -> UserError:
     """Say which channels a file has, and that neither nuclei nor cytoplasm was named."""
     names = [f"{k} {channel.name or 'unnamed'}" for k, channel in enumerate(series.channels)]
-    what = "the same grey in red, green and blue" if grey else f"{len(names)} channel(s): {', '.join(names)}"
+    what = "the same grey in red, green and blue" if grey else f"{counted(len(names), 'channel')}: {', '.join(names)}"
     first = "0" if grey else series.channels[0].name or "0"
     return UserError(
         f"{frame.path.name} has {what}; neither nuclei nor cytoplasm is named",
@@ -330,7 +330,7 @@ def none_used(images: int, quarantined: Sequence[Quarantined]) -> UserError:
     problem, _, remedy = first.reason.rpartition("; ")
     named = "" if Path(first.item).name in first.reason else f"{first.item}: "
     return UserError(
-        f"none of the {max(images, len(quarantined))} image(s) could be used; {named}{problem or remedy}",
+        f"of {counted(max(images, len(quarantined)), 'image')} none could be used; {named}{problem or remedy}",
         remedy if problem else "`cellkit inspect FILE` tells what a file holds",
     )
 

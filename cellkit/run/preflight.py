@@ -25,7 +25,7 @@ from cellkit.cells.resize import resized_shape
 from cellkit.config.reading import load_config
 from cellkit.config.recipes import RECIPES
 from cellkit.config.sections import STAGES, Config
-from cellkit.errors import UserError, collected, raise_or_collect
+from cellkit.errors import UserError, collected, counted, raise_or_collect
 from cellkit.evaluate.evaluation import KEY, check_submit
 from cellkit.fetch.find import locate_weights, weights_names
 from cellkit.fetch.registry import REGISTRY
@@ -81,13 +81,14 @@ def check_labels(outlook: Outlook) -> None:
         refuse_boxes([cells for cells in outlook.instances if cells is not None], "label.use: truth")
     elif use == "proposed" and count:
         problem = (
-            f"label.use is proposed: the labels that {count} image(s) came with are not used, and no accuracy is told"
+            f"label.use is proposed: the labels that {counted(count, 'image')} came with are not used, and there is no "
         )
+        problem += "accuracy"
         outlook.add(WARNING, problem, "set label.use: truth")
     elif folder is not None:
         _check_corrections(outlook, folder)
         if count:
-            problem = f"label.use is a folder: the labels that {count} image(s) came with are not used"
+            problem = f"label.use is a folder: the labels that {counted(count, 'image')} came with are not used"
             remedy = "images that the folder holds nothing for get proposals; labels of your own are corrected where they lie"
             outlook.add(WARNING, problem, f"{remedy}, with label.use: truth")
 
@@ -312,7 +313,7 @@ def _without_consequences(outlook: Outlook) -> None:
         outlook.findings = [one for one in outlook.findings if not any(part in one.problem for part in OF_PARTS)]
 
 
-OF_PARTS = ("is no channel of ", "no image is called so", "none is called after an image")
+OF_PARTS = ("is no channel of ", "no image is called so", "none is named after an image")
 OF_DATA = (list_source, open_headers, check_counts, check_disk)
 OF_SETTINGS = (
     (check_labels, "02_label_with_cellpose"),

@@ -20,7 +20,7 @@ from cellkit.cells.resize import resize_instances
 from cellkit.config.places import data_path
 from cellkit.config.reading import known_keys
 from cellkit.config.sections import Config
-from cellkit.errors import collected, raise_or_collect, readable
+from cellkit.errors import collected, counted, raise_or_collect, readable
 from cellkit.log import collected_warnings
 from cellkit.manifest import check_folder, check_writable
 from cellkit.microscope.file_info import headers_only
@@ -88,7 +88,7 @@ class Outlook:
         for split, kinds in self.counts().items():
             parts.append(f"{split} {', '.join(f'{name} {count}' for name, count in kinds.items())}")
         labels = {"truth": "their labels", "proposed": "labels proposed"}.get(self.cfg.label.use, self.cfg.label.use)
-        images = f"{len(self.records)} image(s) ({'; '.join(parts) or 'none'})"
+        images = f"{counted(len(self.records), 'image')} ({'; '.join(parts) or 'none'})"
         return f"would run: {images} of {self.reads or 'no data'}; {labels}; into {self.run_dir}"
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -101,7 +101,11 @@ class Outlook:
         """Return the findings in words, errors first, how many there are, and what would be run."""
         lines = [one.to_text() for one in self.findings]
         warnings = len(lines) - len(self.errors())
-        lines.append(f"{len(self.errors())} error(s), {warnings} warning(s)" if lines else "no problem is found")
+        lines.append(
+            f"{counted(len(self.errors()), 'error')}, {counted(warnings, 'warning')}"
+            if lines
+            else "no problem is found"
+        )
         return [*lines, *([self.plan()] if self.reads else [])]
 
     def to_json(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, counted, nearest
 from cellkit.files import write_json
 from cellkit.log import LOG
 from cellkit.machine import here
@@ -151,7 +151,7 @@ def _check_run(cfg: Config, folder: Path, stages: list[str]) -> Outlook | None:
     for found in outlook.findings:
         LOG.info(found.to_text())
     if errors:
-        count = f"{len(errors)} error(s), {len(outlook.findings) - len(errors)} warning(s): nothing is run"
+        count = f"{counted(len(errors), 'error')}, {counted(len(outlook.findings) - len(errors), 'warning')}: nothing is run"
         raise UserError(count, "mend what is named above; `cellkit check CONFIG` lists it again")
     return outlook
 

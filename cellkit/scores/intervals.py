@@ -13,13 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
-
+from cellkit.errors import counted
 
 BOOTSTRAP = 2000  # draws behind an interval
 FEW = 6  # with fewer groups (or images) an interval is wide, and says so
@@ -198,7 +196,7 @@ class Difference(NamedTuple):
             return f"no image tells whether {b} is better than {a}"
         of = f" of {units} groups" if units < self.n else ""
         if units < 3 or np.isnan(low):
-            return f"{b} minus {a} is {difference:.3f}; {self.n} image{'s' * (self.n != 1)}{of} cannot tell which is better"
+            return f"{b} minus {a} is {difference:.3f}; {counted(self.n, 'image')}{of} cannot tell which is better"
         if self.one_group:
             text = f"{b} minus {a} is {difference:.3f} [{low:.3f}, {high:.3f}] on {self.n} images of one group"
             return f"{text}, which cannot tell of others"

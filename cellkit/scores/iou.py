@@ -15,7 +15,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.outlines import refuse_boxes
 from cellkit.cells.runs import ranges
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 
 if TYPE_CHECKING:
     pass
@@ -131,7 +131,8 @@ def overlap_images(truths: Sequence[Instances], founds: Sequence[Instances]) -> 
         refuse_boxes(truths, "scoring masks")
     if len(truths) != len(founds):
         raise UserError(
-            f"{len(truths)} images have truth, {len(founds)} have predictions", "give one Instances per image, in order"
+            f"truth of {counted(len(truths), 'image')}, predictions of {len(founds)}",
+            "give one Instances per image, in order",
         )
     found_overlaps = []
     for position, (truth, found) in enumerate(zip(truths, founds, strict=True), 1):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError, nearest
+from cellkit.errors import UserError, counted, nearest
 from cellkit.scores.intervals import BOOTSTRAP, Difference, Units, reach, standard_error
 from cellkit.scores.iou import Overlaps, overlap_images
 from cellkit.scores.kaggle import pooled_interval, pooled_score
@@ -259,7 +259,8 @@ def _paired(table_a: pandas.DataFrame, table_b: pandas.DataFrame) -> tuple[np.nd
     if set(a.index) != set(b.index):
         only = sorted(set(a.index) ^ set(b.index))
         raise UserError(
-            f"{len(only)} image(s) are in one table only, e.g. '{only[0]}'", "score both models on the same images"
+            f"{counted(len(only), 'image is', 'images are')} in one table only, e.g. '{only[0]}'",
+            "score both models on the same images",
         )
     gain = (b.loc[a.index] - a).to_numpy(float)
     return gain, Units.of(list(tables[0]["group"]), len(gain))

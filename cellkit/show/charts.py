@@ -264,7 +264,10 @@ def _history_rows(history: Any) -> pandas.DataFrame:
     rows = history if isinstance(history, pd.DataFrame) else pd.read_csv(history)
     missing = [name for name in ("step", "loss", "score") if name not in rows]
     if missing:
-        raise UserError(f"{history} lacks the column(s) {', '.join(missing)}", "give the history.csv of a training")
+        raise UserError(
+            f"{history} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}",
+            "give the history.csv of a training",
+        )
     return rows
 
 

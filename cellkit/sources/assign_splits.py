@@ -14,7 +14,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
 from cellkit.cells.records import SPLIT_TITLES, ImageRecord
 from cellkit.cells.splits import name_groups, split_by_name, split_records
-from cellkit.errors import UserError, raise_or_collect
+from cellkit.errors import UserError, counted, raise_or_collect
 from cellkit.log import LOG
 from cellkit.sources.listing import MIXED, UNUSED, SourceImage
 
@@ -35,7 +35,9 @@ def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[S
     some_truth = not all(item.bare for item in items)
     kept = {position for position, item in enumerate(items) if some_truth and item.bare and item.is_own_test}
     if kept and len(items) > max_images:
-        LOG.warning(f"convert.max_images: all {len(kept)} test images without truth stay, each is asked for")
+        LOG.warning(
+            f"convert.max_images: {counted(len(kept), 'test image')} without truth kept, as each needs a prediction"
+        )
     by_type: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, item in enumerate(items):
         if item.split != UNUSED and position not in kept:
@@ -95,10 +97,10 @@ def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> Non
     if filling and all(
         counts[name] for name, share in fractions.items() if share
     ):  # else the set is refused as too small
-        some = ", ".join(f"{unit} to {units[unit]}" for unit in filling[:4]) + (", ..." if len(filling) > 4 else "")
+        some = ", ".join(f"{unit} to {units[unit]}" for unit in filling[:2]) + (", ..." if len(filling) > 2 else "")
         LOG.warning(
-            f"few images: moved, so that no split lacks images or a class: {some}. They may move on when images are added; "
-            f"if some will be, name the splits now by folders {', '.join(fractions)}, where the source reads such folders"
+            f"few images: {len(filling)} moved, so that every split has images of every class ({some}); more images may move "
+            "them back"
         )
     wanted = {name: len(drawn) * share for name, share in fractions.items()}
     if len(drawn) >= 10 and any(abs(counts[name] - wanted[name]) > max(2.5, wanted[name] / 2) for name in fractions):
@@ -122,7 +124,8 @@ def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions:
     if not missing or not largest or largest[0][1] < 2:
         return
     count = len(set(filter(None, units))) + units.count("")
-    problem = f"{len(units)} images are of {count} file(s), series or group(s), e.g. {largest[0][0]}, that are kept together: "
+    units_of = counted(count, "file, series or group", "files, series or groups")
+    problem = f"{len(units)} images are frames of {units_of} (e.g. {largest[0][0]}), each kept together: "
     problem += f"none is left for {' and '.join(missing)}"
     remedy = "set convert.group_from: (?P<group>.*) to deal the frames out one by one (their scores will flatter), or add files"
     if missing == ["test"]:
@@ -207,8 +210,8 @@ def assign_splits(
     drawn = draw_split(without, dict(config.split), config) if without else {}
     if without and any(item.split and item.split != UNUSED and item.cell_type != MIXED for item in items):
         LOG.warning(
-            f"{len(without)} of {len(items)} images are called after no split, e.g. {without[0].source}, and others are: "
-            "theirs is drawn; rename their folder or list them if the source has a split for them"
+            f"the split of {len(without)} of {counted(len(items), 'image')} is drawn: their names tell none, others' do "
+            f"(e.g. {without[0].source}); rename their folder or list them if the source has a split for them"
         )
     done = [drawn.get(item.image_id, item) for item in items]
     if len(without) == len(items):
@@ -358,9 +361,10 @@ def _refuse_groups_across_splits(items: Sequence[SourceImage]) -> None:
             splits[item.group].add(item.split)
     across = sorted(group for group, names in splits.items() if len(names) > 1)
     if across:
+        first = f"{across[0]} ({', '.join(sorted(splits[across[0]]))})"
         raise_or_collect(
             UserError(
-                f"{len(across)} group(s), e.g. {across[0]}, are in more than one split ({', '.join(sorted(splits[across[0]]))})",
+                f"{counted(len(across), 'group is', 'groups are')} in more than one split, e.g. {first}",
                 "set convert.published_split: false to draw a split by group, or convert.split_by: image to keep the source's",
             )
         )

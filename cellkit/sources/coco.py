@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cellkit.cells.names import image_id_of, plain, split_of_file, split_of_folders, stem_of
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.files import decoded
 from cellkit.formats.coco_dialects import key_of, to_plain
 from cellkit.log import LOG
@@ -162,7 +162,7 @@ def _warn_unread(root: Path) -> None:
     if unread:
         named = ", ".join(unread[:MOST_NAMED]) + (", ..." if len(unread) > MOST_NAMED else "")
         problem = "hold a list, where COCO is one object with images, annotations and categories: not read"
-        LOG.warning(f"{len(unread)} JSON file(s) {problem}: {named}")
+        LOG.warning(f"{counted(len(unread), 'JSON file')} {problem}: {named}")
 
 
 def _packed(entry: dict) -> dict:
@@ -213,7 +213,7 @@ def _by_image(path: Path, images: list[dict], annotations: list[dict]) -> dict[A
     if orphans:
         count = sum(len(rows[number]) for number in orphans)
         raise UserError(
-            f"{path}: {count} annotation(s) of {len(orphans)} images that are not there, e.g. image_id {min(orphans)}",
+            f"{path}: {counted(count, 'annotation')} without their image in the file, e.g. image_id {min(orphans)}",
             "give the file the images it was made for",
         )
     return rows
@@ -313,7 +313,7 @@ def _load_coco(
         ids = class_id_of(line, config) if line else 0
     crowd = len(coco.crowd[0])
     cells = replace(cells.with_classes(ids), boxes_only=sheet.boxes_only)
-    notes = [*([f"{crowd} crowd region(s) left out"] if crowd else []), *coco.notes]
+    notes = [*([f"{counted(crowd, 'crowd region')} left out"] if crowd else []), *coco.notes]
     return noted(made._replace(instances=cells, planes="".join(f"({text})" for text in notes)), notes)
 
 

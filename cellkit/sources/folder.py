@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cellkit.cells.labels import relabel
 from cellkit.cells.names import split_of_folder
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 from cellkit.microscope.channel_files import ChannelFiles, join_channels
 from cellkit.microscope.file_info import only_headers
@@ -190,7 +190,8 @@ def odd_folders(
     missing = [name for name in config.classes if not any(item.cell_type == name for item in items)]
     without = f"; no image is in a folder called after {', '.join(missing)}" if missing else ""
     for folder, count in sorted(classless.items()):
-        problem = f"is called after none of the classes ({', '.join(config.classes)}): its {count} image(s) are of no known class"
+        problem = f"is called after none of the classes ({', '.join(config.classes)}): "
+        problem += f"the class of its {counted(count, 'image')} is unknown"
         if missing:
             loader = partial(failing_loader, problem + without, "rename the folder, or name it in convert.class_names")
             yield SourceImage(f"{LEFT}{folder}/", "", "", UNUSED, f"{folder or 'the data folder'}/", loader)
@@ -208,6 +209,6 @@ def _warn_odd_folders_of_one_class(items: Sequence[SourceImage], config: Convert
     for folder in sorted(set(count) - own) if own else ():
         problem = f"{folder or '.'}/ is called after none of the classes; with one class its cells count as {config.classes[0]}"
         LOG.warning(
-            f"{problem}: {count[folder]} image(s); add its class to classes, or take the folder out, "
+            f"{problem}: {counted(count[folder], 'image')}; add its class to classes, or take the folder out, "
             "where that is not meant"
         )

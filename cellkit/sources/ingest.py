@@ -27,7 +27,7 @@ from cellkit.cells.names import check_ids
 from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import resize_image, resize_instances, resized_shape
 from cellkit.cells.splits import groups_across_splits
-from cellkit.errors import Quarantined, UserError, plain_reason, readable
+from cellkit.errors import Quarantined, UserError, counted, plain_reason, readable
 from cellkit.files import content_of, sync
 from cellkit.log import LOG
 from cellkit.microscope.batch import log_notes, measure_light
@@ -164,8 +164,8 @@ def warn_one_channel(records: Sequence[ImageRecord], config: ConvertConfig) -> N
     same = [one["blue"] for one in maps if one.get("blue") and one.get("blue") == one.get("green")]
     if same:
         LOG.warning(
-            f"nuclei and cytoplasm are one channel ({same[0]}) in {len(same)} of {len(records)} images; name the channel of each "
-            "in convert.channels, or only one of them"
+            f"nuclei and cytoplasm are one channel ({same[0]}) in {len(same)} of {counted(len(records), 'image')}; name the "
+            "channel of each in convert.channels, or only one of them"
         )
 
 
@@ -193,7 +193,7 @@ def refuse_none(done: Sequence, items: Sequence[SourceImage], quarantined: Seque
     if not done:
         first = f"{quarantined[0].item}: {quarantined[0].reason}"
         raise UserError(
-            f"none of the {len(items)} images in {root} could be used; the first: {first}",
+            f"of {counted(len(items), 'image')} in {root} none could be used; the first: {first}",
             "correct the config or the files; `cellkit inspect FILE` says what a file holds",
         )
 
@@ -218,7 +218,7 @@ def with_truth(items: Sequence[SourceImage], done: list) -> tuple[list, list[Qua
     ]
     if competition:
         count = sum(record.image_id in competition for record, *_ in bare)
-        LOG.warning(f"{count} test images came without truth: predicted and handed in, not scored")
+        LOG.warning(f"{counted(count, 'test image')} came without truth: predicted and handed in, not scored")
     return [result for result in done if result[1] is not None or result[0].split == "test"], named
 
 
@@ -251,8 +251,8 @@ def unusable(
     left = {readable(item.source) for item in items if item.is_left}
     count = len(items) - len(left)
     for what, fits_none in (
-        (f"of {count} images could not be used as they are", False),
-        ("file(s), folder(s) or row(s) fit no image", True),
+        (f"of {counted(count, 'image')} could not be used", False),
+        ("left over (file, folder or row of a table that fits no image)", True),
     ):
         by_reason: dict[str, list[str]] = {}
         for one in quarantined:
@@ -308,7 +308,7 @@ def _convert_one(known: tuple[SourceImage, dict | None], root: Path, folder: Pat
     instances = None if loaded.instances is None else resize_instances(loaded.instances, scale)
     if instances is not None and len(instances) < len(loaded.instances):
         lost = len(loaded.instances) - len(instances)
-        loaded = noted(loaded, [f"{lost} cell(s) have no pixel left at convert.scale {scale:g}: left out"])
+        loaded = noted(loaded, [f"left out: {counted(lost, 'cell')} without a pixel at convert.scale {scale:g}"])
     folder.mkdir(parents=True, exist_ok=True)
     record, name = record_of(item, loaded, scale, root), f"{item.image_id}.png"
     clipped = max((level.clipped_fraction for level in loaded.levels), default=None)

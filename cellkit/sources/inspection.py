@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
-from cellkit.errors import Quarantined, UserError
+from cellkit.errors import Quarantined, UserError, counted
 from cellkit.microscope.file_info import Channel
 from cellkit.sources.statistics import three_numbers
 
@@ -40,12 +40,12 @@ def file_to_text(info) -> str:
             lines.append(f"{count.strip()}: {_series_text(series)}{end}")
     found = info.to_json()
     unusable = sum(bool(series.problem) for series in info.series)
-    scenes = f"{found['scenes']} scene(s){f', {unusable} of them not read' if unusable else ''}"
+    scenes = f"{counted(found['scenes'], 'scene')}{f', {unusable} of them not read' if unusable else ''}"
     lines += [f"note: {note}" for note in info.notes]
     lines += [f"note: {f'scene {number}: ' if len(info.series) > 1 else ''}{note}"
               for number, series in enumerate(info.series) for note in series.notes]  # fmt: skip
     lines += [f"not read: {text}" for text in info.left_out]
-    lines.append(f"becomes {found['images']} picture(s) ({scenes}), once nuclei and cytoplasm are named")
+    lines.append(f"becomes {counted(found['images'], 'picture')} ({scenes}), once nuclei and cytoplasm are named")
     return "\n".join(lines)
 
 
@@ -119,7 +119,7 @@ def _file_cells(row: dict[str, Any]) -> tuple[str, ...]:
              for name, nm in zip(row["channels"], row["wavelengths_nm"], strict=True)]  # fmt: skip
     channels = ", ".join(named if len(named) <= 7 else [*named[:2], "...", named[-1]])
     problems = [series["problem"] for series in row["series"] if series["problem"]]
-    outcome = f"{row['images']} picture{'s' if row['images'] != 1 else ''}"
+    outcome = f"{counted(row['images'], 'picture')}"
     if row["scenes"] > 1:
         outcome += f" of {row['scenes']} scenes" + (f"; {len(problems)} refused: {problems[0]}" if problems else "")
     left = [text.removeprefix(f"{Path(row['file']).name}: ") for text in row["left_out"]]
@@ -259,7 +259,9 @@ def _ends(values: Sequence[int]) -> list[int]:
 def folder_to_text(found: dict[str, Any]) -> str:
     """Return the counts of a data set in words."""
     sizes = " x ".join("-".join(map(str, dict.fromkeys(found[side]))) for side in ("height_px", "width_px"))
-    lines = [f"{found['kind']}: {found['images']} image(s) of {sizes} px, {found['unlabelled']} without labels"]
+    lines = [
+        f"{found['kind']}: {counted(found['images'], 'image')} of {sizes} px, {found['unlabelled']} without labels"
+    ]
     for name in ("splits", "cell_types"):
         if found.get(name):
             lines.append(f"{name.replace('_', ' ')}: {_listed(found[name])}")
@@ -267,12 +269,14 @@ def folder_to_text(found: dict[str, Any]) -> str:
     if found["objects"]:
         least, median, most = found["objects_per_image"]
         areas = found["area_px"]
-        lines.append(f"per image: {least:.0f} to {most:.0f}, median {median:.0f}; {found['empty']} image(s) with none")
+        lines.append(
+            f"per image: {least:.0f} to {most:.0f}, median {median:.0f}; {counted(found['empty'], 'image')} with none"
+        )
         lines.append(
             f"area: {areas[0]:.0f} to {areas[2]:.0f} px, median {areas[1]:.0f}; diameter {found['diameter_px']:.0f} px"
         )
         labels = _listed(found["faults"]) or "boxes, not masks: no outline can be learned from them or scored"
-        lines.append(f"labels: {labels}; objects overlap in {found['overlapping']} image(s)")
+        lines.append(f"labels: {labels}; objects overlap in {counted(found['overlapping'], 'image')}")
     if found.get("files"):
         lines.append(files_to_text(found["files"]))
         if all(len(row.get("channels", ())) == 1 for row in found["files"]):

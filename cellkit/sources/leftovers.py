@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from cellkit.cells.names import LABEL_ENDINGS, LABEL_WORDS, is_no_data, plain, stem_of
-from cellkit.errors import UserError, raise_or_collect
+from cellkit.errors import UserError, counted, raise_or_collect
 from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder
@@ -188,16 +188,14 @@ def _why_not_used(name: str) -> tuple[str, str]:
 
 def _check_labels(labels: Sequence[Path], items: Sequence[SourceImage], looked_for: str) -> None:
     if labels and 2 * len(labels) >= len(items) > 0 and not any(len(item.files) > 1 for item in items):
-        problem = (
-            f"there are {len(labels)} label file(s), e.g. {labels[0].as_posix()}, and none is called after an image"
-        )
+        problem = f"of {counted(len(labels), 'label file')}, e.g. {labels[0].as_posix()}, none is named after an image"
         raise_or_collect(UserError(problem, looked_for or "call label images after their images"))
 
 
 def _warn_unused(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None:
     for folder, found in sorted(elsewhere.items()):
         named = ", ".join(path.as_posix() for path in found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
-        LOG.warning(f"{len(found)} picture(s) below {folder} are no part of this layout and not used: {named}")
+        LOG.warning(f"not used, as no part of this layout: {counted(len(found), 'picture')} below {folder} ({named})")
     if others:
         listed = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
         LOG.warning(f"files in {root} that are not used: {listed}")

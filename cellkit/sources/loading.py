@@ -15,7 +15,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.labels import clean_labels, refuse_foreground
 from cellkit.cells.names import image_id_of, plain, split_of_folders, stem_of
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.formats.label_images import labels_orientation, read_labels
 from cellkit.microscope.channel_files import ChannelFiles, open_image
 from cellkit.microscope.convert import Conversion, blank_frame, chosen_channels, light_of_frame
@@ -71,7 +71,7 @@ def without_empty(made: Loaded) -> Loaded:
     empty = made.instances.areas_px == 0
     if not empty.any():
         return made
-    note = f"{int(empty.sum())} outline(s) or mask(s) of its truth cover no pixel: no cells, left out"
+    note = f"left out: {counted(int(empty.sum()), 'true outline or mask', 'true outlines or masks')} without a pixel"
     return noted(made._replace(instances=made.instances[~empty]), [note])
 
 
@@ -168,7 +168,7 @@ def _check_rows(rows: dict | None, labels: np.ndarray, label: Label) -> str:
             "correct the row, or take it out",
         )
     bare = len(there - set(rows))
-    return f"({bare} cell(s) without a row in the table of classes)" if bare else ""
+    return f"({counted(bare, 'cell')} without a row in the table of classes)" if bare else ""
 
 
 def check_same_way(made: Loaded, path: Path, label_path: Path, orientation: int = 1) -> None:

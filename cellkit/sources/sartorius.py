@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, stem_of
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.microscope.folders import IMAGE_SUFFIXES, by_stem, list_files
 from cellkit.sources.assign_splits import apart_from_bare, assign_splits
 from cellkit.sources.leftovers import leftovers
@@ -76,7 +76,7 @@ def _sartorius_image(
     line, group, *size = min(about) if about else ("", "", "", "")
     cell_type = class_of_line(line, config) if line else ""
     if path is None:
-        problem = f"{name} has {len(rows)} cells in train.csv, no picture train/{name}.png"
+        problem = f"{name} has {counted(len(rows), 'cell')} in train.csv, no picture train/{name}.png"
         loader = partial(failing_loader, problem, "add the picture")
     elif len(about) > 1:
         problem = f"the rows of {name} in train.csv differ in cell type, sample or size"

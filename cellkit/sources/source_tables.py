@@ -54,7 +54,7 @@ def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str,
     if missing:
         there = ", ".join(names) or "nothing"
         raise UserError(
-            f"{path} lacks the column(s) {', '.join(missing)}; its first line says: {there[:200]}",
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; its first line says: {there[:200]}",
             "use the table as it came, its columns parted by commas, semicolons or tabs",
         )
     uneven = next((n for n, row in enumerate(rows, 2) if None in row or None in row.values()), None)

@@ -15,6 +15,7 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import SPLIT_TITLES
+from cellkit.errors import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -298,11 +299,11 @@ def remarks(sheet: Mapping[str, Any]) -> list[str]:
     for kind, n in sheet["faults"].items():
         if n:
             words = FAULT_WORDS[kind] + (f" ({sheet['tiny_px']} px)" if kind == "tiny" else "")
-            lines.append(f"{n} of {sheet['cells']} cells ({100 * n / sheet['cells']:.1f} %): {words}")
+            lines.append(f"{n} of {counted(sheet['cells'], 'cell')} ({100 * n / sheet['cells']:.1f} %): {words}")
     if sheet["balance"] is not None and sheet["balance"] < 0.5:
         lines.append(f"the smallest class has {sheet['balance']:.2g} of the cells of the largest")
     empty = sum(row["empty"] for row in sheet["by_split"])
     if empty:
         lines.append(f"{empty} of {sheet['images']} images without a cell")
-    lines += [f"{n} image(s) flagged: {flag.replace('_', ' ')}" for flag, n in sheet["flags"].items()]
+    lines += [f"{counted(n, 'image')} flagged: {flag.replace('_', ' ')}" for flag, n in sheet["flags"].items()]
     return lines

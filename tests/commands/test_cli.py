@@ -376,7 +376,7 @@ class TestInspectAndConvert:
             "--z",
             "mean",
         )
-        assert (code, out) == (0, f"{tmp_path / 'out'}: 1 picture(s)\n")
+        assert (code, out) == (0, f"{tmp_path / 'out'}: 1 picture\n")
         assert (tmp_path / "out/cells.png").is_file()
         assert "0 actin, 1 DAPI; neither nuclei nor cytoplasm is named" in refused(
             "convert", stack, "-o", tmp_path / "out"
@@ -389,7 +389,7 @@ class TestInspectAndConvert:
         (tmp_path / "cut.tif").write_bytes(stack.read_bytes()[:300])
         arguments = ("convert", tmp_path, "-o", tmp_path / "out", "--nuclei", "1")
         code, out, err = said(*arguments)
-        assert (code, out) == (3, f"{tmp_path / 'out'}: 1 picture(s)\n")
+        assert (code, out) == (3, f"{tmp_path / 'out'}: 1 picture\n")
         assert "set aside:" in err and "cut.tif" in err
         assert said(*arguments, "--allow-skips")[0] == 0
 
@@ -402,7 +402,7 @@ class TestPredictAndScore:
         )
         assert code == 0
         coco = read_coco(out)
-        assert text == f"{out}: 3 image(s), {sum(map(len, coco.instances))} cell(s)\n"
+        assert text == f"{out}: 3 images, {sum(map(len, coco.instances))} cells\n"
         code, text, err = said("score", truth, out, "--json", "--bootstrap", "100")
         assert (code, text.count("\n"), err) == (0, 1, "")
         told = json.loads(text)
@@ -517,7 +517,7 @@ class TestForms:
         assert coco.classes == ("HEK",)
         assert [record.path for record in coco.records] == ["0.png", "1.png", "2.png"]
         code, out, _ = said("labels", tmp_path / "c.json", "-o", tmp_path / "again")
-        assert (code, out) == (0, f"{tmp_path / 'again'}: 3 label image(s)\n")
+        assert (code, out) == (0, f"{tmp_path / 'again'}: 3 label images\n")
         for record, labels in zip(drawn.records, painted, strict=False):
             assert np.array_equal(read_labels(tmp_path / "again" / f"{record.image_id}.tif"), labels)
 
@@ -526,7 +526,7 @@ class TestForms:
         record = drawn.records[0].__class__("a", "a.png", 2, 5)
         write_coco(tmp_path / "p.json", [record], [both], (), with_scores=True)
         code, out, err = said("submit", tmp_path / "p.json", "--profile", "dsb2018", "-o", tmp_path / "s.csv")
-        assert code == 0 and "1 image(s), 2 object(s)" in out
+        assert code == 0 and "1 image, 2 objects" in out
         assert "submit: 1 cell of 1 image lost pixels to higher scores (a)" in err
         assert (tmp_path / "s.csv").read_text().splitlines() == ["ImageId,EncodedPixels", "a,2 2 5 6", "a,1 1 4 1"]
 
@@ -534,7 +534,7 @@ class TestForms:
         shutil.copytree(pictures, tmp_path / "test")
         shutil.copy(pictures / "0.png", tmp_path / "test/9.png")
         arguments = ("submit", truth, "--profile", "sartorius", "-o", tmp_path / "s.csv", "--images", tmp_path / "test")
-        assert "1 test image(s) without prediction, 0 prediction(s) of no test image, e.g. 9" in refused(*arguments)
+        assert "1 test image without prediction, 0 predictions of none, e.g. 9" in refused(*arguments)
         assert not (tmp_path / "s.csv").exists()
 
     def test_check_submission(self, said, tmp_path):
@@ -552,7 +552,7 @@ class TestForms:
         told = json.loads(out)
         assert (code, told["valid"], err) == (2, False, "")
         assert [problem["line"] for problem in told["problems"]] == [2, 3]
-        assert "2 problem(s)\n  line 2: " in said(*arguments, "--images", tmp_path / "test")[1]
+        assert "2 problems\n  line 2: " in said(*arguments, "--images", tmp_path / "test")[1]
 
 
 class TestCheckAndDoctor:

@@ -261,7 +261,7 @@ class TestNoNetwork:
     def test_a_folder_with_some_of_the_files(self, offline, root, tmp_path):
         (tmp_path / "stick").mkdir()
         (tmp_path / "stick/images.zip").write_bytes(IMAGES_ZIP)
-        with pytest.raises(UserError, match=r"1 file\(s\) are here, 1 not yet") as caught:
+        with pytest.raises(UserError, match="1 file is here, 1 not yet") as caught:
             get(root, IMAGES_FILE, TABLE_FILE, given=[tmp_path / "stick"])
         assert "https://a.example/t.csv" in str(caught.value)
         assert "images.zip" not in str(caught.value)

@@ -423,7 +423,7 @@ def test_a_true_cell_without_a_pixel_is_left_out_and_told_and_a_prediction_stays
     rows = [annotation(id=1, segmentation=nothing, bbox=[0, 1, 2, 0]), annotation(id=2)]
     coco = read_coco(saved(tmp_path, a_file(annotations=rows)))
     assert coco.instances[0].areas_px.tolist() == [2]
-    assert coco.notes == ("1 annotation(s) cover no pixel of their image: no cells, left out",)
+    assert coco.notes == ("left out: 1 annotation without a pixel in the image",)
     scored = read_coco(saved(tmp_path, a_file(annotations=[row | {"score": 0.5} for row in rows])))
     assert scored.instances[0].areas_px.tolist() == [0, 2] and not scored.notes
 
@@ -528,7 +528,7 @@ def test_what_is_no_polygon_is_refused(tmp_path, polygons, reason):
         ({"categories": [{"id": 1, "name": "HEK"}, {"id": 1, "name": "N2a"}]}, "category id 1 is there twice"),
         ({"annotations": [annotation(), annotation()]}, "annotation id 1 is there twice"),
         ({"annotations": [annotation(id=None)]}, "annotation 1: id: 'None'"),
-        ({"annotations": [annotation(image_id=2)]}, "1 annotation(s) of images that are not there, e.g. image_id 2"),
+        ({"annotations": [annotation(image_id=2)]}, "1 annotation of images that are not there, e.g. image_id 2"),
         ({"annotations": [annotation(image_id=None)]}, "annotation 1: image_id: 'None'"),
         ({"annotations": [annotation(category_id=None)]}, "category_id: 'None'"),
         ({"annotations": [annotation(category_id=10**30)]}, "is no whole number"),
@@ -568,8 +568,8 @@ def test_what_is_no_text_or_no_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"image_id": 3}, "1 annotation(s) of images that are not there, e.g. image_id 3"),
-        ({"image_id": "a"}, "1 annotation(s) of images that are not there, e.g. image_id a"),
+        ({"image_id": 3}, "1 annotation of images that are not there, e.g. image_id 3"),
+        ({"image_id": "a"}, "1 annotation of images that are not there, e.g. image_id a"),
         ({"image_id": None}, "is no whole number"),
         ({"category_id": "HEK"}, "has category_id HEK"),
         ({"score": None}, "score is None"),

@@ -103,7 +103,7 @@ class TestReadSide:
 
     def test_results_on_images_the_truth_lacks(self, truth, tmp_path):  # fault 31
         write_results(tmp_path / "r.json", [7, 8, 9], [A, A, B])
-        with pytest.raises(UserError, match=r"2 annotation\(s\) of images that are not there, e\.g\. image_id 8"):
+        with pytest.raises(UserError, match=r"2 annotations of images that are not there, e\.g\. image_id 8"):
             read_side(tmp_path / "r.json", of=read_side(truth))
         found = read_side(tmp_path / "r.json", of=read_side(truth), common=True)
         assert found.instances == [A, B]
@@ -114,7 +114,7 @@ class TestReadSide:
         side = read_side(tmp_path)
         assert [(record.image_id, record.path) for record in side.records] == [("a", "a_cp_masks.tif")]
         write_labels(tmp_path / "b.tif", A.paint())
-        assert "left out: b.tif" in read_side(tmp_path).notes[0]
+        assert "left out: 1 picture without a label file (b.tif)" in read_side(tmp_path).notes[0]
 
     @pytest.mark.parametrize(
         ("name", "content", "problem"),
@@ -325,11 +325,11 @@ class TestRun:
     def test_submissions(self, said, run):
         arguments = ("submit", run / "predictions/x.json", "--profile", "sartorius", "-o", run.parent / "s.csv")
         code, out, err = said(*arguments)
-        assert (code, out) == (0, f"{run.parent / 's.csv'}: 1 image(s), 0 object(s)\n"), "as the run's own submission"
-        assert "note: 1 test image(s) handed in, not 1 other(s) of the run (val)" in err
+        assert (code, out) == (0, f"{run.parent / 's.csv'}: 1 image, 0 objects\n"), "as the run's own submission"
+        assert "note: 1 test image handed in, not 1 other of the run (val)" in err
         assert said(*arguments, "--coco", run / "coco/test.json")[:2] == (
             0,
-            f"{run.parent / 's.csv'}: 1 image(s), 0 object(s)\n",
+            f"{run.parent / 's.csv'}: 1 image, 0 objects\n",
         )
         write_png(run.parent / "test/HEK/1.png", np.zeros((3, 5, 3), np.uint8))
         assert said(*arguments, "--images", run.parent / "test")[0] == 0
@@ -355,7 +355,7 @@ class TestScoreSides:
         assert (result["images"], result["truth_cells"], result["found_cells"]) == (2, 3, 3)
         assert json.loads(json.dumps(result, allow_nan=False))["conventions"]["kaggle"]["interval"] == [1.0, 1.0]
         text = scores_to_text(result, "truth.json", "found.json")
-        assert "2 image(s), 3 true cell(s), 3 found" in text
+        assert "2 images, 3 true cells, 3 found" in text
         assert "kaggle        1.000  [1.000, 1.000]   MAP IoU" in text
 
     def test_cells_that_no_score_ranks(self, truth):
@@ -484,7 +484,11 @@ def test_proposals_are_refused_as_truth_and_left_out_where_some_images_were_corr
     assert (code, out) == (2, "") and "all.json holds proposals, no truth: no accuracy can be told" in err
     half = marked_coco(tmp_path / "half.json", ["proposed", "corrected", ""])
     code, out, _ = said("score", half, found, "--against", found)
-    assert code == 0 and "2 image(s), 2 true cell(s), 2 found" in out and "not scored: i0" in out
+    assert (
+        code == 0
+        and "2 images, 2 true cells, 2 found" in out
+        and "not scored, as a model proposed the labels: 1 more image, i0" in out
+    )
     told = json.loads(said("score", half, found, "--json")[1])
     assert (told["images"], told["not_scored"]) == (2, {"proposed": ["i0"]})
     assert "not_scored" not in json.loads(said("score", found, half, "--json")[1]), "a prediction may be a proposal"
@@ -499,14 +503,14 @@ def test_proposals_written_for_a_label_tool_stay_proposals_until_somebody_change
         write_png(tmp_path / f"images/i{k}.png", np.zeros((8, 9, 3), np.uint8))
     pictures = ("--images", tmp_path / "images")
     code, _, err = said("labels", marked, "-o", out, "--format", form, *pictures)
-    assert code == 0 and "1 image(s) hold what a model proposed, no truth" in err
+    assert code == 0 and "1 image holds what a model proposed, no truth" in err
     assert said("coco", out, "-o", tmp_path / "2.json", *pictures)[0] == 0
     assert [i.get("labels") for i in read_json(tmp_path / "2.json")["images"]] == ["proposed", "corrected", None]
     if form in ("tif", "png"):
         code, told, _ = said("score", out, out)
-        assert code == 0 and "not scored: i0" in told
+        assert code == 0 and "labels: 1 more image, i0" in told
         assert said("labels", marked_coco(tmp_path / "n.json", ["proposed"]), "-o", out, "--format", form)[0] == 0
-        assert "not scored: i0" in said("score", out, out)[1], "what is known of the other files is kept"
+        assert "labels: 1 more image, i0" in said("score", out, out)[1], "what is known of the other files is kept"
         assert read_side(out).made_by == ["proposed", "corrected", ""]
     if form == "tif":
         write_labels(out / "i0.tif", np.eye(8, 9, dtype=np.int32))

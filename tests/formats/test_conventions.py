@@ -83,7 +83,7 @@ def test_cvats_masks_are_single_objects(tmp_path):
     assert [cells.areas_px.tolist() for cells in coco.instances] == [[2, 4], [2]]
     assert [cells.class_ids.tolist() for cells in coco.instances] == [[1, 2], [2]]
     assert [len(region) for region in coco.crowd] == [0, 0]
-    assert coco.notes == ("1 mask(s) marked iscrowd are read as single objects, as CVAT means them",)
+    assert coco.notes == ("read as single objects, as CVAT means them: 1 mask marked iscrowd",)
 
 
 @pytest.mark.parametrize("mark", ["attributes", "header"])
@@ -95,7 +95,7 @@ def test_whether_crowds_are_objects_is_asked_not_guessed(tmp_path, mark):
         for row in data["annotations"]:
             del row["attributes"]
     message = refused(saved(tmp_path, data))
-    assert "marks 1 annotation(s) iscrowd" in message
+    assert "marks 1 annotation iscrowd" in message
     assert 'convention="cvat" or "plain"' in message
     plain = read_coco(tmp_path / "labels.json", convention="plain")
     assert ([len(x) for x in plain.instances], [len(x) for x in plain.crowd], plain.notes) == ([1, 1], [1, 0], ())
@@ -131,7 +131,7 @@ def test_ids_from_0_stay_what_they_are(tmp_path, convention):
     [
         (lambda d: d["images"].append(dict(d["images"][0])), "there twice"),
         (lambda d: d["images"].append(d["images"][0] | {"id": "0"}), "there twice"),
-        (lambda d: d["annotations"].append(d["annotations"][0] | {"id": 9, "image_id": 1}), "1 annotation(s) of images that are"),
+        (lambda d: d["annotations"].append(d["annotations"][0] | {"id": 9, "image_id": 1}), "1 annotation of images that are"),
         (lambda d: d["annotations"].append(dict(d["annotations"][0])), "annotation id 0 is there twice"),
         (lambda d: d["images"].append(d["images"][0] | {"id": -1}), "no whole number"),
         (lambda d: d["images"].append(d["images"][0] | {"id": None}), "no whole number"),

@@ -589,7 +589,7 @@ def test_rois_that_are_no_cells_are_set_aside_and_the_rest_read(said, tmp_path, 
     (tmp_path / "in").mkdir()
     os.replace(zipped(tmp_path, bad[1], good), tmp_path / "in/a.zip")
     code, out, err = said("coco", tmp_path / "in", "-o", tmp_path / "c.json", "--images", pictures)
-    assert (code, out) == (3, f"{tmp_path / 'c.json'}: 1 image(s), 1 cell(s)\n")
+    assert (code, out) == (3, f"{tmp_path / 'c.json'}: 1 image, 1 cell\n")
     assert "set aside: a.zip: " in err and "0000.roi is a selection of kind line" in err
 
 
@@ -818,9 +818,9 @@ def test_pictures_without_a_label_file_are_named(tmp_path):
         write_labels(tmp_path / "beside" / name, TWO)
     side, quarantined = read_folder(tmp_path / "beside")
     assert [record.path for record in side.records] == ["a_masks.tif"] and not quarantined
-    assert side.notes[0].startswith("1 picture(s) have no label file and are left out: b.tif;")
+    assert side.notes[0].startswith("left out: 1 picture without a label file (b.tif);")
     side, _ = read_folder(tmp_path / "beside", images=tmp_path / "beside")
-    assert "left out: b.tif;" in side.notes[0] and len(side.notes) == 1
+    assert "left out: 1 picture without a label file (b.tif)" in side.notes[0] and len(side.notes) == 1
     side, _ = read_folder(tmp_path / "all", images=tmp_path / "beside")
     assert not side.notes
 
@@ -915,7 +915,7 @@ def test_what_a_folder_holds_is_told_or_asked(tmp_path):
         ({"records": records("a", "A")}, "differ in upper and lower case"),
         (
             {"form": "seg", "images": "pictures", "records": records("x", "y")},
-            "none of the 2 .* x: there is no picture",
+            "of 2 images none .* x: there is no picture",
         ),
     ],
 )
@@ -1033,10 +1033,10 @@ def coco_file(tmp_path):
 @pytest.mark.parametrize("form", ["seg", "roi"])
 def test_there_and_back_with_classes(said, tmp_path, pictures, coco_file, form):
     code, out, err = said("labels", coco_file, "-o", tmp_path / "out", "--format", form, "--images", pictures)
-    what = {"seg": "_seg.npy file(s)", "roi": "ROI zip(s)"}[form]
+    what = {"seg": "_seg.npy files", "roi": "ROI zips"}[form]
     assert (code, out, err) == (0, f"{tmp_path / 'out'}: 2 {what}\n", "")
     code, out, err = said("coco", tmp_path / "out", "-o", tmp_path / "again.json", "--images", pictures)
-    assert (code, out, err) == (0, f"{tmp_path / 'again.json'}: 2 image(s), 4 cell(s)\n", "")
+    assert (code, out, err) == (0, f"{tmp_path / 'again.json'}: 2 images, 4 cells\n", "")
     coco = read_coco(tmp_path / "again.json")
     assert coco.classes == CLASSES
     assert coco.instances == read_coco(coco_file).instances
@@ -1046,7 +1046,7 @@ def test_a_bad_file_among_many_is_set_aside(said, tmp_path, pictures):
     write_rois(tmp_path / "in/a.zip", two(), CLASSES)
     (tmp_path / "in/b.zip").write_bytes(b"no zip")
     code, out, err = said("coco", tmp_path / "in", "-o", tmp_path / "c.json")
-    assert (code, out) == (3, f"{tmp_path / 'c.json'}: 1 image(s), 2 cell(s)\n")
+    assert (code, out) == (3, f"{tmp_path / 'c.json'}: 1 image, 2 cells\n")
     assert err.startswith("set aside: b.zip: ") and "is no zip" in err and err.count("\n") == 1
     assert said("coco", tmp_path / "in", "-o", tmp_path / "c.json", "--allow-skips")[0] == 0
     (tmp_path / "in/a.zip").unlink()
@@ -1056,7 +1056,7 @@ def test_a_bad_file_among_many_is_set_aside(said, tmp_path, pictures):
     write_png(tmp_path / "pictures/b.png", np.zeros((9, 9, 3), np.uint8))
     coco = write_coco(tmp_path / "e.json", records("a", "b"), [two(), two()], CLASSES)
     code, out, err = said("labels", coco, "-o", tmp_path / "s", "--format", "seg", "--images", pictures)
-    assert (code, out) == (3, f"{tmp_path / 's'}: 1 _seg.npy file(s)\n")
+    assert (code, out) == (3, f"{tmp_path / 's'}: 1 _seg.npy file\n")
     assert "set aside: b: " in err and "the image of b_seg.npy is" in err
 
 
@@ -1107,17 +1107,17 @@ def test_tools_coco_files(said, tmp_path):
     }  # fmt: skip
     (tmp_path / "cvat.json").write_text(json.dumps(data))
     code, out, err = said("labels", tmp_path / "cvat.json", "-o", tmp_path / "out")
-    assert code == 2 and "marks 1 annotation(s) iscrowd" in err and "--from cvat" in err
+    assert code == 2 and "marks 1 annotation iscrowd" in err and "--from cvat" in err
     code, out, err = said("labels", tmp_path / "cvat.json", "-o", tmp_path / "out", "--convention", "cvat")
-    assert (code, out) == (0, f"{tmp_path / 'out'}: 1 label image(s)\n")
-    assert "note: 1 mask(s) marked iscrowd" in err
+    assert (code, out) == (0, f"{tmp_path / 'out'}: 1 label image\n")
+    assert "note: read as single objects, as CVAT means them: 1 mask marked iscrowd" in err
     np.testing.assert_array_equal(read_labels(tmp_path / "out/a.tif"), TWO == 1)
     code, out, err = said("coco", tmp_path / "cvat.json", "--from", "cvat", "-o", tmp_path / "plain.json")
     assert code == 0 and read_coco(tmp_path / "plain.json").instances[0].areas_px.tolist() == [4]
     (tmp_path / "crowd.json").write_text(json.dumps(data | {"info": {}, "images": [data["images"][0] | {"id": 2}],
         "annotations": [{**data["annotations"][0], "image_id": 2, "attributes": 0}]}))  # fmt: skip
     code, out, err = said("labels", tmp_path / "crowd.json", "-o", tmp_path / "none")
-    assert code == 0 and "note: 1 region(s) marked iscrowd are no single objects and left out" in err
+    assert code == 0 and "note: left out: 1 region marked iscrowd (no single object)" in err
 
 
 def test_polygons_come_with_a_statement(said, tmp_path):
@@ -1125,7 +1125,7 @@ def test_polygons_come_with_a_statement(said, tmp_path):
     write_labels(tmp_path / "in/a.tif", ring)
     code, _, err = said("coco", tmp_path / "in", "-o", tmp_path / "c.json", "--polygons")
     assert code == 0
-    assert err == "note: 1 of 2 object(s) lose holes as polygons, 1 have other pixels when pycocotools draws them\n"
+    assert err == "note: as polygons, 1 of 2 objects lost holes, 1 changed pixels (as pycocotools draws them)\n"
     assert read_coco(tmp_path / "c.json").instances[0].areas_px.tolist() == [9, 3]
 
 

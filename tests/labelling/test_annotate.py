@@ -91,7 +91,7 @@ def test_corrections_go_before_proposals_and_label_a_mixed_image_too(tmp_path, i
     chosen = choose_labels(images, proposals, truth, str(folder))
     assert told(chosen) == [("a", "proposed"), ("b", "corrected")]
     (said,) = [record.getMessage() for record in caplog.records if "came with labels" in record.getMessage()]
-    assert said.startswith("labels: 1 image(s) came with labels and get proposals") and "(e.g. a)" in said
+    assert said.startswith("labels: 1 image came with labels that are not used") and "(e.g. a)" in said
     np.testing.assert_array_equal(chosen[1].labels, corrected)
 
 
@@ -114,7 +114,7 @@ def test_small_cells_are_dropped_told_and_ids_stay(images, proposals, truth, min
 
 @pytest.mark.parametrize("use", ["truth", "proposed"])
 def test_a_least_area_that_drops_every_cell_is_to_blame(images, proposals, truth, use):
-    with pytest.raises(UserError, match=r"label.min_area_px is 7, and the largest of all \d cells has 6 px\nlower"):
+    with pytest.raises(UserError, match=r"label.min_area_px is 7, and the largest of \d cells has 6 px\nlower"):
         choose_labels(images, proposals, truth, use, 7)
 
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_used_is_refused(tmp_path, images, proposals, truth):
     with pytest.raises(UserError, match="label.use is 'corected', no such folder"):
         choose_labels(images, proposals, truth, "corected")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no label image for any of the 2 images\nname them <image_id>.tif"):
+    with pytest.raises(UserError, match="has no label image for any of 2 images\nname them <image_id>.tif"):
         choose_labels(images, proposals, truth, str(tmp_path / "empty"))
     write_labels(tmp_path / "c/a.tif", TRUE.T)
     with pytest.raises(UserError, match=r"a.tif is \(6, 4\), images/a.png is \(4, 6\) px\nlabel this very image"):

@@ -343,7 +343,7 @@ def test_of_copies_in_two_splits_the_test_image_stays():
     assert [record.split for record in exclude_flagged(kept)] == ["", "test", "", "train", "train", "val"]
     refuse_duplicates(exclude_flagged(kept), copies)
     assert handle_duplicates(records, copies, "keep") == records
-    with pytest.raises(UserError, match=r"2 pair\(s\) of images show one field .*0 \(train\) and 1 \(test\)"):
+    with pytest.raises(UserError, match=r"2 pairs of images of the same field .*0 \(train\) and 1 \(test\)"):
         handle_duplicates(records, copies, "refuse")
     with pytest.raises(UserError, match="convert.duplicates is 'drop'\nchoose"):
         handle_duplicates(records, copies, "drop")
@@ -391,7 +391,7 @@ def test_a_quality_check_says_what_its_parts_say(drawn):
     assert check.records == exclude_flagged(images.records) and check.duplicates == []
     assert check.limits.split("\n") == explain(thresholds, flags, ["debris"])
     named = name_flagged(check.records, rows, thresholds, [])
-    assert named and check.flagged.split("\n  ") == [f"{len(named)} of {len(rows)} images are flagged", *named]
+    assert named and check.flagged.split("\n  ") == [f"{len(named)} of {len(rows)} images flagged", *named]
     assert check.summary == quality_summary(thresholds, flags, [], ["debris"])
     copies = images.with_records([replace(r, image_id=f"copy of {r.image_id}", split="test") for r in images.records])
     both = replace(images, records=images.records + copies.records, instances=images.instances * 2, ids=[], made_by=[])

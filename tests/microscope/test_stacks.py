@@ -433,7 +433,7 @@ def test_one_image_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     assert (info.to_json()["images"], info.to_json()["series"][0]["axes"]) == (1, "ZX")
     lines = file_to_text(info).splitlines()
     assert lines[0].endswith("lif, 2 scenes") and lines[1].startswith("scene 0 cut: ZX 20 x 30")
-    assert "not read:" in lines[1] and "becomes 1 picture(s) (2 scene(s), 1 of them not read)" in lines[3]
+    assert "not read:" in lines[1] and "becomes 1 picture (2 scenes, 1 of them not read)" in lines[3]
     how = ConvertConfig(
         source="folder",
         classes=("cell",),

@@ -343,7 +343,7 @@ class TestReadPicture:
 
     def test_unnamed_channels_are_named_in_the_refusal(self, stack):
         frame = find_frames([(stack, "plate.ome.tif")])[0][0]
-        with pytest.raises(UserError, match=r"plate\.ome\.tif has 2 channel\(s\): 0 actin, 1 DAPI; neither") as caught:
+        with pytest.raises(UserError, match=r"plate\.ome\.tif has 2 channels: 0 actin, 1 DAPI; neither") as caught:
             read_picture(frame, None)
         assert "--nuclei actin" in str(caught.value)
 
@@ -550,9 +550,7 @@ class TestPredictFiles:
 
     def test_none_that_can_be_used_leaves_no_file(self, tmp_path):
         (tmp_path / "cut.png").write_bytes(b"\x89PNG")
-        with pytest.raises(
-            UserError, match=r"none of the 1 image\(s\) could be used; cut\.png cannot be read"
-        ) as caught:
+        with pytest.raises(UserError, match=r"of 1 image none could be used; cut\.png cannot be read") as caught:
             predict_files(THRESHOLD, [tmp_path / "cut.png"], tmp_path / "out.json")
         assert len(str(caught.value).splitlines()) == 2
         assert not (tmp_path / "out.json").exists()

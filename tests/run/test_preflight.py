@@ -102,7 +102,7 @@ def test_of_a_good_set_there_is_nothing_to_say_and_nothing_is_written(here):
     assert outlook.findings == []
     assert sum(sum(kinds.values()) for kinds in outlook.counts().values()) == 8
     assert set(outlook.counts()) == {"train", "val", "test"}
-    assert "would run: 8 image(s) (train HEK" in outlook.plan() and "of 's' (microscope)" in outlook.plan()
+    assert "would run: 8 images (train HEK" in outlook.plan() and "of 's' (microscope)" in outlook.plan()
     assert sorted(path for path in here.rglob("*")) == before
 
 
@@ -154,7 +154,7 @@ ERRORS = {  # what is done to a good set, settings, and what is said
     "labels of other names": (
         lambda: [rename(str(p), str(p.with_name(f"x{p.name}"))) for p in sorted(Path("s/truth").rglob("*.tif"))],
         {},
-        "8 label file(s), e.g. truth/HEK/xHEK0.tif, and none is called after an image",
+        "of 8 label files, e.g. truth/HEK/xHEK0.tif, none is named after an image",
     ),
     "channel": (lambda: None, {"convert__channels__nuclei": "DAPY"}, "'DAPY' is no channel"),
     "no channel named": (
@@ -220,19 +220,19 @@ def test_an_error_of_the_data_is_one_that_notebook_01_refuses_or_a_later_one(her
 WARNINGS = {
     "labels of another size": (
         lambda: [labels(Path(f"s/truth/HEK/HEK{k}.tif"), 40) for k in (0, 2)],
-        "2 of 8 images could not be used as they are: HEK/HEK0.ome.tif, HEK/HEK2.ome.tif: it is 32 x 32 px, its "
+        "2 of 8 images could not be used: HEK/HEK0.ome.tif, HEK/HEK2.ome.tif: it is 32 x 32 px, its "
         "label image s/truth/HEK/*.tif is 40 x 40 -> label the image itself",
     ),
     "a channel in some": (lambda: stack(Path("s/N2a/N2a4.ome.tif"), names=("GFP",)) or labels(Path("s/truth/N2a/N2a4.tif")),
-                          "1 of 9 images could not be used as they are: N2a/N2a4.ome.tif: 'DAPI' is no channel"),
+                          "1 of 9 images could not be used: N2a/N2a4.ome.tif: 'DAPI' is no channel"),
     "damaged": (lambda: Path("s/HEK/HEK9.tif").write_bytes(b"II*\0nothing") and labels(Path("s/truth/HEK/HEK9.tif")),
                 "HEK9.tif: it cannot be read as TIFF"),
     "empty": (lambda: Path("s/HEK/HEK9.tif").touch() or labels(Path("s/truth/HEK/HEK9.tif")), "is empty (0 bytes)"),
     "labels without a picture": (lambda: labels(Path("s/truth/HEK/HEK7.tif")),
-                                 "1 file(s), folder(s) or row(s) fit no image: truth/HEK/HEK7.tif"),
+                                 "1 left over (file, folder or row of a table that fits no image): truth/HEK/HEK7.tif"),
     "a picture without labels": (lambda: stack(Path("s/HEK/HEK8.ome.tif")), "HEK/HEK8.ome.tif: has no truth, while other"),
     "colour labels": (lambda: tifffile.imwrite("s/truth/HEK/HEK0.tif", np.zeros((SIZE, SIZE, 3), np.uint8), photometric="rgb"),
-                      "1 of 8 images could not be used as they are: HEK/HEK0.ome.tif: s/truth/HEK/HEK0.tif holds (32, 32, 3)"),
+                      "1 of 8 images could not be used: HEK/HEK0.ome.tif: s/truth/HEK/HEK0.tif holds (32, 32, 3)"),
     "a mask": (lambda: [mask(Path("s/truth/HEK/HEK0.tif")), mask(Path("s/truth/N2a/N2a1.tif"), 1, 3)],
                "N2a1.tif holds one id in 3 pieces: where cells are, not which pixel is whose -> set convert.pieces: split"),
     "labels of fractions": (lambda: tifffile.imwrite("s/truth/HEK/HEK0.tif", np.full((SIZE, SIZE), 0.5, np.float32)),
@@ -266,7 +266,7 @@ def test_labels_without_a_cell_or_with_too_few_to_train_on_are_told(here):
         write_labels(path, np.zeros((SIZE, SIZE), np.uint16))
     assert "no training image has a labelled cell of N2a" in refused()
     lab()
-    assert "min_train_masks is 3, and no training image has more than 2 labelled cell(s)" in refused(
+    assert "min_train_masks is 3, and no training image has more than 2 labelled cells" in refused(
         finetune__min_train_masks=3
     )
     assert refused(finetune__min_train_masks=2) == ""
@@ -357,7 +357,7 @@ def test_a_folder_of_corrections_is_looked_through(here):
         path.unlink()
     Path("fixed/HEK_HEK1.tif").unlink()
     os.unlink("fixed/HEK_HEK0.tif")
-    assert "fixed has no label image for any of the 8 images" in refused(label__use="fixed")
+    assert "fixed has no label image for any of 8 images" in refused(label__use="fixed")
     labels(Path("runs/c/labels/HEK_HEK0.tif"))
     Path("runs/c/manifest.json").write_text(json.dumps({"format": 1, "stages": {}, "attempts": {}}))
     assert "which this run writes itself" in refused(label__use="runs/c/labels")
@@ -365,7 +365,7 @@ def test_a_folder_of_corrections_is_looked_through(here):
 
 def test_proposals_beside_labels_and_a_foreign_sample_are_warned_of(here):
     lab()
-    assert "label.use is proposed: the labels that 8 image(s) came with are not used" in warned(label__use="proposed")
+    assert "label.use is proposed: the labels that 8 images came with are not used" in warned(label__use="proposed")
     Path("s/sample_submission.csv").write_text("ImageId,EncodedPixels\nHEK0,\n")
     assert "has the columns of dsb2018 -> set evaluate.profile: dsb2018" in warned()
     assert warned(evaluate__profile="dsb2018", convert__seed=2) == ""
@@ -472,7 +472,7 @@ def test_check_of_a_configuration(here, said):
     assert (code, err) == (2, "")
     assert all(part in out for parts in TOLD.values() for part in parts)
     assert out.index("error: ") < out.index("warning: ")
-    assert out.splitlines()[-1].startswith("would run: 7 image(s) (train ")
+    assert out.splitlines()[-1].startswith("would run: 7 images (train ")
     code, out, err = said("check", "c.yaml", "--json", *flags(FAULTS))
     told = json.loads(out)
     assert (code, err, told["ok"], told["errors"]) == (2, "", False, len(TOLD[ERROR]))
@@ -482,8 +482,8 @@ def test_check_of_a_configuration(here, said):
 
 def test_what_fills_a_split_is_told_with_what_to_do_and_not_where_the_set_is_too_small(here):
     lab(3)
-    assert "few images: moved, so that no split lacks images or a class: N2a_N2a0 to test. They may" in warned()
-    assert "if some will be, name the splits now by folders train, val, test" in warned()
+    assert "few images: 1 moved, so that every split has images of every class (N2a_N2a0 to test)" in warned()
+    assert "more images may move them back" in warned()
     for path in sorted(Path("s").rglob("*[12]*.tif")) + sorted(Path("s").rglob("N2a*.tif")):
         path.unlink(missing_ok=True)
     outlook = look(classes=["HEK"])
@@ -515,7 +515,7 @@ def test_nuclei_and_cytoplasm_of_one_channel_are_told(here, capsys, cytoplasm):
 def test_a_folder_of_another_name_is_told_with_one_class_too(here):
     lab()
     told = warned(classes=["HEK"])
-    assert "N2a/ is called after none of the classes; with one class its cells count as HEK: 4 image(s)" in told
+    assert "N2a/ is called after none of the classes; with one class its cells count as HEK: 4 images" in told
     assert "1 group has images in more than one split (N2a)" in told
 
 
@@ -553,7 +553,7 @@ def test_check_with_warnings_or_nothing_ends_with_0(here, said):
     assert (code, out.splitlines()[0]) == (0, "no problem is found")
     labels(Path("s/truth/HEK/HEK99.tif"))
     code, out, _ = said("check", "c.yaml", "--set", "convert.seed=2")
-    assert code == 0 and "warning: " in out and "0 error(s), 1 warning(s)" in out
+    assert code == 0 and "warning: " in out and "0 errors, 1 warning" in out
 
 
 def test_every_wrong_key_of_a_configuration_is_told(here, said):
@@ -562,7 +562,7 @@ def test_every_wrong_key_of_a_configuration_is_told(here, said):
     assert code == 2
     for part in ("unknown key 'clases'", "unknown key 'finetune.step'", "finetune.batch_size is 0", "seed is 'many'"):
         assert out.count(part) == 1, out
-    assert "4 error(s)" in out
+    assert "4 errors" in out
     code, _, err = said("check", "nothing.yaml")
     assert code == 2 and "config 'nothing.yaml' does not exist" in err
     Path("c.yaml").write_text("data: s\nfinetune: {base: nor}\nlabel: {model: neither}\n")
@@ -575,7 +575,7 @@ def test_a_run_is_refused_with_all_findings_and_leaves_nothing_behind(here, said
     code, out, err = said("run", "c.yaml", *flags(FAULTS))
     assert (code, out) == (2, "")
     assert all(part in err for parts in TOLD.values() for part in parts)
-    assert "7 error(s), 4 warning(s): nothing is run" in err and "01_convert" not in err
+    assert "7 errors, 4 warnings: nothing is run" in err and "01_convert" not in err
     assert not Path("runs").exists()
 
 

@@ -196,9 +196,9 @@ def test_the_winner_is_chosen_by_validation_images_or_by_name(predictions, truth
     assert choose_model(scores, predictions, truths["val"], "best", ["perfect"]) == "plain"
     assert choose_model(scores, predictions, truths["val"].subset([]), "best") == "nothing", "the first of every table"
     assert capsys.readouterr().err.splitlines() == [
-        "handed in: perfect (2 validation images decide; 03 did not keep: none)",
-        "handed in: plain (2 validation images decide; 03 did not keep: perfect)",
-        "handed in: nothing (0 validation images decide; 03 did not keep: none)",
+        "handed in: perfect (decided on 2 validation images; not kept by 03: none)",
+        "handed in: plain (decided on 2 validation images; not kept by 03: perfect)",
+        "handed in: nothing (decided on 0 validation images; not kept by 03: none)",
     ]
 
 
@@ -387,7 +387,10 @@ def test_what_is_handed_in_follows_the_split_or_the_competitions_own_list(tmp_pa
     path.write_text(TABLE.format(yes="yes", no="no") + ",7,test,,,yes,no picture of it is here\n")
     assert [one.id for one in handed_in({"originals": path}, "test")] == ["1", "x", "7"]
     said = capsys.readouterr().err
-    assert "the 3 images that the competition asks for; 1 test image(s) of this run are not among them" in said
+    assert (
+        "handed in: 3 images that the competition asks for; scored and not handed in: 1 other test image of this run"
+        in said
+    )
     assert [one.image_id for one in handed_in({"originals": path}, "train")] == ["train_1"]
 
 

@@ -177,7 +177,7 @@ def test_sizes_that_differ_are_refused_with_the_image():
     a, b = Instances.empty((2, 3)), Instances.empty((3, 2))
     with pytest.raises(UserError, match=r"image 2 of 2: the truth is 2 x 3 px, the found is 3 x 2"):
         overlap_images([a, a], [a, b])
-    with pytest.raises(UserError, match="2 images have truth, 1 have predictions"):
+    with pytest.raises(UserError, match="truth of 2 images, predictions of 1"):
         overlap_images([a, a], [a])
 
 
@@ -658,7 +658,7 @@ def test_paired_bootstrap_tells_better_from_equal():
 
 def test_paired_bootstrap_needs_the_same_images():
     a = many_images(0, 0.7)
-    with pytest.raises(UserError, match=r"1 image\(s\) are in one table only, e.g. 'i39'"):
+    with pytest.raises(UserError, match=r"1 image is in one table only, e.g. 'i39'"):
         paired_bootstrap(a, a[a["image_id"] != "i39"])
 
 

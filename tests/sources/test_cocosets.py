@@ -87,8 +87,8 @@ def test_classes_go_by_name_whatever_the_numbers(tmp_path):
     item = listed(tmp_path, config("coco", class_names={"odd": None}))["i"]
     loaded = item.load()
     assert loaded.instances.class_ids.tolist() == [2, 1] and item.cell_type == "mixed"
-    assert loaded.planes.startswith("(1 crowd region(s) left out)(1 of 2 boxes contradict their masks")
-    assert loaded.levels[0].note.startswith("1 crowd region(s) left out; 1 of 2 boxes")
+    assert loaded.planes.startswith("(1 crowd region left out)(1 of 2 boxes contradict their masks")
+    assert loaded.levels[0].note.startswith("1 crowd region left out; 1 of 2 boxes")
     assert not loaded.instances.boxes_only
 
 
@@ -104,10 +104,13 @@ def test_cells_without_a_pixel_are_left_out_and_told(tmp_path):
     assert len(loaded.instances) == 2
     entry = _convert_one((item, None), tmp_path, tmp_path / "out", 0.25, None)
     assert len(entry["instances"]["class_ids"]) == 1
-    assert "1 annotation(s) cover no pixel of their image: no cells, left out" in entry["levels"][0]["note"]
-    assert "1 cell(s) have no pixel left at convert.scale 0.25: left out" in entry["levels"][0]["note"]
+    assert "left out: 1 annotation without a pixel in the image" in entry["levels"][0]["note"]
+    assert "left out: 1 cell without a pixel at convert.scale 0.25" in entry["levels"][0]["note"]
     empty = loaded._replace(instances=Instances.from_masks([np.zeros((24, 32), bool)], (24, 32)))
-    assert not len(without_empty(empty).instances) and "1 outline(s)" in without_empty(empty).levels[0].note
+    assert (
+        not len(without_empty(empty).instances)
+        and "left out: 1 true outline or mask without a pixel" in without_empty(empty).levels[0].note
+    )
 
 
 def test_what_cellkit_wrote_comes_back_whole(tmp_path):
@@ -217,7 +220,7 @@ def test_damaged_entries_set_their_image_aside(tmp_path, entry, row, said):  # f
         (
             [image(1, "a.png")],
             [cell(1), cell(5), cell(5)],
-            r"2 annotation\(s\) of 1 images that are not there, e.g. image_id 5",
+            r"2 annotations without their image in the file, e.g. image_id 5",
         ),
         ([image(1, "a.png"), image(1, "b.png")], [], "image id 1 is there twice"),
         ("none", [], "lacks lists of images"),
@@ -337,7 +340,7 @@ def test_a_split_by_well_is_refused_where_the_published_one_tears_wells_apart(li
         path.write_text(path.read_text().replace("A172_Phase_D7_1_00d00h00m_1", "A172_Phase_C7_1_00d00h00m_1x"))
     source = livecell / "images" / "livecell_train_val_images" / "A172_Phase_C7_1_00d00h00m_1.tif"
     source.with_name("A172_Phase_C7_1_00d00h00m_1x.tif").write_bytes(source.read_bytes())
-    with pytest.raises(UserError, match=r"1 group\(s\), e.g. A172 C7, are in more than one split \(train, val\)"):
+    with pytest.raises(UserError, match=r"1 group is in more than one split, e.g. A172 C7 \(train, val\)"):
         listed(livecell, cfg)
     drawn = listed(livecell, cfg.model_copy(update={"published_split": False}))
     assert len({item.split for item in drawn.values() if item.group == "A172 C7"}) == 1

@@ -93,7 +93,7 @@ class TestFolder:
         told, _ = inspect_folder(tmp_path)
         assert (told["kind"], told["images"], told["unlabelled"], told["objects"]) == ("folder", 1, 1, 0)
         assert told["area_px"] == [] and told["diameter_px"] is None
-        assert folder_to_text(told).splitlines()[0] == "folder: 1 image(s) of 20 x 30 px, 1 without labels"
+        assert folder_to_text(told).splitlines()[0] == "folder: 1 image of 20 x 30 px, 1 without labels"
 
     def test_a_layout_can_be_named(self, two_lines):
         told, _ = inspect_folder(two_lines / "u2os", "folder")
@@ -114,7 +114,7 @@ class TestFolder:
 
     def test_words(self, two_lines):
         lines = folder_to_text(inspect_folder(two_lines)[0]).splitlines()
-        assert lines[0] == "two_lines: 4 image(s) of 20 x 30 px, 0 without labels"
+        assert lines[0] == "two_lines: 4 images of 20 x 30 px, 0 without labels"
         assert "objects: 16 (nih3t3 8, u2os 8)" in lines
 
 
@@ -152,7 +152,7 @@ class TestFiles:
         text = file_to_text(inspect_file(tmp_path / "a.ome.tif"))
         assert "ome-tiff, TCYX 3 x 2 x 20 x 30 uint16, 0.65 um per px" in text
         assert "channels: 0 GFP, 1 DAPI" in text
-        assert "becomes 3 picture(s)" in text
+        assert "becomes 3 pictures" in text
 
     def test_a_folder_of_microscope_files_is_listed_a_row_each(self, tmp_path):
         stack = np.stack([GREY.astype(np.uint16)] * 3)

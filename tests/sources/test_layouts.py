@@ -332,7 +332,7 @@ def test_folders_called_labels_hold_the_truth_of_those_called_alike(tmp_path, im
 def test_label_images_of_no_picture_are_refused_with_a_remedy_and_are_no_pictures(tmp_path):
     for k in range(3):
         save(tmp_path / f"tissue images/{k}.png"), save(tmp_path / f"label masks/{k}.png")
-    with pytest.raises(UserError, match="3 label file.* none is called after an image(.|\n)*A_images/ and A_masks/"):
+    with pytest.raises(UserError, match="of 3 label files.* none is named after an image(.|\n)*A_images/ and A_masks/"):
         listed(tmp_path, config("folder"))
 
 
@@ -382,7 +382,7 @@ def test_a_table_of_classes_may_be_spelled_in_any_way(tmp_path, file, between):
     made = items["mixed_a"].load()
     assert (
         made.instances.class_ids.tolist() == [1, 2, 0]
-        and made.planes == "(1 cell(s) without a row in the table of classes)"
+        and made.planes == "(1 cell without a row in the table of classes)"
     )
     assert not [name for name in items if name.startswith("left/")]
 

@@ -65,7 +65,7 @@ def test_pictures_that_are_not_read_are_named_and_what_systems_leave_is_not(tmp_
 def test_labels_of_which_none_fits_are_refused_with_an_example(tmp_path):
     root = write(tmp_path / "in", "HEK/H0.ome.tif", "HEK/H1.tif", "truth/labels.tif", "truth/x.roi")
     with pytest.raises(
-        UserError, match="2 label file.* none is called after an image\nfor HEK/H0.ome.tif .* truth/HEK/H0.tif"
+        UserError, match="of 2 label files.* none is named after an image\nfor HEK/H0.ome.tif .* truth/HEK/H0.tif"
     ):
         gathered(root, "microscope")
 
@@ -90,7 +90,7 @@ def test_labels_of_other_tools_beside_an_image_are_named(tmp_path):
 def test_folders_and_classes_that_do_not_fit_are_named(tmp_path, capsys):
     root = write(tmp_path / "in", "HEK/a.tif", "N2a/b.tif", "N2a/c.tif")
     _, aside = gathered(root, "microscope", ("HEK", "NIH3T3"))
-    assert "2 image(s) are of no known class; no image is in a folder called after NIH3T3" in aside["N2a/"]
+    assert "the class of its 2 images is unknown; no image is in a folder called after NIH3T3" in aside["N2a/"]
     _, aside = gathered(
         write(tmp_path / "two" / "in", "HEK/a.tif", "N2a/b.tif", "day/c.tif"), "microscope", ("HEK", "N2a")
     )
@@ -104,7 +104,7 @@ def test_pictures_elsewhere_get_a_word(tmp_path, capsys):
     root = write(tmp_path / "in", *names, "u2os/labels/9.png", "previews/1.png")
     made, aside = gathered(root, "two_lines", ("u2os",))
     assert len(made.images.records) == 3 and set(aside) == {"u2os/labels/9.png"}
-    assert "1 picture(s) below previews are no part of this layout" in capsys.readouterr().err
+    assert "not used, as no part of this layout: 1 picture below previews" in capsys.readouterr().err
 
 
 def test_labels_in_text_files_of_other_layouts_are_named(tmp_path):

@@ -187,12 +187,12 @@ def test_sartorius_rows_that_do_not_fit_set_their_image_aside(tmp_path):
     made = gather(config("sartorius", ("astro", "cort")), root, tmp_path / "run")
     said = {Path(q.item).stem: q.reason for q in made.quarantined}
     expected = {"long": "leaves its image of 12 px", "odd": "has 1 numbers", "size": "says size is 4 x 3 px",
-                "gone": "1 cells in train.csv, no picture", "two": "differ in cell type", "bare": "has no truth",
+                "gone": "1 cell in train.csv, no picture", "two": "differ in cell type", "bare": "has no truth",
                 "void": "a cell without a pixel"}  # fmt: skip
     assert [record.image_id for record in made.images.records] == ["good"] and set(said) == set(expected)
     assert all(part in said[name] for name, part in expected.items())
     (root / "train.csv").write_text("id,annotation\n")
-    with pytest.raises(UserError, match=r"lacks the column\(s\) width, height, cell_type"):
+    with pytest.raises(UserError, match="lacks the columns width, height, cell_type"):
         listed(root, config("sartorius"))
 
 

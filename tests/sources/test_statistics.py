@@ -107,7 +107,7 @@ def test_what_is_as_it_should_be_is_not_mentioned(small):
     assert remarks(describe(small.subset([0]))) == []
     told = remarks(describe(small, tiny_px=20))
     assert told == ["1 of 5 cells (20.0 %): smaller than the least area (20 px)", "1 of 4 images without a cell",
-                    "1 image(s) flagged: debris"]  # fmt: skip
+                    "1 image flagged: debris"]  # fmt: skip
     ones = replace(small, instances=[x.with_classes(1) for x in small.instances])
     assert "the smallest class has 0 of the cells of the largest" in remarks(describe(ones))
 

@@ -15,7 +15,7 @@ from cellkit.cells.dataset import evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import say_small
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 from cellkit.machine import arithmetic
 from cellkit.models import weights
@@ -77,8 +77,8 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
     empty = not any(len(val.instances[k]) for k in scored)
     if empty:
         LOG.info(
-            f"no cell is labelled in the {len(scored)} validation images that are scored: the score only tells that nothing "
-            "is found there, and chooses no weights. Label cells in some of them"
+            f"{counted(len(scored), 'validation image')} without any labelled cell: the score is 1 while nothing is found, and "
+            "chooses no weights. Label cells in some of them"
         )
     return scored, bool(names) and not empty
 
@@ -196,11 +196,13 @@ def search(
         last = len(scores[key]) == len(grid[key])
         if key == next(iter(grid)) and (last or value == loosest.get(key)) and not any(scores[key].values()):
             at = ", ".join(f"{one:g}" for one in scores[key])
-            LOG.info(f"{key} {at}: no cell of {images} training images is right, so no threshold is searched. {remedy}")
+            LOG.info(
+                f"{key} {at}: no cell of {counted(images, 'training image')} is right, so no threshold is searched. {remedy}"
+            )
             best |= {key: values[0] for key, values in grid.items()}
             break
         if last:
             best[key] = max(grid[key], key=scores[key].get)
             listed = ", ".join(f"{value:g}: {scores[key][value]:.3f}" for value in grid[key])
-            LOG.info(f"{key} {best[key]:g}, by {called} on {images} training images ({listed})")
+            LOG.info(f"{key} {best[key]:g}, by {called} on {counted(images, 'training image')} ({listed})")
     return {key: best[key] for key in grid}

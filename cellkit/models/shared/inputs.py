@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 from cellkit.machine import check_memory
 
@@ -152,11 +152,13 @@ def refuse_empty(shown: Sequence[np.ndarray], train: CellDataset, what: str, key
     empty = [record.image_id for record, planes in zip(train.records, shown, strict=True) if not planes.any()]
     if empty and len(empty) == len(shown):
         raise UserError(
-            f"all {len(shown)} training images are empty in what the network is shown, {what}",
+            f"{counted(len(shown), 'training image')}, none with anything in what the network is shown: {what}",
             f"show it what the images have ({key}), or convert them with that channel (convert.channels)",
         )
     if empty:
-        LOG.info(f"{len(empty)} of {len(shown)} training images are empty in {what}, e.g. {empty[0]}; see {key}")
+        LOG.info(
+            f"empty in {what}: {len(empty)} of {counted(len(shown), 'training image')}, e.g. {empty[0]}; see {key}"
+        )
 
 
 def random_warp(cells: np.ndarray, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
