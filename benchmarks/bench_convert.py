@@ -107,14 +107,14 @@ def compare(paths: list[Path], folder: Path, workers: list[int], repeats: int) -
         print(f"| {count} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f} | {WANTED_SPEED} |", flush=True)
 
 
-def time_gather(config, root: Path, folder: Path, title: str, wanted: str) -> None:
+def time_convert_images(config, root: Path, folder: Path, title: str, wanted: str) -> None:
     """Print how long notebook 01 takes for a source: records, instances, pictures and quality."""
-    from cellkit.sources.ingest import gather
+    from cellkit.sources.ingest import convert_images
 
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
     begun = time.perf_counter()
-    made = gather(config, root, out)
+    made = convert_images(config, root, out)
     took = time.perf_counter() - begun
     shutil.rmtree(out)
     cells = sum(map(len, made.images.instances or ()))
@@ -125,7 +125,7 @@ def time_gather(config, root: Path, folder: Path, title: str, wanted: str) -> No
     )
 
 
-def time_gathering(paths: list[Path], folder: Path, dsb2018: Path | None, workers: int) -> None:
+def time_converting(paths: list[Path], folder: Path, dsb2018: Path | None, workers: int) -> None:
     from cellkit.config.sections import ConvertConfig
 
     print("\n### Notebook 01: records, instances, pictures and their quality\n")
@@ -135,10 +135,10 @@ def time_gathering(paths: list[Path], folder: Path, dsb2018: Path | None, worker
     stacks.mkdir()
     for path in paths[:300]:
         os.link(path, stacks / path.name)
-    time_gather(ConvertConfig(**told), stacks, folder, "drawn stacks, no truth", "")
+    time_convert_images(ConvertConfig(**told), stacks, folder, "drawn stacks, no truth", "")
     if dsb2018:
         nuclei = {"source": "dsb2018", "channels": {"nuclei": "red"}, "classes": ("nucleus",), "workers": workers}
-        time_gather(ConvertConfig(**nuclei), dsb2018, folder, "2018 Data Science Bowl", f"{WANTED_S:.0f} s")
+        time_convert_images(ConvertConfig(**nuclei), dsb2018, folder, "2018 Data Science Bowl", f"{WANTED_S:.0f} s")
 
 
 def main() -> None:
@@ -159,7 +159,7 @@ def main() -> None:
             compare(paths[: given.stacks], folder, given.workers, given.repeats)
         if given.small:
             compare(paths[: given.small], folder, given.workers, given.repeats)
-        time_gathering(paths, folder, given.dsb2018, max(given.workers))
+        time_converting(paths, folder, given.dsb2018, max(given.workers))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cellkit.config.sections import ConvertConfig
-from cellkit.sources.ingest import gather
+from cellkit.sources.ingest import convert_images
 
 WHOLE = {"train": 1.0, "val": 0.0, "test": 0.0}
 GREY = {"nuclei": 0}
@@ -38,11 +38,11 @@ SETS = MappingProxyType({  # name: (images, objects, seconds wanted, the section
 
 
 def load(root: Path, told: dict, workers: int) -> tuple[int, int, float]:
-    """Return images, objects and seconds of one set, gathered into a folder that is thrown away."""
+    """Return images, objects and seconds of one set, converted into a folder that is thrown away."""
     config = ConvertConfig(**{"split": WHOLE, "duplicates": "keep"} | told, workers=workers)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        made = gather(config, root, Path(folder))
+        made = convert_images(config, root, Path(folder))
         return len(made.images.records), sum(map(len, made.images.instances or ())), time.perf_counter() - begun
 
 

@@ -80,7 +80,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "show.overlays": ("show_found", "show_proposed_and_used", "show_worst", "show_worst_images"),
     "show.sheets": ("show_crops", "show_flagged", "show_sheet"),
     "sources.assign_splits": ("check_left",),
-    "sources.ingest": ("gather", "locate_source"),
+    "sources.ingest": ("convert_images", "locate_source"),
     "sources.statistics": ("class_table", "describe", "remarks"),
     "tables": ("write_frame",),
 }

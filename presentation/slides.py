@@ -193,7 +193,7 @@ def images(files: RunFiles) -> Slide:
         of_kind = [r for r in records if r.cell_type == kind]
         counts = {split: sum(r.split == split for r in of_kind) for split in ("train", "val", "test")}
         listed = ", ".join(f"{n} {SPLIT_IMAGES[split].split()[0]}" for split, n in counts.items() if n)
-        points.append(f"{kind or 'Images'}: {counted(len(of_kind), 'image')} ({listed or 'all set aside'}).")
+        points.append(f"{kind or 'Images'}: {counted(len(of_kind), 'image')} ({listed or 'all excluded'}).")
     ids = np.concatenate([cells.class_ids for cells in train.instances]).tolist()
     named = ", ".join(f"{ids.count(k)} {class_name(k, train.classes) or 'of unknown class'}" for k in sorted(set(ids)))
     left = len(files.proposed("train"))
@@ -603,18 +603,18 @@ def again(files: RunFiles) -> Slide:
 
 
 def unlabelled(files: RunFiles) -> Slide:
-    """Say that no accuracy can be told, and where to begin with correcting."""
+    """Say that accuracy cannot be measured, and where to begin with correcting."""
     table = files.table("correct_first.csv").head(6)
     train = files.truths.get("train") or next(iter(files.truths.values()))
     points = [
         f"{files.no_accuracy[0].upper()}{files.no_accuracy[1:]}.",
         f"Correct first, because model and threshold disagree there or the model is unsure: {', '.join(table['image_id'])}.",
-        "A corrected image in validation and one in test are the least from which something can be told; about six of each "
+        "A corrected image in validation and one in test are the least with which anything can be measured; about six of each "
         "tell models apart.",
     ]
     alt = "A sheet of images with the outlines that the model proposed."
     draw = lambda f: show_sheet(train, figure=f, n=6, columns=3, title="proposals")  # noqa: E731
-    return Slide("unlabelled", "No accuracy can be told yet", points, draw, alt, foot(files))
+    return Slide("unlabelled", "Accuracy cannot be measured yet", points, draw, alt, foot(files))
 
 
 OF_ONE_SET = ("sartorius", "bbbc039", "hepg2_huh7", "livecell", "two_lines", "dsb2018")  # layouts of published sets

@@ -1,4 +1,4 @@
-"""Errors: two lines for a person, a name and a reason for what was set aside, and a guess at the word that was meant."""
+"""Errors: two lines for a person, a name and a reason for what was skipped, and a guess at the word that was meant."""
 
 import dataclasses
 import pickle

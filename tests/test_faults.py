@@ -1,7 +1,7 @@
 """Faults to survive, met as a user meets them: a test for each, here or where `ELSEWHERE` says.
 
-An image that is bad is set aside with its reason, the exit code is 3 (0 with ``--allow-skips``), and nothing half-written
-is left; what cannot be set aside is refused in two lines, with exit code 2.
+An image that is bad is skipped with its reason, the exit code is 3 (0 with ``--allow-skips``), and nothing half-written
+is left; what cannot be skipped is refused in two lines, with exit code 2.
 """
 
 import csv
@@ -30,7 +30,7 @@ from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.open import inspect_file
 from cellkit.modules import load
-from cellkit.sources.ingest import gather
+from cellkit.sources.ingest import convert_images
 
 TESTS = Path(__file__).parent
 RNG = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def set_aside(said, tmp_path):
         command = ["convert", bad.parent, "-o", tmp_path / "out", "--nuclei", 0]
         code, out, err = said(*command)
         assert (code, out) == (3, f"{tmp_path / 'out'}: 1 picture\n")
-        (line,) = [line for line in err.splitlines() if line.startswith("set aside: ")]
+        (line,) = [line for line in err.splitlines() if line.startswith("skipped: ")]
         assert bad.name in line and "Traceback" not in err
         assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["good.png"]
         assert not list((tmp_path / "out").glob(".tmp-*"))
@@ -253,11 +253,11 @@ def test_row_05_pixel_budget_of_the_config(tmp_path, name):
     tifffile.imwrite(tmp_path / "in" / "bad.tif", np.zeros((41, 50), np.uint8)) if name == "bad.tif" else save(
         tmp_path / "in" / name, np.zeros((41, 50), np.uint8)
     )
-    made = gather(config(max_plane_px=2000), tmp_path / "in", tmp_path / "run")
+    made = convert_images(config(max_plane_px=2000), tmp_path / "in", tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["good"]
     (bad,) = made.quarantined
     assert bad.item == name and "claims 41 x 50 px, more than 2,000" in bad.reason
-    assert len(gather(config(max_plane_px=2050), tmp_path / "in", tmp_path / "run").images.records) == 2
+    assert len(convert_images(config(max_plane_px=2050), tmp_path / "in", tmp_path / "run").images.records) == 2
 
 
 def test_row_06_memory_is_asked_for_before_a_giant_is_read(set_aside, said, tmp_path, monkeypatch):
@@ -333,7 +333,7 @@ def test_row_08_flat_images_are_finite_and_flagged(tmp_path):
     saturated[:, :30] = 4095
     for name, pixels in (("zero", GREY * 0), ("constant", GREY * 0 + 700), ("saturated", saturated), ("good", GREY)):
         save(tmp_path / "in" / f"{name}.png", pixels)
-    made = gather(config(), tmp_path / "in", tmp_path / "run")
+    made = convert_images(config(), tmp_path / "in", tmp_path / "run")
     flags = {record.image_id: record.flags for record in made.images.records}
     assert all(flags[name] for name in ("zero", "constant", "saturated")), flags
     assert "saturated" in flags["saturated"] and not made.quarantined
@@ -369,7 +369,7 @@ def test_row_13_jpeg_labels_are_refused_and_not_passed_over(tmp_path, place):
     save(tmp_path / "in" / "a.png"), save(tmp_path / "in" / "b.png")
     write_labels(tmp_path / "in" / "b_masks.tif", CELLS)
     save(tmp_path / "in" / place, CELLS.astype(np.uint8))
-    made = gather(config(), tmp_path / "in", tmp_path / "run")
+    made = convert_images(config(), tmp_path / "in", tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["b"]
     assert "cannot hold labels" in made.quarantined[0].reason and made.quarantined[0].item == "a.png"
 
@@ -379,7 +379,7 @@ def test_row_13_resampled_labels(tmp_path):
     smooth = (CELLS[:, 1:] + CELLS[:, :-1]) / 2  # what a linear resize makes of ids
     tifffile.imwrite(tmp_path / "in" / "a_masks.tif", smooth)
     with pytest.raises(UserError, match="a_masks.tif holds .* float64.*integers"):
-        gather(config(), tmp_path / "in", tmp_path / "run")
+        convert_images(config(), tmp_path / "in", tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.png"))
 
 
@@ -389,7 +389,7 @@ def test_row_20_images_without_cells_stay_and_few_cells_are_a_choice(tmp_path):
     for name, labels in (("none", CELLS * 0), ("one", (CELLS == 1).astype(np.int32)), ("three", CELLS)):
         save(tmp_path / "in" / f"{name}.png")
         write_labels(tmp_path / "in" / f"{name}_masks.tif", labels)
-    made = gather(config(), tmp_path / "in", tmp_path / "run")
+    made = convert_images(config(), tmp_path / "in", tmp_path / "run")
     everything = CellDataset(made.images.records, made.images.instances, ("cell",), tmp_path / "run", [1, 2, 3])
     assert {r.image_id: len(cells) for r, cells in zip(made.images.records, made.images.instances, strict=True)} == {
         "none": 0, "one": 1, "three": 3,
@@ -552,7 +552,7 @@ def test_row_51_a_disk_without_room(said, tmp_path, monkeypatch, command, fault)
         code, told, err = said(name, *given, "--run" if name == "run" else "-o", out, *more)
     assert (code, told) == (2, "") and str(tmp_path) in err and "repeat the command" in err, err
     assert name == "convert" or OF_DISK[fault] in err
-    assert not out.is_file() and "set aside" not in err
+    assert not out.is_file() and "skipped" not in err
     if name != "run":
         assert said(name, *given, "-o", out, *more)[0] == 0
 

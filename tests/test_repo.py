@@ -338,7 +338,7 @@ def test_example_layout_of_the_readme_is_read(tmp_path):
     from tifffile import imwrite
 
     from cellkit.config.reading import load_config
-    from cellkit.sources.ingest import gather
+    from cellkit.sources.ingest import convert_images
 
     (example,) = fenced(README, "yaml")
     (tmp_path / "my_cells.yaml").write_text(example.replace("DAPI", "0").replace("GFP", "1"))
@@ -350,7 +350,7 @@ def test_example_layout_of_the_readme_is_read(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         stack = np.stack([labels, labels]).astype(np.uint16) * 900 + np.arange(64, dtype=np.uint16)
         imwrite(path, labels if name.startswith("truth/") else stack, imagej=not name.startswith("truth/"))
-    made = gather(load_config(tmp_path / "my_cells.yaml").convert, tmp_path / "my_cells", tmp_path / "run")
+    made = convert_images(load_config(tmp_path / "my_cells.yaml").convert, tmp_path / "my_cells", tmp_path / "run")
     assert made.quarantined == []
     assert {
         (r.cell_type, len(i), tuple(i.class_ids))

@@ -293,6 +293,6 @@ def predict_each(
 
 
 NO_ACCURACY = (
-    "no accuracy can be told: no image was labelled by a person; "
+    "accuracy cannot be measured: no image was labelled by a person; "
     "agreement with the starter's own proposals is no accuracy"
 )

@@ -25,9 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     inputs = "folder of label images (TIFF, PNG), of Cellpose _seg.npy files or of ImageJ ROI zips; one such file; a COCO file"
     parser.add_argument("input", metavar="INPUT", help=inputs)
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the COCO file")
-    parser.add_argument(
-        "--format", metavar="F", help="what INPUT is: labels, seg or roi (default: told by the suffixes)"
-    )
+    parser.add_argument("--format", metavar="F", help="what INPUT is: labels, seg or roi (default: by the suffixes)")
     parser.add_argument("--images", metavar="DIR", help="the pictures, matched by stem: for file names and sizes")
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="class of cells without one (default cell)")
     parser.add_argument(
@@ -65,7 +63,7 @@ def run(given: argparse.Namespace) -> Answer:
 
 
 def _of_files(given: argparse.Namespace) -> tuple:
-    """Return records, cells, classes, no ids, what was set aside, and who made the cells, of the files of a folder."""
+    """Return records, cells, classes, no ids, what was skipped, and who made the cells, of the files of a folder."""
     from cellkit.formats.any import read_folder
 
     if given.from_:
@@ -88,7 +86,7 @@ def _of_files(given: argparse.Namespace) -> tuple:
 
 
 def _of_coco(given: argparse.Namespace) -> tuple:
-    """Return records, cells, classes, ids, nothing set aside, and who made the cells, of a COCO file."""
+    """Return records, cells, classes, ids, nothing skipped, and who made the cells, of a COCO file."""
     if given.format or given.images or given.class_name or given.classes or given.pieces:
         raise UserError(
             f"{given.input} is a COCO file: it names its images and classes itself",

@@ -17,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", metavar="PATH", help="a microscope file, a picture, a COCO file, or the folder of a data set"
     )
-    parser.add_argument("--source", metavar="KIND", help="layout of the folder (default: told from what lies in it)")
+    parser.add_argument("--source", metavar="KIND", help="layout of the folder (default: recognised by what is in it)")
     parser.add_argument("--axes", metavar="AXES", help="what the axes of files are that do not say, e.g. TYX")
     json_flag(parser)
 

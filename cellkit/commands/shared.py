@@ -34,7 +34,7 @@ def set_flag(parser: argparse.ArgumentParser, example: str) -> None:
 
 def skips_flag(parser: argparse.ArgumentParser) -> None:
     """Add ``--allow-skips``."""
-    parser.add_argument("--allow-skips", action="store_true", help="exit 0, not 3, when items were set aside")
+    parser.add_argument("--allow-skips", action="store_true", help="exit 0, not 3, when items were skipped")
 
 
 def channel_flags(parser: argparse.ArgumentParser) -> None:
@@ -56,9 +56,9 @@ def json_text(value: Any) -> str:
 
 
 def list_quarantined(quarantined: Sequence[Quarantined]) -> None:
-    """List on stderr what was set aside."""
+    """List on stderr what was skipped, and why."""
     for item in quarantined[:SHOWN]:
-        print(f"set aside: {item.item}: {item.reason}", file=sys.stderr)
+        print(f"skipped: {item.item}: {item.reason}", file=sys.stderr)
     if len(quarantined) > SHOWN:
         print(f"... and {len(quarantined) - SHOWN} more", file=sys.stderr)
 

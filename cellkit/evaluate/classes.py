@@ -25,10 +25,10 @@ def describe_accuracy(accuracy: float, cells: int) -> str:
     >>> describe_accuracy(0.975, 40)
     'class of 40 matched cells (IoU > 0.5, validation images): 97.5% right'
     >>> describe_accuracy(float("nan"), 0)
-    'class: no cell of known class is matched (IoU > 0.5, validation images), so nothing can be told yet'
+    'class: no cell of known class is matched (IoU > 0.5, validation images), so nothing is known yet'
     """
     if not cells:
-        return "class: no cell of known class is matched (IoU > 0.5, validation images), so nothing can be told yet"
+        return "class: no cell of known class is matched (IoU > 0.5, validation images), so nothing is known yet"
     return f"class of {cells} matched cells (IoU > 0.5, validation images): {accuracy:.1%} right"
 
 

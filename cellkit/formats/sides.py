@@ -94,7 +94,7 @@ def of_test(side: CellDataset) -> tuple[CellDataset, str]:
     if not side.of_model:
         return side, ""
     kept = [k for k, record in enumerate(side.records) if record.split == "test"]
-    others = [record.split or "set aside" for record in side.records if record.split != "test"]
+    others = [record.split or "excluded" for record in side.records if record.split != "test"]
     if not kept:
         raise UserError(
             f"{side.path} has no test image of the run, only {', '.join(sorted(set(others)))}",
@@ -309,4 +309,4 @@ def name_groups(side: CellDataset) -> tuple[CellDataset, str]:
     )
     group, count = min(Counter(filter(None, groups)).items())
     records = [replace(record, group=group) for record, group in zip(side.records, groups, strict=True)]
-    return replace(side, records=records), f"told by {by} (e.g. {group}: {count} images)"
+    return replace(side, records=records), f"taken from {by} (e.g. {group}: {count} images)"

@@ -233,7 +233,7 @@ def name_flagged(
 def quality_summary(
     thresholds: Mapping[str, float], flags: Sequence[str], copies: Sequence[Duplicate] = (), off: Collection[str] = ()
 ) -> dict[str, object]:
-    """Return what is kept of a batch's judgement in quality.json: the limits, in numbers and words, and the copies."""
+    """Return the summary of a batch's quality for quality.json: the limits, in numbers and words, and the duplicates."""
     return {
         "thresholds": {name: float(value) for name, value in thresholds.items()},
         "words": explain(thresholds, flags, off),

@@ -65,7 +65,7 @@ def length_um(
     (0.5, nan)
     >>> notes = []
     >>> length_um("0,5", "µm", notes), notes
-    (nan, ["pixel size is told as '0,5' µm, which is no length: taken as unknown"])
+    (nan, ["pixel size is given as '0,5' µm, which is no length: taken as unknown"])
     """
     text, unit = str(value if value is not None else "").strip(), str(unit if unit is not None else "").strip()
     if not text or unit.casefold() in UNCALIBRATED:
@@ -75,7 +75,7 @@ def length_um(
     if SMALLEST_UM <= found <= largest_um:
         return found
     why = "no length" if math.isnan(found) else "none of a microscope"
-    notes.append(f"{what} is told as '{text}' {unit}, which is {why}: taken as unknown")
+    notes.append(f"{what} is given as '{text}' {unit}, which is {why}: taken as unknown")
     return math.nan
 
 
@@ -111,7 +111,7 @@ def wavelength_nm(value: object, unit: object, notes: list[str], what: str = "a 
         return nm
     if text:
         why = "no wavelength" if math.isnan(nm) else "none of a microscope"
-        notes.append(f"{what} is told as '{text}' {unit}, which is {why}: taken as unknown")
+        notes.append(f"{what} is given as '{text}' {unit}, which is {why}: taken as unknown")
     return math.nan
 
 

@@ -35,13 +35,13 @@ def images_chapter(files: RunFiles) -> list:
     columns = [*SPLIT_TITLES, ""]
     rows = [
         [
-            kind or "not told",
+            kind or "unknown",
             *(str(sum(r.cell_type == kind and r.split == split for r in records)) for split in columns),
         ]
         for kind in kinds
     ]
     blocks: list = [
-        Table(("Images of", "training", "validation", "test", "set aside"), rows, counted(len(records), "image"))
+        Table(("Images of", "training", "validation", "test", "excluded"), rows, counted(len(records), "image"))
     ]
     if files.truths:
         cells = [[name, *_cells_of(data)] for name, data in ((SPLIT_TITLES[s], d) for s, d in files.truths.items())]
@@ -53,8 +53,8 @@ def images_chapter(files: RunFiles) -> list:
     flagged = [record for record in records if record.flags or not record.split]
     if flagged:
         why = _reasons(files)
-        rows = [[r.image_id, why(r), SPLIT_TITLES.get(r.split, "set aside")] for r in flagged]
-        blocks.append(Table(("Image", "Why", "Split"), rows[:200], "Flagged or set aside"))
+        rows = [[r.image_id, why(r), SPLIT_TITLES.get(r.split, "excluded")] for r in flagged]
+        blocks.append(Table(("Image", "Why", "Split"), rows[:200], "Flagged or excluded"))
     if "train" in files.truths:
         data = files.truths["train"]
         size = 9.6, 0.5 + (2.35 * aspect_of(data.instances[0].shape) + 0.4) * -(-min(8, len(data)) // 4)
@@ -93,7 +93,7 @@ def _channel_words(channels: str) -> str:
 
 
 def _makers(files: RunFiles) -> list:
-    """Tell who made the labels of how many images of each split."""
+    """Count the images of each split by who made their labels."""
     if files.path("labels.csv") is None:
         return []
     made_by = dict(files.table("labels.csv")[["image_id", "made_by"]].itertuples(index=False))
@@ -122,7 +122,7 @@ def first_chapter(files: RunFiles) -> list:
     rows = [
         [
             line.image_id,
-            SPLIT_TITLES.get(line.split, "set aside"),
+            SPLIT_TITLES.get(line.split, "excluded"),
             {"": "none"}.get(line.made_by, line.made_by),
             str(line.cells),
             in_words(float(line.confidence), 2),

@@ -200,7 +200,7 @@ class RunFiles:
         return {split: data for split, data in kept.items() if len(data)}
 
     def need_accuracy(self) -> None:
-        """Refuse to speak of accuracy in a run in which a model proposed all labels that it could be told from.
+        """Refuse to give an accuracy where a model proposed all labels that it could be measured with.
 
         Raises
         ------
@@ -212,13 +212,13 @@ class RunFiles:
 
     @cached_property
     def no_accuracy(self) -> str:
-        """Why no accuracy can be told; "" where it can, or where nothing was labelled yet."""
+        """Why accuracy cannot be measured; "" where it can, or where nothing was labelled yet."""
         splits = [split for split in self.truths if split != "train"]
         return NO_ACCURACY if splits and not any(split in self.judged for split in splits) else ""
 
     @property
     def unlabelled(self) -> bool:
-        """Whether it is known that no accuracy can be told."""
+        """Whether it is known that accuracy cannot be measured."""
         try:
             return bool(self.no_accuracy)
         except (UserError, OSError):

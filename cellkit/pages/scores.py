@@ -132,7 +132,7 @@ def _wide(rows: pandas.DataFrame, by: str, caption: str) -> Table:
     for part in dict.fromkeys(rows[by]):
         of_part = rows[rows[by] == part].set_index("model")
         cells = [with_interval(of_part.loc[model]) if model in of_part.index else "–" for model in models]
-        texts.append([str(part) or "not told", str(int(of_part["truth_cells"].max())), *cells])
+        texts.append([str(part) or "unknown", str(int(of_part["truth_cells"].max())), *cells])
     return Table((by.replace("_name", "").replace("_", " "), "true cells", *map(model_name, models)), texts, caption)
 
 
@@ -146,7 +146,7 @@ def counts_chapter(files: RunFiles) -> list:
     """
     counts, split = files.counts, files.setting("evaluate.report_split", "test")
     if counts.empty:
-        raise UserError("counts.csv has no rows: no image was asked about")
+        raise UserError("counts.csv has no rows: no image was counted")
     total = counts[counts["image_id"] == "all"]
     if not files.class_model and not total["found"].any():
         raise UserError("no model of this run found a cell of a named class, so that no line is counted")
@@ -203,7 +203,7 @@ def errors_chapter(files: RunFiles) -> list:
         return []
     data, found, worst = files.worst(int(files.setting("evaluate.error_images", 3)))
     if not worst:
-        return [Words("Left out: no image was asked for (evaluate.error_images).")]
+        return [Words("Left out: evaluate.error_images is 0.")]
     split = SPLIT_IMAGES.get(data.records[0].split, "images")
     scores = dict(files.attribution[["image_id", "score"]].itertuples(index=False))
     blocks: list = [

@@ -1,4 +1,4 @@
-"""Any model on any images: found by name, run over files in a stream, resumed after a kill, bad images set aside.
+"""Any model on any images: found by name, run over files in a stream, resumed after a kill, bad images skipped.
 
 What comes out is a complete COCO file with scores, in the pixels of the files that went in. While a prediction runs, each
 finished image is a COCO file of its own in ``OUT.parts/``, named by a hash of model, image and settings; repeating the
@@ -48,7 +48,7 @@ OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with l
 # ---- the prediction ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Predicted:
-    """What a prediction did: the file, images and cells in it, cells per class, images resumed, images set aside."""
+    """What a prediction did: the file, images and cells in it, cells per class, images resumed, images skipped."""
 
     path: Path
     images: int
@@ -161,8 +161,8 @@ class _Job:
             LOG.info(f"predict: {resumed} of {counted(len(frames), 'image')} done before")
         for frame, picture, found in progress(self._stream(todo, quarantined), "predict", len(todo)):
             self._keep(frame, picture, found, part_of[frame])
-        set_aside = {item.item for item in quarantined}
-        return [path for frame, path in part_of.items() if _name_of(frame) not in set_aside], resumed
+        skipped = {item.item for item in quarantined}
+        return [path for frame, path in part_of.items() if _name_of(frame) not in skipped], resumed
 
     def _stream(self, todo: Sequence[Frame], quarantined: list[Quarantined]) -> Iterator[tuple]:
         """Yield frame, picture and cells. Where a diameter was asked for, pictures of another scale have their turn later."""
@@ -247,7 +247,7 @@ class _Job:
 def segmented(
     segment: Callable, frames: Iterable[Frame], read: Callable[[Frame], Picture | None], quarantined: list[Quarantined]
 ) -> Iterator[tuple[Frame, Picture, Instances]]:
-    """Yield frame, picture and cells in order; images that cannot be read or that the model fails on are set aside.
+    """Yield frame, picture and cells in order; images that cannot be read or that the model fails on are skipped.
 
     What `read` returns None for is left out.
 
@@ -302,7 +302,7 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     for place in evenly_spaced(len(frames), AUTO_IMAGES):
         try:
             pictures.append(read_picture(frames[place], conversion))
-        except Exception as error:  # it is set aside, with the same reason, when its turn comes
+        except Exception as error:  # it is skipped, with the same reason, when its turn comes
             LOG.warning(f"predict: no diameter from {frames[place].path}: {reason_of(error)}")
     config = {key: value for key, value in model.config.items() if key != "diameter_px"}
     if pictures:

@@ -71,7 +71,7 @@ def find_images(
             if unread and outside is not None:
                 unread_files.append(Quarantined(str(path), plain_reason(str(unread))))
                 continue
-            real = Path(os.path.realpath(path))  # a loop of links stays as it is, and is set aside
+            real = Path(os.path.realpath(path))  # a loop of links stays as it is, and is skipped
             if Path(name) == root and path != root and not real.is_relative_to(root.resolve()):
                 links.append(
                     Quarantined(str(path), f"is a link that leads out of {root}; copy the file there, or name it")
@@ -150,7 +150,7 @@ def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
 
 
 def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Quarantined]]:
-    """Return every scene and time of the files, with ids that are unique; files whose header cannot be read are set aside.
+    """Return every scene and time of the files, with ids that are unique; files whose header cannot be read are skipped.
 
     Ids come from the path below the folder given; where two folders were given and hold files of one name, from the path
     below the folder that holds both.
@@ -325,7 +325,7 @@ def convert_files(
 
 
 def none_used(images: int, quarantined: Sequence[Quarantined]) -> UserError:
-    """Say that nothing is left, and why the first image was set aside."""
+    """Say that nothing is left, and why the first image was skipped."""
     first = quarantined[0]
     problem, _, remedy = first.reason.rpartition("; ")
     named = "" if Path(first.item).name in first.reason else f"{first.item}: "

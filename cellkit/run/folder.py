@@ -245,7 +245,7 @@ class Stage:
         self._note_input(key, {"path": place, "sha256": self.run._hash(self.run.folder / place)})
 
     def quarantine(self, items: Iterable[Quarantined]) -> None:
-        """Record items that were set aside; the run ends with exit code 3."""
+        """Record items that were skipped; the run ends with exit code 3."""
         self._entry["quarantined"] += [{"item": str(item.item), "reason": item.reason} for item in items]
 
     def done(self, **outputs: str | Path | None) -> None:

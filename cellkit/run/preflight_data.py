@@ -42,7 +42,7 @@ class Finding:
     Attributes
     ----------
     severity : {"error", "warning"}
-        An error ends the run; with a warning it goes on, and what is named is set aside or not used.
+        An error ends the run; with a warning it goes on, and what is named is skipped or not used.
     problem, remedy : str
         What came, and what to do.
     key : str

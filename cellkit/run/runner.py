@@ -166,7 +166,7 @@ def _unmake(made: list[Path]) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Delete what stages put into the run folder, and its executed notebooks; set aside what was changed by hand."""
+    """Delete what stages put into the run folder, and its executed notebooks; keep apart what was changed by hand."""
     try:
         manifest = read_manifest(folder)
     except UserError:  # damaged: what it listed cannot be told from what is not ours
@@ -384,13 +384,13 @@ class _Runner:
     def _conclude(self, ran: int) -> int:
         finished = finished_entries(read_manifest(self.folder))
         names = [book.name for book in self.books if book.name in finished]
-        set_aside = [(name, item) for name in names for item in finished[name]["quarantined"]]
+        skipped = [(name, item) for name in names for item in finished[name]["quarantined"]]
         if not ran:
             self.console.line(f"nothing to do: every stage of {self.given['run_dir']} is finished and unchanged")
         else:
             self.console.line(f"done: {self.given['run_dir']} in {span(time.monotonic() - self.began)}")
-        for name, item in set_aside[:20]:
-            self.console.line(f"set aside by {name}: {item['item']}: {item['reason']}")
-        if len(set_aside) > 20:
-            self.console.line(f"... and {len(set_aside) - 20} more, listed in {self.folder / MANIFEST}")
-        return 3 if set_aside and not self.allow_skips else 0
+        for name, item in skipped[:20]:
+            self.console.line(f"skipped by {name}: {item['item']}: {item['reason']}")
+        if len(skipped) > 20:
+            self.console.line(f"... and {len(skipped) - 20} more, listed in {self.folder / MANIFEST}")
+        return 3 if skipped and not self.allow_skips else 0

@@ -130,7 +130,7 @@ def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], looks: Mapping[str, dict
         images = sum(row["images"] for row in sheet["by_split"] if row["split"] == split)
         text = f"{several(left, 'cell')}, {several(images, 'image')}"
         ax.annotate(text, (left, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
-    ax.set_yticks(range(len(splits)), [SPLIT_IMAGES.get(split, "set aside") for split in splits])
+    ax.set_yticks(range(len(splits)), [SPLIT_IMAGES.get(split, "excluded") for split in splits])
     ax.set(ylim=(len(splits) - 0.4, -0.6), title="cells by class and split")
     ax.set_xlim(0, 1.7 * max([1, *(sum(counts.values()) for counts in sheet["classes_by_split"].values())]))
     rows_only(ax)

@@ -1,4 +1,4 @@
-"""Contact sheets: example images, single cells, and images that are set aside with the reason."""
+"""Contact sheets: example images, single cells, and flagged images with the reason."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def show_flagged(
     columns: int = 4,
     figure: Figure | None = None,
 ) -> np.ndarray:
-    """Show up to `n` flagged images with the reason in words and numbers; more are thinned out, every flag in its turn.
+    """Show up to `n` flagged images with the reason in words and numbers; of more, evenly spaced ones, every flag in its turn.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[S
 
     So an image more takes the place of one other, or of none. Each of the source's own splits keeps its share, and at least
     one image while there are enough; what they leave out goes.
-    Test images that the source itself calls so, and that have no truth while others have, all stay: each is asked for.
+    Test images that the source itself calls so, and that have no truth while others have, all stay: each needs a prediction.
     """
     if max_images is None:
         return list(items)
@@ -90,7 +90,7 @@ def draw_split(items: Sequence[SourceImage], fractions: dict, config: ConvertCon
 
 
 def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> None:
-    """Say which images fill a split that would stay empty (they may move back), and shares far from those asked for."""
+    """Say which images fill a split that would stay empty (they may move back), and shares far from those wanted."""
     units = {record.group or record.image_id: record.split for record in drawn}
     filling = sorted(unit for unit, split in units.items() if split != split_by_name(unit, fractions, seed))
     counts = {name: sum(record.split == name for record in drawn) for name in fractions}
@@ -107,7 +107,7 @@ def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> Non
         counted = " / ".join(f"{counts[name]} {name}" for name in fractions)
         wanted_counts = " / ".join(f"{wanted[name]:.0f}" for name in fractions)
         LOG.warning(
-            f"the split by name is {counted} (asked: {wanted_counts}); another convert.seed draws another split"
+            f"the split by name is {counted} (wanted: {wanted_counts}); another convert.seed draws another split"
         )
 
 
@@ -238,7 +238,7 @@ def _without_common_folder(items: list[SourceImage], config: ConvertConfig) -> l
 def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[SourceImage]]:
     """Return the images to use, and those without labels among others with, which are no test images by chance.
 
-    Test images that the source itself calls so, and mixed ones, stay: they are predicted. `gather` names the others.
+    Test images that the source itself calls so, and mixed ones, stay: they are predicted. `convert_images` names the others.
     """
     if all(item.bare for item in items):
         return items, []
@@ -276,7 +276,7 @@ def check_enough(images: Sequence, settings, of: str = "images") -> None:
         )
     if missing == ["test"]:
         mend[0] += (
-            ", or report on the validation images: evaluate.report_split=val (it is then said that they also chose)"
+            ", or report on the validation images: evaluate.report_split=val (the report then says that they also chose)"
         )
     elif missing:
         mend[0] += ", or only predict: cellkit predict starter IMAGES -o OUT.json"
@@ -348,7 +348,7 @@ def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances
         how = "the line of its image (coco.class_from: cell_type)" if by_line else "the labels (coco.class_from: truth)"
         raise_or_collect(
             UserError(
-                f"no training image has a labelled cell of {', '.join(without)}; the class of a cell is told by {how}",
+                f"no training image has a labelled cell of {', '.join(without)}; the class of a cell is {how}",
                 "label cells of it in training images, change convert.split, or take it out of classes",
             )
         )

@@ -318,7 +318,7 @@ def _load_coco(
 
 
 def _once_each(listed: list[_Listed]) -> list[SourceImage]:
-    """Keep one entry of each image; the others stay in the list, to be set aside with the reason."""
+    """Keep one entry of each image; the others stay in the list, to be skipped with the reason."""
     order = {"test": 0, "val": 1, "train": 2, "": 3}
     best: dict[str, _Listed] = {}
     for one in sorted(listed, key=lambda one: not one.item.files):  # what has no picture yields to what has

@@ -7,8 +7,8 @@ A data set is a file ``source_<kind>.py``, found by listing (`cellkit.modules`),
 * ``detect(root) -> bool``, optional: whether a folder is such a set. Files are asked by their ``ORDER``, 0 where there is none.
 * ``classes(root) -> set of str``, optional: the classes that it names.
 
-What they share is in `cellkit.sources.listing`. `gather` turns every image into records, pictures and instances; an image that
-cannot be used is set aside with its reason, and the rest goes on.
+What they share is in `cellkit.sources.listing`. `convert_images` turns every image into records, pictures and instances; an image that
+cannot be used is skipped with its reason, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ConvertedImages(NamedTuple):
 
     images : CellDataset, in the order of the source, records with quality flags; ``made_by`` is "truth" where an image came
     with labels, else "" (a test image to predict, or any image of a source without labels)
-    quarantined : list of Quarantined, what was set aside and why
+    quarantined : list of Quarantined, what was skipped and why
     conversion : list of dict, one per image and colour: image_id, source, colour, channel, low, high, clipped_fraction,
     scaled_by
     quality : list of dict, one per image: image_id, what was measured, flags
@@ -88,7 +88,9 @@ class ConvertedImages(NamedTuple):
     originals: list[dict]
 
 
-def gather(config: ConvertConfig, root: str | Path, out: str | Path, settings: Config | None = None) -> ConvertedImages:
+def convert_images(
+    config: ConvertConfig, root: str | Path, out: str | Path, settings: Config | None = None
+) -> ConvertedImages:
     """Convert every image of a source into a run folder.
 
     Writes ``out/images/<image_id>.png`` (each atomically), ``out/conversion.csv``, ``out/quality.csv`` and

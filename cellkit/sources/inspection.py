@@ -61,7 +61,7 @@ def _alike(series: Sequence) -> list[tuple[list[int], Any]]:
 
 
 def _series_text(series) -> str:
-    size = "pixel size not told" if math.isnan(series.um_per_px) else f"{series.um_per_px:.4g} um per px"
+    size = "pixel size unknown" if math.isnan(series.um_per_px) else f"{series.um_per_px:.4g} um per px"
     return f"{series.axes} {' x '.join(map(str, series.shape))} {series.dtype}, {size}"
 
 
@@ -138,7 +138,7 @@ def inspect_folder(
     ----------
     root : path
     kind : str, optional
-        A layout of `the files ``source_*```; default told from what lies in the folder.
+        A layout, the name of a file in ``cellkit/sources``; default: recognised by what is in the folder.
     axes : str, optional
         What the axes of files are that do not say, e.g. "TYX".
 
@@ -280,9 +280,7 @@ def folder_to_text(found: dict[str, Any]) -> str:
     if found.get("files"):
         lines.append(files_to_text(found["files"]))
         if all(len(row.get("channels", ())) == 1 for row in found["files"]):
-            lines.append(
-                "one channel per file: a run is to be told what it shows, e.g. convert: {channels: {nuclei: 0}}"
-            )
+            lines.append("one channel per file: state what it shows, e.g. convert: {channels: {nuclei: 0}}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """What lies in a data folder and fits no image: named, so that nothing that was meant to be used is missed in silence.
 
 A file that was expected to be used (a label image, a picture among others that are used, a table of classes) becomes an
-item that is set aside with its reason; what is harmless gets a word in the log; files of notes none.
+item that is skipped with its reason; what is harmless gets a word in the log; files of notes none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ YOLO_ROW = re.compile(r"\d+([ \t]+-?\d*\.?\d+(e-?\d+)?){4,}[ \t]*(\r?\n|$)")
 def leftovers(
     root: Path, items: Sequence[SourceImage], also_used: Iterable[Path] = (), looked_for: str = ""
 ) -> Iterator[SourceImage]:
-    """Yield an item, to be set aside with its reason, for each file below `root` that was expected to be used and is not.
+    """Yield an item, to be skipped with its reason, for each file below `root` that was expected to be used and is not.
 
     Parameters
     ----------

@@ -87,7 +87,7 @@ class SourceImage:
 
     @property
     def is_left(self) -> bool:
-        """Whether it stands for something that fits no image, and is there to be set aside with its reason."""
+        """Whether it stands for something that fits no image, and is there to be skipped with its reason."""
         return self.image_id.startswith(LEFT)
 
     def load(self, convert: Convert | None = None) -> Loaded:

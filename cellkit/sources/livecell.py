@@ -33,7 +33,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
     The name tells the cell line and the well, which is the group. Some images are listed twice, with two annotations and
     partly in two splits (github.com/sartorius-research/LIVECell issues 14 and 26): the one in test stays before the one in
-    val before the one in train, of two in the same list the one with more cells, and the other is set aside and named.
+    val before the one in train, of two in the same list the one with more cells, and the other is skipped and named.
     """
     root = Path(root)
     listed: list[_Listed] = []

@@ -188,7 +188,7 @@ class ClassTable:
         return found
 
     def unmatched(self, items: Sequence[SourceImage]) -> Iterator[SourceImage]:
-        """Yield an item, to be set aside, for each file of the table that is no image, or an image without labels."""
+        """Yield an item, to be skipped, for each file of the table that is no image, or an image without labels."""
         labelled = {self.key(item) for item in items if not item.bare}
         for name in sorted(self.rows):
             file, line = self.first[name]
@@ -296,7 +296,7 @@ def list_originals(
 
 
 def why_unused(source: str, quarantined: Sequence[Quarantined]) -> str:
-    """Return the reason why an image was set aside; its name may be followed by what became of its planes."""
+    """Return the reason why an image was skipped; its name may be followed by what became of its planes."""
     named = [one for one in quarantined if one.item == source] or [
         q for q in quarantined if q.item.startswith(f"{source} ")
     ]

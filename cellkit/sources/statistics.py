@@ -270,7 +270,7 @@ def class_table(sheet: Mapping[str, Any]) -> pandas.DataFrame:
     rows, named = {}, common_channels(sheet["channels"])
     for name, areas in sheet["area_px"].items():
         cells = {
-            SPLIT_TITLES.get(split, "set aside"): counts.get(name, 0)
+            SPLIT_TITLES.get(split, "excluded"): counts.get(name, 0)
             for split, counts in sheet["classes_by_split"].items()
         }
         light = {

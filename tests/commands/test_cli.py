@@ -390,7 +390,7 @@ class TestInspectAndConvert:
         arguments = ("convert", tmp_path, "-o", tmp_path / "out", "--nuclei", "1")
         code, out, err = said(*arguments)
         assert (code, out) == (3, f"{tmp_path / 'out'}: 1 picture\n")
-        assert "set aside:" in err and "cut.tif" in err
+        assert "skipped:" in err and "cut.tif" in err
         assert said(*arguments, "--allow-skips")[0] == 0
 
 
@@ -457,7 +457,7 @@ class TestPredictAndScore:
         arguments = ("predict", "threshold", tmp_path, "-o", tmp_path / "out/o.json")
         code, out, err = said(*arguments)
         assert (code, out.count("\n")) == (3, 1)
-        assert f"set aside: {tmp_path / '1.png'}: 1.png cannot be read" in err
+        assert f"skipped: {tmp_path / '1.png'}: 1.png cannot be read" in err
         assert said(*arguments, "--allow-skips")[0] == 0
 
     @pytest.mark.parametrize(

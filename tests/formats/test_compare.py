@@ -259,7 +259,7 @@ class TestMatchSides:
 
 
 class TestRun:
-    """A run folder of four images of two lines, one of each split and one set aside; the model was asked about two."""
+    """A run folder of four images of two lines, one of each split and one excluded; the model predicted two."""
 
     @pytest.fixture
     def run(self, tmp_path):
@@ -308,7 +308,7 @@ class TestRun:
         how = ("--convention", "kaggle", "--bootstrap", "0", "--common")
         for side in (run / truth, run.parent / "out"):
             code, out, err = said("score", side, run / truth, *how)
-            assert (code, out) == (2, "") and f"{side} holds proposals, no truth: no accuracy can be told" in err
+            assert (code, out) == (2, "") and f"{side} holds proposals, no truth: accuracy cannot be measured" in err
             assert "note: " not in err, "what does not count is refused before anything is said of it"
             said("labels", run / truth, "-o", run.parent / "out")
 
@@ -481,7 +481,7 @@ def marked_coco(path, makers):
 def test_proposals_are_refused_as_truth_and_left_out_where_some_images_were_corrected(tmp_path, said):
     found = marked_coco(tmp_path / "found.json", [""] * 3)
     code, out, err = said("score", marked_coco(tmp_path / "all.json", ["proposed"] * 3), found)
-    assert (code, out) == (2, "") and "all.json holds proposals, no truth: no accuracy can be told" in err
+    assert (code, out) == (2, "") and "all.json holds proposals, no truth: accuracy cannot be measured" in err
     half = marked_coco(tmp_path / "half.json", ["proposed", "corrected", ""])
     code, out, _ = said("score", half, found, "--against", found)
     assert (
@@ -585,7 +585,7 @@ def test_the_score_of_two_folders_draws_whole_wells_and_says_so(tmp_path):
     truth, found = read_side(labels_at(tmp_path / "t", **images)), read_side(labels_at(tmp_path / "p", **images))
     result = score_sides(*match_sides(truth, found), ["kaggle"], bootstrap=20)
     assert result["conventions"]["kaggle"]["interval_of"] == "4 groups (few)"
-    assert "intervals: 95 %, over 4 groups (few), told by names (e.g. A01: 2 images)\n" in scores_to_text(
+    assert "intervals: 95 %, over 4 groups (few), taken from names (e.g. A01: 2 images)\n" in scores_to_text(
         result, "t", "p"
     )
     assert "8 images of 4 groups (few)" in compare_models(truth, found, found, bootstrap=20)["sentence"]

@@ -590,7 +590,7 @@ def test_rois_that_are_no_cells_are_set_aside_and_the_rest_read(said, tmp_path, 
     os.replace(zipped(tmp_path, bad[1], good), tmp_path / "in/a.zip")
     code, out, err = said("coco", tmp_path / "in", "-o", tmp_path / "c.json", "--images", pictures)
     assert (code, out) == (3, f"{tmp_path / 'c.json'}: 1 image, 1 cell\n")
-    assert "set aside: a.zip: " in err and "0000.roi is a selection of kind line" in err
+    assert "skipped: a.zip: " in err and "0000.roi is a selection of kind line" in err
 
 
 def test_a_roi_is_called_after_the_number_of_its_cell(tmp_path, pictures):
@@ -1047,7 +1047,7 @@ def test_a_bad_file_among_many_is_set_aside(said, tmp_path, pictures):
     (tmp_path / "in/b.zip").write_bytes(b"no zip")
     code, out, err = said("coco", tmp_path / "in", "-o", tmp_path / "c.json")
     assert (code, out) == (3, f"{tmp_path / 'c.json'}: 1 image, 2 cells\n")
-    assert err.startswith("set aside: b.zip: ") and "is no zip" in err and err.count("\n") == 1
+    assert err.startswith("skipped: b.zip: ") and "is no zip" in err and err.count("\n") == 1
     assert said("coco", tmp_path / "in", "-o", tmp_path / "c.json", "--allow-skips")[0] == 0
     (tmp_path / "in/a.zip").unlink()
     code, out, err = said("coco", tmp_path / "in", "-o", tmp_path / "d.json")
@@ -1057,7 +1057,7 @@ def test_a_bad_file_among_many_is_set_aside(said, tmp_path, pictures):
     coco = write_coco(tmp_path / "e.json", records("a", "b"), [two(), two()], CLASSES)
     code, out, err = said("labels", coco, "-o", tmp_path / "s", "--format", "seg", "--images", pictures)
     assert (code, out) == (3, f"{tmp_path / 's'}: 1 _seg.npy file\n")
-    assert "set aside: b: " in err and "the image of b_seg.npy is" in err
+    assert "skipped: b: " in err and "the image of b_seg.npy is" in err
 
 
 def test_gui_files_with_their_classes(said, tmp_path):

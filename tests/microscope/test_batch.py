@@ -33,7 +33,7 @@ from cellkit.microscope.batch import convert_batch, measure_light
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.journal import JOURNAL, Journal, alone_in, png_parts, still_there, write_parts
 from cellkit.parallel import StopAll
-from cellkit.sources.ingest import gather
+from cellkit.sources.ingest import convert_images
 
 RECIPE = Conversion({"nuclei": 0, "cytoplasm": 1})
 
@@ -249,7 +249,7 @@ def test_awkward_names_go_all_the_way(tmp_path, capsys):  # fault 24
     assert len(pictures(tmp_path / "out")) == len(AWKWARD) + 1
     assert r"caf\xe9.tif" in (tmp_path / "out/conversion.csv").read_text(encoding="utf-8")
     config = ConvertConfig(source="folder", channels={"nuclei": 0})
-    made = gather(config, tmp_path / "in", tmp_path / "run")
+    made = convert_images(config, tmp_path / "in", tmp_path / "run")
     assert len(made.images.records) == len(AWKWARD) + 1 and not made.quarantined
     write_records(tmp_path / "records.csv", made.images.records)
     assert sorted(r.source for r in read_records(tmp_path / "records.csv"))[0].startswith("-rf.tif")
@@ -385,7 +385,7 @@ def _made(out: Path) -> int:
     return sum(1 for _ in out.glob("[!.]*.png")) if out.is_dir() else 0
 
 
-class TestGather:
+class TestConvertImages:
     CONFIG = ConvertConfig(source="folder", channels={"nuclei": 0, "cytoplasm": 1}, classes=("cell",))
 
     def write(self, root: Path) -> None:
@@ -397,7 +397,7 @@ class TestGather:
     def test_it_goes_on_where_it_was_killed(self, tmp_path, monkeypatch):
         (tmp_path / "in/labels").mkdir(parents=True)
         self.write(tmp_path / "in")
-        whole = gather(self.CONFIG, tmp_path / "in", tmp_path / "whole")
+        whole = convert_images(self.CONFIG, tmp_path / "in", tmp_path / "whole")
         import cellkit.sources.ingest as sources
 
         real, made = sources.write_parts, []
@@ -410,10 +410,10 @@ class TestGather:
 
         monkeypatch.setattr(sources, "write_parts", put_some)
         with pytest.raises(KeyboardInterrupt):
-            gather(self.CONFIG, tmp_path / "in", tmp_path / "run")
+            convert_images(self.CONFIG, tmp_path / "in", tmp_path / "run")
         made.clear()
         monkeypatch.setattr(sources, "write_parts", lambda path, parts: made.append(path.name) or real(path, parts))
-        resumed = gather(self.CONFIG, tmp_path / "in", tmp_path / "run")
+        resumed = convert_images(self.CONFIG, tmp_path / "in", tmp_path / "run")
         assert len(made) == 5
         assert resumed.images.instances == whole.images.instances
         assert repr((resumed.images.records, resumed.quality)) == repr((whole.images.records, whole.quality))
@@ -427,12 +427,12 @@ class TestGather:
         (tmp_path / "in/labels").mkdir(parents=True)
         self.write(tmp_path / "in")
         monkeypatch.setattr(Journal, "forget", lambda journal: None)
-        gather(self.CONFIG, tmp_path / "in", tmp_path / "run")
+        convert_images(self.CONFIG, tmp_path / "in", tmp_path / "run")
         label = tmp_path / "in/labels/s003.tif"
         labels = tifffile.imread(label)
         labels[labels == 2] = 0
         tifffile.imwrite(label, labels)
-        again = gather(self.CONFIG, tmp_path / "in", tmp_path / "run")
+        again = convert_images(self.CONFIG, tmp_path / "in", tmp_path / "run")
         assert [len(cells) for cells in again.images.instances].count(1) == 1
 
     def test_the_same_for_any_number_of_workers_and_one_scale_for_all(self, tmp_path):
@@ -441,7 +441,7 @@ class TestGather:
         made = {}
         for workers in (1, 2, 4):
             config = self.CONFIG.model_copy(update={"workers": workers, "percentiles_of": "batch"})
-            found = gather(config, tmp_path / "in", tmp_path / str(workers))
+            found = convert_images(config, tmp_path / "in", tmp_path / str(workers))
             made[workers] = found._replace(images=replace(found.images, root=Path()))
         assert repr(made[1]) == repr(made[2]) == repr(made[4])
         assert made[1].images.instances == made[2].images.instances == made[4].images.instances

@@ -9,7 +9,7 @@ from cellkit.config.sections import ChannelsConfig, ConvertConfig
 from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
 from cellkit.microscope.channel_files import join_channels, warn_of_seeming_channels
-from cellkit.sources.ingest import gather
+from cellkit.sources.ingest import convert_images
 
 LABELS = np.zeros((24, 32), np.int32)
 LABELS[2:9, 3:12], LABELS[12:20, 10:30] = 1, 2
@@ -35,7 +35,7 @@ def test_channels_are_joined_and_their_labels_found_under_either_name(tmp_path):
     write_labels(root / "truth" / "HEK" / "a.tif", LABELS)
     write_labels(root / "HEK" / "b_masks.tif", LABELS)
     write_labels(root / "HEK" / "c_C1-DAPI_masks.tif", LABELS)
-    made = gather(config(RULE), root, tmp_path / "run")
+    made = convert_images(config(RULE), root, tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["HEK_a", "HEK_b", "HEK_c"] and not made.quarantined
     assert {record.channels for record in made.images.records} == {"red=;green=C2;blue=C1"}
     assert made.images.records[0].source == "HEK/a_C1-DAPI.tif + HEK/a_C2-GFP.tif"
@@ -49,7 +49,7 @@ def test_a_lacking_channel_and_another_size_set_their_image_aside(tmp_path):
     for name in ("a_C1-DAPI", "a_C2-GFP", "b_C1-DAPI", "c_C1-DAPI"):
         save(root / "HEK" / f"{name}.tif")
     save(root / "HEK" / "c_C2-GFP.tif", shape=(24, 30))
-    made = gather(config(RULE), root, tmp_path / "run")
+    made = convert_images(config(RULE), root, tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["HEK_a"]
     said = [q.reason for q in made.quarantined]
     assert "'C2' is no channel of b.tif" in said[0] and "differ in size" in said[1]
@@ -60,7 +60,7 @@ def test_names_that_differ_in_a_channel_only_are_refused_until_told(tmp_path, ca
     with pytest.raises(
         UserError, match="a_w1.tif and a_w2.tif seem to be the channels of one image.*\nset convert.channel_from"
     ):
-        gather(config(nuclei=0, cytoplasm=None), tmp_path, tmp_path / "run")
+        convert_images(config(nuclei=0, cytoplasm=None), tmp_path, tmp_path / "run")
     assert join_channels(paths, "each") == paths and join_channels(paths[:1], None) == paths[:1]
     warn_of_seeming_channels(paths)
     assert "a_w1.tif and a_w2.tif seem to be the channels" in capsys.readouterr().err

@@ -422,7 +422,7 @@ def test_odd_axes_and_line_scans_are_refused_with_the_axes(tmp_path):  # fault 1
 
 def test_one_image_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
-    from cellkit.sources.ingest import gather
+    from cellkit.sources.ingest import convert_images
 
     images = lif_image("cut", "ZX", STACK[0, 0, 0]), lif_image("field", "CYX", STACK[0, :, 0])
     (tmp_path / "in").mkdir()
@@ -440,7 +440,7 @@ def test_one_image_that_cannot_be_read_does_not_hide_the_others(tmp_path):
         channels=ChannelsConfig(nuclei=0),
         split=SplitConfig(train=1.0, val=0.0, test=0.0),
     )
-    made = gather(how, tmp_path / "in", tmp_path / "run")
+    made = convert_images(how, tmp_path / "in", tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["a_s1"]
     assert len(made.quarantined) == 1 and "along Z and X" in made.quarantined[0].reason
     (row,) = list_microscope_files(tmp_path / "in")

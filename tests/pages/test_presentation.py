@@ -123,7 +123,7 @@ def test_a_run_that_nobody_labelled_has_no_slide_with_a_score(run, tmp_path):
     assert names[0] == "unlabelled" and {"images", "flows", "training", "counts", "again"} <= set(names)
     assert not {"idea", "before_after", "metric", "results", "curves", "failures"} & set(names)
     text = " ".join(point for slide in deck for point in slide.points)
-    assert "No accuracy can be told" in text and "x7" in text
+    assert "Accuracy cannot be measured" in text and "x7" in text
     assert "MAP IoU" not in text and "better" not in text
 
 

@@ -56,18 +56,18 @@ def worsened(truth: Instances, drop: float, shift_px: int, wrong: float, seed: i
 def make_run(folder: Path) -> tuple[Run, object]:
     """Run notebook 01's and 04's functions on drawn cells, and write three models' predictions; 06 is left to the caller."""
     from cellkit.models import threshold
-    from cellkit.sources.ingest import gather, locate_source
+    from cellkit.sources.ingest import convert_images, locate_source
 
     cfg = load_config(REPO / "configs" / "demo.yaml", SMALL)
     run = Run(folder)
     stage = run.start("01_convert", cfg.convert)
-    gathered = gather(cfg.convert, locate_source(cfg.convert, stage), stage.root)
-    records = exclude_flagged(gathered.images.records)
+    converted = convert_images(cfg.convert, locate_source(cfg.convert, stage), stage.root)
+    records = exclude_flagged(converted.images.records)
     stage.quarantine([Quarantined("HEK/broken.ome.tif", "cut short & <unreadable>")])
     stage.done(records=write_records(stage.path("records.csv"), records), images=stage.path("images"))
 
     stage = run.start("04_cells_to_coco", cfg.coco)
-    data = CellDataset(records, gathered.images.instances, cfg.classes, folder, list(range(1, len(records) + 1)))
+    data = CellDataset(records, converted.images.instances, cfg.classes, folder, list(range(1, len(records) + 1)))
     files = {}
     for split in ("train", "val", "test"):
         part = data.scored(split)
@@ -350,7 +350,7 @@ def unlabelled(evaluated, tmp_path_factory):
 def test_a_run_that_nobody_labelled_shows_no_score_but_what_to_correct(unlabelled):
     folder, names = unlabelled
     text = Page(report.page(results.RunFiles(folder))).text
-    assert "No accuracy can be told: no image was labelled by a person" in text
+    assert "Accuracy cannot be measured: no image was labelled by a person" in text
     assert "true cells" not in text and "is better than" not in text and "MAP IoU given back" not in text
     assert "agreement with proposals, no accuracy on whole validation images" in text
     assert "proposed by the model: trained on, nothing is scored there" in text

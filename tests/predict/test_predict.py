@@ -1,4 +1,4 @@
-"""Any model on any images: found by name, streamed, resumed after a kill, bad images set aside."""
+"""Any model on any images: found by name, streamed, resumed after a kill, bad images skipped."""
 
 import json
 import re

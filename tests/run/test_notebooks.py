@@ -80,7 +80,7 @@ def test_every_file_a_stage_opens_is_noted(run_dir, watched):
         assert {"weights starter", "card of starter"} <= set(stages[stage]["inputs"])
         read = (watched / stage).read_text()
         assert all(f"/cellkit/starter/starter{suffix}\n" in read for suffix in (".json", ".safetensors"))
-    assert {"judgement", "quality", "sheet", "history_cellpose", "settings"} <= set(stages[STAGES[5]]["inputs"])
+    assert {"quality_summary", "quality", "sheet", "history_cellpose", "settings"} <= set(stages[STAGES[5]]["inputs"])
 
 
 def kill_once_there(folder: Path, sign: Path) -> None:

@@ -17,7 +17,7 @@ from cellkit.models.weights import save_checkpoint
 from cellkit.run.notebooks import read_notebooks
 from cellkit.run.preflight import MODELS, check_file, check_run, preflight
 from cellkit.run.preflight_data import ERROR, WARNING
-from cellkit.sources.ingest import gather
+from cellkit.sources.ingest import convert_images
 
 SIZE = 32
 CONFIG = """
@@ -91,7 +91,7 @@ def warned(**overrides) -> str:
 def converted(**overrides):
     """Do what notebook 01 does first."""
     cfg = load_config("c.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
-    return gather(cfg.convert, "s", "run", cfg)
+    return convert_images(cfg.convert, "s", "run", cfg)
 
 
 # ---- nothing is wrong ------------------------------------------------------------------------------------------------

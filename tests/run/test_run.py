@@ -212,7 +212,7 @@ def test_quarantined_items_are_told_again_and_end_with_3(here, capsys):
     ]
     write_notebook(here / "notebooks", ONE, cells)
     assert go() == 3
-    assert f"set aside by {ONE}: b.tif: truncated" in capsys.readouterr().err
+    assert f"skipped by {ONE}: b.tif: truncated" in capsys.readouterr().err
     assert go() == 3
     assert go(allow_skips=True) == 0
 

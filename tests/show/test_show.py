@@ -181,22 +181,22 @@ def test_verdicts_follow_the_threshold_strictly():
 def test_conversion_shows_the_file_and_the_picture(tmp_path):
     from cellkit.config.reading import load_config
     from cellkit.sources.drawn.files import write_fields
-    from cellkit.sources.ingest import gather
+    from cellkit.sources.ingest import convert_images
 
     cfg = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml").convert
     write_fields(
         tmp_path / "raw", lines=("HEK",), images_per_line=1, mixed_images=0, size_px=64, defect_images_per_line=0
     )
-    gathered = gather(cfg, tmp_path / "raw", tmp_path / "run")
-    axes = show_conversion(tmp_path / "run", tmp_path / "raw", gathered.images.records[0], cfg)
+    converted = convert_images(cfg, tmp_path / "raw", tmp_path / "run")
+    axes = show_conversion(tmp_path / "run", tmp_path / "raw", converted.images.records[0], cfg)
     assert [ax.get_title(loc="left").split("\n") for ax in axes[[0, 2]]] == [
         ["DAPI, plane 2 of 3", "goes to blue"],
         ["GFP, plane 2 of 3", "goes to green"],
     ]
     assert axes[-1].get_title(loc="left").endswith("8-bit RGB, z max of 3")
-    low = next(row["low"] for row in gathered.conversion if row["channel"] == "DAPI")
+    low = next(row["low"] for row in converted.conversion if row["channel"] == "DAPI")
     assert axes[1].lines[0].get_xdata()[0] == pytest.approx(low)
-    gone = show_conversion(tmp_path / "run", tmp_path / "elsewhere", gathered.images.records[0])
+    gone = show_conversion(tmp_path / "run", tmp_path / "elsewhere", converted.images.records[0])
     assert [ax.get_title(loc="left") for ax in gone[:2]] == ["GFP: in green", "DAPI: in blue"]
 
 

@@ -29,7 +29,7 @@ from cellkit.modules import load
 from cellkit.scores.conventions import compare_conventions
 from cellkit.scores.table import score_table
 from cellkit.sources.box_csv import units_of
-from cellkit.sources.ingest import gather
+from cellkit.sources.ingest import convert_images
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 HEIGHT, WIDTH = 24, 32
@@ -152,7 +152,7 @@ def test_damaged_voc_files_set_their_image_aside(tmp_path, text, said):
     voc(tmp_path, "good", ("RBC", 1, 1, 4, 4))
     picture(tmp_path / "JPEGImages" / "bad.jpg")
     (tmp_path / "Annotations" / "bad.xml").write_text(f"<annotation>{text}</annotation>")
-    made = gather(config("voc"), tmp_path, tmp_path / "run")
+    made = convert_images(config("voc"), tmp_path, tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["good"]
     assert [q.item for q in made.quarantined] == ["Annotations/bad.xml"] and said in made.quarantined[0].reason
 
@@ -167,7 +167,7 @@ def test_voc_parts_that_are_missing_or_hostile_are_named(tmp_path):  # faults 31
     (root / "Annotations" / "out.xml").symlink_to(outside)
     picture(root / "JPEGImages" / "out.jpg")
     (root / "train.txt").write_text("good\nlisted\nbomb\nout\nalone\n")
-    made = gather(config("voc"), root, tmp_path / "run")
+    made = convert_images(config("voc"), root, tmp_path / "run")
     said = {q.item: q.reason for q in made.quarantined}
     assert [record.image_id for record in made.images.records] == ["good"] and len(said) == 4
     assert "no Annotations/listed.xml" in said["JPEGImages/listed"]
@@ -246,7 +246,7 @@ def test_parts_of_a_table_that_do_not_fit_are_named(tmp_path):
     table(
         root, [(1, "a.png", 1, 1, 9, 9, "RBC"), (2, "gone.png", 1, 1, 9, 9, "RBC"), (3, "wild.png", 1, 1, 99, 9, "RBC")]
     )
-    made = gather(config("box_csv"), root, tmp_path / "run")
+    made = convert_images(config("box_csv"), root, tmp_path / "run")
     said = {q.item: q.reason for q in made.quarantined}
     assert [record.image_id for record in made.images.records] == ["a"]
     assert "is in annotations.csv but not below" in said["gone.png, boxes in pixels"]

@@ -17,7 +17,7 @@ from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
 from cellkit.modules import load
 from cellkit.sources.coco import looks_like_coco, read_sheets
-from cellkit.sources.ingest import classes_of, detect_kind, gather
+from cellkit.sources.ingest import classes_of, convert_images, detect_kind
 from cellkit.sources.inspection import inspect_folder
 
 SQUARE = [[2, 2, 9, 2, 9, 9, 2, 9]]
@@ -65,7 +65,9 @@ def test_images_of_one_name_in_two_folders_stay_two(tmp_path):  # fault 23
     assert [record.image_id for record in read_coco(path).records] == ["a_1", "b_1"]
     save(path, [image(1, "x/1.png"), image(2, "b/1.png")], [])
     (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
-    made = gather(config("coco"), tmp_path, tmp_path / "run")  # x/1.png can only be b/1.png: then it is listed twice
+    made = convert_images(
+        config("coco"), tmp_path, tmp_path / "run"
+    )  # x/1.png can only be b/1.png: then it is listed twice
     assert [record.image_id for record in made.images.records] == ["b_1"] and "listed twice" in made.quarantined[
         0
     ].reason
@@ -138,7 +140,7 @@ def test_a_model_s_proposals_are_no_truth(tmp_path):
         [image(1, "1.png", labels="proposed"), image(2, "2.png", labels="corrected")],
         [cell(1), cell(2)],
     )
-    made = gather(config("coco"), tmp_path, tmp_path / "run")
+    made = convert_images(config("coco"), tmp_path, tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["2"]
     assert "a model's proposals, no truth" in made.quarantined[0].reason
 
@@ -176,7 +178,7 @@ def test_a_category_that_one_file_lacks_is_told(tmp_path, capsys):
 def test_boxes_without_masks_are_boxes_in_every_image(tmp_path):
     picture(tmp_path / "1.png"), picture(tmp_path / "2.png")
     save(tmp_path / "b.json", [image(1, "1.png"), image(2, "2.png")], [cell(1, 1, [], bbox=[2, 3, 1, 20.6])])
-    made = gather(config("coco"), tmp_path, tmp_path / "run")
+    made = convert_images(config("coco"), tmp_path, tmp_path / "run")
     assert [found.boxes_only for found in made.images.instances] == [True, True]
     assert made.images.instances[0].boxes_xywh.tolist() == [[2, 3, 1, 21]] and not len(made.images.instances[1])
     told = inspect_folder(tmp_path)[0]
@@ -207,7 +209,7 @@ def test_damaged_entries_set_their_image_aside(tmp_path, entry, row, said):  # f
     for name in ("good.png", "1.png", "a/two.png", "b/two.png", "../secret.png"):
         picture(root / name)
     save(root / "c.json", [image(1, "good.png"), image(2, "1.png") | entry], [cell(1), cell(2) | row])
-    made = gather(config("coco"), root, tmp_path / "run")
+    made = convert_images(config("coco"), root, tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["good"]
     first, *others = made.quarantined
     assert said in first.reason and all("belongs to no image" in other.reason for other in others)
@@ -318,7 +320,7 @@ def test_livecell_names_tell_line_and_well(livecell):
 
 
 def test_livecell_images_listed_twice_are_used_once_and_never_in_two_splits(livecell, tmp_path):
-    made = gather(config("livecell", ("A172", "SHSY5Y")), livecell, tmp_path / "run")
+    made = convert_images(config("livecell", ("A172", "SHSY5Y")), livecell, tmp_path / "run")
     assert Counter(record.split for record in made.images.records) == {"train": 3, "val": 1, "test": 2}
     twice = [q for q in made.quarantined if "listed twice" in q.reason]
     assert len(twice) == len(made.quarantined) == 2

@@ -14,7 +14,7 @@ from PIL import Image
 from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
 from cellkit.modules import load
-from cellkit.sources.ingest import gather
+from cellkit.sources.ingest import convert_images
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
@@ -84,7 +84,7 @@ def test_labelme_splits_follow_the_folders_and_test_is_carved_from_train(tmp_pat
 def test_a_label_the_config_does_not_know_stops_before_anything_is_read(tmp_path):
     labelme(tmp_path / "1.json", [mask_shape("a", 0, 0, [[1]]), mask_shape("Bb", 0, 0, [[1]])])
     with pytest.raises(UserError, match=r"label 'Bb' is none of the classes \(A, B\).*\n.*Bb: A"):
-        gather(config("labelme", **LABELME), tmp_path, tmp_path / "run")
+        convert_images(config("labelme", **LABELME), tmp_path, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_label_the_config_does_not_know_stops_before_anything_is_read(tmp_path
 def test_a_moved_mask_is_where_labelme_draws_it(tmp_path, points, box):
     """Its corners lie between pixels; what hangs over the edge of the picture is cut."""
     labelme(tmp_path / "a.json", [mask_shape("a", 0, 0, np.ones((6, 8))) | {"points": points}])
-    made = gather(config("labelme", **LABELME), tmp_path, tmp_path / "run")
+    made = convert_images(config("labelme", **LABELME), tmp_path, tmp_path / "run")
     assert made.quarantined == [] and made.images.instances[0].boxes_xywh.tolist() == [box]
 
 
@@ -122,7 +122,7 @@ def test_a_moved_mask_is_where_labelme_draws_it(tmp_path, points, box):
 def test_damaged_shapes_set_their_image_aside(tmp_path, shape, said):  # fault 28
     labelme(tmp_path / "good.json", [mask_shape("a", 0, 0, [[1, 1]])])
     labelme(tmp_path / "bad.json", [mask_shape("a", 0, 0, [[1, 1]]) | shape])
-    made = gather(config("labelme", **LABELME), tmp_path, tmp_path / "run")
+    made = convert_images(config("labelme", **LABELME), tmp_path, tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["good"]
     assert made.quarantined[0].item == "bad.json" and said in made.quarantined[0].reason
 
@@ -137,7 +137,7 @@ def test_damaged_labelme_files_are_set_aside_and_pictures_beside_them_are_read(t
     labelme(root / "sized.json", [], imageHeight=25)
     (root / "text.json").write_text("{")
     (root / "other.json").write_text("[]")
-    made = gather(config("labelme", **LABELME), root, tmp_path / "run")
+    made = convert_images(config("labelme", **LABELME), root, tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["beside"]
     said = {q.item: q.reason for q in made.quarantined}
     expected = {"outside": "leads out of", "neither": "neither imageData nor imagePath", "sized": "25 x 32",

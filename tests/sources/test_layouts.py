@@ -20,7 +20,7 @@ from cellkit.formats.label_images import write_labels
 from cellkit.formats.labels import write_chosen_cells
 from cellkit.formats.seg import write_seg
 from cellkit.modules import load
-from cellkit.sources.ingest import classes_of, detect_kind, gather
+from cellkit.sources.ingest import classes_of, convert_images, detect_kind
 from cellkit.sources.two_lines import compose_halves
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -98,7 +98,7 @@ def test_a_folder_that_is_no_class_is_refused_or_named(tmp_path):
     assert Counter(item.cell_type for item in items.values()) == {"U2OS": 2, "3T3": 2}
     (tmp_path / "u2os" / "labels" / "dna-1.png").unlink()
     cfg = config("two_lines", classes=("U2OS", "NIH3T3"))
-    made = gather(cfg, tmp_path, tmp_path / "run")
+    made = convert_images(cfg, tmp_path, tmp_path / "run")
     assert len(made.images.records) == 3 and "dna-1.png has no label image dna-1" in made.quarantined[0].reason
 
 
@@ -234,7 +234,7 @@ def test_holes_gaps_and_images_without_cells_stay_as_they_are(tmp_path):  # faul
     for name, labels in (("ring", ring), ("none", ring * 0)):
         save(tmp_path / f"{name}.png")
         write_labels(tmp_path / f"{name}_masks.tif", labels)
-    made = gather(config("folder"), tmp_path, tmp_path / "run")
+    made = convert_images(config("folder"), tmp_path, tmp_path / "run")
     assert [len(cells) for cells in made.images.instances] == [0, 1] and not made.quarantined
     np.testing.assert_array_equal(made.images.instances[1].mask(0), ring > 0)
 
@@ -559,4 +559,4 @@ def test_kaggles_form_without_masks_and_with_a_black_mask(tmp_path):
     items = listed(tmp_path, config("dsb2018", modalities=None))
     black = items["a"].load()
     assert len(black.instances) == 1 and black.left_out == ("a/masks/n.png: no pixel of it is above 0",)
-    assert items["c"].split == "" and items["c"].bare, "no test image by chance: gather names it"
+    assert items["c"].split == "" and items["c"].bare, "no test image by chance: convert_images names it"

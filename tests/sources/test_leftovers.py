@@ -7,7 +7,7 @@ from PIL import Image
 
 from cellkit.config.sections import ChannelsConfig, Config, ConvertConfig
 from cellkit.errors import UserError
-from cellkit.sources.ingest import gather
+from cellkit.sources.ingest import convert_images
 
 LABELS = np.zeros((24, 32), np.uint16)
 LABELS[2:9, 3:12], LABELS[12:20, 10:30] = 1, 2
@@ -29,7 +29,7 @@ def write(root, *names):
 
 def gathered(root, source="folder", classes=("HEK",), **options):
     cfg = ConvertConfig(source=source, classes=classes, channels=ChannelsConfig(nuclei=0), **options)
-    made = gather(cfg, root, root.parent / "run")
+    made = convert_images(cfg, root, root.parent / "run")
     return made, {one.item: one.reason for one in made.quarantined}
 
 
@@ -74,7 +74,7 @@ def test_a_set_that_is_too_small_for_want_of_labels_says_which(tmp_path, capsys)
     root = write(tmp_path / "in", "a.tif", "a_masks.tif", "b.tif", "bb_masks.tif")
     cfg = ConvertConfig(source="folder", classes=("HEK",), channels=ChannelsConfig(nuclei=0))
     with pytest.raises(UserError, match="no validation image"):
-        gather(cfg, root, tmp_path / "run", Config(classes=("HEK",), convert=cfg))
+        convert_images(cfg, root, tmp_path / "run", Config(classes=("HEK",), convert=cfg))
     said = capsys.readouterr().err
     assert "b.tif: has no truth" in said and "bb_masks.tif: is a label image" in said
 

@@ -19,7 +19,7 @@ from cellkit.evaluate.submission import handed_in
 from cellkit.modules import load
 from cellkit.sources.bbbc039 import regions_of_colours
 from cellkit.sources.hepg2_huh7 import read_text_labels
-from cellkit.sources.ingest import classes_of, detect_kind, gather
+from cellkit.sources.ingest import classes_of, convert_images, detect_kind
 from cellkit.sources.inspection import inspect_folder
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -75,7 +75,7 @@ def test_bbbc039_touching_nuclei_of_different_colour_are_two(tmp_path):
     cells = items[field("A02", 1)].load().instances
     assert sorted(cells.areas_px.tolist()) == [12, 16, 16, 16, 24] and cells.class_ids.tolist() == [1] * 5
     assert not len(items[field("B03", 2)].load().instances), "an empty field stays, without a nucleus"
-    made = gather(config("bbbc039"), tmp_path, tmp_path / "run")
+    made = convert_images(config("bbbc039"), tmp_path, tmp_path / "run")
     assert len(made.images.records) == 4 and not made.quarantined
     assert detect_kind(tmp_path) == "bbbc039" and inspect_folder(tmp_path)[0]["objects"] == 15
 
@@ -94,7 +94,7 @@ def test_bbbc039_parts_that_do_not_fit_are_named(tmp_path):
     tifffile.imwrite(root / "images" / "IXMtest_P24_s9_w1.tif", np.arange(600, dtype=np.uint16).reshape(20, 30))
     items = listed(root, config("bbbc039", split=SplitConfig(train=1.0, val=0.0, test=0.0)))
     assert items["IXMtest_P24_s9_w1"].split == "", "in no list: left out"
-    made = gather(config("bbbc039"), root, tmp_path / "run")
+    made = convert_images(config("bbbc039"), root, tmp_path / "run")
     said = {q.item: q.reason for q in made.quarantined}
     assert [record.image_id for record in made.images.records] == [stems[0]] and len(said) == 5
     assert (
@@ -113,7 +113,7 @@ def test_bbbc039_masks_that_lie_are_refused(tmp_path):  # faults 2 and 52
     third.unlink()
     third.symlink_to(tmp_path / "out.png")
     first.write_bytes(first.read_bytes()[:90])
-    said = {q.item: q.reason for q in gather(config("bbbc039"), root, tmp_path / "run").quarantined}
+    said = {q.item: q.reason for q in convert_images(config("bbbc039"), root, tmp_path / "run").quarantined}
     assert "cannot be read" in said[f"images/{first.stem}.tif"] and "leads out of" in said[f"images/{third.stem}.tif"]
 
 
@@ -155,7 +155,7 @@ def test_sartorius_test_pictures_are_test_images_without_truth(tmp_path):
         save(tmp_path / "in" / "test" / f"{name}.png", RNG.integers(0, 255, (3, 4), dtype=np.uint8))
     (tmp_path / "in" / "test" / "t3.png").write_bytes(b"torn")
     (tmp_path / "in" / "sample_submission.csv").write_text("id,predicted\nt2,1 1\nt3,\nt1,\n")
-    made = gather(config("sartorius", ("astro",)), tmp_path / "in", tmp_path / "run")
+    made = convert_images(config("sartorius", ("astro",)), tmp_path / "in", tmp_path / "run")
     kept = {record.image_id: record.split for record in made.images.records}
     assert kept["t1"] == kept["t2"] == "test" and len(made.images.records) == 12
     assert made.images.made_by == ["truth"] * 10 + [""] * 2 and len(made.images.with_truth()) == 10
@@ -163,7 +163,7 @@ def test_sartorius_test_pictures_are_test_images_without_truth(tmp_path):
     assert [(one.id, one.shape) for one in asked] == [("t1", (3, 4)), ("t2", (3, 4)), ("t3", None)]
     assert "t3.png cannot be read" in asked[2].note and [one.item for one in made.quarantined] == ["test/t3.png"]
     (tmp_path / "in" / "sample_submission.csv").unlink()
-    gather(config("sartorius", ("astro",)), tmp_path / "in", tmp_path / "run")
+    convert_images(config("sartorius", ("astro",)), tmp_path / "in", tmp_path / "run")
     assert handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test") == asked  # not those held out of train/
 
 
@@ -184,7 +184,7 @@ def test_sartorius_rows_that_do_not_fit_set_their_image_aside(tmp_path):
     rows = ["good,1 2,4,3,astro", "long,11 3,4,3,astro", "odd,1,4,3,astro", "size,1 2,3,4,astro", "gone,1 2,4,3,astro",
             "two,1 2,4,3,astro", "two,1 2,4,3,cort", "void,,4,3,astro"]  # fmt: skip
     sartorius(root, rows, images=("good", "long", "odd", "size", "two", "bare", "void"))
-    made = gather(config("sartorius", ("astro", "cort")), root, tmp_path / "run")
+    made = convert_images(config("sartorius", ("astro", "cort")), root, tmp_path / "run")
     said = {Path(q.item).stem: q.reason for q in made.quarantined}
     expected = {"long": "leaves its image of 12 px", "odd": "has 1 numbers", "size": "says size is 4 x 3 px",
                 "gone": "1 cell in train.csv, no picture", "two": "differ in cell type", "bare": "has no truth",

@@ -1,4 +1,4 @@
-"""Foreign layouts in, records and instances out: what belongs to what, what is kept, what is set aside and why."""
+"""Foreign layouts in, records and instances out: what belongs to what, what is kept, what is skipped and why."""
 
 import csv
 from pathlib import Path
@@ -23,7 +23,7 @@ from cellkit.sources.drawn.camera import expose
 from cellkit.sources.drawn.field import draw_field
 from cellkit.sources.drawn.files import write_fields
 from cellkit.sources.drawn.style import FieldStyle
-from cellkit.sources.ingest import classes_of, detect_kind, gather, locate_source
+from cellkit.sources.ingest import classes_of, convert_images, detect_kind, locate_source
 from cellkit.tables import write_table
 
 RNG = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def drawn(tmp_path_factory):
 def test_drawn_fields_become_records_pictures_and_exact_truth(tmp_path, drawn):
     root, files = drawn
     cfg = config("drawn", "DAPI", "GFP", classes=("HEK", "N2a"))
-    made = gather(cfg, root, tmp_path)
+    made = convert_images(cfg, root, tmp_path)
     assert not made.quarantined and len(made.images.records) == len(made.images.instances) == len(files) == 15
     for record, cells in zip(made.images.records, made.images.instances, strict=True):
         folder, name = record.image_id.split("_", 1)
@@ -102,7 +102,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, drawn):
     made = {}
     for workers in (1, 2):
         cfg = config("drawn", "DAPI", "GFP", classes=("HEK", "N2a"), scale=0.5, max_images=3, workers=workers)
-        made[workers] = gather(cfg, root, tmp_path / str(workers))
+        made[workers] = convert_images(cfg, root, tmp_path / str(workers))
     assert made[1].images.records == made[2].images.records and made[1].images.instances == made[2].images.instances
     names = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*") if path.is_file())
     assert len(names) == 9 + 3
@@ -113,7 +113,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, drawn):
 def test_scale_shrinks_pictures_truth_and_pixel_size_together(tmp_path, drawn):
     root, files = drawn
     cfg = config("drawn", "DAPI", "GFP", classes=("HEK", "N2a"), scale=0.5, max_images=1)
-    made = gather(cfg, root, tmp_path)
+    made = convert_images(cfg, root, tmp_path)
     for record, cells in zip(made.images.records, made.images.instances, strict=True):
         truth = read_labels(root / files[record.image_id.split("_", 1)[1]].truth)
         assert (record.height_px, record.width_px, record.um_per_px) == (64, 64, 0.9) and cells.shape == (64, 64)
@@ -206,7 +206,7 @@ def test_halves_put_together_are_not_judged_by_even_light(tmp_path):
                 Image.fromarray(values).save(tmp_path / line / folder / f"{k}.png")
     cfg = config("two_lines", classes=("u2os", "nih3t3"), mixed_images=4)
     cfg = cfg.model_copy(update={"split": cfg.split.model_copy(update={"train": 0.25, "val": 0.25, "test": 0.5})})
-    made = gather(cfg.model_copy(update={"duplicates": "keep"}), tmp_path, tmp_path / "run")
+    made = convert_images(cfg.model_copy(update={"duplicates": "keep"}), tmp_path, tmp_path / "run")
     mixed = [m for r, m in zip(made.images.records, made.quality, strict=True) if r.cell_type == "mixed"]
     alone = [m for r, m in zip(made.images.records, made.quality, strict=True) if r.cell_type != "mixed"]
     assert len(mixed) == 4 and all(np.isnan(m["uneven"]) for m in mixed)
@@ -216,10 +216,10 @@ def test_halves_put_together_are_not_judged_by_even_light(tmp_path):
 def test_a_group_torn_by_a_split_by_image_is_told(tmp_path, capsys):  # fault 58
     for k in range(24):
         save(tmp_path / "in" / f"plate{k % 2}" / f"{k}.png")
-    gather(config("folder"), tmp_path / "in", tmp_path / "torn")
+    convert_images(config("folder"), tmp_path / "in", tmp_path / "torn")
     said = capsys.readouterr().err
     assert "2 groups have images in more than one split (plate0, plate1)" in said and "convert.split_by: group" in said
-    gather(config("folder", split_by="group"), tmp_path / "in", tmp_path / "whole")
+    convert_images(config("folder", split_by="group"), tmp_path / "in", tmp_path / "whole")
     assert "more than one split" not in capsys.readouterr().err
 
 
@@ -228,14 +228,14 @@ def test_two_files_that_become_one_image_are_refused_by_name(tmp_path):  # fault
     assert sorted(listed(tmp_path, config("folder"))) == ["a_1", "b_1"]
     save(tmp_path / "a_1.png")
     with pytest.raises(UserError, match=r"a/1.png and a_1.png would both be image 'a_1'"):
-        gather(config("folder"), tmp_path, tmp_path / "run")
+        convert_images(config("folder"), tmp_path, tmp_path / "run")
 
 
 def test_awkward_names_go_all_the_way(tmp_path):  # fault 24
     names = ["zell ä.png", "-rf.png", "a{b}.png", "日本 語.png", "=1+1.png", "CON.png"]
     for name in names:
         save(tmp_path / "in" / name)
-    made = gather(config("folder"), tmp_path / "in", tmp_path / "run")
+    made = convert_images(config("folder"), tmp_path / "in", tmp_path / "run")
     assert sorted(record.source for record in made.images.records) == sorted(names) and not made.quarantined
     assert all((tmp_path / "run" / record.path).is_file() for record in made.images.records)
     assert "'=1+1.png" in (tmp_path / "run" / "conversion.csv").read_text()
@@ -248,7 +248,7 @@ def test_links_are_not_followed_in_circles_nor_out_of_the_folder(tmp_path):  # f
     (tmp_path / "in" / "self.png").symlink_to(tmp_path / "in" / "self.png")
     (tmp_path / "in" / "out.png").symlink_to(tmp_path / "secret" / "s.png")
     (tmp_path / "in" / "inside.png").symlink_to(tmp_path / "in" / "a.png")
-    made = gather(config("folder"), tmp_path / "in", tmp_path / "run")
+    made = convert_images(config("folder"), tmp_path / "in", tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["a", "inside"]
     assert [q.item for q in made.quarantined] == ["out.png", "self.png"]
     assert all("is a link that leads" in q.reason for q in made.quarantined)
@@ -272,7 +272,7 @@ def test_bad_images_are_set_aside_with_their_reason_and_the_rest_goes_on(tmp_pat
     (root / "empty.tif").write_bytes(b"")  # fault 3
     (root / "text.tif").write_text("no image")
     (root / "vendor.czi").write_bytes(b"ZISRAWFILE")
-    made = gather(config("folder"), root, tmp_path / "run")
+    made = convert_images(config("folder"), root, tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["a", "b"] and len(made.images.instances) == 2
     said = {q.item: q.reason for q in made.quarantined}
     expected = {
@@ -292,7 +292,7 @@ def test_nothing_to_convert_is_an_error_of_two_lines(tmp_path):
     (tmp_path / "bad" / "a.czi").write_bytes(b"x")
     for folder, said in (("missing", "does not exist"), ("empty", "no image"), ("bad", "of 1 image in .* none")):
         with pytest.raises(UserError, match=said) as error:
-            gather(config("folder"), tmp_path / folder, tmp_path / "run")
+            convert_images(config("folder"), tmp_path / folder, tmp_path / "run")
         assert str(error.value).count("\n") == 1
     assert not (tmp_path / "run" / "conversion.csv").exists()
 
@@ -302,9 +302,9 @@ def test_a_channel_that_no_image_has_is_said_once_with_the_channels_there_are(tm
     with pytest.raises(
         UserError, match=r"of 1 image in .* none could be used.*'DAPI' is no channel of a.png, which has 1 channel"
     ):
-        gather(config("folder", "DAPI"), tmp_path / "in", tmp_path / "run")
+        convert_images(config("folder", "DAPI"), tmp_path / "in", tmp_path / "run")
     with pytest.raises(UserError, match="names neither nuclei nor cytoplasm"):
-        gather(config("folder", None), tmp_path / "in", tmp_path / "run")
+        convert_images(config("folder", None), tmp_path / "in", tmp_path / "run")
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def competition(root):
 def test_every_test_image_is_kept_or_named_and_known_by_its_own_name_and_size(tmp_path, capsys):
     competition(tmp_path / "in")
     cfg = config("folder", scale=0.5, duplicates="keep")
-    made = gather(cfg, tmp_path / "in", tmp_path / "run")
+    made = convert_images(cfg, tmp_path / "in", tmp_path / "run")
     records = {record.image_id: record for record in exclude_flagged(made.images.records)}
     assert [records[f"test_{name}"].split for name in ("1", "glare", "bare")] == ["test"] * 3
     assert "saturated" in records["test_glare"].flags and not is_scored(records["test_glare"])
@@ -380,12 +380,12 @@ def test_every_test_image_is_kept_or_named_and_known_by_its_own_name_and_size(tm
 def test_a_sample_submission_says_what_is_handed_in(tmp_path, capsys):
     competition(tmp_path / "in")
     (tmp_path / "in" / "stage1_sample_submission.csv").write_text("ImageId,EncodedPixels\nglare,\ngone,1 1\n1,\n")
-    gather(config("folder"), tmp_path / "in", tmp_path / "run")
+    convert_images(config("folder"), tmp_path / "in", tmp_path / "run")
     asked = handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test")
     assert [(one.id, one.image_id) for one in asked] == [("1", "test_1"), ("glare", "test_glare"), ("gone", "")]
     capsys.readouterr()
     (tmp_path / "in" / "stage1_sample_submission.csv").write_text("ImageId,EncodedPixels\nz,\n")
-    gather(config("folder"), tmp_path / "in", tmp_path / "other")
+    convert_images(config("folder"), tmp_path / "in", tmp_path / "other")
     assert "names 1 images, none of which is here: it is not followed" in capsys.readouterr().err
     assert len(handed_in({"originals": tmp_path / "other" / "originals.csv"}, "test")) == 4
 
@@ -393,7 +393,7 @@ def test_a_sample_submission_says_what_is_handed_in(tmp_path, capsys):
 def test_names_with_spaces_and_brackets_are_handed_in_as_they_are(tmp_path):
     for name in ("test/cell 1.png", "test/x(2).png", "train/1.png"):
         save(tmp_path / "in" / name)
-    gather(config("folder"), tmp_path / "in", tmp_path / "run")
+    convert_images(config("folder"), tmp_path / "in", tmp_path / "run")
     assert [one.id for one in handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test")] == [
         "cell 1",
         "x(2)",
@@ -403,7 +403,7 @@ def test_names_with_spaces_and_brackets_are_handed_in_as_they_are(tmp_path):
 def test_two_files_of_one_stem_are_handed_in_under_the_ids_of_the_run(tmp_path):
     for name in ("test/a/1.png", "test/b/1.png", "test/=2.png", "train/1.png"):
         save(tmp_path / "in" / name)
-    gather(config("folder"), tmp_path / "in", tmp_path / "run")
+    convert_images(config("folder"), tmp_path / "in", tmp_path / "run")
     asked = handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test")
     assert [one.id for one in asked] == [one.image_id for one in asked] and len(asked) == 3
     assert [one.id for one in handed_in({"originals": tmp_path / "run" / "originals.csv"}, "train")] == ["1"]
@@ -412,12 +412,12 @@ def test_two_files_of_one_stem_are_handed_in_under_the_ids_of_the_run(tmp_path):
 def test_test_images_decide_neither_the_scale_nor_the_limits_of_others(tmp_path):
     competition(tmp_path / "in")
     cfg = config("folder", percentiles_of="batch", duplicates="keep")
-    before = gather(cfg, tmp_path / "in", tmp_path / "before")
+    before = convert_images(cfg, tmp_path / "in", tmp_path / "before")
     for name in ("1", "bare"):
         picture = tmp_path / "in" / "images" / "test" / f"{name}.png"
         save(picture, np.asarray(Image.open(picture)) // 5)
         save(picture.with_name(f"{name}{name}.png"), np.full((96, 130), 255, np.uint8))
-    after = gather(cfg, tmp_path / "in", tmp_path / "after")
+    after = convert_images(cfg, tmp_path / "in", tmp_path / "after")
     assert after.thresholds == before.thresholds
     flags = {record.image_id: record.flags for record in after.images.records}
     for record in before.images.records:
@@ -430,5 +430,5 @@ def test_test_images_decide_neither_the_scale_nor_the_limits_of_others(tmp_path)
 def test_a_set_too_small_is_refused_before_anything_is_converted(tmp_path):
     save(tmp_path / "in" / "a.png")
     with pytest.raises(UserError, match="1 images .* for test.: no validation image and no test image"):
-        gather(config("folder"), tmp_path / "in", tmp_path / "run", Config())
+        convert_images(config("folder"), tmp_path / "in", tmp_path / "run", Config())
     assert not (tmp_path / "run").exists()

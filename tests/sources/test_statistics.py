@@ -115,7 +115,7 @@ def test_what_is_as_it_should_be_is_not_mentioned(small):
 def test_the_table_of_classes(small):
     table = class_table(describe(small))
     assert list(table.index) == ["A", "B", "unknown"]
-    assert table.loc["A", ["training", "validation", "set aside", "area_px (median)", "DAPI (median)"]].tolist() == [
+    assert table.loc["A", ["training", "validation", "excluded", "area_px (median)", "DAPI (median)"]].tolist() == [
         1, 0, 1, 100, 110,
     ]  # fmt: skip
 
