@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,11 @@ def cells_of_boxes(rows: list[dict], shape: tuple[int, int], where: str) -> Inst
 
 
 def cells_of_rows(
-    rows: list[dict], record: ImageRecord, categories: dict[int | str, int], where: str, decode=None
+    rows: list[dict],
+    record: ImageRecord,
+    categories: dict[int | str, int],
+    where: str,
+    decode: Callable | None = None,
 ) -> Instances:
     """Return the cells of one image from its annotations, by masks or by boxes where there are only boxes.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def channels_text(names: Mapping[str, str]) -> str:
     return ";".join(f"{colour}={re.sub('[;=]', ',', names.get(colour, ''))}" for colour in COLOURS)
 
 
-def colour_map(channels) -> dict[str, str | int | Sequence[str | int]]:
+def colour_map(channels: Mapping[str, Any] | Any) -> dict[str, str | int | Sequence[str | int]]:
     """Return which channel is wanted in which colour, from a mapping or an object with attributes; None is left out.
 
     Raises

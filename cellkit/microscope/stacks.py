@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from cellkit.microscope.file_info import (
     checked_axes,
     damaged,
 )
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 SWEEPS = {"λ": "emission", "Λ": "excitation"}  # axes of wavelengths: each band is a channel
 
@@ -229,7 +232,7 @@ def _refuse_if_none_is_left(path: Path, scenes: Sequence[Scene]) -> None:
     )
 
 
-def parse_xml(path: Path, text: str):
+def parse_xml(path: Path, text: str) -> Element:
     """Parse metadata that comes with an image; a document type could make it expand without end.
 
     Raises

@@ -90,7 +90,7 @@ def kaggle(
     }
 
 
-def pooled_score(counts: Counts, pool: str, weights: np.ndarray | None = None):
+def pooled_score(counts: Counts, pool: str, weights: np.ndarray | None = None) -> Any:
     """Return the score of all images, or of (B, images) multiplicities."""
     images = counts.tp.shape[0]
     weights = np.ones((1, images)) if weights is None else weights

@@ -84,7 +84,7 @@ def count(pairs: Overlaps, thresholds: Sequence[Fraction | float] = THRESHOLDS, 
 
 def match_pairs(
     truth: Instances | Overlaps, found: Instances | None = None, threshold: Fraction | float = 0.5, strict: bool = True
-):
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of matched true and found objects, ordered by truth.
 
     Parameters

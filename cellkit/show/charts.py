@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.cells.records import SPLIT_IMAGES
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.models import model_name, order_models
 from cellkit.models.weights import read_card
 from cellkit.scores.attribution import gains
@@ -23,7 +23,6 @@ from cellkit.show.style import (
     figure_or_new,
     model_looks,
     rows_only,
-    several,
     styled,
     words_only,
 )
@@ -278,7 +277,7 @@ def show_gains(attribution: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax, (5.6, 0.8 + 0.4 * len(rows)))
     ax.barh(np.arange(len(rows)), rows["gain"], 0.62, color="#0072B2")
     for place, line in enumerate(rows.itertuples()):
-        where = f"{several(line.cells, 'cell')} in {several(line.images, 'image')}"
+        where = f"{counted(line.cells, 'cell')} in {counted(line.images, 'image')}"
         text = f"{line.gain:.3f}   {where}" if line.cells else "no such cell"
         ax.annotate(text, (line.gain, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(rows)), rows["kind"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.cells.records import SPLIT_IMAGES, common_channels
+from cellkit.errors import counted
 from cellkit.show.charts import room_beside
 from cellkit.show.conversion import CHANNEL_INK
 from cellkit.show.style import (
@@ -20,7 +21,6 @@ from cellkit.show.style import (
     class_stripes,
     figure_or_new,
     rows_only,
-    several,
     shortened,
     styled,
 )
@@ -128,7 +128,7 @@ def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], looks: Mapping[str, dict
             ax.barh(place, n, 0.6, left=left, lw=0.6, **looks[name])
             left += n
         images = sum(row["images"] for row in sheet["by_split"] if row["split"] == split)
-        text = f"{several(left, 'cell')}, {several(images, 'image')}"
+        text = f"{counted(left, 'cell')}, {counted(images, 'image')}"
         ax.annotate(text, (left, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(splits)), [SPLIT_IMAGES.get(split, "excluded") for split in splits])
     ax.set(ylim=(len(splits) - 0.4, -0.6), title="cells by class and split")

@@ -128,8 +128,13 @@ def _rgb(colours: Sequence[str]) -> np.ndarray:
 
 
 def cell_layer(
-    objects: Instances, colours: Sequence[str], width_px: int, fill: float = 0.0, stripes=False, dashes: Sequence = ()
-):
+    objects: Instances,
+    colours: Sequence[str],
+    width_px: int,
+    fill: float = 0.0,
+    stripes: bool = False,
+    dashes: Sequence = (),
+) -> np.ndarray:
     """Return an RGBA picture of outlines with a dark seam, and of areas filled to `fill` (0 to 1), striped or not.
 
     `dashes` has, for each object, `class_dashes`; without it all outlines are whole.

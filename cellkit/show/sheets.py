@@ -12,7 +12,7 @@ from fastcore.basics import groupby
 
 from cellkit.cells.dataset import CellDataset, evenly_spaced
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.microscope.flags import reasons
 from cellkit.show.overlays import cell_layer, checked_image, draw_picture, show_overlay
 from cellkit.show.style import (
@@ -24,7 +24,6 @@ from cellkit.show.style import (
     class_name,
     draw_bars,
     figure_or_new,
-    several,
     shortened,
     styled,
 )
@@ -115,7 +114,7 @@ def show_sheet(
 
 
 def _title_of(record: ImageRecord, cells: Instances | None) -> str:
-    notes = [several(len(cells), "cell")] if cells is not None else []
+    notes = [counted(len(cells), "cell")] if cells is not None else []
     notes += [record.flags.replace(";", ", ").replace("_", " ")] if record.flags else []
     name = shortened(record.image_id)
     return textwrap.fill(f"{name}: {', '.join(notes)}" if notes else name, 34)
@@ -240,7 +239,7 @@ def show_flagged(
     for ax in axes.flat:
         ax.set_axis_off()
     if not chosen:
-        axes[0, 0].text(0, 0.5, f"none of {several(len(records), 'image')} is flagged")
+        axes[0, 0].text(0, 0.5, f"none of {counted(len(records), 'image')} is flagged")
     for ax, k in zip(axes.flat, chosen, strict=False):
         lines = [shortened(records[k].image_id, 30), *reasons(quality[k], thresholds, records[k].flags)]
         draw_picture(ax, data.image(k)).set_title("\n".join(textwrap.fill(line, 40) for line in lines), fontsize=8)

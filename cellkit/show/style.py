@@ -23,6 +23,8 @@ from cellkit.models import order_models
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
 INK, QUIET, FAINT = "#1F2329", "#666C75", "#E4E6EA"
 OTHER_FONTS = (  # for signs that DejaVu Sans lacks, where they are installed
@@ -274,7 +276,7 @@ def class_stripes(class_id: int) -> dict[str, Any]:
     return {"hatch": kind * (2 + (turn - 1) // 6), "edgecolor": INK} if turn else {}
 
 
-def class_line(class_id: int, label: str):
+def class_line(class_id: int, label: str) -> Line2D:
     """Return the entry of a legend for outlines of a class."""
     from matplotlib.lines import Line2D
 
@@ -282,7 +284,7 @@ def class_line(class_id: int, label: str):
     return Line2D([], [], color=class_colour(class_id), lw=3, ls=style, label=label)
 
 
-def class_patch(class_id: int, label: str):
+def class_patch(class_id: int, label: str) -> Patch:
     """Return the entry of a legend for areas of a class."""
     from matplotlib.patches import Patch
 
@@ -326,11 +328,6 @@ def rows_only(ax: Axes) -> Axes:
     dress(ax, "x").spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     return ax
-
-
-def several(n: int, what: str) -> str:
-    """Return "1 image", "2 images"."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def bar_um(width_px: float, um_per_px: float) -> float:

@@ -19,7 +19,7 @@ from cellkit.log import LOG
 from cellkit.sources.listing import MIXED, UNUSED, SourceImage
 
 if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
+    from cellkit.config.sections import Config, ConvertConfig
 
 
 # ---- which images, which split -------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[S
     return kept, [item for item, use in zip(items, wanted, strict=True) if not use]
 
 
-def check_enough(images: Sequence, settings, of: str = "images") -> None:
+def check_enough(images: Sequence, settings: Config, of: str = "images") -> None:
     """Refuse a set too small for what the notebooks do with it: train, choose, report, and tell the classes apart.
 
     Parameters
@@ -298,7 +298,7 @@ def check_enough(images: Sequence, settings, of: str = "images") -> None:
         raise_or_collect(UserError(f"{len(images)} {of} ({held}): {'; '.join(problems)}", "; ".join(mend)))
 
 
-def check_left(images: CellDataset, settings) -> None:
+def check_left(images: CellDataset, settings: Config) -> None:
     """Refuse what is left of a set once the flagged images are out: too small, or with a class that no cell has.
 
     Parameters
@@ -318,7 +318,9 @@ def check_left(images: CellDataset, settings) -> None:
     check_labelled(labelled.records, labelled.instances, settings)
 
 
-def check_labelled(records: Sequence[ImageRecord], instances: Sequence[Instances | None] | None, settings) -> None:
+def check_labelled(
+    records: Sequence[ImageRecord], instances: Sequence[Instances | None] | None, settings: Config
+) -> None:
     """Refuse a set whose labels have no training cell of one of the classes, as notebook 04 would after the training.
 
     Parameters

@@ -7,8 +7,8 @@ A data set is a file ``source_<kind>.py``, found by listing (`cellkit.modules`),
 * ``detect(root) -> bool``, optional: whether a folder is such a set. Files are asked by their ``ORDER``, 0 where there is none.
 * ``classes(root) -> set of str``, optional: the classes that it names.
 
-What they share is in `cellkit.sources.listing`. `convert_images` turns every image into records, pictures and instances; an image that
-cannot be used is skipped with its reason, and the rest goes on.
+What they share is in `cellkit.sources.listing`. `convert_images` turns every image into records, pictures and instances; an
+image that cannot be used is skipped with its reason, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
@@ -288,11 +288,12 @@ def list_images(config: ConvertConfig, root: Path) -> list[SourceImage]:
         )
     check_ids((item.image_id, item.source) for item in items)
     warn_lacking_classes([item for item in items if not item.is_left], config)
-    across = groups_across_splits(items)
+    odd = {item.source for item in items if item.is_left}  # a folder of no class is named already
+    across = [group for group in groups_across_splits(items) if f"{group}/" not in odd]
     if across:
         some = ", ".join(across[:5]) + (", ..." if len(across) > 5 else "")
         LOG.warning(
-            f"{len(across)} group{'s have' if len(across) > 1 else ' has'} images in more than one split ({some}): the score on "
+            f"{counted(len(across), 'group has', 'groups have')} images in more than one split ({some}): the score on "
             "validation and test images may flatter; set convert.split_by: group to keep each group on one side"
         )
     return items
@@ -404,7 +405,7 @@ def _converted(
     return ConvertedImages(images, quarantined, conversion, quality, thresholds, originals)
 
 
-def locate_source(config: ConvertConfig, stage) -> Path:
+def locate_source(config: ConvertConfig, stage: Any) -> Path:
     """Return the folder of a run's images: drawn into the run folder, or below the data folder and noted as an input.
 
     Parameters

@@ -14,13 +14,13 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import Quarantined, UserError, counted
-from cellkit.microscope.file_info import Channel
+from cellkit.microscope.file_info import Channel, FileInfo
 from cellkit.sources.statistics import three_numbers
 
 FAULTS = ("tiny", "pieces", "holes", "touching", "border")
 
 
-def file_to_text(info) -> str:
+def file_to_text(info: FileInfo) -> str:
     """Return a `FileInfo` in words: axes, shape, type, channels, pixel size, and how many pictures it becomes."""
     alike = _alike(info.series)
     lines = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -90,7 +90,15 @@ class Label(NamedTuple):
 
 
 def load_file(
-    root, path, config: ConvertConfig, label_of, cell_type, scene=0, time=0, rows=None, convert: Convert = converted
+    root: Path,
+    path: Path | ChannelFiles,
+    config: ConvertConfig,
+    label_of: Callable[[], Path | Label | None],
+    cell_type: str,
+    scene: int = 0,
+    time: int = 0,
+    rows: Mapping[int, tuple[int, int]] | None = None,
+    convert: Convert = converted,
 ) -> Loaded:
     """Load one frame of a file and the label image that `label_of()` finds: a path, a `Label`, or None.
 
@@ -110,7 +118,13 @@ def files_of(image: Path | ChannelFiles) -> tuple[Path, ...]:
 
 
 def with_labels(
-    root: Path, path: Path, made: Loaded, label, config: ConvertConfig, cell_type: str, rows=None
+    root: Path,
+    path: Path,
+    made: Loaded,
+    label: Path | Label | None,
+    config: ConvertConfig,
+    cell_type: str,
+    rows: Mapping[int, tuple[int, int]] | None = None,
 ) -> Loaded:
     """Return a picture with the objects of its label image; parameters as in `load_file`.
 
