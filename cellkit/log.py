@@ -1,6 +1,6 @@
-"""What the library tells a person while it works: lines of the logger "cellkit", silent until somebody listens.
+"""Messages while it works: lines of the logger "cellkit", silent until a handler is attached.
 
-The command line and notebooks listen (`show_log`); others attach handlers of their own, as to any logger.
+The command line and notebooks attach one (`show_log`); others attach their own, as to any logger.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def finished_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def listed_by(
     manifest: dict[str, Any], before: Iterable[str] | None = None, own: str = ""
 ) -> dict[str, tuple[str, dict[str, str]]]:
-    """Return {key: (stage, output)} of the finished stages, except of `own`; only of those `before` it, where told."""
+    """Return {key: (stage, output)} of the finished stages, except of `own`; only of those `before` it, where given."""
     wanted = None if before is None else set(before)
     return {
         key: (name, output)
@@ -113,7 +113,7 @@ def commit(run_dir: Path, name: str) -> None:
 def finish_commits(run_dir: Path) -> None:
     """Complete the moves of a stage that was done but killed before it was listed, and remove incomplete files.
 
-    Only for who holds the lock.
+    Only for the process that holds the lock.
     """
     for partial in [*run_dir.glob(".tmp-*"), *run_dir.glob(f"{NOTEBOOKS}/.tmp-*")]:
         partial.unlink()
@@ -270,7 +270,7 @@ def note_reading(path: str | Path, key: str = "", by: str = "", name: str = "") 
     key : str
         What it is to the stage; by default its path.
     by : str
-        How a name in the configuration led to it, and will again when the stage is judged: "data", "weights" or "card";
+        How a name in the configuration led to it, and will again when the stage is checked: "data", "weights" or "card";
         "" = it is a path, counted from the current folder.
     name : str
         That name; by default the path as it came.
@@ -403,6 +403,6 @@ def _writer(folder: Path) -> str:
 
 
 def runner_context(run_dir: Path) -> dict[str, Any] | None:
-    """Return what the runner told this kernel, if it runs this very folder."""
+    """Return what the runner passed to this kernel, if it runs this very folder."""
     context = json.loads(os.environ.get(RUNNER_VARIABLE, "null"))
     return context if context and Path(context["run_dir"]) == run_dir.resolve() else None

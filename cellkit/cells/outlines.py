@@ -50,7 +50,7 @@ def outlines(found: Instances) -> list[list[np.ndarray]]:
 
 
 def is_hole(ring: np.ndarray) -> bool:
-    """Tell whether an outline of `outlines` goes around a hole: against the clock."""
+    """Tell whether an outline of `outlines` goes around a hole: anticlockwise."""
     x, y = ring[:, 0], ring[:, 1]
     return bool(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) < 0)
 

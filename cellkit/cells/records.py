@@ -90,7 +90,7 @@ def write_records(path: str | Path, records: Sequence[ImageRecord]) -> Path:
 
 
 class _UnixLines:
-    """Ends lines with a line feed only; told so directly, csv would leave a carriage return in a name unquoted."""
+    """Ends lines with a line feed only; csv's own ``lineterminator`` would leave a carriage return in a name unquoted."""
 
     def __init__(self, file: TextIO):
         self.file = file

@@ -37,8 +37,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a cell of several pieces in a label image: split (each a cell), keep or largest",
     )
     from_flag(parser, "whose COCO file INPUT is")
-    parser.add_argument("--convention", default="plain", metavar="TOOL", help="who reads FILE: plain, cvat or fiftyone")
-    parser.add_argument("--polygons", action="store_true", help="polygons, not RLE; tells how many objects lose by it")
+    parser.add_argument(
+        "--convention", default="plain", metavar="TOOL", help="the tool that FILE is for: plain, cvat or fiftyone"
+    )
+    parser.add_argument(
+        "--polygons", action="store_true", help="polygons, not RLE; prints how many objects change by it"
+    )
     skips_flag(parser)
 
 

@@ -1,4 +1,4 @@
-"""Two sides scored, and what is said of it on the command line."""
+"""Two sides scored, and the result as text for the command line."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--percentiles-of", metavar="image|batch", help="whose percentiles: of each image (default) or all"
     )
-    parser.add_argument("--axes", metavar="AXES", help="what the axes of files are that do not say, e.g. TYX")
+    parser.add_argument("--axes", metavar="AXES", help="axes of files that do not state them, e.g. TYX")
     parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="resize factor (default 1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
     skips_flag(parser)

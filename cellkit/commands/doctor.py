@@ -6,12 +6,12 @@ import argparse
 
 from cellkit.commands.shared import DONE, REFUSED, Answer, json_flag, json_text
 
-ABOUT = "tell what this machine can run, what to install for the rest, and how long a run takes"
+ABOUT = "list what this machine can run, what to install for the rest, and how long a run takes"
 ORDER = 11
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Tell what this machine can run, what to install for the rest, and how long a run takes."""
+    """List what this machine can run, what to install for the rest, and how long a run takes."""
     from cellkit.commands.machine_report import examine, report_text
 
     found = examine(config=given.config)

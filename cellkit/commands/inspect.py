@@ -8,7 +8,7 @@ import os
 from cellkit.commands.shared import Answer, exit_code, json_flag, json_text, list_quarantined
 from cellkit.errors import UserError
 
-ABOUT = "tell what a microscope file or a data set holds"
+ABOUT = "list what a microscope file or a data set holds"
 ORDER = 2
 
 
@@ -18,12 +18,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "path", metavar="PATH", help="a microscope file, a picture, a COCO file, or the folder of a data set"
     )
     parser.add_argument("--source", metavar="KIND", help="layout of the folder (default: recognised by what is in it)")
-    parser.add_argument("--axes", metavar="AXES", help="what the axes of files are that do not say, e.g. TYX")
+    parser.add_argument("--axes", metavar="AXES", help="axes of files that do not state them, e.g. TYX")
     json_flag(parser)
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Tell what a microscope file or a data set holds.
+    """List what a microscope file or a data set holds.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """The command line: `cellkit run | check | inspect | convert | predict | score | coco | labels | submit | ...`.
 
-Exit codes: 0 done; 2 bad usage, configuration or input (two lines: what came, what to do); 3 done, but some items were set
-aside; 130 interrupted; 1 anything else. Answers go to stdout, all else to stderr; with ``--json`` stdout is one JSON object.
+Exit codes: 0 done; 2 bad usage, configuration or input (two lines: what came, what to do); 3 done, but some items were
+skipped; 130 interrupted; 1 anything else. Answers go to stdout, all else to stderr; with ``--json`` stdout is one JSON object.
 Nothing heavy is imported before a command needs it.
 
 A command is a module ``cellkit/commands/NAME.py``, found by its file: ``ABOUT`` (a sentence), ``add_flags(parser)``,

@@ -64,7 +64,7 @@ def list_quarantined(quarantined: Sequence[Quarantined]) -> None:
 
 
 def exit_code(quarantined: Sequence, allow_skips: bool) -> int:
-    """Return the exit code of a command that set items aside."""
+    """Return the exit code of a command: 3 where it skipped items."""
     return SKIPPED if quarantined and not allow_skips else DONE
 
 

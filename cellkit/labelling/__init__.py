@@ -1,4 +1,4 @@
-"""Who is where, decided with a person: truth, corrections and proposals become labels, round by round.
+"""Labels, made with a person: truth, corrections and proposals become the labels of a run, round by round.
 
 It may import `cells`, `formats`, `microscope`, `models`, `scores`, `sources` and the ground.
 """

@@ -83,7 +83,7 @@ def choose_labels(
     Returns
     -------
     list of Labelled
-        Mixed images are left out where only proposals could label them: their class is what is asked later. So are test
+        Mixed images are left out where only proposals could label them: the classes of their cells are unknown. So are test
         images that came without truth: they are predicted, not scored.
 
     Raises

@@ -83,7 +83,7 @@ def find_duplicates(records: Sequence[ImageRecord], quality: Sequence[Mapping], 
     References
     ----------
     The fingerprint: C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, with the signs of
-    the cosine waves; the comparison: J. P. Lewis, Fast Normalized Cross-Correlation, 1995. How many of a field's disguises
+    the cosine waves; the comparison: J. P. Lewis, Fast Normalized Cross-Correlation, 1995. How many altered copies
     are found, and how alike different fields are at most: ``benchmarks/bench_quality.py``.
     """
     read = lambda k: read_image(records[k], root)  # noqa: E731
@@ -182,7 +182,7 @@ def _likeness(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 def _fine(image: np.ndarray, scale: float) -> np.ndarray:
     """Return the detail of the sum of a picture's channels, about 256 px wide: (h, w) float32, the root of each value.
 
-    The root lets faint detail have a say: two pictures of one bright round cell each are not alike for that.
+    The root gives faint detail more weight: two pictures of one bright round cell each are not alike for that.
     """
     import cv2
 

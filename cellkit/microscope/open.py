@@ -1,4 +1,4 @@
-"""The door: which reader opens a microscope file, and which files are no pictures that are read.
+"""Opening microscope files: which reader opens a file, and which formats are not read.
 
 Every reader gives the same thing, an `Opened`: scenes of times, z planes and channels of one (H, W) plane each. What a
 library would only log or guess (a stack cut short, an axis of no known meaning) is an error. A reader is a file

@@ -1,4 +1,4 @@
-"""What a run folder holds, opened when it is asked for: tables, truth, predictions, settings. For report and slides.
+"""What a run folder holds, opened when it is needed: tables, truth, predictions, settings. For report and slides.
 
 And what their pages are made of: tables, pictures, paragraphs, numbers in words.
 """
@@ -115,7 +115,7 @@ STAGE_OF = {
 
 
 class RunFiles:
-    """What a page about a run reads, opened when it is asked for.
+    """What a page about a run reads, opened when it is needed.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class RunFiles:
     Raises
     ------
     UserError
-        No such folder; later, when something is asked for that is not there or cannot be read.
+        No such folder; later, when something that is needed is not there or cannot be read.
     """
 
     def __init__(self, run_dir: str | Path, staged: str | Path | None = None, configs: Mapping[str, Any] | None = None):

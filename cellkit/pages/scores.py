@@ -168,7 +168,7 @@ def counts_chapter(files: RunFiles) -> list:
 
 
 def classes_chapter(files: RunFiles) -> list:
-    """Which class was taken for which.
+    """The confusion matrix of the classes.
 
     Raises
     ------

@@ -165,7 +165,7 @@ class _Job:
         return [path for frame, path in part_of.items() if _name_of(frame) not in skipped], resumed
 
     def _stream(self, todo: Sequence[Frame], quarantined: list[Quarantined]) -> Iterator[tuple]:
-        """Yield frame, picture and cells. Where a diameter was asked for, pictures of another scale have their turn later."""
+        """Yield frame, picture and cells. Where a diameter was given, pictures of another scale have their turn later."""
         from cellkit.machine import check_memory
 
         scale = self.conversion.scale if self.conversion and self.conversion.names_channels else 1.0

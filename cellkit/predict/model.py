@@ -35,7 +35,7 @@ class Model:
     Attributes
     ----------
     name : str
-        As it was asked for.
+        As it was given.
     backend : str
         Module of `cellkit.models`.
     checkpoint : Path or None
@@ -43,11 +43,11 @@ class Model:
     classes : tuple of str
         Class k of a prediction is ``classes[k - 1]``; empty when the model knows none.
     config : dict
-        Settings of the prediction: those of the checkpoint's card, then what was asked for.
+        Settings of the prediction: those of the checkpoint's card, then those given for this prediction.
     conversion : Conversion or None
         How the run that made the model converted its files; None when it comes from no run.
     own_px : bool
-        Whether ``config["diameter_px"]`` was asked for and is in pixels of the files; else, as a training left it, in
+        Whether ``config["diameter_px"]`` was given and is in pixels of the files; else, as a training left it, in
         pixels of the pictures the model is shown, which a run with ``convert.scale`` resized.
     """
 

@@ -1,4 +1,4 @@
-"""The seam to papermill: run one notebook in its own kernel and tell the truth about how it ended.
+"""Papermill, wrapped: run one notebook in its own kernel and report how it really ended.
 
 Papermill alone marks every cell of a notebook completed after its kernel died, counts ``sys.exit(0)`` as success,
 formats ``{}`` in paths and writes its output in place (papermill 2.7). Importing this module imports papermill.

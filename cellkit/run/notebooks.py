@@ -35,7 +35,7 @@ class Notebook:
     keys : tuple of str
         What its ``stage.done`` lists; patterns where a key is computed.
     reads : tuple of str
-        What it asks its run for, likewise; metadata ``cellkit.reads`` adds to it what the code does not tell.
+        What it reads of its run, likewise; metadata ``cellkit.reads`` adds to it what the code does not tell.
     before : tuple of str
         The notebooks that come before it in the order of a run: whose outputs it may read.
     """

@@ -1,9 +1,9 @@
 """A look ahead: every problem of data, labels, classes, splits and settings at once, before anything is run.
 
-The stages' own functions are asked: images are listed and opened by the code of notebook 01, which here reads the headers of
-pictures only (`file_info.headers_only`) and goes on after a refusal (`errors.collected`), so that what is told here and what a
-stage does cannot differ. Label images are read whole. What only the pixels of pictures tell (copies,
-blur) is found by the stages.
+The stages' own functions are used: images are listed and opened by the code of notebook 01, which here reads the headers of
+pictures only (`file_info.headers_only`) and goes on after a refusal (`errors.collected`), so that what is listed here and what a
+stage does cannot differ. Label images are read whole. What only pixels show (copies, blur) is found
+by the stages.
 """
 
 from __future__ import annotations

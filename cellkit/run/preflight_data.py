@@ -219,7 +219,7 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def check_counts(outlook: Outlook) -> None:
-    """Ask what notebook 01 asks before and after it converts: enough images of every split and class, a cell of each class.
+    """Check what notebook 01 checks before and after it converts: enough images of every split and class, a cell of each class.
 
     Raises
     ------

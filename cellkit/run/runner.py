@@ -136,7 +136,7 @@ def _choose(books: list[Notebook], from_: str | None, only: str | None, fresh: b
 
 
 def _check_run(cfg: Config, folder: Path, stages: list[str]) -> Outlook | None:
-    """Tell everything that is wrong before the stages are run (`cellkit.run.preflight`); refuse to run them for an error.
+    """List everything that is wrong before the stages are run (`cellkit.run.preflight`); refuse to run them for an error.
 
     Returns what was seen of the images; None where no stage is to be run.
     """
@@ -359,7 +359,7 @@ class _Runner:
         for line in outcome.traceback[-14:]:
             self.console.line(f"    {line}")
         if outcome.stderr_tail and outcome.ending == "died":
-            self.console.line("the kernel's last words:")
+            self.console.line("the last lines of the kernel:")
             self.console.line(re.sub(r"(?m)^", "    ", outcome.stderr_tail))
         self.console.line(f"executed so far: {partial}")
 

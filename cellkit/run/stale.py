@@ -78,7 +78,7 @@ def check(
 def stage_states(
     folder: Path, cfg: Config, books: list[Notebook], manifest: dict[str, Any], hasher: Hasher
 ) -> list[StageState]:
-    """Judge every stage; one whose input comes from a stage that is not fresh is stale too."""
+    """Return the state of every stage; one whose input comes from a stage that is not fresh is stale too."""
     states: dict[str, StageState] = {}
     done: list[tuple[Notebook, StageState]] = []
     for book in books:
@@ -111,7 +111,7 @@ def _outputs(manifest: dict[str, Any], stage: str) -> dict[str, Any]:
 
 
 def stage_state(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, Any], hasher: Hasher) -> StageState:
-    """Judge one stage by its own inputs, section, code and outputs."""
+    """Return the state of one stage from its own inputs, section, code and outputs."""
     entry, attempt = manifest["stages"].get(book.name), manifest["attempts"].get(book.name)
     if entry is None and attempt is None:
         return StageState(book.name, "missing", "never run")
@@ -149,7 +149,7 @@ def _other_versions(then: Mapping[str, str]) -> str:
 
 
 def _section_differences(entry: Mapping[str, Any], new: Any, name: str) -> list[str]:
-    """Name the keys of a section that differ. A data folder is judged by what is in it, not by its name."""
+    """Name the keys of a section that differ. A data folder is compared by what is in it, not by its name."""
     old = entry["config"]
     if any(value.get("by") == "data" for value in entry["inputs"].values()) and {"data"} <= set(old) & set(new):
         old, new = {**old, "data": None}, {**new, "data": None}
@@ -214,7 +214,7 @@ def _how_attempt_ended(attempt: dict[str, Any]) -> str:
     import psutil
 
     alive = attempt.get("host") == platform.node() and psutil.pid_exists(attempt.get("pid", -1))
-    return f"running now (process {attempt['pid']})" if alive else "ended without a word (killed?)"
+    return f"running now (process {attempt['pid']})" if alive else "ended without a message (killed?)"
 
 
 def _differences(old: Any, new: Any, name: str) -> list[str]:

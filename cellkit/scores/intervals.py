@@ -182,24 +182,24 @@ class Difference(NamedTuple):
         >>> Difference(0.002, -0.004, 0.008, 50).sentence("base", "tuned")
         'tuned and base cannot be told apart: 0.002 [-0.004, 0.008], n = 50 images'
         >>> Difference(0.3, np.nan, np.nan, 1).sentence("base", "tuned")
-        'tuned minus base is 0.300; 1 image cannot tell which is better'
+        'tuned minus base is 0.300; 1 image: too few to say which is better'
         >>> Difference(0.3, 0.2, 0.4, 40, 4).sentence("base", "tuned")
         'tuned is better than base by 0.300 [0.200, 0.400], n = 40 images of 4 groups (few)'
         >>> Difference(np.nan, np.nan, np.nan, 0).sentence("base", "tuned")
-        'tuned or base: no image was labelled by a person, so nothing can tell which is better'
+        'tuned or base: no image was labelled by a person, so it is unknown which is better'
         """
         if not self.n:
-            return f"{b} or {a}: no image was labelled by a person, so nothing can tell which is better"
+            return f"{b} or {a}: no image was labelled by a person, so it is unknown which is better"
         difference, low, high = self.difference, self.low, self.high
         units = self.n if self.units is None else self.units
         if not self.n:
-            return f"no image tells whether {b} is better than {a}"
+            return f"there is no image to show whether {b} is better than {a}"
         of = f" of {units} groups" if units < self.n else ""
         if units < 3 or np.isnan(low):
-            return f"{b} minus {a} is {difference:.3f}; {counted(self.n, 'image')}{of} cannot tell which is better"
+            return f"{b} minus {a} is {difference:.3f}; {counted(self.n, 'image')}{of}: too few to say which is better"
         if self.one_group:
             text = f"{b} minus {a} is {difference:.3f} [{low:.3f}, {high:.3f}] on {self.n} images of one group"
-            return f"{text}, which cannot tell of others"
+            return f"{text}, which says nothing of other groups"
         if low > 0:
             words = f"{b} is better than {a} by"
         elif high < 0:

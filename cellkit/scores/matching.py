@@ -1,4 +1,4 @@
-"""Hits at a threshold, decided in integers, and who is matched to whom.
+"""Hits at a threshold, decided in integers, and which object is matched to which.
 
 A hit is an IoU strictly above, or at least, a threshold: ``20 * I > (10 + j) * U`` for 0.50, 0.55, ..., 0.95.
 """

@@ -28,7 +28,7 @@ def voc(pairs: Sequence[Overlaps], classes: Sequence[str] = (), threshold: Fract
     -------
     dict
         score (mean over classes), by_class, and mean_of_images: matterport Mask R-CNN's `compute_ap` (all classes of an
-        image in one list, mean over the images that have truth), the "VOC mAP" of seed 1.
+        image in one list, mean over the images that have truth), which notebooks built on it call "VOC mAP".
     """
     known = classes_of_truth(pairs)
     by_class = {class_name_of(k, classes): _voc_class(pairs, k, threshold) for k in known}

@@ -457,7 +457,7 @@ class TestCompareModels:
         side = read_side(truth).subset([0])
         told = compare_models(side, side, side)
         assert told["interval"] == [None, None]
-        assert told["sentence"].endswith("is 0.000; 1 image cannot tell which is better")
+        assert told["sentence"].endswith("is 0.000; 1 image: too few to say which is better")
 
 
 class TestForms:

@@ -138,4 +138,4 @@ def test_images_of_one_group_tell_nothing_of_others():
     gains = 0.1 + np.linspace(-0.01, 0.01, 8)
     gain = paired_bootstrap(table([0.5] * 8, ["well 1"] * 8), table(0.5 + gains, ["well 1"] * 8))
     assert gain.low > 0 and not gain.better
-    assert "8 images of one group, which cannot tell of others" in gain.sentence()
+    assert "8 images of one group, which says nothing of other groups" in gain.sentence()
