@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     from_flag(parser, "whose COCO file INPUT is")
     parser.add_argument(
-        "--convention", default="plain", metavar="TOOL", help="the tool that FILE is for: plain, cvat or fiftyone"
+        "--convention", default="plain", metavar="TOOL", help="tool that reads FILE: plain, cvat or fiftyone"
     )
     parser.add_argument(
         "--polygons", action="store_true", help="polygons, not RLE; prints how many objects change by it"

@@ -45,7 +45,7 @@ def find_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
 
 
 def locate_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
-    """Return what `find_weights` does, and note nothing: to check a stage, not to read them. `also`: more names that are allowed.
+    """Return what `find_weights` does, and note no input: to check a stage, not to read them.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Grey values: planes of any number type to 8 bits, by percentiles of their own pixels, or of the pixels of many planes together."""
+"""Grey values: planes of any type to 8 bits, by percentiles of their own pixels, or of the pixels of many planes together."""
 
 from __future__ import annotations
 

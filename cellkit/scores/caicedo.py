@@ -21,8 +21,8 @@ def caicedo(pairs: Sequence[Overlaps]) -> dict[str, Any]:
 
     IoU strictly greater; a hit is a truth with exactly one match, a miss a truth with none, an invention a prediction
     with none; F1 = 2 TP / (2 TP + FP + FN + 1e-9), mean over images. Nine thresholds 0.50 ... 0.90 in the paper's code
-    (score), ten, to 0.95, as others count it (score_ten). Splits: truths with more than one overlap of IoU > 0.1; merges: predictions
-    likewise. Two empty sides score 0.
+    (score), ten, to 0.95, as others count it (score_ten). Splits: truths with more than one overlap of IoU > 0.1; merges:
+    predictions likewise. Two empty sides score 0.
     """
     rows = [_caicedo_counts(image) for image in pairs]
     tp, fp, fn = (np.array(part).reshape(-1, 10) for part in (zip(*rows, strict=True) if rows else ([], [], [])))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[SourceImage]:
     """Keep at most `max_images` per cell type, each chosen by its own name alone, in the order given.
 
-    So an image more takes the place of one other, or of none. Each of the source's own splits keeps its share, and at least
+    So an image that is added takes the place of one other, or of none. Each of the source's own splits keeps its share, and at least
     one image while there are enough; what they leave out goes.
     Test images that the source itself calls so, and that have no truth while others have, all stay: each needs a prediction.
     """
@@ -127,7 +127,9 @@ def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions:
     units_of = counted(count, "file, series or group", "files, series or groups")
     problem = f"{len(units)} images are frames of {units_of} (e.g. {largest[0][0]}), each kept together: "
     problem += f"none is left for {' and '.join(missing)}"
-    remedy = "set convert.group_from: (?P<group>.*) to deal the frames out one by one (their scores will flatter), or add files"
+    remedy = (
+        "set convert.group_from: (?P<group>.*) to split frame by frame (scores will then be too high), or add files"
+    )
     if missing == ["test"]:
         LOG.warning(f"{problem}; {remedy}")
     else:
@@ -184,7 +186,7 @@ def assign_splits(
     Raises
     ------
     UserError
-        Two images of one id; the split goes by group, and no image has one, or the source's own split tears one apart; or
+        Two images of one id; the split goes by group, and no image has one, or the source's own split divides a group; or
         the frames of too few files for a split.
     """
     check_ids((item.image_id, item.source) for item in items)
@@ -248,7 +250,7 @@ def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[S
 
 
 def check_enough(images: Sequence, settings: Config, of: str = "images") -> None:
-    """Refuse a set too small for what the notebooks do with it: train, choose, report, and tell the classes apart.
+    """Refuse a set too small for what the notebooks do with it: training, choice, report, and classification.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
 """From a data set to the images of a run.
 
-A data set is a file ``source_<kind>.py``, found by listing (`cellkit.modules`), with
+A data set is a file ``cellkit/sources/<kind>.py``, found by listing (`cellkit.modules`), with
 
 * ``read(root, config) -> Iterator[SourceImage]``: what is known of each image before it is opened, and ``load()`` for its
   pixels and truth. `config` is the ``convert`` section: channels, percentiles, classes and class_names, split, ...
-* ``detect(root) -> bool``, optional: whether a folder is such a set. Files are asked by their ``ORDER``, 0 where there is none.
+* ``detect(root) -> bool``, optional: whether a folder is such a set. Files are tried by their ``ORDER``, 0 where there is none.
 * ``classes(root) -> set of str``, optional: the classes that it names.
 
 What they share is in `cellkit.sources.listing`. `convert_images` turns every image into records, pictures and instances; an
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 # ---- which layout, which classes -----------------------------------------------------------------------------------
 def detect_kind(root: str | Path) -> str:
-    """Tell the layout of a folder from what lies in it; "folder" where nothing special does.
+    """Return the layout of a folder by what is in it; "folder" where nothing special is.
 
     Raises
     ------

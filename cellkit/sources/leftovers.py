@@ -1,7 +1,7 @@
 """What lies in a data folder and fits no image: named, so that nothing that was meant to be used is missed in silence.
 
 A file that was expected to be used (a label image, a picture among others that are used, a table of classes) becomes an
-item that is skipped with its reason; what is harmless gets a word in the log; files of notes none.
+item that is skipped with its reason; what is harmless is only logged; files of notes are ignored.
 """
 
 from __future__ import annotations

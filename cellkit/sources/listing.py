@@ -1,7 +1,7 @@
 """One image of a source before it is opened: which files there are, which belong together, which class, which split.
 
 What every layout shares. A layout lists what a folder holds and makes a `SourceImage` of each picture; `assign_splits` then
-refuses two images of one name, thins, and splits. Nothing is opened before `SourceImage.load` is called.
+refuses two images of one name, keeps at most ``convert.max_images``, and splits. Nothing is opened before `SourceImage.load` is called.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SourceImage:
 
     `split` is "" where the source has none of its own, and "unused" where its own split leaves the image out. `loader` is
     picklable, so that worker processes can load. `own_id` is what the source itself calls the image, and a competition
-    wants to hear: the file's name without its suffix; "" where there is no such name. `files` are those of the data folder
+    expects: the file's name without its suffix; "" where there is no such name. `files` are those of the data folder
     that the image is made of, picture first: what no image is made of is named, see `cellkit.sources.leftovers`. `unit` names the
     file, or the series of files, that it is one of several frames of: they stay on one side of a split. `bare` is an image
     of which no labels are known. `is_own_test`: the source itself, no draw, calls it a test image. `scene` and `time` say which

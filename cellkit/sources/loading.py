@@ -57,7 +57,7 @@ def light_of_item(item: SourceImage, conversion: Conversion) -> list[dict[str, L
 
 
 def noted(made: Loaded, notes: Sequence[str]) -> Loaded:
-    """Return an image with words about it, which are told with those of how it was read, see `log_notes`."""
+    """Return an image with further notes beside those on how it was read, see `log_notes`."""
     first, *others = made.levels or (None,)
     if first is None or not notes:
         return made
@@ -186,7 +186,7 @@ def _check_rows(rows: dict | None, labels: np.ndarray, label: Label) -> str:
 
 
 def check_same_way(made: Loaded, path: Path, label_path: Path, orientation: int = 1) -> None:
-    """Refuse labels that are not turned as their image is: whether they were drawn on it as stored or as shown is not told.
+    """Refuse labels that are not turned as their image is: whether they were drawn on it as stored or as shown is unknown.
 
     Raises
     ------

@@ -137,7 +137,7 @@ def with_own_split(
     """Give each image the split that lists or tables in the data folder name for it; an image in none of them has none.
 
     A name is the path below the data folder, or the end of one, with suffix or without. Lists of which no line is an image
-    are no lists, which is said.
+    are ignored, with a warning.
 
     Returns
     -------

@@ -240,7 +240,7 @@ def competition_ids(items: Sequence[SourceImage], done: Sequence) -> set[str]:
 def sample_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
     """Return the ids of the competition's ``*sample_submission*.csv`` in a folder, in its order; [] where there is none.
 
-    Of several files the one that names most of the images. One that names none of them is not followed, and that is said.
+    Of several files the one that names most of the images. One that names none of them is ignored, with a warning.
     """
     own, best, path = {item.own_id for item in items}, [], None
     for found in sorted(root.glob("*sample_submission*.csv")):

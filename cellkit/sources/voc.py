@@ -1,4 +1,4 @@
-"""Pascal VOC boxes. Boxes are boxes: nothing here pretends to know an outline.
+"""Pascal VOC boxes, kept as boxes: no outline is invented.
 
 The objects are `Instances` with ``boxes_only``: they are counted, drawn, give a segmented cell its class, and are scored
 against boxes (``voc``, ``coco``). MAP IoU of masks on them, and learning outlines from them, is refused.
@@ -109,11 +109,11 @@ def _voc_picture(root: Path, stem: str, path: Path | None) -> Path | None:
     try:
         return _find_voc_picture(root, stem, path)
     except UserError:
-        return None  # said where the image is loaded
+        return None  # reported where the image is loaded
 
 
 def _read_voc_safely(root: Path, path: Path) -> list[Box] | None:
-    """Return the boxes, or None where the file is damaged: that is said where the image is loaded."""
+    """Return the boxes, or None where the file is damaged: reported where the image is loaded."""
     try:
         return _read_voc_file(root, path)[1]
     except UserError:
