@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[SourceImage]:
     """Keep at most `max_images` per cell type, each chosen by its own name alone, in the order given.
 
-    So an image that is added takes the place of one other, or of none. Each of the source's own splits keeps its share, and at least
-    one image while there are enough; what they leave out goes.
+    So an image that is added takes the place of one other, or of none. Each of the source's own splits keeps its share, and
+    at least one image while there are enough; what they leave out goes.
     Test images that the source itself calls so, and that have no truth while others have, all stay: each needs a prediction.
     """
     if max_images is None:

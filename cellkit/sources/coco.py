@@ -59,8 +59,8 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """COCO files (``*.json``) and the pictures they name, which lie anywhere below the folder.
 
     A file called after train, val or test, or in a folder called so, is that split; else the ``split`` (``subset``, ``set``)
-    of an image, else the folder of the picture.
-    Classes go by the names of the categories. Files that cellkit wrote bring back cell type, group and split. A file with boxes and no masks gives boxes. Crowd regions are left out.
+    of an image, else the folder of the picture. Classes go by the names of the categories. Files that cellkit wrote bring back
+    cell type, group and split. A file with boxes and no masks gives boxes. Crowd regions are left out.
     """
     root = Path(root)
     listed: list[_Listed] = []

@@ -1,7 +1,8 @@
 """One image of a source before it is opened: which files there are, which belong together, which class, which split.
 
 What every layout shares. A layout lists what a folder holds and makes a `SourceImage` of each picture; `assign_splits` then
-refuses two images of one name, keeps at most ``convert.max_images``, and splits. Nothing is opened before `SourceImage.load` is called.
+refuses two images of one name, keeps at most ``convert.max_images``, and splits. Nothing is opened before
+`SourceImage.load` is called.
 """
 
 from __future__ import annotations
