@@ -360,7 +360,7 @@ def _explain(
 ) -> list[UserError]:
     """Turn pydantic's errors into two lines each: which key, what came, what was wanted, what to do; unknown keys first.
 
-    What is wrong with a shared value is said once, not of every section it was copied to.
+    What is wrong with a shared value is listed once, not for every section it was copied to.
     """
     problems = sorted(error.errors(), key=lambda one: (one["type"] != "extra_forbidden", len(one["loc"])))
     top = {one["loc"][0] for one in problems if one["loc"]}

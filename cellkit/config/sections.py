@@ -139,7 +139,9 @@ class ConvertConfig(Section):
     path: str = Field("", description="folder below data that holds the source; empty = data itself")
     modalities: Names | None = Field(None, description="kinds of images kept, where the source names them; null = all")
     axes: str | None = Field(
-        None, pattern="^[STCZYX]{2,6}$", description="axes of files that do not tell them, such as CZYX; null = as told"
+        None,
+        pattern="^[STCZYX]{2,6}$",
+        description="axes of files that do not state them, such as CZYX; null = as stated",
     )
     channels: ChannelsConfig = Field(ChannelsConfig(), description="which channel is which")
     projection: Literal["max", "mean", "focus"] | Annotated[int, Field(ge=0)] = Field(
@@ -163,7 +165,7 @@ class ConvertConfig(Section):
     )
     duplicates: Literal["set_aside", "refuse", "keep"] = Field(
         "set_aside",
-        description="copies in two splits: those of test (else validation) stay, others set aside; refused; kept",
+        description="copies in two splits: those of test (else validation) stay, others are excluded; refused; kept",
     )
     quality: QualityConfig = Field(
         QualityConfig(),
@@ -184,7 +186,7 @@ class ConvertConfig(Section):
     )
     box_units: Literal["fractions", "pixels"] | None = Field(
         None,
-        description="units of a table of boxes; null = told by all its numbers, refused where they could be either",
+        description="units of a table of boxes; null = decided by all its numbers, refused where they could be either",
     )
     max_images: int | None = Field(
         None,
@@ -192,7 +194,10 @@ class ConvertConfig(Section):
         description="most images per cell type, chosen by their names so that an image more moves few; null = all",
     )
     max_plane_px: int = Field(
-        2**28, ge=1, le=2**31, description="most pixels of one plane (px), asked of a file's header before any is read"
+        2**28,
+        ge=1,
+        le=2**31,
+        description="most pixels of one plane (px), checked in a file's header before any is read",
     )
     mixed_images: int = Field(0, ge=0, description="test images composed from halves of two cell types")
     drawn: DrawnConfig = Field(DrawnConfig(), description="what to draw when source is drawn")
@@ -315,7 +320,7 @@ class EvaluateConfig(Section):
     )
     report_split: Literal["train", "val", "test"] = Field(
         "test",
-        description="split reported and handed in; val, which also chooses, only where there is no test image: then said",
+        description="split reported and handed in; val, which also chooses, only where there is no test image: noted then",
     )
     bootstrap_samples: int = Field(
         1000, ge=0, description="resamples of the images (groups, where they have any) for intervals; 0 = none"
@@ -324,7 +329,7 @@ class EvaluateConfig(Section):
 
     @property
     def caution(self) -> str:
-        """What must be said beside every score that is reported; "" where other images chose."""
+        """The caution that belongs to every score that is reported; "" where other images chose."""
         same = self.report_split == self.choose_split
         return "The images reported on also chose the model: their scores flatter it." if same else ""
 

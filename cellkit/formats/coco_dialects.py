@@ -144,7 +144,7 @@ def _with_slashes(entry: Any) -> Any:
 def segmentations(found: Instances, convention: str, as_polygons: bool) -> list[Any] | None:
     """Return what an annotation's ``segmentation`` is, one per object; None to leave the compressed RLE.
 
-    CVAT gets run lengths as lists, which every version of it reads. Polygons only where they are asked for: they lose holes; an
+    CVAT gets run lengths as lists, which every version of it reads. Polygons only where `as_polygons`: they lose holes; an
     object that has no outline keeps its RLE.
     """
     if as_polygons:

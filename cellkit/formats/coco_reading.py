@@ -246,7 +246,7 @@ def _record(entry: Any, where: str) -> ImageRecord:
 
 
 def refuse_unwritable(text: str, where: str) -> None:
-    """Refuse control characters and halves of characters: no table, no file name and no terminal takes them.
+    """Refuse control characters and lone surrogates: no table, no file name and no terminal takes them.
 
     Raises
     ------

@@ -139,7 +139,7 @@ def _is_border(labels: np.ndarray, mark: int) -> bool:
 
 def _border_refused(path: Path, mark: int) -> UserError:
     return UserError(
-        f"{path} has {mark} around all its other ids: as in Pascal VOC, that is a border not to be judged, no cell",
+        f"{path} has {mark} around all its other ids: as in Pascal VOC, that is a void border, no cell",
         f"set {mark} to 0; if it is a cell of several pieces, give it another number",
     )
 

@@ -325,7 +325,7 @@ def _comment(path: str | Path) -> dict[str, str]:
 
 
 def rois_made_by(path: str | Path) -> str:
-    """Return who made the cells of a zip of ROIs that cellkit wrote and ImageJ did not save since, "" where it is not told."""
+    """Return who made the cells of a zip of ROIs that cellkit wrote and ImageJ did not save since, "" where it is unknown."""
     return maker_of(_comment(path).get("cellkit.labels"))
 
 

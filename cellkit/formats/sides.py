@@ -1,8 +1,8 @@
 """The two sides of a score, from whatever they are stored in, brought to the same images in the same order.
 
 A side is a COCO file, a COCO results list, a folder of label images, or a Kaggle CSV. Images are matched by the name that
-both sides know them by; an image that only one side has is an error, because a score over what happens to be there is
-no score.
+both sides know them by; an image that only one side has is an error: a score of whichever images both happen to have would
+mean little.
 """
 
 from __future__ import annotations
