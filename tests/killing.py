@@ -119,7 +119,9 @@ def results(out: Path) -> dict[str, object]:
         name = path.relative_to(out).as_posix()
         if path.name == "history.csv":
             found[name] = [[row[k] for k in ("step", "score", "kept")] for row in csv.DictReader(path.open())]
-        elif path.name != "last.safetensors":  # holds the history
+        elif path.name != "last.safetensors" and not path.name.startswith(
+            ".tmp-"
+        ):  # a history; cleared by `stage.done`
             found[name] = path.read_bytes()
     return found
 

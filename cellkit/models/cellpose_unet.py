@@ -18,7 +18,7 @@ from cellkit.cells.instances import Instances
 from cellkit.log import LOG
 from cellkit.models.shared import diameter
 from cellkit.models.shared.contract import SMALLEST, Area, Channels, Computed, Diameter, Schedule, Segmenter, merged
-from cellkit.models.shared.cost import BATCH, CROP_PX, Cost, timed_cost
+from cellkit.models.shared.cost import BATCH, Cost, timed_cost
 from cellkit.models.shared.fine_tuning import (
     images_to_search,
     map_iou,
@@ -241,7 +241,7 @@ def check(config: TrainSettings) -> None:
 
 
 def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
-    """Return what a training costs here per megapixel, timed on an image whose cells are about 30 px wide."""
+    """Return what a training costs here, timed on an image whose cells are about 30 px wide."""
     from cellkit.models.unet_network import load_start
 
     network = load_start(config.base, config.seed, precision=config.precision)
@@ -249,7 +249,7 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
     item = prepare(image, truth, CELL_PX, channels=config.channels)
     return timed_cost(
         network,
-        FlowLoss(network, [item], BATCH, CROP_PX, config.seed),
+        FlowLoss(network, [item], BATCH, config.crop_px, config.seed),
         image.shape[:2],
         lambda: prepare(image, truth, CELL_PX, channels=config.channels),
         lambda: segment_image(network, image, **settings),

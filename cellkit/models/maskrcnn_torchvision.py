@@ -18,7 +18,7 @@ from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models.maskrcnn_detect import TILE_PX, detect_image
 from cellkit.models.shared.contract import SMALLEST, Area, Computed, Diameter, Schedule, Segmenter, Share, merged
-from cellkit.models.shared.cost import BATCH, CROP_PX, Cost, timed_cost
+from cellkit.models.shared.cost import BATCH, Cost, timed_cost
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import (
     class_score,
@@ -274,14 +274,14 @@ def _start(config: TrainSettings, settings: dict[str, Any], classes: int) -> Any
 
 
 def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
-    """Return what a training costs here per megapixel, timed on an image whose cells are about 30 px wide.
+    """Return what a training costs here, timed on an image whose cells are about 30 px wide.
 
     ``start`` is the path of what the encoder will begin from, or of weights of the same kind.
     """
     settings = merged(config, {}, DEFAULTS) | {"diameter_px": CELL_PX, "max_detections": len(truth)}
     model = _start(config, settings, int(truth.class_ids.max()))
     model.roi_heads.score_thresh = 0.0  # as many boxes as there are cells, of a detector that has learned nothing yet
-    timed = config.model_copy(update={"batch_size": BATCH, "crop_px": CROP_PX})
+    timed = config.model_copy(update={"batch_size": BATCH})
     return timed_cost(
         model,
         _Loss(model, [scaled(image, truth, CELL_PX)], timed),

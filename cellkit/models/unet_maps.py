@@ -1,4 +1,8 @@
-"""Cellpose's U-Net applied to an image: its maps, and the cells in them."""
+"""Cellpose's U-Net applied to an image: its maps, and the cells in them.
+
+Tiles and images go through the network one by one: on a processor several at once gain nothing. Measured on one thread (AVX2),
+processor seconds a megapixel: images of 256 px one by one 9.2, four at once 11.7.
+"""
 
 from __future__ import annotations
 

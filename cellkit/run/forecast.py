@@ -44,18 +44,14 @@ from cellkit.settings import weights_fields
 TIMED_PX = 192  # side of the image that is timed
 TIMEOUT_S = 600
 WORTH_MPX = 2.0  # a run whose trainings see fewer megapixels takes hardly longer than timing it
-STARTS = {
-    "convert": 2,
-    "label": 3,
-    "finetune": 3,
-    "coco": 2,
-    "maskrcnn": 3,
-    "evaluate": 4,
-}  # times all imports, measured
+STARTS = {"convert": 3, "label": 3, "finetune": 3, "coco": 3, "maskrcnn": 3, "evaluate": 5}  # times all imports
 CONVERT_S = 0.3  # a megapixel, of a file of three planes
 DIAMETER_MPX = 13 * 4 * (8 * CELL_PX) ** 2 / 1e6  # looked at to estimate a diameter, see `models.shared.diameter`
 KEPT_BYTES = 28  # of a pixel of a training image
-SETTLED = ("diameter_px", "val_images", *Schedule.model_fields)  # settings that do not change what a megapixel costs
+FLOOR = "threshold"  # finds cells in notebook 02, beside the backend that is named
+COUNTED = {"diameter_px", *Schedule.model_fields} - {
+    "crop_px"
+}  # settings that do not change what a crop or a pixel costs
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def speed_of(backend: str, settings: Mapping[str, Any]) -> Speed | None:
     if not hasattr(backend_module(backend), "cost"):
         return None
     path = cache_folder() / "speed.json"
-    key = sha256_json([backend, {k: v for k, v in settings.items() if k not in SETTLED}, _machine()])
+    key = sha256_json([backend, {k: v for k, v in settings.items() if k not in COUNTED}, _machine()])
     known = read_json(path) if path.is_file() else {}
     if key not in known:
         command = [sys.executable, "-m", "cellkit.run.forecast", backend, json.dumps(dict(settings))]
@@ -179,6 +175,7 @@ def forecast_run(
     if not records or not _worth(cfg, wanted.values()):
         return {}
     speeds = {section: speed_of(*_backend_of(cfg, section)) for section in ("label", "finetune", "maskrcnn")}
+    speeds[FLOOR] = speed_of(FLOOR, {})
     if None in speeds.values():
         return {}
     return {name: _forecast(run, section, speeds) for name, section in wanted.items()}
@@ -187,12 +184,8 @@ def forecast_run(
 def _worth(cfg: Config, sections: Iterable[str]) -> bool:
     """Tell whether the trainings see so many pixels that a forecast says something."""
     trained = [getattr(cfg, section) for section in sections if section in ("finetune", "maskrcnn")]
-    seen = (_crops_mpx(one) * one.steps for one in trained if isinstance(one, Schedule))
-    return sum(seen) > WORTH_MPX
-
-
-def _crops_mpx(config: Schedule) -> float:
-    return config.batch_size * config.crop_px**2 / 1e6
+    seen = (one.steps * one.batch_size * one.crop_px**2 for one in trained if isinstance(one, Schedule))
+    return sum(seen) > 1e6 * WORTH_MPX
 
 
 def _backend_of(cfg: Config, section: str) -> tuple[str, dict[str, Any]]:
@@ -236,6 +229,10 @@ class _Images:
         scale = (CELL_PX / self.diameter(section)) ** 2 / 1e6
         return scale * sum(px for px, one in zip(self.px, self.records, strict=True) if one.split in splits)
 
+    def file_mpx(self, split: str) -> float:
+        """Return the megapixels of a split, as its pictures are."""
+        return sum(px for px, one in zip(self.px, self.records, strict=True) if one.split == split) / 1e6
+
     def count(self, split: str) -> int:
         """Return how many images a split has."""
         return sum(one.split == split for one in self.records)
@@ -252,10 +249,14 @@ def _forecast(run: _Images, section: str, speeds: Mapping[str, Speed]) -> Foreca
         seen = run.mpx(section, "train", "val", "test") * min(asked, 1)
         seen += 0 if getattr(run.cfg.label, "diameter_px", 0) else DIAMETER_MPX
         seconds += speed.cost.find_s * seen
+        judged = ("val", "test") if run.cfg.label.use == "truth" else ("train", "val", "test")
+        seconds += speeds[FLOOR].cost.find_s * sum(run.file_mpx(split) for split in judged)
     elif section in ("finetune", "maskrcnn"):
         config = getattr(run.cfg, section)
+        if not isinstance(config, Schedule):  # nothing is trained step by step
+            return Forecast(round(seconds, 1), round(held))
         seconds += _training_s(run, section, config, speed.cost)
-        held += KEPT_BYTES * 1e6 * run.mpx(section, "train") + speed.cost.step_bytes * _crops_mpx(config)
+        held += KEPT_BYTES * 1e6 * run.mpx(section, "train") + speed.cost.step_bytes * config.batch_size
     if section in ("label", "finetune", "maskrcnn"):
         module = backend_module(getattr(run.cfg, section).backend)
         largest = bytes_for((1, round(max(run.px))), run.diameter(section), module.BYTES_PER_PX)
@@ -270,9 +271,8 @@ def _training_s(run: _Images, section: str, config: Any, cost: Cost) -> float:
     chosen = len(choosers([one for one in run.records if one.split == "val"])) or run.count("val")
     scored = min(chosen, config.val_images or chosen) / max(run.count("val"), 1)
     scores = -(-config.steps // config.eval_every) + 1
-    seconds = (
-        cost.prepare_s * train + cost.step_s * _crops_mpx(config) * config.steps + cost.find_s * val * scored * scores
-    )
+    seconds = cost.prepare_s * train + cost.step_s * config.batch_size * config.steps
+    seconds += cost.find_s * val * scored * scores
     seconds += cost.searches * cost.search_s * searched
     return seconds + cost.searches * cost.find_s * run.mpx(section, "val", "test")
 

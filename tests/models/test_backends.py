@@ -422,7 +422,6 @@ def test_bfloat16_of_this_processor_finds_the_cells_of_float32(drawn):
 def test_a_backend_says_what_it_costs(drawn, trained, monkeypatch, name):
     for module in (cost, get_backend(name)):
         monkeypatch.setattr(module, "BATCH", 1)
-        monkeypatch.setattr(module, "CROP_PX", 64)
     start = {"start" if name == "maskrcnn_torchvision" else "base": str(trained["cellpose_unet"])}
     image, truth = drawn[0]
     told = get_backend(name).cost(config_of(name, **start), image, truth)

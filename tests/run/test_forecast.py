@@ -20,7 +20,7 @@ from cellkit.models.shared.cost import Cost
 from cellkit.run import forecast, runner
 from cellkit.run.forecast import Speed, forecast_run, speed_of
 
-COST = Cost(prepare_s=1, step_s=10, find_s=2, search_s=5, step_bytes=1e9, searches=2)
+COST = Cost(prepare_s=1, step_s=0.5, find_s=2, search_s=5, step_bytes=1e8, searches=2)
 SPEED = Speed(COST, start_s=4, start_bytes=500_000_000)
 FINETUNE = "03_finetune_cellpose"
 
@@ -53,9 +53,9 @@ def images(train: int = 6, val: int = 2, test: int = 2, side: int = 1000) -> lis
 def test_a_training_is_counted(config, timed):
     cfg = config("convert: {source: folder}\nfinetune: {steps: 100, eval_every: 50, batch_size: 10, crop_px: 160}")
     found = forecast_run(cfg, STAGES, images())
-    seconds = 3 * 4 + 1 * 6 + 10 * 100 * 0.256 + 2 * 2 * 3 + 2 * 5 * 6 + 2 * 2 * 4
+    seconds = 3 * 4 + 1 * 6 + 0.5 * 100 * 10 + 2 * 2 * 3 + 2 * 5 * 6 + 2 * 2 * 4
     assert found[FINETUNE].seconds == pytest.approx(seconds) and list(found) == list(STAGES)
-    assert found[FINETUNE].peak_bytes == pytest.approx(0.5e9 + 28 * 6e6 + 1e9 * 0.256)
+    assert found[FINETUNE].peak_bytes == pytest.approx(0.5e9 + 28 * 6e6 + 1e8 * 10)
     assert len({json.dumps(settings) for name, settings in timed if name == "cellpose_unet"}) == 1, (
         "02 and 03 share one"
     )
@@ -64,7 +64,7 @@ def test_a_training_is_counted(config, timed):
 def test_cells_twice_as_wide_are_a_quarter_of_the_work(config, timed):
     cfg = config("convert: {source: folder}\nfinetune: {diameter_px: 60, steps: 100}")
     small, large = (forecast_run(cfg, [FINETUNE], images(side=side))[FINETUNE].seconds for side in (1000, 2000))
-    steps = 12 + 10 * 100 * 0.2048
+    steps = 12 + 0.5 * 100 * 8
     assert large - steps == pytest.approx(4 * (small - steps), abs=0.3)
     labels = np.zeros((1000, 1000), np.int32)
     labels[:53, :53] = 1  # as large as a disc 60 px wide
@@ -87,12 +87,15 @@ def test_a_backend_is_timed_once_for_a_machine_and_its_settings(tmp_path, monkey
         return SimpleNamespace(returncode=0, stdout=json.dumps(asdict(SPEED)), stderr="")
 
     monkeypatch.setattr(subprocess, "run", run)
-    for settings in ({"base": "a", "steps": 5}, {"base": "a", "steps": 9}, {"base": "b"}):
+    for settings in ({"base": "a", "steps": 5}, {"base": "a", "steps": 9}, {"base": "a", "crop_px": 96}):
         assert speed_of("cellpose_unet", settings) == SPEED
-    assert len(called) == 2, "steps change nothing, other weights do"
+    assert len(called) == 2, "steps change nothing, larger crops do"
     monkeypatch.setattr(forecast, "_machine", lambda: "with more threads")
     assert speed_of("cellpose_unet", {"base": "a"}) == SPEED and len(called) == 3
-    assert speed_of("threshold", {}) is None
+    monkeypatch.setattr(forecast, "backend_module", lambda name: SimpleNamespace())
+    assert speed_of("tells_no_cost", {}) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stdout="", stderr="no room"))
     assert speed_of("cellpose_unet", {"base": "c"}) is None
     assert "no forecast: cellpose_unet could not be timed: no room" in capsys.readouterr().err
@@ -103,12 +106,12 @@ def test_the_manifest_has_the_forecast_and_how_far_it_was_off(config, timed, tmp
     write_json(tmp_path / "manifest.json", {"format": 1, "stages": {}, "attempts": {}})
     run = runner._Runner(tmp_path, cfg, [], [], {}, None, False, False)
     run._tell_forecast(SimpleNamespace(records=images(), instances=[]), [FINETUNE])
-    assert "forecast: about 5 min on this computer, 0.9 GB" in capsys.readouterr().err
+    assert "forecast: about 8 min on this computer, 1.5 GB" in capsys.readouterr().err
     told = read_json(tmp_path / "manifest.json")["forecast"][FINETUNE]
     book = SimpleNamespace(name=FINETUNE, minutes=99)
-    assert run._expected(book, {"stages": {FINETUNE: {"seconds": 1}}}) == told["seconds"] == 310.8
+    assert run._expected(book, {"stages": {FINETUNE: {"seconds": 1}}}) == told["seconds"] == 506.0
     manifest = read_json(tmp_path / "manifest.json")
     manifest["stages"][FINETUNE] = {"seconds": 2 * told["seconds"], "peak_bytes": peak_bytes()}
     run._note_taken(book, manifest)
     noted = read_json(tmp_path / "manifest.json")["forecast"][FINETUNE]
-    assert noted["off"] == -0.5 and noted["took_seconds"] == 621.6 and noted["took_peak_bytes"] == peak_bytes()
+    assert noted["off"] == -0.5 and noted["took_seconds"] == 1012.0 and noted["took_peak_bytes"] == peak_bytes()

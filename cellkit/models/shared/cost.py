@@ -1,4 +1,4 @@
-"""What a model costs on this machine: seconds and memory per megapixel, timed once on one labelled image."""
+"""What a model costs on this machine, in seconds and memory: timed once on one labelled image."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any
 
 from cellkit.machine import peak_bytes
 
-BATCH, CROP_PX = 4, 128  # of the step that is timed
+BATCH = 2  # crops of the step that is timed
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds and bytes per megapixel at network scale, where cells are 30 px wide.
+    """Seconds and bytes, per crop of a training step and per megapixel at network scale, where cells are 30 px wide.
 
     Attributes
     ----------
     prepare_s : float
-        To make the target of a training image.
+        To make the target of a training image, per megapixel.
     step_s : float
-        To take a training step, per megapixel of its crops.
+        To take a training step, per crop of the size that is set.
     find_s : float
-        To find the cells of an image.
+        To find the cells of an image, per megapixel.
     search_s : float
-        To search the thresholds on an image, where they are searched.
+        To search the thresholds on an image, where they are searched, per megapixel.
     step_bytes : float
-        Memory that a step takes, per megapixel of its crops.
+        Memory that a step takes, per crop.
     searches : int
         How often a training ends with a search: twice where its base is calibrated too.
     """
 
-    prepare_s: float
-    step_s: float
-    find_s: float
-    search_s: float
-    step_bytes: float
+    prepare_s: float = 0.0
+    step_s: float = 0.0
+    find_s: float = 0.0
+    search_s: float = 0.0
+    step_bytes: float = 0.0
     searches: int = 1
 
 
@@ -55,7 +55,7 @@ def timed_cost(
     ----------
     model : torch.nn.Module
     loss_at : callable
-        Step number -> scalar loss of `BATCH` crops of `CROP_PX`.
+        Step number -> scalar loss of `BATCH` crops.
     shape : (int, int)
         Height and width of the image at network scale.
     prepare, find, search : callable
@@ -63,19 +63,20 @@ def timed_cost(
     """
     import torch
 
-    crops, image = BATCH * CROP_PX**2 / 1e6, shape[0] * shape[1] / 1e6
-    before, prepare_s = peak_bytes(), _seconds(prepare)
+    image = shape[0] * shape[1] / 1e6
+    before, prepare_s = peak_bytes(), seconds_of(prepare)
     model.train()
-    step_s = min(_seconds(lambda: loss_at(0).backward()) for _ in range(2))
+    step_s = min(seconds_of(lambda: loss_at(0).backward()) for _ in range(2))
     step_bytes = peak_bytes() - before
     model.eval()
     with torch.no_grad():
-        find_s = min(_seconds(find) for _ in range(2))
-        search_s = _seconds(search)
-    return Cost(prepare_s / image, step_s / crops, find_s / image, search_s / image, step_bytes / crops, searches)
+        find_s = min(seconds_of(find) for _ in range(2))
+        search_s = seconds_of(search)
+    return Cost(prepare_s / image, step_s / BATCH, find_s / image, search_s / image, step_bytes / BATCH, searches)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Return how long a call takes, in seconds."""
     begun = clock()
     call()
     return clock() - begun
