@@ -67,7 +67,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "models": ("get_backend", "if_able"),
     "models.shared.inputs": ("check_max_detections",),
     "models.gate": ("judges",),
-    "models.training": ("find_history",),
+    "models.training_state": ("find_history",),
     "pages.report": ("write_report",),
     "run.folder": ("Run",),
     "scores.attribution": ("gains",),

@@ -563,7 +563,7 @@ def test_row_51_a_limit_met_by_real_files_and_by_standard_output(tmp_path):
     code = """
         import resource, sys
         from cellkit.commands.main import main
-        from cellkit.models.training import save_tensors
+        from cellkit.models.training_state import save_tensors
         import torch
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
         try:

@@ -6,21 +6,19 @@ number, so that a run that was killed and repeated takes the same steps as one t
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellkit.errors import UserError
-from cellkit.files import atomic_path
 from cellkit.log import LOG
+from cellkit.models.averaging import Average
+from cellkit.models.training_state import History, State
 
 if TYPE_CHECKING:
     from cellkit.models.shared.contract import Schedule
@@ -42,16 +40,25 @@ class Plan:
     patience : int
         Stop after this many scores without a new best; 0 = never.
     learning_rate, weight_decay : float
-        Of AdamW; the rate warms up linearly and falls along a half cosine to 1 % of its height.
+        Of AdamW; the rate warms up linearly, stays, and falls along a half cosine to 1 % of its height.
     warmup_steps : int
         More than there are steps would never reach the rate: half of the steps are taken then.
     clip_norm : float
         Largest norm of the gradient.
+    warmup_share : float
+        Of the steps that the rate may rise over at most: a short training then has its rate early. At least one step rises.
+    hold_share : float
+        Of the steps after the warm-up during which the rate stays at its height; 0 = it falls at once.
+    average_steps : int
+        Over which the weights are averaged, see `cellkit.models.averaging.Average`; 0 = they are not.
 
     Examples
     --------
     >>> [round(Plan(4, learning_rate=1.0, warmup_steps=20).rate(step), 3) for step in range(4)]
     [0.5, 1.0, 1.0, 0.505]
+    >>> held = Plan(10, learning_rate=1.0, warmup_steps=20, warmup_share=0.2, hold_share=0.5)
+    >>> [round(held.rate(step), 2) for step in range(10)]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
 
     steps: int
@@ -61,17 +68,23 @@ class Plan:
     weight_decay: float = 1e-5
     warmup_steps: int = 10
     clip_norm: float = 5.0
+    warmup_share: float = 1.0
+    hold_share: float = 0.0
+    average_steps: int = 0
 
     @property
     def warm_up(self) -> int:
         """Steps over which the rate rises."""
+        if self.warmup_share < 1:
+            return min(self.warmup_steps, max(1, int(self.warmup_share * self.steps)))
         return self.warmup_steps if self.warmup_steps <= self.steps else self.steps // 2
 
     def rate(self, step: int) -> float:
         """Return the learning rate of step 0, 1, ..."""
         if step < self.warm_up:
             return self.learning_rate * (step + 1) / self.warm_up
-        along = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        held = self.warm_up + int(self.hold_share * (self.steps - self.warm_up))
+        along = max(0, step - held) / max(1, self.steps - held)
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
 
 
@@ -84,45 +97,14 @@ def plan_of(config: Schedule, desc: str) -> Plan:
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_steps,
+        warmup_share=config.warmup_share,
+        hold_share=config.hold_share,
+        average_steps=config.average_steps,
     )
-    if plan.warm_up < plan.warmup_steps:
+    if plan.warm_up < plan.warmup_steps and plan.warmup_share == 1:
         problem = f"{desc}: warmup_steps is {plan.warmup_steps}, more than the {plan.steps} steps"
         LOG.info(f"{problem}: the learning rate rises over {plan.warm_up} of them")
     return plan
-
-
-@dataclass
-class History:
-    """What happened: one row per step range, and how it ended.
-
-    Parameters
-    ----------
-    rows : list of dict
-        step, loss (mean since the last row), score (validation), seconds.
-    best_step : int
-        The step whose weights are kept; 0 = the start weights. The last one where no score chooses.
-    stopped : str
-        "steps done", "no better score in N evaluations" or "loss not finite at step N".
-    """
-
-    rows: list[dict] = field(default_factory=list)
-    best_step: int = -1
-    best_score: float = -math.inf
-    stopped: str = ""
-
-    def write(self, path: Path) -> Path:
-        """Write the rows as CSV, atomically; `kept` is 1 in the row whose weights are kept."""
-        with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", "loss", "score", "seconds", "kept"], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**row, "kept": int(row["step"] == self.best_step)} for row in self.rows)
-        return path
-
-
-def find_history(folder: str | Path) -> Path | None:
-    """Return the ``history.csv`` that a training left in its folder; None of a model that does not learn step by step."""
-    path = Path(folder) / "history.csv"
-    return path if path.is_file() else None
 
 
 def fit(
@@ -137,6 +119,9 @@ def fit(
     called: str = "validation score",
 ) -> History:
     """Train `model` in place; leave it with the best weights seen, or with the last.
+
+    Where the plan averages the weights, the average is what is scored, kept and left; training goes on from the weights
+    themselves.
 
     Parameters
     ----------
@@ -163,8 +148,10 @@ def fit(
     import torch
 
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    state = _State(model, optimizer, trained, Path(out), fingerprint)
+    on_cpu = all(p.device.type == "cpu" for p in trained)
+    optimizer = torch.optim.AdamW(trained, plan.learning_rate, weight_decay=plan.weight_decay, fused=on_cpu or None)
+    average = Average(model, plan.average_steps)
+    state = State(model, optimizer, trained, average, Path(out), fingerprint)
     step, history, losses = state.resume()
     begun, saved = time.monotonic() - (history.rows[-1]["seconds"] if history.rows else 0.0), time.monotonic()
     logged = time.monotonic()
@@ -174,7 +161,8 @@ def fit(
         if (step % plan.eval_every == 0 or step == plan.steps) and (
             not history.rows or history.rows[-1]["step"] < step
         ):
-            _evaluate(model, score, step, losses, begun, plan, history, state, desc, choose, called)
+            with average.shown():
+                _evaluate(model, score, step, losses, begun, plan, history, state, desc, choose, called)
             losses = []
             state.save(step, history, losses)
             logged = time.monotonic()
@@ -186,6 +174,7 @@ def fit(
         if not math.isfinite(loss):
             history.stopped = f"loss not finite at step {step + 1}"
             break
+        average.update()
         losses.append(loss)
         step += 1
         if time.monotonic() - logged > LOG_EVERY_S:
@@ -237,7 +226,7 @@ def _step(model, loss_at, optimizer, trained, step: int, plan: Plan) -> float:
 
 
 def _evaluate(
-    model, score, step, losses, begun, plan: Plan, history: History, state: _State, desc: str, choose, called
+    model, score, step, losses, begun, plan: Plan, history: History, state: State, desc: str, choose, called
 ) -> None:
     """Score the validation images; where they choose, keep the best weights and decide on an early stop."""
     import torch
@@ -270,103 +259,6 @@ def _log_progress(desc: str, step: int, plan: Plan, loss: float, seconds: float,
     shown = "" if math.isnan(loss) else f", loss {loss:.3f}"
     left = f", about {(plan.steps - step) * seconds / step:.0f} s left" if step else ""
     LOG.info(f"{desc}: step {step} of {plan.steps}{shown}{score}, {seconds:.0f} s{left}")
-
-
-class _State:
-    """The files a training leaves: the last state to resume from, the best weights, the history."""
-
-    def __init__(self, model, optimizer, trained, out: Path, fingerprint: str):
-        self.model, self.optimizer, self.trained, self.fingerprint = model, optimizer, trained, fingerprint
-        self.last, self.best, self.history = out / "last.safetensors", out / "best.safetensors", out / "history.csv"
-
-    def resume(self) -> tuple[int, History, list[float]]:
-        """Load the last state if it is of this very training; else begin anew."""
-        from safetensors import safe_open
-
-        if not self.last.is_file():
-            return 0, History(), []
-        try:
-            with safe_open(self.last, "pt") as file:
-                meta = json.loads(file.metadata()["cellkit"])
-                if meta["fingerprint"] != self.fingerprint:
-                    return 0, History(), []
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except Exception as error:
-            raise UserError(
-                f"{self.last} cannot be read: {error}", "delete it; the training then begins anew"
-            ) from error
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        for index, parameter in enumerate(self.trained):
-            moments = {
-                k: tensors[f"adam.{index}.{k}"]
-                for k in ("step", "exp_avg", "exp_avg_sq")
-                if f"adam.{index}.{k}" in tensors
-            }
-            if moments:  # the count of steps stays on the CPU, where AdamW keeps it
-                self.optimizer.state[parameter] = {
-                    k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()
-                }
-        return meta["step"], _history(meta["history"]), meta["losses"]
-
-    def save(self, step: int, history: History, losses: list[float]) -> None:
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        for index, parameter in enumerate(self.trained):
-            tensors |= {f"adam.{index}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
-        meta = {"fingerprint": self.fingerprint, "step": step, "history": _plain(history), "losses": losses}
-        save_tensors(self.last, tensors, {"cellkit": json.dumps(meta)})
-        history.write(self.history)
-
-    def keep_best(self) -> None:
-        save_tensors(self.best, self.model.state_dict(), {"cellkit": self.fingerprint})
-
-    def finish(self, step: int, history: History, best: bool) -> None:
-        """Put the best weights back where they were chosen; leave a last state that says it is finished."""
-        from safetensors.torch import load_file
-
-        if best and self.best.is_file():
-            self.model.load_state_dict(load_file(self.best))
-        self.model.eval()
-        self.save(step, history, [])
-
-
-def _plain(history: History) -> dict:
-    rows = [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in history.rows
-    ]
-    best = history.best_score if math.isfinite(history.best_score) else -1e300
-    return asdict(history) | {"rows": rows, "best_score": best}
-
-
-def _history(plain: dict) -> History:
-    """Return the history that `_plain` made JSON of: what is null there is no number."""
-    rows = [{k: math.nan if v is None else v for k, v in row.items()} for row in plain["rows"]]
-    best = -math.inf if plain["best_score"] == -1e300 else plain["best_score"]
-    return History(**{**plain, "rows": rows, "best_score": best})
-
-
-def save_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> Path:
-    """Write tensors as safetensors, atomically, each contiguous and on the CPU.
-
-    Raises
-    ------
-    OSError
-        As of any other file: safetensors itself tells a full disk in words only.
-    """
-    import re
-
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
-        except SafetensorError as error:
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    return Path(path)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Methods 2021, methods section; parameter names as in the checkpoints cyto, cyto2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,76 @@ class _Up(nn.Module):
         self.proj = _block(inputs, outputs, 1, relu=False)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-        x = self.proj(x) + self.conv[1](style, self.conv[0](x) + skip)
+        """Map features as large as the skip connection, or half as high and wide: these are doubled on the way.
+
+        The published network doubles first. What is done to each pixel by itself comes out the same before and after.
+        """
+        if x.shape[2:] == skip.shape[2:]:
+            first, x = self.conv[0](x), self.proj(x)
+        else:
+            norm, relu, convolution = self.conv[0]
+            first = doubled_convolution(relu(norm(x)), convolution)
+            x = nn.functional.interpolate(self.proj(x), scale_factor=2, mode="nearest")
+        x = x + self.conv[1](style, first + skip)
         return x + self.conv[3](style, self.conv[2](style, x))
+
+
+def doubled_convolution(x: torch.Tensor, convolution: nn.Conv2d) -> torch.Tensor:
+    """Return the 3 x 3 convolution of `x` with every pixel doubled in both directions, at half the time.
+
+    Three neighbours in the doubled picture are but two pixels of `x`: one alone, and one twice. So each of the four results
+    at a pixel is a convolution with 2 x 2 weights, in which those of the pixel met twice are summed.
+
+    Parameters
+    ----------
+    x : (B, C, H, W)
+    convolution : torch.nn.Conv2d
+        3 x 3, padded by 1.
+
+    Returns
+    -------
+    (B, outputs, 2 H, 2 W)
+    """
+    sums = convolution.weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # result, pixel, weight
+    weights = torch.einsum("pak,qbl,oikl->pqoiab", sums, sums, convolution.weight).flatten(0, 2)
+    return _Woven.apply(nn.functional.conv2d(x, weights, convolution.bias.repeat(4), padding=1))
+
+
+class _Woven(torch.autograd.Function):
+    """Four pictures, (B, 4 C, H + 1, W + 1), put together to one of every second pixel each, (B, C, 2 H, 2 W)."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: torch.Tensor) -> torch.Tensor:
+        shape = (len(parts), parts.shape[1] // 4, 2 * parts.shape[2] - 2, 2 * parts.shape[3] - 2)
+        ctx.order = order_in_memory(parts)
+        whole = torch.empty(shape, dtype=parts.dtype, device=parts.device, memory_format=ctx.order)
+        for pixels, part in _Woven.places(shape):
+            whole[pixels] = parts[part]
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, whole: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = whole.shape
+        shape = (batch, 4 * channels, height // 2 + 1, width // 2 + 1)
+        parts = torch.empty(shape, dtype=whole.dtype, device=whole.device, memory_format=ctx.order).zero_()
+        for pixels, part in _Woven.places(whole.shape):
+            parts[part] = whole[pixels]
+        return parts
+
+    @staticmethod
+    def places(shape: Sequence[int]) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """Yield where each of the four lies in the whole, of that shape, and what of the parts lies there."""
+        _, channels, height, width = shape
+        for k, (y, x) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+            rows, columns = slice(y, y + height // 2), slice(x, x + width // 2)
+            part = (slice(None), slice(k * channels, (k + 1) * channels), rows, columns)
+            yield (slice(None), slice(None), slice(y, None, 2), slice(x, None, 2)), part
+
+
+def order_in_memory(x: torch.Tensor) -> torch.memory_format:
+    """Return whether the channels of a pixel lie side by side, or the pixels of a channel."""
+    plain = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if plain else torch.channels_last
 
 
 class _DownPath(nn.Module):
@@ -100,7 +168,7 @@ class _UpPath(nn.Module):
         """Return the decoder's features, finest first."""
         levels = [self.up[-1](features[-1], features[-1], style)]
         for level, skip in zip(reversed(self.up[:-1]), reversed(features[:-1]), strict=True):
-            levels.append(level(nn.functional.interpolate(levels[-1], scale_factor=2, mode="nearest"), skip, style))
+            levels.append(level(levels[-1], skip, style))
         return levels[::-1]
 
 
@@ -133,6 +201,29 @@ class CellposeUNet(nn.Module):
         self.output = _block(self.widths[0], 3, 1)
         self.diam_mean = nn.Parameter(torch.tensor([DIAM_MEAN_PX]), requires_grad=False)
         self.diam_labels = nn.Parameter(torch.tensor([DIAM_MEAN_PX]), requires_grad=False)
+        self.frozen: list[nn.Module] = []
+
+    def freeze(self, levels: int) -> None:
+        """Keep the first levels as they are: the encoder's from fine to coarse, then the decoder's from coarse to fine.
+
+        They stay in evaluation mode and have no gradients, so that a training step keeps nothing of them for the way back.
+
+        Parameters
+        ----------
+        levels : int
+            0 = none, 4 = the encoder, 7 = all but the last level and the output.
+        """
+        self.frozen = [*self.downsample.down, *reversed(self.upsample.up)][:levels]
+        for level in self.frozen:
+            level.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> CellposeUNet:
+        """Set training mode; frozen levels stay in evaluation mode."""
+        super().train(mode)
+        for level in self.frozen:
+            level.eval()
+        return self
 
     @property
     def config(self) -> dict[str, list[int]]:
@@ -216,6 +307,18 @@ def placed(network: CellposeUNet, precision: str) -> CellposeUNet:
     return network.arithmetic.placed(network)
 
 
+def placed_to_train(network: CellposeUNet) -> CellposeUNet:
+    """Return the network with its weights in the order of memory that a training step is fastest in.
+
+    Measured on an AVX2 processor in float32, one thread: where the pixels of a channel lie side by side, the way back takes 0.8
+    of the time of the other order, which is slow in the gradient of the weights; the way forward takes 1.2 of it, the step 0.92.
+    """
+    on, capability = network.arithmetic, torch.backends.cpu.get_cpu_capability()
+    if on.device.type == "cpu" and on.dtype == torch.float32 and capability == "AVX2":
+        return network.to(memory_format=torch.contiguous_format)
+    return network
+
+
 def load_start(
     base: str | Path, seed: int = 0, widths: Sequence[int] = WIDTHS, precision: str = "auto"
 ) -> CellposeUNet:
@@ -225,5 +328,5 @@ def load_start(
     if str(base) == "scratch":
         with random_state_kept():
             torch.manual_seed(seed)
-            return placed(CellposeUNet(widths=widths), precision)
-    return load_network(base, precision)[0]
+            return placed_to_train(placed(CellposeUNet(widths=widths), precision))
+    return placed_to_train(load_network(base, precision)[0])

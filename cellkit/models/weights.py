@@ -53,7 +53,7 @@ def save_checkpoint(
     Path
         Of the weights.
     """
-    from cellkit.models.training import save_tensors
+    from cellkit.models.training_state import save_tensors
 
     path = save_tensors(Path(path), tensors, {"backend": backend})
     card = {

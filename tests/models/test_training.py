@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from cellkit.errors import UserError
-from cellkit.models.training import History, Plan, _State, fit, plan_of, random_state_kept
+from cellkit.models.averaging import Average
+from cellkit.models.training import Plan, fit, plan_of, random_state_kept
+from cellkit.models.training_state import History, State
 
 
 def line_model() -> torch.nn.Linear:
@@ -186,12 +189,12 @@ def test_a_state_taken_up_is_where_and_what_it_was(tmp_path):
     model(torch.ones(1, 2)).sum().backward()
     adam.step()
     rows = [{"step": 0, "loss": math.nan, "score": 0.5, "seconds": 0.0}]
-    _State(model, adam, list(model.parameters()), tmp_path, "a").save(1, History(rows), [])
+    State(model, adam, list(model.parameters()), Average(model, 0), tmp_path, "a").save(1, History(rows), [])
     written = (tmp_path / "history.csv").read_text()
     other = torch.nn.Linear(2, 2, device="meta")  # no GPU is needed to see where the moments lie
     other.load_state_dict = lambda tensors: None  # whose weights cannot be set
     adam = torch.optim.AdamW(other.parameters())
-    step, history, _ = _State(other, adam, list(other.parameters()), tmp_path, "a").resume()
+    step, history, _ = State(other, adam, list(other.parameters()), Average(other, 0), tmp_path, "a").resume()
     told = [adam.state[parameter] for parameter in other.parameters()]
     assert {moments[k].device.type for moments in told for k in ("exp_avg", "exp_avg_sq")} == {"meta"}
     assert {float(moments["step"]) for moments in told} == {1.0}, "the count is kept where AdamW keeps it"
@@ -200,11 +203,15 @@ def test_a_state_taken_up_is_where_and_what_it_was(tmp_path):
 
 
 def test_a_training_shorter_than_its_warm_up_reaches_its_rate(capsys):
-    section = SimpleNamespace(steps=10, eval_every=5, patience=1, learning_rate=1e-3, weight_decay=0.0, warmup_steps=20)
+    section = SimpleNamespace(steps=10, eval_every=5, patience=1, learning_rate=1e-3, weight_decay=0.0, warmup_steps=20,
+                              warmup_share=1.0, hold_share=0.0, average_steps=0)  # fmt: skip
     rates = [plan_of(section, "net").rate(step) for step in range(10)]
     assert max(rates) == pytest.approx(1e-3) and rates[-1] < 0.5e-3 and rates[0] == pytest.approx(2e-4)
     assert "net: warmup_steps is 20, more than the 10 steps: the learning rate rises over 5" in capsys.readouterr().err
-    section.steps = 20
+    section.warmup_share = 0.2
+    rates = [plan_of(section, "net").rate(step) for step in range(10)]
+    assert rates[:3] == pytest.approx([5e-4, 1e-3, 1e-3]) and capsys.readouterr().err == "", "two of ten steps"
+    section.steps, section.warmup_share = 20, 1.0
     assert [plan_of(section, "net").rate(k) for k in (0, 19)] == pytest.approx([5e-5, 1e-3])
     assert capsys.readouterr().err == "", "as it was"
 
@@ -217,3 +224,94 @@ def test_what_a_person_draws_afterwards_follows_from_their_own_seed():
         torch.manual_seed(0)
         torch.rand(5)
     assert torch.equal(torch.rand(3), expected)
+
+
+AVERAGED = Plan(steps=60, eval_every=20, learning_rate=0.2, warmup_steps=5, hold_share=0.5, average_steps=10)
+
+
+def normed_model() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 1))
+
+
+def saved_tensors(path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def test_the_average_is_what_the_formula_says_and_holds_the_statistics_of_batch_normalisation():
+    model = normed_model().train()
+    average, seen = Average(model, 4), []
+    assert all(torch.equal(average.mean[key], value) for key, value in average.live.items()), "before the first step"
+    for step in range(6):
+        model(torch.randn(8, 1) + step)
+        with torch.no_grad():
+            model[1].weight += 1.0
+        average.update()
+        seen.append({key: value.clone() for key, value in average.live.items()})
+        shares = np.array([0.75 ** (step - k) for k in range(step + 1)])
+        for key, value in average.mean.items():
+            wanted = sum(share * float(one[key]) for share, one in zip(shares / shares.sum(), seen, strict=True))
+            assert float(value) == pytest.approx(wanted, rel=1e-5), (step, key)
+    assert {"0.running_mean", "0.running_var", "1.weight"} <= set(average.mean)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with average.shown():
+        assert torch.equal(model[0].running_mean, average.mean["0.running_mean"])
+        assert not torch.equal(model[1].weight, before["1.weight"])
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()), "its own again"
+
+
+@pytest.mark.parametrize("choose", [True, False])
+def test_an_averaged_training_scores_and_leaves_the_average_and_goes_on_from_the_weights(tmp_path, choose):
+    model, plain = line_model(), line_model()
+    shown = []
+
+    def score():
+        shown.append(model.weight.detach().clone())
+        return float(len(shown))
+
+    fit(model, loss_of(model), score, AVERAGED, tmp_path / "a", "a", choose=choose)
+    fit(plain, loss_of(plain), score_of(plain), replace(AVERAGED, average_steps=0), tmp_path / "b", "b", choose=False)
+    assert torch.equal(model.weight, shown[-1]) and not torch.equal(model.weight, plain.weight)
+    last, other = saved_tensors(tmp_path / "a/last.safetensors"), saved_tensors(tmp_path / "b/last.safetensors")
+    assert torch.equal(last["adam.0.exp_avg"], other["adam.0.exp_avg"]), "the same steps were taken"
+    assert torch.equal(last["average.weight"], model.weight)
+
+
+@pytest.mark.parametrize("choose", [True, False])
+@pytest.mark.parametrize("at", [3, 20, 41])
+def test_an_averaged_training_killed_and_repeated_leaves_the_same_bytes(tmp_path, monkeypatch, at, choose):
+    monkeypatch.setattr("cellkit.models.training.SAVE_EVERY_S", -1.0)
+
+    def run(folder, killed_at=None):
+        model = normed_model()
+        loss = loss_of(model)
+
+        def loss_at(step):
+            if step == killed_at:
+                raise Killed
+            return loss(step)
+
+        try:
+            fit(model, loss_at, lambda: -float(model[1].weight.sum()), AVERAGED, tmp_path / folder, "a", choose=choose)
+        except Killed:
+            return run(folder)
+        return {key: value.numpy().tobytes() for key, value in model.state_dict().items()}
+
+    assert run("killed", at) == run("whole")
+    last, other = (saved_tensors(tmp_path / name / "last.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(last[key], other[key]) for key in other) and set(last) == set(other)
+
+
+def test_moments_come_back_in_the_order_in_memory_of_their_weights(tmp_path):
+    model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    adam = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.randn(1, 3, 5, 5)).sum().backward()
+    adam.step()
+    moments = {key: value.clone() for key, value in adam.state[model.weight].items()}
+    State(model, adam, list(model.parameters()), Average(model, 0), tmp_path, "a").save(1, History(), [])
+    again = torch.optim.AdamW(model.parameters(), fused=True)
+    State(model, again, list(model.parameters()), Average(model, 0), tmp_path, "a").resume()
+    taken = again.state[model.weight]["exp_avg"]
+    assert torch.equal(taken, moments["exp_avg"]) and taken.stride() == model.weight.stride()

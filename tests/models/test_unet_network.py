@@ -10,7 +10,14 @@ from cellkit.files import read_json, write_json
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models import weights
-from cellkit.models.unet_network import WIDTHS, CellposeUNet, load_network, load_start
+from cellkit.models.unet_network import (
+    WIDTHS,
+    CellposeUNet,
+    _Up,
+    doubled_convolution,
+    load_network,
+    load_start,
+)
 
 NARROW = (4, 8, 12, 16)
 FEW = {"steps": 2, "batch_size": 2, "crop_px": 64, "warmup_steps": 1, "eval_every": 2, "val_images": 1}
@@ -81,3 +88,59 @@ def test_mask_rcnn_starts_from_a_narrow_network(drawn, narrow, tmp_path):
     assert all(torch.equal(kept[f"backbone.unet.{name}"], value) for name, value in start.items())
     (found,) = maskrcnn.load(made)([drawn.image(0)])
     assert found.shape == (128, 128)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_doubled_convolution_is_the_convolution_of_the_doubled_picture(order):
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(3, 5, 3, padding=1).double().to(memory_format=order)
+    x = torch.randn(2, 3, 6, 4, dtype=torch.float64).contiguous(memory_format=order).requires_grad_()
+    plain = convolution(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+    ours = doubled_convolution(x, convolution)
+    assert ours.shape == (2, 5, 12, 8) and torch.allclose(ours, plain, atol=1e-12)
+    assert ours.is_contiguous(memory_format=order)
+    upstream = torch.randn_like(plain)
+    inputs = (x, convolution.weight, convolution.bias)
+    for mine, theirs in zip(*(torch.autograd.grad(y, inputs, upstream) for y in (ours, plain)), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-12)
+
+
+def test_the_network_answers_as_the_published_one_that_doubles_first(monkeypatch):
+    """With x doubled before each level, `_Up` goes the way of the levels that double nothing."""
+    torch.manual_seed(0)
+    network, x = CellposeUNet(widths=NARROW).eval(), torch.randn(1, 2, 32, 48)
+    with torch.no_grad():
+        ours = network(x)
+        forward = _Up.forward
+
+        def doubles_first(self, x, skip, style):
+            scale = skip.shape[-1] // x.shape[-1]
+            return forward(self, torch.nn.functional.interpolate(x, scale_factor=scale, mode="nearest"), skip, style)
+
+        monkeypatch.setattr(_Up, "forward", doubles_first)
+        assert torch.allclose(ours, network(x), atol=1e-5)
+
+
+def way_back(network: CellposeUNet) -> tuple[set[str], int]:
+    """Train one step; return the names of what moved, and how many numbers were kept for the way back."""
+    before, kept = {key: value.clone() for key, value in network.state_dict().items()}, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        loss = network.train()(torch.randn(2, 2, 32, 32)).square().mean()
+    loss.backward()
+    torch.optim.SGD([value for value in network.parameters() if value.requires_grad], lr=0.1).step()
+    moved = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    return moved, sum(kept)
+
+
+@pytest.mark.parametrize("levels", [4, 7, 8])
+def test_frozen_levels_keep_their_weights_their_statistics_and_nothing_for_the_way_back(levels):
+    names = [f"downsample.down.res_down_{k}." for k in range(4)] + [f"upsample.up.res_up_{k}." for k in (3, 2, 1, 0)]
+    torch.manual_seed(0)
+    network = CellposeUNet(widths=NARROW)
+    whole, most = way_back(network)
+    assert all(any(key.startswith(name) and "running_mean" in key for key in whole) for name in names)
+    network.freeze(levels)
+    moved, kept = way_back(network)
+    assert not [key for key in moved if key.startswith(tuple(names[:levels]))]
+    assert all(any(key.startswith(name) and "running_mean" in key for key in moved) for name in names[levels:])
+    assert any(key.startswith("output.") for key in moved) and kept < {4: 0.6, 7: 0.35, 8: 0.1}[levels] * most

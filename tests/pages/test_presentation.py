@@ -22,7 +22,7 @@ from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.formats.coco import write_results
 from cellkit.formats.coco_reading import read_coco
-from cellkit.models.training import History
+from cellkit.models.training_state import History
 from cellkit.pages.scores import PROCESSORS
 
 REPO = Path(__file__).parents[2]

@@ -298,7 +298,7 @@ def test_scores_are_points_with_intervals_by_split(scored):
 
 
 def test_history_marks_what_was_kept(tmp_path):
-    from cellkit.models.training import find_history
+    from cellkit.models.training_state import find_history
 
     path = tmp_path / "history.csv"
     path.write_text("step,loss,score,seconds\n0,nan,0.2,1\n50,1.0,0.7,20\n100,0.5,0.6,40\n")

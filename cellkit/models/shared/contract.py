@@ -89,6 +89,18 @@ class Schedule(Frozen):
     learning_rate: Number = Field(1e-3, gt=0, le=1, description="largest learning rate")
     weight_decay: Number = Field(1e-4, ge=0, le=1, description="AdamW weight decay")
     warmup_steps: int = Field(20, ge=0, description="steps over which the learning rate rises from 0")
+    warmup_share: Share = Field(
+        1.0, description="most of the steps that the learning rate may rise over; 1 = warmup_steps alone count"
+    )
+    hold_share: Share = Field(
+        0.0, description="of the steps after that, those at the largest rate; during the others it falls along a cosine"
+    )
+    average_steps: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="steps over which the weights are averaged, exponentially, to be scored and kept; 0 = not averaged",
+    )
     eval_every: int = Field(50, ge=1, description="steps between two scores on validation images")
     patience: int = Field(6, ge=1, description="evaluations without a better score before training stops")
     min_area_px: Area = Field(15, description=SMALLEST)

@@ -20,7 +20,7 @@ from cellkit.log import LOG
 from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.gate import choosers
-from cellkit.models.training import History
+from cellkit.models.training_state import History
 from cellkit.parallel import progress
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
