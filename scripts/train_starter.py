@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from cellkit.models import cellpose_unet as unet
 from cellkit.models import weights
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import map_iou
-from cellkit.models.shared.flows import FlowLoss, Prepared, crop, prepare
+from cellkit.models.shared.flow_loss import FlowLoss, Prepared, prepare
 from cellkit.models.training import Plan, fit
 from cellkit.models.unet_maps import segment_image
 from cellkit.models.unet_network import WIDTHS, load_start
@@ -115,12 +115,10 @@ class Mixture(FlowLoss):
         super().__init__(network, [item for group in groups for item in group], BATCH, CROP_PX, SEED)
         self.groups, self.shares = groups, np.array(shares) / sum(shares)
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the batch of a step: planes (B, 2, size, size) and targets (B, 3, size, size)."""
-        rng = np.random.default_rng([self.seed, step])
-        chosen = [self.groups[k] for k in rng.choice(len(self.groups), self.batch_size, p=self.shares)]
-        pairs = [crop(group[rng.integers(len(group))], rng, self.crop_px) for group in chosen]
-        return np.stack([p for p, _ in pairs]), np.stack([t for _, t in pairs])
+    def choose(self, rng: np.random.Generator) -> Iterator[Prepared]:
+        """Choose the images of a batch, each when its crop is drawn."""
+        for k in rng.choice(len(self.groups), self.batch_size, p=self.shares):
+            yield self.groups[k][rng.integers(len(self.groups[k]))]
 
 
 class Score:

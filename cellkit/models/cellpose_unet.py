@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models.shared import diameter
 from cellkit.models.shared.contract import SMALLEST, Area, Channels, Computed, Diameter, Schedule, Segmenter, merged
@@ -27,7 +28,8 @@ from cellkit.models.shared.fine_tuning import (
     save_tuned,
     scored_along,
 )
-from cellkit.models.shared.flows import FlowLoss, masks_of, prepare
+from cellkit.models.shared.flow_loss import FlowLoss, Variation, prepare
+from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import (
     CELL_PX,
     SHOWN,
@@ -88,6 +90,20 @@ class TrainSettings(Schedule, Settings):
     cellprob_threshold: Logit | None = Field(
         None, description="logit above which a pixel belongs to a cell; null = best on training images"
     )
+    frozen_levels: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="levels of the network that stay as they are, from the input on: 4 = the encoder, 7 = all but the last",
+    )
+    rotate: bool = Field(True, description="turn crops by any angle; false = only flip and zoom them")
+    intensities: Literal["mild", "strong"] = Field(
+        "mild", description="how crops vary: gamma, gain, noise; strong = more of it, and offset, blur and inversion"
+    )
+    outside_counts: bool = Field(
+        True,
+        description="what a crop shows beyond the edge of its image trains as background; false = it does not count",
+    )
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------
@@ -134,7 +150,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
 def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
     """Fine-tune on the labelled images of `train`; whole images of `val` choose the weights where there are enough.
 
-    Which of `val` choose, and that none does while there are few, is `cellkit.models.training.choosers`'s; the others are not
+    Which of `val` choose, and that none does while there are few, is `cellkit.models.gate.choosers`'s; the others are not
     looked at, so that they can judge. Where none chooses, all are scored along the way to be watched, and the last weights kept.
 
     Parameters
@@ -154,19 +170,14 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     UserError
         Nothing to train on, nothing in the channels that the network is shown, or no weights to start from.
     """
-    from cellkit.models.unet_network import load_start
-    from cellkit.parallel import progress
-
     refuse_untrainable(train, val, "min_area_px")
     out = Path(out)
-    network = load_start(config.base, config.seed, precision=config.precision)
     settings = _uncalibrated(train, config)
     diameter_px = settings["diameter_px"]
     refuse_small(train, settings["min_area_px"], "finetune.min_area_px")
     ask_for_memory(train, val, diameter_px, 20, BYTES_PER_PX)
-    each = progress(range(len(train)), "flows of training images")
-    items = [prepare(*train[i], diameter_px, out / "flows", settings["channels"]) for i in each]
-    refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
+    loss_at = loss_of(train, config, out / "flows")
+    network = loss_at.network
     scored, choosing = scored_along(val, config.val_images)
     scorer = _Scorer(network, [val[i] for i in scored], settings, Path(config.base).stem)
     if searched := _searched(config):
@@ -175,9 +186,8 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
             f"scores during training are read at {at}; {' and '.join(searched)} of the result are searched afterwards"
         )
     plan = plan_of(config, NAME)
-    loss_at = FlowLoss(network, items, config.batch_size, config.crop_px, config.seed)
-    rest = (settings, config.precision, config.batch_size, config.crop_px, config.seed, scored, choosing)
-    stamp = fingerprint(network, [(item.planes, item.target) for item in items], plan, *rest)
+    rest = (settings, config.precision, loss_at.recipe, config.frozen_levels, scored, choosing)
+    stamp = fingerprint(network, [item.arrays for item in (*loss_at.items, *loss_at.replay)], plan, *rest)
     history = fit(network, loss_at, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     network.diam_labels.data.fill_(diameter_px)
     return save_tuned(
@@ -193,6 +203,33 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         base=Path(config.base).stem,
         read_at={key: settings[key] for key in GRID},
     )
+
+
+def loss_of(train: CellDataset, config: TrainSettings, cache: Path | None = None) -> FlowLoss:
+    """Return the loss of a training's steps: it holds the network with the weights to start from, and what it learns from.
+
+    Parameters
+    ----------
+    cache : Path, optional
+        Folder of the flows of the training images.
+
+    Raises
+    ------
+    UserError
+        No weights to start from, or nothing in the channels that the network is shown.
+    """
+    from cellkit.models.unet_network import load_start
+    from cellkit.parallel import progress
+
+    _refuse_frozen_scratch(config)
+    network = load_start(config.base, config.seed, precision=config.precision)
+    network.freeze(config.frozen_levels)
+    settings = _uncalibrated(train, config)
+    each = progress(range(len(train)), "flows of training images")
+    items = [prepare(*train[i], settings["diameter_px"], cache, settings["channels"]) for i in each]
+    refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
+    variation = Variation(config.rotate, config.intensities == "strong", config.outside_counts)
+    return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation)
 
 
 def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
@@ -233,6 +270,7 @@ def check(config: TrainSettings) -> None:
     from cellkit.models import weights
     from cellkit.models.unet_network import load_network
 
+    _refuse_frozen_scratch(config)
     base = Path(config.base)
     if base.suffix == ".safetensors":
         weights.card_for(base, NAME)
@@ -245,6 +283,7 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
     from cellkit.models.unet_network import load_start
 
     network = load_start(config.base, config.seed, precision=config.precision)
+    network.freeze(config.frozen_levels)
     settings = merged(config, dict.fromkeys(GRID, 0.0), DEFAULTS) | {"diameter_px": CELL_PX}
     item = prepare(image, truth, CELL_PX, channels=config.channels)
     return timed_cost(
@@ -256,6 +295,14 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
         lambda: best_thresholds(network, [(image, truth)], settings, _searched(config)),
         searches=2,
     )
+
+
+def _refuse_frozen_scratch(config: TrainSettings) -> None:
+    if config.base == SCRATCH and config.frozen_levels:
+        problem = (
+            f"finetune.base is scratch, and finetune.frozen_levels is {config.frozen_levels}: random weights would stay"
+        )
+        raise UserError(problem, "set frozen_levels: 0, or start from trained weights")
 
 
 def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:

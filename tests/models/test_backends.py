@@ -22,7 +22,7 @@ from cellkit.models import backend_names, get_backend, threshold, unet_maps, une
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.maskrcnn_network import target
-from cellkit.models.shared import cost, diameter, fine_tuning, flows, inputs, tiles
+from cellkit.models.shared import cost, diameter, fine_tuning, flow_loss, flows, inputs, tiles
 from cellkit.models.shared.inputs import random_warp
 from cellkit.models.shared.tiles import paste
 from cellkit.models.unet_network import CellposeUNet, load_network
@@ -222,7 +222,7 @@ def test_a_cell_may_cover_the_image(share):
     yy, xx = np.mgrid[:96, :96]
     labels = (np.maximum(abs(yy - 47.5), abs(xx - 47.5)) <= np.sqrt(share) * 48).astype(np.int32)
     truth = Instances.from_labels(labels)
-    maps = flows.prepare(np.zeros((96, 96, 3), np.uint8), truth, diameter.diameter_of([truth])).target.copy()
+    maps = flow_loss.prepare(np.zeros((96, 96, 3), np.uint8), truth, diameter.diameter_of([truth])).target.copy()
     maps[2] = np.where(maps[2] > 0, 6, -6)
     (found,) = [flows.masks_of(maps, (96, 96), flow_threshold=0.4, cellprob_threshold=0.0, min_area_px=15)]
     assert len(found) == 1 and overlaps(truth, found).shared_px[0] > 0.95 * labels.sum()
@@ -246,7 +246,7 @@ def test_a_cell_far_longer_than_others_stays_whole_and_others_are_cellposes(draw
     assert (cut[4:8, 20:540] == 0).any(), "else the case is none"
     found = flows.masks_of(target, labels.shape, **settings, min_area_px=15)
     assert found.areas_px.tolist() == [4 * 520, 100]
-    maps = flows.prepare(np.zeros((128, 128, 3), np.uint8), drawn.instances[0], 24.0).target  # as before
+    maps = flow_loss.prepare(np.zeros((128, 128, 3), np.uint8), drawn.instances[0], 24.0).target  # as before
     settings = {"cellprob_threshold": 0.5, "flow_threshold": 0.4}
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         theirs = dynamics.compute_masks(maps[:2], maps[2], niter=200, max_size_fraction=1.0, **settings)
@@ -432,9 +432,9 @@ def test_a_backend_says_what_it_costs(drawn, trained, monkeypatch, name):
 def test_crop_turns_flows_with_the_image(drawn):
     """Flows of a turned crop point where the flows of the turned labels point."""
     target = flows.target_of(drawn.instances[0].paint())
-    item = flows.Prepared(np.zeros((2, 128, 128), np.float32), target)
+    item = flow_loss.Prepared(np.zeros((2, 128, 128), np.float32), target)
     for seed in range(4):
-        _, turned = flows.crop(item, np.random.default_rng(seed), 96)
+        turned = flow_loss.crop(item, np.random.default_rng(seed), 96).target
         warp, _ = random_warp(target[2], np.random.default_rng(seed), 96)
         labels = cv2.warpAffine(drawn.instances[0].paint().astype(float), warp, (96, 96), flags=cv2.INTER_NEAREST)
         again = flows.target_of(labels.astype(np.int32))
@@ -525,7 +525,9 @@ def test_crops_without_any_cell_have_a_finite_loss_and_gradient(drawn):
     config = config_of("maskrcnn_torchvision", batch_size=1)
     losses = {model: maskrcnn._Loss(model, [maskrcnn.scaled(image, nothing, 12.0)], config)}
     network = CellposeUNet().train()
-    losses[network] = flows.FlowLoss(network, [flows.prepare(image, nothing, 30.0)], batch_size=1, crop_px=64, seed=0)
+    losses[network] = flow_loss.FlowLoss(
+        network, [flow_loss.prepare(image, nothing, 30.0)], batch_size=1, crop_px=64, seed=0
+    )
     assert not losses[network].batch(0)[1].any(), "no cell in the crop"
     for module, loss_at in losses.items():
         loss = loss_at(0)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ from cellkit.cells.labels import relabel
 from cellkit.cells.leftout import too_small
 from cellkit.files import atomic_path
 from cellkit.machine import one_thread
-from cellkit.models.shared.inputs import random_warp, to_network_scale, two_channels, vary
 
 LARGEST_SHARE = 1.0  # of the image that one cell may cover
 STEPS, FAR_PX, STILL_PX = 200, 60, 5  # along the flows: Cellpose's number; a pixel that came this far may need more
@@ -98,22 +95,6 @@ def _go_on(steps: np.ndarray, places: np.ndarray, ends: np.ndarray) -> None:
         far = far[np.hypot(*(ends[:, far] - before)) > STILL_PX]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """One training image at network scale: planes (2, h, w) float32, target (3, h, w) float32 = flows times 5, cell or not."""
-
-    planes: np.ndarray
-    target: np.ndarray
-
-
-def prepare(
-    image: np.ndarray, truth: Instances, diameter_px: float, cache: Path | None = None, channels: str = "both"
-) -> Prepared:
-    """Bring one labelled image to network scale (cells of 30 px) and make its target."""
-    planes, labels = to_network_scale(two_channels(image, channels), truth, diameter_px, least_px=8)
-    return Prepared(planes, target_of(labels, cache))
-
-
 def target_of(labels: np.ndarray, cache: Path | None = None) -> np.ndarray:
     """Return the training target of a label image: flow y, flow x (unit vectors times 5) and 1 inside cells.
 
@@ -141,55 +122,3 @@ def target_of(labels: np.ndarray, cache: Path | None = None) -> np.ndarray:
             with atomic_path(cache / name) as temporary:
                 np.save(temporary, flows.astype(np.float16))
     return np.concatenate([5 * flows.astype(np.float16).astype(np.float32), (labels > 0)[None]]).astype(np.float32)
-
-
-def crop(item: Prepared, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a turned, flipped, scaled crop of an image and its target; flows turn with it.
-
-    Returns
-    -------
-    planes : (2, size, size) float32
-    target : (3, size, size) float32
-    """
-    import cv2
-
-    warp, turned = random_warp(item.target[2], rng, size_px)
-    both = np.ascontiguousarray(np.concatenate([item.planes, item.target]).transpose(1, 2, 0))
-    both = cv2.warpAffine(both, warp, (size_px, size_px), flags=cv2.INTER_LINEAR).transpose(2, 0, 1)
-    planes, flow_y, flow_x, cell = both[:2], both[2], both[3], both[4] > 0.5
-    turned_y = turned[1, 0] * flow_x + turned[1, 1] * flow_y
-    turned_x = turned[0, 0] * flow_x + turned[0, 1] * flow_y
-    return vary(planes, rng), np.stack([turned_y, turned_x, cell]).astype(np.float32)
-
-
-def flow_loss(maps, target):
-    """Return Cellpose's loss (train.py): 0.5 mean((flow - 5 flow_true)^2) + binary cross entropy of the probability."""
-    from torch.nn import functional as F
-
-    flows = 0.5 * F.mse_loss(maps[:, :2], target[:, :2])
-    return flows + F.binary_cross_entropy_with_logits(maps[:, 2], target[:, 2])
-
-
-class FlowLoss:
-    """Step number -> loss: half the squared error of the flows plus the cross entropy of the cell probability."""
-
-    def __init__(self, network, items: Sequence[Prepared], batch_size: int, crop_px: int, seed: int):
-        self.network, self.items, self.batch_size, self.crop_px, self.seed = network, items, batch_size, crop_px, seed
-
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the batch of a step: planes (B, 2, size, size) and targets (B, 3, size, size)."""
-        rng = np.random.default_rng([self.seed, step])
-        chosen = rng.permutation(len(self.items))[: self.batch_size]
-        chosen = np.resize(chosen, self.batch_size)
-        pairs = [crop(self.items[i], rng, self.crop_px) for i in chosen]
-        return np.stack([p for p, _ in pairs]), np.stack([t for _, t in pairs])
-
-    def __call__(self, step: int):
-        """Return the loss tensor of a step."""
-        import torch
-
-        arithmetic = self.network.arithmetic
-        planes, target = map(torch.from_numpy, self.batch(step))
-        with arithmetic.autocast():
-            maps = self.network(arithmetic.placed(planes))
-        return flow_loss(maps.float(), target.to(arithmetic.device))

@@ -161,13 +161,17 @@ def refuse_empty(shown: Sequence[np.ndarray], train: CellDataset, what: str, key
         )
 
 
-def random_warp(cells: np.ndarray, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+def random_warp(
+    cells: np.ndarray, rng: np.random.Generator, size_px: int, rotate: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw a place, an angle, a flip and a zoom for a crop; seven in ten are placed near a cell.
 
     Parameters
     ----------
     cells : (H, W)
         Non-zero inside cells.
+    rotate : bool
+        If not, the angle is 0; all else is drawn as if it were not.
 
     Returns
     -------
@@ -186,7 +190,7 @@ def random_warp(cells: np.ndarray, rng: np.random.Generator, size_px: int) -> tu
         y, x = rng.uniform(0, height), rng.uniform(0, width)
     half = size_px / zoom / 2.8  # keep most of the crop inside the image
     y, x = (np.clip(v, min(half, n / 2), max(n - half, n / 2)) for v, n in ((y, height), (x, width)))
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = (np.cos(angle), np.sin(angle)) if rotate else (1.0, 0.0)
     turned = np.array([[cos * flip, -sin], [sin * flip, cos]])
     shift = size_px / 2 - zoom * turned @ np.array([x, y])
     return np.column_stack([zoom * turned, shift]), turned
@@ -200,6 +204,33 @@ def vary(planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             gamma, gain, noise = np.exp(rng.uniform(-0.35, 0.35)), rng.uniform(0.8, 1.25), rng.uniform(0, 0.06)
             plane[:] = np.sign(plane) * np.abs(plane) ** gamma * gain
             plane += noise * rng.standard_normal(plane.shape, np.float32) * (rng.random() < 0.5)
+    return out
+
+
+def vary_strongly(planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Vary gamma, gain, offset and noise more than `vary` does, and blur some channels and invert some, each by itself.
+
+    Parameters
+    ----------
+    planes : (C, h, w) float32
+        The 1st and 99th percentile of the image are 0 and 1. An empty channel stays empty.
+    """
+    import cv2
+
+    out = planes.copy()
+    for plane in out:
+        if not plane.any():
+            continue
+        gamma, gain, offset = np.exp(rng.uniform(-0.7, 0.7)), np.exp(rng.uniform(-0.5, 0.5)), rng.uniform(-0.2, 0.2)
+        sigma_px, noise = rng.uniform(0.5, 2.0), rng.uniform(0, 0.12)
+        blurred, inverted, noisy = rng.random(3) < (0.25, 0.15, 0.5)
+        if blurred:
+            plane[:] = cv2.GaussianBlur(plane, (0, 0), sigma_px)
+        if inverted:
+            plane[:] = 1 - plane
+        plane[:] = np.sign(plane) * np.abs(plane) ** gamma * gain + offset
+        if noisy:
+            plane += noise * rng.standard_normal(plane.shape, np.float32)
     return out
 
 
