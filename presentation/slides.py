@@ -80,9 +80,9 @@ def scored_truth(files: RunFiles) -> tuple[str, CellDataset]:
     """Return the split that is reported and its truth."""
     files.need_accuracy()
     split = files.report_split
-    if split not in files.judged:
+    if split not in files.scored_truths:
         raise UserError(f"{files.folder.name} has no coco/{split}.json; 04_cells_to_coco writes it")
-    return split, files.judged[split]
+    return split, files.scored_truths[split]
 
 
 def example(data: CellDataset) -> int:
@@ -327,7 +327,7 @@ def training(files: RunFiles) -> Slide:
     train = files.truths.get("train")
     cells = f", {sum(map(len, train.instances))} cells" if train is not None else ""
     setting = lambda name: files.setting(f"finetune.{name}")  # noqa: E731
-    is_scored = "val" in files.judged or "val" not in files.truths
+    is_scored = "val" in files.scored_truths or "val" not in files.truths
     verb = "scored" if is_scored else "compared with their proposals"
     points = [
         f"Start: {setting('base')}. {counted(sum(r.split == 'train' for r in files.images.records), 'training image')}{cells}.",

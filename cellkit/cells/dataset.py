@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
-from cellkit.cells.leftout import LeftOut, say_small
+from cellkit.cells.leftout import LeftOut, warn_small
 from cellkit.cells.records import ImageRecord, is_scored, read_records
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
@@ -202,7 +202,7 @@ class CellDataset:
 
     def without_small(self, min_area_px: int) -> CellDataset:
         """Return all images without the cells smaller than `min_area_px`; say how many those are."""
-        say_small(self.records, self.instances, min_area_px, "coco.min_area_px", "left out")
+        warn_small(self.records, self.instances, min_area_px, "coco.min_area_px", "left out")
         return replace(self, instances=[x[x.areas_px >= min_area_px] for x in self.instances])
 
     def sample(self, most: int) -> CellDataset:
@@ -274,7 +274,7 @@ def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -
     for record, cells in zip(images.records, progress(segment(images.images()), desc, total=len(images)), strict=True):
         left.take(segment, record.image_id)
         found.append(cells)
-    left.say(desc)
+    left.log(desc)
     return found
 
 

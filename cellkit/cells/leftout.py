@@ -49,7 +49,7 @@ class LeftOut:
             sentences.append(f"{what} (most in {image_id}: {most})" if len(images) > 1 else f"{what} ({image_id})")
         return sentences
 
-    def say(self, desc: str) -> None:
+    def log(self, desc: str) -> None:
         """Write the sentences into the log."""
         for sentence in self.sentences():
             LOG.warning(f"{desc}: {sentence}")
@@ -66,7 +66,7 @@ def too_small(least_px: int, key: str = "min_area_px") -> str:
     return f"left out: smaller than {key} = {least_px} px"
 
 
-def say_small(
+def warn_small(
     records: Sequence[ImageRecord], instances: Sequence[Instances], least_px: int, key: str, what: str
 ) -> tuple[int, int, int]:
     """Say how many labelled cells are below the least area, if any.

@@ -55,7 +55,7 @@ def run(given: argparse.Namespace) -> Answer:
     left = LeftOut()
     for image_id, (_, log) in zip(ids, resolved, strict=True):
         note_changes(left, image_id, log)
-    left.say("submit")
+    left.log("submit")
     return Answer(
         f"{given.out}: {counted(len(ids), 'image')}, {counted(sum(len(cells) for cells, _ in resolved), 'object')}"
     )

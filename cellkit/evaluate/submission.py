@@ -128,6 +128,6 @@ def submit_best(
         log += dropped
         resolved.append(cells)
         rows += [{"image_id": one.image_id, "index": c.index, "what": c.what, "pixels": c.pixels} for c in log]
-    left.say("submission")
+    left.log("submission")
     written = write_submission(path, [one.id for one in originals], resolved, profile)
     return written, pd.DataFrame(rows, columns=["image_id", "index", "what", "pixels"])

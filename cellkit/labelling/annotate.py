@@ -118,7 +118,7 @@ def choose_labels(
     if use != "truth" and "truth" in truth:
         _warn_unused(chosen, truth["truth"], use)
     chosen = [_without_small(item, min_area_px) for item in chosen]
-    _say_small(chosen, min_area_px)
+    _warn_small(chosen, min_area_px)
     return chosen
 
 
@@ -205,7 +205,7 @@ def _without_small(item: Labelled, min_area_px: int) -> Labelled:
     return Labelled(item.image_id, labels, item.made_by, cells, tuple(areas[areas < min_area_px].tolist()))
 
 
-def _say_small(chosen: Sequence[Labelled], min_area_px: int) -> None:
+def _warn_small(chosen: Sequence[Labelled], min_area_px: int) -> None:
     """Say how many cells of which labels were too small; refuse where nothing is left of them."""
     left = LeftOut()
     for item in chosen:
@@ -216,7 +216,7 @@ def _say_small(chosen: Sequence[Labelled], min_area_px: int) -> None:
             f"label.min_area_px is {min_area_px}, and the largest of {counted(len(small), 'cell')} has {max(small)} px",
             "lower min_area_px of label, finetune, coco and maskrcnn",
         )
-    left.say("labels")
+    left.log("labels")
 
 
 def refuse_other_classes(found: Sequence[str], wanted: Sequence[str], path: str | Path) -> None:

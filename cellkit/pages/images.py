@@ -243,7 +243,7 @@ def training_chapter(files: RunFiles) -> list:
     blocks = []
     for name, path in histories.items():
         what = "MAP IoU, mean of classes" if "maskrcnn" in name else "MAP IoU"
-        what = AGREEMENT if "val" in files.truths and "val" not in files.judged else what
+        what = AGREEMENT if "val" in files.truths and "val" not in files.scored_truths else what
         text = f"{name}: loss, and {what} on whole validation images; the ring marks the weights that were kept."
         blocks.append(drawn(lambda f, path=path, what=what: show_history(path, f, score=what), 6.2, 4.8, text))
     return blocks + _too_few_cells(files)

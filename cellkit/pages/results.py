@@ -194,7 +194,7 @@ class RunFiles:
         return {split: read_coco(path, self.folder) for split, path in found.items() if path is not None}
 
     @cached_property
-    def judged(self) -> dict[str, CellDataset]:
+    def scored_truths(self) -> dict[str, CellDataset]:
         """Split -> its images whose labels no model proposed: what may be scored against."""
         kept = {split: data.without_proposed() for split, data in self.truths.items()}
         return {split: data for split, data in kept.items() if len(data)}
@@ -214,7 +214,7 @@ class RunFiles:
     def no_accuracy(self) -> str:
         """Why accuracy cannot be measured; "" where it can, or where nothing was labelled yet."""
         splits = [split for split in self.truths if split != "train"]
-        return NO_ACCURACY if splits and not any(split in self.judged for split in splits) else ""
+        return NO_ACCURACY if splits and not any(split in self.scored_truths for split in splits) else ""
 
     @property
     def unlabelled(self) -> bool:
@@ -356,7 +356,7 @@ class RunFiles:
         """The model that names classes best, "" where none names any: as notebook 06 chooses it."""
         right = self.summary.get("classes")
         if right is None:
-            right = classes_found({model: self.predictions(model) for model in self.models}, self.judged)
+            right = classes_found({model: self.predictions(model) for model in self.models}, self.scored_truths)
         return class_model(right, self.choose_split)
 
     def worst(self, n: int) -> tuple[CellDataset, list[Instances], list[int]]:
@@ -371,7 +371,7 @@ class RunFiles:
         split = next(iter(rows["split"]), self.choose_split)
         if split not in self.truths:
             raise UserError(f"{self.folder.name} has no coco/{split}.json; {STAGE_OF['coco']} writes it")
-        data = self.judged.get(split, self.truths[split].subset([]))
+        data = self.scored_truths.get(split, self.truths[split].subset([]))
         place = {record.image_id: k for k, record in enumerate(data.records)}
         return data, self.of_images(self.best, data), [place[name] for name in rows["image_id"] if name in place]
 

@@ -191,7 +191,7 @@ class _Job:
             scale, todo = next(
                 iter(later.items()), (scale, ())
             )  # a picture is resized by the run's scale, or not at all
-        left.say("predict")
+        left.log("predict")
 
     def _resume(self, frame: Frame, part: Path) -> bool:
         """Take up what an earlier call left for this image; False when there is nothing."""

@@ -85,11 +85,11 @@ def draw_split(items: Sequence[SourceImage], fractions: dict, config: ConvertCon
         for i, unit in zip(items, units, strict=True)
     ]
     drawn = split_records(bare, fractions, config.seed, by="group")
-    _say_uneven(drawn, fractions, config.seed)
+    _warn_uneven(drawn, fractions, config.seed)
     return {item.image_id: replace(item, split=record.split) for item, record in zip(items, drawn, strict=True)}
 
 
-def _say_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> None:
+def _warn_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> None:
     """Say which images fill a split that would stay empty (they may move back), and shares far from those wanted."""
     units = {record.group or record.image_id: record.split for record in drawn}
     filling = sorted(unit for unit, split in units.items() if split != split_by_name(unit, fractions, seed))

@@ -97,7 +97,7 @@ def read_pictures(root: Path, config: ConvertConfig, folders_are_classes: bool =
     also_used = labels.used | table.files | set(lists)
     left = [*table.unmatched(items), *leftovers(root, items, also_used, labels.looked_for(items))]
     if folders_are_classes:
-        left += odd_folders([item for item in items if table.key(item) not in table.asked.values()], items, config)
+        left += odd_folders([item for item in items if table.key(item) not in table.matched.values()], items, config)
     _refuse_doubtful_splits(items, config)
     items, bare = apart_from_bare(items)
     left += bare
@@ -175,18 +175,18 @@ def _load_seg(
 
 
 def odd_folders(
-    told_by_folder: Sequence[SourceImage], items: Sequence[SourceImage], config: ConvertConfig
+    by_folder: Sequence[SourceImage], items: Sequence[SourceImage], config: ConvertConfig
 ) -> Iterator[SourceImage]:
     """Name folders that are called after no class while some class has no image; say it where that does no harm.
 
-    `told_by_folder` are the images of `items` whose cells have their class of nothing else.
+    `by_folder` are the images of `items` whose cells have their class of nothing else.
     """
     if not items:
         return
     if len(config.classes) == 1:
-        _warn_odd_folders_of_one_class(told_by_folder, config)
+        _warn_odd_folders_of_one_class(by_folder, config)
         return
-    classless = Counter(item.source.rpartition("/")[0] for item in told_by_folder if not item.cell_type)
+    classless = Counter(item.source.rpartition("/")[0] for item in by_folder if not item.cell_type)
     missing = [name for name in config.classes if not any(item.cell_type == name for item in items)]
     without = f"; no image is in a folder called after {', '.join(missing)}" if missing else ""
     for folder, count in sorted(classless.items()):

@@ -116,7 +116,7 @@ class ClassTable:
         self.root, self.config = root, config
         self.rows: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
         self.files: set[Path] = set()
-        self.asked: dict[str, str] = {}
+        self.matched: dict[str, str] = {}
         self.keys: dict[Path, str] = {}  # of the files of images: what the table would call them
         folders = [root, *(child for child in sorted(root.iterdir()) if plain(child.name) in LABEL_FOLDERS)]
         found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())
@@ -179,7 +179,7 @@ class ClassTable:
         found: dict[int, tuple[int, int]] = {}
         for one in dict.fromkeys(names):
             rows = self.rows.get(one, {})
-            self.asked |= {one: key} if rows else {}
+            self.matched |= {one: key} if rows else {}
             for number, (known, line) in rows.items():
                 other = found.setdefault(number, (known, line))
                 if other[0] != known:
@@ -192,10 +192,10 @@ class ClassTable:
         labelled = {self.key(item) for item in items if not item.bare}
         for name in sorted(self.rows):
             file, line = self.first[name]
-            if name not in self.asked:
+            if name not in self.matched:
                 bare = "/" not in name and any(one.rpartition("/")[2] == name for one in self._images())
                 why = "the name of several images: write their folder too" if bare else "no image below the data folder"
-            elif self.asked[name] not in labelled:
+            elif self.matched[name] not in labelled:
                 why = "an image without labels"
             else:
                 continue

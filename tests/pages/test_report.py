@@ -371,7 +371,7 @@ def test_images_with_proposals_are_told_beside_the_scores_of_the_others(unlabell
     data["images"][0]["labels"] = "corrected"
     path.write_text(json.dumps(data))
     files = results.RunFiles(half)
-    assert files.no_accuracy == "" and list(files.judged) == ["test"]
+    assert files.no_accuracy == "" and list(files.scored_truths) == ["test"]
     left = len(data["images"]) - 1
     assert (
         f"{left} more {'has' if left == 1 else 'have'} no labels but a model's proposals"

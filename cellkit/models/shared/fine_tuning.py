@@ -13,7 +13,7 @@ import numpy as np
 
 from cellkit.cells.dataset import evenly_spaced
 from cellkit.cells.instances import Instances
-from cellkit.cells.leftout import say_small
+from cellkit.cells.leftout import warn_small
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
@@ -59,7 +59,7 @@ def refuse_small(labelled: CellDataset, least_px: int, key: str) -> None:
     UserError
         All labelled cells are smaller.
     """
-    small, cells, largest = say_small(labelled.records, labelled.instances, least_px, key, "can never be found")
+    small, cells, largest = warn_small(labelled.records, labelled.instances, least_px, key, "can never be found")
     if cells and small == cells:
         raise UserError(
             f"{key} is {least_px}, and the largest of {cells} labelled cells has {largest} px", f"lower {key}"
