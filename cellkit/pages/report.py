@@ -124,7 +124,7 @@ def _headline(files: RunFiles) -> str:
         return "No scores yet: 06_evaluate_map_iou has not finished."
     notes = " These images also chose." if split == files.choose_split else ""
     where = counted(line.images, f"{SPLIT_TITLES[split]} image")
-    where += " (few)" if "(few)" in str(line.get("interval_of", "")) else ""
+    where += " (few)" if "(few)" in str(getattr(line, "interval_of", "")) else ""
     left = len(files.proposed(split))
     notes += (
         f" {left} more {'has' if left == 1 else 'have'} no labels but a model's proposals, and no score."
