@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def attempt(work: Callable, root: Path, images: CellDataset, out: Path, kill_at:
         try:
             work(root, images, out)
             os.write(pipe[1], str(seen).encode())
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     os.close(pipe[1])

@@ -454,6 +454,15 @@ def test_files_of_the_run_folder_that_nobody_lists_are_inputs_too(done):
     assert "input settings changed (manifest.json)" in reason()
 
 
+def test_the_manifest_says_what_networks_computed_in_and_what_a_stage_took(tmp_path):
+    pytest.importorskip("torch")
+    for precision in ("float32", "bfloat16"):
+        Run(tmp_path / "run").start("own", {"precision": precision}).done()
+        entry = read_manifest(tmp_path / "run")["stages"]["own"]
+        assert entry["arithmetic"]["number_type"] == precision
+        assert entry["processor_s"] > 0 and entry["peak_bytes"] > 10**7
+
+
 def test_other_versions_are_noted_and_make_nothing_stale(done, said, monkeypatch):
     manifest = read_manifest(Path("runs/demo"))
     manifest["stages"][ONE]["versions"] |= {"torch": "1.0", "gone": "2.0"}
