@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 UNITS = {"px": "px", "um": "µm", "s": "s"}  # by the end of a key
@@ -62,6 +62,20 @@ def _as_number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_as_number)]
+
+
+def as_tuple(value: Any) -> Any:
+    """Turn a list, as YAML has it, into a tuple; leave all else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] < value[1] <= 100:
+        raise ValueError(f"is {as_yaml(value)}, wanted two rising numbers from 0 to 100")
+    return value
+
+
+Percentiles = Annotated[tuple[Number, Number], BeforeValidator(as_tuple), AfterValidator(_rising)]
 
 
 def weights_field(default: str, description: str, *backends: str) -> Any:

@@ -27,7 +27,7 @@ from cellkit.microscope.convert import PERCENTILES, Conversion
 from cellkit.models import backend_module
 from cellkit.models.shared.contract import PRECISION, Precision
 from cellkit.modules import names_of
-from cellkit.settings import Frozen, Number, as_yaml
+from cellkit.settings import Frozen, Number, Percentiles, as_tuple, as_yaml
 
 STAGES = {
     "01_convert": "convert",
@@ -41,10 +41,6 @@ SHARED = ("seed", "classes", "workers")  # copied from the top of the file into 
 SOME_SHARE = ("data", "precision")  # likewise, into the sections that have such a key
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
     if not value or not all(map(plain, value)) or len({plain(name) for name in value}) < len(value):
         raise ValueError(
@@ -54,10 +50,9 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)]
-Pair = Annotated[tuple[Number, Number], BeforeValidator(_as_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_distinct)]
 ChannelSpec = Annotated[
-    str | int | Annotated[tuple[str | int, ...], Field(min_length=1)] | None, BeforeValidator(_as_tuple)
+    str | int | Annotated[tuple[str | int, ...], Field(min_length=1)] | None, BeforeValidator(as_tuple)
 ]
 
 
@@ -147,7 +142,7 @@ class ConvertConfig(Section):
     projection: Literal["max", "mean", "focus"] | Annotated[int, Field(ge=0)] = Field(
         "max", description="how a z-stack becomes one plane: a rule, or the index of the plane"
     )
-    percentiles: Pair = Field(PERCENTILES, description="percentiles of a channel that become 0 and 255")
+    percentiles: Percentiles = Field(PERCENTILES, description="percentiles of a channel that become 0 and 255")
     percentiles_of: Literal["image", "batch"] = Field(
         "image", description="whose: each image's own, or one pair per colour of all pixels of all training images"
     )
@@ -172,7 +167,7 @@ class ConvertConfig(Section):
         description="faults that flag an image: not trained on, not scored; limits from training images",
     )
     published_split: bool = Field(True, description="keep the split that the source came with, where it has one")
-    pair: Annotated[tuple[str, str], BeforeValidator(_as_tuple)] | None = Field(
+    pair: Annotated[tuple[str, str], BeforeValidator(as_tuple)] | None = Field(
         None,
         description="a text in an image's name, and what its label image has there, e.g. [img, mask]; null = endings",
     )
@@ -212,13 +207,6 @@ class ConvertConfig(Section):
             dict(self.channels), self.projection, self.percentiles, self.scale, self.axes, self.percentiles_of,
             most_px=self.max_plane_px,
         )  # fmt: skip
-
-    @field_validator("percentiles")
-    @classmethod
-    def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] < value[1] <= 100:
-            raise ValueError(f"is {as_yaml(value)}, wanted two rising numbers from 0 to 100")
-        return value
 
     @field_validator("pair")
     @classmethod

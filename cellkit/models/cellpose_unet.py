@@ -7,7 +7,7 @@ cached flows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,9 +17,11 @@ from pydantic import Field
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.log import LOG
+from cellkit.models.map_cache import FOLDER, cache_in
 from cellkit.models.shared import diameter
 from cellkit.models.shared.contract import SMALLEST, Area, Channels, Computed, Diameter, Schedule, Segmenter, merged
 from cellkit.models.shared.cost import BATCH, Cost, timed_cost
+from cellkit.models.shared.diameter import FARTHEST
 from cellkit.models.shared.fine_tuning import (
     images_to_search,
     map_iou,
@@ -40,9 +42,9 @@ from cellkit.models.shared.inputs import (
     refuse_empty,
 )
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
-from cellkit.models.unet_maps import segment_image
-from cellkit.models.unet_search import DEFAULTS, GRID, best_thresholds, unpromising
-from cellkit.settings import Number, weights_field
+from cellkit.models.unet_maps import FIRST_PASS, segment_image
+from cellkit.models.unet_search import DEFAULTS, GRID, search_settings, unpromising
+from cellkit.settings import Number, Percentiles, as_yaml, weights_field
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -53,6 +55,7 @@ REQUIRES = ("torch", "cellpose")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
 FlowError = Annotated[Number, Field(ge=0, le=100)]
 Logit = Annotated[Number, Field(ge=-12, le=12)]
+UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
 DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
 
 
@@ -72,6 +75,14 @@ class Settings(Computed):
         None, description="logit above which a pixel belongs to a cell; null = the model's own"
     )
     min_area_px: Area | None = Field(None, description=SMALLEST)
+    normalise: Percentiles | None = Field(
+        None, description="percentiles of a channel that the network is shown as 0 and 1; null = the model's own"
+    )
+    diameter_of: Literal["batch", "image"] | None = Field(
+        None,
+        description="whose diameter an image is scaled by: diameter_px, or in a second pass that of the cells found with "
+        "it; null = the model's own",
+    )
 
 
 class TrainSettings(Schedule, Settings):
@@ -89,6 +100,23 @@ class TrainSettings(Schedule, Settings):
     )
     cellprob_threshold: Logit | None = Field(
         None, description="logit above which a pixel belongs to a cell; null = best on training images"
+    )
+    min_area_px: Area | None = Field(None, description=f"{SMALLEST}; null = best on training images")
+    normalise: Percentiles | None = Field(
+        None,
+        description="percentiles of a channel that the network is shown as 0 and 1; null = 1 and 99",
+    )
+    diameter_of: Literal["batch", "image"] | None = Field(
+        None,
+        description="whose diameter an image is scaled by when predicted: diameter_px, or in a second pass that of the "
+        "cells found with it; null = best on training images, and batch where diameter_px is set",
+    )
+    map_cache_gb: Number = Field(
+        1.0,
+        ge=0,
+        le=1000,
+        description="most disk space that the network's maps take while a training is under way (GB); 0 = none are kept",
+        json_schema_extra={"hash": False},
     )
     frozen_levels: int = Field(
         0,
@@ -125,9 +153,11 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     from cellkit.models.unet_network import load_network
 
     network, card = load_network(checkpoint, getattr(settings, "precision", None))
-    used = merged(settings, card, DEFAULTS)
+    used = _read_with(settings, card)
     if used["diameter_px"] is None:
         used["diameter_px"] = float(network.diam_labels.item())
+    kept = (Path(checkpoint).parent / FOLDER).is_dir()  # so it is while the stage that made the checkpoint is under way
+    cache = cache_in(Path(checkpoint).parent, network, card.get("map_cache_gb", 0)) if kept else None
     warned: list[str] = []
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
@@ -138,12 +168,13 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
                 "colours: nothing can be found there; set channels (both, cytoplasm or nuclei)"
             )
             LOG.info(warned[0])
-        found = segment_image(network, image, **used, left_out=left_out)
+        found = segment_image(network, image, **used, left_out=left_out, cache=cache)
         if len(found) and only_noise(image, channels):
             left_out[DOUBTFUL] += len(found)
         return found
 
-    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+    smallest_px = used["diameter_px"] / (FARTHEST if used["diameter_of"] == "image" else 1)
+    return Segmenter(find, used, lambda shape: bytes_for(shape, smallest_px, BYTES_PER_PX))
 
 
 @random_state_kept()
@@ -174,27 +205,30 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     out = Path(out)
     settings = _uncalibrated(train, config)
     diameter_px = settings["diameter_px"]
-    refuse_small(train, settings["min_area_px"], "finetune.min_area_px")
+    if config.min_area_px is not None:
+        refuse_small(train, config.min_area_px, "finetune.min_area_px")
     ask_for_memory(train, val, diameter_px, 20, BYTES_PER_PX)
     loss_at = loss_of(train, config, out / "flows")
     network = loss_at.network
     scored, choosing = scored_along(val, config.val_images)
-    scorer = _Scorer(network, [val[i] for i in scored], settings, Path(config.base).stem)
+    pairs = [val[i] for i in scored]
+    scorer = _Scorer(network, pairs, settings, Path(config.base).stem, out, config.map_cache_gb)
     if searched := _searched(config):
-        at = ", ".join(f"{key} {settings[key]:g}" for key in GRID)
+        at = ", ".join(f"{key} {as_yaml(settings[key])}" for key in GRID)
         LOG.info(
-            f"scores during training are read at {at}; {' and '.join(searched)} of the result are searched afterwards"
+            f"scores during training are read at {at}; {', '.join(searched)} of the result are searched afterwards"
         )
     plan = plan_of(config, NAME)
     rest = (settings, config.precision, loss_at.recipe, config.frozen_levels, scored, choosing)
     stamp = fingerprint(network, [item.arrays for item in (*loss_at.items, *loss_at.replay)], plan, *rest)
     history = fit(network, loss_at, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     network.diam_labels.data.fill_(diameter_px)
+    read_with, searched = _calibrated(network, train, config, out)
     return save_tuned(
         out / "cellpose_tuned.safetensors",
         NAME,
         network,
-        _calibrated(network, train, config),
+        read_with,
         history,
         val,
         scored if choosing else [],
@@ -202,6 +236,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         "kaggle, mean of whole validation images",
         base=Path(config.base).stem,
         read_at={key: settings[key] for key in GRID},
+        searched=searched,
     )
 
 
@@ -226,7 +261,8 @@ def loss_of(train: CellDataset, config: TrainSettings, cache: Path | None = None
     network.freeze(config.frozen_levels)
     settings = _uncalibrated(train, config)
     each = progress(range(len(train)), "flows of training images")
-    items = [prepare(*train[i], settings["diameter_px"], cache, settings["channels"]) for i in each]
+    shown = {"channels": settings["channels"], "normalise": settings["normalise"]}
+    items = [prepare(*train[i], settings["diameter_px"], cache, **shown) for i in each]
     refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
     variation = Variation(config.rotate, config.intensities == "strong", config.outside_counts)
     return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation)
@@ -255,12 +291,13 @@ def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
 
     network, base = load_start(config.base, config.seed, precision=config.precision), Path(config.base)
     card = weights.read_card(base) if base.suffix == ".safetensors" else None
+    read_with, searched = _calibrated(network, train, config, Path(to).parent)
     return weights.save_checkpoint(
         Path(f"{to}.safetensors"),
         network.state_dict(),
         NAME,
-        config=_calibrated(network, train, config),
-        metrics=card.metrics if card else {},
+        config=read_with,
+        metrics=(card.metrics if card else {}) | {"searched": searched},
         licence=card.licence if card else "",
     )
 
@@ -284,7 +321,7 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
 
     network = load_start(config.base, config.seed, precision=config.precision)
     network.freeze(config.frozen_levels)
-    settings = merged(config, dict.fromkeys(GRID, 0.0), DEFAULTS) | {"diameter_px": CELL_PX}
+    settings = merged(config, UNSET, DEFAULTS) | {"diameter_px": CELL_PX}
     item = prepare(image, truth, CELL_PX, channels=config.channels)
     return timed_cost(
         network,
@@ -292,7 +329,7 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
         image.shape[:2],
         lambda: prepare(image, truth, CELL_PX, channels=config.channels),
         lambda: segment_image(network, image, **settings),
-        lambda: best_thresholds(network, [(image, truth)], settings, _searched(config)),
+        lambda: search_settings(network, [(image, truth)], settings, _searched(config)),
         searches=2,
     )
 
@@ -308,20 +345,35 @@ def _refuse_frozen_scratch(config: TrainSettings) -> None:
 def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:
     """Return the settings while training: the diameter of the labels, thresholds at 0 where none is set."""
     diameter_px = config.diameter_px or diameter.diameter_of(train.instances)
-    return {**merged(config, dict.fromkeys(GRID, 0.0), DEFAULTS), "diameter_px": diameter_px}
+    return {**merged(config, UNSET, DEFAULTS), "diameter_px": diameter_px}
 
 
-def _calibrated(network, train: CellDataset, config: TrainSettings) -> dict[str, Any]:
-    """Return the settings to predict with; thresholds that are not set are searched on up to six training images."""
+def _calibrated(network, train: CellDataset, config: TrainSettings, folder: Path) -> tuple[dict[str, Any], dict]:
+    """Return the settings to predict with, and what the card says of their search on up to six training images.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the checkpoint will lie; the network's maps are kept there in a folder of their own.
+    """
     settings = _uncalibrated(train, config)
     labelled, called = images_to_search(train)
-    best = best_thresholds(network, labelled, settings, _searched(config), called)
-    return settings | best | network.config | {"precision": config.precision}
+    cache = cache_in(folder, network, config.map_cache_gb)
+    found = search_settings(network, labelled, settings, _searched(config), called, cache)
+    kept = {"precision": config.precision, "map_cache_gb": config.map_cache_gb}
+    return {**settings, **found.settings, **network.config, **kept}, found.card
+
+
+def _read_with(settings: Settings | None, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a network is read with: as set, else as its card says; a diameter that is set is every image's."""
+    given = {} if getattr(settings, "diameter_px", None) is None else {"diameter_of": "batch"}
+    return merged(settings, {**card, **given}, DEFAULTS)
 
 
 def _searched(config: TrainSettings) -> list[str]:
-    """Return the thresholds that are not set, and so are searched."""
-    return [key for key in GRID if getattr(config, key) is None]
+    """Return the settings that are not set, and so are searched; a diameter that is set is every image's."""
+    fixed = ["diameter_of"] if config.diameter_px is not None else []
+    return [key for key in GRID if getattr(config, key) is None and key not in fixed]
 
 
 # ---- images in, cells out ------------------------------------------------------------------------------------------
@@ -340,7 +392,7 @@ def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: 
     from cellkit.models.unet_network import load_network
 
     network, card = load_network(checkpoint, getattr(settings, "precision", None))
-    read_with = merged(settings, card, DEFAULTS) | {"min_area_px": diameter.LEAST_AREA_PX}
+    read_with = _read_with(settings, card) | {"min_area_px": diameter.LEAST_AREA_PX, "diameter_of": "batch"}
     del read_with["diameter_px"]
     return diameter.estimate(lambda image, px: segment_image(network, image, px, **read_with), images)
 
@@ -353,11 +405,12 @@ def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> floa
 
     Encoding and decoding are those of training and prediction: to 30 px per cell, to flows, along the flows, and back.
     """
-    settings = merged(config, {}, DEFAULTS)
-    diameter_px = settings.pop("diameter_px") or diameter.diameter_of(labelled.instances)
-    channels = settings.pop("channels")
+    settings = merged(config, {}, FIRST_PASS)
+    diameter_px = config.diameter_px or diameter.diameter_of(labelled.instances)
+    channels = config.channels
     pairs = []
-    refuse_small(labelled, settings["min_area_px"], "finetune.min_area_px")
+    if config.min_area_px is not None:
+        refuse_small(labelled, config.min_area_px, "finetune.min_area_px")
     some = labelled.sample(most)
     for image, truth in (some[k] for k in range(len(some))):
         maps = prepare(image, truth, diameter_px, channels=channels).target.copy()
@@ -369,13 +422,24 @@ def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> floa
 class _Scorer:
     """() -> MAP IoU (kaggle convention, mean of whole images) of the network on the validation images."""
 
-    def __init__(self, network, pairs: Sequence[tuple[np.ndarray, Instances]], settings: dict, base: str = ""):
+    def __init__(
+        self,
+        network,
+        pairs: Sequence[tuple[np.ndarray, Instances]],
+        settings: dict,
+        base: str = "",
+        folder: Path = Path(),
+        map_cache_gb: float = 0,
+    ):
         self.network, self.pairs, self.settings, self.base = network, pairs, settings, base
+        self.folder, self.map_cache_gb = folder, map_cache_gb
 
     def __call__(self) -> float:
         from cellkit.parallel import progress
 
-        found = [segment_image(self.network, image, **self.settings) for image, _ in progress(self.pairs, "validation")]
+        cache = cache_in(self.folder, self.network, self.map_cache_gb)  # for who predicts with these weights
+        settings = {**self.settings, "cache": cache}
+        found = [segment_image(self.network, image, **settings) for image, _ in progress(self.pairs, "validation")]
         score = map_iou(zip([truth for _, truth in self.pairs], found, strict=True))
         if self.base not in ("", SCRATCH) and not score and any(len(truth) for _, truth in self.pairs):
             LOG.info(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))

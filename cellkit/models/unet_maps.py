@@ -7,16 +7,22 @@ processor seconds a megapixel: images of 256 px one by one 9.2, four at once 11.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.models.shared.diameter import own_diameter
 from cellkit.models.shared.flows import masks_of
-from cellkit.models.shared.inputs import network_shape, resized, two_channels
+from cellkit.models.shared.inputs import NORMALISE, network_shape, resized, two_channels
 from cellkit.models.shared.tiles import blend_tiles
 
+if TYPE_CHECKING:
+    from cellkit.models.map_cache import MapCache
+
 TILE_PX, OVERLAP_PX = 1024, 128
+FIRST_PASS = {"flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15}  # how that is read: as Cellpose does
+LARGEST = 6e4  # of what a float16 holds
 
 
 def segment_image(
@@ -27,7 +33,10 @@ def segment_image(
     cellprob_threshold: float,
     min_area_px: int,
     channels: str = "both",
+    normalise: tuple[float, float] = NORMALISE,
+    diameter_of: str = "batch",
     left_out: Counter[str] | None = None,
+    cache: MapCache | None = None,
 ) -> Instances:
     """Find the cells of one image.
 
@@ -36,6 +45,8 @@ def segment_image(
     image : (H, W, 3) uint8
     diameter_px : float
         Of the cells in this image; the image is scaled so that it becomes the 30 px the network knows.
+    diameter_of : {"batch", "image"}
+        That diameter, or in a second pass that of the cells found with it, see `second_pass`.
     left_out : Counter, optional
         Takes the number of masks below `min_area_px`.
 
@@ -44,16 +55,58 @@ def segment_image(
     Instances
         Score = mean cell probability inside the mask; class unknown.
     """
-    maps = predict_maps(network, image, diameter_px, channels)
+    maps = predict_maps(network, image, diameter_px, channels, normalise, cache)
+    if diameter_of == "image":
+        maps = second_pass(network, image, maps, diameter_px, channels, normalise, cache)
     return masks_of(maps, image.shape[:2], flow_threshold, cellprob_threshold, min_area_px, left_out)
 
 
-def predict_maps(network: Any, image: np.ndarray, diameter_px: float, channels: str = "both") -> np.ndarray:
-    """Return flow y, flow x and cell probability (logit) at network scale, (3, h, w) float32."""
+def second_pass(
+    network: Any,
+    image: np.ndarray,
+    maps: np.ndarray,
+    diameter_px: float,
+    channels: str = "both",
+    normalise: tuple[float, float] = NORMALISE,
+    cache: MapCache | None = None,
+) -> np.ndarray:
+    """Return the maps of an image at the diameter of the cells that a first pass found; those of the first where it is the same.
+
+    The first pass is read at Cellpose's own thresholds, whatever is asked of the second.
+
+    Parameters
+    ----------
+    maps : (3, h, w) float32
+        Of the first pass, at `diameter_px`.
+    """
+    own_px = own_diameter(masks_of(maps, image.shape[:2], **FIRST_PASS), diameter_px)
+    return maps if own_px == diameter_px else predict_maps(network, image, own_px, channels, normalise, cache)
+
+
+def predict_maps(
+    network: Any,
+    image: np.ndarray,
+    diameter_px: float,
+    channels: str = "both",
+    normalise: tuple[float, float] = NORMALISE,
+    cache: MapCache | None = None,
+) -> np.ndarray:
+    """Return flow y, flow x and cell probability (logit) at network scale, (3, h, w) float32.
+
+    The numbers are rounded to float16, kept or not, so that maps read from `cache` are the same.
+    """
+    settings = (float(diameter_px), channels, tuple(map(float, normalise)), TILE_PX, OVERLAP_PX)
+    place = cache.place(image, *settings) if cache else None
+    if cache and (kept := cache.read(place)) is not None:
+        return kept
     cell_px = float(network.diam_mean.item())
     shape = network_shape(image.shape[:2], diameter_px, 8, cell_px)
-    planes = resized(two_channels(image, channels), shape, cell_px < diameter_px)
-    return blend_tiles(lambda tile: _forward(network, tile), planes, TILE_PX, OVERLAP_PX)
+    planes = resized(two_channels(image, channels, normalise), shape, cell_px < diameter_px)
+    maps = blend_tiles(lambda tile: _forward(network, tile), planes, TILE_PX, OVERLAP_PX)
+    maps = np.clip(maps, -LARGEST, LARGEST).astype(np.float16).astype(np.float32)
+    if cache:
+        cache.write(place, maps)
+    return maps
 
 
 def _forward(network, planes: np.ndarray) -> np.ndarray:

@@ -104,7 +104,9 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     if run and not Path(text).is_file():
         model = replace(model, conversion=_run_conversion(Path(run)))
     checked = checked_settings(model.backend, overrides or {})
-    return replace(model, config=model.config | checked, own_px="diameter_px" in checked)
+    own_px = "diameter_px" in checked
+    kept = {key: value for key, value in model.config.items() if not (own_px and key == "diameter_of")}
+    return replace(model, config=kept | checked, own_px=own_px)
 
 
 def _of_checkpoint(name: str, path: Path) -> Model:

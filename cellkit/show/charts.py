@@ -248,11 +248,11 @@ def _read_at(history: Any) -> str:
     }
     if all(one == read_at for one in own.values()):
         return ""
-    at = lambda thresholds: " and ".join(f"{value:g}" for value in thresholds.values())  # noqa: E731
-    others = ", ".join(f"{name} at {at(one)}" for name, one in own.items())
+    word = lambda value: value if isinstance(value, str) else f"{value:g}"  # noqa: E731
+    others = ", ".join(f"{name} at {' and '.join(map(word, one.values()))}" for name, one in own.items())
     note = (
-        f"the curve is read at {' and '.join(f'{key} {value:g}' for key, value in read_at.items())}; "
-        f"the scores in the tables are not the curve's: each model is read there at the thresholds that suit it ({others})"
+        f"the curve is read at {' and '.join(f'{key} {word(value)}' for key, value in read_at.items())}; "
+        f"the scores in the tables are not the curve's: each model is read there at the settings that suit it ({others})"
     )
     return "\n" + textwrap.fill(note, 62)
 

@@ -58,7 +58,13 @@ def test_threads_wait_without_spinning_and_are_no_more_than_processors_granted(m
 
 FEW = {
     "threshold": {},
-    "cellpose_unet": {"base": "scratch", "flow_threshold": 0.4, "cellprob_threshold": 0.0},
+    "cellpose_unet": {
+        "base": "scratch",
+        "flow_threshold": 0.4,
+        "cellprob_threshold": 0.0,
+        "min_area_px": 15,
+        "diameter_of": "batch",
+    },
     "maskrcnn_torchvision": {
         "start": "scratch",
         "freeze_backbone": False,
@@ -250,7 +256,8 @@ def test_a_cell_far_longer_than_others_stays_whole_and_others_are_cellposes(draw
     settings = {"cellprob_threshold": 0.5, "flow_threshold": 0.4}
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         theirs = dynamics.compute_masks(maps[:2], maps[2], niter=200, max_size_fraction=1.0, **settings)
-    ours = flows._along_flows(maps[:2], maps[2] > 0.5, 0.4)
+    ours = flows.follow(maps, 0.5)
+    ours = flows.without(ours, flows.flow_errors(ours, maps) > 0.4)
     assert ours.any() and np.array_equal(ours, theirs)
 
 
@@ -269,6 +276,7 @@ class Silent(torch.nn.Module):
     """A network that sees no cell anywhere."""
 
     diam_mean = diam_labels = torch.tensor([30.0])
+    arithmetic = machine.arithmetic()
 
     def forward(self, x):
         return torch.full((len(x), 3, *x.shape[2:]), -6.0)
@@ -282,8 +290,10 @@ def test_a_base_that_finds_nothing_is_told_and_no_threshold_searched(drawn, caps
     told = capsys.readouterr().err
     assert told.count("before training, starter finds no cell in 2 validation images") == 1
     assert "finetune.base" in told and "finetune.diameter_px (now 30)" in told
-    assert unet_search.best_thresholds(Silent(), pairs, settings) == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
-    assert "no threshold is searched: the network finds no cell in 2 training images" in capsys.readouterr().err
+    found = unet_search.search_settings(Silent(), pairs, settings, ("flow_threshold", "min_area_px"))
+    assert found == ({"flow_threshold": 0.4, "min_area_px": 15}, {})
+    told = capsys.readouterr().err
+    assert "the network finds no cell in 2 training images, so nothing is searched. Try another base" in told
 
 
 def test_the_loosest_threshold_is_tried_first_and_nothing_else_where_it_finds_nothing_right(capsys):
@@ -313,16 +323,20 @@ def test_a_base_that_is_never_right_is_read_once_with_the_flow_check_off(drawn, 
     maps[2] = 6.0
     read = []
 
-    def nothing(maps, shape, flow_threshold, cellprob_threshold, min_area_px):
-        read.append((flow_threshold, cellprob_threshold))
-        return Instances.empty(shape)
+    def nothing(maps, truth, *thresholds):
+        read.append(thresholds)
+        return np.zeros([len(values) for values in thresholds])
 
     monkeypatch.setattr(unet_search, "predict_maps", lambda *args: maps)
-    monkeypatch.setattr(unet, "masks_of", nothing)
+    monkeypatch.setattr(unet_search, "score_maps", nothing)
     settings = {**unet.DEFAULTS, "diameter_px": 30.0}
-    assert unet_search.best_thresholds(None, [drawn[0]], settings) == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
-    assert read == [(0.0, 0.0)]
-    assert "finetune.base: cyto3), finetune.diameter_px (now 30) or finetune.channels" in capsys.readouterr().err
+    searched = ("flow_threshold", "cellprob_threshold")
+    found = unet_search.search_settings(None, [drawn[0]], settings, searched)
+    assert found == ({"flow_threshold": 0.4, "cellprob_threshold": 0.0}, {})
+    assert read == [((0.0,), (0.0,), (0,))]
+    told = capsys.readouterr().err
+    assert "the network finds no cell right in 1 training image, so nothing is searched" in told
+    assert "finetune.base: cyto3), finetune.diameter_px (now 30) or finetune.channels" in told
 
 
 def history_of(checkpoint) -> list[dict[str, float]]:
@@ -352,11 +366,12 @@ def test_the_history_begins_with_the_score_of_the_base(drawn, tmp_path):
         steps=1,
         eval_every=1,
         cellprob_threshold=None,
+        min_area_px=None,
         diameter_px=30.0,
     )
     tuned = unet.train(drawn.subset([0]), drawn.select("val"), config, tmp_path)
     read_at = weights.read_card(tuned).metrics["read_at"]
-    assert read_at == {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
+    assert read_at == {"diameter_of": "batch", "flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15}
     val = drawn.select("val").subset([0])
     base = unet.load(find_weights("starter"), unet.Settings(diameter_px=30.0, **read_at))
     (found,) = base(val.images())

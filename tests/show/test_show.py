@@ -320,14 +320,14 @@ def test_the_curve_says_why_the_tables_differ(tmp_path):
 
     path = tmp_path / "history.csv"
     path.write_text("step,loss,score,seconds,kept\n0,,0.9,1,1\n")
-    at = {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
+    at = {"diameter_of": "batch", "flow_threshold": 0.4, "cellprob_threshold": 0.0}
     tensors = {"a": __import__("torch").zeros(1)}
     for name, flow, metrics in (("base", 0.8, {}), ("tuned", 0.4, {"read_at": at})):
         settings = {**at, "flow_threshold": flow}
         save_checkpoint(tmp_path / f"cellpose_{name}.safetensors", tensors, "x", config=settings, metrics=metrics)
     said = " ".join(show_history(path)[1].get_xlabel().split())
-    assert "read at flow_threshold 0.4 and cellprob_threshold 0;" in said
-    assert "(base at 0.8 and 0, tuned at 0.4 and 0)" in said
+    assert "read at diameter_of batch and flow_threshold 0.4 and cellprob_threshold 0;" in said
+    assert "(base at batch and 0.8 and 0, tuned at batch and 0.4 and 0)" in said
     save_checkpoint(tmp_path / "cellpose_base.safetensors", tensors, "x", config=at, metrics={})
     assert show_history(path)[1].get_xlabel() == "training step"
 

@@ -13,6 +13,11 @@ from cellkit.models.shared.inputs import CELL_PX
 from cellkit.parallel import progress
 
 ASSUMED_PX = tuple(4 * 1.6**k for k in range(13))  # diameters at which the network is tried, to find the cells' own
+CLEARLY, ENOUGH = (
+    1.1,
+    5,
+)  # times the diameter assumed, and cells found: from there on an image has a diameter of its own
+FARTHEST = 2.0  # times the diameter assumed: no image's own is more, or less than its inverse
 LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
 
 
@@ -28,6 +33,23 @@ def diameter_of(instances: Sequence[Instances]) -> float:
     if not areas.size:
         raise UserError("there is no cell to take a diameter from", "set diameter_px")
     return float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi))
+
+
+def own_diameter(found: Instances, assumed_px: float) -> float:
+    """Return the diameter in px of an image's cells, from what was found with one assumed diameter.
+
+    It is the median of what was found, from half to twice the one assumed; the one assumed where fewer than five cells were
+    found, or cells of hardly another diameter.
+
+    Examples
+    --------
+    >>> own_diameter(Instances.empty((8, 8)), 30.0)
+    30.0
+    """
+    if len(found) < ENOUGH:
+        return assumed_px
+    own_px = min(max(diameter_of([found]), assumed_px / FARTHEST), assumed_px * FARTHEST)
+    return own_px if max(own_px / assumed_px, assumed_px / own_px) > CLEARLY else assumed_px
 
 
 def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np.ndarray]) -> float:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
 
 SEARCHED_ON = 6  # training images
+ONE_IMAGE = 0.02  # of MAP IoU: a smaller gain on a single image is taken for noise
 
 
 def refuse_untrainable(train: CellDataset, val: CellDataset, key: str) -> None:
@@ -156,6 +157,39 @@ def images_to_search(train: CellDataset) -> tuple[list[tuple[np.ndarray, Instanc
     known = train.without_proposed() or train
     some = known.sample(SEARCHED_ON)
     return [some[i] for i in range(len(some))], known.compared_by("MAP IoU")
+
+
+def nearest_to_default(scores: np.ndarray) -> tuple[int, ...]:
+    """Return the combination of settings to take: of those not clearly worse than the best, the one nearest to the defaults.
+
+    Not clearly worse is a mean difference, image by image, of up to one standard error; of a single image, up to
+    `ONE_IMAGE`. Nearest is what leaves most settings at their defaults, then what scores best. So noise among a few images
+    changes nothing, and a gain that they share is taken. It is the rule of one standard error (Breiman et al., Classification
+    and Regression Trees, 1984) on paired differences.
+
+    Parameters
+    ----------
+    scores : (images, ...) float64
+        Of each image at each combination; each further axis is a setting, its default first.
+
+    Returns
+    -------
+    tuple of int
+        A place on each axis after the first.
+
+    Examples
+    --------
+    >>> nearest_to_default(np.array([[0.5, 0.6], [0.7, 0.8]])), nearest_to_default(np.array([[0.5, 0.6], [0.7, 0.65]]))
+    ((1,), (0,))
+    """
+    flat = scores.reshape(len(scores), -1)
+    mean = flat.mean(axis=0)
+    behind = flat[:, [int(mean.argmax())]] - flat
+    error = behind.std(axis=0, ddof=1) / np.sqrt(len(flat)) if len(flat) > 1 else ONE_IMAGE
+    near = np.flatnonzero((behind.mean(axis=0) <= error + 1e-12) & (mean >= mean[0]))
+    changed = (np.array(np.unravel_index(near, scores.shape[1:])) > 0).sum(axis=0)
+    best = near[np.lexsort((-mean[near], changed))[0]]
+    return tuple(int(k) for k in np.unravel_index(best, scores.shape[1:]))
 
 
 def search(

@@ -12,7 +12,7 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.models.shared.flows import target_of
-from cellkit.models.shared.inputs import random_warp, to_network_scale, two_channels, vary, vary_strongly
+from cellkit.models.shared.inputs import NORMALISE, random_warp, to_network_scale, two_channels, vary, vary_strongly
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,7 @@ def prepare(
     cache: Path | None = None,
     channels: str = "both",
     known: np.ndarray | None = None,
+    normalise: tuple[float, float] = NORMALISE,
 ) -> Prepared:
     """Bring one labelled image to network scale (cells of 30 px) and make its target.
 
@@ -66,10 +67,12 @@ def prepare(
         As for `target_of`.
     known : (H, W) bool, optional
         Where the image is annotated; None = everywhere.
+    normalise : (float, float)
+        As for `two_channels`.
     """
     import cv2
 
-    planes, labels = to_network_scale(two_channels(image, channels), truth, diameter_px, least_px=8)
+    planes, labels = to_network_scale(two_channels(image, channels, normalise), truth, diameter_px, least_px=8)
     if known is not None:
         shape = labels.shape[::-1]
         known = cv2.resize(known.astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 CELL_PX = 30.0  # diameter of a cell at network scale
 CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
+NORMALISE = (1.0, 99.0)  # percentiles of a channel that become 0 and 1: Cellpose's
 SHOWN = {"both": "cytoplasm (green) and nuclei (blue)", "cytoplasm": "cytoplasm (green)", "nuclei": "nuclei (blue)"}
 BYTES_PER_FILE_PX = 50  # measured, 1024 and 2048 px: 42 bytes more a pixel
 
 
-def two_channels(image: np.ndarray, channels: str = "both") -> np.ndarray:
+def two_channels(image: np.ndarray, channels: str = "both", normalise: tuple[float, float] = NORMALISE) -> np.ndarray:
     """Return cytoplasm (green) and nuclei (blue), each scaled so that its 1st and 99th percentile are 0 and 1.
 
     Parameters
@@ -30,6 +31,8 @@ def two_channels(image: np.ndarray, channels: str = "both") -> np.ndarray:
     image : (H, W, 3) uint8
     channels : {"both", "nuclei", "cytoplasm"}
         What the network is shown; the other channel is left empty. Nuclei alone: the starter weights outline nuclei.
+    normalise : (float, float)
+        Other percentiles.
 
     Returns
     -------
@@ -48,7 +51,7 @@ def two_channels(image: np.ndarray, channels: str = "both") -> np.ndarray:
     out = np.zeros((2, *image.shape[:2]), np.float32)
     for channel in CHANNELS[channels]:
         plane = image[..., channel + 1]
-        low, high = np.percentile(plane, (1, 99))
+        low, high = np.percentile(plane, tuple(normalise))
         if high - low < 1:
             low, high = float(plane.min()), float(plane.max())  # a few bright pixels on nothing
         if high > low:
