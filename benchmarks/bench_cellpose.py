@@ -164,13 +164,15 @@ def each(
     return {name: median(run[name] for run in runs) for name in runs[0]}
 
 
-def print_find(folder: Path, weights: dict[str, str], threads: int, repeats: int, images: int, side_px: int) -> None:
+def print_find(
+    folder: Path, weights: dict[str, str], threads: int, repeats: int, rounds: Sequence[int], images: int, side_px: int
+) -> None:
     """Print how fast cells are found."""
     pixels = images * side_px**2 / 1e6
-    rows = {"ours": each("ours_find", threads, folder, 1, 3, repeats, weights["ours"])}
+    rows = {"ours": each("ours_find", threads, folder, *rounds, repeats, weights["ours"])}
     for mkldnn in (False, True):
         name = f"cellpose 3, mkldnn {'on' if mkldnn else 'off'}"
-        rows[name] = each("theirs_find", threads, folder, 1, 3, repeats, weights["theirs"], mkldnn=mkldnn)
+        rows[name] = each("theirs_find", threads, folder, *rounds, repeats, weights["theirs"], mkldnn=mkldnn)
     print(
         f"\nfinding cells, {images} images of {side_px} px, {threads} thread(s); wanted: {WANTED['find']}, no lower score"
     )
@@ -218,6 +220,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=8, help="to train on, and as many to find cells in")
     parser.add_argument("--side", type=int, default=256, help="height and width of an image (px)")
+    parser.add_argument("--rounds", type=int, nargs=2, default=[1, 4], help="few and more times that cells are found")
     parser.add_argument("--steps", type=int, nargs=2, default=[2, 8], help="few and more training steps")
     parser.add_argument(
         "--budget", type=float, default=0.0, help="CPU seconds of training before both are scored; 0 = none"
@@ -233,6 +236,7 @@ def main() -> None:
     from cellkit.fetch.find import find_weights
     from cellkit.models.unet_network import load_network
 
+    print(f"{os.cpu_count()} processors, of which {os.getloadavg()[0]:.1f} were asked for as this began")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         draw(folder, given.images, given.side)
@@ -240,7 +244,7 @@ def main() -> None:
         theirs = cellpose3.save_weights(load_network(starter, "float32")[0], folder / "starter")
         weights = {"ours": str(starter), "theirs": str(theirs)}
         for threads in given.threads:
-            print_find(folder, weights, threads, given.repeats, given.images, given.side)
+            print_find(folder, weights, threads, given.repeats, given.rounds, given.images, given.side)
             step_s = print_step(folder, weights, threads, given.repeats, given.steps, given.batch, given.crop)
             if given.budget:
                 print_budget(folder, weights, threads, step_s, given.budget, given.batch, given.crop)
