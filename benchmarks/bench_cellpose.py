@@ -31,9 +31,9 @@ Measured = dict[str, float]
 # ---- images --------------------------------------------------------------------------------------------------------
 def draw(folder: Path, images: int, side_px: int) -> None:
     """Write drawn images of two lines and their cells, twice as many as asked for: half to train on, half to score."""
-    from cellkit.sources.drawn.camera import expose
-    from cellkit.sources.drawn.field import draw_field
-    from cellkit.sources.drawn.style import FieldStyle
+    from cellkit.cells.drawn.camera import expose
+    from cellkit.cells.drawn.field import draw_field
+    from cellkit.cells.drawn.style import FieldStyle
 
     style, arrays = FieldStyle(size_px=(side_px, side_px), diameter_px=DIAMETER_PX), {}
     for k in range(2 * images):

@@ -1,6 +1,6 @@
 """Time the conversion of thousands of stacks against reading and writing them: `python benchmarks/bench_convert.py`.
 
-The stacks are drawn by `cellkit.sources.drawn.field` (512 x 512 px, two channels, three planes, 16 bit, uncompressed OME-TIFF of
+The stacks are drawn by `cellkit.cells.drawn.field` (512 x 512 px, two channels, three planes, 16 bit, uncompressed OME-TIFF of
 3.1 MB); 12 distinct ones are copied under other names until there are `--stacks` of them. The other side reads every stack
 with tifffile.imread and writes it with tifffile.imwrite, shared among as many joblib processes. Both sides take turns, each
 time over the whole batch, in a fresh folder on the same disk, from the start of the worker processes to the last file; each

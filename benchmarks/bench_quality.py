@@ -18,14 +18,14 @@ from statistics import median
 
 import numpy as np
 
+from cellkit.cells.drawn.camera import expose_stack
+from cellkit.cells.drawn.field import draw_field
+from cellkit.cells.drawn.style import FieldStyle, random_style
 from cellkit.config.sections import ChannelsConfig, ConvertConfig
 from cellkit.microscope.duplicates import similar_pairs
 from cellkit.microscope.flags import explain, flag_records, reasons
 from cellkit.microscope.light import to_8bit
 from cellkit.microscope.quality import measure
-from cellkit.sources.drawn.camera import expose_stack
-from cellkit.sources.drawn.field import draw_field
-from cellkit.sources.drawn.style import FieldStyle, random_style
 
 DEFECTS = ("", "out_of_focus", "saturated", "debris", "uneven_light", "empty")
 WANTED = {"out_of_focus": "at least 95 %", "saturated": "at least 95 %", "": "at most 3 % flagged"}

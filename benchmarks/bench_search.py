@@ -17,6 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cellkit.cells.drawn.camera import expose
+from cellkit.cells.drawn.field import draw_field
+from cellkit.cells.drawn.style import FieldStyle
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
@@ -30,9 +33,6 @@ from cellkit.models.shared.flows import masks_of
 from cellkit.models.unet_maps import predict_maps, segment_image
 from cellkit.models.unet_network import load_network
 from cellkit.models.unet_search import DEFAULTS, GRID, grid_of, score_image
-from cellkit.sources.drawn.camera import expose
-from cellkit.sources.drawn.field import draw_field
-from cellkit.sources.drawn.style import FieldStyle
 
 LEARN, JUDGE, LEAST_RATIO = 6, 12, 50
 NORMALISE = ((1.0, 99.0), (0.0, 100.0))  # what was tried: not searched, because it gains nothing

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cellkit.cells.drawn.pictures import KINDS, draw
+from cellkit.cells.drawn.transmitted import CONTRASTS
 from cellkit.cells.instances import Instances
 from cellkit.files import atomic_path
 from cellkit.log import LOG, show_log
@@ -31,17 +33,11 @@ from cellkit.models.training import Plan, fit
 from cellkit.models.unet_maps import segment_image
 from cellkit.models.unet_network import WIDTHS, load_start
 from cellkit.parallel import progress
-from cellkit.sources.drawn.camera import expose
-from cellkit.sources.drawn.field import draw_field
-from cellkit.sources.drawn.style import random_style
-from cellkit.sources.drawn.transmitted import CONTRASTS, transmit
 
 Pair = tuple[np.ndarray, Instances]  # (H, W, 3) uint8 and its cells
 
 CROP_PX, BATCH, SEED = 160, 8, 0
 FLOW_THRESHOLD = 0.0  # no check: a briefly trained network's flows are rough, and 0.4 throws good cells away
-LINES = (("HEK",), ("N2a",), ("HEK", "N2a"))
-KINDS = ("two channels", "cytoplasm", "nuclei", *CONTRASTS)  # of drawn fields
 SHARES = {"fluor_small": 2.5, "fluor_large": 1.5, "two channels": 2, **dict.fromkeys(CONTRASTS, 0.8)}  # others: 1
 HELD = 6  # images of each kind that are scored along the way
 
@@ -83,29 +79,6 @@ def remembered(kind: str, index: int, seed: int, kept: Path) -> Pair:
             np.savez_compressed(temporary.open("wb"), image=image, labels=truth.paint())
     with np.load(path) as file:
         return file["image"], Instances.from_labels(file["labels"])
-
-
-def draw(kind: str, index: int, seed: int) -> Pair:
-    """Return one drawn field."""
-    place = [seed, KINDS.index(kind), index]
-    style = random_style(np.random.default_rng(place), (256, 256))
-    field = draw_field(LINES[index % 3], style, place)
-    labels = field.nuclei_labels if kind == "nuclei" else field.labels
-    nuclei, cytoplasm = (eight_bit(plane) for plane in expose(field, style, [*place, 1]))
-    if kind in CONTRASTS:
-        cytoplasm = eight_bit(transmit(field, style, kind, [*place, 1]))
-    if kind == "nuclei":
-        cytoplasm = np.zeros_like(cytoplasm)
-    elif kind != "two channels" and (kind == "cytoplasm" or index % 4):  # one in four unstained fields shows its nuclei
-        nuclei = np.zeros_like(nuclei)
-    truth = Instances.from_labels(labels)
-    return np.stack([np.zeros_like(nuclei), cytoplasm, nuclei], axis=-1), truth[truth.areas_px >= 15]
-
-
-def eight_bit(plane: np.ndarray) -> np.ndarray:
-    """Scale as 01_convert does: the percentiles 0.3 and 99.8 become 0 and 255."""
-    low, high = np.percentile(plane, (0.3, 99.8))
-    return (np.clip((plane - low) / max(high - low, 1), 0, 1) * 255).round().astype(np.uint8)
 
 
 class Mixture(FlowLoss):

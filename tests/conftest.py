@@ -78,11 +78,11 @@ def convert_file(path: Path, conversion) -> list:
 def drawn(tmp_path_factory):
     """Six drawn images of two lines, (128, 128, 3) uint8, with truth and classes: three train, two val, one test."""
     from cellkit.cells.dataset import CellDataset
+    from cellkit.cells.drawn.camera import expose
+    from cellkit.cells.drawn.field import draw_field
+    from cellkit.cells.drawn.style import FieldStyle
     from cellkit.cells.instances import Instances
     from cellkit.cells.records import ImageRecord
-    from cellkit.sources.drawn.camera import expose
-    from cellkit.sources.drawn.field import draw_field
-    from cellkit.sources.drawn.style import FieldStyle
 
     root = tmp_path_factory.mktemp("drawn")
     records, instances = [], []

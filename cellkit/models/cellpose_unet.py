@@ -19,7 +19,17 @@ from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models.map_cache import FOLDER, cache_in
 from cellkit.models.shared import diameter
-from cellkit.models.shared.contract import SMALLEST, Area, Channels, Computed, Diameter, Schedule, Segmenter, merged
+from cellkit.models.shared.contract import (
+    SMALLEST,
+    Area,
+    Channels,
+    Computed,
+    Diameter,
+    Schedule,
+    Segmenter,
+    Share,
+    merged,
+)
 from cellkit.models.shared.cost import BATCH, Cost, timed_cost
 from cellkit.models.shared.diameter import FARTHEST
 from cellkit.models.shared.fine_tuning import (
@@ -30,7 +40,7 @@ from cellkit.models.shared.fine_tuning import (
     save_tuned,
     scored_along,
 )
-from cellkit.models.shared.flow_loss import FlowLoss, Variation, prepare
+from cellkit.models.shared.flow_loss import FlowLoss, Prepared, Variation, prepare
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import (
     CELL_PX,
@@ -56,6 +66,7 @@ BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 1
 FlowError = Annotated[Number, Field(ge=0, le=100)]
 Logit = Annotated[Number, Field(ge=-12, le=12)]
 UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
+REPLAYED, REPLAY_SEED = 2, 4711  # drawn fields of each kind, of seeds that no starter weights were made with
 DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
 
 
@@ -123,6 +134,10 @@ class TrainSettings(Schedule, Settings):
         ge=0,
         le=8,
         description="levels of the network that stay as they are, from the input on: 4 = the encoder, 7 = all but the last",
+    )
+    replay_share: Share = Field(
+        0.0,
+        description="of the crops, those of drawn cells as the starter weights know them, so that less is forgotten",
     )
     rotate: bool = Field(True, description="turn crops by any angle; false = only flip and zoom them")
     intensities: Literal["mild", "strong"] = Field(
@@ -265,7 +280,19 @@ def loss_of(train: CellDataset, config: TrainSettings, cache: Path | None = None
     items = [prepare(*train[i], settings["diameter_px"], cache, **shown) for i in each]
     refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
     variation = Variation(config.rotate, config.intensities == "strong", config.outside_counts)
-    return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation)
+    share = config.replay_share
+    replay = replayed(config.seed, cache) if share else []
+    return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation, replay, share)
+
+
+def replayed(seed: int, cache: Path | None = None) -> list[Prepared]:
+    """Return drawn fields, of each kind that the starter weights know, for a training to replay; shown as they were then."""
+    from cellkit.cells.drawn.pictures import KINDS, draw
+    from cellkit.parallel import progress
+
+    fields = [(kind, index) for kind in KINDS for index in range(REPLAYED)]
+    pairs = [draw(*field, REPLAY_SEED + seed) for field in progress(fields, "drawn fields to replay")]
+    return [prepare(image, truth, diameter.diameter_of([truth]), cache) for image, truth in pairs if len(truth)]
 
 
 def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:

@@ -137,9 +137,9 @@ def time_backend(backend: str, settings: str) -> Speed:
 
 def _drawn() -> tuple[np.ndarray, Instances]:
     """Return a drawn image (H, W, 3) uint8 whose cells are about 30 px wide, and its cells."""
-    from cellkit.sources.drawn.camera import expose
-    from cellkit.sources.drawn.field import draw_field
-    from cellkit.sources.drawn.style import FieldStyle
+    from cellkit.cells.drawn.camera import expose
+    from cellkit.cells.drawn.field import draw_field
+    from cellkit.cells.drawn.style import FieldStyle
 
     style = FieldStyle(size_px=(TIMED_PX, TIMED_PX), diameter_px=CELL_PX)
     field = draw_field(("HEK", "N2a"), style, 0)

@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cellkit.cells.drawn.camera import expose_stack
+from cellkit.cells.drawn.field import draw_field
+from cellkit.cells.drawn.style import FieldStyle, random_style
 from cellkit.cells.records import ImageRecord, is_scored
 from cellkit.config.sections import QualityConfig
 from cellkit.errors import UserError
@@ -26,9 +29,6 @@ from cellkit.microscope.flags import (
 )
 from cellkit.microscope.light import to_8bit
 from cellkit.microscope.quality import measure
-from cellkit.sources.drawn.camera import expose_stack
-from cellkit.sources.drawn.field import draw_field
-from cellkit.sources.drawn.style import FieldStyle, random_style
 
 
 def frame(lines, defect, seed, style=None, planes=3, **changes):

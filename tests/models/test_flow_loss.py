@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
 from cellkit.models import cellpose_unet as unet
 from cellkit.models.shared.flow_loss import FlowLoss, Prepared, Variation, crop, flow_loss, prepare
 from cellkit.models.shared.flows import target_of
@@ -139,7 +140,7 @@ class Killed(BaseException):
 
 RECIPES = {
     "average": {"average_steps": 3},
-    "frozen": {"frozen_levels": 4},
+    "frozen": {"frozen_levels": 4, "replay_share": 0.5},
     "varied": {
         "rotate": False,
         "intensities": "strong",
@@ -150,9 +151,25 @@ RECIPES = {
 }
 
 
+def test_drawn_fields_are_replayed_where_a_share_is_set(drawn, monkeypatch):
+    monkeypatch.setattr(unet, "REPLAYED", 1)
+    few = {"base": "scratch", "batch_size": 2, "crop_px": 64}
+    train = drawn.select("train").subset([0])
+    loss = unet.loss_of(train, unet.TrainSettings(**few, replay_share=0.5))
+    assert len(loss.replay) == 6 and len(loss.items) == 1 and loss.replay_share == 0.5
+    assert any(item.planes[0].any() and item.planes[1].any() for item in loss.replay), "both channels are shown"
+    assert not unet.loss_of(train, unet.TrainSettings(**few)).replay
+
+
+def test_levels_of_random_weights_are_not_frozen(drawn):
+    with pytest.raises(UserError, match="random weights would stay"):
+        unet.check(unet.TrainSettings(base="scratch", frozen_levels=4))
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_training_killed_and_repeated_leaves_the_same_bytes(drawn, tmp_path, monkeypatch, narrow_start, recipe):
     monkeypatch.setattr("cellkit.models.training.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(unet, "REPLAYED", 1)
     few = {"steps": 4, "batch_size": 2, "crop_px": 64, "eval_every": 4, "val_images": 1, "base": str(narrow_start)}
     config = unet.TrainSettings(**few, flow_threshold=0.4, cellprob_threshold=0.0, **recipe)
     train, val = drawn.select("train").subset([0, 1]), drawn.select("val")

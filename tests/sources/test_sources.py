@@ -9,6 +9,9 @@ import tifffile
 from conftest import convert_file, eight_bit
 from PIL import Image
 
+from cellkit.cells.drawn.camera import expose
+from cellkit.cells.drawn.field import draw_field
+from cellkit.cells.drawn.style import FieldStyle
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import is_scored
 from cellkit.cells.resize import resize_instances
@@ -19,10 +22,7 @@ from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.modules import load, names_of
-from cellkit.sources.drawn.camera import expose
-from cellkit.sources.drawn.field import draw_field
 from cellkit.sources.drawn.files import write_fields
-from cellkit.sources.drawn.style import FieldStyle
 from cellkit.sources.ingest import classes_of, convert_images, detect_kind, locate_source
 from cellkit.tables import write_table
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellkit.cells.drawn.camera import expose, expose_stack
+from cellkit.cells.drawn.field import DEFECTS, draw_field
+from cellkit.cells.drawn.style import LINES, FieldStyle, random_style
 from cellkit.cells.labels import check_labels
 from cellkit.errors import UserError
 from cellkit.files import sha256_file, sha256_tree
 from cellkit.formats.label_images import read_labels
-from cellkit.sources.drawn.camera import expose, expose_stack
-from cellkit.sources.drawn.field import DEFECTS, draw_field
 from cellkit.sources.drawn.files import write_fields
-from cellkit.sources.drawn.style import LINES, FieldStyle, random_style
 
 BOTH = ("HEK", "N2a")
 
@@ -373,6 +373,6 @@ def test_mixed_images_of_one_line_are_refused(tmp_path):
 
 
 def test_importing_the_module_loads_nothing_heavy():
-    code = "import sys, cellkit.sources.drawn.field; print([m for m in ('scipy', 'skimage', 'tifffile') if m in sys.modules])"
+    code = "import sys, cellkit.cells.drawn.field; print([m for m in ('scipy', 'skimage', 'tifffile') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert answer.stdout.strip() == "[]"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cellkit.cells.drawn.camera import expose_stack
+from cellkit.cells.drawn.field import CHANNELS, check_names, draw_field
+from cellkit.cells.drawn.style import FieldStyle
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, write_text
-from cellkit.sources.drawn.camera import expose_stack
-from cellkit.sources.drawn.field import CHANNELS, check_names, draw_field
-from cellkit.sources.drawn.style import FieldStyle
 
 if TYPE_CHECKING:
     from cellkit.config.sections import DrawnConfig

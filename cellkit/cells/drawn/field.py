@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cellkit.cells.drawn.style import LINES, CellLine, FieldStyle
 from cellkit.errors import UserError, nearest
-from cellkit.sources.drawn.style import LINES, CellLine, FieldStyle
 
 DEFECTS = ("", "out_of_focus", "debris", "saturated", "empty")
 CHANNELS = ("DAPI", "GFP")

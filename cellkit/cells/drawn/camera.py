@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cellkit.cells.drawn.field import Field
+from cellkit.cells.drawn.style import FieldStyle
 from cellkit.errors import UserError
-from cellkit.sources.drawn.field import Field
-from cellkit.sources.drawn.style import FieldStyle
 
 MAX_COUNT = 65535
 

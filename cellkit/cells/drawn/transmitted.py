@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cellkit.cells.drawn.camera import MAX_COUNT, uneven_light
+from cellkit.cells.drawn.field import Field, clouds, depth
+from cellkit.cells.drawn.style import FieldStyle
 from cellkit.errors import UserError
-from cellkit.sources.drawn.camera import MAX_COUNT, uneven_light
-from cellkit.sources.drawn.field import Field, clouds, depth
-from cellkit.sources.drawn.style import FieldStyle
 
 CONTRASTS = ("phase", "bright_field", "relief")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from cellkit.cells.drawn.field import draw_field
+from cellkit.cells.drawn.style import FieldStyle
+from cellkit.cells.drawn.transmitted import CONTRASTS, transmit
 from cellkit.errors import UserError
-from cellkit.sources.drawn.field import draw_field
-from cellkit.sources.drawn.style import FieldStyle
-from cellkit.sources.drawn.transmitted import CONTRASTS, transmit
 
 STYLE = replace(
     FieldStyle(size_px=(160, 160)), diameter_px=40.0, density=0.2, photons=600.0, texture=0.1, illumination=0.0
