@@ -43,7 +43,7 @@ from cellkit.settings import weights_fields
 
 TIMED_PX = 192  # side of the image that is timed
 TIMEOUT_S = 600
-WORTH_MPX = 2.0  # a run whose trainings see fewer megapixels takes hardly longer than timing it
+WORTH_MPX = 8.0  # a run whose trainings see fewer megapixels takes hardly longer than timing it
 STARTS = {"convert": 3, "label": 3, "finetune": 3, "coco": 3, "maskrcnn": 3, "evaluate": 5}  # times all imports
 CONVERT_S = 0.3  # a megapixel, of a file of three planes
 DIAMETER_MPX = 13 * 4 * (8 * CELL_PX) ** 2 / 1e6  # looked at to estimate a diameter, see `models.shared.diameter`
@@ -93,11 +93,12 @@ def speed_of(backend: str, settings: Mapping[str, Any]) -> Speed | None:
     if key not in known:
         command = [sys.executable, "-m", "cellkit.run.forecast", backend, json.dumps(dict(settings))]
         LOG.info(f"timing {backend} once, for a forecast")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        if done.returncode:
-            LOG.info(
-                f"no forecast: {backend} could not be timed: {(done.stderr.strip().splitlines() or [''])[-1][:200]}"
-            )
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+        except subprocess.SubprocessError as error:
+            told = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
+            why = (told or str(error)).splitlines()[-1][:200]
+            LOG.info(f"no forecast: {backend} could not be timed: {why}")
             return None
         known = (read_json(path) if path.is_file() else {}) | {key: json.loads(done.stdout.splitlines()[-1])}
         with contextlib.suppress(OSError):  # no cache: timed again next time

@@ -6,6 +6,7 @@ import json
 import subprocess
 from dataclasses import asdict
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_a_backend_is_timed_once_for_a_machine_and_its_settings(tmp_path, monkey
 
     def run(command, **_):
         called.append(command[3:])
-        return SimpleNamespace(returncode=0, stdout=json.dumps(asdict(SPEED)), stderr="")
+        return SimpleNamespace(stdout=json.dumps(asdict(SPEED)))
 
     monkeypatch.setattr(subprocess, "run", run)
     for settings in ({"base": "a", "steps": 5}, {"base": "a", "steps": 9}, {"base": "a", "crop_px": 96}):
@@ -96,9 +97,11 @@ def test_a_backend_is_timed_once_for_a_machine_and_its_settings(tmp_path, monkey
     assert speed_of("tells_no_cost", {}) is None
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stdout="", stderr="no room"))
-    assert speed_of("cellpose_unet", {"base": "c"}) is None
-    assert "no forecast: cellpose_unet could not be timed: no room" in capsys.readouterr().err
+    failed = subprocess.CalledProcessError(1, "python", stderr="Traceback ...\nno room")
+    for error, why in ((failed, "no room"), (subprocess.TimeoutExpired("python", 600), "Command 'python' timed out")):
+        monkeypatch.setattr(subprocess, "run", Mock(side_effect=error))
+        assert speed_of("cellpose_unet", {"base": "c"}) is None
+        assert f"no forecast: cellpose_unet could not be timed: {why}" in capsys.readouterr().err
 
 
 def test_the_manifest_has_the_forecast_and_how_far_it_was_off(config, timed, tmp_path, capsys):
