@@ -62,7 +62,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
         "write_chosen",
     ),
     "labelling.corrections": ("corrections_folder",),
-    "labelling.rounds": ("write_rounds", "write_to_correct"),
+    "labelling.rounds": ("next_images", "write_rounds", "write_to_correct"),
     "microscope.flags": ("check_quality",),
     "models": ("get_backend", "if_able"),
     "models.shared.inputs": ("check_max_detections",),

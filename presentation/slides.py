@@ -608,7 +608,7 @@ def unlabelled(files: RunFiles) -> Slide:
     train = files.truths.get("train") or next(iter(files.truths.values()))
     points = [
         f"{files.no_accuracy[0].upper()}{files.no_accuracy[1:]}.",
-        f"Correct first, because model and threshold disagree there or the model is unsure: {', '.join(table['image_id'])}.",
+        f"Correct first: {', '.join(table['image_id'])}; `correct_first.csv` says why, and which validation images to add.",
         "A corrected image in validation and one in test are the least with which anything can be measured; about six of each "
         "tell models apart.",
     ]

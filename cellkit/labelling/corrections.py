@@ -29,6 +29,7 @@ ORDER = (
 )  # which of an image's files is read first, and used where several hold the same cells
 BY_PRODUCTS = ("_flows", "_cp_outlines", "_outlines")  # what Cellpose writes beside masks
 OF_SYSTEM = ("thumbs.db", "desktop.ini")
+PLAN_FILE = "plan.csv"  # what `cellkit plan` writes beside the files to correct
 CONFIRMED = "confirmed.csv"  # column image_id: images whose label file there is right as it is, says a person
 SPLIT = (
     "number the cells: cellkit coco FOLDER -o CELLS.json --pieces split, then cellkit labels CELLS.json -o OTHER_FOLDER"
@@ -123,6 +124,17 @@ def read_corrections(
     return corrections, unused, sorted(beside)
 
 
+def labelled_by_person(images: CellDataset, folder: Path) -> tuple[set[str], list[Quarantined]]:
+    """Return the images (image_id) that a folder holds a person's labels for, and the files of it that are not used.
+
+    What lies there as a model proposed it does not count, unless ``confirmed.csv`` there says that it is right.
+    """
+    if not match_files(images.records, folder)[0]:
+        return set(), []
+    found, unused, _ = read_corrections(images, [None] * len(images), folder)
+    return {name for name, one in found.items() if one.by_person}, unused
+
+
 def _confirmed(
     records: Sequence[ImageRecord], of_image: Mapping[str, Sequence], folder: Path
 ) -> tuple[set[str], list[Quarantined]]:
@@ -193,7 +205,7 @@ def _files(folder: Path) -> list[Path]:
     for place, below, names in os.walk(folder, followlinks=False):
         below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
         plain = [name for name in names if not name.startswith(".") and name.lower() not in OF_SYSTEM]
-        found += [Path(place, name) for name in plain if name not in (LABELS_FILE, CONFIRMED)]
+        found += [Path(place, name) for name in plain if name not in (LABELS_FILE, CONFIRMED, PLAN_FILE)]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 

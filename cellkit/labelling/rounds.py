@@ -18,6 +18,7 @@ from cellkit.formats import roi, seg
 from cellkit.formats.any import ImageToWrite, written_here
 from cellkit.formats.label_images import as_written
 from cellkit.formats.labels import chosen_cells
+from cellkit.labelling.planner import DEFAULT_RULE, HELD_OUT, differences, features_of_proposals, plan_table, to_rank
 
 if TYPE_CHECKING:
     import pandas
@@ -25,40 +26,35 @@ if TYPE_CHECKING:
     from cellkit.labelling.annotate import Labelled
 
 FIRST_WORDS = (
-    "Images whose labels are proposals, the one to correct first on top: disagreement is the share of cells that only one of "
-    "model and threshold finds (1 - F1 at IoU > 0.5), confidence the mean score of the proposed cells; the ranks by large "
-    "disagreement and by low confidence are added. It is a guess where correcting pays, no score."
+    "Images whose labels are proposals, the one to correct first on top. Training images are ranked by the rule named beside "
+    "them, taking turns among cell types and groups; validation and test images, which judge, are chosen at random. Disagreement "
+    "is the share of cells that only one of model and threshold finds (1 - F1 at IoU > 0.5), confidence the mean score of the "
+    "proposed cells. It is a guess where correcting pays, no score."
 )
 CHANGE_WORDS = (
     "Cells before and after a person's corrections, matched at IoU > 0.5: the same to the pixel, changed in outline (with the "
     "mean IoU of all matched cells), added, removed. Proposals that follow proposals are no person's change and are left out."
 )
 MOST_NAMED = 3
-FIRST_COLUMNS = ("image_id", "split", "made_by", "cells", "confidence", "disagreement")
+LEAST_JUDGES = 3  # validation images, of which a gain can be told
+FIRST_COLUMNS = ("image_id", "split", "made_by", "cells", "confidence", "disagreement", "minutes", "rule", "why")
 CHANGE_COLUMNS = ("since", "image_id", "made_by", "cells", "same", "changed", "added", "removed", "iou")
 TO_CORRECT = "to_correct"  # in the run folder, and no stage's: what is saved there stays
+NOT_SAVED = (
+    "What you did not save stays a proposal;\n"
+    "what is right as it is you list in confirmed.csv there (a column image_id)"
+)
 MOST_IMAGES = 200  # images; more are written by `cellkit labels`
 
 
-def disagreement(a: Instances, b: Instances) -> float:
-    """Return the share of the cells of two answers that have no partner in the other (IoU > 0.5); 0 where both are empty.
-
-    Examples
-    --------
-    >>> one = Instances.from_labels(np.array([[1, 1, 0, 2]]))
-    >>> disagreement(one, one[:1]), disagreement(one, one), disagreement(one[:0], one[:0])
-    (0.3333333333333333, 0.0, 0.0)
-    """
-    from cellkit.scores.matching import match_pairs
-
-    cells = len(a) + len(b)
-    return (cells - 2 * len(match_pairs(a, b)[0])) / cells if cells else 0.0
-
-
 def correct_first(
-    images: CellDataset, proposals: Sequence[Instances], others: Sequence[Instances], chosen: Sequence[Labelled]
+    images: CellDataset,
+    proposals: Sequence[Instances],
+    others: Sequence[Instances],
+    chosen: Sequence[Labelled],
+    rule: str = DEFAULT_RULE,
 ) -> pandas.DataFrame:
-    """Order the images that no person has labelled: where a correction is likely to change most comes first.
+    """Order the images that no person has labelled: training images by a rule, then validation and test images at random.
 
     Parameters
     ----------
@@ -67,29 +63,48 @@ def correct_first(
         What the model and another one found, one per image; the scores of the proposals are their confidence.
     chosen : list of Labelled
         Which labels each image has; images that are not among them have none (mixed ones).
+    rule : str
+        Of `cellkit.labelling.planner.RULES`; of the features it may use those that the proposals tell.
 
     Returns
     -------
     DataFrame
         image_id, split, made_by ("proposed", or "" for no labels), cells (proposed), confidence (nan where there is no
-        cell), disagreement; see `FIRST_WORDS`.
+        cell), disagreement, minutes (to correct it, expected), rule, why; see `FIRST_WORDS`.
     """
     import pandas as pd
 
     made_by = {item.image_id: item.made_by for item in chosen}
-    rows = []
-    for record, found, other in zip(images.records, proposals, others, strict=True):
-        maker = made_by.get(record.image_id, "")
-        if maker in ("", "proposed"):
-            confidence = float(found.scores.mean()) if len(found) else np.nan
-            about = (record.image_id, record.split, maker, len(found))
-            rows.append((*about, confidence, disagreement(found, other)))
-    table = pd.DataFrame(rows, columns=list(FIRST_COLUMNS))
-    unsure = table["confidence"].fillna(0.0).rank(method="min")
-    place = table["disagreement"].rank(method="min", ascending=False) + unsure
-    return table.assign(place=place).sort_values(["place", "image_id"], kind="stable", ignore_index=True)[
-        list(FIRST_COLUMNS)
-    ]
+    place = {record.image_id: k for k, record in enumerate(images.records)}
+    by_person = {name for name, maker in made_by.items() if maker != "proposed"}
+    done = [record for record in images.records if record.image_id in by_person]
+    tables = []
+    for part, how in zip(to_rank(images, by_person), (rule, "random"), strict=True):
+        mine = [place[record.image_id] for record in part.records]
+        found, other = ([cells[k] for k in mine] for cells in (proposals, others))
+        features = features_of_proposals(part, found, disagreements={"models": differences(found, other)})
+        tables.append(plan_table(part, features, how, labelled=done))
+    table = pd.concat(tables, ignore_index=True).rename(columns={"disagreement_models": "disagreement"})
+    return table.assign(made_by=[made_by.get(name, "") for name in table["image_id"]])[list(FIRST_COLUMNS)]
+
+
+def next_images(stage: Any, most: int = 8) -> pandas.DataFrame:
+    """Return the top of ``correct_first.csv`` that `write_rounds` left, to look at; no row where a person labelled them all.
+
+    Parameters
+    ----------
+    stage : cellkit.run.folder.Stage
+    most : int
+        Rows of training images, and of the others.
+    """
+    import pandas as pd
+
+    path = stage.path("correct_first.csv")
+    if not path.is_file():
+        return pd.DataFrame(columns=list(FIRST_COLUMNS))
+    table = pd.read_csv(path, keep_default_na=False)
+    held_out = table["split"].isin(HELD_OUT)
+    return pd.concat([table[~held_out].head(most), table[held_out].head(most)], ignore_index=True)
 
 
 def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
@@ -104,12 +119,18 @@ def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
     count = sum(item.made_by == "proposed" for item in chosen)
     if not count:
         return ""
-    some = ", ".join(first["image_id"].head(MOST_NAMED)) + (", ..." if len(first) > MOST_NAMED else "")
-    return (
+    judges = first["image_id"][first["split"] == "val"].head(LEAST_JUDGES)
+    names = first["image_id"][~first["split"].isin(HELD_OUT)]
+    some = ", ".join(names.head(MOST_NAMED)) + (", ..." if len(names) > MOST_NAMED else "")
+    told = (
         f"proposals, no truth: the labels of {count} of {counted(len(chosen), 'image')} are the model's own; they are trained "
-        f"on, and these images have no score\ncorrect first: {some} (correct_first.csv has all, in order), then set label.use to "
-        "the folder of the corrected files"
+        f"on, and these images have no score\ncorrect first: {some or 'no training image is left'} (correct_first.csv has all, "
+        "in order), then set label.use to the folder of the corrected files"
     )
+    numbers = (
+        f"\nto judge by, chosen at random: {', '.join(judges)}; three validation images are the least that tell a gain"
+    )
+    return told + (numbers if len(judges) else "")
 
 
 def change(before: Instances, after: Instances) -> tuple[int, int, int, int, float]:
@@ -231,7 +252,7 @@ def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequenc
     kept = [
         record.image_id
         for record, cells in zip(proposed.records, proposed.instances, strict=True)
-        if not _write(run.folder / TO_CORRECT, images.root / record.path, record.image_id, cells.with_classes(0))
+        if not write_proposal(run.folder / TO_CORRECT, images.root / record.path, record.image_id, cells)
     ]
     place, name = f"{run.name}/{TO_CORRECT}", next((record.image_id for record in proposed.records), "IMAGE")
     lines = [f"{counted(len(proposed), 'image')} with what the model proposes: {place}"]
@@ -239,24 +260,26 @@ def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequenc
         lines.append(f"left as they are, because somebody saved them: {', '.join(kept)}")
     if len(images) > MOST_IMAGES:
         lines.append(f"all {len(images)}: cellkit labels {run.name}/labels/labels.json --format seg -o FOLDER")
-    lines += [
+    return "\n".join([*lines, *how_to_correct(name), f"Back: set label.use: {place} and run 02 again. {NOT_SAVED}"])
+
+
+def how_to_correct(name: str) -> list[str]:
+    """Say how the files of an image are opened and saved."""
+    return [
         f"Cellpose: python -m cellpose, and drag {name}.png into its window (it finds {name}_seg.npy); save with Ctrl+S",
         f"Fiji: open {name}.png and then {name}_rois.zip; correct in the ROI Manager, and More > Save... over the zip",
-        f"Back: set label.use: {place} and run 02 again. What you did not save stays a proposal;",
-        "what is right as it is you list in confirmed.csv there (a column image_id)",
     ]
-    return "\n".join(lines)
 
 
-def _write(folder: Path, picture: Path, name: str, cells: Instances) -> bool:
-    """Write the files of one image; False, and nothing, where one of them is not as cellkit wrote it."""
+def write_proposal(folder: Path, picture: Path, name: str, cells: Instances) -> bool:
+    """Write picture, ``_seg.npy`` and ROI zip of one image; False, and nothing, where one of them is not as cellkit wrote it."""
     files = {folder / f"{name}_seg.npy": seg, folder / f"{name}_rois.zip": roi}
     if any(os.path.lexists(path) and not as_left(path) for path in files):
         return False
     with atomic_path(folder / f"{name}.png") as temporary:
         temporary.write_bytes(picture.read_bytes())
     for path, form in files.items():
-        form.write_image(path, ImageToWrite(name, cells, (), "proposed", picture))
+        form.write_image(path, ImageToWrite(name, cells.with_classes(0), (), "proposed", picture))
     return True
 
 

@@ -13,8 +13,9 @@ A module of this folder that states a ``TITLE`` is a backend; one without is a h
   diameter to which cells are scaled, per pixel at that scale.
 
 It may also have ``ceiling(train, config)``, ``calibrate(train, config, to)``, ``estimate_diameter(checkpoint, images,
-settings)``, ``check(config)`` and ``cost(config, image, truth)``; ask for those with `if_able`. One that works without
-training states ``NEEDS_CHECKPOINT = False``. The module imports torch and the like within its functions.
+settings)``, ``style(checkpoint, images, settings)``, ``stricter(settings, used)``, ``check(config)`` and ``cost(config, image,
+truth)``; ask for those with `if_able`. One that works without training states ``NEEDS_CHECKPOINT = False``. The module imports
+torch and the like within its functions.
 
 Files of one's own may lie in the folders of the environment variable CELLKIT_MODULES, see `cellkit.modules`.
 """

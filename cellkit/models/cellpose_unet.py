@@ -54,6 +54,7 @@ from cellkit.models.shared.inputs import (
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.models.unet_maps import FIRST_PASS, segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, search_settings, unpromising
+from cellkit.models.unet_style import LARGEST_LOGIT, stricter, style  # noqa: F401 - abilities of this backend
 from cellkit.settings import Number, Percentiles, as_yaml, weights_field
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ TITLE = "Cellpose U-Net"
 REQUIRES = ("torch", "cellpose")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
 FlowError = Annotated[Number, Field(ge=0, le=100)]
-Logit = Annotated[Number, Field(ge=-12, le=12)]
+Logit = Annotated[Number, Field(ge=-LARGEST_LOGIT, le=LARGEST_LOGIT)]
 UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
 REPLAYED, REPLAY_SEED = 2, 4711  # drawn fields of each kind, of seeds that no starter weights were made with
 DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"

@@ -233,13 +233,20 @@ class CellposeUNet(nn.Module):
     def features(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return encoder features (`widths` channels at strides 1, 2, 4, 8) and decoder features (likewise)."""
         down = self.downsample(x)
-        style = down[-1].float().mean(dim=(2, 3))
-        style = style / style.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-        return down, self.upsample(style.to(down[-1].dtype), down)
+        return down, self.upsample(_style(down[-1]).to(down[-1].dtype), down)
+
+    def style(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the style of each image of (B, 2, H, W): the mean of its deepest features, of length 1; (B, d) float32."""
+        return _style(self.downsample(x)[-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, 2, H, W) float to (B, 3, H, W)."""
         return self.output(self.features(x)[1][0])
+
+
+def _style(deepest: torch.Tensor) -> torch.Tensor:
+    style = deepest.float().mean(dim=(2, 3))
+    return style / style.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def load_network(checkpoint: str | Path, precision: str | None = None) -> tuple[CellposeUNet, dict[str, Any]]:

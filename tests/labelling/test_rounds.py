@@ -1,5 +1,6 @@
 """Which images to correct first, and what a person changed since the proposals and since the last round."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,15 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.labelling.annotate import Labelled, write_chosen
-from cellkit.labelling.rounds import CHANGE_COLUMNS, change, correct_first, label_changes, tell_proposed, write_rounds
+from cellkit.labelling.rounds import (
+    CHANGE_COLUMNS,
+    change,
+    correct_first,
+    label_changes,
+    next_images,
+    tell_proposed,
+    write_rounds,
+)
 
 SHAPE = (8, 12)
 
@@ -32,7 +41,7 @@ def test_disagreement_and_doubt_come_first_and_corrected_images_not_at_all(image
     proposals = [cells(4, 0.9), cells(4, 0.9), cells(4, 0.5), cells(0)]
     others = [cells(4), cells(1), cells(1), cells(0)]
     chosen = [Labelled(n, x.paint(), how) for n, x, how in zip("abc", proposals[:3], ("proposed",) * 3, strict=True)]
-    table = correct_first(images, proposals, others, chosen)
+    table = correct_first(images, proposals, others, chosen, "doubt")
     assert table["image_id"].tolist() == ["c", "b", "d", "a"]
     assert table["made_by"].tolist() == ["proposed", "proposed", "", "proposed"], "d has no labels at all"
     assert table["cells"].tolist() == [4, 4, 0, 4]
@@ -43,11 +52,35 @@ def test_disagreement_and_doubt_come_first_and_corrected_images_not_at_all(image
     told = tell_proposed(chosen, table)
     assert told.startswith("proposals, no truth: the labels of 3 of 3 images are the model's own")
     assert "\ncorrect first: c, b, d, ... (correct_first.csv has all, in order)" in told
+    assert "to judge by" not in told, "there is no validation image"
+    by_cells = correct_first(images, proposals, others, chosen)
+    assert by_cells["image_id"].tolist() == ["a", "b", "c", "d"], "the rule of `cellkit plan`: most cells, then by name"
+    assert by_cells["why"].iloc[0] == "most cells; 4 cells expected"
+    told = tell_proposed(chosen, by_cells)
     assert tell_proposed(corrected, correct_first(images, proposals, others, corrected)) == ""
     stage = SimpleNamespace(path=images.root.joinpath, run=SimpleNamespace(folder=images.root / "run"))
     assert write_rounds(stage, images, proposals, others, chosen) == told
-    assert pd.read_csv(images.root / "correct_first.csv")["image_id"].tolist() == ["c", "b", "d", "a"]
+    assert pd.read_csv(images.root / "correct_first.csv")["image_id"].tolist() == ["a", "b", "c", "d"]
     assert pd.read_csv(images.root / "label_changes.csv").empty
+    assert next_images(stage, 2)["image_id"].tolist() == ["a", "b"]
+
+
+def test_images_that_judge_are_in_random_order_and_stand_below(images):
+    splits = dict(zip("abcd", ("val", "val", "test", "train"), strict=True))
+    images = images.with_records([replace(r, split=splits[r.image_id]) for r in images.records])
+    proposals = [cells(4), cells(3), cells(2), cells(1)]
+    chosen = [Labelled(n, x.paint(), "proposed") for n, x in zip("abcd", proposals, strict=True)]
+    table = correct_first(images, proposals, proposals, chosen)
+    assert table["image_id"].iloc[0] == "d" and set(table["rule"].iloc[1:]) == {"random"}
+    fewer = [cells(1), cells(2), cells(3), cells(4)]
+    again = correct_first(images, fewer, proposals, chosen)
+    assert again["image_id"].tolist() == table["image_id"].tolist(), "what judges is not chosen by what is found there"
+    told = tell_proposed(chosen, table)
+    assert "\ncorrect first: d (correct_first.csv" in told
+    (line,) = [line for line in told.splitlines() if line.startswith("to judge by, chosen at random: ")]
+    assert {"a", "b"} == set(line.split(": ")[1].split(";")[0].split(", "))
+    flagged = images.with_records([replace(r, flags="debris") for r in images.records])
+    assert correct_first(flagged, proposals, proposals, chosen).empty
 
 
 def test_changes_are_counted_against_proposals_and_the_last_round(images, tmp_path):

@@ -1,0 +1,182 @@
+"""What `cellkit plan` plans for: the images of a run, or those of a folder, with the model that looks at them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
+from cellkit.errors import Quarantined, UserError
+from cellkit.log import LOG
+from cellkit.predict.model import Model
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images to plan for.
+
+    Parameters
+    ----------
+    images : CellDataset
+        All of them, flagged ones too, without labels.
+    by_person : set of str
+        The image_id of those that a person has labelled.
+    model : Model
+    out : Path
+        Where the files to correct go.
+    comes_back : str
+        How the corrected files are used, in words.
+    curve : Path or None
+        Scores of models trained on fewer and more images.
+    quarantined : list of Quarantined
+        Files that could not be used.
+    """
+
+    images: CellDataset
+    by_person: set[str]
+    model: Model
+    out: Path
+    comes_back: str
+    curve: Path | None = None
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+
+def pool_of_run(given: argparse.Namespace) -> Pool:
+    """Return the images of a run folder, its best segmentation model unless another is named, and what is labelled there.
+
+    Labelled is what the last run of 02 took as truth or corrections, and what a person has saved since in ``to_correct``, in
+    the folder that ``label.use`` names, or in ``--labelled``.
+
+    Raises
+    ------
+    UserError
+        The run has no images yet, or no model.
+    """
+    from cellkit.formats.coco_reading import read_coco
+    from cellkit.labelling.budget import CURVE_FILE
+    from cellkit.labelling.rounds import TO_CORRECT
+    from cellkit.machine import here
+    from cellkit.run.folder import Run
+
+    run = Run(given.images[0])
+    images = CellDataset.from_records(run.find("records"), unused=True)
+    images = images.subset([bool(record.split or record.flags) for record in images.records])
+    labelled = read_coco(run.find_all("labels")["labels"], run.folder) if run.find_all("labels") else None
+    by_person = set() if labelled is None else {r.image_id for r in labelled.without_proposed().records}
+    settings = run.stages().get("02_label_with_cellpose", {}).get("config", {})
+    use, own = settings.get("use", "truth"), run.folder / TO_CORRECT
+    places = [own] if use in ("truth", "proposed") else [own, here(use)]
+    by_person |= _saved(images, [*places, *map(Path, given.labelled or [])])
+    out, place = (Path(given.out), given.out) if given.out else (own, f"{run.name}/{TO_CORRECT}")
+    back = f"Back: set label.use: {place} and run 02 again."
+    if places[-1].resolve() != out.resolve() and use != "proposed":
+        what = "where your labels are" if use == "truth" else f"in {use}, where the others are,"
+        back = f"Back: save them {what} and run the notebooks again."
+    curve = run.folder / CURVE_FILE
+    return Pool(images, by_person, _model_of(run, given, settings), out, back, curve if curve.is_file() else None)
+
+
+def _model_of(run: Any, given: argparse.Namespace, settings: dict[str, Any]) -> Model:
+    """Return the model that is named, else the one that 03 kept, else the one that 02 labelled with, read as it was there."""
+    from cellkit.fetch.find import find_weights
+    from cellkit.models import backend_module
+    from cellkit.predict.model import find_model
+
+    if given.model:
+        return find_model(given.model)
+    if "03_finetune_cellpose" in run.stages():
+        return find_model(f"{run.folder}:cellpose")
+    if not settings:
+        raise UserError(f"{run.name} has no model yet", "name one: --model starter, or run 02 first")
+    known = backend_module(settings["backend"]).Settings.model_fields
+    config = {name: settings[name] for name in known if settings.get(name) is not None}
+    return Model(settings["model"], settings["backend"], find_weights(settings["model"]), (), config)
+
+
+def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
+    """Return pictures and microscope files, each converted as for `cellkit predict` into `folder`, and judged for quality.
+
+    Labelled is what has a label file beside it, and what ``--labelled`` and the folder of an earlier plan hold.
+
+    Raises
+    ------
+    UserError
+        No model or no place for the files is named, or no image can be used.
+    """
+    from cellkit.commands.shared import conversion_of
+    from cellkit.predict.images import find_frames, find_images, none_used, refuse_inputs_as_outputs
+    from cellkit.predict.model import find_model
+
+    if not given.model:
+        raise UserError("no model is named", "name one: --model starter, or RUN:cellpose of a finished run")
+    if not given.out:
+        raise UserError("no folder for the files to correct is named", "name one: -o to_correct")
+    model, out, links = find_model(given.model), Path(given.out), []
+    frames, failed = find_frames(find_images(given.images, avoid=[out], outside=links))
+    refuse_inputs_as_outputs(frames, [out])
+    quarantined = links + failed
+    images = _converted(frames, conversion_of(given, model.conversion), folder, quarantined)
+    if not len(images):
+        raise none_used(len(frames), quarantined)
+    beside = {
+        name for place in map(Path, given.images) if place.is_dir() for name in _labelled_beside(images.records, place)
+    }
+    by_person = beside | _saved(images, [out, *map(Path, given.labelled or [])])
+    back = f"Back: give {given.out} as label.use of a run on these images; or cellkit coco {given.out} -o CELLS.json"
+    return Pool(images, by_person, model, out, back, None, quarantined)
+
+
+def _converted(frames: Sequence, conversion: Any, folder: Path, quarantined: list[Quarantined]) -> CellDataset:
+    """Write each frame as the picture a model is shown, ``folder/<image_id>.png``; what cannot be read is skipped."""
+    from dataclasses import replace
+
+    from cellkit.microscope.flags import flag_records
+    from cellkit.microscope.journal import png_parts, write_parts
+    from cellkit.microscope.quality import measure
+    from cellkit.parallel import progress
+    from cellkit.predict.images import read_picture, reason_of
+
+    records, measured = [], []
+    for frame in progress(frames, "read"):
+        try:
+            shown = read_picture(frame, conversion)
+        except Exception as error:  # whatever a reader raises on a damaged file
+            quarantined.append(Quarantined(f"{frame.path}{frame.suffix}", reason_of(error)))
+            continue
+        write_parts(folder / f"{frame.image_id}.png", png_parts(shown.image, shown.um_per_px))
+        measured.append(measure(shown.image))
+        group = frame.relative.rpartition("/")[0]
+        about = {"channels": shown.channels, "um_per_px": shown.um_per_px, "file": frame.relative, "group": group}
+        size = shown.image.shape[:2]
+        records.append(ImageRecord(frame.image_id, f"{frame.image_id}.png", *size, split="train", **about))
+    flags, _ = flag_records(measured)
+    records = [replace(record, flags=flag) for record, flag in zip(records, flags, strict=True)]
+    return CellDataset(records, [Instances.empty((r.height_px, r.width_px)) for r in records], root=folder)
+
+
+def _labelled_beside(records: Sequence[ImageRecord], folder: Path) -> set[str]:
+    """Return the images that have a label file in the folder of the pictures, other than a model's proposal as it was left."""
+    from cellkit.labelling.corrections import match_files
+    from cellkit.labelling.rounds import as_left
+
+    found = match_files(records, folder)[0].items()
+    return {name for name, files in found for kind, path in files if kind != "plain" and not as_left(path)}
+
+
+def _saved(images: CellDataset, folders: Sequence[Path]) -> set[str]:
+    """Return the images that one of the folders holds a person's labels for; say which files there are not used."""
+    from cellkit.labelling.corrections import labelled_by_person
+
+    names: set[str] = set()
+    for folder in dict.fromkeys(folders):
+        if folder.is_dir():
+            found, unused = labelled_by_person(images, folder)
+            names |= found
+            for item in unused:
+                LOG.warning(f"{folder}: {item.item} is not used: {item.reason}")
+    return names
