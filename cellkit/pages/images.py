@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cellkit.cells.dataset import AGREEMENT
-from cellkit.cells.records import SPLIT_TITLES, channel_names
+from cellkit.cells.dataset import AGREEMENT, CellDataset
+from cellkit.cells.records import SPLIT_TITLES, ImageRecord, channel_names
 from cellkit.config.recipes import RECIPES, recipe_sections
 from cellkit.config.sections import BACKEND_SECTIONS, STAGES, Config, section_class
 from cellkit.errors import UserError, counted
@@ -22,10 +22,6 @@ from cellkit.show.overlays import show_overlay
 from cellkit.show.sheets import show_flagged, show_sheet
 from cellkit.show.style import aspect_of
 from cellkit.sources.statistics import class_table, remarks
-
-if TYPE_CHECKING:
-    from cellkit.cells.dataset import CellDataset
-    from cellkit.cells.records import ImageRecord
 
 
 def images_chapter(files: RunFiles) -> list:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cellkit.cells.records import SPLIT_IMAGES, SPLIT_TITLES
 from cellkit.errors import UserError, counted
@@ -36,9 +35,7 @@ from cellkit.pages.scores import (
     parts_chapter,
     results_chapter,
 )
-
-if TYPE_CHECKING:
-    from cellkit.run.folder import Stage
+from cellkit.run.folder import Stage
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset
+from cellkit.cells.instances import Instances
 from cellkit.cells.records import SPLIT_TITLES
 from cellkit.config.sections import STAGES
 from cellkit.errors import UserError
@@ -28,9 +29,6 @@ from cellkit.show.style import new_figure, to_png
 
 if TYPE_CHECKING:
     import pandas
-
-    from cellkit.cells.dataset import CellDataset
-    from cellkit.cells.instances import Instances
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
@@ -44,10 +44,8 @@ from cellkit.manifest import (
 from cellkit.run.console import INTERRUPTED, Clock, Console, span, verdict
 from cellkit.run.folder import fingerprint_of
 from cellkit.run.notebooks import Notebook, code_hashes, read_notebooks
+from cellkit.run.preflight_data import Outlook
 from cellkit.run.stale import StageState, stage_state, stage_states
-
-if TYPE_CHECKING:
-    from cellkit.run.preflight_data import Outlook
 
 
 def run_notebooks(

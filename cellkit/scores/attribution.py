@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.scores.iou import Overlaps, overlap_images
 from cellkit.scores.matching import count, hits, match_pairs
 
 if TYPE_CHECKING:
     import pandas
-
-    from cellkit.cells.records import ImageRecord
 
 KINDS = ("missed", "invented", "split", "merged", "boundary", "class")
 GOOD = "good"

@@ -15,22 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.outlines import refuse_boxes
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, nearest
 from cellkit.modules import load_all
 from cellkit.scores.intervals import BOOTSTRAP, Units, jackknife
 from cellkit.scores.iou import overlap_images
 from cellkit.scores.matching import ScoredImages, classes_of_truth, json_number
 from cellkit.scores.table import score_table, summary
-
-if TYPE_CHECKING:
-    from cellkit.cells.records import ImageRecord
-
 
 UNRANKED = "; here all cells have the same score (label images tell none): the number depends on the order of the list"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +15,6 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.outlines import refuse_boxes
 from cellkit.cells.runs import ranges
 from cellkit.errors import UserError, counted
-
-if TYPE_CHECKING:
-    pass
 
 _BLOCK = 4_000_000
 

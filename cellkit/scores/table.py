@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted, nearest
 from cellkit.scores.intervals import BOOTSTRAP, Difference, Units, reach, standard_error
 from cellkit.scores.iou import Overlaps, overlap_images
@@ -16,8 +17,6 @@ from cellkit.scores.matching import THRESHOLDS, Counts, count, hits, match_pairs
 
 if TYPE_CHECKING:
     import pandas
-
-    from cellkit.cells.records import ImageRecord
 
 
 TABLE_COLUMNS = ("image_id", "cell_type", "group", "split", "class_name", "size", "threshold", "tp", "fp", "fn")

@@ -14,6 +14,7 @@ from cellkit.errors import UserError, counted
 from cellkit.models import model_name, order_models
 from cellkit.models.weights import read_card
 from cellkit.scores.attribution import gains
+from cellkit.scores.intervals import Difference
 from cellkit.show.style import (
     FAINT,
     INK,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from cellkit.scores.intervals import Difference
 
 
 def _all_objects(table: pandas.DataFrame) -> pandas.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import channel_names
+from cellkit.cells.records import ImageRecord, channel_names
 from cellkit.microscope.open import READ_SUFFIXES, open_file
 from cellkit.show.overlays import checked_image, draw_picture
 from cellkit.show.style import INK, QUIET, draw_bar, dress, figure_or_new, styled
@@ -19,8 +19,6 @@ from cellkit.show.style import INK, QUIET, draw_bar, dress, figure_or_new, style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from cellkit.cells.records import ImageRecord
 
 
 CHANNEL_INK = {"red": "#C92A2A", "green": "#2B8A3E", "blue": "#1C5FD4"}

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cellkit.cells.dataset import CellDataset
 from cellkit.show.overlays import checked_image, draw_picture, grey_of
 from cellkit.show.style import INK, figure_or_new, styled, words_only
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from cellkit.cells.dataset import CellDataset
 
 
 def flow_colours(flow_y: np.ndarray, flow_x: np.ndarray, full: float | None = None) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.scores.iou import overlaps
@@ -29,8 +30,6 @@ from cellkit.show.style import (
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
-
-    from cellkit.cells.dataset import CellDataset
 
 VERDICTS = {"hit": "#56B4E9", "missed": "#F0E442", "invented": "#E8590C", "wrong class": "#CC79A7"}
 DRAWN_PX = 900  # outlines are drawn on a picture whose longer side is about this

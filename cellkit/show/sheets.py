@@ -12,6 +12,7 @@ from fastcore.basics import groupby
 
 from cellkit.cells.dataset import CellDataset, evenly_spaced
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted
 from cellkit.microscope.flags import reasons
 from cellkit.show.overlays import cell_layer, checked_image, draw_picture, show_overlay
@@ -31,8 +32,6 @@ from cellkit.show.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from cellkit.cells.records import ImageRecord
 
 
 def _chosen(records: Sequence[ImageRecord], n: int) -> list[int]:

@@ -7,19 +7,16 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
 from cellkit.cells.records import SPLIT_TITLES, ImageRecord
 from cellkit.cells.splits import name_groups, split_by_name, split_records
+from cellkit.config.sections import Config, ConvertConfig
 from cellkit.errors import UserError, counted, raise_or_collect
 from cellkit.log import LOG
 from cellkit.sources.listing import MIXED, UNUSED, SourceImage
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import Config, ConvertConfig
 
 
 # ---- which images, which split -------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import only_headers
 from cellkit.microscope.folders import IMAGE_SUFFIXES, by_stem, check_inside, list_files
@@ -29,9 +29,6 @@ from cellkit.sources.listing import (
 )
 from cellkit.sources.loading import check_same_way, check_shape, load_picture, perhaps
 from cellkit.sources.source_tables import read_split_lists
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 20
 

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellkit.cells.names import image_id_of, plain, split_of_folders, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from cellkit.microscope.folders import list_files
@@ -30,9 +30,6 @@ from cellkit.sources.loading import load_picture
 from cellkit.sources.own_split import split_word
 from cellkit.sources.source_tables import header_of, read_table
 from cellkit.sources.voc import BOX_COLUMNS, Box, _with_boxes
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 50
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.folders import check_inside, list_files
 from cellkit.sources.folder import read_pictures
 from cellkit.sources.listing import SourceImage
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 80
 

@@ -12,11 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cellkit.cells.names import image_id_of, plain, split_of_file, split_of_folders, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.files import decoded
 from cellkit.formats.coco_dialects import key_of, to_plain
@@ -38,9 +39,6 @@ from cellkit.sources.listing import (
 )
 from cellkit.sources.loading import check_shape, load_picture, noted, proposals_are_no_truth
 from cellkit.sources.own_split import split_word
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 70
 

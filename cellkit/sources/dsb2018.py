@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, split_of_folder, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, nearest
 from cellkit.formats.label_images import labels_orientation, read_labels
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, only_headers
@@ -22,9 +22,6 @@ from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import UNUSED, Convert, Loaded, SourceImage, class_id_of, converted, only_class
 from cellkit.sources.loading import check_same_way, load_file, perhaps, resolved
 from cellkit.sources.source_tables import read_table
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 90
 

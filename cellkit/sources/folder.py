@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cellkit.cells.labels import relabel
 from cellkit.cells.names import split_of_folder
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 from cellkit.microscope.channel_files import ChannelFiles, join_channels
@@ -35,9 +35,6 @@ from cellkit.sources.listing import (
 from cellkit.sources.loading import check_same_way, check_shape, files_of, frames_of, perhaps, proposals_are_no_truth
 from cellkit.sources.own_split import with_own_split
 from cellkit.sources.source_tables import ClassTable, _key_of
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 1000
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import only_headers
 from cellkit.microscope.folders import IMAGE_SUFFIXES, by_stem, check_inside
@@ -27,9 +27,6 @@ from cellkit.sources.listing import (
     loader_of_several,
 )
 from cellkit.sources.loading import check_same_way, check_shape, load_picture, perhaps
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 40
 

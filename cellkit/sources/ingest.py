@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
@@ -27,6 +27,7 @@ from cellkit.cells.names import check_ids
 from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import resize_image, resize_instances, resized_shape
 from cellkit.cells.splits import groups_across_splits
+from cellkit.config.sections import Config, ConvertConfig
 from cellkit.errors import Quarantined, UserError, counted, plain_reason, readable
 from cellkit.files import content_of, sync
 from cellkit.log import LOG
@@ -40,9 +41,6 @@ from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
 from cellkit.sources.source_tables import competition_ids, list_originals, sample_ids
 from cellkit.tables import write_table
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import Config, ConvertConfig
 
 
 # ---- which layout, which classes -----------------------------------------------------------------------------------

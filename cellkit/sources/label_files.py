@@ -9,17 +9,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cellkit.cells.names import LABEL_ENDINGS, LABEL_WORDS, plain, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.channel_files import ChannelFiles
 from cellkit.microscope.folders import IMAGE_FOLDERS, LABEL_FOLDERS, LABEL_SUFFIXES, list_files
 from cellkit.sources.listing import SourceImage, named_class
 from cellkit.sources.loading import Label
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg")  # found, so that `read_labels` refuses them; an image without truth says nothing
 

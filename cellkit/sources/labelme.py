@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, plain, split_of_folders
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.files import decoded, read_json
 from cellkit.microscope.folders import check_inside, list_files
@@ -22,9 +22,6 @@ from cellkit.microscope.pictures import open_picture
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, class_id_of, converted, known_class, only_class
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 120
 

@@ -12,19 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import plain, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, nearest, raise_or_collect
 from cellkit.microscope.convert import Conversion, Converted, Level, convert_frame
 from cellkit.microscope.file_info import Opened
 from cellkit.microscope.light import Limits
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 MIXED = "mixed"
 

@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cellkit.config.sections import ConvertConfig
 from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.coco import _coco_image, _Listed, _once_each, _Pictures, _warn_unread, read_sheets
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import SourceImage, class_of_line, failing_loader
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 60
 

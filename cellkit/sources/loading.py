@@ -8,13 +8,14 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.labels import clean_labels, refuse_foreground
 from cellkit.cells.names import image_id_of, plain, split_of_folders, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.formats.label_images import labels_orientation, read_labels
 from cellkit.microscope.channel_files import ChannelFiles, open_image
@@ -35,9 +36,6 @@ from cellkit.sources.listing import (
     failing_loader,
     named_class,
 )
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 
 def measured(

@@ -5,13 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cellkit.config.sections import ConvertConfig
 from cellkit.sources.folder import read_pictures
 from cellkit.sources.listing import SourceImage
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 110
 

@@ -7,18 +7,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cellkit.cells.names import plain, split_of_folder, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside
 from cellkit.sources.listing import MIXED, UNUSED, SourceImage
 from cellkit.sources.source_tables import read_names, read_table
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets", "ImageSets/Segmentation", "splits", "split", "lists")
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")

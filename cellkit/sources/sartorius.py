@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.microscope.folders import IMAGE_SUFFIXES, by_stem, list_files
 from cellkit.sources.assign_splits import apart_from_bare, assign_splits
@@ -26,9 +26,6 @@ from cellkit.sources.listing import (
 )
 from cellkit.sources.loading import check_same_way, load_picture
 from cellkit.sources.source_tables import header_of, read_table
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 10
 

@@ -8,17 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cellkit.cells.names import LABEL_ENDINGS, plain
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import Quarantined, UserError, raise_or_collect, readable
 from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, check_inside, list_files
 from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, failing_loader
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 SAMPLE_COLUMNS = ("id", "ImageId")
 

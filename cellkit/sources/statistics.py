@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import SPLIT_TITLES
 from cellkit.errors import counted
 
 if TYPE_CHECKING:
     import pandas
-
-    from cellkit.cells.dataset import CellDataset
 
 FAULTS = ("tiny", "pieces", "holes", "touching", "border", "overlapping", "twice")
 FAULT_WORDS = {

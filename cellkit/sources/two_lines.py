@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import SPLIT_NAMES, image_id_of, split_of_folders, stem_of
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, raise_or_collect
 from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
 from cellkit.sources.assign_splits import assign_splits
@@ -19,9 +19,6 @@ from cellkit.sources.label_files import LabelFiles
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, cell_type_of, converted, unknown_class
 from cellkit.sources.loading import load_file, resolved
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 100
 

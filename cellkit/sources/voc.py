@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, plain, split_of_folders
 from cellkit.cells.outlines import pixel_boxes
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.folders import IMAGE_FOLDERS, by_stem, check_inside, find_picture, list_files
 from cellkit.sources.assign_splits import assign_splits
@@ -35,9 +36,6 @@ from cellkit.sources.listing import (
 )
 from cellkit.sources.loading import load_picture
 from cellkit.sources.own_split import read_own_lists
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import ConvertConfig
 
 ORDER = 30
 

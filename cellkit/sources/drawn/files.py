@@ -6,18 +6,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellkit.cells.drawn.camera import expose_stack
 from cellkit.cells.drawn.field import CHANNELS, check_names, draw_field
 from cellkit.cells.drawn.style import FieldStyle
+from cellkit.config.sections import DrawnConfig
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, write_text
-
-if TYPE_CHECKING:
-    from cellkit.config.sections import DrawnConfig
 
 
 @dataclass(frozen=True)
