@@ -28,7 +28,7 @@ from cellkit.sources.listing import (
     only_class,
 )
 from cellkit.sources.loading import check_same_way, check_shape, load_picture, perhaps
-from cellkit.sources.source_tables import read_split_lists
+from cellkit.sources.own_split import read_split_lists
 
 ORDER = 20
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from cellkit.cells.names import plain, split_of_folder, stem_of
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
-from cellkit.files import decoded
 from cellkit.log import LOG
-from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside
+from cellkit.microscope.folders import IMAGE_SUFFIXES
 from cellkit.sources.listing import MIXED, UNUSED, SourceImage
-from cellkit.sources.source_tables import read_names, read_table
+from cellkit.sources.source_tables import header_of, read_lines, read_table
 
 LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets", "ImageSets/Segmentation", "splits", "split", "lists")
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
@@ -42,8 +41,14 @@ def split_lists(root: Path) -> list[tuple[Path, str]]:
     return []
 
 
-def read_own_lists(root: Path, read: Callable[[Path, Path], Iterable[str]] = read_names) -> dict[str, str]:
-    """Return {name: split} of `split_lists`; ``read(path, root)`` gives the names in a list. A name in two is refused.
+def _bare(line: str) -> str:
+    return Path(line).stem if line.lower().endswith(IMAGE_SUFFIXES) else line
+
+
+def read_split_lists(
+    lists: Iterable[tuple[Path, str]], root: Path, name_in: Callable[[str], str] = _bare
+) -> dict[str, str]:
+    """Return {name: split} of lists, (path, split); ``name_in(line)`` gives a name. A name in two splits is refused.
 
     Raises
     ------
@@ -51,9 +56,9 @@ def read_own_lists(root: Path, read: Callable[[Path, Path], Iterable[str]] = rea
         A name stands in the lists of two splits.
     """
     split_of: dict[str, str] = {}
-    for path, split in split_lists(root):
+    for path, split in lists:
         both = _is_trainval(path.stem)
-        for name in read(path, root):
+        for name in map(name_in, read_lines(path, root)):
             if split_of.setdefault(name, split) != split and not both:
                 raise UserError(f"{path} lists {name}, which is {split_of[name]} already", "list each image once")
     return split_of
@@ -61,16 +66,6 @@ def read_own_lists(root: Path, read: Callable[[Path, Path], Iterable[str]] = rea
 
 def _is_trainval(word: str) -> bool:
     return re.sub(r"[\W\d_]+|and", "", plain(word)) in TRAINVAL
-
-
-def _paths_in(path: Path, root: Path) -> list[str]:
-    """Return the names in a list with their folders and without suffix."""
-    check_inside(path, root)
-    try:
-        lines = decoded(path.read_bytes()).splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text: {error}", "it lists one image name per line") from error
-    return [_without_suffix(line.strip()) for line in lines if line.strip()]
 
 
 def split_word(row: Mapping[str, object], where: str) -> str:
@@ -113,9 +108,7 @@ def read_split_tables(root: Path) -> tuple[dict[str, str], list[Path]]:
     split_of: dict[str, str] = {}
     used = []
     for path in sorted(path for path in root.glob("*.[ct]sv") if path.is_file()):
-        with open(path, "rb") as file:
-            head = decoded(file.read(10_000), "ignore").partition("\n")[0].strip()
-        columns = [plain(name.strip().strip('"')) for name in head.split(max(",;\t", key=head.count))]
+        columns = [plain(name) for name in header_of(path)]
         name = next((name for name in NAME_COLUMNS if name in columns), None)
         if name is None or not set(SPLIT_COLUMNS) & set(columns):
             continue
@@ -149,9 +142,10 @@ def with_own_split(
     """
     if not config.published_split:
         return list(items), []
-    lists = {plain(name): split for name, split in read_own_lists(root, _paths_in).items()}
+    named = split_lists(root)
+    lists = {plain(name): split for name, split in read_split_lists(named, root, _without_suffix).items()}
     tables, paths = read_split_tables(root)
-    used = [path for path, _ in split_lists(root)] + paths
+    used = [path for path, _ in named] + paths
     listed_in = ", ".join(path.relative_to(root).as_posix() for path in used)
     for name, split in tables.items():
         if lists.setdefault(plain(name), split) != split:

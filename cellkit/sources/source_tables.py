@@ -60,8 +60,8 @@ def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str,
     return rows
 
 
-def read_names(path: Path, root: Path) -> list[str]:
-    """Return the lines of a list of file names, without blank ones and without suffixes of pictures.
+def read_lines(path: Path, root: Path) -> list[str]:
+    """Return the lines of a list of file names, without blank ones.
 
     Raises
     ------
@@ -70,26 +70,9 @@ def read_names(path: Path, root: Path) -> list[str]:
     """
     check_inside(path, root)
     try:
-        lines = [line.strip() for line in decoded(path.read_bytes()).splitlines()]
+        return [line.strip() for line in decoded(path.read_bytes()).splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text: {error}", "it lists one image name per line") from error
-    return [Path(line).stem if line.lower().endswith(IMAGE_SUFFIXES) else line for line in lines if line]
-
-
-def read_split_lists(lists: Iterable[tuple[Path, str]], root: Path) -> dict[str, str]:
-    """Return {name: split} of lists of names; a name in two lists is refused, a list that is not there is left out.
-
-    Raises
-    ------
-    UserError
-        A name stands in two lists.
-    """
-    split_of: dict[str, str] = {}
-    for path, split in lists:
-        for name in read_names(path, root) if path.is_file() else ():
-            if split_of.setdefault(name, split) != split:
-                raise UserError(f"{path} lists {name}, which is {split_of[name]} already", "list each image once")
-    return split_of
 
 
 def header_of(path: Path) -> list[str]:

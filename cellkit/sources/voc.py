@@ -35,7 +35,7 @@ from cellkit.sources.listing import (
     only_class,
 )
 from cellkit.sources.loading import load_picture
-from cellkit.sources.own_split import read_own_lists
+from cellkit.sources.own_split import read_split_lists, split_lists
 
 ORDER = 30
 
@@ -68,7 +68,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     root = Path(root)
     folder = _voc_folder(root)
     files = {paths[0].stem: paths for paths in by_stem(folder, (".xml",)).values()}
-    split_of = read_own_lists(root)
+    split_of = read_split_lists(split_lists(root), root)
     items = []
     for stem in sorted({*files, *split_of}):
         found = files.get(stem, [])

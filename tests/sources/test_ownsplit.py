@@ -10,7 +10,7 @@ from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
 from cellkit.modules import load
 from cellkit.sources.listing import UNUSED, SourceImage
-from cellkit.sources.own_split import read_own_lists, with_own_split
+from cellkit.sources.own_split import read_split_lists, split_lists, with_own_split
 
 WANTED = {f"cell{k}": ("train", "val", "test")[k % 3] for k in range(6)}
 
@@ -104,7 +104,7 @@ def test_lists_that_contradict_are_refused(tmp_path):
         with_own_split(images(tmp_path), tmp_path, config())
     (tmp_path / "val.txt").write_text("cell0\n")
     with pytest.raises(UserError, match="val.txt lists cell0, which is train already|lists cell0, which is"):
-        read_own_lists(tmp_path)
+        read_split_lists(split_lists(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_a_list_of_both_is_training_and_validation(tmp_path, lists, counts):
             if split in name or ("val" in name and "train" in name and split != "test")
         ]
         (tmp_path / f"{name}.txt").write_text("\n".join(wanted))
-    assert Counter(read_own_lists(tmp_path).values()) == counts
+    assert Counter(read_split_lists(split_lists(tmp_path), tmp_path).values()) == counts
