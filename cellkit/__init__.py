@@ -50,7 +50,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     ),
     "evaluate.submission": ("handed_in", "submit_best"),
     "fetch.find": ("find_weights", "with_weights"),
-    "files": ("write_json",),
+    "files": ("write_frame", "write_json"),
     "formats.coco": ("write_dataset", "write_predictions", "write_results", "write_truth"),
     "formats.coco_reading": ("read_coco",),
     "labelling.annotate": (
@@ -75,14 +75,12 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "show.charts": ("show_curves", "show_history", "show_interval", "show_scores"),
     "show.conversion": ("show_conversion",),
     "show.counts": ("show_counts", "show_data"),
-    "show.explained": ("show_iou", "show_pyramid"),
-    "show.networks": ("show_label_flows",),
+    "show.explained": ("show_iou", "show_label_flows", "show_pyramid"),
     "show.overlays": ("show_found", "show_proposed_and_used", "show_worst", "show_worst_images"),
     "show.sheets": ("show_crops", "show_flagged", "show_sheet"),
     "sources.assign_splits": ("check_left",),
     "sources.ingest": ("convert_images", "locate_source"),
     "sources.statistics": ("class_table", "describe", "remarks"),
-    "tables": ("write_frame",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)

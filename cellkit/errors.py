@@ -37,6 +37,7 @@ class UserError(Exception):
 
     def __init__(self, problem: str, remedy: str = ""):
         super().__init__(problem if not remedy else f"{problem}\n{remedy}")
+        self.problem, _, self.remedy = str(self).partition("\n")
 
     def _render_traceback_(self) -> list[str]:
         """Return what a notebook shows of it: its two lines, as on the command line, and no traceback (IPython's hook)."""

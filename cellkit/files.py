@@ -1,18 +1,24 @@
-"""Files written whole or not at all, and known by their content."""
+"""Files written whole or not at all, and known by their content; CSV among them, safe to open in a spreadsheet."""
 
 from __future__ import annotations
 
 import codecs
+import csv
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellkit.errors import UserError, of_place
+from cellkit.log import LOG
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGE = Path(__file__).parent
 
@@ -44,8 +50,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, busy: str, remedy: str) -> Iterator[None]:
-    """Hold a lock file, whose folder is made where it is missing.
+def locked(path: Path, busy: str, remedy: str = "", wait: bool = False) -> Iterator[None]:
+    """Hold a lock file, whose folder is made where it is missing; with `wait` say that it is `busy`, and wait for it.
 
     Raises
     ------
@@ -59,7 +65,10 @@ def locked(path: Path, busy: str, remedy: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(busy, remedy) from None
+        if not wait:
+            raise UserError(busy, remedy) from None
+        LOG.info(busy)
+        lock.acquire()
     except OSError as error:
         why = f"{path.parent} cannot be written: {error.strerror or error}"
         raise UserError(why, "choose another folder") from error
@@ -222,3 +231,52 @@ def content_of(path: Path) -> tuple[int, int]:
         total += size
         crc = crc32_of(f"{child.relative_to(path).as_posix()}\0{size}\0{own}\n".encode("utf-8", "surrogateescape"), crc)
     return total, crc
+
+
+# ---- tables as CSV -------------------------------------------------------------------------------------------------
+def write_table(path: str | Path, rows: Sequence[dict]) -> Path:
+    """Write rows as CSV, atomically; text a spreadsheet would run as a formula gets a leading apostrophe."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    return Path(path)
+
+
+def _cell(value):
+    if isinstance(value, str):
+        return as_cell(value)
+    return round(value, 6) if isinstance(value, float) else value
+
+
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would run, or what stands for it here
+
+
+def as_cell(text: str) -> str:
+    """Return text as it may stand in a table that a spreadsheet opens; `from_cell` takes it back.
+
+    OWASP's rule against CSV injection: an apostrophe before = + - @ TAB and CR.
+
+    Examples
+    --------
+    >>> as_cell("=1+1"), from_cell(as_cell("=1+1")), as_cell("plain")
+    ("'=1+1", '=1+1', 'plain')
+    """
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
+    """Write a table as CSV, atomically and without its index; text that would run as a formula is escaped by `as_cell`."""
+    import pandas as pd
+
+    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+    safe = frame.assign(**{name: [as_cell(x) if isinstance(x, str) else x for x in frame[name]] for name in texts})
+    with atomic_path(path) as temporary:
+        safe.to_csv(temporary, index=False)
+    return Path(path)
+
+
+def from_cell(text: str) -> str:
+    """Return what `as_cell` was given."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text

@@ -65,7 +65,7 @@ class _Guarded:
             raise
         except Exception as error:  # any bad item is left out and reported, whatever its library raises
             if of_place(error):  # no item is at fault, and the others would fail alike
-                raise StopAll(*str(place_fault(error)).split("\n", 1)) from error
+                raise StopAll(str(place_fault(error))) from error
             return None, f"{type(error).__name__}: {error}"
 
 

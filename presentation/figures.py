@@ -11,7 +11,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.scores.iou import overlaps
 from cellkit.scores.matching import THRESHOLDS, count, hits, match_pairs
-from cellkit.show.networks import draw_flows, flow_colours
+from cellkit.show.explained import draw_flows, flow_colours
 from cellkit.show.overlays import VERDICTS, grey_of, show_overlay
 from cellkit.show.style import CLASS_COLOURS, FAINT, INK, QUIET, class_colour, class_name, draw_bar
 

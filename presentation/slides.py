@@ -30,7 +30,7 @@ from cellkit.scores.table import paired_bootstrap, per_image
 from cellkit.show.charts import show_curves, show_gains, show_history, show_scores
 from cellkit.show.conversion import show_channels, show_conversion
 from cellkit.show.counts import show_counts
-from cellkit.show.networks import flow_colours, show_convolution
+from cellkit.show.explained import flow_colours, show_convolution
 from cellkit.show.overlays import show_errors, show_overlay, verdicts
 from cellkit.show.sheets import show_sheet
 from cellkit.show.style import class_name

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TextIO
 
-from cellkit.errors import UserError
-from cellkit.files import atomic_path
-from cellkit.tables import as_cell, from_cell
+from cellkit.errors import UserError, readable
+from cellkit.files import as_cell, atomic_path, from_cell
 
 SPLITS = ("train", "val", "test", "")
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
@@ -103,9 +102,9 @@ class _UnixLines:
 def _refuse_duplicates(records: Sequence[ImageRecord]) -> None:
     seen: dict[str, ImageRecord] = {}
     for record in records:
-        if _readable(record.image_id + record.path) != record.image_id + record.path:
+        if readable(record.image_id + record.path) != record.image_id + record.path:
             raise UserError(
-                f"the image {_readable(record.image_id)} at {_readable(record.path)} has a name that is no UTF-8",
+                f"the image {readable(record.image_id)} at {readable(record.path)} has a name that is no UTF-8",
                 "name images with letters, digits, '_', '-' and '.'",
             )
         if record.image_id in seen:
@@ -119,15 +118,8 @@ def _refuse_duplicates(records: Sequence[ImageRecord]) -> None:
 
 def _cell(value):
     if isinstance(value, str):
-        return as_cell(_readable(value))
+        return as_cell(readable(value))
     return "" if isinstance(value, float) and math.isnan(value) else value
-
-
-def _readable(text: str) -> str:
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character that stands for no byte
-        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_records(path: str | Path) -> list[ImageRecord]:

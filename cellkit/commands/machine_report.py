@@ -163,8 +163,7 @@ def check_backends() -> list[dict[str, Any]]:
             get_backend(name)
             listed.append(_item(name))
         except UserError as error:
-            problem, _, remedy = str(error).partition("\n")
-            listed.append(_item(name, problem, remedy))
+            listed.append(_item(name, error.problem, error.remedy))
         except Exception as error:  # an installed package that does not import
             again = install_line(name).replace("install", "install --force-reinstall")
             listed.append(_item(name, f"backend '{name}' fails: {type(error).__name__}: {error}", again))
@@ -182,8 +181,7 @@ def check_formats() -> list[dict[str, Any]]:
             reader.library(f"*{reader.suffixes[0]}")
             listed.append(_item(reader.name, **facts))
         except UserError as error:
-            problem, _, remedy = str(error).partition("\n")
-            listed.append(_item(reader.name, problem, remedy, **facts))
+            listed.append(_item(reader.name, error.problem, error.remedy, **facts))
     return listed
 
 
@@ -198,8 +196,7 @@ def check_weights() -> list[dict[str, Any]]:
             card = weights.read_card(path)
             listed.append(_item(path.stem, backend=card.backend, licence=card.licence, sha256=card.sha256, **facts))
         except UserError as error:
-            problem, _, remedy = str(error).partition("\n")
-            listed.append(_item(path.stem, problem, remedy, **facts))
+            listed.append(_item(path.stem, error.problem, error.remedy, **facts))
     return listed
 
 

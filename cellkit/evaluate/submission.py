@@ -13,9 +13,9 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut
 from cellkit.cells.resize import fit_to
 from cellkit.errors import UserError, counted
+from cellkit.files import from_cell
 from cellkit.formats.submission import write_submission
 from cellkit.log import LOG
-from cellkit.tables import from_cell
 
 if TYPE_CHECKING:
     import pandas

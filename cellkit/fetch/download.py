@@ -148,16 +148,11 @@ def real_address(url: str) -> str:
     """
     mirror = os.environ.get(MIRROR_VARIABLE, "")
     address = f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
-    if not _allowed(address):
+    if urlsplit(address).scheme != "https" and not _is_loopback(address):
         raise UserError(
             f"{address} is not https", f"set {MIRROR_VARIABLE} to an https address" if mirror else "use https"
         )
     return address
-
-
-def _allowed(url: str) -> bool:
-    address = urlsplit(url)
-    return address.scheme == "https" or _is_loopback(url)
 
 
 def _is_loopback(url: str) -> bool:

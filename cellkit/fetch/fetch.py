@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +19,7 @@ from cellkit.fetch.archives import check_archive, unpack
 from cellkit.fetch.download import Patience, Refused, Unreachable, authorization_for, download, real_address
 from cellkit.fetch.import_weights import convert_weights
 from cellkit.fetch.registry import REGISTRY, Entry, RemoteFile, find_entry, folder_of
-from cellkit.files import atomic_path, read_json, sha256_file, write_json
+from cellkit.files import atomic_path, locked, read_json, sha256_file, write_json
 from cellkit.log import LOG
 from cellkit.machine import NoRoom, check_space
 
@@ -61,7 +60,8 @@ def fetch(
     carried = _carried(entry, given)
     LOG.info(f"{name}: {entry.about}; licence: {entry.licence}")
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root, name):
+    busy = f"{name}: another fetch of it into {root} is running; waiting for it"
+    with locked(root / f".{name}.lock", busy, wait=True):
         done, missing = [], []
         for file in entry.files:
             if given and file.file_name not in carried and not is_complete(entry, file, root):
@@ -110,23 +110,6 @@ def _is_whole(path: Path) -> bool:
 
 def _has(path: Path, size_bytes: int) -> bool:
     return path.is_file() and path.stat().st_size == size_bytes
-
-
-@contextmanager
-def _alone(root: Path, name: str) -> Iterator[None]:
-    """Hold the lock of one name in one folder; wait for another fetch that has it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(root / f".{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        LOG.info(f"{name}: another fetch of it into {root} is running; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # ---- one file ------------------------------------------------------------------------------------------------------
@@ -276,22 +259,13 @@ def _check(path: Path, file: RemoteFile, root: Path, record: dict[str, Any]) -> 
     """
     size, remedy = path.stat().st_size, f"delete it and fetch again, or get it from {file.url}"
     if file.size_bytes is not None and size != file.size_bytes:
-        raise UserError(
-            f"{path} has {size:,} bytes, {file.size_bytes:,} are known",
-            remedy,
-        )
+        raise UserError(f"{path} has {size:,} bytes, {file.size_bytes:,} are known", remedy)
     sha256 = sha256_file(path)
     trust = PUBLISHED if file.sha256 else PREFIX if file.sha256_prefix else FIRST_USE
     if file.sha256 and sha256 != file.sha256:
-        raise UserError(
-            f"{path} has sha256 {sha256}, published is {file.sha256}",
-            remedy,
-        )
+        raise UserError(f"{path} has sha256 {sha256}, published is {file.sha256}", remedy)
     if not sha256.startswith(file.sha256_prefix):
-        raise UserError(
-            f"{path} has sha256 {sha256}, published is {file.sha256_prefix}...",
-            remedy,
-        )
+        raise UserError(f"{path} has sha256 {sha256}, published is {file.sha256_prefix}...", remedy)
     if not file.sha256 and record and sha256 != record["sha256"]:
         side = root / f"{file.target}{SIDE}"
         raise UserError(
@@ -334,8 +308,7 @@ def _kept_as_bad(error: UserError, path: Path) -> UserError:
     """Rename a file with wrong bytes so that nothing takes it for good; return the error that also says so."""
     bad = path.with_name(f"{path.name.removesuffix('.part')}.bad")
     os.replace(path, bad)
-    problem, _, remedy = str(error).partition("\n")
-    return UserError(f"{problem}; the file is kept as {bad.name}", remedy)
+    return UserError(f"{error.problem}; the file is kept as {bad.name}", error.remedy)
 
 
 def _explain(entry: Entry, file: RemoteFile, root: Path, address: str, error: Refused) -> NoReturn:

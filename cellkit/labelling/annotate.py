@@ -255,8 +255,8 @@ def write_chosen(
     classes : sequence of str, optional
         Names of the cells' classes; without them no cell has one.
     """
+    from cellkit.files import write_table
     from cellkit.formats.label_images import stamp_of, write_labels
-    from cellkit.tables import write_table
 
     cells = [item.instances.with_scores(1.0) for item in chosen]
     named = [bool(classes) and item.made_by == "truth" for item in chosen]

@@ -216,7 +216,7 @@ def write_rounds(
     images, proposals, others, chosen
         As in `correct_first`; the labels of the round before are those that the run folder still has.
     """
-    from cellkit.tables import write_frame
+    from cellkit.files import write_frame
 
     first = correct_first(images, proposals, others, chosen)
     write_frame(stage.path("correct_first.csv"), first)

@@ -81,8 +81,7 @@ class Scene:
         try:
             self.series = self._described(plain, axes, most_px)
         except UserError as error:
-            problem, _, remedy = str(error).partition("\n")
-            self.series = replace(plain, problem=problem, remedy=remedy)
+            self.series = replace(plain, problem=error.problem, remedy=error.remedy)
 
     def _described(self, plain: Series, given: str | None, most_px: int) -> Series:
         """Return the series with axes that are known, checked sizes and one channel per sample."""

@@ -304,9 +304,9 @@ def convert_files(
     UserError
         No image, or none that could be converted, or a folder that holds the images themselves, or cannot be written.
     """
+    from cellkit.files import write_table
     from cellkit.microscope.batch import convert_batch
     from cellkit.microscope.open import open_file
-    from cellkit.tables import write_table
 
     out = Path(out)
     links: list[Quarantined] = []

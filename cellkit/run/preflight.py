@@ -288,7 +288,7 @@ def check_file(config: str | Path, overrides: Mapping[str, Any], run_dir: str | 
                 raise
             outlook = Outlook(Config(), Path())
     for error in noted:
-        outlook.add(ERROR, *str(error).split("\n", 1))
+        outlook.add(ERROR, error.problem, error.remedy)
     outlook.findings.sort(key=lambda one: one.severity != ERROR)
     return outlook
 
@@ -301,8 +301,7 @@ def _ask(outlook: Outlook, check: Callable[[Outlook], None]) -> None:
         except UserError as error:
             noted.append(error)
     for error in noted:
-        problem, _, remedy = str(error).partition("\n")
-        outlook.add(ERROR, problem, "; ".join(remedy.splitlines()))
+        outlook.add(ERROR, error.problem, "; ".join(error.remedy.splitlines()))
     for line in warnings:
         problem, _, remedy = line.rpartition("; ")
         outlook.add(WARNING, problem or remedy, remedy if problem else "nothing is to be done where that is meant")

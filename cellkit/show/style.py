@@ -34,7 +34,6 @@ OTHER_FONTS = (  # for signs that DejaVu Sans lacks, where they are installed
 )  # fmt: skip
 CLASS_COLOURS = ("#FFC20A", "#FF5FA2", "#8FD3FF", "#FF7F2A", "#C9A6FF", "#F5F1C3", "#B8E986", "#FFB3A7")
 UNKNOWN_COLOUR = "#FF6E40"
-TRUTH_COLOUR = "#FFFFFF"
 MODEL_LOOKS = {
     "threshold": ("#8A8F98", "s", ":"),
     "cellpose_base": ("#56B4E9", "o", "--"),

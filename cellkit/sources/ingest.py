@@ -29,7 +29,7 @@ from cellkit.cells.resize import resize_image, resize_instances, resized_shape
 from cellkit.cells.splits import groups_across_splits
 from cellkit.config.sections import Config, ConvertConfig
 from cellkit.errors import Quarantined, UserError, counted, plain_reason, readable
-from cellkit.files import content_of, sync
+from cellkit.files import content_of, sync, write_table
 from cellkit.log import LOG
 from cellkit.microscope.batch import log_notes, measure_light
 from cellkit.microscope.convert import Level, level_row, scaled_by
@@ -40,7 +40,6 @@ from cellkit.sources.assign_splits import check_enough
 from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
 from cellkit.sources.source_tables import competition_ids, list_originals, sample_ids
-from cellkit.tables import write_table
 
 
 # ---- which layout, which classes -----------------------------------------------------------------------------------

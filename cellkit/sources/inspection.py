@@ -92,8 +92,7 @@ def list_microscope_files(root: str | Path, axes: str | None = None) -> list[dic
         try:
             rows.append(row | inspect_file(path, axes).to_json())
         except UserError as error:
-            problem, _, remedy = str(error).partition("\n")
-            rows.append(row | {"problem": problem, "remedy": remedy})
+            rows.append(row | {"problem": error.problem, "remedy": error.remedy})
     return rows
 
 

@@ -81,7 +81,7 @@ def leftovers(
         elif _is_label(path, name, stems) or (in_labels and not name.endswith(NOTES)):
             labels.append(relative)
         elif unread := why_unread(path):
-            strays.append((relative, *str(unread).split("\n", 1)))
+            strays.append((relative, unread.problem, unread.remedy))
         elif picture and plain(stem_of(path)).endswith(NOT_IMAGES):
             others["pictures of outlines and flows"] += 1
         elif picture and folder in folders_used:

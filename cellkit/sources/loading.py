@@ -253,7 +253,7 @@ def frames_of(
     except UserError as error:
         with suppress(UserError):
             label_of("", 0, 1)  # it belongs to this file, whatever is wrong with that
-        refusal = partial(failing_loader, *str(error).split("\n", 1))
+        refusal = partial(failing_loader, error.problem, error.remedy)
         own_id = stem_of(relative)
         yield SourceImage(
             image_id_of(name),
@@ -294,7 +294,7 @@ def resolved(find: Callable[[], Label | Path | None]) -> tuple[Callable, tuple[P
     try:
         found = find()
     except UserError as error:
-        return partial(failing_loader, *str(error).split("\n", 1)), ()
+        return partial(failing_loader, error.problem, error.remedy), ()
     return partial(_given, found), () if found is None else (found.path if isinstance(found, Label) else found,)
 
 

@@ -132,8 +132,7 @@ class ClassTable:
                 f"{where}: {error}", "the columns are file, label (a number from 1, as in the label image), class"
             ) from error
         except UserError as error:
-            problem, _, remedy = str(error).partition("\n")
-            raise UserError(f"{where}: {problem}", remedy) from None
+            raise UserError(f"{where}: {error}") from None
         key = _key_of(row["file"])
         if not key:
             raise UserError(f"{where} names no file", "write the path of the image below the data folder")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cellkit.cells.records import SPLITS, ImageRecord, read_records, select, write_records
 from cellkit.cells.splits import check_groups, hold_out, k_folds, name_groups, place_of, split_records
 from cellkit.errors import UserError
-from cellkit.tables import as_cell, from_cell, write_frame
+from cellkit.files import as_cell, from_cell, write_frame
 
 HEADER = "image_id,path,height_px,width_px,channels,cell_type,group,split,um_per_px,flags,source,file,scene,time,planes"
 GOOD = "a,images/a.png,10,20,red=;green=GFP;blue=DAPI,HEK,A1,train,0.325,,raw/a.czi scene 0,raw/a.czi,0,0,z max of 5"
@@ -116,8 +116,8 @@ def test_what_is_escaped_comes_back(text):
 
 def test_other_tables_are_escaped_and_submissions_refuse_such_ids(tmp_path):  # fault 46
     from cellkit.cells.instances import Instances
+    from cellkit.files import write_table
     from cellkit.formats.submission import write_submission
-    from cellkit.tables import write_table
 
     path = write_table(tmp_path / "labels.csv", [{"image_id": "=1+1", "n": -1.5, "note": "@x"}])
     assert path.read_text() == "image_id,n,note\n'=1+1,-1.5,'@x\n"

@@ -29,7 +29,7 @@ from cellkit.show import style
 from cellkit.show.charts import curve_of, show_confusion, show_curves, show_gains, show_history, show_scores
 from cellkit.show.conversion import show_conversion
 from cellkit.show.counts import show_counts
-from cellkit.show.networks import KERNELS, flow_colours, show_convolution, show_flows
+from cellkit.show.explained import KERNELS, flow_colours, show_convolution, show_flows
 from cellkit.show.overlays import outline_of, show_errors, show_image, show_overlay, verdicts
 from cellkit.show.sheets import show_crops, show_sheet
 from cellkit.show.style import (
@@ -572,7 +572,7 @@ def test_a_pyramid_is_the_image_at_half_the_size_again_and_again(shape):
 def test_an_interval_and_the_flows_of_labels_are_drawn_or_said_to_be_missing(drawn):
     from cellkit.scores.intervals import Difference
     from cellkit.show.charts import show_interval
-    from cellkit.show.networks import show_label_flows
+    from cellkit.show.explained import show_label_flows
 
     ax = show_interval(np.linspace(0.01, 0.05, 50), Difference(0.03, 0.01, 0.05, 4))
     assert ax.lines[0].get_xdata().tolist() == [0.01, 0.05] and ax.get_ylabel() == "of 50 draws"

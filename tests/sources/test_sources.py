@@ -18,13 +18,13 @@ from cellkit.cells.resize import resize_instances
 from cellkit.config.sections import ChannelsConfig, Config, ConvertConfig
 from cellkit.errors import UserError
 from cellkit.evaluate.submission import handed_in
+from cellkit.files import write_table
 from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.modules import load, names_of
 from cellkit.sources.drawn.files import write_fields
 from cellkit.sources.ingest import classes_of, convert_images, detect_kind, locate_source
-from cellkit.tables import write_table
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 255, (24, 32), dtype=np.uint8)
