@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from cellkit.cells.records import SPLITS, ImageRecord, _readable
-from cellkit.errors import UserError, counted, raise_or_collect
+from cellkit.cells.records import SPLITS, ImageRecord
+from cellkit.errors import UserError, counted, raise_or_collect, readable
 
 STEPS = tuple(int(2**64 * x) for x in (0.6180339887498949, 0.41421356237309515, 0.7320508075688772, 0.6457513110645907))
 Item = TypeVar("Item")
@@ -57,7 +57,7 @@ def name_groups(items: Sequence[Item], pattern: str | None) -> list[Item]:
         else:
             named.append(replace(item, group=found["group"]))
     if without:
-        first = _readable(without[0].source or without[0].image_id)
+        first = readable(without[0].source or without[0].image_id)
         problem = f"convert.group_from {pattern!r} fits {len(named)} of {len(items)} images, not e.g. '{first}'"
         raise_or_collect(
             UserError(problem, "write an expression that fits every image, or null to take the folders as groups")

@@ -20,7 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from cellkit.cells.names import plain
+from cellkit.cells.names import channel_rule, plain
+from cellkit.cells.splits import group_rule
 from cellkit.errors import UserError, nearest
 from cellkit.machine import DATA_VARIABLE
 from cellkit.microscope.convert import PERCENTILES, Conversion
@@ -220,9 +221,6 @@ class ConvertConfig(Section):
     @field_validator("group_from", "channel_from")
     @classmethod
     def _is_a_rule(cls, value: str | None, info: ValidationInfo) -> str | None:
-        from cellkit.cells.names import channel_rule
-        from cellkit.cells.splits import group_rule
-
         if value is not None:
             try:
                 (group_rule if info.field_name == "group_from" else channel_rule)(value)

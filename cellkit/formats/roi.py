@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import struct
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -86,8 +90,6 @@ def write_rois(
         A cell without pixels or with a class that has no name; more than 255 classes; a name that does not end with .zip;
         a number given twice.
     """
-    import zipfile
-
     path = Path(path)
     if path.suffix.lower() != ".zip":
         raise UserError(f"{path.name} is no name of a zip", "end it with .zip")
@@ -226,9 +228,6 @@ def _covered(roi: Any, size: tuple[int, int], where: str) -> tuple[np.ndarray, n
 
 def _members(path: str | Path) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of every ROI in a zip, each member checked before it is unpacked into memory."""
-    import zipfile
-    import zlib
-
     if not Path(path).is_file():
         raise UserError(f"no file at {path}", "give a zip of ImageJ ROIs")
     if _is_single(path):
@@ -262,8 +261,6 @@ def _of_finder(name: str) -> bool:
 
 def _check_members(infos: Sequence, path) -> None:
     """Refuse, by name, a member that leads out of the zip, is a link, is no ROI, is there twice, or is too large."""
-    import stat
-
     if len(infos) > MOST_ROIS or sum(info.file_size for info in infos) > LARGEST_ZIP_BYTES:
         raise UserError(
             f"{path} unpacks to {len(infos)} members of too many bytes", f"up to {MOST_ROIS} and 1 GiB are read"
@@ -310,8 +307,6 @@ def _properties_of(props: str) -> dict[str, str]:
 
 def _comment(path: str | Path) -> dict[str, str]:
     """Return what `write_rois` left in the comment of a zip without ROIs."""
-    import zipfile
-
     if _is_single(path):
         return {}
     with zipfile.ZipFile(path) as archive:
@@ -419,8 +414,6 @@ def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
 
 def written_here(path: Path) -> bool:
     """Tell whether a zip is as cellkit wrote it: ImageJ drops what says so."""
-    from zipfile import BadZipFile
-
     try:
         return "cellkit.shape" in _comment(path)
     except BadZipFile:

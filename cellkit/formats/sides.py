@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.cells.dataset import CellDataset
+from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.names import best_pairs, plain, plain_stem, same, series_of, split_of_folder, stem_of
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted, nearest
-from cellkit.microscope.folders import ids_of
+from cellkit.manifest import finished_entries, read_manifest
+from cellkit.microscope.folders import IMAGE_SUFFIXES, ids_of, list_files
+from cellkit.microscope.open import inspect_file
 
 
 def image_records(folder: str | Path) -> list[ImageRecord]:
@@ -29,9 +31,6 @@ def image_records(folder: str | Path) -> list[ImageRecord]:
     UserError
         No such folder, no image in it, a damaged image, or two of one file name.
     """
-    from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
-    from cellkit.microscope.open import inspect_file
-
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}", "give the folder that holds the images")
@@ -113,8 +112,6 @@ def refuse_scaled(side: CellDataset) -> None:
     UserError
         With the scale, and the command that predicts the original images.
     """
-    from cellkit.manifest import finished_entries, read_manifest
-
     config = finished_entries(read_manifest(side.run)).get("01_convert", {}).get("config") if side.run else None
     scale = config.get("scale", 1) if isinstance(config, dict) else 1
     if scale != 1:
@@ -251,8 +248,6 @@ def refuse_proposed(truth: CellDataset) -> None:
     UserError
         Every image of the true side has proposals for labels.
     """
-    from cellkit.cells.dataset import NO_ACCURACY
-
     if truth.records and truth.made_by and set(truth.made_by) == {"proposed"}:
         raise UserError(
             f"{truth.path} holds proposals, no truth: {NO_ACCURACY}", "correct some images and score those (label.use)"

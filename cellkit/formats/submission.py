@@ -7,6 +7,7 @@ column.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -138,8 +139,6 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
     UserError
         No CSV in UTF-8; a row without size, with two sizes of an image, or with pairs that are no runs of its image.
     """
-    import csv
-
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = [{str(k).strip().lower(): v or "" for k, v in row.items()} for row in csv.DictReader(file)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,8 +85,6 @@ def sample_ids(path: str | Path, profile: str | Profile) -> list[str]:
     UserError
         No file, no such column, or no row.
     """
-    import csv
-
     column = get_profile(profile).columns[0]
     if not Path(path).is_file():
         raise UserError(f"no file at {path}", "give the competition's sample_submission.csv")

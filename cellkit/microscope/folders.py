@@ -194,7 +194,5 @@ def find_picture(folder: Path, stem: str) -> Path | None:
 
 def run_of(path: str | Path) -> Path | None:
     """Return the run folder in which a file or folder lies, by its manifest and its table of images; else None."""
-    from cellkit.manifest import MANIFEST
-
     above = Path(path).absolute().parents
     return next((p for p in above[:2] if (p / MANIFEST).is_file() and (p / "records.csv").is_file()), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,8 +62,6 @@ def open_picture(
         A damaged file, several frames, unknown colours, transparent pixels, or an orientation of a picture inside
         another file.
     """
-    import warnings
-
     from PIL import Image
 
     embedded = content is not None

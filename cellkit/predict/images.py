@@ -10,9 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
+from cellkit.cells.names import check_ids, image_id_of, plain, stem_of
 from cellkit.errors import Quarantined, UserError, counted, plain_reason
+from cellkit.files import write_table
 from cellkit.log import LOG
-from cellkit.microscope.convert import Conversion
+from cellkit.manifest import MANIFEST
+from cellkit.microscope.batch import convert_batch
+from cellkit.microscope.channel_files import warn_of_seeming_channels
+from cellkit.microscope.convert import Conversion, convert_frame
+from cellkit.microscope.file_info import PICTURE_SUFFIXES
+from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder, list_files, odd_zarrs
+from cellkit.microscope.open import (
+    READ_SUFFIXES,
+    inspect_file,
+    is_image_folder,
+    is_zarr_by_another_name,
+    open_file,
+    why_unread,
+)
 from cellkit.predict.model import AS_IT_IS
 
 
@@ -56,9 +71,6 @@ def find_images(
     UserError
         Nothing there, a folder without images, or a pattern without match.
     """
-    from cellkit.microscope.channel_files import warn_of_seeming_channels
-    from cellkit.microscope.open import why_unread
-
     links: list[Quarantined] = []
     unread_files: list[Quarantined] = []
     found: dict[Path, tuple[Path, str]] = {}
@@ -96,9 +108,6 @@ def _called_as_labels(
     named: Iterable[str | Path], images: Sequence[Path], avoided: Sequence[Path]
 ) -> list[Quarantined]:
     """Return the files of the folders that are called as label images are (double_label.tif), and after none of the images."""
-    from cellkit.cells.names import plain, stem_of
-    from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, list_files
-
     stems = {plain(stem_of(path)) for path in images}
     alone = []
     for root in (Path(name) for name in named if Path(name).is_dir()):
@@ -115,10 +124,6 @@ def _called_as_labels(
 
 def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     """Return the folder that one argument looks into, and the images it names, each with its path relative to that."""
-    from cellkit.manifest import MANIFEST
-    from cellkit.microscope.folders import IMAGE_SUFFIXES, is_run_folder, list_files, odd_zarrs
-    from cellkit.microscope.open import READ_SUFFIXES, is_image_folder, is_zarr_by_another_name
-
     path = Path(name)
     if path.is_dir() and not is_image_folder(path) and not is_zarr_by_another_name(path):
         files = list_files(path, IMAGE_SUFFIXES) + odd_zarrs(path)
@@ -160,8 +165,6 @@ def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Q
     UserError
         Two images still have one id.
     """
-    from cellkit.cells.names import check_ids
-
     listed = _with_ids_apart(listed)
     frames: list[Frame] = []
     quarantined: list[Quarantined] = []
@@ -176,8 +179,6 @@ def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Q
 
 def _with_ids_apart(listed: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
     """Return (path, relative path), the latter below the folder that holds all, where two images would have one id."""
-    from cellkit.cells.names import check_ids
-
     try:
         check_ids((_id_of(relative), str(path)) for path, relative in listed)
     except UserError:
@@ -188,16 +189,11 @@ def _with_ids_apart(listed: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]
 
 def _id_of(relative: str, suffix: str = "") -> str:
     """Return the image id of a relative path; folders called ``images`` do not count, as in `cellkit.sources.ingest`."""
-    from cellkit.cells.names import image_id_of
-
     *folders, name = relative.split("/")
     return image_id_of("/".join([*(folder for folder in folders if folder.lower() != "images"), name]), suffix)
 
 
 def _frames_of(path: Path, relative: str) -> list[Frame]:
-    from cellkit.microscope.file_info import PICTURE_SUFFIXES
-    from cellkit.microscope.open import inspect_file
-
     if path.suffix.lower() in PICTURE_SUFFIXES:  # one frame; opened when its turn comes
         return [Frame(path, relative, _id_of(relative))]
     info = inspect_file(path)
@@ -247,10 +243,6 @@ def read_picture(
     UserError
         A file that cannot be read, or one that must be converted while no channel is named.
     """
-    from cellkit.microscope.convert import convert_frame
-    from cellkit.microscope.file_info import PICTURE_SUFFIXES
-    from cellkit.microscope.open import open_file
-
     with open_file(frame.path, conversion.axes if conversion else None) as opened:
         series = opened.info.series[frame.scene]
         size, um_per_px = (series.size("Y"), series.size("X")), series.um_per_px
@@ -304,10 +296,6 @@ def convert_files(
     UserError
         No image, or none that could be converted, or a folder that holds the images themselves, or cannot be written.
     """
-    from cellkit.files import write_table
-    from cellkit.microscope.batch import convert_batch
-    from cellkit.microscope.open import open_file
-
     out = Path(out)
     links: list[Quarantined] = []
     listed = _with_ids_apart(find_images(images, avoid=[out], outside=links))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -353,8 +354,6 @@ def _injected(cell) -> bool:
 
 def _plain_traceback(cell) -> list[str]:
     """Return the lines of the cell's last traceback, without terminal colours."""
-    import re
-
     errors = [output for output in cell.outputs if output.output_type == "error"]
     text = "\n".join(errors[-1].traceback) if errors else ""
     return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -371,8 +372,6 @@ def fingerprint_of(section: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, this package and what its results depend on."""
-    from importlib import metadata
-
     found = {"python": platform.python_version()}
     for name in ("cellkit", *PACKAGES):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 from collections.abc import Sequence
@@ -162,8 +163,6 @@ def _tags(cell: dict[str, Any]) -> list[str]:
 
 def _check_parameters(path: Path, cells: list[dict[str, Any]], sources: list[str]) -> None:
     """Refuse a notebook unless one cell is tagged parameters and sets exactly config, run_dir and overrides."""
-    import ast
-
     wanted = "wanted one cell tagged parameters: config = '...', run_dir = '...', overrides = {}"
     if any("injected-parameters" in _tags(cell) for cell in cells):
         raise UserError(f"'{path}' is an executed copy (it has a cell tagged injected-parameters)", wanted)
@@ -183,8 +182,6 @@ def _keys_of(sources: list[str]) -> tuple[str, ...]:
 
     Where outputs are passed as ``**outputs``, these are the keys of every dict in the notebook.
     """
-    import ast
-
     keys: list[str] = []
     is_spread = False
     nodes = [node for tree in map(_parse, sources) if tree for node in ast.walk(tree)]
@@ -202,8 +199,6 @@ def _keys_of(sources: list[str]) -> tuple[str, ...]:
 
 def _reads_of(sources: list[str]) -> tuple[str, ...]:
     """Return what ``find(...)``, ``find_all(...)`` and ``of_run(...)`` ask a run for, as far as the code tells."""
-    import ast
-
     nodes = [node for tree in map(_parse, sources) if tree for node in ast.walk(tree)]
     runs = {
         target.id
@@ -223,15 +218,11 @@ def _reads_of(sources: list[str]) -> tuple[str, ...]:
 
 
 def _name_of(node) -> str:
-    import ast
-
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def _parse(source: str):
     """Return the syntax tree of a cell, None when it holds more than Python."""
-    import ast
-
     with contextlib.suppress(SyntaxError):
         return ast.parse(source)
     return None
@@ -239,8 +230,6 @@ def _parse(source: str):
 
 def _pattern(node) -> str:
     """Return a string constant, or an f-string with ``*`` for its values; empty for anything else."""
-    import ast
-
     if isinstance(node, ast.JoinedStr):
         return "".join(_pattern(part) or "*" for part in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,8 +103,6 @@ class _Level(NamedTuple):
 
 
 def _levels_of(path: Path, image_id: str) -> list[_Level]:
-    import csv
-
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:

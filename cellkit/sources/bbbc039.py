@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,6 @@ def read_red(path: Path, shape: tuple[int, int], image: Path) -> np.ndarray:
     UserError
         More than 8 bits a colour.
     """
-    from io import BytesIO
-
     from PIL import Image
 
     content = path.read_bytes()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -97,10 +100,6 @@ def read_text_labels(path: Path) -> np.ndarray:
     UserError
         Damaged, too large unpacked, rows of different length, or not whole numbers >= 0.
     """
-    import gzip
-    import io
-    import zlib
-
     try:
         with gzip.open(path) as file:
             text = file.read(MOST_TEXT_BYTES + 1)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -174,8 +175,6 @@ def _embedded_mask(item: dict, points: np.ndarray, where: str) -> tuple[np.ndarr
     Its size is what counts. A mask that was moved has corners between pixels; labelme drops their fractions where it draws
     it (labelme/utils/shape.py).
     """
-    from io import BytesIO
-
     from PIL import Image
 
     try:

@@ -15,8 +15,11 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import SPLIT_TITLES
-from cellkit.errors import counted
+from cellkit.cells.labels import check_labels
+from cellkit.cells.records import SPLIT_TITLES, common_channels
+from cellkit.errors import UserError, counted
+from cellkit.parallel import map_items
+from cellkit.scores.iou import overlaps
 
 if TYPE_CHECKING:
     import pandas
@@ -57,8 +60,6 @@ def measure_image(image: np.ndarray, cells: Instances, tiny_px: int = 15) -> dic
         Pieces and holes are those of the painted label image, where of two cells that overlap the one of higher score, or
         else the first, has the pixel.
     """
-    from cellkit.cells.labels import check_labels
-
     painted = cells.paint()
     inside = np.flatnonzero(painted)
     owner, pixels = painted.ravel()[inside], image.reshape(-1, 3)[inside]
@@ -90,8 +91,6 @@ def _sharing(cells: Instances) -> dict[str, int]:
     """Return how many cells share pixels with another, and how many are another one again."""
     if not cells.overlapping:
         return {"overlapping": 0, "twice": 0}
-    from cellkit.scores.iou import overlaps
-
     pairs = overlaps(cells, cells)
     other = pairs.truth != pairs.found
     again = pairs.found[(pairs.truth < pairs.found) & (pairs.iou >= SAME_IOU)]
@@ -134,8 +133,6 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
     UserError
         An image cannot be read.
     """
-    from cellkit.parallel import map_items
-
     seen, failed = map_items(
         partial(_describe_image, dataset, tiny_px),
         range(len(dataset)),
@@ -144,8 +141,6 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
         name=lambda k: dataset.records[k].path,
     )
     if failed:
-        from cellkit.errors import UserError
-
         raise UserError(f"{failed[0].item}: {failed[0].reason}", "run 01_convert again; it writes the images")
     records, classes = dataset.records, (*dataset.classes, "unknown")
     ids = _joined([one["class_ids"] for one in seen], (0,))
@@ -263,8 +258,6 @@ def _seven(values: Sequence | np.ndarray) -> list[float]:
 def class_table(sheet: Mapping[str, Any]) -> pandas.DataFrame:
     """Return a row per class: cells in each split, diameter, median area, median grey level per channel."""
     import pandas as pd
-
-    from cellkit.cells.records import common_channels
 
     rows, named = {}, common_channels(sheet["channels"])
     for name, areas in sheet["area_px"].items():

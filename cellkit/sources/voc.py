@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -126,8 +127,6 @@ def classes(root: Path) -> set[str]:
 
 def _read_voc_file(root: Path, path: Path) -> tuple[tuple[int, int] | None, list[Box]]:
     """Return (height, width) as stated, and the boxes as written."""
-    from xml.etree import ElementTree
-
     check_inside(path, root)
     if path.stat().st_size > MOST_XML_BYTES:
         raise UserError(f"{path.name} has {path.stat().st_size} bytes", "a VOC file of one image is far smaller")

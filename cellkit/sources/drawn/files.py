@@ -15,6 +15,10 @@ from cellkit.cells.drawn.style import FieldStyle
 from cellkit.config.sections import DrawnConfig
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, write_text
+from cellkit.formats.label_images import write_labels
+from cellkit.sources.drawn.camera import expose_stack
+from cellkit.sources.drawn.field import CHANNELS, check_names, draw_field
+from cellkit.sources.drawn.style import FieldStyle
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,6 @@ def write_blank_fields(folder: str | Path, lines: Sequence[str], config: DrawnCo
     config : DrawnConfig
         ``convert.drawn``.
     """
-    from cellkit.formats.label_images import write_labels
-
     folder = Path(folder)
     _check_lines(lines, config.mixed_images)
     counts = (config.images_per_line, config.mixed_images, config.defect_images_per_line, config.empty_images)
@@ -180,7 +182,5 @@ def _write_ome_tiff(path: Path, stack: np.ndarray, um_per_px: float) -> None:
 
 def _write_truth(path: Path, labels: np.ndarray) -> None:
     """Write a label image with the package's own writer."""
-    from cellkit.formats.label_images import write_labels
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_labels(path, labels)
