@@ -22,9 +22,9 @@ from cellkit.errors import UserError, nearest
 VARIABLE = "CELLKIT_MODULES"
 MEND = f"mend it, or take its folder out of {VARIABLE}"
 
-# Kind -> the folder, and what a module of the kind states (one of these).
+# Kind -> the folder, and what a module of the kind states (one of these): a name, or a function with its parameters.
 KINDS = {
-    "source": ("sources", ("read",)),
+    "source": ("sources", ("read(root, config)",)),
     "reader": ("microscope", ("READER",)),
     "format": ("formats", ("TITLE", "ENDINGS")),
     "competition": ("formats.competitions", ("COLUMNS",)),
@@ -135,5 +135,11 @@ def _states(path: Path, changed_ns: int, marks: tuple[str, ...]) -> bool:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}", MEND) from error
-    stated = (rf'^(?:def {mark}\(|{mark}\b[^=\n]*=|__all__ = .*"{mark}")' for mark in marks)
-    return any(re.search(statement, text, re.MULTILINE) for statement in stated)
+    return any(re.search(_statement(mark), text, re.MULTILINE) for mark in marks)
+
+
+def _statement(mark: str) -> str:
+    """Return the expression that finds a mark: ``read(root, config)`` is no `read` of other parameters."""
+    name, *parameters = re.findall(r"\w+", mark)
+    own = r"\b[^,)]*,\s*".join(parameters)
+    return rf'^(?:def {name}\(\s*{own}\b|__all__ = .*"{name}")' if parameters else rf"^{name}\b[^=\n]*="

@@ -12,7 +12,7 @@ from conftest import write_png
 
 from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
-from cellkit.modules import load, names_of
+from cellkit.modules import VARIABLE, load, names_of
 
 ROOT = Path(__file__).parents[1]
 SOURCE = """
@@ -192,3 +192,25 @@ def test_a_format_that_cannot_mark_proposals_is_given_none(tmp_path, monkeypatch
     with pytest.raises(UserError, match="'dots' cannot say that their cells are a model's proposals"):
         formats.write_folder(tmp_path / "out", [record], [cells], ("HEK",), form="dots", made_by=["proposed"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_helper_with_a_function_read_of_its_own_is_no_source(tmp_path):
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    (folder / "lines.py").write_text("def read(path):\n    return path.read_text().splitlines()\n")
+    (folder / "rows.py").write_text(
+        "def read(root, columns=()):\n    return []\n\n\ndef read_config(root, config):\n    pass\n"
+    )
+    (folder / "plates.py").write_text(
+        "def read(\n    root: Path, config: ConvertConfig\n) -> Iterator[SourceImage]:\n    yield\n"
+    )
+    code = "from cellkit.modules import names_of; print(*names_of('source'))"
+    named = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, VARIABLE: str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert {"lines", "rows", "plates"} & set(named) == {"plates"}
+    assert {"drawn", "dsb2018", "voc"} <= set(named)

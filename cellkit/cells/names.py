@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import PurePath, PurePosixPath
 
 from cellkit.errors import UserError, raise_or_collect
@@ -297,6 +298,17 @@ def check_ids(named: Iterable[tuple[str, str]]) -> None:
             same = "would both be" if seen[key][0] == image_id else "differ in upper and lower case only:"
             raise_or_collect(UserError(f"{seen[key][1]} and {source} {same} image '{image_id}'", "rename one of them"))
         seen[key] = (image_id, source)
+
+
+def repeated(values: Iterable[Hashable]) -> list:
+    """Return the values that are there more than once, in their order.
+
+    Examples
+    --------
+    >>> repeated(["b", "a", "b", "c", "a"])
+    ['b', 'a']
+    """
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 HASHED = re.compile(r"-[0-9a-f]{6}$")

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
+from fastcore.basics import groupby
+
 from cellkit.cells.records import SPLITS, ImageRecord
 from cellkit.errors import UserError, counted, raise_or_collect, readable
 
@@ -131,10 +133,10 @@ def split_records(
     units = _units(records, by)
     places = {unit: place_of(unit, seed) for unit in sorted(units)}
     split_of = {unit: split_by_name(unit, fractions, seed) for unit in places}
-    strata: dict[str, list[str]] = defaultdict(list)
-    for unit in sorted(units):
-        for kind in sorted({records[k].cell_type for k in units[unit]}) if stratify else ("",):
-            strata[kind].append(unit)
+    kinds = {
+        unit: sorted({records[k].cell_type for k in places}) if stratify else ("",) for unit, places in units.items()
+    }
+    strata = groupby([(kind, unit) for unit in sorted(units) for kind in kinds[unit]], 0, 1)
     _fill_empty_splits(split_of, places, strata, fractions)
     return [
         replace(records[k], split=name)
@@ -206,10 +208,8 @@ def _can_leave(unit: str, part: str, split_of: dict[str, str], strata: dict[str,
 
 def _units(records: Sequence[ImageRecord], by: str) -> dict[str, list[int]]:
     """Return what stays in one split, by name: the positions of the images of a group, or of one image."""
-    units: dict[str, list[int]] = defaultdict(list)
-    for position, record in enumerate(records):
-        units[record.group if by == "group" and record.group else record.image_id].append(position)
-    return units
+    names = [record.group if by == "group" and record.group else record.image_id for record in records]
+    return groupby(enumerate(names), 1, 0)
 
 
 def _apportion(units: dict[str, list[int]], kinds: Sequence[str], fractions: Sequence[float], rng) -> dict[str, int]:

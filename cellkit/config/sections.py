@@ -289,11 +289,9 @@ def section_class(section: str, backend: str) -> type[Section]:
     return create_model(f"{section.capitalize()}Config", __base__=(settings, base), __doc__=base.__doc__, **own)
 
 
-def _usual(section: str) -> type[Section]:
-    return section_class(section, BACKEND_SECTIONS[section].model_fields["backend"].default)
-
-
-LabelConfig, FinetuneConfig, MaskrcnnConfig = map(_usual, BACKEND_SECTIONS)
+LabelConfig, FinetuneConfig, MaskrcnnConfig = (
+    section_class(name, kind.model_fields["backend"].default) for name, kind in BACKEND_SECTIONS.items()
+)
 
 
 class EvaluateConfig(Section):

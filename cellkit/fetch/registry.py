@@ -125,12 +125,7 @@ def folder_of(entry: Entry, to: str | Path | None = None) -> Path:
     """Return the folder `entry` goes to: `to`, else the environment's, else one in the user's cache."""
     if to is not None:
         return Path(to)
-    return weights_folder() if entry.kind == "weights" else _folder(DATA_VARIABLE, "data")
-
-
-def weights_folder() -> Path:
-    """Return where fetched weights lie: ``CELLKIT_WEIGHTS``, else ``cellkit/weights`` in the user's cache."""
-    return _folder(WEIGHTS_VARIABLE, "weights")
+    return _folder(WEIGHTS_VARIABLE, "weights") if entry.kind == "weights" else _folder(DATA_VARIABLE, "data")
 
 
 def cache_folder() -> Path:

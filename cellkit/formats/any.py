@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -31,7 +30,7 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.names import check_ids, image_id_of, stem_of
+from cellkit.cells.names import check_ids, image_id_of, repeated, stem_of
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError, counted, nearest
 from cellkit.formats.label_images import labels_orientation
@@ -310,9 +309,8 @@ def none_left(what: str, quarantined: list[Quarantined]) -> UserError:
 
 
 def _refuse_twice(names: list[str], path: Path) -> None:
-    for before, name in pairwise(sorted(names)):
-        if name == before:
-            raise UserError(f"{path} has two files of the image '{name}'", "keep one")
+    if twice := repeated(names):
+        raise UserError(f"{path} has two files of the image '{twice[0]}'", "keep one")
 
 
 def _picture_name(file: Path, root: Path, module: ModuleType) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cellkit.cells.dataset import MAKERS, CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.names import image_id_of
+from cellkit.cells.names import image_id_of, repeated
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted
 from cellkit.files import read_json
@@ -89,7 +89,8 @@ def parse_coco(
         records.append(_record(entry, f"{path}: image {position + 1}"))
         checked_key(entry.get("id"), f"{path}: image {position + 1}: id")
         ids.append(entry["id"] if isinstance(entry["id"], str) else int(entry["id"]))
-    _refuse_duplicates([key_of(number) for number in ids], f"{path}: image ids")
+    if twice := repeated(key_of(number) for number in ids):
+        raise UserError(f"{path}: image ids: {twice[0]} is there twice", "give every entry an id of its own")
     records = _distinct(records)
     grouped, crowd = _grouped(data["annotations"], ids, path)
     rows = data["annotations"]
@@ -255,12 +256,6 @@ def refuse_unwritable(text: str, where: str) -> None:
     """
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
         raise UserError(f"{where} {text[:40]!r} holds a control character", "write names in plain letters")
-
-
-def _refuse_duplicates(values: list, where: str) -> None:
-    if len(set(values)) < len(values):
-        twice = Counter(values).most_common(1)[0][0]
-        raise UserError(f"{where}: {twice} is there twice", "give every entry an id of its own")
 
 
 def _grouped(rows: list, ids: list, path, common: bool = False) -> tuple[list[list[dict]], list[list[dict]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from cellkit.cells.dataset import CellDataset
@@ -22,24 +21,21 @@ def is_this(path: Path) -> bool:
 
 
 def read(path: Path, how: Reading) -> CellDataset:
-    """Read a submission, or a competition's own table of truth."""
-    return _read_csv(path, how.of, how.profile, how.shapes)
+    """Read a submission, or a competition's own table of truth.
 
-
-def _read_csv(
-    path: Path, of: CellDataset | None, profile: str | None, shapes: Mapping[str, tuple[int, int]] | None
-) -> CellDataset:
-    """Read a Kaggle CSV; the sizes of its images come from `shapes` or from the other side, or a table of truth has them."""
+    The sizes of its images come from `how.shapes` or from the other side, or the table has them.
+    """
     if is_truth_table(path):
         return CellDataset(*read_truth_table(path), path=path)
-    if profile is None:
+    if how.profile is None:
         raise UserError(
             f"{path} is a CSV, and no profile says how it counts pixels", f"add --profile {' or '.join(profiles())}"
         )
-    if shapes is None and of is not None:
-        shapes = {plain_stem(r.path): (r.height_px, r.width_px) for r in of.records}
+    shapes = how.shapes
+    if shapes is None and how.of is not None:
+        shapes = {plain_stem(r.path): (r.height_px, r.width_px) for r in how.of.records}
     if shapes is None:
         raise UserError(f"{path} does not tell how large its images are", "give the folder of the images: --images DIR")
-    found = read_submission(path, profile, shapes, allow_overlaps=True)
+    found = read_submission(path, how.profile, shapes, allow_overlaps=True)
     records = [ImageRecord(name, name, *shapes[name]) for name in found]
     return CellDataset(records, list(found.values()), path=path)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset
-from cellkit.cells.names import best_pairs, plain, plain_stem, same, series_of, split_of_folder, stem_of
+from cellkit.cells.names import best_pairs, plain, plain_stem, repeated, same, series_of, split_of_folder, stem_of
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted, nearest
 from cellkit.manifest import finished_entries, read_manifest
@@ -40,9 +40,8 @@ def image_records(folder: str | Path) -> list[ImageRecord]:
         relative = path.relative_to(folder)
         name = (relative.parent / stem_of(path.name)).as_posix()
         records.append(ImageRecord(name, relative.as_posix(), series.size("Y"), series.size("X")))
-    twice = _first_twice([stem_of(record.path) for record in records])
-    if twice:
-        raise UserError(f"{folder} has two images called '{twice}'", "give a folder with one of them")
+    if twice := repeated(stem_of(record.path) for record in records):
+        raise UserError(f"{folder} has two images called '{twice[0]}'", "give a folder with one of them")
     if not records:
         raise UserError(f"no image in the folder {folder}", f"images end with {', '.join(IMAGE_SUFFIXES)}")
     return records
@@ -218,15 +217,6 @@ def _spelt(name: str, names: Sequence[str]) -> str:
     """
     alike = [known for known in names if known.strip().casefold() == name.strip().casefold()]
     return f" (did you mean '{alike[0]}'?)" if alike else nearest(name, names)
-
-
-def _first_twice(values: Sequence[str]) -> str:
-    seen: set[str] = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return ""
 
 
 def first_names(names: Sequence[str]) -> str:

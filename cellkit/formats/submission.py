@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.names import repeated
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
@@ -61,8 +62,7 @@ def write_submission(
             raise UserError(f"objects of image '{image_id}' {what}", "pass them through resolve_overlaps first")
         cell = '"' + image_id.replace('"', '""') + '"' if set(image_id) & set(',"') else image_id
         lines += [f"{cell},{text}" for text in objects.to_kaggle_rle(profile.order) or [""]]
-    if len(set(ids)) != len(ids):
-        twice = sorted({image_id for image_id in ids if ids.count(image_id) > 1})
+    if twice := repeated(ids):
         raise UserError(f"image id '{twice[0]}' is given twice", "give every image once")
     shapes = {image_id: objects.shape for image_id, objects in zip(ids, instances, strict=True)}
     with atomic_path(path) as temporary:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import groupby
 
 from cellkit.errors import UserError
 from cellkit.formats.competitions import Profile, get_profile, profiles
@@ -226,10 +227,7 @@ def numbers_fault(numbers: np.ndarray, shape: tuple[int, int] | None) -> str:
 
 def by_image(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
     """Return the rows of each image, in the order of the file."""
-    images: dict[str, list[_Row]] = {}
-    for row in rows:
-        images.setdefault(row.image_id, []).append(row)
-    return images
+    return groupby(rows, "image_id")
 
 
 def id_problems(rows: list[_Row], named: set[str], wanted: Iterable[str] | None) -> list[Problem]:

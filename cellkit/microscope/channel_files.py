@@ -49,6 +49,12 @@ def seeming_channels(
     return {key: sorted(some) for key, some in found.items() if len({plain(name) for name, _ in some}) >= least}
 
 
+def _what_seems(paths: Sequence[Path]) -> str:
+    found = seeming_channels(paths)
+    names = [path.name for _, path in next(iter(found.values()), ())]
+    return f"{' and '.join(names[:4])} seem to be the channels of one image ({len(found)} such sets)" if found else ""
+
+
 def refuse_seeming_channels(paths: Sequence[Path]) -> None:
     """Refuse files that seem to be the channels of one image: taken one by one each would be an image of one channel.
 
@@ -57,21 +63,16 @@ def refuse_seeming_channels(paths: Sequence[Path]) -> None:
     UserError
         With the names of the first such set.
     """
-    found = seeming_channels(paths)
-    if found:
-        names = [path.name for _, path in next(iter(found.values()))]
-        problem = f"{' and '.join(names[:4])} seem to be the channels of one image ({len(found)} such sets)"
+    if problem := _what_seems(paths):
         raise_or_collect(UserError(problem, REMEDY))
 
 
 def warn_of_seeming_channels(paths: Sequence[Path]) -> None:
     """Say in the log what `refuse_seeming_channels` refuses."""
-    found = seeming_channels(paths)
-    if found:
-        names = [path.name for _, path in next(iter(found.values()))]
+    if problem := _what_seems(paths):
         LOG.warning(
-            f"{' and '.join(names[:4])} seem to be the channels of one image ({len(found)} such sets): each file is taken for "
-            "an image of its own; join them with convert.channel_from in a run, or store them as one file"
+            f"{problem}: each file is taken for an image of its own; join them with convert.channel_from in a run, or store "
+            "them as one file"
         )
 
 

@@ -93,18 +93,8 @@ def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
         notes.append(f"no pixels are stored of the channels {', '.join(without)}")
     refused = _czi_refusal(f"{path.name} has axes {axes} {shape}", extra, types)
     um_per_px = _czi_um_per_px(tree, notes)
-    return Stack(
-        _czi_scene_name(tree, scene),
-        axes,
-        shape,
-        dtype,
-        channels,
-        um_per_px,
-        block,
-        len(lead),
-        *refused,
-        tuple(dict.fromkeys(notes)),
-    )
+    name = _czi_scene_name(tree, scene)
+    return Stack(name, axes, shape, dtype, channels, um_per_px, block, len(lead), *refused, notes)
 
 
 def _czi_refusal(text: str, extra: str, types: list[str]) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import groupby
 
 from cellkit.cells.dataset import read_image
 from cellkit.cells.records import ImageRecord
@@ -113,10 +114,7 @@ def similar_pairs(
 def _suspects(quality: Sequence[Mapping]) -> dict[tuple[int, int], list[tuple[bool, bool, bool]]]:
     """Return the pairs whose contents are equal or whose fingerprints are near, and in which positions."""
     found: dict[tuple[int, int], list] = {}
-    same: dict[str, list[int]] = {}
-    for k, row in enumerate(quality):
-        same.setdefault(row["content"], []).append(k)
-    for members in same.values():
+    for members in groupby(range(len(quality)), lambda k: quality[k]["content"]).values():
         found |= {pair: [(False, False, False)] for pair in itertools.combinations(members, 2)}
     known = np.array([k for k, row in enumerate(quality) if not row["empty"] and int(row["fingerprint"], 16)], int)
     if len(known) < 2:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastcore.basics import groupby
 
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import counted
@@ -215,10 +216,8 @@ def name_flagged(
     quality : sequence of mapping
         Of each record, in the same order.
     """
-    other: dict[str, list[str]] = {}
-    for copy in copies:
-        other.setdefault(copy.first, []).append(copy.second)
-        other.setdefault(copy.second, []).append(copy.first)
+    both = [pair for copy in copies for pair in ((copy.first, copy.second), (copy.second, copy.first))]
+    other = groupby(both, 0, 1)
     lines = []
     for record, row in zip(records, quality, strict=True):
         if record.flags:

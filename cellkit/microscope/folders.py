@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+
+from fastcore.basics import groupby
 
 from cellkit.cells.names import HASHED, LABEL_ENDINGS, Keys, image_id_of, is_no_data, plain, same, stem_of
 from cellkit.errors import UserError
@@ -166,10 +167,7 @@ def check_inside(path: Path, root: Path) -> None:
 
 def by_stem(root: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     """Return the files below a folder by name without suffix: more than one where folders hold files of one name."""
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in list_files(root, suffixes, keep_labels=True):
-        found[stem_of(path)].append(path)
-    return dict(found)
+    return groupby(list_files(root, suffixes, keep_labels=True), stem_of)
 
 
 def find_picture(folder: Path, stem: str) -> Path | None:
@@ -195,4 +193,4 @@ def find_picture(folder: Path, stem: str) -> Path | None:
 def run_of(path: str | Path) -> Path | None:
     """Return the run folder in which a file or folder lies, by its manifest and its table of images; else None."""
     above = Path(path).absolute().parents
-    return next((p for p in above[:2] if (p / MANIFEST).is_file() and (p / "records.csv").is_file()), None)
+    return next((p for p in above[:2] if is_run_folder(p)), None)

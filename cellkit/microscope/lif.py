@@ -63,7 +63,7 @@ def _lif_stack(path: Path, image) -> Stack:
     notes: list[str] = []
     channels, um_per_px = _lif_bands(image, axes) or _lif_channels(image), _lif_um_per_px(image, axes, notes)
     read = lambda index: _lif_pixels(image)  # noqa: E731
-    return Stack(image.name, axes, shape, str(dtype), channels, um_per_px, read, notes=tuple(dict.fromkeys(notes)))
+    return Stack(image.name, axes, shape, str(dtype), channels, um_per_px, read, notes=notes)
 
 
 def _unreadable(image, problem: str, remedy: str) -> Stack:

@@ -57,8 +57,7 @@ def _nd2_stack(nd2, position: int) -> Stack:
             )
     name = f"position {position}" if nd2.sizes.get("P", 1) > 1 else ""
     shape = tuple(int(nd2.sizes[axis]) for axis in axes)
-    notes = tuple(dict.fromkeys(sentences))
-    return Stack(name, axes, shape, str(nd2.dtype), tuple(channels), um_per_px, block, len(loops), notes=notes)
+    return Stack(name, axes, shape, str(nd2.dtype), tuple(channels), um_per_px, block, len(loops), notes=sentences)
 
 
 def open_nd2(path: Path, axes: str | None, most_px: int) -> AbstractContextManager[Opened]:

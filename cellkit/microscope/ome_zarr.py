@@ -114,9 +114,7 @@ def _zarr_stack(path: Path, root, name: str, image) -> Stack:
                 remedy = "write the file again"
     shape = tuple(int(n) for n in array.shape)
     read = lambda index: array  # noqa: E731
-    return Stack(
-        name, axes, shape, str(array.dtype), channels, um_per_px, read, 0, problem, remedy, tuple(dict.fromkeys(notes))
-    )
+    return Stack(name, axes, shape, str(array.dtype), channels, um_per_px, read, 0, problem, remedy, notes)
 
 
 def _zarr_codecs(array) -> set[str]:

@@ -52,7 +52,7 @@ class Stack:
     lead : int
     problem, remedy : str
         Why the scene cannot be read, known before its axes are checked.
-    notes : tuple of str
+    notes : sequence of str
         As in `Series`.
     """
 
@@ -66,7 +66,7 @@ class Stack:
     lead: int = 0
     problem: str = ""
     remedy: str = ""
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
 
 class Scene:
@@ -75,9 +75,8 @@ class Scene:
     def __init__(self, path: Path, kind: str, stack: Stack, axes: str | None, last: dict, most_px: int):
         self.path, self.kind, self.stack, self.axes = path, kind, stack, stack.axes
         self.samples, self._last = 1, last  # what was read last, of any scene of the file
-        plain = Series(
-            stack.name, stack.axes, stack.shape, stack.dtype, stack.channels, stack.um_per_px, notes=stack.notes
-        )
+        notes = tuple(dict.fromkeys(stack.notes))
+        plain = Series(stack.name, stack.axes, stack.shape, stack.dtype, stack.channels, stack.um_per_px, notes=notes)
         try:
             self.series = self._described(plain, axes, most_px)
         except UserError as error:

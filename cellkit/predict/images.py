@@ -254,7 +254,7 @@ def read_picture(
             ask((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), scale)
         if as_it_is:
             shown = convert_frame(opened, 0, 0, AS_IT_IS)
-            grey = bool(shown.image.any()) and _equal_colours(shown.image)
+            grey = bool(shown.image.any()) and bool((shown.image == shown.image[..., :1]).all())
             if not grey:
                 return Picture(shown.image, size, shown.channels, um_per_px, notes=opened.info.notes_of(frame.scene))
         if conversion is None or not conversion.names_channels:
@@ -262,10 +262,6 @@ def read_picture(
         shown = convert_frame(opened, frame.scene, frame.time, conversion)
         notes = tuple(dict.fromkeys(level.note for level in shown.levels if level.note))
         return Picture(shown.image, size, shown.channels, um_per_px, conversion.scale, notes)
-
-
-def _equal_colours(image: np.ndarray) -> bool:
-    return np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2])
 
 
 def _unnamed_channels(frame: Frame, series, grey: bool) -> UserError:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import nbformat
 import papermill
+from fastcore.basics import store_attr
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
@@ -170,8 +171,7 @@ class _Session:
     """One execution: the kernel, its folder of temporary files, the reasons to stop, the outcome."""
 
     def __init__(self, copy, environment, on_cell, on_text, timeout_s):
-        self.copy, self.environment, self.timeout_s = copy, environment, timeout_s
-        self.on_cell, self.on_text = on_cell, on_text
+        store_attr()
         self.outcome = Outcome()
         self.stopped: Literal["", "timeout", "interrupted"] = ""
         self.notebook: nbformat.NotebookNode | None = None

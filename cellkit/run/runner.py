@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import store_attr
+
 from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
 from cellkit.errors import UserError, counted, nearest
@@ -199,9 +201,8 @@ class _Runner:
     """One call of `run_notebooks`, from the lock on."""
 
     def __init__(self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look=False, outlook=None):
-        self.folder, self.cfg, self.books, self.chosen = folder, cfg, books, chosen
-        self.given, self.timeout_s, self.allow_skips, self.forced = given, timeout_s, allow_skips, forced
-        self.look, self.outlook, self.forecast = look, outlook, {}
+        store_attr()
+        self.forecast = {}
         self.console, self.hasher, self.began = Console(), Hasher(), time.monotonic()
         self.states: dict[str, StageState] = {}
 

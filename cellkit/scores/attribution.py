@@ -66,7 +66,7 @@ def fault_kinds(pairs: Overlaps) -> tuple[np.ndarray, np.ndarray]:
         i, j = match_pairs(rest, threshold=threshold)
         of_truth[truth_left[i]], of_found[found_left[j]] = "boundary", "boundary"
         if threshold == Fraction(1, 2):
-            perfect = _are_hits(rest, i, j, STRICTEST)
+            perfect = hits(rest, [STRICTEST])[0][rest.places(i, j)]
             of_truth[truth_left[i[perfect]]], of_found[found_left[j[perfect]]] = GOOD, GOOD
     return of_truth, of_found
 
@@ -81,13 +81,6 @@ def _one_in_many(pairs: Overlaps, allowed: np.ndarray, whole: str) -> tuple[np.n
     chosen = part.copy()
     chosen[part] = many[holder[part]]
     return pairs.truth[chosen], pairs.found[chosen]
-
-
-def _are_hits(pairs: Overlaps, i: np.ndarray, j: np.ndarray, threshold: Fraction) -> np.ndarray:
-    """Tell which of the pairs (i, j) have IoU above the threshold."""
-    size = max(pairs.n_found, 1)
-    place = np.searchsorted(pairs.truth * size + pairs.found, i * size + j)
-    return hits(pairs, [threshold])[0][place]
 
 
 def wrong_classes(pairs: Overlaps) -> np.ndarray:

@@ -65,6 +65,11 @@ class Overlaps:
         """(K,) float64: intersection over union of each pair."""
         return self.shared_px / self.union_px
 
+    def places(self, truth: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """Return where pairs of these objects, each of which is here, stand."""
+        size = max(self.n_found, 1)
+        return np.searchsorted(self.truth * size + self.found, truth * size + found)
+
     def select(self, truth: np.ndarray, found: np.ndarray) -> Overlaps:
         """Keep some objects: (G,) bool and (P,) bool."""
         kept = truth[self.truth] & found[self.found]
@@ -207,7 +212,7 @@ def _dense(values: np.ndarray) -> tuple[np.ndarray, int]:
 
 def sorted_runs(objects: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return start, end and owner of all runs, ordered by start."""
-    order = np.argsort(objects.starts, kind="stable")
+    order = objects.by_start
     starts = objects.starts[order]
     return starts, starts + objects.lengths[order], objects.owner_of_run[order]
 

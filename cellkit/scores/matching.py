@@ -185,10 +185,7 @@ def keyed_by_threshold(thresholds: Sequence[Fraction], values: np.ndarray) -> di
 
 def matched_iou(image: Overlaps, threshold: Fraction, strict: bool = False) -> np.ndarray:
     """Return the IoU of each matched pair."""
-    i, j = match_pairs(image, threshold=threshold, strict=strict)
-    size = max(image.n_found, 1)
-    position = np.searchsorted(image.truth * size + image.found, i * size + j)
-    return image.iou[position]
+    return image.iou[image.places(*match_pairs(image, threshold=threshold, strict=strict))]
 
 
 def ranked(scores: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from fastcore.basics import groupby
 
-from cellkit.cells.names import image_id_of, plain, split_of_file, split_of_folders, stem_of
+from cellkit.cells.names import image_id_of, plain, repeated, split_of_file, split_of_folders, stem_of
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.files import decoded
@@ -189,23 +190,15 @@ def _read_sheet(path: Path, convention: str | None) -> Sheet:
         isinstance(part, list) and all(isinstance(x, dict) for x in part) for part in (images, annotations, categories)
     ):
         raise UserError(f"{path} lacks lists of images, annotations and categories", "give a whole COCO file")
-    return Sheet(
-        path, split_of_file(path.stem), images, categories, _by_image(path, images, annotations), _no_masks(annotations)
-    )
-
-
-def _no_masks(annotations: list[dict]) -> bool:
-    return bool(annotations) and not any(row.get("segmentation") for row in annotations)
+    no_masks = bool(annotations) and not any(row.get("segmentation") for row in annotations)
+    return Sheet(path, split_of_file(path.stem), images, categories, _by_image(path, images, annotations), no_masks)
 
 
 def _by_image(path: Path, images: list[dict], annotations: list[dict]) -> dict[Any, list[dict]]:
     """Group the annotations; refuse duplicate image ids, and annotations of images that are not there."""
-    twice = [number for number, count in Counter(str(key_of(entry.get("id"))) for entry in images).items() if count > 1]
-    if twice:
+    if twice := repeated(str(key_of(entry.get("id"))) for entry in images):
         raise UserError(f"{path}: image id {twice[0]} is there twice", "give every image an id of its own")
-    rows: dict[str, list[dict]] = defaultdict(list)
-    for row in annotations:
-        rows[str(key_of(row.get("image_id")))].append(row)
+    rows = groupby(annotations, lambda row: str(key_of(row.get("image_id"))))
     orphans = set(rows) - {str(key_of(entry.get("id"))) for entry in images}
     if orphans:
         count = sum(len(rows[number]) for number in orphans)
@@ -221,9 +214,7 @@ class _Pictures:
 
     def __init__(self, root: Path):
         self.root = root
-        self.by_name: dict[str, list[Path]] = defaultdict(list)
-        for path in list_files(root, IMAGE_SUFFIXES, keep_labels=True):
-            self.by_name[plain(path.name)].append(path)
+        self.by_name = groupby(list_files(root, IMAGE_SUFFIXES, keep_labels=True), lambda path: plain(path.name))
 
     def find(self, named: str, sheet: Path, split: str = "") -> Path:
         """Return the one picture, of several that in folders of the file's `split`; raises where that leaves none or several."""

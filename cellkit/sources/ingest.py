@@ -319,7 +319,7 @@ def _convert_one(known: tuple[SourceImage, dict | None], root: Path, folder: Pat
         "instances": None if instances is None else _cells_to_json(instances),
         "levels": [asdict(level) for level in loaded.levels],
         "left_out": list(loaded.left_out),
-        "measured": {key: _plain(value) for key, value in measured.items()},
+        "measured": {key: value.item() if hasattr(value, "item") else value for key, value in measured.items()},
         "size": list(loaded.image.shape[:2]),
     }
 
@@ -343,10 +343,6 @@ def record_of(item: SourceImage, loaded: Loaded, scale: float, root: Path) -> Im
         time=item.time,
         planes=readable(loaded.planes),
     )
-
-
-def _plain(value):
-    return value.item() if hasattr(value, "item") else value
 
 
 def _cells_to_json(cells: Instances) -> dict:

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +104,18 @@ def files_to_text(rows: Sequence[dict[str, Any]], most: int = 200) -> str:
     return "\n".join(lines + [f"... and {len(rows) - most} more: --json lists all"] * (len(rows) > most))
 
 
-def _without_name(row: dict[str, Any]) -> str:
-    return row["problem"].removeprefix(f"{Path(row['file']).name} ")
-
-
 def _file_cells(row: dict[str, Any]) -> tuple[str, ...]:
     if "problem" in row:
-        return (row["file"], "", "", "", "", "", "", f"refused: {_without_name(row)}")
+        return (
+            row["file"],
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            f"refused: {row['problem'].removeprefix(Path(row['file']).name + ' ')}",
+        )
     shape = " x ".join(map(str, row["shape"]))
     size = f"{row['um_per_px']:.4g}" if row["um_per_px"] else ""
     named = [Channel(name, math.nan if nm is None else nm).text
@@ -180,7 +184,7 @@ def inspect_folder(
         raise UserError(
             f"no image of the layout '{kind}' in {root}", f"layouts: --source {', '.join(names_of('source'))}"
         )
-    done, failed = map_items(partial(_read_one), items, "inspect", name=lambda item: item.source)
+    done, failed = map_items(_read_one, items, "inspect", name=lambda item: item.source)
     quarantined = [one.in_one_line() for one in failed]
     seen = [(item.split, item.cell_type, *found) for item, found in zip(items, done, strict=True) if found is not None]
     result = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)

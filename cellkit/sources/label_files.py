@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fastcore.basics import groupby
+
 from cellkit.cells.names import LABEL_ENDINGS, LABEL_WORDS, plain, stem_of
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
@@ -28,11 +30,8 @@ class LabelFiles:
         self.root = root
         self.used: set[Path] = set()
         self.folders: dict[Path, tuple[str, ...]] = {}  # of label images, by other names, see `label_folders`
-        self.by_name: dict[str, list[Path]] = defaultdict(list)
-        suffixes = (*LABEL_SUFFIXES, *LOSSY_SUFFIXES, "_seg.npy")
-        for path in list_files(root, suffixes, keep_labels=True):
-            relative = path.relative_to(root)
-            self.by_name[plain((relative.parent / stem_of(path)).as_posix())].append(path)
+        files = list_files(root, (*LABEL_SUFFIXES, *LOSSY_SUFFIXES, "_seg.npy"), keep_labels=True)
+        self.by_name = groupby(files, lambda path: plain((path.relative_to(root).parent / stem_of(path)).as_posix()))
 
     def of_image(self, image: Path | ChannelFiles, suffix: str, number: int, count: int) -> Label | None:
         """Return the label image of a frame of a file, called after it or after its file; see `folder.read`.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+
+from fastcore.basics import groupby
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, stem_of
@@ -43,9 +44,8 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     without truth: predicted and handed in.
     """
     root = Path(root)
-    rows_of: dict[str, list[dict]] = defaultdict(list)
-    for row in read_table(root / "train.csv", ("id", "annotation", "width", "height", "cell_type"), root):
-        rows_of[row["id"]].append(row)
+    rows = read_table(root / "train.csv", ("id", "annotation", "width", "height", "cell_type"), root)
+    rows_of = groupby(rows, lambda row: row["id"])
     pictures = by_stem(root / "train", IMAGE_SUFFIXES)
     items = [
         _sartorius_image(root, name, rows_of.get(name), pictures.get(name, []), config)

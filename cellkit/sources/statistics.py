@@ -7,6 +7,7 @@ counts, sizes, areas, brightness, the balance of classes, and label faults. `cel
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -164,7 +165,7 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
         "cells": len(ids),
         "classes": list(dataset.classes),
         "set_aside": sum(not record.split for record in records),
-        "flags": _flag_counts(records),
+        "flags": dict(sorted(Counter(flag for r in records for flag in r.flags.split(";") if flag).items())),
         "groups": {"groups": len({r.group for r in records} - {""}), "images_without": sum(not r.group for r in records)},
         "by_split": _by_split(records, seen),
         "classes_by_split": by_split,
@@ -200,11 +201,6 @@ def _joined(arrays: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
 def _splits(records: Sequence) -> list[str]:
     present = {record.split for record in records}
     return [split for split in ("train", "val", "test", "") if split in present]
-
-
-def _flag_counts(records: Sequence) -> dict[str, int]:
-    flags = [flag for record in records for flag in record.flags.split(";") if flag]
-    return {flag: flags.count(flag) for flag in sorted(set(flags))}
 
 
 def _by_split(records: Sequence, seen: Sequence[Mapping]) -> list[dict[str, Any]]:

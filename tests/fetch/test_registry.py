@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from cellkit.errors import UserError
-from cellkit.fetch.registry import REGISTRY, RemoteFile, find_entry, folder_of, weights_folder
+from cellkit.fetch.registry import REGISTRY, RemoteFile, find_entry, folder_of
 
 ENTRIES = list(REGISTRY.values())
 FILES = [(entry, file) for entry in ENTRIES for file in entry.files]
@@ -103,7 +103,7 @@ def test_folders(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     assert folder_of(REGISTRY["bbbc039"]) == Path.home() / ".cache/cellkit/data"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert folder_of(REGISTRY["cyto3"]) == weights_folder() == tmp_path / "cellkit/weights"
+    assert folder_of(REGISTRY["cyto3"]) == tmp_path / "cellkit/weights"
     monkeypatch.setenv("CELLKIT_DATA", str(tmp_path / "d"))
     monkeypatch.setenv("CELLKIT_WEIGHTS", str(tmp_path / "w"))
     assert (folder_of(REGISTRY["bbbc039"]), folder_of(REGISTRY["cyto3"])) == (tmp_path / "d", tmp_path / "w")
