@@ -7,19 +7,15 @@ published the first download is trusted, which is reported, and its sha256 is ke
 from __future__ import annotations
 
 import os
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cellkit.errors import UserError, nearest
 from cellkit.machine import DATA_VARIABLE
 
 WEIGHTS_VARIABLE = "CELLKIT_WEIGHTS"
-KAGGLE_URL = "https://www.kaggle.com/api/v1/competitions/data/download-all/"
-BBBC = "https://data.broadinstitute.org/bbbc"
-CELLPOSE = "https://www.cellpose.org/models"
-LIVECELL = "https://livecell-dataset.s3.eu-central-1.amazonaws.com/LIVECell_dataset_2021"
-TORCHVISION = "https://download.pytorch.org/models"
 
 
 @dataclass(frozen=True)
@@ -137,208 +133,11 @@ def _folder(variable: str, name: str) -> Path:
     return Path(os.environ[variable]) if os.environ.get(variable) else cache_folder() / name
 
 
-# ---- data ----------------------------------------------------------------------------------------------------------
-_DSB2018 = "Caicedo et al., Nature Methods 2019, doi:10.1038/s41592-019-0612-7"
-_CELLPOSE_DATA = "trained on data under CC BY-NC: research and non-commercial use"  # README of cellpose 4.2.1.1
-_COCO_DATA = "trained on COCO 2017: annotations CC BY 4.0, pictures under their owners' terms; code BSD-3-Clause"
-
-_DATA = (
-    Entry(
-        name="bbbc038",
-        kind="data",
-        about="nuclei of six kinds of pictures, stage 1 training set of the 2018 Data Science Bowl, 670 images",
-        files=(
-            # fsantibanezleal/CAOS_FrothSeg: data/derived/real-adjacent-dataset-manifest.json @ 1e7e8674; the same value
-            # stands in four further repositories
-            RemoteFile(
-                f"{BBBC}/BBBC038/stage1_train.zip",
-                "bbbc038/stage1_train",
-                sha256="dcb6edc2690f137406638b2309581a71522c4dff19157d118453b448dcddcb68",
-                unpack=True,
-            ),
-        ),
-        licence="CC0-1.0",
-        paper=_DSB2018,
-        page="https://bbbc.broadinstitute.org/BBBC038",
-    ),
-    Entry(
-        name="bbbc038_test",
-        kind="data",
-        about="test sets of both stages of the 2018 Data Science Bowl, with the solutions",
-        files=(
-            RemoteFile(f"{BBBC}/BBBC038/stage1_test.zip", "bbbc038/stage1_test", unpack=True),
-            RemoteFile(f"{BBBC}/BBBC038/stage1_solution.csv", "bbbc038/stage1_solution.csv"),
-            RemoteFile(f"{BBBC}/BBBC038/stage2_test_final.zip", "bbbc038/stage2_test_final", unpack=True),
-            RemoteFile(f"{BBBC}/BBBC038/stage2_solution_final.csv", "bbbc038/stage2_solution_final.csv"),
-        ),
-        licence="CC0-1.0",
-        paper=_DSB2018,
-        page="https://bbbc.broadinstitute.org/BBBC038",
-    ),
-    Entry(
-        name="bbbc039",
-        kind="data",
-        about="nuclei of U2OS cells in a chemical screen, 200 fields of 16 bits, with the published split",
-        files=(  # OpenHCSDev/openhcs: benchmark/datasets/registry.py @ b70f59bc (sizes and sha256)
-            RemoteFile(
-                f"{BBBC}/BBBC039/images.zip",
-                "bbbc039/images",
-                size_bytes=77_915_748,
-                sha256="6f30a5d4fe38c928ded972704f085975f8dc0d65d9aa366df00e5a9d449fddd7",
-                unpack=True,
-            ),
-            RemoteFile(
-                f"{BBBC}/BBBC039/masks.zip",
-                "bbbc039/masks",
-                size_bytes=2_753_811,
-                sha256="f9e6043d8ca56344a4886f96a700d804d6ee982f31e2b2cd3194af2a053c2710",
-                unpack=True,
-            ),
-            RemoteFile(
-                f"{BBBC}/BBBC039/metadata.zip",
-                "bbbc039/metadata",
-                size_bytes=17_816,
-                sha256="a2c1f900bed9ba92a99553efd4c2ae98598433691c7401d818653ab61110deb2",
-                unpack=True,
-            ),
-        ),
-        licence="CC0-1.0",
-        paper="Caicedo et al., Cytometry A 2019, doi:10.1002/cyto.a.23863",
-        page="https://bbbc.broadinstitute.org/BBBC039",
-    ),
-    Entry(
-        name="livecell",
-        kind="data",
-        about="phase contrast of eight cell lines, 5,239 images, 1.6 million cells (COCO); 1.3 GB and 1.5 GB of annotations",
-        files=(  # addresses: sartorius-research/LIVECell: README.md @ 01923ac4, there as http
-            RemoteFile(f"{LIVECELL}/images.zip", "livecell/images", unpack=True),
-            *(
-                RemoteFile(
-                    f"{LIVECELL}/annotations/LIVECell/livecell_coco_{split}.json",
-                    f"livecell/annotations/livecell_coco_{split}.json",
-                )
-                for split in ("train", "val", "test")
-            ),
-        ),
-        licence="CC BY-NC 4.0",  # sartorius-research/LIVECell: README.md @ 01923ac4, section LICENSE
-        paper="Edlund et al., Nature Methods 2021, doi:10.1038/s41592-021-01249-6",
-        page="https://sartorius-research.github.io/LIVECell/",
-    ),
-    Entry(
-        name="sartorius",
-        kind="data",
-        about="Kaggle: Sartorius - Cell Instance Segmentation (2021), phase contrast of three lines",
-        files=(
-            RemoteFile(
-                f"{KAGGLE_URL}sartorius-cell-instance-segmentation",
-                "sartorius",
-                unpack=True,
-                saved_as="sartorius-cell-instance-segmentation.zip",
-                max_unpacked_bytes=60_000_000_000,
-            ),
-        ),
-        licence="rules of the competition: non-commercial",
-        paper="https://www.kaggle.com/competitions/sartorius-cell-instance-segmentation",
-        page="https://www.kaggle.com/competitions/sartorius-cell-instance-segmentation",
-        kaggle="sartorius-cell-instance-segmentation",
-    ),
-    Entry(
-        name="dsb2018_kaggle",
-        kind="data",
-        about="Kaggle: 2018 Data Science Bowl as Kaggle packs it (zips inside the zip); bbbc038 is the same, open to all",
-        files=(
-            RemoteFile(
-                f"{KAGGLE_URL}data-science-bowl-2018",
-                "dsb2018_kaggle",
-                unpack=True,
-                saved_as="data-science-bowl-2018.zip",
-            ),
-        ),
-        licence="CC0-1.0, and the rules of the competition",
-        paper=_DSB2018,
-        page="https://www.kaggle.com/competitions/data-science-bowl-2018",
-        kaggle="data-science-bowl-2018",
-    ),
-)
+def _read_registry() -> dict[str, Entry]:
+    with open(Path(__file__).with_suffix(".toml"), "rb") as file:
+        tables = tomllib.load(file)
+    files = {name: tuple(RemoteFile(**one) for one in facts.pop("files")) for name, facts in tables.items()}
+    return {name: Entry(name=name, files=files[name], **facts) for name, facts in tables.items()}
 
 
-# ---- weights -------------------------------------------------------------------------------------------------------
-def _cellpose(name: str, about: str, file: str, paper: str, **facts: Any) -> Entry:
-    """Return the entry of a U-Net of Cellpose 1 to 3; its publisher gives no sha256."""
-    return Entry(
-        name=name,
-        kind="weights",
-        about=about,
-        files=(
-            RemoteFile(f"{CELLPOSE}/{file}", file, saved_as=file),
-        ),  # MouseLand/cellpose: docs/models.rst @ 02b83a5a
-        licence=_CELLPOSE_DATA,
-        paper=paper,
-        page="https://cellpose.readthedocs.io/en/v3.1.1.1/models.html",
-        backend="cellpose_unet",
-        **facts,
-    )
-
-
-_CELLPOSE1 = "Stringer et al., Nature Methods 2021, doi:10.1038/s41592-020-01018-x"
-_CELLPOSE2 = "Pachitariu and Stringer, Nature Methods 2022, doi:10.1038/s41592-022-01663-4"
-_CELLPOSE3 = "Stringer and Pachitariu, Nature Methods 2025, doi:10.1038/s41592-025-02595-5"
-
-_WEIGHTS = (
-    _cellpose("cyto3", "Cellpose 3, cells, trained on nine data sets", "cyto3", _CELLPOSE3),
-    _cellpose("cyto2", "Cellpose 2, cells, with pictures users sent", "cyto2torch_0", _CELLPOSE2),
-    _cellpose("cyto", "Cellpose 1, cells", "cytotorch_0", _CELLPOSE1),
-    _cellpose("nuclei", "Cellpose 1, nuclei", "nucleitorch_0", _CELLPOSE1, diam_mean_px=17.0, nuclei_first=True),
-    Entry(
-        name="cpsam_v2",
-        kind="weights",
-        about="Cellpose-SAM, June 2026, 1.2 GB: for a GPU",
-        files=(  # address: cellpose 4.2.1.1 (PyPI): cellpose/models.py;
-            # wanglab-broad/starfinder: src/python/starfinder/segmentation/_models.py @ 145ec890 (size and sha256)
-            RemoteFile(
-                "https://huggingface.co/mouseland/cellpose-sam/resolve/main/cpsam_v2",
-                "cpsam_v2",
-                size_bytes=1_233_586_851,
-                sha256="0f1cc3f7ecdd8a037a57c6c48d9d8921391be4cbce3fa9f13c3e3a2e1253c667",
-            ),
-        ),
-        licence=_CELLPOSE_DATA,
-        paper="Pachitariu, Rariden, Stringer, bioRxiv 2025, doi:10.1101/2025.04.28.651001",
-        page="https://huggingface.co/mouseland/cellpose-sam",
-        backend="cellpose_sam",
-    ),
-    Entry(
-        name="maskrcnn_resnet50_fpn_v2",
-        kind="weights",
-        about="torchvision's Mask R-CNN, ResNet-50 and FPN, COCO: a start for the detector (maskrcnn.start)",
-        files=(  # address: torchvision 0.29.2: models/detection/mask_rcnn.py;
-            # ToppyMicroServices/YOLOZU: yolozu/adaptive/checkpoint_preparation.py @ d9ee5d5a (size and sha256); the file
-            # name carries its first digits
-            RemoteFile(
-                f"{TORCHVISION}/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
-                "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
-                size_bytes=185_828_065,
-                sha256="73cbd0190fcbe3ba339921fbce2c3a0b6bb9126c9a133c85e43a2a8e060a109e",
-                sha256_prefix="73cbd019",
-            ),
-        ),
-        licence=_COCO_DATA,
-        paper="Li et al., arXiv:2111.11429",
-        page="https://docs.pytorch.org/vision/stable/models.html",
-        backend="torchvision",
-    ),
-    Entry(
-        name="resnet50",
-        kind="weights",
-        about="torchvision's ResNet-50, ImageNet (second weights): a start for the detector's encoder (maskrcnn.start)",
-        files=(  # torchvision 0.29.2: models/resnet.py; the file name carries the first digits of its sha256
-            RemoteFile(f"{TORCHVISION}/resnet50-11ad3fa6.pth", "resnet50-11ad3fa6.pth", sha256_prefix="11ad3fa6"),
-        ),
-        licence="trained on ImageNet: research and non-commercial use; code BSD-3-Clause",
-        paper="He et al., CVPR 2016, arXiv:1512.03385",
-        page="https://docs.pytorch.org/vision/stable/models.html",
-        backend="torchvision",
-    ),
-)
-
-REGISTRY: dict[str, Entry] = {entry.name: entry for entry in (*_DATA, *_WEIGHTS)}
+REGISTRY = _read_registry()
