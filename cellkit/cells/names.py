@@ -36,24 +36,8 @@ LABEL_WORDS = {"label", "labels", "mask", "masks", "truth", "gt", "groundtruth",
                "annotation", "annotations"}  # fmt: skip
 
 
-FILLERS = {
-    "set",
-    "sets",
-    "images",
-    "image",
-    "imgs",
-    "img",
-    "data",
-    "dataset",
-    "split",
-    "part",
-    "stage",
-    "coco",
-    "subset",
-    "final",
-    "public",
-    "private",
-}
+FILLERS = {"set", "sets", "images", "image", "imgs", "img", "data", "dataset", "split", "part", "stage", "coco", "subset",
+           "final", "public", "private"}  # fmt: skip
 
 
 END, BEGIN = r"(?=$|[ _.\-])", r"(?:^|[ _.\-]+)"

@@ -205,12 +205,7 @@ def read_rois(path: str | Path, shape: tuple[int, int] | None = None, failed: li
         failed += [Quarantined(Path(path).name, plain_reason(str(error))) for error in errors]
     class_ids = [int(rois[k][1].group) for k in kept]
     found = Instances.from_runs(
-        size,
-        np.concatenate(starts),
-        np.concatenate(lengths),
-        np.cumsum(counts),
-        class_ids,
-        [scores[k] for k in kept],
+        size, np.concatenate(starts), np.concatenate(lengths), np.cumsum(counts), class_ids, [scores[k] for k in kept]
     )
     return Rois(found, classes, [Path(rois[k][0]).stem for k in kept])
 

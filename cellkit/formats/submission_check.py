@@ -34,10 +34,7 @@ class _Row:
 
 
 def check_submission(
-    path: str | Path,
-    profile: str | Profile,
-    shapes: Shapes | None = None,
-    ids: Sequence[str] | None = None,
+    path: str | Path, profile: str | Profile, shapes: Shapes | None = None, ids: Sequence[str] | None = None
 ) -> list[Problem]:
     """Find everything for which the competition would refuse the file, or score it as nonsense.
 

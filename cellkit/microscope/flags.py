@@ -31,9 +31,7 @@ LEVELS_BELOW = 10  # grey levels in use
 
 
 def flag_records(
-    measurements: Sequence[dict],
-    learned_from: Sequence[bool] | None = None,
-    off: Collection[str] = (),
+    measurements: Sequence[dict], learned_from: Sequence[bool] | None = None, off: Collection[str] = ()
 ) -> tuple[list[str], dict[str, float]]:
     """Judge each image by limits learned from its batch.
 

@@ -142,10 +142,7 @@ def first_chapter(files: RunFiles) -> list:
         show_overlay(files.images.image(k), proposed, floor, figure.subplots(), names=names, um_per_px=um)
 
     high = 6.4 * aspect_of(proposed.shape) + 0.4
-    return [
-        *blocks,
-        drawn(draw, 6.4, high, f"{first}: proposed (line), threshold (dashed)."),
-    ]
+    return [*blocks, drawn(draw, 6.4, high, f"{first}: proposed (line), threshold (dashed).")]
 
 
 def changes_chapter(files: RunFiles) -> list:

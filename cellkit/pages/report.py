@@ -15,26 +15,8 @@ from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import write_text
 from cellkit.models import model_name, order_models
-from cellkit.pages.images import (
-    changes_chapter,
-    figures_chapter,
-    first_chapter,
-    flags_chapter,
-    images_chapter,
-    run_chapter,
-    sheet_chapter,
-    training_chapter,
-)
+from cellkit.pages import images, scores
 from cellkit.pages.results import Picture, RunFiles, Table, Words, with_interval
-from cellkit.pages.scores import (
-    classes_chapter,
-    counts_chapter,
-    curves_chapter,
-    errors_chapter,
-    lost_chapter,
-    parts_chapter,
-    results_chapter,
-)
 from cellkit.run.folder import Stage
 
 
@@ -143,19 +125,19 @@ def blind_words(files: RunFiles) -> str:
 
 
 CHAPTERS = (
-    ("results", "How good", results_chapter),
-    ("correct", "Which images to correct first", first_chapter),
-    ("changes", "What was changed in the labels", changes_chapter),
-    ("curves", "Over the IoU thresholds", curves_chapter),
-    ("parts", "By line, class and size", parts_chapter),
-    ("counts", "How many of each line", counts_chapter),
-    ("classes", "Confusion matrix of the classes", classes_chapter),
-    ("errors", "The worst images", errors_chapter),
-    ("lost", "Where the score is lost", lost_chapter),
-    ("data", "The images", images_chapter),
-    ("aside", "Which images are flagged, and why", flags_chapter),
-    ("sheet", "What is in the set", sheet_chapter),
-    ("training", "The trainings", training_chapter),
-    ("how", "How it was run", run_chapter),
-    ("figures", "Pictures of the notebooks", figures_chapter),
+    ("results", "How good", scores.results_chapter),
+    ("correct", "Which images to correct first", images.first_chapter),
+    ("changes", "What was changed in the labels", images.changes_chapter),
+    ("curves", "Over the IoU thresholds", scores.curves_chapter),
+    ("parts", "By line, class and size", scores.parts_chapter),
+    ("counts", "How many of each line", scores.counts_chapter),
+    ("classes", "Confusion matrix of the classes", scores.classes_chapter),
+    ("errors", "The worst images", scores.errors_chapter),
+    ("lost", "Where the score is lost", scores.lost_chapter),
+    ("data", "The images", images.images_chapter),
+    ("aside", "Which images are flagged, and why", images.flags_chapter),
+    ("sheet", "What is in the set", images.sheet_chapter),
+    ("training", "The trainings", images.training_chapter),
+    ("how", "How it was run", images.run_chapter),
+    ("figures", "Pictures of the notebooks", images.figures_chapter),
 )

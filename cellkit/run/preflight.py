@@ -59,12 +59,8 @@ from cellkit.settings import weights_fields
 from cellkit.sources.loading import is_perhaps
 from cellkit.sources.source_tables import header_of, sample_ids
 
-MODELS = (
-    "threshold",
-    "cellpose_base",
-    "cellpose_tuned",
-    "maskrcnn",
-)  # whose predictions a run has, see `evaluate.submit`
+# models whose predictions a run has, see `evaluate.submit`
+MODELS = ("threshold", "cellpose_base", "cellpose_tuned", "maskrcnn")
 
 
 # ---- labels and models -----------------------------------------------------------------------------------------------
@@ -260,12 +256,7 @@ def check_run(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[s
     images = OF_DATA if "01_convert" in stages else (images_of_run,)
     with tempfile.TemporaryDirectory(prefix="cellkit-") as folder:
         outlook.root = Path(folder)  # where blank files stand in for drawn ones
-        for check in (
-            check_place,
-            check_recipes,
-            *images,
-            *(check for check, stage in OF_SETTINGS if stage in stages),
-        ):
+        for check in (check_place, check_recipes, *images, *(check for check, stage in OF_SETTINGS if stage in stages)):
             _ask(outlook, check)
     _without_consequences(outlook)
     outlook.findings.sort(key=lambda one: one.severity != ERROR)

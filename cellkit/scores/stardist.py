@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 
 from cellkit.scores.iou import Overlaps
-from cellkit.scores.matching import (
-    ScoredImages,
-    count_images,
-    json_number,
-    keyed_by_threshold,
-    matched_iou,
-    ratio,
-)
+from cellkit.scores.matching import ScoredImages, count_images, json_number, keyed_by_threshold, matched_iou, ratio
 
 WHY = "F1 (a hit counts twice) at IoU >= 0.5 only; counts pooled, so images with many cells weigh more"
 ON_BOXES = False

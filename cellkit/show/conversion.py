@@ -27,11 +27,7 @@ CHANNEL_INK = {"red": "#C92A2A", "green": "#2B8A3E", "blue": "#1C5FD4"}
 
 @styled
 def show_channels(
-    image: np.ndarray,
-    channels: str = "",
-    figure: Figure | None = None,
-    title: str = "",
-    um_per_px: float = math.nan,
+    image: np.ndarray, channels: str = "", figure: Figure | None = None, title: str = "", um_per_px: float = math.nan
 ) -> np.ndarray:
     """Show a picture beside each of its colours in grey, under the name of the channel that is in it.
 

@@ -23,8 +23,7 @@ from cellkit.sources.listing import (
     Convert,
     Loaded,
     SourceImage,
-    converted,
-    failing_loader,
+    failing,
     loader_of_several,
     only_class,
 )
@@ -63,9 +62,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
         split = split_of.get(stem, UNUSED if split_of else "")
         well = WELL_OF_FIELD.search(stem)
         if path is None:
-            loader = partial(
-                failing_loader, f"{stem} is in metadata/ but not in images/", "add the image, or correct the list"
-            )
+            loader = failing(f"{stem} is in metadata/ but not in images/", "add the image, or correct the list")
         else:
             loader = loader_of_several(root, found, found_masks) or partial(_load_bbbc039, root, path, mask, config)
         source = f"images/{path.name if path else stem}"
@@ -76,9 +73,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 
-def _load_bbbc039(
-    root: Path, path: Path, mask: Path | None, config: ConvertConfig, convert: Convert = converted
-) -> Loaded:
+def _load_bbbc039(root: Path, path: Path, mask: Path | None, config: ConvertConfig, convert: Convert) -> Loaded:
     made = load_picture(root, path, config, convert)
     if mask is None:
         raise UserError(f"{path.name} has no mask masks/{stem_of(path)}.png", "add masks.zip, or remove the image")

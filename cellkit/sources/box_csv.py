@@ -21,8 +21,7 @@ from cellkit.sources.listing import (
     Convert,
     Loaded,
     SourceImage,
-    converted,
-    failing_loader,
+    failing,
     known_class,
     only_class,
 )
@@ -64,7 +63,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
         boxes = boxes_of.get(named.get(key))
         name = picture.name if picture else named[key]
         if picture is None:
-            loader = partial(failing_loader, f"{name} is in {path.name} but not below {root}", "add the picture")
+            loader = failing(f"{name} is in {path.name} but not below {root}", "add the picture")
         else:
             loader = partial(_load_boxed, root, picture, boxes, units, config)
         source = picture.relative_to(root).as_posix() if picture else name
@@ -179,7 +178,7 @@ def _pictures_by_name(root: Path) -> dict[str, Path]:
 
 
 def _load_boxed(
-    root: Path, picture: Path, boxes: list[Box] | None, units: str, config: ConvertConfig, convert: Convert = converted
+    root: Path, picture: Path, boxes: list[Box] | None, units: str, config: ConvertConfig, convert: Convert
 ) -> Loaded:
     made = load_picture(root, picture, config, convert)
     if boxes is None:

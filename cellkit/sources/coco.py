@@ -33,8 +33,7 @@ from cellkit.sources.listing import (
     Loaded,
     SourceImage,
     class_id_of,
-    converted,
-    failing_loader,
+    failing,
     known_class,
     only_class,
 )
@@ -263,7 +262,7 @@ def _coco_image(
         files = (path,)
         loader = partial(_load_coco, root, path, sheet.head(), entry, rows, cell_type if line else None, config)
     except (UserError, OSError) as error:  # OSError: a name that no file system takes
-        loader = partial(failing_loader, *str(error).split("\n", 1))
+        loader = failing(*str(error).split("\n", 1))
     parts = [part for part in named.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     *folders, name = parts or [f"{sheet.path.stem}_{entry.get('id')}"]
     split = split or split_of_folders(folders)
@@ -281,7 +280,7 @@ def _load_coco(
     rows: list[dict],
     line: str | None,
     config: ConvertConfig,
-    convert: Convert = converted,
+    convert: Convert,
 ) -> Loaded:
     from cellkit.formats.coco_reading import parse_coco
 
@@ -320,9 +319,7 @@ def _once_each(listed: list[_Listed]) -> list[SourceImage]:
         winner = best[one.item.image_id].item
         if one.item is not winner:
             again[winner.image_id] += 1
-            refusal = partial(
-                failing_loader, f"the image is listed twice; {winner.source} is used", "remove one of the two"
-            )
+            refusal = failing(f"the image is listed twice; {winner.source} is used", "remove one of the two")
             refusal = refusal if one.item.files else one.item.loader  # its own reason: no one picture is called so
             name = f"{winner.image_id}_again{again[winner.image_id]}"
             kept.append(replace(one.item, image_id=name, split=UNUSED, loader=refusal))

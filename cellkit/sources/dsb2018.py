@@ -19,18 +19,14 @@ from cellkit.microscope.open import open_file
 from cellkit.sources.assign_splits import apart_from_bare, assign_splits
 from cellkit.sources.label_files import LabelFiles
 from cellkit.sources.leftovers import leftovers
-from cellkit.sources.listing import UNUSED, Convert, Loaded, SourceImage, class_id_of, converted, only_class
+from cellkit.sources.listing import UNUSED, Convert, Loaded, SourceImage, class_id_of, only_class
 from cellkit.sources.loading import check_same_way, load_file, perhaps, resolved
 from cellkit.sources.source_tables import read_table
 
 ORDER = 90
 
-DSB2018_PARTS = {
-    "stage1_train": "",
-    "train": "",
-    "stage1_test": "test",
-    "test": "test",
-}  # folder: its split, "" = drawn
+# folder: its split, "" = drawn
+DSB2018_PARTS = {"stage1_train": "", "train": "", "stage1_test": "test", "test": "test"}
 
 
 def detect(root: Path) -> bool:
@@ -103,7 +99,7 @@ def _kaggle_dsb2018(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
 
 def _load_masks(
-    root: Path, image: Path, masks: Path, config: ConvertConfig, cell_type: str, convert: Convert = converted
+    root: Path, image: Path, masks: Path, config: ConvertConfig, cell_type: str, convert: Convert
 ) -> Loaded:
     """Load Kaggle's form: an image and a folder with one mask per object."""
     check_inside(image, root)

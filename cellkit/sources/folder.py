@@ -28,8 +28,7 @@ from cellkit.sources.listing import (
     Loaded,
     SourceImage,
     class_id_of,
-    converted,
-    failing_loader,
+    failing,
     named_class,
 )
 from cellkit.sources.loading import check_same_way, check_shape, files_of, frames_of, perhaps, proposals_are_no_truth
@@ -145,7 +144,7 @@ def _load_seg(
     seg: Path,
     cell_type: str,
     config: ConvertConfig,
-    convert: Convert = converted,
+    convert: Convert,
 ) -> Loaded:
     """Load an image and the cells of its ``_seg.npy``; refuse masks beside it that say otherwise."""
     from cellkit.formats.seg import read_seg
@@ -190,7 +189,7 @@ def odd_folders(
         problem = f"is called after none of the classes ({', '.join(config.classes)}): "
         problem += f"the class of its {counted(count, 'image')} is unknown"
         if missing:
-            loader = partial(failing_loader, problem + without, "rename the folder, or name it in convert.class_names")
+            loader = failing(problem + without, "rename the folder, or name it in convert.class_names")
             yield SourceImage(f"{LEFT}{folder}/", "", "", UNUSED, f"{folder or 'the data folder'}/", loader)
         else:
             LOG.warning(f"{folder or '.'}/ {problem}")

@@ -26,7 +26,6 @@ from cellkit.sources.listing import (
     SourceImage,
     class_id_of,
     class_of_line,
-    converted,
     loader_of_several,
 )
 from cellkit.sources.loading import check_same_way, check_shape, load_picture, perhaps
@@ -77,7 +76,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
 
 def _load_text_labels(
-    root: Path, path: Path, labels_path: Path, cell_type: str, config: ConvertConfig, convert: Convert = converted
+    root: Path, path: Path, labels_path: Path, cell_type: str, config: ConvertConfig, convert: Convert
 ) -> Loaded:
     made = load_picture(root, path, config, convert)
     if not labels_path.is_file():

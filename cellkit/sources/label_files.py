@@ -134,19 +134,8 @@ def names_of_labels(folder: Path, stems: Iterable[str]) -> list[Path]:
     return names
 
 
-PICTURE_WORDS = {
-    "image",
-    "images",
-    "img",
-    "imgs",
-    "raw",
-    "rawimage",
-    "rawimages",
-    "picture",
-    "pictures",
-    "original",
-    "originals",
-}
+PICTURE_WORDS = {"image", "images", "img", "imgs", "raw", "rawimage", "rawimages", "picture", "pictures", "original",
+                 "originals"}  # fmt: skip
 
 
 FURTHER_WORDS = {"manual", "instance", "instances", "png", "tif", "tiff"}  # say nothing of which pictures

@@ -22,7 +22,7 @@ from cellkit.microscope.open import open_file
 from cellkit.microscope.pictures import open_picture
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
-from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, class_id_of, converted, known_class, only_class
+from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, class_id_of, known_class, only_class
 
 ORDER = 120
 
@@ -92,7 +92,7 @@ def _read_labelme(path: Path) -> dict:
     return content
 
 
-def _load_labelme(root: Path, path: Path, config: ConvertConfig, convert: Convert = converted) -> Loaded:
+def _load_labelme(root: Path, path: Path, config: ConvertConfig, convert: Convert) -> Loaded:
     """Load the embedded picture (or the one at imagePath) and the shapes as instances."""
     check_inside(path, root)
     content = _read_labelme(path)

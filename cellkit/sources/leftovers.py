@@ -10,7 +10,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from cellkit.cells.names import LABEL_ENDINGS, LABEL_WORDS, is_no_data, plain, stem_of
@@ -20,7 +19,7 @@ from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder
 from cellkit.microscope.open import is_zarr_by_another_name, why_unread
 from cellkit.sources.label_files import is_called_labels
-from cellkit.sources.listing import LEFT, UNUSED, SourceImage, failing_loader
+from cellkit.sources.listing import LEFT, UNUSED, SourceImage, failing
 
 CLASS_TABLE = re.compile(r"class(es)?\b.*\.(csv|tsv|txt|xlsx?|ods)")
 NOTES = (".txt", ".md", ".rst", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".html", ".htm", ".css", ".log", ".csv", ".tsv",
@@ -100,7 +99,7 @@ def leftovers(
     strays += [(relative, text, "rename it after its image, or take it out of the data folder") for relative in labels]
     _warn_unused(root, elsewhere, others)
     for relative, problem, remedy in sorted(strays):
-        loader = partial(failing_loader, problem, remedy)
+        loader = failing(problem, remedy)
         yield SourceImage(f"{LEFT}{relative.as_posix()}", "", "", UNUSED, relative.as_posix(), loader)
 
 

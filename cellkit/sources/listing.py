@@ -100,7 +100,12 @@ class SourceImage:
         return self.loader(convert=convert or converted)
 
 
-def failing_loader(problem: str, remedy: str = "", convert: Convert | None = None) -> Loaded:
+def failing(problem: str, remedy: str = "") -> Callable[..., Loaded]:
+    """Return a loader that raises, for what is wrong before an image is opened: it is said when its turn comes."""
+    return partial(_fail, problem, remedy)
+
+
+def _fail(problem: str, remedy: str = "", convert: Convert | None = None) -> Loaded:
     """Stand in for an image that cannot be used: the reason appears where the others are loaded.
 
     Raises
@@ -116,7 +121,7 @@ def loader_of_several(root: Path, *found: Sequence[Path]) -> Callable[[], Loaded
     paths = next((paths for paths in found if len(paths) > 1), ())
     names = " and ".join(path.relative_to(root).as_posix() for path in paths[:2])
     problem = f"{len(paths)} files are called {stem_of(paths[0])}: {names}" if paths else ""
-    return partial(failing_loader, problem, "keep one of them") if paths else None
+    return failing(problem, "keep one of them") if paths else None
 
 
 # ---- classes -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from cellkit.config.sections import ConvertConfig
@@ -13,7 +12,7 @@ from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.coco import _coco_image, _Listed, _once_each, _Pictures, _warn_unread, read_sheets
 from cellkit.sources.leftovers import leftovers
-from cellkit.sources.listing import SourceImage, class_of_line, failing_loader
+from cellkit.sources.listing import SourceImage, class_of_line, failing
 
 ORDER = 60
 
@@ -48,9 +47,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
 def _nameless(one: _Listed) -> _Listed:
     problem = f"{one.item.source} does not tell its cell line and well"
-    refusal = partial(
-        failing_loader, problem, "LIVECell calls its pictures LINE_Phase_WELL_...; other sets are source: coco"
-    )
+    refusal = failing(problem, "LIVECell calls its pictures LINE_Phase_WELL_...; other sets are source: coco")
     return one._replace(item=replace(one.item, loader=refusal))
 
 

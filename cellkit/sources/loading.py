@@ -32,8 +32,7 @@ from cellkit.sources.listing import (
     _loaded,
     cell_type_of,
     class_id_of,
-    converted,
-    failing_loader,
+    failing,
     named_class,
 )
 
@@ -73,7 +72,7 @@ def without_empty(made: Loaded) -> Loaded:
     return noted(made._replace(instances=made.instances[~empty]), [note])
 
 
-def load_picture(root: Path, path: Path, config: ConvertConfig, convert: Convert = converted) -> Loaded:
+def load_picture(root: Path, path: Path, config: ConvertConfig, convert: Convert) -> Loaded:
     """Load a file of one frame."""
     check_inside(path, root)
     with open_file(path, config.axes, config.max_plane_px) as opened:
@@ -96,7 +95,8 @@ def load_file(
     scene: int = 0,
     time: int = 0,
     rows: Mapping[int, tuple[int, int]] | None = None,
-    convert: Convert = converted,
+    *,
+    convert: Convert,
 ) -> Loaded:
     """Load one frame of a file and the label image that `label_of()` finds: a path, a `Label`, or None.
 
@@ -253,7 +253,7 @@ def frames_of(
     except UserError as error:
         with suppress(UserError):
             label_of("", 0, 1)  # it belongs to this file, whatever is wrong with that
-        refusal = partial(failing_loader, error.problem, error.remedy)
+        refusal = failing(error.problem, error.remedy)
         own_id = stem_of(relative)
         yield SourceImage(
             image_id_of(name),
@@ -294,7 +294,7 @@ def resolved(find: Callable[[], Label | Path | None]) -> tuple[Callable, tuple[P
     try:
         found = find()
     except UserError as error:
-        return partial(failing_loader, error.problem, error.remedy), ()
+        return failing(error.problem, error.remedy), ()
     return partial(_given, found), () if found is None else (found.path if isinstance(found, Label) else found,)
 
 

@@ -21,8 +21,7 @@ from cellkit.sources.listing import (
     SourceImage,
     class_id_of,
     class_of_line,
-    converted,
-    failing_loader,
+    failing,
     loader_of_several,
 )
 from cellkit.sources.loading import check_same_way, load_picture
@@ -74,10 +73,10 @@ def _sartorius_image(
     cell_type = class_of_line(line, config) if line else ""
     if path is None:
         problem = f"{name} has {counted(len(rows), 'cell')} in train.csv, no picture train/{name}.png"
-        loader = partial(failing_loader, problem, "add the picture")
+        loader = failing(problem, "add the picture")
     elif len(about) > 1:
         problem = f"the rows of {name} in train.csv differ in cell type, sample or size"
-        loader = partial(failing_loader, problem, "correct the table")
+        loader = failing(problem, "correct the table")
     else:
         runs = [row["annotation"] for row in rows] if rows else None
         loader = partial(_load_sartorius, root, path, runs, tuple(size), cell_type, config)
@@ -95,7 +94,7 @@ def _load_sartorius(
     size: tuple[str, str],
     cell_type: str,
     config: ConvertConfig,
-    convert: Convert = converted,
+    convert: Convert,
 ) -> Loaded:
     made = load_picture(root, path, config, convert)
     if runs is None:

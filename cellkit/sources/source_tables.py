@@ -6,7 +6,6 @@ import csv
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from cellkit.cells.names import LABEL_ENDINGS, plain
@@ -15,7 +14,7 @@ from cellkit.errors import Quarantined, UserError, raise_or_collect, readable
 from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, check_inside, list_files
-from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, failing_loader
+from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, failing
 
 SAMPLE_COLUMNS = ("id", "ImageId")
 
@@ -180,7 +179,7 @@ class ClassTable:
                 continue
             source = f"{self.path.relative_to(self.root).as_posix()} line {line}"
             problem = f"line {line} names '{file}', which is {why}"
-            loader = partial(failing_loader, problem, "write it as HEK/a.tif, or take the row out")
+            loader = failing(problem, "write it as HEK/a.tif, or take the row out")
             yield SourceImage(f"{LEFT}{source}", "", "", UNUSED, source, loader)
 
     def key(self, item: SourceImage) -> str:

@@ -17,7 +17,7 @@ from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.label_files import LabelFiles
 from cellkit.sources.leftovers import leftovers
-from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, cell_type_of, converted, unknown_class
+from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, cell_type_of, unknown_class
 from cellkit.sources.loading import load_file, resolved
 
 ORDER = 100
@@ -95,7 +95,7 @@ def _mixed_halves(items: list[SourceImage], config: ConvertConfig) -> Iterator[S
         yield SourceImage(f"mixed_{number + 1:02d}", MIXED, "", "test", source, loader)
 
 
-def _load_halves(left: Callable[..., Loaded], right: Callable[..., Loaded], convert: Convert = converted) -> Loaded:
+def _load_halves(left: Callable[..., Loaded], right: Callable[..., Loaded], convert: Convert) -> Loaded:
     a, b = left(convert=convert), right(convert=convert)
     image, instances = compose_halves((a.image, a.instances), (b.image, b.instances))
     um_per_px = a.um_per_px if a.um_per_px == b.um_per_px else math.nan

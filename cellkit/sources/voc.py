@@ -29,8 +29,7 @@ from cellkit.sources.listing import (
     Loaded,
     SourceImage,
     class_id_of,
-    converted,
-    failing_loader,
+    failing,
     known_class,
     loader_of_several,
     only_class,
@@ -80,7 +79,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
         for box in boxes or ():
             known_class(box.label, config)
         problem = f"{stem} is listed but has no Annotations/{stem}.xml"
-        missing = partial(failing_loader, problem, "add the file, or take the name off the list")
+        missing = failing(problem, "add the file, or take the name off the list")
         loader = loader_of_several(root, found) or (partial(_load_voc, root, path, config) if path else missing)
         source = path.relative_to(root).as_posix() if path else f"JPEGImages/{stem}"
         picture = _voc_picture(root, stem, path)
@@ -150,7 +149,7 @@ def _voc_box(item) -> Box:
     return Box(name, tuple(float(box.findtext(key)) for key in BOX_COLUMNS))
 
 
-def _load_voc(root: Path, path: Path, config: ConvertConfig, convert: Convert = converted) -> Loaded:
+def _load_voc(root: Path, path: Path, config: ConvertConfig, convert: Convert) -> Loaded:
     stated, boxes = _read_voc_file(root, path)
     picture = _find_voc_picture(root, path.stem, path)
     if picture is None:
