@@ -151,7 +151,8 @@ def test_two_readers_of_one_suffix_are_refused(own):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(b"def read(root, config:\n", "cannot be imported: SyntaxError"), (b"\xff\xfe", "cannot be read")]
+    ("content", "told"),
+    [(b"def read(root, config:\n", "cannot be imported: SyntaxError"), (b"\xff\xfe", "cannot be read")],
 )
 def test_a_broken_file_is_named_with_what_to_do(own, content, told):
     problem, remedy = own("from cellkit.modules import load_all; load_all('source')", sources__broken=content)

@@ -24,6 +24,11 @@ def read(path: Path, how: Reading) -> CellDataset:
     """Read a submission, or a competition's own table of truth.
 
     The sizes of its images come from `how.shapes` or from the other side, or the table has them.
+
+    Raises
+    ------
+    UserError
+        Nothing tells how it counts pixels, or how large its images are.
     """
     if is_truth_table(path):
         return CellDataset(*read_truth_table(path), path=path)
