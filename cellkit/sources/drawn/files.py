@@ -16,9 +16,6 @@ from cellkit.config.sections import DrawnConfig
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, write_text
 from cellkit.formats.label_images import write_labels
-from cellkit.sources.drawn.camera import expose_stack
-from cellkit.sources.drawn.field import CHANNELS, check_names, draw_field
-from cellkit.sources.drawn.style import FieldStyle
 
 
 @dataclass(frozen=True)
