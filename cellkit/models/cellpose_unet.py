@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models.map_cache import FOLDER, cache_in
 from cellkit.models.shared import diameter
@@ -40,7 +39,7 @@ from cellkit.models.shared.fine_tuning import (
     save_tuned,
     scored_along,
 )
-from cellkit.models.shared.flow_loss import FlowLoss, Prepared, Variation, prepare
+from cellkit.models.shared.flow_loss import FlowLoss, prepare
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import (
     CELL_PX,
@@ -49,9 +48,9 @@ from cellkit.models.shared.inputs import (
     bytes_for,
     lies_elsewhere,
     only_noise,
-    refuse_empty,
 )
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
+from cellkit.models.unet_batches import SCRATCH, loss_of, refuse_frozen_scratch
 from cellkit.models.unet_maps import FIRST_PASS, segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, search_settings, unpromising
 from cellkit.models.unet_style import LARGEST_LOGIT, stricter, style  # noqa: F401 - abilities of this backend
@@ -60,14 +59,13 @@ from cellkit.settings import Number, Percentiles, as_yaml, weights_field
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
 
-NAME, SCRATCH = "cellpose_unet", "scratch"
+NAME = "cellpose_unet"
 TITLE = "Cellpose U-Net"
 REQUIRES = ("torch", "cellpose")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
 FlowError = Annotated[Number, Field(ge=0, le=100)]
 Logit = Annotated[Number, Field(ge=-LARGEST_LOGIT, le=LARGEST_LOGIT)]
 UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
-REPLAYED, REPLAY_SEED = 2, 4711  # drawn fields of each kind, of seeds that no starter weights were made with
 DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
 
 
@@ -224,7 +222,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "finetune.min_area_px")
     ask_for_memory(train, val, diameter_px, 20, BYTES_PER_PX)
-    loss_at = loss_of(train, config, out / "flows")
+    loss_at = loss_of(train, config, settings, out / "flows")
     network = loss_at.network
     scored, choosing = scored_along(val, config.val_images)
     pairs = [val[i] for i in scored]
@@ -254,46 +252,6 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         read_at={key: settings[key] for key in GRID},
         searched=searched,
     )
-
-
-def loss_of(train: CellDataset, config: TrainSettings, cache: Path | None = None) -> FlowLoss:
-    """Return the loss of a training's steps: it holds the network with the weights to start from, and what it learns from.
-
-    Parameters
-    ----------
-    cache : Path, optional
-        Folder of the flows of the training images.
-
-    Raises
-    ------
-    UserError
-        No weights to start from, or nothing in the channels that the network is shown.
-    """
-    from cellkit.models.unet_network import load_start
-    from cellkit.parallel import progress
-
-    _refuse_frozen_scratch(config)
-    network = load_start(config.base, config.seed, precision=config.precision)
-    network.freeze(config.frozen_levels)
-    settings = _uncalibrated(train, config)
-    each = progress(range(len(train)), "flows of training images")
-    shown = {"channels": settings["channels"], "normalise": settings["normalise"]}
-    items = [prepare(*train[i], settings["diameter_px"], cache, **shown) for i in each]
-    refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
-    variation = Variation(config.rotate, config.intensities == "strong", config.outside_counts)
-    share = config.replay_share
-    replay = replayed(config.seed, cache) if share else []
-    return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation, replay, share)
-
-
-def replayed(seed: int, cache: Path | None = None) -> list[Prepared]:
-    """Return drawn fields, of each kind that the starter weights know, for a training to replay; shown as they were then."""
-    from cellkit.cells.drawn.pictures import KINDS, draw
-    from cellkit.parallel import progress
-
-    fields = [(kind, index) for kind in KINDS for index in range(REPLAYED)]
-    pairs = [draw(*field, REPLAY_SEED + seed) for field in progress(fields, "drawn fields to replay")]
-    return [prepare(image, truth, diameter.diameter_of([truth]), cache) for image, truth in pairs if len(truth)]
 
 
 def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
@@ -335,7 +293,7 @@ def check(config: TrainSettings) -> None:
     from cellkit.models import weights
     from cellkit.models.unet_network import load_network
 
-    _refuse_frozen_scratch(config)
+    refuse_frozen_scratch(config)
     base = Path(config.base)
     if base.suffix == ".safetensors":
         weights.card_for(base, NAME)
@@ -360,14 +318,6 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
         lambda: search_settings(network, [(image, truth)], settings, _searched(config)),
         searches=2,
     )
-
-
-def _refuse_frozen_scratch(config: TrainSettings) -> None:
-    if config.base == SCRATCH and config.frozen_levels:
-        problem = (
-            f"finetune.base is scratch, and finetune.frozen_levels is {config.frozen_levels}: random weights would stay"
-        )
-        raise UserError(problem, "set frozen_levels: 0, or start from trained weights")
 
 
 def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.models import cellpose_unet as unet
+from cellkit.models import unet_batches
 from cellkit.models.shared.flow_loss import FlowLoss, Prepared, Variation, crop, flow_loss, prepare
 from cellkit.models.shared.flows import target_of
 from cellkit.models.shared.inputs import vary, vary_strongly
@@ -152,13 +153,14 @@ RECIPES = {
 
 
 def test_drawn_fields_are_replayed_where_a_share_is_set(drawn, monkeypatch):
-    monkeypatch.setattr(unet, "REPLAYED", 1)
+    monkeypatch.setattr(unet_batches, "REPLAYED", 1)
     few = {"base": "scratch", "batch_size": 2, "crop_px": 64}
     train = drawn.select("train").subset([0])
-    loss = unet.loss_of(train, unet.TrainSettings(**few, replay_share=0.5))
+    read = {**unet.DEFAULTS, "diameter_px": 30.0}
+    loss = unet_batches.loss_of(train, unet.TrainSettings(**few, replay_share=0.5), read)
     assert len(loss.replay) == 6 and len(loss.items) == 1 and loss.replay_share == 0.5
     assert any(item.planes[0].any() and item.planes[1].any() for item in loss.replay), "both channels are shown"
-    assert not unet.loss_of(train, unet.TrainSettings(**few)).replay
+    assert not unet_batches.loss_of(train, unet.TrainSettings(**few), read).replay
 
 
 def test_levels_of_random_weights_are_not_frozen(drawn):
@@ -169,7 +171,7 @@ def test_levels_of_random_weights_are_not_frozen(drawn):
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_training_killed_and_repeated_leaves_the_same_bytes(drawn, tmp_path, monkeypatch, narrow_start, recipe):
     monkeypatch.setattr("cellkit.models.training.SAVE_EVERY_S", -1.0)
-    monkeypatch.setattr(unet, "REPLAYED", 1)
+    monkeypatch.setattr(unet_batches, "REPLAYED", 1)
     few = {"steps": 4, "batch_size": 2, "crop_px": 64, "eval_every": 4, "val_images": 1, "base": str(narrow_start)}
     config = unet.TrainSettings(**few, flow_threshold=0.4, cellprob_threshold=0.0, **recipe)
     train, val = drawn.select("train").subset([0, 1]), drawn.select("val")

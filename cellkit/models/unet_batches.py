@@ -1,0 +1,75 @@
+"""What the U-Net learns from, step by step: crops of the training images, and of drawn cells where some are replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellkit.errors import UserError
+from cellkit.models.shared import diameter
+from cellkit.models.shared.flow_loss import FlowLoss, Prepared, Variation, prepare
+from cellkit.models.shared.inputs import SHOWN, refuse_empty
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
+
+SCRATCH = "scratch"
+REPLAYED, REPLAY_SEED = 2, 4711  # drawn fields of each kind, of seeds that no starter weights were made with
+
+
+def loss_of(train: CellDataset, config: Any, settings: Mapping[str, Any], cache: Path | None = None) -> FlowLoss:
+    """Return the loss of a training's steps: it holds the network with the weights to start from, and what it learns from.
+
+    Parameters
+    ----------
+    config : cellkit.models.cellpose_unet.TrainSettings
+    settings : mapping
+        What images are read with: diameter_px, channels, normalise.
+    cache : Path, optional
+        Folder of the flows of the training images.
+
+    Raises
+    ------
+    UserError
+        No weights to start from, or nothing in the channels that the network is shown.
+    """
+    from cellkit.models.unet_network import load_start
+    from cellkit.parallel import progress
+
+    refuse_frozen_scratch(config)
+    network = load_start(config.base, config.seed, precision=config.precision)
+    network.freeze(config.frozen_levels)
+    each = progress(range(len(train)), "flows of training images")
+    shown = {"channels": settings["channels"], "normalise": settings["normalise"]}
+    items = [prepare(*train[i], settings["diameter_px"], cache, **shown) for i in each]
+    refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
+    variation = Variation(config.rotate, config.intensities == "strong", config.outside_counts)
+    share = config.replay_share
+    replay = replayed(config.seed, cache) if share else []
+    return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation, replay, share)
+
+
+def replayed(seed: int, cache: Path | None = None) -> list[Prepared]:
+    """Return drawn fields, of each kind that the starter weights know, for a training to replay; shown as they were then."""
+    from cellkit.cells.drawn.pictures import KINDS, draw
+    from cellkit.parallel import progress
+
+    fields = [(kind, index) for kind in KINDS for index in range(REPLAYED)]
+    pairs = [draw(*field, REPLAY_SEED + seed) for field in progress(fields, "drawn fields to replay")]
+    return [prepare(image, truth, diameter.diameter_of([truth]), cache) for image, truth in pairs if len(truth)]
+
+
+def refuse_frozen_scratch(config: Any) -> None:
+    """Refuse to leave random weights as they are.
+
+    Raises
+    ------
+    UserError
+        ``base`` is "scratch", and levels are frozen.
+    """
+    if config.base == SCRATCH and config.frozen_levels:
+        problem = (
+            f"finetune.base is scratch, and finetune.frozen_levels is {config.frozen_levels}: random weights would stay"
+        )
+        raise UserError(problem, "set frozen_levels: 0, or start from trained weights")
