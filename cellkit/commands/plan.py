@@ -62,10 +62,10 @@ def run(given: argparse.Namespace) -> Answer:
 def _plan(given: argparse.Namespace, pool: Any) -> Answer:
     """Rank, write the top ones, and say it."""
     from cellkit.commands.shared import json_text
+    from cellkit.files import write_frame
     from cellkit.labelling.budget import read_curve, tell_budget
     from cellkit.labelling.corrections import PLAN_FILE
     from cellkit.labelling.planner import to_rank
-    from cellkit.tables import write_frame
 
     train, held_out = to_rank(pool.images, pool.by_person)
     done = pool.images.subset([r.image_id in pool.by_person and r.split == "train" for r in pool.images.records])
