@@ -32,10 +32,13 @@ from cellkit.models.shared.fine_tuning import map_iou, nearest_to_default
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.unet_maps import predict_maps, segment_image
 from cellkit.models.unet_network import load_network
-from cellkit.models.unet_search import DEFAULTS, GRID, grid_of, score_image
+from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, grid_of, score_image
 
 LEARN, JUDGE, LEAST_RATIO = 6, 12, 50
-NORMALISE = ((1.0, 99.0), (0.0, 100.0))  # what was tried: not searched, because it gains nothing
+NORMALISE = (
+    (1.0, 99.0),
+    (0.0, 100.0),
+)  # tried here; not searched, because it gains nothing, as the diameter of each image
 
 
 # ---- how fast ------------------------------------------------------------------------------------------------------
@@ -57,7 +60,7 @@ def show_speed(network, repeats: int) -> None:
     """Print the table of times; end with an error where masks differ or the search is not fast enough."""
     image, truth = drawn_image()
     settings = {**DEFAULTS, "diameter_px": diameter_of([truth])}
-    grid = grid_of(settings, [key for key in GRID if key != "diameter_of"], [truth])
+    grid = grid_of(settings, list(SEARCHED), [truth])
     some = [(0, 0, 0, 0), (0, 1, 2, 3), (0, 3, 1, 6), (0, 2, 3, 1)]
     with tempfile.TemporaryDirectory() as folder:
         cache = MapCache(network, Path(folder), 1.0)
@@ -95,8 +98,8 @@ def choices(scores: np.ndarray) -> dict[str, tuple[int, ...]]:
     """Return what each way to search takes: a place in (normalise, diameter_of, flow, cellprob, least area)."""
     parts = {
         "thresholds together": np.s_[:, :1, :1, :, :, :1],
-        "and the least area": np.s_[:, :1, :1],
-        "and the diameter of each image (all that is searched)": np.s_[:, :1],
+        "and the least area (what is searched)": np.s_[:, :1, :1],
+        "thresholds, least area and the diameter of each image": np.s_[:, :1],
         "thresholds, least area and normalisation": np.s_[:, :, :1],
         "everything": np.s_[:],
     }
@@ -123,10 +126,10 @@ def show_worth(name: str, scores: np.ndarray, learn: Sequence[int], types: Seque
         types = np.array(types)
         found = np.zeros(len(judge))
         for cell_type in sorted(set(types)):
-            place = nearest_to_default(scores[[k for k in learn if types[k] == cell_type]][:, :1])
+            place = nearest_to_default(scores[[k for k in learn if types[k] == cell_type]][:, :1, :1])
             of = types[judge] == cell_type
             found[of] = scores[(judge[of], *place)]
-        print(row("all that is searched, by cell type", "", found, base))
+        print(row("what is searched, by cell type", "", found, base))
     best = np.unravel_index(scores[judge].mean(axis=0).argmax(), scores.shape[1:])
     print(row("the best there is for the judges", told(best, grid), scores[(judge, *best)], base))
 

@@ -52,8 +52,9 @@ from cellkit.models.shared.inputs import (
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.models.unet_batches import SCRATCH, loss_of, refuse_frozen_scratch
 from cellkit.models.unet_maps import FIRST_PASS, segment_image
-from cellkit.models.unet_search import DEFAULTS, GRID, search_settings, unpromising
+from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, search_settings
 from cellkit.models.unet_style import LARGEST_LOGIT, stricter, style  # noqa: F401 - abilities of this backend
+from cellkit.models.unet_validation import Scorer
 from cellkit.settings import Number, Percentiles, as_yaml, weights_field
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class TrainSettings(Schedule, Settings):
     diameter_of: Literal["batch", "image"] | None = Field(
         None,
         description="whose diameter an image is scaled by when predicted: diameter_px, or in a second pass that of the "
-        "cells found with it; null = best on training images, and batch where diameter_px is set",
+        "cells found with it; null = batch",
     )
     map_cache_gb: Number = Field(
         1.0,
@@ -226,7 +227,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     network = loss_at.network
     scored, choosing = scored_along(val, config.val_images)
     pairs = [val[i] for i in scored]
-    scorer = _Scorer(network, pairs, settings, Path(config.base).stem, out, config.map_cache_gb)
+    scorer = Scorer(network, pairs, settings, Path(config.base).stem, out, config.map_cache_gb)
     if searched := _searched(config):
         at = ", ".join(f"{key} {as_yaml(settings[key])}" for key in GRID)
         LOG.info(
@@ -349,9 +350,8 @@ def _read_with(settings: Settings | None, card: Mapping[str, Any]) -> dict[str, 
 
 
 def _searched(config: TrainSettings) -> list[str]:
-    """Return the settings that are not set, and so are searched; a diameter that is set is every image's."""
-    fixed = ["diameter_of"] if config.diameter_px is not None else []
-    return [key for key in GRID if getattr(config, key) is None and key not in fixed]
+    """Return the settings that are not set, and so are searched."""
+    return [key for key in SEARCHED if getattr(config, key) is None]
 
 
 # ---- images in, cells out ------------------------------------------------------------------------------------------
@@ -395,31 +395,3 @@ def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> floa
         maps[2] = np.where(maps[2] > 0, 6, -6)
         pairs.append((truth, masks_of(maps, truth.shape, **settings)))
     return map_iou(pairs)
-
-
-class _Scorer:
-    """() -> MAP IoU (kaggle convention, mean of whole images) of the network on the validation images."""
-
-    def __init__(
-        self,
-        network,
-        pairs: Sequence[tuple[np.ndarray, Instances]],
-        settings: dict,
-        base: str = "",
-        folder: Path = Path(),
-        map_cache_gb: float = 0,
-    ):
-        self.network, self.pairs, self.settings, self.base = network, pairs, settings, base
-        self.folder, self.map_cache_gb = folder, map_cache_gb
-
-    def __call__(self) -> float:
-        from cellkit.parallel import progress
-
-        cache = cache_in(self.folder, self.network, self.map_cache_gb)  # for who predicts with these weights
-        settings = {**self.settings, "cache": cache}
-        found = [segment_image(self.network, image, **settings) for image, _ in progress(self.pairs, "validation")]
-        score = map_iou(zip([truth for _, truth in self.pairs], found, strict=True))
-        if self.base not in ("", SCRATCH) and not score and any(len(truth) for _, truth in self.pairs):
-            LOG.info(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))
-        self.base = ""  # said once, of the weights that training starts from
-        return score

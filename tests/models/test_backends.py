@@ -285,7 +285,7 @@ class Silent(torch.nn.Module):
 def test_a_base_that_finds_nothing_is_told_and_no_threshold_searched(drawn, capsys):
     settings = {**unet.DEFAULTS, "diameter_px": 30.0}
     pairs = [drawn[0], drawn[1]]
-    scorer = unet._Scorer(Silent(), pairs, settings, "starter")
+    scorer = unet.Scorer(Silent(), pairs, settings, "starter")
     assert scorer() == scorer() == 0
     told = capsys.readouterr().err
     assert told.count("before training, starter finds no cell in 2 validation images") == 1
