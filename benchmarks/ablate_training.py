@@ -1,0 +1,318 @@
+"""What each change of the training recipe is worth: every one alone against the base recipe, at an equal budget, paired by seed.
+
+    python benchmarks/ablate_training.py --set two_lines --images 4 --seeds 5 --minutes 3
+
+For each seed N labelled images are drawn from the training images of the set. Every recipe starts from the same weights, trains
+on these N with as much CPU time (or as many pixels) as the base recipe has, searches its thresholds on them as any training
+does, and is scored on held-out images: MAP IoU (kaggle). No image chooses anything, the last weights are taken. `source` is the
+score on drawn fields of the kinds that the starter weights were made with: what a recipe forgets. Each finished run is a row of
+`--out`; a row that is there is not made again, so that the command can be killed and repeated.
+
+Where the recipe's pixels are what is equal, the numbers do not depend on the machine. Where CPU time is, the time of a step is
+measured once for each recipe and kept beside the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset, evenly_spaced
+from cellkit.cells.drawn.pictures import KINDS, draw
+from cellkit.cells.instances import Instances
+from cellkit.config.reading import load_config
+from cellkit.fetch.find import find_weights
+from cellkit.files import atomic_path, read_json, sha256_file, write_json
+from cellkit.log import LOG, show_log
+from cellkit.models import cellpose_unet as unet
+from cellkit.models.shared.diameter import diameter_of
+from cellkit.models.shared.fine_tuning import map_iou
+from cellkit.models.unet_batches import loss_of
+
+ROOT = Path(__file__).resolve().parents[1]
+SETS = ("two_lines", "dkfz", "dsb2018")
+BASE = "base"
+RECIPES: dict[str, dict[str, Any]] = {  # a share of the steps is written as a float where steps are wanted
+    BASE: {},
+    "average": {"average_steps": 0.15},
+    "crops of 224 px": {"crop_px": 224, "batch_size": 4},
+    "short warm-up": {"warmup_share": 0.05},
+    "held rate": {"hold_share": 0.6},
+    "strong intensities": {"intensities": "strong"},
+    "decoder only": {"frozen_levels": 4},
+    "last two levels": {"frozen_levels": 6},
+    "replay": {"replay_share": 0.15},
+    "no rotation": {"rotate": False},
+    "outside unknown": {"outside_counts": False},
+    "together": {"average_steps": 0.15, "crop_px": 224, "batch_size": 4, "warmup_share": 0.05, "outside_counts": False},
+}
+KEY = ("set", "base", "images", "seed", "equal", "minutes", "tested", "most", "recipe")
+COLUMNS = (*KEY, "steps", "batch_size", "crop_px", "cpu_s", "score", "source", "scores", "changes")
+Pairs = list[tuple[np.ndarray, Instances]]
+
+
+# ---- images --------------------------------------------------------------------------------------------------------
+def images_of(name: str, data: Path, folder: Path, most: int | None = None) -> tuple[CellDataset, Any]:
+    """Return the labelled images of a set, converted into `folder` as notebook 01 does, and its configuration."""
+    from cellkit.sources.ingest import convert_images
+
+    more = (
+        {"convert.max_images": None, "convert.modalities": ["fluor_small", "fluor_large"]} if name == "dsb2018" else {}
+    )
+    config = load_config(ROOT / "configs" / f"{name}.yaml", {"data": str(data), **more})
+    images = convert_images(config.convert, data / config.convert.path, folder / name).images.with_truth()
+    if name == "dsb2018":  # the starter weights have learned from the others
+        sys.path.append(str(ROOT / "scripts"))
+        from train_starter import kept_out
+
+        images = images.subset([kept_out(record.image_id) for record in images.records])
+    return images.subset([not record.flags for record in images.records]), config
+
+
+def parted(images: CellDataset, tested: int) -> tuple[CellDataset, CellDataset]:
+    """Return the images to draw training images from, and at most `tested` others that are scored.
+
+    The split of the set is kept where it has test images; else, and for kept-out images of DSB2018, every second is scored.
+    """
+    named = images.by_split()
+    if {"train", "test"} <= set(named) and len(named["test"]) >= min(tested, 8):
+        pool, test = named["train"], named["test"]
+    else:
+        pool, test = (images.subset(np.arange(len(images)) % 2 == k) for k in (0, 1))
+    pool = pool.subset([len(cells) > 1 for cells in pool.instances])
+    return pool, test.subset(evenly_spaced(len(test), min(tested, len(test))))
+
+
+# ---- one run -------------------------------------------------------------------------------------------------------
+def settings_of(recipe: dict[str, Any], section: Any, base: Path, seed: int, steps: int) -> unet.TrainSettings:
+    """Return the settings of a recipe: those of the set's configuration, and what the recipe changes."""
+    changed = {key: max(2, round(value * steps)) if key == "average_steps" else value for key, value in recipe.items()}
+    fixed = {"base": str(base), "seed": seed, "steps": steps, "eval_every": steps, "val_images": 1}
+    given = {key: value for key, value in section.model_dump().items() if key in unet.TrainSettings.model_fields}
+    return unet.TrainSettings(**(given | fixed | changed))
+
+
+def pixels_of(config: unet.TrainSettings) -> int:
+    """Return the pixels of a step."""
+    return config.batch_size * config.crop_px**2
+
+
+def step_seconds(
+    names: Sequence[str], train: CellDataset, section: Any, base: Path, kept: Path, repeats: int
+) -> dict[str, float]:
+    """Return the CPU seconds of a training step of each recipe, measured once and kept in a file."""
+    times = read_json(kept) if kept.is_file() else {}
+    stamps = {}
+    for name in names:
+        recipe = RECIPES[name]
+        stamps[name] = stamp = f"{base.stem} {json.dumps(recipe, sort_keys=True)}"
+        if stamp not in times:
+            config = settings_of(recipe, section, base, 0, 100)
+            each = [cpu for _ in range(2) for cpu in steps_timed(train, config, 1 + repeats)[1:]]
+            times[stamp] = float(np.median(each))
+            write_json(kept, times, indent=1)
+    return {name: times[stamp] for name, stamp in stamps.items()}
+
+
+def steps_timed(train: CellDataset, config: unet.TrainSettings, steps: int) -> list[float]:
+    """Take training steps; return the CPU seconds of each, those of the thread that draws batches among them."""
+    import torch
+
+    from cellkit.models.training import Plan, fit
+
+    settings = {
+        **unet.DEFAULTS,
+        "diameter_px": config.diameter_px or diameter_of(train.instances),
+        "channels": config.channels,
+    }
+    loss_at = loss_of(train, config, settings)
+    times = [time.process_time()]
+
+    def timed(step: int) -> torch.Tensor:
+        times.append(time.process_time())
+        return loss_at(step)
+
+    plan = Plan(steps, steps, average_steps=config.average_steps)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(loss_at.network, timed, lambda: 0.0, plan, Path(folder), "", choose=False)
+    return np.diff(times)[1:].tolist()
+
+
+def scores_of(checkpoint: Path, pairs: Pairs, own_diameter: bool = False) -> list[float]:
+    """Return MAP IoU (kaggle) of each image as the checkpoint is meant to be read, or each at the diameter of its truth."""
+    read = unet.load(checkpoint)
+    scores = []
+    for image, truth in pairs:
+        if own_diameter:
+            read = unet.load(
+                checkpoint, unet.Settings(diameter_px=diameter_of([truth]), channels="both", min_area_px=15)
+            )
+        (found,) = read([image])
+        scores.append(map_iou([(truth, found)]))
+    return scores
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return the rows that are there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Write the table with one row more, whole or not at all."""
+    rows = [*rows_of(path), row]
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+def differences(rows: Sequence[dict[str, str]], recipe: str, column: str) -> list[float]:
+    """Return recipe minus base, one of each seed that has both."""
+    of = {name: {row["seed"]: float(row[column]) for row in rows if row["recipe"] == name} for name in (BASE, recipe)}
+    return [of[recipe][seed] - of[BASE][seed] for seed in sorted(of[BASE]) if seed in of[recipe]]
+
+
+def reach(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of a mean (Student's t); nan of less than two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return float("nan")
+    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    """Yield the lines of a markdown table: each recipe, its scores, and its paired difference to the base."""
+    yield "| recipe | seeds | steps | CPU s | score | - base | 95 % interval | source | - base |"
+    yield "|---|---:|---:|---:|---:|---:|---|---:|---:|"
+    for name in dict.fromkeys(row["recipe"] for row in rows):
+        own = [row for row in rows if row["recipe"] == name]
+        mean = {
+            column: np.mean([float(row[column]) for row in own]) for column in ("steps", "cpu_s", "score", "source")
+        }
+        gain, kept = differences(rows, name, "score"), differences(rows, name, "source")
+        told = ["", "", ""]
+        if name != BASE and gain:
+            low, high = (np.mean(gain) + sign * reach(gain) for sign in (-1, 1))
+            told = [f"{np.mean(gain):+.4f}", f"{low:+.4f} to {high:+.4f}", f"{np.mean(kept):+.4f}"]
+        yield (
+            f"| {name} | {len(own)} | {mean['steps']:.0f} | {mean['cpu_s']:.0f} | {mean['score']:.4f} | {told[0]} | {told[1]} "
+            f"| {mean['source']:.4f} | {told[2]} |"
+        )
+
+
+def arguments() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=SETS, required=True)
+    parser.add_argument("--images", type=int, default=4, help="training images of a run")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of training images; also seeds of the training")
+    parser.add_argument("--minutes", type=float, default=2.0, help="CPU time of the steps of a run")
+    parser.add_argument(
+        "--equal", choices=("cpu", "pixels"), default="cpu", help="what recipes have as much of as the base"
+    )
+    parser.add_argument("--base", default="starter", help="weights to start from: a name or a path")
+    parser.add_argument("--data", type=Path, default=os.environ.get("CELLKIT_DATA"), help="the data folder")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablation.csv")
+    parser.add_argument("--tested", type=int, default=16, help="most held-out images that are scored")
+    parser.add_argument("--most", type=int, help="most images of the set per cell type; all by default")
+    parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), help="some of them; the base is always run")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
+    given = parser.parse_args()
+    if given.data is None:
+        parser.error("give --data, or set CELLKIT_DATA")
+    return given
+
+
+def main() -> None:
+    """Run what is missing, seed by seed, and print the table after each seed."""
+    import torch
+
+    show_log()
+    given = arguments()
+    torch.set_num_threads(given.threads)
+    work = given.out.with_suffix("")
+    base = Path(given.base) if Path(given.base).is_file() else find_weights(given.base)
+    known = {"set": given.set, "base": sha256_file(base)[:12], "images": given.images, "equal": given.equal}
+    known |= {"minutes": given.minutes, "tested": given.tested, "most": given.most or ""}
+
+    def mine() -> list[dict[str, str]]:
+        return [row for row in rows_of(given.out) if all(row[key] == str(value) for key, value in known.items())]
+
+    if not given.table:
+        images, config = images_of(given.set, given.data, work, given.most)
+        pool, test = parted(images, given.tested)
+        LOG.info(f"{given.set}: {len(pool)} images to draw {given.images} from, {len(test)} scored")
+        source = [draw(kind, index, 7919) for kind in KINDS for index in range(2)]
+        names = [name for name in RECIPES if name == BASE or not given.recipes or name in given.recipes]
+        times = step_seconds(names, pool.subset([0, 1]), config.finetune, base, work / "step_seconds.json", repeats=2)
+        for seed in range(given.seeds):
+            drawn = np.sort(np.random.default_rng([seed, 1]).permutation(len(pool))[: given.images])
+            train = pool.subset(drawn)
+            for name in names:
+                if any(row["recipe"] == name and row["seed"] == str(seed) for row in mine()):
+                    continue
+                row = run(name, train, test, source, config.finetune, base, seed, given, times, work)
+                add_row(given.out, known | row)
+            print("\n".join(["", *table(mine())]), flush=True)
+    print("\n".join(["", *table(mine())]))
+
+
+def run(
+    name: str,
+    train: CellDataset,
+    test: CellDataset,
+    source: Pairs,
+    section: Any,
+    base: Path,
+    seed: int,
+    given: argparse.Namespace,
+    times: dict[str, float],
+    work: Path,
+) -> dict[str, Any]:
+    """Train one recipe on one draw of images and score it."""
+    steps = max(4, round(60 * given.minutes / times[name]))
+    if given.equal == "pixels":
+        sizes = [pixels_of(settings_of(RECIPES[one], section, base, seed, 100)) for one in (BASE, name)]
+        steps = max(4, round(60 * given.minutes / times[BASE] * sizes[0] / sizes[1]))
+    config = settings_of(RECIPES[name], section, base, seed, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        watched = train.subset([0])
+        watched = watched.with_records([replace(record, split="val") for record in watched.records])
+        began = time.process_time()
+        checkpoint = unet.train(train, watched, config, Path(folder))
+        spent = time.process_time() - began
+        scores = scores_of(checkpoint, [test[k] for k in range(len(test))])
+        kept = scores_of(checkpoint, source, own_diameter=True)
+    return {
+        "seed": seed,
+        "recipe": name,
+        "steps": steps,
+        "batch_size": config.batch_size,
+        "crop_px": config.crop_px,
+        "cpu_s": round(spent, 1),
+        "score": round(float(np.mean(scores)), 5),
+        "source": round(float(np.mean(kept)), 5),
+        "scores": " ".join(f"{score:.4f}" for score in scores),
+        "changes": json.dumps(RECIPES[name], sort_keys=True),
+    }
+
+
+if __name__ == "__main__":
+    main()
