@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "scores": ("cells",),
     "microscope": ("cells",),
     "formats": ("cells", "microscope"),
-    "models": ("cells", "scores"),
+    "models": ("cells", "formats", "scores"),
     "fetch": ("models",),
     "config": ("cells", "microscope", "models"),
     "sources": ("cells", "config", "formats", "microscope", "scores"),

@@ -21,6 +21,7 @@ from cellkit.fetch.registry import REGISTRY, Entry, RemoteFile, find_entry, fold
 from cellkit.files import atomic_path, locked, read_json, sha256_file, write_json
 from cellkit.log import LOG
 from cellkit.machine import NoRoom, check_space
+from cellkit.models.size_model import read_size_model
 
 SIDE = ".sha256.json"
 PUBLISHED, PREFIX, FIRST_USE = "published", "first digits published", "first download"
@@ -63,10 +64,20 @@ def fetch(
     with locked(root / f".{name}.lock", busy, wait=True):
         done, missing = [], []
         for file in entry.files:
-            if given and file.file_name not in carried and not is_complete(entry, file, root):
-                missing.append(file)
-            else:
-                done.append(_fetch_file(entry, file, root, carried.get(file.file_name), patience))
+            there = not given or file.file_name in carried or is_complete(entry, file, root)
+            try:
+                if there:
+                    done.append(_fetch_file(entry, file, root, carried.get(file.file_name), patience))
+                elif not file.optional:
+                    missing.append(file)
+            except NoRoom:
+                raise
+            except UserError as error:
+                if not file.optional:
+                    raise
+                LOG.info(
+                    f"{name}: without {file.file_name}, which is of use and not needed: {str(error).splitlines()[0]}"
+                )
     if missing:
         raise UserError(
             f"{name}: {counted(len(done), 'file is', 'files are')} here, {len(missing)} not yet",
@@ -77,7 +88,7 @@ def fetch(
 
 
 def _missing(entry: Entry, root: Path) -> list[RemoteFile]:
-    return [file for file in entry.files if not is_complete(entry, file, root)]
+    return [file for file in entry.needed if not is_complete(entry, file, root)]
 
 
 def weights_path(entry: Entry, root: Path) -> Path:
@@ -93,9 +104,14 @@ def is_complete(entry: Entry, file: RemoteFile, root: Path) -> bool:
     if file.unpack:
         folder = root / file.target
         return bool(record.get("members")) and all(_has(folder / m, size) for m, size in record["members"].items())
-    if entry.converted:
+    if _converted(entry, file):
         return _is_whole(weights_path(entry, root))
     return _has(root / file.target, record["size_bytes"])
+
+
+def _converted(entry: Entry, file: RemoteFile) -> bool:
+    """Tell whether a file is turned into safetensors: weights are, what comes beside them stays as it is."""
+    return entry.converted and not file.optional
 
 
 def _is_whole(path: Path) -> bool:
@@ -138,7 +154,7 @@ def _fetch_file(
             f"{file.target}: no sha256 is published for it. This one is trusted, and kept in {side}: {new['sha256']}"
         )
     write_json(root / f"{file.target}{SIDE}", new, indent=1)
-    if file.unpack or entry.converted:
+    if file.unpack or _converted(entry, file):
         place.unlink(missing_ok=True)
     return _row(file, root, new, state)
 
@@ -155,8 +171,10 @@ def _use(entry: Entry, file: RemoteFile, root: Path, place: Path) -> dict[str, A
             check_archive(place, file.max_unpacked_bytes)
             _keep_old(root / file.target)
         return {"members": unpack(place, root / file.target, file.max_unpacked_bytes)}
-    if entry.converted:
+    if _converted(entry, file):
         convert_weights(entry, place, weights_path(entry, root))
+    elif place.suffix == ".npy":
+        read_size_model(place)
     elif place.suffix == ".json":
         _check_text(place, b"{[", b"}]")
     elif place.suffix == ".csv":
@@ -198,12 +216,12 @@ def _copy(source: Path, place: Path) -> None:
 def _carried(entry: Entry, given: Sequence[str | Path]) -> dict[str, Path]:
     """Return {file name: path} of the files of `entry` among those given; a single file may have any name."""
     paths = [child for path in map(Path, given) for child in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    wanted = [file.file_name for file in entry.files]
+    wanted, needed = ([file.file_name for file in files] for files in (entry.files, entry.needed))
     for path in paths:
         if not path.exists():
             raise UserError(f"no file at {path}", "give the path of the downloaded file")
-    if len(wanted) == 1 and len(given) == 1 and Path(given[0]).is_file():
-        return {wanted[0]: Path(given[0])}
+    if len(needed) == 1 and len(given) == 1 and Path(given[0]).is_file() and Path(given[0]).name not in wanted:
+        return {needed[0]: Path(given[0])}
     found = {path.name: path for path in paths if path.name in wanted and path.is_file()}
     if given and not found:
         raise UserError(
@@ -218,9 +236,9 @@ def by_hand(entry: Entry, files: Iterable[RemoteFile], root: Path) -> str:
     for file in files:
         sha256 = file.sha256 or read_record(file, root).get("sha256", "")
         known = sha256 or (f"{file.sha256_prefix}..." if file.sha256_prefix else "none published")
-        lines.append(f"{file.url} -> {root / file.place} (sha256 {known})")
+        lines.append(f"{file.url} -> {root / file.place} (sha256 {known}{'; not needed' if file.optional else ''})")
     to = "" if root == folder_of(entry) else f" --to {root}"
-    how = f"cellkit fetch {entry.name}{to} --from {'FILE' if len(entry.files) == 1 else 'FOLDER'}"
+    how = f"cellkit fetch {entry.name}{to} --from {'FILE' if len(entry.needed) == 1 else 'FOLDER'}"
     return f"by hand: download {'; '.join(lines)}; then run: {how}"
 
 

@@ -40,6 +40,8 @@ class RemoteFile:
         File name of the download; by default that of the address.
     max_unpacked_bytes : int
         Most that an archive may unpack to.
+    optional : bool
+        Of use, and not needed: the entry is whole without it.
     """
 
     url: str
@@ -50,6 +52,7 @@ class RemoteFile:
     unpack: bool = False
     saved_as: str = ""
     max_unpacked_bytes: int = 10_000_000_000
+    optional: bool = False
 
     @property
     def file_name(self) -> str:
@@ -101,6 +104,11 @@ class Entry:
     def converted(self) -> bool:
         """Tell whether the download is turned into safetensors with a card."""
         return self.backend in ("cellpose_unet", "torchvision")
+
+    @property
+    def needed(self) -> tuple[RemoteFile, ...]:
+        """Return the files without which the entry is not whole."""
+        return tuple(file for file in self.files if not file.optional)
 
 
 def find_entry(name: str, registry: dict[str, Entry] | None = None) -> Entry:

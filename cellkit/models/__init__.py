@@ -1,6 +1,6 @@
 """Backends: one module each, found by name; everything about a backend is in its module.
 
-It may import `cells`, `scores` and the ground.
+It may import `cells`, `formats`, `scores` and the ground.
 
 A module of this folder that states a ``TITLE`` is a backend; one without is a helper. Besides ``TITLE`` it has
 

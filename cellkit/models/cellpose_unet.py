@@ -360,19 +360,40 @@ def _searched(config: TrainSettings) -> list[str]:
 def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: Settings | None = None) -> float:
     """Estimate the cell diameter in px of images without labels; say so where the estimate is doubtful.
 
+    Where the checkpoint has Cellpose's size model beside it, that is used, and the median over the images taken; else that
+    diameter on which the network agrees with itself, see `diameter.estimate`. Both look at crops of large images.
+
     Parameters
     ----------
     images : sequence of (H, W, 3) uint8
         A few of them are enough.
     settings : Settings, optional
         As for `load`; the diameter and the least area in it do not count.
+
+    Raises
+    ------
+    UserError
+        No checkpoint there, one of another network, or a size model that is none.
     """
+    from cellkit.models.size_model import estimate_diameter as by_size_model
+    from cellkit.models.size_model import read_size_model, size_model_beside
     from cellkit.models.unet_network import load_network
 
     network, card = load_network(checkpoint, getattr(settings, "precision", None))
-    read_with = _read_with(settings, card) | {"min_area_px": diameter.LEAST_AREA_PX, "diameter_of": "batch"}
+    read_with = _read_with(settings, card) | {"diameter_of": "batch"}
     del read_with["diameter_px"]
-    return diameter.estimate(lambda image, px: segment_image(network, image, px, **read_with), images)
+    beside = size_model_beside(checkpoint)
+    if beside is None:
+        read_with["min_area_px"] = diameter.LEAST_AREA_PX
+        return diameter.estimate(lambda image, px: segment_image(network, image, px, **read_with), images)
+    read_with["min_area_px"] = DEFAULTS["min_area_px"]
+    size_model = read_size_model(beside, network.widths[-1])
+
+    def find(image: np.ndarray, px: float) -> Instances:
+        return segment_image(network, image, px, **read_with)
+
+    each = [by_size_model(network, size_model, image, read_with["channels"], find, read_with["normalise"])[0] for image in images]
+    return float(np.median(each))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

@@ -281,6 +281,11 @@ def load_network(checkpoint: str | Path, precision: str | None = None) -> tuple[
     network = CellposeUNet(widths=widths)
     expected = network.state_dict()
     missing = [k for k in expected if k not in tensors and not k.startswith("diam_")]
+    if not missing and "diam_mean" not in tensors:
+        raise UserError(
+            f"{checkpoint} does not say to which diameter its cells were scaled, as those of Cellpose 1",
+            "take it in under its name: cellkit fetch cyto --from FILE; or cyto2, or nuclei",
+        )
     wrong = [k for k in expected if k in tensors and not _fits(k, tensors[k], expected[k])]
     if missing or wrong:
         raise UserError(

@@ -77,7 +77,7 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
     ]
     agreement = np.zeros(len(sizes))
     for image, assumed_px in progress(tasks, "cell diameter"):
-        part = _brightest(image, round(8 * assumed_px))
+        part = bright_part(image, round(8 * assumed_px))
         agreement += _agreement(find(part, assumed_px), assumed_px, sizes)
     agreement /= max(len(images), 1)
     best = int(agreement.argmax())
@@ -96,15 +96,19 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
     return float(sizes[best])
 
 
-def _brightest(image: np.ndarray, side_px: int) -> np.ndarray:
-    """Return the brightest part of the image, a square of `side_px` or what fits."""
+def bright_part(image: np.ndarray, side_px: int) -> np.ndarray:
+    """Return the brightest part of an image (H, W, 3) uint8, a square of `side_px` or what fits; not a copy."""
     import cv2
 
-    height, width = (min(side_px, side) for side in image.shape[:2])
-    total = cv2.integral(image.max(axis=2))
-    light = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
-    y, x = np.unravel_index(light.argmax(), light.shape)
-    return image[y : y + height, x : x + width]
+    step = max(1, max(image.shape[:2]) // 1000)  # every pixel of a large image would only take longer
+    light = image[::step, ::step].max(axis=2)
+    height, width = (min(max(side_px, 1), side) for side in image.shape[:2])
+    rows, columns = (min(-(-side // step), most) for side, most in zip((height, width), light.shape, strict=True))
+    total = cv2.integral(light)
+    light = total[rows:, columns:] - total[:-rows, columns:] - total[rows:, :-columns] + total[:-rows, :-columns]
+    top, left = (int(k) * step for k in np.unravel_index(light.argmax(), light.shape))
+    top, left = min(top, image.shape[0] - height), min(left, image.shape[1] - width)
+    return image[top : top + height, left : left + width]
 
 
 def _agreement(found: Instances, assumed_px: float, sizes_px: np.ndarray) -> np.ndarray:
