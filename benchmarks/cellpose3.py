@@ -105,9 +105,15 @@ def masks_of(maps: Sequence[np.ndarray], shapes: Sequence[tuple[int, int]], **op
     return [answer[f"labels_{k}"] for k in range(len(maps))]
 
 
-def diameters_of(weights: Path, size_model: Path, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the diameters that `SizeModel.eval` gives to images, and those of the styles alone, (N,) float64 each, in px."""
-    settings = {"weights": str(weights), "size_model": str(size_model)}
+def diameters_of(models: Sequence[tuple[Path, Path]], images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the diameters in px that `SizeModel.eval` gives to N images, and those of the styles alone, (M, N) float64 each.
+
+    Parameters
+    ----------
+    models : sequence of (Path, Path)
+        M networks, each with its size model.
+    """
+    settings = {"models": [[str(weights), str(size_model)] for weights, size_model in models]}
     answer = call("diameters", {f"image_{k}": image for k, image in enumerate(images)}, settings)
     return answer["diameters"], answer["of_style"]
 
@@ -212,17 +218,21 @@ def _masks(given: Arrays, settings: dict[str, Any]) -> Arrays:
 def _diameters(given: Arrays, settings: dict[str, Any]) -> Arrays:
     from cellpose.models import SizeModel
 
-    model = SizeModel(_model(settings["weights"]), pretrained_size=settings["size_model"])
-    found = [model.eval(image, channels=[2, 3]) for image in _several(given, "image")]
-    return {"diameters": np.array([px for px, _ in found]), "of_style": np.array([np.squeeze(px) for _, px in found])}
+    images = _several(given, "image")
+    models = [SizeModel(_model(weights), pretrained_size=size) for weights, size in settings["models"]]
+    found = [[model.eval(image, channels=[2, 3]) for image in images] for model in models]
+    diameters, of_style = ([[np.squeeze(one[k]) for one in row] for row in found] for k in (0, 1))
+    return {"diameters": np.array(diameters, float), "of_style": np.array(of_style, float)}
 
 
 def _forward(given: Arrays, settings: dict[str, Any]) -> Arrays:
     import torch
+    from cellpose.resnet_torch import CPnet
 
-    network = _model(settings["weights"]).net.eval()
+    network = CPnet([2, 32, 64, 128, 256], 3, 3)
+    network.load_model(settings["weights"])
     with torch.no_grad():
-        maps, styles = network(torch.from_numpy(given["planes"]))[:2]
+        maps, styles = network.eval()(torch.from_numpy(given["planes"]))[:2]
     return {"maps": maps.numpy(), "styles": styles.numpy()}
 
 

@@ -1,6 +1,21 @@
 """Cellpose's flows: labels to flows, and flows to masks.
 
-Flows and the reconstruction of masks come from the cellpose package (4.2, dynamics.py).
+Flows and the reconstruction of masks come from the cellpose package (4.2, dynamics.py). With the same weights, diameter and
+thresholds our masks are not those of `CellposeModel.eval` (3.1.1.3, whose U-Net this is):
+
+- the network sees whole images up to 1,152 px, larger ones in tiles of 1,024 px (`unet_maps`), an image's edge is repeated;
+  Cellpose shows it tiles of 224 px, each with a style of its own, and zeros around the image;
+- images are made smaller by area, so that nothing aliases; Cellpose takes the nearest pixels' bilinear mean;
+- flows are followed at network scale, 200 steps and on while a far pixel moves; Cellpose enlarges the maps to the image's scale
+  and takes 200 steps times diameter / 30. So a cell needs more than 10 meeting pixels of network scale, there of the image;
+- which cell a pixel belongs to is resized here, and the outline follows the probability resized bilinearly; there masks are made
+  at the image's scale, or, without `resample`, resized to the nearest pixel;
+- a flow's error is measured at network scale here, at the image's scale there;
+- a cell may fill the image; Cellpose drops one above 40 % of it.
+
+Alike are the 1st and 99th percentile of each whole channel (Cellpose takes every k-th pixel of images above 11 million), the
+batch norm's running means, holes that are filled, `min_size` in px of the image, after resizing; and cells at the border stay.
+`benchmarks/bench_cellpose_masks.py` scores both.
 """
 
 from __future__ import annotations
