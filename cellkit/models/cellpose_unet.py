@@ -375,25 +375,15 @@ def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: 
     UserError
         No checkpoint there, one of another network, or a size model that is none.
     """
-    from cellkit.models.size_model import estimate_diameter as by_size_model
-    from cellkit.models.size_model import read_size_model, size_model_beside
+    from cellkit.models.size_model import by_size_model, size_model_beside
     from cellkit.models.unet_network import load_network
 
     network, card = load_network(checkpoint, getattr(settings, "precision", None))
-    read_with = _read_with(settings, card) | {"diameter_of": "batch"}
+    read_with = _read_with(settings, card) | {"min_area_px": diameter.LEAST_AREA_PX, "diameter_of": "batch"}
     del read_with["diameter_px"]
-    beside = size_model_beside(checkpoint)
-    if beside is None:
-        read_with["min_area_px"] = diameter.LEAST_AREA_PX
-        return diameter.estimate(lambda image, px: segment_image(network, image, px, **read_with), images)
-    read_with["min_area_px"] = DEFAULTS["min_area_px"]
-    size_model = read_size_model(beside, network.widths[-1])
-
-    def find(image: np.ndarray, px: float) -> Instances:
-        return segment_image(network, image, px, **read_with)
-
-    each = [by_size_model(network, size_model, image, read_with["channels"], find, read_with["normalise"])[0] for image in images]
-    return float(np.median(each))
+    if beside := size_model_beside(checkpoint):
+        return by_size_model(network, beside, images, read_with | {"min_area_px": DEFAULTS["min_area_px"]})
+    return diameter.estimate(lambda image, px: segment_image(network, image, px, **read_with), images)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ package 3.1.1.3, with which `tests/models/test_cellpose3.py` compares.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from cellkit.formats.plain_pickle import read_plain_npy
 from cellkit.manifest import note_reading
 from cellkit.models.shared.diameter import bright_part, diameter_of
 from cellkit.models.shared.inputs import NORMALISE, two_channels
+from cellkit.models.unet_maps import segment_image
 
 TILE_PX, OVERLAP, BATCH = 224, 0.1, 8  # of the tiles whose styles are summed: Cellpose's
 LARGEST_PX = 1024  # sides of what is shown to the network, at its scale
@@ -99,6 +100,29 @@ def read_size_model(path: str | Path, styles: int = 256) -> SizeModel:
     if not finite or numbers["diam_mean"] <= 0:
         raise UserError(f"{path} is no size model of Cellpose: numbers that are none in it", remedy)
     return SizeModel(vectors["A"], vectors["smean"], numbers["ymean"], numbers["diam_mean"])
+
+
+def by_size_model(network: Any, path: Path, images: Sequence[np.ndarray], read_with: dict[str, Any]) -> float:
+    """Return the median of the diameters in px that the size model in a file gives to images.
+
+    Parameters
+    ----------
+    read_with : dict
+        As for `segment_image`, but for the diameter.
+
+    Raises
+    ------
+    UserError
+        As `read_size_model`.
+    """
+    size_model = read_size_model(path, network.widths[-1])
+
+    def find(image: np.ndarray, px: float) -> Instances:
+        return segment_image(network, image, px, **read_with)
+
+    channels, normalise = read_with["channels"], read_with["normalise"]
+    each = [estimate_diameter(network, size_model, image, channels, find, normalise)[0] for image in images]
+    return float(np.median(each))
 
 
 def estimate_diameter(

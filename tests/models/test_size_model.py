@@ -44,13 +44,13 @@ def test_the_diameter_comes_from_it(narrow, monkeypatch):
     """36 px of the style; then that of the cells that are found with it: none in an empty picture."""
     write(narrow.with_name("mine_size.npy"))
     looked = []
-    real = unet.segment_image
+    real = sizes.segment_image
 
     def noting(network, image, px, **settings):
         looked.append((px, settings["min_area_px"]))
         return real(network, image, px, **settings)
 
-    monkeypatch.setattr(unet, "segment_image", noting)
+    monkeypatch.setattr(sizes, "segment_image", noting)
     image = np.zeros((40, 50, 3), np.uint8)
     assert unet.estimate_diameter(narrow, [image], unet.Settings(cellprob_threshold=12)) == 30
     assert looked == [(pytest.approx(36), 15)]
