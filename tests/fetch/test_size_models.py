@@ -11,9 +11,11 @@ import torch
 from cellkit.errors import UserError
 from cellkit.fetch.fetch import fetch, fetched_weights, list_entries
 from cellkit.fetch.find import find_weights
-from cellkit.fetch.registry import CELLPOSE, REGISTRY
+from cellkit.fetch.registry import REGISTRY
 from cellkit.models.size_model import read_size_model, size_model_beside
 from cellkit.models.unet_network import CellposeUNet
+
+CELLPOSE = "https://www.cellpose.org/models"
 
 
 @pytest.fixture
