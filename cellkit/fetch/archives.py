@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from cellkit.errors import UserError
+from cellkit.log import LOG
 from cellkit.machine import NoRoom, check_space
 
 MAX_BYTES = 20_000_000_000
@@ -295,3 +296,30 @@ def _write(archive: Any, member: Member, root: Path) -> None:
             file.write(chunk)
     if written != member.size_bytes:
         raise Bad(f"member '{_shown(member.path)}' has other bytes than it says ({member.size_bytes:,})")
+
+
+# ---- what else a download may be -------------------------------------------------------------------------------------
+def check_text(path: Path, begins: bytes, ends: bytes) -> None:
+    """Refuse text that begins or ends as it cannot: cut off, or a page of HTML.
+
+    Raises
+    ------
+    UserError
+        It does.
+    """
+    with open(path, "rb") as file:
+        first = file.read(100).lstrip()
+        file.seek(max(0, path.stat().st_size - 100))
+        last = file.read().rstrip()
+    good = first and not first.startswith(b"<") and (not begins or (first[:1] in begins and last[-1:] in ends))
+    if not good:
+        raise UserError(f"{path} is no whole {path.suffix[1:]} file", "fetch it again")
+
+
+def keep_old(folder: Path) -> None:
+    """Move a folder that is incomplete or of other origin out of the way; nothing of it is deleted."""
+    count = 1
+    while os.path.lexists(kept := folder.with_name(f"{folder.name}.before-{count}")):
+        count += 1
+    os.replace(folder, kept)
+    LOG.info(f"{folder} was there and is not complete: it is now {kept}")

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from cellkit.errors import UserError, counted
-from cellkit.fetch.archives import check_archive, unpack
+from cellkit.fetch.archives import check_archive, check_text, keep_old, unpack
 from cellkit.fetch.download import Patience, Refused, Unreachable, authorization_for, download, real_address
 from cellkit.fetch.registry import REGISTRY, Entry, RemoteFile, find_entry, folder_of
 from cellkit.files import atomic_path, locked, read_json, sha256_file, write_json
@@ -169,37 +169,17 @@ def _use(entry: Entry, file: RemoteFile, root: Path, place: Path) -> dict[str, A
     if file.unpack:
         if os.path.lexists(root / file.target):
             check_archive(place, file.max_unpacked_bytes)
-            _keep_old(root / file.target)
+            keep_old(root / file.target)
         return {"members": unpack(place, root / file.target, file.max_unpacked_bytes)}
     if _converted(entry, file):
         convert_weights(entry, place, weights_path(entry, root))
     elif place.suffix == ".npy":
         read_size_model(place)
     elif place.suffix == ".json":
-        _check_text(place, b"{[", b"}]")
+        check_text(place, b"{[", b"}]")
     elif place.suffix == ".csv":
-        _check_text(place, b"", b"")
+        check_text(place, b"", b"")
     return {}
-
-
-def _check_text(path: Path, begins: bytes, ends: bytes) -> None:
-    """Refuse text that begins or ends as it cannot: cut off, or a page of HTML."""
-    with open(path, "rb") as file:
-        first = file.read(100).lstrip()
-        file.seek(max(0, path.stat().st_size - 100))
-        last = file.read().rstrip()
-    good = first and not first.startswith(b"<") and (not begins or (first[:1] in begins and last[-1:] in ends))
-    if not good:
-        raise UserError(f"{path} is no whole {path.suffix[1:]} file", "fetch it again")
-
-
-def _keep_old(folder: Path) -> None:
-    """Move a folder that is incomplete or of other origin out of the way; nothing of it is deleted."""
-    count = 1
-    while os.path.lexists(kept := folder.with_name(f"{folder.name}.before-{count}")):
-        count += 1
-    os.replace(folder, kept)
-    LOG.info(f"{folder} was there and is not complete: it is now {kept}")
 
 
 def _copy(source: Path, place: Path) -> None:
