@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cellkit.fetch.find import find_weights
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import map_cache, unet_maps, weights
 from cellkit.models.map_cache import FOLDER, MapCache
@@ -26,9 +27,10 @@ def light(seed: int = 0) -> CellposeUNet:
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    network = light()
-    card = {"map_cache_gb": 1.0, "diameter_px": 30.0, "cellprob_threshold": -1.0, **network.config}
-    return weights.save_checkpoint(tmp_path / "tuned.safetensors", network.state_dict(), unet.NAME, config=card)
+    """The starter weights, as a training would leave them: a network that finds drawn cells."""
+    card = {"map_cache_gb": 1.0, "diameter_px": 30.0, "cellprob_threshold": -1.0}
+    tensors = weights.load_tensors(find_weights("starter"))
+    return weights.save_checkpoint(tmp_path / "tuned.safetensors", tensors, unet.NAME, config=card)
 
 
 class Find:
