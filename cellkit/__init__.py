@@ -21,10 +21,11 @@ if "ipykernel" in sys.modules:
     show_log()
 
 _HOME = {  # exactly what the notebooks use; the rest is found by folder
-    "cells.dataset": ("CellDataset", "predict_all", "predict_each"),
+    "cells.dataset": ("CellDataset", "predict_all"),
     "cells.records": ("write_records",),
     "config.reading": ("load_config",),
     "errors": ("UserError",),
+    "evaluate.adaptation": ("adapt",),
     "evaluate.classes": (
         "accuracy_table",
         "class_model",
@@ -39,7 +40,6 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
         "check_ceiling",
         "choose_model",
         "found_in",
-        "keep_if_better",
         "predictions_of",
         "read_truths",
         "rejected_models",
@@ -48,7 +48,9 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
         "describe_found",
         "write_summary",
     ),
+    "evaluate.forgetting": ("describe_others", "score_others"),
     "evaluate.submission": ("handed_in", "submit_best"),
+    "evaluate.verdict": ("who_judged",),
     "fetch.find": ("find_weights", "with_weights"),
     "files": ("write_frame", "write_json"),
     "formats.coco": ("write_dataset", "write_predictions", "write_results", "write_truth"),
@@ -64,9 +66,8 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "labelling.corrections": ("corrections_folder",),
     "labelling.rounds": ("next_images", "write_rounds", "write_to_correct"),
     "microscope.flags": ("check_quality",),
-    "models": ("get_backend", "if_able"),
+    "models": ("get_backend",),
     "models.shared.inputs": ("check_max_detections",),
-    "models.gate": ("judges",),
     "models.training_state": ("find_history",),
     "pages.report": ("write_report",),
     "run.folder": ("Run",),
@@ -79,6 +80,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "show.overlays": ("show_found", "show_proposed_and_used", "show_worst", "show_worst_images"),
     "show.sheets": ("show_crops", "show_flagged", "show_sheet"),
     "sources.assign_splits": ("check_left",),
+    "sources.drawn.others": ("draw_others",),
     "sources.ingest": ("convert_images", "locate_source"),
     "sources.statistics": ("class_table", "describe", "remarks"),
 }

@@ -256,6 +256,10 @@ class FinetuneSection(Section):
 
     backend: str = Field("cellpose_unet", description="module of cellkit.models that is trained")
     min_train_masks: int = Field(1, ge=0, description="training images with fewer cells are left out and listed")
+    folds: int = Field(5, ge=2, le=20, description="most parts held back in turn, where few images are labelled")
+    fold_steps: Number = Field(
+        1 / 3, gt=0, le=1, description="steps of a run without one of these parts, as a share of those of the whole run"
+    )
 
 
 class CocoConfig(Section):

@@ -129,7 +129,7 @@ def count_by_class(
         )
     cells = of_images(found, images)
     rows += _counted("all", cells, None if truth is None else of_images(known, images), classes)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else ["image_id", "class_name", "found", "share"])
 
 
 def images_to_count(images: CellDataset, split: str) -> CellDataset:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
@@ -20,18 +17,16 @@ from cellkit.log import LOG
 from cellkit.models import if_able, order_models
 from cellkit.models.gate import judges
 from cellkit.scores.attribution import attribute
-from cellkit.scores.table import bootstrap_draws, paired_bootstrap, score_table, summary
+from cellkit.scores.table import score_table, summary
 
 if TYPE_CHECKING:
     import pandas
 
     from cellkit.cells.dataset import CellDataset
-    from cellkit.scores.intervals import Difference
 
 CONVENTION = "MAP IoU (kaggle: IoU > 0.50:0.05:0.95, mean of images)"
 KEY = "predictions_"
 LEAST_CEILING = 0.8  # MAP IoU of labels that became targets and labels again; below that a training is in vain
-NO_BASE = "no base to compare with: this backend starts from nothing"
 
 
 def predictions_of(paths: Mapping[str, Path], images: CellDataset) -> dict[str, dict[str, Instances]]:
@@ -69,7 +64,8 @@ def read_truths(paths: Mapping[str, Path], root: str | Path) -> dict[str, CellDa
     Returns
     -------
     dict
-        "val" and "test" -> CellDataset, without images where no person labelled one. Empty where there is no file.
+        "val" and "test" -> CellDataset, without images where no person labelled one or where there is no file of it. Empty where
+        there is no file at all.
     """
     labelled = {key.removeprefix("coco_"): read_coco(path, root) for key, path in paths.items() if key != "coco_train"}
     truths = without_proposals(labelled)
@@ -79,28 +75,14 @@ def read_truths(paths: Mapping[str, Path], root: str | Path) -> dict[str, CellDa
         LOG.info(f"not scored, because a model proposed their labels: {', '.join(names)}")
     if names and not any(map(len, truths.values())):
         LOG.info(NO_ACCURACY)
-    for data in list(labelled.values()):
-        for split in ("val", "test"):
-            truths.setdefault(split, data.subset([]))
+    for split in ("val", "test") if paths else ():
+        truths.setdefault(split, CellDataset([], []))
     return truths
 
 
 def without_proposals(labelled: Mapping[str, CellDataset]) -> dict[str, CellDataset]:
     """Return, by split, the images whose cells no model proposed."""
     return {split: data.without_proposed() for split, data in labelled.items()}
-
-
-def score_judged(data: CellDataset, found: Sequence[Instances]) -> pandas.DataFrame:
-    """Return `score_table` of the images whose labels no model proposed.
-
-    Parameters
-    ----------
-    found : list of Instances
-        One per image of `data`.
-    """
-    kept = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
-    part = data.subset(kept)
-    return score_table(part.instances, [found[k] for k in kept], part.records)
 
 
 def unjudged(models: Iterable[str], wanted: str) -> str:
@@ -131,7 +113,9 @@ def check_submit(wanted: str, names: Sequence[str]) -> str:
     return wanted
 
 
-def describe_found(found: Sequence[Instances], who: str, key: str, classes: Sequence[str] = ()) -> str:
+def describe_found(
+    found: Sequence[Instances], who: str, key: str, classes: Sequence[str] = (), where: str = "validation images"
+) -> str:
     """Say how many cells a model finds in the validation images; that it finds none, where a training was too short.
 
     Parameters
@@ -144,20 +128,24 @@ def describe_found(found: Sequence[Instances], who: str, key: str, classes: Sequ
         The setting that says how long it is trained.
     classes : sequence of str, optional
         Those of them that are never found are named.
+    where : str
+        What the images are called.
 
     Examples
     --------
     >>> print(describe_found([Instances.empty((4, 4))], "the detector", "maskrcnn.steps"))
-    WARNING: the detector finds NO CELL in the validation images; its score there is 0.000, and the run goes on.
+    WARNING: the detector finds NO CELL in the {where}; its score there is 0.000, and the run goes on.
     Train longer (maskrcnn.steps); if that does not help, look at the labels and at the pictures of notebook 01.
     """
     count = sum(map(len, found))
+    if not len(found):
+        return f"there are no {where} that could tell what {who} finds"
     if count:
         never = [name for k, name in enumerate(classes, 1) if not any((cells.class_ids == k).any() for cells in found)]
         lacking = f"; never found: {', '.join(never)}" if never else ""
-        return f"{who} finds {counted(count, 'cell')} in {counted(len(found), 'validation image')}{lacking}"
+        return f"{who} finds {counted(count, 'cell')} in {counted(len(found), where.removesuffix('s'))}{lacking}"
     return (
-        f"WARNING: {who} finds NO CELL in the validation images; its score there is 0.000, and the run goes on.\n"
+        f"WARNING: {who} finds NO CELL in the {where}; its score there is 0.000, and the run goes on.\n"
         f"Train longer ({key}); if that does not help, look at the labels and at the pictures of notebook 01."
     )
 
@@ -377,50 +365,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Which model is kept ("base" or "tuned"), the comparison in a sentence, and the verdict in words.
-
-    Attributes
-    ----------
-    gain : Difference or None
-        Tuned minus base; None where there is no base.
-    draws : (2000,) float
-        The mean gains of drawn images behind its interval; (0,) where there is none.
-    """
-
-    kept: str
-    sentence: str
-    text: str
-    gain: Difference | None = None
-    draws: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
-
-
-def keep_if_better(judge: CellDataset, found: Mapping[str, Sequence[Instances]]) -> Verdict:
-    """Decide between a base and what was tuned from it: kept is what is better beyond doubt, else the base.
-
-    Parameters
-    ----------
-    judge : CellDataset
-        Validation images that neither trained nor chose.
-    found : mapping
-        "tuned", and "base" where there is one -> the cells found in each image of `judge`.
-
-    Returns
-    -------
-    Verdict
-        "tuned" where the lower end of the interval of the difference is above 0, or where there is no base.
-    """
-    if "base" not in found:
-        return Verdict("tuned", NO_BASE, f"kept: tuned. There is {NO_BASE}.")
-    base, tuned = (score_judged(judge, found[name]) for name in ("base", "tuned"))
-    gain = paired_bootstrap(base, tuned)
-    why = "That tuning helped cannot be told; more labelled images might tell." if gain.n else NO_ACCURACY
-    text = "kept: tuned" if gain.better else f"kept: base. {why}"
-    sentence = gain.sentence("base", "tuned")
-    return Verdict("tuned" if gain.better else "base", sentence, text, gain, bootstrap_draws(base, tuned))
 
 
 def check_ceiling(backend: ModuleType, train: CellDataset, config: Any) -> str:

@@ -140,7 +140,7 @@ def with_weights(config: Kind, run: Any = None) -> Kind:
     Parameters
     ----------
     config : TrainSettings, or a section with them
-        "scratch" stays as it is; "tuned" is the checkpoint of this run that notebook 03 kept.
+        "scratch" stays as it is; "tuned" is the checkpoint of this run that notebook 03 kept, as no validation image taught it.
     run : cellkit.run.folder.Run, optional
         Where "tuned" is looked up.
 
@@ -151,7 +151,7 @@ def with_weights(config: Kind, run: Any = None) -> Kind:
     """
     named = {name: getattr(config, name) for name in weights_fields(type(config))}
     paths = {
-        name: run.find("cellpose_checkpoint") if value == TUNED and run is not None else find_weights(value)
+        name: run.find("encoder_checkpoint") if value == TUNED and run is not None else find_weights(value)
         for name, value in named.items()
         if value != SCRATCH
     }

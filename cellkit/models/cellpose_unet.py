@@ -198,6 +198,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
 
     Which of `val` choose, and that none does while there are few, is `cellkit.models.gate.choosers`'s; the others are not
     looked at, so that they can judge. Where none chooses, all are scored along the way to be watched, and the last weights kept.
+    `val` may hold no image: then nothing is scored.
 
     Parameters
     ----------
@@ -216,7 +217,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     UserError
         Nothing to train on, nothing in the channels that the network is shown, or no weights to start from.
     """
-    refuse_untrainable(train, val, "min_area_px")
+    refuse_untrainable(train, "min_area_px")
     out = Path(out)
     settings = _uncalibrated(train, config)
     diameter_px = settings["diameter_px"]

@@ -1,30 +1,117 @@
-"""Which labelled images choose a training's weights, and which judge the result: never the same."""
+"""Which labelled images teach, which choose and which judge: never the same choose and judge."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cellkit.cells.records import ImageRecord
+from cellkit.cells.splits import k_folds
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
 
 CHOOSE_FROM = 12  # validation images (groups) from which a third of them choose
+FOLDS = 5  # parts of the labelled images that are held back in turn
+QUARTERS = 4  # parts of a single labelled image
+THREE_PARTS, CROSS_FITTING, IN_QUARTERS, NOBODY = "three parts", "cross-fitting", "quarters", "nobody judges"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Who teaches, chooses and judges.
+
+    Attributes
+    ----------
+    name : {"three parts", "cross-fitting", "quarters", "nobody judges"}
+    choosers, judges : tuple of str
+        Their image_id.
+    folds : tuple of tuple of str
+        The judges in the parts that are held back in turn; empty where none is.
+    """
+
+    name: str
+    choosers: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+    folds: tuple[tuple[str, ...], ...] = ()
+
+    def __str__(self) -> str:
+        """Say who judges, and why."""
+        few = f"fewer than {CHOOSE_FROM} validation images (groups) are labelled"
+        count = len(self.judges)
+        return {
+            THREE_PARTS: f"three parts: training images teach, {len(self.choosers)} validation images choose, {count} others "
+            "judge",
+            CROSS_FITTING: f"cross-fitting, as {few}: {count} labelled images judge, each an adaptation that did not see it; "
+            f"{len(self.folds)} parts are held back in turn",
+            IN_QUARTERS: "quarters, as one labelled image holds cells: its four quarters judge, each an adaptation that did "
+            "not see it",
+            NOBODY: "nobody judges, as no person labelled an image",
+        }[self.name]
+
+
+def regime_of(labelled: CellDataset, folds: int = FOLDS, least: int = 1, seed: int = 0) -> Regime:
+    """Decide who teaches, chooses and judges, from the number of images that a person labelled.
+
+    - 12 validation images (groups) or more: **three parts**. A third of them choose checkpoint and step, the others, eight
+      or so, judge. From there on the judges left are enough to see a gain of 0.1, and one training is enough.
+    - Fewer, and two labelled images (groups) with cells or more, of training and validation together: **cross-fitting**.
+      Every one of them judges an adaptation that did not see it, so that none is lost for teaching: 12 + 7 images give 19
+      judges in place of 7. Up to five images (groups) each is held back alone; more are dealt into five parts.
+    - One labelled image with cells: **quarters** of it are held back in turn. All that is known of other images is then
+      how far gains usually spread, so only a large gain is kept (`Difference.with_expected_spread`).
+    - None: **nobody judges**, and the base is kept.
+
+    Groups (wells, donors, series) are held back whole, where there are two with cells.
+
+    Parameters
+    ----------
+    labelled : CellDataset
+        Images with splits; those of ``train`` and ``val`` that no model's proposals label count.
+    folds : int
+        Most parts that are held back in turn.
+    least : int
+        Cells that an image needs to teach.
+    seed : int
+        Of the dealing into parts.
+    """
+    known = labelled.without_proposed()
+    val, both = known.select("val"), known.subset([r.split in ("train", "val") for r in known.records])
+    if len(chosen := choosers(val.records)):
+        return Regime(THREE_PARTS, tuple(chosen), tuple(r.image_id for r in val.records if r.image_id not in chosen))
+    if len(val.records) and len({_unit(r) for r in val.records}) >= CHOOSE_FROM:
+        return Regime(THREE_PARTS, (), tuple(r.image_id for r in val.records))
+    names = tuple(record.image_id for record in both.records)
+    able = [r for r, cells in zip(both.records, both.instances, strict=True) if len(cells) >= max(least, 1)]
+    if not able:
+        return Regime(NOBODY, judges=names)
+    if len(able) == 1:
+        return Regime(IN_QUARTERS, judges=(able[0].image_id,))
+    return Regime(CROSS_FITTING, judges=names, folds=_dealt(both.records, able, folds, seed))
+
+
+def _dealt(
+    records: Sequence[ImageRecord], able: Sequence[ImageRecord], folds: int, seed: int
+) -> tuple[tuple[str, ...], ...]:
+    """Deal images into folds, so that whatever fold is left out, an image that can teach is left."""
+    by = "group" if len({_unit(record) for record in able}) > 1 else "image"
+    unit = _unit if by == "group" else (lambda record: record.image_id)
+    count = min(folds, len({unit(record) for record in able}))
+    place = {unit(record): k for k, fold in enumerate(k_folds(able, count, seed, by, "cell_type")) for record in fold}
+    for record in records:  # images without cells follow their group, or are dealt in turn
+        place.setdefault(unit(record), len(place) % count)
+    return tuple(tuple(r.image_id for r in records if place[unit(r)] == fold) for fold in range(count))
 
 
 def choosers(records: Sequence[ImageRecord]) -> list[str]:
     """Return the validation images that choose a training's checkpoint; the others judge it.
 
-    With fewer than 12 images (or groups of images) none chooses: the last weights are taken, and all judge. A choice among
-    a few evaluations gains little there, and each judge is needed. From 12 on about a third choose, by a hash of the name (of
-    the group): an image more changes no other's part.
-
-    The whole rule, choosing among six checkpoints none of which is better than the base and then judging by
-    `cellkit.scores.intervals.Difference.better`, keeps such a model in 0.0, 0.1, 0.7, 1.8, 1.4 and 2.5 % of 20,000 trials with 2,
-    3, 4, 7, 12 and 40 validation images (stated: 2.5 %; spread of single images 0.03).
+    With fewer than 12 images (or groups of images) none chooses: the last weights are taken. A choice among a few evaluations
+    gains little there, and each judge is needed. From 12 on about a third choose, by a hash of the name (of the group): an
+    image more changes no other's part.
 
     Parameters
     ----------
@@ -36,7 +123,7 @@ def choosers(records: Sequence[ImageRecord]) -> list[str]:
     list of str
         Their image_id, in order; empty where none chooses.
     """
-    units = {record.image_id: record.group or record.image_id for record in records}
+    units = {record.image_id: _unit(record) for record in records}
     if len(set(units.values())) < CHOOSE_FROM:
         return []
     return [name for name, unit in units.items() if _drawn_to_choose(unit)]
@@ -46,6 +133,10 @@ def judges(images: CellDataset) -> CellDataset:
     """Return the images that chose no checkpoint, see `choosers`; of a split that never chooses, all."""
     chose = set(choosers([record for record in images.records if record.split == "val"]))
     return images.subset([record.image_id not in chose for record in images.records])
+
+
+def _unit(record: ImageRecord) -> str:
+    return record.group or record.image_id
 
 
 def _drawn_to_choose(name: str) -> bool:

@@ -171,7 +171,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     """
     if not train.classes:
         raise UserError("there is no class to train", "name the classes in the config")
-    refuse_untrainable(train, val, "coco.min_area_px")
+    refuse_untrainable(train, "coco.min_area_px")
     settings = merged(config, {}, DEFAULTS)
     settings["diameter_px"] = settings["diameter_px"] or diameter_of(train.instances)
     diameter_px = settings["diameter_px"]

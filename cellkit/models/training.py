@@ -242,7 +242,7 @@ def _evaluate(
         "seconds": round(time.monotonic() - begun, 1),
     }
     history.rows.append(row)
-    _log_progress(desc, step, plan, mean, row["seconds"], f", {called} {value:.4f}")
+    _log_progress(desc, step, plan, mean, row["seconds"], f", {called} {value:.4f}" if math.isfinite(value) else "")
     if not choose:
         history.best_score, history.best_step = value, step
     elif value > history.best_score:

@@ -186,3 +186,11 @@ def copy_checkpoint(path: str | Path, to: str | Path) -> Path:
             with atomic_path(target) as temporary:
                 shutil.copyfile(source, temporary)
     return copied
+
+
+def add_to_card(path: str | Path, **metrics: Any) -> None:
+    """Note more of what was measured in the card of a checkpoint; one without a card stays as it is."""
+    side = Path(path).with_suffix(".json")
+    if side.is_file():
+        fields = read_json(side)
+        write_json(side, {**fields, "metrics": {**fields["metrics"], **metrics}}, indent=1)

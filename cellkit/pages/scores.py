@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
+from cellkit.evaluate.verdict import UNSEEN, held_back
 from cellkit.files import read_json
 from cellkit.models import model_name, order_models
 from cellkit.pages.results import RunFiles, Table, Words, drawn, in_words, percent, with_interval
@@ -32,9 +33,7 @@ def results_chapter(files: RunFiles) -> list:
         models = order_models(rows.index)
         texts = [_score_row(model_name(model), rows.loc[model]) for model in models]
         caption = f"{SPLIT_IMAGES.get(name, name).capitalize()}"
-        caption += (
-            ": some of them may have chosen a model's weights, which flatters it a little" if name == "val" else ""
-        )
+        caption += _who_saw(files) if name == "val" else ""
         mark = frozenset([models.index(files.best)]) if files.best in models else frozenset()
         blocks.append(Table(SCORE_COLUMNS, texts, caption, mark))
     blocks.append(
@@ -63,9 +62,21 @@ def kept_words(files: RunFiles) -> str:
     if path is None:
         return ""
     decision = read_json(path)
-    kept = "the tuned model is kept" if decision["kept"].endswith("tuned") else "the base is kept"
+    is_tuned = decision.get("verdict", "tuned" if decision["kept"].endswith("tuned") else "base") == "tuned"
+    kept = "the tuned model is kept" if is_tuned else "the base is kept"
     sentence = decision["sentence"][0].upper() + decision["sentence"][1:]
-    return f"{sentence} (validation images that chose nothing): {kept}."
+    words = f"{sentence} (images that chose nothing): {kept}."
+    who = f" Who judged: {decision['regime_in_words']}." if "regime_in_words" in decision else ""
+    change = f" {decision['what_would_change']}" if decision.get("what_would_change") else ""
+    return words + who + change
+
+
+def _who_saw(files: RunFiles) -> str:
+    """Return what must be said beside scores of validation images: who may have seen them."""
+    path = files.path("decision.json")
+    if path is not None and held_back(read_json(path)):
+        return f": {UNSEEN}; of other models they may have chosen the weights, which flatters them a little"
+    return ": some of them may have chosen a model's weights, which flatters it a little"
 
 
 PROCESSORS = (

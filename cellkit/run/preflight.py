@@ -125,8 +125,9 @@ def check_cells(outlook: Outlook, section: str) -> None:
     if section == "finetune":
         refuse_few(cells, settings.min_train_masks)
     train = CellDataset(records, cells, (), outlook.run_dir, list(range(len(records))))
-    if settings.min_area_px is not None:  # else it is searched
-        refuse_small(train, settings.min_area_px, f"{section}.min_area_px")
+    least_px = getattr(settings, "min_area_px", None)
+    if least_px is not None:  # else it is searched, or there is none
+        refuse_small(train, least_px, f"{section}.min_area_px")
 
 
 def check_label_model(outlook: Outlook) -> None:

@@ -23,6 +23,7 @@ from cellkit.show.style import (
     rows_only,
     shortened,
     styled,
+    words_only,
 )
 from cellkit.sources.statistics import FAULT_WORDS
 
@@ -43,6 +44,8 @@ def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, images: int = 
     images : int
         At most so many images have rows of their own.
     """
+    if counts.empty:
+        return words_only("there is no image whose cells are counted", ax)
     classes = list(dict.fromkeys(counts["class_name"]))
     names = [name for name in dict.fromkeys(counts["image_id"]) if name != "all"]
     shown = [*(["all"] if "all" in set(counts["image_id"]) and len(names) != 1 else []), *names[:images]]

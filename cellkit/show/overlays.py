@@ -332,6 +332,8 @@ def show_worst(data: CellDataset, found: Sequence[Instances], ax: Axes | None = 
     found : list of Instances
         One per image.
     """
+    if not len(data):
+        return words_only("no image that could show it is labelled", ax)
     own = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
     score = {k: kaggle([overlaps(data.instances[k], found[k])], bootstrap=0)["score"] for k in own or range(len(data))}
     k = min(score, key=lambda place: (score[place], place))
@@ -352,6 +354,8 @@ def show_found(data: CellDataset, found: Sequence[Instances], k: int = 0, ax: Ax
     found : list of Instances
         One per image.
     """
+    if not len(data):
+        return words_only("no image that could show it is labelled", ax)
     names = ("found", "proposed, no truth" if data.made_by[k] == "proposed" else "truth")
     how = {"classes": data.classes, "names": names, "um_per_px": data.records[k].um_per_px}
     return show_overlay(data.image(k), found[k], data.instances[k], ax, data.records[k].image_id, **how)

@@ -247,7 +247,10 @@ def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[S
 
 
 def check_enough(images: Sequence, settings: Config, of: str = "images") -> None:
-    """Refuse a set too small for what the notebooks do with it: training, choice, report, and classification.
+    """Refuse a set too small for what the notebooks do with it: train, report, and tell the classes apart.
+
+    One training image is enough to train and to judge on (`cellkit.models.gate.regime_of`). That there is no validation or no
+    test image is said, since less is told of the models then.
 
     Parameters
     ----------
@@ -267,17 +270,17 @@ def check_enough(images: Sequence, settings: Config, of: str = "images") -> None
     report, chooses = settings.evaluate.report_split, settings.evaluate.choose_split
     problems, mend = [], []
     missing = [split for split in dict.fromkeys(("train", "val", report)) if not count[split]]
+    if count["train"] and (report == "test" or count[report]):
+        if missing:
+            LOG.warning(_less_told(missing))
+        missing = []
     if missing:
         problems.append(f"no {' and no '.join(f'{SPLIT_TITLES[split]} image' for split in missing)}")
         mend.append(
             f"give {2 if report == 'val' else 3} images or more, better 3 per cell line (convert.split says which share "
             "goes where; of a source with a split of its own each part needs one)"
         )
-    if missing == ["test"]:
-        mend[0] += (
-            ", or report on the validation images: evaluate.report_split=val (the report then says that they also chose)"
-        )
-    elif missing:
+    if missing:
         mend[0] += ", or only predict: cellkit predict starter IMAGES -o OUT.json"
     lines = {image.cell_type for image in images if image.split == "train"}
     without = [name for name in settings.classes if name not in lines]
@@ -295,6 +298,17 @@ def check_enough(images: Sequence, settings: Config, of: str = "images") -> None
     if problems:
         held = f"{count['train']} for training, {count['val']} for validation, {count['test']} for test"
         raise_or_collect(UserError(f"{len(images)} {of} ({held}): {'; '.join(problems)}", "; ".join(mend)))
+
+
+def _less_told(missing: Sequence[str]) -> str:
+    """Say what is not told where validation or test images are missing."""
+    what = {
+        "val": "no validation image: training images judge the adaptation, each held back in turn, and no model is chosen by "
+        "its score",
+        "test": "no test image: no score is reported and nothing is handed in",
+    }
+    told = "; ".join(what[split] for split in missing)
+    return f"{told}; give 3 images or more and a share in convert.split, where that is wanted"
 
 
 def check_left(images: CellDataset, settings: Config) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from cellkit.cells.dataset import predict_each
 from cellkit.errors import UserError
-from cellkit.evaluate.evaluation import NO_BASE, check_ceiling, keep_if_better
+from cellkit.evaluate.evaluation import check_ceiling
+from cellkit.evaluate.verdict import NO_BASE, keep_if_better
 
 
 def test_kept_is_what_is_better_beyond_doubt_and_the_draws_say_why(drawn):

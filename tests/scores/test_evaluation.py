@@ -20,12 +20,12 @@ from cellkit.evaluate.evaluation import (
     of_images,
     predictions_of,
     read_truths,
-    score_judged,
     score_models,
     summarise,
     unjudged,
 )
 from cellkit.evaluate.submission import Original, handed_in, submit_best
+from cellkit.evaluate.verdict import score_judged
 from cellkit.formats.coco import write_dataset, write_results
 from cellkit.formats.submission import read_submission
 from cellkit.formats.submission_check import check_submission

@@ -33,18 +33,16 @@ SEARCHED_ON = 6  # training images
 ONE_IMAGE = 0.02  # of MAP IoU: a smaller gain on a single image is taken for noise
 
 
-def refuse_untrainable(train: CellDataset, val: CellDataset, key: str) -> None:
-    """Refuse a training without a labelled cell or without a validation image; `key` is the setting of the least area.
+def refuse_untrainable(train: CellDataset, key: str) -> None:
+    """Refuse a training without a labelled cell; `key` is the setting of the least area.
 
     Raises
     ------
     UserError
-        Either is missing.
+        There is none.
     """
-    if not sum(len(cells) for cells in train.instances):
+    if not train.cells:
         raise UserError("there is no labelled cell to train on", f"label images first (02), or lower {key}")
-    if not len(val):
-        raise UserError("there is no validation image", "give convert.split a val fraction above 0")
 
 
 def refuse_small(labelled: CellDataset, least_px: int, key: str) -> None:
@@ -70,8 +68,11 @@ def refuse_small(labelled: CellDataset, least_px: int, key: str) -> None:
 def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
     """Return which validation images are scored during a training, at most `most` (0 = all), and whether they choose.
 
-    Images without any cell choose nothing, which is said: their score is 1 for a network that finds nothing.
+    Images without any cell choose nothing, which is said: their score is 1 for a network that finds nothing. Without a
+    validation image nothing is scored.
     """
+    if not len(val):
+        return [], False
     names = set(choosers(val.records))
     places = [k for k, record in enumerate(val.records) if not names or record.image_id in names]
     scored = [places[k] for k in evenly_spaced(len(places), most or len(places))]
@@ -85,15 +86,18 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
 
 
 def map_iou(pairs: Iterable[tuple[Instances, Instances]]) -> float:
-    """Return MAP IoU (kaggle, mean of images) of (truth, found) pairs, one of each image."""
-    return kaggle([overlaps(truth, found) for truth, found in pairs], bootstrap=0)["score"]
+    """Return MAP IoU (kaggle, mean of images) of (truth, found) pairs, one of each image; nan of none."""
+    images = [overlaps(truth, found) for truth, found in pairs]
+    return kaggle(images, bootstrap=0)["score"] if images else np.nan
 
 
 def class_score(truths: Sequence[Instances], founds: Sequence[Instances], classes: Sequence[str]) -> float:
     """Return the mean over classes of MAP IoU (kaggle, images that hold the class or a prediction of it).
 
-    A class that is neither in the truth nor found does not count.
+    A class that is neither in the truth nor found does not count; nan without an image.
     """
+    if not truths:
+        return np.nan
     records = [ImageRecord(str(k), "", *truth.shape) for k, truth in enumerate(truths)]
     table = summary(score_table(truths, founds, records, classes=classes), by="class_name", n=0).set_index("class_name")
     scores = [table["score"].get(name, np.nan) for name in classes]
@@ -130,7 +134,7 @@ def save_tuned(
         Of the weights.
     """
     metrics = {
-        val.compared_by(metric): round(history.best_score, 4),
+        **({val.compared_by(metric): round(history.best_score, 4)} if np.isfinite(history.best_score) else {}),
         "chosen_by": [val.records[i].image_id for i in chosen_by],
         "step": history.best_step,
         "stopped": history.stopped,

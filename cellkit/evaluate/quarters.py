@@ -1,0 +1,147 @@
+"""A single labelled image, cut into quarters that are held back in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.files import atomic_path
+from cellkit.scores.iou import overlaps
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of an image, in px: rows from `top` to below `bottom`, columns from `left` to before `right`."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+def quarters(cells: Instances) -> list[Box]:
+    """Cut an image into four rectangles that hold about a quarter of the cells each.
+
+    The first cut is the median row of the cells' middles, each half is then cut at its own median column.
+
+    Examples
+    --------
+    >>> quarters(Instances.from_boxes([[0, 0, 2, 2], [6, 0, 2, 2], [2, 6, 2, 2], [6, 6, 2, 2]], (8, 8)))[2]
+    Box(top=4, bottom=8, left=0, right=5)
+    """
+    height, width = cells.shape
+    y, x = _middles(cells).T
+    row = _cut(y, height)
+    boxes = []
+    for top, bottom in ((0, row), (row, height)):
+        column = _cut(x[(y >= top) & (y < bottom)], width)
+        boxes += [Box(top, bottom, 0, column), Box(top, bottom, column, width)]
+    return boxes
+
+
+def _cut(middles: np.ndarray, size: int) -> int:
+    """Return where to cut: at the median, and never so that nothing is left on one side."""
+    return int(np.clip(round(float(np.median(middles))) if len(middles) else size // 2, 1, max(size - 1, 1)))
+
+
+def _middles(cells: Instances) -> np.ndarray:
+    """Return the middle of each cell's box, (N, 2) float: row, column."""
+    x, y, width, height = cells.boxes_xywh.T
+    return np.stack([y + height / 2, x + width / 2], axis=1)
+
+
+def _inside(cells: Instances, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Return which cells have their middle in a box, and which lie in it as a whole; (N,) bool each."""
+    (y, x), (left, top, width, height) = _middles(cells).T, cells.boxes_xywh.T
+    middle = (y >= box.top) & (y < box.bottom) & (x >= box.left) & (x < box.right)
+    whole = (top >= box.top) & (top + height <= box.bottom) & (left >= box.left) & (left + width <= box.right)
+    return middle, whole
+
+
+def judged_in(box: Box, truth: Instances, found: Instances) -> tuple[Instances, Instances]:
+    """Return the true and the found cells that count for a quarter.
+
+    A true cell that a cut goes through has been seen in part by the training on the other side: it counts nowhere, and
+    neither does a found cell that covers such a cell best. A found cell that covers no true cell counts where its middle is.
+
+    Returns
+    -------
+    truth, found : Instances
+        In an image of the same size.
+    """
+    _, whole = _inside(truth, box)
+    own, _ = _inside(found, box)
+    if len(truth) and len(found):
+        table = overlaps(truth, found)
+        best = np.full(len(found), -1)
+        most = np.zeros(len(found))
+        for t, f, iou in zip(table.truth, table.found, table.iou, strict=True):
+            if iou > most[f]:
+                best[f], most[f] = t, iou
+        own = np.where(best >= 0, whole[best], own)
+    return truth[whole], found[own]
+
+
+def without_quarter(
+    image: CellDataset, held: int, boxes: Sequence[Box], others: CellDataset, folder: Path
+) -> CellDataset:
+    """Return what is left of an image without one quarter: the other half, and the quarter beside it, as images.
+
+    Cells that a cut goes through are left with the part that lies here; a part of the image without cells is left out.
+
+    Parameters
+    ----------
+    image : CellDataset
+        Of one image.
+    others : CellDataset
+        Images that are added as they are.
+    folder : Path
+        Where the parts are written.
+    """
+    beside, other = boxes[held ^ 1], boxes[2 * (1 - held // 2)]
+    half = Box(other.top, other.bottom, 0, image.instances[0].shape[1])
+    picture, cells, record = *image[0], image.records[0]
+    folder = Path(folder).absolute()
+    records = [replace(one, path=str((others.root / one.path).absolute())) for one in others.records]
+    instances, made_by = list(others.instances), list(others.made_by)
+    for name, box in (("half", half), ("quarter", beside)):
+        part = cut_out(cells, box)
+        if len(part):
+            path = _write_png(folder / f"{name}.png", picture[box.window])
+            named = f"{record.image_id} without quarter {held + 1}, {name}"
+            shape = {"height_px": part.shape[0], "width_px": part.shape[1]}
+            records.append(replace(record, image_id=named, path=path.name, **shape))
+            instances.append(part)
+            made_by.append(image.made_by[0])
+    return CellDataset(records, instances, image.classes, folder, list(range(1, len(records) + 1)), made_by)
+
+
+def _write_png(path: Path, picture: np.ndarray) -> Path:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(picture)).save(temporary, format="PNG")
+    return path
+
+
+def cut_out(cells: Instances, box: Box) -> Instances:
+    """Return the parts of the cells that lie in a box, in an image of its size."""
+    labels = cells.paint()[box.window]
+    kept = np.unique(labels[labels > 0])
+    return Instances.from_labels(labels, cells.class_ids[kept - 1])
+
+
+def joined(boxes: Sequence[Box], founds: Sequence[Instances]) -> Instances:
+    """Return one set of cells for the whole image: from what was found without each quarter, the cells whose middle is in it."""
+    return Instances.concatenate([found[_inside(found, box)[0]] for box, found in zip(boxes, founds, strict=True)])

@@ -1,0 +1,157 @@
+"""The gate: whether a tuned model is handed on, by what rule, and what would change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cellkit.cells.dataset import NO_ACCURACY, CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.files import read_json
+from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS
+from cellkit.scores.intervals import EXPECTED, WORTH, Difference, reach
+from cellkit.scores.table import bootstrap_draws, paired_bootstrap, score_table
+
+if TYPE_CHECKING:
+    import pandas
+
+NO_BASE = "no base to compare with: this backend starts from nothing"
+RULE = (
+    "the tuned model is kept where the lower end of the 95 % interval of its gain in MAP IoU is above 0; the spread of the "
+    f"gains is averaged with an expected one of {EXPECTED}, which counts like {WORTH} further images"
+)
+MOST = 1000  # images up to which it is told how many would be enough
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which model is kept ("base" or "tuned"), by what rule, the comparison in a sentence, and the verdict in words.
+
+    Attributes
+    ----------
+    gain : Difference or None
+        Tuned minus base, with the interval that decides; None where there is no base.
+    draws : (2000,) float
+        The mean gains of drawn images; (0,) where there is none.
+    rule : str
+        What had to be so for the tuned model to be kept; "" where there is no base.
+    change : str
+        What would have changed the verdict.
+    """
+
+    kept: str
+    sentence: str
+    text: str
+    gain: Difference | None = None
+    draws: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+    rule: str = ""
+    change: str = ""
+
+    def __str__(self) -> str:
+        """Say rule, numbers, verdict, and what would change it, a line each."""
+        rule = f"Rule: {self.rule}." if self.rule else ""
+        return "\n".join(
+            filter(None, [rule, f"{self.sentence[0].upper()}{self.sentence[1:]}.", self.text, self.change])
+        )
+
+
+def score_judged(data: CellDataset, found: Sequence[Instances]) -> pandas.DataFrame:
+    """Return `score_table` of the images whose labels no model proposed.
+
+    Parameters
+    ----------
+    found : list of Instances
+        One per image of `data`.
+    """
+    kept = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
+    part = data.subset(kept)
+    return score_table(part.instances, [found[k] for k in kept], part.records)
+
+
+def keep_if_better(judge: CellDataset, found: Mapping[str, Sequence[Instances]], unit: str = "") -> Verdict:
+    """Decide between a base and what was tuned from it: kept is what is better beyond doubt, else the base.
+
+    Parameters
+    ----------
+    judge : CellDataset
+        Images that neither trained nor chose what is judged on them.
+    found : mapping
+        "tuned", and "base" where there is one -> the cells found in each image of `judge`.
+    unit : str, optional
+        What is judged where it is no image of its own, e.g. "quarter".
+
+    Returns
+    -------
+    Verdict
+        "tuned" where the lower end of the interval of `Difference.with_expected_spread` is above 0, or where there is no
+        base.
+    """
+    if "base" not in found:
+        return Verdict("tuned", NO_BASE, f"kept: tuned. There is {NO_BASE}.")
+    base, tuned = (score_judged(judge, found[name]) for name in ("base", "tuned"))
+    gain = paired_bootstrap(base, tuned).with_expected_spread()
+    why = "That tuning helped cannot be told; more labelled images might tell." if gain.n else NO_ACCURACY
+    sentence = gain.sentence("base", "tuned")
+    if unit:
+        sentence = sentence.replace(f"{gain.n} image", f"{gain.n} {unit}").replace("of 1 group", "of one image")
+    return Verdict(
+        "tuned" if gain.better else "base",
+        sentence,
+        "kept: tuned" if gain.better else f"kept: base. {why}",
+        gain,
+        bootstrap_draws(base, tuned),
+        RULE,
+        what_would_change(gain),
+    )
+
+
+def what_would_change(gain: Difference) -> str:
+    """Return how far a verdict is from the other one: the gain, or the number of images, at which it turns.
+
+    Parameters
+    ----------
+    gain : Difference
+        Of `Difference.with_expected_spread`.
+
+    Examples
+    --------
+    >>> print(what_would_change(Difference(0.05, np.nan, np.nan, 4, 4, 0.03).with_expected_spread()))
+    From as many images of this spread a gain above 0.094 is kept, and one of 0.050 from about 11 images or groups on.
+    >>> print(what_would_change(Difference(0.15, np.nan, np.nan, 4, 4, 0.03).with_expected_spread()))
+    From as many images of this spread a gain above 0.094 is kept.
+    """
+    if not gain.n or not gain.units:
+        return ""
+    needed, spread = reach(gain.error, gain.units + WORTH), gain.error * np.sqrt(gain.units)
+    text = f"From as many images of this spread a gain above {needed:.3f} is kept"
+    enough = next((n for n in range(2, MOST) if gain.difference > reach(spread / np.sqrt(n), n + WORTH)), None)
+    if gain.better or enough is None:
+        return f"{text}."
+    return f"{text}, and one of {gain.difference:.3f} from about {enough} images or groups on."
+
+
+def who_judged(decisions: Mapping[str, Path]) -> str:
+    """Say who judged the Cellpose models of a run, and what the scores of its validation images are.
+
+    Parameters
+    ----------
+    decisions : mapping
+        ``run.find_all("decision")``: what notebook 03 wrote; empty where it has not run.
+    """
+    if not decisions:
+        return "no model was adapted in this run"
+    told = read_json(decisions["decision"])
+    text = f"Cellpose, {told.get('regime_in_words', 'three parts')}"
+    return text + (f"; {UNSEEN}" if held_back(told) else "")
+
+
+UNSEEN = "validation scores of Cellpose are of cells that runs found which had not seen the image"
+
+
+def held_back(decision: Mapping) -> bool:
+    """Tell whether validation images taught the model that is handed on, and were judged by runs without them."""
+    return decision.get("regime") in (CROSS_FITTING, IN_QUARTERS)

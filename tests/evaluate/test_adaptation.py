@@ -1,0 +1,255 @@
+"""Adapting with any number of labelled images: who teaches, chooses and judges, and what a kill leaves."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+import brighter
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
+from cellkit.errors import UserError
+from cellkit.evaluate.adaptation import adapt
+from cellkit.evaluate.folds import fold_settings
+from cellkit.evaluate.forgetting import describe_others, score_others
+from cellkit.evaluate.quarters import joined, judged_in, quarters, without_quarter
+from cellkit.evaluate.verdict import UNSEEN, keep_if_better, who_judged
+from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS, NOBODY, THREE_PARTS, regime_of
+from cellkit.models.weights import load_tensors, read_card
+from cellkit.sources.drawn.others import draw_others
+
+
+def squares(folder, splits, groups=(), faint=()):
+    """Draw bright squares on dark ground, six in each image; those of `faint` images are found by no model of `brighter`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records, instances = [], []
+    for k, split in enumerate(splits):
+        labels = np.zeros((48, 64), np.int32)
+        for n, (y, x) in enumerate((y, x) for y in (4, 30) for x in (5, 25, 46)):
+            labels[y + k % 3 : y + k % 3 + 8, x : x + 8 + k % 2] = n + 1
+        grey = np.where(labels > 0, 20 if k in faint else 200, 20).astype(np.uint8)
+        Image.fromarray(np.stack([grey] * 3, axis=-1)).save(folder / f"{k}.png")
+        records.append(ImageRecord(f"i{k}", f"{k}.png", 48, 64, split=split, group=groups[k] if groups else ""))
+        instances.append(Instances.from_labels(labels))
+    return CellDataset(records, instances, ("cell",), folder, list(range(1, len(records) + 1)))
+
+
+def run(data, folder, **settings):
+    brighter.TRAINED.clear()
+    return adapt(brighter, data, brighter.TrainSettings(**settings), folder)
+
+
+SPLITS = ("train",) * 4 + ("val",) * 3 + ("test",)
+
+
+# ---- who teaches, chooses and judges -------------------------------------------------------------------------------
+def regime(train, val, **more):
+    records = [ImageRecord(f"{s}{k}", "", 9, 9, split=s) for s, n in (("train", train), ("val", val)) for k in range(n)]
+    cells = Instances.from_labels(np.ones((9, 9), int))
+    return regime_of(replace(CellDataset(records, [cells] * len(records)), **more))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "name", "judges", "folds"),
+    [(1, 0, IN_QUARTERS, 1, 0), (0, 1, IN_QUARTERS, 1, 0), (1, 1, CROSS_FITTING, 2, 2), (3, 0, CROSS_FITTING, 3, 3),
+     (12, 7, CROSS_FITTING, 19, 5), (200, 11, CROSS_FITTING, 211, 5), (0, 0, NOBODY, 0, 0)],
+)  # fmt: skip
+def test_few_images_judge_what_did_not_see_them(train, val, name, judges, folds):
+    found = regime(train, val)
+    assert (found.name, len(found.judges), len(found.folds), found.choosers) == (name, judges, folds, ())
+    assert not folds or sorted(sum(found.folds, ())) == sorted(found.judges), "each is held back once"
+    assert str(found)
+
+
+def test_from_twelve_validation_images_on_some_choose_and_the_others_judge():
+    found = regime(3, 12)
+    assert found.name == THREE_PARTS and not set(found.choosers) & set(found.judges) and found.choosers
+    assert len(found.choosers) + len(found.judges) == 12 and not found.folds
+    assert all(name.startswith("val") for name in (*found.choosers, *found.judges))
+
+
+def test_proposals_judge_nothing_and_images_without_cells_teach_nothing():
+    assert regime(2, 2, made_by=["proposed"] * 4).name == NOBODY
+    found = regime(2, 2, made_by=["proposed", "corrected", "truth", "proposed"])
+    assert found.judges == ("train1", "val0")
+    cells = Instances.from_labels(np.ones((9, 9), int))
+    found = regime(1, 2, instances=[cells, Instances.empty((9, 9)), cells])
+    assert [set(fold) & {"train0", "val1"} for fold in found.folds] == [{"train0"}, {"val1"}] or len(found.folds) == 2
+    assert regime(1, 2, instances=[cells, *[Instances.empty((9, 9))] * 2]).name == IN_QUARTERS
+
+
+def test_groups_are_held_back_whole(tmp_path):
+    data = squares(tmp_path, ("train",) * 4 + ("val",) * 4, [f"well {k % 3}" for k in range(8)])
+    group = {record.image_id: record.group for record in data.records}
+    folds = regime_of(data).folds
+    assert len(folds) == 3 and all(len({group[name] for name in fold}) == 1 for fold in folds)
+    alone = squares(tmp_path, ("train",) * 3, ["well"] * 3)
+    assert len(regime_of(alone).folds) == 3, "of a single group images are held back"
+
+
+# ---- cross-fitting -------------------------------------------------------------------------------------------------
+def test_every_image_is_judged_by_what_did_not_see_it_and_one_run_sees_all(tmp_path):
+    data = squares(tmp_path / "images", SPLITS)
+    adapted = run(data, tmp_path / "out")
+    *short, whole = [set(line.split(": ")[1].split()) for line in brighter.TRAINED[:6]]
+    names = {record.image_id for record in data.records if record.split != "test"}
+    assert [names - seen for seen in short] == [set(fold) for fold in adapted.regime.folds] and whole == names
+    assert [line.split(":")[0] for line in brighter.TRAINED] == ["3"] * 5 + ["9", "3"], "a third of the steps, then all"
+    assert adapted.verdict.kept == "tuned" and adapted.kept == adapted.tuned and adapted.step == 0.25
+    assert float(load_tensors(adapted.kept)["limit"]) == pytest.approx(5 + 0.25 * (0.6 - 5))
+    card = read_card(adapted.kept)
+    assert card.metrics["regime"] == CROSS_FITTING and set(card.metrics["judged_by"]) == names
+    decision = adapted.decision
+    assert json.loads(json.dumps(decision)) == decision and decision["n"] == 7 and decision["low"] > 0
+    assert not list((tmp_path / "out").glob("fold_*/*.safetensors")), "what is finished keeps no weights"
+
+
+def test_what_another_network_starts_from_saw_no_validation_image(tmp_path):
+    adapted = run(squares(tmp_path / "images", SPLITS), tmp_path / "out")
+    assert adapted.encoder not in (adapted.kept, adapted.base) and adapted.encoder.is_file()
+    assert brighter.TRAINED[-1].split(": ")[1].split() == ["i0", "i1", "i2", "i3"]
+    only = run(squares(tmp_path / "others", ("train",) * 3), tmp_path / "more")
+    assert only.encoder == only.kept and len(brighter.TRAINED) == 4
+
+
+def test_validation_images_that_taught_get_what_was_found_without_them(tmp_path):
+    data = squares(tmp_path / "images", SPLITS)
+    adapted = run(data, tmp_path / "out")
+    marked = {"i5": Instances.empty((48, 64))}
+    found = replace(adapted, unseen={name: each | marked for name, each in adapted.unseen.items()}).predict(data)
+    assert set(adapted.unseen["tuned"]) == {f"i{k}" for k in range(7)} == set(adapted.unseen["base"])
+    assert [len(cells) for cells in found["tuned"]] == [6, 6, 6, 6, 6, 0, 6, 6]
+    path = tmp_path / "decision.json"
+    path.write_text(json.dumps(adapted.decision))
+    assert who_judged({"decision": path}).endswith(UNSEEN) and "cross-fitting" in who_judged({"decision": path})
+
+
+@pytest.mark.parametrize("killed_at", [0, 2, 4, 5, 6])
+def test_killed_and_repeated_it_ends_as_one_never_killed(tmp_path, monkeypatch, killed_at):
+    data = squares(tmp_path / "images", SPLITS)
+    wanted = run(data, tmp_path / "never")
+    train = brighter.train
+
+    def killed(*given):
+        if len(brighter.TRAINED) == killed_at:
+            raise KeyboardInterrupt
+        return train(*given)
+
+    monkeypatch.setattr(brighter, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "out")
+    monkeypatch.setattr(brighter, "train", train)
+    found = run(data, tmp_path / "out")
+    assert len(brighter.TRAINED) == 7 - min(killed_at, 5), "finished parts are not run again"
+    assert (found.decision, found.judged, found.unseen) == (wanted.decision, wanted.judged, wanted.unseen)
+    assert load_tensors(found.kept) == load_tensors(wanted.kept)
+    run(data, tmp_path / "out", start=4.9)
+    assert len(brighter.TRAINED) == 7, "with other settings everything is"
+
+
+def test_a_gain_that_one_image_has_alone_is_not_kept(tmp_path):
+    adapted = run(squares(tmp_path / "images", ("train",) * 4, faint=(1, 2, 3)), tmp_path / "out")
+    assert adapted.verdict.kept == "base" and adapted.kept == adapted.encoder == adapted.base
+    assert "a gain above" in adapted.verdict.change and adapted.decision["kept"] == "cellpose_base"
+
+
+def test_without_a_better_step_the_base_stays_and_says_so(tmp_path):
+    adapted = run(squares(tmp_path / "images", ("train",) * 3, faint=(0, 1, 2)), tmp_path / "out")
+    assert (adapted.step, adapted.verdict.kept) == (0.0, "base") and "no step away" in adapted.verdict.text
+
+
+def test_a_backend_without_a_base_is_kept_and_its_validation_scores_are_unseen(tmp_path):
+    bare = SimpleNamespace(train=brighter.train, load=brighter.load, __name__="bare")
+    adapted = adapt(bare, squares(tmp_path / "images", SPLITS), brighter.TrainSettings(), tmp_path / "out")
+    assert (adapted.base, adapted.verdict.kept, adapted.step) == (None, "tuned", 1.0)
+    assert set(adapted.models) == {"tuned"} == set(adapted.unseen) and "gain" not in adapted.decision
+
+
+# ---- three parts, and nobody ---------------------------------------------------------------------------------------
+def test_choosers_choose_the_step_and_judges_alone_judge(tmp_path):
+    adapted = run(squares(tmp_path / "images", ("train",) * 2 + ("val",) * 14), tmp_path / "out")
+    assert len(brighter.TRAINED) == 1 and adapted.regime.name == THREE_PARTS and adapted.step == 0.25
+    assert (
+        {record.image_id for record in adapted.judge.records}
+        == set(adapted.regime.judges)
+        == set(adapted.unseen["tuned"])
+    )
+    assert adapted.verdict.kept == "tuned" and adapted.encoder == adapted.kept
+    assert adapted.verdict.gain.n == len(adapted.regime.judges)
+
+
+def test_proposals_alone_train_and_the_base_stays(tmp_path):
+    data = replace(squares(tmp_path / "images", SPLITS), made_by=["proposed"] * 8)
+    adapted = run(data, tmp_path / "out")
+    assert (adapted.verdict.kept, adapted.regime.name) == ("base", NOBODY) and len(brighter.TRAINED) == 1
+
+
+# ---- quarters ------------------------------------------------------------------------------------------------------
+def test_one_labelled_image_is_enough_for_a_large_gain(tmp_path):
+    adapted = run(squares(tmp_path / "images", ("train",)), tmp_path / "out")
+    assert adapted.regime.name == IN_QUARTERS and adapted.verdict.kept == "tuned"
+    assert "quarters of one image" in adapted.verdict.sentence and adapted.verdict.gain.units == 1
+    assert len(brighter.TRAINED) == 5 and set(adapted.unseen["tuned"]) == {"i0"}
+    assert len(adapted.unseen["tuned"]["i0"]) == 6, "the quarters together are the image"
+
+
+def test_one_cell_cannot_be_held_back(tmp_path):
+    data = squares(tmp_path / "images", ("train",))
+    with pytest.raises(UserError, match="the one labelled image, i0, has 1 cell.s.\nlabel more"):
+        run(replace(data, instances=[data.instances[0][:1]]), tmp_path / "out")
+
+
+def test_a_quarter_that_is_held_back_is_seen_by_no_training(tmp_path):
+    image = squares(tmp_path / "images", ("train",))
+    boxes = quarters(image.instances[0])
+    area = sum((b.bottom - b.top) * (b.right - b.left) for b in boxes)
+    assert area == 48 * 64, "the quarters are the whole image"
+    for held, box in enumerate(boxes):
+        part = without_quarter(image, held, boxes, image.subset([]), tmp_path / f"{held}")
+        pixels = sum(record.height_px * record.width_px for record in part.records)
+        assert pixels == area - (box.bottom - box.top) * (box.right - box.left)
+        for k in range(len(part)):
+            picture, cells = part[k]
+            assert np.array_equal(picture[..., 0] > 100, cells.paint() > 0), "labels lie where the cells are"
+
+
+def test_a_cell_that_a_cut_goes_through_counts_nowhere():
+    truth = Instances.from_labels(np.kron(np.arange(1, 26).reshape(5, 5), np.ones((6, 6), int)))
+    boxes = quarters(truth)
+    judged = [judged_in(box, truth, truth) for box in boxes]
+    whole = [len(own) for own, _ in judged]
+    assert all(own == found for own, found in judged) and 0 < sum(whole) < 25
+    nothing = [judged_in(box, truth[:0], truth)[1] for box in boxes]
+    assert sum(map(len, nothing)) == 25 == len(joined(boxes, [truth] * 4)), (
+        "what covers no true cell counts where it is"
+    )
+
+
+# ---- the rule ------------------------------------------------------------------------------------------------------
+def test_rule_numbers_and_what_would_change_are_said(drawn):
+    less = [cells[len(cells) // 2 :] for cells in drawn.instances]
+    told = str(keep_if_better(drawn, {"base": less, "tuned": drawn.instances})).splitlines()
+    assert told[0].startswith("Rule: ") and "n = 6 images" in told[1] and told[2] == "kept: tuned"
+    assert "a gain above" in told[3]
+
+
+def test_a_short_run_takes_a_share_of_the_steps():
+    assert fold_settings(brighter.TrainSettings(steps=100)).steps == 33
+    assert fold_settings(brighter.TrainSettings(steps=1)).steps == 1
+
+
+def test_what_was_forgotten_is_scored_on_pictures_that_are_always_the_same(tmp_path):
+    one, two = (draw_others(tmp_path / name) for name in "ab")
+    assert len(one) == 6 and min(map(len, one.instances)) > 3 and one.instances == two.instances
+    assert all(np.array_equal(one.image(k), two.image(k)) for k in range(6))
+    path = brighter.calibrate(one, brighter.TrainSettings(start=1.5), tmp_path / "base")
+    scores = score_others(brighter, {"base": path, "tuned": path}, one)
+    assert scores["base"] == scores["tuned"] and 0 < scores["base"] < 1 and "base 0." in describe_others(scores)
