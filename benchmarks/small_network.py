@@ -129,9 +129,9 @@ def fields(folder: Path, count: int, seed: list[int], split: str = "train") -> C
     """Draw images of a style of their own into a folder."""
     from PIL import Image
 
-    from cellkit.sources.drawn.camera import expose
-    from cellkit.sources.drawn.field import draw_field
-    from cellkit.sources.drawn.style import random_style
+    from cellkit.cells.drawn.camera import expose
+    from cellkit.cells.drawn.field import draw_field
+    from cellkit.cells.drawn.style import random_style
 
     folder.mkdir(parents=True, exist_ok=True)
     style = random_style(np.random.default_rng(seed), (SIZE_PX, SIZE_PX))

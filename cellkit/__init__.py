@@ -22,6 +22,7 @@ if "ipykernel" in sys.modules:
 
 _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "cells.dataset": ("CellDataset", "predict_all"),
+    "cells.drawn.others": ("draw_others",),
     "cells.records": ("write_records",),
     "config.reading": ("load_config",),
     "errors": ("UserError",),
@@ -80,7 +81,6 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "show.overlays": ("show_found", "show_proposed_and_used", "show_worst", "show_worst_images"),
     "show.sheets": ("show_crops", "show_flagged", "show_sheet"),
     "sources.assign_splits": ("check_left",),
-    "sources.drawn.others": ("draw_others",),
     "sources.ingest": ("convert_images", "locate_source"),
     "sources.statistics": ("class_table", "describe", "remarks"),
 }

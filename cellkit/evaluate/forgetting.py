@@ -26,7 +26,7 @@ def score_others(backend: ModuleType, checkpoints: Mapping[str, Path], others: C
     checkpoints : mapping
         Model -> checkpoint.
     others : CellDataset
-        Images with cells, e.g. of `cellkit.sources.drawn.others.draw_others`.
+        Images with cells, e.g. of `cellkit.cells.drawn.others.draw_others`.
 
     Raises
     ------

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import brighter
 
 from cellkit.cells.dataset import CellDataset
+from cellkit.cells.drawn.others import draw_others
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
@@ -24,7 +25,6 @@ from cellkit.evaluate.quarters import joined, judged_in, quarters, without_quart
 from cellkit.evaluate.verdict import UNSEEN, keep_if_better, who_judged
 from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS, NOBODY, THREE_PARTS, regime_of
 from cellkit.models.weights import load_tensors, read_card
-from cellkit.sources.drawn.others import draw_others
 
 
 def squares(folder, splits, groups=(), faint=()):

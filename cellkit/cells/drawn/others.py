@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.dataset import CellDataset
+from cellkit.cells.drawn.camera import expose
+from cellkit.cells.drawn.field import draw_field
+from cellkit.cells.drawn.style import random_style
+from cellkit.cells.drawn.transmitted import CONTRASTS, transmit
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.files import atomic_path
-from cellkit.sources.drawn.camera import expose
-from cellkit.sources.drawn.field import draw_field
-from cellkit.sources.drawn.style import random_style
-from cellkit.sources.drawn.transmitted import CONTRASTS, transmit
 
 KINDS = ("two channels", "nuclei", "cytoplasm", *CONTRASTS)
 SIZE_PX, SEED, LEAST_AREA_PX = 160, 2022, 15
