@@ -75,8 +75,9 @@ def read_truths(paths: Mapping[str, Path], root: str | Path) -> dict[str, CellDa
         LOG.info(f"not scored, because a model proposed their labels: {', '.join(names)}")
     if names and not any(map(len, truths.values())):
         LOG.info(NO_ACCURACY)
-    for split in ("val", "test") if paths else ():
-        truths.setdefault(split, CellDataset([], []))
+    for data in [*labelled.values(), *([CellDataset([], [])] if paths else [])]:
+        for split in ("val", "test"):
+            truths.setdefault(split, data.subset([]))
     return truths
 
 

@@ -87,8 +87,7 @@ ERRORS = {  # what is done to a good set, settings, and what is said
         "names neither nuclei nor cytoplasm",
     ),
     "plane": (lambda: None, {"convert__projection": 3}, "plane 3 is wanted of HEK0.ome.tif, which has 1"),
-    "two images": (lambda: drop("**/*[1-9].*"), {}, "no test image"),
-    "one image": (lambda: drop("**/*[1-9].*") or drop("**/N2a*"), {}, "no validation image and no test image"),
+    "one image": (lambda: drop("**/*[1-9].*") or drop("**/N2a*"), {}, "no training image is of the class N2a"),
     "class without images": (lambda: drop("**/N2a*"), {}, "no training image is of the class N2a"),
     "folder and class": (lambda: None, {"classes": ["HEK", "NIH3T3"]}, "no training image is of the class NIH3T3"),
     "no class of the labels": (
@@ -99,7 +98,6 @@ ERRORS = {  # what is done to a good set, settings, and what is said
     ),
     "group": (lambda: None, {"convert__split_by": "group"}, "convert.split_by is group, and no image has a group"),
     "group rule": (lambda: None, {"convert__group_from": "(?P<group>plate)"}, "fits 0 of 8 images"),
-    "no share": (lambda: None, {"convert__split": {"train": 1.0, "val": 0.0, "test": 0.0}}, "no validation image"),
     "a file per channel": (
         lambda: [rename(str(p), f"{str(p)[:-8]}_{c}.tif") for p, c in
                  zip(sorted(Path("s/HEK").iterdir()), ("1_C1", "1_C2", "2_C1", "2_C2"), strict=True)] and
