@@ -44,7 +44,7 @@ def spread(order: Sequence[int], records: Sequence[ImageRecord], labelled: Seque
     --------
     >>> images = [ImageRecord(n, "", 8, 8, cell_type=t) for n, t in zip("abcd", ("HEK", "HEK", "N2a", "N2a"))]
     >>> spread([0, 1, 2, 3], images), spread([0, 1, 2, 3], images, images[:1])
-    ([0, 2, 1, 3], [2, 0, 3, 1])
+    ([0, 2, 1, 3], [2, 1, 3, 0])
     """
     turns = Counter(key for record in labelled for key in _keys(record))
     waiting: dict[tuple, list[int]] = {}  # (cell type, group) -> positions in `order`, the last one first

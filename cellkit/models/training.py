@@ -58,7 +58,7 @@ class Plan:
     [0.5, 1.0, 1.0, 0.505]
     >>> held = Plan(10, learning_rate=1.0, warmup_steps=20, warmup_share=0.2, hold_share=0.5)
     >>> [round(held.rate(step), 2) for step in range(10)]
-    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.85, 0.5, 0.15]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.86, 0.51, 0.15]
     """
 
     steps: int

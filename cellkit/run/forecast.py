@@ -310,6 +310,6 @@ def compared(forecast: Mapping[str, float], entry: Mapping[str, Any]) -> dict[st
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(asdict(time_backend(*sys.argv[1:]))))
+        sys.stdout.write(json.dumps(asdict(time_backend(*sys.argv[1:]))))
     except UserError as error:
         sys.exit(str(error))

@@ -649,7 +649,7 @@ def test_empty_channels_and_empty_validation_images_are_refused_or_said(drawn, c
     for found, choosing in ((cells[:1] * 40, True), (cells[1:2] * 40, False)):
         data = CellDataset(many, found, (), None, list(range(40)))
         assert fine_tuning.scored_along(data)[1] is choosing
-        assert ("no cell is labelled" in capsys.readouterr().err) is not choosing
+        assert ("without any labelled cell" in capsys.readouterr().err) is not choosing
 
 
 def test_noise_stretched_to_full_contrast_is_told_from_a_picture(drawn):

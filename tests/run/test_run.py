@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import nbformat
-from run_cases import ONE, THREE, TWO, done, go, here, tree, write_notebook  # noqa: F401
+from run_cases import ONE, THREE, TWO, done, finished, go, here, tree, write_notebook  # noqa: F401
 
 from cellkit.files import sha256_tree
 from cellkit.manifest import read_manifest

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_cases import CONVERT, ONE, THREE, TWO, attempt, done, go, here, reasons, states, tree, write_notebook  # noqa: F401
+from run_cases import CONVERT, ONE, THREE, TWO, attempt, done, finished, go, here, reasons, states, tree, write_notebook  # noqa: F401
 
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import sha256_tree

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from run_cases import CONVERT, ONE, PARAMETERS, attempt, done, go, here, reasons, states, tree, write_notebook  # noqa: F401
+from run_cases import CONVERT, ONE, PARAMETERS, attempt, done, finished, go, here, reasons, states, tree, write_notebook  # noqa: F401
 
 from cellkit.errors import UserError
 from cellkit.manifest import read_manifest

@@ -6,7 +6,22 @@ import shutil
 from pathlib import Path
 
 import pytest
-from run_cases import CONVERT, LABEL, ONE, PARAMETERS, THREE, TWO, done, go, here, reasons, states, tree, write_notebook  # noqa: F401
+from run_cases import (  # noqa: F401
+    CONVERT,
+    LABEL,
+    ONE,
+    PARAMETERS,
+    THREE,
+    TWO,
+    done,
+    finished,
+    go,
+    here,
+    reasons,
+    states,
+    tree,
+    write_notebook,
+)
 
 import cellkit.run.notebooks
 import cellkit.run.stale

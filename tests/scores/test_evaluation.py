@@ -94,7 +94,7 @@ def test_predictions_are_read_by_model_and_image(predictions, truths):
 
 def test_predictions_for_an_image_that_is_not_of_the_run_are_refused(tmp_path, images):
     path = write_results(tmp_path / "r.json", [9], [truth_of(1)])
-    with pytest.raises(UserError, match="r.json: 3 annotation.s. of images that are not there, e.g. image_id 9"):
+    with pytest.raises(UserError, match="r.json: 3 annotations of images that are not there, e.g. image_id 9"):
         predictions_of({"predictions_other": path}, images)
 
 
