@@ -377,7 +377,7 @@ def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapp
     if first["type"] == "extra_forbidden":
         table, _, name = key.rpartition(".")
         fields = (keys[table] if table else json_schema(kind))["properties"]
-        guess = nearest(name, fields) or _other_backend(key, keys) or _elsewhere(name, keys)
+        guess = _other_backend(key, keys) or nearest(name, fields) or _elsewhere(name, keys)
         known = ", ".join(field for field in fields if not (table and field in SHARED)) or "none"
         return UserError(f"{where}unknown key {key!r}{guess}", f"known keys{' of ' + table if table else ''}: {known}")
     field = keys[key]

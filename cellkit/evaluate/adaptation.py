@@ -13,9 +13,9 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset, predict_all
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.evaluate.folds import Fold, Found, checkpoint_at, fold_settings, judged_of, run_fold, scores_of
-from cellkit.evaluate.quarters import joined, quarters, without_quarter
+from cellkit.evaluate.quarters import joined, judged_in, quarters, without_quarter
 from cellkit.evaluate.verdict import Verdict, keep_if_better
 from cellkit.log import LOG
 from cellkit.models import if_able
@@ -219,16 +219,17 @@ def _quarters(teaching: CellDataset, known: CellDataset, regime: Regime, folder:
     """Return the quarters without which something teaches; images whose labels were proposed teach along."""
     image = known.subset([record.image_id in regime.judges for record in known.records])
     others = teaching.subset([record.image_id not in regime.judges for record in teaching.records])
-    boxes, folds = quarters(image.instances[0]), []
+    cells, folds = image.instances[0], []
+    boxes = quarters(cells)
     for number in range(len(boxes)):
         place = folder / f"fold_{number + 1}"
         train = without_quarter(image, number, boxes, others, place / "images")
         if train.cells:
             folds.append(Fold(train, image, place, boxes[number]))
-    if not folds:
-        problem = f"the one labelled image, {regime.judges[0]}, has {len(image.instances[0])} cell(s)"
+    if not any(len(judged_in(fold.box, cells, cells[:0])[0]) for fold in folds):
         raise UserError(
-            problem, "label more of its cells, or one more image: something has to be held back to judge by"
+            f"the one labelled image, {regime.judges[0]}, has {counted(len(cells), 'cell')}, none of them whole in a quarter",
+            "label more of its cells, or one more image: something has to be held back to judge by",
         )
     return folds
 
