@@ -22,6 +22,7 @@ from cellkit.cells.dataset import evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.config.sections import ConvertConfig
 from cellkit.fetch.find import find_weights
+from cellkit.files import sha256_file
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.unet_maps import predict_maps
@@ -131,7 +132,7 @@ def main() -> None:
             print(f"| {name} | not here | | | | | | |")
             continue
         pairs = load(given.data / name, count, told)
-        kept = given.keep and given.keep / f"{name}_{given.flow_threshold:g}.npz"
+        kept = given.keep and given.keep / f"{name}_{sha256_file(weights)[:8]}_{given.flow_threshold:g}.npz"
         compare(name, pairs, given.flow_threshold, weights, network, kept)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cellkit.models.map_cache import MapCache
 
 TILE_PX, OVERLAP_PX = 1024, 128
+FRAME_PX = 16  # of zeros around an image: what a crop of a training shows beyond the edge, turned or moved past it
 FIRST_PASS = {"flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15}  # how that is read: as Cellpose does
 LARGEST = 6e4  # of what a float16 holds
 
@@ -96,13 +97,18 @@ def predict_maps(
 
     The numbers are rounded to float16, kept or not, so that maps read from `cache` are the same.
     """
-    settings = (float(diameter_px), channels, tuple(map(float, normalise)), TILE_PX, OVERLAP_PX)
+    settings = (float(diameter_px), channels, tuple(map(float, normalise)), TILE_PX, OVERLAP_PX, FRAME_PX)
     place = cache.place(image, *settings) if cache else None
     if cache and (kept := cache.read(place)) is not None:
         return kept
     planes = at_network_scale(network, image, diameter_px, channels, normalise)
-    maps = blend_tiles(lambda tile: _forward(network, tile), planes, TILE_PX, OVERLAP_PX)
-    maps = np.clip(maps, -LARGEST, LARGEST).astype(np.float16).astype(np.float32)
+    framed = np.pad(planes, ((0, 0), (FRAME_PX, FRAME_PX), (FRAME_PX, FRAME_PX)))
+    maps = blend_tiles(lambda tile: _forward(network, tile), framed, TILE_PX, OVERLAP_PX)
+    maps = (
+        np.clip(maps[:, FRAME_PX:-FRAME_PX, FRAME_PX:-FRAME_PX], -LARGEST, LARGEST)
+        .astype(np.float16)
+        .astype(np.float32)
+    )
     if cache:
         cache.write(place, maps)
     return maps
@@ -122,10 +128,10 @@ def _forward(network: Any, planes: np.ndarray) -> np.ndarray:
 
 
 def applied(network: Any, function: Callable, planes: np.ndarray) -> np.ndarray:
-    """Apply a function of a network to planes (2, h, w), enlarged to multiples of 8 px; float32, with a first axis of 1."""
+    """Apply a function of a network to planes (2, h, w), filled up by zeros to multiples of 8 px; float32, first axis of 1."""
     import torch
 
     height, width = planes.shape[1:]
-    padded = np.pad(planes, ((0, 0), (0, -height % 8), (0, -width % 8)), mode="edge")
+    padded = np.pad(planes, ((0, 0), (0, -height % 8), (0, -width % 8)))
     with torch.no_grad(), network.arithmetic.autocast():
         return function(network.arithmetic.placed(torch.from_numpy(padded)[None])).float().cpu().numpy()

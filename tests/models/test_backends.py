@@ -501,13 +501,13 @@ def test_a_diameter_of_nothing_is_doubted(capsys):
 
 
 def test_a_diameter_is_estimated_on_crops(monkeypatch):
-    """The largest picture the network sees is eight cells wide, whatever the image's size."""
+    """The largest picture the network sees is eight cells wide and its frame, whatever the image's size."""
     seen = []
     monkeypatch.setattr(
         unet_maps, "_forward", lambda network, planes: seen.append(planes.shape) or np.full_like(planes[[0, 0, 0]], -6)
     )
     unet.estimate_diameter(find_weights("starter"), [np.zeros((3000, 2000, 3), np.uint8)])
-    assert len(seen) == len(diameter.ASSUMED_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8
+    assert len(seen) == len(diameter.ASSUMED_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8 + 2 * 16
 
 
 # ---- maskrcnn ------------------------------------------------------------------------------------------------------

@@ -73,11 +73,11 @@ def test_of_a_large_image_crops_are_looked_at(narrow, monkeypatch):
     image = np.zeros((6000, 400, 3), np.uint8)
     image[5000:5015, 200:215] = 200
     assert unet.estimate_diameter(narrow, [image]) == 30
-    assert len(shown) > 10 and np.max(shown) <= 256, "eight cells of 30 px"
+    assert len(shown) > 10 and np.max(shown) <= 256 + 2 * 16, "eight cells of 30 px, and the frame"
     shown.clear()
     write(narrow.with_name("mine_size.npy"), ymean=np.log(0.5))
     assert unet.estimate_diameter(narrow, [image]) == 30
-    assert np.max(shown) == sizes.LARGEST_PX
+    assert np.max(shown) == sizes.LARGEST_PX + 2 * 16
 
 
 def test_the_brightest_part_of_a_large_image_is_found():

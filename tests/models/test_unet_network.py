@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
+from cellkit.machine import arithmetic
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn
-from cellkit.models import weights
+from cellkit.models import unet_maps, weights
+from cellkit.models.shared.inputs import two_channels
 from cellkit.models.unet_network import (
     WIDTHS,
     CellposeUNet,
@@ -144,3 +147,23 @@ def test_frozen_levels_keep_their_weights_their_statistics_and_nothing_for_the_w
     assert not [key for key in moved if key.startswith(tuple(names[:levels]))]
     assert all(any(key.startswith(name) and "running_mean" in key for key in moved) for name in names[levels:])
     assert any(key.startswith("output.") for key in moved) and kept < {4: 0.6, 7: 0.35, 8: 0.1}[levels] * most
+
+
+def test_around_an_image_are_zeros_as_in_a_training():
+    """A network that sums what it sees in 17 px tells what lies beyond the edge: nothing, on every side alike."""
+
+    class Sum(torch.nn.Module):
+        arithmetic = arithmetic("float32")
+        diam_mean = torch.tensor([30.0])
+
+        def forward(self, x):
+            return torch.nn.functional.conv2d(x[:, 1:2], torch.ones(3, 1, 17, 17), padding=8)
+
+    image = np.zeros((43, 50, 3), np.uint8)
+    image[..., 2] = 100
+    image[::2, :, 2] = 200
+    maps = unet_maps.predict_maps(Sum(), image, 30.0)
+    shown = two_channels(image)[1]
+    assert maps.shape == (3, 43, 50)
+    np.testing.assert_allclose(maps[0, 0, 0], shown[:9, :9].sum(), rtol=1e-3)
+    np.testing.assert_allclose(maps[0, -1, -1], shown[-9:, -9:].sum(), rtol=1e-3)
