@@ -135,7 +135,7 @@ def describe_found(
     Examples
     --------
     >>> print(describe_found([Instances.empty((4, 4))], "the detector", "maskrcnn.steps"))
-    WARNING: the detector finds NO CELL in the {where}; its score there is 0.000, and the run goes on.
+    WARNING: the detector finds NO CELL in the validation images; its score there is 0.000, and the run goes on.
     Train longer (maskrcnn.steps); if that does not help, look at the labels and at the pictures of notebook 01.
     """
     count = sum(map(len, found))
