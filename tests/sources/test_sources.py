@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import convert_file, eight_bit
+from layout_cases import LABELS, config, listed, save
 from PIL import Image
 
 from cellkit.cells.drawn.camera import expose
@@ -15,36 +16,16 @@ from cellkit.cells.drawn.style import FieldStyle
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import is_scored
 from cellkit.cells.resize import resize_instances
-from cellkit.config.sections import ChannelsConfig, Config, ConvertConfig
+from cellkit.config.sections import Config, ConvertConfig
 from cellkit.errors import UserError
 from cellkit.evaluate.submission import handed_in
 from cellkit.files import write_table
 from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.flags import exclude_flagged
-from cellkit.modules import load, names_of
+from cellkit.modules import names_of
 from cellkit.sources.drawn.files import write_fields
 from cellkit.sources.ingest import classes_of, convert_images, detect_kind, locate_source
-
-RNG = np.random.default_rng(0)
-GREY = RNG.integers(0, 255, (24, 32), dtype=np.uint8)
-LABELS = np.zeros((24, 32), np.int32)
-LABELS[2:9, 3:12], LABELS[12:20, 10:30], LABELS[22, 1] = 1, 4, 9
-
-
-def config(source, nuclei=0, cytoplasm=None, **options):
-    channels = ChannelsConfig(nuclei=nuclei, cytoplasm=cytoplasm)
-    return ConvertConfig(source=source, channels=channels, **options)
-
-
-def save(path, pixels=GREY):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def listed(root, cfg):
-    return {item.image_id: item for item in load("source", cfg.source).read(Path(root), cfg)}
 
 
 # ---- microscope files ----------------------------------------------------------------------------------------------
