@@ -150,6 +150,8 @@ def _three_parts(backend: ModuleType, labelled: CellDataset, settings: Any, fold
     whole = backend.train(train, watched, settings, folder)
     is_chooser = np.array([record.image_id in regime.choosers for record in watched.records], bool)
     chose, judge = watched.subset(is_chooser), watched.subset(~is_chooser)
+    if regime.name == NOBODY:
+        judge = watched.subset([])
     steps, found = steps_between(base, whole), {}
     for step in steps if len(chose) else ():
         checkpoint = checkpoint_at(base, whole, step, folder / "between")

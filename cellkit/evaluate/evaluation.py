@@ -86,8 +86,10 @@ def without_proposals(labelled: Mapping[str, CellDataset]) -> dict[str, CellData
     return {split: data.without_proposed() for split, data in labelled.items()}
 
 
-def unjudged(models: Iterable[str], wanted: str) -> str:
-    """Return the model that is handed in where nothing can decide: the one named, else Cellpose as it came, else the first.
+def unjudged(models: Iterable[str], wanted: str, rejected: Sequence[str] = ()) -> str:
+    """Return the model that is handed in where nothing can decide here: the one named, else what 03 kept of Cellpose.
+
+    Without Cellpose it is the first that was not rejected.
 
     Raises
     ------
@@ -96,7 +98,8 @@ def unjudged(models: Iterable[str], wanted: str) -> str:
     """
     names = order_models(models)
     if wanted == "best":
-        return "cellpose_base" if "cellpose_base" in names else names[0]
+        left = [name for name in names if name not in rejected]
+        return next((name for name in ("cellpose_base", "cellpose_tuned") if name in left), left[0])
     return check_submit(wanted, names)
 
 
@@ -288,7 +291,7 @@ def choose_model(
         ranked = summarise(scores[scores["image_id"].isin([record.image_id for record in deciding])], n=0)
         best = decide(ranked, wanted, deciding[0].split, rejected)
     else:
-        best = unjudged(predictions, wanted)
+        best = unjudged(predictions, wanted, rejected)
     kept_out = ", ".join(rejected) or "none"
     LOG.info(f"handed in: {best} (decided on {counted(len(deciding), 'validation image')}; not kept by 03: {kept_out})")
     return best

@@ -444,6 +444,8 @@ def test_where_nobody_labelled_an_image_everything_goes_on_without_a_number(pred
         assert table.empty and {"model", "split", "images", "score", "low", "high", "ap50"} <= set(table.columns)
     assert unjudged(predictions, "best") == "nothing", "no Cellpose here, so the first of the order of every table"
     assert unjudged([*predictions, "cellpose_base", "cellpose_tuned"], "best") == "cellpose_base"
+    both = ["cellpose_base", "cellpose_tuned"]
+    assert unjudged(both, "best", ["cellpose_base"]) == "cellpose_tuned", "03 kept it, by images that were held back"
     assert unjudged(predictions, "plain") == "plain"
     with pytest.raises(UserError, match="evaluate.submit is 'plane' .did you mean 'plain'"):
         unjudged(predictions, "plane")
