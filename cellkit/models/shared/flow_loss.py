@@ -212,14 +212,20 @@ class FlowLoss:
             known = np.stack([everywhere if one.known is None else one.known for one in crops])
         return Crop(np.stack([one.planes for one in crops]), np.stack([one.target for one in crops]), known)
 
+    def drawn(self, step: int) -> Crop:
+        """Return the batch of a step, and begin to draw that of the next."""
+        drawn = self._next.pop(step).result() if step in self._next else self.batch(step)
+        self._next = {step + 1: self._drawing.submit(self.batch, step + 1)}
+        return drawn
+
     def __call__(self, step: int) -> torch.Tensor:
         """Return the loss tensor of a step."""
         import torch
 
-        drawn = self._next.pop(step).result() if step in self._next else self.batch(step)
-        self._next = {step + 1: self._drawing.submit(self.batch, step + 1)}
         arithmetic = self.network.arithmetic
-        planes, target, known = (None if x is None else torch.from_numpy(x).to(arithmetic.device) for x in drawn)
+        planes, target, known = (
+            None if x is None else torch.from_numpy(x).to(arithmetic.device) for x in self.drawn(step)
+        )
         with arithmetic.autocast():  # convolutions follow the order in memory of their weights
             maps = self.network(planes)
         return flow_loss(maps.float(), target, known)
