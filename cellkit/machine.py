@@ -159,8 +159,10 @@ def arithmetic(precision: str = "auto") -> Arithmetic:
     if torch.cuda.is_available():
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         device = torch.device("cuda")
-        if precision == "float32":  # else convolutions round their factors to 10 bits
-            torch.backends.cudnn.allow_tf32 = False
+        if (
+            precision == "float32"
+        ):  # else factors are rounded to 10 bits; cellpose.vit asks for that when it is imported
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     elif torch.backends.mps.is_available():
         has, device = False, torch.device("mps")
     else:
