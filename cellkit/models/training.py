@@ -128,7 +128,8 @@ def fit(
     model : torch.nn.Module
         Parameters with ``requires_grad`` are trained.
     loss_at : callable
-        Step number -> scalar loss tensor; draws its batch from the step number alone.
+        Step number -> scalar loss tensor; draws its batch from the step number alone. A loss that needs no gradient any more
+        has left its gradients in the parameters, see `cellkit.models.shared.in_parts.InParts`.
     score : callable
         () -> float, higher is better; whole validation images.
     out : Path
@@ -213,11 +214,12 @@ def _step(model, loss_at, optimizer, trained, step: int, plan: Plan) -> float:
         group["lr"] = plan.rate(step)
     model.train()
     torch.manual_seed(step)
+    optimizer.zero_grad(set_to_none=True)
     loss = loss_at(step)
     if not torch.isfinite(loss):
         return math.nan
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    if loss.requires_grad:
+        loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(trained, plan.clip_norm)
     if not torch.isfinite(norm):
         return math.nan

@@ -51,6 +51,8 @@ def find_history(folder: str | Path) -> Path | None:
 class State:
     """The files a training leaves: the last state to resume from, the best weights, the history.
 
+    Parameters that are not trained are as the training began, which is part of its fingerprint; they are not written.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -92,7 +94,7 @@ class State:
             raise UserError(
                 f"{self.last} cannot be read: {error}", "delete it; the training then begins anew"
             ) from error
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        self._load({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         for index, parameter in enumerate(self.trained):
             moments = {
                 k: tensors[f"adam.{index}.{k}"]
@@ -110,7 +112,7 @@ class State:
 
     def save(self, step: int, history: History, losses: list[float]) -> None:
         """Write what a training goes on from, and the history."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self._changing().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.mean.items()}
         for index, parameter in enumerate(self.trained):
             tensors |= {f"adam.{index}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
@@ -121,18 +123,38 @@ class State:
 
     def keep_best(self) -> None:
         """Write the weights that the model has now as the best."""
-        save_tensors(self.best, self.model.state_dict(), {"cellkit": self.fingerprint})
+        save_tensors(self.best, self._changing(), {"cellkit": self.fingerprint})
 
     def finish(self, step: int, history: History, best: bool) -> None:
         """Put the best weights back where they were chosen, else the average; leave a last state that says it is finished."""
         from safetensors.torch import load_file
 
         if best and self.best.is_file():
-            self.model.load_state_dict(load_file(self.best))
+            self._load(load_file(self.best))
         else:
             self.average.put()
         self.model.eval()
         self.save(step, history, [])
+
+    def _changing(self) -> dict:
+        """Return the tensors that a training may change: all but the parameters that are not trained."""
+        still = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in still}
+
+    def _load(self, tensors: dict) -> None:
+        """Give the model the tensors that were written of it.
+
+        Raises
+        ------
+        UserError
+            They are not those that it trains.
+        """
+        if missing := sorted(set(self._changing()) - set(tensors)):
+            raise UserError(
+                f"{self.last.parent} holds the state of another training: {missing[0]} is missing",
+                "delete last.safetensors and best.safetensors; the training then begins anew",
+            )
+        self.model.load_state_dict(self.model.state_dict() | tensors)
 
 
 def _plain(history: History) -> dict:

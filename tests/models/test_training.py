@@ -315,3 +315,27 @@ def test_moments_come_back_in_the_order_in_memory_of_their_weights(tmp_path):
     State(model, again, list(model.parameters()), Average(model, 0), tmp_path, "a").resume()
     taken = again.state[model.weight]["exp_avg"]
     assert torch.equal(taken, moments["exp_avg"]) and taken.stride() == model.weight.stride()
+
+
+def test_parameters_that_are_not_trained_are_not_written_and_come_back(tmp_path, monkeypatch):
+    def halves():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(1, 50), torch.nn.Linear(50, 1))
+        model[0].requires_grad_(False)
+        return model
+
+    monkeypatch.setattr("cellkit.models.training.SAVE_EVERY_S", -1.0)
+    plan = Plan(steps=4, eval_every=2, learning_rate=0.1)
+    whole = halves()
+    fit(whole, loss_of(whole), lambda: 0.5, plan, tmp_path, "a", choose=False)
+    from safetensors.torch import load_file
+
+    written = load_file(tmp_path / "last.safetensors")
+    assert {key for key in written if key.startswith("model.")} == {"model.1.weight", "model.1.bias"}
+    again = halves()
+    fit(again, loss_of(again), lambda: 0.5, plan, tmp_path, "a", choose=False)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
+    fresh = halves()
+    fresh[0].requires_grad_(True)
+    with pytest.raises(UserError, match="state of another training: 0.bias is missing\ndelete"):
+        fit(fresh, loss_of(fresh), lambda: 0.5, plan, tmp_path, "a", choose=False)

@@ -24,7 +24,8 @@ class Prepared:
 
     Parameters
     ----------
-    planes : (2, h, w) float32
+    planes : (C, h, w) float32
+        As many channels as the network is shown.
     target : (3, h, w) float32
         Flows times 5, cell or not.
     known : (h, w) bool, optional
@@ -36,12 +37,13 @@ class Prepared:
     known: np.ndarray | None = None
 
     def __post_init__(self):
-        """Keep all of it as one array, (h, w, 5 or 6), which is what crops are cut from; the others become views."""
+        """Keep all of it as one array, (h, w, C + 3 or 4), which is what crops are cut from; the others become views."""
+        channels = len(self.planes)
         parts = [self.planes, self.target] + ([] if self.known is None else [self.known[None]])
         together = np.ascontiguousarray(np.concatenate(parts, dtype=np.float32).transpose(1, 2, 0))
         object.__setattr__(self, "together", together)
-        object.__setattr__(self, "planes", together[..., :2].transpose(2, 0, 1))
-        object.__setattr__(self, "target", together[..., 2:5].transpose(2, 0, 1))
+        object.__setattr__(self, "planes", together[..., :channels].transpose(2, 0, 1))
+        object.__setattr__(self, "target", together[..., channels : channels + 3].transpose(2, 0, 1))
 
     @property
     def arrays(self) -> list[np.ndarray]:
@@ -80,7 +82,7 @@ def prepare(
 
 
 class Crop(NamedTuple):
-    """One training example: planes (2, s, s) and target (3, s, s) float32, and known (s, s) bool or None = everywhere."""
+    """One training example: planes (C, s, s) and target (3, s, s) float32, and known (s, s) bool or None = everywhere."""
 
     planes: np.ndarray
     target: np.ndarray
@@ -112,14 +114,15 @@ def crop(item: Prepared, rng: np.random.Generator, size_px: int, variation: Vari
 
     warp, turned = random_warp(item.target[2], rng, size_px, variation.rotate)
     both = cv2.warpAffine(item.together, warp, (size_px, size_px), flags=cv2.INTER_LINEAR).transpose(2, 0, 1)
-    flow_y, flow_x, cell = both[2], both[3], both[4] > 0.5
+    channels = len(item.planes)
+    flow_y, flow_x, cell = both[channels], both[channels + 1], both[channels + 2] > 0.5
     turned_y = turned[1, 0] * flow_x + turned[1, 1] * flow_y
     turned_x = turned[0, 0] * flow_x + turned[0, 1] * flow_y
-    known = None if item.known is None else both[5] > 0.5
+    known = None if item.known is None else both[channels + 3] > 0.5
     if not variation.outside:
         inside = _inside(item.target.shape[1:], warp, size_px)
         known = inside if known is None else inside & known
-    planes = (vary_strongly if variation.strong else vary)(both[:2], rng)
+    planes = (vary_strongly if variation.strong else vary)(both[:channels], rng)
     return Crop(planes, np.stack([turned_y, turned_x, cell]).astype(np.float32), known)
 
 
@@ -203,7 +206,7 @@ class FlowLoss:
         return chosen
 
     def batch(self, step: int) -> Crop:
-        """Draw the batch of a step: planes (B, 2, s, s), targets (B, 3, s, s), and known (B, s, s) or None."""
+        """Draw the batch of a step: planes (B, C, s, s), targets (B, 3, s, s), and known (B, s, s) or None."""
         rng = np.random.default_rng([self.seed, step])
         crops = [crop(item, rng, self.crop_px, self.variation) for item in self.choose(rng)]
         known = None
