@@ -64,16 +64,23 @@ class FusedAttention(Attention):
     What a place adds to a pair is a sum of one number for its rows and one for its columns (`add_decomposed_rel_pos`). With
     these numbers behind the query, and behind the key a 1 at its own row and column, the product of the two holds it already.
     So the kernels of `torch.nn.functional.scaled_dot_product_attention` serve, and the result is that of the original.
+
+    Parameters
+    ----------
+    side : int
+        Tokens in each direction of the square that the network is shown; a smaller one keeps the distances learnt in it.
     """
 
-    def __init__(self, width: int, heads: int, places: int):
+    def __init__(self, width: int, heads: int, places: int, side: int):
         super().__init__(width, heads, use_rel_pos=True, input_size=((places + 1) // 2,) * 2)
+        self.side = side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, width) to the same."""
         batch, height, width, _ = x.shape
         q, k, v = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        rows, columns = (get_rel_pos(n, n, table) for n, table in ((height, self.rel_pos_h), (width, self.rel_pos_w)))
+        rows = get_rel_pos(self.side, self.side, self.rel_pos_h)[:height, :height]
+        columns = get_rel_pos(self.side, self.side, self.rel_pos_w)[:width, :width]
         placed = q.unflatten(2, (height, width))
         by_row = torch.einsum("bnhwc,hkc->bnhwk", placed, rows.to(q.dtype))
         by_column = torch.einsum("bnhwc,wkc->bnhwk", placed, columns.to(q.dtype))
@@ -123,7 +130,7 @@ class CellposeSAM(CPSAM):
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
         for block, places in zip(self.encoder.blocks, shape.places, strict=True):
-            block.attn = FusedAttention(shape.width, shape.heads, places)
+            block.attn = FusedAttention(shape.width, shape.heads, places, shape.tile_px // shape.patch_px)
         numbers = MAPS * shape.patch_px**2
         self.out = nn.Conv2d(shape.neck, numbers, kernel_size=1)
         places = torch.eye(numbers).reshape(numbers, MAPS, shape.patch_px, shape.patch_px)
