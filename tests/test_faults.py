@@ -4,15 +4,8 @@ An image that is bad is skipped with its reason, the exit code is 3 (0 with ``--
 is left; what cannot be skipped is refused in two lines, with exit code 2.
 """
 
-import csv
-import json
-import os
 import re
-import shutil
 import struct
-import subprocess
-import sys
-import textwrap
 import zlib
 from itertools import permutations
 from pathlib import Path
@@ -22,45 +15,40 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import convert_file
+from fault_cases import GREY, RNG, config, refused, save, table  # noqa: F401
 from PIL import Image
 
-from cellkit.config.sections import ChannelsConfig, ConvertConfig
 from cellkit.errors import UserError
-from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.microscope.convert import Conversion
-from cellkit.microscope.open import inspect_file
-from cellkit.modules import load
 from cellkit.sources.ingest import convert_images
 
 TESTS = Path(__file__).parent
-RNG = np.random.default_rng(0)
-GREY = RNG.integers(0, 4000, (40, 50)).astype(np.uint16)
-CELLS = np.zeros((40, 50), np.int32)
-CELLS[3:12, 4:15], CELLS[20:31, 10:30], CELLS[35, 40] = 1, 4, 9
 
 # row: tests in other files that show what is required; rows that are not here have a test_row_NN below
 ELSEWHERE = {
     1: ["test_open:test_a_tiff_cut_short_is_refused_and_never_becomes_fewer_planes",
         "test_raw_files:test_a_file_cut_short_is_refused_and_never_becomes_fewer_or_blacker_planes",
-        "test_labels:test_a_truncated_tiff_is_refused"],
-    2: ["test_open:test_a_picture_cut_short_is_refused", "test_labels:test_a_truncated_png_is_refused_where_cv2_gives_none",
+        "test_labels_refusals:test_a_truncated_tiff_is_refused"],
+    2: ["test_open:test_a_picture_cut_short_is_refused",
+         "test_labels_refusals:test_a_truncated_png_is_refused_where_cv2_gives_none",
         "test_predict:test_bad_images_are_set_aside_and_named"],
     3: ["test_open:test_empty_files_and_files_of_another_kind_are_refused",
         "test_batch:test_a_bad_file_is_set_aside_and_said_by_the_exit_code",
         "test_sources:test_bad_images_are_set_aside_with_their_reason_and_the_rest_goes_on"],
     4: ["test_open:test_a_header_that_claims_too_much_is_refused_before_reading",
-        "test_labels:test_a_header_that_claims_a_giant_is_refused_before_it_is_read"],
-    8: ["test_convert:test_constant_saturated_and_sparse_planes_stay_finite",
+        "test_labels_refusals:test_a_header_that_claims_a_giant_is_refused_before_it_is_read"],
+    8: ["test_light:test_constant_saturated_and_sparse_planes_stay_finite",
         "test_quality:test_flat_dark_and_tiny_pictures_are_measured_without_a_warning"],
-    9: ["test_convert:test_nan_infinity_and_complex_are_refused_with_their_count"],
+    9: ["test_light:test_nan_infinity_and_complex_are_refused_with_their_count"],
     10: ["test_open:test_grey_colour_palette_and_alpha_are_told_apart",
          "test_sources:test_a_channel_that_no_image_has_is_said_once_with_the_channels_there_are"],
     11: ["test_labels:test_palette_png_gives_indices_where_others_give_colours",
-         "test_label_layouts:test_a_palette_label_image_gives_its_indices", "test_labels:test_colour_pictures_are_no_labels"],
+         "test_label_layouts:test_a_palette_label_image_gives_its_indices",
+         "test_labels_refusals:test_colour_pictures_are_no_labels"],
     12: ["test_open:test_stated_axes_are_followed_wherever_they_lie",
          "test_open:test_separate_pages_are_not_guessed_to_be_time_or_depth"],
     13: ["test_label_layouts:test_label_images_that_may_have_lost_ids_are_refused",
-         "test_labels:test_a_tiff_with_jpeg_inside_is_refused",
+         "test_labels_refusals:test_a_tiff_with_jpeg_inside_is_refused",
          "test_convert:test_images_shrink_by_area_and_labels_follow_on_the_same_grid"],
     14: ["test_labels:test_the_type_never_wraps", "test_label_layouts:test_more_labels_than_16_bits_hold_stay_apart"],
     15: ["test_labels:test_seventy_thousand_cells", "test_label_layouts:test_more_labels_than_16_bits_hold_stay_apart",
@@ -75,13 +63,13 @@ ELSEWHERE = {
          "test_annotate:test_small_cells_are_dropped_told_and_ids_stay",
          "test_coco:test_what_is_written_comes_back"],
     21: ["test_sources:test_bad_images_are_set_aside_with_their_reason_and_the_rest_goes_on",
-         "test_compare:test_two_sizes_of_one_image"],
+         "test_sides:test_two_sizes_of_one_image"],
     22: ["test_labels:test_relabel_is_dense_and_can_be_undone",
          "test_label_layouts:test_holes_gaps_and_images_without_cells_stay_as_they_are"],
     23: ["test_sources:test_two_files_that_become_one_image_are_refused_by_name",
          "test_batch:test_a_frame_of_one_file_never_takes_the_place_of_another_file"],
     24: ["test_batch:test_awkward_names_go_all_the_way", "test_sources:test_awkward_names_go_all_the_way",
-         "test_run:test_paths_with_braces_spaces_and_letters_of_any_kind", "test_cli:test_names_that_begin_with_a_dash"],
+         "test_run:test_paths_with_braces_spaces_and_letters_of_any_kind", "test_cli_commands:test_names_that_begin_with_a_dash"],
     25: ["test_batch:test_loops_of_links_end_and_links_to_nowhere_are_set_aside",
          "test_sources:test_links_are_not_followed_in_circles_nor_out_of_the_folder",
          "test_convert:test_ids_that_collide_name_both_files"],
@@ -90,15 +78,16 @@ ELSEWHERE = {
     28: ["test_coco_others:test_what_is_no_polygon_is_refused",
          "test_coco_others:test_a_polygon_far_beyond_the_image_is_cut_and_neither_hangs_nor_crashes"],
     29: ["test_submission:test_resolved_objects_are_disjoint_and_stay_so",
-         "test_submission:test_higher_score_keeps_the_pixel_earlier_object_a_tie", "test_cli:test_submissions_have_no_overlap"],
+         "test_submission:test_higher_score_keeps_the_pixel_earlier_object_a_tie",
+         "test_cli_commands:test_submissions_have_no_overlap"],
     30: ["test_coco_others:test_annotation_ids_start_at_1_because_pycocotools_loses_a_match_of_id_0",
          "test_cocosets:test_files_of_cvat_need_a_word_and_image_ids_from_zero_are_read"],
-    31: ["test_compare:test_results_on_images_the_truth_lacks", "test_cli:test_images_that_do_not_match"],
+    31: ["test_sides:test_results_on_images_the_truth_lacks", "test_cli_commands:test_images_that_do_not_match"],
     32: ["test_coco_others:test_missing_area_and_iscrowd_and_extra_keys_do_no_harm",
          "test_coco_others:test_crowd_regions_stand_apart",
          "test_coco_others:test_ids_may_be_texts_or_whole_floats_and_lists_may_be_in_any_order",
          "test_compare:test_a_crowd_absorbs_detections_for_coco_alone"],
-    33: ["test_compare:test_no_results_are_results",
+    33: ["test_sides:test_no_results_are_results",
          "test_coco_others:test_an_empty_results_list_is_no_cell_where_pycocotools_fails"],
     34: ["test_parity:test_a_score_that_is_no_number_is_refused",
          "test_coco_others:test_a_nan_score_is_refused_where_pycocotools_calls_it_perfect"],
@@ -129,24 +118,15 @@ ELSEWHERE = {
          "test_stale:test_everything_is_fresh_whatever_the_times",
          "test_stale:test_a_changed_input_from_outside_makes_the_reader_stale",
          "test_files:test_of_a_folder_depends_on_names_and_contents_alone"],
-    58: ["test_sources:test_a_split_by_group_keeps_groups_whole", "test_records:test_a_group_on_both_sides_is_refused",
+    58: ["test_sources:test_a_split_by_group_keeps_groups_whole", "test_splits:test_a_group_on_both_sides_is_refused",
          "test_listing:test_a_split_by_group_never_tears_a_group_apart",
          "test_cocosets:test_a_split_by_well_is_refused_where_the_published_one_tears_wells_apart"],
 }  # fmt: skip
+
 ROWS = [*range(1, 36), *range(42, 47), 51, 52, 53, 58]
 
 
 # ---- how a fault is met --------------------------------------------------------------------------------------------
-@pytest.fixture
-def refused(said):
-    """Call the command line, check that it refuses in two lines, return them."""
-
-    def call(*arguments) -> str:
-        code, out, err = said(*arguments)
-        assert (code, out) == (2, "") and len(err.splitlines()) == 2, (code, out, err)
-        return err
-
-    return call
 
 
 @pytest.fixture
@@ -170,24 +150,9 @@ def set_aside(said, tmp_path):
     return convert
 
 
-def save(path: Path, pixels: np.ndarray = GREY) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
 def pixels_of(path: Path) -> np.ndarray:
     with Image.open(path) as picture:
         return np.array(picture)
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def config(source: str = "folder", **options) -> ConvertConfig:
-    return ConvertConfig(source=source, channels=ChannelsConfig(nuclei=0), **options)
 
 
 def png(width: int, height: int, rows: bytes) -> bytes:
@@ -198,18 +163,22 @@ def png(width: int, height: int, rows: bytes) -> bytes:
 
 
 # ---- every row has its test ----------------------------------------------------------------------------------------
+
+
 def test_every_row_is_shown_by_a_test_that_exists():
     functions = {
         path.stem: set(re.findall(r"^ *def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
         for path in TESTS.rglob("test_*.py")
     }
-    here = {int(name.split("_")[2]) for name in functions["test_faults"] if name.startswith("test_row_")}
+    here = {int(name.split("_")[2]) for names in functions.values() for name in names if name.startswith("test_row_")}
     named = [tuple(place.split(":")) for places in ELSEWHERE.values() for place in places]
     assert [place for place in named if place[1] not in functions.get(place[0], ())] == []
     assert sorted(here | set(ELSEWHERE)) == ROWS
 
 
 # ---- images --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_row_01_truncated_tiff(set_aside, tmp_path, compression):
     path = tmp_path / "in" / "bad.tif"
@@ -366,368 +335,3 @@ def test_row_12_every_order_of_axes(said, refused, tmp_path, axes):
     assert re.search(r"axes Q\w+ \(.*the meaning of .* is not known", refused(*command))
     assert said(*command, "--axes", axes)[0] == 0
     np.testing.assert_array_equal(pixels_of(tmp_path / "out" / "a.png")[..., 2], channels[2])
-
-
-# ---- labels --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("place", ["a_masks.jpg", "labels/a.jpeg"])
-def test_row_13_jpeg_labels_are_refused_and_not_passed_over(tmp_path, place):
-    save(tmp_path / "in" / "a.png"), save(tmp_path / "in" / "b.png")
-    write_labels(tmp_path / "in" / "b_masks.tif", CELLS)
-    save(tmp_path / "in" / place, CELLS.astype(np.uint8))
-    made = convert_images(config(), tmp_path / "in", tmp_path / "run")
-    assert [record.image_id for record in made.images.records] == ["b"]
-    assert "cannot hold labels" in made.quarantined[0].reason and made.quarantined[0].item == "a.png"
-
-
-def test_row_13_resampled_labels(tmp_path):
-    save(tmp_path / "in" / "a.png")
-    smooth = (CELLS[:, 1:] + CELLS[:, :-1]) / 2  # what a linear resize makes of ids
-    tifffile.imwrite(tmp_path / "in" / "a_masks.tif", smooth)
-    with pytest.raises(UserError, match="a_masks.tif holds .* float64.*integers"):
-        convert_images(config(), tmp_path / "in", tmp_path / "run")
-    assert not list((tmp_path / "run").rglob("*.png"))
-
-
-def test_row_20_images_without_cells_stay_and_few_cells_are_a_choice(tmp_path):
-    from cellkit.cells.dataset import CellDataset
-
-    for name, labels in (("none", CELLS * 0), ("one", (CELLS == 1).astype(np.int32)), ("three", CELLS)):
-        save(tmp_path / "in" / f"{name}.png")
-        write_labels(tmp_path / "in" / f"{name}_masks.tif", labels)
-    made = convert_images(config(), tmp_path / "in", tmp_path / "run")
-    everything = CellDataset(made.images.records, made.images.instances, ("cell",), tmp_path / "run", [1, 2, 3])
-    assert {r.image_id: len(cells) for r, cells in zip(made.images.records, made.images.instances, strict=True)} == {
-        "none": 0, "one": 1, "three": 3,
-    }  # fmt: skip
-    for least, left in ((0, ["none", "one", "three"]), (1, ["one", "three"]), (2, ["three"])):
-        assert [record.image_id for record in everything.with_at_least(least).records] == left
-
-
-# ---- names ---------------------------------------------------------------------------------------------------------
-def test_row_23_files_of_one_name(said, refused, tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / "in" / folder).mkdir(parents=True)
-        tifffile.imwrite(tmp_path / "in" / folder / "1.tif", GREY + len(folder))
-    assert said("convert", tmp_path / "in", "-o", tmp_path / "one", "--nuclei", 0)[0] == 0
-    assert sorted(path.name for path in (tmp_path / "one").glob("*.png")) == ["a_1.png", "b_1.png"]
-    both = [tmp_path / "in" / "a", tmp_path / "in" / "b"]
-    code, _, err = said("convert", *both, "-o", tmp_path / "two", "--nuclei", 0)
-    assert code == 0 and len(list((tmp_path / "two").glob("*.png"))) == 2, err
-    tifffile.imwrite(tmp_path / "in" / "a_1.tif", GREY)
-    told = refused("convert", tmp_path / "in", "-o", tmp_path / "three", "--nuclei", 0)
-    assert "a/1.tif" in told and "a_1.tif" in told and not list(tmp_path.glob("three/*.png"))
-
-
-# ---- COCO ----------------------------------------------------------------------------------------------------------
-IMAGE = {"id": 1, "file_name": "a.png", "height": 3, "width": 4}
-CELL = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": {"size": [3, 4], "counts": [3, 2, 7]}}
-RESULT = {"image_id": 1, "category_id": 1, "segmentation": CELL["segmentation"], "score": 0.5}
-BAD_TRUTH = {
-    26: [({"segmentation": {"size": [3, 4], "counts": [3, 20, 7]}}, "12"),
-         ({"segmentation": {"size": [3, 4], "counts": [-3, 8, 7]}}, "")],
-    27: [({"segmentation": {"size": [3, 4], "counts": [3, 2]}}, "covers 5 px, its image has 12")],
-    28: [({"segmentation": [[0, 0, 1e300, 1, 1, 1]]}, ""), ({"segmentation": [[0, 0, 1, 1]]}, "")],
-    30: [({"id": 0}, ""), ({"image_id": 0}, "")],
-    31: [({"image_id": 7}, "1 annotation of images that are not there, e.g. image_id 7")],
-}  # fmt: skip
-
-
-def coco_file(path: Path, *annotations: dict) -> Path:
-    told = {"images": [IMAGE], "annotations": list(annotations), "categories": [{"id": 1, "name": "cell"}]}
-    path.write_text(json.dumps(told))
-    return path
-
-
-@pytest.mark.parametrize(("row", "change", "words"), [(r, *c) for r, cases in BAD_TRUTH.items() for c in cases])
-def test_row_26_to_31_at_the_command_line(said, tmp_path, row, change, words):
-    good = coco_file(tmp_path / "good.json", CELL)
-    bad = coco_file(tmp_path / "bad.json", CELL | change)
-    code, out, err = said("score", bad, good, "--bootstrap", 0)
-    if row == 30 and code == 0:  # annotation ids from 0 do no harm here: they are numbered anew
-        assert "1.0" in out
-        return
-    assert (code, out) == (2, "") and len(err.splitlines()) == 2, err
-    assert "bad.json" in err and words in err
-
-
-def test_row_33_to_34_empty_results_and_scores_that_are_no_number(said, refused, tmp_path):
-    truth = coco_file(tmp_path / "truth.json", CELL)
-    results = tmp_path / "results.json"
-    results.write_text("[]")
-    code, out, _ = said("score", truth, results, "--bootstrap", 0, "--json")
-    assert code == 0 and '"kaggle"' in out and not re.search(r"NaN|Infinity", out)
-    for score in ("NaN", "Infinity", '"high"'):
-        results.write_text(json.dumps([RESULT]).replace("0.5", score))
-        assert "results.json" in refused("score", truth, results, "--bootstrap", 0)
-
-
-# ---- hostile text --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "text",
-    [
-        "name: !!python/object/apply:os.system [touch pwned]",
-        "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
-        "name: x\n#" + "x" * 300_000,
-        "finetune: {stpes: 3}",
-    ],
-)
-def test_row_45_hostile_config(refused, tmp_path, monkeypatch, text):
-    monkeypatch.chdir(tmp_path)
-    Path("c.yaml").write_text(text)
-    assert "c.yaml" in refused("run", "c.yaml", "--run", "r")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
-
-
-def test_row_46_names_that_are_formulas(said, tmp_path):
-    names = ["=cmd()", "+1", "-1+2", "@SUM(A1)"]
-    for name in names:
-        tifffile.imwrite(tmp_path / f"{name}.tif", GREY)
-    assert said("convert", tmp_path, "-o", tmp_path / "out", "--nuclei", 0)[0] == 0
-    rows = [row.values() for row in table(tmp_path / "out" / "conversion.csv")]
-    assert len(rows) == len(names)
-    assert all(cell[:1] not in ("=", "+", "-", "@", "\t", "\r") for row in rows for cell in row)
-    assert sum(cell.startswith("'") for row in rows for cell in row) >= len(names)
-
-
-# ---- places --------------------------------------------------------------------------------------------------------
-def test_row_51_the_output_folder_vanishes_half_way(said, tmp_path, monkeypatch):
-    from cellkit.microscope import batch
-
-    for k in range(3):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        tifffile.imwrite(tmp_path / "in" / f"{k}.tif", GREY)
-    made = []
-    encode = batch.png_parts
-
-    def then_gone(*given):
-        made.append(1)
-        if len(made) == 2:
-            shutil.rmtree(tmp_path / "out")
-        return encode(*given)
-
-    monkeypatch.setattr(batch, "png_parts", then_gone)
-    command = ["convert", tmp_path / "in", "-o", tmp_path / "out", "--nuclei", 0]
-    code, out, err = said(*command)
-    assert (code, out) == (2, "") and "1.png cannot be written: No such file or directory" in err
-    assert said(*command)[0] == 0 and len(list((tmp_path / "out").glob("*.png"))) == 3
-
-
-@pytest.mark.parametrize("command", ["convert", "predict", "labels", "coco", "submit"])
-def test_row_51_a_place_that_is_a_file(said, tmp_path, command):
-    tifffile.imwrite(tmp_path / "a.tif", GREY)
-    truth = coco_file(tmp_path / "t.json", CELL)
-    (tmp_path / "file").write_text("mine")
-    inside = tmp_path / "file" / "out"
-    given = {
-        "convert": [tmp_path / "a.tif", "--nuclei", 0], "predict": ["threshold", tmp_path / "a.tif", "--nuclei", 0],
-        "labels": [truth], "coco": [truth], "submit": [truth, "--profile", "sartorius"],
-    }[command]  # fmt: skip
-    code, out, err = said(command, *given, "-o", inside)
-    assert (code, out) == (2, "") and str(tmp_path / "file") in err and "Traceback" not in err
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-OF_DISK = {"ENOSPC": "the disk is full", "EDQUOT": "the quota of disk space is used up", "EROFS": "is read-only"}
-
-
-@pytest.mark.parametrize("fault", OF_DISK)
-@pytest.mark.parametrize("command", ["convert", "predict", "predict --labels", "labels", "coco", "submit", "run"])
-def test_row_51_a_disk_without_room(said, tmp_path, monkeypatch, command, fault):
-    """Said at once: which place, and that the command can be repeated; what was there before stays."""
-    import errno
-
-    tifffile.imwrite(tmp_path / "a.tif", GREY)
-    truth = coco_file(tmp_path / "t.json", CELL)
-    (tmp_path / "c.yaml").write_text("name: x\n")
-    name, *more = command.split()
-    out = tmp_path / ("out" if name in ("convert", "labels", "run") else "out.json")
-    given = {
-        "convert": [tmp_path / "a.tif", "--nuclei", 0], "predict": ["threshold", tmp_path / "a.tif", "--nuclei", 0],
-        "labels": [truth], "coco": [truth], "submit": [truth, "--profile", "sartorius"], "run": [tmp_path / "c.yaml"],
-    }[name]  # fmt: skip
-    more += [tmp_path / "tifs"] if more else []
-
-    def full(handle):
-        raise OSError(getattr(errno, fault), os.strerror(getattr(errno, fault)))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        if name == "convert":
-            patched.setattr(os, "replace", lambda *_: full(0))
-        code, told, err = said(name, *given, "--run" if name == "run" else "-o", out, *more)
-    assert (code, told) == (2, "") and str(tmp_path) in err and "repeat the command" in err, err
-    assert name == "convert" or OF_DISK[fault] in err
-    assert not out.is_file() and "skipped" not in err
-    if name != "run":
-        assert said(name, *given, "-o", out, *more)[0] == 0
-
-
-def test_row_51_a_limit_met_by_real_files_and_by_standard_output(tmp_path):
-    """No stand-in: a file that may not grow past a limit, and an output that is full."""
-    truth = coco_file(tmp_path / "t.json", CELL)
-    code = """
-        import resource, sys
-        from cellkit.commands.main import main
-        from cellkit.models.training_state import save_tensors
-        import torch
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-        try:
-            save_tensors("w.safetensors", {"w": torch.zeros(1000)}, {})
-        except OSError as error:
-            print(error.errno, error.filename, file=sys.stderr)
-        sys.exit(main(["coco", "t.json", "-o", "o.json"]))
-    """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True)
-    wanted = ["27 w.safetensors", "'o.json': a file became larger than the file system or a limit allows"]
-    assert (ended.returncode, ended.stderr.splitlines()[:2]) == (2, wanted), ended.stderr
-    if Path("/dev/full").exists():
-        with open("/dev/full", "w") as full:
-            ended = subprocess.run(
-                [sys.executable, "-m", "cellkit", "inspect", str(truth)], stdout=full, stderr=subprocess.PIPE, text=True
-            )
-        assert (ended.returncode, ended.stderr.splitlines()[0]) == (2, "'standard output': the disk is full")
-
-
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that nobody can write to")
-@pytest.mark.parametrize("command", ["convert", "predict", "labels", "coco", "submit", "run"])
-def test_row_51_a_folder_that_nobody_can_write_to(said, tmp_path, command):
-    tifffile.imwrite(tmp_path / "a.tif", GREY)
-    truth = coco_file(tmp_path / "t.json", CELL)
-    (tmp_path / "c.yaml").write_text("name: x\n")
-    out = Path("/proc/cellkit") if command in ("convert", "labels", "run") else Path("/proc/cellkit/out.json")
-    given = {
-        "convert": [tmp_path / "a.tif", "--nuclei", 0, "-o", out],
-        "predict": ["threshold", tmp_path / "a.tif", "--nuclei", 0, "-o", out], "labels": [truth, "-o", out],
-        "coco": [truth, "-o", out], "submit": [truth, "--profile", "sartorius", "-o", out],
-        "run": [tmp_path / "c.yaml", "--run", out],
-    }[command]  # fmt: skip
-    code, told, err = said(command, *given)
-    assert (code, told) == (2, "") and "/proc/cellkit" in err and "Traceback" not in err, err
-
-
-def test_row_52_links_out_of_a_named_folder(said, refused, tmp_path):
-    secret, folder = tmp_path / "secret.tif", tmp_path / "in"
-    folder.mkdir()
-    tifffile.imwrite(secret, GREY)
-    (folder / "out.tif").symlink_to(secret)
-    told = refused("convert", folder, "-o", tmp_path / "out", "--nuclei", 0)
-    assert "out.tif is a link that leads out of" in told and not list(tmp_path.rglob("*.png"))
-    tifffile.imwrite(folder / "a.tif", GREY)
-    (folder / "b.tif").symlink_to(folder / "a.tif")
-    for command, result in (("convert", tmp_path / "out"), ("predict", tmp_path / "found.json")):
-        model = ["threshold"] if command == "predict" else []
-        code, out, err = said(command, *model, folder, "-o", result, "--nuclei", 0)
-        assert code == 3 and "out.tif: is a link that leads out of" in err, (out, err)
-    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a.png"], "b is a again"
-    assert said("convert", folder / "out.tif", "-o", tmp_path / "named", "--nuclei", 0)[0] == 0, "named itself"
-
-
-def test_row_52_masks_and_tables_that_are_links_out_of_the_folder(tmp_path):
-    save(tmp_path / "in" / "x" / "images" / "x.png")
-    outside = save(tmp_path / "secret.png", (CELLS == 1).astype(np.uint8))
-    (tmp_path / "in" / "x" / "masks").mkdir()
-    (tmp_path / "in" / "x" / "masks" / "1.png").symlink_to(outside)
-    (item,) = load("source", "dsb2018").read(tmp_path / "in", config("dsb2018"))
-    with pytest.raises(UserError, match="1.png is a link that leads out of"):
-        item.load()
-    (tmp_path / "secret.csv").write_text("file,label,class,id,modality\n")
-    for source, place in (("microscope", "truth/classes.csv"), ("dsb2018", "index.csv")):
-        table = tmp_path / source / place
-        table.parent.mkdir(parents=True)
-        table.symlink_to(tmp_path / "secret.csv")
-        with pytest.raises(UserError, match="csv is a link that leads out of"):
-            list(load("source", source).read(tmp_path / source, config(source)))
-
-
-# ---- what is there is not written over -----------------------------------------------------------------------------
-@pytest.mark.parametrize("form", ["png", "tif"])
-@pytest.mark.parametrize("kind", ["colour", "8 bit", "16 bit"])
-def test_labels_are_never_written_over_pictures(said, tmp_path, form, kind):
-    pixels = {
-        "colour": RNG.integers(0, 255, (40, 50, 3), np.uint8),
-        "8 bit": (GREY // 16).astype(np.uint8),
-        "16 bit": GREY,
-    }
-    picture = tmp_path / f"a.{form}"
-    save(picture, pixels[kind]) if form == "png" else tifffile.imwrite(picture, pixels[kind])
-    before = picture.read_bytes()
-    truth = coco_file(tmp_path / "t.json", CELL)
-    code, _, err = said("labels", truth, "-o", tmp_path, "--format", form)
-    assert code == 2 and "no label image" in err and picture.read_bytes() == before
-    assert said("labels", truth, "-o", tmp_path, "--format", form, "--suffix", "_masks")[0] == 0
-    assert said("labels", truth, "-o", tmp_path, "--format", form, "--suffix", "_masks")[0] == 0, "labels are replaced"
-    assert read_labels(tmp_path / f"a_masks.{form}").max() == 1 and picture.read_bytes() == before
-
-
-def test_predicted_labels_are_never_written_over_the_raw_files(said, tmp_path):
-    (tmp_path / "raw").mkdir()
-    tifffile.imwrite(tmp_path / "raw" / "a.tif", GREY)
-    before = (tmp_path / "raw" / "a.tif").read_bytes()
-    assert said("convert", tmp_path / "raw", "-o", tmp_path / "png", "--nuclei", 0)[0] == 0
-    command = ["predict", "threshold", tmp_path / "png", "-o", tmp_path / "found.json", "--labels"]
-    code, _, err = said(*command, tmp_path / "raw")
-    assert code == 2 and "a.tif is there and is no label image" in err
-    assert (tmp_path / "raw" / "a.tif").read_bytes() == before and not (tmp_path / "found.json").exists()
-    assert said(*command, tmp_path / "labels")[0] == said(*command, tmp_path / "labels")[0] == 0
-
-
-def test_rois_saved_by_imagej_are_not_written_over(said, tmp_path):
-    import zipfile
-
-    truth = coco_file(tmp_path / "t.json", CELL)
-    command = ["labels", truth, "-o", tmp_path / "rois", "--format", "roi"]
-    assert said(*command)[0] == 0 and said(*command)[0] == 0, "its own it replaces"
-    path = tmp_path / "rois" / "a_rois.zip"
-    with zipfile.ZipFile(path) as ours:
-        members = {name: ours.read(name) for name in ours.namelist()}
-    with zipfile.ZipFile(path, "w") as theirs:  # ImageJ leaves no comment
-        for name, content in members.items():
-            theirs.writestr(name, content)
-    before = path.read_bytes()
-    code, _, err = said(*command)
-    assert code == 2 and "a_rois.zip was saved by ImageJ and may hold corrections" in err
-    assert path.read_bytes() == before
-
-
-def test_two_images_of_one_picture_do_not_share_a_cellpose_file(refused, tmp_path):
-    save(tmp_path / "pictures" / "a.png", GREY[:3, :4])
-    images = [IMAGE | {"id": k, "file_name": f"{folder}/a.png"} for k, folder in ((1, "x"), (2, "y"))]
-    told = {"images": images, "annotations": [CELL], "categories": [{"id": 1, "name": "cell"}]}
-    (tmp_path / "t.json").write_text(json.dumps(told))
-    where = ["-o", tmp_path / "pictures", "--images", tmp_path / "pictures"]
-    assert "two files of the image 'a'" in refused("labels", tmp_path / "t.json", "--format", "seg", *where)
-    assert not list((tmp_path / "pictures").glob("*.npy"))
-
-
-@pytest.mark.parametrize("filters", [[{"id": "vlen-utf8"}, {"id": "pickle"}], [{"id": "pickle"}]])
-def test_a_zarr_of_pickles_is_refused_by_its_header(tmp_path, filters):
-    array = {
-        "zarr_format": 2, "shape": [4, 4], "chunks": [4, 4], "dtype": "|O", "compressor": None, "filters": filters,
-        "fill_value": "", "order": "C",
-    }  # fmt: skip
-    space = [{"name": axis, "type": "space"} for axis in "yx"]
-    (tmp_path / "a.zarr" / "0").mkdir(parents=True)
-    (tmp_path / "a.zarr" / ".zgroup").write_text('{"zarr_format": 2}')
-    scales = {"multiscales": [{"version": "0.4", "axes": space, "datasets": [{"path": "0"}]}]}
-    (tmp_path / "a.zarr" / ".zattrs").write_text(json.dumps(scales))
-    (tmp_path / "a.zarr" / "0" / ".zarray").write_text(json.dumps(array))
-    (tmp_path / "a.zarr" / "0" / "0.0").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(UserError, match="a.zarr (holds Python objects|cannot be read as OME-Zarr)"):
-        inspect_file(tmp_path / "a.zarr")
-
-
-@pytest.mark.parametrize("body", [b"c_codecs\nencode\n(I5\nS'latin1'\ntR.", b"c_codecs\nencode\n(NS'latin1'\ntR."])
-def test_a_seg_file_that_encodes_what_is_no_text_is_refused(refused, tmp_path, body):
-    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
-    header = header.ljust(117) + b"\n"
-    (tmp_path / "a_seg.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + body)
-    told = refused("coco", tmp_path / "a_seg.npy", "-o", tmp_path / "c.json")
-    assert "a_seg.npy" in told and "holds bytes encoded as" in told
-
-
-def test_a_roi_zip_of_an_image_without_end_is_refused(refused, tmp_path):
-    import zipfile
-
-    with zipfile.ZipFile(tmp_path / "a_rois.zip", "w") as archive:
-        archive.comment = json.dumps({"cellkit.shape": "262144,262144", "cellkit.classes": ""}).encode()
-    assert "an image of 262144,262144 px" in refused("coco", tmp_path / "a_rois.zip", "-o", tmp_path / "c.json")

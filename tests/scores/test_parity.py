@@ -29,7 +29,9 @@ from peers import (
     sequential,
     stardist_matching,
 )
-from test_scores import NOTHING, TABLE, label_pairs, one, overlapping_pairs, spans, strip
+from score_cases import label_pairs, one, overlapping_pairs, spans, strip
+from test_matching import TABLE
+from test_scores import NOTHING
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError

@@ -1,0 +1,126 @@
+"""Mask R-CNN: masks where they belong, classes that are unknown, tiles that are crowded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from backend_cases import config_of
+
+from cellkit.cells.dataset import predict_all
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.models import maskrcnn_torchvision as maskrcnn
+from cellkit.models import weights
+from cellkit.models.maskrcnn_network import target
+from cellkit.models.shared import fine_tuning, flow_loss
+from cellkit.models.shared.tiles import paste
+from cellkit.models.unet_network import CellposeUNet
+
+# ---- maskrcnn ------------------------------------------------------------------------------------------------------
+
+
+def test_paste_puts_a_mask_exactly():
+    mask = np.ones((1, 28, 28), np.float32)
+    found = paste(mask, np.array([[10.0, 20.0, 30.0, 50.0]]), (100, 100), 0.5)
+    assert found.boxes_xywh.tolist() == [[10, 20, 20, 30]] and found.areas_px.tolist() == [600]
+
+
+def test_paste_is_clipped_and_survives_boxes_outside():
+    masks = np.ones((3, 28, 28), np.float32)
+    boxes = np.array([[-5.0, -5.0, 5.0, 5.0], [200.0, 200.0, 220.0, 220.0], [3.0, 3.0, 3.2, 3.2]])
+    found = paste(masks, boxes, (50, 50), 0.5)
+    assert found.areas_px[0] == 25 and found.areas_px[1] == 0 and len(found) == 3
+
+
+def test_cells_of_unknown_class_train_boxes_and_masks():
+    labels = np.zeros((40, 40), np.int32)
+    labels[2:12, 2:12], labels[20:32, 20:32] = 1, 2
+    made = target(labels, np.array([0, 2, 0]), ignore_unknown=True)
+    assert made["labels"].tolist() == [1, 1] and made["boxes"].tolist() == [[2, 2, 12, 12], [20, 20, 32, 32]]
+    assert target(labels, np.array([0, 2, 0]), ignore_unknown=False)["boxes"].tolist() == [[2, 2, 12, 12]]
+
+
+def test_crops_without_any_cell_have_a_finite_loss_and_gradient(drawn):
+    from cellkit.models.maskrcnn_network import build
+
+    image, nothing = drawn.image(0), Instances.empty((128, 128))
+    model = build({**maskrcnn.DEFAULTS, "fpn_channels": 16}, classes=2).train()
+    config = config_of("maskrcnn_torchvision", batch_size=1)
+    losses = {model: maskrcnn._Loss(model, [maskrcnn.scaled(image, nothing, 12.0)], config)}
+    network = CellposeUNet().train()
+    losses[network] = flow_loss.FlowLoss(
+        network, [flow_loss.prepare(image, nothing, 30.0)], batch_size=1, crop_px=64, seed=0
+    )
+    assert not losses[network].batch(0)[1].any(), "no cell in the crop"
+    for module, loss_at in losses.items():
+        loss = loss_at(0)
+        loss.backward()
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        assert torch.isfinite(loss) and loss > 0 and all(torch.isfinite(g).all() for g in gradients)
+        assert any(g.any() for g in gradients), "an image without cells teaches what is none"
+
+
+def test_a_class_that_is_neither_there_nor_found_does_not_count():
+    empty, labels = Instances.empty((12, 12)), np.zeros((12, 12), int)
+    labels[2:8, 2:8] = 1
+    cell = Instances.from_labels(labels, class_ids=[1])
+    assert fine_tuning.class_score([cell, empty], [cell, empty], ("HEK", "N2a")) == 1
+    assert fine_tuning.class_score([cell, empty], [cell, cell.with_classes([2])], ("HEK", "N2a")) == 0.5
+    assert fine_tuning.class_score([empty], [empty], ("HEK", "N2a")) == 0
+
+
+def test_what_a_tile_may_report_grows_with_the_crowd_and_proposals_with_the_area():
+    from torchvision.models.detection.image_list import ImageList
+
+    from cellkit.models.maskrcnn_network import build
+
+    settings = {**maskrcnn.DEFAULTS, "fpn_channels": 16}
+    model = build(settings, classes=2).eval()
+    assert model.roi_heads.detections_per_img == 1000
+    assert build(settings | {"tile_detections": 2500}, 2).roi_heads.detections_per_img == 2500
+    for most in (50, 4000):  # proposals must not run out before the cells do
+        model = build(settings | {"max_detections": most}, 2).eval()
+        features = {k: torch.zeros(1, 16, 768 // n, 768 // n) for k, n in (("1", 4), ("2", 8))}
+        proposals, _ = model.rpn(ImageList(torch.zeros(1, 3, 768, 768), [(768, 768)]), features)
+        assert model.roi_heads.detections_per_img == most
+        assert model.rpn.pre_nms_top_n() == model.rpn.post_nms_top_n() == 768 * 768 // 60 >= len(proposals[0])
+    model.rpn(ImageList(torch.zeros(1, 3, 96, 96), [(96, 96)]), {k: v[..., :24, :24] for k, v in features.items()})
+    assert model.rpn.post_nms_top_n() == 2000
+
+
+def untrained(tmp_path):
+    """A Mask R-CNN of random numbers, as a checkpoint."""
+    from cellkit.models.maskrcnn_network import build
+
+    settings = {**maskrcnn.DEFAULTS, "fpn_channels": 16, "diameter_px": 12.0, "min_area_px": 1}
+    torch.manual_seed(0)
+    tensors = build(settings, classes=2).state_dict()
+    path = tmp_path / "m.safetensors"
+    return weights.save_checkpoint(path, tensors, maskrcnn.NAME, classes=("HEK", "N2a"), config=settings)
+
+
+def test_a_limit_of_detections_is_named_with_the_image(drawn, tmp_path, capsys):
+    limited = maskrcnn.load(untrained(tmp_path), maskrcnn.Settings(max_detections=3, score_threshold=0.0))
+    (found,) = predict_all(limited, drawn.subset([2]))
+    assert len(found) <= 3
+    told = capsys.readouterr().err
+    assert (
+        "cells of 1 image left out: more than 3 in a tile of 768 px at network scale; raise max_detections (2)" in told
+    )
+
+
+def test_resnet_trains_a_step(drawn, tmp_path):
+    few = {"steps": 1, "eval_every": 1, "batch_size": 1, "max_detections": 20}
+    config = config_of("maskrcnn_torchvision", backbone="resnet50_fpn_v2", **few)
+    checkpoint = maskrcnn.train(drawn.select("train"), drawn.select("val"), config, tmp_path)
+    card = weights.read_card(checkpoint)
+    assert (card.config["backbone"], card.metrics["start"]) == ("resnet50_fpn_v2", "scratch")
+    (found,) = maskrcnn.load(checkpoint)([drawn.image(0)])
+    assert found.shape == (128, 128)
+
+
+def test_frozen_encoder_from_scratch_is_refused(drawn, tmp_path):
+    with pytest.raises(UserError, match="freeze_backbone"):
+        config = config_of("maskrcnn_torchvision", freeze_backbone=True)
+        maskrcnn.train(drawn.select("train"), drawn.select("val"), config, tmp_path)
