@@ -95,6 +95,11 @@ def weights_fields(settings: type[Frozen]) -> dict[str, list[str]]:
     return {name: extra["weights"] for name, extra in extras.items() if isinstance(extra, dict) and "weights" in extra}
 
 
+def free_fields(settings: type[BaseModel]) -> set[str]:
+    """Return the fields that no result depends on, such as a number of processes or the size of a cache."""
+    return {name for name, field in settings.model_fields.items() if field.json_schema_extra == {"hash": False}}
+
+
 def schema_of(settings: type[BaseModel]) -> dict[str, Any]:
     """Return the JSON schema of settings: types, bounds, defaults and meanings of all fields, as data.
 

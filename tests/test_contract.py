@@ -14,7 +14,7 @@ import pytest
 from cellkit import models
 from cellkit.cells.records import write_records
 from cellkit.config.reading import load_config
-from cellkit.config.sections import ConvertConfig
+from cellkit.config.sections import ConvertConfig, LabelConfig
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco
 from cellkit.models import backend_names, get_backend, if_able, title_of
@@ -65,16 +65,21 @@ def config(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def labelled(drawn, config, tmp_path_factory) -> Path:
-    """A run of notebooks 01 (its outputs alone), 02 and 04."""
-    folder = tmp_path_factory.mktemp("runs") / "few"
+def converted(drawn, folder: Path, known) -> Path:
+    """Make what notebook 01 makes of drawn images, with the truth of those in `known`."""
     stage = Run(folder).start("01_convert", ConvertConfig(classes=("HEK", "N2a")))
     for record in drawn.records:
         shutil.copy(drawn.root / record.path, stage.path(record.path))
-    truth = write_coco(stage.path("truth.json"), drawn.records, drawn.instances, drawn.classes)
+    truth = write_coco(stage.path("truth.json"), known.records, known.instances, drawn.classes)
     records = write_records(stage.path("records.csv"), drawn.records)
     stage.done(records=records, images=stage.path("images"), truth=truth)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(drawn, config, tmp_path_factory) -> Path:
+    """A run of notebooks 01 (its outputs alone), 02 and 04."""
+    folder = converted(drawn, tmp_path_factory.mktemp("runs") / "few", drawn)
     execute("02_label_with_cellpose", config, folder)
     execute("04_cells_to_coco", config, folder)
     return folder
@@ -114,6 +119,17 @@ def test_notebook_05(name, config, run_dir):
     run = Run(run_dir)
     assert predicted(run, "maskrcnn") or name == "maskrcnn_torchvision", "one step teaches a detector nothing"
     assert bool(run.find_all("history_maskrcnn")) == (name == "maskrcnn_torchvision")
+
+
+def test_without_a_labelled_training_image_04_says_so(drawn, config, tmp_path):
+    held = drawn.held_out()
+    folder = converted(held, tmp_path / "run", held)
+    stage = Run(folder).start("02_label_with_cellpose", LabelConfig(classes=("HEK", "N2a")))
+    stage.done(labels=write_coco(stage.path("labels/labels.json"), held.records, held.instances, held.classes))
+    with pytest.raises(
+        UserError, match="no labelled cell to train on, in no training image\nlabel training images first"
+    ):
+        execute("04_cells_to_coco", config, folder)
 
 
 def test_a_file_is_a_backend_and_no_other_file_names_it(mine, config):

@@ -119,13 +119,13 @@ def _ranked(given: argparse.Namespace, pool: Any, train: Any, done: Any) -> tupl
 
 
 def _judges(pool: Any, held_out: Any) -> list[str]:
-    """Return validation images to label too, chosen at random, as long as there are fewer labelled ones than a gain takes."""
+    """Return validation images to label too, chosen at random, as long as fewer than `NAMED_JUDGES` are labelled."""
     from cellkit.labelling.planner import in_random_order
-    from cellkit.labelling.rounds import LEAST_JUDGES
+    from cellkit.labelling.rounds import NAMED_JUDGES
 
     known = [r for r in pool.images.records if r.image_id in pool.by_person and r.split == "val"]
     left = held_out.select("val")
-    return [record.image_id for record in in_random_order(left, known)[: max(0, LEAST_JUDGES - len(known))]]
+    return [record.image_id for record in in_random_order(left, known)[: max(0, NAMED_JUDGES - len(known))]]
 
 
 def _lines(given: argparse.Namespace, pool: Any, rows: list[dict[str, Any]], kept: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ from cellkit.microscope.convert import PERCENTILES, Conversion
 from cellkit.models import backend_module
 from cellkit.models.shared.contract import PRECISION, Precision
 from cellkit.modules import names_of
-from cellkit.settings import Frozen, Number, Percentiles, as_tuple, as_yaml
+from cellkit.settings import Frozen, Number, Percentiles, as_tuple, as_yaml, free_fields
 
 STAGES = {
     "01_convert": "convert",
@@ -68,8 +68,7 @@ class Section(Frozen):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return, as plain JSON values, the fields a result depends on: what the run folder hashes."""
-        free = {name for name, field in type(self).model_fields.items() if field.json_schema_extra == {"hash": False}}
-        return self.model_dump(mode="json", exclude=free)
+        return self.model_dump(mode="json", exclude=free_fields(type(self)))
 
 
 class ChannelsConfig(Frozen):

@@ -14,14 +14,15 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset, predict_all
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, counted
-from cellkit.evaluate.folds import Fold, Found, checkpoint_at, fold_settings, judged_of, run_fold, scores_of
+from cellkit.evaluate.folds import Fold, Found, checkpoint_at, fold_settings, judged_of, run_fold, scores_of, weights_of
 from cellkit.evaluate.quarters import joined, judged_in, quarters, without_quarter
 from cellkit.evaluate.verdict import Verdict, keep_if_better
 from cellkit.log import LOG
 from cellkit.models import if_able
-from cellkit.models.gate import FOLDS, IN_QUARTERS, NOBODY, THREE_PARTS, Regime, regime_of
+from cellkit.models.gate import FOLDS, IN_QUARTERS, NOBODY, THREE_PARTS, Regime, regime_of, unit_of
 from cellkit.models.interpolation import best_step, nested_steps, steps_between
-from cellkit.models.weights import add_to_card
+from cellkit.models.shared.fine_tuning import refuse_untrainable
+from cellkit.models.weights import add_to_card, copy_checkpoint
 
 BASE, HANDED_ON = "cellpose_base", "handed_on"
 WITHOUT_VAL = "without_validation"  # folder of an adaptation that saw training images alone
@@ -42,10 +43,13 @@ class Adapted:
         The adapted model, as far from the base as `step` says.
     kept : Path
         Of both the one that is handed on.
-    encoder : Path
-        What another network may start from: as `kept`, and no validation image taught it.
+    encoder : Path or None
+        What another network may start from: as `kept`, and no validation image taught it; None where nothing of the kind is.
     step : float
-        How far from base (0) to tuned (1) scored best on images that do not judge; of 0 the tuned one is the whole step.
+        How far from base (0) to tuned (1) scored best on images that do not judge; of 0 the tuned one is the whole step,
+        and so it is judged.
+    judged_steps : tuple of float
+        How far from the base what was judged as tuned went, for each image (quarter) that judged: chosen by the others.
     judge : CellDataset
         The images that judged; quarters of one where there is a single one.
     judged : dict
@@ -60,8 +64,9 @@ class Adapted:
     base: Path | None
     tuned: Path
     kept: Path
-    encoder: Path
+    encoder: Path | None
     step: float
+    judged_steps: tuple[float, ...]
     judge: CellDataset
     judged: dict[str, list[Instances]]
     unseen: dict[str, dict[str, Instances]] = field(repr=False)
@@ -73,7 +78,11 @@ class Adapted:
         return {name: path for name, path in (("base", self.base), ("tuned", self.tuned)) if path is not None}
 
     def predict(self, images: CellDataset) -> dict[str, list[Instances]]:
-        """Return what each model finds: in images that taught or chose, what one that did not see them found."""
+        """Return what each model finds; in images that taught it, what short runs found which had not seen them.
+
+        Of a single labelled image those runs had not seen the quarter that a cell lies in. Images that chose, among twelve
+        validation images or more, are predicted as any other: what is found there flatters the tuned model a little.
+        """
         return {name: self._predict(name, path, images) for name, path in self.models.items()}
 
     def _predict(self, name: str, path: Path, images: CellDataset) -> list[Instances]:
@@ -82,6 +91,22 @@ class Adapted:
         found = predict_all(self.backend.load(path), rest, name) if len(rest) else []
         known |= {record.image_id: cells for record, cells in zip(rest.records, found, strict=True)}
         return [known[record.image_id] for record in images.records]
+
+    @property
+    def tuned_in_words(self) -> str:
+        """What the scores of "tuned" are of, where that is not plain; else ""."""
+        if self.step == 0:
+            return "The base scored best of all steps away from it; what is called tuned, and scored so, is the whole step."
+        if len(set(self.judged_steps)) > 1:
+            each = ", ".join(f"{step} ({count} times)" for step, count in self._counts().items())
+            return (
+                f"What is called tuned goes {self.step:g} of the way from the base; each image that judges was found at the "
+                f"step that the others chose: {each}."
+            )
+        return ""
+
+    def _counts(self) -> dict[str, int]:
+        return {f"{step:g}": self.judged_steps.count(step) for step in sorted(set(self.judged_steps))}
 
     @property
     def decision(self) -> dict[str, Any]:
@@ -100,6 +125,8 @@ class Adapted:
             "choosers": list(self.regime.choosers),
             "judges": list(self.regime.judges),
             "step_from_base": self.step,
+            "judged_steps": self._counts(),
+            "tuned_in_words": self.tuned_in_words,
             "rule": self.verdict.rule,
             "what_would_change": self.verdict.change,
             **numbers,
@@ -144,6 +171,7 @@ def adapt(backend: ModuleType, labelled: CellDataset, settings: Any, folder: str
 def _three_parts(backend: ModuleType, labelled: CellDataset, settings: Any, folder: Path, regime: Regime) -> Adapted:
     """Train on training images; choosers choose checkpoint and step, the others judge."""
     train = labelled.select("train").with_at_least(getattr(settings, "min_train_masks", 1))
+    refuse_untrainable(train, "finetune.min_train_masks")
     val = labelled.select("val")
     watched = val.without_proposed() or val
     base = if_able(backend, "calibrate", train, settings, folder / BASE)
@@ -163,57 +191,60 @@ def _three_parts(backend: ModuleType, labelled: CellDataset, settings: Any, fold
     judged = {name: predict_all(backend.load(path), judge, name) for name, path in models.items()}
     verdict = _of_step(keep_if_better(judge, judged), step)
     kept, unseen = models[verdict.kept], {name: _named(judge, cells) for name, cells in judged.items()}
-    return Adapted(regime, verdict, base, tuned, kept, kept, step, judge, judged, unseen, backend)
+    return Adapted(
+        regime, verdict, base, tuned, kept, kept, step, (step or 1.0,) * len(judge), judge, judged, unseen, backend
+    )
 
 
 def _cross_fitted(backend: ModuleType, labelled: CellDataset, settings: Any, folder: Path, regime: Regime) -> Adapted:
     """Hold parts back in turn, judge each by a run that did not see it; hand on one run on all labelled images."""
-    least = max(getattr(settings, "min_train_masks", 1), 1)
     in_use = labelled.subset([record.split in ("train", "val") for record in labelled.records])
-    known = in_use.without_proposed()
     teaching = in_use.subset(
-        [
-            len(cells) >= least and (maker != "proposed" or record.split == "train")
-            for record, cells, maker in zip(in_use.records, in_use.instances, in_use.made_by, strict=True)
-        ]
-    )
-    folds = (
-        _quarters(teaching, known, regime, folder)
-        if regime.name == IN_QUARTERS
-        else _folds(teaching, known, regime, folder)
-    )
+        [m != "proposed" or r.split == "train" for r, m in zip(in_use.records, in_use.made_by, strict=True)]
+    ).with_at_least(regime.least)
+    part = _quarters if regime.name == IN_QUARTERS else _folds
+    folds = part(teaching, in_use.without_proposed(), regime, folder)
     founds = []
     for number, fold in enumerate(folds, 1):
         LOG.info(f"part {number} of {len(folds)} held back: {', '.join(r.image_id for r in fold.held.records)}")
         founds.append(run_fold(backend, fold, settings))
     judge, cells, place = judged_of(folds, founds)
     steps, scores = tuple(cells), scores_of(judge, cells)
-    nested = nested_steps(scores, place)
+    step = _said(scores, steps, f"{len(judge)} {'quarters' if regime.name == IN_QUARTERS else 'images'} held back")
+    nested = nested_steps(scores, place) if step else np.full(len(judge), len(steps) - 1)
     judged = {"base": cells[0.0]} if 0.0 in cells else {}
     judged["tuned"] = [cells[steps[column]][k] for k, column in enumerate(nested)]
-    step = _said(scores, steps, f"{len(judge)} {'quarters' if regime.name == IN_QUARTERS else 'images'} held back")
     verdict = _of_step(keep_if_better(judge, judged, "quarter" if regime.name == IN_QUARTERS else ""), step)
     LOG.info(f"one whole run on all that teach: {teaching}")
     base = if_able(backend, "calibrate", teaching, settings, folder / BASE)
     whole = backend.train(teaching, teaching.subset([]), settings, folder)
     tuned = checkpoint_at(base, whole, step or 1.0, folder / HANDED_ON)
     kept = encoder = base if verdict.kept == "base" else tuned
-    if kept != base and base is not None:
-        encoder = _without_validation(backend, teaching, settings, folder / WITHOUT_VAL, step, kept, base)
+    if verdict.kept == "tuned" and any(record.split == "val" for record in teaching.records):
+        encoder = _without_validation(backend, folds, teaching, settings, folder / WITHOUT_VAL, step, base)
     unseen = {name: _named(judge, found) for name, found in judged.items()}
     if regime.name == IN_QUARTERS:
         unseen = _whole_image(
-            regime, folds, founds, dict(zip(place.tolist(), nested.tolist(), strict=True)), steps, step
+            regime, folds, founds, dict(zip(place.tolist(), nested.tolist(), strict=True)), steps, step or 1.0
         )
-    return Adapted(regime, verdict, base, tuned, kept, encoder, step, judge, judged, unseen, backend)
+    judged_steps = tuple(steps[column] for column in nested)
+    return Adapted(regime, verdict, base, tuned, kept, encoder, step, judged_steps, judge, judged, unseen, backend)
 
 
 def _folds(teaching: CellDataset, known: CellDataset, regime: Regime, folder: Path) -> list[Fold]:
-    folds = []
-    for number, names in enumerate(regime.folds, 1):
-        train = teaching.subset([record.image_id not in names for record in teaching.records])
-        held = known.subset([record.image_id in names for record in known.records])
-        folds.append(Fold(train, held, folder / f"fold_{number}"))
+    """Return the parts to hold back; images whose labels were proposed teach where their group is not held back."""
+    fold_of = {name: number for number, names in enumerate(regime.folds) for name in names}
+    dealt: dict[str, set[int]] = {}  # where each group is; a single group is not held back whole
+    for record in known.records:
+        dealt.setdefault(unit_of(record), set()).add(fold_of[record.image_id])
+    folds, has_val = [], any(record.split == "val" for record in teaching.records)
+    for number in range(len(regime.folds)):
+        train = teaching.subset(
+            [fold_of.get(r.image_id) != number and dealt.get(unit_of(r)) != {number} for r in teaching.records]
+        )
+        held = known.subset([fold_of[record.image_id] == number for record in known.records])
+        lasts = has_val and all(record.split == "train" for record in train.records)
+        folds.append(Fold(train, held, folder / f"fold_{number + 1}", lasts=lasts))
     return folds
 
 
@@ -237,12 +268,24 @@ def _quarters(teaching: CellDataset, known: CellDataset, regime: Regime, folder:
 
 
 def _without_validation(
-    backend: ModuleType, teaching: CellDataset, settings: Any, folder: Path, step: float, kept: Path, base: Path
-) -> Path:
-    """Return what another network may start from whose validation images are to be unseen: a short run without them."""
+    backend: ModuleType,
+    folds: Sequence[Fold],
+    teaching: CellDataset,
+    settings: Any,
+    folder: Path,
+    step: float,
+    base: Path | None,
+) -> Path | None:
+    """Return what another network may start from whose validation images are to be unseen: of a short run without them.
+
+    Such a run is that of the fold which all of them are held back in, where there is one.
+    """
+    apart = next((fold for fold in folds if fold.lasts), None)
+    if apart is not None:
+        start, tuned = weights_of(apart)
+        between = checkpoint_at(start, tuned, step, folder / HANDED_ON)
+        return copy_checkpoint(tuned, folder / HANDED_ON / tuned.stem) if between == tuned else between
     train = teaching.select("train")
-    if len(train) == len(teaching):
-        return kept
     if not train.cells:
         return base
     LOG.info("a short run without the validation images, for networks that start from this one and are judged by them")

@@ -22,8 +22,6 @@ from cellkit.scores.table import score_table, summary
 if TYPE_CHECKING:
     import pandas
 
-    from cellkit.cells.dataset import CellDataset
-
 CONVENTION = "MAP IoU (kaggle: IoU > 0.50:0.05:0.95, mean of images)"
 KEY = "predictions_"
 LEAST_CEILING = 0.8  # MAP IoU of labels that became targets and labels again; below that a training is in vain

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,13 +18,16 @@ from cellkit.cells.instances import Instances
 from cellkit.evaluate.quarters import Box, judged_in
 from cellkit.files import read_json, sha256_file, write_json
 from cellkit.log import LOG
+from cellkit.machine import arithmetic
 from cellkit.models import if_able
 from cellkit.models.interpolation import interpolate, steps_between
+from cellkit.models.weights import copy_checkpoint
 from cellkit.scores.table import per_image, score_table
-from cellkit.settings import weights_fields
+from cellkit.settings import free_fields, weights_fields
 
 FOLD_STEPS = 1 / 3  # of the whole run's steps
 FOUND = "found.json"  # written last: a fold that has it is finished
+KEPT = ".weights"  # a hidden folder goes when the stage is done
 Found = dict[float, list[Instances]]  # step from the base -> cells of each image
 
 
@@ -40,18 +44,22 @@ class Fold:
     folder : Path
     box : Box, optional
         That quarter.
+    lasts : bool
+        Whether the weights of its run stay while the stage is under way, see `weights_of`; else they go.
     """
 
     train: CellDataset
     held: CellDataset
     folder: Path
     box: Box | None = None
+    lasts: bool = False
 
 
 def run_fold(backend: ModuleType, fold: Fold, settings: Any) -> Found:
     """Adapt a model to what teaches, in a short run, and find the cells of what is held back at every step from the base.
 
-    A fold that was finished with the same images and settings is read, not run. Its weights are deleted in the end.
+    A fold that was finished with the same images and settings is read, not run. Its weights are deleted in the end, but for
+    those that last.
 
     Parameters
     ----------
@@ -71,6 +79,10 @@ def run_fold(backend: ModuleType, fold: Fold, settings: Any) -> Found:
             found[str(step)] = [
                 _plain(cells) for cells in predict_all(backend.load(checkpoint), fold.held, f"step {step:g}")
             ]
+        if fold.lasts:
+            for name, weights in (("base", base), ("tuned", tuned)):
+                if weights is not None:
+                    copy_checkpoint(weights, fold.folder / KEPT / name)
         done = read_json(write_json(path, {"stamp": stamp, "found": found}))
     else:
         LOG.info(f"{fold.folder.name} was finished before")
@@ -80,6 +92,12 @@ def run_fold(backend: ModuleType, fold: Fold, settings: Any) -> Found:
         float(step): [_cells(one, shape) for one, shape in zip(rows, shapes, strict=True)]
         for step, rows in done["found"].items()
     }
+
+
+def weights_of(fold: Fold) -> tuple[Path | None, Path]:
+    """Return the base (None where there is none) and the tuned weights of a fold that was run and whose weights last."""
+    found = {path.stem: path for path in sorted((fold.folder / KEPT).iterdir()) if path.suffix != ".json"}
+    return found.get("base"), found["tuned"]
 
 
 def fold_settings(settings: Any) -> Any:
@@ -133,8 +151,12 @@ def scores_of(images: CellDataset, found: Mapping[float, Sequence[Instances]]) -
 
 
 def _stamp(backend: ModuleType, fold: Fold, settings: Any) -> str:
-    """Return a hash of all that a fold's result depends on: backend, settings, start weights, images and labels."""
-    digest = hashlib.sha256(repr((backend.__name__, settings.model_dump(mode="json"), fold.box)).encode())
+    """Return a hash of all that a fold's result depends on: backend, versions, settings, start weights, images and labels."""
+    told = settings.model_dump(mode="json", exclude=free_fields(type(settings)))
+    versions = [metadata.version(name) for name in ("cellkit", "torch")]
+    computed = str(arithmetic(told.get("precision", "auto")))
+    about = (backend.__name__, versions, computed, told, fold.box, fold.lasts)
+    digest = hashlib.sha256(repr(about).encode())
     for name in weights_fields(type(settings)):
         path = Path(getattr(settings, name))
         digest.update((sha256_file(path) if path.is_file() else str(path)).encode())
@@ -160,7 +182,7 @@ def _cells(plain: Mapping[str, list], shape: tuple[int, int]) -> Instances:
 def _delete_weights(folder: Path) -> None:
     """Delete what a finished fold needs no more: weights, cards, and folders of targets, maps, parts of images."""
     for path in sorted(folder.iterdir()):
-        if path.is_dir():
+        if path.is_dir() and path.name != KEPT:
             shutil.rmtree(path)
         elif path.suffix == ".safetensors":
             path.unlink()

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.dataset import CellDataset
+from cellkit.cells.disjoint import resolve_overlaps
 from cellkit.cells.instances import Instances
 from cellkit.files import atomic_path
 from cellkit.scores.iou import overlaps
+
+SAME = 0.5  # of a cell's pixels in common with another run's cell, or of both together: they are one
 
 
 @dataclass(frozen=True)
@@ -143,5 +146,34 @@ def cut_out(cells: Instances, box: Box) -> Instances:
 
 
 def joined(boxes: Sequence[Box], founds: Sequence[Instances]) -> Instances:
-    """Return one set of cells for the whole image: from what was found without each quarter, the cells whose middle is in it."""
-    return Instances.concatenate([found[_inside(found, box)[0]] for box, found in zip(boxes, founds, strict=True)])
+    """Return one set of cells for the whole image, from what was found without each quarter: every cell once.
+
+    A cell is taken from the run without the quarter that its middle lies in. Two runs may see the middle of one cell on
+    either side of a cut: of both answers (IoU > 0.5, or half of the smaller one in common) the one of the higher score is
+    taken, also where each run sees the middle in the other's quarter. No two cells share a pixel.
+
+    Returns
+    -------
+    Instances
+        Quarter by quarter.
+    """
+    cells = Instances.concatenate(list(founds))
+    run = np.repeat(np.arange(len(boxes)), [len(found) for found in founds])
+    lies_in = np.full(len(cells), -1)
+    for number, box in enumerate(boxes):
+        lies_in[_inside(cells, box)[0]] = number
+    own, same = lies_in == run, _same_cells(cells, run)
+    seen = {a for a, b in same if run[b] == lies_in[a]}  # by the run whose cell it is, its middle elsewhere
+    taken: list[int] = []
+    for k in np.lexsort((np.arange(len(cells)), -cells.scores, ~own)).tolist():
+        if (own[k] or k in seen) and not any((k, other) in same for other in taken):
+            taken.append(k)
+    return resolve_overlaps(cells[np.array(sorted(taken), int)])[0]
+
+
+def _same_cells(cells: Instances, run: np.ndarray) -> set[tuple[int, int]]:
+    """Return the pairs, both ways round, that are one cell seen by two runs."""
+    table = overlaps(cells, cells)
+    smaller = np.minimum(cells.areas_px[table.truth], cells.areas_px[table.found])
+    same = (run[table.truth] != run[table.found]) & ((table.iou > SAME) | (table.shared_px > SAME * smaller))
+    return set(zip(table.truth[same].tolist(), table.found[same].tolist(), strict=True))

@@ -135,7 +135,7 @@ def what_would_change(gain: Difference) -> str:
 
 
 def who_judged(decisions: Mapping[str, Path]) -> str:
-    """Say who judged the Cellpose models of a run, and what the scores of its validation images are.
+    """Say who judged the Cellpose models of a run, what the scores of its validation images are, and what "tuned" is.
 
     Parameters
     ----------
@@ -146,12 +146,32 @@ def who_judged(decisions: Mapping[str, Path]) -> str:
         return "no model was adapted in this run"
     told = read_json(decisions["decision"])
     text = f"Cellpose, {told.get('regime_in_words', 'three parts')}"
-    return text + (f"; {UNSEEN}" if held_back(told) else "")
+    return "; ".join(filter(None, [text, unseen_words(told), told.get("tuned_in_words", "")]))
 
 
 UNSEEN = "validation scores of Cellpose are of cells that runs found which had not seen the image"
+UNSEEN_QUARTER = (
+    "scores of Cellpose in the one labelled image are of cells that runs found which had not seen their quarter and had seen the "
+    "other three"
+)
 
 
-def held_back(decision: Mapping) -> bool:
-    """Tell whether validation images taught the model that is handed on, and were judged by runs without them."""
-    return decision.get("regime") in (CROSS_FITTING, IN_QUARTERS)
+def unseen_words(decision: Mapping) -> str:
+    """Say what the Cellpose scores of labelled images are, where such images taught the model that is handed on; else ""."""
+    return {CROSS_FITTING: UNSEEN, IN_QUARTERS: UNSEEN_QUARTER}.get(decision.get("regime", ""), "")
+
+
+def images_to_decide(truth: CellDataset, decisions: Mapping[str, Path]) -> CellDataset:
+    """Return the images that may decide which model is handed in: all, but for one that was judged by its quarters.
+
+    Of that image every run of Cellpose saw three quarters, and other models saw none: no comparison there is fair.
+
+    Parameters
+    ----------
+    truth : CellDataset
+    decisions : mapping
+        As for `who_judged`.
+    """
+    told = read_json(decisions["decision"]) if decisions else {}
+    seen = set(told.get("judges", ())) if told.get("regime") == IN_QUARTERS else set()
+    return truth.subset([record.image_id not in seen for record in truth.records])

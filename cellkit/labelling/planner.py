@@ -1,6 +1,7 @@
 """The plan: which images a person should label next, by a rule, spread over cell types and groups, and what that takes.
 
-What chooses never judges: a rule ranks training images only; validation and test images are chosen at random.
+A rule ranks training images only; validation and test images are chosen at random. While few images are labelled, training
+images judge too (`cellkit.models.gate`), and a gain is then that on images which the rule likes.
 """
 
 from __future__ import annotations

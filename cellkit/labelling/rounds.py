@@ -19,6 +19,7 @@ from cellkit.formats.any import ImageToWrite, written_here
 from cellkit.formats.label_images import as_written
 from cellkit.formats.labels import chosen_cells
 from cellkit.labelling.planner import DEFAULT_RULE, HELD_OUT, differences, features_of_proposals, plan_table, to_rank
+from cellkit.models.gate import CHOOSE_FROM
 
 if TYPE_CHECKING:
     import pandas
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 FIRST_WORDS = (
     "Images whose labels are proposals, the one to correct first on top. Training images are ranked by the rule named beside "
-    "them, taking turns among cell types and groups; validation and test images, which judge, are chosen at random. Disagreement "
+    "them, taking turns among cell types and groups; validation and test images are chosen at random. Disagreement "
     "is the share of cells that only one of model and threshold finds (1 - F1 at IoU > 0.5), confidence the mean score of the "
     "proposed cells. It is a guess where correcting pays, no score."
 )
@@ -36,7 +37,7 @@ CHANGE_WORDS = (
     "mean IoU of all matched cells), added, removed. Proposals that follow proposals are no person's change and are left out."
 )
 MOST_NAMED = 3
-LEAST_JUDGES = 3  # validation images, of which a gain can be told
+NAMED_JUDGES = 3  # validation images that are offered, as long as no more are labelled: no rule chose them
 FIRST_COLUMNS = ("image_id", "split", "made_by", "cells", "confidence", "disagreement", "minutes", "rule", "why")
 CHANGE_COLUMNS = ("since", "image_id", "made_by", "cells", "same", "changed", "added", "removed", "iou")
 TO_CORRECT = "to_correct"  # in the run folder, and no stage's: what is saved there stays
@@ -119,7 +120,7 @@ def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
     count = sum(item.made_by == "proposed" for item in chosen)
     if not count:
         return ""
-    judges = first["image_id"][first["split"] == "val"].head(LEAST_JUDGES)
+    judges = first["image_id"][first["split"] == "val"].head(NAMED_JUDGES)
     names = first["image_id"][~first["split"].isin(HELD_OUT)]
     some = ", ".join(names.head(MOST_NAMED)) + (", ..." if len(names) > MOST_NAMED else "")
     told = (
@@ -128,7 +129,8 @@ def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
         "in order), then set label.use to the folder of the corrected files"
     )
     numbers = (
-        f"\nto judge by, chosen at random: {', '.join(judges)}; three validation images are the least that tell a gain"
+        f"\nto judge by, chosen at random: {', '.join(judges)}; while fewer than {CHOOSE_FROM} validation images are labelled, "
+        "labelled training images judge too, and a rule chose those"
     )
     return told + (numbers if len(judges) else "")
 

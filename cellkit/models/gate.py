@@ -31,25 +31,33 @@ class Regime:
         Their image_id.
     folds : tuple of tuple of str
         The judges in the parts that are held back in turn; empty where none is.
+    least : int
+        Cells that an image needs to teach.
+    labelled : int
+        Training and validation images that a person labelled.
     """
 
     name: str
     choosers: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
     folds: tuple[tuple[str, ...], ...] = ()
+    least: int = 1
+    labelled: int = 0
 
     def __str__(self) -> str:
         """Say who judges, and why."""
         few = f"fewer than {CHOOSE_FROM} validation images (groups) are labelled"
         count = len(self.judges)
+        enough = "holds cells" if self.least == 1 else f"has {self.least} cells or more (finetune.min_train_masks)"
         return {
             THREE_PARTS: f"three parts: training images teach, {len(self.choosers)} validation images choose, {count} others "
             "judge",
             CROSS_FITTING: f"cross-fitting, as {few}: {count} labelled images judge, each an adaptation that did not see it; "
             f"{len(self.folds)} parts are held back in turn",
-            IN_QUARTERS: "quarters, as one labelled image holds cells: its four quarters judge, each an adaptation that did "
-            "not see it",
-            NOBODY: "nobody judges, as no person labelled an image",
+            IN_QUARTERS: f"quarters, as one labelled image alone {enough}: its four quarters judge, each an adaptation that "
+            "did not see it and saw the others",
+            NOBODY: "nobody judges, as "
+            + (f"none of {self.labelled} labelled images {enough}" if self.labelled else "no person labelled an image"),
         }[self.name]
 
 
@@ -65,7 +73,8 @@ def regime_of(labelled: CellDataset, folds: int = FOLDS, least: int = 1, seed: i
       how far gains usually spread, so only a large gain is kept (`Difference.with_expected_spread`).
     - None: **nobody judges**, and the base is kept.
 
-    Groups (wells, donors, series) are held back whole, where there are two with cells.
+    Groups (wells, donors, series) are held back whole, where there are two with cells. Validation images are a part of their
+    own where they are no more than half of the images: what was adapted without that part saw none of them.
 
     Parameters
     ----------
@@ -82,28 +91,37 @@ def regime_of(labelled: CellDataset, folds: int = FOLDS, least: int = 1, seed: i
     val, both = known.select("val"), known.subset([r.split in ("train", "val") for r in known.records])
     if len(chosen := choosers(val.records)):
         return Regime(THREE_PARTS, tuple(chosen), tuple(r.image_id for r in val.records if r.image_id not in chosen))
-    if len(val.records) and len({_unit(r) for r in val.records}) >= CHOOSE_FROM:
+    if len(val.records) and len({unit_of(r) for r in val.records}) >= CHOOSE_FROM:
         return Regime(THREE_PARTS, (), tuple(r.image_id for r in val.records))
-    names = tuple(record.image_id for record in both.records)
-    able = [r for r, cells in zip(both.records, both.instances, strict=True) if len(cells) >= max(least, 1)]
+    names, least = tuple(record.image_id for record in both.records), max(least, 1)
+    able = [r for r, cells in zip(both.records, both.instances, strict=True) if len(cells) >= least]
+    about = {"least": least, "labelled": len(names)}
     if not able:
-        return Regime(NOBODY, judges=names)
+        return Regime(NOBODY, **about)
     if len(able) == 1:
-        return Regime(IN_QUARTERS, judges=(able[0].image_id,))
-    return Regime(CROSS_FITTING, judges=names, folds=_dealt(both.records, able, folds, seed))
+        return Regime(IN_QUARTERS, judges=(able[0].image_id,), **about)
+    return Regime(CROSS_FITTING, judges=names, folds=_dealt(both.records, able, folds, seed), **about)
 
 
 def _dealt(
     records: Sequence[ImageRecord], able: Sequence[ImageRecord], folds: int, seed: int
 ) -> tuple[tuple[str, ...], ...]:
     """Deal images into folds, so that whatever fold is left out, an image that can teach is left."""
-    by = "group" if len({_unit(record) for record in able}) > 1 else "image"
-    unit = _unit if by == "group" else (lambda record: record.image_id)
-    count = min(folds, len({unit(record) for record in able}))
-    place = {unit(record): k for k, fold in enumerate(k_folds(able, count, seed, by, "cell_type")) for record in fold}
+    by = "group" if len({unit_of(record) for record in able}) > 1 else "image"
+    unit = unit_of if by == "group" else (lambda record: record.image_id)
+    units = {unit(record) for record in able}
+    count, val = min(folds, len(units)), {unit(record) for record in records if record.split == "val"}
+    apart = 0 < len(val & units) <= len(units) / 2
+    rest = [record for record in able if not apart or unit(record) not in val]
+    left = min(count - apart, len(units - val)) if apart else count
+    dealt = k_folds(rest, left, seed, by, "cell_type") if left > 1 else [rest]
+    place = {unit(record): k for k, fold in enumerate(dealt) for record in fold}
+    if apart:
+        place |= dict.fromkeys(val, left)
+        left += 1
     for record in records:  # images without cells follow their group, or are dealt in turn
-        place.setdefault(unit(record), len(place) % count)
-    return tuple(tuple(r.image_id for r in records if place[unit(r)] == fold) for fold in range(count))
+        place.setdefault(unit(record), len(place) % left)
+    return tuple(tuple(r.image_id for r in records if place[unit(r)] == fold) for fold in range(left))
 
 
 def choosers(records: Sequence[ImageRecord]) -> list[str]:
@@ -123,7 +141,7 @@ def choosers(records: Sequence[ImageRecord]) -> list[str]:
     list of str
         Their image_id, in order; empty where none chooses.
     """
-    units = {record.image_id: _unit(record) for record in records}
+    units = {record.image_id: unit_of(record) for record in records}
     if len(set(units.values())) < CHOOSE_FROM:
         return []
     return [name for name, unit in units.items() if _drawn_to_choose(unit)]
@@ -135,7 +153,8 @@ def judges(images: CellDataset) -> CellDataset:
     return images.subset([record.image_id not in chose for record in images.records])
 
 
-def _unit(record: ImageRecord) -> str:
+def unit_of(record: ImageRecord) -> str:
+    """Return what is held back as a whole: the group of an image, or the image itself."""
     return record.group or record.image_id
 
 

@@ -14,6 +14,7 @@ from cellkit.cells.leftout import too_small
 from cellkit.models.shared.contract import SMALLEST, Area, Diameter, Segmenter, merged
 from cellkit.models.shared.cost import Cost, seconds_of
 from cellkit.models.shared.diameter import diameter_of
+from cellkit.models.shared.fine_tuning import refuse_untrainable
 from cellkit.settings import Frozen
 
 if TYPE_CHECKING:
@@ -50,10 +51,18 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     -------
     Path
         ``threshold.safetensors`` with its card: the diameter in px.
+
+    Raises
+    ------
+    UserError
+        No diameter is set, and there is no cell to measure one of.
     """
     import torch
 
     from cellkit.models import weights
+
+    if config.diameter_px is None:
+        refuse_untrainable(train, "min_area_px")
 
     diameter_px = config.diameter_px or diameter_of(train.instances)
     settings = {"diameter_px": diameter_px, "min_area_px": config.min_area_px}

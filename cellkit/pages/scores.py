@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
-from cellkit.evaluate.verdict import UNSEEN, held_back
+from cellkit.evaluate.verdict import unseen_words
 from cellkit.files import read_json
 from cellkit.models import model_name, order_models
+from cellkit.models.gate import THREE_PARTS
 from cellkit.pages.results import RunFiles, Table, Words, drawn, in_words, percent, with_interval
 from cellkit.scores.attribution import gains
 from cellkit.scores.table import paired_bootstrap
@@ -65,18 +66,20 @@ def kept_words(files: RunFiles) -> str:
     is_tuned = decision.get("verdict", "tuned" if decision["kept"].endswith("tuned") else "base") == "tuned"
     kept = "the tuned model is kept" if is_tuned else "the base is kept"
     sentence = decision["sentence"][0].upper() + decision["sentence"][1:]
-    words = f"{sentence} (images that chose nothing): {kept}."
+    words = f"{sentence} (judged on what neither taught nor chose it): {kept}."
     who = f" Who judged: {decision['regime_in_words']}." if "regime_in_words" in decision else ""
-    change = f" {decision['what_would_change']}" if decision.get("what_would_change") else ""
-    return words + who + change
+    more = [f" {decision[key]}" for key in ("tuned_in_words", "what_would_change") if decision.get(key)]
+    return words + who + "".join(more)
 
 
 def _who_saw(files: RunFiles) -> str:
     """Return what must be said beside scores of validation images: who may have seen them."""
     path = files.path("decision.json")
-    if path is not None and held_back(read_json(path)):
-        return f": {UNSEEN}; of other models they may have chosen the weights, which flatters them a little"
-    return ": some of them may have chosen a model's weights, which flatters it a little"
+    decision = {} if path is None else read_json(path)
+    if decision.get("regime", THREE_PARTS) == THREE_PARTS:
+        return ": some of them may have chosen a model's weights, which flatters it a little"
+    unseen = unseen_words(decision)  # so few choose no model's weights
+    return f": {unseen}" if unseen else ""
 
 
 PROCESSORS = (

@@ -31,6 +31,7 @@ class TrainSettings(Frozen):
     start: float = Field(5.0, description="where a training starts")
     min_train_masks: int = 1
     folds: int = 5
+    cache_gb: float = Field(1.0, description="no result depends on it", json_schema_extra={"hash": False})
 
 
 def _save(path: Path, limit: float) -> Path:

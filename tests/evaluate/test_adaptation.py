@@ -21,8 +21,8 @@ from cellkit.errors import UserError
 from cellkit.evaluate.adaptation import adapt
 from cellkit.evaluate.folds import fold_settings
 from cellkit.evaluate.forgetting import describe_others, score_others
-from cellkit.evaluate.quarters import joined, judged_in, quarters, without_quarter
-from cellkit.evaluate.verdict import UNSEEN, keep_if_better, who_judged
+from cellkit.evaluate.quarters import Box, joined, judged_in, quarters, without_quarter
+from cellkit.evaluate.verdict import UNSEEN, UNSEEN_QUARTER, images_to_decide, keep_if_better, who_judged
 from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS, NOBODY, THREE_PARTS, regime_of
 from cellkit.models.weights import load_tensors, read_card
 
@@ -48,6 +48,7 @@ def run(data, folder, **settings):
 
 
 SPLITS = ("train",) * 4 + ("val",) * 3 + ("test",)
+MANY_VAL = ("train",) * 2 + ("val",) * 3
 
 
 # ---- who teaches, chooses and judges -------------------------------------------------------------------------------
@@ -86,6 +87,32 @@ def test_proposals_judge_nothing_and_images_without_cells_teach_nothing():
     assert regime(1, 2, instances=[cells, *[Instances.empty((9, 9))] * 2]).name == IN_QUARTERS
 
 
+def test_images_with_few_cells_are_named_and_are_the_reason_that_is_told(tmp_path, capsys):
+    data = squares(tmp_path / "images", ("train",) * 4)
+    few = replace(data, instances=[data.instances[0], *[cells[:2] for cells in data.instances[1:]]])
+    adapted = run(few, tmp_path / "out", min_train_masks=3)
+    assert adapted.regime.name == IN_QUARTERS
+    assert "as one labelled image alone has 3 cells or more (finetune.min_train_masks)" in str(adapted.regime)
+    assert "left out, fewer than 3 labelled cells: i1, i2, i3" in capsys.readouterr().err
+    two = replace(data, instances=[*data.instances[:2], *[cells[:2] for cells in data.instances[2:]]])
+    assert run(two, tmp_path / "two", min_train_masks=3).regime.name == CROSS_FITTING
+    assert "left out, fewer than 3 labelled cells: i2, i3" in capsys.readouterr().err
+    nobody = regime_of(data, least=7)
+    assert (nobody.name, nobody.judges) == (NOBODY, ())
+    assert str(nobody) == "nobody judges, as none of 4 labelled images has 7 cells or more (finetune.min_train_masks)"
+    assert str(regime_of(data.subset([]))) == "nobody judges, as no person labelled an image"
+
+
+def test_proposals_of_a_group_that_is_held_back_do_not_teach_meanwhile(tmp_path):
+    data = squares(tmp_path / "images", ("train",) * 6, ["a", "a", "b", "b", "a", "c"])
+    run(replace(data, made_by=["truth"] * 4 + ["proposed"] * 2), tmp_path / "out")
+    assert sorted(brighter.TRAINED[:2]) == ["3: i0 i1 i4 i5", "3: i2 i3 i5"]
+    brighter.TRAINED.clear()
+    alone = squares(tmp_path / "alone", ("train",) * 3, ["a"] * 3)
+    run(replace(alone, made_by=["truth", "truth", "proposed"]), tmp_path / "one")
+    assert sorted(brighter.TRAINED[:2]) == ["3: i0 i2", "3: i1 i2"], "a single group is not held back whole"
+
+
 def test_groups_are_held_back_whole(tmp_path):
     data = squares(tmp_path, ("train",) * 4 + ("val",) * 4, [f"well {k % 3}" for k in range(8)])
     group = {record.image_id: record.group for record in data.records}
@@ -102,7 +129,7 @@ def test_every_image_is_judged_by_what_did_not_see_it_and_one_run_sees_all(tmp_p
     *short, whole = [set(line.split(": ")[1].split()) for line in brighter.TRAINED[:6]]
     names = {record.image_id for record in data.records if record.split != "test"}
     assert [names - seen for seen in short] == [set(fold) for fold in adapted.regime.folds] and whole == names
-    assert [line.split(":")[0] for line in brighter.TRAINED] == ["3"] * 5 + ["9", "3"], "a third of the steps, then all"
+    assert [line.split(":")[0] for line in brighter.TRAINED] == ["3"] * 5 + ["9"], "a third of the steps, then all"
     assert adapted.verdict.kept == "tuned" and adapted.kept == adapted.tuned and adapted.step == 0.25
     assert float(load_tensors(adapted.kept)["limit"]) == pytest.approx(5 + 0.25 * (0.6 - 5))
     card = read_card(adapted.kept)
@@ -115,9 +142,31 @@ def test_every_image_is_judged_by_what_did_not_see_it_and_one_run_sees_all(tmp_p
 def test_what_another_network_starts_from_saw_no_validation_image(tmp_path):
     adapted = run(squares(tmp_path / "images", SPLITS), tmp_path / "out")
     assert adapted.encoder not in (adapted.kept, adapted.base) and adapted.encoder.is_file()
-    assert brighter.TRAINED[-1].split(": ")[1].split() == ["i0", "i1", "i2", "i3"]
+    assert adapted.regime.folds[-1] == ("i4", "i5", "i6"), "validation images are a part of their own"
+    assert brighter.TRAINED[4] == "3: i0 i1 i2 i3", "whose run serves, so that no further one is needed"
+    assert float(load_tensors(adapted.encoder)["limit"]) == pytest.approx(5 + 0.25 * (0.6 - 5))
+    assert read_card(adapted.encoder).backend == "brighter"
+    several = run(squares(tmp_path / "several", MANY_VAL), tmp_path / "many")
+    assert all(len(fold) == 1 for fold in several.regime.folds), "more than half would leave little to learn from"
+    assert several.encoder not in (several.kept, several.base) and brighter.TRAINED[5:] == [
+        "9: i0 i1 i2 i3 i4",
+        "3: i0 i1",
+    ]
     only = run(squares(tmp_path / "others", ("train",) * 3), tmp_path / "more")
     assert only.encoder == only.kept and len(brighter.TRAINED) == 4
+
+
+def test_a_backend_that_starts_from_nothing_hands_on_no_network_that_saw_validation_images(tmp_path):
+    bare = SimpleNamespace(train=brighter.train, load=brighter.load, __name__="bare")
+    for splits, runs in ((SPLITS, 6), (MANY_VAL, 7)):
+        brighter.TRAINED.clear()
+        data = squares(tmp_path / f"images {runs}", splits)
+        adapted = adapt(bare, data, brighter.TrainSettings(), tmp_path / f"out {runs}")
+        assert adapted.encoder != adapted.kept and len(brighter.TRAINED) == runs
+        of_train = f"3: {' '.join(record.image_id for record in data.records if record.split == 'train')}"
+        assert of_train in brighter.TRAINED
+    only = adapt(bare, squares(tmp_path / "val", ("val",) * 3), brighter.TrainSettings(), tmp_path / "out")
+    assert only.encoder is None, "nothing was trained without them"
 
 
 def test_validation_images_that_taught_get_what_was_found_without_them(tmp_path):
@@ -132,9 +181,12 @@ def test_validation_images_that_taught_get_what_was_found_without_them(tmp_path)
     assert who_judged({"decision": path}).endswith(UNSEEN) and "cross-fitting" in who_judged({"decision": path})
 
 
-@pytest.mark.parametrize("killed_at", [0, 2, 4, 5, 6])
-def test_killed_and_repeated_it_ends_as_one_never_killed(tmp_path, monkeypatch, killed_at):
-    data = squares(tmp_path / "images", SPLITS)
+@pytest.mark.parametrize(
+    ("splits", "killed_at", "runs"),
+    [(SPLITS, 0, 6), (SPLITS, 2, 6), (SPLITS, 4, 6), (SPLITS, 5, 6), (MANY_VAL, 5, 7), (MANY_VAL, 6, 7)],
+)
+def test_killed_and_repeated_it_ends_as_one_never_killed(tmp_path, monkeypatch, splits, killed_at, runs):
+    data = squares(tmp_path / "images", splits)
     wanted = run(data, tmp_path / "never")
     train = brighter.train
 
@@ -148,11 +200,23 @@ def test_killed_and_repeated_it_ends_as_one_never_killed(tmp_path, monkeypatch, 
         run(data, tmp_path / "out")
     monkeypatch.setattr(brighter, "train", train)
     found = run(data, tmp_path / "out")
-    assert len(brighter.TRAINED) == 7 - min(killed_at, 5), "finished parts are not run again"
+    assert len(brighter.TRAINED) == runs - min(killed_at, 5), "finished parts are not run again"
     assert (found.decision, found.judged, found.unseen) == (wanted.decision, wanted.judged, wanted.unseen)
     assert load_tensors(found.kept) == load_tensors(wanted.kept)
+    assert load_tensors(found.encoder) == load_tensors(wanted.encoder)
+
+
+def test_a_part_is_run_again_for_what_changes_its_result_and_for_nothing_else(tmp_path, monkeypatch):
+    data = squares(tmp_path / "images", ("train",) * 2)
+    run(data, tmp_path / "out")
+    assert len(brighter.TRAINED) == 3
+    run(data, tmp_path / "out", cache_gb=2.0)
+    assert len(brighter.TRAINED) == 1, "the size of a cache changes no result"
     run(data, tmp_path / "out", start=4.9)
-    assert len(brighter.TRAINED) == 7, "with other settings everything is"
+    assert len(brighter.TRAINED) == 3, "with other settings everything is"
+    monkeypatch.setattr("cellkit.evaluate.folds.metadata.version", lambda name: "99")
+    run(data, tmp_path / "out", start=4.9)
+    assert len(brighter.TRAINED) == 3, "and with another version"
 
 
 def test_a_gain_that_one_image_has_alone_is_not_kept(tmp_path):
@@ -164,6 +228,25 @@ def test_a_gain_that_one_image_has_alone_is_not_kept(tmp_path):
 def test_without_a_better_step_the_base_stays_and_says_so(tmp_path):
     adapted = run(squares(tmp_path / "images", ("train",) * 3, faint=(0, 1, 2)), tmp_path / "out")
     assert (adapted.step, adapted.verdict.kept) == (0.0, "base") and "no step away" in adapted.verdict.text
+
+
+def test_where_the_base_is_best_tuned_is_the_whole_step_in_every_image(tmp_path):
+    data = squares(tmp_path / "images", ("train", "train", "val"), faint=(1, 2))
+    adapted = run(data, tmp_path / "out", start=1.5)
+    assert adapted.step == 0 and adapted.verdict.kept == "base", "the others are found by neither"
+    assert adapted.judged_steps == (1.0, 1.0, 1.0) and adapted.decision["judged_steps"] == {"1": 3}
+    assert "what is called tuned, and scored so, is the whole step" in adapted.decision["tuned_in_words"]
+    path = tmp_path / "decision.json"
+    path.write_text(json.dumps(adapted.decision))
+    assert "is the whole step" in who_judged({"decision": path})
+
+
+def test_what_is_judged_at_several_steps_says_so(tmp_path):
+    adapted = run(squares(tmp_path / "images", SPLITS), tmp_path / "out")
+    assert adapted.decision["judged_steps"] == {"0.25": 7} and adapted.decision["tuned_in_words"] == ""
+    mixed = replace(adapted, judged_steps=(0.25,) * 5 + (0.0,) * 2)
+    assert mixed.decision["judged_steps"] == {"0": 2, "0.25": 5}
+    assert "goes 0.25 of the way" in mixed.decision["tuned_in_words"] and "0 (2 times)" in mixed.tuned_in_words
 
 
 def test_a_backend_without_a_base_is_kept_and_its_validation_scores_are_unseen(tmp_path):
@@ -184,6 +267,16 @@ def test_choosers_choose_the_step_and_judges_alone_judge(tmp_path):
     )
     assert adapted.verdict.kept == "tuned" and adapted.encoder == adapted.kept
     assert adapted.verdict.gain.n == len(adapted.regime.judges)
+
+
+@pytest.mark.parametrize("splits", [("val",) * 14, ("train",) * 2 + ("val",) * 14])
+def test_without_a_training_cell_it_is_refused(tmp_path, splits):
+    data = squares(tmp_path / "images", splits)
+    empty = [cells[:0] if r.split == "train" else cells for r, cells in zip(data.records, data.instances, strict=True)]
+    with pytest.raises(
+        UserError, match="no labelled cell to train on.*\nlabel training images|no training image has more"
+    ):
+        run(replace(data, instances=empty), tmp_path / "out")
 
 
 def test_proposals_alone_train_and_the_base_stays(tmp_path):
@@ -231,6 +324,43 @@ def test_a_cell_that_a_cut_goes_through_counts_nowhere():
     assert sum(map(len, nothing)) == 25 == len(joined(boxes, [truth] * 4)), (
         "what covers no true cell counts where it is"
     )
+
+
+HALVES = [Box(0, 9, 0, 10), Box(0, 9, 10, 20)]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "wanted"),
+    [
+        ((6, 13), (7, 14), 1),  # each run sees the middle in its own half: once, not twice
+        ((7, 14), (6, 13), 1),  # each sees it in the other's: not lost
+        ((7, 13), (6, 13), 1),  # one middle on the cut itself
+        ((3, 9), (11, 17), 2),  # two cells
+        ((11, 17), (3, 9), 0),  # what neither run was asked about
+        ((7, 14), None, 0),  # nor where the run whose half it is sees nothing
+        ((4, 12), (8, 16), 2),  # two that meet: no pixel counts twice
+    ],
+)  # fmt: skip
+def test_a_cell_on_a_cut_counts_once(left, right, wanted):
+    founds = [Instances.from_boxes([] if x is None else [[x[0], 2, x[1] - x[0], 5]], (9, 20)) for x in (left, right)]
+    found = joined(HALVES, founds)
+    assert len(found) == wanted and found.paint().astype(bool).sum() == found.areas_px.sum()
+    assert len(joined(HALVES, founds[::-1])) == len(joined([*HALVES[::-1]], founds))
+
+
+def test_quarters_are_told_as_such_and_choose_nothing(tmp_path):
+    data = squares(tmp_path / "images", ("val",) * 3, faint=(1, 2))
+    data = replace(data, instances=[data.instances[0], *[cells[:0] for cells in data.instances[1:]]])
+    adapted = run(data, tmp_path / "out")
+    path = tmp_path / "decision.json"
+    path.write_text(json.dumps(adapted.decision))
+    told = who_judged({"decision": path})
+    assert UNSEEN_QUARTER in told and UNSEEN not in told and "saw the others" in told
+    deciding = images_to_decide(data, {"decision": path})
+    assert [record.image_id for record in deciding.records] == ["i1", "i2"], "no run is without all of that image"
+    assert images_to_decide(data, {}) == data
+    path.write_text(json.dumps(adapted.decision | {"regime": CROSS_FITTING}))
+    assert images_to_decide(data, {"decision": path}) == data
 
 
 # ---- the rule ------------------------------------------------------------------------------------------------------

@@ -42,7 +42,10 @@ def refuse_untrainable(train: CellDataset, key: str) -> None:
         There is none.
     """
     if not train.cells:
-        raise UserError("there is no labelled cell to train on", f"label images first (02), or lower {key}")
+        raise UserError(
+            "there is no labelled cell to train on, in no training image",
+            f"label training images first (02), give some to training (convert.split), or lower {key}",
+        )
 
 
 def refuse_small(labelled: CellDataset, least_px: int, key: str) -> None:
