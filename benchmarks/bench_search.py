@@ -30,9 +30,10 @@ from cellkit.models.map_cache import MapCache
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import map_iou, nearest_to_default
 from cellkit.models.shared.flows import masks_of
+from cellkit.models.shared.threshold_search import grid_of
 from cellkit.models.unet_maps import predict_maps, segment_image
 from cellkit.models.unet_network import load_network
-from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, grid_of, score_image
+from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, score_image
 
 LEARN, JUDGE, LEAST_RATIO = 6, 12, 50
 NORMALISE = (
@@ -60,7 +61,7 @@ def show_speed(network, repeats: int) -> None:
     """Print the table of times; end with an error where masks differ or the search is not fast enough."""
     image, truth = drawn_image()
     settings = {**DEFAULTS, "diameter_px": diameter_of([truth])}
-    grid = grid_of(settings, list(SEARCHED), [truth])
+    grid = grid_of(settings, list(SEARCHED), [truth], GRID)
     some = [(0, 0, 0, 0), (0, 1, 2, 3), (0, 3, 1, 6), (0, 2, 3, 1)]
     with tempfile.TemporaryDirectory() as folder:
         cache = MapCache(network, Path(folder), 1.0)
@@ -154,7 +155,7 @@ def show_run(network, run: Path, folder: Path) -> None:
     truths = some.instances
     of_learn = [truths[k] for k in learn]
     settings = {**DEFAULTS, "diameter_px": diameter_of(of_learn), "channels": config["channels"]}
-    grid = grid_of(settings, list(GRID), of_learn)
+    grid = grid_of(settings, list(GRID), of_learn, GRID)
     cache = MapCache(network, folder, 10.0)
     scores = np.stack([
         [score_image(network, *some[k], {**settings, "normalise": pair}, grid, cache) for pair in NORMALISE]

@@ -95,7 +95,7 @@ def test_the_same_whether_maps_are_kept_or_not(drawn, tmp_path):
     torch.manual_seed(0)
     network = CellposeUNet(widths=(4, 8, 12, 16)).eval()
     settings = {**unet.DEFAULTS, "diameter_px": DIAMETER_PX}
-    grid = unet_search.grid_of(settings, ["diameter_of", "min_area_px"], [drawn.instances[0]])
+    grid = unet_search.grid_of(settings, ["diameter_of", "min_area_px"], [drawn.instances[0]], unet_search.GRID)
     without = unet_search.score_image(network, *drawn[0], settings, grid)
     for _ in range(2):
         cache = MapCache(network, tmp_path / FOLDER, 1.0)
