@@ -131,9 +131,14 @@ def random_model(to: Path, seed: int, diam_mean_px: float) -> tuple[Path, Path]:
 
 
 def train(
-    weights: Path | None, images: Sequence[np.ndarray], labels: Sequence[np.ndarray], to: Path, **options: Any
+    weights: Path | None,
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    to: Path,
+    gpu: bool = False,
+    **options: Any,
 ) -> tuple[Path, Arrays]:
-    """Run `train_seg` on (H, W, 3) images and label images; return the weights, and losses and seconds.
+    """Run `train_seg` on (H, W, 3) images and label images; return the weights, and losses, seconds and CPU seconds.
 
     Parameters
     ----------
@@ -141,11 +146,13 @@ def train(
         To start from; None: random numbers.
     to : Path
         File of the trained weights.
+    gpu : bool
+        Train on the GPU.
     options
         Of `train_seg`, by its names: n_epochs, learning_rate, weight_decay, batch_size, nimg_per_epoch, min_train_masks ...
     """
     given = {f"image_{k}": image for k, image in enumerate(images)} | {f"labels_{k}": x for k, x in enumerate(labels)}
-    settings = {"weights": str(weights) if weights else None, "to": str(to), "options": options}
+    settings = {"weights": str(weights) if weights else None, "to": str(to), "gpu": gpu, "options": options}
     return Path(to), call("train", given, settings)
 
 
@@ -162,7 +169,7 @@ def call(job: str, given: Arrays, settings: dict[str, Any]) -> Arrays:
         (Path(folder) / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         env = {
             **os.environ,
-            "PYTHONPATH": str(FOLDER),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(FOLDER), os.environ.get("PYTHONPATH", "")])),
             "CELLPOSE_LOCAL_MODELS_PATH": folder,
             "PYTHONWARNINGS": "ignore",
         }
@@ -175,13 +182,13 @@ def call(job: str, given: Arrays, settings: dict[str, Any]) -> Arrays:
 
 
 # ---- there ---------------------------------------------------------------------------------------------------------
-def _model(path: str | None, mkldnn: bool = False) -> Any:
+def _model(path: str | None, mkldnn: bool = False, gpu: bool = False) -> Any:
     """Return a `CellposeModel` with given weights; it would silently take others where there are none."""
     from cellpose.models import CellposeModel
 
     if path is not None and not Path(path).is_file():
         raise FileNotFoundError(path)
-    return CellposeModel(gpu=False, pretrained_model=path or False, mkldnn=mkldnn)
+    return CellposeModel(gpu=gpu, pretrained_model=path or False, mkldnn=mkldnn)
 
 
 def _several(given: Arrays, name: str) -> list[np.ndarray]:
@@ -257,9 +264,11 @@ def _random_model(given: Arrays, settings: dict[str, Any]) -> Arrays:
 def _train(given: Arrays, settings: dict[str, Any]) -> Arrays:
     from cellpose.train import train_seg
 
-    model, to = _model(settings["weights"]), Path(settings["to"])
+    model, to = _model(settings["weights"], gpu=settings["gpu"]), Path(settings["to"])
+    if settings["gpu"] and model.net.device.type != "cuda":  # it takes the CPU silently
+        raise RuntimeError("cellpose finds no GPU")
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         path, losses, _ = train_seg(
             model.net,
             train_data=_several(given, "image"),
@@ -269,9 +278,9 @@ def _train(given: Arrays, settings: dict[str, Any]) -> Arrays:
             model_name=to.name,
             **settings["options"],
         )
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         Path(path).replace(to)
-    return {"losses": np.asarray(losses), "seconds": np.array(seconds)}
+    return {"losses": np.asarray(losses), "seconds": np.array(seconds), "cpu_s": np.array(cpu)}
 
 
 JOBS = {

@@ -12,7 +12,7 @@ import numpy as np
 
 from cellkit.cells.records import ImageRecord
 from cellkit.labelling.planner import ranked
-from cellkit.labelling.rules import RULES, Features, random_number
+from cellkit.labelling.rules import RULES, Features
 
 CHANCE, DENSER = "random", "random_denser_half"
 METRICS = ("map_iou", "ap50")
@@ -335,11 +335,6 @@ def markdown_areas(rows: Sequence[Mapping], metric: str, title: str) -> str:
         over = f"{gains[row['rule']].mean():+.3f} | {corrected[row['rule']]:.3f}" if row is not chance else " | "
         lines.append(f"| {row['rule']} | {row['images'].mean():.3f} | {over} | {np.nanmean(row['cells']):.3f} |")
     return "\n".join(lines)
-
-
-def by_chance(names: Sequence[str], most: int, seed: int) -> list[str]:
-    """Return at most `most` names, chosen at random, in random order."""
-    return sorted(names, key=lambda name: (random_number(name, seed), name))[:most]
 
 
 def check_rules(names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import bench_planner as bench
 import numpy as np
 import planner_tables as tables
 import pytest
+import real_sets
 
 from cellkit.cells.records import ImageRecord
 from cellkit.labelling.rules import Features
@@ -139,8 +140,8 @@ def test_from_a_set_to_a_table_with_a_kill_on_the_way(drawn, tmp_path, monkeypat
         "cellpose_unet",
         config={"widths": [4, 4, 4, 4], "diameter_px": 30.0},
     )
-    monkeypatch.setattr(bench, "load_set", lambda *_: drawn)
-    monkeypatch.setattr(bench, "HELD_OUT", 0.4)
+    monkeypatch.setattr(real_sets, "load_set", lambda *_: (drawn, "never seen"))
+    monkeypatch.setattr(real_sets, "HELD_OUT", 0.4)
     monkeypatch.setattr(bench, "adapt", adapt)
     flags = ["--set", "two_lines", "--data", tmp_path, "--work", tmp_path / "work", "--steps", "7", "--crop", "64"]
     flags += ["--budget", "1", "2", "--draws", "2", "--candidates", "3", "--out", tmp_path / "table.md"]
