@@ -298,6 +298,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=list(SETS))
     parser.add_argument("--most", type=int, default=40, help="most images of a set to train on (default 40)")
     parser.add_argument("--tested", type=int, default=16, help="most images of a set that are scored (default 16)")
+    parser.add_argument("--base", default="starter", help="weights that trainings will start from: a name or a path")
     parser.add_argument(
         "--side", type=int, default=800, help="px to which scored images are cut; 0 = none (default 800)"
     )
