@@ -245,6 +245,11 @@ class LabelSection(Section):
     model: str = Field("starter", description="its model: starter, a name of the weights registry, or a path")
     min_area_px: int = Field(15, ge=0, description="smaller objects are dropped (px)")
     use: str = Field("truth", description="truth = the source's labels, proposed = the model's, or a folder of labels")
+    teacher: bool = Field(
+        False,
+        description="the model teaches: its proposals label the training images that nobody corrected, also where use is "
+        "truth, whose labels then choose and judge; and it is scored beside its student",
+    )
     preview: int = Field(
         12, ge=1, description="images that are proposed for where use is truth, to see what the model can do"
     )

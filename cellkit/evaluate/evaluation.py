@@ -14,7 +14,7 @@ from cellkit.errors import UserError, counted, nearest
 from cellkit.files import write_json
 from cellkit.formats.coco_reading import read_coco, read_results
 from cellkit.log import LOG
-from cellkit.models import if_able, order_models
+from cellkit.models import TEACHER, if_able, order_models
 from cellkit.models.gate import judges
 from cellkit.scores.attribution import attribute
 from cellkit.scores.table import score_table, summary
@@ -96,7 +96,7 @@ def unjudged(models: Iterable[str], wanted: str, rejected: Sequence[str] = ()) -
     """
     names = order_models(models)
     if wanted == "best":
-        left = [name for name in names if name not in rejected]
+        left = [name for name in names if name not in rejected and name != TEACHER] or names
         return next((name for name in ("cellpose_base", "cellpose_tuned") if name in left), left[0])
     return check_submit(wanted, names)
 
@@ -298,6 +298,8 @@ def choose_model(
 def decide(table: pandas.DataFrame, wanted: str, split: str, rejected: Sequence[str] = ()) -> str:
     """Return the model that is handed in: the one named, or the best by MAP IoU on the deciding split.
 
+    A teacher is no candidate unless it is named: labels that were corrected began as its proposals, and flatter it.
+
     Parameters
     ----------
     table : DataFrame
@@ -315,7 +317,7 @@ def decide(table: pandas.DataFrame, wanted: str, split: str, rejected: Sequence[
     names = list(dict.fromkeys(table["model"]))
     if wanted != "best":
         return check_submit(wanted, names)
-    candidates = table[(table["split"] == split) & ~table["model"].isin(list(rejected))]
+    candidates = table[(table["split"] == split) & ~table["model"].isin([*rejected, TEACHER])]
     if candidates.empty:
         raise UserError(
             f"no image of the split '{split}' has truth to decide by", "set evaluate.submit to a model's name"

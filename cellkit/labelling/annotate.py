@@ -61,6 +61,7 @@ def choose_labels(
     min_area_px: int = 0,
     quarantine: Callable[[Iterable[Quarantined]], None] | None = None,
     classes: Sequence[str] = (),
+    teacher: bool = False,
 ) -> list[Labelled]:
     """Decide, image by image, which labels are used from here on.
 
@@ -79,6 +80,8 @@ def choose_labels(
         ``stage.quarantine``: takes the files of the folder that are not used. They are named in the log in any case.
     classes : sequence of str, optional
         Those that the cells of the truth must have; default whatever it has.
+    teacher : bool
+        Whether the proposals label the training images also where `use` is "truth".
 
     Returns
     -------
@@ -103,8 +106,13 @@ def choose_labels(
         if classes:
             refuse_other_classes(coco.classes, classes, truth["truth"])
         known = _known(coco, images, truth["truth"])
-        named = [r.image_id for r in images.records if r.image_id in known]
+        taught = {r.image_id for r in images.records if teacher and r.split == "train"}
+        named = [r.image_id for r in images.records if r.image_id in known and r.image_id not in taught]
         chosen = [Labelled(name, known[name].paint(), "truth", known[name]) for name in named]
+        if taught:
+            place = {r.image_id: k for k, r in enumerate(images.records)}
+            chosen = [*chosen, *(one for one in _proposed(images, proposals, {}) if one.image_id in taught)]
+            chosen.sort(key=lambda one: place[one.image_id])
     elif use == "proposed":
         chosen = _proposed(images, proposals, {})
     else:
@@ -273,12 +281,14 @@ def write_chosen(
     return Path(folder)
 
 
-def images_to_propose(images: CellDataset, use: str, preview: int) -> CellDataset:
-    """Return the images that a model proposes labels for: all, or `preview` of them where `use` is "truth".
+def images_to_propose(images: CellDataset, use: str, preview: int, teacher: bool = False) -> CellDataset:
+    """Return the images that a model proposes labels for: all, or `preview` of them where `use` is "truth" and it is no teacher.
 
     Those show what the model can do; none is a test image.
     """
-    return images.subset([r.split != "test" for r in images.records]).sample(preview) if use == "truth" else images
+    if use != "truth" or teacher:
+        return images
+    return images.subset([r.split != "test" for r in images.records]).sample(preview)
 
 
 def with_diameter(config: Any, backend: Any, checkpoint: Path | None, images: CellDataset) -> Any:

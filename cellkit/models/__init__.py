@@ -38,8 +38,10 @@ from cellkit.modules import load, names_of, optional, paths_of
 
 __path__ = extend_path(__path__, __name__)  # files of one's own, see `cellkit.modules`
 INSTALLED_AS = {"skimage": "scikit-image", "cv2": "opencv-python-headless"}  # where pip has another name
+TEACHER = "teacher"  # the model whose proposals taught the others
 MODEL_NAMES = {  # in the order of every table; one without a name of its own is called as its backend is
     "threshold": "",
+    "teacher": "Teacher",
     "cellpose_base": "Cellpose, base",
     "cellpose_tuned": "Cellpose, tuned",
     "maskrcnn": "Mask R-CNN",
@@ -169,7 +171,7 @@ def model_name(name: str) -> str:
 
 
 def order_models(names: Iterable[str]) -> list[str]:
-    """Return the names in the order of every table: the floor, Cellpose before and after, Mask R-CNN, then the others.
+    """Return the names in the order of every table: the floor, the teacher, Cellpose before and after, Mask R-CNN, the others.
 
     Examples
     --------

@@ -246,7 +246,8 @@ def _forecast(run: _Images, section: str, speeds: Mapping[str, Speed]) -> Foreca
     if section == "convert":
         seconds += CONVERT_S * sum(run.px) / 1e6
     elif section == "label":
-        asked = run.cfg.label.preview / max(len(run.records), 1) if run.cfg.label.use == "truth" else 1
+        some = run.cfg.label.use == "truth" and not run.cfg.label.teacher
+        asked = run.cfg.label.preview / max(len(run.records), 1) if some else 1
         seen = run.mpx(section, "train", "val", "test") * min(asked, 1)
         seen += 0 if getattr(run.cfg.label, "diameter_px", 0) else DIAMETER_MPX
         seconds += speed.cost.find_s * seen

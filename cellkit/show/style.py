@@ -36,6 +36,7 @@ CLASS_COLOURS = ("#FFC20A", "#FF5FA2", "#8FD3FF", "#FF7F2A", "#C9A6FF", "#F5F1C3
 UNKNOWN_COLOUR = "#FF6E40"
 MODEL_LOOKS = {
     "threshold": ("#8A8F98", "s", ":"),
+    "teacher": ("#882255", "h", "--"),
     "cellpose_base": ("#56B4E9", "o", "--"),
     "cellpose_tuned": ("#0072B2", "D", "-"),
     "maskrcnn": ("#D55E00", "^", "-."),

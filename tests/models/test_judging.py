@@ -12,7 +12,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
-from cellkit.evaluate.evaluation import decide, rejected_models
+from cellkit.evaluate.evaluation import decide, rejected_models, unjudged
 from cellkit.models.gate import CHOOSE_FROM, choosers, judges
 from cellkit.models.shared.inputs import check_max_detections
 from cellkit.scores.intervals import Difference
@@ -68,6 +68,13 @@ def test_what_was_not_kept_is_not_handed_in():
     assert decide(table, "best", "val") == "cellpose_tuned"
     assert decide(table, "best", "val", ["cellpose_tuned"]) == "cellpose_base"
     assert decide(table, "cellpose_tuned", "val", ["cellpose_tuned"]) == "cellpose_tuned", "named, it is taken"
+
+
+def test_a_teacher_is_handed_in_only_where_it_is_named():
+    table = pd.DataFrame({"model": ["teacher", "cellpose_tuned"], "split": "val", "score": [0.9, 0.6]})
+    assert decide(table, "best", "val") == "cellpose_tuned", "corrected labels began as the teacher's"
+    assert decide(table, "teacher", "val") == "teacher"
+    assert unjudged(["teacher", "maskrcnn"], "best") == "maskrcnn" and unjudged(["teacher"], "best") == "teacher"
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 7, 12, 20])
