@@ -19,7 +19,7 @@ import csv
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from cellkit.models.shared.flow_loss import Crop, FlowLoss, Prepared, Variation,
 from cellkit.models.training import Plan, fit
 from cellkit.models.unet_maps import segment_image
 from cellkit.models.unet_network import WIDTHS, load_network, load_start
-from cellkit.parallel import map_items, progress
+from cellkit.parallel import progress
 
 Pair = tuple[np.ndarray, Instances]  # (H, W, 3) uint8 and its cells
 
@@ -98,15 +98,12 @@ def prepared(pair: Pair, cache: Path) -> Prepared:
 
 
 def in_parallel(make: Callable, given: Sequence[tuple], desc: str, workers: int) -> list:
-    """Return what `make` makes of each tuple; none may fail."""
-    made, failed = map_items(partial(_unpacked, make), given, desc, workers)
-    if failed:
-        raise RuntimeError(f"{desc}: {failed[0].reason}")
-    return made
-
-
-def _unpacked(make: Callable, given: tuple):
-    return make(*given)
+    """Return what `make` makes of each tuple, in order."""
+    LOG.info(desc)
+    if workers < 2:
+        return [make(*each) for each in given]
+    with Pool(workers) as pool:
+        return pool.starmap(make, given, chunksize=4)
 
 
 class Mixture(FlowLoss):
@@ -235,6 +232,7 @@ def main() -> None:
         in_parallel(prepared, [(pair, cache) for pair in pairs], f"flows of {kind}", workers)
         for kind, pairs in groups.items()
     ]
+    torch.backends.cudnn.benchmark = True
     network = load_start(given.base, SEED, given.widths)
     teacher = load_network(given.teacher)[0] if given.teacher else None
     plan = Plan(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.labels import relabel
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import unet_maps, unet_search, weights
 from cellkit.models.map_cache import FOLDER
@@ -54,6 +55,18 @@ def test_every_combination_scores_what_its_masks_score(specked):
         flow, cellprob, least = (values[k] for values, k in zip(grid, place, strict=True))
         assert scores[place] == map_iou([(truth, flows.masks_of(maps, truth.shape, flow, cellprob, least))])
     assert len(np.unique(scores)) > 3, "else the case is none"
+
+
+def test_flows_are_cellposes(drawn):
+    import torch
+    from cellpose import dynamics
+
+    labels = drawn.instances[0].paint()
+    labels[10:14, 10:40] = labels[10:40, 10:14] = labels.max() + 1  # an angle: its middle lies outside
+    labels = relabel(labels)[0]
+    theirs = dynamics.masks_to_flows_gpu(labels.astype(int), device=torch.device("cpu"))[0]
+    np.testing.assert_allclose(flows.flows_of(labels), theirs, atol=1e-9)
+    assert not flows.flows_of(0 * labels).any()
 
 
 def test_flow_errors_are_cellposes(drawn):
