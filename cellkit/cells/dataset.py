@@ -57,7 +57,7 @@ class CellDataset:
     ----------
     records : list of ImageRecord
     instances : list of Instances
-        One per record; without `crowd` regions.
+        One per record; where an image is annotated in part, with what is not (`Instances.unknown`).
     classes : tuple of str
         Class k is ``classes[k - 1]``; empty when the cells have none.
     root : Path
@@ -68,8 +68,6 @@ class CellDataset:
     made_by : list of str
         Who made the cells of each image: "truth", "corrected", "proposed" (a model; nothing is scored against it), or ""
         where it is not known. Empty when it is known of none.
-    crowd : list of Instances
-        Regions that are no single object (``iscrowd`` of COCO), one entry per record; empty where there are none.
     categories : dict
         Category id in the COCO file -> class id; 0 is unknown.
     path : Path, optional
@@ -88,7 +86,6 @@ class CellDataset:
     root: Path = Path()
     ids: list[int | str] = field(default_factory=list)
     made_by: list[str] = field(default_factory=list)
-    crowd: list[Instances] = field(default_factory=list)
     categories: dict[int | str, int] = field(default_factory=dict)
     path: Path | None = None
     run: Path | None = None
@@ -98,8 +95,8 @@ class CellDataset:
     def __post_init__(self):
         if not self.made_by:
             object.__setattr__(self, "made_by", [""] * len(self.records))
-        counts = {name: len(getattr(self, name)) for name in ("records", "instances", "made_by", "ids", "crowd")}
-        counts = {name: count for name, count in counts.items() if count or name not in ("ids", "crowd")}
+        counts = {name: len(getattr(self, name)) for name in ("records", "instances", "made_by", "ids")}
+        counts = {name: count for name, count in counts.items() if count or name != "ids"}
         if len(set(counts.values())) > 1:
             found = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise UserError(found, "give one of each per image")
@@ -109,7 +106,7 @@ class CellDataset:
         parts = [counted(len(self), "image"), *map(self._counts, ("split", "cell_type"))]
         parts += [f"{self.cells} cells{' of ' * bool(self.classes)}{', '.join(self.classes)}"] if self.cells else []
         flagged = sum(bool(record.flags) for record in self.records)
-        return "; ".join(filter(None, [*parts, f"{flagged} flagged" if flagged else ""]))
+        return "; ".join(filter(None, [*parts, f"{flagged} flagged" if flagged else "", known_in_part(self.instances)]))
 
     def _counts(self, column: str) -> str:
         counts = Counter(getattr(record, column) for record in self.records)
@@ -167,7 +164,7 @@ class CellDataset:
     def subset(self, chosen: Sequence[int] | np.ndarray) -> CellDataset:
         """Return the images at the given positions (or where a boolean mask is true)."""
         places = np.arange(len(self))[np.asarray(chosen, None if len(chosen) else int)].tolist()
-        per_image = ("records", "instances", "ids", "made_by", "crowd")
+        per_image = ("records", "instances", "ids", "made_by")
         picked = {name: [values[k] for k in places] for name in per_image if (values := getattr(self, name))}
         return replace(self, **picked)
 
@@ -224,6 +221,21 @@ class CellDataset:
     def select(self, split: str | None = None, cell_type: str | None = None) -> CellDataset:
         """Return the images of one split and / or one cell type."""
         return self.subset([split in (None, r.split) and cell_type in (None, r.cell_type) for r in self.records])
+
+
+def known_in_part(instances: Sequence[Instances]) -> str:
+    """Say how many images are annotated in part, and how much of them; "" where none is.
+
+    Examples
+    --------
+    >>> known_in_part([Instances.from_labels(np.array([[1, 0, 0, -1]])), Instances.empty((1, 4))])
+    '1 image is annotated in part (75 % known)'
+    """
+    partly = [cells for cells in instances if cells.unknown_px]
+    pixels = sum(cells.shape[0] * cells.shape[1] for cells in partly)
+    known = 1 - sum(cells.unknown_px for cells in partly) / pixels if pixels else 1
+    which = counted(len(partly), "image is", "images are")
+    return f"{which} annotated in part ({100 * known:.0f} % known)" if partly else ""
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:

@@ -1,13 +1,13 @@
 """Instances: the cells of one image as runs of pixels, each with a class and a score; and the RLE codecs.
 
-Truth and prediction are the same type (truth has score 1). Masks may overlap. Every conversion is single-pass over
-the image or over the runs: there is never one mask per cell.
+Truth and prediction are the same type (truth has score 1). Masks may overlap, and parts of the image may be unknown.
+Every conversion is single-pass over the image or over the runs: there is never one mask per cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,20 +16,24 @@ from numpy.typing import ArrayLike
 from cellkit.cells.runs import (
     Shape,
     Values,
+    boxes_of,
     checked_order,
     coco_counts,
     coco_runs,
     compress,
     decimal_texts,
     kaggle_pairs,
-    merge_adjacent,
     merge_adjacent_of_each,
     overpaint,
+    placed_runs,
     ranges,
     runs_of,
+    runs_of_coco,
     stable_order,
     turned,
 )
+
+IGNORE, IGNORED = "ignore", -1  # name and number of the class whose objects are regions that nobody annotated
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,8 @@ class Instances:
         In [0, 1]; truth has 1.
     boxes_only : bool
         Only the box of each object is known; its mask is the filled box, and no outline may be scored or learned from it.
+    unknown : (U, 2) int64
+        Start and length of the runs, as above, that are not annotated: they neither train nor score. No object has a pixel there.
     """
 
     shape: Shape
@@ -59,6 +65,7 @@ class Instances:
     class_ids: np.ndarray
     scores: np.ndarray
     boxes_only: bool = False
+    unknown: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     # ---- made from -------------------------------------------------------------------------------------------------
     @classmethod
@@ -98,31 +105,37 @@ class Instances:
 
         Parameters
         ----------
-        labels : (H, W) int, 0 = background
-            Ids may have gaps. Negative ids are refused.
+        labels : (H, W) int, 0 = background, -1 = not annotated
+            Ids may have gaps. Other negative ids are refused.
         class_ids, scores : (N,) array, optional
             In the same order.
 
         Raises
         ------
         ValueError
-            Not (H, W) integers, or a negative id.
+            Not (H, W) integers, or a negative id other than -1.
 
         Examples
         --------
-        >>> Instances.from_labels(np.array([[0, 2], [7, 2]])).areas_px
-        array([2, 1])
+        >>> cells = Instances.from_labels(np.array([[0, 2], [7, 2], [-1, -1]]))
+        >>> cells.areas_px, cells.unknown_px
+        (array([2, 1]), 2)
         """
         if labels.ndim != 2 or labels.dtype.kind not in "iub":
             raise ValueError(f"a label image is (H, W) integer, this is {labels.shape} {labels.dtype}")
         starts, lengths, values = runs_of(labels)
+        unknown = None
+        if values.size and values.min() < -1:
+            raise ValueError(f"labels are 0 (background), -1 (not annotated) or positive, found {values.min()}")
         if values.size and values.min() < 0:
-            raise ValueError(f"labels are 0 (background) or positive, found {values.min()}")
+            unknown = np.stack([starts, lengths], axis=1)[values < 0]
+            starts, lengths, values = (part[values > 0] for part in (starts, lengths, values))
         order = stable_order(values)
         values = values[order]
         firsts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if values.size else np.zeros(0, np.int64)
         offsets = np.r_[firsts, values.size]
-        return cls.from_runs(labels.shape, starts[order], lengths[order], offsets, class_ids, scores)
+        found = cls.from_runs(labels.shape, starts[order], lengths[order], offsets, class_ids, scores)
+        return found if unknown is None else replace(found, unknown=unknown)
 
     @classmethod
     def from_masks(
@@ -135,15 +148,12 @@ class Instances:
         ValueError
             A mask of another shape.
         """
-        starts, lengths, counts = [], [], []
+        runs = []
         for mask in masks:
             if mask.shape != tuple(shape):
                 raise ValueError(f"mask of shape {mask.shape} in an image of shape {tuple(shape)}")
-            begin, length, _ = runs_of(np.asarray(mask, bool))
-            starts.append(begin)
-            lengths.append(length)
-            counts.append(len(begin))
-        return cls._joined(shape, starts, lengths, counts, class_ids, scores)
+            runs.append(runs_of(np.asarray(mask, bool))[:2])
+        return cls._joined(shape, runs, class_ids, scores)
 
     @classmethod
     def from_boxed_masks(
@@ -157,20 +167,9 @@ class Instances:
         boxes_xy : (N, 2) int
             Column and row of each mask's first pixel; may be negative.
         """
-        height, width = shape
-        starts, lengths, counts = [], [], []
-        for mask, (x, y) in zip(masks, np.asarray(boxes_xy, np.int64).reshape(-1, 2).tolist(), strict=True):
-            part = mask[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
-            padded = np.zeros((part.shape[0], part.shape[1] + 1), bool)  # the extra column keeps runs within a row
-            padded[:, :-1] = part
-            begin, length, _ = runs_of(padded)
-            row, column = np.divmod(begin, padded.shape[1])
-            begin = (row + max(0, y)) * width + column + max(0, x)
-            begin, length = merge_adjacent(begin, length)
-            starts.append(begin)
-            lengths.append(length)
-            counts.append(len(begin))
-        return cls._joined(shape, starts, lengths, counts, class_ids, scores)
+        corners = np.asarray(boxes_xy, np.int64).reshape(-1, 2).tolist()
+        runs = [placed_runs(mask, *corner, shape) for mask, corner in zip(masks, corners, strict=True)]
+        return cls._joined(shape, runs, class_ids, scores)
 
     @classmethod
     def from_boxes(
@@ -194,27 +193,19 @@ class Instances:
         if (boxes < 0).any() or (x + width > shape[1]).any() or (y + height > shape[0]).any():
             raise ValueError(f"a box leaves its image of {shape[0]} x {shape[1]} px")
         height = np.where(width > 0, height, 0)
-        rows = ranges(y, height)
-        starts, lengths = rows * int(shape[1]) + np.repeat(x, height), np.repeat(width, height)
-        offsets = np.r_[0, np.cumsum(height)]
-        found = cls.from_runs(shape, starts, lengths, offsets, class_ids, scores)
-        return replace(
-            cls.from_runs(
-                shape, *merge_adjacent_of_each(found.starts, found.lengths, found.offsets), class_ids, scores
-            ),
-            boxes_only=True,
-        )
+        starts, lengths = ranges(y, height) * int(shape[1]) + np.repeat(x, height), np.repeat(width, height)
+        runs = merge_adjacent_of_each(starts, lengths, np.r_[0, np.cumsum(height)])
+        return replace(cls.from_runs(shape, *runs, class_ids, scores), boxes_only=True)
 
     @classmethod
-    def _joined(cls, shape, starts, lengths, counts, class_ids, scores) -> Instances:
-        join = lambda parts: np.concatenate(parts) if parts else np.zeros(0, np.int64)  # noqa: E731
-        return cls.from_runs(
-            shape, join(starts), join(lengths), np.r_[0, np.cumsum(counts, dtype=np.int64)], class_ids, scores
-        )
+    def _joined(cls, shape, runs: Sequence[tuple[np.ndarray, np.ndarray]], class_ids=None, scores=None) -> Instances:
+        starts, lengths = (np.concatenate([np.zeros(0, np.int64), *(one[k] for one in runs)]) for k in (0, 1))
+        counts = [len(begin) for begin, _ in runs]
+        return cls.from_runs(shape, starts, lengths, np.r_[0, np.cumsum(counts, dtype=np.int64)], class_ids, scores)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Instances]) -> Instances:
-        """All objects of several Instances of the same image, in order.
+        """All objects of several Instances of the same image, in order; not annotated is what one of them says and none labels.
 
         Raises
         ------
@@ -233,7 +224,9 @@ class Instances:
             np.concatenate([part.class_ids for part in parts]),
             np.concatenate([part.scores for part in parts]),
         )
-        return replace(joined, boxes_only=any(part.boxes_only for part in parts))
+        joined = replace(joined, boxes_only=any(part.boxes_only for part in parts))
+        masks = [part.unknown_mask for part in parts if part.unknown_px]
+        return joined.with_unknown(np.any(masks, axis=0)) if masks else joined
 
     # ---- what it holds ---------------------------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -245,7 +238,7 @@ class Instances:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Instances):
             return NotImplemented
-        names = ("starts", "lengths", "offsets", "class_ids", "scores")
+        names = ("starts", "lengths", "offsets", "class_ids", "scores", "unknown")
         same = self.shape == other.shape and self.boxes_only == other.boxes_only
         return same and all(np.array_equal(getattr(self, n), getattr(other, n)) for n in names)
 
@@ -279,20 +272,7 @@ class Instances:
     @cached_property
     def boxes_xywh(self) -> np.ndarray:
         """(N, 4) int64: column, row, width, height in px; a one-pixel object is 1 x 1, an object of no pixel 0 x 0."""
-        width = self.shape[1]
-        boxes = np.zeros((len(self), 4), np.int64)
-        some = np.flatnonzero(np.diff(self.offsets))
-        if not some.size:
-            return boxes
-        first, last = self.starts, self.starts + self.lengths - 1
-        top, bottom = first // width, last // width
-        left = np.where(top == bottom, first - top * width, 0)  # a run that wraps covers both edges
-        right = np.where(top == bottom, last - bottom * width, width - 1)
-        begins = self.offsets[some]
-        x0, x1 = np.minimum.reduceat(left, begins), np.maximum.reduceat(right, begins)
-        y0, y1 = np.minimum.reduceat(top, begins), np.maximum.reduceat(bottom, begins)
-        boxes[some] = np.stack([x0, y0, x1 - x0 + 1, y1 - y0 + 1], axis=1)
-        return boxes
+        return boxes_of(self.starts, self.lengths, self.offsets, self.shape[1])
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) bool: the pixels of one object; a negative index counts from the end."""
@@ -302,18 +282,49 @@ class Instances:
         flat[ranges(self.starts[runs], self.lengths[runs])] = True
         return flat.reshape(self.shape)
 
-    def paint(self, values: np.ndarray | None = None) -> np.ndarray:
+    @cached_property
+    def unknown_px(self) -> int:
+        """Pixels that are not annotated."""
+        return int(self.unknown[:, 1].sum())
+
+    @property
+    def unknown_mask(self) -> np.ndarray:
+        """(H, W) bool: the pixels that are not annotated."""
+        flat = np.zeros(self.shape[0] * self.shape[1], bool)
+        flat[ranges(*self.unknown.T)] = True
+        return flat.reshape(self.shape)
+
+    def with_unknown(self, mask: np.ndarray) -> Instances:
+        """Return the same objects in an image that is not annotated where `mask` (H, W) is true and no object lies."""
+        starts, lengths, _ = runs_of(np.asarray(mask, bool) & (self.paint() == 0))
+        return replace(self, unknown=np.stack([starts, lengths], axis=1))
+
+    def without_ignored(self) -> Instances:
+        """Return the objects but for those of the class `IGNORED`: what these cover becomes not annotated."""
+        no_cells = self[self.class_ids == IGNORED]
+        mask = self.unknown_mask | (no_cells.paint() > 0)
+        return self[self.class_ids != IGNORED].with_unknown(mask) if len(no_cells) else self
+
+    def region(self) -> Instances:
+        """Return what is not annotated as one object of no class; without any, no object."""
+        return Instances.from_masks([self.unknown_mask] if self.unknown_px else [], self.shape)
+
+    def paint(self, values: np.ndarray | None = None, unknown: int = 0) -> np.ndarray:
         """Paint a label image; the higher score wins a contested pixel, the earlier object a tie.
 
         Parameters
         ----------
         values : (N,) int, optional
             What to paint; default 1..N.
+        unknown : int
+            What to paint where the image is not annotated: -1 in files, which `from_labels` reads.
 
         Returns
         -------
         (H, W) int32, 0 = background
         """
+        if unknown and self.unknown_px:
+            return np.where(self.unknown_mask, np.int32(unknown), self.paint(values))
         values = np.arange(1, len(self) + 1) if values is None else np.asarray(values)
         size = self.shape[0] * self.shape[1]
         if self.overlapping:
@@ -351,7 +362,8 @@ class Instances:
 
     def as_boxes(self) -> Instances:
         """Return the filled boxes of the objects, known as boxes only."""
-        return Instances.from_boxes(self.boxes_xywh, self.shape, self.class_ids, self.scores)
+        boxes = Instances.from_boxes(self.boxes_xywh, self.shape, self.class_ids, self.scores)
+        return boxes.with_unknown(self.unknown_mask) if self.unknown_px else boxes
 
     def column_major(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return starts, lengths, offsets of the runs over the column-major flattened image."""
@@ -392,13 +404,8 @@ class Instances:
             A size that is not `shape`, a negative count, or counts that do not sum to H * W.
         """
         height, width = int(shape[0]), int(shape[1])
-        counts, bounds = coco_runs(rles, (height, width))
-        ends = np.cumsum(counts) - np.repeat(np.arange(len(rles)) * (height * width), np.diff(bounds))
-        within = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
-        ones = np.flatnonzero((within & 1 == 1) & (counts > 0))
-        offsets = np.searchsorted(ones, bounds)
-        runs = turned(ends[ones] - counts[ones], counts[ones], offsets, height, width)
-        return cls.from_runs((height, width), *runs, class_ids, scores)
+        columns = runs_of_coco(*coco_runs(rles, (height, width)), height * width)
+        return cls.from_runs((height, width), *turned(*columns, height, width), class_ids, scores)
 
     def to_kaggle_rle(self, order: str) -> list[str]:
         """Kaggle text: pairs of 1-based start and length.
@@ -434,13 +441,8 @@ class Instances:
         """
         height, width = int(shape[0]), int(shape[1])
         checked_order(order)
-        starts, lengths, counts = [], [], []
-        for position, text in enumerate(texts):
-            begin, length = kaggle_pairs(text, height * width, position)
-            starts.append(begin)
-            lengths.append(length)
-            counts.append(len(begin))
-        flat = cls._joined((height, width), starts, lengths, counts, class_ids, scores)
+        runs = [kaggle_pairs(text, height * width, position) for position, text in enumerate(texts)]
+        flat = cls._joined((height, width), runs)
         if order == "row-major":
             runs = merge_adjacent_of_each(flat.starts, flat.lengths, flat.offsets)
         else:

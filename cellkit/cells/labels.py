@@ -1,4 +1,4 @@
-"""Label images: read, write, check, clean, renumber. (H, W) integers, 0 = background, one id per cell."""
+"""Label images: check, clean, renumber. (H, W) integers, 0 = background, one id per cell, -1 = not annotated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ LARGEST_ID = 2**31 - 1
 MOST_PX, SURELY_PX, MOST_PX_PER_BYTE = 2**31, 2**25, 2**15  # no image is larger, or packed better above 2**25 px
 
 
-def smallest_dtype(largest: int) -> np.dtype:
-    """Return the smallest unsigned type that holds `largest`, at least 16 bits.
+def smallest_dtype(largest: int, signed: bool = False) -> np.dtype:
+    """Return the smallest type that holds `largest`, at least 16 bits; where it is `signed`, -1 as well.
 
     Examples
     --------
-    >>> smallest_dtype(300), smallest_dtype(65_536)
-    (dtype('uint16'), dtype('uint32'))
+    >>> smallest_dtype(300), smallest_dtype(65_536), smallest_dtype(300, signed=True)
+    (dtype('uint16'), dtype('uint32'), dtype('int16'))
     """
+    if signed:
+        return np.dtype(np.int16 if largest <= 32_767 else np.int32)
     return np.dtype(np.uint16 if largest <= 65_535 else np.uint32)
 
 
@@ -35,6 +37,7 @@ def refuse_foreground(labels: np.ndarray, path: str | Path, remedy: str) -> None
     """
     from scipy import ndimage
 
+    labels = np.maximum(labels, 0)  # what is not annotated tells nothing
     most = int(labels.max(initial=0))
     if most == 0 or ((labels != 0) & (labels != most)).any():
         return
@@ -44,7 +47,7 @@ def refuse_foreground(labels: np.ndarray, path: str | Path, remedy: str) -> None
 
 
 def relabel(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Renumber to 1..N in ascending order of the old ids.
+    """Renumber to 1..N in ascending order of the old ids; 0 and -1 (not annotated) stay.
 
     Returns
     -------
@@ -64,8 +67,8 @@ def relabel(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         present[0] = False
         return np.where(present, np.cumsum(present), 0).astype(np.int32)[labels], np.flatnonzero(present)
     old, place = np.unique(labels, return_inverse=True)
-    kept = old != 0
-    lookup = np.cumsum(kept) * kept
+    kept = old > 0
+    lookup = np.where(kept, np.cumsum(kept), np.minimum(old, 0))
     return lookup[place].reshape(labels.shape).astype(np.int32), old[kept].astype(np.int64)
 
 
@@ -134,6 +137,7 @@ def clean_labels(labels: np.ndarray, pieces: str = "keep") -> np.ndarray:
         raise ValueError(f"pieces is 'keep', 'largest' or 'split', not {pieces!r}")
     labels, _ = relabel(labels)
     out = np.zeros_like(labels)
+    out[labels < 0] = -1
     next_id = 1
     for index, box in enumerate(ndimage.find_objects(labels), 1):
         mask = labels[box] == index

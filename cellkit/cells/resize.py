@@ -46,7 +46,7 @@ def _grid(old: int, new: int) -> np.ndarray:
 
 
 def resize_instances(instances: Instances, scale: float) -> Instances:
-    """Resize object by object, so that overlaps survive; objects left without a pixel go.
+    """Resize object by object, so that overlaps survive; objects left without a pixel go. So does what is not annotated.
 
     A new pixel belongs to the objects that its centre lies in. Works on runs: a run keeps the new columns whose centres
     lie in it, once for every new row that takes its row.
@@ -73,7 +73,8 @@ def resize_instances(instances: Instances, scale: float) -> Instances:
     resized = Instances.from_runs(
         (new_height, new_width), begin[new], length, offsets, instances.class_ids, instances.scores
     )
-    return replace(resized[np.diff(offsets) > 0], boxes_only=instances.boxes_only)
+    resized = replace(resized[np.diff(offsets) > 0], boxes_only=instances.boxes_only)
+    return resized.with_unknown(instances.unknown_mask[np.ix_(rows, columns)]) if instances.unknown_px else resized
 
 
 def fit_to(found: Instances, shape: tuple[int, int]) -> Instances:

@@ -68,6 +68,34 @@ def merge_adjacent_of_each(
     return starts[new], np.add.reduceat(lengths, new), np.r_[0, np.cumsum(counts)]
 
 
+def placed_runs(mask: np.ndarray, x: int, y: int, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Return starts and lengths of the runs, in an image of `shape`, of a mask with its first pixel at column x, row y."""
+    height, width = shape
+    part = mask[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
+    padded = np.zeros((part.shape[0], part.shape[1] + 1), bool)  # the extra column keeps runs within a row
+    padded[:, :-1] = part
+    begin, length, _ = runs_of(padded)
+    row, column = np.divmod(begin, padded.shape[1])
+    return merge_adjacent((row + max(0, y)) * width + column + max(0, x), length)
+
+
+def boxes_of(starts: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, width: int) -> np.ndarray:
+    """Return column, row, width, height of each object, (N, 4) int64, in an image of `width`; 0 x 0 where it has no run."""
+    boxes = np.zeros((len(offsets) - 1, 4), np.int64)
+    some = np.flatnonzero(np.diff(offsets))
+    if not some.size:
+        return boxes
+    first, last = starts, starts + lengths - 1
+    top, bottom = first // width, last // width
+    left = np.where(top == bottom, first - top * width, 0)  # a run that wraps covers both edges
+    right = np.where(top == bottom, last - bottom * width, width - 1)
+    begins = offsets[some]
+    x0, x1 = np.minimum.reduceat(left, begins), np.maximum.reduceat(right, begins)
+    y0, y1 = np.minimum.reduceat(top, begins), np.maximum.reduceat(bottom, begins)
+    boxes[some] = np.stack([x0, y0, x1 - x0 + 1, y1 - y0 + 1], axis=1)
+    return boxes
+
+
 def turned(
     starts: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, line: int, lines: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -265,6 +293,15 @@ def coco_runs(rles: Sequence[dict], shape: Shape) -> tuple[np.ndarray, np.ndarra
             "counts are >= 0 and sum to height * width",
         )
     return counts, bounds
+
+
+def runs_of_coco(counts: np.ndarray, bounds: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return starts, lengths, offsets of the objects' runs from their COCO counts, each of which sum to `size`."""
+    objects = np.arange(len(bounds) - 1)
+    ends = np.cumsum(counts) - np.repeat(objects * size, np.diff(bounds))
+    within = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
+    ones = np.flatnonzero((within & 1 == 1) & (counts > 0))
+    return ends[ones] - counts[ones], counts[ones], np.searchsorted(ones, bounds)
 
 
 def _counts_of(rle: dict, shape: Shape, position: int) -> list[int] | str | bytes:

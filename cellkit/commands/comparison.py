@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.cells.dataset import CellDataset
-from cellkit.cells.instances import Instances
+from cellkit.cells.dataset import CellDataset, known_in_part
 from cellkit.errors import UserError, counted
 from cellkit.formats.sides import first_names, match_sides, name_groups, without_proposed
 
@@ -25,7 +24,7 @@ def score_sides(
 
     Intervals are drawn by groups: those of the truth, else those that names and folders tell (`name_groups`).
 
-    Crowd regions of the truth count for coco alone, where they absorb what lies in them.
+    Found cells that lie mostly where the truth is not annotated do not count, see `compare_conventions`.
 
     Raises
     ------
@@ -34,6 +33,7 @@ def score_sides(
     """
     from cellkit.scores.conventions import compare_conventions
     from cellkit.scores.intervals import BOOTSTRAP
+    from cellkit.scores.iou import scorable
 
     truth, found, proposed = without_proposed(truth, found)
     truth, groups_told = name_groups(truth)
@@ -44,14 +44,12 @@ def score_sides(
     n = BOOTSTRAP if bootstrap is None else bootstrap
     how = {"records": truth.records, "by": by, "classes": truth.classes, "bootstrap": n}
     result = compare_conventions(truth.instances, found.instances, conventions=conventions, **how)
-    if any(map(len, truth.crowd)) and "coco" in result["conventions"]:
-        joined = [Instances.concatenate(pair) for pair in zip(truth.instances, truth.crowd, strict=True)]
-        crowd = [np.arange(len(all_)) >= len(own) for all_, own in zip(joined, truth.instances, strict=True)]
-        once = compare_conventions(joined, found.instances, classes=truth.classes, conventions=["coco"], crowd=crowd)
-        result["conventions"]["coco"] = once["conventions"]["coco"]
     how = ({"not_scored": {"proposed": proposed}} if proposed else {}) | (
         {"groups_told": groups_told} if groups_told else {}
     )
+    if partly := known_in_part(truth.instances):
+        left = sum(len(b) - len(scorable(a, b)) for a, b in zip(truth.instances, found.instances, strict=True))
+        how["in_part"] = f"{partly}; found mostly elsewhere and not counted: {counted(left, 'cell')}"
     return result | {"truth_cells": truth.cells, "found_cells": found.cells} | how
 
 
@@ -107,6 +105,8 @@ def scores_to_text(result: Mapping[str, Any], truth: str, found: str) -> str:
         lines.insert(
             1, f"not scored, as a model proposed the labels: {counted(len(left), 'more image')}, {first_names(left)}"
         )
+    if "in_part" in result:
+        lines.insert(1, result["in_part"])
     for name, one in result["conventions"].items():
         interval = _interval(one["interval"]) if "interval" in one else ""
         lines.append(f"{name:<13}{_shown(one['score'])}  {interval:<16} {one['why']}")

@@ -46,6 +46,7 @@ def run(given: argparse.Namespace) -> Answer:
     UserError
         Options that do not go together, or a file that cannot be read or written.
     """
+    from cellkit.cells.dataset import known_in_part
     from cellkit.formats.any import read_side, writable, write_folder
     from cellkit.formats.results import is_list
     from cellkit.microscope.folders import run_of
@@ -75,6 +76,9 @@ def run(given: argparse.Namespace) -> Answer:
             f"{counted(proposed, 'image holds', 'images hold')} what a model proposed, no truth: {problem}",
             file=sys.stderr,
         )
+    partly, drops = known_in_part(coco.instances), getattr(writable()[given.format], "DROPS_UNKNOWN", "")
+    if partly and drops:
+        print(f"{partly}; {drops}", file=sys.stderr)
     if done.lost:
         print(f"{counted(done.lost, 'cell')} lost pixels to overlapping ones of a higher score", file=sys.stderr)
     if done.left_out:

@@ -121,12 +121,11 @@ def checked_tool(name: str | None) -> str | None:
 
 def read_coco_of(path: str, convention: str | None) -> Any:
     """Read a COCO file and say on stderr what was not read as it stands there."""
+    from cellkit.cells.dataset import known_in_part
     from cellkit.formats.coco_reading import read_coco
 
     coco = read_coco(path, convention=convention)
-    crowds = sum(map(len, coco.crowd))
-    left = [f"left out: {counted(crowds, 'region')} marked iscrowd (no single object)"] if crowds else []
-    for note in [*coco.notes, *left]:
+    for note in filter(None, [*coco.notes, known_in_part(coco.instances)]):
         print(f"note: {note}", file=sys.stderr)
     return coco
 

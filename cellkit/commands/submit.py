@@ -30,6 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Write predictions as a Kaggle submission."""
+    from cellkit.cells.dataset import known_in_part
     from cellkit.cells.disjoint import note_changes, resolve_overlaps
     from cellkit.cells.leftout import LeftOut
     from cellkit.formats.any import read_side
@@ -49,6 +50,8 @@ def run(given: argparse.Namespace) -> Answer:
         side, note = of_test(side) if of is None else (side, "")
         if note:
             print(f"note: {note}", file=sys.stderr)
+    if partly := known_in_part(side.instances):
+        print(f"note: {partly}; a submission cannot say so, and the rest counts as background", file=sys.stderr)
     ids = [record.image_id for record in side.records]
     resolved = [resolve_overlaps(cells, given.min_area) for cells in side.instances]
     write_submission(given.out, ids, [cells for cells, _ in resolved], profile)

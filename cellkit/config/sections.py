@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from cellkit.cells.instances import IGNORE
 from cellkit.cells.names import channel_rule, plain
 from cellkit.cells.splits import group_rule
 from cellkit.errors import UserError, nearest
@@ -48,6 +49,8 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
             f"is {as_yaml(value)}, wanted at least one name, all different in more than upper and lower case and spaces, "
             "none empty"
         )
+    if IGNORE in map(plain, value):
+        raise ValueError(f"is {as_yaml(value)}, and {IGNORE} is the name of regions that nobody annotated")
     return value
 
 
@@ -197,7 +200,9 @@ class ConvertConfig(Section):
     mixed_images: int = Field(0, ge=0, description="test images composed from halves of two cell types")
     drawn: DrawnConfig = Field(DrawnConfig(), description="what to draw when source is drawn")
     class_names: dict[str, str | None] = Field(
-        {}, description="label in the source -> one of classes, or null for an object of unknown class"
+        {},
+        description="label in the source -> one of classes, null for an object of unknown class, or ignore for a region that "
+        "nobody annotated",
     )
 
     @property
@@ -232,9 +237,11 @@ class ConvertConfig(Section):
     def _known_classes(cls, value: dict[str, str | None], info: ValidationInfo) -> dict[str, str | None]:
         classes = info.data.get("classes")  # None where they are refused themselves
         for label, name in value.items():
-            if name is not None and classes is not None and name not in classes:
+            if name not in (None, IGNORE) and classes is not None and name not in classes:
                 known = ", ".join(classes)
-                raise ValueError(f"has {label}: {name!r}{nearest(name, classes)}, wanted null or one of: {known}")
+                raise ValueError(
+                    f"has {label}: {name!r}{nearest(name, classes)}, wanted null, ignore or one of: {known}"
+                )
         return value
 
 

@@ -106,7 +106,8 @@ def count_by_class(
     images : CellDataset
         The images whose cells are counted.
     truth : CellDataset, optional
-        Where it is known. Images it lacks (mixed ones that only proposals could label) leave the true counts out for all.
+        Where it is known. Images it lacks (mixed ones that only proposals could label) and images that are annotated in part
+        leave the true counts out for all.
     classes : sequence of str, optional
         Default: those of `truth`, or of `images`.
 
@@ -119,8 +120,9 @@ def count_by_class(
     import pandas as pd
 
     classes = classes or (images if truth is None else truth).classes
-    if truth is not None and {r.image_id for r in images.records} - {r.image_id for r in truth.records}:
-        truth = None
+    if truth is not None:
+        whole = [r.image_id for r, cells in zip(truth.records, truth.instances, strict=True) if not cells.unknown_px]
+        truth = None if {r.image_id for r in images.records} - set(whole) else truth
     known = {} if truth is None else dict(zip([r.image_id for r in truth.records], truth.instances, strict=True))
     rows = []
     for record in images.records:

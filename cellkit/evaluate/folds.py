@@ -163,7 +163,7 @@ def _stamp(backend: ModuleType, fold: Fold, settings: Any) -> str:
     for part in (fold.train, fold.held):
         for record, cells in zip(part.records, part.instances, strict=True):
             digest.update(repr((record.image_id, sha256_file(part.root / record.path), cells.shape)).encode())
-            for values in (cells.starts, cells.lengths, cells.offsets, cells.class_ids):
+            for values in (cells.starts, cells.lengths, cells.offsets, cells.class_ids, cells.unknown):
                 digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 

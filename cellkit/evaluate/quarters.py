@@ -139,8 +139,8 @@ def _write_png(path: Path, picture: np.ndarray) -> Path:
 
 
 def cut_out(cells: Instances, box: Box) -> Instances:
-    """Return the parts of the cells that lie in a box, in an image of its size."""
-    labels = cells.paint()[box.window]
+    """Return the parts of the cells that lie in a box, in an image of its size, and what is not annotated of it."""
+    labels = cells.paint(unknown=-1)[box.window]
     kept = np.unique(labels[labels > 0])
     return Instances.from_labels(labels, cells.class_ids[kept - 1])
 

@@ -12,8 +12,9 @@ Where each image has a file of its own it has
 * ``picture_stem(name) -> str``: the name that a file shares with its picture, without suffix,
 * ``read_image(file, how, size) -> ImageCells``: `size` (H, W) is that of the picture, None where that is not known,
 * to be written, ``WRITES`` {form: ending of the name} and ``write_image(path, image) -> (lost, left_out)``; optionally
-  ``NEEDS_PICTURES = True``, ``TAKES_SUFFIX = True``, ``written_here(path) -> bool`` (nobody saved it since), and
-  ``note_makers(folder, ending, images)`` (who made the cells, where the files cannot say it).
+  ``NEEDS_PICTURES = True``, ``TAKES_SUFFIX = True``, ``written_here(path) -> bool`` (nobody saved it since),
+  ``DROPS_UNKNOWN`` (how its tool loses what is not annotated), and ``note_makers(folder, ending, images)`` (who made the
+  cells, where the files cannot say it).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.dataset import MARKED, CellDataset
-from cellkit.cells.instances import Instances
+from cellkit.cells.instances import IGNORE, Instances
+from cellkit.cells.names import plain
 from cellkit.cells.outlines import refuse_boxes
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
@@ -38,6 +39,9 @@ def write_coco(
 ) -> Path:
     """Write images, categories and annotations, atomically.
 
+    What is not annotated of an image is a region of the category "ignore", marked iscrowd (which CVAT would take for an object,
+    so not for CVAT): no detection in it is an error, and no detector is trained on it.
+
     Parameters
     ----------
     ids : sequence of int, optional
@@ -56,31 +60,37 @@ def write_coco(
     Raises
     ------
     UserError
-        A class id with no name; classes of one name or of the name "unknown"; ids below 1 or given twice; records and
-        instances of different number or shape.
+        A class id with no name; classes of one name or of the names "unknown" and "ignore"; ids below 1 or given twice; records
+        and instances of different number or shape.
     """
     checked(convention, WRITTEN)
     if len(records) != len(instances):
         raise UserError(f"{len(records)} records but {len(instances)} sets of instances", "give one per image")
-    if UNKNOWN in classes or len(set(classes)) < len(classes) or not all(name.strip() for name in classes):
-        raise UserError(f"the classes are {', '.join(classes)}", f"name each once, and none '{UNKNOWN}'")
+    reserved = UNKNOWN in classes or IGNORE in map(plain, classes)
+    if reserved or len(set(classes)) < len(classes) or not all(name.strip() for name in classes):
+        raise UserError(f"the classes are {', '.join(classes)}", f"name each once, and none '{UNKNOWN}' or '{IGNORE}'")
     for name in classes:
         refuse_unwritable(name, "the class name")
     ids = list(range(1, len(records) + 1)) if ids is None else _plain_ids(ids)
     _check_ids(ids, len(records))
     images, annotations = [], []
     unknown = any((x.class_ids == 0).any() for x in instances)
-    names = [*classes, *([UNKNOWN] if unknown else [])]
+    names = [*classes, *([UNKNOWN] if unknown else []), *([IGNORE] if any(x.unknown_px for x in instances) else [])]
+    unknown_id, ignored_id = (names.index(name) + 1 if name in names else 0 for name in (UNKNOWN, IGNORE))
     for number, record, found in zip(ids, records, instances, strict=True):
         _check_pair(record, found, len(classes))
         k = len(images)
         maker = {"labels": made_by[k]} if made_by and made_by[k] in MARKED else {}
         images.append(_image(number, record) | maker | dict(marks[k] if marks else {}))
-        class_ids = np.where(found.class_ids == 0, len(names), found.class_ids).tolist()
+        class_ids = np.where(found.class_ids == 0, unknown_id, found.class_ids).tolist()
         shapes = None if found.boxes_only else segmentations(found, convention, as_polygons)
         for k, entry in enumerate(_annotations(found, number, class_ids, with_scores)):
             shape = {} if shapes is None else {"segmentation": shapes[k]}
             annotations.append({"id": len(annotations) + 1, **entry, **shape})
+        region = found.region()
+        for entry in _annotations(region, number, [ignored_id], with_scores):
+            entry |= {"segmentation": (segmentations(region, convention, False) or [entry["segmentation"]])[0]}
+            annotations.append({"id": len(annotations) + 1, **entry, "iscrowd": int(convention != "cvat")})
     categories = [{"id": k, "name": name, "supercategory": "cell"} for k, name in enumerate(names, 1)]
     data = {"info": {"description": "cellkit"}, "images": images, "categories": categories, "annotations": annotations}
     return write_json(path, from_plain(data, convention))

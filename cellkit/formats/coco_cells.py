@@ -109,6 +109,21 @@ def cells_of_rows(
     return found
 
 
+def region_of_rows(rows: list[dict], shape: tuple[int, int], where: str) -> np.ndarray:
+    """Return where an image is not annotated, (H, W) bool: what its regions of no single object cover, masks or boxes.
+
+    Raises
+    ------
+    UserError
+        As `cells_of_rows`.
+    """
+    masks = [row for row in rows if row.get("segmentation")]
+    boxes = [row for row in rows if not row.get("segmentation")]
+    for row in rows:
+        checked_key(row.get("category_id"), f"{where}: category_id")
+    return (cells_of_masks(masks, shape, where).paint() > 0) | (cells_of_boxes(boxes, shape, where).paint() > 0)
+
+
 def with_pixels(
     grouped: list[list[dict]], records: list[ImageRecord], instances: list[Instances]
 ) -> tuple[list[Instances], list[str]]:

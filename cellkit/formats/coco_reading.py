@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cellkit.cells.dataset import MAKERS, CellDataset
-from cellkit.cells.instances import Instances
-from cellkit.cells.names import image_id_of, repeated
+from cellkit.cells.instances import IGNORE, IGNORED, Instances
+from cellkit.cells.names import image_id_of, plain, repeated
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted
 from cellkit.files import read_json
@@ -26,6 +26,7 @@ from cellkit.formats.coco_cells import (
     checked_key,
     checked_score,
     contradictions,
+    region_of_rows,
     with_pixels,
 )
 from cellkit.formats.coco_dialects import crowd_of, key_of, to_plain
@@ -40,7 +41,10 @@ UNKNOWN = "unknown"
 def read_coco(
     path: str | Path, root: str | Path = "", boxes: bool = False, convention: str | None = None
 ) -> CellDataset:
-    """Read a COCO file: images, classes by name, masks as RLE or polygons; crowd regions are kept apart.
+    """Read a COCO file: images, classes by name, masks as RLE or polygons.
+
+    Regions marked ``iscrowd`` hold objects that nobody outlined one by one: they are not annotated (`Instances.unknown`), and so
+    are objects of a category "ignore".
 
     Parameters
     ----------
@@ -92,17 +96,19 @@ def parse_coco(
     if twice := repeated(key_of(number) for number in ids):
         raise UserError(f"{path}: image ids: {twice[0]} is there twice", "give every entry an id of its own")
     records = _distinct(records)
-    grouped, crowd = _grouped(data["annotations"], ids, path)
-    rows = data["annotations"]
-    with_masks = any(isinstance(row, dict) and row.get("segmentation") for row in rows)
+    grouped, regions = _grouped(
+        data["annotations"], ids, path, ignored={n for n in categories if categories[n] == IGNORED}
+    )
+    rows = [row for of_image in grouped for row in of_image]
+    with_masks = any(row.get("segmentation") for row in rows)
     decode = cells_of_boxes if boxes and rows and not with_masks else cells_of_masks
     instances = [
         cells_of_rows(rows, r, categories, f"{path}: {r.image_id}", decode)
         for rows, r in zip(grouped, records, strict=True)
     ]
-    crowds = [
-        cells_of_rows(rows, r, categories, f"{path}: {r.image_id}", decode)
-        for rows, r in zip(crowd, records, strict=True)
+    instances = [
+        cells.with_unknown(region_of_rows(rows, cells.shape, f"{path}: {r.image_id}")) if rows else cells
+        for rows, r, cells in zip(regions, records, instances, strict=True)
     ]
     made_by = [entry["labels"] if entry.get("labels") in MAKERS else "" for entry in data["images"]]
     doubts = [] if decode is cells_of_boxes else contradictions(grouped, records, instances)
@@ -116,8 +122,7 @@ def parse_coco(
         classes,
         ids=ids,
         made_by=made_by,
-        crowd=crowds,
-        categories=categories,
+        categories={number: k for number, k in categories.items() if k != IGNORED},
         path=Path(path),
         notes=tuple(notes),
     )
@@ -181,7 +186,7 @@ def _opened(path: str | Path) -> Any:
 
 
 def _categories(entries: list, used: set, path) -> tuple[dict[int | str, int], tuple[str, ...], list[str]]:
-    """Return category id -> class id, the class names in order of category id, and notes; "unknown" is class 0.
+    """Return category id -> class id, the class names in order of category id, and notes; "unknown" is class 0, "ignore" -1.
 
     Parameters
     ----------
@@ -216,9 +221,10 @@ def _categories(entries: list, used: set, path) -> tuple[dict[int | str, int], t
             f"{path}: two categories have the same name: {which} are '{twice}', and both have annotations",
             "give one of them another name, or its annotations the id of the other",
         )
-    order = [n for n in sorted(named, key=lambda n: (isinstance(n, str), n)) if named[n] != UNKNOWN]
-    ids = {number: k for k, number in enumerate(order, 1)}
-    return ids | {n: 0 for n, name in named.items() if name == UNKNOWN}, tuple(named[n] for n in order), notes
+    other = {n: 0 for n, name in named.items() if name == UNKNOWN}
+    other |= {n: IGNORED for n, name in named.items() if plain(name) == IGNORE}
+    order = [n for n in sorted(named, key=lambda n: (isinstance(n, str), n)) if n not in other]
+    return {number: k for k, number in enumerate(order, 1)} | other, tuple(named[n] for n in order), notes
 
 
 def _roots(entries: list[dict], used: set) -> list[int | str]:
@@ -258,10 +264,15 @@ def refuse_unwritable(text: str, where: str) -> None:
         raise UserError(f"{where} {text[:40]!r} holds a control character", "write names in plain letters")
 
 
-def _grouped(rows: list, ids: list, path, common: bool = False) -> tuple[list[list[dict]], list[list[dict]]]:
-    """Return the annotations of each image, and its crowd regions; with `common` those of other images are left out."""
+def _grouped(
+    rows: list, ids: list, path, common: bool = False, ignored: Container = ()
+) -> tuple[list[list[dict]], list[list[dict]]]:
+    """Return the annotations of each image, and its regions of no single object: crowds, and what is of an `ignored` category.
+
+    With `common` those of other images are left out.
+    """
     place = {key_of(number): k for k, number in enumerate(ids)}
-    plain, crowd, orphans = [[] for _ in ids], [[] for _ in ids], []
+    objects, regions, orphans = [[] for _ in ids], [[] for _ in ids], []
     seen: set[int] = set()
     for position, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -279,13 +290,14 @@ def _grouped(rows: list, ids: list, path, common: bool = False) -> tuple[list[li
         if marked is None:
             what = f"{path}: annotation {position + 1}: iscrowd is {str(row['iscrowd'])[:40]!r}"
             raise UserError(what, "iscrowd is 1 for a region that is no single object, else 0")
-        (crowd if marked else plain)[place[number]].append(row)
+        is_region = marked or key_of(row.get("category_id")) in ignored
+        (regions if is_region else objects)[place[number]].append(row)
     if orphans and not common:
         raise UserError(
             f"{path}: {counted(len(orphans), 'annotation')} of images that are not there, e.g. image_id {orphans[0]}",
             "give the file the images it was made for, or compare what both have: cellkit score --common",
         )
-    return plain, crowd
+    return objects, regions
 
 
 def _distinct(records: list[ImageRecord]) -> list[ImageRecord]:

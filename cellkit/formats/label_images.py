@@ -1,4 +1,4 @@
-"""Label images in files: TIFF, PNG and OME-Zarr, read exactly or refused; (H, W) integers, 0 = background."""
+"""Label images in files: TIFF, PNG and OME-Zarr, read exactly or refused; (H, W) integers, 0 = background, -1 = not annotated."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ LOSSLESS_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 34933, 50000}
 
 
 def write_labels(path: str | Path, labels: np.ndarray, stamp: str | None = None) -> Path:
-    """Write a label image as a compressed TIFF of the smallest safe unsigned type, atomically.
+    """Write a label image as a compressed TIFF of the smallest safe type, atomically; unsigned where all is annotated.
 
     Parameters
     ----------
+    labels : (H, W) int, 0 = background, -1 = not annotated
     stamp : str, optional
         What tells later whether it is still as written, see `cellkit.formats.label_images`.
 
     Raises
     ------
     ValueError
-        Not a (H, W) integer array, negative, or an id above 2147483647.
+        Not a (H, W) integer array, an id below -1 or above 2147483647.
     UserError
         The file name does not end with .tif or .tiff.
     """
@@ -39,12 +40,12 @@ def write_labels(path: str | Path, labels: np.ndarray, stamp: str | None = None)
     if Path(path).suffix.lower() not in (".tif", ".tiff"):
         raise UserError(f"labels are written as TIFF, not as {Path(path).name}", "end the file name with .tif")
 
-    if labels.ndim != 2 or labels.dtype.kind not in "iub" or (labels.size and labels.min() < 0):
-        raise ValueError(f"a label image is (H, W) integer >= 0, this is {labels.shape} {labels.dtype}")
+    if labels.ndim != 2 or labels.dtype.kind not in "iub" or (labels.size and labels.min() < -1):
+        raise ValueError(f"a label image is (H, W) integer >= -1, this is {labels.shape} {labels.dtype}")
     largest = int(labels.max()) if labels.size else 0
     if largest > LARGEST_ID:
         raise ValueError(f"ids are 0 to {LARGEST_ID}, found {largest}; relabel first")
-    dtype = smallest_dtype(largest)
+    dtype = smallest_dtype(largest, signed=labels.min(initial=0) < 0)
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, labels.astype(dtype), compression="zlib", metadata=None, software=stamp or False)
     return Path(path)
@@ -62,7 +63,7 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
 
     Returns
     -------
-    (H, W) int32, 0 = background
+    (H, W) int32, 0 = background, -1 = not annotated
 
     Raises
     ------
@@ -102,21 +103,13 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
             f"{path} holds {labels.shape} {labels.dtype}", "a label image is (H, W) integers, 0 = background"
         )
     least, most = int(labels.min()), int(labels.max())
-    if least == -1:
-        raise not_annotated(path, int(np.count_nonzero(labels == -1)))
     if labels.dtype in (np.uint8, np.uint16) and _is_border(labels, np.iinfo(labels.dtype).max):
         raise _border_refused(path, most)
-    if most > LARGEST_ID or least < 0:
-        raise UserError(f"{path} holds ids from {least} to {most}", f"ids are 0 to {LARGEST_ID}")
+    if most > LARGEST_ID or least < -1:
+        raise UserError(
+            f"{path} holds ids from {least} to {most}", f"ids are 0 (background) to {LARGEST_ID}, or -1 (not annotated)"
+        )
     return labels.astype(np.int32)
-
-
-def not_annotated(path: str | Path, count: int) -> UserError:
-    """Return the error of a label image that marks pixels -1: made background, unlabelled cells would count as none."""
-    return UserError(
-        f"{path} marks {count} px with -1, which means not annotated: whether cells lie there is unknown",
-        "cut picture and labels to the annotated part; or set these pixels to 0 if no cell lies there",
-    )
 
 
 def _is_border(labels: np.ndarray, mark: int) -> bool:

@@ -96,13 +96,18 @@ def write_label_png(path: str | Path, labels: np.ndarray, stamp: str | None = No
     Raises
     ------
     UserError
-        More ids than 16 bits hold, or a name that does not end with .png.
+        More ids than 16 bits hold, parts that are not annotated, or a name that does not end with .png.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"{Path(path).name} is no name of a PNG", "end it with .png")
+    if labels.ndim == 2 and labels.dtype.kind == "i" and labels.min(initial=0) == -1:
+        raise UserError(
+            f"{Path(path).name} has parts that are not annotated (-1), and a PNG holds no negative numbers",
+            "write TIFF: --format tif",
+        )
     if labels.ndim != 2 or labels.dtype.kind not in "iub" or (labels.size and labels.min() < 0):
         raise UserError(f"a label image is (H, W) integer >= 0, this is {labels.shape} {labels.dtype}", "relabel first")
     if labels.max(initial=0) > 65_535:
@@ -208,7 +213,7 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
 
 def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
     """Write one label image; return how many cells lost pixels to others, and how many are left out without any."""
-    labels = image.cells.paint()
+    labels = image.cells.paint(unknown=-1)
     refuse_picture(path, image.pictures)
     refuse_changed(path, labels)
     (write_label_png if path.suffix == ".png" else write_labels)(path, labels, stamp_of(labels))
@@ -219,7 +224,7 @@ def note_makers(folder: Path, ending: str, images: Sequence[ImageToWrite]) -> No
     """Note in ``labels.json`` who made label images, and of those that lay there before what still holds."""
     before = chosen_cells(folder)
     files = [folder / f"{image.name}{ending}" for image in images]
-    cells = [Instances.from_labels(image.cells.paint()) for image in images]
+    cells = [Instances.from_labels(image.cells.paint(unknown=-1)) for image in images]
     makers = [image.made_by for image in images]
     known = {file.stem for file in files}
     for stem, (found, maker, sha256) in before.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -22,8 +23,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from cellkit.cells.dataset import MARKED, maker_of
-from cellkit.cells.instances import Instances
-from cellkit.cells.names import stem_of
+from cellkit.cells.instances import IGNORE, IGNORED, Instances
+from cellkit.cells.names import plain, stem_of
 from cellkit.cells.outlines import outlines, refuse_boxes
 from cellkit.errors import Quarantined, UserError, plain_reason
 from cellkit.files import atomic_path
@@ -74,8 +75,9 @@ def write_rois(
     """Write one ImageJ ROI per cell into a zip, atomically; the same cells give the same bytes.
 
     A cell of one piece without hole is a traced selection, any other a composite one; `read_rois` gives back the very
-    pixels, overlaps included. The group of a ROI is its class (ImageJ colours by it, and a new group is a new class); its
-    properties hold the names of the classes, the size of the image, and the score where it is not 1.
+    pixels, overlaps included. What is not annotated is a ROI called "ignore". The group of a ROI is its class (ImageJ colours by
+    it, and a new group is a new class); its properties hold the names of the classes, the size of the image, and the score where
+    it is not 1.
 
     Parameters
     ----------
@@ -113,10 +115,12 @@ def write_rois(
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         whose = {"cellkit.labels": made_by} if made_by in MARKED else {}
         archive.comment = json.dumps(whose | shared).encode()[:65_535]  # the only place when there is no cell
-        for k, rings in enumerate(outlines(found)):
-            name = f"{numbers[k]:0{digits}d}"
-            own = shared if found.scores[k] == 1 else shared | {"cellkit.score": repr(float(found.scores[k]))}
-            roi = _roi(rings, name, int(found.class_ids[k]), own)
+        for k, rings in enumerate([*outlines(found), *outlines(found.region())]):
+            name, group, own = IGNORE, 0, shared
+            if k < len(found):
+                name, group = f"{numbers[k]:0{digits}d}", int(found.class_ids[k])
+                own = shared if found.scores[k] == 1 else shared | {"cellkit.score": repr(float(found.scores[k]))}
+            roi = _roi(rings, name, group, own)
             archive.writestr(zipfile.ZipInfo(f"{name}.roi", (1980, 1, 1, 0, 0, 0)), roi, zipfile.ZIP_DEFLATED)
     return path
 
@@ -157,7 +161,8 @@ def read_rois(path: str | Path, shape: tuple[int, int] | None = None, failed: li
 
     Rectangles (also rotated and rounded), ovals, ellipses, polygons, freehand, traced and composite selections, with
     integer or sub-pixel corners; a pixel belongs to a ROI when its centre does, as in ImageJ. The group of a ROI is its class: by
-    the names that `write_rois` left in the zip, else "group 1", "group 2", ...
+    the names that `write_rois` left in the zip, else "group 1", "group 2", ... ROIs called "ignore" ("ignore-1", "ignore 2")
+    are regions that nobody annotated.
 
     Parameters
     ----------
@@ -203,11 +208,14 @@ def read_rois(path: str | Path, shape: tuple[int, int] | None = None, failed: li
         raise errors[0]
     if failed is not None:
         failed += [Quarantined(Path(path).name, plain_reason(str(error))) for error in errors]
-    class_ids = [int(rois[k][1].group) for k in kept]
+    names = [Path(rois[k][0]).stem for k in kept]
+    regions = [re.fullmatch(rf"{IGNORE}([-_ ]?\d+)?", plain(name)) is not None for name in names]
+    class_ids = [IGNORED if no_cell else int(rois[k][1].group) for k, no_cell in zip(kept, regions, strict=True)]
     found = Instances.from_runs(
         size, np.concatenate(starts), np.concatenate(lengths), np.cumsum(counts), class_ids, [scores[k] for k in kept]
     )
-    return Rois(found, classes, [Path(rois[k][0]).stem for k in kept])
+    cells = [name for name, no_cell in zip(names, regions, strict=True) if not no_cell]
+    return Rois(found.without_ignored(), classes, cells)
 
 
 def _covered(roi: Any, size: tuple[int, int], where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cellkit.cells.outlines import refuse_boxes
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
 from cellkit.formats.any import ImageCells, ImageToWrite, Reading
-from cellkit.formats.label_images import not_annotated, refuse_changed, stamp_of
+from cellkit.formats.label_images import refuse_changed, stamp_of
 from cellkit.formats.plain_pickle import read_plain_npy
 from cellkit.microscope.open import open_file
 
@@ -30,6 +30,7 @@ ENDINGS = ("_seg.npy",)
 WRITES = {"seg": "_seg.npy"}
 SAYS_PROPOSED = "the files say so"
 NEEDS_PICTURES = True  # the GUI finds a file by its picture
+DROPS_UNKNOWN = "Cellpose drops what says so when it saves: the image then counts as annotated all over"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Seg:
 
     Attributes
     ----------
-    labels : (H, W) int32, 0 = background
+    labels : (H, W) int32, 0 = background, -1 = not annotated
         As in the file; ids may have gaps.
     instances : Instances
         The same cells in ascending order of label, with class and score where they are known.
@@ -74,17 +75,19 @@ def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
 
     Cells written by `write_seg` come back with class and score. The Cellpose GUI drops both when it saves, but keeps the
     colour of every cell: with `classes`, in the order they were written, the colours tell the class; a cell drawn anew has
-    a colour of the GUI's and becomes a cell of unknown class.
+    a colour of the GUI's and becomes a cell of unknown class. Masks of -1 are not annotated, and so is what `write_seg` noted;
+    but in Cellpose's oldest files -1 is the background.
 
     Raises
     ------
     UserError
         A file that is damaged or names anything but arrays and containers, masks of a stack, masks that are no labels, or
-        that mark pixels as not annotated (-1).
+        whose -1 may mean either.
     """
     array = _bare_array(path)
     fields = read_plain_npy(path) if array is None else {"masks": array}
-    labels = _seg_labels(fields.get("masks"), path, fields.get("outlines"))
+    labels = _seg_labels(fields.get("masks"), path, fields.get("outlines"), is_ours=array is not None)
+    labels = np.where((labels == 0) & _noted_unknown(fields, labels.shape, path), np.int32(-1), labels)
     found = Instances.from_labels(labels)
     found, classes = _seg_classes(fields, found, np.unique(labels[labels > 0]), tuple(classes), path)
     name, image, by_hand = fields.get("filename"), fields.get("img"), fields.get("ismanual")
@@ -116,8 +119,20 @@ def _bare_array(path: str | Path) -> np.ndarray | None:
         return None
 
 
-def _seg_labels(masks: Any, path, edges: Any = None) -> np.ndarray:
-    """Return the masks as a label image; refuse stacks and what is no labels."""
+def _noted_unknown(fields: dict, shape: tuple[int, int], path) -> np.ndarray | bool:
+    """Return what `write_seg` noted as not annotated, (H, W) bool; False where it noted nothing."""
+    side = fields.get("cellkit")
+    runs = side.get("unknown") if isinstance(side, dict) else None
+    if runs is None:
+        return False
+    good = isinstance(runs, np.ndarray) and runs.ndim == 2 and runs.shape[1] == 2 and runs.dtype.kind in "iu"
+    if not good or (runs < 0).any() or (runs.sum(axis=1) > shape[0] * shape[1]).any():
+        raise UserError(f"{path} notes as not annotated what does not fit its masks", "remove its key 'cellkit'")
+    return replace(Instances.empty(shape), unknown=runs.astype(np.int64)).unknown_mask
+
+
+def _seg_labels(masks: Any, path, edges: Any = None, is_ours: bool = False) -> np.ndarray:
+    """Return the masks as a label image; refuse stacks and what is no labels. `is_ours`: -1 is never the background."""
     if not isinstance(masks, np.ndarray):
         raise UserError(f"{path} has no masks", "open it in Cellpose and save it again")
     masks = masks[0] if masks.ndim == 3 and masks.shape[0] == 1 else masks
@@ -127,10 +142,17 @@ def _seg_labels(masks: Any, path, edges: Any = None) -> np.ndarray:
         raise UserError(f"{path} holds masks {masks.shape} {masks.dtype}", "masks are (H, W) integers, 0 = background")
     least, most = int(masks.min()), int(masks.max())
     if least < -1 or most > LARGEST_ID - 1:
-        raise UserError(f"{path} holds ids from {least} to {most}", f"ids are 0 to {LARGEST_ID - 1}")
-    old = least == -1 and _counts_from_minus_one(masks, edges)
-    if least == -1 and not old:
-        raise not_annotated(path, int(np.count_nonzero(masks == -1)))
+        raise UserError(
+            f"{path} holds ids from {least} to {most}",
+            f"ids are 0 (background) to {LARGEST_ID - 1}, or -1 (not annotated)",
+        )
+    old = least == -1 and not is_ours and _counts_from_minus_one(masks, edges)
+    if least == -1 and most == 0 and not is_ours and not old and edges is None:
+        raise UserError(
+            f"{path} marks {np.count_nonzero(masks == -1)} px with -1: not annotated, or the background as in Cellpose's oldest "
+            "files; it has no other cell that tells which",
+            "save the masks as a label image: TIFF, int16, -1 = not annotated",
+        )
     return masks.astype(np.int32) + (1 if old else 0)
 
 
@@ -207,7 +229,8 @@ def write_seg(
 
     The GUI opens ``a_seg.npy`` together with ``a.png`` beside it, so name it after the image. Cells are numbered 1 to N; of
     overlapping cells the higher score keeps the pixels, and a cell left without any is left out. Class and score are kept
-    in the key ``cellkit``, and the class also as the colour of the cell, which the GUI shows and keeps.
+    in the key ``cellkit``, and the class also as the colour of the cell, which the GUI shows and keeps. What is not annotated is
+    noted in that key too: the GUI would read masks of -1 as background, and drops the key when it saves.
 
     Parameters
     ----------
@@ -254,6 +277,7 @@ def write_seg(
         "cellkit": {"classes": list(classes), "class_ids": found.class_ids, "scores": found.scores},
     }
     fields["cellkit"] |= {"labels": made_by} if made_by in MARKED else {}
+    fields["cellkit"] |= {"unknown": found.unknown} if found.unknown_px else {}
     fields |= {} if image is None else {"img": _three_channels(image)}
     if stamped:
         fields["cellkit"]["stamp"] = stamp_of(labels)

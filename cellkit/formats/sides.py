@@ -185,9 +185,8 @@ def _same_classes(truth: CellDataset, found: CellDataset) -> tuple[CellDataset, 
     found = replace(found, notes=found.notes + _strange_classes(truth, found))
     if classless or not set(truth.classes) & set(found.classes):
         plain = [[objects.with_classes(0) for objects in side.instances] for side in (truth, found)]
-        crowd = [objects.with_classes(0) for objects in truth.crowd]
         found = replace(found, instances=plain[1], classes=())
-        return replace(truth, instances=plain[0], classes=(), crowd=crowd), found
+        return replace(truth, instances=plain[0], classes=()), found
     names = [*truth.classes, *(name for name in found.classes if name not in truth.classes)]
     number = np.array([0, *(names.index(name) + 1 for name in found.classes)])
     instances = [objects.with_classes(number[objects.class_ids]) for objects in found.instances]

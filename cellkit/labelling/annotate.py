@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.cells.dataset import CellDataset
+from cellkit.cells.dataset import CellDataset, known_in_part
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut, too_small
 from cellkit.cells.outlines import refuse_boxes
@@ -32,7 +32,7 @@ class Labelled:
     Parameters
     ----------
     image_id : str
-    labels : (H, W) int32
+    labels : (H, W) int32, 0 = background, -1 = not annotated
     made_by : str
         "truth", "corrected" or "proposed".
     cells : Instances, optional
@@ -108,7 +108,7 @@ def choose_labels(
         known = _known(coco, images, truth["truth"])
         taught = {r.image_id for r in images.records if teacher and r.split == "train"}
         named = [r.image_id for r in images.records if r.image_id in known and r.image_id not in taught]
-        chosen = [Labelled(name, known[name].paint(), "truth", known[name]) for name in named]
+        chosen = [Labelled(name, known[name].paint(unknown=-1), "truth", known[name]) for name in named]
         if taught:
             place = {r.image_id: k for k, r in enumerate(images.records)}
             chosen = [*chosen, *(one for one in _proposed(images, proposals, {}) if one.image_id in taught)]
@@ -123,6 +123,8 @@ def choose_labels(
         if quarantine is not None:
             quarantine(unused)
         chosen = _proposed(images, proposals, seen)
+    if partly := known_in_part([item.instances for item in chosen]):
+        LOG.info(f"labels: {partly}")
     if use != "truth" and "truth" in truth:
         _warn_unused(chosen, truth["truth"], use)
     chosen = [_without_small(item, min_area_px) for item in chosen]
@@ -146,7 +148,7 @@ def refuse_unlabelled(labelled: bool) -> None:
 
 def _whole(image_id: str, labels: np.ndarray, made_by: str, cells: Instances) -> Labelled:
     """Keep the cells beside the image painted from them where that image loses some of them."""
-    overlap = int(cells.areas_px.sum()) > int(np.count_nonzero(labels))
+    overlap = int(cells.areas_px.sum()) > int(np.count_nonzero(labels > 0))
     return Labelled(image_id, labels, made_by, cells if overlap else None)
 
 
@@ -206,7 +208,7 @@ def _proposed(
 
 def _without_small(item: Labelled, min_area_px: int) -> Labelled:
     ids, place, areas = np.unique(item.labels, return_inverse=True, return_counts=True)  # ids may be huge
-    large = (areas >= min_area_px)[place].reshape(item.labels.shape)
+    large = ((areas >= min_area_px) | (ids < 0))[place].reshape(item.labels.shape)
     labels = np.where(large, item.labels, 0).astype(np.int32)
     cells = item.cells if item.cells is None else item.cells[item.cells.areas_px >= min_area_px]
     areas = areas[ids > 0] if item.cells is None else item.cells.areas_px
@@ -219,7 +221,7 @@ def _warn_small(chosen: Sequence[Labelled], min_area_px: int) -> None:
     for item in chosen:
         left.add(f"{too_small(min_area_px, 'label.min_area_px')}, {item.made_by}", item.image_id, len(item.left_out))
     small = [area for item in chosen for area in item.left_out]
-    if small and not any(item.labels.any() for item in chosen):
+    if small and not any((item.labels > 0).any() for item in chosen):
         raise UserError(
             f"label.min_area_px is {min_area_px}, and the largest of {counted(len(small), 'cell')} has {max(small)} px",
             "lower min_area_px of label, finetune, coco and maskrcnn",

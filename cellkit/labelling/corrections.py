@@ -44,7 +44,7 @@ class Correction:
     Parameters
     ----------
     cells : Instances
-    labels : (H, W) int32
+    labels : (H, W) int32, 0 = background, -1 = not annotated
         The same painted, with the file's own ids where it has any.
     path : Path
         The file.
@@ -350,23 +350,25 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
         maker = seg.made_by if not saved and as_written(path) else ""
     elif kind == "roi":
         cells = read_rois(path, shape).instances
-        labels, maker = cells.paint(), rois_made_by(path)
+        labels, maker = cells.paint(unknown=-1), rois_made_by(path)
     else:
         labels = read_labels(path)
         cells = Instances.from_labels(labels)
         maker = "proposed" if is_stamped_proposal(path, labels) else ""
     if cells.shape != shape:
         raise UserError(f"{path.name} is {cells.shape}, {record.path} is {shape} px", "label this very image")
+    if not len(cells) and cells.unknown_px == labels.size:
+        raise UserError(f"{path.name} marks every pixel as not annotated", "take it out, or label some cells")
     return cells.with_classes(0).with_scores(1.0), labels, saved, maker
 
 
 def same_cells(a: Instances, b: Instances) -> bool:
-    """Tell whether two sets of cells of one image are the same masks, in whatever order."""
+    """Tell whether two sets of cells of one image are the same masks, in whatever order, and alike in what is not annotated."""
     from cellkit.scores.iou import overlaps
 
     pairs = overlaps(a, b)
     exact = int(np.count_nonzero(pairs.shared_px == pairs.union_px))
-    return len(a) == len(b) == exact
+    return len(a) == len(b) == exact and np.array_equal(a.unknown, b.unknown)
 
 
 def _are_labels(cells: Instances) -> bool:

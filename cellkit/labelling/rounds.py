@@ -138,6 +138,8 @@ def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
 def change(before: Instances, after: Instances) -> tuple[int, int, int, int, float]:
     """Return how many cells are the same, changed, added and removed, and the mean IoU of the matched (nan for none).
 
+    Cells that lie mostly where the image is not annotated afterwards are neither kept nor removed.
+
     Examples
     --------
     >>> a = Instances.from_labels(np.array([[1, 1, 0, 2, 2, 2, 0, 3]]))
@@ -145,9 +147,10 @@ def change(before: Instances, after: Instances) -> tuple[int, int, int, int, flo
     >>> change(a, b)
     (1, 1, 0, 1, 0.8333333333333333)
     """
-    from cellkit.scores.iou import overlaps
+    from cellkit.scores.iou import overlaps, scorable
     from cellkit.scores.matching import match_pairs
 
+    before = scorable(after, before)
     pairs = overlaps(before, after)
     i, j = match_pairs(pairs)
     iou = {(a, b): s / u for a, b, s, u in zip(pairs.truth, pairs.found, pairs.shared_px, pairs.union_px, strict=True)}

@@ -9,7 +9,7 @@ Source of the architecture: He, Gkioxari, Dollar, Girshick, "Mask R-CNN", 2017; 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, project_masks_on_boxes
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
@@ -103,8 +103,42 @@ class UNetPyramid(nn.Module):
         return [smooth(level) for smooth, level in zip(self.smooth, levels, strict=True)]
 
 
+def unknown_share(boxes: torch.Tensor, unknown: torch.Tensor) -> torch.Tensor:
+    """Return which share of each box, as far as it lies in the picture, is not annotated.
+
+    Parameters
+    ----------
+    boxes : (N, 4) float
+        Left, top, right, bottom in px, taken to whole ones.
+    unknown : (H, W) bool
+
+    Returns
+    -------
+    (N,) float32
+        0 of a box of no pixel.
+    """
+    total = F.pad(unknown.float().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    left, right = (boxes[:, k].round().clamp(0, unknown.shape[1]).long() for k in (0, 2))
+    top, bottom = (boxes[:, k].round().clamp(0, unknown.shape[0]).long() for k in (1, 3))
+    inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+    return inside / ((right - left) * (bottom - top)).clamp(min=1)
+
+
+def _no_background(labels: torch.Tensor, boxes: torch.Tensor, target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return labels in which boxes of no cell that lie mostly where nothing is annotated are -1: torchvision leaves them out.
+
+    Detectron did so with proposals of which 0.7 lay in a crowd region of COCO (``TRAIN.CROWD_FILTER_THRESH``).
+    """
+    if "unknown" not in target:
+        return labels
+    return torch.where((labels == 0) & (unknown_share(boxes, target["unknown"]) > 0.5), -1, labels)
+
+
 class _Proposals(RegionProposalNetwork):
-    """Proposals from the named levels only: a pixel of the finest level is too small to hold a cell."""
+    """Proposals from the named levels only: a pixel of the finest level is too small to hold a cell.
+
+    Anchors that lie mostly where nothing is annotated are no background.
+    """
 
     levels: tuple[str, ...] = ()
 
@@ -113,6 +147,10 @@ class _Proposals(RegionProposalNetwork):
         most = max(PROPOSALS, height * width // PX_PER_PROPOSAL)
         self._pre_nms_top_n["testing"] = self._post_nms_top_n["testing"] = most
         return super().forward(images, OrderedDict((k, features[k]) for k in self.levels), targets)
+
+    def assign_targets_to_anchors(self, anchors, targets):
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        return [_no_background(*one) for one in zip(labels, anchors, targets, strict=True)], boxes
 
 
 class _Predictor(nn.Module):
@@ -138,9 +176,32 @@ class _MaskPredictor(nn.Module):
 
 
 class _Heads(RoIHeads):
-    """The score is the probability of being a cell; what the cap cuts is counted."""
+    """The score is the probability of being a cell; what the cap cuts is counted.
+
+    Where something is not annotated, proposals that lie mostly there are no background, and its pixels have no part in the
+    loss of the masks.
+    """
 
     over_cap = 0
+    targets: Sequence[Mapping[str, torch.Tensor]] = ()
+
+    def forward(self, features, proposals, image_shapes, targets=None):
+        self.targets = targets or ()
+        if not any("unknown" in target for target in self.targets):
+            return super().forward(features, proposals, image_shapes, targets)
+        proposals, matched, labels, offsets = self.select_training_samples(proposals, targets)
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        losses = dict(
+            zip(("loss_classifier", "loss_box_reg"), fastrcnn_loss(logits, deltas, labels, offsets), strict=True)
+        )
+        cells = [torch.where(one > 0)[0] for one in labels]
+        boxes, matched = ([one[k] for one, k in zip(part, cells, strict=True)] for part in (proposals, matched))
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))[:, 1]
+        return [], losses | {"loss_mask": _known_mask_loss(logits, boxes, matched, targets)}
+
+    def assign_targets_to_proposals(self, proposals, gt_boxes, gt_labels):
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        return matched, [_no_background(*one) for one in zip(labels, proposals, self.targets, strict=True)]
 
     def take_over_cap(self) -> int:
         """Return how many detections the cap cut since the last call."""
@@ -162,6 +223,19 @@ class _Heads(RoIHeads):
         self.over_cap += max(len(kept) - self.detections_per_img, 0)
         kept = kept[: self.detections_per_img]
         return boxes[kept], scores[kept], torch.ones_like(kept)
+
+
+def _known_mask_loss(logits: torch.Tensor, boxes, matched, targets) -> torch.Tensor:
+    """Return the cross entropy of masks (N, M, M) in the boxes of cells, over the pixels that are annotated."""
+    size, wanted, known = logits.shape[-1], [], []
+    for box, which, one in zip(boxes, matched, targets, strict=True):
+        wanted.append(project_masks_on_boxes(one["masks"], box, which, size))
+        everywhere = torch.ones_like(one["masks"][:1], dtype=torch.bool)
+        annotated = ~one["unknown"][None] if "unknown" in one else everywhere
+        known.append(project_masks_on_boxes(annotated, box, torch.zeros_like(which), size))
+    each = F.binary_cross_entropy_with_logits(logits, torch.cat(wanted), reduction="none")
+    counted = torch.cat(known)
+    return (each * counted).sum() / counted.sum().clamp(min=1e-6)
 
 
 def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
@@ -238,6 +312,7 @@ def _resnet50() -> nn.Module:
 def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_px: int = 8) -> dict:
     """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,) all 1 = cell, masks (N, H, W) uint8.
 
+    Where some of it is not annotated (label -1), ``unknown`` (H, W) bool tells where.
     A cell of unknown class trains boxes and masks like any other; with `ignore_unknown` false it is background.
     """
     cells = Instances.from_labels(labels)
@@ -251,11 +326,12 @@ def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_p
     boxes = cells.boxes_xywh.astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
     masks = np.stack([cells.mask(k) for k in range(len(cells))]) if len(cells) else np.zeros((0, *labels.shape), bool)
-    return {
+    made = {
         "boxes": torch.from_numpy(boxes),
         "labels": torch.ones(len(cells), dtype=torch.int64),
         "masks": torch.from_numpy(masks.astype(np.uint8)),
     }
+    return made | ({"unknown": torch.from_numpy(labels < 0)} if cells.unknown_px else {})
 
 
 def load_encoder(model: nn.Module, path: Path) -> None:

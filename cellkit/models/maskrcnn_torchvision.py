@@ -215,7 +215,8 @@ def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
     12288
     """
     factor = CELL_PX / diameter_px
-    crowd = max((len(x) / (x.shape[0] * x.shape[1] * factor**2) for x in instances), default=0)
+    areas = [x.shape[0] * x.shape[1] - x.unknown_px for x in instances]
+    crowd = max((len(x) / (px * factor**2) for x, px in zip(instances, areas, strict=True) if px), default=0)
     return max(DEFAULTS["tile_detections"], round(3 * crowd * TILE_PX**2))
 
 
@@ -304,6 +305,7 @@ def scaled(image: np.ndarray, truth: Instances, diameter_px: float) -> tuple[np.
     -------
     planes : (3, h, w) float32
     labels : (h, w) int32
+        0 = background, -1 = not annotated.
     class_of : (N + 1,) int64
         Class of each label; 0 = unknown.
     """
@@ -316,7 +318,7 @@ def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.n
     import cv2
 
     planes, labels, _ = item
-    warp, _ = random_warp(labels, rng, size_px)
+    warp, _ = random_warp(np.maximum(labels, 0), rng, size_px)
     size = (size_px, size_px)
     turned = cv2.warpAffine(np.ascontiguousarray(planes.transpose(1, 2, 0)), warp, size, flags=cv2.INTER_LINEAR)
     ids = cv2.warpAffine(labels.astype(np.float64), warp, size, flags=cv2.INTER_NEAREST)
@@ -324,7 +326,10 @@ def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.n
 
 
 class _Loss:
-    """Step number -> sum of torchvision's five losses over a batch of crops, and of the classifier's over one of cells."""
+    """Step number -> sum of torchvision's five losses over a batch of crops, and of the classifier's over one of cells.
+
+    A crop without a labelled cell of which some is not annotated is left out: perhaps nothing in it is known.
+    """
 
     def __init__(self, model, items: Sequence, config: TrainSettings):
         from cellkit.models.cell_classifier import ClassLoss
@@ -344,8 +349,12 @@ class _Loss:
         for index in chosen:
             picture, labels = crop(self.items[index], rng, self.config.crop_px)
             made = target(labels, self.items[index][2], self.config.ignore_unknown)
+            if "unknown" in made and not len(made["boxes"]):
+                continue
             planes.append(torch.from_numpy(np.ascontiguousarray(picture)).to(device))
             targets.append({k: v.to(device) for k, v in made.items()})
+        if not targets:
+            return 0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad) + self.class_loss(rng)
         return sum(self.model(planes, targets).values()) + self.class_loss(rng)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.scores.iou import Overlaps
+from cellkit.cells.instances import Instances
+from cellkit.scores.iou import Overlaps, overlaps
 from cellkit.scores.matching import (
     THRESHOLDS,
     ScoredImages,
@@ -170,12 +171,24 @@ def _greedy(i, j, iou, crowd, ignored, matched, ignored_found) -> None:
 
 
 def score(images: ScoredImages) -> dict[str, Any]:
-    """Return `coco` of all objects as one category."""
-    return coco(images.pairs, crowd=images.crowd)
+    """Return `coco` of all objects as one category; what is not annotated is a crowd region in each image."""
+    pairs, crowd = _with_regions(images)
+    return coco(pairs, crowd=crowd)
+
+
+def _with_regions(images: ScoredImages) -> tuple[list[Overlaps], list[np.ndarray]]:
+    """Return the pairs with what is not annotated as one more true object, and which true objects are that."""
+    pairs, crowd = list(images.pairs), [np.zeros(image.n_truth, bool) for image in images.pairs]
+    for k, truth in enumerate(images.truths):
+        if truth.unknown_px:
+            pairs[k] = overlaps(Instances.concatenate([truth, truth.region()]), images.every[k])
+            crowd[k] = np.r_[crowd[k], True]
+    return pairs, crowd
 
 
 def details(images: ScoredImages) -> dict[str, Any]:
     """Return the AP of each class, where there are classes."""
     if not images.with_class:
         return {}
-    return {"by_class": coco(images.pairs, per_class=True, crowd=images.crowd, classes=images.classes)["by_class"]}
+    pairs, crowd = _with_regions(images)
+    return {"by_class": coco(pairs, per_class=True, crowd=crowd, classes=images.classes)["by_class"]}

@@ -25,7 +25,7 @@ from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, nearest
 from cellkit.modules import load_all
 from cellkit.scores.intervals import BOOTSTRAP, Units, jackknife
-from cellkit.scores.iou import overlap_images
+from cellkit.scores.iou import overlap_images, scorable
 from cellkit.scores.matching import ScoredImages, classes_of_truth, json_number
 from cellkit.scores.table import score_table, summary
 
@@ -50,11 +50,13 @@ def compare_conventions(
     by: str | None = None,
     classes: Sequence[str] = (),
     conventions: Sequence[str] | None = None,
-    crowd: Sequence[np.ndarray] | None = None,
     bootstrap: int = BOOTSTRAP,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Score the same objects under every convention, side by side, and say in a line why the numbers differ.
+
+    Found objects that lie mostly where the truth is not annotated do not count (`cellkit.scores.iou.scorable`); `coco` has a
+    rule of its own for them.
 
     Parameters
     ----------
@@ -62,9 +64,6 @@ def compare_conventions(
         Also the MAP IoU of each part: cell_type, group, split, class_name or size; needs the records.
     conventions : list of str, optional
         Default all. Where the truth is boxes only, the boxes of the predictions are scored, by the conventions `ON_BOXES`.
-    crowd : list of (G,) bool, optional
-        For coco only.
-
     Returns
     -------
     dict
@@ -91,12 +90,10 @@ def compare_conventions(
         truths, founds = [x.as_boxes() for x in truths], [x.as_boxes() for x in founds]
     pairs = overlap_images(truths, founds)
     with_class = any(image.found_classes.any() for image in pairs) and bool(classes_of_truth(pairs))
-    crowds = [np.zeros(image.n_truth, bool) for image in pairs] if crowd is None else crowd
     groups = None if records is None else [record.group for record in records]
-    images = ScoredImages(pairs, crowds, truths, founds, classes, with_class, groups, bootstrap, seed)
-    scored = {}
-    for name in chosen:
-        scored[name] = _scored(known[name], images, what)
+    counted = [scorable(*pair) for pair in zip(truths, founds, strict=True)]
+    images = ScoredImages(pairs, truths, counted, classes, with_class, groups, bootstrap, seed, every=founds)
+    scored = {name: _scored(known[name], images, what) for name in chosen}
     result: dict[str, Any] = {"images": len(pairs), "conventions": scored, "by": {}}
     if by is not None:
         result["by"] = {by: _by_part(truths, founds, records, by, classes, bootstrap, seed)}

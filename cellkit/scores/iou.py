@@ -86,7 +86,7 @@ class Overlaps:
 
 
 def overlaps(truth: Instances, found: Instances) -> Overlaps:
-    """Count the pixels that every true and every found object of one image share.
+    """Count the pixels that every true and every found object of one image share, wherever they lie: see `scorable`.
 
     Exact for objects that overlap within a side too. The work grows with the runs and with the pairs of runs that meet,
     not with the pixels of the image and not with the product of the two numbers of objects.
@@ -106,11 +106,7 @@ def overlaps(truth: Instances, found: Instances) -> Overlaps:
     >>> pairs.iou
     array([0.25      , 0.66666667])
     """
-    if truth.shape != found.shape:
-        raise UserError(
-            f"the truth is {truth.shape[0]} x {truth.shape[1]} px, the found is {found.shape[0]} x {found.shape[1]} px",
-            "compare objects of the same image; scale predictions back to its size first",
-        )
+    refuse_other_size(truth, found)
     true_runs, found_runs = sorted_runs(truth), sorted_runs(found)
     i, j, pixels = shared_pixels(true_runs, found_runs, len(truth), len(found))
     return Overlaps(
@@ -119,8 +115,53 @@ def overlaps(truth: Instances, found: Instances) -> Overlaps:
     )
 
 
+def scorable(truth: Instances, found: Instances) -> Instances:
+    """Return the found cells that count: not those of which more than half lies where the truth is not annotated.
+
+    Such a cell is neither right nor wrong. A true cell is known wherever it lies, so a cell left out has less than half of its
+    pixels in true ones and could match none of them (IoU of 0.5). The IoU is that of whole cells: no pixel is taken off an area.
+
+    The rule is that of panoptic quality for crowd regions (Kirillov et al. 2019; panopticapi, evaluation.py, commit 1ad5afa).
+    COCO (pycocotools 2.0.11, cocoeval.py) and Cityscapes (evalInstanceLevelSemanticLabeling.py, commit 13c6ab2) ask for as large
+    a share of the found cell as the threshold of the IoU; `cellkit.scores.coco` does as COCO.
+
+    Raises
+    ------
+    UserError
+        The two sides are of images of different size.
+
+    Examples
+    --------
+    >>> truth = Instances.from_labels(np.array([[1, 1, 0, -1, -1, -1]]))
+    >>> len(scorable(truth, Instances.from_labels(np.array([[1, 1, 2, 2, 3, 3]]))))  # the last lies in it, the second by half
+    2
+    """
+    if not truth.unknown_px:
+        return found
+    refuse_other_size(truth, found)
+    before = np.r_[0, np.cumsum(truth.unknown_mask.ravel())]
+    inside = before[found.starts + found.lengths] - before[found.starts]
+    inside_px = np.bincount(found.owner_of_run, inside, len(found)).astype(np.int64)
+    return found[2 * inside_px <= found.areas_px]
+
+
+def refuse_other_size(truth: Instances, found: Instances) -> None:
+    """Refuse two sides that are of images of different size.
+
+    Raises
+    ------
+    UserError
+        With both sizes.
+    """
+    if truth.shape != found.shape:
+        raise UserError(
+            f"the truth is {truth.shape[0]} x {truth.shape[1]} px, the found is {found.shape[0]} x {found.shape[1]} px",
+            "compare objects of the same image; scale predictions back to its size first",
+        )
+
+
 def overlap_images(truths: Sequence[Instances], founds: Sequence[Instances]) -> list[Overlaps]:
-    """Return the `Overlaps` of every image.
+    """Return the `Overlaps` of every image, of the found objects that are `scorable`.
 
     Raises
     ------
@@ -138,7 +179,7 @@ def overlap_images(truths: Sequence[Instances], founds: Sequence[Instances]) -> 
     found_overlaps = []
     for position, (truth, found) in enumerate(zip(truths, founds, strict=True), 1):
         try:
-            found_overlaps.append(overlaps(truth, found))
+            found_overlaps.append(overlaps(truth, scorable(truth, found)))
         except UserError as error:
             raise UserError(f"image {position} of {len(truths)}: {error}") from error
     return found_overlaps

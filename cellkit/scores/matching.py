@@ -209,19 +209,19 @@ class ScoredImages:
     Parameters
     ----------
     pairs : list of Overlaps
-    crowd : list of (G,) bool
-        Which true objects are crowds.
     truths, founds : list of Instances
+        Those of `pairs`: found objects that lie mostly where the truth is not annotated are left out.
     classes : list of str
         Names of class 1, 2, ...
     with_class : bool
         Both sides know classes.
     groups : list of str, optional
     bootstrap, seed : int
+    every : list of Instances
+        All found objects, for a convention that has a rule of its own for those.
     """
 
     pairs: Sequence[Overlaps]
-    crowd: Sequence[np.ndarray]
     truths: Sequence[Instances]
     founds: Sequence[Instances]
     classes: Sequence[str] = ()
@@ -229,11 +229,13 @@ class ScoredImages:
     groups: Sequence[str] | None = None
     bootstrap: int = BOOTSTRAP
     seed: int = 0
+    every: Sequence[Instances] = ()
 
     def subset(self, kept: np.ndarray) -> ScoredImages:
         """Keep some images, (images,) bool."""
         chosen = np.flatnonzero(kept)
-        parts = {name: [getattr(self, name)[k] for k in chosen] for name in ("pairs", "crowd", "truths", "founds")}
+        per_image = ("pairs", "truths", "founds", *(["every"] if self.every else []))
+        parts = {name: [getattr(self, name)[k] for k in chosen] for name in per_image}
         groups = None if self.groups is None else [self.groups[k] for k in chosen]
         return replace(self, **parts, groups=groups)
 

@@ -11,7 +11,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
-from cellkit.scores.iou import overlaps
+from cellkit.scores.iou import overlaps, scorable
 from cellkit.scores.kaggle import kaggle
 from cellkit.scores.matching import match_pairs
 from cellkit.show.style import (
@@ -196,6 +196,25 @@ def _lay(ax: Axes, layer: np.ndarray, shape: tuple[int, int]) -> None:
     ax.imshow(layer, extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5), interpolation="antialiased")
 
 
+def draw_unknown(ax: Axes, cells: Instances) -> None:
+    """Veil what is not annotated in grey, with light stripes."""
+    if not cells.unknown_px:
+        return
+    mask, _ = _at_drawing_scale(cells.unknown_mask)
+    rows, columns = np.indices(mask.shape, sparse=True)
+    layer = np.uint8([0, 0, 0, 0]) + np.uint8([128, 128, 128, 110]) * mask[..., None]
+    layer[mask & ((rows - columns) % 28 < 4)] = (215, 215, 215, 150)
+    _lay(ax, layer, cells.shape)
+
+
+def unknown_handle(*sides: Instances | None) -> list:
+    """Return what a legend says of `draw_unknown`; nothing where all is annotated."""
+    from matplotlib.patches import Patch
+
+    patch = Patch(facecolor="#808080", edgecolor="#D7D7D7", hatch="\\\\\\", label="not annotated")
+    return [patch] if any(one is not None and one.unknown_px for one in sides) else []
+
+
 def legend_below(ax: Axes, handles: list) -> None:
     """Put a legend below the Axes."""
     if handles:
@@ -219,6 +238,8 @@ def show_overlay(
 ) -> Axes:
     """Show found cells as outlines in the colour of their class, true cells as thin dashes, white and dark.
 
+    What is not annotated, on either side, lies under a striped grey veil.
+
     Parameters
     ----------
     image : (H, W) or (H, W, 3) uint8
@@ -238,13 +259,16 @@ def show_overlay(
     checked_pair(image, found, truth)
     ax = draw_picture(axes_or_new(ax, shape=image.shape), image, title)
     shape = image.shape[:2]
+    for side in (found, truth):
+        if side is not None:
+            draw_unknown(ax, side)
     if len(found):
         colours, dashes = zip(*((class_colour(k), class_dashes(k)) for k in found.class_ids.tolist()), strict=True)
         _lay(ax, cell_layer(found, colours, line_px, fill, dashes=dashes), shape)
     if truth is not None and len(truth):
         _lay(ax, _dashed_layer(truth, max(2, line_px // 2)), shape)
     if legend:
-        legend_below(ax, _overlay_handles(found, truth, classes, names))
+        legend_below(ax, _overlay_handles(found, truth, classes, names) + unknown_handle(found, truth))
     return draw_bar(ax, um_per_px)
 
 
@@ -304,11 +328,13 @@ def show_errors(
     """Show where an answer is right and wrong: hit, missed (striped), invented, wrong class, with counts.
 
     A hit is a pair with IoU strictly above `threshold`. The image is shown in grey, with a scale bar where its pixel size
-    is known.
+    is known. What is not annotated lies under a veil; found cells that lie mostly there are not judged, and not drawn.
     """
     checked_pair(image, truth, found)
+    found = scorable(truth, found)
     of_truth, of_found = verdicts(truth, found, threshold)
     ax = draw_picture(axes_or_new(ax, shape=image.shape), (grey_of(image) * 0.75).astype(np.uint8), title)
+    draw_unknown(ax, truth)
     shape, missed = image.shape[:2], truth[of_truth == "missed"]
     if len(missed):
         _lay(ax, cell_layer(missed, [VERDICTS["missed"]] * len(missed), 3, fill=0.55, stripes=True), shape)
@@ -317,7 +343,7 @@ def show_errors(
     if legend:
         counts = {name: int((of_found == name).sum()) for name in VERDICTS} | {"missed": len(missed)}
         with_class = truth.class_ids.any() and found.class_ids.any()
-        legend_below(ax, _verdict_handles(counts, with_class))
+        legend_below(ax, _verdict_handles(counts, with_class) + unknown_handle(truth))
     return draw_bar(ax, um_per_px)
 
 
@@ -335,7 +361,10 @@ def show_worst(data: CellDataset, found: Sequence[Instances], ax: Axes | None = 
     if not len(data):
         return words_only("no image that could show it is labelled", ax)
     own = [k for k, maker in enumerate(data.made_by) if maker != "proposed"]
-    score = {k: kaggle([overlaps(data.instances[k], found[k])], bootstrap=0)["score"] for k in own or range(len(data))}
+    score = {}
+    for place in own or range(len(data)):
+        pairs = overlaps(data.instances[place], scorable(data.instances[place], found[place]))
+        score[place] = kaggle([pairs], bootstrap=0)["score"]
     k = min(score, key=lambda place: (score[place], place))
     name, um = data.records[k].image_id, data.records[k].um_per_px
     if own:

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from fastcore.basics import groupby
 
+from cellkit.cells.instances import IGNORE
 from cellkit.cells.names import image_id_of, plain, repeated, split_of_file, split_of_folders, stem_of
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.files import decoded
-from cellkit.formats.coco_dialects import key_of, to_plain
+from cellkit.formats.coco_dialects import crowd_of, key_of, to_plain
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, list_files
 from cellkit.sources.assign_splits import assign_splits
@@ -58,7 +59,8 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
     A file called after train, val or test, or in a folder called so, is that split; else the ``split`` (``subset``, ``set``)
     of an image, else the folder of the picture. Classes go by the names of the categories. Files that cellkit wrote bring back
-    cell type, group and split. A file with boxes and no masks gives boxes. Crowd regions are left out.
+    cell type, group and split. A file with boxes and no masks gives boxes. Crowd regions and objects of a category "ignore" are
+    not annotated.
     """
     root = Path(root)
     listed: list[_Listed] = []
@@ -112,7 +114,7 @@ class Sheet:
             str(key_of(entry.get("id"))): str(entry.get("name")) for entry in self.categories if isinstance(entry, dict)
         }
         used = {str(key_of(row.get("category_id"))) for rows in self.rows.values() for row in rows}
-        return {names[number] for number in used if number in names} - {"unknown"}
+        return {names[number] for number in used if number in names} - {"unknown", IGNORE}
 
 
 def read_sheets(root: Path, convention: str | None = None) -> list[Sheet]:
@@ -189,7 +191,9 @@ def _read_sheet(path: Path, convention: str | None) -> Sheet:
         isinstance(part, list) and all(isinstance(x, dict) for x in part) for part in (images, annotations, categories)
     ):
         raise UserError(f"{path} lacks lists of images, annotations and categories", "give a whole COCO file")
-    no_masks = bool(annotations) and not any(row.get("segmentation") for row in annotations)
+    ignored = {key_of(entry.get("id")) for entry in categories if plain(str(entry.get("name"))) == IGNORE}
+    objects = [row for row in annotations if not crowd_of(row) and key_of(row.get("category_id")) not in ignored]
+    no_masks = bool(objects) and not any(row.get("segmentation") for row in objects)
     return Sheet(path, split_of_file(path.stem), images, categories, _by_image(path, images, annotations), no_masks)
 
 
@@ -298,10 +302,8 @@ def _load_coco(
         ids = [number[k] for k in cells.class_ids.tolist()]
     else:
         ids = class_id_of(line, config) if line else 0
-    crowd = len(coco.crowd[0])
     cells = replace(cells.with_classes(ids), boxes_only=sheet.boxes_only)
-    notes = [*([f"{counted(crowd, 'crowd region')} left out"] if crowd else []), *coco.notes]
-    return noted(made._replace(instances=cells, planes="".join(f"({text})" for text in notes)), notes)
+    return noted(made._replace(instances=cells, planes="".join(f"({text})" for text in coco.notes)), coco.notes)
 
 
 def _once_each(listed: list[_Listed]) -> list[SourceImage]:

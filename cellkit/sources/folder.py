@@ -158,7 +158,7 @@ def _load_seg(
         raise proposals_are_no_truth(seg.name)
     check_same_way(made, path, seg)
     check_shape(found.labels.shape, made.image.shape[:2], seg, path)
-    if made.instances is not None and (relabel(found.labels)[0] != made.instances.paint()).any():
+    if made.instances is not None and (relabel(found.labels)[0] != made.instances.paint(unknown=-1)).any():
         raise UserError(
             f"{path.name} has masks beside it that differ from {seg.name}",
             "keep what you corrected last, remove the other",

@@ -21,9 +21,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cellkit.cells.dataset import CellDataset
-from cellkit.cells.instances import Instances
-from cellkit.cells.names import check_ids
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset, known_in_part
+from cellkit.cells.instances import IGNORE, Instances
+from cellkit.cells.names import check_ids, plain
 from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import resize_image, resize_instances, resized_shape
 from cellkit.cells.splits import groups_across_splits
@@ -60,7 +62,8 @@ def detect_kind(root: str | Path) -> str:
 def classes_of(root: str | Path, kind: str) -> tuple[str, ...]:
     """Return the classes that a data set names, sorted; ("cell",) where it names none."""
     classes = optional(load("source", kind), "classes")
-    return tuple(sorted(classes(Path(root)) if classes else ())) or ("cell",)
+    named = classes(Path(root)) if classes else ()
+    return tuple(sorted(name for name in named if plain(name) != IGNORE)) or ("cell",)
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------
@@ -347,14 +350,14 @@ def record_of(item: SourceImage, loaded: Loaded, scale: float, root: Path) -> Im
 
 def _cells_to_json(cells: Instances) -> dict:
     arrays = ("starts", "lengths", "offsets", "class_ids", "scores")
-    return {"shape": list(cells.shape), "boxes_only": cells.boxes_only} | {
-        k: getattr(cells, k).tolist() for k in arrays
-    }
+    plain_values = {key: getattr(cells, key).tolist() for key in (*arrays, "unknown")}
+    return {"shape": list(cells.shape), "boxes_only": cells.boxes_only} | plain_values
 
 
 def _cells_from_json(stored: dict) -> Instances:
     arrays = (stored[key] for key in ("starts", "lengths", "offsets", "class_ids", "scores"))
-    return replace(Instances.from_runs(stored["shape"], *arrays), boxes_only=stored["boxes_only"])
+    unknown = np.array(stored.get("unknown", []), np.int64).reshape(-1, 2)
+    return replace(Instances.from_runs(stored["shape"], *arrays), boxes_only=stored["boxes_only"], unknown=unknown)
 
 
 def _from_entry(entry: dict) -> tuple[ImageRecord, Instances | None, list[Level], dict, list[int]]:
@@ -380,6 +383,8 @@ def _converted(
         for record, (_, cells, *_) in zip(records, done, strict=True)
     ]
     made_by = ["" if cells is None else "truth" for _, cells, *_ in done]
+    if partly := known_in_part(instances):
+        LOG.info(partly)
     conversion = [
         level_row(record.image_id, record.source, level, of)
         for record, result in zip(records, done, strict=True)

@@ -205,7 +205,7 @@ def inspect_coco(path: str | Path) -> dict[str, Any]:
 
     coco = read_coco(path, boxes=True)
     found = summarise("coco", [cells.shape for cells in coco.instances], coco.instances, coco.classes)
-    return found | {"crowd": sum(map(len, coco.crowd)), "set_aside": []}
+    return found | {"set_aside": []}
 
 
 def _read_one(item) -> tuple[tuple[int, int], Instances | None]:
@@ -223,7 +223,8 @@ def summarise(
     dict
         kind, images, unlabelled (images without truth), objects, classes {name: objects}, height_px and width_px
         [least, most], objects_per_image [least, median, most], area_px [least, median, most], diameter_px (of the median
-        cell), empty (labelled images without object), overlapping (images whose objects share pixels), faults {tiny,
+        cell), empty (labelled images without object), in_part (images that are annotated in part), known (share of all labelled
+        images' pixels that is annotated), overlapping (images whose objects share pixels), faults {tiny,
         pieces, holes, touching, border}: see `cellkit.cells.labels.check_labels`. Where only boxes are known, truth is "boxes",
         areas are those of boxes, and faults is empty.
     """
@@ -250,6 +251,10 @@ def summarise(
         "area_px": three_numbers(areas),
         "diameter_px": round(float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)), 1) if areas.size else None,
         "empty": sum(not len(cells) for cells in known),
+        "in_part": sum(bool(cells.unknown_px) for cells in known),
+        "known": round(
+            1 - sum(cells.unknown_px for cells in known) / max(sum(map(math.prod, (c.shape for c in known))), 1), 4
+        ),
         "overlapping": sum(bool(cells.overlapping) for cells in known),
         "faults": {} if boxes else {name: sum(fault[name] for fault in faults) for name in FAULTS},
     }
@@ -269,6 +274,10 @@ def folder_to_text(found: dict[str, Any]) -> str:
         if found.get(name):
             lines.append(f"{name.replace('_', ' ')}: {_listed(found[name])}")
     lines.append(f"objects: {found['objects']} ({_listed(found['classes'])})")
+    if found["in_part"]:
+        lines.append(
+            f"annotated in part: {counted(found['in_part'], 'image')}; of all {100 * found['known']:.0f} % is known"
+        )
     if found["objects"]:
         least, median, most = found["objects_per_image"]
         areas = found["area_px"]

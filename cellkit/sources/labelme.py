@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.cells.instances import Instances
+from cellkit.cells.instances import IGNORED, Instances
 from cellkit.cells.names import image_id_of, plain, split_of_folders
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
@@ -42,7 +42,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
     Folders train, val and test are the split. Where there is no test folder, ``config.split.test`` is the share of the
     training images that becomes test. Labels become classes by name or by ``config.class_names``; null there keeps the
-    object with class 0 (unknown).
+    object with class 0 (unknown). Shapes of the label "ignore", rectangles too, say what is not annotated.
     """
     root = Path(root)
     files = list_files(root, (".json",))
@@ -107,7 +107,8 @@ def _load_labelme(root: Path, path: Path, config: ConvertConfig, convert: Conver
         )
     masks, corners, ids = [], [], []
     for shapes in _objects(content["shapes"]):
-        placed = [_shape_mask(item, shape, f"{path.name}, shape {number}") for number, item in shapes]
+        ignored = class_id_of(str(shapes[0][1]["label"]), config) == IGNORED
+        placed = [_shape_mask(item, shape, f"{path.name}, shape {number}", ignored) for number, item in shapes]
         mask, corner = placed[0] if len(placed) == 1 else _union(placed, shape)
         masks.append(mask)
         corners.append(corner)
@@ -145,13 +146,18 @@ def _objects(shapes: list) -> list[list[tuple[int, dict]]]:
     return list(objects.values())
 
 
-def _shape_mask(item: dict, shape: tuple[int, int], where: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return a boolean mask and the column and row of its first pixel."""
+def _shape_mask(
+    item: dict, shape: tuple[int, int], where: str, ignored: bool = False
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return a boolean mask and the column and row of its first pixel; a rectangle only of a region that is `ignored`."""
     points = _points(item, shape, where)
     if item.get("shape_type") == "mask":
         return _embedded_mask(item, points, where)
     if item.get("shape_type") == "polygon":
         return _polygon_mask(points, shape, where)
+    if item.get("shape_type") == "rectangle" and ignored and len(points) == 2:
+        (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+        return _polygon_mask(np.array([[left, top], [right, top], [right, bottom], [left, bottom]]), shape, where)
     raise UserError(f"{where} is a '{item.get('shape_type')}'", "outline each cell as a polygon or a mask")
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cellkit.cells.instances import Instances
+from cellkit.cells.instances import IGNORE, IGNORED, Instances
 from cellkit.cells.names import plain, stem_of
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, nearest, raise_or_collect
@@ -92,12 +92,18 @@ class SourceImage:
     def load(self, convert: Convert | None = None) -> Loaded:
         """Read, convert and return the image and its truth; raises what is wrong with it.
 
+        Objects of the class "ignore" are regions that are not annotated; an image of which nothing is annotated has no truth.
+
         Parameters
         ----------
         convert : callable, optional
             Makes the picture; see `converted`, the default.
         """
-        return self.loader(convert=convert or converted)
+        made = self.loader(convert=convert or converted)
+        cells = None if made.instances is None else made.instances.without_ignored()
+        if cells is not None and not len(cells) and cells.unknown_px == math.prod(cells.shape):
+            cells = None
+        return made._replace(instances=cells)
 
 
 def failing(problem: str, remedy: str = "") -> Callable[..., Loaded]:
@@ -150,7 +156,9 @@ def only_class(config: ConvertConfig) -> str:
 
 
 def class_id_of(label: str, config: ConvertConfig) -> int:
-    """Return the class id of a label of the source: by class_names, else by name; 0 where class_names says null.
+    """Return the class id of a label of the source: by class_names, else by name.
+
+    It is 0 where class_names says null, and `IGNORED` for "ignore": a region that nobody annotated.
 
     Raises
     ------
@@ -160,7 +168,7 @@ def class_id_of(label: str, config: ConvertConfig) -> int:
     name = _renamed(label, config)
     if name is None:
         return 0
-    ids = {plain(known): number for number, known in enumerate(config.classes, 1)}
+    ids = {plain(known): number for number, known in enumerate(config.classes, 1)} | {IGNORE: IGNORED}
     if plain(name) not in ids:
         raise unknown_class(label, config, f"the source's label '{label}'")
     return ids[plain(name)]
@@ -184,14 +192,15 @@ def known_class(label: str, config: ConvertConfig) -> int:
 def class_of_line(label: str, config: ConvertConfig) -> str:
     """Return the class that a whole image of the source's `label` has; "" where class_names says null."""
     number = known_class(label, config)
-    return config.classes[number - 1] if number else ""
+    return config.classes[number - 1] if number > 0 else ""
 
 
 def unknown_class(label: str, config: ConvertConfig, what: str) -> UserError:
     """Return the error of a label that is no class and that the config does not name."""
     return UserError(
         f"{what} is none of the classes ({', '.join(config.classes)}){nearest(label, config.classes)}",
-        f"name it in convert.class_names, e.g. {label}: {config.classes[0]} (or null: cells of no known class)",
+        f"name it in convert.class_names, e.g. {label}: {config.classes[0]} (or null: cells of no known class; "
+        "ignore: a region that nobody annotated)",
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.cells.dataset import CellDataset
+from cellkit.cells.dataset import CellDataset, known_in_part
 from cellkit.cells.instances import Instances
 from cellkit.cells.labels import check_labels
 from cellkit.cells.records import SPLIT_TITLES, common_channels
@@ -57,7 +57,7 @@ def measure_image(image: np.ndarray, cells: Instances, tiny_px: int = 15) -> dic
     -------
     dict
         class_ids, areas_px : of every cell. light : (N, 3) mean grey level of every cell, per colour. ground : (3,) median
-        grey level of the pixels outside every cell, nan where there are none. faults : how many cells are, by `FAULTS`.
+        grey level of the annotated pixels outside every cell, nan where there are none. faults : how many cells are, by `FAULTS`.
         Pieces and holes are those of the painted label image, where of two cells that overlap the one of higher score, or
         else the first, has the pixel.
     """
@@ -66,7 +66,7 @@ def measure_image(image: np.ndarray, cells: Instances, tiny_px: int = 15) -> dic
     owner, pixels = painted.ravel()[inside], image.reshape(-1, 3)[inside]
     counts = np.maximum(np.bincount(owner, minlength=len(cells) + 1)[1:], 1)
     light = [np.bincount(owner, pixels[:, k], len(cells) + 1)[1:] / counts for k in range(3)]
-    ground = _ground(image, painted == 0)
+    ground = _ground(image, (painted == 0) & ~cells.unknown_mask if cells.unknown_px else painted == 0)
     shared = _sharing(cells)
     return {
         "class_ids": cells.class_ids,
@@ -124,6 +124,7 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
         area_px : {class: [least, 5 %, 25 %, median, 75 %, 95 %, most]}; diameter_px : {class: of the median area}
         area_um2 : as area_px; {} unless the pixel size of every image is known
         light : {class: {colour: the same seven points of the cells' mean grey level}}, ground : {colour: of the images' ground}
+        in_part : how many images are annotated in part, and how much of them, in words; "" where none is
         faults : {kind: cells}, see `FAULT_WORDS`; faults_by_image : the 20 images with the largest share of faulty cells
         channels : what is in the colours; tiny_px
 
@@ -183,6 +184,7 @@ def describe(dataset: CellDataset, tiny_px: int = 15, workers: int = 1) -> dict[
             name: {COLOURS[k]: _seven(light[mine, k]) for k in shown} for name, mine in of_class.items()
         },
         "ground": {COLOURS[k]: _seven([one["ground"][k] for one in seen]) for k in shown},
+        "in_part": known_in_part(dataset.instances),
         "faults": faults,
         "faults_by_image": _worst(records, seen),
         "channels": sorted({record.channels for record in records if record.channels}),
@@ -294,4 +296,4 @@ def remarks(sheet: Mapping[str, Any]) -> list[str]:
     if empty:
         lines.append(f"{empty} of {sheet['images']} images without a cell")
     lines += [f"{counted(n, 'image')} flagged: {flag.replace('_', ' ')}" for flag, n in sheet["flags"].items()]
-    return lines
+    return [*lines, sheet["in_part"]] if sheet.get("in_part") else lines

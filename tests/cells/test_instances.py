@@ -202,7 +202,7 @@ def test_placing_small_masks_is_pasting_them(data, height, width):
         (np.zeros((2, 2)), "float64"),
         (np.zeros((2, 2, 3), int), r"\(2, 2, 3\)"),
         (np.zeros(4, int), r"\(4,\)"),
-        (np.array([[0, -1]]), "found -1"),
+        (np.array([[0, -2]]), "found -2"),
     ],
 )
 def test_what_is_no_label_image_is_refused(labels, reason):

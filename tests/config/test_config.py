@@ -153,7 +153,11 @@ def test_a_config_cannot_be_changed(write):
         ("evaluate: {profile: sartorus}", "profile is 'sartorus' (text), wanted one of 'dsb2018'", "submission"),
         ("classes: HEK", "classes is 'HEK' (text), wanted a list of names", "cell classes"),
         ("classes: [a, a]", "classes is ['a', 'a'], wanted at least one name, all different", "cell classes"),
-        ("classes: [a]\nconvert: {class_names: {x: b}}", "class_names has x: 'b', wanted null or one of: a", "unknown"),
+        (
+            "classes: [a]\nconvert: {class_names: {x: b}}",
+            "class_names has x: 'b', wanted null, ignore or one of: a",
+            "unknown",
+        ),
         (
             "convert: {class_names: {x: 3}}",
             "convert.class_names.x is 3 (a whole number), wanted text, or null",

@@ -81,7 +81,7 @@ def test_what_is_written_comes_back(tmp_path_factory, made):
     coco = read_coco(write_coco(folder / "truth.json", records, instances, classes, ids, with_scores=True))
     assert (coco.records, coco.ids, coco.classes) == (records, ids, tuple(classes))
     assert coco.instances == instances
-    assert [len(region) for region in coco.crowd] == [0] * len(records)
+    assert [cells.unknown_px for cells in coco.instances] == [0] * len(records)
     results = write_results(folder / "results.json", ids, instances)
     assert read_results(results, coco) == instances
     assert read_results(results, dict(zip(ids, [x.shape for x in instances], strict=True))) == instances

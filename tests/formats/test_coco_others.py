@@ -7,6 +7,7 @@ import json
 import math
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -196,11 +197,11 @@ def test_missing_area_and_iscrowd_and_extra_keys_do_no_harm(tmp_path):
     assert (coco.records[0].flags, coco.records[0].group, coco.records[0].split) == ("", "", "")
 
 
-def test_crowd_regions_stand_apart(tmp_path):
+def test_crowd_regions_are_not_annotated_and_labelled_cells_in_them_are_known(tmp_path):
     rows = [annotation(id=1), annotation(id=2, iscrowd=1, segmentation={"size": [3, 4], "counts": [0, 12]})]
     coco = read_coco(saved(tmp_path, a_file(annotations=rows)))
-    assert coco.instances == [worked(class_ids=[1])]
-    assert [x.areas_px.tolist() for x in coco.crowd] == [[12]]
+    assert [replace(x, unknown=x.unknown[:0]) for x in coco.instances] == [worked(class_ids=[1])]
+    assert np.array_equal(coco.instances[0].unknown_mask, coco.instances[0].paint() == 0)
 
 
 def test_a_byte_order_mark_is_read_over(tmp_path):
@@ -219,9 +220,12 @@ def test_results_may_lack_the_category_and_come_in_any_order(tmp_path):
 @pytest.mark.parametrize("mark", [1, True, 1.0, "1", "true"])
 def test_a_crowd_region_is_one_in_whatever_spelling(tmp_path, mark):
     coco = read_coco(saved(tmp_path, a_file(annotations=[annotation(), annotation(id=2, iscrowd=mark)])))
-    assert (len(coco.instances[0]), len(coco.crowd[0])) == (1, 1)
+    assert (len(coco.instances[0]), coco.instances[0].unknown_px) == (1, 0), "the two are the same pixels"
+    elsewhere = annotation(id=2, iscrowd=mark, segmentation={"size": [3, 4], "counts": [0, 1, 11]})
+    coco = read_coco(saved(tmp_path, a_file(annotations=[annotation(), elsewhere])))
+    assert (len(coco.instances[0]), coco.instances[0].unknown_px) == (1, 1)
     coco = read_coco(saved(tmp_path, a_file(annotations=[annotation(iscrowd="0"), annotation(id=2, iscrowd=None)])))
-    assert (len(coco.instances[0]), len(coco.crowd[0])) == (2, 0)
+    assert (len(coco.instances[0]), coco.instances[0].unknown_px) == (2, 0)
 
 
 @pytest.mark.parametrize("nothing", [[[0, 1, 1, 1, 2, 1]], [[9, 9, 12, 9, 12, 12]], {"size": [3, 4], "counts": [12]}])

@@ -146,7 +146,7 @@ class TestScoreSides:
             with pytest.raises(UserError, match=problem):
                 score_sides(side, side, ["kaggle"], by=by, bootstrap=0)
 
-    def test_a_crowd_absorbs_detections_for_coco_alone(self, tmp_path):  # fault 32
+    def test_a_crowd_absorbs_detections_whatever_the_convention(self, tmp_path):  # fault 32
         picture = cells("10022", "10022", "00000")
         content = {
             "images": [{"id": 1, "file_name": "a.png", "height": 3, "width": 5}],
@@ -157,11 +157,14 @@ class TestScoreSides:
             ],
         }
         truth = read_side(write_json(tmp_path / "truth.json", content))
-        assert (truth.cells, [len(crowd) for crowd in truth.crowd]) == (1, [1])
+        assert (truth.cells, [cells.unknown_px for cells in truth.instances]) == (1, [4])
         found = read_side(labels_at(tmp_path / "labels", a=picture))
-        told = score_sides(*match_sides(truth, found), ["kaggle", "coco"], bootstrap=0)["conventions"]
-        assert told["coco"]["score"] == pytest.approx(1.0)
-        assert told["kaggle"]["score"] == 0.5
+        told = score_sides(*match_sides(truth, found), bootstrap=0)
+        assert {name: one["score"] for name, one in told["conventions"].items()} == dict.fromkeys(
+            told["conventions"], pytest.approx(1.0)
+        )
+        wanted = "1 image is annotated in part (73 % known); found mostly elsewhere and not counted: 1 cell"
+        assert told["in_part"] == wanted and wanted in scores_to_text(told, "truth", "found")
 
 
 class TestCompareModels:

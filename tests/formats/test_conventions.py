@@ -82,7 +82,7 @@ def test_cvats_masks_are_single_objects(tmp_path):
     coco = read_coco(saved(tmp_path, cvat_file()), convention="cvat")
     assert [cells.areas_px.tolist() for cells in coco.instances] == [[2, 4], [2]]
     assert [cells.class_ids.tolist() for cells in coco.instances] == [[1, 2], [2]]
-    assert [len(region) for region in coco.crowd] == [0, 0]
+    assert [cells.unknown_px for cells in coco.instances] == [0, 0]
     assert coco.notes == ("read as single objects, as CVAT means them: 1 mask marked iscrowd",)
 
 
@@ -98,7 +98,8 @@ def test_whether_crowds_are_objects_is_asked_not_guessed(tmp_path, mark):
     assert "marks 1 annotation iscrowd" in message
     assert 'convention="cvat" or "plain"' in message
     plain = read_coco(tmp_path / "labels.json", convention="plain")
-    assert ([len(x) for x in plain.instances], [len(x) for x in plain.crowd], plain.notes) == ([1, 1], [1, 0], ())
+    assert [len(x) for x in plain.instances] == [1, 1] and plain.notes == ()
+    assert [x.unknown_px > 0 for x in plain.instances] == [True, False]
 
 
 def test_without_masks_cvats_file_is_not_ambiguous(tmp_path):
@@ -111,7 +112,7 @@ def test_crowds_of_others_are_crowds(tmp_path):
     data = cvat_file() | {"info": {"description": "COCO 2017"}}
     for row in data["annotations"]:
         del row["attributes"]
-    assert [len(region) for region in read_coco(saved(tmp_path, data)).crowd] == [1, 0]
+    assert [x.unknown_px > 0 for x in read_coco(saved(tmp_path, data)).instances] == [True, False]
 
 
 @pytest.mark.parametrize("convention", [None, "plain", "cvat"])

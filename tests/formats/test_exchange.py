@@ -109,7 +109,8 @@ def test_tools_coco_files(said, tmp_path):
     (tmp_path / "crowd.json").write_text(json.dumps(data | {"info": {}, "images": [data["images"][0] | {"id": 2}],
         "annotations": [{**data["annotations"][0], "image_id": 2, "attributes": 0}]}))  # fmt: skip
     code, out, err = said("labels", tmp_path / "crowd.json", "-o", tmp_path / "none")
-    assert code == 0 and "note: left out: 1 region marked iscrowd (no single object)" in err
+    assert code == 0 and "note: 1 image is annotated in part (73 % known)" in err
+    np.testing.assert_array_equal(read_labels(tmp_path / "none/a.tif"), -(TWO == 1).astype(int))
 
 
 def test_polygons_come_with_a_statement(said, tmp_path):

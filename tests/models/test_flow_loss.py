@@ -129,10 +129,24 @@ def test_intensities_vary_and_an_empty_channel_stays_empty(varied):
 
 
 def test_prepare_brings_what_is_known_to_the_scale_of_the_network():
-    known = np.zeros((96, 96), bool)
-    known[:48] = True
-    item = prepare(np.zeros((96, 96, 3), np.uint8), Instances.from_labels(LABELS), 15.0, known=known)
-    assert item.known.shape == (192, 192) and item.known[:96].all() and not item.known[96:].any()
+    labels = LABELS.copy()
+    labels[48:][labels[48:] == 0] = -1
+    item = prepare(np.zeros((96, 96, 3), np.uint8), Instances.from_labels(labels), 15.0)
+    assert item.known.shape == (192, 192) and item.known[:96].all()
+    assert np.array_equal(item.known[96:], item.target[2, 96:] > 0), "a labelled cell is known"
+    assert np.array_equal(item.target, target_of(np.kron(LABELS, np.ones((2, 2), np.int32)))), (
+        "the cells stay as they are"
+    )
+    assert prepare(np.zeros((96, 96, 3), np.uint8), Instances.from_labels(LABELS), 15.0).known is None
+
+
+def test_beyond_the_image_is_background_also_where_its_picture_is_known_in_part():
+    item = item_with(np.zeros((96, 96), bool))
+    counted, left_out = (
+        crop(item, np.random.default_rng(3), 128, Variation(outside=outside)) for outside in (True, False)
+    )
+    beyond = ~crop(ITEM, np.random.default_rng(3), 128, Variation(outside=False)).known
+    assert np.array_equal(counted.known, beyond) and beyond.any() and not left_out.known.any()
 
 
 class Killed(BaseException):

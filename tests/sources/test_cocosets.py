@@ -89,8 +89,9 @@ def test_classes_go_by_name_whatever_the_numbers(tmp_path):
     item = listed(tmp_path, config("coco", class_names={"odd": None}))["i"]
     loaded = item.load()
     assert loaded.instances.class_ids.tolist() == [2, 1] and item.cell_type == "mixed"
-    assert loaded.planes.startswith("(1 crowd region left out)(1 of 2 boxes contradict their masks")
-    assert loaded.levels[0].note.startswith("1 crowd region left out; 1 of 2 boxes")
+    assert loaded.planes.startswith("(1 of 2 boxes contradict their masks")
+    assert loaded.levels[0].note.startswith("1 of 2 boxes")
+    assert loaded.instances.unknown_px == 0, "the crowd region is where a cell is"
     assert not loaded.instances.boxes_only
 
 

@@ -143,7 +143,7 @@ class TestFiles:
         write_coco(tmp_path / "t.json", drawn.records, drawn.instances, drawn.classes)
         told = inspect_coco(tmp_path / "t.json")
         counts = np.bincount(np.concatenate([cells.class_ids for cells in drawn.instances]))
-        assert (told["kind"], told["images"], told["crowd"]) == ("coco", 6, 0)
+        assert (told["kind"], told["images"], told["in_part"], told["known"]) == ("coco", 6, 0, 1.0)
         assert told["classes"] == {"HEK": counts[1], "N2a": counts[2]}
 
     def test_a_microscope_file_in_words(self, tmp_path):

@@ -22,7 +22,7 @@ from cellkit.models import weights
 from cellkit.models.gate import choosers
 from cellkit.models.training_state import History
 from cellkit.parallel import progress
-from cellkit.scores.iou import overlaps
+from cellkit.scores.iou import overlaps, scorable
 from cellkit.scores.kaggle import kaggle
 from cellkit.scores.table import score_table, summary
 
@@ -90,7 +90,7 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
 
 def map_iou(pairs: Iterable[tuple[Instances, Instances]]) -> float:
     """Return MAP IoU (kaggle, mean of images) of (truth, found) pairs, one of each image; nan of none."""
-    images = [overlaps(truth, found) for truth, found in pairs]
+    images = [overlaps(truth, scorable(truth, found)) for truth, found in pairs]
     return kaggle(images, bootstrap=0)["score"] if images else np.nan
 
 

@@ -57,7 +57,6 @@ def prepare(
     diameter_px: float,
     cache: Path | None = None,
     channels: str = "both",
-    known: np.ndarray | None = None,
     normalise: tuple[float, float] = NORMALISE,
 ) -> Prepared:
     """Bring one labelled image to network scale (cells of 30 px) and make its target.
@@ -65,20 +64,16 @@ def prepare(
     Parameters
     ----------
     image : (H, W, 3) uint8
+    truth : Instances
+        What it does not annotate is not known.
     cache : Path, optional
         As for `target_of`.
-    known : (H, W) bool, optional
-        Where the image is annotated; None = everywhere.
     normalise : (float, float)
         As for `two_channels`.
     """
-    import cv2
-
     planes, labels = to_network_scale(two_channels(image, channels, normalise), truth, diameter_px, least_px=8)
-    if known is not None:
-        shape = labels.shape[::-1]
-        known = cv2.resize(known.astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
-    return Prepared(planes, target_of(labels, cache), known)
+    known = labels >= 0 if truth.unknown_px else None
+    return Prepared(planes, target_of(np.maximum(labels, 0), cache), known)
 
 
 class Crop(NamedTuple):
@@ -119,9 +114,9 @@ def crop(item: Prepared, rng: np.random.Generator, size_px: int, variation: Vari
     turned_y = turned[1, 0] * flow_x + turned[1, 1] * flow_y
     turned_x = turned[0, 0] * flow_x + turned[0, 1] * flow_y
     known = None if item.known is None else both[channels + 3] > 0.5
-    if not variation.outside:
+    if known is not None or not variation.outside:
         inside = _inside(item.target.shape[1:], warp, size_px)
-        known = inside if known is None else inside & known
+        known = (inside if known is None else inside & known) | (~inside & variation.outside)
     planes = (vary_strongly if variation.strong else vary)(both[:channels], rng)
     return Crop(planes, np.stack([turned_y, turned_x, cell]).astype(np.float32), known)
 

@@ -98,11 +98,12 @@ def to_network_scale(
     -------
     planes : (C, h, w) float32
     labels : (h, w) int32
+        0 = background, -1 = not annotated.
     """
     import cv2
 
     size = network_shape(truth.shape, diameter_px, least_px)
-    labels = truth.paint().astype(np.float64)
+    labels = truth.paint(unknown=-1).astype(np.float64)
     labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
     return resized(planes, size, diameter_px > CELL_PX), labels
 
