@@ -198,3 +198,25 @@ def test_crops_are_rows_of_single_cells(drawn):
     sides = {tuple(np.abs(np.diff([ax.get_xlim(), ax.get_ylim()])).ravel()) for ax in axes.flat if ax.images}
     assert len(sides) == 1  # one scale
     assert show_crops(replace(drawn.subset([0]), instances=[Instances.empty((96, 96))])).shape == (1, 8)
+
+
+# ---- what is not annotated -------------------------------------------------------------------------------------------
+def test_what_is_not_annotated_lies_under_a_grey_veil_and_is_not_judged():
+    region = np.zeros((40, 60), bool)
+    region[:, 40:] = True
+    truth, found = squares((5, 5, 20, 20)), squares((5, 5, 20, 20), (5, 45, 20, 55), (25, 5, 35, 15))
+    marked = truth.with_unknown(region)
+    for ax, layer in (
+        (show_overlay(COLOUR, found, marked), 1),
+        (show_overlay(COLOUR, marked), 1),
+        (show_errors(GREY, marked, found), 1),
+    ):
+        veil = painted(ax, layer)
+        scale = veil.shape[0] // 40
+        alpha = veil[::scale, ::scale, 3][:40, :60]
+        assert (alpha[:, 40:] > 0).all() and not alpha[:, :40].any()
+        assert len(np.unique(veil[..., 0][veil[..., 3] > 0])) == 2, "striped"
+        assert texts(ax)[-1] == "not annotated"
+    assert [text for text in texts(show_errors(GREY, marked, found)) if "invented" in text] == ["invented 1"]
+    assert [text for text in texts(show_errors(GREY, truth, found)) if "invented" in text] == ["invented 2"]
+    assert "not annotated" not in texts(show_overlay(COLOUR, found, truth))
