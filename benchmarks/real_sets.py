@@ -283,16 +283,6 @@ def scores_of(backend: ModuleType, checkpoint: Path, test: CellDataset) -> dict[
     return {"map_iou": [one["score"] for one in each], "ap50": [one["by_threshold"]["0.50"] for one in each]}
 
 
-def scores_of(backend: ModuleType, checkpoint: Path, test: CellDataset) -> dict[str, list[float]]:
-    """Return the scores of each image: "map_iou", MAP IoU (kaggle), and "ap50", TP / (TP + FP + FN) at IoU 0.5."""
-    from cellkit.scores.iou import overlaps
-    from cellkit.scores.kaggle import kaggle
-
-    found = predict_all(backend.load(checkpoint), test, "score")
-    each = [kaggle([overlaps(t, f)], bootstrap=0) for t, f in zip(test.instances, found, strict=True)]
-    return {"map_iou": [one["score"] for one in each], "ap50": [one["by_threshold"]["0.50"] for one in each]}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add where images come from."""
     parser.add_argument(

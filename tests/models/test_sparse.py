@@ -15,7 +15,7 @@ from cellkit.models.shared.fine_tuning import map_iou
 from cellkit.models.shared.flow_loss import FlowLoss, prepare
 from cellkit.models.shared.flows import target_of
 from cellkit.models.shared.inputs import two_channels
-from cellkit.models.unet_search import score_maps
+from cellkit.models.shared.threshold_search import score_maps
 
 DIAMETER_PX = 30.0
 

@@ -17,7 +17,7 @@ from cellkit.errors import counted
 from cellkit.log import LOG
 from cellkit.models.shared.fine_tuning import nearest_to_default
 from cellkit.models.shared.flows import flow_errors, follow, outline, without
-from cellkit.scores.iou import Overlaps, overlaps
+from cellkit.scores.iou import Overlaps, overlaps, scorable
 from cellkit.scores.kaggle import kaggle
 from cellkit.settings import as_yaml
 
@@ -137,7 +137,8 @@ def score_maps(
         for f, flow in enumerate(flow_thresholds):
             bad = errors > flow if flow else np.zeros(len(errors), bool)
             if bad.tobytes() not in seen:
-                seen[bad.tobytes()] = overlaps(truth, outline(without(labels, bad), maps[2], truth.shape, cellprob))
+                found = outline(without(labels, bad), maps[2], truth.shape, cellprob)
+                seen[bad.tobytes()] = overlaps(truth, scorable(truth, found))
             pairs = seen[bad.tobytes()]
             every = np.ones(pairs.n_truth, bool)
             for a, least in enumerate(min_areas_px):
