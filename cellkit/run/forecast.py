@@ -2,7 +2,7 @@
 
 A training step and a labelled megapixel of each backend are timed once, by a process of their own; what they take is kept in
 the user's cache, for this processor, number of threads, version and settings. The rest is counting: images, pixels at network
-scale, steps, scores along the way, searches of thresholds.
+scale, steps, scores along the way, searches of thresholds; where few images are labelled, those of each short run.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError
+from cellkit.evaluate.folds import fold_settings
 from cellkit.fetch.find import locate_weights
 from cellkit.fetch.registry import cache_folder
 from cellkit.files import read_json, write_json
@@ -34,12 +36,14 @@ from cellkit.log import LOG
 from cellkit.machine import GB, arithmetic, peak_bytes
 from cellkit.manifest import sha256_json
 from cellkit.models import backend_module, get_backend
-from cellkit.models.gate import choosers
+from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS, NOBODY, QUARTERS, THREE_PARTS, Regime, choosers, regime_of
+from cellkit.models.interpolation import STEPS
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import Cost
 from cellkit.models.shared.fine_tuning import SEARCHED_ON
 from cellkit.models.shared.inputs import CELL_PX, bytes_for
 from cellkit.settings import weights_fields
+from cellkit.sources.loading import is_perhaps
 
 TIMED_PX = 192  # side of the image that is timed
 TIMEOUT_S = 600
@@ -47,6 +51,7 @@ WORTH_MPX = 8.0  # a run whose trainings see fewer megapixels takes hardly longe
 STARTS = {"convert": 3, "label": 3, "finetune": 3, "coco": 3, "maskrcnn": 3, "evaluate": 5}  # times all imports
 CONVERT_S = 0.3  # a megapixel, of a file of three planes
 DIAMETER_MPX = 13 * 4 * (8 * CELL_PX) ** 2 / 1e6  # looked at to estimate a diameter, see `models.shared.diameter`
+OTHERS_MPX = 0.2  # of the cells of other kinds that 03 scores its models on
 KEPT_BYTES = 28  # of a pixel of a training image
 FLOOR = "threshold"  # finds cells in notebook 02, beside the backend that is named
 COUNTED = {"diameter_px", *Schedule.model_fields} - {
@@ -212,10 +217,13 @@ class _Images:
 
     def __init__(self, cfg: Config, records: Sequence[ImageRecord], instances: Sequence[Instances | None]):
         self.cfg, self.records = cfg, [record for record in records if record.split]
+        labels = instances or [None] * len(records)
+        self.labels = [cells for cells, record in zip(labels, records, strict=True) if record.split]
         drawn = cfg.convert.source == "drawn"  # of drawn images smaller ones stand in
         side = cfg.convert.drawn.size_px * cfg.convert.scale
         self.px = [side**2 if drawn else one.height_px * one.width_px for one in self.records]
-        areas = [cells.areas_px for cells in instances if cells is not None and not drawn]
+        real = [cells for cells in instances if cells is not None and not drawn and not is_perhaps(cells)]
+        areas = [cells.areas_px for cells in real]
         known = np.concatenate(areas) if areas else np.zeros(0)
         self.diameter_px = float(np.median(np.sqrt(known)) * 2 / np.sqrt(np.pi)) if known.size else CELL_PX
         if drawn:
@@ -229,6 +237,28 @@ class _Images:
         """Return the megapixels, at network scale, of the images of these splits."""
         scale = (CELL_PX / self.diameter(section)) ** 2 / 1e6
         return scale * sum(px for px, one in zip(self.px, self.records, strict=True) if one.split in splits)
+
+    def sizes(self, section: str) -> dict[str, float]:
+        """Return the megapixels, at network scale, of each image by its image_id."""
+        scale = (CELL_PX / self.diameter(section)) ** 2 / 1e6
+        return {one.image_id: scale * px for px, one in zip(self.px, self.records, strict=True)}
+
+    @cached_property
+    def regime(self) -> Regime:
+        """Who will teach, choose and judge in notebook 03."""
+        finetune = self.cfg.finetune
+        return regime_of(self.labelled, finetune.folds, finetune.min_train_masks, finetune.seed)
+
+    @cached_property
+    def labelled(self) -> CellDataset:
+        """The images, as far as it is known which have labels, and whose; where it is not, all have as many as are needed."""
+        use, drawn = self.cfg.label.use, self.cfg.convert.source == "drawn"
+        told = use == "truth" and not drawn and any(cells is not None for cells in self.labels)
+        chosen = [k for k, cells in enumerate(self.labels) if not told or cells is not None]
+        enough = Instances.from_boxes([[0, 0, 1, 1]] * max(self.cfg.finetune.min_train_masks, 1), (1, 1))
+        cells = [self.labels[k] if told and not is_perhaps(self.labels[k]) else enough for k in chosen]
+        maker = "proposed" if use == "proposed" else "truth"
+        return CellDataset([self.records[k] for k in chosen], cells, made_by=[maker] * len(chosen))
 
     def file_mpx(self, split: str) -> float:
         """Return the megapixels of a split, as its pictures are."""
@@ -257,8 +287,13 @@ def _forecast(run: _Images, section: str, speeds: Mapping[str, Speed]) -> Foreca
         config = getattr(run.cfg, section)
         if not isinstance(config, Schedule):  # nothing is trained step by step
             return Forecast(round(seconds, 1), round(held))
-        seconds += _training_s(run, section, config, speed.cost)
-        held += KEPT_BYTES * 1e6 * run.mpx(section, "train") + speed.cost.step_bytes * config.batch_size
+        seconds += (_adapting_s if section == "finetune" else _training_s)(run, section, config, speed.cost)
+        splits = (
+            ("train", "val")
+            if section == "finetune" and run.regime.name in (CROSS_FITTING, IN_QUARTERS)
+            else ("train",)
+        )
+        held += KEPT_BYTES * 1e6 * run.mpx(section, *splits) + speed.cost.step_bytes * config.batch_size
     if section in ("label", "finetune", "maskrcnn"):
         module = backend_module(getattr(run.cfg, section).backend)
         largest = bytes_for((1, round(max(run.px))), run.diameter(section), module.BYTES_PER_PX)
@@ -268,15 +303,46 @@ def _forecast(run: _Images, section: str, speeds: Mapping[str, Speed]) -> Foreca
 
 def _training_s(run: _Images, section: str, config: Any, cost: Cost) -> float:
     """Return the seconds of a training that takes all its steps, and of what is predicted with it and its base."""
-    train, val = run.mpx(section, "train"), run.mpx(section, "val")
-    searched = train * min(SEARCHED_ON / max(run.count("train"), 1), 1)
+    val, sizes = run.mpx(section, "val"), run.sizes(section)
+    train = [sizes[one.image_id] for one in run.records if one.split == "train"]
     chosen = len(choosers([one for one in run.records if one.split == "val"])) or run.count("val")
     scored = min(chosen, config.val_images or chosen) / max(run.count("val"), 1)
     scores = -(-config.steps // config.eval_every) + 1
-    seconds = cost.prepare_s * train + cost.step_s * config.batch_size * config.steps
-    seconds += cost.find_s * val * scored * scores
-    seconds += cost.searches * cost.search_s * searched
+    seconds = _one_training_s(train, config, cost, cost.searches) + cost.find_s * val * scored * scores
     return seconds + cost.searches * cost.find_s * run.mpx(section, "val", "test")
+
+
+def _adapting_s(run: _Images, section: str, config: Any, cost: Cost) -> float:
+    """Return the seconds of `cellkit.evaluate.adaptation.adapt`, and of what is predicted afterwards."""
+    labelled, regime = run.labelled, run.regime
+    size, points = run.sizes(section), len(STEPS) if cost.searches > 1 else 1
+    seconds = cost.find_s * cost.searches * OTHERS_MPX
+    if regime.name in (THREE_PARTS, NOBODY):
+        seconds += cost.find_s * points * sum(size[name] for name in regime.choosers)
+        return seconds + _training_s(run, section, config, cost)
+    teach = {
+        record.image_id: record.split
+        for record, cells in zip(labelled.records, labelled.instances, strict=True)
+        if record.split in ("train", "val") and len(cells) >= regime.least
+    }
+    short, whole = fold_settings(config), 1 - 1 / QUARTERS
+    for held in regime.folds or (regime.judges,) * QUARTERS:
+        taught = [size[name] * (whole if name in held else 1) for name in teach if not regime.folds or name not in held]
+        seconds += _one_training_s(taught, short, cost, cost.searches)
+        seconds += cost.find_s * points * sum(size[name] for name in held)
+    seconds += _one_training_s([size[name] for name in teach], config, cost, cost.searches)
+    val = {name for name, split in teach.items() if split == "val"}
+    if val and not any(val <= set(held) for held in regime.folds):  # a run without validation images is one more
+        seconds += _one_training_s([size[name] for name in teach if name not in val], short, cost, 1)
+    seen = set(regime.judges)
+    others = [record.image_id for record in run.records if record.split in ("val", "test")]
+    return seconds + cost.find_s * cost.searches * sum(size[name] for name in others if name not in seen)
+
+
+def _one_training_s(sizes: Sequence[float], config: Any, cost: Cost, searches: int) -> float:
+    """Return the seconds of one training, with its searches, on images of these sizes (megapixels at network scale)."""
+    seconds = cost.prepare_s * sum(sizes) + cost.step_s * config.batch_size * config.steps
+    return seconds + searches * cost.search_s * sum(sizes) * min(SEARCHED_ON / max(len(sizes), 1), 1)
 
 
 def in_words(found: Mapping[str, Forecast]) -> str:

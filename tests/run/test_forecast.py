@@ -17,9 +17,10 @@ from cellkit.config.reading import load_config
 from cellkit.config.sections import STAGES
 from cellkit.files import read_json, write_json
 from cellkit.machine import peak_bytes
+from cellkit.models.gate import choosers
 from cellkit.models.shared.cost import Cost
 from cellkit.run import forecast, runner
-from cellkit.run.forecast import Speed, forecast_run, speed_of
+from cellkit.run.forecast import OTHERS_MPX, Speed, forecast_run, speed_of
 
 COST = Cost(prepare_s=1, step_s=0.5, find_s=2, search_s=5, step_bytes=1e8, searches=2)
 SPEED = Speed(COST, start_s=4, start_bytes=500_000_000)
@@ -54,18 +55,53 @@ def images(train: int = 6, val: int = 2, test: int = 2, side: int = 1000) -> lis
 def test_a_training_is_counted(config, timed):
     cfg = config("convert: {source: folder}\nfinetune: {steps: 100, eval_every: 50, batch_size: 10, crop_px: 160}")
     found = forecast_run(cfg, STAGES, images())
-    seconds = 3 * 4 + 1 * 6 + 0.5 * 100 * 10 + 2 * 2 * 3 + 2 * 5 * 6 + 2 * 2 * 4
-    assert found[FINETUNE].seconds == pytest.approx(seconds) and list(found) == list(STAGES)
-    assert found[FINETUNE].peak_bytes == pytest.approx(0.5e9 + 28 * 6e6 + 1e8 * 10)
+    held = (2, 2, 1, 1, 2)  # of the eight labelled images, the two of validation by themselves
+    short = sum(1 * (8 - k) + 0.5 * 33 * 10 + 2 * 5 * 6 + 2 * 5 * k for k in held)
+    whole = 1 * 8 + 0.5 * 100 * 10 + 2 * 5 * 6
+    assert found[FINETUNE].seconds == pytest.approx(3 * 4 + short + whole + 2 * 2 * (2 + OTHERS_MPX))
+    assert list(found) == list(STAGES)
+    assert found[FINETUNE].peak_bytes == pytest.approx(0.5e9 + 28 * 8e6 + 1e8 * 10)
     assert len({json.dumps(settings) for name, settings in timed if name == "cellpose_unet"}) == 1, (
         "02 and 03 share one"
     )
 
 
+def test_where_images_choose_one_training_is_counted(config, timed):
+    cfg = config("convert: {source: folder}\nfinetune: {steps: 100, eval_every: 50, batch_size: 10, crop_px: 160}")
+    chosen = len(choosers(images(6, 14)[6:20]))
+    seconds = 3 * 4 + 1 * 6 + 0.5 * 100 * 10 + 2 * chosen * 3 + 2 * 5 * 6 + 2 * 2 * 16
+    found = forecast_run(cfg, [FINETUNE], images(6, 14))[FINETUNE]
+    assert found.seconds == pytest.approx(seconds + 2 * 5 * chosen + 2 * 2 * OTHERS_MPX)
+    assert found.peak_bytes == pytest.approx(0.5e9 + 28 * 6e6 + 1e8 * 10)
+    proposed = config(
+        "convert: {source: folder}\nlabel: {use: proposed}\nfinetune: {steps: 100, eval_every: 50, batch_size: 10}"
+    )
+    seconds = 3 * 4 + 1 * 6 + 0.5 * 100 * 10 + 2 * 2 * 3 + 2 * 5 * 6 + 2 * 2 * (4 + OTHERS_MPX)
+    assert forecast_run(proposed, [FINETUNE], images())[FINETUNE].seconds == pytest.approx(seconds)
+
+
+def test_quarters_of_one_image_and_a_run_without_validation_images_are_counted(config, timed):
+    cfg = config("convert: {source: folder}\nfinetune: {steps: 100, batch_size: 10, crop_px: 160}")
+    steps, whole, others = 0.5 * 33 * 10, 0.5 * 100 * 10, 2 * 2 * OTHERS_MPX
+    quarters = 4 * (0.75 * (1 + 2 * 5) + steps + 2 * 5) + 1 + whole + 2 * 5 + 2 * 2
+    assert forecast_run(cfg, [FINETUNE], images(1, 0, 1))[FINETUNE].seconds == pytest.approx(12 + quarters + others)
+    folds = 3 * ((1 + 2 * 5) * 2 + steps + 2 * 5) + (1 + 2 * 5) * 3 + whole
+    alone = 1 + steps + 5  # the two validation images are more than half
+    found = forecast_run(cfg, [FINETUNE], images(1, 2, 0))[FINETUNE].seconds
+    assert found == pytest.approx(12 + folds + alone + others)
+
+
+def test_labels_of_which_only_headers_were_read_tell_no_diameter(config, timed):
+    cfg = config("convert: {source: folder}\nfinetune: {steps: 100}")
+    perhaps = [Instances.from_labels(np.ones((1, 1), np.int32))] * len(images())
+    wanted = forecast_run(cfg, [FINETUNE], images())
+    assert forecast_run(cfg, [FINETUNE], images(), perhaps) == wanted
+
+
 def test_cells_twice_as_wide_are_a_quarter_of_the_work(config, timed):
     cfg = config("convert: {source: folder}\nfinetune: {diameter_px: 60, steps: 100}")
     small, large = (forecast_run(cfg, [FINETUNE], images(side=side))[FINETUNE].seconds for side in (1000, 2000))
-    steps = 12 + 0.5 * 100 * 8
+    steps = 12 + 0.5 * 8 * (100 + 5 * 33) + 2 * 2 * OTHERS_MPX
     assert large - steps == pytest.approx(4 * (small - steps), abs=0.3)
     labels = np.zeros((1000, 1000), np.int32)
     labels[:53, :53] = 1  # as large as a disc 60 px wide
@@ -109,12 +145,12 @@ def test_the_manifest_has_the_forecast_and_how_far_it_was_off(config, timed, tmp
     write_json(tmp_path / "manifest.json", {"format": 1, "stages": {}, "attempts": {}})
     run = runner._Runner(tmp_path, cfg, [], [], {}, None, False, False)
     run._tell_forecast(SimpleNamespace(records=images(), instances=[]), [FINETUNE])
-    assert "forecast: about 8 min on this computer, 1.5 GB" in capsys.readouterr().err
+    assert "forecast: about 26 min on this computer, 1.5 GB" in capsys.readouterr().err
     told = read_json(tmp_path / "manifest.json")["forecast"][FINETUNE]
     book = SimpleNamespace(name=FINETUNE, minutes=99)
-    assert run._expected(book, {"stages": {FINETUNE: {"seconds": 1}}}) == told["seconds"] == 506.0
+    assert run._expected(book, {"stages": {FINETUNE: {"seconds": 1}}}) == told["seconds"] == 1560.8
     manifest = read_json(tmp_path / "manifest.json")
     manifest["stages"][FINETUNE] = {"seconds": 2 * told["seconds"], "peak_bytes": peak_bytes()}
     run._note_taken(book, manifest)
     noted = read_json(tmp_path / "manifest.json")["forecast"][FINETUNE]
-    assert noted["off"] == -0.5 and noted["took_seconds"] == 1012.0 and noted["took_peak_bytes"] == peak_bytes()
+    assert noted["off"] == -0.5 and noted["took_seconds"] == 3121.6 and noted["took_peak_bytes"] == peak_bytes()
