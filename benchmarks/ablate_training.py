@@ -4,12 +4,13 @@
 
 For each seed N labelled images are drawn from the training images of the set. Every recipe starts from the same weights, trains
 on these N with as much CPU time (or as many pixels) as the base recipe has, searches its thresholds on them as any training
-does, and is scored on held-out images: MAP IoU (kaggle). No image chooses anything, the last weights are taken. `source` is the
-score on drawn fields of the kinds that the starter weights were made with: what a recipe forgets. Each finished run is a row of
-`--out`; a row that is there is not made again, so that the command can be killed and repeated.
+does, and is scored on held-out images: MAP IoU (kaggle). Held-out images choose nothing, the last weights are taken. `source` is
+the score on drawn fields of the kinds that the starter weights were made with: what a recipe forgets. Each finished run is a row
+of `--out`; a row that is there is not made again, so that the command can be killed and repeated.
 
-Where the recipe's pixels are what is equal, the numbers do not depend on the machine. Where CPU time is, the time of a step is
-measured once for each recipe and kept beside the table.
+`--minutes` are of the base recipe's steps. How many steps that is depends on the machine, also where pixels are what is equal:
+the time of a step is measured once for each recipe and kept beside the table. `CPU s` is what the training took, targets and
+steps; the search of thresholds, which is alike for all recipes, is not in it, nor is the scoring.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,9 @@ def images_of(name: str, data: Path, folder: Path, most: int | None = None) -> t
     """Return the labelled images of a set, converted into `folder` as notebook 01 does, and its configuration."""
     from cellkit.sources.ingest import convert_images
 
-    more = (
-        {"convert.max_images": None, "convert.modalities": ["fluor_small", "fluor_large"]} if name == "dsb2018" else {}
-    )
+    more: dict[str, Any] = {"convert.max_images": most}
+    if name == "dsb2018":
+        more["convert.modalities"] = ["fluor_small", "fluor_large"]
     config = load_config(ROOT / "configs" / f"{name}.yaml", {"data": str(data), **more})
     images = convert_images(config.convert, data / config.convert.path, folder / name).images.with_truth()
     if name == "dsb2018":  # the starter weights have learned from the others
@@ -98,9 +98,14 @@ def parted(images: CellDataset, tested: int) -> tuple[CellDataset, CellDataset]:
 def settings_of(recipe: dict[str, Any], section: Any, base: Path, seed: int, steps: int) -> unet.TrainSettings:
     """Return the settings of a recipe: those of the set's configuration, and what the recipe changes."""
     changed = {key: max(2, round(value * steps)) if key == "average_steps" else value for key, value in recipe.items()}
-    fixed = {"base": str(base), "seed": seed, "steps": steps, "eval_every": steps, "val_images": 1}
+    fixed = {"base": str(base), "seed": seed, "steps": steps, "eval_every": steps}
     given = {key: value for key, value in section.model_dump().items() if key in unet.TrainSettings.model_fields}
     return unet.TrainSettings(**(given | fixed | changed))
+
+
+def unsearched_keys(config: unet.TrainSettings) -> list[str]:
+    """Return the settings that a training would search."""
+    return [key for key in unet.SEARCHED if getattr(config, key) is None]
 
 
 def pixels_of(config: unet.TrainSettings) -> int:
@@ -292,12 +297,12 @@ def run(
         sizes = [pixels_of(settings_of(RECIPES[one], section, base, seed, 100)) for one in (BASE, name)]
         steps = max(4, round(60 * given.minutes / times[BASE] * sizes[0] / sizes[1]))
     config = settings_of(RECIPES[name], section, base, seed, steps)
+    unsearched = config.model_copy(update={key: unet.DEFAULTS[key] for key in unsearched_keys(config)})
     with tempfile.TemporaryDirectory() as folder:
-        watched = train.subset([0])
-        watched = watched.with_records([replace(record, split="val") for record in watched.records])
         began = time.process_time()
-        checkpoint = unet.train(train, watched, config, Path(folder))
+        tuned = unet.train(train, train.subset([]), unsearched, Path(folder))
         spent = time.process_time() - began
+        checkpoint = unet.calibrate(train, config.model_copy(update={"base": str(tuned)}), Path(folder) / "read")
         scores = scores_of(checkpoint, [test[k] for k in range(len(test))])
         kept = scores_of(checkpoint, source, own_diameter=True)
     return {

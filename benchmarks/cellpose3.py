@@ -105,16 +105,16 @@ def masks_of(maps: Sequence[np.ndarray], shapes: Sequence[tuple[int, int]], **op
     return [answer[f"labels_{k}"] for k in range(len(maps))]
 
 
-def diameters_of(models: Sequence[tuple[Path, Path]], images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the diameters in px that `SizeModel.eval` gives to N images, and those of the styles alone, (M, N) float64 each.
+def diameters_of(cases: Sequence[tuple[Path, Path, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the diameters in px that `SizeModel.eval` gives, and those of the styles alone, (N,) float64 each.
 
     Parameters
     ----------
-    models : sequence of (Path, Path)
-        M networks, each with its size model.
+    cases : sequence of (Path, Path, (H, W, 3) uint8)
+        A network, its size model and an image.
     """
-    settings = {"models": [[str(weights), str(size_model)] for weights, size_model in models]}
-    answer = call("diameters", {f"image_{k}": image for k, image in enumerate(images)}, settings)
+    settings = {"models": [[str(weights), str(size_model)] for weights, size_model, _ in cases]}
+    answer = call("diameters", {f"image_{k}": image for k, (*_, image) in enumerate(cases)}, settings)
     return answer["diameters"], answer["of_style"]
 
 
@@ -227,8 +227,8 @@ def _diameters(given: Arrays, settings: dict[str, Any]) -> Arrays:
 
     images = _several(given, "image")
     models = [SizeModel(_model(weights), pretrained_size=size) for weights, size in settings["models"]]
-    found = [[model.eval(image, channels=[2, 3]) for image in images] for model in models]
-    diameters, of_style = ([[np.squeeze(one[k]) for one in row] for row in found] for k in (0, 1))
+    found = [model.eval(image, channels=[2, 3]) for model, image in zip(models, images, strict=True)]
+    diameters, of_style = ([np.squeeze(one[k]) for one in found] for k in (0, 1))
     return {"diameters": np.array(diameters, float), "of_style": np.array(of_style, float)}
 
 
