@@ -47,7 +47,6 @@ SEED = 0
 FLOW_THRESHOLD = 0.0  # no check: a briefly trained network's flows are rough, and 0.4 throws good cells away
 SHARES = {"fluor_small": 2.5, "fluor_large": 1.5, "two channels": 2, **dict.fromkeys(CONTRASTS, 0.8)}  # others: 1
 STRONG = 0.5  # of the crops, those whose intensities are varied strongly
-HELD = 6  # images of each kind that are scored along the way
 
 
 def kept_out(image_id: str) -> bool:
@@ -218,14 +217,15 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=224, help="their side in px")
     parser.add_argument("--drawn", type=int, default=400, help="drawn training fields of each kind")
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--held", type=int, default=6, help="images of each kind that are scored along the way")
     parser.add_argument("--scores", type=int, default=4, help="how often kept-out images are scored along the way")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw crops; 0 = this one")
     given = parser.parse_args()
     real, kept, workers = dsb2018(given.data), given.out.parent / "drawn", max(1, given.workers)
     groups = {kind: [pair for out, pair in pairs if not out] for kind, pairs in real.items()}
     groups |= drawn(given.drawn, SEED, kept, workers)
-    held = {kind: [pair for out, pair in pairs if out][:HELD] for kind, pairs in real.items()}
-    held |= drawn(HELD, SEED + 1000, kept, workers)
+    held = {kind: [pair for out, pair in pairs if out][: given.held] for kind, pairs in real.items()}
+    held |= drawn(given.held, SEED + 1000, kept, workers)
     held = {kind: pairs for kind, pairs in held.items() if pairs}
     cache = given.out.parent / "flows"
     items = [
@@ -249,10 +249,10 @@ def main() -> None:
     score = Score(network, held)
     history = fit(network, loss_at, score, plan, given.out, stamp, desc="starter")
     score()
-    publish(network, given.out / "starter.safetensors", history, score.scores)
+    publish(network, given.out / "starter.safetensors", history, score.scores, given.held)
 
 
-def publish(network, path: Path, history, scores: dict[str, float]) -> None:
+def publish(network, path: Path, history, scores: dict[str, float], held: int) -> None:
     """Write the weights as float16 with their card."""
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
     card = weights.read_card(
@@ -264,7 +264,7 @@ def publish(network, path: Path, history, scores: dict[str, float]) -> None:
             metrics={
                 "map_iou_validation": round(history.best_score, 4),
                 "by_kind": scores,
-                "convention": f"kaggle, mean of kinds, {HELD} images of each held out of training, each at its own diameter",
+                "convention": f"kaggle, mean of kinds, {held} images of each held out of training, each at its own diameter",
                 "step": history.best_step,
             },
             licence="CC0-1.0 (DSB2018 stage 1, BBBC038) and drawn images",
