@@ -34,10 +34,13 @@ class MapCache:
         Made where it is missing.
     most_gb : float
         Disk space that all files in the folder may take; the oldest go.
+    number_type : str
+        What maps are kept as: "float16", which is half as large, or "float32".
     """
 
-    def __init__(self, network: nn.Module, folder: Path, most_gb: float):
-        self.folder, self.most_bytes, self._weights = Path(folder), most_gb * 1e9, weights_sha256(network)
+    def __init__(self, network: nn.Module, folder: Path, most_gb: float, number_type: str = "float16"):
+        self.folder, self.most_bytes, self.number_type = Path(folder), most_gb * 1e9, number_type
+        self._weights = weights_sha256(network)
 
     def place(self, image: np.ndarray, *settings: object) -> Path:
         """Return the file of the maps of an image, (H, W, 3) uint8, made with these settings; it need not exist."""
@@ -59,9 +62,9 @@ class MapCache:
         return np.load(io.BytesIO(body), allow_pickle=False).astype(np.float32)
 
     def write(self, place: Path, maps: np.ndarray) -> None:
-        """Keep maps as float16, and let the oldest files go; where the disk does not take them, say so."""
+        """Keep maps, and let the oldest files go; where the disk does not take them, say so."""
         body = io.BytesIO()
-        np.save(body, maps.astype(np.float16))
+        np.save(body, maps.astype(self.number_type))
         try:
             with atomic_path(place) as temporary:
                 temporary.write_bytes(body.getvalue() + hashlib.sha256(body.getvalue()).digest())
@@ -86,9 +89,9 @@ class MapCache:
             taken -= size
 
 
-def cache_in(folder: Path, network: nn.Module, most_gb: float) -> MapCache | None:
+def cache_in(folder: Path, network: nn.Module, most_gb: float, number_type: str = "float16") -> MapCache | None:
     """Return the cache of a network's maps in a folder of checkpoints; None where none are to be kept."""
-    return MapCache(network, folder / FOLDER, most_gb) if most_gb else None
+    return MapCache(network, folder / FOLDER, most_gb, number_type) if most_gb else None
 
 
 def weights_sha256(network: nn.Module) -> str:

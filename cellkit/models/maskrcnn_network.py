@@ -58,7 +58,7 @@ class UNetPyramid(nn.Module):
 
     def __init__(self, unet: CellposeUNet, channels: int, frozen: bool, shown: str = "both"):
         super().__init__()
-        seen = [float(k in CHANNELS[shown]) for k in (0, 1)]
+        seen = [float(k in CHANNELS[shown]) for k in (1, 2)]
         self.register_buffer("seen", torch.tensor(seen).view(1, 2, 1, 1), persistent=False)
         self.unet, self.frozen, self.out_channels = unet, frozen, channels
         for parameter in unet.parameters():

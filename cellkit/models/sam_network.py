@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,29 +74,41 @@ class FusedAttention(Attention):
     def __init__(self, width: int, heads: int, places: int, side: int):
         super().__init__(width, heads, use_rel_pos=True, input_size=((places + 1) // 2,) * 2)
         self.side = side
+        self.kept: list[torch.Tensor] | None = None  # the tables of a network that is only applied
+
+    def tables(self) -> list[torch.Tensor]:
+        """Return what the query is multiplied with for each pair of rows, and of columns: (side, side, c) each."""
+        return [get_rel_pos(self.side, self.side, table) for table in (self.rel_pos_h, self.rel_pos_w)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, width) to the same."""
         batch, height, width, _ = x.shape
         q, k, v = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        rows = get_rel_pos(self.side, self.side, self.rel_pos_h)[:height, :height]
-        columns = get_rel_pos(self.side, self.side, self.rel_pos_w)[:width, :width]
+        rows, columns = self.kept or self.tables()
+        rows, columns = rows[:height, :height], columns[:width, :width]
         placed = q.unflatten(2, (height, width))
         by_row = torch.einsum("bnhwc,hkc->bnhwk", placed, rows.to(q.dtype))
         by_column = torch.einsum("bnhwc,wkc->bnhwk", placed, columns.to(q.dtype))
         q = torch.cat([q * self.scale, by_row.flatten(2, 3), by_column.flatten(2, 3)], dim=-1)
-        own = self._own_place(height, width, k)
+        own = own_place(height, width, k.dtype, k.device)
         k = torch.cat([k, own.expand(*k.shape[:2], *own.shape)], dim=-1)
         out = nn.functional.scaled_dot_product_attention(q, k, nn.functional.pad(v, (0, height + width)), scale=1.0)
         out = out[..., : v.shape[-1]].transpose(1, 2).reshape(batch, height, width, -1)
         return self.proj(out)
 
-    @staticmethod
-    def _own_place(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
-        """Return, (H * W, H + W), a 1 at the row and one at the column of each token."""
-        rows = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, dim=0)
-        columns = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
-        return torch.cat([rows, columns], dim=1)
+
+@lru_cache(maxsize=4)
+def own_place(height: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return, (H * W, H + W), a 1 at the row and one at the column of each token.
+
+    Examples
+    --------
+    >>> own_place(1, 2, torch.int32, torch.device("cpu")).tolist()
+    [[1, 1, 0], [1, 0, 1]]
+    """
+    rows = torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, dim=0)
+    columns = torch.eye(width, dtype=dtype, device=device).repeat(height, 1)
+    return torch.cat([rows, columns], dim=1)
 
 
 class CellposeSAM(CPSAM):
@@ -241,6 +253,21 @@ def load_start(base: str | Path, seed: int = 0, shape: Shape = Shape(), precisio
             if "pos" in name:  # zeros until something is learnt
                 nn.init.normal_(value, std=0.02)
     return placed(network, precision).eval()
+
+
+def applied_only(network: CellposeSAM) -> CellposeSAM:
+    """Return the network made ready to be applied and not trained: same maps, half the memory in bfloat16.
+
+    Weights of products are rounded to the number type that they are computed in, once and not at each call.
+    """
+    dtype = network.arithmetic.dtype
+    with torch.no_grad():
+        for module in network.requires_grad_(False).modules():
+            if isinstance(module, FusedAttention):
+                module.kept = [table.to(dtype) for table in module.tables()]
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(dtype)
+    return network.eval()
 
 
 def placed(network: CellposeSAM, precision: str) -> CellposeSAM:

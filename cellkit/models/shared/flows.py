@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ def masks_of(
     cellprob_threshold: float,
     min_area_px: int,
     left_out: Counter[str] | None = None,
+    device: Any = "cpu",
 ) -> Instances:
     """Follow the flows to masks (cellpose.dynamics), at network scale; draw the outline at the image's own scale.
 
@@ -58,10 +60,12 @@ def masks_of(
         Height and width of the image.
     left_out : Counter, optional
         Takes the number of masks below `min_area_px`.
+    device : torch.device or str
+        Where flows are followed. A GPU rounds differently: it may move single pixels.
     """
-    labels = follow(maps, cellprob_threshold)
+    labels = follow(maps, cellprob_threshold, device)
     if flow_threshold:
-        labels = without(labels, flow_errors(labels, maps) > flow_threshold)
+        labels = without(labels, flow_errors(labels, maps, device) > flow_threshold)
     found = outline(labels, maps[2], shape, cellprob_threshold)
     large = found.areas_px >= min_area_px
     if left_out is not None and not large.all():
@@ -69,7 +73,7 @@ def masks_of(
     return found[large]
 
 
-def follow(maps: np.ndarray, cellprob_threshold: float) -> np.ndarray:
+def follow(maps: np.ndarray, cellprob_threshold: float, device: Any = "cpu") -> np.ndarray:
     """Return the label image (h, w) int32 of pixels that meet when they follow their flows; as cellpose's compute_masks.
 
     Cellpose takes 200 steps of at most a pixel; a cell whose edge is farther from its middle falls apart there. Here, pixels
@@ -86,16 +90,17 @@ def follow(maps: np.ndarray, cellprob_threshold: float) -> np.ndarray:
     if not inside.any():
         return np.zeros(inside.shape, np.int32)
     places, steps = np.nonzero(inside), maps[:2] * inside / 5
+    device = torch.device(device)
     with one_thread(), torch.sparse.check_sparse_tensor_invariants(enable=False):  # said aloud, or torch warns
-        ends = dynamics.follow_flows(steps, places, niter=STEPS, device=torch.device("cpu")).numpy()
-        _go_on(steps, np.stack(places), ends)
+        ends = dynamics.follow_flows(steps, places, niter=STEPS, device=device).cpu().numpy()
+        _go_on(steps, np.stack(places), ends, device)
         found = dynamics.get_masks_torch(
-            torch.from_numpy(ends).int(), places, inside.shape, max_size_fraction=LARGEST_SHARE
+            torch.from_numpy(ends).to(device).int(), places, inside.shape, max_size_fraction=LARGEST_SHARE
         )
     return found.astype(np.int32)
 
 
-def flow_errors(labels: np.ndarray, maps: np.ndarray) -> np.ndarray:
+def flow_errors(labels: np.ndarray, maps: np.ndarray, device: Any = "cpu") -> np.ndarray:
     """Return how far the flows of each mask are from the flows that its shape would have, (N,) float64.
 
     The number is cellpose's flow_error (dynamics.py, 4.2): heat spreads within each mask from its middle, the flows of the
@@ -149,15 +154,32 @@ def flows_of(labels: np.ndarray) -> np.ndarray:
         middle = inside[np.square(inside - inside.mean(axis=0).round()).sum(axis=1).argmin()]
         middles.append(row[(middle[0] + box[0].start) * width + middle[1] + box[1].start])
         longest = max(longest, sum(side.stop - side.start for side in box) + 2)
-    heat = np.zeros(len(places))
-    for _ in range(2 * longest):
-        heat[middles] += 1
-        heat = spread @ heat / 9
+    heat = _spread(spread, np.array(middles), 2 * longest, device)
     warm = np.zeros(flat.size)
     warm[places] = heat
     own = np.stack([warm[places + step] - warm[places - step] for step in (width, 1)])
     flows[:, labels > 0] = own / (1e-60 + np.hypot(*own))
     return flows
+
+
+def _spread(spread: Any, middles: np.ndarray, times: int, device: Any) -> np.ndarray:
+    """Return the heat (n,) float64 that has spread from the middles: a product with a sparse matrix (n, n), so many times."""
+    import torch
+
+    if torch.device(device).type == "cpu":
+        heat = np.zeros(spread.shape[0])
+        for _ in range(times):
+            heat[middles] += 1
+            heat = spread @ heat / 9
+        return heat
+    parts = (torch.from_numpy(part.astype(np.int64)) for part in (spread.indptr, spread.indices))
+    matrix = torch.sparse_csr_tensor(*parts, torch.from_numpy(spread.data / 9), spread.shape, device=device)
+    source = torch.zeros(spread.shape[0], dtype=torch.float64, device=device)
+    source[torch.from_numpy(middles).to(device)] = 1
+    warm = torch.zeros_like(source)
+    for _ in range(times):
+        warm = matrix @ (warm + source)
+    return warm.cpu().numpy()
 
 
 def without(labels: np.ndarray, dropped: np.ndarray) -> np.ndarray:
@@ -202,9 +224,8 @@ def outline(labels: np.ndarray, logit: np.ndarray, shape: tuple[int, int], cellp
     return found.with_scores(np.clip(total / np.maximum(found.areas_px, 1), 0, 1))
 
 
-def _go_on(steps: np.ndarray, places: np.ndarray, ends: np.ndarray) -> None:
+def _go_on(steps: np.ndarray, places: np.ndarray, ends: np.ndarray, device: Any) -> None:
     """Move the ends (2, n) of ways that began at `places` on, where they have come far and still move; in place."""
-    import torch
     from cellpose import dynamics
 
     far = np.flatnonzero(np.hypot(*(ends - places)) > FAR_PX)
@@ -212,7 +233,7 @@ def _go_on(steps: np.ndarray, places: np.ndarray, ends: np.ndarray) -> None:
         if not far.size:
             return
         before = ends[:, far]
-        ends[:, far] = dynamics.follow_flows(steps, tuple(before), niter=STEPS, device=torch.device("cpu")).numpy()
+        ends[:, far] = dynamics.follow_flows(steps, tuple(before), niter=STEPS, device=device).cpu().numpy()
         far = far[np.hypot(*(ends[:, far] - before)) > STILL_PX]
 
 

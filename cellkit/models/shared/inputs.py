@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
 
 CELL_PX = 30.0  # diameter of a cell at network scale
-CHANNELS = {"both": (0, 1), "cytoplasm": (0,), "nuclei": (1,)}
+CHANNELS = {"all": (0, 1, 2), "both": (1, 2), "cytoplasm": (1,), "nuclei": (2,)}  # of red, green, blue
 NORMALISE = (1.0, 99.0)  # percentiles of a channel that become 0 and 1: Cellpose's
-SHOWN = {"both": "cytoplasm (green) and nuclei (blue)", "cytoplasm": "cytoplasm (green)", "nuclei": "nuclei (blue)"}
+SHOWN = {
+    "all": "red, cytoplasm (green) and nuclei (blue)",
+    "both": "cytoplasm (green) and nuclei (blue)",
+    "cytoplasm": "cytoplasm (green)",
+    "nuclei": "nuclei (blue)",
+}
 BYTES_PER_FILE_PX = 50  # measured, 1024 and 2048 px: 42 bytes more a pixel
 
 
@@ -44,13 +49,37 @@ def two_channels(image: np.ndarray, channels: str = "both", normalise: tuple[flo
     UserError
         `channels` is none of the three.
     """
+    return three_channels(image, channels, normalise)[1:]
+
+
+def three_channels(image: np.ndarray, channels: str = "all", normalise: tuple[float, float] = NORMALISE) -> np.ndarray:
+    """Return red, cytoplasm (green) and nuclei (blue), each scaled so that its 1st and 99th percentile are 0 and 1.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    channels : {"all", "both", "nuclei", "cytoplasm"}
+        What the network is shown; "both" is cytoplasm and nuclei. The others are left empty.
+    normalise : (float, float)
+        Other percentiles.
+
+    Returns
+    -------
+    (3, H, W) float32
+        A constant channel is all 0.
+
+    Raises
+    ------
+    UserError
+        `channels` is none of the four.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
     if channels not in CHANNELS:
         raise UserError(f"channels is '{channels}'", f"use one of {', '.join(CHANNELS)}")
-    out = np.zeros((2, *image.shape[:2]), np.float32)
+    out = np.zeros((3, *image.shape[:2]), np.float32)
     for channel in CHANNELS[channels]:
-        plane = image[..., channel + 1]
+        plane = image[..., channel]
         low, high = np.percentile(plane, tuple(normalise))
         if high - low < 1:
             low, high = float(plane.min()), float(plane.max())  # a few bright pixels on nothing
@@ -110,9 +139,8 @@ def to_network_scale(
 
 def lies_elsewhere(image: np.ndarray, channels: str) -> bool:
     """Tell whether an (H, W, 3) image is constant in all that the network is shown, and not in its other colours."""
-    shown = {channel + 1 for channel in CHANNELS[channels]}
     flat = [bool((image[..., k] == image[0, 0, k]).all()) for k in range(3)]
-    return all(flat[k] for k in shown) and not all(flat)
+    return all(flat[k] for k in CHANNELS[channels]) and not all(flat)
 
 
 def only_noise(image: np.ndarray, channels: str = "both") -> bool:
@@ -129,7 +157,7 @@ def only_noise(image: np.ndarray, channels: str = "both") -> bool:
     some = image[:: (len(image) - 1) // 256 + 1]
     noisy = []
     for channel in CHANNELS[channels]:
-        plane = some[..., channel + 1].astype(np.int16)
+        plane = some[..., channel].astype(np.int16)
         if plane.shape[1] > 2 and plane.min() < plane.max():
             noise = 1.4826 * np.median(np.abs(np.diff(plane, 2, axis=1))) / np.sqrt(6)
             noisy.append(bool(noise > 0 and np.ptp(np.percentile(plane, (1, 99))) < 6 * noise))

@@ -1,0 +1,193 @@
+"""Cellpose-SAM applied to images: squares of many images go through the network together, and are put together to maps again.
+
+Squares, zeros around an image, how overlapping squares are weighed, scaling and percentiles are those of `CellposeModel.eval`
+(cellpose 4.2.1.1, core.run_net), so with the same weights the maps are its maps. Not the same:
+
+- percentiles are of the whole channel; Cellpose takes every k-th pixel of images above 11 million;
+- a channel with a few bright pixels on nothing is shown from its darkest to its brightest pixel; Cellpose shows nothing of it.
+
+The masks are those of `cellkit.models.shared.flows`, which says how they differ. With images taken as they are, they are Cellpose's
+but for a cell above 40 % of its image, which is kept, and one so large that its edge is more than 60 px from its middle, which does
+not fall apart. With a diameter, flows are followed at network scale, and not at the image's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellkit.models.shared.inputs import NORMALISE, resized, three_channels
+
+if TYPE_CHECKING:
+    import torch
+
+    from cellkit.models.map_cache import MapCache
+
+CELL_PX = 30.0  # diameter to which cells are scaled, where one is told
+OVERLAP = 0.1  # of a square, on each side
+AT_ONCE = {"cpu": 1, "cuda": 32, "mps": 8}  # squares; a processor gains nothing from more
+SOFT_PX, EDGE_PX = 7.5, 20  # where the weight of a square's pixels falls from 1 to 0, and how far from its edge
+
+
+@dataclass(frozen=True)
+class Squares:
+    """How an image at network scale, of `shape`, is cut into squares, with zeros around it."""
+
+    shape: tuple[int, int]
+    tile_px: int
+
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Return rows above and below, columns left and right, that are added."""
+        from cellpose.transforms import get_pad_yx
+
+        return tuple(int(n) for n in get_pad_yx(*self.shape, min_size=(self.tile_px, self.tile_px)))
+
+    @property
+    def corners(self) -> list[tuple[int, int]]:
+        """Return the row and the column at which each square begins, in the padded image."""
+        above, below, left, right = self.pads
+        sides = self.shape[0] + above + below, self.shape[1] + left + right
+        rows, columns = (self._starts(side) for side in sides)
+        return [(row, column) for row in rows for column in columns]
+
+    def _starts(self, side: int) -> list[int]:
+        count = 1 if side <= self.tile_px else int(np.ceil((1 + 2 * OVERLAP) * side / self.tile_px))
+        return np.linspace(0, side - self.tile_px, count).astype(int).tolist()
+
+    def cut(self, planes: torch.Tensor) -> list[torch.Tensor]:
+        """Return the squares of planes (3, h, w)."""
+        from torch.nn.functional import pad
+
+        above, below, left, right = self.pads
+        padded = pad(planes, (left, right, above, below))
+        return [padded[:, y : y + self.tile_px, x : x + self.tile_px] for y, x in self.corners]
+
+    def joined(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Return maps (3, h, w) of the image from those of its squares, each of (3, tile_px, tile_px)."""
+        import torch
+
+        above, below, left, right = self.pads
+        weight = torch.from_numpy(taper(self.tile_px)).to(maps[0].device)
+        height, width = self.shape[0] + above + below, self.shape[1] + left + right
+        out, total = maps[0].new_zeros((len(maps[0]), height, width)), weight.new_zeros((height, width))
+        for (y, x), one in zip(self.corners, maps, strict=True):
+            window = (slice(y, y + self.tile_px), slice(x, x + self.tile_px))
+            out[:, *window] += one * weight
+            total[window] += weight
+        return (out / total)[:, above : height - below, left : width - right]
+
+
+def taper(tile_px: int) -> np.ndarray:
+    """Return how much each pixel of a square counts, (tile_px, tile_px) float32: 1 in the middle, less near the edge.
+
+    Source: cellpose 4.2.1.1, transforms._taper_mask.
+
+    Examples
+    --------
+    >>> taper(256)[[128, 128, 0], [128, 4, 0]].round(2)
+    array([1.  , 0.11, 0.  ], dtype=float32)
+    """
+    side = max(224, tile_px)
+    away = np.abs(np.arange(side) - (side - 1) / 2)
+    line = (1 / (1 + np.exp((away - (side / 2 - EDGE_PX)) / SOFT_PX)))[side // 2 - tile_px // 2 :][:tile_px]
+    return np.outer(line, line).astype(np.float32)
+
+
+@dataclass
+class _Image:
+    """An image on its way: the squares the network has not seen, and the maps of those it has; or maps kept from before."""
+
+    place: Any = None
+    squares: Squares | None = None
+    found: list = field(default_factory=list)
+    maps: np.ndarray | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.maps is not None or len(self.found) == len(self.squares.corners)
+
+
+def predict_maps(
+    network: Any,
+    images: Iterable[np.ndarray],
+    diameter_px: float | None = None,
+    channels: str = "all",
+    normalise: tuple[float, float] = NORMALISE,
+    cache: MapCache | None = None,
+    at_once: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield flow y, flow x and cell probability (logit) of each image at network scale, (3, h, w) float32, in order.
+
+    Images are taken until there are squares enough for the network; on a processor those of one image are.
+
+    Parameters
+    ----------
+    images : iterable of (H, W, 3) uint8
+    diameter_px : float, optional
+        Of the cells; the image is scaled so that it becomes 30 px. None = the image is taken as it is.
+    at_once : int, optional
+        Squares that the network is shown together; None = 1 on a processor, 32 on a GPU.
+    """
+    at_once = at_once or AT_ONCE.get(network.arithmetic.device.type, 1)
+    under_way: deque[_Image] = deque()
+    waiting: deque[tuple[_Image, torch.Tensor]] = deque()
+    for image in images:
+        under_way.append(_begun(network, image, (diameter_px, channels, tuple(normalise)), cache, waiting))
+        while len(waiting) >= at_once:
+            _run(network, [waiting.popleft() for _ in range(at_once)])
+        while under_way and under_way[0].done:
+            yield _finished(under_way.popleft(), cache)
+    while waiting:
+        _run(network, [waiting.popleft() for _ in range(min(at_once, len(waiting)))])
+    for one in under_way:
+        yield _finished(one, cache)
+
+
+def at_network_scale(
+    image: np.ndarray, diameter_px: float | None, channels: str, normalise: tuple[float, float]
+) -> np.ndarray:
+    """Return what the network is shown of an image, (3, h, w) float32: scaled as Cellpose 4 does, bilinearly."""
+    planes = three_channels(image, channels, normalise)
+    if diameter_px is None:
+        return planes
+    height, width = (max(1, int(side * CELL_PX / diameter_px)) for side in image.shape[:2])
+    return resized(planes, (height, width), smaller=False)
+
+
+def _begun(network: Any, image: np.ndarray, settings: tuple, cache: MapCache | None, waiting: deque) -> _Image:
+    """Return an image whose squares wait now, or whose maps are kept."""
+    import torch
+
+    place = cache.place(image, *settings, network.shape.tile_px, OVERLAP) if cache else None
+    if cache and (kept := cache.read(place)) is not None:
+        return _Image(maps=kept)
+    planes = at_network_scale(image, *settings)
+    one = _Image(place, Squares(planes.shape[1:], network.shape.tile_px))
+    squares = one.squares.cut(torch.from_numpy(planes).to(network.arithmetic.device))
+    waiting.extend((one, square) for square in squares)
+    return one
+
+
+def _run(network: Any, squares: list[tuple[_Image, torch.Tensor]]) -> None:
+    """Let the network see squares, and add their maps to their images."""
+    import torch
+
+    with torch.no_grad(), network.arithmetic.autocast():
+        maps = network(network.arithmetic.placed(torch.stack([square for _, square in squares]))).float()
+    for (image, _), one in zip(squares, maps, strict=True):
+        image.found.append(one)
+
+
+def _finished(image: _Image, cache: MapCache | None) -> np.ndarray:
+    """Return the maps of an image whose squares the network has seen, and keep them."""
+    if image.maps is not None:
+        return image.maps
+    maps = image.squares.joined(image.found).cpu().numpy()
+    if cache:
+        cache.write(image.place, maps)
+    return maps
