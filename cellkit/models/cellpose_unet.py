@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -43,17 +43,16 @@ from cellkit.models.shared.flow_loss import FlowLoss, prepare
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import (
     CELL_PX,
-    SHOWN,
+    Doubts,
     ask_for_memory,
     bytes_for,
-    lies_elsewhere,
-    only_noise,
 )
+from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.models.unet_batches import SCRATCH, loss_of, refuse_frozen_scratch
-from cellkit.models.unet_maps import FIRST_PASS, segment_image
+from cellkit.models.unet_maps import segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, search_settings
-from cellkit.models.unet_style import LARGEST_LOGIT, stricter, style  # noqa: F401 - abilities of this backend
+from cellkit.models.unet_style import style  # noqa: F401 - an ability of this backend
 from cellkit.models.unet_validation import Scorer
 from cellkit.settings import Number, Percentiles, as_yaml, weights_field
 
@@ -64,10 +63,7 @@ NAME = "cellpose_unet"
 TITLE = "Cellpose U-Net"
 REQUIRES = ("torch", "cellpose")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
-FlowError = Annotated[Number, Field(ge=0, le=100)]
-Logit = Annotated[Number, Field(ge=-LARGEST_LOGIT, le=LARGEST_LOGIT)]
 UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
-DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
 
 
 class Settings(Computed):
@@ -173,19 +169,11 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
         used["diameter_px"] = float(network.diam_labels.item())
     kept = (Path(checkpoint).parent / FOLDER).is_dir()  # so it is while the stage that made the checkpoint is under way
     cache = cache_in(Path(checkpoint).parent, network, card.get("map_cache_gb", 0)) if kept else None
-    warned: list[str] = []
+    doubts = Doubts(used["channels"])
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        channels = used["channels"]
-        if not warned and lies_elsewhere(image, channels):
-            warned.append(
-                f"an image is empty in what the network is shown, {SHOWN[channels]}, and not in its other "
-                "colours: nothing can be found there; set channels (both, cytoplasm or nuclei)"
-            )
-            LOG.info(warned[0])
         found = segment_image(network, image, **used, left_out=left_out, cache=cache)
-        if len(found) and only_noise(image, channels):
-            left_out[DOUBTFUL] += len(found)
+        doubts.note(image, found, left_out)
         return found
 
     smallest_px = used["diameter_px"] / (FARTHEST if used["diameter_of"] == "image" else 1)
@@ -395,7 +383,7 @@ def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> floa
 
     Encoding and decoding are those of training and prediction: to 30 px per cell, to flows, along the flows, and back.
     """
-    settings = merged(config, {}, FIRST_PASS)
+    settings = merged(config, {}, AS_CELLPOSE)
     diameter_px = config.diameter_px or diameter.diameter_of(labelled.instances)
     channels = config.channels
     pairs = []

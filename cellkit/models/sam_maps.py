@@ -6,30 +6,36 @@ Squares, zeros around an image, how overlapping squares are weighed, scaling and
 - percentiles are of the whole channel; Cellpose takes every k-th pixel of images above 11 million;
 - a channel with a few bright pixels on nothing is shown from its darkest to its brightest pixel; Cellpose shows nothing of it.
 
-The masks are those of `cellkit.models.shared.flows`, which says how they differ. With images taken as they are, they are Cellpose's
-but for a cell above 40 % of its image, which is kept, and one so large that its edge is more than 60 px from its middle, which does
-not fall apart. With a diameter, flows are followed at network scale, and not at the image's.
+The masks are those of `cellkit.models.shared.flows`, which says how they differ. With images taken as they are, they are
+Cellpose's, but for a cell above 40 % of its image, which is kept, and one whose edge is more than 60 px from its middle, which
+does not fall apart. With a diameter, flows are followed at network scale, and not at the image's.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.models.shared.inputs import NORMALISE, resized, three_channels
+from cellkit.cells.instances import Instances
+from cellkit.models.shared.flows import masks_of
+from cellkit.models.shared.inputs import CELL_PX, NORMALISE, resized, three_channels
+from cellkit.models.shared.thresholds import AS_CELLPOSE
 
 if TYPE_CHECKING:
     import torch
 
     from cellkit.models.map_cache import MapCache
 
-CELL_PX = 30.0  # diameter to which cells are scaled, where one is told
 OVERLAP = 0.1  # of a square, on each side
 AT_ONCE = {"cpu": 1, "cuda": 32, "mps": 8}  # squares; a processor gains nothing from more
+KEPT_AS = "float32"  # maps in a cache
+DEFAULTS: dict[str, Any] = {"diameter_px": None, "channels": "all", "normalise": NORMALISE, **AS_CELLPOSE}
+WORKERS = 4  # threads that follow flows while the network sees the next images, on a GPU
 SOFT_PX, EDGE_PX = 7.5, 20  # where the weight of a square's pixels falls from 1 to 0, and how far from its edge
 
 
@@ -110,6 +116,65 @@ class _Image:
     @property
     def done(self) -> bool:
         return self.maps is not None or len(self.found) == len(self.squares.corners)
+
+
+def segment_images(
+    network: Any,
+    images: Iterable[np.ndarray],
+    diameter_px: float | None,
+    flow_threshold: float,
+    cellprob_threshold: float,
+    min_area_px: int,
+    channels: str = "all",
+    normalise: tuple[float, float] = NORMALISE,
+    cache: MapCache | None = None,
+    at_once: int | None = None,
+) -> Iterator[tuple[np.ndarray, Instances, Counter[str]]]:
+    """Yield each image, the cells found in it, and how many masks below `min_area_px` were left out; in order.
+
+    On a GPU, flows are followed by a few threads while the network sees the next images.
+
+    Parameters
+    ----------
+    images, diameter_px, channels, normalise, cache, at_once
+        As for `predict_maps`.
+
+    Yields
+    ------
+    image : (H, W, 3) uint8
+    found : Instances
+        Score = mean cell probability inside the mask; class unknown.
+    left_out : Counter
+    """
+    import torch
+
+    device = network.arithmetic.device if network.arithmetic.device.type == "cuda" else torch.device("cpu")
+
+    def read(image: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, Instances, Counter[str]]:
+        left_out: Counter[str] = Counter()
+        thresholds = flow_threshold, cellprob_threshold, min_area_px
+        return image, masks_of(maps, image.shape[:2], *thresholds, left_out, device), left_out
+
+    seen: deque[np.ndarray] = deque()
+    stream = predict_maps(network, _noted(images, seen), diameter_px, channels, normalise, cache, at_once)
+    if device.type != "cuda":
+        yield from (read(seen.popleft(), maps) for maps in stream)
+        return
+    with ThreadPoolExecutor(WORKERS) as pool:
+        under_way: deque[Future] = deque()
+        for maps in stream:
+            under_way.append(pool.submit(read, seen.popleft(), maps))
+            while under_way and (under_way[0].done() or len(under_way) > 2 * WORKERS):
+                yield under_way.popleft().result()
+        for one in under_way:
+            yield one.result()
+
+
+def _noted(images: Iterable[np.ndarray], seen: deque[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield images, and note each."""
+    for image in images:
+        seen.append(image)
+        yield image
 
 
 def predict_maps(

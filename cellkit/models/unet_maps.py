@@ -16,6 +16,7 @@ from cellkit.cells.instances import Instances
 from cellkit.models.shared.diameter import own_diameter
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import NORMALISE, network_shape, resized, two_channels
+from cellkit.models.shared.thresholds import AS_CELLPOSE
 from cellkit.models.shared.tiles import blend_tiles
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 TILE_PX, OVERLAP_PX = 1024, 128
 FRAME_PX = 16  # of zeros around an image: what a crop of a training shows beyond the edge, turned or moved past it
-FIRST_PASS = {"flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15}  # how that is read: as Cellpose does
 LARGEST = 6e4  # of what a float16 holds
 
 
@@ -81,7 +81,7 @@ def second_pass(
     maps : (3, h, w) float32
         Of the first pass, at `diameter_px`.
     """
-    own_px = own_diameter(masks_of(maps, image.shape[:2], **FIRST_PASS), diameter_px)
+    own_px = own_diameter(masks_of(maps, image.shape[:2], **AS_CELLPOSE), diameter_px)
     return maps if own_px == diameter_px else predict_maps(network, image, own_px, channels, normalise, cache)
 
 

@@ -15,11 +15,12 @@ from cellkit.errors import counted
 from cellkit.models.map_cache import MapCache
 from cellkit.models.shared.inputs import NORMALISE
 from cellkit.models.shared.threshold_search import THRESHOLDS, Searched, grid_of, score_maps, search_maps
-from cellkit.models.unet_maps import FIRST_PASS, predict_maps, second_pass
+from cellkit.models.shared.thresholds import AS_CELLPOSE
+from cellkit.models.unet_maps import predict_maps, second_pass
 
 GRID: dict[str, tuple] = {"diameter_of": ("batch", "image"), **THRESHOLDS}
 SEARCHED = tuple(THRESHOLDS)  # when not set; the others gain nothing: bench_search
-DEFAULTS = {"diameter_px": None, "channels": "both", "normalise": NORMALISE, "diameter_of": "batch", **FIRST_PASS}
+DEFAULTS = {"diameter_px": None, "channels": "both", "normalise": NORMALISE, "diameter_of": "batch", **AS_CELLPOSE}
 
 
 def search_settings(

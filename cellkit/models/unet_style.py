@@ -1,8 +1,8 @@
-"""What Cellpose's U-Net tells of images that nobody has labelled: what they look like, and a stricter reading of them."""
+"""What Cellpose's U-Net tells of images that nobody has labelled: what they look like."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,6 @@ import numpy as np
 from cellkit.models.shared.contract import merged
 from cellkit.models.unet_maps import TILE_PX, applied, at_network_scale
 from cellkit.models.unet_search import DEFAULTS
-
-LARGEST_LOGIT = 12
-STRICTER = 1.0  # logit: a step of the grid that is searched
 
 
 def style(checkpoint: Path, images: Iterable[np.ndarray], settings: Any = None) -> np.ndarray:
@@ -48,17 +45,3 @@ def style_of(
     ]
     total = sum(tile[0].size * applied(network, network.style, tile)[0] for tile in tiles)
     return total / max(float(np.linalg.norm(total)), 1e-12)
-
-
-def stricter(settings: Any, used: Mapping[str, Any]) -> Any:
-    """Return settings with a threshold that fewer pixels pass.
-
-    What cells this changes are in doubt: `cellkit.labelling.planner` asks which.
-
-    Parameters
-    ----------
-    used : mapping
-        What the model is read with by these settings, `Segmenter.settings`.
-    """
-    limit = min(used["cellprob_threshold"] + STRICTER, LARGEST_LOGIT)
-    return settings.model_copy(update={"cellprob_threshold": limit})

@@ -53,6 +53,33 @@ class Segmenter:
             yield self.find(image, self.left_out)
 
 
+class BatchSegmenter(Segmenter):
+    """A loaded model that looks at several images together: it may take images ahead of the cells that it yields.
+
+    Parameters
+    ----------
+    find_each : callable
+        Stream of images -> (`Instances`, Counter) of each, in order; the counter as for `Segmenter`.
+    settings, bytes_for
+        As for `Segmenter`.
+    """
+
+    def __init__(
+        self,
+        find_each: Callable[[Iterable[np.ndarray]], Iterator[tuple[Instances, Counter[str]]]],
+        settings: Mapping[str, Any],
+        bytes_for: Callable[[tuple[int, int]], int] = lambda shape: 0,
+    ):
+        super().__init__(lambda image, left_out: next(find_each([image]))[0], settings, bytes_for)
+        self.find_each = find_each
+
+    def __call__(self, images: Iterable[np.ndarray]) -> Iterator[Instances]:
+        """Yield the cells of each image."""
+        for found, left_out in self.find_each(images):
+            self.left_out.update(left_out)
+            yield found
+
+
 def merged(settings: Any, card: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return, for each of the defaults: what the caller set, else what the card of the checkpoint says, else the default.
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def follow(maps: np.ndarray, cellprob_threshold: float, device: Any = "cpu") -> 
         return np.zeros(inside.shape, np.int32)
     places, steps = np.nonzero(inside), maps[:2] * inside / 5
     device = torch.device(device)
-    with one_thread(), torch.sparse.check_sparse_tensor_invariants(enable=False):  # said aloud, or torch warns
+    threads = one_thread() if device.type == "cpu" else nullcontext()
+    with threads, torch.sparse.check_sparse_tensor_invariants(enable=False):  # said aloud, or torch warns
         ends = dynamics.follow_flows(steps, places, niter=STEPS, device=device).cpu().numpy()
         _go_on(steps, np.stack(places), ends, device)
         found = dynamics.get_masks_torch(

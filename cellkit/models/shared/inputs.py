@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ SHOWN = {
     "cytoplasm": "cytoplasm (green)",
     "nuclei": "nuclei (blue)",
 }
+DOUBTFUL = "found in hardly more than noise, whose contrast was stretched: doubtful, look at them"
 BYTES_PER_FILE_PX = 50  # measured, 1024 and 2048 px: 42 bytes more a pixel
 
 
@@ -162,6 +164,24 @@ def only_noise(image: np.ndarray, channels: str = "both") -> bool:
             noise = 1.4826 * np.median(np.abs(np.diff(plane, 2, axis=1))) / np.sqrt(6)
             noisy.append(bool(noise > 0 and np.ptp(np.percentile(plane, (1, 99))) < 6 * noise))
     return bool(noisy) and all(noisy)
+
+
+class Doubts:
+    """What is to be said of images as a network with these `channels` sees them: empty ones, once; and noise taken for cells."""
+
+    def __init__(self, channels: str):
+        self.channels, self.said = channels, False
+
+    def note(self, image: np.ndarray, found: Instances, left_out: Counter[str]) -> None:
+        """Look at an image (H, W, 3) uint8 and what was found in it; `left_out` takes the number of doubtful cells."""
+        if not self.said and lies_elsewhere(image, self.channels):
+            self.said = True
+            LOG.info(
+                f"an image is empty in what the network is shown, {SHOWN[self.channels]}, and not in its other "
+                "colours: nothing can be found there; set channels (both, cytoplasm or nuclei)"
+            )
+        if len(found) and only_noise(image, self.channels):
+            left_out[DOUBTFUL] += len(found)
 
 
 def refuse_empty(shown: Sequence[np.ndarray], train: CellDataset, what: str, key: str) -> None:
