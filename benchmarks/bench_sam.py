@@ -1,22 +1,24 @@
 """Cellpose-SAM against `CellposeModel.eval`, full size (ViT-L), random weights: `python benchmarks/bench_sam.py [--out FILE]`.
 
-On a processor: one square of 256 px in float32, seconds and the most memory held, each in a process of its own. On a GPU, in
-bfloat16 and float32, with 1, 8 and 32 squares at once: squares a second of the network alone, images a second from picture to
-maps and from picture to masks, and the memory of the GPU. So that there are masks to find, the maps of both networks are taken
-from the picture, whose colours are flows and cells, once the network has been computed. That both find the same maps is
-asserted in float32; tables are markdown.
+On a processor: one square of 256 px in float32, processor seconds and the most memory held, each in a process of its own. On a
+GPU, in bfloat16, in float32 with factors rounded to 10 bits (tf32, as the package computes) and in float32 as it is, with 1, 8
+and 32 squares at once: squares a second of the network alone, images a second from picture to maps and from picture to masks,
+and the memory of the GPU. So that there are masks to find, the maps of both networks are taken from the picture, whose colours
+are flows and cells, once the network has been computed. That both find the same maps is asserted on the processor; tables are
+markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def load_theirs(path: Path, precision: str) -> Any:
 def load_ours(path: Path, precision: str) -> Any:
     from cellkit.models.sam_network import applied_only, load_network
 
-    return applied_only(load_network(path, precision)[0])
+    return applied_only(load_network(path, "bfloat16" if precision == "bfloat16" else "float32")[0])
 
 
 @contextmanager
@@ -97,12 +99,6 @@ def showing_cells(network: Any) -> Iterator[None]:
 
 
 # ---- time and memory -------------------------------------------------------------------------------------------------
-def best_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Return the least time of a call in seconds, after one that also sets up."""
-    call()
-    return min(seconds_of(call) for _ in range(repeats))
-
-
 def seconds_of(call: Callable[[], Any]) -> float:
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
@@ -125,7 +121,7 @@ def measure_one(who: str, path: Path, threads: int) -> dict[str, float]:
     """Measure one square in this process."""
     torch.set_num_threads(threads)
     image = pictures(1, SQUARE_PX - 16)[0]  # with zeros around it, as both see it, one square
-    before = peak_bytes()
+    before = held_bytes()
     if who == "theirs":
         model = load_theirs(path, "float32")
         call = lambda: model.eval(image, compute_masks=False)  # noqa: E731
@@ -137,8 +133,17 @@ def measure_one(who: str, path: Path, threads: int) -> dict[str, float]:
     found = call()
     maps = found if who == "ours" else np.stack([*found[1][1], found[1][2]])
     np.save(path.with_suffix(f".{who}.npy"), maps)
-    seconds = min(seconds_of(call) for _ in range(2))
-    return {"seconds": round(seconds, 2), "peak_gb": round((peak_bytes() - before) / GB, 2)}
+    begun = time.process_time()
+    call()
+    seconds = time.process_time() - begun
+    return {"seconds": round(seconds, 2), "peak_gb": round((held_bytes() - before) / GB, 2)}
+
+
+def held_bytes() -> float:
+    """Return the most memory this process has held; on Linux its own, where `peak_bytes` has that of its parent too."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), peak_bytes())
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -163,12 +168,12 @@ def gpu_rows(ours: Path, theirs: Path, images: Sequence[np.ndarray], repeats: in
         "| number type | at once | squares/s | maps, images/s | masks, images/s | GPU memory (GB) | masks, ours/theirs |"
     )
     print("|---|---|---|---|---|---|---|")
-    for precision in ("bfloat16", "float32"):
-        for batch in BATCHES:
-            both = [
-                measured(*side, images, batch, repeats)
-                for side in ((load_theirs(theirs, precision), None), (None, load_ours(ours, precision)))
-            ]
+    for precision in ("bfloat16", "tf32", "float32"):
+        sides = [
+            of_each_batch(lambda: (load_theirs(theirs, precision), None), precision, images, repeats),  # noqa: B023
+            of_each_batch(lambda: (None, load_ours(ours, precision)), precision, images, repeats),  # noqa: B023
+        ]
+        for batch, *both in zip(BATCHES, *sides, strict=True):
             row = {"precision": precision, "at_once": batch, "theirs": both[0], "ours": both[1]}
             rows.append(row)
             told = [f"{both[0][key]:.4g} / {both[1][key]:.4g}" for key in ("squares_s", "maps_s", "masks_s", "peak_gb")]
@@ -177,39 +182,56 @@ def gpu_rows(ours: Path, theirs: Path, images: Sequence[np.ndarray], repeats: in
     return rows
 
 
+def of_each_batch(
+    loaded: Callable[[], tuple], precision: str, images: Sequence[np.ndarray], repeats: int
+) -> list[dict[str, float]]:
+    """Return what one of the two does with each batch; it is loaded once, and gone afterwards."""
+    model, network = loaded()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    found = [measured(model, network, images, batch, repeats) for batch in BATCHES]
+    del model, network
+    gc.collect()
+    torch.cuda.empty_cache()
+    return found
+
+
 def measured(model: Any, network: Any, images: Sequence[np.ndarray], batch: int, repeats: int) -> dict[str, float]:
     """Return what one of the two does with a batch: `model` is the package's, or `network` ours."""
     from cellkit.models.sam_maps import DEFAULTS, predict_maps, segment_images
 
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     net = model.net if network is None else network
     dtype = net.dtype if network is None else torch.float32
-    squares = torch.rand(batch, 3, SQUARE_PX, SQUARE_PX, device="cuda", dtype=dtype)
-    exact = torch.backends.cuda.matmul.allow_tf32
+    squares = torch.rand(batch, 3, SQUARE_PX, SQUARE_PX, device=net.device, dtype=dtype)
 
-    def alone() -> None:
-        with torch.no_grad(), network.arithmetic.autocast() if network is not None else torch.no_grad():
-            for _ in range(4):
+    def alone(times: int) -> None:
+        with torch.no_grad(), network.arithmetic.autocast() if network is not None else nullcontext():
+            for _ in range(times):
                 net(squares)
 
-    def maps() -> None:
+    def maps(images: Sequence[np.ndarray]) -> None:
         if network is None:
             model.eval(list(images), batch_size=batch, compute_masks=False)
         else:
             list(predict_maps(network, images, at_once=batch))
 
-    def masks() -> list:
+    def masks(images: Sequence[np.ndarray]) -> list:
         if network is None:
             return model.eval(list(images), batch_size=batch)[0]
         return [found for _, found, _ in segment_images(network, images, **DEFAULTS, at_once=batch)]
 
-    found = {"squares_s": 4 * batch / best_seconds(alone, repeats), "tf32": float(exact)}
-    found["maps_s"] = len(images) / best_seconds(maps, repeats)
+    def best(call: Callable, given: Any) -> float:
+        return min(seconds_of(lambda: call(given)) for _ in range(repeats))
+
+    times = max(2, 64 // batch)
+    alone(2)
+    found = {"squares_s": times * batch / best(alone, times)}
+    maps(images[:2])
+    found["maps_s"] = len(images) / best(maps, images)
     with showing_cells(net):
-        first = masks()
+        first = masks(images[:2])
         found["cells"] = float(first[0].max() if network is None else len(first[0]))
-        found["masks_s"] = len(images) / best_seconds(masks, repeats)
+        found["masks_s"] = len(images) / best(masks, images)
     found["peak_gb"] = torch.cuda.max_memory_allocated() / GB
     return {key: round(value, 3) for key, value in found.items()}
 
@@ -217,9 +239,9 @@ def measured(model: Any, network: Any, images: Sequence[np.ndarray], batch: int,
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="a JSON file of all numbers")
-    parser.add_argument("--images", type=int, default=32, help="on a GPU")
+    parser.add_argument("--images", type=int, default=16, help="on a GPU")
     parser.add_argument("--side", type=int, default=512, help="height and width of these images (px)")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1, help="of each, the best counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a processor")
     parser.add_argument("--no-processor", action="store_true", help="only the GPU's tables")
     parser.add_argument("--one", nargs=2, metavar=("WHO", "WEIGHTS"), help=argparse.SUPPRESS)

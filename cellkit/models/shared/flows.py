@@ -117,11 +117,11 @@ def flow_errors(labels: np.ndarray, maps: np.ndarray, device: Any = "cpu") -> np
     if not labels.any():
         return np.zeros(0)
     inside = labels > 0
-    away = np.square(flows_of(labels)[:, inside] - maps[:2][:, inside] / 5).sum(axis=0)
+    away = np.square(flows_of(labels, device)[:, inside] - maps[:2][:, inside] / 5).sum(axis=0)
     return np.bincount(labels[inside], away)[1:] / np.bincount(labels[inside])[1:]
 
 
-def flows_of(labels: np.ndarray) -> np.ndarray:
+def flows_of(labels: np.ndarray, device: Any = "cpu") -> np.ndarray:
     """Return the flows of each mask, unit vectors y and x, 0 outside: up the heat that spreads within it from its middle.
 
     As cellpose's masks_to_flows_gpu (dynamics.py, 4.2), whose steps are a product with a sparse matrix here: on one thread that
