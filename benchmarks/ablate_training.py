@@ -1,6 +1,7 @@
 """What each change of the training recipe is worth: every one alone against the base recipe, at an equal budget, paired by seed.
 
-    python benchmarks/ablate_training.py --set two_lines --images 4 --seeds 5 --minutes 3
+    python benchmarks/ablate_training.py --set two_lines --images 4 --seeds 5 --cpu-minutes 3
+    python benchmarks/ablate_training.py --set dkfz --packed packed --steps 160 --equal pixels --workers 16 --minutes 9
 
 For each seed N labelled images are drawn from the training images of the set. Every recipe starts from the same weights, trains
 on these N with as much CPU time (or as many pixels) as the base recipe has, searches its thresholds on them as any training
@@ -8,32 +9,33 @@ does, and is scored on held-out images: MAP IoU (kaggle). Held-out images choose
 the score on drawn fields of the kinds that the starter weights were made with: what a recipe forgets. Each finished run is a row
 of `--out`; a row that is there is not made again, so that the command can be killed and repeated.
 
-`--minutes` are of the base recipe's steps. How many steps that is depends on the machine, also where pixels are what is equal:
-the time of a step is measured once for each recipe and kept beside the table. `CPU s` is what the training took, targets and
-steps; the search of thresholds, which is alike for all recipes, is not in it, nor is the scoring.
+`--cpu-minutes` are of the base recipe's steps. How many steps that is depends on the machine, also where pixels are what is
+equal: the time of a step is measured once for each recipe and kept beside the table. With `--steps` and `--equal pixels` nothing
+depends on it. `CPU s` is what the training took, targets and steps; the search of thresholds, which is alike for all recipes, is
+not in it, nor is the scoring.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jobs
 import numpy as np
+import real_sets
 
 from cellkit.cells.dataset import CellDataset, evenly_spaced
 from cellkit.cells.drawn.pictures import KINDS, draw
 from cellkit.cells.instances import Instances
 from cellkit.config.reading import load_config
 from cellkit.fetch.find import find_weights
-from cellkit.files import atomic_path, read_json, sha256_file, write_json
+from cellkit.files import read_json, sha256_file, write_json
 from cellkit.log import LOG, show_log
 from cellkit.models import cellpose_unet as unet
 from cellkit.models.shared.diameter import diameter_of
@@ -63,7 +65,9 @@ Pairs = list[tuple[np.ndarray, Instances]]
 
 
 # ---- images --------------------------------------------------------------------------------------------------------
-def images_of(name: str, data: Path, folder: Path, most: int | None = None) -> tuple[CellDataset, Any]:
+def images_of(
+    name: str, data: Path, folder: Path, most: int | None = None, base: str = "starter"
+) -> tuple[CellDataset, Any]:
     """Return the labelled images of a set, converted into `folder` as notebook 01 does, and its configuration."""
     from cellkit.sources.ingest import convert_images
 
@@ -73,10 +77,8 @@ def images_of(name: str, data: Path, folder: Path, most: int | None = None) -> t
     config = load_config(ROOT / "configs" / f"{name}.yaml", {"data": str(data), **more})
     images = convert_images(config.convert, data / config.convert.path, folder / name).images.with_truth()
     if name == "dsb2018":  # the starter weights have learned from the others
-        sys.path.append(str(ROOT / "scripts"))
-        from train_starter import kept_out
-
-        images = images.subset([kept_out(record.image_id) for record in images.records])
+        is_unseen, *_ = real_sets.unseen_by(base, data)
+        images = images.subset([is_unseen(real_sets.original_id(record.image_id)) for record in images.records])
     return images.subset([not record.flags for record in images.records]), config
 
 
@@ -168,23 +170,6 @@ def scores_of(checkpoint: Path, pairs: Pairs, own_diameter: bool = False) -> lis
     return scores
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Return the rows that are there."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Write the table with one row more, whole or not at all."""
-    rows = [*rows_of(path), row]
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 # ---- the table -----------------------------------------------------------------------------------------------------
 def differences(rows: Sequence[dict[str, str]], recipe: str, column: str) -> list[float]:
     """Return recipe minus base, one of each seed that has both."""
@@ -224,59 +209,86 @@ def table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
 def arguments() -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=SETS, required=True)
+    parser.add_argument("--set", choices=tuple(real_sets.SETS), required=True)
     parser.add_argument("--images", type=int, default=4, help="training images of a run")
     parser.add_argument("--seeds", type=int, default=3, help="draws of training images; also seeds of the training")
-    parser.add_argument("--minutes", type=float, default=2.0, help="CPU time of the steps of a run")
+    parser.add_argument(
+        "--cpu-minutes", dest="minutes", type=float, default=2.0, help="CPU time of the steps of a run (default 2)"
+    )
+    parser.add_argument("--steps", type=int, help="steps of the base recipe, instead of --cpu-minutes")
     parser.add_argument(
         "--equal", choices=("cpu", "pixels"), default="cpu", help="what recipes have as much of as the base"
     )
     parser.add_argument("--base", default="starter", help="weights to start from: a name or a path")
-    parser.add_argument("--data", type=Path, default=os.environ.get("CELLKIT_DATA"), help="the data folder")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablation.csv")
     parser.add_argument("--tested", type=int, default=16, help="most held-out images that are scored")
     parser.add_argument("--most", type=int, help="most images of the set per cell type; all by default")
     parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), help="some of them; the base is always run")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
-    given = parser.parse_args()
-    if given.data is None:
-        parser.error("give --data, or set CELLKIT_DATA")
-    return given
+    real_sets.add_arguments(parser)
+    jobs.add_arguments(parser)
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Run what is missing, seed by seed, and print the table after each seed."""
-    import torch
-
+    """Run what is missing, seed by seed, and print the table."""
     show_log()
     given = arguments()
-    torch.set_num_threads(given.threads)
+    jobs.prepare(given.device)
+    until = jobs.until_of(given.stop_after)
     work = given.out.with_suffix("")
     base = Path(given.base) if Path(given.base).is_file() else find_weights(given.base)
     known = {"set": given.set, "base": sha256_file(base)[:12], "images": given.images, "equal": given.equal}
-    known |= {"minutes": given.minutes, "tested": given.tested, "most": given.most or ""}
+    known |= {"minutes": f"{given.steps} steps" if given.steps else given.minutes}
+    known |= {"tested": given.tested, "most": given.most or ""}
 
     def mine() -> list[dict[str, str]]:
-        return [row for row in rows_of(given.out) if all(row[key] == str(value) for key, value in known.items())]
+        return [row for row in jobs.rows_of(given.out) if all(row[key] == str(value) for key, value in known.items())]
 
     if not given.table:
-        images, config = images_of(given.set, given.data, work, given.most)
-        pool, test = parted(images, given.tested)
+        pool, test, config = parts_of(given, work)
         LOG.info(f"{given.set}: {len(pool)} images to draw {given.images} from, {len(test)} scored")
-        source = [draw(kind, index, 7919) for kind in KINDS for index in range(2)]
         names = [name for name in RECIPES if name == BASE or not given.recipes or name in given.recipes]
-        times = step_seconds(names, pool.subset([0, 1]), config.finetune, base, work / "step_seconds.json", repeats=2)
-        for seed in range(given.seeds):
-            drawn = np.sort(np.random.default_rng([seed, 1]).permutation(len(pool))[: given.images])
-            train = pool.subset(drawn)
-            for name in names:
-                if any(row["recipe"] == name and row["seed"] == str(seed) for row in mine()):
-                    continue
-                row = run(name, train, test, source, config.finetune, base, seed, given, times, work)
-                add_row(given.out, known | row)
-            print("\n".join(["", *table(mine())]), flush=True)
+        times = {BASE: 1.0}
+        if given.equal == "cpu" or not given.steps:
+            some = pool.subset([0, 1])
+            times = step_seconds(names, some, config.finetune, base, work / "step_seconds.json", repeats=2)
+        if given.steps:
+            given.minutes = given.steps * times[BASE] / 60
+        done = {(row["seed"], row["recipe"]) for row in mine()}
+        todo = [(seed, name) for seed in range(given.seeds) for name in names if (str(seed), name) not in done]
+        one = partial(one_run, pool=pool, test=test, base=base, given=given, times=times, work=work)
+        for _, row in jobs.run_all(one, todo, given.workers, until):
+            jobs.add_rows(given.out, COLUMNS, [known | row])
     print("\n".join(["", *table(mine())]))
+
+
+def parts_of(given: argparse.Namespace, work: Path) -> tuple[CellDataset, CellDataset, Any]:
+    """Return the images to draw from, those that are scored, and the configuration of the set."""
+    if given.packed or given.set not in SETS:
+        sizes = (given.most or 10**6, given.tested)
+        places = (given.set, Path(given.data), work, *sizes, given.packed, given.base)
+        pool, test, config, _ = real_sets.images_of(*places)
+        return pool.subset([len(cells) > 1 for cells in pool.instances]), test, config
+    images, config = images_of(given.set, Path(given.data), work, given.most, given.base)
+    return *parted(images, given.tested), config
+
+
+def one_run(
+    job: tuple[int, str],
+    pool: CellDataset,
+    test: CellDataset,
+    base: Path,
+    given: argparse.Namespace,
+    times: dict[str, float],
+    work: Path,
+) -> dict[str, Any]:
+    """Draw the training images of a seed, train one recipe on them and score it; return its row."""
+    seed, name = job
+    drawn = np.sort(np.random.default_rng([seed, 1]).permutation(len(pool))[: given.images])
+    section = real_sets.config_of(given.set, Path(given.data)).finetune
+    source = [draw(kind, index, 7919) for kind in KINDS for index in range(2)]
+    return run(name, pool.subset(drawn), test, source, section, base, seed, given, times, work)
 
 
 def run(

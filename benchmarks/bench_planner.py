@@ -251,7 +251,7 @@ def main() -> None:
         print(f"bench_planner: name a set (--set {'|'.join(real_sets.SETS)}); a comparison takes hours, and resumes")
         return
     jobs.prepare(given.device)
-    until = jobs.until_of(given.minutes)
+    until = jobs.until_of(given.stop_after)
     given.trained = given.trained or given.work / "trained.csv"
     images, test, finetune, words = images_of(given)
     pool = Pool(images.records, features(images, given, finetune))

@@ -1,36 +1,54 @@
 """How often the gate of notebook 03 keeps a model that is no better, and how often one that is: simulated and real.
 
     python benchmarks/gate_error.py                      # simulated, two minutes on one core
-    python benchmarks/gate_error.py --real runs/gate 40  # and forty real trainings each way; repeat to go on
+    python benchmarks/gate_error.py --no-simulation --real runs/gate 300 --workers 16 --minutes 9    # and real trainings
 
 Simulated: gains of single images are drawn, evenly to both sides or with the longer tail towards gains, spread by 0.03 to
 0.15 as in real tunings (drawn cells, two_lines, dkfz: 0.03 to 0.15), with an effect that all images of one short run share
 (0.01: runs of other seeds differ by 0.005 to 0.02) and for each step from base to tuned a noise of its own. Then the regime
-of that many images is followed: choosing the step, by others, and the rule. Real: a small network is trained on drawn cells
-with `cellkit.evaluate.adaptation.adapt`; its labels are those of another image, or its rate is next to nothing.
+of that many images is followed: choosing the step, by others, and the rule.
+
+Real: a small network is adapted to drawn cells with `cellkit.evaluate.adaptation.adapt`, COUNT times each way:
+
+- **labels of other images**: nothing of these images can be learned, and the training does harm;
+- **same recipe, other seed**: base and tuned are both trained from one start, on the fields that the start has learned from, by
+  one recipe with other seeds, in each part held back too: none of both is better but by chance. Sides are swapped in turn, so
+  that the expected gain is 0. (Weights between two such runs can be better than both; then it is right to keep them.)
+
+Base and tuned are also scored on 40 fresh images of the same kind, which nothing saw: kept although no better there is an error.
+A finished training is a row of FOLDER/real.csv and is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+import tempfile
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jobs
 import numpy as np
+import real_sets
+import small_network
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from cellkit.files import read_json, write_json
 from cellkit.models.gate import FOLDS, QUARTERS
 from cellkit.models.interpolation import STEPS, best_step, nested_steps
 from cellkit.scores.intervals import Difference
 
 JUDGES, GAINS, SPREADS = (1, 2, 3, 5, 10, 20), (0.03, 0.05, 0.10, 0.20), (0.03, 0.07, 0.12, 0.15)
 SHAPES = ("even", "longer tail of gains", "longer tail of losses")
-OF_RUN, OF_STEP, CHECKPOINTS = 0.01, 0.3, 6
+OF_RUN, OF_STEP = 0.01, 0.3
+KINDS = OTHER_LABELS, SAME_RECIPE = "labels of other images", "same recipe, other seed"
+IMAGES, TEACH, FRESH = (
+    (1, 2, 3, 5, 8, 20),
+    8,
+    40,
+)  # labelled; of these the first teach, the others are for validation; fresh
+COLUMNS = ("kind", "number", "images", "regime", "step", "gain", "low", "kept", "true_gain", "true_error")
 
 
 # ---- simulated -----------------------------------------------------------------------------------------------------
@@ -122,46 +140,96 @@ def show_simulated(rows: list[dict]) -> None:
 
 
 # ---- real trainings ------------------------------------------------------------------------------------------------
-def real(folder: Path, count: int) -> list[dict]:
-    """Train and judge `count` times each with labels of other images, and with a rate next to nothing; finished ones are read."""
-    import small_network
+class Job(NamedTuple):
+    """One adaptation: of `KINDS`, and its number."""
 
+    kind: str
+    number: int
+
+
+def real(folder: Path, count: int, workers: int, until: float) -> list[dict[str, str]]:
+    """Adapt and judge `count` times each way; return the rows of those that are finished."""
+    table = folder / "real.csv"
+    small_network.base(folder / "base")
+    done = {(row["kind"], row["number"]) for row in jobs.rows_of(table)}
+    todo = [Job(kind, number) for number in range(count) for kind in KINDS if (kind, str(number)) not in done]
+    for _, row in jobs.run_all(partial(adapted_row, base=folder / "base"), todo, workers, until):
+        jobs.add_rows(table, COLUMNS, [row])
+    return jobs.rows_of(table)
+
+
+def adapted_row(job: Job, base: Path) -> dict[str, Any]:
+    """Adapt once, judge, and score base and tuned on fresh images; return the row."""
     from cellkit.evaluate.adaptation import adapt
 
-    rows = []
-    for kind, rate in (("labels of other images", 3e-3), ("rate next to nothing", 1e-9)):
-        for number in range(count):
-            images = (1, 2, 3, 5, 8)[number % 5]
-            place = folder / f"{kind.replace(' ', '_')}_{number}"
-            path = place / "row.json"
-            if not path.is_file():
-                data = small_network.fields(place / "images", images, [number, len(kind)])
-                base = small_network.base(folder / "base")
-                if "labels" in kind:
-                    data = replace(data, instances=small_network.turned(data.instances))
-                settings = small_network.TrainSettings(base=str(base), learning_rate=rate, seed=number)
-                adapted = adapt(small_network, data, settings, place / "run")
-                row = {"kind": kind, "images": images, "regime": adapted.regime.name, "kept": adapted.verdict.kept}
-                row |= {"gain": adapted.decision.get("gain"), "low": adapted.decision.get("low"), "step": adapted.step}
-                write_json(path, row)
-            rows.append(read_json(path))
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+    images, start = IMAGES[job.number // 2 % len(IMAGES)], small_network.base(base)
+    with tempfile.TemporaryDirectory() as place:
+        data = small_network.fields(Path(place), images + FRESH, [job.number // 2, len(job.kind)])
+        if images == 1:  # the one with most cells: its quarters need some
+            data = data.subset(np.argsort([-len(cells) for cells in data.instances], kind="stable"))
+        records = [replace(r, split="val") if k >= TEACH else r for k, r in enumerate(data.records)]
+        some, fresh = data.with_records(records).subset(range(images)), data.subset(range(images, images + FRESH))
+        if job.kind == OTHER_LABELS:
+            some = replace(some, instances=small_network.turned(some.instances))
+            settings = small_network.TrainSettings(base=str(start), learning_rate=3e-3, seed=job.number)
+        else:
+            seeds = sides(job.number)
+            recipe = {"start": str(start), "own_fields": str(base), "fold_steps": 1.0}
+            first = small_network.TrainSettings(base=str(start), seed=seeds[0], **recipe)
+            one = small_network.train(some, some.subset([]), first, Path(place) / "one")
+            settings = small_network.TrainSettings(base=str(one), seed=seeds[1], **recipe)
+        adapted = adapt(small_network, some, settings, Path(place) / "run")
+        scores = [real_sets.scores_of(small_network, path, fresh)["map_iou"] for path in (adapted.base, adapted.tuned)]
+    truly = np.subtract(*scores[::-1])
+    told = {name: adapted.decision.get(name, "nan") for name in ("gain", "low")}
+    row = {
+        "kind": job.kind,
+        "number": job.number,
+        "images": images,
+        "regime": adapted.regime.name,
+        "step": adapted.step,
+    }
+    row |= told | {"kept": adapted.verdict.kept, "true_gain": round(float(truly.mean()), 5)}
+    return row | {"true_error": round(float(truly.std(ddof=1) / np.sqrt(len(truly))), 5)}
 
 
-def show_real(rows: list[dict]) -> None:
-    """Print how many real trainings that can teach nothing were kept."""
-    print("\nreal trainings that can teach nothing: kept tuned / of, largest gain")
+def sides(number: int) -> tuple[int, int]:
+    """Return the seeds of base and tuned: of an even number, and swapped of the next.
+
+    Examples
+    --------
+    >>> sides(6), sides(7)
+    ((6, 7), (7, 6))
+    """
+    return (number, number + 1) if number % 2 == 0 else (number, number - 1)
+
+
+def at_most(errors: int, of: int) -> float:
+    """Return the upper end of the 95 % interval of a share (Clopper and Pearson, Biometrika 26 (1934) 404).
+
+    Examples
+    --------
+    >>> round(at_most(0, 100), 4), at_most(3, 3)
+    (0.0362, 1.0)
+    """
+    from scipy.stats import beta
+
+    return 1.0 if errors == of else float(beta.ppf(0.975, errors + 1, of - errors))
+
+
+def show_real(rows: list[dict[str, str]]) -> None:
+    """Print how often the tuned model was kept, and how often where it is no better on fresh images."""
+    print(
+        "\nreal trainings: tuned kept / of all; and of those whose tuned model is no better on fresh images (95 %: at most)"
+    )
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        for images in sorted({row["images"] for row in rows}):
-            some = [row for row in rows if row["kind"] == kind and row["images"] == images]
-            if some:
-                kept = sum(row["kept"] == "tuned" for row in some)
-                print(
-                    f"{kind:24} {images:3} image(s) {kept:3} / {len(some):3}   {max(row['gain'] for row in some):+.3f}"
-                )
-        some = [row for row in rows if row["kind"] == kind]
-        print(f"{kind:24} all          {sum(row['kept'] == 'tuned' for row in some):3} / {len(some):3}")
+        own = [row for row in rows if row["kind"] == kind]
+        for images in (*sorted({int(row["images"]) for row in own}), "all"):
+            some = [row for row in own if images in ("all", int(row["images"]))]
+            wrong = [row["kept"] == "tuned" for row in some if float(row["true_gain"]) <= 0]
+            share = f"{sum(wrong):3} / {len(wrong):4}  {100 * at_most(sum(wrong), len(wrong)):5.1f} %" if wrong else ""
+            kept, mean = sum(row["kept"] == "tuned" for row in some), np.mean([float(row["true_gain"]) for row in some])
+            print(f"{kind:24} {images!s:>4} image(s) {kept:4} / {len(some):4}  {share:22} mean true gain {mean:+.4f}")
 
 
 def main() -> None:
@@ -170,11 +238,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--real", nargs=2, metavar=("FOLDER", "COUNT"))
     parser.add_argument("--no-simulation", action="store_true")
+    jobs.add_arguments(parser)
     told = parser.parse_args()
+    jobs.prepare(told.device)
+    until = jobs.until_of(told.stop_after)
     if not told.no_simulation:
         show_simulated(simulate(told.trials, lambda text: print(text, file=sys.stderr, flush=True)))
     if told.real:
-        show_real(real(Path(told.real[0]), int(told.real[1])))
+        show_real(real(Path(told.real[0]), int(told.real[1]), told.workers, until))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=DEVICES, default="auto", help="auto: the GPU, shared by all, where there is one"
     )
-    parser.add_argument("--minutes", type=float, default=0.0, help="stop then with what there is (default 0: never)")
+    minutes = {"dest": "stop_after", "metavar": "MINUTES", "type": float, "default": 0.0}
+    parser.add_argument("--minutes", **minutes, help="stop then with what there is (default 0: never)")
 
 
 def prepare(device: str) -> None:

@@ -351,7 +351,7 @@ def main() -> None:
     jobs.prepare("cpu" if given.measure else given.device)
     if given.measure:
         return print(measure(given.measure, given))
-    until = jobs.until_of(given.minutes)
+    until = jobs.until_of(given.stop_after)
     if given.peers and (why := cellpose3.missing()) and not given.table:
         sys.exit(f"{why}; or leave train_seg out: --peers")
     sets = {name: images_of(name, given) for name in given.sets}  # converted or unpacked before others read them

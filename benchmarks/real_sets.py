@@ -157,10 +157,10 @@ def original_id(image_id: str) -> str:
 def parted(images: CellDataset, pool: int, tested: int) -> tuple[CellDataset, CellDataset]:
     """Return the images whose labels may teach, and those that are scored: by group, and at most so many, all at random.
 
-    Images that chose a step of the base's are never scored; where these are enough to train on, all others are.
+    Images that chose a step of the base's are never scored; where these are half of all images, all others are.
     """
     chose = [record.group == CHOSE for record in images.records]
-    share = 1.0 if sum(chose) >= CHOOSERS else HELD_OUT
+    share = 1.0 if any(chose) and 2 * sum(chose) >= len(chose) else HELD_OUT
     scored = [
         not one and random_number(record.group or record.image_id, 1) < share
         for one, record in zip(chose, images.records, strict=True)

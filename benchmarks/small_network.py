@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from pydantic import Field
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
+from cellkit.evaluate.folds import FOLD_STEPS
+from cellkit.formats.coco import write_coco
+from cellkit.formats.coco_reading import read_coco
 from cellkit.models import weights
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.training import Plan, fingerprint, fit, random_state_kept
@@ -33,6 +37,11 @@ class TrainSettings(Frozen):
     base: str = weights_field("scratch", "weights to start from", NAME)
     learning_rate: Number = Field(3e-3, gt=0, description="largest learning rate")
     steps: int = Field(30, ge=1, description="optimiser steps")
+    fold_steps: Number = Field(
+        FOLD_STEPS, gt=0, le=1, description="steps of a run without a part, of those of the whole run"
+    )
+    start: str = weights_field("", "weights that a training starts from where they are not the base", NAME)
+    own_fields: str = Field("", description="folder of `own_fields`: trained on these, whatever images are given")
     seed: int = Field(0, description="random seed")
 
 
@@ -61,12 +70,18 @@ def _planes(image: np.ndarray) -> np.ndarray:
 
 @random_state_kept()
 def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
-    """Train on crops; the last weights are taken."""
+    """Train on crops; the last weights are taken.
+
+    On `own_fields` the images that are given decide which crops are drawn, and nothing else: other runs of one recipe.
+    """
     import torch
 
-    model = network()
+    model, seed = network(), [config.seed]
+    if config.own_fields:
+        names = " ".join(record.image_id for record in train.records)
+        train, seed = own_fields(Path(config.own_fields)), [config.seed, zlib.crc32(names.encode())]
     if config.base != "scratch":
-        model.load_state_dict(weights.load_tensors(Path(config.base)))
+        model.load_state_dict(weights.load_tensors(Path(config.start or config.base)))
     else:
         torch.manual_seed(config.seed)
         model = network()
@@ -74,7 +89,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     plan = Plan(config.steps, config.steps, learning_rate=config.learning_rate, warmup_steps=5)
 
     def loss_at(step: int):
-        rng, pictures, targets = np.random.default_rng([config.seed, step]), [], []
+        rng, pictures, targets = np.random.default_rng([*seed, step]), [], []
         for _ in range(BATCH):
             planes, target = items[rng.integers(len(items))]
             height, width = (min(CROP_PX, size) for size in planes.shape[1:])
@@ -92,7 +107,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         lambda: np.nan,
         plan,
         Path(out),
-        fingerprint(model, items, plan, config.seed),
+        fingerprint(model, items, plan, seed),
         NAME,
         choose=False,
     )
@@ -149,15 +164,23 @@ def fields(folder: Path, count: int, seed: list[int], split: str = "train") -> C
     return CellDataset(records, instances, (), folder, list(range(1, count + 1)))
 
 
-def base(folder: Path, images: int = 12, steps: int = 400) -> Path:
+def base(folder: Path, steps: int = 400) -> Path:
     """Train, once, a start on fields of many styles."""
     path = folder / "small_tuned.safetensors"
     if not path.with_suffix(".json").is_file():
+        own = own_fields(folder)
+        train(own, own.subset([]), TrainSettings(steps=steps), folder)
+    return path
+
+
+def own_fields(folder: Path, images: int = 12) -> CellDataset:
+    """Return the fields of many styles that the start learned from; drawn once."""
+    path = folder / "own.json"
+    if not path.is_file():
         parts = [fields(folder / f"style_{k}", 1, [77, k]) for k in range(images)]
         records = [ImageRecord(f"{k}", f"style_{k}/0.png", SIZE_PX, SIZE_PX, split="train") for k in range(images)]
-        both = CellDataset(records, [part.instances[0] for part in parts], (), folder, list(range(1, images + 1)))
-        train(both, both.subset([]), TrainSettings(steps=steps), folder)
-    return path
+        write_coco(path, records, [part.instances[0] for part in parts], ())
+    return read_coco(path, folder)
 
 
 def turned(instances: list[Instances]) -> list[Instances]:
