@@ -249,7 +249,7 @@ def main() -> None:
         pool, test, config = parts_of(given, work)
         LOG.info(f"{given.set}: {len(pool)} images to draw {given.images} from, {len(test)} scored")
         names = [name for name in RECIPES if name == BASE or not given.recipes or name in given.recipes]
-        times = {BASE: 1.0}
+        times = dict.fromkeys(names, 1.0)
         if given.equal == "cpu" or not given.steps:
             some = pool.subset([0, 1])
             times = step_seconds(names, some, config.finetune, base, work / "step_seconds.json", repeats=2)
