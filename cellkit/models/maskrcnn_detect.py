@@ -77,7 +77,13 @@ def _tiled(
 
 
 def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile."""
+    """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile.
+
+    To multiples of 16 px the tile is filled up by its edge, although crops of a training show zeros there, as the U-Net is shown
+    around an image: for this detector they are no better. MAP IoU on eight test images each, zeros minus edge, by detectors
+    whose thresholds were searched with the edge: two_lines -0.015 (standard error 0.006; 67 of 97 cells at the border found,
+    not 73), drawn cells 0.003 (0.008). A further frame of 16 px of zeros: -0.011 (0.007), -0.010 (0.011).
+    """
     import torch
 
     device = next(model.parameters()).device

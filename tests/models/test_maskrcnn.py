@@ -10,8 +10,8 @@ from backend_cases import config_of
 from cellkit.cells.dataset import predict_all
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.models import maskrcnn_detect, weights
 from cellkit.models import maskrcnn_torchvision as maskrcnn
-from cellkit.models import weights
 from cellkit.models.maskrcnn_network import target
 from cellkit.models.shared import fine_tuning, flow_loss
 from cellkit.models.shared.tiles import paste
@@ -124,3 +124,25 @@ def test_frozen_encoder_from_scratch_is_refused(drawn, tmp_path):
     with pytest.raises(UserError, match="freeze_backbone"):
         config = config_of("maskrcnn_torchvision", freeze_backbone=True)
         maskrcnn.train(drawn.select("train"), drawn.select("val"), config, tmp_path)
+
+
+def test_a_tile_is_filled_up_by_its_edge_and_nothing_is_found_there():
+    """Measured: zeros, as crops of a training have them, find no more at the border; see `_forward`."""
+
+    class Detector(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.any = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            self.shown = images[0].numpy()
+            boxes = torch.tensor([[2.0, 2.0, 8.0, 8.0], [16.0, 2.0, 30.0, 8.0]])
+            return [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8]), "masks": torch.ones(2, 1, 28, 28)}]
+
+    detector, planes = Detector(), np.random.default_rng(0).random((3, 20, 22), np.float32)
+    boxes, scores, masks = maskrcnn_detect._forward(detector, planes)
+    assert detector.shown.shape == (3, 32, 32) and np.array_equal(detector.shown[:, :20, :22], planes)
+    assert (detector.shown[:, 20:, :22] == planes[:, -1:]).all() and (
+        detector.shown[:, :20, 22:] == planes[:, :, -1:]
+    ).all()
+    assert boxes.tolist() == [[2, 2, 8, 8]] and len(scores) == len(masks) == 1, "the other lies beyond the edge"
