@@ -21,6 +21,7 @@ from cellkit.fetch.registry import REGISTRY, Entry, RemoteFile, find_entry, fold
 from cellkit.files import atomic_path, locked, read_json, sha256_file, write_json
 from cellkit.log import LOG
 from cellkit.machine import NoRoom, check_space
+from cellkit.models import get_backend
 from cellkit.models.size_model import read_size_model
 
 SIDE = ".sha256.json"
@@ -93,7 +94,7 @@ def _missing(entry: Entry, root: Path) -> list[RemoteFile]:
 
 def weights_path(entry: Entry, root: Path) -> Path:
     """Return where the weights of `entry` lie once fetched."""
-    return root / (f"{entry.name}.safetensors" if entry.converted else entry.files[0].target)
+    return root / f"{entry.name}.safetensors"
 
 
 def is_complete(entry: Entry, file: RemoteFile, root: Path) -> bool:
@@ -342,10 +343,6 @@ def fetched_weights(name: str) -> Path:
             f"the weights '{name}' are not here ({path})",
             f"run: cellkit fetch {name}; or {by_hand(entry, entry.files, root)}",
         )
-    if not entry.converted and sha256_file(path) != read_record(entry.files[0], root)["sha256"]:
-        raise UserError(
-            f"{path} is not the file that was fetched (sha256 differs)", f"delete it and run: cellkit fetch {name}"
-        )
     return path
 
 
@@ -385,21 +382,19 @@ def convert_weights(entry: Entry, source: Path, target: Path) -> Path:
     if entry.backend == "cellpose_unet":
         for key in ("diam_mean", "diam_labels"):  # checkpoints of Cellpose 1 lack them
             tensors.setdefault(key, torch.tensor([entry.diam_mean_px]))
-    config = {} if entry.backend == "cellpose_unet" else {"use": "maskrcnn.start"}
+    config = {"use": "maskrcnn.start"} if entry.backend == "torchvision" else {}
     if entry.nuclei_first:
         tensors, config = swap_inputs(tensors), {"channels": "nuclei"}
     save_checkpoint(target, tensors, entry.backend, config=config, metrics={}, licence=entry.licence)
-    if entry.backend == "cellpose_unet":
-        _check_network(target)
+    if entry.backend != "torchvision":
+        _check_network(target, entry.backend)
     return target
 
 
-def _check_network(path: Path) -> None:
+def _check_network(path: Path, backend: str) -> None:
     """Open converted weights once as the network they are for; remove them if they are of another."""
-    from cellkit.models.unet_network import load_network
-
     try:
-        load_network(path)
+        get_backend(backend).load(path)
     except UserError:
         path.unlink()
         path.with_suffix(".json").unlink()

@@ -80,8 +80,7 @@ class Entry:
     kaggle : str
         Name of the Kaggle competition whose rules the user must have accepted.
     backend : str
-        For weights: what reads them. ``cellpose_unet`` and ``torchvision`` checkpoints are converted to safetensors;
-        others stay as they came.
+        For weights: what reads them; they are converted to safetensors.
     diam_mean_px : float
         For Cellpose 1 to 3: the diameter cells were scaled to, where the checkpoint does not say it.
     nuclei_first : bool
@@ -102,8 +101,8 @@ class Entry:
 
     @property
     def converted(self) -> bool:
-        """Tell whether the download is turned into safetensors with a card."""
-        return self.backend in ("cellpose_unet", "torchvision")
+        """Tell whether the download is turned into safetensors with a card: weights are."""
+        return self.kind == "weights"
 
     @property
     def needed(self) -> tuple[RemoteFile, ...]:

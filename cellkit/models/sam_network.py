@@ -12,14 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from cellkit.errors import UserError
 from cellkit.machine import arithmetic
-from cellkit.models import weights
+from cellkit.models import sam_dino, weights
+from cellkit.models.sam_dino import CellposeDINO
 
 BACKEND = "cellpose_sam"  # whose checkpoints hold this network
 SCRATCH = "scratch"
@@ -153,6 +154,9 @@ class CellposeSAM(CPSAM):
         return super().forward(x)[0]
 
 
+AnyNetwork = TypeVar("AnyNetwork", CellposeSAM, CellposeDINO)
+
+
 # ---- opening ---------------------------------------------------------------------------------------------------------
 def shape_of(tensors: Mapping[str, torch.Tensor]) -> Shape | None:
     """Return the size of the network that tensors are of; None where they are of no such network.
@@ -182,7 +186,9 @@ def shape_of(tensors: Mapping[str, torch.Tensor]) -> Shape | None:
         return None
 
 
-def load_network(checkpoint: str | Path, precision: str | None = None) -> tuple[CellposeSAM, dict[str, Any]]:
+def load_network(
+    checkpoint: str | Path, precision: str | None = None
+) -> tuple[CellposeSAM | CellposeDINO, dict[str, Any]]:
     """Return the network in evaluation mode and the config of its card ({} for a published checkpoint).
 
     Its size is that of its tensors.
@@ -207,7 +213,7 @@ def load_network(checkpoint: str | Path, precision: str | None = None) -> tuple[
     return placed(network_of(tensors, checkpoint), precision or config.get("precision", "auto")).eval(), config
 
 
-def network_of(tensors: dict[str, torch.Tensor], source: Path) -> CellposeSAM:
+def network_of(tensors: dict[str, torch.Tensor], source: Path) -> CellposeSAM | CellposeDINO:
     """Return the network that tensors are of, on the CPU; they become its own.
 
     Raises
@@ -217,14 +223,13 @@ def network_of(tensors: dict[str, torch.Tensor], source: Path) -> CellposeSAM:
     """
     if any(key.startswith("downsample.") for key in tensors):
         raise UserError(f"{source} is a checkpoint of Cellpose 1 to 3", "open it with backend: cellpose_unet")
-    if "encoder.cls_token" in tensors:
-        raise UserError(f"{source} is a Cellpose-DINO checkpoint", "give one of Cellpose-SAM: cpsam_v2 or cpsam")
-    shape = shape_of(tensors)
-    remedy = "give cpsam_v2, cpsam, or a checkpoint of Cellpose 4 or one that 03_finetune_cellpose wrote"
+    kind = CellposeDINO if "encoder.cls_token" in tensors else CellposeSAM
+    shape: Any = sam_dino.shape_of(tensors) if kind is CellposeDINO else shape_of(tensors)
+    remedy = "give cpsam_v2, cpsam, cpdino, another checkpoint of Cellpose 4, or one that 03_finetune_cellpose wrote"
     if shape is None:
-        raise UserError(f"{source} is no Cellpose-SAM checkpoint", remedy)
+        raise UserError(f"{source} is no checkpoint of Cellpose 4", remedy)
     with torch.device("meta"):
-        network = CellposeSAM(shape)
+        network = kind(shape)
     expected = network.state_dict()
     for name in ("diam_mean", "diam_labels"):
         tensors[name] = tensors.get(name, torch.tensor([CELL_PX])).reshape(1)
@@ -232,7 +237,7 @@ def network_of(tensors: dict[str, torch.Tensor], source: Path) -> CellposeSAM:
     wrong = [k for k in expected if k in tensors and tensors[k].shape != expected[k].shape]
     if missing or wrong:
         counts = f"{len(missing)} tensors missing, {len(wrong)} of another size"
-        raise UserError(f"{source} is no whole Cellpose-SAM checkpoint ({counts})", remedy)
+        raise UserError(f"{source} is no whole checkpoint of Cellpose 4 ({counts})", remedy)
     trained = {name: value.requires_grad for name, value in network.named_parameters()}
     network.load_state_dict({k: tensors[k] for k in expected}, assign=True)
     for name, value in network.named_parameters():
@@ -241,11 +246,20 @@ def network_of(tensors: dict[str, torch.Tensor], source: Path) -> CellposeSAM:
 
 
 def load_start(base: str | Path, seed: int = 0, shape: Shape = Shape(), precision: str = "auto") -> CellposeSAM:
-    """Return the network to start from: a checkpoint, or "scratch", random numbers from `seed` in a network of `shape`."""
+    """Return the network to start from: a checkpoint, or "scratch", random numbers from `seed` in a network of `shape`.
+
+    Raises
+    ------
+    UserError
+        As `load_network`; or a Cellpose-DINO, which is applied as it is.
+    """
     from cellkit.models.training import random_state_kept
 
     if str(base) != SCRATCH:
-        return load_network(base, precision)[0]
+        network = load_network(base, precision)[0]
+        if isinstance(network, CellposeDINO):
+            raise UserError(f"{base} is a Cellpose-DINO, which is not adapted here", "start from cpsam_v2 or cpsam")
+        return network
     with random_state_kept():
         torch.manual_seed(seed)
         network = CellposeSAM(shape)
@@ -255,7 +269,7 @@ def load_start(base: str | Path, seed: int = 0, shape: Shape = Shape(), precisio
     return placed(network, precision).eval()
 
 
-def applied_only(network: CellposeSAM) -> CellposeSAM:
+def applied_only(network: AnyNetwork) -> AnyNetwork:
     """Return the network made ready to be applied and not trained: same maps, half the memory in bfloat16.
 
     Weights of products are rounded to the number type that they are computed in, once and not at each call.
@@ -270,7 +284,7 @@ def applied_only(network: CellposeSAM) -> CellposeSAM:
     return network.eval()
 
 
-def placed(network: CellposeSAM, precision: str) -> CellposeSAM:
+def placed(network: AnyNetwork, precision: str) -> AnyNetwork:
     """Return the network where it is computed; in that precision from now on."""
     network.arithmetic = arithmetic(precision)
     return network.arithmetic.placed(network)

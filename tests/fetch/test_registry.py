@@ -19,7 +19,7 @@ def named(value) -> str:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=named)
 def test_every_entry_says_what_it_is(entry):
-    assert entry.name == re.sub(r"[^a-z0-9_]", "", entry.name)
+    assert entry.name == re.sub(r"[^a-z0-9_-]", "", entry.name)
     assert entry.kind in ("data", "weights")
     assert all(getattr(entry, key).strip() for key in ("about", "licence", "paper", "page"))
     assert entry.page.startswith("https://")
@@ -80,14 +80,20 @@ def test_addresses_of_torchvision_are_its_own():
         assert file.sha256_prefix == re.search(r"-([0-9a-f]{8})\.pth$", url)[1]
 
 
-def test_address_of_cellpose_sam_is_its_own():
+def test_addresses_of_cellpose_4_are_its_own_of_one_revision():
     from importlib.util import find_spec
 
     source = (Path(find_spec("cellpose").origin).parent / "models.py").read_text(encoding="utf-8")
     base = re.search(r'^_MODEL_URL = "([^"]+)"', source, re.MULTILINE)[1]
-    (file,) = REGISTRY["cpsam_v2"].files
-    assert file.url == f"{base}cpsam_v2"
-    assert '"cpsam_v2"' in source
+    names = re.findall(r'"([^"]+)"', re.search(r"^MODEL_NAMES = \[(.*?)\]", source, re.MULTILINE)[1])
+    ours = {entry.name: entry.files for entry in ENTRIES if entry.backend == "cellpose_sam"}
+    assert set(ours) == set(names) == {"cpsam_v2", "cpsam", "cpdino", "cpdino-vitb"}
+    revisions = {file.url.removesuffix(f"/{name}").rpartition("/")[2] for name, (file,) in ours.items()}
+    (revision,) = revisions
+    assert re.fullmatch("[0-9a-f]{40}", revision), "a revision, not a branch"
+    for name, (file,) in ours.items():
+        assert file.url == base.replace("/main/", f"/{revision}/") + name
+        assert len(file.sha256) == 64 and file.size_bytes
 
 
 def test_place_of_a_download():

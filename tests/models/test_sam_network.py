@@ -83,7 +83,7 @@ class TestOpening:
         sam = small_checkpoint(tmp_path / "ours")
         self.refused(sam, "is a checkpoint of cellpose_sam\nopen it with backend: cellpose_sam", load_unet)
         torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other")
-        self.refused(tmp_path / "other", "is no Cellpose-SAM checkpoint")
+        self.refused(tmp_path / "other", "is no checkpoint of Cellpose 4")
 
     def test_truncated(self, tmp_path):
         torch.save(small_network().state_dict(), tmp_path / "sam")
