@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sam_training
 import torch
 
 from cellkit.log import LOG
@@ -244,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=1, help="of each, the best counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a processor")
     parser.add_argument("--no-processor", action="store_true", help="only the GPU's tables")
+    parser.add_argument("--no-training", action="store_true", help="without the steps of a training")
     parser.add_argument("--one", nargs=2, metavar=("WHO", "WEIGHTS"), help=argparse.SUPPRESS)
     told = parser.parse_args(arguments)
     torch.sparse.check_sparse_tensor_invariants.disable()  # said aloud, or torch warns of the package's masks
@@ -259,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows["processor"] = processor_rows(ours, theirs, told.threads)
         if torch.cuda.is_available():
             rows["gpu"] = gpu_rows(ours, theirs, pictures(told.images, told.side), told.repeats)
+    if not told.no_training:
+        rows["training"] = sam_training.rows(told.threads, processor=not told.no_processor)
     if told.out:
         told.out.write_text(json.dumps(rows, indent=1) + "\n")
     slow = [row for row in rows.get("gpu", []) if row["ours"]["masks_s"] < WANTED * row["theirs"]["masks_s"]]

@@ -147,6 +147,14 @@ def gpu_rows(steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+def rows(threads: int, steps: int = 3, gpu_steps: int = 30, processor: bool = True) -> dict[str, list[dict[str, Any]]]:
+    """Return and print all rows, where there is a GPU those of it too."""
+    import torch
+
+    found = {"gpu": gpu_rows(gpu_steps)} if torch.cuda.is_available() else {}
+    return found | ({"processor": processor_rows(steps, threads)} if processor else {})
+
+
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     first = rows[0]
     for row in rows:
@@ -165,12 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if told.job:
         print(json.dumps(timed(told.job[0], int(told.job[1]), **json.loads(told.job[2]))))
         return
-    import torch
-
-    if torch.cuda.is_available():
-        gpu_rows(told.gpu_steps)
-    if not told.no_processor:
-        processor_rows(told.steps, told.threads)
+    rows(told.threads, told.steps, told.gpu_steps, not told.no_processor)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
+from notebook_cases import execute
 
 from cellkit import models
 from cellkit.cells.records import write_records
@@ -41,17 +41,6 @@ def mine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(models, "__path__", [*models.__path__, str(folder)])
         yield folder
-
-
-def execute(stage: str, config: Path, run_dir: Path, **settings) -> None:
-    """Run the code cells of a notebook here, one after the other."""
-    scope: dict = {}
-    for cell in json.loads((REPO / f"notebooks/{stage}.ipynb").read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"{stage} {cell['id']}", "exec"), scope)
-            plt.close("all")  # as a notebook does after each cell
-        if "parameters" in cell["metadata"].get("tags", []):
-            scope |= {"config": str(config), "run_dir": str(run_dir), "overrides": settings}
 
 
 def of_section(section: str, name: str) -> dict:
@@ -133,7 +122,9 @@ def test_without_a_labelled_training_image_04_says_so(drawn, config, tmp_path):
 
 
 def test_a_file_is_a_backend_and_no_other_file_names_it(mine, config):
-    assert backend_names() == ["cellpose_unet", "maskrcnn_torchvision", "mine", "threshold"], "helpers are none"
+    assert backend_names() == ["cellpose_sam", "cellpose_unet", "maskrcnn_torchvision", "mine", "threshold"], (
+        "helpers are none"
+    )
     assert title_of("mine") == "Brighter than average"
     cfg = load_config(config, {"finetune.backend": "mine", "finetune.brighter": 2})
     assert (cfg.finetune.brighter, cfg.finetune.min_train_masks) == (2.0, 1)

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
+from cellkit.log import LOG
+from cellkit.models import weights
 from cellkit.models.map_cache import FOLDER, cache_in
-from cellkit.models.sam_maps import DEFAULTS, KEPT_AS, segment_images
+from cellkit.models.sam_maps import DEFAULTS, KEPT_AS, at_network_scale, predict_maps, segment_images
+from cellkit.models.sam_training import Adaptation, check_lora, how_adapted, loss_of, steps_of
+from cellkit.models.shared import diameter
 from cellkit.models.shared.contract import SMALLEST, Area, BatchSegmenter, Computed, Diameter, merged
-from cellkit.models.shared.inputs import CELL_PX, Doubts, bytes_for
-from cellkit.models.shared.thresholds import FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
-from cellkit.settings import Percentiles
+from cellkit.models.shared.fine_tuning import (
+    images_to_search,
+    map_iou,
+    refuse_small,
+    refuse_untrainable,
+    save_tuned,
+    scored_along,
+)
+from cellkit.models.shared.flow_loss import Prepared, with_target
+from cellkit.models.shared.flows import masks_of
+from cellkit.models.shared.inputs import CELL_PX, SHOWN, Doubts, ask_for_memory, bytes_for, labels_at, refuse_empty
+from cellkit.models.shared.threshold_search import THRESHOLDS, Searched, grid_of, score_maps, search_maps
+from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
+from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
+from cellkit.settings import Percentiles, weights_field
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
 
 NAME = "cellpose_sam"
 TITLE = "Cellpose-SAM"
 REQUIRES = ("torch", "cellpose", "segment_anything")
 BYTES_PER_PX = 150  # of memory, at network scale
+KEPT_BYTES = 24  # of a pixel of a training image
+UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
 CHANNELS = (
     "what the network is shown, in any order, each channel as the run's channel map has it: all three, both = cytoplasm and "
     "nuclei, or one"
@@ -53,6 +75,27 @@ class Settings(Computed):
     )
 
 
+class TrainSettings(Adaptation, Settings):
+    """Settings of a training."""
+
+    base: str = weights_field("cpsam_v2", "weights to start from: cpsam_v2, cpsam, a path, or scratch", NAME)
+    diameter_px: Diameter | None = Field(
+        None, description="typical cell diameter (px), which becomes 30; null = images are taken as they are"
+    )
+    channels: Literal["all", "both", "nuclei", "cytoplasm"] = Field("all", description=CHANNELS)
+    flow_threshold: FlowError | None = Field(
+        None, description="largest error of a mask's flows; 0 = no check; null = best on training images"
+    )
+    cellprob_threshold: Logit | None = Field(
+        None, description="logit above which a pixel belongs to a cell; null = best on training images"
+    )
+    min_area_px: Area | None = Field(None, description=f"{SMALLEST}; null = best on training images")
+    normalise: Percentiles | None = Field(
+        None, description="percentiles of a channel that the network is shown as 0 and 1; null = 1 and 99"
+    )
+
+
+# ---- the contract --------------------------------------------------------------------------------------------------
 def load(checkpoint: Path, settings: Settings | None = None) -> BatchSegmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 
@@ -86,3 +129,162 @@ def load(checkpoint: Path, settings: Settings | None = None) -> BatchSegmenter:
 
     diameter_px = used["diameter_px"] or CELL_PX
     return BatchSegmenter(find_each, used, lambda shape: bytes_for(shape, diameter_px, BYTES_PER_PX))
+
+
+@random_state_kept()
+def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
+    """Adapt to the labelled images of `train`; whole images of `val` choose the weights where there are enough.
+
+    Who chooses, and what is left where nobody does, is as for every backend, see `cellkit.models.gate.choosers`.
+
+    Parameters
+    ----------
+    config : TrainSettings
+        ``base`` is a path, or "scratch".
+    out : Path
+        Folder for the resume state, ``history.csv`` and the checkpoint.
+
+    Returns
+    -------
+    Path
+        ``cellpose_tuned.safetensors``: a plain Cellpose-SAM, low-rank parts merged; its card says how it was adapted.
+
+    Raises
+    ------
+    UserError
+        Nothing to train on, nothing in the channels that the network is shown, no weights to start from, too little memory.
+    """
+    from cellkit.models.sam_network import load_start
+    from cellkit.models.sam_ways import merge_lora, trained_numbers
+
+    refuse_untrainable(train, "min_area_px")
+    out, settings = Path(out), merged(config, UNSET, DEFAULTS)
+    if config.min_area_px is not None:
+        refuse_small(train, config.min_area_px, "finetune.min_area_px")
+    ask_for_memory(train, val, settings["diameter_px"] or CELL_PX, KEPT_BYTES, BYTES_PER_PX)
+    network = load_start(config.base, config.seed, precision=config.precision)
+    loss_at = loss_of(network, _items(train, settings, out / "flows"), config)
+    adapted = {**how_adapted(config), "trained": trained_numbers(network)[0]}
+    LOG.info(f"{NAME}: {config.way}, {adapted['trained'] / 1e6:.3g} million numbers are trained")
+    scored, choosing = scored_along(val, config.val_images)
+    pairs = [val[i] for i in scored]
+
+    def score() -> float:
+        found = segment_images(network, [image for image, _ in pairs], **settings)
+        return map_iou((truth, cells) for (_, truth), (_, cells, _) in zip(pairs, found, strict=True))
+
+    plan = replace(plan_of(config, NAME), steps=steps_of(config, len(train)))
+    rest = (settings, config.precision, loss_at.loss_at.recipe, how_adapted(config), scored, choosing)
+    stamp = fingerprint(network, [item.arrays for item in loss_at.loss_at.items], plan, *rest)
+    history = fit(network, loss_at, score, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
+    merge_lora(network)
+    network.diam_labels.data.fill_(diameter.diameter_of(train.instances))
+    read_with, searched = _calibrated(network, train, config)
+    return save_tuned(
+        out / "cellpose_tuned.safetensors",
+        NAME,
+        network,
+        read_with,
+        history,
+        val,
+        scored if choosing else [],
+        "map_iou_validation",
+        "kaggle, mean of whole validation images",
+        licence=f"of your images, and of {Path(config.base).stem}, from which it began",
+        base=Path(config.base).stem,
+        read_at={key: settings[key] for key in THRESHOLDS},
+        searched=searched,
+        adapted=adapted,
+    )
+
+
+def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
+    """Copy the weights that a training starts from, and note in their card how they are best read on these cells.
+
+    Thresholds come from the training images, as those of `train` do, so that two models are compared each at its best; what is
+    set in `config` stays.
+
+    Parameters
+    ----------
+    config : TrainSettings
+        ``base`` is a path, or "scratch".
+    to : Path
+        Of the copy, without suffix.
+
+    Returns
+    -------
+    Path
+        ``<to>.safetensors``.
+    """
+    from cellkit.models.sam_network import load_start
+
+    network, base = load_start(config.base, config.seed, precision=config.precision), Path(config.base)
+    card = weights.read_card(base) if base.suffix == ".safetensors" else None
+    read_with, searched = _calibrated(network, train, config)
+    return weights.save_checkpoint(
+        Path(f"{to}.safetensors"),
+        network.state_dict(),
+        NAME,
+        config=read_with,
+        metrics=(card.metrics if card else {}) | {"searched": searched},
+        licence=card.licence if card else "",
+    )
+
+
+def check(config: TrainSettings) -> None:
+    """Refuse weights of another kind of network, and LoRA without the package that it needs."""
+    if config.way == "lora":
+        check_lora()
+    if Path(config.base).suffix == ".safetensors":
+        weights.card_for(Path(config.base), NAME)
+
+
+def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> float:
+    """Return MAP IoU (kaggle) of decode(encode(labels)) against the labels, on up to `most` images: what no training beats."""
+    settings = merged(config, UNSET, DEFAULTS)
+    read_at = merged(config, {}, AS_CELLPOSE)
+    if config.min_area_px is not None:
+        refuse_small(labelled, config.min_area_px, "finetune.min_area_px")
+    some, pairs = labelled.sample(most), []
+    for k in range(len(some)):
+        maps = _item(*some[k], settings).target.copy()
+        maps[2] = np.where(maps[2] > 0, 6, -6)
+        pairs.append((some.instances[k], masks_of(maps, some.instances[k].shape, **read_at)))
+    return map_iou(pairs)
+
+
+def _items(train: CellDataset, settings: Mapping[str, Any], cache: Path) -> list[Prepared]:
+    """Return the training images with their targets, which are computed once; refuse images of which nothing is shown."""
+    from cellkit.parallel import progress
+
+    items = [_item(*train[k], settings, cache) for k in progress(range(len(train)), "flows of training images")]
+    refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
+    return items
+
+
+def _item(image: np.ndarray, truth: Instances, settings: Mapping[str, Any], cache: Path | None = None) -> Prepared:
+    planes = at_network_scale(image, settings["diameter_px"], settings["channels"], settings["normalise"])
+    return with_target(planes, labels_at(truth, planes.shape[1:]), cache)
+
+
+def _calibrated(network: Any, train: CellDataset, config: TrainSettings) -> tuple[dict[str, Any], dict]:
+    """Return the settings to predict with, and what the card says of their search on up to six training images."""
+    settings = merged(config, UNSET, DEFAULTS)
+    pairs, called = images_to_search(train)
+    searched = [key for key in THRESHOLDS if getattr(config, key) is None]
+    found = Searched({}, {})
+    if searched:
+        shown = (settings["diameter_px"], settings["channels"], settings["normalise"])
+        each = predict_maps(network, [image for image, _ in pairs], *shown)
+        maps = {id(image): one for (image, _), one in zip(pairs, each, strict=True)}
+        grid = grid_of(settings, searched, [truth for _, truth in pairs])
+        found = search_maps(
+            pairs,
+            grid,
+            searched,
+            lambda image, truth: score_maps(maps[id(image)], truth, *grid.values()),
+            lambda image: maps[id(image)],
+            called,
+            "Try another way, more images, or finetune.diameter_px",
+        )
+    return {**settings, **found.settings, "precision": config.precision}, found.card

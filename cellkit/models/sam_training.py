@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -112,6 +113,24 @@ def steps_of(config: Adaptation, images: int) -> int:
     return round(config.steps * max(EPOCH, images) / EPOCH)
 
 
+def how_adapted(config: Adaptation) -> dict[str, Any]:
+    """Return what decides which weights are trained, and how, beside the plan: for the card, and to tell trainings apart."""
+    of_way = {"late": ("late_blocks",), "lora": ("lora_rank", "lora_dropout")}.get(config.way, ())
+    return {name: getattr(config, name) for name in ("way", *of_way, "stochastic_depth", "recipe")}
+
+
+def check_lora() -> None:
+    """Refuse LoRA where the package that it needs is missing.
+
+    Raises
+    ------
+    UserError
+        With the line that installs it.
+    """
+    if find_spec("peft") is None:
+        raise UserError("finetune.way is lora, which needs the package 'peft'", "pip install peft, or set way: late")
+
+
 def loss_of(network: torch.nn.Module, items: Sequence[Prepared], config: Adaptation) -> InParts:
     """Return the loss of a training's steps; the network then trains what the way says, and no more.
 
@@ -124,10 +143,18 @@ def loss_of(network: torch.nn.Module, items: Sequence[Prepared], config: Adaptat
     Raises
     ------
     UserError
-        A crop is larger than what the network is shown, there are fewer blocks than late ones, or peft is missing.
+        It is another network, a crop is larger than what it is shown, there are fewer blocks than late ones, or peft is
+        missing.
     """
+    from cellkit.models.sam_network import CellposeSAM
     from cellkit.models.sam_ways import dropped, forward, train_by
 
+    if not isinstance(network, CellposeSAM):
+        raise UserError(
+            "finetune.base is Cellpose-DINO, which finds cells here and is not adapted", "set base: cpsam_v2"
+        )
+    if config.way == "lora":
+        check_lora()
     if config.crop_px > network.shape.tile_px:
         raise UserError(
             f"finetune.crop_px is {config.crop_px}, the network sees squares of {network.shape.tile_px} px",

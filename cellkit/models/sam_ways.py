@@ -44,7 +44,7 @@ def train_by(network: nn.Module, way: Way, late_blocks: int, rank: int, dropout:
     Raises
     ------
     UserError
-        LoRA without the package peft, or more late blocks than there are.
+        There are more late blocks than blocks.
     """
     blocks = network.encoder.blocks
     network.requires_grad_(False)
@@ -64,14 +64,10 @@ def train_by(network: nn.Module, way: Way, late_blocks: int, rank: int, dropout:
 
 
 def _add_lora(network: nn.Module, rank: int, dropout: float, seed: int) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
     from cellkit.models.training import random_state_kept
 
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "finetune.way is lora, which needs the package 'peft'", "pip install peft, or way: late"
-        ) from error
     with random_state_kept():
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=LORA_AT)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import numpy as np
+from sam_cases import small_checkpoint
 
 from cellkit.models import get_backend
 
@@ -12,6 +16,7 @@ EMPTY = np.zeros((96, 80, 3), np.uint8)
 
 FEW = {
     "threshold": {},
+    "cellpose_sam": {"flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15, "late_blocks": 1},
     "cellpose_unet": {
         "base": "scratch",
         "flow_threshold": 0.4,
@@ -31,12 +36,17 @@ FEW = {
 STEPS = {"steps": 2, "batch_size": 2, "crop_px": 64, "warmup_steps": 1, "eval_every": 2, "val_images": 1}
 
 
+@cache
+def small_sam() -> str:
+    """The path of random weights of a Cellpose-SAM small enough for a test."""
+    return str(small_checkpoint(Path(tempfile.mkdtemp(prefix="small_sam")) / "small"))
+
+
 def config_of(name: str, **changes):
     """The settings of a training of two steps."""
+    if name == "cellpose_sam" and "base" not in changes:
+        changes["base"] = small_sam()
     return get_backend(name).TrainSettings(**(FEW[name] | (STEPS if name != "threshold" else {}) | changes))
-
-
-# ---- cellpose_unet -------------------------------------------------------------------------------------------------
 
 
 def history_of(checkpoint) -> list[dict[str, float]]:

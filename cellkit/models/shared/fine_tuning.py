@@ -118,6 +118,7 @@ def save_tuned(
     metric: str,
     convention: str,
     classes: Sequence[str] = (),
+    licence: str = "of your images",
     **more: Any,
 ) -> Path:
     """Write a trained model and its card: how it is read, how it scored, and which images chose it.
@@ -128,6 +129,8 @@ def save_tuned(
         Places in `val` of the images that chose the weights; empty where none did.
     metric, convention : str
         Name and definition of the score along the way.
+    licence : str
+        Of what it learned from.
     more
         What else the card is to say of the training.
 
@@ -152,7 +155,7 @@ def save_tuned(
         classes=classes,
         config=dict(settings),
         metrics=metrics,
-        licence="of your images",
+        licence=licence,
     )
 
 

@@ -72,7 +72,12 @@ def prepare(
         As for `two_channels`.
     """
     planes, labels = to_network_scale(two_channels(image, channels, normalise), truth, diameter_px, least_px=8)
-    known = labels >= 0 if truth.unknown_px else None
+    return with_target(planes, labels, cache)
+
+
+def with_target(planes: np.ndarray, labels: np.ndarray, cache: Path | None = None) -> Prepared:
+    """Make the target of an image at network scale: planes (C, h, w) float32, labels (h, w) int32, -1 = not annotated."""
+    known = labels >= 0 if (labels < 0).any() else None
     return Prepared(planes, target_of(np.maximum(labels, 0), cache), known)
 
 

@@ -131,12 +131,19 @@ def to_network_scale(
     labels : (h, w) int32
         0 = background, -1 = not annotated.
     """
+    size = network_shape(truth.shape, diameter_px, least_px)
+    return resized(planes, size, diameter_px > CELL_PX), labels_at(truth, size)
+
+
+def labels_at(truth: Instances, shape: tuple[int, int]) -> np.ndarray:
+    """Return cells as a label image at another height and width, (h, w) int32; each pixel is that of the nearest.
+
+    0 = background, -1 = not annotated.
+    """
     import cv2
 
-    size = network_shape(truth.shape, diameter_px, least_px)
     labels = truth.paint(unknown=-1).astype(np.float64)
-    labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
-    return resized(planes, size, diameter_px > CELL_PX), labels
+    return cv2.resize(labels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
 
 
 def lies_elsewhere(image: np.ndarray, channels: str) -> bool:

@@ -1,0 +1,210 @@
+"""Adapting Cellpose-SAM: every way learns and resumes, a worse model is not kept, memory that runs out changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from sam_learnt import data_of, learnt
+
+from cellkit.cells.dataset import predict_all
+from cellkit.errors import UserError
+from cellkit.evaluate.adaptation import adapt
+from cellkit.evaluate.folds import fold_settings
+from cellkit.evaluate.verdict import keep_if_better
+from cellkit.models import cellpose_sam as sam
+from cellkit.models import sam_training, sam_ways
+from cellkit.models.gate import THREE_PARTS
+from cellkit.models.interpolation import STEPS, steps_between
+from cellkit.models.sam_dino import CellposeDINO, DinoShape
+from cellkit.models.sam_network import load_network
+from cellkit.models.sam_training import WAYS, steps_of
+from cellkit.models.shared.flow_loss import FlowLoss
+from cellkit.models.weights import load_tensors, read_card
+
+READ = {"flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15}
+THREE = ("train",) * 3 + ("val",) * 14
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return learnt(tmp_path_factory.mktemp("base") / "base", 150)
+
+
+@pytest.fixture(scope="module")
+def beginner(tmp_path_factory):
+    return learnt(tmp_path_factory.mktemp("base") / "beginner", 60)
+
+
+def settings(base, **changes):
+    few = {"steps": 4, "batch_size": 2, "crop_px": 64, "eval_every": 2, "late_blocks": 1, "learning_rate": 1e-3}
+    return sam.TrainSettings(**({"base": str(base)} | few | READ | changes))
+
+
+def changed(path, base) -> set[str]:
+    ours, theirs = load_tensors(path), load_tensors(base)
+    assert set(ours) == set(theirs), "a plain Cellpose-SAM"
+    return {name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name]) and name != "diam_labels"}
+
+
+class Killed(BaseException):
+    pass
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+def test_what_is_not_set_follows_from_the_way():
+    for way, told in WAYS.items():
+        found = sam.TrainSettings(way=way)
+        assert {name: getattr(found, name) for name in told} == told
+    assert sam.TrainSettings() == sam.TrainSettings(way="late"), "the defaults are those of late blocks"
+    assert (
+        sam.TrainSettings(way="lora", steps=7).steps == 7 and fold_settings(sam.TrainSettings(way="lora")).steps == 100
+    )
+    rate = sam.TrainSettings(way="all").learning_rate
+    published = sam.TrainSettings(recipe="published")
+    assert (published.way, published.learning_rate, published.weight_decay, published.batch_size) == (
+        "all",
+        1e-5,
+        0.1,
+        1,
+    )
+    assert rate == 1e-5 and steps_of(published, 5) == 800 and steps_of(published, 30) == 3000
+    with pytest.raises(ValidationError, match="trains all weights, and way: lora; leave one out"):
+        sam.TrainSettings(recipe="published", way="lora")
+
+
+def test_lora_without_its_package_is_refused_before_anything_begins(monkeypatch):
+    monkeypatch.setattr(sam_training, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package 'peft'\npip install peft"):
+        sam.check(sam.TrainSettings(way="lora"))
+    sam.check(sam.TrainSettings(way="late"))
+
+
+def test_cellpose_dino_is_not_adapted(base):
+    with pytest.raises(UserError, match="Cellpose-DINO, which finds cells here and is not adapted\nset base: cpsam_v2"):
+        sam_training.loss_of(CellposeDINO(DinoShape(width=32, depth=1, heads=2, mlp=32)), [], settings(base))
+
+
+def test_a_crop_larger_than_the_networks_square_is_refused(base):
+    network, _ = load_network(base)
+    network.shape = type(network.shape)(tile_px=64)
+    with pytest.raises(UserError, match="crop_px is 128, the network sees squares of 64 px\nset finetune.crop_px"):
+        sam_training.loss_of(network, [], settings(base, crop_px=128))
+
+
+# ---- every way -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("way", "parts"),
+    [("head", ("encoder.neck", "out")), ("late", ("encoder.neck", "out", "encoder.blocks.1")),
+     ("lora", ("encoder.blocks.0.attn.qkv", "encoder.blocks.1.attn.qkv")), ("all", ("encoder", "out"))],
+)  # fmt: skip
+def test_killed_and_resumed_it_ends_with_the_same_weights_and_a_plain_checkpoint(
+    way, parts, base, tmp_path, monkeypatch
+):
+    pytest.importorskip("peft") if way == "lora" else None
+    data = data_of(tmp_path / "images", ("train", "train", "val"))
+    given = data.select("train"), data.select("val"), settings(base, way=way, eval_every=3)
+    whole = sam.train(*given, tmp_path / "whole")
+    names = changed(whole, base)
+    assert names and all(name.startswith(parts) for name in names)
+    assert all(any(name.startswith(part) for name in names) for part in parts)
+    card = read_card(whole)
+    assert card.metrics["adapted"]["way"] == way and card.metrics["base"] == "base" and "base" in card.licence
+    monkeypatch.setattr("cellkit.models.training.SAVE_EVERY_S", -1.0)  # after every step
+    drawn = FlowLoss.drawn
+
+    def dies(self, step):
+        if step == 2:
+            raise Killed
+        return drawn(self, step)
+
+    monkeypatch.setattr(FlowLoss, "drawn", dies)
+    with pytest.raises(Killed):
+        sam.train(*given, tmp_path / "killed")
+    taken = []
+    monkeypatch.setattr(FlowLoss, "drawn", lambda self, step: taken.append(step) or drawn(self, step))
+    again = sam.train(*given, tmp_path / "killed")
+    assert taken == [2, 3], "what was done is not done again"
+    assert not changed(again, whole)
+
+
+def test_what_is_trained_can_be_read_and_lies_a_step_from_its_base(base, tmp_path):
+    data = data_of(tmp_path / "images", ("train", "val"))
+    how = settings(base)
+    tuned = sam.train(data.select("train"), data.select("val"), how, tmp_path)
+    start = sam.calibrate(data.select("train"), how, tmp_path / "start")
+    assert steps_between(start, tuned) == STEPS
+    (found,) = sam.load(tuned)([data.image(1)])
+    assert len(found) > 5 and sam.load(tuned).settings["flow_threshold"] == 0.4
+    assert sam.ceiling(data, how) > 0.9
+
+
+def test_thresholds_that_are_not_set_are_searched_on_training_images(base, tmp_path):
+    data = data_of(tmp_path, ("train", "train"))
+    unset = settings(base).model_copy(update=dict.fromkeys(READ))
+    card = read_card(sam.calibrate(data, unset, tmp_path / "start"))
+    assert set(card.metrics["searched"]["settings"]) == set(READ) and card.metrics["searched"]["images"] == 2
+    assert card.metrics["searched"]["score"] > 0.3
+
+
+# ---- the gate ------------------------------------------------------------------------------------------------------
+def test_a_model_made_worse_on_purpose_is_not_kept(base, tmp_path):
+    """Labels moved by 5 px teach it to outline cells beside where they are."""
+    how = settings(base, way="all", steps=30, learning_rate=2e-3, batch_size=4, eval_every=30, recompute=False)
+    data = data_of(tmp_path / "images", THREE, shift_px=5)
+    adapted = adapt(sam, data, how, tmp_path / "out")
+    assert adapted.regime.name == THREE_PARTS and adapted.verdict.kept == "base" and adapted.kept == adapted.base
+    last = sam.train(data.select("train"), data.subset([]), how, tmp_path / "last")  # where no image chooses weights
+    judged = {"base": adapted.judged["base"], "tuned": predict_all(sam.load(last), adapted.judge)}
+    verdict = keep_if_better(adapted.judge, judged)
+    assert verdict.kept == "base" and verdict.gain.high < 0 and verdict.gain.difference < -0.1, "it is worse indeed"
+
+
+def test_a_model_that_is_better_is_kept(beginner, tmp_path):
+    how = settings(beginner, steps=80, learning_rate=3e-3, batch_size=4, eval_every=40, recompute=False)
+    adapted = adapt(sam, data_of(tmp_path / "images", THREE), how, tmp_path / "out")
+    assert adapted.verdict.kept == "tuned" and adapted.step > 0
+    assert adapted.verdict.gain.low > 0 and read_card(adapted.kept).metrics["adapted"]["way"] == "late"
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("fits", "said"), [(2, 1), (1, 2), (0.25, 3)])
+def test_a_step_that_runs_out_of_memory_goes_on_with_less_at_a_time(fits, said, base, tmp_path, monkeypatch, capsys):
+    data = data_of(tmp_path / "images", ("train", "train", "val"))
+    how = settings(base, batch_size=4, at_once=4, crop_px=128, steps=3, stochastic_depth=0.4)
+    given = data.select("train"), data.select("val"), how
+    whole = load_tensors(sam.train(*given, tmp_path / "whole"))
+    real = sam_ways.forward
+
+    def forward(network, planes, *rest):
+        maps = real(network, planes, *rest)
+        if planes[:, 0].numel() > fits * 128**2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+        return maps
+
+    monkeypatch.setattr(sam_ways, "forward", forward)
+    monkeypatch.setattr(sam_training, "LEAST_PX", 64)
+    found = load_tensors(sam.train(*given, tmp_path / "less"))
+    assert capsys.readouterr().err.count("out of memory, so from here on") == said
+    start = load_tensors(base)
+    ways = [torch.cat([(one[name] - start[name]).flatten() for name in sorted(start)]) for one in (whole, found)]
+    if fits >= 1:
+        assert (ways[0] - ways[1]).abs().max() < 1e-4, "the step stays"
+    else:
+        assert torch.cosine_similarity(*ways, dim=0) > 0.7, (
+            "tiles do not see each other, and learn the same all the same"
+        )
+    monkeypatch.setattr(sam_training, "LEAST_PX", 128)
+    if fits < 1:
+        with pytest.raises(UserError, match="does not hold one training tile of 128 px: .*\nset finetune.way: head"):
+            sam.train(*given, tmp_path / "none")
+
+
+def test_the_same_start_for_the_same_seed(base, tmp_path):
+    pytest.importorskip("peft")
+    data = data_of(tmp_path / "images", ("train", "val"))
+    made = [sam.train(*[data.select(s) for s in ("train", "val")], settings(base, way="lora", seed=seed), tmp_path / str(k))
+            for k, seed in enumerate((1, 1, 2))]  # fmt: skip
+    assert not changed(made[0], made[1]) and changed(made[0], made[2])
+    assert np.isfinite([tensor.sum() for tensor in load_tensors(made[0]).values()]).all()
