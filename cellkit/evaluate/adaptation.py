@@ -100,8 +100,8 @@ class Adapted:
         if len(set(self.judged_steps)) > 1:
             each = ", ".join(f"{step} ({count} times)" for step, count in self._counts().items())
             return (
-                f"What is called tuned goes {self.step:g} of the way from the base; each image that judges was found at the "
-                f"step that the others chose: {each}."
+                f"What is called tuned goes {self.step:g} of the way from the base (1 = all of it); each image that judges was "
+                f"found at the step that the others chose: {each}."
             )
         return ""
 
