@@ -15,7 +15,11 @@ Real: a small network is adapted to drawn cells with `cellkit.evaluate.adaptatio
   one recipe with other seeds, in each part held back too: none of both is better but by chance. Sides are swapped in turn, so
   that the expected gain is 0. (Weights between two such runs can be better than both; then it is right to keep them.)
 
-Base and tuned are also scored on 40 fresh images of the same kind, which nothing saw: kept although no better there is an error.
+- **same recipe, U-Net** (`--packed`): the same with the starter weights and drawn nuclei, judged on 3, 5 and 8 images of real
+  sets; COUNT times each set, on a GPU.
+
+Base and tuned are also scored on 40 fresh images of the same kind (of a real set those that are scored), which nothing saw: kept
+although no better there is an error.
 A finished training is a row of FOLDER/real.csv and is not made again.
 """
 
@@ -24,6 +28,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -33,6 +38,7 @@ from typing import Any, NamedTuple
 import jobs
 import numpy as np
 import real_sets
+import same_recipe
 import small_network
 
 from cellkit.models.gate import FOLDS, QUARTERS
@@ -43,6 +49,7 @@ JUDGES, GAINS, SPREADS = (1, 2, 3, 5, 10, 20), (0.03, 0.05, 0.10, 0.20), (0.03, 
 SHAPES = ("even", "longer tail of gains", "longer tail of losses")
 OF_RUN, OF_STEP = 0.01, 0.3
 KINDS = OTHER_LABELS, SAME_RECIPE = "labels of other images", "same recipe, other seed"
+REAL_SETS, REAL_IMAGES, REAL_STEPS = ("two_lines", "dkfz", "dsb2018"), (3, 5, 8), 60
 IMAGES, TEACH, FRESH = (
     (1, 2, 3, 5, 8, 20),
     8,
@@ -147,9 +154,33 @@ class Job(NamedTuple):
     number: int
 
 
-def real(folder: Path, count: int, workers: int, until: float) -> list[dict[str, str]]:
-    """Adapt and judge `count` times each way; return the rows of those that are finished."""
+def real(
+    folder: Path,
+    count: int,
+    workers: int,
+    until: float,
+    packed: Path | None = None,
+    base: str = "starter",
+    sets: Sequence[str] = REAL_SETS,
+) -> list[dict[str, str]]:
+    """Adapt and judge `count` times each way; return the rows of those that are finished.
+
+    Parameters
+    ----------
+    packed : Path, optional
+        Folder of packed sets: the U-Net is judged on these, instead of the small network on drawn cells.
+    """
     table = folder / "real.csv"
+    if packed is not None:
+        same_recipe.own_fields(folder / "drawn")
+        for name in sets:
+            real_images(name, packed, folder, base)
+        done = {(row["kind"], row["number"]) for row in jobs.rows_of(table)}
+        todo = [Job(f"same recipe, U-Net, {name}", number) for number in range(count) for name in sets]
+        todo = [job for job in todo if (job.kind, str(job.number)) not in done]
+        for _, row in jobs.run_all(partial(unet_row, packed=packed, folder=folder, base=base), todo, workers, until):
+            jobs.add_rows(table, COLUMNS, [row])
+        return jobs.rows_of(table)
     small_network.base(folder / "base")
     done = {(row["kind"], row["number"]) for row in jobs.rows_of(table)}
     todo = [Job(kind, number) for number in range(count) for kind in KINDS if (kind, str(number)) not in done]
@@ -180,6 +211,11 @@ def adapted_row(job: Job, base: Path) -> dict[str, Any]:
             settings = small_network.TrainSettings(base=str(one), seed=seeds[1], **recipe)
         adapted = adapt(small_network, some, settings, Path(place) / "run")
         scores = [real_sets.scores_of(small_network, path, fresh)["map_iou"] for path in (adapted.base, adapted.tuned)]
+    return row_of(job, images, adapted, scores)
+
+
+def row_of(job: Job, images: int, adapted: Any, scores: list[list[float]]) -> dict[str, Any]:
+    """Return the row of an adaptation; scores are those of base and tuned in fresh images."""
     truly = np.subtract(*scores[::-1])
     told = {name: adapted.decision.get(name, "nan") for name in ("gain", "low")}
     row = {
@@ -191,6 +227,32 @@ def adapted_row(job: Job, base: Path) -> dict[str, Any]:
     }
     row |= told | {"kept": adapted.verdict.kept, "true_gain": round(float(truly.mean()), 5)}
     return row | {"true_error": round(float(truly.std(ddof=1) / np.sqrt(len(truly))), 5)}
+
+
+def real_images(name: str, packed: Path, folder: Path, base: str) -> tuple[Any, Any, Any]:
+    """Return the images of a packed set to adapt to, those that are fresh, and the configuration."""
+    train, fresh, config, _ = real_sets.images_of(name, Path(), folder / "sets", 10**6, 10**6, packed, base)
+    return train, fresh, config.finetune
+
+
+def unet_row(job: Job, packed: Path, folder: Path, base: str) -> dict[str, Any]:
+    """Do the same with the U-Net on some images of a real set."""
+    from cellkit.evaluate.adaptation import adapt
+    from cellkit.fetch.find import find_weights
+
+    train, fresh, section = real_images(job.kind.rsplit(", ", 1)[1], packed, folder, base)
+    images, seeds = REAL_IMAGES[job.number // 2 % len(REAL_IMAGES)], sides(job.number)
+    some = train.subset(np.random.default_rng([job.number // 2, 3]).permutation(len(train))[:images])
+    start = base if Path(base).is_file() else str(find_weights(base))
+    kept = {name: getattr(section, name) for name in ("channels", "learning_rate", "min_area_px")}
+    recipe = kept | {"start": start, "own_fields": str(folder / "drawn"), "steps": REAL_STEPS, "eval_every": REAL_STEPS}
+    with tempfile.TemporaryDirectory() as place:
+        first = same_recipe.TrainSettings(base=start, seed=seeds[0], **recipe)
+        one = same_recipe.train(some, some.subset([]), first, Path(place) / "one")
+        settings = same_recipe.TrainSettings(base=str(one), seed=seeds[1], **recipe)
+        adapted = adapt(same_recipe, some, settings, Path(place) / "run")
+        scores = [real_sets.scores_of(same_recipe, path, fresh)["map_iou"] for path in (adapted.base, adapted.tuned)]
+    return row_of(job, images, adapted, scores)
 
 
 def sides(number: int) -> tuple[int, int]:
@@ -238,6 +300,11 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--real", nargs=2, metavar=("FOLDER", "COUNT"))
     parser.add_argument("--no-simulation", action="store_true")
+    parser.add_argument(
+        "--packed", type=Path, help="folder of packed sets (real_sets.py): the U-Net is judged on these"
+    )
+    parser.add_argument("--base", default="starter", help="weights that both runs of the U-Net start from")
+    parser.add_argument("--sets", nargs="+", default=list(REAL_SETS), help="packed sets")
     jobs.add_arguments(parser)
     told = parser.parse_args()
     jobs.prepare(told.device)
@@ -245,7 +312,7 @@ def main() -> None:
     if not told.no_simulation:
         show_simulated(simulate(told.trials, lambda text: print(text, file=sys.stderr, flush=True)))
     if told.real:
-        show_real(real(Path(told.real[0]), int(told.real[1]), told.workers, until))
+        show_real(real(Path(told.real[0]), int(told.real[1]), told.workers, until, told.packed, told.base, told.sets))
 
 
 if __name__ == "__main__":

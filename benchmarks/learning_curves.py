@@ -166,12 +166,15 @@ def children_s() -> float:
 
 # ---- what a step costs ---------------------------------------------------------------------------------------------
 def measure(name: str, given: argparse.Namespace) -> float:
-    """Return how many steps of `train_seg` the CPU seconds of one of ours buy: float32, one thread, no GPU, in this process."""
+    """Return how many steps of `train_seg` the CPU seconds of one of ours buy: float32, one thread, no GPU.
+
+    Steps of two crops are measured, not of eight: time goes with the crops.
+    """
     from cellkit.models.unet_network import load_start
 
     train, _, config, _ = images_of(name, given)
     some = drawn(train, 2, 0)
-    settings = settings_of(config, given, 0).model_copy(update={"precision": "float32"})
+    settings = settings_of(config, given, 0).model_copy(update={"precision": "float32", "batch_size": 2})
     our_s = float(np.median(steps_timed(some, settings, 5)[1:]))
     images = [cellpose3.shown(some.image(k), settings.channels) for k in range(len(some))]
     labels = [cells.paint() for cells in some.instances]
@@ -179,7 +182,7 @@ def measure(name: str, given: argparse.Namespace) -> float:
         start = cellpose3.save_weights(load_start(settings.base, 0, precision="float32"), Path(folder) / "start")
         seconds = []
         for epochs in (1, 4):
-            options = PEER_RECIPE | {"n_epochs": epochs, "nimg_per_epoch": IMAGES_AN_EPOCH}
+            options = PEER_RECIPE | {"n_epochs": epochs, "nimg_per_epoch": 2, "batch_size": 2}
             _, took = cellpose3.train(start, images, labels, Path(folder) / "theirs", **options)
             seconds.append(float(took["cpu_s"]))
     their_s = (seconds[1] - seconds[0]) / 3
@@ -330,7 +333,7 @@ def arguments() -> argparse.Namespace:
         "--peers", nargs="*", choices=(PEER, "published"), default=[PEER], help="trainings with train_seg"
     )
     parser.add_argument(
-        "--peer-share", type=float, help="steps of train_seg for one of ours (default: measured, 2 minutes a set)"
+        "--peer-share", type=float, help="steps of train_seg for one of ours (default: measured, a minute a set)"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/learning_curves.csv"))
     parser.add_argument(
