@@ -114,11 +114,20 @@ def _of_checkpoint(name: str, path: Path) -> Model:
     from cellkit.models import backend_module, weights
 
     if path.suffix != ".safetensors":
-        return Model(name, "cellpose_unet", path, (), {})
+        return Model(name, _published(path), path, (), {})
     card = weights.read_card(path)
     known = backend_module(card.backend).Settings.model_fields
     config = {key: card.config[key] for key in known if card.config.get(key) is not None}
     return Model(name, card.backend, path, card.classes, config)
+
+
+def _published(path: Path) -> str:
+    """Return the backend that knows the tensors of a published checkpoint; else that of Cellpose 1 to 3, which says what is wrong."""
+    from cellkit.models import backend_module, backend_names, if_able, weights
+
+    tensors = weights.load_tensors(path)
+    knows = [name for name in backend_names() if if_able(backend_module(name), "published", tensors)]
+    return knows[0] if knows else "cellpose_unet"
 
 
 def _run_conversion(run_dir: Path) -> Conversion | None:
