@@ -2,7 +2,7 @@
 
 A module is of a kind by what it states at its top level, and no table names it; other files of the folder are helpers. Files
 of one's own may lie elsewhere: the environment variable ``CELLKIT_MODULES`` names folders, parted as in ``PATH``, that hold
-``sources/``, ``formats/``, ``models/`` and so on as the package does.
+``sources/``, ``formats/``, ``models/`` and so on as the package does. An installed one is named in full: ``package.module``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,28 @@ def paths_of(kind: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def path_of(kind: str, name: str) -> Path | None:
+    """Return the file of one module of a kind, by its name in the list or in full, ``package.module``; None where there is none.
+
+    Of an installed one the packages around it are imported, and not the module itself.
+
+    Examples
+    --------
+    >>> path_of("backend", "threshold").name, path_of("backend", "json.decoder"), path_of("backend", "no.such")
+    ('threshold.py', None, None)
+    """
+    if "." not in name:
+        return paths_of(kind).get(name)
+    try:
+        found = find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    path = Path(found.origin) if found is not None and found.has_location and found.origin else None
+    if path is None or path.suffix != ".py" or not _states(path, path.stat().st_mtime_ns, KINDS[kind][1]):
+        return None
+    return path
+
+
 def own_folders() -> list[Path]:
     """Return the folders of one's own modules, those that ``CELLKIT_MODULES`` names.
 
@@ -75,15 +98,24 @@ def load(kind: str, name: str) -> ModuleType:
     UserError
         There is none of that name, or a file of one's own cannot be imported.
     """
-    paths = paths_of(kind)
-    if name not in paths:
-        raise UserError(f"no {kind} '{name}'{nearest(name, paths)}", f"choose from {', '.join(paths)}")
+    path = path_of(kind, name)
+    if path is None:
+        raise none_called(kind, name)
     try:
-        return import_module(f"cellkit.{KINDS[kind][0]}.{name}")
+        return import_module(name if "." in name else f"cellkit.{KINDS[kind][0]}.{name}")
     except Exception as error:
-        if isinstance(error, UserError) or Path(__file__).parent in paths[name].parents:
+        if isinstance(error, UserError) or Path(__file__).parent in path.parents:
             raise
-        raise UserError(f"{paths[name]} cannot be imported: {type(error).__name__}: {error}", MEND) from error
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}", MEND) from error
+
+
+def none_called(kind: str, name: str) -> UserError:
+    """Return what to say of a name that is no module of a kind."""
+    if "." in name:
+        stated = " or ".join(mark for mark in KINDS[kind][1])
+        return UserError(f"no {kind} '{name}'", f"install its package; at its top level the module states {stated}")
+    paths = paths_of(kind)
+    return UserError(f"no {kind} '{name}'{nearest(name, paths)}", f"choose from {', '.join(paths)}")
 
 
 def load_all(kind: str) -> dict[str, ModuleType]:

@@ -20,7 +20,7 @@ from cellkit.config.recipes import recipe_sections, with_recipes
 from cellkit.config.sections import BACKEND_SECTIONS, SHARED, SOME_SHARE, STAGES, Config, config_class, section_class
 from cellkit.errors import UserError, nearest, raise_or_collect
 from cellkit.machine import here
-from cellkit.models import backend_names
+from cellkit.models import backend_names, is_backend
 from cellkit.settings import accepted, as_yaml, schema_of, weights_fields
 
 MAX_CONFIG_BYTES = 200_000
@@ -149,7 +149,7 @@ def _kind_of(settings: Mapping[str, Any]) -> type[Config]:
     """Return the class of a configuration with the backends that it names; one that is not known is refused later."""
     sections = {name: settings.get(name) for name in BACKEND_SECTIONS}
     named = {name: table.get("backend") for name, table in sections.items() if isinstance(table, dict)}
-    return config_class({name: backend for name, backend in named.items() if backend in backend_names()})
+    return config_class({name: backend for name, backend in named.items() if is_backend(backend)})
 
 
 def _no_config(path: Path) -> UserError:

@@ -4,7 +4,7 @@ It may import `cells`, `formats`, `scores` and the ground.
 
 A module of this folder that states a ``TITLE`` is a backend; one without is a helper. Besides ``TITLE`` it has
 
-- ``REQUIRES``: packages it needs, by the names they are imported by,
+- ``REQUIRES``: packages it needs, by the names they are imported by; none unless stated,
 - ``Settings``: what may change from prediction to prediction, a class of `cellkit.settings.Frozen`,
 - ``TrainSettings``: what a training may be told, likewise,
 - ``train(train, val, config, out)``: labelled images -> path of a checkpoint,
@@ -13,11 +13,12 @@ A module of this folder that states a ``TITLE`` is a backend; one without is a h
   diameter to which cells are scaled, per pixel at that scale.
 
 It may also have ``ceiling(train, config)``, ``calibrate(train, config, to)``, ``estimate_diameter(checkpoint, images,
-settings)``, ``style(checkpoint, images, settings)``, ``stricter(settings, used)``, ``check(config)`` and ``cost(config, image,
-truth)``; ask for those with `if_able`. One that works without training states ``NEEDS_CHECKPOINT = False``. The module imports
-torch and the like within its functions.
+settings)``, ``style(checkpoint, images, settings)``, ``stricter(settings, used)``, ``check(config)``, ``cost(config, image,
+truth)`` and ``published(tensors)``, whether it reads a checkpoint without a card; ask for those with `if_able`. One that works
+without training states ``NEEDS_CHECKPOINT = False``. The module imports torch and the like within its functions.
 
-Files of one's own may lie in the folders of the environment variable CELLKIT_MODULES, see `cellkit.modules`.
+Files of one's own may lie in the folders of the environment variable CELLKIT_MODULES, or in an installed package, as which they
+are named in full, ``package.module``; see `cellkit.modules`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from pkgutil import extend_path
 from types import ModuleType
 from typing import Any
 
-from cellkit.errors import UserError, nearest
-from cellkit.modules import load, names_of, optional, paths_of
+from cellkit.errors import UserError
+from cellkit.modules import load, names_of, none_called, optional, path_of
 
 __path__ = extend_path(__path__, __name__)  # files of one's own, see `cellkit.modules`
 INSTALLED_AS = {"skimage": "scikit-image", "cv2": "opencv-python-headless"}  # where pip has another name
@@ -51,6 +52,11 @@ MODEL_NAMES = {  # in the order of every table; one without a name of its own is
 def backend_names() -> list[str]:
     """Return the names of all backends, sorted."""
     return list(names_of("backend"))
+
+
+def is_backend(name: str | None) -> bool:
+    """Tell whether there is a backend called so: one that is listed, or an installed one named in full, ``package.module``."""
+    return bool(name) and path_of("backend", name) is not None
 
 
 def title_of(name: str) -> str:
@@ -74,7 +80,7 @@ def get_backend(name: str) -> ModuleType:
     check_backend(name)
     try:
         module = backend_module(name)
-        for package in module.REQUIRES:
+        for package in _about(name)["REQUIRES"]:
             importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise _lacks(name, error.name) from error
@@ -108,10 +114,10 @@ def if_able(backend: ModuleType, ability: str, *arguments: Any) -> Any:
 
 def _about(name: str) -> dict[str, Any]:
     """Return what a backend's module states of itself, which is read and not imported."""
-    paths = paths_of("backend")
-    if name not in paths:
-        raise UserError(f"no backend '{name}'{nearest(name, paths)}", f"choose from {', '.join(paths)}")
-    return {"REQUIRES": (), **_stated(paths[name])}
+    path = path_of("backend", name)
+    if path is None:
+        raise none_called("backend", name)
+    return {"REQUIRES": (), **_stated(path)}
 
 
 def _stated(path: Path) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def model_name(name: str) -> str:
     ('Cellpose, tuned', 'my_unet')
     """
 
-    return MODEL_NAMES.get(name) or (title_of(name) if name in backend_names() else name)
+    return MODEL_NAMES.get(name) or (title_of(name) if is_backend(name) else name)
 
 
 def order_models(names: Iterable[str]) -> list[str]:

@@ -131,6 +131,11 @@ def load(checkpoint: Path, settings: Settings | None = None) -> BatchSegmenter:
     return BatchSegmenter(find_each, used, lambda shape: bytes_for(shape, diameter_px, BYTES_PER_PX))
 
 
+def published(tensors: Mapping[str, Any]) -> bool:
+    """Tell whether the tensors of a checkpoint without a card are those of Cellpose 4, by their names."""
+    return "W2" in tensors and any(name.startswith("encoder.") for name in tensors)
+
+
 @random_state_kept()
 def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
     """Adapt to the labelled images of `train`; whole images of `val` choose the weights where there are enough.

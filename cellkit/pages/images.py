@@ -14,7 +14,7 @@ from cellkit.errors import UserError, counted
 from cellkit.files import read_json
 from cellkit.labelling.rounds import CHANGE_WORDS, FIRST_WORDS
 from cellkit.microscope.flags import reasons
-from cellkit.models import backend_names
+from cellkit.models import is_backend
 from cellkit.pages.results import Picture, RunFiles, Table, Words, drawn, in_words
 from cellkit.show.charts import show_history
 from cellkit.show.counts import show_data
@@ -307,9 +307,7 @@ def changed_settings(files: RunFiles) -> list[list[str]]:
             continue
         usual_settings = (recipes[stage]() if stage in recipes else Config().section(section)).fingerprint()
         backend = entry["config"].get("backend")
-        if (
-            section in BACKEND_SECTIONS and backend in backend_names()
-        ):  # its own settings, not those of the usual backend
+        if section in BACKEND_SECTIONS and is_backend(backend):  # its own settings, not those of the usual backend
             own = section_class(section, backend)().fingerprint()
             usual_settings = own | {"backend": usual_settings["backend"]}
         for key, value, usual in _leaves(entry["config"], usual_settings):

@@ -92,11 +92,11 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         No such model, or a setting it does not have.
     """
     from cellkit.fetch.find import find_weights, of_a_run
-    from cellkit.models import backend_names, needs_checkpoint
+    from cellkit.models import backend_names, is_backend, needs_checkpoint
 
     text = str(spec)
     learnt_nothing = [name for name in backend_names() if not needs_checkpoint(name)]
-    if text in learnt_nothing and not Path(text).is_file():
+    if is_backend(text) and not needs_checkpoint(text) and not Path(text).is_file():
         model = Model(text, text, None, (), {})
     else:
         model = _of_checkpoint(text, find_weights(text, learnt_nothing))
@@ -122,7 +122,7 @@ def _of_checkpoint(name: str, path: Path) -> Model:
 
 
 def _published(path: Path) -> str:
-    """Return the backend that knows the tensors of a published checkpoint; else that of Cellpose 1 to 3, which says what is wrong."""
+    """Return the backend that reads a published checkpoint; else that of Cellpose 1 to 3, which says what is wrong with it."""
     from cellkit.models import backend_module, backend_names, if_able, weights
 
     tensors = weights.load_tensors(path)
