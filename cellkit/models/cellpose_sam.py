@@ -15,10 +15,10 @@ from cellkit.cells.instances import Instances
 from cellkit.log import LOG
 from cellkit.models import weights
 from cellkit.models.map_cache import FOLDER, cache_in
-from cellkit.models.sam_maps import DEFAULTS, KEPT_AS, at_network_scale, predict_maps, segment_images
+from cellkit.models.sam_maps import DEFAULTS, KEPT_AS, at_network_scale, followed_on, predict_maps, segment_images
 from cellkit.models.sam_training import Adaptation, check_lora, how_adapted, loss_of, steps_of
 from cellkit.models.shared import diameter
-from cellkit.models.shared.contract import SMALLEST, Area, BatchSegmenter, Computed, Diameter, merged
+from cellkit.models.shared.contract import SMALLEST, Area, BatchSegmenter, Computed, Diameter, KeepsMaps, merged
 from cellkit.models.shared.fine_tuning import (
     images_to_search,
     map_iou,
@@ -75,7 +75,7 @@ class Settings(Computed):
     )
 
 
-class TrainSettings(Adaptation, Settings):
+class TrainSettings(Adaptation, Settings, KeepsMaps):
     """Settings of a training."""
 
     base: str = weights_field("cpsam_v2", "weights to start from: cpsam_v2, cpsam, a path, or scratch", NAME)
@@ -175,7 +175,8 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     pairs = [val[i] for i in scored]
 
     def score() -> float:
-        found = segment_images(network, [image for image, _ in pairs], **settings)
+        cache = cache_in(out, network, config.map_cache_gb, KEPT_AS)
+        found = segment_images(network, [image for image, _ in pairs], **settings, cache=cache)
         return map_iou((truth, cells) for (_, truth), (_, cells, _) in zip(pairs, found, strict=True))
 
     plan = replace(plan_of(config, NAME), steps=steps_of(config, len(train)))
@@ -184,7 +185,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     history = fit(network, loss_at, score, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     merge_lora(network)
     network.diam_labels.data.fill_(diameter.diameter_of(train.instances))
-    read_with, searched = _calibrated(network, train, config)
+    read_with, searched = _calibrated(network, train, config, out)
     return save_tuned(
         out / "cellpose_tuned.safetensors",
         NAME,
@@ -225,7 +226,7 @@ def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
 
     network, base = load_start(config.base, config.seed, precision=config.precision), Path(config.base)
     card = weights.read_card(base) if base.suffix == ".safetensors" else None
-    read_with, searched = _calibrated(network, train, config)
+    read_with, searched = _calibrated(network, train, config, Path(to).parent)
     return weights.save_checkpoint(
         Path(f"{to}.safetensors"),
         network.state_dict(),
@@ -272,24 +273,33 @@ def _item(image: np.ndarray, truth: Instances, settings: Mapping[str, Any], cach
     return with_target(planes, labels_at(truth, planes.shape[1:]), cache)
 
 
-def _calibrated(network: Any, train: CellDataset, config: TrainSettings) -> tuple[dict[str, Any], dict]:
-    """Return the settings to predict with, and what the card says of their search on up to six training images."""
+def _calibrated(network: Any, train: CellDataset, config: TrainSettings, folder: Path) -> tuple[dict[str, Any], dict]:
+    """Return the settings to predict with, and what the card says of their search on up to six training images.
+
+    The network's maps are kept in a folder of their own in `folder`, where the checkpoint will lie.
+    """
     settings = merged(config, UNSET, DEFAULTS)
     pairs, called = images_to_search(train)
     searched = [key for key in THRESHOLDS if getattr(config, key) is None]
     found = Searched({}, {})
     if searched:
         shown = (settings["diameter_px"], settings["channels"], settings["normalise"])
-        each = predict_maps(network, [image for image, _ in pairs], *shown)
+        cache = cache_in(folder, network, config.map_cache_gb, KEPT_AS)
+        each = predict_maps(network, [image for image, _ in pairs], *shown, cache)
         maps = {id(image): one for (image, _), one in zip(pairs, each, strict=True)}
-        grid = grid_of(settings, searched, [truth for _, truth in pairs])
+        grid, device = grid_of(settings, searched, [truth for _, truth in pairs]), followed_on(network)
         found = search_maps(
             pairs,
             grid,
             searched,
-            lambda image, truth: score_maps(maps[id(image)], truth, *grid.values()),
+            lambda image, truth: score_maps(maps[id(image)], truth, *grid.values(), device=device),
             lambda image: maps[id(image)],
             called,
             "Try another way, more images, or finetune.diameter_px",
         )
-    return {**settings, **found.settings, "precision": config.precision}, found.card
+    return {
+        **settings,
+        **found.settings,
+        "precision": config.precision,
+        "map_cache_gb": config.map_cache_gb,
+    }, found.card

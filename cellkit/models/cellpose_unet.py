@@ -24,6 +24,7 @@ from cellkit.models.shared.contract import (
     Channels,
     Computed,
     Diameter,
+    KeepsMaps,
     Schedule,
     Segmenter,
     Share,
@@ -54,7 +55,7 @@ from cellkit.models.unet_maps import segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, search_settings
 from cellkit.models.unet_style import style  # noqa: F401 - an ability of this backend
 from cellkit.models.unet_validation import Scorer
-from cellkit.settings import Number, Percentiles, as_yaml, weights_field
+from cellkit.settings import Percentiles, as_yaml, weights_field
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -92,7 +93,7 @@ class Settings(Computed):
     )
 
 
-class TrainSettings(Schedule, Settings):
+class TrainSettings(Schedule, Settings, KeepsMaps):
     """Settings of a training."""
 
     base: str = weights_field(
@@ -117,13 +118,6 @@ class TrainSettings(Schedule, Settings):
         None,
         description="whose diameter an image is scaled by when predicted: diameter_px, or in a second pass that of the "
         "cells found with it; null = batch",
-    )
-    map_cache_gb: Number = Field(
-        1.0,
-        ge=0,
-        le=1000,
-        description="most disk space that the network's maps take while a training is under way (GB); 0 = none are kept",
-        json_schema_extra={"hash": False},
     )
     frozen_levels: int = Field(
         0,

@@ -146,9 +146,7 @@ def segment_images(
         Score = mean cell probability inside the mask; class unknown.
     left_out : Counter
     """
-    import torch
-
-    device = network.arithmetic.device if network.arithmetic.device.type == "cuda" else torch.device("cpu")
+    device = followed_on(network)
 
     def read(image: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, Instances, Counter[str]]:
         left_out: Counter[str] = Counter()
@@ -168,6 +166,14 @@ def segment_images(
                 yield under_way.popleft().result()
         for one in under_way:
             yield one.result()
+
+
+def followed_on(network: Any) -> torch.device:
+    """Return where the flows of a network's maps are followed: where it is computed, if that is CUDA."""
+    import torch
+
+    device = network.arithmetic.device
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def _noted(images: Iterable[np.ndarray], seen: deque[np.ndarray]) -> Iterator[np.ndarray]:

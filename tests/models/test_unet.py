@@ -18,7 +18,7 @@ from cellkit.fetch.find import find_weights
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models import unet_search, weights
-from cellkit.models.shared import diameter, fine_tuning, flow_loss, flows, inputs
+from cellkit.models.shared import diameter, fine_tuning, flow_loss, flows, inputs, threshold_search
 from cellkit.models.shared.inputs import random_warp
 from cellkit.models.unet_network import CellposeUNet, load_network
 from cellkit.scores.iou import overlaps
@@ -196,7 +196,7 @@ def test_a_base_that_is_never_right_is_read_once_with_the_flow_check_off(drawn, 
         return np.zeros([len(values) for values in thresholds])
 
     monkeypatch.setattr(unet_search, "predict_maps", lambda *args: maps)
-    monkeypatch.setattr(unet_search, "score_maps", nothing)
+    monkeypatch.setattr(threshold_search, "score_maps", nothing)
     settings = {**unet.DEFAULTS, "diameter_px": 30.0}
     searched = ("flow_threshold", "cellprob_threshold")
     found = unet_search.search_settings(None, [drawn[0]], settings, searched)

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from predict_cases import CHANNELS, THRESHOLD, run_dir, unet  # noqa: F401
 
@@ -38,6 +39,18 @@ class TestFindModel:
         assert model.backend == "cellpose_unet"
         with pytest.raises(UserError, match="no two-channel Cellpose U-Net"):
             model.load()
+
+    def test_a_file_without_card_goes_to_the_backend_that_knows_its_tensors(self, tmp_path):
+        import torch
+
+        from cellkit.models.sam_network import Shape, load_start
+
+        small = Shape(width=16, depth=1, heads=2, mlp=16, neck=8, places=(27,))
+        torch.save(load_start("scratch", 0, small).state_dict(), tmp_path / "my_cpsam")
+        model = find_model(tmp_path / "my_cpsam", {"min_area_px": 5})
+        assert (model.backend, model.config) == ("cellpose_sam", {"min_area_px": 5})
+        (found,) = model.load()([np.zeros((40, 30, 3), np.uint8)])
+        assert found.shape == (40, 30)
 
     def test_a_model_of_a_run_comes_with_the_runs_settings(self, run_dir):
         tuned, base = find_model(f"{run_dir}:cellpose_tuned"), find_model(f"{run_dir}:cellpose_base")

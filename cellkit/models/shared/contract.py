@@ -106,6 +106,18 @@ class Computed(Frozen):
     precision: Precision = Field("auto", description=f"{PRECISION}; the top-level one unless set")
 
 
+class KeepsMaps(Frozen):
+    """Where a network's maps are kept while they are needed again, see `cellkit.models.map_cache`."""
+
+    map_cache_gb: Number = Field(
+        1.0,
+        ge=0,
+        le=1000,
+        description="most disk space that the network's maps take while a training is under way (GB); 0 = none are kept",
+        json_schema_extra={"hash": False},
+    )
+
+
 class Schedule(Frozen):
     """How long and how fast a network is trained, see `cellkit.models.training.Plan`; and on which crops and images."""
 

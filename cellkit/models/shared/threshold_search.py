@@ -117,6 +117,7 @@ def score_maps(
     flow_thresholds: Sequence[float],
     cellprob_thresholds: Sequence[float],
     min_areas_px: Sequence[int],
+    device: Any = "cpu",
 ) -> np.ndarray:
     """Return the MAP IoU of an image at every combination of thresholds: what `masks_of` finds there, against the truth.
 
@@ -124,6 +125,8 @@ def score_maps(
     ----------
     maps : (3, h, w) float32
         Flow y, flow x and cell probability (logit), at network scale.
+    device : torch.device or str
+        As for `masks_of`.
 
     Returns
     -------
@@ -131,8 +134,8 @@ def score_maps(
     """
     scores = np.zeros((len(flow_thresholds), len(cellprob_thresholds), len(min_areas_px)))
     for c, cellprob in enumerate(cellprob_thresholds):
-        labels = follow(maps, cellprob)
-        errors = flow_errors(labels, maps) if any(flow_thresholds) else np.zeros(labels.max())
+        labels = follow(maps, cellprob, device)
+        errors = flow_errors(labels, maps, device) if any(flow_thresholds) else np.zeros(labels.max())
         seen: dict[bytes, Overlaps] = {}  # several thresholds often drop the same masks
         for f, flow in enumerate(flow_thresholds):
             bad = errors > flow if flow else np.zeros(len(errors), bool)
