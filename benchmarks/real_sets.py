@@ -47,10 +47,7 @@ SETS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> its configuration, an
     "dsb2018_purple": ("dsb2018", {"convert.modalities": ["purple_on_purple"]}),
     "dsb2018_all": ("dsb2018", {"convert.modalities": None}),
 }
-FIRST_EDITION = (
-    "9758ead77a04"  # of the starter weights: every tenth fluorescence picture was kept out, 24 of these chose a step
-)
-CHOOSERS, CHOSE = 24, "chose a step of the base"
+CHOSE = "chose a step of the base"
 LEAST_NUCLEI = 3  # of a picture that starter weights are made with
 HELD_OUT = 0.3  # share of the images (groups) that are scored
 CELLS = "cells.json"
@@ -69,16 +66,6 @@ def unseen_by(base: str, data: Path) -> tuple[Callable[[str], bool], set[str], s
         The data folder.
     """
     path = Path(base) if Path(base).is_file() else None if base == "scratch" else find_weights(base)
-    if path is not None and sha256_file(path).startswith(FIRST_EDITION):
-        kept = kept_out_first(data / "dsb2018")
-        chose = set(kept[:CHOOSERS])
-        fluorescence = {row["id"] for row in index_of(data / "dsb2018") if row["modality"] in FLUORESCENCE}
-        words = (
-            f"the starter weights have learned from other fluorescence pictures of DSB2018, and never from these: of {len(kept)} "
-            f"that were kept out {len(chose)} chose their step (to train on here), the others did nothing (scored here). "
-            "Other kinds of pictures they have never seen"
-        )
-        return lambda name: name in kept or name not in fluorescence, chose, words
     card = path.with_suffix(".json") if path is not None else None
     if card is not None and card.is_file() and "DSB2018" in read_json(card).get("licence", ""):
         sys.path.append(str(ROOT / "scripts"))
@@ -101,15 +88,6 @@ def index_of(folder: Path) -> list[dict[str, str]]:
     """Return the rows of DSB2018's index.csv, by id."""
     with open(folder / "index.csv", newline="", encoding="utf-8") as file:
         return sorted(csv.DictReader(file), key=lambda row: row["id"])
-
-
-def kept_out_first(folder: Path) -> list[str]:
-    """Return the pictures that the first edition of the starter weights was not trained on, in order.
-
-    Every tenth fluorescence picture with three nuclei or more, as `scripts/train_starter.py` of commit 22db586 has it.
-    """
-    rows = [row for row in index_of(folder) if row["modality"] in FLUORESCENCE]
-    return [row["id"] for row in [row for row in rows if int(row["n_nuclei"]) >= LEAST_NUCLEI][::10]]
 
 
 # ---- the sets ------------------------------------------------------------------------------------------------------

@@ -270,10 +270,11 @@ def test_starter_weights_are_small_and_what_their_card_says():
     from cellkit.models.weights import read_card
 
     paths = sorted((ROOT / "cellkit" / "starter").glob("*.safetensors"))
-    assert [path.stem for path in paths] == ["starter"]
-    assert sum(path.stat().st_size for path in paths) <= MAX_WEIGHTS_BYTES
-    card = read_card(paths[0])
-    assert (card.backend, "CC0" in card.licence) == ("cellpose_unet", True)
+    assert [path.stem for path in paths] == ["starter", "starter_light"]
+    for path in paths:
+        assert path.stat().st_size <= MAX_WEIGHTS_BYTES
+        card = read_card(path)
+        assert (card.backend, "CC0" in card.licence) == ("cellpose_unet", True)
 
 
 # ---- notebooks -----------------------------------------------------------------------------------------------------
