@@ -54,6 +54,13 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def gpu_peak_bytes() -> int:
+    """Return the most memory of the GPU that this process has held so far; 0 without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
 def check_memory(path: Path, needed_bytes: int, what: str) -> None:
     """Refuse what would take more memory than is free, before it is begun.
 

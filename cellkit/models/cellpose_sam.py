@@ -13,12 +13,23 @@ from pydantic import Field
 
 from cellkit.cells.instances import Instances
 from cellkit.log import LOG
+from cellkit.machine import gpu_peak_bytes
 from cellkit.models import weights
 from cellkit.models.map_cache import FOLDER, cache_in
-from cellkit.models.sam_maps import DEFAULTS, KEPT_AS, at_network_scale, followed_on, predict_maps, segment_images
+from cellkit.models.sam_maps import (
+    DEFAULTS,
+    KEPT_AS,
+    TILE_PX,
+    Squares,
+    at_network_scale,
+    followed_on,
+    predict_maps,
+    segment_images,
+)
 from cellkit.models.sam_training import Adaptation, check_lora, how_adapted, loss_of, steps_of
 from cellkit.models.shared import diameter
 from cellkit.models.shared.contract import SMALLEST, Area, BatchSegmenter, Computed, Diameter, KeepsMaps, merged
+from cellkit.models.shared.cost import Cost, clock, timed_cost
 from cellkit.models.shared.fine_tuning import (
     images_to_search,
     map_iou,
@@ -42,6 +53,8 @@ NAME = "cellpose_sam"
 TITLE = "Cellpose-SAM"
 REQUIRES = ("torch", "cellpose", "segment_anything")
 BYTES_PER_PX = 150  # of memory, at network scale
+LIGHTER = "cellpose_unet"  # the backend that does the same without a GPU
+SLOW_S = 10.0  # for an image: from there on it is said that a GPU is missing
 KEPT_BYTES = 24  # of a pixel of a training image
 UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
 CHANNELS = (
@@ -122,10 +135,20 @@ def load(checkpoint: Path, settings: Settings | None = None) -> BatchSegmenter:
     network = applied_only(network)
     at_once, doubts = getattr(settings, "squares_at_once", None), Doubts(used["channels"])
 
+    slow = network.arithmetic.device.type == "cpu"
+
     def find_each(images: Iterable[np.ndarray]) -> Iterator[tuple[Instances, Counter[str]]]:
+        nonlocal slow
+        begun = clock()
         for image, found, left_out in segment_images(network, images, **used, cache=cache, at_once=at_once):
+            if slow and (seconds := clock() - begun) > SLOW_S:
+                LOG.info(
+                    f"{TITLE} takes {seconds:.0f} s for an image here: it is made for a GPU. {LIGHTER} takes seconds"
+                )
+                slow = False
             doubts.note(image, found, left_out)
             yield found, left_out
+            begun = clock()
 
     diameter_px = used["diameter_px"] or CELL_PX
     return BatchSegmenter(find_each, used, lambda shape: bytes_for(shape, diameter_px, BYTES_PER_PX))
@@ -257,6 +280,46 @@ def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> floa
         maps[2] = np.where(maps[2] > 0, 6, -6)
         pairs.append((some.instances[k], masks_of(maps, some.instances[k].shape, **read_at)))
     return map_iou(pairs)
+
+
+def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
+    """Return what a training costs here, timed on an image that is one square: on a processor once, on a GPU twice."""
+    from cellkit.models.sam_network import load_start
+    from cellkit.models.sam_ways import trained_numbers
+
+    network = load_start(config.base, config.seed, precision=config.precision)
+    settings, on = merged(config, UNSET, DEFAULTS) | {"diameter_px": None}, network.arithmetic.device.type
+    item = _item(image, truth, settings)
+    loss_at = loss_of(network, [item], config.model_copy(update={"batch_size": 1, "at_once": 1}))
+    side, maps = network.shape.tile_px, [item.target]
+
+    def find() -> None:
+        maps[0] = next(predict_maps(network, [image], channels=settings["channels"], normalise=settings["normalise"]))
+        masks_of(maps[0], truth.shape, 0.0, settings["cellprob_threshold"], 0, device=followed_on(network))
+
+    def search() -> None:
+        grid = grid_of(settings, [key for key in THRESHOLDS if getattr(config, key) is None], [truth])
+        score_maps(maps[0], truth, *grid.values(), device=followed_on(network))
+
+    once = 1 if on == "cpu" else 2
+    found = timed_cost(network, loss_at, (side, side), lambda: _item(image, truth, settings), find, search, 2, 1, once)
+    trained, parameters = trained_numbers(network)
+    step_bytes = found.step_bytes if on == "cpu" else max(gpu_peak_bytes() - 4 * (parameters + trained), 0)
+    more = {"parameters": parameters, "trained": trained, "device": on}
+    return replace(found, search_s=found.search_s + found.find_s, step_bytes=step_bytes, **more)
+
+
+def seen_px(shape: tuple[int, int], config: Settings | TrainSettings) -> int:
+    """Return how many pixels the network sees of an image (height, width): those of all its squares, which overlap.
+
+    Examples
+    --------
+    >>> seen_px((240, 240), Settings()) // 256**2, seen_px((240, 240), Settings(diameter_px=15)) // 256**2
+    (1, 9)
+    """
+    scale = CELL_PX / config.diameter_px if getattr(config, "diameter_px", None) else 1
+    at_scale = (max(1, int(shape[0] * scale)), max(1, int(shape[1] * scale)))
+    return len(Squares(at_scale, TILE_PX).corners) * TILE_PX**2
 
 
 def _items(train: CellDataset, settings: Mapping[str, Any], cache: Path) -> list[Prepared]:

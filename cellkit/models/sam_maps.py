@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 OVERLAP = 0.1  # of a square, on each side
 AT_ONCE = {"cpu": 1, "cuda": 32, "mps": 8}  # squares; a processor gains nothing from more
+TILE_PX = 256  # of Cellpose-SAM; other networks say their own
 KEPT_AS = "float32"  # maps in a cache
 DEFAULTS: dict[str, Any] = {"diameter_px": None, "channels": "all", "normalise": NORMALISE, **AS_CELLPOSE}
 WORKERS = 4  # threads that follow flows while the network sees the next images, on a GPU
@@ -49,9 +50,13 @@ class Squares:
     @property
     def pads(self) -> tuple[int, int, int, int]:
         """Return rows above and below, columns left and right, that are added."""
-        from cellpose.transforms import get_pad_yx
+        (above, below), (left, right) = (self._added(side) for side in self.shape)
+        return above, below, left, right
 
-        return tuple(int(n) for n in get_pad_yx(*self.shape, min_size=(self.tile_px, self.tile_px)))
+    def _added(self, side: int) -> tuple[int, int]:
+        """Return what is added before and after: 8 px, and up to a multiple of 16, or to a square where the image is smaller."""
+        more = -side % 16 if side >= self.tile_px else max(0, self.tile_px - side - 16)
+        return 8 + more // 2, 8 + more - more // 2
 
     @property
     def corners(self) -> list[tuple[int, int]]:

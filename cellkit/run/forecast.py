@@ -35,13 +35,14 @@ from cellkit.files import read_json, write_json
 from cellkit.log import LOG
 from cellkit.machine import GB, arithmetic, peak_bytes
 from cellkit.manifest import sha256_json
-from cellkit.models import backend_module, get_backend
+from cellkit.models import backend_module, get_backend, title_of
 from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS, NOBODY, QUARTERS, THREE_PARTS, Regime, choosers, regime_of
 from cellkit.models.interpolation import STEPS
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import Cost
 from cellkit.models.shared.fine_tuning import SEARCHED_ON
 from cellkit.models.shared.inputs import CELL_PX, bytes_for
+from cellkit.modules import optional
 from cellkit.settings import weights_fields
 from cellkit.sources.loading import is_perhaps
 
@@ -53,6 +54,7 @@ CONVERT_S = 0.3  # a megapixel, of a file of three planes
 DIAMETER_MPX = 13 * 4 * (8 * CELL_PX) ** 2 / 1e6  # looked at to estimate a diameter, see `models.shared.diameter`
 OTHERS_MPX = 0.2  # of the cells of other kinds that 03 scores its models on
 KEPT_BYTES = 28  # of a pixel of a training image
+ADAM_BYTES = 12  # of a number that is trained: its gradient, and what the optimiser keeps of it
 FLOOR = "threshold"  # finds cells in notebook 02, beside the backend that is named
 COUNTED = {"diameter_px", *Schedule.model_fields} - {
     "crop_px"
@@ -70,10 +72,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a stage will take: seconds, and bytes of memory at most."""
+    """What a stage will take: seconds, and bytes of memory at most, of this computer and of its GPU."""
 
     seconds: float
     peak_bytes: float
+    gpu_bytes: float = 0.0
 
 
 # ---- timing ----------------------------------------------------------------------------------------------------------
@@ -189,7 +192,10 @@ def forecast_run(
 
 def _worth(cfg: Config, sections: Iterable[str]) -> bool:
     """Tell whether the trainings see so many pixels that a forecast says something."""
-    trained = [getattr(cfg, section) for section in sections if section in ("finetune", "maskrcnn")]
+    sections = set(sections)
+    if any(optional(backend_module(getattr(cfg, one).backend), "LIGHTER") for one in sections & {"label", "finetune"}):
+        return True
+    trained = [getattr(cfg, section) for section in sections & {"finetune", "maskrcnn"}]
     seen = (one.steps * one.batch_size * one.crop_px**2 for one in trained if isinstance(one, Schedule))
     return sum(seen) > 1e6 * WORTH_MPX
 
@@ -221,7 +227,8 @@ class _Images:
         self.labels = [cells for cells, record in zip(labels, records, strict=True) if record.split]
         drawn = cfg.convert.source == "drawn"  # of drawn images smaller ones stand in
         side = cfg.convert.drawn.size_px * cfg.convert.scale
-        self.px = [side**2 if drawn else one.height_px * one.width_px for one in self.records]
+        self.shapes = [(round(side),) * 2 if drawn else (one.height_px, one.width_px) for one in self.records]
+        self.px = [height * width for height, width in self.shapes]
         real = [cells for cells in instances if cells is not None and not drawn and not is_perhaps(cells)]
         areas = [cells.areas_px for cells in real]
         known = np.concatenate(areas) if areas else np.zeros(0)
@@ -235,13 +242,16 @@ class _Images:
 
     def mpx(self, section: str, *splits: str) -> float:
         """Return the megapixels, at network scale, of the images of these splits."""
-        scale = (CELL_PX / self.diameter(section)) ** 2 / 1e6
-        return scale * sum(px for px, one in zip(self.px, self.records, strict=True) if one.split in splits)
+        sizes = self.sizes(section)
+        return sum(sizes[one.image_id] for one in self.records if one.split in splits)
 
     def sizes(self, section: str) -> dict[str, float]:
-        """Return the megapixels, at network scale, of each image by its image_id."""
-        scale = (CELL_PX / self.diameter(section)) ** 2 / 1e6
-        return {one.image_id: scale * px for px, one in zip(self.px, self.records, strict=True)}
+        """Return the megapixels that the network sees, at its scale, of each image by its image_id."""
+        own = getattr(self.cfg, section)
+        seen = optional(backend_module(own.backend), "seen_px")
+        scale = (CELL_PX / self.diameter(section)) ** 2
+        px = [seen(shape, own) if seen else scale * shape[0] * shape[1] for shape in self.shapes]
+        return {one.image_id: count / 1e6 for count, one in zip(px, self.records, strict=True)}
 
     @cached_property
     def regime(self) -> Regime:
@@ -272,14 +282,15 @@ class _Images:
 def _forecast(run: _Images, section: str, speeds: Mapping[str, Speed]) -> Forecast:
     """Return what one stage will take."""
     speed = speeds.get(section) or speeds["label"]
-    seconds, held = STARTS[section] * speed.start_s, float(speed.start_bytes)
+    seconds, held, of_step = STARTS[section] * speed.start_s, float(speed.start_bytes), 0.0
     if section == "convert":
         seconds += CONVERT_S * sum(run.px) / 1e6
     elif section == "label":
         some = run.cfg.label.use == "truth" and not run.cfg.label.teacher
         asked = run.cfg.label.preview / max(len(run.records), 1) if some else 1
         seen = run.mpx(section, "train", "val", "test") * min(asked, 1)
-        seen += 0 if getattr(run.cfg.label, "diameter_px", 0) else DIAMETER_MPX
+        measured = optional(backend_module(run.cfg.label.backend), "estimate_diameter")
+        seen += DIAMETER_MPX if measured and not getattr(run.cfg.label, "diameter_px", 0) else 0
         seconds += speed.cost.find_s * seen
         judged = ("val", "test") if run.cfg.label.use == "truth" else ("train", "val", "test")
         seconds += speeds[FLOOR].cost.find_s * sum(run.file_mpx(split) for split in judged)
@@ -293,12 +304,39 @@ def _forecast(run: _Images, section: str, speeds: Mapping[str, Speed]) -> Foreca
             if section == "finetune" and run.regime.name in (CROSS_FITTING, IN_QUARTERS)
             else ("train",)
         )
-        held += KEPT_BYTES * 1e6 * run.mpx(section, *splits) + speed.cost.step_bytes * config.batch_size
+        of_step = speed.cost.step_bytes * _at_once(config)
+        held += KEPT_BYTES * 1e6 * run.mpx(section, *splits) + of_step * (speed.cost.device != "cuda")
     if section in ("label", "finetune", "maskrcnn"):
         module = backend_module(getattr(run.cfg, section).backend)
         largest = bytes_for((1, round(max(run.px))), run.diameter(section), module.BYTES_PER_PX)
         held = max(held, speed.start_bytes + largest)
+        network = 4 * speed.cost.parameters + (ADAM_BYTES * speed.cost.trained if section != "label" else 0)
+        if speed.cost.device == "cuda":
+            return Forecast(round(seconds, 1), round(held), round(network + of_step))
+        held += network
     return Forecast(round(seconds, 1), round(held))
+
+
+def _at_once(config: Schedule) -> int:
+    """Return how many crops of a step are in memory together."""
+    return min(config.batch_size, getattr(config, "at_once", config.batch_size))
+
+
+def remarks(cfg: Config) -> list[str]:
+    """Return what to say of a network that is made for a GPU where there is none: how large it is, and what to take instead."""
+    said = {}
+    for section in ("label", "finetune"):
+        backend, settings = _backend_of(cfg, section)
+        lighter, speed = optional(backend_module(backend), "LIGHTER"), None
+        if lighter:
+            speed = speed_of(backend, settings)
+        if speed and speed.cost.device == "cpu":
+            size = f"{title_of(backend)} has {speed.cost.parameters / 1e6:.0f} million parameters and is made for a GPU"
+            said.setdefault((size, lighter), []).append(f"{section}.backend: {lighter}")
+    return [
+        f"{size}; on a processor {title_of(lighter)} is the faster one by far ({', '.join(keys)})"
+        for (size, lighter), keys in said.items()
+    ]
 
 
 def _training_s(run: _Images, section: str, config: Any, cost: Cost) -> float:
@@ -352,10 +390,15 @@ def in_words(found: Mapping[str, Forecast]) -> str:
     --------
     >>> in_words({"03_finetune_cellpose": Forecast(500, 2.1e9), "06_evaluate_map_iou": Forecast(40, 4e8)})
     'about 9 min on this computer, 2.1 GB'
+    >>> in_words({"03_finetune_cellpose": Forecast(9000, 2.1e9, 12e9)})
+    'about 2.5 h on this computer, 2.1 GB, and 12.0 GB of its GPU'
     """
     seconds, held = sum(one.seconds for one in found.values()), max(one.peak_bytes for one in found.values())
+    on_gpu = max(one.gpu_bytes for one in found.values())
     time_ = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-    return f"about {time_} on this computer, {held / GB:.1f} GB"
+    return f"about {time_} on this computer, {held / GB:.1f} GB" + f", and {on_gpu / GB:.1f} GB of its GPU" * (
+        on_gpu > 0
+    )
 
 
 def noted(found: Mapping[str, Forecast]) -> dict[str, dict[str, float]]:

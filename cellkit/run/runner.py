@@ -231,11 +231,13 @@ class _Runner:
 
     def _tell_forecast(self, outlook: Outlook, names: list[str]) -> None:
         """Say how long the run will take and how much memory, as far as that can be told, and note it in the manifest."""
-        from cellkit.run.forecast import forecast_run, in_words, noted
+        from cellkit.run.forecast import forecast_run, in_words, noted, remarks
 
         self.forecast = forecast_run(self.cfg, names, outlook.records, outlook.instances)
         if self.forecast:
             self.console.line(f"forecast: {in_words(self.forecast)}")
+            for remark in remarks(self.cfg):
+                self.console.line(remark)
             manifest = read_manifest(self.folder)
             manifest["forecast"] = manifest.get("forecast", {}) | noted(self.forecast)
             write_json(self.folder / MANIFEST, manifest, indent=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -154,3 +154,38 @@ def test_the_manifest_has_the_forecast_and_how_far_it_was_off(config, timed, tmp
     run._note_taken(book, manifest)
     noted = read_json(tmp_path / "manifest.json")["forecast"][FINETUNE]
     assert noted["off"] == -0.5 and noted["took_seconds"] == 3121.6 and noted["took_peak_bytes"] == peak_bytes()
+
+
+SAM = Cost(step_s=0.5, find_s=2, step_bytes=1e9, searches=1, parameters=300_000_000, trained=50_000_000)
+WITH_SAM = """
+convert: {source: folder}
+label: {backend: cellpose_sam, model: starter}
+finetune: {backend: cellpose_sam, base: scratch, steps: 8, batch_size: 8, at_once: 2}
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_of_a_large_network_its_memory_and_what_it_sees_are_counted(config, monkeypatch, device):
+    cost = replace(SAM, device=device)
+    speeds = {"cellpose_sam": Speed(cost, 4, 500_000_000)}
+    monkeypatch.setattr(forecast, "speed_of", lambda name, settings: speeds.get(name, SPEED))
+    cfg = config(WITH_SAM)
+    found = forecast_run(cfg, STAGES, images(6, 14))
+    label = found["02_label_with_cellpose"]
+    squares = 25  # of an image of 1000 px: they overlap
+    floor = 2 * 16  # megapixels
+    assert label.seconds == pytest.approx(3 * 4 + 2 * 12 * squares * 256**2 / 1e6 + floor, abs=0.1)
+    network, training = 4 * 3e8, 12 * 5e7 + 2 * 1e9
+    tuned = found[FINETUNE]
+    if device == "cuda":
+        assert (label.gpu_bytes, tuned.gpu_bytes) == (network, network + training)
+        assert f"and {(network + training) / 1e9:.1f} GB of its GPU" in forecast.in_words(found)
+        assert forecast.remarks(cfg) == []
+    else:
+        assert label.gpu_bytes == tuned.gpu_bytes == 0
+        assert tuned.peak_bytes > 0.5e9 + network + training
+        (remark,) = forecast.remarks(cfg)
+        assert remark.startswith(
+            "Cellpose-SAM has 300 million parameters and is made for a GPU; on a processor Cellpose U-Net"
+        )
+        assert remark.endswith("(label.backend: cellpose_unet, finetune.backend: cellpose_unet)")

@@ -9,7 +9,7 @@ from typing import Any
 
 from cellkit.machine import peak_bytes
 
-BATCH = 2  # crops of the step that is timed
+BATCH = 2  # crops of the step that is timed, unless told
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,13 @@ class Cost:
     search_s : float
         To search the thresholds on an image, where they are searched, per megapixel.
     step_bytes : float
-        Memory that a step takes, per crop.
+        Memory that a step takes, per crop; of the device that the network is on.
     searches : int
         How often a training ends with a search: twice where its base is calibrated too.
+    parameters, trained : int
+        Numbers of a large network, and those that a training changes; 0 of one so small that they need no memory to speak of.
+    device : str
+        What it is computed on, "cpu" or "cuda"; "" where that makes no difference.
     """
 
     prepare_s: float = 0.0
@@ -38,6 +42,9 @@ class Cost:
     search_s: float = 0.0
     step_bytes: float = 0.0
     searches: int = 1
+    parameters: int = 0
+    trained: int = 0
+    device: str = ""
 
 
 def timed_cost(
@@ -48,31 +55,40 @@ def timed_cost(
     find: Callable[[], Any],
     search: Callable[[], Any],
     searches: int = 1,
+    crops: int = BATCH,
+    repeats: int = 2,
 ) -> Cost:
-    """Time the parts of a training on one image; the first step is not counted, as it also sets up.
+    """Time the parts of a training on one image; of two steps the first is not counted, as it also sets up.
 
     Parameters
     ----------
     model : torch.nn.Module
     loss_at : callable
-        Step number -> scalar loss of `BATCH` crops.
+        Step number -> scalar loss of that many `crops`; its gradients are computed here unless they have been.
     shape : (int, int)
         Height and width of the image at network scale.
     prepare, find, search : callable
         As in `Cost`, each of the one image.
+    repeats : int
+        How often a step and the finding of cells are timed; the best counts.
     """
     import torch
+
+    def step() -> None:
+        loss = loss_at(0)
+        if loss.requires_grad:
+            loss.backward()
 
     image = shape[0] * shape[1] / 1e6
     before, prepare_s = peak_bytes(), seconds_of(prepare)
     model.train()
-    step_s = min(seconds_of(lambda: loss_at(0).backward()) for _ in range(2))
+    step_s = min(seconds_of(step) for _ in range(repeats))
     step_bytes = peak_bytes() - before
     model.eval()
     with torch.no_grad():
-        find_s = min(seconds_of(find) for _ in range(2))
+        find_s = min(seconds_of(find) for _ in range(repeats))
         search_s = seconds_of(search)
-    return Cost(prepare_s / image, step_s / BATCH, find_s / image, search_s / image, step_bytes / BATCH, searches)
+    return Cost(prepare_s / image, step_s / crops, find_s / image, search_s / image, step_bytes / crops, searches)
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
