@@ -41,6 +41,7 @@ from cellkit.models.shared.fine_tuning import (
 from cellkit.models.shared.flow_loss import Prepared, with_target
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import CELL_PX, SHOWN, Doubts, ask_for_memory, bytes_for, labels_at, refuse_empty
+from cellkit.models.shared.processes import of_first, place, train_on
 from cellkit.models.shared.threshold_search import THRESHOLDS, Searched, grid_of, score_maps, search_maps
 from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
@@ -186,6 +187,9 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     from cellkit.models.sam_ways import merge_lora, trained_numbers
 
     refuse_untrainable(train, "min_area_px")
+    if config.gpus > place()[1]:
+        own = {name: getattr(config, name) for name in TrainSettings.model_fields}
+        return train_on(config.gpus, NAME, train, val, own, Path(out))
     out, settings = Path(out), merged(config, UNSET, DEFAULTS)
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "finetune.min_area_px")
@@ -200,7 +204,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     def score() -> float:
         cache = cache_in(out, network, config.map_cache_gb, KEPT_AS)
         found = segment_images(network, [image for image, _ in pairs], **settings, cache=cache)
-        return map_iou((truth, cells) for (_, truth), (_, cells, _) in zip(pairs, found, strict=True))
+        return of_first(map_iou((truth, cells) for (_, truth), (_, cells, _) in zip(pairs, found, strict=True)))
 
     plan = replace(plan_of(config, NAME), steps=steps_of(config, len(train)))
     rest = (settings, config.precision, loss_at.loss_at.recipe, how_adapted(config), scored, choosing)

@@ -62,6 +62,13 @@ class Adaptation(Schedule):
         description="of the crops, those that leave out the last block, with fewer the earlier; only trained blocks",
     )
     at_once: int = Field(4, ge=1, description="crops of a batch at a time; where memory is short, fewer and fewer")
+    gpus: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs that share each batch; never changes a result but for rounding, and needs the package accelerate",
+        json_schema_extra={"hash": False},
+    )
     recompute: bool = Field(
         True, description="compute the inside of blocks again on the way back: less memory, a third more time"
     )

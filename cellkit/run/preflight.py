@@ -36,7 +36,7 @@ from cellkit.labelling.annotate import refuse_unlabelled
 from cellkit.labelling.corrections import corrections_folder, read_corrections, refuse_own
 from cellkit.log import collected_warnings
 from cellkit.machine import check_memory, here
-from cellkit.models import backend_module, check_backend, get_backend, if_able
+from cellkit.models import TEACHER, backend_module, check_backend, get_backend, if_able
 from cellkit.models.shared.fine_tuning import refuse_small
 from cellkit.models.shared.inputs import bytes_for
 from cellkit.models.weights import card_for
@@ -155,8 +155,21 @@ def check_base(outlook: Outlook) -> None:
 
 
 def check_detector(outlook: Outlook) -> None:
-    """Refuse a training of the detector that cannot begin."""
-    _check_training("maskrcnn", outlook.cfg.maskrcnn)
+    """Refuse a training of the detector that cannot begin.
+
+    Raises
+    ------
+    UserError
+        As its backend; or it is to start from what 03 adapts, and that is another kind of network.
+    """
+    cfg, tuned = outlook.cfg.maskrcnn, outlook.cfg.finetune.backend
+    for key, fitting in weights_fields(type(cfg)).items():
+        if getattr(cfg, key) == "tuned" and tuned not in fitting:
+            raise UserError(
+                f"maskrcnn.{key} is tuned, and finetune.backend is {tuned}: its network is no start for {cfg.backend}",
+                f"set maskrcnn.{key}: starter, or scratch",
+            )
+    _check_training("maskrcnn", cfg)
 
 
 def _check_training(section: str, cfg: Any) -> None:
@@ -195,7 +208,7 @@ def check_model_memory(outlook: Outlook) -> None:
 def check_evaluation(outlook: Outlook) -> None:
     """Refuse a model to hand in that no stage makes."""
     cfg = outlook.cfg.evaluate
-    models = [*MODELS, *_models_of_recipes()]
+    models = [*MODELS, *([TEACHER] if outlook.cfg.label.teacher else []), *_models_of_recipes()]
     if cfg.submit != "best" and not any(fnmatchcase(cfg.submit, name) for name in models):
         check_submit(cfg.submit, models)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from sam_learnt import data_of, learnt
+from sam_learnt import LEARNER, data_of, learnt
 
 from cellkit.cells.dataset import predict_all
 from cellkit.errors import UserError
@@ -18,10 +20,10 @@ from cellkit.models import sam_training, sam_ways
 from cellkit.models.gate import THREE_PARTS
 from cellkit.models.interpolation import STEPS, steps_between
 from cellkit.models.sam_dino import CellposeDINO, DinoShape
-from cellkit.models.sam_network import load_network
+from cellkit.models.sam_network import load_network, load_start
 from cellkit.models.sam_training import WAYS, steps_of
 from cellkit.models.shared.flow_loss import FlowLoss
-from cellkit.models.weights import load_tensors, read_card
+from cellkit.models.weights import load_tensors, read_card, save_checkpoint
 
 READ = {"flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15}
 THREE = ("train",) * 3 + ("val",) * 14
@@ -208,3 +210,27 @@ def test_the_same_start_for_the_same_seed(base, tmp_path):
             for k, seed in enumerate((1, 1, 2))]  # fmt: skip
     assert not changed(made[0], made[1]) and changed(made[0], made[2])
     assert np.isfinite([tensor.sum() for tensor in load_tensors(made[0]).values()]).all()
+
+
+# ---- several processes ---------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [2])
+def test_two_processes_take_the_steps_of_one(gpus, base, tmp_path):
+    pytest.importorskip("accelerate")
+    data = data_of(tmp_path / "images", ("train", "train", "val"))
+    given = data.select("train"), data.select("val")
+    one = load_tensors(sam.train(*given, settings(base, batch_size=3), tmp_path / "one"))
+    made = sam.train(*given, settings(base, batch_size=3, gpus=gpus), tmp_path / "two")
+    assert made == tmp_path / "two/cellpose_tuned.safetensors" and (tmp_path / "two/history.csv").is_file()
+    two, start = load_tensors(made), load_tensors(base)
+    assert max(float((two[name] - one[name]).abs().max()) for name in one) < 1e-4
+    assert max(float((start[name] - one[name]).abs().max()) for name in one if name != "diam_labels") > 1e-3
+    again = sam.train(*given, settings(base, batch_size=3), tmp_path / "two")
+    assert not changed(again, made), "it was finished, by whoever"
+    with pytest.raises(UserError, match="crop_px is 256, the network sees squares"):
+        sam.train(*given, settings(small_squares(tmp_path), crop_px=256, gpus=gpus), tmp_path / "none")
+
+
+def small_squares(folder):
+    shape = replace(LEARNER, tile_px=128)
+    return save_checkpoint(folder / "small.safetensors", load_start("scratch", 0, shape).state_dict(), "cellpose_sam")

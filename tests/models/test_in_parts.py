@@ -9,7 +9,7 @@ import torch
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.machine import arithmetic
-from cellkit.models.shared.flow_loss import FlowLoss, prepare
+from cellkit.models.shared.flow_loss import FlowLoss, Prepared, prepare
 from cellkit.models.shared.in_parts import InParts
 from cellkit.models.training import Plan, fit
 
@@ -21,7 +21,8 @@ def item():
     image = np.repeat((60 + 100 * (labels > 0)).astype(np.uint8)[..., None], 3, axis=2)
     known = np.zeros(labels.shape, bool)
     known[:70] = True
-    return prepare(image, Instances.from_labels(labels), 30.0, known=known)
+    whole = prepare(image, Instances.from_labels(labels), 30.0)
+    return Prepared(whole.planes, whole.target, known)
 
 
 class Small(torch.nn.Module):

@@ -44,6 +44,10 @@ SETTINGS = {
     "no file": ({"finetune__base": "runs/old:cellpose"}, "names a run folder that is not there: runs/old"),
     "a start that is not there": ({"maskrcnn__start": "resnet"}, "no weights 'resnet'"),
     "tuned for a ResNet": ({"maskrcnn__backbone": "resnet50_fpn_v2"}, "maskrcnn.start is tuned, a Cellpose network"),
+    "tuned by a transformer": (
+        {"finetune__backend": "cellpose_sam"},
+        "its network is no start for maskrcnn_torchvision",
+    ),
     "scratch": ({"maskrcnn__start": "scratch"}, "freeze_backbone is true"),
     "backend": ({"label__backend": "celpose_unet"}, "no backend 'celpose_unet' (did you mean 'cellpose_unet'?)"),
     "a setting that another backend has": (

@@ -1,6 +1,7 @@
 """A batch that goes forth and back through a network part by part, as much at a time as the memory holds.
 
-The gradients of the parts are summed, so that the step is that of the whole batch, whatever the parts are.
+The gradients of the parts are summed, so that the step is that of the whole batch, whatever the parts are, and however many
+processes share it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 from cellkit.models.shared.flow_loss import Crop, FlowLoss, flow_loss
+from cellkit.models.shared.processes import place, summed
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +26,14 @@ class Part(NamedTuple):
 
     Parameters
     ----------
-    crops : slice
+    crops : (b,) int
     y_px, x_px : int
         Upper left corner of the square.
     size_px : int
         Its height and width.
     """
 
-    crops: slice
+    crops: np.ndarray
     y_px: int
     x_px: int
     size_px: int
@@ -92,18 +94,25 @@ class InParts:
         batch = self.loss_at.drawn(step)
         while True:
             try:
-                return self._forth_and_back(batch, step)
+                loss = self._forth_and_back(batch, step)
+                break
             except torch.OutOfMemoryError as error:
                 problem = str(error).splitlines()[0]
             self._take_less(problem)  # here the failed step, which the error held on to, is gone
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        for parameter in trained:  # that no crop went through, of this process's share or of the whole batch
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        summed([loss, *(parameter.grad for parameter in trained)])
+        return loss
 
     def parts(self, crops: int) -> Iterator[Part]:
-        """Yield the parts of a batch of so many crops."""
-        corners = range(0, self.loss_at.crop_px, self.tile_px)
-        for first in range(0, crops, self.most):
+        """Yield the parts of this process's share of a batch of so many crops."""
+        rank, count = place()
+        own, corners = np.arange(rank, crops, count), range(0, self.loss_at.crop_px, self.tile_px)
+        for first in range(0, len(own), self.most):
             for y in corners:
                 for x in corners:
-                    yield Part(slice(first, min(first + self.most, crops)), y, x, self.tile_px)
+                    yield Part(own[first : first + self.most], y, x, self.tile_px)
 
     def _forth_and_back(self, batch: Crop, step: int) -> torch.Tensor:
         import torch

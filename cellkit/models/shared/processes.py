@@ -1,0 +1,149 @@
+"""A training in several processes, one for each GPU: each takes its share of every batch, and their gradients are summed.
+
+So the steps are those of one process, but for rounding. `accelerate` says which process this is, and on which device it computes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellkit.errors import UserError, counted
+from cellkit.log import LOG
+
+if TYPE_CHECKING:
+    import torch
+
+    from cellkit.cells.dataset import CellDataset
+
+JOB, ERROR = "job.pickle", "error.json"
+STATE = ("last.safetensors", "best.safetensors", "history.csv")  # what a training resumes from
+
+
+@cache
+def place() -> tuple[int, int]:
+    """Return which process of a training this is, from 0 on, and how many there are.
+
+    Raises
+    ------
+    RuntimeError
+        The group of processes did not come about.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        return 0, 1
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())  # begins the group of processes, and chooses the device
+    if state.num_processes != count:
+        raise RuntimeError(f"accelerate sees {state.num_processes} processes of {count}")
+    return state.process_index, count
+
+
+def summed(tensors: Iterable[torch.Tensor]) -> None:
+    """Add up tensors over all processes, in place."""
+    if place()[1] > 1:
+        from torch.distributed import all_reduce
+
+        for tensor in tensors:
+            all_reduce(tensor)
+
+
+def of_first(value: float) -> float:
+    """Return the number that the first process has: what is decided by it is then decided alike in all."""
+    if place()[1] == 1:
+        return value
+    from torch.distributed import broadcast_object_list
+
+    told = [value]
+    broadcast_object_list(told)
+    return told[0]
+
+
+def train_on(
+    count: int, backend: str, train: CellDataset, val: CellDataset, settings: dict[str, Any], out: Path
+) -> Path:
+    """Train in so many processes, and return the checkpoint that the first of them writes into `out`.
+
+    The others write into folders of their own, which go in the end.
+
+    Parameters
+    ----------
+    backend : str
+        Name of the module.
+    settings : dict
+        Of its ``TrainSettings``.
+
+    Raises
+    ------
+    UserError
+        There are fewer GPUs, accelerate is missing, or the training refuses something.
+    RuntimeError
+        A process broke down; or this is one of several already.
+    """
+    import torch
+
+    if "WORLD_SIZE" in os.environ:
+        raise RuntimeError("a process of a training begins no others")
+    if torch.cuda.is_available() and torch.cuda.device_count() < count:
+        raise UserError(f"finetune.gpus is {count}, this machine has {torch.cuda.device_count()}", "set gpus lower")
+    if find_spec("accelerate") is None:
+        raise UserError(f"finetune.gpus is {count}, which needs the package 'accelerate'", "pip install accelerate")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for rank in range(1, count):
+            (folder / str(rank)).mkdir()
+            for path in (out / one for one in STATE):
+                if path.is_file():
+                    shutil.copyfile(path, folder / str(rank) / path.name)
+        (folder / JOB).write_bytes(pickle.dumps((backend, train, val, settings, out)))
+        LOG.info(f"{backend}: {counted(count, 'process', 'processes')}, each with its share of every batch")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        running = subprocess.Popen([*command, "-m", __name__, name])
+        try:
+            code = running.wait()
+        finally:
+            running.terminate()
+            running.wait()
+        if (folder / ERROR).is_file():
+            raise UserError(*json.loads((folder / ERROR).read_text()))
+        if code:
+            raise RuntimeError(f"a process of the training ended with exit status {code}; what it said stands above")
+        return Path((folder / "made").read_text())
+
+
+def _one(folder: Path) -> None:
+    """Do this process's share of the training that a folder describes."""
+    rank, _ = place()
+    backend, train, val, settings, out = pickle.loads((folder / JOB).read_bytes())  # noqa: S301 - written by `train_on`
+    module = import_module(f"cellkit.models.{backend}")
+    if rank:
+        LOG.setLevel("ERROR")
+    try:
+        made = module.train(train, val, module.TrainSettings(**settings), folder / str(rank) if rank else out)
+    except UserError as error:
+        (folder / ERROR).write_text(json.dumps([error.problem, error.remedy]))
+        raise SystemExit(2) from error
+    if not rank:
+        (folder / "made").write_text(str(made))
+    from torch.distributed import barrier, destroy_process_group
+
+    barrier()
+    destroy_process_group()
+
+
+if __name__ == "__main__":
+    _one(Path(sys.argv[1]))
