@@ -101,12 +101,7 @@ def load(kind: str, name: str) -> ModuleType:
     path = path_of(kind, name)
     if path is None:
         raise none_called(kind, name)
-    try:
-        return import_module(name if "." in name else f"cellkit.{KINDS[kind][0]}.{name}")
-    except Exception as error:
-        if isinstance(error, UserError) or Path(__file__).parent in path.parents:
-            raise
-        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}", MEND) from error
+    return _imported(kind, name, path)
 
 
 def none_called(kind: str, name: str) -> UserError:
@@ -120,7 +115,7 @@ def none_called(kind: str, name: str) -> UserError:
 
 def load_all(kind: str) -> dict[str, ModuleType]:
     """Return all modules of a kind by name: by their ``ORDER`` (default 0: first), then by name."""
-    modules = {name: load(kind, name) for name in names_of(kind)}
+    modules = {name: _imported(kind, name, path) for name, path in paths_of(kind).items()}
     return dict(sorted(modules.items(), key=lambda item: (getattr(item[1], "ORDER", 0), item[0])))
 
 
@@ -144,6 +139,15 @@ def by_key(kind: str, keys: Callable[[ModuleType], Iterable[str]]) -> dict[str, 
 def optional(module: ModuleType, name: str) -> Callable[..., Any] | None:
     """Return what a module may have and need not, else None."""
     return getattr(module, name, None)
+
+
+def _imported(kind: str, name: str, path: Path) -> ModuleType:
+    try:
+        return import_module(name if "." in name else f"cellkit.{KINDS[kind][0]}.{name}")
+    except Exception as error:
+        if isinstance(error, UserError) or Path(__file__).parent in path.parents:
+            raise
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}", MEND) from error
 
 
 def _files(folder: str) -> Iterator[tuple[str, Path]]:
