@@ -26,9 +26,25 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 REPO = Path(__file__).parent.parent
 
 
+# The files that take longest, the longest first. A file stays on one process: those that begin late keep it waiting at the end.
+LONGEST = (
+    "test_notebooks",
+    "test_round_trips",
+    "test_fuzz",
+    "test_quality",
+    "test_presentation",
+    "test_cellpose3",
+    "test_report",
+    "test_kills",
+    "test_run_processes",
+    "test_run_refusals",
+)
+
+
 def pytest_collection_modifyitems(items: list) -> None:
-    """Begin with the file that takes longest, so that no process is left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """Begin with the files that take longest, so that no process is left alone with one at the end."""
+    place = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(autouse=True)
