@@ -33,9 +33,11 @@ LONGEST = (
     "test_fuzz",
     "test_quality",
     "test_presentation",
+    "test_kills",
+    "test_recipes",
+    "test_contract",
     "test_cellpose3",
     "test_report",
-    "test_kills",
     "test_run_processes",
     "test_run_refusals",
 )

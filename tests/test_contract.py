@@ -25,7 +25,8 @@ STEPS = {"steps": 1, "eval_every": 1, "batch_size": 1, "crop_px": 64, "val_image
 FEW = {  # settings of a training of one step
     "threshold": {},
     "mine": {"brighter": 1.2},
-    "cellpose_unet": STEPS | {"diameter_px": 30, "flow_threshold": 0.0, "cellprob_threshold": 0.0, "min_area_px": 15},
+    "cellpose_unet": STEPS
+    | {"folds": 2, "diameter_px": 30, "flow_threshold": 0.0, "cellprob_threshold": 0.0, "min_area_px": 15},
     "maskrcnn_torchvision": STEPS
     | {"start": "scratch", "freeze_backbone": False, "fpn_channels": 16, "score_threshold": 0.5, "nms_threshold": 0.5},
 }
