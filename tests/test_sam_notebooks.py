@@ -88,6 +88,13 @@ def converted(config, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def labelled(config, converted, tmp_path_factory) -> Path:
+    folder = copied(converted, tmp_path_factory.mktemp("labelled") / "sam")
+    execute(LABEL, config, folder)
+    return folder
+
+
 def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to))
 
@@ -102,11 +109,9 @@ def tuned(run_dir: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["late", "lora"])
-def test_six_notebooks_killed_once_end_with_the_same_weights(way, config, converted, tmp_path, monkeypatch):
+def test_six_notebooks_killed_once_end_with_the_same_weights(way, config, labelled, tmp_path, monkeypatch):
     pytest.importorskip("peft") if way == "lora" else None
-    run_dir = copied(converted, tmp_path / "run")
-    execute(LABEL, config, run_dir)
-    whole = copied(run_dir, tmp_path / "whole")
+    run_dir, whole = (copied(labelled, tmp_path / name) for name in ("run", "whole"))
     execute(TUNE, config, whole, **{"finetune.way": way})
     drawn, steps = FlowLoss.drawn, []
 
