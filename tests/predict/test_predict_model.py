@@ -92,7 +92,7 @@ class TestFindModel:
         ("spec", "problem", "remedy"),
         [
             ("startr", r"no weights 'startr' \(did you mean 'starter'\?\)", "RUN:NAME"),
-            ("treshold", r"did you mean 'threshold'", "starter, cyto3, cyto2, cyto, nuclei"),
+            ("treshold", r"did you mean 'threshold'", "starter, starter_light, cyto3, cyto2, cyto, nuclei"),
             ("none.safetensors", "no weights 'none.safetensors'", "the path of a checkpoint"),
             ("none/run:maskrcnn", "a run folder that is not there: none/run", "cellkit run CONFIG"),
             ("{run}:maskrcn", r"has no model 'maskrcn' \(did you mean 'maskrcnn'\?\)", "cellpose_tuned"),
