@@ -200,7 +200,10 @@ def show_history(history: Any, figure: Figure | None = None, score: str = "MAP I
                 ha="right" if best["step"] > rows["step"].mean() else "left",
             )  # fmt: skip
     axes[0].set(ylabel="training loss", ylim=(0, 1.08 * max(axes[0].get_ylim()[1], 1e-9)))
-    note = next((text for one in histories.values() if (text := _read_at(one))), "")
+    scored = any(_history_rows(one)["score"].notna().any() for one in histories.values())
+    note = next((text for one in histories.values() if scored and (text := _read_at(one))), "")
+    if not scored:
+        axes[1].text(0.5, 0.5, "no image was scored along the way", ha="center", transform=axes[1].transAxes)
     axes[1].set(ylabel=textwrap.fill(f"validation {score}", 28), xlabel=f"training step{note}", ylim=(0, 1))
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes:

@@ -111,6 +111,9 @@ def test_history_marks_what_was_kept(tmp_path):
     assert "no curve" in none.texts[0].get_text() and find_history(tmp_path) == path
     both = show_history({"cellpose_tuned": path, "maskrcnn": pd.read_csv(path)})
     assert texts(both[0]) == ["Cellpose, tuned", "Mask R-CNN"]
+    path.write_text("step,loss,score,seconds\n0,,,1\n50,1.0,,20\n")
+    unscored = show_history(path)
+    assert [text.get_text() for text in unscored[1].texts] == ["no image was scored along the way"]
     path.write_text("step,loss\n0,1\n")
     with pytest.raises(UserError, match="lacks the column"):
         show_history(path)
