@@ -53,6 +53,11 @@ def path_of(kind: str, name: str) -> Path | None:
 
     Of an installed one the packages around it are imported, and not the module itself.
 
+    Raises
+    ------
+    UserError
+        Such a package stops while it is imported.
+
     Examples
     --------
     >>> path_of("backend", "threshold").name, path_of("backend", "json.decoder"), path_of("backend", "no.such")
@@ -64,6 +69,9 @@ def path_of(kind: str, name: str) -> Path | None:
         found = find_spec(name)
     except (ImportError, ValueError, AttributeError):
         return None
+    except Exception as error:
+        problem = f"{kind} '{name}': its package cannot be imported: {type(error).__name__}: {error}"
+        raise UserError(problem, f"mend the package, or name another {kind}") from error
     path = Path(found.origin) if found is not None and found.has_location and found.origin else None
     if path is None or path.suffix != ".py" or not _states(path, path.stat().st_mtime_ns, KINDS[kind][1]):
         return None

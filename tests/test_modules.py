@@ -160,6 +160,22 @@ def test_a_broken_file_is_named_with_what_to_do(own, content, told):
     assert remedy == "mend it, or take its folder out of CELLKIT_MODULES"
 
 
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("RuntimeError('no licence')", "RuntimeError: no licence"),
+        ("ImportError('no')", "no backend 'broken_one.model'"),
+    ],
+)
+def test_an_installed_package_that_cannot_be_imported_is_refused(tmp_path, monkeypatch, raised, told):
+    (tmp_path / "broken_one").mkdir()
+    (tmp_path / "broken_one" / "__init__.py").write_text(f"raise {raised}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as refused:
+        load("backend", "broken_one.model")
+    assert told in str(refused.value)
+
+
 def test_a_folder_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setenv("CELLKIT_MODULES", "nowhere")
     with pytest.raises(UserError, match="names nowhere, no such folder"):

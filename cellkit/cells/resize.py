@@ -46,8 +46,9 @@ def _grid(old: int, new: int) -> np.ndarray:
 
 
 def resize_instances(instances: Instances, scale: float) -> Instances:
-    """Resize object by object, so that overlaps survive; objects left without a pixel go. So does what is not annotated.
+    """Resize object by object, so that overlaps survive; objects left without a pixel go.
 
+    What is not annotated is resized likewise, and stays marked.
     A new pixel belongs to the objects that its centre lies in. Works on runs: a run keeps the new columns whose centres
     lie in it, once for every new row that takes its row.
     """

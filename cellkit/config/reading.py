@@ -440,4 +440,5 @@ def _with_kind(value: Any, written: str = "") -> str:
     kinds = {bool: "true/false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
     text = written or as_yaml(value)
     text = text if len(text) <= 60 else text[:57] + "..."
-    return text if value is None else f"{text} ({kinds.get(type(value), type(value).__name__)})"
+    kind = dict if isinstance(value, dict) else type(value)
+    return text if value is None else f"{text} ({kinds.get(kind, kind.__name__)})"

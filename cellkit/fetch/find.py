@@ -147,12 +147,26 @@ def with_weights(config: Kind, run: Any = None) -> Kind:
     Raises
     ------
     UserError
-        As `find_weights`.
+        As `find_weights`; or notebook 03 is done and has no weights that no validation image taught.
     """
     named = {name: getattr(config, name) for name in weights_fields(type(config))}
     paths = {
-        name: run.find("encoder_checkpoint") if value == TUNED and run is not None else find_weights(value)
+        name: _untaught(run, name) if value == TUNED and run is not None else find_weights(value)
         for name, value in named.items()
         if value != SCRATCH
     }
     return config.model_copy(update={name: str(path) for name, path in paths.items()})
+
+
+def _untaught(run: Any, name: str) -> Path:
+    """Return the checkpoint of notebook 03 that no validation image taught, for the setting `name` of the detector."""
+    try:
+        return run.find("encoder_checkpoint")
+    except UserError as error:
+        listed = {key for entry in run.stages().values() for key in entry["outputs"]}
+        if "encoder_checkpoint" in listed or "cellpose_tuned_checkpoint" not in listed:
+            raise
+        problem = (
+            f"validation images taught all that 03 adapted, so maskrcnn.{name} cannot be tuned: they judge the detector"
+        )
+        raise UserError(problem, f"set maskrcnn.{name}: starter, or label training images too") from error

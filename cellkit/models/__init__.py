@@ -14,10 +14,11 @@ A module of this folder that states a ``TITLE`` is a backend; one without is a h
 
 It may also have ``ceiling(train, config)``, ``calibrate(train, config, to)``, ``estimate_diameter(checkpoint, images,
 settings)``, ``style(checkpoint, images, settings)``, ``stricter(settings, used)``, ``check(config)``, ``cost(config, image,
-truth)``, ``seen_px(shape, config)``, the pixels that the network sees of an image where tiles overlap much, and
-``published(tensors)``, whether it reads a checkpoint without a card; ask for those with `if_able`. One for a GPU may name in
-``LIGHTER`` the backend that does without. One that works
-without training states ``NEEDS_CHECKPOINT = False``. The module imports torch and the like within its functions.
+truth)``, ``seen_px(shape, config)``, the pixels that the network sees of an image where tiles overlap much,
+``steps_of(config, images)``, the steps of a training where they depend on the number of images, and ``published(tensors)``,
+whether it reads a checkpoint without a card; ask for those with `if_able`. One for a GPU may name in ``LIGHTER`` the backend
+that does without. One that works without training states ``NEEDS_CHECKPOINT = False``. The module imports torch and the like
+within its functions.
 
 Files of one's own may lie in the folders of the environment variable CELLKIT_MODULES, or in an installed package, as which they
 are named in full, ``package.module``; see `cellkit.modules`.
@@ -56,9 +57,20 @@ def backend_names() -> list[str]:
     return list(names_of("backend"))
 
 
-def is_backend(name: str | None) -> bool:
-    """Tell whether there is a backend called so: one that is listed, or an installed one named in full, ``package.module``."""
-    return bool(name) and path_of("backend", name) is not None
+def is_backend(name: Any) -> bool:
+    """Tell whether there is a backend called so: one that is listed, or an installed one named in full, ``package.module``.
+
+    Raises
+    ------
+    UserError
+        The package that is named stops while it is imported.
+
+    Examples
+    --------
+    >>> is_backend("threshold"), is_backend("no.such"), is_backend(5), is_backend(None)
+    (True, False, False, False)
+    """
+    return isinstance(name, str) and bool(name) and path_of("backend", name) is not None
 
 
 def title_of(name: str) -> str:

@@ -124,14 +124,13 @@ class CellposeSAM(CPSAM):
         What it is computed in; the weights are float32.
     diam_labels : nn.Parameter
         Mean diameter in px of the labels that the weights were trained on.
-    rdrop : float
-        While training: the last block is left out with this probability, those before it with less.
     """
 
     def __init__(self, shape: Shape = Shape()):
         BaseModel.__init__(self)  # that of CPSAM would first make the whole of SAM, in one size only
         self.shape, self.arithmetic = shape, arithmetic()
-        self.nout, self.ps, self.rdrop = MAPS, shape.patch_px, 0.4
+        self.nout, self.ps = MAPS, shape.patch_px
+        self.rdrop = 0.0  # it is trained by `sam_ways.forward`, which leaves out blocks itself
         self.encoder = ImageEncoderViT(
             img_size=shape.tile_px,
             patch_size=shape.patch_px,

@@ -96,7 +96,7 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
     text = str(spec)
     learnt_nothing = [name for name in backend_names() if not needs_checkpoint(name)]
-    if is_backend(text) and not needs_checkpoint(text) and not Path(text).is_file():
+    if not Path(text).is_file() and is_backend(text) and not needs_checkpoint(text):
         model = Model(text, text, None, (), {})
     else:
         model = _of_checkpoint(text, find_weights(text, learnt_nothing))

@@ -264,11 +264,13 @@ class _Images:
         """The images, as far as it is known which have labels, and whose; where it is not, all have as many as are needed."""
         use, drawn = self.cfg.label.use, self.cfg.convert.source == "drawn"
         told = use == "truth" and not drawn and any(cells is not None for cells in self.labels)
-        chosen = [k for k, cells in enumerate(self.labels) if not told or cells is not None]
+        taught = [self.cfg.label.teacher and record.split == "train" for record in self.records]
+        chosen = [k for k, cells in enumerate(self.labels) if not told or taught[k] or cells is not None]
         enough = Instances.from_boxes([[0, 0, 1, 1]] * max(self.cfg.finetune.min_train_masks, 1), (1, 1))
-        cells = [self.labels[k] if told and not is_perhaps(self.labels[k]) else enough for k in chosen]
-        maker = "proposed" if use == "proposed" else "truth"
-        return CellDataset([self.records[k] for k in chosen], cells, made_by=[maker] * len(chosen))
+        unread = [not told or taught[k] or is_perhaps(self.labels[k]) for k in chosen]
+        cells = [enough if one else self.labels[k] for k, one in zip(chosen, unread, strict=True)]
+        made_by = ["proposed" if use == "proposed" or taught[k] else "truth" for k in chosen]
+        return CellDataset([self.records[k] for k in chosen], cells, made_by=made_by)
 
     def file_mpx(self, split: str) -> float:
         """Return the megapixels of a split, as its pictures are."""
@@ -345,7 +347,7 @@ def _training_s(run: _Images, section: str, config: Any, cost: Cost) -> float:
     train = [sizes[one.image_id] for one in run.records if one.split == "train"]
     chosen = len(choosers([one for one in run.records if one.split == "val"])) or run.count("val")
     scored = min(chosen, config.val_images or chosen) / max(run.count("val"), 1)
-    scores = -(-config.steps // config.eval_every) + 1
+    scores = -(-_steps(config, len(train)) // config.eval_every) + 1
     seconds = _one_training_s(train, config, cost, cost.searches) + cost.find_s * val * scored * scores
     return seconds + cost.searches * cost.find_s * run.mpx(section, "val", "test")
 
@@ -379,8 +381,14 @@ def _adapting_s(run: _Images, section: str, config: Any, cost: Cost) -> float:
 
 def _one_training_s(sizes: Sequence[float], config: Any, cost: Cost, searches: int) -> float:
     """Return the seconds of one training, with its searches, on images of these sizes (megapixels at network scale)."""
-    seconds = cost.prepare_s * sum(sizes) + cost.step_s * config.batch_size * config.steps
+    seconds = cost.prepare_s * sum(sizes) + cost.step_s * config.batch_size * _steps(config, len(sizes))
     return seconds + searches * cost.search_s * sum(sizes) * min(SEARCHED_ON / max(len(sizes), 1), 1)
+
+
+def _steps(config: Any, images: int) -> int:
+    """Return how many steps a training on so many images takes."""
+    own = optional(backend_module(config.backend), "steps_of")
+    return own(config, images) if own else config.steps
 
 
 def in_words(found: Mapping[str, Forecast]) -> str:

@@ -64,6 +64,7 @@ def compare_conventions(
         Also the MAP IoU of each part: cell_type, group, split, class_name or size; needs the records.
     conventions : list of str, optional
         Default all. Where the truth is boxes only, the boxes of the predictions are scored, by the conventions `ON_BOXES`.
+
     Returns
     -------
     dict

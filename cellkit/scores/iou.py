@@ -120,6 +120,7 @@ def scorable(truth: Instances, found: Instances) -> Instances:
 
     Such a cell is neither right nor wrong. A true cell is known wherever it lies, so a cell left out has less than half of its
     pixels in true ones and could match none of them (IoU of 0.5). The IoU is that of whole cells: no pixel is taken off an area.
+    Conventions that match below that, match first: `cellkit.scores.matching.ScoredImages.with_matched`.
 
     The rule is that of panoptic quality for crowd regions (Kirillov et al. 2019; panopticapi, evaluation.py, commit 1ad5afa).
     COCO (pycocotools 2.0.11, cocoeval.py) and Cityscapes (evalInstanceLevelSemanticLabeling.py, commit 13c6ab2) ask for as large
@@ -136,13 +137,22 @@ def scorable(truth: Instances, found: Instances) -> Instances:
     >>> len(scorable(truth, Instances.from_labels(np.array([[1, 1, 2, 2, 3, 3]]))))  # the last lies in it, the second by half
     2
     """
-    if not truth.unknown_px:
-        return found
+    return found[~mostly_unknown(truth, found)] if truth.unknown_px else found
+
+
+def mostly_unknown(truth: Instances, found: Instances) -> np.ndarray:
+    """Tell which found cells lie by more than half where the truth is not annotated, (P,) bool.
+
+    Raises
+    ------
+    UserError
+        The two sides are of images of different size.
+    """
     refuse_other_size(truth, found)
     before = np.r_[0, np.cumsum(truth.unknown_mask.ravel())]
     inside = before[found.starts + found.lengths] - before[found.starts]
     inside_px = np.bincount(found.owner_of_run, inside, len(found)).astype(np.int64)
-    return found[2 * inside_px <= found.areas_px]
+    return 2 * inside_px > found.areas_px
 
 
 def refuse_other_size(truth: Instances, found: Instances) -> None:

@@ -5,7 +5,7 @@ A hit is an IoU strictly above, or at least, a threshold: ``20 * I > (10 + j) * 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.scores.intervals import BOOTSTRAP
-from cellkit.scores.iou import Overlaps, overlap_images, overlaps
+from cellkit.scores.iou import Overlaps, mostly_unknown, overlap_images, overlaps
 
 if TYPE_CHECKING:
     import pandas
@@ -238,6 +238,25 @@ class ScoredImages:
         parts = {name: [getattr(self, name)[k] for k in chosen] for name in per_image}
         groups = None if self.groups is None else [self.groups[k] for k in chosen]
         return replace(self, **parts, groups=groups)
+
+    def with_matched(self, matched: Callable[[Instances, Instances], np.ndarray]) -> ScoredImages:
+        """Return the images with all found objects that count where a match needs no IoU of 0.5.
+
+        One that lies mostly where the truth is not annotated counts if it is matched, as among all found objects: so what is
+        not annotated takes away inventions, and neither hits nor misses.
+
+        Parameters
+        ----------
+        matched : callable
+            True and found objects of an image -> which found ones are matched, (P,) bool.
+        """
+        pairs, founds = list(self.pairs), list(self.founds)
+        for k, truth in enumerate(self.truths):
+            if truth.unknown_px:
+                every = self.every[k]
+                founds[k] = every[~mostly_unknown(truth, every) | matched(truth, every)]
+                pairs[k] = overlaps(truth, founds[k])
+        return replace(self, pairs=pairs, founds=founds)
 
 
 def classes_of_truth(pairs: Sequence[Overlaps]) -> list[int]:

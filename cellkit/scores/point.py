@@ -119,8 +119,17 @@ def point(
     }
 
 
+def _matched(truth: Instances, found: Instances) -> np.ndarray:
+    """Tell which found objects have their centre in a true one that is theirs, (P,) bool."""
+    matched = found.areas_px > 0
+    some = found[matched]
+    matched[matched] = match_points(truth, centre_points(some), some.scores) >= 0
+    return matched
+
+
 def score(images: ScoredImages) -> dict[str, Any]:
     """Return `point` of the centres of the found objects."""
+    images = images.with_matched(_matched)
     founds = [found[found.areas_px > 0] for found in images.founds]
     points, scores = [centre_points(found) for found in founds], [found.scores for found in founds]
     return point(images.truths, points, scores, [found.class_ids for found in founds] if images.with_class else None)

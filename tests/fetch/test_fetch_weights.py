@@ -10,17 +10,19 @@ import time
 from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fetch_cases import QUICK, cyto3, listing, offline, root, server, weights_dir, zipped  # noqa: F401
 
 from cellkit.commands.main import main
+from cellkit.config.sections import Config
 from cellkit.errors import UserError
 from cellkit.fetch import fetch as module
 from cellkit.fetch.download import authorization_for, kaggle_user
 from cellkit.fetch.fetch import fetch
-from cellkit.fetch.find import find_weights, weights_names
+from cellkit.fetch.find import find_weights, weights_names, with_weights
 from cellkit.fetch.registry import REGISTRY
 from cellkit.models.weights import load_tensors, read_card
 
@@ -90,6 +92,19 @@ class TestWeights:
         with pytest.raises(UserError, match=r"no weights 'cyto33' \(did you mean 'cyto3'\?\)"):
             find_weights("cyto33")
         assert {"starter", "cyto3", "cpsam_v2"} <= set(weights_names())
+
+    def test_of_03_none_of_which_validation_images_taught(self, tmp_path):
+        def refuse(key):
+            raise UserError(f"demo has no '{key}' yet; run 03_finetune_cellpose", "cellkit run CONFIG")
+
+        taught = {"03_finetune_cellpose": {"outputs": {"cellpose_tuned_checkpoint": {}}}}
+        config = Config().maskrcnn
+        with pytest.raises(
+            UserError, match=r"validation images taught all that 03 adapted.*\nset maskrcnn.start: starter"
+        ):
+            with_weights(config, SimpleNamespace(find=refuse, stages=lambda: taught))
+        with pytest.raises(UserError, match="yet; run 03"):
+            with_weights(config, SimpleNamespace(find=refuse, stages=dict))
 
     def test_half_of_them_are_not_them(self, offline, weights_dir, cyto3):
         fetch("cyto3", given=[cyto3])

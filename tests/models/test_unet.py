@@ -186,7 +186,7 @@ def test_the_loosest_threshold_is_tried_first_and_nothing_else_where_it_finds_no
     assert search({}, {}) == {"a": 1.0, "b": 3.0} and tried == [("a", 1.0), ("a", 2.0), ("a", 0.0)]
 
 
-def test_a_base_that_is_never_right_is_read_once_with_the_flow_check_off(drawn, monkeypatch, capsys):
+def test_a_base_that_is_never_right_is_read_at_two_thresholds_with_the_flow_check_off(drawn, monkeypatch, capsys):
     maps = np.zeros((3, 32, 32), np.float32)
     maps[2] = 6.0
     read = []
@@ -201,10 +201,21 @@ def test_a_base_that_is_never_right_is_read_once_with_the_flow_check_off(drawn, 
     searched = ("flow_threshold", "cellprob_threshold")
     found = unet_search.search_settings(None, [drawn[0]], settings, searched)
     assert found == ({"flow_threshold": 0.4, "cellprob_threshold": 0.0}, {})
-    assert read == [((0.0,), (0.0,), (0,))]
+    assert read == [((0.0,), (0.0,), (0,)), ((0.0,), (-2.0,), (0,))]
     told = capsys.readouterr().err
     assert "the network finds no cell right in 1 training image, so nothing is searched" in told
     assert "finetune.base: cyto3), finetune.diameter_px (now 30) or finetune.channels" in told
+
+
+@pytest.mark.parametrize(("logit", "hopeless"), [(1.0, False), (-1.0, False), (-2.5, True)])
+def test_a_base_is_hopeless_where_the_lowest_threshold_finds_nothing_right_either(logit, hopeless):
+    """A cell whose logits lie below the default threshold is right at -2."""
+    labels = np.zeros((40, 40), np.int32)
+    labels[8:28, 8:28] = 1
+    maps = flows.target_of(labels)
+    maps[2] = np.where(labels, logit, -6)
+    pairs = [(maps, Instances.from_labels(labels))]
+    assert bool(threshold_search._hopeless(pairs, threshold_search.THRESHOLDS, lambda image: image)) == hopeless
 
 
 def test_the_history_begins_with_the_score_of_the_base(drawn, tmp_path):

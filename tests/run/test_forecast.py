@@ -91,6 +91,32 @@ def test_quarters_of_one_image_and_a_run_without_validation_images_are_counted(c
     assert found == pytest.approx(12 + folds + alone + others)
 
 
+@pytest.mark.parametrize("train", [4, 16])
+def test_of_a_published_recipe_the_steps_that_it_takes_are_counted(config, timed, train):
+    cfg = config("convert: {source: folder}\nfinetune: {backend: cellpose_sam, recipe: published, base: scratch}")
+    run = forecast._Images(cfg, images(train, 14), ())
+    steps = cfg.finetune.steps * max(train, 8) // 8
+    told = forecast._one_training_s([1.0] * train, cfg.finetune, COST, 0)
+    assert told == pytest.approx(train + 0.5 * cfg.finetune.batch_size * steps)
+    chosen = len(choosers(images(train, 14)[train : train + 14]))
+    scores, val = -(-steps // cfg.finetune.eval_every) + 1, run.mpx("finetune", "val")
+    rest = 2 * val * min(chosen, cfg.finetune.val_images or chosen) / 14 * scores + 2 * 2 * run.mpx(
+        "finetune", "val", "test"
+    )
+    sizes = [run.sizes("finetune")[str(k)] for k in range(train)]
+    wanted = forecast._one_training_s(sizes, cfg.finetune, COST, 2) + rest
+    assert forecast._training_s(run, "finetune", cfg.finetune, COST) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("source", ["folder", "drawn"])
+def test_what_a_teacher_labels_judges_nothing_in_the_forecast(config, source):
+    cfg = config(f"convert: {{source: {source}}}\nlabel: {{teacher: true}}")
+    labels = [None] * 6 + [Instances.from_boxes([[0, 0, 9, 9]], (1000, 1000))] * 4
+    run = forecast._Images(cfg, images(), [*labels, None])
+    assert run.labelled.made_by == ["proposed"] * 6 + ["truth"] * 4
+    assert {name for fold in run.regime.folds for name in fold} == {"6", "7"}
+
+
 def test_labels_of_which_only_headers_were_read_tell_no_diameter(config, timed):
     cfg = config("convert: {source: folder}\nfinetune: {steps: 100}")
     perhaps = [Instances.from_labels(np.ones((1, 1), np.int32))] * len(images())

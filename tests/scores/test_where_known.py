@@ -90,6 +90,36 @@ def test_where_the_score_is_lost_and_the_table_say_the_same():
     assert map_iou([(truth, found)]) == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("convention", ["point", "aji_kumar", "aji_cellpose"])
+def test_what_matches_at_less_iou_matches_a_labelled_cell_in_spite_of_a_mark(convention):
+    """The found cell covers the labelled one, two thirds of it lie in the region; another lies there alone."""
+    truth = spans(20, (4, 8))
+    marked = truth.with_unknown(~truth.mask(0))
+    around, and_alone = spans(20, (0, 12)), spans(20, (0, 12), (14, 18))
+    plain = scores_of([truth], [around], conventions=[convention])
+    assert plain[convention]["score"] == (1.0 if convention == "point" else pytest.approx(4 / 12))
+    assert scores_of([marked], [around], conventions=[convention]) == plain
+    assert scores_of([marked], [and_alone], conventions=[convention]) == plain, "only an invention is taken away"
+
+
+def test_a_second_centre_in_a_labelled_cell_is_an_invention_that_a_mark_takes_away():
+    truth = spans(20, (4, 8))
+    found = Instances.concatenate([spans(20, (4, 8)), spans(20, (0, 12))]).with_scores([0.9, 0.5])
+    marked = truth.with_unknown(~truth.mask(0))
+    assert scores_of([truth], [found])["point"]["precision"] == 0.5
+    assert scores_of([marked], [found])["point"]["precision"] == 1.0
+
+
+@quick
+@given(label_pairs(), st.data())
+def test_a_mark_makes_neither_hit_nor_miss_of_a_centre_in_a_cell(sides, data):
+    truth, found = map(Instances.from_labels, sides)
+    marked = truth.with_unknown(data.draw(hnp.arrays(bool, truth.shape)))
+    plain, told = (scores_of([one], [found])["point"] for one in (truth, marked))
+    assert told["recall"] == plain["recall"]
+    assert (told["precision"] or 0) >= (plain["precision"] or 0)
+
+
 def test_boxes_too():
     truth = known_until(Instances.from_boxes([[0, 0, 4, 1]], (1, 20)), 10)
     found = Instances.from_boxes([[0, 0, 4, 1], [12, 0, 5, 1]], (1, 20))

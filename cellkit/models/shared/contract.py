@@ -70,8 +70,7 @@ class BatchSegmenter(Segmenter):
         settings: Mapping[str, Any],
         bytes_for: Callable[[tuple[int, int]], int] = lambda shape: 0,
     ):
-        super().__init__(lambda image, left_out: next(find_each([image]))[0], settings, bytes_for)
-        self.find_each = find_each
+        self.find_each, self.settings, self.bytes_for, self.left_out = find_each, dict(settings), bytes_for, Counter()
 
     def __call__(self, images: Iterable[np.ndarray]) -> Iterator[Instances]:
         """Yield the cells of each image."""

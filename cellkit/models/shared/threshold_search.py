@@ -150,12 +150,15 @@ def score_maps(
 
 
 def _hopeless(pairs: Sequence, grid: Mapping[str, Sequence], maps_of: Callable[[np.ndarray], np.ndarray]) -> str:
-    """Return why no search is worth its time: no cell is found at all, or none right where every mask is kept; else ""."""
-    nothing = True
+    """Return why no search is worth its time: no cell is found at all, or none right; else "".
+
+    That is, where every mask is kept, at the default threshold of the cell probability and at the lowest.
+    """
+    nothing, cellprobs = True, dict.fromkeys([grid["cellprob_threshold"][0], min(grid["cellprob_threshold"])])
     for image, truth in pairs:
         maps = maps_of(image)
         nothing = nothing and not (maps[2] > min(grid["cellprob_threshold"])).any()
-        if score_maps(maps, truth, (0.0,), grid["cellprob_threshold"][:1], (0,)).any():
+        if any(score_maps(maps, truth, (0.0,), (cellprob,), (0,)).any() for cellprob in cellprobs):
             return ""
     return f"the network finds no cell{'' if nothing else ' right'} in {counted(len(pairs), 'training image')}"
 
