@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.machine import gpu_peak_bytes
 from cellkit.models import weights
@@ -26,7 +27,16 @@ from cellkit.models.sam_maps import (
     predict_maps,
     segment_images,
 )
-from cellkit.models.sam_training import Adaptation, check_lora, how_adapted, loss_of, steps_of
+from cellkit.models.sam_training import (
+    Adaptation,
+    check_lora,
+    check_shape,
+    high_rate,
+    how_adapted,
+    loss_of,
+    steps_of,
+    where_parts_matter,
+)
 from cellkit.models.shared import diameter
 from cellkit.models.shared.contract import SMALLEST, Area, BatchSegmenter, Computed, Diameter, KeepsMaps, merged
 from cellkit.models.shared.cost import Cost, clock, timed_cost
@@ -41,7 +51,8 @@ from cellkit.models.shared.fine_tuning import (
 from cellkit.models.shared.flow_loss import Prepared, with_target
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import CELL_PX, SHOWN, Doubts, ask_for_memory, bytes_for, labels_at, refuse_empty
-from cellkit.models.shared.processes import of_first, place, train_on
+from cellkit.models.shared.inputs import CHANNELS as CHOICES
+from cellkit.models.shared.processes import check_processes, of_first, place, train_on
 from cellkit.models.shared.threshold_search import THRESHOLDS, Searched, grid_of, score_maps, search_maps
 from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
@@ -134,7 +145,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> BatchSegmenter:
     kept = (Path(checkpoint).parent / FOLDER).is_dir()  # so it is while the stage that made the checkpoint is under way
     cache = cache_in(Path(checkpoint).parent, network, card.get("map_cache_gb", 0), KEPT_AS) if kept else None
     network = applied_only(network)
-    at_once, doubts = getattr(settings, "squares_at_once", None), Doubts(used["channels"])
+    at_once, doubts = getattr(settings, "squares_at_once", None), Doubts(used["channels"], tuple(CHOICES))
 
     slow = network.arithmetic.device.type == "cpu"
 
@@ -187,6 +198,8 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     from cellkit.models.sam_ways import merge_lora, trained_numbers
 
     refuse_untrainable(train, "min_area_px")
+    if place()[0] == 0 and (high := high_rate(config)):
+        LOG.warning(": ".join(high))
     if config.gpus > place()[1]:
         own = {name: getattr(config, name) for name in TrainSettings.model_fields}
         return train_on(config.gpus, NAME, train, val, own, Path(out))
@@ -207,7 +220,15 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         return of_first(map_iou((truth, cells) for (_, truth), (_, cells, _) in zip(pairs, found, strict=True)))
 
     plan = replace(plan_of(config, NAME), steps=steps_of(config, len(train)))
-    rest = (settings, config.precision, loss_at.loss_at.recipe, how_adapted(config), scored, choosing)
+    rest = (
+        settings,
+        config.precision,
+        loss_at.loss_at.recipe,
+        how_adapted(config),
+        scored,
+        choosing,
+        *where_parts_matter(config),
+    )
     stamp = fingerprint(network, [item.arrays for item in loss_at.loss_at.items], plan, *rest)
     history = fit(network, loss_at, score, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     merge_lora(network)
@@ -265,11 +286,23 @@ def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
 
 
 def check(config: TrainSettings) -> None:
-    """Refuse weights of another kind of network, and LoRA without the package that it needs."""
+    """Refuse, before a run begins, what a training would refuse at its turn.
+
+    That is weights of another kind of network, more late blocks than it has, crops larger than it sees, LoRA or several GPUs
+    without the package that they need, more GPUs than there are, and a learning rate far above that of the way.
+    """
+    if high := high_rate(config):
+        raise UserError(*high)
     if config.way == "lora":
         check_lora()
-    if Path(config.base).suffix == ".safetensors":
-        weights.card_for(Path(config.base), NAME)
+    check_processes(config.gpus)
+    base = Path(config.base)
+    if base.suffix == ".safetensors":
+        weights.card_for(base, NAME)
+    if base.is_file():
+        from cellkit.models.sam_network import network_of
+
+        check_shape(network_of(weights.load_tensors(base), base), config)
 
 
 def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> float:

@@ -163,7 +163,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
         used["diameter_px"] = float(network.diam_labels.item())
     kept = (Path(checkpoint).parent / FOLDER).is_dir()  # so it is while the stage that made the checkpoint is under way
     cache = cache_in(Path(checkpoint).parent, network, card.get("map_cache_gb", 0)) if kept else None
-    doubts = Doubts(used["channels"])
+    doubts = Doubts(used["channels"], ("both", "cytoplasm", "nuclei"))
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
         found = segment_image(network, image, **used, left_out=left_out, cache=cache)

@@ -29,6 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {  # as published, see `TrainSettings`; head: 
     "all": {"learning_rate": 1e-5, "steps": 800, "batch_size": 1, "weight_decay": 0.1, "eval_every": 100},
 }  # fmt: skip
 PUBLISHED = WAYS["all"] | {"way": "all", "warmup_steps": 0, "hold_share": 0.5, "stochastic_depth": 0.4}
+TOO_HIGH = 10  # times the rate of the way: late blocks collapse at 50 times (peft-sam)
 EPOCH = 8  # crops of an epoch of the published recipe at least
 
 
@@ -39,7 +40,8 @@ class Adaptation(Schedule):
     -----
     Where the numbers are from. late: blocks 9 to 11 of 12, AdamW 1e-5, at most 100 epochs of 50 crops (micro-sam and peft-sam,
     arXiv 2502.00418; between 5e-6 and 5e-5 the rate hardly matters there, at 5e-4 training collapses). lora: rank 4, dropout
-    0.1, at most 3e-3 after a rise over 30 % of the steps, 300 epochs of 32 crops (CellSeg1, arXiv 2412.01410). all, and the
+    0.1, at most 3e-3 after a rise over 30 % of the steps, 300 epochs of 32 crops (CellSeg1, arXiv 2412.01410); here no dropout
+    unless set, so that crops at a time and GPUs change the result by rounding alone. all, and the
     recipe published: AdamW 1e-5, decay 0.1, 100 epochs of max(8, N) crops, one at a time, the rate flat for one half
     (cellpose, paper/cpsam/train_subsets.py).
     """
@@ -56,7 +58,11 @@ class Adaptation(Schedule):
     )
     late_blocks: int = Field(6, ge=1, le=64, description="how many blocks are the last ones (way: late)")
     lora_rank: int = Field(4, ge=1, le=256, description="rank of the low-rank parts (way: lora)")
-    lora_dropout: Share = Field(0.1, description="of what enters the low-rank parts, what is left out (way: lora)")
+    lora_dropout: Share = Field(
+        0.0,
+        description="of what enters the low-rank parts, what is left out (way: lora; CellSeg1 takes 0.1); above 0, at_once, gpus "
+        "and a shortage of memory change what is drawn, and so the result",
+    )
     stochastic_depth: Share = Field(
         0.4,
         description="of the crops, those that leave out the last block, with fewer the earlier; only trained blocks",
@@ -66,7 +72,7 @@ class Adaptation(Schedule):
         1,
         ge=1,
         le=64,
-        description="GPUs that share each batch; never changes a result but for rounding, and needs the package accelerate",
+        description="GPUs that share each batch; changes a result by rounding alone (but see lora_dropout); needs accelerate",
         json_schema_extra={"hash": False},
     )
     recompute: bool = Field(
@@ -76,7 +82,9 @@ class Adaptation(Schedule):
     batch_size: int = Field(
         WAYS["late"]["batch_size"], ge=1, description="crops per step; unless set, those of the way"
     )
-    crop_px: int = Field(256, ge=64, le=256, multiple_of=8, description="height and width of a crop (px)")
+    crop_px: int = Field(
+        256, ge=64, le=256, multiple_of=16, description="height and width of a crop (px); half of it is whole tokens"
+    )
     learning_rate: Number = Field(
         WAYS["late"]["learning_rate"], gt=0, le=1, description="largest learning rate; unless set, that of the way"
     )
@@ -126,6 +134,62 @@ def how_adapted(config: Adaptation) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ("way", *of_way, "stochastic_depth", "recipe")}
 
 
+def where_parts_matter(config: Adaptation) -> tuple[int, ...]:
+    """Return crops at a time and GPUs where they change the result by more than rounding: dropout draws for each part anew.
+
+    Examples
+    --------
+    >>> where_parts_matter(Adaptation(way="lora")), where_parts_matter(Adaptation(way="lora", lora_dropout=0.1))
+    ((), (4, 1))
+    """
+    return (config.at_once, config.gpus) if config.way == "lora" and config.lora_dropout else ()
+
+
+def high_rate(config: Adaptation) -> tuple[str, str] | None:
+    """Return problem and remedy of a learning rate far above that of the way, such as one meant for a U-Net; None of others.
+
+    Weights that begin as random numbers may learn as fast as they are told.
+
+    Examples
+    --------
+    >>> high_rate(Adaptation(learning_rate=6e-4))[0]
+    'finetune.learning_rate is 0.0006, more than 10 times the 1e-05 of way: late'
+    >>> high_rate(Adaptation()), high_rate(Adaptation(way="lora"))
+    (None, None)
+    """
+    own = WAYS[config.way]["learning_rate"]
+    if getattr(config, "base", "") == "scratch" or config.learning_rate <= TOO_HIGH * own:
+        return None
+    return (
+        f"finetune.learning_rate is {config.learning_rate:g}, more than {TOO_HIGH} times the {own:g} of way: {config.way}",
+        f"leave it out, so that it is {own:g}, and with it steps, batch_size and eval_every that were meant for a U-Net",
+    )
+
+
+def check_shape(network: torch.nn.Module, config: Adaptation) -> None:
+    """Refuse a network that cannot be adapted as the settings say.
+
+    Raises
+    ------
+    UserError
+        It is another network, a crop is larger than what it is shown, or there are fewer blocks than late ones.
+    """
+    from cellkit.models.sam_network import CellposeSAM
+    from cellkit.models.sam_ways import check_late
+
+    if not isinstance(network, CellposeSAM):
+        raise UserError(
+            "finetune.base is Cellpose-DINO, which finds cells here and is not adapted", "set base: cpsam_v2"
+        )
+    if config.crop_px > network.shape.tile_px:
+        raise UserError(
+            f"finetune.crop_px is {config.crop_px}, the network sees squares of {network.shape.tile_px} px",
+            f"set finetune.crop_px to at most {network.shape.tile_px}",
+        )
+    if config.way == "late":
+        check_late(config.late_blocks, network.shape.depth)
+
+
 def check_lora() -> None:
     """Refuse LoRA where the package that it needs is missing.
 
@@ -153,20 +217,11 @@ def loss_of(network: torch.nn.Module, items: Sequence[Prepared], config: Adaptat
         It is another network, a crop is larger than what it is shown, there are fewer blocks than late ones, or peft is
         missing.
     """
-    from cellkit.models.sam_network import CellposeSAM
     from cellkit.models.sam_ways import dropped, forward, train_by
 
-    if not isinstance(network, CellposeSAM):
-        raise UserError(
-            "finetune.base is Cellpose-DINO, which finds cells here and is not adapted", "set base: cpsam_v2"
-        )
+    check_shape(network, config)
     if config.way == "lora":
         check_lora()
-    if config.crop_px > network.shape.tile_px:
-        raise UserError(
-            f"finetune.crop_px is {config.crop_px}, the network sees squares of {network.shape.tile_px} px",
-            f"set finetune.crop_px to at most {network.shape.tile_px}",
-        )
     frozen = train_by(network, config.way, config.late_blocks, config.lora_rank, config.lora_dropout, config.seed)
     blocks = network.shape.depth
     variation = Variation(config.rotate, config.intensities == "strong")

@@ -51,16 +51,28 @@ def train_by(network: nn.Module, way: Way, late_blocks: int, rank: int, dropout:
     if way == "lora":
         _add_lora(network, rank, dropout, seed)
         return 0
-    if way == "late" and late_blocks > len(blocks):
-        raise UserError(
-            f"finetune.late_blocks is {late_blocks}, the network has {len(blocks)} blocks", "set fewer, or way: all"
-        )
+    if way == "late":
+        check_late(late_blocks, len(blocks))
     frozen = {"head": len(blocks), "late": len(blocks) - late_blocks, "all": 0}[way]
     for part in (network.encoder.neck, network.out, *blocks[frozen:]):
         part.requires_grad_(True)
     if way == "all" and network.encoder.pos_embed is not None:
         network.encoder.pos_embed.requires_grad_(True)
     return frozen
+
+
+def check_late(late_blocks: int, blocks: int) -> None:
+    """Refuse more late blocks than blocks.
+
+    Raises
+    ------
+    UserError
+        With both numbers.
+    """
+    if late_blocks > blocks:
+        raise UserError(
+            f"finetune.late_blocks is {late_blocks}, the network has {blocks} blocks", "set fewer, or way: all"
+        )
 
 
 def _add_lora(network: nn.Module, rank: int, dropout: float, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from sam_learnt import LEARNER, data_of, learnt
 
 from cellkit.cells.dataset import predict_all
+from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.evaluate.adaptation import adapt
 from cellkit.evaluate.folds import fold_settings
@@ -20,9 +22,11 @@ from cellkit.models import sam_training, sam_ways
 from cellkit.models.gate import THREE_PARTS
 from cellkit.models.interpolation import STEPS, steps_between
 from cellkit.models.sam_dino import CellposeDINO, DinoShape
-from cellkit.models.sam_network import load_network, load_start
+from cellkit.models.sam_network import Shape, load_network, load_start
 from cellkit.models.sam_training import WAYS, steps_of
+from cellkit.models.shared import processes
 from cellkit.models.shared.flow_loss import FlowLoss
+from cellkit.models.shared.inputs import Doubts
 from cellkit.models.weights import load_tensors, read_card, save_checkpoint
 
 READ = {"flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15}
@@ -81,6 +85,62 @@ def test_lora_without_its_package_is_refused_before_anything_begins(monkeypatch)
     with pytest.raises(UserError, match="needs the package 'peft'\npip install peft"):
         sam.check(sam.TrainSettings(way="lora"))
     sam.check(sam.TrainSettings(way="late"))
+
+
+def test_a_rate_meant_for_a_u_net_is_refused_before_anything_begins(monkeypatch):
+    monkeypatch.setattr(sam_training, "find_spec", lambda name: True)
+    with pytest.raises(
+        UserError, match="0.0006, more than 10 times the 1e-05 of way: late\nleave it out, so that it is"
+    ):
+        sam.check(sam.TrainSettings(learning_rate=6e-4))
+    with pytest.raises(UserError, match="way: all"):
+        sam.check(sam.TrainSettings(recipe="published", learning_rate=6e-4))
+    sam.check(sam.TrainSettings(learning_rate=1e-4))
+    sam.check(sam.TrainSettings(way="lora", learning_rate=6e-4))
+    sam.check(sam.TrainSettings(base="scratch", learning_rate=6e-4))
+
+
+def test_what_a_training_would_refuse_at_its_turn_is_refused_before_anything_begins(base, tmp_path, monkeypatch):
+    mild = settings(base, learning_rate=1e-5)
+    sam.check(mild)
+    with pytest.raises(UserError, match="late_blocks is 3, the network has 2 blocks\nset fewer, or way: all"):
+        sam.check(mild.model_copy(update={"late_blocks": 3}))
+    dino = tmp_path / "dino.pth"
+    torch.save(CellposeDINO(DinoShape(width=32, depth=1, heads=2, mlp=32)).state_dict(), dino)
+    with pytest.raises(UserError, match="Cellpose-DINO"):
+        sam.check(mild.model_copy(update={"base": str(dino)}))
+    two = mild.model_copy(update={"gpus": 2})
+    monkeypatch.setattr(processes, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="gpus is 2, which needs the package 'accelerate'\npip install accelerate"):
+        sam.check(two)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="gpus is 2, this machine has 1\nset gpus lower"):
+        sam.check(two)
+
+
+def test_where_memory_is_short_a_tile_is_whole_tokens():
+    with pytest.raises(ValidationError, match="multiple of 16"):
+        sam.TrainSettings(crop_px=200)
+    assert sam.TrainSettings(crop_px=208).crop_px // 2 % Shape().patch_px == 0
+
+
+def test_what_the_network_could_be_shown_is_named_where_nothing_is_seen(capsys):
+    green = np.zeros((16, 16, 3), np.uint8)
+    green[4:8, 4:8, 1] = 200
+    for choices in (("all", "both", "cytoplasm", "nuclei"), ("both", "cytoplasm", "nuclei")):
+        Doubts("nuclei", choices).note(green, Instances.empty((16, 16)), Counter())
+    said = capsys.readouterr().err
+    assert (
+        "set channels (all, both, cytoplasm or nuclei)" in said and "set channels (both, cytoplasm or nuclei)" in said
+    )
+
+
+def test_parts_change_no_more_than_rounding_unless_dropout_is_set():
+    assert sam.TrainSettings(way="lora").lora_dropout == 0
+    assert sam_training.where_parts_matter(sam.TrainSettings(way="late", lora_dropout=0.1)) == ()
+    few, many = (sam.TrainSettings(way="lora", lora_dropout=0.1, at_once=k) for k in (1, 2))
+    assert sam_training.where_parts_matter(few) != sam_training.where_parts_matter(many)
 
 
 def test_cellpose_dino_is_not_adapted(base):

@@ -1,7 +1,7 @@
 """A batch that goes forth and back through a network part by part, as much at a time as the memory holds.
 
 The gradients of the parts are summed, so that the step is that of the whole batch, whatever the parts are, and however many
-processes share it.
+processes share it. That holds where the network draws nothing at random itself; dropout draws anew for each part.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class InParts:
     """Step number -> loss of its batch, whose gradients are left in the parameters: the tensor itself needs none.
 
     Where a part is too large for the memory, half as many crops are taken at a time from there on, which changes the result by
-    rounding alone; where one crop is, it is cut into tiles, which then do not see each other.
+    rounding alone (and, where there is dropout, what it draws); where one crop is, it is cut into tiles, which then do not see
+    each other.
 
     Parameters
     ----------

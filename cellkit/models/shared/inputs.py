@@ -174,10 +174,18 @@ def only_noise(image: np.ndarray, channels: str = "both") -> bool:
 
 
 class Doubts:
-    """What is to be said of images as a network with these `channels` sees them: empty ones, once; and noise taken for cells."""
+    """What is to be said of images as a network with these `channels` sees them: empty ones, once; and noise taken for cells.
 
-    def __init__(self, channels: str):
-        self.channels, self.said = channels, False
+    Parameters
+    ----------
+    channels : str
+        What it is shown.
+    choices : sequence of str
+        What it could be shown: the names that its setting ``channels`` allows.
+    """
+
+    def __init__(self, channels: str, choices: Sequence[str]):
+        self.channels, self.choices, self.said = channels, choices, False
 
     def note(self, image: np.ndarray, found: Instances, left_out: Counter[str]) -> None:
         """Look at an image (H, W, 3) uint8 and what was found in it; `left_out` takes the number of doubtful cells."""
@@ -185,7 +193,7 @@ class Doubts:
             self.said = True
             LOG.info(
                 f"an image is empty in what the network is shown, {SHOWN[self.channels]}, and not in its other "
-                "colours: nothing can be found there; set channels (both, cytoplasm or nuclei)"
+                f"colours: nothing can be found there; set channels ({', '.join(self.choices[:-1])} or {self.choices[-1]})"
             )
         if len(found) and only_noise(image, self.channels):
             left_out[DOUBTFUL] += len(found)

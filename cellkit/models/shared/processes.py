@@ -1,6 +1,7 @@
 """A training in several processes, one for each GPU: each takes its share of every batch, and their gradients are summed.
 
-So the steps are those of one process, but for rounding. `accelerate` says which process this is, and on which device it computes.
+So the steps are those of one process, but for rounding, where the network draws nothing at random itself (dropout does).
+`accelerate` says which process this is, and on which device it computes.
 """
 
 from __future__ import annotations
@@ -72,6 +73,24 @@ def of_first(value: float) -> float:
     return told[0]
 
 
+def check_processes(count: int) -> None:
+    """Refuse more processes than one where they cannot be had.
+
+    Raises
+    ------
+    UserError
+        There are GPUs, but fewer; or accelerate is missing.
+    """
+    if count == 1:
+        return
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < count:
+        raise UserError(f"finetune.gpus is {count}, this machine has {torch.cuda.device_count()}", "set gpus lower")
+    if find_spec("accelerate") is None:
+        raise UserError(f"finetune.gpus is {count}, which needs the package 'accelerate'", "pip install accelerate")
+
+
 def train_on(
     count: int, backend: str, train: CellDataset, val: CellDataset, settings: dict[str, Any], out: Path
 ) -> Path:
@@ -93,14 +112,9 @@ def train_on(
     RuntimeError
         A process broke down; or this is one of several already.
     """
-    import torch
-
     if "WORLD_SIZE" in os.environ:
         raise RuntimeError("a process of a training begins no others")
-    if torch.cuda.is_available() and torch.cuda.device_count() < count:
-        raise UserError(f"finetune.gpus is {count}, this machine has {torch.cuda.device_count()}", "set gpus lower")
-    if find_spec("accelerate") is None:
-        raise UserError(f"finetune.gpus is {count}, which needs the package 'accelerate'", "pip install accelerate")
+    check_processes(count)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
