@@ -254,8 +254,9 @@ class LabelSection(Section):
     use: str = Field("truth", description="truth = the source's labels, proposed = the model's, or a folder of labels")
     teacher: bool = Field(
         False,
-        description="the model teaches: its proposals label the training images that nobody corrected, also where use is "
-        "truth, whose labels then choose and judge; and it is scored beside its student",
+        description="the model teaches: its proposals label the training images, but for those corrected in the folder that "
+        "use names; where use is truth, in place of their own labels, and those of the other images choose and judge; and it is "
+        "scored beside its student",
     )
     preview: int = Field(
         12, ge=1, description="images that are proposed for where use is truth, to see what the model can do"

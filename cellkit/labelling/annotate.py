@@ -113,6 +113,11 @@ def choose_labels(
             place = {r.image_id: k for k, r in enumerate(images.records)}
             chosen = [*chosen, *(one for one in _proposed(images, proposals, {}) if one.image_id in taught)]
             chosen.sort(key=lambda one: place[one.image_id])
+        if replaced := sorted(taught & known.keys()):
+            LOG.info(
+                f"labels: {counted(len(replaced), 'training image')} came with labels, and the teacher's proposals take their "
+                f"place (e.g. {replaced[0]}); label.teacher: false trains on the labels"
+            )
     elif use == "proposed":
         chosen = _proposed(images, proposals, {})
     else:

@@ -290,6 +290,11 @@ def check(config: TrainSettings) -> None:
 
     That is weights of another kind of network, more late blocks than it has, crops larger than it sees, LoRA or several GPUs
     without the package that they need, more GPUs than there are, and a learning rate far above that of the way.
+
+    Raises
+    ------
+    UserError
+        With what is wrong, and how to mend it.
     """
     if high := high_rate(config):
         raise UserError(*high)

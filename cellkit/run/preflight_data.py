@@ -26,7 +26,7 @@ from cellkit.manifest import check_folder, check_writable
 from cellkit.microscope.file_info import headers_only
 from cellkit.parallel import map_items
 from cellkit.run.folder import Run
-from cellkit.sources.assign_splits import check_enough, check_labelled
+from cellkit.sources.assign_splits import check_enough, check_labelled, refuse_untaught
 from cellkit.sources.drawn.files import write_blank_fields
 from cellkit.sources.ingest import list_images, record_of, refuse_none, unusable, warn_one_channel, with_truth
 from cellkit.sources.listing import Loaded, SourceImage
@@ -157,6 +157,7 @@ def list_source(outlook: Outlook) -> None:
         outlook.root = data_path(cfg)
         outlook.reads = f"'{outlook.root}' ({cfg.source})"
     outlook.items = list_images(cfg, outlook.root)
+    refuse_untaught(outlook.items, outlook.cfg)
 
 
 def open_headers(outlook: Outlook) -> None:

@@ -14,7 +14,7 @@ from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
 from cellkit.cells.records import SPLIT_TITLES, ImageRecord
 from cellkit.cells.splits import name_groups, split_by_name, split_records
 from cellkit.config.sections import Config, ConvertConfig
-from cellkit.errors import UserError, counted, raise_or_collect
+from cellkit.errors import UserError, counted, raise_or_collect, readable
 from cellkit.log import LOG
 from cellkit.sources.listing import MIXED, UNUSED, SourceImage
 
@@ -244,6 +244,27 @@ def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[S
     wanted = [not item.bare or bool(item.split) or item.cell_type == MIXED for item in items]
     kept = [item for item, use in zip(items, wanted, strict=True) if use]
     return kept, [item for item, use in zip(items, wanted, strict=True) if not use]
+
+
+def refuse_untaught(items: Sequence[SourceImage], settings: Config) -> None:
+    """Refuse a teacher under ``label.use: truth`` where images without labels, which it would label, would be left out.
+
+    Raises
+    ------
+    UserError
+        Some images came with labels, and others, no test images, without.
+    """
+    images = [item for item in items if not item.is_left]
+    bare = [item for item in images if item.bare and item.split != "test"]
+    if settings.label.teacher and settings.label.use == "truth" and 0 < len(bare) < len(images):
+        raise_or_collect(
+            UserError(
+                f"label.teacher is true and label.use is truth, under which the {len(bare)} of {counted(len(images), 'image')} "
+                f"without labels are left out and not taught from, e.g. {readable(bare[0].source)}",
+                "put the labels into a folder outside the data and name it in label.use: the teacher then labels all others; "
+                "or move the images without labels away",
+            )
+        )
 
 
 def check_enough(images: Sequence, settings: Config, of: str = "images") -> None:

@@ -38,7 +38,7 @@ from cellkit.microscope.convert import Level, level_row, scaled_by
 from cellkit.microscope.journal import JOURNAL, Journal, png_parts, remove_remains, still_there, write_parts
 from cellkit.modules import load, load_all, optional
 from cellkit.parallel import map_items
-from cellkit.sources.assign_splits import check_enough
+from cellkit.sources.assign_splits import check_enough, refuse_untaught
 from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
 from cellkit.sources.source_tables import competition_ids, list_originals, sample_ids
@@ -115,11 +115,13 @@ def convert_images(
     Raises
     ------
     UserError
-        No such folder, no image in it, two images of one id, an unknown class, too few images, or none that could be used.
+        No such folder, no image in it, two images of one id, an unknown class, too few images, none that could be used, or a
+        teacher whose images would be left out.
     """
     root, out = Path(root), Path(out)
     items = list_images(config, root)
     if settings is not None:
+        refuse_untaught(items, settings)
         try:
             check_enough([item for item in items if not item.is_left], settings)
         except UserError:

@@ -332,7 +332,7 @@ def test_proposals_are_made_for_all_or_for_a_preview_without_test_images(images)
     assert (named(2), named(12)) == (["1", "4"], ["1", "2", "3", "4"])
 
 
-def test_a_teacher_labels_the_training_images_and_the_truth_the_others(images, proposals, truth):
+def test_a_teacher_labels_the_training_images_and_the_truth_the_others(images, proposals, truth, capsys):
     taught = replace(
         images,
         records=[replace(r, split=s, cell_type="HEK") for r, s in zip(images.records, ("train", "val"), strict=True)],
@@ -340,6 +340,10 @@ def test_a_teacher_labels_the_training_images_and_the_truth_the_others(images, p
     assert images_to_propose(taught, "truth", 1, teacher=True) is taught
     chosen = choose_labels(taught, proposals, truth, "truth", teacher=True)
     assert told(chosen) == [("a", "proposed"), ("b", "truth")]
+    assert (
+        "1 training image came with labels, and the teacher's proposals take their place (e.g. a)"
+        in capsys.readouterr().err
+    )
     np.testing.assert_array_equal(chosen[0].labels > 0, PROPOSED > 0)
     np.testing.assert_array_equal(chosen[1].labels, TRUE)
     assert told(choose_labels(taught, proposals, truth, "truth")) == [("a", "truth"), ("b", "truth")]

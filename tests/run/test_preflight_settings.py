@@ -55,6 +55,10 @@ SETTINGS = {
         {"finetune__backend": "threshold", "finetune__base": "starter"},
         "unknown key 'finetune.base' (backend threshold has no such setting)",
     ),
+    "a teacher whose images are left out": (
+        lambda: stack(Path("s/HEK/HEK8.ome.tif")) or {"label__teacher": True},
+        "label.use is truth, under which the 1 of 9 images without labels are left out and not taught from, e.g. ",
+    ),
     "submit": ({"evaluate__submit": "maskrnn"}, "evaluate.submit is 'maskrnn' (did you mean 'maskrcnn'?)"),
 }
 
