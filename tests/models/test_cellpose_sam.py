@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from sam_cases import small_network
 from sam_learnt import LEARNER, data_of, learnt
 
 from cellkit.cells.dataset import predict_all
@@ -141,6 +142,23 @@ def test_parts_change_no_more_than_rounding_unless_dropout_is_set():
     assert sam_training.where_parts_matter(sam.TrainSettings(way="late", lora_dropout=0.1)) == ()
     few, many = (sam.TrainSettings(way="lora", lora_dropout=0.1, at_once=k) for k in (1, 2))
     assert sam_training.where_parts_matter(few) != sam_training.where_parts_matter(many)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_crops_at_a_time_change_a_step_of_lora_only_where_there_is_dropout(dropout, tmp_path):
+    pytest.importorskip("peft")
+    items, losses = [sam._item(*data_of(tmp_path, ("train",))[0], sam.DEFAULTS | {"diameter_px": None})], []
+    for at_once in (1, 4):
+        how = {"lora_rank": 2, "lora_dropout": dropout, "batch_size": 4, "crop_px": 64, "at_once": at_once}
+        network = small_network()
+        loss_at = sam_training.loss_of(network, items, sam.TrainSettings(way="lora", **how))
+        for name, value in network.named_parameters():
+            if "lora_B" in name:  # zeros until something is learnt
+                torch.nn.init.constant_(value, 1.0)
+        network.train()
+        torch.manual_seed(0)
+        losses.append(float(loss_at(0)))
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-5)) == (dropout == 0)
 
 
 def test_cellpose_dino_is_not_adapted(base):
