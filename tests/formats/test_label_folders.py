@@ -29,7 +29,8 @@ def test_label_pngs(tmp_path):
     for path, wrong, reason in (
         ("b.png", labels + 1, "a PNG holds 65535"),
         ("b.tif", labels, "end it with .png"),
-        ("b.png", labels - 1, "relabel first"),
+        ("b.png", labels - 1, "not annotated"),
+        ("b.png", labels - 2, "relabel first"),
         ("b.png", labels * 0.5, "relabel first"),
     ):
         with pytest.raises(UserError, match=reason):
