@@ -37,6 +37,7 @@ from cellkit.models.shared.fine_tuning import (
     map_iou,
     refuse_small,
     refuse_untrainable,
+    save_base,
     save_tuned,
     scored_along,
 )
@@ -256,20 +257,11 @@ def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
     Path
         ``<to>.safetensors``.
     """
-    from cellkit.models import weights
     from cellkit.models.unet_network import load_start
 
-    network, base = load_start(config.base, config.seed, precision=config.precision), Path(config.base)
-    card = weights.read_card(base) if base.suffix == ".safetensors" else None
+    network = load_start(config.base, config.seed, precision=config.precision)
     read_with, searched = _calibrated(network, train, config, Path(to).parent)
-    return weights.save_checkpoint(
-        Path(f"{to}.safetensors"),
-        network.state_dict(),
-        NAME,
-        config=read_with,
-        metrics=(card.metrics if card else {}) | {"searched": searched},
-        licence=card.licence if card else "",
-    )
+    return save_base(Path(config.base), to, NAME, network, read_with, searched)
 
 
 def check(config: TrainSettings) -> None:

@@ -107,6 +107,36 @@ def class_score(truths: Sequence[Instances], founds: Sequence[Instances], classe
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
 
 
+def save_base(
+    base: Path, to: Path, backend: str, network: Any, settings: Mapping[str, Any], searched: Mapping[str, Any]
+) -> Path:
+    """Write the weights that a training starts from, with a card of how they are best read on these cells.
+
+    Parameters
+    ----------
+    base : Path
+        Where the weights are from, or "scratch": what its card says of scores and licence is kept.
+    to : Path
+        Of the copy, without suffix.
+    network : torch.nn.Module
+        With these weights.
+    searched : mapping
+        What the card is to say of the search.
+
+    Returns
+    -------
+    Path
+        ``<to>.safetensors``.
+    """
+    card = weights.read_card(base) if base.suffix == ".safetensors" else None
+    metrics = (card.metrics if card else {}) | {"searched": searched}
+    licence = card.licence if card else ""
+    path = Path(f"{to}.safetensors")
+    return weights.save_checkpoint(
+        path, network.state_dict(), backend, config=settings, metrics=metrics, licence=licence
+    )
+
+
 def save_tuned(
     path: Path,
     backend: str,
