@@ -119,7 +119,7 @@ class ClassLoss:
     ----------
     network : CellClassifier
     items : sequence of (planes, labels, class_of)
-        As `maskrcnn_torchvision.scaled` gives them.
+        As `shared.detector_training.scaled` gives them.
     """
 
     def __init__(self, network: CellClassifier, items: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]):

@@ -13,7 +13,7 @@ from backend_cases import EMPTY, config_of, history_of
 from cellkit.cells.dataset import predict_all
 from cellkit.errors import UserError
 from cellkit.models import backend_names, get_backend, threshold, unet_maps, weights
-from cellkit.models.shared import cost, fine_tuning, inputs, tiles
+from cellkit.models.shared import cost, detector_training, fine_tuning, inputs, tiles
 from cellkit.models.unet_network import load_network
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
@@ -138,7 +138,7 @@ def test_the_weights_kept_score_what_the_history_says(name, trained, drawn):
 
 @pytest.mark.parametrize("name", ["cellpose_unet", "maskrcnn_torchvision"])
 def test_a_backend_says_what_it_costs(drawn, trained, monkeypatch, name):
-    for module in (cost, get_backend(name)):
+    for module in (cost, detector_training if name == "maskrcnn_torchvision" else get_backend(name)):
         monkeypatch.setattr(module, "BATCH", 1)
     start = {"start" if name == "maskrcnn_torchvision" else "base": str(trained["cellpose_unet"])}
     image, truth = drawn[0]

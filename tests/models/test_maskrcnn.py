@@ -13,7 +13,8 @@ from cellkit.errors import UserError
 from cellkit.models import maskrcnn_detect, weights
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.maskrcnn_network import target
-from cellkit.models.shared import fine_tuning, flow_loss
+from cellkit.models.shared import detector_training, fine_tuning, flow_loss
+from cellkit.models.shared.detector_settings import DEFAULTS
 from cellkit.models.shared.tiles import paste
 from cellkit.models.unet_network import CellposeUNet
 
@@ -45,9 +46,9 @@ def test_crops_without_any_cell_have_a_finite_loss_and_gradient(drawn):
     from cellkit.models.maskrcnn_network import build
 
     image, nothing = drawn.image(0), Instances.empty((128, 128))
-    model = build({**maskrcnn.DEFAULTS, "fpn_channels": 16}, classes=2).train()
+    model = build({**DEFAULTS, "fpn_channels": 16}, classes=2).train()
     config = config_of("maskrcnn_torchvision", batch_size=1)
-    losses = {model: maskrcnn._Loss(model, [maskrcnn.scaled(image, nothing, 12.0)], config)}
+    losses = {model: detector_training.DetectorLoss(model, [detector_training.scaled(image, nothing, 12.0)], config)}
     network = CellposeUNet().train()
     losses[network] = flow_loss.FlowLoss(
         network, [flow_loss.prepare(image, nothing, 30.0)], batch_size=1, crop_px=64, seed=0
@@ -75,7 +76,7 @@ def test_what_a_tile_may_report_grows_with_the_crowd_and_proposals_with_the_area
 
     from cellkit.models.maskrcnn_network import build
 
-    settings = {**maskrcnn.DEFAULTS, "fpn_channels": 16}
+    settings = {**DEFAULTS, "fpn_channels": 16}
     model = build(settings, classes=2).eval()
     assert model.roi_heads.detections_per_img == 1000
     assert build(settings | {"tile_detections": 2500}, 2).roi_heads.detections_per_img == 2500
@@ -93,7 +94,7 @@ def untrained(tmp_path):
     """A Mask R-CNN of random numbers, as a checkpoint."""
     from cellkit.models.maskrcnn_network import build
 
-    settings = {**maskrcnn.DEFAULTS, "fpn_channels": 16, "diameter_px": 12.0, "min_area_px": 1}
+    settings = {**DEFAULTS, "fpn_channels": 16, "diameter_px": 12.0, "min_area_px": 1}
     torch.manual_seed(0)
     tensors = build(settings, classes=2).state_dict()
     path = tmp_path / "m.safetensors"

@@ -11,6 +11,8 @@ from cellkit.cells.instances import Instances
 from cellkit.machine import arithmetic
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.maskrcnn_network import _known_mask_loss, build, target, unknown_share
+from cellkit.models.shared import detector_training
+from cellkit.models.shared.detector_settings import DEFAULTS
 from cellkit.models.shared.fine_tuning import map_iou
 from cellkit.models.shared.flow_loss import FlowLoss, prepare
 from cellkit.models.shared.flows import target_of
@@ -92,7 +94,7 @@ LABELS[:, 48:] = -1
 
 def model_and_target():
     torch.manual_seed(0)
-    model = build({**maskrcnn.DEFAULTS, "fpn_channels": 16, "widths": (4, 8, 12, 16)}, classes=1).train()
+    model = build({**DEFAULTS, "fpn_channels": 16, "widths": (4, 8, 12, 16)}, classes=1).train()
     return model, target(LABELS, np.array([0, 1, 1]), ignore_unknown=True)
 
 
@@ -136,14 +138,14 @@ def test_a_loss_where_something_is_not_annotated_is_finite_and_where_nothing_is_
     model, _ = model_and_target()
     picture = np.random.default_rng(0).random((3, 96, 96), np.float32)
     config = maskrcnn.TrainSettings(batch_size=2, crop_px=64)
-    some = maskrcnn._Loss(model, [(picture, LABELS, np.array([0, 1, 1]))], config)
+    some = detector_training.DetectorLoss(model, [(picture, LABELS, np.array([0, 1, 1]))], config)
     for step in range(3):
         model.zero_grad()
         loss = some(step)
         loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         assert torch.isfinite(loss) and loss > 0 and all(torch.isfinite(one).all() for one in gradients)
-    nothing = maskrcnn._Loss(model, [(picture, np.full_like(LABELS, -1), np.array([0]))], config)
+    nothing = detector_training.DetectorLoss(model, [(picture, np.full_like(LABELS, -1), np.array([0]))], config)
     model.zero_grad()
     nothing(0).backward()
     assert nothing(0) == 0 and not any(p.grad.any() for p in model.parameters() if p.grad is not None)
@@ -165,6 +167,6 @@ def test_where_all_is_annotated_the_loss_is_torchvisions():
 def test_room_for_cells_is_that_of_what_is_known():
     labels = np.kron(np.arange(1, 10**4 + 1).reshape(100, 100), np.ones((4, 4), np.int32))
     half = np.where(np.arange(400) < 200, labels, -1)
-    assert maskrcnn.room_for([Instances.from_labels(labels)], 10.0) == maskrcnn.room_for(
+    assert detector_training.room_for([Instances.from_labels(labels)], 10.0) == detector_training.room_for(
         [Instances.from_labels(half)], 10.0
     )

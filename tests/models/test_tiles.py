@@ -9,8 +9,8 @@ import pytest
 
 from cellkit.cells.instances import Instances
 from cellkit.models import maskrcnn_detect
-from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.shared import tiles
+from cellkit.models.shared.detector_settings import DEFAULTS
 from cellkit.models.shared.tiles import paste
 from cellkit.scores.iou import overlaps
 
@@ -35,7 +35,7 @@ def small_tiles(monkeypatch):
 
 def seen(labels, left=None, **settings):
     planes = np.stack([labels] * 3).astype(float)
-    boxes, scores, masks = maskrcnn_detect._tiled(None, planes, {**maskrcnn.DEFAULTS, **settings}, left)
+    boxes, scores, masks = maskrcnn_detect._tiled(None, planes, {**DEFAULTS, **settings}, left)
     return paste(masks, boxes, labels.shape, 0.5)
 
 

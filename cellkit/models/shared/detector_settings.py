@@ -1,0 +1,66 @@
+"""What a Mask R-CNN may be told, whichever library computes it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from cellkit.models.shared.contract import SMALLEST, Area, Computed, Diameter, Schedule, Share
+from cellkit.settings import Number
+
+Most = Annotated[int, Field(ge=1, le=100_000)]
+Iou = Annotated[Number, Field(gt=0, le=1)]
+Inner = Annotated[Number, Field(gt=0, lt=1)]
+MASK = "mask probability above which a pixel is the cell's"
+DEFAULTS = {
+    "backbone": "cellpose_unet",
+    "shown": "both",
+    "diameter_px": None,
+    "fpn_channels": 96,
+    "freeze_backbone": True,
+    "boxes_per_image": 64,
+    "max_detections": None,
+    "tile_detections": 1000,
+    "score_threshold": 0.5,
+    "nms_threshold": 0.5,
+    "mask_threshold": 0.5,
+    "min_area_px": 15,
+    "precision": "auto",
+}
+
+
+class Settings(Computed):
+    """What may change from prediction to prediction; null = as the checkpoint's card says."""
+
+    diameter_px: Diameter | None = Field(None, description="cells are scaled to this diameter (px)")
+    max_detections: Most | None = Field(
+        None, description="most cells found in one image; null = from the densest training image, tile by tile"
+    )
+    score_threshold: Share | None = Field(None, description="objects scored lower are dropped")
+    nms_threshold: Iou | None = Field(None, description="box IoU above which the lower score is dropped")
+    mask_threshold: Inner | None = Field(None, description=MASK)
+    min_area_px: Area | None = Field(None, description=SMALLEST)
+
+
+class Training(Schedule, Settings):
+    """What a training of any of them may be told."""
+
+    steps: int = Field(400, ge=1, description="most optimiser steps")
+    batch_size: int = Field(4, ge=1, description="crops per step")
+    crop_px: int = Field(192, ge=32, multiple_of=8, description="height and width of a crop (px)")
+    diameter_px: Diameter | None = Field(
+        None, description="cells are scaled to this diameter (px); null = from training labels"
+    )
+    eval_every: int = Field(100, ge=1, description="steps between two scores on validation images")
+    fpn_channels: int = Field(96, ge=8, le=512, description="width of the feature pyramid (channels)")
+    boxes_per_image: int = Field(64, ge=8, description="boxes per image that train the heads")
+    score_threshold: Share | None = Field(
+        None, description="objects scored lower are dropped; null = best on training images"
+    )
+    nms_threshold: Iou | None = Field(
+        None, description="box IoU above which the lower score is dropped; null = best on training images"
+    )
+    mask_threshold: Inner = Field(0.5, description=MASK)
+    freeze_backbone: bool = Field(True, description="train the heads only")
+    ignore_unknown: bool = Field(True, description="objects of unknown class neither train nor punish the class head")
