@@ -18,6 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="from_", metavar="03", help="repeat this notebook and all after it")
     parser.add_argument("--only", metavar="05", help="repeat this notebook alone")
     parser.add_argument("--fresh", action="store_true", help="forget what the run folder holds")
+    parser.add_argument("--folds", type=int, metavar="K", help="once for each of K parts held back, in DIR/folds/of_K")
     parser.add_argument("--timeout", type=float, metavar="S", help="most seconds one cell may take")
     set_flag(parser, "finetune.steps=100")
     skips_flag(parser)
@@ -29,21 +30,16 @@ def run(given: argparse.Namespace) -> Answer:
     Raises
     ------
     UserError
-        A timeout that is not above 0; or as `cellkit.run.runner.run_notebooks`.
+        A timeout that is not above 0; or as `cellkit.run.runner.run_notebooks` and `cellkit.run.folds.run_folds`.
     """
     from cellkit.config.reading import set_strings
+    from cellkit.run.folds import run_folds
     from cellkit.run.runner import run_notebooks
 
     if given.timeout is not None and not given.timeout > 0:
         raise UserError(f"--timeout is {given.timeout:g}", "give seconds, more than 0")
-    code = run_notebooks(
-        given.config,
-        given.run,
-        from_=given.from_,
-        only=given.only,
-        overrides=set_strings(given.overrides),
-        fresh=given.fresh,
-        timeout_s=given.timeout,
-        allow_skips=given.allow_skips,
-    )
-    return Answer(code=code)
+    overrides, how = set_strings(given.overrides), {"from_": given.from_, "only": given.only, "fresh": given.fresh}
+    how |= {"timeout_s": given.timeout, "allow_skips": given.allow_skips}
+    if given.folds is not None:
+        return Answer(code=run_folds(given.config, given.folds, given.run, overrides, **how))
+    return Answer(code=run_notebooks(given.config, given.run, overrides=overrides, **how))

@@ -170,6 +170,14 @@ class ConvertConfig(Section):
         description="faults that flag an image: not trained on, not scored; limits from training images",
     )
     published_split: bool = Field(True, description="keep the split that the source came with, where it has one")
+    folds: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="parts that training and validation images are dealt into, of which one is held back for validation; "
+        "0 = none: convert.split says which are (cellkit run --folds K sets it)",
+    )
+    fold: int = Field(1, ge=1, le=20, description="the part that is held back, where there are folds")
     pair: Annotated[tuple[str, str], BeforeValidator(as_tuple)] | None = Field(
         None,
         description="a text in an image's name, and what its label image has there, e.g. [img, mask]; null = endings",
@@ -212,6 +220,14 @@ class ConvertConfig(Section):
             dict(self.channels), self.projection, self.percentiles, self.scale, self.axes, self.percentiles_of,
             most_px=self.max_plane_px,
         )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _held_fold_is_there(self) -> ConvertConfig:
+        if self.folds == 1 or (self.folds and self.fold > self.folds):
+            raise ValueError(
+                f"has fold {self.fold} of folds: {self.folds}, wanted at least two folds, and fold one of them"
+            )
+        return self
 
     @field_validator("pair")
     @classmethod

@@ -76,7 +76,7 @@ def draw_split(items: Sequence[SourceImage], fractions: dict, config: ConvertCon
     The frames of one file or series (`SourceImage.unit`) get one split; by group, those of one group. Where
     ``convert.group_from`` tells frames of one file apart, each is drawn by itself.
     """
-    units = [_unit_of(item, config) for item in items]
+    units = [unit_of_item(item, config) for item in items]
     bare = [
         ImageRecord(i.image_id, i.source, 1, 1, cell_type=i.cell_type, group=unit)
         for i, unit in zip(items, units, strict=True)
@@ -108,7 +108,8 @@ def _warn_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> No
         )
 
 
-def _unit_of(item: SourceImage, config: ConvertConfig) -> str:
+def unit_of_item(item: SourceImage, config: ConvertConfig) -> str:
+    """Return what an image is kept together with in a split: its group, or the file or series that it is a frame of; else ""."""
     if config.split_by == "group" and item.group:
         return item.group
     return f"{item.unit} {item.group}" if item.unit and config.group_from else item.unit
@@ -214,7 +215,7 @@ def assign_splits(
         )
     done = [drawn.get(item.image_id, item) for item in items]
     if len(without) == len(items):
-        _check_filled(done, [_unit_of(item, config) for item in items], dict(config.split))
+        _check_filled(done, [unit_of_item(item, config) for item in items], dict(config.split))
     if config.split_by == "group":
         _refuse_groups_across_splits(done)
     own = {item.split for item in items}

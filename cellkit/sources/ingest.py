@@ -38,6 +38,7 @@ from cellkit.microscope.convert import Level, level_row, scaled_by
 from cellkit.microscope.journal import JOURNAL, Journal, png_parts, remove_remains, still_there, write_parts
 from cellkit.modules import load, load_all, optional
 from cellkit.parallel import map_items
+from cellkit.sources.assign_folds import hold_out_fold
 from cellkit.sources.assign_splits import check_enough, refuse_untaught
 from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
@@ -289,6 +290,7 @@ def list_images(config: ConvertConfig, root: Path) -> list[SourceImage]:
             "set convert.source and convert.path; data/README.md shows the layouts that are read",
         )
     check_ids((item.image_id, item.source) for item in items)
+    items = hold_out_fold(items, config)
     warn_lacking_classes([item for item in items if not item.is_left], config)
     odd = {item.source for item in items if item.is_left}  # a folder of no class is named already
     across = [group for group in groups_across_splits(items) if f"{group}/" not in odd]

@@ -1,0 +1,141 @@
+"""Scores of folds: every image is judged by the models that had it held back, and by no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.disjoint import resolve_overlaps
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.models import order_models
+from cellkit.models.gate import judges
+from cellkit.scores.table import score_table, summary
+
+if TYPE_CHECKING:
+    import pandas
+
+MEAN, OUT_OF_FOLD = "mean", "out of fold"
+
+
+@dataclass(frozen=True)
+class FoldFound:
+    """What the run of one fold found in the images that it held back.
+
+    Parameters
+    ----------
+    held : CellDataset
+        The validation images of that run; `instances` are not looked at.
+    truth : CellDataset
+        Those of them that a person labelled, with their cells.
+    found : mapping
+        Model -> image_id -> cells.
+    taught : frozenset of str
+        The training images of that run.
+    """
+
+    held: CellDataset
+    truth: CellDataset
+    found: Mapping[str, Mapping[str, Instances]]
+    taught: frozenset[str]
+
+
+def out_of_fold(folds: Sequence[FoldFound]) -> dict[str, CellDataset]:
+    """Return, of every model that all folds have, what it found in each image by the run that held the image back.
+
+    Parameters
+    ----------
+    folds : list of FoldFound
+
+    Returns
+    -------
+    dict
+        Model -> its images in the order of their ids, with what was found, overlaps and scores as they are.
+
+    Raises
+    ------
+    UserError
+        An image is held back in two folds, or taught the run that held it back.
+    """
+    names = [record.image_id for fold in folds for record in fold.held.records]
+    twice = sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ())
+    seen = sorted(r.image_id for fold in folds for r in fold.held.records if r.image_id in fold.taught)
+    if twice or seen:
+        what = f"'{(twice or seen)[0]}' " + (
+            "is held back in two folds" if twice else "taught the run that held it back"
+        )
+        raise UserError(what, "repeat the folds: cellkit run CONFIG --folds K --fresh")
+    rows = [(k, n) for k, fold in enumerate(folds) for n in range(len(fold.held))]
+    rows.sort(key=lambda row: folds[row[0]].held.ids[row[1]])
+    records = [folds[k].held.records[n] for k, n in rows]
+    ids = [folds[k].held.ids[n] for k, n in rows]
+    classes = folds[0].truth.classes if folds else ()
+    models = order_models(set.intersection(*(set(fold.found) for fold in folds)) if folds else ())
+    return {
+        model: CellDataset(
+            records,
+            [folds[k].found[model][folds[k].held.records[n].image_id] for k, n in rows],
+            classes,
+            ids=ids,
+            made_by=["proposed"] * len(rows),
+            of_model=True,
+        )
+        for model in models
+    }
+
+
+def fold_table(folds: Sequence[FoldFound], n: int = 1000, seed: int = 0) -> pandas.DataFrame:
+    """Score the models of the folds, overlaps removed: each fold, their mean, and all images out of fold.
+
+    Images that chose a checkpoint (`cellkit.models.gate.choosers`) judge nothing, and are left out. The mean counts every fold
+    the same, the score out of fold every image.
+
+    Parameters
+    ----------
+    folds : list of FoldFound
+    n, seed : int
+        Draws behind the intervals, and their seed.
+
+    Returns
+    -------
+    DataFrame
+        model, fold ("1", "2", ... "mean", "out of fold"), images, score (MAP IoU), low, high (95 %; of a mean: nan), ap50, ap75.
+    """
+    import pandas as pd
+
+    judged = [judges(fold.truth) for fold in folds]
+    models = order_models(set.intersection(*(set(fold.found) for fold in folds)) if folds else ())
+    rows = []
+    for model in models:
+        tables = [_scored(part, fold.found[model]) for fold, part in zip(folds, judged, strict=True)]
+        lines = [_line(model, str(k), table, n, seed) for k, table in enumerate(tables, 1)]
+        means = (
+            {name: np.nanmean([line[name] for line in lines]) for name in ("score", "ap50", "ap75")} if lines else {}
+        )
+        images = sum(line["images"] for line in lines)
+        mean = {"model": model, "fold": MEAN, "images": images, "low": np.nan, "high": np.nan, **means}
+        rows += [*lines, mean, _line(model, OUT_OF_FOLD, pd.concat(tables, ignore_index=True), n, seed)]
+    return pd.DataFrame(rows, columns=["model", "fold", "images", "score", "low", "high", "ap50", "ap75"])
+
+
+def _scored(truth: CellDataset, found: Mapping[str, Instances]) -> pandas.DataFrame:
+    cells = [resolve_overlaps(found[record.image_id])[0] for record in truth.records]
+    return score_table(truth.instances, cells, truth.records)
+
+
+def _line(model: str, fold: str, table: pandas.DataFrame, n: int, seed: int) -> dict[str, object]:
+    if not len(table):
+        return {
+            "model": model,
+            "fold": fold,
+            "images": 0,
+            **dict.fromkeys(("score", "low", "high", "ap50", "ap75"), np.nan),
+        }
+    whole = summary(table, n=n, seed=seed).iloc[0]
+    return {"model": model, "fold": fold} | {
+        key: whole[key] for key in ("images", "score", "low", "high", "ap50", "ap75")
+    }

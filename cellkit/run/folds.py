@@ -1,0 +1,148 @@
+"""Folds of a run: one ordinary run for each part that is held back, and what all of them found out of fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.config.reading import load_config
+from cellkit.config.sections import Config
+from cellkit.errors import UserError, counted
+from cellkit.evaluate.evaluation import KEY, predictions_of, read_truths
+from cellkit.evaluate.out_of_fold import OUT_OF_FOLD, FoldFound, fold_table, out_of_fold
+from cellkit.files import write_frame
+from cellkit.formats.coco import write_coco
+from cellkit.log import LOG
+from cellkit.machine import here
+from cellkit.manifest import FOLDS, check_folder
+from cellkit.run.folder import Run
+from cellkit.run.runner import run_notebooks
+
+if TYPE_CHECKING:
+    import pandas
+
+SET_BY_US = ("convert.folds", "convert.fold")
+FOUND = "out_of_fold"
+TABLE = "folds.csv"
+
+
+def folds_folder(run_dir: str | Path, folds: int) -> Path:
+    """Return where the runs of so many folds lie: ``RUN/folds/of_5``, in it ``1`` to ``5``.
+
+    Examples
+    --------
+    >>> folds_folder("runs/demo", 5).as_posix()
+    'runs/demo/folds/of_5'
+    """
+    return Path(run_dir) / FOLDS / f"of_{folds}"
+
+
+def run_folds(
+    config_path: str | Path,
+    folds: int,
+    run_dir: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **how: Any,
+) -> int:
+    """Run the notebooks once for each fold, then score every image by the models that had it held back.
+
+    Each fold is a run of its own, ``RUN/folds/of_K/1`` to ``K``, that ``cellkit check``, ``predict`` and ``score`` take like any
+    other: its validation images are the fold, its test images those of every run. What is finished and unchanged is skipped, so
+    that a command that was killed and is repeated goes on. In the end ``out_of_fold/<model>.json`` (COCO with scores) holds what
+    each model found, and ``folds.csv`` the scores.
+
+    Parameters
+    ----------
+    config_path : str or Path
+    folds : int
+        2 to 20.
+    run_dir : str or Path, optional
+        By default ``runs/<name of the configuration>``. A run in it stays as it is.
+    overrides : mapping, optional
+        As in `load_config`.
+    how
+        As for `cellkit.run.runner.run_notebooks`: from_, only, fresh, notebooks, timeout_s, allow_skips; for every fold.
+
+    Returns
+    -------
+    int
+        As `run_notebooks`: the first exit code that ends a fold, else 3 where a fold left items out, else 0.
+
+    Raises
+    ------
+    UserError
+        A number of folds that is none, or more than there are images or groups; one of the settings of the folds set by hand;
+        or as `run_notebooks`.
+    """
+    given = dict(overrides or {})
+    if not 2 <= folds <= 20:
+        raise UserError(f"--folds is {folds}", "give 2 to 20")
+    if by_hand := [key for key in SET_BY_US if key in given]:
+        raise UserError(f"--folds and --set {by_hand[0]}", "give --folds alone: it sets both for every fold")
+    cfg = load_config(config_path, given, how.get("notebooks"))
+    base = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
+    check_folder(base)
+    place, codes = folds_folder(base, folds), []
+    for fold in range(1, folds + 1):
+        LOG.info(f"fold {fold} of {folds}: {place / str(fold)}")
+        own = _with(overrides, {"convert.folds": folds, "convert.fold": fold})
+        codes.append(run_notebooks(config_path, place / str(fold), overrides=own, **how))
+        if codes[-1] not in (0, 3):
+            return codes[-1]
+    table = collect_folds(place, folds, cfg)
+    for line in in_words(table, place):
+        LOG.info(line)
+    return max(codes)
+
+
+def _with(overrides: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides with more of them; how they were written (for messages) is kept."""
+    own = type(overrides)() if hasattr(overrides, "written") else {}
+    own.update(overrides or {})
+    own.update(more)
+    if hasattr(overrides, "written"):
+        own.written = dict(overrides.written)
+    return own
+
+
+def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
+    """Write what the models found out of fold, and the scores; return these.
+
+    Parameters
+    ----------
+    place : Path
+        The folder of the runs, see `folds_folder`; all are finished.
+    folds : int
+    cfg : Config
+        Its ``evaluate`` section says how many draws are behind the intervals.
+    """
+    found = [_read_fold(place / str(fold)) for fold in range(1, folds + 1)]
+    for model, images in out_of_fold(found).items():
+        path = place / FOUND / f"{model}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_coco(path, images.records, images.instances, cfg.classes, images.ids, True, made_by=images.made_by)
+    table = fold_table(found, cfg.evaluate.bootstrap_samples, cfg.evaluate.seed)
+    write_frame(place / TABLE, table)
+    return table
+
+
+def _read_fold(folder: Path) -> FoldFound:
+    run = Run(folder)
+    images = CellDataset.of_run(run)
+    truth = read_truths(run.find_all("coco_*"), run.folder).get("val", images.subset([]))
+    found = predictions_of(run.find_all(f"{KEY}*"), images)
+    taught = frozenset(record.image_id for record in images.select("train").records)
+    return FoldFound(images.select("val"), truth, found, taught)
+
+
+def in_words(table: pandas.DataFrame, place: Path) -> list[str]:
+    """Return, a line each, what every model scored out of fold, and where it is written."""
+    lines = []
+    for model, rows in table.groupby("model", sort=False):
+        whole = rows[rows["fold"] == OUT_OF_FOLD].iloc[0]
+        each = ", ".join(f"{score:.3f}" for score in rows[rows["fold"].str.isdigit()]["score"])
+        told = f"{whole['score']:.3f} [{whole['low']:.3f}, {whole['high']:.3f}]"
+        lines.append(f"{model}: out of fold {told} on {counted(int(whole['images']), 'image')}; folds {each}")
+    return [*lines, f"written: {place / TABLE}, {place / FOUND}"]

@@ -1,0 +1,59 @@
+"""What folds found out of fold, and its scores: golden cases."""
+
+import numpy as np
+import pytest
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
+from cellkit.errors import UserError
+from cellkit.evaluate.out_of_fold import FoldFound, fold_table, out_of_fold
+
+CELLS = Instances.from_labels(np.array([[1, 1, 0, 0, 2, 2]]))
+HALF = CELLS[:1]
+
+
+def fold(names: list[int], found: Instances, taught=()) -> FoldFound:
+    records = [ImageRecord(f"i{k}", "", 1, 6, split="val") for k in names]
+    images = CellDataset(records, [CELLS] * len(names), ("cell",), ids=names)
+    own = {record.image_id: found for record in records}
+    return FoldFound(
+        images, images, {"b": own, "threshold": own, "only here" if names[0] > 3 else "b": own}, frozenset(taught)
+    )
+
+
+def test_found_out_of_fold_is_of_the_run_that_held_the_image_back():
+    found = out_of_fold([fold([2, 4], HALF), fold([1], CELLS, taught=["i2"])])
+    assert list(found) == ["threshold", "b"], "of models that all folds have"
+    assert found["b"].ids == [1, 2, 4] and [len(x) for x in found["b"].instances] == [2, 1, 1]
+    assert found["b"].made_by == ["proposed"] * 3
+
+
+def test_an_image_that_taught_or_is_there_twice_is_refused():
+    with pytest.raises(UserError, match="'i2' taught the run that held it back"):
+        out_of_fold([fold([2, 3], HALF, taught=["i2"])])
+    with pytest.raises(UserError, match="'i1' is held back in two folds"):
+        out_of_fold([fold([1], HALF), fold([1, 2], HALF)])
+
+
+def test_the_mean_counts_folds_the_score_out_of_fold_images():
+    table = fold_table([fold([1, 2, 3], HALF), fold([4], CELLS)]).set_index(["model", "fold"])["score"]
+    assert table["b"].round(3).to_dict() == {"1": 0.5, "2": 1.0, "mean": 0.75, "out of fold": 0.625}
+
+
+def test_overlaps_are_removed_before_scoring():
+    both = Instances.from_masks(
+        [np.ones((1, 6), bool), *(CELLS.mask(k) for k in (0, 1))], (1, 6), scores=[0.1, 0.9, 0.8]
+    )
+    part = fold_table([fold([1], both), fold([2], both)])
+    assert part["score"].round(3).tolist()[:2] == [round(2 / 3, 3)] * 2, (
+        "what is left of the large one is one invention"
+    )
+
+
+def test_images_that_chose_a_checkpoint_judge_nothing():
+    from cellkit.models.gate import choosers
+
+    many = fold(list(range(1, 31)), CELLS)
+    chose = len(choosers(many.truth.records))
+    assert chose and fold_table([many, fold([90], CELLS)])["images"].tolist()[0] == 30 - chose

@@ -1,0 +1,116 @@
+"""Runs of folds with real kernels on drawn cells: killed, taken up, and every image judged by what had not seen it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from run_cases import TWO, here, write_notebook  # noqa: F401
+
+from cellkit.cells.records import read_records
+from cellkit.errors import UserError
+from cellkit.files import PACKAGE, read_json
+from cellkit.formats.coco_reading import read_coco
+from cellkit.manifest import read_manifest
+from cellkit.run.folds import folds_folder, run_folds
+
+CONFIG = """
+classes: [HEK, N2a]
+convert:
+  source: drawn
+  channels: {nuclei: DAPI, cytoplasm: GFP}
+  split: {train: 0.5, val: 0.25, test: 0.25}
+  drawn: {images_per_line: 4, mixed_images: 1, size_px: 96, diameter_px: 30, defect_images_per_line: 0, planes: 1}
+evaluate: {bootstrap_samples: 100}
+"""
+LABEL = [  # what notebooks 02 and 04 do, with the threshold alone
+    "from cellkit import CellDataset, get_backend, predict_all, read_coco, write_dataset, write_predictions",
+    "images = CellDataset.of_run(run)\ntruth = read_coco(run.find('truth'), run.folder)\nfloor = get_backend('threshold')",
+    "checkpoint = floor.train(truth.select('train'), truth.select('val'), floor.TrainSettings(), stage.folder)",
+    "held_out = images.held_out()\nfound = predict_all(floor.load(checkpoint), held_out, 'threshold')",
+    "files = {f'coco_{name}': write_dataset(stage.path(f'coco/{name}.json'), part) for name, part in truth.by_split().items()}",
+    "stage.done(predictions_threshold=write_predictions(stage, 'threshold', held_out, found), "
+    "threshold_checkpoint=checkpoint, **files)",
+]
+GO = "import sys; from cellkit.run.folds import run_folds; sys.exit(run_folds('configs/demo.yaml', 2, 'runs/f', notebooks='notebooks'))"
+
+
+@pytest.fixture
+def drawn(here):  # noqa: F811
+    (here / "configs/demo.yaml").write_text(CONFIG)
+    write_notebook(here / "notebooks", TWO, LABEL)
+    shutil.copy(PACKAGE.parent / "notebooks/01_convert.ipynb", here / "notebooks")
+    return here
+
+
+def stages(fold: int) -> dict[str, str]:
+    """Return the finished stages of a fold, each with the attempt that finished it."""
+    entries = read_manifest(folds_folder("runs/f", 2) / str(fold))["stages"]
+    return {name: entry["attempt"] for name, entry in entries.items() if entry["status"] == "finished"}
+
+
+def kill_in_second_fold() -> None:
+    """Start the folds and kill the process, its kernel too, once the second fold has a finished stage."""
+    process = subprocess.Popen([sys.executable, "-c", GO], start_new_session=True, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 240
+    while not stages(2) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it was still under way"
+
+
+def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(drawn, capsys):
+    kill_in_second_fold()
+    before = stages(1), stages(2)
+    assert list(before[0]) == ["01_convert", TWO] and list(before[1]) == ["01_convert"]
+    assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks") == 0
+    assert stages(1) == before[0], "a finished fold is not run again"
+    assert stages(2)["01_convert"] == before[1]["01_convert"], "nor a finished stage"
+
+    place = folds_folder("runs/f", 2)
+    records = [read_records(place / str(fold) / "records.csv") for fold in (1, 2)]
+    held, taught, test = (
+        [{r.image_id for r in of if r.split == name} for of in records] for name in ("val", "train", "test")
+    )
+    assert held[0] | held[1] == taught[0] | taught[1] and not held[0] & held[1]
+    assert not held[0] & taught[0] and not held[1] & taught[1]
+    assert test[0] == test[1] and test[0] and not test[0] & (held[0] | held[1])
+    assert {r.cell_type for r in records[0] if r.split == "val"} == {"HEK", "N2a"}
+
+    found = read_coco(place / "out_of_fold/threshold.json")
+    assert [r.image_id for r in found.records] == [r.image_id for r in records[0] if r.split in ("train", "val")]
+    diameters = [read_json(place / f"{fold}/{TWO}/threshold.json")["config"]["diameter_px"] for fold in (1, 2)]
+    assert diameters[0] != diameters[1], "each fold learned from its own images"
+    table = pd.read_csv(place / "folds.csv")
+    assert table["fold"].tolist() == ["1", "2", "mean", "out of fold"] and set(table["model"]) == {"threshold"}
+    assert table["images"].tolist()[:2] == [len(held[0]), len(held[1])]
+    assert table["images"].tolist()[2:] == [len(held[0] | held[1])] * 2
+    each = table["score"]
+    assert each[2] == pytest.approx(each[:2].mean())
+    assert table["low"][3] <= each[3] <= table["high"][3]
+
+    capsys.readouterr()
+    assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks") == 0
+    assert capsys.readouterr().err.count("nothing to do") == 2
+
+
+@pytest.mark.parametrize(
+    ("folds", "overrides", "problem"),
+    [
+        (1, {}, "--folds is 1"),
+        (21, {}, "--folds is 21"),
+        (3, {"convert.fold": 2}, "--folds and --set convert.fold"),
+    ],
+)
+def test_folds_that_are_none_are_refused(here, folds, overrides, problem):  # noqa: F811
+    with pytest.raises(UserError, match=problem):
+        run_folds("configs/demo.yaml", folds, "runs/f", overrides)
+    assert not Path("runs").exists()
