@@ -62,7 +62,7 @@ def test_groups_that_are_divided_are_told():
     with collected_warnings() as lines:
         hold_out_fold(items, config(folds=3))
     assert "1 group of images in several folds, e.g. plate" in lines[0]
-    assert not hold_out_fold(items, config()) != items, "without folds nothing changes"
+    assert hold_out_fold(items, config()) == items, "without folds nothing changes"
 
 
 def test_fewer_groups_than_folds_are_refused():
