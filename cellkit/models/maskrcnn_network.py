@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, project_masks_on_boxes
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
@@ -30,77 +31,14 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models import weights
-from cellkit.models.cell_classifier import CellClassifier, down_level
-from cellkit.models.shared.inputs import CHANNELS
+from cellkit.models.cell_classifier import CellClassifier
+from cellkit.models.maskrcnn_pyramid import MaskHead, MaskPool, MaskPredictor, UNetPyramid, masks_in_boxes
 from cellkit.models.unet_network import WIDTHS, CellposeUNet
 
-STEM = (24, 48, 96)
 RATIOS = (0.5, 1.0, 2.0)
+RARE = 2.0  # logit by which a detector that has learned nothing yet finds no cell
+UNLIKELY = 0.02  # probability below which a proposal is not looked at
 PROPOSALS, PX_PER_PROPOSAL = 2000, 60  # at least, and as many as the picture's area asks for: a dozen a cell of 30 px
-
-
-class UNetPyramid(nn.Module):
-    """A feature pyramid at strides 2, 4 and 8 over the U-Net's encoder and decoder and a small stem on the colours.
-
-    The decoder is what the flows are read from, so it already knows where a cell ends; the stem sees all three colours at a
-    width that trains in minutes and adds what the U-Net was not shown.
-
-    Parameters
-    ----------
-    unet : CellposeUNet
-    channels : int
-        Width of the pyramid.
-    shown : {"both", "nuclei", "cytoplasm"}
-        What the U-Net was trained on and is shown here too; the stem sees everything.
-    frozen : bool
-        Keep the U-Net as it is, in evaluation mode and without gradients: a step then costs a fifth.
-    """
-
-    def __init__(self, unet: CellposeUNet, channels: int, frozen: bool, shown: str = "both"):
-        super().__init__()
-        seen = [float(k in CHANNELS[shown]) for k in (1, 2)]
-        self.register_buffer("seen", torch.tensor(seen).view(1, 2, 1, 1), persistent=False)
-        self.unet, self.frozen, self.out_channels = unet, frozen, channels
-        for parameter in unet.parameters():
-            parameter.requires_grad_(not frozen and parameter.is_floating_point())
-        unet.diam_mean.requires_grad_(False)
-        unet.diam_labels.requires_grad_(False)
-        self.stem = nn.ModuleList(down_level(a, b) for a, b in zip((3, *STEM[:-1]), STEM, strict=True))
-        inputs = [2 * width + stem for width, stem in zip(unet.widths[1:], STEM, strict=True)]
-        inputs[0] += unet.widths[0] + 3  # the finest decoder level and the three maps, pooled to stride 2
-        self.lateral = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(n), nn.Conv2d(n, channels, 1)) for n in inputs)
-        self.smooth = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
-            for _ in inputs
-        )
-
-    def train(self, mode: bool = True) -> UNetPyramid:
-        """Set training mode; a frozen U-Net stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen:
-            self.unet.eval()
-        return self
-
-    def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """Map (B, 3, H, W), red, cytoplasm, nuclei, to levels "0", "1", "2" of (B, channels, H/2, W/2) and so on."""
-        with self.unet.arithmetic.autocast():
-            levels = self._levels(x)
-        return OrderedDict((str(k), level.float()) for k, level in enumerate(levels))
-
-    def _levels(self, x: torch.Tensor) -> list[torch.Tensor]:
-        x = self.unet.arithmetic.placed(x)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            down, up = self.unet.features(x[:, 1:3] * self.seen)
-            finest = F.avg_pool2d(torch.cat([up[0], self.unet.output(up[0])], dim=1), 2)
-        inputs, stem = [], x
-        for k, level in enumerate(self.stem):
-            stem = level(stem)
-            inputs.append(torch.cat([down[k + 1], up[k + 1], stem] + ([finest] if k == 0 else []), dim=1))
-        levels: list[torch.Tensor] = []
-        for k in (2, 1, 0):
-            level = self.lateral[k](inputs[k])
-            levels.insert(0, level + F.interpolate(levels[0], scale_factor=2, mode="nearest") if levels else level)
-        return [smooth(level) for smooth, level in zip(self.smooth, levels, strict=True)]
 
 
 def unknown_share(boxes: torch.Tensor, unknown: torch.Tensor) -> torch.Tensor:
@@ -146,6 +84,7 @@ class _Proposals(RegionProposalNetwork):
         height, width = images.tensors.shape[-2:]
         most = max(PROPOSALS, height * width // PX_PER_PROPOSAL)
         self._pre_nms_top_n["testing"] = self._post_nms_top_n["testing"] = most
+        self.score_thresh = 0.0 if self.training else UNLIKELY
         return super().forward(images, OrderedDict((k, features[k]) for k in self.levels), targets)
 
     def assign_targets_to_anchors(self, anchors, targets):
@@ -159,6 +98,7 @@ class _Predictor(nn.Module):
     def __init__(self, inputs: int):
         super().__init__()
         self.cls_score, self.bbox_pred = nn.Linear(inputs, 2), nn.Linear(inputs, 4)
+        nn.init.constant_(self.cls_score.bias[0], RARE)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.cls_score(x), self.bbox_pred(x).repeat(1, 2)
@@ -187,7 +127,7 @@ class _Heads(RoIHeads):
 
     def forward(self, features, proposals, image_shapes, targets=None):
         self.targets = targets or ()
-        if not any("unknown" in target for target in self.targets):
+        if not self.training:
             return super().forward(features, proposals, image_shapes, targets)
         proposals, matched, labels, offsets = self.select_training_samples(proposals, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
@@ -229,13 +169,35 @@ def _known_mask_loss(logits: torch.Tensor, boxes, matched, targets) -> torch.Ten
     """Return the cross entropy of masks (N, M, M) in the boxes of cells, over the pixels that are annotated."""
     size, wanted, known = logits.shape[-1], [], []
     for box, which, one in zip(boxes, matched, targets, strict=True):
-        wanted.append(project_masks_on_boxes(one["masks"], box, which, size))
-        everywhere = torch.ones_like(one["masks"][:1], dtype=torch.bool)
-        annotated = ~one["unknown"][None] if "unknown" in one else everywhere
-        known.append(project_masks_on_boxes(annotated, box, torch.zeros_like(which), size))
+        wanted.append(masks_in_boxes(one["masks"], box, which, size))
+        annotated = 1 - one["unknown"].float() if "unknown" in one else box.new_ones(one["masks"].shape[1:])
+        known.append(masks_in_boxes(annotated[None], box, torch.zeros_like(which), size))
     each = F.binary_cross_entropy_with_logits(logits, torch.cat(wanted), reduction="none")
     counted = torch.cat(known)
     return (each * counted).sum() / counted.sum().clamp(min=1e-6)
+
+
+class CellRCNN(MaskRCNN):
+    """torchvision's, of images at network scale, normalised and of one size, whose features may be known already."""
+
+    def forward(
+        self, images: Sequence[torch.Tensor], targets: list | None = None, encoded: Sequence[torch.Tensor] | None = None
+    ) -> Any:
+        """Return the losses by name in training mode, else boxes, scores and masks of each image.
+
+        Parameters
+        ----------
+        images : sequence of (3, H, W)
+        targets : list of dict, optional
+            See `target`; for training.
+        encoded : sequence of tensors, optional
+            What the frozen encoder makes of the images, see `maskrcnn_pyramid.UNetPyramid.encode`.
+        """
+        listed, targets = self.transform(images, targets)
+        features = self.backbone(listed.tensors) if encoded is None else self.backbone(listed.tensors, encoded)
+        proposals, losses = self.rpn(listed, features, targets)
+        found, more = self.roi_heads(features, proposals, listed.image_sizes, targets)
+        return losses | more if self.training else found
 
 
 def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
@@ -253,36 +215,40 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
         unet = CellposeUNet(widths=config.get("widths") or WIDTHS)
         unet.arithmetic = arithmetic(config["precision"])
         backbone = UNetPyramid(unet, config["fpn_channels"], config["freeze_backbone"], config["shown"])
-        levels, sizes, roi_levels = ("1", "2"), ((12, 24, 36), (48, 72, 108)), ["0", "1", "2"]
-        box_levels = ["1", "2"]
+        levels, sizes = ("1", "2"), ((12, 24, 36), (48, 72, 108))
+        width = backbone.out_channels
+        box_pool = MultiScaleRoIAlign(["1", "2"], 7, 1, canonical_scale=40, canonical_level=3)
+        mask_pool, mask_head = MaskPool(), MaskHead(2 * unet.widths[1] + width, width)
+        mask_predictor: nn.Module = MaskPredictor(width, unet.widths[0] + 3)
     else:
         backbone = _resnet50()
-        levels, roi_levels = ("0", "1", "2", "3", "pool"), ["0", "1", "2", "3"]
-        sizes, box_levels = ((12, 18), (24, 36), (48, 72), (96, 128), (160, 224)), roi_levels
-    width = backbone.out_channels
+        levels, sizes = ("0", "1", "2", "3", "pool"), ((12, 18), (24, 36), (48, 72), (96, 128), (160, 224))
+        width, roi_levels = backbone.out_channels, ["0", "1", "2", "3"]
+        box_pool = MultiScaleRoIAlign(roi_levels, 7, 2, canonical_scale=40, canonical_level=3)
+        mask_pool = MultiScaleRoIAlign(roi_levels, 14, 2, canonical_scale=96, canonical_level=3)
+        mask_head, mask_predictor = MaskRCNNHeads(width, (width, width), 1), _MaskPredictor(width)
     anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
-    model = MaskRCNN(
+    model = CellRCNN(
         backbone,
         rpn_anchor_generator=anchors,
         rpn_head=RPNHead(width, anchors.num_anchors_per_location()[0]),
-        rpn_pre_nms_top_n_train=1000,
-        rpn_post_nms_top_n_train=500,
+        rpn_pre_nms_top_n_train=400,
+        rpn_post_nms_top_n_train=250,
         rpn_pre_nms_top_n_test=PROPOSALS,
         rpn_post_nms_top_n_test=PROPOSALS,
         rpn_nms_thresh=0.75,
-        box_roi_pool=MultiScaleRoIAlign(box_levels, 7, 2, canonical_scale=40, canonical_level=3),
+        box_roi_pool=box_pool,
         box_head=TwoMLPHead(width * 49, 512),
         box_predictor=_Predictor(512),
         box_batch_size_per_image=config["boxes_per_image"],
         box_detections_per_img=config["max_detections"] or config["tile_detections"],
         box_score_thresh=config["score_threshold"],
         box_nms_thresh=config["nms_threshold"],
-        mask_roi_pool=MultiScaleRoIAlign(roi_levels, 14, 2, canonical_scale=96, canonical_level=3),
-        mask_head=MaskRCNNHeads(width, (width, width), 1),
-        mask_predictor=_MaskPredictor(width),
+        mask_head=mask_head,
+        mask_predictor=mask_predictor,
     )
     model.rpn.__class__, model.rpn.levels = _Proposals, levels
-    model.roi_heads.__class__ = _Heads
+    model.roi_heads.__class__, model.roi_heads.mask_roi_pool = _Heads, mask_pool
     model.transform = _Untouched()
     model.cell_classifier = CellClassifier(classes)
     return model
@@ -292,7 +258,6 @@ class _Untouched(nn.Module):
     """In place of torchvision's transform: images come at network scale, normalised, of one size; boxes go out as they are."""
 
     def forward(self, images, targets=None):
-        from torchvision.models.detection.image_list import ImageList
 
         batch = torch.stack(list(images))
         return ImageList(batch, [tuple(batch.shape[-2:])] * len(batch)), targets

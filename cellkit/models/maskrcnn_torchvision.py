@@ -57,7 +57,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     Raises
     ------
     UserError
-        No checkpoint there, or one of another backend.
+        No checkpoint there, one of another backend, or one of an earlier cellkit.
     """
     from cellkit.models import weights
     from cellkit.models.maskrcnn_network import build
@@ -66,7 +66,12 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     used = merged(settings, card.config, DEFAULTS)
     used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
     model = build(used | {"widths": card.config.get("widths")}, len(card.classes))
-    model.load_state_dict(weights.load_tensors(checkpoint))
+    tensors = weights.load_tensors(checkpoint)
+    if tensors.keys() != model.state_dict().keys():
+        raise UserError(
+            f"{checkpoint} is a detector that an earlier cellkit built in another way", "train it again (05)"
+        )
+    model.load_state_dict(tensors)
     model = model.to(arithmetic().device).eval()
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
@@ -112,7 +117,8 @@ def check(config: TrainSettings) -> None:
     Raises
     ------
     UserError
-        Random weights that would stay frozen, weights of another kind of network, or bfloat16 for a ResNet-50.
+        Random weights that would stay frozen, an end of a freezing that there is not, weights of another kind of network, or
+        bfloat16 for a ResNet-50.
     """
     from cellkit.models import weights
 
@@ -120,6 +126,11 @@ def check(config: TrainSettings) -> None:
     other = "set maskrcnn.start to weights of a ResNet-50, or scratch, or maskrcnn.backbone: cellpose_unet"
     if start == SCRATCH and backbone == UNET and config.freeze_backbone:
         raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
+    if config.unfreeze_after is not None and not (config.freeze_backbone and backbone == UNET):
+        raise UserError(
+            f"maskrcnn.unfreeze_after is {config.unfreeze_after:g}, and the encoder is not frozen before",
+            "leave unfreeze_after empty, or set freeze_backbone: true and backbone: cellpose_unet",
+        )
     if start == TUNED and backbone != UNET:
         raise UserError(f"maskrcnn.start is tuned, a Cellpose network, and maskrcnn.backbone is {backbone}", other)
     if config.precision == "bfloat16" and backbone != UNET:
@@ -148,6 +159,8 @@ def _start(config: TrainSettings, settings: dict[str, Any], classes: int) -> Any
         settings |= {"shown": card.get("channels", "both"), **network.config}
     torch.manual_seed(config.seed)
     model = build(settings, classes)
+    if config.unfreeze_after is not None:  # its parameters belong to the training, without gradients at first
+        model.backbone.train_unet(True)
     if network is not None:
         model.backbone.unet.load_state_dict(network.state_dict())
     elif config.start != SCRATCH:

@@ -63,4 +63,7 @@ class Training(Schedule, Settings):
     )
     mask_threshold: Inner = Field(0.5, description=MASK)
     freeze_backbone: bool = Field(True, description="train the heads only")
+    unfreeze_after: Share | None = Field(
+        None, description="share of the steps after which a frozen encoder is trained too; null = never"
+    )
     ignore_unknown: bool = Field(True, description="objects of unknown class neither train nor punish the class head")

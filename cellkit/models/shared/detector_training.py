@@ -186,14 +186,24 @@ def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.n
 class DetectorLoss:
     """Step number -> sum of the five losses over a batch of crops, and of the classifier's over one of cells.
 
-    A crop without a labelled cell of which some is not annotated is left out: perhaps nothing in it is known.
+    A crop without a labelled cell of which some is not annotated is left out: perhaps nothing in it is known. While an encoder
+    that can be told so is frozen, its features come from `EncodedViews`.
     """
 
     def __init__(self, model, items: Sequence, config: Training):
         from cellkit.models.cell_classifier import ClassLoss
+        from cellkit.models.maskrcnn_cache import EncodedViews
 
         self.model, self.items, self.config = model, items, config
+        self.device = next(model.parameters()).device
         self.class_loss = ClassLoss(model.cell_classifier, items)
+        backbone = getattr(model, "backbone", None)
+        self.encoder = backbone if getattr(backbone, "frozen", False) else None
+        self.frozen_steps = frozen_steps(config) if self.encoder is not None else 0
+        self.views = None
+        if self.frozen_steps:
+            sizes = (config.crop_px, config.batch_size, self.frozen_steps, config.seed)
+            self.views = EncodedViews(self.encoder.encode, items, *sizes, self.device)
 
     def __call__(self, step: int) -> Any:
         """Return the loss of a step, a scalar tensor."""
@@ -202,19 +212,42 @@ class DetectorLoss:
         from cellkit.models.maskrcnn_network import target
 
         rng = np.random.default_rng([self.config.seed, step])
+        if self.encoder is not None and step >= self.frozen_steps:
+            self.encoder.unfreeze()
+            self.encoder = self.views = None
         chosen = np.resize(rng.permutation(len(self.items)), self.config.batch_size)
-        device = next(self.model.parameters()).device
-        planes, targets = [], []
+        planes, targets, features = [], [], []
         for index in chosen:
-            picture, labels = crop(self.items[index], rng, self.config.crop_px)
+            if self.views is not None:
+                picture, labels, known = self.views.draw(index, step, rng)
+            else:
+                picture, labels, known = *crop(self.items[index], rng, self.config.crop_px), []
             made = target(labels, self.items[index][2], self.config.ignore_unknown)
             if "unknown" in made and not len(made["boxes"]):
                 continue
-            planes.append(torch.from_numpy(np.ascontiguousarray(picture)).to(device))
-            targets.append({k: v.to(device) for k, v in made.items()})
+            planes.append(torch.from_numpy(np.ascontiguousarray(picture)).to(self.device))
+            targets.append({k: v.to(self.device) for k, v in made.items()})
+            features.append(known)
         if not targets:
             return 0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad) + self.class_loss(rng)
-        return sum(self.model(planes, targets).values()) + self.class_loss(rng)
+        encoded = [torch.stack(level) for level in zip(*features, strict=True)]
+        losses = self.model(planes, targets, encoded) if encoded else self.model(planes, targets)
+        return sum(losses.values()) + self.class_loss(rng)
+
+
+def frozen_steps(config: Training) -> int:
+    """Return how many steps of a training keep the encoder as it is.
+
+    Examples
+    --------
+    >>> [frozen_steps(Training(steps=100, unfreeze_after=share)) for share in (None, 0.75)]
+    [100, 75]
+    >>> frozen_steps(Training(steps=100, freeze_backbone=False))
+    0
+    """
+    if not config.freeze_backbone:
+        return 0
+    return config.steps if config.unfreeze_after is None else round(config.unfreeze_after * config.steps)
 
 
 def best_thresholds(
