@@ -47,6 +47,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
         "score_models",
         "summarise",
         "describe_found",
+        "write_fused",
         "write_summary",
     ),
     "evaluate.forgetting": ("describe_others", "score_others"),

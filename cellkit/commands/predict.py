@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from cellkit.commands.fuse import fusion_flags, fusion_of
 from cellkit.commands.shared import (
     Answer,
     channel_flags,
@@ -21,13 +22,20 @@ ORDER = 4
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    models = "a checkpoint, RUN:NAME (runs/demo:cellpose_tuned, runs/demo:maskrcnn), starter, or threshold"
+    models = (
+        "a checkpoint, RUN:NAME (runs/demo:cellpose_tuned, runs/demo:maskrcnn), starter, threshold, or a YAML file of models; "
+        "RUN/folds/of_5:NAME = that model of each fold, fused"
+    )
     parser.add_argument("model", metavar="MODEL", help=models)
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="pictures or microscope files, folders, patterns")
     parser.add_argument("-o", "--out", required=True, metavar="OUT.json", help="COCO file with scores")
     parser.add_argument("--labels", metavar="DIR", help="also one label image (TIFF) per image")
     parser.add_argument("--overlays", metavar="DIR", help="also one PNG per image with the outlines drawn")
     parser.add_argument("--diameter", metavar="PX", help="cell diameter in px of the given files, or auto: estimated")
+    parser.add_argument(
+        "--fuse", metavar="MODEL", action="append", help="fuse MODEL with this one too; may be repeated"
+    )
+    fusion_flags(parser)
     channel_flags(parser)
     set_flag(parser, "cellprob_threshold=-1")
     skips_flag(parser)
@@ -39,18 +47,22 @@ def run(given: argparse.Namespace) -> Answer:
     Raises
     ------
     UserError
-        The diameter given twice; or as `find_model` and `predict_files`.
+        The diameter given twice, or weights for nothing to fuse; or as `open_model`, `fuse_models` and `predict_files`.
     """
     from cellkit.config.reading import set_strings
     from cellkit.predict.files import predict_files
-    from cellkit.predict.model import find_model
+    from cellkit.predict.joined import fuse_models, open_model
 
     overrides = set_strings(given.overrides)
     if given.diameter is not None:
         if "diameter_px" in overrides:
             raise UserError("--diameter and --set diameter_px", "give one of them")
         overrides |= {"diameter_px": set_strings([f"diameter_px={given.diameter}"])["diameter_px"]}
-    model = find_model(given.model, overrides)
+    weights, settings = fusion_of(given)
+    if weights and not given.fuse:
+        raise UserError("--weights without --fuse", "name the other models: --fuse MODEL, once for each")
+    specs = [given.model, *(given.fuse or [])]
+    model = fuse_models(specs, weights, overrides, settings) if given.fuse else open_model(given.model, overrides)
     conversion = conversion_of(given, model.conversion)
     done = predict_files(model, given.images, given.out, given.labels, given.overlays, conversion)
     list_quarantined(done.quarantined)

@@ -112,7 +112,14 @@ def _parse(text: str, origin: str) -> Any:
         raise UserError(f"{origin}{line}: {problem}", "wanted plain YAML, key: value, each key once") from None
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the table that a YAML file holds; nothing of it is dropped or guessed, see `_Loader`.
+
+    Raises
+    ------
+    UserError
+        No such file, or one that is too large, no UTF-8, no plain YAML, or no table.
+    """
     if not path.is_file():
         raise _no_config(path)
     if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -122,8 +129,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text", "name a YAML file, as configs/demo.yaml is") from None
     settings = _parse(text, str(path))
-    if settings is None:
-        return _Table()
+    settings = _Table() if settings is None else settings
     if not isinstance(settings, dict):
         raise UserError(f"{path} holds {_with_kind(settings)}", "wanted YAML keys: name: ..., finetune: ...")
     return settings
@@ -228,7 +234,7 @@ def load_config(
         and what was wanted.
     """
     path = here(path)
-    settings = _read_settings(path)
+    settings = read_yaml(path)
     _count_from(settings, path.parent)
     written = getattr(overrides, "written", {})
     overrides = {str(key): value for key, value in (overrides or {}).items()}

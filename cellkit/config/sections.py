@@ -331,6 +331,10 @@ class EvaluateConfig(Section):
 
     profile: Literal[names_of("competition")] = Field("sartorius", description="layout and rules of the submission")
     submit: str = Field("best", description="predictions handed in: a name, or best = highest score on choose_split")
+    fuse: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
+        (),
+        description="predictions fused to one more model, called fused, e.g. [maskrcnn, cellpose_tuned]; none = no fusion",
+    )
     choose_split: Literal["train", "val", "test"] = Field(
         "val", description="split that decides which is best: val, no other"
     )

@@ -12,10 +12,12 @@ from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, counted, nearest
 from cellkit.files import write_json
+from cellkit.formats.coco import write_predictions
 from cellkit.formats.coco_reading import read_coco, read_results
 from cellkit.log import LOG
-from cellkit.models import TEACHER, if_able, order_models
+from cellkit.models import FUSED, TEACHER, if_able, order_models
 from cellkit.models.gate import judges
+from cellkit.models.shared.fusion import fuse
 from cellkit.scores.attribution import attribute
 from cellkit.scores.table import score_table, summary
 
@@ -27,8 +29,10 @@ KEY = "predictions_"
 LEAST_CEILING = 0.8  # MAP IoU of labels that became targets and labels again; below that a training is in vain
 
 
-def predictions_of(paths: Mapping[str, Path], images: CellDataset) -> dict[str, dict[str, Instances]]:
-    """Read every predictions file of a run.
+def predictions_of(
+    paths: Mapping[str, Path], images: CellDataset, fuse_models: Sequence[str] = ()
+) -> dict[str, dict[str, Instances]]:
+    """Read every predictions file of a run; several of the models may be fused to one more, called "fused".
 
     Parameters
     ----------
@@ -36,17 +40,40 @@ def predictions_of(paths: Mapping[str, Path], images: CellDataset) -> dict[str, 
         ``run.find_all("predictions_*")``.
     images : CellDataset
         ``CellDataset.from_records``: all images of the run.
+    fuse_models : sequence of str
+        ``evaluate.fuse``: the models that are fused, with equal weights; none = no model is fused.
 
     Returns
     -------
     dict
         Model name -> image_id -> Instances; an image a model was not asked about has no cell there.
+
+    Raises
+    ------
+    UserError
+        A model to be fused has no predictions.
     """
     shapes = {k: (r.height_px, r.width_px) for k, r in zip(images.ids, images.records, strict=True)}
     named = [r.image_id for r in images.records]
-    return {
+    found = {
         key.removeprefix(KEY): dict(zip(named, read_results(path, shapes), strict=True)) for key, path in paths.items()
     }
+    if missing := [name for name in fuse_models if name not in found]:
+        raise UserError(
+            f"evaluate.fuse names '{missing[0]}'{nearest(missing[0], found)}", f"models: {', '.join(found)}"
+        )
+    fused = {name: fuse([found[model][name] for model in fuse_models]) for name in named} if fuse_models else None
+    return found if fused is None else found | {FUSED: fused}
+
+
+def write_fused(stage: Any, images: CellDataset, predictions: Mapping[str, Mapping[str, Instances]]) -> Path | None:
+    """Write what the fused model of `predictions_of` found, for the report and for whoever hands it in; None without one."""
+    held_out = images.held_out()
+    return (
+        write_predictions(stage, FUSED, held_out, of_images(predictions[FUSED], held_out))
+        if FUSED in predictions
+        else None
+    )
 
 
 def read_truths(paths: Mapping[str, Path], root: str | Path) -> dict[str, CellDataset]:

@@ -43,12 +43,14 @@ from cellkit.modules import load, names_of, none_called, optional, path_of
 __path__ = extend_path(__path__, __name__)  # files of one's own, see `cellkit.modules`
 INSTALLED_AS = {"skimage": "scikit-image", "cv2": "opencv-python-headless"}  # where pip has another name
 TEACHER = "teacher"  # the model whose proposals taught the others
+FUSED = "fused"  # several models of a run made one, see `evaluate.fuse`
 MODEL_NAMES = {  # in the order of every table; one without a name of its own is called as its backend is
     "threshold": "",
     "teacher": "Teacher",
     "cellpose_base": "Cellpose, base",
     "cellpose_tuned": "Cellpose, tuned",
     "maskrcnn": "Mask R-CNN",
+    FUSED: "Fused",
 }
 
 

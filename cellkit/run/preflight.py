@@ -36,7 +36,7 @@ from cellkit.labelling.annotate import refuse_unlabelled
 from cellkit.labelling.corrections import corrections_folder, read_corrections, refuse_own
 from cellkit.log import collected_warnings
 from cellkit.machine import check_memory, here
-from cellkit.models import TEACHER, backend_module, check_backend, get_backend, if_able
+from cellkit.models import FUSED, TEACHER, backend_module, check_backend, get_backend, if_able
 from cellkit.models.shared.fine_tuning import refuse_small
 from cellkit.models.shared.inputs import bytes_for
 from cellkit.models.weights import card_for
@@ -208,7 +208,12 @@ def check_model_memory(outlook: Outlook) -> None:
 def check_evaluation(outlook: Outlook) -> None:
     """Refuse a model to hand in that no stage makes."""
     cfg = outlook.cfg.evaluate
-    models = [*MODELS, *([TEACHER] if outlook.cfg.label.teacher else []), *_models_of_recipes()]
+    models = [
+        *MODELS,
+        *([TEACHER] if outlook.cfg.label.teacher else []),
+        *_models_of_recipes(),
+        *([FUSED] if outlook.cfg.evaluate.fuse else []),
+    ]
     if cfg.submit != "best" and not any(fnmatchcase(cfg.submit, name) for name in models):
         check_submit(cfg.submit, models)
 

@@ -23,6 +23,7 @@ from cellkit.evaluate.evaluation import (
     summarise,
 )
 from cellkit.formats.coco import write_dataset, write_results
+from cellkit.models.shared.fusion import fuse
 from cellkit.scores.iou import overlap_images
 from cellkit.scores.kaggle import kaggle
 from cellkit.scores.table import TABLE_COLUMNS
@@ -42,6 +43,18 @@ def test_predictions_for_an_image_that_is_not_of_the_run_are_refused(tmp_path, i
     path = write_results(tmp_path / "r.json", [9], [truth_of(1)])
     with pytest.raises(UserError, match="r.json: 3 annotations of images that are not there, e.g. image_id 9"):
         predictions_of({"predictions_other": path}, images)
+
+
+def test_models_that_are_named_are_fused_to_one_more(predictions, tmp_path, images, truths):
+    paths = {f"predictions_{name}": write_results(tmp_path / f"{name}.json", images.ids, of_images(found, images))
+             for name, found in predictions.items()}  # fmt: skip
+    found = predictions_of(paths, images, ("perfect", "perfect", "plain"))
+    assert list(found) == [*predictions, "fused"], "it comes last, and takes no other's place"
+    assert found["fused"]["a"] == fuse([predictions[name]["a"] for name in ("perfect", "perfect", "plain")])
+    table = summarise(score_models(found, truths), n=0)
+    assert set(table["model"]) == {*predictions, "fused"}
+    with pytest.raises(UserError, match=r"evaluate.fuse names 'perfct' \(did you mean 'perfect'\?\)"):
+        predictions_of(paths, images, ("perfct",))
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
