@@ -31,6 +31,8 @@ FEW = {  # settings of a training of one step
     | {"start": "scratch", "freeze_backbone": False, "fpn_channels": 16, "score_threshold": 0.5, "nms_threshold": 0.5},
 }
 
+FEW["maskrcnn_detectron2"] = FEW["maskrcnn_torchvision"]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def mine(tmp_path_factory):
@@ -103,12 +105,14 @@ def test_notebook_03_and_its_model_in_02(name, config, run_dir):
         execute("02_label_with_cellpose", config.parent / "own.yaml", run_dir, **own)
 
 
-@pytest.mark.parametrize("name", ["maskrcnn_torchvision", "mine", "threshold"])
+@pytest.mark.parametrize("name", ["maskrcnn_torchvision", "maskrcnn_detectron2", "mine", "threshold"])
 def test_notebook_05(name, config, run_dir):
+    if name == "maskrcnn_detectron2":
+        pytest.importorskip("detectron2", reason="detectron2 is not installed")
     execute("05_train_maskrcnn", config, run_dir, **of_section("maskrcnn", name))
     run = Run(run_dir)
-    assert predicted(run, "maskrcnn") or name == "maskrcnn_torchvision", "one step teaches a detector nothing"
-    assert bool(run.find_all("history_maskrcnn")) == (name == "maskrcnn_torchvision")
+    assert predicted(run, "maskrcnn") or name.startswith("maskrcnn"), "one step teaches a detector nothing"
+    assert bool(run.find_all("history_maskrcnn")) == name.startswith("maskrcnn")
 
 
 def test_without_a_labelled_training_image_04_says_so(drawn, config, tmp_path):
@@ -123,9 +127,8 @@ def test_without_a_labelled_training_image_04_says_so(drawn, config, tmp_path):
 
 
 def test_a_file_is_a_backend_and_no_other_file_names_it(mine, config):
-    assert backend_names() == ["cellpose_sam", "cellpose_unet", "maskrcnn_torchvision", "mine", "threshold"], (
-        "helpers are none"
-    )
+    detectors = ["maskrcnn_detectron2", "maskrcnn_torchvision"]
+    assert backend_names() == ["cellpose_sam", "cellpose_unet", *detectors, "mine", "threshold"], "helpers are none"
     assert title_of("mine") == "Brighter than average"
     cfg = load_config(config, {"finetune.backend": "mine", "finetune.brighter": 2})
     assert (cfg.finetune.brighter, cfg.finetune.min_train_masks) == (2.0, 1)

@@ -5,6 +5,7 @@ It may import `cells`, `formats`, `scores` and the ground.
 A module of this folder that states a ``TITLE`` is a backend; one without is a helper. Besides ``TITLE`` it has
 
 - ``REQUIRES``: packages it needs, by the names they are imported by; none unless stated,
+- ``INSTALL``: the line that installs them, where pip alone does not,
 - ``Settings``: what may change from prediction to prediction, a class of `cellkit.settings.Frozen`,
 - ``TrainSettings``: what a training may be told, likewise,
 - ``train(train, val, config, out)``: labelled images -> path of a checkpoint,
@@ -42,6 +43,7 @@ from cellkit.modules import load, names_of, none_called, optional, path_of
 
 __path__ = extend_path(__path__, __name__)  # files of one's own, see `cellkit.modules`
 INSTALLED_AS = {"skimage": "scikit-image", "cv2": "opencv-python-headless"}  # where pip has another name
+STATED = ("TITLE", "REQUIRES", "INSTALL", "NEEDS_CHECKPOINT")  # read from a module without importing it
 TEACHER = "teacher"  # the model whose proposals taught the others
 FUSED = "fused"  # several models of a run made one, see `evaluate.fuse`
 MODEL_NAMES = {  # in the order of every table; one without a name of its own is called as its backend is
@@ -137,7 +139,7 @@ def _about(name: str) -> dict[str, Any]:
 
 
 def _stated(path: Path) -> dict[str, Any]:
-    """Return the constants TITLE, REQUIRES and NEEDS_CHECKPOINT of a module.
+    """Return the constants in `STATED` of a module.
 
     Raises
     ------
@@ -148,7 +150,7 @@ def _stated(path: Path) -> dict[str, Any]:
     try:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            if isinstance(targets[0], ast.Name) and targets[0].id in ("TITLE", "REQUIRES", "NEEDS_CHECKPOINT"):
+            if isinstance(targets[0], ast.Name) and targets[0].id in STATED:
                 found[targets[0].id] = ast.literal_eval(node.value)
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a backend: {error}", "TITLE and REQUIRES are plain texts") from error
@@ -157,7 +159,10 @@ def _stated(path: Path) -> dict[str, Any]:
 
 def install_line(name: str) -> str:
     """Return the line that installs what a backend needs."""
-    return f"pip install {' '.join(INSTALLED_AS.get(package, package) for package in _about(name)['REQUIRES'])}"
+    about = _about(name)
+    if "INSTALL" in about:
+        return about["INSTALL"]
+    return f"pip install {' '.join(INSTALLED_AS.get(package, package) for package in about['REQUIRES'])}"
 
 
 def _lacks(name: str, package: str | None) -> UserError:

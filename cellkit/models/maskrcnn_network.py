@@ -33,9 +33,11 @@ from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier
 from cellkit.models.maskrcnn_pyramid import MaskHead, MaskPool, MaskPredictor, UNetPyramid, masks_in_boxes
+from cellkit.models.shared.detector_start import take_over
 from cellkit.models.unet_network import WIDTHS, CellposeUNet
 
 RATIOS = (0.5, 1.0, 2.0)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # means and deviations of torchvision's ResNets
 RARE = 2.0  # logit by which a detector that has learned nothing yet finds no cell
 UNLIKELY = 0.02  # probability below which a proposal is not looked at
 PROPOSALS, PX_PER_PROPOSAL = 2000, 60  # at least, and as many as the picture's area asks for: a dozen a cell of 30 px
@@ -207,7 +209,8 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     ----------
     config : mapping
         backbone ("cellpose_unet" or "resnet50_fpn_v2"), shown, fpn_channels, freeze_backbone, boxes_per_image, max_detections,
-        tile_detections, score_threshold, nms_threshold, precision; and widths, of a U-Net that has not the usual ones.
+        tile_detections, score_threshold, nms_threshold, precision; and, where they are not the usual ones, widths of the U-Net
+        and anchor_sizes of each level (px); imagenet, whether a ResNet is shown colours as torchvision's were.
     classes : int
         Known classes: the outputs of the classifier.
     """
@@ -221,12 +224,13 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
         mask_pool, mask_head = MaskPool(), MaskHead(2 * unet.widths[1] + width, width)
         mask_predictor: nn.Module = MaskPredictor(width, unet.widths[0] + 3)
     else:
-        backbone = _resnet50()
+        backbone = _resnet50(config["freeze_backbone"] and config.get("imagenet", False))
         levels, sizes = ("0", "1", "2", "3", "pool"), ((12, 18), (24, 36), (48, 72), (96, 128), (160, 224))
         width, roi_levels = backbone.out_channels, ["0", "1", "2", "3"]
         box_pool = MultiScaleRoIAlign(roi_levels, 7, 2, canonical_scale=40, canonical_level=3)
         mask_pool = MultiScaleRoIAlign(roi_levels, 14, 2, canonical_scale=96, canonical_level=3)
         mask_head, mask_predictor = MaskRCNNHeads(width, (width, width), 1), _MaskPredictor(width)
+    sizes = tuple(map(tuple, config.get("anchor_sizes") or sizes))
     anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
     model = CellRCNN(
         backbone,
@@ -249,29 +253,43 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     )
     model.rpn.__class__, model.rpn.levels = _Proposals, levels
     model.roi_heads.__class__, model.roi_heads.mask_roi_pool = _Heads, mask_pool
-    model.transform = _Untouched()
+    model.transform = _AsItIs(config.get("imagenet", False))
     model.cell_classifier = CellClassifier(classes)
     return model
 
 
-class _Untouched(nn.Module):
-    """In place of torchvision's transform: images come at network scale, normalised, of one size; boxes go out as they are."""
+class _AsItIs(nn.Module):
+    """In place of torchvision's transform: images come at network scale, of one size; boxes go out as they are.
+
+    Parameters
+    ----------
+    imagenet : bool
+        Show each colour less its mean and by its deviation among ImageNet's pictures, as a ResNet was trained.
+    """
+
+    def __init__(self, imagenet: bool):
+        super().__init__()
+        mean, deviation = IMAGENET if imagenet else ((0.0,) * 3, (1.0,) * 3)
+        for name, value in (("mean", mean), ("deviation", deviation)):
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
 
     def forward(self, images, targets=None):
-
-        batch = torch.stack(list(images))
+        batch = (torch.stack(list(images)) - self.mean) / self.deviation
         return ImageList(batch, [tuple(batch.shape[-2:])] * len(batch)), targets
 
     def postprocess(self, result, image_shapes, original_image_sizes):
         return result
 
 
-def _resnet50() -> nn.Module:
+def _resnet50(frozen: bool) -> nn.Module:
+    """Return a ResNet-50 and its pyramid; a frozen body keeps weights and statistics as they are."""
     from torchvision.models import resnet50
     from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+    from torchvision.ops import FrozenBatchNorm2d
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-    return _resnet_fpn_extractor(resnet50(weights=None), 5, extra_blocks=LastLevelMaxPool(), norm_layer=nn.BatchNorm2d)
+    body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d if frozen else nn.BatchNorm2d)
+    return _resnet_fpn_extractor(body, 0 if frozen else 5, extra_blocks=LastLevelMaxPool(), norm_layer=nn.BatchNorm2d)
 
 
 def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_px: int = 8) -> dict:
@@ -299,22 +317,21 @@ def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_p
     return made | ({"unknown": torch.from_numpy(labels < 0)} if cells.unknown_px else {})
 
 
-def load_encoder(model: nn.Module, path: Path) -> None:
-    """Load a torchvision Mask R-CNN or ResNet-50 checkpoint into the encoder; every tensor of its body must be there.
+def load_published(model: nn.Module, path: Path) -> None:
+    """Load a torchvision Mask R-CNN or ResNet-50: every tensor of the body must be there, heads are taken where they fit.
 
     Raises
     ------
     UserError
         The checkpoint lacks tensors of the encoder.
     """
-    tensors = {k.removeprefix("backbone."): v for k, v in weights.load_tensors(path).items()}
+    tensors = weights.load_tensors(path)
     if "conv1.weight" in tensors:
-        tensors = {f"body.{k}": v for k, v in tensors.items()}
-    wanted = model.backbone.state_dict()
-    fitting = {k: v for k, v in tensors.items() if k in wanted and wanted[k].shape == v.shape}
-    missing = [k for k in wanted if k.startswith("body.") and k not in fitting and "num_batches" not in k]
+        tensors = {f"backbone.body.{key}": value for key, value in tensors.items()}
+    body = [key for key in model.state_dict() if key.startswith("backbone.body.") and "num_batches" not in key]
+    missing = [key for key in body if key not in tensors or tensors[key].shape != model.state_dict()[key].shape]
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} tensors of a ResNet-50", "give torchvision's maskrcnn_resnet50_fpn_v2"
         )
-    model.backbone.load_state_dict(fitting, strict=False)
+    take_over(model, tensors, path.name)

@@ -6,6 +6,7 @@ The encoder is the fine-tuned Cellpose U-Net (the adaptation carries over where 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from cellkit.models.maskrcnn_detect import detect_image
 from cellkit.models.shared.contract import Segmenter, merged
 from cellkit.models.shared.cost import Cost
 from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training
+from cellkit.models.shared.detector_start import TUNED, UNET, check_start, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
 from cellkit.models.shared.inputs import bytes_for
 from cellkit.models.training import random_state_kept
@@ -31,7 +33,8 @@ TITLE = "Mask R-CNN"
 REQUIRES = ("torch", "torchvision")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
 NAME = "maskrcnn_torchvision"
-SCRATCH, TUNED, UNET = "scratch", "tuned", "cellpose_unet"
+PUBLISHED = "torchvision"  # what the cards of fetched weights say
+LEVELS = {"cellpose_unet": ((4, 8), 3, 5.0), "resnet50_fpn_v2": ((4, 8, 16, 32, 64), 2, 3.0)}  # see `anchor_sizes`
 
 
 class TrainSettings(Training):
@@ -39,7 +42,11 @@ class TrainSettings(Training):
 
     backbone: Literal["cellpose_unet", "resnet50_fpn_v2"] = Field("cellpose_unet", description="image encoder")
     start: str = weights_field(
-        TUNED, "encoder weights: tuned = this run's fine-tuned checkpoint, or a model", UNET, NAME, "torchvision"
+        TUNED,
+        "weights to begin from: tuned = this run's fine-tuned checkpoint, coco = a published detector, RUN:maskrcnn, or a model",
+        UNET,
+        NAME,
+        PUBLISHED,
     )
 
 
@@ -65,7 +72,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     card = weights.card_for(checkpoint, NAME)
     used = merged(settings, card.config, DEFAULTS)
     used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
-    model = build(used | {"widths": card.config.get("widths")}, len(card.classes))
+    model = build(used, len(card.classes))
     tensors = weights.load_tensors(checkpoint)
     if tensors.keys() != model.state_dict().keys():
         raise UserError(
@@ -103,11 +110,11 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     UserError
         Nothing to train on, no class, or no weights to start from.
     """
-    return train_detector(train, val, config, out, NAME, _start, BYTES_PER_PX)
+    return train_detector(train, val, config, out, NAME, _start, LEVELS, BYTES_PER_PX)
 
 
 def check(config: TrainSettings) -> None:
-    """Refuse what cannot be the start of an encoder, as far as its name and card tell; nothing is loaded.
+    """Refuse what cannot be the start of a detector, as far as its name and card tell; nothing is loaded.
 
     Parameters
     ----------
@@ -120,52 +127,16 @@ def check(config: TrainSettings) -> None:
         Random weights that would stay frozen, an end of a freezing that there is not, weights of another kind of network, or
         bfloat16 for a ResNet-50.
     """
-    from cellkit.models import weights
-
-    start, backbone = config.start, config.backbone
-    other = "set maskrcnn.start to weights of a ResNet-50, or scratch, or maskrcnn.backbone: cellpose_unet"
-    if start == SCRATCH and backbone == UNET and config.freeze_backbone:
-        raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
-    if config.unfreeze_after is not None and not (config.freeze_backbone and backbone == UNET):
-        raise UserError(
-            f"maskrcnn.unfreeze_after is {config.unfreeze_after:g}, and the encoder is not frozen before",
-            "leave unfreeze_after empty, or set freeze_backbone: true and backbone: cellpose_unet",
-        )
-    if start == TUNED and backbone != UNET:
-        raise UserError(f"maskrcnn.start is tuned, a Cellpose network, and maskrcnn.backbone is {backbone}", other)
-    if config.precision == "bfloat16" and backbone != UNET:
-        raise UserError(
-            f"maskrcnn.precision is bfloat16, and {backbone} computes in float32", "set it to auto or float32"
-        )
-    if Path(start).suffix == ".safetensors":
-        if backbone == UNET:
-            weights.card_for(start, UNET)
-        elif (made_by := weights.read_card(start).backend) not in (NAME, "torchvision"):
-            raise UserError(f"maskrcnn.start is weights of {made_by}, and maskrcnn.backbone is {backbone}", other)
+    check_start(config, NAME, PUBLISHED)
 
 
-def _start(config: TrainSettings, settings: dict[str, Any], classes: int) -> Any:
-    """Build the detector, put the start weights into its encoder, and note in `settings` what that was trained on."""
-    import torch
-
-    from cellkit.models.maskrcnn_network import build, load_encoder
-    from cellkit.models.unet_network import load_network
+def _start(config: TrainSettings, settings: dict[str, Any], classes: Sequence[str]) -> Any:
+    """Build the detector, put the start weights into it, and note in `settings` what they were trained on."""
+    from cellkit.models.maskrcnn_network import build, load_published
 
     check(config)
-    network = None
-    settings["precision"] = config.precision if config.backbone == UNET else "float32"
-    if settings["backbone"] == UNET and config.start != SCRATCH:
-        network, card = load_network(config.start)
-        settings |= {"shown": card.get("channels", "both"), **network.config}
-    torch.manual_seed(config.seed)
-    model = build(settings, classes)
-    if config.unfreeze_after is not None:  # its parameters belong to the training, without gradients at first
-        model.backbone.train_unet(True)
-    if network is not None:
-        model.backbone.unet.load_state_dict(network.state_dict())
-    elif config.start != SCRATCH:
-        load_encoder(model, Path(config.start))
-    return model.to(arithmetic().device)
+    settings["imagenet"] = config.backbone != UNET
+    return started(config, settings, classes, NAME, build, load_published)
 
 
 def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:

@@ -12,7 +12,10 @@ from cellkit.errors import UserError
 from cellkit.files import read_json, sha256_file, write_json
 
 WRAPPERS = ("_orig_mod.", "module.")  # before every name in the weights of a compiled or a distributed model
-OTHER_USE = {"torchvision": "give it as maskrcnn.start, with maskrcnn.backbone: resnet50_fpn_v2"}
+OTHER_USE = {
+    "torchvision": "give it as maskrcnn.start, with maskrcnn.backbone: resnet50_fpn_v2",
+    "detectron2": "give it as maskrcnn.start, with maskrcnn.backend: maskrcnn_detectron2 and maskrcnn.backbone: resnet50_fpn",
+}
 
 
 @dataclass(frozen=True)

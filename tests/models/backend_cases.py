@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import tempfile
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sam_cases import small_checkpoint
 
-from cellkit.models import get_backend
+from cellkit.models import backend_module, backend_names, get_backend
 
 EMPTY = np.zeros((96, 80, 3), np.uint8)
 
@@ -33,7 +35,22 @@ FEW = {
     },
 }
 
+FEW["maskrcnn_detectron2"] = FEW["maskrcnn_torchvision"]
+
 STEPS = {"steps": 2, "batch_size": 2, "crop_px": 64, "warmup_steps": 1, "eval_every": 2, "val_images": 1}
+
+
+def lacks(name: str) -> str:
+    """Return the package that a backend needs and that is not here; "" where it can be used. Only detectron2 may be missing."""
+    missing = [one for one in backend_module(name).REQUIRES if importlib.util.find_spec(one) is None]
+    assert set(missing) <= {"detectron2"}, missing
+    return ", ".join(missing)
+
+
+def each(*names: str) -> list:
+    """Return backends to go through, all unless named; one whose package is missing is skipped, which is said."""
+    skipped = lambda name: pytest.mark.skipif(bool(lacks(name)), reason=f"{lacks(name)} is not installed")  # noqa: E731
+    return [pytest.param(name, marks=skipped(name)) for name in names or backend_names()]
 
 
 @cache

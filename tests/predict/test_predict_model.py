@@ -10,7 +10,7 @@ from predict_cases import CHANNELS, THRESHOLD, run_dir, unet  # noqa: F401
 from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
 from cellkit.microscope.convert import Conversion
-from cellkit.models import backend_names, get_backend
+from cellkit.models import backend_module, backend_names
 from cellkit.predict.model import checked_settings, find_model
 
 
@@ -133,7 +133,7 @@ class TestFindModel:
 
     @pytest.mark.parametrize("name", backend_names())
     def test_every_backend_reads_with_its_settings(self, name):
-        backend = get_backend(name)
+        backend = backend_module(name)
         read = set(backend.Settings.model_fields) - {
             "precision",
             "squares_at_once",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,9 @@ DEFAULTS = {
     "mask_threshold": 0.5,
     "min_area_px": 15,
     "precision": "auto",
+    "anchor_sizes": None,  # px at network scale, of each level; None = the usual ones of the backbone
+    "imagenet": False,  # whether a ResNet is shown what torchvision's were: each colour less its mean, by its deviation
+    "widths": None,  # of a U-Net that has not the usual ones
 }
 
 
@@ -62,6 +65,10 @@ class Training(Schedule, Settings):
         None, description="box IoU above which the lower score is dropped; null = best on training images"
     )
     mask_threshold: Inner = Field(0.5, description=MASK)
+    anchors: Literal["usual", "data"] = Field(
+        "usual",
+        description="sizes of the boxes that proposals begin from: the backbone's usual ones, or from training labels",
+    )
     freeze_backbone: bool = Field(True, description="train the heads only")
     unfreeze_after: Share | None = Field(
         None, description="share of the steps after which a frozen encoder is trained too; null = never"

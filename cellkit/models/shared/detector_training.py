@@ -6,7 +6,7 @@ and masks; its ``cell_classifier`` tells classes, its ``roi_heads`` hold the thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.log import LOG
 from cellkit.models.maskrcnn_detect import TILE_PX, detect_image
 from cellkit.models.shared.contract import merged
 from cellkit.models.shared.cost import BATCH, Cost, timed_cost
+from cellkit.models.shared.detector_anchors import anchor_sizes
 from cellkit.models.shared.detector_settings import DEFAULTS, Training
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import (
@@ -53,7 +55,8 @@ def train_detector(
     config: Training,
     out: Path,
     name: str,
-    start: Callable[[Training, dict[str, Any], int], Any],
+    start: Callable[[Training, dict[str, Any], Sequence[str]], Any],
+    levels: Mapping[str, tuple[Sequence[int], int, float]],
     bytes_per_px: int,
 ) -> Path:
     """Train a detector; whole images of `val` choose the weights by the mean of the classes' MAP IoU.
@@ -68,6 +71,8 @@ def train_detector(
         Of the backend.
     start : callable
         (config, settings, classes) -> the network on its device; what its encoder was trained on is noted in the settings.
+    levels : mapping
+        Backbone -> strides, sizes of a level and least size, as `detector_anchors.anchor_sizes` wants them.
     bytes_per_px : int
         Memory that finding the cells of an image takes, as `inputs.bytes_for` wants it.
 
@@ -90,7 +95,12 @@ def train_detector(
     refuse_small(train, settings["min_area_px"], "maskrcnn.min_area_px")
     ask_for_memory(train, val, diameter_px, 28, bytes_per_px)
     settings["tile_detections"] = room_for(train.instances, diameter_px)
-    model = start(config, settings, len(train.classes))
+    if config.anchors == "data":
+        settings["anchor_sizes"] = anchor_sizes(train.instances, diameter_px, *levels[config.backbone])
+    model = start(config, settings, train.classes)
+    if settings["anchor_sizes"]:
+        each = "; ".join(", ".join(f"{size:g}" for size in level) for level in settings["anchor_sizes"])
+        LOG.info(f"{name}: anchors of {each} px at network scale")
     items = [scaled(*train[i], diameter_px) for i in range(len(train))]
     refuse_empty([item[0] for item in items], train, "any colour", "convert.channels")
     scored, choosing = scored_along(val, config.val_images)
@@ -133,11 +143,14 @@ def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
 
 
 def detector_cost(
-    config: Training, image: np.ndarray, truth: Instances, start: Callable[[Training, dict[str, Any], int], Any]
+    config: Training,
+    image: np.ndarray,
+    truth: Instances,
+    start: Callable[[Training, dict[str, Any], Sequence[str]], Any],
 ) -> Cost:
     """Return what a training costs here, timed on an image whose cells are about 30 px wide."""
     settings = merged(config, {}, DEFAULTS) | {"diameter_px": CELL_PX, "max_detections": len(truth)}
-    model = start(config, settings, int(truth.class_ids.max()))
+    model = start(config, settings, [str(k) for k in range(int(truth.class_ids.max()))])
     model.roi_heads.score_thresh = 0.0  # as many boxes as there are cells, of a detector that has learned nothing yet
     timed = config.model_copy(update={"batch_size": BATCH})
     return timed_cost(

@@ -1,0 +1,144 @@
+"""Mask R-CNN on detectron2: the second engine, for its COCO weights and for who knows its parts.
+
+Settings, crops, classifier, thresholds and tiles are those of the engine on torchvision, so that both are compared alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from cellkit.cells.instances import Instances
+from cellkit.machine import arithmetic
+from cellkit.models.maskrcnn_detect import detect_image
+from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS
+from cellkit.models.shared.contract import Segmenter, merged
+from cellkit.models.shared.cost import Cost
+from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training
+from cellkit.models.shared.detector_start import SCRATCH, TUNED, UNET, check_start, started
+from cellkit.models.shared.detector_training import detector_cost, train_detector
+from cellkit.models.shared.inputs import bytes_for
+from cellkit.models.training import random_state_kept
+from cellkit.settings import weights_field
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
+
+TITLE = "Mask R-CNN, detectron2"
+REQUIRES = ("torch", "torchvision", "detectron2")
+INSTALL = (
+    "conda install -c conda-forge detectron2; PyPI has none: without conda it is built, beside torch and setuptools < 82: "
+    "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
+)
+BYTES_PER_PX = 110  # of memory, at network scale
+NAME = "maskrcnn_detectron2"
+PUBLISHED = "detectron2"  # what the cards of fetched weights say
+LEVELS = {name: (one.strides, one.count, one.least) for name, one in PYRAMIDS.items()}  # see `anchor_sizes`
+
+
+class TrainSettings(Training):
+    """Settings of a training."""
+
+    backbone: Literal["cellpose_unet", "resnet50_fpn"] = Field("cellpose_unet", description="image encoder")
+    start: str = weights_field(
+        TUNED,
+        "weights to begin from: tuned = this run's fine-tuned checkpoint, coco = a published detector, RUN:maskrcnn, or a model",
+        UNET,
+        NAME,
+        PUBLISHED,
+    )
+    anchors: Literal["usual", "data"] = Field(
+        "data",
+        description="sizes of the boxes that proposals begin from: the backbone's usual ones, or from training labels",
+    )
+
+
+def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
+    """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        What `train` wrote.
+    settings : Settings, optional
+        What is None comes from the card.
+
+    Raises
+    ------
+    UserError
+        No checkpoint there, or one of another backend.
+    """
+    from cellkit.models import weights
+    from cellkit.models.maskrcnn_detectron2_network import build
+
+    card = weights.card_for(checkpoint, NAME)
+    used = merged(settings, card.config, DEFAULTS)
+    used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
+    model = build(used | {"norm": card.config.get("norm")}, len(card.classes))
+    model.load_state_dict(weights.load_tensors(checkpoint))
+    model = model.to(arithmetic().device).eval()
+
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        return detect_image(model, image, used, left_out)
+
+    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+
+
+@random_state_kept()
+def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
+    """Train the detector; whole images of `val` choose the weights by the mean of the classes' MAP IoU.
+
+    Which of them choose, and that none does while there are few, is as in `cellpose_unet.train`.
+
+    Parameters
+    ----------
+    config : TrainSettings
+        ``start`` is a path, or "scratch".
+    out : Path
+        Folder for the resume state, ``history.csv`` and the checkpoint.
+
+    Returns
+    -------
+    Path
+        ``maskrcnn.safetensors``.
+
+    Raises
+    ------
+    UserError
+        Nothing to train on, no class, or no weights to start from.
+    """
+    return train_detector(train, val, config, out, NAME, _start, LEVELS, BYTES_PER_PX)
+
+
+def check(config: TrainSettings) -> None:
+    """Refuse what cannot be the start of a detector, as far as its name and card tell; nothing is loaded.
+
+    Raises
+    ------
+    UserError
+        As `detector_start.check_start`.
+    """
+    check_start(config, NAME, PUBLISHED)
+
+
+def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
+    """Return what a training costs here, timed on an image whose cells are about 30 px wide.
+
+    ``start`` is the path of what the encoder will begin from, or of weights of the same kind.
+    """
+    return detector_cost(config, image, truth, _start)
+
+
+def _start(config: TrainSettings, settings: dict[str, Any], classes: Sequence[str]) -> Any:
+    """Build the detector, put the start weights into it, and note in `settings` what they were trained on."""
+    from cellkit.models.maskrcnn_detectron2_network import build, load_published
+
+    check(config)
+    if config.backbone != UNET:
+        settings["norm"] = "BN" if config.start == SCRATCH else "FrozenBN"
+    return started(config, settings, classes, NAME, build, load_published)

@@ -1,0 +1,174 @@
+"""What a Mask R-CNN begins from: an adapted Cellpose network, a detector of one's own, or a published one.
+
+Weights are taken over module by module, where all of a module's tensors are there and fit; what is new is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cellkit.errors import UserError
+from cellkit.log import LOG
+from cellkit.models import weights
+from cellkit.models.shared.detector_settings import Training
+
+SCRATCH, TUNED, UNET = "scratch", "tuned", "cellpose_unet"
+KEPT = ("shown", "widths", "anchor_sizes", "norm", "imagenet")  # of a detector that another one starts from
+CLASSIFIER = "cell_classifier.last."
+
+
+def check_start(config: Training, name: str, published: str) -> None:
+    """Refuse what cannot be the start of a detector, as far as its name and card tell; nothing is loaded.
+
+    Parameters
+    ----------
+    config : Training
+        With ``backbone``, and ``start``: a path, "scratch", or "tuned" = the Cellpose network that notebook 03 keeps.
+    name : str
+        Of the backend.
+    published : str
+        What the card of fetched weights calls their kind.
+
+    Raises
+    ------
+    UserError
+        Random weights that would stay frozen, an end of a freezing that there is not, weights of another kind of network, or
+        bfloat16 for a ResNet-50.
+    """
+    start, backbone = config.start, config.backbone
+    other = "set maskrcnn.start to weights of a ResNet-50, or scratch, or maskrcnn.backbone: cellpose_unet"
+    if start == SCRATCH and config.freeze_backbone:
+        raise UserError("maskrcnn.start is scratch and freeze_backbone is true", "set maskrcnn.freeze_backbone: false")
+    if config.unfreeze_after is not None and not (config.freeze_backbone and backbone == UNET):
+        raise UserError(
+            f"maskrcnn.unfreeze_after is {config.unfreeze_after:g}, and the encoder is not frozen before",
+            "leave unfreeze_after empty, or set freeze_backbone: true and backbone: cellpose_unet",
+        )
+    if start == TUNED and backbone != UNET:
+        raise UserError(f"maskrcnn.start is tuned, a Cellpose network, and maskrcnn.backbone is {backbone}", other)
+    if config.precision == "bfloat16" and backbone != UNET:
+        raise UserError(
+            f"maskrcnn.precision is bfloat16, and {backbone} computes in float32", "set it to auto or float32"
+        )
+    if Path(start).suffix != ".safetensors":
+        return
+    card = weights.read_card(start)
+    if card.backend == name:
+        if card.config["backbone"] != backbone:
+            raise UserError(
+                f"maskrcnn.start is a detector with {card.config['backbone']}, and maskrcnn.backbone is {backbone}",
+                f"set maskrcnn.backbone: {card.config['backbone']}, or another maskrcnn.start",
+            )
+    elif backbone == UNET:
+        weights.card_for(start, UNET)
+    elif card.backend != published:
+        raise UserError(f"maskrcnn.start is weights of {card.backend}, and maskrcnn.backbone is {backbone}", other)
+
+
+def started(
+    config: Training,
+    settings: dict[str, Any],
+    classes: Sequence[str],
+    name: str,
+    build: Callable[[Mapping[str, Any], int], Any],
+    load_published: Callable[[Any, Path], None],
+) -> Any:
+    """Return the detector with the weights that it starts from, on its device; note in `settings` what is read from their card.
+
+    Parameters
+    ----------
+    config : Training
+        As `check_start` lets it through.
+    classes : sequence of str
+        Known classes.
+    name : str
+        Of the backend.
+    build : callable
+        (settings, number of classes) -> a detector of random numbers.
+    load_published : callable
+        (detector, path) -> None: puts weights of a ResNet-50 into it.
+    """
+    import torch
+
+    from cellkit.machine import arithmetic
+    from cellkit.models.unet_network import load_network
+
+    settings["precision"] = config.precision if config.backbone == UNET else "float32"
+    own, network = _own_card(config.start, name), None
+    if own is not None:
+        settings |= {key: own.config[key] for key in KEPT if key in own.config}
+    elif config.backbone == UNET and config.start != SCRATCH:
+        network, about = load_network(config.start)
+        settings |= {"shown": about.get("channels", "both"), **network.config}
+    torch.manual_seed(config.seed)
+    model = build(settings, len(classes))
+    if config.unfreeze_after is not None:  # its parameters belong to the training, without gradients at first
+        model.backbone.train_unet(True)
+    if own is not None:
+        tensors = for_classes(weights.load_tensors(config.start), model, own.classes, classes)
+        take_over(model, tensors, f"{name}, from {Path(config.start).name}")
+    elif network is not None:
+        model.backbone.unet.load_state_dict(network.state_dict())
+    elif config.start != SCRATCH:
+        load_published(model, Path(config.start))
+    return model.to(arithmetic().device)
+
+
+def _own_card(start: str, name: str) -> weights.Card | None:
+    """Return the card of weights to start from that are a detector of the same backend; None of all else."""
+    card = weights.read_card(start) if Path(start).suffix == ".safetensors" else None
+    return card if card is not None and card.backend == name else None
+
+
+def take_over(model: Any, tensors: Mapping[str, Any], called: str) -> list[str]:
+    """Put tensors into a network, module by module, where all tensors of a module are there and fit; say what is new.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    tensors : mapping
+        By the names that the network gives them.
+    called : str
+        What they are, to be logged.
+
+    Returns
+    -------
+    list of str
+        Modules that keep their random weights, sorted.
+    """
+    wanted = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    fits = {key: key in tensors and tensors[key].shape == value.shape for key, value in wanted.items()}
+    modules: dict[str, bool] = {}
+    for key, fit in fits.items():
+        module = key.rpartition(".")[0]
+        modules[module] = modules.get(module, True) and fit
+    taken = {key: tensors[key] for key in tensors if key in model.state_dict() and modules.get(key.rpartition(".")[0])}
+    model.load_state_dict(taken, strict=False)
+    new = sorted(module for module, fit in modules.items() if not fit)
+    if new:
+        names = sorted({".".join(module.split(".")[:2]) for module in new})
+        LOG.info(f"{called}: {len(modules) - len(new)} of {len(modules)} parts are taken over; new: {', '.join(names)}")
+    else:
+        LOG.info(f"{called}: all {len(modules)} parts are taken over")
+    return new
+
+
+def for_classes(
+    tensors: Mapping[str, Any], model: Any, before: Sequence[str], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return tensors whose classifier knows these classes, in this order: by name; one that is new is as in `model`.
+
+    Parameters
+    ----------
+    before : sequence of str
+        Classes that the tensors were trained for.
+    """
+    own = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(CLASSIFIER)}
+    for key, value in own.items():
+        if key in tensors and tensors[key].shape[1:] == value.shape[1:]:
+            for k, name in enumerate(classes):
+                if name in before:
+                    value[k] = tensors[key][list(before).index(name)]
+    return {**tensors, **own}
