@@ -17,6 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="DIR", help="the run folder (default runs/<name of the config>)")
     parser.add_argument("--from", dest="from_", metavar="03", help="repeat this notebook and all after it")
     parser.add_argument("--only", metavar="05", help="repeat this notebook alone")
+    parser.add_argument("--until", metavar="04", help="stop after this notebook")
     parser.add_argument("--fresh", action="store_true", help="forget what the run folder holds")
     parser.add_argument("--folds", type=int, metavar="K", help="once for each of K parts held back, in DIR/folds/of_K")
     parser.add_argument("--timeout", type=float, metavar="S", help="most seconds one cell may take")
@@ -39,7 +40,7 @@ def run(given: argparse.Namespace) -> Answer:
     if given.timeout is not None and not given.timeout > 0:
         raise UserError(f"--timeout is {given.timeout:g}", "give seconds, more than 0")
     overrides, how = set_strings(given.overrides), {"from_": given.from_, "only": given.only, "fresh": given.fresh}
-    how |= {"timeout_s": given.timeout, "allow_skips": given.allow_skips}
+    how |= {"until": given.until, "timeout_s": given.timeout, "allow_skips": given.allow_skips}
     if given.folds is not None:
         return Answer(code=run_folds(given.config, given.folds, given.run, overrides, **how))
     return Answer(code=run_notebooks(given.config, given.run, overrides=overrides, **how))

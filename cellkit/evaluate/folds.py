@@ -55,7 +55,7 @@ class Fold:
     lasts: bool = False
 
 
-def run_fold(backend: ModuleType, fold: Fold, settings: Any) -> Found:
+def run_fold(backend: ModuleType, fold: Fold, settings: Any, share: float | None = None) -> Found:
     """Adapt a model to what teaches, in a short run, and find the cells of what is held back at every step from the base.
 
     A fold that was finished with the same images and settings is read, not run. Its weights are deleted in the end, but for
@@ -65,8 +65,10 @@ def run_fold(backend: ModuleType, fold: Fold, settings: Any) -> Found:
     ----------
     settings : TrainSettings
         Of the whole run.
+    share : float, optional
+        Of the whole run's steps; default as `fold_settings`.
     """
-    short, path = fold_settings(settings), fold.folder / FOUND
+    short, path = fold_settings(settings, share), fold.folder / FOUND
     stamp = _stamp(backend, fold, short)
     done = read_json(path) if path.is_file() else {}
     if done.get("stamp") != stamp:
@@ -100,9 +102,9 @@ def weights_of(fold: Fold) -> tuple[Path | None, Path]:
     return found.get("base"), found["tuned"]
 
 
-def fold_settings(settings: Any) -> Any:
-    """Return the settings of a short run: a share of the steps, where the backend counts any."""
-    share = getattr(settings, "fold_steps", FOLD_STEPS)
+def fold_settings(settings: Any, share: float | None = None) -> Any:
+    """Return the settings of a short run: a share of the steps, where the backend counts any; default its ``fold_steps``."""
+    share = getattr(settings, "fold_steps", FOLD_STEPS) if share is None else share
     counts = {name: getattr(settings, name) for name in ("steps", "warmup_steps") if hasattr(settings, name)}
     return settings.model_copy(update={name: max(min(one, 1), round(share * one)) for name, one in counts.items()})
 

@@ -60,6 +60,7 @@ def run_notebooks(
     notebooks: str | Path | None = None,
     timeout_s: float | None = None,
     allow_skips: bool = False,
+    until: str | None = None,
 ) -> int:
     """Run the notebooks in order, each only if its inputs, section, code or outputs changed.
 
@@ -80,6 +81,8 @@ def run_notebooks(
         Most seconds one cell may take.
     allow_skips : bool
         Return 0 instead of 3 when items were quarantined.
+    until : str, optional
+        The last stage to run; those after it are left as they are.
 
     Returns
     -------
@@ -93,7 +96,7 @@ def run_notebooks(
     """
     cfg = load_config(config_path, overrides, notebooks)
     books = read_notebooks(notebooks)
-    chosen = _choose(books, from_, only, fresh)
+    chosen = _choose(books, from_, only, fresh, until)
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(folder)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -120,19 +123,28 @@ def run_notebooks(
             _unmake(made)
 
 
-def _choose(books: list[Notebook], from_: str | None, only: str | None, fresh: bool) -> list[Notebook]:
+def _choose(
+    books: list[Notebook], from_: str | None, only: str | None, fresh: bool, until: str | None = None
+) -> list[Notebook]:
     """Return the notebooks to consider."""
     if bool(from_) + bool(only) + bool(fresh) > 1:
         raise UserError("--from, --only and --fresh exclude each other", "give one of them")
-    wanted = from_ or only
-    if not wanted:
-        return books
+    if only and until:
+        raise UserError("--only and --until exclude each other", "give one of them")
+    end = len(books) if until is None else _place_of(books, until) + 1
+    start = _place_of(books, from_ or only) if from_ or only else 0
+    if start >= end:
+        raise UserError(f"--from {from_} comes after --until {until}", "give them in the order of the notebooks")
+    return books[start : start + 1] if only else books[start:end]
+
+
+def _place_of(books: list[Notebook], wanted: str) -> int:
+    """Return the place of a notebook called by its name or number."""
     names = [book.name for book in books]
     hits = [n for n in names if n == wanted or n.split("_")[0] == wanted.zfill(2)]
     if not hits:
         raise UserError(f"no notebook is called {wanted!r}{nearest(wanted, names)}", f"notebooks: {', '.join(names)}")
-    start = names.index(hits[0])
-    return books[start:] if from_ else books[start : start + 1]
+    return names.index(hits[0])
 
 
 def _check_run(cfg: Config, folder: Path, stages: list[str]) -> Outlook | None:

@@ -1,0 +1,207 @@
+"""A search over settings of a run: trainings on its training images, compared on images that judge nothing later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.disjoint import resolve_overlaps
+from cellkit.cells.splits import k_folds
+from cellkit.config.reading import load_config
+from cellkit.errors import UserError, counted
+from cellkit.evaluate.folds import Fold, run_fold, scores_of
+from cellkit.evaluate.halving import Result, Trial, cost_of, successive_halving, trials_of
+from cellkit.fetch.find import with_weights
+from cellkit.files import write_frame
+from cellkit.formats.coco_reading import read_coco
+from cellkit.log import LOG
+from cellkit.machine import here
+from cellkit.manifest import SEARCH
+from cellkit.models import get_backend
+from cellkit.models.gate import choosers, unit_of
+from cellkit.run.folder import Run
+from cellkit.run.runner import run_notebooks
+
+if TYPE_CHECKING:
+    import pandas
+
+BEFORE = {"finetune": "02_label_with_cellpose", "maskrcnn": "04_cells_to_coco"}  # the last notebook that a search reads
+PARTS = 4  # of the training images one is held back, where no validation image chooses
+TABLE = "search.csv"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search found.
+
+    Attributes
+    ----------
+    code : int
+        The exit code of the notebooks that had to be run first; above 0 nothing was searched.
+    table : DataFrame or None
+        trial, rung, steps, images, score, goes_on, and a column for each setting.
+    results : list of Result
+    path : Path
+        The table's file.
+    who : str
+        Which images chose.
+    """
+
+    code: int
+    table: pandas.DataFrame | None = None
+    results: Sequence[Result] = ()
+    path: Path = Path()
+    who: str = ""
+
+    @property
+    def best(self) -> Trial:
+        """The trial that won."""
+        return next(one.trial for one in reversed(self.results) if one.goes_on)
+
+
+def run_search(
+    config_path: str | Path,
+    over: Mapping[str, Sequence[Any]],
+    budget: float = 6.0,
+    run_dir: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    notebooks: str | Path | None = None,
+) -> Searched:
+    """Search settings of notebook 03 or 05 by successive halving, see `cellkit.evaluate.halving`.
+
+    The notebooks before are run first, where they are not finished. Trials are compared on the validation images that choose
+    (`cellkit.models.gate.choosers`); where none does, because they are fewer than twelve, on a fourth of the training images,
+    which then teach no trial. Neither the images that judge nor test images are looked at. A trial that is finished is kept in
+    ``RUN/search``: a search that was killed and is repeated goes on.
+
+    Parameters
+    ----------
+    config_path : str or Path
+    over : mapping
+        Dotted key -> values, e.g. ``{"maskrcnn.learning_rate": [1e-3, 5e-4]}``; all of one section.
+    budget : float
+        Most that the search may cost, in whole trainings.
+    run_dir, overrides, notebooks
+        As for `cellkit.run.runner.run_notebooks`.
+
+    Raises
+    ------
+    UserError
+        Keys of no section that is trained, or of two; values that are refused; too few images; or as `run_notebooks`.
+    """
+    section = _section_of(over)
+    cfg = load_config(config_path, overrides, notebooks)
+    trials = trials_of(over, budget, cfg.seed)
+    own = [
+        load_config(config_path, {**(overrides or {}), **trial.changes}, notebooks) for trial in trials
+    ]  # refused now
+    folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
+    code = run_notebooks(
+        config_path, folder, overrides=overrides, notebooks=notebooks, until=BEFORE[section], allow_skips=True
+    )
+    if code:
+        return Searched(code)
+    run = Run(folder)
+    settings = {trial.number: with_weights(getattr(one, section), run) for trial, one in zip(trials, own, strict=True)}
+    train, held, who = _parts(run, section, cfg.seed)
+    LOG.info(
+        f"search: {counted(len(trials), 'trial')} for the steps of {cost_of(len(trials)):g} trainings, compared on {who}"
+    )
+    place = folder / SEARCH / section
+    score = partial(_score, settings=settings, train=train, held=held, place=place)
+    in_steps = all(getattr(one, "steps", 0) > 1 for one in settings.values())
+    results = successive_halving(trials, score, at_once=not in_steps)
+    table = _table(results, settings, list(over), len(held))
+    return Searched(0, table, results, write_frame(place / TABLE, table), who)
+
+
+def _section_of(over: Mapping[str, Any]) -> str:
+    sections = sorted({key.partition(".")[0] for key in over})
+    if len(sections) != 1 or sections[0] not in BEFORE:
+        raise UserError(
+            f"a search over {', '.join(over) or 'nothing'}",
+            f"name keys of one section: {' or '.join(BEFORE)}, e.g. maskrcnn.steps",
+        )
+    return sections[0]
+
+
+def _parts(run: Run, section: str, seed: int) -> tuple[CellDataset, CellDataset, str]:
+    """Return the images that teach the trials, those that compare them, and the latter in words."""
+    if section == "finetune":
+        labelled = read_coco(run.find("labels"), run.folder).scored()
+        train, val = labelled.select("train"), labelled.select("val")
+    else:
+        train = read_coco(run.find("coco_train"), run.folder)
+        vals = run.find_all("coco_val")
+        val = read_coco(vals["coco_val"], run.folder) if vals else train.subset([])
+    known = val.without_proposed()
+    names = set(choosers(known.records))
+    if names:
+        held = known.subset([record.image_id in names for record in known.records])
+        return train, held, f"the {counted(len(held), 'validation image')} that choose"
+    taught = train.without_proposed()
+    units = len({unit_of(record) for record in taught.records})
+    if units < 2:
+        have = counted(units, "labelled training image or group", "labelled training images or groups")
+        raise UserError(
+            f"{have}, and no validation image chooses",
+            "a search needs two, to hold one back, or twelve validation images",
+        )
+    aside = {unit_of(record) for record in k_folds(taught.records, min(PARTS, units), seed, by="group")[0]}
+    held = taught.subset([unit_of(record) in aside for record in taught.records])
+    rest = train.subset([unit_of(record) not in aside for record in train.records])
+    return rest, held, f"{counted(len(held), 'training image')} held back, as no validation image chooses"
+
+
+def _score(
+    trial: Trial,
+    rung: int,
+    share: float,
+    settings: Mapping[int, Any],
+    train: CellDataset,
+    held: CellDataset,
+    place: Path,
+) -> float:
+    """Train one trial for a share of its steps; return its MAP IoU, overlaps removed."""
+    own = settings[trial.number]
+    told = ", ".join(f"{key} = {value}" for key, value in trial.changes.items()) or "the configuration as it is"
+    fold = Fold(train, held, place / f"trial_{trial.number}" / f"rung_{rung}")
+    found = run_fold(get_backend(own.backend), fold, own, share)
+    cells = [resolve_overlaps(one)[0] for one in found[max(found)]]
+    score = float(scores_of(held, {1.0: cells}).mean())
+    LOG.info(f"trial {trial.number}, rung {rung}, {share:.0%} of the steps: {score:.3f} ({told})")
+    return score
+
+
+def _table(
+    results: Sequence[Result], settings: Mapping[int, Any], keys: Sequence[str], images: int
+) -> pandas.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for one in results:
+        own = settings[one.trial.number]
+        steps = getattr(own, "steps", None)
+        values = {key: _value_at(own, key.partition(".")[2]) for key in keys}
+        rows.append(
+            {
+                "trial": one.trial.number,
+                "rung": one.rung,
+                "steps": None if steps is None else round(steps * one.share),
+                "images": images,
+                "score": one.score,
+                "goes_on": one.goes_on,
+                **values,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _value_at(settings: Any, key: str) -> Any:
+    for name in key.split("."):
+        settings = getattr(settings, name)
+    return settings

@@ -1,0 +1,86 @@
+"""A search over settings, on images a person labelled; with a backend whose training costs nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from run_cases import TWO, here, write_notebook  # noqa: F401
+from test_folds import CONFIG, LABEL
+
+from cellkit.commands.search import over_of
+from cellkit.errors import UserError
+from cellkit.evaluate import folds
+from cellkit.files import PACKAGE
+from cellkit.formats.coco_reading import read_coco
+from cellkit.run.search import run_search
+from cellkit.show.search import show_search
+
+OVER = {"finetune.diameter_px": [8.0, 30.0]}
+HOW = {"run_dir": "runs/s", "notebooks": "notebooks", "overrides": {"finetune.backend": "threshold"}}
+
+
+@pytest.fixture
+def drawn(here):  # noqa: F811
+    (here / "configs/demo.yaml").write_text(CONFIG)
+    cells = [text.replace("**files)", "labels=stage.path('labels.json'), **files)") for text in LABEL]
+    cells.insert(-1, "write_dataset(stage.path('labels.json'), truth)")
+    write_notebook(here / "notebooks", TWO, cells)
+    shutil.copy(PACKAGE.parent / "notebooks/01_convert.ipynb", here / "notebooks")
+    return here
+
+
+def test_a_search_compares_on_images_that_judge_nothing_and_goes_on_where_it_was(drawn, monkeypatch):
+    looked = []
+    real = folds.predict_all
+    monkeypatch.setattr(
+        folds, "predict_all", lambda segment, images, *more: looked.append(images) or real(segment, images, *more)
+    )
+    done = run_search("configs/demo.yaml", OVER, 6, **HOW)
+    labelled = read_coco("runs/s/labels.json")
+    assert (
+        done.who.endswith("training image held back, as no validation image chooses")
+        or "training images held" in done.who
+    )
+    assert {r.split for images in looked for r in images.records} == {"train"}
+    assert len(looked) == 3 and len(looked[0]) < len(labelled.select("train"))
+    table = pd.read_csv("runs/s/search/finetune/search.csv")
+    assert table["trial"].tolist()[0] == done.best.number and sorted(table["trial"]) == [0, 1, 2]
+    assert table["score"].is_monotonic_decreasing and table["goes_on"].tolist() == [True, False, False]
+    by_trial = table.set_index("trial")
+    assert by_trial["finetune.diameter_px"].dropna().to_dict() == {1: 8.0, 2: 30.0}
+    assert by_trial["score"][2] > by_trial["score"][1], "cells of 30 px are cut to pieces at 8"
+    assert "30.0" in show_search(table).texts[0].get_text() or done.best.number == 0
+
+    again = run_search("configs/demo.yaml", OVER, 6, **HOW)
+    assert len(looked) == 3 and again.table.equals(done.table), "what is finished is read"
+
+
+@pytest.mark.parametrize(
+    ("over", "problem"),
+    [
+        ({"label.diameter_px": [1]}, "a search over label.diameter_px"),
+        ({"finetune.steps": [1], "maskrcnn.steps": [1]}, "a search over finetune.steps, maskrcnn.steps"),
+        ({"finetune.diameter_px": [-1]}, "finetune.diameter_px is -1"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_runs(here, over, problem):  # noqa: F811
+    (Path("configs/demo.yaml")).write_text(CONFIG)
+    with pytest.raises(UserError, match=problem):
+        run_search("configs/demo.yaml", over, 6, **HOW)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("strings", "problem"),
+    [
+        (["finetune.steps"], "has no values"),
+        (["finetune.steps=1", "finetune.steps=2"], "is given twice"),
+        (["finetune.steps=1,1"], "has a value twice"),
+    ],
+)
+def test_values_that_are_none_are_refused(strings, problem):
+    with pytest.raises(UserError, match=problem):
+        over_of(strings)
