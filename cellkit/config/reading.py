@@ -24,7 +24,7 @@ from cellkit.models import backend_names, is_backend
 from cellkit.settings import accepted, as_yaml, schema_of, weights_fields
 
 MAX_CONFIG_BYTES = 200_000
-PATHS = ("data", "convert.data", "label.use", "label.model")  # and the weights that a training begins from
+PATHS = ("data", "convert.data", "convert.pseudo", "label.use", "label.model")  # and the weights trainings begin from
 QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb\u2039\u203a\u00b4\uff02\uff07"  # that word processors set
 
 

@@ -161,6 +161,15 @@ class ConvertConfig(Section):
         description="one file per channel: expression that finds it in names, _(?P<channel>C[0-9]); each = no joining; "
         "null = one file per image, and names that differ in a channel only are refused",
     )
+    pseudo: str | None = Field(
+        None,
+        description="folder of cellkit pseudo-label: images that models labelled; they teach, and judge nothing; null = none",
+    )
+    pseudo_held_out: bool = Field(
+        False,
+        description="pseudo-labelled images of groups (plate, well, donor) that are held back teach too; false = they are left "
+        "out. Copies of test images need duplicates: keep as well",
+    )
     duplicates: Literal["set_aside", "refuse", "keep"] = Field(
         "set_aside",
         description="copies in two splits: those of test (else validation) stay, others are excluded; refused; kept",

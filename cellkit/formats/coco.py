@@ -134,8 +134,8 @@ def write_results(path: str | Path, ids: Sequence[int | str] | CellDataset, inst
 
 
 def write_truth(path: str | Path, images: CellDataset) -> Path | None:
-    """Write the images whose cells came with the source to a COCO file; without any nothing is written: None."""
-    truth = images.with_truth()
+    """Write the images whose cells came with the source, or as pseudo-labels, to a COCO file; without any nothing: None."""
+    truth = images.subset([maker in ("truth", "proposed") for maker in images.made_by])
     return write_dataset(path, truth) if len(truth) else None
 
 

@@ -15,6 +15,7 @@ from cellkit.cells.leftout import LeftOut, too_small
 from cellkit.cells.outlines import refuse_boxes
 from cellkit.errors import Quarantined, UserError, counted
 from cellkit.formats.labels import write_chosen_cells
+from cellkit.labelling.pseudo import pseudo_of
 from cellkit.log import LOG
 from cellkit.modules import optional
 
@@ -39,6 +40,8 @@ class Labelled:
         The same cells whole, overlaps and classes included; default those of `labels`.
     left_out : tuple of int
         Areas in px of the cells that were smaller than the least area.
+    is_classed : bool
+        Whether proposed cells have classes of this run: pseudo-labels have.
     """
 
     image_id: str
@@ -46,6 +49,7 @@ class Labelled:
     made_by: str
     cells: Instances | None = None
     left_out: tuple[int, ...] = ()
+    is_classed: bool = False
 
     @property
     def instances(self) -> Instances:
@@ -99,6 +103,10 @@ def choose_labels(
     from cellkit.labelling.corrections import corrections_folder, read_corrections
     from cellkit.manifest import note_reading
 
+    pseudo = {
+        name: Labelled(name, cells.paint(unknown=-1), "proposed", cells, is_classed=True)
+        for name, cells in pseudo_of(truth).items()
+    }
     if use == "truth":
         refuse_unlabelled("truth" in truth)
         coco = read_coco(truth["truth"], boxes=True)
@@ -106,7 +114,7 @@ def choose_labels(
         if classes:
             refuse_other_classes(coco.classes, classes, truth["truth"])
         known = _known(coco, images, truth["truth"])
-        taught = {r.image_id for r in images.records if teacher and r.split == "train"}
+        taught = {r.image_id for r in images.records if teacher and r.split == "train" and r.image_id not in pseudo}
         named = [r.image_id for r in images.records if r.image_id in known and r.image_id not in taught]
         chosen = [Labelled(name, known[name].paint(unknown=-1), "truth", known[name]) for name in named]
         if taught:
@@ -128,6 +136,7 @@ def choose_labels(
         if quarantine is not None:
             quarantine(unused)
         chosen = _proposed(images, proposals, seen)
+    chosen = [pseudo.get(item.image_id, item) for item in chosen]
     if partly := known_in_part([item.instances for item in chosen]):
         LOG.info(f"labels: {partly}")
     if use != "truth" and "truth" in truth:
@@ -217,7 +226,8 @@ def _without_small(item: Labelled, min_area_px: int) -> Labelled:
     labels = np.where(large, item.labels, 0).astype(np.int32)
     cells = item.cells if item.cells is None else item.cells[item.cells.areas_px >= min_area_px]
     areas = areas[ids > 0] if item.cells is None else item.cells.areas_px
-    return Labelled(item.image_id, labels, item.made_by, cells, tuple(areas[areas < min_area_px].tolist()))
+    left_out = tuple(areas[areas < min_area_px].tolist())
+    return Labelled(item.image_id, labels, item.made_by, cells, left_out, item.is_classed)
 
 
 def _warn_small(chosen: Sequence[Labelled], min_area_px: int) -> None:
@@ -274,7 +284,7 @@ def write_chosen(
     from cellkit.formats.label_images import stamp_of, write_labels
 
     cells = [item.instances.with_scores(1.0) for item in chosen]
-    named = [bool(classes) and item.made_by == "truth" for item in chosen]
+    named = [bool(classes) and (item.made_by == "truth" or item.is_classed) for item in chosen]
     cells = [found if known else found.with_classes(0) for found, known in zip(cells, named, strict=True)]
     stamps = [stamp_of(item.labels, proposed=True) if item.made_by == "proposed" else None for item in chosen]
     places = [Path(folder) / f"{item.image_id}.tif" for item in chosen]

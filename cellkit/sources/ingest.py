@@ -14,7 +14,7 @@ image that cannot be used is skipped with its reason, and the rest goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from operator import attrgetter
@@ -42,6 +42,7 @@ from cellkit.sources.assign_folds import hold_out_fold
 from cellkit.sources.assign_splits import check_enough, refuse_untaught
 from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
+from cellkit.sources.pseudo_labels import pseudo_folder, pseudo_images
 from cellkit.sources.source_tables import competition_ids, list_originals, sample_ids
 
 
@@ -130,9 +131,10 @@ def convert_images(
             raise
     limits = None
     if config.percentiles_of == "batch":  # of training images: test images decide nothing
-        taught = [item for item in items if item.split == "train"] or [item for item in items if not item.is_left]
+        taught = [i for i in items if i.split == "train" and not i.is_pseudo] or [i for i in items if not i.is_left]
         limits = measure_light(taught, config.conversion, config.workers, light_of_item, attrgetter("source"))
-    with Journal(out / JOURNAL, [config.fingerprint(), content_of(root), limits]) as journal:
+    more = [content_of(pseudo_folder(config))] if config.pseudo else []
+    with Journal(out / JOURNAL, [config.fingerprint(), content_of(root), limits, *more]) as journal:
         remove_remains(out / "images")
         work = partial(_convert_one, root=root, folder=out / "images", scale=config.scale, limits=limits)
         known = [(item, journal.done.get(item.image_id)) for item in items]
@@ -151,12 +153,13 @@ def convert_images(
     refuse_none(done, items, quarantined, root)
     warn_one_channel([result[0] for result in done], config)
     sync(out / result[0].path for result in done)
-    images = [item for item in items if not item.is_left]
+    images = [item for item in items if not item.is_left and not item.is_pseudo]
     originals = list_originals(images, done, quarantined, sample_ids(root, images))
     for text, source in left.items():  # their images are used; what else lies in the file is not
         LOG.warning(f"not read: {text}")
         quarantined.append(Quarantined(source, f"not read: {text}"))
-    converted = _converted(out, done, quarantined, originals, config)
+    pseudo = {item.image_id for item in items if item.is_pseudo}
+    converted = _converted(out, done, quarantined, originals, config, pseudo)
     journal.forget()
     return converted
 
@@ -289,8 +292,9 @@ def list_images(config: ConvertConfig, root: Path) -> list[SourceImage]:
             f"no image of the source '{config.source}' in {root}",
             "set convert.source and convert.path; data/README.md shows the layouts that are read",
         )
-    check_ids((item.image_id, item.source) for item in items)
     items = hold_out_fold(items, config)
+    items += pseudo_images(items, config)
+    check_ids((item.image_id, item.source) for item in items)
     warn_lacking_classes([item for item in items if not item.is_left], config)
     odd = {item.source for item in items if item.is_left}  # a folder of no class is named already
     across = [group for group in groups_across_splits(items) if f"{group}/" not in odd]
@@ -372,7 +376,12 @@ def _from_entry(entry: dict) -> tuple[ImageRecord, Instances | None, list[Level]
 
 
 def _converted(
-    out: Path, done: list, quarantined: list[Quarantined], originals: list[dict], config: ConvertConfig
+    out: Path,
+    done: list,
+    quarantined: list[Quarantined],
+    originals: list[dict],
+    config: ConvertConfig,
+    pseudo: Container[str],
 ) -> ConvertedImages:
     """Flag the images by what the training images are like, write the tables."""
     from cellkit.microscope.flags import flag_records
@@ -386,7 +395,7 @@ def _converted(
         Instances.empty((record.height_px, record.width_px)) if cells is None else cells
         for record, (_, cells, *_) in zip(records, done, strict=True)
     ]
-    made_by = ["" if cells is None else "truth" for _, cells, *_ in done]
+    made_by = ["" if own is None else "proposed" if r.image_id in pseudo else "truth" for r, own, *_ in done]
     if partly := known_in_part(instances):
         LOG.info(partly)
     conversion = [
@@ -424,6 +433,8 @@ def locate_source(config: ConvertConfig, stage: Any) -> Path:
     from cellkit.config.places import data_path
     from cellkit.sources.drawn.files import write_fields
 
+    if config.pseudo:
+        stage.note_reading(pseudo_folder(config), "pseudo")
     if config.source == "drawn":
         folder = stage.path("microscope")
         drawn = config.drawn.model_dump()

@@ -67,7 +67,7 @@ class SourceImage:
     that the image is made of, picture first: what no image is made of is named, see `cellkit.sources.leftovers`. `unit` names the
     file, or the series of files, that it is one of several frames of: they stay on one side of a split. `bare` is an image
     of which no labels are known. `is_own_test`: the source itself, no draw, calls it a test image. `scene` and `time` say which
-    frame of its file it is.
+    frame of its file it is. `is_pseudo`: a model proposed its labels.
     """
 
     image_id: str
@@ -83,6 +83,7 @@ class SourceImage:
     is_own_test: bool = False
     scene: int = 0
     time: int = 0
+    is_pseudo: bool = False
 
     @property
     def is_left(self) -> bool:

@@ -1,0 +1,126 @@
+"""The command `cellkit pseudo-label`."""
+
+from __future__ import annotations
+
+import argparse
+
+from cellkit.commands.shared import (
+    Answer,
+    channel_flags,
+    conversion_of,
+    exit_code,
+    list_quarantined,
+    set_flag,
+    skips_flag,
+)
+from cellkit.errors import UserError, counted
+
+ABOUT = "label images with models that are sure and agree, to train the next round with"
+ORDER = 4
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="images nobody labelled: files, folders, patterns")
+    models = "as for cellkit predict; given again: several, whose cells are fused and whose agreement counts"
+    parser.add_argument("--model", metavar="MODEL", action="append", required=True, help=models)
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="FOLDER", help="what convert.pseudo of the next run names"
+    )
+    parser.add_argument(
+        "--score", type=float, metavar="X", help="cells of at least this score are labels (default 0.7)"
+    )
+    doubtful = "cells below that and of at least this score become regions that are not annotated (default 0.3)"
+    parser.add_argument("--doubtful", type=float, metavar="X", help=doubtful)
+    agreement = "images whose models agree less are left out: MAP IoU between their cells (default 0.5)"
+    parser.add_argument("--agreement", type=float, metavar="X", help=agreement)
+    group = "expression that finds an image's group (plate, well) in its name, (?P<group>...); default its folders"
+    parser.add_argument("--group-from", metavar="EXPR", help=group)
+    parser.add_argument(
+        "--line", metavar="NAME", help="cell line of all images (default: the class of most cells of each)"
+    )
+    channel_flags(parser)
+    set_flag(parser, "cellprob_threshold=-1")
+    skips_flag(parser)
+
+
+def run(given: argparse.Namespace) -> Answer:
+    """Label images with models that are sure and agree, to train the next round with.
+
+    Raises
+    ------
+    UserError
+        A limit that is no share, models of other classes, or as `predict_files` and `write_pseudo`.
+    """
+    from dataclasses import replace
+    from pathlib import Path
+
+    from cellkit.cells.splits import name_groups
+    from cellkit.config.reading import set_strings
+    from cellkit.formats.coco_reading import read_coco
+    from cellkit.labelling.pseudo import write_pseudo
+    from cellkit.predict.files import predict_files
+    from cellkit.predict.images import find_frames, find_images
+    from cellkit.predict.joined import open_model
+
+    settings, out = _limits(given), Path(given.out)
+    models = [open_model(name, set_strings(given.overrides)) for name in given.model]
+    classes = tuple(dict.fromkeys(name for model in models for name in model.classes))
+    found, quarantined = [], []
+    for number, model in enumerate(models, 1):
+        path = out / "found" / f"{number}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = predict_files(model, given.images, path, conversion=conversion_of(given, model.conversion))
+        quarantined += [one for one in done.quarantined if one not in quarantined]
+        found.append(_by_id(read_coco(path), classes))
+    records = [record for record, _ in found[0].values() if all(record.image_id in one for one in found)]
+    frames = {frame.image_id: frame for frame in find_frames(find_images(given.images, avoid=[out]))[0]}
+    placed = [
+        replace(
+            record, group="/".join(Path(record.path).parts[:-1]),
+            scene=frames[record.image_id].scene, time=frames[record.image_id].time,
+        )
+        for record in records
+    ]  # fmt: skip
+    placed = name_groups(placed, given.group_from)
+    cells = [[one[record.image_id][1] for one in found] for record in records]
+    files = {name: frame.path for name, frame in frames.items()}
+    rows = write_pseudo(out, placed, cells, classes, files, settings, given.line or "")
+    list_quarantined(quarantined)
+    used = [row for row in rows if row["used"] == "yes"]
+    labels, doubtful = (sum(row[key] for row in used) for key in ("cells", "doubtful"))
+    taken = f"{len(used)} of {counted(len(rows), 'image')} taken"
+    lines = [
+        f"{out}: {taken}, {counted(labels, 'cell')}, {doubtful} doubtful; pseudo.csv there says why",
+        f"train with them: cellkit run CONFIG --run NEW --set convert.pseudo={out}",
+    ]
+    return Answer("\n".join(lines), exit_code(quarantined, given.allow_skips))
+
+
+def _limits(given: argparse.Namespace):
+    """Return the limits that are given."""
+    from pydantic import ValidationError
+
+    from cellkit.labelling.pseudo import PseudoSettings
+
+    told = {key: value for key in ("score", "doubtful", "agreement") if (value := getattr(given, key)) is not None}
+    try:
+        settings = PseudoSettings(**told)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"--{first['loc'][0]} is {first['input']}", "give a number from 0 to 1") from None
+    if settings.doubtful > settings.score:
+        raise UserError(
+            f"--doubtful is {settings.doubtful:g}, more than --score {settings.score:g}",
+            "give a lower score for doubtful cells",
+        )
+    return settings
+
+
+def _by_id(data, classes: tuple[str, ...]) -> dict:
+    """Return record and cells of each image; classes by their place in `classes`."""
+    import numpy as np
+
+    place = np.array([0, *(classes.index(name) + 1 for name in data.classes)])
+    pairs = zip(data.records, data.instances, strict=True)
+    return {record.image_id: (record, cells.with_classes(place[cells.class_ids])) for record, cells in pairs}
