@@ -38,6 +38,7 @@ from cellkit.models.unet_network import WIDTHS, CellposeUNet
 
 RATIOS = (0.5, 1.0, 2.0)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # means and deviations of torchvision's ResNets
+LEAST_PX = 8  # of a cell at network scale
 RARE = 2.0  # logit by which a detector that has learned nothing yet finds no cell
 UNLIKELY = 0.02  # probability below which a proposal is not looked at
 PROPOSALS, PX_PER_PROPOSAL = 2000, 60  # at least, and as many as the picture's area asks for: a dozen a cell of 30 px
@@ -292,7 +293,12 @@ def _resnet50(frozen: bool) -> nn.Module:
     return _resnet_fpn_extractor(body, 0 if frozen else 5, extra_blocks=LastLevelMaxPool(), norm_layer=nn.BatchNorm2d)
 
 
-def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_px: int = 8) -> dict:
+def trainable(cells: Instances) -> np.ndarray:
+    """Return, (N,) bool, which cells are large enough to teach a box and a mask: in area, and more than a pixel wide and high."""
+    return (cells.areas_px >= LEAST_PX) & (cells.boxes_xywh.reshape(-1, 4)[:, 2:] > 1).all(axis=1)
+
+
+def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool) -> dict:
     """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,) all 1 = cell, masks (N, H, W) uint8.
 
     Where some of it is not annotated (label -1), ``unknown`` (H, W) bool tells where.
@@ -301,8 +307,7 @@ def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, min_p
     cells = Instances.from_labels(labels)
     ids = np.unique(labels)
     cells = cells.with_classes(class_of[ids[ids > 0]])
-    kept = cells.areas_px >= min_px
-    kept &= (cells.boxes_xywh[:, 2:] > 1).all(axis=1) if len(cells) else kept
+    kept = trainable(cells)
     if not ignore_unknown:
         kept &= cells.class_ids > 0
     cells = cells[kept]

@@ -7,17 +7,19 @@ and masks; its ``cell_classifier`` tells classes, its ``roi_heads`` hold the thr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models.maskrcnn_detect import TILE_PX, detect_image
 from cellkit.models.shared.contract import merged
-from cellkit.models.shared.cost import BATCH, Cost, timed_cost
+from cellkit.models.shared.cost import BATCH, Cost, seconds_of, timed_cost
 from cellkit.models.shared.detector_anchors import anchor_sizes
 from cellkit.models.shared.detector_settings import DEFAULTS, Training
 from cellkit.models.shared.diameter import diameter_of
@@ -103,6 +105,7 @@ def train_detector(
         LOG.info(f"{name}: anchors of {each} px at network scale")
     items = [scaled(*train[i], diameter_px) for i in range(len(train))]
     refuse_empty([item[0] for item in items], train, "any colour", "convert.channels")
+    say_untrainable(items, train.records)
     scored, choosing = scored_along(val, config.val_images)
     scorer = ClassScorer(model, [val[i] for i in scored], train.classes, settings)
     plan = plan_of(config, name)
@@ -152,15 +155,24 @@ def detector_cost(
     settings = merged(config, {}, DEFAULTS) | {"diameter_px": CELL_PX, "max_detections": len(truth)}
     model = start(config, settings, [str(k) for k in range(int(truth.class_ids.max()))])
     model.roi_heads.score_thresh = 0.0  # as many boxes as there are cells, of a detector that has learned nothing yet
-    timed = config.model_copy(update={"batch_size": BATCH})
-    return timed_cost(
+    loss_at = DetectorLoss(model, [scaled(image, truth, CELL_PX)], config.model_copy(update={"batch_size": BATCH}))
+    views, share = loss_at.views, frozen_steps(config) / config.steps
+    found = timed_cost(
         model,
-        DetectorLoss(model, [scaled(image, truth, CELL_PX)], timed),
+        loss_at,
         image.shape[:2],
         lambda: scaled(image, truth, CELL_PX),
         lambda: detect_image(model, image, settings),
         lambda: [detect_image(model, image, settings) for key in searched(config) for _ in GRID[key]],
     )
+    if views is None:
+        return found
+    encode_s = seconds_of(lambda: views.view(0, views.at_once)) / views.uses  # that of the step was there already
+    step_s = share * (found.step_s + encode_s)
+    if share < 1:
+        model.train()
+        step_s += (1 - share) * seconds_of(lambda: loss_at(config.steps).backward()) / BATCH
+    return replace(found, step_s=step_s)
 
 
 def searched(config: Training) -> list[str]:
@@ -182,6 +194,36 @@ def scaled(image: np.ndarray, truth: Instances, diameter_px: float) -> tuple[np.
     """
     planes, labels = to_network_scale(planes_of(image), truth, diameter_px, least_px=16)
     return planes, labels, np.r_[0, truth.class_ids]
+
+
+def say_untrainable(items: Sequence, records: Sequence[ImageRecord]) -> int:
+    """Say how many labelled cells are too small at network scale to teach a box or a mask; return how many.
+
+    Parameters
+    ----------
+    items : sequence of (planes, labels, class_of)
+        As `scaled` gives them.
+
+    Raises
+    ------
+    UserError
+        All of them are.
+    """
+    from cellkit.models.maskrcnn_network import LEAST_PX, trainable
+
+    lost = [len(class_of) - 1 - int(trainable(Instances.from_labels(labels)).sum()) for _, labels, class_of in items]
+    cells, small = sum(len(item[2]) - 1 for item in items), sum(lost)
+    most = records[int(np.argmax(lost))].image_id
+    what = (
+        f"{small} of {cells} labelled cells are smaller than {LEAST_PX} px where a cell of the usual diameter is "
+        f"{CELL_PX:g} px wide (most in {most}: {max(lost)})"
+    )
+    remedy = "a smaller maskrcnn.diameter_px shows them larger"
+    if small == cells:
+        raise UserError(f"{what}: there is nothing to train on", remedy)
+    if small:
+        LOG.warning(f"{what}: they teach no box and no mask; {remedy}")
+    return small
 
 
 def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
