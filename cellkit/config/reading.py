@@ -145,7 +145,7 @@ def _count_from(settings: dict[str, Any], folder: Path) -> None:
         for name in tables:
             table = table.get(name) if isinstance(table, dict) else None
         value = table.get(key) if isinstance(table, dict) else None
-        if not isinstance(value, str) or not value or value in ("truth", "proposed", "tuned", "starter"):
+        if not isinstance(value, str) or not value or value in ("truth", "proposed", "tuned", "starter", "coco"):
             continue
         if not os.path.exists(here(value)) and os.path.exists(folder / value):
             table[key] = str(folder.resolve() / value)

@@ -22,9 +22,11 @@ from cellkit.files import atomic_path, locked, read_json, sha256_file, write_jso
 from cellkit.log import LOG
 from cellkit.machine import NoRoom, check_space
 from cellkit.models import get_backend
+from cellkit.models.detectron2_zoo import read_zoo
 from cellkit.models.size_model import read_size_model
 
 SIDE = ".sha256.json"
+START = {"use": "maskrcnn.start"}
 PUBLISHED, PREFIX, FIRST_USE = "published", "first digits published", "first download"
 
 
@@ -360,7 +362,7 @@ def swap_inputs(tensors: dict) -> dict:
 
 
 def convert_weights(entry: Entry, source: Path, target: Path) -> Path:
-    """Turn a torch file of tensors into safetensors with a card; nothing but tensors is ever opened.
+    """Turn a torch file of tensors, or detectron2's pickle of arrays, into safetensors with a card; nothing else is opened.
 
     Parameters
     ----------
@@ -378,11 +380,13 @@ def convert_weights(entry: Entry, source: Path, target: Path) -> Path:
 
     from cellkit.models.weights import load_tensors, save_checkpoint
 
+    if entry.backend == "detectron2":
+        return save_checkpoint(target, read_zoo(source), entry.backend, config=START, licence=entry.licence)
     tensors = {key.removeprefix("module."): value for key, value in load_tensors(source).items()}
     if entry.backend == "cellpose_unet":
         for key in ("diam_mean", "diam_labels"):  # checkpoints of Cellpose 1 lack them
             tensors.setdefault(key, torch.tensor([entry.diam_mean_px]))
-    config = {"use": "maskrcnn.start"} if entry.backend == "torchvision" else {}
+    config = START if entry.backend == "torchvision" else {}
     if entry.nuclei_first:
         tensors, config = swap_inputs(tensors), {"channels": "nuclei"}
     save_checkpoint(target, tensors, entry.backend, config=config, metrics={}, licence=entry.licence)

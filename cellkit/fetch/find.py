@@ -82,6 +82,19 @@ def locate_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
     )
 
 
+def named_for(name: str, backends: Sequence[str]) -> str:
+    """Return the name in the registry of what is only called so, as "coco" is, among weights of these backends; else the name.
+
+    Examples
+    --------
+    >>> named_for("coco", ["torchvision"]), named_for("coco", ["cellpose_unet"]), named_for("starter", ["torchvision"])
+    ('maskrcnn_resnet50_fpn_v2', 'coco', 'starter')
+    """
+    if here(name).is_file():
+        return name
+    return next((one for one, entry in REGISTRY.items() if entry.called == name and entry.backend in backends), name)
+
+
 def of_a_run(text: str) -> tuple[str, str]:
     """Return the run folder and the name of ``RUN:NAME``; two empty texts for what is none, as the drive of a path.
 
@@ -140,7 +153,8 @@ def with_weights(config: Kind, run: Any = None) -> Kind:
     Parameters
     ----------
     config : TrainSettings, or a section with them
-        "scratch" stays as it is; "tuned" is the checkpoint of this run that notebook 03 kept, as no validation image taught it.
+        "scratch" stays as it is; "coco" is a published detector that the backend reads; "tuned" is the checkpoint of this run
+        that notebook 03 kept, as no validation image taught it.
     run : cellkit.run.folder.Run, optional
         Where "tuned" is looked up.
 
@@ -149,7 +163,7 @@ def with_weights(config: Kind, run: Any = None) -> Kind:
     UserError
         As `find_weights`; or notebook 03 is done and has no weights that no validation image taught.
     """
-    named = {name: getattr(config, name) for name in weights_fields(type(config))}
+    named = {name: named_for(getattr(config, name), fitting) for name, fitting in weights_fields(type(config)).items()}
     paths = {
         name: _untaught(run, name) if value == TUNED and run is not None else find_weights(value)
         for name, value in named.items()

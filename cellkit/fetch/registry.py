@@ -81,6 +81,8 @@ class Entry:
         Name of the Kaggle competition whose rules the user must have accepted.
     backend : str
         For weights: what reads them; they are converted to safetensors.
+    called : str
+        For weights: what they are also called where weights of this backend are wanted, "coco".
     diam_mean_px : float
         For Cellpose 1 to 3: the diameter cells were scaled to, where the checkpoint does not say it.
     nuclei_first : bool
@@ -96,6 +98,7 @@ class Entry:
     page: str
     kaggle: str = ""
     backend: str = ""
+    called: str = ""
     diam_mean_px: float = 30.0
     nuclei_first: bool = False
 

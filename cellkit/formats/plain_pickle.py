@@ -2,7 +2,8 @@
 
 `read_plain_npy` lets Python's unpickler build numbers, texts, lists, tuples, sets, dictionaries and, from stand-ins, numpy arrays
 of plain types. A pickle that names anything else (`os.system`, a class, an object array) is refused, and so is one that would
-need a forbidden opcode. There is no look-up of names in modules, so there is nothing to get around.
+need a forbidden opcode. There is no look-up of names in modules, so there is nothing to get around. `read_plain_pickle` reads
+the same without an ``.npy`` around it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,32 @@ def read_plain_npy(path: str | Path) -> dict:
         raise UserError(f"{path} {error}") from error
     except DAMAGED as error:
         raise UserError(f"{path} is damaged: {type(error).__name__} {str(error)[:100]}", CELLPOSE) from error
+
+
+def read_plain_pickle(path: str | Path, remedy: str) -> dict:
+    """Return the dictionary in a file that Python pickled, without ``.npy`` around it: as `read_plain_npy`.
+
+    Parameters
+    ----------
+    remedy : str
+        What to do where it is no such file.
+
+    Raises
+    ------
+    UserError
+        No file, cut short, no dictionary, or anything in it that is not plain: with the name of what it is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file at {path}", remedy)
+    if path.stat().st_size > LARGEST_FILE_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size} bytes", "files up to 4 GiB are read")
+    try:
+        return _dictionary(path.read_bytes())
+    except UserError as error:
+        raise UserError(f"{path} {error.problem}", remedy) from error
+    except DAMAGED as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__} {str(error)[:100]}", remedy) from error
 
 
 def _header_end(data: bytes) -> int:

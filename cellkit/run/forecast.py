@@ -29,7 +29,7 @@ from cellkit.cells.records import ImageRecord
 from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError
 from cellkit.evaluate.folds import fold_settings
-from cellkit.fetch.find import locate_weights
+from cellkit.fetch.find import locate_weights, named_for
 from cellkit.fetch.registry import cache_folder
 from cellkit.files import read_json, write_json
 from cellkit.log import LOG
@@ -211,10 +211,10 @@ def _backend_of(cfg: Config, section: str) -> tuple[str, dict[str, Any]]:
         return own.backend, settings | weights | {"precision": getattr(own, "precision", "auto")}
     kind = backend_module(own.backend).TrainSettings
     settings = {k: v for k, v in own.model_dump(mode="json", exclude_none=True).items() if k in kind.model_fields}
-    for name in weights_fields(kind):
+    for name, fitting in weights_fields(kind).items():
         named = getattr(own, "model" if section == "label" else name)
         named = getattr(cfg.finetune, "base", "starter") if named == "tuned" else named
-        settings[name] = named if named == "scratch" else str(locate_weights(named))
+        settings[name] = named if named == "scratch" else str(locate_weights(named_for(named, fitting)))
     return own.backend, settings
 
 

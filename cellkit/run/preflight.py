@@ -27,7 +27,7 @@ from cellkit.config.recipes import RECIPES
 from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError, collected, counted, raise_or_collect
 from cellkit.evaluate.evaluation import KEY, check_submit
-from cellkit.fetch.find import locate_weights, weights_names
+from cellkit.fetch.find import locate_weights, named_for, weights_names
 from cellkit.fetch.registry import REGISTRY
 from cellkit.formats.competitions import profiles
 from cellkit.formats.labels import chosen_cells
@@ -186,6 +186,7 @@ def _check_training(section: str, cfg: Any) -> None:
 
 def _weights_for(section: str, backend: str, key: str, name: str, fitting: Sequence[str]) -> Path:
     """Return the path of weights; refuse a name of the registry whose weights are for none of the backends `fitting`."""
+    name = named_for(name, fitting)
     entry = REGISTRY.get(name)
     if entry is not None and entry.backend not in fitting and not here(name).is_file():
         problem = f"{section}.{key} is '{name}', weights of {entry.backend or 'no network'}, and {section}.backend is {backend}"
