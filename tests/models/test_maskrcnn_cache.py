@@ -166,7 +166,7 @@ def test_killed_and_resumed_it_comes_to_the_same_weights(drawn, tuned, tmp_path,
 def test_a_thawed_encoder_is_trained_and_no_longer_remembered(tuned):
     config = frozen_config(tuned, unfreeze_after=0.5, steps=2)
     settings = {**DEFAULTS, "fpn_channels": 16, "diameter_px": 30.0}
-    model = maskrcnn._start(config, settings, 2)
+    model = maskrcnn._start(config, settings, ("HEK", "N2a"))
     loss_at = detector_training.DetectorLoss(model.train(), items(), config)
     calls, encode = [], model.backbone.unet.features
     model.backbone.unet.features = lambda x: calls.append(x) or encode(x)
