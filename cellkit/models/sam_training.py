@@ -75,8 +75,10 @@ class Adaptation(Schedule):
         description="GPUs that share each batch; changes a result by rounding alone (but see lora_dropout); needs accelerate",
         json_schema_extra={"hash": False},
     )
-    recompute: bool = Field(
-        True, description="compute the inside of blocks again on the way back: less memory, a third more time"
+    recompute: bool | None = Field(
+        None,
+        description="compute the inside of trained blocks again on the way back: less memory, up to a third more time; null = "
+        "where more than half of the blocks are gone back through",
     )
     steps: int = Field(WAYS["late"]["steps"], ge=1, description="most optimiser steps; unless set, those of the way")
     batch_size: int = Field(
@@ -217,18 +219,21 @@ def loss_of(network: torch.nn.Module, items: Sequence[Prepared], config: Adaptat
         It is another network, a crop is larger than what it is shown, there are fewer blocks than late ones, or peft is
         missing.
     """
+    from cellkit.models.sam_network import keep_tables
     from cellkit.models.sam_ways import dropped, forward, train_by
 
     check_shape(network, config)
     if config.way == "lora":
         check_lora()
     frozen = train_by(network, config.way, config.late_blocks, config.lora_rank, config.lora_dropout, config.seed)
+    keep_tables(network)
     blocks = network.shape.depth
+    recompute = 2 * frozen < blocks if config.recompute is None else config.recompute
     variation = Variation(config.rotate, config.intensities == "strong")
 
     def maps(planes: torch.Tensor, part: Part, step: int) -> torch.Tensor:
         left_out = dropped(step, config.seed, config.batch_size, blocks, config.stochastic_depth)[part.crops]
-        return forward(network, planes, frozen, left_out, (part.y_px, part.x_px), config.recompute)
+        return forward(network, planes, frozen, left_out, (part.y_px, part.x_px), recompute)
 
     loss_at = FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation)
     return InParts(loss_at, config.at_once, LEAST_PX, REMEDY, maps)

@@ -149,8 +149,8 @@ def fit(
     import torch
 
     trained = [p for p in model.parameters() if p.requires_grad]
-    on_cpu = all(p.device.type == "cpu" for p in trained)
-    optimizer = torch.optim.AdamW(trained, plan.learning_rate, weight_decay=plan.weight_decay, fused=on_cpu or None)
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained) or None
+    optimizer = torch.optim.AdamW(trained, plan.learning_rate, weight_decay=plan.weight_decay, fused=fused)
     average = Average(model, plan.average_steps)
     state = State(model, optimizer, trained, average, Path(out), fingerprint)
     step, history, losses = state.resume()

@@ -69,6 +69,26 @@ def test_flows_are_cellposes(drawn):
     assert not flows.flows_of(0 * labels).any()
 
 
+def test_flows_looked_up_as_on_a_gpu_are_those_of_the_sparse_product(drawn, monkeypatch):
+    import torch
+
+    labels = relabel(drawn.instances[0].paint())[0]
+    on_processor = flows.flows_of(labels)
+    spread, looked_up = flows._spread, flows.looked_up
+    asked = []
+
+    def of_a_gpu(flat, places, row, width, middles, times, device):
+        around = np.add.outer((-width, 0, width), (-1, 0, 1)).ravel()
+        heat = looked_up(*map(torch.from_numpy, (flat, places, row, middles, around)), times)
+        np.testing.assert_allclose(heat, spread(flat, places, row, width, middles, times, "cpu"), rtol=1e-12)
+        asked.append(times)
+        return heat
+
+    monkeypatch.setattr(flows, "_spread", of_a_gpu)
+    np.testing.assert_allclose(flows.flows_of(labels), on_processor, atol=1e-9)
+    assert asked and asked[0] > 20
+
+
 def test_flow_errors_are_cellposes(drawn):
     """But in the very middle of a mask that is its own mirror image, whose flow has no direction but that of rounding."""
     import torch
