@@ -40,7 +40,9 @@ def run(given: argparse.Namespace) -> Answer:
     first = done.table[(done.table["trial"] == 0)].iloc[-1]
     flags = " ".join(f"--set {key}={value}" for key, value in best.changes.items())
     lines = [
-        done.table.drop(columns="images").to_string(index=False, float_format=lambda value: f"{value:.4g}"),
+        done.table.drop(columns="images")
+        .round({"score": 3})
+        .to_string(index=False, float_format=lambda value: f"{value:.4g}"),
         f"compared on {done.who}; they chose, so the best score flatters",
         f"best: trial {best.number}, {last['score']:.3f}; the configuration as it is {first['score']:.3f} (rung {first['rung']})",
         f"use it: cellkit run {given.config} {flags}"

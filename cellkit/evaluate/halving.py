@@ -61,7 +61,9 @@ def cost_of(trials: int) -> float:
     return sum(count * share for count, share in rungs_of(trials))
 
 
-def trials_of(over: Mapping[str, Sequence[Any]], budget: float, seed: int = 0) -> list[Trial]:
+def trials_of(
+    over: Mapping[str, Sequence[Any]], budget: float, seed: int = 0, base: Mapping[str, Any] | None = None
+) -> list[Trial]:
     """Return the trials of a search: the configuration as it is, and settings of the grid, as many as the budget allows.
 
     Parameters
@@ -72,6 +74,8 @@ def trials_of(over: Mapping[str, Sequence[Any]], budget: float, seed: int = 0) -
         Most that the search may cost, in whole trainings.
     seed : int
         Draws the combinations that are tried, where the budget does not allow all.
+    base : mapping, optional
+        What the configuration says of these keys; the combination that says the same is not tried twice.
 
     Raises
     ------
@@ -84,6 +88,7 @@ def trials_of(over: Mapping[str, Sequence[Any]], budget: float, seed: int = 0) -
     [{}, {'maskrcnn.steps': 10}, {'maskrcnn.steps': 20}]
     """
     combinations = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
+    combinations = [one for one in combinations if one != base]
     if not over or not combinations:
         raise UserError("there is nothing to search over", "give --over KEY=VALUE,VALUE, once for each setting")
     if not budget >= cost_of(2):

@@ -95,7 +95,8 @@ def run_search(
     """
     section = _section_of(over)
     cfg = load_config(config_path, overrides, notebooks)
-    trials = trials_of(over, budget, cfg.seed)
+    base = {key: _value_at(cfg, key) for key in over}
+    trials = trials_of(over, budget, cfg.seed, base)
     own = [
         load_config(config_path, {**(overrides or {}), **trial.changes}, notebooks) for trial in trials
     ]  # refused now
@@ -202,6 +203,7 @@ def _table(
 
 
 def _value_at(settings: Any, key: str) -> Any:
+    """Return the value of a dotted key; None for a key that is none, which is refused where it is set."""
     for name in key.split("."):
-        settings = getattr(settings, name)
+        settings = getattr(settings, name, None)
     return settings

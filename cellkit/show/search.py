@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cellkit.show.style import FAINT, QUIET, dress, figure_or_new, styled
+from cellkit.show.style import dress, figure_or_new, styled
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BEST = "#0072B2"
+BEST, OTHER = "#0072B2", "#A8ADB5"
 
 
 @styled
@@ -33,12 +33,13 @@ def show_search(table: pandas.DataFrame, figure: Figure | None = None) -> Axes:
     for trial, rows in table.groupby("trial"):
         is_best = trial == last["trial"]
         ax.plot(rows["rung"], rows["score"], "-o", lw=2.2 if is_best else 1.2, ms=5 if is_best else 3,
-                color=BEST if is_best else QUIET if trial == 0 else FAINT, zorder=4 if is_best else 3)  # fmt: skip
+                color=BEST if is_best else "#000000" if trial == 0 else OTHER, zorder=4 if is_best else 3)  # fmt: skip
     names = [name for name in table.columns if "." in name]
     told = ", ".join(f"{name.partition('.')[2]} {last[name]}" for name in names)
-    ax.annotate(f"trial {last['trial']}: {told}\n{last['score']:.3f}", (last["rung"], last["score"]), (0, 9), ha="right",
-                textcoords="offset points", fontsize=9, color=BEST)  # fmt: skip
-    ax.set(xlabel="training steps (grey: the configuration as it is)", ylabel="MAP IoU, images that choose")
+    where = {"textcoords": "offset points", "ha": "right" if len(ticks) > 1 else "center"}
+    text = f"trial {last['trial']}: {told}\n{last['score']:.3f}"
+    ax.annotate(text, (last["rung"], last["score"]), (0, 9), fontsize=9, color=BEST, **where)
+    ax.set(xlabel="training steps (black: the configuration as it is)", ylabel="MAP IoU, images that choose")
     ax.set_xticks(ticks["rung"], ["" if steps != steps else f"{steps:g}" for steps in ticks["steps"].astype(float)])
     ax.margins(y=0.18)
     return dress(ax, "y")

@@ -52,6 +52,11 @@ def test_the_budget_is_kept_and_the_configuration_as_it_is_takes_part(a, b, budg
     assert len(trials) == a * b + 1 or cost_of(len(trials) + 1) > budget, "as many as it allows"
 
 
+def test_what_the_configuration_says_already_is_not_tried_twice():
+    trials = trials_of({"x": [1, 2], "y": [3]}, 6, base={"x": 2, "y": 3})
+    assert [dict(trial.changes) for trial in trials] == [{}, {"x": 1, "y": 3}]
+
+
 def test_nothing_to_try_and_no_budget_are_refused():
     with pytest.raises(UserError, match="nothing to search over"):
         trials_of({}, 6)
