@@ -37,6 +37,8 @@ import numpy as np
 import real_sets
 from ablate_training import reach, steps_timed
 
+from cellkit.config.reading import set_strings
+
 BASE, PEER, PUBLISHED = "base", "train_seg", "train_seg, published"
 WHOLE, BEFORE, AFTER = "ours, whole step", "ours, before the gate", "ours, after the gate"
 MODELS = (BASE, PEER, PUBLISHED, WHOLE, BEFORE, AFTER)
@@ -209,7 +211,9 @@ def shares_of(given: argparse.Namespace) -> dict[str, float]:
 # ---- jobs and rows -------------------------------------------------------------------------------------------------
 def images_of(name: str, given: argparse.Namespace) -> tuple[Any, Any, Any, str]:
     """Return the images to train on, those to score, the configuration, and what the base has seen."""
-    return real_sets.images_of(name, Path(given.data), given.work, given.pool, given.tested, given.packed, given.base)
+    sizes = (given.pool, given.tested)
+    changed = set_strings(given.override)
+    return real_sets.images_of(name, Path(given.data), given.work, *sizes, given.packed, given.base, changed)
 
 
 def stamp_of(train: Any, test: Any, config: Any, given: argparse.Namespace) -> str:
@@ -328,6 +332,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=40, help="most images to draw from (default 40)")
     parser.add_argument("--tested", type=int, default=16, help="most images that are scored (default 16)")
     parser.add_argument("--steps", type=int, help="of a training (default that of the configuration of the set)")
+    parser.add_argument("--override", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. finetune.batch_size=4")
     parser.add_argument("--base", default="starter", help="weights to start from: a name or a path")
     parser.add_argument(
         "--peers", nargs="*", choices=(PEER, "published"), default=[PEER], help="trainings with train_seg"
