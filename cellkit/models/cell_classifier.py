@@ -120,21 +120,28 @@ class ClassLoss:
     network : CellClassifier
     items : sequence of (planes, labels, class_of)
         As `shared.detector_training.scaled` gives them.
+    cells_per_step : int
+        Cut-outs of a batch.
     """
 
-    def __init__(self, network: CellClassifier, items: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]):
-        self.network = network
+    def __init__(
+        self,
+        network: CellClassifier,
+        items: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        cells_per_step: int = CELLS_PER_STEP,
+    ):
+        self.network, self.cells_per_step = network, cells_per_step
         self.pictures = [np.ascontiguousarray(planes.transpose(1, 2, 0)) for planes, _, _ in items]
         rows = [row for k, (_, labels, class_of) in enumerate(items) for row in _cells(k, labels, class_of)]
         rows = np.array(rows, float).reshape(-1, 4)
         self.of_class = [rows[rows[:, 3] == c] for c in np.unique(rows[:, 3])]
 
     def __call__(self, rng: np.random.Generator) -> torch.Tensor:
-        """Return the loss of one batch of `CELLS_PER_STEP` cut-outs."""
+        """Return the loss of one batch of cut-outs."""
         device = next(self.network.parameters()).device
         if not self.of_class:  # no cell of known class: nothing to learn
             return torch.zeros((), device=device)
-        drawn = [self.of_class[k] for k in rng.integers(len(self.of_class), size=CELLS_PER_STEP)]
+        drawn = [self.of_class[k] for k in rng.integers(len(self.of_class), size=self.cells_per_step)]
         rows = [cells[rng.integers(len(cells))] for cells in drawn]
         cuts = np.stack([cut_out(self.pictures[int(row[0])], row[1:3], rng) for row in rows])
         wanted = torch.tensor([int(row[3]) - 1 for row in rows], device=device)

@@ -58,6 +58,7 @@ class Training(Schedule, Settings):
     eval_every: int = Field(100, ge=1, description="steps between two scores on validation images")
     fpn_channels: int = Field(96, ge=8, le=512, description="width of the feature pyramid (channels)")
     boxes_per_image: int = Field(64, ge=8, description="boxes per image that train the heads")
+    cells_per_step: int = Field(48, ge=1, description="cut-outs of cells that train the class in a step")
     score_threshold: Share | None = Field(
         None, description="objects scored lower are dropped; null = best on training images"
     )

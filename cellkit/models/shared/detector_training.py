@@ -110,7 +110,7 @@ def train_detector(
     scorer = ClassScorer(model, [val[i] for i in scored], train.classes, settings)
     plan = plan_of(config, name)
     rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, scored, choosing)
-    stamp = fingerprint(model, items, plan, *rest)
+    stamp = fingerprint(model, items, plan, *rest, config.unfreeze_after, config.cells_per_step)
     loss_at = DetectorLoss(model, items, config)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
     pairs, called = images_to_search(train)
@@ -251,7 +251,7 @@ class DetectorLoss:
 
         self.model, self.items, self.config = model, items, config
         self.device = next(model.parameters()).device
-        self.class_loss = ClassLoss(model.cell_classifier, items)
+        self.class_loss = ClassLoss(model.cell_classifier, items, config.cells_per_step)
         backbone = getattr(model, "backbone", None)
         self.encoder = backbone if getattr(backbone, "frozen", False) else None
         self.frozen_steps = frozen_steps(config) if self.encoder is not None else 0
