@@ -86,7 +86,12 @@ def cut_out(picture: np.ndarray, centre_xy: Sequence[float], rng: np.random.Gene
 
 
 def classify(network: CellClassifier, planes: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Return the likeliest class, 1..K, of the cell in each box.
+    """Return the likeliest class, 1..K, of the cell in each box, (N,) int64; parameters as for `class_logits`."""
+    return class_logits(network, planes, boxes_xyxy).argmax(axis=1) + 1
+
+
+def class_logits(network: CellClassifier, planes: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Return what the network says of the cell in each box.
 
     Parameters
     ----------
@@ -97,17 +102,17 @@ def classify(network: CellClassifier, planes: np.ndarray, boxes_xyxy: np.ndarray
 
     Returns
     -------
-    (N,) int64
+    (N, K) float32
+        Logits of the classes 1..K.
     """
     picture = np.ascontiguousarray(planes.transpose(1, 2, 0))
     centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     device = next(network.parameters()).device
-    found = [np.zeros(0, np.int64)]
+    found = [np.zeros((0, network.last.out_features), np.float32)]
     for first in range(0, len(centres), CHUNK):
         cuts = np.stack([cut_out(picture, centre) for centre in centres[first : first + CHUNK]])
         with torch.no_grad():
-            logits = network(torch.from_numpy(cuts).to(device))
-        found.append(logits.argmax(dim=1).cpu().numpy() + 1)
+            found.append(network(torch.from_numpy(cuts).to(device)).cpu().numpy())
     return np.concatenate(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,16 +32,16 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
         Score = probability of being a cell; class 1..K.
     """
     from cellkit.cells.disjoint import resolve_overlaps
-    from cellkit.models.cell_classifier import classify
 
     height, width = network_shape(image.shape[:2], settings["diameter_px"], 16)
     planes = resized(planes_of(image), (height, width), settings["diameter_px"] > CELL_PX)
-    boxes, scores, masks = _tiled(model, planes, settings, left_out)
+    found = _tiled(model, planes, settings, left_out)
+    boxes, scores, masks = found.boxes, found.scores, found.masks
     over = model.roi_heads.take_over_cap()
     if left_out is not None and over:
         cap = model.roi_heads.detections_per_img
         left_out[f"left out: more than {cap} in a tile of {TILE_PX} px at network scale; raise max_detections"] += over
-    classes = classify(model.cell_classifier, planes, boxes)
+    classes = _classes(model.cell_classifier, planes, boxes, found.votes)
     ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
     small = int(((found.areas_px > 0) & (found.areas_px < settings["min_area_px"])).sum())
@@ -49,16 +50,30 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
     return resolve_overlaps(found.with_classes(classes).with_scores(scores), settings["min_area_px"])[0]
 
 
-def _tiled(
-    model, planes: np.ndarray, settings: dict, left_out: Counter[str] | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _classes(classifier, planes: np.ndarray, boxes: np.ndarray, votes: np.ndarray | None) -> np.ndarray:
+    """Return the likeliest class, (N,) int64 in 1..K, of the cell in each box, in px of `planes`.
+
+    Parameters
+    ----------
+    votes : (N, K) float or None
+        Log probabilities that the detector gives by itself; those of the classifier on cut-outs are added.
+    """
+    from cellkit.models.cell_classifier import class_logits
+
+    logits = class_logits(classifier, planes, boxes)
+    if votes is not None:
+        logits = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) + votes
+    return logits.argmax(axis=1) + 1
+
+
+def _tiled(model, planes: np.ndarray, settings: dict, left_out: Counter[str] | None = None) -> Boxes:
     """Detect over the whole image, or over overlapping tiles: every cell once, and whole (`tiles.join_tiles`)."""
     shape = planes.shape[1:]
 
     def detect(window: Window) -> Boxes:
         part = planes[:, window.top : window.bottom, window.left : window.right]
-        boxes, scores, masks = _forward(model, part)
-        return Boxes(boxes + np.array([window.left, window.top] * 2), scores, masks)
+        found = _forward(model, part)
+        return replace(found, boxes=found.boxes + np.array([window.left, window.top] * 2))
 
     def pixels(found: Boxes) -> Instances:
         return paste(found.masks, found.boxes, shape, settings["mask_threshold"])
@@ -72,12 +87,11 @@ def _tiled(
     }
     if left_out is not None:
         left_out.update({why: cells for why, cells in reasons.items() if cells})
-    found = found[np.argsort(-found.scores, kind="stable")[:most]]
-    return found.boxes, found.scores, found.masks
+    return found[np.argsort(-found.scores, kind="stable")[:most]]
 
 
-def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile.
+def _forward(model, planes: np.ndarray) -> Boxes:
+    """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile, and votes (N, K) where there are.
 
     To multiples of 16 px the tile is filled up by its edge, although crops of a training show zeros there, as the U-Net is shown
     around an image: for this detector they are no better. MAP IoU on eight test images each, zeros minus edge, by detectors
@@ -94,4 +108,5 @@ def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     masks = out["masks"].float().cpu().numpy()
     masks = masks.reshape(len(boxes), *masks.shape[-2:]) if len(boxes) else np.zeros((0, 28, 28), np.float32)
     inside = ((boxes[:, 0] + boxes[:, 2]) / 2 < planes.shape[2]) & ((boxes[:, 1] + boxes[:, 3]) / 2 < planes.shape[1])
-    return boxes[inside], out["scores"].cpu().numpy()[inside], masks[inside]
+    votes = out["votes"].float().cpu().numpy() if "votes" in out else None
+    return Boxes(boxes, out["scores"].cpu().numpy(), masks, votes)[inside]

@@ -69,7 +69,8 @@ class UNetBackbone(UNetPyramid, Backbone):
 
     def forward(self, x: torch.Tensor, encoded: Sequence[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """Map (B, 3, H, W), red, cytoplasm, nuclei, to the levels; `encoded` as for `UNetPyramid`."""
-        return {NAMES[name]: level for name, level in super().forward(x, encoded).items()}
+        found = super().forward(x, encoded)
+        return {theirs: found[ours] for ours, theirs in NAMES.items()}
 
 
 class Proposals(RPN):

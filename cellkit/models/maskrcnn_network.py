@@ -32,7 +32,7 @@ from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier
-from cellkit.models.maskrcnn_pyramid import MaskHead, MaskPool, MaskPredictor, UNetPyramid, masks_in_boxes
+from cellkit.models.maskrcnn_pyramid import ClassHead, MaskHead, MaskPool, MaskPredictor, UNetPyramid, masks_in_boxes
 from cellkit.models.shared.detector_start import take_over
 from cellkit.models.unet_network import WIDTHS, CellposeUNet
 
@@ -215,7 +215,14 @@ class CellRCNN(MaskRCNN):
         features = self.backbone(listed.tensors) if encoded is None else self.backbone(listed.tensors, encoded)
         proposals, losses = self.rpn(listed, features, targets)
         found, more = self.roi_heads(features, proposals, listed.image_sizes, targets)
-        return losses | more if self.training else found
+        if self.training:
+            told = {} if self.class_head is None else {"loss_class": self.class_head.loss(features, targets)}
+            return losses | more | told
+        if self.class_head is not None:
+            logits = self.class_head(features, [one["boxes"] for one in found]).log_softmax(dim=1)
+            for one, votes in zip(found, logits.split([len(one["boxes"]) for one in found]), strict=True):
+                one["votes"] = votes
+        return found
 
 
 def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
@@ -230,6 +237,7 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     classes : int
         Known classes: the outputs of the classifier.
     """
+    unet = None
     if config["backbone"] == "cellpose_unet":
         unet = CellposeUNet(widths=config.get("widths") or WIDTHS)
         unet.arithmetic = arithmetic(config["precision"])
@@ -272,6 +280,7 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     model.rpn.box_similarity = model.roi_heads.box_similarity = box_iou
     model.transform = _AsItIs(config.get("imagenet", False))
     model.cell_classifier = CellClassifier(classes)
+    model.class_head = ClassHead(backbone.unet.widths, classes) if unet is not None and classes > 1 else None
     return model
 
 
@@ -315,7 +324,7 @@ def trainable(cells: Instances) -> np.ndarray:
 
 
 def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool) -> dict:
-    """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,) all 1 = cell, masks (N, H, W) uint8.
+    """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,) all 1 = cell, classes (N,), masks (N, H, W).
 
     Where some of it is not annotated (label -1), ``unknown`` (H, W) bool tells where.
     A cell of unknown class trains boxes and masks like any other; with `ignore_unknown` false it is background.
@@ -333,6 +342,7 @@ def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool) -> di
     made = {
         "boxes": torch.from_numpy(boxes),
         "labels": torch.ones(len(cells), dtype=torch.int64),
+        "classes": torch.from_numpy(cells.class_ids.astype(np.int64)),
         "masks": torch.from_numpy(masks.astype(np.uint8)),
     }
     return made | ({"unknown": torch.from_numpy(labels < 0)} if cells.unknown_px else {})

@@ -21,6 +21,8 @@ from cellkit.models.unet_network import CellposeUNet
 
 STEM = (12, 24, 48)
 STRIDES = (1, 2, 4, 8)
+ENCODED = ("fine", "half", "quarter", "eighth")
+AROUND_PX = (40, 80)  # squares around the middle of a cell, of about 30 px, in which its class is looked for too
 MASK_SIZE = 28
 FINE = 24  # channels of the mask head where a mask has its full size
 
@@ -84,7 +86,7 @@ class UNetPyramid(nn.Module):
             return [finest, *(torch.cat(pair, dim=1) for pair in zip(down[1:], up[1:], strict=True))]
 
     def forward(self, x: torch.Tensor, encoded: Sequence[torch.Tensor] | None = None) -> OrderedDict[str, torch.Tensor]:
-        """Map (B, 3, H, W) to levels "1" and "2", (B, channels, H/4, W/4) and H/8; "fine" and "half" are the U-Net's own.
+        """Map (B, 3, H, W) to levels "1" and "2", (B, channels, H/4, W/4) and H/8, and the U-Net's own, named in `ENCODED`.
 
         Parameters
         ----------
@@ -101,7 +103,7 @@ class UNetPyramid(nn.Module):
             last = self.lateral[1](inputs[1])
             both = [self.lateral[0](inputs[0]) + F.interpolate(last, scale_factor=2, mode="nearest"), last]
             levels = [smooth(level) for smooth, level in zip(self.smooth, both, strict=True)]
-        found = {"1": levels[0], "2": levels[1], "fine": fine, "half": half}
+        found = {"1": levels[0], "2": levels[1], **dict(zip(ENCODED, (fine, half, *coarse), strict=True))}
         return OrderedDict((name, level.float()) for name, level in found.items())
 
 
@@ -179,6 +181,61 @@ class MaskPredictor(nn.Module):
         coarse, fine = x
         fine = self.side(self.norm(torch.cat([fine, to_the_middle(fine[:, -3:])], dim=1)))
         return self.last(F.relu(self.mix(F.relu(self.up(coarse) + fine)))).expand(-1, 2, -1, -1)
+
+
+class ClassHead(nn.Module):
+    """Which class a cell is of: a weighted sum of the U-Net's features in its box and in squares around its middle.
+
+    It knows little, and soon: beside the classifier on cut-outs, which has to learn what a cell looks like, it has but one layer.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Of the U-Net.
+    classes : int
+    """
+
+    def __init__(self, widths: Sequence[int], classes: int):
+        super().__init__()
+        features = widths[0] + 3 + 2 * sum(widths[1:])
+        self.norm = nn.BatchNorm1d((2 + len(AROUND_PX)) * features, affine=False)
+        self.last = nn.Linear((2 + len(AROUND_PX)) * features, classes)
+
+    def forward(self, features: Mapping[str, torch.Tensor], boxes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return logits (N, classes) of the boxes (N, 4) xyxy of each picture, in px."""
+        seen = []
+        for name, stride in zip(ENCODED, STRIDES, strict=True):
+            inside = self._in(features[name], boxes, stride)
+            seen += [inside.mean(dim=(2, 3)), inside.amax(dim=(2, 3))]
+            for side in AROUND_PX:
+                around = [(one[:, :2] + one[:, 2:]).repeat(1, 2) / 2 for one in boxes]
+                around = [one + one.new_tensor([-side, -side, side, side]) / 2 for one in around]
+                seen.append(self._in(features[name], around, stride).mean(dim=(2, 3)))
+        return self.last(self._normed(torch.cat(seen, dim=1)))
+
+    def _in(self, level: torch.Tensor, boxes: Sequence[torch.Tensor], stride: int) -> torch.Tensor:
+        return roi_align(level.detach(), list(boxes), 4, 1 / stride, 2, aligned=True)
+
+    def _normed(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise by what was seen so far: the cells of one step may all be of one class, which their mean would hide."""
+        if self.training and len(x) > 1:
+            self.norm(x)
+        return F.batch_norm(x, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
+
+    def loss(self, features: Mapping[str, torch.Tensor], targets: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+        """Return the cross entropy at true boxes, moved a little; every class there counts the same, unknown ones do not."""
+        boxes = [one["boxes"] for one in targets]
+        sides = [(one[:, 2:] - one[:, :2]).repeat(1, 2) for one in boxes]
+        moved = [one + 0.1 * side * (2 * torch.rand_like(one) - 1) for one, side in zip(boxes, sides, strict=True)]
+        classes = torch.cat([one["classes"] for one in targets])
+        known = classes > 0
+        logits = self(features, moved)[known]
+        if not len(logits):
+            return logits.sum()
+        wanted = classes[known] - 1
+        counts = torch.bincount(wanted, minlength=logits.shape[1])
+        each = F.cross_entropy(logits, wanted, label_smoothing=0.05, reduction="none")
+        return (each / counts[wanted]).sum() / (counts > 0).sum()
 
 
 def masks_in_boxes(masks: torch.Tensor, boxes: torch.Tensor, which: torch.Tensor, size: int) -> torch.Tensor:

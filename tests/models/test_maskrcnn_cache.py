@@ -11,8 +11,8 @@ from backend_cases import config_of, history_of
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.models import maskrcnn_detect, training, weights
 from cellkit.models import maskrcnn_torchvision as maskrcnn
-from cellkit.models import training, weights
 from cellkit.models.maskrcnn_cache import TURNS, EncodedViews, turned
 from cellkit.models.maskrcnn_network import build, target
 from cellkit.models.shared import detector_training
@@ -194,6 +194,30 @@ def test_a_detector_built_in_another_way_is_refused(tmp_path):
     weights.save_checkpoint(path, tensors, maskrcnn.NAME, classes=("HEK", "N2a"), config=config)
     with pytest.raises(UserError, match="earlier cellkit"):
         maskrcnn.load(path)
+
+
+def test_the_detector_tells_classes_by_itself_and_learns_them_from_known_cells():
+    """Two pictures of one class each, bright and dark: what a step sees is all of one class."""
+    model = detector().train()
+    head, optimizer = model.class_head, torch.optim.Adam(model.class_head.parameters(), 0.01)
+    boxes = torch.tensor([[8.0, 8, 40, 40], [50.0, 50, 80, 80]])
+    pictures = [torch.rand((1, 3, 96, 96), generator=torch.Generator().manual_seed(k)) * (2 * k + 1) for k in (0, 1)]
+    features = [model.backbone(picture) for picture in pictures]
+    for step in range(60):
+        k = step % 2
+        loss = head.loss(features[k], [{"boxes": boxes, "classes": torch.tensor([k + 1, 0])}])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    head.eval()
+    assert [head(one, [boxes]).argmax(dim=1).tolist() for one in features] == [[0, 0], [1, 1]]
+    assert head.loss(features[0], [{"boxes": boxes, "classes": torch.zeros(2, dtype=torch.int64)}]).item() == 0
+    assert head(features[0], [boxes[:0]]).shape == (0, 2)
+    votes = np.log(np.array([[0.9, 0.1]]))
+    said = maskrcnn_detect._classes(
+        model.eval().cell_classifier, np.zeros((3, 96, 96), np.float32), boxes[:1].numpy(), votes
+    )
+    assert said.tolist() == [1], "a classifier that knows nothing is outvoted"
 
 
 # ---- cells and images that are hardly there ----------------------------------------------------------------------------------

@@ -50,14 +50,16 @@ class Window:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes (N, 4) xyxy in px of the image, scores (N,), mask probabilities (N, m, m)."""
+    """Boxes (N, 4) xyxy in px of the image, scores (N,), mask probabilities (N, m, m), log probabilities of classes (N, K)."""
 
     boxes: np.ndarray
     scores: np.ndarray
     masks: np.ndarray
+    votes: np.ndarray | None = None
 
     def __getitem__(self, chosen) -> Boxes:
-        return Boxes(self.boxes[chosen], self.scores[chosen], self.masks[chosen])
+        votes = None if self.votes is None else self.votes[chosen]
+        return Boxes(self.boxes[chosen], self.scores[chosen], self.masks[chosen], votes)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -66,7 +68,8 @@ class Boxes:
     def joined(cls, parts: Sequence[Boxes]) -> Boxes:
         """Return the parts as one."""
         columns = zip(*((part.boxes, part.scores, part.masks) for part in parts), strict=True)
-        return cls(*(np.concatenate(column) for column in columns))
+        votes = [part.votes for part in parts if part.votes is not None]
+        return cls(*(np.concatenate(column) for column in columns), np.concatenate(votes) if votes else None)
 
 
 def tile_starts(size: int, tile_px: int, overlap_px: int) -> list[int]:
