@@ -72,7 +72,7 @@ def _tiled(model, planes: np.ndarray, settings: dict, left_out: Counter[str] | N
 
     def detect(window: Window) -> Boxes:
         part = planes[:, window.top : window.bottom, window.left : window.right]
-        found = _forward(model, part)
+        found = Boxes(*_forward(model, part))
         return replace(found, boxes=found.boxes + np.array([window.left, window.top] * 2))
 
     def pixels(found: Boxes) -> Instances:
@@ -90,7 +90,7 @@ def _tiled(model, planes: np.ndarray, settings: dict, left_out: Counter[str] | N
     return found[np.argsort(-found.scores, kind="stable")[:most]]
 
 
-def _forward(model, planes: np.ndarray) -> Boxes:
+def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile, and votes (N, K) where there are.
 
     To multiples of 16 px the tile is filled up by its edge, although crops of a training show zeros there, as the U-Net is shown
@@ -108,5 +108,5 @@ def _forward(model, planes: np.ndarray) -> Boxes:
     masks = out["masks"].float().cpu().numpy()
     masks = masks.reshape(len(boxes), *masks.shape[-2:]) if len(boxes) else np.zeros((0, 28, 28), np.float32)
     inside = ((boxes[:, 0] + boxes[:, 2]) / 2 < planes.shape[2]) & ((boxes[:, 1] + boxes[:, 3]) / 2 < planes.shape[1])
-    votes = out["votes"].float().cpu().numpy() if "votes" in out else None
-    return Boxes(boxes, out["scores"].cpu().numpy(), masks, votes)[inside]
+    votes = out["votes"].float().cpu().numpy()[inside] if "votes" in out else None
+    return boxes[inside], out["scores"].cpu().numpy()[inside], masks[inside], votes

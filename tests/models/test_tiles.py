@@ -35,8 +35,8 @@ def small_tiles(monkeypatch):
 
 def seen(labels, left=None, **settings):
     planes = np.stack([labels] * 3).astype(float)
-    boxes, scores, masks = maskrcnn_detect._tiled(None, planes, {**DEFAULTS, **settings}, left)
-    return paste(masks, boxes, labels.shape, 0.5)
+    found = maskrcnn_detect._tiled(None, planes, {**DEFAULTS, **settings}, left)
+    return paste(found.masks, found.boxes, labels.shape, 0.5)
 
 
 def same(found, labels):

@@ -239,7 +239,7 @@ def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.n
 
 
 class DetectorLoss:
-    """Step number -> sum of the five losses over a batch of crops, and of the classifier's over one of cells.
+    """Step number -> sum of the losses over a batch of crops, and of the classifier's over one of cells.
 
     A crop without a labelled cell of which some is not annotated is left out: perhaps nothing in it is known. While an encoder
     that can be told so is frozen, its features come from `EncodedViews`.
