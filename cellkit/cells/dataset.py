@@ -197,6 +197,26 @@ class CellDataset:
             LOG.info(f"left out, fewer than {cells} labelled cells: {', '.join(left)}")
         return self.subset([len(x) >= cells for x in self.instances])
 
+    def with_classes_of(self, other: CellDataset) -> CellDataset:
+        """Return the same cells with their classes numbered as in `other`, by name; those of no known class stay so.
+
+        Raises
+        ------
+        UserError
+            A class that `other` does not know.
+        """
+        if self.classes == other.classes or not self.classes:
+            return self
+        if new := sorted(set(self.classes) - set(other.classes)):
+            raise UserError(
+                f"classes {', '.join(self.classes)} here, {', '.join(other.classes) or 'none'} in the training images",
+                f"no training image could teach {', '.join(new)}: name the same classes in both",
+            )
+        number = np.array([0, *(other.classes.index(name) + 1 for name in self.classes)])
+        again = {category: int(number[k]) for category, k in self.categories.items()}
+        cells = [x.with_classes(number[x.class_ids]) for x in self.instances]
+        return replace(self, instances=cells, classes=other.classes, categories=again)
+
     def without_small(self, min_area_px: int) -> CellDataset:
         """Return all images without the cells smaller than `min_area_px`; say how many those are."""
         warn_small(self.records, self.instances, min_area_px, "coco.min_area_px", "left out")

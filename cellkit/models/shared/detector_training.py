@@ -91,6 +91,7 @@ def train_detector(
     if not train.classes:
         raise UserError("there is no class to train", "name the classes in the config")
     refuse_untrainable(train, "coco.min_area_px")
+    val = val.with_classes_of(train)
     settings = merged(config, {}, DEFAULTS)
     settings["diameter_px"] = settings["diameter_px"] or diameter_of(train.instances)
     diameter_px = settings["diameter_px"]
