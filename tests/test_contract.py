@@ -18,6 +18,7 @@ from cellkit.config.sections import ConvertConfig, LabelConfig
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco
 from cellkit.models import backend_names, get_backend, if_able, title_of
+from cellkit.predict.model import find_model
 from cellkit.run.folder import Run
 
 REPO = Path(__file__).parent.parent
@@ -113,6 +114,21 @@ def test_notebook_05(name, config, run_dir):
     run = Run(run_dir)
     assert predicted(run, "maskrcnn") or name.startswith("maskrcnn"), "one step teaches a detector nothing"
     assert bool(run.find_all("history_maskrcnn")) == name.startswith("maskrcnn")
+
+
+def test_what_03_kept_gets_classes_in_05_and_is_a_model_of_the_run(config, run_dir, drawn):
+    execute("03_finetune_cellpose", config, run_dir, **of_section("finetune", "mine"))
+    execute("05_train_maskrcnn", config, run_dir, **of_section("maskrcnn", "threshold"))
+    run = Run(run_dir)
+    rows, plain = (json.loads(run.find(f"predictions_cellpose_{name}").read_text()) for name in ("classes", "tuned"))
+    assert [row["segmentation"] for row in rows] == [row["segmentation"] for row in plain]
+    assert {row["category_id"] for row in rows} == {1, 2}
+    model = find_model(f"{run_dir}:cellpose_classes")
+    assert (model.backend, model.classes) == ("mine", ("HEK", "N2a"))
+    (found,) = model.load()([drawn.image(3)])
+    (bare,) = find_model(f"{run_dir}:cellpose_tuned").load()([drawn.image(3)])
+    assert found.class_ids.all() and found.with_classes(bare.class_ids) == bare
+    assert model.sha256 != find_model(f"{run_dir}:cellpose_tuned").sha256
 
 
 def test_without_a_labelled_training_image_04_says_so(drawn, config, tmp_path):

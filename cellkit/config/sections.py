@@ -27,6 +27,7 @@ from cellkit.errors import UserError, nearest
 from cellkit.machine import DATA_VARIABLE
 from cellkit.microscope.convert import PERCENTILES, Conversion
 from cellkit.models import backend_module
+from cellkit.models.cell_classes import Settings as CellClasses
 from cellkit.models.shared.contract import PRECISION, Precision
 from cellkit.modules import names_of
 from cellkit.settings import Frozen, Number, Percentiles, as_tuple, as_yaml, free_fields
@@ -312,6 +313,9 @@ class MaskrcnnSection(Section):
     """Notebook 05: train the detector that tells the classes apart; with the backend's TrainSettings."""
 
     backend: str = Field("maskrcnn_torchvision", description="module of cellkit.models that is trained")
+    cell_classes: CellClasses = Field(
+        CellClasses(), description="a class for the cells of the Cellpose model that 03 kept"
+    )
 
 
 BACKEND_SECTIONS = {"label": LabelSection, "finetune": FinetuneSection, "maskrcnn": MaskrcnnSection}

@@ -11,7 +11,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.evaluate.evaluation import of_images, without_proposals
 from cellkit.models import order_models
-from cellkit.scores.matching import class_accuracy
+from cellkit.scores.matching import class_accuracy, class_errors
 
 if TYPE_CHECKING:
     import pandas
@@ -40,8 +40,9 @@ def classes_found(
     Returns
     -------
     dict
-        model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found)}; a model that names classes is there
-        even where no image can judge it.
+        model -> split -> {"accuracy", "cells", "confusion" (rows truth, columns found), "errors" (likewise, with the cells that
+        were missed, and those invented, see `class_errors`)}; a model that names classes is there even where no image can
+        judge it.
     """
     result: dict[str, dict[str, Any]] = {}
     for model, found in predictions.items():
@@ -52,7 +53,9 @@ def classes_found(
             if any(x.class_ids.any() for x in cells):
                 accuracy, n, confusion = class_accuracy(truth.instances, cells, classes=truth.classes)
                 known = {"accuracy": None if np.isnan(accuracy) else round(accuracy, 4), "cells": n}
-                result.setdefault(model, {})[split] = known | {"confusion": confusion.to_dict("split")}
+                errors = class_errors(truth.instances, cells, truth.classes)
+                tables = {"confusion": confusion.to_dict("split"), "errors": errors.to_dict("split")}
+                result.setdefault(model, {})[split] = known | tables
     return result
 
 
@@ -72,6 +75,25 @@ def accuracy_table(right: Mapping[str, Mapping[str, Any]]) -> pandas.DataFrame:
         for split, of_split in splits.items()
     ]
     return pd.DataFrame(rows, columns=["model", "split", "cells", "right"])
+
+
+def errors_table(right: Mapping[str, Mapping[str, Any]], split: str) -> pandas.DataFrame:
+    """Return which line the cells of a split are taken for, by every model that knows classes.
+
+    Returns
+    -------
+    DataFrame
+        model and truth as its index, "invented" last of each model; a column for each class found, and "missed". Empty where
+        no image of the split can judge.
+    """
+    import pandas as pd
+
+    told = {model: of_model[split]["errors"] for model, of_model in right.items() if split in of_model}
+    return (
+        pd.concat({m: pd.DataFrame(**one).fillna(0) for m, one in told.items()}, names=["model", "truth"])
+        if told
+        else pd.DataFrame()
+    )
 
 
 def class_model(right: Mapping[str, Mapping[str, Any]], split: str = "val") -> str:

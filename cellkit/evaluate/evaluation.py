@@ -287,8 +287,8 @@ def rejected_models(checkpoints: Mapping[str, Path]) -> list[str]:
     ['cellpose_tuned']
     """
     kept = checkpoints.get("cellpose_checkpoint")
-    names = {key.removesuffix("_checkpoint"): path for key, path in sorted(checkpoints.items()) if path != kept}
-    return [name for name in names if kept is not None]
+    judged = ("cellpose_base", "cellpose_tuned")
+    return [name for name in judged if kept is not None and checkpoints.get(f"{name}_checkpoint", kept) != kept]
 
 
 def choose_model(

@@ -51,6 +51,7 @@ MODEL_NAMES = {  # in the order of every table; one without a name of its own is
     "teacher": "Teacher",
     "cellpose_base": "Cellpose, base",
     "cellpose_tuned": "Cellpose, tuned",
+    "cellpose_classes": "Cellpose, with classes",
     "maskrcnn": "Mask R-CNN",
     FUSED: "Fused",
 }
@@ -198,7 +199,7 @@ def model_name(name: str) -> str:
 
 
 def order_models(names: Iterable[str]) -> list[str]:
-    """Return the names in the order of every table: the floor, the teacher, Cellpose before and after, Mask R-CNN, the others.
+    """Return the names in the order of every table: the floor, the teacher, Cellpose (before, after, with classes), the others.
 
     Examples
     --------

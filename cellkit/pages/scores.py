@@ -201,8 +201,8 @@ def classes_chapter(files: RunFiles) -> list:
         for split, one in splits.items():
             share = "–" if one["accuracy"] is None else percent(one["accuracy"])
             text = f"{model_name(model)}, {SPLIT_IMAGES.get(split, split)}: {share} of {one['cells']} matched cells "
-            text += "(IoU > 0.5) have the right class."
-            table = pd.DataFrame(**one["confusion"])
+            text += "(IoU > 0.5) have the right class. Rows are the true line, or invented; columns the one found, or missed."
+            table = pd.DataFrame(**one.get("errors", one["confusion"]))
             if not one["cells"]:
                 blocks.append(Words(text))
                 continue

@@ -49,6 +49,8 @@ class Model:
     own_px : bool
         Whether ``config["diameter_px"]`` was given and is in pixels of the files; else, as a training left it, in
         pixels of the pictures the model is shown, which a run with ``convert.scale`` resized.
+    cell_classes : Path or None
+        Checkpoint of what gives the cells a class, see `cellkit.models.cell_classes`.
     """
 
     name: str
@@ -58,21 +60,24 @@ class Model:
     config: dict[str, Any]
     conversion: Conversion | None = None
     own_px: bool = False
+    cell_classes: Path | None = None
 
     @property
     def sha256(self) -> str:
-        """Of the checkpoint; "" where there is none."""
-        return sha256_file(self.checkpoint) if self.checkpoint else ""
+        """Of the checkpoint, and of what gives its cells a class; "" where there is none."""
+        return "".join(sha256_file(path) for path in (self.checkpoint, self.cell_classes) if path)
 
     def load(self, scale: float = 1.0) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
         """Return the function from a stream of (H, W, 3) uint8 to their cells; the pictures were resized by `scale`."""
         from cellkit.models import get_backend
+        from cellkit.models.cell_classes import with_cell_classes
 
         backend = get_backend(self.backend)
         settings = backend.Settings(**self.config)
         if self.own_px:
             settings = settings.model_copy(update={"diameter_px": self.config["diameter_px"] * scale})
-        return backend.load(self.checkpoint, settings)
+        segmenter = backend.load(self.checkpoint, settings)
+        return segmenter if self.cell_classes is None else with_cell_classes(segmenter, self.cell_classes)
 
 
 def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
@@ -82,7 +87,8 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     ----------
     spec : str or Path
         The path of a checkpoint; ``RUN:NAME``, a model of a finished run with the settings it used (``cellpose_tuned``,
-        ``cellpose_base``, ``cellpose`` = the better of the two, ``maskrcnn``, ``threshold``); ``starter``; ``threshold``.
+        ``cellpose_base``, ``cellpose`` = the better of the two, ``cellpose_classes`` = that with a class for each cell,
+        ``maskrcnn``, ``threshold``); ``starter``; ``threshold``.
     overrides : mapping, optional
         Settings for this prediction, e.g. ``{"diameter_px": 40}``: the diameter in pixels of the files.
 
@@ -111,11 +117,13 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
 def _of_checkpoint(name: str, path: Path) -> Model:
     """Return the model in a checkpoint file: its card says which backend; without one it is a published Cellpose."""
-    from cellkit.models import backend_module, weights
+    from cellkit.models import backend_module, cell_classes, weights
 
     if path.suffix != ".safetensors":
         return Model(name, _published(path), path, (), {})
     card = weights.read_card(path)
+    if card.backend == cell_classes.NAME:
+        return replace(_of_checkpoint(name, cell_classes.segmenter_of(path)), classes=card.classes, cell_classes=path)
     known = backend_module(card.backend).Settings.model_fields
     config = {key: card.config[key] for key in known if card.config.get(key) is not None}
     return Model(name, card.backend, path, card.classes, config)

@@ -306,6 +306,44 @@ def class_accuracy(
     return float(ratio((true == found).sum(), len(true))), len(true), confusion
 
 
+def class_errors(truths: Sequence[Instances], founds: Sequence[Instances], classes: Sequence[str]) -> pandas.DataFrame:
+    """Count the cells of each class by what was found of them (IoU > 0.5), with those that were missed, and those invented.
+
+    A true cell of unknown class counts nowhere, nor does what was found of it.
+
+    Parameters
+    ----------
+    classes : list of str
+        Names of class 1, 2, ...
+
+    Returns
+    -------
+    DataFrame
+        Rows: the true classes, then "invented"; columns: the classes found ("unknown" where any), then "missed".
+
+    Examples
+    --------
+    >>> truth = Instances.from_labels(np.array([[1, 2, 0, 0]]), class_ids=[1, 2])
+    >>> found = Instances.from_labels(np.array([[1, 0, 0, 3]]), class_ids=[2, 1])
+    >>> class_errors([truth], [found], ["HEK", "N2a"]).to_dict("split")["data"]
+    [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    """
+    import pandas as pd
+
+    size = len(classes) + 1
+    table = np.zeros((size + 1, size + 1), np.int64)  # unknown first, then the classes, then missed and invented
+    for image in overlap_images(truths, founds):
+        i, j = match_pairs(image)
+        true, found = image.truth_classes, image.found_classes
+        np.add.at(table, (true[i], found[j]), 1)
+        np.add.at(table, (np.delete(true, i), size), 1)
+        np.add.at(table, (size, np.delete(found, j)), 1)
+    names = ["unknown", *classes]
+    rows, columns = pd.Index([*names, "invented"], name="truth"), pd.Index([*names, "missed"], name="found")
+    full = pd.DataFrame(table, rows, columns).iloc[1:]
+    return full if full["unknown"].any() else full.iloc[:, 1:]
+
+
 def counts_by_class(founds: Sequence[Instances], classes: Sequence[str]) -> pandas.DataFrame:
     """Count the objects of each class over all images: columns class_name, cells, share ("unknown" last, when any).
 

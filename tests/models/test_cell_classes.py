@@ -1,0 +1,202 @@
+"""A class for the cells of any model: what is pooled, what is learned of it, and what becomes of a segmenter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.files import PACKAGE
+from cellkit.models import cell_classes, cell_features, threshold, weights
+from cellkit.models.cell_classifier import CellClassifier
+from cellkit.models.unet_network import CellposeUNet, load_network
+
+STARTER = PACKAGE / "starter" / "starter_light.safetensors"
+
+
+@pytest.fixture(scope="module")
+def segmenter(drawn, tmp_path_factory):
+    config = threshold.TrainSettings(diameter_px=30)
+    return threshold.train(drawn.select("train"), drawn.select("val"), config, tmp_path_factory.mktemp("cells"))
+
+
+@pytest.fixture(scope="module")
+def learned(drawn, segmenter, tmp_path_factory):
+    out = tmp_path_factory.mktemp("classes")
+    return cell_classes.train(drawn.select("train"), segmenter, STARTER, cell_classes.Settings(), out)
+
+
+def accuracy(named, images) -> float:
+    pairs = [(named(*images[k]).class_ids, images.instances[k].class_ids) for k in range(len(images))]
+    return float(np.mean(np.concatenate([found == true for found, true in pairs])))
+
+
+# ---- features --------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return CellposeUNet(widths=(4, 4, 8, 8)).eval()
+
+
+def test_a_region_is_pooled_cell_by_cell():
+    rng = np.random.default_rng(0)
+    maps, labels = rng.normal(size=(3, 12, 20)), rng.integers(0, 4, (12, 20))
+    y, x = np.nonzero(labels)
+    mean, sd = cell_features.Region(labels[y, x] - 1, y, x).pooled(maps, 3)
+    for cell in range(3):
+        own = maps[:, labels == cell + 1]
+        assert np.allclose(mean[cell], own.mean(axis=1)) and np.allclose(sd[cell], own.std(axis=1))
+
+
+def test_at_a_coarser_stride_a_pixel_counts_by_how_much_of_it_the_cell_covers():
+    region = cell_features.Region(np.zeros(3, int), np.array([0, 0, 0]), np.array([0, 1, 2]))
+    mean, _ = region.pooled(np.array([[[3.0, 9.0]]]), 1, stride=2)
+    assert mean.tolist() == [[5.0]]
+
+
+def test_every_cell_is_described_and_order_does_not_matter(network, drawn):
+    image, cells = drawn[0]
+    told = cell_features.features_of_cells(network, image, cells, 30.0, "both", 12)
+    turned = cell_features.features_of_cells(network, image, cells[::-1], 30.0, "both", 12)
+    assert told.shape[0] == len(cells) and np.isfinite(told).all() and np.allclose(told, turned[::-1], atol=1e-5)
+    none = cell_features.features_of_cells(network, image, cells[:0], 30.0, "both", 12)
+    assert len(none) == 0
+
+
+def test_shape_is_that_of_the_cell(network):
+    labels = np.zeros((96, 96), int)
+    labels[10:40, 10:40], labels[60:70, 10:90] = 1, 2
+    told = cell_features.features_of_cells(
+        network, np.zeros((96, 96, 3), np.uint8), Instances.from_labels(labels), 30.0, "both", 6
+    )
+    assert np.allclose(told[:, 0], np.log([1, 800 / 900])), "area over that of a square as wide as a cell"
+    assert abs(told[0, 1]) < 0.05 and told[1, 1] == pytest.approx(np.log(8), abs=0.05), "length over width"
+    assert told[0, 4] == 0 and told[0, 2] > told[1, 2], "no neighbour in the ring; a square is rounder than a bar"
+
+
+def test_cells_without_a_pixel_at_network_scale_and_in_several_tiles_are_described(network, monkeypatch):
+    labels = np.zeros((160, 200), int)
+    labels[5, 5], labels[4:60, 20:70], labels[100:150, 140:190] = 1, 2, 3
+    image = np.random.default_rng(0).integers(0, 255, (160, 200, 3), dtype=np.uint8)
+    told = [cell_features.features_of_cells(network, image, Instances.from_labels(labels), 60.0, "both", 5)]
+    monkeypatch.setattr(cell_features, "TILE_PX", 32)
+    monkeypatch.setattr(cell_features, "MARGIN_PX", 32)
+    told.append(cell_features.features_of_cells(network, image, Instances.from_labels(labels), 60.0, "both", 5))
+    assert all(np.isfinite(one).all() for one in told)
+    assert np.allclose(told[0][:, :29], told[1][:, :29], atol=1e-4), "shape and brightness do not depend on the tiles"
+
+
+# ---- the regression --------------------------------------------------------------------------------------------------
+@settings(max_examples=15)
+@given(st.integers(0, 10**6))
+def test_each_class_counts_the_same_however_many_cells_it_has(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(30, 2)), np.r_[np.ones(20, int), np.full(10, 2)]
+    x[20:] += 2
+    doubled = np.r_[np.arange(30), np.arange(20)]  # the first class twice
+    plain, more = (cell_classes.fit(x[k], y[k], 2, 0.1) for k in (np.arange(30), doubled))
+    assert np.allclose(plain[0], more[0], atol=1e-4) and np.allclose(plain[1], more[1], atol=1e-4)
+
+
+def test_the_penalty_is_chosen_by_images_left_out_and_is_fixed_where_none_can_be():
+    rng = np.random.default_rng(1)
+    y, groups = np.tile([1, 2], 40), np.repeat(np.arange(10), 8)
+    noise = rng.normal(size=(80, 60))
+    noise[:, 0] += y
+    strength, right = cell_classes.choose_strength(noise, y, groups, 2)
+    assert strength in cell_classes.STRENGTHS[:4] and 0.4 < right <= 1, "sixty numbers of noise ask for a strong one"
+    assert cell_classes.choose_strength(noise, y, y, 2) == (cell_classes.DEFAULT_STRENGTH, None)
+
+
+# ---- a trained one ---------------------------------------------------------------------------------------------------
+def test_it_learns_the_lines_and_its_card_says_what_was_chosen(learned, drawn):
+    named, card = cell_classes.load(learned), weights.read_card(learned)
+    assert accuracy(named, drawn.select("val")) > 0.6 and accuracy(named, drawn.select("train")) > 0.95
+    assert card.classes == drawn.classes and card.config["ring_px"] == 12 and card.config["encoder"] == "starter_light"
+    counts = np.bincount(np.concatenate([c.class_ids for c in drawn.select("train").instances]), minlength=3)
+    assert list(card.metrics["cells"].values()) == counts[1:].tolist()
+    image, cells = drawn[3]
+    again = named(image, cells.with_classes(0 * cells.class_ids).with_scores(np.full(len(cells), 0.4)))
+    assert again.with_classes(cells.class_ids).with_scores(cells.scores) == cells, "outlines stay; a class is given"
+    assert set(again.scores) == {0.4} and set(again.class_ids) <= {1, 2}
+    assert len(named(image, cells[:0])) == 0
+
+
+def test_cells_of_unknown_class_do_not_teach_and_the_same_comes_out_again(learned, drawn, segmenter, tmp_path):
+    train = drawn.select("train")
+    partly = [c.with_classes(np.where(np.arange(len(c)) < 3, 0, c.class_ids)) for c in train.instances]
+    made = [
+        cell_classes.train(
+            replace(train, instances=partly), segmenter, STARTER, cell_classes.Settings(), tmp_path / name
+        )
+        for name in "ab"
+    ]
+    first, second = map(weights.load_tensors, made)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    before, after = (weights.read_card(path).metrics["cells"] for path in (learned, made[0]))
+    assert sum(before.values()) - sum(after.values()) == 3 * len(train), "three cells of each image"
+
+
+def test_a_detectors_look_at_the_cut_outs_votes(learned, drawn, segmenter, tmp_path):
+    looks = CellClassifier(2)
+    with torch.no_grad():
+        looks.last.weight.zero_()
+        looks.last.bias.copy_(torch.tensor([-20.0, 20.0]))  # always the second line
+    tensors = {f"cell_classifier.{name}": tensor for name, tensor in looks.state_dict().items()}
+    detector = tmp_path / "maskrcnn.safetensors"
+    weights.save_checkpoint(
+        detector, tensors, "maskrcnn_torchvision", classes=drawn.classes, config={"diameter_px": 30.0}
+    )
+    train, chosen = drawn.select("train"), cell_classes.Settings()
+    both = cell_classes.load(cell_classes.train(train, segmenter, STARTER, chosen, tmp_path / "a", detector))
+    alone = cell_classes.load(learned)
+    image, cells = drawn[0]
+    assert (alone(image, cells).class_ids == 1).mean() > 0.9 and (both(image, cells).class_ids == 2).mean() > 0.9
+    off = cell_classes.train(
+        train, segmenter, STARTER, chosen.model_copy(update={"cut_outs": False}), tmp_path / "b", detector
+    )
+    assert cell_classes.load(off)(image, cells) == alone(image, cells)
+    swapped = replace(train, classes=train.classes[::-1])
+    other = cell_classes.train(swapped, segmenter, STARTER, chosen, tmp_path / "c", detector)
+    assert weights.read_card(other).config["cut_outs_diameter_px"] is None, "a detector of other classes has no vote"
+
+
+def test_a_segmenter_gets_classes_image_by_image(learned, drawn):
+    bare = threshold.load(cell_classes.segmenter_of(learned))
+    asked = []
+
+    def images():
+        for k in (3, 4):
+            asked.append(k)
+            yield drawn.image(k)
+
+    stream = cell_classes.with_cell_classes(bare, learned)(images())
+    first = next(stream)
+    assert asked == [3]
+    founds = [first, *stream]
+    for k, found in zip((3, 4), founds, strict=True):
+        (plain,) = bare([drawn.image(k)])
+        assert found.with_classes(0 * found.class_ids) == plain and (found.class_ids > 0).all()
+
+
+def test_the_segmenter_must_lie_beside_as_it_was(learned, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(learned.parent, tmp_path / "moved")
+    path = folder / learned.name
+    assert cell_classes.segmenter_of(path).parent == folder
+    beside = cell_classes.segmenter_of(path)
+    beside.write_bytes(b"other")
+    with pytest.raises(UserError, match="sha256 differs"):
+        cell_classes.segmenter_of(path)
+    beside.unlink()
+    with pytest.raises(UserError, match="is missing\ncopy it together with the classes"):
+        cell_classes.segmenter_of(path)
+    with pytest.raises(UserError, match="is a checkpoint of cell_classes"):
+        load_network(path)
