@@ -38,7 +38,10 @@ def run(given: argparse.Namespace) -> Answer:
     best = done.best
     last = done.table[done.table["trial"] == best.number].iloc[-1]
     first = done.table[(done.table["trial"] == 0)].iloc[-1]
-    flags = " ".join(f"--set {key}={value}" for key, value in best.changes.items())
+    chosen = [f"{key}={value}" for key, value in best.changes.items()]
+    flags = (
+        " ".join(["--set", *given.overrides, *chosen, *(["--run", given.run] if given.run else [])]) if chosen else ""
+    )
     lines = [
         done.table.drop(columns="images")
         .round({"score": 3})

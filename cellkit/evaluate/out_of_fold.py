@@ -1,9 +1,9 @@
-"""Scores of folds: every image is judged by the models that had it held back, and by no other."""
+"""Scores of folds: every image is judged by the models that had it held back; test images by all folds, fused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,12 +14,14 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.models import order_models
 from cellkit.models.gate import judges
+from cellkit.models.shared.fusion import fuse
 from cellkit.scores.table import score_table, summary
 
 if TYPE_CHECKING:
     import pandas
 
-MEAN, OUT_OF_FOLD = "mean", "out of fold"
+MEAN, OUT_OF_FOLD, TEST = "mean", "out of fold", "test, folds fused"
+NONE = CellDataset([], [])
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,16 @@ class FoldFound:
         Model -> image_id -> cells.
     taught : frozenset of str
         The training images of that run.
+    test, test_truth : CellDataset
+        Likewise of the test images, which are those of every fold.
     """
 
     held: CellDataset
     truth: CellDataset
     found: Mapping[str, Mapping[str, Instances]]
     taught: frozenset[str]
+    test: CellDataset = NONE
+    test_truth: CellDataset = NONE
 
 
 def out_of_fold(folds: Sequence[FoldFound]) -> dict[str, CellDataset]:
@@ -73,8 +79,7 @@ def out_of_fold(folds: Sequence[FoldFound]) -> dict[str, CellDataset]:
     rows.sort(key=lambda row: folds[row[0]].held.ids[row[1]])
     records = [folds[k].held.records[n] for k, n in rows]
     ids = [folds[k].held.ids[n] for k, n in rows]
-    classes = folds[0].truth.classes if folds else ()
-    models = order_models(set.intersection(*(set(fold.found) for fold in folds)) if folds else ())
+    classes = folds[0].truth.classes
     return {
         model: CellDataset(
             records,
@@ -84,12 +89,43 @@ def out_of_fold(folds: Sequence[FoldFound]) -> dict[str, CellDataset]:
             made_by=["proposed"] * len(rows),
             of_model=True,
         )
-        for model in models
+        for model in _models(folds)
     }
 
 
+def fused_test(folds: Sequence[FoldFound]) -> dict[str, CellDataset]:
+    """Return, of every model that all folds have, what its folds found in the test images, fused with equal weights.
+
+    Parameters
+    ----------
+    folds : list of FoldFound
+
+    Returns
+    -------
+    dict
+        Model -> the test images of the first fold, with the fused cells (`cellkit.models.shared.fusion.fuse`).
+    """
+    test = folds[0].test
+    names = [record.image_id for record in test.records]
+    return {
+        model: replace(
+            test,
+            instances=[fuse([fold.found[model][name] for fold in folds]) for name in names],
+            classes=folds[0].truth.classes,
+            made_by=["proposed"] * len(names),
+            of_model=True,
+        )
+        for model in _models(folds)
+    }
+
+
+def _models(folds: Sequence[FoldFound]) -> list[str]:
+    """Return the models that all folds have, in the order of every table."""
+    return order_models(set.intersection(*(set(fold.found) for fold in folds)))
+
+
 def fold_table(folds: Sequence[FoldFound], n: int = 1000, seed: int = 0) -> pandas.DataFrame:
-    """Score the models of the folds, overlaps removed: each fold, their mean, and all images out of fold.
+    """Score the models of the folds, overlaps removed: each fold, their mean, all images out of fold; and test images.
 
     Images that chose a checkpoint (`cellkit.models.gate.choosers`) judge nothing, and are left out. The mean counts every fold
     the same, the score out of fold every image.
@@ -103,22 +139,24 @@ def fold_table(folds: Sequence[FoldFound], n: int = 1000, seed: int = 0) -> pand
     Returns
     -------
     DataFrame
-        model, fold ("1", "2", ... "mean", "out of fold"), images, score (MAP IoU), low, high (95 %; of a mean: nan), ap50, ap75.
+        model, fold ("1", "2", ... "mean", "out of fold", and where test images have truth "test, folds fused"), images, score
+        (MAP IoU), low, high (95 %; of a mean: nan), ap50, ap75.
     """
     import pandas as pd
 
-    judged = [judges(fold.truth) for fold in folds]
-    models = order_models(set.intersection(*(set(fold.found) for fold in folds)) if folds else ())
+    judged, fused = [judges(fold.truth) for fold in folds], fused_test(folds)
     rows = []
-    for model in models:
+    for model in _models(folds):
         tables = [_scored(part, fold.found[model]) for fold, part in zip(folds, judged, strict=True)]
         lines = [_line(model, str(k), table, n, seed) for k, table in enumerate(tables, 1)]
-        means = (
-            {name: np.nanmean([line[name] for line in lines]) for name in ("score", "ap50", "ap75")} if lines else {}
-        )
+        some = [line for line in lines if line["images"]]
+        means = {name: np.mean([line[name] for line in some]) if some else np.nan for name in ("score", "ap50", "ap75")}
         images = sum(line["images"] for line in lines)
         mean = {"model": model, "fold": MEAN, "images": images, "low": np.nan, "high": np.nan, **means}
-        rows += [*lines, mean, _line(model, OUT_OF_FOLD, pd.concat(tables, ignore_index=True), n, seed)]
+        whole = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+        found = dict(zip([r.image_id for r in fused[model].records], fused[model].instances, strict=True))
+        test = _line(model, TEST, _scored(folds[0].test_truth, found), n, seed)
+        rows += [*lines, mean, _line(model, OUT_OF_FOLD, whole, n, seed), *([test] if test["images"] else [])]
     return pd.DataFrame(rows, columns=["model", "fold", "images", "score", "low", "high", "ap50", "ap75"])
 
 

@@ -11,7 +11,7 @@ from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
 from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import KEY, predictions_of, read_truths
-from cellkit.evaluate.out_of_fold import OUT_OF_FOLD, FoldFound, fold_table, out_of_fold
+from cellkit.evaluate.out_of_fold import OUT_OF_FOLD, TEST, FoldFound, fold_table, fused_test, out_of_fold
 from cellkit.files import write_frame
 from cellkit.formats.coco import write_coco
 from cellkit.log import LOG
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas
 
 SET_BY_US = ("convert.folds", "convert.fold")
-FOUND = "out_of_fold"
+FOUND, FUSED_TEST = "out_of_fold", "test"
 TABLE = "folds.csv"
 
 
@@ -51,7 +51,7 @@ def run_folds(
     Each fold is a run of its own, ``RUN/folds/of_K/1`` to ``K``, that ``cellkit check``, ``predict`` and ``score`` take like any
     other: its validation images are the fold, its test images those of every run. What is finished and unchanged is skipped, so
     that a command that was killed and is repeated goes on. In the end ``out_of_fold/<model>.json`` (COCO with scores) holds what
-    each model found, and ``folds.csv`` the scores.
+    each model found, ``test/<model>.json`` what its folds, fused, find in the test images, and ``folds.csv`` the scores.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def _with(overrides: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[
 
 
 def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
-    """Write what the models found out of fold, and the scores; return these.
+    """Write what the models found out of fold, what their folds fused find in test images, and the scores; return these.
 
     Parameters
     ----------
@@ -119,10 +119,11 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
         Its ``evaluate`` section says how many draws are behind the intervals.
     """
     found = [_read_fold(place / str(fold)) for fold in range(1, folds + 1)]
-    for model, images in out_of_fold(found).items():
-        path = place / FOUND / f"{model}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_coco(path, images.records, images.instances, cfg.classes, images.ids, True, made_by=images.made_by)
+    for kind, by_model in ((FOUND, out_of_fold(found)), (FUSED_TEST, fused_test(found))):
+        for model, images in by_model.items():
+            path = place / kind / f"{model}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_coco(path, images.records, images.instances, cfg.classes, images.ids, True, made_by=images.made_by)
     table = fold_table(found, cfg.evaluate.bootstrap_samples, cfg.evaluate.seed)
     write_frame(place / TABLE, table)
     return table
@@ -131,10 +132,11 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
 def _read_fold(folder: Path) -> FoldFound:
     run = Run(folder)
     images = CellDataset.of_run(run)
-    truth = read_truths(run.find_all("coco_*"), run.folder).get("val", images.subset([]))
+    truths = read_truths(run.find_all("coco_*"), run.folder)
+    truth, test_truth = (truths.get(split, images.subset([])) for split in ("val", "test"))
     found = predictions_of(run.find_all(f"{KEY}*"), images)
     taught = frozenset(record.image_id for record in images.select("train").records)
-    return FoldFound(images.select("val"), truth, found, taught)
+    return FoldFound(images.select("val"), truth, found, taught, images.select("test"), test_truth)
 
 
 def in_words(table: pandas.DataFrame, place: Path) -> list[str]:
@@ -144,5 +146,6 @@ def in_words(table: pandas.DataFrame, place: Path) -> list[str]:
         whole = rows[rows["fold"] == OUT_OF_FOLD].iloc[0]
         each = ", ".join(f"{score:.3f}" for score in rows[rows["fold"].str.isdigit()]["score"])
         told = f"{whole['score']:.3f} [{whole['low']:.3f}, {whole['high']:.3f}]"
-        lines.append(f"{model}: out of fold {told} on {counted(int(whole['images']), 'image')}; folds {each}")
-    return [*lines, f"written: {place / TABLE}, {place / FOUND}"]
+        test = "".join(f"; test images, folds fused {score:.3f}" for score in rows[rows["fold"] == TEST]["score"])
+        lines.append(f"{model}: out of fold {told} on {counted(int(whole['images']), 'image')}; folds {each}{test}")
+    return [*lines, f"written: {place / TABLE}, {place / FOUND}, {place / FUSED_TEST}"]

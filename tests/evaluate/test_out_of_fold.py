@@ -1,5 +1,7 @@
 """What folds found out of fold, and its scores: golden cases."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
-from cellkit.evaluate.out_of_fold import FoldFound, fold_table, out_of_fold
+from cellkit.evaluate.out_of_fold import FoldFound, fold_table, fused_test, out_of_fold
 
 CELLS = Instances.from_labels(np.array([[1, 1, 0, 0, 2, 2]]))
 HALF = CELLS[:1]
@@ -17,9 +19,8 @@ def fold(names: list[int], found: Instances, taught=()) -> FoldFound:
     records = [ImageRecord(f"i{k}", "", 1, 6, split="val") for k in names]
     images = CellDataset(records, [CELLS] * len(names), ("cell",), ids=names)
     own = {record.image_id: found for record in records}
-    return FoldFound(
-        images, images, {"b": own, "threshold": own, "only here" if names[0] > 3 else "b": own}, frozenset(taught)
-    )
+    models = {name: dict(own) for name in ("b", "threshold", *(["only here"] if names[0] > 3 else []))}
+    return FoldFound(images, images, models, frozenset(taught))
 
 
 def test_found_out_of_fold_is_of_the_run_that_held_the_image_back():
@@ -27,6 +28,27 @@ def test_found_out_of_fold_is_of_the_run_that_held_the_image_back():
     assert list(found) == ["threshold", "b"], "of models that all folds have"
     assert found["b"].ids == [1, 2, 4] and [len(x) for x in found["b"].instances] == [2, 1, 1]
     assert found["b"].made_by == ["proposed"] * 3
+
+
+def test_folds_are_fused_in_test_images_and_scored_where_these_have_truth():
+    records = [ImageRecord("t", "", 1, 6, split="test")]
+    test = CellDataset(records, [CELLS], ("cell",), ids=[9])
+    first, second = (replace(fold([k], HALF), test=test, test_truth=test) for k in (1, 2))
+    first.found["b"]["t"], second.found["b"]["t"] = CELLS, HALF.with_scores([0.5])
+    for one in (first, second):
+        one.found["threshold"]["t"] = HALF
+    fused = fused_test([first, second])
+    assert fused["b"].ids == [9] and fused["b"].instances[0].scores.tolist() == [0.75, 0.5]
+    rows = fold_table([first, second])
+    rows = rows[rows["fold"] == "test, folds fused"].set_index("model")
+    assert rows["score"].to_dict() == {"threshold": 0.5, "b": 1.0} and rows["images"].tolist() == [1, 1]
+
+
+def test_folds_without_truth_have_no_score():
+    bare = fold([1], HALF)
+    bare = replace(bare, truth=bare.truth.subset([]))
+    table = fold_table([bare, replace(bare, held=fold([2], HALF).held)])
+    assert table["score"].isna().all() and table["images"].eq(0).all() and len(table) == 8
 
 
 def test_an_image_that_taught_or_is_there_twice_is_refused():

@@ -90,9 +90,13 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     diameters = [read_json(place / f"{fold}/{TWO}/threshold.json")["config"]["diameter_px"] for fold in (1, 2)]
     assert diameters[0] != diameters[1], "each fold learned from its own images"
     table = pd.read_csv(place / "folds.csv")
-    assert table["fold"].tolist() == ["1", "2", "mean", "out of fold"] and set(table["model"]) == {"threshold"}
+    assert table["fold"].tolist() == ["1", "2", "mean", "out of fold", "test, folds fused"] and set(table["model"]) == {
+        "threshold"
+    }
     assert table["images"].tolist()[:2] == [len(held[0]), len(held[1])]
-    assert table["images"].tolist()[2:] == [len(held[0] | held[1])] * 2
+    assert table["images"].tolist()[2:] == [*[len(held[0] | held[1])] * 2, len(test[0])]
+    fused = read_coco(place / "test/threshold.json")
+    assert {r.image_id for r in fused.records} == test[0] and fused.cells
     each = table["score"]
     assert each[2] == pytest.approx(each[:2].mean())
     assert table["low"][3] <= each[3] <= table["high"][3]
@@ -113,4 +117,12 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
 def test_folds_that_are_none_are_refused(here, folds, overrides, problem):  # noqa: F811
     with pytest.raises(UserError, match=problem):
         run_folds("configs/demo.yaml", folds, "runs/f", overrides)
+    assert not Path("runs").exists()
+
+
+def test_more_folds_than_images_are_refused_before_anything_runs(here, said):  # noqa: F811
+    (here / "configs/demo.yaml").write_text(CONFIG)
+    code, _, err = said("run", "configs/demo.yaml", "--folds", "9")
+    assert code == 2
+    assert "error: 9 folds of 6 images, files or series for training and validation\n  ask for 6 folds or fewer" in err
     assert not Path("runs").exists()
