@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cellkit.cells.instances import Instances
-from cellkit.cells.leftout import too_small
+from cellkit.models.shared.detections import Reading, read_detections
 from cellkit.models.shared.inputs import CELL_PX, network_shape, planes_of, resized
 from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles, paste
 
@@ -16,38 +16,53 @@ TILE_PX, OVERLAP_PX = 768, 128
 
 
 def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None) -> Instances:
-    """Find the cells of one image; where two overlap, the higher score keeps the pixels.
+    """Find the cells of one image, disjoint; see `cellkit.models.shared.detections` for how detections become cells.
 
     Parameters
     ----------
     image : (H, W, 3) uint8
     settings : dict
-        ``diameter_px`` of the cells in this image, thresholds.
+        ``diameter_px`` of the cells in this image, how detections are read, ``max_detections``.
     left_out : Counter, optional
         Takes the number of cells that were found and are not reported, by reason.
 
     Returns
     -------
     Instances
-        Score = probability of being a cell; class 1..K.
+        Score = probability of being a cell, times that of its mask where ``mask_score`` is set; class 1..K.
     """
-    from cellkit.cells.disjoint import resolve_overlaps
+    found, planes = raw_detections(model, image, settings, left_out)
+    cells, places = read_detections(found, image.shape[:2], Reading.of(settings), left_out)
+    cells, places = _at_most(settings["max_detections"], cells, places, left_out)
+    shown = found[places]
+    scale = np.array([planes.shape[2] / image.shape[1], planes.shape[1] / image.shape[0]] * 2)
+    return cells.with_classes(_classes(model.cell_classifier, planes, shown.boxes * scale, shown.votes))
 
+
+def raw_detections(
+    model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None
+) -> tuple[Boxes, np.ndarray]:
+    """Return all that the network says of an image, in px of the image, and the image as it was shown, (3, h, w) float32."""
     height, width = network_shape(image.shape[:2], settings["diameter_px"], 16)
     planes = resized(planes_of(image), (height, width), settings["diameter_px"] > CELL_PX)
     found = _tiled(model, planes, settings, left_out)
-    boxes, scores, masks = found.boxes, found.scores, found.masks
     over = model.roi_heads.take_over_cap()
     if left_out is not None and over:
         cap = model.roi_heads.detections_per_img
         left_out[f"left out: more than {cap} in a tile of {TILE_PX} px at network scale; raise max_detections"] += over
-    classes = _classes(model.cell_classifier, planes, boxes, found.votes)
     ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
-    found = paste(masks, boxes * ratio, image.shape[:2], settings["mask_threshold"])
-    small = int(((found.areas_px > 0) & (found.areas_px < settings["min_area_px"])).sum())
-    if left_out is not None and small:
-        left_out[too_small(settings["min_area_px"])] += small
-    return resolve_overlaps(found.with_classes(classes).with_scores(scores), settings["min_area_px"])[0]
+    return replace(found, boxes=found.boxes * ratio), planes
+
+
+def _at_most(
+    most: int | None, cells: Instances, places: np.ndarray, left_out: Counter[str] | None
+) -> tuple[Instances, np.ndarray]:
+    """Return the cells of the highest scores, at most so many."""
+    over = max(len(cells) - most, 0) if most is not None else 0
+    if left_out is not None and over:
+        left_out[f"left out: more than max_detections = {most} in an image; raise it"] += over
+    kept = np.sort(np.argsort(-cells.scores, kind="stable")[:most])
+    return cells[kept], places[kept]
 
 
 def _classes(classifier, planes: np.ndarray, boxes: np.ndarray, votes: np.ndarray | None) -> np.ndarray:
@@ -79,15 +94,9 @@ def _tiled(model, planes: np.ndarray, settings: dict, left_out: Counter[str] | N
         return paste(found.masks, found.boxes, shape, settings["mask_threshold"])
 
     found, pieces = join_tiles(detect, pixels, owned_tiles(shape, TILE_PX, OVERLAP_PX), shape)
-    most = settings["max_detections"]
-    over = max(len(found) - most, 0) if most is not None else 0
-    reasons = {
-        f"left out: more than max_detections = {most} in an image; raise it": over,
-        f"cut: too long for a window of {LARGEST_PX} px at network scale; raise diameter_px": pieces,
-    }
-    if left_out is not None:
-        left_out.update({why: cells for why, cells in reasons.items() if cells})
-    return found[np.argsort(-found.scores, kind="stable")[:most]]
+    if left_out is not None and pieces:
+        left_out[f"cut: too long for a window of {LARGEST_PX} px at network scale; raise diameter_px"] += pieces
+    return found
 
 
 def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:

@@ -33,6 +33,7 @@ from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier
 from cellkit.models.maskrcnn_pyramid import ClassHead, MaskHead, MaskPool, MaskPredictor, UNetPyramid, masks_in_boxes
+from cellkit.models.shared.detections import LOOSE_NMS
 from cellkit.models.shared.detector_start import take_over
 from cellkit.models.unet_network import WIDTHS, CellposeUNet
 
@@ -174,12 +175,16 @@ class _Heads(RoIHeads):
         return tuple(map(list, zip(*found, strict=True)))
 
     def _of_image(self, boxes, scores, shape):
+        """Return what may be a cell, several boxes of one among them; the cap counts each cell once."""
         boxes = box_ops.clip_boxes_to_image(boxes, shape)
         kept = torch.where(scores > self.score_thresh)[0]
         kept = kept[box_ops.remove_small_boxes(boxes[kept], min_size=1.0)]
-        kept = kept[box_ops.nms(boxes[kept], scores[kept], self.nms_thresh)]
-        self.over_cap += max(len(kept) - self.detections_per_img, 0)
-        kept = kept[: self.detections_per_img]
+        kept = kept[box_ops.nms(boxes[kept], scores[kept], LOOSE_NMS)]
+        if len(kept) > self.detections_per_img:
+            once = box_ops.nms(boxes[kept], scores[kept], self.nms_thresh)
+            over = once[self.detections_per_img :]
+            self.over_cap += len(over)
+            kept = kept[: over[0]] if len(over) else kept
         return boxes[kept], scores[kept], torch.ones_like(kept)
 
 

@@ -140,7 +140,11 @@ def test_a_config_cannot_be_changed(write):
         ("label: {backend: [a]}", "label.backend is ['a'] (a list), wanted text", "default 'cellpose_unet'"),
         ("maskrcnn: {backend: {a: 1}}", "maskrcnn.backend is {'a': 1} (a table), wanted text", "maskrcnn_torchvision"),
         ("finetune: 3", "finetune is 3 (a whole number), wanted a table of keys", "keys: seed"),
-        ("maskrcnn: {mask_threshold: 1}", "mask_threshold is 1 (a whole number), wanted a number > 0 and < 1", "0.5"),
+        (
+            "maskrcnn: {mask_threshold: 1}",
+            "mask_threshold is 1 (a whole number), wanted a number > 0 and < 1",
+            "best on",
+        ),
         ("maskrcnn: {freeze_backbone: 1}", "freeze_backbone is 1 (a whole number), wanted true or false", "heads"),
         ("convert: {scale: .nan}", "convert.scale is .nan (a number), wanted a number > 0", "resize"),
         ("convert: {projection: median}", "projection is 'median' (text), wanted one of 'max', 'mean'", "z-stack"),
@@ -293,7 +297,7 @@ def test_every_field_says_what_it_is():
         unit = key.rpartition("_")[2]
         assert unit not in ("px", "um", "s") or f"({unit})" in field["description"], key
     table = describe()
-    assert "| `maskrcnn.mask_threshold` | `0.5` | a number > 0 and < 1 |" in table
+    assert "| `maskrcnn.mask_threshold` | `null` | a number > 0 and < 1, or null |" in table
     assert len({line.count("|") - 2 * line.count("\\|") for line in table.splitlines()}) == 1
 
 

@@ -32,6 +32,8 @@ FEW = {
         "fpn_channels": 16,
         "score_threshold": 0.5,
         "nms_threshold": 0.5,
+        "mask_threshold": 0.5,
+        "min_area_px": 15,
     },
 }
 

@@ -10,8 +10,8 @@ import pytest
 from cellkit.cells.instances import Instances
 from cellkit.models import maskrcnn_detect
 from cellkit.models.shared import tiles
+from cellkit.models.shared.detections import Reading, read_detections
 from cellkit.models.shared.detector_settings import DEFAULTS
-from cellkit.models.shared.tiles import paste
 from cellkit.scores.iou import overlaps
 
 
@@ -35,8 +35,10 @@ def small_tiles(monkeypatch):
 
 def seen(labels, left=None, **settings):
     planes = np.stack([labels] * 3).astype(float)
-    found = maskrcnn_detect._tiled(None, planes, {**DEFAULTS, **settings}, left)
-    return paste(found.masks, found.boxes, labels.shape, 0.5)
+    settings = {**DEFAULTS, **settings}
+    found = maskrcnn_detect._tiled(None, planes, settings, left)
+    cells = read_detections(found, labels.shape, Reading.of(settings))
+    return maskrcnn_detect._at_most(settings["max_detections"], *cells, left)[0]
 
 
 def same(found, labels):

@@ -12,6 +12,9 @@ from cellkit.settings import Number
 Most = Annotated[int, Field(ge=1, le=100_000)]
 Iou = Annotated[Number, Field(gt=0, le=1)]
 Inner = Annotated[Number, Field(gt=0, lt=1)]
+MASK_NMS = "mask IoU above which the lower score is dropped"
+COVERED = "share of a cell in cells of higher scores, above which it is dropped, not trimmed"
+MASK_SCORE = "whether the score of a box is multiplied by the mean probability of its mask"
 MASK = "mask probability above which a pixel is the cell's"
 DEFAULTS = {
     "backbone": "cellpose_unet",
@@ -22,15 +25,19 @@ DEFAULTS = {
     "boxes_per_image": 64,
     "max_detections": None,
     "tile_detections": 1000,
-    "score_threshold": 0.5,
+    "score_threshold": 0.4,
     "nms_threshold": 0.5,
     "mask_threshold": 0.5,
+    "mask_nms_threshold": 1.0,
+    "covered_share": 0.2,
+    "mask_score": True,
     "min_area_px": 15,
     "precision": "auto",
     "anchor_sizes": None,  # px at network scale, of each level; None = the usual ones of the backbone
     "imagenet": False,  # whether a ResNet is shown what torchvision's were: each colour less its mean, by its deviation
     "widths": None,  # of a U-Net that has not the usual ones
 }
+BEFORE = {"mask_nms_threshold": 1.0, "covered_share": 1.0, "mask_score": False}  # of cards that do not say
 
 
 class Settings(Computed):
@@ -43,6 +50,9 @@ class Settings(Computed):
     score_threshold: Share | None = Field(None, description="objects scored lower are dropped")
     nms_threshold: Iou | None = Field(None, description="box IoU above which the lower score is dropped")
     mask_threshold: Inner | None = Field(None, description=MASK)
+    mask_nms_threshold: Iou | None = Field(None, description=f"{MASK_NMS}; 1 = none is")
+    covered_share: Share | None = Field(None, description=f"{COVERED}; 1 = none is")
+    mask_score: bool | None = Field(None, description=MASK_SCORE)
     min_area_px: Area | None = Field(None, description=SMALLEST)
 
 
@@ -65,7 +75,11 @@ class Training(Schedule, Settings):
     nms_threshold: Iou | None = Field(
         None, description="box IoU above which the lower score is dropped; null = best on training images"
     )
-    mask_threshold: Inner = Field(0.5, description=MASK)
+    mask_threshold: Inner | None = Field(None, description=f"{MASK}; null = best on training images")
+    mask_nms_threshold: Iou = Field(1.0, description=f"{MASK_NMS}; 1 = none is")
+    covered_share: Share = Field(0.2, description=f"{COVERED}; 1 = none is")
+    mask_score: bool = Field(True, description=MASK_SCORE)
+    min_area_px: Area | None = Field(None, description=f"{SMALLEST}; null = best on training images")
     anchors: Literal["usual", "data"] = Field(
         "usual",
         description="sizes of the boxes that proposals begin from: the backbone's usual ones, or from training labels",

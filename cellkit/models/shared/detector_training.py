@@ -17,21 +17,20 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.log import LOG
-from cellkit.models.maskrcnn_detect import TILE_PX, detect_image
+from cellkit.models.maskrcnn_detect import TILE_PX, detect_image, raw_detections
 from cellkit.models.shared.contract import merged
 from cellkit.models.shared.cost import BATCH, Cost, seconds_of, timed_cost
+from cellkit.models.shared.detection_search import SEARCHED, loosest, readings, search_readings
 from cellkit.models.shared.detector_anchors import anchor_sizes
 from cellkit.models.shared.detector_settings import DEFAULTS, Training
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import (
     class_score,
     images_to_search,
-    map_iou,
     refuse_small,
     refuse_untrainable,
     save_tuned,
     scored_along,
-    search,
 )
 from cellkit.models.shared.inputs import (
     CELL_PX,
@@ -42,13 +41,11 @@ from cellkit.models.shared.inputs import (
     to_network_scale,
     vary,
 )
+from cellkit.models.shared.threshold_search import Searched
 from cellkit.models.training import fingerprint, fit, plan_of
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
-
-GRID = {"score_threshold": (0.5, 0.4, 0.3, 0.6), "nms_threshold": (0.5, 0.4, 0.3)}  # searched when not set
-LOOSEST = {"score_threshold": 0.3}  # keeps what a higher one keeps
 
 
 def train_detector(
@@ -115,7 +112,8 @@ def train_detector(
     loss_at = DetectorLoss(model, items, config)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
     pairs, called = images_to_search(train)
-    settings |= best_thresholds(model, pairs, settings, searched(config), called)
+    found = best_readings(model, pairs, settings, searched(config), called)
+    settings |= found.settings
     return save_tuned(
         Path(out) / "maskrcnn.safetensors",
         name,
@@ -128,6 +126,7 @@ def train_detector(
         "kaggle, mean over classes and whole validation images",
         train.classes,
         start=Path(config.start).stem,
+        searched=found.card,
     )
 
 
@@ -153,18 +152,24 @@ def detector_cost(
     start: Callable[[Training, dict[str, Any], Sequence[str]], Any],
 ) -> Cost:
     """Return what a training costs here, timed on an image whose cells are about 30 px wide."""
-    settings = merged(config, {}, DEFAULTS) | {"diameter_px": CELL_PX, "max_detections": len(truth)}
+    fixed = {"diameter_px": CELL_PX, "max_detections": len(truth), "score_threshold": 0.0}
+    settings = merged(config, {}, DEFAULTS) | fixed
     model = start(config, settings, [str(k) for k in range(int(truth.class_ids.max()))])
     model.roi_heads.score_thresh = 0.0  # as many boxes as there are cells, of a detector that has learned nothing yet
     loss_at = DetectorLoss(model, [scaled(image, truth, CELL_PX)], config.model_copy(update={"batch_size": BATCH}))
     views, share = loss_at.views, frozen_steps(config) / config.steps
+
+    def search() -> None:
+        best_readings(model, [(image, truth)], settings, searched(config))
+        model.roi_heads.score_thresh = 0.0
+
     found = timed_cost(
         model,
         loss_at,
         image.shape[:2],
         lambda: scaled(image, truth, CELL_PX),
         lambda: detect_image(model, image, settings),
-        lambda: [detect_image(model, image, settings) for key in searched(config) for _ in GRID[key]],
+        search,
     )
     if views is None:
         return found
@@ -177,8 +182,8 @@ def detector_cost(
 
 
 def searched(config: Training) -> list[str]:
-    """Return the thresholds that are searched, since none is set."""
-    return [key for key in GRID if getattr(config, key) is None]
+    """Return what is searched, since it is not set."""
+    return [key for key in SEARCHED if getattr(config, key) is None]
 
 
 # ---- crops and losses -----------------------------------------------------------------------------------------------
@@ -306,33 +311,30 @@ def frozen_steps(config: Training) -> int:
     return config.steps if config.unfreeze_after is None else round(config.unfreeze_after * config.steps)
 
 
-def best_thresholds(
+def best_readings(
     model,
     pairs: Sequence[tuple[np.ndarray, Instances]],
     settings: dict,
-    keys: Sequence[str] = tuple(GRID),
+    keys: Sequence[str] = SEARCHED,
     called: str = "MAP IoU",
-) -> dict[str, float]:
-    """Search thresholds one after the other by MAP IoU (kaggle, whatever the class) on labelled images, and set them.
+) -> Searched:
+    """Search how detections are best read, by MAP IoU (kaggle, whatever the class) on labelled images, and set the network so.
 
-    Give training images: validation images are to judge by. Of equal values the first in `GRID` is taken.
+    Give training images: validation images are to judge by. The network looks at each once.
     """
-    names = {"score_threshold": "score_thresh", "nms_threshold": "nms_thresh"}
-    best = {key: getattr(model.roi_heads, name) for key, name in names.items()}
-
-    def score(key: str, value: float) -> float:
-        for name, found in {**best, key: value}.items():
-            setattr(model.roi_heads, names[name], found)
-        return map_iou((truth, detect_image(model, image, settings)) for image, truth in pairs)
-
+    grid = readings(settings, keys, [truth for _, truth in pairs])
+    model.roi_heads.score_thresh = min(loosest(grid), model.roi_heads.score_thresh)
+    model.roi_heads.nms_thresh = max(grid["nms_threshold"])
     remedy = (
         "Train longer (maskrcnn.steps), or try another maskrcnn.start or maskrcnn.diameter_px "
         f"(now {settings['diameter_px']:.3g})."
     )
-    chosen = search(score, {key: GRID[key] for key in keys}, best, len(pairs), called, LOOSEST, remedy)
-    for key, value in best.items():
-        setattr(model.roi_heads, names[key], value)
-    return chosen
+    raws = ((raw_detections(model, image, settings)[0], truth) for image, truth in pairs)
+    found = search_readings(raws, grid, keys, called, remedy) if keys else Searched({}, {})
+    model.roi_heads.score_thresh, model.roi_heads.nms_thresh = (
+        (settings | found.settings)[key] for key in ("score_threshold", "nms_threshold")
+    )
+    return found
 
 
 class ClassScorer:

@@ -101,13 +101,32 @@ def search_maps(
         LOG.info(f"{problem}, so nothing is searched. {remedy}")
         return Searched({key: grid[key][0] for key in searched}, {})
     scores = np.stack([score_of(image, truth) for image, truth in progress(pairs, "search on images")])
+    return choose(scores, grid, searched, sum(len(truth) for _, truth in pairs), called, time.monotonic() - begun)
+
+
+def choose(
+    scores: np.ndarray,
+    grid: Mapping[str, tuple],
+    searched: Sequence[str],
+    cells: int,
+    called: str,
+    seconds: float,
+) -> Searched:
+    """Return the settings to take of a grid, by the scores of images at every combination; and log what they gain.
+
+    Parameters
+    ----------
+    scores : (images, ...) float64
+        Each further axis is a setting of the grid.
+    cells : int
+        In these images.
+    seconds : float
+        What the search took, to be logged.
+    """
     place = nearest_to_default(scores)
     found = {key: values[k] for (key, values), k in zip(grid.items(), place, strict=True)}
-    card = _summary(scores, grid, place, searched) | {
-        "images": len(pairs),
-        "cells": sum(len(truth) for _, truth in pairs),
-    }
-    _log(card, called, time.monotonic() - begun)
+    card = _summary(scores, grid, place, searched) | {"images": len(scores), "cells": cells}
+    _log(card, called, seconds)
     return Searched({key: found[key] for key in searched}, card)
 
 
