@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cellkit.models.shared.detections import LOOSE_NMS
+
 RATIOS = (0.5, 1.0, 2.0)
 COCO_MEAN = (103.53, 116.28, 123.675)  # blue, green, red, of 0 to 255: what its ResNet-50 was trained with
 
@@ -65,13 +67,13 @@ def config_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     settings : mapping
-        backbone, fpn_channels, freeze_backbone, boxes_per_image, score_threshold, nms_threshold, and, where they are known,
-        anchor_sizes and norm.
+        backbone, fpn_channels, freeze_backbone, boxes_per_image, score_threshold, and, where they are known, anchor_sizes
+        and norm.
 
     Examples
     --------
     >>> keys = config_keys({"backbone": "resnet50_fpn", "fpn_channels": 96, "freeze_backbone": False, "boxes_per_image": 64,
-    ...                     "score_threshold": 0.5, "nms_threshold": 0.4})
+    ...                     "score_threshold": 0.5})
     >>> keys["TEST.DETECTIONS_PER_IMAGE"], keys["MODEL.ROI_HEADS.NUM_CLASSES"], keys["MODEL.FPN.OUT_CHANNELS"]
     (-1, 1, 256)
     """
@@ -93,7 +95,7 @@ def config_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
         "MODEL.ROI_HEADS.IN_FEATURES": list(levels.boxes),
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": settings["boxes_per_image"],
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": float(settings["score_threshold"]),
-        "MODEL.ROI_HEADS.NMS_THRESH_TEST": float(settings["nms_threshold"]),
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": LOOSE_NMS,  # boxes of one cell are told apart when they are read
         "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
         "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,

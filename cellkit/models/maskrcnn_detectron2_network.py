@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import nms
 
 with warnings.catch_warnings():  # it compiles two functions as torch no longer likes; nothing a user could change
     warnings.simplefilter("ignore")
@@ -41,14 +42,23 @@ from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier
 from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS, config_keys, most_proposals
 from cellkit.models.maskrcnn_network import RARE, UNLIKELY, unknown_share
-from cellkit.models.maskrcnn_pyramid import MASK_SIZE, MaskHead, MaskPool, MaskPredictor, UNetPyramid
+from cellkit.models.maskrcnn_pyramid import (
+    ENCODED,
+    MASK_SIZE,
+    STRIDES,
+    ClassHead,
+    MaskHead,
+    MaskPool,
+    MaskPredictor,
+    UNetPyramid,
+)
 from cellkit.models.shared.detector_start import take_over
 from cellkit.models.unet_network import WIDTHS, CellposeUNet
 
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # detectron2 asks torch by a name it warns of
 
 POOLED = (40, 3)  # box side (px) and the level of the U-Net's pyramid it is cut from: 3 has stride 8
-NAMES = {"1": "p2", "2": "p3", "half": "half", "fine": "fine"}  # levels: ours, and what detectron2 calls them
+NAMES = {"1": "p2", "2": "p3"}  # levels: ours, and what detectron2 calls them
 MOSTLY = 0.5  # share of a box that is not annotated, above which it is no background
 
 
@@ -57,10 +67,10 @@ class UNetBackbone(UNetPyramid, Backbone):
 
     def __init__(self, unet: CellposeUNet, channels: int, frozen: bool, shown: str):
         super().__init__(unet, channels, frozen, shown)
-        self._out_features = list(NAMES.values())
-        widths = {"p2": channels, "p3": channels, "half": 2 * unet.widths[1], "fine": unet.widths[0] + 3}
-        self._out_feature_channels = widths
-        self._out_feature_strides = {"p2": 4, "p3": 8, "half": 2, "fine": 1}
+        own = [unet.widths[0] + 3, *(2 * width for width in unet.widths[1:])]
+        self._out_feature_channels = {"p2": channels, "p3": channels, **dict(zip(ENCODED, own, strict=True))}
+        self._out_feature_strides = {"p2": 4, "p3": 8, **dict(zip(ENCODED, STRIDES, strict=True))}
+        self._out_features = list(self._out_feature_channels)
 
     @property
     def size_divisibility(self) -> int:
@@ -70,7 +80,7 @@ class UNetBackbone(UNetPyramid, Backbone):
     def forward(self, x: torch.Tensor, encoded: Sequence[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """Map (B, 3, H, W), red, cytoplasm, nuclei, to the levels; `encoded` as for `UNetPyramid`."""
         found = super().forward(x, encoded)
-        return {theirs: found[ours] for ours, theirs in NAMES.items()}
+        return {NAMES.get(name, name): level for name, level in found.items()}
 
 
 class Proposals(RPN):
@@ -110,6 +120,7 @@ class Heads(StandardROIHeads):
 
     unknown: Sequence[torch.Tensor | None] = ()
     detections_per_img = 0
+    nms_thresh = 0.5
     over_cap = 0
 
     @classmethod
@@ -127,15 +138,6 @@ class Heads(StandardROIHeads):
     @score_thresh.setter
     def score_thresh(self, value: float) -> None:
         self.box_predictor.test_score_thresh = value
-
-    @property
-    def nms_thresh(self) -> float:
-        """Box IoU above which the lower score is dropped."""
-        return self.box_predictor.test_nms_thresh
-
-    @nms_thresh.setter
-    def nms_thresh(self, value: float) -> None:
-        self.box_predictor.test_nms_thresh = value
 
     def take_over_cap(self) -> int:
         """Return how many detections the cap cut since the last call."""
@@ -157,8 +159,15 @@ class Heads(StandardROIHeads):
         found = super()._forward_box(features, proposals)
         if self.training:
             return found
-        self.over_cap += sum(max(len(one) - self.detections_per_img, 0) for one in found)
-        return [one[: self.detections_per_img] for one in found]
+        return [self._capped(one) for one in found]
+
+    def _capped(self, found: Fields) -> Fields:
+        """Return what may be a cell, several boxes of one among them, best first; the cap counts each cell once."""
+        if len(found) <= self.detections_per_img:
+            return found
+        over = nms(found.pred_boxes.tensor, found.scores, self.nms_thresh)[self.detections_per_img :]
+        self.over_cap += len(over)
+        return found[: int(over[0])] if len(over) else found
 
 
 class Masks(MaskRCNNConvUpsampleHead):
@@ -183,7 +192,7 @@ class FineMasks(nn.Module):
     def forward(self, features: Mapping[str, torch.Tensor], instances: Sequence[Fields]) -> Any:
         """Return the loss while it is trained, else the cells with their masks."""
         boxes = [(one.proposal_boxes if self.training else one.pred_boxes).tensor for one in instances]
-        named = {name: features[NAMES[name]] for name in ("1", "half", "fine")}
+        named = {name: features[NAMES.get(name, name)] for name in ("1", "half", "fine")}
         if not any(map(len, boxes)) and not self.training:
             for one in instances:
                 one.pred_masks = boxes[0].new_zeros(0, 1, MASK_SIZE, MASK_SIZE)
@@ -217,7 +226,10 @@ def known_mask_loss(logits: torch.Tensor, instances: Sequence[Fields]) -> torch.
 
 
 class Detector(GeneralizedRCNN):
-    """detectron2's R-CNN with the answers of torchvision's; ``cell_classifier`` says which line a cell is of."""
+    """detectron2's R-CNN with the answers of torchvision's.
+
+    `build` adds ``cell_classifier``, and on a U-Net ``class_head``, which say which line a cell is of.
+    """
 
     def forward(
         self,
@@ -241,13 +253,19 @@ class Detector(GeneralizedRCNN):
         if not self.training:
             proposals, _ = self.proposal_generator(images, features, None)
             found, _ = self.roi_heads(images, features, proposals, None)
-            return [{"boxes": one.pred_boxes.tensor, "scores": one.scores, "masks": one.pred_masks} for one in found]
+            told = [{"boxes": one.pred_boxes.tensor, "scores": one.scores, "masks": one.pred_masks} for one in found]
+            if self.class_head is not None:
+                logits = self.class_head(features, [one["boxes"] for one in told]).log_softmax(dim=1)
+                for one, votes in zip(told, logits.split([len(one["boxes"]) for one in told]), strict=True):
+                    one["votes"] = votes
+            return told
         wanted, unknown = self._wanted(targets, images)
         self.proposal_generator.unknown = self.roi_heads.unknown = unknown
         with EventStorage(0):  # detectron2 writes numbers down on the way, and stops where it has nowhere to
             proposals, losses = self.proposal_generator(images, features, wanted)
             _, more = self.roi_heads(images, features, proposals, wanted)
-        return losses | more
+        told = {} if self.class_head is None else {"loss_class": self.class_head.loss(features, targets)}
+        return losses | more | told
 
     def _images(self, planes: Sequence[torch.Tensor]) -> ImageList:
         if self.input_format == "BGR":
@@ -332,6 +350,9 @@ def build(settings: Mapping[str, Any], classes: int) -> Detector:
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[-1], RARE)
     most = settings["max_detections"] or settings["tile_detections"]
     model.roi_heads.detections_per_img = model.proposal_generator.detections = most
+    model.roi_heads.nms_thresh = settings["nms_threshold"]
+    unet = getattr(model.backbone, "unet", None)
+    model.class_head = ClassHead(unet.widths, classes) if unet is not None and classes > 1 else None
     model.cell_classifier = CellClassifier(classes)
     return model
 

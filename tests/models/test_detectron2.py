@@ -17,6 +17,7 @@ from cellkit.fetch.find import find_weights
 from cellkit.models import check_backend, get_backend, install_line, weights
 from cellkit.models.maskrcnn_detect import TILE_PX, detect_image
 from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS, config_keys, most_proposals
+from cellkit.models.shared.detections import LOOSE_NMS
 from cellkit.models.shared.detector_settings import DEFAULTS
 from cellkit.models.shared.fine_tuning import map_iou
 
@@ -44,7 +45,7 @@ def test_the_line_that_installs_it_is_no_line_of_pip(monkeypatch):
 def test_a_section_becomes_a_configuration_of_detectron2():
     keys = config_keys(SMALL | {"boxes_per_image": 48, "score_threshold": 0.4, "nms_threshold": 0.3})
     assert keys["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == 48
-    assert (keys["MODEL.ROI_HEADS.SCORE_THRESH_TEST"], keys["MODEL.ROI_HEADS.NMS_THRESH_TEST"]) == (0.4, 0.3)
+    assert (keys["MODEL.ROI_HEADS.SCORE_THRESH_TEST"], keys["MODEL.ROI_HEADS.NMS_THRESH_TEST"]) == (0.4, LOOSE_NMS)
     assert keys["TEST.DETECTIONS_PER_IMAGE"] == -1, "our heads cut, and count what they cut"
     assert keys["MODEL.ANCHOR_GENERATOR.SIZES"] == [[12, 24, 36], [48, 72, 108]]
     own = [[9.0, 14.0, 20.0], [40.0, 60.0, 90.0]]
@@ -207,7 +208,7 @@ def test_an_image_without_cells_trains_and_is_scored(name, drawn, tmp_path):
 @pytest.mark.slow
 def test_both_engines_learn_the_same_cells(drawn, tmp_path):
     train, val, scores = drawn.select("train"), drawn.select("val"), {}
-    few = {"steps": 40, "eval_every": 40, "crop_px": 96, "batch_size": 2, "learning_rate": 0.003, "diameter_px": 30.0,
+    few = {"steps": 30, "eval_every": 30, "crop_px": 96, "batch_size": 2, "learning_rate": 0.003, "diameter_px": 30.0,
            "start": str(find_weights("starter_light")), "score_threshold": 0.5, "nms_threshold": 0.5}  # fmt: skip
     for name in ("maskrcnn_torchvision", NAME):
         backend = get_backend(name)
