@@ -24,7 +24,7 @@ from cellkit.models.shared.detector_start import TUNED, UNET, check_start, start
 from cellkit.models.shared.detector_training import detector_cost, train_detector
 from cellkit.models.shared.inputs import bytes_for
 from cellkit.models.training import random_state_kept
-from cellkit.settings import weights_field
+from cellkit.settings import Number, weights_field
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -48,6 +48,12 @@ class TrainSettings(Training):
         NAME,
         PUBLISHED,
     )
+    box_jitter: Number = Field(
+        0.0,
+        ge=0,
+        le=0.4,
+        description="masks train on true boxes too, each side moved by at most this share of the width; 0 = they do not",
+    )
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------
@@ -66,6 +72,22 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     UserError
         No checkpoint there, one of another backend, or one of an earlier cellkit.
     """
+    model, used = opened(checkpoint, settings)
+
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        return detect_image(model, image, used, left_out)
+
+    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+
+
+def opened(checkpoint: Path, settings: Settings | None = None) -> tuple[Any, dict[str, Any]]:
+    """Return the network of a checkpoint, on its device, and what it is read with; see `load`.
+
+    Raises
+    ------
+    UserError
+        As `load` does.
+    """
     from cellkit.models import weights
     from cellkit.models.maskrcnn_network import build
 
@@ -79,12 +101,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
             f"{checkpoint} is a detector that an earlier cellkit built in another way", "train it again (05)"
         )
     model.load_state_dict(tensors)
-    model = model.to(arithmetic().device).eval()
-
-    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        return detect_image(model, image, used, left_out)
-
-    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+    return model.to(arithmetic().device).eval(), used
 
 
 @random_state_kept()
@@ -135,7 +152,7 @@ def _start(config: TrainSettings, settings: dict[str, Any], classes: Sequence[st
     from cellkit.models.maskrcnn_network import build, load_published
 
     check(config)
-    settings["imagenet"] = config.backbone != UNET
+    settings |= {"imagenet": config.backbone != UNET, "box_jitter": config.box_jitter}
     return started(config, settings, classes, NAME, build, load_published)
 
 

@@ -149,3 +149,25 @@ def test_a_tile_is_filled_up_by_its_edge_and_nothing_is_found_there():
     assert boxes.tolist() == [[2, 2, 8, 8]] and votes is None and len(scores) == len(masks) == 1, (
         "the other lies beyond the edge"
     )
+
+
+def test_masks_train_on_true_boxes_that_are_moved_a_little():
+    from cellkit.models.maskrcnn_network import build, jittered
+
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]]).repeat(200, 1)
+    moved = (jittered(boxes, 0.1) - boxes).abs()
+    assert (moved <= torch.tensor([2.0, 4.0, 2.0, 4.0])).all() and (moved > 0).any(dim=0).all()
+    labels, seen = np.zeros((96, 96), np.int32), {}
+    labels[10:34, 10:34], labels[60:84, 8:30] = 1, 2
+    for share in (0.0, 0.1):
+        torch.manual_seed(0)
+        model = build(
+            {**DEFAULTS, "fpn_channels": 16, "widths": (4, 8, 12, 16), "box_jitter": share}, classes=1
+        ).train()
+        pool = model.roi_heads.mask_roi_pool
+        hook = pool.register_forward_pre_hook(lambda _, given, share=share: seen.update({share: given[1][0]}))
+        torch.manual_seed(1)
+        losses = model([torch.rand(3, 96, 96)], [target(labels, np.array([0, 1, 1]), ignore_unknown=True)])
+        hook.remove()
+        assert torch.isfinite(sum(losses.values()))
+    assert len(seen[0.1]) == len(seen[0.0]) + 2, "those of the proposals, and one for each true cell"
