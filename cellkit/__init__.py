@@ -48,6 +48,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
         "rejected_models",
         "score_models",
         "summarise",
+        "table_by_line",
         "describe_found",
         "write_fused",
         "write_summary",

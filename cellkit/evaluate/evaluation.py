@@ -272,6 +272,29 @@ def summarise(scores: pandas.DataFrame, by: str | None = None, n: int = 1000, se
     return pd.concat(rows, ignore_index=True)
 
 
+def table_by_line(by_line: pandas.DataFrame, table: pandas.DataFrame) -> pandas.DataFrame:
+    """Return one row per split and model: MAP IoU of each cell line, and of all images, so each line by its number of images.
+
+    Parameters
+    ----------
+    by_line : DataFrame
+        ``summarise(scores, "cell_type")``.
+    table : DataFrame
+        ``summarise(scores)``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> row = {"model": "a", "split": "val", "images": 2}
+    >>> lines = pd.DataFrame([row | {"cell_type": "HEK", "score": 0.5}, row | {"cell_type": "N2a", "score": 0.7}])
+    >>> table_by_line(lines, pd.DataFrame([row | {"score": 0.6}])).to_dict("records")
+    [{'HEK': 0.5, 'N2a': 0.7, 'all': 0.6}]
+    """
+    rows = ["split", "model"]
+    lines = by_line.pivot_table(index=rows, columns="cell_type", values="score", sort=False)
+    return lines.assign(all=table.set_index(rows)["score"]).rename_axis(columns=None)
+
+
 def rejected_models(checkpoints: Mapping[str, Path]) -> list[str]:
     """Return the names of the models that 03 did not keep: of base and tuned the one that is not ``cellpose_checkpoint``.
 

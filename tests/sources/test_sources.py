@@ -18,9 +18,10 @@ from cellkit.cells.records import is_scored
 from cellkit.cells.resize import resize_instances
 from cellkit.config.sections import Config, ConvertConfig
 from cellkit.errors import UserError
-from cellkit.evaluate.submission import handed_in
+from cellkit.evaluate.submission import handed_in, submit_best
 from cellkit.files import write_table
 from cellkit.formats.label_images import read_labels, write_labels
+from cellkit.formats.submission_check import check_submission, sample_ids
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.modules import names_of
@@ -356,6 +357,26 @@ def test_every_test_image_is_kept_or_named_and_known_by_its_own_name_and_size(tm
     assert records["test_1"].height_px == 48 and "cannot be read" in asked[3].note
     said = capsys.readouterr().err
     assert "torn.png" in said and "bare.png: has no truth" in said and "predicted and handed in, not scored" in said
+
+
+def test_flagged_and_unreadable_test_images_have_a_row_in_what_is_handed_in(tmp_path):
+    competition(tmp_path / "in")
+    ids = ["torn", "glare", "1"]
+    (tmp_path / "in" / "sample_submission.csv").write_text("ImageId,EncodedPixels\n" + "".join(f"{i},\n" for i in ids))
+    made = convert_images(config("folder"), tmp_path / "in", tmp_path / "run")
+    records = {record.image_id: record for record in made.images.records}
+    cell = Instances.from_labels(np.pad(np.ones((9, 9), int), ((0, 87), (0, 121))))
+    found = {name: cell for name in records}
+    asked = handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test")
+    path, _ = submit_best(tmp_path / "s.csv", found, asked, "dsb2018")
+    sample = sample_ids(tmp_path / "in" / "sample_submission.csv", "dsb2018")
+    assert check_submission(path, "dsb2018", ids=sample) == [] and len(path.read_text().splitlines()) == 1 + len(ids)
+    rows = dict(line.split(",") for line in path.read_text().splitlines()[1:])
+    assert rows["glare"] and rows["1"] == rows["glare"] and rows["torn"] == "", (
+        "a flagged one is predicted; a torn one empty"
+    )
+    reasons = [problem.reason for problem in check_submission(path, "dsb2018", ids=[*ids[1:], "more"])]
+    assert "image 'torn' is not in the test set" in reasons and any("image 'more' is missing" in one for one in reasons)
 
 
 def test_a_sample_submission_says_what_is_handed_in(tmp_path, capsys):

@@ -1,0 +1,306 @@
+"""A model as a folder that makes a submission where there is no network: weights, code, wheels, a notebook, all hashed.
+
+A competition runs the notebook again on images nobody has seen, with what was attached to it. So everything the prediction takes
+lies in the folder, and ``manifest.json`` says what each file has to be.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cellkit import __version__
+from cellkit.errors import UserError, counted
+from cellkit.fetch.find import of_a_run
+from cellkit.files import PACKAGE, atomic_path, read_json, sha256_each, sha256_file, write_json, write_text
+from cellkit.formats.competitions import get_profile
+from cellkit.microscope.convert import Conversion
+from cellkit.predict.bundle_texts import notebook, readme
+from cellkit.predict.locked_packages import REQUIRED, WHEELS, copy_wheels, lock_file, packages_to_predict, read_lock
+from cellkit.predict.model import Model, find_model
+
+MANIFEST, MODEL, NOTEBOOK, README = "manifest.json", "model.json", "submit.ipynb", "README.md"
+CODE, WEIGHTS = "code", "models"
+NOT_TO_PREDICT = (
+    "ipykernel",
+    "ipywidgets",
+    "jinja2",
+    "jupyter-client",
+    "jupyterlab",
+    "nbclient",
+    "nbformat",
+    "papermill",
+)
+EVALUATE = "06_evaluate_map_iou"
+SHOWN = 10  # ids named in an error
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # of every file in a ZIP, which then depends on its content alone
+
+
+# ---- write -----------------------------------------------------------------------------------------------------------
+def write_bundle(
+    name: str,
+    out: str | Path,
+    profile: str,
+    overrides: Mapping[str, Any] | None = None,
+    wheels: str | Path | None = None,
+    lock: str | Path | None = None,
+) -> dict[str, Any]:
+    """Write the bundle of a model: the same files for the same model, settings and code.
+
+    Parameters
+    ----------
+    name : str
+        ``RUN:NAME``, or ``RUN`` alone for the model that its notebook 06 handed in.
+    out : path
+        A folder, or a file that ends with ``.zip``. An earlier bundle is replaced, anything else refused.
+    profile : str
+        The competition.
+    overrides : mapping, optional
+        Settings for the prediction.
+    wheels : path, optional
+        Folder of wheels: those of the lock are copied. One that is not as the lock says is refused.
+    lock : path, optional
+        Locked packages with hashes; default ``requirements/lock.txt`` beside the package.
+
+    Returns
+    -------
+    dict
+        The manifest.
+
+    Raises
+    ------
+    UserError
+        No such model, one that is made of several, no lock, a wheel that is another file, or a place that is no bundle.
+    """
+    out = Path(out)
+    model, settings = find_model(_with_name(name), overrides), dict(overrides or {})
+    run, key = of_a_run(model.name)
+    title = f"{Path(run).name}:{key}" if run else Path(model.name).name
+    get_profile(profile)
+    _refuse_other(out)
+    locked = read_lock(lock_file(lock))
+    needed = packages_to_predict()
+    with tempfile.TemporaryDirectory(prefix=".cellkit-bundle-", dir=_parent(out)) as made:
+        folder = Path(made) / "bundle"
+        folder.mkdir()
+        about = {
+            "name": title,
+            "profile": profile,
+            "model": _copy_model(model, folder / WEIGHTS),
+            "settings": settings,
+            "classes": list(model.classes),
+            "conversion": _plain(model.conversion),
+        }
+        write_json(folder / MODEL, about, indent=1)
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "starter")
+        shutil.copytree(PACKAGE, folder / CODE / "cellkit", ignore=ignored)
+        lacking = [package for package in needed if package not in locked]
+        if lacking:
+            raise UserError(
+                f"the lock has no {', '.join(lacking)}", "write it again (make lock), or give another: --lock FILE"
+            )
+        write_text(folder / REQUIRED, "".join(locked[package].text for package in needed))
+        copied = copy_wheels(Path(wheels), folder / WHEELS, {p: locked[p] for p in needed}) if wheels else []
+        write_json(folder / NOTEBOOK, notebook(profile), indent=1)
+        write_text(folder / README, readme(title, profile, len(needed), len(copied)))
+        manifest = {
+            "cellkit": __version__,
+            "bundle": 1,
+            "model": title,
+            "files": dict(sorted(sha256_each(folder).items())),
+        }
+        write_json(folder / MANIFEST, manifest, indent=1)
+        if out.suffix.lower() == ".zip":
+            _zip(folder, out)
+        else:
+            if out.exists():
+                shutil.rmtree(out)
+            folder.rename(out)
+    return manifest
+
+
+def _with_name(name: str) -> str:
+    """Return RUN:NAME; for a run alone, the model that its notebook 06 handed in."""
+    if not Path(name).is_dir():
+        return name
+    summary = Path(name) / "summary.json"
+    best = read_json(summary).get("best") if summary.is_file() else None
+    if not best:
+        raise UserError(f"{name} has no summary.json that says which model is best", "name the model: RUN:NAME")
+    if best == "fused":
+        raise UserError(f"the best model of {name} is several fused", "bundle one of them: RUN:NAME")
+    return f"{name}:{best}"
+
+
+def profile_of(name: str) -> str:
+    """Return the competition of a run, as its notebook 06 handed in.
+
+    Raises
+    ------
+    UserError
+        It has handed in nothing.
+    """
+    from cellkit.manifest import finished_entries, read_manifest
+
+    run = Path(name) if Path(name).is_dir() else Path(of_a_run(name)[0] or name)
+    stages = finished_entries(read_manifest(run)) if (run / "manifest.json").is_file() else {}
+    profile = stages.get(EVALUATE, {}).get("config", {}).get("profile")
+    if profile is None:
+        raise UserError(f"{name} does not say for which competition it is", "name it: --profile sartorius or dsb2018")
+    return profile
+
+
+def _refuse_other(out: Path) -> None:
+    """Refuse to write over anything but an earlier bundle or an empty folder."""
+    if out.suffix.lower() == ".zip":
+        if out.is_dir():
+            raise UserError(f"'{out}' is a folder", "name another file")
+        return
+    if out.is_dir() and any(out.iterdir()):
+        manifest = out / MANIFEST
+        if not manifest.is_file() or "bundle" not in read_json(manifest):
+            raise UserError(f"'{out}' holds other files than a bundle", "name a new folder")
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"'{out}' is a file", "name a new folder, or a .zip file")
+
+
+def _parent(out: Path) -> Path:
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def _copy_model(model: Model, folder: Path) -> str:
+    """Copy the files of a model, and return by what name they are opened: a path in the bundle, or a backend that needs none."""
+    first = model.cell_classes or model.checkpoint
+    if first is None:
+        return model.backend
+    folder.mkdir()
+    for path in filter(None, (model.checkpoint, model.cell_classes)):
+        for file in (path, path.with_suffix(".json")):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+    return f"{WEIGHTS}/{first.name}"
+
+
+def _plain(conversion: Conversion | None) -> dict[str, Any] | None:
+    return None if conversion is None else json.loads(json.dumps(asdict(replace(conversion, made=None))))
+
+
+def _conversion_of(plain: Mapping[str, Any] | None) -> Conversion | None:
+    if plain is None:
+        return None
+    pair = {key: tuple(plain[key]) if plain[key] is not None else None for key in ("percentiles",)}
+    limits = plain["limits"] and {colour: tuple(ends) for colour, ends in plain["limits"].items()}
+    return Conversion(**{**plain, **pair, "limits": limits})
+
+
+def _zip(folder: Path, out: Path) -> None:
+    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in [*read_json(folder / MANIFEST)["files"], MANIFEST]:
+            entry = zipfile.ZipInfo(name, LONG_AGO)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, (folder / name).read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+# ---- use -------------------------------------------------------------------------------------------------------------
+def check_bundle(bundle: str | Path) -> None:
+    """Refuse a bundle of which a file is missing, or another than was bundled; wheels that were added must be of the lock.
+
+    Raises
+    ------
+    UserError
+        Naming the file.
+    """
+    bundle = Path(bundle)
+    if not (bundle / MANIFEST).is_file():
+        raise UserError(f"{bundle} has no {MANIFEST}", "name the folder that `cellkit kaggle-bundle` wrote")
+    for name, wanted in read_json(bundle / MANIFEST)["files"].items():
+        path = bundle / name
+        if not path.is_file() or sha256_file(path) != wanted:
+            what = "is not as it was bundled (sha256 differs)" if path.is_file() else "is missing"
+            raise UserError(f"{path} {what}", "attach the whole bundle again")
+    hashes = set(re.findall(r"[0-9a-f]{64}", (bundle / REQUIRED).read_text(encoding="utf-8")))
+    for path in sorted((bundle / WHEELS).glob("*.whl")):
+        if sha256_file(path) not in hashes:
+            raise UserError(f"{path} is none of the wheels of {REQUIRED}", "remove it, or download it again")
+
+
+def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, out: str | Path) -> str:
+    """Find the cells of the test images with the model of a bundle, and write the competition's file.
+
+    Parameters
+    ----------
+    bundle : path
+    images : path
+        Folder of the test images; their names are the ids.
+    sample : path
+        The competition's sample_submission.csv.
+    out : path
+        The CSV.
+
+    Returns
+    -------
+    str
+        Images, cells, and a line for each image that could not be read.
+
+    Raises
+    ------
+    UserError
+        Ids of the sample without an image, images that the sample does not ask for, or as `predict_files`.
+    """
+    from cellkit.cells.disjoint import resolve_overlaps
+    from cellkit.cells.instances import Instances
+    from cellkit.cells.names import stem_of
+    from cellkit.formats.coco_reading import read_coco
+    from cellkit.formats.submission import write_submission
+    from cellkit.formats.submission_check import sample_ids
+    from cellkit.predict.files import predict_files
+    from cellkit.predict.images import find_images
+
+    about = read_json(Path(bundle) / MODEL)
+    wanted = sample_ids(sample, about["profile"])
+    present = {stem_of(path) for path, _ in find_images([images], outside=[])}
+    _refuse_other_ids(wanted, present, sample, images)
+    model = open_bundle(bundle)
+    with tempfile.TemporaryDirectory(prefix="cellkit-bundle-") as made:
+        done = predict_files(model, [images], Path(made) / "found.json")
+        coco = read_coco(done.path)
+    found = {stem_of(record.path): cells for record, cells in zip(coco.records, coco.instances, strict=True)}
+    unread = [name for name in wanted if name not in found]
+    reasons = {stem_of(item.item): item.reason for item in done.quarantined}
+    cells = [resolve_overlaps(found[name])[0] if name in found else Instances.empty((1, 1)) for name in wanted]
+    write_submission(out, wanted, cells, about["profile"])
+    text = f"{out}: {counted(len(wanted), 'image')}, {counted(sum(map(len, cells)), 'cell')}"
+    told = [f"{name}: an empty row, {reasons.get(name, 'not read')}" for name in unread]
+    return "\n".join([text, *told])
+
+
+def open_bundle(bundle: str | Path) -> Model:
+    """Return the model of a bundle, with the conversion of files that its run had."""
+    bundle = Path(bundle)
+    about = read_json(bundle / MODEL)
+    path = bundle / about["model"]
+    model = find_model(path if path.is_file() else about["model"], about["settings"])
+    return replace(model, name=about["name"], conversion=_conversion_of(about["conversion"]))
+
+
+def _refuse_other_ids(wanted: list[str], present: set[str], sample: str | Path, images: str | Path) -> None:
+    """Refuse test images that are not those of the sample, with their names."""
+    missing, unknown = [name for name in wanted if name not in present], sorted(present - set(wanted))
+    if missing or unknown:
+        told = [
+            f"{counted(len(names), 'id')} of {where} {what}: {', '.join(names[:SHOWN])}{' ...' * (len(names) > SHOWN)}"
+            for names, where, what in ((missing, sample, "without an image"), (unknown, images, "not in the sample"))
+            if names
+        ]
+        raise UserError(
+            "; ".join(told), "name the folder of test images and the sample_submission.csv that belong together"
+        )

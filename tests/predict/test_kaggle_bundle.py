@@ -1,0 +1,207 @@
+"""A bundle says what each of its files is, is the same each time, and writes a submission where there is no network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from predict_cases import folder, run_dir, unet  # noqa: F401
+
+from cellkit.errors import UserError
+from cellkit.files import sha256_file
+from cellkit.formats.submission_check import check_submission
+from cellkit.predict import kaggle_bundle, locked_packages
+from cellkit.predict.kaggle_bundle import check_bundle, open_bundle, submit_bundle, write_bundle
+from cellkit.predict.locked_packages import packages_to_predict, read_lock
+from cellkit.predict.model import find_model
+
+OFFLINE = """import socket
+def refuse(*a, **k): raise OSError("there is no network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+"""
+PROBE = "cellkit-probe"
+
+
+@pytest.fixture(scope="module")
+def bundle(run_dir, tmp_path_factory):  # noqa: F811
+    out = tmp_path_factory.mktemp("made") / "bundle"
+    write_bundle(f"{run_dir}:threshold", out, "sartorius", {"min_area_px": 30})
+    return out
+
+
+@pytest.fixture
+def competition(folder, tmp_path):  # noqa: F811
+    """Test images, one of which is damaged and one blank, and the sample that asks for them."""
+    test = Path(shutil.copytree(folder, tmp_path / "test"))
+    (test / "damaged.png").write_bytes((test / "0.png").read_bytes()[:300])
+    from PIL import Image
+
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(test / "blank.png")
+    ids = sorted(path.stem for path in test.iterdir())
+    sample = tmp_path / "sample_submission.csv"
+    sample.write_text("id,predicted\n" + "".join(f"{name},\n" for name in ids))
+    return test, sample, ids
+
+
+def rows(path: Path) -> list[tuple[str, str]]:
+    with open(path, newline="") as file:
+        return [tuple(row) for row in csv.reader(file)][1:]
+
+
+def wheel(path: Path) -> Path:
+    """A wheel of one module, as small as pip takes it."""
+    info = "cellkit_probe-1.0.dist-info"
+    files = {
+        "cellkit_probe.py": "HERE = True\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {PROBE}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_what_it_holds_is_listed_and_the_same_again(bundle, run_dir, tmp_path):  # noqa: F811
+    listed = json.loads((bundle / "manifest.json").read_text())
+    there = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
+    assert there == {*listed["files"], "manifest.json"}
+    assert {
+        "models/threshold.safetensors",
+        "models/threshold.json",
+        "code/cellkit/__init__.py",
+        "submit.ipynb",
+    } <= there
+    assert not [name for name in there if "__pycache__" in name or "starter" in name]
+    check_bundle(bundle)
+    assert write_bundle(f"{run_dir}:threshold", tmp_path / "b.zip", "sartorius", {"min_area_px": 30}) == listed
+    again = write_bundle(f"{run_dir}:threshold", tmp_path / "c.zip", "sartorius", {"min_area_px": 30})
+    assert again == listed and (tmp_path / "b.zip").read_bytes() == (tmp_path / "c.zip").read_bytes()
+    assert str(run_dir.parent) not in (bundle / "model.json").read_text(), "no path of this machine"
+    assert not list(tmp_path.glob(".cellkit-bundle-*"))
+
+
+def test_its_model_is_that_of_the_run(bundle, run_dir):  # noqa: F811
+    ours, theirs = open_bundle(bundle), find_model(f"{run_dir}:threshold", {"min_area_px": 30})
+    assert (ours.backend, ours.config, ours.classes) == (theirs.backend, theirs.config, theirs.classes)
+    assert ours.sha256 == theirs.sha256 and ours.conversion.to_json() == theirs.conversion.to_json()
+
+
+def test_a_changed_or_missing_file_is_named(bundle, tmp_path):
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    (copy / "wheels").mkdir()
+    wheel(copy / "wheels" / "cellkit_probe-1.0-py3-none-any.whl")
+    with pytest.raises(UserError, match="cellkit_probe.* is none of the wheels of requirements.txt"):
+        check_bundle(copy)
+    (copy / "models" / "threshold.json").write_text("{}")
+    with pytest.raises(UserError, match="threshold.json is not as it was bundled"):
+        check_bundle(copy)
+    (copy / "models" / "threshold.json").unlink()
+    with pytest.raises(UserError, match="threshold.json is missing"):
+        check_bundle(copy)
+    with pytest.raises(UserError, match="has no manifest.json"):
+        check_bundle(tmp_path)
+
+
+def test_ids_that_do_not_belong_together_are_named(bundle, competition, tmp_path):
+    test, sample, ids = competition
+    sample.write_text("id,predicted\n" + "".join(f"{name},\n" for name in [*ids[1:], "ghost"]))
+    with pytest.raises(UserError, match=f"1 id of .* without an image: ghost; 1 id of .* not in the sample: {ids[0]}"):
+        submit_bundle(bundle, test, sample, tmp_path / "s.csv")
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_the_notebook_runs_without_a_network_on_attached_files(run_dir, competition, tmp_path, monkeypatch):  # noqa: F811
+    made = wheel(tmp_path / "cellkit_probe-1.0-py3-none-any.whl")
+    lock = tmp_path / "lock.txt"
+    own = (kaggle_bundle.PACKAGE.parent / "requirements/lock.txt").read_text()
+    lock.write_text(f"{own}\n{PROBE}==1.0 \\\n    --hash=sha256:{sha256_file(made)}\n")
+    known = packages_to_predict()
+    monkeypatch.setattr(kaggle_bundle, "packages_to_predict", lambda: [*known, PROBE])
+    out = tmp_path / "bundle"
+    write_bundle(f"{run_dir}:threshold", out, "sartorius", {}, wheels=made.parent, lock=lock)
+    assert (out / "wheels" / made.name).is_file()
+    test, sample, ids = competition
+    cells = json.loads((out / "submit.ipynb").read_text())["cells"]
+    code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["metadata"].get("tags") for cell in cells if cell["source"] == code[0]] == [["parameters"]]
+    places = f"bundle, images, sample, out = {str(out)!r}, {str(test)!r}, {str(sample)!r}, 'submission.csv'\n"
+    found = "import cellkit, cellkit_probe\nprint(cellkit.__file__, cellkit_probe.HERE)\n"
+    (tmp_path / "notebook.py").write_text("\n".join([code[0], places, *code[1:], found]))
+    clean = tmp_path / "clean"
+    venv.create(clean, with_pip=False, symlinks=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(clean), "platbase": str(clean)}))
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")  # packages alone: no cellkit comes that way
+    (site / "sitecustomize.py").write_text(OFFLINE)
+    python = [str(clean / "bin" / "python"), "notebook.py"]
+    alone = shutil.which("unshare") and subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
+    command = ["unshare", "-rn", *python] if alone else python
+    how = {
+        "cwd": tmp_path,
+        "capture_output": True,
+        "text": True,
+        "env": {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    }
+    told = subprocess.run(command, **how)
+    assert told.returncode == 0, told.stderr
+    assert f"{out}/code/cellkit/__init__.py True" in told.stdout, "the code of the bundle, the wheel of the bundle"
+    assert "\ndamaged: an empty row, " in told.stdout
+    written = rows(tmp_path / "submission.csv")
+    assert list(dict.fromkeys(name for name, _ in written)) == ids, "every id of the sample, in its order"
+    assert [text for name, text in written if name in ("blank", "damaged")] == ["", ""]
+    assert sum(bool(text) for _, text in written) > 20
+    assert check_submission(tmp_path / "submission.csv", "sartorius", ids=ids) == []
+    assert sys.prefix not in told.stdout
+
+
+def test_wheels_are_those_of_the_lock(tmp_path, capsys):
+    lock = tmp_path / "lock.txt"
+    made = wheel(tmp_path / "cellkit_probe-1.0-py3-none-any.whl")
+    for version, digest, told in (("1.0", "0" * 64, "is not the file of the lock"), ("2.0", sha256_file(made), "")):
+        lock.write_text(f"# why\n{PROBE}=={version} \\\n    --hash=sha256:{digest}\nother==1 ; python_version < '3'\n")
+        locked = read_lock(lock)
+        assert list(locked) == [PROBE] and locked[PROBE].hashes == {digest}
+        shutil.rmtree(tmp_path / "wheels", ignore_errors=True)
+        if told:
+            with pytest.raises(UserError, match=told):
+                locked_packages.copy_wheels(tmp_path, tmp_path / "wheels", locked)
+        else:
+            assert locked_packages.copy_wheels(tmp_path, tmp_path / "wheels", locked) == []
+    said = capsys.readouterr().err
+    assert f"{made.name}: not of the lock, left out" in said and f"no wheel of 1 package there: {PROBE}" in said
+    with pytest.raises(UserError, match="no folder of wheels.*\n.*pip download --no-deps"):
+        locked_packages.copy_wheels(tmp_path / "none", tmp_path / "wheels", locked)
+    with pytest.raises(UserError, match="no lock of packages at .*\n.*--lock FILE"):
+        locked_packages.lock_file(tmp_path / "none.txt")
+
+
+def test_every_package_of_a_prediction_is_locked_and_no_notebook_is_among_them():
+    needed = packages_to_predict()
+    locked = read_lock(locked_packages.lock_file(None))
+    assert {"torch", "numpy", "safetensors", "tifffile"} <= set(needed) and "jupyterlab" not in needed
+    assert not set(needed) - set(locked)
+
+
+def test_the_command_says_what_it_wrote_and_what_it_refuses(run_dir, tmp_path, said):  # noqa: F811
+    code, out, _ = said("kaggle-bundle", f"{run_dir}:threshold", "-o", tmp_path / "b", "--profile", "dsb2018")
+    assert code == 0 and "for dsb2018" in out and "0 wheels" in out
+    code, _, err = said("kaggle-bundle", f"{run_dir}:threshold", "-o", tmp_path / "b")
+    assert code == 2 and "does not say for which competition" in err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("mine")
+    code, _, err = said("kaggle-bundle", f"{run_dir}:threshold", "-o", tmp_path / "mine", "--profile", "dsb2018")
+    assert (
+        code == 2 and "holds other files than a bundle" in err and (tmp_path / "mine" / "a.txt").read_text() == "mine"
+    )
+    code, _, err = said("kaggle-bundle", run_dir, "-o", tmp_path / "c", "--profile", "dsb2018")
+    assert code == 2 and "RUN:NAME" in err
