@@ -18,6 +18,7 @@ from cellkit.config.sections import ConvertConfig, LabelConfig
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco
 from cellkit.models import backend_names, get_backend, if_able, title_of
+from cellkit.predict.kaggle_bundle import open_bundle, write_bundle
 from cellkit.predict.model import find_model
 from cellkit.run.folder import Run
 
@@ -129,6 +130,9 @@ def test_what_03_kept_gets_classes_in_05_and_is_a_model_of_the_run(config, run_d
     (bare,) = find_model(f"{run_dir}:cellpose_tuned").load()([drawn.image(3)])
     assert found.class_ids.all() and found.with_classes(bare.class_ids) == bare
     assert model.sha256 != find_model(f"{run_dir}:cellpose_tuned").sha256
+    write_bundle(f"{run_dir}:cellpose_classes", run_dir.parent / "bundle", "sartorius")
+    bundled = open_bundle(run_dir.parent / "bundle")
+    assert bundled.sha256 == model.sha256 and list(bundled.load()([drawn.image(3)])) == [found]
 
 
 def test_without_a_labelled_training_image_04_says_so(drawn, config, tmp_path):
