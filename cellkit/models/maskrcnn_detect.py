@@ -32,11 +32,29 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
         Score = probability of being a cell, times that of its mask where ``mask_score`` is set; class 1..K.
     """
     found, planes = raw_detections(model, image, settings, left_out)
-    cells, places = read_detections(found, image.shape[:2], Reading.of(settings), left_out)
-    cells, places = _at_most(settings["max_detections"], cells, places, left_out)
-    shown = found[places]
     scale = np.array([planes.shape[2] / image.shape[1], planes.shape[1] / image.shape[0]] * 2)
-    return cells.with_classes(_classes(model.cell_classifier, planes, shown.boxes * scale, shown.votes))
+
+    def read(used: dict, counts: Counter[str] | None) -> Instances:
+        cells, places = read_detections(found, image.shape[:2], Reading.of(used), counts)
+        cells, places = _at_most(settings["max_detections"], cells, places, counts)
+        shown = found[places]
+        return cells.with_classes(_classes(model.cell_classifier, planes, shown.boxes * scale, shown.votes))
+
+    if not settings.get("by_line"):
+        return read(settings, left_out)
+    return read(settings | settings["by_line"].get(line_of(read(settings, None)), {}), left_out)
+
+
+def line_of(cells: Instances) -> str:
+    """Return the number of the class that most cells of an image are of, as text; the first of equal ones, "" of none.
+
+    Examples
+    --------
+    >>> line_of(Instances.from_labels(np.array([[1, 2, 3]]), class_ids=[2, 1, 2]))
+    '2'
+    """
+    known = cells.class_ids[cells.class_ids > 0]
+    return str(np.bincount(known).argmax()) if len(known) else ""
 
 
 def raw_detections(
@@ -45,6 +63,9 @@ def raw_detections(
     """Return all that the network says of an image, in px of the image, and the image as it was shown, (3, h, w) float32."""
     height, width = network_shape(image.shape[:2], settings["diameter_px"], 16)
     planes = resized(planes_of(image), (height, width), settings["diameter_px"] > CELL_PX)
+    lines = (settings.get("by_line") or {}).values()
+    lowest = [used["score_threshold"] for used in lines if "score_threshold" in used]
+    model.roi_heads.score_thresh = min([model.roi_heads.score_thresh, *lowest])
     found = _tiled(model, planes, settings, left_out)
     over = model.roi_heads.take_over_cap()
     if left_out is not None and over:

@@ -17,9 +17,9 @@ from cellkit.cells.instances import Instances
 from cellkit.machine import arithmetic
 from cellkit.models.maskrcnn_detect import detect_image
 from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS
-from cellkit.models.shared.contract import Segmenter, merged
+from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.cost import Cost
-from cellkit.models.shared.detector_settings import BEFORE, DEFAULTS, Settings, Training
+from cellkit.models.shared.detector_settings import Settings, Training, read_with
 from cellkit.models.shared.detector_start import SCRATCH, TUNED, UNET, check_start, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
 from cellkit.models.shared.inputs import bytes_for
@@ -77,7 +77,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     from cellkit.models.maskrcnn_detectron2_network import build
 
     card = weights.card_for(checkpoint, NAME)
-    used = merged(settings, BEFORE | card.config, DEFAULTS)
+    used = read_with(settings, card.config)
     used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
     model = build(used | {"norm": card.config.get("norm")}, len(card.classes))
     model.load_state_dict(weights.load_tensors(checkpoint))

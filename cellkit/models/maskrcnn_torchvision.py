@@ -17,9 +17,9 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models.maskrcnn_detect import detect_image
-from cellkit.models.shared.contract import Segmenter, merged
+from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.cost import Cost
-from cellkit.models.shared.detector_settings import BEFORE, DEFAULTS, Settings, Training
+from cellkit.models.shared.detector_settings import Settings, Training, read_with
 from cellkit.models.shared.detector_start import TUNED, UNET, check_start, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
 from cellkit.models.shared.inputs import bytes_for
@@ -92,7 +92,7 @@ def opened(checkpoint: Path, settings: Settings | None = None) -> tuple[Any, dic
     from cellkit.models.maskrcnn_network import build
 
     card = weights.card_for(checkpoint, NAME)
-    used = merged(settings, BEFORE | card.config, DEFAULTS)
+    used = read_with(settings, card.config)
     used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
     model = build(used, len(card.classes))
     tensors = weights.load_tensors(checkpoint)

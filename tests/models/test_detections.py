@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellkit.cells.instances import Instances
+from cellkit.models import maskrcnn_detect
+from cellkit.models.shared import detector_training
 from cellkit.models.shared.detection_search import GRID, SEARCHED, readings, score_readings, search_readings
 from cellkit.models.shared.detections import Reading, box_nms, read_detections, rescored, stand_apart
 from cellkit.models.shared.detector_settings import DEFAULTS
@@ -166,3 +169,27 @@ def test_where_nothing_is_right_the_defaults_stay_and_that_is_said(capsys):
     searched = search_readings([(squares((0, 0)), truth)], grid, SEARCHED, "MAP IoU", "Train longer.")
     assert searched.settings == {key: DEFAULTS[key] for key in SEARCHED} and not searched.card
     assert "no cell of 1 training image is right, whatever the thresholds" in capsys.readouterr().err
+
+
+# ---- by line -------------------------------------------------------------------------------------------------------
+def test_an_image_is_read_as_the_line_of_most_of_its_cells(monkeypatch):
+    found = squares((0, 0), (15, 0), (30, 0), (0, 30), scores=[0.9, 0.8, 0.7, 0.3])
+    for classes, cells in (([2, 2, 1, 1], 4), ([1, 1, 2, 2], 3)):  # of line 2 what is scored 0.3 is a cell, too
+        shown = (found, np.zeros((3, *SHAPE), np.float32))
+        monkeypatch.setattr(maskrcnn_detect, "raw_detections", lambda *given, shown=shown: shown)
+        monkeypatch.setattr(
+            maskrcnn_detect, "_classes", lambda *given, classes=classes: np.array(classes[: len(given[2])])
+        )
+        settings = DEFAULTS | {"by_line": {"2": {"score_threshold": 0.2}}}
+        model = SimpleNamespace(cell_classifier=None)
+        assert len(maskrcnn_detect.detect_image(model, np.zeros((*SHAPE, 3), np.uint8), settings)) == cells
+
+
+def test_thresholds_of_a_line_are_searched_on_its_images(caplog):
+    raws = []
+    for line, score in ((1, 0.25), (1, 0.25), (1, 0.25), (2, 0.9)):
+        found = squares((0, 0), (15, 0), scores=[score, score])
+        truth, _ = read_detections(found, SHAPE, Reading(score_threshold=0.1))
+        raws.append((found, truth.with_classes(line)))
+    by_line = detector_training._by_line(raws, DEFAULTS, SEARCHED, "MAP IoU")
+    assert set(by_line) == {"1"} and by_line["1"]["score_threshold"] == 0.2, "one image of line 2 is too few"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cellkit.models.shared.contract import SMALLEST, Area, Computed, Diameter, Schedule, Share
+from cellkit.models.shared.contract import SMALLEST, Area, Computed, Diameter, Schedule, Share, merged
 from cellkit.settings import Number
 
 Most = Annotated[int, Field(ge=1, le=100_000)]
@@ -31,6 +32,7 @@ DEFAULTS = {
     "mask_nms_threshold": 1.0,
     "covered_share": 0.2,
     "mask_score": True,
+    "by_line": None,  # class -> what is read otherwise in images most of whose cells are of it
     "min_area_px": 15,
     "precision": "auto",
     "anchor_sizes": None,  # px at network scale, of each level; None = the usual ones of the backbone
@@ -79,6 +81,10 @@ class Training(Schedule, Settings):
     mask_nms_threshold: Iou = Field(1.0, description=f"{MASK_NMS}; 1 = none is")
     covered_share: Share = Field(0.2, description=f"{COVERED}; 1 = none is")
     mask_score: bool = Field(True, description=MASK_SCORE)
+    search_by_line: bool = Field(
+        False,
+        description="thresholds are searched for the images of each class, too: those most of whose cells are of it",
+    )
     min_area_px: Area | None = Field(None, description=f"{SMALLEST}; null = best on training images")
     anchors: Literal["usual", "data"] = Field(
         "usual",
@@ -89,3 +95,19 @@ class Training(Schedule, Settings):
         None, description="share of the steps after which a frozen encoder is trained too; null = never"
     )
     ignore_unknown: bool = Field(True, description="objects of unknown class neither train nor punish the class head")
+
+
+def read_with(settings: Settings | None, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a detector is read with: what is set, else what its card says; what is set holds for every class.
+
+    Examples
+    --------
+    >>> card = {"score_threshold": 0.3, "by_line": {"1": {"score_threshold": 0.2, "min_area_px": 30}}}
+    >>> read_with(Settings(score_threshold=0.6), card)["by_line"], read_with(None, {})["mask_score"]
+    ({'1': {'min_area_px': 30}}, False)
+    """
+    used = merged(settings, BEFORE | dict(card), DEFAULTS)
+    fixed = {key for key in DEFAULTS if getattr(settings, key, None) is not None}
+    lines = (used["by_line"] or {}).items()
+    used["by_line"] = {line: {k: v for k, v in own.items() if k not in fixed} for line, own in lines} or None
+    return used

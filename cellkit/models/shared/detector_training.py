@@ -15,9 +15,9 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.log import LOG
-from cellkit.models.maskrcnn_detect import TILE_PX, detect_image, raw_detections
+from cellkit.models.maskrcnn_detect import TILE_PX, detect_image, line_of, raw_detections
 from cellkit.models.shared.contract import merged
 from cellkit.models.shared.cost import BATCH, Cost, seconds_of, timed_cost
 from cellkit.models.shared.detection_search import SEARCHED, loosest, readings, search_readings
@@ -43,9 +43,11 @@ from cellkit.models.shared.inputs import (
 )
 from cellkit.models.shared.threshold_search import Searched
 from cellkit.models.training import fingerprint, fit, plan_of
+from cellkit.parallel import progress
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
+LINE_IMAGES = 3  # of a class, at least, to search thresholds for it
 
 
 def train_detector(
@@ -112,7 +114,7 @@ def train_detector(
     loss_at = DetectorLoss(model, items, config)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
     pairs, called = images_to_search(train)
-    found = best_readings(model, pairs, settings, searched(config), called)
+    found = best_readings(model, pairs, settings, searched(config), called, config.search_by_line)
     settings |= found.settings
     return save_tuned(
         Path(out) / "maskrcnn.safetensors",
@@ -317,11 +319,14 @@ def best_readings(
     settings: dict,
     keys: Sequence[str] = SEARCHED,
     called: str = "MAP IoU",
+    by_line: bool = False,
 ) -> Searched:
     """Search how detections are best read, by MAP IoU (kaggle, whatever the class) on labelled images, and set the network so.
 
     Give training images: validation images are to judge by. The network looks at each once.
     """
+    if not keys:
+        return Searched({}, {})
     grid = readings(settings, keys, [truth for _, truth in pairs])
     model.roi_heads.score_thresh = min(loosest(grid), model.roi_heads.score_thresh)
     model.roi_heads.nms_thresh = max(grid["nms_threshold"])
@@ -329,11 +334,28 @@ def best_readings(
         "Train longer (maskrcnn.steps), or try another maskrcnn.start or maskrcnn.diameter_px "
         f"(now {settings['diameter_px']:.3g})."
     )
-    raws = ((raw_detections(model, image, settings)[0], truth) for image, truth in pairs)
-    found = search_readings(raws, grid, keys, called, remedy) if keys else Searched({}, {})
+    raws = [(raw_detections(model, image, settings)[0], truth) for image, truth in progress(pairs, "find to search")]
+    found = search_readings(raws, grid, keys, called, remedy)
+    if by_line and found.card:
+        by_class = _by_line(raws, settings | found.settings, keys, called)
+        found = found._replace(settings=found.settings | {"by_line": by_class})
     model.roi_heads.score_thresh, model.roi_heads.nms_thresh = (
         (settings | found.settings)[key] for key in ("score_threshold", "nms_threshold")
     )
+    return found
+
+
+def _by_line(raws: Sequence, settings: dict, keys: Sequence[str], called: str) -> dict[str, dict[str, Any]]:
+    """Return what is read otherwise in the images of each class, from at least `LINE_IMAGES` of each."""
+    found = {}
+    for line in sorted({line_of(truth) for _, truth in raws} - {""}):
+        own = [(raw, truth) for raw, truth in raws if line_of(truth) == line]
+        if len(own) < LINE_IMAGES:
+            LOG.info(f"class {line}: {counted(len(own), 'image')} to search on, so its images are read as all are")
+            continue
+        grid = readings(settings, keys, [truth for _, truth in own])
+        grid = {key: tuple(dict.fromkeys([settings[key], *values])) for key, values in grid.items()}
+        found[line] = search_readings(own, grid, keys, f"{called}, class {line}", "").settings
     return found
 
 
