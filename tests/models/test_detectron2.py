@@ -216,6 +216,5 @@ def test_both_engines_learn_the_same_cells(drawn, tmp_path):
         assert weights.read_card(made).backend == name
         found = backend.load(made)(drawn.images())
         scores[name] = map_iou(zip(drawn.instances, found, strict=True))
-    assert min(scores.values()) > 0.1 and abs(np.diff(list(scores.values()))[0]) < 0.25, (
-        scores
-    )  # 0.20 and 0.35; untrained: 0
+    # 0.324 and 0.347; with the usual anchors 0.200 and 0.135, untrained 0
+    assert min(scores.values()) > 0.2 and abs(np.diff(list(scores.values()))[0]) < 0.2, scores
