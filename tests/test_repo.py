@@ -169,7 +169,8 @@ def test_declared_is_what_is_imported():
     names = {canonicalize_name(owners.get(name, [name])[0]) for name in imported - own - set(sys.stdlib_module_names)}
     declared = {name_of(r) for r in requirements()}
     extras = {name_of(r) for r in requirements("czi", "lora")}
-    assert names - declared == extras, "imported and not declared, but for an extra"
+    from_conda = {"detectron2"}  # no registry has it: environment.yml names it
+    assert names - declared == extras | from_conda, "imported and not declared, but for an extra"
     assert declared - names == NOT_IMPORTED, "declared and imported by nothing"
 
 
