@@ -94,11 +94,8 @@ def features_of_cells(
         part = slice(top, bottom), slice(left, right)
         ids = np.zeros(len(cells) + 1, np.int64)
         ids[rows + 1] = np.arange(1, len(rows) + 1)
-        own = ids[np.maximum(labels[part], 0)]
-        for row in np.flatnonzero(np.bincount(own.ravel(), minlength=len(rows) + 1)[1:] == 0):
-            y, x = centres[rows[row]] - (top, left)  # too small, or hidden by others: its middle stands for it
-            own[y, x] = row + 1
-        told = _of_tile(network, planes[:, *part], seen[:, *part], own, labels[part] > 0, len(rows), ring_px)
+        own, middles = ids[np.maximum(labels[part], 0)], centres[rows] - (top, left)
+        told = _of_tile(network, planes[:, *part], seen[:, *part], own, labels[part] > 0, middles, ring_px)
         found = np.zeros((len(cells), told.shape[1])) if not found.size else found
         found[rows] = told
     if len(cells):
@@ -107,12 +104,19 @@ def features_of_cells(
 
 
 def _of_tile(
-    network: Any, planes: np.ndarray, seen: np.ndarray, ids: np.ndarray, taken: np.ndarray, cells: int, ring_px: int
+    network: Any,
+    planes: np.ndarray,
+    seen: np.ndarray,
+    ids: np.ndarray,
+    taken: np.ndarray,
+    middles: np.ndarray,
+    ring_px: int,
 ) -> np.ndarray:
     """Describe the cells of a tile, which `ids` numbers from 1; `taken` is true in all cells, those of other tiles too."""
     import torch
 
-    inside, ring, shapes = _regions(ids, taken, cells, ring_px)
+    cells = len(middles)
+    inside, ring, shapes = _regions(ids, taken, middles, ring_px)
     height, width = planes.shape[1:]
     padded = np.pad(planes, ((0, 0), (0, -height % 8), (0, -width % 8)))
     with torch.no_grad(), network.arithmetic.autocast():
@@ -127,19 +131,28 @@ def _of_tile(
     return np.concatenate(blocks, axis=1)
 
 
-def _regions(ids: np.ndarray, taken: np.ndarray, cells: int, ring_px: int) -> tuple[Region, Region, np.ndarray]:
-    """Return the pixels of each cell, those of the ring around it, and its shape, (cells, 5) float64; the first is left 0."""
+def _regions(
+    ids: np.ndarray, taken: np.ndarray, middles: np.ndarray, ring_px: int
+) -> tuple[Region, Region, np.ndarray]:
+    """Return the pixels of each cell, those of the ring around it, and its shape, (cells, 5) float64; the first is left 0.
+
+    Of a cell that has no pixel here, too small or hidden by others, its middle (y, x) stands for it.
+    """
     import cv2
     from scipy import ndimage
 
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * ring_px + 1,) * 2)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     pixels: tuple[list, list] = ([], [])
-    shapes = np.zeros((cells, 5))
-    for row, box in enumerate(ndimage.find_objects(ids, cells)):
+    shapes = np.zeros((len(middles), 5))
+    for row, (box, middle) in enumerate(zip(ndimage.find_objects(ids, len(middles)), middles.tolist(), strict=True)):
+        hidden = box is None
+        box = tuple(slice(at, at + 1) for at in middle) if hidden else box
         top, left = (max(0, side.start - ring_px) for side in box)
         window = slice(top, box[0].stop + ring_px), slice(left, box[1].stop + ring_px)
         mask = (ids[window] == row + 1).astype(np.uint8)
+        if hidden:
+            mask[middle[0] - top, middle[1] - left] = 1
         around = cv2.dilate(mask, disc) - mask
         for kept, region in zip(pixels, (mask, around), strict=True):
             y, x = np.nonzero(region)

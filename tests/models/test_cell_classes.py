@@ -92,6 +92,17 @@ def test_cells_without_a_pixel_at_network_scale_and_in_several_tiles_are_describ
     assert np.allclose(told[0][:, :29], told[1][:, :29], atol=1e-4), "shape and brightness do not depend on the tiles"
 
 
+def test_cells_that_share_a_pixel_at_network_scale_are_all_described(network):
+    labels = np.zeros((160, 200), int)
+    labels[0:2, 0:2], labels[2:4, 0:2], labels[0:2, 2:4], labels[20:90, 20:90] = 1, 2, 3, 4
+    image = np.random.default_rng(0).integers(0, 255, (160, 200, 3), dtype=np.uint8)
+    cells = Instances.from_labels(labels)
+    told = cell_features.features_of_cells(network, image, cells, 300.0, "both", 5)
+    assert len(told) == 4 and np.isfinite(told).all()
+    alone = cell_features.features_of_cells(network, image, cells[[3]], 300.0, "both", 5)
+    assert np.allclose(told[3, :4], alone[0, :4], atol=1e-5), "they take no pixel of a larger one"
+
+
 # ---- the regression --------------------------------------------------------------------------------------------------
 @settings(max_examples=15)
 @given(st.integers(0, 10**6))
