@@ -84,14 +84,45 @@ def test_modules_are_taken_whole_or_not_at_all_and_what_is_new_is_said(capsys):
     assert take_over(Net(2), Net(2).state_dict(), "w") == []
 
 
-def test_the_classifier_is_taken_over_by_the_names_of_its_classes():
-    model, before = torch.nn.ModuleDict({"cell_classifier": torch.nn.ModuleDict({"last": torch.nn.Linear(3, 3)})}), {}
-    before["cell_classifier.last.weight"] = torch.arange(6.0).reshape(2, 3)
-    before["cell_classifier.last.bias"] = torch.tensor([10.0, 20.0])
+@pytest.mark.parametrize("name", ["cell_classifier", "class_head"])
+def test_a_classifier_is_taken_over_by_the_names_of_its_classes(name):
+    model = torch.nn.ModuleDict({name: torch.nn.ModuleDict({"last": torch.nn.Linear(3, 3)})})
+    weight, bias = f"{name}.last.weight", f"{name}.last.bias"
+    before = {weight: torch.arange(6.0).reshape(2, 3), bias: torch.tensor([10.0, 20.0])}
     made = for_classes(before, model, ("HEK", "N2a"), ("odd", "N2a", "HEK"))
-    assert made["cell_classifier.last.bias"][1:].tolist() == [20, 10]
-    assert made["cell_classifier.last.weight"][1:].tolist() == [[3, 4, 5], [0, 1, 2]]
-    assert torch.equal(made["cell_classifier.last.bias"][0], model["cell_classifier"]["last"].bias[0])
+    assert made[bias][1:].tolist() == [20, 10]
+    assert made[weight][1:].tolist() == [[3, 4, 5], [0, 1, 2]]
+    assert torch.equal(made[bias][0], model[name]["last"].bias[0])
+    assert for_classes({}, model, (), ("HEK",)) == {}, "what is not there is new"
+
+
+def test_a_detectors_classes_in_another_order_keep_their_outputs(tmp_path):
+    from cellkit.models.maskrcnn_network import build
+
+    backend, settings = get_backend("maskrcnn_torchvision"), {**DEFAULTS, "fpn_channels": 8, "widths": (4, 8, 12, 16)}
+    first = build(settings, 2)
+    path = tmp_path / "first.safetensors"
+    weights.save_checkpoint(path, first.state_dict(), backend.NAME, classes=("HEK", "N2a"), config=settings)
+    config = config_of("maskrcnn_torchvision", start=str(path), fpn_channels=8, freeze_backbone=True)
+    swapped = backend._start(config, dict(settings), ("N2a", "HEK"))
+    for one, other in ((first.class_head, swapped.class_head), (first.cell_classifier, swapped.cell_classifier)):
+        assert torch.equal(one.last.weight, other.last.weight[[1, 0]].cpu())
+        assert torch.equal(one.last.bias, other.last.bias[[1, 0]].cpu())
+
+
+def test_a_start_whose_card_says_nothing_of_colours_and_anchors_goes_on_as_it_was(tmp_path):
+    from cellkit.models.maskrcnn_network import build
+
+    backend = get_backend("maskrcnn_torchvision")
+    settings = {**DEFAULTS, "backbone": "resnet50_fpn_v2"}
+    old = {key: value for key, value in settings.items() if key not in ("anchor_sizes", "imagenet", "widths")}
+    path = tmp_path / "old.safetensors"
+    weights.save_checkpoint(path, build(old, 1).state_dict(), backend.NAME, classes=("HEK",), config=old)
+    config = config_of("maskrcnn_torchvision", start=str(path), backbone="resnet50_fpn_v2", anchors="data")
+    noted = settings | {"anchor_sizes": ((9, 12),) * 5}
+    model = backend._start(config, noted, ("HEK",))
+    assert not noted["imagenet"] and noted["anchor_sizes"] is None
+    assert float(model.transform.mean.abs().sum()) == 0
 
 
 @pytest.mark.parametrize("name", ENGINES)

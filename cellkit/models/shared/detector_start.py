@@ -12,11 +12,11 @@ from typing import Any
 from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models import weights
-from cellkit.models.shared.detector_settings import Training
+from cellkit.models.shared.detector_settings import DEFAULTS, Training
 
 SCRATCH, TUNED, UNET = "scratch", "tuned", "cellpose_unet"
 KEPT = ("shown", "widths", "anchor_sizes", "norm", "imagenet")  # of a detector that another one starts from
-CLASSIFIER = "cell_classifier.last."
+CLASSIFIERS = ("cell_classifier.last.", "class_head.last.")  # the layers that have an output for each class
 
 
 def check_start(config: Training, name: str, published: str) -> None:
@@ -98,7 +98,8 @@ def started(
     settings["precision"] = config.precision if config.backbone == UNET else "float32"
     own, network = _own_card(config.start, name), None
     if own is not None:
-        settings |= {key: own.config[key] for key in KEPT if key in own.config}
+        before = {**DEFAULTS, **own.config}  # an older card does not say how its network was not built yet
+        settings |= {key: before[key] for key in KEPT if key in before}
     elif config.backbone == UNET and config.start != SCRATCH:
         network, about = load_network(config.start)
         settings |= {"shown": about.get("channels", "both"), **network.config}
@@ -158,17 +159,18 @@ def take_over(model: Any, tensors: Mapping[str, Any], called: str) -> list[str]:
 def for_classes(
     tensors: Mapping[str, Any], model: Any, before: Sequence[str], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Return tensors whose classifier knows these classes, in this order: by name; one that is new is as in `model`.
+    """Return tensors whose classifiers know these classes, in this order: by name; one that is new is as in `model`.
 
     Parameters
     ----------
     before : sequence of str
         Classes that the tensors were trained for.
     """
-    own = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(CLASSIFIER)}
-    for key, value in own.items():
-        if key in tensors and tensors[key].shape[1:] == value.shape[1:]:
+    made = dict(tensors)
+    for key, value in model.state_dict().items():
+        if key.startswith(CLASSIFIERS) and key in tensors and tensors[key].shape[1:] == value.shape[1:]:
+            made[key] = value.clone()
             for k, name in enumerate(classes):
                 if name in before:
-                    value[k] = tensors[key][list(before).index(name)]
-    return {**tensors, **own}
+                    made[key][k] = tensors[key][list(before).index(name)]
+    return made
