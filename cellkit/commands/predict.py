@@ -47,9 +47,10 @@ def run(given: argparse.Namespace) -> Answer:
     Raises
     ------
     UserError
-        The diameter given twice, or weights for nothing to fuse; or as `open_model`, `fuse_models` and `predict_files`.
+        The diameter given twice, or how to fuse where nothing is fused; or as `open_model`, `fuse_models` and `predict_files`.
     """
     from cellkit.config.reading import set_strings
+    from cellkit.models.shared.fusion import FusionSettings
     from cellkit.predict.files import predict_files
     from cellkit.predict.joined import fuse_models, open_model
 
@@ -59,8 +60,11 @@ def run(given: argparse.Namespace) -> Answer:
             raise UserError("--diameter and --set diameter_px", "give one of them")
         overrides |= {"diameter_px": set_strings([f"diameter_px={given.diameter}"])["diameter_px"]}
     weights, settings = fusion_of(given)
-    if weights and not given.fuse:
-        raise UserError("--weights without --fuse", "name the other models: --fuse MODEL, once for each")
+    if not given.fuse and (weights or settings != FusionSettings()):
+        raise UserError(
+            "--weights, --iou, --least-models or --least-votes without --fuse",
+            "name the other models: --fuse MODEL, once for each",
+        )
     specs = [given.model, *(given.fuse or [])]
     model = fuse_models(specs, weights, overrides, settings) if given.fuse else open_model(given.model, overrides)
     conversion = conversion_of(given, model.conversion)

@@ -221,4 +221,6 @@ def test_the_command_fuses_files(said, tmp_path):
     code, _, err = said("fuse", f"{tmp_path}/a.json", "-o", str(out), "--least-votes", "2")
     assert code == 2 and err.startswith("--least-votes is 2.0")
     code, _, err = said("predict", "threshold", str(tmp_path), "-o", str(out), "--weights", "1")
-    assert code == 2 and err.startswith("--weights without --fuse")
+    assert code == 2 and err.startswith("--weights, --iou, --least-models or --least-votes without --fuse")
+    code, _, err = said("predict", "threshold", str(tmp_path), "-o", str(out), "--iou", "0.3")
+    assert code == 2 and "without --fuse" in err, "what would change nothing is not taken in silence"
