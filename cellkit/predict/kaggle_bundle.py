@@ -23,21 +23,12 @@ from cellkit.files import PACKAGE, atomic_path, read_json, sha256_each, sha256_f
 from cellkit.formats.competitions import get_profile
 from cellkit.microscope.convert import Conversion
 from cellkit.predict.bundle_texts import notebook, readme
+from cellkit.predict.joined import SUFFIXES
 from cellkit.predict.locked_packages import REQUIRED, WHEELS, copy_wheels, lock_file, packages_to_predict, read_lock
 from cellkit.predict.model import Model, find_model
 
 MANIFEST, MODEL, NOTEBOOK, README = "manifest.json", "model.json", "submit.ipynb", "README.md"
 CODE, WEIGHTS = "code", "models"
-NOT_TO_PREDICT = (
-    "ipykernel",
-    "ipywidgets",
-    "jinja2",
-    "jupyter-client",
-    "jupyterlab",
-    "nbclient",
-    "nbformat",
-    "papermill",
-)
 EVALUATE = "06_evaluate_map_iou"
 SHOWN = 10  # ids named in an error
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # of every file in a ZIP, which then depends on its content alone
@@ -80,6 +71,8 @@ def write_bundle(
         No such model, one that is made of several, no lock, a wheel that is another file, or a place that is no bundle.
     """
     out = Path(out)
+    if name.lower().endswith(SUFFIXES):
+        raise UserError(f"{name} is a model made of several", "bundle one of them: RUN:NAME")
     model, settings = find_model(_with_name(name), overrides), dict(overrides or {})
     run, key = of_a_run(model.name)
     title = f"{Path(run).name}:{key}" if run else Path(model.name).name
@@ -162,6 +155,8 @@ def _refuse_other(out: Path) -> None:
     if out.suffix.lower() == ".zip":
         if out.is_dir():
             raise UserError(f"'{out}' is a folder", "name another file")
+        if out.exists() and not _is_bundle(out):
+            raise UserError(f"'{out}' is another file than a bundle", "name a new file")
         return
     if out.is_dir() and any(out.iterdir()):
         manifest = out / MANIFEST
@@ -169,6 +164,15 @@ def _refuse_other(out: Path) -> None:
             raise UserError(f"'{out}' holds other files than a bundle", "name a new folder")
     elif out.exists() and not out.is_dir():
         raise UserError(f"'{out}' is a file", "name a new folder, or a .zip file")
+
+
+def _is_bundle(archive: Path) -> bool:
+    """Tell whether a file is the ZIP of a bundle."""
+    try:
+        with zipfile.ZipFile(archive) as files:
+            return "bundle" in json.loads(files.read(MANIFEST))
+    except (zipfile.BadZipFile, KeyError, ValueError):
+        return False
 
 
 def _parent(out: Path) -> Path:
@@ -254,7 +258,7 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
     Raises
     ------
     UserError
-        Ids of the sample without an image, images that the sample does not ask for, or as `predict_files`.
+        Ids of the sample without an image, or with several; images that the sample does not ask for; or as `predict_files`.
     """
     from cellkit.cells.disjoint import resolve_overlaps
     from cellkit.cells.instances import Instances
@@ -267,13 +271,19 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
 
     about = read_json(Path(bundle) / MODEL)
     wanted = sample_ids(sample, about["profile"])
-    present = {stem_of(path) for path, _ in find_images([images], outside=[])}
+    stems = [stem_of(path) for path, _ in find_images([images], outside=[])]
+    present = set(stems)
+    if twice := sorted(name for name in present if stems.count(name) > 1):
+        raise UserError(f"{images} has several images of the id {twice[0]}", "leave one of each there")
     _refuse_other_ids(wanted, present, sample, images)
     model = open_bundle(bundle)
     with tempfile.TemporaryDirectory(prefix="cellkit-bundle-") as made:
         done = predict_files(model, [images], Path(made) / "found.json")
         coco = read_coco(done.path)
-    found = {stem_of(record.path): cells for record, cells in zip(coco.records, coco.instances, strict=True)}
+    frames = [stem_of(record.path) for record in coco.records]
+    if twice := sorted(name for name in set(frames) if frames.count(name) > 1):
+        raise UserError(f"the image {twice[0]} has several frames", "give files of one image each")
+    found = dict(zip(frames, coco.instances, strict=True))
     unread = [name for name in wanted if name not in found]
     reasons = {stem_of(item.item): item.reason for item in done.quarantined}
     cells = [resolve_overlaps(found[name])[0] if name in found else Instances.empty((1, 1)) for name in wanted]

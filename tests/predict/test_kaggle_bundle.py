@@ -205,3 +205,33 @@ def test_the_command_says_what_it_wrote_and_what_it_refuses(run_dir, tmp_path, s
     )
     code, _, err = said("kaggle-bundle", run_dir, "-o", tmp_path / "c", "--profile", "dsb2018")
     assert code == 2 and "RUN:NAME" in err
+
+
+def test_a_file_that_is_no_bundle_stays(run_dir, tmp_path):  # noqa: F811
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("images/a.png", b"precious")
+    (tmp_path / "text.zip").write_text("precious")
+    for path in (tmp_path / "data.zip", tmp_path / "text.zip"):
+        before = path.read_bytes()
+        with pytest.raises(UserError, match="is another file than a bundle"):
+            write_bundle(f"{run_dir}:threshold", path, "sartorius")
+        assert path.read_bytes() == before
+    write_bundle(f"{run_dir}:threshold", tmp_path / "b.zip", "sartorius", {"min_area_px": 30})
+    listed = write_bundle(f"{run_dir}:threshold", tmp_path / "b.zip", "sartorius", {"min_area_px": 40})
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        assert json.loads(archive.read("manifest.json")) == listed, "an earlier bundle is replaced"
+
+
+def test_a_model_of_several_is_not_bundled(tmp_path):
+    (tmp_path / "best.yaml").write_text("fuse: {models: [threshold]}")
+    with pytest.raises(UserError, match="best.yaml is a model made of several"):
+        write_bundle(str(tmp_path / "best.yaml"), tmp_path / "b", "sartorius")
+
+
+def test_two_images_of_one_id_are_refused(bundle, competition, tmp_path):
+    test, sample, ids = competition
+    (test / "more").mkdir()
+    shutil.copyfile(test / "blank.png", test / "more" / "blank.png")
+    with pytest.raises(UserError, match="has several images of the id blank"):
+        submit_bundle(bundle, test, sample, tmp_path / "s.csv")
+    assert not (tmp_path / "s.csv").exists()
