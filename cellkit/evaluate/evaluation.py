@@ -58,10 +58,8 @@ def predictions_of(
     found = {
         key.removeprefix(KEY): dict(zip(named, read_results(path, shapes), strict=True)) for key, path in paths.items()
     }
-    if missing := [name for name in fuse_models if name not in found]:
-        raise UserError(
-            f"evaluate.fuse names '{missing[0]}'{nearest(missing[0], found)}", f"models: {', '.join(found)}"
-        )
+    for name in fuse_models:
+        check_submit(name, list(found), "fuse")
     fused = {name: fuse([found[model][name] for model in fuse_models]) for name in named} if fuse_models else None
     return found if fused is None else found | {FUSED: fused}
 
@@ -128,8 +126,8 @@ def unjudged(models: Iterable[str], wanted: str, rejected: Sequence[str] = ()) -
     return check_submit(wanted, names)
 
 
-def check_submit(wanted: str, names: Sequence[str]) -> str:
-    """Return the model named in ``evaluate.submit``; refuse one that is none of those that are run.
+def check_submit(wanted: str, names: Sequence[str], key: str = "submit") -> str:
+    """Return the model named in ``evaluate.submit``, or another key; refuse one that is none of those that are run.
 
     Raises
     ------
@@ -137,8 +135,8 @@ def check_submit(wanted: str, names: Sequence[str]) -> str:
         With the names to choose from.
     """
     if wanted not in names:
-        problem = f"evaluate.submit is '{wanted}'{nearest(wanted, names)}"
-        raise UserError(problem, f"use best, or one of {', '.join(names)}")
+        problem = f"evaluate.{key} is '{wanted}'{nearest(wanted, names)}"
+        raise UserError(problem, f"use {'best, or ' if key == 'submit' else ''}one of {', '.join(names)}")
     return wanted
 
 

@@ -11,6 +11,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.names import best_pairs
 from cellkit.errors import UserError, counted
 from cellkit.formats.sides import NAMES, first_names
+from cellkit.log import LOG
 from cellkit.models.shared.fusion import FusionSettings, fuse
 
 
@@ -51,6 +52,12 @@ def fuse_sides(
     kept = [k for k in range(len(first)) if all(k in pairs for pairs in places)]
     if not kept:
         raise UserError("no image is in all of these files", "fuse predictions of the same images")
+    for side, pairs in zip(sides, places, strict=True):
+        used = {pairs[k] for k in kept}
+        if others := [record.image_id for k, record in enumerate(side.records) if k not in used]:
+            LOG.info(
+                f"{counted(len(others), 'image')} of {side.path} left out, not in all files ({first_names(others)})"
+            )
     names = list(dict.fromkeys(name for side in sides for name in side.classes))
     cells = []
     for k in kept:

@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.config.reading import read_yaml
-from cellkit.errors import UserError
+from cellkit.errors import UserError, nearest
 from cellkit.fetch.find import of_a_run
 from cellkit.models import get_backend, if_able
 from cellkit.models.shared.contract import Segmenter
@@ -98,6 +98,17 @@ def read_model_file(path: Path) -> ModelFile:
         key = ".".join(str(part) for part in first["loc"])
         remedy = "a file of models has a table fuse (models, weights) or route (by, models, otherwise); see the manual"
         raise UserError(f"{path}: {f'{key}: ' * bool(key)}{first['msg']}", remedy) from None
+
+
+def _refuse_circle(path: Path, within: tuple[Path, ...] = ()) -> None:
+    """Refuse a file of models that is a part of itself."""
+    if path.resolve() in within:
+        raise UserError(f"{path} is a part of itself", "name other models in it")
+    said = read_model_file(path)
+    members = said.fuse.models if said.fuse else (said.route.by, *said.route.models.values())
+    for one in members:
+        if one.model.lower().endswith(SUFFIXES):
+            _refuse_circle(Path(one.model), (*within, path.resolve()))
 
 
 # ---- models of models ------------------------------------------------------------------------------------------------
@@ -182,6 +193,7 @@ def open_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     """
     text, overrides = str(spec), dict(overrides or {})
     if text.lower().endswith(SUFFIXES):
+        _refuse_circle(Path(text))
         said = read_model_file(Path(text))
         return _fused_of(text, said.fuse, overrides) if said.fuse else _routed_of(text, said.route, overrides)
     run, name = of_a_run(text)
@@ -243,6 +255,9 @@ def _routed_of(name: str, said: Route, overrides: dict[str, Any]) -> RoutedModel
     router = open_model(said.by.model, said.by.set)
     if said.like is None and not router.classes:
         raise UserError(f"{name}: {said.by.model} tells no classes apart", "name a detector, or set route.like: RUN")
+    if said.like is None and (strange := [kind for kind in said.models if kind not in router.classes]):
+        problem = f"{name}: route.models has '{strange[0]}'{nearest(strange[0], router.classes)}"
+        raise UserError(problem, f"{said.by.model} tells apart {', '.join(router.classes)}")
     if said.like is not None and not (Path(said.like) / "records.csv").is_file():
         raise UserError(f"{name}: route.like is '{said.like}', no run folder", "name a finished run")
     members = [router, *(open_model(one.model, one.set | overrides) for one in said.models.values())]

@@ -60,7 +60,7 @@ from cellkit.sources.loading import is_perhaps
 from cellkit.sources.source_tables import header_of, sample_ids
 
 # models whose predictions a run has, see `evaluate.submit`
-MODELS = ("threshold", "cellpose_base", "cellpose_tuned", "maskrcnn")
+MODELS = ("threshold", "cellpose_base", "cellpose_tuned", "cellpose_classes", "maskrcnn")
 
 
 # ---- labels and models -----------------------------------------------------------------------------------------------
@@ -207,14 +207,13 @@ def check_model_memory(outlook: Outlook) -> None:
 
 # ---- what is reported and handed in ------------------------------------------------------------------------------------
 def check_evaluation(outlook: Outlook) -> None:
-    """Refuse a model to hand in that no stage makes."""
+    """Refuse a model to hand in, or to fuse, that no stage makes."""
     cfg = outlook.cfg.evaluate
-    models = [
-        *MODELS,
-        *([TEACHER] if outlook.cfg.label.teacher else []),
-        *_models_of_recipes(),
-        *([FUSED] if outlook.cfg.evaluate.fuse else []),
-    ]
+    models = [*MODELS, *([TEACHER] if outlook.cfg.label.teacher else []), *_models_of_recipes()]
+    for name in cfg.fuse:
+        if not any(fnmatchcase(name, model) for model in models):
+            check_submit(name, models, "fuse")
+    models += [FUSED] if cfg.fuse else []
     if cfg.submit != "best" and not any(fnmatchcase(cfg.submit, name) for name in models):
         check_submit(cfg.submit, models)
 

@@ -53,7 +53,7 @@ def test_models_that_are_named_are_fused_to_one_more(predictions, tmp_path, imag
     assert found["fused"]["a"] == fuse([predictions[name]["a"] for name in ("perfect", "perfect", "plain")])
     table = summarise(score_models(found, truths), n=0)
     assert set(table["model"]) == {*predictions, "fused"}
-    with pytest.raises(UserError, match=r"evaluate.fuse names 'perfct' \(did you mean 'perfect'\?\)"):
+    with pytest.raises(UserError, match=r"evaluate.fuse is 'perfct' \(did you mean 'perfect'\?\)"):
         predictions_of(paths, images, ("perfct",))
 
 

@@ -137,6 +137,7 @@ def test_fused_models_of_other_class_orders_vote_on_the_same_classes(named, tmp_
         ("fuse: {models: [router, turned], weights: [1]}", "1 weights for 2 models"),
         ("fuse: {models: [router, rat]}", "rat has the class rat, others have HEK, N2a"),
         ("route: {by: router, models: {HEK: plain}, otherwise: N2a}", "route.otherwise is 'N2a'"),
+        ("route: {by: router, models: {HeK: plain}, otherwise: HeK}", "route.models has 'HeK' .did you mean 'HEK'"),
         ("route: {by: plain, models: {HEK: plain}, otherwise: HEK}", "plain tells no classes apart"),
         (
             "route: {by: plain, like: nowhere, models: {HEK: plain}, otherwise: HEK}",
@@ -224,3 +225,20 @@ def test_the_command_fuses_files(said, tmp_path):
     assert code == 2 and err.startswith("--weights, --iou, --least-models or --least-votes without --fuse")
     code, _, err = said("predict", "threshold", str(tmp_path), "-o", str(out), "--iou", "0.3")
     assert code == 2 and "without --fuse" in err, "what would change nothing is not taken in silence"
+
+
+def test_images_that_are_left_out_are_said(said, tmp_path):
+    for name, images in (("a", "xyz"), ("b", "yzw")):
+        made = side(images, class_ids=[1, 2])
+        write_coco(tmp_path / f"{name}.json", made.records, made.instances, made.classes, None, True)
+    files = [f"{tmp_path}/{name}.json" for name in "ab"]
+    code, _, err = said("fuse", *files, "-o", str(tmp_path / "out.json"), "--common")
+    assert code == 0 and all(f"1 image of {path} left out" in err for path in files) and "(x)" in err and "(w)" in err
+
+
+@pytest.mark.parametrize("own", ["a", "b"])
+def test_files_of_models_that_name_themselves_are_refused(tmp_path, own):
+    write(tmp_path / "a.yaml", f"fuse: {{models: [threshold, {tmp_path / own}.yaml]}}")
+    write(tmp_path / "b.yaml", f"fuse: {{models: [{tmp_path / 'a'}.yaml]}}")
+    with pytest.raises(UserError, match="a.yaml is a part of itself"):
+        open_model(tmp_path / "a.yaml")

@@ -59,6 +59,7 @@ SETTINGS = {
         lambda: stack(Path("s/HEK/HEK8.ome.tif")) or {"label__teacher": True},
         "label.use is truth, under which the 1 of 9 images without labels are left out and not taught from, e.g. ",
     ),
+    "fuse": ({"evaluate__fuse": ["maskrnn"]}, "evaluate.fuse is 'maskrnn' (did you mean 'maskrcnn'?)"),
     "submit": ({"evaluate__submit": "maskrnn"}, "evaluate.submit is 'maskrnn' (did you mean 'maskrcnn'?)"),
 }
 
