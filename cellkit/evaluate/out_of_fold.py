@@ -11,7 +11,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.disjoint import resolve_overlaps
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.models import order_models
 from cellkit.models.gate import judges
 from cellkit.models.shared.fusion import fuse
@@ -39,7 +39,7 @@ class FoldFound:
     taught : frozenset of str
         The training images of that run.
     test, test_truth : CellDataset
-        Likewise of the test images, which are those of every fold.
+        Likewise of the test images.
     """
 
     held: CellDataset
@@ -103,20 +103,53 @@ def fused_test(folds: Sequence[FoldFound]) -> dict[str, CellDataset]:
     Returns
     -------
     dict
-        Model -> the test images of the first fold, with the fused cells (`cellkit.models.shared.fusion.fuse`).
+        Model -> the test images, with the fused cells (`cellkit.models.shared.fusion.fuse`) of the folds that use them.
     """
-    test = folds[0].test
+    classes = folds[0].truth.classes
+    asked = [{record.image_id for record in fold.test.records} for fold in folds]
+    test = _joined([fold.test for fold in folds])
     names = [record.image_id for record in test.records]
     return {
         model: replace(
             test,
-            instances=[fuse([fold.found[model][name] for fold in folds]) for name in names],
-            classes=folds[0].truth.classes,
+            instances=[
+                fuse([fold.found[model][name] for fold, own in zip(folds, asked, strict=True) if name in own])
+                for name in names
+            ],
+            classes=classes,
             made_by=["proposed"] * len(names),
             of_model=True,
         )
         for model in _models(folds)
     }
+
+
+def _joined(parts: Sequence[CellDataset]) -> CellDataset:
+    """Return the images of all parts, each once, in the order of their ids."""
+    place = {}
+    for part in parts:
+        for k, number in enumerate(part.ids or ()):
+            place.setdefault(number, (part, k))
+    rows = [place[number] for number in sorted(place)]
+    records, cells = [part.records[k] for part, k in rows], [part.instances[k] for part, k in rows]
+    made_by = [part.made_by[k] for part, k in rows if part.made_by]
+    return replace(parts[0], records=records, instances=cells, ids=sorted(place), made_by=made_by)
+
+
+def left_out(folds: Sequence[FoldFound]) -> list[str]:
+    """Say which images no fold judges, and which test images some folds did not find, as faults flagged them there.
+
+    Limits of faults are learned from training images, which differ between folds.
+    """
+    held = {record.image_id for fold in folds for record in fold.held.records}
+    some = set().union(*(fold.taught for fold in folds)) - held - set.intersection(*(set(f.taught) for f in folds))
+    test = [{record.image_id for record in fold.test.records} for fold in folds]
+    partly = set().union(*test) - set.intersection(*test)
+    told = (
+        (some, "not out of fold: flagged, and so not used, in the fold that held it back"),
+        (partly, "of the test found by some folds alone: flagged, and so not used, in others"),
+    )
+    return [f"{counted(len(names), 'image')} {why} (e.g. {min(names)})" for names, why in told if names]
 
 
 def _models(folds: Sequence[FoldFound]) -> list[str]:
@@ -145,6 +178,7 @@ def fold_table(folds: Sequence[FoldFound], n: int = 1000, seed: int = 0) -> pand
     import pandas as pd
 
     judged, fused = [judges(fold.truth) for fold in folds], fused_test(folds)
+    truth = _joined([fold.test_truth for fold in folds])
     rows = []
     for model in _models(folds):
         tables = [_scored(part, fold.found[model]) for fold, part in zip(folds, judged, strict=True)]
@@ -155,7 +189,7 @@ def fold_table(folds: Sequence[FoldFound], n: int = 1000, seed: int = 0) -> pand
         mean = {"model": model, "fold": MEAN, "images": images, "low": np.nan, "high": np.nan, **means}
         whole = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
         found = dict(zip([r.image_id for r in fused[model].records], fused[model].instances, strict=True))
-        test = _line(model, TEST, _scored(folds[0].test_truth, found), n, seed)
+        test = _line(model, TEST, _scored(truth, found), n, seed)
         rows += [*lines, mean, _line(model, OUT_OF_FOLD, whole, n, seed), *([test] if test["images"] else [])]
     return pd.DataFrame(rows, columns=["model", "fold", "images", "score", "low", "high", "ap50", "ap75"])
 

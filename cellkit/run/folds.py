@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,15 @@ from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
 from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import KEY, predictions_of, read_truths
-from cellkit.evaluate.out_of_fold import OUT_OF_FOLD, TEST, FoldFound, fold_table, fused_test, out_of_fold
+from cellkit.evaluate.out_of_fold import OUT_OF_FOLD, TEST, FoldFound, fold_table, fused_test, left_out, out_of_fold
 from cellkit.files import write_frame
 from cellkit.formats.coco import write_coco
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import FOLDS, check_folder
 from cellkit.run.folder import Run
-from cellkit.run.runner import run_notebooks
+from cellkit.run.notebooks import read_notebooks
+from cellkit.run.runner import choose_notebooks, run_notebooks
 
 if TYPE_CHECKING:
     import pandas
@@ -51,7 +52,8 @@ def run_folds(
     Each fold is a run of its own, ``RUN/folds/of_K/1`` to ``K``, that ``cellkit check``, ``predict`` and ``score`` take like any
     other: its validation images are the fold, its test images those of every run. What is finished and unchanged is skipped, so
     that a command that was killed and is repeated goes on. In the end ``out_of_fold/<model>.json`` (COCO with scores) holds what
-    each model found, ``test/<model>.json`` what its folds, fused, find in the test images, and ``folds.csv`` the scores.
+    each model found, ``test/<model>.json`` what its folds, fused, find in the test images, and ``folds.csv`` the scores. Where
+    the last notebook is not among those to run, nothing is scored.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ def run_folds(
     overrides : mapping, optional
         As in `load_config`.
     how
-        As for `cellkit.run.runner.run_notebooks`: from_, only, fresh, notebooks, timeout_s, allow_skips; for every fold.
+        As for `cellkit.run.runner.run_notebooks`: from_, only, until, fresh, notebooks, timeout_s, allow_skips; for every fold.
 
     Returns
     -------
@@ -82,6 +84,8 @@ def run_folds(
     if by_hand := [key for key in SET_BY_US if key in given]:
         raise UserError(f"--folds and --set {by_hand[0]}", "give --folds alone: it sets both for every fold")
     cfg = load_config(config_path, given, how.get("notebooks"))
+    books = read_notebooks(how.get("notebooks"))
+    last = choose_notebooks(books, *(how.get(name) for name in ("from_", "only", "fresh", "until")))[-1]
     base = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(base)
     place, codes = folds_folder(base, folds), []
@@ -91,6 +95,9 @@ def run_folds(
         codes.append(run_notebooks(config_path, place / str(fold), overrides=own, **how))
         if codes[-1] not in (0, 3):
             return codes[-1]
+    if last != books[-1]:
+        LOG.info(f"the folds are not scored: {last.name} is the last notebook that was run")
+        return max(codes)
     table = collect_folds(place, folds, cfg)
     for line in in_words(table, place):
         LOG.info(line)
@@ -118,7 +125,9 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
     cfg : Config
         Its ``evaluate`` section says how many draws are behind the intervals.
     """
-    found = [_read_fold(place / str(fold)) for fold in range(1, folds + 1)]
+    found = [_read_fold(place / str(fold), cfg.evaluate.fuse) for fold in range(1, folds + 1)]
+    for text in left_out(found):
+        LOG.warning(text)
     for kind, by_model in ((FOUND, out_of_fold(found)), (FUSED_TEST, fused_test(found))):
         for model, images in by_model.items():
             path = place / kind / f"{model}.json"
@@ -129,12 +138,12 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
     return table
 
 
-def _read_fold(folder: Path) -> FoldFound:
+def _read_fold(folder: Path, fuse_models: Sequence[str]) -> FoldFound:
     run = Run(folder)
     images = CellDataset.of_run(run)
     truths = read_truths(run.find_all("coco_*"), run.folder)
     truth, test_truth = (truths.get(split, images.subset([])) for split in ("val", "test"))
-    found = predictions_of(run.find_all(f"{KEY}*"), images)
+    found = predictions_of(run.find_all(f"{KEY}*"), images, fuse_models)
     taught = frozenset(record.image_id for record in images.select("train").records)
     return FoldFound(images.select("val"), truth, found, taught, images.select("test"), test_truth)
 

@@ -96,7 +96,7 @@ def run_notebooks(
     """
     cfg = load_config(config_path, overrides, notebooks)
     books = read_notebooks(notebooks)
-    chosen = _choose(books, from_, only, fresh, until)
+    chosen = choose_notebooks(books, from_, only, fresh, until)
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(folder)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -123,10 +123,16 @@ def run_notebooks(
             _unmake(made)
 
 
-def _choose(
+def choose_notebooks(
     books: list[Notebook], from_: str | None, only: str | None, fresh: bool, until: str | None = None
 ) -> list[Notebook]:
-    """Return the notebooks to consider."""
+    """Return the notebooks to consider, see `run_notebooks`.
+
+    Raises
+    ------
+    UserError
+        Arguments that exclude each other, or the name of no notebook.
+    """
     if bool(from_) + bool(only) + bool(fresh) > 1:
         raise UserError("--from, --only and --fresh exclude each other", "give one of them")
     if only and until:

@@ -9,7 +9,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
-from cellkit.evaluate.out_of_fold import FoldFound, fold_table, fused_test, out_of_fold
+from cellkit.evaluate.out_of_fold import FoldFound, fold_table, fused_test, left_out, out_of_fold
 
 CELLS = Instances.from_labels(np.array([[1, 1, 0, 0, 2, 2]]))
 HALF = CELLS[:1]
@@ -42,6 +42,29 @@ def test_folds_are_fused_in_test_images_and_scored_where_these_have_truth():
     rows = fold_table([first, second])
     rows = rows[rows["fold"] == "test, folds fused"].set_index("model")
     assert rows["score"].to_dict() == {"threshold": 0.5, "b": 1.0} and rows["images"].tolist() == [1, 1]
+
+
+def test_what_a_fold_flagged_is_fused_of_the_others_and_said():
+    records = [ImageRecord(name, "", 1, 6, split="test") for name in "tu"]
+    test = CellDataset(records, [CELLS] * 2, ("cell",), ids=[8, 9])
+    first, second = (replace(fold([k], HALF, taught=[f"i{3 - k}", "i5", "pseudo"]), test=test) for k in (1, 2))
+    first = replace(first, test=test.subset([0]), test_truth=test.subset([0]))
+    second = replace(second, test_truth=test, taught=second.taught - {"i5"})
+    for one in (first, second):
+        for found in one.found.values():
+            found.update({record.image_id: CELLS.with_scores([0.8, 0.6]) for record in one.test.records})
+    fused = fused_test([first, second])["b"]
+    assert [record.image_id for record in fused.records] == ["t", "u"] and fused.ids == [8, 9]
+    assert [cells.scores.tolist() for cells in fused.instances] == [[0.8, 0.6]] * 2, (
+        "a fold that flagged it has no vote"
+    )
+    rows = fold_table([first, second])
+    assert rows[rows["fold"] == "test, folds fused"]["images"].tolist() == [2, 2]
+    assert left_out([first, second]) == [
+        "1 image not out of fold: flagged, and so not used, in the fold that held it back (e.g. i5)",
+        "1 image of the test found by some folds alone: flagged, and so not used, in others (e.g. u)",
+    ]
+    assert not left_out([second, second])
 
 
 def test_folds_without_truth_have_no_score():

@@ -105,6 +105,11 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks") == 0
     assert capsys.readouterr().err.count("nothing to do") == 2
 
+    (place / "folds.csv").unlink()
+    assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks", until="01") == 0
+    assert "the folds are not scored: 01_convert is the last notebook" in capsys.readouterr().err
+    assert not (place / "folds.csv").exists()
+
 
 @pytest.mark.parametrize(
     ("folds", "overrides", "problem"),
