@@ -45,12 +45,14 @@ from cellkit.models.maskrcnn_network import RARE, UNLIKELY, unknown_share
 from cellkit.models.maskrcnn_pyramid import (
     ENCODED,
     MASK_SIZE,
+    MASKS_AT_ONCE,
     STRIDES,
     ClassHead,
     MaskHead,
     MaskPool,
     MaskPredictor,
     UNetPyramid,
+    in_parts,
 )
 from cellkit.models.shared.detector_start import take_over
 from cellkit.models.unet_network import WIDTHS, CellposeUNet
@@ -197,10 +199,14 @@ class FineMasks(nn.Module):
             for one in instances:
                 one.pred_masks = boxes[0].new_zeros(0, 1, MASK_SIZE, MASK_SIZE)
             return instances
-        logits = self.predictor(self.head(self.pool(named, boxes, [one.image_size for one in instances])))[:, 1:]
+        shapes = [one.image_size for one in instances]
+
+        def logits_of(some: list[torch.Tensor]) -> torch.Tensor:
+            return self.predictor(self.head(self.pool(named, some, shapes)))[:, 1:]
+
         if self.training:
-            return {"loss_mask": known_mask_loss(logits[:, 0], instances)}
-        mask_rcnn_inference(logits, instances)
+            return {"loss_mask": known_mask_loss(logits_of(boxes)[:, 0], instances)}
+        mask_rcnn_inference(torch.cat(in_parts(logits_of, boxes, MASKS_AT_ONCE)), instances)
         return instances
 
 
@@ -255,9 +261,8 @@ class Detector(GeneralizedRCNN):
             found, _ = self.roi_heads(images, features, proposals, None)
             told = [{"boxes": one.pred_boxes.tensor, "scores": one.scores, "masks": one.pred_masks} for one in found]
             if self.class_head is not None:
-                logits = self.class_head(features, [one["boxes"] for one in told]).log_softmax(dim=1)
-                for one, votes in zip(told, logits.split([len(one["boxes"]) for one in told]), strict=True):
-                    one["votes"] = votes
+                every = self.class_head.votes(features, [one["boxes"] for one in told])
+                told = [one | {"votes": votes} for one, votes in zip(told, every, strict=True)]
             return told
         wanted, unknown = self._wanted(targets, images)
         self.proposal_generator.unknown = self.roi_heads.unknown = unknown

@@ -32,7 +32,16 @@ from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier
-from cellkit.models.maskrcnn_pyramid import ClassHead, MaskHead, MaskPool, MaskPredictor, UNetPyramid, masks_in_boxes
+from cellkit.models.maskrcnn_pyramid import (
+    MASKS_AT_ONCE,
+    ClassHead,
+    MaskHead,
+    MaskPool,
+    MaskPredictor,
+    UNetPyramid,
+    in_parts,
+    masks_in_boxes,
+)
 from cellkit.models.shared.detections import LOOSE_NMS
 from cellkit.models.shared.detector_start import take_over
 from cellkit.models.unet_network import WIDTHS, CellposeUNet
@@ -147,7 +156,7 @@ class _Heads(RoIHeads):
     def forward(self, features, proposals, image_shapes, targets=None):
         self.targets = targets or ()
         if not self.training:
-            return super().forward(features, proposals, image_shapes, targets)
+            return self._found(features, proposals, image_shapes), {}
         proposals, matched, labels, offsets = self.select_training_samples(proposals, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
         losses = dict(
@@ -161,6 +170,19 @@ class _Heads(RoIHeads):
             matched = [torch.cat(pair) for pair in zip(matched, every, strict=True)]
         logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))[:, 1]
         return [], losses | {"loss_mask": _known_mask_loss(logits, boxes, matched, targets)}
+
+    def _found(self, features, proposals, image_shapes) -> list[dict[str, torch.Tensor]]:
+        """Return boxes, scores and masks of each picture; torchvision makes all masks at once."""
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
+
+        def masks_of(some: list[torch.Tensor]) -> torch.Tensor:
+            return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, some, image_shapes)))[
+                :, 1:
+            ].sigmoid()
+
+        found = zip(boxes, scores, labels, in_parts(masks_of, boxes, MASKS_AT_ONCE), strict=True)
+        return [dict(zip(("boxes", "scores", "labels", "masks"), one, strict=True)) for one in found]
 
     def assign_targets_to_proposals(self, proposals, gt_boxes, gt_labels):
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
@@ -238,9 +260,8 @@ class CellRCNN(MaskRCNN):
             told = {} if self.class_head is None else {"loss_class": self.class_head.loss(features, targets)}
             return losses | more | told
         if self.class_head is not None:
-            logits = self.class_head(features, [one["boxes"] for one in found]).log_softmax(dim=1)
-            for one, votes in zip(found, logits.split([len(one["boxes"]) for one in found]), strict=True):
-                one["votes"] = votes
+            every = self.class_head.votes(features, [one["boxes"] for one in found])
+            found = [one | {"votes": votes} for one, votes in zip(found, every, strict=True)]
         return found
 
 

@@ -8,7 +8,7 @@ alone, from the U-Net's own features at full and half size: no convolution over 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ ENCODED = ("fine", "half", "quarter", "eighth")
 AROUND_PX = (40, 80)  # squares around the middle of a cell, of about 30 px, in which its class is looked for too
 MASK_SIZE = 28
 FINE = 24  # channels of the mask head where a mask has its full size
+MASKS_AT_ONCE, CLASSES_AT_ONCE = 256, 1024  # boxes; measured, a box takes 0.65 MB for its mask
 
 
 class UNetPyramid(nn.Module):
@@ -216,6 +217,10 @@ class ClassHead(nn.Module):
             seen += [inside.mean(dim=(2, 3)), inside.amax(dim=(2, 3)), *(one.mean(dim=(2, 3)) for one in beside)]
         return self.last(self._normed(torch.cat(seen, dim=1)))
 
+    def votes(self, features: Mapping[str, torch.Tensor], boxes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return log probabilities (n, classes) of the boxes of each picture."""
+        return in_parts(lambda some: self(features, some).log_softmax(dim=1), boxes, CLASSES_AT_ONCE)
+
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise by what was seen so far: the cells of one step may all be of one class, which their mean would hide."""
         if self.training and len(x) > 1:
@@ -236,6 +241,27 @@ class ClassHead(nn.Module):
         counts = torch.bincount(wanted, minlength=logits.shape[1])
         each = F.cross_entropy(logits, wanted, label_smoothing=0.05, reduction="none")
         return (each / counts[wanted]).sum() / (counts > 0).sum()
+
+
+def in_parts(
+    rows_of: Callable[[list[torch.Tensor]], torch.Tensor], boxes: Sequence[torch.Tensor], most: int
+) -> list[torch.Tensor]:
+    """Return what is said of the boxes of each picture, a row for each box, looking at so many of a picture at once.
+
+    Memory then does not grow with the crowd.
+
+    Examples
+    --------
+    >>> boxes = [torch.arange(12.0).reshape(3, 4), torch.zeros(0, 4)]
+    >>> [rows.tolist() for rows in in_parts(lambda some: torch.cat(some)[:, :1], boxes, 2)]
+    [[[0.0], [4.0], [8.0]], []]
+    """
+    found: list[list[torch.Tensor]] = [[] for _ in boxes]
+    for first in range(0, max(1, *map(len, boxes)), most):
+        some = [one[first : first + most] for one in boxes]
+        for own, rows in zip(found, rows_of(some).split([len(one) for one in some]), strict=True):
+            own.append(rows)
+    return [torch.cat(own) for own in found]
 
 
 def masks_in_boxes(masks: torch.Tensor, boxes: torch.Tensor, which: torch.Tensor, size: int) -> torch.Tensor:

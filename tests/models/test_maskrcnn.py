@@ -171,3 +171,21 @@ def test_masks_train_on_true_boxes_that_are_moved_a_little():
         hook.remove()
         assert torch.isfinite(sum(losses.values()))
     assert len(seen[0.1]) == len(seen[0.0]) + 2, "those of the proposals, and one for each true cell"
+
+
+def test_masks_and_classes_of_a_crowd_are_made_in_parts_and_are_the_same(monkeypatch):
+    from cellkit.models import maskrcnn_network, maskrcnn_pyramid
+
+    torch.manual_seed(0)
+    settings = {**DEFAULTS, "fpn_channels": 8, "widths": (4, 8, 12, 16), "score_threshold": 0.0, "max_detections": 40}
+    model, shown = maskrcnn_network.build(settings, 2).eval(), [torch.rand(3, 96, 96)]
+    seen = []
+    model.roi_heads.mask_roi_pool.register_forward_pre_hook(lambda _, given: seen.append(len(given[1][0])))
+    with torch.no_grad():
+        (whole,) = model(shown)
+        monkeypatch.setattr(maskrcnn_network, "MASKS_AT_ONCE", 7)
+        monkeypatch.setattr(maskrcnn_pyramid, "CLASSES_AT_ONCE", 5)
+        (parts,) = model(shown)
+    assert len(whole["boxes"]) == seen[0] > 14 and max(seen[1:]) == 7 and sum(seen[1:]) == seen[0]
+    assert whole["masks"].shape == (seen[0], 1, 28, 28) and whole["votes"].shape == (seen[0], 2)
+    assert whole.keys() == parts.keys() and all(torch.allclose(whole[key], parts[key], atol=1e-6) for key in whole)
