@@ -54,7 +54,8 @@ class TrainSettings(Training):
     )
     anchors: Literal["usual", "data"] = Field(
         "data",
-        description="sizes of the boxes that proposals begin from: the backbone's usual ones, or from training labels",
+        description="sizes of the boxes that proposals begin from: the backbone's usual ones, or from training labels; a "
+        "detector that it starts from keeps its own",
     )
 
 

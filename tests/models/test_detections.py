@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from cellkit.models.shared import detector_training
 from cellkit.models.shared.detection_search import GRID, SEARCHED, readings, score_readings, search_readings
 from cellkit.models.shared.detections import Reading, box_nms, read_detections, rescored, stand_apart
 from cellkit.models.shared.detector_settings import DEFAULTS
+from cellkit.models.shared.fine_tuning import SEARCHED_ON, images_to_search
 from cellkit.models.shared.tiles import Boxes
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
@@ -193,3 +195,12 @@ def test_thresholds_of_a_line_are_searched_on_its_images(caplog):
         raws.append((found, truth.with_classes(line)))
     by_line = detector_training._by_line(raws, DEFAULTS, SEARCHED, "MAP IoU")
     assert set(by_line) == {"1"} and by_line["1"]["score_threshold"] == 0.2, "one image of line 2 is too few"
+
+
+def test_each_of_three_lines_has_images_to_search_on(drawn):
+    lines = [1] * 9 + [2] * 3 + [3] * 2
+    train = drawn.subset([0] * len(lines))
+    train = replace(train, instances=[x.with_classes(k) for x, k in zip(train.instances, lines, strict=True)])
+    count = lambda pairs: Counter(maskrcnn_detect.line_of(truth) for _, truth in pairs)  # noqa: E731
+    assert count(images_to_search(train, maskrcnn_detect.line_of)[0]) == {"1": SEARCHED_ON, "2": 3, "3": 2}
+    assert sum(count(images_to_search(train)[0]).values()) == SEARCHED_ON == 6

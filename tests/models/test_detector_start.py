@@ -137,8 +137,14 @@ def test_a_detector_starts_from_one_of_ours_heads_and_all(name, drawn, tmp_path,
         "warmup_steps": 0,
         "freeze_backbone": True,
     }
-    again = backend.train(train, val, config_of(name, start=str(first), **still), tmp_path / "again")
-    assert f"{name}, from maskrcnn.safetensors: all" in capsys.readouterr().err
+    capsys.readouterr()
+    other_sizes = train.subset([0])  # whose labels alone would ask for other anchors
+    again = backend.train(
+        other_sizes, val, config_of(name, start=str(first), anchors="data", **still), tmp_path / "again"
+    )
+    told = capsys.readouterr().err
+    assert f"{name}, from maskrcnn.safetensors: all" in told
+    assert "anchors are those of maskrcnn.safetensors, which it starts from" in told
     one, two = weights.load_tensors(first), weights.load_tensors(again)
     learned = [key for key in one if "running" not in key and "num_batches" not in key]  # what a step moves by its rate
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in learned)

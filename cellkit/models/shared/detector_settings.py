@@ -83,12 +83,13 @@ class Training(Schedule, Settings):
     mask_score: bool = Field(True, description=MASK_SCORE)
     search_by_line: bool = Field(
         False,
-        description="thresholds are searched for the images of each class, too: those most of whose cells are of it",
+        description="thresholds are searched for the images of each class, too: those most of whose cells are of it, at most six",
     )
     min_area_px: Area | None = Field(None, description=f"{SMALLEST}; null = best on training images")
     anchors: Literal["usual", "data"] = Field(
         "usual",
-        description="sizes of the boxes that proposals begin from: the backbone's usual ones, or from training labels",
+        description="sizes of the boxes that proposals begin from: the backbone's usual ones, or from training labels; a "
+        "detector that it starts from keeps its own",
     )
     freeze_backbone: bool = Field(True, description="train the heads only")
     unfreeze_after: Share | None = Field(

@@ -98,8 +98,10 @@ def train_detector(
     ask_for_memory(train, val, diameter_px, 28, bytes_per_px)
     settings["tile_detections"] = room_for(train.instances, diameter_px)
     if config.anchors == "data":
-        settings["anchor_sizes"] = anchor_sizes(train.instances, diameter_px, *levels[config.backbone])
+        settings["anchor_sizes"] = sizes = anchor_sizes(train.instances, diameter_px, *levels[config.backbone])
     model = start(config, settings, train.classes)
+    if config.anchors == "data" and settings["anchor_sizes"] is not sizes:
+        LOG.info(f"{name}: anchors are those of {Path(config.start).name}, which it starts from, not from the labels")
     if settings["anchor_sizes"]:
         each = "; ".join(", ".join(f"{size:g}" for size in level) for level in settings["anchor_sizes"])
         LOG.info(f"{name}: anchors of {each} px at network scale")
@@ -113,7 +115,7 @@ def train_detector(
     stamp = fingerprint(model, items, plan, *rest, config.unfreeze_after, config.cells_per_step)
     loss_at = DetectorLoss(model, items, config)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
-    pairs, called = images_to_search(train)
+    pairs, called = images_to_search(train, line_of) if config.search_by_line else images_to_search(train)
     found = best_readings(model, pairs, settings, searched(config), called, config.search_by_line)
     settings |= found.settings
     return save_tuned(

@@ -189,13 +189,24 @@ def save_tuned(
     )
 
 
-def images_to_search(train: CellDataset) -> tuple[list[tuple[np.ndarray, Instances]], str]:
+def images_to_search(
+    train: CellDataset, kind_of: Callable[[Instances], str] = lambda truth: ""
+) -> tuple[list[tuple[np.ndarray, Instances]], str]:
     """Return the training images to search thresholds on, each with its truth, and what a score of them is called.
 
-    Images whose labels a model proposed serve only where a person labelled none.
+    At most `SEARCHED_ON` of each kind. Images whose labels a model proposed serve only where a person labelled none.
+
+    Parameters
+    ----------
+    kind_of : callable, optional
+        Truth of an image -> its kind; without it all images are of one.
     """
     known = train.without_proposed() or train
-    some = known.sample(SEARCHED_ON)
+    places: dict[str, list[int]] = {}
+    for place, truth in enumerate(known.instances):
+        places.setdefault(kind_of(truth), []).append(place)
+    chosen = [own[k] for own in places.values() for k in evenly_spaced(len(own), SEARCHED_ON)]
+    some = known.subset(sorted(chosen))
     return [some[i] for i in range(len(some))], known.compared_by("MAP IoU")
 
 
