@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from cellkit.commands.shared import (
     Answer,
@@ -14,6 +15,9 @@ from cellkit.commands.shared import (
     skips_flag,
 )
 from cellkit.errors import UserError, counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ABOUT = "label images with models that are sure and agree, to train the next round with"
 ORDER = 4
@@ -50,7 +54,7 @@ def run(given: argparse.Namespace) -> Answer:
     Raises
     ------
     UserError
-        A limit that is no share, models of other classes, or as `predict_files` and `write_pseudo`.
+        A limit that is no share, a folder among the images, models of other classes, or as `predict_files` and `write_pseudo`.
     """
     from dataclasses import replace
     from pathlib import Path
@@ -64,6 +68,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.predict.joined import open_model
 
     settings, out = _limits(given), Path(given.out)
+    _refuse_among(given.images, out, [path for path, _ in find_images(given.images, outside=[])])
     models = [open_model(name, set_strings(given.overrides)) for name in given.model]
     classes = tuple(dict.fromkeys(name for model in models for name in model.classes))
     found, quarantined = [], []
@@ -74,7 +79,7 @@ def run(given: argparse.Namespace) -> Answer:
         quarantined += [one for one in done.quarantined if one not in quarantined]
         found.append(_by_id(read_coco(path), classes))
     records = [record for record, _ in found[0].values() if all(record.image_id in one for one in found)]
-    frames = {frame.image_id: frame for frame in find_frames(find_images(given.images, avoid=[out]))[0]}
+    frames = {frame.image_id: frame for frame in find_frames(find_images(given.images, outside=[]))[0]}
     placed = [
         replace(
             record, group="/".join(Path(record.path).parts[:-1]),
@@ -115,6 +120,17 @@ def _limits(given: argparse.Namespace):
             "give a lower score for doubtful cells",
         )
     return settings
+
+
+def _refuse_among(named: list[str], out: Path, images: list[Path]) -> None:
+    """Refuse a place among the images: the copies there would be images of the next call."""
+    from pathlib import Path
+
+    place = out.resolve()
+    within = [name for name in named if place.is_relative_to(Path(name).resolve())]
+    within += [str(path) for path in images if path.resolve().is_relative_to(place)]
+    if within:
+        raise UserError(f"'{out}' for the copies lies among the images, '{within[0]}'", "name a folder elsewhere: -o")
 
 
 def _by_id(data, classes: tuple[str, ...]) -> dict:

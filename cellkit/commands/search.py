@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -38,22 +41,31 @@ def run(given: argparse.Namespace) -> Answer:
     best = done.best
     last = done.table[done.table["trial"] == best.number].iloc[-1]
     first = done.table[(done.table["trial"] == 0)].iloc[-1]
-    chosen = [f"{key}={value}" for key, value in best.changes.items()]
-    flags = (
-        " ".join(["--set", *given.overrides, *chosen, *(["--run", given.run] if given.run else [])]) if chosen else ""
-    )
     lines = [
         done.table.drop(columns="images")
         .round({"score": 3})
         .to_string(index=False, float_format=lambda value: f"{value:.4g}"),
         f"compared on {done.who}; they chose, so the best score flatters",
         f"best: trial {best.number}, {last['score']:.3f}; the configuration as it is {first['score']:.3f} (rung {first['rung']})",
-        f"use it: cellkit run {given.config} {flags}"
-        if flags
+        f"use it: {run_with(given.config, best.changes, given.overrides, given.run)}"
+        if best.changes
         else "nothing that was tried is better than the configuration",
         f"written: {done.path}, {picture}",
     ]
     return Answer("\n".join(lines))
+
+
+def run_with(config: str, changes: Mapping[str, Any], overrides: Sequence[str] = (), run: str | None = None) -> str:
+    """Return the command, for a shell, that runs a configuration with the settings of a trial.
+
+    Examples
+    --------
+    >>> run_with("my cells.yaml", {"finetune.steps": 9, "finetune.crop_px": None}, ["finetune.steps=5", "data=d"], "r")
+    "cellkit run 'my cells.yaml' --set data=d finetune.steps=9 finetune.crop_px=null --run r"
+    """
+    kept = [text for text in overrides if text.partition("=")[0].strip() not in changes]
+    chosen = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]  # which YAML reads
+    return shlex.join(["cellkit", "run", config, "--set", *kept, *chosen, *(["--run", run] if run else [])])
 
 
 def over_of(strings: list[str]) -> dict[str, list[Any]]:

@@ -136,7 +136,7 @@ def choose_labels(
         if quarantine is not None:
             quarantine(unused)
         chosen = _proposed(images, proposals, seen)
-    chosen = [pseudo.get(item.image_id, item) for item in chosen]
+    chosen = [item if item.made_by == "corrected" else pseudo.get(item.image_id, item) for item in chosen]
     if partly := known_in_part([item.instances for item in chosen]):
         LOG.info(f"labels: {partly}")
     if use != "truth" and "truth" in truth:

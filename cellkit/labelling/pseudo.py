@@ -123,7 +123,9 @@ def agreement_of(founds: Sequence[Instances]) -> float:
 
 
 def pseudo_of(truth: Mapping[str, Path]) -> dict[str, Instances]:
-    """Return the pseudo-labels of a run (``convert.pseudo``) by image_id; they stay as they are whatever labels are used.
+    """Return the pseudo-labels of a run (``convert.pseudo``) by image_id.
+
+    They stay as they are whatever labels are used, but where a person corrected the image.
 
     Parameters
     ----------
@@ -183,6 +185,7 @@ def write_pseudo(
             kept.append(replace(record, cell_type=line, split="train"))
             cells.append(labels.cells)
     write_table(folder / TABLE, rows)
+    (folder / FILE).unlink(missing_ok=True)  # what an earlier call took is not what this one does
     if not kept:
         raise UserError(
             f"of {len(records)} images none is taken, e.g. {rows[0]['image_id']}: {rows[0]['why_not']}"
@@ -198,7 +201,7 @@ def write_pseudo(
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file, or an image that is a folder, unless it is there."""
+    """Copy a file, or an image that is a folder, over what is there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)

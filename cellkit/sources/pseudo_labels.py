@@ -17,7 +17,7 @@ from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.microscope.folders import check_inside
 from cellkit.microscope.open import open_file
-from cellkit.sources.listing import Convert, Loaded, SourceImage, class_id_of, only_class
+from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, class_id_of, only_class
 
 FILE, IMAGES = "pseudo.json", "images"  # what `cellkit pseudo-label` writes
 PREFIX = "pseudo_"
@@ -37,7 +37,7 @@ def pseudo_images(items: Sequence[SourceImage], config: ConvertConfig) -> list[S
     Raises
     ------
     UserError
-        There is no such folder or file, or a class of it is unknown.
+        There is no such folder or file, or a class or cell line of it is unknown.
     """
     if not config.pseudo:
         return []
@@ -50,11 +50,21 @@ def pseudo_images(items: Sequence[SourceImage], config: ConvertConfig) -> list[S
     for record, cells, entry in zip(data.records, data.instances, entries, strict=True):
         path, numbered = folder / IMAGES / record.path, cells.with_classes(place[cells.class_ids]).with_scores(1.0)
         frame = {"scene": int(entry.get("scene", 0)), "time": int(entry.get("time", 0))}
-        line = record.cell_type if record.cell_type in config.classes else only_class(config)
+        line = _line_of(record.cell_type, folder / FILE, config)
         loader = partial(_load, folder, path, config, numbered, **frame)
         about = (f"{PREFIX}{record.image_id}", line, record.group, "train", f"pseudo: {record.path}", loader)
         found.append(SourceImage(*about, **frame, is_pseudo=True))
     return _without_held_out(found, items, config)
+
+
+def _line_of(named: str, file: Path, config: ConvertConfig) -> str:
+    """Return the cell line of an image by its name in the file; where it has none, the only class there is."""
+    if named in ("", MIXED):
+        return named or only_class(config)
+    number = class_id_of(named, config)
+    if number < 0:
+        raise UserError(f"{file} has images of a line that convert.class_names ignores", "name another line")
+    return config.classes[number - 1] if number else ""
 
 
 def pseudo_folder(config: ConvertConfig) -> Path:
@@ -91,6 +101,13 @@ def _without_held_out(
         if which:
             LOG.warning(f"pseudo-labels: {counted(len(which), 'image')} not used, {why}, e.g. {which[0].source}")
     kept = [item for item in found if item not in same and item not in groups]
+    known = {item.group for item in items if item.group}
+    named = sorted({item.group for item in kept if item.group})
+    if held and named and not allowed and not known & {item.group for item in found}:
+        LOG.warning(
+            f"pseudo-labels: none of their groups is one of the source's (e.g. '{named[0]}', there '{min(known)}'): which are "
+            "held back cannot be told where a group has two names; name them alike: cellkit pseudo-label --group-from"
+        )
     unknown = [item for item in kept if not item.group]
     if held and unknown and not allowed:
         LOG.warning(

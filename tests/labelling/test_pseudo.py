@@ -150,6 +150,24 @@ def test_pseudo_labels_teach_with_their_classes_and_judge_nothing(source, pseudo
     assert "pseudo_z" not in (tmp_path / "run/originals.csv").read_text(), "nothing of them is handed in"
 
 
+def test_what_a_person_corrected_is_taken_rather_than_pseudo_labels(source, pseudo, tmp_path):
+    from cellkit.formats.label_images import write_labels
+
+    made = convert_images(config(pseudo), source, tmp_path / "run", Config(classes=CLASSES)).images
+    images = CellDataset(made.records, [Instances.empty(x.shape) for x in made.instances], (), made.root, made.ids)
+    truth = {"truth": write_truth(tmp_path / "run/truth.json", made)}
+    painted = np.zeros((40, 60), np.int32)
+    painted[2:9, 2:9] = 1
+    (tmp_path / "fixed").mkdir()
+    proposals = [Instances.from_labels(np.eye(40, 60, dtype=int))] * len(images)
+    for name, maker, px in (("train_HEK_w1_a", "proposed", 150), ("pseudo_z", "corrected", 49)):
+        name = next(record.image_id for record in images.records if name in record.image_id or name == record.image_id)
+        write_labels(tmp_path / "fixed" / f"{name}.tif", painted)
+        chosen = choose_labels(images, proposals, truth, str(tmp_path / "fixed"), 15, classes=CLASSES)
+        (own,) = [one for one in chosen if one.image_id == "pseudo_z"]
+        assert (own.made_by, int((own.labels > 0).sum())) == (maker, px)
+
+
 def test_images_that_the_source_has_itself_and_unknown_groups_are_told(source, tmp_path):
     files = {
         "train_HEK_w1_a": picture(tmp_path / "more/train_HEK_w1_a.png", 1),
@@ -209,3 +227,41 @@ def test_the_command_labels_images_by_models_that_agree(said, tmp_path):
         "pseudo-label", str(tmp_path / "more"), "--model", "threshold", "-o", str(out), "--doubtful", "0.9"
     )
     assert code == 2 and err.startswith("--doubtful is 0.9, more than --score 0.7")
+
+
+@pytest.mark.parametrize("place", ["more", "more/out", "."])
+def test_copies_are_not_written_among_the_images(said, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "more/w0_s1.png", 0)
+    for named in ("more", "more/*.png"):
+        if (place, named) != ("more/out", "more/*.png"):  # a pattern that does not reach there
+            code, _, err = said("pseudo-label", named, "--model", "threshold", "-o", place, "--cytoplasm", "0")
+            assert code == 2 and "lies among the images" in err
+    assert [path.name for path in tmp_path.rglob("*")] == ["more", "w0_s1.png"]
+
+
+def test_what_an_earlier_call_took_goes_where_nothing_is_taken(pseudo):
+    with pytest.raises(UserError, match="none is taken"):
+        write_pseudo(pseudo, [ImageRecord("a", "a.png", 4, 20)], [[cells(0.1)]], CLASSES, {})
+    assert not (pseudo / "pseudo.json").exists()
+
+
+def test_a_line_that_is_no_class_is_refused_and_one_of_other_letters_is_taken(source, tmp_path):
+    found = Instances.from_labels(np.pad(np.ones((9, 9), int), ((0, 31), (0, 51))), class_ids=[1])
+    files = {"q": picture(tmp_path / "more/q.png", 2)}
+    for line, told in (("hek", "HEK"), ("mixed", "mixed")):
+        write_pseudo(tmp_path / "p", [ImageRecord("q", "q.png", 40, 60)], [[found]], CLASSES, files, cell_type=line)
+        assert [one.cell_type for one in list_images(config(tmp_path / "p"), source) if one.is_pseudo] == [told]
+    write_pseudo(tmp_path / "p", [ImageRecord("q", "q.png", 40, 60)], [[found]], CLASSES, files, cell_type="rat")
+    with pytest.raises(UserError, match="'rat' is none of the classes"):
+        list_images(config(tmp_path / "p"), source)
+
+
+def test_groups_named_otherwise_than_in_the_source_are_told(source, tmp_path):
+    found = Instances.from_labels(np.pad(np.ones((9, 9), int), ((0, 31), (0, 51))), class_ids=[1])
+    files = {"q": picture(tmp_path / "more/q.png", 2)}
+    for group, told in (("HEK/w3", True), ("w1", False)):
+        write_pseudo(tmp_path / "p", [ImageRecord("q", "q.png", 40, 60, group=group)], [[found]], CLASSES, files)
+        with collected_warnings() as lines:
+            list_images(config(tmp_path / "p"), source)
+        assert any("none of their groups is one of the source's (e.g. 'HEK/w3'" in line for line in lines) == told
