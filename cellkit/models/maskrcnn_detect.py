@@ -13,6 +13,7 @@ from cellkit.models.shared.inputs import CELL_PX, network_shape, planes_of, resi
 from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles, paste
 
 TILE_PX, OVERLAP_PX = 768, 128
+PROPOSALS = 2000  # of a picture, at least
 
 
 def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None) -> Instances:
@@ -73,6 +74,27 @@ def raw_detections(
         left_out[f"left out: more than {cap} in a tile of {TILE_PX} px at network scale; raise max_detections"] += over
     ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     return replace(found, boxes=found.boxes * ratio), planes
+
+
+def most_proposals(height: int, width: int, detections: int) -> int:
+    """Return how many proposals a picture gets: `PROPOSALS` at least, a dozen a cell of 30 px, twice the detections kept.
+
+    So that detections are cut, which is counted and said, before proposals are.
+
+    Parameters
+    ----------
+    height, width : int
+        In px at network scale.
+    detections : int
+        Most of a tile.
+
+    Examples
+    --------
+    >>> most_proposals(768, 768, 1000), most_proposals(96, 96, 1000), most_proposals(768, 768, 9000)
+    (9830, 2000, 18000)
+    """
+    area = height * width
+    return max(PROPOSALS, area // 60, 2 * detections * area // TILE_PX**2)
 
 
 def _at_most(

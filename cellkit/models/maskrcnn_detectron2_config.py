@@ -62,7 +62,7 @@ def config_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     A cell has one class: which line it is of, a classifier of its own says. So boxes and masks are of one class. Detections are
     not cut by detectron2 (its default keeps 100), but by our heads, which count what they cut. Proposals never run out
-    before the detections do, see `most_proposals`.
+    before the detections do, see `maskrcnn_detect.most_proposals`.
 
     Parameters
     ----------
@@ -128,16 +128,3 @@ def config_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
         "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
         "MODEL.ROI_MASK_HEAD.CONV_DIM": 256,
     }
-
-
-def most_proposals(height: int, width: int, detections: int) -> int:
-    """Return how many proposals a picture gets: a dozen a cell of 30 px, 2000 at least, and twice the detections that are kept.
-
-    So that detections are cut, which is counted and said, before proposals are.
-
-    Examples
-    --------
-    >>> most_proposals(768, 768, 1000), most_proposals(96, 96, 1000), most_proposals(768, 768, 9000)
-    (9830, 2000, 18000)
-    """
-    return max(2000, height * width // 60, 2 * detections)

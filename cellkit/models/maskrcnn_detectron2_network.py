@@ -40,7 +40,8 @@ from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier
-from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS, config_keys, most_proposals
+from cellkit.models.maskrcnn_detect import most_proposals
+from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS, config_keys
 from cellkit.models.maskrcnn_network import RARE, UNLIKELY, unknown_share
 from cellkit.models.maskrcnn_pyramid import (
     ENCODED,

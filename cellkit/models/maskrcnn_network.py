@@ -2,7 +2,7 @@
 
 What differs from torchvision's defaults, and why: a cell has one class, so proposals, boxes, suppression and masks know only
 "cell", and the class comes from a classifier beside them (`cell_classifier`), which cells of unknown class do not train; heads
-are narrow; detections are capped far above 100, and proposals by the area of the picture, so that they do not run out before.
+are narrow; detections are capped far above 100, and proposals so that they do not run out before.
 Source of the architecture: He, Gkioxari, Dollar, Girshick, "Mask R-CNN", 2017; torchvision/models/detection (0.29).
 """
 
@@ -32,6 +32,7 @@ from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier
+from cellkit.models.maskrcnn_detect import PROPOSALS, most_proposals
 from cellkit.models.maskrcnn_pyramid import (
     MASKS_AT_ONCE,
     ClassHead,
@@ -51,7 +52,6 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # means and deviation
 LEAST_PX = 8  # of a cell at network scale
 RARE = 2.0  # logit by which a detector that has learned nothing yet finds no cell
 UNLIKELY = 0.02  # probability below which a proposal is not looked at
-PROPOSALS, PX_PER_PROPOSAL = 2000, 60  # at least, and as many as the picture's area asks for: a dozen a cell of 30 px
 
 
 def unknown_share(boxes: torch.Tensor, unknown: torch.Tensor) -> torch.Tensor:
@@ -107,10 +107,10 @@ class _Proposals(RegionProposalNetwork):
     """
 
     levels: tuple[str, ...] = ()
+    detections = 0
 
     def forward(self, images, features, targets=None):
-        height, width = images.tensors.shape[-2:]
-        most = max(PROPOSALS, height * width // PX_PER_PROPOSAL)
+        most = most_proposals(*images.tensors.shape[-2:], self.detections)
         self._pre_nms_top_n["testing"] = self._post_nms_top_n["testing"] = most
         self.score_thresh = 0.0 if self.training else UNLIKELY
         return super().forward(images, OrderedDict((k, features[k]) for k in self.levels), targets)
@@ -296,6 +296,7 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
         mask_head, mask_predictor = MaskRCNNHeads(width, (width, width), 1), _MaskPredictor(width)
     sizes = tuple(map(tuple, config.get("anchor_sizes") or sizes))
     anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
+    detections = config["max_detections"] or config["tile_detections"]
     model = CellRCNN(
         backbone,
         rpn_anchor_generator=anchors,
@@ -309,13 +310,13 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
         box_head=TwoMLPHead(width * 49, 512),
         box_predictor=_Predictor(512),
         box_batch_size_per_image=config["boxes_per_image"],
-        box_detections_per_img=config["max_detections"] or config["tile_detections"],
+        box_detections_per_img=detections,
         box_score_thresh=config["score_threshold"],
         box_nms_thresh=config["nms_threshold"],
         mask_head=mask_head,
         mask_predictor=mask_predictor,
     )
-    model.rpn.__class__, model.rpn.levels = _Proposals, levels
+    model.rpn.__class__, model.rpn.levels, model.rpn.detections = _Proposals, levels, detections
     model.roi_heads.__class__, model.roi_heads.mask_roi_pool = _Heads, mask_pool
     model.roi_heads.box_jitter = config.get("box_jitter", 0.0)
     model.rpn.box_similarity = model.roi_heads.box_similarity = box_iou

@@ -15,8 +15,8 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
 from cellkit.models import check_backend, get_backend, install_line, weights
-from cellkit.models.maskrcnn_detect import TILE_PX, detect_image
-from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS, config_keys, most_proposals
+from cellkit.models.maskrcnn_detect import TILE_PX, detect_image, most_proposals
+from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS, config_keys
 from cellkit.models.shared.detections import LOOSE_NMS
 from cellkit.models.shared.detector_settings import DEFAULTS
 from cellkit.models.shared.fine_tuning import map_iou

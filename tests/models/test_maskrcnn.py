@@ -86,6 +86,9 @@ def test_what_a_tile_may_report_grows_with_the_crowd_and_proposals_with_the_area
         proposals, _ = model.rpn(ImageList(torch.zeros(1, 3, 768, 768), [(768, 768)]), features)
         assert model.roi_heads.detections_per_img == most
         assert model.rpn.pre_nms_top_n() == model.rpn.post_nms_top_n() == 768 * 768 // 60 >= len(proposals[0])
+    crowded = build(settings | {"tile_detections": 9000}, 2).eval()
+    crowded.rpn(ImageList(torch.zeros(1, 3, 768, 768), [(768, 768)]), features)
+    assert crowded.rpn.pre_nms_top_n() == crowded.rpn.post_nms_top_n() == 18_000
     model.rpn(ImageList(torch.zeros(1, 3, 96, 96), [(96, 96)]), {k: v[..., :24, :24] for k, v in features.items()})
     assert model.rpn.post_nms_top_n() == 2000
 
