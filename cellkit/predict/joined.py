@@ -161,7 +161,7 @@ def _by_style(router: Model, run: Path) -> Vote:
     """Return the vote by what the training images of a run look like to a model."""
     backend, settings = get_backend(router.backend), get_backend(router.backend).Settings(**router.config)
     images = CellDataset.from_records(run / "records.csv", "train")
-    kinds = sorted({record.cell_type for record in images.records} - {""})
+    kinds = _kinds_in(images)
     parts = [images.select(cell_type=kind).sample(EXAMPLES) for kind in kinds]
 
     def style(pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -173,6 +173,10 @@ def _by_style(router: Model, run: Path) -> Vote:
     examples = [style([image for image in part.images()]) for part in parts if len(part)]
     return style_vote(style, np.concatenate(examples) if examples else np.zeros((0, 1)),
                       [kind for kind, part in zip(kinds, parts, strict=True) for _ in range(len(part))])  # fmt: skip
+
+
+def _kinds_in(images: CellDataset) -> list[str]:
+    return sorted({record.cell_type for record in images.records} - {""})
 
 
 # ---- found by name ---------------------------------------------------------------------------------------------------
@@ -255,11 +259,18 @@ def _routed_of(name: str, said: Route, overrides: dict[str, Any]) -> RoutedModel
     router = open_model(said.by.model, said.by.set)
     if said.like is None and not router.classes:
         raise UserError(f"{name}: {said.by.model} tells no classes apart", "name a detector, or set route.like: RUN")
-    if said.like is None and (strange := [kind for kind in said.models if kind not in router.classes]):
-        problem = f"{name}: route.models has '{strange[0]}'{nearest(strange[0], router.classes)}"
-        raise UserError(problem, f"{said.by.model} tells apart {', '.join(router.classes)}")
     if said.like is not None and not (Path(said.like) / "records.csv").is_file():
         raise UserError(f"{name}: route.like is '{said.like}', no run folder", "name a finished run")
+    if said.like is not None and isinstance(router, JoinedModel):
+        raise UserError(f"{name}: {said.by.model} tells no style", "route by a model of cellpose_unet")
+    told = (
+        router.classes
+        if said.like is None
+        else _kinds_in(CellDataset.from_records(Path(said.like) / "records.csv", "train"))
+    )
+    if strange := [kind for kind in said.models if kind not in told]:
+        problem = f"{name}: route.models has '{strange[0]}'{nearest(strange[0], told)}"
+        raise UserError(problem, f"{said.by.model if said.like is None else said.like} tells apart {', '.join(told)}")
     members = [router, *(open_model(one.model, one.set | overrides) for one in said.models.values())]
     known = next((one.classes for one in members if one.classes), tuple(said.models))
     config = {"kinds": list(said.models), "otherwise": said.otherwise, "like": said.like, **_told(members)}

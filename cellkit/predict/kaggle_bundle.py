@@ -216,7 +216,7 @@ def _zip(folder: Path, out: Path) -> None:
 
 # ---- use -------------------------------------------------------------------------------------------------------------
 def check_bundle(bundle: str | Path) -> None:
-    """Refuse a bundle of which a file is missing, or another than was bundled; wheels that were added must be of the lock.
+    """Refuse a bundle of which a file is missing, or another than was bundled; of what was added, wheels of the lock are taken.
 
     Raises
     ------
@@ -226,11 +226,15 @@ def check_bundle(bundle: str | Path) -> None:
     bundle = Path(bundle)
     if not (bundle / MANIFEST).is_file():
         raise UserError(f"{bundle} has no {MANIFEST}", "name the folder that `cellkit kaggle-bundle` wrote")
-    for name, wanted in read_json(bundle / MANIFEST)["files"].items():
+    files = read_json(bundle / MANIFEST)["files"]
+    for name, wanted in files.items():
         path = bundle / name
         if not path.is_file() or sha256_file(path) != wanted:
             what = "is not as it was bundled (sha256 differs)" if path.is_file() else "is missing"
             raise UserError(f"{path} {what}", "attach the whole bundle again")
+    code = (path.relative_to(bundle).as_posix() for path in sorted((bundle / CODE).rglob("*.py")))
+    if added := [name for name in code if name not in files]:
+        raise UserError(f"{bundle / added[0]} was not bundled", "attach the whole bundle again, and nothing else in it")
     hashes = set(re.findall(r"[0-9a-f]{64}", (bundle / REQUIRED).read_text(encoding="utf-8")))
     for path in sorted((bundle / WHEELS).glob("*.whl")):
         if sha256_file(path) not in hashes:

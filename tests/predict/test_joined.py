@@ -173,6 +173,15 @@ def test_a_kind_is_told_by_style(drawn, unet, tmp_path):  # noqa: F811
         f"route: {{by: {unet}, like: {tmp_path / 'run'}, models: {{HEK: threshold, N2a: threshold}}, otherwise: HEK}}"
     )
     model = open_model(write(tmp_path / "a.yaml", said))
+    for text, problem in (
+        (said.replace("N2a:", "rat:"), "route.models has 'rat'"),
+        (
+            said.replace(f"by: {unet}", f"by: {write(tmp_path / 'b.yaml', 'fuse: {models: [threshold]}')}"),
+            "tells no style",
+        ),
+    ):
+        with pytest.raises(UserError, match=problem):
+            open_model(write(tmp_path / "c.yaml", text))
     (cells,) = model.load()([drawn.image(0)])
     assert model.classes == ("HEK", "N2a") and len(cells) and set(cells.class_ids.tolist()) in ({1}, {2})
 

@@ -103,6 +103,9 @@ def test_a_changed_or_missing_file_is_named(bundle, tmp_path):
     wheel(copy / "wheels" / "cellkit_probe-1.0-py3-none-any.whl")
     with pytest.raises(UserError, match="cellkit_probe.* is none of the wheels of requirements.txt"):
         check_bundle(copy)
+    (copy / "code" / "numpy.py").write_text("")
+    with pytest.raises(UserError, match="numpy.py was not bundled"):
+        check_bundle(copy)
     (copy / "models" / "threshold.json").write_text("{}")
     with pytest.raises(UserError, match="threshold.json is not as it was bundled"):
         check_bundle(copy)
