@@ -67,13 +67,13 @@ def config_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     settings : mapping
-        backbone, fpn_channels, freeze_backbone, boxes_per_image, score_threshold, and, where they are known, anchor_sizes
-        and norm.
+        backbone, fpn_channels, freeze_backbone, boxes_per_image, score_threshold, nms_threshold, and, where they are known,
+        anchor_sizes and norm.
 
     Examples
     --------
     >>> keys = config_keys({"backbone": "resnet50_fpn", "fpn_channels": 96, "freeze_backbone": False, "boxes_per_image": 64,
-    ...                     "score_threshold": 0.5})
+    ...                     "score_threshold": 0.5, "nms_threshold": 0.5})
     >>> keys["TEST.DETECTIONS_PER_IMAGE"], keys["MODEL.ROI_HEADS.NUM_CLASSES"], keys["MODEL.FPN.OUT_CHANNELS"]
     (-1, 1, 256)
     """
@@ -95,7 +95,9 @@ def config_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
         "MODEL.ROI_HEADS.IN_FEATURES": list(levels.boxes),
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": settings["boxes_per_image"],
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": float(settings["score_threshold"]),
-        "MODEL.ROI_HEADS.NMS_THRESH_TEST": LOOSE_NMS,  # boxes of one cell are told apart when they are read
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": max(
+            LOOSE_NMS, settings["nms_threshold"]
+        ),  # boxes of one cell are told apart when they are read
         "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
         "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,

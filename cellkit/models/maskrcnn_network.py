@@ -205,7 +205,7 @@ class _Heads(RoIHeads):
         boxes = box_ops.clip_boxes_to_image(boxes, shape)
         kept = torch.where(scores > self.score_thresh)[0]
         kept = kept[box_ops.remove_small_boxes(boxes[kept], min_size=1.0)]
-        kept = kept[box_ops.nms(boxes[kept], scores[kept], LOOSE_NMS)]
+        kept = kept[box_ops.nms(boxes[kept], scores[kept], max(LOOSE_NMS, self.nms_thresh))]
         if len(kept) > self.detections_per_img:
             once = box_ops.nms(boxes[kept], scores[kept], self.nms_thresh)
             over = once[self.detections_per_img :]

@@ -46,6 +46,7 @@ def test_a_section_becomes_a_configuration_of_detectron2():
     keys = config_keys(SMALL | {"boxes_per_image": 48, "score_threshold": 0.4, "nms_threshold": 0.3})
     assert keys["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == 48
     assert (keys["MODEL.ROI_HEADS.SCORE_THRESH_TEST"], keys["MODEL.ROI_HEADS.NMS_THRESH_TEST"]) == (0.4, LOOSE_NMS)
+    assert config_keys(SMALL | {"nms_threshold": 0.9})["MODEL.ROI_HEADS.NMS_THRESH_TEST"] == 0.9
     assert keys["TEST.DETECTIONS_PER_IMAGE"] == -1, "our heads cut, and count what they cut"
     assert keys["MODEL.ANCHOR_GENERATOR.SIZES"] == [[12, 24, 36], [48, 72, 108]]
     own = [[9.0, 14.0, 20.0], [40.0, 60.0, 90.0]]
@@ -189,6 +190,16 @@ def test_1500_cells_in_one_image_are_all_returned_or_the_cap_is_named(name):
         assert len(cells) == found and set(cells.areas_px.tolist()) == {144}
         told = f"left out: more than 1000 in a tile of {TILE_PX} px at network scale; raise max_detections"
         assert left == ({} if most is None else {told: 500})
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_of_boxes_that_hardly_differ_as_many_are_kept_as_the_threshold_says(name):
+    boxes = torch.tensor([[8.0, 8, 48, 48], [10, 8, 50, 48]])  # IoU 0.905
+    for threshold, found in ((0.5, 1), (0.85, 1), (0.95, 2)):
+        settings = SMALL | {"nms_threshold": threshold, "covered_share": 1.0, "min_area_px": 1}
+        model = build_of(name, settings)
+        sees(model, name, boxes)
+        assert len(detect_image(model, np.full((64, 64, 3), 9, np.uint8), settings)) == found
 
 
 @pytest.mark.parametrize("name", ENGINES)

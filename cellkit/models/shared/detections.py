@@ -32,7 +32,7 @@ from cellkit.cells.runs import Shape, ranges
 from cellkit.models.shared.tiles import SAME, Boxes, paste
 from cellkit.scores.iou import Overlaps, overlaps
 
-LOOSE_NMS = 0.8  # box IoU above which a network itself leaves a box out
+LOOSE_NMS = 0.8  # box IoU above which a network itself leaves a box out, unless nms_threshold is higher
 
 
 @dataclass(frozen=True)
