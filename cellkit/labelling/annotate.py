@@ -110,6 +110,7 @@ def choose_labels(
     if use == "truth":
         refuse_unlabelled("truth" in truth)
         coco = read_coco(truth["truth"], boxes=True)
+        refuse_unlabelled(len(coco.without_proposed()) > 0)
         refuse_boxes(coco.instances, "label.use: truth")
         if classes:
             refuse_other_classes(coco.classes, classes, truth["truth"])
@@ -185,7 +186,7 @@ def _warn_unused(chosen: Sequence[Labelled], truth: Path, use: str) -> None:
     """Say how many images came with labels and get proposals all the same."""
     from cellkit.formats.coco_reading import read_coco
 
-    own = {record.image_id for record in read_coco(truth, boxes=True).records}
+    own = {record.image_id for record in read_coco(truth, boxes=True).without_proposed().records}
     unused = [item.image_id for item in chosen if item.made_by == "proposed" and item.image_id in own]
     if unused:
         LOG.warning(

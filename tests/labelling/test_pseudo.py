@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,23 @@ def test_pseudo_labels_teach_with_their_classes_and_judge_nothing(source, pseudo
         classed = with_classes(labelled, "cell_type", CLASSES, truth)
         assert classed.instances[k].class_ids.tolist() == [2]
     assert "pseudo_z" not in (tmp_path / "run/originals.csv").read_text(), "nothing of them is handed in"
+
+
+def test_pseudo_labels_are_no_labels_that_came_with_the_images(source, pseudo, tmp_path):
+    made = convert_images(config(pseudo), source, tmp_path / "run", Config(classes=CLASSES)).images
+    images = CellDataset(made.records, [Instances.empty(x.shape) for x in made.instances], (), made.root, made.ids)
+    proposals = [Instances.from_labels(np.eye(40, 60, dtype=int))] * len(images)
+    truth = {"truth": write_truth(tmp_path / "run/truth.json", made)}
+    with collected_warnings() as lines:
+        choose_labels(images, proposals, truth, "proposed", 15, classes=CLASSES)
+    assert any("6 images came with labels that are not used" in line for line in lines)
+    bare = replace(made, made_by=[maker if maker == "proposed" else "" for maker in made.made_by])
+    truth = {"truth": write_truth(tmp_path / "run/truth.json", bare)}
+    with collected_warnings() as lines:
+        choose_labels(images, proposals, truth, "proposed", 15, classes=CLASSES)
+    assert not any("came with labels" in line for line in lines)
+    with pytest.raises(UserError, match="label.use is truth, but the images came without labels"):
+        choose_labels(images, proposals, truth, "truth", 15, classes=CLASSES)
 
 
 def test_what_a_person_corrected_is_taken_rather_than_pseudo_labels(source, pseudo, tmp_path):
