@@ -17,6 +17,7 @@ from pydantic import Field
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.models import weights
+from cellkit.models.gate import unit_of
 from cellkit.models.shared.contract import BatchSegmenter, Segmenter
 from cellkit.settings import Frozen
 
@@ -53,7 +54,7 @@ def train(
     """Learn from the cells of known class in training images which class a cell has; every class counts the same.
 
     Cells of unknown class neither teach nor punish. How strongly large weights are held back is chosen by leaving out training
-    images in turn. Nothing is drawn at random.
+    images, or groups of them, in turn. Nothing is drawn at random.
 
     Parameters
     ----------
@@ -82,13 +83,14 @@ def train(
     network, about = load_network(encoder)
     diameter_px, channels = diameter_of(train.instances), about.get("channels", "both")
     rows, classes, groups = [], [], []
+    units: dict[str, int] = {}  # what is left out as a whole
     for index in progress(images_that_teach(train.instances, len(train.classes)), "cells"):
         image, cells = train[index]
         known = cells.class_ids > 0
         told = _features(network, image, cells, diameter_px, channels, settings.ring_px)[known]
         rows.append(told)
         classes.append(cells.class_ids[known])
-        groups += [index] * int(known.sum())
+        groups += [units.setdefault(unit_of(train.records[index]), len(units))] * int(known.sum())
     features, classes = np.concatenate(rows).astype(np.float64), np.concatenate(classes)
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     near = _standardised(features, mean, spread)
@@ -182,7 +184,7 @@ def choose_strength(
     Parameters
     ----------
     groups : (N,) int
-        The image of each cell.
+        The image of each cell, or the group (plate, well, donor) of images.
 
     Returns
     -------

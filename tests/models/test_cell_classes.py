@@ -139,6 +139,18 @@ def test_it_learns_the_lines_and_its_card_says_what_was_chosen(learned, drawn):
     assert len(named(image, cells[:0])) == 0
 
 
+def test_images_of_a_group_are_left_out_together(drawn, segmenter, tmp_path, monkeypatch):
+    left_out = []
+    monkeypatch.setattr(
+        cell_classes, "choose_strength", lambda x, y, groups, n: left_out.append(groups) or (0.03, None)
+    )
+    train = drawn.select("train")
+    for group in ("", "w1"):
+        images = replace(train, records=[replace(record, group=group) for record in train.records])
+        cell_classes.train(images, segmenter, STARTER, cell_classes.Settings(cut_outs=False), tmp_path)
+    assert [len(set(groups.tolist())) for groups in left_out] == [len(train), 1]
+
+
 def test_cells_of_unknown_class_do_not_teach_and_the_same_comes_out_again(learned, drawn, segmenter, tmp_path):
     train = drawn.select("train")
     partly = [c.with_classes(np.where(np.arange(len(c)) < 3, 0, c.class_ids)) for c in train.instances]
