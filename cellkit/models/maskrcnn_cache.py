@@ -21,6 +21,7 @@ ZOOMS = (0.8, 1.0, 1.25)
 TURNS = 8  # quarter turns, and each of them flipped
 USES = 8  # crops of a view, about, before another takes its place
 AT_ONCE = 2  # views of an image that crops are drawn from
+MOST_VIEWS = 64  # that crops are drawn from; of the usual U-Net and crop they take 1.9 GB
 VARIED = 0.5  # share of the views whose intensities are varied
 LARGEST_HALF = 60_000.0  # beyond, numbers of 16 bits are infinite
 SHARE_OF_MEMORY = 0.25  # of what is free
@@ -67,6 +68,8 @@ class EncodedViews:
 
     Which views there are follows from the seed and the step alone, and what a view holds from its name: a training that was
     killed and goes on computes again what it needs, to the same numbers. So it is where the memory does not hold all views.
+    A large view that is gone when it is wanted again costs more than the crops that it serves. So of more than `MOST_VIEWS`
+    images a view is no larger than a crop, and serves one.
 
     Parameters
     ----------
@@ -103,8 +106,8 @@ class EncodedViews:
         self.encode, self.items, self.crop_px, self.seed = encode, items, crop_px, seed
         self.device, self.number_type, self.most_bytes = device, number_type, most_bytes
         draws = steps * batch / len(items)  # of each image
-        self.at_once = min(max(int(draws / USES), 1), AT_ONCE)
-        self.uses = min(max(draws / self.at_once, 1.0), USES)
+        self.at_once = min(max(int(draws / USES), 1), AT_ONCE, max(MOST_VIEWS // len(items), 1))
+        self.uses = min(max(draws / self.at_once, 1.0), USES) if len(items) <= MOST_VIEWS else 1.0
         self.steps_each = max(round(self.uses * self.at_once * len(items) / batch), 1)
         self.kept: OrderedDict[tuple[int, int], View] = OrderedDict()
         self.bytes, self.encoded, self.said = 0, 0, False

@@ -13,7 +13,7 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.models import maskrcnn_detect, training, weights
 from cellkit.models import maskrcnn_torchvision as maskrcnn
-from cellkit.models.maskrcnn_cache import TURNS, EncodedViews, turned
+from cellkit.models.maskrcnn_cache import MOST_VIEWS, TURNS, EncodedViews, turned
 from cellkit.models.maskrcnn_network import build, target
 from cellkit.models.shared import detector_training
 from cellkit.models.shared.detector_settings import DEFAULTS
@@ -111,6 +111,20 @@ def test_a_view_serves_several_crops_and_costs_no_more_than_they_would():
     assert often.encoded == 4
     often.draw(0, often.steps_each, np.random.default_rng(0))
     assert often.encoded == 5, "then others take their place"
+
+
+@pytest.mark.parametrize(("n", "at_once", "uses"), [(40, 1, 8), (64, 1, 8), (65, 1, 1)])
+def test_many_images_cost_no_more_than_their_crops_though_few_views_are_kept(n, at_once, uses):
+    shown = []
+    encode = lambda x: shown.append(x.shape[-1] * x.shape[-2]) or [x[:, :1, ::8, ::8]]  # noqa: E731
+    views = EncodedViews(encode, items(1, (160, 160)) * n, 64, 4, 400, 0, CPU)
+    assert (views.at_once, views.uses) == (at_once, uses)
+    views.most_bytes = MOST_VIEWS * views.view(0, 0).bytes
+    for step in range(400):
+        rng = np.random.default_rng(step)
+        for index in rng.permutation(n)[:4]:
+            views.draw(index, step, rng)
+    assert sum(shown) <= 1600 * 64**2
 
 
 def test_features_too_large_for_sixteen_bits_are_kept_in_thirty_two():
