@@ -77,7 +77,7 @@ def write_bundle(
     run, key = of_a_run(model.name)
     title = f"{Path(run).name}:{key}" if run else Path(model.name).name
     get_profile(profile)
-    _refuse_other(out)
+    _refuse_other(out, wheels)
     locked = read_lock(lock_file(lock))
     needed = packages_to_predict()
     with tempfile.TemporaryDirectory(prefix=".cellkit-bundle-", dir=_parent(out)) as made:
@@ -150,8 +150,8 @@ def profile_of(name: str) -> str:
     return profile
 
 
-def _refuse_other(out: Path) -> None:
-    """Refuse to write over anything but an earlier bundle or an empty folder."""
+def _refuse_other(out: Path, wheels: str | Path | None) -> None:
+    """Refuse to write over anything but an earlier bundle, wheels that are copied again, or an empty folder."""
     if out.suffix.lower() == ".zip":
         if out.is_dir():
             raise UserError(f"'{out}' is a folder", "name another file")
@@ -162,6 +162,15 @@ def _refuse_other(out: Path) -> None:
         manifest = out / MANIFEST
         if not manifest.is_file() or "bundle" not in read_json(manifest):
             raise UserError(f"'{out}' holds other files than a bundle", "name a new folder")
+        kept = [path for path in sorted(out.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+        listed = {out / name for name in (*read_json(manifest)["files"], MANIFEST)}
+        kept = [
+            path
+            for path in kept
+            if path not in listed and not (wheels and path.parent.resolve() == Path(wheels).resolve())
+        ]
+        if kept:
+            raise UserError(f"{kept[0]} was added to the bundle and would be lost", "move it, or name a new folder")
     elif out.exists() and not out.is_dir():
         raise UserError(f"'{out}' is a file", "name a new folder, or a .zip file")
 

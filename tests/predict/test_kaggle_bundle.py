@@ -225,6 +225,22 @@ def test_a_file_that_is_no_bundle_stays(run_dir, tmp_path):  # noqa: F811
         assert json.loads(archive.read("manifest.json")) == listed, "an earlier bundle is replaced"
 
 
+def test_what_was_added_to_a_bundle_is_not_lost(bundle, run_dir, tmp_path):  # noqa: F811
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    (copy / "code" / "__pycache__").mkdir()
+    (copy / "code" / "__pycache__" / "a.pyc").write_text("")
+    (copy / "wheels").mkdir()
+    wheel(copy / "wheels" / "cellkit_probe-1.0-py3-none-any.whl")
+    with pytest.raises(UserError, match="cellkit_probe.* was added to the bundle and would be lost"):
+        write_bundle(f"{run_dir}:threshold", copy, "sartorius")
+    assert (copy / "wheels" / "cellkit_probe-1.0-py3-none-any.whl").is_file()
+    write_bundle(f"{run_dir}:threshold", copy, "sartorius", wheels=copy / "wheels")
+    check_bundle(copy)
+    (copy / "submission.csv").write_text("")
+    with pytest.raises(UserError, match="submission.csv was added to the bundle"):
+        write_bundle(f"{run_dir}:threshold", copy, "sartorius")
+
+
 def test_a_model_of_several_is_not_bundled(tmp_path):
     (tmp_path / "best.yaml").write_text("fuse: {models: [threshold]}")
     with pytest.raises(UserError, match="best.yaml is a model made of several"):
