@@ -58,12 +58,22 @@ def fusion_of(given: argparse.Namespace) -> tuple[list[float] | None, object]:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Fuse what several models found into one file of predictions."""
+    """Fuse what several models found into one file of predictions.
+
+    Raises
+    ------
+    UserError
+        The file to write is one of those to fuse; or as `fusion_of` and `fuse_sides`.
+    """
+    from pathlib import Path
+
     from cellkit.formats.any import read_side
     from cellkit.formats.coco import write_coco
     from cellkit.predict.fuse_files import fuse_sides
 
     weights, settings = fusion_of(given)
+    if any(Path(given.out).resolve() == Path(path).resolve() for path in given.predictions):
+        raise UserError(f"'{given.out}' is one of the files to fuse", "name another file to write: -o")
     tool = checked_tool(given.from_)
     sides = [read_side(path, convention=tool) for path in given.predictions]
     made = fuse_sides(sides, weights, settings, given.common)

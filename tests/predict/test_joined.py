@@ -226,6 +226,9 @@ def test_the_command_fuses_files(said, tmp_path):
     from cellkit.files import read_json
 
     assert [row["score"] for row in read_json(out)["annotations"]][:2] == pytest.approx([0.7, 0.5])
+    before = (tmp_path / "a.json").read_bytes()
+    code, _, err = said("fuse", f"{tmp_path}/a.json", f"{tmp_path}/b.json", "-o", f"{tmp_path}/a.json")
+    assert code == 2 and "a.json' is one of the files to fuse" in err and (tmp_path / "a.json").read_bytes() == before
     code, _, err = said("fuse", f"{tmp_path}/a.json", "-o", str(out), "--weights", "3;1")
     assert code == 2 and err.startswith("--weights is '3;1'")
     code, _, err = said("fuse", f"{tmp_path}/a.json", "-o", str(out), "--least-votes", "2")
