@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from cellkit.errors import UserError
 from cellkit.files import read_json, sha256_file, write_json
 
@@ -62,7 +64,10 @@ def save_checkpoint(
     card = {
         "backend": backend,
         "classes": list(classes),
-        "config": config or {},
+        "config": {
+            key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            for key, value in (config or {}).items()
+        },
         "metrics": metrics or {},
         "licence": licence,
         "sha256": sha256_file(path),

@@ -48,12 +48,24 @@ def lock_file(lock: str | Path | None) -> Path:
 
 
 def read_lock(path: Path) -> dict[str, Locked]:
-    """Return the packages of a lock that this Python takes, by name."""
+    """Return the packages of a lock that this Python takes, by name.
+
+    Raises
+    ------
+    UserError
+        The file is no text.
+    """
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
     found: dict[str, Locked] = {}
-    for block in re.split(r"\n(?=[A-Za-z0-9])", re.sub(r"(?m)^\s*#.*\n?", "", path.read_text(encoding="utf-8"))):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text", "give requirements/lock.txt of the repository: --lock FILE"
+        ) from error
+    for block in re.split(r"\n(?=[A-Za-z0-9])", re.sub(r"(?m)^\s*#.*\n?", "", text)):
         head = block.split(" \\", 1)[0].strip()
         try:
             wanted = Requirement(head)

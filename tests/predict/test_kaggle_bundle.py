@@ -241,6 +241,12 @@ def test_what_was_added_to_a_bundle_is_not_lost(bundle, run_dir, tmp_path):  # n
         write_bundle(f"{run_dir}:threshold", copy, "sartorius")
 
 
+def test_a_lock_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "lock.txt").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match="lock.txt is not UTF-8 text"):
+        read_lock(tmp_path / "lock.txt")
+
+
 def test_a_model_of_several_is_not_bundled(tmp_path):
     (tmp_path / "best.yaml").write_text("fuse: {models: [threshold]}")
     with pytest.raises(UserError, match="best.yaml is a model made of several"):
