@@ -136,7 +136,7 @@ def test_six_notebooks_killed_once_end_with_the_same_weights(way, config, labell
     card = read_card(run.find("cellpose_tuned_checkpoint"))
     assert card.backend == "cellpose_sam" and card.metrics["adapted"]["way"] == way
     scores = pd.read_csv(run.find("scores"))
-    assert {"threshold", "cellpose_base", "cellpose_tuned", "maskrcnn"} == set(scores["model"])
+    assert {"threshold", "cellpose_base", "cellpose_tuned", "cellpose_classes", "maskrcnn"} == set(scores["model"])
     assert "Cellpose, tuned" in run.find("report").read_text(encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from cellkit.machine import arithmetic
 from cellkit.models.maskrcnn_detect import detect_image
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.cost import Cost
-from cellkit.models.shared.detector_settings import Settings, Training, read_with
+from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training, read_with  # noqa: F401 - stated by every backend
 from cellkit.models.shared.detector_start import TUNED, UNET, check_start, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
 from cellkit.models.shared.inputs import bytes_for

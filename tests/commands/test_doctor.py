@@ -100,7 +100,8 @@ class TestFaults:
     def test_an_extra_backend_that_cannot_run_is_told_but_no_problem(self, lacking):
         found = machine_report.examine()
         assert found["ok"]
-        assert [item["name"] for item in found["backends"] if not item["ok"]] == ["mine"]
+        not_here = {"maskrcnn_detectron2"} if importlib.util.find_spec("detectron2") is None else set()
+        assert {item["name"] for item in found["backends"] if not item["ok"]} == {"mine"} | not_here
         assert "nosuchpackage" in machine_report.report_text(found)
 
     @pytest.mark.parametrize(

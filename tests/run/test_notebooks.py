@@ -166,7 +166,7 @@ def test_defects_are_set_aside_and_good_images_are_not(run_dir):
 
 def test_every_model_is_scored_and_the_order_is_as_it_should_be(run_dir):
     val = scores_of(run_dir, "val")
-    assert set(val) == {"threshold", "cellpose_base", "cellpose_tuned", "maskrcnn"}
+    assert set(val) == {"threshold", "cellpose_base", "cellpose_tuned", "cellpose_classes", "maskrcnn"}
     assert 0.1 < val["threshold"] < val["cellpose_tuned"]
     assert val["cellpose_base"] > 0.3
     assert val["cellpose_tuned"] > val["cellpose_base"] - 0.03, "a dozen steps gain little, and must not harm"
