@@ -124,7 +124,7 @@ def test_locks_hold_pins_and_hashes_and_no_address(name):
 @pytest.mark.parametrize(
     ("wanted", "files"),
     [(r, ["lock.txt"]) for r in requirements()]
-    + [(r, ["lock.txt", "dev.txt"]) for r in requirements("test", "bench", "lora")]
+    + [(r, ["lock.txt", "dev.txt"]) for r in requirements("test", "bench", "lora", "export", "anndata", "tensorboard")]
     + [(r, ["lock.txt", "docs.txt"]) for r in requirements("docs")],
     ids=lambda value: getattr(value, "name", ""),
 )
