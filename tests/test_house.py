@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "scores": ("cells",),
     "microscope": ("cells",),
     "formats": ("cells", "microscope"),
+    "measure": ("cells", "formats", "microscope"),
     "models": ("cells", "formats", "scores"),
     "fetch": ("models",),
     "config": ("cells", "microscope", "models"),

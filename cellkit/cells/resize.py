@@ -49,11 +49,25 @@ def resize_instances(instances: Instances, scale: float) -> Instances:
     """Resize object by object, so that overlaps survive; objects left without a pixel go.
 
     What is not annotated is resized likewise, and stays marked.
-    A new pixel belongs to the objects that its centre lies in. Works on runs: a run keeps the new columns whose centres
-    lie in it, once for every new row that takes its row.
+    A new pixel belongs to the objects that its centre lies in.
+    """
+    resized = instances_on(instances, resized_shape(instances.shape, scale))
+    return resized if resized is instances else resized[np.diff(resized.offsets) > 0]
+
+
+def instances_on(instances: Instances, shape: tuple[int, int]) -> Instances:
+    """Return the same objects on another grid of the same field, one by one, also those that are left without a pixel.
+
+    Works on runs: a run keeps the new columns whose centres lie in it, once for every new row that takes its row.
+
+    Examples
+    --------
+    >>> cells = Instances.from_labels(np.array([[1, 1, 2], [1, 1, 0]]))
+    >>> instances_on(cells, (4, 6)).areas_px, instances_on(cells, (1, 1)).areas_px
+    (array([16,  4]), array([1, 0]))
     """
     height, width = instances.shape
-    new_height, new_width = resized_shape(instances.shape, scale)
+    new_height, new_width = map(int, shape)
     if (new_height, new_width) == instances.shape:
         return instances
     rows, columns = _grid(height, new_height), _grid(width, new_width)
@@ -74,7 +88,7 @@ def resize_instances(instances: Instances, scale: float) -> Instances:
     resized = Instances.from_runs(
         (new_height, new_width), begin[new], length, offsets, instances.class_ids, instances.scores
     )
-    resized = replace(resized[np.diff(offsets) > 0], boxes_only=instances.boxes_only)
+    resized = replace(resized, boxes_only=instances.boxes_only)
     return resized.with_unknown(instances.unknown_mask[np.ix_(rows, columns)]) if instances.unknown_px else resized
 
 

@@ -1,0 +1,201 @@
+"""How bright: the values of one channel in every cell, and between the cells.
+
+A channel is read once, in stretches of rows, so that it may be larger than the memory: an array, a memory map, a Zarr array,
+anything of two dimensions that gives an array for a slice of rows. The numbers do not depend on how it is cut. Values of up to
+16 bits are summed as whole numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.runs import ranges
+from cellkit.errors import UserError
+from cellkit.measure.rows import sums_of_each
+
+BLOCK_PX = 2**20  # of cells at once: what the processor's cache holds
+WINDOW_PX = 2**24  # of the channel at once, but for a cell that is taller
+MOST_CELLS = 2**15  # at once: their number and a value of 16 bits share 32 bits
+
+
+class Plane(Protocol):
+    """One channel: `shape` is (H, W), and a slice of its rows gives an array."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Return the rows of a slice, (h, W)."""
+
+
+def brightness(cells: Instances, plane: Plane) -> dict[str, np.ndarray]:
+    """Return mean, median, max, sd and integrated value of each cell, (N,) float64; nan for a cell without pixels.
+
+    Parameters
+    ----------
+    cells : Instances
+        They may overlap: a pixel counts in every cell that has it.
+    plane : (H, W)
+        Of the same size.
+
+    Raises
+    ------
+    UserError
+        Values in a cell that are no numbers (nan or infinite).
+
+    Examples
+    --------
+    >>> cells = Instances.from_labels(np.array([[1, 1, 2], [1, 0, 2]]))
+    >>> found = brightness(cells, np.array([[1, 2, 500], [6, 9, 700]], np.uint16))
+    >>> {name: values.tolist() for name, values in found.items() if name != "sd"}
+    {'mean': [3.0, 600.0], 'median': [2.0, 600.0], 'max': [6.0, 700.0], 'integrated': [9.0, 1200.0]}
+    """
+    found = {name: np.full(len(cells), np.nan) for name in ("mean", "median", "max", "sd", "integrated")}
+    for chosen, part, first, last in _blocks(cells):
+        width = cells.shape[1]
+        values = np.ascontiguousarray(plane[first:last]).reshape(-1)[ranges(part.starts - first * width, part.lengths)]
+        own = _of_each(values, np.r_[0, np.cumsum(part.areas_px)])
+        for name, value in own.items():
+            found[name][chosen] = value
+    return found
+
+
+def _blocks(cells: Instances) -> Iterator[tuple[np.ndarray, Instances, int, int]]:
+    """Yield positions of cells, these cells, and the rows that hold them, from the top of the image down."""
+    top, height = cells.boxes_xywh[:, 1], cells.boxes_xywh[:, 3]
+    order = np.lexsort((np.arange(len(cells)), top))
+    order = order[cells.areas_px[order] > 0]
+    tallest = max(1, WINDOW_PX // max(cells.shape[1], 1))
+    while len(order):
+        head = order[:MOST_CELLS]
+        bottom = np.maximum.accumulate(top[head] + height[head])
+        fits = (np.cumsum(cells.areas_px[head]) <= BLOCK_PX) & (bottom - top[head[0]] <= tallest)
+        count = max(1, len(head) if fits.all() else int(fits.argmin()))
+        chosen = head[:count]
+        yield chosen, cells[chosen], int(top[chosen[0]]), int(bottom[count - 1])
+        order = order[count:]
+
+
+def _of_each(values: np.ndarray, bounds: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the statistics of each part ``bounds[i]:bounds[i + 1]`` of the values; no part is empty."""
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        return _of_small_integers(values, bounds)
+    numbers = values.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise UserError("a cell has pixels that are no numbers (nan or infinite)", "replace them, or cut the image")
+    count = np.diff(bounds)
+    total = np.add.reduceat(numbers, bounds[:-1])
+    owner = np.repeat(np.arange(len(count)), count)
+    off = numbers - (total / count)[owner]
+    in_order = numbers[np.lexsort((numbers, owner))]
+    return {
+        "mean": total / count,
+        "median": (in_order[bounds[:-1] + (count - 1) // 2] + in_order[bounds[:-1] + count // 2]) / 2,
+        "max": in_order[bounds[1:] - 1],
+        "sd": np.sqrt(np.add.reduceat(off * off, bounds[:-1]) / count),
+        "integrated": total,
+    }
+
+
+def _of_small_integers(values: np.ndarray, bounds: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the same of values of 8 or 16 bits: sums are exact, and all cells are sorted as one array of 32 bits."""
+    lowest = int(np.iinfo(values.dtype).min)
+    shifted = (values.astype(np.int32) - lowest).astype(np.uint32)
+    count = np.diff(bounds)
+    total = sums_of_each(shifted, bounds)
+    squares = sums_of_each(shifted * shifted, bounds)
+    whole = (2 * total + count.astype(np.uint64)) // (2 * count.astype(np.uint64))  # nearest to the mean
+    left = (total - count.astype(np.uint64) * whole).astype(np.int64) / count  # wraps to the small number that it is
+    about = squares - 2 * whole * total + count.astype(np.uint64) * whole * whole
+    keys = np.repeat(np.arange(len(count), dtype=np.uint32) << np.uint32(16), count) | shifted
+    keys.sort()
+    at = lambda places: (keys[places] & np.uint32(0xFFFF)).astype(np.float64) + lowest  # noqa: E731
+    return {
+        "mean": whole.astype(np.float64) + left + lowest,
+        "median": (at(bounds[:-1] + (count - 1) // 2) + at(bounds[:-1] + count // 2)) / 2,
+        "max": at(bounds[1:] - 1),
+        "sd": np.sqrt(np.maximum(about / count - left * left, 0)),
+        "integrated": total.astype(np.float64) + count * float(lowest),
+    }
+
+
+# ---- between the cells ---------------------------------------------------------------------------------------------
+def background(cells: Instances, plane: Plane) -> float:
+    """Return the median of the pixels that belong to no cell; nan where there is none.
+
+    What is not annotated belongs to nobody: it may hold cells, and is left out.
+
+    Raises
+    ------
+    UserError
+        Values there that are no numbers.
+
+    Examples
+    --------
+    >>> cells = Instances.from_labels(np.array([[1, 0, 0], [1, 0, -1]]))
+    >>> background(cells, np.array([[50, 3, 4], [60, 9, 80]], np.uint8))
+    4.0
+    """
+    starts, lengths = _uncovered(cells)
+    if not len(starts):
+        return np.nan
+    width, counts, loose = cells.shape[1], None, []
+    lines = max(1, WINDOW_PX // 16 // width)
+    for first in range(0, cells.shape[0], lines):
+        last = min(first + lines, cells.shape[0])
+        low, high = first * width, last * width
+        begin, end = np.searchsorted(starts + lengths, low, "right"), np.searchsorted(starts, high, "left")
+        begins = np.maximum(starts[begin:end], low) - low
+        ends = np.minimum(starts[begin:end] + lengths[begin:end], high) - low
+        if begin == end:
+            continue
+        gaps = np.empty(2 * (end - begin) + 1, np.int64)
+        gaps[1::2], gaps[::2] = ends - begins, np.r_[begins, high - low] - np.r_[0, ends]
+        outside = np.repeat(np.arange(len(gaps)) % 2 == 1, gaps)
+        values = np.ascontiguousarray(plane[first:last]).reshape(-1)[outside]
+        if values.dtype == bool:
+            values = values.astype(np.uint8)
+        if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+            lowest = int(np.iinfo(values.dtype).min)
+            own = np.bincount(values.astype(np.int32) - lowest, minlength=1 << 8 * values.dtype.itemsize)
+            counts = own if counts is None else counts + own
+        else:
+            loose.append(values)
+    if counts is not None:
+        return _median_of(counts) + lowest
+    values = np.concatenate(loose)
+    if not np.isfinite(values).all():
+        raise UserError("pixels outside the cells are no numbers (nan or infinite)", "replace them, or cut the image")
+    return float(np.median(values.astype(np.float64)))
+
+
+def _uncovered(cells: Instances) -> tuple[np.ndarray, np.ndarray]:
+    """Return starts and lengths of the runs of pixels that are annotated and belong to no cell."""
+    starts = np.concatenate([cells.starts, cells.unknown[:, 0]])
+    ends = starts + np.concatenate([cells.lengths, cells.unknown[:, 1]])
+    order = np.argsort(starts, kind="stable")
+    begins = np.r_[0, np.maximum.accumulate(ends[order])]
+    ends = np.r_[starts[order], cells.shape[0] * cells.shape[1]]
+    free = ends > begins
+    return begins[free], (ends - begins)[free]
+
+
+def _median_of(counts: np.ndarray) -> float:
+    """Return the median of values of which ``counts[v]`` times v occurs."""
+    below, total = np.cumsum(counts), int(counts.sum())
+    middle = np.searchsorted(below, [(total - 1) // 2, total // 2], "right")
+    return float(middle.mean())
+
+
+def corrected(found: dict[str, np.ndarray], area_px: np.ndarray, level: float) -> dict[str, np.ndarray]:
+    """Return the mean and the integrated value less a background `level`, which every pixel of a cell is taken to have."""
+    return {
+        "background": np.full(len(area_px), level),
+        "mean_corrected": found["mean"] - level,
+        "integrated_corrected": found["integrated"] - level * area_px,
+    }

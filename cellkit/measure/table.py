@@ -1,0 +1,128 @@
+"""`measure`: one row per cell of an image, with its size, shape, place and brightness in every channel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cellkit.cells.instances import Instances
+from cellkit.cells.resize import instances_on
+from cellkit.errors import UserError
+from cellkit.measure.intensity import Plane, background, brightness, corrected
+from cellkit.measure.neighbours import nearest_px, touching
+from cellkit.measure.nuclei import nuclei_of, nucleus_and_cytoplasm
+from cellkit.measure.rows import Rows
+from cellkit.measure.shape import shapes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# px -> the column with the same in um, and the power of the scale
+IN_UM = {
+    "area_px": ("area_um2", 2),
+    "diameter_px": ("diameter_um", 1),
+    "perimeter_px": ("perimeter_um", 1),
+    "major_axis_px": ("major_axis_um", 1),
+    "minor_axis_px": ("minor_axis_um", 1),
+    "nearest_px": ("nearest_um", 1),
+    "nucleus_area_px": ("nucleus_area_um2", 2),
+}
+
+
+def measure(
+    cells: Instances,
+    channels: Mapping[str, Plane | Callable[[], Plane]] | None = None,
+    um_per_px: float = math.nan,
+    *,
+    classes: Sequence[str] = (),
+    labels: Sequence[int] | np.ndarray | None = None,
+    nuclei: Instances | None = None,
+) -> pd.DataFrame:
+    """Measure all cells of one image; the columns are those of `cellkit.measure.dictionary`.
+
+    Parameters
+    ----------
+    cells : Instances
+        They may overlap: each is measured as if it were alone.
+    channels : mapping of name -> (H, W), optional
+        The channels of the raw file, in its own values. A callable is called when its channel's turn comes, so that one is in
+        memory at a time; see `cellkit.measure.intensity` for images beyond memory. Where a channel is of another size than
+        the image of the cells, the cells are resized to it, object by object.
+    um_per_px : float
+        Side of a pixel of the image of the cells. nan: not known, and columns in um are nan.
+    classes : sequence of str
+        Class k is ``classes[k - 1]``; class 0 is "".
+    labels : (N,) int, optional
+        The number of each cell in its label image; default 1, 2, ..., as `Instances.paint` writes them.
+    nuclei : Instances, optional
+        The nuclei of the same image: adds the columns that set nucleus against cytoplasm.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per cell, in order; no row for an image without cells.
+
+    Raises
+    ------
+    UserError
+        Cells of which only the box is known, a scale that is not above 0, nuclei of another size, or a channel with values
+        that are no numbers.
+
+    Examples
+    --------
+    >>> cells = Instances.from_labels(np.array([[1, 1, 0], [1, 1, 2]]))
+    >>> table = measure(cells, {"DAPI": np.array([[10, 20, 3], [30, 40, 99]], np.uint16)}, um_per_px=0.5)
+    >>> table[["label", "area_px", "area_um2", "neighbours", "mean_DAPI", "mean_corrected_DAPI"]].values.tolist()
+    [[1.0, 4.0, 1.0, 1.0, 25.0, 22.0], [2.0, 1.0, 0.25, 1.0, 99.0, 96.0]]
+    """
+    import pandas as pd
+
+    if cells.boxes_only:
+        raise UserError("of these cells only boxes are known, which have no size or shape", "give masks of the cells")
+    if not (math.isnan(um_per_px) or 0 < um_per_px < math.inf):
+        raise UserError(
+            f"um_per_px is {um_per_px}", "give the side of a pixel in um, above 0; nan where it is not known"
+        )
+    rows = Rows.of(cells)
+    found = {
+        "label": np.arange(1, len(cells) + 1) if labels is None else np.asarray(labels, np.int64),
+        "class": np.array(["", *classes], object)[cells.class_ids],
+        "score": cells.scores,
+        **shapes(cells, rows),
+        "neighbours": touching(rows, cells.shape[1]),
+    }
+    found["nearest_px"] = nearest_px(found["centroid_x_px"], found["centroid_y_px"])
+    parts = None
+    if nuclei is not None:
+        found["nuclei"], parts = nuclei_of(cells, nuclei)
+        found["nucleus_area_px"] = parts.areas_px
+    found = _with_um(found, um_per_px) | {"um_per_px": np.full(len(cells), um_per_px)}
+    for name, plane in (channels or {}).items():
+        found |= {f"{column}_{name}": values for column, values in _of_channel(cells, parts, plane).items()}
+    return pd.DataFrame(found)
+
+
+def _with_um(found: Mapping[str, np.ndarray], um_per_px: float) -> dict[str, np.ndarray]:
+    """Return the columns with those in um after the same in px."""
+    columns = {}
+    for name, values in found.items():
+        columns[name] = values
+        if name in IN_UM:
+            column, power = IN_UM[name]
+            columns[column] = values * um_per_px**power
+    return columns
+
+
+def _of_channel(cells: Instances, parts: Instances | None, plane: Plane | Callable[[], Plane]) -> dict[str, np.ndarray]:
+    """Return what one channel says of each cell."""
+    plane = plane() if callable(plane) else plane
+    cells = instances_on(cells, plane.shape)
+    found = brightness(cells, plane)
+    level = background(cells, plane)
+    compared = {}
+    if parts is not None:
+        compared = nucleus_and_cytoplasm(found, cells, instances_on(parts, plane.shape), plane, level)
+    return {**found, **corrected(found, cells.areas_px, level), **compared}
