@@ -109,7 +109,7 @@ def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
         No model or no place for the files is named, or no image can be used.
     """
     from cellkit.commands.shared import conversion_of
-    from cellkit.predict.images import find_frames, find_images, none_used, refuse_inputs_as_outputs
+    from cellkit.microscope.frames import find_frames, find_images, none_used, refuse_inputs_as_outputs
     from cellkit.predict.model import find_model
 
     if not given.model:
@@ -136,10 +136,11 @@ def _converted(frames: Sequence, conversion: Any, folder: Path, quarantined: lis
     from dataclasses import replace
 
     from cellkit.microscope.flags import flag_records
+    from cellkit.microscope.frames import reason_of
     from cellkit.microscope.journal import png_parts, write_parts
     from cellkit.microscope.quality import measure
     from cellkit.parallel import progress
-    from cellkit.predict.images import read_picture, reason_of
+    from cellkit.predict.images import read_picture
 
     records, measured = [], []
     for frame in progress(frames, "read"):

@@ -63,8 +63,8 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.config.reading import set_strings
     from cellkit.formats.coco_reading import read_coco
     from cellkit.labelling.pseudo import write_pseudo
+    from cellkit.microscope.frames import find_frames, find_images
     from cellkit.predict.files import predict_files
-    from cellkit.predict.images import find_frames, find_images
     from cellkit.predict.joined import open_model
 
     settings, out = _limits(given), Path(given.out)

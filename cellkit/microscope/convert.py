@@ -186,7 +186,7 @@ def convert_frame(opened: Opened, scene: int, time: int, conversion: Conversion,
     if only_headers():
         return blank
     where, names = info.path.name, _names(series, chosen)
-    planes, planes_text = _project(opened, scene, time, sorted(set(chosen.values())), conversion.projection)
+    planes, planes_text = project(opened, scene, time, sorted(set(chosen.values())), conversion.projection)
     limits, scaled, levels = conversion.limits or {}, {}, []
     for colour, index in chosen.items():
         what = f"{where}, {names[colour]}"
@@ -227,7 +227,7 @@ def blank_frame(
 def light_of_frame(opened: Opened, scene: int, time: int, conversion: Conversion) -> dict[str, Light]:
     """Return how often each value occurs in the pixels that become each colour; nothing is converted."""
     chosen = chosen_channels(opened.info, scene, conversion)
-    planes, _ = _project(opened, scene, time, sorted(set(chosen.values())), conversion.projection)
+    planes, _ = project(opened, scene, time, sorted(set(chosen.values())), conversion.projection)
     return {colour: Light.of(planes[index], opened.info.path.name) for colour, index in chosen.items()}
 
 
@@ -256,7 +256,7 @@ def chosen_channels(info: FileInfo, scene: int, conversion: Conversion) -> dict[
             "let the lists of convert.channels (or the repeated options) lead to two channels",
         )
     check_memory(info.path, _bytes_to_convert(series, len(set(chosen.values())), conversion.projection), "converting")
-    _check_projection(conversion.projection, series, where)
+    check_projection(conversion.projection, series, where)
     return chosen
 
 
@@ -290,7 +290,14 @@ def _interleaved(planes: Mapping[str, np.ndarray], shape: tuple[int, int]) -> np
     return cv2.merge([planes.get(colour, empty) for colour in COLOURS])
 
 
-def _check_projection(projection: str | int, series: Series, where: str) -> None:
+def check_projection(projection: str | int, series: Series, where: str) -> None:
+    """Refuse a projection that is none, or a plane that the series does not have.
+
+    Raises
+    ------
+    UserError
+        With what it may be, or how many planes there are.
+    """
     if isinstance(projection, bool) or not (isinstance(projection, int) or projection in ("max", "mean", "focus")):
         raise UserError(f"projection is {projection!r}", "choose max, mean, focus or the number of a plane, from 0")
     count = series.size("Z")
@@ -298,8 +305,10 @@ def _check_projection(projection: str | int, series: Series, where: str) -> None
         raise UserError(f"plane {projection} is wanted of {where}, which has {count}", "planes count from 0")
 
 
-def _project(opened: Opened, scene: int, time: int, indices: list[int], projection) -> tuple[dict, str]:
-    """Return {channel index: (H, W) plane}, and what was done to the z planes, in words."""
+def project(
+    opened: Opened, scene: int, time: int, indices: Sequence[int], projection: str | int
+) -> tuple[dict[int, np.ndarray], str]:
+    """Return {channel index: (H, W) plane}, and what was done to the z planes, in words; `projection` as in `Conversion`."""
     count = opened.info.series[scene].size("Z")
     read = lambda index, z: opened.plane(scene, time, z, index)  # noqa: E731
     if isinstance(projection, int):

@@ -29,17 +29,9 @@ from cellkit.files import atomic_path, locked, read_json, sha256_tree
 from cellkit.log import LOG
 from cellkit.manifest import package_sha256
 from cellkit.microscope.convert import Conversion
+from cellkit.microscope.frames import Frame, find_frames, find_images, none_used, reason_of, refuse_inputs_as_outputs
 from cellkit.modules import optional
-from cellkit.predict.images import (
-    Frame,
-    Picture,
-    find_frames,
-    find_images,
-    none_used,
-    read_picture,
-    reason_of,
-    refuse_inputs_as_outputs,
-)
+from cellkit.predict.images import Picture, read_picture
 from cellkit.predict.model import AUTO, AUTO_IMAGES, Model
 
 OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with lines of a thousand px

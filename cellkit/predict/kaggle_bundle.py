@@ -279,8 +279,8 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
     from cellkit.formats.coco_reading import read_coco
     from cellkit.formats.submission import write_submission
     from cellkit.formats.submission_check import sample_ids
+    from cellkit.microscope.frames import find_images
     from cellkit.predict.files import predict_files
-    from cellkit.predict.images import find_images
 
     about = read_json(Path(bundle) / MODEL)
     wanted = sample_ids(sample, about["profile"])

@@ -22,9 +22,10 @@ from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.microscope.convert import Conversion
+from cellkit.microscope.frames import Frame, find_frames, find_images
 from cellkit.models import get_backend
 from cellkit.predict.files import predict_files, segmented
-from cellkit.predict.images import Frame, Picture, find_frames, find_images, read_picture
+from cellkit.predict.images import Picture, read_picture
 from cellkit.predict.model import find_model
 
 

@@ -11,7 +11,8 @@ from predict_cases import CHANNELS, folder, stack  # noqa: F401
 
 from cellkit.errors import UserError
 from cellkit.microscope.convert import Conversion
-from cellkit.predict.images import Frame, convert_files, find_frames, find_images, read_picture
+from cellkit.microscope.frames import Frame, find_frames, find_images
+from cellkit.predict.images import convert_files, read_picture
 
 
 class TestFindImages:

@@ -1,0 +1,78 @@
+"""The channels of a raw file, in its own values, one in memory at a time."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from cellkit.errors import UserError, readable
+from cellkit.machine import check_memory
+from cellkit.microscope.convert import best_focus, check_projection, project
+from cellkit.microscope.file_info import Opened
+
+
+def raw_channels(
+    opened: Opened, scene: int = 0, time: int = 0, projection: str | int = "max"
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Return what reads each channel of one frame, (H, W) in the file's own type, under the channel's name.
+
+    Parameters
+    ----------
+    projection : {"max", "mean", "focus"} or int
+        What becomes of the z planes, as in `cellkit.microscope.convert.Conversion`; "focus" is the plane that is sharpest over
+        all channels.
+
+    Raises
+    ------
+    UserError
+        A scene of which no picture can be made, a plane it lacks, or too little memory.
+    """
+    info, series = opened.info, opened.info.series[scene]
+    if series.problem:
+        raise UserError(series.problem, series.remedy)
+    check_projection(projection, series, info.path.name)
+    pixels, size = series.size("Y") * series.size("X"), np.dtype(series.dtype).itemsize
+    check_memory(info.path, pixels * (8 if projection == "mean" else 2 * size), "measuring the cells of")
+    count, planes = len(series.channels), series.size("Z")
+    if projection == "focus":
+        read = opened.plane
+        projection = (
+            best_focus([read(scene, time, z, k) for k in range(count)] for z in range(planes)) if planes > 1 else 0
+        )
+    names = column_names([channel.name for channel in series.channels])
+    return {name: partial(_plane, opened, scene, time, k, projection) for k, name in enumerate(names)}
+
+
+def _plane(opened: Opened, scene: int, time: int, channel: int, projection: str | int) -> np.ndarray:
+    return project(opened, scene, time, [channel], projection)[0][channel]
+
+
+def column_names(names: list[str]) -> list[str]:
+    """Return what channels are called in a table: by their names, those without one or with another's by their number too.
+
+    Examples
+    --------
+    >>> column_names(["DAPI", "", "GFP", "GFP"])
+    ['DAPI', 'channel_1', 'GFP_2', 'GFP_3']
+    """
+    plain = [re.sub(r"\s+", " ", readable(name)).strip() for name in names]
+    often = Counter(plain)
+    return [(name if often[name] == 1 else f"{name}_{k}") if name else f"channel_{k}" for k, name in enumerate(plain)]
+
+
+def projection_of(planes: str, otherwise: str | int) -> str | int:
+    """Return the projection that a record's `planes` tell: the plane in focus is the one that the picture shows.
+
+    Examples
+    --------
+    >>> projection_of("z max of 5", "focus"), projection_of("z 3 (sharpest of 5)", "focus"), projection_of("", "max")
+    ('max', 3, 'max')
+    """
+    found = re.match(r"z (max|mean|\d+)\b", planes)
+    if found is None:
+        return otherwise
+    return int(found[1]) if found[1].isdigit() else found[1]
