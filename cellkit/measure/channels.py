@@ -11,20 +11,20 @@ import numpy as np
 
 from cellkit.errors import UserError, readable
 from cellkit.machine import check_memory
-from cellkit.microscope.convert import best_focus, check_projection, project
+from cellkit.microscope.convert import Conversion, check_projection, chosen_channels, project
 from cellkit.microscope.file_info import Opened
 
 
 def raw_channels(
-    opened: Opened, scene: int = 0, time: int = 0, projection: str | int = "max"
+    opened: Opened, scene: int = 0, time: int = 0, conversion: Conversion | None = None
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Return what reads each channel of one frame, (H, W) in the file's own type, under the channel's name.
 
     Parameters
     ----------
-    projection : {"max", "mean", "focus"} or int
-        What becomes of the z planes, as in `cellkit.microscope.convert.Conversion`; "focus" is the plane that is sharpest over
-        all channels.
+    conversion : Conversion, optional
+        Its `projection` says what becomes of the z planes; "focus" is the plane that is sharpest in the channels that it
+        names, where it names none in all. Default the brightest.
 
     Raises
     ------
@@ -32,17 +32,16 @@ def raw_channels(
         A scene of which no picture can be made, a plane it lacks, or too little memory.
     """
     info, series = opened.info, opened.info.series[scene]
+    projection = "max" if conversion is None else conversion.projection
     if series.problem:
         raise UserError(series.problem, series.remedy)
     check_projection(projection, series, info.path.name)
     pixels, size = series.size("Y") * series.size("X"), np.dtype(series.dtype).itemsize
-    check_memory(info.path, pixels * (8 if projection == "mean" else 2 * size), "measuring the cells of")
-    count, planes = len(series.channels), series.size("Z")
+    check_memory(info.path, pixels * (8 + size if projection == "mean" else 3 * size), "measuring the cells of")
     if projection == "focus":
-        read = opened.plane
-        projection = (
-            best_focus([read(scene, time, z, k) for k in range(count)] for z in range(planes)) if planes > 1 else 0
-        )
+        named = conversion.names_channels
+        chosen = set(chosen_channels(info, scene, conversion).values()) if named else range(len(series.channels))
+        projection = projection_of(project(opened, scene, time, sorted(chosen), "focus")[1], 0)
     names = column_names([channel.name for channel in series.channels])
     return {name: partial(_plane, opened, scene, time, k, projection) for k, name in enumerate(names)}
 

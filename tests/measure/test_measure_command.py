@@ -1,0 +1,241 @@
+"""`cellkit measure`: raw files and labels in, one row a cell out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from measure_cases import assert_as_regionprops, drawn
+
+from cellkit.__main__ import main
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
+from cellkit.formats.coco import write_coco
+from cellkit.formats.label_images import write_labels
+from cellkit.measure.dictionary import columns_of
+from cellkit.measure.images import measure_files
+from cellkit.microscope.convert import Conversion
+
+
+def write_raw(path: Path, stack: np.ndarray, axes: str = "CYX", um: float = 0.5, names=("DAPI", "GFP")) -> Path:
+    """Write an OME-TIFF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"axes": axes, "Channel": {"Name": list(names)}}
+    about |= {"PhysicalSizeX": um, "PhysicalSizeY": um} if um else {}
+    tifffile.imwrite(path, stack, ome=True, photometric="minisblack", metadata=about)
+    return path
+
+
+@pytest.fixture(scope="module")
+def field() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and nuclei (H, W), and the raw file's channels (2, H, W) uint16."""
+    labels, nuclei, image = drawn(1)
+    return labels, nuclei, np.ascontiguousarray(np.moveaxis(image, 2, 0))
+
+
+@pytest.fixture
+def folder(tmp_path, field) -> Path:
+    """raw/HEK/a.ome.tif and labels/HEK/a.tif."""
+    write_raw(tmp_path / "raw" / "HEK" / "a.ome.tif", field[2])
+    (tmp_path / "labels" / "HEK").mkdir(parents=True)
+    write_labels(tmp_path / "labels" / "HEK" / "a.tif", field[0])
+    return tmp_path
+
+
+def run(*arguments) -> int:
+    return main(["measure", *map(str, arguments)])
+
+
+def test_label_images(folder, field, capfd):
+    assert run(folder / "raw", folder / "labels", "-o", folder / "cells.csv") == 0
+    table = pd.read_csv(folder / "cells.csv", keep_default_na=False, na_values=[""])
+    assert capfd.readouterr().out == f"{folder}/cells.csv: {field[0].max()} cells of 1 image\n"
+    assert table.columns.tolist() == columns_of(["DAPI", "GFP"])
+    assert_as_regionprops(table, field[0], {"DAPI": field[2][0], "GFP": field[2][1]})
+    assert (table["image"] == "HEK/a").all() and (table["um_per_px"] == 0.5).all()
+    np.testing.assert_allclose(table["area_um2"], table["area_px"] / 4)
+    np.testing.assert_allclose(table["nearest_um"], table["nearest_px"] / 2)
+
+
+def test_intensities_are_those_of_the_raw_file_not_of_its_8_bit_picture(tmp_path):
+    labels = np.kron([[1, 0, 2], [0, 0, 0], [3, 0, 4]], np.ones((6, 6), int))
+    raw = np.full((18, 18), 100, np.uint16)
+    for label, value in enumerate((60_003, 60_002, 60_001, 65_535), 1):  # 8 bits hold one value for the first three
+        raw[labels == label] = value
+    raw[0, 0] = 0
+    picture = np.clip((raw / 65_535 * 255).round(), 0, 255).astype(np.uint8)
+    assert len(np.unique(picture[(labels > 0) & (labels < 4)][1:])) == 1
+    write_raw(tmp_path / "raw" / "a.ome.tif", raw, "YX", names=["DAPI"])
+    (tmp_path / "labels").mkdir()
+    write_labels(tmp_path / "labels" / "a.tif", labels)
+    table = measure_files([tmp_path / "raw"], tmp_path / "labels").table
+    assert table["median_DAPI"].tolist() == [60_003, 60_002, 60_001, 65_535]
+    assert table["median_DAPI"].rank().tolist() == [3, 2, 1, 4]
+    assert table["background_DAPI"].unique().tolist() == [100]
+    assert table["integrated_corrected_DAPI"].tolist()[2] == (60_001 - 100) * 36
+
+
+def test_ids_are_those_of_the_label_image(tmp_path, field):
+    labels = np.where(field[0] == 3, 0, 7 * field[0])
+    write_raw(tmp_path / "raw" / "a.ome.tif", field[2])
+    (tmp_path / "labels").mkdir()
+    write_labels(tmp_path / "labels" / "a.tif", labels)
+    table = measure_files([tmp_path / "raw"], tmp_path / "labels").table
+    assert table["label"].tolist() == np.unique(labels)[1:].tolist()
+    assert_as_regionprops(table, labels, {"DAPI": field[2][0], "GFP": field[2][1]})
+
+
+def test_a_coco_file_with_classes_scores_and_overlaps(tmp_path, field):
+    write_raw(tmp_path / "raw" / "a.ome.tif", field[2])
+    cells = Instances.from_labels(field[0])
+    moved = np.roll(field[0], 5, 1)
+    both = Instances.concatenate([cells, Instances.from_labels(moved)])
+    both = both.with_classes(np.arange(len(both)) % 2 + 1).with_scores(np.linspace(0.3, 0.9, len(both)))
+    record = ImageRecord("a", "a.ome.tif", *both.shape, cell_type="=mixed", group="well 3")
+    write_coco(tmp_path / "found.json", [record], [both], ["HEK", "@N2a"], with_scores=True)
+    assert run(tmp_path / "raw", tmp_path / "found.json", "-o", tmp_path / "cells.csv") == 0
+    table = measure_files([tmp_path / "raw"], tmp_path / "found.json").table
+    channels = {"DAPI": field[2][0], "GFP": field[2][1]}
+    for part, labels in ((table[: len(cells)], field[0]), (table[len(cells) :], moved)):
+        own = part.assign(label=np.unique(labels)[1:])
+        assert_as_regionprops(own.reset_index(drop=True), labels, channels)
+    assert table["class"].tolist()[:3] == ["HEK", "@N2a", "HEK"]
+    assert table["label"].tolist() == list(range(1, len(both) + 1)) and (table["group"] == "well 3").all()
+    np.testing.assert_allclose(table["score"], both.scores, atol=1e-6)
+    text = (tmp_path / "cells.csv").read_text(encoding="utf-8")
+    assert ",'=mixed," in text and ",'@N2a," in text and ",=mixed," not in text
+
+
+def test_no_scale_leaves_micrometres_empty_and_a_given_one_is_taken(tmp_path, field, capfd):
+    write_raw(tmp_path / "raw" / "a.ome.tif", field[2], um=0)
+    (tmp_path / "labels").mkdir()
+    write_labels(tmp_path / "labels" / "a.tif", field[0])
+    assert run(tmp_path / "raw", tmp_path / "labels", "-o", tmp_path / "cells.csv") == 0
+    assert "no pixel size is known" in capfd.readouterr().out
+    table = pd.read_csv(tmp_path / "cells.csv")
+    assert table[[name for name in table if "um" in name.split("_") or name.endswith("um2")]].isna().all(axis=None)
+    assert run(tmp_path / "raw", tmp_path / "labels", "-o", tmp_path / "b.csv", "--um-per-px", 0.25) == 0
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "b.csv")["area_um2"], table["area_px"] / 16)
+
+
+def test_nucleus_against_cytoplasm(folder, field):
+    labels, nuclei, raw = field
+    (folder / "nuclei" / "HEK").mkdir(parents=True)
+    write_labels(folder / "nuclei" / "HEK" / "a.tif", nuclei)
+    table = measure_files([folder / "raw"], folder / "labels", folder / "nuclei").table
+    assert table.columns.tolist() == columns_of(["DAPI", "GFP"], nuclei=True)
+    for row in table.itertuples():
+        inside = (labels == row.label) & (nuclei == row.label)
+        around = (labels == row.label) & ~inside
+        assert (row.nuclei, row.nucleus_area_px) == (int(inside.any()), inside.sum())
+        if inside.any():
+            assert row.nucleus_mean_DAPI == pytest.approx(raw[0][inside].mean(), rel=1e-12)
+            assert row.cytoplasm_mean_DAPI == pytest.approx(raw[0][around].mean(), rel=1e-12)
+            back = np.median(raw[0][labels == 0])
+            ratio = (raw[0][inside].mean() - back) / (raw[0][around].mean() - back)
+            assert row.nucleus_to_cytoplasm_DAPI == pytest.approx(ratio, rel=1e-9)
+        else:
+            assert math.isnan(row.nucleus_mean_DAPI) and math.isnan(row.nucleus_to_cytoplasm_DAPI)
+
+
+@pytest.mark.parametrize("how", ["max", "mean", 1, "focus"])
+def test_z_planes_are_projected_as_for_the_picture(tmp_path, field, how):
+    planes = np.stack([field[2] // 2, field[2], field[2] // 4])
+    blurred = planes.copy()
+    blurred[[0, 2]] = blurred[[0, 2]].mean(axis=(2, 3), keepdims=True)  # the second plane is sharp
+    write_raw(tmp_path / "raw" / "a.ome.tif", blurred, "ZCYX")
+    (tmp_path / "labels").mkdir()
+    write_labels(tmp_path / "labels" / "a.tif", field[0])
+    table = measure_files([tmp_path / "raw"], tmp_path / "labels", conversion=Conversion(projection=how)).table
+    wanted = {"max": blurred.max(axis=0), "mean": blurred.mean(axis=0)}.get(how, blurred[1])
+    assert_as_regionprops(table, field[0], {"DAPI": wanted[0], "GFP": wanted[1]})
+
+
+def test_a_bad_image_is_skipped_named_and_the_rest_goes_on(folder, field, capfd):
+    labels, _, raw = field
+    for name in ("b", "c", "d"):
+        write_labels(folder / "labels" / "HEK" / f"{name}.tif", labels)
+    path = write_raw(folder / "raw" / "HEK" / "b.ome.tif", raw)
+    path.write_bytes(path.read_bytes()[:9000])
+    write_raw(folder / "raw" / "HEK" / "c.ome.tif", raw[:, :-4])
+    write_raw(folder / "raw" / "HEK" / "e.ome.tif", raw)
+    assert run(folder / "raw", folder / "labels", "-o", folder / "cells.csv") == 3
+    out, err = capfd.readouterr()
+    assert out.endswith("cells of 1 image\n") and pd.read_csv(folder / "cells.csv")["image"].unique().tolist() == [
+        "HEK/a"
+    ]
+    assert "b.ome.tif" in err and "cut short" in err
+    assert "c.ome.tif" in err and f"its cells were found in {labels.shape[0]} x {labels.shape[1]} px" in err
+    assert "HEK/d: " in err and "no image given is called so" in err
+    assert "no cells are known of 1 image (HEK_e)" in err
+    assert run(folder / "raw", folder / "labels", "-o", folder / "cells.csv", "--allow-skips") == 0
+
+
+def test_float_values_that_are_no_numbers_are_refused(tmp_path, field, capfd):
+    raw = field[2].astype(np.float32)
+    raw[0, tuple(np.argwhere(field[0] == 2)[0])[0], tuple(np.argwhere(field[0] == 2)[0])[1]] = np.nan
+    write_raw(tmp_path / "raw" / "a.ome.tif", raw)
+    (tmp_path / "labels").mkdir()
+    write_labels(tmp_path / "labels" / "a.tif", field[0])
+    assert run(tmp_path / "raw", tmp_path / "labels", "-o", tmp_path / "cells.csv") == 2
+    assert "no numbers (nan or infinite)" in capfd.readouterr().err and not (tmp_path / "cells.csv").exists()
+
+
+def test_the_same_for_any_number_of_workers_and_channels_that_an_image_lacks(folder, field):
+    labels, _, raw = field
+    write_labels(folder / "labels" / "HEK" / "b.tif", labels)
+    write_labels(folder / "labels" / "HEK" / "empty.tif", np.zeros_like(labels))
+    write_raw(folder / "raw" / "HEK" / "b.ome.tif", raw[:1], names=["DAPI"])
+    write_raw(folder / "raw" / "HEK" / "empty.ome.tif", raw)
+    one = measure_files([folder / "raw"], folder / "labels")
+    two = measure_files([folder / "raw"], folder / "labels", workers=2)
+    pd.testing.assert_frame_equal(one.table, two.table)
+    assert one.table.groupby("image")["mean_GFP"].count().to_dict() == {"HEK/a": labels.max(), "HEK/b": 0}
+    assert one.table.columns.tolist() == columns_of(["DAPI", "GFP"])
+
+
+def test_no_cells_at_all_is_a_table_without_rows(tmp_path, field):
+    write_raw(tmp_path / "raw" / "a.ome.tif", field[2])
+    (tmp_path / "labels").mkdir()
+    write_labels(tmp_path / "labels" / "a.tif", np.zeros_like(field[0]))
+    assert run(tmp_path / "raw", tmp_path / "labels", "-o", tmp_path / "cells.csv") == 0
+    assert pd.read_csv(tmp_path / "cells.csv").columns.tolist() == columns_of(["DAPI", "GFP"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-o", "cells.txt"], "end it with .csv or .parquet"),
+        (["-o", "cells.csv", "--um-per-px", "-1"], "above 0"),
+        (["-o", "cells.csv", "--workers", "0"], "1 or more"),
+        (["-o", "cells.csv", "--z", "7"], "planes count from 0"),
+        (["-o", "cells.csv", "--z", "sum"], "choose max, mean, focus"),
+    ],
+)
+def test_what_is_refused_says_what_to_do(folder, arguments, words, capfd):
+    assert run(folder / "raw", folder / "labels", *arguments) == 2
+    assert words in capfd.readouterr().err and not Path("cells.csv").exists()
+
+
+def test_cells_of_other_images_are_refused(folder, field, capfd):
+    write_raw(folder / "other" / "x.ome.tif", field[2])
+    assert run(folder / "other", folder / "labels", "-o", folder / "cells.csv") == 2
+    err = capfd.readouterr().err
+    assert "none of the images" in err and "HEK/a" in err and "give the images in which these cells were found" in err
+
+
+def test_parquet_holds_the_same_table(folder):
+    pytest.importorskip("pyarrow")
+    assert run(folder / "raw", folder / "labels", "-o", folder / "cells.parquet") == 0
+    table = measure_files([folder / "raw"], folder / "labels").table
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "cells.parquet"), table)
+
+
+def test_parquet_without_pyarrow_is_refused_before_anything_is_measured(folder, monkeypatch, capfd):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run("nowhere", "nothing", "-o", folder / "cells.parquet") == 2
+    assert "pyarrow" in capfd.readouterr().err
