@@ -16,16 +16,18 @@ from cellkit.commands.shared import (
 )
 from cellkit.errors import UserError, counted
 
-ABOUT = "turn label images, Cellpose files or ROI zips into a COCO file"
+ABOUT = "turn label images, Cellpose files, ROI zips, GeoJSON or OME-Zarr into a COCO file"
 ORDER = 6
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    inputs = "folder of label images (TIFF, PNG), of Cellpose _seg.npy files or of ImageJ ROI zips; one such file; a COCO file"
+    inputs = "folder of label images (TIFF, PNG), Cellpose _seg.npy files, ImageJ ROI zips or QuPath GeoJSON; one such file; a COCO file"
     parser.add_argument("input", metavar="INPUT", help=inputs)
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the COCO file")
-    parser.add_argument("--format", metavar="F", help="what INPUT is: labels, seg or roi (default: by the suffixes)")
+    parser.add_argument(
+        "--format", metavar="F", help="what INPUT is: labels, seg, roi or geojson (default: by the suffixes)"
+    )
     parser.add_argument("--images", metavar="DIR", help="the pictures, matched by stem: for file names and sizes")
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="class of cells without one (default cell)")
     parser.add_argument(
@@ -36,6 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="a cell of several pieces in a label image: split (each a cell), keep or largest",
     )
+    parser.add_argument("--nuclei", action="store_true", help="of cells drawn with nuclei, take the nuclei (GeoJSON)")
     from_flag(parser, "whose COCO file INPUT is")
     parser.add_argument(
         "--convention", default="plain", metavar="TOOL", help="tool that reads FILE: plain, cvat or fiftyone"
@@ -47,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Turn label images, Cellpose files or ROI zips into a COCO file."""
+    """Turn label images, Cellpose files, ROI zips, GeoJSON or OME-Zarr into a COCO file."""
     from cellkit.formats.coco import write_coco
     from cellkit.formats.coco_dialects import WRITTEN, checked, common_folder
 
@@ -75,7 +78,7 @@ def _of_files(given: argparse.Namespace) -> tuple:
             f"--from {given.from_}, but {given.input} is no COCO file", "--format says what label files are"
         )
     classes = [name.strip() for name in given.classes.split(",")] if given.classes else []
-    side, quarantined = read_folder(given.input, given.format, given.images, classes, given.pieces)
+    side, quarantined = read_folder(given.input, given.format, given.images, classes, given.pieces, given.nuclei)
     for note in side.notes:
         print(f"note: {note}", file=sys.stderr)
     if side.classes:
@@ -91,10 +94,10 @@ def _of_files(given: argparse.Namespace) -> tuple:
 
 def _of_coco(given: argparse.Namespace) -> tuple:
     """Return records, cells, classes, ids, nothing skipped, and who made the cells, of a COCO file."""
-    if given.format or given.images or given.class_name or given.classes or given.pieces:
+    if given.format or given.images or given.class_name or given.classes or given.pieces or given.nuclei:
         raise UserError(
             f"{given.input} is a COCO file: it names its images and classes itself",
-            "leave out --format, --images, --class, --classes and --pieces",
+            "leave out --format, --images, --class, --classes, --pieces and --nuclei",
         )
     coco = read_coco_of(given.input, given.from_)
     ids = coco.ids if all(isinstance(number, int) and number > 0 for number in coco.ids) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 
 from cellkit.commands.shared import (
     Answer,
@@ -17,7 +18,7 @@ from cellkit.commands.shared import (
 )
 from cellkit.errors import UserError, counted
 
-ABOUT = "turn a COCO file into label images, Cellpose files or ROI zips"
+ABOUT = "turn a COCO file into label images, Cellpose files, ROI zips, GeoJSON or OME-Zarr"
 ORDER = 7
 
 
@@ -25,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("coco_file", metavar="COCO_FILE", help="a COCO file, or a results list")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for one file per image")
-    forms = "tif (default), png, seg (Cellpose GUI; needs --images) or roi (ImageJ ROI zip)"
+    forms = "tif (default), png, seg (Cellpose GUI; needs --images), roi (ImageJ ROI zip) or geojson (QuPath)"
     parser.add_argument("--format", default="tif", metavar="F", help=forms)
     parser.add_argument(
         "--images", metavar="DIR", help="the pictures, matched by stem (default those of the run folder)"
@@ -34,12 +35,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--coco", metavar="FILE", help="the COCO file whose image ids a results list uses; in a run folder not needed"
     )
     parser.add_argument("--suffix", default="", metavar="TEXT", help="end of the names of tif and png, e.g. _cp_masks")
+    parser.add_argument(
+        "--nuclei", metavar="FILE", help="for geojson: nuclei of the same images, kept with their cells"
+    )
+    parser.add_argument(
+        "--measurements",
+        metavar="CSV",
+        help="for geojson: a table of the cells by image and label, as measure writes it",
+    )
     from_flag(parser, "whose COCO file it is", "--convention")
     skips_flag(parser)
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Turn a COCO file into label images, Cellpose files or ROI zips.
+    """Turn a COCO file into label images, Cellpose files, ROI zips, GeoJSON or OME-Zarr.
 
     Raises
     ------
@@ -65,6 +74,7 @@ def run(given: argparse.Namespace) -> Answer:
     run = run_of(given.coco_file) if by_picture else None
     images = given.images or (run / "images" if run is not None else None)
     how = {"form": given.format, "images": images, "suffix": given.suffix}
+    how |= {"nuclei": _nuclei(given.nuclei, coco), "measured": _measured(given.measurements, coco)}
     done = write_folder(given.out, coco.records, coco.instances, coco.classes, **how, made_by=coco.made_by)
     list_quarantined(done.quarantined)
     proposed = coco.made_by.count("proposed")
@@ -83,6 +93,31 @@ def run(given: argparse.Namespace) -> Answer:
         print(f"{counted(done.lost, 'cell')} lost pixels to overlapping ones of a higher score", file=sys.stderr)
     if done.left_out:
         print(f"left out: {counted(done.left_out, 'cell')} without a pixel of its own", file=sys.stderr)
-    known = {"seg": "_seg.npy file", "roi": "ROI zip", "tif": "label image", "png": "label image"}
+    known = {
+        "seg": "_seg.npy file",
+        "roi": "ROI zip",
+        "tif": "label image",
+        "png": "label image",
+        "geojson": "GeoJSON file",
+    }
     written = counted(done.files, known.get(given.format, f"{given.format} file"))
     return Answer(f"{given.out}: {written}", exit_code(done.quarantined, given.allow_skips))
+
+
+def _nuclei(path: str | None, coco: Any) -> list:
+    """Return the nuclei of each image, one for each cell; none where no file of nuclei is given."""
+    from cellkit.measure.nuclei import nuclei_of
+    from cellkit.formats.any import read_side
+    from cellkit.formats.sides import match_sides
+
+    if path is None:
+        return []
+    _, found = match_sides(coco, read_side(path, of=coco))
+    return [nuclei_of(cells, nuclei)[1] for cells, nuclei in zip(coco.instances, found.instances, strict=True)]
+
+
+def _measured(path: str | None, coco: Any) -> list:
+    """Return the measurements of each image; none where no table is given."""
+    from cellkit.formats.measured import read_measured
+
+    return [] if path is None else read_measured(path, coco)

@@ -18,8 +18,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     from cellkit.scores.conventions import find_conventions
 
     sides = (
-        "a COCO file, a COCO results list, a folder of label images, a submission (with --profile), or a table of truth "
-        "such as Sartorius' train.csv"
+        "a COCO file, a COCO results list, a folder of label images, ROI zips or GeoJSON, a submission (with --profile), or a "
+        "table of truth such as Sartorius' train.csv"
     )
     parser.add_argument("truth", metavar="TRUTH", help=sides)
     parser.add_argument("predictions", metavar="PRED", help=sides)

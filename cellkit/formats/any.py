@@ -11,10 +11,11 @@ Where each image has a file of its own it has
 * ``ENDINGS``: how the names of its files end, in lower case,
 * ``picture_stem(name) -> str``: the name that a file shares with its picture, without suffix,
 * ``read_image(file, how, size) -> ImageCells``: `size` (H, W) is that of the picture, None where that is not known,
+* optionally ``holds_cells(path) -> bool``: whether a file that is called so holds any, where pictures are called so too,
 * to be written, ``WRITES`` {form: ending of the name} and ``write_image(path, image) -> (lost, left_out)``; optionally
   ``NEEDS_PICTURES = True``, ``TAKES_SUFFIX = True``, ``written_here(path) -> bool`` (nobody saved it since),
-  ``DROPS_UNKNOWN`` (how its tool loses what is not annotated), and ``note_makers(folder, ending, images)`` (who made the
-  cells, where the files cannot say it).
+  ``DROPS_UNKNOWN`` (how its tool loses what is not annotated), ``TAKES_NUCLEI = True`` (and measurements), and
+  ``note_makers(folder, ending, images)`` (who made the cells, where the files cannot say it).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 
@@ -34,63 +34,12 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, repeated, stem_of
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError, counted, nearest
+from cellkit.formats.contract import ImageCells, ImageToWrite, Reading
 from cellkit.formats.label_images import labels_orientation
 from cellkit.microscope.folders import Pictures, is_run_folder, list_files, run_of
 from cellkit.microscope.open import inspect_file
 from cellkit.modules import by_key, load, load_all, optional
 from cellkit.parallel import map_items
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How something is to be read; a format takes what it needs.
-
-    Attributes
-    ----------
-    of : CellDataset, optional
-        The images that a results list or a CSV speaks of.
-    profile : str, optional
-        Whose competition's a CSV is: how it counts pixels.
-    shapes : mapping of image id -> (H, W), optional
-        The images of a CSV, where `of` does not give them.
-    common : bool
-        Leave out the entries of a results list on images that `of` lacks.
-    convention : str, optional
-        Whose COCO file it is, see `cellkit.formats.coco_dialects`.
-    classes : tuple of str
-        For ``_seg.npy`` files that the Cellpose GUI saved: the classes in the order in which they were written.
-    pieces : {"keep", "largest", "split"}, optional
-        What a cell of several pieces in a label image is, see `cellkit.cells.labels.clean_labels`. Without it cells stay as they
-        are, but a mask of where cells are is refused.
-    """
-
-    of: CellDataset | None = None
-    profile: str | None = None
-    shapes: Mapping[str, tuple[int, int]] | None = None
-    common: bool = False
-    convention: str | None = None
-    classes: tuple[str, ...] = ()
-    pieces: str | None = None
-
-
-class ImageCells(NamedTuple):
-    """What one file holds: cells, the names of their classes, who made them ("" unknown), and what of it is no cell."""
-
-    cells: Instances
-    classes: tuple[str, ...] = ()
-    made_by: str = ""
-    quarantined: tuple[Quarantined, ...] = ()
-
-
-class ImageToWrite(NamedTuple):
-    """What is written of one image; `picture` where it is known, `pictures` are all that must not be written over."""
-
-    name: str
-    cells: Instances
-    classes: tuple[str, ...]
-    made_by: str = ""
-    picture: Path | None = None
-    pictures: tuple[Path, ...] = ()
 
 
 # ---- one file or folder of many images -------------------------------------------------------------------------------
@@ -113,19 +62,19 @@ def read_side(path: str | Path, **how) -> CellDataset:
     if is_run_folder(path):
         raise UserError(f"{path} is a run folder", "give its truth.json, coco/test.json, or predictions/NAME.json")
     if path.is_dir():
-        return _read_whole_folder(path, reading)
+        return _read_whole(path, reading)
     formats = [module for module in load_all("format").values() if optional(module, "is_this")]
     kinds = f"give {', '.join(module.TITLE for module in formats)}, or a folder of label images"
     if not path.is_file():
         raise UserError(f"no file or folder at {path}", kinds)
     module = next((module for module in formats if module.is_this(path)), None)
-    if module is None:
+    if module is None and not formats_in(path):
         raise UserError(f"{path} is a '{path.suffix}' file", kinds)
-    return module.read(path, reading)
+    return _read_whole(path, reading) if module is None else module.read(path, reading)
 
 
-def _read_whole_folder(folder: Path, how: Reading) -> CellDataset:
-    """Read a folder of which no file may be left out; of several kinds of file, the label images."""
+def _read_whole(folder: Path, how: Reading) -> CellDataset:
+    """Read a folder of which no file may be left out, or one file; of several kinds of file, the label images."""
     found = formats_in(folder)
     if not found or (len(found) > 1 and "labels" not in found):
         raise UserError(f"no label image in the folder {folder}", f"label images end with {_endings('labels')}")
@@ -155,12 +104,19 @@ def formats_in(path: str | Path) -> list[str]:
     """Return the formats that a file, or the files below a folder, have by their names, sorted."""
     path, formats = Path(path), per_image()
     endings = tuple(ending for module in formats.values() for ending in module.ENDINGS)
-    names = [path] if path.is_file() else list_files(path, endings, keep_labels=True)
+    names = [path] if _is_one(path) else list_files(path, endings, keep_labels=True)
     return sorted({name for file in names for name, module in formats.items() if _ends(file, module)})
 
 
+def _is_one(path: Path) -> bool:
+    """Tell whether a path is one image, and no folder of several: an OME-Zarr is a folder too."""
+    return path.is_file() or path.name.lower().endswith(".zarr")
+
+
 def _ends(file: Path, module: ModuleType) -> bool:
-    return file.name.lower().endswith(tuple(module.ENDINGS))
+    """Tell whether a file is of a format by its name, and where pictures are called so too, by what it holds."""
+    holds = optional(module, "holds_cells")
+    return file.name.lower().endswith(tuple(module.ENDINGS)) and (holds is None or holds(file))
 
 
 def format_of(path: str | Path) -> str:
@@ -174,7 +130,7 @@ def format_of(path: str | Path) -> str:
     kinds = formats_in(path)
     if len(kinds) == 1:
         return kinds[0]
-    what = f"holds {' and '.join(kinds)}" if kinds else "holds no label image, _seg.npy file or ROI zip"
+    what = f"holds {' and '.join(kinds)}" if kinds else "holds no label image, _seg.npy file, ROI zip or GeoJSON"
     raise UserError(f"{path} {what}", f"say which to read: --format {', '.join(per_image())}")
 
 
@@ -184,8 +140,9 @@ def read_folder(
     images: str | Path | None = None,
     classes: Sequence[str] = (),
     pieces: str | None = None,
+    nuclei: bool = False,
 ) -> tuple[CellDataset, list[Quarantined]]:
-    """Read every file of a format below a folder (or one such file): label images, ``_seg.npy`` files, ROIs, ...
+    """Read every file of a format below a folder (or one such file): label images, ``_seg.npy`` files, ROIs, GeoJSON, ...
 
     Parameters
     ----------
@@ -193,7 +150,7 @@ def read_folder(
         The format; by default known by the names, where these are all of a kind.
     images : path, optional
         The pictures, matched by name without suffix: for their file names, their sizes (ROI zips), and as a check.
-    classes, pieces
+    classes, pieces, nuclei
         See `Reading`.
 
     Returns
@@ -216,7 +173,7 @@ def read_folder(
         raise UserError(f"no format '{kind}'{nearest(kind, formats)}", f"formats to read: {', '.join(formats)}")
     if pieces not in (None, "keep", "largest", "split"):
         raise UserError(f"pieces is {pieces!r}", "pieces is keep, largest or split")
-    how = Reading(classes=tuple(classes), pieces=pieces)
+    how = Reading(classes=tuple(classes), pieces=pieces, nuclei=nuclei)
     side, quarantined = _read_files(path, kind or format_of(path), images, how)
     return side, [item.in_one_line() for item in quarantined]
 
@@ -226,11 +183,13 @@ def _read_files(
 ) -> tuple[CellDataset, list[Quarantined]]:
     """Read the files of one format; reasons are as the reader gave them."""
     module = load("format", kind)
-    root, files = (path, list_files(path, module.ENDINGS, keep_labels=True)) if path.is_dir() else (path.parent, [path])
+    root, files = path.parent, [path]
+    if not _is_one(path):
+        root, files = path, [file for file in list_files(path, module.ENDINGS, keep_labels=True) if _ends(file, module)]
     if not files:
         raise UserError(f"no file of format {kind} in the folder {path}", f"they end with {_endings(kind)}")
     apart = optional(module, "labels_and_pictures")
-    files, bare = apart(files) if apart and path.is_dir() else (files, [])
+    files, bare = apart(files) if apart and not _is_one(path) else (files, [])
     pictures = Pictures(images) if images is not None else None
     read = partial(_read_one, root=root, kind=kind, pictures=pictures, how=how)
     done, failed = map_items(read, files, "read", name=lambda file: file.relative_to(root).as_posix())
@@ -244,7 +203,7 @@ def _read_files(
         own.cells.with_classes(np.array([0, *(names.index(n) + 1 for n in own.classes)])[own.cells.class_ids])
         for _, own in good
     ]
-    if pictures is not None and path.is_dir():
+    if pictures is not None and not _is_one(path):
         bare += _without_labels(pictures, [_picture_name(file, root, module) for file in files])
         bare = list({file.resolve(): file for file in bare}.values())
     side = CellDataset(
@@ -254,7 +213,10 @@ def _read_files(
         made_by=[own.made_by for _, own in good],
         path=path,
         run=run_of(path),
-        notes=_bare_note(bare, files[0].relative_to(root).as_posix()),
+        notes=(
+            *_bare_note(bare, files[0].relative_to(root).as_posix()),
+            *(note for _, own in good for note in own.notes),
+        ),
     )
     return side, failed + [item for _, own in good for item in own.quarantined]
 
@@ -275,14 +237,27 @@ def _read_one(
                 "store picture and labels turned alike, without an orientation",
             )
         size = (series.size("Y"), series.size("X"))
+    else:
+        size = _known_size(_picture_name(file, root, module), how)
     found = module.read_image(file, how, size)
     shape = found.cells.shape
-    if size is not None and shape != size:
+    if pictures is not None and shape != size:
         raise UserError(
             f"{file} is {shape[0]} x {shape[1]} px, its picture {size[0]} x {size[1]}",
             "label the picture itself, not a resized copy",
         )
     return ImageRecord((relative.parent / stem).as_posix(), name, *shape), found
+
+
+def _known_size(name: str, how: Reading) -> tuple[int, int] | None:
+    """Return the size of an image that the other side of a score knows, or the folder of the images; else None."""
+    shapes = dict(how.shapes or {})
+    if how.of is not None:
+        records = how.of.records
+        shapes = {key: (r.height_px, r.width_px) for r in records for key in (stem_of(r.path), r.image_id)} | shapes
+    return next(
+        (shapes[key] for key in (name, stem_of(f"{name}.png"), image_id_of(f"{name}.png")) if key in shapes), None
+    )
 
 
 def _without_labels(pictures: Pictures, names: Sequence[str]) -> list[Path]:
@@ -346,8 +321,10 @@ def write_folder(
     images: str | Path | None = None,
     suffix: str = "",
     made_by: Sequence[str] = (),
+    nuclei: Sequence[Instances] = (),
+    measured: Sequence[Mapping[str, np.ndarray]] = (),
 ) -> Written:
-    """Write one file per image, in one of the forms of `writable`: a label TIFF or PNG, a ``_seg.npy`` file, a ROI zip.
+    """Write one file per image, in one of the forms of `writable`: a label TIFF or PNG, a ``_seg.npy`` file, a ROI zip, ...
 
     Files are called ``<image_id><suffix>.tif`` (or .png) and ``<image_id>_rois.zip``; a ``_seg.npy`` file is called after
     its picture, because that is how the GUI finds it, and lies beside it where `folder` is the pictures' own.
@@ -355,7 +332,7 @@ def write_folder(
     Parameters
     ----------
     form : str
-        "tif", "png", "seg", "roi", or that of another format.
+        "tif", "png", "seg", "roi", "geojson", or that of another format.
     images : path, optional
         The pictures; needed for "seg".
     suffix : str
@@ -363,11 +340,16 @@ def write_folder(
     made_by : sequence of str, optional
         Who made the cells of each image: kept in the files, or beside label images in ``labels.json``, for as long as nobody
         changes them.
+    nuclei : sequence of Instances, optional
+        Of each image the nuclei, one for each cell, without pixels where it has none; for formats that keep them.
+    measured : sequence of mapping, optional
+        Of each image {name: one number for each cell}; for formats that keep them.
 
     Raises
     ------
     UserError
-        An unknown format, "seg" without pictures, two images of one name, or no image that could be written.
+        An unknown format or one that does not keep nuclei or measurements, "seg" without pictures, two images of one name, or
+        no image that could be written.
     """
     folder, forms = Path(folder), writable()
     if form not in forms:
@@ -380,6 +362,10 @@ def write_folder(
         )
     if suffix and (not getattr(module, "TAKES_SUFFIX", False) or "/" in suffix or "\\" in suffix):
         raise UserError(f"the suffix '{suffix}'", "a suffix such as _cp_masks is for the formats tif and png")
+    kept = [name for name, other in forms.items() if optional(other, "TAKES_NUCLEI")]
+    if (nuclei or measured) and form not in kept:
+        what = "nuclei" if nuclei else "measurements"
+        raise UserError(f"files '{form}' do not keep {what}", f"choose from {', '.join(kept)}")
     names = [image_id_of(f"{record.image_id}.png") for record in records]
     check_ids(zip(names, [record.path for record in records], strict=True))
     pictures = Pictures(images) if images is not None else None
@@ -390,9 +376,10 @@ def write_folder(
     if "proposed" in makers and not optional(module, "SAYS_PROPOSED"):
         marking = ", ".join(sorted(name for name, other in forms.items() if optional(other, "SAYS_PROPOSED")))
         raise UserError(f"files '{form}' cannot say that their cells are a model's proposals", f"choose from {marking}")
+    inner, numbers = nuclei or [None] * len(names), measured or [{}] * len(names)
     items = [
-        (record, ImageToWrite(name, found, tuple(classes), maker, None, files))
-        for name, record, found, maker in zip(names, records, instances, makers, strict=True)
+        (record, ImageToWrite(name, found, tuple(classes), maker, None, files, form, record.um_per_px, *more))
+        for name, record, found, maker, *more in zip(names, records, instances, makers, inner, numbers, strict=True)
     ]
     write = partial(_write_one, folder=folder, module=module.__name__, ending=ending, pictures=pictures, beside=beside)
     done, failed = map_items(write, items, "write", name=lambda item: item[0].image_id)

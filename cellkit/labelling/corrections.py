@@ -24,6 +24,7 @@ from cellkit.formats.labels import LABELS_FILE, chosen_cells
 ORDER = (
     "seg",
     "roi",
+    "geojson",
     "plain",
     "marked",
 )  # which of an image's files is read first, and used where several hold the same cells
@@ -34,7 +35,7 @@ CONFIRMED = "confirmed.csv"  # column image_id: images whose label file there is
 SPLIT = (
     "number the cells: cellkit coco FOLDER -o CELLS.json --pieces split, then cellkit labels CELLS.json -o OTHER_FOLDER"
 )
-WANTED = "<image_id>.tif, _masks.tif, _cp_masks.png, _seg.npy or _rois.zip, or so called after the image's own file"
+WANTED = "<image_id>.tif, _masks.tif, _cp_masks.png, _seg.npy, _rois.zip or .geojson, or so called after the image's own file"
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _why_unused(kind: str, found: set[str]) -> str:
     if kind == "other":
-        return "no label image, _seg.npy file or ROI zip"
+        return "no label image, _seg.npy file, ROI zip or GeoJSON"
     if not found:
         return f"named after no image; wanted {WANTED}"
     return f"fits {len(found)} images ({', '.join(sorted(found)[:3])}); name it after one image_id"
@@ -263,8 +264,10 @@ def _sources(record: ImageRecord) -> Iterator[str]:
 
 
 def _kind(path: Path, names: _Names) -> tuple[str, list[str]]:
-    """Return what a file is by its name (seg, roi, marked, plain, beside, other) and what its image may be called."""
+    """Return what a file is by its name (seg, roi, geojson, marked, plain, beside, other), and what its image may be called."""
     from cellkit.cells.names import LABEL_ENDINGS, stem_of
+    from cellkit.formats.geojson import ENDINGS as GEOJSON
+    from cellkit.formats.geojson import picture_stem
     from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES
 
     name, stem = path.name, stem_of(path)
@@ -273,6 +276,9 @@ def _kind(path: Path, names: _Names) -> tuple[str, list[str]]:
         return "seg", [name[: -len("_seg.npy")]]
     if lower.endswith(".zip"):
         return "roi", _without(stem, ("_rois", "-rois", "_roiset", "-roiset", "_roi"))
+    if lower.endswith(GEOJSON):
+        whole = name[: lower.rindex(".geojson")]
+        return "geojson", list(dict.fromkeys((whole, picture_stem(name))))
     product = next((ending for ending in BY_PRODUCTS if stem.lower().endswith(ending)), "")
     if product and stem not in names.ids:
         return "beside", [stem[: -len(product)]]
@@ -312,7 +318,7 @@ def _choose(
         unknown = saved or proposal is None
         by_person = ours in ("truth", "corrected") or not ours and (unknown or not same_cells(cells, proposal))
         try:
-            if kind != "roi" and by_person and not ours:
+            if kind not in ("roi", "geojson") and by_person and not ours:
                 refuse_foreground(labels, path.name, SPLIT)
         except UserError as error:
             refused.append((path, plain_reason(str(error))))
@@ -338,12 +344,13 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
     """Return the cells of a file, the label image, whether a label tool saved it, and who made the cells where cellkit wrote
     that into it and nobody changed it; refuse those of another size."""
     from cellkit.formats.any import written_here
+    from cellkit.formats.geojson_reading import read_geojson
     from cellkit.formats.label_images import as_written, is_stamped_proposal, read_labels
     from cellkit.formats.roi import read_rois, rois_made_by
     from cellkit.formats.seg import read_seg
 
     shape = record.height_px, record.width_px
-    saved, maker = kind in ("seg", "roi") and not written_here(path), ""
+    saved, maker = kind in ("seg", "roi", "geojson") and not written_here(path), ""
     if kind == "seg":
         seg = read_seg(path)
         cells, labels = seg.instances, seg.labels
@@ -351,6 +358,10 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
     elif kind == "roi":
         cells = read_rois(path, shape).instances
         labels, maker = cells.paint(unknown=-1), rois_made_by(path)
+    elif kind == "geojson":
+        found = read_geojson(path, shape)
+        cells, maker = found.instances, found.made_by
+        labels = cells.paint(unknown=-1)
     else:
         labels = read_labels(path)
         cells = Instances.from_labels(labels)

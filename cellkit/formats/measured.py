@@ -1,0 +1,73 @@
+"""A table of measured cells, as CSV, brought to the cells of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.errors import UserError, counted
+from cellkit.files import from_cell
+
+KEYS = ("image", "label")  # which cell a row is of: the image's id, and the cell's number in files, from 1
+NOT_MEASURED = (*KEYS, "score")
+
+
+def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np.ndarray]]:
+    """Read a table with one row for each cell, for the given images.
+
+    Parameters
+    ----------
+    path : path
+        A CSV with the columns ``image`` (image_id) and ``label`` (1 to N); all columns of numbers are read.
+    images : CellDataset
+
+    Returns
+    -------
+    list of {column: (N,) float64}
+        One per image; NaN where a cell has no row or a field is empty.
+
+    Raises
+    ------
+    UserError
+        No such table, without those columns, or a row of a cell that the images do not have.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no table at {path}", "measure the cells first: cellkit measure")
+    try:
+        table = pd.read_csv(path, encoding="utf-8-sig")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no CSV: {str(error).strip()[:80]}", "measure the cells again") from error
+    missing = [name for name in KEYS if name not in table]
+    if missing:
+        raise UserError(f"{path} lacks the column {missing[0]}", f"a row says which cell it is of: {', '.join(KEYS)}")
+    numbers = [name for name in table if name not in NOT_MEASURED and table[name].dtype.kind in "iufb"]
+    rows = {str(from_cell(name)): own for name, own in table.astype({"image": str}).groupby("image")}
+    known = {record.image_id for record in images.records}
+    strange = sorted(set(rows) - known)
+    if strange:
+        raise UserError(
+            f"{path} has cells of {strange[0]}, and {images.path} has no such image", "measure these very cells"
+        )
+    measured = []
+    for record, cells in zip(images.records, images.instances, strict=True):
+        own = rows.get(record.image_id, table.iloc[:0])
+        labels = pd.to_numeric(own["label"], errors="coerce").to_numpy(float)
+        if (
+            not ((labels >= 1) & (labels <= len(cells)) & (labels == np.rint(labels))).all()
+            or own["label"].duplicated().any()
+        ):
+            raise UserError(
+                f"{path}: {record.image_id} has {counted(len(cells), 'cell')}, and a row of another, or two of one",
+                "measure these very cells",
+            )
+        values = {str(name): np.full(len(cells), np.nan) for name in numbers}
+        for name in numbers:
+            values[str(name)][labels.astype(int) - 1] = own[name].to_numpy(float)
+        measured.append(values)
+    return measured
