@@ -22,7 +22,10 @@ ORDER = 6
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    inputs = "folder of label images (TIFF, PNG), Cellpose _seg.npy files, ImageJ ROI zips or QuPath GeoJSON; one such file; a COCO file"
+    inputs = (
+        "folder of label images (TIFF, PNG), Cellpose _seg.npy files, ImageJ ROI zips, QuPath GeoJSON or OME-Zarr; one such "
+        "file; a COCO file"
+    )
     parser.add_argument("input", metavar="INPUT", help=inputs)
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the COCO file")
     parser.add_argument(

@@ -26,7 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("coco_file", metavar="COCO_FILE", help="a COCO file, or a results list")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for one file per image")
-    forms = "tif (default), png, seg (Cellpose GUI; needs --images), roi (ImageJ ROI zip) or geojson (QuPath)"
+    forms = "tif (default), png, seg (Cellpose GUI), roi (ImageJ ROI zip), geojson (QuPath), ome-zarr (0.5) or ome-zarr-0.4; "
+    forms += "seg and ome-zarr need --images"
     parser.add_argument("--format", default="tif", metavar="F", help=forms)
     parser.add_argument(
         "--images", metavar="DIR", help="the pictures, matched by stem (default those of the run folder)"
@@ -70,8 +71,9 @@ def run(given: argparse.Namespace) -> Answer:
         raise UserError(f"--coco {given.coco}, but {given.coco_file} is no results list", "leave out --coco")
     else:
         coco = read_coco_of(given.coco_file, given.from_)
-    by_picture = getattr(writable().get(given.format), "NEEDS_PICTURES", False)
-    run = run_of(given.coco_file) if by_picture else None
+    module = writable().get(given.format)
+    with_picture = any(getattr(module, name, False) for name in ("NEEDS_PICTURES", "TAKES_PICTURES"))
+    run = run_of(given.coco_file) if with_picture else None
     images = given.images or (run / "images" if run is not None else None)
     how = {"form": given.format, "images": images, "suffix": given.suffix}
     how |= {"nuclei": _nuclei(given.nuclei, coco), "measured": _measured(given.measurements, coco)}
@@ -99,6 +101,8 @@ def run(given: argparse.Namespace) -> Answer:
         "tif": "label image",
         "png": "label image",
         "geojson": "GeoJSON file",
+        "ome-zarr": "OME-Zarr",
+        "ome-zarr-0.4": "OME-Zarr",
     }
     written = counted(done.files, known.get(given.format, f"{given.format} file"))
     return Answer(f"{given.out}: {written}", exit_code(done.quarantined, given.allow_skips))
@@ -106,9 +110,9 @@ def run(given: argparse.Namespace) -> Answer:
 
 def _nuclei(path: str | None, coco: Any) -> list:
     """Return the nuclei of each image, one for each cell; none where no file of nuclei is given."""
-    from cellkit.measure.nuclei import nuclei_of
     from cellkit.formats.any import read_side
     from cellkit.formats.sides import match_sides
+    from cellkit.measure.nuclei import nuclei_of
 
     if path is None:
         return []

@@ -13,9 +13,10 @@ Where each image has a file of its own it has
 * ``read_image(file, how, size) -> ImageCells``: `size` (H, W) is that of the picture, None where that is not known,
 * optionally ``holds_cells(path) -> bool``: whether a file that is called so holds any, where pictures are called so too,
 * to be written, ``WRITES`` {form: ending of the name} and ``write_image(path, image) -> (lost, left_out)``; optionally
-  ``NEEDS_PICTURES = True``, ``TAKES_SUFFIX = True``, ``written_here(path) -> bool`` (nobody saved it since),
-  ``DROPS_UNKNOWN`` (how its tool loses what is not annotated), ``TAKES_NUCLEI = True`` (and measurements), and
-  ``note_makers(folder, ending, images)`` (who made the cells, where the files cannot say it).
+  ``NEEDS_PICTURES = True`` (files are called after them) or ``TAKES_PICTURES = True``, ``TAKES_SUFFIX = True``,
+  ``TAKES_NUCLEI = True`` (and measurements), ``written_here(path) -> bool`` (nobody saved it since), ``DROPS_UNKNOWN`` (how
+  its tool loses what is not annotated), and ``note_makers(folder, ending, images)`` (who made the cells, where the files
+  cannot say it).
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def read_folder(
     path = Path(path)
     if not path.exists():
         raise UserError(f"no folder at {path}", "give the folder of the label images, _seg.npy files or ROI zips")
-    formats = per_image()
+    formats, kind = per_image(), kind and kind.replace("-", "_")
     if kind is not None and kind not in formats:
         raise UserError(f"no format '{kind}'{nearest(kind, formats)}", f"formats to read: {', '.join(formats)}")
     if pieces not in (None, "keep", "largest", "split"):
@@ -294,6 +295,20 @@ def _picture_name(file: Path, root: Path, module: ModuleType) -> str:
     return (file.relative_to(root).parent / module.picture_stem(file.name)).as_posix()
 
 
+def read_cells(file: Path, how: Reading, size: tuple[int, int] | None) -> ImageCells:
+    """Read the cells of one file of one image, whose format its name tells.
+
+    Raises
+    ------
+    UserError
+        A file of no format, damaged, or of an image of another size.
+    """
+    module = next((module for module in per_image().values() if _ends(file, module)), None)
+    if module is None:
+        raise UserError(f"{file} is a '{file.suffix}' file", f"formats of one image: {', '.join(per_image())}")
+    return module.read_image(file, how, size)
+
+
 def written_here(path: Path) -> bool:
     """Tell whether a file is as cellkit wrote it, as far as its format keeps that."""
     own = next((module for module in per_image().values() if _ends(path, module)), None)
@@ -332,9 +347,9 @@ def write_folder(
     Parameters
     ----------
     form : str
-        "tif", "png", "seg", "roi", "geojson", or that of another format.
+        "tif", "png", "seg", "roi", "geojson", "ome-zarr", or that of another format.
     images : path, optional
-        The pictures; needed for "seg".
+        The pictures; needed for "seg" and "ome-zarr".
     suffix : str
         E.g. "_cp_masks" or "_masks", which Cellpose looks for.
     made_by : sequence of str, optional
@@ -355,8 +370,8 @@ def write_folder(
     if form not in forms:
         raise UserError(f"no format '{form}'{nearest(form, forms)}", f"formats to write: {', '.join(forms)}")
     module = forms[form]
-    by_picture = getattr(module, "NEEDS_PICTURES", False)
-    if by_picture and images is None:
+    by_picture, takes = (bool(getattr(module, name, False)) for name in ("NEEDS_PICTURES", "TAKES_PICTURES"))
+    if (by_picture or takes) and images is None:
         raise UserError(
             f"a file *{module.WRITES[form]} goes with its picture", "give the folder of the pictures: --images DIR"
         )
@@ -381,7 +396,8 @@ def write_folder(
         (record, ImageToWrite(name, found, tuple(classes), maker, None, files, form, record.um_per_px, *more))
         for name, record, found, maker, *more in zip(names, records, instances, makers, inner, numbers, strict=True)
     ]
-    write = partial(_write_one, folder=folder, module=module.__name__, ending=ending, pictures=pictures, beside=beside)
+    how = {"pictures": pictures if by_picture or takes else None, "beside": beside}
+    write = partial(_write_one, folder=folder, module=module.__name__, ending=ending, **how)
     done, failed = map_items(write, items, "write", name=lambda item: item[0].image_id)
     quarantined = [item.in_one_line() for item in failed]
     if items and len(failed) == len(items):
@@ -423,7 +439,7 @@ def _write_one(
     """Write one image; return how many cells lost pixels to others, and how many are left out because they have none."""
     record, image = item
     write_image = load("format", module.removeprefix("cellkit.formats.")).write_image
-    picture = None if beside is None else _picture_of(record, pictures)
-    path = folder / f"{image.name}{ending}" if picture is None else beside[picture]
+    picture = None if pictures is None else _picture_of(record, pictures)
+    path = folder / f"{image.name}{ending}" if beside is None else beside[picture]
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_image(path, image._replace(picture=picture))

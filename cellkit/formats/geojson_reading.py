@@ -12,6 +12,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -145,6 +146,22 @@ def read_geojson(
     numbers = np.array([one.number for one in cells], np.int64)
     maker = maker_of(ours.get("labels")) if ours else ""
     return Objects(found.without_ignored(), classes, numbers, nuclei, maker, tuple(notes))
+
+
+def class_names(path: str | Path) -> set[str]:
+    """Return the classes that the objects of a file name; those of an object that is damaged are left out.
+
+    Raises
+    ------
+    UserError
+        It is no GeoJSON, or damaged.
+    """
+    names = set()
+    for feature in top_of(path)[0]:
+        properties = feature.get("properties") if isinstance(feature, dict) else None
+        with suppress(UserError):
+            names.add(_class_of(properties.get("classification") if isinstance(properties, dict) else None, str(path)))
+    return {name for name in names if name and not is_ignored(name)}
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 from cellkit.cells.labels import LARGEST_ID, MOST_PX, MOST_PX_PER_BYTE, SURELY_PX, smallest_dtype
 from cellkit.errors import UserError, counted
 from cellkit.files import atomic_path
+from cellkit.formats.zarr_labels import is_zarr_labels, one_plane, read_zarr_labels
 
 # bilevel codes, none, LZW, PackBits, Deflate (two codes), PNG, LZMA, Zstandard; all others may change a pixel
 LOSSLESS_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 34933, 50000}
@@ -82,7 +83,9 @@ def read_labels(path: str | Path, plane: tuple[int, int] | None = None) -> np.nd
             f"{path} is '{suffix}', which cannot hold labels", "store labels as TIFF or PNG (lossless integers)"
         )
     try:
-        labels = _read_zarr(path, plane) if zarr else _read_tiff(path, plane) if suffix != ".png" else _read_png(path)
+        labels = (
+            read_zarr_labels(path, plane) if zarr else _read_tiff(path, plane) if suffix != ".png" else _read_png(path)
+        )
     except UserError as error:
         if str(path) in str(error):
             raise
@@ -189,31 +192,9 @@ def _read_tiff(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
     if plane is None:
         apart = [k for k, axis in enumerate(axes) if axis not in "YXS" and labels.ndim > 2 and labels.shape[k] > 1]
         for place in reversed(apart):
-            labels = _one_plane(labels, place, axes[place], path)
+            labels = one_plane(labels, place, axes[place], path)
     single = [axis for axis, length in enumerate(labels.shape) if length == 1]
     return np.squeeze(labels, tuple(single[: max(labels.ndim - 2, 0)]))
-
-
-def is_zarr_labels(path: Path) -> bool:
-    """Tell whether a folder is one of the label images of an OME-Zarr."""
-    return path.parent.name == "labels" and path.parent.parent.suffix.lower() == ".zarr" and path.is_dir()
-
-
-def _read_zarr(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
-    """Read the labels of an OME-Zarr at full resolution, without axes of length 1 before rows and columns."""
-    import zarr
-
-    group = zarr.open_group(str(path), mode="r")
-    attributes = dict(group.attrs)
-    scales = attributes.get("ome", attributes)["multiscales"][0]
-    array = group[str(scales["datasets"][0]["path"])]
-    if math.prod(array.shape) > MOST_PX:
-        raise UserError(f"{path} claims to be {array.shape} px", "cut the image into tiles")
-    labels = np.asarray(array[...])
-    for place in range(labels.ndim - 3, -1, -1) if plane is None else ():
-        labels = _one_plane(labels, place, "", path)
-    single = [axis for axis, length in enumerate(labels.shape[:-2]) if length == 1]
-    return np.squeeze(labels, tuple(single))
 
 
 def _plane_of(labels: np.ndarray, number: int, count: int, path: Path) -> np.ndarray:
@@ -224,18 +205,6 @@ def _plane_of(labels: np.ndarray, number: int, count: int, path: Path) -> np.nda
             "store one plane for each frame, or a label image for each, called after the frame (a_t0, a_t1, ...)",
         )
     return labels.reshape(-1, *labels.shape[-2:])[number]
-
-
-def _one_plane(labels: np.ndarray, axis: int, name: str, path: Path) -> np.ndarray:
-    """Return equal planes as one; the axis stays, of length 1."""
-    first = labels[(slice(None),) * axis + (slice(0, 1),)]
-    if (labels != first).any():
-        what = {"Z": "a z-stack", "T": "a time-lapse"}.get(name, "a stack")
-        raise UserError(
-            f"{path} holds labels of {what}, {labels.shape[axis]} planes that differ",
-            "give one label image (H, W) per picture: that of the projection, or a file per plane or time",
-        )
-    return first
 
 
 def _read_png(path: Path) -> np.ndarray:

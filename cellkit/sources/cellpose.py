@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from cellkit.config.sections import ConvertConfig
-from cellkit.errors import UserError
-from cellkit.microscope.folders import check_inside, list_files
 from cellkit.sources.folder import read_pictures
+from cellkit.sources.label_files import classes_drawn
 from cellkit.sources.listing import SourceImage
 
 ORDER = 80
@@ -30,12 +28,5 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
 
 def classes(root: Path) -> set[str]:
-    """Return the classes that the ``_seg.npy`` files below a folder name; damaged files name none."""
-    from cellkit.formats.seg import read_seg
-
-    names: set[str] = set()
-    for path in list_files(root, ("_seg.npy",), keep_labels=True):
-        with suppress(UserError):
-            check_inside(path, root)
-            names |= set(read_seg(path).classes)
-    return names
+    """Return the classes that the files of cells below a folder name."""
+    return classes_drawn(root)

@@ -8,17 +8,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cellkit.cells.labels import relabel
 from cellkit.cells.names import split_of_folder
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
+from cellkit.formats.any import Reading, read_cells
 from cellkit.log import LOG
 from cellkit.microscope.channel_files import ChannelFiles, join_channels
 from cellkit.microscope.file_info import only_headers
 from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, list_files
 from cellkit.microscope.open import why_unread
 from cellkit.sources.assign_splits import apart_from_bare, assign_splits
-from cellkit.sources.label_files import LabelFiles, label_folders
+from cellkit.sources.label_files import LabelFiles, classes_drawn, label_folders
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
     LEFT,
@@ -31,7 +31,15 @@ from cellkit.sources.listing import (
     failing,
     named_class,
 )
-from cellkit.sources.loading import check_same_way, check_shape, files_of, frames_of, perhaps, proposals_are_no_truth
+from cellkit.sources.loading import (
+    check_same_way,
+    check_shape,
+    files_of,
+    frames_of,
+    noted,
+    perhaps,
+    proposals_are_no_truth,
+)
 from cellkit.sources.own_split import with_own_split
 from cellkit.sources.source_tables import ClassTable, _key_of
 
@@ -43,16 +51,21 @@ def detect(root: Path) -> bool:
     return root.is_dir()
 
 
+def classes(root: Path) -> set[str]:
+    """Return the classes that the files of cells below a folder name."""
+    return classes_drawn(root)
+
+
 def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """Any folder of pictures or microscope files, with label images where they are found by name.
 
-    A label image is ``a_masks.tif`` or ``.png`` beside ``a.png`` (also _cp_masks, _labels, _label, _mask, _seg.npy), or
-    lies under ``labels/`` or ``masks/`` in place of ``images/`` (``<root>/images/x/a.png``, ``<root>/labels/x/a.tif``), or
-    below ``<root>/labels/`` at the same relative path. Folders that words of their names call labels (``train_masks`` beside
-    ``train_images``, ``labelsTr``, ``seg``, ``01_GT/SEG``) hold no pictures, see `cellkit.sources.label_files`. A stack of labels
-    has a plane for each frame of its file. Folders called train, val and test are the split, else lists (``train.txt``, ...)
-    or a table with a column ``split`` in the data folder; a folder called after a class is the cell type, and mixed images
-    are test images; other folders are the group.
+    A label image is ``a_masks.tif`` or ``.png`` beside ``a.png`` (also _cp_masks, _labels, _label, _mask, _seg.npy, and
+    QuPath's ``a.geojson``), or lies under ``labels/`` or ``masks/`` in place of ``images/`` (``<root>/images/x/a.png``,
+    ``<root>/labels/x/a.tif``), or below ``<root>/labels/`` at the same relative path. Folders that words of their names call
+    labels (``train_masks`` beside ``train_images``, ``labelsTr``, ``seg``, ``01_GT/SEG``) hold no pictures, see
+    `cellkit.sources.label_files`. A stack of labels has a plane for each frame of its file. Folders called train, val and test
+    are the split, else lists (``train.txt``, ...) or a table with a column ``split`` in the data folder; a folder called after a
+    class is the cell type, and mixed images are test images; other folders are the group.
 
     With ``config.pair`` = [img, mask] the images are the files with "img" in their name, and ``img2d.tif`` has its labels
     in ``mask2d.tif``.
@@ -88,7 +101,7 @@ def read_pictures(root: Path, config: ConvertConfig, folders_are_classes: bool =
         label_of = partial(labels.of_image, image) if pair is None else partial(labels.of_pair, path, pair)
         table.keys |= dict.fromkeys(files_of(image), _key_of(path.relative_to(root).as_posix()))
         for item in frames_of(image, root, config, label_of, table.rows_of):
-            items.append(_with_seg(item, labels.seg_of(path, item), root, path, config))
+            items.append(_with_cells(item, labels.cells_of, root, path, config))
     items, lists = with_own_split(items, root, config)
     also_used = labels.used | table.files | set(lists)
     left = [*table.unmatched(items), *leftovers(root, items, also_used, labels.looked_for(items))]
@@ -130,44 +143,47 @@ def _refuse_doubtful_splits(items: Sequence[SourceImage], config: ConvertConfig)
         )
 
 
-def _with_seg(item: SourceImage, seg: Path | None, root: Path, path: Path, config: ConvertConfig) -> SourceImage:
-    if seg is None:
+def _with_cells(item: SourceImage, cells_of: Callable, root: Path, path: Path, config: ConvertConfig) -> SourceImage:
+    """Return an image with the file that holds its cells with class, where there is one."""
+    try:
+        file = cells_of(path, item)
+    except UserError as error:
+        return replace(item, loader=failing(error.problem, error.remedy), bare=False)
+    if file is None:
         return item
-    loader = partial(_load_seg, item.loader, root, path, seg, item.cell_type, config)
-    return replace(item, loader=loader, files=(*item.files, seg), bare=False)
+    loader = partial(_load_cells, item.loader, root, path, file, item.cell_type, config)
+    return replace(item, loader=loader, files=(*item.files, file), bare=False)
 
 
-def _load_seg(
+def _load_cells(
     load: Callable[..., Loaded],
     root: Path,
     path: Path,
-    seg: Path,
+    file: Path,
     cell_type: str,
     config: ConvertConfig,
     convert: Convert,
 ) -> Loaded:
-    """Load an image and the cells of its ``_seg.npy``; refuse masks beside it that say otherwise."""
-    from cellkit.formats.seg import read_seg
-
+    """Load an image and the cells of its ``_seg.npy`` or GeoJSON; refuse masks beside it that say otherwise."""
     made = load(convert=convert)
-    check_inside(seg, root)
+    check_inside(file, root)
     if only_headers():  # which cells of which classes only the whole file tells
         return perhaps(made, range(len(config.classes) + 1))
-    found = read_seg(seg, config.classes)
+    found = read_cells(file, Reading(classes=config.classes), made.image.shape[:2])
     if found.made_by == "proposed":
-        raise proposals_are_no_truth(seg.name)
-    check_same_way(made, path, seg)
-    check_shape(found.labels.shape, made.image.shape[:2], seg, path)
-    if made.instances is not None and (relabel(found.labels)[0] != made.instances.paint(unknown=-1)).any():
+        raise proposals_are_no_truth(file.name)
+    check_same_way(made, path, file)
+    check_shape(found.cells.shape, made.image.shape[:2], file, path)
+    if made.instances is not None and (found.cells.paint(unknown=-1) != made.instances.paint(unknown=-1)).any():
         raise UserError(
-            f"{path.name} has masks beside it that differ from {seg.name}",
+            f"{path.name} has masks beside it that differ from {file.name}",
             "keep what you corrected last, remove the other",
         )
     own = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
     number = [own, *(class_id_of(name, config) for name in found.classes)]
-    return made._replace(
-        instances=found.instances.with_scores(1).with_classes([number[k] for k in found.instances.class_ids])
-    )
+    left = tuple(f"{file.name}: {one.reason.removeprefix(f'{file}: ')}" for one in found.quarantined)
+    cells = found.cells.with_scores(1).with_classes([number[k] for k in found.cells.class_ids])
+    return noted(made._replace(instances=cells, left_out=(*made.left_out, *left)), found.notes)
 
 
 def odd_folders(

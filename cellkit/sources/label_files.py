@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fastcore.basics import groupby
@@ -15,11 +16,17 @@ from fastcore.basics import groupby
 from cellkit.cells.names import LABEL_ENDINGS, LABEL_WORDS, plain, stem_of
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
+from cellkit.formats.any import Reading, read_cells
+from cellkit.formats.geojson import ENDINGS as GEOJSON
+from cellkit.formats.geojson import picture_stem
+from cellkit.formats.geojson_reading import class_names
+from cellkit.formats.zarr_labels import cells_in
 from cellkit.microscope.channel_files import ChannelFiles
-from cellkit.microscope.folders import IMAGE_FOLDERS, LABEL_FOLDERS, LABEL_SUFFIXES, list_files
+from cellkit.microscope.folders import IMAGE_FOLDERS, LABEL_FOLDERS, LABEL_SUFFIXES, check_inside, list_files
 from cellkit.sources.listing import SourceImage, named_class
 from cellkit.sources.loading import Label
 
+WHOLE_CELLS = ("_seg.npy", *GEOJSON)  # cells with class, where a label image has numbers
 LOSSY_SUFFIXES = (".jpg", ".jpeg")  # found, so that `read_labels` refuses them; an image without truth says nothing
 
 
@@ -30,8 +37,8 @@ class LabelFiles:
         self.root = root
         self.used: set[Path] = set()
         self.folders: dict[Path, tuple[str, ...]] = {}  # of label images, by other names, see `label_folders`
-        files = list_files(root, (*LABEL_SUFFIXES, *LOSSY_SUFFIXES, "_seg.npy"), keep_labels=True)
-        self.by_name = groupby(files, lambda path: plain((path.relative_to(root).parent / stem_of(path)).as_posix()))
+        files = list_files(root, (*LABEL_SUFFIXES, *LOSSY_SUFFIXES, *WHOLE_CELLS), keep_labels=True)
+        self.by_name = groupby(files, lambda path: plain((path.relative_to(root).parent / _stem(path)).as_posix()))
 
     def of_image(self, image: Path | ChannelFiles, suffix: str, number: int, count: int) -> Label | None:
         """Return the label image of a frame of a file, called after it or after its file; see `folder.read`.
@@ -53,15 +60,8 @@ class LabelFiles:
         return found or self._only_one(names_in_label_folders(folder, stems, self.folders), path)
 
     def _inside(self, path: Path) -> Path | None:
-        """Return the labels that lie in an OME-Zarr, listed there or not; refuse several."""
-        folder = path / "labels"
-        if path.suffix.lower() != ".zarr" or not folder.is_dir():
-            return None
-        found = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-        if len(found) > 1:
-            names = ", ".join(child.name for child in found)
-            raise UserError(f"{path.name} holds several label images: {names}", "keep those of the cells only")
-        return found[0] if found else None
+        """Return the labels that lie in an OME-Zarr, listed there or not; refuse several that others wrote."""
+        return cells_in(path)
 
     def of_pair(self, path: Path, pair: tuple[str, str], suffix: str, number: int, count: int) -> Label | None:
         """Return the label image whose name is that of the image with the one text in place of the other."""
@@ -88,15 +88,32 @@ class LabelFiles:
             )
         return found
 
-    def seg_of(self, path: Path, item: SourceImage) -> Path | None:
-        """Return the ``_seg.npy`` beside a file, or that of one of its frames."""
+    def cells_of(self, path: Path, item: SourceImage) -> Path | None:
+        """Return the ``_seg.npy`` beside a file, or that of one of its frames; else its GeoJSON, where labels may lie.
+
+        Raises
+        ------
+        UserError
+            There are several.
+        """
         relative = path.relative_to(self.root)
         frame = item.image_id.removeprefix(item.unit) if item.unit else ""
         for suffix in dict.fromkeys((frame, "")):
-            for seg in self.by_name.get(plain((relative.parent / f"{stem_of(path)}{suffix}_seg").as_posix()), ()):
-                if seg.suffix.lower() == ".npy":
-                    self.used.add(seg)
-                    return seg
+            stem = f"{stem_of(path)}{suffix}"
+            beside = self.by_name.get(plain((relative.parent / f"{stem}_seg").as_posix()), ())
+            names = [relative.parent / stem, *names_of_labels(relative.parent, [stem])]
+            names += names_in_label_folders(relative.parent, [stem], self.folders)
+            drawn = [one for name in dict.fromkeys(names) for one in self.by_name.get(plain(name.as_posix()), ())]
+            found = [one for one in beside if one.name.lower().endswith("_seg.npy")] or [
+                one for one in dict.fromkeys(drawn) if one.name.lower().endswith(GEOJSON)
+            ]
+            self.used.update(found)
+            if len(found) > 1:
+                raise UserError(
+                    f"{path.name} has several files of cells: {found[0]} and {found[1]}", "keep one of them"
+                )
+            if found:
+                return found[0]
         return None
 
     def looked_for(self, items: Sequence[SourceImage]) -> str:
@@ -113,11 +130,27 @@ class LabelFiles:
 
     def _only_one(self, names: Iterable[Path], image: Path) -> Path | None:
         paths = [path for name in names for path in self.by_name.get(plain(name.as_posix()), ())]
-        found = [path for path in dict.fromkeys(paths) if path != image and path.suffix.lower() != ".npy"]
+        found = [path for path in dict.fromkeys(paths) if path != image and not path.name.lower().endswith(WHOLE_CELLS)]
         self.used.update(found)
         if len(found) > 1:
             raise UserError(f"{image.name} has several label images: {found[0]} and {found[1]}", "keep one of them")
         return found[0] if found else None
+
+
+def _stem(path: Path) -> str:
+    """Return the name under which a file is found: without suffix, a GeoJSON without that of its picture either."""
+    return picture_stem(path.name) if path.name.lower().endswith(GEOJSON) else stem_of(path)
+
+
+def classes_drawn(root: Path) -> set[str]:
+    """Return the classes that the ``_seg.npy`` and GeoJSON files below a folder name; damaged files name none."""
+    names: set[str] = set()
+    for path in list_files(root, WHOLE_CELLS, keep_labels=True):
+        with suppress(UserError):
+            check_inside(path, root)
+            is_geojson = path.name.lower().endswith(GEOJSON)
+            names |= class_names(path) if is_geojson else set(read_cells(path, Reading(), None).classes)
+    return names
 
 
 def names_of_labels(folder: Path, stems: Iterable[str]) -> list[Path]:

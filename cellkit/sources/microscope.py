@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cellkit.config.sections import ConvertConfig
 from cellkit.sources.folder import read_pictures
+from cellkit.sources.label_files import classes_drawn
 from cellkit.sources.listing import SourceImage
 
 ORDER = 110
@@ -22,6 +23,7 @@ def classes(root: Path) -> set[str]:
     """Return the names of the folders, and the classes in the table of classes."""
     names = {child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")}
     names -= {"truth", "mixed"}
+    names |= classes_drawn(root)
     table = root / "truth" / "classes.csv"
     if table.is_file():
         with open(table, newline="", encoding="utf-8-sig") as file:
