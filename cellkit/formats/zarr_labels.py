@@ -69,12 +69,20 @@ def cells_in(path: Path) -> Path | None:
     """
     found = label_images_in(path)
     if len(found) > 1:
-        written = [child for child in found if about_labels(child).stamp]
+        written = [child for child in found if _is_ours(child)]
         if len(written) != 1:
             names = ", ".join(child.name for child in found)
             raise UserError(f"{path.name} holds several label images: {names}", "keep those of the cells only")
         found = written
     return next(iter(found), None)
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether cellkit wrote a label image, whoever changed it since."""
+    try:
+        return bool(about_labels(path).stamp)
+    except UserError:
+        return False
 
 
 def read_zarr_labels(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:

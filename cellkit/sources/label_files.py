@@ -20,7 +20,7 @@ from cellkit.formats.any import Reading, read_cells
 from cellkit.formats.geojson import ENDINGS as GEOJSON
 from cellkit.formats.geojson import picture_stem
 from cellkit.formats.geojson_reading import class_names
-from cellkit.formats.zarr_labels import cells_in
+from cellkit.formats.zarr_labels import about_labels, cells_in
 from cellkit.microscope.channel_files import ChannelFiles
 from cellkit.microscope.folders import IMAGE_FOLDERS, LABEL_FOLDERS, LABEL_SUFFIXES, check_inside, list_files
 from cellkit.sources.listing import SourceImage, named_class
@@ -143,13 +143,17 @@ def _stem(path: Path) -> str:
 
 
 def classes_drawn(root: Path) -> set[str]:
-    """Return the classes that the ``_seg.npy`` and GeoJSON files below a folder name; damaged files name none."""
+    """Return the classes that files of cells below a folder name (``_seg.npy``, GeoJSON, OME-Zarr); damaged ones name none."""
     names: set[str] = set()
     for path in list_files(root, WHOLE_CELLS, keep_labels=True):
         with suppress(UserError):
             check_inside(path, root)
             is_geojson = path.name.lower().endswith(GEOJSON)
             names |= class_names(path) if is_geojson else set(read_cells(path, Reading(), None).classes)
+    for path in list_files(root, (".zarr",)):
+        with suppress(UserError):
+            own = cells_in(path)
+            names |= set(about_labels(own).classes) if own is not None else set()
     return names
 
 

@@ -17,7 +17,8 @@ from cellkit.cells.labels import clean_labels, refuse_foreground
 from cellkit.cells.names import image_id_of, plain, split_of_folders, stem_of
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
-from cellkit.formats.label_images import labels_orientation, read_labels
+from cellkit.formats.label_images import labels_orientation, read_labels, stamp_of
+from cellkit.formats.zarr_labels import about_labels, is_zarr_labels
 from cellkit.microscope.channel_files import ChannelFiles, open_image
 from cellkit.microscope.convert import Conversion, blank_frame, chosen_channels, light_of_frame
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, Opened
@@ -143,9 +144,19 @@ def with_labels(
     labels = read_labels(label.path, label.plane)
     check_shape(labels.shape, made.image.shape[:2], label.path, path)
     class_id = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
-    ids = {number: known for number, (known, _) in (rows or {}).items()}
+    ids = _classes_inside(label.path, labels, config) | {number: known for number, (known, _) in (rows or {}).items()}
     cells = labelled(labels, class_id, ids, config.pieces, label.path)
     return made._replace(instances=cells, planes=f"{made.planes} {_check_rows(rows, labels, label)}".strip())
+
+
+def _classes_inside(path: Path, labels: np.ndarray, config: ConvertConfig) -> dict[int, int]:
+    """Return {label: class id} as the metadata of a label image in an OME-Zarr tell it; refuse a model's proposals."""
+    if not is_zarr_labels(path):
+        return {}
+    about = about_labels(path)
+    if about.made_by == "proposed" and about.stamp == stamp_of(labels):
+        raise proposals_are_no_truth(f"{path.parent.parent.name}/labels/{path.name}")
+    return {number: class_id_of(name, config) for number, name in about.class_of.items()}
 
 
 def proposals_are_no_truth(name: str) -> UserError:
