@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "evaluate": ("cells", "formats", "models", "scores"),
     "show": ("cells", "microscope", "models", "scores", "sources"),
     "predict": ("cells", "config", "fetch", "formats", "microscope", "models", "scores", "show", "sources"),
+    "export": ("cells", "fetch", "models", "predict"),
     "run": (
         "cells",
         "config",

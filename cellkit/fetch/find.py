@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cellkit.errors import UserError, nearest
+from cellkit.fetch.packages import is_package, weights_of_package
 from cellkit.fetch.registry import REGISTRY
 from cellkit.files import PACKAGE, sha256_file
 from cellkit.machine import here
@@ -25,7 +26,7 @@ def find_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
     ----------
     name : str or Path
         ``starter`` (shipped with the package), a name of ``cellkit fetch`` (``cyto3``, ...), ``RUN:NAME`` (a checkpoint
-        of a finished run), or a path. Nothing is downloaded.
+        of a finished run), or a path, that of a bioimage.io package (.zip) among them. Nothing is downloaded.
     also : sequence of str
         Other names that would do, listed in the error where there are no such weights.
 
@@ -55,7 +56,7 @@ def locate_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
 
     text = str(name)
     if here(text).is_file():
-        return here(text)
+        return weights_of_package(here(text)) if is_package(here(text)) else here(text)
     packaged = sorted(PACKAGED.glob("*.safetensors"))
     for path in packaged:
         if path.stem == text:

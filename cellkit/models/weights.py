@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from cellkit.errors import UserError
 from cellkit.files import read_json, sha256_file, write_json
 
+ZOO = "bioimage.io:"  # before the id of a parent in that collection
 WRAPPERS = ("_orig_mod.", "module.")  # before every name in the weights of a compiled or a distributed model
 OTHER_USE = {
     "torchvision": "give it as maskrcnn.start, with maskrcnn.backbone: resnet50_fpn_v2",
@@ -202,3 +203,13 @@ def add_to_card(path: str | Path, **metrics: Any) -> None:
     if side.is_file():
         fields = read_json(side)
         write_json(side, {**fields, "metrics": {**fields["metrics"], **metrics}}, indent=1)
+
+
+def parents_of(base: str | Path) -> list[str]:
+    """Return what a training from `base` has to name: that checkpoint, then what it was trained from itself.
+
+    A checkpoint that stands for another, as one taken in from bioimage.io does, is named as its card says.
+    """
+    side = Path(base).with_suffix(".json")
+    metrics = read_json(side)["metrics"] if side.is_file() else {}
+    return [metrics.get("known_as") or Path(base).stem, *metrics.get("parents", [])]

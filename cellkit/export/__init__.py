@@ -1,0 +1,4 @@
+"""What leaves for programs without cellkit: a network in the formats that they open, and what they have to know of it.
+
+It may import `cells`, `fetch`, `models`, `predict` and the ground.
+"""

@@ -1,0 +1,65 @@
+"""The formats in which a model leaves, and what each is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cellkit.errors import UserError
+from cellkit.export import texts
+from cellkit.export.network import exported, title_of_model
+from cellkit.files import write_text
+from cellkit.predict.model import Model
+
+FORMATS = {
+    "bioimageio": ".zip",
+    "onnx": ".onnx",
+    "torchscript": ".pt",
+    "torch-export": ".pt2",
+    "huggingface": "",
+}  # and how the name of what is written ends; "" = a folder
+
+
+def export_model(
+    model: Model, kind: str, out: str | Path, licence: str | None = None, authors: Sequence[str] = ()
+) -> list[str]:
+    """Write a model in a format of `FORMATS`; return what is to be said of it, line by line.
+
+    Beside a bare network (onnx, torchscript, torch-export) lies a page of the same name that says how its maps become masks.
+
+    Parameters
+    ----------
+    licence : str, optional
+        By its SPDX name; default: the one that the model's card begins with.
+    authors : sequence of str
+        Names, for the description of a bioimage.io package.
+
+    Raises
+    ------
+    UserError
+        The model cannot leave in that format, `out` is not called as it has to be, or as the writer of the format.
+    """
+    out, suffix = Path(out), FORMATS[kind]
+    if suffix and out.suffix.lower() != suffix:
+        raise UserError(f"{out} does not end with {suffix}", f"name the file so: -o {out.stem or 'model'}{suffix}")
+    if kind == "huggingface":
+        from cellkit.export.huggingface import write_folder
+
+        return [f"{out}: {title_of_model(model.name)} as a folder for the Hub", *write_folder(model, out, licence)]
+    network = exported(model)
+    if kind == "bioimageio":
+        from cellkit.export.bioimageio import write_package
+
+        return [f"{out}: {network.title} as a package of bioimage.io", *write_package(network, out, licence, authors)]
+    about = texts.about(network)
+    _writer(kind)(network.network, out, about)
+    page = out.with_suffix(".md")
+    write_text(page, texts.page(network, about, out.name))
+    return [f"{out}: {network.title}, planes (B, 2, H, W) -> maps (B, 3, H, W)", f"{page}: how maps become masks"]
+
+
+def _writer(kind: str) -> Callable[..., Path]:
+    from cellkit.export.onnx_graph import write_onnx
+    from cellkit.export.torch_files import write_program, write_torchscript
+
+    return {"onnx": write_onnx, "torchscript": write_torchscript, "torch-export": write_program}[kind]

@@ -1,0 +1,109 @@
+"""A folder for the Hugging Face Hub: safetensors, their card, and a README whose head machines read.
+
+Any checkpoint can leave so: whoever takes it uses cellkit.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cellkit.errors import UserError
+from cellkit.export.licences import licence_of, said_of
+from cellkit.export.network import parents_of, title_of_model
+from cellkit.export.texts import measured
+from cellkit.files import write_text
+from cellkit.predict.model import Model
+
+NAME = "model.safetensors"
+PAGE = """---
+{head}---
+
+# {title}
+
+{what}. It finds the cells in a 2D picture{classes}.
+
+```sh
+cellkit predict {name} IMAGES -o found.json --labels labels
+```
+
+`{name}` are the weights, `{card}` their card: settings, scores, sha256. cellkit refuses weights that are not those of their card.
+
+## How it is read
+
+```json
+{config}
+```
+
+Trained from: {parents}. Licence of what it learned from, in the words of its card: {licence}.
+
+{measured}"""
+
+
+def write_folder(model: Model, out: str | Path, licence: str | None) -> list[str]:
+    """Write a model as a folder that can be pushed to the Hub as it is; return what is to be said of it.
+
+    Parameters
+    ----------
+    out : path
+        A folder that does not exist, or one that was written so: it is replaced.
+    licence : str or None
+        See `cellkit.export.licences.licence_of`.
+
+    Raises
+    ------
+    UserError
+        The model has no weights, or another folder is there.
+    """
+    from cellkit.models import weights
+
+    out, first = Path(out), model.cell_classes or model.checkpoint
+    if first is None:
+        raise UserError(f"{model.name} has no weights", "export a model that was trained")
+    if out.exists() and not (out / NAME).is_file():
+        raise UserError(f"{out} exists and is no model that was exported", "name a folder that does not exist")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".cellkit-export-", dir=out.parent) as made:
+        folder = Path(made) / "model"
+        folder.mkdir()
+        if first.suffix == ".safetensors":
+            weights.copy_checkpoint(first, folder / Path(NAME).stem)
+        else:
+            weights.save_checkpoint(folder / NAME, weights.load_tensors(first), model.backend, config=model.config)
+        if model.cell_classes is not None:
+            weights.copy_checkpoint(model.checkpoint, folder / model.checkpoint.stem)
+        card = weights.read_card(folder / NAME)
+        spdx = licence_of(licence, card.licence)
+        write_text(folder / "README.md", _page(model, card, spdx))
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    return said_of(spdx, card.licence)
+
+
+def _page(model: Model, card: Any, licence: str | None) -> str:
+    import yaml
+
+    from cellkit.models import title_of
+
+    head = {
+        "license": licence.lower() if licence else "other",
+        "library_name": "cellkit",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["biology", "cells", "microscopy", "instance-segmentation", model.backend.replace("_", "-")],
+    }
+    return PAGE.format(
+        head=yaml.safe_dump(head, sort_keys=False),
+        title=title_of_model(model.name),
+        what=title_of(model.backend),
+        classes=f" and says of each which it is: {', '.join(card.classes)}" if card.classes else "",
+        name=NAME,
+        card=Path(NAME).with_suffix(".json"),
+        config=json.dumps(card.config, indent=1),
+        parents=", ".join(parents_of(card)) or "not known",
+        licence=card.licence or "it names none",
+        measured=measured(card.metrics),
+    )

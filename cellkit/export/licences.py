@@ -1,0 +1,43 @@
+"""The licence that goes along with a model, by the name that machines read (SPDX)."""
+
+from __future__ import annotations
+
+from cellkit.errors import UserError, nearest
+
+LICENCES = (
+    "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-3.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-3.0",
+    "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0", "CC-BY-ND-4.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0", "ISC", "MPL-2.0",
+    "GPL-2.0-only", "GPL-2.0-or-later", "GPL-3.0-only", "GPL-3.0-or-later", "LGPL-3.0-only", "LGPL-3.0-or-later",
+    "AGPL-3.0-only", "AGPL-3.0-or-later", "ODbL-1.0", "PDDL-1.0", "Unlicense",
+)  # fmt: skip
+
+
+def licence_of(given: str | None, card: str) -> str | None:
+    """Return the licence that is given, else the one that a card's text begins with; None where that is none.
+
+    Raises
+    ------
+    UserError
+        What is given is none of `LICENCES`.
+
+    Examples
+    --------
+    >>> licence_of(None, "CC0-1.0 (DSB2018 stage 1)"), licence_of(None, "of your images"), licence_of("MIT", "CC0-1.0")
+    ('CC0-1.0', None, 'MIT')
+    """
+    if given is not None:
+        if given not in LICENCES:
+            raise UserError(
+                f"'{given}' is no licence that is known here{nearest(given, LICENCES)}", f"use {', '.join(LICENCES)}"
+            )
+        return given
+    first = card.split()[0].rstrip(",;:") if card.split() else ""
+    return first if first in LICENCES else None
+
+
+def said_of(licence: str | None, card: str) -> list[str]:
+    """Return what is to be said where no licence goes along."""
+    if licence is not None:
+        return []
+    kept = f"its card says '{card}'" if card else "its card names none"
+    return [f"no licence goes along ({kept}): give one with --licence, e.g. CC-BY-4.0"]

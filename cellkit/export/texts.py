@@ -1,0 +1,114 @@
+"""What a person has to know who runs an exported network: what it is shown, and how its maps become masks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cellkit.export.network import Exported
+from cellkit.models.unet_maps import FRAME_PX
+
+SHOWN = {
+    "both": "cytoplasm, then nuclei",
+    "cytoplasm": "cytoplasm, then a channel of zeros",
+    "nuclei": "a channel of zeros, then nuclei",
+}
+READING = """## What it is shown
+
+A float32 tensor (pictures, 2, height, width): {channels}. For each picture:
+
+1. Scale it so that its cells are {cell_px:g} px wide. The cells of the training are {diameter_px:.3g} px wide: those pictures are
+   scaled by {scale:.3g}. What becomes smaller is scaled by area, what becomes larger bilinearly.{own_diameter}
+2. Bring the percentiles {low:g} and {high:g} of each channel of the whole picture to 0 and 1; nothing is cut off above or
+   below. A channel of one value becomes 0.
+3. Put {frame_px} px of zeros around it, and as many more at the right and below as make height and width multiples of 8.
+4. Of the answer, cut off what step 3 put on.
+
+A picture of more than 1,152 px is shown in tiles of 1,024 px that overlap by 128, and the maps are blended where they do.
+
+## What it answers
+
+A float32 tensor (pictures, 3, height, width): flow down and flow to the right, both times 5, and the cell probability as a
+logit. The style of the picture is computed inside.
+
+## From maps to masks
+
+Pixels whose logit is above {cellprob_threshold:g} follow the flows; those that meet are a cell. A mask is dropped if its flows
+are off by more than {flow_threshold:g} (0 = none is), or if it is smaller than {min_area_px} px of the picture. The package
+cellpose (4.2) does it, in Python:
+
+```python
+from cellpose.dynamics import resize_and_compute_masks
+
+masks = resize_and_compute_masks(
+    maps[:2],
+    maps[2],
+    cellprob_threshold={cellprob_threshold:g},
+    flow_threshold={flow_threshold:g},
+    min_size={min_area_px},
+    max_size_fraction=1.0,
+    resize=(height, width),  # of the picture; masks are (height, width), 0 = background
+)
+```
+
+How well it did on pictures that it was not trained on is below.
+"""
+MEASURED = """## Validation
+
+Measured when it was made:
+
+```json
+{metrics}
+```
+
+Count on your own pictures: draw the outlines of some, and compare. cellkit does that with `cellkit score TRUTH FOUND`.
+"""
+OWN_DIAMETER = """
+   When cellkit reads it, the diameter is that of the cells found in a first pass, picture by picture (between a half and twice
+   that one)."""
+
+
+def reading(model: Exported) -> str:
+    """Return, in Markdown, how a network's maps are made and read, with the numbers of its card."""
+    used = model.used
+    return READING.format(
+        channels=SHOWN[used["channels"]],
+        cell_px=model.cell_px,
+        diameter_px=used["diameter_px"],
+        scale=model.cell_px / used["diameter_px"],
+        own_diameter=OWN_DIAMETER if used["diameter_of"] == "image" else "",
+        low=used["normalise"][0],
+        high=used["normalise"][1],
+        frame_px=FRAME_PX,
+        cellprob_threshold=used["cellprob_threshold"],
+        flow_threshold=used["flow_threshold"],
+        min_area_px=used["min_area_px"],
+    )
+
+
+def measured(metrics: dict[str, Any]) -> str:
+    """Return, in Markdown, what the card of a model says of its scores."""
+    return MEASURED.format(metrics=json.dumps(metrics or {"nothing": "said in the card"}, indent=1))
+
+
+def about(model: Exported) -> dict[str, Any]:
+    """Return what the metadata of an exported file say: what it is read with, its classes, scores and licence."""
+    from cellkit import __version__
+
+    card = model.card
+    return {
+        "made_by": f"cellkit {__version__}",
+        "name": model.title,
+        "backend": "cellpose_unet",
+        "config": {**model.used, "widths": list(model.network.widths), "cell_px": model.cell_px},
+        "metrics": card.metrics if card else {},
+        "licence": card.licence if card else "",
+    }
+
+
+def page(model: Exported, about: dict[str, Any], name: str) -> str:
+    """Return all that is to be known of an exported network, in Markdown; `name` is its file."""
+    size = sum(tensor.numel() for tensor in model.network.parameters())
+    parents = ", ".join(model.parents) or "not known"
+    head = f"# {model.title}\n\n`{name}` is a Cellpose U-Net of {size:,} parameters. Trained from: {parents}.\n"
+    return "\n".join([head, reading(model), measured(about["metrics"])])
