@@ -82,7 +82,8 @@ def _read_whole(folder: Path, how: Reading) -> CellDataset:
     name = "labels" if "labels" in found else found[0]
     side, failed = _read_files(folder, name, None, how)
     if failed:
-        raise UserError(*failed[0].reason.removeprefix("UserError: ").split("\n", 1))
+        reason = failed[0].reason.removeprefix("UserError: ")
+        raise UserError(*(reason.split("\n", 1) if "\n" in reason else reason.rsplit("; ", 1)))
     return side
 
 

@@ -1,4 +1,4 @@
-"""Ten thousand mangled files are read right or refused.
+"""Eleven thousand mangled files are read right or refused.
 
 They are read in a process of their own, with little memory and a watch, so that a crash, a hang or a bomb in a library is a
 failure of one test and names its file. ``python tests/formats/test_fuzz.py coco 1234 FILE`` writes number 1234 again.
@@ -14,6 +14,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -25,11 +26,12 @@ from cellkit.cells.instances import Instances
 from cellkit.commands.comparison import score_sides
 from cellkit.commands.main import main
 from cellkit.errors import UserError
-from cellkit.formats.any import read_side
+from cellkit.formats.any import read_folder, read_side
+from cellkit.formats.geojson import write_geojson
 from cellkit.formats.sides import match_sides
 from cellkit.formats.submission_check import check_submission
 
-MANGLED = {"coco": 4_000, "results": 3_000, "csv": 3_000}
+MANGLED = {"coco": 4_000, "results": 3_000, "csv": 3_000, "geojson": 1_000}
 SLOWEST_S = 2.0  # what any one small file may take
 MEMORY_BYTES = 3 * 2**30
 
@@ -114,7 +116,18 @@ def good_csv():
     return "".join(f"{row}\n" for row in ["id,predicted", *(f"a,{t}" for t in cells.to_kaggle_rle("row-major")), "b,"])
 
 
+def good_geojson():
+    """One image as cellkit writes it: detections, a cell with its nucleus, a hole, pieces, a region to ignore."""
+    labels = np.array([[1, 1, 1, 0, 0, 0, 2], [1, 0, 1, 0, 3, 3, 0], [1, 1, 1, 0, 3, 3, 2], *[[0] * 7] * 3])
+    cells = Instances.from_labels(labels, [1, 2, 0], [0.2, 0.5, 1]).with_unknown(np.arange(42).reshape(SHAPE) > 34)
+    nuclei = Instances.from_masks([labels == 9, labels == 9, (labels == 3) & (np.arange(7) == 4)], SHAPE)
+    with tempfile.TemporaryDirectory() as folder:
+        about = {"nuclei": nuclei, "measured": {"area_px": cells.areas_px}}
+        return write_geojson(Path(folder, "a.geojson"), cells, ("HEK", "N2a"), **about).read_text(encoding="utf-8")
+
+
 GOOD = {"coco": json.dumps(good_coco()), "results": json.dumps(good_results()), "csv": good_csv()}
+GOOD["geojson"] = good_geojson()
 
 
 def places(value, at=()):
@@ -203,6 +216,10 @@ def read_mangled(kind, path, truth, number):
         truth = side
     elif kind == "results":
         side = read_side(path, of=truth, common=number % 2 == 0)
+    elif kind == "geojson":
+        side, left_out = (read_side(path, shapes={"mangled": SHAPE}), []) if number % 3 == 0 else read_folder(path)
+        assert all(item.reason for item in left_out)
+        truth = side
     else:
         shapes = {"a": SHAPE, "b": SHAPE}
         problems = check_submission(path, "sartorius", shapes)
@@ -243,7 +260,8 @@ def assert_sound(cells, shape, classes):
 
 def read_all(kind, folder):
     """Read every mangled file of a kind; return how many were read and refused, the slowest, and what failed."""
-    truth_path, path = Path(folder, "truth.json"), Path(folder, "mangled.csv" if kind == "csv" else "mangled.json")
+    ending = kind if kind in ("csv", "geojson") else "json"
+    truth_path, path = Path(folder, "truth.json"), Path(folder, f"mangled.{ending}")
     truth_path.write_text(json.dumps(good_coco()))
     truth, told = read_side(truth_path), {"read": 0, "refused": 0, "slowest_s": 0.0, "slowest": -1, "failed": []}
     at = os.open(Path(folder, "at"), os.O_RDWR | os.O_CREAT)
@@ -273,7 +291,7 @@ def read_all(kind, folder):
 
 @pytest.mark.parametrize("kind", MANGLED)
 def test_ten_thousand_mangled_files_are_read_right_or_refused(kind, tmp_path):
-    assert sum(MANGLED.values()) == 10_000
+    assert sum(MANGLED.values()) == 11_000
     command = [sys.executable, "-X", "faulthandler", __file__, kind, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     at = (tmp_path / "at").read_text() if (tmp_path / "at").exists() else "?"
