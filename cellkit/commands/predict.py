@@ -29,7 +29,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=models)
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="pictures or microscope files, folders, patterns")
     parser.add_argument("-o", "--out", required=True, metavar="OUT.json", help="COCO file with scores")
-    parser.add_argument("--labels", metavar="DIR", help="also one label image (TIFF) per image")
+    parser.add_argument("--labels", metavar="DIR", help="also one file of cells per image: a label image (TIFF)")
+    parser.add_argument(
+        "--format", default="tif", metavar="F", help="of the files in --labels: tif, png, roi or geojson"
+    )
     parser.add_argument("--overlays", metavar="DIR", help="also one PNG per image with the outlines drawn")
     parser.add_argument("--diameter", metavar="PX", help="cell diameter in px of the given files, or auto: estimated")
     parser.add_argument(
@@ -68,7 +71,7 @@ def run(given: argparse.Namespace) -> Answer:
     specs = [given.model, *(given.fuse or [])]
     model = fuse_models(specs, weights, overrides, settings) if given.fuse else open_model(given.model, overrides)
     conversion = conversion_of(given, model.conversion)
-    done = predict_files(model, given.images, given.out, given.labels, given.overlays, conversion)
+    done = predict_files(model, given.images, given.out, given.labels, given.overlays, conversion, given.format)
     list_quarantined(done.quarantined)
     classes = ", ".join(f"{name} {count}" for name, count in done.cells_by_class.items() if name != "unknown")
     text = f"{done.path}: {counted(done.images, 'image')}, {counted(done.cells, 'cell')}{f' ({classes})' if classes else ''}"

@@ -57,6 +57,7 @@ def predict_files(
     labels: str | Path | None = None,
     overlays: str | Path | None = None,
     conversion: Conversion | None = None,
+    form: str = "tif",
 ) -> Predicted:
     """Find the cells of every image and write them as one COCO file with scores; one image in memory at a time.
 
@@ -69,11 +70,14 @@ def predict_files(
     out : path
         The COCO file. Image ids, file names and sizes are those of the files; written last and whole.
     labels : path, optional
-        Folder for one label image (TIFF) per image.
+        Folder for one file of cells per image.
     overlays : path, optional
         Folder for one PNG per image with the outlines drawn.
     conversion : Conversion, optional
         For files that are no RGB pictures; default that of the model's run.
+    form : str
+        What is written into `labels`: "tif", "png", "roi", "geojson", or another of `cellkit.formats.any.writable` that goes
+        without the picture.
 
     Returns
     -------
@@ -86,16 +90,17 @@ def predict_files(
         No image, none that could be used, two images of one id, or a place that cannot be written.
     """
     out, folders = Path(out), [Path(folder) for folder in (labels, overlays) if folder is not None]
+    ending = _ending_of(form, labels)
     conversion = conversion or model.conversion
     links: list[Quarantined] = []
     frames, quarantined = find_frames(find_images(images, avoid=folders, outside=links))
     quarantined = links + quarantined
     refuse_inputs_as_outputs(frames, [out.parent / out.name, *folders])
     if labels is not None:
-        _refuse_corrections(frames, Path(labels))
+        _refuse_corrections([Path(labels) / f"{frame.image_id}{ending}" for frame in frames])
     with _parts_of(out, folders) as parts:
         model = _with_diameter(model, frames, conversion)
-        job = _Job(model, conversion, parts, labels, overlays, out)
+        job = _Job(model, conversion, parts, labels, overlays, out, form)
         done, resumed = job.run(frames, quarantined)
         if not done:
             raise none_used(len(frames), quarantined)
@@ -112,8 +117,10 @@ def predict_files(
 class _Job:
     """One call of `predict_files`: what makes an image's result what it is, and where it waits."""
 
-    def __init__(self, model: Model, conversion: Conversion | None, parts: Path, labels, overlays, out: Path):
-        self.model, self.conversion, self.parts, self.out = model, conversion, parts, out
+    def __init__(
+        self, model: Model, conversion: Conversion | None, parts: Path, labels, overlays, out: Path, form: str
+    ):
+        self.model, self.conversion, self.parts, self.out, self.form = model, conversion, parts, out, form
         self.labels = Path(labels) if labels is not None else None
         self.overlays = Path(overlays) if overlays is not None else None
         self.hashed: tuple[Path | None, str] = (None, "")
@@ -192,7 +199,8 @@ class _Job:
         if not part.is_file() or (self.overlays and not (self.overlays / f"{frame.image_id}.png").is_file()):
             return False
         if self.labels:
-            self._write_labels(frame, read_coco(part).instances[0])
+            coco = read_coco(part)
+            self._write_labels(frame, coco.instances[0], coco.classes)
         return True
 
     def _keep(self, frame: Frame, picture: Picture, found: Instances, part: Path) -> None:
@@ -204,7 +212,7 @@ class _Job:
             write_overlay(self.overlays / f"{frame.image_id}.png", picture.image, found, self.model.classes)
         found = fit_to(found, picture.file_shape)
         if self.labels:
-            self._write_labels(frame, found)
+            self._write_labels(frame, found, self.model.classes)
         record = ImageRecord(
             image_id=frame.image_id,
             path=frame.relative,
@@ -226,14 +234,13 @@ class _Job:
         noted = [(frame.image_id, note) for frame in frames for note in self.notes.get(frame.image_id, frame.notes)]
         log_notes([{"image_id": name, "note": note} for name, note in noted], "`cellkit inspect` says them of a file")
 
-    def _write_labels(self, frame: Frame, found: Instances) -> None:
-        from cellkit.formats.label_images import stamp_of, write_labels
-        from cellkit.formats.labels import refuse_picture
+    def _write_labels(self, frame: Frame, found: Instances, classes: Sequence[str]) -> None:
+        from cellkit.formats.any import writable
+        from cellkit.formats.contract import ImageToWrite
 
-        path = self.labels / f"{frame.image_id}.tif"
-        refuse_picture(path)
-        labels = found.paint()
-        write_labels(path, labels, stamp_of(labels))
+        module = writable()[self.form]
+        image = ImageToWrite(frame.image_id, found, tuple(classes), form=self.form)
+        module.write_image(self.labels / f"{frame.image_id}{module.WRITES[self.form]}", image)
 
 
 def segmented(
@@ -339,15 +346,32 @@ def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
     shutil.rmtree(parts)
 
 
-def _refuse_corrections(frames: Sequence[Frame], folder: Path) -> None:
-    """Refuse to write over label images that somebody corrected since, before anything is predicted."""
-    from cellkit.formats.label_images import refuse_changed
-    from cellkit.formats.labels import refuse_picture
+def _ending_of(form: str, labels: str | Path | None) -> str:
+    """Return how the files of a form end; refuse a form that is none, or needs the picture."""
+    from cellkit.formats.any import writable
 
-    for frame in frames:
-        path = folder / f"{frame.image_id}.tif"
-        refuse_picture(path)
-        refuse_changed(path)
+    forms = {name: module for name, module in writable().items()
+             if not getattr(module, "NEEDS_PICTURES", False) and not getattr(module, "TAKES_PICTURES", False)}  # fmt: skip
+    if form not in forms:
+        later = "; for others predict first, then: cellkit labels OUT.json -o DIR --format F --images IMAGES"
+        raise UserError(f"no format '{form}' to predict into", f"choose from {', '.join(forms)}{later}")
+    if form != "tif" and labels is None:
+        raise UserError(f"--format {form}, and no folder for the files", "name it: --labels DIR")
+    return forms[form].WRITES[form]
+
+
+def _refuse_corrections(paths: Sequence[Path]) -> None:
+    """Refuse to write over files of cells that somebody corrected since, before anything is predicted."""
+    from cellkit.formats.any import written_here
+    from cellkit.formats.label_images import refuse_changed
+    from cellkit.formats.labels import ENDINGS, refuse_picture
+
+    for path in paths:
+        if path.name.lower().endswith(ENDINGS):
+            refuse_picture(path)
+            refuse_changed(path)
+        elif path.is_file() and not written_here(path):
+            raise UserError(f"{path} is there and not as cellkit wrote it: it may hold corrections", "move it away")
 
 
 def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """A folder of corrected labels as the label tools left it: what is used for which image, and what is named instead."""
 
+import json
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.formats.any import write_folder
+from cellkit.formats.geojson import write_geojson
 from cellkit.formats.label_images import write_labels
 from cellkit.formats.labels import write_label_png
 from cellkit.formats.roi import write_rois
@@ -246,7 +248,7 @@ def test_of_two_files_the_one_that_was_changed_is_used(images, proposals, folder
     assert (corrections["HEK_a"].path.name, unused, beside) == ("HEK_a_rois.zip", [], ["HEK_a.tif"])
 
 
-@pytest.mark.parametrize("form", ["tif", "seg", "roi"])
+@pytest.mark.parametrize("form", ["tif", "seg", "roi", "geojson"])
 def test_what_another_model_proposed_is_no_correction_until_somebody_changes_it(
     images, proposals, folder, tmp_path, form
 ):
@@ -257,6 +259,18 @@ def test_what_another_model_proposed_is_no_correction_until_somebody_changes_it(
     by_fiji(folder, "HEK_b")
     seen = read_corrections(images, proposals, folder)[0]
     assert [name for name in NAMES if seen[name].by_person] == ["HEK_b"]
+
+
+@pytest.mark.parametrize("name", ["HEK_a.geojson", "HEK_a.png.geojson"])
+def test_what_qupath_saved_is_a_correction(images, proposals, folder, name):
+    data = json.loads(write_geojson(folder / name, Instances.from_labels(TRUE), ("HEK",)).read_text())
+    (folder / name).write_text(json.dumps(data["features"]))
+    item = choose_labels(images, proposals, {}, str(folder))[0]
+    assert item.made_by == "corrected"
+    np.testing.assert_array_equal(item.labels, Instances.from_labels(TRUE).paint())
+    (folder / name).write_text("{")
+    with pytest.raises(UserError, match="is no JSON"):
+        choose_labels(images, proposals, {}, str(folder))
 
 
 @pytest.mark.parametrize("name", ["HEK_a.tif", "HEK_a_masks.tif", "HEK_a.png"])
