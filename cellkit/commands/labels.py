@@ -37,7 +37,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--suffix", default="", metavar="TEXT", help="end of the names of tif and png, e.g. _cp_masks")
     parser.add_argument(
-        "--nuclei", metavar="FILE", help="for geojson: nuclei of the same images, kept with their cells"
+        "--nuclei",
+        dest="nuclei_labels",
+        metavar="FILE",
+        help="for geojson: nuclei of the same images, kept with their cells",
     )
     parser.add_argument(
         "--measurements",
@@ -76,7 +79,7 @@ def run(given: argparse.Namespace) -> Answer:
     run = run_of(given.coco_file) if with_picture else None
     images = given.images or (run / "images" if run is not None else None)
     how = {"form": given.format, "images": images, "suffix": given.suffix}
-    how |= {"nuclei": _nuclei(given.nuclei, coco), "measured": _measured(given.measurements, coco)}
+    how |= {"nuclei": _nuclei(given.nuclei_labels, coco), "measured": _measured(given.measurements, coco)}
     done = write_folder(given.out, coco.records, coco.instances, coco.classes, **how, made_by=coco.made_by)
     list_quarantined(done.quarantined)
     proposed = coco.made_by.count("proposed")
