@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import shapely
 from exchange_cases import CLASSES, TWO, cells, refused, two
 from hypothesis import given, settings
 
@@ -88,7 +89,6 @@ def test_a_thousand_scenes_come_back_pixel_by_pixel(tmp_path):
 @settings(max_examples=100, deadline=None)
 @given(cells(overlapping=False))
 def test_shapely_finds_every_polygon_valid_and_of_the_same_area(found):
-    shapely = pytest.importorskip("shapely")
     for area, polygons in zip(found.areas_px.tolist(), simple_polygons(found), strict=True):
         shape = shapely.MultiPolygon([shapely.Polygon(shell, holes) for shell, *holes in polygons])
         assert shapely.is_valid(shape), shapely.is_valid_reason(shape)
@@ -96,7 +96,6 @@ def test_shapely_finds_every_polygon_valid_and_of_the_same_area(found):
 
 
 def test_shapely_opens_a_file(tmp_path):
-    shapely = pytest.importorskip("shapely")
     labels = np.zeros((9, 9), np.int32)
     labels[1:8, 1:8], labels[3:6, 3:6], labels[4, 4], labels[0, 8] = 1, 0, 1, 2
     found = Instances.from_labels(labels)
