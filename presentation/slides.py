@@ -22,6 +22,7 @@ from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.machine import here
 from cellkit.models import model_name, order_models
+from cellkit.pages.measurements import measured_words
 from cellkit.pages.results import RunFiles, in_words, with_interval
 from cellkit.pages.scores import PROCESSORS, comparisons, kept_words
 from cellkit.scores.attribution import gains
@@ -31,6 +32,7 @@ from cellkit.show.charts import show_curves, show_gains, show_history, show_scor
 from cellkit.show.conversion import show_channels, show_conversion
 from cellkit.show.counts import show_counts
 from cellkit.show.explained import flow_colours, show_convolution
+from cellkit.show.measurements import groups_of, measures_of, show_measures
 from cellkit.show.overlays import show_errors, show_overlay, verdicts
 from cellkit.show.sheets import show_sheet
 from cellkit.show.style import class_name
@@ -526,6 +528,26 @@ def counts(files: RunFiles) -> Slide:
     return Slide("counts", "How many of each line?", points, draw, alt, foot(files, split))
 
 
+def measurements(files: RunFiles) -> Slide:
+    """Show how large, how round and how bright the cells of each line are."""
+    cells = files.cells
+    if cells.empty:
+        raise UserError("cells.csv has no rows: no cell was found")
+    column, title = next(iter(measures_of(cells).items()))
+    medians = ", ".join(
+        f"{name} {group[column].median():.3g} (n = {len(group)})"
+        for name, group in groups_of(cells).items()
+        if len(group)
+    )
+    points = [
+        f"{measured_words(files)} Median {title}: {medians}. Brightness is that of the microscope's own file, in its own "
+        "values, less the median between the cells."
+    ]
+    alt = f"Distributions of size, shape and brightness by line and class. Median {title}: {medians}."
+    draw = lambda f: show_measures(cells, f)  # noqa: E731
+    return Slide("measurements", "How large and how bright", points, draw, alt, foot(files), wide=True)
+
+
 def with_sum(rows: pd.DataFrame) -> pd.DataFrame:
     """Add the sum over the images as the image "all"."""
     numbers = [name for name in ("found", "truth") if name in rows]
@@ -671,6 +693,7 @@ SLIDES = (
     results,
     curves,
     counts,
+    measurements,
     failures,
     again,
 )

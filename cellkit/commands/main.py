@@ -23,9 +23,9 @@ from cellkit.log import show_log
 from cellkit.modules import load_all
 
 PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-PATHS = ("against", "coco", "coco_file", "config", "curve", "file", "fuse", "given", "images", "input", "into", "labelled",
-         "labels", "lock", "measurements", "model", "nuclei_labels", "out", "overlays", "path", "predictions", "run", "sample",
-         "to", "truth", "wheels")  # arguments where ~ is the home folder  # fmt: skip
+PATHS = ("against", "cells", "coco", "coco_file", "config", "curve", "file", "fuse", "given", "images", "input", "into",
+         "labelled", "labels", "lock", "measurements", "model", "nuclei_labels", "out", "overlays", "path", "predictions",
+         "run", "sample", "to", "truth", "wheels")  # arguments where ~ is the home folder  # fmt: skip
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # that word processors and web pages make of -
 
 

@@ -34,6 +34,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--format", default="tif", metavar="F", help="of the files in --labels: tif, png, roi or geojson"
     )
     parser.add_argument("--overlays", metavar="DIR", help="also one PNG per image with the outlines drawn")
+    parser.add_argument(
+        "--cells", metavar="CELLS.csv", help="also a table with a row per cell (.csv or .parquet): cellkit measure"
+    )
     parser.add_argument("--diameter", metavar="PX", help="cell diameter in px of the given files, or auto: estimated")
     parser.add_argument(
         "--fuse", metavar="MODEL", action="append", help="fuse MODEL with this one too; may be repeated"
@@ -52,11 +55,16 @@ def run(given: argparse.Namespace) -> Answer:
     UserError
         The diameter given twice, or how to fuse where nothing is fused; or as `open_model`, `fuse_models` and `predict_files`.
     """
+    from pathlib import Path
+
     from cellkit.config.reading import set_strings
+    from cellkit.measure.images import check_table_name, measure_files, write_cells
     from cellkit.models.shared.fusion import FusionSettings
     from cellkit.predict.files import predict_files
     from cellkit.predict.joined import fuse_models, open_model
 
+    if given.cells is not None:
+        check_table_name(given.cells)
     overrides = set_strings(given.overrides)
     if given.diameter is not None:
         if "diameter_px" in overrides:
@@ -72,7 +80,13 @@ def run(given: argparse.Namespace) -> Answer:
     model = fuse_models(specs, weights, overrides, settings) if given.fuse else open_model(given.model, overrides)
     conversion = conversion_of(given, model.conversion)
     done = predict_files(model, given.images, given.out, given.labels, given.overlays, conversion, given.format)
-    list_quarantined(done.quarantined)
+    skipped, table = list(done.quarantined), ""
+    if given.cells is not None:
+        folders = [Path(folder) for folder in (given.labels, given.overlays) if folder is not None]
+        measured = measure_files(given.images, done.path, conversion=conversion, avoid=folders)
+        skipped += [one for one in measured.quarantined if one.item not in {other.item for other in done.quarantined}]
+        table = f"; {write_cells(given.cells, measured.table)}: a row for each"
+    list_quarantined(skipped)
     classes = ", ".join(f"{name} {count}" for name, count in done.cells_by_class.items() if name != "unknown")
     text = f"{done.path}: {counted(done.images, 'image')}, {counted(done.cells, 'cell')}{f' ({classes})' if classes else ''}"
-    return Answer(text, exit_code(done.quarantined, given.allow_skips))
+    return Answer(text + table, exit_code(skipped, given.allow_skips))

@@ -359,6 +359,9 @@ class EvaluateConfig(Section):
         1000, ge=0, description="resamples of the images (groups, where they have any) for intervals; 0 = none"
     )
     error_images: int = Field(3, ge=0, description="images shown with their errors")
+    measure: str | None = Field(
+        None, description="model whose cells are measured; null = the one that names classes, else the one handed in"
+    )
 
     @property
     def caution(self) -> str:

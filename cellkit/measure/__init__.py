@@ -1,6 +1,6 @@
 """How large, how round, how bright: a table with one row per cell, from its pixels and the raw channels of its file.
 
-It may import `cells`, `formats`, `microscope` and the ground.
+It may import `cells`, `config`, `formats`, `microscope`, `sources` and the ground.
 """
 
 from pkgutil import extend_path

@@ -54,6 +54,7 @@ def measure_files(
     conversion: Conversion | None = None,
     um_per_px: float = math.nan,
     workers: int = 1,
+    avoid: Sequence[Path] = (),
 ) -> Measured:
     """Measure cells in the raw files that they were found in; images are matched by name.
 
@@ -71,6 +72,8 @@ def measure_files(
         default the brightest.
     um_per_px : float
         Side of a pixel, in place of what the files say; nan: as they say.
+    avoid : sequence of Path
+        Folders below those of the images that hold none.
 
     Returns
     -------
@@ -83,7 +86,7 @@ def measure_files(
         Nothing to read, no image that both have, or none that could be measured.
     """
     links: list[Quarantined] = []
-    frames, failed = find_frames(find_images(images, outside=links))
+    frames, failed = find_frames(find_images(images, avoid=avoid, outside=links))
     side, unread = read_cells(labels, convention)
     others, more = (None, []) if nuclei is None else read_cells(nuclei, convention)
     pairs, alone, notes = _matched(side, frames)

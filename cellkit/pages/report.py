@@ -15,7 +15,7 @@ from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import write_text
 from cellkit.models import model_name, order_models
-from cellkit.pages import images, scores
+from cellkit.pages import images, measurements, scores
 from cellkit.pages.results import Picture, RunFiles, Table, Words, with_interval
 from cellkit.run.folder import Stage
 
@@ -133,6 +133,7 @@ CHAPTERS = (
     ("curves", "Over the IoU thresholds", scores.curves_chapter),
     ("parts", "By line, class and size", scores.parts_chapter),
     ("counts", "How many of each line", scores.counts_chapter),
+    ("measured", "How large and how bright", measurements.measurements_chapter),
     ("classes", "Confusion matrix of the classes", scores.classes_chapter),
     ("errors", "The worst images", scores.errors_chapter),
     ("lost", "Where the score is lost", scores.lost_chapter),

@@ -106,6 +106,7 @@ STAGE_OF = {
     "scores.csv": "06_evaluate_map_iou",
     "counts.csv": "06_evaluate_map_iou",
     "attribution.csv": "06_evaluate_map_iou",
+    "cells.csv": "06_evaluate_map_iou",
     "summary.json": "06_evaluate_map_iou",
     "correct_first.csv": "02_label_with_cellpose",
     "label_changes.csv": "02_label_with_cellpose",
@@ -166,7 +167,7 @@ class RunFiles:
         )
         for column in table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]:
             table[column] = table[column].fillna("").astype(str)
-        for column in {"cell_type", "group", "split", "class_name", "size"} & set(table.columns):
+        for column in {"cell_type", "group", "split", "class_name", "size", "line", "class"} & set(table.columns):
             table[column] = table[column].astype(object).fillna("").astype(str)
         return table
 
@@ -272,6 +273,11 @@ class RunFiles:
     def attribution(self) -> pandas.DataFrame:
         """attribution.csv, of `attribution.attribute`."""
         return self.table("attribution.csv")
+
+    @cached_property
+    def cells(self) -> pandas.DataFrame:
+        """cells.csv, of `cellkit.measure.of_run.measure_run`."""
+        return self.table("cells.csv")
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Any images through any model: a name becomes a model, files become instances.
 
 Everything that changes a prediction is a function from Segmenter to Segmenter. It may import `cells`, `config`, `fetch`,
-`formats`, `microscope`, `models`, `scores`, `show`, `sources` and the ground.
+`formats`, `measure`, `microscope`, `models`, `scores`, `show`, `sources` and the ground.
 """

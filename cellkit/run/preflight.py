@@ -207,15 +207,17 @@ def check_model_memory(outlook: Outlook) -> None:
 
 # ---- what is reported and handed in ------------------------------------------------------------------------------------
 def check_evaluation(outlook: Outlook) -> None:
-    """Refuse a model to hand in, or to fuse, that no stage makes."""
+    """Refuse a model to hand in, to measure the cells of, or to fuse, that no stage makes."""
     cfg = outlook.cfg.evaluate
     models = [*MODELS, *([TEACHER] if outlook.cfg.label.teacher else []), *_models_of_recipes()]
     for name in cfg.fuse:
         if not any(fnmatchcase(name, model) for model in models):
             check_submit(name, models, "fuse")
     models += [FUSED] if cfg.fuse else []
-    if cfg.submit != "best" and not any(fnmatchcase(cfg.submit, name) for name in models):
-        check_submit(cfg.submit, models)
+    named = {"submit": cfg.submit if cfg.submit != "best" else None, "measure": cfg.measure}
+    for key, model in named.items():
+        if model is not None and not any(fnmatchcase(model, name) for name in models):
+            check_submit(model, models, key)
 
 
 def _models_of_recipes() -> list[str]:

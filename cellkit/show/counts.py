@@ -105,7 +105,7 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None) -> np.ndar
     looks = {name: {"color": class_colour(k), "edgecolor": "#666C75"} | class_stripes(k) for name, k in ids.items()}
     _cells_by_split(axes[0, 0], sheet, looks)
     areas, unit = (sheet["area_um2"], "µm²") if sheet.get("area_um2") else (sheet["area_px"], "px")
-    _spans(axes[0, 1], {name: areas[name] for name in names}, looks, log=True)
+    spans(axes[0, 1], {name: areas[name] for name in names}, looks, log=True)
     axes[0, 1].set(xlabel=f"area of a cell ({unit})", title="sizes")
     rows = {
         f"{name}, {channel_of.get(colour, colour)}": (points, CHANNEL_INK[colour])
@@ -113,7 +113,7 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None) -> np.ndar
         for colour, points in light.items()
     }
     inks = {row: {"color": ink, "edgecolor": "#666C75"} for row, (_, ink) in rows.items()}
-    _spans(axes[1, 0], {row: points for row, (points, _) in rows.items()}, inks)
+    spans(axes[1, 0], {row: points for row, (points, _) in rows.items()}, inks)
     grey = "mean grey level of a cell, median of the background,\nin the pictures that 01 made (0 to 255)"
     axes[1, 0].set(xlabel=grey, title="brightness", xlim=(0, 255))
     _fault_bars(axes[1, 1], sheet)
@@ -143,7 +143,7 @@ def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], looks: Mapping[str, dict
         ax.legend(handles=handles, ncols=min(3, len(handles)), loc="upper center", bbox_to_anchor=(0.5, -0.08))
 
 
-def _spans(ax: Axes, rows: Mapping[str, Sequence[float]], looks: Mapping[str, dict], log: bool = False) -> None:
+def spans(ax: Axes, rows: Mapping[str, Sequence[float]], looks: Mapping[str, dict], log: bool = False) -> None:
     """Draw seven points (least, 5, 25, 50, 75, 95 %, most) of each row: thin line, line, bar, dot."""
     rows = {name: points for name, points in rows.items() if points}
     for place, (name, points) in enumerate(rows.items()):

@@ -65,8 +65,8 @@ def deck(run):
 
 def test_every_slide_is_made(deck):
     assert deck.left_out == ()
-    assert len(deck) == len(SLIDES) == 15
-    assert len({slide.name for slide in deck}) == 15
+    assert len(deck) == len(SLIDES) == 16
+    assert len({slide.name for slide in deck}) == 16
     assert all(slide.points and slide.alt and slide.foot for slide in deck)
 
 
@@ -96,6 +96,12 @@ def test_numbers_come_from_the_run(run, deck, tmp_path):
     assert PROCESSORS in told
     assert all(CONVENTION in deck[name].foot for name in ("idea", "metric", "results", "curves", "failures"))
     assert "test images" in deck["results"].foot and "drawn cells (HEK, N2a)" in deck["results"].foot
+
+    cells = pd.read_csv(run / "cells.csv")
+    round_cells = cells[~cells["at_border"] & (cells["class"] == "N2a")]["diameter_um"]
+    told = f"N2a cells {round_cells.median():.3g} (n = {len(round_cells)})"
+    assert f"{len(cells)} cells that Mask R-CNN found" in deck["measurements"].points[0]
+    assert told in deck["measurements"].points[0] and told in deck["measurements"].alt
 
     other = tmp_path / "other"
     shutil.copytree(run, other, ignore=shutil.ignore_patterns(".lock", "microscope"))
@@ -131,7 +137,7 @@ def test_html_is_one_file_with_all_slides(deck, tmp_path):
     html = decks.write_html(deck, tmp_path / "slides.html").read_text(encoding="utf-8")
     page = Page(html)
     assert not page.open and page.fetched == []
-    assert page.tags.count("section") == page.tags.count("img") == 15 == len(page.alt)
+    assert page.tags.count("section") == page.tags.count("img") == 16 == len(page.alt)
     assert page.tags.count("script") == 1 and "link" not in page.tags
     assert not re.search(r"https?://|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", html))
     for slide in deck:

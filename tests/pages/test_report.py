@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cellkit.cells.dataset import CellDataset
@@ -27,7 +28,9 @@ from cellkit.evaluate.evaluation import (
     summarise,
     write_summary,
 )
+from cellkit.files import write_frame
 from cellkit.formats.coco import write_coco, write_results
+from cellkit.measure.of_run import measure_run
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.pages import images as report_images
 from cellkit.pages import report, results
@@ -107,8 +110,17 @@ def evaluate(run: Run, cfg) -> tuple[object, dict]:
     right = classes_found(predictions, truths)
     counts = count_by_class(predictions["maskrcnn"], images.select("test"), truths["test"])
     counts.to_csv(stage.path("counts.csv"), index=False)
+    measured = measure_run(predictions, "maskrcnn", images, cfg.convert, run.folder)
+    write_frame(stage.path("cells.csv"), measured.table)
     by_class = summarise(scores, "class_name", 0)
-    summary = {"best": best, "scores": table, "by_class": by_class, "gains": gains(lost), "classes": right}
+    summary = {
+        "best": best,
+        "scores": table,
+        "by_class": by_class,
+        "gains": gains(lost),
+        "classes": right,
+        "measured": "maskrcnn",
+    }
     write_summary(stage.path("summary.json"), truths, **summary)
     return stage, summary
 
@@ -229,6 +241,17 @@ def test_images_the_training_left_out_are_named(evaluated, tmp_path):
     assert said.text.endswith(f"fewer than 2 labelled cells: {ids[0]}, {ids[1]}.")
     files.configs["03_finetune_cellpose"]["min_train_masks"] = 0
     assert report_images._too_few_cells(files) == []
+
+
+def test_page_tells_how_large_and_bright_the_cells_are(evaluated):
+    run, _, html = evaluated
+    page, cells = Page(html), pd.read_csv(run.folder / "cells.csv")
+    whole = cells[~cells["at_border"]]
+    assert f"{len(cells)} cells that Mask R-CNN found in {cells['image'].nunique()} images" in page.text
+    assert f"The {cells['at_border'].sum()} at a border are left out here" in page.text
+    low, middle, high = np.percentile(whole.loc[whole["class"] == "N2a", "diameter_um"], (25, 50, 75))
+    assert f"N2a cells {(whole['class'] == 'N2a').sum()} {middle:.3g} ({low:.3g} to {high:.3g})" in page.text
+    assert "GFP, mean less background" in page.text and "mixed images" in page.text
 
 
 def test_text_of_others_is_escaped(evaluated):

@@ -1,0 +1,52 @@
+"""The chapter of the report on how large, how round and how bright the cells are."""
+
+from __future__ import annotations
+
+import math
+
+from cellkit.errors import UserError, counted
+from cellkit.models import model_name
+from cellkit.pages.results import RunFiles, Table, Words, drawn
+from cellkit.show.measurements import groups_of, measures_of, show_measures, table_of_measures
+
+
+def measured_words(files: RunFiles) -> str:
+    """Say whose cells are measured, in how many images, and how many the border may have cut."""
+    cells = files.cells
+    cut = int(cells["at_border"].astype(bool).sum())
+    who = model_name(str(files.summary.get("measured", ""))) or "the model"
+    where = counted(cells["image"].nunique(), "image")
+    left = f" The {cut} at a border are left out here: it may have cut them." if cut else ""
+    return f"{counted(len(cells), 'cell')} that {who} found in {where}, each a row of cells.csv.{left}"
+
+
+def measurements_chapter(files: RunFiles) -> list:
+    """How large, how round and how bright the cells of each line and class are.
+
+    Raises
+    ------
+    UserError
+        No cell was measured.
+    """
+    cells = files.cells
+    if cells.empty:
+        raise UserError("cells.csv has no rows: no cell was found")
+    table, measures = table_of_measures(cells), measures_of(cells)
+    rows = [
+        [str(name), str(int(row["cells"])), *(_range(row, title) for title in measures.values())]
+        for name, row in table.iterrows()
+    ]
+    caption = "Median and middle half of the whole cells, by line of the image and by class of the cell"
+    height = -(-len(measures) // 3) * (1.3 + 0.36 * len(groups_of(cells)))
+    text = (
+        "Thin line: all cells; thick line: 5 to 95 %; bar: the middle half; dot: the median. Brightness is that of the "
+        "microscope's file, less the median between the cells."
+    )
+    picture = drawn(lambda f: show_measures(cells, f), 9.6, height, text)
+    return [Words(measured_words(files)), Table(("", "cells", *measures.values()), rows, caption), picture]
+
+
+def _range(row, title: str) -> str:
+    """Return "14.2 (12.1 to 16.8)" of a measure; a dash where it is not known."""
+    low, middle, high = (float(row[(title, part)]) for part in (25, 50, 75))
+    return "–" if math.isnan(middle) else f"{middle:.3g} ({low:.3g} to {high:.3g})"
