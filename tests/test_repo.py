@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from repo_cases import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, TOOLS = PYPROJECT["project"], PYPROJECT["tool"]
 
 CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}
 
@@ -152,7 +153,8 @@ def test_one_version_everywhere():
     newest = re.search(r"^## \[([^]]+)]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
     from cellkit import __version__
 
-    assert PROJECT["version"] == __version__ == cited["version"] == newest
+    assert PROJECT["dynamic"] == ["version"], "of the tag; where there is none, that of the code"
+    assert TOOLS["setuptools_scm"]["fallback_version"] == __version__ == cited["version"] == newest
     assert PROJECT["license"] == cited["license"] == "MIT"
 
 
