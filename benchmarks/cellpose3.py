@@ -7,6 +7,7 @@ networks, styles, diameters and masks.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -136,6 +137,7 @@ def train(
     labels: Sequence[np.ndarray],
     to: Path,
     gpu: bool = False,
+    flows: Path | None = None,
     **options: Any,
 ) -> tuple[Path, Arrays]:
     """Run `train_seg` on (H, W, 3) images and label images; return the weights, and losses, seconds and CPU seconds.
@@ -148,11 +150,14 @@ def train(
         File of the trained weights.
     gpu : bool
         Train on the GPU.
+    flows : Path, optional
+        Folder where its targets are kept by their labels, so that trainings on the same images compute them once.
     options
         Of `train_seg`, by its names: n_epochs, learning_rate, weight_decay, batch_size, nimg_per_epoch, min_train_masks ...
     """
     given = {f"image_{k}": image for k, image in enumerate(images)} | {f"labels_{k}": x for k, x in enumerate(labels)}
     settings = {"weights": str(weights) if weights else None, "to": str(to), "gpu": gpu, "options": options}
+    settings["flows"] = str(flows) if flows else None
     return Path(to), call("train", given, settings)
 
 
@@ -183,12 +188,25 @@ def call(job: str, given: Arrays, settings: dict[str, Any]) -> Arrays:
 
 # ---- there ---------------------------------------------------------------------------------------------------------
 def _model(path: str | None, mkldnn: bool = False, gpu: bool = False) -> Any:
-    """Return a `CellposeModel` with given weights; it would silently take others where there are none."""
+    """Return a `CellposeModel` with given weights; it would silently take others where there are none.
+
+    It builds its network at the published widths alone; one of other widths is put in its place.
+    """
+    import torch
     from cellpose.models import CellposeModel
+    from cellpose.resnet_torch import CPnet
 
     if path is not None and not Path(path).is_file():
         raise FileNotFoundError(path)
-    return CellposeModel(gpu=gpu, pretrained_model=path or False, mkldnn=mkldnn)
+    tensors = torch.load(path, weights_only=True) if path is not None else {}
+    widths = [len(tensors[f"downsample.down.res_down_{k}.proj.1.weight"]) for k in range(4)] if tensors else []
+    if widths in ([], [32, 64, 128, 256]):
+        return CellposeModel(gpu=gpu, pretrained_model=path or False, mkldnn=mkldnn)
+    model = CellposeModel(gpu=gpu, pretrained_model=False, mkldnn=mkldnn)
+    model.net = CPnet([2, *widths], 3, sz=3, mkldnn=model.mkldnn).to(model.device)
+    model.net.load_model(path, device=model.device)
+    model.diam_mean, model.diam_labels = (getattr(model.net, name).item() for name in ("diam_mean", "diam_labels"))
+    return model
 
 
 def _several(given: Arrays, name: str) -> list[np.ndarray]:
@@ -267,12 +285,15 @@ def _train(given: Arrays, settings: dict[str, Any]) -> Arrays:
     model, to = _model(settings["weights"], gpu=settings["gpu"]), Path(settings["to"])
     if settings["gpu"] and model.net.device.type != "cuda":  # it takes the CPU silently
         raise RuntimeError("cellpose finds no GPU")
+    labels = _several(given, "labels")
+    if settings["flows"]:
+        labels = [_targets(one, Path(settings["flows"])) for one in labels]
     with tempfile.TemporaryDirectory() as folder:
         began, cpu = time.perf_counter(), time.process_time()
         path, losses, _ = train_seg(
             model.net,
             train_data=_several(given, "image"),
-            train_labels=_several(given, "labels"),
+            train_labels=labels,
             channels=[2, 3],
             save_path=folder,
             model_name=to.name,
@@ -281,6 +302,20 @@ def _train(given: Arrays, settings: dict[str, Any]) -> Arrays:
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         Path(path).replace(to)
     return {"losses": np.asarray(losses), "seconds": np.array(seconds), "cpu_s": np.array(cpu)}
+
+
+def _targets(labels: np.ndarray, folder: Path) -> np.ndarray:
+    """Return what `train_seg` makes of a label image, (4, H, W) float32: labels, cell or not, flows; made once."""
+    from cellpose.dynamics import labels_to_flows
+
+    path = folder / f"{hashlib.sha256(repr(labels.shape).encode() + labels.tobytes()).hexdigest()[:24]}.npz"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{path.stem}.{os.getpid()}.npz"
+        np.savez_compressed(part, target=labels_to_flows([labels.copy()])[0])
+        part.replace(path)
+    with np.load(path) as kept:
+        return kept["target"]
 
 
 JOBS = {

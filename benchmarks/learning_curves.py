@@ -38,6 +38,7 @@ import real_sets
 from ablate_training import reach, steps_timed
 
 from cellkit.config.reading import set_strings
+from cellkit.files import atomic_path
 
 BASE, PEER, PUBLISHED = "base", "train_seg", "train_seg, published"
 WHOLE, BEFORE, AFTER = "ours, whole step", "ours, before the gate", "ours, after the gate"
@@ -90,7 +91,8 @@ def work(job: Job, given: argparse.Namespace, shares: dict[str, float], stamps: 
     settings, some = settings_of(config, given, job.draw), drawn(train, job.images, job.draw)
     began = time.process_time() + children_s()
     with tempfile.TemporaryDirectory() as folder:
-        do = ours if job.whose == "ours" else partial(theirs, whose=job.whose, share=shares.get(job.set, 0.0))
+        kept = {"share": shares.get(job.set, 0.0), "flows": Path(given.work) / "flows_of_train_seg"}
+        do = ours if job.whose == "ours" else partial(theirs, whose=job.whose, **kept)
         rows = do(some, test, settings, Path(folder))
     known = {"set": job.set, "images": job.images, "draw": job.draw, "settings": stamps[job.set]}
     known |= {"cells": some.cells, "cpu_s": round(time.process_time() + children_s() - began, 1)}
@@ -120,7 +122,9 @@ def ours(some: Any, test: Any, settings: Any, folder: Path) -> list[dict[str, An
     return [{"model": model, **told, **scores[path]} for model, path in paths.items()]
 
 
-def theirs(some: Any, test: Any, settings: Any, folder: Path, whose: str, share: float) -> list[dict[str, Any]]:
+def theirs(
+    some: Any, test: Any, settings: Any, folder: Path, whose: str, share: float, flows: Path | None = None
+) -> list[dict[str, Any]]:
     """Train with `train_seg`, and read the result as ours is read: thresholds from the training images; return the row."""
     import torch
 
@@ -132,7 +136,7 @@ def theirs(some: Any, test: Any, settings: Any, folder: Path, whose: str, share:
     labels = [cells.paint() for cells in some.instances]
     epochs = PUBLISHED_EPOCHS if whose == PUBLISHED else epochs_of(share * settings.steps, len(some))
     options = PEER_RECIPE | {"n_epochs": epochs, "nimg_per_epoch": max(IMAGES_AN_EPOCH, len(some))}
-    cellpose3.train(start, images, labels, folder / "theirs", gpu=torch.cuda.is_available(), **options)
+    cellpose3.train(start, images, labels, folder / "theirs", torch.cuda.is_available(), flows, **options)
     read = unet.calibrate(some, settings.model_copy(update={"base": str(folder / "theirs")}), folder / "read")
     steps = epochs * -(-options["nimg_per_epoch"] // options["batch_size"])
     return [{"model": whose, "steps": steps, **scores_of(read, test)}]
@@ -319,6 +323,36 @@ def kept(rows: Sequence[dict[str, str]]) -> str:
     return ", ".join(f"{n}: {sum(one)} of {len(one)}" for n, one in each.items())
 
 
+def plot(rows: Sequence[dict[str, str]], metric: str, to: Path) -> Path:
+    """Draw the means of draws by the number of images, a panel for each set; every draw is a dot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "cellkit"  # the same file from the same numbers
+    sets, numbers = list(dict.fromkeys(row["set"] for row in rows)), numbers_of(rows)
+    figure, panels = plt.subplots(1, len(sets), figsize=(3.6 * len(sets), 3.2), squeeze=False, layout="constrained")
+    colours = {BASE: "0.45", PEER: "tab:orange", PUBLISHED: "tab:red", BEFORE: "tab:green", AFTER: "tab:blue"}
+    for panel, name in zip(panels[0], sets, strict=True):
+        own = [row for row in rows if row["set"] == name]
+        for k, (model, colour) in enumerate(colours.items()):
+            each = {n: list(table_of(own, model, n, metric).values()) for n in numbers}
+            each = {n: values for n, values in each.items() if values}
+            for n, values in each.items():
+                panel.plot([n * 1.03 ** (k - 2)] * len(values), values, ".", color=colour, alpha=0.35, markersize=4)
+            if each:
+                panel.plot(list(each), [np.mean(values) for values in each.values()], color=colour, label=model)
+        panel.set(title=name, xscale="log", xlabel="training images", xticks=numbers, xticklabels=numbers)
+        panel.minorticks_off()
+    panels[0, 0].set_ylabel(METRICS[metric])
+    panels[0, -1].legend(fontsize=7)
+    with atomic_path(to) as temporary:
+        figure.savefig(temporary, format=to.suffix[1:], metadata={"Date": None} if to.suffix == ".svg" else None)
+    plt.close(figure)
+    return to
+
+
 def arguments() -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -345,6 +379,7 @@ def arguments() -> argparse.Namespace:
         "--work", type=Path, default=Path("runs/real_sets"), help="folder of converted or unpacked images"
     )
     parser.add_argument("--table", action="store_true", help="train nothing, print what is there")
+    parser.add_argument("--plot", type=Path, help="also draw the curves of AP at IoU 0.5 into this file: .svg or .png")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     real_sets.add_arguments(parser)
     jobs.add_arguments(parser)
@@ -383,6 +418,8 @@ def main() -> None:
     rows = [row for row in jobs.rows_of(given.out) if row["settings"] == stamps.get(row["set"])]
     told = "\n".join(["# Learning curves", *summary(rows, words)])
     given.out.with_suffix(".md").write_text(told + "\n", encoding="utf-8")
+    if given.plot and rows:
+        plot(rows, "ap50", given.plot)
     return print(told)
 
 

@@ -33,6 +33,7 @@ from cellkit.models.shared.contract import (
 from cellkit.models.shared.cost import BATCH, Cost, timed_cost
 from cellkit.models.shared.diameter import FARTHEST
 from cellkit.models.shared.fine_tuning import (
+    SEARCHED_ON,
     images_to_search,
     map_iou,
     refuse_small,
@@ -134,6 +135,11 @@ class TrainSettings(Schedule, Settings, KeepsMaps):
     rotate: bool = Field(True, description="turn crops by any angle; false = only flip and zoom them")
     intensities: Literal["mild", "strong"] = Field(
         "mild", description="how crops vary: gamma, gain, noise; strong = more of it, and offset, blur and inversion"
+    )
+    search_images: int = Field(
+        SEARCHED_ON,
+        ge=1,
+        description="most training images that thresholds and least area are searched on, in each run; fewer take less time",
     )
     outside_counts: bool = Field(
         True,
@@ -305,7 +311,7 @@ def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:
 
 
 def _calibrated(network, train: CellDataset, config: TrainSettings, folder: Path) -> tuple[dict[str, Any], dict]:
-    """Return the settings to predict with, and what the card says of their search on up to six training images.
+    """Return the settings to predict with, and what the card says of their search on training images.
 
     Parameters
     ----------
@@ -313,7 +319,7 @@ def _calibrated(network, train: CellDataset, config: TrainSettings, folder: Path
         Where the checkpoint will lie; the network's maps are kept there in a folder of their own.
     """
     settings = _uncalibrated(train, config)
-    labelled, called = images_to_search(train)
+    labelled, called = images_to_search(train, most=config.search_images)
     cache = cache_in(folder, network, config.map_cache_gb)
     found = search_settings(network, labelled, settings, _searched(config), called, cache)
     kept = {"precision": config.precision, "map_cache_gb": config.map_cache_gb}

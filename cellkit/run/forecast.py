@@ -382,7 +382,8 @@ def _adapting_s(run: _Images, section: str, config: Any, cost: Cost) -> float:
 def _one_training_s(sizes: Sequence[float], config: Any, cost: Cost, searches: int) -> float:
     """Return the seconds of one training, with its searches, on images of these sizes (megapixels at network scale)."""
     seconds = cost.prepare_s * sum(sizes) + cost.step_s * config.batch_size * _steps(config, len(sizes))
-    return seconds + searches * cost.search_s * sum(sizes) * min(SEARCHED_ON / max(len(sizes), 1), 1)
+    searched = getattr(config, "search_images", SEARCHED_ON)
+    return seconds + searches * cost.search_s * sum(sizes) * min(searched / max(len(sizes), 1), 1)
 
 
 def _steps(config: Any, images: int) -> int:

@@ -164,28 +164,6 @@ def test_a_base_that_finds_nothing_is_told_and_no_threshold_searched(drawn, caps
     assert "the network finds no cell in 2 training images, so nothing is searched. Try another base" in told
 
 
-def test_the_loosest_threshold_is_tried_first_and_nothing_else_where_it_finds_nothing_right(capsys):
-    tried = []
-
-    def search(values, loosest):
-        def score(key, value):
-            tried.append((key, value))
-            return values.get(value, 0.0)
-
-        grid, best = {"a": (1.0, 2.0, 0.0), "b": (3.0, 4.0)}, {"a": 0.0, "b": 9.0}
-        return fine_tuning.search(score, grid, best, 5, "MAP IoU", loosest, "Try another base.")
-
-    assert search({}, {"a": 0.0}) == {"a": 1.0, "b": 3.0} and tried == [("a", 0.0)]
-    told = capsys.readouterr().err
-    assert "a 0: no cell of 5 training images is right, so no threshold is searched. Try another base." in told
-    tried.clear()
-    assert search({2.0: 0.5, 0.0: 0.5, 4.0: 0.1}, {"a": 0.0}) == {"a": 2.0, "b": 4.0}
-    assert tried == [("a", 0.0), ("a", 1.0), ("a", 2.0), ("b", 3.0), ("b", 4.0)]
-    assert "a 2, by MAP IoU on 5 training images (1: 0.000, 2: 0.500, 0: 0.500)" in capsys.readouterr().err
-    tried.clear()
-    assert search({}, {}) == {"a": 1.0, "b": 3.0} and tried == [("a", 1.0), ("a", 2.0), ("a", 0.0)]
-
-
 def test_a_base_that_is_never_right_is_read_at_two_thresholds_with_the_flow_check_off(drawn, monkeypatch, capsys):
     maps = np.zeros((3, 32, 32), np.float32)
     maps[2] = 6.0

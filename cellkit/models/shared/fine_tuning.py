@@ -21,7 +21,6 @@ from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.gate import choosers
 from cellkit.models.training_state import History
-from cellkit.parallel import progress
 from cellkit.scores.iou import overlaps, scorable
 from cellkit.scores.kaggle import kaggle
 from cellkit.scores.table import score_table, summary
@@ -190,11 +189,11 @@ def save_tuned(
 
 
 def images_to_search(
-    train: CellDataset, kind_of: Callable[[Instances], str] = lambda truth: ""
+    train: CellDataset, kind_of: Callable[[Instances], str] = lambda truth: "", most: int = SEARCHED_ON
 ) -> tuple[list[tuple[np.ndarray, Instances]], str]:
     """Return the training images to search thresholds on, each with its truth, and what a score of them is called.
 
-    At most `SEARCHED_ON` of each kind. Images whose labels a model proposed serve only where a person labelled none.
+    At most `most` of each kind. Images whose labels a model proposed serve only where a person labelled none.
 
     Parameters
     ----------
@@ -205,7 +204,7 @@ def images_to_search(
     places: dict[str, list[int]] = {}
     for place, truth in enumerate(known.instances):
         places.setdefault(kind_of(truth), []).append(place)
-    chosen = [own[k] for own in places.values() for k in evenly_spaced(len(own), SEARCHED_ON)]
+    chosen = [own[k] for own in places.values() for k in evenly_spaced(len(own), most)]
     some = known.subset(sorted(chosen))
     return [some[i] for i in range(len(some))], known.compared_by("MAP IoU")
 
@@ -241,53 +240,3 @@ def nearest_to_default(scores: np.ndarray) -> tuple[int, ...]:
     changed = (np.array(np.unravel_index(near, scores.shape[1:])) > 0).sum(axis=0)
     best = near[np.lexsort((-mean[near], changed))[0]]
     return tuple(int(k) for k in np.unravel_index(best, scores.shape[1:]))
-
-
-def search(
-    score: Callable[[str, float], float],
-    grid: Mapping[str, Sequence[float]],
-    best: dict[str, Any],
-    images: int,
-    called: str,
-    loosest: Mapping[str, float],
-    remedy: str,
-) -> dict[str, float]:
-    """Set thresholds one after the other to the value that scores best, the first of equal ones; log what each scored.
-
-    The loosest value of the first threshold is tried first: it keeps every cell that a stricter one keeps. Where it scores 0
-    no cell is found right at any value, and the search ends with the first value of each.
-
-    Parameters
-    ----------
-    score : callable
-        (name, value) -> MAP IoU with that value and the others as `best` holds them.
-    grid : mapping
-        Name -> the values to try.
-    best : dict
-        Where the search begins; its thresholds are set on the way.
-    images : int
-        How many images the score is of, to be logged.
-    called : str
-        What the score is, to be logged.
-    loosest : mapping
-        Name -> the value that keeps most cells, of thresholds that have one.
-    remedy : str
-        What to do where no cell is found right.
-    """
-    order = {key: sorted(values, key=lambda value: value != loosest.get(key)) for key, values in grid.items()}
-    scores: dict[str, dict[float, float]] = {key: {} for key in grid}
-    for key, value in progress([(key, value) for key, values in order.items() for value in values], "thresholds"):
-        scores[key][value] = score(key, value)
-        last = len(scores[key]) == len(grid[key])
-        if key == next(iter(grid)) and (last or value == loosest.get(key)) and not any(scores[key].values()):
-            at = ", ".join(f"{one:g}" for one in scores[key])
-            LOG.info(
-                f"{key} {at}: no cell of {counted(images, 'training image')} is right, so no threshold is searched. {remedy}"
-            )
-            best |= {key: values[0] for key, values in grid.items()}
-            break
-        if last:
-            best[key] = max(grid[key], key=scores[key].get)
-            listed = ", ".join(f"{value:g}: {scores[key][value]:.3f}" for value in grid[key])
-            LOG.info(f"{key} {best[key]:g}, by {called} on {counted(images, 'training image')} ({listed})")
-    return {key: best[key] for key in grid}
