@@ -162,6 +162,7 @@ def real(
     packed: Path | None = None,
     base: str = "starter",
     sets: Sequence[str] = REAL_SETS,
+    kinds: Sequence[str] = KINDS,
 ) -> list[dict[str, str]]:
     """Adapt and judge `count` times each way; return the rows of those that are finished.
 
@@ -183,7 +184,7 @@ def real(
         return jobs.rows_of(table)
     small_network.base(folder / "base")
     done = {(row["kind"], row["number"]) for row in jobs.rows_of(table)}
-    todo = [Job(kind, number) for number in range(count) for kind in KINDS if (kind, str(number)) not in done]
+    todo = [Job(kind, number) for number in range(count) for kind in kinds if (kind, str(number)) not in done]
     for _, row in jobs.run_all(partial(adapted_row, base=folder / "base"), todo, workers, until):
         jobs.add_rows(table, COLUMNS, [row])
     return jobs.rows_of(table)
@@ -305,6 +306,7 @@ def main() -> None:
     )
     parser.add_argument("--base", default="starter", help="weights that both runs of the U-Net start from")
     parser.add_argument("--sets", nargs="+", default=list(REAL_SETS), help="packed sets")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of trainings on drawn cells")
     jobs.add_arguments(parser)
     told = parser.parse_args()
     jobs.prepare(told.device)
@@ -312,7 +314,8 @@ def main() -> None:
     if not told.no_simulation:
         show_simulated(simulate(told.trials, lambda text: print(text, file=sys.stderr, flush=True)))
     if told.real:
-        show_real(real(Path(told.real[0]), int(told.real[1]), told.workers, until, told.packed, told.base, told.sets))
+        places = (Path(told.real[0]), int(told.real[1]), told.workers, until)
+        show_real(real(*places, told.packed, told.base, told.sets, told.kinds))
 
 
 if __name__ == "__main__":
