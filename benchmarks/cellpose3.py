@@ -306,13 +306,14 @@ def _train(given: Arrays, settings: dict[str, Any]) -> Arrays:
 
 def _targets(labels: np.ndarray, folder: Path) -> np.ndarray:
     """Return what `train_seg` makes of a label image, (4, H, W) float32: labels, cell or not, flows; made once."""
+    import torch
     from cellpose.dynamics import labels_to_flows
 
     path = folder / f"{hashlib.sha256(repr(labels.shape).encode() + labels.tobytes()).hexdigest()[:24]}.npz"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{path.stem}.{os.getpid()}.npz"
-        np.savez_compressed(part, target=labels_to_flows([labels.copy()])[0])
+        np.savez_compressed(part, target=labels_to_flows([labels.copy()], device=torch.device("cpu"))[0])
         part.replace(path)
     with np.load(path) as kept:
         return kept["target"]
