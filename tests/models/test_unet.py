@@ -196,6 +196,12 @@ def test_a_base_is_hopeless_where_the_lowest_threshold_finds_nothing_right_eithe
     assert bool(threshold_search._hopeless(pairs, threshold_search.THRESHOLDS, lambda image: image)) == hopeless
 
 
+def test_thresholds_are_searched_on_as_many_images_as_set(drawn, tmp_path):
+    config = config_of("cellpose_unet", base=str(find_weights("starter_light")), search_images=2, min_area_px=None)
+    card = weights.read_card(unet.calibrate(drawn, config, tmp_path / "base"))
+    assert len(drawn) > 2 and card.metrics["searched"]["images"] == 2
+
+
 def test_the_history_begins_with_the_score_of_the_base(drawn, tmp_path):
     config = config_of(
         "cellpose_unet",
