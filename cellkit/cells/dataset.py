@@ -68,6 +68,8 @@ class CellDataset:
     made_by : list of str
         Who made the cells of each image: "truth", "corrected", "proposed" (a model; nothing is scored against it), or ""
         where it is not known. Empty when it is known of none.
+    numbers : list of (N,) int
+        What the cells of each image are called in the files they were read from, e.g. their ids in label images. Empty: 1 to N.
     categories : dict
         Category id in the COCO file -> class id; 0 is unknown.
     path : Path, optional
@@ -86,6 +88,7 @@ class CellDataset:
     root: Path = Path()
     ids: list[int | str] = field(default_factory=list)
     made_by: list[str] = field(default_factory=list)
+    numbers: list[np.ndarray] = field(default_factory=list, compare=False)
     categories: dict[int | str, int] = field(default_factory=dict)
     path: Path | None = None
     run: Path | None = None
@@ -95,8 +98,8 @@ class CellDataset:
     def __post_init__(self):
         if not self.made_by:
             object.__setattr__(self, "made_by", [""] * len(self.records))
-        counts = {name: len(getattr(self, name)) for name in ("records", "instances", "made_by", "ids")}
-        counts = {name: count for name, count in counts.items() if count or name != "ids"}
+        counts = {name: len(getattr(self, name)) for name in ("records", "instances", "made_by", "ids", "numbers")}
+        counts = {name: count for name, count in counts.items() if count or name not in ("ids", "numbers")}
         if len(set(counts.values())) > 1:
             found = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise UserError(found, "give one of each per image")
@@ -164,7 +167,7 @@ class CellDataset:
     def subset(self, chosen: Sequence[int] | np.ndarray) -> CellDataset:
         """Return the images at the given positions (or where a boolean mask is true)."""
         places = np.arange(len(self))[np.asarray(chosen, None if len(chosen) else int)].tolist()
-        per_image = ("records", "instances", "ids", "made_by")
+        per_image = ("records", "instances", "ids", "made_by", "numbers")
         picked = {name: [values[k] for k in places] for name in per_image if (values := getattr(self, name))}
         return replace(self, **picked)
 

@@ -213,6 +213,7 @@ def _read_files(
         cells,
         tuple(names),
         made_by=[own.made_by for _, own in good],
+        numbers=[np.arange(1, len(own.cells) + 1) if own.numbers is None else own.numbers for _, own in good],
         path=path,
         run=run_of(path),
         notes=(

@@ -52,14 +52,15 @@ class Reading:
 
 
 class ImageCells(NamedTuple):
-    """What one file holds: cells, the names of their classes, who made them ("" unknown), what of it is no cell, and what to
-    say of how it was read."""
+    """What one file holds: cells, the names of their classes, who made them ("" unknown), what of it is no cell, what to
+    say of how it was read, and the number (N,) that the file calls each cell by (None: 1 to N)."""
 
     cells: Instances
     classes: tuple[str, ...] = ()
     made_by: str = ""
     quarantined: tuple[Quarantined, ...] = ()
     notes: tuple[str, ...] = ()
+    numbers: np.ndarray | None = None
 
 
 class ImageToWrite(NamedTuple):

@@ -165,7 +165,9 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
         notes += (
             f"{file.name}: {with_nucleus} of {len(found.instances)} cells are drawn with a nucleus too, not read here",
         )
-    return ImageCells(found.instances, found.classes, found.made_by, tuple(failed), notes)
+    known = len(set(found.numbers.tolist()) - {0}) == len(found.instances)
+    numbers = found.numbers if known else None
+    return ImageCells(found.instances, found.classes, found.made_by, tuple(failed), notes, numbers)
 
 
 def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.disjoint import lost_pixels
 from cellkit.cells.instances import Instances
-from cellkit.cells.labels import clean_labels, refuse_foreground
+from cellkit.cells.labels import clean_labels, refuse_foreground, relabel
 from cellkit.cells.names import plain_stem, stem_of
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
@@ -207,7 +207,7 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
     if how.pieces is None:
         each = f"cellkit coco {file.parent} -o FILE.json --pieces split (each a cell), keep or largest"
         refuse_foreground(labels, file, f"say what the pieces are: {each}")
-        return ImageCells(Instances.from_labels(labels))
+        return ImageCells(Instances.from_labels(labels), numbers=relabel(labels)[1])
     return ImageCells(Instances.from_labels(clean_labels(labels, pieces=how.pieces)), made_by=maker if known else "")
 
 

@@ -397,7 +397,11 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
         raise UserError(f"{file} is a single ROI and does not say of which picture", "give their folder: --images DIR")
     failed: list[Quarantined] = []
     rois = read_rois(file, size, failed)
-    return ImageCells(rois.instances, rois.classes, rois_made_by(file), tuple(failed))
+    named = all(name.isascii() and name.isdigit() for name in rois.names) and len(set(map(int, rois.names))) == len(
+        rois.names
+    )
+    numbers = np.array([int(name) for name in rois.names], np.int64) if named else None
+    return ImageCells(rois.instances, rois.classes, rois_made_by(file), tuple(failed), numbers=numbers)
 
 
 def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from cellkit.cells.resize import resized_shape
 from cellkit.errors import Quarantined, UserError, counted
 from cellkit.files import atomic_path, write_frame
 from cellkit.formats.any import formats_in, read_folder, read_side
-from cellkit.formats.label_images import read_labels
 from cellkit.formats.sides import NAMES, first_names
 from cellkit.manifest import finished_entries, read_manifest
 from cellkit.measure.channels import projection_of, raw_channels
@@ -87,13 +86,22 @@ def measure_files(
     """
     links: list[Quarantined] = []
     frames, failed = find_frames(find_images(images, avoid=avoid, outside=links))
-    side, unread = read_cells(labels, convention)
-    others, more = (None, []) if nuclei is None else read_cells(nuclei, convention)
+    side, unread = read_cells(labels, convention, images)
+    others, more = (None, []) if nuclei is None else read_cells(nuclei, convention, images)
     pairs, alone, notes = _matched(side, frames)
     inner = {} if others is None else _nuclei_by_image(side, others)
     records, scale = _with_planes(side), _scale_of_run(side)
     work = [
-        Job(records[k], side.instances[k], side.classes, label_numbers(side, k), inner.get(k), scale, um_per_px, frame)
+        Job(
+            records[k],
+            side.instances[k],
+            side.classes,
+            side.numbers[k] if side.numbers else None,
+            inner.get(k),
+            scale,
+            um_per_px,
+            frame,
+        )
         for k, frame in pairs
     ]
     tables, broken = map_items(
@@ -108,8 +116,15 @@ def measure_files(
 
 
 # ---- cells and their images ----------------------------------------------------------------------------------------
-def read_cells(path: str | Path, convention: str | None = None) -> tuple[CellDataset, list[Quarantined]]:
+def read_cells(
+    path: str | Path, convention: str | None = None, images: Sequence[str | Path] = ()
+) -> tuple[CellDataset, list[Quarantined]]:
     """Read cells of many images, from one file or a folder with a file for each image; bad files of a folder are left out.
+
+    Parameters
+    ----------
+    images : sequence
+        Where one folder is given, it tells the sizes of pictures to files that do not (ROI zips, GeoJSON).
 
     Raises
     ------
@@ -117,21 +132,11 @@ def read_cells(path: str | Path, convention: str | None = None) -> tuple[CellDat
         No such file, of no format that is read, or nothing that could be read.
     """
     path = Path(path)
-    return read_folder(path) if path.is_dir() or formats_in(path) else (read_side(path, convention=convention), [])
-
-
-def label_numbers(side: CellDataset, place: int) -> np.ndarray:
-    """Return the numbers that the cells of an image have in its label image; 1 to N where they come from no label image."""
-    count = len(side.instances[place])
-    numbers = np.arange(1, count + 1)
-    if side.path is None:
-        return numbers
-    file = (side.path if side.path.is_dir() else side.path.parent) / side.records[place].path
-    if not file.is_file() or formats_in(file) != ["labels"] or side.path.suffix.lower() == ".json":
-        return numbers
-    own = np.unique(read_labels(file))
-    own = own[own > 0]
-    return own if len(own) == count else numbers  # cells that lie under others are in labels.json alone
+    kinds = formats_in(path) if path.exists() else []
+    if not path.is_dir() and not kinds:
+        return read_side(path, convention=convention), []
+    pictures = images[0] if len(images) == 1 and Path(images[0]).is_dir() and "labels" not in kinds else None
+    return read_folder(path, "labels" if len(kinds) > 1 and "labels" in kinds else None, pictures)
 
 
 def _matched(

@@ -239,3 +239,26 @@ def test_parquet_without_pyarrow_is_refused_before_anything_is_measured(folder, 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run("nowhere", "nothing", "-o", folder / "cells.parquet") == 2
     assert "pyarrow" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["roi", "geojson", "seg", "png"])
+def test_other_formats_keep_the_numbers_of_their_cells(folder, field, form):
+    from cellkit.formats.geojson import write_geojson
+    from cellkit.formats.labels import write_label_png
+    from cellkit.formats.roi import write_rois
+
+    cells, place = Instances.from_labels(field[0]), folder / form
+    place.mkdir()
+    numbers = 2 * np.arange(len(cells)) + 5
+    if form == "roi":
+        write_rois(place / "a_rois.zip", cells, numbers=numbers)
+    elif form == "geojson":
+        write_geojson(place / "a.geojson", cells, numbers=numbers)
+    elif form == "png":
+        write_label_png(place / "a.png", cells.paint(numbers))
+    else:
+        np.save(place / "a_seg.npy", {"masks": cells.paint(), "img": None, "filename": "a.ome.tif"}, allow_pickle=True)
+        numbers = np.arange(1, len(cells) + 1)
+    table = measure_files([folder / "raw" / "HEK"], place).table
+    assert table["label"].tolist() == numbers.tolist()
+    assert_as_regionprops(table, cells.paint(numbers), {"DAPI": field[2][0], "GFP": field[2][1]})

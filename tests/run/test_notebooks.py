@@ -190,6 +190,14 @@ def test_scores_table_holds_up_against_the_evaluator_itself(run_dir):
     assert score == pytest.approx(scores_of(run_dir, "val")["cellpose_tuned"], abs=1e-9)
 
 
+def test_every_cell_of_the_measured_model_has_a_row_with_its_raw_brightness(run_dir):
+    model, table = summary_of(run_dir)["measured"], pd.read_csv(run_dir / "cells.csv")
+    found = json.loads((run_dir / "predictions" / f"{model}.json").read_text())
+    assert len(table) == len(found) > 20
+    assert table[["mean_DAPI", "mean_GFP", "area_um2", "line", "class"]].notna().all(axis=None)
+    assert table["max_DAPI"].max() > 255, "16 bits, not those of the picture"
+
+
 def test_both_classes_are_found(run_dir):
     told = summary_of(run_dir)["classes"]["maskrcnn"]["val"]
     assert told["cells"] > 20 and told["accuracy"] > 0.7
