@@ -77,9 +77,9 @@ def test_every_file_a_stage_opens_is_noted(run_dir, watched):
         mine = tuple(f"{Path(tempfile.gettempdir()).resolve()}/{name}-" for name in ("cellkit", "matplotlib"))
         assert [path for path in outside if not str(path).startswith(mine)] == [], stage
     for stage in (STAGES[1], STAGES[2]):
-        assert {"weights starter", "card of starter"} <= set(stages[stage]["inputs"])
+        assert {"weights starter_light", "card of starter_light"} <= set(stages[stage]["inputs"])
         read = (watched / stage).read_text()
-        assert all(f"/cellkit/starter/starter{suffix}\n" in read for suffix in (".json", ".safetensors"))
+        assert all(f"/cellkit/starter/starter_light{suffix}\n" in read for suffix in (".json", ".safetensors"))
     assert {"quality_summary", "quality", "sheet", "history_cellpose", "settings"} <= set(stages[STAGES[5]]["inputs"])
 
 
