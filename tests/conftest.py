@@ -29,17 +29,21 @@ REPO = Path(__file__).parent.parent
 # The files that take longest, the longest first. A file stays on one process: those that begin late keep it waiting at the end.
 LONGEST = (
     "test_notebooks",
+    "test_sam_notebooks",
     "test_round_trips",
+    "test_cellpose_sam",
+    "test_detector_start",
+    "test_contract",
     "test_fuzz",
-    "test_quality",
-    "test_presentation",
     "test_kills",
     "test_recipes",
-    "test_contract",
+    "test_quality",
     "test_cellpose3",
-    "test_report",
     "test_run_processes",
+    "test_presentation",
+    "test_report",
     "test_run_refusals",
+    "test_backends",
 )
 
 

@@ -337,8 +337,12 @@ def test_a_score_that_is_no_number_is_refused():  # fault 34
 
 # ---- tripwires: masks that pycocotools cannot take, each in a process of its own -----------------------------------
 def in_pycocotools(code, timeout_s=20):
-    """Run code after the import of pycocotools.mask; return (exit code, what it printed), or (None, "") if it hung."""
-    code = f"import warnings; warnings.simplefilter('ignore')\nfrom pycocotools import mask\n{textwrap.dedent(code)}"
+    """Run code after the import of pycocotools.mask; return (exit code, what it printed), or (None, "") if it hung.
+
+    It gets 4 GiB: a wild polygon asks for more.
+    """
+    bound = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))\n"
+    code = f"import warnings; warnings.simplefilter('ignore')\nfrom pycocotools import mask\n{bound}{textwrap.dedent(code)}"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
