@@ -72,7 +72,7 @@ COLUMNS = (
 
 OF_NUCLEI = (
     Column("nuclei", "",
-           "nuclei of the cell: those of which most, and at least half, lie in it", "CellProfiler `RelateObjects`"),
+           "nuclei of the cell: those of which more than half lies in it", "CellProfiler `RelateObjects`"),
     Column("nucleus_area_px", "px", "pixels that the cell shares with its nuclei"),
     Column("nucleus_area_um2", "um^2", "the same, times the area of a pixel"),
 )  # fmt: skip
@@ -121,7 +121,7 @@ def columns_of(channels: Iterable[str] = (), nuclei: bool = False) -> list[str]:
     Examples
     --------
     >>> columns_of(["DAPI"])[-2:], len(columns_of())
-    (['mean_corrected_DAPI', 'integrated_corrected_DAPI'], 31)
+    (['mean_corrected_DAPI', 'integrated_corrected_DAPI'], 30)
     """
     each = [column.name for column in COLUMNS]
     if nuclei:

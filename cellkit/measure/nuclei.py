@@ -12,8 +12,8 @@ from cellkit.measure.neighbours import shared_pixels
 from cellkit.measure.rows import Rows, divided, sums_of_each
 
 
-def nuclei_of(cells: Instances, nuclei: Instances) -> tuple[np.ndarray, Instances]:
-    """Give each nucleus to the cell that holds most of it, and at least half; of equals to the first.
+def nuclear_parts(cells: Instances, nuclei: Instances) -> tuple[np.ndarray, Instances]:
+    """Give each nucleus to the cell that holds most of it, if that is more than half; of equals to the first.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def nuclei_of(cells: Instances, nuclei: Instances) -> tuple[np.ndarray, Instance
     Examples
     --------
     >>> cells = Instances.from_labels(np.array([[1, 1, 1, 2, 2]]))
-    >>> counts, parts = nuclei_of(cells, Instances.from_labels(np.array([[0, 5, 5, 5, 0]])))
+    >>> counts, parts = nuclear_parts(cells, Instances.from_labels(np.array([[0, 5, 5, 5, 0]])))
     >>> counts, parts.areas_px
     (array([1, 0]), array([2, 0]))
     """
@@ -46,7 +46,7 @@ def nuclei_of(cells: Instances, nuclei: Instances) -> tuple[np.ndarray, Instance
     order = np.lexsort((cell[pair], -shared, nucleus[pair]))
     first = np.r_[True, np.diff(nucleus[pair][order]) > 0][: len(order)]
     best = order[first]
-    best = best[2 * shared[best] >= nuclei.areas_px[nucleus[pair][best]]]
+    best = best[2 * shared[best] > nuclei.areas_px[nucleus[pair][best]]]
     taken = np.repeat(np.isin(np.arange(len(pair)), best), np.diff(np.r_[pair, len(cell)]))
     return np.bincount(cell[pair][best], minlength=len(cells)), _union(
         cells, cell[taken], starts[taken], lengths[taken]
@@ -77,7 +77,7 @@ def nucleus_and_cytoplasm(
     whole : dict
         What `brightness` found in the cells.
     parts : Instances
-        The nucleus of each cell, see `nuclei_of`.
+        The nucleus of each cell, see `nuclear_parts`.
     level : float
         The background, which both are less by in the quotient; nan where it is not known.
     """

@@ -13,7 +13,7 @@ from cellkit.cells.resize import instances_on
 from cellkit.errors import UserError
 from cellkit.measure.intensity import Plane, background, brightness, corrected
 from cellkit.measure.neighbours import nearest_px, touching
-from cellkit.measure.nuclei import nuclei_of, nucleus_and_cytoplasm
+from cellkit.measure.nuclei import nuclear_parts, nucleus_and_cytoplasm
 from cellkit.measure.rows import Rows
 from cellkit.measure.shape import shapes
 
@@ -97,7 +97,7 @@ def measure(
     found["nearest_px"] = nearest_px(found["centroid_x_px"], found["centroid_y_px"])
     parts = None
     if nuclei is not None:
-        found["nuclei"], parts = nuclei_of(cells, nuclei)
+        found["nuclei"], parts = nuclear_parts(cells, nuclei)
         found["nucleus_area_px"] = parts.areas_px
     found = _with_um(found, um_per_px) | {"um_per_px": np.full(len(cells), um_per_px)}
     for name, plane in (channels or {}).items():
