@@ -160,11 +160,12 @@ def _image_label(labels: np.ndarray, cells: Instances, classes: Sequence[str], v
     for number in present:
         colour = palette[0] if number < 0 else palette[ids[number - 1] if classes else 1]
         colours.append({"label-value": number, "rgba": [*colour, 255]})
+        about: dict[str, Any] = {"annotated": False}
         if number > 0:
             named = {"class": classes[ids[number - 1] - 1]} if ids[number - 1] else {}
-            properties.append({"label-value": number, **named, "score": scores[number - 1]})
-    about = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
-    return {"version": version} | about
+            about = named | {"score": scores[number - 1]}
+        properties.append({"label-value": number} | about)
+    return {"version": version, "colors": colours, "properties": properties, "source": {"image": "../../"}}
 
 
 # ---- copies --------------------------------------------------------------------------------------------------------

@@ -122,6 +122,24 @@ def test_ome_zarr_py_opens_image_and_labels(tmp_path, form):
     assert set(about["color"]) == {1, 2, 3}
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("found", [two().with_unknown(TWO == 0), Instances.empty(TWO.shape)])
+def test_the_metadata_are_valid_by_the_models_of_the_format(tmp_path, pictures, form, found):
+    pytest.importorskip("ome_zarr_models")
+    import zarr
+    from ome_zarr_models import v04, v05
+
+    write_folder(tmp_path / "z", records("a"), [found], CLASSES, form, pictures)
+    version = v04 if form.endswith("0.4") else v05
+    for where, check in (
+        ("", version.image.ImageAttrs),
+        ("labels", version.labels.LabelsAttrs),
+        ("labels/cells", version.image_label.ImageLabelAttrs),
+    ):
+        attributes = dict(zarr.open_group(str(tmp_path / "z/a.ome.zarr" / where), mode="r").attrs)
+        check.model_validate(attributes if version is v04 else attributes["ome"])
+
+
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_labels_are_added_to_an_ome_zarr_with_its_version_and_scale(tmp_path, version):
     image = write_stack(tmp_path / "i/a.zarr", np.arange(30, dtype=np.uint16).reshape(2, 3, 5), version=version)
