@@ -81,6 +81,8 @@ def parse_coco(
     if not isinstance(data, dict) or not all(
         isinstance(data.get(k), list) for k in ("images", "annotations", "categories")
     ):
+        if isinstance(data, dict) and data.get("type") in ("FeatureCollection", "Feature"):
+            raise UserError(f"{path} is GeoJSON, no COCO file", "end its name with .geojson")
         what = "a list, as COCO results are" if isinstance(data, list) else "no COCO file"
         raise UserError(
             f"{path} is {what}: it lacks images, annotations or categories",

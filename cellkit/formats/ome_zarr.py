@@ -94,7 +94,8 @@ def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
         raise UserError(f"{path} is there and not as cellkit wrote it", "move it away, or give another folder")
     version = "0.4" if image.form.endswith("0.4") else "0.5"
     with whole_folder(path) as temporary:
-        write_labels_group(write_image_group(temporary, picture, version), temporary, *about, version)
+        group = write_image_group(temporary, picture, version, image.um_per_px)
+        write_labels_group(group, temporary, *about, version)
     return lost_pixels(image.cells)
 
 

@@ -275,6 +275,7 @@ def _check_members(infos: Sequence, path) -> None:
         problem = (
             "leads out of the zip" if ".." in parts or name.startswith(("/", "\\")) or ":" in parts[0]
             else "is a link" if stat.S_ISLNK(info.external_attr >> 16)
+            else "is no ROI but GeoJSON of QuPath's" if name.lower().endswith(".geojson")
             else "is no ROI" if not name.lower().endswith(".roi")
             else "is there twice" if name in seen
             else f"unpacks to {info.file_size} bytes" if info.file_size > LARGEST_ROI_BYTES

@@ -50,8 +50,13 @@ def _umask() -> int:
     return mask
 
 
-def write_image_group(path: Path, picture: Path, version: str) -> Any:
+def write_image_group(path: Path, picture: Path, version: str, um_per_px: float = math.nan) -> Any:
     """Write a picture of one plane, with all its channels in their own values, as an OME-Zarr image; return its group.
+
+    Parameters
+    ----------
+    um_per_px : float
+        Side of a pixel where the picture does not say it.
 
     Raises
     ------
@@ -67,7 +72,8 @@ def write_image_group(path: Path, picture: Path, version: str) -> Any:
         group = _new_group(path, version)
         shape, count = (series.size("Y"), series.size("X")), len(series.channels)
         axes = "cyx"
-        scale = [1.0, *_scale(series.um_per_px)]
+        um = series.um_per_px if series.um_per_px > 0 else um_per_px
+        scale = [1.0, *_scale(um)]
         levels = level_shapes(shape)
         arrays = None
         channels = []
@@ -86,7 +92,7 @@ def write_image_group(path: Path, picture: Path, version: str) -> Any:
                 array[number] = smaller(plane, level)
             channels.append(_channel(opened, number, plane))
     omero = {"version": version, "channels": channels, "rdefs": {"model": "color" if count > 1 else "greyscale"}}
-    scales = multiscales(axes, scale, series.um_per_px, shape, levels, version, picture.stem)
+    scales = multiscales(axes, scale, um, shape, levels, version, picture.stem)
     _describe(group, {"multiscales": [scales], "omero": omero}, version)
     return group
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def random_scene(rng):
     return found.with_classes(rng.integers(0, 3, len(found))).with_scores(rng.random(len(found)))
 
 
-def test_a_thousand_scenes_come_back_pixel_by_pixel(tmp_path):
+def test_a_thousand_scenes_come_back_pixel_by_pixel(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda file: None)
     rng = np.random.default_rng(15)
     overlapping = 0
     for k in range(1000):
@@ -274,6 +276,16 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     assert "unpacks from" in refused(read_geojson, path, (8, 10))
     path.write_bytes(path.read_bytes()[:-20])
     refused(read_geojson, path, (8, 10))
+
+
+def test_geojson_by_another_name_or_in_a_zip_is_told(tmp_path):
+    path = collection(tmp_path / "a.json", feature())
+    with pytest.raises(UserError, match="is GeoJSON, no COCO file\nend its name with .geojson"):
+        read_side(path)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.geojson", path.read_text())
+    with pytest.raises(UserError, match="GeoJSON of QuPath's"):
+        read_folder(tmp_path / "a.zip")
 
 
 def test_objects_of_several_planes(tmp_path):

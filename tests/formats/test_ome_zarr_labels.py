@@ -111,7 +111,10 @@ def test_ome_zarr_py_opens_image_and_labels(tmp_path, form):
     record = ImageRecord("a", "p/a.png", 700, 1201, um_per_px=0.5)
     write_folder(tmp_path / "z", [record], [found], CLASSES, form, tmp_path / "p")
     opened = read_back(tmp_path / "z/a.ome.zarr")
-    levels, _ = opened["a.ome.zarr"]
+    assert inspect_file(tmp_path / "z/a.ome.zarr").series[0].um_per_px == 0.5
+    levels, about = opened["a.ome.zarr"]
+    sides = [one[0]["scale"][-1] for one in about["coordinateTransformations"]]
+    assert sides == [0.5, 1, 2] == [one[0]["scale"][-1] for one in opened["cells"][1]["coordinateTransformations"]]
     assert [level.shape for level in levels] == [(3, 700, 1201), (3, 350, 601), (3, 175, 301)]
     levels, about = opened["cells"]
     assert [level.shape for level in levels] == [(700, 1201), (350, 601), (175, 301)], "as many as the image has"
