@@ -63,7 +63,7 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
     cells = cells.with_classes([class_id[about.class_of.get(number, "")] for number in numbers])
     cells = cells.with_scores([about.score_of.get(number, 1.0) for number in numbers])
     maker = about.made_by if about.stamp == stamp_of(labels) else ""
-    return ImageCells(cells, about.classes, maker)
+    return ImageCells(cells, about.classes, maker, numbers=np.array(numbers, np.int64))
 
 
 def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:

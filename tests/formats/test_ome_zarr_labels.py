@@ -97,6 +97,7 @@ def test_a_thousand_scenes_come_back_pixel_by_pixel(tmp_path, form):
         write_image(tmp_path / "a.ome.zarr", ImageToWrite("a", found, CLASSES, picture=image, form=form))
         back = read_image(image, Reading())
         assert (back.cells, back.classes) == (found, CLASSES)
+        assert back.numbers.tolist() == list(range(1, len(found) + 1))
         assert np.array_equal(read_labels(image / "labels/cells"), found.paint(unknown=-1))
         scenes += 100
     assert scenes == 1000
