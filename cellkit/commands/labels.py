@@ -115,12 +115,12 @@ def _nuclei(path: str | None, coco: Any) -> list:
     """Return the nuclei of each image, one for each cell; none where no file of nuclei is given."""
     from cellkit.formats.any import read_side
     from cellkit.formats.sides import match_sides
-    from cellkit.measure.nuclei import nuclei_of
+    from cellkit.measure.nuclei import nuclear_parts
 
     if path is None:
         return []
     _, found = match_sides(coco, read_side(path, of=coco))
-    return [nuclei_of(cells, nuclei)[1] for cells, nuclei in zip(coco.instances, found.instances, strict=True)]
+    return [nuclear_parts(cells, nuclei)[1] for cells, nuclei in zip(coco.instances, found.instances, strict=True)]
 
 
 def _measured(path: str | None, coco: Any) -> list:
