@@ -1,6 +1,7 @@
 """Label images in OME-Zarr 0.4 and 0.5, there and back: no pixel, class or number lost, and ome-zarr-py opens them."""
 
 import json
+import random
 import shutil
 import warnings
 
@@ -259,3 +260,27 @@ def test_copies_are_made_of_pixels_that_are_there():
     labels = np.arange(35).reshape(5, 7)
     assert smaller(labels, (3, 4)).tolist() == labels[::2, ::2].tolist()
     assert smaller(labels, (5, 7)) is labels
+
+
+@pytest.mark.filterwarnings("ignore")  # of zarr, of extensions that the mangled metadata name
+def test_mangled_metadata_are_read_or_refused(tmp_path, pictures):
+    from test_fuzz import mangled_value
+
+    write_folder(tmp_path / "z", records("a"), [two().with_unknown(TWO == 0)], CLASSES, "ome-zarr", pictures)
+    path = tmp_path / "z/a.ome.zarr"
+    files = [path / "labels/zarr.json", path / "labels/cells/zarr.json", path / "labels/cells/0/zarr.json"]
+    told = {"read": 0, "refused": 0}
+    for number in range(240):
+        file = files[number % 3]
+        good = file.read_text(encoding="utf-8")
+        data = mangled_value(json.loads(good), random.Random(number))
+        file.write_text(json.dumps(data), encoding="utf-8", errors="surrogatepass")
+        try:
+            found = read_image(path, Reading())
+            told["read"] += 1
+            assert found.cells.class_ids.max(initial=0) <= len(found.classes)
+        except UserError as error:
+            told["refused"] += 1
+            assert "\n" in str(error), error
+        file.write_text(good, encoding="utf-8")
+    assert min(told.values()) > 30, told
