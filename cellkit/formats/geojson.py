@@ -24,7 +24,8 @@ from cellkit.cells.outlines import refuse_boxes, simple_polygons
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
 from cellkit.formats.contract import ImageCells, ImageToWrite, Reading
-from cellkit.formats.geojson_reading import IGNORE_CLASS, OURS, is_ignored, read_geojson, top_of
+from cellkit.formats.geojson_file import OURS, is_as_written, stamp_of_features, top_of
+from cellkit.formats.geojson_reading import IGNORE_CLASS, is_ignored, read_geojson
 from cellkit.formats.seg import class_colours
 from cellkit.microscope.folders import IMAGE_SUFFIXES
 
@@ -59,7 +60,7 @@ def write_geojson(
     measured : mapping of name -> (N,) float, optional
         Measurements of the cells; those that are not finite are left out.
     made_by : str
-        "proposed" or "corrected", noted beside the features; QuPath drops it when it saves.
+        "proposed" or "corrected", noted beside the features for as long as nobody changes them; QuPath drops it when it saves.
 
     Raises
     ------
@@ -71,10 +72,12 @@ def write_geojson(
     refuse_boxes([found, *([nuclei] if nuclei is not None else [])], "a GeoJSON file")
     numbers = list(range(1, len(found) + 1)) if numbers is None else [int(k) for k in numbers]
     _check(path, found, classes, numbers, nuclei, measured)
-    about = {"shape": list(found.shape), "classes": list(classes)} | ({"labels": made_by} if made_by in MARKED else {})
+    features = list(_features(path, found, classes, numbers, nuclei, measured))
+    about = {"shape": list(found.shape), "classes": list(classes), "stamp": stamp_of_features(features)}
+    about |= {"labels": made_by} if made_by in MARKED else {}
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(f'{{"type": "FeatureCollection", "{OURS}": {_dump(about)}, "features": [')
-        for k, feature in enumerate(_features(path, found, classes, numbers, nuclei, measured)):
+        for k, feature in enumerate(features):
             file.write(f"{',' if k else ''}\n{_dump(feature)}")
         file.write("\n]}\n")
     return path
@@ -179,7 +182,9 @@ def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
         The file is there and QuPath saved it: it may hold corrections.
     """
     if os.path.lexists(path) and not written_here(path):
-        raise UserError(f"{path} was saved by QuPath and may hold corrections", "move it away, or give another folder")
+        raise UserError(
+            f"{path} was changed, or saved by QuPath: it may hold corrections", "move it away, or give another folder"
+        )
     some = image.cells.areas_px > 0
     nuclei = None if image.nuclei is None else image.nuclei[some]
     measured = {name: np.asarray(values)[some] for name, values in image.measured.items()}
@@ -189,8 +194,8 @@ def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
 
 
 def written_here(path: Path) -> bool:
-    """Tell whether a file is as cellkit wrote it: QuPath drops what says so."""
+    """Tell whether a file is as cellkit wrote it: QuPath drops what says so, and a change of any feature is seen."""
     try:
-        return bool(top_of(path)[1])
+        return is_as_written(*top_of(path))
     except UserError:
         return False

@@ -6,10 +6,7 @@ a list of features, or one feature.
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,14 +22,12 @@ from cellkit.cells.instances import IGNORE, IGNORED, Instances
 from cellkit.cells.names import plain
 from cellkit.cells.outlines import FARTHEST_PX, cross_themselves, fill, fill_each
 from cellkit.errors import Quarantined, UserError, counted, plain_reason
-from cellkit.files import decoded
+from cellkit.formats.geojson_file import OURS, is_as_written, top_of
 
-OURS = "cellkit"  # a member of the FeatureCollection that cellkit writes, which QuPath drops when it saves
 IGNORE_CLASS = "Ignore*"  # QuPath's own class for regions that count for nothing
 NO_CELLS = ("tile", "tmacore", "tma_core", "root", "pathtileobject", "tmacoreobject", "pathrootobject")
 CELLS = {"cell": "cell", "pathcellobject": "cell", "detection": "detection", "pathdetectionobject": "detection"}
 MOST_PX = 2**31  # of the image that a file says it belongs to
-LARGEST_BYTES, SMALL_BYTES, MOST_PACKED = 2**31, 2**20, 200  # unpacked; above a megabyte nothing is packed better
 DRAW_AREA = "draw it as a polygon, or delete it"
 NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 SCORES = ("score", "Detection probability")  # the second is that of StarDist in QuPath
@@ -144,7 +139,7 @@ def read_geojson(
     found = _instances(size, [one.runs for one in (*cells, *ignored)], ids, [one.score for one in (*cells, *ignored)])
     nuclei = _instances(size, [one.inner for one in cells], ids[: len(cells)], [one.score for one in cells])
     numbers = np.array([one.number for one in cells], np.int64)
-    maker = maker_of(ours.get("labels")) if ours else ""
+    maker = maker_of(ours.get("labels")) if is_as_written(features, ours) else ""
     return Objects(found.without_ignored(), classes, numbers, nuclei, maker, tuple(notes))
 
 
@@ -164,46 +159,7 @@ def class_names(path: str | Path) -> set[str]:
     return {name for name in names if name and not is_ignored(name)}
 
 
-# ---- the file ------------------------------------------------------------------------------------------------------
-def top_of(path: str | Path) -> tuple[list, dict[str, Any]]:
-    """Return the features of a file, and what cellkit noted beside them, empty where it did not write the file.
-
-    Raises
-    ------
-    UserError
-        It is no GeoJSON, or damaged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no file at {path}", "give a GeoJSON file")
-    try:
-        data = json.loads(decoded(_unpacked(path)))
-    except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
-        raise UserError(
-            f"{path} is no JSON: {str(error)[:80]}", "export the objects again (QuPath: File, Export objects)"
-        ) from error
-    if isinstance(data, dict) and data.get("type") == "Feature":
-        data = [data]
-    ours = data.get(OURS) if isinstance(data, dict) else None
-    features = data.get("features") if isinstance(data, dict) else data
-    if not isinstance(features, list):
-        raise UserError(f"{path} is no GeoJSON: it has no list of features", "export a FeatureCollection")
-    return features, ours if isinstance(ours, dict) else {}
-
-
-def _unpacked(path: Path) -> bytes:
-    """Return the text of a file, unpacked where it is gzip, but not for ever."""
-    if path.suffix.lower() != ".gz":
-        return path.read_bytes()
-    packed = path.stat().st_size
-    most = min(LARGEST_BYTES, max(SMALL_BYTES, MOST_PACKED * packed))
-    with gzip.open(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise UserError(f"{path} unpacks from {packed} bytes to more than {most}", "export the objects again, unpacked")
-    return content
-
-
+# ---- what cellkit noted ----------------------------------------------------------------------------------------------
 def _about(
     ours: Mapping[str, Any], shape: tuple[int, int] | None, path: Path
 ) -> tuple[tuple[int, int], tuple[str, ...]]:

@@ -48,7 +48,8 @@ def the(found, k=0):
 def test_a_file_as_it_is_written(tmp_path):
     path = write_geojson(tmp_path / "a.geojson", two(scores=[1, 0.25]), CLASSES, measured={"area µm²": [1.5, math.nan]})
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert (data["type"], data["cellkit"]) == ("FeatureCollection", {"shape": [3, 5], "classes": list(CLASSES)})
+    assert data["type"] == "FeatureCollection"
+    assert (data["cellkit"]["shape"], data["cellkit"]["classes"]) == ([3, 5], list(CLASSES))
     square, other = data["features"]
     assert square["geometry"] == {"type": "Polygon", "coordinates": [[[0, 0], [2, 0], [2, 2], [0, 2], [0, 0]]]}
     assert square["properties"] == {
@@ -150,8 +151,20 @@ def test_who_made_the_cells_is_kept_until_qupath_saves(tmp_path):
     assert not written_here(path)
     back = read_geojson(path, (3, 5))
     assert (back.made_by, back.instances) == ("", two(class_ids=[2, 1]))
-    with pytest.raises(UserError, match="saved by QuPath and may hold corrections"):
+    with pytest.raises(UserError, match="saved by QuPath: it may hold corrections"):
         write_image(path, ImageToWrite("a", two(), CLASSES))
+
+
+def test_a_change_is_seen_also_where_a_script_keeps_what_cellkit_noted(tmp_path):
+    path = write_geojson(tmp_path / "a.geojson", two(scores=[1, 1 / 3]), CLASSES, made_by="proposed")
+    assert written_here(path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(data, indent=2))
+    assert written_here(path), "only laid out otherwise"
+    data["features"][0]["geometry"]["coordinates"][0][1][0] += 1
+    path.write_text(json.dumps(data))
+    assert not written_here(path)
+    assert read_geojson(path).made_by == ""
 
 
 # ---- what QuPath writes --------------------------------------------------------------------------------------------
