@@ -16,8 +16,7 @@ from cellkit.files import PACKAGE
 from cellkit.log import LOG
 from cellkit.models import cell_classes
 
-UNET = "cellpose_unet"
-STARTER = PACKAGE / "starter" / "starter_light.safetensors"
+STARTER = PACKAGE / "starter" / "starter_light.safetensors"  # no image of the run taught it
 
 
 def train_classes(
@@ -63,10 +62,9 @@ def train_classes(
     if why:
         LOG.info(f"Cellpose's cells get no class: {why}")
         return None
-    encoder = _start_network(checkpoints)
-    path = cell_classes.train(train, checkpoints["cellpose_checkpoint"], encoder, settings, out, detector)
+    path = cell_classes.train(train, checkpoints["cellpose_checkpoint"], STARTER, settings, out, detector)
     cells = ", ".join(f"{count} {name}" for name, count in taught.items())
-    LOG.info(f"Cellpose's cells get a class by the features of {encoder.stem}, learned from {cells}")
+    LOG.info(f"Cellpose's cells get a class by their texture and the features of {STARTER.stem}, learned from {cells}")
     return path
 
 
@@ -117,18 +115,6 @@ def kept_model(checkpoints: Mapping[str, Path]) -> str:
     kept = checkpoints.get("cellpose_checkpoint")
     names = (name for name in ("cellpose_tuned", "cellpose_base") if checkpoints.get(f"{name}_checkpoint") == kept)
     return next(names, "") if kept is not None else ""
-
-
-def _start_network(checkpoints: Mapping[str, Path]) -> Path:
-    """Return the U-Net whose features describe the cells: what the run's Cellpose started from, else the light starter.
-
-    No validation image taught it.
-    """
-    from cellkit.models.weights import read_card
-
-    base = checkpoints.get("cellpose_base_checkpoint")
-    own = base is not None and base.suffix == ".safetensors" and read_card(base).backend == UNET
-    return base if own else STARTER
 
 
 def describe_named(found: list[Instances] | None, classes: tuple[str, ...]) -> str:

@@ -1,13 +1,13 @@
-"""A class for the cells of any model that has masks: what a U-Net sees of them, and a logistic regression on top.
+"""A class for the cells of any model that has masks: by what a U-Net sees of them, and by their texture; a regression on each.
 
-Unlike the detector's classifier it needs no training of a network. Where the run has trained a detector, the answer of the
-network that looks at cut-outs around its cells (`cell_classifier`) counts as much.
+Unlike the detector's classifier it needs no training of a network. Where the run has trained a detector, the network that
+looks at cut-outs around its cells (`cell_classifier`) may vote too.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pydantic import Field
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.models import weights
+from cellkit.models.cell_regression import Learned, Regression, learn, log_loss, right_share, softmax
 from cellkit.models.gate import unit_of
 from cellkit.models.shared.contract import BatchSegmenter, Segmenter
 from cellkit.settings import Frozen
@@ -26,10 +27,8 @@ if TYPE_CHECKING:
 
 NAME = "cell_classes"
 MOST_CELLS = 2000  # of a class that teach
-STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # of the penalty on large weights; the first of equally good ones
-FOLDS, DEFAULT_STRENGTH = 5, 0.03
-MOST_SPREADS = 6.0  # a feature further from the mean of the training cells counts as this far
 CUT_OUTS, ENCODER = "cell_classifier.", "encoder."  # before the names of the tensors of two networks
+FEATURES, TEXTURE = "features", "texture"  # what regressions are learned on
 
 
 class Settings(Frozen):
@@ -43,7 +42,7 @@ class Settings(Frozen):
         description="ring around a cell that counts as its surroundings, where a cell is 30 px wide (px)",
     )
     cut_outs: bool = Field(
-        True, description="let the detector's network on cut-outs around cells vote too, where it has one"
+        False, description="let the detector's network on cut-outs around cells have as much of a say, where it has one"
     )
 
 
@@ -74,31 +73,34 @@ def train(
     Path
         ``cellpose_classes.safetensors``, self-contained but for the segmenter beside it, and a card.
     """
-    import torch
-
+    from cellkit.models.cell_features import features_of_cells
+    from cellkit.models.cell_texture import texture_of_cells
     from cellkit.models.shared.diameter import diameter_of
     from cellkit.models.unet_network import load_network
     from cellkit.parallel import progress
 
     network, about = load_network(encoder)
-    diameter_px, channels = diameter_of(train.instances), about.get("channels", "both")
-    rows, classes, groups = [], [], []
+    diameter_px = diameter_of(train.instances)
+    told: dict[str, list[np.ndarray]] = {FEATURES: [], TEXTURE: []}
+    taught, groups = [], []
     units: dict[str, int] = {}  # what is left out as a whole
     for index in progress(images_that_teach(train.instances, len(train.classes)), "cells"):
         image, cells = train[index]
         known = cells.class_ids > 0
-        told = _features(network, image, cells, diameter_px, channels, settings.ring_px)[known]
-        rows.append(told)
-        classes.append(cells.class_ids[known])
+        told[FEATURES].append(features_of_cells(network, image, cells, diameter_px, "both", settings.ring_px)[known])
+        told[TEXTURE].append(texture_of_cells(image, cells, diameter_px)[known])
+        taught.append(cells.class_ids[known])
         groups += [units.setdefault(unit_of(train.records[index]), len(units))] * int(known.sum())
-    features, classes = np.concatenate(rows).astype(np.float64), np.concatenate(classes)
-    mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
-    near = _standardised(features, mean, spread)
-    strength, right = choose_strength(near, classes, np.array(groups), len(train.classes))
-    weight, bias = fit(near, classes, len(train.classes), strength)
-    tensors = {"weight": weight, "bias": bias, "mean": mean, "spread": spread}
-    saved = {name: torch.tensor(values, dtype=torch.float32) for name, values in tensors.items()}
-    saved |= {f"{ENCODER}{name}": tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}
+    classes = np.concatenate(taught)
+    learned = {
+        name: learn(np.concatenate(rows), classes, np.array(groups), len(train.classes)) for name, rows in told.items()
+    }
+    votes, right = votes_kept(learned, classes)
+    saved = {}
+    for name in votes:
+        saved |= learned[name].regression.tensors(f"{name}.")
+    if FEATURES in votes:
+        saved |= {f"{ENCODER}{name}": tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}
     cut_outs = _cut_outs_of(detector, train.classes) if settings.cut_outs else {}
     saved |= {name: tensor for name, tensor in cut_outs.items() if name.startswith(CUT_OUTS)}
     beside = _beside(segmenter, Path(out) / "cellpose_classes_cells")
@@ -108,14 +110,16 @@ def train(
         "segmenter": beside.name,
         "segmenter_sha256": weights.sha256_file(beside),
         "encoder": Path(encoder).stem,
-        "channels": channels,
         "precision": about.get("precision", "auto"),
         "diameter_px": diameter_px,
         "cut_outs_diameter_px": cut_outs.get("diameter_px"),
-        "strength": strength,
+        "votes": list(votes),
+        "strength": {name: learned[name].strength for name in votes},
     }
-    taught = {name: int((classes == k).sum()) for k, name in enumerate(train.classes, 1)}
-    metrics = {"cells": taught, "class_right_left_out_training_images": right}
+    metrics = {
+        "cells": {name: int((classes == k).sum()) for k, name in enumerate(train.classes, 1)},
+        "class_right_left_out_training_images": right,
+    }
     path = Path(out) / "cellpose_classes.safetensors"
     return weights.save_checkpoint(path, saved, NAME, classes=train.classes, config=config, metrics=metrics)
 
@@ -140,100 +144,32 @@ def images_that_teach(instances: Sequence[Instances], classes: int) -> list[int]
     return sorted(chosen)
 
 
-def fit(features: np.ndarray, classes: np.ndarray, count: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a logistic regression in which every class counts the same, by L-BFGS in float64 from zeros.
+def votes_kept(learned: Mapping[str, Learned], classes: np.ndarray) -> tuple[tuple[str, ...], float | None]:
+    """Return whose chances are averaged, one alone or all, by what is best on images left out; and how often it is right.
 
     Parameters
     ----------
-    features : (N, F) float64
+    learned : mapping
+        Name -> what was learned; at least one.
     classes : (N,) int
-        1 to `count`.
-    strength : float
-        Of the penalty on the squares of the weights.
+        Of the cells that taught.
 
     Returns
     -------
-    weight : (F, count) float64
-    bias : (count,) float64
-    """
-    import torch
-
-    x, wanted = torch.tensor(features), torch.tensor(classes - 1)
-    share = 1 / np.maximum(np.bincount(classes, minlength=count + 1), 1)[classes]
-    share = torch.tensor(share / share.sum())
-    weight = torch.zeros((features.shape[1], count), dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(count, dtype=torch.float64, requires_grad=True)
-    stepper = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        stepper.zero_grad()
-        each = torch.nn.functional.cross_entropy(x @ weight + bias, wanted, reduction="none")
-        total = (share * each).sum() + strength * weight.square().sum()
-        total.backward()
-        return total
-
-    stepper.step(loss)
-    return weight.detach().numpy(), bias.detach().numpy()
-
-
-def choose_strength(
-    features: np.ndarray, classes: np.ndarray, groups: np.ndarray, count: int
-) -> tuple[float, float | None]:
-    """Choose the strength of the penalty by leaving out training images in turn, in up to five parts.
-
-    Parameters
-    ----------
-    groups : (N,) int
-        The image of each cell, or the group (plate, well, donor) of images.
-
-    Returns
-    -------
-    strength : float
-        That of the least balanced log loss; a fixed one where a part left out takes a whole class with it.
+    names : tuple of str
+        Those that are right most often, of equal ones with the least log loss; all where no image can be left out.
     right : float or None
-        How often the class of a cell of the images left out is right, at that strength: mean over classes.
+        Mean over classes.
     """
-    images = np.unique(groups)
-    part = np.searchsorted(images, groups) % min(FOLDS, len(images))
-    splits = [part == k for k in range(part.max() + 1)]
-    if len(splits) < 2 or any(set(classes[~held]) != set(classes) for held in splits):
-        return DEFAULT_STRENGTH, None
-    share = 1 / np.bincount(classes, minlength=count + 1)[classes]
-    best: tuple[float, float, float] | None = None
-    for strength in STRENGTHS:
-        chance = np.zeros((len(classes), count))
-        for held in splits:
-            weight, bias = fit(features[~held], classes[~held], count, strength)
-            chance[held] = softmax(features[held] @ weight + bias)
-        loss = float(-(share * np.log(chance[np.arange(len(classes)), classes - 1] + 1e-12)).sum())
-        right = float((share * (chance.argmax(axis=1) + 1 == classes)).sum() / share.sum())
-        if best is None or loss < best[0] - 1e-9:
-            best = loss, strength, right
-    return best[1], round(best[2], 4)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities, (N, K), from logits.
-
-    Examples
-    --------
-    >>> softmax(np.array([[0.0, 0.0]])).tolist()
-    [[0.5, 0.5]]
-    """
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return raised / raised.sum(axis=1, keepdims=True)
-
-
-def _standardised(features: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    return np.clip((features - mean) / spread, -MOST_SPREADS, MOST_SPREADS)
-
-
-def _features(
-    network: Any, image: np.ndarray, cells: Instances, diameter_px: float, channels: str, ring_px: int
-) -> np.ndarray:
-    from cellkit.models.cell_features import features_of_cells
-
-    return features_of_cells(network, image, cells, diameter_px, channels, ring_px)
+    every = tuple(learned)
+    if any(one.left_out is None for one in learned.values()):
+        return every, None
+    means = {
+        names: np.mean([learned[name].left_out for name in names], axis=0) for names in (every, *((n,) for n in every))
+    }
+    right = {names: round(right_share(mean, classes), 4) for names, mean in means.items()}
+    best = min(means, key=lambda names: (-right[names], log_loss(means[names], classes)))
+    return best, right[best]
 
 
 def _cut_outs_of(detector: Path | None, classes: Sequence[str]) -> dict[str, Any]:
@@ -289,29 +225,46 @@ def load(checkpoint: str | Path) -> Callable[[np.ndarray, Instances], Instances]
     UserError
         No checkpoint there, or one of another kind.
     """
-    from cellkit.models.unet_network import WIDTHS, CellposeUNet, placed
+    from cellkit.models.cell_texture import texture_of_cells
 
     card, tensors = weights.card_for(checkpoint, NAME), weights.load_tensors(checkpoint)
     config = card.config
-    network = CellposeUNet(widths=config.get("widths", WIDTHS))
-    network.load_state_dict({k.removeprefix(ENCODER): t for k, t in tensors.items() if k.startswith(ENCODER)})
-    network = placed(network, config["precision"]).eval()
-    weight, bias, mean, spread = (
-        tensors[name].numpy().astype(np.float64) for name in ("weight", "bias", "mean", "spread")
-    )
+    if "votes" not in config:
+        raise UserError(f"{checkpoint} is of an earlier cellkit", "run 05_train_maskrcnn again")
+    diameter_px = config["diameter_px"]
+    describe: dict[str, Callable[[np.ndarray, Instances], np.ndarray]] = {
+        TEXTURE: lambda image, cells: texture_of_cells(image, cells, diameter_px)
+    }
+    if FEATURES in config["votes"]:
+        describe[FEATURES] = _features_by(tensors, config)
+    regressions = {name: Regression.of(tensors, f"{name}.") for name in config["votes"]}
     looked_at = {k.removeprefix(CUT_OUTS): t for k, t in tensors.items() if k.startswith(CUT_OUTS)}
     vote = _votes_on_cut_outs(looked_at, len(card.classes), config["cut_outs_diameter_px"]) if looked_at else None
 
     def named(image: np.ndarray, cells: Instances) -> Instances:
         if not len(cells):
             return cells
-        told = _features(network, image, cells, config["diameter_px"], config["channels"], config["ring_px"])
-        chance = softmax(_standardised(told.astype(np.float64), mean, spread) @ weight + bias)
+        chances = np.mean([of.chances(describe[name](image, cells)) for name, of in regressions.items()], axis=0)
         if vote is not None:
-            chance = chance + vote(image, cells)
-        return cells.with_classes(chance.argmax(axis=1) + 1)
+            chances = chances + vote(image, cells)
+        return cells.with_classes(chances.argmax(axis=1) + 1)
 
     return named
+
+
+def _features_by(
+    tensors: Mapping[str, Any], config: Mapping[str, Any]
+) -> Callable[[np.ndarray, Instances], np.ndarray]:
+    """Return the function (image, cells) -> features (N, F) by the U-Net of a checkpoint."""
+    from cellkit.models.cell_features import features_of_cells
+    from cellkit.models.unet_network import WIDTHS, CellposeUNet, placed
+
+    network = CellposeUNet(widths=config.get("widths", WIDTHS))
+    network.load_state_dict({k.removeprefix(ENCODER): t for k, t in tensors.items() if k.startswith(ENCODER)})
+    network = placed(network, config["precision"]).eval()
+    return lambda image, cells: features_of_cells(
+        network, image, cells, config["diameter_px"], "both", config["ring_px"]
+    )
 
 
 def _votes_on_cut_outs(

@@ -8,6 +8,7 @@ Huang, "Revisiting RCNN: On Awakening the Classification Power of Faster RCNN", 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from cellkit.cells.instances import Instances
+from cellkit.models.cell_regression import NAMES, Regression, learn
+from cellkit.models.cell_texture import FEATURES, texture_of_cells
+from cellkit.models.gate import unit_of
 from cellkit.models.shared.inputs import vary
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
 
 SIZE_PX = 80  # at network scale, where a cell is about 30 px wide
 CELLS_PER_STEP = 48
@@ -51,6 +58,49 @@ def down_level(inputs: int, outputs: int) -> nn.Sequential:
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
     )
+
+
+class TextureVote(nn.Module):
+    """What the texture of a cell says of its class: a regression, learned from labels alone, that goes with a detector.
+
+    Parameters
+    ----------
+    classes : int
+    """
+
+    def __init__(self, classes: int):
+        super().__init__()
+        for name, shape in zip(NAMES, ((FEATURES,), (FEATURES,), (FEATURES, classes), (classes,)), strict=True):
+            self.register_buffer(name, torch.ones(shape) if name == "spread" else torch.zeros(shape))
+
+    def votes(self, image: np.ndarray, cells: Instances, diameter_px: float) -> np.ndarray:
+        """Return log probabilities (N, K) of the cells of an image (H, W, 3) uint8."""
+        chances = Regression.of(dict(self.named_buffers())).chances(texture_of_cells(image, cells, diameter_px))
+        return np.log(chances + 1e-6)
+
+
+def texture_vote(train: CellDataset, diameter_px: float, places: Sequence[int]) -> TextureVote | None:
+    """Learn what texture says of the class of cells; None where there are not two classes, each with a cell.
+
+    Parameters
+    ----------
+    places : sequence of int
+        Of the training images to learn from.
+    """
+    told, classes, units = [], [], []
+    for index in places:
+        image, cells = train[index]
+        known = cells[np.flatnonzero(cells.class_ids > 0)]
+        told.append(texture_of_cells(image, known, diameter_px))
+        classes.append(known.class_ids)
+        units += [unit_of(train.records[index])] * len(known)
+    taught = np.concatenate(classes)
+    if len(train.classes) < 2 or len(np.unique(taught)) < len(train.classes):
+        return None
+    vote = TextureVote(len(train.classes))
+    groups = np.unique(units, return_inverse=True)[1]
+    vote.load_state_dict(learn(np.concatenate(told), taught, groups, len(train.classes)).regression.tensors())
+    return vote
 
 
 # ---- cut-outs ------------------------------------------------------------------------------------------------------

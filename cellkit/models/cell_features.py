@@ -88,9 +88,9 @@ def features_of_cells(
     smaller = float(network.diam_mean.item()) < diameter_px
     seen = np.concatenate([image.transpose(2, 0, 1).astype(np.float32) / 255, three_channels(image)])
     seen = resized(seen, shape, smaller)
-    labels, centres = labels_at(cells, shape), _centres(cells, shape)
+    labels, centres = labels_at(cells, shape), centres_at(cells, shape)
     found = np.zeros((len(cells), 0))
-    for rows, (top, bottom, left, right) in _tiles(centres, shape):
+    for rows, (top, bottom, left, right) in tiles_of(centres, shape):
         part = slice(top, bottom), slice(left, right)
         ids = np.zeros(len(cells) + 1, np.int64)
         ids[rows + 1] = np.arange(1, len(rows) + 1)
@@ -180,14 +180,14 @@ def _share(taken: np.ndarray, ring: np.ndarray) -> float:
     return float(taken[ring].mean()) if ring.any() else 0.0
 
 
-def _centres(cells: Instances, shape: tuple[int, int]) -> np.ndarray:
+def centres_at(cells: Instances, shape: tuple[int, int]) -> np.ndarray:
     """Return the middle of each cell's box at another height and width, (N, 2) int64, y before x."""
     boxes = cells.boxes_xywh.astype(np.float64).reshape(-1, 4)
     middle = (boxes[:, :2] + boxes[:, 2:] / 2)[:, ::-1] * np.divide(shape, cells.shape)
     return np.clip(middle.astype(np.int64), 0, np.subtract(shape, 1))
 
 
-def _tiles(centres: np.ndarray, shape: tuple[int, int]) -> Iterator[tuple[np.ndarray, tuple[int, int, int, int]]]:
+def tiles_of(centres: np.ndarray, shape: tuple[int, int]) -> Iterator[tuple[np.ndarray, tuple[int, int, int, int]]]:
     """Yield the rows of the cells of each tile that has any, and the tile with its margin: top, bottom, left, right."""
     tile = centres // TILE_PX
     for y, x in np.unique(tile, axis=0):

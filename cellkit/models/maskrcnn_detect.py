@@ -39,7 +39,10 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
         cells, places = read_detections(found, image.shape[:2], Reading.of(used), counts)
         cells, places = _at_most(settings["max_detections"], cells, places, counts)
         shown = found[places]
-        return cells.with_classes(_classes(model.cell_classifier, planes, shown.boxes * scale, shown.votes))
+        votes = [one for one in (shown.votes, _texture_votes(model, image, cells, settings)) if one is not None]
+        return cells.with_classes(
+            _classes(model.cell_classifier, planes, shown.boxes * scale, sum(votes) if votes else None)
+        )
 
     if not settings.get("by_line"):
         return read(settings, left_out)
@@ -106,6 +109,12 @@ def _at_most(
         left_out[f"left out: more than max_detections = {most} in an image; raise it"] += over
     kept = np.sort(np.argsort(-cells.scores, kind="stable")[:most])
     return cells[kept], places[kept]
+
+
+def _texture_votes(model, image: np.ndarray, cells: Instances, settings: dict) -> np.ndarray | None:
+    """Return log probabilities (N, K) of classes by the texture of cells; None where the detector has not learned it."""
+    vote = getattr(model, "cell_texture", None)
+    return None if vote is None else vote.votes(image, cells, settings["diameter_px"])
 
 
 def _classes(classifier, planes: np.ndarray, boxes: np.ndarray, votes: np.ndarray | None) -> np.ndarray:

@@ -39,7 +39,7 @@ with warnings.catch_warnings():  # it compiles two functions as torch no longer 
 from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models import weights
-from cellkit.models.cell_classifier import CellClassifier
+from cellkit.models.cell_classifier import CellClassifier, TextureVote
 from cellkit.models.maskrcnn_detect import most_proposals
 from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS, config_keys
 from cellkit.models.maskrcnn_network import RARE, UNLIKELY, unknown_share
@@ -360,6 +360,7 @@ def build(settings: Mapping[str, Any], classes: int) -> Detector:
     unet = getattr(model.backbone, "unet", None)
     model.class_head = ClassHead(unet.widths, classes) if unet is not None and classes > 1 else None
     model.cell_classifier = CellClassifier(classes)
+    model.cell_texture = TextureVote(classes) if settings.get("texture") else None
     return model
 
 

@@ -31,7 +31,7 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models import weights
-from cellkit.models.cell_classifier import CellClassifier
+from cellkit.models.cell_classifier import CellClassifier, TextureVote
 from cellkit.models.maskrcnn_detect import PROPOSALS, most_proposals
 from cellkit.models.maskrcnn_pyramid import (
     MASKS_AT_ONCE,
@@ -322,6 +322,7 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     model.rpn.box_similarity = model.roi_heads.box_similarity = box_iou
     model.transform = _AsItIs(config.get("imagenet", False))
     model.cell_classifier = CellClassifier(classes)
+    model.cell_texture = TextureVote(classes) if config.get("texture") else None
     model.class_head = ClassHead(backbone.unet.widths, classes) if unet is not None and classes > 1 else None
     return model
 

@@ -26,7 +26,8 @@ def kept(drawn, tmp_path_factory):
 
 def test_the_cells_of_the_kept_model_are_named_and_judged(drawn, kept, tmp_path, capsys):
     path = train_classes(kept, drawn.select("train"), Settings(), tmp_path)
-    assert "Cellpose's cells get a class by the features of starter_light, learned from" in capsys.readouterr().err
+    told = "Cellpose's cells get a class by their texture and the features of starter_light, learned from"
+    assert told in capsys.readouterr().err
     held = drawn.held_out()
     found = predict_all(threshold.load(kept["cellpose_checkpoint"]), held)
     files = {"predictions_cellpose_tuned": write_results(tmp_path / "found.json", held.ids, found)}

@@ -7,13 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.files import PACKAGE
-from cellkit.models import cell_classes, cell_features, threshold, weights
+from cellkit.models import cell_classes, cell_features, cell_regression, threshold, weights
 from cellkit.models.cell_classifier import CellClassifier
 from cellkit.models.unet_network import CellposeUNet, load_network
 
@@ -103,28 +101,6 @@ def test_cells_that_share_a_pixel_at_network_scale_are_all_described(network):
     assert np.allclose(told[3, :4], alone[0, :4], atol=1e-5), "they take no pixel of a larger one"
 
 
-# ---- the regression --------------------------------------------------------------------------------------------------
-@settings(max_examples=15)
-@given(st.integers(0, 10**6))
-def test_each_class_counts_the_same_however_many_cells_it_has(seed):
-    rng = np.random.default_rng(seed)
-    x, y = rng.normal(size=(30, 2)), np.r_[np.ones(20, int), np.full(10, 2)]
-    x[20:] += 2
-    doubled = np.r_[np.arange(30), np.arange(20)]  # the first class twice
-    plain, more = (cell_classes.fit(x[k], y[k], 2, 0.1) for k in (np.arange(30), doubled))
-    assert np.allclose(plain[0], more[0], atol=1e-4) and np.allclose(plain[1], more[1], atol=1e-4)
-
-
-def test_the_penalty_is_chosen_by_images_left_out_and_is_fixed_where_none_can_be():
-    rng = np.random.default_rng(1)
-    y, groups = np.tile([1, 2], 40), np.repeat(np.arange(10), 8)
-    noise = rng.normal(size=(80, 60))
-    noise[:, 0] += y
-    strength, right = cell_classes.choose_strength(noise, y, groups, 2)
-    assert strength in cell_classes.STRENGTHS[:4] and 0.4 < right <= 1, "sixty numbers of noise ask for a strong one"
-    assert cell_classes.choose_strength(noise, y, y, 2) == (cell_classes.DEFAULT_STRENGTH, None)
-
-
 # ---- a trained one ---------------------------------------------------------------------------------------------------
 def test_it_learns_the_lines_and_its_card_says_what_was_chosen(learned, drawn):
     named, card = cell_classes.load(learned), weights.read_card(learned)
@@ -139,16 +115,39 @@ def test_it_learns_the_lines_and_its_card_says_what_was_chosen(learned, drawn):
     assert len(named(image, cells[:0])) == 0
 
 
+def test_one_set_of_features_votes_alone_where_it_is_right_more_often_on_images_left_out():
+    classes = np.array([1, 1, 2, 2])
+    good, bad = np.eye(2)[classes - 1] * 0.8 + 0.1, np.full((4, 2), 0.5) + [[-0.45, 0.45]]
+
+    def learned(left_out):
+        return cell_regression.Learned(cell_regression.Regression(*np.zeros((4, 2))), 0.1, left_out)
+
+    assert cell_classes.votes_kept({"a": learned(good), "b": learned(bad)}, classes) == (("a",), 1.0)
+    assert cell_classes.votes_kept({"a": learned(good), "b": learned(good)}, classes) == (("a", "b"), 1.0)
+    assert cell_classes.votes_kept({"a": learned(good), "b": learned(None)}, classes) == (("a", "b"), None)
+
+
+def test_classes_of_an_earlier_version_are_refused(learned, tmp_path):
+    import shutil
+
+    old = shutil.copytree(learned.parent, tmp_path / "old") / learned.name
+    card = weights.read_json(old.with_suffix(".json"))
+    del card["config"]["votes"]
+    weights.write_json(old.with_suffix(".json"), card)
+    with pytest.raises(UserError, match="is of an earlier cellkit\nrun 05"):
+        cell_classes.load(old)
+
+
 def test_images_of_a_group_are_left_out_together(drawn, segmenter, tmp_path, monkeypatch):
     left_out = []
     monkeypatch.setattr(
-        cell_classes, "choose_strength", lambda x, y, groups, n: left_out.append(groups) or (0.03, None)
+        cell_regression, "choose_strength", lambda x, y, groups, n: left_out.append(groups) or (0.03, None)
     )
     train = drawn.select("train")
     for group in ("", "w1"):
         images = replace(train, records=[replace(record, group=group) for record in train.records])
         cell_classes.train(images, segmenter, STARTER, cell_classes.Settings(cut_outs=False), tmp_path)
-    assert [len(set(groups.tolist())) for groups in left_out] == [len(train), 1]
+    assert [len(set(groups.tolist())) for groups in left_out] == [len(train)] * 2 + [1] * 2, "for each regression"
 
 
 def test_cells_of_unknown_class_do_not_teach_and_the_same_comes_out_again(learned, drawn, segmenter, tmp_path):
@@ -176,7 +175,7 @@ def test_a_detectors_look_at_the_cut_outs_votes(learned, drawn, segmenter, tmp_p
     weights.save_checkpoint(
         detector, tensors, "maskrcnn_torchvision", classes=drawn.classes, config={"diameter_px": 30.0}
     )
-    train, chosen = drawn.select("train"), cell_classes.Settings()
+    train, chosen = drawn.select("train"), cell_classes.Settings(cut_outs=True)
     both = cell_classes.load(cell_classes.train(train, segmenter, STARTER, chosen, tmp_path / "a", detector))
     alone = cell_classes.load(learned)
     image, cells = drawn[0]

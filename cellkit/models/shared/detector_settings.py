@@ -38,6 +38,7 @@ DEFAULTS = {
     "anchor_sizes": None,  # px at network scale, of each level; None = the usual ones of the backbone
     "imagenet": False,  # whether a ResNet is shown what torchvision's were: each colour less its mean, by its deviation
     "widths": None,  # of a U-Net that has not the usual ones
+    "texture": False,  # whether the texture of a cell has a vote on its class
 }
 BEFORE = {"mask_nms_threshold": 1.0, "covered_share": 1.0, "mask_score": False}  # of cards that do not say
 

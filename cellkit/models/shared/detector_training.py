@@ -17,6 +17,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
+from cellkit.models.cell_classes import images_that_teach
 from cellkit.models.maskrcnn_detect import TILE_PX, detect_image, line_of, raw_detections
 from cellkit.models.shared.contract import merged
 from cellkit.models.shared.cost import BATCH, Cost, seconds_of, timed_cost
@@ -100,6 +101,7 @@ def train_detector(
     if config.anchors == "data":
         settings["anchor_sizes"] = sizes = anchor_sizes(train.instances, diameter_px, *levels[config.backbone])
     model = start(config, settings, train.classes)
+    learn_texture(model, train, settings)
     if config.anchors == "data" and settings["anchor_sizes"] is not sizes:
         LOG.info(f"{name}: anchors are those of {Path(config.start).name}, which it starts from, not from the labels")
     if settings["anchor_sizes"]:
@@ -132,6 +134,16 @@ def train_detector(
         start=Path(config.start).stem,
         searched=found.card,
     )
+
+
+def learn_texture(model: Any, train: CellDataset, settings: dict[str, Any]) -> None:
+    """Give a detector a vote on classes by the texture of labelled cells, where they have two classes or more; note it."""
+    from cellkit.models.cell_classifier import texture_vote
+
+    places = images_that_teach(train.instances, len(train.classes))
+    vote = texture_vote(train, settings["diameter_px"], places)
+    model.cell_texture = vote if vote is None else vote.to(next(model.parameters()).device)
+    settings["texture"] = vote is not None
 
 
 def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
