@@ -287,10 +287,13 @@ def table_by_line(by_line: pandas.DataFrame, table: pandas.DataFrame) -> pandas.
     >>> lines = pd.DataFrame([row | {"cell_type": "HEK", "score": 0.5}, row | {"cell_type": "N2a", "score": 0.7}])
     >>> table_by_line(lines, pd.DataFrame([row | {"score": 0.6}])).to_dict("records")
     [{'HEK': 0.5, 'N2a': 0.7, 'all': 0.6}]
+
+    Where a line is called "all" itself, that of all images is "all images".
     """
     rows = ["split", "model"]
     lines = by_line.pivot_table(index=rows, columns="cell_type", values="score", sort=False)
-    return lines.assign(all=table.set_index(rows)["score"]).rename_axis(columns=None)
+    overall = "all images" if "all" in lines else "all"
+    return lines.assign(**{overall: table.set_index(rows)["score"]}).rename_axis(columns=None)
 
 
 def rejected_models(checkpoints: Mapping[str, Path]) -> list[str]:

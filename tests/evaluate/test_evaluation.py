@@ -10,7 +10,14 @@ from evaluation_cases import CLASSES, SHAPE, images, paths, predictions, records
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
-from cellkit.evaluate.classes import class_model, classes_found, count_by_class, images_to_count, totals_by_class
+from cellkit.evaluate.classes import (
+    class_model,
+    classes_found,
+    corrected_counts,
+    count_by_class,
+    images_to_count,
+    totals_by_class,
+)
 from cellkit.evaluate.evaluation import (
     attribute_errors,
     choose_model,
@@ -21,6 +28,7 @@ from cellkit.evaluate.evaluation import (
     read_truths,
     score_models,
     summarise,
+    table_by_line,
 )
 from cellkit.formats.coco import write_dataset, write_results
 from cellkit.models.shared.fusion import fuse
@@ -282,3 +290,45 @@ def test_counts_of_no_image(truths):
     none = truths["val"].subset([])
     table = count_by_class({}, none, none)
     assert table.to_numpy().tolist() == [["all", "HEK", 0, 0.0, 0, 0.0], ["all", "N2a", 0, 0.0, 0, 0.0]]
+
+
+def test_counts_are_corrected_for_the_errors_made_on_labelled_images():
+    rng = np.random.default_rng(0)
+    share = np.array([[0.8, 0.05, 0.15], [0.2, 0.7, 0.1]])
+
+    def image(cells):
+        seen = np.array([rng.multinomial(n, of) for n, of in zip(cells, share, strict=True)])
+        return np.vstack([seen, [*rng.poisson(0.05 * seen[:, :2].sum(axis=0)), 0]])
+
+    inside, off = 0, []
+    for trial in range(40):
+        errors = np.array([image((20, 20)) for _ in range(25)])
+        found = sum(image((30, 60)) for _ in range(6))[:, :2].sum(axis=0)
+        told = corrected_counts(found, errors, draws=200, seed=trial)
+        inside += int(((told[:, 1] <= (180, 360)) & (told[:, 2] >= (180, 360))).sum())
+        off.append(told[:, 0] - (180, 360))
+    assert inside >= 64, "a 95 % interval, 80 of them"
+    assert np.abs(np.mean(off, axis=0)).max() < 12, "found as they come there would be 30 too many of the first"
+
+
+def test_counts_are_not_corrected_by_what_tells_nothing():
+    alike = np.array([[[5, 5, 0], [5, 5, 0], [0, 0, 0]]] * 3)
+    absent = np.array([[[5, 0, 0], [0, 0, 0], [0, 0, 0]]] * 3)
+    assert all(np.isnan(corrected_counts(np.array([3, 4]), errors)).all() for errors in (alike, absent))
+
+
+def test_totals_are_corrected_where_labelled_images_judge(predictions, truths, images):
+    counted = images_to_count(images, "test")
+    plain = totals_by_class(predictions, counted, truths["test"])
+    more = totals_by_class(predictions, counted, truths["test"], truths["val"])
+    assert list(more.columns) == [*plain.columns, "corrected", "low", "high"] and more[plain.columns].equals(plain)
+    assert totals_by_class(predictions, counted, truths["test"], truths["val"].subset([])).equals(plain)
+    perfect = more.loc["perfect"]
+    assert (perfect["corrected"] == perfect["found"]).all()
+
+
+def test_a_line_that_is_called_all_keeps_its_column():
+    row = {"model": "a", "split": "val", "images": 2}
+    lines = pd.DataFrame([row | {"cell_type": "all", "score": 0.5}, row | {"cell_type": "N2a", "score": 0.7}])
+    table = table_by_line(lines, pd.DataFrame([row | {"score": 0.6}]))
+    assert table.to_dict("records") == [{"all": 0.5, "N2a": 0.7, "all images": 0.6}]

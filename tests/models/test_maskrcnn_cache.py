@@ -149,6 +149,29 @@ def frozen_config(tuned, **changes):
     return config_of("maskrcnn_torchvision", start=str(tuned), **(few | changes))
 
 
+def test_other_labels_of_images_that_choose_begin_a_training_anew(drawn, tuned, tmp_path, monkeypatch):
+    stamps = []
+
+    class Stopped(Exception):
+        pass
+
+    def begun(model, loss_at, scorer, plan, out, stamp, *rest):
+        stamps.append(stamp)
+        raise Stopped
+
+    monkeypatch.setattr(detector_training, "fit", begun)
+    val = drawn.select("val")
+    other = replace(val, instances=[val.instances[0][1:], *val.instances[1:]])
+    for choosing in (True, False):
+        monkeypatch.setattr(detector_training, "scored_along", lambda *_, on=choosing: ([0], on))
+        for judges in (val, val, other):
+            with pytest.raises(Stopped):
+                maskrcnn.train(drawn.select("train"), judges, frozen_config(tuned), tmp_path)
+    assert stamps[0] == stamps[1] != stamps[2] and len(set(stamps[3:])) == 1, (
+        "where none chooses, labels change nothing"
+    )
+
+
 @pytest.mark.parametrize("thaw", [None, 0.5])
 def test_killed_and_resumed_it_comes_to_the_same_weights(drawn, tuned, tmp_path, monkeypatch, thaw):
     config = frozen_config(tuned, unfreeze_after=thaw)

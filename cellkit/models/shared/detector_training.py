@@ -114,7 +114,8 @@ def train_detector(
     scorer = ClassScorer(model, [val[i] for i in scored], train.classes, settings)
     plan = plan_of(config, name)
     rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, scored, choosing)
-    stamp = fingerprint(model, items, plan, *rest, config.unfreeze_after, config.cells_per_step)
+    judges = [(val.instances[i].paint(), val.instances[i].class_ids) for i in scored if choosing]
+    stamp = fingerprint(model, [*items, *judges], plan, *rest, config.unfreeze_after, config.cells_per_step)
     loss_at = DetectorLoss(model, items, config)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
     pairs, called = images_to_search(train, line_of) if config.search_by_line else images_to_search(train)
