@@ -311,5 +311,6 @@ def check_table_name(path: str | Path) -> None:
         raise UserError(f"'{path}' is no name of a table", "end it with .csv or .parquet")
     if suffix == ".parquet" and find_spec("pyarrow") is None:
         raise UserError(
-            "Parquet files are written by pyarrow, which is not installed", "pip install 'cellkit[parquet]', or name a .csv"
+            "Parquet files are written by pyarrow, which is not installed",
+            "pip install 'cellkit[parquet]', or name a .csv",
         )
