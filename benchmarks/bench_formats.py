@@ -15,11 +15,13 @@ from collections.abc import Callable
 from importlib import metadata
 
 import numpy as np
+import shapely
 from bench_scores import Jobs, arguments_of, medians_ms, peak_mib, show
 from peers import draw
 from pycocotools import mask as coco_mask
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.outlines import simple_polygons
 
 MOST_MASK_PX = 64 * 520 * 704  # pixels of all the masks that a peer is timed on
 TARGETS = {
@@ -59,6 +61,12 @@ def coco_encode(mask: np.ndarray) -> str:
     return coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
 
 
+def union_of_pixels(mask: np.ndarray):
+    """Outline a mask by joining the squares of its pixels: exact too."""
+    y, x = np.nonzero(mask)
+    return shapely.union_all(shapely.box(x, y, x + 1, y + 1))
+
+
 def some_of(count: int, size_px: int) -> list[int]:
     """Return the positions of the cells a peer is timed on: at least 4, fewer in a large image."""
     most = min(count, max(4, MOST_MASK_PX // size_px))
@@ -78,6 +86,10 @@ def encoding_jobs(labels: np.ndarray) -> dict[str, Jobs]:
         "row": cells.to_kaggle_rle("row-major"),
         "column": cells.to_kaggle_rle("column-major"),
     }
+    outlined = simple_polygons(cells)
+    for k, mask in zip(chosen, masks, strict=True):
+        drawn = shapely.MultiPolygon([shapely.Polygon(shell, holes) for shell, *holes in outlined[k]])
+        assert shapely.equals(drawn, union_of_pixels(mask))
     for k, mask, other in zip(chosen, masks, turned, strict=True):
         assert written["coco"][k] == coco_encode(mask)
         assert (written["row"][k], written["column"][k]) == (kernel_encode(mask), kernel_encode(other))
@@ -98,6 +110,10 @@ def encoding_jobs(labels: np.ndarray) -> dict[str, Jobs]:
             "flatnonzero of diff, mask by mask": lambda: [kernel_encode((labels == k + 1).T) for k in chosen],
             "flatnonzero of diff, masks ready": lambda: [kernel_encode(mask) for mask in turned],
             "the same, lean, masks ready": lambda: [lean_encode(mask) for mask in turned],
+        },
+        "labels -> outlines (GeoJSON)": {
+            "cellkit": lambda: simple_polygons(Instances.from_labels(labels)),
+            "shapely, union of pixels, mask by mask": lambda: [union_of_pixels(labels == k + 1) for k in chosen],
         },
     }
 
@@ -175,7 +191,8 @@ def main() -> None:
     given = arguments_of(__doc__.splitlines()[0])
     warnings.filterwarnings("ignore", "__array__", DeprecationWarning)  # pycocotools 2.0.11 on NumPy 2
     print(
-        f"python {sys.version.split()[0]}, " + ", ".join(f"{n} {metadata.version(n)}" for n in ("numpy", "pycocotools"))
+        f"python {sys.version.split()[0]}, "
+        + ", ".join(f"{n} {metadata.version(n)}" for n in ("numpy", "pycocotools", "shapely"))
     )
     for shape, cells in given.sizes:
         labels, _ = draw(shape, cells, 0)
