@@ -54,6 +54,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # a share of the steps is written as a f
     "strong intensities": {"intensities": "strong"},
     "decoder only": {"frozen_levels": 4},
     "last two levels": {"frozen_levels": 6},
+    "fixed norms": {"fixed_norms": True},
     "replay": {"replay_share": 0.15},
     "no rotation": {"rotate": False},
     "outside unknown": {"outside_counts": False},

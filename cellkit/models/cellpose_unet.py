@@ -128,6 +128,11 @@ class TrainSettings(Schedule, Settings, KeepsMaps):
         le=8,
         description="levels of the network that stay as they are, from the input on: 4 = the encoder, 7 = all but the last",
     )
+    fixed_norms: bool = Field(
+        False,
+        description="the means and variances that batch norm divides by stay those of the base, which a few crops tell "
+        "badly; scratch learns them",
+    )
     replay_share: Share = Field(
         0.0,
         description="of the crops, those of drawn cells as the starter weights know them, so that less is forgotten",
@@ -225,7 +230,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
             f"scores during training are read at {at}; {', '.join(searched)} of the result are searched afterwards"
         )
     plan = plan_of(config, NAME)
-    rest = (settings, config.precision, loss_at.recipe, config.frozen_levels, scored, choosing)
+    rest = (settings, config.precision, loss_at.recipe, config.frozen_levels, config.fixed_norms, scored, choosing)
     stamp = fingerprint(network, [item.arrays for item in (*loss_at.items, *loss_at.replay)], plan, *rest)
     history = fit(network, loss_at, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     network.diam_labels.data.fill_(diameter_px)
@@ -290,7 +295,7 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
     from cellkit.models.unet_network import load_start
 
     network = load_start(config.base, config.seed, precision=config.precision)
-    network.freeze(config.frozen_levels)
+    network.freeze(config.frozen_levels, config.fixed_norms and config.base != SCRATCH)
     settings = merged(config, UNSET, DEFAULTS) | {"diameter_px": CELL_PX}
     item = prepare(image, truth, CELL_PX, channels=config.channels)
     return timed_cost(

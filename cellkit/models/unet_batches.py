@@ -39,7 +39,7 @@ def loss_of(train: CellDataset, config: Any, settings: Mapping[str, Any], cache:
 
     refuse_frozen_scratch(config)
     network = load_start(config.base, config.seed, precision=config.precision)
-    network.freeze(config.frozen_levels)
+    network.freeze(config.frozen_levels, config.fixed_norms and config.base != SCRATCH)
     each = progress(range(len(train)), "flows of training images")
     shown = {"channels": settings["channels"], "normalise": settings["normalise"]}
     items = [prepare(*train[i], settings["diameter_px"], cache, **shown) for i in each]

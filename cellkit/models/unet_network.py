@@ -202,8 +202,9 @@ class CellposeUNet(nn.Module):
         self.diam_mean = nn.Parameter(torch.tensor([DIAM_MEAN_PX]), requires_grad=False)
         self.diam_labels = nn.Parameter(torch.tensor([DIAM_MEAN_PX]), requires_grad=False)
         self.frozen: list[nn.Module] = []
+        self.fixed_norms = False
 
-    def freeze(self, levels: int) -> None:
+    def freeze(self, levels: int, fixed_norms: bool = False) -> None:
         """Keep the first levels as they are: the encoder's from fine to coarse, then the decoder's from coarse to fine.
 
         They stay in evaluation mode and have no gradients, so that a training step keeps nothing of them for the way back.
@@ -212,16 +213,20 @@ class CellposeUNet(nn.Module):
         ----------
         levels : int
             0 = none, 4 = the encoder, 7 = all but the last level and the output.
+        fixed_norms : bool
+            Keep the means and variances that batch norm divides by, everywhere; its scale and shift are trained.
         """
+        self.fixed_norms = fixed_norms
         self.frozen = [*self.downsample.down, *reversed(self.upsample.up)][:levels]
         for level in self.frozen:
             level.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> CellposeUNet:
-        """Set training mode; frozen levels stay in evaluation mode."""
+        """Set training mode; frozen levels, and batch norm that is fixed, stay in evaluation mode."""
         super().train(mode)
-        for level in self.frozen:
+        norms = [one for one in self.modules() if isinstance(one, nn.BatchNorm2d)] if self.fixed_norms else []
+        for level in (*self.frozen, *norms):
             level.eval()
         return self
 

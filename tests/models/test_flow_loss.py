@@ -156,6 +156,7 @@ class Killed(BaseException):
 RECIPES = {
     "average": {"average_steps": 3},
     "frozen": {"frozen_levels": 4, "replay_share": 0.5},
+    "fixed norms": {"fixed_norms": True},
     "varied": {
         "rotate": False,
         "intensities": "strong",
@@ -180,6 +181,13 @@ def test_drawn_fields_are_replayed_where_a_share_is_set(drawn, monkeypatch):
 def test_levels_of_random_weights_are_not_frozen(drawn):
     with pytest.raises(UserError, match="random weights would stay"):
         unet.check(unet.TrainSettings(base="scratch", frozen_levels=4))
+
+
+def test_a_training_from_scratch_learns_what_norms_divide_by_and_one_from_a_base_keeps_it(drawn, narrow_start):
+    read, few = {**unet.DEFAULTS, "diameter_px": 30.0}, {"batch_size": 2, "crop_px": 64, "fixed_norms": True}
+    train = drawn.select("train").subset([0])
+    for base, fixed in (("scratch", False), (str(narrow_start), True)):
+        assert unet_batches.loss_of(train, unet.TrainSettings(base=base, **few), read).network.fixed_norms is fixed
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -149,6 +149,17 @@ def test_frozen_levels_keep_their_weights_their_statistics_and_nothing_for_the_w
     assert any(key.startswith("output.") for key in moved) and kept < {4: 0.6, 7: 0.35, 8: 0.1}[levels] * most
 
 
+def test_fixed_norms_keep_their_means_and_variances_and_learn_the_rest():
+    torch.manual_seed(0)
+    network = CellposeUNet(widths=NARROW)
+    network.freeze(0, fixed_norms=True)
+    moved, _ = way_back(network)
+    still = set(network.state_dict()) - moved
+    assert still == {key for key in network.state_dict() if "running_" in key or "num_b" in key or "diam_" in key}
+    network.freeze(0)
+    assert any("running_mean" in key for key in way_back(network)[0])
+
+
 def test_around_an_image_are_zeros_as_in_a_training():
     """A network that sums what it sees in 17 px tells what lies beyond the edge: nothing, on every side alike."""
 
