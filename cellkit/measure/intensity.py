@@ -8,6 +8,7 @@ anything of two dimensions that gives an array for a slice of rows. The numbers 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from cellkit.measure.rows import sums_of_each
 
 BLOCK_PX = 2**20  # of cells at once: what the processor's cache holds
 WINDOW_PX = 2**24  # of the channel at once, but for a cell that is taller
+MEASURES = ("mean", "median", "max", "sd", "integrated")
 MOST_CELLS = 2**15  # at once: their number and a value of 16 bits share 32 bits
 
 
@@ -31,8 +33,27 @@ class Plane(Protocol):
         """Return the rows of a slice, (h, W)."""
 
 
-def brightness(cells: Instances, plane: Plane) -> dict[str, np.ndarray]:
-    """Return mean, median, max, sd and integrated value of each cell, (N,) float64; nan for a cell without pixels.
+@dataclass(frozen=True, eq=False)
+class Brightness:
+    """What one channel holds.
+
+    Attributes
+    ----------
+    cells : dict of name -> (N,) float64
+        mean, median, max, sd and integrated value of each cell; nan for a cell without pixels.
+    parts : dict of name -> (N,) float64, optional
+        The same of a part of each cell, where parts were given.
+    background : float
+        Median of the pixels that are annotated and belong to no cell; nan where there is none.
+    """
+
+    cells: dict[str, np.ndarray]
+    parts: dict[str, np.ndarray] | None
+    background: float
+
+
+def brightness(cells: Instances, plane: Plane, parts: Instances | None = None) -> Brightness:
+    """Measure one channel in cells and between them, in one pass from the top of the image down.
 
     Parameters
     ----------
@@ -40,31 +61,41 @@ def brightness(cells: Instances, plane: Plane) -> dict[str, np.ndarray]:
         They may overlap: a pixel counts in every cell that has it.
     plane : (H, W)
         Of the same size.
+    parts : Instances, optional
+        A part of each cell, such as its nucleus.
 
     Raises
     ------
     UserError
-        Values in a cell that are no numbers (nan or infinite).
+        Values that are no numbers (nan or infinite).
 
     Examples
     --------
     >>> cells = Instances.from_labels(np.array([[1, 1, 2], [1, 0, 2]]))
     >>> found = brightness(cells, np.array([[1, 2, 500], [6, 9, 700]], np.uint16))
-    >>> {name: values.tolist() for name, values in found.items() if name != "sd"}
-    {'mean': [3.0, 600.0], 'median': [2.0, 600.0], 'max': [6.0, 700.0], 'integrated': [9.0, 1200.0]}
+    >>> {name: values.tolist() for name, values in found.cells.items() if name != "sd"}, found.background
+    ({'mean': [3.0, 600.0], 'median': [2.0, 600.0], 'max': [6.0, 700.0], 'integrated': [9.0, 1200.0]}, 9.0)
     """
-    found = {name: np.full(len(cells), np.nan) for name in ("mean", "median", "max", "sd", "integrated")}
-    for chosen, part, first, last in _blocks(cells):
-        width = cells.shape[1]
-        values = np.ascontiguousarray(plane[first:last]).reshape(-1)[ranges(part.starts - first * width, part.lengths)]
-        own = _of_each(values, np.r_[0, np.cumsum(part.areas_px)])
-        for name, value in own.items():
-            found[name][chosen] = value
-    return found
+    sets = [cells] if parts is None else [cells, parts]
+    found = [{name: np.full(len(cells), np.nan) for name in MEASURES} for _ in sets]
+    outside, width = _Outside(cells), cells.shape[1]
+    for chosen, first, last in _blocks(cells):
+        outside.read_to(plane, first)
+        window = np.ascontiguousarray(plane[first:last])
+        outside.take(window[max(outside.done - first, 0) :])
+        flat = window.reshape(-1)
+        for own, objects in zip(found, sets, strict=True):
+            some = chosen[objects.areas_px[chosen] > 0]
+            block = objects[some]
+            values = flat[ranges(block.starts - first * width, block.lengths)]
+            for name, value in _of_each(values, np.r_[0, np.cumsum(block.areas_px)]).items():
+                own[name][some] = value
+    outside.read_to(plane, cells.shape[0])
+    return Brightness(found[0], found[1] if len(found) > 1 else None, outside.median())
 
 
-def _blocks(cells: Instances) -> Iterator[tuple[np.ndarray, Instances, int, int]]:
-    """Yield positions of cells, these cells, and the rows that hold them, from the top of the image down."""
+def _blocks(cells: Instances) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yield positions of cells and the rows that hold them (first, last + 1), from the top of the image down."""
     top, height = cells.boxes_xywh[:, 1], cells.boxes_xywh[:, 3]
     order = np.lexsort((np.arange(len(cells)), top))
     order = order[cells.areas_px[order] > 0]
@@ -75,15 +106,17 @@ def _blocks(cells: Instances) -> Iterator[tuple[np.ndarray, Instances, int, int]
         fits = (np.cumsum(cells.areas_px[head]) <= BLOCK_PX) & (bottom - top[head[0]] <= tallest)
         count = max(1, len(head) if fits.all() else int(fits.argmin()))
         chosen = head[:count]
-        yield chosen, cells[chosen], int(top[chosen[0]]), int(bottom[count - 1])
+        yield chosen, int(top[chosen[0]]), int(bottom[count - 1])
         order = order[count:]
 
 
 def _of_each(values: np.ndarray, bounds: np.ndarray) -> dict[str, np.ndarray]:
     """Return the statistics of each part ``bounds[i]:bounds[i + 1]`` of the values; no part is empty."""
+    if len(bounds) < 2:
+        return {}
     if values.dtype == bool:
         values = values.astype(np.uint8)
-    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+    if _is_small(values):
         return _of_small_integers(values, bounds)
     numbers = values.astype(np.float64)
     if not np.isfinite(numbers).all():
@@ -125,53 +158,72 @@ def _of_small_integers(values: np.ndarray, bounds: np.ndarray) -> dict[str, np.n
 
 
 # ---- between the cells ---------------------------------------------------------------------------------------------
-def background(cells: Instances, plane: Plane) -> float:
-    """Return the median of the pixels that belong to no cell; nan where there is none.
+class _Outside:
+    """The pixels that belong to no cell, row after row: how often each value occurs, or the values where these are long.
 
     What is not annotated belongs to nobody: it may hold cells, and is left out.
-
-    Raises
-    ------
-    UserError
-        Values there that are no numbers.
-
-    Examples
-    --------
-    >>> cells = Instances.from_labels(np.array([[1, 0, 0], [1, 0, -1]]))
-    >>> background(cells, np.array([[50, 3, 4], [60, 9, 80]], np.uint8))
-    4.0
     """
-    starts, lengths = _uncovered(cells)
-    if not len(starts):
-        return np.nan
-    width, counts, loose = cells.shape[1], None, []
-    lines = max(1, WINDOW_PX // 16 // width)
-    for first in range(0, cells.shape[0], lines):
-        last = min(first + lines, cells.shape[0])
-        low, high = first * width, last * width
-        begin, end = np.searchsorted(starts + lengths, low, "right"), np.searchsorted(starts, high, "left")
-        begins = np.maximum(starts[begin:end], low) - low
-        ends = np.minimum(starts[begin:end] + lengths[begin:end], high) - low
+
+    def __init__(self, cells: Instances):
+        self.starts, lengths = _uncovered(cells)
+        self.ends = self.starts + lengths
+        self.width, self.done = cells.shape[1], 0
+        self.counts: np.ndarray | None = None
+        self.lowest = 0
+        self.loose: list[np.ndarray] = []
+
+    def read_to(self, plane: Plane, row: int) -> None:
+        """Read the rows up to this one that were not read yet."""
+        step = max(1, BLOCK_PX // max(self.width, 1))
+        while self.done < row:
+            self.take(np.ascontiguousarray(plane[self.done : min(self.done + step, row)]))
+
+    def take(self, rows: np.ndarray) -> None:
+        """Take the next rows, (h, W)."""
+        step = max(1, BLOCK_PX // max(self.width, 1))
+        for place in range(0, len(rows), step):
+            self._count(rows[place : place + step])
+
+    def _count(self, rows: np.ndarray) -> None:
+        low, high = self.done * self.width, (self.done + len(rows)) * self.width
+        self.done += len(rows)
+        begin, end = (
+            np.searchsorted(self.ends, low, "right"),
+            np.searchsorted(self.starts, high, "left"),
+        )
         if begin == end:
-            continue
+            return
+        begins = np.maximum(self.starts[begin:end], low) - low
+        ends = np.minimum(self.ends[begin:end], high) - low
         gaps = np.empty(2 * (end - begin) + 1, np.int64)
         gaps[1::2], gaps[::2] = ends - begins, np.r_[begins, high - low] - np.r_[0, ends]
-        outside = np.repeat(np.arange(len(gaps)) % 2 == 1, gaps)
-        values = np.ascontiguousarray(plane[first:last]).reshape(-1)[outside]
+        values = rows.reshape(-1)[np.repeat(np.arange(len(gaps)) % 2 == 1, gaps)]
         if values.dtype == bool:
             values = values.astype(np.uint8)
-        if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
-            lowest = int(np.iinfo(values.dtype).min)
-            own = np.bincount(values.astype(np.int32) - lowest, minlength=1 << 8 * values.dtype.itemsize)
-            counts = own if counts is None else counts + own
+        if _is_small(values):
+            self.lowest = int(np.iinfo(values.dtype).min)
+            own = np.bincount(values.astype(np.int32) - self.lowest, minlength=1 << 8 * values.dtype.itemsize)
+            self.counts = own if self.counts is None else self.counts + own
         else:
-            loose.append(values)
-    if counts is not None:
-        return _median_of(counts) + lowest
-    values = np.concatenate(loose)
-    if not np.isfinite(values).all():
-        raise UserError("pixels outside the cells are no numbers (nan or infinite)", "replace them, or cut the image")
-    return float(np.median(values.astype(np.float64)))
+            self.loose.append(values)
+
+    def median(self) -> float:
+        """Return the median of what was taken; nan where that is nothing."""
+        if self.counts is not None:
+            return _median_of(self.counts) + self.lowest
+        if not self.loose:
+            return np.nan
+        values = np.concatenate(self.loose).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise UserError(
+                "pixels outside the cells are no numbers (nan or infinite)", "replace them, or cut the image"
+            )
+        return float(np.median(values))
+
+
+def _is_small(values: np.ndarray) -> bool:
+    """Tell whether values are whole numbers of 8 or 16 bits."""
+    return values.dtype.kind in "iu" and values.dtype.itemsize <= 2
 
 
 def _uncovered(cells: Instances) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.runs import merge_adjacent_of_each
 from cellkit.errors import UserError
-from cellkit.measure.intensity import Plane, brightness
+from cellkit.measure.intensity import Brightness
 from cellkit.measure.neighbours import shared_pixels
 from cellkit.measure.rows import Rows, divided, sums_of_each
 
@@ -67,23 +67,17 @@ def _union(cells: Instances, owner: np.ndarray, starts: np.ndarray, lengths: np.
     return Instances.from_runs(cells.shape, *merge_adjacent_of_each(*runs, offsets))
 
 
-def nucleus_and_cytoplasm(
-    whole: dict[str, np.ndarray], cells: Instances, parts: Instances, plane: Plane, level: float
-) -> dict[str, np.ndarray]:
+def nucleus_and_cytoplasm(found: Brightness, cells: Instances, parts: Instances) -> dict[str, np.ndarray]:
     """Return the mean in each cell's nucleus and in the rest of it, and how many times brighter the nucleus is.
 
     Parameters
     ----------
-    whole : dict
-        What `brightness` found in the cells.
-    parts : Instances
-        The nucleus of each cell, see `nuclear_parts`.
-    level : float
-        The background, which both are less by in the quotient; nan where it is not known.
+    found : Brightness
+        Of the cells and of `parts`, the nucleus of each (`nuclear_parts`). Both means are less by the background in the quotient.
     """
-    nucleus = brightness(parts, plane)
+    nucleus = found.parts["mean"]
     around = cells.areas_px - parts.areas_px
-    cytoplasm = divided(whole["integrated"] - nucleus["integrated"], around)
-    above = cytoplasm - level
-    ratio = divided(nucleus["mean"] - level, np.where(above > 0, above, 0))
-    return {"nucleus_mean": nucleus["mean"], "cytoplasm_mean": cytoplasm, "nucleus_to_cytoplasm": ratio}
+    cytoplasm = divided(found.cells["integrated"] - found.parts["integrated"], around)
+    above = cytoplasm - found.background
+    ratio = divided(nucleus - found.background, np.where(above > 0, above, 0))
+    return {"nucleus_mean": nucleus, "cytoplasm_mean": cytoplasm, "nucleus_to_cytoplasm": ratio}

@@ -11,7 +11,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.resize import instances_on
 from cellkit.errors import UserError
-from cellkit.measure.intensity import Plane, background, brightness, corrected
+from cellkit.measure.intensity import Plane, brightness, corrected
 from cellkit.measure.neighbours import nearest_px, touching
 from cellkit.measure.nuclei import nuclear_parts, nucleus_and_cytoplasm
 from cellkit.measure.rows import Rows
@@ -54,7 +54,7 @@ def measure(
     um_per_px : float
         Side of a pixel of the image of the cells. nan: not known, and columns in um are nan.
     classes : sequence of str
-        Class k is ``classes[k - 1]``; class 0 is "".
+        Class k is ``classes[k - 1]``; class 0 is "", one without a name its number.
     labels : (N,) int, optional
         The number of each cell in its label image; default 1, 2, ..., as `Instances.paint` writes them.
     nuclei : Instances, optional
@@ -89,7 +89,7 @@ def measure(
     rows = Rows.of(cells)
     found = {
         "label": np.arange(1, len(cells) + 1) if labels is None else np.asarray(labels, np.int64),
-        "class": np.array(["", *classes], object)[cells.class_ids],
+        "class": [_class_name(number, classes) for number in cells.class_ids.tolist()],
         "score": cells.scores,
         **shapes(cells, rows),
         "neighbours": touching(rows, cells.shape[1]),
@@ -103,6 +103,11 @@ def measure(
     for name, plane in (channels or {}).items():
         found |= {f"{column}_{name}": values for column, values in _of_channel(cells, parts, plane).items()}
     return pd.DataFrame(found)
+
+
+def _class_name(number: int, classes: Sequence[str]) -> str:
+    """Return the name of a class: "" for 0, and the number of one that has no name."""
+    return classes[number - 1] if 0 < number <= len(classes) else str(number) if number else ""
 
 
 def _with_um(found: Mapping[str, np.ndarray], um_per_px: float) -> dict[str, np.ndarray]:
@@ -120,9 +125,7 @@ def _of_channel(cells: Instances, parts: Instances | None, plane: Plane | Callab
     """Return what one channel says of each cell."""
     plane = plane() if callable(plane) else plane
     cells = instances_on(cells, plane.shape)
-    found = brightness(cells, plane)
-    level = background(cells, plane)
-    compared = {}
-    if parts is not None:
-        compared = nucleus_and_cytoplasm(found, cells, instances_on(parts, plane.shape), plane, level)
-    return {**found, **corrected(found, cells.areas_px, level), **compared}
+    parts = None if parts is None else instances_on(parts, plane.shape)
+    found = brightness(cells, plane, parts)
+    compared = {} if parts is None else nucleus_and_cytoplasm(found, cells, parts)
+    return {**found.cells, **corrected(found.cells, cells.areas_px, found.background), **compared}

@@ -48,6 +48,16 @@ def test_small_windows_give_the_same_numbers_bit_by_bit(scene, monkeypatch):
     assert max(plane.given) <= max(50, cells.boxes_xywh[:, 3].max()) < image.shape[0]
 
 
+def test_every_row_of_a_channel_is_read_once(scene):
+    cells, image = scene
+    plane = Rowwise(image)
+    measure(cells, {"a": plane}, nuclei=cells)
+    assert sum(plane.given) == image.shape[0]
+    plane = Rowwise(image)
+    measure(Instances.empty(image.shape), {"a": plane})
+    assert sum(plane.given) == image.shape[0]
+
+
 def test_a_memory_map_and_a_zarr_array_are_read_as_they_are(scene, tmp_path):
     cells, image = scene
     whole = measure(cells, {"a": image})
@@ -128,6 +138,11 @@ def test_a_cell_without_pixels_has_a_row_and_nothing_in_it():
     table = measure(cells, {"a": np.arange(20, dtype=np.uint8).reshape(4, 5)}, 1.0)
     assert table["area_px"].tolist() == [0, 2] and table["mean_a"].tolist()[1] == 6.5
     assert table.loc[0, ["mean_a", "centroid_x_px", "eccentricity", "solidity", "nearest_px", "sd_a"]].isna().all()
+
+
+def test_classes_without_a_name_are_told_by_number():
+    cells = Instances.from_labels(np.array([[1, 2, 3, 4]]), [0, 1, 2, -1])
+    assert measure(cells, classes=["HEK"])["class"].tolist() == ["", "HEK", "2", "-1"]
 
 
 def test_boxes_and_wrong_scales_are_refused():
