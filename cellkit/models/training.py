@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellkit.log import LOG
 from cellkit.models.averaging import Average
+from cellkit.models.curves import Curves
 from cellkit.models.training_state import History, State
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Plan:
         Of the steps after the warm-up during which the rate stays at its height; 0 = it falls at once.
     average_steps : int
         Over which the weights are averaged, see `cellkit.models.averaging.Average`; 0 = they are not.
+    curves : bool
+        Whether `cellkit.models.curves.Curves` are written for TensorBoard.
 
     Examples
     --------
@@ -71,6 +74,7 @@ class Plan:
     warmup_share: float = 1.0
     hold_share: float = 0.0
     average_steps: int = 0
+    curves: bool = field(default=False, repr=False)  # no part of the fingerprint: they change no step
 
     @property
     def warm_up(self) -> int:
@@ -100,6 +104,7 @@ def plan_of(config: Schedule, desc: str) -> Plan:
         warmup_share=config.warmup_share,
         hold_share=config.hold_share,
         average_steps=config.average_steps,
+        curves=config.tensorboard,
     )
     if plan.warm_up < plan.warmup_steps and plan.warmup_share == 1:
         problem = f"{desc}: warmup_steps is {plan.warmup_steps}, more than the {plan.steps} steps"
@@ -154,6 +159,7 @@ def fit(
     average = Average(model, plan.average_steps)
     state = State(model, optimizer, trained, average, Path(out), fingerprint)
     step, history, losses = state.resume()
+    curves = Curves(Path(out), plan.curves, history.rows)
     begun, saved = time.monotonic() - (history.rows[-1]["seconds"] if history.rows else 0.0), time.monotonic()
     logged = time.monotonic()
     if step:
@@ -164,6 +170,7 @@ def fit(
         ):
             with average.shown():
                 _evaluate(model, score, step, losses, begun, plan, history, state, desc, choose, called)
+            curves.add(history.rows[-1], plan.rate(step))
             losses = []
             state.save(step, history, losses)
             logged = time.monotonic()
@@ -186,6 +193,7 @@ def fit(
             saved = time.monotonic()
     if not choose:
         history.best_step = step
+    curves.close()
     state.finish(step, history, best=choose)
     kept = f"best {called.removeprefix('validation ')} {history.best_score:.4f} at step {history.best_step}"
     kept = kept if choose else f"the weights of step {history.best_step} are kept, no image chose them"

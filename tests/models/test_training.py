@@ -204,7 +204,7 @@ def test_a_state_taken_up_is_where_and_what_it_was(tmp_path):
 
 def test_a_training_shorter_than_its_warm_up_reaches_its_rate(capsys):
     section = SimpleNamespace(steps=10, eval_every=5, patience=1, learning_rate=1e-3, weight_decay=0.0, warmup_steps=20,
-                              warmup_share=1.0, hold_share=0.0, average_steps=0)  # fmt: skip
+                              warmup_share=1.0, hold_share=0.0, average_steps=0, tensorboard=False)  # fmt: skip
     rates = [plan_of(section, "net").rate(step) for step in range(10)]
     assert max(rates) == pytest.approx(1e-3) and rates[-1] < 0.5e-3 and rates[0] == pytest.approx(2e-4)
     assert "net: warmup_steps is 20, more than the 10 steps: the learning rate rises over 5" in capsys.readouterr().err

@@ -143,3 +143,8 @@ class Schedule(Frozen):
     patience: int = Field(6, ge=1, description="evaluations without a better score before training stops")
     min_area_px: Area = Field(15, description=SMALLEST)
     val_images: int = Field(0, ge=0, description="most whole images scored during training; 0 = all")
+    tensorboard: bool = Field(
+        False,
+        description="write the curves for TensorBoard too, to the stage's folder tensorboard/; needs cellkit[tensorboard]",
+        json_schema_extra={"hash": False},
+    )
