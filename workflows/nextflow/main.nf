@@ -1,0 +1,19 @@
+#!/usr/bin/env nextflow
+// A set of microscope files -> the cells of each, and one table of all. workflows/README.md says how it is called.
+nextflow.enable.dsl = 2
+
+include { CELLKIT_PREDICT } from './modules/local/cellkit/predict/main'
+include { CELLKIT_MEASURE } from './modules/local/cellkit/measure/main'
+
+workflow {
+    images = Channel
+        .fromPath(params.images, checkIfExists: true)
+        .map { file -> tuple([id: file.name], file) }
+    files = params.model_files ? Channel.fromPath(params.model_files, checkIfExists: true).collect() : Channel.value([])
+
+    CELLKIT_PREDICT(images, params.model, files)
+    CELLKIT_MEASURE(images.join(CELLKIT_PREDICT.out.coco))
+    CELLKIT_MEASURE.out.cells
+        .map { meta, table -> table }
+        .collectFile(name: 'cells.csv', storeDir: params.outdir, keepHeader: true, skip: 1, sort: { it.name })
+}
