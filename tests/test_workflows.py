@@ -1,0 +1,144 @@
+"""The workflows say what the commands take; what an engine would run is run, and the engine too where it is installed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from repo_cases import ROOT
+
+FOLDER = ROOT / "workflows"
+SNAKEFILE = FOLDER / "snakemake/Snakefile"
+MODULES = FOLDER / "nextflow/modules/local/cellkit"
+CHANNELS = "--nuclei DAPI --cytoplasm GFP"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """Two drawn microscope files."""
+    from cellkit.sources.drawn.files import write_fields
+
+    folder = tmp_path_factory.mktemp("raw")
+    write_fields(folder, images_per_line=1, mixed_images=2, diameter_px=30, defect_images_per_line=0, seed=1)
+    return folder / "mixed"
+
+
+@pytest.fixture
+def env(tmp_path) -> dict[str, str]:
+    """An environment in which the command cellkit is this checkout's."""
+    command = tmp_path / "bin/cellkit"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m cellkit "$@"\n')
+    command.chmod(0o755)
+    plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return plain | {"PATH": f"{command.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def script_of(process: str) -> str:
+    """Return what a Nextflow process runs, as it stands there."""
+    text = (MODULES / process / "main.nf").read_text(encoding="utf-8")
+    return re.search(r'script:.*?"""\n(.*?)"""', text, re.DOTALL)[1]
+
+
+def filled(script: str, **values: str) -> str:
+    """Put values in as Nextflow does: ``${name}``, and a backslash before what is the shell's own."""
+    for name, value in values.items():
+        script = script.replace("${" + name.replace("__", ".") + "}", value)
+    assert not re.search(r"(?<!\\)\$\{", script), "a value that the process does not declare"
+    return "\n".join(
+        line.removeprefix("    ") for line in script.replace("\\\\\n", "\\\n").replace("\\$", "$").splitlines()
+    )
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+def shell(script: str, folder: Path, env: dict[str, str]) -> None:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_what_nextflow_would_run_finds_and_measures_cells(raw, env, tmp_path):
+    image = sorted(raw.iterdir())[0]
+    (tmp_path / image.name).symlink_to(image)
+    same = {"prefix": "one", "image": image.name, "task__process": "P", "task__cpus": "1"}
+    find = filled(script_of("predict"), **same, model="starter_light", args=CHANNELS)
+    shell(find, tmp_path, env)
+    measure = filled(script_of("measure"), **same, coco="one.json", args="")
+    shell(measure, tmp_path, env)
+    rows = rows_of(tmp_path / "one.csv")
+    assert len(rows) > 10 and list((tmp_path / "one_labels").glob("*.tif"))
+    versions = yaml.safe_load((tmp_path / "versions.yml").read_text().replace("\t", " "))
+    assert list(versions) == ["P"] and set(versions["P"]) == {"cellkit"}
+
+
+@pytest.mark.parametrize("process", ["predict", "measure"])
+def test_a_module_of_nextflow_has_the_parts_of_nf_core(process):
+    text = (MODULES / process / "main.nf").read_text(encoding="utf-8")
+    about = yaml.safe_load((MODULES / process / "meta.yml").read_text())
+    assert f"process CELLKIT_{process.upper()} {{" in text and about["name"] == f"cellkit_{process}"
+    for part in (
+        "tag ",
+        "label ",
+        "conda ",
+        "container ",
+        "input:",
+        "output:",
+        "when:",
+        "script:",
+        "stub:",
+        "versions.yml",
+    ):
+        assert part in text, part
+    emitted = set(re.findall(r"emit: (\w+)", text))
+    assert emitted == {name for entry in about["output"] for name in entry}
+    taken = set(re.findall(r"\b(?:val|path)[ (]\s*(\w+)\)?", text.split("input:")[1].split("output:")[0]))
+    assert taken == {name for group in about["input"] for entry in group for name in entry}
+    assert yaml.safe_load((MODULES / process / "environment.yml").read_text())["dependencies"]
+
+
+@pytest.mark.parametrize("command", ["predict", "measure"])
+def test_the_workflows_use_options_that_there_are(said, command):
+    options = set(re.findall(r"--?[a-z][\w-]*", said(command, "--help")[1]))
+    rule = re.search(rf"cellkit {command} .*?(?:>|\"$)", SNAKEFILE.read_text(), re.DOTALL)[0]
+    for text in (rule, script_of(command).split("cat <<")[0]):
+        assert set(re.findall(r"(?<=\s)--?[a-z][\w-]*", text.split(f"cellkit {command}")[1])) <= options
+    assert "--nuclei" in said("predict", "--help")[1] and "--cytoplasm" in said("predict", "--help")[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("snakemake") is None, reason="snakemake is not installed: pip install snakemake")
+def test_snakemake_goes_on_after_a_file_that_could_not_be_read(raw, env, tmp_path):
+    images = Path(shutil.copytree(raw, tmp_path / "images"))
+    good = sorted(images.iterdir())
+    (images / "zz.tif").write_bytes(good[0].read_bytes()[:200])
+    options = [
+        "--cores",
+        "1",
+        "--keep-going",
+        "--config",
+        "images=images",
+        "model=starter_light",
+        f"channels={CHANNELS}",
+    ]
+    command = ["snakemake", "--snakefile", str(SNAKEFILE), *options]
+    assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True).returncode == 1
+    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results/coco").iterdir()}
+    assert sorted(first) == [f"{path.name}.json" for path in good]
+    (images / "zz.tif").unlink()
+    assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True).returncode == 0
+    assert first == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results/coco").iterdir()}
+    rows = rows_of(tmp_path / "results/cells.csv")
+    assert {row["image"] for row in rows} and len(rows) > 20
