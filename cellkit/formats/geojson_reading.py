@@ -97,9 +97,9 @@ def read_geojson(
     """Read the objects of one image from GeoJSON, packed by gzip or not; overlaps are kept.
 
     Cells are QuPath's cells and detections, and annotations, which people draw. An annotation around a detection, or around
-    several other objects, is a region in which somebody looked for cells, and no cell; tiles and TMA cores are none either: the
-    notes say so. Objects of the class "Ignore*" are regions that nobody annotated. A pixel belongs to an object when its centre
-    does.
+    several other objects, is a region in which somebody looked for cells, and no cell; tiles, TMA cores and objects of the
+    class "Region*" are none either: the notes say so. Objects of the class "Ignore*" are regions that nobody annotated. A pixel
+    belongs to an object when its centre does.
 
     Parameters
     ----------
@@ -191,6 +191,8 @@ def _object(feature: Any, where: str, is_ours: bool) -> _Object:
     class_name = _class_of(properties.get("classification"), where)
     if class_name and is_ignored(class_name):
         kind = IGNORE
+    elif class_name.endswith("*"):
+        kind = "none"  # so QuPath marks classes that it leaves out of counts, such as Region*
     if kind == "none":
         return _Object(where, kind, [], [], "", 1.0, 0, (0, 0))
     nucleus = feature.get("nucleusGeometry")
@@ -355,7 +357,7 @@ def _cells_among(drawn: Sequence[_Object], size: tuple[int, int], name: str) -> 
     corners = [np.concatenate([polygon[0] for polygon in one.outline]) for one in cells]
     counts["cut"] = sum(bool((xy < -1).any() or (xy > (size[1] + 1, size[0] + 1)).any()) for xy in corners)
     texts = {
-        "none": "{} left out: a tile, TMA core or root, no cell",
+        "none": "{} left out: no cell but a tile, a TMA core, the root, or of a class such as Region*",
         "regions": "{} left out: an annotation around others is a region, no cell",
         "cut": "{} reached beyond the image and was cut at its edge",
     }

@@ -178,6 +178,7 @@ def test_objects_as_qupath_exports_them(tmp_path):
         ),
         feature(objectType="detection", classification={"name": "Stroma", "colorRGB": -377282}, measurements=old),
         feature([box(0, 0, 2, 2)], objectType="tile"),
+        feature([box(0, 0, 1, 1)], classification={"name": "Region*"}),
         feature([box(7.5, 5.5, 99, 99)], objectType="detection", classification=None),
     )
     with pytest.raises(UserError, match="does not say how large its image is"):
@@ -189,7 +190,7 @@ def test_objects_as_qupath_exports_them(tmp_path):
     assert found.instances.scores.tolist() == [0.5, 1, 1]
     assert found.instances.boxes_xywh.tolist() == [[1, 1, 3, 2], [5, 1, 2, 2], [8, 5, 2, 3]]
     assert found.notes == (
-        "a.geojson: 1 object left out: a tile, TMA core or root, no cell",
+        "a.geojson: 2 objects left out: no cell but a tile, a TMA core, the root, or of a class such as Region*",
         "a.geojson: 1 object left out: an annotation around others is a region, no cell",
         "a.geojson: 1 object reached beyond the image and was cut at its edge",
     )
