@@ -38,6 +38,7 @@ from cellkit.models.maskrcnn_detect import raw_detections
 from cellkit.models.shared.detection_search import GRID, SEARCHED, loosest, readings, search_readings
 from cellkit.models.shared.detections import Reading, read_detections
 from cellkit.models.shared.detector_settings import BEFORE, DEFAULTS
+from cellkit.models.shared.detector_start import opened
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import images_to_search, map_iou
 from cellkit.models.shared.tiles import Boxes
@@ -64,9 +65,14 @@ TRAININGS: dict[str, dict[str, Any]] = {  # "enlarged" is times the usual scale,
     BASE: {},
     "masks train on jittered true boxes": {"box_jitter": 0.1},
     "weights averaged": {"average": 0.15},
+    "masks end at their boxes": {"mask_box_margin": 0.0},
+    "masks reach 0.2 beyond their boxes": {"mask_box_margin": 0.2},
     "cells enlarged 1.5 times": {"enlarged": 1.5},
     "cells enlarged 2 times": {"enlarged": 2.0},
     "anchors from the data": {"anchors": "data"},
+    "mean of 2 flips": {"flips": 2},
+    "mean of 4 flips": {"flips": 4},
+    "overlapping cells train whole": {"keep_overlaps": True},
 }
 KEY = ("set", "base", "images", "steps", "tested", "seed", "training", "reading")
 COLUMNS = (*KEY, "train_s", "search_s", "score", "found", "scores")
@@ -114,14 +120,17 @@ def raws_of(
     checkpoint: Path, pairs: Sequence[tuple[np.ndarray, Instances]], least: float
 ) -> tuple[Raws, dict[str, Any]]:
     """Return what a detector says of each image down to a score, and what it is read with."""
-    model, used = maskrcnn.opened(checkpoint, maskrcnn.Settings(score_threshold=least))
+    from cellkit.models.maskrcnn_network import build
+
+    loosely = maskrcnn.Settings(score_threshold=least, nms_threshold=max(GRID["nms_threshold"]))
+    model, used = opened(checkpoint, loosely, maskrcnn.NAME, build)
     return [(raw_detections(model, image, used)[0], truth) for image, truth in pairs], used
 
 
 def scores_of(searched: Raws, held_out: Raws, used: dict[str, Any], reading: str) -> dict[str, Any]:
     """Search what a reading wants searched, and return the score of each held-out image."""
     keys, fixed = READINGS[reading]
-    settings = {**used, "score_threshold": DEFAULTS["score_threshold"], **fixed}
+    settings = {**used, **{key: DEFAULTS[key] for key in ("score_threshold", "nms_threshold")}, **fixed}
     grid = readings(settings, keys, [truth for _, truth in searched])
     begun = time.monotonic()
     found = search_readings(searched, grid, keys, "MAP IoU", "").settings if keys else {}

@@ -33,13 +33,13 @@ from cellkit.fetch.find import find_weights  # noqa: E402
 from cellkit.machine import peak_bytes  # noqa: E402
 from cellkit.models import weights  # noqa: E402
 from cellkit.models.shared.contract import merged  # noqa: E402
-from cellkit.models.shared.detector_settings import DEFAULTS  # noqa: E402
+from cellkit.models.shared.detector_settings import DEFAULTS, read_with  # noqa: E402
 from cellkit.models.shared.fine_tuning import map_iou  # noqa: E402
 from cellkit.models.shared.inputs import CELL_PX  # noqa: E402
 
 LINES = ("HEK", "N2a")
 TRAIN, HELD_OUT = 8, 4  # images of 256 px
-CROWD_PX = 576  # of the image of about 300 cells
+CROWD_PX = 672  # of the image of about 300 cells
 WORSE = 0.02
 WAYS = {"each step": False, "kept": True}
 
@@ -75,7 +75,9 @@ def train_one(base: str, steps: int, kept: bool, out: Path) -> dict[str, float]:
     from cellkit.models.training import fit, plan_of
 
     torch.set_num_threads(1)
-    config = maskrcnn.TrainSettings(start=base, steps=steps, eval_every=steps, learning_rate=0.002, average_steps=20)
+    config = maskrcnn.TrainSettings(
+        start=base, steps=steps, eval_every=steps, learning_rate=0.002, average_steps=20, mask_box_margin=0.0
+    )  # torchvision's masks end at their boxes
     settings = settings_of(config)
     model = maskrcnn._start(config, settings, LINES)
     loss_at = DetectorLoss(model, [scaled(*pair, CELL_PX) for pair in drawn_images(0, TRAIN)], config)
@@ -110,7 +112,7 @@ def stock(model, shape: tuple[int, int]):
     """Return torchvision's own detector with the modules of `model`, for images of that size at network scale."""
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.roi_heads import RoIHeads
-    from torchvision.models.detection.rpn import RegionProposalNetwork
+    from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
     class Proposals(RegionProposalNetwork):
@@ -123,6 +125,7 @@ def stock(model, shape: tuple[int, int]):
 
     made = copy.deepcopy(model)
     made.__class__, made.rpn.__class__, made.roi_heads.__class__ = MaskRCNN, Proposals, RoIHeads
+    made.rpn.head.__class__ = RPNHead
     made.rpn.score_thresh, made._has_warned = 0.0, False
     made.transform = GeneralizedRCNNTransform(min(shape), max(shape), [0.0] * 3, [1.0] * 3, size_divisible=16)
     return made.eval()
@@ -132,13 +135,17 @@ def find_stock(made, image: np.ndarray) -> Instances:
     """Find cells as a user of torchvision does: whole masks, the higher score keeps the pixels."""
     import torch
 
-    from cellkit.models.cell_classifier import classify
+    from cellkit.models.cell_classifier import class_logits
     from cellkit.models.shared.inputs import planes_of
 
-    planes = planes_of(image)
+    planes, features = planes_of(image), {}
+    hook = made.backbone.register_forward_hook(lambda _, given, told: features.update(told))
     with torch.no_grad():
         out = made([torch.from_numpy(planes)])[0]
-    classes = classify(made.cell_classifier, planes, out["boxes"].numpy())
+        (votes,) = made.class_head.votes(features, [out["boxes"]])
+    hook.remove()
+    logits = torch.from_numpy(class_logits(made.cell_classifier, planes, out["boxes"].numpy()))
+    classes = (logits.log_softmax(dim=1) + votes).argmax(dim=1).numpy() + 1
     labels = np.zeros(image.shape[:2], np.int32)
     for k in range(len(out["masks"]) - 1, -1, -1):  # the highest score last
         labels[out["masks"][k, 0].numpy() > 0.5] = k + 1
@@ -154,7 +161,7 @@ def show_finding(checkpoint: Path, repeats: int) -> None:
 
     torch.set_num_threads(1)
     card = weights.read_card(checkpoint)
-    settings = merged(None, card.config, DEFAULTS) | {"diameter_px": CELL_PX}
+    settings = read_with(None, card.config) | {"diameter_px": CELL_PX}
     model = build(card.config | settings, len(card.classes))
     model.load_state_dict(weights.load_tensors(checkpoint))
     model.eval()

@@ -186,8 +186,8 @@ class ClassLoss:
         cells_per_step: int = CELLS_PER_STEP,
     ):
         self.network, self.cells_per_step = network, cells_per_step
-        self.pictures = [np.ascontiguousarray(planes.transpose(1, 2, 0)) for planes, _, _ in items]
-        rows = [row for k, (_, labels, class_of) in enumerate(items) for row in _cells(k, labels, class_of)]
+        self.pictures = [np.ascontiguousarray(planes.transpose(1, 2, 0)) for planes, *_ in items]
+        rows = [row for k, (_, labels, class_of, *_) in enumerate(items) for row in _cells(k, labels, class_of)]
         rows = np.array(rows, float).reshape(-1, 4)
         self.of_class = [rows[rows[:, 3] == c] for c in np.unique(rows[:, 3])]
 
@@ -205,6 +205,7 @@ class ClassLoss:
 
 def _cells(index: int, labels: np.ndarray, class_of: np.ndarray) -> list[tuple[float, float, float, float]]:
     """Return (index, centre x, centre y, class) of every cell of known class."""
+    labels = np.where(labels < len(class_of), labels, 0)  # what several cells share tells no class
     cells = Instances.from_labels(labels)
     ids = np.unique(labels)
     boxes = cells.boxes_xywh

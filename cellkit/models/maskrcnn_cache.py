@@ -15,7 +15,7 @@ import torch
 
 from cellkit.log import LOG
 from cellkit.machine import GB, memory
-from cellkit.models.shared.inputs import resized, vary
+from cellkit.models.shared.inputs import nearest, resized, vary
 
 ZOOMS = (0.8, 1.0, 1.25)
 TURNS = 8  # quarter turns, and each of them flipped
@@ -75,7 +75,7 @@ class EncodedViews:
     ----------
     encode : callable
         (1, 3, H, W) float32 -> features, tensors (1, C, H / stride, W / stride), strides up to 8.
-    items : sequence of (planes, labels, class_of)
+    items : sequence of (planes, labels, class_of, ...)
         At network scale, as `shared.detector_training.scaled` gives them.
     crop_px : int
         Height and width of a crop, a multiple of 8.
@@ -152,7 +152,7 @@ class EncodedViews:
 
     def window(self, index: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return what a view shows: planes (3, h, w) and labels (h, w), multiples of 8 px and no smaller than a crop."""
-        planes, labels, _ = self.items[index]
+        planes, labels, *_ = self.items[index]
         turn = int(np.random.default_rng([self.seed, index]).permutation(TURNS)[number % TURNS])
         rng = np.random.default_rng([self.seed, index, number])
         zoom = ZOOMS[rng.integers(len(ZOOMS))]
@@ -161,7 +161,7 @@ class EncodedViews:
         part = (slice(top, top + source), slice(left, left + source))
         planes, labels = turned(planes[:, *part], turn), turned(labels[part], turn)
         shape = tuple(min(max(round(n * zoom), 1), self.side_px) for n in labels.shape)
-        planes, labels = resized(planes, shape, zoom < 1), _nearest(labels, shape)
+        planes, labels = resized(planes, shape, zoom < 1), nearest(labels, shape)
         if rng.random() < VARIED:
             planes = vary(planes, rng)
         more = [(0, max(-(-n // 8) * 8, self.crop_px) - n) for n in shape]
@@ -200,10 +200,3 @@ def near_a_cell(labels: np.ndarray, rng: np.random.Generator, size_px: int, step
     starts = (np.clip(v - size_px / 2, 0, max(n - size_px, 0)) for v, n in ((y, height), (x, width)))
     top, left = (int(start) // step_px * step_px for start in starts)
     return top, left
-
-
-def _nearest(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return labels (H, W) int32 at another height and width; each pixel is that of the nearest."""
-    import cv2
-
-    return cv2.resize(labels.astype(np.float64), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)

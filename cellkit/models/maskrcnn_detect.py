@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.detections import Reading, read_detections
-from cellkit.models.shared.inputs import CELL_PX, network_shape, planes_of, resized
+from cellkit.models.shared.inputs import CELL_PX, bytes_for, network_shape, planes_of, resized
 from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles, paste
 
 TILE_PX, OVERLAP_PX = 768, 128
@@ -49,6 +51,15 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
     return read(settings | settings["by_line"].get(line_of(read(settings, None)), {}), left_out)
 
 
+def segmenter(model, used: dict, bytes_per_px: int) -> Segmenter:
+    """Return a function from a stream of (H, W, 3) uint8 images to their cells, by a network read with these settings."""
+
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        return detect_image(model, image, used, left_out)
+
+    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], used["flips"] * bytes_per_px))
+
+
 def line_of(cells: Instances) -> str:
     """Return the number of the class that most cells of an image are of, as text; the first of equal ones, "" of none.
 
@@ -67,14 +78,20 @@ def raw_detections(
     """Return all that the network says of an image, in px of the image, and the image as it was shown, (3, h, w) float32."""
     height, width = network_shape(image.shape[:2], settings["diameter_px"], 16)
     planes = resized(planes_of(image), (height, width), settings["diameter_px"] > CELL_PX)
-    lines = (settings.get("by_line") or {}).values()
-    lowest = [used["score_threshold"] for used in lines if "score_threshold" in used]
-    model.roi_heads.score_thresh = min([model.roi_heads.score_thresh, *lowest])
+    heads, lines = model.roi_heads, (settings.get("by_line") or {}).values()
+    heads.score_thresh = min(
+        [heads.score_thresh, *(own["score_threshold"] for own in lines if "score_threshold" in own)]
+    )
+    heads.nms_thresh = max([heads.nms_thresh, *(own["nms_threshold"] for own in lines if "nms_threshold" in own)])
     found = _tiled(model, planes, settings, left_out)
-    over = model.roi_heads.take_over_cap()
+    over, ran_out = heads.take_counts()
+    tile = f"in a tile of {TILE_PX} px at network scale"
     if left_out is not None and over:
-        cap = model.roi_heads.detections_per_img
-        left_out[f"left out: more than {cap} in a tile of {TILE_PX} px at network scale; raise max_detections"] += over
+        left_out[f"left out: more than {heads.detections_per_img} {tile}; raise max_detections"] += over
+    if left_out is not None and ran_out:
+        left_out[f"found where proposals ran out ({ran_out} {tile}): others may be missing; raise max_detections"] += (
+            len(found)
+        )
     ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     return replace(found, boxes=found.boxes * ratio), planes
 
@@ -98,6 +115,35 @@ def most_proposals(height: int, width: int, detections: int) -> int:
     """
     area = height * width
     return max(PROPOSALS, area // 60, 2 * detections * area // TILE_PX**2)
+
+
+class Capped:
+    """Counts what the caps of a detector cut; the heads of either engine inherit it.
+
+    Attributes
+    ----------
+    detections_per_img : int
+        Most detections of a tile.
+    """
+
+    detections_per_img = 0
+    over, ran_out = 0, 0
+
+    def capped(self, detections: int) -> int:
+        """Return how many of a tile's detections stay, and count the others."""
+        self.over += max(detections - self.detections_per_img, 0)
+        return min(detections, self.detections_per_img)
+
+    def count_proposals(self, proposals: Iterable[int], shapes: Iterable[tuple[int, int]]) -> None:
+        """Note where pictures of these shapes have as many proposals as they may: some were cut, perhaps."""
+        for count, shape in zip(proposals, shapes, strict=True):
+            if count >= most_proposals(*shape, self.detections_per_img):
+                self.ran_out = max(self.ran_out, count)
+
+    def take_counts(self) -> tuple[int, int]:
+        """Return how many detections were cut since the last call, and the proposals of a tile that had its fill, else 0."""
+        counts, self.over, self.ran_out = (self.over, self.ran_out), 0, 0
+        return counts
 
 
 def _at_most(
@@ -139,11 +185,11 @@ def _tiled(model, planes: np.ndarray, settings: dict, left_out: Counter[str] | N
 
     def detect(window: Window) -> Boxes:
         part = planes[:, window.top : window.bottom, window.left : window.right]
-        found = Boxes(*_forward(model, part))
+        found = Boxes(*_forward(model, part), margin=settings.get("mask_box_margin", 0.0))
         return replace(found, boxes=found.boxes + np.array([window.left, window.top] * 2))
 
     def pixels(found: Boxes) -> Instances:
-        return paste(found.masks, found.boxes, shape, settings["mask_threshold"])
+        return paste(found.masks, found.mask_boxes, shape, settings["mask_threshold"])
 
     found, pieces = join_tiles(detect, pixels, owned_tiles(shape, TILE_PX, OVERLAP_PX), shape)
     if left_out is not None and pieces:

@@ -5,7 +5,6 @@ Settings, crops, classifier, thresholds and tiles are those of the engine on tor
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
-from cellkit.machine import arithmetic
-from cellkit.models.maskrcnn_detect import detect_image
+from cellkit.models.maskrcnn_detect import segmenter
 from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.cost import Cost
-from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training, read_with  # noqa: F401 - stated by every backend
-from cellkit.models.shared.detector_start import SCRATCH, TUNED, UNET, check_start, started
+from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training  # noqa: F401 - stated by every backend
+from cellkit.models.shared.detector_start import SCRATCH, TUNED, UNET, check_start, opened, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
-from cellkit.models.shared.inputs import bytes_for
 from cellkit.models.training import random_state_kept
 from cellkit.settings import weights_field
 
@@ -72,22 +69,11 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     Raises
     ------
     UserError
-        No checkpoint there, or one of another backend.
+        No checkpoint there, one of another backend, or one of an earlier cellkit.
     """
-    from cellkit.models import weights
     from cellkit.models.maskrcnn_detectron2_network import build
 
-    card = weights.card_for(checkpoint, NAME)
-    used = read_with(settings, card.config)
-    used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
-    model = build(used | {"norm": card.config.get("norm")}, len(card.classes))
-    model.load_state_dict(weights.load_tensors(checkpoint))
-    model = model.to(arithmetic().device).eval()
-
-    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        return detect_image(model, image, used, left_out)
-
-    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+    return segmenter(*opened(checkpoint, settings, NAME, build), BYTES_PER_PX)
 
 
 @random_state_kept()

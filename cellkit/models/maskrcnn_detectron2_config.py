@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cellkit.models.shared.detections import LOOSE_NMS
-
 RATIOS = (0.5, 1.0, 2.0)
 COCO_MEAN = (103.53, 116.28, 123.675)  # blue, green, red, of 0 to 255: what its ResNet-50 was trained with
 
@@ -86,18 +84,16 @@ def config_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
         "MODEL.ANCHOR_GENERATOR.SIZES": [list(map(float, level)) for level in sizes],
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [list(RATIOS)],
         "MODEL.PROPOSAL_GENERATOR.NAME": "CellkitProposals",
+        "MODEL.RPN.HEAD_NAME": "CellkitProposalHead",
         "MODEL.RPN.IN_FEATURES": list(levels.anchors),
         "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 400,
         "MODEL.RPN.POST_NMS_TOPK_TRAIN": 250,
-        "MODEL.RPN.NMS_THRESH": 0.75,
         "MODEL.ROI_HEADS.NAME": "CellkitHeads",
         "MODEL.ROI_HEADS.NUM_CLASSES": 1,
         "MODEL.ROI_HEADS.IN_FEATURES": list(levels.boxes),
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": settings["boxes_per_image"],
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": float(settings["score_threshold"]),
-        "MODEL.ROI_HEADS.NMS_THRESH_TEST": max(
-            LOOSE_NMS, settings["nms_threshold"]
-        ),  # boxes of one cell are told apart when they are read
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": float(settings["nms_threshold"]),
         "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
         "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,

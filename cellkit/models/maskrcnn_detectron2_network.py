@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import nms
 
 with warnings.catch_warnings():  # it compiles two functions as torch no longer likes; nothing a user could change
     warnings.simplefilter("ignore")
@@ -25,12 +24,14 @@ with warnings.catch_warnings():  # it compiles two functions as torch no longer 
     from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN, build_model
     from detectron2.modeling.backbone import BACKBONE_REGISTRY
     from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+    from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
     from detectron2.modeling.roi_heads import (
         ROI_HEADS_REGISTRY,
         ROI_MASK_HEAD_REGISTRY,
         MaskRCNNConvUpsampleHead,
         StandardROIHeads,
     )
+    from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
     from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
     from detectron2.structures import BitMasks, Boxes, ImageList, pairwise_iou
     from detectron2.structures import Instances as Fields
@@ -40,9 +41,10 @@ from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier, TextureVote
-from cellkit.models.maskrcnn_detect import most_proposals
+from cellkit.models.maskrcnn_detect import Capped, most_proposals
 from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS, config_keys
-from cellkit.models.maskrcnn_network import RARE, UNLIKELY, unknown_share
+from cellkit.models.maskrcnn_flips import flip_boxes, flips_of, mean_boxes, mean_maps, together
+from cellkit.models.maskrcnn_network import PROPOSAL_NMS, RARE, TRAIN_NMS, UNLIKELY, unknown_share
 from cellkit.models.maskrcnn_pyramid import (
     ENCODED,
     MASK_SIZE,
@@ -54,8 +56,10 @@ from cellkit.models.maskrcnn_pyramid import (
     MaskPredictor,
     UNetPyramid,
     in_parts,
+    peaks,
 )
 from cellkit.models.shared.detector_start import take_over
+from cellkit.models.shared.tiles import grown
 from cellkit.models.unet_network import WIDTHS, CellposeUNet
 
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # detectron2 asks torch by a name it warns of
@@ -97,6 +101,7 @@ class Proposals(RPN):
         """Return proposals and losses."""
         most = most_proposals(*images.tensor.shape[-2:], self.detections)
         self.pre_nms_topk[False] = self.post_nms_topk[False] = most
+        self.nms_thresh = TRAIN_NMS if self.training else PROPOSAL_NMS
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.meshgrid")  # it is called as torch would rather not have it
             proposals, losses = super().forward(images, features, gt_instances)
@@ -118,13 +123,20 @@ class Proposals(RPN):
         return super()._subsample_labels(label)
 
 
-class Heads(StandardROIHeads):
+class ProposalHead(StandardRPNHead):
+    """Once it is trained, of anchors around a place the likeliest alone is proposed."""
+
+    def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return logits and box deltas of each level."""
+        objectness, boxes = super().forward(features)
+        return objectness if self.training else [peaks(level) for level in objectness], boxes
+
+
+class Heads(Capped, StandardROIHeads):
     """Boxes and masks of one class; what the cap cuts is counted, and what is not annotated teaches nothing."""
 
     unknown: Sequence[torch.Tensor | None] = ()
-    detections_per_img = 0
-    nms_thresh = 0.5
-    over_cap = 0
+    mask_margin, flips = 0.0, 1
 
     @classmethod
     def _init_mask_head(cls, cfg, input_shape):
@@ -142,10 +154,14 @@ class Heads(StandardROIHeads):
     def score_thresh(self, value: float) -> None:
         self.box_predictor.test_score_thresh = value
 
-    def take_over_cap(self) -> int:
-        """Return how many detections the cap cut since the last call."""
-        count, self.over_cap = self.over_cap, 0
-        return count
+    @property
+    def nms_thresh(self) -> float:
+        """IoU of two boxes above which the lower score is dropped."""
+        return self.box_predictor.test_nms_thresh
+
+    @nms_thresh.setter
+    def nms_thresh(self, value: float) -> None:
+        self.box_predictor.test_nms_thresh = value
 
     def label_and_sample_proposals(self, proposals, targets):
         """Say which proposals are cells and which are background; those of neither are left out."""
@@ -159,18 +175,33 @@ class Heads(StandardROIHeads):
         return super().label_and_sample_proposals(proposals, targets)
 
     def _forward_box(self, features, proposals):
-        found = super()._forward_box(features, proposals)
         if self.training:
-            return found
-        return [self._capped(one) for one in found]
+            return super()._forward_box(features, proposals)
+        self.count_proposals(map(len, proposals), [one.image_size for one in proposals])
+        shape = proposals[0].image_size
+        flips = [Boxes(one) for one in together([one.proposal_boxes.tensor for one in proposals], shape)]
+        pooled = self.box_pooler([features[name] for name in self.box_in_features], flips)
+        told, shown = self.box_predictor(self.box_head(pooled)), [Fields(shape, proposal_boxes=one) for one in flips]
+        boxes = mean_boxes(self.box_predictor.predict_boxes(told, shown), shape)
+        scores = torch.stack(self.box_predictor.predict_probs(told, shown)).mean(dim=0)
+        ((found,), _) = fast_rcnn_inference([boxes], [scores], [shape], self.score_thresh, self.nms_thresh, -1)
+        return [found[: self.capped(len(found))]]
 
-    def _capped(self, found: Fields) -> Fields:
-        """Return what may be a cell, several boxes of one among them, best first; the cap counts each cell once."""
-        if len(found) <= self.detections_per_img:
-            return found
-        over = nms(found.pred_boxes.tensor, found.scores, self.nms_thresh)[self.detections_per_img :]
-        self.over_cap += len(over)
-        return found[: int(over[0])] if len(over) else found
+    def _forward_mask(self, features, instances):
+        """Read masks beyond the boxes, and in each flip of a picture; boxes come out as they were."""
+        if self.training:
+            wider = [grown(one.proposal_boxes.tensor, self.mask_margin) for one in instances]
+            pairs = zip(instances, wider, strict=True)
+            return super()._forward_mask(features, [_with(one, proposal_boxes=Boxes(boxes)) for one, boxes in pairs])
+        (found,) = instances
+        wider = grown(found.pred_boxes.tensor, self.mask_margin)
+        flips = [flip_boxes(wider, k, found.image_size) for k in range(self.flips)]
+        masked = super()._forward_mask(features, [_with(found, pred_boxes=Boxes(boxes)) for boxes in flips])
+        return [_with(found, pred_masks=mean_maps([one.pred_masks for one in masked]))]
+
+
+def _with(fields: Fields, **more: Any) -> Fields:
+    return Fields(fields.image_size, **(fields.get_fields() | more))
 
 
 class Masks(MaskRCNNConvUpsampleHead):
@@ -244,7 +275,7 @@ class Detector(GeneralizedRCNN):
         targets: Sequence[Mapping[str, torch.Tensor]] | None = None,
         encoded: Sequence[torch.Tensor] | None = None,
     ) -> Any:
-        """Return the losses by name while it is trained, else boxes, scores and masks of each picture.
+        """Return the losses by name while it is trained, else boxes, scores and masks of the one picture.
 
         Parameters
         ----------
@@ -255,6 +286,8 @@ class Detector(GeneralizedRCNN):
         encoded : sequence of tensors, optional
             What the frozen encoder makes of the pictures, see `maskrcnn_pyramid.UNetPyramid.encode`.
         """
+        if not self.training:
+            planes = flips_of(*planes, self.roi_heads.flips)
         images = self._images(planes)
         features = self.backbone(images.tensor) if encoded is None else self.backbone(images.tensor, encoded)
         if not self.training:
@@ -306,6 +339,7 @@ def _registered() -> None:
     for registry, name, part in (
         (BACKBONE_REGISTRY, "CellkitUNetPyramid", _unet_pyramid),
         (PROPOSAL_GENERATOR_REGISTRY, "CellkitProposals", Proposals),
+        (RPN_HEAD_REGISTRY, "CellkitProposalHead", ProposalHead),
         (ROI_HEADS_REGISTRY, "CellkitHeads", Heads),
         (ROI_MASK_HEAD_REGISTRY, "CellkitMasks", Masks),
         (ROI_MASK_HEAD_REGISTRY, "CellkitFineMasks", FineMasks),
@@ -341,8 +375,8 @@ def build(settings: Mapping[str, Any], classes: int) -> Detector:
     Parameters
     ----------
     settings : mapping
-        What `maskrcnn_detectron2_config.config_keys` wants; and shown, precision, max_detections, tile_detections, and widths of
-        a U-Net that has not the usual ones.
+        What `maskrcnn_detectron2_config.config_keys` wants; and shown, precision, max_detections, tile_detections,
+        mask_box_margin, and widths of a U-Net that has not the usual ones.
     classes : int
         Known classes: the outputs of the classifier.
     """
@@ -356,7 +390,7 @@ def build(settings: Mapping[str, Any], classes: int) -> Detector:
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[-1], RARE)
     most = settings["max_detections"] or settings["tile_detections"]
     model.roi_heads.detections_per_img = model.proposal_generator.detections = most
-    model.roi_heads.nms_thresh = settings["nms_threshold"]
+    model.roi_heads.mask_margin, model.roi_heads.flips = settings["mask_box_margin"], settings.get("flips", 1)
     unet = getattr(model.backbone, "unet", None)
     model.class_head = ClassHead(unet.widths, classes) if unet is not None and classes > 1 else None
     model.cell_classifier = CellClassifier(classes)

@@ -32,7 +32,8 @@ from cellkit.errors import UserError
 from cellkit.machine import arithmetic
 from cellkit.models import weights
 from cellkit.models.cell_classifier import CellClassifier, TextureVote
-from cellkit.models.maskrcnn_detect import PROPOSALS, most_proposals
+from cellkit.models.maskrcnn_detect import PROPOSALS, Capped, most_proposals
+from cellkit.models.maskrcnn_flips import flip_boxes, flips_of, mean_boxes, mean_maps, together
 from cellkit.models.maskrcnn_pyramid import (
     MASKS_AT_ONCE,
     ClassHead,
@@ -42,16 +43,22 @@ from cellkit.models.maskrcnn_pyramid import (
     UNetPyramid,
     in_parts,
     masks_in_boxes,
+    peaks,
 )
-from cellkit.models.shared.detections import LOOSE_NMS
 from cellkit.models.shared.detector_start import take_over
+from cellkit.models.shared.overlapping_cells import NOBODY, cells_in
+from cellkit.models.shared.tiles import grown
 from cellkit.models.unet_network import WIDTHS, CellposeUNet
 
 RATIOS = (0.5, 1.0, 2.0)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # means and deviations of torchvision's ResNets
 LEAST_PX = 8  # of a cell at network scale
 RARE = 2.0  # logit by which a detector that has learned nothing yet finds no cell
-UNLIKELY = 0.02  # probability below which a proposal is not looked at
+TRAIN_NMS, PROPOSAL_NMS = (
+    0.75,
+    0.6,
+)  # IoU above which the less likely of two proposals is dropped: in training, and after
+UNLIKELY = 0.05  # probability below which a proposal is not looked at
 
 
 def unknown_share(boxes: torch.Tensor, unknown: torch.Tensor) -> torch.Tensor:
@@ -113,11 +120,20 @@ class _Proposals(RegionProposalNetwork):
         most = most_proposals(*images.tensors.shape[-2:], self.detections)
         self._pre_nms_top_n["testing"] = self._post_nms_top_n["testing"] = most
         self.score_thresh = 0.0 if self.training else UNLIKELY
+        self.nms_thresh = TRAIN_NMS if self.training else PROPOSAL_NMS
         return super().forward(images, OrderedDict((k, features[k]) for k in self.levels), targets)
 
     def assign_targets_to_anchors(self, anchors, targets):
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         return [_no_background(*one) for one in zip(labels, anchors, targets, strict=True)], boxes
+
+
+class _ProposalHead(RPNHead):
+    """Once it is trained, of anchors around a place the likeliest alone is proposed."""
+
+    def forward(self, x: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        objectness, boxes = super().forward(x)
+        return objectness if self.training else [peaks(level) for level in objectness], boxes
 
 
 class _Predictor(nn.Module):
@@ -143,14 +159,14 @@ class _MaskPredictor(nn.Module):
         return self.last(F.relu(self.up(x))).expand(-1, 2, -1, -1)
 
 
-class _Heads(RoIHeads):
+class _Heads(Capped, RoIHeads):
     """The score is the probability of being a cell; what the cap cuts is counted.
 
     Where something is not annotated, proposals that lie mostly there are no background, and its pixels have no part in the
     loss of the masks.
     """
 
-    over_cap, box_jitter = 0, 0.0
+    box_jitter, mask_margin, flips = 0.0, 0.0, 1
     targets: Sequence[Mapping[str, torch.Tensor]] = ()
 
     def forward(self, features, proposals, image_shapes, targets=None):
@@ -168,18 +184,25 @@ class _Heads(RoIHeads):
             boxes = [torch.cat([a, jittered(b["boxes"], self.box_jitter)]) for a, b in zip(boxes, targets, strict=True)]
             every = [torch.arange(len(one["boxes"]), device=one["boxes"].device) for one in targets]
             matched = [torch.cat(pair) for pair in zip(matched, every, strict=True)]
-        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))[:, 1]
+        boxes = [grown(one, self.mask_margin) for one in boxes]
+        logits = self._mask_logits(features, boxes, image_shapes)[:, 0]
         return [], losses | {"loss_mask": _known_mask_loss(logits, boxes, matched, targets)}
 
+    def _mask_logits(self, features, boxes, image_shapes) -> torch.Tensor:
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))[:, 1:]
+
     def _found(self, features, proposals, image_shapes) -> list[dict[str, torch.Tensor]]:
-        """Return boxes, scores and masks of each picture; torchvision makes all masks at once."""
+        """Return boxes, scores and masks of a picture that comes in one or more flips."""
+        self.count_proposals(map(len, proposals), image_shapes)
+        shape = image_shapes[0]
+        proposals = together(proposals, shape)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
 
         def masks_of(some: list[torch.Tensor]) -> torch.Tensor:
-            return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, some, image_shapes)))[
-                :, 1:
-            ].sigmoid()
+            wider = grown(some[0], self.mask_margin)
+            flips = [flip_boxes(wider, k, shape) for k in range(len(proposals))]
+            return mean_maps(self._mask_logits(features, flips, image_shapes).sigmoid().chunk(len(flips)))
 
         found = zip(boxes, scores, labels, in_parts(masks_of, boxes, MASKS_AT_ONCE), strict=True)
         return [dict(zip(("boxes", "scores", "labels", "masks"), one, strict=True)) for one in found]
@@ -188,29 +211,21 @@ class _Heads(RoIHeads):
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
         return matched, [_no_background(*one) for one in zip(labels, proposals, self.targets, strict=True)]
 
-    def take_over_cap(self) -> int:
-        """Return how many detections the cap cut since the last call."""
-        count, self.over_cap = self.over_cap, 0
-        return count
-
     def postprocess_detections(self, class_logits, box_regression, proposals, image_shapes):
         per_image = [len(boxes) for boxes in proposals]
         boxes = self.box_coder.decode(box_regression, proposals)[:, 0].split(per_image)
         scores = F.softmax(class_logits, -1)[:, 1].split(per_image)
-        found = [self._of_image(*item) for item in zip(boxes, scores, image_shapes, strict=True)]
-        return tuple(map(list, zip(*found, strict=True)))
+        shape = image_shapes[0]
+        found = self._of_image(mean_boxes(boxes, shape), torch.stack(scores).mean(dim=0), shape)
+        return tuple([one] for one in found)
 
     def _of_image(self, boxes, scores, shape):
-        """Return what may be a cell, several boxes of one among them; the cap counts each cell once."""
+        """Return what may be a cell, best first; what the cap cuts is counted."""
         boxes = box_ops.clip_boxes_to_image(boxes, shape)
         kept = torch.where(scores > self.score_thresh)[0]
         kept = kept[box_ops.remove_small_boxes(boxes[kept], min_size=1.0)]
-        kept = kept[box_ops.nms(boxes[kept], scores[kept], max(LOOSE_NMS, self.nms_thresh))]
-        if len(kept) > self.detections_per_img:
-            once = box_ops.nms(boxes[kept], scores[kept], self.nms_thresh)
-            over = once[self.detections_per_img :]
-            self.over_cap += len(over)
-            kept = kept[: over[0]] if len(over) else kept
+        kept = kept[box_ops.nms(boxes[kept], scores[kept], self.nms_thresh)]
+        kept = kept[: self.capped(len(kept))]
         return boxes[kept], scores[kept], torch.ones_like(kept)
 
 
@@ -242,7 +257,7 @@ class CellRCNN(MaskRCNN):
     def forward(
         self, images: Sequence[torch.Tensor], targets: list | None = None, encoded: Sequence[torch.Tensor] | None = None
     ) -> Any:
-        """Return the losses by name in training mode, else boxes, scores and masks of each image.
+        """Return the losses by name in training mode, else boxes, scores and masks of the one image.
 
         Parameters
         ----------
@@ -252,6 +267,8 @@ class CellRCNN(MaskRCNN):
         encoded : sequence of tensors, optional
             What the frozen encoder makes of the images, see `maskrcnn_pyramid.UNetPyramid.encode`.
         """
+        if not self.training:
+            images = flips_of(*images, self.roi_heads.flips)
         listed, targets = self.transform(images, targets)
         features = self.backbone(listed.tensors) if encoded is None else self.backbone(listed.tensors, encoded)
         proposals, losses = self.rpn(listed, features, targets)
@@ -272,8 +289,9 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     ----------
     config : mapping
         backbone ("cellpose_unet" or "resnet50_fpn_v2"), shown, fpn_channels, freeze_backbone, boxes_per_image, max_detections,
-        tile_detections, score_threshold, nms_threshold, precision; and, where they are not the usual ones, widths of the U-Net
-        and anchor_sizes of each level (px); imagenet, whether a ResNet is shown colours as torchvision's were.
+        tile_detections, score_threshold, nms_threshold, mask_box_margin, precision; and, where they are not the usual ones,
+        widths of the U-Net, anchor_sizes of each level (px), flips; imagenet, whether a ResNet is shown colours as
+        torchvision's were.
     classes : int
         Known classes: the outputs of the classifier.
     """
@@ -300,12 +318,12 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     model = CellRCNN(
         backbone,
         rpn_anchor_generator=anchors,
-        rpn_head=RPNHead(width, anchors.num_anchors_per_location()[0]),
+        rpn_head=_ProposalHead(width, anchors.num_anchors_per_location()[0]),
         rpn_pre_nms_top_n_train=400,
         rpn_post_nms_top_n_train=250,
         rpn_pre_nms_top_n_test=PROPOSALS,
         rpn_post_nms_top_n_test=PROPOSALS,
-        rpn_nms_thresh=0.75,
+        rpn_nms_thresh=TRAIN_NMS,
         box_roi_pool=box_pool,
         box_head=TwoMLPHead(width * 49, 512),
         box_predictor=_Predictor(512),
@@ -318,7 +336,8 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     )
     model.rpn.__class__, model.rpn.levels, model.rpn.detections = _Proposals, levels, detections
     model.roi_heads.__class__, model.roi_heads.mask_roi_pool = _Heads, mask_pool
-    model.roi_heads.box_jitter = config.get("box_jitter", 0.0)
+    model.roi_heads.box_jitter, model.roi_heads.mask_margin = config.get("box_jitter", 0.0), config["mask_box_margin"]
+    model.roi_heads.flips = config.get("flips", 1)
     model.rpn.box_similarity = model.roi_heads.box_similarity = box_iou
     model.transform = _AsItIs(config.get("imagenet", False))
     model.cell_classifier = CellClassifier(classes)
@@ -366,15 +385,14 @@ def trainable(cells: Instances) -> np.ndarray:
     return (cells.areas_px >= LEAST_PX) & (cells.boxes_xywh.reshape(-1, 4)[:, 2:] > 1).all(axis=1)
 
 
-def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool) -> dict:
+def target(labels: np.ndarray, class_of: np.ndarray, ignore_unknown: bool, shared: np.ndarray = NOBODY) -> dict:
     """Return torchvision's target of a crop: boxes (N, 4) xyxy float, labels (N,) all 1 = cell, classes (N,), masks (N, H, W).
 
     Where some of it is not annotated (label -1), ``unknown`` (H, W) bool tells where.
-    A cell of unknown class trains boxes and masks like any other; with `ignore_unknown` false it is background.
+    A cell of unknown class trains boxes and masks like any other; with `ignore_unknown` false it is background. Which numbers
+    stand for several cells, `shared` says, see `overlapping_cells.numbered`.
     """
-    cells = Instances.from_labels(labels)
-    ids = np.unique(labels)
-    cells = cells.with_classes(class_of[ids[ids > 0]])
+    cells = cells_in(labels, class_of, shared)
     kept = trainable(cells)
     if not ignore_unknown:
         kept &= cells.class_ids > 0

@@ -5,7 +5,6 @@ The encoder is the fine-tuned Cellpose U-Net (the adaptation carries over where 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +13,12 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
-from cellkit.errors import UserError
-from cellkit.machine import arithmetic
-from cellkit.models.maskrcnn_detect import detect_image
+from cellkit.models.maskrcnn_detect import segmenter
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.cost import Cost
-from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training, read_with  # noqa: F401 - stated by every backend
-from cellkit.models.shared.detector_start import TUNED, UNET, check_start, started
+from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training  # noqa: F401 - stated by every backend
+from cellkit.models.shared.detector_start import TUNED, UNET, check_start, opened, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
-from cellkit.models.shared.inputs import bytes_for
 from cellkit.models.training import random_state_kept
 from cellkit.settings import Number, weights_field
 
@@ -72,36 +68,9 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     UserError
         No checkpoint there, one of another backend, or one of an earlier cellkit.
     """
-    model, used = opened(checkpoint, settings)
-
-    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        return detect_image(model, image, used, left_out)
-
-    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
-
-
-def opened(checkpoint: Path, settings: Settings | None = None) -> tuple[Any, dict[str, Any]]:
-    """Return the network of a checkpoint, on its device, and what it is read with; see `load`.
-
-    Raises
-    ------
-    UserError
-        As `load` does.
-    """
-    from cellkit.models import weights
     from cellkit.models.maskrcnn_network import build
 
-    card = weights.card_for(checkpoint, NAME)
-    used = read_with(settings, card.config)
-    used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
-    model = build(used, len(card.classes))
-    tensors = weights.load_tensors(checkpoint)
-    if tensors.keys() != model.state_dict().keys():
-        raise UserError(
-            f"{checkpoint} is a detector that an earlier cellkit built in another way", "train it again (05)"
-        )
-    model.load_state_dict(tensors)
-    return model.to(arithmetic().device).eval(), used
+    return segmenter(*opened(checkpoint, settings, NAME, build), BYTES_PER_PX)
 
 
 @random_state_kept()

@@ -83,13 +83,15 @@ def test_two_that_cover_the_same_pixels_are_counted_once():
     assert stand_apart(objects, overlaps(objects, objects), 1.0, 0.29)[0].tolist() == [True, False, False]
 
 
-def test_a_faint_mask_loses_its_rank():
+def test_a_faint_mask_loses_its_rank_among_masks_and_not_its_box_among_boxes():
     found = squares((0, 0), (1, 0), scores=[0.9, 0.8])
     found.masks[0] *= 0.6
-    assert read_detections(found, SHAPE, Reading())[1].tolist() == [0]
-    cells, places = read_detections(found, SHAPE, Reading(mask_score=True))
+    by_masks = {"nms_threshold": 1.0, "mask_nms_threshold": 0.5}
+    assert read_detections(found, SHAPE, Reading(**by_masks))[1].tolist() == [0]
+    cells, places = read_detections(found, SHAPE, Reading(mask_score=True, **by_masks))
     assert places.tolist() == [1] and cells.scores.tolist() == [0.8]
     assert rescored(found, Reading(mask_score=True)).round(3).tolist() == [0.54, 0.8]
+    assert read_detections(found, SHAPE, Reading(mask_score=True))[1].tolist() == [0], "as a network cuts boxes itself"
 
 
 def test_small_ones_win_no_pixel_and_are_counted():

@@ -15,11 +15,13 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
 from cellkit.models import check_backend, get_backend, install_line, weights
-from cellkit.models.maskrcnn_detect import TILE_PX, detect_image, most_proposals
+from cellkit.models.maskrcnn_detect import TILE_PX, detect_image, most_proposals, raw_detections
 from cellkit.models.maskrcnn_detectron2_config import PYRAMIDS, config_keys
-from cellkit.models.shared.detections import LOOSE_NMS
+from cellkit.models.maskrcnn_network import target
 from cellkit.models.shared.detector_settings import DEFAULTS
+from cellkit.models.shared.detector_training import ClassScorer
 from cellkit.models.shared.fine_tuning import map_iou
+from cellkit.models.shared.tiles import grown
 
 NAME = "maskrcnn_detectron2"
 ENGINES = each("maskrcnn_torchvision", NAME)
@@ -45,7 +47,7 @@ def test_the_line_that_installs_it_is_no_line_of_pip(monkeypatch):
 def test_a_section_becomes_a_configuration_of_detectron2():
     keys = config_keys(SMALL | {"boxes_per_image": 48, "score_threshold": 0.4, "nms_threshold": 0.3})
     assert keys["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == 48
-    assert (keys["MODEL.ROI_HEADS.SCORE_THRESH_TEST"], keys["MODEL.ROI_HEADS.NMS_THRESH_TEST"]) == (0.4, LOOSE_NMS)
+    assert (keys["MODEL.ROI_HEADS.SCORE_THRESH_TEST"], keys["MODEL.ROI_HEADS.NMS_THRESH_TEST"]) == (0.4, 0.3)
     assert config_keys(SMALL | {"nms_threshold": 0.9})["MODEL.ROI_HEADS.NMS_THRESH_TEST"] == 0.9
     assert keys["TEST.DETECTIONS_PER_IMAGE"] == -1, "our heads cut, and count what they cut"
     assert keys["MODEL.ANCHOR_GENERATOR.SIZES"] == [[12, 24, 36], [48, 72, 108]]
@@ -101,7 +103,6 @@ def test_what_is_not_annotated_teaches_nothing():
     from detectron2.utils.events import EventStorage
 
     from cellkit.models.maskrcnn_detectron2_network import build, known_mask_loss
-    from cellkit.models.maskrcnn_network import target
 
     labels = np.zeros((96, 96), np.int32)
     labels[8:40, 8:40] = 1
@@ -183,7 +184,7 @@ def test_1500_cells_in_one_image_are_all_returned_or_the_cap_is_named(name):
     boxes = torch.from_numpy(np.concatenate([corners, corners + 12], axis=1)).float()
     image = np.full((640, 640, 3), 9, np.uint8)
     for most, found in ((None, 1500), (1000, 1000)):
-        settings = SMALL | {"tile_detections": 2000, "max_detections": most, "min_area_px": 1}
+        settings = SMALL | {"tile_detections": 2000, "max_detections": most, "min_area_px": 1, "mask_box_margin": 0.0}
         model, left = build_of(name, settings), Counter()
         sees(model, name, boxes)
         cells = detect_image(model, image, settings, left)
@@ -200,6 +201,72 @@ def test_of_boxes_that_hardly_differ_as_many_are_kept_as_the_threshold_says(name
         model = build_of(name, settings)
         sees(model, name, boxes)
         assert len(detect_image(model, np.full((64, 64, 3), 9, np.uint8), settings)) == found
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_masks_reach_beyond_their_boxes_by_the_margin(name):
+    boxes = torch.tensor([[40.0, 40, 60, 80], [10, 100, 30, 120]])
+    for margin, areas in ((0.0, {20 * 40, 20 * 20}), (0.25, {30 * 60, 30 * 30})):
+        settings = SMALL | {"mask_box_margin": margin, "min_area_px": 1}
+        model = build_of(name, settings)
+        sees(model, name, boxes)
+        raw, _ = raw_detections(model, np.full((160, 160, 3), 9, np.uint8), settings)
+        assert raw.margin == margin and sorted(raw.boxes[:, 0].round().tolist()) == [10, 40]
+        cells = detect_image(model, np.full((160, 160, 3), 9, np.uint8), settings)
+        assert set(cells.areas_px.tolist()) == areas, "boxes stay, masks of one are wider"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_masks_train_in_boxes_wider_by_the_margin(name, monkeypatch):
+    labels, losses = np.zeros((96, 96), np.int32), {}
+    labels[10:34, 10:34], labels[60:84, 8:30] = 1, 2
+    made = target(labels, np.array([0, 1, 1]), True)
+    for margin in (0.0, 0.1):
+        torch.manual_seed(0)
+        model, seen = build_of(name, SMALL | {"mask_box_margin": margin}).train(), []
+        heads = model.roi_heads
+        pool = heads.mask_head.pool if name == NAME else heads.mask_roi_pool
+        pool.register_forward_pre_hook(lambda _, given, seen=seen: seen.extend(given[1]))
+        torch.manual_seed(1)
+        losses[margin] = (model([torch.rand(3, 96, 96)], [made])["loss_mask"], seen[0])
+    (_, own), (_, wider) = losses.values()
+    assert len(own) == len(wider) > 0
+    assert torch.allclose(wider, grown(own, 0.1), atol=1e-4) and losses[0.0][0] != losses[0.1][0]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_where_proposals_run_out_that_is_said_in_finding_and_in_training(name, monkeypatch, capsys):
+    image, model = np.full((64, 64, 3), 9, np.uint8), build_of(name, SMALL)
+    boxes = torch.tensor([[8.0, 8, 28, 28], [36, 36, 56, 56]])
+    sees(model, name, boxes)
+    for most, told in ((3, False), (2, True)):
+        monkeypatch.setattr("cellkit.models.maskrcnn_detect.most_proposals", lambda *given, most=most: most)
+        left_out = Counter()
+        detect_image(model, image, SMALL, left_out)
+        said = "found where proposals ran out (2 in a tile of 768 px at network scale): others may be missing; raise"
+        assert [why.startswith(said) for why in left_out] == [True] * told and sum(left_out.values()) == 2 * told
+    ClassScorer(model, [(image, Instances.empty((64, 64)))], ["HEK", "N2a"], SMALL)()
+    assert "while validation images are scored: 2 cells found where proposals ran out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_is_found_in_flips_turns_with_the_image(name):
+    rng, found = np.random.default_rng(0), {}
+    image = np.kron(rng.integers(0, 255, (8, 12, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    model = build_of(name, SMALL | {"flips": 4, "score_threshold": 0.0, "max_detections": 60})
+    for turned in (False, True):
+        shown = np.ascontiguousarray(image[:, ::-1]) if turned else image
+        found[turned], planes = raw_detections(model, shown, SMALL)
+    straight, turned = found.values()
+    assert len(straight) == len(turned) > 5 and planes.shape == (3, 64, 96)
+    mirrored = np.column_stack(
+        [96 - turned.boxes[:, 2], turned.boxes[:, 1], 96 - turned.boxes[:, 0], turned.boxes[:, 3]]
+    )
+    order, other = np.lexsort(straight.boxes.round(2).T), np.lexsort(mirrored.round(2).T)
+    assert np.allclose(straight.boxes[order], mirrored[other], atol=0.02), "exactly about the middle"
+    assert np.allclose(straight.scores[order], turned.scores[other], atol=1e-4)
+    assert np.allclose(straight.masks[order], turned.masks[other][:, :, ::-1], atol=1e-3)
+    assert model.roi_heads.flips == 4 and build_of(name, SMALL).roi_heads.flips == 1
 
 
 @pytest.mark.parametrize("name", ENGINES)

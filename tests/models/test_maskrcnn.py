@@ -13,10 +13,14 @@ from cellkit.errors import UserError
 from cellkit.models import maskrcnn_detect, weights
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models.maskrcnn_network import target
+from cellkit.models.maskrcnn_pyramid import masks_in_boxes
 from cellkit.models.shared import detector_training, fine_tuning, flow_loss
+from cellkit.models.shared.detections import Reading, read_detections
 from cellkit.models.shared.detector_settings import DEFAULTS
-from cellkit.models.shared.tiles import paste
+from cellkit.models.shared.detector_start import opened
+from cellkit.models.shared.tiles import Boxes, grown, paste
 from cellkit.models.unet_network import CellposeUNet
+from cellkit.scores.iou import overlaps
 
 # ---- maskrcnn ------------------------------------------------------------------------------------------------------
 
@@ -93,15 +97,16 @@ def test_what_a_tile_may_report_grows_with_the_crowd_and_proposals_with_the_area
     assert model.rpn.post_nms_top_n() == 2000
 
 
-def untrained(tmp_path):
-    """A Mask R-CNN of random numbers, as a checkpoint."""
+def untrained(tmp_path, **more):
+    """A Mask R-CNN of random numbers, as a checkpoint; its card lacks what is None."""
     from cellkit.models.maskrcnn_network import build
 
     settings = {**DEFAULTS, "fpn_channels": 16, "diameter_px": 12.0, "min_area_px": 1}
     torch.manual_seed(0)
     tensors = build(settings, classes=2).state_dict()
     path = tmp_path / "m.safetensors"
-    return weights.save_checkpoint(path, tensors, maskrcnn.NAME, classes=("HEK", "N2a"), config=settings)
+    config = {key: value for key, value in (settings | more).items() if key not in more or value is not None}
+    return weights.save_checkpoint(path, tensors, maskrcnn.NAME, classes=("HEK", "N2a"), config=config)
 
 
 def test_a_limit_of_detections_is_named_with_the_image(drawn, tmp_path, capsys):
@@ -174,6 +179,45 @@ def test_masks_train_on_true_boxes_that_are_moved_a_little():
         hook.remove()
         assert torch.isfinite(sum(losses.values()))
     assert len(seen[0.1]) == len(seen[0.0]) + 2, "those of the proposals, and one for each true cell"
+
+
+def test_a_margin_keeps_an_outline_round_where_the_box_is_too_small():
+    y, x = np.mgrid[:80, :80]
+    round_cell = np.hypot(y - 39.5, x - 39.5) < 20
+    truth, box = Instances.from_masks([round_cell], (80, 80)), torch.tensor([[23.0, 20.0, 57.0, 60.0]])
+    found = {}
+    for margin in (0.0, 0.1):
+        masks = masks_in_boxes(torch.from_numpy(round_cell)[None].float(), grown(box, margin), torch.tensor([0]), 28)
+        raw = Boxes(box.numpy().astype(float), np.array([0.9]), masks.numpy(), margin=margin)
+        both = Boxes.joined([raw, raw[[0]]])
+        assert both.margin == margin
+        cells, _ = read_detections(both, (80, 80), Reading())
+        found[margin] = overlaps(truth, cells).iou.tolist()
+    assert found[0.0] == pytest.approx([0.93], abs=0.01) and found[0.1][0] > 0.97, "cut straight, and whole"
+
+
+def test_a_detector_is_read_with_the_margin_of_its_training(tmp_path):
+    from cellkit.models.maskrcnn_network import build
+
+    margin = lambda path: opened(path, None, maskrcnn.NAME, build)[0].roi_heads.mask_margin  # noqa: E731
+    assert margin(untrained(tmp_path)) == DEFAULTS["mask_box_margin"] == 0.1
+    assert margin(untrained(tmp_path, mask_box_margin=0.25)) == 0.25
+    assert margin(untrained(tmp_path, mask_box_margin=None)) == 0, "cards written before there was one"
+
+
+def test_of_anchors_around_a_place_the_likeliest_alone_is_proposed():
+    from cellkit.models.maskrcnn_network import build
+
+    torch.manual_seed(0)
+    model, levels = build({**DEFAULTS, "fpn_channels": 16}, classes=2), [torch.rand(1, 16, 24, 24)]
+    every, boxes = model.rpn.head.train()(levels)
+    few, same = model.rpn.head.eval()(levels)
+    assert torch.isfinite(every[0]).all() and torch.equal(boxes[0], same[0])
+    kept = torch.isfinite(few[0])
+    assert torch.equal(few[0][kept], every[0][kept]) and 24 * 24 / 25 < kept.sum() <= 24 * 24 / 4
+    best = np.argwhere(kept.any(dim=1)[0].numpy())
+    apart = np.abs(best[:, None] - best[None]).max(axis=2) + 9 * np.eye(len(best))
+    assert apart.min() > 1, "no two are neighbours"
 
 
 def test_masks_and_classes_of_a_crowd_are_made_in_parts_and_are_the_same(monkeypatch):

@@ -35,7 +35,7 @@ def small_tiles(monkeypatch):
 
 def seen(labels, left=None, **settings):
     planes = np.stack([labels] * 3).astype(float)
-    settings = {**DEFAULTS, **settings}
+    settings = {**DEFAULTS, "mask_box_margin": 0.0, **settings}
     found = maskrcnn_detect._tiled(None, planes, settings, left)
     cells = read_detections(found, labels.shape, Reading.of(settings))
     return maskrcnn_detect._at_most(settings["max_detections"], *cells, left)[0]

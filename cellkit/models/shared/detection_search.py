@@ -104,13 +104,14 @@ def score_readings(found: Boxes, truth: Instances, grid: Mapping[str, Sequence])
     axes = {name: range(len(values)) for name, values in grid.items()}
     scores = np.zeros([len(values) for values in grid.values()])
     lowest = loosest(grid)
+    distinct = {nms: box_nms(found.boxes, found.scores, nms) for nms in grid["nms_threshold"]}
     for k_mask, k_rescored in product(axes["mask_threshold"], axes["mask_score"]):
         reading = Reading(
             score_threshold=lowest,
             mask_threshold=grid["mask_threshold"][k_mask],
             mask_score=grid["mask_score"][k_rescored],
         )
-        made = _Made(found, truth, reading)
+        made = _Made(found, truth, reading, distinct)
         inner = ("nms_threshold", "min_area_px", "mask_nms_threshold", "covered_share")
         for places in product(*(axes[name] for name in inner)):
             nms, least, mask_nms, covered = (grid[name][k] for name, k in zip(inner, places, strict=True))
@@ -123,11 +124,12 @@ def score_readings(found: Boxes, truth: Instances, grid: Mapping[str, Sequence])
 class _Made:
     """The masks of all detections, put into the image once, and what was made of them."""
 
-    def __init__(self, found: Boxes, truth: Instances, reading: Reading):
+    def __init__(self, found: Boxes, truth: Instances, reading: Reading, distinct: Mapping[float, np.ndarray]):
         scores = rescored(found, reading)
         kept = scores > reading.score_threshold
-        self.boxes, self.truth = found.boxes[kept], truth
-        masks = paste(found.masks[kept], self.boxes, truth.shape, reading.mask_threshold)
+        self.truth, shown = truth, found[kept]
+        self.distinct = {nms: np.isin(np.flatnonzero(kept), places) for nms, places in distinct.items()}
+        masks = paste(shown.masks, shown.mask_boxes, truth.shape, reading.mask_threshold)
         self.masks = masks.with_scores(scores[kept])
         self.pairs = overlaps(self.masks, self.masks)
         self.apart: dict[bytes, dict[float, float]] = {}  # different thresholds often leave the same masks
@@ -136,9 +138,7 @@ class _Made:
         self, thresholds: Sequence[float], nms: float, min_area_px: int, mask_nms: float, covered: float
     ) -> list[float]:
         """Return the MAP IoU at each threshold of the score."""
-        there = np.zeros(len(self.masks), bool)
-        there[box_nms(self.boxes, self.masks.scores, nms)] = True
-        there &= self.masks.areas_px >= max(min_area_px, 1)
+        there = self.distinct[nms] & (self.masks.areas_px >= max(min_area_px, 1))
         kept, _ = stand_apart(self.masks, self.pairs, mask_nms, covered, there)
         key = kept.tobytes() + str(min_area_px).encode()
         if key not in self.apart:

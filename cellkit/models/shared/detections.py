@@ -3,10 +3,11 @@
 Nothing here knows a network: boxes, scores and mask probabilities of any detector can be read, and read again with other
 thresholds, see `cellkit.models.shared.detection_search`. The steps, in this order:
 
-1. The score of a box is multiplied by the mean probability of its mask (`rescored`): Huang et al., "Mask Scoring R-CNN", CVPR
-   2019, learn that factor; the mean is what the first place of Kaggle's Sartorius competition (2021) took.
-2. Boxes that are scored low are left out, and boxes that overlap a better one (`box_nms`), loosely: neighbours in a crowd
-   have boxes that overlap, and masks that do not.
+1. Boxes that overlap a better one are left out (`box_nms`): by their own scores, so that a network need not make the masks
+   of those that go.
+2. The score of a box is multiplied by the mean probability of its mask (`rescored`): Huang et al., "Mask Scoring R-CNN", CVPR
+   2019, learn that factor; the mean is what the first place of Kaggle's Sartorius competition (2021) took. What is scored low
+   is left out.
 3. Masks are put into the image. One that is the same cell as a better one is left out, and so is one of which better ones
    cover much: a sliver would be left of it (`stand_apart`). The sixth place of that competition left out what was covered by
    more than 20 %.
@@ -32,8 +33,6 @@ from cellkit.cells.runs import Shape, ranges
 from cellkit.models.shared.tiles import SAME, Boxes, paste
 from cellkit.scores.iou import Overlaps, overlaps
 
-LOOSE_NMS = 0.8  # box IoU above which a network itself leaves a box out, unless nms_threshold is higher
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -44,7 +43,7 @@ class Reading:
     score_threshold : float
         What is scored as low or lower is left out.
     nms_threshold : float
-        IoU of two boxes above which the lower score is left out; 1 = none is.
+        IoU of two boxes above which the one with the lower score, of the box alone, is left out; 1 = none is.
     mask_threshold : float
         Probability above which a pixel is the cell's.
     mask_nms_threshold : float
@@ -105,9 +104,10 @@ def read_detections(
     (array([0]), {'left out: other cells cover more than covered_share = 0.2 of it': 1})
     """
     scores = rescored(found, reading)
-    places = np.flatnonzero(scores > reading.score_threshold)
-    places = np.sort(places[box_nms(found.boxes[places], scores[places], reading.nms_threshold)])
-    masks = paste(found.masks[places], found.boxes[places], shape, reading.mask_threshold).with_scores(scores[places])
+    places = np.sort(box_nms(found.boxes, found.scores, reading.nms_threshold))
+    places = places[scores[places] > reading.score_threshold]
+    shown = found[places]
+    masks = paste(shown.masks, shown.mask_boxes, shape, reading.mask_threshold).with_scores(scores[places])
     large = masks.areas_px >= max(reading.min_area_px, 1)
     small = int(((masks.areas_px > 0) & ~large).sum())
     masks, places = masks[large], places[large]

@@ -16,6 +16,7 @@ Inner = Annotated[Number, Field(gt=0, lt=1)]
 MASK_NMS = "mask IoU above which the lower score is dropped"
 COVERED = "share of a cell in cells of higher scores, above which it is dropped, not trimmed"
 MASK_SCORE = "whether the score of a box is multiplied by the mean probability of its mask"
+FLIPS = "flips of an image whose boxes, scores and masks are averaged: 1 = as it is, 2 = left to right, too, 4 = up and down, too"
 MASK = "mask probability above which a pixel is the cell's"
 DEFAULTS = {
     "backbone": "cellpose_unet",
@@ -28,11 +29,13 @@ DEFAULTS = {
     "tile_detections": 1000,
     "score_threshold": 0.4,
     "nms_threshold": 0.5,
+    "mask_box_margin": 0.1,
     "mask_threshold": 0.5,
     "mask_nms_threshold": 1.0,
     "covered_share": 0.2,
     "mask_score": True,
     "by_line": None,  # class -> what is read otherwise in images most of whose cells are of it
+    "flips": 1,
     "min_area_px": 15,
     "precision": "auto",
     "anchor_sizes": None,  # px at network scale, of each level; None = the usual ones of the backbone
@@ -40,7 +43,12 @@ DEFAULTS = {
     "widths": None,  # of a U-Net that has not the usual ones
     "texture": False,  # whether the texture of a cell has a vote on its class
 }
-BEFORE = {"mask_nms_threshold": 1.0, "covered_share": 1.0, "mask_score": False}  # of cards that do not say
+BEFORE = {  # of cards that do not say
+    "mask_nms_threshold": 1.0,
+    "covered_share": 1.0,
+    "mask_score": False,
+    "mask_box_margin": 0.0,
+}
 
 
 class Settings(Computed):
@@ -56,6 +64,7 @@ class Settings(Computed):
     mask_nms_threshold: Iou | None = Field(None, description=f"{MASK_NMS}; 1 = none is")
     covered_share: Share | None = Field(None, description=f"{COVERED}; 1 = none is")
     mask_score: bool | None = Field(None, description=MASK_SCORE)
+    flips: Literal[1, 2, 4] | None = Field(None, description=FLIPS)
     min_area_px: Area | None = Field(None, description=SMALLEST)
 
 
@@ -71,6 +80,12 @@ class Training(Schedule, Settings):
     eval_every: int = Field(100, ge=1, description="steps between two scores on validation images")
     fpn_channels: int = Field(96, ge=8, le=512, description="width of the feature pyramid (channels)")
     boxes_per_image: int = Field(64, ge=8, description="boxes per image that train the heads")
+    mask_box_margin: Number = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="share of its width and height by which a mask reaches beyond its box, on each side; 0 = it ends there",
+    )
     cells_per_step: int = Field(48, ge=1, description="cut-outs of cells that train the class in a step")
     score_threshold: Share | None = Field(
         None, description="objects scored lower are dropped; null = best on training images"
@@ -82,6 +97,7 @@ class Training(Schedule, Settings):
     mask_nms_threshold: Iou = Field(1.0, description=f"{MASK_NMS}; 1 = none is")
     covered_share: Share = Field(0.2, description=f"{COVERED}; 1 = none is")
     mask_score: bool = Field(True, description=MASK_SCORE)
+    flips: Literal[1, 2, 4] = Field(1, description=FLIPS)
     search_by_line: bool = Field(
         False,
         description="thresholds are searched for the images of each class, too: those most of whose cells are of it, at most six",
@@ -95,6 +111,10 @@ class Training(Schedule, Settings):
     freeze_backbone: bool = Field(True, description="train the heads only")
     unfreeze_after: Share | None = Field(
         None, description="share of the steps after which a frozen encoder is trained too; null = never"
+    )
+    keep_overlaps: bool = Field(
+        False,
+        description="where labelled cells overlap each trains whole; false = a pixel is taught as one cell's",
     )
     ignore_unknown: bool = Field(True, description="objects of unknown class neither train nor punish the class head")
 

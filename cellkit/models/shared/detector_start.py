@@ -12,7 +12,7 @@ from typing import Any
 from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models import weights
-from cellkit.models.shared.detector_settings import DEFAULTS, Training
+from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training, read_with
 
 SCRATCH, TUNED, UNET = "scratch", "tuned", "cellpose_unet"
 KEPT = ("shown", "widths", "anchor_sizes", "norm", "imagenet")  # of a detector that another one starts from
@@ -65,6 +65,45 @@ def check_start(config: Training, name: str, published: str) -> None:
         weights.card_for(start, UNET)
     elif card.backend != published:
         raise UserError(f"maskrcnn.start is weights of {card.backend}, and maskrcnn.backbone is {backbone}", other)
+
+
+def opened(
+    checkpoint: Path,
+    settings: Settings | None,
+    name: str,
+    build: Callable[[Mapping[str, Any], int], Any],
+) -> tuple[Any, dict[str, Any]]:
+    """Return the network of a checkpoint, on its device, and what it is read with.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        What a training wrote.
+    settings : Settings, optional
+        What is None comes from the card.
+    name : str
+        Of the backend.
+    build : callable
+        (settings, number of classes) -> a detector of random numbers.
+
+    Raises
+    ------
+    UserError
+        No checkpoint there, one of another backend, or one of an earlier cellkit.
+    """
+    from cellkit.machine import arithmetic
+
+    card = weights.card_for(checkpoint, name)
+    used = read_with(settings, card.config)
+    used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
+    model = build(used | {"norm": card.config.get("norm")}, len(card.classes))
+    tensors = weights.load_tensors(checkpoint)
+    if tensors.keys() != model.state_dict().keys():
+        raise UserError(
+            f"{checkpoint} is a detector that an earlier cellkit built in another way", "train it again (05)"
+        )
+    model.load_state_dict(tensors)
+    return model.to(arithmetic().device).eval(), used
 
 
 def started(

@@ -6,6 +6,7 @@ and masks; its ``cell_classifier`` tells classes, its ``roi_heads`` hold the thr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,12 +37,14 @@ from cellkit.models.shared.fine_tuning import (
 from cellkit.models.shared.inputs import (
     CELL_PX,
     ask_for_memory,
+    nearest,
     planes_of,
     random_warp,
     refuse_empty,
     to_network_scale,
     vary,
 )
+from cellkit.models.shared.overlapping_cells import cells_in, numbered
 from cellkit.models.shared.threshold_search import Searched
 from cellkit.models.training import fingerprint, fit, plan_of
 from cellkit.parallel import progress
@@ -107,7 +110,7 @@ def train_detector(
     if settings["anchor_sizes"]:
         each = "; ".join(", ".join(f"{size:g}" for size in level) for level in settings["anchor_sizes"])
         LOG.info(f"{name}: anchors of {each} px at network scale")
-    items = [scaled(*train[i], diameter_px) for i in range(len(train))]
+    items = [scaled(*train[i], diameter_px, config.keep_overlaps) for i in range(len(train))]
     refuse_empty([item[0] for item in items], train, "any colour", "convert.channels")
     say_untrainable(items, train.records)
     scored, choosing = scored_along(val, config.val_images)
@@ -204,7 +207,9 @@ def searched(config: Training) -> list[str]:
 
 
 # ---- crops and losses -----------------------------------------------------------------------------------------------
-def scaled(image: np.ndarray, truth: Instances, diameter_px: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scaled(
+    image: np.ndarray, truth: Instances, diameter_px: float, keep_overlaps: bool = False
+) -> tuple[np.ndarray, ...]:
     """Bring one labelled image to network scale.
 
     Returns
@@ -214,9 +219,15 @@ def scaled(image: np.ndarray, truth: Instances, diameter_px: float) -> tuple[np.
         0 = background, -1 = not annotated.
     class_of : (N + 1,) int64
         Class of each label; 0 = unknown.
+    shared : (R, M) int64
+        Where labelled cells overlap and that is kept: see `overlapping_cells.numbered`.
     """
     planes, labels = to_network_scale(planes_of(image), truth, diameter_px, least_px=16)
-    return planes, labels, np.r_[0, truth.class_ids]
+    class_of = np.r_[0, truth.class_ids]
+    if not (keep_overlaps and truth.overlapping):
+        return planes, labels, class_of
+    labels, shared = numbered(truth)
+    return planes, nearest(labels, planes.shape[1:]), class_of, shared
 
 
 def say_untrainable(items: Sequence, records: Sequence[ImageRecord]) -> int:
@@ -224,7 +235,7 @@ def say_untrainable(items: Sequence, records: Sequence[ImageRecord]) -> int:
 
     Parameters
     ----------
-    items : sequence of (planes, labels, class_of)
+    items : sequence of (planes, labels, class_of, ...)
         As `scaled` gives them.
 
     Raises
@@ -234,7 +245,7 @@ def say_untrainable(items: Sequence, records: Sequence[ImageRecord]) -> int:
     """
     from cellkit.models.maskrcnn_network import LEAST_PX, trainable
 
-    lost = [len(class_of) - 1 - int(trainable(Instances.from_labels(labels)).sum()) for _, labels, class_of in items]
+    lost = [len(item[2]) - 1 - int(trainable(cells_in(*item[1:])).sum()) for item in items]
     cells, small = sum(len(item[2]) - 1 for item in items), sum(lost)
     most = records[int(np.argmax(lost))].image_id
     what = (
@@ -253,7 +264,7 @@ def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.n
     """Draw a turned, flipped, scaled crop: planes (3, size, size) float32 and labels (size, size) int32."""
     import cv2
 
-    planes, labels, _ = item
+    planes, labels, *_ = item
     warp, _ = random_warp(np.maximum(labels, 0), rng, size_px)
     size = (size_px, size_px)
     turned = cv2.warpAffine(np.ascontiguousarray(planes.transpose(1, 2, 0)), warp, size, flags=cv2.INTER_LINEAR)
@@ -300,7 +311,8 @@ class DetectorLoss:
                 picture, labels, known = self.views.draw(index, step, rng)
             else:
                 picture, labels, known = *crop(self.items[index], rng, self.config.crop_px), []
-            made = target(labels, self.items[index][2], self.config.ignore_unknown)
+            _, _, class_of, *shared = self.items[index]
+            made = target(labels, class_of, self.config.ignore_unknown, *shared)
             if "unknown" in made and not len(made["boxes"]):
                 continue
             planes.append(torch.from_numpy(np.ascontiguousarray(picture)).to(self.device))
@@ -349,7 +361,12 @@ def best_readings(
         "Train longer (maskrcnn.steps), or try another maskrcnn.start or maskrcnn.diameter_px "
         f"(now {settings['diameter_px']:.3g})."
     )
-    raws = [(raw_detections(model, image, settings)[0], truth) for image, truth in progress(pairs, "find to search")]
+    left_out: Counter[str] = Counter()
+    raws = [
+        (raw_detections(model, image, settings, left_out)[0], truth)
+        for image, truth in progress(pairs, "find to search")
+    ]
+    say_caps(left_out, "thresholds are searched")
     found = search_readings(raws, grid, keys, called, remedy)
     if by_line and found.card:
         by_class = _by_line(raws, settings | found.settings, keys, called)
@@ -358,6 +375,21 @@ def best_readings(
         (settings | found.settings)[key] for key in ("score_threshold", "nms_threshold")
     )
     return found
+
+
+def say_caps(left_out: Mapping[str, int], when: str) -> None:
+    """Say which caps were reached; of cells that are left out for other reasons nothing is said while a detector is trained.
+
+    Parameters
+    ----------
+    left_out : mapping
+        Reason -> cells, as `maskrcnn_detect.detect_image` counts them.
+    when : str
+        What was being done.
+    """
+    for why, cells in left_out.items():
+        if "max_detections" in why:
+            LOG.warning(f"while {when}: {counted(cells, 'cell')} {why}")
 
 
 def _by_line(raws: Sequence, settings: dict, keys: Sequence[str], called: str) -> dict[str, dict[str, Any]]:
@@ -382,5 +414,7 @@ class ClassScorer:
 
     def __call__(self) -> float:
         """Return the score of the images as they are found now."""
-        found = [detect_image(self.model, image, self.settings) for image, _ in self.pairs]
+        left_out: Counter[str] = Counter()
+        found = [detect_image(self.model, image, self.settings, left_out) for image, _ in self.pairs]
+        say_caps(left_out, "validation images are scored")
         return class_score([truth for _, truth in self.pairs], found, self.classes)

@@ -140,10 +140,14 @@ def labels_at(truth: Instances, shape: tuple[int, int]) -> np.ndarray:
 
     0 = background, -1 = not annotated.
     """
+    return nearest(truth.paint(unknown=-1), shape)
+
+
+def nearest(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return labels (H, W) int32 at another height and width; each pixel is that of the nearest."""
     import cv2
 
-    labels = truth.paint(unknown=-1).astype(np.float64)
-    return cv2.resize(labels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
+    return cv2.resize(labels.astype(np.float64), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
 
 
 def lies_elsewhere(image: np.ndarray, channels: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,26 +51,47 @@ class Window:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes (N, 4) xyxy in px of the image, scores (N,), mask probabilities (N, m, m), log probabilities of classes (N, K)."""
+    """Boxes (N, 4) xyxy in px of the image, scores (N,), mask probabilities (N, m, m), log probabilities of classes (N, K).
+
+    A mask reaches beyond its box by ``margin`` times the width and height, on each side.
+    """
 
     boxes: np.ndarray
     scores: np.ndarray
     masks: np.ndarray
     votes: np.ndarray | None = None
+    margin: float = 0.0
+
+    @property
+    def mask_boxes(self) -> np.ndarray:
+        """What the masks cover, (N, 4) xyxy in px of the image."""
+        return grown(self.boxes, self.margin)
 
     def __getitem__(self, chosen) -> Boxes:
         votes = None if self.votes is None else self.votes[chosen]
-        return Boxes(self.boxes[chosen], self.scores[chosen], self.masks[chosen], votes)
+        return Boxes(self.boxes[chosen], self.scores[chosen], self.masks[chosen], votes, self.margin)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     @classmethod
     def joined(cls, parts: Sequence[Boxes]) -> Boxes:
-        """Return the parts as one."""
+        """Return the parts, of one detector, as one."""
         columns = zip(*((part.boxes, part.scores, part.masks) for part in parts), strict=True)
         votes = [part.votes for part in parts if part.votes is not None]
-        return cls(*(np.concatenate(column) for column in columns), np.concatenate(votes) if votes else None)
+        together = (np.concatenate(column) for column in columns)
+        return cls(*together, np.concatenate(votes) if votes else None, parts[0].margin)
+
+
+def grown(boxes_xyxy: Any, share: float) -> Any:
+    """Return boxes (N, 4), an array or a tensor, each side moved outwards by a share of the width or height.
+
+    Examples
+    --------
+    >>> grown(np.array([[10.0, 20, 30, 60]]), 0.1).tolist()
+    [[8.0, 16.0, 32.0, 64.0]]
+    """
+    return boxes_xyxy + share * (boxes_xyxy - boxes_xyxy[:, [2, 3, 0, 1]])
 
 
 def tile_starts(size: int, tile_px: int, overlap_px: int) -> list[int]:
