@@ -32,7 +32,7 @@ def lock_for(device: str, text: str, torch: str = "") -> str:
     packages = blocks(text)
     if torch == "--only-torch":
         return "".join(lines[0].split(" ")[0] + "\n" for name, lines in packages if name in TORCH)
-    out = (FOR_GPUS if device == "cpu" else ()) + (LINKED + TORCH if torch else ())
+    out = (FOR_GPUS if device == "cpu" or torch else ()) + (LINKED + TORCH if torch else ())
     return "".join("\n".join(lines) + "\n" for name, lines in packages if not any(fnmatch(name, one) for one in out))
 
 
