@@ -141,13 +141,17 @@ def train_detector(
 
 
 def learn_texture(model: Any, train: CellDataset, settings: dict[str, Any]) -> None:
-    """Give a detector a vote on classes by the texture of labelled cells, where they have two classes or more; note it."""
+    """Give a detector a vote on classes by the texture of labelled cells, and note it in the settings.
+
+    Where the labels lack a class, or there is but one, it keeps what it started with.
+    """
     from cellkit.models.cell_classifier import texture_vote
 
     places = images_that_teach(train.instances, len(train.classes))
     vote = texture_vote(train, settings["diameter_px"], places)
-    model.cell_texture = vote if vote is None else vote.to(next(model.parameters()).device)
-    settings["texture"] = vote is not None
+    if vote is not None:
+        model.cell_texture = vote.to(next(model.parameters()).device)
+        settings["texture"] = True
 
 
 def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
