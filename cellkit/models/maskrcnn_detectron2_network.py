@@ -99,7 +99,7 @@ class Proposals(RPN):
 
     def forward(self, images, features, gt_instances=None):
         """Return proposals and losses."""
-        most = most_proposals(*images.tensor.shape[-2:], self.detections)
+        most = most_proposals(*images.image_sizes[0], self.detections)
         self.pre_nms_topk[False] = self.post_nms_topk[False] = most
         self.nms_thresh = TRAIN_NMS if self.training else PROPOSAL_NMS
         with warnings.catch_warnings():
