@@ -236,9 +236,9 @@ def stamp_of(train: Any, test: Any, config: Any, given: argparse.Namespace) -> s
 
 
 def jobs_of(given: argparse.Namespace, most: dict[str, int]) -> Iterator[Job]:
-    """Yield all jobs, draw by draw; of a set that has too few images those that it has room for."""
+    """Yield all jobs, draw by draw, numbers of images as given; of a set that has too few those that it has room for."""
     for draw in range(given.draws):
-        for images in sorted(given.images, reverse=True):
+        for images in given.images:
             for name in given.sets:
                 if images <= most[name]:
                     yield Job(name, images, draw, "ours")
