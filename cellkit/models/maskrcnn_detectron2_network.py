@@ -179,8 +179,15 @@ class Heads(Capped, StandardROIHeads):
             return super()._forward_box(features, proposals)
         self.count_proposals(map(len, proposals), [one.image_size for one in proposals])
         shape = proposals[0].image_size
-        flips = [Boxes(one) for one in together([one.proposal_boxes.tensor for one in proposals], shape)]
-        pooled = self.box_pooler([features[name] for name in self.box_in_features], flips)
+        levels = [features[name] for name in self.box_in_features]
+        pooled = self.box_pooler(levels, [one.proposal_boxes for one in proposals])
+        first = [
+            Boxes(one) for one in self.box_predictor.predict_boxes(self.box_predictor(self.box_head(pooled)), proposals)
+        ]
+        for one in first:
+            one.clip(shape)
+        flips = [Boxes(one) for one in together([one.tensor for one in first], shape)]
+        pooled = self.box_pooler(levels, flips)  # of boxes that fit, not of proposals: a second look costs little
         told, shown = self.box_predictor(self.box_head(pooled)), [Fields(shape, proposal_boxes=one) for one in flips]
         boxes = mean_boxes(self.box_predictor.predict_boxes(told, shown), shape)
         scores = torch.stack(self.box_predictor.predict_probs(told, shown)).mean(dim=0)

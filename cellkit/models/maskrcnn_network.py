@@ -195,8 +195,13 @@ class _Heads(Capped, RoIHeads):
         """Return boxes, scores and masks of a picture that comes in one or more flips."""
         self.count_proposals(map(len, proposals), image_shapes)
         shape = image_shapes[0]
-        proposals = together(proposals, shape)
-        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+
+        def told(some: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.box_predictor(self.box_head(self.box_roi_pool(features, some, image_shapes)))
+
+        first = self.box_coder.decode(told(proposals)[1], proposals)[:, 0].split([len(one) for one in proposals])
+        proposals = together([box_ops.clip_boxes_to_image(one, shape) for one in first], shape)
+        logits, deltas = told(proposals)  # of boxes that fit, not of proposals: a second look costs little
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
 
         def masks_of(some: list[torch.Tensor]) -> torch.Tensor:
