@@ -74,16 +74,20 @@ def run(given: argparse.Namespace) -> Answer:
 
 def _of_files(given: argparse.Namespace) -> tuple:
     """Return records, cells, classes, no ids, what was skipped, and who made the cells, of the files of a folder."""
-    from cellkit.formats.any import read_folder
+    from cellkit.formats.any import format_of, read_folder
 
     if given.from_:
         raise UserError(
             f"--from {given.from_}, but {given.input} is no COCO file", "--format says what label files are"
         )
     classes = [name.strip() for name in given.classes.split(",")] if given.classes else []
+    if given.nuclei and (given.format or format_of(given.input)) != "geojson":
+        raise UserError("--nuclei, but only GeoJSON holds nuclei with their cells", "leave out --nuclei")
     side, quarantined = read_folder(given.input, given.format, given.images, classes, given.pieces, given.nuclei)
     for note in side.notes:
         print(f"note: {note}", file=sys.stderr)
+    if given.nuclei and not side.cells:
+        raise UserError(f"no cell of {given.input} is drawn with a nucleus", "leave out --nuclei")
     if side.classes:
         named, instances = side.classes, side.instances
     else:

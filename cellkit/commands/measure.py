@@ -23,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nuclei", dest="nuclei_labels", metavar="LABELS|COCO", help="the nuclei too: sets nucleus against cytoplasm"
     )
-    parser.add_argument("--um-per-px", type=float, metavar="UM", help="side of a pixel, where the files do not say it")
+    parser.add_argument("--um-per-px", type=float, metavar="UM", help="side of a pixel, in place of what the files say")
     parser.add_argument(
         "--z", default="max", metavar="max|mean|focus|N", help="how a z-stack becomes one plane (default max)"
     )
@@ -56,7 +56,7 @@ def run(given: argparse.Namespace) -> Answer:
         given.labels,
         given.nuclei_labels,
         convention=given.from_,
-        conversion=Conversion(projection=int(given.z) if given.z.isdigit() else given.z),
+        conversion=Conversion(projection=int(given.z) if given.z.isdecimal() else given.z),
         um_per_px=um,
         workers=given.workers,
     )

@@ -86,7 +86,7 @@ def conversion_of(given: argparse.Namespace, of_run: Any, scale: float | None = 
         channels = {name: names[0] if names and len(names) == 1 else names for name, names in named.items()}
         changes |= {"channels": channels, "always": True}
     if given.z is not None:
-        changes["projection"] = int(given.z) if given.z.isdigit() else given.z
+        changes["projection"] = int(given.z) if given.z.isdecimal() else given.z
     if given.percentiles is not None:
         changes["percentiles"] = tuple(given.percentiles)
     if scale is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cellkit.commands.shared import Answer, from_flag
+from cellkit.commands.shared import Answer, from_flag, list_quarantined
 
 ABOUT = "open an image and its cells in napari, or say which files Fiji and QuPath open"
 ORDER = 5
@@ -33,6 +33,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.show.napari_layers import is_napari_here, open_napari
 
     view = chosen_view(given.images, given.labels, given.image_id, given.from_)
+    list_quarantined(view.quarantined)
     if not is_napari_here():
         return Answer(in_words(view))
     open_napari(layers_of(view), f"{view.frame.image_id} - cellkit")

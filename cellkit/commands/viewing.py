@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.names import best_pairs
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import UserError, counted, nearest
-from cellkit.formats.any import formats_in, read_folder, read_side
+from cellkit.errors import Quarantined, UserError, counted, nearest
+from cellkit.formats.any import read_side
 from cellkit.formats.sides import NAMES, first_names
 from cellkit.measure.channels import raw_channels
+from cellkit.measure.images import read_cells
 from cellkit.microscope.folders import is_run_folder
 from cellkit.microscope.frames import Frame, find_frames, find_images, none_used
 from cellkit.microscope.open import open_file
@@ -22,11 +24,13 @@ INSTALL = "pip install 'napari[all]'"
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One image, and {name: cells of one image} of what was found or drawn in it; `others` names the other images."""
+    """One image, and {name: cells of one image} of what was found or drawn in it; `others` names the other images,
+    `quarantined` the files that cannot be read."""
 
     frame: Frame
     cells: dict[str, CellDataset]
     others: str
+    quarantined: tuple[Quarantined, ...] = ()
 
 
 def chosen_view(images: str, labels: str | None, image_id: str | None, convention: str | None = None) -> View:
@@ -47,7 +51,9 @@ def chosen_view(images: str, labels: str | None, image_id: str | None, conventio
         No image, none called so, or cells of no such image.
     """
     run = Path(images) if is_run_folder(Path(images)) else None
-    frames, quarantined = find_frames(find_images([images if run is None else run / "images"]))
+    links: list[Quarantined] = []
+    frames, failed = find_frames(find_images([images if run is None else run / "images"], outside=links))
+    quarantined = [*links, *failed]
     if not frames:
         raise none_used(0, quarantined)
     names = [frame.image_id for frame in frames]
@@ -56,28 +62,24 @@ def chosen_view(images: str, labels: str | None, image_id: str | None, conventio
     frame = frames[names.index(image_id) if image_id is not None else 0]
     sides = {} if run is None else {path.stem: read_side(path) for path in _files_of(run)}
     if labels is not None:
-        sides[Path(labels).stem] = _read(labels, convention)
+        given = Path(labels).stem if Path(labels).stem not in sides else labels
+        sides[given], unread = read_cells(labels, convention, frames)
+        quarantined += unread
     own = {name: side for name, side in ((name, _of_frame(side, frame)) for name, side in sides.items()) if side}
-    if labels is not None and Path(labels).stem not in own:
-        known = [record.image_id for record in sides[Path(labels).stem].records]
+    if labels is not None and given not in own:
+        known = [record.image_id for record in sides[given].records]
         raise UserError(
             f"{labels} has no cells of {frame.image_id}", f"it has those of {first_names(known)}: --image ID"
         )
     more = [name for name in names if name != frame.image_id]
     others = f"{frame.image_id}; {counted(len(more), 'other image')}: --image {first_names(more)}" if more else ""
-    return View(frame, own, others)
+    return View(frame, own, others, tuple(quarantined))
 
 
 def _files_of(run: Path) -> list[Path]:
     """Return what a run has of cells: truth, the labels that are trained on, and what its models found."""
     found = [run / "truth.json", run / "labels", *sorted((run / "predictions").glob("*.json"))]
     return [path for path in found if path.exists()]
-
-
-def _read(labels: str, convention: str | None) -> CellDataset:
-    """Read cells of many images; bad files among good ones are left out."""
-    path = Path(labels)
-    return read_folder(path)[0] if path.is_dir() or formats_in(path) else read_side(path, convention=convention)
 
 
 def _of_frame(side: CellDataset, frame: Frame) -> CellDataset | None:
@@ -92,7 +94,12 @@ def layers_of(view: View) -> list[Layer]:
     with open_file(frame.path) as opened:
         um_per_px = opened.info.series[frame.scene].um_per_px
         planes = {name: read() for name, read in raw_channels(opened, frame.scene, frame.time).items()}
-    cells = [cells_layer(name, side.instances[0], side.classes, um_per_px) for name, side in view.cells.items()]
+    cells = [
+        cells_layer(
+            name, side.instances[0], side.classes, um_per_px, side.numbers[0].tolist() if side.numbers else None
+        )
+        for name, side in view.cells.items()
+    ]
     return [*channel_layers(planes, um_per_px), *cells]
 
 
@@ -104,11 +111,12 @@ def in_words(view: View) -> str:
     lines += [f"  {name:<16}{side.path}: {counted(side.cells, 'cell')}" for name, side in view.cells.items()]
     if view.cells:
         side = next(reversed(view.cells.values()))
+        where = shlex.quote(str(side.path))
         lines += ["", "To open those of the last line, write them for your program:", ""]
         of = (
-            f"cellkit labels {side.path}"
+            f"cellkit labels {where}"
             if side.path.suffix == ".json"
-            else f"cellkit coco {side.path} -o cells.json\n  cellkit labels cells.json"
+            else f"cellkit coco {where} -o cells.json\n  cellkit labels cells.json"
         )
         lines += [
             f"  {of} -o open_me --format roi      # Fiji: open the picture; Analyze, Tools, ROI Manager; More, Open",

@@ -143,6 +143,7 @@ def read_folder(
     classes: Sequence[str] = (),
     pieces: str | None = None,
     nuclei: bool = False,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
 ) -> tuple[CellDataset, list[Quarantined]]:
     """Read every file of a format below a folder (or one such file): label images, ``_seg.npy`` files, ROIs, GeoJSON, ...
 
@@ -152,7 +153,7 @@ def read_folder(
         The format; by default known by the names, where these are all of a kind.
     images : path, optional
         The pictures, matched by name without suffix: for their file names, their sizes (ROI zips), and as a check.
-    classes, pieces, nuclei
+    classes, pieces, nuclei, shapes
         See `Reading`.
 
     Returns
@@ -175,7 +176,7 @@ def read_folder(
         raise UserError(f"no format '{kind}'{nearest(kind, formats)}", f"formats to read: {', '.join(formats)}")
     if pieces not in (None, "keep", "largest", "split"):
         raise UserError(f"pieces is {pieces!r}", "pieces is keep, largest or split")
-    how = Reading(classes=tuple(classes), pieces=pieces, nuclei=nuclei)
+    how = Reading(classes=tuple(classes), pieces=pieces, nuclei=nuclei, shapes=shapes)
     side, quarantined = _read_files(path, kind or format_of(path), images, how)
     return side, [item.in_one_line() for item in quarantined]
 

@@ -27,7 +27,7 @@ class Reading:
     profile : str, optional
         Whose competition's a CSV is: how it counts pixels.
     shapes : mapping of image id -> (H, W), optional
-        The images of a CSV, where `of` does not give them.
+        The images of a CSV, ROI zips or GeoJSON, where neither `of` nor the file gives them.
     common : bool
         Leave out the entries of a results list on images that `of` lacks.
     convention : str, optional

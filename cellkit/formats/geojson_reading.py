@@ -166,7 +166,7 @@ def _about(
     """Return the size of the image and the classes that cellkit noted."""
     own, names = ours.get("shape", shape), ours.get("classes", [])
     if own is None:
-        raise UserError(f"{path} does not say how large its image is", "give the folder of the images: --images DIR")
+        raise UserError(f"{path} does not say how large its image is", "give its image, called alike (--images DIR)")
     good = len(own) == 2 if isinstance(own, (list, tuple)) else False
     good = good and all(type(side) is int and 0 < side < 10**6 for side in own) and math.prod(own) <= MOST_PX
     texts = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,8 +12,32 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.errors import UserError, counted
 from cellkit.files import from_cell
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 KEYS = ("image", "label")  # which cell a row is of: the image's id, and the cell's number in files, from 1
 NOT_MEASURED = (*KEYS, "score")
+TEXTS = ("image", "line", "group", "class")  # columns of text, also where all of it are digits
+
+
+def read_cells_csv(path: str | Path) -> pd.DataFrame:
+    """Read a table of cells as it was before it was written: an image may be called 001 or NA, a class None.
+
+    Raises
+    ------
+    ValueError, OSError
+        It is no CSV.
+    """
+    import pandas as pd
+
+    names = pd.read_csv(path, encoding="utf-8-sig", nrows=0).columns
+    texts = [name for name in TEXTS if name in names]
+    empty = {name: ["", "nan", "NaN"] for name in names if name not in texts}
+    how = {"dtype": dict.fromkeys(texts, str), "na_values": empty, "keep_default_na": False}
+    table = pd.read_csv(path, encoding="utf-8-sig", **how)
+    for name in texts:
+        table[name] = table[name].fillna("").map(from_cell).astype(object)
+    return table
 
 
 def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np.ndarray]]:
@@ -40,14 +65,14 @@ def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np
     if not path.is_file():
         raise UserError(f"no table at {path}", "measure the cells first: cellkit measure")
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig")
+        table = read_cells_csv(path)
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no CSV: {str(error).strip()[:80]}", "measure the cells again") from error
     missing = [name for name in KEYS if name not in table]
     if missing:
         raise UserError(f"{path} lacks the column {missing[0]}", f"a row says which cell it is of: {', '.join(KEYS)}")
     numbers = [name for name in table if name not in NOT_MEASURED and table[name].dtype.kind in "iufb"]
-    rows = {str(from_cell(name)): own for name, own in table.astype({"image": str}).groupby("image")}
+    rows = dict(list(table.groupby("image")))
     known = {record.image_id for record in images.records}
     strange = sorted(set(rows) - known)
     if strange:

@@ -340,7 +340,7 @@ def _agreed(
             f"{path} holds ROIs of images of different size or classes: {shown}", "keep one image's in a zip"
         )
     if not sizes:
-        raise UserError(f"{path} does not say how large its image is", "give the folder of the images: --images DIR")
+        raise UserError(f"{path} does not say how large its image is", "give its image, called alike (--images DIR)")
     parts = sizes.pop().split(",")
     good = len(parts) == 2 and all(p.isascii() and p.isdigit() and len(p) < 7 and int(p) > 0 for p in parts)
     if not good or math.prod(map(int, parts)) > MOST_PX:

@@ -37,9 +37,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         os.chmod(temporary, 0o777 & ~_umask())
         yield temporary
+        former = temporary.with_name(f"{temporary.name}.former")
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, former)  # at no time is there half of it
         os.replace(temporary, path)
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

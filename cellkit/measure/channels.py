@@ -57,10 +57,27 @@ def column_names(names: list[str]) -> list[str]:
     --------
     >>> column_names(["DAPI", "", "GFP", "GFP"])
     ['DAPI', 'channel_1', 'GFP_2', 'GFP_3']
+
+    No two are called alike, and "corrected_GFP" not as the corrected mean of GFP is:
+
+    >>> column_names(["GFP_1", "GFP", "GFP"]), column_names(["GFP", "corrected_GFP"])
+    (['GFP_1', 'GFP_1_1', 'GFP_2'], ['GFP', 'corrected_GFP_1'])
     """
     plain = [re.sub(r"\s+", " ", readable(name)).strip() for name in names]
     often = Counter(plain)
-    return [(name if often[name] == 1 else f"{name}_{k}") if name else f"channel_{k}" for k, name in enumerate(plain)]
+    own = {name for name in plain if name and often[name] == 1 and _corrected_of(name) not in often}
+    found: list[str] = []
+    for k, name in enumerate(plain):
+        column = name if name in own else f"{name or 'channel'}_{k}"
+        while column in found or (column in own and column != name):
+            column += f"_{k}"
+        found.append(column)
+    return found
+
+
+def _corrected_of(name: str) -> str | None:
+    """Return the channel whose corrected mean would be called as the mean of this one, if any."""
+    return name.removeprefix("corrected_") if name.startswith("corrected_") else None
 
 
 def projection_of(planes: str, otherwise: str | int) -> str | int:

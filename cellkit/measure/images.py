@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.names import best_pairs
+from cellkit.cells.names import best_pairs, stem_of
 from cellkit.cells.records import ImageRecord, read_records
 from cellkit.cells.resize import resized_shape
 from cellkit.errors import Quarantined, UserError, counted
@@ -28,7 +30,7 @@ from cellkit.measure.table import measure
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.file_info import Opened
 from cellkit.microscope.frames import Frame, find_frames, find_images
-from cellkit.microscope.open import open_file
+from cellkit.microscope.open import inspect_file, open_file
 from cellkit.parallel import map_items
 
 if TYPE_CHECKING:
@@ -86,8 +88,8 @@ def measure_files(
     """
     links: list[Quarantined] = []
     frames, failed = find_frames(find_images(images, avoid=avoid, outside=links))
-    side, unread = read_cells(labels, convention, images)
-    others, more = (None, []) if nuclei is None else read_cells(nuclei, convention, images)
+    side, unread = read_cells(labels, convention, frames)
+    others, more = (None, []) if nuclei is None else read_cells(nuclei, convention, frames)
     pairs, alone, notes = _matched(side, frames)
     inner = {} if others is None else _nuclei_by_image(side, others)
     records, scale = _with_planes(side), _scale_of_run(side)
@@ -117,14 +119,14 @@ def measure_files(
 
 # ---- cells and their images ----------------------------------------------------------------------------------------
 def read_cells(
-    path: str | Path, convention: str | None = None, images: Sequence[str | Path] = ()
+    path: str | Path, convention: str | None = None, frames: Sequence[Frame] = ()
 ) -> tuple[CellDataset, list[Quarantined]]:
     """Read cells of many images, from one file or a folder with a file for each image; bad files of a folder are left out.
 
     Parameters
     ----------
-    images : sequence
-        Where one folder is given, it tells the sizes of pictures to files that do not (ROI zips, GeoJSON).
+    frames : sequence of Frame
+        The images, which tell their sizes to files that do not (ROI zips of ImageJ, GeoJSON of QuPath).
 
     Raises
     ------
@@ -135,14 +137,26 @@ def read_cells(
     kinds = formats_in(path) if path.exists() else []
     if not path.is_dir() and not kinds:
         return read_side(path, convention=convention), []
-    pictures = images[0] if len(images) == 1 and Path(images[0]).is_dir() and "labels" not in kinds else None
-    return read_folder(path, "labels" if len(kinds) > 1 and "labels" in kinds else None, pictures)
+    kind = "labels" if len(kinds) > 1 and "labels" in kinds else None
+    return read_folder(path, kind, shapes=None if "labels" in kinds else _shapes_of(frames))
+
+
+def _shapes_of(frames: Sequence[Frame]) -> dict[str, tuple[int, int]]:
+    """Return image id, and name without suffix -> (H, W); an image whose header cannot be read is named when it is measured."""
+    shapes, stems = {}, Counter(stem_of(frame.relative) for frame in frames)
+    for frame in frames:
+        with suppress(UserError, OSError, ValueError):
+            series = inspect_file(frame.path).series[frame.scene]
+            shapes[frame.image_id] = (series.size("Y"), series.size("X"))
+            if stems[stem_of(frame.relative)] == 1:
+                shapes.setdefault(stem_of(frame.relative), shapes[frame.image_id])
+    return shapes
 
 
 def _matched(
     side: CellDataset, frames: Sequence[Frame]
 ) -> tuple[list[tuple[int, Frame]], list[Quarantined], tuple[str, ...]]:
-    """Return (place in `side`, frame) of the images that both have, what has no image, and a note on images without cells."""
+    """Return (place in `side`, frame) of the images that both have, what has no image, and notes on images without cells."""
     named = [ImageRecord(frame.image_id, frame.relative, 1, 1) for frame in frames]
     places = best_pairs(side.records, named, NAMES)
     if not places:
@@ -157,9 +171,14 @@ def _matched(
         for k, record in enumerate(side.records)
         if k not in places
     ]
-    bare = [frame.image_id for k, frame in enumerate(frames) if k not in set(places.values())]
-    note = (f"no cells are known of {counted(len(bare), 'image')} ({first_names(bare)})",) if bare else ()
-    return pairs, alone, note
+    used = set(places.values())
+    bare = [frame.image_id for k, frame in enumerate(frames) if k not in used]
+    empty = [record.image_id for k, record in enumerate(side.records) if k in places and not len(side.instances[k])]
+    notes = [f"no cells are known of {counted(len(bare), 'image')} ({first_names(bare)})"] if bare else []
+    notes += (
+        [f"{counted(len(empty), 'image')} without a cell, and so without a row ({first_names(empty)})"] if empty else []
+    )
+    return pairs, alone, tuple(notes)
 
 
 def _nuclei_by_image(side: CellDataset, nuclei: CellDataset) -> dict[int, Instances]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellkit.errors import UserError
-from cellkit.files import from_cell
+from cellkit.formats.measured import read_cells_csv
 from cellkit.measure.dictionary import OF_CHANNEL, OF_NUCLEI_IN_CHANNEL
 
 if TYPE_CHECKING:
@@ -98,12 +98,6 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path)
-        table = pd.read_csv(
-            path, encoding="utf-8-sig", dtype={name: str for name in ("image", "line", "group", "class")}
-        )
+        return read_cells_csv(path)
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"{path} cannot be read: {str(error).strip()[:80]}", "measure the cells again") from error
-    texts = [name for name in ("image", "line", "group", "class") if name in table]
-    for name in texts:
-        table[name] = table[name].fillna("").map(lambda value: from_cell(str(value))).astype(object)
-    return table

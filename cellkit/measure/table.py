@@ -68,8 +68,8 @@ def measure(
     Raises
     ------
     UserError
-        Cells of which only the box is known, a scale that is not above 0, nuclei of another size, or a channel with values
-        that are no numbers.
+        Cells of which only the box is known, a scale that is not above 0, nuclei of another size, a channel with values
+        that are no numbers, or channels whose columns would have one name.
 
     Examples
     --------
@@ -101,7 +101,10 @@ def measure(
         found["nucleus_area_px"] = parts.areas_px
     found = _with_um(found, um_per_px) | {"um_per_px": np.full(len(cells), um_per_px)}
     for name, plane in (channels or {}).items():
-        found |= {f"{column}_{name}": values for column, values in _of_channel(cells, parts, plane).items()}
+        own = {f"{column}_{name}": values for column, values in _of_channel(cells, parts, plane).items()}
+        if twice := sorted(own.keys() & found.keys()):
+            raise UserError(f"two channels have a column {twice[0]}: '{name}' and another", "rename one of the two")
+        found |= own
     return pd.DataFrame(found)
 
 

@@ -50,21 +50,25 @@ def channel_layers(planes: Mapping[str, np.ndarray], um_per_px: float) -> list[L
     return layers
 
 
-def cells_layer(name: str, cells: Instances, classes: Sequence[str], um_per_px: float) -> Layer:
+def cells_layer(
+    name: str, cells: Instances, classes: Sequence[str], um_per_px: float, numbers: Sequence[int] | None = None
+) -> Layer:
     """Return a layer of cells by number, with class and score beside each; what is not annotated is -1.
 
-    Of overlapping cells the one of the higher score is seen.
+    Of overlapping cells the one of the higher score is seen. `numbers` are those that their file calls them by, default 1 to N.
     """
     import pandas as pd
 
+    numbers = list(range(1, len(cells) + 1)) if numbers is None else list(numbers)
     named = ["", *(class_name(k, classes) for k in cells.class_ids.tolist())]
-    rows = {"index": range(len(cells) + 1), "class": named, "score": [np.nan, *cells.scores.tolist()]}
+    rows = {"index": [0, *numbers], "class": named, "score": [np.nan, *cells.scores.tolist()]}
     about = {"name": name, "features": pd.DataFrame(rows), "opacity": 0.5, **_scale(um_per_px)}
     colours: dict[int | None, str] = {}
     if cells.class_ids.any():
         colours = {None: "transparent", 0: "transparent", -1: "gray"}
-        colours |= {k: class_colour(class_id) for k, class_id in enumerate(cells.class_ids.tolist(), 1)}
-    return Layer(cells.paint(unknown=-1), about, colours)
+        colours |= {k: class_colour(class_id) for k, class_id in zip(numbers, cells.class_ids.tolist(), strict=True)}
+    labels = cells.paint(unknown=-1)
+    return Layer(np.array([0, *numbers, -1], np.int64)[labels], about, colours)
 
 
 def _scale(um_per_px: float) -> dict[str, Any]:

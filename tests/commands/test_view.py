@@ -12,6 +12,7 @@ from cellkit.commands.viewing import chosen_view, layers_of
 from cellkit.errors import UserError
 from cellkit.formats.any import write_folder
 from cellkit.formats.coco import write_coco
+from cellkit.formats.label_images import write_labels
 from cellkit.show import napari_layers
 from cellkit.show.napari_layers import add_layers, cells_layer, channel_layers
 
@@ -79,6 +80,39 @@ def test_a_run_shows_truth_labels_and_what_its_models_found(folder, monkeypatch)
     view = chosen_view(str(folder), None, None)
     assert {name: side.cells for name, side in view.cells.items()} == {"labels": 2, "tuned": 2}
     assert len(layers_of(view)) == 5
+
+
+def test_cells_are_called_as_in_their_file(tmp_path):
+    write_png(tmp_path / "p/a.png", np.arange(45, dtype=np.uint8).reshape(3, 5, 3))
+    (tmp_path / "q").mkdir()
+    write_labels(tmp_path / "q/a.tif", np.where(TWO == 1, 7, np.where(TWO == 2, 4, 0)))
+    layer = layers_of(chosen_view(str(tmp_path / "p"), str(tmp_path / "q"), None))[-1]
+    assert np.array_equal(layer.data, np.where(TWO == 1, 7, np.where(TWO == 2, 4, 0)))
+    assert layer.options["features"]["index"].tolist() == [0, 4, 7]
+
+
+def test_objects_of_qupath_have_the_size_of_their_image(folder):
+    lines = (folder / "q/a.geojson").read_text().splitlines()
+    (folder / "q/a.geojson").write_text('{"type": "FeatureCollection", "features": [\n' + "\n".join(lines[1:]))
+    for image in ("p", "p/a.png"):
+        view = chosen_view(str(folder / image), str(folder / "q/a.geojson"), "a")
+        assert view.cells["a"].instances[0].shape == (3, 5)
+
+
+def test_cells_called_as_some_of_the_run_are_shown_beside_those(folder, monkeypatch):
+    monkeypatch.setattr(viewing, "is_run_folder", lambda path: path == folder)
+    (folder / "p").rename(folder / "images")
+    (folder / "cells.json").rename(folder / "truth.json")
+    write_coco(folder / "other/truth.json", [ImageRecord("a", "a.png", 3, 5)], [two()[[0]]], CLASSES)
+    view = chosen_view(str(folder), str(folder / "other/truth.json"), "a")
+    assert [side.cells for side in view.cells.values()] == [2, 1]
+
+
+def test_an_image_that_cannot_be_read_is_named(folder, capfd, monkeypatch):
+    monkeypatch.setattr(napari_layers, "find_spec", lambda name: None)
+    (folder / "p/broken.tif").write_bytes(b"II*\0 and no more")
+    assert main(["view", str(folder / "p"), str(folder / "cells.json")]) == 0
+    assert "skipped: " in (said := capfd.readouterr().err) and "broken.tif" in said
 
 
 def test_what_is_refused(folder):

@@ -11,6 +11,7 @@ import shapely
 from exchange_cases import CLASSES, TWO, cells, refused, two
 from hypothesis import given, settings
 
+from cellkit.__main__ import main
 from cellkit.cells.instances import Instances
 from cellkit.cells.outlines import cross_themselves, fill, simple_polygons
 from cellkit.errors import UserError
@@ -18,6 +19,7 @@ from cellkit.formats.any import read_folder, read_side, write_folder
 from cellkit.formats.contract import ImageToWrite
 from cellkit.formats.geojson import picture_stem, write_geojson, write_image, written_here
 from cellkit.formats.geojson_reading import read_geojson
+from cellkit.formats.label_images import write_labels
 
 SQUARE = [[1, 1], [4, 1], [4, 3], [1, 3], [1, 1]]
 
@@ -133,6 +135,16 @@ def test_cells_with_nuclei(tmp_path):
     side, skipped = read_folder(tmp_path)
     assert (side.cells, skipped) == (2, [])
     assert "1 of 2 cells are drawn with a nucleus too, not read here" in side.notes[0]
+
+
+def test_nuclei_are_asked_of_files_that_hold_none(tmp_path, capfd):
+    write_geojson(tmp_path / "g/a.geojson", Instances.from_labels(np.eye(4, dtype=int)))
+    (tmp_path / "t").mkdir()
+    write_labels(tmp_path / "t/a.tif", np.eye(4, dtype=int))
+    for folder, said in (("g", "is drawn with a nucleus"), ("t", "only GeoJSON holds nuclei")):
+        assert main(["coco", str(tmp_path / folder), "-o", str(tmp_path / "n.json"), "--nuclei"]) == 2
+        assert said in capfd.readouterr().err
+    assert not (tmp_path / "n.json").exists()
 
 
 def test_what_is_not_annotated_is_a_region_to_ignore(tmp_path):

@@ -18,7 +18,7 @@ from cellkit.formats.contract import ImageToWrite, Reading
 from cellkit.formats.label_images import read_labels, stamp_of
 from cellkit.formats.ome_zarr import read_image, write_image, written_here
 from cellkit.formats.zarr_labels import about_labels
-from cellkit.formats.zarr_writing import level_shapes, smaller
+from cellkit.formats.zarr_writing import level_shapes, smaller, whole_folder
 from cellkit.microscope.open import inspect_file
 
 FORMS = ("ome-zarr", "ome-zarr-0.4")
@@ -202,6 +202,19 @@ def test_an_image_of_another_program_is_not_written_over(tmp_path, pictures):
     write_stack(tmp_path / "z/a.ome.zarr", np.zeros((1, 3, 5), np.uint16))
     with pytest.raises(UserError, match="not as cellkit wrote it"):
         write_folder(tmp_path / "z", records("a"), [two()], CLASSES, "ome-zarr", pictures)
+
+
+def test_a_write_that_is_cut_short_leaves_the_former_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.ome.zarr"
+    for text in ("old", "new"):
+        with whole_folder(path) as folder:
+            (folder / "text").write_text(text)
+    assert (path / "text").read_text() == "new" and [one.name for one in tmp_path.iterdir()] == ["a.ome.zarr"]
+    removed = []
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **how: removed.append((folder, path.exists())))
+    with whole_folder(path) as folder:
+        (folder / "text").write_text("newer")
+    assert removed and all(folder != path and there for folder, there in removed)
 
 
 def test_no_picture_no_ome_zarr(tmp_path):

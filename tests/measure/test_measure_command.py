@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import tifffile
 from measure_cases import assert_as_regionprops, drawn
 
 from cellkit.__main__ import main
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
+from cellkit.formats.any import write_folder
 from cellkit.formats.coco import write_coco
 from cellkit.formats.label_images import write_labels
+from cellkit.formats.measured import read_measured
 from cellkit.measure.dictionary import columns_of
-from cellkit.measure.images import measure_files
+from cellkit.measure.images import Job, joined, measure_files, rows_of, write_cells
 from cellkit.microscope.convert import Conversion
 
 
@@ -262,3 +266,59 @@ def test_other_formats_keep_the_numbers_of_their_cells(folder, field, form):
     table = measure_files([folder / "raw" / "HEK"], place).table
     assert table["label"].tolist() == numbers.tolist()
     assert_as_regionprops(table, cells.paint(numbers), {"DAPI": field[2][0], "GFP": field[2][1]})
+
+
+def square(folder: Path, name: str = "a") -> Path:
+    """Write an object as QuPath exports it, which does not say how large its image is."""
+    corners = [[2, 2], [9, 2], [9, 8], [2, 8], [2, 2]]
+    drawn_by_hand = {"type": "Feature", "properties": {"objectType": "detection"}}
+    drawn_by_hand |= {"geometry": {"type": "Polygon", "coordinates": [corners]}}
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [drawn_by_hand]}))
+    return folder
+
+
+@pytest.mark.parametrize("image", ["raw", "raw/HEK/a.ome.tif", "raw/*/*.tif"])
+def test_objects_of_qupath_have_the_size_of_their_image_however_it_is_named(folder, field, image):
+    labels = square(folder / "q")
+    for given in (labels, labels / "a.geojson"):
+        table = measure_files([folder / image], given).table
+        assert table[["area_px", "centroid_x_px", "centroid_y_px"]].values.tolist() == [[42, 5, 4.5]]
+        assert table["mean_DAPI"].tolist() == [pytest.approx(field[2][0, 2:8, 2:9].mean())]
+
+
+@pytest.mark.parametrize("form", ["roi", "geojson"])
+def test_files_of_the_times_of_one_image_are_matched_with_them(tmp_path, field, form):
+    write_raw(tmp_path / "raw" / "a.ome.tif", np.stack([field[2], field[2] + 5]), "TCYX")
+    cells = Instances.from_labels(field[0])
+    records = [ImageRecord(name, f"{name}.png", *field[0].shape) for name in ("a_t0", "a_t1")]
+    write_folder(tmp_path / "cells", records, [cells, cells], form=form)
+    table = measure_files([tmp_path / "raw"], tmp_path / "cells").table
+    first, second = (table[table["image"] == name]["mean_DAPI"].to_numpy() for name in ("a_t0", "a_t1"))
+    assert len(first) == len(cells)
+    np.testing.assert_allclose(second - first, 5)
+
+
+def test_an_image_without_a_cell_is_named(folder, field, capfd):
+    write_raw(folder / "raw" / "HEK" / "b.ome.tif", field[2])
+    write_labels(folder / "labels" / "HEK" / "b.tif", np.zeros_like(field[0]))
+    assert run(folder / "raw", folder / "labels", "-o", folder / "cells.csv") == 0
+    assert "1 image without a cell, and so without a row (HEK/b)" in capfd.readouterr().err
+
+
+def test_a_plane_by_a_number_that_is_none(folder, capfd):
+    assert run(folder / "raw", folder / "labels", "-o", folder / "cells.csv", "--z", "²") == 2
+    assert "projection is '²'" in capfd.readouterr().err
+
+
+def test_names_that_look_like_numbers_or_like_nothing_come_back(tmp_path, field):
+    cells = Instances.from_labels(field[0])
+    records = [ImageRecord(name, f"{name}.png", *field[0].shape) for name in ("001", "NA", "=1")]
+    tables = [rows_of(Job(record, cells.with_classes(1), ("None",))) for record in records]
+    write_cells(tmp_path / "cells.csv", joined(tables))
+    found = read_measured(tmp_path / "cells.csv", CellDataset(records, [cells] * 3, path=tmp_path / "cells.json"))
+    for own in found:
+        assert own["area_px"].tolist() == cells.areas_px.tolist() and "class" not in own
+    write_cells(tmp_path / "one.csv", tables[0])
+    (only,) = read_measured(tmp_path / "one.csv", CellDataset(records[:1], [cells], path=tmp_path / "cells.json"))
+    assert only["area_px"].tolist() == cells.areas_px.tolist()

@@ -41,6 +41,14 @@ def test_a_table_becomes_anndata(table):
     assert set(found.obs) | set(found.var_names) >= set(table.columns)
 
 
+def test_images_and_classes_that_are_called_as_nothing_is_keep_their_names(tmp_path):
+    cells = Instances.from_labels(LABELS, [1, 1])
+    jobs = [Job(ImageRecord(name, f"{name}.png", 3, 4), cells, ("None",)) for name in ("001", "NA", "nan")]
+    found = to_anndata(write_cells(tmp_path / "cells.csv", joined([rows_of(job, CHANNELS) for job in jobs])))
+    assert found.obs_names.tolist() == ["001/1", "001/2", "NA/1", "NA/2", "nan/1", "nan/2"]
+    assert found.obs["class"].tolist() == ["None"] * 6
+
+
 def test_it_is_written_and_read_by_anndata(table, tmp_path):
     import anndata
 
