@@ -87,16 +87,16 @@ def texture_vote(train: CellDataset, diameter_px: float, places: Sequence[int]) 
     places : sequence of int
         Of the training images to learn from.
     """
-    told, classes, units = [], [], []
+    labelled = [train.instances[index].class_ids for index in places]
+    taught = np.concatenate([np.zeros(0, np.int64), *(ids[ids > 0] for ids in labelled)])
+    if len(train.classes) < 2 or len(np.unique(taught)) < len(train.classes):
+        return None
+    told, units = [], []
     for index in places:
         image, cells = train[index]
         known = cells[np.flatnonzero(cells.class_ids > 0)]
         told.append(texture_of_cells(image, known, diameter_px))
-        classes.append(known.class_ids)
         units += [unit_of(train.records[index])] * len(known)
-    taught = np.concatenate(classes)
-    if len(train.classes) < 2 or len(np.unique(taught)) < len(train.classes):
-        return None
     vote = TextureVote(len(train.classes))
     groups = np.unique(units, return_inverse=True)[1]
     vote.load_state_dict(learn(np.concatenate(told), taught, groups, len(train.classes)).regression.tensors())

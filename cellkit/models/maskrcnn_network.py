@@ -199,7 +199,7 @@ class _Heads(Capped, RoIHeads):
         def told(some: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             return self.box_predictor(self.box_head(self.box_roi_pool(features, some, image_shapes)))
 
-        first = self.box_coder.decode(told(proposals)[1], proposals)[:, 0].split([len(one) for one in proposals])
+        first = self._decoded(told(proposals)[1], proposals)
         proposals = together([box_ops.clip_boxes_to_image(one, shape) for one in first], shape)
         logits, deltas = told(proposals)  # of boxes that fit, not of proposals: a second look costs little
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
@@ -217,12 +217,16 @@ class _Heads(Capped, RoIHeads):
         return matched, [_no_background(*one) for one in zip(labels, proposals, self.targets, strict=True)]
 
     def postprocess_detections(self, class_logits, box_regression, proposals, image_shapes):
-        per_image = [len(boxes) for boxes in proposals]
-        boxes = self.box_coder.decode(box_regression, proposals)[:, 0].split(per_image)
-        scores = F.softmax(class_logits, -1)[:, 1].split(per_image)
+        boxes = self._decoded(box_regression, proposals)
+        scores = F.softmax(class_logits, -1)[:, 1].split([len(one) for one in proposals])
         shape = image_shapes[0]
         found = self._of_image(mean_boxes(boxes, shape), torch.stack(scores).mean(dim=0), shape)
         return tuple([one] for one in found)
+
+    def _decoded(self, deltas, proposals) -> tuple[torch.Tensor, ...]:
+        """Return the boxes (N, 4) of each picture, of a picture without proposals, too: torchvision's lose their shape."""
+        boxes = self.box_coder.decode(deltas, proposals)[:, 0].reshape(-1, 4)
+        return boxes.split([len(one) for one in proposals])
 
     def _of_image(self, boxes, scores, shape):
         """Return what may be a cell, best first; what the cap cuts is counted."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -95,3 +97,12 @@ def test_a_detector_learns_the_texture_of_labelled_cells_and_its_vote_counts(dra
     again.load_state_dict(vote.state_dict())
     assert np.array_equal(again.votes(image, cells, 30.0), votes)
     assert texture_vote(train.select(cell_type="HEK"), 30.0, [0]) is None, "one class is nothing to tell apart"
+
+
+def test_without_a_cell_of_known_class_texture_has_no_vote(drawn):
+    from cellkit.models.cell_classes import images_that_teach
+    from cellkit.models.cell_classifier import texture_vote
+
+    nameless = replace(drawn, instances=[cells.with_classes(0 * cells.class_ids) for cells in drawn.instances])
+    places = images_that_teach(nameless.instances, 2)
+    assert places == [] and texture_vote(nameless, 30.0, places) is None

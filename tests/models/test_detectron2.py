@@ -269,6 +269,15 @@ def test_what_is_found_in_flips_turns_with_the_image(name):
     assert model.roi_heads.flips == 4 and build_of(name, SMALL).roi_heads.flips == 1
 
 
+@pytest.mark.parametrize("flips", [1, 4])
+@pytest.mark.parametrize("name", ENGINES)
+def test_where_nothing_is_proposed_nothing_is_found(name, flips):
+    model = build_of(name, SMALL | {"flips": flips})
+    head = model.proposal_generator.rpn_head.objectness_logits if name == NAME else model.rpn.head.cls_logits
+    torch.nn.init.constant_(head.bias, -20.0)
+    assert not len(detect_image(model, np.full((64, 80, 3), 9, np.uint8), SMALL, Counter()))
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_image_without_cells_trains_and_is_scored(name, drawn, tmp_path):
     nothing = Instances.empty((128, 128))
