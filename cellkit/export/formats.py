@@ -9,7 +9,7 @@ from cellkit.errors import UserError
 from cellkit.export import texts
 from cellkit.export.network import exported, title_of_model
 from cellkit.files import write_text
-from cellkit.predict.model import Model
+from cellkit.predict.model import AUTO, Model
 
 FORMATS = {
     "bioimageio": ".zip",
@@ -37,11 +37,19 @@ def export_model(
     Raises
     ------
     UserError
-        The model cannot leave in that format, `out` is not called as it has to be, or as the writer of the format.
+        The model cannot leave in that format, `out` is not called as it has to be, or would take the place of the model itself
+        or of a page that is no export's; or as the writer of the format.
     """
     out, suffix = Path(out), FORMATS[kind]
+    if model.config.get("diameter_px") == AUTO:
+        raise UserError(
+            "diameter_px: auto is found for the images at hand, and a model that leaves has none", "give it in px"
+        )
     if suffix and out.suffix.lower() != suffix:
         raise UserError(f"{out} does not end with {suffix}", f"name the file so: -o {out.stem or 'model'}{suffix}")
+    own = (Path(model.name), model.checkpoint, model.cell_classes)
+    if out.exists() and any(path and path.exists() and path.samefile(out) for path in own):
+        raise UserError(f"{out} is the model that is to be exported", "name another file")
     if kind == "huggingface":
         from cellkit.export.huggingface import write_folder
 
@@ -51,9 +59,10 @@ def export_model(
         from cellkit.export.bioimageio import write_package
 
         return [f"{out}: {network.title} as a package of bioimage.io", *write_package(network, out, licence, authors)]
-    about = texts.about(network)
+    about, page = texts.about(network), out.with_suffix(".md")
+    if page.exists() and not texts.is_page(page):
+        raise UserError(f"{page}, where the page of the export goes, is another text", "name the export otherwise")
     _writer(kind)(network.network, out, about)
-    page = out.with_suffix(".md")
     write_text(page, texts.page(network, about, out.name))
     return [f"{out}: {network.title}, planes (B, 2, H, W) -> maps (B, 3, H, W)", f"{page}: how maps become masks"]
 

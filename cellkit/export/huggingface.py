@@ -6,19 +6,18 @@ Any checkpoint can leave so: whoever takes it uses cellkit.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from cellkit.errors import UserError
-from cellkit.export.licences import licence_of, said_of
+from cellkit.export.licences import hub_name, licence_of, said_of
 from cellkit.export.network import parents_of, title_of_model
 from cellkit.export.texts import measured
-from cellkit.files import write_text
+from cellkit.files import read_json, write_json, write_text
 from cellkit.predict.model import Model
 
-NAME = "model.safetensors"
+NAME, CARD = "model.safetensors", "model.json"
 PAGE = """---
 {head}---
 
@@ -49,7 +48,7 @@ def write_folder(model: Model, out: str | Path, licence: str | None) -> list[str
     Parameters
     ----------
     out : path
-        A folder that does not exist, or one that was written so: it is replaced.
+        A folder that does not exist, or one that was written so and holds nothing else: it is replaced.
     licence : str or None
         See `cellkit.export.licences.licence_of`.
 
@@ -63,25 +62,57 @@ def write_folder(model: Model, out: str | Path, licence: str | None) -> list[str
     out, first = Path(out), model.cell_classes or model.checkpoint
     if first is None:
         raise UserError(f"{model.name} has no weights", "export a model that was trained")
-    if out.exists() and not (out / NAME).is_file():
-        raise UserError(f"{out} exists and is no model that was exported", "name a folder that does not exist")
+    _refuse_others(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cellkit-export-", dir=out.parent) as made:
         folder = Path(made) / "model"
         folder.mkdir()
         if first.suffix == ".safetensors":
-            weights.copy_checkpoint(first, folder / Path(NAME).stem)
+            finds = weights.copy_checkpoint(first, folder / Path(NAME).stem)
         else:
-            weights.save_checkpoint(folder / NAME, weights.load_tensors(first), model.backend, config=model.config)
+            finds = weights.save_checkpoint(
+                folder / NAME, weights.load_tensors(first), model.backend, config=model.config
+            )
         if model.cell_classes is not None:
-            weights.copy_checkpoint(model.checkpoint, folder / model.checkpoint.stem)
+            finds = weights.copy_checkpoint(model.checkpoint, folder / model.checkpoint.stem)
+        _as_read(finds, model)
         card = weights.read_card(folder / NAME)
         spdx = licence_of(licence, card.licence)
         write_text(folder / "README.md", _page(model, card, spdx))
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(Path(made) / "replaced")
         folder.rename(out)
     return said_of(spdx, card.licence)
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse a folder that holds anything that `write_folder` does not write: it would be lost."""
+    if not out.exists():
+        return
+    card = out / CARD
+    if not (out / NAME).is_file() or not card.is_file():
+        raise UserError(f"{out} exists and is no model that was exported", "name a folder that does not exist")
+    segmenter = read_json(card).get("config", {}).get("segmenter", NAME)
+    known = {NAME, CARD, "README.md", segmenter, Path(segmenter).with_suffix(".json").name}
+    others = sorted(path.name for path in out.iterdir() if path.name not in known)
+    if others:
+        raise UserError(
+            f"{out} holds more than an exported model: {', '.join(others)}", "name a folder that does not exist"
+        )
+
+
+def _as_read(weights_file: Path, model: Model) -> None:
+    """Let the card of copied weights say what was set for the export, too."""
+    from cellkit.models import backend_module
+
+    side = weights_file.with_suffix(".json")
+    if not side.is_file():
+        return
+    card, own = read_json(side), backend_module(model.backend).Settings.model_fields
+    told = {key: value for key, value in card["config"].items() if key in own and value is not None}
+    if told != model.config:
+        kept = {key: value for key, value in card["config"].items() if key not in told}
+        write_json(side, card | {"config": kept | model.config}, indent=1)
 
 
 def _page(model: Model, card: Any, licence: str | None) -> str:
@@ -90,7 +121,7 @@ def _page(model: Model, card: Any, licence: str | None) -> str:
     from cellkit.models import title_of
 
     head = {
-        "license": licence.lower() if licence else "other",
+        "license": hub_name(licence),
         "library_name": "cellkit",
         "pipeline_tag": "image-segmentation",
         "tags": ["biology", "cells", "microscopy", "instance-segmentation", model.backend.replace("_", "-")],
@@ -101,7 +132,7 @@ def _page(model: Model, card: Any, licence: str | None) -> str:
         what=title_of(model.backend),
         classes=f" and says of each which it is: {', '.join(card.classes)}" if card.classes else "",
         name=NAME,
-        card=Path(NAME).with_suffix(".json"),
+        card=CARD,
         config=json.dumps(card.config, indent=1),
         parents=", ".join(parents_of(card)) or "not known",
         licence=card.licence or "it names none",

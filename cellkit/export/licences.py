@@ -35,6 +35,20 @@ def licence_of(given: str | None, card: str) -> str | None:
     return first if first in LICENCES else None
 
 
+def hub_name(licence: str | None) -> str:
+    """Return what the Hugging Face Hub calls a licence; it refuses a README that names one otherwise.
+
+    Examples
+    --------
+    >>> hub_name("CC-BY-4.0"), hub_name("GPL-3.0-or-later"), hub_name("ODbL-1.0"), hub_name(None)
+    ('cc-by-4.0', 'gpl-3.0', 'odbl', 'other')
+    """
+    if licence is None:
+        return "other"
+    name = licence.lower().removesuffix("-only").removesuffix("-or-later")
+    return name.removesuffix("-1.0") if name.startswith(("odbl", "pddl")) else name
+
+
 def said_of(licence: str | None, card: str) -> list[str]:
     """Return what is to be said where no licence goes along."""
     if licence is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from cellkit.export.network import Exported
+from cellkit.files import decoded
 from cellkit.models.unet_maps import FRAME_PX
 
 SHOWN = {
@@ -13,6 +15,7 @@ SHOWN = {
     "cytoplasm": "cytoplasm, then a channel of zeros",
     "nuclei": "a channel of zeros, then nuclei",
 }
+KIND = "is a Cellpose U-Net"
 READING = """## What it is shown
 
 A float32 tensor (pictures, 2, height, width): {channels}. For each picture:
@@ -110,5 +113,10 @@ def page(model: Exported, about: dict[str, Any], name: str) -> str:
     """Return all that is to be known of an exported network, in Markdown; `name` is its file."""
     size = sum(tensor.numel() for tensor in model.network.parameters())
     parents = ", ".join(model.parents) or "not known"
-    head = f"# {model.title}\n\n`{name}` is a Cellpose U-Net of {size:,} parameters. Trained from: {parents}.\n"
+    head = f"# {model.title}\n\n`{name}` {KIND} of {size:,} parameters. Trained from: {parents}.\n"
     return "\n".join([head, reading(model), measured(about["metrics"])])
+
+
+def is_page(path: Path) -> bool:
+    """Tell whether a file is a page that an export wrote."""
+    return f"` {KIND} of " in decoded(path.read_bytes(), errors="replace")

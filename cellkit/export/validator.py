@@ -50,6 +50,6 @@ def require_validator() -> None:
     """
     from importlib.util import find_spec
 
-    for package in ("bioimageio", "onnx", "onnxruntime"):
+    for package in ("bioimageio", *PACKAGES, "onnx", "onnxruntime"):
         if find_spec(package) is None:
             raise UserError(f"a bioimage.io package is checked before it leaves, and '{package}' is missing", INSTALL)

@@ -133,19 +133,24 @@ def _settings(told: dict[str, Any]) -> dict[str, Any]:
     return read.model_dump(mode="json", include=set(told))
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return a mapping; of anything else that a description holds in its place, an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 def _keep(kept: Path, tensors: Mapping[str, Any], about: Mapping[str, Any], key: str) -> None:
     """Write the tensors and a card: what cellkit itself put into the description, else what a card of others has to say."""
     from cellkit.models.unet_network import WIDTHS, CellposeUNet, widths_of
 
     widths = widths_of(tensors)
     own = CellposeUNet(widths=widths).state_dict()
-    ours = (about.get("config") or {}).get("cellkit")
-    told = ours.get("config", {}) if isinstance(ours, dict) else {}
+    ours = _mapping(_mapping(about.get("config")).get("cellkit"))
+    told, before = _mapping(ours.get("config")), ours.get("parents")
     config = _settings({name: told[name] for name in KNOWN if told.get(name) is not None})
     names = [
         f"{weights.ZOO}{about['id']}" if about.get("id") else f"bioimage.io package {about.get('name', kept.stem)}"
     ]
-    parents = [str(name) for name in ours.get("parents", [])] if isinstance(ours, dict) else []
+    parents = [str(name) for name in before] if isinstance(before, list) else []
     metrics = {"known_as": names[0], "parents": parents, "package_sha256": key}
     weights.save_checkpoint(
         kept,

@@ -173,3 +173,20 @@ def test_another_folder_is_left_alone(small, tmp_path):  # noqa: F811
         export_model(find_model(small), "huggingface", tmp_path / "mine")
     with pytest.raises(UserError, match="threshold has no weights"):
         export_model(find_model("threshold"), "huggingface", tmp_path / "hub")
+
+
+def test_a_folder_that_holds_more_is_left_alone(small, tmp_path):  # noqa: F811
+    """As one that was cloned from the Hub does: its history would be lost."""
+    export_model(find_model(small), "huggingface", tmp_path / "hub")
+    (tmp_path / "hub/.git").mkdir()
+    with pytest.raises(UserError, match="hub holds more than an exported model: .git"):
+        export_model(find_model(small), "huggingface", tmp_path / "hub")
+    assert (tmp_path / "hub/.git").is_dir()
+
+
+def test_what_is_set_for_the_export_goes_along(small, tmp_path):  # noqa: F811
+    export_model(find_model(small, {"min_area_px": 33, "diameter_px": 44}), "huggingface", tmp_path / "hub")
+    back = find_model(tmp_path / "hub/model.safetensors")
+    assert (back.config["min_area_px"], back.config["diameter_px"], back.config["flow_threshold"]) == (33, 44, 0.3)
+    assert '"min_area_px": 33' in (tmp_path / "hub/README.md").read_text()
+    assert weights.read_card(back.checkpoint).config["widths"] == list(SMALL)

@@ -184,6 +184,28 @@ def test_a_file_of_another_ending_is_refused(kind, small, tmp_path):  # noqa: F8
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_but_an_export_is_written_over(small, tmp_path):  # noqa: F811
+    model = find_model(small)
+    (tmp_path / "README.md").write_text("of mine")
+    with pytest.raises(UserError, match="README.md, where the page of the export goes, is another text"):
+        export_model(model, "torchscript", tmp_path / "README.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    for _ in range(2):
+        export_model(model, "onnx", tmp_path / "again.onnx")
+    own = tmp_path / "cyto.pt"
+    torch.save(weights.load_tensors(small), own)
+    before = own.read_bytes()
+    with pytest.raises(UserError, match="cyto.pt is the model that is to be exported"):
+        export_model(find_model(own), "torchscript", own)
+    assert own.read_bytes() == before
+
+
+def test_a_diameter_that_is_found_for_images_cannot_leave(small, tmp_path):  # noqa: F811
+    for kind, name in (("onnx", "m.onnx"), ("huggingface", "hub")):
+        with pytest.raises(UserError, match="diameter_px: auto is found for the images at hand"):
+            export_model(find_model(small, {"diameter_px": "auto"}), kind, tmp_path / name)
+
+
 def test_the_command(said, small, tmp_path):  # noqa: F811
     out = tmp_path / "model.onnx"
     code, text, err = said("export", small, "--format", "onnx", "-o", out, "--set", "min_area_px=33")

@@ -95,6 +95,12 @@ def test_what_cellkit_put_into_the_description_comes_back(tmp_path):
     assert parents_of(model.checkpoint) == ["bioimage.io:affable-shark", "starter"]
 
 
+@pytest.mark.parametrize("nonsense", [{"cellkit": {"config": [1], "parents": 5}}, {"cellkit": 3}, [1, 2]])
+def test_a_description_that_says_nonsense_of_settings_says_nothing(nonsense, tmp_path):
+    path = find_weights(package(tmp_path / "m.zip", config=nonsense))
+    assert parents_of(path) == ["bioimage.io:affable-shark"]
+
+
 class Evil:
     def __reduce__(self):
         return (SystemExit, ("a pickle was run",))
