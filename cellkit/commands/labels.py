@@ -44,8 +44,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--measurements",
-        metavar="CSV",
-        help="for geojson: a table of the cells by image and label, as measure writes it",
+        metavar="CELLS",
+        help="for geojson: a table of the cells by image and label (.csv or .parquet), as measure writes it",
     )
     from_flag(parser, "whose COCO file it is", "--convention")
     skips_flag(parser)

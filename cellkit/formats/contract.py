@@ -15,6 +15,8 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import Quarantined
 
+SIZE_REMEDY = "give the folder of the images: --images DIR (to measure and view: the image of that name)"
+
 
 @dataclass(frozen=True)
 class Reading:

@@ -22,6 +22,7 @@ from cellkit.cells.instances import IGNORE, IGNORED, Instances
 from cellkit.cells.names import plain
 from cellkit.cells.outlines import FARTHEST_PX, cross_themselves, fill, fill_each
 from cellkit.errors import Quarantined, UserError, counted, plain_reason
+from cellkit.formats.contract import SIZE_REMEDY
 from cellkit.formats.geojson_file import OURS, is_as_written, top_of
 
 IGNORE_CLASS = "Ignore*"  # QuPath's own class for regions that count for nothing
@@ -166,7 +167,7 @@ def _about(
     """Return the size of the image and the classes that cellkit noted."""
     own, names = ours.get("shape", shape), ours.get("classes", [])
     if own is None:
-        raise UserError(f"{path} does not say how large its image is", "give its image, called alike (--images DIR)")
+        raise UserError(f"{path} does not say how large its image is", SIZE_REMEDY)
     good = len(own) == 2 if isinstance(own, (list, tuple)) else False
     good = good and all(type(side) is int and 0 < side < 10**6 for side in own) and math.prod(own) <= MOST_PX
     texts = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)

@@ -1,4 +1,4 @@
-"""A table of measured cells, as CSV, brought to the cells of each image."""
+"""A table of measured cells, as CSV or Parquet, brought to the cells of each image."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ NOT_MEASURED = (*KEYS, "score")
 TEXTS = ("image", "line", "group", "class")  # columns of text, also where all of it are digits
 
 
-def read_cells_csv(path: str | Path) -> pd.DataFrame:
+def read_cells_table(path: str | Path) -> pd.DataFrame:
     """Read a table of cells as it was before it was written: an image may be called 001 or NA, a class None.
 
     Raises
     ------
-    ValueError, OSError
-        It is no CSV.
+    ValueError, OSError, ImportError
+        It is neither CSV nor Parquet, or Parquet without pyarrow.
     """
     import pandas as pd
 
+    if Path(path).suffix.lower() == ".parquet":
+        return pd.read_parquet(path)
     names = pd.read_csv(path, encoding="utf-8-sig", nrows=0).columns
     texts = [name for name in TEXTS if name in names]
     empty = {name: ["", "nan", "NaN"] for name in names if name not in texts}
@@ -46,7 +48,7 @@ def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np
     Parameters
     ----------
     path : path
-        A CSV with the columns ``image`` (image_id) and ``label`` (1 to N); all columns of numbers are read.
+        CSV or Parquet with the columns ``image`` (image_id) and ``label`` (1 to N); all columns of numbers are read.
     images : CellDataset
 
     Returns
@@ -57,7 +59,7 @@ def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np
     Raises
     ------
     UserError
-        No such table, without those columns, or a row of a cell that the images do not have.
+        No such table, without those columns, a row of a cell that the images do not have, or an ``area_px`` of another cell.
     """
     import pandas as pd
 
@@ -65,9 +67,9 @@ def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np
     if not path.is_file():
         raise UserError(f"no table at {path}", "measure the cells first: cellkit measure")
     try:
-        table = read_cells_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no CSV: {str(error).strip()[:80]}", "measure the cells again") from error
+        table = read_cells_table(path)
+    except (ValueError, OSError, ImportError) as error:
+        raise UserError(f"{path} is no CSV or Parquet: {str(error).strip()[:80]}", "measure the cells again") from error
     missing = [name for name in KEYS if name not in table]
     if missing:
         raise UserError(f"{path} lacks the column {missing[0]}", f"a row says which cell it is of: {', '.join(KEYS)}")
@@ -89,6 +91,12 @@ def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np
         ):
             raise UserError(
                 f"{path}: {record.image_id} has {counted(len(cells), 'cell')}, and a row of another, or two of one",
+                "measure these very cells",
+            )
+        areas = cells.areas_px[labels.astype(int) - 1]
+        if "area_px" in numbers and not (own["area_px"].isna() | (own["area_px"] == areas)).all():
+            raise UserError(
+                f"{path}: cells of {record.image_id} have other areas than those of {images.path}",
                 "measure these very cells",
             )
         values = {str(name): np.full(len(cells), np.nan) for name in numbers}

@@ -29,6 +29,7 @@ from cellkit.cells.outlines import outlines, refuse_boxes
 from cellkit.errors import Quarantined, UserError, plain_reason
 from cellkit.files import atomic_path
 from cellkit.formats.any import ImageCells, ImageToWrite, Reading
+from cellkit.formats.contract import SIZE_REMEDY
 from cellkit.formats.roi_shapes import DRAW_AREA, pixels_of_roi
 
 ENDINGS = (".zip", ".roi")
@@ -340,7 +341,7 @@ def _agreed(
             f"{path} holds ROIs of images of different size or classes: {shown}", "keep one image's in a zip"
         )
     if not sizes:
-        raise UserError(f"{path} does not say how large its image is", "give its image, called alike (--images DIR)")
+        raise UserError(f"{path} does not say how large its image is", SIZE_REMEDY)
     parts = sizes.pop().split(",")
     good = len(parts) == 2 and all(p.isascii() and p.isdigit() and len(p) < 7 and int(p) > 0 for p in parts)
     if not good or math.prod(map(int, parts)) > MOST_PX:

@@ -91,7 +91,11 @@ def measure_files(
     side, unread = read_cells(labels, convention, frames)
     others, more = (None, []) if nuclei is None else read_cells(nuclei, convention, frames)
     pairs, alone, notes = _matched(side, frames)
-    inner = {} if others is None else _nuclei_by_image(side, others)
+    if others is not None:
+        inner, without = _nuclei_by_image(side, others, [k for k, _ in pairs])
+        pairs, more = [pair for pair in pairs if pair[0] in inner], [*more, *without]
+    else:
+        inner = {}
     records, scale = _with_planes(side), _scale_of_run(side)
     work = [
         Job(
@@ -181,22 +185,28 @@ def _matched(
     return pairs, alone, tuple(notes)
 
 
-def _nuclei_by_image(side: CellDataset, nuclei: CellDataset) -> dict[int, Instances]:
-    """Return place in `side` -> the nuclei of that image.
+def _nuclei_by_image(
+    side: CellDataset, nuclei: CellDataset, chosen: Sequence[int]
+) -> tuple[dict[int, Instances], list[Quarantined]]:
+    """Return place in `side` -> the nuclei of that image, and the images that `nuclei` lacks: these are not without nuclei.
+
+    Parameters
+    ----------
+    chosen : sequence of int
+        Places of the images that are measured.
 
     Raises
     ------
     UserError
-        An image without nuclei file: that is no image without nuclei.
+        It lacks all of them.
     """
     places = best_pairs(side.records, nuclei.records, NAMES)
-    missing = [record.image_id for k, record in enumerate(side.records) if k not in places]
-    if missing:
-        raise UserError(
-            f"{nuclei.path} lacks {counted(len(missing), 'image')} of {side.path} ({first_names(missing)})",
-            "give the nuclei of every image; where there is none, an empty label image",
-        )
-    return {k: nuclei.instances[place] for k, place in places.items()}
+    missing = [side.records[k].image_id for k in chosen if k not in places]
+    remedy = "give the nuclei of every image; where there is none, an empty label image"
+    if len(missing) == len(chosen):
+        raise UserError(f"{nuclei.path} has no image of {side.path} ({first_names(missing)})", remedy)
+    without = [Quarantined(name, f"{nuclei.path} lacks its nuclei; {remedy}") for name in missing]
+    return {k: nuclei.instances[places[k]] for k in chosen if k in places}, without
 
 
 def _with_planes(side: CellDataset) -> list[ImageRecord]:
@@ -321,11 +331,13 @@ def check_table_name(path: str | Path) -> None:
     Raises
     ------
     UserError
-        Another suffix than .csv or .parquet, or Parquet without pyarrow.
+        A folder, another suffix than .csv or .parquet, or Parquet without pyarrow.
     """
     from importlib.util import find_spec
 
     suffix = Path(path).suffix.lower()
+    if Path(path).is_dir():
+        raise UserError(f"'{path}' is a folder", "name a file for the table, such as cells.csv in it")
     if suffix not in (".csv", ".parquet"):
         raise UserError(f"'{path}' is no name of a table", "end it with .csv or .parquet")
     if suffix == ".parquet" and find_spec("pyarrow") is None:

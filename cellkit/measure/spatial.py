@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellkit.errors import UserError
-from cellkit.formats.measured import read_cells_csv
+from cellkit.formats.measured import read_cells_table
 from cellkit.measure.dictionary import OF_CHANNEL, OF_NUCLEI_IN_CHANNEL
 
 if TYPE_CHECKING:
@@ -91,13 +91,9 @@ def _parts(name: str) -> tuple[str, str] | None:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
     if not path.is_file():
         raise UserError(f"no table at {path}", "measure the cells first: cellkit measure")
     try:
-        if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
-        return read_cells_csv(path)
+        return read_cells_table(path)
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"{path} cannot be read: {str(error).strip()[:80]}", "measure the cells again") from error

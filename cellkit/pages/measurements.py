@@ -7,7 +7,7 @@ import math
 from cellkit.errors import UserError, counted
 from cellkit.models import model_name
 from cellkit.pages.results import RunFiles, Table, Words, drawn
-from cellkit.show.measurements import groups_of, measures_of, show_measures, table_of_measures
+from cellkit.show.measurements import MOST_CHANNELS, groups_of, measures_of, show_measures, table_of_measures
 
 
 def measured_words(files: RunFiles) -> str:
@@ -42,6 +42,9 @@ def measurements_chapter(files: RunFiles) -> list:
         "Thin line: all cells; thick line: 5 to 95 %; bar: the middle half; dot: the median. Brightness is that of the "
         "microscope's file, less the median between the cells."
     )
+    channels = sum(name.startswith("background_") for name in cells)
+    if channels > MOST_CHANNELS:
+        text += f" Of {channels} channels the first {MOST_CHANNELS} are shown; cells.csv has all."
     picture = drawn(lambda f: show_measures(cells, f), 9.6, height, text)
     return [Words(measured_words(files)), Table(("", "cells", *measures.values()), rows, caption), picture]
 

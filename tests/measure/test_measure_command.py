@@ -16,6 +16,7 @@ from cellkit.__main__ import main
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
+from cellkit.errors import UserError
 from cellkit.formats.any import write_folder
 from cellkit.formats.coco import write_coco
 from cellkit.formats.label_images import write_labels
@@ -322,3 +323,49 @@ def test_names_that_look_like_numbers_or_like_nothing_come_back(tmp_path, field)
     write_cells(tmp_path / "one.csv", tables[0])
     (only,) = read_measured(tmp_path / "one.csv", CellDataset(records[:1], [cells], path=tmp_path / "cells.json"))
     assert only["area_px"].tolist() == cells.areas_px.tolist()
+
+
+def test_cells_of_another_file_are_told_by_their_areas(tmp_path, field):
+    cells, record = Instances.from_labels(field[0]), ImageRecord("a", "a.png", *field[0].shape)
+    table = rows_of(Job(record, cells))
+    images = CellDataset([record], [cells], path=tmp_path / "cells.json")
+    write_cells(tmp_path / "cells.csv", table)
+    assert read_measured(tmp_path / "cells.csv", images)[0]["area_px"].tolist() == cells.areas_px.tolist()
+    table.loc[1, "area_px"] += 1
+    write_cells(tmp_path / "cells.csv", table)
+    with pytest.raises(UserError, match="cells of a have other areas"):
+        read_measured(tmp_path / "cells.csv", images)
+
+
+def test_an_image_without_a_file_of_nuclei_is_skipped_and_named(folder, field):
+    for name in ("b", "c"):
+        write_raw(folder / "raw" / "HEK" / f"{name}.ome.tif", field[2])
+        write_labels(folder / "labels" / "HEK" / f"{name}.tif", field[0])
+    (folder / "nuclei" / "HEK").mkdir(parents=True)
+    write_labels(folder / "nuclei" / "HEK" / "a.tif", field[1])
+    (folder / "nuclei" / "HEK" / "b.tif").write_bytes(b"II*\0 cut short")
+    done = measure_files([folder / "raw"], folder / "labels", folder / "nuclei")
+    assert done.table["image"].unique().tolist() == ["HEK/a"] and "nuclei" in done.table
+    assert [(one.item, "lacks its nuclei" in one.reason) for one in done.quarantined] == [
+        ("HEK/b.tif", False),
+        ("HEK/b", True),
+        ("HEK/c", True),
+    ]
+    only = measure_files([folder / "raw" / "HEK" / "a.ome.tif"], folder / "labels", folder / "nuclei")
+    assert len(only.table) == len(done.table)
+    with pytest.raises(UserError, match="has no image of"):
+        measure_files([folder / "raw" / "HEK" / "c.ome.tif"], folder / "labels", folder / "nuclei")
+
+
+def test_measurements_come_back_from_parquet_too(tmp_path, field):
+    pytest.importorskip("pyarrow")
+    cells, record = Instances.from_labels(field[0]), ImageRecord("001", "001.png", *field[0].shape)
+    write_cells(tmp_path / "cells.parquet", rows_of(Job(record, cells)))
+    (found,) = read_measured(tmp_path / "cells.parquet", CellDataset([record], [cells], path=tmp_path / "cells.json"))
+    assert found["area_px"].tolist() == cells.areas_px.tolist() and "image" not in found
+
+
+def test_a_folder_is_no_table(folder, capfd):
+    (folder / "cells.csv").mkdir()
+    assert run("nowhere", "nothing", "-o", folder / "cells.csv") == 2
+    assert "is a folder" in capfd.readouterr().err
