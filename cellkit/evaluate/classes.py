@@ -193,13 +193,19 @@ def totals_by_class(
             table = count_by_class(found, images, truth)
             table = table[table["image_id"] == "all"].drop(columns="image_id").assign(model=model)
             if judges is not None and len(judges := judges.without_proposed()):
-                errors = [
-                    class_errors([true], [seen], judges.classes).drop(columns="unknown", errors="ignore").to_numpy()
-                    for true, seen in zip(judges.instances, of_images(found, judges), strict=True)
-                ]
-                table[["corrected", "low", "high"]] = corrected_counts(table["found"].to_numpy(), np.array(errors))
+                pairs = zip(judges.instances, of_images(found, judges), strict=True)
+                errors = np.array([_errors_of(true, seen, judges.classes) for true, seen in pairs])
+                table[["corrected", "low", "high"]] = corrected_counts(table["found"].to_numpy(), errors)
             tables.append(table)
     return pd.concat(tables, ignore_index=True).set_index("model") if tables else pd.DataFrame()
+
+
+def _errors_of(true: Instances, seen: Instances, classes: Sequence[str]) -> np.ndarray:
+    """Return the errors of one image as `corrected_counts` wants them: what is found without a class is missed to its class."""
+    table = class_errors([true], [seen], classes)
+    if "unknown" in table:
+        table["missed"] += table.pop("unknown")
+    return table.to_numpy()
 
 
 def corrected_counts(found: np.ndarray, errors: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
@@ -221,7 +227,8 @@ def corrected_counts(found: np.ndarray, errors: np.ndarray, draws: int = 1000, s
     Returns
     -------
     (K, 3) float64
-        Corrected count, and a 95 % interval; NaN where a class has no labelled cell, or classes are confused throughout.
+        Corrected count, and a 95 % interval; NaN where a class has no labelled cell, or classes are confused throughout; the
+        interval alone, where that is so in most draws.
 
     Examples
     --------
@@ -241,7 +248,10 @@ def corrected_counts(found: np.ndarray, errors: np.ndarray, draws: int = 1000, s
         for count, of_class in zip(best, share, strict=True):
             again = again + rng.multinomial(round(count), of_class)[:-1]
         drawn.append(_solved(again, errors[rng.integers(len(errors), size=len(errors))].sum(axis=0)))
-    low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
+    known = [one for one in drawn if not np.isnan(one).any()]
+    low, high = (
+        np.percentile(known, (2.5, 97.5), axis=0) if 2 * len(known) >= draws else np.full((2, len(best)), np.nan)
+    )
     return np.column_stack([best, np.minimum(low, best), np.maximum(high, best)]).round(1)
 
 

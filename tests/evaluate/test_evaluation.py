@@ -317,6 +317,24 @@ def test_counts_are_not_corrected_by_what_tells_nothing():
     assert all(np.isnan(corrected_counts(np.array([3, 4]), errors)).all() for errors in (alike, absent))
 
 
+def test_counts_have_no_interval_where_each_class_is_on_one_image():
+    alone = np.zeros((8, 9, 9), int)
+    alone[range(8), range(8), range(8)] = 9
+    told = corrected_counts(np.full(8, 20), alone, draws=200)
+    assert (told[:, 0] == 20).all() and np.isnan(told[:, 1:]).all(), "nearly every draw lacks a class"
+
+
+def test_cells_found_without_a_class_are_missed_by_the_counts(images, truths):
+    """One cell of each class is named in an image: there are more than are found."""
+    named = [
+        np.isin(np.arange(len(one)), np.unique(one.class_ids, return_index=True)[1]) for one in truths["val"].instances
+    ]
+    seen = [one.with_classes(one.class_ids * some) for one, some in zip(truths["val"].instances, named, strict=True)]
+    found = dict(zip([record.image_id for record in truths["val"].records], seen, strict=True))
+    table = totals_by_class({"half": found}, truths["val"], truths["val"], truths["val"])
+    assert (table["found"] < table["truth"]).all() and np.allclose(table["corrected"], table["truth"])
+
+
 def test_totals_are_corrected_where_labelled_images_judge(predictions, truths, images):
     counted = images_to_count(images, "test")
     plain = totals_by_class(predictions, counted, truths["test"])
