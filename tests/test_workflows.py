@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,23 @@ def filled(script: str, **values: str) -> str:
     )
 
 
+def own_script(process: str) -> str:
+    """Return what a process runs that is a program of its own, without the indent that Nextflow takes off, too."""
+    return textwrap.dedent(script_of(process)).replace("${task.process}", "P")
+
+
+def joined_by_nextflow(folder: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-c", own_script("table")], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+
+def joined_by_snakemake(folder: Path) -> None:
+    rule = SNAKEFILE.read_text(encoding="utf-8").split("    run:\n")[1]
+    tables = [str(path) for path in sorted((folder / "tables").iterdir())]
+    exec(textwrap.dedent(rule), {"input": tables, "output": [str(folder / "cells.csv")]})
+
+
 def rows_of(table: Path) -> list[dict[str, str]]:
     with open(table, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
@@ -73,18 +91,37 @@ def shell(script: str, folder: Path, env: dict[str, str]) -> None:
 def test_what_nextflow_would_run_finds_and_measures_cells(raw, env, tmp_path):
     image = sorted(raw.iterdir())[0]
     (tmp_path / image.name).symlink_to(image)
-    same = {"prefix": "one", "image": image.name, "task__process": "P", "task__cpus": "1"}
+    same = {"prefix": "cells of one", "image": image.name, "task__process": "P", "task__cpus": "1"}
     find = filled(script_of("predict"), **same, model="starter_light", args=CHANNELS)
     shell(find, tmp_path, env)
-    measure = filled(script_of("measure"), **same, coco="one.json", args="")
+    measure = filled(script_of("measure"), **same, coco=r"cells\ of\ one.json", args="")
     shell(measure, tmp_path, env)
-    rows = rows_of(tmp_path / "one.csv")
-    assert len(rows) > 10 and list((tmp_path / "one_labels").glob("*.tif"))
+    rows = rows_of(tmp_path / "cells of one.csv")
+    assert len(rows) > 10 and list((tmp_path / "cells of one_labels").glob("*.tif"))
     versions = yaml.safe_load((tmp_path / "versions.yml").read_text().replace("\t", " "))
     assert list(versions) == ["P"] and set(versions["P"]) == {"cellkit"}
 
 
-@pytest.mark.parametrize("process", ["predict", "measure"])
+@pytest.mark.parametrize("join", [joined_by_nextflow, joined_by_snakemake])
+def test_tables_with_other_columns_are_joined_by_name(join, tmp_path):
+    """The first image has no cell, and so no channels; the last has another channel than the second."""
+    tables = {"a": "image,area\n", "b": "image,area,mean_DAPI\nb,5,7\n", "c": "\ufeffimage,mean_GFP,area\nc,9,4\n"}
+    (tmp_path / "tables").mkdir()
+    for name, text in tables.items():
+        (tmp_path / f"tables/{name}.csv").write_text(text, encoding="utf-8")
+    join(tmp_path)
+    empty = {"mean_DAPI": "", "mean_GFP": ""}
+    assert rows_of(tmp_path / "cells.csv") == [
+        {**empty, "image": "b", "area": "5", "mean_DAPI": "7"},
+        {**empty, "image": "c", "area": "4", "mean_GFP": "9"},
+    ]
+    (tmp_path / "tables/b.csv").unlink()
+    (tmp_path / "tables/c.csv").unlink()
+    join(tmp_path)
+    assert (tmp_path / "cells.csv").read_text().strip() == "image,area"
+
+
+@pytest.mark.parametrize("process", ["predict", "measure", "table"])
 def test_a_module_of_nextflow_has_the_parts_of_nf_core(process):
     text = (MODULES / process / "main.nf").read_text(encoding="utf-8")
     about = yaml.safe_load((MODULES / process / "meta.yml").read_text())

@@ -4,6 +4,7 @@ nextflow.enable.dsl = 2
 
 include { CELLKIT_PREDICT } from './modules/local/cellkit/predict/main'
 include { CELLKIT_MEASURE } from './modules/local/cellkit/measure/main'
+include { CELLKIT_TABLE } from './modules/local/cellkit/table/main'
 
 workflow {
     images = Channel
@@ -12,8 +13,6 @@ workflow {
     files = params.model_files ? Channel.fromPath(params.model_files, checkIfExists: true).collect() : Channel.value([])
 
     CELLKIT_PREDICT(images, params.model, files)
-    CELLKIT_MEASURE(images.join(CELLKIT_PREDICT.out.coco))
-    CELLKIT_MEASURE.out.cells
-        .map { meta, table -> table }
-        .collectFile(name: 'cells.csv', storeDir: params.outdir, keepHeader: true, skip: 1, sort: { it.name })
+    CELLKIT_MEASURE(images.join(CELLKIT_PREDICT.out.coco, failOnDuplicate: true))
+    CELLKIT_TABLE(CELLKIT_MEASURE.out.cells.map { meta, table -> table }.collect(sort: { it.name }))
 }

@@ -23,7 +23,7 @@ process CELLKIT_MEASURE {
         ${image} \\
         ${coco} \\
         ${args} \\
-        -o ${prefix}.csv
+        -o "${prefix}.csv"
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
@@ -34,7 +34,7 @@ process CELLKIT_MEASURE {
     stub:
     prefix = task.ext.prefix ?: "${meta.id}"
     """
-    touch ${prefix}.csv
+    touch "${prefix}.csv"
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":

@@ -24,11 +24,11 @@ process CELLKIT_PREDICT {
     """
     export OMP_NUM_THREADS=${task.cpus}
     cellkit predict \\
-        ${model} \\
+        "${model}" \\
         ${image} \\
         ${args} \\
-        -o ${prefix}.json \\
-        --labels ${prefix}_labels
+        -o "${prefix}.json" \\
+        --labels "${prefix}_labels"
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
@@ -39,8 +39,8 @@ process CELLKIT_PREDICT {
     stub:
     prefix = task.ext.prefix ?: "${meta.id}"
     """
-    touch ${prefix}.json
-    mkdir ${prefix}_labels
+    touch "${prefix}.json"
+    mkdir "${prefix}_labels"
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
