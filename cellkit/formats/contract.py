@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -82,3 +82,26 @@ class ImageToWrite(NamedTuple):
     um_per_px: float = math.nan
     nuclei: Instances | None = None
     measured: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+def numbers_of_all(known: Iterable[int]) -> np.ndarray:
+    """Return a number for each cell: its own, or one above all others where it has none or that of a cell before it.
+
+    Parameters
+    ----------
+    known : iterable of int
+        What the file calls each cell; 0 where it does not.
+
+    Examples
+    --------
+    >>> numbers_of_all([3, 0, 5, 3])  # of five cells two were deleted and two drawn
+    array([3, 6, 5, 7])
+    """
+    numbers, taken = [], set()
+    for number in known:
+        own = number if 0 < number < 2**31 and number not in taken else 0
+        taken.add(own)
+        numbers.append(own)
+    found = np.array(numbers, np.int64)
+    found[found == 0] = found.max(initial=0) + np.arange(1, np.count_nonzero(found == 0) + 1)
+    return found

@@ -23,7 +23,7 @@ from cellkit.cells.names import plain, stem_of
 from cellkit.cells.outlines import refuse_boxes, simple_polygons
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
-from cellkit.formats.contract import ImageCells, ImageToWrite, Reading
+from cellkit.formats.contract import ImageCells, ImageToWrite, Reading, numbers_of_all
 from cellkit.formats.geojson_file import OURS, is_as_written, stamp_of_features, top_of
 from cellkit.formats.geojson_reading import IGNORE_CLASS, is_ignored, read_geojson
 from cellkit.formats.seg import class_colours
@@ -168,8 +168,7 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
         notes += (
             f"{file.name}: {with_nucleus} of {len(found.instances)} cells are drawn with a nucleus too, not read here",
         )
-    known = len(set(found.numbers.tolist()) - {0}) == len(found.instances)
-    numbers = found.numbers if known else None
+    numbers = numbers_of_all(found.numbers.tolist())
     return ImageCells(found.instances, found.classes, found.made_by, tuple(failed), notes, numbers)
 
 

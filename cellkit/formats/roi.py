@@ -29,7 +29,7 @@ from cellkit.cells.outlines import outlines, refuse_boxes
 from cellkit.errors import Quarantined, UserError, plain_reason
 from cellkit.files import atomic_path
 from cellkit.formats.any import ImageCells, ImageToWrite, Reading
-from cellkit.formats.contract import SIZE_REMEDY
+from cellkit.formats.contract import SIZE_REMEDY, numbers_of_all
 from cellkit.formats.roi_shapes import DRAW_AREA, pixels_of_roi
 
 ENDINGS = (".zip", ".roi")
@@ -399,10 +399,7 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
         raise UserError(f"{file} is a single ROI and does not say of which picture", "give their folder: --images DIR")
     failed: list[Quarantined] = []
     rois = read_rois(file, size, failed)
-    named = all(name.isascii() and name.isdigit() for name in rois.names) and len(set(map(int, rois.names))) == len(
-        rois.names
-    )
-    numbers = np.array([int(name) for name in rois.names], np.int64) if named else None
+    numbers = numbers_of_all(int(name) if name.isascii() and name.isdigit() else 0 for name in rois.names)
     return ImageCells(rois.instances, rois.classes, rois_made_by(file), tuple(failed), numbers=numbers)
 
 

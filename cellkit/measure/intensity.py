@@ -118,6 +118,8 @@ def _of_each(values: np.ndarray, bounds: np.ndarray) -> dict[str, np.ndarray]:
         values = values.astype(np.uint8)
     if _is_small(values):
         return _of_small_integers(values, bounds)
+    if values.dtype.kind not in "iuf":
+        raise UserError(f"the values of a channel are {values.dtype}", "give whole or real numbers")
     numbers = values.astype(np.float64)
     if not np.isfinite(numbers).all():
         raise UserError("a cell has pixels that are no numbers (nan or infinite)", "replace them, or cut the image")

@@ -51,6 +51,12 @@ def to_anndata(cells: pd.DataFrame | str | Path) -> AnnData:
     missing = [name for name in wanted if name not in table]
     if missing:
         raise UserError(f"the table lacks the column {missing[0]}", "give the table that cellkit measure writes")
+    strange = table["label"].isna() | table["image"].isna()
+    if strange.any():
+        raise UserError(
+            f"row {int(strange.to_numpy().argmax()) + 1} of the table says of no image or cell",
+            "measure the cells again",
+        )
     measured = {name: parts for name in map(str, table.columns) if (parts := _parts(name))}
     obs = table[[name for name in table.columns if str(name) not in measured]].copy()
     for name in obs.columns[[kind.kind not in "biuf" for kind in obs.dtypes]]:

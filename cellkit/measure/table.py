@@ -10,7 +10,7 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.resize import instances_on
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.measure.intensity import Plane, brightness, corrected
 from cellkit.measure.neighbours import nearest_px, touching
 from cellkit.measure.nuclei import nuclear_parts, nucleus_and_cytoplasm
@@ -68,8 +68,8 @@ def measure(
     Raises
     ------
     UserError
-        Cells of which only the box is known, a scale that is not above 0, nuclei of another size, a channel with values
-        that are no numbers, or channels whose columns would have one name.
+        Cells that are no Instances or of which only the box is known, another number of labels, a scale that is not above 0,
+        nuclei of another size, a channel that is not (H, W) numbers, or channels whose columns would have one name.
 
     Examples
     --------
@@ -80,6 +80,14 @@ def measure(
     """
     import pandas as pd
 
+    if not isinstance(cells, Instances):
+        raise UserError(
+            f"cells are {type(cells).__name__}", "give Instances, of a label image: Instances.from_labels(labels)"
+        )
+    if labels is not None and len(labels) != len(cells):
+        raise UserError(
+            f"there are {counted(len(labels), 'label')} of {counted(len(cells), 'cell')}", "give one for each"
+        )
     if cells.boxes_only:
         raise UserError("of these cells only boxes are known, which have no size or shape", "give masks of the cells")
     if not (math.isnan(um_per_px) or 0 < um_per_px < math.inf):
@@ -127,6 +135,8 @@ def _with_um(found: Mapping[str, np.ndarray], um_per_px: float) -> dict[str, np.
 def _of_channel(cells: Instances, parts: Instances | None, plane: Plane | Callable[[], Plane]) -> dict[str, np.ndarray]:
     """Return what one channel says of each cell."""
     plane = plane() if callable(plane) else plane
+    if len(plane.shape) != 2 or 0 in plane.shape:
+        raise UserError(f"a channel is of shape {tuple(plane.shape)}", "give (H, W) values for each channel")
     cells = instances_on(cells, plane.shape)
     parts = None if parts is None else instances_on(parts, plane.shape)
     found = brightness(cells, plane, parts)

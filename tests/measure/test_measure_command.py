@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from cellkit.formats.label_images import write_labels
 from cellkit.formats.measured import read_measured
 from cellkit.measure.dictionary import columns_of
 from cellkit.measure.images import Job, joined, measure_files, rows_of, write_cells
+from cellkit.measure.table import measure
 from cellkit.microscope.convert import Conversion
 
 
@@ -369,3 +371,37 @@ def test_a_folder_is_no_table(folder, capfd):
     (folder / "cells.csv").mkdir()
     assert run("nowhere", "nothing", "-o", folder / "cells.csv") == 2
     assert "is a folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["roi", "geojson"])
+def test_cells_keep_their_numbers_where_some_were_deleted_and_others_drawn(folder, field, form):
+    cells, place = Instances.from_labels(field[0])[:6], folder / form
+    write_folder(place, [ImageRecord("a", "a.png", *field[0].shape)], [cells], form=form)
+    if form == "geojson":  # as QuPath saves it: without what cellkit noted, and with an object that has no number
+        features = json.loads((place / "a.geojson").read_text())["features"]
+        features[3]["properties"] = {"objectType": "annotation"}
+        (place / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features[2:]}))
+    else:
+        with zipfile.ZipFile(place / "a_rois.zip") as file:
+            rois = {name: file.read(name) for name in file.namelist()}
+        with zipfile.ZipFile(place / "a_rois.zip", "w") as file:
+            for name in sorted(rois)[2:]:
+                file.writestr("0012-0034.roi" if name == "0004.roi" else name, rois[name])
+    table = measure_files([folder / "raw" / "HEK"], place).table.set_index("label")
+    assert sorted(table.index) == [3, 5, 6, 7]
+    for number, cell in ((3, 2), (7, 3), (5, 4), (6, 5)):
+        assert table.loc[number, "area_px"] == cells.areas_px[cell]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cells": np.eye(4, dtype=int)}, "Instances.from_labels"),
+        ({"labels": [1]}, "1 label of 4 cells"),
+        ({"channels": {"RGB": np.ones((4, 4, 3))}}, r"shape \(4, 4, 3\)"),
+        ({"channels": {"wave": np.ones((4, 4), complex)}}, "complex128"),
+    ],
+)
+def test_what_python_gives_wrongly(change, words):
+    with pytest.raises(UserError, match=words):
+        measure(**{"cells": Instances.from_labels(np.diag([1, 2, 3, 4]))} | change)

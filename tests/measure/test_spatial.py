@@ -41,6 +41,13 @@ def test_a_table_becomes_anndata(table):
     assert set(found.obs) | set(found.var_names) >= set(table.columns)
 
 
+def test_a_row_of_no_cell_is_refused(table):
+    table["label"] = table["label"].astype(float)
+    table.loc[2, "label"] = np.nan
+    with pytest.raises(UserError, match="row 3 of the table"):
+        to_anndata(table)
+
+
 def test_images_and_classes_that_are_called_as_nothing_is_keep_their_names(tmp_path):
     cells = Instances.from_labels(LABELS, [1, 1])
     jobs = [Job(ImageRecord(name, f"{name}.png", 3, 4), cells, ("None",)) for name in ("001", "NA", "nan")]
