@@ -75,6 +75,12 @@ def test_elsewhere_and_the_second_time_it_does_nothing(tmp_path):
     assert run_cell(tmp_path / "two/checkout", COLAB_RELEASE_TAG="x") == ["checkout"]
 
 
+def test_hosted_a_kernel_that_is_started_again_goes_back_into_the_checkout(tmp_path):
+    """As Colab asks for once numpy was replaced: it begins beside the checkout again."""
+    (tmp_path / "content/cellkit/notebooks").mkdir(parents=True)
+    assert run_cell(tmp_path / "content", COLAB_RELEASE_TAG="x") == ["cellkit"], "nothing is fetched anew"
+
+
 @pytest.mark.parametrize(("torch", "stays"), [("2.12.0+cu130", True), ("2.9.1", False), (None, False)])
 def test_the_torch_that_is_there_stays_where_it_is_new_enough(torch, stays, tmp_path):
     for name, version in (("torch", torch), ("torchvision", "0.27.0")):

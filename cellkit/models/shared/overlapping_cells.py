@@ -37,11 +37,11 @@ def numbered(truth: Instances) -> tuple[np.ndarray, np.ndarray]:
     cells = np.repeat(truth.owner_of_run + 1, truth.lengths)
     order = np.lexsort((cells, pixels))
     places, first, count = np.unique(pixels[order], return_index=True, return_counts=True)
-    owners = np.split(cells[order], first[1:])
+    flat, members = labels.reshape(-1), cells[order]
     number: dict[tuple[int, ...], int] = {}
-    flat = labels.reshape(-1)
     for k in np.flatnonzero((count > 1) & (flat[places] > 0)):
-        flat[places[k]] = len(truth) + 1 + number.setdefault(tuple(owners[k].tolist()), len(number))
+        owners = tuple(members[first[k] : first[k] + count[k]].tolist())
+        flat[places[k]] = len(truth) + 1 + number.setdefault(owners, len(number))
     most = max(map(len, number), default=0)
     return labels, np.array([[*some, *[0] * (most - len(some))] for some in number], np.int64).reshape(-1, most)
 
