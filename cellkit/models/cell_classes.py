@@ -229,15 +229,17 @@ def load(checkpoint: str | Path) -> Callable[[np.ndarray, Instances], Instances]
 
     card, tensors = weights.card_for(checkpoint, NAME), weights.load_tensors(checkpoint)
     config = card.config
-    if "votes" not in config:
-        raise UserError(f"{checkpoint} is of an earlier cellkit", "run 05_train_maskrcnn again")
+    votes = config.get("votes")
+    prefixes = (
+        {FEATURES: ""} if votes is None else {name: f"{name}." for name in votes}
+    )  # once there were features alone
     diameter_px = config["diameter_px"]
     describe: dict[str, Callable[[np.ndarray, Instances], np.ndarray]] = {
         TEXTURE: lambda image, cells: texture_of_cells(image, cells, diameter_px)
     }
-    if FEATURES in config["votes"]:
+    if FEATURES in prefixes:
         describe[FEATURES] = _features_by(tensors, config)
-    regressions = {name: Regression.of(tensors, f"{name}.") for name in config["votes"]}
+    regressions = {name: Regression.of(tensors, prefix) for name, prefix in prefixes.items()}
     looked_at = {k.removeprefix(CUT_OUTS): t for k, t in tensors.items() if k.startswith(CUT_OUTS)}
     vote = _votes_on_cut_outs(looked_at, len(card.classes), config["cut_outs_diameter_px"]) if looked_at else None
 
@@ -263,7 +265,7 @@ def _features_by(
     network.load_state_dict({k.removeprefix(ENCODER): t for k, t in tensors.items() if k.startswith(ENCODER)})
     network = placed(network, config["precision"]).eval()
     return lambda image, cells: features_of_cells(
-        network, image, cells, config["diameter_px"], "both", config["ring_px"]
+        network, image, cells, config["diameter_px"], config.get("channels", "both"), config["ring_px"]
     )
 
 
