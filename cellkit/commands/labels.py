@@ -119,7 +119,8 @@ def _nuclei(path: str | None, coco: Any) -> list:
 
     if path is None:
         return []
-    _, found = match_sides(coco, read_side(path, of=coco))
+    inner = read_side(path, of=coco, nuclei=True)
+    _, found = match_sides(coco, inner if inner.cells else read_side(path, of=coco))
     return [nuclear_parts(cells, nuclei)[1] for cells, nuclei in zip(coco.instances, found.instances, strict=True)]
 
 

@@ -89,11 +89,15 @@ def measure_files(
     links: list[Quarantined] = []
     frames, failed = find_frames(find_images(images, avoid=avoid, outside=links))
     side, unread = read_cells(labels, convention, frames)
-    others, more = (None, []) if nuclei is None else read_cells(nuclei, convention, frames)
+    others, more = (None, []) if nuclei is None else read_nuclei(nuclei, convention, frames)
     pairs, alone, notes = _matched(side, frames)
     if others is not None:
         inner, without = _nuclei_by_image(side, others, [k for k, _ in pairs])
-        pairs, more = [pair for pair in pairs if pair[0] in inner], [*more, *without]
+        pairs, more = (
+            [pair for pair in pairs if pair[0] in inner],
+            [*(one for one in more if one not in unread), *without],
+        )
+        notes = (*others.notes, *notes)
     else:
         inner = {}
     records, scale = _with_planes(side), _scale_of_run(side)
@@ -118,12 +122,12 @@ def measure_files(
     if not tables:
         problem, _, remedy = (broken or quarantined)[0].reason.removeprefix("UserError: ").partition("\n")
         raise UserError(f"of {counted(len(work), 'image')} none could be measured; {problem}", remedy)
-    return Measured(joined(tables), quarantined, (*side.notes, *notes))
+    return Measured(joined(tables), quarantined, tuple(dict.fromkeys((*side.notes, *notes))))
 
 
 # ---- cells and their images ----------------------------------------------------------------------------------------
 def read_cells(
-    path: str | Path, convention: str | None = None, frames: Sequence[Frame] = ()
+    path: str | Path, convention: str | None = None, frames: Sequence[Frame] = (), nuclei: bool = False
 ) -> tuple[CellDataset, list[Quarantined]]:
     """Read cells of many images, from one file or a folder with a file for each image; bad files of a folder are left out.
 
@@ -131,6 +135,8 @@ def read_cells(
     ----------
     frames : sequence of Frame
         The images, which tell their sizes to files that do not (ROI zips of ImageJ, GeoJSON of QuPath).
+    nuclei : bool
+        Of cells that are drawn with their nuclei, read the nuclei.
 
     Raises
     ------
@@ -142,7 +148,15 @@ def read_cells(
     if not path.is_dir() and not kinds:
         return read_side(path, convention=convention), []
     kind = "labels" if len(kinds) > 1 and "labels" in kinds else None
-    return read_folder(path, kind, shapes=None if "labels" in kinds else _shapes_of(frames))
+    return read_folder(path, kind, nuclei=nuclei, shapes=None if "labels" in kinds else _shapes_of(frames))
+
+
+def read_nuclei(
+    path: str | Path, convention: str | None = None, frames: Sequence[Frame] = ()
+) -> tuple[CellDataset, list[Quarantined]]:
+    """Read nuclei of many images: of QuPath's cells the nuclei in them, else all objects; otherwise as `read_cells`."""
+    side, failed = read_cells(path, convention, frames, nuclei=True)
+    return (side, failed) if side.cells else read_cells(path, convention, frames)
 
 
 def _shapes_of(frames: Sequence[Frame]) -> dict[str, tuple[int, int]]:

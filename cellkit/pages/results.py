@@ -22,6 +22,7 @@ from cellkit.evaluate.classes import class_model, classes_found
 from cellkit.evaluate.evaluation import decide, of_images, predictions_of, summarise
 from cellkit.files import read_json
 from cellkit.formats.coco_reading import read_coco
+from cellkit.formats.measured import read_cells_table
 from cellkit.manifest import finished_entries, note_reading, read_manifest
 from cellkit.models import order_models
 from cellkit.scores.attribution import worst_images
@@ -277,7 +278,7 @@ class RunFiles:
     @cached_property
     def cells(self) -> pandas.DataFrame:
         """cells.csv, of `cellkit.measure.of_run.measure_run`."""
-        return self.table("cells.csv")
+        return read_cells_table(self.need("cells.csv"))
 
     @cached_property
     def summary(self) -> dict[str, Any]:

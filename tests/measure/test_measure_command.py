@@ -24,6 +24,7 @@ from cellkit.formats.label_images import write_labels
 from cellkit.formats.measured import read_measured
 from cellkit.measure.dictionary import columns_of
 from cellkit.measure.images import Job, joined, measure_files, rows_of, write_cells
+from cellkit.measure.nuclei import nuclear_parts
 from cellkit.measure.table import measure
 from cellkit.microscope.convert import Conversion
 
@@ -405,3 +406,20 @@ def test_cells_keep_their_numbers_where_some_were_deleted_and_others_drawn(folde
 def test_what_python_gives_wrongly(change, words):
     with pytest.raises(UserError, match=words):
         measure(**{"cells": Instances.from_labels(np.diag([1, 2, 3, 4]))} | change)
+
+
+def test_cells_of_qupath_bring_their_nuclei(folder, field):
+    cells, nuclei = (Instances.from_labels(labels) for labels in field[:2])
+    inner = nuclear_parts(cells, nuclei)[1]
+    record = ImageRecord("a", "a.png", *field[0].shape)
+    write_folder(folder / "q", [record], [cells], form="geojson", nuclei=[inner])
+    write_folder(folder / "n", [record], [inner[inner.areas_px > 0]], form="geojson")
+    images = [folder / "raw" / "HEK"]
+    table = measure_files(images, folder / "q", folder / "q").table
+    assert table["nucleus_area_px"].tolist() == inner.areas_px.tolist()
+    pd.testing.assert_frame_equal(table, measure_files(images, folder / "q", folder / "n").table)
+    write_coco(folder / "cells.json", [record], [cells], ("cell",))
+    to_qupath = ["labels", str(folder / "cells.json"), "--format", "geojson", "-o"]
+    for place in ("q", "n"):
+        assert main([*to_qupath, str(folder / f"out_{place}"), "--nuclei", str(folder / place)]) == 0
+    assert (folder / "out_q/a.geojson").read_bytes() == (folder / "out_n/a.geojson").read_bytes()

@@ -14,7 +14,7 @@ import pytest
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import write_records
+from cellkit.cells.records import ImageRecord, write_records
 from cellkit.config.reading import load_config
 from cellkit.config.sections import section_class
 from cellkit.errors import Quarantined, UserError
@@ -30,10 +30,12 @@ from cellkit.evaluate.evaluation import (
 )
 from cellkit.files import write_frame
 from cellkit.formats.coco import write_coco, write_results
+from cellkit.measure.images import Job, joined, rows_of
 from cellkit.measure.of_run import measure_run
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.pages import images as report_images
 from cellkit.pages import report, results
+from cellkit.pages.measurements import measurements_chapter
 from cellkit.run.folder import Run
 
 REPO = Path(__file__).parents[2]
@@ -427,3 +429,17 @@ def test_models_that_find_no_cell_are_scored_0_and_named(evaluated, tmp_path):
 
 def test_a_model_that_finds_cells_is_not_called_blind(evaluated):
     assert "No cell is found" not in evaluated[2]
+
+
+def test_lines_called_by_numbers_and_channels_beyond_those_shown_are_told(tmp_path):
+    labels, channels = (
+        Instances.from_labels(np.pad(np.eye(3, dtype=int), 2)),
+        {f"C{k}": np.ones((7, 7)) for k in range(5)},
+    )
+    records = [ImageRecord(name, f"{name}.png", 7, 7, cell_type=line) for name, line in (("a", "293"), ("b", ""))]
+    write_frame(tmp_path / "cells.csv", joined([rows_of(Job(record, labels), channels) for record in records]))
+    files = results.RunFiles(tmp_path)
+    assert files.cells["line"].tolist() == ["293"] * (len(files.cells) // 2) + [""] * (len(files.cells) // 2)
+    words, table, picture = measurements_chapter(files)
+    assert [row[0] for row in table.rows] == ["293 images"]
+    assert "Of 5 channels the first 4 are shown" in picture.caption
