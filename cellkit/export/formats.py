@@ -18,6 +18,7 @@ FORMATS = {
     "torch-export": ".pt2",
     "huggingface": "",
 }  # and how the name of what is written ends; "" = a folder
+PUBLISHED = ("bioimageio", "huggingface")  # with a licence; of these the first names authors, too
 
 
 def export_model(
@@ -32,7 +33,7 @@ def export_model(
     licence : str, optional
         By its SPDX name; default: the one that the model's card begins with.
     authors : sequence of str
-        Names, for the description of a bioimage.io package.
+        Names, for the description of a bioimage.io package; refused elsewhere, as a licence is where none goes along.
 
     Raises
     ------
@@ -41,6 +42,9 @@ def export_model(
         or of a page that is no export's; or as the writer of the format.
     """
     out, suffix = Path(out), FORMATS[kind]
+    for given, name, kinds in ((licence, "licence", PUBLISHED), (authors, "author", PUBLISHED[:1])):
+        if given and kind not in kinds:
+            raise UserError(f"{kind} has no place for --{name}", f"leave it out, or use --format {' or '.join(kinds)}")
     if model.config.get("diameter_px") == AUTO:
         raise UserError(
             "diameter_px: auto is found for the images at hand, and a model that leaves has none", "give it in px"

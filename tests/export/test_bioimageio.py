@@ -190,3 +190,16 @@ def test_what_is_set_for_the_export_goes_along(small, tmp_path):  # noqa: F811
     assert (back.config["min_area_px"], back.config["diameter_px"], back.config["flow_threshold"]) == (33, 44, 0.3)
     assert '"min_area_px": 33' in (tmp_path / "hub/README.md").read_text()
     assert weights.read_card(back.checkpoint).config["widths"] == list(SMALL)
+
+
+def test_classes_and_the_model_that_finds_the_cells_go_to_the_hub_together(small, tmp_path):  # noqa: F811
+    weights.copy_checkpoint(small, tmp_path / "run/cells")
+    told = {"segmenter": "cells.safetensors", "segmenter_sha256": sha256_file(small)}
+    path = weights.save_checkpoint(
+        tmp_path / "run/classes.safetensors", {}, "cell_classes", classes=("HEK", "N2a"), config=told
+    )
+    for area in (33, 34):  # and once more, over what was written
+        export_model(find_model(path, {"min_area_px": area}), "huggingface", tmp_path / "hub")
+        back = find_model(tmp_path / "hub/model.safetensors")
+        assert back.cell_classes.parent == back.checkpoint.parent == tmp_path / "hub"
+        assert (back.classes, back.config["min_area_px"]) == (("HEK", "N2a"), area)

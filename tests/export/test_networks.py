@@ -200,6 +200,15 @@ def test_nothing_but_an_export_is_written_over(small, tmp_path):  # noqa: F811
     assert own.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"), [("onnx", {"licence": "MIT"}), ("onnx", {"authors": ["A"]}), ("huggingface", {"authors": ["A"]})]
+)
+def test_a_licence_or_author_that_would_not_go_along_is_refused(kind, given, small, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match=f"{kind} has no place for --{next(iter(given)).rstrip('s')}"):
+        export_model(find_model(small), kind, tmp_path / f"m{FORMATS[kind]}", **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_diameter_that_is_found_for_images_cannot_leave(small, tmp_path):  # noqa: F811
     for kind, name in (("onnx", "m.onnx"), ("huggingface", "hub")):
         with pytest.raises(UserError, match="diameter_px: auto is found for the images at hand"):
