@@ -29,7 +29,7 @@ from cellkit.measure.intensity import Plane
 from cellkit.measure.table import measure
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.file_info import Opened
-from cellkit.microscope.frames import Frame, find_frames, find_images
+from cellkit.microscope.frames import Frame, find_frames, find_images, id_of, none_used
 from cellkit.microscope.open import inspect_file, open_file
 from cellkit.parallel import map_items
 
@@ -88,9 +88,12 @@ def measure_files(
     """
     links: list[Quarantined] = []
     frames, failed = find_frames(find_images(images, avoid=avoid, outside=links))
+    unopened = [*links, *failed]
+    if not frames:
+        raise none_used(0, unopened)
     side, unread = read_cells(labels, convention, frames)
     others, more = (None, []) if nuclei is None else read_nuclei(nuclei, convention, frames)
-    pairs, alone, notes = _matched(side, frames)
+    pairs, alone, notes = _matched(side, frames, unopened)
     if others is not None:
         inner, without = _nuclei_by_image(side, others, [k for k, _ in pairs])
         pairs, more = (
@@ -118,7 +121,7 @@ def measure_files(
         partial(_of_file, conversion=conversion or Conversion()), work, "measure", workers, name=_name_of
     )
     tables = [table for table in tables if table is not None]
-    quarantined = [*links, *failed, *unread, *more, *alone, *(item.in_one_line() for item in broken)]
+    quarantined = [*unopened, *unread, *more, *alone, *(item.in_one_line() for item in broken)]
     if not tables:
         problem, _, remedy = (broken or quarantined)[0].reason.removeprefix("UserError: ").partition("\n")
         raise UserError(f"of {counted(len(work), 'image')} none could be measured; {problem}", remedy)
@@ -172,9 +175,12 @@ def _shapes_of(frames: Sequence[Frame]) -> dict[str, tuple[int, int]]:
 
 
 def _matched(
-    side: CellDataset, frames: Sequence[Frame]
+    side: CellDataset, frames: Sequence[Frame], unopened: Sequence[Quarantined]
 ) -> tuple[list[tuple[int, Frame]], list[Quarantined], tuple[str, ...]]:
-    """Return (place in `side`, frame) of the images that both have, what has no image, and notes on images without cells."""
+    """Return (place in `side`, frame) of the images that both have, what has no image, and notes on images without cells.
+
+    An image among `unopened` is there, and named already.
+    """
     named = [ImageRecord(frame.image_id, frame.relative, 1, 1) for frame in frames]
     places = best_pairs(side.records, named, NAMES)
     if not places:
@@ -184,11 +190,11 @@ def _matched(
             "cells and images are matched by name: give the images in which these cells were found",
         )
     pairs = sorted((k, frames[place]) for k, place in places.items())
-    alone = [
-        Quarantined(record.image_id, f"{side.path} has its cells, and no image given is called so; give the image")
-        for k, record in enumerate(side.records)
-        if k not in places
-    ]
+    unmatched = [k for k in range(len(side.records)) if k not in places]
+    broken = [ImageRecord(id_of(Path(one.item).name), Path(one.item).name, 1, 1) for one in unopened]
+    told = best_pairs([side.records[k] for k in unmatched], broken, NAMES)
+    problem = f"{side.path} has its cells, and no image given is called so; give the image"
+    alone = [Quarantined(side.records[k].image_id, problem) for place, k in enumerate(unmatched) if place not in told]
     used = set(places.values())
     bare = [frame.image_id for k, frame in enumerate(frames) if k not in used]
     empty = [record.image_id for k, record in enumerate(side.records) if k in places and not len(side.instances[k])]

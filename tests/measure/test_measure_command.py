@@ -423,3 +423,12 @@ def test_cells_of_qupath_bring_their_nuclei(folder, field):
     for place in ("q", "n"):
         assert main([*to_qupath, str(folder / f"out_{place}"), "--nuclei", str(folder / place)]) == 0
     assert (folder / "out_q/a.geojson").read_bytes() == (folder / "out_n/a.geojson").read_bytes()
+
+
+def test_an_image_that_cannot_be_opened_is_named_once_and_not_called_missing(folder, field):
+    (folder / "raw" / "HEK" / "b.ome.tif").write_bytes(b"II*\0 cut short")
+    write_labels(folder / "labels" / "HEK" / "b.tif", field[0])
+    done = measure_files([folder / "raw"], folder / "labels")
+    assert [Path(one.item).name for one in done.quarantined] == ["b.ome.tif"]
+    with pytest.raises(UserError, match="none could be used; .*b.ome.tif cannot be read as TIFF"):
+        measure_files([folder / "raw" / "HEK" / "b.ome.tif"], folder / "labels")
