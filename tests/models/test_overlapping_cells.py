@@ -72,3 +72,17 @@ def test_a_detector_learns_from_cells_that_overlap():
         loss.backward()
         assert torch.isfinite(loss)
     assert detector_training.say_untrainable([item], [SimpleNamespace(image_id="a")]) == 0
+
+
+def test_a_crowd_that_overlaps_takes_little_memory():
+    """Masks of the size of the image would be 400 MB."""
+    import tracemalloc
+
+    corners = [(x, y) for y in range(0, 1000, 50) for x in range(0, 1000, 50)]
+    cells = Instances.from_boxed_masks([np.ones((60, 60), bool)] * len(corners), corners, (1000, 1000))
+    labels, shared = numbered(cells)
+    tracemalloc.start()
+    found = cells_in(labels, np.zeros(len(cells) + 1, int), shared)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert np.array_equal(found.areas_px, cells.areas_px)

@@ -58,6 +58,8 @@ def cells_in(labels: np.ndarray, class_of: np.ndarray, shared: np.ndarray = NOBO
     shared : (R, M) int
         As `numbered` gives it.
     """
+    from scipy import ndimage
+
     ids = np.unique(labels)
     ids = ids[ids > 0]
     if not len(ids) or ids[-1] < len(class_of):
@@ -65,6 +67,13 @@ def cells_in(labels: np.ndarray, class_of: np.ndarray, shared: np.ndarray = NOBO
     several = ids[ids >= len(class_of)]
     members = shared[several - len(class_of)]
     cells = np.setdiff1d(np.r_[ids[ids < len(class_of)], members.ravel()], [0])
-    masks = [np.isin(labels, [cell, *several[(members == cell).any(axis=1)]]) for cell in cells]
-    found = Instances.from_masks(masks, labels.shape, class_ids=class_of[cells])
+    boxes, parts, corners = ndimage.find_objects(np.maximum(labels, 0)), [], []
+    for cell in cells:
+        own = [cell, *several[(members == cell).any(axis=1)]]
+        rows, columns = zip(*(box for box in (boxes[number - 1] for number in own) if box is not None), strict=True)
+        top, left = min(side.start for side in rows), min(side.start for side in columns)
+        bottom, right = max(side.stop for side in rows), max(side.stop for side in columns)
+        parts.append(np.isin(labels[top:bottom, left:right], own))
+        corners.append((left, top))
+    found = Instances.from_boxed_masks(parts, corners, labels.shape).with_classes(class_of[cells])
     return found.with_unknown(labels < 0) if (labels < 0).any() else found
