@@ -432,3 +432,15 @@ def test_an_image_that_cannot_be_opened_is_named_once_and_not_called_missing(fol
     assert [Path(one.item).name for one in done.quarantined] == ["b.ome.tif"]
     with pytest.raises(UserError, match="none could be used; .*b.ome.tif cannot be read as TIFF"):
         measure_files([folder / "raw" / "HEK" / "b.ome.tif"], folder / "labels")
+
+
+@pytest.mark.parametrize("form", ["seg", "roi", "geojson"])
+def test_files_of_cells_beside_their_images_are_found(tmp_path, field, form):
+    tifffile.imwrite(tmp_path / "a.tif", field[2][0])
+    cells, record = Instances.from_labels(field[0]), ImageRecord("a", "a.tif", *field[0].shape)
+    write_folder(tmp_path, [record], [cells], form=form, images=tmp_path if form == "seg" else None)
+    assert measure_files([tmp_path], tmp_path).table["area_px"].tolist() == cells.areas_px.tolist()
+    write_labels(
+        tmp_path / "a_cp_masks.tif", np.where(field[0] > 1, field[0], 0)
+    )  # a label image goes before other files
+    assert len(measure_files([tmp_path], tmp_path).table) == len(cells) - 1
