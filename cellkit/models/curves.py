@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cellkit.errors import UserError
 
 FOLDER = "tensorboard"
+MISSING = "tensorboard: true needs the package 'tensorboard'", "pip install 'cellkit[tensorboard]', or leave it out"
 
 
 class Curves:
@@ -39,10 +41,7 @@ class Curves:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
-            raise UserError(
-                "tensorboard: true needs the package 'tensorboard'",
-                "pip install 'cellkit[tensorboard]', or leave it out",
-            ) from error
+            raise UserError(*MISSING) from error
         folder = Path(out) / FOLDER
         if not rows:
             shutil.rmtree(folder, ignore_errors=True)
@@ -61,3 +60,15 @@ class Curves:
         """End the file."""
         if self.writer is not None:
             self.writer.close()
+
+
+def check_curves(wanted: bool) -> None:
+    """Refuse curves that could not be written, before anything is made ready for a training.
+
+    Raises
+    ------
+    UserError
+        As `Curves`.
+    """
+    if wanted and find_spec("tensorboard") is None:
+        raise UserError(*MISSING)

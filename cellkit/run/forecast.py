@@ -309,8 +309,9 @@ def _forecast(run: _Images, section: str, speeds: Mapping[str, Speed]) -> Foreca
         of_step = speed.cost.step_bytes * _at_once(config)
         held += KEPT_BYTES * 1e6 * run.mpx(section, *splits) + of_step * (speed.cost.device != "cuda")
     if section in ("label", "finetune", "maskrcnn"):
-        module = backend_module(getattr(run.cfg, section).backend)
-        largest = bytes_for((1, round(max(run.px))), run.diameter(section), module.BYTES_PER_PX)
+        cfg = getattr(run.cfg, section)
+        of_px = backend_module(cfg.backend).BYTES_PER_PX * (getattr(cfg, "flips", None) or 1)
+        largest = bytes_for((1, round(max(run.px))), run.diameter(section), of_px)
         held = max(held, speed.start_bytes + largest)
         network = 4 * speed.cost.parameters + (ADAM_BYTES * speed.cost.trained if section != "label" else 0)
         if speed.cost.device == "cuda":

@@ -37,6 +37,7 @@ from cellkit.labelling.corrections import corrections_folder, read_corrections, 
 from cellkit.log import collected_warnings
 from cellkit.machine import check_memory, here
 from cellkit.models import FUSED, TEACHER, backend_module, check_backend, get_backend, if_able
+from cellkit.models.curves import check_curves
 from cellkit.models.shared.fine_tuning import refuse_small
 from cellkit.models.shared.inputs import bytes_for
 from cellkit.models.weights import card_for
@@ -176,6 +177,7 @@ def _check_training(section: str, cfg: Any) -> None:
     """Refuse a backend that cannot be used, weights to start from that are not here, and what the backend itself refuses."""
     with collected() as noted:
         check_backend(cfg.backend)
+        check_curves(getattr(cfg, "tensorboard", False))
         paths = {}
         for key, fitting in weights_fields(type(cfg)).items():
             if (name := getattr(cfg, key)) not in ("scratch", "tuned"):
@@ -201,7 +203,12 @@ def check_model_memory(outlook: Outlook) -> None:
     if diameter_px and outlook.records:
         largest = max(outlook.records, key=lambda one: one.height_px * one.width_px)
         shape, module = (largest.height_px, largest.width_px), backend_module(cfg.backend)
-        needed = bytes_for(shape, diameter_px, module.BYTES_PER_PX, getattr(module, "CELL_PX", None))
+        needed = bytes_for(
+            shape,
+            diameter_px,
+            module.BYTES_PER_PX * (getattr(cfg, "flips", None) or 1),
+            getattr(module, "CELL_PX", None),
+        )
         check_memory(Path(largest.source or largest.path), needed, "finding the cells of")
 
 

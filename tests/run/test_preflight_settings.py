@@ -147,6 +147,28 @@ def test_memory_disk_and_run_folder(here, monkeypatch):
     assert "is no run folder and holds cat.jpg" in texts(check_run(cfg, "photos"), ERROR)
 
 
+def test_a_detector_that_looks_at_flips_takes_their_memory(monkeypatch):
+    from types import SimpleNamespace
+
+    from cellkit.run import preflight
+
+    needed = []
+    monkeypatch.setattr(preflight, "check_memory", lambda path, size, what: needed.append(size))
+    for flips in (None, 4):
+        label = SimpleNamespace(backend="maskrcnn_torchvision", diameter_px=30.0, flips=flips)
+        image = SimpleNamespace(height_px=512, width_px=512, source="a.tif", path="a.png")
+        preflight.check_model_memory(SimpleNamespace(cfg=SimpleNamespace(label=label), records=[image]))
+    assert needed[1] == 4 * needed[0] > 0
+
+
+@pytest.mark.parametrize("section", ["finetune", "maskrcnn"])
+def test_curves_without_their_package_are_refused_before_anything_is_made(section, here, monkeypatch):
+    lab()
+    assert "tensorboard" not in warned(**{f"{section}__tensorboard": True})
+    monkeypatch.setattr("cellkit.models.curves.find_spec", lambda name: None)
+    assert "needs the package 'tensorboard'" in refused(**{f"{section}__tensorboard": True})
+
+
 def test_the_models_that_can_be_handed_in_are_those_of_the_notebooks():
     from fnmatch import fnmatchcase
 
