@@ -89,11 +89,25 @@ def _of_frame(side: CellDataset, frame: Frame) -> CellDataset | None:
 
 
 def layers_of(view: View) -> list[Layer]:
-    """Return the channels of the image, and its cells over them."""
+    """Return the channels of the image, and its cells over them.
+
+    Raises
+    ------
+    UserError
+        Cells of an image of another size.
+    """
     frame = view.frame
     with open_file(frame.path) as opened:
         um_per_px = opened.info.series[frame.scene].um_per_px
         planes = {name: read() for name, read in raw_channels(opened, frame.scene, frame.time).items()}
+    size = next(iter(planes.values())).shape
+    for side in view.cells.values():
+        if side.instances[0].shape != size:
+            own = "{} x {}".format(*side.instances[0].shape)
+            raise UserError(
+                f"the cells of {side.path} are of an image of {own} px, {frame.path.name} is {size[0]} x {size[1]} px",
+                "give the very image that the cells were found in",
+            )
     cells = [
         cells_layer(
             name, side.instances[0], side.classes, um_per_px, side.numbers[0].tolist() if side.numbers else None

@@ -104,8 +104,8 @@ def cells_of_rows(
             )
         class_ids.append(categories[number])
     found = (decode or cells_of_masks)(rows, (record.height_px, record.width_px), where).with_classes(class_ids)
-    if rows and all("score" in row for row in rows):
-        found = found.with_scores([checked_score(row["score"], where) for row in rows])
+    if any("score" in row for row in rows):  # a cell that somebody drew among those of a model has none
+        found = found.with_scores([checked_score(row.get("score", 1.0), where) for row in rows])
     return found
 
 

@@ -115,6 +115,12 @@ def test_an_image_that_cannot_be_read_is_named(folder, capfd, monkeypatch):
     assert "skipped: " in (said := capfd.readouterr().err) and "broken.tif" in said
 
 
+def test_cells_of_an_image_of_another_size_are_refused(folder):
+    write_coco(folder / "large.json", [ImageRecord("a", "a.png", 6, 10)], [Instances.empty((6, 10))], CLASSES)
+    with pytest.raises(UserError, match=r"of an image of 6 x 10 px, a.png is 3 x 5 px"):
+        layers_of(chosen_view(str(folder / "p"), str(folder / "large.json"), "a"))
+
+
 def test_what_is_refused(folder):
     with pytest.raises(UserError, match="no image 'c'"):
         chosen_view(str(folder / "p"), None, "c")

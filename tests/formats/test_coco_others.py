@@ -210,6 +210,12 @@ def test_a_byte_order_mark_is_read_over(tmp_path):
     assert len(read_coco(path).records) == 1
 
 
+def test_a_cell_that_somebody_added_to_those_of_a_model_leaves_these_their_scores(tmp_path):
+    rows = [annotation(score=0.25), annotation(id=2)]
+    (found,) = read_coco(saved(tmp_path, a_file(annotations=rows))).instances
+    assert found.scores.tolist() == [0.25, 1]
+
+
 def test_results_may_lack_the_category_and_come_in_any_order(tmp_path):
     rows = [{"image_id": k, "segmentation": WORKED, "score": 0.1 * k} for k in (3, 1, 3)]
     found = read_results(saved(tmp_path, rows), {1: SHAPE, 2: SHAPE, 3: SHAPE})
