@@ -6,6 +6,7 @@ read: safetensors, or a torch file by ``weights_only``.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,8 +95,9 @@ def _state(path: Path, folder: Path, about: Mapping[str, Any]) -> Path:
             f"{path} has no weights that can be trained on: it needs a {STATE}, and has {there}",
             "take a package with a state dict; TorchScript and ONNX are programs, and are not opened",
         )
-    file = (folder / entry["source"]).resolve()
-    if folder.resolve() not in file.parents or not file.is_file():
+    members = {member.resolve() for member in folder.rglob("*") if member.is_file()}
+    file = Path(os.path.abspath(folder.resolve() / entry["source"]))
+    if file not in members:
         raise UserError(f"the weights of {path} are not in it: {entry['source']}", "give the ZIP as it was downloaded")
     if entry.get("sha256") not in (None, sha256_file(file)):
         raise UserError(f"the weights of {path} are not those of its description (sha256 differs)", "get it again")
@@ -104,11 +106,11 @@ def _state(path: Path, folder: Path, about: Mapping[str, Any]) -> Path:
 
 def _refuse_others(path: Path, tensors: Mapping[str, Any]) -> None:
     """Refuse the tensors of another network, before anything is kept."""
-    from cellkit.models.unet_network import CellposeUNet, widths_of
+    from cellkit.models.unet_network import CellposeUNet, fits, widths_of
 
     widths = widths_of(tensors)
     wanted = CellposeUNet(widths=widths).state_dict() if widths else {}
-    good = widths and all(name in tensors and tensors[name].numel() == wanted[name].numel() for name in wanted)
+    good = widths and all(name in tensors and fits(name, tensors[name], wanted[name]) for name in wanted)
     if not good:
         raise UserError(
             f"{path} holds no two-channel Cellpose U-Net",

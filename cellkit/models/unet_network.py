@@ -291,7 +291,7 @@ def load_network(checkpoint: str | Path, precision: str | None = None) -> tuple[
             f"{checkpoint} does not say to which diameter its cells were scaled, as those of Cellpose 1",
             "take it in under its name: cellkit fetch cyto --from FILE; or cyto2, or nuclei",
         )
-    wrong = [k for k in expected if k in tensors and not _fits(k, tensors[k], expected[k])]
+    wrong = [k for k in expected if k in tensors and not fits(k, tensors[k], expected[k])]
     if missing or wrong:
         raise UserError(
             f"{checkpoint} is no two-channel Cellpose U-Net ({len(missing)} tensors missing, {len(wrong)} of another size)",
@@ -313,7 +313,7 @@ def widths_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
     return tuple(len(tensors[name]) for name in names) if all(name in tensors for name in names) else ()
 
 
-def _fits(name: str, tensor: torch.Tensor, wanted: torch.Tensor) -> bool:
+def fits(name: str, tensor: torch.Tensor, wanted: torch.Tensor) -> bool:
     """Tell whether a tensor has the shape that is wanted; a diameter may be a bare number."""
     return tensor.shape == wanted.shape or (name.startswith("diam_") and tensor.numel() == 1)
 

@@ -134,6 +134,16 @@ FAULTS = {
         lambda path: package(path, weights={"pytorch_state_dict": {"source": "../../etc/passwd"}}),
         "are not in it",
     ),
+    "a name that no file has": (
+        lambda path: package(path, weights={"pytorch_state_dict": {"source": "w" * 5000 + "\0"}}),
+        "are not in it",
+    ),
+    "tensors laid out otherwise": (
+        lambda path: package(
+            path, saved({k: v.transpose(0, 1) if k == "output.2.weight" else v for k, v in tensors().items()})
+        ),
+        "holds no two-channel Cellpose U-Net",
+    ),
     "only a program": (
         lambda path: package(path, weights={"torchscript": STATE}),
         "it needs a pytorch_state_dict, and has torchscript",
