@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,12 +176,14 @@ def read_nuclei(
 def _shapes_of(frames: Sequence[Frame]) -> dict[str, tuple[int, int]]:
     """Return image id, and name without suffix -> (H, W); an image whose header cannot be read is named when it is measured."""
     shapes, stems = {}, Counter(stem_of(frame.relative) for frame in frames)
-    for frame in frames:
-        with suppress(UserError, OSError, ValueError):
-            series = inspect_file(frame.path).series[frame.scene]
-            shapes[frame.image_id] = (series.size("Y"), series.size("X"))
-            if stems[stem_of(frame.relative)] == 1:
-                shapes.setdefault(stem_of(frame.relative), shapes[frame.image_id])
+    for path, own in groupby(frames, lambda frame: frame.path):  # a file is opened once for all its scenes and times
+        with suppress(Exception):  # whatever a reader raises on a damaged file
+            scenes = inspect_file(path).series
+            for frame in own:
+                size = scenes[frame.scene].size("Y"), scenes[frame.scene].size("X")
+                shapes[frame.image_id] = size
+                if stems[stem_of(frame.relative)] == 1:
+                    shapes.setdefault(stem_of(frame.relative), size)
     return shapes
 
 

@@ -222,6 +222,7 @@ def test_no_cells_at_all_is_a_table_without_rows(tmp_path, field):
         (["-o", "cells.csv", "--workers", "0"], "1 or more"),
         (["-o", "cells.csv", "--z", "7"], "planes count from 0"),
         (["-o", "cells.csv", "--z", "sum"], "choose max, mean, focus"),
+        (["-o", "cells.csv", "--z", "²"], "projection is '²'"),
     ],
 )
 def test_what_is_refused_says_what_to_do(folder, arguments, words, capfd):
@@ -303,16 +304,18 @@ def test_files_of_the_times_of_one_image_are_matched_with_them(tmp_path, field, 
     np.testing.assert_allclose(second - first, 5)
 
 
+def test_a_damaged_picture_is_named_where_others_tell_their_sizes(folder):
+    labels = square(square(folder / "q"), "b")
+    (folder / "raw" / "HEK" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    done = measure_files([folder / "raw"], labels)
+    assert len(done.table) == 1 and all("b." in one.item for one in done.quarantined) and done.quarantined
+
+
 def test_an_image_without_a_cell_is_named(folder, field, capfd):
     write_raw(folder / "raw" / "HEK" / "b.ome.tif", field[2])
     write_labels(folder / "labels" / "HEK" / "b.tif", np.zeros_like(field[0]))
     assert run(folder / "raw", folder / "labels", "-o", folder / "cells.csv") == 0
     assert "1 image without a cell, and so without a row (HEK/b)" in capfd.readouterr().err
-
-
-def test_a_plane_by_a_number_that_is_none(folder, capfd):
-    assert run(folder / "raw", folder / "labels", "-o", folder / "cells.csv", "--z", "²") == 2
-    assert "projection is '²'" in capfd.readouterr().err
 
 
 def test_names_that_look_like_numbers_or_like_nothing_come_back(tmp_path, field):
