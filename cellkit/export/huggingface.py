@@ -89,10 +89,14 @@ def _refuse_others(out: Path) -> None:
     """Refuse a folder that holds anything that `write_folder` does not write: it would be lost."""
     if not out.exists():
         return
-    card = out / CARD
-    if not (out / NAME).is_file() or not card.is_file():
-        raise UserError(f"{out} exists and is no model that was exported", "name a folder that does not exist")
-    segmenter = read_json(card).get("config", {}).get("segmenter", NAME)
+    from cellkit.models import weights
+
+    try:
+        segmenter = str(weights.read_card(out / NAME).config.get("segmenter", NAME))
+    except UserError as error:
+        raise UserError(
+            f"{out} exists and is no model that was exported", "name a folder that does not exist"
+        ) from error
     known = {NAME, CARD, "README.md", segmenter, Path(segmenter).with_suffix(".json").name}
     others = sorted(path.name for path in out.iterdir() if path.name not in known)
     if others:

@@ -171,6 +171,10 @@ def test_another_folder_is_left_alone(small, tmp_path):  # noqa: F811
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="exists and is no model that was exported"):
         export_model(find_model(small), "huggingface", tmp_path / "mine")
+    (tmp_path / "mine/model.safetensors").write_bytes(b"of mine")
+    (tmp_path / "mine/model.json").write_text("no card")
+    with pytest.raises(UserError, match="exists and is no model that was exported"):
+        export_model(find_model(small), "huggingface", tmp_path / "mine")
     with pytest.raises(UserError, match="threshold has no weights"):
         export_model(find_model("threshold"), "huggingface", tmp_path / "hub")
 
