@@ -112,16 +112,30 @@ def run(given: argparse.Namespace) -> Answer:
 
 
 def _nuclei(path: str | None, coco: Any) -> list:
-    """Return the nuclei of each image, one for each cell; none where no file of nuclei is given."""
+    """Return the nuclei of each image, one for each cell; none where no file of nuclei is given.
+
+    Raises
+    ------
+    UserError
+        A file that lacks an image: that is no image without nuclei.
+    """
+    from cellkit.cells.names import best_pairs
     from cellkit.formats.any import read_side
-    from cellkit.formats.sides import match_sides
+    from cellkit.formats.sides import NAMES, first_names
     from cellkit.measure.nuclei import nuclear_parts
 
     if path is None:
         return []
     inner = read_side(path, of=coco, nuclei=True)
-    _, found = match_sides(coco, inner if inner.cells else read_side(path, of=coco))
-    return [nuclear_parts(cells, nuclei)[1] for cells, nuclei in zip(coco.instances, found.instances, strict=True)]
+    inner = inner if inner.cells else read_side(path, of=coco)
+    places = best_pairs(coco.records, inner.records, NAMES)
+    missing = [record.image_id for k, record in enumerate(coco.records) if k not in places]
+    if missing:
+        raise UserError(
+            f"{path} lacks the nuclei of {counted(len(missing), 'image')} ({first_names(missing)})",
+            "give those of every image; where there is none, an empty label image",
+        )
+    return [nuclear_parts(cells, inner.instances[places[k]])[1] for k, cells in enumerate(coco.instances)]
 
 
 def _measured(path: str | None, coco: Any) -> list:

@@ -118,6 +118,19 @@ def test_nuclei_and_measurements_go_with_their_cells(tmp_path, capfd):
     assert "files 'roi' do not keep nuclei" in capfd.readouterr().err
 
 
+def test_nuclei_of_more_images_are_taken_and_of_fewer_refused(tmp_path, capfd):
+    for name in ("a", "b"):
+        write_labels(tmp_path / f"both/{name}.tif", LABELS)
+    write_labels(tmp_path / "one/a.tif", LABELS)
+    for name in ("both", "one"):
+        assert main(["coco", str(tmp_path / name), "-o", str(tmp_path / f"{name}.json")]) == 0
+    command = ["labels", "-o", str(tmp_path / "q"), "--format", "geojson"]
+    assert main([*command, str(tmp_path / "one.json"), "--nuclei", str(tmp_path / "both.json")]) == 0
+    capfd.readouterr()
+    assert main([*command, str(tmp_path / "both.json"), "--nuclei", str(tmp_path / "one.json")]) == 2
+    assert "lacks the nuclei of 1 image (b)\ngive those of every image" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
