@@ -115,8 +115,11 @@ def _as_read(weights_file: Path, model: Model) -> None:
     card, own = read_json(side), backend_module(model.backend).Settings.model_fields
     told = {key: value for key, value in card["config"].items() if key in own and value is not None}
     if told != model.config:
-        kept = {key: value for key, value in card["config"].items() if key not in told}
-        write_json(side, card | {"config": kept | model.config}, indent=1)
+        kept = {key: value for key, value in card["config"].items() if key not in told} | model.config
+        set_now = {key for key, value in model.config.items() if told.get(key) != value}
+        if lines := kept.get("by_line"):  # what is set holds for every class, see `detector_settings.read_with`
+            kept["by_line"] = {line: {k: v for k, v in one.items() if k not in set_now} for line, one in lines.items()}
+        write_json(side, card | {"config": kept}, indent=1)
 
 
 def _page(model: Model, card: Any, licence: str | None) -> str:

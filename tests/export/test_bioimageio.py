@@ -167,6 +167,16 @@ def test_a_detector_goes_to_the_hub(tmp_path):
     assert "which it is: HEK, N2a" in (tmp_path / "hub/README.md").read_text()
 
 
+def test_a_threshold_that_is_set_for_the_export_holds_for_every_class(tmp_path):
+    told = {"fpn_channels": 16, "score_threshold": 0.3, "by_line": {"1": {"score_threshold": 0.2, "min_area_px": 30}}}
+    path = weights.save_checkpoint(
+        tmp_path / "maskrcnn.safetensors", {}, "maskrcnn_torchvision", classes=("HEK", "N2a"), config=told
+    )
+    export_model(find_model(path, {"score_threshold": 0.6}), "huggingface", tmp_path / "hub")
+    config = weights.read_card(tmp_path / "hub/model.safetensors").config
+    assert (config["score_threshold"], config["by_line"]) == (0.6, {"1": {"min_area_px": 30}})
+
+
 def test_another_folder_is_left_alone(small, tmp_path):  # noqa: F811
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="exists and is no model that was exported"):
