@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellkit.cells.dataset import CellDataset
-from cellkit.show.overlays import checked_image, draw_picture, grey_of, legend_below
-from cellkit.show.style import INK, axes_or_new, figure_or_new, styled, words_only
+from cellkit.show.overlays import checked_image, draw_picture, grey_of
+from cellkit.show.style import INK, axes_or_new, figure_or_new, legend_below, styled, words_only
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,6 +23,7 @@ from cellkit.show.style import (
     class_line,
     class_name,
     draw_bar,
+    legend_below,
     styled,
     words_only,
 )
@@ -213,13 +214,6 @@ def unknown_handle(*sides: Instances | None) -> list:
 
     patch = Patch(facecolor="#808080", edgecolor="#D7D7D7", hatch="\\\\\\", label="not annotated")
     return [patch] if any(one is not None and one.unknown_px for one in sides) else []
-
-
-def legend_below(ax: Axes, handles: list) -> None:
-    """Put a legend below the Axes."""
-    if handles:
-        where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.005), "borderaxespad": 0.2}
-        ax.legend(handles=handles, ncols=len(handles), columnspacing=1.1, handlelength=1.2, **where)
 
 
 @styled

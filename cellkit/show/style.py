@@ -401,3 +401,13 @@ def draw_bars(axes: Sequence[Axes], scales: Sequence[tuple[tuple[int, ...], floa
     one = len({(tuple(shape), um) for shape, um in scales}) == 1
     for ax, (_, um_per_px) in list(zip(axes, scales, strict=True))[: 1 if one else None]:
         draw_bar(ax, um_per_px, size_pt)
+
+
+def legend_below(ax: Axes, handles: list) -> None:
+    """Put a legend below the Axes, in as many rows as its width wants: a wider one would make pictures small."""
+    how = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.005), "borderaxespad": 0.2, "columnspacing": 1.1}
+    for columns in range(len(handles), 0, -1):
+        legend = ax.legend(handles=handles, ncols=columns, handlelength=1.2, **how)
+        _make_legible(ax.figure)  # before its width is asked for
+        if legend.get_window_extent().width <= ax.get_window_extent().width:
+            break

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,6 +85,11 @@ def test_text_fits_and_no_text_leaves_the_page(deck):
                 box = text.get_window_extent()
                 inside = box.x0 > -2 and box.y0 > -2 and box.x1 < width + 2 and box.y1 < height + 2
                 assert inside or box.width == 0, (slide.name, text.get_text())
+        legends = [ax.get_legend().get_window_extent() for ax in figure.axes if ax.get_legend()]
+        assert [pair for pair in combinations(legends, 2) if pair[0].overlaps(pair[1])] == [], slide.name
+        pictures = [ax.get_window_extent() for ax in figure.axes if ax.images]
+        if slide.name == "failures":
+            assert all(box.width > 0.15 * width for box in pictures), "a legend must not make pictures small"
 
 
 def test_numbers_come_from_the_run(run, deck, tmp_path):
