@@ -125,6 +125,9 @@ def _pairs(fn: Callable, items: Sequence, desc: str, workers: int) -> Iterator[t
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
+    # A worker that holds much more memory than at its start is replaced. joblib warns of it in a thread of its own; where
+    # warnings are errors that thread would end, and its results would be waited for in vain.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     stream = Parallel(n_jobs=workers, return_as="generator")(delayed(_Guarded(fn))(item) for item in items)
     try:
         yield from progress(stream, desc, total=len(items))

@@ -1,9 +1,11 @@
 """One loop over many items: in order, a failing item set aside, the same for any number of workers."""
 
 import errno
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -35,6 +37,19 @@ def die_at_three(number: int) -> int:
 
         os.kill(os.getpid(), signal.SIGKILL)
     return number
+
+
+# Each item but the first two takes 400 MB that it never gives back, and longer than joblib's look at the memory.
+GROW = """
+import os, time
+
+KEPT = []
+
+def grow(number):
+    time.sleep(1.2 if number > 1 else 0.2)
+    KEPT.append(bytearray(os.urandom(1000)) * (400_000 if number > 1 else 1))
+    return os.getpid()
+"""
 
 
 def draw(seed: int) -> float:
@@ -75,6 +90,15 @@ class TestMapItems:
         items = list(range(12))
         assert map_items(draw, items, "draw") == map_items(draw, items, "draw", workers=2)
         assert map_items(halve, [4, 3, 100, 6], "halve") == map_items(halve, [4, 3, 100, 6], "halve", workers=2)
+
+    def test_workers_that_take_much_memory_are_replaced_also_where_warnings_are_errors(self, tmp_path):
+        (tmp_path / "grow.py").write_text(GROW)
+        code = "import grow, cellkit.parallel as p; print(*p.map_items(grow.grow, range(6), 'grow', workers=2)[0])"
+        command = [sys.executable, "-W", "error", "-c", code]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+        pids = done.stdout.split()
+        assert len(pids) == 6 and len(set(pids)) > 2, done.stderr
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_each_result_is_passed_on_in_order_and_failures_are_not(self, workers):
