@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,11 @@ def planes_of_sizes(*sizes: tuple[int, int, int]) -> list[np.ndarray]:
     """Return planes (B, 2, H, W) float32 of random numbers, one array per (B, H, W)."""
     rng = np.random.default_rng(3)
     return [rng.normal(0.4, 0.5, (batch, 2, height, width)).astype(np.float32) for batch, height, width in sizes]
+
+
+def thousand_scenes() -> Iterator[np.ndarray]:
+    """Yield twenty batches (50, 2, 48, 48) float32 of bright squares on a noisy ground."""
+    rng = np.random.default_rng(9)
+    for _ in range(20):
+        squares = rng.random((50, 2, 6, 6), np.float32).repeat(8, axis=2).repeat(8, axis=3)
+        yield squares * (squares > 0.6) + rng.normal(0, 0.05, squares.shape).astype(np.float32)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from export_cases import SMALL, answers, planes_of_sizes, small  # noqa: F401
+from export_cases import SMALL, answers, planes_of_sizes, small, thousand_scenes  # noqa: F401
 
 from cellkit.errors import UserError
 from cellkit.export.bioimageio import scaled
@@ -63,13 +63,26 @@ def test_it_comes_back_as_weights_to_start_from(package, small, tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     back, first = find_model(package[0]), find_model(small)
     assert back.config == first.config | {"diameter_of": "batch", "normalise": [1.0, 99.0]}
-    (planes,) = planes_of_sizes((2, 64, 40))
-    np.testing.assert_array_equal(answers(back.checkpoint, planes), answers(small, planes))
+    for planes in (*planes_of_sizes((2, 64, 40)), *thousand_scenes()):
+        np.testing.assert_array_equal(answers(back.checkpoint, planes), answers(small, planes))
     assert weights.parents_of(back.checkpoint)[1:] == ["starter_light"]
 
 
-@pytest.mark.parametrize("kind", ["pytorch_state_dict", "torchscript", "onnx"])
-def test_run_back_each_format_gives_the_maps_of_cellkit(package, small, kind):  # noqa: F811
+def scenes_of_sizes():
+    return planes_of_sizes((1, 64, 64), (2, 72, 120))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scenes"),
+    [
+        ("pytorch_state_dict", scenes_of_sizes),
+        ("torchscript", scenes_of_sizes),
+        ("onnx", scenes_of_sizes),
+        ("onnx", thousand_scenes),
+        ("pytorch_state_dict", thousand_scenes),
+    ],
+)
+def test_run_back_each_format_gives_the_maps_of_cellkit(package, small, kind, scenes):  # noqa: F811
     import bioimageio.core
     import bioimageio.spec
     from bioimageio.core import Tensor
@@ -78,7 +91,7 @@ def test_run_back_each_format_gives_the_maps_of_cellkit(package, small, kind):  
 
     described = bioimageio.spec.load_description(package[0])
     with bioimageio.core.create_prediction_pipeline(described, weight_format=kind) as pipeline:
-        for raw in planes_of_sizes((1, 64, 64), (2, 72, 120)):
+        for raw in scenes():
             raw = raw * 700 + 900  # as a camera gives it: the package scales it
             tensor = Tensor(raw, dims=tuple(map(AxisId, ("batch", "channel", "y", "x"))))
             sample = Sample(members={"planes": tensor}, stat={}, id="one")

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_cases import SMALL, answers, leaving, planes_of_sizes, small  # noqa: F401
+from export_cases import SMALL, answers, leaving, planes_of_sizes, small, thousand_scenes  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,10 +78,7 @@ def test_onnx_equals_torch_at_every_size(session, small, batch, rows, columns, s
 
 
 def test_onnx_equals_torch_on_a_thousand_scenes(session, small):  # noqa: F811
-    rng = np.random.default_rng(9)
-    for _ in range(20):
-        discs = rng.random((50, 2, 6, 6), np.float32).repeat(8, axis=2).repeat(8, axis=3)
-        planes = discs * (discs > 0.6) + rng.normal(0, 0.05, discs.shape).astype(np.float32)
+    for planes in thousand_scenes():
         np.testing.assert_allclose(run(session, planes), answers(small, planes), atol=1e-4, rtol=0)
 
 
