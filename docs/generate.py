@@ -23,7 +23,7 @@ PAGES = {  # pages that lie elsewhere in the repository
     "CHANGELOG.md": "changelog.md",
     "data/README.md": "data-sets.md",
     "data/formats.md": "formats.md",
-    "notebooks/recipes/README.md": "recipes.md",
+    "notebooks/recipes/README.md": "writing-recipes.md",
     "workflows/README.md": "workflows.md",
 }
 TURNED = PAGES | {"notebooks/README.md": "notebooks.md", "cellkit/__init__.py": "api/index.md"}

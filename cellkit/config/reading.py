@@ -190,13 +190,13 @@ def _override(settings: dict[str, Any], key: str, value: Any, written: str | Non
 
 
 def _share(settings: dict[str, Any], kind: type[Config], recipes: Mapping[str, type[BaseModel]]) -> None:
-    """Copy the shared values into every section that has such a key and does not set its own."""
+    """Copy the shared values into every section that has such a key and does not set its own; of recipes those named."""
     tables = [(settings, name) for name in STAGES.values()]
     known = {name: kind.model_fields[name].annotation.model_fields for name in STAGES.values()}
     known |= {name: section.model_fields for name, section in recipes.items()}
-    if recipes:
-        settings["recipes"] = {} if settings.get("recipes") is None else settings["recipes"]
-        tables += [(settings["recipes"], name) for name in recipes if isinstance(settings["recipes"], dict)]
+    settings["recipes"] = {} if settings.get("recipes") is None else settings["recipes"]
+    if isinstance(settings["recipes"], dict):
+        tables += [(settings["recipes"], name) for name in recipes if name in settings["recipes"]]
     for table, name in tables:
         section = table.setdefault(name, {})
         if section is None:

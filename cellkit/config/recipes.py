@@ -1,8 +1,9 @@
 """Recipes: notebooks beside the six, each with a section of its own in the configuration.
 
-A recipe is one file, ``notebooks/recipes/<name>.ipynb``. Its section is ``recipes.<name>``; which settings that has, its
-metadata say: ``cellkit.backend``, the backend that is trained (its ``TrainSettings``), or ``cellkit.settings``, a class
-``module:Class`` of pydantic fields, each with a default and a description.
+A recipe is one file, ``notebooks/recipes/<name>.ipynb`` or ``<NN>_<name>.ipynb``. Its section is ``recipes.<name>``; a run has
+the recipes that its configuration names. Which settings a section has, the notebook's metadata say: ``cellkit.backend``, the
+backend that is trained (its ``TrainSettings``), or ``cellkit.settings``, a class ``module:Class`` of pydantic fields, each with
+a default and a description.
 """
 
 from __future__ import annotations
@@ -36,22 +37,37 @@ def notebook_folders(folder: str | Path | None = None) -> list[Path]:
     return [Path(folder)] if folder is not None else [PACKAGE.parent / NOTEBOOKS, here(NOTEBOOKS)]
 
 
+def recipe_name(stage: str) -> str:
+    """Return the name of a recipe without the number of its file.
+
+    Examples
+    --------
+    >>> recipe_name("11_unet_border"), recipe_name("large_cells")
+    ('unet_border', 'large_cells')
+    """
+    return re.sub("^[0-9][0-9]_", "", stage)
+
+
 def recipe_paths(folder: str | Path | None = None) -> list[Path]:
-    """Return the recipes of a folder of notebooks, sorted by name.
+    """Return the recipes of a folder of notebooks, sorted by the name of their files.
 
     Raises
     ------
     UserError
-        A name that is no key of a configuration, or that of a section or of a folder of the run folder.
+        A name that is no key of a configuration, that of a section or of a folder of the run folder, or that of two files.
     """
     folders = notebook_folders(folder)
     place = next((place for place in folders if any(place.glob(NUMBERED))), folders[0])
     paths = sorted(path for path in (place / RECIPES).glob("*.ipynb") if not path.name.startswith("."))
+    seen: dict[str, Path] = {}
     for path in paths:
-        named = f"the recipe '{path}' is called {path.stem!r}"
-        if not re.fullmatch("[a-z][a-z0-9_]*", path.stem):
-            raise UserError(named, "small letters, digits and _, such as unet_border.ipynb")
-        if path.stem in RESERVED | OUTPUTS | set(STAGES.values()):
+        name = recipe_name(path.stem)
+        named = f"the recipe '{path}' is called {name!r}"
+        if not re.fullmatch("[a-z][a-z0-9_]*", name):
+            raise UserError(named, "small letters, digits and _, such as unet_border.ipynb or 11_unet_border.ipynb")
+        if (other := seen.setdefault(name, path)) is not path:
+            raise UserError(f"{named}, as '{other}' is", "give one of them another name")
+        if name in RESERVED | OUTPUTS | set(STAGES.values()):
             raise UserError(
                 f"{named}, as a section of the configuration or a folder of the run is", "give it another name"
             )
@@ -66,7 +82,7 @@ def recipe_sections(folder: str | Path | None = None) -> dict[str, type[Section]
     UserError
         A file that is no notebook, or metadata that name no settings.
     """
-    return {path.stem: _section_of(path) for path in recipe_paths(folder)}
+    return {recipe_name(path.stem): _section_of(path) for path in recipe_paths(folder)}
 
 
 def _section_of(path: Path) -> type[Section]:
@@ -78,11 +94,11 @@ def _section_of(path: Path) -> type[Section]:
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"'{path}' is not a notebook (JSON of nbformat 4)", "save it again in Jupyter") from None
     if not named:
-        return create_model(path.stem, __base__=Section)
+        return create_model(recipe_name(path.stem), __base__=Section)
     settings = _settings_class(path, named)
     bases = (settings,) if issubclass(settings, Section) else (Section, settings)
     more = {"backend": (str, Field(metadata["backend"], description="the backend"))} if "backend" in metadata else {}
-    return create_model(path.stem, __base__=bases, **more)
+    return create_model(recipe_name(path.stem), __base__=bases, **more)
 
 
 def _settings_class(path: Path, named: str) -> type[BaseModel]:
@@ -100,11 +116,11 @@ def _settings_class(path: Path, named: str) -> type[BaseModel]:
 
 
 def with_recipes(kind: type[Config], sections: Mapping[str, type[Section]]) -> type[Config]:
-    """Return the class of a configuration that has the sections of these recipes."""
+    """Return the class of a configuration that has the sections of these recipes; one that is not named is None."""
     if not sections:
         return kind
     fields: dict[str, Any] = {
-        name: (section, Field(section(), description=f"recipe {name}.ipynb")) for name, section in sections.items()
+        name: (section, Field(None, description=f"recipe {name}")) for name, section in sections.items()
     }
     recipes = create_model("Recipes", __base__=Frozen, **fields)
     description = kind.model_fields["recipes"].description

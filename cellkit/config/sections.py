@@ -6,6 +6,7 @@ type or a value out of range stops the run before it starts, with the dotted key
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -23,6 +24,7 @@ from pydantic import (
 from cellkit.cells.instances import IGNORE
 from cellkit.cells.names import channel_rule, plain
 from cellkit.cells.splits import group_rule
+from cellkit.config.parts import DrawnConfig, QualityConfig
 from cellkit.errors import UserError, nearest
 from cellkit.machine import DATA_VARIABLE
 from cellkit.microscope.convert import PERCENTILES, Conversion
@@ -99,35 +101,6 @@ class SplitConfig(Frozen):
         if abs((total := self.train + self.val + self.test) - 1) > 1e-6:
             raise ValueError(f"sums to {total:g} (train + val + test), wanted 1")
         return self
-
-
-class DrawnConfig(Frozen):
-    """The drawn example: the arguments of `write_fields`, which draws it."""
-
-    images_per_line: int = Field(8, ge=1, description="good single-line images per cell line")
-    mixed_images: int = Field(4, ge=0, description="images that hold all lines")
-    size_px: int = Field(256, ge=64, le=4096, description="height and width of an image (px)")
-    planes: int = Field(3, ge=1, le=64, description="z planes per stack")
-    diameter_px: Number = Field(34.0, ge=8, description="mean cell diameter (px)")
-    defect_images_per_line: int = Field(
-        1, ge=0, description="out-of-focus images per line, and as many with debris, on top"
-    )
-    empty_images: int = Field(0, ge=0, description="images without any cell")
-
-
-class QualityConfig(Frozen):
-    """Which faults flag an image. ``quality.off`` names the flags that are switched off."""
-
-    out_of_focus: bool = Field(True, description="flag blurred images")
-    saturated: bool = Field(True, description="flag images with too many pixels at the camera's limit")
-    low_contrast: bool = Field(True, description="flag images with hardly more than noise")
-    uneven_light: bool = Field(True, description="flag images with one side darker")
-    debris: bool = Field(True, description="flag images with dirt that glows in all channels")
-
-    @property
-    def off(self) -> tuple[str, ...]:
-        """The flags that are not given."""
-        return tuple(name for name, on in self if not on)
 
 
 class ConvertConfig(Section):
@@ -403,7 +376,12 @@ class Config(Frozen):
     coco: CocoConfig = Field(CocoConfig(), description="notebook 04")
     maskrcnn: MaskrcnnConfig = Field(MaskrcnnConfig(), description="notebook 05")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="notebook 06")
-    recipes: Frozen = Field(Frozen(), description="a section per notebook of notebooks/recipes, under its name")
+    recipes: Frozen = Field(
+        Frozen(), description="the notebooks of notebooks/recipes that are run too, a section under the name of each"
+    )
+    leave_out: Annotated[tuple[Literal["finetune", "maskrcnn"], ...], BeforeValidator(as_tuple)] = Field(
+        (), description="sections whose notebooks are not run: finetune (03), maskrcnn (05)"
+    )
 
     @field_validator("name")
     @classmethod
@@ -426,8 +404,11 @@ class Config(Frozen):
         'starter'
         """
         sections = {name: getattr(self, name) for name in STAGES.values()}
-        sections |= {f"recipes.{name}": section for name, section in self.recipes}
-        found = [sections[name] for name in (STAGES.get(stage, stage), f"recipes.{stage}") if name in sections]
+        for name, field in type(self.recipes).model_fields.items():
+            shared = {key: getattr(self, key) for key in (*SHARED, *SOME_SHARE) if key in field.annotation.model_fields}
+            sections[f"recipes.{name}"] = getattr(self.recipes, name) or field.annotation(**shared)
+        recipe = f"recipes.{re.sub('^[0-9][0-9]_', '', stage)}"
+        found = [sections[name] for name in (STAGES.get(stage, stage), recipe) if name in sections]
         if not found:
             raise UserError(
                 f"no section belongs to {stage!r}{nearest(stage, STAGES)}", f"sections: {', '.join(sections)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from cellkit.cells.dataset import AGREEMENT, CellDataset
 from cellkit.cells.records import SPLIT_TITLES, ImageRecord, channel_names
-from cellkit.config.recipes import RECIPES, recipe_sections
+from cellkit.config.recipes import RECIPES, recipe_name, recipe_sections
 from cellkit.config.sections import BACKEND_SECTIONS, STAGES, Config, section_class
 from cellkit.errors import UserError, counted
 from cellkit.files import read_json
@@ -302,10 +302,11 @@ def changed_settings(files: RunFiles) -> list[list[str]]:
     """Return (dotted key, value, default) of every setting of the finished stages that is not the default."""
     rows, seen, recipes = [], set(), recipe_sections()
     for stage, entry in files.stages.items():
-        section = STAGES.get(stage) or (f"{RECIPES}.{stage}" if stage in recipes else None)
+        recipe = recipe_name(stage)
+        section = STAGES.get(stage) or (f"{RECIPES}.{recipe}" if recipe in recipes else None)
         if section is None or not isinstance(entry.get("config"), dict):
             continue
-        usual_settings = (recipes[stage]() if stage in recipes else Config().section(section)).fingerprint()
+        usual_settings = (recipes[recipe]() if recipe in recipes else Config().section(section)).fingerprint()
         backend = entry["config"].get("backend")
         if section in BACKEND_SECTIONS and is_backend(backend):  # its own settings, not those of the usual backend
             own = section_class(section, backend)().fingerprint()

@@ -18,7 +18,7 @@ from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import FOLDS, check_folder
 from cellkit.run.folder import Run
-from cellkit.run.notebooks import read_notebooks
+from cellkit.run.notebooks import notebooks_of
 from cellkit.run.runner import choose_notebooks, run_notebooks
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def run_folds(
     if by_hand := [key for key in SET_BY_US if key in given]:
         raise UserError(f"--folds and --set {by_hand[0]}", "give --folds alone: it sets both for every fold")
     cfg = load_config(config_path, given, how.get("notebooks"))
-    books = read_notebooks(how.get("notebooks"))
+    books = notebooks_of(cfg, how.get("notebooks"))
     last = choose_notebooks(books, *(how.get(name) for name in ("from_", "only", "fresh", "until")))[-1]
     base = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(base)

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cellkit.config.recipes import NUMBERED, RECIPES, notebook_folders, recipe_paths
-from cellkit.config.sections import STAGES
+from cellkit.config.recipes import NUMBERED, RECIPES, notebook_folders, recipe_name, recipe_paths
+from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError
 from cellkit.files import read_json
 from cellkit.manifest import package_sha256, sha256_json
@@ -82,6 +82,23 @@ def read_notebooks(folder: str | Path | None = None) -> list[Notebook]:
     raise UserError(f"no notebook 01_*.ipynb in {tried}", "run from the checkout of cellkit")
 
 
+def notebooks_of(cfg: Config, folder: str | Path | None = None) -> list[Notebook]:
+    """Return the notebooks that a configuration runs, in order, see `taking_part`; `folder` and errors as `read_notebooks`."""
+    return taking_part(read_notebooks(folder), cfg)
+
+
+def taking_part(books: Sequence[Notebook], cfg: Config) -> list[Notebook]:
+    """Return those of the notebooks that a configuration runs: not what it leaves out, and the recipes that it names."""
+    named = {f"{RECIPES}.{name}" for name, section in cfg.recipes if section is not None}
+    return ordered(
+        [
+            book
+            for book in books
+            if (book.section in named if book.section.startswith(f"{RECIPES}.") else book.section not in cfg.leave_out)
+        ]
+    )
+
+
 def matches(key: str, read: str) -> bool:
     """Tell whether a key that is listed and one that is read may be the same; both may be patterns.
 
@@ -141,7 +158,7 @@ def _read_notebook(path: Path, is_recipe: bool = False) -> Notebook:
         raise copy
     _check_parameters(path, cells, sources)
     plain = [s for cell, s in zip(cells, sources, strict=True) if s and "parameters" not in _tags(cell)]
-    section = f"{RECIPES}.{path.stem}" if is_recipe else metadata.get("section") or STAGES.get(path.stem)
+    section = f"{RECIPES}.{recipe_name(path.stem)}" if is_recipe else metadata.get("section") or STAGES.get(path.stem)
     if not is_recipe and section not in STAGES.values():
         known = ", ".join(STAGES.values())
         raise UserError(

@@ -23,7 +23,6 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.outlines import refuse_boxes
 from cellkit.cells.resize import resized_shape
 from cellkit.config.reading import load_config
-from cellkit.config.recipes import RECIPES
 from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError, collected, counted, raise_or_collect
 from cellkit.evaluate.evaluation import KEY, check_submit
@@ -41,7 +40,7 @@ from cellkit.models.curves import check_curves
 from cellkit.models.shared.fine_tuning import refuse_small
 from cellkit.models.shared.inputs import bytes_for
 from cellkit.models.weights import card_for
-from cellkit.run.notebooks import read_notebooks
+from cellkit.run.notebooks import notebooks_of
 from cellkit.run.preflight_data import (
     ERROR,
     WARNING,
@@ -61,7 +60,6 @@ from cellkit.sources.loading import is_perhaps
 from cellkit.sources.source_tables import header_of, sample_ids
 
 # models whose predictions a run has, see `evaluate.submit`
-MODELS = ("threshold", "cellpose_base", "cellpose_tuned", "cellpose_classes", "maskrcnn")
 
 
 # ---- labels and models -----------------------------------------------------------------------------------------------
@@ -161,10 +159,14 @@ def check_detector(outlook: Outlook) -> None:
     Raises
     ------
     UserError
-        As its backend; or it is to start from what 03 adapts, and that is another kind of network.
+        As its backend; or it is to start from what 03 adapts, and that is another kind of network, or left out.
     """
     cfg, tuned = outlook.cfg.maskrcnn, outlook.cfg.finetune.backend
     for key, fitting in weights_fields(type(cfg)).items():
+        if getattr(cfg, key) == "tuned" and "finetune" in outlook.cfg.leave_out:
+            raise UserError(
+                f"maskrcnn.{key} is tuned, and leave_out names finetune, which tunes it", f"set maskrcnn.{key}: starter"
+            )
         if getattr(cfg, key) == "tuned" and tuned not in fitting:
             raise UserError(
                 f"maskrcnn.{key} is tuned, and finetune.backend is {tuned}: its network is no start for {cfg.backend}",
@@ -216,7 +218,7 @@ def check_model_memory(outlook: Outlook) -> None:
 def check_evaluation(outlook: Outlook) -> None:
     """Refuse a model to hand in, to measure the cells of, or to fuse, that no stage makes."""
     cfg = outlook.cfg.evaluate
-    models = [*MODELS, *([TEACHER] if outlook.cfg.label.teacher else []), *_models_of_recipes()]
+    models = [name for name in _models_of_run(outlook.cfg) if name != TEACHER or outlook.cfg.label.teacher]
     for name in cfg.fuse:
         if not any(fnmatchcase(name, model) for model in models):
             check_submit(name, models, "fuse")
@@ -227,17 +229,16 @@ def check_evaluation(outlook: Outlook) -> None:
             check_submit(model, models, key)
 
 
-def _models_of_recipes() -> list[str]:
-    """Return the models whose predictions the recipes are to write; patterns where a name is computed."""
-    recipes = [book for book in read_notebooks() if book.section.startswith(f"{RECIPES}.")]
-    return [key.removeprefix(KEY) for book in recipes for key in book.keys if key.startswith(KEY)]
+def _models_of_run(cfg: Config) -> list[str]:
+    """Return the models whose predictions the notebooks of a run are to write; patterns where a name is computed."""
+    return [key.removeprefix(KEY) for book in notebooks_of(cfg) for key in book.keys if key.startswith(KEY)]
 
 
 def check_recipes(outlook: Outlook) -> None:
     """Refuse recipes that are no notebooks, and backends of theirs that cannot be used."""
-    _models_of_recipes()
-    for name in type(outlook.cfg.recipes).model_fields:
-        backend = getattr(outlook.cfg.section(f"recipes.{name}"), "backend", None)
+    notebooks_of(outlook.cfg)
+    for _, section in outlook.cfg.recipes:
+        backend = getattr(section, "backend", None)
         if backend is not None:
             check_backend(backend)
 

@@ -45,7 +45,7 @@ from cellkit.manifest import (
 )
 from cellkit.run.console import INTERRUPTED, Clock, Console, span, verdict
 from cellkit.run.folder import fingerprint_of
-from cellkit.run.notebooks import Notebook, code_hashes, read_notebooks
+from cellkit.run.notebooks import Notebook, code_hashes, notebooks_of
 from cellkit.run.preflight_data import Outlook
 from cellkit.run.stale import StageState, stage_state, stage_states
 
@@ -95,7 +95,7 @@ def run_notebooks(
         Bad usage or configuration, unwritable folder, another writer: found before any notebook runs.
     """
     cfg = load_config(config_path, overrides, notebooks)
-    books = read_notebooks(notebooks)
+    books = notebooks_of(cfg, notebooks)
     chosen = choose_notebooks(books, from_, only, fresh, until)
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(folder)
@@ -149,7 +149,10 @@ def _place_of(books: list[Notebook], wanted: str) -> int:
     names = [book.name for book in books]
     hits = [n for n in names if n == wanted or n.split("_")[0] == wanted.zfill(2)]
     if not hits:
-        raise UserError(f"no notebook is called {wanted!r}{nearest(wanted, names)}", f"notebooks: {', '.join(names)}")
+        raise UserError(
+            f"this configuration runs no notebook called {wanted!r}{nearest(wanted, names)}",
+            f"notebooks: {', '.join(names)}; a recipe is run where the configuration names it",
+        )
     return names.index(hits[0])
 
 

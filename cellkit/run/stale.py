@@ -19,7 +19,7 @@ from cellkit.errors import UserError
 from cellkit.machine import here
 from cellkit.manifest import Hasher, input_sha256, listed_by, package_sha256, read_manifest
 from cellkit.run.folder import fingerprint_of, versions
-from cellkit.run.notebooks import Notebook, matches, read_notebooks
+from cellkit.run.notebooks import Notebook, matches, read_notebooks, taking_part
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def check(
     manifest = read_manifest(folder)
     books = read_notebooks(notebooks)
     if config_path is not None:
-        return stage_states(folder, load_config(config_path, overrides, notebooks), books, manifest, Hasher())
+        cfg = load_config(config_path, overrides, notebooks)
+        return stage_states(folder, cfg, taking_part(books, cfg), manifest, Hasher())
     last_run = manifest.get("run")
     if not manifest.get("stages") and not last_run:
         raise UserError(f"'{run_dir}' is no run folder", "name one, or a configuration: cellkit check FILE.yaml")
@@ -70,9 +71,8 @@ def check(
         raise UserError(f"'{run_dir}' does not tell its configuration", "name the configuration file")
     began_in = last_run.get("folder", "")
     with contextlib.chdir(began_in) if os.path.isdir(began_in) else contextlib.nullcontext():  # its relative paths
-        return stage_states(
-            folder, load_config(last_run["config"], last_run["overrides"], notebooks), books, manifest, Hasher()
-        )
+        cfg = load_config(last_run["config"], last_run["overrides"], notebooks)
+        return stage_states(folder, cfg, taking_part(books, cfg), manifest, Hasher())
 
 
 def stage_states(

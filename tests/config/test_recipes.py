@@ -11,9 +11,10 @@ import pytest
 
 from cellkit.config.reading import load_config
 from cellkit.config.recipes import OUTPUTS
+from cellkit.config.sections import Config
 from cellkit.errors import UserError
 from cellkit.manifest import read_manifest
-from cellkit.run.notebooks import Notebook, ordered, read_notebooks
+from cellkit.run.notebooks import Notebook, notebooks_of, ordered, read_notebooks
 from cellkit.run.runner import run_notebooks
 from cellkit.run.stale import check
 
@@ -93,6 +94,8 @@ def test_a_recipe_is_one_file_that_is_run_before_06_and_scored(here, capsys):
     assert go() == 0 and list(scored()) == ["threshold"]
     recipe = write_notebook(here / "notebooks/recipes/large_cells.ipynb", LARGE, **SETTINGS)
     assert [book.name for book in read_notebooks("notebooks")] == [ONE, "large_cells", SIX]
+    assert set(states().values()) == {("fresh", "")}  # no configuration names it yet
+    Path("configs/demo.yaml").write_text("evaluate: {bootstrap_samples: 10}\nrecipes: {large_cells: }\n")
     assert states()["large_cells"] == ("missing", "never run")
     assert states()[SIX] == ("stale", "it reads predictions_*, which large_cells is to make, and that is missing")
 
@@ -128,7 +131,8 @@ def test_a_recipes_section_is_checked_by_its_own_settings(here):
     cfg = load("seed: 3\nclasses: [a, b]\nrecipes: {large_cells: {min_area_px: 4}}\n")
     own = cfg.section("large_cells")
     assert (own.min_area_px, own.seed, own.classes) == (4, 3, ("a", "b")) and own == cfg.recipes.large_cells
-    assert load("recipes: {}\n").section("recipes.large_cells").min_area_px == 15
+    other = load("classes: [a]\nrecipes: {}\n")
+    assert other.recipes.large_cells is None and other.section("recipes.large_cells").classes == ("a",)
     for text, told in {
         "recipes: {large_cells: {min_area: 4}}": r"unknown key 'recipes.large_cells.min_area' \(did you mean 'min_area_px'",
         "recipes: {large_cells: {min_area_px: -1}}": "recipes.large_cells.min_area_px is -1 .*, wanted a whole number >= 0",
@@ -160,6 +164,28 @@ def test_recipes_without_a_fit_name_or_settings_are_refused(here, name, told, pr
     write_notebook(here / f"notebooks/recipes/{name}.ipynb", LARGE, **told)
     with pytest.raises(UserError, match=problem):
         load_config("configs/demo.yaml", None, "notebooks")
+
+
+def test_a_number_orders_recipes_and_is_no_part_of_their_name(here):
+    for number in (12, 11):
+        write_notebook(here / f"notebooks/recipes/{number}_cells_{number}.ipynb", LARGE, **SETTINGS)
+    Path("c.yaml").write_text("recipes: {cells_12: {min_area_px: 4}}\n")
+    cfg = load_config("c.yaml", None, "notebooks")
+    assert cfg.section("12_cells_12").min_area_px == 4 and cfg.section("cells_11").min_area_px == 15
+    assert [book.name for book in read_notebooks("notebooks")] == [ONE, "11_cells_11", "12_cells_12", SIX]
+    assert [book.name for book in notebooks_of(cfg, "notebooks")] == [ONE, "12_cells_12", SIX]
+    with pytest.raises(
+        UserError, match="runs no notebook called '11'.*\n.*a recipe is run where the configuration names"
+    ):
+        run_notebooks("c.yaml", "runs/c", only="11", notebooks="notebooks")
+    write_notebook(here / "notebooks/recipes/cells_11.ipynb", LARGE, **SETTINGS)
+    with pytest.raises(UserError, match="is called 'cells_11', as .*11_cells_11.ipynb' is"):
+        load_config("c.yaml", None, "notebooks")
+
+
+def test_what_a_configuration_leaves_out_is_no_part_of_a_run():
+    sections = [book.section for book in notebooks_of(Config(leave_out=["maskrcnn", "finetune"]))]
+    assert sections == ["convert", "label", "coco", "evaluate"]
 
 
 def test_no_recipe_takes_the_name_of_a_folder_that_the_six_write():

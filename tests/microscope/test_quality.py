@@ -13,7 +13,7 @@ from cellkit.cells.drawn.camera import expose_stack
 from cellkit.cells.drawn.field import draw_field
 from cellkit.cells.drawn.style import FieldStyle, random_style
 from cellkit.cells.records import ImageRecord, is_scored
-from cellkit.config.sections import QualityConfig
+from cellkit.config.parts import QualityConfig
 from cellkit.errors import UserError
 from cellkit.microscope.duplicates import POSITIONS, Duplicate, find_duplicates, handle_duplicates, refuse_duplicates
 from cellkit.microscope.flags import (

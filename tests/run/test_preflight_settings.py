@@ -10,13 +10,13 @@ import tifffile
 from preflight_cases import SIZE, converted, here, lab, labels, look, mask, refused, stack, texts, warned  # noqa: F401
 
 from cellkit.config.reading import load_config
-from cellkit.evaluate.evaluation import check_submit
+from cellkit.config.sections import Config
+from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
 from cellkit.microscope.file_info import headers_only
-from cellkit.models import TEACHER
 from cellkit.models.weights import save_checkpoint
-from cellkit.run.notebooks import read_notebooks
-from cellkit.run.preflight import MODELS, check_run
+from cellkit.run.notebooks import notebooks_of
+from cellkit.run.preflight import Outlook, check_detector, check_evaluation, check_run
 from cellkit.run.preflight_data import ERROR, WARNING
 
 # ---- labels, models, settings ------------------------------------------------------------------------------------------
@@ -170,13 +170,18 @@ def test_curves_without_their_package_are_refused_before_anything_is_made(sectio
 
 
 def test_the_models_that_can_be_handed_in_are_those_of_the_notebooks():
-    from fnmatch import fnmatchcase
-
-    keys = [key for book in read_notebooks() for key in book.keys if key.startswith("predictions_")]
-    assert all(any(fnmatchcase(f"predictions_{name}", key) for key in keys) for name in MODELS)
-    named = [*MODELS, TEACHER]  # a teacher where there is one
-    assert all(any(fnmatchcase(f"predictions_{name}", key) for name in named) for key in keys)
-    assert [check_submit(name, MODELS) for name in MODELS] == list(MODELS)
+    models = ["threshold", "teacher", "cellpose_base", "cellpose_tuned", "maskrcnn", "cellpose_classes"]
+    keys = [key for book in notebooks_of(Config()) for key in book.keys if key.startswith("predictions_")]
+    assert keys == [f"predictions_{name}" for name in models]
+    with pytest.raises(UserError, match="cellpose_base, cellpose_tuned, maskrcnn, cellpose_classes$"):
+        check_evaluation(Outlook(Config(evaluate={"submit": "none"}), Path()))
+    without = Config(leave_out=["finetune"], evaluate={"submit": "cellpose_tuned"}, maskrcnn={"start": "starter"})
+    with pytest.raises(
+        UserError, match="is 'cellpose_tuned'.*\\nuse best, or one of threshold, maskrcnn, cellpose_classes$"
+    ):
+        check_evaluation(Outlook(without, Path()))
+    with pytest.raises(UserError, match="maskrcnn.start is tuned, and leave_out names finetune"):
+        check_detector(Outlook(Config(leave_out=["finetune"]), Path()))
 
 
 def test_labels_of_every_kind_are_read_whole_where_pictures_are_not(here):

@@ -355,7 +355,7 @@ def test_from_and_only_need_what_comes_before(here):
     write_notebook(here / "notebooks", TWO, LABEL)
     with pytest.raises(UserError, match=f"runs/demo has no finished {ONE} before {TWO}"):
         go(only="2")
-    with pytest.raises(UserError, match="no notebook is called '7'"):
+    with pytest.raises(UserError, match="runs no notebook called '7'"):
         go(from_="7")
     with pytest.raises(UserError, match="exclude each other"):
         go(from_="1", only="1")

@@ -12,7 +12,7 @@ import numpy as np
 from cellkit.cells.drawn.camera import expose_stack
 from cellkit.cells.drawn.field import CHANNELS, check_names, draw_field
 from cellkit.cells.drawn.style import FieldStyle
-from cellkit.config.sections import DrawnConfig
+from cellkit.config.parts import DrawnConfig
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, write_text
 from cellkit.formats.label_images import write_labels
