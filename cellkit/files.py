@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cellkit.errors import UserError, of_place
 from cellkit.log import LOG
@@ -234,12 +234,23 @@ def content_of(path: Path) -> tuple[int, int]:
 
 
 # ---- tables as CSV -------------------------------------------------------------------------------------------------
+class UnixLines:
+    """Ends lines with a line feed only; csv's own ``lineterminator`` would leave a carriage return in a name unquoted."""
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, line: str) -> None:
+        """Write one line that ends with CR LF."""
+        self.file.write(line.removesuffix("\r\n") + "\n")
+
+
 def write_table(path: str | Path, rows: Sequence[dict]) -> Path:
     """Write rows as CSV, atomically; text a spreadsheet would run as a formula gets a leading apostrophe."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
+        writer = csv.DictWriter(UnixLines(file), columns)
+        writer.writerow({name: as_cell(name) for name in columns})
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     return Path(path)
 
@@ -250,13 +261,14 @@ def _cell(value):
     return round(value, 6) if isinstance(value, float) else value
 
 
-FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would run, or what stands for it here
+# What a spreadsheet would run, in the wide letters of East Asia too, or what stands for it here.
+FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def as_cell(text: str) -> str:
     """Return text as it may stand in a table that a spreadsheet opens; `from_cell` takes it back.
 
-    OWASP's rule against CSV injection: an apostrophe before = + - @ TAB and CR.
+    OWASP's rule against CSV injection: an apostrophe before = + - @ TAB, CR, LF and the wide forms of the signs.
 
     Examples
     --------
@@ -272,8 +284,9 @@ def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
 
     texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
     safe = frame.assign(**{name: [as_cell(x) if isinstance(x, str) else x for x in frame[name]] for name in texts})
-    with atomic_path(path) as temporary:
-        safe.to_csv(temporary, index=False)
+    safe = safe.rename(columns=as_cell)
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        safe.to_csv(UnixLines(file), index=False, lineterminator="\r\n")
     return Path(path)
 
 

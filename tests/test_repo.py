@@ -221,6 +221,28 @@ def test_gpu_workflow_is_scheduled_and_takes_its_runner_from_a_variable():
     assert default == "configs/sam.yaml" and ".venv/bin/cellkit fetch cpsam_v2" in commands(flow)
 
 
+def test_audit_asks_about_every_lock():
+    flow = workflow("audit.yml")
+    assert {"schedule", "pull_request"} <= set(flow[True])
+    (job,) = flow["jobs"].values()
+    assert {f"{name}.txt" for name in job["strategy"]["matrix"]["lock"]} == {"lock.txt", "dev.txt", "docs.txt"}
+    assert any("pip_audit --require-hashes" in command for command in commands(flow))
+
+
+def test_the_bill_of_materials_is_the_lock(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from sbom import bill_of
+
+    text = (ROOT / "requirements" / "lock.txt").read_text()
+    bill = bill_of(text, "1.2.3")
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6") and bill == bill_of(text, "1.2.3")
+    found = {(part["name"], part["version"]) for part in bill["components"]}
+    assert found == {(name_of(pin), next(iter(pin.specifier)).version) for pin in pins("lock.txt")}
+    hashes = [one["content"] for part in bill["components"] for one in part["externalReferences"][0]["hashes"]]
+    assert hashes == re.findall("sha256:([0-9a-f]{64})", text)
+    assert "sbom.py requirements/lock.txt" in " ".join(commands(workflow("release.yml")))
+
+
 def test_hooks_run_from_the_environment_alone():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert [repo["repo"] for repo in config["repos"]] == ["local"]

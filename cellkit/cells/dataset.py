@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,11 +33,15 @@ def read_image(record: ImageRecord, root: str | Path) -> np.ndarray:
     Raises
     ------
     UserError
-        It is not there, damaged, or not what its record says.
+        It is not there, outside `root`, damaged, or not what its record says.
     """
     from PIL import Image
 
     path = Path(root) / record.path
+    if os.path.isabs(record.path) or os.path.normpath(record.path).split(os.sep)[0] == os.pardir:
+        raise UserError(
+            f"{record.path} of the image '{record.image_id}' lies outside {root}", "name a file in that folder"
+        )
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             image = np.array(picture.convert("RGB") if picture.mode == "L" else picture)

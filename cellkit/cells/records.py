@@ -7,10 +7,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TextIO
 
 from cellkit.errors import UserError, readable
-from cellkit.files import as_cell, atomic_path, from_cell
+from cellkit.files import UnixLines, as_cell, atomic_path, from_cell
 
 SPLITS = ("train", "val", "test", "")
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
@@ -82,21 +81,10 @@ def write_records(path: str | Path, records: Sequence[ImageRecord]) -> Path:
     """
     _refuse_duplicates(records)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(_UnixLines(file), [field.name for field in fields(ImageRecord)])
+        writer = csv.DictWriter(UnixLines(file), [field.name for field in fields(ImageRecord)])
         writer.writeheader()
         writer.writerows({k: _cell(v) for k, v in asdict(record).items()} for record in records)
     return Path(path)
-
-
-class _UnixLines:
-    """Ends lines with a line feed only; csv's own ``lineterminator`` would leave a carriage return in a name unquoted."""
-
-    def __init__(self, file: TextIO):
-        self.file = file
-
-    def write(self, line: str) -> None:
-        """Write one line that ends with CR LF."""
-        self.file.write(line.removesuffix("\r\n") + "\n")
 
 
 def _refuse_duplicates(records: Sequence[ImageRecord]) -> None:

@@ -7,6 +7,7 @@ read: safetensors, or a torch file by ``weights_only``.
 from __future__ import annotations
 
 import os
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from cellkit.models import weights
 DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml", "model.yaml")
 STATE = "pytorch_state_dict"
 MOST_BYTES = 2_000_000_000
+MOST_TEXT_BYTES = 200_000  # of a description
 UNET = "cellpose_unet"
 KNOWN = ("diameter_px", "channels", "normalise", "diameter_of", "flow_threshold", "cellprob_threshold", "min_area_px")
 
@@ -74,11 +76,20 @@ def _description(path: Path, folder: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{path} is no package of bioimage.io: it has no {DESCRIPTIONS[0]}", "give the ZIP as it was downloaded"
         )
+    size = found.stat().st_size
+    if size > MOST_TEXT_BYTES:
+        raise UserError(f"{found.name} of {path} has {size:,} bytes", f"a description has at most {MOST_TEXT_BYTES:,}")
     try:
         about = yaml.safe_load(found.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        UnicodeDecodeError,
+        RecursionError,
+        ValueError,
+        TypeError,
+    ) as error:  # ValueError: no such date
         raise UserError(
-            f"{found.name} of {path} cannot be read: {str(error).splitlines()[0]}", "get it again"
+            f"{found.name} of {path} cannot be read: {str(error).partition(chr(10))[0]}", "get it again"
         ) from error
     if not isinstance(about, dict) or about.get("type", "model") != "model":
         raise UserError(f"{path} is a package of bioimage.io that holds no model", "give the package of a model")
@@ -90,7 +101,7 @@ def _state(path: Path, folder: Path, about: Mapping[str, Any]) -> Path:
     listed = about.get("weights")
     entry = listed.get(STATE) if isinstance(listed, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
-        there = ", ".join(sorted(listed)) if isinstance(listed, dict) and listed else "none"
+        there = ", ".join(sorted(map(_text, listed))) if isinstance(listed, dict) and listed else "none"
         raise UserError(
             f"{path} has no weights that can be trained on: it needs a {STATE}, and has {there}",
             "take a package with a state dict; TorchScript and ONNX are programs, and are not opened",
@@ -130,9 +141,15 @@ def _settings(told: dict[str, Any]) -> dict[str, Any]:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise UserError(
-            f"the description of the package says {where} = {fault['input']!r}: {fault['msg']}", "get it again"
+            f"the description of the package says {where} = {reprlib.repr(fault['input'])}: {fault['msg']}",
+            "get it again",
         ) from error
     return read.model_dump(mode="json", include=set(told))
+
+
+def _text(value: Any) -> str:
+    """Return a text; of anything else nothing: YAML may nest it so that written out it fills the memory."""
+    return value if isinstance(value, str) else ""
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -150,9 +167,11 @@ def _keep(kept: Path, tensors: Mapping[str, Any], about: Mapping[str, Any], key:
     told, before = _mapping(ours.get("config")), ours.get("parents")
     config = _settings({name: told[name] for name in KNOWN if told.get(name) is not None})
     names = [
-        f"{weights.ZOO}{about['id']}" if about.get("id") else f"bioimage.io package {about.get('name', kept.stem)}"
+        f"{weights.ZOO}{_text(about.get('id'))}"
+        if _text(about.get("id"))
+        else f"bioimage.io package {_text(about.get('name')) or kept.stem}"
     ]
-    parents = [str(name) for name in before] if isinstance(before, list) else []
+    parents = [_text(name) for name in before] if isinstance(before, list) else []
     metrics = {"known_as": names[0], "parents": parents, "package_sha256": key}
     weights.save_checkpoint(
         kept,
@@ -160,5 +179,5 @@ def _keep(kept: Path, tensors: Mapping[str, Any], about: Mapping[str, Any], key:
         UNET,
         config=config | ({} if widths == WIDTHS else {"widths": list(widths)}),
         metrics=metrics,
-        licence=str(about.get("license") or ""),
+        licence=_text(about.get("license")),
     )

@@ -15,7 +15,7 @@ from cellkit.errors import UserError
 from cellkit.formats.competitions import Profile, get_profile, profiles
 
 Shapes = Mapping[str, tuple[int, int]]  # image_id -> (H, W)
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 NUMBERS = re.compile(r" *[0-9]{1,15}(?: +[0-9]{1,15})* *\Z")
 QUOTED = re.compile(r'("[^"]*"|[^",]*),"([^"]*)"')
 NOTHING = {"nan", "none", "null", "na", "[]", "-1"}

@@ -98,11 +98,11 @@ def read_zarr_labels(path: Path, plane: tuple[int, int] | None = None) -> np.nda
     UserError
         An image larger than any is, or planes that differ.
     """
-    import zarr
+    from cellkit.microscope.zarr_chunks import open_zarr_group
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about extensions of the format that are not used here
-        group = zarr.open_group(str(path), mode="r")
+        group = open_zarr_group(path)
         array = group[str(ome_of(group)["multiscales"][0]["datasets"][0]["path"])]
         if math.prod(array.shape) > MOST_PX:
             raise UserError(f"{path} claims to be {array.shape} px", "cut the image into tiles")
@@ -131,12 +131,12 @@ def about_labels(path: Path) -> About:
     UserError
         The metadata that cellkit wrote are damaged.
     """
-    import zarr
+    from cellkit.microscope.zarr_chunks import open_zarr_group
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            group = zarr.open_group(str(path), mode="r")
+            group = open_zarr_group(path)
             metadata, ours = ome_of(group), dict(group.attrs).get(OURS)
         except Exception as error:  # zarr raises many kinds on a damaged file
             raise UserError(f"{path} cannot be read: {str(error)[:80]}", "copy the whole folder again") from error

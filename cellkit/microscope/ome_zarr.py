@@ -24,7 +24,9 @@ def zarr_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator
     """Stacks of an OME-Zarr 0.1 to 0.5: an image, the images of bioformats2raw, or every field of a plate's wells."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about extensions of the format that are not used here
-        root = module.open_group(str(path), mode="r")
+        from cellkit.microscope.zarr_chunks import open_zarr_group
+
+        root = open_zarr_group(path)
         names = _zarr_images(root)
         described = _bioformats_images(path)
         left_out += _zarr_left_out(path, root, names, len(described))

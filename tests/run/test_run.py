@@ -104,6 +104,20 @@ def test_a_notebook_of_any_kernel_or_none_runs_in_this_interpreter_and_its_copy_
         assert (told["name"], told["language"]) == ("python3", "python")
 
 
+def test_attack_05_notebook_with_the_command_of_another_kernel(here, monkeypatch):
+    """A kernel of the name of ours and one that the notebook names, both installed: neither is started."""
+    for name in ("python3", "evil"):
+        folder = here / "jupyter" / "kernels" / name
+        folder.mkdir(parents=True)
+        spec = {"argv": ["touch", str(here / "attacked")], "display_name": name, "language": "python"}
+        (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(here / "jupyter"))
+    path = write_notebook(here / "notebooks", ONE, ["stage.done()"])
+    evil = {"kernelspec": {"name": "evil", "display_name": "evil", "language": "python"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": evil}))
+    assert go() == 0 and not (here / "attacked").exists()
+
+
 def test_quarantined_items_are_told_again_and_end_with_3(here, capsys):
     cells = [
         "from cellkit.errors import Quarantined",
