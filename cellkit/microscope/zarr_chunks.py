@@ -67,6 +67,11 @@ def check_chunk(root: Path, key: str, content: Callable[[], bytes]) -> None:
         The chunk's name below it.
     content : callable
         () -> its bytes.
+
+    Raises
+    ------
+    UserError
+        It would.
     """
     codecs, chunk_bytes = _array_of(root, key)
     most = chunk_bytes + SLACK_BYTES
