@@ -14,7 +14,7 @@ import platform
 import shutil
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -250,9 +250,10 @@ def stamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-# ---- what a running stage reads
+# ---- what a running stage reads and spends
 
 _RUNNING: list[weakref.ref] = []  # the stage under way in this process, if there is one
+_MEASURED: list[str] = []  # the model whose cost is being measured
 
 
 def note_running(stage: Any) -> None:
@@ -279,6 +280,34 @@ def note_reading(path: str | Path, key: str = "", by: str = "", name: str = "") 
     stage = _RUNNING[0]() if _RUNNING else None
     if stage is not None:
         stage.note_reading(Path(path), key, by, name)
+
+
+@contextlib.contextmanager
+def measured(model: str, what: str, mpx: float = 0.0) -> Iterator[None]:
+    """Note what is spent within on a model with the stage under way, as its manifest tells it; without a stage, do nothing.
+
+    Within another measurement nothing is noted: what a training predicts on its way is part of that training.
+
+    Parameters
+    ----------
+    model : str
+        The model, by the name of its predictions.
+    what : str
+        "train" or "find".
+    mpx : float
+        Megapixels whose cells are found within.
+    """
+    stage = _RUNNING[0]() if _RUNNING else None
+    if stage is None or _MEASURED:
+        yield
+        return
+    _MEASURED.append(model)
+    began, spent = time.monotonic(), time.process_time()
+    try:
+        yield
+    finally:
+        _MEASURED.clear()
+    stage.note_cost(model, what, time.monotonic() - began, time.process_time() - spent, mpx)
 
 
 # ---- the lock: one writer per run folder

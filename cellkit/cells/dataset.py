@@ -296,7 +296,7 @@ def refuse_few(instances: Sequence[Instances], cells: int) -> None:
 def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -> list[Instances]:
     """Run a loaded model over every image, in order, with progress; one set of cells per image.
 
-    What the model left out is logged at the end.
+    What the model left out is logged at the end. A run notes what the finding cost under `desc`, the model's name.
 
     Raises
     ------
@@ -304,6 +304,7 @@ def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -
         An image would take more memory than is free; known before the first is read.
     """
     from cellkit.machine import check_memory
+    from cellkit.manifest import measured
     from cellkit.parallel import progress
 
     if hasattr(segment, "bytes_for"):
@@ -311,9 +312,11 @@ def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -
             shape = (record.height_px, record.width_px)
             check_memory(images.root / record.path, segment.bytes_for(shape), "finding the cells of")
     left, found = LeftOut(), []
-    for record, cells in zip(images.records, progress(segment(images.images()), desc, total=len(images)), strict=True):
-        left.take(segment, record.image_id)
-        found.append(cells)
+    with measured(desc, "find", sum(record.height_px * record.width_px for record in images.records) / 1e6):
+        each = progress(segment(images.images()), desc, total=len(images))
+        for record, cells in zip(images.records, each, strict=True):
+            left.take(segment, record.image_id)
+            found.append(cells)
     left.log(desc)
     return found
 

@@ -24,7 +24,8 @@ from cellkit.models.interpolation import best_step, nested_steps, steps_between
 from cellkit.models.shared.fine_tuning import refuse_untrainable
 from cellkit.models.weights import add_to_card, copy_checkpoint
 
-BASE, HANDED_ON = "cellpose_base", "handed_on"
+PREFIX = "cellpose_"  # before "base" and "tuned": what their predictions are called
+BASE, HANDED_ON = f"{PREFIX}base", "handed_on"
 WITHOUT_VAL = "without_validation"  # folder of an adaptation that saw training images alone
 
 
@@ -88,7 +89,7 @@ class Adapted:
     def _predict(self, name: str, path: Path, images: CellDataset) -> list[Instances]:
         known = dict(self.unseen.get(name, {}))
         rest = images.subset([record.image_id not in known for record in images.records])
-        found = predict_all(self.backend.load(path), rest, name) if len(rest) else []
+        found = predict_all(self.backend.load(path), rest, f"{PREFIX}{name}") if len(rest) else []
         known |= {record.image_id: cells for record, cells in zip(rest.records, found, strict=True)}
         return [known[record.image_id] for record in images.records]
 

@@ -16,6 +16,7 @@ from cellkit.files import PACKAGE
 from cellkit.log import LOG
 from cellkit.models import cell_classes
 
+CLASSED = "cellpose_classes"  # the model: its predictions are called so
 STARTER = PACKAGE / "starter" / "starter_light.safetensors"  # no image of the run taught it
 
 
@@ -92,6 +93,7 @@ def name_cells(
     list of Instances or None
         One per image of ``images.held_out()``.
     """
+    from cellkit.manifest import measured
     from cellkit.parallel import progress
 
     name = kept_model(checkpoints)
@@ -99,8 +101,9 @@ def name_cells(
         return None
     found = predictions_of({f"{KEY}{name}": predictions[f"{KEY}{name}"]}, images)[name]
     named, held_out = cell_classes.load(checkpoint), images.held_out()
-    pairs = zip(held_out.records, progress(held_out.images(), "cellpose_classes", total=len(held_out)), strict=True)
-    return [named(image, found[record.image_id]) for record, image in pairs]
+    pairs = zip(held_out.records, progress(held_out.images(), CLASSED, total=len(held_out)), strict=True)
+    with measured(CLASSED, "find", sum(record.height_px * record.width_px for record in held_out.records) / 1e6):
+        return [named(image, found[record.image_id]) for record, image in pairs]
 
 
 def kept_model(checkpoints: Mapping[str, Path]) -> str:

@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +37,7 @@ from cellkit.manifest import (
     hold,
     input_sha256,
     listed_by,
+    measured,
     note_attempt,
     note_running,
     overlap,
@@ -178,6 +180,7 @@ class Stage:
             "inputs": {},
             "patterns": {},
             "quarantined": [],
+            "costs": {},
         }
         self._looks: dict[str, Any] = {}
         self._prepare()
@@ -244,6 +247,17 @@ class Stage:
         listed = listed_by(read_manifest(self.run.folder), *self.earlier)
         key, place = next(((k, o["path"]) for k, (_, o) in listed.items() if covered(name, [o["path"]])), (name, name))
         self._note_input(key, {"path": place, "sha256": self.run._hash(self.run.folder / place)})
+
+    def measured(self, model: str) -> AbstractContextManager:
+        """Return a context: what is spent within is the training of a model, called as its predictions; see the manifest."""
+        return measured(model, "train")
+
+    def note_cost(self, model: str, what: str, seconds: float, processor_s: float, mpx: float = 0.0) -> None:
+        """Add to what a model's training or finding ("train", "find") has cost: see `cellkit.manifest.measured`."""
+        before = self._entry["costs"].setdefault(model, {}).get(what, {})
+        new = {"seconds": seconds, "processor_s": processor_s, "mpx": mpx}
+        added = {key: round(before.get(key, 0) + value, 3) for key, value in new.items()}
+        self._entry["costs"][model][what] = added | {"peak_bytes": peak_bytes()}
 
     def quarantine(self, items: Iterable[Quarantined]) -> None:
         """Record items that were skipped; the run ends with exit code 3."""
@@ -314,6 +328,7 @@ class Stage:
         keep = note.is_file() and self._same_ground(read_json(note))
         if not keep and self.root.exists():
             shutil.rmtree(self.root)
+        self._entry["resumed"] = keep
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_note()
 
