@@ -182,7 +182,7 @@ class TestRun:
     def test_from_and_only(self, refused, config):
         config.write_text("name: mine\n")
         assert "--from, --only and --fresh exclude each other" in refused("run", config, "--from", "03", "--fresh")
-        assert "no notebook is called '9'" in refused("run", config, "--only", "9")
+        assert "runs no notebook called '9'" in refused("run", config, "--only", "9")
         assert "no finished 01_convert before 03" in refused("run", config, "--from", "03")
 
 
