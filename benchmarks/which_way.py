@@ -2,10 +2,10 @@
 
     python benchmarks/which_way.py --data FOLDER --work runs/ways --page docs/which-way-wins.md
 
-Each set is run with its configuration, in float32 and on one thread, with every recipe of `notebooks/recipes` that its data fit;
-an engine that another run differs by has a copy of that run, in which only what changes is made again. What is finished is kept:
-kill and repeat the command as you like. Then `cellkit.pages.ways` compares them, and the tables are written to the page, with
-what could not be run. `--only-compare` runs nothing; `--set-of SET KEY=VALUE` gives a set other settings, which the page names.
+Each set is run with its configuration, in float32 and on one thread, and with the recipes that `--recipes` names. The run of
+another engine begins as a copy of the set's own, in which only what changes is made again. What is finished is kept: kill and
+repeat the command as you like. Then all runs are compared as `cellkit compare` does, and the tables are written to the page, with
+what was not run and why. `--only-compare` runs nothing; `--set-of SET KEY=VALUE` gives a set other settings; the page names them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Job:
     @property
     def name(self) -> str:
         """The name of its run folder."""
-        return self.set_name if self.engine == ENGINES[0] else f"{self.set_name}_{self.engine.removeprefix('maskrcnn_')}"
+        return (
+            self.set_name if self.engine == ENGINES[0] else f"{self.set_name}_{self.engine.removeprefix('maskrcnn_')}"
+        )
 
     def command(self, folder: Path) -> list[str]:
         """Return the command that makes it, or goes on with it."""
@@ -109,7 +111,9 @@ def main() -> int:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--recipes", nargs="*", default=[], metavar="NAME", help="recipes that every set is run with")
-    parser.add_argument("--set-of", nargs="+", action="append", default=[], metavar="SET KEY=VALUE", help="other settings of a set")
+    parser.add_argument(
+        "--set-of", nargs="+", action="append", default=[], metavar="SET KEY=VALUE", help="other settings of a set"
+    )
     parser.add_argument("--only-compare", action="store_true", help="run nothing")
     parser.add_argument("--also", nargs="+", default=[], type=Path, metavar="RUN", help="finished runs to compare too")
     given = parser.parse_args()
@@ -121,7 +125,10 @@ def main() -> int:
         run_job(job, given.work.resolve())
     missing += unfinished(jobs, given.work)
     folders = [given.work / job.name for job in jobs if (given.work / job.name).is_dir()]
-    comparisons, left_out = compare_runs([*folders, *given.also])
+    try:
+        comparisons, left_out = compare_runs([*folders, *given.also])
+    except UserError as error:
+        sys.exit(str(error))
     known = {item.item for item in missing}
     missing += [item for item in left_out if item.item not in known]
     print(to_text(comparisons, missing))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,18 +157,33 @@ def about(comparison: Comparison) -> str:
     """Say what was compared: runs and their configurations, images, labels, arithmetic, versions."""
     runs = []
     for run in comparison.runs:
-        config = Path((run.manifest.get("run") or {}).get("config") or "").name
+        asked = run.manifest.get("run") or {}
         last = next(reversed(run.stages.values()), {})
         how = sorted(
             {row["device"] for row in comparison.rows if row["run"] == run.folder.name and row["device"]}, key=len
         )
-        made = f"`cellkit run {config}`" if config else run.folder.name
+        made = f"`{command_of(asked)}`" if asked.get("config") else run.folder.name
         version = (last.get("versions") or {}).get("cellkit", "")
         runs.append(", ".join(filter(None, [made, f"cellkit {version}" if version else "", *how[-1:]])))
     labelled = [f"{count} {SPLIT_IMAGES[split]}" for split, count in comparison.labelled.items()]
     where = SPLIT_IMAGES.get(comparison.split, comparison.split)
     scored = f"{comparison.images} {where}, intervals over {comparison.interval_of}"
     return f"{'; '.join(runs)}. Labelled: {', '.join(labelled) or 'none'}. Scored: {scored}."
+
+
+def command_of(asked: Mapping[str, Any]) -> str:
+    """Return the command that made a run, without folders of the machine it ran on.
+
+    Examples
+    --------
+    >>> command_of({"config": "/home/me/dkfz.yaml", "overrides": {"precision": "float32", "finetune.base": "/w/my.safetensors"}})
+    'cellkit run dkfz.yaml --set finetune.base=my.safetensors precision=float32'
+    """
+    values = {
+        key: Path(value).name if "/" in str(value) else value for key, value in (asked.get("overrides") or {}).items()
+    }
+    told = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(values.items())]
+    return shlex.join(["cellkit", "run", Path(asked["config"]).name, *(["--set", *told] if told else [])])
 
 
 def title_of(comparison: Comparison) -> str:
