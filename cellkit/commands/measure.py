@@ -27,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--z", default="max", metavar="max|mean|focus|N", help="how a z-stack becomes one plane (default max)"
     )
+    parser.add_argument("--axes", metavar="AXES", help="axes of files that do not state them, e.g. TYX")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
     from_flag(parser, "whose COCO file it is")
     skips_flag(parser)
@@ -56,7 +57,7 @@ def run(given: argparse.Namespace) -> Answer:
         given.labels,
         given.nuclei_labels,
         convention=given.from_,
-        conversion=Conversion(projection=int(given.z) if given.z.isdecimal() else given.z),
+        conversion=Conversion(projection=int(given.z) if given.z.isdecimal() else given.z, axes=given.axes),
         um_per_px=um,
         workers=given.workers,
     )

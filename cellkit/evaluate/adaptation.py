@@ -22,7 +22,7 @@ from cellkit.models import if_able
 from cellkit.models.gate import FOLDS, IN_QUARTERS, NOBODY, THREE_PARTS, Regime, regime_of, unit_of
 from cellkit.models.interpolation import best_step, nested_steps, steps_between
 from cellkit.models.shared.fine_tuning import refuse_untrainable
-from cellkit.models.weights import add_to_card, copy_checkpoint
+from cellkit.models.weights import add_to_card, copy_checkpoint, hashed
 
 PREFIX = "cellpose_"  # before "base" and "tuned": what their predictions are called
 BASE, HANDED_ON = f"{PREFIX}base", "handed_on"
@@ -163,7 +163,7 @@ def adapt(backend: ModuleType, labelled: CellDataset, settings: Any, folder: str
     LOG.info(f"who judges: {regime}")
     make = _three_parts if regime.name in (THREE_PARTS, NOBODY) else _cross_fitted
     adapted = make(backend, labelled, settings, folder, regime)
-    told = {"regime": regime.name, "judged_by": list(regime.judges), "verdict": adapted.verdict.sentence}
+    told = {"regime": regime.name, "judged_by": hashed(regime.judges), "verdict": adapted.verdict.sentence}
     for path in adapted.models.values():
         add_to_card(path, **told)
     return adapted

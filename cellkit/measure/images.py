@@ -72,8 +72,8 @@ def measure_files(
     convention : str, optional
         Whose COCO file it is, see `cellkit.formats.coco_dialects`.
     conversion : Conversion, optional
-        How the pictures were made: its `projection` says what becomes of z planes, where no run tells which were projected;
-        default the brightest.
+        How the pictures were made: its `projection` says what becomes of z planes, where no run tells which were projected
+        (default the brightest), its `axes` what the axes of files are that do not state them.
     um_per_px : float
         Side of a pixel, in place of what the files say; nan: as they say.
     avoid : sequence of Path
@@ -90,12 +90,13 @@ def measure_files(
         Nothing to read, no image that both have, or none that could be measured.
     """
     links: list[Quarantined] = []
-    frames, failed = find_frames(find_images(images, avoid=avoid, outside=links))
+    conversion = conversion or Conversion()
+    frames, failed = find_frames(find_images(images, avoid=avoid, outside=links), conversion.axes)
     unopened = [*links, *failed]
     if not frames:
         raise none_used(0, unopened)
-    side, unread = read_cells(labels, convention, frames)
-    others, more = (None, []) if nuclei is None else read_nuclei(nuclei, convention, frames)
+    side, unread = read_cells(labels, convention, frames, axes=conversion.axes)
+    others, more = (None, []) if nuclei is None else read_nuclei(nuclei, convention, frames, conversion.axes)
     pairs, alone, notes = _matched(side, frames, unopened)
     if others is not None:
         inner, without = _nuclei_by_image(side, others, [k for k, _ in pairs])
@@ -120,9 +121,7 @@ def measure_files(
         )
         for k, frame in pairs
     ]
-    tables, broken = map_items(
-        partial(_of_file, conversion=conversion or Conversion()), work, "measure", workers, name=_name_of
-    )
+    tables, broken = map_items(partial(_of_file, conversion=conversion), work, "measure", workers, name=_name_of)
     tables = [table for table in tables if table is not None]
     quarantined = [*unopened, *unread, *more, *alone, *(item.in_one_line() for item in broken)]
     if not tables:
@@ -133,7 +132,11 @@ def measure_files(
 
 # ---- cells and their images ----------------------------------------------------------------------------------------
 def read_cells(
-    path: str | Path, convention: str | None = None, frames: Sequence[Frame] = (), nuclei: bool = False
+    path: str | Path,
+    convention: str | None = None,
+    frames: Sequence[Frame] = (),
+    nuclei: bool = False,
+    axes: str | None = None,
 ) -> tuple[CellDataset, list[Quarantined]]:
     """Read cells of many images, from one file or a folder with a file for each image; bad files of a folder are left out.
 
@@ -143,6 +146,8 @@ def read_cells(
         The images, which tell their sizes to files that do not (ROI zips of ImageJ, GeoJSON of QuPath).
     nuclei : bool
         Of cells that are drawn with their nuclei, read the nuclei.
+    axes : str, optional
+        Of images that do not state them.
 
     Raises
     ------
@@ -155,7 +160,7 @@ def read_cells(
         return read_side(path, convention=convention), []
     if len(kinds) > 1 and "labels" in kinds:
         kinds = [kind for kind in kinds if kind != "labels"] if _are_frames(path, frames) else ["labels"]
-    shapes = None if kinds == ["labels"] else _shapes_of(frames)
+    shapes = None if kinds == ["labels"] else _shapes_of(frames, axes)
     return read_folder(path, kinds[0] if len(kinds) == 1 else None, nuclei=nuclei, shapes=shapes)
 
 
@@ -166,19 +171,19 @@ def _are_frames(folder: Path, frames: Sequence[Frame]) -> bool:
 
 
 def read_nuclei(
-    path: str | Path, convention: str | None = None, frames: Sequence[Frame] = ()
+    path: str | Path, convention: str | None = None, frames: Sequence[Frame] = (), axes: str | None = None
 ) -> tuple[CellDataset, list[Quarantined]]:
     """Read nuclei of many images: of QuPath's cells the nuclei in them, else all objects; otherwise as `read_cells`."""
-    side, failed = read_cells(path, convention, frames, nuclei=True)
-    return (side, failed) if side.cells else read_cells(path, convention, frames)
+    side, failed = read_cells(path, convention, frames, nuclei=True, axes=axes)
+    return (side, failed) if side.cells else read_cells(path, convention, frames, axes=axes)
 
 
-def _shapes_of(frames: Sequence[Frame]) -> dict[str, tuple[int, int]]:
+def _shapes_of(frames: Sequence[Frame], axes: str | None) -> dict[str, tuple[int, int]]:
     """Return image id, and name without suffix -> (H, W); an image whose header cannot be read is named when it is measured."""
     shapes, stems = {}, Counter(stem_of(frame.relative) for frame in frames)
     for path, own in groupby(frames, lambda frame: frame.path):  # a file is opened once for all its scenes and times
         with suppress(Exception):  # whatever a reader raises on a damaged file
-            scenes = inspect_file(path).series
+            scenes = inspect_file(path, axes).series
             for frame in own:
                 size = scenes[frame.scene].size("Y"), scenes[frame.scene].size("X")
                 shapes[frame.image_id] = size
@@ -280,7 +285,7 @@ def _name_of(job: Job) -> str:
 
 def _of_file(job: Job, conversion: Conversion) -> pd.DataFrame:
     """Measure the cells of one image."""
-    with open_file(job.frame.path) as opened:
+    with open_file(job.frame.path, conversion.axes) as opened:
         return of_opened(opened, job.frame.scene, job.frame.time, conversion, job)
 
 

@@ -140,11 +140,17 @@ def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     return fixed, [(match, match.relative_to(fixed).as_posix()) for match in matches]
 
 
-def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Quarantined]]:
+def find_frames(listed: Sequence[tuple[Path, str]], axes: str | None = None) -> tuple[list[Frame], list[Quarantined]]:
     """Return every scene and time of the files, with ids that are unique; files whose header cannot be read are skipped.
 
     Ids come from the path below the folder given; where two folders were given and hold files of one name, from the path
     below the folder that holds both.
+
+    Parameters
+    ----------
+    listed : sequence of (path, relative path)
+    axes : str, optional
+        Of files that do not state them, e.g. "TYX".
 
     Raises
     ------
@@ -156,7 +162,7 @@ def find_frames(listed: Sequence[tuple[Path, str]]) -> tuple[list[Frame], list[Q
     quarantined: list[Quarantined] = []
     for path, relative in listed:
         try:
-            frames += _frames_of(path, relative)
+            frames += _frames_of(path, relative, axes)
         except Exception as error:  # whatever a reader raises on a damaged file
             quarantined.append(Quarantined(str(path), reason_of(error)))
     check_ids((frame.image_id, f"{frame.path}{frame.suffix}") for frame in frames)
@@ -179,10 +185,10 @@ def id_of(relative: str, suffix: str = "") -> str:
     return image_id_of("/".join([*(folder for folder in folders if folder.lower() != "images"), name]), suffix)
 
 
-def _frames_of(path: Path, relative: str) -> list[Frame]:
+def _frames_of(path: Path, relative: str, axes: str | None) -> list[Frame]:
     if path.suffix.lower() in PICTURE_SUFFIXES:  # one frame; opened when its turn comes
         return [Frame(path, relative, id_of(relative))]
-    info = inspect_file(path)
+    info = inspect_file(path, axes)
     return [
         Frame(path, relative, id_of(relative, suffix), scene, time, suffix, info.notes_of(scene), info.left_out)
         for scene, time, suffix in info.frames()

@@ -245,7 +245,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         scored if choosing else [],
         "map_iou_validation",
         "kaggle, mean of whole validation images",
-        licence=f"of your images, and of {Path(config.base).stem}, from which it began",
+        licence=weights.licence_from(config.base),
         base=Path(config.base).stem,
         read_at={key: settings[key] for key in THRESHOLDS},
         searched=searched,

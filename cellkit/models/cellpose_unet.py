@@ -57,7 +57,7 @@ from cellkit.models.unet_maps import segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, search_settings
 from cellkit.models.unet_style import style  # noqa: F401 - an ability of this backend
 from cellkit.models.unet_validation import Scorer
-from cellkit.models.weights import parents_of
+from cellkit.models.weights import licence_from, parents_of
 from cellkit.settings import Percentiles, as_yaml, weights_field
 
 if TYPE_CHECKING:
@@ -245,6 +245,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         scored if choosing else [],
         "map_iou_validation",
         "kaggle, mean of whole validation images",
+        licence=licence_from(config.base),
         base=Path(config.base).stem,
         parents=parents_of(config.base),
         read_at={key: settings[key] for key in GRID},

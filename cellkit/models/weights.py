@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,33 @@ def add_to_card(path: str | Path, **metrics: Any) -> None:
     if side.is_file():
         fields = read_json(side)
         write_json(side, {**fields, "metrics": {**fields["metrics"], **metrics}}, indent=1)
+
+
+def hashed(image_ids: Iterable[str]) -> list[str]:
+    """Return what stands for images in a card, which is handed to others: no name of a file, and yet an image can be looked for.
+
+    Examples
+    --------
+    >>> hashed(["HEK_01"]) == hashed(["HEK_01"]), "HEK" in hashed(["HEK_01"])[0], len(hashed(["HEK_01"])[0])
+    (True, False, 16)
+    """
+    return [hashlib.sha256(name.encode()).hexdigest()[:16] for name in image_ids]
+
+
+def licence_from(base: str | Path) -> str:
+    """Return the licence of what is trained from `base`, in words: of the user's images, and of the base as its card has it.
+
+    Parameters
+    ----------
+    base : path
+        A checkpoint; anything that is no file, as "scratch", is no base.
+    """
+    own, path = "of your images", Path(base)
+    if not path.is_file():
+        return own
+    side = path.with_suffix(".json")
+    of_base = read_json(side).get("licence", "") if side.is_file() else ""
+    return f"{own}, and of {parents_of(path)[0]}, from which it began" + (f": {of_base}" if of_base else "")
 
 
 def parents_of(base: str | Path) -> list[str]:

@@ -213,7 +213,10 @@ def test_the_history_begins_with_the_score_of_the_base(drawn, tmp_path):
         diameter_px=30.0,
     )
     tuned = unet.train(drawn.subset([0]), drawn.select("val"), config, tmp_path)
-    read_at = weights.read_card(tuned).metrics["read_at"]
+    card = weights.read_card(tuned)
+    base_card = weights.read_card(find_weights("starter"))
+    assert card.licence == f"of your images, and of starter, from which it began: {base_card.licence}"
+    read_at = card.metrics["read_at"]
     assert read_at == {"diameter_of": "batch", "flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15}
     val = drawn.select("val").subset([0])
     base = unet.load(find_weights("starter"), unet.Settings(diameter_px=30.0, **read_at))

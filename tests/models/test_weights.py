@@ -12,7 +12,7 @@ from cellkit.config.sections import FinetuneConfig
 from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
 from cellkit.files import read_json, write_json
-from cellkit.models.weights import copy_checkpoint, load_tensors, read_card, save_checkpoint
+from cellkit.models.weights import copy_checkpoint, hashed, licence_from, load_tensors, read_card, save_checkpoint
 from cellkit.predict.model import find_model
 from cellkit.run.folder import Run
 
@@ -48,6 +48,21 @@ class TestCheckpoint:
     def test_same_tensors_same_bytes(self, checkpoint, tmp_path):
         again = save_checkpoint(tmp_path / "b.safetensors", dict(reversed(TENSORS.items())), "cellpose_unet")
         assert read_card(again).sha256 == read_card(checkpoint).sha256
+
+    def test_what_is_trained_from_it_is_under_its_licence_too(self, checkpoint, tmp_path):
+        words = "of your images, and of model, from which it began: CC0"
+        assert licence_from(checkpoint) == words
+        tuned = save_checkpoint(tmp_path / "tuned.safetensors", TENSORS, "cellpose_unet", licence=words)
+        assert licence_from(tuned).endswith("and of model, from which it began: CC0"), "however often it is tuned on"
+        assert licence_from("scratch") == "of your images"
+        tuned.with_suffix(".json").unlink()
+        assert licence_from(tuned) == "of your images, and of tuned, from which it began"
+
+    def test_no_name_of_an_image_is_in_what_stands_for_it(self):
+        names = ["patient_07/HEK_01", "patient_07/HEK_02"]
+        codes = hashed(names)
+        assert codes == hashed(names) and len(set(codes)) == 2 and codes[::-1] == hashed(names[::-1])
+        assert not any(part in code for code in codes for part in ("patient", "HEK", "07/"))
 
     def test_a_view_is_saved_as_what_it_shows(self, tmp_path):
         path = save_checkpoint(tmp_path / "t.safetensors", {"t": TENSORS["a"].T}, "threshold")

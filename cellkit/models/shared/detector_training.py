@@ -47,6 +47,7 @@ from cellkit.models.shared.inputs import (
 from cellkit.models.shared.overlapping_cells import cells_in, numbered
 from cellkit.models.shared.threshold_search import Searched
 from cellkit.models.training import fingerprint, fit, plan_of
+from cellkit.models.weights import licence_from
 from cellkit.parallel import progress
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def train_detector(
         "class_map_iou_validation",
         "kaggle, mean over classes and whole validation images",
         train.classes,
+        licence_from(config.start),
         start=Path(config.start).stem,
         searched=found.card,
     )

@@ -170,7 +170,7 @@ def save_tuned(
     """
     metrics = {
         **({val.compared_by(metric): round(history.best_score, 4)} if np.isfinite(history.best_score) else {}),
-        "chosen_by": [val.records[i].image_id for i in chosen_by],
+        "chosen_by": weights.hashed(val.records[i].image_id for i in chosen_by),
         "step": history.best_step,
         "stopped": history.stopped,
         "convention": convention,
