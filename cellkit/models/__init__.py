@@ -16,10 +16,11 @@ A module of this folder that states a ``TITLE`` is a backend; one without is a h
 It may also have ``ceiling(train, config)``, ``calibrate(train, config, to)``, ``estimate_diameter(checkpoint, images,
 settings)``, ``style(checkpoint, images, settings)``, ``stricter(settings, used)``, ``check(config)``, ``cost(config, image,
 truth)``, ``seen_px(shape, config)``, the pixels that the network sees of an image where tiles overlap much,
-``steps_of(config, images)``, the steps of a training where they depend on the number of images, and ``published(tensors)``,
-whether it reads a checkpoint without a card; ask for those with `if_able`. One for a GPU may name in ``LIGHTER`` the backend
-that does without. One that works without training states ``NEEDS_CHECKPOINT = False``. The module imports torch and the like
-within its functions.
+``steps_of(config, images)``, the steps of a training where they depend on the number of images, ``live(checkpoint,
+settings)``, the model in two halves, of which the second alone is done again when a threshold is moved (`shared.live`), and
+``published(tensors)``, whether it reads a checkpoint without a card; ask for those with `if_able`. One for a GPU may name in
+``LIGHTER`` the backend that does without. One that works without training states ``NEEDS_CHECKPOINT = False``. The module
+imports torch and the like within its functions.
 
 Files of one's own may lie in the folders of the environment variable CELLKIT_MODULES, or in an installed package, as which they
 are named in full, ``package.module``; see `cellkit.modules`.

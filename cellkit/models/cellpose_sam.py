@@ -53,6 +53,7 @@ from cellkit.models.shared.flow_loss import Prepared, with_target
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import CELL_PX, SHOWN, Doubts, ask_for_memory, bytes_for, labels_at, refuse_empty
 from cellkit.models.shared.inputs import CHANNELS as CHOICES
+from cellkit.models.shared.live import Live, of_maps
 from cellkit.models.shared.processes import check_processes, of_first, place, train_on
 from cellkit.models.shared.threshold_search import THRESHOLDS, Searched, grid_of, score_maps, search_maps
 from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
@@ -165,6 +166,23 @@ def load(checkpoint: Path, settings: Settings | None = None) -> BatchSegmenter:
 
     diameter_px = used["diameter_px"] or CELL_PX
     return BatchSegmenter(find_each, used, lambda shape: bytes_for(shape, diameter_px, BYTES_PER_PX))
+
+
+def live(checkpoint: Path, settings: Settings | None = None) -> Live:
+    """Return the same network, whose thresholds can be moved when it has seen an image; otherwise as `load`."""
+    from cellkit.models.sam_network import applied_only, load_network
+
+    network, card = load_network(checkpoint, getattr(settings, "precision", None))
+    used, network = merged(settings, card, DEFAULTS), applied_only(network)
+    at_once, doubts = getattr(settings, "squares_at_once", None), Doubts(used["channels"], tuple(CHOICES))
+    shown = {key: used[key] for key in ("diameter_px", "channels", "normalise")}
+    diameter_px = used["diameter_px"] or CELL_PX
+
+    def maps_of(image: np.ndarray) -> np.ndarray:
+        return next(predict_maps(network, [image], **shown, at_once=at_once))
+
+    size = lambda shape: bytes_for(shape, diameter_px, BYTES_PER_PX)  # noqa: E731
+    return of_maps(maps_of, used, size, doubts.note, followed_on(network))
 
 
 def published(tensors: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ cached flows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,10 +50,11 @@ from cellkit.models.shared.inputs import (
     ask_for_memory,
     bytes_for,
 )
+from cellkit.models.shared.live import Live, of_maps
 from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.models.unet_batches import SCRATCH, loss_of, refuse_frozen_scratch
-from cellkit.models.unet_maps import segment_image
+from cellkit.models.unet_maps import maps_to_read, segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, search_settings
 from cellkit.models.unet_style import style  # noqa: F401 - an ability of this backend
 from cellkit.models.unet_validation import Scorer
@@ -183,8 +184,26 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
         doubts.note(image, found, left_out)
         return found
 
+    return Segmenter(find, used, _bytes_with(used))
+
+
+def live(checkpoint: Path, settings: Settings | None = None) -> Live:
+    """Return the same network, whose thresholds can be moved when it has seen an image; otherwise as `load`."""
+    from cellkit.models.unet_network import load_network
+
+    network, card = load_network(checkpoint, getattr(settings, "precision", None))
+    used = _read_with(settings, card)
+    if used["diameter_px"] is None:
+        used["diameter_px"] = float(network.diam_labels.item())
+    shown = {key: used[key] for key in ("diameter_px", "channels", "normalise", "diameter_of")}
+    doubts = Doubts(used["channels"], ("both", "cytoplasm", "nuclei"))
+    return of_maps(lambda image: maps_to_read(network, image, **shown), used, _bytes_with(used), doubts.note)
+
+
+def _bytes_with(used: Mapping[str, Any]) -> Callable[[tuple[int, int]], int]:
+    """Return the function (height, width) -> bytes of memory that finding the cells of an image takes."""
     smallest_px = used["diameter_px"] / (FARTHEST if used["diameter_of"] == "image" else 1)
-    return Segmenter(find, used, lambda shape: bytes_for(shape, smallest_px, BYTES_PER_PX))
+    return lambda shape: bytes_for(shape, smallest_px, BYTES_PER_PX)
 
 
 @random_state_kept()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.models.shared import live
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.detections import Reading, read_detections
 from cellkit.models.shared.inputs import CELL_PX, bytes_for, network_shape, planes_of, resized
+from cellkit.models.shared.live import AREA, Live, Range, Read
 from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles, paste
 
 TILE_PX, OVERLAP_PX = 768, 128
+LOOSEST_SCORE = 0.05  # what a network looks with whose thresholds are moved afterwards
+MOVED = {"score_threshold": Range(LOOSEST_SCORE, 0.95, 0.01), "covered_share": Range(0, 1, 0.05), "min_area_px": AREA}
 PROPOSALS = 2000  # of a picture, at least
 
 
@@ -34,21 +39,46 @@ def detect_image(model, image: np.ndarray, settings: dict, left_out: Counter[str
     Instances
         Score = probability of being a cell, times that of its mask where ``mask_score`` is set; class 1..K.
     """
-    found, planes = raw_detections(model, image, settings, left_out)
-    scale = np.array([planes.shape[2] / image.shape[1], planes.shape[1] / image.shape[0]] * 2)
+    return SeenByDetector(model, image, settings, left_out).cells(settings, left_out)
 
-    def read(used: dict, counts: Counter[str] | None) -> Instances:
-        cells, places = read_detections(found, image.shape[:2], Reading.of(used), counts)
-        cells, places = _at_most(settings["max_detections"], cells, places, counts)
-        shown = found[places]
-        votes = [one for one in (shown.votes, _texture_votes(model, image, cells, settings)) if one is not None]
-        return cells.with_classes(
-            _classes(model.cell_classifier, planes, shown.boxes * scale, sum(votes) if votes else None)
-        )
 
-    if not settings.get("by_line"):
-        return read(settings, left_out)
-    return read(settings | settings["by_line"].get(line_of(read(settings, None)), {}), left_out)
+class SeenByDetector:
+    """All that a detector says of an image, read with one set of thresholds after another.
+
+    Parameters
+    ----------
+    model, image, settings, left_out
+        As for `detect_image`; the settings are those that the network looks with.
+    """
+
+    def __init__(self, model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None):
+        self.model, self.image = model, image
+        self.found, self.planes = raw_detections(model, image, settings, left_out)
+        self.scale = np.array([self.planes.shape[2] / image.shape[1], self.planes.shape[1] / image.shape[0]] * 2)
+        self.logits: dict[int, np.ndarray] = {}  # what the network on cut-outs says of a detection, where it was asked
+
+    def cells(self, settings: dict, left_out: Counter[str] | None = None) -> Instances:
+        """Return the cells that detections are read as with these settings."""
+        if not settings.get("by_line"):
+            return self._read(settings, left_out)
+        own = settings["by_line"].get(line_of(self._read(settings, None)), {})
+        return self._read(settings | own, left_out)
+
+    def _read(self, settings: dict, left_out: Counter[str] | None) -> Instances:
+        cells, places = read_detections(self.found, self.image.shape[:2], Reading.of(settings), left_out)
+        cells, places = _at_most(settings["max_detections"], cells, places, left_out)
+        votes = [self.found[places].votes, _texture_votes(self.model, self.image, cells, settings)]
+        votes = [one for one in votes if one is not None]
+        return cells.with_classes(_classes(self._logits_of(places), sum(votes) if votes else None))
+
+    def _logits_of(self, places: np.ndarray) -> np.ndarray:
+        """Return what the network on cut-outs says of these detections, (N, K) float32; each is looked at once."""
+        from cellkit.models.cell_classifier import class_logits
+
+        new = [place for place in places.tolist() if place not in self.logits]
+        told = class_logits(self.model.cell_classifier, self.planes, self.found[np.array(new, int)].boxes * self.scale)
+        self.logits |= dict(zip(new, told, strict=True))
+        return np.stack([self.logits[place] for place in places.tolist()]) if len(places) else told
 
 
 def segmenter(model, used: dict, bytes_per_px: int) -> Segmenter:
@@ -58,6 +88,39 @@ def segmenter(model, used: dict, bytes_per_px: int) -> Segmenter:
         return detect_image(model, image, used, left_out)
 
     return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], used["flips"] * bytes_per_px))
+
+
+def live_detector(model, used: dict, bytes_per_px: int) -> Live:
+    """Return the same network, which looks at an image down to a low score, so that thresholds can be moved afterwards.
+
+    Those are moved of which a better box knows nothing: what overlapping boxes and tiles are joined by is decided in the look.
+    """
+    model.roi_heads.score_thresh = min(LOOSEST_SCORE, model.roi_heads.score_thresh)
+
+    def look(image: np.ndarray) -> Read:
+        capped: Counter[str] = Counter()
+        seen = SeenByDetector(model, image, used, capped)
+
+        def read(changed: Mapping[str, Any], left_out: Counter[str], quick: bool) -> live.Reading:
+            left_out.update(capped)
+            return live.Reading(seen.cells(changed_by(used, changed), left_out))
+
+        return read
+
+    return Live(look, used, MOVED, segmenter(model, used, bytes_per_px).bytes_for)
+
+
+def changed_by(used: dict, changed: Mapping[str, Any]) -> dict:
+    """Return the settings of a detector with some changed: these hold for every class.
+
+    Examples
+    --------
+    >>> used = {"score_threshold": 0.4, "by_line": {"1": {"score_threshold": 0.2, "min_area_px": 30}}}
+    >>> changed_by(used, {"score_threshold": 0.6})
+    {'score_threshold': 0.6, 'by_line': {'1': {'min_area_px': 30}}}
+    """
+    lines = {line: {k: v for k, v in own.items() if k not in changed} for line, own in (used["by_line"] or {}).items()}
+    return used | dict(changed) | {"by_line": lines or None}
 
 
 def line_of(cells: Instances) -> str:
@@ -163,17 +226,16 @@ def _texture_votes(model, image: np.ndarray, cells: Instances, settings: dict) -
     return None if vote is None else vote.votes(image, cells, settings["diameter_px"])
 
 
-def _classes(classifier, planes: np.ndarray, boxes: np.ndarray, votes: np.ndarray | None) -> np.ndarray:
-    """Return the likeliest class, (N,) int64 in 1..K, of the cell in each box, in px of `planes`.
+def _classes(logits: np.ndarray, votes: np.ndarray | None) -> np.ndarray:
+    """Return the likeliest class, (N,) int64 in 1..K.
 
     Parameters
     ----------
+    logits : (N, K) float
+        Of the classifier on cut-outs.
     votes : (N, K) float or None
-        Log probabilities that the detector gives by itself; those of the classifier on cut-outs are added.
+        Log probabilities that the detector gives by itself; those of the classifier are added.
     """
-    from cellkit.models.cell_classifier import class_logits
-
-    logits = class_logits(classifier, planes, boxes)
     if votes is not None:
         logits = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) + votes
     return logits.argmax(axis=1) + 1

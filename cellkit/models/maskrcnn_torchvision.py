@@ -13,12 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
-from cellkit.models.maskrcnn_detect import segmenter
+from cellkit.models.maskrcnn_detect import live_detector, segmenter
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.cost import Cost
 from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training  # noqa: F401 - stated by every backend
 from cellkit.models.shared.detector_start import TUNED, UNET, check_start, opened, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
+from cellkit.models.shared.live import Live
 from cellkit.models.training import random_state_kept
 from cellkit.settings import Number, weights_field
 
@@ -71,6 +72,13 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     from cellkit.models.maskrcnn_network import build
 
     return segmenter(*opened(checkpoint, settings, NAME, build), BYTES_PER_PX)
+
+
+def live(checkpoint: Path, settings: Settings | None = None) -> Live:
+    """Return the same network, whose thresholds can be moved when it has seen an image; otherwise as `load`."""
+    from cellkit.models.maskrcnn_network import build
+
+    return live_detector(*opened(checkpoint, settings, NAME, build), BYTES_PER_PX)
 
 
 @random_state_kept()

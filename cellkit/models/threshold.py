@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -15,6 +16,7 @@ from cellkit.models.shared.contract import SMALLEST, Area, Diameter, Segmenter, 
 from cellkit.models.shared.cost import Cost, seconds_of
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import refuse_untrainable
+from cellkit.models.shared.live import AREA, Live, Range, Read, Reading
 from cellkit.settings import Frozen
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ REQUIRES = ("skimage",)
 BYTES_PER_PX = 50  # of memory; measured, 1024 and 2048 px: 42 bytes more a pixel
 NEEDS_CHECKPOINT = False  # nothing has to be learned
 DEFAULTS = {"diameter_px": None, "min_area_px": 15}
+MOVED = {"diameter_px": Range(4, 200, 1), "min_area_px": AREA}
 
 
 class Settings(Frozen):
@@ -90,6 +93,21 @@ def load(checkpoint: Path | None = None, settings: Settings | None = None) -> Se
     return Segmenter(find, used, lambda shape: BYTES_PER_PX * shape[0] * shape[1])
 
 
+def live(checkpoint: Path | None = None, settings: Settings | None = None) -> Live:
+    """Return the same, whose diameter and least area can be moved when it has seen an image; otherwise as `load`."""
+    segmenter = load(checkpoint, settings)
+
+    def look(image: np.ndarray) -> Read:
+        seen = SeenByThreshold(image)
+
+        def read(changed: Mapping[str, Any], left_out: Counter[str], quick: bool) -> Reading:
+            return Reading(seen.cells(**(segmenter.settings | dict(changed)), left_out=left_out))
+
+        return read
+
+    return Live(look, segmenter.settings, MOVED, segmenter.bytes_for)
+
+
 def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
     """Return what finding the cells of an image costs here; a training costs next to nothing."""
     find_s = seconds_of(lambda: segment_image(image, diameter_of([truth]), config.min_area_px))
@@ -120,34 +138,53 @@ def segment_image(
     ValueError
         The image is not (H, W, 3) uint8.
     """
-    from scipy import ndimage
-    from skimage.feature import peak_local_max
-    from skimage.filters import threshold_otsu
-    from skimage.segmentation import watershed
+    return SeenByThreshold(image).cells(diameter_px, min_area_px, left_out)
 
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
-    grey = ndimage.gaussian_filter(image.max(axis=2).astype(np.float32), 1)
-    if grey.max() - grey.min() < 1:
-        return Instances.empty(image.shape[:2])
-    limit = float(threshold_otsu(grey))
-    cells = ndimage.binary_fill_holes(grey > limit)
-    if diameter_px is None:
-        areas = np.bincount(ndimage.label(cells)[0].ravel())[1:]
-        areas = areas[areas >= max(min_area_px, 1)]
-        diameter_px = float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)) if areas.size else 10.0
-    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(cells), diameter_px / 15)
-    peaks = peak_local_max(
-        depth, min_distance=max(1, round(diameter_px / 4)), labels=ndimage.label(cells)[0], exclude_border=False
-    )
-    markers = np.zeros(cells.shape, np.int32)
-    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    labels = watershed(-depth, markers, mask=cells).astype(np.int32)
-    found = Instances.from_labels(labels)
-    total = np.bincount(labels.ravel(), grey.ravel())[np.unique(labels[labels > 0])] if len(found) else np.zeros(0)
-    contrast = (total / found.areas_px - limit) / max(255 - limit, 1) if len(found) else np.zeros(0)
-    found = found.with_scores(np.clip(contrast, 0, 1))
-    small = found.areas_px < min_area_px
-    if left_out is not None and small.any():
-        left_out[too_small(min_area_px)] += int(small.sum())
-    return found[~small]
+
+class SeenByThreshold:
+    """What is bright in an image, (H, W, 3) uint8, to be cut into cells of one size after another."""
+
+    def __init__(self, image: np.ndarray):
+        from scipy import ndimage
+        from skimage.filters import threshold_otsu
+
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
+        self.grey = ndimage.gaussian_filter(image.max(axis=2).astype(np.float32), 1)
+        self.empty = bool(self.grey.max() - self.grey.min() < 1)
+        if self.empty:
+            return
+        self.limit = float(threshold_otsu(self.grey))
+        self.bright = ndimage.binary_fill_holes(self.grey > self.limit)
+        self.pieces = ndimage.label(self.bright)[0]
+        self.depth = ndimage.distance_transform_edt(self.bright)
+
+    def cells(self, diameter_px: float | None, min_area_px: int, left_out: Counter[str] | None = None) -> Instances:
+        """Return what `segment_image` finds."""
+        from scipy import ndimage
+        from skimage.feature import peak_local_max
+        from skimage.segmentation import watershed
+
+        if self.empty:
+            return Instances.empty(self.grey.shape)
+        if diameter_px is None:
+            areas = np.bincount(self.pieces.ravel())[1:]
+            areas = areas[areas >= max(min_area_px, 1)]
+            diameter_px = float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)) if areas.size else 10.0
+        depth = ndimage.gaussian_filter(self.depth, diameter_px / 15)
+        peaks = peak_local_max(
+            depth, min_distance=max(1, round(diameter_px / 4)), labels=self.pieces, exclude_border=False
+        )
+        markers = np.zeros(self.bright.shape, np.int32)
+        markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+        labels = watershed(-depth, markers, mask=self.bright).astype(np.int32)
+        found = Instances.from_labels(labels)
+        total = (
+            np.bincount(labels.ravel(), self.grey.ravel())[np.unique(labels[labels > 0])] if len(found) else np.zeros(0)
+        )
+        contrast = (total / found.areas_px - self.limit) / max(255 - self.limit, 1) if len(found) else np.zeros(0)
+        found = found.with_scores(np.clip(contrast, 0, 1))
+        small = found.areas_px < min_area_px
+        if left_out is not None and small.any():
+            left_out[too_small(min_area_px)] += int(small.sum())
+        return found[~small]

@@ -57,10 +57,24 @@ def segment_image(
     Instances
         Score = mean cell probability inside the mask; class unknown.
     """
+    maps = maps_to_read(network, image, diameter_px, channels, normalise, diameter_of, cache)
+    return masks_of(maps, image.shape[:2], flow_threshold, cellprob_threshold, min_area_px, left_out)
+
+
+def maps_to_read(
+    network: Any,
+    image: np.ndarray,
+    diameter_px: float,
+    channels: str = "both",
+    normalise: tuple[float, float] = NORMALISE,
+    diameter_of: str = "batch",
+    cache: MapCache | None = None,
+) -> np.ndarray:
+    """Return the maps, (3, h, w) float32, that cells are read from, those of a second pass where there is one."""
     maps = predict_maps(network, image, diameter_px, channels, normalise, cache)
     if diameter_of == "image":
-        maps = second_pass(network, image, maps, diameter_px, channels, normalise, cache)
-    return masks_of(maps, image.shape[:2], flow_threshold, cellprob_threshold, min_area_px, left_out)
+        return second_pass(network, image, maps, diameter_px, channels, normalise, cache)
+    return maps
 
 
 def second_pass(

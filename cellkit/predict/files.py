@@ -22,7 +22,6 @@ import numpy as np
 from cellkit.cells.dataset import evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut
-from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import fit_to
 from cellkit.errors import Quarantined, UserError, counted
 from cellkit.files import atomic_path, locked, read_json, sha256_tree
@@ -31,7 +30,7 @@ from cellkit.manifest import package_sha256
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.frames import Frame, find_frames, find_images, none_used, reason_of, refuse_inputs_as_outputs
 from cellkit.modules import optional
-from cellkit.predict.images import Picture, read_picture
+from cellkit.predict.images import Picture, read_picture, record_of
 from cellkit.predict.model import AUTO, AUTO_IMAGES, Model
 
 OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with lines of a thousand px
@@ -213,18 +212,7 @@ class _Job:
         found = fit_to(found, picture.file_shape)
         if self.labels:
             self._write_labels(frame, found, self.model.classes)
-        record = ImageRecord(
-            image_id=frame.image_id,
-            path=frame.relative,
-            height_px=picture.file_shape[0],
-            width_px=picture.file_shape[1],
-            channels=picture.channels,
-            um_per_px=picture.um_per_px,
-            source=f"{frame.relative}{frame.suffix.replace('_s', ' scene ').replace('_t', ' t ')}",
-            file=frame.relative,
-            scene=frame.scene,
-            time=frame.time,
-        )
+        record = record_of(frame, picture)
         write_coco(part, [record], [found], self.model.classes, with_scores=True)
 
     def log_notes(self, frames: Sequence[Frame]) -> None:

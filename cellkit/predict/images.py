@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError, counted
 from cellkit.files import write_table
 from cellkit.microscope.batch import convert_batch
@@ -72,12 +73,32 @@ def read_picture(
         return Picture(shown.image, size, shown.channels, um_per_px, conversion.scale, notes)
 
 
-def _unnamed_channels(frame: Frame, series, grey: bool) -> UserError:
+class UnnamedChannels(UserError):
+    """A file that has to be converted, while no channel is named."""
+
+
+def record_of(frame: Frame, picture: Picture) -> ImageRecord:
+    """Return the record of an image, in the px of its file."""
+    return ImageRecord(
+        image_id=frame.image_id,
+        path=frame.relative,
+        height_px=picture.file_shape[0],
+        width_px=picture.file_shape[1],
+        channels=picture.channels,
+        um_per_px=picture.um_per_px,
+        source=f"{frame.relative}{frame.suffix.replace('_s', ' scene ').replace('_t', ' t ')}",
+        file=frame.relative,
+        scene=frame.scene,
+        time=frame.time,
+    )
+
+
+def _unnamed_channels(frame: Frame, series, grey: bool) -> UnnamedChannels:
     """Say which channels a file has, and that neither nuclei nor cytoplasm was named."""
     names = [f"{k} {channel.name or 'unnamed'}" for k, channel in enumerate(series.channels)]
     what = "the same grey in red, green and blue" if grey else f"{counted(len(names), 'channel')}: {', '.join(names)}"
     first = "0" if grey else series.channels[0].name or "0"
-    return UserError(
+    return UnnamedChannels(
         f"{frame.path.name} has {what}; neither nuclei nor cytoplasm is named",
         f"say which channel is which: --nuclei C and / or --cytoplasm C, e.g. --nuclei {first}",
     )

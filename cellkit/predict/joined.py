@@ -31,6 +31,7 @@ from cellkit.fetch.find import of_a_run
 from cellkit.models import get_backend, if_able
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.fusion import FusionSettings, checked_weights, fused
+from cellkit.models.shared.live import Live, fixed
 from cellkit.models.shared.routing import Vote, class_vote, routed, style_vote, with_classes_of
 from cellkit.predict.model import AUTO, Model, find_model
 from cellkit.settings import Frozen, Number, as_tuple
@@ -122,6 +123,10 @@ class JoinedModel(Model):
     def sha256(self) -> str:
         """Of the checkpoints of its members, in their order."""
         return hashlib.sha256(json.dumps([one.sha256 for one in self.members]).encode()).hexdigest()
+
+    def live(self, scale: float = 1.0) -> Live:
+        """Return the model as one of which no setting can be moved: it reads several, each its own."""
+        return fixed(self.load(scale))
 
     def _loaded(self, member: Model, scale: float, all_are: str = "") -> Segmenter:
         return with_classes_of(member.load(scale), member.classes, self.classes, all_are)

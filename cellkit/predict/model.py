@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from cellkit.errors import UserError, nearest
 from cellkit.files import sha256_file
 from cellkit.log import LOG
 from cellkit.microscope.convert import PERCENTILES, Conversion
+
+if TYPE_CHECKING:
+    from cellkit.models.shared.live import Live
 
 AUTO = "auto"
 
@@ -69,15 +73,32 @@ class Model:
 
     def load(self, scale: float = 1.0) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
         """Return the function from a stream of (H, W, 3) uint8 to their cells; the pictures were resized by `scale`."""
-        from cellkit.models import get_backend
         from cellkit.models.cell_classes import with_cell_classes
+
+        backend, settings = self._read_with(scale)
+        segmenter = backend.load(self.checkpoint, settings)
+        return segmenter if self.cell_classes is None else with_cell_classes(segmenter, self.cell_classes)
+
+    def live(self, scale: float = 1.0) -> Live:
+        """Return the model in two halves, see `cellkit.models.shared.live`; of one that is not able to, nothing can be moved."""
+        from cellkit.models import cell_classes, if_able
+        from cellkit.models.shared.live import classified, fixed
+
+        backend, settings = self._read_with(scale)
+        live = if_able(backend, "live", self.checkpoint, settings)
+        if live is None:
+            return fixed(self.load(scale))
+        return live if self.cell_classes is None else classified(live, cell_classes.load(self.cell_classes))
+
+    def _read_with(self, scale: float) -> tuple[ModuleType, Any]:
+        """Return the backend, and its settings for pictures that were resized by `scale`."""
+        from cellkit.models import get_backend
 
         backend = get_backend(self.backend)
         settings = backend.Settings(**self.config)
         if self.own_px:
             settings = settings.model_copy(update={"diameter_px": self.config["diameter_px"] * scale})
-        segmenter = backend.load(self.checkpoint, settings)
-        return segmenter if self.cell_classes is None else with_cell_classes(segmenter, self.cell_classes)
+        return backend, settings
 
 
 def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from backend_cases import EMPTY, config_of, each, history_of, lacks
 
 from cellkit.cells.dataset import predict_all
 from cellkit.errors import UserError
-from cellkit.models import backend_names, get_backend, threshold, unet_maps, weights
+from cellkit.models import backend_names, get_backend, if_able, threshold, unet_maps, weights
 from cellkit.models.shared import cost, detector_training, fine_tuning, inputs, tiles
 from cellkit.models.unet_network import load_network
 from cellkit.scores.iou import overlaps
@@ -70,6 +71,25 @@ class TestContract:
         again = get_backend(name).train(drawn.select("train"), drawn.select("val"), config_of(name), tmp_path)
         first, second = weights.load_tensors(trained[name]), weights.load_tensors(again)
         assert all(torch.equal(first[k], second[k]) for k in first)
+
+    def test_moved_settings_find_what_a_new_prediction_finds(self, name, trained, drawn):
+        backend, image = get_backend(name), drawn.image(0)
+        live = if_able(backend, "live", trained[name], None)
+        if live is None:
+            return
+        (first,) = backend.load(trained[name], None)([image])
+        read = live.look(image)
+        assert read({}, Counter(), False) == (first, True)
+        assert live.look(EMPTY)({}, Counter(), False).cells.shape == EMPTY.shape[:2]
+        assert live.ranges and set(live.ranges) <= set(backend.Settings.model_fields)
+        for setting, (low, high, step) in live.ranges.items():
+            value = type(step)(low + step * round((high - low) / step / 3))
+            moved, told = read({setting: value}, Counter(), False), Counter()
+            segment = backend.load(trained[name], backend.Settings(**{setting: value}))
+            assert moved == (next(segment([image])), True), setting
+            assert read({setting: value}, told, True).cells == moved.cells, "a reading that was made is kept"
+        assert read({}, Counter(), False) == (first, True), "and back again"
+        assert not len(read({"min_area_px": 10**6}, told, False).cells)
 
     def test_is_a_stream(self, name, trained, drawn):
         asked = []
