@@ -56,20 +56,33 @@ class SeenByDetector:
         self.found, self.planes = raw_detections(model, image, settings, left_out)
         self.scale = np.array([self.planes.shape[2] / image.shape[1], self.planes.shape[1] / image.shape[0]] * 2)
         self.logits: dict[int, np.ndarray] = {}  # what the network on cut-outs says of a detection, where it was asked
+        self.texture: dict[int, np.ndarray] = {}  # what its texture voted last
 
-    def cells(self, settings: dict, left_out: Counter[str] | None = None) -> Instances:
-        """Return the cells that detections are read as with these settings."""
+    def cells(self, settings: dict, left_out: Counter[str] | None = None, quick: bool = False) -> Instances:
+        """Return the cells that detections are read as with these settings.
+
+        With `quick`, the texture of a cell votes as when it was looked at last, with other edges perhaps.
+        """
         if not settings.get("by_line"):
-            return self._read(settings, left_out)
-        own = settings["by_line"].get(line_of(self._read(settings, None)), {})
-        return self._read(settings | own, left_out)
+            return self._read(settings, left_out, quick)
+        own = settings["by_line"].get(line_of(self._read(settings, None, quick)), {})
+        return self._read(settings | own, left_out, quick)
 
-    def _read(self, settings: dict, left_out: Counter[str] | None) -> Instances:
+    def _read(self, settings: dict, left_out: Counter[str] | None, quick: bool) -> Instances:
         cells, places = read_detections(self.found, self.image.shape[:2], Reading.of(settings), left_out)
         cells, places = _at_most(settings["max_detections"], cells, places, left_out)
-        votes = [self.found[places].votes, _texture_votes(self.model, self.image, cells, settings)]
+        votes = [self.found[places].votes, self._texture_votes_of(cells, places, settings, quick)]
         votes = [one for one in votes if one is not None]
         return cells.with_classes(_classes(self._logits_of(places), sum(votes) if votes else None))
+
+    def _texture_votes_of(self, cells: Instances, places: np.ndarray, settings: dict, quick: bool) -> np.ndarray | None:
+        """Return what the texture of the cells votes; with `quick`, only of detections that were not asked before anew."""
+        known = [quick and place in self.texture for place in places.tolist()]
+        told = _texture_votes(self.model, self.image, cells[~np.array(known, bool)], settings)
+        if told is None:
+            return None
+        self.texture |= dict(zip(places[~np.array(known, bool)].tolist(), told, strict=True))
+        return np.stack([self.texture[place] for place in places.tolist()]) if len(places) else told
 
     def _logits_of(self, places: np.ndarray) -> np.ndarray:
         """Return what the network on cut-outs says of these detections, (N, K) float32; each is looked at once."""
@@ -103,7 +116,8 @@ def live_detector(model, used: dict, bytes_per_px: int) -> Live:
 
         def read(changed: Mapping[str, Any], left_out: Counter[str], quick: bool) -> live.Reading:
             left_out.update(capped)
-            return live.Reading(seen.cells(changed_by(used, changed), left_out))
+            cells = seen.cells(changed_by(used, changed), left_out, quick)
+            return live.Reading(cells, not (quick and seen.texture))
 
         return read
 
