@@ -152,6 +152,10 @@ class SeenByThreshold:
             raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
         self.grey = ndimage.gaussian_filter(image.max(axis=2).astype(np.float32), 1)
         self.empty = bool(self.grey.max() - self.grey.min() < 1)
+        self.cut: tuple[float, Instances] = (
+            0.0,
+            Instances.empty(image.shape[:2]),
+        )  # the diameter last asked for, its objects
         if self.empty:
             return
         self.limit = float(threshold_otsu(self.grey))
@@ -161,16 +165,26 @@ class SeenByThreshold:
 
     def cells(self, diameter_px: float | None, min_area_px: int, left_out: Counter[str] | None = None) -> Instances:
         """Return what `segment_image` finds."""
-        from scipy import ndimage
-        from skimage.feature import peak_local_max
-        from skimage.segmentation import watershed
-
         if self.empty:
             return Instances.empty(self.grey.shape)
         if diameter_px is None:
             areas = np.bincount(self.pieces.ravel())[1:]
             areas = areas[areas >= max(min_area_px, 1)]
             diameter_px = float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)) if areas.size else 10.0
+        if diameter_px != self.cut[0]:
+            self.cut = diameter_px, self._cut_at(diameter_px)
+        found = self.cut[1]
+        small = found.areas_px < min_area_px
+        if left_out is not None and small.any():
+            left_out[too_small(min_area_px)] += int(small.sum())
+        return found[~small]
+
+    def _cut_at(self, diameter_px: float) -> Instances:
+        """Return the objects of any area."""
+        from scipy import ndimage
+        from skimage.feature import peak_local_max
+        from skimage.segmentation import watershed
+
         depth = ndimage.gaussian_filter(self.depth, diameter_px / 15)
         peaks = peak_local_max(
             depth, min_distance=max(1, round(diameter_px / 4)), labels=self.pieces, exclude_border=False
@@ -179,12 +193,8 @@ class SeenByThreshold:
         markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
         labels = watershed(-depth, markers, mask=self.bright).astype(np.int32)
         found = Instances.from_labels(labels)
-        total = (
-            np.bincount(labels.ravel(), self.grey.ravel())[np.unique(labels[labels > 0])] if len(found) else np.zeros(0)
-        )
-        contrast = (total / found.areas_px - self.limit) / max(255 - self.limit, 1) if len(found) else np.zeros(0)
-        found = found.with_scores(np.clip(contrast, 0, 1))
-        small = found.areas_px < min_area_px
-        if left_out is not None and small.any():
-            left_out[too_small(min_area_px)] += int(small.sum())
-        return found[~small]
+        if not len(found):
+            return found
+        total = np.bincount(labels.ravel(), self.grey.ravel())[np.unique(labels[labels > 0])]
+        contrast = (total / found.areas_px - self.limit) / max(255 - self.limit, 1)
+        return found.with_scores(np.clip(contrast, 0, 1))

@@ -1,5 +1,5 @@
-"""The report: one self-contained page from the files of a run.
+"""What a browser shows: the report of a run, one self-contained page; and the page to try a model on, in `app`.
 
-It may import `cells`, `config`, `evaluate`, `formats`, `labelling`, `microscope`, `models`, `run`, `scores`, `show`,
-`sources` and the ground.
+It may import `cells`, `config`, `evaluate`, `fetch`, `formats`, `labelling`, `measure`, `microscope`, `models`, `predict`,
+`run`, `scores`, `show`, `sources` and the ground.
 """
