@@ -62,7 +62,7 @@ def why_refused(method: str, headers: Mapping[str, str], bound_to: str) -> str:
     if origin is not None and origin != f"http://{host}":
         return "a page of another site asks; open the address that the command printed"
     if method not in ("GET", "POST"):
-        return f"{method} is not answered here"
+        return f"{method} is not answered here; open the address that the command printed"
     return ""
 
 

@@ -366,13 +366,17 @@ def listen(host: str, port: int) -> socket.socket:
     UserError
         The port is in use or not allowed, or this machine has no such host.
     """
+    found = None
     try:
         kind, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(kind, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # a port that was left just now is free; elsewhere it would be shared
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(place)
         found.listen(128)
     except (OSError, OverflowError) as error:
+        if found is not None:
+            found.close()
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"cannot listen on {host}, port {port}: {why}", "name another: --port N, or leave it out"
