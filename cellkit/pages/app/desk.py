@@ -231,7 +231,13 @@ class Desk:
         return to_png(show_errors(image, data.instances[k], found[k], ax, legend=False), dpi=110)
 
     def worst_file(self, number: int) -> tuple[Path, str]:
-        """Return the run's picture of one of the worst images, and its id."""
+        """Return the run's picture of one of the worst images, and its id.
+
+        Raises
+        ------
+        UserError
+            No such image, or one whose picture lies elsewhere.
+        """
         data, _, _ = self._worst_data
         record = data.records[self.worst_place(number)]
         path = data.root / record.path
