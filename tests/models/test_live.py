@@ -9,6 +9,7 @@ from cellkit.cells.instances import Instances
 from cellkit.models import cellpose_unet
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.live import Live, Range, Reading, classes_beneath, classified, fixed
+from cellkit.predict.joined import fuse_models
 from cellkit.predict.model import find_model
 
 TWO = Instances.from_labels(np.array([[1, 1, 1, 2, 2, 0]]), class_ids=[2, 1])
@@ -59,6 +60,13 @@ def test_a_model_of_which_nothing_can_be_moved_finds_its_cells_once():
     read, told = live.look(np.zeros((1, 6, 3), np.uint8)), Counter()
     assert [read({}, told, quick) for quick in (False, True)] == [(TWO, True)] * 2
     assert (len(asked), live.ranges, told) == (1, {}, {"too small": 6})
+
+
+def test_a_model_of_models_finds_what_it_finds_elsewhere(drawn):
+    fused, image = fuse_models(["threshold", "threshold"]), drawn.image(0)
+    live = fused.live()
+    (found,) = fused.load()([image])
+    assert live.look(image)({}, Counter(), True) == (found, True) and len(found) and not live.ranges
 
 
 def test_a_quick_look_takes_the_classes_of_the_cells_beneath():

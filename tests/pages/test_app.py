@@ -321,7 +321,7 @@ def test_a_model_is_loaded_once_and_few_are_kept(served):
 
 
 def test_who_waits_is_told_that_it_ended():
-    queue, begun, go_on = desks.Queue1(), threading.Event(), threading.Event()
+    queue, begun, go_on = desks.OneAtATime(), threading.Event(), threading.Event()
     under_way = queue.submit("a", lambda: begun.set() or go_on.wait(10))
     waiting = queue.submit("b", lambda: 1)
     assert begun.wait(10) and (queue.before("a"), queue.before("b"), queue.before("c")) == (0, 1, 0)

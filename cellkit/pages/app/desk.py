@@ -34,7 +34,11 @@ WORST = 8  # images of the gallery
 THUMB_IN = 2.8
 
 
-class Queue1:
+class NotAPage(Exception):
+    """Somebody who does not know the key, or the name of a page that is no more."""
+
+
+class OneAtATime:
     """One thread that computes, one thing after another: two pages at once take no more memory than one."""
 
     def __init__(self) -> None:
@@ -115,7 +119,7 @@ class Desk:
         self.run = None if run is None else RunFiles(run)
         self.offered = offered_models(self.run, model)
         self.key = secrets.token_urlsafe(24)
-        self.queue = Queue1()
+        self.queue = OneAtATime()
         self.folder = Path(tempfile.mkdtemp(prefix="cellkit-app-"))
         self.pages: OrderedDict[str, tuple[Session, float]] = OrderedDict()
         self._models: OrderedDict[tuple, Live] = OrderedDict()
@@ -128,13 +132,13 @@ class Desk:
 
         Raises
         ------
-        PermissionError
+        NotAPage
             Another key.
         UserError
             As many pages as may be are in use.
         """
         if not hmac.compare_digest(key.encode(), self.key.encode()):
-            raise PermissionError
+            raise NotAPage
         with self._lock:
             now = time.monotonic()
             for token, (session, seen) in list(self.pages.items()):
@@ -190,7 +194,7 @@ class Desk:
 
     def loaded(self, model: Model, scale: float) -> Live:
         """Return a model, loaded; called by the queue alone, so that each is loaded once."""
-        place = (model.name, tuple(sorted((k, str(v)) for k, v in model.config.items())), model.own_px, scale)
+        place = repr(model), scale
         if place not in self._models:
             while len(self._models) >= KEPT_MODELS:
                 self._models.popitem(last=False)

@@ -21,7 +21,7 @@ from cellkit.errors import UserError, counted, of_place, place_fault, readable
 from cellkit.files import PACKAGE
 from cellkit.log import LOG
 from cellkit.microscope.frames import reason_of
-from cellkit.pages.app.desk import Desk
+from cellkit.pages.app.desk import Desk, NotAPage
 from cellkit.pages.app.guard import LOOPBACK, Guard
 from cellkit.pages.app.session import Asked, Session
 
@@ -101,7 +101,7 @@ def told(call: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
             return await call(self, request)
         except ClientDisconnect:
             return Response(status_code=499)
-        except PermissionError:
+        except NotAPage:
             text = "this page does not know the key of this cellkit app, or was not used for long"
             return JSONResponse({"problem": text, "remedy": "open the address that the command printed"}, 401)
         except UserError as error:
@@ -127,7 +127,7 @@ class Answers:
         token = request.headers.get("x-cellkit-page", "")
         session = self.desk.page(token)
         if session is None:
-            raise PermissionError
+            raise NotAPage
         return token, session
 
     async def _said(self, request: Request) -> dict[str, Any]:
