@@ -23,8 +23,9 @@ def cost_of(stages: Mapping[str, Mapping[str, Any]], model: str) -> dict[str, An
     -------
     dict
         stage (its notebook), train_s (CPU seconds of its training; 0 = none), find_s (CPU seconds a megapixel), stage_s (of
-        the notebook), whole_s (of all notebooks it needs, from the images on), peak_bytes (the most that its notebook held),
-        device, resumed (a stage that went on where a killed one was counts only what came after). None: not recorded.
+        the notebook), whole_s (of all notebooks it needs, from the images on; of a model without training less those of others
+        in its notebook), peak_bytes (the most that its notebook held), device, resumed (a stage that went on where a killed one
+        was counts only what came after). None: not recorded.
     """
     stage = next((n for n, entry in stages.items() if f"{KEY}{model}" in entry["outputs"]), None)
     if stage is None:
@@ -33,12 +34,15 @@ def cost_of(stages: Mapping[str, Mapping[str, Any]], model: str) -> dict[str, An
     entry, needed = stages[stage], needed_stages(stages, stage)
     costs = entry.get("costs")
     find = (costs or {}).get(model, {}).get("find", {})
+    train_s, whole_s = training_of(entry, model), total(stages[name].get("processor_s") for name in needed)
+    if train_s == 0 and whole_s is not None:
+        whole_s = round(whole_s - sum(of["train"]["processor_s"] for of in (costs or {}).values() if "train" in of), 1)
     return {
         "stage": stage,
-        "train_s": training_of(entry, model),
+        "train_s": train_s,
         "find_s": round(find["processor_s"] / find["mpx"], 3) if find.get("mpx") else None,
         "stage_s": entry.get("processor_s"),
-        "whole_s": total(stages[name].get("processor_s") for name in needed),
+        "whole_s": whole_s,
         "peak_bytes": entry.get("peak_bytes") or None,
         "device": device_of(entry),
         "resumed": any(stages[name].get("resumed", False) for name in needed),

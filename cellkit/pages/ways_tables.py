@@ -23,9 +23,10 @@ CONVENTIONS = (
     "class is known."
 )
 COSTS = (
-    "CPU seconds are user and system time of a notebook's process, noted by the run: of a model's training; of finding the cells "
-    "of a megapixel; of all notebooks from the images to that model's cells. Memory is the most that the model's notebook held. "
-    "A dash: there is none, or it is not recorded."
+    "CPU seconds are user and system time of a notebook's process, noted by the run: of a model's training; of finding the "
+    "cells of a megapixel; of all notebooks from the images to that model's cells (where it has no training, without those "
+    "of others in its notebook). Memory is the most that the model's notebook held. A dash: there is none, or it is not "
+    "recorded."
 )
 
 

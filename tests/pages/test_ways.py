@@ -208,6 +208,7 @@ def test_a_model_that_is_not_trained_cost_no_training():
     stages = STAGES | {"05": STAGES["05"] | {"costs": costs}}
     assert [cost_of(stages, name)["train_s"] for name in "ab"] == [0.0, 50.0]
     assert [cost_of(stages, name)["find_s"] for name in "ab"] == [3.0, None]
+    assert [cost_of(stages, name)["whole_s"] for name in "ab"] == [60.0, 110.0]
 
 
 def test_runs_of_the_same_labels_are_one_comparison_and_the_same_predictions_one_row(run, tmp_path):
