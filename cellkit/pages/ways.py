@@ -18,7 +18,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import Quarantined, UserError, counted, nearest
 from cellkit.evaluate.classes import images_to_count, totals_by_class
-from cellkit.evaluate.evaluation import decide, rejected_models, score_models, summarise
+from cellkit.evaluate.evaluation import decide, of_images, rejected_models, score_models, summarise
 from cellkit.evaluate.verdict import images_to_decide
 from cellkit.files import sha256_file
 from cellkit.manifest import sha256_json
@@ -26,7 +26,7 @@ from cellkit.models import TEACHER, model_name
 from cellkit.models.gate import judges
 from cellkit.pages.costs import cost_of
 from cellkit.pages.results import RunFiles
-from cellkit.scores.conventions import compare_conventions, unranked
+from cellkit.scores.conventions import compare_conventions, find_conventions, unranked
 from cellkit.scores.intervals import BOOTSTRAP
 from cellkit.scores.iou import overlaps
 from cellkit.scores.matching import class_accuracy, match_pairs
@@ -283,17 +283,21 @@ def against(scores: pandas.DataFrame, chosen: str, name: str, bootstrap: int) ->
 
 
 def conventions_of(truth: CellDataset, predictions: Mapping[str, Instances]) -> dict[str, Any]:
-    """Return what other conventions say, and how often the class of a found cell is right; None where no class is told."""
-    found = [predictions[record.image_id] for record in truth.records]
+    """Return what other conventions say, and how often the class of a found cell is right; None where that is not defined.
+
+    Where the true cells are boxes, some conventions are not; where a model tells no class, that of each class is not.
+    """
+    found, boxes = of_images(predictions, truth), any(cells.boxes_only for cells in truth.instances)
     classed = any(cells.class_ids.any() for cells in found)
-    asked = ["caicedo", "point", *(["voc"] if classed else [])]
+    known = find_conventions()
+    asked = [name for name in ("caicedo", "point", "voc") if known[name].ON_BOXES or not boxes]
     told = compare_conventions(truth.instances, found, classes=truth.classes, conventions=asked, bootstrap=0)[
         "conventions"
     ]
     accuracy, cells, _ = class_accuracy(truth.instances, found, truth.classes) if classed else (np.nan, 0, None)
     return {
-        "caicedo": told["caicedo"]["score"],
-        "point": {key: told["point"][key] for key in ("recall", "precision")},
+        "caicedo": told.get("caicedo", {}).get("score"),
+        "point": {key: told.get("point", {}).get(key) for key in ("recall", "precision")},
         "voc_ap50": told["voc"]["by_class"] if classed else None,
         "voc_ranked": not unranked(found),
         "class_right": number(accuracy),
@@ -320,8 +324,8 @@ def counts_of(
     images = images_to_count(run.images, split)
     images = images.subset([record.image_id in whole for record in images.records])
     known = {
-        record.image_id: without_unknown(cells, predictions[record.image_id])
-        for record, cells in zip(truth.records, truth.instances, strict=True)
+        record.image_id: without_unknown(cells, found)
+        for record, cells, found in zip(truth.records, truth.instances, of_images(predictions, truth), strict=True)
     }
     table = totals_by_class({"": {**predictions, **known}}, images, truth, deciding) if len(images) else []
     rows = []

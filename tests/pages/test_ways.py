@@ -17,7 +17,7 @@ from cellkit.files import read_json, write_json
 from cellkit.formats.coco import write_coco, write_predictions
 from cellkit.manifest import measured, read_manifest
 from cellkit.pages.costs import cost_of, needed_stages
-from cellkit.pages.ways import compare_runs, off, without_unknown
+from cellkit.pages.ways import compare_runs, conventions_of, off, without_unknown
 from cellkit.pages.ways_tables import BEGIN, END, grids_of, to_markdown, write_markdown
 from cellkit.run.folder import Run
 
@@ -246,6 +246,14 @@ def test_validation_images_can_be_reported_and_choose_nothing_more_then(run):
     (one,), _ = compare_runs([run.folder], "val", bootstrap=200)
     assert (one.split, one.images) == ("val", 4)
     assert row_of(one, "perfect")["counts"][0]["corrected"] is None  # no other images tell the errors
+
+
+def test_where_the_true_cells_are_boxes_what_needs_outlines_is_left_out():
+    records = [ImageRecord("a", "images/a.png", *SHAPE, split="test")]
+    truth = CellDataset(records, [cells_of(0).as_boxes()], LINES)
+    told = conventions_of(truth, {"a": cells_of(0).as_boxes()})
+    assert told["voc_ap50"] == {"HEK": 1.0, "N2a": 1.0} and told["class_right"] == 1.0
+    assert told["caicedo"] is None
 
 
 def test_a_cell_found_where_the_class_is_unknown_is_in_no_count():
