@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,16 @@ def _section_of(path: Path) -> type[Section]:
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"'{path}' is not a notebook (JSON of nbformat 4)", "save it again in Jupyter") from None
     if not named:
-        return create_model(recipe_name(path.stem), __base__=Section)
+        return _section(recipe_name(path.stem), (Section,), None)
     settings = _settings_class(path, named)
     bases = (settings,) if issubclass(settings, Section) else (Section, settings)
-    more = {"backend": (str, Field(metadata["backend"], description="the backend"))} if "backend" in metadata else {}
-    return create_model(recipe_name(path.stem), __base__=bases, **more)
+    return _section(recipe_name(path.stem), bases, metadata.get("backend"))
+
+
+@lru_cache  # so that two configurations of the same settings are equal
+def _section(name: str, bases: tuple[type[BaseModel], ...], backend: str | None) -> type[Section]:
+    more = {} if backend is None else {"backend": (str, Field(backend, description="the backend"))}
+    return create_model(name, __base__=bases, **more)
 
 
 def _settings_class(path: Path, named: str) -> type[BaseModel]:
@@ -117,11 +123,12 @@ def _settings_class(path: Path, named: str) -> type[BaseModel]:
 
 def with_recipes(kind: type[Config], sections: Mapping[str, type[Section]]) -> type[Config]:
     """Return the class of a configuration that has the sections of these recipes; one that is not named is None."""
-    if not sections:
-        return kind
-    fields: dict[str, Any] = {
-        name: (section, Field(None, description=f"recipe {name}")) for name, section in sections.items()
-    }
+    return _with_recipes(kind, tuple(sections.items())) if sections else kind
+
+
+@lru_cache
+def _with_recipes(kind: type[Config], sections: tuple[tuple[str, type[Section]], ...]) -> type[Config]:
+    fields: dict[str, Any] = {name: (section, Field(None, description=f"recipe {name}")) for name, section in sections}
     recipes = create_model("Recipes", __base__=Frozen, **fields)
     description = kind.model_fields["recipes"].description
     return create_model("Config", __base__=kind, recipes=(recipes, Field(recipes(), description=description)))

@@ -131,6 +131,7 @@ def test_a_recipes_section_is_checked_by_its_own_settings(here):
     cfg = load("seed: 3\nclasses: [a, b]\nrecipes: {large_cells: {min_area_px: 4}}\n")
     own = cfg.section("large_cells")
     assert (own.min_area_px, own.seed, own.classes) == (4, 3, ("a", "b")) and own == cfg.recipes.large_cells
+    assert load("recipes: {large_cells: {min_area_px: 4}}") == load("recipes: {large_cells: {min_area_px: 4}}")
     other = load("classes: [a]\nrecipes: {}\n")
     assert other.recipes.large_cells is None and other.section("recipes.large_cells").classes == ("a",)
     for text, told in {
