@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cellkit.config.sections import ConvertConfig
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import read_json, sizes_and_times, write_json
 from cellkit.log import LOG
@@ -49,6 +50,7 @@ from cellkit.manifest import (
     settings_sha256,
     stamp,
 )
+from cellkit.run.moved import place_now, renamed, with_old_paths
 from cellkit.run.notebooks import context_of, maker_of
 
 PACKAGES = ("numpy", "scipy", "scikit-image", "pandas", "torch", "torchvision", "cellpose", "pycocotools")
@@ -183,6 +185,7 @@ class Stage:
             "costs": {},
         }
         self._looks: dict[str, Any] = {}
+        self._convert = section if isinstance(section, ConvertConfig) else None
         self._prepare()
         if not context:
             note_attempt(run.folder, name, self._context["attempt"], status="running", started=self._entry["started"])
@@ -333,9 +336,18 @@ class Stage:
         self._write_note()
 
     def _same_ground(self, note: dict[str, Any]) -> bool:
-        if any(note.get(key) != self._entry[key] for key in ("config", "code_sha256")):
+        """Tell whether an earlier attempt had the same code, section and inputs, wherever these lie now."""
+        inputs = note["inputs"]
+        moved = renamed(note["config"], self._entry["config"], inputs)
+        if note["code_sha256"] != self._entry["code_sha256"]:
             return False
-        return all(input_sha256(self.run.folder, i, self.run._hash) == i["sha256"] for i in note["inputs"].values())
+        if note["config"] != with_old_paths(self._entry["config"], moved):
+            return False
+        try:
+            now = [value | {"path": place_now(value, self._convert, moved, inputs)} for value in inputs.values()]
+        except UserError:  # what it read is not there any more
+            return False
+        return all(input_sha256(self.run.folder, value, self.run._hash) == value["sha256"] for value in now)
 
     def _write_note(self) -> None:
         write_json(self.root / ".attempt.json", {key: self._entry[key] for key in ("config", "code_sha256", "inputs")})

@@ -12,13 +12,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cellkit.config.places import data_path, names_data
 from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
 from cellkit.errors import UserError
 from cellkit.machine import here
 from cellkit.manifest import Hasher, input_sha256, listed_by, package_sha256, read_manifest
 from cellkit.run.folder import fingerprint_of, versions
+from cellkit.run.moved import from_run_folder, place_now, renamed, with_old_paths
 from cellkit.run.notebooks import Notebook, matches, read_notebooks, taking_part
 
 
@@ -69,9 +69,9 @@ def check(
         raise UserError(f"'{run_dir}' is no run folder", "name one, or a configuration: cellkit check FILE.yaml")
     if not last_run:
         raise UserError(f"'{run_dir}' does not tell its configuration", "name the configuration file")
-    began_in = last_run.get("folder", "")
+    config, began_in = (from_run_folder(folder, last_run, key) for key in ("config", "folder"))
     with contextlib.chdir(began_in) if os.path.isdir(began_in) else contextlib.nullcontext():  # its relative paths
-        cfg = load_config(last_run["config"], last_run["overrides"], notebooks)
+        cfg = load_config(config, last_run["overrides"], notebooks)
         return stage_states(folder, cfg, taking_part(books, cfg), manifest, Hasher())
 
 
@@ -117,11 +117,13 @@ def stage_state(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, A
         return StageState(book.name, "missing", "never run")
     if entry is None or entry.get("status") != "finished":
         return StageState(book.name, "failed", _how_attempt_ended(attempt) if attempt else entry.get("error", "failed"))
+    section = fingerprint_of(cfg.section(book.section))
+    moved = renamed(entry["config"], section, entry["inputs"])
     reasons = [
-        *_section_differences(entry, fingerprint_of(cfg.section(book.section)), book.section),
+        *_section_differences(entry, with_old_paths(section, moved), book.section),
         *(["the notebook changed"] if entry["notebook_sha256"] != book.sha256 else []),
         *(["the cellkit package changed"] if entry["package_sha256"] != package_sha256() else []),
-        *[r for key, value in entry["inputs"].items() for r in _input_reason(cfg, key, folder, value, hasher)],
+        *[r for key in entry["inputs"] for r in _input_reason(cfg, key, folder, entry["inputs"], moved, hasher)],
         *[r for key, value in entry["outputs"].items() for r in _file_reason("output", key, folder, value, hasher)],
         *[
             reason
@@ -156,31 +158,21 @@ def _section_differences(entry: Mapping[str, Any], new: Any, name: str) -> list[
     return _differences(old, new, name)
 
 
-def _input_reason(cfg: Config, key: str, folder: Path, value: dict[str, Any], hasher: Hasher) -> list[str]:
+def _input_reason(
+    cfg: Config, key: str, folder: Path, inputs: Mapping[str, Any], moved: Mapping[str, str], hasher: Hasher
+) -> list[str]:
     """Say how an input differs from what was read: what the configuration and the environment lead to now."""
+    value = inputs[key]
     try:
-        place = _place_now(cfg, value)
+        place = place_now(value, cfg.convert, moved, inputs)
     except UserError as error:
         return [f"input {key}: {str(error).splitlines()[0]}"]
     reasons = _file_reason("input", key, folder, value | {"path": place}, hasher)
     if not reasons or not value.get("outside"):
         return reasons
-    moved = f", was {value['path']}" if place != value["path"] else ""
+    before = f", was {value['path']}" if place != value["path"] else ""
     named = _changed_files(value.get("files", {}), hasher.files(Path(place)))
-    return [f"{reasons[0].removesuffix(')')}{moved}{': ' if named else ''}{named})"]
-
-
-def _place_now(cfg: Config, value: Mapping[str, Any]) -> str:
-    """Return the path of an input as a stage that starts now would find it."""
-    by, named = value.get("by"), value.get("named", "")
-    if by == "data" and names_data(cfg.convert):
-        return data_path(cfg.convert).absolute().as_posix()
-    if by in ("weights", "card"):
-        from cellkit.fetch.find import locate_weights
-
-        path = locate_weights(named).absolute()
-        return (path if by == "weights" else path.with_suffix(".json")).as_posix()
-    return here(named).absolute().as_posix() if named and not by else value["path"]
+    return [f"{reasons[0].removesuffix(')')}{before}{': ' if named else ''}{named})"]
 
 
 def _changed_files(then: Mapping[str, str], now: Mapping[str, str]) -> str:
