@@ -115,7 +115,7 @@ def _bare_array(path: str | Path) -> np.ndarray | None:
         return np.array(
             np.load(path, mmap_mode="r", allow_pickle=False)
         )  # mapped: a header cannot claim what is not there
-    except (ValueError, OSError, EOFError):
+    except Exception:  # whatever numpy raises on the text of a header: ValueError, SyntaxError, TokenError ...
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -26,6 +27,10 @@ def lif_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[
         The file is shorter than its header announces.
     """
     bytes_there = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(13)  # of the first block: 0x70, its bytes, 0x2A, the letters of the XML, two bytes each
+    if len(head) == 13 and (letters := struct.unpack_from("<I", head, 9)[0]) * 2 > bytes_there:
+        raise damaged(path, "Leica LIF", f"{2 * letters} bytes of XML are announced, {bytes_there} are there")
     with module.LifFile(path) as lif:
         stacks = [stack for image in lif.images for stack in _split_along("M", _lif_stack(path, image))]
         ends = [image.memory_block.offset + image.memory_block.size for image in lif.images if not image.is_flim]

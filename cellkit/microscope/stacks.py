@@ -203,14 +203,14 @@ def open_stacks(
         try:
             left_out: list[str] = []
             found = opened.enter_context(stacks(module, path, left_out))
+            if not found:
+                raise damaged(path, reader.kind, "no image in it")
+            last: dict = {}
+            scenes = [Scene(path, reader.kind, stack, axes, last, most_px) for stack in found]
         except UserError:
             raise
         except Exception as error:
             raise damaged(path, reader.kind, error) from error
-        if not found:
-            raise damaged(path, reader.kind, "no image in it")
-        last: dict = {}
-        scenes = [Scene(path, reader.kind, stack, axes, last, most_px) for stack in found]
         _refuse_if_none_is_left(path, scenes)
         info = FileInfo(path, reader.name, tuple(scene.series for scene in scenes), left_out=tuple(left_out))
         yield Opened(info, lambda scene, time, z, channel: scenes[scene].plane(time, z, channel))

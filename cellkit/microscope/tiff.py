@@ -132,9 +132,15 @@ def open_tiff(path: Path, axes: str | None, most_px: int) -> Iterator[Opened]:
     """Open a TIFF of any kind tifffile knows; errors as in `own_pages`."""
     with own_pages(path) as own:
         tif = own.tif
-        scenes = [
-            _TiffScene(path, tif, series, axes, ome, most_px) for series, ome in zip(own.series, own.ome, strict=True)
-        ]
+        try:
+            scenes = [
+                _TiffScene(path, tif, series, axes, ome, most_px)
+                for series, ome in zip(own.series, own.ome, strict=True)
+            ]
+        except UserError:
+            raise
+        except Exception as error:  # tags of kinds and lengths that no TIFF has
+            raise damaged(path, "TIFF", error) from error
         reader = "ome-tiff" if tif.is_ome else "imagej-tiff" if tif.is_imagej else "tiff"
         info = FileInfo(path, reader, tuple(scene.info for scene in scenes), own.notes, own.left_out)
         yield Opened(info, lambda scene, time, z, channel: scenes[scene].plane(time, z, channel))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.log import LOG
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import CELL_PX, NORMALISE, resized, three_channels
 from cellkit.models.shared.thresholds import AS_CELLPOSE
@@ -250,11 +251,29 @@ def _begun(network: Any, image: np.ndarray, settings: tuple, cache: MapCache | N
 
 
 def _run(network: Any, squares: list[tuple[_Image, torch.Tensor]]) -> None:
-    """Let the network see squares, and add their maps to their images."""
+    """Let the network see squares, and add their maps to their images; half as many at a time where the memory is too small.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        It does not hold a single one.
+    """
     import torch
 
-    with torch.no_grad(), network.arithmetic.autocast():
-        maps = network(network.arithmetic.placed(torch.stack([square for _, square in squares]))).float()
+    maps = None
+    try:
+        with torch.no_grad(), network.arithmetic.autocast():
+            maps = network(network.arithmetic.placed(torch.stack([square for _, square in squares]))).float()
+    except torch.OutOfMemoryError:
+        if len(squares) == 1:
+            raise
+    if maps is None:  # here what the failed step held is gone
+        torch.cuda.empty_cache()
+        half = (len(squares) + 1) // 2
+        LOG.warning(f"out of memory: {half} squares are looked at together, not {len(squares)}")
+        _run(network, squares[:half])
+        _run(network, squares[half:])
+        return
     for (image, _), one in zip(squares, maps, strict=True):
         image.found.append(one)
 

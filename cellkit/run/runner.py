@@ -100,9 +100,9 @@ def run_notebooks(
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(folder)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
-    preflight(folder)
     with _terminating():
         try:
+            preflight(folder)
             hold(folder, "writer")
             outlook = None
             if fresh:
