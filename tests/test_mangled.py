@@ -1,0 +1,59 @@
+"""What `benchmarks/chaos_inputs.py` found: each finding with the smallest input that showed it, read by the same parser."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chaos_inputs import lay_out, mangled, names, outcome, parser_of
+from chaos_parsers import tiff
+
+PIXELS = np.arange(16, dtype=np.uint16).reshape(4, 4)
+
+
+def tagged(tag: int, kind: int, count: int, value: int, content: bytes | None = None) -> bytes:
+    """Return a small TIFF of which one tag has another type, count and value."""
+    content = tiff(PIXELS) if content is None else content
+    at = content.index(struct.pack("<H", tag), struct.unpack_from("<I", content, 4)[0])
+    return content[:at] + struct.pack("<HHII", tag, kind, count, value) + content[at + 12 :]
+
+
+LIF_OF_4_GB = struct.pack("<IIBI", 0x70, 2**32 - 1, 0x2A, 2**31)
+NPY_OF_NO_HEADER = b"\x93NUMPY\x01\x00\x05\x00{'a'("
+
+# parser: {what was wrong: input}
+FOUND = {
+    "tiff": {
+        "TypeError of a photometric interpretation of two numbers": tagged(262, 3, 2, 0x10001),
+    },
+    "lif": {"4 GB asked for an XML header that is not there": LIF_OF_4_GB},
+    "seg": {"TokenError of a header that is no Python": NPY_OF_NO_HEADER},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "what"), [(name, what) for name, some in FOUND.items() for what in some])
+def test_what_was_found_is_refused_in_words(name, what, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    parser, folder = parser_of(name, tmp_path / "good"), tmp_path / "here"
+    lay_out(parser, folder)
+    given = FOUND[name][what]
+    file, content = given if isinstance(given, tuple) else (next(iter(parser.files)), given)
+    (folder / file).write_bytes(base64.b64decode(content) if isinstance(content, str) else content)
+    how, why = outcome(parser, folder)
+    assert how in ("refused", "read"), why
+
+
+def test_mangling_is_the_same_each_time_and_every_parser_is_listed(tmp_path):
+    import random
+
+    for form in ("json", "text", "zip", "gzip", "png", "bytes"):
+        content = b'{"a": [1, 2, "x"]}'
+        assert len({mangled(content, form, random.Random(k)) for k in range(20) for _ in range(2)}) > 5
+        assert mangled(content, form, random.Random(7)) == mangled(content, form, random.Random(7))
+    wanted = {"tiff", "lif", "czi", "zarr 0.5", "png", "coco", "labelme", "voc", "box csv", "roi", "seg", "geojson", "yaml",
+              "notebook", "safetensors", "torch file", "zip", "tar"}  # fmt: skip
+    assert wanted <= {*names()}
+    assert Path(parser_of.__code__.co_filename).name == "chaos_parsers.py"
