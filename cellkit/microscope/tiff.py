@@ -129,7 +129,13 @@ def own_pages(path: Path) -> Iterator[OwnPages]:
 
 @contextmanager
 def open_tiff(path: Path, axes: str | None, most_px: int) -> Iterator[Opened]:
-    """Open a TIFF of any kind tifffile knows; errors as in `own_pages`."""
+    """Open a TIFF of any kind tifffile knows.
+
+    Raises
+    ------
+    UserError
+        As in `own_pages`; or tags of kinds and lengths that no TIFF has.
+    """
     with own_pages(path) as own:
         tif = own.tif
         try:
