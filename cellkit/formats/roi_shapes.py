@@ -30,8 +30,10 @@ def pixels_of_roi(roi: Any, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     return fill([roi.coordinates()], shape)
 
 
-def _composite(numbers: np.ndarray) -> list[np.ndarray]:
+def _composite(numbers: np.ndarray | None) -> list[np.ndarray]:
     """Return the outlines of Java's path: move, line, quadratic and cubic curve, close."""
+    if numbers is None:
+        raise UserError("its composite path is missing", "save it again, or delete it")
     values, rings, place = numbers.astype(np.float64).tolist(), [], 0
     sizes = {0: 2, 1: 2, 2: 4, 3: 6, 4: 0}
     while place < len(values):
