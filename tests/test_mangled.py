@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import struct
 from pathlib import Path
 
@@ -24,12 +25,46 @@ def tagged(tag: int, kind: int, count: int, value: int, content: bytes | None = 
 LIF_OF_4_GB = struct.pack("<IIBI", 0x70, 2**32 - 1, 0x2A, 2**31)
 NPY_OF_NO_HEADER = b"\x93NUMPY\x01\x00\x05\x00{'a'("
 
+SHAPE = {"label": "cell", "shape_type": "polygon", "points": [[0, 0], [3, 0], [3, 2]]}
+
+
+def labelme(named: str, **changed) -> bytes:
+    """Return a labelme file that names a picture, with one shape."""
+    return json.dumps({"imagePath": named, "shapes": [SHAPE | changed]}).encode()
+
+
+def coco(named: str, **changed) -> bytes:
+    """Return a COCO file of one image of that name, with one cell."""
+    cell = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 3, 0, 3, 2]]} | changed
+    image = {"id": 1, "file_name": named, "height": 24, "width": 32}
+    return json.dumps({"images": [image], "categories": [{"id": 1, "name": "cell"}], "annotations": [cell]}).encode()
+
+
+ROI_WITHOUT_PATH = (
+    "SW91dADlCAAADAAKABQAGQAEAA0AAAAAAAAAAAAAAAAAAJgAAAAuAAAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAFAAAAAPAA8AAAAAAAAACAAIAAAAAAAAAAAAAAAAAAAAAAAAAJAAAAAEAAAAAAAAAgAAAAAAAAAAAAAAAJgAAAAuAAAAAAAAAAAA"
+    "AAAAAAAAAAAwADAAMAAyAGMAZQBsAGwAawBpAHQALgBjAGwAYQBzAHMAZQBzADoAIABIAEUASwAsAE4AMgBhAAoAYwBlAGwAbABrAGkAdAAuAH"
+    "MAaABhAHAAZQA6ACAAMgA0ACwAMwAyAAo="
+)
+
+
 # parser: {what was wrong: input}
 FOUND = {
     "tiff": {
         "TypeError of a photometric interpretation of two numbers": tagged(262, 3, 2, 0x10001),
     },
     "lif": {"4 GB asked for an XML header that is not there": LIF_OF_4_GB},
+    "labelme": {
+        "OverflowError of a coordinate without end": labelme("a.png", points=[[10**400, 0], [1, 1], [2, 0]]),
+        "ValueError of a name with a zero": labelme("a\0.png"),
+        "UnicodeEncodeError of a name that is no text": labelme("\ud800.png"),
+        "OSError of a name too long": labelme("a" * 300),
+    },
+    "coco set": {
+        "OSError of a name too long": coco("a" * 300),
+        "UnicodeEncodeError of a name that is no text": coco("\ud800.png"),
+    },
+    "roi": {"AttributeError of a composite without its path": ROI_WITHOUT_PATH},
     "seg": {"TokenError of a header that is no Python": NPY_OF_NO_HEADER},
 }  # fmt: skip
 

@@ -15,6 +15,8 @@ from cellkit.manifest import MANIFEST
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from cellkit.microscope.open import READ_SUFFIXES, UNREAD_SUFFIXES, is_zarr_by_another_name
 
+MAX_NAME_BYTES = 255
+
 
 def ids_of(name: str) -> Keys:
     """Return the image ids that a path without suffix may have become; several where they carry a digest of the path.
@@ -150,13 +152,19 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def check_inside(path: Path, root: Path) -> None:
-    """Refuse a link that leads out of the data folder.
+    """Refuse a link that leads out of the data folder, and what cannot be the name of a file.
 
     Raises
     ------
     UserError
-        The link leads out of the folder, or nowhere.
+        The link leads out of the folder, or nowhere; or no file can be called so.
     """
+    try:
+        if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts) or "\0" in str(path):
+            raise ValueError("a name too long, or with a sign that no name has")
+    except ValueError as error:
+        shown = path.name.encode("unicode_escape").decode("ascii")[:80]
+        raise UserError(f"no file can be called '{shown}'", "write the file that names it again") from error
     try:
         inside = path.resolve().is_relative_to(Path(root).resolve())
     except (OSError, RuntimeError) as error:

@@ -20,7 +20,7 @@ from fastcore.basics import groupby
 from cellkit.cells.instances import IGNORE
 from cellkit.cells.names import image_id_of, plain, repeated, split_of_file, split_of_folders, stem_of
 from cellkit.config.sections import ConvertConfig
-from cellkit.errors import UserError, counted
+from cellkit.errors import UserError, counted, readable
 from cellkit.files import decoded
 from cellkit.formats.coco_dialects import crowd_of, key_of, to_plain
 from cellkit.log import LOG
@@ -252,7 +252,7 @@ def _coco_image(
 ) -> _Listed:
     """Make a SourceImage of one entry; with `line` = (cell type, group) all its cells are of that type."""
     rows = sheet.rows.get(str(key_of(entry.get("id"))), [])
-    named = str(entry.get("file_name") or "")
+    named = readable(str(entry.get("file_name") or ""))
     label = str(entry.get("cell_type") or "")
     cell_type = (
         {plain(name): name for name in (*config.classes, MIXED)}.get(plain(label)) or only_class(config) or MIXED
@@ -265,8 +265,11 @@ def _coco_image(
         named = path.relative_to(root).as_posix() if path.is_relative_to(root) else named
         files = (path,)
         loader = partial(_load_coco, root, path, sheet.head(), entry, rows, cell_type if line else None, config)
-    except (UserError, OSError) as error:  # OSError: a name that no file system takes
+    except UserError as error:
         loader = failing(*str(error).split("\n", 1))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        loader = failing(f"no file can be called '{named[:80]}': {reason}", "write the COCO file again")
     parts = [part for part in named.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     *folders, name = parts or [f"{sheet.path.stem}_{entry.get('id')}"]
     split = split or split_of_folders(folders)

@@ -165,7 +165,7 @@ def _points(item: dict, shape: tuple[int, int], where: str) -> np.ndarray:
     """(N, 2) float columns and rows; finite and within one image size of the image."""
     try:
         points = np.asarray(item.get("points"), float).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{where} has points that are no pairs of numbers", "write the file again with labelme"
         ) from error
