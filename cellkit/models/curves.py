@@ -48,10 +48,11 @@ class Curves:
         self.writer = SummaryWriter(str(folder), purge_step=rows[-1]["step"] + 1 if rows else None)
 
     def add(self, row: Mapping[str, Any], rate: float) -> None:
-        """Write a row of the history, ``step``, ``loss``, ``score``, and the learning rate; what is no number is left out."""
+        """Write a row of the history, and the learning rate, over its ``step``; what is no number is left out."""
         if self.writer is None:
             return
-        for name, value in (("loss", row["loss"]), ("score", row["score"]), ("learning rate", rate)):
+        told = {name: value for name, value in row.items() if name not in ("step", "seconds")} | {"learning rate": rate}
+        for name, value in told.items():
             if math.isfinite(value):
                 self.writer.add_scalar(name, value, row["step"])
         self.writer.flush()

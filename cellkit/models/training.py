@@ -136,7 +136,8 @@ def fit(
         Step number -> scalar loss tensor; draws its batch from the step number alone. A loss that needs no gradient any more
         has left its gradients in the parameters, see `cellkit.models.shared.in_parts.InParts`.
     score : callable
-        () -> float, higher is better; whole validation images.
+        () -> float, higher is better; whole validation images. Or a float and a mapping, name -> number: what else is to be
+        seen in the history, as the overlap of each class.
     out : Path
         Keeps ``last.safetensors`` (resume), ``best.safetensors`` and ``history.csv``.
     fingerprint : str
@@ -243,13 +244,16 @@ def _evaluate(
 
     model.eval()
     with torch.no_grad():
-        value = float(score())
+        scored = score()
+    value, more = scored if isinstance(scored, tuple) else (scored, {})
+    value = float(value)
     mean = sum(losses) / len(losses) if losses else math.nan
     row = {
         "step": step,
         "loss": round(mean, 6),
         "score": round(value, 6),
         "seconds": round(time.monotonic() - begun, 1),
+        **more,
     }
     history.rows.append(row)
     _log_progress(desc, step, plan, mean, row["seconds"], f", {called} {value:.4f}" if math.isfinite(value) else "")

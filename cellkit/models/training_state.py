@@ -21,7 +21,7 @@ class History:
     Parameters
     ----------
     rows : list of dict
-        step, loss (mean since the last row), score (validation), seconds.
+        step, loss (mean since the last row), score (validation), seconds, and what else the score tells.
     best_step : int
         The step whose weights are kept; 0 = the start weights. The last one where no score chooses.
     stopped : str
@@ -35,8 +35,10 @@ class History:
 
     def write(self, path: Path) -> Path:
         """Write the rows as CSV, atomically; `kept` is 1 in the row whose weights are kept."""
+        columns = ["step", "loss", "score", "seconds", "kept"]
+        columns += [name for name in dict.fromkeys(key for row in self.rows for key in row) if name not in columns]
         with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", "loss", "score", "seconds", "kept"], lineterminator="\n")
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows({**row, "kept": int(row["step"] == self.best_step)} for row in self.rows)
         return path
