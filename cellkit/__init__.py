@@ -83,7 +83,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "show.charts": ("show_curves", "show_history", "show_interval", "show_scores"),
     "show.conversion": ("show_conversion",),
     "show.counts": ("show_counts", "show_data"),
-    "show.explained": ("show_iou", "show_label_flows", "show_pyramid"),
+    "show.explained": ("show_border_target", "show_iou", "show_label_flows", "show_pyramid"),
     "show.measurements": ("show_measures",),
     "show.overlays": ("show_found", "show_proposed_and_used", "show_worst", "show_worst_images"),
     "show.sheets": ("show_crops", "show_flagged", "show_sheet"),

@@ -28,7 +28,8 @@ FAR_PX = 16  # distances to a second cell are told up to here
 def encode(labels: np.ndarray, width_px: float, class_ids: np.ndarray | None = None, classes: int = 1) -> np.ndarray:
     """Return the class of every pixel: 0 = background, 1 to K = interior of a cell of that class, K + 1 = touching border.
 
-    Border is what of a cell lies within `width_px` of another cell, but for the core of each cell.
+    Border is what of a cell lies within `width_px` of another cell, at least a pixel, but for the core of each cell. Where that
+    would leave the interior of a cell in several pieces, each of which would become a cell, its border is narrower.
 
     Parameters
     ----------
@@ -56,8 +57,7 @@ def encode(labels: np.ndarray, width_px: float, class_ids: np.ndarray | None = N
         of_cell[1 : len(class_ids) + 1] = np.where(class_ids > 0, class_ids, SOME_CLASS)[: len(of_cell) - 1]
     of_cell[0] = BACKGROUND
     target = of_cell[cells]
-    border = (cells > 0) & (to_second_cell(cells, width_px) <= width_px) & ~_cores(cells)
-    target[border] = classes + 1
+    target[_border(cells, max(1, int(width_px)))] = classes + 1
     target[labels < 0] = NOT_KNOWN
     return target
 
@@ -74,7 +74,7 @@ def to_second_cell(cells: np.ndarray, most_px: float = FAR_PX) -> np.ndarray:
     Examples
     --------
     >>> to_second_cell(np.array([[1, 1, 0, 0, 2]]))
-    array([[4., 3., 3., 3., 3.]], dtype=float32)
+    array([[4., 3., 2., 2., 3.]], dtype=float32)
     """
     import cv2
 
@@ -108,7 +108,7 @@ def weights_by_distance(labels: np.ndarray, height: float, sigma_px: float) -> n
     Examples
     --------
     >>> weights_by_distance(np.array([[1, 0, 2]]), 10.0, 2.0).round(1)
-    array([[ 7.1,  7.1,  7.1]], dtype=float32)
+    array([[7.1, 7.1, 7.1]], dtype=float32)
     """
     from scipy import ndimage
 
@@ -222,6 +222,27 @@ def cut(
     seeded[patches[seeds > 0]] = True
     seeds = np.where(seeded[patches], seeds, np.where(inside, patches + some, 0))
     return watershed(border - inner, seeds, mask=inside).astype(np.int32)
+
+
+def _border(cells: np.ndarray, width_px: int) -> np.ndarray:
+    """Return which pixels are border, (h, w) bool: of each cell as wide as leaves its interior as whole as the cell is."""
+    away, core = to_second_cell(cells, width_px), _cores(cells)
+    pieces, width = _pieces(cells > 0, cells), np.ones(int(cells.max(initial=0)) + 1, np.int32)
+    for narrower in range(2, width_px + 1):
+        whole = _pieces((cells > 0) & ((away > narrower) | core), cells) <= pieces
+        width[whole & (width == narrower - 1)] = narrower
+    return (cells > 0) & (away <= width[cells]) & ~core
+
+
+def _pieces(inside: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Return in how many pieces each cell is of which only the pixels `inside` are left, (N + 1,) int."""
+    from scipy import ndimage
+
+    count = np.zeros(int(cells.max(initial=0)) + 1, int)
+    for k, box in enumerate(ndimage.find_objects(cells), 1):
+        if box is not None:
+            count[k] = ndimage.label(inside[box] & (cells[box] == k))[1]
+    return count
 
 
 def _cores(cells: np.ndarray) -> np.ndarray:

@@ -163,22 +163,24 @@ def show_history(history: Any, figure: Figure | None = None, score: str = "MAP I
     Parameters
     ----------
     history : path or DataFrame, or name -> path or DataFrame, or None
-        ``history.csv``: step, loss (mean since the row before), score, seconds. None: the model did not learn step by step.
+        ``history.csv``: step, loss (mean since the row before), score, seconds, and ``iou_<class>`` where classes of pixels are
+        learned. None: the model did not learn step by step.
     score : str
         What the score is.
 
     Returns
     -------
     (2,) Axes
-        Of None one, which says so.
+        A third where one training tells the IoU of each class of pixels. Of None one, which says so.
     """
     from matplotlib.ticker import MaxNLocator
 
     if history is None:
         return np.array([words_only("this model does not learn step by step: there is no curve", figure=figure)])
     histories = history if isinstance(history, Mapping) else {"": history}
-    figure = figure_or_new(figure, (5.6, 4.6))
-    axes = figure.subplots(2, 1, sharex=True)
+    kinds = [name for name in _history_rows(history) if name.startswith("iou_")] if "" in histories else []
+    figure = figure_or_new(figure, (5.6, 6.6 if kinds else 4.6))
+    axes = figure.subplots(3 if kinds else 2, 1, sharex=True)
     looks = model_looks(histories)
     for name, one in histories.items():
         rows = _history_rows(one)
@@ -204,13 +206,25 @@ def show_history(history: Any, figure: Figure | None = None, score: str = "MAP I
     note = next((text for one in histories.values() if scored and (text := _read_at(one))), "")
     if not scored:
         axes[1].text(0.5, 0.5, "no image was scored along the way", ha="center", transform=axes[1].transAxes)
-    axes[1].set(ylabel=textwrap.fill(f"validation {score}", 28), xlabel=f"training step{note}", ylim=(0, 1))
+    axes[1].set(ylabel=textwrap.fill(f"validation {score}", 28), ylim=(0, 1))
+    if kinds:
+        _draw_classes(axes[2], _history_rows(history), kinds)
+    axes[-1].set(xlabel=f"training step{note}")
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes:
         dress(ax, "y").margins(x=0.03)
     if "" not in histories:
         axes[0].legend()
     return axes
+
+
+def _draw_classes(ax: Axes, rows: pandas.DataFrame, columns: Sequence[str]) -> None:
+    """Draw the IoU of each class of pixels along a training."""
+    looks = model_looks(columns)
+    for name in columns:
+        ax.plot(rows["step"], rows[name], lw=2, ms=4, clip_on=False, label=name.removeprefix("iou_"), **looks[name])
+    ax.set(ylabel="IoU of pixels", ylim=(0, 1))
+    ax.legend(ncols=3, fontsize=8)
 
 
 @styled

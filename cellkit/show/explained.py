@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellkit.cells.dataset import CellDataset
-from cellkit.show.overlays import checked_image, draw_picture, grey_of
+from cellkit.show.overlays import checked_image, draw_picture, grey_of, outline_of
 from cellkit.show.style import INK, axes_or_new, figure_or_new, legend_below, styled, words_only
 
 if TYPE_CHECKING:
@@ -151,6 +151,55 @@ def show_label_flows(data: CellDataset, figure: Figure | None = None, side_px: i
     top, left = (max(0, middle - side_px // 2) for middle in (y + height // 2, x + width // 2))
     part = slice(top, top + side_px), slice(left, left + side_px)
     return show_flows(image[part], target_of(cells.paint()[part]), figure, data.records[shown].image_id)
+
+
+@styled
+def show_border_target(
+    data: CellDataset, border_share: float = 0.1, figure: Figure | None = None, side_px: int = 256
+) -> np.ndarray:
+    """Show the classes of pixels that `unet_border` is to learn, where cells of the first images touch, and what is made of them.
+
+    Parameters
+    ----------
+    data : CellDataset
+        Labelled images.
+    border_share : float
+        How near to another cell its border begins, as a share of the diameter.
+    side_px : int
+        Largest height and width of the part that is shown (px).
+
+    Returns
+    -------
+    (3,) Axes
+        Image; target; the cells that the target gives back. (1,) with a sentence where no image has a cell.
+    """
+    import cv2
+    from matplotlib.patches import Patch
+
+    from cellkit.models.border_target import decode, encode, one_hot
+    from cellkit.models.shared.diameter import diameter_of
+
+    if not data.cells:
+        return np.array([words_only("no image has a labelled cell", figure=figure)])
+    width_px = border_share * diameter_of(data.instances)
+    shown = next(k for k, cells in enumerate(data.instances) if len(cells))
+    targets = {k: encode(data.instances[k].paint(), width_px) == 2 for k in range(shown, min(shown + 4, len(data)))}
+    shown = max(targets, key=lambda k: (targets[k].sum(), -k))
+    image, cells = data[shown]
+    near = cv2.boxFilter(targets[shown].astype(np.float32), -1, (side_px, side_px), borderType=cv2.BORDER_CONSTANT)
+    top, left = (max(0, k - side_px // 2) for k in np.unravel_index(int(near.argmax()), near.shape))
+    part = slice(top, top + side_px), slice(left, left + side_px)
+    target = encode(cells.paint()[part], width_px)
+    again = decode(one_hot(target, 1), target.shape)
+    axes = figure_or_new(figure, (10.5, 3.8)).subplots(1, 3)
+    draw_picture(axes[0], image[part], data.records[shown].image_id)
+    colours = {"background": (30, 33, 40), "interior": (86, 180, 233), "touching border": (232, 94, 12)}
+    draw_picture(axes[1], np.array(list(colours.values()), np.uint8)[target], "what is to be learned")
+    legend_below(axes[1], [Patch(color=[c / 255 for c in rgb], label=name) for name, rgb in colours.items()])
+    restored = image[part].copy()
+    restored[outline_of(again.paint())] = (255, 194, 10)
+    draw_picture(axes[2], restored, f"{len(again)} cells that the target gives back")
+    return axes
 
 
 def draw_flows(ax: Axes, maps: np.ndarray, arrows: int = 34) -> Axes:

@@ -37,6 +37,15 @@ FEW = {
     },
 }
 
+FEW["unet_border"] = {
+    "encoder": "tu-resnet10t",
+    "encoder_depth": 4,
+    "decoder_width": 4,
+    "border_weight": 1.0,
+    "seed_threshold": 0.5,
+    "cell_threshold": 0.5,
+    "min_area_px": 15,
+}
 FEW["maskrcnn_detectron2"] = FEW["maskrcnn_torchvision"]
 
 STEPS = {"steps": 2, "batch_size": 2, "crop_px": 64, "warmup_steps": 1, "eval_every": 2, "val_images": 1}
