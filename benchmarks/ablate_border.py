@@ -3,6 +3,7 @@
     python benchmarks/ablate_border.py ceiling --data DSB2018                        # each modality, up to --images of it
     python benchmarks/ablate_border.py models --run RUN --work DIR [--set key=value]  # recipe 11 and the tuned Cellpose U-Net
     python benchmarks/ablate_border.py balance --run RUN --work DIR                  # five short trainings
+    python benchmarks/ablate_border.py encoders --run RUN --work DIR                 # short trainings of small encoders
 
 RUN is a run folder in which 01 was run with `configs/unet_border.yaml`, whose split counts; of its pictures those of 520 x 696
 px take part. Trainings go on where they were stopped, and one that is finished is not made again. Of each model: F1 as Caicedo et
@@ -39,7 +40,13 @@ from cellkit.scores.kaggle import kaggle
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = (520, 696)
-BALANCES = ("none", "frequency", "distance", "focal", "dice")
+BALANCES = {name: {"balance": name} for name in ("none", "frequency", "distance", "focal", "dice")}
+ENCODERS = {
+    "tu-resnet10t": {"encoder": "tu-resnet10t", "encoder_depth": 4},
+    "resnet18": {"encoder": "resnet18", "encoder_depth": 4},
+    "mobilenet_v2": {"encoder": "mobilenet_v2", "encoder_depth": 5},
+    "efficientnet-b0": {"encoder": "efficientnet-b0", "encoder_depth": 5},
+}
 SHORT = {"steps": 150, "eval_every": 50, "val_images": 3, "batch_size": 6, "crop_px": 128, "search_images": 1}
 SHORT_IMAGES = 12  # to train on
 
@@ -120,24 +127,25 @@ def compare_models(run: Path, work: Path, config: Path, only: str, changes: Mapp
     show_scores(rows)
 
 
-def compare_balances(run: Path, work: Path, config: Path, changes: Mapping[str, Any]) -> None:
-    """Print the IoU of the border along short trainings that differ in `balance` alone, and the scores on test images."""
+def compare_short(run: Path, work: Path, config: Path, changes: Mapping[str, Any], ways: Mapping[str, dict]) -> None:
+    """Print the IoU of the border along short trainings that differ in one thing, and the scores on test images."""
     split, short, rows = split_of(run), {f"recipes.unet_border.{key}": value for key, value in SHORT.items()}, {}
     part = {**split, "train": split["train"].sample(SHORT_IMAGES), "test": split["test"].sample(6)}
-    for balance in BALANCES:
-        cfg = load_config(config, {**short, **changes, "recipes.unet_border.balance": balance}).section("unet_border")
-        rows[balance] = trained("unet_border", cfg, part, work / f"balance_{balance}")
-        with open(work / f"balance_{balance}" / "history.csv", newline="") as file:
+    for name, own in ways.items():
+        own = {f"recipes.unet_border.{key}": value for key, value in own.items()}
+        section = load_config(config, {**short, **changes, **own}).section("unet_border")
+        rows[name] = trained("unet_border", section, part, work / f"short_{name}")
+        with open(work / f"short_{name}" / "history.csv", newline="") as file:
             steps = list(csv.DictReader(file))
         curve = ", ".join(f"{row['step']}: {float(row['iou_border']):.2f}" for row in steps)
-        print(f"{balance}: IoU of the border at step {curve}", flush=True)
+        print(f"{name}: IoU of the border at step {curve}", flush=True)
     show_scores(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ceiling", "models", "balance"))
+    parser.add_argument("what", choices=("ceiling", "models", "balance", "encoders"))
     parser.add_argument("--data", type=Path, default=Path("dsb2018"), help="folder of DSB2018, packed")
     parser.add_argument("--images", type=int, default=12, help="most images of a modality (default 12)")
     parser.add_argument("--run", type=Path, help="run folder in which 01 was run")
@@ -154,7 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif told.what == "models":
         compare_models(told.run, told.work, told.config, told.only, changes, told.called)
     else:
-        compare_balances(told.run, told.work, told.config, changes)
+        ways = BALANCES if told.what == "balance" else ENCODERS
+        compare_short(told.run, told.work, told.config, changes, ways)
 
 
 if __name__ == "__main__":
