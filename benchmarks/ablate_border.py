@@ -40,7 +40,9 @@ from cellkit.scores.kaggle import kaggle
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = (520, 696)
-BALANCES = {name: {"balance": name} for name in ("none", "frequency", "distance", "focal", "dice")}
+BALANCES = {
+    name: {"balance": name} for name in ("none", "frequency", "distance", "focal", "dice", "frequency_and_dice")
+}
 ENCODERS = {
     "tu-resnet10t": {"encoder": "tu-resnet10t", "encoder_depth": 4},
     "resnet18": {"encoder": "resnet18", "encoder_depth": 4},

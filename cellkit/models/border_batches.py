@@ -26,7 +26,8 @@ from cellkit.models.shared.inputs import (
 if TYPE_CHECKING:
     import torch
 
-Balance = Literal["none", "frequency", "focal", "dice", "distance"]
+Balance = Literal["none", "frequency", "distance", "focal", "dice", "frequency_and_dice"]
+BY_CLASS, WITH_DICE = ("frequency", "frequency_and_dice"), ("dice", "frequency_and_dice")
 HEIGHT, SIGMA = 10.0, 1 / 6  # of Ronneberger's weights: 10, and a sixth of the diameter, which is 5 px at network scale
 FOCUS = 2.0  # the exponent of the focal loss, Lin et al., ICCV 2017
 LEAST_PX = 32
@@ -108,15 +109,17 @@ def frequencies(items: Sequence[Prepared], kinds: int) -> np.ndarray:
 
 
 def class_weights(shares: np.ndarray) -> np.ndarray:
-    """Return a weight for each class of pixels so that all weigh alike together, and a pixel 1 on average; 0 of an absent class.
+    """Return a weight for each class of pixels, one over the root of its share; a pixel weighs 1 on average, 0 of no class.
+
+    One over the share itself would let a class of 0.4 % outweigh so much that it is found where it is not.
 
     Examples
     --------
-    >>> class_weights(np.array([0.5, 0.25, 0.25])).round(3)
-    array([0.667, 1.333, 1.333])
+    >>> class_weights(np.array([0.64, 0.32, 0.04])).round(2)
+    array([0.8 , 1.13, 3.19])
     """
-    there = shares > 0
-    return np.where(there, 1 / np.where(there, shares, 1), 0) / max(there.sum(), 1)
+    root = np.sqrt(shares)
+    return np.divide(1, root * root.sum(), out=np.zeros(len(root)), where=root > 0)
 
 
 def allowed(target: torch.Tensor, kinds: int) -> torch.Tensor:
@@ -135,10 +138,12 @@ def border_loss(
     """Return the cross entropy of the classes of pixels, balanced.
 
     - none: all pixels count alike;
-    - frequency: each class counts alike, `weight` is that of each class, (kinds,);
+    - frequency: a pixel counts the more the rarer its class is, `weight` is that of each class, (kinds,);
     - distance: a pixel counts the more the nearer it is to two cells, `weight` is that of each pixel, (B, s, s);
     - focal: a pixel counts the less the surer the network is of it (Lin et al., ICCV 2017);
-    - dice: one minus the Dice overlap of each class that is there is added, mean over classes (Milletari et al., 3DV 2016).
+    - dice: one minus the Dice overlap of each class that is there is added, mean over classes (Milletari et al., 3DV 2016). Alone
+      it does not begin: where a class has next to no probability, its gradient has next to none too;
+    - frequency_and_dice: both.
 
     Parameters
     ----------
@@ -153,7 +158,7 @@ def border_loss(
     log_p = torch.log_softmax(logits, dim=1)
     log_right = torch.logsumexp(log_p.masked_fill(~may, -torch.inf), dim=1)
     counts = known.float()
-    if balance == "frequency":
+    if balance in BY_CLASS:
         right = (may * weight.view(1, -1, 1, 1)).sum(dim=1) / may.sum(dim=1)
         counts = counts * right
     elif balance == "distance":
@@ -161,7 +166,7 @@ def border_loss(
     elif balance == "focal":
         counts = counts * (1 - log_right.exp()).clamp(0, 1) ** FOCUS
     loss = -(log_right * counts).sum() / known.sum().clamp_min(1)
-    if balance != "dice":
+    if balance not in WITH_DICE:
         return loss
     p, exact = log_p.exp() * known[:, None], (may & known[:, None]).float()
     exact = exact * (may.sum(dim=1, keepdim=True) == 1)
@@ -231,7 +236,7 @@ class BorderLoss:
         import torch
 
         drawn, on = self.drawn(step), self.network.arithmetic
-        weight = class_weights(self.shares).astype(np.float32) if self.balance == "frequency" else drawn.weight
+        weight = class_weights(self.shares).astype(np.float32) if self.balance in BY_CLASS else drawn.weight
         weight = None if weight is None else torch.from_numpy(weight).to(on.device)
         with on.autocast():
             logits = self.network(torch.from_numpy(drawn.planes).to(on.device))

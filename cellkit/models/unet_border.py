@@ -96,9 +96,9 @@ class TrainSettings(Schedule, Settings):
         0.1, gt=0, le=0.5, description="how near to another cell its border begins, as a share of the diameter"
     )
     balance: Balance = Field(
-        "dice",
+        "frequency_and_dice",
         description="what keeps the rare border from getting lost: nothing, weights of the classes by frequency or of "
-        "pixels by distance, a focal loss, or Dice's overlap of each class beside the cross entropy",
+        "pixels by distance, a focal loss, Dice's overlap of each class beside the cross entropy, or weights and Dice",
     )
     average_steps: int = Field(
         50, ge=0, le=10**6, description="steps over which the weights are averaged, to be scored and kept; 0 = none"

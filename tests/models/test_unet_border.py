@@ -16,7 +16,7 @@ from cellkit.models.border_target import NOT_KNOWN, SOME_CLASS
 from cellkit.models.shared import tiles
 from cellkit.models.shared.inputs import NORMALISE
 
-BALANCES = ("none", "frequency", "focal", "dice", "distance")
+BALANCES = ("none", "frequency", "focal", "dice", "distance", "frequency_and_dice")
 SHAPE = {"encoder": "tu-resnet10t", "encoder_depth": 4, "decoder_width": 4, "channels": "both", "kinds": 3}
 
 
@@ -34,7 +34,9 @@ def right(target, sure=20.0, kinds=3):
 @pytest.mark.parametrize("balance", BALANCES)
 def test_a_loss_falls_to_nothing_where_the_network_is_right(balance):
     target = torch.tensor(np.random.default_rng(0).integers(0, 3, (2, 16, 16)).astype(np.uint8))
-    weight = {"frequency": torch.ones(3), "distance": torch.ones(2, 16, 16)}.get(balance)
+    weight = {"frequency": torch.ones(3), "frequency_and_dice": torch.ones(3), "distance": torch.ones(2, 16, 16)}.get(
+        balance
+    )
     good = border_loss(right(target), target, balance, weight)
     bad = border_loss(right((target + 1) % 3), target, balance, weight)
     assert 0 <= good < 1e-3 < bad
@@ -44,7 +46,9 @@ def test_a_loss_falls_to_nothing_where_the_network_is_right(balance):
 def test_what_is_not_known_teaches_nothing(balance):
     target = torch.full((1, 8, 8), NOT_KNOWN, dtype=torch.uint8)
     target[0, :4] = 1
-    weight = {"frequency": torch.ones(3), "distance": torch.ones(1, 8, 8)}.get(balance)
+    weight = {"frequency": torch.ones(3), "frequency_and_dice": torch.ones(3), "distance": torch.ones(1, 8, 8)}.get(
+        balance
+    )
     logits = torch.zeros(1, 3, 8, 8, requires_grad=True)
     border_loss(logits, target, balance, weight).backward()
     assert logits.grad[0, :, 4:].abs().max() == 0 < logits.grad[0, :, :4].abs().max()
@@ -53,15 +57,18 @@ def test_what_is_not_known_teaches_nothing(balance):
 @pytest.mark.parametrize("balance", BALANCES)
 def test_a_cell_of_no_class_may_be_of_any(balance):
     target = torch.full((1, 4, 4), SOME_CLASS, dtype=torch.uint8)
-    weight = {"frequency": torch.ones(4), "distance": torch.ones(1, 4, 4)}.get(balance)
+    weight = {"frequency": torch.ones(4), "frequency_and_dice": torch.ones(4), "distance": torch.ones(1, 4, 4)}.get(
+        balance
+    )
     losses = [float(border_loss(right(torch.full((1, 4, 4), k), kinds=4), target, balance, weight)) for k in range(4)]
     assert max(losses[1], losses[2]) < 1e-3 < min(losses[0], losses[3])
 
 
-def test_a_rare_class_counts_as_much_as_a_frequent_one():
-    weight = class_weights(np.array([0.9, 0.09, 0.01, 0.0]))
-    np.testing.assert_allclose(weight[:3] * [0.9, 0.09, 0.01], 1 / 3)
-    assert weight[3] == 0, "a class that is nowhere weighs nothing"
+def test_a_rare_class_weighs_more_and_a_pixel_one_on_average():
+    shares = np.array([0.9, 0.09, 0.01, 0.0])
+    weight = class_weights(shares)
+    assert weight[0] < 1 < weight[1] < weight[2] and weight[3] == 0
+    assert (weight * shares).sum() == pytest.approx(1)
 
 
 def test_a_crop_turns_image_and_target_alike_and_knows_nothing_beyond_the_edge(drawn):
