@@ -73,7 +73,7 @@ class Comparison:
     ways : dict
         Name -> `Way`.
     rows : list of dict
-        One per way, see `row_of`; plain values.
+        One per way: name, run, model, its scores and costs; plain values.
     chosen : str
         The way that the deciding images choose, against which the others are compared; "" where nothing can decide.
     decided_on : int
@@ -109,6 +109,11 @@ class Comparison:
         text = [
             f"{titles[self.chosen]} is chosen by {counted(self.decided_on, 'validation image')} that chose no weights."
         ]
+        text += (
+            ["They are among those reported here, which flatters it."]
+            if self.split == self.runs[0].choose_split
+            else []
+        )
         text += [f"In the {where} better than it beyond doubt: {', '.join(better) or 'none'}"]
         text[-1] += f"; cannot be told from it: {', '.join(titles[r['name']] for r in alike) or 'none'}"
         text[-1] += f"; worse: {', '.join(worse) or 'none'}."
@@ -193,7 +198,7 @@ def compare(runs: Sequence[RunFiles], split: str | None = None, bootstrap: int =
     truth = truths[split]
     scores = score_models(found, {split: truth})
     table = summarise(scores, n=bootstrap).set_index("model")
-    chosen, decided_on = chosen_of(ways, found, truths, first, bootstrap)
+    chosen, decided_on = chosen_of(ways, found, first)
     deciding = deciding_images(first)
     rows = []
     for name, way in ways.items():
@@ -201,7 +206,7 @@ def compare(runs: Sequence[RunFiles], split: str | None = None, bootstrap: int =
         row |= scored(scores[scores["model"] == name], table.loc[name])
         row |= against(scores, chosen, name, bootstrap)
         row |= conventions_of(truth, found[name])
-        row |= {"counts": counts_of(found[name], first, split, deciding if split != "val" else None)}
+        row |= {"counts": counts_of(found[name], first, split, deciding if split != first.choose_split else None)}
         rows.append(row | cost_of(way.run.stages, way.model))
     labelled = {one: len(first.truths[one].without_proposed()) for one in ("train", "val") if one in first.truths}
     units = str(table["interval_of"].iloc[0])
@@ -212,7 +217,8 @@ def ways_of(runs: Sequence[RunFiles]) -> dict[str, Way]:
     """Return the models of runs by name; one that found the very same in an earlier run is listed once."""
     names, ways, known = [run.folder.name for run in runs], {}, set()
     for run in runs:
-        run_name = run.folder.name if names.count(run.folder.name) == 1 else str(run.folder)
+        own = run.folder.absolute()
+        run_name = own.name if names.count(own.name) == 1 else f"{own.parent.name}/{own.name}"
         for model in run.models:
             name = f"{run_name}: {model}" if len(runs) > 1 else model
             made = (model, sha256_file(run.need(f"predictions/{model}.json")))
@@ -231,14 +237,8 @@ def deciding_images(run: RunFiles) -> CellDataset:
     return judges(images_to_decide(truth, {} if decision is None else {"decision": decision}))
 
 
-def chosen_of(
-    ways: Mapping[str, Way],
-    found: Mapping[str, Mapping[str, Instances]],
-    truths: Mapping[str, CellDataset],
-    run: RunFiles,
-    bootstrap: int,
-) -> tuple[str, int]:
-    """Return the way that the deciding images choose, and how many they are; what chooses reports nothing here."""
+def chosen_of(ways: Mapping[str, Way], found: Mapping[str, Mapping[str, Instances]], run: RunFiles) -> tuple[str, int]:
+    """Return the way that the deciding images choose, as 06 chooses what is handed in, and how many they are; "", 0: none."""
     deciding = deciding_images(run)
     rejected = [name for name, way in ways.items() if way.model in (TEACHER, *rejected_of(way.run))]
     if not len(deciding) or not set(ways) - set(rejected):

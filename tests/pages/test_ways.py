@@ -125,7 +125,7 @@ def test_validation_images_choose_and_test_images_tell_what_is_worse(comparison)
     assert (plain["worse"], plain["better"]) == (True, False)
     assert row_of(comparison, "perfect")["gain"] is None
     assert "perfect is chosen by 4 validation images" in comparison.verdict
-    assert comparison.verdict.endswith("worse: plain, shifted.")
+    assert comparison.verdict.endswith("worse: plain, shifted.") and "flatters" not in comparison.verdict
 
 
 def test_what_validation_images_choose_is_named_even_where_test_images_say_otherwise(tmp_path):
@@ -245,6 +245,7 @@ def test_a_run_without_anything_to_compare_is_left_out_with_the_reason(run, tmp_
 def test_validation_images_can_be_reported_and_choose_nothing_more_then(run):
     (one,), _ = compare_runs([run.folder], "val", bootstrap=200)
     assert (one.split, one.images) == ("val", 4)
+    assert "which flatters it" in one.verdict
     assert row_of(one, "perfect")["counts"][0]["corrected"] is None  # no other images tell the errors
 
 
