@@ -87,8 +87,8 @@ def finished(folder: Path) -> list[str]:
     return list(finished_entries(read_manifest(folder))) if folder.is_dir() else []
 
 
-def unfinished(jobs: Sequence[Job], work: Path) -> list[Quarantined]:
-    """Return what of the runs is not there: whole runs, and recipes that no run of the set has."""
+def unfinished(jobs: Sequence[Job], work: Path, also: Sequence[Path] = ()) -> list[Quarantined]:
+    """Return what of the runs is not there: whole runs, and recipes that neither a set's run has nor another called after it."""
     lacking = []
     for job in jobs:
         stages = finished(work / job.name)
@@ -96,7 +96,8 @@ def unfinished(jobs: Sequence[Job], work: Path) -> list[Quarantined]:
             done = ", ".join(stages) or "nothing"
             lacking.append(Quarantined(job.name, f"not run to its end (finished: {done})"))
         elif job.engine == ENGINES[0]:
-            made = {recipe_name(stage) for stage in stages}
+            beside = [stage for run in also if run.name.startswith(f"{job.set_name}_") for stage in finished(run)]
+            made = {recipe_name(stage) for stage in [*stages, *beside]}
             others = [recipe_name(path.stem) for path in recipe_paths(ROOT / "notebooks")]
             lacking += [Quarantined(f"{job.name}, recipe {name}", "not run") for name in others if name not in made]
     return lacking
@@ -123,7 +124,7 @@ def main() -> int:
     jobs, missing = jobs_of(given.sets, given.engines, given.recipes, settings)
     for job in [] if given.only_compare else jobs:
         run_job(job, given.work.resolve())
-    missing += unfinished(jobs, given.work)
+    missing += unfinished(jobs, given.work, given.also)
     folders = [given.work / job.name for job in jobs if (given.work / job.name).is_dir()]
     try:
         comparisons, left_out = compare_runs([*folders, *given.also])

@@ -24,13 +24,14 @@ def cost_of(stages: Mapping[str, Mapping[str, Any]], model: str) -> dict[str, An
     dict
         stage (its notebook), train_s (CPU seconds of its training; 0 = none), find_s (CPU seconds a megapixel), stage_s (of
         the notebook), whole_s (of all notebooks it needs, from the images on; of a model without training less those of others
-        in its notebook), peak_bytes (the most that its notebook held), device, resumed (a stage that went on where a killed one
-        was counts only what came after). None: not recorded.
+        in its notebook), shared (nothing of single models is recorded: whole_s may be of several), peak_bytes (the most that its
+        notebook held), device, resumed (a stage that went on where a killed one was counts only what came after). None: not
+        recorded.
     """
     stage = next((n for n, entry in stages.items() if f"{KEY}{model}" in entry["outputs"]), None)
     if stage is None:
         keys = ("stage", "train_s", "find_s", "stage_s", "whole_s", "peak_bytes", "device")
-        return dict.fromkeys(keys) | {"resumed": False}
+        return dict.fromkeys(keys) | {"shared": False, "resumed": False}
     entry, needed = stages[stage], needed_stages(stages, stage)
     costs = entry.get("costs")
     find = (costs or {}).get(model, {}).get("find", {})
@@ -43,6 +44,7 @@ def cost_of(stages: Mapping[str, Mapping[str, Any]], model: str) -> dict[str, An
         "find_s": round(find["processor_s"] / find["mpx"], 3) if find.get("mpx") else None,
         "stage_s": entry.get("processor_s"),
         "whole_s": whole_s,
+        "shared": train_s is None and sum(key.startswith(KEY) for key in entry["outputs"]) > 1,
         "peak_bytes": entry.get("peak_bytes") or None,
         "device": device_of(entry),
         "resumed": any(stages[name].get("resumed", False) for name in needed),

@@ -6,6 +6,7 @@ labels are the same are compared with each other; other runs have a part of thei
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Way:
     Attributes
     ----------
     name : str
-        What it is called in a comparison: the model, with its run before it where several runs are compared.
+        What it is called in a comparison: the model, with its run before it where several runs have one.
     run : RunFiles
     model : str
         As its predictions file.
@@ -114,9 +115,9 @@ class Comparison:
             if self.split == self.runs[0].choose_split
             else []
         )
-        text += [f"In the {where} better than it beyond doubt: {', '.join(better) or 'none'}"]
-        text[-1] += f"; cannot be told from it: {', '.join(titles[r['name']] for r in alike) or 'none'}"
-        text[-1] += f"; worse: {', '.join(worse) or 'none'}."
+        text += [f"In the {where} better than it beyond doubt: {' / '.join(better) or 'none'}"]
+        text[-1] += f"; cannot be told from it: {' / '.join(titles[r['name']] for r in alike) or 'none'}"
+        text[-1] += f"; worse: {' / '.join(worse) or 'none'}."
         equals = [row for row in self.rows if row["name"] == self.chosen or row in alike]
         if alike and all(row["whole_s"] is not None for row in equals):
             least = min(equals, key=lambda row: (row["whole_s"], -row["score"]))
@@ -214,17 +215,19 @@ def compare(runs: Sequence[RunFiles], split: str | None = None, bootstrap: int =
 
 
 def ways_of(runs: Sequence[RunFiles]) -> dict[str, Way]:
-    """Return the models of runs by name; one that found the very same in an earlier run is listed once."""
-    names, ways, known = [run.folder.name for run in runs], {}, set()
-    for run in runs:
-        own = run.folder.absolute()
-        run_name = own.name if names.count(own.name) == 1 else f"{own.parent.name}/{own.name}"
+    """Return the models of runs by name, with their run where several have one; one that found the very same is listed once."""
+    folders = [run.folder.absolute() for run in runs]
+    names = [folder.name for folder in folders]
+    kept, known = [], set()
+    for run, folder in zip(runs, folders, strict=True):
+        run_name = folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
         for model in run.models:
-            name = f"{run_name}: {model}" if len(runs) > 1 else model
             made = (model, sha256_file(run.need(f"predictions/{model}.json")))
-            ways |= {} if made in known else {name: Way(name, run, model)}
+            kept += [] if made in known else [(run_name, run, model)]
             known.add(made)
-    return ways
+    often = Counter(model for _, _, model in kept)
+    ways = [Way(f"{name}: {model}" if often[model] > 1 else model, run, model) for name, run, model in kept]
+    return {way.name: way for way in ways}
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

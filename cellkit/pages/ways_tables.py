@@ -134,6 +134,7 @@ def _classes(row: dict[str, Any]) -> str:
 def _costs(row: dict[str, Any]) -> list[str]:
     mark = "≥ " if row["resumed"] else ""  # a stage that went on after a kill counts what came after
     seconds = ["–" if not row[key] else f"{mark}{row[key]:,.0f}" for key in ("train_s", "whole_s")]
+    seconds[1] = f"≤ {seconds[1]}" if row["shared"] and not mark else seconds[1]
     return [
         seconds[0],
         in_words(row["find_s"], 1),

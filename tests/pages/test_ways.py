@@ -125,7 +125,7 @@ def test_validation_images_choose_and_test_images_tell_what_is_worse(comparison)
     assert (plain["worse"], plain["better"]) == (True, False)
     assert row_of(comparison, "perfect")["gain"] is None
     assert "perfect is chosen by 4 validation images" in comparison.verdict
-    assert comparison.verdict.endswith("worse: plain, shifted.") and "flatters" not in comparison.verdict
+    assert comparison.verdict.endswith("worse: plain / shifted.") and "flatters" not in comparison.verdict
 
 
 def test_what_validation_images_choose_is_named_even_where_test_images_say_otherwise(tmp_path):
@@ -198,7 +198,11 @@ def test_all_notebooks_that_a_model_needs_are_counted_and_no_other():
     assert needed_stages(STAGES, "05") == ["01", "02", "05"]
     cost = cost_of(STAGES, "a")
     assert (cost["stage"], cost["whole_s"], cost["peak_bytes"], cost["resumed"]) == ("05", 110.0, 7, False)
-    assert (cost["train_s"], cost["find_s"]) == (None, None)  # a run of before: nothing of a single model was noted
+    assert (cost["train_s"], cost["find_s"], cost["shared"]) == (
+        None,
+        None,
+        True,
+    )  # a run of before: nothing of a single model was noted
     assert cost["device"] == "cpu, float32, 1 thread"
     assert cost_of(STAGES, "nobody")["whole_s"] is None
 
@@ -209,12 +213,13 @@ def test_a_model_that_is_not_trained_cost_no_training():
     assert [cost_of(stages, name)["train_s"] for name in "ab"] == [0.0, 50.0]
     assert [cost_of(stages, name)["find_s"] for name in "ab"] == [3.0, None]
     assert [cost_of(stages, name)["whole_s"] for name in "ab"] == [60.0, 110.0]
+    assert not any(cost_of(stages, name)["shared"] for name in "ab")
 
 
 def test_runs_of_the_same_labels_are_one_comparison_and_the_same_predictions_one_row(run, tmp_path):
     more = make_run(tmp_path / "more", {"perfect": MODELS["perfect"], "shifted": lambda k, cells: blurred(cells, 2)})
     (one,), _ = compare_runs([run.folder, more.folder], bootstrap=200)
-    assert [row["name"] for row in one.rows] == ["mine: perfect", "mine: plain", "mine: shifted", "more: shifted"]
+    assert [row["name"] for row in one.rows] == ["perfect", "plain", "mine: shifted", "more: shifted"]
     assert row_of(one, "more: shifted")["score"] < row_of(one, "mine: shifted")["score"]
 
 

@@ -61,6 +61,9 @@ def test_runs_that_did_not_end_and_recipes_that_did_not_run_are_named(work, monk
         ("two_lines", "not run to its end (finished: 01_convert)"),
         ("dsb2018", "not run to its end (finished: nothing)"),
     ]
+    stages = {"11_unet_border": {"status": "finished", "outputs": {}}}
+    write_json(work / "dkfz_border" / "manifest.json", {"format": 1, "stages": stages, "attempts": {}})
+    assert len(which_way.unfinished(jobs, work, [work / "dkfz_border"])) == 2
 
 
 def test_another_engine_begins_with_a_copy_of_a_finished_run_alone(work, monkeypatch):
