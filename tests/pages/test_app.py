@@ -332,6 +332,17 @@ def test_who_waits_is_told_that_it_ended():
     go_on.set()
 
 
+def test_a_page_that_left_while_it_waited_is_not_computed():
+    queue, begun, go_on, done = desks.OneAtATime(), threading.Event(), threading.Event(), []
+    queue.submit("a", lambda: begun.set() or go_on.wait(10))
+    assert begun.wait(10)
+    waiting, last = queue.submit("b", lambda: done.append(1)), queue.submit("c", lambda: 7)
+    assert waiting.cancel()
+    go_on.set()
+    assert (last.result(10), done) == (7, [])
+    queue.close()
+
+
 def test_a_fault_of_ours_is_said_and_the_page_goes_on(opened, monkeypatch, capsys):
     page, _, _ = opened
     monkeypatch.setattr(session, "cells_bytes", lambda *_: 1 / 0)

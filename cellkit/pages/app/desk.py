@@ -68,23 +68,27 @@ class OneAtATime:
     def close(self) -> None:
         """End: whoever waits is told; what is computed just now has no reader any more."""
         with self._lock:
-            self._closed, left = True, list(self._open)
+            self._closed = True
+            for future in self._open:
+                if not future.done():
+                    future.set_exception(_ended())
         self._waiting.put(None)
-        for future in left:
-            if not future.done():
-                future.set_exception(_ended())
 
     def _work(self) -> None:
         while (one := self._waiting.get()) is not None:
             future, do = one
+            with self._lock:
+                wanted = not self._closed and future.set_running_or_notify_cancel()  # a page may be gone by now
+            done, error = None, None
             try:
-                done, error = (do(), None) if not future.done() else (None, None)
+                done = do() if wanted else None
             except BaseException as raised:  # the one who asked is told
-                done, error = None, raised
+                error = raised
             with self._lock:
                 self._open.pop(future, None)
-                if not future.done():
-                    future.set_result(done) if error is None else future.set_exception(error)
+                if future.done():
+                    continue
+                future.set_result(done) if error is None else future.set_exception(error)
 
 
 def _ended() -> UserError:

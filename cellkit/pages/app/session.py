@@ -38,8 +38,8 @@ DOWNLOADS = {  # what can be taken away: the form it is written in
     "coco": "coco",
     "table": "csv",
 }
-NOTHING_OPEN = UserError("no image is open on this page", "drop one first, or choose one of the run's")
-NOTHING_FOUND = UserError("no cells are looked for in this image yet", "press Find cells first")
+NOTHING_OPEN = "no image is open on this page", "drop one first, or choose one of the run's"
+NOTHING_FOUND = "no cells are looked for in this image yet", "press Find cells first"
 
 
 def checked_name(name: str) -> str:
@@ -253,7 +253,7 @@ class Session:
         """
         with self.lock:
             if not self.frames:
-                raise NOTHING_OPEN
+                raise UserError(*NOTHING_OPEN)
             if not 0 <= asked.frame < len(self.frames):
                 raise UserError(f"the file has no image {asked.frame + 1}", f"choose one of {len(self.frames)}")
             frame, conversion = self.frames[asked.frame], conversion_for(asked, model.conversion)
@@ -309,7 +309,7 @@ class Session:
 
     def _need(self) -> Picture:
         if self.picture is None or self.read is None:
-            raise NOTHING_FOUND if self.frames else NOTHING_OPEN
+            raise UserError(*(NOTHING_FOUND if self.frames else NOTHING_OPEN))
         return self.picture
 
     def cells_of(
