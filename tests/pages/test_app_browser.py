@@ -56,6 +56,7 @@ def app(finished, tmp_path_factory):  # noqa: F811
 def tab(browser, app):
     """A page in a context of its own, and what it complained of or fetched from elsewhere."""
     context = browser.new_context(viewport={"width": 1300, "height": 850}, accept_downloads=True)
+    context.set_default_timeout(120_000)  # of a busy machine
     page, told = context.new_page(), []
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("dialog", lambda dialog: told.append(dialog.message))
@@ -72,13 +73,22 @@ def cells_of(page) -> int:
     """Wait for an exact count, and return it."""
     from playwright.sync_api import expect
 
-    expect(page.locator("#status")).to_have_text(CELLS, timeout=60_000)
+    expect(page.locator("#status")).to_have_text(CELLS, timeout=120_000)
     return int(CELLS.match(page.inner_text("#status"))[1])
 
 
 def upload(page, path: Path) -> None:
     page.set_input_files("#file", path)
     page.wait_for_selector("body:not(.busy) #how:enabled")
+
+
+def is_drawn_anew(page, before: bytes) -> bool:
+    """Tell whether the picture looks otherwise than before, soon."""
+    for _ in range(20):
+        if page.locator("#picture").screenshot() != before:
+            return True
+        page.wait_for_timeout(200)
+    return False
 
 
 @pytest.mark.slow
@@ -94,7 +104,7 @@ def test_an_image_is_dropped_cells_found_a_threshold_moved_and_labels_taken(tab,
     assert before > 5 and page.inner_text("#counts td:nth-child(2)") == str(before)
     with_lines = page.locator("#picture").screenshot()
     page.uncheck("#outlines")
-    assert page.locator("#picture").screenshot() != with_lines, "outlines are drawn"
+    assert is_drawn_anew(page, with_lines), "outlines are drawn"
     page.check("#outlines")
     page.locator("#range_min_area_px").fill("400")  # as a hand does: input, then change
     page.wait_for_selector("#notes li:has-text('smaller than')")
@@ -112,8 +122,7 @@ def test_an_image_is_dropped_cells_found_a_threshold_moved_and_labels_taken(tab,
     fit = page.locator("#picture").screenshot()
     page.keyboard.press("+")
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(100)
-    assert page.locator("#picture").screenshot() != fit
+    assert is_drawn_anew(page, fit)
     box = page.locator("#picture").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert re.match(r"row \d+, column \d+", page.inner_text("#under"))
