@@ -107,7 +107,7 @@ def test_an_image_is_dropped_cells_found_a_threshold_moved_and_labels_taken(tab,
     assert is_drawn_anew(page, with_lines), "outlines are drawn"
     page.check("#outlines")
     page.locator("#range_min_area_px").fill("400")  # as a hand does: input, then change
-    page.wait_for_selector("#notes li:has-text('smaller than')")
+    page.wait_for_selector("#notes li:has-text('min_area_px = 400')")
     after = cells_of(page)
     assert 0 < after < before
     assert page.input_value("#number_min_area_px") == "400"

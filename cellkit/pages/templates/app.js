@@ -193,7 +193,7 @@ async function pump(quick) {
       accept(found);
       forgive();
       if (!found.exact && !reading.wanted) {
-        await new Promise((then) => setTimeout(then, 250));
+        await new Promise((then) => setTimeout(then, 700));
         reading.wanted ||= { quick: false };
       }
     }
