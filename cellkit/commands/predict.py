@@ -31,11 +31,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="OUT.json", help="COCO file with scores")
     parser.add_argument("--labels", metavar="DIR", help="also one file of cells per image: a label image (TIFF)")
     parser.add_argument(
-        "--format", default="tif", metavar="F", help="of the files in --labels: tif, png, roi or geojson"
+        "--format", default="tif", metavar="F", help="of the files in --labels: tif, png, roi, geojson or ome-zarr"
     )
     parser.add_argument("--overlays", metavar="DIR", help="also one PNG per image with the outlines drawn")
     parser.add_argument(
         "--cells", metavar="CELLS.csv", help="also a table with a row per cell (.csv or .parquet): cellkit measure"
+    )
+    parser.add_argument(
+        "--window-px",
+        type=int,
+        metavar="PX",
+        help="read images larger than this in windows of this side; default: those that do not fit into the memory",
     )
     parser.add_argument("--diameter", metavar="PX", help="cell diameter in px of the given files, or auto: estimated")
     parser.add_argument(
@@ -58,13 +64,16 @@ def run(given: argparse.Namespace) -> Answer:
     from pathlib import Path
 
     from cellkit.config.reading import set_strings
-    from cellkit.measure.images import check_table_name, measure_files, write_cells
+    from cellkit.measure.images import check_table_name, joined, measure_files, write_cells
     from cellkit.models.shared.fusion import FusionSettings
     from cellkit.predict.files import predict_files
     from cellkit.predict.joined import fuse_models, open_model
+    from cellkit.predict.large import LEAST_WINDOW_PX
 
     if given.cells is not None:
         check_table_name(given.cells)
+    if given.window_px is not None and given.window_px < LEAST_WINDOW_PX:
+        raise UserError(f"--window-px is {given.window_px}", f"give {LEAST_WINDOW_PX} or more")
     overrides = set_strings(given.overrides)
     if given.diameter is not None:
         if "diameter_px" in overrides:
@@ -79,13 +88,19 @@ def run(given: argparse.Namespace) -> Answer:
     specs = [given.model, *(given.fuse or [])]
     model = fuse_models(specs, weights, overrides, settings) if given.fuse else open_model(given.model, overrides)
     conversion = conversion_of(given, model.conversion)
-    done = predict_files(model, given.images, given.out, given.labels, given.overlays, conversion, given.format)
+    where = given.out, given.labels, given.overlays
+    measured = given.cells is not None
+    done = predict_files(model, given.images, *where, conversion, given.format, given.window_px, measured)
     skipped, table = list(done.quarantined), ""
-    if given.cells is not None:
-        folders = [Path(folder) for folder in (given.labels, given.overlays) if folder is not None]
-        measured = measure_files(given.images, done.path, conversion=conversion, avoid=folders)
-        skipped += [one for one in measured.quarantined if one.item not in {other.item for other in done.quarantined}]
-        table = f"; {write_cells(given.cells, measured.table)}: a row for each"
+    if measured:
+        tables = list(done.tables.values())  # of those that were read window by window
+        if len(tables) < done.images:
+            folders = [Path(folder) for folder in where[1:] if folder is not None]
+            small = measure_files(given.images, done.path, conversion=conversion, avoid=folders, but=set(done.tables))
+            named = {one.item for one in done.quarantined}
+            skipped += [one for one in small.quarantined if one.item not in named]
+            tables.append(small.table)
+        table = f"; {write_cells(given.cells, joined(tables))}: a row for each"
     list_quarantined(skipped)
     classes = ", ".join(f"{name} {count}" for name, count in done.cells_by_class.items() if name != "unknown")
     text = f"{done.path}: {counted(done.images, 'image')}, {counted(done.cells, 'cell')}{f' ({classes})' if classes else ''}"

@@ -20,7 +20,6 @@ from cellkit.cells.labels import smallest_dtype
 from cellkit.errors import UserError
 from cellkit.formats.seg import class_colours
 from cellkit.formats.zarr_labels import NAME, OURS, ome_of
-from cellkit.microscope.file_info import Opened
 from cellkit.microscope.open import open_file
 
 CHUNK_PX = 1024
@@ -71,7 +70,7 @@ def write_image_group(path: Path, picture: Path, version: str, um_per_px: float 
             raise UserError(
                 f"{picture.name} is {series.axes} {series.shape}", "convert it to one picture: cellkit convert"
             )
-        group = _new_group(path, version)
+        group = new_group(path, version)
         shape, count = (series.size("Y"), series.size("X")), len(series.channels)
         axes = "cyx"
         um = series.um_per_px if series.um_per_px > 0 else um_per_px
@@ -88,14 +87,15 @@ def write_image_group(path: Path, picture: Path, version: str, um_per_px: float 
             )
             if arrays is None:
                 arrays = [
-                    _array(group, k, (count, *level), plane.dtype, axes, version) for k, level in enumerate(levels)
+                    array_of_level(group, k, (count, *level), plane.dtype, axes, version)
+                    for k, level in enumerate(levels)
                 ]
             for array, level in zip(arrays, levels, strict=True):
                 array[number] = smaller(plane, level)
-            channels.append(_channel(opened, number, plane))
+            channels.append(shown_channel(series.channels[number].text, number, count, plane))
     omero = {"version": version, "channels": channels, "rdefs": {"model": "color" if count > 1 else "greyscale"}}
     scales = multiscales(axes, scale, um, shape, levels, version, picture.stem)
-    _describe(group, {"multiscales": [scales], "omero": omero}, version)
+    describe(group, {"multiscales": [scales], "omero": omero}, version)
     return group
 
 
@@ -146,26 +146,28 @@ def write_labels_group(
     scales |= {"version": version} if version == "0.4" else {}
     whole = [one for one in image.get("coordinateTransformations", []) if isinstance(one, dict)]
     scales |= {"coordinateTransformations": _kept({"coordinateTransformations": whole}, keep)} if whole else {}
-    about = {"multiscales": [scales], "image-label": _image_label(labels, cells, classes, version)}
+    about = {
+        "multiscales": [scales],
+        "image-label": image_label(np.unique(labels[labels != 0]), cells, classes, version),
+    }
     ours = {"classes": list(classes), "stamp": stamp} | ({"labels": made_by} if made_by in MARKED else {})
     dtype = smallest_dtype(int(labels.max(initial=0)), signed=bool(labels.min(initial=0) < 0))
     with whole_folder(path / "labels" / NAME) as folder:
-        own = _new_group(folder, version)
+        own = new_group(folder, version)
         for k, shape in enumerate(shapes):
-            array = _array(own, k, shape, dtype, axes, version)
+            array = array_of_level(own, k, shape, dtype, axes, version)
             array[...] = smaller(labels, shape[-2:]).astype(dtype).reshape(shape)
-        _describe(own, about, version)
+        describe(own, about, version)
         own.attrs[OURS] = ours
-    _describe(parent, {"labels": [*listed, NAME]}, version)  # listed last: then it is whole
+    describe(parent, {"labels": [*listed, NAME]}, version)  # listed last: then it is whole
 
 
-def _image_label(labels: np.ndarray, cells: Instances, classes: Sequence[str], version: str) -> dict[str, Any]:
-    """Return colour, class and score of every number that occurs."""
-    present = np.unique(labels[labels != 0]).tolist()
+def image_label(present: np.ndarray, cells: Instances, classes: Sequence[str], version: str) -> dict[str, Any]:
+    """Return colour, class and score of every number that occurs; number k is cell k - 1."""
     palette = class_colours(max(len(classes), 1)).tolist()
     ids, scores = cells.class_ids.tolist(), cells.scores.tolist()
     colours, properties = [], []
-    for number in present:
+    for number in present.tolist():
         colour = palette[0] if number < 0 else palette[ids[number - 1] if classes else 1]
         colours.append({"label-value": number, "rgba": [*colour, 255]})
         about: dict[str, Any] = {"annotated": False}
@@ -256,10 +258,8 @@ def _kept(dataset: dict[str, Any], keep: Sequence[int]) -> list[dict[str, Any]]:
     return found or [{"type": "scale", "scale": [1.0] * len(keep)}]
 
 
-def _channel(opened: Opened, number: int, plane: np.ndarray) -> dict[str, Any]:
-    """Return how a viewer shows a channel."""
-    count = len(opened.info.series[0].channels)
-    name = opened.info.series[0].channels[number].text
+def shown_channel(name: str, number: int, count: int, plane: np.ndarray) -> dict[str, Any]:
+    """Return how a viewer shows a channel, by its values in a plane: one of `count`."""
     colour = "FFFFFF" if count == 1 else ("FF0000", "00FF00", "0000FF", "FFFFFF", "FF00FF", "00FFFF")[number % 6]
     low, high = (float(value) for value in np.percentile(plane, (0.1, 99.9)))
     least, most = (float(value) for value in (plane.min(), plane.max()))
@@ -267,13 +267,14 @@ def _channel(opened: Opened, number: int, plane: np.ndarray) -> dict[str, Any]:
     return {"label": name, "color": colour, "active": True, "window": window}
 
 
-def _new_group(path: Path, version: str) -> Any:
+def new_group(path: Path, version: str) -> Any:
+    """Create an empty group."""
     import zarr
 
     return zarr.open_group(str(path), mode="w", zarr_format=2 if version == "0.4" else 3)
 
 
-def _array(group: Any, level: int, shape: Sequence[int], dtype: np.dtype, axes: str, version: str) -> Any:
+def array_of_level(group: Any, level: int, shape: Sequence[int], dtype: np.dtype, axes: str, version: str) -> Any:
     """Create the array of one level."""
     chunks = tuple(1 if k < len(shape) - 2 else max(1, min(CHUNK_PX, side)) for k, side in enumerate(shape))
     how = (
@@ -288,7 +289,7 @@ def _array(group: Any, level: int, shape: Sequence[int], dtype: np.dtype, axes: 
         )
 
 
-def _describe(group: Any, metadata: dict[str, Any], version: str) -> None:
+def describe(group: Any, metadata: dict[str, Any], version: str) -> None:
     """Add OME metadata to a group."""
     if version == "0.4":
         group.attrs.update(metadata)

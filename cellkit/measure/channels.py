@@ -6,19 +6,24 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from cellkit.cells.windows import Window, taken
 from cellkit.errors import UserError, readable
 from cellkit.machine import check_memory
 from cellkit.microscope.convert import Conversion, check_projection, chosen_channels, project
 from cellkit.microscope.file_info import Opened
+from cellkit.microscope.windows import plane_array
 
 
 def raw_channels(
     opened: Opened, scene: int = 0, time: int = 0, conversion: Conversion | None = None
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Return what reads each channel of one frame, (H, W) in the file's own type, under the channel's name.
+
+    Where the memory does not hold a channel, it is read in stretches of rows.
 
     Parameters
     ----------
@@ -37,13 +42,36 @@ def raw_channels(
         raise UserError(series.problem, series.remedy)
     check_projection(projection, series, info.path.name)
     pixels, size = series.size("Y") * series.size("X"), np.dtype(series.dtype).itemsize
-    check_memory(info.path, pixels * (8 + size if projection == "mean" else 3 * size), "measuring the cells of")
+    windowed = False
+    try:
+        check_memory(info.path, pixels * (8 + size if projection == "mean" else 3 * size), "measuring the cells of")
+    except UserError:
+        if opened.window is None or (projection == "focus" and series.size("Z") > 1):
+            raise
+        windowed = True
     if projection == "focus":
         named = conversion.names_channels
         chosen = set(chosen_channels(info, scene, conversion).values()) if named else range(len(series.channels))
         projection = projection_of(project(opened, scene, time, sorted(chosen), "focus")[1], 0)
     names = column_names([channel.name for channel in series.channels])
-    return {name: partial(_plane, opened, scene, time, k, projection) for k, name in enumerate(names)}
+    read = _rows if windowed else _plane
+    return {name: partial(read, opened, scene, time, k, projection) for k, name in enumerate(names)}
+
+
+class Rows:
+    """A channel (H, W) larger than the memory: a slice of its rows is read when it is asked for."""
+
+    def __init__(self, array: Any):
+        self.array, self.shape = array, array.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return the rows of a slice, (h, W)."""
+        first, last, _ = rows.indices(self.shape[0])
+        return taken(self.array, Window(first, 0, last, self.shape[1]))
+
+
+def _rows(opened: Opened, scene: int, time: int, channel: int, projection: str | int) -> Rows:
+    return Rows(plane_array(opened, scene, time, channel, projection))
 
 
 def _plane(opened: Opened, scene: int, time: int, channel: int, projection: str | int) -> np.ndarray:

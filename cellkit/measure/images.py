@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ from cellkit.measure.dictionary import columns_of
 from cellkit.measure.intensity import Plane
 from cellkit.measure.table import measure
 from cellkit.microscope.convert import Conversion
-from cellkit.microscope.file_info import Opened
+from cellkit.microscope.file_info import LARGEST_PLANE_PX, Opened
 from cellkit.microscope.folders import LABEL_SUFFIXES, list_files
 from cellkit.microscope.frames import Frame, find_frames, find_images, id_of, none_used
 from cellkit.microscope.open import inspect_file, open_file
@@ -59,6 +59,7 @@ def measure_files(
     um_per_px: float = math.nan,
     workers: int = 1,
     avoid: Sequence[Path] = (),
+    but: Collection[str] = (),
 ) -> Measured:
     """Measure cells in the raw files that they were found in; images are matched by name.
 
@@ -78,6 +79,8 @@ def measure_files(
         Side of a pixel, in place of what the files say; nan: as they say.
     avoid : sequence of Path
         Folders below those of the images that hold none.
+    but : collection of str
+        Ids of images that are not measured.
 
     Returns
     -------
@@ -91,11 +94,14 @@ def measure_files(
     """
     links: list[Quarantined] = []
     conversion = conversion or Conversion()
-    frames, failed = find_frames(find_images(images, avoid=avoid, outside=links), conversion.axes)
+    listed = find_images(images, avoid=avoid, outside=links)
+    frames, failed = find_frames(listed, conversion.axes, LARGEST_PLANE_PX)
+    frames = [frame for frame in frames if frame.image_id not in but]
     unopened = [*links, *failed]
     if not frames:
         raise none_used(0, unopened)
     side, unread = read_cells(labels, convention, frames, axes=conversion.axes)
+    side = side.subset([record.image_id not in but for record in side.records]) if but else side
     others, more = (None, []) if nuclei is None else read_nuclei(nuclei, convention, frames, conversion.axes)
     pairs, alone, notes = _matched(side, frames, unopened)
     if others is not None:
@@ -285,7 +291,7 @@ def _name_of(job: Job) -> str:
 
 def _of_file(job: Job, conversion: Conversion) -> pd.DataFrame:
     """Measure the cells of one image."""
-    with open_file(job.frame.path, conversion.axes) as opened:
+    with open_file(job.frame.path, conversion.axes, LARGEST_PLANE_PX) as opened:
         return of_opened(opened, job.frame.scene, job.frame.time, conversion, job)
 
 

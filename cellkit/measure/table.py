@@ -97,7 +97,7 @@ def measure(
     rows = Rows.of(cells)
     found = {
         "label": np.arange(1, len(cells) + 1) if labels is None else np.asarray(labels, np.int64),
-        "class": [_class_name(number, classes) for number in cells.class_ids.tolist()],
+        "class": [class_name(number, classes) for number in cells.class_ids.tolist()],
         "score": cells.scores,
         **shapes(cells, rows),
         "neighbours": touching(rows, cells.shape[1]),
@@ -107,7 +107,7 @@ def measure(
     if nuclei is not None:
         found["nuclei"], parts = nuclear_parts(cells, nuclei)
         found["nucleus_area_px"] = parts.areas_px
-    found = _with_um(found, um_per_px) | {"um_per_px": np.full(len(cells), um_per_px)}
+    found = with_um(found, um_per_px) | {"um_per_px": np.full(len(cells), um_per_px)}
     for name, plane in (channels or {}).items():
         own = {f"{column}_{name}": values for column, values in _of_channel(cells, parts, plane).items()}
         if twice := sorted(own.keys() & found.keys()):
@@ -116,12 +116,12 @@ def measure(
     return pd.DataFrame(found)
 
 
-def _class_name(number: int, classes: Sequence[str]) -> str:
+def class_name(number: int, classes: Sequence[str]) -> str:
     """Return the name of a class: "" for 0, and the number of one that has no name."""
     return classes[number - 1] if 0 < number <= len(classes) else str(number) if number else ""
 
 
-def _with_um(found: Mapping[str, np.ndarray], um_per_px: float) -> dict[str, np.ndarray]:
+def with_um(found: Mapping[str, np.ndarray], um_per_px: float) -> dict[str, np.ndarray]:
     """Return the columns with those in um after the same in px."""
     columns = {}
     for name, values in found.items():

@@ -156,4 +156,10 @@ def open_image(image: Path | ChannelFiles, axes: str | None, most_px: int) -> It
         )
         left_out = tuple(text for part in parts for text in part.info.left_out)
         info = FileInfo(image.path, first.reader, tuple(replace(s, notes=()) for s in series), notes, left_out)
-        yield Opened(info, lambda scene, time, z, channel: parts[channel].plane(scene, time, z, 0))
+        yield Opened(
+            info,
+            lambda scene, time, z, channel: parts[channel].plane(scene, time, z, 0),
+            None
+            if any(part.window is None for part in parts)
+            else lambda scene, time, z, channel, *window: parts[channel].window(scene, time, z, 0, *window),
+        )

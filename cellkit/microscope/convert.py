@@ -231,8 +231,13 @@ def light_of_frame(opened: Opened, scene: int, time: int, conversion: Conversion
     return {colour: Light.of(planes[index], opened.info.path.name) for colour, index in chosen.items()}
 
 
-def chosen_channels(info: FileInfo, scene: int, conversion: Conversion) -> dict[str, int]:
+def chosen_channels(info: FileInfo, scene: int, conversion: Conversion, whole: bool = True) -> dict[str, int]:
     """Return which channel becomes which colour, once it is known that the scene can be converted.
+
+    Parameters
+    ----------
+    whole : bool
+        Whether the whole picture has to fit into the memory.
 
     Raises
     ------
@@ -255,7 +260,9 @@ def chosen_channels(info: FileInfo, scene: int, conversion: Conversion) -> dict[
             f"of {where}, which has {listed(series.channels)}, one channel is the first that fits for two colours",
             "let the lists of convert.channels (or the repeated options) lead to two channels",
         )
-    check_memory(info.path, _bytes_to_convert(series, len(set(chosen.values())), conversion.projection), "converting")
+    if whole:
+        needed = _bytes_to_convert(series, len(set(chosen.values())), conversion.projection)
+        check_memory(info.path, needed, "converting")
     check_projection(conversion.projection, series, where)
     return chosen
 

@@ -72,6 +72,9 @@ def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
     stored = {tuple(at.get(axis, 0) for axis in lead) for at, *_ in blocks}
 
     def block(index: tuple[int, ...]) -> np.ndarray:
+        return region(index, slice(0, height), slice(0, width))
+
+    def region(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
         wanted = tuple(values[axis][i] for axis, i in zip(lead, index, strict=True))
         if wanted not in stored:
             where = ", ".join(f"{axis} {value}" for axis, value in zip(lead, wanted, strict=True))
@@ -79,7 +82,7 @@ def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
                 f"{path.name} holds no pixels of {where}", "the recording was stopped, or the file is cut short"
             )
         at = {axis: values[axis][0] for axis in "TCZ"} | dict(zip(lead, wanted, strict=True))
-        roi = (left, top, width, height)
+        roi = (left + columns.start, top + rows.start, columns.stop - columns.start, rows.stop - rows.start)
         pixels = czi.read(roi=roi, plane=at, scene=None if scene < 0 else scene, pixel_type=types[0])
         return pixels[..., 0] if samples == 1 else pixels[..., ::-1]  # stored blue, green, red
 
@@ -94,7 +97,7 @@ def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:
     refused = _czi_refusal(f"{path.name} has axes {axes} {shape}", extra, types)
     um_per_px = _czi_um_per_px(tree, notes)
     name = _czi_scene_name(tree, scene)
-    return Stack(name, axes, shape, dtype, channels, um_per_px, block, len(lead), *refused, notes)
+    return Stack(name, axes, shape, dtype, channels, um_per_px, block, len(lead), *refused, notes, region)
 
 
 def _czi_refusal(text: str, extra: str, types: list[str]) -> tuple[str, str]:

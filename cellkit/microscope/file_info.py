@@ -21,6 +21,7 @@ from cellkit.errors import UserError
 TIFF_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PLANE_PX = 2**28  # 16,384 x 16,384; checked in the header, before any pixel is read
+LARGEST_PLANE_PX = 2**36  # 262,144 x 262,144: of a plane that is read window by window
 _HEADERS: ContextVar[bool] = ContextVar("only headers are read", default=False)
 AXES = {"T": "time", "C": "channel", "Z": "z plane", "Y": "row", "X": "column", "S": "colour sample"}
 COLOURS = ("red", "green", "blue")
@@ -186,10 +187,15 @@ def _plain(series: Series) -> dict:
 
 @dataclass(frozen=True)
 class Opened:
-    """An open file: `info`, and `plane(scene, time, z, channel)` -> (H, W) in the file's own type and byte order."""
+    """An open file: `info`, and `plane(scene, time, z, channel)` -> (H, W) in the file's own type, native byte order.
+
+    `window(scene, time, z, channel, rows, columns)` -> the same plane in two slices, of which nothing else is read; None where
+    the format is decoded as a whole.
+    """
 
     info: FileInfo
     plane: Callable[[int, int, int, int], np.ndarray]
+    window: Callable[[int, int, int, int, slice, slice], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

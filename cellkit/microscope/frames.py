@@ -13,7 +13,7 @@ from cellkit.errors import Quarantined, UserError, counted, plain_reason
 from cellkit.log import LOG
 from cellkit.manifest import MANIFEST
 from cellkit.microscope.channel_files import warn_of_seeming_channels
-from cellkit.microscope.file_info import PICTURE_SUFFIXES
+from cellkit.microscope.file_info import MAX_PLANE_PX, PICTURE_SUFFIXES
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder, list_files, odd_zarrs
 from cellkit.microscope.open import READ_SUFFIXES, inspect_file, is_image_folder, is_zarr_by_another_name, why_unread
 
@@ -140,7 +140,9 @@ def _images_of(name: str) -> tuple[Path, list[tuple[Path, str]]]:
     return fixed, [(match, match.relative_to(fixed).as_posix()) for match in matches]
 
 
-def find_frames(listed: Sequence[tuple[Path, str]], axes: str | None = None) -> tuple[list[Frame], list[Quarantined]]:
+def find_frames(
+    listed: Sequence[tuple[Path, str]], axes: str | None = None, most_px: int = MAX_PLANE_PX
+) -> tuple[list[Frame], list[Quarantined]]:
     """Return every scene and time of the files, with ids that are unique; files whose header cannot be read are skipped.
 
     Ids come from the path below the folder given; where two folders were given and hold files of one name, from the path
@@ -151,6 +153,8 @@ def find_frames(listed: Sequence[tuple[Path, str]], axes: str | None = None) -> 
     listed : sequence of (path, relative path)
     axes : str, optional
         Of files that do not state them, e.g. "TYX".
+    most_px : int
+        Most pixels a plane may have.
 
     Raises
     ------
@@ -162,7 +166,7 @@ def find_frames(listed: Sequence[tuple[Path, str]], axes: str | None = None) -> 
     quarantined: list[Quarantined] = []
     for path, relative in listed:
         try:
-            frames += _frames_of(path, relative, axes)
+            frames += _frames_of(path, relative, axes, most_px)
         except Exception as error:  # whatever a reader raises on a damaged file
             quarantined.append(Quarantined(str(path), reason_of(error)))
     check_ids((frame.image_id, f"{frame.path}{frame.suffix}") for frame in frames)
@@ -185,10 +189,10 @@ def id_of(relative: str, suffix: str = "") -> str:
     return image_id_of("/".join([*(folder for folder in folders if folder.lower() != "images"), name]), suffix)
 
 
-def _frames_of(path: Path, relative: str, axes: str | None) -> list[Frame]:
+def _frames_of(path: Path, relative: str, axes: str | None, most_px: int) -> list[Frame]:
     if path.suffix.lower() in PICTURE_SUFFIXES:  # one frame; opened when its turn comes
         return [Frame(path, relative, id_of(relative))]
-    info = inspect_file(path, axes)
+    info = inspect_file(path, axes, most_px)
     return [
         Frame(path, relative, id_of(relative, suffix), scene, time, suffix, info.notes_of(scene), info.left_out)
         for scene, time, suffix in info.frames()

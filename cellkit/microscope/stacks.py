@@ -54,6 +54,9 @@ class Stack:
         Why the scene cannot be read, known before its axes are checked.
     notes : sequence of str
         As in `Series`.
+    region : callable, optional
+        (indices along the first `lead` axes, rows, columns) -> what `block` gives, in two slices of its rows and columns; where
+        a block cannot be sliced before it is read.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Stack:
     problem: str = ""
     remedy: str = ""
     notes: Sequence[str] = ()
+    region: Callable[[tuple[int, ...], slice, slice], Any] | None = None
 
 
 class Scene:
@@ -121,25 +125,45 @@ class Scene:
         """
         if self.series.problem:
             raise UserError(self.series.problem, self.series.remedy)
+        return self.window(time, z, channel, slice(0, self.series.size("Y")), slice(0, self.series.size("X")))
+
+    def window(self, time: int, z: int, channel: int, rows: slice, columns: slice) -> np.ndarray:
+        """(h, w) of a plane in two slices, in native byte order.
+
+        Raises
+        ------
+        UserError
+            The scene has a problem, or its pixels cannot be read.
+        """
+        if self.series.problem:
+            raise UserError(self.series.problem, self.series.remedy)
         which, sample = divmod(channel, self.samples)
-        at = {"T": time, "Z": z, "C": which, "S": sample}
-        index = tuple(slice(None) if axis in "YX" else at.get(axis, 0) for axis in self.axes)
+        at = {"T": time, "Z": z, "C": which, "S": sample, "Y": rows, "X": columns}
+        index = tuple(at.get(axis, 0) for axis in self.axes)
         lead = self.stack.lead
-        key = (id(self), index[:lead])
+        wanted = rows.stop - rows.start, columns.stop - columns.start
         try:
-            if key not in self._last:
-                self._last.clear()
-                self._last[key] = self.stack.block(index[:lead])
-            plane = np.asarray(self._last[key][index[lead:]])
+            if self.stack.region is not None and wanted != (self.series.size("Y"), self.series.size("X")):
+                whole = tuple(slice(None) if axis in "YX" else k for axis, k in zip(self.axes, index, strict=True))
+                plane = np.asarray(self.stack.region(index[:lead], rows, columns)[whole[lead:]])
+            else:
+                plane = np.asarray(self._block(index[:lead])[index[lead:]])
         except UserError:
             raise
         except Exception as error:
             raise damaged(self.path, self.kind, error) from error
         plane = plane if self.axes.index("Y") < self.axes.index("X") else plane.T
-        wanted = self.series.size("Y"), self.series.size("X")
         if plane.shape != wanted:
             raise damaged(self.path, self.kind, f"a plane of {plane.shape} where {wanted} is announced")
         return np.ascontiguousarray(plane, dtype=plane.dtype.newbyteorder("="))
+
+    def _block(self, index: tuple[int, ...]) -> Any:
+        """Return a block; the last one read, of any scene of the file, is kept."""
+        key = (id(self), index)
+        if key not in self._last:
+            self._last.clear()
+            self._last[key] = self.stack.block(index)
+        return self._last[key]
 
 
 def _called(path: Path, stack: Stack) -> str:
@@ -213,7 +237,11 @@ def open_stacks(
             raise damaged(path, reader.kind, error) from error
         _refuse_if_none_is_left(path, scenes)
         info = FileInfo(path, reader.name, tuple(scene.series for scene in scenes), left_out=tuple(left_out))
-        yield Opened(info, lambda scene, time, z, channel: scenes[scene].plane(time, z, channel))
+        yield Opened(
+            info,
+            lambda scene, time, z, channel: scenes[scene].plane(time, z, channel),
+            lambda scene, *where: scenes[scene].window(*where),
+        )
 
 
 def _refuse_if_none_is_left(path: Path, scenes: Sequence[Scene]) -> None:

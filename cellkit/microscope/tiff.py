@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -149,7 +150,11 @@ def open_tiff(path: Path, axes: str | None, most_px: int) -> Iterator[Opened]:
             raise damaged(path, "TIFF", error) from error
         reader = "ome-tiff" if tif.is_ome else "imagej-tiff" if tif.is_imagej else "tiff"
         info = FileInfo(path, reader, tuple(scene.info for scene in scenes), own.notes, own.left_out)
-        yield Opened(info, lambda scene, time, z, channel: scenes[scene].plane(time, z, channel))
+        yield Opened(
+            info,
+            lambda scene, time, z, channel: scenes[scene].plane(time, z, channel),
+            lambda scene, *where: scenes[scene].window(*where),
+        )
 
 
 COPY = "a smaller copy, marked as one"  # a level of a pyramid: not worth a word
@@ -289,20 +294,30 @@ class _TiffScene:
 
     def plane(self, time: int, z: int, channel: int) -> np.ndarray:
         """(H, W) of one time, z and channel, in native byte order."""
+        return self._shown(time, z, channel, None)
+
+    def window(self, time: int, z: int, channel: int, rows: slice, columns: slice) -> np.ndarray:
+        """(h, w) of the same plane in two slices: of a file in tiles or strips those that hold them are read."""
+        return self._shown(time, z, channel, (rows, columns))
+
+    def _shown(self, time: int, z: int, channel: int, window: tuple[slice, slice] | None) -> np.ndarray:
         if self.alpha is not None:
-            check_opaque(self.path, self._stored(time, z, self.alpha))
+            check_opaque(self.path, self._stored(time, z, self.alpha, window))
         if self.colormap is not None:
-            return self.colormap[channel][self._stored(time, z, 0)]
-        plane = self._stored(time, z, channel)
+            return self.colormap[channel][self._stored(time, z, 0, window)]
+        plane = self._stored(time, z, channel, window)
         return inverted(plane, self.page) if self.inverted else plane
 
-    def _stored(self, time: int, z: int, channel: int) -> np.ndarray:
+    def _stored(self, time: int, z: int, channel: int, window: tuple[slice, slice] | None = None) -> np.ndarray:
         at = {"T": time, "Z": z, "C": 0, "S": 0, self.samples_axis: channel}
+        at |= dict(zip("YX", window or (slice(None), slice(None)), strict=True))
         lead = len(self.shape) - len(self._page_axes)
-        index = tuple(at.get(axis, 0) if axis not in "YX" else slice(None) for axis in self.axes)
+        index = tuple(at.get(axis, 0) for axis in self.axes)
         try:
             if self._mapped is not None:
                 plane = self._mapped[index]
+            elif window is not None:
+                plane = self._chunked[index]
             elif lead:
                 number = int(np.ravel_multi_index(index[:lead], self.shape[:lead]))
                 plane = self._read_page(number)[index[lead:]]
@@ -335,6 +350,13 @@ class _TiffScene:
         if wanted > size:
             raise damaged(self.path, "TIFF", f"it should have {wanted} bytes and has {size}")
         return np.memmap(self.path, dtype, "r", offset, self.shape)
+
+    @cached_property
+    def _chunked(self) -> Any:
+        """The series as a Zarr array of its tiles or strips."""
+        import zarr
+
+        return zarr.open_array(self.series.aszarr(level=0), mode="r")
 
     def _read_page(self, number: int) -> np.ndarray:
         """One page, or the whole series where planes run across pages; the last one read is kept."""

@@ -17,6 +17,8 @@ from cellkit.models.shared.cost import Cost, seconds_of
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import refuse_untrainable
 from cellkit.models.shared.live import AREA, Live, Range, Read, Reading
+from cellkit.models.threshold_steps import brighter, depth_of, parted, pieces_of, smoothed, typical_diameter
+from cellkit.models.threshold_windows import ThresholdInWindows
 from cellkit.settings import Frozen
 
 if TYPE_CHECKING:
@@ -90,7 +92,12 @@ def load(checkpoint: Path | None = None, settings: Settings | None = None) -> Se
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
         return segment_image(image, used["diameter_px"], used["min_area_px"], left_out)
 
-    return Segmenter(find, used, lambda shape: BYTES_PER_PX * shape[0] * shape[1])
+    return Segmenter(
+        find,
+        used,
+        lambda shape: BYTES_PER_PX * shape[0] * shape[1],
+        lambda whole: ThresholdInWindows(whole, used["diameter_px"], used["min_area_px"]),
+    )
 
 
 def live(checkpoint: Path | None = None, settings: Settings | None = None) -> Live:
@@ -145,12 +152,11 @@ class SeenByThreshold:
     """What is bright in an image, (H, W, 3) uint8, to be cut into cells of one size after another."""
 
     def __init__(self, image: np.ndarray):
-        from scipy import ndimage
         from skimage.filters import threshold_otsu
 
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"an image is (H, W, 3) uint8, this is {image.shape} {image.dtype}")
-        self.grey = ndimage.gaussian_filter(image.max(axis=2).astype(np.float32), 1)
+        self.grey = smoothed(image)
         self.empty = bool(self.grey.max() - self.grey.min() < 1)
         self.cut: tuple[float, Instances] = (
             0.0,
@@ -159,42 +165,19 @@ class SeenByThreshold:
         if self.empty:
             return
         self.limit = float(threshold_otsu(self.grey))
-        self.bright = ndimage.binary_fill_holes(self.grey > self.limit)
-        self.pieces = ndimage.label(self.bright)[0]
-        self.depth = ndimage.distance_transform_edt(self.bright)
+        bright = brighter(self.grey, self.limit)
+        self.pieces, self.depth = pieces_of(bright), depth_of(bright)
 
     def cells(self, diameter_px: float | None, min_area_px: int, left_out: Counter[str] | None = None) -> Instances:
         """Return what `segment_image` finds."""
         if self.empty:
             return Instances.empty(self.grey.shape)
         if diameter_px is None:
-            areas = np.bincount(self.pieces.ravel())[1:]
-            areas = areas[areas >= max(min_area_px, 1)]
-            diameter_px = float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)) if areas.size else 10.0
+            diameter_px = typical_diameter(np.bincount(self.pieces.ravel())[1:], min_area_px)
         if diameter_px != self.cut[0]:
-            self.cut = diameter_px, self._cut_at(diameter_px)
+            self.cut = diameter_px, parted(self.grey, self.pieces, self.depth, self.limit, diameter_px)
         found = self.cut[1]
         small = found.areas_px < min_area_px
         if left_out is not None and small.any():
             left_out[too_small(min_area_px)] += int(small.sum())
         return found[~small]
-
-    def _cut_at(self, diameter_px: float) -> Instances:
-        """Return the objects of any area."""
-        from scipy import ndimage
-        from skimage.feature import peak_local_max
-        from skimage.segmentation import watershed
-
-        depth = ndimage.gaussian_filter(self.depth, diameter_px / 15)
-        peaks = peak_local_max(
-            depth, min_distance=max(1, round(diameter_px / 4)), labels=self.pieces, exclude_border=False
-        )
-        markers = np.zeros(self.bright.shape, np.int32)
-        markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-        labels = watershed(-depth, markers, mask=self.bright).astype(np.int32)
-        found = Instances.from_labels(labels)
-        if not len(found):
-            return found
-        total = np.bincount(labels.ravel(), self.grey.ravel())[np.unique(labels[labels > 0])]
-        contrast = (total / found.areas_px - self.limit) / max(255 - self.limit, 1)
-        return found.with_scores(np.clip(contrast, 0, 1))

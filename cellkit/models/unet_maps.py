@@ -117,7 +117,7 @@ def predict_maps(
         return kept
     planes = at_network_scale(network, image, diameter_px, channels, normalise)
     framed = np.pad(planes, ((0, 0), (FRAME_PX, FRAME_PX), (FRAME_PX, FRAME_PX)))
-    maps = blend_tiles(lambda tile: _forward(network, tile), framed, TILE_PX, OVERLAP_PX)
+    maps = blend_tiles(lambda tile: forward(network, tile), framed, TILE_PX, OVERLAP_PX)
     maps = (
         np.clip(maps[:, FRAME_PX:-FRAME_PX, FRAME_PX:-FRAME_PX], -LARGEST, LARGEST)
         .astype(np.float16)
@@ -137,7 +137,8 @@ def at_network_scale(
     return resized(two_channels(image, channels, normalise), shape, cell_px < diameter_px)
 
 
-def _forward(network: Any, planes: np.ndarray) -> np.ndarray:
+def forward(network: Any, planes: np.ndarray) -> np.ndarray:
+    """Return the maps (3, h, w) float32 of planes (2, h, w) that go through the network at once."""
     return applied(network, network, planes)[0, :, : planes.shape[1], : planes.shape[2]]
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,23 +21,32 @@ from cellkit.cells.dataset import evenly_spaced
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut
 from cellkit.cells.resize import fit_to
-from cellkit.errors import Quarantined, UserError, counted
-from cellkit.files import atomic_path, locked, read_json, sha256_tree
+from cellkit.errors import Quarantined, UserError, counted, of_place
+from cellkit.files import atomic_path, sha256_tree
+from cellkit.formats.large_labels import FORMS as LARGE_FORMS
+from cellkit.formats.large_labels import refuse_changed_large
 from cellkit.log import LOG
 from cellkit.manifest import package_sha256
 from cellkit.microscope.convert import Conversion
+from cellkit.microscope.file_info import LARGEST_PLANE_PX, MAX_PLANE_PX, check_size
 from cellkit.microscope.frames import Frame, find_frames, find_images, none_used, reason_of, refuse_inputs_as_outputs
 from cellkit.modules import optional
 from cellkit.predict.images import Picture, read_picture, record_of
+from cellkit.predict.large_files import contents_of, find_large, refuse_form
 from cellkit.predict.model import AUTO, AUTO_IMAGES, Model
+from cellkit.predict.outputs import ending_of, parts_of, refuse_corrections, write_overlay
 
-OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with lines of a thousand px
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 # ---- the prediction ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Predicted:
-    """What a prediction did: the file, images and cells in it, cells per class, images resumed, images skipped."""
+    """What a prediction did: the file, images and cells in it, cells per class, images resumed, images skipped.
+
+    `tables` are the measurements of images that were read window by window, by id.
+    """
 
     path: Path
     images: int
@@ -47,6 +54,7 @@ class Predicted:
     cells_by_class: dict[str, int]
     resumed: int
     quarantined: list[Quarantined]
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def predict_files(
@@ -57,8 +65,12 @@ def predict_files(
     overlays: str | Path | None = None,
     conversion: Conversion | None = None,
     form: str = "tif",
+    window_px: int | None = None,
+    measured: bool = False,
 ) -> Predicted:
     """Find the cells of every image and write them as one COCO file with scores; one image in memory at a time.
+
+    An image that does not fit into the memory is read window by window, see `cellkit.predict.large`.
 
     Parameters
     ----------
@@ -76,7 +88,12 @@ def predict_files(
         For files that are no RGB pictures; default that of the model's run.
     form : str
         What is written into `labels`: "tif", "png", "roi", "geojson", or another of `cellkit.formats.any.writable` that goes
-        without the picture.
+        without the picture; "ome-zarr" for images that are read window by window.
+    window_px : int, optional
+        Read every image that is larger than this in windows of this side (px), where it can be; default those that do not fit
+        into the memory.
+    measured : bool
+        Measure the cells of images that are read window by window, see `Predicted.tables`.
 
     Returns
     -------
@@ -89,17 +106,23 @@ def predict_files(
         No image, none that could be used, two images of one id, or a place that cannot be written.
     """
     out, folders = Path(out), [Path(folder) for folder in (labels, overlays) if folder is not None]
-    ending = _ending_of(form, labels)
+    ending = ending_of(form, labels)
     conversion = conversion or model.conversion
     links: list[Quarantined] = []
-    frames, quarantined = find_frames(find_images(images, avoid=folders, outside=links))
+    frames, quarantined = find_frames(find_images(images, avoid=folders, outside=links), most_px=LARGEST_PLANE_PX)
     quarantined = links + quarantined
     refuse_inputs_as_outputs(frames, [out.parent / out.name, *folders])
     if labels is not None:
-        _refuse_corrections([Path(labels) / f"{frame.image_id}{ending}" for frame in frames])
-    with _parts_of(out, folders) as parts:
+        refuse_corrections([Path(labels) / f"{frame.image_id}{ending}" for frame in frames])
+    several = next((frame for frame in frames if frame.suffix), None)
+    if several is not None and ending.endswith(".zarr"):
+        raise UserError(
+            f"{several.relative} holds several pictures, and an OME-Zarr is written of one",
+            "choose --format tif, or convert the file to pictures first: cellkit convert",
+        )
+    with parts_of(out, folders) as parts:
         model = _with_diameter(model, frames, conversion)
-        job = _Job(model, conversion, parts, labels, overlays, out, form)
+        job = _Job(model, conversion, parts, labels, overlays, out, form, window_px, measured)
         done, resumed = job.run(frames, quarantined)
         if not done:
             raise none_used(len(frames), quarantined)
@@ -110,15 +133,31 @@ def predict_files(
                 "settings": model.config, "conversion": job.conversion_json(),
                 "quarantined": [{"item": q.item, "reason": q.reason} for q in quarantined]}  # fmt: skip
         counts = _assemble(out, done, info)
-    return Predicted(out, len(done), sum(counts.values()), counts, resumed, quarantined)
+    return Predicted(out, len(done), sum(counts.values()), counts, resumed, quarantined, job.tables)
+
+
+class _TooLarge(Exception):
+    """An image that is to be read window by window."""
 
 
 class _Job:
     """One call of `predict_files`: what makes an image's result what it is, and where it waits."""
 
     def __init__(
-        self, model: Model, conversion: Conversion | None, parts: Path, labels, overlays, out: Path, form: str
+        self,
+        model: Model,
+        conversion: Conversion | None,
+        parts: Path,
+        labels,
+        overlays,
+        out: Path,
+        form: str,
+        window_px: int | None,
+        measured: bool,
     ):
+        self.window_px, self.measured = window_px, measured
+        self.large: list[Frame] = []  # those that are read window by window
+        self.tables: dict[str, pd.DataFrame] = {}
         self.model, self.conversion, self.parts, self.out, self.form = model, conversion, parts, out, form
         self.labels = Path(labels) if labels is not None else None
         self.overlays = Path(overlays) if overlays is not None else None
@@ -159,13 +198,18 @@ class _Job:
             LOG.info(f"predict: {resumed} of {counted(len(frames), 'image')} done before")
         for frame, picture, found in progress(self._stream(todo, quarantined), "predict", len(todo)):
             self._keep(frame, picture, found, part_of[frame])
+        for frame in self.large:
+            try:
+                self._find_large(frame, part_of[frame])
+            except Exception as error:  # as for any image that the model fails on
+                if of_place(error):
+                    raise
+                quarantined.append(Quarantined(_name_of(frame), reason_of(error)))
         skipped = {item.item for item in quarantined}
         return [path for frame, path in part_of.items() if _name_of(frame) not in skipped], resumed
 
     def _stream(self, todo: Sequence[Frame], quarantined: list[Quarantined]) -> Iterator[tuple]:
         """Yield frame, picture and cells. Where a diameter was given, pictures of another scale have their turn later."""
-        from cellkit.machine import check_memory
-
         scale = self.conversion.scale if self.conversion and self.conversion.names_channels else 1.0
         left = LeftOut()
         while todo:
@@ -173,11 +217,15 @@ class _Job:
             segment = self.model.load(scale)
 
             def read(frame: Frame, scale=scale, later=later, segment=segment) -> Picture | None:
-                def ask(shape: tuple[int, int], own: float) -> None:  # of another scale: when its turn comes
-                    if hasattr(segment, "bytes_for") and (own == scale or not self.model.own_px):
-                        check_memory(frame.path, segment.bytes_for(shape), "finding the cells of")
+                def ask(shape: tuple[int, int], own: float, in_windows: bool) -> None:
+                    if own == scale or not self.model.own_px:  # of another scale: when its turn comes
+                        self._ask(segment, frame, shape, in_windows)
 
-                picture = read_picture(frame, self.conversion, ask)
+                try:
+                    picture = read_picture(frame, self.conversion, ask)
+                except _TooLarge:
+                    self.large.append(frame)
+                    return None
                 if self.model.own_px and picture.scale != scale:
                     later.setdefault(picture.scale, []).append(frame)
                     return None
@@ -191,10 +239,54 @@ class _Job:
             )  # a picture is resized by the run's scale, or not at all
         left.log("predict")
 
+    def _ask(self, segment: Any, frame: Frame, shape: tuple[int, int], in_windows: bool) -> None:
+        """Refuse an image that does not fit into the memory; one that can be read window by window, by `_TooLarge`."""
+        from cellkit.machine import check_memory
+
+        able = in_windows and getattr(segment, "in_windows", None) is not None
+        if able and self.window_px is not None and max(shape) > self.window_px:
+            raise _TooLarge
+        try:
+            check_size(frame.path, *shape, MAX_PLANE_PX)
+            if hasattr(segment, "bytes_for"):
+                check_memory(frame.path, segment.bytes_for(shape), "finding the cells of")
+        except UserError as error:
+            if able:
+                raise _TooLarge from error
+            if in_windows:
+                raise UserError(
+                    f"{error.problem}, and this model sees whole images only",
+                    "cut the image into tiles, use more memory, or a model that sees windows: threshold, cellpose_unet",
+                ) from error
+            raise
+
+    def _find_large(self, frame: Frame, part: Path) -> None:
+        """Find the cells of an image window by window, and write everything of it; its part last."""
+        where = None
+        if self.labels:
+            refuse_form(self.form, frame.relative)
+            where = self.labels / f"{frame.image_id}{LARGE_FORMS[self.form]}"
+            refuse_changed_large(where)
+        if self.overlays:
+            LOG.warning(
+                f"predict: no overlay of {frame.relative}: it is read window by window; look at its label image"
+            )
+        about = (self.conversion, self.model.classes, part, self.window_px, where, self.form, self.measured)
+        found = find_large(frame, self.model.load(), *about)
+        self.notes[frame.image_id] = found.notes
+        if found.table is not None:
+            self.tables[frame.image_id] = found.table
+        left = LeftOut()
+        for why, cells in found.left_out.items():
+            left.add(why, frame.image_id, cells)
+        left.log("predict")
+
     def _resume(self, frame: Frame, part: Path) -> bool:
         """Take up what an earlier call left for this image; False when there is nothing."""
         from cellkit.formats.coco_reading import read_coco
 
+        if part.with_suffix(".large").is_dir():  # what is done of it is taken up window by window
+            return False
         if not part.is_file() or (self.overlays and not (self.overlays / f"{frame.image_id}.png").is_file()):
             return False
         if self.labels:
@@ -227,7 +319,7 @@ class _Job:
         from cellkit.formats.contract import ImageToWrite
 
         module = writable()[self.form]
-        image = ImageToWrite(frame.image_id, found, tuple(classes), form=self.form)
+        image = ImageToWrite(frame.image_id, found, tuple(classes), picture=frame.path, form=self.form)
         module.write_image(self.labels / f"{frame.image_id}{module.WRITES[self.form]}", image)
 
 
@@ -303,75 +395,6 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
 
 
 # ---- what is written -----------------------------------------------------------------------------------------------
-@contextmanager
-def _parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
-    """Hold the folder of finished images beside `out`; it goes when the prediction ends well.
-
-    Raises
-    ------
-    UserError
-        It cannot be written, or another process predicts into the same file.
-    """
-    parts = out.with_name(f"{out.name}.parts")
-    if out.is_dir() or out.suffix.lower() != ".json":
-        what = "is a folder" if out.is_dir() else "does not end with .json"
-        raise UserError(f"'{out}' {what}", "name a JSON file for the result: -o OUT.json")
-    for folder in (parts, *folders):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".probe").write_bytes(b"")
-            (folder / ".probe").unlink()
-        except OSError as error:
-            raise UserError(f"'{folder}' cannot be written: {error.strerror or error}", "name another place") from None
-    busy = f"'{out}' is being written by another process"
-    with locked(parts / ".lock", busy, "wait for it, or name another file"):
-        try:
-            yield parts
-        except BaseException:
-            if not any(path.name != ".lock" for path in parts.iterdir()):  # nothing to go on from
-                shutil.rmtree(parts, ignore_errors=True)
-            raise
-    shutil.rmtree(parts)
-
-
-def _ending_of(form: str, labels: str | Path | None) -> str:
-    """Return how the files of a form end; refuse a form that is none, or needs the picture."""
-    from cellkit.formats.any import writable
-
-    forms = {name: module for name, module in writable().items()
-             if not getattr(module, "NEEDS_PICTURES", False) and not getattr(module, "TAKES_PICTURES", False)}  # fmt: skip
-    if form not in forms:
-        later = "; for others predict first, then: cellkit labels OUT.json -o DIR --format F --images IMAGES"
-        raise UserError(f"no format '{form}' to predict into", f"choose from {', '.join(forms)}{later}")
-    if form != "tif" and labels is None:
-        raise UserError(f"--format {form}, and no folder for the files", "name it: --labels DIR")
-    return forms[form].WRITES[form]
-
-
-def _refuse_corrections(paths: Sequence[Path]) -> None:
-    """Refuse to write over files of cells that somebody corrected since, before anything is predicted."""
-    from cellkit.formats.any import written_here
-    from cellkit.formats.label_images import refuse_changed
-    from cellkit.formats.labels import ENDINGS, refuse_picture
-
-    for path in paths:
-        if path.name.lower().endswith(ENDINGS):
-            refuse_picture(path)
-            refuse_changed(path)
-        elif path.is_file() and not written_here(path):
-            raise UserError(f"{path} is there and not as cellkit wrote it: it may hold corrections", "move it away")
-
-
-def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequence[str]) -> None:
-    """Write an image with the outlines of its cells as PNG; small images are enlarged."""
-    from cellkit.show.overlays import show_overlay
-    from cellkit.show.style import bare_axes, save_figure
-
-    height, width = image.shape[:2]
-    ax = bare_axes(width / 100, height / 100)
-    show_overlay(image, found, ax=ax, classes=classes, legend=False)
-    larger = min(max(1, round(OVERLAY_PX / max(height, width))), MOST_LARGER)
-    save_figure(ax, path, dpi=100 * larger)
 
 
 def _assemble(out: Path, parts: Sequence[Path], info: Mapping[str, Any]) -> dict[str, int]:
@@ -381,15 +404,16 @@ def _assemble(out: Path, parts: Sequence[Path], info: Mapping[str, Any]) -> dict
     with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(f'{{"info": {dump(info)}, "annotations": [')
         for position, part in enumerate(parts, 1):
-            content = read_json(part)
-            images.append({**content["images"][0], "id": position})
-            categories |= {category["id"]: category for category in content["categories"]}
-            for entry in content["annotations"]:
-                file.write(", " if number else "")
-                number += 1
-                file.write(dump({**entry, "id": number, "image_id": position}))
-                name = categories[entry["category_id"]]["name"]
-                counts[name] = counts.get(name, 0) + 1
+            for k, content in enumerate(contents_of(part)):
+                if k == 0:
+                    images.append({**content["images"][0], "id": position})
+                categories |= {category["id"]: category for category in content["categories"]}
+                for entry in content["annotations"]:
+                    file.write(", " if number else "")
+                    number += 1
+                    file.write(dump({**entry, "id": number, "image_id": position}))
+                    name = categories[entry["category_id"]]["name"]
+                    counts[name] = counts.get(name, 0) + 1
         ordered = [categories[key] for key in sorted(categories)]
         file.write(f'], "images": {dump(images)}, "categories": {dump(ordered)}}}\n')
     return {category["name"]: counts.get(category["name"], 0) for category in ordered}

@@ -13,7 +13,7 @@ from cellkit.errors import Quarantined, UserError, counted
 from cellkit.files import write_table
 from cellkit.microscope.batch import convert_batch
 from cellkit.microscope.convert import Conversion, convert_frame
-from cellkit.microscope.file_info import PICTURE_SUFFIXES
+from cellkit.microscope.file_info import LARGEST_PLANE_PX, MAX_PLANE_PX, PICTURE_SUFFIXES
 from cellkit.microscope.frames import Frame, find_images, id_of, none_used, refuse_inputs_as_outputs, with_ids_apart
 from cellkit.microscope.open import open_file
 from cellkit.predict.model import AS_IT_IS
@@ -35,7 +35,7 @@ class Picture:
 
 
 def read_picture(
-    frame: Frame, conversion: Conversion | None, ask: Callable[[tuple[int, int], float], None] | None = None
+    frame: Frame, conversion: Conversion | None, ask: Callable[[tuple[int, int], float, bool], None] | None = None
 ) -> Picture:
     """Read one frame as the picture a model is shown.
 
@@ -45,14 +45,16 @@ def read_picture(
     Parameters
     ----------
     ask : callable, optional
-        Called with the size of the picture to be, in px, and its scale, before its pixels are read; may refuse it.
+        Called with the size of the picture to be, in px, its scale, and whether it can be read window by window, before its
+        pixels are read; may refuse it.
 
     Raises
     ------
     UserError
         A file that cannot be read, or one that must be converted while no channel is named.
     """
-    with open_file(frame.path, conversion.axes if conversion else None) as opened:
+    most_px = MAX_PLANE_PX if ask is None else LARGEST_PLANE_PX
+    with open_file(frame.path, conversion.axes if conversion else None, most_px) as opened:
         series = opened.info.series[frame.scene]
         size, um_per_px = (series.size("Y"), series.size("X")), series.um_per_px
         colours = frame.path.suffix.lower() in PICTURE_SUFFIXES and series.axes == "YXS" and series.dtype == "uint8"
@@ -60,7 +62,9 @@ def read_picture(
         as_it_is = colours and not (conversion and conversion.always and not conversion.made_already(frame.path))
         if ask is not None:
             scale = 1.0 if as_it_is or conversion is None else conversion.scale
-            ask((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), scale)
+            named = conversion is not None and conversion.names_channels and not as_it_is
+            shape = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+            ask(shape, scale, named and opened.window is not None)
         if as_it_is:
             shown = convert_frame(opened, 0, 0, AS_IT_IS)
             grey = bool(shown.image.any()) and bool((shown.image == shown.image[..., :1]).all())

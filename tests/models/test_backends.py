@@ -171,7 +171,7 @@ def test_a_backend_says_what_it_costs(drawn, trained, monkeypatch, name):
 def test_tiles_give_what_the_whole_gives(trained, drawn):
     network, _ = load_network(trained["cellpose_unet"])
     planes = inputs.two_channels(np.tile(drawn.image(0), (3, 3, 1)))
-    forward = lambda planes: unet_maps._forward(network, planes)  # noqa: E731
+    forward = lambda planes: unet_maps.forward(network, planes)  # noqa: E731
     whole = tiles.blend_tiles(forward, planes, 1024, 128)
     tiled = tiles.blend_tiles(forward, planes, 256, 128)
     assert tiled.shape == whole.shape and np.corrcoef(tiled.ravel(), whole.ravel())[0, 1] > 0.95

@@ -50,7 +50,7 @@ def test_a_diameter_is_estimated_on_crops(monkeypatch):
     """The largest picture the network sees is eight cells wide and its frame, whatever the image's size."""
     seen = []
     monkeypatch.setattr(
-        unet_maps, "_forward", lambda network, planes: seen.append(planes.shape) or np.full_like(planes[[0, 0, 0]], -6)
+        unet_maps, "forward", lambda network, planes: seen.append(planes.shape) or np.full_like(planes[[0, 0, 0]], -6)
     )
     unet.estimate_diameter(find_weights("starter"), [np.zeros((3000, 2000, 3), np.uint8)])
     assert len(seen) == len(diameter.ASSUMED_PX) and max(max(shape) for shape in seen) <= 8 * 30 + 8 + 2 * 16

@@ -57,7 +57,7 @@ def test_the_same_cells_with_and_without_for_one_and_two_workers(checkpoint, dra
         kept, failed = map_items(Find(checkpoint), images, "find", workers=workers)
         assert kept == without and not failed and any(map(len, kept))
         assert len(list((checkpoint.parent / FOLDER).iterdir())) == 3
-    monkeypatch.setattr(unet_maps, "_forward", lambda *_: pytest.fail("the network runs again"))
+    monkeypatch.setattr(unet_maps, "forward", lambda *_: pytest.fail("the network runs again"))
     assert map_items(Find(checkpoint), images, "find")[0] == without
 
 
@@ -140,5 +140,5 @@ def test_zero_keeps_nothing(tmp_path):
 
 
 def test_a_network_out_of_its_mind_is_kept_finite(cache, monkeypatch):
-    monkeypatch.setattr(unet_maps, "_forward", lambda network, planes: np.full((3, *planes.shape[1:]), 1e9, np.float32))
+    monkeypatch.setattr(unet_maps, "forward", lambda network, planes: np.full((3, *planes.shape[1:]), 1e9, np.float32))
     assert np.isfinite(unet_maps.predict_maps(light(), IMAGE, 30.0, cache=cache)).all()

@@ -49,7 +49,7 @@ def test_float32_is_float32_and_auto_what_the_processor_has(drawn, monkeypatch, 
         network, _ = load_network(find_weights("starter"), precision)
         with torch.no_grad():
             plain = network(planes.contiguous(memory_format=torch.channels_last))[0].numpy()
-        maps[precision] = unet_maps._forward(network, planes[0].numpy())
+        maps[precision] = unet_maps.forward(network, planes[0].numpy())
         assert np.array_equal(maps[precision], plain) is (str(network.arithmetic) == "float32 on cpu")
     assert np.array_equal(maps["auto"], maps["bfloat16" if has else "float32"])
     assert capsys.readouterr().err.count("has to imitate") == (not has), "said once, where it is slow"

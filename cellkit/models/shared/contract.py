@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.windows import Window
 from cellkit.settings import Frozen, Number
 
 Diameter = Annotated[Number, Field(ge=2, le=2000)]
@@ -19,6 +22,47 @@ Channels = Literal["both", "nuclei", "cytoplasm"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SMALLEST = "smaller objects are dropped (px)"
 PRECISION = "number type of convolutions; auto = bfloat16 where the processor or GPU has it, else float32"
+
+
+@dataclass(frozen=True, eq=False)
+class WholeImage:
+    """What a model may know of an image that it sees window by window.
+
+    Attributes
+    ----------
+    image : dask.array.Array, (H, W, 3) uint8
+    light : tuple of three
+        Of red, green and blue: (values that occur, rising, how often each), None for a colour that is empty.
+    folder : Path
+        Where the model may keep what takes long; a call that was killed finds it there again.
+    """
+
+    image: Any
+    light: tuple[tuple[np.ndarray, np.ndarray] | None, ...]
+    folder: Path
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width (px)."""
+        return self.image.shape[:2]
+
+
+class InWindows(Protocol):
+    """A model on one image that is larger than the memory.
+
+    Attributes
+    ----------
+    halo_px : int
+        What has to be seen around a window, so that nearly every cell with its centre in the window is seen whole.
+    min_area_px : int
+        Smaller cells are dropped, by who asks: each is to be counted once.
+    """
+
+    halo_px: int
+    min_area_px: int
+
+    def find(self, window: Window) -> tuple[Instances, np.ndarray]:
+        """Return the cells in a window, in its own pixels, and which of them are what the whole image would give, (N,) bool."""
 
 
 class Segmenter:
@@ -32,6 +76,8 @@ class Segmenter:
         What the model is read with, by name.
     bytes_for : callable, optional
         (height, width) -> bytes of memory that finding the cells of one image takes.
+    in_windows : callable, optional
+        `WholeImage` -> `InWindows`: the same model on an image that is larger than the memory. None: it sees whole images only.
 
     Attributes
     ----------
@@ -44,8 +90,10 @@ class Segmenter:
         find: Callable[[np.ndarray, Counter[str]], Instances],
         settings: Mapping[str, Any],
         bytes_for: Callable[[tuple[int, int]], int] = lambda shape: 0,
+        in_windows: Callable[[WholeImage], InWindows] | None = None,
     ):
         self.find, self.settings, self.bytes_for, self.left_out = find, dict(settings), bytes_for, Counter()
+        self.in_windows = in_windows
 
     def __call__(self, images: Iterable[np.ndarray]) -> Iterator[Instances]:
         """Yield the cells of each image."""
@@ -71,6 +119,7 @@ class BatchSegmenter(Segmenter):
         bytes_for: Callable[[tuple[int, int]], int] = lambda shape: 0,
     ):
         self.find_each, self.settings, self.bytes_for, self.left_out = find_each, dict(settings), bytes_for, Counter()
+        self.in_windows = None
 
     def __call__(self, images: Iterable[np.ndarray]) -> Iterator[Instances]:
         """Yield the cells of each image."""

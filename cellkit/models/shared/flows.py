@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +137,15 @@ def _large(found: Instances, min_area_px: int, left_out: Counter[str] | None) ->
     return found[large]
 
 
-def follow(maps: np.ndarray, cellprob_threshold: float, device: Any = "cpu") -> np.ndarray:
+@dataclass(frozen=True)
+class Place:
+    """Where a window of maps lies in those of the whole image: the row and column it begins at, and their height and width."""
+
+    corner: tuple[int, int]
+    whole: tuple[int, int]
+
+
+def follow(maps: np.ndarray, cellprob_threshold: float, device: Any = "cpu", place: Place | None = None) -> np.ndarray:
     """Return the label image (h, w) int32 of pixels that meet when they follow their flows; as cellpose's compute_masks.
 
     Cellpose takes 200 steps of at most a pixel; a cell whose edge is farther from its middle falls apart there. Here, pixels
@@ -144,6 +154,8 @@ def follow(maps: np.ndarray, cellprob_threshold: float, device: Any = "cpu") -> 
     Parameters
     ----------
     maps : (3, h, w) float32
+    place : Place, optional
+        The maps are a window: pixels go where they go in the whole image.
     """
     import torch
     from cellpose import dynamics
@@ -155,8 +167,8 @@ def follow(maps: np.ndarray, cellprob_threshold: float, device: Any = "cpu") -> 
     device = torch.device(device)
     threads = one_thread() if device.type == "cpu" else nullcontext()
     with threads, torch.sparse.check_sparse_tensor_invariants(enable=False):  # said aloud, or torch warns
-        ends = dynamics.follow_flows(steps, places, niter=STEPS, device=device).cpu().numpy()
-        _go_on(steps, np.stack(places), ends, device)
+        ends = _moved(steps, places, device, place)
+        _go_on(steps, np.stack(places), ends, device, place)
         found = dynamics.get_masks_torch(
             torch.from_numpy(ends).to(device).int(), places, inside.shape, max_size_fraction=LARGEST_SHARE
         )
@@ -346,16 +358,36 @@ def outline(labels: np.ndarray, logit: np.ndarray, shape: tuple[int, int], cellp
     return found.with_scores(np.clip(total / np.maximum(found.areas_px, 1), 0, 1))
 
 
-def _go_on(steps: np.ndarray, places: np.ndarray, ends: np.ndarray, device: Any) -> None:
-    """Move the ends (2, n) of ways that began at `places` on, where they have come far and still move; in place."""
+def _moved(steps: np.ndarray, places: Sequence[np.ndarray], device: Any, place: Place | None) -> np.ndarray:
+    """Return where points (y, x) are after `STEPS` steps, (2, n) float32.
+
+    cellpose (dynamics.steps_interp, 4.2) reads the flow of a point p of a side of L px at p L / (L - 1) - 1/2, so up to half a
+    pixel beside it, by its place in the image. In a window it is read where the whole image has it.
+    """
+    import torch
     from cellpose import dynamics
 
+    if place is None:
+        return dynamics.follow_flows(steps, tuple(places), niter=STEPS, device=device).cpu().numpy()
+    tensor = lambda values: torch.as_tensor(np.asarray(values, np.float32), device=device)  # noqa: E731
+    corner, whole, size = (tensor(pair)[:, None] for pair in (place.corner, place.whole, steps.shape[1:]))
+    field, at = tensor(steps)[None], tensor(np.stack(places))
+    for _ in range(STEPS):
+        read = at * whole / (whole - 1) + corner / (whole - 1) - 0.5
+        grid = ((2 * read + 1) / size - 1).flip(0).T[None, None]
+        at = at + torch.nn.functional.grid_sample(field, grid, align_corners=False)[0, :, 0]
+        at = torch.minimum(torch.maximum(at, -corner), whole - 1 - corner)
+    return at.cpu().numpy()
+
+
+def _go_on(steps: np.ndarray, places: np.ndarray, ends: np.ndarray, device: Any, place: Place | None = None) -> None:
+    """Move the ends (2, n) of ways that began at `places` on, where they have come far and still move; in place."""
     far = np.flatnonzero(np.hypot(*(ends - places)) > FAR_PX)
     for _ in range(sum(steps.shape[1:]) // STEPS):
         if not far.size:
             return
         before = ends[:, far]
-        ends[:, far] = dynamics.follow_flows(steps, tuple(before), niter=STEPS, device=device).cpu().numpy()
+        ends[:, far] = _moved(steps, before, device, place)
         far = far[np.hypot(*(ends[:, far] - before)) > STILL_PX]
 
 

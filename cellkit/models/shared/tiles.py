@@ -12,41 +12,12 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.windows import Window
 from cellkit.scores.iou import overlaps
 
-EDGE_PX = 4  # a box that comes nearer to a side within the image may go on beyond it
 MARGIN_PX = 64  # around what is left of a cell, when it is looked for whole
 LARGEST_PX = 1536  # side of the square whose area a window may have
 SAME = 0.5  # share of its pixels that a cell has in common with one found before, to be the same cell
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of the image: rows top to bottom, columns left to right."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @classmethod
-    def around(cls, boxes_xyxy: np.ndarray, margin_px: int, shape: tuple[int, int]) -> Window:
-        """Return the window that holds all boxes with a margin, within the image."""
-        left, top = np.floor(boxes_xyxy[:, :2].min(axis=0)).astype(int) - margin_px
-        right, bottom = np.ceil(boxes_xyxy[:, 2:].max(axis=0)).astype(int) + margin_px
-        return cls(max(int(top), 0), max(int(left), 0), min(int(bottom), shape[0]), min(int(right), shape[1]))
-
-    @property
-    def area_px(self) -> int:
-        """Pixels in it."""
-        return (self.bottom - self.top) * (self.right - self.left)
-
-    def cuts(self, boxes_xyxy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Return, (N, 4) bool, which boxes reach the left, upper, right, lower side, where that is no side of the image."""
-        x0, y0, x1, y1 = boxes_xyxy.T
-        left, top = (x0 < self.left + EDGE_PX) & (self.left > 0), (y0 < self.top + EDGE_PX) & (self.top > 0)
-        right, bottom = x1 > self.right - EDGE_PX, y1 > self.bottom - EDGE_PX
-        return np.stack([left, top, right & (self.right < shape[1]), bottom & (self.bottom < shape[0])], axis=1)
 
 
 @dataclass(frozen=True)
@@ -131,11 +102,16 @@ def blend_tiles(
         for x in tile_starts(width, tile_px, overlap_px):
             window = (slice(y, y + tile_px), slice(x, x + tile_px))
             found = forward(planes[:, *window])
-            ramp = np.minimum.outer(*(_ramp(size, overlap_px) for size in found.shape[1:]))
+            ramp = tile_weight(found.shape[1:], overlap_px)
             out = np.zeros((len(found), height, width), np.float32) if out is None else out
             out[:, *window] += found * ramp
             weight[window] += ramp
     return out / weight
+
+
+def tile_weight(shape: tuple[int, int], overlap_px: int) -> np.ndarray:
+    """Return how much each pixel of a tile counts where tiles overlap, (h, w) float32: by its distance to the edge."""
+    return np.minimum.outer(*(_ramp(size, overlap_px) for size in shape))
 
 
 def _ramp(size: int, overlap_px: int) -> np.ndarray:

@@ -259,7 +259,7 @@ class Session:
             frame, conversion = self.frames[asked.frame], conversion_for(asked, model.conversion)
             live: list[Live] = []
 
-            def ask(shape: tuple[int, int], scale: float) -> None:
+            def ask(shape: tuple[int, int], scale: float, in_windows: bool) -> None:
                 if shape[0] * shape[1] > MOST_PX:
                     problem = f"the picture is {shape[0]} x {shape[1]} px, the page takes up to {MOST_PX / 1e6:.0f} million px"
                     raise UserError(problem, "cellkit predict takes larger ones")
