@@ -170,6 +170,18 @@ def run_folder(folder: Path) -> None:
     check(folder / "run", ROOT / "configs" / "demo.yaml")
 
 
+def measured(folder: Path) -> None:
+    """Read a table of measurements as `cellkit labels --measured` does."""
+    from cellkit.cells.dataset import CellDataset
+    from cellkit.cells.instances import Instances
+    from cellkit.cells.records import ImageRecord
+    from cellkit.formats.measured import read_measured
+
+    record = ImageRecord("a", "images/a.png", 24, 32)
+    images = CellDataset([record], [Instances.from_labels(LABELS, [1, 2])], ("HEK", "N2a"), folder, [1])
+    read_measured(folder / "a.csv", images)
+
+
 def unpacked(name: str) -> Callable[[Path], object]:
     """Unpack an archive."""
 
@@ -344,9 +356,7 @@ def others(folder: Path) -> dict[str, Parser]:
         "yaml": Parser({"a.yaml": demo}, called("cellkit.config.reading.load_config", "a.yaml"), "text"),
         "notebook": Parser({"n/01_convert.ipynb": book}, called("cellkit.run.notebooks.read_notebooks", "n"), "json"),
         "records": Parser({"a.csv": [records]}, called("cellkit.cells.records.read_records", "a.csv"), "text"),
-        "cells table": Parser(
-            {"a.csv": [cells.encode()]}, called("cellkit.formats.measured.read_cells_table", "a.csv"), "text"
-        ),
+        "cells table": Parser({"a.csv": [cells.encode()]}, measured, "text"),
         "manifest": Parser({"run/manifest.json": [manifest]}, run_folder, "json", {"run/records.csv": records}),
         "zip": Parser({"a.zip": [zipped({"a/b.txt": b"text" * 9, "c.txt": b"c"})]}, unpacked("a.zip"), "zip"),
         "tar": Parser({"a.tar.gz": [packed.getvalue()]}, unpacked("a.tar.gz"), "gzip"),

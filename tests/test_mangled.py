@@ -65,6 +65,16 @@ FOUND = {
         "UnicodeEncodeError of a name that is no text": coco("\ud800.png"),
     },
     "roi": {"AttributeError of a composite without its path": ROI_WITHOUT_PATH},
+    "yaml": {
+        "KeyError of an unknown key with a full stop": b"a.b: 1\n",
+        "KeyError of one in a table": b"convert:\n  split:\n    val.x: 1\n",
+        "KeyError of one that begins as a known one": b"convert.split.val 0: 1\n",
+    },
+    "notebook": {
+        "AttributeError of metadata": b'{"cells": [], "metadata": 1}',
+        "AttributeError of metadata of ours": b'{"cells": [], "metadata": {"cellkit": 1}}',
+        "AttributeError of metadata of a cell": b'{"cells": [{"cell_type": "code", "source": "", "metadata": 1}]}',
+    },
     "seg": {"TokenError of a header that is no Python": NPY_OF_NO_HEADER},
 }  # fmt: skip
 

@@ -381,7 +381,7 @@ def _explained(first: Any, settings: dict[str, Any], path: Path, overrides: Mapp
     overridden = any(f"{key}.".startswith(f"{given}.") or given.startswith(f"{key}.") for given in overrides)
     where = "overrides: " if overridden else f"{path}: "
     if first["type"] == "extra_forbidden":
-        table, _, name = key.rpartition(".")
+        table, _, name = key.rpartition(".") if "properties" in keys.get(key.rpartition(".")[0], {}) else ("", "", key)
         fields = (keys[table] if table else json_schema(kind))["properties"]
         guess = _other_backend(key, keys) or nearest(name, fields) or _elsewhere(name, keys)
         known = ", ".join(field for field in fields if not (table and field in SHARED)) or "none"

@@ -149,7 +149,7 @@ def _read_notebook(path: Path, is_recipe: bool = False) -> Notebook:
         content = read_json(path)
         cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
         sources = [_source_of(cell) for cell in cells]
-        metadata = content.get("metadata", {}).get("cellkit", {})
+        metadata = _metadata_of(content, cells)
     except (ValueError, KeyError, TypeError):
         if copied:
             raise copy from None
@@ -168,6 +168,23 @@ def _read_notebook(path: Path, is_recipe: bool = False) -> Notebook:
     return Notebook(
         path.stem, path, section, metadata.get("minutes"), sha256_json(plain), _keys_of(plain), reads, content
     )
+
+
+def _metadata_of(content: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a notebook says of itself under ``cellkit``; of another kind than expected it is no notebook."""
+    about = content.get("metadata", {})
+    own = about.get("cellkit", {}) if isinstance(about, dict) else None
+    if not isinstance(own, dict) or not isinstance(own.get("section", ""), str | None):
+        raise TypeError("metadata")
+    if not isinstance(own.get("minutes", 0), int | float | None) or not _are_texts(own.get("reads", [])):
+        raise TypeError("metadata cellkit")
+    if not all(isinstance(cell.get("metadata", {}), dict) and _are_texts(_tags(cell)) for cell in cells):
+        raise TypeError("metadata of a cell")
+    return own
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
 def _source_of(cell: dict[str, Any]) -> str:
