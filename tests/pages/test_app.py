@@ -297,7 +297,13 @@ def test_two_pages_share_nothing_but_models_and_compute_one_after_the_other(serv
     assert [len(page.cells(changed={})["area"]) for page in (first, second)] == counts
     assert first.download("coco")[0] == "one.json" and second.download("coco")[0] == "two.json"
     folder = desk.pages[second.about["page"]][0].folder
-    client.post("/api/leave", json={"page": second.about["page"]})
+    with ThreadPoolExecutor(1) as pool:
+        with desk.pages[second.about["page"]][0].lock:  # as while an image is looked at
+            left = pool.submit(client.post, "/api/leave", json={"page": second.about["page"]})
+            assert first.call("place").status_code == 200 and not left.done(), (
+                "nobody else waits for a page that leaves"
+            )
+        left.result()
     assert not folder.exists() and second.call("cells", changed={}).status_code == 401
     assert len(first.cells(changed={})["area"]) == counts[0]
     client.post("/api/leave", json={"page": first.about["page"]})
@@ -347,6 +353,7 @@ def test_a_fault_of_ours_is_said_and_the_page_goes_on(opened, monkeypatch, capsy
     page, _, _ = opened
     monkeypatch.setattr(session, "cells_bytes", lambda *_: 1 / 0)
     wrong(page.call("cells", changed={}), "ZeroDivisionError", "terminal", status=500)
+    assert "line" in (told := capsys.readouterr().err) and "ZeroDivisionError" in told
     monkeypatch.undo()
     assert page.call("cells", changed={}).status_code == 200
 

@@ -143,12 +143,12 @@ class Desk:
         """
         if not hmac.compare_digest(key.encode(), self.key.encode()):
             raise NotAPage
+        now = time.monotonic()
         with self._lock:
-            now = time.monotonic()
-            for token, (session, seen) in list(self.pages.items()):
-                if now - seen > IDLE_S:
-                    del self.pages[token]
-                    session.close()
+            idle = [token for token, (_, seen) in self.pages.items() if now - seen > IDLE_S]
+        for token in idle:
+            self.leave(token)
+        with self._lock:
             if len(self.pages) >= MOST_PAGES:
                 raise UserError(f"{MOST_PAGES} pages are open", "close one that is not used, and wait a little")
             token = secrets.token_urlsafe(24)

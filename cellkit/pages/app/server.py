@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -110,7 +111,7 @@ def told(call: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
             if isinstance(error, OSError) and of_place(error):
                 fault = place_fault(error)
                 return JSONResponse({"problem": fault.problem, "remedy": fault.remedy}, 507)
-            LOG.exception(f"cellkit app: {request.url.path} failed")
+            LOG.error(f"cellkit app: {request.url.path} failed\n{traceback.format_exc()}")
             remedy = "drop another file or choose another model; the terminal shows where it failed"
             return JSONResponse({"problem": f"failed: {reason_of(error)[:300]}", "remedy": remedy}, 500)
 
@@ -151,13 +152,14 @@ class Answers:
     @told
     async def begin(self, request: Request) -> Response:
         """Open a page: its secret name, and what there is to choose from."""
+        from starlette.concurrency import run_in_threadpool
         from starlette.responses import JSONResponse
 
         from cellkit.show.style import CLASS_COLOURS, class_colour
 
         said = await self._said(request)
         desk = self.desk
-        token = desk.new_page(str(said.get("key", "")))
+        token = await run_in_threadpool(desk.new_page, str(said.get("key", "")))
         return JSONResponse(
             {
                 "page": token,
@@ -182,7 +184,7 @@ class Answers:
         try:
             with open(path, "xb") as file:
                 async for chunk in request.stream():
-                    self._check_size(file.tell() + len(chunk))
+                    self._check_size(file.tell() + len(chunk), file.tell())
                     await run_in_threadpool(file.write, chunk)
             facts = await run_in_threadpool(session.open, path, readable(shown)[-120:])
         except BaseException:
@@ -190,12 +192,12 @@ class Answers:
             raise
         return JSONResponse(facts)
 
-    def _check_size(self, count: int) -> None:
+    def _check_size(self, count: int, written: int = 0) -> None:
         if count > self.most_bytes:
             problem = f"the file is larger than {self.most_bytes / 1e6:.0f} MB, the most that this page takes"
             raise UserError(problem, "cellkit predict takes it where it lies, or start cellkit app with --most-mb")
         free = shutil.disk_usage(self.desk.folder).free
-        if count > free:
+        if count - written > free:
             problem = (
                 f"the file is larger than the {free / 1e6:.0f} MB that are free for it in {self.desk.folder.parent}"
             )
@@ -297,10 +299,11 @@ class Answers:
     @told
     async def leave(self, request: Request) -> Response:
         """End a page; as it is sent while the page is closed, the name comes in the text, and no header."""
+        from starlette.concurrency import run_in_threadpool
         from starlette.responses import JSONResponse
 
         said = await self._said(request)
-        self.desk.leave(str(said.get("page", "")))
+        await run_in_threadpool(self.desk.leave, str(said.get("page", "")))  # waits for what is computed for it
         return JSONResponse({})
 
 
