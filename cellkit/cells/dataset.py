@@ -154,6 +154,11 @@ class CellDataset:
         run.find("images")
         return images
 
+    @property
+    def boxes_only(self) -> bool:
+        """Whether of some image only boxes are known, no outlines."""
+        return any(cells.boxes_only for cells in self.instances)
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -224,6 +229,10 @@ class CellDataset:
         again = {category: int(number[k]) for category, k in self.categories.items()}
         cells = [x.with_classes(number[x.class_ids]) for x in self.instances]
         return replace(self, instances=cells, classes=other.classes, categories=again)
+
+    def as_known(self, found: Sequence[Instances]) -> list[Instances]:
+        """Return what was found in these images as their own cells are known: as boxes where only boxes are."""
+        return [x.as_boxes() if own.boxes_only else x for x, own in zip(found, self.instances, strict=True)]
 
     def without_small(self, min_area_px: int) -> CellDataset:
         """Return all images without the cells smaller than `min_area_px`; say how many those are."""
@@ -335,6 +344,7 @@ def predict_each(
     return {name: predict_all(backend.load(path), images, name) for name, path in given.items()}
 
 
+OF_BOXES = "The truth is boxes, and so is what is compared with it: the boxes around the cells found, no outlines"
 NO_ACCURACY = (
     "accuracy cannot be measured: no image was labelled by a person; "
     "agreement with the starter's own proposals is no accuracy"

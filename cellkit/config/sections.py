@@ -42,6 +42,7 @@ STAGES = {
     "05_train_maskrcnn": "maskrcnn",
     "06_evaluate_map_iou": "evaluate",
 }
+LeftOut = Literal["label", "finetune", "coco", "maskrcnn"]
 SHARED = ("seed", "classes", "workers")  # copied from the top of the file into every section
 SOME_SHARE = ("data", "precision")  # likewise, into the sections that have such a key
 
@@ -86,6 +87,10 @@ class ChannelsConfig(Frozen):
     )
     cytoplasm: ChannelSpec = Field(
         None, description="channel of the cytoplasm: name, index or wavelength (nm; within 20), or a list likewise"
+    )
+    red: ChannelSpec = Field(
+        None,
+        description="channel shown in red, likewise; with nuclei: blue, cytoplasm: green a picture in colour stays one",
     )
 
 
@@ -379,8 +384,10 @@ class Config(Frozen):
     recipes: Frozen = Field(
         Frozen(), description="the notebooks of notebooks/recipes that are run too, a section under the name of each"
     )
-    leave_out: Annotated[tuple[Literal["finetune", "maskrcnn"], ...], BeforeValidator(as_tuple)] = Field(
-        (), description="sections whose notebooks are not run: finetune (03), maskrcnn (05)"
+    leave_out: Annotated[tuple[LeftOut, ...], BeforeValidator(as_tuple)] = Field(
+        (),
+        description="sections whose notebooks are not run: finetune (03), maskrcnn (05); label (02) and coco (04) too, where "
+        "a recipe writes the COCO files",
     )
 
     @field_validator("name")

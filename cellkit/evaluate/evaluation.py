@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cellkit.cells.dataset import NO_ACCURACY, CellDataset
+from cellkit.cells.dataset import NO_ACCURACY, OF_BOXES, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, counted, nearest
 from cellkit.files import write_json
@@ -90,7 +90,8 @@ def read_truths(paths: Mapping[str, Path], root: str | Path) -> dict[str, CellDa
         "val" and "test" -> CellDataset, without images where no person labelled one or where there is no file of it. Empty where
         there is no file at all.
     """
-    labelled = {key.removeprefix("coco_"): read_coco(path, root) for key, path in paths.items() if key != "coco_train"}
+    others = {key.removeprefix("coco_"): path for key, path in paths.items() if key != "coco_train"}
+    labelled = {split: read_coco(path, root, boxes=True) for split, path in others.items()}
     truths = without_proposals(labelled)
     proposed = {split: [maker == "proposed" for maker in data.made_by] for split, data in labelled.items()}
     names = [record.image_id for split, data in labelled.items() for record in data.subset(proposed[split]).records]
@@ -98,6 +99,8 @@ def read_truths(paths: Mapping[str, Path], root: str | Path) -> dict[str, CellDa
         LOG.info(f"not scored, because a model proposed their labels: {', '.join(names)}")
     if names and not any(map(len, truths.values())):
         LOG.info(NO_ACCURACY)
+    if any(data.boxes_only for data in truths.values()):
+        LOG.info(OF_BOXES)
     for data in [*labelled.values(), *([CellDataset([], [])] if paths else [])]:
         for split in ("val", "test"):
             truths.setdefault(split, data.subset([]))
@@ -178,8 +181,8 @@ def describe_found(
 
 
 def of_images(predictions: Mapping[str, Instances], images: CellDataset) -> list[Instances]:
-    """Return one model's cells of the given images, in their order."""
-    return [predictions[record.image_id] for record in images.records]
+    """Return one model's cells of the given images, in their order; their boxes where the truth is boxes."""
+    return images.as_known([predictions[record.image_id] for record in images.records])
 
 
 def found_in(part: CellDataset, images: CellDataset, found: Sequence[Instances]) -> list[Instances]:

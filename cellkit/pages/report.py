@@ -112,7 +112,7 @@ def _headline(files: RunFiles) -> str:
         if left
         else ""
     )
-    return f"{model_name(best)}: {with_interval(line)} on {where}. {CONVENTION}.{notes}{blind_words(files)}"
+    return f"{model_name(best)}: {with_interval(line)} on {where}. {CONVENTION}.{files.boxes_words}{notes}{blind_words(files)}"
 
 
 def blind_words(files: RunFiles) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellkit.cells.dataset import NO_ACCURACY, CellDataset
+from cellkit.cells.dataset import NO_ACCURACY, OF_BOXES, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import SPLIT_TITLES
 from cellkit.config.sections import STAGES
@@ -191,7 +191,12 @@ class RunFiles:
     def truths(self) -> dict[str, CellDataset]:
         """Split -> its images with true cells, as far as there are any."""
         found = {split: self.path(f"coco/{split}.json") for split in SPLIT_TITLES}
-        return {split: read_coco(path, self.folder) for split, path in found.items() if path is not None}
+        return {split: read_coco(path, self.folder, boxes=True) for split, path in found.items() if path is not None}
+
+    @property
+    def boxes_words(self) -> str:
+        """That the truth is boxes and no outlines, as a sentence; "" where it is outlines."""
+        return f" {OF_BOXES}." if any(data.boxes_only for data in self.truths.values()) else ""
 
     @cached_property
     def scored_truths(self) -> dict[str, CellDataset]:

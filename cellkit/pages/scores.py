@@ -43,6 +43,7 @@ def results_chapter(files: RunFiles) -> list:
             "ten thresholds, then of images; an image with nothing on either side counts 1. In brackets the 95 % interval "
             f"over {_drawn_units(table)}. In bold: {model_name(files.best)}, which is handed in "
             f"(decided on {SPLIT_IMAGES.get(files.choose_split, files.choose_split)}). {kept_words(files)}".rstrip()
+            + files.boxes_words
         )
     )
     blocks.append(Words(PROCESSORS))

@@ -281,7 +281,7 @@ def check_run(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[s
         The notebooks that would run. Without the first the images are those that the run folder lists.
     """
     outlook = Outlook(cfg, here(run_dir if run_dir is not None else Path("runs") / cfg.name))
-    stages = set(stages)
+    stages = {stage for stage in stages if STAGES.get(stage) not in cfg.leave_out}
     images = OF_DATA if "01_convert" in stages else (images_of_run,)
     with tempfile.TemporaryDirectory(prefix="cellkit-") as folder:
         outlook.root = Path(folder)  # where blank files stand in for drawn ones

@@ -322,10 +322,11 @@ def show_errors(
     """Show where an answer is right and wrong: hit, missed (striped), invented, wrong class, with counts.
 
     A hit is a pair with IoU strictly above `threshold`. The image is shown in grey, with a scale bar where its pixel size
-    is known. What is not annotated lies under a veil; found cells that lie mostly there are not judged, and not drawn.
+    is known. What is not annotated lies under a veil; found cells that lie mostly there are not judged, and not drawn. Where the
+    truth is boxes, what is found is shown and judged as boxes too.
     """
     checked_pair(image, truth, found)
-    found = scorable(truth, found)
+    found = scorable(truth, found.as_boxes() if truth.boxes_only else found)
     of_truth, of_found = verdicts(truth, found, threshold)
     ax = draw_picture(axes_or_new(ax, shape=image.shape), (grey_of(image) * 0.75).astype(np.uint8), title)
     draw_unknown(ax, truth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -246,4 +247,36 @@ def show_flagged(
     draw_bars(axes.flat[: len(chosen)], scales)
     left = sum(map(len, turns)) - len(chosen)
     figure.suptitle(f"flagged{f' ({left} more)' if left else ''}", x=0.01, ha="left", fontsize=11.5)
+    return axes
+
+
+@styled
+def show_side_by_side(
+    image: np.ndarray,
+    sides: Mapping[str, Instances | None],
+    classes: Sequence[str] = (),
+    figure: Figure | None = None,
+    um_per_px: float = math.nan,
+) -> np.ndarray:
+    """Show one image several times, side by side: with nothing, with its boxes, with what was made of them or found.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    sides : mapping
+        Title -> cells or boxes, in the colours of their classes; None = the image alone. The legend counts the last.
+
+    Returns
+    -------
+    (N,) Axes
+    """
+    figure = figure_or_new(figure, (3.4 * len(sides), 3.4 * aspect_of(image.shape) + 0.8))
+    axes = figure.subplots(1, len(sides), squeeze=False)[0]
+    for ax, (title, cells) in zip(axes, sides.items(), strict=True):
+        if cells is None:
+            draw_picture(ax, checked_image(image), title)
+        else:
+            show_overlay(image, cells, None, ax, f"{title}: {len(cells)}", classes, 0.15, legend=False, line_px=6)
+    draw_bars(axes, [(image.shape, um_per_px)] * len(axes))
+    _class_legend(figure, [cells.class_ids for cells in sides.values() if cells is not None][-1:], classes)
     return axes

@@ -17,7 +17,7 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.show.conversion import show_conversion
 from cellkit.show.overlays import outline_of, show_errors, show_image, show_overlay, verdicts
-from cellkit.show.sheets import show_crops, show_sheet
+from cellkit.show.sheets import show_crops, show_sheet, show_side_by_side
 from cellkit.show.style import (
     class_colour,
     to_png,
@@ -125,6 +125,15 @@ def test_error_map_counts_hits_misses_inventions_and_wrong_classes():
     assert texts(show_errors(COLOUR, truth, found.with_classes(0))) == ["hit 2", "missed 1", "invented 1"]
 
 
+def test_where_the_truth_is_boxes_a_cell_is_judged_by_its_box():
+    image, (y, x) = np.zeros((40, 40, 3), np.uint8), np.indices((40, 40))
+    down, across = abs(y - 20), abs(x - 20)
+    cross = Instances.from_masks([(down < 10) & (across < 10) & ((down < 3) | (across < 3))], (40, 40), [1])
+    assert verdicts(cross.as_boxes(), cross)[0].tolist() == ["missed"], "it fills less than half of its box"
+    told = [text.get_text() for text in show_errors(image, cross.as_boxes(), cross).get_legend().get_texts()]
+    assert "hit 1" in told and "missed 0" in told
+
+
 def test_verdicts_follow_the_threshold_strictly():
     truth, found = squares((0, 0, 10, 10)), squares((0, 0, 10, 5))  # IoU .5: not above .5
     assert [side.tolist() for side in verdicts(truth, found)] == [["missed"], ["invented"]]
@@ -188,6 +197,18 @@ def test_sheet_of_nothing_and_of_unequal_groups(drawn):
     lopsided = drawn.subset([0, 2, 4, 1])  # three HEK, one N2a
     titles = {ax.get_title(loc="left").split(":")[0] for ax in show_sheet(lopsided, n=3).flat}
     assert titles == {"0", "4", "1"}
+
+
+def test_side_by_side_shows_the_image_alone_its_boxes_and_what_is_found(drawn):
+    image, cells = drawn[0]
+    boxes = cells.as_boxes()
+    axes = show_side_by_side(image, {"original": None, "boxes": boxes, "found": cells[:2]}, drawn.classes)
+    assert [ax.get_title(loc="left") for ax in axes] == ["original", f"boxes: {len(cells)}", "found: 2"]
+    assert [len(ax.images) for ax in axes] == [1, 2, 2]
+    legend = axes[0].get_figure().legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["HEK (2)"]
+    with pytest.raises(UserError, match="the image is 128 x 128 px, its objects are of 4 x 4 px"):
+        show_side_by_side(image, {"found": Instances.empty((4, 4))})
 
 
 def test_crops_are_rows_of_single_cells(drawn):
