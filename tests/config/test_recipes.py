@@ -142,7 +142,9 @@ def test_a_recipes_section_is_checked_by_its_own_settings(here):
     }.items():
         with pytest.raises(UserError, match=told):
             load(text)
-    with pytest.raises(UserError, match="unknown key 'recipes.large_cells'.*\nknown keys of recipes: (?!.*large_cells)"):
+    with pytest.raises(
+        UserError, match="unknown key 'recipes.large_cells'.*\nknown keys of recipes: (?!.*large_cells)"
+    ):
         (Path("c.yaml").write_text("recipes: {large_cells: {}}"), load_config("c.yaml"))
 
 
