@@ -111,20 +111,16 @@ def table(rows: list[dict[str, str]]) -> str:
     head = [
         "data",
         "way",
+        "steps",
         "IoU of the masks",
         "their MAP IoU",
         "MAP IoU of the U-Net",
         "AP@.5 of its boxes",
-        "cells found / true",
+        "found / true",
     ]
+    keys = ("data", "way", "steps", "mask_iou", "mask_map_iou", "found_map_iou", "found_box_ap50")
     lines = [f"| {' | '.join(head)} |", f"|---|---|{'---:|' * (len(head) - 2)}"]
-    for row in rows:
-        values = [
-            row["data"],
-            row["way"],
-            *(row[key] for key in ("mask_iou", "mask_map_iou", "found_map_iou", "found_box_ap50")),
-        ]
-        lines.append(f"| {' | '.join(values)} | {row['found']} / {row['true']} |")
+    lines += [f"| {' | '.join(row[key] for key in keys)} | {row['found']} / {row['true']} |" for row in rows]
     return "\n".join(lines)
 
 
