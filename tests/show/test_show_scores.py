@@ -109,6 +109,9 @@ def test_history_marks_what_was_kept(tmp_path):
     assert axes[1].get_xlabel() == "training step"  # no card beside it
     (none,) = show_history(find_history(tmp_path / "nothing"))
     assert "no curve" in none.texts[0].get_text() and find_history(tmp_path) == path
+    classes = pd.read_csv(path).assign(iou_background=0.9, iou_border=0.2)
+    lines = [line.get_label() for line in show_history(classes)[2].lines]
+    assert lines == ["background", "border"], "classes of pixels have a curve each"
     both = show_history({"cellpose_tuned": path, "maskrcnn": pd.read_csv(path)})
     assert texts(both[0]) == ["Cellpose, tuned", "Mask R-CNN"]
     path.write_text("step,loss,score,seconds\n0,,,1\n50,1.0,,20\n")
