@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import struct
 import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,16 +22,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cellkit.cells.instances import Instances
-from cellkit.commands.main import main
 from cellkit.errors import UserError
 from cellkit.formats.coco_reading import read_coco
 from cellkit.measure.images import measure_files
 from cellkit.microscope.convert import Conversion
 from cellkit.models import threshold
 from cellkit.pages.app import desk as desks
-from cellkit.pages.app import server, session
+from cellkit.pages.app import session
 from cellkit.pages.app.guard import HEADERS
-from cellkit.pages.app.server import listen, serve
 from cellkit.pages.app.views import View, cells_bytes, view_of
 from cellkit.predict.files import predict_files
 from cellkit.predict.model import find_model
@@ -376,65 +374,25 @@ def test_the_worst_images_of_a_run_are_shown_and_opened(finished):
         assert sorted(path.name for path in finished.rglob("*")) == before, "the run's own picture stays"
 
 
+def test_a_picture_outside_the_run_folder_is_not_opened(finished, tmp_path, monkeypatch):  # noqa: F811
+    with serving(finished) as (desk, client):
+        page = Page(client, desk.key)
+        data, found, places = desk._worst_data
+        (finished.parent / "secret.png").write_bytes(encode_png(np.zeros((9, 9, 3), np.uint8)))
+        elsewhere = [replace(record, path="../secret.png") for record in data.records]
+        monkeypatch.setattr(desk, "_worst_data", (replace(data, records=elsewhere), found, places))
+        wrong(page.call("worst", number=0), "outside the run folder")
+        assert (
+            page.call("thumb", number=0).status_code in (422, 500)
+            and b"PNG" not in page.call("thumb", number=0).content
+        )
+
+
 def test_a_run_that_was_not_scored_has_no_gallery_and_says_why(tmp_path):
     (tmp_path / "run").mkdir()
     with serving(tmp_path / "run") as (desk, client):
         told = Page(client, desk.key).call("gallery").json()
     assert told["worst"] == [] and "attribution.csv" in told["why"]
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "arguments, words",
-    [(["no/run"], "no run folder"), (["--model", "thresholdd"], "no weights 'thresholdd'"), (["--port", "99999"], "--port 99999"),
-     (["--most-mb", "0"], "--most-mb 0"), (["--host", "no.such.host.invalid"], "cannot listen")],
-)  # fmt: skip
-def test_what_the_command_refuses(capfd, arguments, words):
-    assert main(["app", "--no-browser", *arguments]) == 2
-    assert words in capfd.readouterr().err
-
-
-def test_a_missing_package_is_named_with_the_line_that_installs_it(capfd, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["app"]) == 2
-    assert 'pip install "cellkit[app]"' in capfd.readouterr().err
-
-
-def test_it_listens_on_this_machine_alone_unless_told_and_then_warns(capfd, monkeypatch):
-    import uvicorn
-
-    bound = []
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: bound.append(sockets[0].getsockname()[0]))
-    monkeypatch.setattr(server, "open_browser", lambda address: pytest.fail("no browser was asked for"))
-    assert main(["app", "--no-browser"]) == 0
-    assert "warning" not in capfd.readouterr().err
-    desk = desks.Desk()
-    serve(desk, "0.0.0.0", browser=False)
-    told = capfd.readouterr().err
-    assert bound == ["127.0.0.1", "0.0.0.0"] and "is not encrypted" in told
-    assert f"open http://127.0.0.1:{told.split('http://127.0.0.1:')[1].split('/')[0]}/#{desk.key}" in told
-    assert not desk.folder.exists()
-
-
-def test_a_port_in_use_is_said():
-    taken = listen("127.0.0.1", 0)
-    with taken, pytest.raises(UserError, match="cannot listen on 127.0.0.1, port"):
-        listen("127.0.0.1", taken.getsockname()[1])
-
-
-def test_a_browser_is_opened_only_where_there_is_a_screen(monkeypatch):
-    import sys
-    import webbrowser
-
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
-    monkeypatch.setattr(sys, "platform", "linux")
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    server.open_browser("http://a")
-    monkeypatch.setitem(os.environ, "DISPLAY", ":0")
-    server.open_browser("http://b")
-    assert opened == ["http://b"]
 
 
 def test_cells_of_a_model_with_classes_keep_them(served, field, monkeypatch):

@@ -215,7 +215,7 @@ class Desk:
         try:
             if self.run.no_accuracy:
                 return [], self.run.no_accuracy
-            data, found, places = self.run.worst(WORST)
+            data, found, places = self._worst_data
             scores = dict(self.run.attribution[["image_id", "score"]].itertuples(index=False))
         except (UserError, OSError) as error:
             return [], str(error)
