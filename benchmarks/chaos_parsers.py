@@ -351,7 +351,7 @@ def others(folder: Path) -> dict[str, Parser]:
         archive.add(folder / "records.csv", "a/records.csv")
     demo = [(ROOT / "configs" / name).read_bytes() for name in ("demo.yaml", "sartorius.yaml")]
     book = [(ROOT / "notebooks" / "01_convert.ipynb").read_bytes()]
-    cells = "image,line,label,class,score,area_px\na,HEK,1,HEK,0.9,40\na,HEK,2,N2a,0.5,55.5\n"
+    cells = "image,line,label,class,score,area_px\na,HEK,1,HEK,0.9,48\na,HEK,2,N2a,0.5,120\n"
     return {
         "yaml": Parser({"a.yaml": demo}, called("cellkit.config.reading.load_config", "a.yaml"), "text"),
         "notebook": Parser({"n/01_convert.ipynb": book}, called("cellkit.run.notebooks.read_notebooks", "n"), "json"),

@@ -54,12 +54,23 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         return {"format": FORMAT, "stages": {}, "attempts": {}}
     try:
         manifest = read_json(path)
-        good = manifest["format"] == FORMAT and all(isinstance(manifest[key], dict) for key in ("stages", "attempts"))
-    except (ValueError, KeyError, TypeError):
+        good = manifest["format"] == FORMAT and all(isinstance(one, dict) for one in manifest["attempts"].values())
+        good = good and all(_is_entry(entry) for entry in manifest["stages"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"'{path}' is damaged or of another version", "start over with --fresh, or name another --run")
     return manifest
+
+
+def _is_entry(entry: Any) -> bool:
+    """Tell whether an entry of the manifest has the parts that are read of it, each of its kind; raises where one is no table."""
+    parts = (entry.get(key, {}) for key in ("inputs", "outputs", "also", "patterns", "versions"))
+    inputs, outputs, also, patterns, versions = parts
+    places = [*inputs.values(), *outputs.values()]
+    texts = [*also.values(), *versions.values(), *(name for names in patterns.values() for name in names)]
+    texts += [one["path"] for one in places] + [one.get(key, "") for one in inputs.values() for key in ("by", "named")]
+    return all("sha256" in one for one in places) and all(isinstance(text, str) for text in texts)
 
 
 def finished_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -76,7 +87,7 @@ def listed_by(
         key: (name, output)
         for name, entry in finished_entries(manifest).items()
         if name != own and (wanted is None or name in wanted)
-        for key, output in entry["outputs"].items()
+        for key, output in entry.get("outputs", {}).items()
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chaos_inputs import lay_out, mangled, names, outcome, parser_of
-from chaos_parsers import tiff
+from chaos_parsers import tiff, zipped
 
 PIXELS = np.arange(16, dtype=np.uint16).reshape(4, 4)
 
@@ -40,6 +40,17 @@ def coco(named: str, **changed) -> bytes:
     return json.dumps({"images": [image], "categories": [{"id": 1, "name": "cell"}], "annotations": [cell]}).encode()
 
 
+def manifest(entry: object) -> bytes:
+    """Return the manifest of a run with one stage."""
+    return json.dumps({"format": 1, "stages": {"01_convert": entry}, "attempts": {}}).encode()
+
+
+ZIP_WITHOUT_NAME = (
+    "UEsDBBQAAAAIAKukel10lHU8CAAAACQAAAAHAAAAYS9iLnR4dCtJrSgp/4ABUEsDBBQAAAAIAKukel1v37kGAwAAAAEAAAAFAAAAYy50eHRLBg"
+    "BQSwECFAMUAAAACACrpHpddJR1PAgAAAAkAAAABwAAAAAAAAAAAAAAgAEAAAAAYS9iLnR4dFBLAQIUAxQAAAAIAKukel1v37kGAwAAAAEAAAAF"
+    "AAAAAAAAAAAAAACAAS0AAAAAAIB4dFBLBQYAAAAAAgACAGgAAABTAAAAAAA="
+)
+SHIFTED = zipped({"a": b"a"})
 ROI_WITHOUT_PATH = (
     "SW91dADlCAAADAAKABQAGQAEAA0AAAAAAAAAAAAAAAAAAJgAAAAuAAAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
     "AAAAAAAAAAAFAAAAAPAA8AAAAAAAAACAAIAAAAAAAAAAAAAAAAAAAAAAAAAJAAAAAEAAAAAAAAAgAAAAAAAAAAAAAAAJgAAAAuAAAAAAAAAAAA"
@@ -75,6 +86,18 @@ FOUND = {
         "AttributeError of metadata of ours": b'{"cells": [], "metadata": {"cellkit": 1}}',
         "AttributeError of metadata of a cell": b'{"cells": [{"cell_type": "code", "source": "", "metadata": 1}]}',
     },
+    "manifest": {
+        "AttributeError of a stage": manifest([]),
+        "TypeError of an output": manifest({"status": "finished", "outputs": {"records": 1}}),
+        "TypeError of a path": manifest({"status": "finished", "outputs": {"records": {"path": 1, "sha256": ""}}}),
+        "AttributeError of inputs": manifest({"status": "finished", "outputs": {}, "inputs": 1}),
+        "AttributeError of versions": manifest({"status": "finished", "outputs": {}, "versions": 1}),
+    },
+    "zip": {
+        "IndexError of a member without a name": ZIP_WITHOUT_NAME,
+        "OSError of a member before the beginning": SHIFTED[:-6] + struct.pack("<I", 9999) + SHIFTED[-2:],
+    },
+    "card": {"UnicodeDecodeError of a card that is no text": b'{"backend": "\xff"}'},
     "seg": {"TokenError of a header that is no Python": NPY_OF_NO_HEADER},
 }  # fmt: skip
 

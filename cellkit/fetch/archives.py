@@ -35,7 +35,8 @@ MAX_HEADER_BYTES = 1_000_000  # what one header of a tar may hold; its data is r
 MAX_NAME_BYTES = 255
 CHUNK_BYTES = 1_000_000
 JUNK = re.compile(r"(^|/)(__MACOSX(/|$)|\.DS_Store$|\._[^/]*$)")  # what a Mac adds to a zip
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError)
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError,
+          LookupError)  # fmt: skip
 
 
 class Member(NamedTuple):
@@ -120,7 +121,7 @@ def _refusals(path: str | Path) -> Iterator[None]:
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise NoRoom(f"the disk is full while {path} is unpacked", "free some space and repeat") from error
-        if isinstance(error, OSError) and error.errno is not None:  # of this disk, not of the archive
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of this disk, not of the archive
             raise
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(f"{path} is no whole archive: {reason}", "get it again") from error

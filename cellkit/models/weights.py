@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -100,7 +99,9 @@ def read_card(path: str | Path) -> Card:
     try:
         fields = read_json(side)
         card = Card(**{**fields, "classes": tuple(fields["classes"])})
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        if not all(isinstance(text, str) for text in (card.backend, card.sha256, card.licence)):
+            raise TypeError("a text is of another kind")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{side} is no card of a checkpoint: {error}", "copy the .json that the training wrote"
         ) from error

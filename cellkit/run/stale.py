@@ -117,6 +117,8 @@ def stage_state(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, A
         return StageState(book.name, "missing", "never run")
     if entry is None or entry.get("status") != "finished":
         return StageState(book.name, "failed", _how_attempt_ended(attempt) if attempt else entry.get("error", "failed"))
+    if lacking := sorted({"config", "inputs", "also", "package_sha256", "notebook_sha256"} - set(entry)):
+        return StageState(book.name, "stale", f"the manifest does not tell its {', '.join(lacking)}")
     section = fingerprint_of(cfg.section(book.section))
     moved = renamed(entry["config"], section, entry["inputs"])
     reasons = [
