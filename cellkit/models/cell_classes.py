@@ -293,7 +293,11 @@ def _votes_on_cut_outs(
 
 def with_cell_classes(segmenter: Segmenter, checkpoint: str | Path) -> Segmenter:
     """Return a segmenter that finds the same cells, each with a class."""
-    named = load(checkpoint)
+    return named_by(segmenter, load(checkpoint))
+
+
+def named_by(segmenter: Segmenter, named: Callable[[np.ndarray, Instances], Instances]) -> Segmenter:
+    """Return a segmenter that finds the same cells, each with the class that a function (image, cells) -> cells gives it."""
 
     def find_each(images: Iterable[np.ndarray]) -> Iterator[tuple[Instances, Counter[str]]]:
         waiting: deque[np.ndarray] = deque()

@@ -100,23 +100,45 @@ def point(
     points_yx : list of (P, 2) int
         One point per found cell, e.g. `centre_points` of its mask.
     """
-    hit = found = cells = right = classed = 0
-    for position, (truth, points) in enumerate(zip(truths, points_yx, strict=True)):
-        match = match_points(truth, points, None if scores is None else scores[position])
-        ok = np.flatnonzero(match >= 0)
-        hit, found, cells = hit + len(ok), found + len(match), cells + len(truth)
-        if class_ids is not None:
-            true_class = truth.class_ids[match[ok]]
-            known = true_class > 0
-            classed += int(known.sum())
-            right += int((np.asarray(class_ids[position])[ok] == true_class)[known].sum())
+    ids = [None] * len(truths) if class_ids is None else class_ids
+    ranks = [None] * len(truths) if scores is None else scores
+    counts = [point_counts(*one) for one in zip(truths, points_yx, ranks, ids, strict=True)]
+    hit, found, cells, right, classed = np.sum(counts, axis=0, dtype=np.int64) if counts else (0,) * 5
     return {
         "score": json_number(ratio(2 * hit, found + cells)),
         "recall": json_number(ratio(hit, cells)),
         "precision": json_number(ratio(hit, found)),
         "accuracy": json_number(ratio(right, classed)),
-        "judged": classed,
+        "judged": int(classed),
     }
+
+
+def point_counts(
+    truth: Instances, points_yx: np.ndarray, scores: np.ndarray | None = None, class_ids: np.ndarray | None = None
+) -> tuple[int, int, int, int, int]:
+    """Count, in one image, hits, points, true cells, hits of the right class, and hits whose true class is known.
+
+    Parameters
+    ----------
+    points_yx : (P, 2) int
+    scores : (P,) float, optional
+    class_ids : (P,) int, optional
+        Without it the last two are 0.
+
+    Examples
+    --------
+    >>> truth = Instances.from_labels(np.array([[1, 1, 0, 2]]), class_ids=[1, 0])
+    >>> point_counts(truth, np.array([[0, 0], [0, 2], [0, 3]]), class_ids=np.array([2, 1, 1]))
+    (2, 3, 2, 0, 1)
+    """
+    match = match_points(truth, points_yx, scores)
+    ok = np.flatnonzero(match >= 0)
+    right = known = np.zeros(0, bool)
+    if class_ids is not None:
+        true_class = truth.class_ids[match[ok]]
+        known = true_class > 0
+        right = (np.asarray(class_ids)[ok] == true_class) & known
+    return len(ok), len(match), len(truth), int(right.sum()), int(known.sum())
 
 
 def _matched(truth: Instances, found: Instances) -> np.ndarray:

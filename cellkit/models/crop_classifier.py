@@ -1,0 +1,317 @@
+"""Which class a cell has: a strided network on a cut-out around it, for the cells of any model.
+
+Source of the design: Kit115/SegmentationBasedCellClassification, README at 1d49b3d: cut-outs of 224 x 224 px at the scale of the
+file, five convolutions that halve the picture. Here it is also shown which of the pixels are the cell's, and the picture as the
+other networks see it, beside the picture as it is: how bright cells are may tell classes apart, or only how long was exposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from cellkit.cells.instances import Instances
+from cellkit.errors import UserError
+from cellkit.models import weights
+from cellkit.models.cell_regression import log_loss, right_share, softmax
+from cellkit.models.shared.contract import Computed, Schedule
+from cellkit.models.shared.fine_tuning import scored_along
+from cellkit.models.shared.inputs import NORMALISE, vary
+from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
+from cellkit.settings import Number
+
+if TYPE_CHECKING:
+    from cellkit.cells.dataset import CellDataset
+
+NAME = "crop_classifier"
+MOST_CELLS = 1500  # of a class that teach; their cut-outs are kept in memory
+SHIFT_PX = 12  # by which a cut-out is moved at most
+WIDTHS = (16, 24, 32, 64, 128)
+PLANES = 6  # red, green and blue as they are; green and blue between their percentiles; the cell's mask
+CHUNK = 64
+
+
+class Settings(Schedule, Computed):
+    """Settings of a training."""
+
+    steps: int = Field(1000, ge=1, description="most optimiser steps")
+    batch_size: int = Field(32, ge=1, description="cut-outs per step")
+    crop_px: int = Field(
+        224, ge=32, multiple_of=8, description="height and width of a cut-out, at the scale of the image (px)"
+    )
+    learning_rate: Number = Field(2e-3, gt=0, le=1, description="largest learning rate")
+    weight_decay: Number = Field(1e-2, ge=0, le=1, description="AdamW weight decay")
+    average_steps: int = Field(
+        100,
+        ge=0,
+        le=10**6,
+        description="steps over which the weights are averaged, exponentially, to be scored and kept; 0 = not averaged",
+    )
+    eval_every: int = Field(250, ge=1, description="steps between two scores on validation images")
+    min_area_px: int = Field(15, ge=0, le=10**9, description="smaller cells do not teach (px)")
+    mask: bool = Field(True, description="show the network which pixels of the cut-out are the cell's")
+    views: int = Field(4, ge=1, le=8, description="turned and flipped views of a cut-out whose chances are averaged")
+
+
+class RecipeSettings(Settings):
+    """Settings of recipe 22."""
+
+    test_folder: str | None = Field(
+        None,
+        description="folder of labelled images kept aside, laid out as the data, to judge the finished models; null = none",
+    )
+
+
+# ---- the network -----------------------------------------------------------------------------------------------------
+def _network(classes: int) -> Any:
+    """Return a network (B, PLANES, S, S) -> (B, classes) logits, of random numbers."""
+    from torch import nn
+
+    layers: list = []
+    for k, (inputs, outputs) in enumerate(zip((PLANES, *WIDTHS[:-1]), WIDTHS, strict=True)):
+        size = 5 if k < 2 else 3
+        layers += [nn.Conv2d(inputs, outputs, size, stride=2, padding=size // 2), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(WIDTHS[-1], classes)
+    )
+
+
+# ---- cut-outs --------------------------------------------------------------------------------------------------------
+def cut_outs(image: np.ndarray, cells: Instances, side_px: int) -> np.ndarray:
+    """Cut a square around the middle of each cell's box, with its mask as a fourth plane; outside the image it is 0.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    cells : Instances
+    side_px : int
+        Even.
+
+    Returns
+    -------
+    (N, side_px, side_px, 4) uint8
+        Red, green, blue; the mask, 255 in the cell.
+    """
+    half = side_px // 2
+    wide = np.pad(image, ((half, half), (half, half), (0, 0)))
+    boxes = cells.boxes_xywh.reshape(-1, 4)
+    cut = np.zeros((len(cells), side_px, side_px, 4), np.uint8)
+    for number, (x, y, width, height) in enumerate(boxes.tolist()):
+        row, column = int(y + height / 2), int(x + width / 2)
+        cut[number, ..., :3] = wide[row : row + side_px, column : column + side_px]
+        cut[number, ..., 3] = 255 * np.pad(cells.mask(number), half)[row : row + side_px, column : column + side_px]
+    return cut
+
+
+def levels_of(image: np.ndarray) -> np.ndarray:
+    """Return the 1st and 99th percentile of green and of blue, (2, 2) float32."""
+    return np.percentile(image[..., 1:], NORMALISE, axis=(0, 1)).astype(np.float32)
+
+
+def shown(cut: np.ndarray, levels: np.ndarray, mask: bool) -> np.ndarray:
+    """Return what the network is shown of a cut-out, (PLANES, S, S) float32.
+
+    Parameters
+    ----------
+    cut : (S, S, 4) uint8
+    levels : (2, 2) float32
+        Of its image, see `levels_of`.
+    mask : bool
+        Whether the mask is shown; else that plane is 0.
+    """
+    low, high = levels
+    planes = cut.transpose(2, 0, 1).astype(np.float32)
+    stretched = (planes[1:3] - low[:, None, None]) / np.maximum(high - low, 1)[:, None, None]
+    return np.concatenate([planes[:3] / 255, np.clip(stretched, -1, 4), planes[3:] / 255 * mask])
+
+
+def varied(planes: np.ndarray, side_px: int, rng: np.random.Generator) -> np.ndarray:
+    """Cut (C, side_px, side_px) out of larger planes, moved, scaled by 0.85 to 1.18, turned and flipped; vary the brightness."""
+    import cv2
+
+    size = planes.shape[1]
+    zoom, (x, y) = np.exp(rng.uniform(-0.16, 0.16)), (size - 1) / 2 + rng.uniform(-SHIFT_PX, SHIFT_PX, 2)
+    middle = (side_px - 1) / 2
+    warp = np.array([[zoom, 0, middle - zoom * x], [0, zoom, middle - zoom * y]])
+    cut = cv2.warpAffine(np.ascontiguousarray(planes.transpose(1, 2, 0)), warp, (side_px, side_px))
+    cut = view_of(cut.transpose(2, 0, 1), int(rng.integers(8)))
+    return np.concatenate([vary(cut[:-1], rng), cut[-1:]])
+
+
+def view_of(planes: np.ndarray, number: int) -> np.ndarray:
+    """Return one of the eight views of a square: turned by a quarter `number` times, from 4 on flipped; (C, S, S)."""
+    turned = np.rot90(planes, number % 4, axes=(1, 2))
+    return np.ascontiguousarray(turned[..., ::-1] if number >= 4 else turned)
+
+
+class CropLoss:
+    """Step number -> cross-entropy on cut-outs of cells of known class, drawn so that every class comes as often.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    cuts : list of (S, S, 4) uint8
+        Larger than what the network is shown by `SHIFT_PX` on each side.
+    levels : list of (2, 2) float32
+        Of the image of each.
+    classes : (N,) int
+        1..K.
+    config : Settings
+    """
+
+    def __init__(self, network, cuts: Sequence[np.ndarray], levels: Sequence, classes: np.ndarray, config: Settings):
+        self.network, self.cuts, self.levels, self.classes, self.config = network, cuts, levels, classes, config
+        self.of_class = [np.flatnonzero(classes == k) for k in np.unique(classes)]
+
+    def __call__(self, step: int) -> Any:
+        """Return the loss of a step, a scalar tensor."""
+        import torch
+
+        rng = np.random.default_rng([self.config.seed, step])
+        drawn = [self.of_class[k] for k in rng.integers(len(self.of_class), size=self.config.batch_size)]
+        rows = [int(own[rng.integers(len(own))]) for own in drawn]
+        seen = [shown(self.cuts[row], self.levels[row], self.config.mask) for row in rows]
+        batch = torch.from_numpy(np.stack([varied(planes, self.config.crop_px, rng) for planes in seen]))
+        on = self.network.arithmetic
+        with on.autocast():
+            logits = self.network(on.placed(batch))
+        wanted = torch.from_numpy(self.classes[rows] - 1).to(on.device)
+        return torch.nn.functional.cross_entropy(logits.float(), wanted, label_smoothing=0.05)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+@random_state_kept()
+def train_crop_classifier(train: CellDataset, val: CellDataset, config: Settings, out: Path) -> Path:
+    """Learn the class of cells from the cells of known class in training images; some of `val` choose the weights.
+
+    Which of them do, `cellkit.models.shared.fine_tuning.scored_along` says. Cells of unknown class neither teach nor punish.
+
+    Returns
+    -------
+    Path
+        ``crop_classifier.safetensors`` with its card.
+
+    Raises
+    ------
+    UserError
+        Fewer than two classes, or no training cell of one.
+    """
+    out = Path(out)
+    _refuse_untaught(train)
+    cuts, levels, classes = _taught(train, config)
+    network = placed(len(train.classes), config)
+    loss_at = CropLoss(network, cuts, levels, classes, config)
+    scored, choosing = scored_along(val, config.val_images)
+    pairs = [(image, known) for image, cells in map(val.__getitem__, scored) if len(known := _known(cells, config))]
+    tell = Teller(network, config)
+    score = lambda: -_log_loss(tell, pairs) if pairs else np.nan  # noqa: E731
+    plan = plan_of(config, NAME)
+    how = (config.batch_size, config.crop_px, config.mask, config.seed, scored, choosing)
+    stamp = fingerprint(network, [*zip(cuts, levels, strict=True), (classes,)], plan, how)
+    history = fit(network, loss_at, score, plan, out, stamp, NAME, choosing and bool(pairs), "minus log loss")
+    metrics = {
+        "cells": {name: int((classes == k).sum()) for k, name in enumerate(train.classes, 1)},
+        "class_right_validation": round(_right(tell, pairs), 4) if pairs else None,
+        "chosen_by": [val.records[i].image_id for i in scored] if choosing and pairs else [],
+        "step": history.best_step,
+        "arithmetic": str(network.arithmetic),
+    }
+    path = out / f"{NAME}.safetensors"
+    kept = {"crop_px": config.crop_px, "mask": config.mask, "views": config.views, "precision": config.precision}
+    return weights.save_checkpoint(
+        path, network.state_dict(), NAME, classes=train.classes, config=kept, metrics=metrics, licence="of your images"
+    )
+
+
+def placed(classes: int, config: Settings) -> Any:
+    """Return the network of random numbers from the seed, where it is computed."""
+    import torch
+
+    from cellkit.machine import arithmetic
+
+    torch.manual_seed(config.seed)
+    network = _network(classes)
+    network.arithmetic = arithmetic(config.precision)
+    return network.arithmetic.placed(network)
+
+
+def _refuse_untaught(train: CellDataset) -> None:
+    taught = np.concatenate([np.zeros(0, np.int64), *(cells.class_ids for cells in train.instances)])
+    lacking = [name for k, name in enumerate(train.classes, 1) if not (taught == k).any()]
+    if len(train.classes) < 2 or lacking:
+        what = f"no training cell of {', '.join(lacking)}" if lacking else "fewer than two classes"
+        raise UserError(f"{what}: there is nothing to tell apart", "label cells of every class in training images")
+
+
+def _known(cells: Instances, config: Settings) -> Instances:
+    """Return the cells of known class that are not too small."""
+    return cells[(cells.class_ids > 0) & (cells.areas_px >= max(config.min_area_px, 1))]
+
+
+def _taught(train: CellDataset, config: Settings) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Return cut-outs, levels of their images and classes of the cells that teach."""
+    from cellkit.models.cell_classes import images_that_teach
+    from cellkit.parallel import progress
+
+    cuts, levels, classes = [], [], []
+    for index in progress(images_that_teach(train.instances, len(train.classes)), "cut-outs"):
+        image, cells = train[index]
+        known = _known(cells, config)
+        cuts += list(cut_outs(image, known, config.crop_px + 2 * SHIFT_PX))
+        levels += [levels_of(image)] * len(known)
+        classes.append(known.class_ids)
+    return cuts, levels, np.concatenate(classes)
+
+
+def _log_loss(tell: Teller, pairs: Sequence[tuple[np.ndarray, Instances]]) -> float:
+    chances = np.concatenate([tell(image, cells) for image, cells in pairs])
+    return log_loss(chances, np.concatenate([cells.class_ids for _, cells in pairs]))
+
+
+def _right(tell: Teller, pairs: Sequence[tuple[np.ndarray, Instances]]) -> float:
+    chances = np.concatenate([tell(image, cells) for image, cells in pairs])
+    return right_share(chances, np.concatenate([cells.class_ids for _, cells in pairs]))
+
+
+# ---- use -------------------------------------------------------------------------------------------------------------
+class Teller:
+    """(image (H, W, 3) uint8, cells) -> the chances of the classes 1..K of each cell, (N, K) float64."""
+
+    def __init__(self, network: Any, config: Any):
+        self.network, self.config = network, config
+
+    def __call__(self, image: np.ndarray, cells: Instances) -> np.ndarray:
+        """Return the mean over the views of each cut-out."""
+        import torch
+
+        on, config = self.network.arithmetic, self.config
+        classes, levels = self.network[-1].out_features, levels_of(image)
+        told = [np.zeros((0, classes))]
+        for first in range(0, len(cells), CHUNK):
+            some = cut_outs(image, cells[first : first + CHUNK], config.crop_px)
+            seen = [shown(cut, levels, config.mask) for cut in some]
+            views = np.stack([view_of(planes, k) for planes in seen for k in range(config.views)])
+            with torch.no_grad(), on.autocast():
+                logits = self.network(on.placed(torch.from_numpy(views))).float().cpu().numpy()
+            told.append(softmax(logits.astype(np.float64)).reshape(len(seen), config.views, classes).mean(axis=1))
+        return np.concatenate(told)
+
+
+def crop_namer(checkpoint: str | Path) -> Callable[[np.ndarray, Instances], Instances]:
+    """Return the function (image (H, W, 3) uint8, cells) -> the same cells, each with the likeliest class.
+
+    Raises
+    ------
+    UserError
+        No checkpoint there, or one of another kind.
+    """
+    card = weights.card_for(checkpoint, NAME)
+    config = Settings(**card.config)
+    network = placed(len(card.classes), config)
+    network.load_state_dict(weights.load_tensors(checkpoint))
+    tell = Teller(network.eval(), config)
+    return lambda image, cells: cells.with_classes(tell(image, cells).argmax(axis=1) + 1) if len(cells) else cells
