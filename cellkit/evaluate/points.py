@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SHARES = {"recall": (0, 2), "precision": (0, 1), "class_right": (3, 4)}  # of the counts of `point_counts`
 TIMED = 5  # images behind a time
 NAMED = {
-    "coordinates": "coordinates_classes",
-    "cellpose_tuned": "cellpose_crops",
+    "coordinates": "crops_coordinates",
+    "cellpose_tuned": "crops_cellpose",
 }  # whose cells the cut-outs name, and then
 COLUMNS = ["model", "split", "images", "cells"]
 

@@ -29,7 +29,6 @@ from cellkit.models.shared.contract import (
 from cellkit.models.shared.cost import BATCH, Cost, timed_cost
 from cellkit.models.shared.fine_tuning import (
     images_to_search,
-    map_iou,
     refuse_untrainable,
     save_tuned,
     scored_along,
@@ -194,23 +193,6 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         "point: 2 hits / (found + cells), of whole validation images together",
         base="scratch",
     )
-
-
-def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> float:
-    """Return MAP IoU (kaggle) of masks grown from the true centres on the true map, up to `most` images."""
-    from cellkit.models.coordinate_cells import grow
-    from cellkit.models.coordinate_network import prepare
-    from cellkit.models.shared.diameter import diameter_of
-    from cellkit.scores.point import centre_points
-
-    diameter_px = config.diameter_px or diameter_of(labelled.instances)
-    pairs = []
-    some = labelled.sample(most)
-    for image, truth in (some[k] for k in range(len(some))):
-        inside = (prepare(image, truth, config.channels, config.crop_px).labels > 0).astype(np.float32)
-        outline = config.outline or DEFAULTS["outline"]
-        pairs.append((truth, grow(image, inside, centre_points(truth), diameter_px, outline)))
-    return map_iou(pairs)
 
 
 def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:

@@ -26,6 +26,7 @@ FEW = {
         "min_area_px": 15,
         "diameter_of": "batch",
     },
+    "coordinate": {"outline": "both"},
     "maskrcnn_torchvision": {
         "start": "scratch",
         "freeze_backbone": False,
