@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -73,6 +73,31 @@ def train(
     Path
         ``cellpose_classes.safetensors``, self-contained but for the segmenter beside it, and a card.
     """
+    learned = learn_votes(train, encoder, settings.ring_px)
+    cut_outs = _cut_outs_of(detector, train.classes) if settings.cut_outs else {}
+    saved = learned.tensors | {name: tensor for name, tensor in cut_outs.items() if name.startswith(CUT_OUTS)}
+    beside = _beside(segmenter, Path(out) / "cellpose_classes_cells")
+    config = {
+        **dict(settings),
+        **learned.config,
+        "segmenter": beside.name,
+        "segmenter_sha256": weights.sha256_file(beside),
+        "cut_outs_diameter_px": cut_outs.get("diameter_px"),
+    }
+    path = Path(out) / "cellpose_classes.safetensors"
+    return weights.save_checkpoint(path, saved, NAME, classes=train.classes, config=config, metrics=learned.metrics)
+
+
+class Votes(NamedTuple):
+    """What regressions on features and texture have learned: tensors to save, how they are read, and how good they are."""
+
+    tensors: dict[str, Any]
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def learn_votes(train: CellDataset, encoder: Path, ring_px: int) -> Votes:
+    """Learn from cells of known class what features and texture say of the class; parameters as for `train`."""
     from cellkit.models.cell_features import features_of_cells
     from cellkit.models.cell_texture import texture_of_cells
     from cellkit.models.shared.diameter import diameter_of
@@ -87,7 +112,7 @@ def train(
     for index in progress(images_that_teach(train.instances, len(train.classes)), "cells"):
         image, cells = train[index]
         known = cells.class_ids > 0
-        told[FEATURES].append(features_of_cells(network, image, cells, diameter_px, "both", settings.ring_px)[known])
+        told[FEATURES].append(features_of_cells(network, image, cells, diameter_px, "both", ring_px)[known])
         told[TEXTURE].append(texture_of_cells(image, cells, diameter_px)[known])
         taught.append(cells.class_ids[known])
         groups += [units.setdefault(unit_of(train.records[index]), len(units))] * int(known.sum())
@@ -101,18 +126,12 @@ def train(
         saved |= learned[name].regression.tensors(f"{name}.")
     if FEATURES in votes:
         saved |= {f"{ENCODER}{name}": tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}
-    cut_outs = _cut_outs_of(detector, train.classes) if settings.cut_outs else {}
-    saved |= {name: tensor for name, tensor in cut_outs.items() if name.startswith(CUT_OUTS)}
-    beside = _beside(segmenter, Path(out) / "cellpose_classes_cells")
     config = {
-        **dict(settings),
+        "ring_px": ring_px,
         **network.config,
-        "segmenter": beside.name,
-        "segmenter_sha256": weights.sha256_file(beside),
         "encoder": Path(encoder).stem,
         "precision": about.get("precision", "auto"),
         "diameter_px": diameter_px,
-        "cut_outs_diameter_px": cut_outs.get("diameter_px"),
         "votes": list(votes),
         "strength": {name: learned[name].strength for name in votes},
     }
@@ -120,8 +139,7 @@ def train(
         "cells": {name: int((classes == k).sum()) for k, name in enumerate(train.classes, 1)},
         "class_right_left_out_training_images": right,
     }
-    path = Path(out) / "cellpose_classes.safetensors"
-    return weights.save_checkpoint(path, saved, NAME, classes=train.classes, config=config, metrics=metrics)
+    return Votes(saved, config, metrics)
 
 
 def images_that_teach(instances: Sequence[Instances], classes: int) -> list[int]:
@@ -225,10 +243,27 @@ def load(checkpoint: str | Path) -> Callable[[np.ndarray, Instances], Instances]
     UserError
         No checkpoint there, or one of another kind.
     """
-    from cellkit.models.cell_texture import texture_of_cells
-
     card, tensors = weights.card_for(checkpoint, NAME), weights.load_tensors(checkpoint)
     config = card.config
+    tell = chances_by(tensors, config)
+    looked_at = {k.removeprefix(CUT_OUTS): t for k, t in tensors.items() if k.startswith(CUT_OUTS)}
+    vote = _votes_on_cut_outs(looked_at, len(card.classes), config["cut_outs_diameter_px"]) if looked_at else None
+
+    def named(image: np.ndarray, cells: Instances) -> Instances:
+        if not len(cells):
+            return cells
+        chances = tell(image, cells)
+        if vote is not None:
+            chances = chances + vote(image, cells)
+        return cells.with_classes(chances.argmax(axis=1) + 1)
+
+    return named
+
+
+def chances_by(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> Callable[[np.ndarray, Instances], np.ndarray]:
+    """Return the function (image, cells) -> chances of the classes (N, K): the mean of what `learn_votes` has learned."""
+    from cellkit.models.cell_texture import texture_of_cells
+
     votes = config.get("votes")
     prefixes = (
         {FEATURES: ""} if votes is None else {name: f"{name}." for name in votes}
@@ -240,18 +275,9 @@ def load(checkpoint: str | Path) -> Callable[[np.ndarray, Instances], Instances]
     if FEATURES in prefixes:
         describe[FEATURES] = _features_by(tensors, config)
     regressions = {name: Regression.of(tensors, prefix) for name, prefix in prefixes.items()}
-    looked_at = {k.removeprefix(CUT_OUTS): t for k, t in tensors.items() if k.startswith(CUT_OUTS)}
-    vote = _votes_on_cut_outs(looked_at, len(card.classes), config["cut_outs_diameter_px"]) if looked_at else None
-
-    def named(image: np.ndarray, cells: Instances) -> Instances:
-        if not len(cells):
-            return cells
-        chances = np.mean([of.chances(describe[name](image, cells)) for name, of in regressions.items()], axis=0)
-        if vote is not None:
-            chances = chances + vote(image, cells)
-        return cells.with_classes(chances.argmax(axis=1) + 1)
-
-    return named
+    return lambda image, cells: np.mean(
+        [of.chances(describe[name](image, cells)) for name, of in regressions.items()], axis=0
+    )
 
 
 def _features_by(

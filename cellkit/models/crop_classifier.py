@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.files import PACKAGE
 from cellkit.models import weights
+from cellkit.models.cell_classes import chances_by, images_that_teach, learn_votes
 from cellkit.models.cell_regression import log_loss, right_share, softmax
 from cellkit.models.shared.contract import Computed, Schedule
 from cellkit.models.shared.fine_tuning import scored_along
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 NAME = "crop_classifier"
 MOST_CELLS = 1500  # of a class that teach; their cut-outs are kept in memory
 SHIFT_PX = 12  # by which a cut-out is moved at most
-WIDTHS = (16, 24, 32, 64, 128)
+WIDTHS = (16, 32, 64, 96, 128)
+STARTER = PACKAGE / "starter" / "starter_light.safetensors"  # no image of the user taught it
+NETWORK, RING_PX = "network.", 12
 PLANES = 6  # red, green and blue as they are; green and blue between their percentiles; the cell's mask
 CHUNK = 64
 
@@ -53,7 +57,15 @@ class Settings(Schedule, Computed):
     )
     eval_every: int = Field(250, ge=1, description="steps between two scores on validation images")
     min_area_px: int = Field(15, ge=0, le=10**9, description="smaller cells do not teach (px)")
+    input_px: int = Field(
+        112, ge=32, multiple_of=8, description="height and width that a cut-out is brought to for the network (px)"
+    )
     mask: bool = Field(True, description="show the network which pixels of the cut-out are the cell's")
+    votes: Literal["cut_outs", "all"] = Field(
+        "all",
+        description="who tells the class: the network on cut-outs alone; or, each with as much of a say, the texture of the cell "
+        "and what the starter's U-Net sees of it, too",
+    )
     views: int = Field(4, ge=1, le=8, description="turned and flipped views of a cut-out whose chances are averaged")
 
 
@@ -81,7 +93,7 @@ def _network(classes: int) -> Any:
 
 
 # ---- cut-outs --------------------------------------------------------------------------------------------------------
-def cut_outs(image: np.ndarray, cells: Instances, side_px: int) -> np.ndarray:
+def cut_outs(image: np.ndarray, cells: Instances, side_px: int, shown_px: int) -> np.ndarray:
     """Cut a square around the middle of each cell's box, with its mask as a fourth plane; outside the image it is 0.
 
     Parameters
@@ -89,22 +101,25 @@ def cut_outs(image: np.ndarray, cells: Instances, side_px: int) -> np.ndarray:
     image : (H, W, 3) uint8
     cells : Instances
     side_px : int
-        Even.
+        Of the square, at the scale of the image; even.
+    shown_px : int
+        Height and width that it is brought to.
 
     Returns
     -------
-    (N, side_px, side_px, 4) uint8
+    (N, shown_px, shown_px, 4) uint8
         Red, green, blue; the mask, 255 in the cell.
     """
-    half = side_px // 2
+    import cv2
+
+    half, how = side_px // 2, cv2.INTER_AREA if shown_px < side_px else cv2.INTER_LINEAR
     wide = np.pad(image, ((half, half), (half, half), (0, 0)))
-    boxes = cells.boxes_xywh.reshape(-1, 4)
-    cut = np.zeros((len(cells), side_px, side_px, 4), np.uint8)
-    for number, (x, y, width, height) in enumerate(boxes.tolist()):
-        row, column = int(y + height / 2), int(x + width / 2)
-        cut[number, ..., :3] = wide[row : row + side_px, column : column + side_px]
-        cut[number, ..., 3] = 255 * np.pad(cells.mask(number), half)[row : row + side_px, column : column + side_px]
-    return cut
+    found = np.zeros((len(cells), shown_px, shown_px, 4), np.uint8)
+    for number, (x, y, width, height) in enumerate(cells.boxes_xywh.reshape(-1, 4).tolist()):
+        window = slice(row := int(y + height / 2), row + side_px), slice(column := int(x + width / 2), column + side_px)
+        mask = 255 * np.pad(cells.mask(number).astype(np.uint8), half)[window]
+        found[number] = cv2.resize(np.dstack([wide[window], mask]), (shown_px, shown_px), interpolation=how)
+    return found
 
 
 def levels_of(image: np.ndarray) -> np.ndarray:
@@ -129,15 +144,16 @@ def shown(cut: np.ndarray, levels: np.ndarray, mask: bool) -> np.ndarray:
     return np.concatenate([planes[:3] / 255, np.clip(stretched, -1, 4), planes[3:] / 255 * mask])
 
 
-def varied(planes: np.ndarray, side_px: int, rng: np.random.Generator) -> np.ndarray:
-    """Cut (C, side_px, side_px) out of larger planes, moved, scaled by 0.85 to 1.18, turned and flipped; vary the brightness."""
+def varied(planes: np.ndarray, shown_px: int, rng: np.random.Generator) -> np.ndarray:
+    """Cut (C, shown_px, shown_px) out of larger planes, moved, scaled a little, turned and flipped; vary the brightness."""
     import cv2
 
     size = planes.shape[1]
-    zoom, (x, y) = np.exp(rng.uniform(-0.16, 0.16)), (size - 1) / 2 + rng.uniform(-SHIFT_PX, SHIFT_PX, 2)
-    middle = (side_px - 1) / 2
+    most = (size - shown_px) / 2
+    zoom, (x, y) = np.exp(rng.uniform(-0.16, 0.16)), (size - 1) / 2 + rng.uniform(-most, most, 2)
+    middle = (shown_px - 1) / 2
     warp = np.array([[zoom, 0, middle - zoom * x], [0, zoom, middle - zoom * y]])
-    cut = cv2.warpAffine(np.ascontiguousarray(planes.transpose(1, 2, 0)), warp, (side_px, side_px))
+    cut = cv2.warpAffine(np.ascontiguousarray(planes.transpose(1, 2, 0)), warp, (shown_px, shown_px))
     cut = view_of(cut.transpose(2, 0, 1), int(rng.integers(8)))
     return np.concatenate([vary(cut[:-1], rng), cut[-1:]])
 
@@ -155,7 +171,7 @@ class CropLoss:
     ----------
     network : torch.nn.Module
     cuts : list of (S, S, 4) uint8
-        Larger than what the network is shown by `SHIFT_PX` on each side.
+        Larger than what the network is shown, by `SHIFT_PX` of the image on each side.
     levels : list of (2, 2) float32
         Of the image of each.
     classes : (N,) int
@@ -175,7 +191,7 @@ class CropLoss:
         drawn = [self.of_class[k] for k in rng.integers(len(self.of_class), size=self.config.batch_size)]
         rows = [int(own[rng.integers(len(own))]) for own in drawn]
         seen = [shown(self.cuts[row], self.levels[row], self.config.mask) for row in rows]
-        batch = torch.from_numpy(np.stack([varied(planes, self.config.crop_px, rng) for planes in seen]))
+        batch = torch.from_numpy(np.stack([varied(planes, self.config.input_px, rng) for planes in seen]))
         on = self.network.arithmetic
         with on.autocast():
             logits = self.network(on.placed(batch))
@@ -210,21 +226,26 @@ def train_crop_classifier(train: CellDataset, val: CellDataset, config: Settings
     tell = Teller(network, config)
     score = lambda: -_log_loss(tell, pairs) if pairs else np.nan  # noqa: E731
     plan = plan_of(config, NAME)
-    how = (config.batch_size, config.crop_px, config.mask, config.seed, scored, choosing)
+    how = (config.batch_size, config.input_px, config.mask, config.seed, scored, choosing)
     stamp = fingerprint(network, [*zip(cuts, levels, strict=True), (classes,)], plan, how)
     history = fit(network, loss_at, score, plan, out, stamp, NAME, choosing and bool(pairs), "minus log loss")
+    votes = learn_votes(train, STARTER, RING_PX) if config.votes == "all" else None
     metrics = {
         "cells": {name: int((classes == k).sum()) for k, name in enumerate(train.classes, 1)},
         "class_right_validation": round(_right(tell, pairs), 4) if pairs else None,
         "chosen_by": [val.records[i].image_id for i in scored] if choosing and pairs else [],
         "step": history.best_step,
+        "others": votes.metrics if votes else None,
         "arithmetic": str(network.arithmetic),
     }
-    path = out / f"{NAME}.safetensors"
-    kept = {"crop_px": config.crop_px, "mask": config.mask, "views": config.views, "precision": config.precision}
+    read_with = ("crop_px", "input_px", "mask", "views", "votes", "precision")
+    kept = {name: getattr(config, name) for name in read_with} | {"others": votes.config if votes else None}
+    tensors = {f"{NETWORK}{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= votes.tensors if votes else {}
     return weights.save_checkpoint(
-        path, network.state_dict(), NAME, classes=train.classes, config=kept, metrics=metrics, licence="of your images"
-    )
+        out / f"{NAME}.safetensors", tensors, NAME, classes=train.classes, config=kept, metrics=metrics,
+        licence="of your images",
+    )  # fmt: skip
 
 
 def placed(classes: int, config: Settings) -> Any:
@@ -254,14 +275,13 @@ def _known(cells: Instances, config: Settings) -> Instances:
 
 def _taught(train: CellDataset, config: Settings) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
     """Return cut-outs, levels of their images and classes of the cells that teach."""
-    from cellkit.models.cell_classes import images_that_teach
     from cellkit.parallel import progress
 
-    cuts, levels, classes = [], [], []
+    cuts, levels, classes, side_px = [], [], [], config.crop_px + 2 * SHIFT_PX
     for index in progress(images_that_teach(train.instances, len(train.classes)), "cut-outs"):
         image, cells = train[index]
         known = _known(cells, config)
-        cuts += list(cut_outs(image, known, config.crop_px + 2 * SHIFT_PX))
+        cuts += list(cut_outs(image, known, side_px, round(config.input_px * side_px / config.crop_px)))
         levels += [levels_of(image)] * len(known)
         classes.append(known.class_ids)
     return cuts, levels, np.concatenate(classes)
@@ -292,7 +312,7 @@ class Teller:
         classes, levels = self.network[-1].out_features, levels_of(image)
         told = [np.zeros((0, classes))]
         for first in range(0, len(cells), CHUNK):
-            some = cut_outs(image, cells[first : first + CHUNK], config.crop_px)
+            some = cut_outs(image, cells[first : first + CHUNK], config.crop_px, config.input_px)
             seen = [shown(cut, levels, config.mask) for cut in some]
             views = np.stack([view_of(planes, k) for planes in seen for k in range(config.views)])
             with torch.no_grad(), on.autocast():
@@ -309,9 +329,19 @@ def crop_namer(checkpoint: str | Path) -> Callable[[np.ndarray, Instances], Inst
     UserError
         No checkpoint there, or one of another kind.
     """
-    card = weights.card_for(checkpoint, NAME)
-    config = Settings(**card.config)
+    card, tensors = weights.card_for(checkpoint, NAME), weights.load_tensors(checkpoint)
+    others = card.config["others"]
+    config = Settings(**{name: value for name, value in card.config.items() if name != "others"})
     network = placed(len(card.classes), config)
-    network.load_state_dict(weights.load_tensors(checkpoint))
-    tell = Teller(network.eval(), config)
-    return lambda image, cells: cells.with_classes(tell(image, cells).argmax(axis=1) + 1) if len(cells) else cells
+    network.load_state_dict({k.removeprefix(NETWORK): t for k, t in tensors.items() if k.startswith(NETWORK)})
+    tell, ask = Teller(network.eval(), config), chances_by(tensors, others) if others else None
+
+    def named(image: np.ndarray, cells: Instances) -> Instances:
+        if not len(cells):
+            return cells
+        chances = tell(image, cells)
+        if ask is not None:
+            chances = chances + len(others["votes"]) * ask(image, cells)
+        return cells.with_classes(chances.argmax(axis=1) + 1)
+
+    return named

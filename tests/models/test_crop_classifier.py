@@ -11,7 +11,16 @@ from cellkit.errors import UserError
 from cellkit.models import crop_classifier as crops
 from cellkit.models import weights
 
-SMALL = {"crop_px": 48, "batch_size": 12, "steps": 40, "eval_every": 20, "precision": "float32", "average_steps": 5}
+SMALL = {
+    "crop_px": 48,
+    "input_px": 48,
+    "votes": "cut_outs",
+    "batch_size": 12,
+    "steps": 40,
+    "eval_every": 20,
+    "precision": "float32",
+    "average_steps": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +34,13 @@ def test_a_cut_out_is_around_the_middle_and_beyond_the_image_it_is_black():
     image = np.random.default_rng(0).integers(1, 255, (40, 30, 3), np.uint8)
     labels = np.zeros((40, 30), int)
     labels[0:3, 0:3], labels[20, 15] = 1, 2
-    corner, middle = crops.cut_outs(image, Instances.from_labels(labels), 16)
+    corner, middle = crops.cut_outs(image, Instances.from_labels(labels), 16, 16)
     assert (
         np.array_equal(middle[..., :3], image[12:28, 7:23]) and middle[8, 8, 3] == 255 and middle[..., 3].sum() == 255
     )
     assert not corner[:7].any() and not corner[:, :7].any() and np.array_equal(corner[7:, 7:, :3], image[:9, :9])
     assert (corner[..., 3] > 0).sum() == 9
-    assert crops.cut_outs(image, Instances.empty((40, 30)), 16).shape == (0, 16, 16, 4)
+    assert crops.cut_outs(image, Instances.empty((40, 30)), 16, 8).shape == (0, 8, 8, 4)
 
 
 def test_eight_views_are_all_different_and_hold_the_same_pixels():
@@ -74,7 +83,7 @@ def test_a_folder_to_be_judged_by_trains_nothing_again(learned, drawn, tmp_path,
     again = crops.train_crop_classifier(drawn.select("train"), drawn.select("val"), config, learned.parent)
     after = weights.load_tensors(again)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    changed = config.model_copy(update={"crop_px": 64})
+    changed = config.model_copy(update={"input_px": 32})
     with pytest.raises(AssertionError, match="a step was taken"):
         crops.train_crop_classifier(drawn.select("train"), drawn.select("val"), changed, learned.parent)
 

@@ -34,7 +34,8 @@ label: {diameter_px: 30}
 evaluate: {bootstrap_samples: 20}
 recipes:
   coordinates: {steps: 40, eval_every: 40, batch_size: 3, crop_px: 64, learning_rate: 0.005, average_steps: 10, outline: both}
-  crop_classifier: {steps: 12, eval_every: 12, batch_size: 8, crop_px: 48, average_steps: 5, views: 1}
+  crop_classifier:
+    {steps: 12, eval_every: 12, batch_size: 8, crop_px: 48, input_px: 48, votes: cut_outs, average_steps: 5, views: 1}
 """
 COORDINATES, CROPS = "recipes/21_coordinates", "recipes/22_crop_classifier"
 TEST_FOLDER = "recipes.crop_classifier.test_folder"
