@@ -15,9 +15,9 @@ from cellkit.scores.point import centre_points, match_points
 
 OUTLINES = ("probability", "nuclei", "cytoplasm", "both")  # what a mask is cut out of; the first is the default
 PEAKS = {  # what is searched, its default first
-    "peak_threshold": (0.5, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95),
-    "blur_px": (1.0, 0.5, 1.5, 2.0, 3.0),
-    "peak_distance_px": (3, 2, 4, 6, 8, 12),
+    "peak_threshold": (0.5, 0.3, 0.4, 0.6, 0.65, 0.7, 0.72, 0.74, 0.76, 0.78, 0.8, 0.85, 0.9, 0.95),
+    "blur_px": (1.0, 0.5, 1.25, 1.5, 2.0),
+    "peak_distance_px": (3, 4, 6, 8, 12),
 }
 FARTHEST = 1.5  # diameters from its point that a mask may reach
 SMOOTH = 0.04  # diameters over which brightness is averaged before it is cut
