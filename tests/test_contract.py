@@ -148,7 +148,15 @@ def test_without_a_labelled_training_image_04_says_so(drawn, config, tmp_path):
 
 def test_a_file_is_a_backend_and_no_other_file_names_it(mine, config):
     detectors = ["maskrcnn_detectron2", "maskrcnn_torchvision"]
-    assert backend_names() == ["cellpose_sam", "cellpose_unet", "coordinate", *detectors, "mine", "threshold"], "helpers are none"
+    assert backend_names() == [
+        "cellpose_sam",
+        "cellpose_unet",
+        "coordinate",
+        *detectors,
+        "mine",
+        "threshold",
+        "unet_border",
+    ]
     assert title_of("mine") == "Brighter than average"
     cfg = load_config(config, {"finetune.backend": "mine", "finetune.brighter": 2})
     assert (cfg.finetune.brighter, cfg.finetune.min_train_masks) == (2.0, 1)
