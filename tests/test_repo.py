@@ -170,7 +170,7 @@ def test_declared_is_what_is_imported():
     owners = metadata.packages_distributions()
     names = {canonicalize_name(owners.get(name, [name])[0]) for name in imported - own - set(sys.stdlib_module_names)}
     declared = {name_of(r) for r in requirements()}
-    extras = {name_of(r) for r in requirements("anndata", "app", "czi", "lora", "export")} - {
+    extras = {name_of(r) for r in requirements("anndata", "app", "czi", "large", "lora", "export", "unet")} - {
         "onnxruntime",
         "pydantic",
     }  # of the validator

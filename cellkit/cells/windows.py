@@ -100,7 +100,7 @@ def dask_array() -> Any:
     except ImportError as error:
         raise UserError(
             f"images larger than the memory are read by Dask, which cannot be imported: {error}",
-            "pip install 'cellkit[cluster]'",
+            "pip install 'cellkit[large]'",
         ) from error
     return dask.array
 
