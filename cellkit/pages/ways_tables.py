@@ -178,7 +178,7 @@ def command_of(asked: Mapping[str, Any]) -> str:
 
     Examples
     --------
-    >>> command_of({"config": "elsewhere/dkfz.yaml", "overrides": {"precision": "float32", "finetune.base": "weights/my.safetensors"}})
+    >>> command_of({"config": "my/dkfz.yaml", "overrides": {"precision": "float32", "finetune.base": "w/my.safetensors"}})
     'cellkit run dkfz.yaml --set finetune.base=my.safetensors precision=float32'
     """
     values = {
