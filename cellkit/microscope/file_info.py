@@ -16,7 +16,7 @@ from types import ModuleType
 
 import numpy as np
 
-from cellkit.errors import UserError
+from cellkit.errors import UserError, plain_reason
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -299,7 +299,7 @@ def check_opaque(path: Path, alpha: np.ndarray) -> None:
 
 def damaged(path: Path, kind: str, error: object) -> UserError:
     """Return what to raise about a file that its reader stumbles over: damaged, or of another kind than it is called."""
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = plain_reason(" ".join(str(error).split()))[:200] or type(error).__name__
     return misnamed(path) or UserError(
         f"{path.name} cannot be read as {kind}: {reason}", "the file is damaged or cut short: copy or export it again"
     )

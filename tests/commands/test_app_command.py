@@ -1,6 +1,7 @@
 """`cellkit app`: what it refuses before it listens, and where it listens."""
 
 import os
+import signal
 
 import pytest
 
@@ -41,6 +42,29 @@ def test_it_listens_on_this_machine_alone_unless_told_and_then_warns(capfd, monk
     assert bound == ["127.0.0.1", "0.0.0.0"] and "is not encrypted" in told
     assert f"open http://127.0.0.1:{told.split('http://127.0.0.1:')[1].split('/')[0]}/#{desk.key}" in told
     assert not desk.folder.exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal of this system is hung up")
+def test_a_terminal_that_is_closed_ends_it_and_removes_the_files(monkeypatch):
+    import uvicorn
+
+    ended = []
+
+    def closed(self, sockets):
+        os.kill(os.getpid(), signal.SIGHUP)
+        ended.append(self.should_exit)
+
+    monkeypatch.setattr(uvicorn.Server, "run", closed)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for what in (signal.SIG_DFL, signal.SIG_IGN):  # by nohup it goes on
+            signal.signal(signal.SIGHUP, what)
+            desk = desks.Desk()
+            serve(desk, browser=False)
+            assert signal.getsignal(signal.SIGHUP) == what and not desk.folder.exists()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ended == [True, False]
 
 
 def test_a_port_in_use_is_said():

@@ -176,6 +176,12 @@ def test_a_file_that_is_another_than_it_is_called_is_told_what_it_is(tmp_path, n
         inspect_file(tmp_path / name)
 
 
+def test_what_is_said_of_a_damaged_file_names_no_address_of_memory(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"hello")
+    with pytest.raises(UserError, match="a.png cannot be read as PNG or JPEG: cannot identify image file\n"):
+        inspect_file(tmp_path / "a.png")
+
+
 def test_a_cameras_jpeg_with_a_preview_is_its_first_picture_and_one_of_two_pictures_is_refused(tmp_path):
     first, small = Image.new("RGB", (32, 24), (200, 0, 90)), Image.new("RGB", (16, 12))
     first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[small])

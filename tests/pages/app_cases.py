@@ -58,8 +58,8 @@ class Page:
         assert answer.status_code == 200, answer.text
         return parsed(answer.content)
 
-    def download(self, what: str) -> tuple[str, bytes]:
-        answer = self.call("download", what=what)
+    def download(self, what: str, **said) -> tuple[str, bytes]:
+        answer = self.call("download", what=what, **said)
         assert answer.status_code == 200, answer.text
         return json.loads(answer.headers["x-cellkit-name"]), answer.content
 

@@ -89,6 +89,9 @@ def test_a_moved_setting_reaches_counts_and_files(opened):
     labels = np.asarray(Image.open(io.BytesIO(content)))
     assert name == "mixed_01.tif" and np.array_equal(labels, fewer["labels"])
     assert len(page.cells(changed={"diameter_px": 30})["area"]) == len(every["area"])
+    now = page.download("labels", changed={"diameter_px": 30, "min_area_px": least})[1]
+    assert now == content, "a file is of the settings that the page shows, also where its cells are not read yet"
+    wrong(page.call("download", what="labels", changed={"min_area_px": -1}), "min_area_px is -1")
 
 
 def test_the_table_is_that_of_measure(opened, field, tmp_path):
@@ -215,6 +218,15 @@ def test_a_file_stays_below_the_folder_of_its_page(page, served, field):
     assert own.stat().st_mode & 0o077 == 0, "nobody else reads it"
 
 
+@pytest.mark.parametrize("sign", ["x", "é", "细", "\U0001d49c"])
+def test_a_long_name_of_any_script_is_taken_and_cut_where_a_sign_ends(page, field, sign):
+    assert page.upload(sign * 200 + ".ome.tif", field.read_bytes()).status_code == 200
+    page.look(**CHANNELS)
+    for what in ("rois", "table"):
+        name, _ = page.download(what)
+        assert name.startswith(sign * 20) and len(name.encode()) < 200
+
+
 @pytest.mark.parametrize(
     "changed, words",
     [({"channels": "both"}, "cannot be moved"), ({"min_area_px": -1}, "min_area_px is -1"), ({"min_area_px": "x"}, "is 'x'"),
@@ -241,6 +253,7 @@ def test_only_our_own_page_is_answered(served):
         wrong(client.get("/", headers=headers), words, status=403)
     for other in ({}, {"key": desk.key + "x"}, {"key": "é"}):
         wrong(client.post("/api/begin", json=other), "does not know the key", status=401)
+    wrong(client.post("/api/begin", content=b'{"key": "\\ud800"}'), "does not know the key", status=401)
     wrong(client.post("/api/look", json={}), "open the address", status=401)
     wrong(client.put("/"), "PUT is not answered", status=403)
     own = {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}

@@ -141,7 +141,7 @@ class Desk:
         UserError
             As many pages as may be are in use.
         """
-        if not hmac.compare_digest(key.encode(), self.key.encode()):
+        if not hmac.compare_digest(key.encode(errors="replace"), self.key.encode()):
             raise NotAPage
         now = time.monotonic()
         with self._lock:

@@ -11,10 +11,12 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
+import threading
 import traceback
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -282,7 +284,8 @@ class Answers:
         said = await self._said(request)
 
         def made() -> tuple[str, bytes]:
-            path = session.download(str(said.get("what", "")))
+            changed = said.get("changed")
+            path = session.download(str(said.get("what", "")), changed if isinstance(changed, dict) else None)
             return path.name, path.read_bytes()
 
         name, content = await self._queued(token, made)
@@ -309,7 +312,7 @@ class Answers:
 
 # ---- the process -----------------------------------------------------------------------------------------------------
 def serve(desk: Desk, host: str = "127.0.0.1", port: int = 0, browser: bool = True, most_mb: float = 2000) -> None:
-    """Answer until somebody presses Ctrl-C; then remove the files and return.
+    """Answer until somebody presses Ctrl-C or closes the terminal; then remove the files and return.
 
     Parameters
     ----------
@@ -351,7 +354,9 @@ def serve(desk: Desk, host: str = "127.0.0.1", port: int = 0, browser: bool = Tr
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3, lifespan="on"
         )
-        Server(config).run(sockets=[listening])
+        server = Server(config)
+        with ended_by_hangup(server):
+            server.run(sockets=[listening])
     except KeyboardInterrupt:
         pass
     finally:
@@ -359,6 +364,24 @@ def serve(desk: Desk, host: str = "127.0.0.1", port: int = 0, browser: bool = Tr
             listening.close()
         desk.close()
     LOG.info("cellkit app: ended, the uploaded files are removed")
+
+
+@contextmanager
+def ended_by_hangup(server: Any) -> Iterator[None]:
+    """Let a server (of uvicorn) end when its terminal is closed, as by Ctrl-C; where `nohup` says to go on, go on."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if (
+        hangup is None
+        or signal.getsignal(hangup) != signal.SIG_DFL
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    signal.signal(hangup, lambda *_: setattr(server, "should_exit", True))
+    try:
+        yield
+    finally:
+        signal.signal(hangup, signal.SIG_DFL)
 
 
 def listen(host: str, port: int) -> socket.socket:

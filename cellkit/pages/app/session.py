@@ -29,6 +29,7 @@ from cellkit.pages.app.views import View, cells_bytes, picture_png, view_of
 from cellkit.predict.images import Picture, UnnamedChannels, read_picture, record_of
 from cellkit.predict.model import Model, checked_settings
 
+MOST_NAME_BYTES = 160  # of the name of an uploaded file: with what is added to it, every disk takes it
 MOST_PX = 2**26  # of a picture that is tried here, 8,192 x 8,192
 BYTES_PER_PX = 24  # of a picture that is kept: itself, its label image, what is made to send it
 DOWNLOADS = {  # what can be taken away: the form it is written in
@@ -63,7 +64,8 @@ def checked_name(name: str) -> str:
     if f".{suffix.lower()}" not in READ_SUFFIXES or suffix.lower() == "zarr" or not dot:
         files = ", ".join(end for end in READ_SUFFIXES if end != ".zarr")
         raise UserError(f"'{shown}' is no file that can be dropped here", f"drop one image at a time: {files}")
-    safe = re.sub(r"[^\w.-]+", "_", stem).strip("-.")[-80:] or "image"
+    signs = re.sub(r"[^\w.-]+", "_", stem).encode()[-MOST_NAME_BYTES:]
+    safe = signs.decode(errors="ignore").strip("-.") or "image"
     return f"{safe}.{suffix}"
 
 
@@ -312,6 +314,20 @@ class Session:
             raise UserError(*(NOTHING_FOUND if self.frames else NOTHING_OPEN))
         return self.picture
 
+    def _settle(self, changed: Mapping[str, Any], quick: bool) -> None:
+        """Read the cells with some settings changed, if they are not read so already; diameters are in px of the file."""
+        values = {name: value for name, value in changed.items() if value is not None}
+        if fixed := [name for name in values if name not in self.ranges]:
+            can = ", ".join(self.ranges) or "none"
+            raise UserError(f"'{str(fixed[0])[:60]}' cannot be moved for this model", f"it can move: {can}")
+        values = checked_settings(self.model.backend, values) if values else {}
+        if bad := next((name for name, value in values.items() if not isinstance(value, int | float)), None):
+            raise UserError(f"{bad} is no number", "give a number")
+        if "diameter_px" in values:
+            values["diameter_px"] *= self.picture.scale
+        if self.cells is None or values != self.changed or not (self.exact or quick):
+            self._read(values, quick)
+
     def cells_of(
         self, changed: Mapping[str, Any], quick: bool = False, asked: Mapping[str, Any] | None = None
     ) -> bytes:
@@ -324,17 +340,7 @@ class Session:
         """
         with self.lock:
             picture = self._need()
-            values = {name: value for name, value in changed.items() if value is not None}
-            if fixed := [name for name in values if name not in self.ranges]:
-                can = ", ".join(self.ranges) or "none"
-                raise UserError(f"'{str(fixed[0])[:60]}' cannot be moved for this model", f"it can move: {can}")
-            values = checked_settings(self.model.backend, values) if values else {}
-            if bad := next((name for name, value in values.items() if not isinstance(value, int | float)), None):
-                raise UserError(f"{bad} is no number", "give a number")
-            if "diameter_px" in values:
-                values["diameter_px"] *= picture.scale
-            if values != self.changed or not (self.exact or quick):
-                self._read(values, quick)
+            self._settle(changed, quick)
             head = {"exact": self.exact, "left_out": self.left_out}
             per_cell = {
                 "class": self.cells.class_ids,
@@ -351,13 +357,20 @@ class Session:
         return picture_png(picture.image, view), view
 
     # ---- to take away ----------------------------------------------------------------------------------------------
-    def download(self, what: str) -> Path:
+    def download(self, what: str, changed: Mapping[str, Any] | None = None) -> Path:
         """Write the cells, in px of the file, in the form that is asked for; return the file.
+
+        Parameters
+        ----------
+        what : str
+            One of `DOWNLOADS`.
+        changed : mapping, optional
+            The settings that are changed, as for `cells_of`; those that were read last unless given.
 
         Raises
         ------
         UserError
-            Nothing was looked at, or no such form.
+            Nothing was looked at, or no such form, or as `cells_of`.
         """
         from cellkit.formats.any import write_folder
         from cellkit.formats.coco import write_coco
@@ -366,7 +379,9 @@ class Session:
             raise UserError(f"no download '{what[:40]}'", f"there are: {', '.join(DOWNLOADS)}")
         with self.lock:
             picture, form = self._need(), DOWNLOADS[what]
-            if not self.exact:
+            if changed is not None:
+                self._settle(changed, False)
+            elif not self.exact:
                 self._read(self.changed, False)
             record, cells = record_of(self.frame, picture), fit_to(self.cells, picture.file_shape)
             folder, name, classes = self.folder / "out", record.image_id, self.model.classes

@@ -3,6 +3,7 @@ import { Viewer, colourOf, parseCells } from "./app.viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const state = { page: "", models: [], colours: [], open: null, looked: null, changed: {}, cells: null, mostMb: 0 };
+const MOST_PLANES = 200; // of a stack, to choose from
 let viewer = null;
 
 // ---- the server ----------------------------------------------------------------------------------------------------
@@ -47,10 +48,12 @@ const forgive = () => { $("error").hidden = true; };
 
 /** Do one thing that takes time: nothing else can be begun meanwhile; after a moment say who comes first. */
 async function busy(words, work) {
-  if (document.body.classList.contains("busy")) return;
+  if (document.body.classList.contains("busy")) {
+    return complain(new Refused({ problem: "the page is still at work", remedy: "wait until it is done, then do it again" }));
+  }
   forgive();
   document.body.classList.add("busy");
-  for (const id of ["how", "take", "file"]) $(id).disabled = true;
+  for (const id of ["how", "move", "take", "file"]) $(id).disabled = true;
   say(words);
   const poll = setInterval(async () => {
     const { before } = await askJson("place").catch(() => ({ before: 0 }));
@@ -65,7 +68,7 @@ async function busy(words, work) {
     clearInterval(poll);
     document.body.classList.remove("busy");
     $("how").disabled = !state.open;
-    for (const id of ["take", "file"]) $(id).disabled = false;
+    for (const id of ["move", "take", "file"]) $(id).disabled = false;
   }
 }
 
@@ -98,6 +101,7 @@ function opened(facts) {
   if (facts.planes > 1) rows["z planes"] = facts.planes;
   $("facts").replaceChildren(...Object.entries(rows).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]));
   $("facts").hidden = false;
+  if (facts.planes > MOST_PLANES) facts.notes.push(`planes from ${MOST_PLANES} on cannot be chosen here: cellkit predict takes them`);
   notes(facts.notes);
   options("frame", facts.frames.map((words, k) => [k, words || "the only one"]));
   for (const row of document.querySelectorAll(".of-frames")) row.hidden = facts.frames.length < 2;
@@ -106,7 +110,7 @@ function opened(facts) {
   const channels = [["run", own], ["none", "none"], ...facts.channels.map((name, k) => [k, `${k}: ${name}`])];
   options("nuclei", channels);
   options("cytoplasm", channels);
-  const planes = Array.from({ length: Math.min(facts.planes, 200) }, (_, k) => [k, `plane ${k}`]);
+  const planes = Array.from({ length: Math.min(facts.planes, MOST_PLANES) }, (_, k) => [k, `plane ${k}`]);
   options("z", [["run", state.run ? "as in the run" : "the brightest"], ["max", "the brightest"], ["mean", "the mean"], ["focus", "the sharpest plane"], ...planes]);
   if (asBefore) ["nuclei", "cytoplasm", "z"].forEach((id, k) => { $(id).value = before[k]; if (!$(id).value) $(id).selectedIndex = 0; });
   say("Choose how to look, then Find cells.");
@@ -179,22 +183,23 @@ function moved(name, value) {
 const reading = { running: false, wanted: null };
 /** Read again: one call at a time, the newest wins; after a quick look the exact one follows by itself. */
 async function pump(quick) {
-  reading.wanted = { quick };
+  reading.wanted = { quick, of: state.looked };
   if (reading.running) return;
   reading.running = true;
   try {
     while (reading.wanted) {
-      const { quick: now } = reading.wanted;
+      const { quick: now, of } = reading.wanted, begun = performance.now();
       reading.wanted = null;
-      const of = state.looked, begun = performance.now();
-      const found = await cells({}, now);
-      if (state.looked !== of) break;
+      if (state.looked !== of) continue; // of an image that is shown no more
+      let found;
+      try { found = await cells({}, now); } catch (error) { if (state.looked === of) complain(error); continue; }
+      if (state.looked !== of) continue;
       found.ms = performance.now() - begun;
       accept(found);
       forgive();
       if (!found.exact && !reading.wanted) {
         await new Promise((then) => setTimeout(then, 700));
-        reading.wanted ||= { quick: false };
+        reading.wanted ||= { quick: false, of };
       }
     }
   } catch (error) { complain(error); } finally { reading.running = false; }
@@ -248,7 +253,7 @@ function swatch(id) {
 function histogram(found, ids, times, name) {
   $("histogram").hidden = !found.area.length;
   if (!found.area.length) return;
-  const most = Math.max(...found.area) * times, bins = 24, wide = 300, high = 130, counts = ids.map(() => new Array(bins).fill(0));
+  const most = found.area.reduce((one, two) => Math.max(one, two), 0) * times, bins = 24, wide = 300, high = 130, counts = ids.map(() => new Array(bins).fill(0));
   found.area.forEach((area, k) => { counts[ids.indexOf(found.class[k])][Math.min(bins - 1, Math.floor((area * times * bins) / most))]++; });
   const tallest = Math.max(...Array.from({ length: bins }, (_, b) => counts.reduce((sum, one) => sum + one[b], 0)));
   const svg = (kind, about, text) => {
@@ -288,7 +293,7 @@ function under(what) {
 
 async function download(what) {
   await busy("Writing the file", async () => {
-    const answer = await ask("download", { what });
+    const answer = await ask("download", { what, changed: state.changed }); // what the sliders say, also where its cells are on their way
     const link = make("a", { href: URL.createObjectURL(await answer.blob()), download: JSON.parse(answer.headers.get("x-cellkit-name")) });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
