@@ -6,14 +6,15 @@ What lies inside a shard is not looked at. To be imported where a folder is open
 from __future__ import annotations
 
 import bz2
+import gzip
+import io
 import json
 import lzma
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
@@ -26,12 +27,8 @@ SLACK_BYTES = (
 )  # what a chunk may be larger than its array says before it is refused: nobody runs out of memory by it
 AT_ONCE = 2**24
 DEFLATED = 1032  # times at most that deflate makes something smaller
-COUNTED = {
-    "zlib": lambda: zlib.decompressobj(47),
-    "gzip": lambda: zlib.decompressobj(47),
-    "bz2": bz2.BZ2Decompressor,
-    "lzma": lzma.LZMADecompressor,
-}
+ZSTD, SKIPPED = 0xFD2FB528, 0x184D2A50  # how frames begin, and those that hold nothing
+STREAMS = {"gzip": gzip.open, "bz2": bz2.open, "lzma": lzma.open}  # each reads all that follow one another
 
 
 class Checked(LocalStore):
@@ -88,57 +85,83 @@ def unpacks_to_more(codec: str, packed: bytes, most: int) -> bool:
     --------
     >>> unpacks_to_more("zlib", zlib.compress(bytes(10**6)), 999_999), unpacks_to_more("zlib", zlib.compress(b"a"), 1)
     (True, False)
+    >>> unpacks_to_more("bz2", bz2.compress(b"a") + bz2.compress(bytes(10**6)), 10**6)
+    True
     """
     if codec in ("blosc", "lz4"):
         at = 4 if codec == "blosc" else 0
         return len(packed) >= at + 4 and struct.unpack_from("<I", packed, at)[0] > most
     if codec == "zstd":
-        size = _zstd_size(packed)
-        return size is not None and size > most
-    if codec not in COUNTED or (codec in ("zlib", "gzip") and len(packed) * DEFLATED <= most):
+        return _zstd_size(packed) > most
+    if codec not in ("zlib", *STREAMS) or (codec in ("zlib", "gzip") and len(packed) * DEFLATED <= most):
         return False
-    return _counted(COUNTED[codec](), packed, most)
-
-
-def _counted(unpacker: Any, packed: bytes, most: int) -> bool:
-    """Unpack piece by piece, and forget each."""
-    total, left = 0, packed
+    total = 0
     try:
-        while not unpacker.eof:
-            piece = unpacker.decompress(left, AT_ONCE)
+        for piece in _unpacked(codec, packed):
             total += len(piece)
-            left = getattr(unpacker, "unconsumed_tail", b"")
             if total > most:
                 return True
-            if not piece and not left:
-                return False
     except (zlib.error, OSError, lzma.LZMAError, EOFError):
         pass
     return False
 
 
-def _zstd_size(packed: bytes) -> int | None:
-    """Return the size that a frame of zstd says it has (RFC 8878, 3.1.1); of one that does not say, as much as it may be."""
-    if len(packed) < 6 or packed[:4] != b"\x28\xb5\x2f\xfd":
-        return None
-    about = packed[4]
+def _unpacked(codec: str, packed: bytes) -> Iterator[bytes]:
+    """Unpack piece by piece, to forget each."""
+    if codec != "zlib":
+        with STREAMS[codec](io.BytesIO(packed)) as stream:
+            while piece := stream.read(AT_ONCE):
+                yield piece
+        return
+    unpacker, left = zlib.decompressobj(), packed
+    while not unpacker.eof:
+        piece = unpacker.decompress(left, AT_ONCE)
+        left = unpacker.unconsumed_tail
+        if not piece and not left:
+            return
+        yield piece
+
+
+def _zstd_size(packed: bytes) -> int:
+    """Return the size that the first frame of zstd says it has, which is all that is unpacked then (RFC 8878, 3.1.1); where it
+    says none, as much as all frames may become."""
+    at, size, _ = _zstd_head(packed, 0)
+    if size is not None:
+        return size
+    total, frame = 0, 0
+    while frame + 8 <= len(packed):
+        magic = int.from_bytes(packed[frame : frame + 4], "little")
+        if magic & ~0xF == SKIPPED:
+            frame += 8 + int.from_bytes(packed[frame + 4 : frame + 8], "little")
+        elif magic == ZSTD:
+            at, _, checksum = _zstd_head(packed, frame)
+            most, frame = _zstd_blocks(packed, at)
+            total, frame = total + most, frame + checksum
+        else:
+            break
+    return total
+
+
+def _zstd_head(packed: bytes, frame: int) -> tuple[int, int | None, int]:
+    """Return where the blocks of a frame begin, the size that it says it has, and the bytes of the checksum behind them."""
+    if len(packed) < frame + 6 or int.from_bytes(packed[frame : frame + 4], "little") != ZSTD:
+        return frame, None, 0
+    about = packed[frame + 4]
     flag, single, dictionary = about >> 6, about >> 5 & 1, (0, 1, 2, 4)[about & 3]
-    at, wide = 5 + (not single) + dictionary, (single, 2, 4, 8)[flag]
-    if not wide:
-        return _zstd_blocks(packed, at)
-    size = int.from_bytes(packed[at : at + wide], "little")
-    return size + 256 if wide == 2 else size
+    at, wide = frame + 5 + (not single) + dictionary, (single, 2, 4, 8)[flag]
+    size = int.from_bytes(packed[at : at + wide], "little") + 256 * (wide == 2) if wide else None
+    return at + wide, size, 4 * (about >> 2 & 1)
 
 
-def _zstd_blocks(packed: bytes, at: int) -> int:
-    """Return the most bytes that the blocks of a frame may become: 128 kB each, at most (RFC 8878, 3.1.1.2)."""
+def _zstd_blocks(packed: bytes, at: int) -> tuple[int, int]:
+    """Return the most bytes that the blocks of a frame may become, 128 kB each (RFC 8878, 3.1.1.2), and where they end."""
     total, last = 0, False
     while not last and at + 3 <= len(packed):
         head = int.from_bytes(packed[at : at + 3], "little")
         last, kind, size = bool(head & 1), head >> 1 & 3, head >> 3
         total += 2**17 if kind == 2 else size
         at += 3 + (1 if kind == 1 else size)
-    return total
+    return total, at
 
 
 def _array_of(root: Path, key: str) -> tuple[list[str], int]:
