@@ -4,6 +4,7 @@ import { Viewer, colourOf, parseCells } from "./app.viewer.js";
 const $ = (id) => document.getElementById(id);
 const state = { page: "", models: [], colours: [], open: null, looked: null, changed: {}, cells: null, mostMb: 0 };
 const MOST_PLANES = 200; // of a stack, to choose from
+const AT_WORK = "the page is still at work";
 let viewer = null;
 
 // ---- the server ----------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ const forgive = () => { $("error").hidden = true; };
 /** Do one thing that takes time: nothing else can be begun meanwhile; after a moment say who comes first. */
 async function busy(words, work) {
   if (document.body.classList.contains("busy")) {
-    return complain(new Refused({ problem: "the page is still at work", remedy: "wait until it is done, then do it again" }));
+    return complain(new Refused({ problem: AT_WORK, remedy: "wait until it is done, then do it again" }));
   }
   forgive();
   document.body.classList.add("busy");
@@ -67,6 +68,7 @@ async function busy(words, work) {
   } finally {
     clearInterval(poll);
     document.body.classList.remove("busy");
+    if ($("problem").textContent === AT_WORK) forgive();
     $("how").disabled = !state.open;
     for (const id of ["move", "take", "file"]) $(id).disabled = false;
   }
