@@ -32,9 +32,10 @@ def examine(folder: str | Path = ".", config: str | Path | None = None) -> dict[
     dict
         Plain values, ready for JSON: ok (the default path runs: versions, default backends, starter weights, disk),
         problems (each {"problem", "remedy"}), python, platform, cellkit, device, memory, disk, packages, backends,
-        weights, formats, data; and of a configuration forecast, {stage: {"seconds", "peak_bytes"}}.
+        weights, formats, data; and of a configuration forecast, {stage: {"seconds", "peak_bytes"}}, and recipes, what those that
+        it names say of their time.
     """
-    forecast = {"forecast": check_forecast(config)} if config is not None else {}
+    forecast = check_forecast(config) if config is not None else {}
     packages, backends, weights = check_packages(), check_backends(), check_weights()
     found: dict[str, Any] = {
         "ok": True,
@@ -210,7 +211,12 @@ def check_data() -> dict[str, Any]:
 
 
 def check_forecast(config: str | Path) -> dict[str, Any]:
-    """Return what each stage of a configuration's run will take here; {} where that cannot be told.
+    """Return what the notebooks of a configuration's run will take here.
+
+    Returns
+    -------
+    dict
+        forecast, by stage; {} where that cannot be told; recipes, in words.
 
     Raises
     ------
@@ -218,15 +224,17 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
         It is no configuration, or such a run would be refused.
     """
     from cellkit.config.reading import load_config
-    from cellkit.config.sections import STAGES
-    from cellkit.run.forecast import forecast_run, noted
+    from cellkit.run.forecast import forecast_run, noted, recipes_in_words
+    from cellkit.run.notebooks import notebooks_of
     from cellkit.run.preflight import check_run
 
     cfg = load_config(config)
     outlook = check_run(cfg)
     if errors := outlook.errors():
         raise UserError(errors[0].problem, f"{errors[0].remedy}; `cellkit check {config}` lists all that is wrong")
-    return noted(forecast_run(cfg, STAGES, outlook.records, outlook.instances))
+    books = notebooks_of(cfg)
+    told = forecast_run(cfg, [book.name for book in books], outlook.records, outlook.instances)
+    return {"forecast": noted(told), "recipes": recipes_in_words(books)}
 
 
 # ---- in words ------------------------------------------------------------------------------------------------------
@@ -248,6 +256,7 @@ def report_text(found: dict[str, Any]) -> str:
     lines += [f"weights  {w['name']:<22} {_state(w)}" for w in found["weights"]]
     lines += [f"format   {f['kind']:<22} {_state(f)}" for f in found["formats"]]
     lines += _forecast_lines(found["forecast"]) if "forecast" in found else []
+    lines += [f"recipes  {found['recipes']}"] if found.get("recipes") else []
     lines += [f"problem  {p['problem']}\n         -> {p['remedy']}" for p in found["problems"]]
     return "\n".join(
         [*lines, "all the default path needs is here" if found["ok"] else "the default path cannot run yet"]

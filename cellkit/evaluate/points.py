@@ -151,7 +151,7 @@ def open_models(checkpoints: Mapping[str, Path], namer: Callable | None = None) 
     checkpoints : mapping
         ``<model>_checkpoint`` -> its path; what gives Cellpose's cells a class stands for Cellpose with classes.
     namer : callable, optional
-        (image, cells) -> the cells with a class, see `cellkit.models.crop_classifier.load`.
+        (image, cells) -> the cells with a class, see `cellkit.models.crop_classifier.crop_namer`.
 
     Returns
     -------

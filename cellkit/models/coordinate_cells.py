@@ -99,13 +99,17 @@ def search_peaks(seen: Sequence[Seen], fixed: dict[str, float | None]) -> dict[s
     from itertools import product
 
     grid = {name: own if fixed[name] is None else (fixed[name],) for name, own in PEAKS.items()}
+    thresholds, *others = grid.values()
     scores = []
     for one in seen:
-        row = []
-        for values in product(*grid.values()):
-            places, heights = peaks(one.inside, *values)
-            row.append(point_score([one.truth], [in_image(places, len(one.inside), one.truth.shape)], [heights]))
-        scores.append(np.reshape(row, [len(own) for own in grid.values()]))
+        columns = []
+        for values in product(*others):
+            places, heights = peaks(one.inside, min(thresholds), *values)
+            points, column = in_image(places, len(one.inside), one.truth.shape), []
+            for kept in (heights > least for least in thresholds):  # a lower peak never hides a higher one
+                column.append(point_score([one.truth], [points[kept]], [heights[kept]]))
+            columns.append(column)
+        scores.append(np.transpose(columns).reshape([len(own) for own in grid.values()]))
     at = nearest_to_default(np.stack(scores)) if scores else (0,) * len(grid)
     return {name: own[k] for (name, own), k in zip(grid.items(), at, strict=True)}
 

@@ -175,7 +175,7 @@ def lacking(run: RunFiles, split: str | None = None) -> str:
     if not run.models:
         return f"no model has found cells yet (finished: {', '.join(run.stages) or 'nothing'})"
     if not run.truths:
-        return "04_cells_to_coco has not run, which writes the true cells"
+        return "neither 04_cells_to_coco nor a recipe has written the true cells"
     known = [one for one in SPLITS if one in run.scored_truths]
     if not known:
         return run.no_accuracy or "no validation or test image is labelled"
@@ -184,9 +184,8 @@ def lacking(run: RunFiles, split: str | None = None) -> str:
 
 def labels_sha256(run: RunFiles) -> str:
     """Return a hash of the images and true cells that models are scored against: the same in runs that can be compared."""
-    files = ("coco_val", "coco_test")
-    outputs = run.stages.get("04_cells_to_coco", {}).get("outputs", {})
-    return sha256_json([outputs.get(key, {}).get("sha256") for key in files])
+    outputs = {key: value for entry in run.stages.values() for key, value in entry["outputs"].items()}
+    return sha256_json([outputs.get(key, {}).get("sha256") for key in ("coco_val", "coco_test")])
 
 
 def compare(runs: Sequence[RunFiles], split: str | None = None, bootstrap: int = BOOTSTRAP) -> Comparison:

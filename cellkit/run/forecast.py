@@ -43,6 +43,7 @@ from cellkit.models.shared.cost import Cost
 from cellkit.models.shared.fine_tuning import SEARCHED_ON
 from cellkit.models.shared.inputs import CELL_PX, bytes_for
 from cellkit.modules import optional
+from cellkit.run.notebooks import Notebook
 from cellkit.settings import weights_fields
 from cellkit.sources.loading import is_perhaps
 
@@ -169,7 +170,7 @@ def forecast_run(
     Parameters
     ----------
     stages : iterable of str
-        Those that will run.
+        Those that will run; only their backends are timed. A recipe is not forecast, see `recipes_in_words`.
     records, instances : sequences
         The images, and the labels they came with.
 
@@ -183,7 +184,8 @@ def forecast_run(
     wanted = {name: STAGES[name] for name in stages if name in STAGES}
     if not records or not _worth(cfg, wanted.values()):
         return {}
-    speeds = {section: speed_of(*_backend_of(cfg, section)) for section in ("label", "finetune", "maskrcnn")}
+    used = [section for section in ("label", "finetune", "maskrcnn") if section in wanted.values()]
+    speeds = {section: speed_of(*_backend_of(cfg, section)) for section in used}
     speeds[FLOOR] = speed_of(FLOOR, {})
     if None in speeds.values():
         return {}
@@ -203,7 +205,8 @@ def _worth(cfg: Config, sections: Iterable[str]) -> bool:
 def _backend_of(cfg: Config, section: str) -> tuple[str, dict[str, Any]]:
     """Return a section's backend, and the settings to time a training with it: its own, with weights that are here."""
     own = getattr(cfg, section)
-    if section == "label" and own.backend == cfg.finetune.backend:  # what is timed for 03 serves here too
+    shared = own.backend == cfg.finetune.backend and "finetune" not in cfg.leave_out
+    if section == "label" and shared:  # what is timed for 03 serves here too
         settings = _backend_of(cfg, "finetune")[1]
         weights = dict.fromkeys(
             weights_fields(backend_module(own.backend).TrainSettings), str(locate_weights(own.model))
@@ -283,7 +286,7 @@ class _Images:
 
 def _forecast(run: _Images, section: str, speeds: Mapping[str, Speed]) -> Forecast:
     """Return what one stage will take."""
-    speed = speeds.get(section) or speeds["label"]
+    speed = speeds.get(section) or speeds.get("label") or speeds[FLOOR]
     seconds, held, of_step = STARTS[section] * speed.start_s, float(speed.start_bytes), 0.0
     if section == "convert":
         seconds += CONVERT_S * sum(run.px) / 1e6
@@ -328,7 +331,7 @@ def _at_once(config: Schedule) -> int:
 def remarks(cfg: Config) -> list[str]:
     """Return what to say of a network that is made for a GPU where there is none: how large it is, and what to take instead."""
     said = {}
-    for section in ("label", "finetune"):
+    for section in sorted({"label", "finetune"} - set(cfg.leave_out), reverse=True):
         backend, settings = _backend_of(cfg, section)
         lighter, speed = optional(backend_module(backend), "LIGHTER"), None
         if lighter:
@@ -409,6 +412,12 @@ def in_words(found: Mapping[str, Forecast]) -> str:
     return f"about {time_} on this computer, {held / GB:.1f} GB" + f", and {on_gpu / GB:.1f} GB of its GPU" * (
         on_gpu > 0
     )
+
+
+def recipes_in_words(books: Iterable[Notebook]) -> str:
+    """Return what the recipes among notebooks say of their time, which is not timed here; "" where none says it."""
+    own = [f"{book.name} about {book.minutes:g} min" for book in books if book.name not in STAGES and book.minutes]
+    return f"{', '.join(own)} on two cores, as its notebook says; not timed here" if own else ""
 
 
 def noted(found: Mapping[str, Forecast]) -> dict[str, dict[str, float]]:

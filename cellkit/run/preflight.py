@@ -59,8 +59,6 @@ from cellkit.settings import weights_fields
 from cellkit.sources.loading import is_perhaps
 from cellkit.sources.source_tables import header_of, sample_ids
 
-# models whose predictions a run has, see `evaluate.submit`
-
 
 # ---- labels and models -----------------------------------------------------------------------------------------------
 def check_labels(outlook: Outlook) -> None:

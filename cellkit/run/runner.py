@@ -252,7 +252,7 @@ class _Runner:
 
     def _tell_forecast(self, outlook: Outlook, names: list[str]) -> None:
         """Say how long the run will take and how much memory, as far as that can be told, and note it in the manifest."""
-        from cellkit.run.forecast import forecast_run, in_words, noted, remarks
+        from cellkit.run.forecast import forecast_run, in_words, noted, recipes_in_words, remarks
 
         self.forecast = forecast_run(self.cfg, names, outlook.records, outlook.instances)
         if self.forecast:
@@ -262,6 +262,8 @@ class _Runner:
             manifest = read_manifest(self.folder)
             manifest["forecast"] = manifest.get("forecast", {}) | noted(self.forecast)
             write_json(self.folder / MANIFEST, manifest, indent=1)
+        if recipes := recipes_in_words(book for book in self.chosen if book.name in names):
+            self.console.line(f"recipes: {recipes}")
 
     def _note_taken(self, book: Notebook, manifest: dict[str, Any]) -> None:
         """Note beside the forecast of a stage what it took."""

@@ -12,6 +12,7 @@ from cellkit import machine, manifest, models
 from cellkit.commands import machine_report
 from cellkit.fetch.find import find_weights
 from cellkit.models import weights
+from cellkit.run import forecast
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,24 @@ class TestHere:
         assert "8m20s, 2.1 GB" in text and "forecast cannot be told" in machine_report.report_text(
             found | {"forecast": {}}
         )
+
+    def test_the_notebooks_that_a_configuration_runs_are_forecast(self, monkeypatch, tmp_path):
+        asked = []
+        monkeypatch.setattr(forecast, "forecast_run", lambda cfg, stages, *_: asked.extend(stages) or {})
+        path = tmp_path / "run.yaml"
+        path.write_text(
+            "classes: [HEK, N2a]\nconvert: {channels: {nuclei: DAPI}}\nleave_out: [label, maskrcnn]\nrecipes: {unet_border: {}}\n"
+        )
+        told = machine_report.check_forecast(path)
+        assert asked == [
+            "01_convert", "03_finetune_cellpose", "04_cells_to_coco", "11_unet_border", "06_evaluate_map_iou"
+        ]  # fmt: skip
+        assert told["forecast"] == {} and told["recipes"].startswith("11_unet_border about 12 min")
+
+    def test_the_minutes_of_recipes_are_said(self, found):
+        text = machine_report.report_text(found | {"forecast": {}, "recipes": "11_unet_border about 12 min"})
+        assert "\nrecipes  11_unet_border about 12 min" in text
+        assert "recipes " not in machine_report.report_text(found | {"forecast": {}, "recipes": ""})
 
     def test_words(self, found):
         text = machine_report.report_text(found)

@@ -106,6 +106,16 @@ def test_cells_that_touch_have_a_peak_each_and_grow_to_their_outlines():
         assert not found.overlapping and ((found.scores > 0.5) & (found.scores <= 1)).all()
 
 
+@given(
+    st.integers(0, 99), st.sampled_from([0.0, 0.5, 1.5]), st.sampled_from([1, 3, 8]), st.sampled_from([0.5, 0.7, 0.9])
+)
+def test_a_higher_threshold_only_leaves_peaks_out(seed, blur_px, distance_px, threshold):
+    inside = np.random.default_rng(seed).integers(0, 11, (24, 24)).astype(np.float32) / 10  # with ties
+    places, heights = peaks(inside, 0.3, blur_px, distance_px)
+    fewer, higher = peaks(inside, threshold, blur_px, distance_px)
+    assert np.array_equal(places[heights > threshold], fewer) and np.array_equal(heights[heights > threshold], higher)
+
+
 def test_two_points_in_a_pixel_are_one_cell_and_no_point_is_none():
     image, truth = discs((36, 40, 12))
     inside = np.zeros((32, 32), np.float32)

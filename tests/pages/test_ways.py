@@ -307,3 +307,15 @@ def test_the_command_prints_tables_writes_the_page_and_says_what_was_left_out(sa
     assert [way["name"] for way in json.loads(out)["sets"][0]["ways"]] == ["perfect", "plain", "shifted"]
     code, _, err = said("compare", tmp_path / "nowhere")
     assert code == 2 and "there is no run folder" in err
+
+
+def test_runs_in_which_a_recipe_writes_the_true_cells_are_told_apart_by_them(tmp_path, monkeypatch):
+    runs = [make_run(tmp_path / "one", {"unet": lambda k, cells: cells})]
+    monkeypatch.setitem(SPLITS, "test", 3)
+    runs.append(make_run(tmp_path / "other", {"unet": lambda k, cells: cells}))
+    for run in runs:
+        manifest = read_manifest(run.folder)
+        manifest["stages"]["31_blood_cells"] = manifest["stages"].pop("04_cells_to_coco")
+        write_json(run.folder / "manifest.json", manifest)
+    compared, left_out = compare_runs([run.folder for run in runs], bootstrap=0)
+    assert [one.images for one in compared] == [6, 3] and not left_out

@@ -141,6 +141,33 @@ def test_what_is_not_worth_a_forecast_is_not_timed(config, timed):
     assert forecast_run(cfg, STAGES, images()) == {} and forecast_run(config(), STAGES, []) == {} and not timed
 
 
+def test_what_is_left_out_is_neither_timed_nor_told(config, timed):
+    left = "convert: {source: folder}\nleave_out: [%s]\n"
+    cfg = config(left % "label, finetune")
+    stages = [name for name, section in STAGES.items() if section not in cfg.leave_out]
+    found = forecast_run(cfg, stages, images(6, 14))
+    assert list(found) == stages and found["01_convert"].seconds > 0
+    assert [name for name, _ in timed] == [cfg.maskrcnn.backend, "threshold"]
+    timed.clear()
+    assert forecast_run(config(left % "label, finetune, coco, maskrcnn"), ["01_convert"], images()) == {} and not timed
+    without = config("leave_out: [finetune]\nfinetune: {base: nowhere.safetensors}")
+    assert forecast._backend_of(without, "label")[0] == without.label.backend, (
+        "weights that nobody opens are not looked for"
+    )
+
+
+def test_a_large_network_that_is_left_out_is_not_remarked_on(config, timed):
+    cfg = config("leave_out: [label, finetune]\nlabel: {backend: cellpose_sam}\nfinetune: {backend: cellpose_sam}")
+    assert forecast.remarks(cfg) == [] and not timed
+
+
+def test_recipes_say_their_own_minutes():
+    books = [SimpleNamespace(name="01_convert", minutes=0.2), SimpleNamespace(name="31_blood_cells", minutes=4)]
+    told = forecast.recipes_in_words(books)
+    assert told == "31_blood_cells about 4 min on two cores, as its notebook says; not timed here"
+    assert forecast.recipes_in_words(books[:1]) == ""
+
+
 def test_a_backend_is_timed_once_for_a_machine_and_its_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     called = []
