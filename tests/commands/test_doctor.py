@@ -76,7 +76,8 @@ class TestHere:
         monkeypatch.setattr(forecast, "forecast_run", lambda cfg, stages, *_: asked.extend(stages) or {})
         path = tmp_path / "run.yaml"
         path.write_text(
-            "classes: [HEK, N2a]\nconvert: {channels: {nuclei: DAPI}}\nleave_out: [label, maskrcnn]\nrecipes: {unet_border: {}}\n"
+            "classes: [HEK, N2a]\nconvert: {channels: {nuclei: DAPI}}\n"
+            "leave_out: [label, maskrcnn]\nrecipes: {unet_border: {}}\n"
         )
         told = machine_report.check_forecast(path)
         assert asked == [
