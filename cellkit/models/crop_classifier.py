@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
 
 NAME = "crop_classifier"
-MOST_CELLS = 1500  # of a class that teach; their cut-outs are kept in memory
 SHIFT_PX = 12  # by which a cut-out is moved at most
 WIDTHS = (16, 32, 64, 96, 128)
 STARTER = PACKAGE / "starter" / "starter_light.safetensors"  # no image of the user taught it
@@ -214,10 +213,10 @@ def train_crop_classifier(train: CellDataset, val: CellDataset, config: Settings
     Raises
     ------
     UserError
-        Fewer than two classes, or no training cell of one.
+        Fewer than two classes, or no training cell of one that is large enough to teach.
     """
     out = Path(out)
-    _refuse_untaught(train)
+    _refuse_untaught(train, config)
     cuts, levels, classes = _taught(train, config)
     network = placed(len(train.classes), config)
     loss_at = CropLoss(network, cuts, levels, classes, config)
@@ -260,12 +259,15 @@ def placed(classes: int, config: Settings) -> Any:
     return network.arithmetic.placed(network)
 
 
-def _refuse_untaught(train: CellDataset) -> None:
-    taught = np.concatenate([np.zeros(0, np.int64), *(cells.class_ids for cells in train.instances)])
+def _refuse_untaught(train: CellDataset, config: Settings) -> None:
+    taught = np.concatenate([np.zeros(0, np.int64), *(_known(cells, config).class_ids for cells in train.instances)])
     lacking = [name for k, name in enumerate(train.classes, 1) if not (taught == k).any()]
     if len(train.classes) < 2 or lacking:
         what = f"no training cell of {', '.join(lacking)}" if lacking else "fewer than two classes"
-        raise UserError(f"{what}: there is nothing to tell apart", "label cells of every class in training images")
+        raise UserError(
+            f"{what}: there is nothing to tell apart",
+            f"label cells of every class in training images; those below min_area_px, {config.min_area_px}, do not teach",
+        )
 
 
 def _known(cells: Instances, config: Settings) -> Instances:
@@ -321,6 +323,7 @@ class Teller:
         return np.concatenate(told)
 
 
+@random_state_kept()
 def crop_namer(checkpoint: str | Path) -> Callable[[np.ndarray, Instances], Instances]:
     """Return the function (image (H, W, 3) uint8, cells) -> the same cells, each with the likeliest class.
 

@@ -73,6 +73,14 @@ def test_it_tells_the_drawn_lines_apart_and_leaves_outlines_alone(learned, drawn
     assert metrics["cells"].keys() == {"HEK", "N2a"} and metrics["chosen_by"] == []
 
 
+def test_opening_a_classifier_leaves_what_is_drawn_after_it_as_it_was(learned):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    crops.crop_namer(learned)
+    assert torch.equal(torch.rand(3), wanted)
+
+
 def test_a_folder_to_be_judged_by_trains_nothing_again(learned, drawn, tmp_path, monkeypatch):
     def step(*_):
         raise AssertionError("a step was taken")
@@ -96,6 +104,9 @@ def test_cells_of_unknown_class_and_small_ones_do_not_teach(drawn):
 
 
 def test_without_a_cell_of_every_class_there_is_nothing_to_learn(drawn, tmp_path):
+    with pytest.raises(UserError, match="no training cell of HEK, N2a"):
+        too_large = crops.Settings(**SMALL, min_area_px=10**6)
+        crops.train_crop_classifier(drawn.select("train"), drawn.select("val"), too_large, tmp_path)
     alone = drawn.select("train", "HEK")
     with pytest.raises(UserError, match="no training cell of N2a"):
         crops.train_crop_classifier(alone, drawn.select("val"), crops.Settings(**SMALL), tmp_path)
