@@ -2,7 +2,7 @@
 
     python benchmarks/ablate_border.py ceiling --data DSB2018                        # each modality, up to --images of it
     python benchmarks/ablate_border.py models --run RUN --work DIR [--set key=value]  # recipe 11 and the tuned Cellpose U-Net
-    python benchmarks/ablate_border.py balance --run RUN --work DIR                  # five short trainings
+    python benchmarks/ablate_border.py balance --run RUN --work DIR                  # six short trainings
     python benchmarks/ablate_border.py encoders --run RUN --work DIR                 # short trainings of small encoders
 
 RUN is a run folder in which 01 was run with `configs/unet_border.yaml`, whose split counts; of its pictures those of 520 x 696
