@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
 
 NAME = "unet_border"
+DEFAULTS = {**SHOWN, **READ}  # of settings that nothing sets
 TITLE = "U-Net with touching border"
 REQUIRES = ("torch", "segmentation_models_pytorch", "skimage")
 INSTALL = "pip install 'cellkit[unet]'"
@@ -131,7 +132,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     from cellkit.models.border_network import load_network
 
     network, card = load_network(checkpoint, NAME, getattr(settings, "precision", None))
-    used = merged(settings, card.config, {**SHOWN, **READ})
+    used = merged(settings, card.config, DEFAULTS)
     doubts = Doubts(used["channels"], tuple(CHANNELS))
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
@@ -240,7 +241,7 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
     from cellkit.models.border_network import start_network
 
     network = start_network(None, config.seed, config.precision, _shape(config, 1))
-    settings = merged(config, {}, {**SHOWN, **READ}) | {"diameter_px": CELL_PX}
+    settings = merged(config, {}, DEFAULTS) | {"diameter_px": CELL_PX}
     item = _prepared(image, truth, config, settings, 1)
     loss_at = BorderLoss(network, [item], 3, BATCH, config.crop_px, config.seed, config.balance)
     return timed_cost(
@@ -273,7 +274,7 @@ def _shape(config: TrainSettings, classes: int) -> dict[str, Any]:
 def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:
     """Return the settings while training: the diameter of the labels, thresholds at their defaults where none is set."""
     diameter_px = config.diameter_px or diameter.diameter_of(train.instances)
-    return {**merged(config, {}, {**SHOWN, **READ}), "diameter_px": diameter_px}
+    return {**merged(config, {}, DEFAULTS), "diameter_px": diameter_px}
 
 
 def _searched(config: TrainSettings) -> list[str]:

@@ -181,9 +181,8 @@ def test_an_image_is_read_as_the_line_of_most_of_its_cells(monkeypatch):
     for classes, cells in (([2, 2, 1, 1], 4), ([1, 1, 2, 2], 3)):  # of line 2 what is scored 0.3 is a cell, too
         shown = (found, np.zeros((3, *SHAPE), np.float32))
         monkeypatch.setattr(maskrcnn_detect, "raw_detections", lambda *given, shown=shown: shown)
-        monkeypatch.setattr(
-            maskrcnn_detect, "_classes", lambda *given, classes=classes: np.array(classes[: len(given[2])])
-        )
+        told = np.eye(2)[np.array(classes) - 1]
+        monkeypatch.setattr(maskrcnn_detect.SeenByDetector, "_logits_of", lambda self, places, told=told: told[places])
         settings = DEFAULTS | {"by_line": {"2": {"score_threshold": 0.2}}}
         model = SimpleNamespace(cell_classifier=None)
         assert len(maskrcnn_detect.detect_image(model, np.zeros((*SHAPE, 3), np.uint8), settings)) == cells

@@ -13,6 +13,7 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.models import maskrcnn_detect, training, weights
 from cellkit.models import maskrcnn_torchvision as maskrcnn
+from cellkit.models.cell_classifier import class_logits
 from cellkit.models.maskrcnn_cache import MOST_VIEWS, TURNS, EncodedViews, turned
 from cellkit.models.maskrcnn_network import build, target
 from cellkit.models.shared import detector_training
@@ -251,9 +252,8 @@ def test_the_detector_tells_classes_by_itself_and_learns_them_from_known_cells()
     assert head.loss(features[0], [{"boxes": boxes, "classes": torch.zeros(2, dtype=torch.int64)}]).item() == 0
     assert head(features[0], [boxes[:0]]).shape == (0, 2)
     votes = np.log(np.array([[0.9, 0.1]]))
-    said = maskrcnn_detect._classes(
-        model.eval().cell_classifier, np.zeros((3, 96, 96), np.float32), boxes[:1].numpy(), votes
-    )
+    logits = class_logits(model.eval().cell_classifier, np.zeros((3, 96, 96), np.float32), boxes[:1].numpy())
+    said = maskrcnn_detect._classes(logits, votes)
     assert said.tolist() == [1], "a classifier that knows nothing is outvoted"
 
 

@@ -68,7 +68,9 @@ class TestFindModel:
 
     def test_a_model_of_a_run_comes_with_the_runs_conversion(self, run_dir):
         conversion = find_model(f"{run_dir}:threshold").conversion
-        assert conversion == Conversion(CHANNELS, 1, (1.0, 99.0), 0.5, always=False, made=run_dir / "images")
+        assert conversion == Conversion(
+            CHANNELS | {"red": None}, 1, (1.0, 99.0), 0.5, always=False, made=run_dir / "images"
+        )
 
     def test_a_run_whose_channels_were_colours_converts_pictures_too_but_its_own_not_twice(
         self, run_dir, tmp_path, capsys
