@@ -6,7 +6,7 @@ import argparse
 
 from cellkit.commands.shared import Answer, set_flag
 from cellkit.errors import UserError, nearest
-from cellkit.export.formats import FORMATS
+from cellkit.export import FORMATS
 
 ABOUT = "a model for other programs: bioimage.io, ONNX, TorchScript, Hugging Face"
 ORDER = 9

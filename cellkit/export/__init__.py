@@ -2,3 +2,11 @@
 
 It may import `cells`, `fetch`, `models`, `predict` and the ground.
 """
+
+FORMATS = {
+    "bioimageio": ".zip",
+    "onnx": ".onnx",
+    "torchscript": ".pt",
+    "torch-export": ".pt2",
+    "huggingface": "",
+}  # and how the name of what is written ends; "" = a folder

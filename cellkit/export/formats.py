@@ -6,18 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cellkit.errors import UserError
-from cellkit.export import texts
+from cellkit.export import FORMATS, texts
 from cellkit.export.network import exported, title_of_model
 from cellkit.files import write_text
 from cellkit.predict.model import AUTO, Model
 
-FORMATS = {
-    "bioimageio": ".zip",
-    "onnx": ".onnx",
-    "torchscript": ".pt",
-    "torch-export": ".pt2",
-    "huggingface": "",
-}  # and how the name of what is written ends; "" = a folder
 PUBLISHED = ("bioimageio", "huggingface")  # with a licence; of these the first names authors, too
 
 
