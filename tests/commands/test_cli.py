@@ -18,6 +18,8 @@ from cellkit.commands.shared import Answer, json_text
 from cellkit.errors import UserError
 
 HEAVY = (
+    "numpy",
+    "pydantic",
     "torch",
     "torchvision",
     "cellpose",
