@@ -25,7 +25,7 @@ from cellkit.machine import DATA_VARIABLE
 from cellkit.manifest import finished_entries, read_manifest
 from cellkit.models import check_backend, title_of
 from cellkit.pages.ways import compare_runs
-from cellkit.pages.ways_tables import to_text, write_markdown
+from cellkit.pages.ways_tables import read_parts, to_text, write_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ("dkfz", "two_lines", "dsb2018")
@@ -103,6 +103,18 @@ def unfinished(jobs: Sequence[Job], work: Path, also: Sequence[Path] = ()) -> li
     return lacking
 
 
+def of_other_sets(page: Path, sets: Sequence[str]) -> tuple[list[str], list[Quarantined]]:
+    """Return what the page tells of sets that are not run now: their parts, and what they lack."""
+    parts, lacking = read_parts(page)
+    kept = [name for name in SETS if name not in sets]
+    return (
+        [part for part in parts if part.splitlines()[0].removeprefix("## ").split(",")[0].startswith(tuple(kept))]
+        if kept
+        else [],
+        [item for item in lacking if item.item.startswith(tuple(kept))] if kept else [],
+    )
+
+
 def main() -> int:
     """Run, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,7 +146,8 @@ def main() -> int:
     missing += [item for item in left_out if item.item not in known]
     print(to_text(comparisons, missing))
     if given.page:
-        write_markdown(given.page, comparisons, missing)
+        others, lacking = of_other_sets(given.page, given.sets)
+        write_markdown(given.page, comparisons, [*lacking, *missing], others)
     return 0
 
 

@@ -17,6 +17,7 @@ from cellkit.pages.results import in_words
 from cellkit.pages.ways import Comparison
 
 BEGIN, END = "<!-- ways:begin -->", "<!-- ways:end -->"
+MISSING = "## Missing"
 CONVENTIONS = (
     "MAP IoU: kaggle (IoU > 0.50:0.05:0.95, mean of images), with its 95 % interval. Against the chosen: the mean difference of "
     "the same images, drawn again together; each interval stands by itself. Class right: of matched cells (IoU > 0.5) whose "
@@ -216,8 +217,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def to_markdown(comparisons: Iterable[Comparison], missing: Sequence[Quarantined] = ()) -> str:
-    """Return comparisons as Markdown: a part per set of labels, and what is missing last."""
+def to_markdown(
+    comparisons: Iterable[Comparison], missing: Sequence[Quarantined] = (), others: Sequence[str] = ()
+) -> str:
+    """Return comparisons as Markdown: a part per set of labels, `others` that were written before, and what is missing last."""
     parts = [f"{CONVENTIONS} {COSTS}"]
     for one in comparisons:
         parts += [f"## {title_of(one)}", about(one), one.verdict]
@@ -227,8 +230,9 @@ def to_markdown(comparisons: Iterable[Comparison], missing: Sequence[Quarantined
                 f"### {grid.title}",
                 "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in [*head, *grid.rows]),
             ]
+    parts += others
     if missing:
-        parts += ["## Missing", "\n".join(f"- {_plain(item.item)}: {_plain(item.reason)}" for item in missing)]
+        parts += [MISSING, "\n".join(f"- {_plain(item.item)}: {_plain(item.reason)}" for item in missing)]
     return "\n\n".join(parts)
 
 
@@ -237,15 +241,39 @@ def _plain(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def write_markdown(path: str | Path, comparisons: Sequence[Comparison], missing: Sequence[Quarantined] = ()) -> Path:
+def read_parts(path: str | Path) -> tuple[list[str], list[Quarantined]]:
+    """Return the parts of a page between its marks, one per set of labels, and what it says is missing; none without a page.
+
+    A part begins with its heading, "## ", which names the runs that are compared.
+    """
+    if not Path(path).exists():
+        return [], []
+    text = decoded(Path(path).read_bytes()).partition(BEGIN)[2].partition(END)[0]
+    parts = [f"## {part.strip()}" for part in f"\n{text}".split("\n## ")[1:]]
+    lines = [line for part in parts if part.startswith(MISSING) for line in part.splitlines() if line.startswith("- ")]
+    lacking = [Quarantined(*line.removeprefix("- ").split(": ", 1)) for line in lines]
+    return [part for part in parts if not part.startswith(MISSING)], lacking
+
+
+def write_markdown(
+    path: str | Path,
+    comparisons: Sequence[Comparison],
+    missing: Sequence[Quarantined] = (),
+    others: Sequence[str] = (),
+) -> Path:
     """Write comparisons to a page: between its marks where it has them, else as a page of their own.
+
+    Parameters
+    ----------
+    others : sequence of str
+        Parts of the page, as `read_parts` returns them, that stay as they are.
 
     Raises
     ------
     UserError
         A file that is there and has no marks: it is not written over.
     """
-    path, text = Path(path), to_markdown(comparisons, missing)
+    path, text = Path(path), to_markdown(comparisons, missing, others)
     if not path.exists():
         return write_text(path, f"# Which way wins\n\n{BEGIN}\n\n{text}\n\n{END}\n")
     page = decoded(path.read_bytes())

@@ -12,13 +12,13 @@ from cellkit.cells.dataset import CellDataset, predict_all
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord, write_records
 from cellkit.config.reading import load_config
-from cellkit.errors import UserError
+from cellkit.errors import Quarantined, UserError
 from cellkit.files import read_json, write_json
 from cellkit.formats.coco import write_coco, write_predictions
 from cellkit.manifest import measured, read_manifest
 from cellkit.pages.costs import cost_of, needed_stages
 from cellkit.pages.ways import compare_runs, conventions_of, off, without_unknown
-from cellkit.pages.ways_tables import BEGIN, END, grids_of, to_markdown, write_markdown
+from cellkit.pages.ways_tables import BEGIN, END, grids_of, read_parts, to_markdown, write_markdown
 from cellkit.run.folder import Run
 
 REPO = Path(__file__).parents[2]
@@ -292,6 +292,17 @@ def test_the_tables_hold_the_numbers_and_the_page_keeps_its_words(comparison, tm
     page.write_text("mine")
     with pytest.raises(UserError, match="no place for the tables"):
         write_markdown(page, [comparison])
+
+
+def test_parts_of_a_page_that_are_not_made_again_stay(comparison, tmp_path):
+    page = tmp_path / "page.md"
+    assert read_parts(page) == ([], [])
+    write_markdown(page, [comparison], [Quarantined("dkfz, detectron2", "not there: install it")])
+    parts, lacking = read_parts(page)
+    assert len(parts) == 1 and lacking == [Quarantined("dkfz, detectron2", "not there: install it")]
+    before = page.read_text()
+    write_markdown(page, [], lacking, parts)
+    assert page.read_text() == before
 
 
 def test_the_command_prints_tables_writes_the_page_and_says_what_was_left_out(said, run, tmp_path):

@@ -11,6 +11,7 @@ import which_way
 
 from cellkit.errors import UserError
 from cellkit.files import write_json
+from cellkit.pages.ways_tables import BEGIN, END
 
 
 def test_a_set_comes_before_its_other_engines_and_what_is_not_installed_is_missing(monkeypatch):
@@ -74,3 +75,13 @@ def test_another_engine_begins_with_a_copy_of_a_finished_run_alone(work, monkeyp
     assert (work / "dkfz_detectron2" / "manifest.json").is_file()
     assert not (work / "two_lines_detectron2").exists()
     assert [how["env"]["OMP_NUM_THREADS"] for _, how in called] == ["1", "1"]
+
+
+def test_what_the_page_tells_of_sets_that_are_not_run_stays(tmp_path):
+    page = tmp_path / "page.md"
+    missing = "## Missing\n\n- dkfz: not run\n- dsb2018: not run"
+    page.write_text(f"{BEGIN}\n\nConventions\n\n## dkfz, dkfz_more\n\n### Score\n\n## dsb2018\n\n{missing}\n\n{END}\n")
+    parts, lacking = which_way.of_other_sets(page, ["dsb2018"])
+    assert parts == ["## dkfz, dkfz_more\n\n### Score"]
+    assert [item.item for item in lacking] == ["dkfz"]
+    assert which_way.of_other_sets(page, which_way.SETS) == ([], [])
