@@ -120,9 +120,9 @@ def whole_crop(model: str, image, window: Window, light, folder: Path) -> Instan
         cells = brighter(grey, limit)
         found = parted(grey, pieces_of(cells), depth_of(cells), limit, DIAMETER_PX)
         return found[found.areas_px >= threshold.DEFAULTS["min_area_px"]]
+    from cellkit.models.shared.whole_light import contrast_of
     from cellkit.models.unet_maps import FRAME_PX, OVERLAP_PX, TILE_PX, forward
     from cellkit.models.unet_network import load_network
-    from cellkit.models.unet_windows import contrast_of
 
     network, card = load_network(find_weights(model), None)
     used = {

@@ -15,11 +15,14 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.windows import Window
 from cellkit.errors import UserError
 from cellkit.models import weights
 from cellkit.models.cell_regression import Learned, Regression, learn, log_loss, right_share, softmax
 from cellkit.models.gate import unit_of
 from cellkit.models.shared.contract import BatchSegmenter, Segmenter
+from cellkit.models.shared.in_windows import Changed, InWindows, WholeImage
+from cellkit.models.shared.whole_light import in_light_of
 from cellkit.settings import Frozen
 
 if TYPE_CHECKING:
@@ -338,4 +341,11 @@ def named_by(segmenter: Segmenter, named: Callable[[np.ndarray, Instances], Inst
             segmenter.left_out.clear()
             yield named(waiting.popleft(), found), counts
 
-    return BatchSegmenter(find_each, segmenter.settings, segmenter.bytes_for)
+    def in_windows(whole: WholeImage) -> InWindows:
+        def change(window: Window, found: Instances) -> Instances:
+            with in_light_of(whole.light):
+                return named(whole.part(window), found)
+
+        return Changed(segmenter.in_windows(whole), change)
+
+    return BatchSegmenter(find_each, segmenter.settings, segmenter.bytes_for, in_windows, segmenter.whole_only)

@@ -14,6 +14,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.models.cell_features import centres_at, tiles_of
 from cellkit.models.shared.inputs import labels_at, network_shape, resized
+from cellkit.models.shared.whole_light import light_of_whole, percentiles_of, varies
 
 CELL_PX = 40.0  # width of a cell where it is measured: spots and fibres are finer than outlines
 SIGMAS_PX = (1.0, 2.0, 4.0)
@@ -46,7 +47,7 @@ def texture_of_cells(image: np.ndarray, cells: Instances, diameter_px: float) ->
     shape = network_shape(image.shape[:2], diameter_px, 8, CELL_PX)
     seen = resized(image.transpose(2, 0, 1).astype(np.float32) / 255, shape, diameter_px > CELL_PX)
     labels, centres = np.maximum(labels_at(cells, shape), 0), centres_at(cells, shape)
-    told, darkest = _that_tell(seen), np.percentile(seen, 1, axis=(1, 2))
+    told, darkest = _that_tell(seen), _darkest(seen)
     found = np.zeros((len(cells), 3, OF_CHANNEL), np.float32)
     for rows, (top, bottom, left, right) in tiles_of(centres, shape) if told else ():
         part = slice(top, bottom), slice(left, right)
@@ -56,11 +57,19 @@ def texture_of_cells(image: np.ndarray, cells: Instances, diameter_px: float) ->
     return found.reshape(len(cells), FEATURES)
 
 
+def _darkest(planes: np.ndarray) -> np.ndarray:
+    """Return the 1st percentile of each of planes (3, h, w), or of the whole image that they are part of."""
+    light = light_of_whole()
+    if light is None:
+        return np.percentile(planes, 1, axis=(1, 2))
+    return np.concatenate([percentiles_of(one, (1,)) for one in light]) / 255
+
+
 def _that_tell(planes: np.ndarray) -> list[int]:
     """Return which of planes (C, h, w) are neither constant nor the same as an earlier one."""
     told: list[int] = []
     for k, plane in enumerate(planes):
-        if np.ptp(plane) > 0 and not any(np.array_equal(plane, planes[j]) for j in told):
+        if (np.ptp(plane) > 0 or varies(k)) and not any(np.array_equal(plane, planes[j]) for j in told):
             told.append(k)
     return told
 

@@ -37,6 +37,7 @@ from cellkit.models.sam_training import (
     steps_of,
     where_parts_matter,
 )
+from cellkit.models.sam_windows import sam_in_windows
 from cellkit.models.shared import diameter
 from cellkit.models.shared.contract import SMALLEST, Area, BatchSegmenter, Computed, Diameter, KeepsMaps, merged
 from cellkit.models.shared.cost import Cost, clock, timed_cost
@@ -165,7 +166,9 @@ def load(checkpoint: Path, settings: Settings | None = None) -> BatchSegmenter:
             begun = clock()
 
     diameter_px = used["diameter_px"] or CELL_PX
-    return BatchSegmenter(find_each, used, lambda shape: bytes_for(shape, diameter_px, BYTES_PER_PX))
+    size = lambda shape: bytes_for(shape, diameter_px, BYTES_PER_PX)  # noqa: E731
+    in_windows = lambda whole: sam_in_windows(network, whole, at_once=at_once, **used)  # noqa: E731
+    return BatchSegmenter(find_each, used, size, in_windows)
 
 
 def live(checkpoint: Path, settings: Settings | None = None) -> Live:

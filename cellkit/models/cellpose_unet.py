@@ -58,7 +58,7 @@ from cellkit.models.unet_maps import maps_to_read, segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, search_settings
 from cellkit.models.unet_style import style  # noqa: F401 - an ability of this backend
 from cellkit.models.unet_validation import Scorer
-from cellkit.models.unet_windows import UnetInWindows
+from cellkit.models.unet_windows import unet_in_windows
 from cellkit.models.weights import licence_from, parents_of
 from cellkit.settings import Percentiles, as_yaml, weights_field
 
@@ -185,7 +185,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
         doubts.note(image, found, left_out)
         return found
 
-    return Segmenter(find, used, _bytes_with(used), lambda whole: UnetInWindows(network, whole, **used))
+    return Segmenter(find, used, _bytes_with(used), lambda whole: unet_in_windows(network, whole, **used))
 
 
 def live(checkpoint: Path, settings: Settings | None = None) -> Live:

@@ -138,7 +138,8 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
         return found
 
     square_bytes = SQUARE_BYTES * (used["square_px"] / 224) ** 2
-    return Segmenter(find, used, lambda shape: round(BYTES_PER_PX * shape[0] * shape[1] + square_bytes))
+    size = lambda shape: round(BYTES_PER_PX * shape[0] * shape[1] + square_bytes)  # noqa: E731
+    return Segmenter(find, used, size, whole_only=f"it brings an image to a square of {used['square_px']} px")
 
 
 @random_state_kept()

@@ -23,6 +23,7 @@ from cellkit.models.cell_regression import log_loss, right_share, softmax
 from cellkit.models.shared.contract import Computed, Schedule
 from cellkit.models.shared.fine_tuning import scored_along
 from cellkit.models.shared.inputs import NORMALISE, vary
+from cellkit.models.shared.whole_light import percentiles
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.settings import Number
 
@@ -123,7 +124,7 @@ def cut_outs(image: np.ndarray, cells: Instances, side_px: int, shown_px: int) -
 
 def levels_of(image: np.ndarray) -> np.ndarray:
     """Return the 1st and 99th percentile of green and of blue, (2, 2) float32."""
-    return np.percentile(image[..., 1:], NORMALISE, axis=(0, 1)).astype(np.float32)
+    return np.stack([percentiles(image[..., k], k, NORMALISE) for k in (1, 2)], axis=1).astype(np.float32)
 
 
 def shown(cut: np.ndarray, levels: np.ndarray, mask: bool) -> np.ndarray:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.files import read_json, write_json
 from cellkit.models.shared import live
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.detections import Reading, read_detections
+from cellkit.models.shared.in_windows import AsPictures, WholeImage, own_cells
 from cellkit.models.shared.inputs import CELL_PX, bytes_for, network_shape, planes_of, resized
 from cellkit.models.shared.live import AREA, Live, Range, Read
 from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles, paste
@@ -65,7 +67,10 @@ class SeenByDetector:
         """
         if not settings.get("by_line"):
             return self._read(settings, left_out, quick)
-        own = settings["by_line"].get(line_of(self._read(settings, None, quick)), {})
+        line = settings.get("line")  # known already, of an image that this is a part of
+        own = settings["by_line"].get(
+            line_of(self._read(settings, None, quick).class_ids) if line is None else line, {}
+        )
         return self._read(settings | own, left_out, quick)
 
     def _read(self, settings: dict, left_out: Counter[str] | None, quick: bool) -> Instances:
@@ -97,10 +102,21 @@ class SeenByDetector:
 def segmenter(model, used: dict, bytes_per_px: int) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, by a network read with these settings."""
 
-    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        return detect_image(model, image, used, left_out)
+    def read_with(used: dict) -> Segmenter:
+        find = lambda image, left_out: detect_image(model, image, used, left_out)  # noqa: E731
+        size = lambda shape: bytes_for(shape, used["diameter_px"], used["flips"] * bytes_per_px)  # noqa: E731
+        return Segmenter(find, used, size, in_windows)
 
-    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], used["flips"] * bytes_per_px))
+    def in_windows(whole: WholeImage) -> AsPictures:
+        if not used.get("by_line"):
+            return AsPictures(read_with(used), whole)
+        kept = whole.folder / "line.json"
+        if not kept.is_file():
+            cells = own_cells(AsPictures(read_with(used | {"line": ""}), whole), whole.shape)
+            write_json(kept, {"line": line_of(np.concatenate([own.class_ids for own in cells]))})
+        return AsPictures(read_with(used | {"line": read_json(kept)["line"]}), whole)
+
+    return read_with(used)
 
 
 def live_detector(model, used: dict, bytes_per_px: int) -> Live:
@@ -137,15 +153,15 @@ def changed_by(used: dict, changed: Mapping[str, Any]) -> dict:
     return used | dict(changed) | {"by_line": lines or None}
 
 
-def line_of(cells: Instances) -> str:
+def line_of(class_ids: np.ndarray) -> str:
     """Return the number of the class that most cells of an image are of, as text; the first of equal ones, "" of none.
 
     Examples
     --------
-    >>> line_of(Instances.from_labels(np.array([[1, 2, 3]]), class_ids=[2, 1, 2]))
+    >>> line_of(np.array([2, 1, 0, 2]))
     '2'
     """
-    known = cells.class_ids[cells.class_ids > 0]
+    known = class_ids[class_ids > 0]
     return str(np.bincount(known).argmax()) if len(known) else ""
 
 

@@ -14,7 +14,7 @@ does not fall apart. With a diameter, flows are followed at network scale, and n
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -230,10 +230,21 @@ def at_network_scale(
 ) -> np.ndarray:
     """Return what the network is shown of an image, (3, h, w) float32: scaled as Cellpose 4 does, bilinearly."""
     planes = three_channels(image, channels, normalise)
+    return resized(planes, network_size(image.shape[:2], diameter_px), smaller=False)
+
+
+def network_size(shape: tuple[int, int], diameter_px: float | None) -> tuple[int, int]:
+    """Return height and width at network scale of an image with cells of that diameter.
+
+    Examples
+    --------
+    >>> network_size((101, 200), 60.0), network_size((101, 200), None)
+    ((50, 100), (101, 200))
+    """
     if diameter_px is None:
-        return planes
-    height, width = (max(1, int(side * CELL_PX / diameter_px)) for side in image.shape[:2])
-    return resized(planes, (height, width), smaller=False)
+        return tuple(shape)
+    height, width = (max(1, int(side * CELL_PX / diameter_px)) for side in shape)
+    return height, width
 
 
 def _begun(network: Any, image: np.ndarray, settings: tuple, cache: MapCache | None, waiting: deque) -> _Image:
@@ -251,7 +262,13 @@ def _begun(network: Any, image: np.ndarray, settings: tuple, cache: MapCache | N
 
 
 def _run(network: Any, squares: list[tuple[_Image, torch.Tensor]]) -> None:
-    """Let the network see squares, and add their maps to their images; half as many at a time where the memory is too small.
+    """Let the network see squares, and add their maps to their images."""
+    for (image, _), one in zip(squares, squares_seen(network, [square for _, square in squares]), strict=True):
+        image.found.append(one)
+
+
+def squares_seen(network: Any, squares: Sequence[Any]) -> list[torch.Tensor]:
+    """Return the maps of squares (3, t, t), float32 arrays or tensors; half as many at a time where the memory is too small.
 
     Raises
     ------
@@ -263,7 +280,7 @@ def _run(network: Any, squares: list[tuple[_Image, torch.Tensor]]) -> None:
     maps = None
     try:
         with torch.no_grad(), network.arithmetic.autocast():
-            maps = network(network.arithmetic.placed(torch.stack([square for _, square in squares]))).float()
+            maps = network(network.arithmetic.placed(torch.stack(list(map(torch.as_tensor, squares))))).float()
     except torch.OutOfMemoryError:
         if len(squares) == 1:
             raise
@@ -271,11 +288,8 @@ def _run(network: Any, squares: list[tuple[_Image, torch.Tensor]]) -> None:
         torch.cuda.empty_cache()
         half = (len(squares) + 1) // 2
         LOG.warning(f"out of memory: {half} squares are looked at together, not {len(squares)}")
-        _run(network, squares[:half])
-        _run(network, squares[half:])
-        return
-    for (image, _), one in zip(squares, maps, strict=True):
-        image.found.append(one)
+        return squares_seen(network, squares[:half]) + squares_seen(network, squares[half:])
+    return list(maps)
 
 
 def _finished(image: _Image, cache: MapCache | None) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.windows import BLOCK_PX, Window, taken, windows_of
 from cellkit.files import read_json, write_json
-from cellkit.models.shared.contract import WholeImage
+from cellkit.models.shared.in_windows import WholeImage
 from cellkit.models.threshold_steps import (
     SMOOTHED_PX,
     brighter,

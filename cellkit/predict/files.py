@@ -156,7 +156,7 @@ class _Job:
         measured: bool,
     ):
         self.window_px, self.measured = window_px, measured
-        self.large: list[Frame] = []  # those that are read window by window
+        self.large: list[tuple[Frame, float]] = []  # those that are read window by window, and by how much resized
         self.tables: dict[str, pd.DataFrame] = {}
         self.model, self.conversion, self.parts, self.out, self.form = model, conversion, parts, out, form
         self.labels = Path(labels) if labels is not None else None
@@ -198,9 +198,9 @@ class _Job:
             LOG.info(f"predict: {resumed} of {counted(len(frames), 'image')} done before")
         for frame, picture, found in progress(self._stream(todo, quarantined), "predict", len(todo)):
             self._keep(frame, picture, found, part_of[frame])
-        for frame in self.large:
+        for frame, scale in self.large:
             try:
-                self._find_large(frame, part_of[frame])
+                self._find_large(frame, scale, part_of[frame])
             except Exception as error:  # as for any image that the model fails on
                 if of_place(error):
                     raise
@@ -217,14 +217,17 @@ class _Job:
             segment = self.model.load(scale)
 
             def read(frame: Frame, scale=scale, later=later, segment=segment) -> Picture | None:
+                turn = [scale]
+
                 def ask(shape: tuple[int, int], own: float, in_windows: bool) -> None:
+                    turn[0] = own
                     if own == scale or not self.model.own_px:  # of another scale: when its turn comes
                         self._ask(segment, frame, shape, in_windows)
 
                 try:
                     picture = read_picture(frame, self.conversion, ask)
                 except _TooLarge:
-                    self.large.append(frame)
+                    self.large.append((frame, turn[0]))
                     return None
                 if self.model.own_px and picture.scale != scale:
                     later.setdefault(picture.scale, []).append(frame)
@@ -243,7 +246,8 @@ class _Job:
         """Refuse an image that does not fit into the memory; one that can be read window by window, by `_TooLarge`."""
         from cellkit.machine import check_memory
 
-        able = in_windows and getattr(segment, "in_windows", None) is not None
+        reason = getattr(segment, "whole_only", "of it nothing else is known")  # a function that is no `Segmenter`
+        able = in_windows and not reason
         if able and self.window_px is not None and max(shape) > self.window_px:
             raise _TooLarge
         try:
@@ -255,12 +259,12 @@ class _Job:
                 raise _TooLarge from error
             if in_windows:
                 raise UserError(
-                    f"{error.problem}, and this model sees whole images only",
-                    "cut the image into tiles, use more memory, or a model that sees windows: threshold, cellpose_unet",
+                    f"{error.problem}, and this model sees whole images only: {reason}",
+                    "cut the image into tiles, use more memory, or a model that sees windows, such as cellpose_unet",
                 ) from error
             raise
 
-    def _find_large(self, frame: Frame, part: Path) -> None:
+    def _find_large(self, frame: Frame, scale: float, part: Path) -> None:
         """Find the cells of an image window by window, and write everything of it; its part last."""
         where = None
         if self.labels:
@@ -272,7 +276,7 @@ class _Job:
                 f"predict: no overlay of {frame.relative}: it is read window by window; look at its label image"
             )
         about = (self.conversion, self.model.classes, part, self.window_px, where, self.form, self.measured)
-        found = find_large(frame, self.model.load(), *about)
+        found = find_large(frame, self.model.load(scale), *about)
         self.notes[frame.image_id] = found.notes
         if found.table is not None:
             self.tables[frame.image_id] = found.table

@@ -20,7 +20,8 @@ from cellkit.cells.leftout import too_small
 from cellkit.cells.runs import cut_at_rows, merge_adjacent_of_each
 from cellkit.cells.windows import Window, windows_of
 from cellkit.files import atomic_path
-from cellkit.models.shared.contract import InWindows, Segmenter
+from cellkit.models.shared.contract import Segmenter
+from cellkit.models.shared.in_windows import InWindows, boxes_in, left_out_by, within
 from cellkit.scores.iou import overlaps
 
 WINDOW_PX, LEAST_WINDOW_PX = 4096, 512  # side of a window: the first, or half of it, and so on, that takes no more than
@@ -62,26 +63,21 @@ def cells_of_window(finder: InWindows, core: Window, shape: tuple[int, int]) -> 
     while True:
         seen = core.grown(halo, shape)
         cells, whole = finder.find(seen)
-        x, y, width, height = cells.boxes_xywh.T
-        y, x = y + seen.top, x + seen.left
-        own = _within(core, y + height / 2, x + width / 2)
+        boxes = boxes_in(cells, seen)
+        own = within(core, boxes)
         if (whole | ~own).all() or halo >= GROWTH * finder.halo_px:
             break
         halo *= 2
-    near = _within(core.grown(NEAR_PX, shape), y + height / 2, x + width / 2)
-    cut = seen.cuts(np.stack([x, y, x + width, y + height], axis=1), shape).any(axis=1)
+    near = within(core.grown(NEAR_PX, shape), boxes)
+    cut = seen.cuts(boxes, shape).any(axis=1)
     small = cells.areas_px < finder.min_area_px
     left_out = Counter({too_small(finder.min_area_px): int((own & small & ~cut).sum()),
-                        UNSURE: int((own & ~whole & ~cut & ~small).sum())})  # fmt: skip
+                        UNSURE: int((own & ~whole & ~cut & ~small).sum())}) + left_out_by(finder)  # fmt: skip
     kept = (own & (~small | cut)) | (near & whole & ~small)
     placed = placed_in(cells[kept], seen, shape)
     found = {name: getattr(placed, name) for name in ("starts", "lengths", "offsets", "scores", "class_ids")}
     sides = np.array([seen.top, seen.left, seen.bottom, seen.right])
     return found | {"own": own[kept], "piece": (own & cut & ~whole)[kept], "seen": sides}, +left_out
-
-
-def _within(window: Window, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return (window.top <= y) & (y < window.bottom) & (window.left <= x) & (x < window.right)
 
 
 def placed_in(cells: Instances, window: Window, shape: tuple[int, int]) -> Instances:

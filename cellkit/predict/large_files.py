@@ -24,7 +24,8 @@ from cellkit.microscope.file_info import COLOURS, LARGEST_PLANE_PX, Opened
 from cellkit.microscope.frames import Frame
 from cellkit.microscope.open import open_file
 from cellkit.microscope.windows import large_picture, plane_array
-from cellkit.models.shared.contract import Segmenter, WholeImage
+from cellkit.models.shared.contract import Segmenter
+from cellkit.models.shared.in_windows import WholeImage
 from cellkit.parallel import progress
 from cellkit.predict.images import Picture, record_of
 from cellkit.predict.large import (

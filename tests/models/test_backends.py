@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from backend_cases import EMPTY, config_of, each, history_of, lacks
+from window_cases import whole_of
 
 from cellkit.cells.dataset import predict_all
+from cellkit.cells.windows import Window
 from cellkit.errors import UserError
 from cellkit.models import backend_names, get_backend, if_able, threshold, unet_maps, weights
 from cellkit.models.shared import cost, detector_training, fine_tuning, inputs, tiles
+from cellkit.models.shared.in_windows import AsPictures
 from cellkit.models.unet_network import load_network
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
@@ -90,6 +93,17 @@ class TestContract:
             assert read({setting: value}, told, True).cells == moved.cells, "a reading that was made is kept"
         assert read({}, Counter(), False) == (first, True), "and back again"
         assert not len(read({"min_area_px": 10**6}, told, False).cells)
+
+    def test_sees_windows_or_says_why_not(self, name, trained, drawn, tmp_path):
+        segment, image = get_backend(name).load(trained[name], None), drawn.image(0)
+        assert bool(segment.whole_only) == (name == "coordinate")
+        if segment.whole_only:
+            return
+        finder = segment.in_windows(whole_of(image, tmp_path))
+        found, sure = finder.find(Window(0, 0, *image.shape[:2]))
+        (truth,) = segment([image])
+        assert sure.all() and found.shape == truth.shape
+        assert found == truth or not isinstance(finder, AsPictures), "shown the same, it finds the same"
 
     def test_is_a_stream(self, name, trained, drawn):
         asked = []

@@ -5,21 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
-import dask.array as da
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from window_cases import whole_of
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.windows import Window
-from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
 from cellkit.models import cellpose_unet, threshold, unet_maps, unet_windows
-from cellkit.models.shared.contract import WholeImage
+from cellkit.models.shared import maps_windows
+from cellkit.models.shared.in_windows import WholeImage
 from cellkit.models.shared.inputs import NORMALISE
 from cellkit.models.shared.resampling import nearest_of, resampled, source_of, weights
+from cellkit.models.shared.thresholds import AS_CELLPOSE
 from cellkit.models.threshold_steps import brighter, depth_of, parted, pieces_of, smoothed
+from cellkit.models.unet_network import load_network
 from cellkit.scores.iou import overlaps
 
 
@@ -36,12 +38,6 @@ def picture(seed: int, shape: tuple[int, int], radius=(5, 10)) -> np.ndarray:
     image = np.zeros((*shape, 3), np.uint8)
     image[..., 2] = np.clip(values, 0, 255)
     return image
-
-
-def whole_of(image: np.ndarray, folder: Path) -> WholeImage:
-    counts = [np.bincount(image[..., k].ravel()) for k in range(3)]
-    light = tuple((np.flatnonzero(one).astype(float), one[one > 0]) for one in counts)
-    return WholeImage(da.from_array(image, chunks=(70, 80, 3)), light, folder)
 
 
 @pytest.mark.parametrize("diameter_px", [None, 14.0])
@@ -114,7 +110,8 @@ def unet(image: np.ndarray, folder: Path, **more):
 def test_the_maps_are_those_of_the_whole_image(tmp_path, small_tiles, diameter_px, off):
     image = picture(2, (170, 230), radius=(0.3 * diameter_px, 0.5 * diameter_px))
     segment, finder = unet(image, tmp_path, diameter_px=diameter_px)
-    wanted = unet_maps.predict_maps(finder.network, image, diameter_px, "nuclei", NORMALISE)
+    network = load_network(find_weights("starter_light"))[0]
+    wanted = unet_maps.predict_maps(network, image, diameter_px, "nuclei", NORMALISE)
     assert finder.maps.shape == wanted.shape and wanted[2].max() > 0
     assert np.abs(finder.maps[...].astype(np.float32) - wanted).max() <= off
     (truth,) = segment([image])
@@ -129,7 +126,7 @@ def test_the_maps_are_those_of_the_whole_image(tmp_path, small_tiles, diameter_p
 def test_rows_of_tiles_that_are_done_are_not_done_again(tmp_path, small_tiles, monkeypatch):
     image = picture(3, (400, 150), radius=(8, 14))
     _, finder = unet(image, folder_in(tmp_path, "a"), diameter_px=30.0)
-    write, count = unet_windows.write_json, []
+    write, count = maps_windows.write_json, []
 
     def stop(path, value):
         write(path, value)
@@ -137,7 +134,7 @@ def test_rows_of_tiles_that_are_done_are_not_done_again(tmp_path, small_tiles, m
         if len(count) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(unet_windows, "write_json", stop)
+    monkeypatch.setattr(maps_windows, "write_json", stop)
     with pytest.raises(KeyboardInterrupt):
         unet(image, folder_in(tmp_path, "b"), diameter_px=30.0)
     again = unet(image, folder_in(tmp_path, "b"), diameter_px=30.0)[1]
@@ -145,7 +142,16 @@ def test_rows_of_tiles_that_are_done_are_not_done_again(tmp_path, small_tiles, m
     assert np.array_equal(again.maps[...], finder.maps[...])
 
 
-def test_a_diameter_of_each_image_is_refused(tmp_path):
-    segment = cellpose_unet.load(find_weights("starter_light"), cellpose_unet.Settings(diameter_of="image"))
-    with pytest.raises(UserError, match="diameter_of is 'image'"):
-        segment.in_windows(whole_of(picture(0, (40, 40)), tmp_path))
+@pytest.mark.parametrize(("assumed_px", "passes"), [(20.0, 2), (29.0, 1)])
+def test_an_image_of_its_own_diameter_is_looked_at_twice(tmp_path, small_tiles, monkeypatch, assumed_px, passes):
+    monkeypatch.setattr("cellkit.models.shared.in_windows.BLOCK_PX", 100)
+    image = picture(4, (150, 210), radius=(12, 16))
+    network = load_network(find_weights("starter_light"))[0]
+    shown = (assumed_px, "nuclei", NORMALISE, "image")
+    wanted = unet_maps.maps_to_read(network, image, *shown)
+    used = AS_CELLPOSE | dict(zip(("diameter_px", "channels", "normalise", "diameter_of"), shown, strict=True))
+    finder = unet_windows.unet_in_windows(network, whole_of(image, folder_in(tmp_path, "twice")), **used)
+    assert (finder.whole.folder.name == "own_diameter") == (passes == 2)
+    assert finder.maps.shape == wanted.shape and np.abs(finder.maps[...].astype(np.float32) - wanted).max() < 0.03
+    again = unet_windows.unet_in_windows(network, whole_of(image, tmp_path / "twice"), **used)
+    assert np.array_equal(again.maps[...], finder.maps[...]), "kept, and not looked at again"

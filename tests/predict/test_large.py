@@ -234,9 +234,9 @@ def test_what_cannot_be_read_in_windows_is_refused_by_name(raw, tmp_path, monkey
     monkeypatch.setattr("cellkit.machine.CHECK_MEMORY_FROM_BYTES", 1)
     model = find_model("threshold")
     assert predict_files(model, [raw], tmp_path / "c.json", conversion=NUCLEI).cells > 60  # chosen by itself
-    blind = Segmenter(lambda image, left: None, {}, lambda shape: 10**9)
+    blind = Segmenter(lambda image, left: None, {}, lambda shape: 10**9, whole_only="it looks at all at once")
     monkeypatch.setattr(type(model), "load", lambda self, scale=1.0: blind)
-    with pytest.raises(UserError, match="takes about .* GB of memory.* sees whole images only"):
+    with pytest.raises(UserError, match="takes about .* GB of memory.* sees whole images only: it looks"):
         predict_files(model, [raw], tmp_path / "d.json", conversion=NUCLEI)
     monkeypatch.undo()
     with pytest.raises(UserError, match="roi are written of whole images"):

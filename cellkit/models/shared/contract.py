@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
-from cellkit.cells.windows import Window
+from cellkit.models.shared.in_windows import AsPictures, InWindows, WholeImage
 from cellkit.settings import Frozen, Number
 
 Diameter = Annotated[Number, Field(ge=2, le=2000)]
@@ -22,47 +20,6 @@ Channels = Literal["both", "nuclei", "cytoplasm"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SMALLEST = "smaller objects are dropped (px)"
 PRECISION = "number type of convolutions; auto = bfloat16 where the processor or GPU has it, else float32"
-
-
-@dataclass(frozen=True, eq=False)
-class WholeImage:
-    """What a model may know of an image that it sees window by window.
-
-    Attributes
-    ----------
-    image : dask.array.Array, (H, W, 3) uint8
-    light : tuple of three
-        Of red, green and blue: (values that occur, rising, how often each), None for a colour that is empty.
-    folder : Path
-        Where the model may keep what takes long; a call that was killed finds it there again.
-    """
-
-    image: Any
-    light: tuple[tuple[np.ndarray, np.ndarray] | None, ...]
-    folder: Path
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width (px)."""
-        return self.image.shape[:2]
-
-
-class InWindows(Protocol):
-    """A model on one image that is larger than the memory.
-
-    Attributes
-    ----------
-    halo_px : int
-        What has to be seen around a window, so that nearly every cell with its centre in the window is seen whole.
-    min_area_px : int
-        Smaller cells are dropped, by who asks: each is to be counted once.
-    """
-
-    halo_px: int
-    min_area_px: int
-
-    def find(self, window: Window) -> tuple[Instances, np.ndarray]:
-        """Return the cells in a window, in its own pixels, and which of them are what the whole image would give, (N,) bool."""
 
 
 class Segmenter:
@@ -77,7 +34,10 @@ class Segmenter:
     bytes_for : callable, optional
         (height, width) -> bytes of memory that finding the cells of one image takes.
     in_windows : callable, optional
-        `WholeImage` -> `InWindows`: the same model on an image that is larger than the memory. None: it sees whole images only.
+        `WholeImage` -> `InWindows`: the same model on an image that is larger than the memory. Unless given, each window is
+        shown to it as a picture.
+    whole_only : str, optional
+        Why it needs whole images: then there are no windows.
 
     Attributes
     ----------
@@ -91,9 +51,19 @@ class Segmenter:
         settings: Mapping[str, Any],
         bytes_for: Callable[[tuple[int, int]], int] = lambda shape: 0,
         in_windows: Callable[[WholeImage], InWindows] | None = None,
+        whole_only: str = "",
     ):
         self.find, self.settings, self.bytes_for, self.left_out = find, dict(settings), bytes_for, Counter()
-        self.in_windows = in_windows
+        self.whole_only, self._in_windows = whole_only, in_windows
+
+    @property
+    def diameter_px(self) -> float | None:
+        """Of the cells that it is told to look for (px)."""
+        return self.settings.get("diameter_px")
+
+    def in_windows(self, whole: WholeImage) -> InWindows:
+        """Return the same model on an image that is larger than the memory."""
+        return AsPictures(self, whole) if self._in_windows is None else self._in_windows(whole)
 
     def __call__(self, images: Iterable[np.ndarray]) -> Iterator[Instances]:
         """Yield the cells of each image."""
@@ -108,7 +78,7 @@ class BatchSegmenter(Segmenter):
     ----------
     find_each : callable
         Stream of images -> (`Instances`, Counter) of each, in order; the counter as for `Segmenter`.
-    settings, bytes_for
+    settings, bytes_for, in_windows, whole_only
         As for `Segmenter`.
     """
 
@@ -117,9 +87,11 @@ class BatchSegmenter(Segmenter):
         find_each: Callable[[Iterable[np.ndarray]], Iterator[tuple[Instances, Counter[str]]]],
         settings: Mapping[str, Any],
         bytes_for: Callable[[tuple[int, int]], int] = lambda shape: 0,
+        in_windows: Callable[[WholeImage], InWindows] | None = None,
+        whole_only: str = "",
     ):
         self.find_each, self.settings, self.bytes_for, self.left_out = find_each, dict(settings), bytes_for, Counter()
-        self.in_windows = None
+        self.whole_only, self._in_windows = whole_only, in_windows
 
     def __call__(self, images: Iterable[np.ndarray]) -> Iterator[Instances]:
         """Yield the cells of each image."""

@@ -401,8 +401,8 @@ def say_caps(left_out: Mapping[str, int], when: str) -> None:
 def _by_line(raws: Sequence, settings: dict, keys: Sequence[str], called: str) -> dict[str, dict[str, Any]]:
     """Return what is read otherwise in the images of each class, from at least `LINE_IMAGES` of each."""
     found = {}
-    for line in sorted({line_of(truth) for _, truth in raws} - {""}):
-        own = [(raw, truth) for raw, truth in raws if line_of(truth) == line]
+    for line in sorted({line_of(truth.class_ids) for _, truth in raws} - {""}):
+        own = [(raw, truth) for raw, truth in raws if line_of(truth.class_ids) == line]
         if len(own) < LINE_IMAGES:
             LOG.info(f"class {line}: {counted(len(own), 'image')} to search on, so its images are read as all are")
             continue

@@ -32,7 +32,11 @@ def diameter_of(instances: Sequence[Instances]) -> float:
     areas = np.concatenate([x.areas_px for x in instances]) if instances else np.zeros(0)
     if not areas.size:
         raise UserError("there is no cell to take a diameter from", "set diameter_px")
-    return float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi))
+    return _typical(areas)
+
+
+def _typical(areas_px: np.ndarray) -> float:
+    return float(np.median(np.sqrt(areas_px)) * 2 / np.sqrt(np.pi))
 
 
 def own_diameter(found: Instances, assumed_px: float) -> float:
@@ -46,9 +50,14 @@ def own_diameter(found: Instances, assumed_px: float) -> float:
     >>> own_diameter(Instances.empty((8, 8)), 30.0)
     30.0
     """
-    if len(found) < ENOUGH:
+    return own_diameter_of(found.areas_px, assumed_px)
+
+
+def own_diameter_of(areas_px: np.ndarray, assumed_px: float) -> float:
+    """Return the same from the areas of the cells that were found, (N,)."""
+    if len(areas_px) < ENOUGH:
         return assumed_px
-    own_px = min(max(diameter_of([found]), assumed_px / FARTHEST), assumed_px * FARTHEST)
+    own_px = min(max(_typical(areas_px), assumed_px / FARTHEST), assumed_px * FARTHEST)
     return own_px if max(own_px / assumed_px, assumed_px / own_px) > CLEARLY else assumed_px
 
 

@@ -19,6 +19,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.runs import merge_adjacent
 from cellkit.errors import UserError
 from cellkit.models.shared.contract import BatchSegmenter, Segmenter, Share
+from cellkit.models.shared.in_windows import Together, WholeImage
 from cellkit.scores.iou import overlaps
 from cellkit.settings import Frozen
 
@@ -215,5 +216,11 @@ def fused(
                 one.left_out.clear()
             yield fuse(founds, own, settings), counts
 
+    def in_windows(whole: WholeImage) -> Together:
+        finders = [one.in_windows(whole.for_model(f"model_{k}")) for k, one in enumerate(used)]
+        return Together(finders, whole, lambda founds: fuse(founds, own, settings))
+
     told = dict(settings or FusionSettings()) | {"weights": weights}
-    return BatchSegmenter(find_each, told, lambda shape: max(one.bytes_for(shape) for one in used))
+    reason = next((one.whole_only for one in used if one.whole_only), "")
+    size = lambda shape: max(one.bytes_for(shape) for one in used)  # noqa: E731
+    return BatchSegmenter(find_each, told, size, in_windows, reason)

@@ -13,6 +13,7 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 from cellkit.machine import check_memory
+from cellkit.models.shared.whole_light import ends, percentiles
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -82,9 +83,9 @@ def three_channels(image: np.ndarray, channels: str = "all", normalise: tuple[fl
     out = np.zeros((3, *image.shape[:2]), np.float32)
     for channel in CHANNELS[channels]:
         plane = image[..., channel]
-        low, high = np.percentile(plane, tuple(normalise))
+        low, high = percentiles(plane, channel, normalise)
         if high - low < 1:
-            low, high = float(plane.min()), float(plane.max())  # a few bright pixels on nothing
+            low, high = ends(plane, channel)  # a few bright pixels on nothing
         if high > low:
             out[channel] = (plane - np.float32(low)) / np.float32(high - low)
     return out
@@ -152,7 +153,7 @@ def nearest(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def lies_elsewhere(image: np.ndarray, channels: str) -> bool:
     """Tell whether an (H, W, 3) image is constant in all that the network is shown, and not in its other colours."""
-    flat = [bool((image[..., k] == image[0, 0, k]).all()) for k in range(3)]
+    flat = [np.ptp(ends(image[..., k], k)) == 0 for k in range(3)]
     return all(flat[k] for k in CHANNELS[channels]) and not all(flat)
 
 
@@ -173,7 +174,7 @@ def only_noise(image: np.ndarray, channels: str = "both") -> bool:
         plane = some[..., channel].astype(np.int16)
         if plane.shape[1] > 2 and plane.min() < plane.max():
             noise = 1.4826 * np.median(np.abs(np.diff(plane, 2, axis=1))) / np.sqrt(6)
-            noisy.append(bool(noise > 0 and np.ptp(np.percentile(plane, (1, 99))) < 6 * noise))
+            noisy.append(bool(noise > 0 and np.ptp(percentiles(plane, channel, (1, 99))) < 6 * noise))
     return bool(noisy) and all(noisy)
 
 

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.windows import BLOCK_PX, windows_of
 from cellkit.errors import UserError
+from cellkit.files import read_json, write_json
 from cellkit.log import LOG
 from cellkit.models.shared.contract import Segmenter
+from cellkit.models.shared.in_windows import Changed, InWindows, WholeImage, own_cells
+from cellkit.models.shared.whole_light import in_light_of
 
-Vote = Callable[[np.ndarray], str]  # (H, W, 3) uint8 -> kind of the image, "" where it cannot tell
+
+@dataclass(frozen=True)
+class Vote:
+    """Which kind an image is, "" where it cannot be told: of an image (H, W, 3) uint8, and of one larger than the memory."""
+
+    of_image: Callable[[np.ndarray], str]
+    of_whole: Callable[[WholeImage], str]
+
+    def __call__(self, image: np.ndarray) -> str:
+        """Return the kind of an image (H, W, 3) uint8."""
+        return self.of_image(image)
 
 
 def class_vote(router: Segmenter, classes: Sequence[str]) -> Vote:
@@ -33,7 +48,12 @@ def class_vote(router: Segmenter, classes: Sequence[str]) -> Vote:
         router.left_out.clear()  # its cells go nowhere
         return most_frequent(found, classes)
 
-    return vote
+    def vote_of_whole(whole: WholeImage) -> str:
+        own = list(own_cells(router.in_windows(whole.for_model("router")), whole.shape))
+        ids, scores = (np.concatenate([getattr(one, name) for one in own]) for name in ("class_ids", "scores"))
+        return _most_frequent(ids, scores, classes)
+
+    return Vote(vote, vote_of_whole)
 
 
 def most_frequent(found: Instances, classes: Sequence[str]) -> str:
@@ -45,10 +65,14 @@ def most_frequent(found: Instances, classes: Sequence[str]) -> str:
     >>> most_frequent(cells, ("HEK", "N2a")), most_frequent(cells[:0], ("HEK", "N2a"))
     ('N2a', '')
     """
-    counts = np.bincount(found.class_ids, minlength=len(classes) + 1)[1:]
+    return _most_frequent(found.class_ids, found.scores, classes)
+
+
+def _most_frequent(class_ids: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> str:
+    counts = np.bincount(class_ids, minlength=len(classes) + 1)[1:]
     if not counts.any():
         return ""
-    sums = np.bincount(found.class_ids, found.scores, len(classes) + 1)[1:]
+    sums = np.bincount(class_ids, scores, len(classes) + 1)[1:]
     return classes[max(range(len(counts)), key=lambda k: (counts[k], round(float(sums[k]), 9), -k))]
 
 
@@ -76,7 +100,15 @@ def style_vote(style: Callable[[Sequence[np.ndarray]], np.ndarray], examples: np
         [np.mean([e for e, kind in zip(examples, kinds, strict=True) if kind == name], 0) for name in names]
     )
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    return lambda image: names[int(np.argmax(means @ style([image])[0]))]
+
+    def vote_of_whole(whole: WholeImage) -> str:
+        total = np.zeros(means.shape[1])
+        with in_light_of(whole.light):
+            for block in windows_of(whole.shape, BLOCK_PX):
+                total += block.area_px * style([whole.part(block)])[0]
+        return names[int(np.argmax(means @ total))]
+
+    return Vote(lambda image: names[int(np.argmax(means @ style([image])[0]))], vote_of_whole)
 
 
 def routed(vote: Vote, segmenters: Mapping[str, Segmenter], otherwise: str) -> Segmenter:
@@ -100,20 +132,31 @@ def routed(vote: Vote, segmenters: Mapping[str, Segmenter], otherwise: str) -> S
         raise UserError(f"no model for '{otherwise}'", f"choose from {', '.join(segmenters) or 'none'}")
     numbers: Counter[str] = Counter()
 
-    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        kind = vote(image)
+    def listed(kind: str) -> str:
         numbers["images"] += 1
-        if kind not in segmenters:
-            what = f"is of the kind {kind}, which has no model" if kind else "shows no kind"
-            LOG.warning(f"image {numbers['images']} {what}: the model of {otherwise} takes it")
-            kind = otherwise
+        if kind in segmenters:
+            return kind
+        what = f"is of the kind {kind}, which has no model" if kind else "shows no kind"
+        LOG.warning(f"image {numbers['images']} {what}: the model of {otherwise} takes it")
+        return otherwise
+
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        kind = listed(vote(image))
         (found,) = segmenters[kind]([image])
         left_out.update(segmenters[kind].left_out)
         segmenters[kind].left_out.clear()
         return found
 
+    def in_windows(whole: WholeImage) -> InWindows:
+        kept = whole.folder / "kind.json"
+        kind = read_json(kept)["kind"] if kept.is_file() else listed(vote.of_whole(whole))
+        write_json(kept, {"kind": kind})
+        return segmenters[kind].in_windows(whole.for_model("routed"))
+
     told = {"otherwise": otherwise, "kinds": sorted(segmenters)}
-    return Segmenter(find, told, lambda shape: max(one.bytes_for(shape) for one in segmenters.values()))
+    reason = next((one.whole_only for one in segmenters.values() if one.whole_only), "")
+    size = lambda shape: max(one.bytes_for(shape) for one in segmenters.values())  # noqa: E731
+    return Segmenter(find, told, size, in_windows, reason)
 
 
 def with_classes_of(segmenter: Segmenter, own: Sequence[str], wanted: Sequence[str], all_are: str = "") -> Segmenter:
@@ -147,6 +190,12 @@ def with_classes_of(segmenter: Segmenter, own: Sequence[str], wanted: Sequence[s
         (found,) = segmenter([image])
         left_out.update(segmenter.left_out)
         segmenter.left_out.clear()
+        return renamed(found)
+
+    def renamed(found: Instances) -> Instances:
         return found.with_classes(np.full(len(found), fixed) if fixed else place[found.class_ids])
 
-    return Segmenter(find, segmenter.settings, segmenter.bytes_for)
+    def in_windows(whole: WholeImage) -> InWindows:
+        return Changed(segmenter.in_windows(whole), lambda window, found: renamed(found))
+
+    return Segmenter(find, segmenter.settings, segmenter.bytes_for, in_windows, segmenter.whole_only)
