@@ -44,6 +44,10 @@ class UserError(Exception):
         return [f"UserError: {self}"]
 
 
+class StopAll(UserError):
+    """No fault of the item: a full disk, a folder that cannot be written. The loop ends instead of trying the others."""
+
+
 _COLLECTED: ContextVar[list[UserError] | None] = ContextVar("where problems are collected", default=None)
 
 

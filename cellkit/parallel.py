@@ -1,4 +1,7 @@
-"""The one loop over many items: in order, with progress, a failing item reported, the same for any number of workers."""
+"""The one loop over many items: in order, with progress, a failing item reported, the same for any number of workers.
+
+It runs in this process, in several (joblib), or on the cluster that is open (`cellkit.cluster`); nobody else needs to know.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
 
-from cellkit.errors import Quarantined, UserError, of_place, place_fault
+from cellkit.cluster.loop import pairs_on
+from cellkit.cluster.opened import current
+from cellkit.cluster.remote import Guarded
+from cellkit.errors import Quarantined, StopAll, UserError
 from cellkit.log import LOG
 from cellkit.machine import in_jupyter
 
 T = TypeVar("T")
 R = TypeVar("R")
+__all__ = ["LOG_EVERY_S", "StopAll", "map_items", "progress"]
 LOG_EVERY_S = 10.0
-
-
-class StopAll(UserError):
-    """No fault of the item: a full disk, a folder that cannot be written. The loop ends instead of trying the others."""
 
 
 def progress(items: Iterable[T], desc: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
@@ -52,28 +55,11 @@ def _logged(items: Iterable[T], desc: str, total: int | None) -> Iterator[T]:
         yield item
 
 
-class _Guarded:
-    """Calls `fn` on one item and returns (result, None) or (None, reason)."""
-
-    def __init__(self, fn: Callable):
-        self.fn = fn
-
-    def __call__(self, item: Any) -> tuple[Any, str | None]:
-        try:
-            return self.fn(item), None
-        except StopAll:
-            raise
-        except Exception as error:  # any bad item is left out and reported, whatever its library raises
-            if of_place(error):  # no item is at fault, and the others would fail alike
-                raise StopAll(str(place_fault(error))) from error
-            return None, f"{type(error).__name__}: {error}"
-
-
 def map_items(
     fn: Callable[[T], R],
     items: Iterable[T],
     desc: str,
-    workers: int = 1,
+    workers: int | None = None,
     name: Callable[[T], str] = str,
     then: Callable[[T, R], object] | None = None,
 ) -> tuple[list[R | None], list[Quarantined]]:
@@ -82,9 +68,11 @@ def map_items(
     Parameters
     ----------
     fn : callable
-        One item in, one result out; must be picklable when `workers` > 1.
-    workers : int
-        Processes (joblib); a Dask or any other joblib backend registered by ``joblib.parallel_config`` is used as set.
+        One item in, one result out. Where `workers` is given it is picklable and small: paths instead of weights, which it
+        loads once (a worker of a cluster keeps it from item to item).
+    workers : int, optional
+        Processes. Where a cluster is open (`cellkit.cluster.opened.cluster_of`), any number is those of the cluster. None:
+        this process alone, there too.
     name : callable
         What an item that was left out is called in the report.
     then : callable, optional
@@ -102,7 +90,7 @@ def map_items(
     StopAll
         `fn` or `then` raised it.
     UserError
-        A worker process was killed.
+        A worker process was killed; of a cluster: it cannot be had, or its workers are not fit for the work.
     """
     items: Sequence[T] = list(items)
     results: list[R | None] = []
@@ -117,10 +105,15 @@ def map_items(
     return results, quarantined
 
 
-def _pairs(fn: Callable, items: Sequence, desc: str, workers: int) -> Iterator[tuple[Any, str | None]]:
+def _pairs(fn: Callable, items: Sequence, desc: str, workers: int | None) -> Iterator[tuple[Any, str | None]]:
     """Yield (result, None) or (None, reason) of every item, in order."""
-    if workers == 1:
-        yield from map(_Guarded(fn), progress(items, desc))
+    cluster = None if workers is None else current()
+    if cluster is not None:
+        with closing(pairs_on(cluster, fn, items)) as stream:
+            yield from progress(stream, desc, total=len(items))
+        return
+    if workers in (None, 1):
+        yield from map(Guarded(fn), progress(items, desc))
         return
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -128,7 +121,7 @@ def _pairs(fn: Callable, items: Sequence, desc: str, workers: int) -> Iterator[t
     # A worker that holds much more memory than at its start is replaced. joblib warns of it in a thread of its own; where
     # warnings are errors that thread would end, and its results would be waited for in vain.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-    stream = Parallel(n_jobs=workers, return_as="generator")(delayed(_Guarded(fn))(item) for item in items)
+    stream = Parallel(n_jobs=workers, return_as="generator")(delayed(Guarded(fn))(item) for item in items)
     try:
         yield from progress(stream, desc, total=len(items))
     except BrokenProcessPool as error:

@@ -8,7 +8,7 @@ UV_OPTS="--universal --python-version 3.11 --generate-hashes --no-header --no-an
 # shellcheck disable=SC2086
 uv pip compile $UV_OPTS requirements/build.in pyproject.toml -c requirements/pins.txt -o requirements/lock.txt
 # shellcheck disable=SC2086
-uv pip compile $UV_OPTS requirements/build.in pyproject.toml --extra test --extra bench --extra lora --extra export --extra unet --extra app --extra large --extra anndata --extra parquet --extra tensorboard --override requirements/overrides.txt -c requirements/lock.txt -c requirements/pins.txt -o requirements/dev.all
+uv pip compile $UV_OPTS requirements/build.in pyproject.toml --extra test --extra bench --extra lora --extra export --extra unet --extra app --extra large --extra cluster --extra anndata --extra parquet --extra tensorboard --override requirements/overrides.txt -c requirements/lock.txt -c requirements/pins.txt -o requirements/dev.all
 # shellcheck disable=SC2086
 uv pip compile $UV_OPTS requirements/build.in pyproject.toml --extra docs -c requirements/dev.all -c requirements/pins.txt -o requirements/docs.all
 python3 - <<'PY'

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "cellkit"
 MOST_LINES = 450
 
 # The folders from the ground up, each with those it may import; everyone may import the ground and itself.
-GROUND = ("errors", "files", "log", "machine", "manifest", "modules", "parallel", "settings")
+GROUND = ("cluster", "errors", "files", "log", "machine", "manifest", "modules", "parallel", "settings")
 MAY_IMPORT = {
     "cells": (),
     "scores": ("cells",),

@@ -158,6 +158,9 @@ def test_one_version_everywhere():
     assert PROJECT["license"] == cited["license"] == "MIT"
 
 
+IN_EXTRAS = ("anndata", "app", "cluster", "czi", "kubernetes", "large", "lora", "export", "unet")
+
+
 def test_declared_is_what_is_imported():
     """A dependency that nothing imports goes; what is imported is declared, not left to another package to bring."""
     from cellkit.microscope.open import READERS
@@ -170,10 +173,7 @@ def test_declared_is_what_is_imported():
     owners = metadata.packages_distributions()
     names = {canonicalize_name(owners.get(name, [name])[0]) for name in imported - own - set(sys.stdlib_module_names)}
     declared = {name_of(r) for r in requirements()}
-    extras = {name_of(r) for r in requirements("anndata", "app", "czi", "large", "lora", "export", "unet")} - {
-        "onnxruntime",
-        "pydantic",
-    }  # of the validator
+    extras = {name_of(r) for r in requirements(*IN_EXTRAS)} - {"cryptography", "onnxruntime", "pydantic"}  # of others
     from_conda = {"detectron2"}  # no registry has it: environment.yml names it
     elsewhere = {"napari"}  # `cellkit view` opens it where it is installed, in an environment of its own
     assert names - declared == extras | from_conda | elsewhere, "imported and not declared, but for an extra"

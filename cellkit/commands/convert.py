@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from cellkit.commands.shared import Answer, channel_flags, conversion_of, exit_code, list_quarantined, skips_flag
+from cellkit.commands.shared import (
+    Answer,
+    channel_flags,
+    cluster_flag,
+    conversion_of,
+    exit_code,
+    list_quarantined,
+    skips_flag,
+)
 from cellkit.errors import UserError, counted
 
 ABOUT = "turn microscope files into pictures (nuclei blue, cytoplasm green)"
@@ -22,6 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--axes", metavar="AXES", help="axes of files that do not state them, e.g. TYX")
     parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="resize factor (default 1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    cluster_flag(parser)
     skips_flag(parser)
 
 

@@ -87,12 +87,23 @@ def _answer(arguments: list[str]) -> Answer:
     if given.command is None:
         raise UserError("no command is given", f"commands: {', '.join(commands)}; see cellkit --help")
     try:
-        return given.function(given)
+        return _with_cluster(given)
     except OSError as error:
         fault = place_fault(error, getattr(given, "out", None) or getattr(given, "to", None) or _run_folder(given))
         if fault is None or os.environ.get("CELLKIT_DEBUG") == "1":
             raise
         raise fault from error
+
+
+def _with_cluster(given: argparse.Namespace) -> Answer:
+    """Run a command; its loops run on the cluster that it or the environment names. A run opens one in each notebook."""
+    named = getattr(given, "on_cluster", None) or os.environ.get("CELLKIT_CLUSTER")
+    if not named or not hasattr(given, "on_cluster") or given.command == "run":
+        return given.function(given)
+    from cellkit.cluster.opened import cluster_of
+
+    with cluster_of(given.on_cluster, getattr(given, "workers", None) or 1):
+        return given.function(given)
 
 
 def _open_streams() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cellkit.commands.shared import Answer, exit_code, from_flag, list_quarantined, skips_flag
+from cellkit.commands.shared import Answer, cluster_flag, exit_code, from_flag, list_quarantined, skips_flag
 from cellkit.errors import UserError, counted
 
 ABOUT = "measure cells in their raw files: size, shape, brightness in every channel"
@@ -30,6 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--axes", metavar="AXES", help="axes of files that do not state them, e.g. TYX")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
     from_flag(parser, "whose COCO file it is")
+    cluster_flag(parser)
     skips_flag(parser)
 
 

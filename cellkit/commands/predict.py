@@ -8,6 +8,7 @@ from cellkit.commands.fuse import fusion_flags, fusion_of
 from cellkit.commands.shared import (
     Answer,
     channel_flags,
+    cluster_flag,
     conversion_of,
     exit_code,
     list_quarantined,
@@ -50,6 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     fusion_flags(parser)
     channel_flags(parser)
     set_flag(parser, "cellprob_threshold=-1")
+    cluster_flag(parser)
     skips_flag(parser)
 
 

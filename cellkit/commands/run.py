@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cellkit.commands.shared import Answer, set_flag, skips_flag
+from cellkit.commands.shared import Answer, cluster_flag, set_flag, skips_flag
 from cellkit.errors import UserError
 
 ABOUT = "run the six notebooks of a configuration, skipping what is unchanged"
@@ -21,6 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget what the run folder holds")
     parser.add_argument("--folds", type=int, metavar="K", help="once for each of K parts held back, in DIR/folds/of_K")
     parser.add_argument("--timeout", type=float, metavar="S", help="most seconds one cell may take")
+    cluster_flag(parser)
     set_flag(parser, "finetune.steps=100")
     skips_flag(parser)
 
@@ -33,6 +34,7 @@ def run(given: argparse.Namespace) -> Answer:
     UserError
         A timeout that is not above 0; or as `cellkit.run.runner.run_notebooks` and `cellkit.run.folds.run_folds`.
     """
+    from cellkit.cluster.setting import read_setting
     from cellkit.config.reading import set_strings
     from cellkit.run.folds import run_folds
     from cellkit.run.runner import run_notebooks
@@ -41,6 +43,8 @@ def run(given: argparse.Namespace) -> Answer:
         raise UserError(f"--timeout is {given.timeout:g}", "give seconds, more than 0")
     overrides, how = set_strings(given.overrides), {"from_": given.from_, "only": given.only, "fresh": given.fresh}
     how |= {"until": given.until, "timeout_s": given.timeout, "allow_skips": given.allow_skips}
+    if given.on_cluster is not None:
+        overrides = {"cluster": read_setting(given.on_cluster, "--cluster").model_dump(exclude_unset=True), **overrides}
     if given.folds is not None:
         return Answer(code=run_folds(given.config, given.folds, given.run, overrides, **how))
     return Answer(code=run_notebooks(given.config, given.run, overrides=overrides, **how))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cellkit.commands.shared import Answer, checked_tool, from_flag, is_bare_csv, json_flag, json_text
+from cellkit.commands.shared import Answer, checked_tool, cluster_flag, from_flag, is_bare_csv, json_flag, json_text
 from cellkit.errors import UserError
 from cellkit.modules import names_of
 
@@ -39,6 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--against", metavar="OTHER", help="another model's predictions: say whether PRED is better")
     from_flag(parser, "whose COCO files they are")
+    cluster_flag(parser)
     json_flag(parser)
 
 

@@ -37,6 +37,14 @@ def skips_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-skips", action="store_true", help="exit 0, not 3, when items were skipped")
 
 
+def cluster_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cluster``; `cellkit.commands.main` lets the loops of the command run there."""
+    kinds = (
+        "local, slurm, lsf, pbs, sge, kubernetes, a scheduler's address or file, or a YAML file of the keys of cluster"
+    )
+    parser.add_argument("--cluster", dest="on_cluster", metavar="C", help=f"share the images there: {kinds}")
+
+
 def channel_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a conversion."""
     what = "name, index from 0, or wavelength (nm); given again: the first that a file has is taken"

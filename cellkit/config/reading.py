@@ -321,11 +321,10 @@ def published_schema() -> dict[str, Any]:
         whole["$defs"].pop(field.pop("$ref").rpartition("/")[2])
         field["anyOf"] = choices
     about = "a section for each notebook in notebooks/recipes/, by its name"
-    whole["properties"]["recipes"] = {
-        "type": "object",
-        "description": about,
-        "additionalProperties": {"type": "object"},
-    }
+    recipes = {"type": "object", "description": about, "additionalProperties": {"type": "object"}}
+    whole["properties"]["recipes"] = recipes
+    cluster = whole["properties"]["cluster"]
+    cluster["anyOf"] = [{"type": "string"}, {"$ref": cluster.pop("$ref")}]
     return whole
 
 

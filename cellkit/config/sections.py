@@ -24,6 +24,7 @@ from pydantic import (
 from cellkit.cells.instances import IGNORE
 from cellkit.cells.names import channel_rule, plain
 from cellkit.cells.splits import group_rule
+from cellkit.cluster.setting import ClusterSetting, as_cluster
 from cellkit.config.parts import DrawnConfig, QualityConfig
 from cellkit.errors import UserError, nearest
 from cellkit.machine import DATA_VARIABLE
@@ -373,6 +374,9 @@ class Config(Frozen):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="random seed of every stage")
     workers: int = Field(1, ge=1, description="processes that share the images; never changes a result")
+    cluster: Annotated[ClusterSetting, BeforeValidator(as_cluster)] = Field(
+        ClusterSetting(), description="many machines that share the images: a word, such as slurm, or keys"
+    )
     classes: Names = Field(("cell",), description="names of the cell classes, in order")
     precision: Precision = Field("auto", description=PRECISION)
     convert: ConvertConfig = Field(ConvertConfig(), description="notebook 01")

@@ -17,6 +17,8 @@ from typing import Any
 
 from fastcore.basics import store_attr
 
+from cellkit.cluster.opened import cluster_named, cluster_of
+from cellkit.cluster.setting import CLUSTER_VARIABLE, NONE
 from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
 from cellkit.errors import UserError, counted, nearest
@@ -95,12 +97,13 @@ def run_notebooks(
         Bad usage or configuration, unwritable folder, another writer: found before any notebook runs.
     """
     cfg = load_config(config_path, overrides, notebooks)
+    cluster = cluster_named(cfg.cluster, cfg.workers)
     books = notebooks_of(cfg, notebooks)
     chosen = choose_notebooks(books, from_, only, fresh, until)
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(folder)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
-    with _terminating():
+    with _terminating(), cluster_of(NONE):  # each notebook opens its own, none waits while one is trained here
         try:
             preflight(folder)
             hold(folder, "writer")
@@ -114,7 +117,9 @@ def run_notebooks(
             given = {"config": str(here(config_path)), "run_dir": str(folder), "overrides": plain}
             look = not fresh and notebooks is None
             forced = bool(from_ or only)
-            return _Runner(folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look, outlook).run()
+            return _Runner(
+                folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look, outlook, cluster
+            ).run()
         except KeyboardInterrupt:
             LOG.info("interrupted")
             return INTERRUPTED
@@ -221,7 +226,9 @@ def _terminating() -> Iterator[None]:
 class _Runner:
     """One call of `run_notebooks`, from the lock on."""
 
-    def __init__(self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look=False, outlook=None):
+    def __init__(
+        self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look=False, outlook=None, cluster=None
+    ):
         store_attr()
         self.forecast = {}
         self.console, self.hasher, self.began = Console(), Hasher(), time.monotonic()
@@ -335,7 +342,8 @@ class _Runner:
             "notebooks": str(book.folder.absolute()),
             **code_hashes(book.sha256),
         }
-        return {"CELLKIT_HEADLESS": "1", RUNNER_VARIABLE: json.dumps(context)}
+        named = {CLUSTER_VARIABLE: self.cluster} if self.cluster else {}
+        return {"CELLKIT_HEADLESS": "1", RUNNER_VARIABLE: json.dumps(context), **named}
 
     def _conclude_outcome(self, book, attempt, outcome, clock, copy, partial) -> int:
         """Ask the manifest: finished if stage.done was reached in this attempt and nothing failed after it."""

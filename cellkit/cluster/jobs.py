@@ -1,0 +1,124 @@
+"""Clusters of a queue: SLURM, LSF, PBS, SGE. Each worker is a job; dask-jobqueue writes its script and hands it in."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cellkit.cluster.remote import THREADS
+from cellkit.cluster.setting import ClusterSetting
+from cellkit.errors import UserError
+
+COMMANDS = {  # by which a job is handed in, and by which it is taken back
+    "slurm": ("sbatch", "scancel"),
+    "lsf": ("bsub", "bkill"),
+    "pbs": ("qsub", "qdel"),
+    "sge": ("qsub", "qdel"),
+}
+CLASSES = {"slurm": "SLURMCluster", "lsf": "LSFCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
+MEMORY, WORKERS = "4 GB", 4
+LOG_LINES = 8
+LONELY_S = 60  # after which a worker that hears nothing of its scheduler ends
+
+
+def check_commands(kind: str) -> None:
+    """Refuse a queue whose commands this machine lacks.
+
+    Raises
+    ------
+    UserError
+        Naming the command.
+    """
+    missing = [name for name in COMMANDS[kind] if shutil.which(name) is None]
+    if missing:
+        raise UserError(
+            f"cluster {kind}: this machine has no command {' and no '.join(missing)}",
+            "start it where jobs are handed in (a login node), or choose another cluster: local",
+        )
+
+
+def job_options(setting: ClusterSetting, folder: Path) -> dict[str, Any]:
+    """Return what dask-jobqueue is told of a job of this setting; its log goes to `folder`."""
+    account = {"project" if setting.kind in ("lsf", "sge") else "account": setting.account}
+    walltime = setting.walltime
+    if setting.kind == "lsf" and walltime.count(":") == 2:  # LSF counts hours and minutes
+        walltime = walltime.rpartition(":")[0]
+    return {
+        "cores": setting.cores,
+        "memory": setting.memory or MEMORY,
+        "processes": 1,
+        "walltime": walltime,
+        "queue": setting.queue,
+        **account,
+        "job_extra_directives": list(setting.directives),
+        "job_script_prologue": prologue(setting),
+        "log_directory": str(folder),
+        "job_name": "cellkit",
+        "death_timeout": LONELY_S,
+        # one image at a time in each worker, and no page to look at: it would be open to all on that machine
+        "worker_extra_args": ["--nthreads", "1", "--no-dashboard"],
+        **({"use_stdin": True} if setting.kind == "lsf" else {}),
+    }
+
+
+def prologue(setting: ClusterSetting) -> list[str]:
+    """Return the lines of shell before a worker starts: its threads, where the package is, then those of the setting."""
+    lines = [f"export {name}={setting.cores}" for name in THREADS]
+    lines += ["export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'"]
+    if os.environ.get("PYTHONPATH"):
+        import shlex
+
+        places = [os.path.abspath(place) for place in os.environ["PYTHONPATH"].split(os.pathsep) if place]
+        lines.append(f"export PYTHONPATH={shlex.quote(os.pathsep.join(places))}")
+    return [*lines, *setting.prologue]
+
+
+def open_jobs(setting: ClusterSetting, workers: int, folder: Path, security: Any) -> Any:
+    """Start a scheduler here and hand in a job for each worker.
+
+    Raises
+    ------
+    UserError
+        The queue refuses the job.
+    """
+    import dask_jobqueue
+
+    host = {"host": setting.host} if setting.host else {}
+    cluster = getattr(dask_jobqueue, CLASSES[setting.kind])(
+        security=security,
+        shared_temp_directory=str(folder),
+        scheduler_options={"dashboard_address": "127.0.0.1:0", "allowed_failures": 0, **host},
+        **job_options(setting, folder),
+    )
+    try:
+        cluster.scale(jobs=workers)
+        cluster.sync(cluster._correct_state)  # what the queue answers is raised here, not lost in a loop of its own
+    except RuntimeError as error:
+        cluster.close()
+        raise refused_job(setting.kind, str(error)) from error
+    return cluster
+
+
+def refused_job(kind: str, text: str) -> UserError:
+    """Return the error of a job that the queue did not take, with what it said."""
+    said = re.search(r"stderr:\n(.*)", text, re.DOTALL)
+    words = " ".join((said[1] if said else text).split())[:300] or "without a word"
+    return UserError(
+        f"cluster {kind}: {COMMANDS[kind][0]} did not take the job: {words}",
+        "check queue, account, walltime, memory and directives of `cluster`",
+    )
+
+
+def log_tail(folder: Path) -> str:
+    """Return the last lines of the job log that was written last; "" where there is none."""
+    logs = [
+        path for path in folder.iterdir() if path.is_file() and path.stat().st_size and not path.name.startswith(".")
+    ]
+    if not logs:
+        return ""
+    newest = max(logs, key=lambda path: path.stat().st_mtime)
+    lines = newest.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-LOG_LINES:]
+    return f"the last lines of {newest}:\n" + "\n".join(lines)

@@ -1,0 +1,204 @@
+"""One loop on a cluster: items go out in parts, results come back in order, what a dying worker held is done again.
+
+The scheduler never knows more than a few parts a worker, however many items there are, and a part takes about half a second:
+a million items of a millisecond are some thousand parts. A part that a worker died over is done again, item by item; one item
+that three workers died over is left out and named.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from cellkit.cluster.opened import Cluster
+from cellkit.cluster.remote import MARK, Answer, Expected, files_in, not_shared, own_code, run_part
+from cellkit.errors import UserError
+
+PART_S = 0.5  # a part of small items takes about as long
+MOST_ITEMS = 500  # of a part
+PARTS_A_THREAD = 3  # under way or waiting at a worker
+KILLS = 3  # workers that may die over an item
+LOOK_EVERY_S = 2.0
+
+
+@dataclass
+class Part:
+    """Items that go out together: the place of the first, and how many workers died over them."""
+
+    first: int
+    items: Sequence[Any]
+    kills: int = 0
+
+
+def pairs_on(cluster: Cluster, fn: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, str | None]]:
+    """Yield (result, None) or (None, reason) of every item, in order, as `cellkit.cluster.remote.Guarded` returns them.
+
+    Raises
+    ------
+    StopAll
+        `fn` raised it.
+    UserError
+        No worker is left and none comes; a worker has other code, or does not see a folder or file.
+    """
+    if not items:
+        return
+    cluster.open()
+    with ExitStack() as stack:
+        loop = _Loop(cluster, fn, items, stack)
+        stack.callback(loop.give_up)
+        ready: dict[int, tuple[Any, str | None]] = {}
+        for place in range(len(items)):
+            while place not in ready:
+                ready.update(loop.step())
+            yield ready.pop(place)
+
+
+class _Loop:
+    """The parts of one loop that are under way."""
+
+    def __init__(self, cluster: Cluster, fn: Callable, items: Sequence[Any], stack: ExitStack):
+        import cloudpickle
+
+        self.cluster, self.fn, self.items = cluster, fn, items
+        self.dumps = cloudpickle.dumps  # functions and classes of a notebook too
+        self.work = self.dumps(fn)
+        self.expected = pickle.dumps(_expected(cluster, fn, stack))
+        self.id, self.sent, self.next = uuid.uuid4().hex[:8], 0, 0
+        self.again: deque[Part] = deque()
+        self.flying: dict[Any, Part] = {}
+        self.landed: SimpleQueue = SimpleQueue()
+        self.item_s: float | None = None
+        self.looked, self.threads = 0.0, 1
+
+    def step(self) -> dict[int, tuple[Any, str | None]]:
+        """Send what there is room for, wait a moment, return what came back by place."""
+        self._look()
+        self._send()
+        try:
+            future = self.landed.get(timeout=LOOK_EVERY_S)
+        except Empty:
+            return {}
+        part = self.flying.get(future)
+        return {} if part is None else self._taken(future, part)
+
+    def give_up(self) -> None:
+        """Take back what is under way."""
+        with suppress(Exception):
+            if self.flying:
+                self.cluster.client.cancel(list(self.flying), force=True)
+        self.flying.clear()
+
+    def _look(self) -> None:
+        """Count the workers, every few seconds."""
+        now = time.monotonic()
+        if now - self.looked >= LOOK_EVERY_S:
+            self.threads = sum(self.cluster.wait().values())
+            self.looked = now
+
+    def _send(self) -> None:
+        """Send parts: while some are suspected of killing workers one a thread, so that only the guilty is counted."""
+        most = self.threads if self.again else PARTS_A_THREAD * self.threads
+        while len(self.flying) < most and (self.again or self.next < len(self.items)):
+            if self.again:
+                part = self.again.popleft()
+            else:
+                part = Part(self.next, self.items[self.next : self.next + self._size()])
+                self.next += len(part.items)
+            self.sent += 1
+            future = self.cluster.client.submit(
+                run_part,
+                self.work,
+                self.dumps(list(part.items)),
+                self.expected,
+                key=f"cellkit-{self.id}-{self.sent}",
+                pure=False,
+                priority=1 if part.kills else 0,
+            )
+            self.flying[future] = part
+            future.add_done_callback(self.landed.put)
+
+    def _size(self) -> int:
+        """Return how many items the next part gets: as many as take `PART_S`, and some for every thread at the end."""
+        if self.item_s is None:
+            return 1
+        left = len(self.items) - self.next
+        most = min(MOST_ITEMS, -(-left // (2 * self.threads)))
+        return max(1, min(most, int(PART_S / max(self.item_s, 1e-6))))
+
+    def _taken(self, future: Any, part: Part) -> dict[int, tuple[Any, str | None]]:
+        """Return the results of a part, or let it be done again."""
+        from distributed.scheduler import KilledWorker
+
+        try:
+            answer: Answer = pickle.loads(future.result(timeout=30))
+        except KilledWorker as error:
+            del self.flying[future]
+            return self._killed(part, error)
+        except TimeoutError:  # its worker died with the result: the scheduler has it done again
+            future.add_done_callback(self.landed.put)
+            return {}
+        except Exception as error:
+            raise self._not_done(error) from error
+        del self.flying[future]
+        for fault in (answer.refused, answer.raised):
+            if fault is not None:
+                raise fault
+        for path in answer.unseen:
+            if os.path.exists(path):
+                raise not_shared(path, answer.host)
+        seconds = answer.seconds / max(1, len(part.items))
+        self.item_s = seconds if self.item_s is None else (self.item_s + seconds) / 2
+        return {part.first + k: pair for k, pair in enumerate(answer.pairs)}
+
+    def _killed(self, part: Part, error: Any) -> dict[int, tuple[Any, str | None]]:
+        """Let a part whose worker died be done again, each item alone; leave out an item that did it three times."""
+        kills = part.kills + error.allowed_failures + 1
+        self.looked = 0.0
+        if len(part.items) == 1 and kills >= KILLS and part.kills:
+            return {part.first: (None, f"{kills} workers died over it, perhaps for want of memory")}
+        self.again += [Part(part.first + k, [item], kills) for k, item in enumerate(part.items)]
+        return {}
+
+    def _not_done(self, error: Exception) -> Exception:
+        """Return what is to be said of a part that did not run at all."""
+        if isinstance(error, ModuleNotFoundError):
+            return UserError(
+                f"a worker has no package {error.name}",
+                "let workers use this environment: the same path on all machines, or the same packages on each",
+            )
+        return error
+
+
+def _expected(cluster: Cluster, fn: Callable, stack: ExitStack) -> Expected:
+    """Return what workers have to be like for this loop; marks lie in the folders it writes to until it ends."""
+    from cellkit import __version__
+    from cellkit.cluster.setting import CLUSTER_VARIABLE
+    from cellkit.manifest import RUNNER_VARIABLE
+
+    marks = []
+    if cluster.is_elsewhere:
+        for folder in dict.fromkeys([os.getcwd(), *filter(os.path.isdir, files_in(fn))]):
+            with suppress(OSError):  # read-only: nothing is written there
+                file = tempfile.NamedTemporaryFile(prefix=MARK, dir=os.path.abspath(folder))  # noqa: SIM115 - until the end
+                marks.append(file.name)
+                stack.enter_context(file)
+    private = (CLUSTER_VARIABLE, RUNNER_VARIABLE, "CELLKIT_HEADLESS")
+    environ = {name: value for name, value in os.environ.items() if name.startswith("CELLKIT_") and name not in private}
+    return Expected(
+        __version__,
+        own_code(),
+        str(Path.cwd()),
+        tuple(marks),
+        tuple(sorted(environ.items())),
+        cluster.setting.cores,
+    )
