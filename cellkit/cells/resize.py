@@ -40,7 +40,7 @@ def resize_image(image: np.ndarray, scale: float) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=method)
 
 
-def _grid(old: int, new: int) -> np.ndarray:
+def grid(old: int, new: int) -> np.ndarray:
     """Return which old row each of `new` rows takes: the one its centre lies in, on the grid of `resize_image`."""
     return np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
 
@@ -70,7 +70,7 @@ def instances_on(instances: Instances, shape: tuple[int, int]) -> Instances:
     new_height, new_width = map(int, shape)
     if (new_height, new_width) == instances.shape:
         return instances
-    rows, columns = _grid(height, new_height), _grid(width, new_width)
+    rows, columns = grid(height, new_height), grid(width, new_width)
     starts, ends, run = cut_at_rows(instances.starts, instances.lengths, width)
     owner = instances.owner_of_run[run]
     row = starts // width
@@ -104,7 +104,7 @@ def fit_to(found: Instances, shape: tuple[int, int]) -> Instances:
     """
     if found.shape == tuple(shape):
         return found
-    rows, columns = map(_grid, found.shape, shape)
+    rows, columns = map(grid, found.shape, shape)
     labels = found.paint()[np.ix_(rows, columns)]
     kept = np.unique(labels[labels > 0]) - 1
     return Instances.from_labels(labels, found.class_ids[kept], found.scores[kept])

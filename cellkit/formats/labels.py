@@ -21,6 +21,7 @@ from cellkit.formats.any import ImageCells, ImageToWrite, Reading
 from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import parse_coco
 from cellkit.formats.label_images import read_labels, refuse_changed, stamp_of, write_labels
+from cellkit.formats.large_cells import read_large_cells
 from cellkit.microscope.folders import LABEL_SUFFIXES
 
 LABELS_FILE = "labels.json"  # beside label images: the same cells whole, with class, and who made them
@@ -170,12 +171,16 @@ def refuse_picture(path: Path, pictures: Sequence[Path] = ()) -> None:
         raise UserError(f"{path} is there and is no label image", "give another folder, or a suffix: --suffix _masks")
 
 
-NOISE_PX = 1024
+NOISE_PX, DIFFERING, BACKGROUND = 1024, 0.5, 0.5
 
 
 def is_noise(labels: np.ndarray) -> bool:
     """Tell whether a grey picture was read as labels: most neighbours differ, and hardly a pixel is background."""
-    return labels.shape[1] > 1 and np.mean(labels[:, 1:] != labels[:, :-1]) > 0.5 and np.mean(labels == 0) < 0.5
+    return (
+        labels.shape[1] > 1
+        and np.mean(labels[:, 1:] != labels[:, :-1]) > DIFFERING
+        and np.mean(labels == 0) < BACKGROUND
+    )
 
 
 def refuse_noise(labels: np.ndarray, path: Path) -> None:
@@ -187,7 +192,11 @@ def refuse_noise(labels: np.ndarray, path: Path) -> None:
         Naming the file.
     """
     if labels.size >= NOISE_PX and is_noise(labels):
-        raise UserError(f"{path} is a grey picture by its values, no label image", "take it out, or give its labels")
+        raise _noise_refused(path)
+
+
+def _noise_refused(path: Path) -> UserError:
+    return UserError(f"{path} is a grey picture by its values, no label image", "take it out, or give its labels")
 
 
 # ---- the contract of cellkit.formats.any ----
@@ -202,6 +211,11 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
     known = whole is not None and sha256_file(file) == sha256
     if known and how.pieces is None:
         return ImageCells(whole, made_by=maker)
+    large = read_large_cells(file) if how.pieces is None else None
+    if large is not None:
+        if large.differing > DIFFERING and large.background < BACKGROUND:
+            raise _noise_refused(file)
+        return ImageCells(large.cells, numbers=large.numbers)
     labels = read_labels(file)
     refuse_noise(labels, file)
     if how.pieces is None:

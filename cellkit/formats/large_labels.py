@@ -60,7 +60,7 @@ def refuse_changed_large(path: Path) -> None:
     UserError
         Naming the file.
     """
-    if os.path.lexists(path) and not _as_written(path):
+    if os.path.lexists(path) and not as_written_large(path):
         raise UserError(f"{path} is there and not as cellkit wrote it: it may hold corrections", "move it away")
 
 
@@ -80,7 +80,8 @@ def is_large_file(path: Path) -> bool:
     return False
 
 
-def _as_written(path: Path) -> bool:
+def as_written_large(path: Path) -> bool:
+    """Tell whether a large label file carries the stamp of the cells it holds; it is read row by row."""
     import tifffile
     import zarr
 

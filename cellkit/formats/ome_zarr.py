@@ -18,6 +18,8 @@ from cellkit.cells.outlines import refuse_boxes
 from cellkit.errors import UserError
 from cellkit.formats.contract import ImageCells, ImageToWrite, Reading
 from cellkit.formats.label_images import read_labels, stamp_of
+from cellkit.formats.large_cells import read_large_cells
+from cellkit.formats.large_labels import as_written_large
 from cellkit.formats.zarr_labels import NAME, about_labels, cells_in, label_images_in
 from cellkit.formats.zarr_writing import version_of, whole_folder, write_image_group, write_labels_group
 
@@ -54,15 +56,20 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
     path = cells_in(file)
     if path is None:
         raise UserError(f"{file} holds no label image", "give an OME-Zarr with labels/NAME")
-    labels, about = read_labels(path), about_labels(path)
-    if how.pieces is None:
-        refuse_foreground(labels, path, "say what the pieces are: --pieces split (each a cell), keep or largest")
-    cells = Instances.from_labels(labels if how.pieces is None else clean_labels(labels, pieces=how.pieces))
-    numbers = labels.ravel()[cells.starts[cells.offsets[:-1]]].tolist()
+    about, large = about_labels(path), read_large_cells(path) if how.pieces is None else None
+    if large is not None:
+        cells, numbers = large.cells, large.numbers.tolist()
+        maker = about.made_by if about.made_by and as_written_large(file) else ""
+    else:
+        labels = read_labels(path)
+        if how.pieces is None:
+            refuse_foreground(labels, path, "say what the pieces are: --pieces split (each a cell), keep or largest")
+        cells = Instances.from_labels(labels if how.pieces is None else clean_labels(labels, pieces=how.pieces))
+        numbers = labels.ravel()[cells.starts[cells.offsets[:-1]]].tolist()
+        maker = about.made_by if about.stamp == stamp_of(labels) else ""
     class_id = {"": 0} | {name: k for k, name in enumerate(about.classes, 1)}
     cells = cells.with_classes([class_id[about.class_of.get(number, "")] for number in numbers])
     cells = cells.with_scores([about.score_of.get(number, 1.0) for number in numbers])
-    maker = about.made_by if about.stamp == stamp_of(labels) else ""
     return ImageCells(cells, about.classes, maker, numbers=np.array(numbers, np.int64))
 
 

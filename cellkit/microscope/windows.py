@@ -6,7 +6,7 @@ bits, so that a window of it is the window of the picture that `convert_frame` m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ import numpy as np
 
 from cellkit.cells.windows import BLOCK_PX, blocks, dask_array
 from cellkit.errors import UserError
+from cellkit.log import LOG
 from cellkit.microscope.channels import channels_text
 from cellkit.microscope.convert import Conversion, Level, check_projection, chosen_channels
 from cellkit.microscope.file_info import COLOURS, Opened
+from cellkit.microscope.large_pictures import resized_array, sharpest
 from cellkit.microscope.light import Light, to_8bit
 
 if TYPE_CHECKING:
@@ -119,6 +121,9 @@ class LargePicture:
     levels : tuple of Level
     channels : str
     um_per_px : float
+        Of the file.
+    projection : {"max", "mean"} or int
+        What became of z planes.
     """
 
     image: da.Array
@@ -126,6 +131,7 @@ class LargePicture:
     levels: tuple[Level, ...]
     channels: str
     um_per_px: float
+    projection: str | int
 
 
 def large_picture(opened: Opened, scene: int, time: int, conversion: Conversion) -> LargePicture:
@@ -133,26 +139,19 @@ def large_picture(opened: Opened, scene: int, time: int, conversion: Conversion)
 
     Parameters
     ----------
-    conversion : Conversion
-        Its `scale` has to be 1.
-
     Raises
     ------
     UserError
-        As `convert_frame` and `plane_array`; a picture that is resized.
+        As `convert_frame` and `plane_array`.
     """
     array = dask_array()
     info, series = opened.info, opened.info.series[scene]
-    if conversion.scale != 1:
-        raise UserError(
-            f"{info.path.name} is read window by window, and convert.scale is {conversion.scale:g}",
-            "resize it beforehand, or use a model of a run with convert.scale: 1",
-        )
     chosen = chosen_channels(info, scene, conversion, whole=False)
+    projection = _projection(opened, scene, time, sorted(set(chosen.values())), conversion.projection)
     planes, lights, told = {}, {}, []
     for colour, index in chosen.items():
         name = series.channels[index].name or f"channel {index}"
-        plane = plane_array(opened, scene, time, index, conversion.projection)
+        plane = plane_array(opened, scene, time, index, projection)
         light = light_of(plane, f"{info.path.name}, {name}")
         level = _level(light, plane.dtype, colour, name, conversion)
         level = replace(level, note="; ".join([*info.notes_of(scene), *filter(None, [level.note])]))
@@ -163,7 +162,32 @@ def large_picture(opened: Opened, scene: int, time: int, conversion: Conversion)
     empty = array.zeros(next(iter(planes.values())).shape, dtype=np.uint8, chunks=BLOCK_PX)
     image = array.stack([planes.get(colour, empty) for colour in COLOURS], axis=2)
     names = dict.fromkeys(COLOURS, "") | {level.colour: level.channel for level in told}
-    return LargePicture(image, lights, tuple(told), channels_text(names), series.um_per_px)
+    if conversion.scale != 1:
+        image = resized_array(image, conversion.scale)
+        lights = _light_of_picture(image, list(lights))
+    return LargePicture(image, lights, tuple(told), channels_text(names), series.um_per_px, projection)
+
+
+def _projection(opened: Opened, scene: int, time: int, channels: Sequence[int], projection: str | int) -> str | int:
+    """Return what becomes of z planes; of the sharpest its number, as `cellkit.microscope.convert.project` finds it."""
+    count = opened.info.series[scene].size("Z")
+    if projection != "focus" or count == 1:
+        return projection
+    planes = [[plane_array(opened, scene, time, index, z) for index in channels] for z in range(count)]
+    best = sharpest(planes)
+    LOG.info(f"{opened.info.path.name}: z plane {best} is the sharpest of {count}")
+    return best
+
+
+def _light_of_picture(image: da.Array, colours: Sequence[str]) -> dict[str, Light]:
+    """Count the values of a picture (H, W, 3) uint8 in some colours, window by window."""
+    counts = {colour: np.zeros(256, np.int64) for colour in colours}
+    for _, values in blocks(image):
+        for colour in colours:
+            counts[colour] += np.bincount(values[..., COLOURS.index(colour)].ravel(), minlength=256)
+    return {
+        colour: Light(np.flatnonzero(total).astype(np.float64), total[total > 0]) for colour, total in counts.items()
+    }
 
 
 def light_of(plane: da.Array, where: str = "the plane") -> Light:

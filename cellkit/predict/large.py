@@ -17,6 +17,7 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import too_small
+from cellkit.cells.resize import grid
 from cellkit.cells.runs import cut_at_rows, merge_adjacent_of_each
 from cellkit.cells.windows import Window, windows_of
 from cellkit.files import atomic_path
@@ -274,6 +275,48 @@ def _cut_out(cells: Instances, window: Window) -> Instances:
     begins = (rows - window.top) * window.shape[1] + columns - window.left
     runs = merge_adjacent_of_each(begins, ends - starts, np.searchsorted(owner, np.arange(len(cells) + 1)))
     return Instances.from_runs(window.shape, *runs, cells.class_ids, cells.scores)
+
+
+def fitted(path: Path, labels: Any, cells: Numbered, shape: tuple[int, int]) -> tuple[Any, Numbered]:
+    """Bring the label image of a resized picture back to the pixels of its file, as `cellkit.cells.resize.fit_to`.
+
+    Returns
+    -------
+    labels : zarr.Array, (H, W) int32
+        Numbered by the first pixel in the file; cells left without a pixel are gone.
+    cells : Numbered
+        Its boxes, scores and classes; without `numbers`.
+    """
+    import zarr
+
+    rows, columns = (grid(old, new) for old, new in zip(labels.shape, shape, strict=True))
+    count = len(cells.boxes)
+    first = np.full(count + 1, np.iinfo(np.int64).max)
+    boxes = np.array([[np.iinfo(np.int64).max] * 2 + [-1] * 2] * (count + 1), np.int64)
+    for window in windows_of(shape, CHUNK_PX):
+        found = Instances.from_labels(part := _nearest(labels, rows[window.slices[0]], columns[window.slices[1]]))
+        numbers = np.unique(part[part > 0])
+        own = boxes_in(found, window)
+        begin = found.starts[found.offsets[:-1]]
+        places = (begin // window.shape[1] + window.top) * shape[1] + begin % window.shape[1] + window.left
+        first[numbers] = np.minimum(first[numbers], places)
+        boxes[numbers, :2] = np.minimum(boxes[numbers, :2], own[:, :2])
+        boxes[numbers, 2:] = np.maximum(boxes[numbers, 2:], own[:, 2:])
+    kept = np.argsort(first, kind="stable")[: int((boxes[:, 2] >= 0).sum())]
+    number = np.zeros(count + 1, np.int32)
+    number[kept] = np.arange(1, len(kept) + 1)
+    chunks = tuple(min(CHUNK_PX, side) for side in shape)
+    out = zarr.create_array(store=str(path), shape=shape, chunks=chunks, dtype=np.int32, fill_value=0, overwrite=True)
+    for window in windows_of(shape, CHUNK_PX):
+        part = _nearest(labels, rows[window.slices[0]], columns[window.slices[1]])
+        if part.any():
+            out[window.slices] = number[part]
+    return out, Numbered([], boxes[kept], cells.scores[kept - 1], cells.class_ids[kept - 1], cells.pieced)
+
+
+def _nearest(labels: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    part = np.asarray(labels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    return part[np.ix_(rows - rows[0], columns - columns[0])]
 
 
 def strips_of(labels: Any, boxes: np.ndarray) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:

@@ -31,6 +31,7 @@ from cellkit.predict.images import Picture, record_of
 from cellkit.predict.large import (
     PIECED,
     cells_of_window,
+    fitted,
     joined_cells,
     left_out_of,
     paint_labels,
@@ -105,11 +106,12 @@ def find_large(
     folder.mkdir(exist_ok=True)
     with open_file(frame.path, conversion.axes, LARGEST_PLANE_PX) as opened:
         series = opened.info.series[frame.scene]
-        shape = series.size("Y"), series.size("X")
+        size = series.size("Y"), series.size("X")
         LOG.info(
-            f"{frame.relative}: {shape[0]} x {shape[1]} px, read window by window; first the light of the whole image"
+            f"{frame.relative}: {size[0]} x {size[1]} px, read window by window; first the light of the whole image"
         )
         picture = large_picture(opened, frame.scene, frame.time, conversion)
+        shape = picture.image.shape[:2]
         light = tuple(
             None if colour not in picture.light else (picture.light[colour].values, picture.light[colour].counts)
             for colour in COLOURS
@@ -126,12 +128,14 @@ def find_large(
         parts = [kept for _, kept in todo]
         cells = joined_cells([core for core, _ in todo], parts, shape)
         painted = paint_labels(folder / "labels.zarr", parts, cells, shape)
-        blank = np.broadcast_to(np.uint8(0), (*shape, 3))
-        record = record_of(frame, Picture(blank, shape, picture.channels, picture.um_per_px))
+        if shape != size:
+            painted, cells = fitted(folder / "fitted.zarr", painted, cells, size)
+        blank = np.broadcast_to(np.uint8(0), (*size, 3))
+        record = record_of(frame, Picture(blank, size, picture.channels, picture.um_per_px))
         _write_strips(part, record, painted, cells, classes)
-        planes = _planes(opened, frame, conversion) if measured or form.startswith("ome-zarr") else {}
+        planes = _planes(opened, frame, picture.projection) if measured or form.startswith("ome-zarr") else {}
         if labels is not None:
-            bare = Instances.from_runs(shape, [], [], np.zeros(len(cells.boxes) + 1), cells.class_ids, cells.scores)
+            bare = Instances.from_runs(size, [], [], np.zeros(len(cells.boxes) + 1), cells.class_ids, cells.scores)
             if form == "tif":
                 write_large_tiff(labels, painted, len(cells.boxes))
             else:
@@ -152,12 +156,10 @@ def find_large(
     return LargeFound(notes, left_out, table)
 
 
-def _planes(opened: Opened, frame: Frame, conversion: Conversion) -> dict[str, Any]:
+def _planes(opened: Opened, frame: Frame, projection: str | int) -> dict[str, Any]:
     """Return the channels of a frame in the values of its file, by the names that a table gives them."""
     names = column_names([channel.name for channel in opened.info.series[frame.scene].channels])
-    return {
-        name: plane_array(opened, frame.scene, frame.time, k, conversion.projection) for k, name in enumerate(names)
-    }
+    return {name: plane_array(opened, frame.scene, frame.time, k, projection) for k, name in enumerate(names)}
 
 
 # ---- the COCO file of one image, in strips -------------------------------------------------------------------------

@@ -116,12 +116,35 @@ def test_a_window_of_a_picture_is_that_of_the_converted_frame(tmp_path, projecti
         assert np.array_equal(np.bincount(whole.image[..., 2].ravel())[blue.values.astype(int)], blue.counts)
 
 
-def test_what_only_the_whole_image_tells_is_refused(tmp_path):
+@pytest.mark.parametrize("scale", [0.5, 0.37, 1.6])
+def test_a_window_of_a_resized_picture_is_that_of_the_converted_frame_to_a_grey_level(tmp_path, scale, monkeypatch):
+    for place in ("cells", "microscope"):
+        monkeypatch.setattr(f"cellkit.{place}.windows.BLOCK_PX", 64)
+    conversion = Conversion({"nuclei": 1}, scale=scale)
     with open_file(ome_zarr(tmp_path / "a.ome.zarr")) as opened:
-        with pytest.raises(UserError, match="sharpest of 3 planes"):
-            large_picture(opened, 0, 0, Conversion({"nuclei": 0}, projection="focus"))
-        with pytest.raises(UserError, match="convert.scale is 0.5"):
-            large_picture(opened, 0, 0, Conversion({"nuclei": 0}, scale=0.5))
+        whole, large = convert_frame(opened, 0, 0, conversion).image, large_picture(opened, 0, 0, conversion)
+    assert large.image.shape == whole.shape
+    height, width = whole.shape[:2]
+    parts = [Window(0, 0, height, width), Window(3, 11, height - 5, 24), Window(height - 1, width - 1, height, width)]
+    with open_file(tmp_path / "a.ome.zarr") as opened:
+        image = large_picture(opened, 0, 0, conversion).image
+        for window in parts:
+            assert np.abs(taken(image, window).astype(int) - whole[window.slices]).max() <= 1
+        seen = taken(image, parts[0])[..., 2]
+    assert np.array_equal(np.bincount(seen.ravel())[large.light["blue"].values.astype(int)], large.light["blue"].counts)
+
+
+def test_the_sharpest_plane_is_that_of_the_whole(tmp_path, monkeypatch):
+    for place in ("cells", "microscope"):
+        monkeypatch.setattr(f"cellkit.{place}.windows.BLOCK_PX", 64)
+    for channels in ({"nuclei": 0}, {"nuclei": 1}, {"nuclei": 1, "cytoplasm": 0}):
+        conversion = Conversion(channels, projection="focus")
+        with open_file(ome_zarr(tmp_path / "a.ome.zarr")) as opened:
+            whole, large = convert_frame(opened, 0, 0, conversion), large_picture(opened, 0, 0, conversion)
+            assert whole.planes == f"z {large.projection} (sharpest of 3)"
+            assert np.array_equal(taken(large.image, WINDOWS[-1]), whole.image)
+        with open_file(tmp_path / "a.ome.zarr") as opened, pytest.raises(UserError, match="sharpest of 3 planes"):
+            plane_array(opened, 0, 0, 0, "focus")
 
 
 def test_light_is_counted_the_same_in_any_blocks(monkeypatch):

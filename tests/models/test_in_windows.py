@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from window_cases import whole_of
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.resampling import nearest_of, resampled, source_of, weights
 from cellkit.cells.windows import Window
 from cellkit.fetch.find import find_weights
 from cellkit.models import cellpose_unet, threshold, unet_maps, unet_windows
 from cellkit.models.shared import maps_windows
 from cellkit.models.shared.in_windows import WholeImage
 from cellkit.models.shared.inputs import NORMALISE
-from cellkit.models.shared.resampling import nearest_of, resampled, source_of, weights
 from cellkit.models.shared.thresholds import AS_CELLPOSE
 from cellkit.models.threshold_steps import brighter, depth_of, parted, pieces_of, smoothed
 from cellkit.models.unet_network import load_network

@@ -26,6 +26,8 @@ from cellkit.models.shared.contract import Segmenter
 from cellkit.predict import large
 from cellkit.predict.files import predict_files
 from cellkit.predict.model import find_model
+from cellkit.scores.iou import overlaps
+from cellkit.scores.kaggle import kaggle
 
 NUCLEI = Conversion({"nuclei": "DAPI"})
 
@@ -241,6 +243,28 @@ def test_what_cannot_be_read_in_windows_is_refused_by_name(raw, tmp_path, monkey
     monkeypatch.undo()
     with pytest.raises(UserError, match="roi are written of whole images"):
         predict_files(model, [raw], tmp_path / "e.json", tmp_path / "l", None, NUCLEI, "roi", 100)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_a_picture_that_is_resized_gives_cells_in_the_pixels_of_its_file(raw, tmp_path, scale, monkeypatch):
+    monkeypatch.setattr(large, "CHUNK_PX", 70)
+    how = Conversion({"nuclei": "DAPI"}, scale=scale)
+    model = find_model("threshold", {"diameter_px": 14})  # of the file
+    founds = []
+    for name, side in (("whole", None), ("windows", 64)):
+        done = predict_files(
+            model, [raw], tmp_path / f"{name}.json", tmp_path / name, None, how, window_px=side, measured=True
+        )
+        founds.append(read_coco(done.path).instances[0])
+    whole, found = founds
+    assert whole.shape == found.shape == (190, 260) and len(whole) == len(found) > 50
+    (iou,) = (kaggle([overlaps(whole, found)], bootstrap=0)["by_threshold"]["0.50"],)
+    assert iou == 1.0 and found.starts[found.offsets[:-1]].tolist() == sorted(found.starts[found.offsets[:-1]].tolist())
+    painted = read_labels(tmp_path / "windows" / "slide.tif")
+    assert (
+        np.array_equal(painted, found.paint()) and np.mean(painted.astype(bool) != whole.paint().astype(bool)) < 0.002
+    )
+    assert done.tables["slide"]["area_px"].tolist() == found.areas_px.tolist()
 
 
 MEMORY = """

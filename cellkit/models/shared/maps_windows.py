@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.resampling import nearest_of, resampled, source_of, weights
 from cellkit.cells.windows import Window, taken
 from cellkit.files import read_json, write_json
 from cellkit.log import LOG
@@ -21,7 +22,6 @@ from cellkit.machine import check_space
 from cellkit.models.shared.flows import Place, flow_errors, follow, outline, without
 from cellkit.models.shared.in_windows import WholeImage, halo_of, inner
 from cellkit.models.shared.inputs import CHANNELS
-from cellkit.models.shared.resampling import nearest_of, resampled, source_of, weights
 from cellkit.models.shared.whole_light import contrast_of
 from cellkit.parallel import progress
 
