@@ -176,11 +176,14 @@ NOISE_PX, DIFFERING, BACKGROUND = 1024, 0.5, 0.5
 
 def is_noise(labels: np.ndarray) -> bool:
     """Tell whether a grey picture was read as labels: most neighbours differ, and hardly a pixel is background."""
-    return (
-        labels.shape[1] > 1
-        and np.mean(labels[:, 1:] != labels[:, :-1]) > DIFFERING
-        and np.mean(labels == 0) < BACKGROUND
-    )
+    differing, background = _shares(labels)
+    return differing > DIFFERING and background < BACKGROUND
+
+
+def _shares(labels: np.ndarray) -> tuple[float, float]:
+    """Return which share of neighbours in a row differs, and of pixels is background."""
+    differing = np.mean(labels[:, 1:] != labels[:, :-1]) if labels.shape[1] > 1 else 0
+    return float(differing), float(np.mean(labels == 0))
 
 
 def refuse_noise(labels: np.ndarray, path: Path) -> None:
@@ -191,12 +194,13 @@ def refuse_noise(labels: np.ndarray, path: Path) -> None:
     UserError
         Naming the file.
     """
-    if labels.size >= NOISE_PX and is_noise(labels):
-        raise _noise_refused(path)
+    if labels.size >= NOISE_PX:
+        _refuse_shares(*_shares(labels), path)
 
 
-def _noise_refused(path: Path) -> UserError:
-    return UserError(f"{path} is a grey picture by its values, no label image", "take it out, or give its labels")
+def _refuse_shares(differing: float, background: float, path: Path) -> None:
+    if differing > DIFFERING and background < BACKGROUND:
+        raise UserError(f"{path} is a grey picture by its values, no label image", "take it out, or give its labels")
 
 
 # ---- the contract of cellkit.formats.any ----
@@ -213,8 +217,7 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
         return ImageCells(whole, made_by=maker)
     large = read_large_cells(file) if how.pieces is None else None
     if large is not None:
-        if large.differing > DIFFERING and large.background < BACKGROUND:
-            raise _noise_refused(file)
+        _refuse_shares(large.differing, large.background, file)
         return ImageCells(large.cells, numbers=large.numbers)
     labels = read_labels(file)
     refuse_noise(labels, file)
