@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,10 @@ def open_jobs(setting: ClusterSetting, workers: int, folder: Path, security: Any
     UserError
         The queue refuses the job.
     """
+    before = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
+    signal.signal(signal.SIGINT, before)  # dask-jobqueue 0.9 makes Ctrl-C an exit with code 0
     host = {"host": setting.host} if setting.host else {}
     cluster = getattr(dask_jobqueue, CLASSES[setting.kind])(
         security=security,
@@ -94,12 +97,43 @@ def open_jobs(setting: ClusterSetting, workers: int, folder: Path, security: Any
         **job_options(setting, folder),
     )
     try:
-        cluster.scale(jobs=workers)
-        cluster.sync(cluster._correct_state)  # what the queue answers is raised here, not lost in a loop of its own
+        cluster.sync(ask_for, cluster, workers)
     except RuntimeError as error:
-        cluster.close()
-        raise refused_job(setting.kind, str(error)) from error
+        text = str(error)
+        error.__traceback__ = None  # it holds jobs that never began, over which the closing would stumble
+        close(cluster)
+        raise refused_job(setting.kind, text) from None
     return cluster
+
+
+async def ask_for(cluster: Any, workers: int) -> None:
+    """Start as many workers as are wanted, those that failed or ended again; what the queue says is raised here.
+
+    `cluster.scale` would count a worker that failed while it started as one that is there, and lose what is raised.
+    """
+    from distributed.core import Status
+
+    for name, worker in list(cluster.workers.items()):
+        if worker.status in (Status.failed, Status.closed):
+            del cluster.workers[name]
+    while len(cluster.worker_spec) < workers:
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    await cluster._correct_state()
+
+
+def close(cluster: Any) -> None:
+    """Close a cluster that was opened here: its workers, its jobs, its scheduler."""
+    if hasattr(cluster, "_created"):
+        cluster._created.clear()  # else it insists that a worker that never began has ended
+    cluster.close(timeout=20)
+    forget_keys(cluster)
+
+
+def forget_keys(cluster: Any) -> None:
+    """Remove the key files of a queue's cluster while their folder is there: dask-jobqueue leaves that to chance."""
+    for name, file in vars(cluster).items():
+        if name.startswith("_job_") and hasattr(file, "close"):
+            file.close()
 
 
 def refused_job(kind: str, text: str) -> UserError:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cellkit.cluster.jobs import COMMANDS, MEMORY, WORKERS, check_commands, open_jobs
+from cellkit.cluster.jobs import COMMANDS, MEMORY, WORKERS, ask_for, check_commands, open_jobs
 from cellkit.cluster.remote import THREADS
 from cellkit.cluster.setting import ClusterSetting, is_address, is_file
 from cellkit.errors import UserError
@@ -102,8 +103,8 @@ def _open_local(setting: ClusterSetting, workers: int, security: Any) -> Any:
     """Start workers on this machine: processes that listen to this machine alone, with keys, as others may be logged in."""
     from distributed import LocalCluster
 
-    return LocalCluster(
-        n_workers=workers,
+    cluster = LocalCluster(
+        n_workers=0,
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
@@ -116,6 +117,21 @@ def _open_local(setting: ClusterSetting, workers: int, security: Any) -> Any:
         scheduler_kwargs={"allowed_failures": 0},
         silence_logs=logging.CRITICAL,
     )
+    ask_again(cluster, workers)  # not in the call above, which would fail with a single worker that is killed meanwhile
+    return cluster
+
+
+def ask_again(cluster: Any, workers: int) -> None:
+    """Have workers that ended started again, while we go on."""
+
+    async def ask() -> None:
+        with suppress(Exception):  # asked again later; what the queue says to the first job is raised there
+            await ask_for(cluster, workers)
+
+    if hasattr(cluster, "worker_spec"):
+        cluster.loop.add_callback(ask)
+    else:  # Kubernetes
+        cluster.scale(workers)
 
 
 def _open_kubernetes(setting: ClusterSetting, workers: int) -> Any:

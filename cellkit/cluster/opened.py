@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.cluster import remote
-from cellkit.cluster.jobs import COMMANDS, log_tail
-from cellkit.cluster.kinds import check_cluster, default_workers, open_cluster
+from cellkit.cluster.jobs import COMMANDS, close, log_tail
+from cellkit.cluster.kinds import ask_again, check_cluster, default_workers, open_cluster
 from cellkit.cluster.setting import CLUSTER_VARIABLE, ClusterSetting, read_setting
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
@@ -42,7 +43,8 @@ class Cluster:
         self.client: Any = None
         self._cluster: Any = None
         self._folder: Path | None = None
-        self._looked = 0.0
+        self._asked = 0.0
+        self._said: int | None = None
 
     @property
     def is_elsewhere(self) -> bool:
@@ -63,8 +65,11 @@ class Cluster:
             home = Path(self.setting.folder or "~/.cache/cellkit/cluster").expanduser()
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._folder = Path(tempfile.mkdtemp(dir=home))  # for us alone: it gets keys
+        self._said = logging.getLogger("asyncio").level
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a worker that fails while it starts: started again
         try:
             self._cluster, self.client = open_cluster(self.setting, self.workers, self._folder or Path())
+            self._asked = time.monotonic()
             threads = self.wait()
         except BaseException:
             self.close()
@@ -103,10 +108,9 @@ class Cluster:
         found = dict(self.client.nthreads())
         if self._cluster is not None and len(found) < self.workers:
             now = time.monotonic()
-            if now - self._looked > REPLACE_EVERY_S:
-                self._looked = now
-                with suppress(RuntimeError):  # the queue is busy: asked again later
-                    self._cluster.scale(self.workers)
+            if now - self._asked > REPLACE_EVERY_S:
+                self._asked = now
+                ask_again(self._cluster, self.workers)
         return found
 
     def close(self) -> None:
@@ -118,7 +122,10 @@ class Cluster:
                 client.close(timeout=5)
         with suppress(Exception):
             if cluster is not None:
-                cluster.close(timeout=20)
+                close(cluster)
+        if self._said is not None:
+            logging.getLogger("asyncio").setLevel(self._said)
+            self._said = None
         if folder is not None and (client is not None or not log_tail(folder)):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,0 +1,91 @@
+"""What a person says of a cluster, and what is said where it cannot be had."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cellkit.cluster import kinds
+from cellkit.cluster.opened import cluster_named, cluster_of, current
+from cellkit.cluster.setting import CLUSTER_VARIABLE, ClusterSetting, read_setting
+from cellkit.commands.main import main
+from cellkit.config.reading import load_config
+from cellkit.errors import UserError
+
+
+def refusal(*given, **env) -> str:
+    with pytest.raises(UserError) as caught:
+        read_setting(*given, **env)
+    return str(caught.value)
+
+
+def test_a_word_keys_a_file_and_the_environment_say_the_same(tmp_path, monkeypatch):
+    assert read_setting(None).is_none
+    file = tmp_path / "mine.yaml"
+    for text in ("kind: slurm\nworkers: 8\n", "cluster:\n  kind: slurm\n  workers: 8\n"):
+        file.write_text(text)
+        assert read_setting(str(file)) == ClusterSetting(kind="slurm", workers=8)
+    monkeypatch.setenv(CLUSTER_VARIABLE, '{"kind": "slurm", "workers": 8}')
+    assert read_setting(None) == read_setting({"kind": "slurm", "workers": 8})
+    assert read_setting("slurm") == ClusterSetting(kind="slurm")
+
+
+def test_a_configuration_names_it_in_one_line(tmp_path, monkeypatch):
+    file = tmp_path / "a.yaml"
+    file.write_text("cluster: lsf\n")
+    cfg = load_config(file)
+    assert cfg.cluster == ClusterSetting(kind="lsf")
+    monkeypatch.setattr(kinds, "check_commands", lambda kind: None)
+    assert json.loads(cluster_named(cfg.cluster, 3))["workers"] == kinds.WORKERS
+    file.write_text("cluster: {kind: local}\nworkers: 3\n")
+    cfg = load_config(file)
+    assert json.loads(cluster_named(cfg.cluster, cfg.workers))["workers"] == 3
+    assert cfg.convert.fingerprint() == load_config(file, {"cluster": None}).convert.fingerprint()
+    file.write_text("cluster: slrum\n")
+    with pytest.raises(UserError, match="cluster.kind is 'slrum', wanted one of .*did you mean 'slurm'"):
+        load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("slrum", "(did you mean 'slurm'?)"),
+        ({"kind": "slurm", "wokers": 2}, "has no key 'wokers' (did you mean 'workers'?)"),
+        ({"kind": "slurm", "workers": 0}, "cluster.workers is 0"),
+        ("{kind", "is not JSON"),
+        ("no.yaml", "'no.yaml': No such file"),
+    ],
+)
+def test_what_is_not_known_is_named(value, said):
+    assert said in refusal(value)
+
+
+def test_what_is_missing_is_named_before_anything_is_begun(monkeypatch, tmp_path):
+    def of(setting) -> str:
+        with pytest.raises(UserError) as caught, cluster_of(setting):
+            pass
+        return str(caught.value)
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert of("slurm").startswith("cluster slurm: this machine has no command sbatch and no scancel\n")
+    assert "no command bsub" in of("lsf") and "no command qsub" in of("pbs") and "no command qsub" in of("sge")
+    assert "no scheduler file 'no.json'" in of("no.json")
+    monkeypatch.setattr(kinds, "find_spec", lambda name: None if name in ("dask_jobqueue", "dask_kubernetes") else 1)
+    assert of("slurm") == 'cluster slurm needs dask-jobqueue\ninstall the extra: pip install "cellkit[cluster]"'
+    assert of("kubernetes").endswith('pip install "cellkit[kubernetes]"')
+    monkeypatch.setattr(kinds, "find_spec", lambda name: 1)
+    assert "no image is named" in of("kubernetes")
+    assert current() is None
+
+
+def test_where_nobody_answers(tmp_path, capfd):
+    (tmp_path / "a.png").touch()
+    command = ["convert", str(tmp_path), "-o", str(tmp_path / "out"), "--nuclei", "0", "--cluster"]
+    assert main([*command, "tcp://127.0.0.1:1"]) == 2
+    assert "no scheduler answers at 'tcp://127.0.0.1:1': [Errno" in capfd.readouterr().err
+    assert main([*command, "tls://127.0.0.1:1"]) == 2
+    assert "asks for keys, and none are set" in capfd.readouterr().err
+    (tmp_path / "s.json").write_text("[]")
+    assert main([*command, str(tmp_path / "s.json")]) == 2
+    assert "is no scheduler's file" in capfd.readouterr().err
