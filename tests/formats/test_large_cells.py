@@ -53,7 +53,9 @@ def test_the_cells_are_those_of_the_whole(tmp_path_factory, seed, unknown):
 def test_an_ome_zarr_says_class_and_score_as_before(tmp_path, monkeypatch):
     labels = relabel(scattered(3))[0]
     count = int(labels.max())
-    cells = Instances.from_runs(labels.shape, [], [], np.zeros(count + 1), 1 + np.arange(count) % 2, np.full(count, 0.25))
+    cells = Instances.from_runs(
+        labels.shape, [], [], np.zeros(count + 1), 1 + np.arange(count) % 2, np.full(count, 0.25)
+    )
     plane = da.from_array(np.ones(labels.shape, np.uint8))
     write_large_zarr(tmp_path / "a.ome.zarr", [plane], ["DAPI"], 0.5, zarr.array(labels), cells, ("x", "y"))
     large = read_folder(tmp_path)[0]
