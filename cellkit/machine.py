@@ -13,6 +13,7 @@ from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.log import LOG
+from cellkit.room import memory_of
 
 GB = 1e9
 RESERVE_BYTES = 50_000_000  # of a disk, left free
@@ -23,21 +24,8 @@ DATA_VARIABLE = "CELLKIT_DATA"  # names the folder of real data
 
 def memory() -> dict[str, float]:
     """Return the memory of the machine, or of the container where that allows less, and what is free of it (GB)."""
-    import psutil
-
-    machine = psutil.virtual_memory()
-    limit, used = (_number_in(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    total, free = machine.total, machine.available
-    if limit is not None and limit < total:
-        total, free = limit, min(free, limit - (used or 0))
-    return {"total_gb": to_gb(total), "free_gb": to_gb(max(free, 0))}
-
-
-def _number_in(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return None
+    found = memory_of()
+    return {"total_gb": to_gb(found.total), "free_gb": to_gb(found.free)}
 
 
 def to_gb(count: float) -> float:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "cellkit"
 MOST_LINES = 450
 
 # The folders from the ground up, each with those it may import; everyone may import the ground and itself.
-GROUND = ("cluster", "errors", "files", "log", "machine", "manifest", "modules", "parallel", "settings")
+GROUND = ("cluster", "errors", "files", "log", "machine", "manifest", "modules", "parallel", "room", "settings")
 MAY_IMPORT = {
     "cells": (),
     "scores": ("cells",),
@@ -33,11 +33,13 @@ MAY_IMPORT = {
     "show": ("cells", "microscope", "models", "scores", "sources"),
     "predict": ("cells", "config", "fetch", "formats", "measure", "microscope", "models", "scores", "show", "sources"),
     "export": ("cells", "fetch", "models", "predict"),
+    "forecast": ("cells", "config", "evaluate", "fetch", "microscope", "models", "sources"),
     "run": (
         "cells",
         "config",
         "evaluate",
         "fetch",
+        "forecast",
         "formats",
         "labelling",
         "microscope",
@@ -50,6 +52,7 @@ MAY_IMPORT = {
         "config",
         "evaluate",
         "fetch",
+        "forecast",
         "formats",
         "labelling",
         "measure",

@@ -10,6 +10,7 @@ from cellkit.commands.shared import (
     cluster_flag,
     conversion_of,
     exit_code,
+    force_flag,
     list_quarantined,
     skips_flag,
 )
@@ -31,6 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="resize factor (default 1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
     cluster_flag(parser)
+    force_flag(parser)
     skips_flag(parser)
 
 
@@ -43,7 +45,9 @@ def run(given: argparse.Namespace) -> Answer:
         A number of workers below 1; or as `cellkit.predict.files.convert_files`.
     """
     from dataclasses import replace
+    from pathlib import Path
 
+    from cellkit.commands.loops import loop_of_convert
     from cellkit.predict.images import convert_files
 
     if given.workers < 1:
@@ -51,6 +55,8 @@ def run(given: argparse.Namespace) -> Answer:
     how = replace(
         conversion_of(given, None, scale=given.scale), axes=given.axes, percentiles_of=given.percentiles_of or "image"
     )
-    written, quarantined = convert_files(given.images, given.out, how, given.workers)
+    loop = loop_of_convert(given, how)
+    written, quarantined = convert_files(given.images, given.out, how, given.workers, loop.begin)
+    loop.end([Path(given.out)])
     list_quarantined(quarantined)
     return Answer(f"{given.out}: {counted(len(written), 'picture')}", exit_code(quarantined, given.allow_skips))

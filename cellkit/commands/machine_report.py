@@ -32,7 +32,7 @@ def examine(folder: str | Path = ".", config: str | Path | None = None) -> dict[
     dict
         Plain values, ready for JSON: ok (the default path runs: versions, default backends, starter weights, disk),
         problems (each {"problem", "remedy"}), python, platform, cellkit, device, memory, disk, packages, backends,
-        weights, formats, data; and of a configuration forecast, {stage: {"seconds", "peak_bytes"}}, and recipes, what those that
+        weights, formats, data; and of a configuration forecast, {stage: {"seconds", "peak_bytes", "disk_bytes", ...}}, and recipes, what those that
         it names say of their time.
     """
     forecast = check_forecast(config) if config is not None else {}
@@ -224,7 +224,8 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
         It is no configuration, or such a run would be refused.
     """
     from cellkit.config.reading import load_config
-    from cellkit.run.forecast import forecast_run, noted, recipes_in_words
+    from cellkit.forecast.stages import Plan
+    from cellkit.forecast.words import noted, recipes_in_words
     from cellkit.run.notebooks import notebooks_of
     from cellkit.run.preflight import check_run
 
@@ -233,7 +234,8 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
     if errors := outlook.errors():
         raise UserError(errors[0].problem, f"{errors[0].remedy}; `cellkit check {config}` lists all that is wrong")
     books = notebooks_of(cfg)
-    told = forecast_run(cfg, [book.name for book in books], outlook.records, outlook.instances)
+    names = [book.name for book in books]
+    told = Plan.of(cfg, names, outlook.records, outlook.instances, sample=outlook.sample).forecast()
     return {"forecast": noted(told), "recipes": recipes_in_words(books)}
 
 
@@ -272,13 +274,19 @@ def _arithmetic(number_type: str | None) -> list[str]:
 
 
 def _forecast_lines(told: dict[str, dict[str, float]]) -> list[str]:
+    from cellkit.forecast.stages import Forecast
+    from cellkit.forecast.words import in_words
+    from cellkit.room import size_text
     from cellkit.run.console import span
-    from cellkit.run.forecast import Forecast, in_words
 
     if not told:
-        return ["forecast cannot be told: too little is trained to be timed, or a backend does not say what it costs"]
+        return ["forecast cannot be told: nothing is known of the images"]
     stages = {name: Forecast(**one) for name, one in told.items()}
-    each = [f"         {name:<22} {span(one.seconds)}, {to_gb(one.peak_bytes)} GB" for name, one in stages.items()]
+    took = {name: "not timed" if one.seconds is None else span(one.seconds) for name, one in stages.items()}
+    each = [
+        f"         {name:<22} {took[name]}, {to_gb(one.peak_bytes)} GB" + f", disk {size_text(one.disk_bytes)}" * bool(one.disk_bytes)
+        for name, one in stages.items()
+    ]
     return [f"forecast {in_words(stages)}, if nothing else runs on it", *each]
 
 

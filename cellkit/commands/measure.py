@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cellkit.commands.shared import Answer, cluster_flag, exit_code, from_flag, list_quarantined, skips_flag
+from cellkit.commands.shared import (
+    Answer,
+    cluster_flag,
+    exit_code,
+    force_flag,
+    from_flag,
+    list_quarantined,
+    skips_flag,
+)
 from cellkit.errors import UserError, counted
 
 ABOUT = "measure cells in their raw files: size, shape, brightness in every channel"
@@ -29,6 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--axes", metavar="AXES", help="axes of files that do not state them, e.g. TYX")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    force_flag(parser)
     from_flag(parser, "whose COCO file it is")
     cluster_flag(parser)
     skips_flag(parser)
@@ -44,6 +53,7 @@ def run(given: argparse.Namespace) -> Answer:
     """
     import math
 
+    from cellkit.commands.loops import loop_of_measure
     from cellkit.measure.images import check_table_name, measure_files, write_cells
     from cellkit.microscope.convert import Conversion
 
@@ -53,19 +63,23 @@ def run(given: argparse.Namespace) -> Answer:
     um = math.nan if given.um_per_px is None else given.um_per_px
     if not (given.um_per_px is None or 0 < um < math.inf):
         raise UserError(f"--um-per-px is {um:g}", "give the side of a pixel in um, above 0")
+    conversion = Conversion(projection=int(given.z) if given.z.isdecimal() else given.z, axes=given.axes)
+    loop = loop_of_measure(given, conversion)
     done = measure_files(
         given.images,
         given.labels,
         given.nuclei_labels,
         convention=given.from_,
-        conversion=Conversion(projection=int(given.z) if given.z.isdecimal() else given.z, axes=given.axes),
+        conversion=conversion,
         um_per_px=um,
         workers=given.workers,
+        before=loop.begin,
     )
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     list_quarantined(done.quarantined)
     path = write_cells(given.out, done.table)
+    loop.end([path])
     images = counted(done.table["image"].nunique(), "image")
     unscaled = (
         "" if done.table["um_per_px"].notna().all() else "; no pixel size is known of some: columns in um are empty"

@@ -11,6 +11,7 @@ from cellkit.commands.shared import (
     cluster_flag,
     conversion_of,
     exit_code,
+    force_flag,
     list_quarantined,
     set_flag,
     skips_flag,
@@ -52,6 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     channel_flags(parser)
     set_flag(parser, "cellprob_threshold=-1")
     cluster_flag(parser)
+    force_flag(parser)
     skips_flag(parser)
 
 
@@ -65,6 +67,7 @@ def run(given: argparse.Namespace) -> Answer:
     """
     from pathlib import Path
 
+    from cellkit.commands.loops import loop_of_predict
     from cellkit.config.reading import set_strings
     from cellkit.measure.images import check_table_name, joined, measure_files, write_cells
     from cellkit.models.shared.fusion import FusionSettings
@@ -92,7 +95,9 @@ def run(given: argparse.Namespace) -> Answer:
     conversion = conversion_of(given, model.conversion)
     where = given.out, given.labels, given.overlays
     measured = given.cells is not None
-    done = predict_files(model, given.images, *where, conversion, given.format, given.window_px, measured)
+    loop = loop_of_predict(given, model, conversion)
+    how = conversion, given.format, given.window_px, measured, loop.begin
+    done = predict_files(model, given.images, *where, *how)
     skipped, table = list(done.quarantined), ""
     if measured:
         tables = list(done.tables.values())  # of those that were read window by window
@@ -103,6 +108,7 @@ def run(given: argparse.Namespace) -> Answer:
             skipped += [one for one in small.quarantined if one.item not in named]
             tables.append(small.table)
         table = f"; {write_cells(given.cells, joined(tables))}: a row for each"
+    loop.end([done.path, done.path, *(Path(place) for place in (*where[1:], given.cells) if place is not None)])
     list_quarantined(skipped)
     classes = ", ".join(f"{name} {count}" for name, count in done.cells_by_class.items() if name != "unknown")
     text = f"{done.path}: {counted(done.images, 'image')}, {counted(done.cells, 'cell')}{f' ({classes})' if classes else ''}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cellkit.commands.shared import Answer, cluster_flag, set_flag, skips_flag
+from cellkit.commands.shared import Answer, cluster_flag, force_flag, set_flag, skips_flag
 from cellkit.errors import UserError
 
 ABOUT = "run the six notebooks of a configuration, skipping what is unchanged"
@@ -20,6 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", metavar="04", help="stop after this notebook")
     parser.add_argument("--fresh", action="store_true", help="forget what the run folder holds")
     parser.add_argument("--folds", type=int, metavar="K", help="once for each of K parts held back, in DIR/folds/of_K")
+    force_flag(parser)
     parser.add_argument("--timeout", type=float, metavar="S", help="most seconds one cell may take")
     cluster_flag(parser)
     set_flag(parser, "finetune.steps=100")
@@ -45,6 +46,7 @@ def run(given: argparse.Namespace) -> Answer:
     how |= {"until": given.until, "timeout_s": given.timeout, "allow_skips": given.allow_skips}
     if given.on_cluster is not None:
         overrides = {"cluster": read_setting(given.on_cluster, "--cluster").model_dump(exclude_unset=True), **overrides}
+    how |= {"force": given.force}
     if given.folds is not None:
         return Answer(code=run_folds(given.config, given.folds, given.run, overrides, **how))
     return Answer(code=run_notebooks(given.config, given.run, overrides=overrides, **how))

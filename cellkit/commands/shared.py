@@ -45,6 +45,11 @@ def cluster_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", dest="on_cluster", metavar="C", help=f"share the images there: {kinds}")
 
 
+def force_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--force``."""
+    parser.add_argument("--force", action="store_true", help="begin although the forecast fits no memory or disk here")
+
+
 def channel_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a conversion."""
     what = "name, index from 0, or wavelength (nm); given again: the first that a file has is taken"

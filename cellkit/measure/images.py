@@ -60,6 +60,7 @@ def measure_files(
     workers: int = 1,
     avoid: Sequence[Path] = (),
     but: Collection[str] = (),
+    before: Callable[[list[Frame], int, int], None] | None = None,
 ) -> Measured:
     """Measure cells in the raw files that they were found in; images are matched by name.
 
@@ -81,6 +82,8 @@ def measure_files(
         Folders below those of the images that hold none.
     but : collection of str
         Ids of images that are not measured.
+    before : callable, optional
+        Called with the images, how many are done (none) and how many cells there are, before any is measured; may refuse.
 
     Returns
     -------
@@ -127,6 +130,8 @@ def measure_files(
         )
         for k, frame in pairs
     ]
+    if before is not None and work:
+        before([job.frame for job in work], 0, sum(len(job.cells) for job in work))
     tables, broken = map_items(partial(_of_file, conversion=conversion), work, "measure", workers, name=_name_of)
     tables = [table for table in tables if table is not None]
     quarantined = [*unopened, *unread, *more, *alone, *(item.in_one_line() for item in broken)]

@@ -67,6 +67,7 @@ def predict_files(
     form: str = "tif",
     window_px: int | None = None,
     measured: bool = False,
+    before: Callable[[list[Frame], int], None] | None = None,
 ) -> Predicted:
     """Find the cells of every image and write them as one COCO file with scores; one image in memory at a time.
 
@@ -94,6 +95,8 @@ def predict_files(
         into the memory.
     measured : bool
         Measure the cells of images that are read window by window, see `Predicted.tables`.
+    before : callable, optional
+        Called with the images, and how many of them are done, before anything is written; may refuse.
 
     Returns
     -------
@@ -120,6 +123,8 @@ def predict_files(
             f"{several.relative} holds several pictures, and an OME-Zarr is written of one",
             "choose --format tif, or convert the file to pictures first: cellkit convert",
         )
+    if before is not None and frames:
+        before(frames, len(list(out.with_name(f"{out.name}.parts").glob("*.json"))))
     with parts_of(out, folders) as parts:
         model = _with_diameter(model, frames, conversion)
         job = _Job(model, conversion, parts, labels, overlays, out, form, window_px, measured)

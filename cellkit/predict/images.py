@@ -109,11 +109,20 @@ def _unnamed_channels(frame: Frame, series, grey: bool) -> UnnamedChannels:
 
 
 def convert_files(
-    images: Sequence[str | Path], out: str | Path, conversion: Conversion, workers: int = 1
+    images: Sequence[str | Path],
+    out: str | Path,
+    conversion: Conversion,
+    workers: int = 1,
+    before: Callable[[list[Frame], int], None] | None = None,
 ) -> tuple[list[Path], list[Quarantined]]:
     """Write every scene and time of the files as ``out/<image_id>.png``, and ``out/conversion.csv``: what was done.
 
     Repeated, it skips the files that are done, see `cellkit.microscope.batch.convert_batch`.
+
+    Parameters
+    ----------
+    before : callable, optional
+        Called with the files, and how many of them seem to be done, before anything is written; may refuse.
 
     Returns
     -------
@@ -133,6 +142,8 @@ def convert_files(
     if not conversion.names_channels:
         with open_file(frames[0].path, conversion.axes) as opened:
             raise _unnamed_channels(frames[0], opened.info.series[0], False)
+    if before is not None:
+        before(frames, sum((out / f"{frame.image_id}.png").is_file() for frame in frames))
     named = [(frame.path, frame.image_id) for frame in frames]
     done = convert_batch(named, out, conversion, workers)
     if not done.rows:

@@ -1,5 +1,5 @@
 """The run folder: what a stage read and wrote, whether it still holds, and the runner of the notebooks.
 
-It may import `cells`, `config`, `evaluate`, `fetch`, `formats`, `labelling`, `microscope`, `models`, `scores`,
-`sources` and the ground.
+It may import `cells`, `config`, `evaluate`, `fetch`, `forecast`, `formats`, `labelling`, `microscope`, `models`,
+`scores`, `sources` and the ground.
 """

@@ -6,21 +6,23 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cellkit import manifest
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import stem_of
 from cellkit.cells.records import ImageRecord, read_records
 from cellkit.cells.resize import resize_instances
 from cellkit.config.places import data_path
 from cellkit.config.reading import known_keys
-from cellkit.config.sections import Config
-from cellkit.errors import collected, counted, raise_or_collect, readable
+from cellkit.config.sections import STAGES, Config
+from cellkit.errors import UserError, collected, counted, raise_or_collect, readable
+from cellkit.forecast.fits import check_disk_of
+from cellkit.forecast.sample import Sample, sample_of
+from cellkit.forecast.stages import Plan
 from cellkit.log import collected_warnings
 from cellkit.manifest import check_folder, check_writable
 from cellkit.microscope.file_info import headers_only
@@ -71,6 +73,12 @@ class Outlook:
     items: list[SourceImage] = field(default_factory=list)
     root: Path = Path()
     reads: str = ""
+
+    @cached_property
+    def sample(self) -> Sample:
+        """What converting one of the images takes; it is read. Of drawn ones, and where none are converted, the usual."""
+        drawn = self.cfg.convert.source == "drawn"
+        return Sample() if drawn else sample_of([item for item in self.items if not item.is_left])
 
     def errors(self) -> list[Finding]:
         """Return the findings that end a run."""
@@ -127,9 +135,6 @@ def _key_in(text: str) -> str:
     return next((word for word in words if word in known_keys()), "")
 
 
-BYTES_PER_PX = 3  # of a picture in the run folder, at most
-
-
 # ---- the run folder --------------------------------------------------------------------------------------------------
 def check_place(outlook: Outlook) -> None:
     """Refuse a run folder that cannot be written, or is another thing."""
@@ -138,12 +143,14 @@ def check_place(outlook: Outlook) -> None:
 
 
 def check_disk(outlook: Outlook) -> None:
-    """Warn where the pictures may not fit on the disk; they are compressed, so that they may."""
-    wanted = sum(one.height_px * one.width_px for one in outlook.records) * BYTES_PER_PX
-    free = manifest.free_bytes(outlook.run_dir)
-    if wanted > free - manifest.MIN_FREE_BYTES:
-        problem = f"the pictures take up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free at '{outlook.run_dir}'"
-        outlook.add(WARNING, problem, "free space, name another folder with --run, or set convert.scale or max_images")
+    """Warn where what the run writes does not fit on the disk; `cellkit run` refuses it then."""
+    stages = [name for name, section in STAGES.items() if section not in outlook.cfg.leave_out]
+    plan = Plan.of(outlook.cfg, stages, outlook.records, outlook.instances, False, outlook.sample)
+    if found := plan.forecast():
+        try:
+            check_disk_of(found, plan, outlook.run_dir)
+        except UserError as error:
+            outlook.add(WARNING, error.problem, error.remedy)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------

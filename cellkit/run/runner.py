@@ -47,6 +47,7 @@ from cellkit.manifest import (
 )
 from cellkit.run.console import INTERRUPTED, Clock, Console, span, verdict
 from cellkit.run.folder import fingerprint_of
+from cellkit.run.foretold import Foretold
 from cellkit.run.notebooks import Notebook, code_hashes, notebooks_of
 from cellkit.run.preflight_data import Outlook
 from cellkit.run.stale import StageState, stage_state, stage_states
@@ -63,6 +64,7 @@ def run_notebooks(
     timeout_s: float | None = None,
     allow_skips: bool = False,
     until: str | None = None,
+    force: bool = False,
 ) -> int:
     """Run the notebooks in order, each only if its inputs, section, code or outputs changed.
 
@@ -85,6 +87,8 @@ def run_notebooks(
         Return 0 instead of 3 when items were quarantined.
     until : str, optional
         The last stage to run; those after it are left as they are.
+    force : bool
+        Begin although memory or disk seem too small, see `cellkit.forecast.fits`.
 
     Returns
     -------
@@ -117,9 +121,9 @@ def run_notebooks(
             given = {"config": str(here(config_path)), "run_dir": str(folder), "overrides": plain}
             look = not fresh and notebooks is None
             forced = bool(from_ or only)
-            return _Runner(
-                folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look, outlook, cluster
-            ).run()
+            foretold = Foretold(folder, cfg, force)
+            how = timeout_s, allow_skips, forced, foretold, look, outlook, cluster
+            return _Runner(folder, cfg, books, chosen, given, *how).run()
         except KeyboardInterrupt:
             LOG.info("interrupted")
             return INTERRUPTED
@@ -227,10 +231,9 @@ class _Runner:
     """One call of `run_notebooks`, from the lock on."""
 
     def __init__(
-        self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, look=False, outlook=None, cluster=None
+        self, folder, cfg, books, chosen, given, timeout_s, allow_skips, forced, foretold, look, outlook, cluster=None
     ):
         store_attr()
-        self.forecast = {}
         self.console, self.hasher, self.began = Console(), Hasher(), time.monotonic()
         self.states: dict[str, StageState] = {}
 
@@ -242,7 +245,7 @@ class _Runner:
         names = [book.name for book in self.chosen if self.forced or self.states[book.name].state != "fresh"]
         outlook = _check_run(self.cfg, self.folder, names) if self.look else self.outlook
         if outlook is not None:
-            self._tell_forecast(outlook, names)
+            self.foretold.tell(outlook, names, self.chosen, self.console.line)
         ran = 0
         for book in self.chosen:
             manifest = read_manifest(self.folder)
@@ -256,30 +259,6 @@ class _Runner:
             if code:
                 return code
         return self._conclude(ran)
-
-    def _tell_forecast(self, outlook: Outlook, names: list[str]) -> None:
-        """Say how long the run will take and how much memory, as far as that can be told, and note it in the manifest."""
-        from cellkit.run.forecast import forecast_run, in_words, noted, recipes_in_words, remarks
-
-        self.forecast = forecast_run(self.cfg, names, outlook.records, outlook.instances)
-        if self.forecast:
-            self.console.line(f"forecast: {in_words(self.forecast)}")
-            for remark in remarks(self.cfg):
-                self.console.line(remark)
-            manifest = read_manifest(self.folder)
-            manifest["forecast"] = manifest.get("forecast", {}) | noted(self.forecast)
-            write_json(self.folder / MANIFEST, manifest, indent=1)
-        if recipes := recipes_in_words(book for book in self.chosen if book.name in names):
-            self.console.line(f"recipes: {recipes}")
-
-    def _note_taken(self, book: Notebook, manifest: dict[str, Any]) -> None:
-        """Note beside the forecast of a stage what it took."""
-        from cellkit.run.forecast import compared
-
-        if book.name in self.forecast:
-            told = manifest["forecast"][book.name]
-            manifest["forecast"][book.name] = compared(told, manifest["stages"][book.name])
-            write_json(self.folder / MANIFEST, manifest, indent=1)
 
     def _keep_earlier(self, manifest: dict[str, Any]) -> None:
         """With --from and --only, earlier stages must be finished; say which are kept although they are stale."""
@@ -312,6 +291,7 @@ class _Runner:
 
         from cellkit.run.engine import execute
 
+        self.foretold.check_disk(book.name)
         why = f"  because {state.why}" if state.state == "stale" else ""
         self.console.line(f"{self._number(book.name)} {book.name}{why}")
         clock = Clock(self._expected(book, manifest), self._expected_after(book, manifest))
@@ -320,15 +300,16 @@ class _Runner:
         manifest["run"] = {**self.given, "config": str(Path(self.given["config"]).absolute()), "folder": os.getcwd()}
         write_json(self.folder / MANIFEST, manifest, indent=1)
         note_attempt(self.folder, book.name, attempt, status="running", started=stamp(began))
-        outcome = execute(
-            nbformat.from_dict(book.content),
-            partial,
-            self.given,
-            self._environment(book, attempt, began),
-            lambda cell, cells: self.console.line(self._progress(book, cell, cells, clock)),
-            self.console.raw,
-            self.timeout_s,
-        )
+        with self.foretold.watched(book.name):
+            outcome = execute(
+                nbformat.from_dict(book.content),
+                partial,
+                self.given,
+                self._environment(book, attempt, began),
+                lambda cell, cells: self.console.line(self._progress(book, cell, cells, clock)),
+                self.console.raw,
+                self.timeout_s,
+            )
         return self._conclude_outcome(book, attempt, outcome, clock, copy, partial)
 
     def _environment(self, book: Notebook, attempt: str, began: float) -> dict[str, str]:
@@ -354,7 +335,7 @@ class _Runner:
         expected = fingerprint_of(self.cfg.section(book.section))
         if reached and outcome.ending in ("finished", "exit", "interrupted") and entry["config"] == expected:
             os.replace(partial, copy)
-            self._note_taken(book, manifest)
+            self.foretold.note(book.name, manifest, copy)
             self.console.line(f"{self._number(book.name)} {book.name}  finished in {clock.elapsed()}")
             if outcome.ending == "interrupted":
                 self.console.line("interrupted")
@@ -402,8 +383,8 @@ class _Runner:
 
     def _expected(self, book: Notebook, manifest: dict[str, Any]) -> float | None:
         """Return about how many seconds a notebook takes: by the forecast, else as last time here, or as its metadata says."""
-        if book.name in self.forecast:
-            return self.forecast[book.name].seconds
+        if (forecast := self.foretold.seconds(book.name)) is not None:
+            return forecast
         seconds = manifest["stages"].get(book.name, {}).get("seconds")
         return seconds if seconds else book.minutes * 60 if book.minutes else None
 

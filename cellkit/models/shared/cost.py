@@ -34,6 +34,8 @@ class Cost:
         Numbers of a large network, and those that a training changes; 0 of one so small that they need no memory to speak of.
     device : str
         What it is computed on, "cpu" or "cuda"; "" where that makes no difference.
+    weights_bytes, trained_bytes : int
+        Of all numbers of the network as they are written, and of those that a training changes; 0 where nothing is.
     """
 
     prepare_s: float = 0.0
@@ -45,6 +47,8 @@ class Cost:
     parameters: int = 0
     trained: int = 0
     device: str = ""
+    weights_bytes: int = 0
+    trained_bytes: int = 0
 
 
 def timed_cost(
@@ -88,7 +92,15 @@ def timed_cost(
     with torch.no_grad():
         find_s = min(seconds_of(find) for _ in range(repeats))
         search_s = seconds_of(search)
-    return Cost(prepare_s / image, step_s / crops, find_s / image, search_s / image, step_bytes / crops, searches)
+    per = prepare_s / image, step_s / crops, find_s / image, search_s / image, step_bytes / crops
+    written = sum(bytes_of(one) for one in model.state_dict().values())
+    trained = sum(bytes_of(one) for one in model.parameters() if one.requires_grad)
+    return Cost(*per, searches, weights_bytes=written, trained_bytes=trained)
+
+
+def bytes_of(tensor: Any) -> int:
+    """Return how many bytes the numbers of a tensor are."""
+    return tensor.numel() * tensor.element_size()
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

@@ -1,0 +1,99 @@
+"""The images of a run, as far as they are known before it: pixels, splits, the size of cells, who teaches and judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
+from cellkit.config.sections import Config
+from cellkit.forecast.sample import Sample
+from cellkit.models import backend_module
+from cellkit.models.gate import Regime, regime_of
+from cellkit.models.shared.inputs import CELL_PX
+from cellkit.modules import optional
+from cellkit.sources.loading import is_perhaps
+
+COVERED = 0.3  # of an image, by cells
+
+
+class RunImages:
+    """The images of a run, as far as they are known before it: how many pixels of each split."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        records: Sequence[ImageRecord],
+        instances: Sequence[Instances | None],
+        sample: Sample = Sample(),
+    ):
+        self.sample = sample
+        self.cfg, self.records = cfg, [record for record in records if record.split]
+        labels = instances or [None] * len(records)
+        self.labels = [cells for cells, record in zip(labels, records, strict=True) if record.split]
+        drawn = cfg.convert.source == "drawn"  # of drawn images smaller ones stand in
+        side = cfg.convert.drawn.size_px * cfg.convert.scale
+        self.shapes = [(round(side),) * 2 if drawn else (one.height_px, one.width_px) for one in self.records]
+        self.px = [height * width for height, width in self.shapes]
+        real = [cells for cells in instances if cells is not None and not drawn and not is_perhaps(cells)]
+        areas = [cells.areas_px for cells in real]
+        known = np.concatenate(areas) if areas else np.zeros(0)
+        self.diameter_px = float(np.median(np.sqrt(known)) * 2 / np.sqrt(np.pi)) if known.size else CELL_PX
+        if drawn:
+            self.diameter_px = cfg.convert.drawn.diameter_px * cfg.convert.scale
+        self.cells = self._counted(real)
+
+    def _counted(self, real: Sequence[Instances]) -> float:
+        """Return how many cells the images hold: as densely as those whose labels are known; else they cover a third."""
+        seen = sum(cells.shape[0] * cells.shape[1] for cells in real)
+        if seen:
+            return sum(len(cells) for cells in real) / seen * sum(self.px)
+        return COVERED * sum(self.px) / (np.pi / 4 * self.diameter_px**2)
+
+    def diameter(self, section: str) -> float:
+        """Return the diameter of cells (px) that a section is told, else that of the labels, else 30."""
+        return getattr(getattr(self.cfg, section), "diameter_px", None) or self.diameter_px
+
+    def mpx(self, section: str, *splits: str) -> float:
+        """Return the megapixels, at network scale, of the images of these splits."""
+        sizes = self.sizes(section)
+        return sum(sizes[one.image_id] for one in self.records if one.split in splits)
+
+    def sizes(self, section: str) -> dict[str, float]:
+        """Return the megapixels that the network sees, at its scale, of each image by its image_id."""
+        own = getattr(self.cfg, section)
+        seen = optional(backend_module(own.backend), "seen_px")
+        scale = (CELL_PX / self.diameter(section)) ** 2
+        px = [seen(shape, own) if seen else scale * shape[0] * shape[1] for shape in self.shapes]
+        return {one.image_id: count / 1e6 for count, one in zip(px, self.records, strict=True)}
+
+    @cached_property
+    def regime(self) -> Regime:
+        """Who will teach, choose and judge in notebook 03."""
+        finetune = self.cfg.finetune
+        return regime_of(self.labelled, finetune.folds, finetune.min_train_masks, finetune.seed)
+
+    @cached_property
+    def labelled(self) -> CellDataset:
+        """The images, as far as it is known which have labels, and whose; where it is not, all have as many as are needed."""
+        use, drawn = self.cfg.label.use, self.cfg.convert.source == "drawn"
+        told = use == "truth" and not drawn and any(cells is not None for cells in self.labels)
+        taught = [self.cfg.label.teacher and record.split == "train" for record in self.records]
+        chosen = [k for k, cells in enumerate(self.labels) if not told or taught[k] or cells is not None]
+        enough = Instances.from_boxes([[0, 0, 1, 1]] * max(self.cfg.finetune.min_train_masks, 1), (1, 1))
+        unread = [not told or taught[k] or is_perhaps(self.labels[k]) for k in chosen]
+        cells = [enough if one else self.labels[k] for k, one in zip(chosen, unread, strict=True)]
+        made_by = ["proposed" if use == "proposed" or taught[k] else "truth" for k in chosen]
+        return CellDataset([self.records[k] for k in chosen], cells, made_by=made_by)
+
+    def file_mpx(self, split: str) -> float:
+        """Return the megapixels of a split, as its pictures are."""
+        return sum(px for px, one in zip(self.px, self.records, strict=True) if one.split == split) / 1e6
+
+    def count(self, split: str) -> int:
+        """Return how many images a split has."""
+        return sum(one.split == split for one in self.records)

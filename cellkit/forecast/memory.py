@@ -1,0 +1,53 @@
+"""Memory that a stage holds at most: its process, the images it keeps, a training step, the largest image; times processes."""
+
+from __future__ import annotations
+
+from cellkit.forecast.images import RunImages
+from cellkit.forecast.speed import Speed
+from cellkit.models import backend_module
+from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS
+from cellkit.models.shared.contract import Schedule
+from cellkit.models.shared.cost import BATCH
+from cellkit.models.shared.inputs import bytes_for
+
+NOTEBOOK_BYTES = 90e6  # of a kernel and the pictures it draws, beside what is timed
+KEPT_BYTES = 28  # of a pixel of a training image
+ADAM_BYTES = 12  # of a number that is trained: its gradient, and what the optimiser keeps of it
+CONVERT_BYTES = 32  # of a pixel of the image that is converted: planes of two channels, the picture, its quality
+WORKER_BYTES = 250e6  # of a process that shares a loop: Python and what it imports
+TRAINED = ("finetune", "maskrcnn")
+
+
+def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, float]:
+    """Return the most memory that a stage holds, of this computer and of its GPU; workers are counted with their images.
+
+    A stage holds at least what timing its backend held; on top come more crops in a step, the images that are kept, and what
+    finding the cells of the largest image takes.
+    """
+    cfg, began = getattr(run.cfg, section), speed.start_bytes + NOTEBOOK_BYTES
+    largest = max(run.px, default=0)
+    if section == "convert":
+        processes = cfg.workers if cfg.workers > 1 else 0
+        return began + CONVERT_BYTES * largest * max(processes, 1) + WORKER_BYTES * processes, 0.0
+    if section not in ("label", *TRAINED):
+        return began, 0.0
+    if section in TRAINED and not isinstance(cfg, Schedule):  # nothing is trained step by step
+        return began, 0.0
+    on_gpu, held, of_step = speed.cost.device == "cuda", began, 0.0
+    sampled = max(speed.sample_bytes - speed.start_bytes, 0)
+    if section in TRAINED:
+        folds = section == "finetune" and run.regime.name in (CROSS_FITTING, IN_QUARTERS)
+        of_step = speed.cost.step_bytes * at_once(cfg)
+        held += KEPT_BYTES * 1e6 * run.mpx(section, *(("train", "val") if folds else ("train",)))
+        held += sampled if on_gpu else max(of_step, sampled + speed.cost.step_bytes * (at_once(cfg) - BATCH))
+    of_px = backend_module(cfg.backend).BYTES_PER_PX * (getattr(cfg, "flips", None) or 1)
+    held = max(held, began + max(bytes_for((1, round(largest)), run.diameter(section), of_px), sampled))
+    network = 4 * speed.cost.parameters + (ADAM_BYTES * speed.cost.trained if section != "label" else 0)
+    if on_gpu:
+        return held, network + of_step
+    return held + (network if not sampled else ADAM_BYTES * speed.cost.trained * (section != "label")), 0.0
+
+
+def at_once(config: Schedule) -> int:
+    """Return how many crops of a step are in memory together."""
+    return min(config.batch_size, getattr(config, "at_once", config.batch_size))

@@ -1,0 +1,93 @@
+"""Minutes of a stage, counted from what a training step and a megapixel cost: trainings, scores on the way, searches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cellkit.evaluate.folds import fold_settings
+from cellkit.forecast.images import RunImages
+from cellkit.forecast.speed import Speed
+from cellkit.models import backend_module
+from cellkit.models.gate import NOBODY, QUARTERS, THREE_PARTS, choosers
+from cellkit.models.interpolation import STEPS
+from cellkit.models.shared.contract import Schedule
+from cellkit.models.shared.cost import Cost
+from cellkit.models.shared.fine_tuning import SEARCHED_ON
+from cellkit.models.shared.inputs import CELL_PX
+from cellkit.modules import optional
+
+STARTS = {"convert": 2, "label": 2, "finetune": 2, "coco": 2, "maskrcnn": 2, "evaluate": 4}  # times all imports
+DIAMETER_MPX = 13 * 4 * (8 * CELL_PX) ** 2 / 1e6  # looked at to estimate a diameter, see `models.shared.diameter`
+OTHERS_MPX = 0.2  # of the cells of other kinds that 03 scores its models on
+FLOOR = "threshold"  # finds cells in notebook 02, beside the backend that is named
+
+
+def seconds_of_stage(run: RunImages, section: str, speed: Speed, floor: Speed) -> float:
+    """Return the seconds of a stage, by what its backend costs, and the floor beside it."""
+    seconds = STARTS[section] * speed.start_s
+    if section == "convert":
+        return seconds + run.sample.convert_s * sum(run.px) / 1e6
+    if section == "label":
+        some = run.cfg.label.use == "truth" and not run.cfg.label.teacher
+        asked = run.cfg.label.preview / max(len(run.records), 1) if some else 1
+        seen = run.mpx(section, "train", "val", "test") * min(asked, 1)
+        measured = optional(backend_module(run.cfg.label.backend), "estimate_diameter")
+        seen += DIAMETER_MPX if measured and not getattr(run.cfg.label, "diameter_px", 0) else 0
+        judged = ("val", "test") if run.cfg.label.use == "truth" else ("train", "val", "test")
+        return seconds + speed.cost.find_s * seen + floor.cost.find_s * sum(run.file_mpx(split) for split in judged)
+    config = getattr(run.cfg, section)
+    if section in ("finetune", "maskrcnn") and isinstance(config, Schedule):  # else nothing is trained step by step
+        seconds += (_adapting_s if section == "finetune" else training_s)(run, section, config, speed.cost)
+    return seconds
+
+
+def training_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
+    """Return the seconds of a training that takes all its steps, and of what is predicted with it and its base."""
+    val, sizes = run.mpx(section, "val"), run.sizes(section)
+    train = [sizes[one.image_id] for one in run.records if one.split == "train"]
+    chosen = len(choosers([one for one in run.records if one.split == "val"])) or run.count("val")
+    scored = min(chosen, config.val_images or chosen) / max(run.count("val"), 1)
+    scores = -(-steps_of(config, len(train)) // config.eval_every) + 1
+    seconds = one_training_s(train, config, cost, cost.searches) + cost.find_s * val * scored * scores
+    return seconds + cost.searches * cost.find_s * run.mpx(section, "val", "test")
+
+
+def _adapting_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
+    """Return the seconds of `cellkit.evaluate.adaptation.adapt`, and of what is predicted afterwards."""
+    labelled, regime = run.labelled, run.regime
+    size, points = run.sizes(section), len(STEPS) if cost.searches > 1 else 1
+    seconds = cost.find_s * cost.searches * OTHERS_MPX
+    if regime.name in (THREE_PARTS, NOBODY):
+        seconds += cost.find_s * points * sum(size[name] for name in regime.choosers)
+        return seconds + training_s(run, section, config, cost)
+    teach = {
+        record.image_id: record.split
+        for record, cells in zip(labelled.records, labelled.instances, strict=True)
+        if record.split in ("train", "val") and len(cells) >= regime.least
+    }
+    short, whole = fold_settings(config), 1 - 1 / QUARTERS
+    for held in regime.folds or (regime.judges,) * QUARTERS:
+        taught = [size[name] * (whole if name in held else 1) for name in teach if not regime.folds or name not in held]
+        seconds += one_training_s(taught, short, cost, cost.searches)
+        seconds += cost.find_s * points * sum(size[name] for name in held)
+    seconds += one_training_s([size[name] for name in teach], config, cost, cost.searches)
+    val = {name for name, split in teach.items() if split == "val"}
+    if val and not any(val <= set(held) for held in regime.folds):  # a run without validation images is one more
+        seconds += one_training_s([size[name] for name in teach if name not in val], short, cost, 1)
+    seen = set(regime.judges)
+    others = [record.image_id for record in run.records if record.split in ("val", "test")]
+    return seconds + cost.find_s * cost.searches * sum(size[name] for name in others if name not in seen)
+
+
+def one_training_s(sizes: Sequence[float], config: Any, cost: Cost, searches: int) -> float:
+    """Return the seconds of one training, with its searches, on images of these sizes (megapixels at network scale)."""
+    seconds = cost.prepare_s * sum(sizes) + cost.step_s * config.batch_size * steps_of(config, len(sizes))
+    searched = getattr(config, "search_images", SEARCHED_ON)
+    return seconds + searches * cost.search_s * sum(sizes) * min(searched / max(len(sizes), 1), 1)
+
+
+def steps_of(config: Any, images: int) -> int:
+    """Return how many steps a training on so many images takes."""
+    own = optional(backend_module(config.backend), "steps_of")
+    return own(config, images) if own else config.steps

@@ -1,0 +1,91 @@
+"""Settings under which a run needs less, those first that change least of what is learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from cellkit.forecast.stages import Plan
+from cellkit.models import backend_module
+from cellkit.modules import optional
+
+Change = dict[str, Any]  # dotted key -> value, as a YAML file or --set has them
+SMALLEST_CROP_PX = 64
+SHARES = (0.5, 0.25, 0.1)
+TRAINED = ("finetune", "maskrcnn")
+
+
+def smaller_in_memory(plan: Plan) -> Iterator[Change]:
+    """Yield changes of settings that need less memory, from small ones to such as leave images out."""
+    yield from _fewer_workers(plan)
+    steps: Change = {}
+    for steps in _smaller_steps(plan):
+        yield steps
+    for lighter in _lighter(plan):
+        yield lighter
+    for change in (*_smaller_pictures(plan), *_fewer_images(plan), *_no_larger_than(plan)):
+        yield change
+        if steps:
+            yield steps | change
+
+
+def smaller_on_disk(plan: Plan) -> Iterator[Change]:
+    """Yield changes of settings that need less disk: no maps kept, smaller pictures, fewer images."""
+    without = {"finetune.map_cache_gb": 0} if getattr(plan.cfg.finetune, "map_cache_gb", 0) else {}
+    if without:
+        yield without
+    for change in (*_fewer_images(plan), *_smaller_pictures(plan)):
+        yield without | change
+
+
+def _fewer_workers(plan: Plan) -> Iterator[Change]:
+    workers = max(getattr(section, "workers", 1) for _, section in plan.cfg if hasattr(section, "seed"))
+    while workers > 1:
+        workers //= 2
+        yield {"workers": workers}
+
+
+def _smaller_steps(plan: Plan) -> Iterator[Change]:
+    """Yield ever smaller steps of the trainings: fewer crops in memory at once, fewer crops, smaller ones."""
+    change: Change = {}
+    used = [section for section in TRAINED if section in plan.wanted.values()]
+    for name, least in (("at_once", 1), ("batch_size", 1), ("crop_px", SMALLEST_CROP_PX)):
+        for section in used:
+            value = getattr(getattr(plan.cfg, section), name, None)
+            unit = 8 if name == "crop_px" else 1
+            while isinstance(value, int) and value > least:
+                value = max(value // 2 // unit * unit, least)
+                change = change | {f"{section}.{name}": value}
+                yield change
+
+
+def _lighter(plan: Plan) -> Iterator[Change]:
+    """Yield the backends that large networks name as lighter."""
+    lighter: Change = {}
+    for section in ("label", "finetune"):
+        other = optional(backend_module(getattr(plan.cfg, section).backend), "LIGHTER")
+        if other and section in plan.wanted.values():
+            lighter = lighter | {f"{section}.backend": other}
+    if lighter:
+        yield lighter
+
+
+def _smaller_pictures(plan: Plan) -> Iterator[Change]:
+    for share in SHARES[:2]:
+        yield {"convert.scale": plan.cfg.convert.scale * share}
+
+
+def _fewer_images(plan: Plan) -> Iterator[Change]:
+    counts = Counter(record.cell_type for record in plan.records if record.split)
+    most = max(counts.values(), default=0)
+    for count in dict.fromkeys(int(most * share) for share in SHARES):
+        if 3 <= count < most:  # an image to train on, to choose by and to report on
+            yield {"convert.max_images": count}
+
+
+def _no_larger_than(plan: Plan) -> Iterator[Change]:
+    """Yield the sizes below that of the largest images, which are left out then."""
+    sizes = sorted({plan.file_px(record) for record in plan.records}, reverse=True)
+    for size in sizes[1:4]:
+        yield {"convert.max_plane_px": size}

@@ -1,0 +1,158 @@
+"""The forecast of a run while it is made: told, refused where it cannot fit, compared with what each stage took, learned from."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cellkit.config.sections import STAGES, Config
+from cellkit.files import write_json
+from cellkit.forecast.fits import check_fits, check_stage_disk
+from cellkit.forecast.learned import learn
+from cellkit.forecast.stages import Forecast, Plan, remarks
+from cellkit.forecast.words import compared, in_words, noted, recipes_in_words
+from cellkit.manifest import MANIFEST, UNFINISHED, read_manifest
+from cellkit.run.notebooks import Notebook
+from cellkit.run.preflight_data import Outlook
+
+LOOK_EVERY_S = 1.0  # at the files that a stage has written so far
+
+
+class Foretold:
+    """What a run was said to take.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    cfg : Config
+    force : bool
+        Begin although the forecast does not fit.
+    """
+
+    def __init__(self, folder: Path, cfg: Config, force: bool = False):
+        self.folder, self.cfg, self.force = folder, cfg, force
+        self.found: dict[str, Forecast] = {}
+        self.plan: Plan | None = None
+        self.most = 0
+
+    def tell(self, outlook: Outlook, names: list[str], books: Iterable[Notebook], say: Callable[[str], None]) -> None:
+        """Say what these stages will take, note it in the manifest; refuse what cannot fit, with nothing noted.
+
+        Raises
+        ------
+        UserError
+            As `cellkit.forecast.fits.check_fits`, unless forced.
+        """
+        self.plan = Plan.of(self.cfg, names, outlook.records, outlook.instances, sample=outlook.sample)
+        self.found = self.plan.forecast()
+        if self.found:
+            say(f"forecast: {in_words(self.found)}")
+            for remark in remarks(self.cfg) if self.plan.speeds else ():
+                say(remark)
+            if not self.force:
+                for warning in check_fits(self.found, self.plan, self.folder):
+                    say(warning)
+            manifest = read_manifest(self.folder)
+            manifest["forecast"] = manifest.get("forecast", {}) | noted(self.found)
+            write_json(self.folder / MANIFEST, manifest, indent=1)
+        if recipes := recipes_in_words(book for book in books if book.name in names):
+            say(f"recipes: {recipes}")
+
+    def seconds(self, name: str) -> float | None:
+        """Return the seconds of a stage; None where they are not forecast."""
+        return self.found[name].seconds if name in self.found else None
+
+    def check_disk(self, name: str) -> None:
+        """Refuse to begin a stage for which the disk has no room any more.
+
+        Raises
+        ------
+        UserError
+            As `cellkit.forecast.fits.check_stage_disk`, unless forced.
+        """
+        if name in self.found and not self.force:
+            check_stage_disk(name, self.found[name], self.folder)
+
+    @contextmanager
+    def watched(self, name: str) -> Iterator[None]:
+        """Look, while a stage is under way, at how much it has written."""
+        ended, place, self.most = threading.Event(), self.folder / UNFINISHED / name, 0
+
+        def look() -> None:
+            while not ended.wait(LOOK_EVERY_S):
+                self.most = max(self.most, size_of(place))
+
+        watcher = threading.Thread(target=look, name="disk of a stage", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+    def note(self, name: str, manifest: dict[str, Any], copy: Path) -> None:
+        """Note beside the forecast of a stage what it took, and let the next forecast on this machine know."""
+        if name not in self.found:
+            return
+        entry = manifest["stages"][name]
+        places = [one["path"] for one in entry["outputs"].values()] + list(entry["also"])
+        kept = size_of(copy) + sum(size_of(self.folder / place) for place in _outermost(places))
+        took = {**entry, "kept_bytes": kept, "disk_bytes": max(kept, self.most + size_of(copy))}
+        manifest["forecast"][name] = compared(manifest["forecast"][name], took)
+        write_json(self.folder / MANIFEST, manifest, indent=1)
+        if not self.plan.speeds:  # too little was done to learn from
+            return
+        backend = getattr(getattr(self.cfg, STAGES[name]), "backend", "")
+        learn(name, backend, self._before_correction(name), took | {"seconds": undisturbed_s(entry)})
+
+    def _before_correction(self, name: str) -> dict[str, float]:
+        """Return the forecast of a stage as it was counted, of what can be compared: memory of one process alone."""
+        by, told = self.plan.factors.get(name, {}), self.found[name]
+        keys = ["seconds", "disk_bytes"] + ["peak_bytes"] * (getattr(self.cfg, STAGES[name]).workers == 1)
+        values = {key: getattr(told, key) for key in keys}
+        return {key: value / by.get(key, 1) for key, value in values.items() if value}
+
+
+def undisturbed_s(entry: Mapping[str, Any]) -> float:
+    """Return the seconds that a stage would take where nothing else runs: on one thread of a processor its own.
+
+    Examples
+    --------
+    >>> undisturbed_s({"seconds": 90.0, "processor_s": 30.0, "arithmetic": {"threads": 1, "device": "cpu"}})
+    30.0
+    >>> undisturbed_s({"seconds": 90.0, "processor_s": 150.0, "arithmetic": {"threads": 2, "device": "cpu"}})
+    90.0
+    """
+    computed = entry.get("arithmetic", {})
+    alone = computed.get("threads", 1) == 1 and computed.get("device", "cpu") == "cpu"
+    return entry.get("processor_s") or entry["seconds"] if alone else entry["seconds"]
+
+
+def size_of(place: Path) -> int:
+    """Return the bytes of a file, or of all below a folder; files that go meanwhile count nothing."""
+    if place.is_file():
+        return place.stat().st_size
+    total = 0
+    for folder, _, names in os.walk(place):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_size
+            except OSError:  # it has gone
+                continue
+    return total
+
+
+def _outermost(places: list[str]) -> list[str]:
+    """Return the places that lie below no other.
+
+    Examples
+    --------
+    >>> _outermost(["images", "images/a.png", "records.csv"])
+    ['images', 'records.csv']
+    """
+    return [one for one in dict.fromkeys(places) if not any(one.startswith(f"{other}/") for other in places)]
