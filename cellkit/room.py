@@ -198,7 +198,9 @@ def check_disks(needs: list[tuple[Disk, float, int]], remedy: str) -> None:
         Naming every place, what is free there, and what is needed.
     """
     for disk in (disk for disk, size, _ in needs if disk.read_only and size):
-        raise UserError(f"{disk.what} is on a read-only file system ({disk.folder})", "make it writable, or name another")
+        raise UserError(
+            f"{disk.what} is on a read-only file system ({disk.folder})", "make it writable, or name another"
+        )
     for device in dict.fromkeys(disk.device for disk, _, _ in needs):
         here = [one for one in needs if one[0].device == device and one[1]]
         wanted, files = sum(size for _, size, _ in here), sum(count for *_, count in here)
@@ -229,4 +231,10 @@ def size_text(count: float) -> str:
     """
     if count >= 999.5e6:
         return f"{count / 1e9:,.1f} GB"
-    return f"{count / 1e6:.0f} MB" if count >= 9.5e6 else f"{count / 1e6:.1f} MB" if count >= 95e3 else f"{count / 1e6:.2f} MB"
+    return (
+        f"{count / 1e6:.0f} MB"
+        if count >= 9.5e6
+        else f"{count / 1e6:.1f} MB"
+        if count >= 95e3
+        else f"{count / 1e6:.2f} MB"
+    )

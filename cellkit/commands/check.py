@@ -33,7 +33,9 @@ def run(given: argparse.Namespace) -> Answer:
         Options that do not go together; or as `cellkit.run.stale.check`.
     """
     from cellkit.config.reading import set_strings
+    from cellkit.forecast.words import summed_up
     from cellkit.machine import here
+    from cellkit.manifest import read_manifest
     from cellkit.run.stale import check
 
     if not given.config and (given.run.lower().endswith((".yaml", ".yml")) or here(given.run).is_file()):
@@ -43,14 +45,17 @@ def run(given: argparse.Namespace) -> Answer:
     if given.overrides and not given.config:
         raise UserError("--set without CONFIG", "name the configuration that is to be overridden")
     states = check(given.run, given.config, set_strings(given.overrides) if given.config else None)
+    told = read_manifest(here(given.run)).get("forecast", {})
     if given.json:
         stages = [{"name": s.name, "state": s.state, "why": s.why, "note": s.note} for s in states]
         fresh = all(state.state == "fresh" for state in states)
-        return Answer(json_text({"run": given.run, "fresh": fresh, "stages": stages}))
+        return Answer(json_text({"run": given.run, "fresh": fresh, "stages": stages, "forecast": told}))
     lines = []
     for s in states:
         lines += [f"{s.state:<8} {s.name}{f'  ({s.why})' if s.why else ''}"]
         lines += [f"         made with {s.note}"] if s.note else []
+    if took := summed_up(told):
+        lines.append(f"took     {took}")
     return Answer("\n".join(lines))
 
 

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 CONVERT_BYTES = 32  # of memory, of a pixel: planes of two channels, the picture
 MEASURE_BYTES = 40  # likewise: a channel, its label image, what is measured of them
-PICTURE_BYTES, HEADER_BYTES, ROW_BYTES = 3, 360, 300  # of a picture, which is not compressed; of a row of conversion.csv
+PICTURE_BYTES, HEADER_BYTES, ROW_BYTES = (
+    3,
+    360,
+    300,
+)  # of a picture, which is not compressed; of a row of conversion.csv
 LABEL_BYTES = {"tif": 0.06, "png": 0.04, "ome-zarr": 0.1}  # of a pixel of a label image, compressed; else outlines
 OVERLAY_BYTES = 2.0  # of a pixel of a picture with outlines
 CELL_BYTES = 400  # of a cell in COCO, whose outline has about 40 rows
@@ -66,7 +70,9 @@ def loop_of_predict(given: argparse.Namespace, model: Model, conversion: Convers
 
     segment = lru_cache(lambda: model.load(conversion.scale if conversion else 1.0))
     diameter_px = model.config.get("diameter_px")
-    px_a_cell = PX_A_CELL * (diameter_px / 30) ** 2 if isinstance(diameter_px, int | float) and diameter_px else PX_A_CELL
+    px_a_cell = (
+        PX_A_CELL * (diameter_px / 30) ** 2 if isinstance(diameter_px, int | float) and diameter_px else PX_A_CELL
+    )
 
     def needed(px: float) -> float:
         one = segment()

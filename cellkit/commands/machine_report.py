@@ -32,7 +32,7 @@ def examine(folder: str | Path = ".", config: str | Path | None = None) -> dict[
     dict
         Plain values, ready for JSON: ok (the default path runs: versions, default backends, starter weights, disk),
         problems (each {"problem", "remedy"}), python, platform, cellkit, device, memory, disk, packages, backends,
-        weights, formats, data; and of a configuration forecast, {stage: {"seconds", "peak_bytes", "disk_bytes", ...}}, and recipes, what those that
+        weights, formats, data; and of a configuration forecast, {stage: its `Forecast`}, and recipes, what those that
         it names say of their time.
     """
     forecast = check_forecast(config) if config is not None else {}
@@ -284,7 +284,8 @@ def _forecast_lines(told: dict[str, dict[str, float]]) -> list[str]:
     stages = {name: Forecast(**one) for name, one in told.items()}
     took = {name: "not timed" if one.seconds is None else span(one.seconds) for name, one in stages.items()}
     each = [
-        f"         {name:<22} {took[name]}, {to_gb(one.peak_bytes)} GB" + f", disk {size_text(one.disk_bytes)}" * bool(one.disk_bytes)
+        f"         {name:<22} {took[name]}, {to_gb(one.peak_bytes)} GB"
+        + f", disk {size_text(one.disk_bytes)}" * bool(one.disk_bytes)
         for name, one in stages.items()
     ]
     return [f"forecast {in_words(stages)}, if nothing else runs on it", *each]

@@ -63,7 +63,9 @@ def check_memory_of(found: Mapping[str, Forecast], plan: Plan, memory: Memory) -
     if most.peak_bytes <= memory.free + memory.swap:
         return [f"{needs}: the rest would be swapped, which makes it many times slower"]
     change = first_that_fits(smaller_in_memory(plan), plan, lambda one: one.peak_bytes <= memory.free)
-    none = "no smaller steps, images or fewer of them make it fit: end other programs, or use a machine with more memory"
+    none = (
+        "no smaller steps, images or fewer of them make it fit: end other programs, or use a machine with more memory"
+    )
     raise UserError(needs, f"{change or none}; {GO_ON}")
 
 
@@ -89,9 +91,7 @@ def check_disk_of(found: Mapping[str, Forecast], plan: Plan, folder: Path) -> No
         raise UserError(f"{what}, which a quota there does not give", elsewhere)
 
 
-def first_that_fits(
-    changes: Iterable[Mapping[str, Any]], plan: Plan, fits: Callable[[Forecast], bool]
-) -> str:
+def first_that_fits(changes: Iterable[Mapping[str, Any]], plan: Plan, fits: Callable[[Forecast], bool]) -> str:
     """Return in words the first change of settings under which the forecast fits, and what it takes then; "" where none does."""
     for change in changes:
         found = plan.under(change).forecast()

@@ -11,7 +11,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.config.sections import Config
-from cellkit.forecast.sample import Sample
+from cellkit.forecast.sample import USUAL, Sample
 from cellkit.models import backend_module
 from cellkit.models.gate import Regime, regime_of
 from cellkit.models.shared.inputs import CELL_PX
@@ -29,7 +29,7 @@ class RunImages:
         cfg: Config,
         records: Sequence[ImageRecord],
         instances: Sequence[Instances | None],
-        sample: Sample = Sample(),
+        sample: Sample = USUAL,
     ):
         self.sample = sample
         self.cfg, self.records = cfg, [record for record in records if record.split]

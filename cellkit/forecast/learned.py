@@ -19,7 +19,11 @@ from cellkit.manifest import sha256_json
 
 KEPT_IN = "forecasts.json"
 LAST = 5  # runs that count
-BOUNDS = {"seconds": (0.5, 2.0), "peak_bytes": (1.0, 1.5), "disk_bytes": (1.0, 1.5)}  # too little is worse than too much
+BOUNDS = {
+    "seconds": (0.5, 2.0),
+    "peak_bytes": (1.0, 1.5),
+    "disk_bytes": (1.0, 1.5),
+}  # too little is worse than too much
 
 
 def factors_of(name: str, backend: str) -> dict[str, float]:

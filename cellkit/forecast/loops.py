@@ -220,7 +220,9 @@ class Loop:
         room = memory.free + memory.swap
         if self.workers == 1 or (needed := self.memory(sizes.largest_px, self.workers)) <= room:
             return
-        fitting = next((count for count in range(self.workers, 0, -1) if self.memory(sizes.largest_px, count) <= room), 0)
+        fitting = next(
+            (count for count in range(self.workers, 0, -1) if self.memory(sizes.largest_px, count) <= room), 0
+        )
         fits = f"it fits with --workers {fitting}" if fitting else "it fits with no number of workers: use --workers 1"
         raise UserError(
             f"{self.command} with {self.workers} workers takes about {size_text(needed)} of memory, {size_text(room)} are free",
@@ -229,14 +231,18 @@ class Loop:
 
     def _check_disk(self, disk: Mapping[Path, float], files: int) -> None:
         """Refuse what the disks have no room for."""
-        needs = [(disk_of(f"'{place}'", place), size + RESERVE_BYTES * (size > 0), files) for place, size in disk.items()]
+        needs = [
+            (disk_of(f"'{place}'", place), size + RESERVE_BYTES * (size > 0), files) for place, size in disk.items()
+        ]
         if sum(disk.values()) < RESERVE_BYTES:  # so little is begun without a look, but for a quota or a full disk
             needs = [(place, size, 0) for (place, _, _), size in zip(needs, disk.values(), strict=True)]
         remedy = f"free space, name another place, or give fewer images at a time; {GO_ON}"
         check_disks(needs, remedy)
         for place, size, _ in needs:
             if size > RESERVE_BYTES and not reserved(place.folder, int(size)):
-                raise UserError(f"{place.what} needs about {size_text(size)}, which a quota there does not give", remedy)
+                raise UserError(
+                    f"{place.what} needs about {size_text(size)}, which a quota there does not give", remedy
+                )
 
 
 def _bounded(ratios: Sequence[float]) -> float:

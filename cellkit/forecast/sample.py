@@ -18,6 +18,9 @@ class Sample:
     picture_bytes: float = 3.0  # at most: rows are stored as they are, unless deflating them saves much
 
 
+USUAL = Sample()
+
+
 def sample_of(items: Sequence[SourceImage], most_px: float = 2**24) -> Sample:
     """Read one image from the middle of the list; the usual sample where that fails, or it is larger than a moment's work.
 
@@ -32,16 +35,16 @@ def sample_of(items: Sequence[SourceImage], most_px: float = 2**24) -> Sample:
     from cellkit.microscope.journal import png_parts
 
     if not items:
-        return Sample()
+        return USUAL
     item = items[len(items) // 2]
     with suppress(Exception):  # whatever is wrong with it is said by the check of all images
         with headers_only():
             height, width = item.load().image.shape[:2]
         if height * width > most_px:
-            return Sample()
+            return USUAL
         began = time.process_time()
         loaded = item.load()
         pixels = loaded.image.shape[0] * loaded.image.shape[1]
         size = sum(map(len, png_parts(loaded.image, loaded.um_per_px)))
         return Sample((time.process_time() - began) / pixels * 1e6 + 0.1, size / pixels)
-    return Sample()
+    return USUAL

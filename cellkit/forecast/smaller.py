@@ -22,8 +22,7 @@ def smaller_in_memory(plan: Plan) -> Iterator[Change]:
     steps: Change = {}
     for steps in _smaller_steps(plan):
         yield steps
-    for lighter in _lighter(plan):
-        yield lighter
+    yield from _lighter(plan)
     for change in (*_smaller_pictures(plan), *_fewer_images(plan), *_no_larger_than(plan)):
         yield change
         if steps:

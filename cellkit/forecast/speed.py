@@ -43,7 +43,7 @@ KEPT = "speed_2.json"  # in the cache
 
 @dataclass(frozen=True)
 class Speed:
-    """What a backend costs, what a process takes to begin with it (s), the memory it holds then, and at most when timed (bytes)."""
+    """What a backend costs, what a process takes to begin with it (s), and its memory then, and at most when timed (bytes)."""
 
     cost: Cost
     start_s: float

@@ -21,7 +21,7 @@ from cellkit.forecast.images import RunImages
 from cellkit.forecast.learned import factors_of
 from cellkit.forecast.memory import bytes_of_stage
 from cellkit.forecast.minutes import FLOOR, seconds_of_stage
-from cellkit.forecast.sample import Sample
+from cellkit.forecast.sample import USUAL, Sample
 from cellkit.forecast.speed import Speed, speed_of
 from cellkit.models import backend_module, title_of
 from cellkit.models.shared.contract import Schedule
@@ -109,7 +109,7 @@ class Plan:
     instances: Sequence[Instances | None]
     speeds: Mapping[str, Speed]
     factors: Mapping[str, Mapping[str, float]]
-    sample: Sample = Sample()
+    sample: Sample = USUAL
 
     @classmethod
     def of(
@@ -119,13 +119,15 @@ class Plan:
         records: Sequence[ImageRecord],
         instances: Sequence[Instances | None] = (),
         timed: bool = True,
-        sample: Sample = Sample(),
+        sample: Sample = USUAL,
     ) -> Plan:
         """Return the plan of a run; times backends where that is worth it, see `forecast_run`."""
         wanted = {name: STAGES[name] for name in stages if name in STAGES}
         timed = timed and bool(records) and is_worth(cfg, wanted.values())
         speeds = speeds_of(cfg, wanted.values()) if timed else {}
-        factors = {name: factors_of(name, getattr(getattr(cfg, section), "backend", "")) for name, section in wanted.items()}
+        factors = {
+            name: factors_of(name, getattr(getattr(cfg, section), "backend", "")) for name, section in wanted.items()
+        }
         return cls(cfg, wanted, records, instances, speeds, factors, sample)
 
     def forecast(self) -> dict[str, Forecast]:
@@ -174,7 +176,9 @@ class Plan:
         scale = cfg.convert.scale / self.cfg.convert.scale
         records = [self._resized(self.records[k], scale) for k in chosen]
         same = chosen == list(range(len(self.records))) and scale == 1  # labels of other sizes tell no diameter
-        instances = self.instances if same or not self.instances else [self.instances[k] for k in chosen] if scale == 1 else ()
+        instances = (
+            self.instances if same or not self.instances else [self.instances[k] for k in chosen] if scale == 1 else ()
+        )
         return replace(self, cfg=cfg, records=records, instances=instances, speeds=speeds)
 
     def _images_under(self, cfg: Config) -> list[int]:

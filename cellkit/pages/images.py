@@ -12,6 +12,7 @@ from cellkit.config.recipes import RECIPES, recipe_name, recipe_sections
 from cellkit.config.sections import BACKEND_SECTIONS, STAGES, Config, section_class
 from cellkit.errors import UserError, counted
 from cellkit.files import read_json
+from cellkit.forecast.words import summed_up
 from cellkit.labelling.rounds import CHANGE_WORDS, FIRST_WORDS
 from cellkit.microscope.flags import reasons
 from cellkit.models import is_backend
@@ -278,6 +279,8 @@ def run_chapter(files: RunFiles) -> list:
     blocks: list = [
         Table(("Notebook", "minutes", "device", "finished (UTC)", "code"), rows, f"{total:.1f} minutes in all")
     ]
+    if took := summed_up(files.manifest.get("forecast", {})):
+        blocks.append(Words(f"Forecast before the run, and what it took: {took}."))
     if files.staged is not None:
         blocks.append(Words("The notebook that writes this page is not listed: it was still running."))
     last_run = files.manifest.get("run")

@@ -21,7 +21,7 @@ from cellkit.config.reading import known_keys
 from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError, collected, counted, raise_or_collect, readable
 from cellkit.forecast.fits import check_disk_of
-from cellkit.forecast.sample import Sample, sample_of
+from cellkit.forecast.sample import USUAL, Sample, sample_of
 from cellkit.forecast.stages import Plan
 from cellkit.log import collected_warnings
 from cellkit.manifest import check_folder, check_writable
@@ -78,7 +78,7 @@ class Outlook:
     def sample(self) -> Sample:
         """What converting one of the images takes; it is read. Of drawn ones, and where none are converted, the usual."""
         drawn = self.cfg.convert.source == "drawn"
-        return Sample() if drawn else sample_of([item for item in self.items if not item.is_left])
+        return USUAL if drawn else sample_of([item for item in self.items if not item.is_left])
 
     def errors(self) -> list[Finding]:
         """Return the findings that end a run."""

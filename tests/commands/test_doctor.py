@@ -11,8 +11,9 @@ from packaging.specifiers import SpecifierSet
 from cellkit import machine, manifest, models
 from cellkit.commands import machine_report
 from cellkit.fetch.find import find_weights
+from cellkit.forecast.stages import Plan
 from cellkit.models import weights
-from cellkit.run import forecast
+from cellkit.room import memory_of
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,12 @@ class TestHere:
 
     def test_the_notebooks_that_a_configuration_runs_are_forecast(self, monkeypatch, tmp_path):
         asked = []
-        monkeypatch.setattr(forecast, "forecast_run", lambda cfg, stages, *_: asked.extend(stages) or {})
+
+        def plan(cfg, stages, *_, **__):
+            asked[:] = stages
+            return Plan(cfg, {}, [], [], {}, {})
+
+        monkeypatch.setattr(Plan, "of", plan)
         path = tmp_path / "run.yaml"
         path.write_text(
             "classes: [HEK, N2a]\nconvert: {channels: {nuclei: DAPI}}\n"
@@ -165,17 +171,18 @@ class TestFaults:
         assert not item["ok"]
         assert "MB are free on the disk of" in item["problem"]
 
-    def test_a_container_allows_less_memory_than_the_machine_has(self, monkeypatch):
-        allowed = {"/sys/fs/cgroup/memory.max": 2 * 10**9, "/sys/fs/cgroup/memory.current": 500_000_000}
-        monkeypatch.setattr(machine, "_number_in", allowed.get)
-        memory = machine.memory()
-        assert memory["total_gb"] == 2.0
-        assert memory["free_gb"] <= 1.5
-
-    def test_no_number_in_a_file(self, tmp_path):
-        (tmp_path / "max").write_text("max\n")
-        assert machine._number_in(str(tmp_path / "max")) is None
-        assert machine._number_in(str(tmp_path / "none")) is None
+    def test_a_container_allows_less_memory_than_the_machine_has(self, monkeypatch, tmp_path):
+        files = {
+            "proc/meminfo": "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n",
+            "proc/self/cgroup": "0::/\n",
+            "sys/fs/cgroup/memory.max": "2000000000\n",
+            "sys/fs/cgroup/memory.current": "500000000\n",
+        }
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        monkeypatch.setattr(machine, "memory_of", lambda: memory_of(tmp_path))
+        assert machine.memory() == {"total_gb": 2.0, "free_gb": 1.5}
 
     def test_the_data_folder(self, monkeypatch, tmp_path):
         monkeypatch.delenv("CELLKIT_DATA", raising=False)

@@ -16,9 +16,6 @@ from cellkit.cells.records import ImageRecord
 from cellkit.config.reading import load_config
 from cellkit.config.sections import STAGES
 from cellkit.files import read_json, write_json
-from cellkit.machine import peak_bytes
-from cellkit.models.gate import choosers
-from cellkit.models.shared.cost import Cost
 from cellkit.forecast import speed, stages
 from cellkit.forecast.images import RunImages
 from cellkit.forecast.minutes import OTHERS_MPX, one_training_s, training_s
@@ -26,6 +23,9 @@ from cellkit.forecast.sample import Sample
 from cellkit.forecast.speed import Speed, speed_of
 from cellkit.forecast.stages import backend_of, forecast_run, remarks
 from cellkit.forecast.words import in_words, recipes_in_words
+from cellkit.machine import peak_bytes
+from cellkit.models.gate import choosers
+from cellkit.models.shared.cost import Cost
 from cellkit.run.foretold import Foretold
 
 COST = Cost(prepare_s=1, step_s=0.5, find_s=2, search_s=5, step_bytes=1e8, searches=2)
@@ -161,9 +161,7 @@ def test_what_is_left_out_is_neither_timed_nor_told(config, timed):
     timed.clear()
     assert forecast_run(config(left % "label, finetune, coco, maskrcnn"), ["01_convert"], images()) and not timed
     without = config("leave_out: [finetune]\nfinetune: {base: nowhere.safetensors}")
-    assert backend_of(without, "label")[0] == without.label.backend, (
-        "weights that nobody opens are not looked for"
-    )
+    assert backend_of(without, "label")[0] == without.label.backend, "weights that nobody opens are not looked for"
 
 
 def test_a_large_network_that_is_left_out_is_not_remarked_on(config, timed):

@@ -128,11 +128,18 @@ def test_proposals_beside_labels_and_a_foreign_sample_are_warned_of(here):
 
 def test_memory_disk_and_run_folder(here, monkeypatch):
     from cellkit import machine, manifest
+    from cellkit.forecast import fits
+    from cellkit.room import Disk
 
     lab()
     with monkeypatch.context() as patched:
-        patched.setattr(manifest, "free_bytes", lambda folder: manifest.MIN_FREE_BYTES + 100)
-        assert "the pictures take up to" in warned()
+        few = [
+            Disk(what, Path(), k, free)
+            for k, (what, free) in enumerate([("the run folder", 10**6), ("tmp", 10**9), ("cache", 0)])
+        ]
+        patched.setattr(fits, "places", lambda folder: few)
+        assert "the run folder" in warned() and "1.0 MB are free on that disk" in warned()
+    with monkeypatch.context() as patched:
         patched.setattr(manifest, "free_bytes", lambda folder: 10_000_000)
         assert "10 MB are free at" in refused()
     with monkeypatch.context() as patched:
