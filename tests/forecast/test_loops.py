@@ -1,0 +1,95 @@
+"""The forecast of commands over many images: what is said, learned and refused, by the commands themselves."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import tifffile
+
+from cellkit.errors import UserError
+from cellkit.files import read_json
+from cellkit.forecast import loops
+from cellkit.forecast.loops import Loop, sizes_of
+from cellkit.microscope.frames import Frame
+from cellkit.room import Memory
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """24 grey files of 100 x 80 px, the last twice as high, in a folder; a cache of one's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "in").mkdir()
+    for k in range(24):
+        tifffile.imwrite(tmp_path / "in" / f"{k:02}.tif", RNG.integers(0, 4000, (200 if k == 23 else 100, 80), np.uint16))
+    return tmp_path / "in"
+
+
+def test_pixels_are_counted_by_headers(files, tmp_path):
+    frames = [Frame(path, path.name, path.stem) for path in sorted(files.iterdir())]
+    sizes = sizes_of(frames)
+    assert (sizes.pictures, sizes.px, sizes.largest_px) == (24, 25 * 8000, 16000)
+    (tmp_path / "bad.tif").write_bytes(b"no picture")
+    broken = [*frames, Frame(tmp_path / "bad.tif", "bad.tif", "bad")]
+    assert sizes_of(broken).px == pytest.approx(25 * 8000 / 24 * 25), "a broken file counts as the others"
+    assert sizes_of([]).px == 0
+
+
+@pytest.mark.parametrize("command", ["convert", "predict"])
+def test_what_is_said_before_is_compared_afterwards_and_learned(said, files, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(loops, "WORTH_MPX", 0.1)
+    given = {
+        "convert": [files, "-o", tmp_path / "out", "--nuclei", 0],
+        "predict": ["threshold", files, "-o", tmp_path / "out.json", "--labels", tmp_path / "out", "--nuclei", 0],
+    }[command]
+    code, _, err = said(command, *given)
+    line = re.compile(r"forecast: 24 \w+, about \d+ s, \d+ MB of memory, [\d.]+ MB of disk on this computer")
+    assert code == 0 and line.search(err) and "took: 10 s, " in err, err
+    (kept,) = read_json(tmp_path / "cache" / "cellkit" / loops.KEPT_IN).values()
+    assert {name: len(values) for name, values in kept.items()} == {"seconds": 1, "held": 1, "disk": 1}
+    if command == "convert":
+        counted, taken = (float(text) for text in re.findall(r"([\d.]+) MB of disk", err)[:2])
+        assert taken == pytest.approx(counted, rel=0.3)
+
+
+def test_small_work_is_not_timed_and_not_spoken_of(said, files, tmp_path):
+    code, _, err = said("convert", files, "-o", tmp_path / "out", "--nuclei", 0)
+    assert code == 0 and "forecast" not in err and "took" not in err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_workers_that_do_not_fit_are_refused_with_how_many_would(files):
+    frames = [Frame(path, path.name, path.stem) for path in sorted(files.iterdir())]
+    loop = Loop("convert", [], lambda px: 1e9, lambda pictures, px, cells: {}, workers=8)
+    with pytest.raises(UserError, match="convert with 8 workers takes about") as error:
+        loop._check_memory(sizes_of(frames), Memory(8 * 10**9, 6 * 10**9))
+    fits = int(re.search(r"it fits with --workers (\d)", error.value.remedy)[1])
+    assert 1 < fits < 8 and loop.memory(1, fits) <= 6e9 < loop.memory(1, fits + 1)
+    assert "--force begins all the same" in error.value.remedy
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 100 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", place]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("nobody but root may mount a small file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(said, files, small_disk):
+    for command in (["convert", files, "-o", small_disk / "out"], ["predict", "threshold", files, "-o", small_disk / "o.json",
+                                                                  "--overlays", small_disk / "out"]):  # fmt: skip
+        code, out, err = said(*command, "--nuclei", 0)
+        assert (code, out) == (2, "") and "are free on that disk" in err and "--force begins all the same" in err, err
+        assert not list(small_disk.iterdir())
+    code, out, err = said("convert", files, "-o", small_disk / "out", "--nuclei", 0, "--force")
+    assert code == 2 and "No space left on device" in err
