@@ -236,7 +236,9 @@ class Loop:
         ]
         if sum(disk.values()) < RESERVE_BYTES:  # so little is begun without a look, but for a quota or a full disk
             needs = [(place, size, 0) for (place, _, _), size in zip(needs, disk.values(), strict=True)]
-        remedy = f"free space, name another place or fewer images, then repeat the command: what is done is kept; {GO_ON}"
+        remedy = (
+            f"free space, name another place or fewer images, then repeat the command: what is done is kept; {GO_ON}"
+        )
         check_disks(needs, remedy)
         for place, size, _ in needs:
             if size > RESERVE_BYTES and not reserved(place.folder, int(size)):

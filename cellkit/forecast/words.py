@@ -94,7 +94,8 @@ def noted(found: Mapping[str, Forecast]) -> dict[str, dict[str, float | None]]:
 def compared(forecast: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the forecast of a stage with what it took, as its manifest entry says, and by how much it was off.
 
-    Off by -0.1 is a forecast of nine tenths of what was taken. `off` is that of the seconds, `memory_off`, `disk_off`.
+    Off by -0.1 is a forecast of nine tenths of what was taken. `off` is that of the seconds; `undisturbed_off` that of the
+    seconds it would have taken had nothing else run, which is what is forecast; `memory_off`, `disk_off`.
 
     Examples
     --------
@@ -102,7 +103,7 @@ def compared(forecast: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str,
     >>> found["off"], found["memory_off"]
     (-0.1, 1.0)
     """
-    keys = (*TOOK, "processor_s", "kept_bytes", "files")
+    keys = (*TOOK, "undisturbed_s", "kept_bytes")
     taken = {f"took_{key}": entry[key] for key in keys if entry.get(key) is not None}
     least = {"seconds": 0.1}
     errors = {
@@ -110,6 +111,8 @@ def compared(forecast: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str,
         for key, name in TOOK.items()
         if forecast.get(key) and entry.get(key) is not None
     }
+    if forecast.get("seconds") and entry.get("undisturbed_s"):
+        errors["undisturbed_off"] = round(forecast["seconds"] / max(entry["undisturbed_s"], 0.1) - 1, 3)
     return {**forecast, **taken, **errors}
 
 

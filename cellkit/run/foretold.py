@@ -102,13 +102,19 @@ class Foretold:
         entry = manifest["stages"][name]
         places = [one["path"] for one in entry["outputs"].values()] + list(entry["also"])
         kept = size_of(copy) + sum(size_of(self.folder / place) for place in _outermost(places))
-        took = {**entry, "kept_bytes": kept, "disk_bytes": max(kept, self.most + size_of(copy))}
+        alone_s = undisturbed_s(entry)
+        took = {
+            **entry,
+            "undisturbed_s": alone_s,
+            "kept_bytes": kept,
+            "disk_bytes": max(kept, self.most + size_of(copy)),
+        }
         manifest["forecast"][name] = compared(manifest["forecast"][name], took)
         write_json(self.folder / MANIFEST, manifest, indent=1)
         if not self.plan.speeds:  # too little was done to learn from
             return
         backend = getattr(getattr(self.cfg, STAGES[name]), "backend", "")
-        learn(name, backend, self._before_correction(name), took | {"seconds": undisturbed_s(entry)})
+        learn(name, backend, self._before_correction(name), took | {"seconds": alone_s})
 
     def _before_correction(self, name: str) -> dict[str, float]:
         """Return the forecast of a stage as it was counted, of what can be compared: memory of one process alone."""

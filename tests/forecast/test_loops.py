@@ -26,7 +26,9 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "in").mkdir()
     for k in range(24):
-        tifffile.imwrite(tmp_path / "in" / f"{k:02}.tif", RNG.integers(0, 4000, (200 if k == 23 else 100, 80), np.uint16))
+        tifffile.imwrite(
+            tmp_path / "in" / f"{k:02}.tif", RNG.integers(0, 4000, (200 if k == 23 else 100, 80), np.uint16)
+        )
     return tmp_path / "in"
 
 

@@ -1,0 +1,75 @@
+"""A run that cannot fit is refused before it begins, and between its stages; nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from cellkit.errors import UserError
+from cellkit.forecast.stages import Forecast
+from cellkit.run.foretold import Foretold, size_of
+
+CONFIG = """
+classes: [HEK, N2a]
+convert: {source: drawn, channels: {nuclei: DAPI, cytoplasm: GFP}, drawn: {images_per_line: 4, size_px: 3072}}
+finetune: {steps: 2}
+maskrcnn: {steps: 2}
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path, monkeypatch):
+    """A file system of 300 MB, which holds no run of CONFIG; a cache of one's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", place]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("nobody but root may mount a small file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_begins(said, tmp_path, small_disk):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    code, out, err = said("run", tmp_path / "c.yaml", "--run", small_disk / "run")
+    assert (code, out) == (2, "") and "forecast: not timed" in err and "[1/6]" not in err
+    assert "the run folder" in err and "MB are free on that disk" in err and "--force begins all the same" in err
+    assert "no fewer or smaller images make it fit" in err, "the microscope files are drawn at their own size"
+    assert not list(small_disk.iterdir())
+    code, out, err = said("check", tmp_path / "c.yaml", "--run", small_disk / "run")
+    assert code == 0 and "warning: the run folder" in out, "a check of the configuration warns of it"
+
+
+def test_between_stages_the_disk_is_looked_at_again(small_disk):
+    run = Foretold(small_disk / "run", None)
+    run.found = {"05_train_maskrcnn": Forecast(60, 1e9, 0, 400e6, 300e6, 9)}
+    with pytest.raises(UserError, match="05_train_maskrcnn is not begun: the run folder .* needs about 450 MB, 31. MB are free"):
+        run.check_disk("05_train_maskrcnn")
+    run.check_disk("01_convert")  # is not forecast
+    run.force = True
+    run.check_disk("05_train_maskrcnn")
+    run.found = {"05_train_maskrcnn": replace(run.found["05_train_maskrcnn"], disk_bytes=100e6)}
+    run.force = False
+    run.check_disk("05_train_maskrcnn")
+
+
+def test_what_a_stage_writes_is_seen_while_it_is_under_way(tmp_path, monkeypatch):
+    import time
+
+    from cellkit.run import foretold
+
+    monkeypatch.setattr(foretold, "LOOK_EVERY_S", 0.01)
+    run = Foretold(tmp_path, None)
+    place = tmp_path / "unfinished" / "01_convert"
+    place.mkdir(parents=True)
+    with run.watched("01_convert"):
+        (place / "passing").write_bytes(bytes(7000))
+        until = time.monotonic() + 20
+        while run.most < 7000 and time.monotonic() < until:
+            time.sleep(0.01)
+        (place / "passing").unlink()
+    assert run.most == 7000 and size_of(place) == 0
