@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ TEMPORARY_FILES = 50
 GO_ON = "--force begins all the same"
 
 
-def check_fits(found: Mapping[str, Forecast], plan: Plan, folder: Path, memory: Memory | None = None) -> list[str]:
+def check_fits(
+    found: Mapping[str, Forecast], plan: Plan, folder: Path, memory: Memory | None = None, freed_bytes: float = 0
+) -> list[str]:
     """Refuse a run whose forecast does not fit into what is free of memory or disk; return what to warn of.
 
     Parameters
@@ -34,6 +37,8 @@ def check_fits(found: Mapping[str, Forecast], plan: Plan, folder: Path, memory: 
         Of the run.
     memory : Memory, optional
         What is free; default that of this machine.
+    freed_bytes : float
+        Of the run's own files, which are deleted before it begins.
 
     Raises
     ------
@@ -43,7 +48,7 @@ def check_fits(found: Mapping[str, Forecast], plan: Plan, folder: Path, memory: 
     if not found:
         return []
     said = check_memory_of(found, plan, memory or memory_of())
-    check_disk_of(found, plan, folder)
+    check_disk_of(found, plan, folder, freed_bytes)
     return said
 
 
@@ -69,7 +74,7 @@ def check_memory_of(found: Mapping[str, Forecast], plan: Plan, memory: Memory) -
     raise UserError(needs, f"{change or none}; {GO_ON}")
 
 
-def check_disk_of(found: Mapping[str, Forecast], plan: Plan, folder: Path) -> None:
+def check_disk_of(found: Mapping[str, Forecast], plan: Plan, folder: Path, freed_bytes: float = 0) -> None:
     """Refuse a run for which its file system, that of temporary files or that of the cache has no room.
 
     Raises
@@ -78,6 +83,7 @@ def check_disk_of(found: Mapping[str, Forecast], plan: Plan, folder: Path) -> No
         As `check_fits`.
     """
     all_of_it, disks = whole(found), places(folder)
+    disks[0] = replace(disks[0], free_bytes=round(disks[0].free_bytes + freed_bytes))
     needs = needs_of(disks, all_of_it.disk_bytes, all_of_it.files)
     others = sum(size for disk, size, _ in needs[1:] if disk.device == disks[0].device)
     room = disks[0].free_bytes - RESERVE_BYTES - others
@@ -86,7 +92,7 @@ def check_disk_of(found: Mapping[str, Forecast], plan: Plan, folder: Path) -> No
         change = first_that_fits(smaller_on_disk(plan), plan, lambda one: one.disk_bytes <= room)
         change = change or "no fewer or smaller images make it fit"
     check_disks(needs, f"{change}; {elsewhere}" if change else elsewhere)
-    if not reserved(disks[0].folder, int(all_of_it.disk_bytes)):
+    if not freed_bytes and not reserved(disks[0].folder, int(all_of_it.disk_bytes)):
         what = f"the run folder ({folder}) needs about {size_text(all_of_it.disk_bytes)}"
         raise UserError(f"{what}, which a quota there does not give", elsewhere)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -10,6 +11,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
+from cellkit.cluster.kinds import default_workers
 from cellkit.config.sections import Config
 from cellkit.forecast.sample import USUAL, Sample
 from cellkit.models import backend_module
@@ -53,6 +55,19 @@ class RunImages:
         if seen:
             return sum(len(cells) for cells in real) / seen * sum(self.px)
         return COVERED * sum(self.px) / (np.pi / 4 * self.diameter_px**2)
+
+    def shared(self, section: str) -> int:
+        """Return how many workers share the images of a section at once: of a cluster, else of this machine as many as cores."""
+        if not self.cfg.cluster.is_none:
+            return default_workers(self.cfg.cluster, self.cfg.workers)
+        return max(min(getattr(self.cfg, section).workers, os.cpu_count() or 1), 1)
+
+    def processes(self, section: str) -> int:
+        """Return how many processes beside its own a section has on this machine."""
+        cluster, workers = self.cfg.cluster, getattr(self.cfg, section).workers
+        if cluster.kind == "local":
+            return default_workers(cluster, workers)
+        return workers if cluster.is_none and workers > 1 else 0
 
     def diameter(self, section: str) -> float:
         """Return the diameter of cells (px) that a section is told, else that of the labels, else 30."""

@@ -27,7 +27,7 @@ def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, f
     cfg, began = getattr(run.cfg, section), speed.start_bytes + NOTEBOOK_BYTES
     largest = max(run.px, default=0)
     if section == "convert":
-        processes = cfg.workers if cfg.workers > 1 else 0
+        processes = run.processes(section)
         return began + CONVERT_BYTES * largest * max(processes, 1) + WORKER_BYTES * processes, 0.0
     if section not in ("label", *TRAINED):
         return began, 0.0
@@ -42,6 +42,8 @@ def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, f
         held += sampled if on_gpu else max(of_step, sampled + speed.cost.step_bytes * (at_once(cfg) - BATCH))
     of_px = backend_module(cfg.backend).BYTES_PER_PX * (getattr(cfg, "flips", None) or 1)
     held = max(held, began + max(bytes_for((1, round(largest)), run.diameter(section), of_px), sampled))
+    if section == "label":  # each process loads the network, and is at an image of its own
+        held += run.processes(section) * (held - NOTEBOOK_BYTES)
     network = 4 * speed.cost.parameters + (ADAM_BYTES * speed.cost.trained if section != "label" else 0)
     if on_gpu:
         return held, network + of_step

@@ -27,7 +27,7 @@ def seconds_of_stage(run: RunImages, section: str, speed: Speed, floor: Speed) -
     """Return the seconds of a stage, by what its backend costs, and the floor beside it."""
     seconds = STARTS[section] * speed.start_s
     if section == "convert":
-        return seconds + run.sample.convert_s * sum(run.px) / 1e6
+        return seconds + run.sample.convert_s * sum(run.px) / 1e6 / run.shared(section)
     if section == "label":
         some = run.cfg.label.use == "truth" and not run.cfg.label.teacher
         asked = run.cfg.label.preview / max(len(run.records), 1) if some else 1
@@ -35,7 +35,8 @@ def seconds_of_stage(run: RunImages, section: str, speed: Speed, floor: Speed) -
         measured = optional(backend_module(run.cfg.label.backend), "estimate_diameter")
         seen += DIAMETER_MPX if measured and not getattr(run.cfg.label, "diameter_px", 0) else 0
         judged = ("val", "test") if run.cfg.label.use == "truth" else ("train", "val", "test")
-        return seconds + speed.cost.find_s * seen + floor.cost.find_s * sum(run.file_mpx(split) for split in judged)
+        floor_s = floor.cost.find_s * sum(run.file_mpx(split) for split in judged)
+        return seconds + (speed.cost.find_s * seen + floor_s) / run.shared(section)
     config = getattr(run.cfg, section)
     if section in ("finetune", "maskrcnn") and isinstance(config, Schedule):  # else nothing is trained step by step
         seconds += (_adapting_s if section == "finetune" else training_s)(run, section, config, speed.cost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from cellkit.files import write_json
 from cellkit.forecast.fits import check_fits, check_stage_disk
 from cellkit.forecast.learned import learn
 from cellkit.forecast.stages import Forecast, Plan, remarks
-from cellkit.forecast.words import compared, in_words, noted, recipes_in_words
+from cellkit.forecast.words import compared, in_words, noted
 from cellkit.manifest import MANIFEST, UNFINISHED, read_manifest
-from cellkit.run.notebooks import Notebook
 from cellkit.run.preflight_data import Outlook
 
 LOOK_EVERY_S = 1.0  # at the files that a stage has written so far
@@ -40,28 +39,44 @@ class Foretold:
         self.plan: Plan | None = None
         self.most = 0
 
-    def tell(self, outlook: Outlook, names: list[str], books: Iterable[Notebook], say: Callable[[str], None]) -> None:
-        """Say what these stages will take, note it in the manifest; refuse what cannot fit, with nothing noted.
+    def look(
+        self, outlook: Outlook | None, names: Sequence[str], say: Callable[[str], None], freed_bytes: float = 0
+    ) -> None:
+        """Say what these stages will take; refuse what cannot fit, with nothing written.
+
+        Parameters
+        ----------
+        outlook : Outlook or None
+            None where no stage is to be run.
+        freed_bytes : float
+            Of the run's own files, which are deleted before it begins.
 
         Raises
         ------
         UserError
             As `cellkit.forecast.fits.check_fits`, unless forced.
         """
+        if outlook is None:
+            return
         self.plan = Plan.of(self.cfg, names, outlook.records, outlook.instances, sample=outlook.sample)
         self.found = self.plan.forecast()
+        if not self.found:
+            return
+        cluster = self.cfg.cluster
+        among = "" if cluster.is_none else f"; images shared among workers of {cluster.kind}, as fast as this computer"
+        say(f"forecast: {in_words(self.found)}{among}")
+        for remark in remarks(self.cfg) if self.plan.speeds else ():
+            say(remark)
+        if not self.force:
+            for warning in check_fits(self.found, self.plan, self.folder, freed_bytes=freed_bytes):
+                say(warning)
+
+    def note_forecast(self) -> None:
+        """Note the forecast in the manifest, where there is one."""
         if self.found:
-            say(f"forecast: {in_words(self.found)}")
-            for remark in remarks(self.cfg) if self.plan.speeds else ():
-                say(remark)
-            if not self.force:
-                for warning in check_fits(self.found, self.plan, self.folder):
-                    say(warning)
             manifest = read_manifest(self.folder)
             manifest["forecast"] = manifest.get("forecast", {}) | noted(self.found)
             write_json(self.folder / MANIFEST, manifest, indent=1)
-        if recipes := recipes_in_words(book for book in books if book.name in names):
-            say(f"recipes: {recipes}")
 
     def seconds(self, name: str) -> float | None:
         """Return the seconds of a stage; None where they are not forecast."""

@@ -23,6 +23,7 @@ from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
 from cellkit.errors import UserError, counted, nearest
 from cellkit.files import write_json
+from cellkit.forecast.words import recipes_in_words
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import (
@@ -47,7 +48,7 @@ from cellkit.manifest import (
 )
 from cellkit.run.console import INTERRUPTED, Clock, Console, span, verdict
 from cellkit.run.folder import fingerprint_of
-from cellkit.run.foretold import Foretold
+from cellkit.run.foretold import Foretold, size_of
 from cellkit.run.notebooks import Notebook, code_hashes, notebooks_of
 from cellkit.run.preflight_data import Outlook
 from cellkit.run.stale import StageState, stage_state, stage_states
@@ -111,9 +112,13 @@ def run_notebooks(
         try:
             preflight(folder)
             hold(folder, "writer")
-            outlook = None
+            outlook, foretold = None, Foretold(folder, cfg, force)
             if fresh:
-                outlook = _check_run(cfg, folder, [book.name for book in chosen] if notebooks is None else [])
+                names = [book.name for book in chosen] if notebooks is None else []
+                outlook = _check_run(cfg, folder, names)
+                foretold.look(
+                    outlook, names, Console().line, freed_bytes=size_of(folder)
+                )  # refused with nothing forgotten
                 _forget(folder)
             else:
                 finish_commits(folder)
@@ -121,7 +126,6 @@ def run_notebooks(
             given = {"config": str(here(config_path)), "run_dir": str(folder), "overrides": plain}
             look = not fresh and notebooks is None
             forced = bool(from_ or only)
-            foretold = Foretold(folder, cfg, force)
             how = timeout_s, allow_skips, forced, foretold, look, outlook, cluster
             return _Runner(folder, cfg, books, chosen, given, *how).run()
         except KeyboardInterrupt:
@@ -244,8 +248,11 @@ class _Runner:
         self._keep_earlier(manifest)
         names = [book.name for book in self.chosen if self.forced or self.states[book.name].state != "fresh"]
         outlook = _check_run(self.cfg, self.folder, names) if self.look else self.outlook
-        if outlook is not None:
-            self.foretold.tell(outlook, names, self.chosen, self.console.line)
+        if self.look:
+            self.foretold.look(outlook, names, self.console.line)
+        self.foretold.note_forecast()
+        if outlook is not None and (recipes := recipes_in_words(book for book in self.chosen if book.name in names)):
+            self.console.line(f"recipes: {recipes}")
         ran = 0
         for book in self.chosen:
             manifest = read_manifest(self.folder)

@@ -206,7 +206,8 @@ def test_the_manifest_has_the_forecast_and_how_far_it_was_off_and_the_next_is_co
     write_json(tmp_path / "manifest.json", {"format": 1, "stages": {}, "attempts": {}})
     outlook = SimpleNamespace(records=images(), instances=[], sample=Sample())
     run = Foretold(tmp_path, cfg)
-    run.tell(outlook, [FINETUNE], [], said.append)
+    run.look(outlook, [FINETUNE], said.append)
+    run.note_forecast()
     assert said[0].startswith("forecast: about 26 min on this computer, 1.7 GB; ")
     told = read_json(tmp_path / "manifest.json")["forecast"][FINETUNE]
     assert run.seconds(FINETUNE) == told["seconds"] == 1556.8

@@ -47,7 +47,9 @@ def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_begins(said, tmp_p
 def test_between_stages_the_disk_is_looked_at_again(small_disk):
     run = Foretold(small_disk / "run", None)
     run.found = {"05_train_maskrcnn": Forecast(60, 1e9, 0, 400e6, 300e6, 9)}
-    with pytest.raises(UserError, match="05_train_maskrcnn is not begun: the run folder .* needs about 450 MB, 31. MB are free"):
+    with pytest.raises(
+        UserError, match="05_train_maskrcnn is not begun: the run folder .* needs about 450 MB, 31. MB are free"
+    ):
         run.check_disk("05_train_maskrcnn")
     run.check_disk("01_convert")  # is not forecast
     run.force = True
