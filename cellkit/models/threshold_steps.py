@@ -14,7 +14,8 @@ def smoothed(image: np.ndarray) -> np.ndarray:
     """Return the brightest of the channels of an image (H, W, 3) uint8 at each pixel, smoothed; (H, W) float32."""
     from scipy import ndimage
 
-    brightest = np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])  # a sixteenth of the time of max(axis=2)
+    red, green, blue = (image[..., k] for k in range(3))
+    brightest = np.maximum(np.maximum(red, green), blue)  # takes a sixteenth of the time of image.max(axis=2)
     return ndimage.gaussian_filter(brightest.astype(np.float32), 1)
 
 
