@@ -167,9 +167,12 @@ def main() -> None:
     megapixels = given.side**2 / 1e6
     if not (out / "spent.json").is_file():
         places = ["-o", out / "cells.json", "--labels", out / "labels", "--cells", out / "cells.csv"]
-        how = ["--nuclei", 0, "--window-px", given.window_px, "--diameter", DIAMETER_PX]
+        how = ["--nuclei", 0, "--window-px", given.window_px]
         command = list(map(str, [sys.executable, "-m", "cellkit", "predict", given.model, path, *places, *how]))
-        command += ["--set", "channels=nuclei"] if given.model != "threshold" else []
+        more = {"threshold": ["--diameter", str(DIAMETER_PX)]}.get(
+            given.model, ["--diameter", "30", "--set", "channels=nuclei"]
+        )
+        command += more  # at 30 px a network's image is not resized, and a crop is shown it as in the whole
         (out / "spent.json").write_text(json.dumps(run(command, out)))
     spent = json.loads((out / "spent.json").read_text())
     seconds = spent["cpu_s"]

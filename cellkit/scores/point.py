@@ -16,6 +16,7 @@ from cellkit.scores.matching import ScoredImages, json_number, ranked, ratio
 WHY = "a cell counts as found when the centre lies in its mask: no IoU, so outlines do not matter"
 ON_BOXES = False
 ORDER = 6
+_BLOCK_PX = 2**21  # pixels of objects that are looked at together: bounds the memory
 
 
 def centre_points(objects: Instances) -> np.ndarray:
@@ -33,6 +34,14 @@ def centre_points(objects: Instances) -> np.ndarray:
     """
     if not np.all(objects.areas_px):
         raise UserError("an object of no pixel has no centre", "drop empty objects first")
+    cuts = np.unique(
+        np.searchsorted(np.cumsum(objects.areas_px), np.arange(_BLOCK_PX, objects.areas_px.sum(), _BLOCK_PX))
+    )
+    bounds = [0, *cuts.tolist(), len(objects)]
+    return np.concatenate([_centres(objects[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+
+
+def _centres(objects: Instances) -> np.ndarray:
     pixels = ranges(objects.starts, objects.lengths)
     owner = np.repeat(objects.owner_of_run, objects.lengths)
     y, x = np.divmod(pixels, max(objects.shape[1], 1))
