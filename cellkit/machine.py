@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,19 @@ def peak_bytes() -> int:
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+_ELSEWHERE_S = [0.0]  # CPU seconds that worker processes spent for this one
+
+
+def processor_s() -> float:
+    """Return the CPU seconds that this process has spent so far, and those that its workers told of."""
+    return time.process_time() + _ELSEWHERE_S[0]
+
+
+def note_elsewhere(seconds: float) -> None:
+    """Count CPU seconds of a worker process as this one's."""
+    _ELSEWHERE_S[0] += seconds
 
 
 def gpu_peak_bytes() -> int:

@@ -22,6 +22,7 @@ from typing import Any
 from cellkit.errors import UserError
 from cellkit.files import PACKAGE, read_json, sha256_each, sha256_file, sha256_listing, sha256_tree, write_json
 from cellkit.log import LOG
+from cellkit.machine import processor_s
 from cellkit.modules import own_folders
 
 MANIFEST = "manifest.json"
@@ -293,6 +294,12 @@ def note_reading(path: str | Path, key: str = "", by: str = "", name: str = "") 
         stage.note_reading(Path(path), key, by, name)
 
 
+def workers_of_stage() -> int:
+    """Return how many processes share the images of the stage under way, as its section says; 1 without a stage."""
+    stage = _RUNNING[0]() if _RUNNING else None
+    return getattr(stage, "workers", 1)
+
+
 @contextlib.contextmanager
 def measured(model: str, what: str, mpx: float = 0.0) -> Iterator[None]:
     """Note what is spent within on a model with the stage under way, as its manifest tells it; without a stage, do nothing.
@@ -313,12 +320,12 @@ def measured(model: str, what: str, mpx: float = 0.0) -> Iterator[None]:
         yield
         return
     _MEASURED.append(model)
-    began, spent = time.monotonic(), time.process_time()
+    began, spent = time.monotonic(), processor_s()
     try:
         yield
     finally:
         _MEASURED.clear()
-    stage.note_cost(model, what, time.monotonic() - began, time.process_time() - spent, mpx)
+    stage.note_cost(model, what, time.monotonic() - began, processor_s() - spent, mpx)
 
 
 # ---- the lock: one writer per run folder

@@ -17,7 +17,19 @@ PACKAGE = ROOT / "cellkit"
 MOST_LINES = 450
 
 # The folders from the ground up, each with those it may import; everyone may import the ground and itself.
-GROUND = ("cluster", "errors", "files", "log", "machine", "manifest", "modules", "parallel", "room", "settings")
+GROUND = (
+    "cluster",
+    "errors",
+    "files",
+    "finding",
+    "log",
+    "machine",
+    "manifest",
+    "modules",
+    "parallel",
+    "room",
+    "settings",
+)
 MAY_IMPORT = {
     "cells": (),
     "scores": ("cells",),

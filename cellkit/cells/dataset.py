@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -302,32 +303,75 @@ def refuse_few(instances: Sequence[Instances], cells: int) -> None:
         )
 
 
-def predict_all(segment: Callable, images: CellDataset, desc: str = "predict") -> list[Instances]:
+def predict_all(
+    segment: Callable, images: CellDataset, desc: str = "predict", workers: int | None = None
+) -> list[Instances]:
     """Run a loaded model over every image, in order, with progress; one set of cells per image.
 
     What the model left out is logged at the end. A run notes what the finding cost under `desc`, the model's name.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Processes that share the images, each with a model of its own; default those of the notebook's section. The same
+        cells for any number.
 
     Raises
     ------
     UserError
         An image would take more memory than is free; known before the first is read.
     """
+    from cellkit.finding import Finder, Found, processes_for, processes_that_fit, take_over
     from cellkit.machine import check_memory
-    from cellkit.manifest import measured
-    from cellkit.parallel import progress
+    from cellkit.manifest import measured, workers_of_stage
+    from cellkit.parallel import StopAll, map_items
 
+    workers = processes_for(segment, workers_of_stage() if workers is None else workers, desc)
     if hasattr(segment, "bytes_for"):
-        for record in images.records:
-            shape = (record.height_px, record.width_px)
-            check_memory(images.root / record.path, segment.bytes_for(shape), "finding the cells of")
-    left, found = LeftOut(), []
+        needed = [segment.bytes_for((record.height_px, record.width_px)) for record in images.records]
+        for record, one in zip(images.records, needed, strict=True):
+            check_memory(images.root / record.path, one, "finding the cells of")
+        workers = workers and processes_that_fit(workers, needed, desc)
+    find = _AllOrNone(Finder(segment, partial(_with_record, root=images.root), images.records, workers))
+    left = LeftOut()
+
+    def note(record: ImageRecord, found: Found) -> None:
+        take_over(found)
+        left.of_image(found.left_out, record.image_id)
+
     with measured(desc, "find", sum(record.height_px * record.width_px for record in images.records) / 1e6):
-        each = progress(segment(images.images()), desc, total=len(images))
-        for record, cells in zip(images.records, each, strict=True):
-            left.take(segment, record.image_id)
-            found.append(cells)
+        try:
+            every, _ = map_items(find, images.records, desc, workers, then=note)
+        except StopAll:
+            if find.error is not None:
+                raise find.error from None
+            raise
     left.log(desc)
-    return found
+    return [found.cells for found in every]
+
+
+def _with_record(record: ImageRecord, root: Path) -> tuple[np.ndarray, None]:
+    return read_image(record, root), None
+
+
+class _AllOrNone:
+    """A function of one image that ends the loop where it fails."""
+
+    def __init__(self, find: Callable[[ImageRecord], Any]):
+        self.find = find
+        self.error: Exception | None = None
+
+    def __call__(self, record: ImageRecord) -> Any:
+        from cellkit.parallel import StopAll
+
+        try:
+            return self.find(record)
+        except UserError as error:
+            self.error = error
+            raise StopAll(error.problem, error.remedy) from error
+        except Exception as error:
+            self.error = error
+            raise StopAll(f"{record.image_id}: {type(error).__name__}: {error}") from error
 
 
 def predict_each(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
@@ -32,12 +31,10 @@ class LeftOut:
         if cells:
             self.cells.setdefault(why, Counter())[image_id] += cells
 
-    def take(self, segment: Any, image_id: str) -> None:
-        """Take over what a loaded model left out of the image it answered last (``segment.left_out``: reason -> cells)."""
-        counts = getattr(segment, "left_out", None) or Counter()
+    def of_image(self, counts: Mapping[str, int], image_id: str) -> None:
+        """Note what a model left out of an image: reason -> cells."""
         for why, cells in counts.items():
             self.add(why, image_id, cells)
-        counts.clear()
 
     def sentences(self) -> list[str]:
         """Return one sentence per reason."""

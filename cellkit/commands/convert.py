@@ -13,8 +13,10 @@ from cellkit.commands.shared import (
     force_flag,
     list_quarantined,
     skips_flag,
+    workers_flag,
+    workers_of,
 )
-from cellkit.errors import UserError, counted
+from cellkit.errors import counted
 
 ABOUT = "turn microscope files into pictures (nuclei blue, cytoplasm green)"
 ORDER = 3
@@ -30,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--axes", metavar="AXES", help="axes of files that do not state them, e.g. TYX")
     parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="resize factor (default 1)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    workers_flag(parser)
     cluster_flag(parser)
     force_flag(parser)
     skips_flag(parser)
@@ -50,13 +52,12 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.commands.loops import loop_of_convert
     from cellkit.predict.images import convert_files
 
-    if given.workers < 1:
-        raise UserError(f"--workers is {given.workers}", "give 1 or more")
+    workers = workers_of(given)
     how = replace(
         conversion_of(given, None, scale=given.scale), axes=given.axes, percentiles_of=given.percentiles_of or "image"
     )
     loop = loop_of_convert(given, how)
-    written, quarantined = convert_files(given.images, given.out, how, given.workers, loop.begin)
+    written, quarantined = convert_files(given.images, given.out, how, workers, loop.begin)
     loop.end([Path(given.out)])
     list_quarantined(quarantined)
     return Answer(f"{given.out}: {counted(len(written), 'picture')}", exit_code(quarantined, given.allow_skips))

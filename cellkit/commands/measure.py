@@ -13,6 +13,8 @@ from cellkit.commands.shared import (
     from_flag,
     list_quarantined,
     skips_flag,
+    workers_flag,
+    workers_of,
 )
 from cellkit.errors import UserError, counted
 
@@ -36,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--z", default="max", metavar="max|mean|focus|N", help="how a z-stack becomes one plane (default max)"
     )
     parser.add_argument("--axes", metavar="AXES", help="axes of files that do not state them, e.g. TYX")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    workers_flag(parser)
     force_flag(parser)
     from_flag(parser, "whose COCO file it is")
     cluster_flag(parser)
@@ -58,8 +60,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.microscope.convert import Conversion
 
     check_table_name(given.out)
-    if given.workers < 1:
-        raise UserError(f"--workers is {given.workers}", "give 1 or more")
+    workers = workers_of(given)
     um = math.nan if given.um_per_px is None else given.um_per_px
     if not (given.um_per_px is None or 0 < um < math.inf):
         raise UserError(f"--um-per-px is {um:g}", "give the side of a pixel in um, above 0")
@@ -72,7 +73,7 @@ def run(given: argparse.Namespace) -> Answer:
         convention=given.from_,
         conversion=conversion,
         um_per_px=um,
-        workers=given.workers,
+        workers=workers,
         before=loop.begin,
     )
     for note in done.notes:

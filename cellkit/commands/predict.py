@@ -15,6 +15,8 @@ from cellkit.commands.shared import (
     list_quarantined,
     set_flag,
     skips_flag,
+    workers_flag,
+    workers_of,
 )
 from cellkit.errors import UserError, counted
 
@@ -49,6 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fuse", metavar="MODEL", action="append", help="fuse MODEL with this one too; may be repeated"
     )
+    workers_flag(parser, "processes, each with a model of its own; on a GPU one does it")
     fusion_flags(parser)
     channel_flags(parser)
     set_flag(parser, "cellprob_threshold=-1")
@@ -79,6 +82,7 @@ def run(given: argparse.Namespace) -> Answer:
         check_table_name(given.cells)
     if given.window_px is not None and given.window_px < LEAST_WINDOW_PX:
         raise UserError(f"--window-px is {given.window_px}", f"give {LEAST_WINDOW_PX} or more")
+    workers = workers_of(given)
     overrides = set_strings(given.overrides)
     if given.diameter is not None:
         if "diameter_px" in overrides:
@@ -96,14 +100,16 @@ def run(given: argparse.Namespace) -> Answer:
     where = given.out, given.labels, given.overlays
     measured = given.cells is not None
     loop = loop_of_predict(given, model, conversion)
-    how = conversion, given.format, given.window_px, measured, loop.begin
+    how = conversion, given.format, given.window_px, measured, loop.begin, workers
     done = predict_files(model, given.images, *where, *how)
     skipped, table = list(done.quarantined), ""
     if measured:
         tables = list(done.tables.values())  # of those that were read window by window
         if len(tables) < done.images:
             folders = [Path(folder) for folder in where[1:] if folder is not None]
-            small = measure_files(given.images, done.path, conversion=conversion, avoid=folders, but=set(done.tables))
+            small = measure_files(
+                given.images, done.path, conversion=conversion, workers=workers, avoid=folders, but=set(done.tables)
+            )
             named = {one.item for one in done.quarantined}
             skipped += [one for one in small.quarantined if one.item not in named]
             tables.append(small.table)

@@ -119,6 +119,24 @@ def is_bare_csv(path: str) -> bool:
     return path.lower().endswith(".csv") and not (os.path.isfile(path) and is_truth_table(path))
 
 
+def workers_flag(parser: argparse.ArgumentParser, about: str = "processes") -> None:
+    """Add ``--workers``."""
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help=f"{about} (default 1)")
+
+
+def workers_of(given: argparse.Namespace) -> int:
+    """Return what ``--workers`` says.
+
+    Raises
+    ------
+    UserError
+        Below 1.
+    """
+    if given.workers < 1:
+        raise UserError(f"--workers is {given.workers}", "give 1 or more")
+    return given.workers
+
+
 def from_flag(parser: argparse.ArgumentParser, about: str, *also: str) -> None:
     """Add ``--from``, the tool whose COCO file it is."""
     tools = "plain, cvat, fiftyone, labelstudio"

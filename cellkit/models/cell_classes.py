@@ -17,6 +17,7 @@ from pydantic import Field
 from cellkit.cells.instances import Instances
 from cellkit.cells.windows import Window
 from cellkit.errors import UserError
+from cellkit.finding import Opener
 from cellkit.models import weights
 from cellkit.models.cell_regression import Learned, Regression, learn, log_loss, right_share, softmax
 from cellkit.models.gate import unit_of
@@ -322,7 +323,14 @@ def _votes_on_cut_outs(
 
 def with_cell_classes(segmenter: Segmenter, checkpoint: str | Path) -> Segmenter:
     """Return a segmenter that finds the same cells, each with a class."""
-    return named_by(segmenter, load(checkpoint))
+    named = named_by(segmenter, load(checkpoint))
+    if segmenter.opener is not None:
+        named.opener = Opener(_opened_with, (segmenter.opener, checkpoint))
+    return named
+
+
+def _opened_with(opener: Callable[[], Segmenter], checkpoint: str | Path) -> Segmenter:
+    return with_cell_classes(opener(), checkpoint)
 
 
 def named_by(segmenter: Segmenter, named: Callable[[np.ndarray, Instances], Instances]) -> Segmenter:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.finding import opens_again
 from cellkit.log import LOG
 from cellkit.machine import gpu_peak_bytes
 from cellkit.models import weights
@@ -124,6 +125,7 @@ class TrainSettings(Adaptation, Settings, KeepsMaps):
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------
+@opens_again
 def load(checkpoint: Path, settings: Settings | None = None) -> BatchSegmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 

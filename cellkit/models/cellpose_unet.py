@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
+from cellkit.finding import opens_again
 from cellkit.log import LOG
 from cellkit.models.map_cache import FOLDER, cache_in
 from cellkit.models.shared import diameter
@@ -155,6 +156,7 @@ class TrainSettings(Schedule, Settings, KeepsMaps):
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------
+@opens_again
 def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 

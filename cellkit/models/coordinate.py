@@ -15,6 +15,7 @@ from pydantic import Field
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import too_small
+from cellkit.finding import opens_again
 from cellkit.models.shared.contract import (
     SMALLEST,
     Area,
@@ -108,6 +109,7 @@ class TrainSettings(Schedule, Settings):
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------
+@opens_again
 def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 

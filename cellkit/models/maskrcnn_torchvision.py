@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
+from cellkit.finding import opens_again
 from cellkit.models.maskrcnn_detect import live_detector, segmenter
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.cost import Cost
@@ -54,6 +55,7 @@ class TrainSettings(Training):
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------
+@opens_again
 def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import too_small
+from cellkit.finding import opens_again
 from cellkit.models.shared.contract import SMALLEST, Area, Diameter, Segmenter, merged
 from cellkit.models.shared.cost import Cost, seconds_of
 from cellkit.models.shared.diameter import diameter_of
@@ -75,6 +76,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     return weights.save_checkpoint(Path(out) / "threshold.safetensors", tensors, NAME, config=settings)
 
 
+@opens_again
 def load(checkpoint: Path | None = None, settings: Settings | None = None) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 

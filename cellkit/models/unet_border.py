@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
+from cellkit.finding import opens_again
 from cellkit.log import LOG
 from cellkit.models.border_batches import LEAST_PX, Balance, BorderLoss, Prepared, prepare
 from cellkit.models.border_maps import GRID, READ, SHOWN, Scorer, search_settings, segment_image
@@ -114,6 +115,7 @@ class TrainSettings(Schedule, Settings):
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------
+@opens_again
 def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     """Return a function from a stream of (H, W, 3) uint8 images to their cells, in order.
 

@@ -9,32 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cellkit.cells.dataset import evenly_spaced
-from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut
-from cellkit.cells.resize import fit_to
 from cellkit.errors import Quarantined, UserError, counted, of_place
 from cellkit.files import atomic_path, sha256_tree
+from cellkit.finding import Finder, processes_for, take_over
 from cellkit.formats.large_labels import FORMS as LARGE_FORMS
 from cellkit.formats.large_labels import refuse_changed_large
 from cellkit.log import LOG
 from cellkit.manifest import package_sha256
 from cellkit.microscope.convert import Conversion
-from cellkit.microscope.file_info import LARGEST_PLANE_PX, MAX_PLANE_PX, check_size
+from cellkit.microscope.file_info import LARGEST_PLANE_PX
 from cellkit.microscope.frames import Frame, find_frames, find_images, none_used, reason_of, refuse_inputs_as_outputs
 from cellkit.modules import optional
-from cellkit.predict.images import Picture, read_picture, record_of
+from cellkit.parallel import map_items
+from cellkit.predict.each import ALONE, LARGE, FindAndWrite, Outcome, Outputs, Reader
+from cellkit.predict.images import read_picture
 from cellkit.predict.large_files import contents_of, find_large, refuse_form
 from cellkit.predict.model import AUTO, AUTO_IMAGES, Model
-from cellkit.predict.outputs import ending_of, parts_of, refuse_corrections, write_overlay
+from cellkit.predict.outputs import ending_of, parts_of, refuse_corrections
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,8 +66,9 @@ def predict_files(
     window_px: int | None = None,
     measured: bool = False,
     before: Callable[[list[Frame], int], None] | None = None,
+    workers: int = 1,
 ) -> Predicted:
-    """Find the cells of every image and write them as one COCO file with scores; one image in memory at a time.
+    """Find the cells of every image and write them as one COCO file with scores; one image in memory at a time and process.
 
     An image that does not fit into the memory is read window by window, see `cellkit.predict.large`.
 
@@ -97,6 +96,8 @@ def predict_files(
         Measure the cells of images that are read window by window, see `Predicted.tables`.
     before : callable, optional
         Called with the images, and how many of them are done, before anything is written; may refuse.
+    workers : int
+        Processes that share the images, each with a model of its own; one where that is on a GPU. The same bytes for any number.
 
     Returns
     -------
@@ -127,7 +128,8 @@ def predict_files(
         before(frames, len(list(out.with_name(f"{out.name}.parts").glob("*.json"))))
     with parts_of(out, folders) as parts:
         model = _with_diameter(model, frames, conversion)
-        job = _Job(model, conversion, parts, labels, overlays, out, form, window_px, measured)
+        outputs = Outputs(model.classes, *(None if one is None else Path(one) for one in (labels, overlays)), form)
+        job = _Job(model, conversion, parts, outputs, window_px, measured, workers)
         done, resumed = job.run(frames, quarantined)
         if not done:
             raise none_used(len(frames), quarantined)
@@ -141,10 +143,6 @@ def predict_files(
     return Predicted(out, len(done), sum(counts.values()), counts, resumed, quarantined, job.tables)
 
 
-class _TooLarge(Exception):
-    """An image that is to be read window by window."""
-
-
 class _Job:
     """One call of `predict_files`: what makes an image's result what it is, and where it waits."""
 
@@ -153,24 +151,20 @@ class _Job:
         model: Model,
         conversion: Conversion | None,
         parts: Path,
-        labels,
-        overlays,
-        out: Path,
-        form: str,
+        outputs: Outputs,
         window_px: int | None,
         measured: bool,
+        workers: int,
     ):
-        self.window_px, self.measured = window_px, measured
-        self.large: list[tuple[Frame, float]] = []  # those that are read window by window, and by how much resized
-        self.tables: dict[str, pd.DataFrame] = {}
-        self.model, self.conversion, self.parts, self.out, self.form = model, conversion, parts, out, form
-        self.labels = Path(labels) if labels is not None else None
-        self.overlays = Path(overlays) if overlays is not None else None
+        self.model, self.conversion, self.parts, self.outputs = model, conversion, parts, outputs
+        self.window_px, self.measured, self.workers = window_px, measured, workers
+        self.tables: dict[str, pd.DataFrame] = {}  # of images that are read window by window
         self.hashed: tuple[Path | None, str] = (None, "")
         self.notes: dict[str, tuple[str, ...]] = {}  # of the pictures that were read, by image id
+        drawn = outputs.overlays
         self.ground = json.dumps(
             [model.backend, model.sha256, model.config, list(model.classes), self.conversion_json(), package_sha256(),
-             str(self.overlays.resolve()) if self.overlays else None], sort_keys=True
+             str(drawn.resolve()) if drawn else None], sort_keys=True
         )  # fmt: skip
 
     def conversion_json(self) -> dict[str, Any] | None:
@@ -186,8 +180,6 @@ class _Job:
 
     def run(self, frames: Sequence[Frame], quarantined: list[Quarantined]) -> tuple[list[Path], int]:
         """Do what is not done yet; return the parts in the order of the frames, and how many were there already."""
-        from cellkit.parallel import progress
-
         part_of: dict[Frame, Path] = {}
         todo: list[Frame] = []
         for frame in frames:
@@ -196,14 +188,12 @@ class _Job:
             except OSError as error:
                 quarantined.append(Quarantined(str(frame.path), reason_of(error)))
                 continue
-            if not self._resume(frame, part_of[frame]):
+            if not self.outputs.are_of(frame, part_of[frame]):
                 todo.append(frame)
         resumed = len(part_of) - len(todo)
         if resumed:
             LOG.info(f"predict: {resumed} of {counted(len(frames), 'image')} done before")
-        for frame, picture, found in progress(self._stream(todo, quarantined), "predict", len(todo)):
-            self._keep(frame, picture, found, part_of[frame])
-        for frame, scale in self.large:
+        for frame, scale in self._find_each(todo, part_of, quarantined):
             try:
                 self._find_large(frame, scale, part_of[frame])
             except Exception as error:  # as for any image that the model fails on
@@ -213,108 +203,63 @@ class _Job:
         skipped = {item.item for item in quarantined}
         return [path for frame, path in part_of.items() if _name_of(frame) not in skipped], resumed
 
-    def _stream(self, todo: Sequence[Frame], quarantined: list[Quarantined]) -> Iterator[tuple]:
-        """Yield frame, picture and cells. Where a diameter was given, pictures of another scale have their turn later."""
+    def _find_each(
+        self, frames: Sequence[Frame], part_of: Mapping[Frame, Path], quarantined: list[Quarantined]
+    ) -> list[tuple[Frame, float]]:
+        """Find and write the cells of each image; return those that are to be read window by window, and by how much resized.
+
+        Where a diameter was given, pictures of another scale have their turn later; and so has, alone, an image that takes more
+        memory than a process's share.
+        """
         scale = self.conversion.scale if self.conversion and self.conversion.names_channels else 1.0
+        turns: dict[tuple[float, int], list[Frame]] = {(scale, self.workers): list(frames)}  # by scale and processes
+        large: list[tuple[Frame, float]] = []
         left = LeftOut()
-        while todo:
-            later: dict[float, list[Frame]] = {}
+        while any(turns.values()):
+            (scale, asked), todo = next((turn, waiting) for turn, waiting in turns.items() if waiting)
+            turns[scale, asked] = []
             segment = self.model.load(scale)
+            workers = processes_for(segment, min(asked, len(todo)), "predict")
+            read = Reader(segment, self.conversion, scale, self.model.own_px, self.window_px, workers or 1)
 
-            def read(frame: Frame, scale=scale, later=later, segment=segment) -> Picture | None:
-                turn = [scale]
+            def note(work: tuple[Frame, Path], done: Outcome, scale: float = scale, asked: int = asked) -> None:
+                frame = work[0]
+                take_over(done)
+                if done.turn == LARGE:
+                    large.append((frame, done.scale))
+                elif done.turn:
+                    turn = (scale, 1) if done.turn == ALONE else (done.scale, asked)
+                    turns.setdefault(turn, []).append(frame)
+                else:
+                    self.notes[frame.image_id] = done.notes
+                    left.of_image(done.left_out, frame.image_id)
 
-                def ask(shape: tuple[int, int], own: float, in_windows: bool) -> None:
-                    turn[0] = own
-                    if own == scale or not self.model.own_px:  # of another scale: when its turn comes
-                        self._ask(segment, frame, shape, in_windows)
-
-                try:
-                    picture = read_picture(frame, self.conversion, ask)
-                except _TooLarge:
-                    self.large.append((frame, turn[0]))
-                    return None
-                if self.model.own_px and picture.scale != scale:
-                    later.setdefault(picture.scale, []).append(frame)
-                    return None
-                return picture
-
-            for frame, picture, found in segmented(segment, todo, read, quarantined):
-                left.take(segment, frame.image_id)
-                yield frame, picture, found
-            scale, todo = next(
-                iter(later.items()), (scale, ())
-            )  # a picture is resized by the run's scale, or not at all
+            work = [(frame, part_of[frame]) for frame in todo]
+            find = FindAndWrite(Finder(segment, read, todo, workers), self.outputs)
+            _, failed = map_items(find, work, "predict", workers, name=lambda one: _name_of(one[0]), then=note)
+            quarantined += [one.in_one_line() for one in failed]
         left.log("predict")
-
-    def _ask(self, segment: Any, frame: Frame, shape: tuple[int, int], in_windows: bool) -> None:
-        """Refuse an image that does not fit into the memory; one that can be read window by window, by `_TooLarge`."""
-        from cellkit.machine import check_memory
-
-        reason = getattr(segment, "whole_only", "of it nothing else is known")  # a function that is no `Segmenter`
-        able = in_windows and not reason
-        if able and self.window_px is not None and max(shape) > self.window_px:
-            raise _TooLarge
-        try:
-            check_size(frame.path, *shape, MAX_PLANE_PX)
-            if hasattr(segment, "bytes_for"):
-                check_memory(frame.path, segment.bytes_for(shape), "finding the cells of")
-        except UserError as error:
-            if able:
-                raise _TooLarge from error
-            if in_windows:
-                raise UserError(
-                    f"{error.problem}, and this model sees whole images only: {reason}",
-                    "cut the image into tiles, use more memory, or a model that sees windows, such as cellpose_unet",
-                ) from error
-            raise
+        return large
 
     def _find_large(self, frame: Frame, scale: float, part: Path) -> None:
         """Find the cells of an image window by window, and write everything of it; its part last."""
-        where = None
-        if self.labels:
-            refuse_form(self.form, frame.relative)
-            where = self.labels / f"{frame.image_id}{LARGE_FORMS[self.form]}"
+        where, form = None, self.outputs.form
+        if self.outputs.labels:
+            refuse_form(form, frame.relative)
+            where = self.outputs.labels / f"{frame.image_id}{LARGE_FORMS[form]}"
             refuse_changed_large(where)
-        if self.overlays:
+        if self.outputs.overlays:
             LOG.warning(
                 f"predict: no overlay of {frame.relative}: it is read window by window; look at its label image"
             )
-        about = (self.conversion, self.model.classes, part, self.window_px, where, self.form, self.measured)
+        about = (self.conversion, self.model.classes, part, self.window_px, where, form, self.measured)
         found = find_large(frame, self.model.load(scale), *about)
         self.notes[frame.image_id] = found.notes
         if found.table is not None:
             self.tables[frame.image_id] = found.table
         left = LeftOut()
-        for why, cells in found.left_out.items():
-            left.add(why, frame.image_id, cells)
+        left.of_image(found.left_out, frame.image_id)
         left.log("predict")
-
-    def _resume(self, frame: Frame, part: Path) -> bool:
-        """Take up what an earlier call left for this image; False when there is nothing."""
-        from cellkit.formats.coco_reading import read_coco
-
-        if part.with_suffix(".large").is_dir():  # what is done of it is taken up window by window
-            return False
-        if not part.is_file() or (self.overlays and not (self.overlays / f"{frame.image_id}.png").is_file()):
-            return False
-        if self.labels:
-            coco = read_coco(part)
-            self._write_labels(frame, coco.instances[0], coco.classes)
-        return True
-
-    def _keep(self, frame: Frame, picture: Picture, found: Instances, part: Path) -> None:
-        """Write everything of one image; its part last."""
-        from cellkit.formats.coco import write_coco
-
-        self.notes[frame.image_id] = picture.notes
-        if self.overlays:
-            write_overlay(self.overlays / f"{frame.image_id}.png", picture.image, found, self.model.classes)
-        found = fit_to(found, picture.file_shape)
-        if self.labels:
-            self._write_labels(frame, found, self.model.classes)
-        record = record_of(frame, picture)
-        write_coco(part, [record], [found], self.model.classes, with_scores=True)
 
     def log_notes(self, frames: Sequence[Frame]) -> None:
         """Say in the log what a user has to know of how the pictures were read; of those taken up, what the header says."""
@@ -322,55 +267,6 @@ class _Job:
 
         noted = [(frame.image_id, note) for frame in frames for note in self.notes.get(frame.image_id, frame.notes)]
         log_notes([{"image_id": name, "note": note} for name, note in noted], "`cellkit inspect` says them of a file")
-
-    def _write_labels(self, frame: Frame, found: Instances, classes: Sequence[str]) -> None:
-        from cellkit.formats.any import writable
-        from cellkit.formats.contract import ImageToWrite
-
-        module = writable()[self.form]
-        image = ImageToWrite(frame.image_id, found, tuple(classes), picture=frame.path, form=self.form)
-        module.write_image(self.labels / f"{frame.image_id}{module.WRITES[self.form]}", image)
-
-
-def segmented(
-    segment: Callable, frames: Iterable[Frame], read: Callable[[Frame], Picture | None], quarantined: list[Quarantined]
-) -> Iterator[tuple[Frame, Picture, Instances]]:
-    """Yield frame, picture and cells in order; images that cannot be read or that the model fails on are skipped.
-
-    What `read` returns None for is left out.
-
-    A model may take several images before it answers. When it fails, each image it holds is tried alone, so that only
-    the image at fault is lost, and the stream goes on.
-    """
-    frames, waiting = iter(frames), deque()
-
-    def stream() -> Iterator[np.ndarray]:
-        for frame in frames:
-            try:
-                picture = read(frame)
-            except Exception as error:  # whatever a reader raises on a damaged file
-                quarantined.append(Quarantined(_name_of(frame), reason_of(error)))
-                continue
-            if picture is not None:
-                waiting.append((frame, picture))
-                yield picture.image
-
-    while True:
-        try:
-            for found in segment(stream()):
-                yield *waiting.popleft(), found
-            return
-        except Exception:
-            if not waiting:
-                raise
-        while waiting:
-            frame, picture = waiting.popleft()
-            try:
-                (found,) = segment([picture.image])
-            except Exception as error:
-                quarantined.append(Quarantined(_name_of(frame), reason_of(error)))
-                continue
-            yield frame, picture, found
 
 
 def _name_of(frame: Frame) -> str:

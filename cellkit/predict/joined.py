@@ -28,6 +28,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.config.reading import read_yaml
 from cellkit.errors import UserError, nearest
 from cellkit.fetch.find import of_a_run
+from cellkit.finding import Opener
 from cellkit.models import get_backend, if_able
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.fusion import FusionSettings, checked_weights, fused
@@ -128,6 +129,10 @@ class JoinedModel(Model):
         """Return the model as one of which no setting can be moved: it reads several, each its own."""
         return fixed(self.load(scale))
 
+    def _opened(self, segmenter: Segmenter, scale: float) -> Segmenter:
+        segmenter.opener = Opener(self.load, (scale,))
+        return segmenter
+
     def _loaded(self, member: Model, scale: float, all_are: str = "") -> Segmenter:
         return with_classes_of(member.load(scale), member.classes, self.classes, all_are)
 
@@ -143,7 +148,7 @@ class FusedModel(JoinedModel):
         """Return the function from a stream of images to their cells; the pictures were resized by `scale`."""
         pairs = [(one, weight) for one, weight in zip(self.members, self.weights, strict=True) if weight > 0]
         loaded = [self._loaded(member, scale) for member, _ in pairs]
-        return fused(loaded, [weight for _, weight in pairs], self.settings)
+        return self._opened(fused(loaded, [weight for _, weight in pairs], self.settings), scale)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class RoutedModel(JoinedModel):
         router, *others = self.members
         models = {kind: self._loaded(one, scale, kind) for kind, one in zip(self.kinds, others, strict=True)}
         vote = class_vote(router.load(scale), router.classes) if self.like is None else _by_style(router, self.like)
-        return routed(vote, models, self.otherwise)
+        return self._opened(routed(vote, models, self.otherwise), scale)
 
 
 def _by_style(router: Model, run: Path) -> Vote:

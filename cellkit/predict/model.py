@@ -13,6 +13,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, nearest
 from cellkit.files import sha256_file
+from cellkit.finding import Opener
 from cellkit.log import LOG
 from cellkit.microscope.convert import PERCENTILES, Conversion
 
@@ -77,7 +78,10 @@ class Model:
 
         backend, settings = self._read_with(scale)
         segmenter = backend.load(self.checkpoint, settings)
-        return segmenter if self.cell_classes is None else with_cell_classes(segmenter, self.cell_classes)
+        if self.cell_classes is not None:
+            segmenter = with_cell_classes(segmenter, self.cell_classes)
+        segmenter.opener = Opener(self.load, (scale,))
+        return segmenter
 
     def live(self, scale: float = 1.0) -> Live:
         """Return the model in two halves, see `cellkit.models.shared.live`; of one that is not able to, nothing can be moved."""

@@ -24,7 +24,7 @@ from cellkit.config.sections import ConvertConfig
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import read_json, sizes_and_times, write_json
 from cellkit.log import LOG
-from cellkit.machine import arithmetic, here, peak_bytes
+from cellkit.machine import arithmetic, here, peak_bytes, processor_s
 from cellkit.manifest import (
     MANIFEST,
     RESERVED,
@@ -167,6 +167,8 @@ class Stage:
         becomes ``<run>/records.csv``. Kept after a kill, so that training resumes if nothing it depends on changed.
     folder : Path
         ``root / <stage>``: for checkpoints; becomes ``<run>/<stage>/``.
+    workers : int
+        Processes that share the images, as its section says.
     """
 
     def __init__(self, run: Run, name: str, section: Any, context: dict[str, Any] | None):
@@ -184,6 +186,7 @@ class Stage:
             "quarantined": [],
             "costs": {},
         }
+        self.workers: int = getattr(section, "workers", 1)
         self._looks: dict[str, Any] = {}
         self._convert = section if isinstance(section, ConvertConfig) else None
         self._prepare()
@@ -299,7 +302,7 @@ class Stage:
             "device": _device(),
             "arithmetic": _arithmetic(self._entry["config"].get("precision", "auto")),
             "seconds": round(time.time() - self._context["began"], 1),
-            "processor_s": round(time.process_time(), 1),
+            "processor_s": round(processor_s(), 1),
             "peak_bytes": peak_bytes(),
             "finished": stamp(time.time()),
         }

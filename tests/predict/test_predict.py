@@ -10,8 +10,6 @@ import pytest
 import tifffile
 from conftest import convert_file, write_png
 from filelock import FileLock
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from predict_cases import CHANNELS, THRESHOLD, folder, run_dir, stack, unet  # noqa: F401
 
@@ -22,60 +20,16 @@ from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.microscope.convert import Conversion
-from cellkit.microscope.frames import Frame, find_frames, find_images
+from cellkit.microscope.frames import find_frames, find_images
 from cellkit.models import get_backend
-from cellkit.predict.files import predict_files, segmented
-from cellkit.predict.images import Picture, read_picture
+from cellkit.predict.files import predict_files
+from cellkit.predict.images import read_picture
 from cellkit.predict.model import find_model
 
 
 def cells_of(path: Path) -> dict[str, Instances]:
     coco = read_coco(path)
     return dict(zip([record.image_id for record in coco.records], coco.instances, strict=True))
-
-
-class TestSegmented:
-    """A model that takes two images at a time, and fails on images whose first pixel is 9."""
-
-    @staticmethod
-    def segment(images):
-        held = []
-        for image in images:
-            held.append(image)
-            if len(held) == 2:
-                if any(image[0, 0, 0] == 9 for image in held):
-                    raise RuntimeError("no answer")
-                yield from (Instances.empty(image.shape[:2]) for image in held)
-                held = []
-        if any(image[0, 0, 0] == 9 for image in held):
-            raise RuntimeError("no answer")
-        yield from (Instances.empty(image.shape[:2]) for image in held)
-
-    @staticmethod
-    def read(frame):
-        if frame.image_id == "unreadable":
-            raise UserError("cut short", "copy it again")
-        image = np.full((2, 2 + len(frame.image_id), 3), 9 if "bad" in frame.image_id else 0, np.uint8)
-        return Picture(image, image.shape[:2], "", np.nan)
-
-    @settings(max_examples=50, deadline=None)
-    @given(st.lists(st.sampled_from(["good", "fine", "bad", "unreadable"]), max_size=7))
-    def test_only_the_image_at_fault_is_lost(self, names):
-        quarantined = []
-        frames = [Frame(Path(name), name, name) for name in names]
-        done = list(segmented(self.segment, frames, self.read, quarantined))
-        assert [frame.image_id for frame, _, _ in done] == [name for name in names if name in ("good", "fine")]
-        assert all(found.shape == picture.image.shape[:2] for _, picture, found in done)
-        reasons = {"bad": "RuntimeError: no answer", "unreadable": "cut short; copy it again"}
-        expected = sorted((name, reasons[name]) for name in names if name in reasons)
-        assert sorted((item.item, item.reason) for item in quarantined) == expected
-
-    def test_one_image_at_a_time(self):
-        read = []
-        stream = segmented(lambda images: (Instances.empty(i.shape[:2]) for i in images), [Frame(Path("a"), "a", "a")] * 3,
-                           lambda frame: read.append(1) or self.read(frame), [])  # fmt: skip
-        next(stream)
-        assert len(read) == 1
 
 
 class TestPredictFiles:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 import numpy as np
 from pydantic import Field
 
 from cellkit.cells.instances import Instances
+from cellkit.finding import opened_here
 from cellkit.models.shared.in_windows import AsPictures, InWindows, WholeImage
 from cellkit.settings import Frozen, Number
 
@@ -43,7 +46,11 @@ class Segmenter:
     ----------
     left_out : Counter
         Cells by reason since somebody last took the counts, see `cellkit.cells.leftout.LeftOut`.
+    opener : callable or None
+        Opens the same model again, in another process; picklable, see `cellkit.finding.opens_again`.
     """
+
+    opener: Callable[[], Segmenter] | None = None
 
     def __init__(
         self,
@@ -69,6 +76,13 @@ class Segmenter:
         """Yield the cells of each image."""
         for image in images:
             yield self.find(image, self.left_out)
+
+    def __reduce__(self) -> tuple[Callable, tuple[Any, ...]]:
+        """Be, in another process, the model that is opened there, once however often it is sent."""
+        if self.opener is None:
+            raise TypeError("this model cannot be opened in another process: its load lacks @opens_again")
+        self.key = getattr(self, "key", "") or uuid4().hex
+        return opened_here, (self.opener, self.key, os.getcwd())
 
 
 class BatchSegmenter(Segmenter):
