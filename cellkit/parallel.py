@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from cellkit.cluster.loop import pairs_on
 from cellkit.cluster.opened import current
 from cellkit.cluster.remote import Guarded
-from cellkit.errors import Quarantined, StopAll, UserError
+from cellkit.errors import Quarantined, StopAll, UserError, of_place, place_fault
 from cellkit.log import LOG
 from cellkit.machine import in_jupyter
 
 T = TypeVar("T")
 R = TypeVar("R")
-__all__ = ["LOG_EVERY_S", "StopAll", "map_items", "progress"]
+__all__ = ["LOG_EVERY_S", "StopAll", "map_all", "map_items", "progress"]
 LOG_EVERY_S = 10.0
 
 
@@ -103,6 +103,52 @@ def map_items(
             elif then is not None:
                 then(item, result)
     return results, quarantined
+
+
+def map_all(
+    fn: Callable[[T], R],
+    items: Iterable[T],
+    desc: str,
+    workers: int | None = None,
+    name: Callable[[T], str] = str,
+    then: Callable[[T, R], object] | None = None,
+) -> list[R]:
+    """Apply `fn` to every item, in order, as `map_items` does, where none may be left out: what one raises ends the loop.
+
+    Raises
+    ------
+    Exception
+        What `fn` raised first; of another process as a `StopAll` that says it.
+    """
+    strict = _Strict(fn, name)
+    try:
+        results, lost = map_items(strict, items, desc, workers, name, then)
+    except StopAll:
+        if strict.error is not None:
+            raise strict.error from None
+        raise
+    if lost:  # it took its worker with it
+        raise StopAll(f"{lost[0].item}: {lost[0].reason}")
+    return results
+
+
+class _Strict:
+    """Calls `fn` on one item, and lets the loop end where that fails."""
+
+    def __init__(self, fn: Callable, name: Callable[[Any], str]):
+        self.fn, self.name = fn, name
+        self.error: Exception | None = None
+
+    def __call__(self, item: Any) -> Any:
+        try:
+            return self.fn(item)
+        except Exception as error:
+            self.error = error
+            if isinstance(error, UserError):
+                raise StopAll(error.problem, error.remedy) from error
+            raise StopAll(
+                str(place_fault(error)) if of_place(error) else f"{self.name(item)}: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _pairs(fn: Callable, items: Sequence, desc: str, workers: int | None) -> Iterator[tuple[Any, str | None]]:

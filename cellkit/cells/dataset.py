@@ -324,7 +324,7 @@ def predict_all(
     from cellkit.finding import Finder, Found, processes_for, processes_that_fit, take_over
     from cellkit.machine import check_memory
     from cellkit.manifest import measured, workers_of_stage
-    from cellkit.parallel import StopAll, map_items
+    from cellkit.parallel import map_all
 
     workers = processes_for(segment, workers_of_stage() if workers is None else workers, desc)
     if hasattr(segment, "bytes_for"):
@@ -332,7 +332,7 @@ def predict_all(
         for record, one in zip(images.records, needed, strict=True):
             check_memory(images.root / record.path, one, "finding the cells of")
         workers = workers and processes_that_fit(workers, needed, desc)
-    find = _AllOrNone(Finder(segment, partial(_with_record, root=images.root), images.records, workers))
+    find = Finder(segment, partial(_with_record, root=images.root), images.records, workers)
     left = LeftOut()
 
     def note(record: ImageRecord, found: Found) -> None:
@@ -340,38 +340,13 @@ def predict_all(
         left.of_image(found.left_out, record.image_id)
 
     with measured(desc, "find", sum(record.height_px * record.width_px for record in images.records) / 1e6):
-        try:
-            every, _ = map_items(find, images.records, desc, workers, then=note)
-        except StopAll:
-            if find.error is not None:
-                raise find.error from None
-            raise
+        every = map_all(find, images.records, desc, workers, lambda record: record.image_id, note)
     left.log(desc)
     return [found.cells for found in every]
 
 
 def _with_record(record: ImageRecord, root: Path) -> tuple[np.ndarray, None]:
     return read_image(record, root), None
-
-
-class _AllOrNone:
-    """A function of one image that ends the loop where it fails."""
-
-    def __init__(self, find: Callable[[ImageRecord], Any]):
-        self.find = find
-        self.error: Exception | None = None
-
-    def __call__(self, record: ImageRecord) -> Any:
-        from cellkit.parallel import StopAll
-
-        try:
-            return self.find(record)
-        except UserError as error:
-            self.error = error
-            raise StopAll(error.problem, error.remedy) from error
-        except Exception as error:
-            self.error = error
-            raise StopAll(f"{record.image_id}: {type(error).__name__}: {error}") from error
 
 
 def predict_each(

@@ -19,6 +19,7 @@ def score_sides(
     conventions: Sequence[str] | None = None,
     by: str | None = None,
     bootstrap: int | None = None,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Score two matched sides under the named conventions; see `cellkit.scores.conventions`.
 
@@ -42,7 +43,7 @@ def score_sides(
     if by == "class_name" and not truth.classes:
         raise UserError("the two sides share no class", "score by class where both sides name the same classes")
     n = BOOTSTRAP if bootstrap is None else bootstrap
-    how = {"records": truth.records, "by": by, "classes": truth.classes, "bootstrap": n}
+    how = {"records": truth.records, "by": by, "classes": truth.classes, "bootstrap": n, "workers": workers}
     result = compare_conventions(truth.instances, found.instances, conventions=conventions, **how)
     how = ({"not_scored": {"proposed": proposed}} if proposed else {}) | (
         {"groups_told": groups_told} if groups_told else {}

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cellkit.commands.shared import Answer, channel_flags, exit_code, json_flag, list_quarantined, skips_flag
+from cellkit.commands.shared import (
+    Answer,
+    channel_flags,
+    cluster_flag,
+    exit_code,
+    json_flag,
+    list_quarantined,
+    skips_flag,
+    workers_flag,
+    workers_of,
+)
 from cellkit.errors import UserError
 
 ABOUT = "say which images to label next, and how many more are worth it"
@@ -30,6 +40,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     rate = f"time that correcting a cell takes you, for the minutes (default {SECONDS_PER_CELL:g})"
     parser.add_argument("--seconds-per-cell", type=float, default=SECONDS_PER_CELL, metavar="S", help=rate)
     channel_flags(parser)
+    workers_flag(parser, "processes, each with a model of its own; on a GPU one does it")
+    cluster_flag(parser)
     json_flag(parser)
     skips_flag(parser)
 
@@ -50,6 +62,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.microscope.folders import is_run_folder
 
     rule_of(given.rule)
+    workers_of(given)
     if given.count < 1 or not 0 < given.seconds_per_cell < 3600:
         what = f"--count {given.count}, --seconds-per-cell {given.seconds_per_cell:g}"
         raise UserError(what, "give 1 image or more, and a time above 0 and below an hour")
@@ -107,8 +120,9 @@ def _ranked(given: argparse.Namespace, pool: Any, train: Any, done: Any) -> tupl
     diameter_px = diameter_for(backend, checkpoint, settings, pool.images)
     if diameter_px is not None:
         settings = settings.model_copy(update={"diameter_px": diameter_px})
-    proposals = predict_all(backend.load(checkpoint, settings), train, "propose")
-    features = features_of(train, proposals, (backend, checkpoint, settings), rule_of(given.rule).needs, done)
+    proposals = predict_all(backend.load(checkpoint, settings), train, "propose", given.workers)
+    model, needs = (backend, checkpoint, settings), rule_of(given.rule).needs
+    features = features_of(train, proposals, model, needs, done, workers=given.workers)
     table = plan_table(train, features, given.rule, given.count, done.records, given.seconds_per_cell)
     kept = []
     for name in table["image_id"].head(given.count):

@@ -13,6 +13,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError
 from cellkit.log import LOG
+from cellkit.microscope.frames import Frame
 from cellkit.predict.model import Model
 
 
@@ -120,7 +121,7 @@ def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
     frames, failed = find_frames(find_images(given.images, avoid=[out], outside=links))
     refuse_inputs_as_outputs(frames, [out])
     quarantined = links + failed
-    images = _converted(frames, conversion_of(given, model.conversion), folder, quarantined)
+    images = _converted(frames, conversion_of(given, model.conversion), folder, quarantined, given.workers)
     if not len(images):
         raise none_used(len(frames), quarantined)
     beside = {
@@ -131,33 +132,44 @@ def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
     return Pool(images, by_person, model, out, back, None, quarantined)
 
 
-def _converted(frames: Sequence, conversion: Any, folder: Path, quarantined: list[Quarantined]) -> CellDataset:
+def _converted(
+    frames: Sequence[Frame], conversion: Any, folder: Path, quarantined: list[Quarantined], workers: int
+) -> CellDataset:
     """Write each frame as the picture a model is shown, ``folder/<image_id>.png``; what cannot be read is skipped."""
     from dataclasses import replace
+    from functools import partial
 
     from cellkit.microscope.flags import flag_records
+    from cellkit.parallel import map_items
+
+    work = partial(_picture, conversion=conversion, folder=folder)
+    done, failed = map_items(work, frames, "read", workers, name=lambda frame: f"{frame.path}{frame.suffix}")
+    quarantined += [one.in_one_line() for one in failed]
+    made = [one for one in done if one is not None]
+    flags, _ = flag_records([measured for _, measured in made])
+    records = [replace(record, flags=flag) for (record, _), flag in zip(made, flags, strict=True)]
+    return CellDataset(records, [Instances.empty((r.height_px, r.width_px)) for r in records], root=folder)
+
+
+def _picture(frame: Frame, conversion: Any, folder: Path) -> tuple[ImageRecord, dict[str, Any]]:
+    """Write the picture of one frame; return its record, and what was measured of its quality."""
+    from cellkit.errors import of_place
     from cellkit.microscope.frames import reason_of
     from cellkit.microscope.journal import png_parts, write_parts
     from cellkit.microscope.quality import measure
-    from cellkit.parallel import progress
     from cellkit.predict.images import read_picture
 
-    records, measured = [], []
-    for frame in progress(frames, "read"):
-        try:
-            shown = read_picture(frame, conversion)
-        except Exception as error:  # whatever a reader raises on a damaged file
-            quarantined.append(Quarantined(f"{frame.path}{frame.suffix}", reason_of(error)))
-            continue
-        write_parts(folder / f"{frame.image_id}.png", png_parts(shown.image, shown.um_per_px))
-        measured.append(measure(shown.image))
-        group = frame.relative.rpartition("/")[0]
-        about = {"channels": shown.channels, "um_per_px": shown.um_per_px, "file": frame.relative, "group": group}
-        size = shown.image.shape[:2]
-        records.append(ImageRecord(frame.image_id, f"{frame.image_id}.png", *size, split="train", **about))
-    flags, _ = flag_records(measured)
-    records = [replace(record, flags=flag) for record, flag in zip(records, flags, strict=True)]
-    return CellDataset(records, [Instances.empty((r.height_px, r.width_px)) for r in records], root=folder)
+    try:
+        shown = read_picture(frame, conversion)
+    except Exception as error:  # whatever a reader raises on a damaged file
+        if of_place(error):
+            raise
+        raise UserError(reason_of(error)) from error
+    write_parts(folder / f"{frame.image_id}.png", png_parts(shown.image, shown.um_per_px))
+    group = frame.relative.rpartition("/")[0]
+    about = {"channels": shown.channels, "um_per_px": shown.um_per_px, "file": frame.relative, "group": group}
+    size = shown.image.shape[:2]
+    return ImageRecord(frame.image_id, f"{frame.image_id}.png", *size, split="train", **about), measure(shown.image)
 
 
 def _labelled_beside(records: Sequence[ImageRecord], folder: Path) -> set[str]:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from cellkit.commands.shared import (
     Answer,
     channel_flags,
+    cluster_flag,
     conversion_of,
     exit_code,
     list_quarantined,
     set_flag,
     skips_flag,
+    workers_flag,
+    workers_of,
 )
 from cellkit.errors import UserError, counted
 
@@ -45,6 +48,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     channel_flags(parser)
     set_flag(parser, "cellprob_threshold=-1")
+    workers_flag(parser, "processes, each with a model of its own; on a GPU one does it")
+    cluster_flag(parser)
     skips_flag(parser)
 
 
@@ -67,7 +72,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.predict.files import predict_files
     from cellkit.predict.joined import open_model
 
-    settings, out = _limits(given), Path(given.out)
+    settings, out, workers = _limits(given), Path(given.out), workers_of(given)
     _refuse_among(given.images, out, [path for path, _ in find_images(given.images, outside=[])])
     models = [open_model(name, set_strings(given.overrides)) for name in given.model]
     classes = tuple(dict.fromkeys(name for model in models for name in model.classes))
@@ -75,7 +80,8 @@ def run(given: argparse.Namespace) -> Answer:
     for number, model in enumerate(models, 1):
         path = out / "found" / f"{number}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        done = predict_files(model, given.images, path, conversion=conversion_of(given, model.conversion))
+        how = conversion_of(given, model.conversion)
+        done = predict_files(model, given.images, path, conversion=how, workers=workers)
         quarantined += [one for one in done.quarantined if one not in quarantined]
         found.append(_by_id(read_coco(path), classes))
     records = [record for record, _ in found[0].values() if all(record.image_id in one for one in found)]

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cellkit.commands.shared import Answer, checked_tool, cluster_flag, from_flag, is_bare_csv, json_flag, json_text
+from cellkit.commands.shared import (
+    Answer,
+    checked_tool,
+    cluster_flag,
+    from_flag,
+    is_bare_csv,
+    json_flag,
+    json_text,
+    workers_flag,
+    workers_of,
+)
 from cellkit.errors import UserError
 from cellkit.modules import names_of
 
@@ -39,6 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--against", metavar="OTHER", help="another model's predictions: say whether PRED is better")
     from_flag(parser, "whose COCO files they are")
+    workers_flag(parser)
     cluster_flag(parser)
     json_flag(parser)
 
@@ -58,7 +69,7 @@ def run(given: argparse.Namespace) -> Answer:
     if given.bootstrap is not None and given.bootstrap < 0:
         raise UserError(f"--bootstrap is {given.bootstrap}", "give 0 (no interval) or more")
     how = {"profile": given.profile, "shapes": image_shapes(given.images) if given.images else None}
-    how["convention"] = checked_tool(given.from_)
+    how |= {"convention": checked_tool(given.from_), "workers": workers_of(given)}
     other = given.predictions if is_bare_csv(given.truth) and not given.images else None
     sized = read_side(other, **how) if other and not is_bare_csv(other) else None
     truth = read_side(given.truth, of=sized, **how)
@@ -68,7 +79,7 @@ def run(given: argparse.Namespace) -> Answer:
     truth, found = match_sides(truth, found, given.common)
     other = read_side(given.against, of=truth, common=given.common, **how) if given.against else None
     conventions = [name.strip() for name in given.convention.split(",")] if given.convention else None
-    result = score_sides(truth, found, conventions, given.by, given.bootstrap)
+    result = score_sides(truth, found, conventions, given.by, given.bootstrap, given.workers)
     notes = [*before[0].notes, *found.notes]
     for side in before:
         if len(side.records) > len(truth.records):

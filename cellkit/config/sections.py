@@ -71,7 +71,10 @@ class Section(Frozen):
     seed: int = Field(0, ge=0, lt=2**63, description="random seed; the top-level seed unless set here")
     classes: Names = Field(("cell",), description="names of the cell classes, in order; the top-level ones unless set")
     workers: int = Field(
-        1, ge=1, description="processes sharing the images; never changes a result", json_schema_extra={"hash": False}
+        1,
+        ge=1,
+        description="processes sharing the images, each with its own model; never changes a result",
+        json_schema_extra={"hash": False},
     )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -373,7 +376,9 @@ class Config(Frozen):
         None, description=f"folder of real data, from the current folder or this file's; null = ${DATA_VARIABLE}"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="random seed of every stage")
-    workers: int = Field(1, ge=1, description="processes that share the images; never changes a result")
+    workers: int = Field(
+        1, ge=1, description="processes that share the images, in every notebook; never changes a result"
+    )
     cluster: Annotated[ClusterSetting, BeforeValidator(as_cluster)] = Field(
         ClusterSetting(), description="many machines that share the images: a word, such as slurm, or keys"
     )

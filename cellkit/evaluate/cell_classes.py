@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cellkit.cells.dataset import CellDataset
+from cellkit.cells.dataset import CellDataset, read_image
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import counted
 from cellkit.evaluate.evaluation import KEY, predictions_of
 from cellkit.files import PACKAGE
+from cellkit.finding import Finder, opens_again, processes_for, take_over
 from cellkit.log import LOG
 from cellkit.models import cell_classes
+from cellkit.models.shared.contract import Segmenter
 
 CLASSED = "cellpose_classes"  # the model: its predictions are called so
 STARTER = PACKAGE / "starter" / "starter_light.safetensors"  # no image of the run taught it
@@ -93,17 +97,31 @@ def name_cells(
     list of Instances or None
         One per image of ``images.held_out()``.
     """
-    from cellkit.manifest import measured
-    from cellkit.parallel import progress
+    from cellkit.manifest import measured, workers_of_stage
+    from cellkit.parallel import map_all
 
     name = kept_model(checkpoints)
     if checkpoint is None or f"{KEY}{name}" not in predictions:
         return None
     found = predictions_of({f"{KEY}{name}": predictions[f"{KEY}{name}"]}, images)[name]
-    named, held_out = cell_classes.load(checkpoint), images.held_out()
-    pairs = zip(held_out.records, progress(held_out.images(), CLASSED, total=len(held_out)), strict=True)
+    held_out, namer = images.held_out(), _namer(checkpoint)
+    work = [(record, found[record.image_id]) for record in held_out.records]
+    workers = processes_for(namer, workers_of_stage(), CLASSED)
+    find = Finder(namer, partial(_with_cells, root=held_out.root), work, workers)
     with measured(CLASSED, "find", sum(record.height_px * record.width_px for record in held_out.records) / 1e6):
-        return [named(image, found[record.image_id]) for record, image in pairs]
+        named = map_all(find, work, CLASSED, workers, lambda one: one[0].image_id, lambda _, one: take_over(one))
+    return [one.cells for one in named]
+
+
+@opens_again
+def _namer(checkpoint: Path) -> Segmenter:
+    """Return a function from a stream of (image, cells) to the cells with a class."""
+    named = cell_classes.load(checkpoint)
+    return Segmenter(lambda pair, left_out: named(*pair), {})
+
+
+def _with_cells(work: tuple[ImageRecord, Instances], root: Path) -> tuple[tuple[np.ndarray, Instances], None]:
+    return (read_image(work[0], root), work[1]), None
 
 
 def kept_model(checkpoints: Mapping[str, Path]) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -144,6 +144,7 @@ def read_folder(
     pieces: str | None = None,
     nuclei: bool = False,
     shapes: Mapping[str, tuple[int, int]] | None = None,
+    workers: int = 1,
 ) -> tuple[CellDataset, list[Quarantined]]:
     """Read every file of a format below a folder (or one such file): label images, ``_seg.npy`` files, ROIs, GeoJSON, ...
 
@@ -153,7 +154,7 @@ def read_folder(
         The format; by default known by the names, where these are all of a kind.
     images : path, optional
         The pictures, matched by name without suffix: for their file names, their sizes (ROI zips), and as a check.
-    classes, pieces, nuclei, shapes
+    classes, pieces, nuclei, shapes, workers
         See `Reading`.
 
     Returns
@@ -176,7 +177,7 @@ def read_folder(
         raise UserError(f"no format '{kind}'{nearest(kind, formats)}", f"formats to read: {', '.join(formats)}")
     if pieces not in (None, "keep", "largest", "split"):
         raise UserError(f"pieces is {pieces!r}", "pieces is keep, largest or split")
-    how = Reading(classes=tuple(classes), pieces=pieces, nuclei=nuclei, shapes=shapes)
+    how = Reading(classes=tuple(classes), pieces=pieces, nuclei=nuclei, shapes=shapes, workers=workers)
     side, quarantined = _read_files(path, kind or format_of(path), images, how)
     return side, [item.in_one_line() for item in quarantined]
 
@@ -194,8 +195,10 @@ def _read_files(
     apart = optional(module, "labels_and_pictures")
     files, bare = apart(files) if apart and not _is_one(path) else (files, [])
     pictures = Pictures(images) if images is not None else None
-    read = partial(_read_one, root=root, kind=kind, pictures=pictures, how=how)
-    done, failed = map_items(read, files, "read", name=lambda file: file.relative_to(root).as_posix())
+    shapes = {} if pictures is not None else _known_shapes(how)
+    items = [(file, _size_in(shapes, _picture_name(file, root, module))) for file in files]
+    read = partial(_read_one, root=root, kind=kind, pictures=pictures, how=replace(how, of=None, shapes=None))
+    done, failed = map_items(read, items, "read", how.workers, lambda item: item[0].relative_to(root).as_posix())
     good = [item for item in done if item is not None]
     if not good:
         lines = [item.in_one_line() for item in failed]
@@ -226,10 +229,11 @@ def _read_files(
 
 
 def _read_one(
-    file: Path, root: Path, kind: str, pictures: Pictures | None, how: Reading
+    item: tuple[Path, tuple[int, int] | None], root: Path, kind: str, pictures: Pictures | None, how: Reading
 ) -> tuple[ImageRecord, ImageCells]:
     """Return the record of one file, called as its picture where that is known, and what the file holds."""
-    module, relative, size = load("format", kind), file.relative_to(root), None
+    file, size = item
+    module, relative = load("format", kind), file.relative_to(root)
     stem = module.picture_stem(file.name)
     name = relative.as_posix() if kind == "labels" else stem
     if pictures is not None:
@@ -241,8 +245,6 @@ def _read_one(
                 "store picture and labels turned alike, without an orientation",
             )
         size = (series.size("Y"), series.size("X"))
-    else:
-        size = _known_size(_picture_name(file, root, module), how)
     found = module.read_image(file, how, size)
     shape = found.cells.shape
     if pictures is not None and shape != size:
@@ -253,15 +255,15 @@ def _read_one(
     return ImageRecord((relative.parent / stem).as_posix(), name, *shape), found
 
 
-def _known_size(name: str, how: Reading) -> tuple[int, int] | None:
-    """Return the size of an image that the other side of a score knows, or the folder of the images; else None."""
-    shapes = dict(how.shapes or {})
-    if how.of is not None:
-        records = how.of.records
-        shapes = {key: (r.height_px, r.width_px) for r in records for key in (stem_of(r.path), r.image_id)} | shapes
-    return next(
-        (shapes[key] for key in (name, stem_of(f"{name}.png"), image_id_of(f"{name}.png")) if key in shapes), None
-    )
+def _known_shapes(how: Reading) -> dict[str, tuple[int, int]]:
+    """Return the sizes of images that the other side of a score knows, or the folder of the images, by name and id."""
+    named = () if how.of is None else ((key, r) for r in how.of.records for key in (stem_of(r.path), r.image_id))
+    return {key: (r.height_px, r.width_px) for key, r in named} | dict(how.shapes or {})
+
+
+def _size_in(shapes: Mapping[str, tuple[int, int]], name: str) -> tuple[int, int] | None:
+    """Return the size of an image that is called so."""
+    return next((shapes[k] for k in (name, stem_of(f"{name}.png"), image_id_of(f"{name}.png")) if k in shapes), None)
 
 
 def _without_labels(pictures: Pictures, names: Sequence[str]) -> list[Path]:

@@ -41,6 +41,8 @@ class Reading:
         are, but a mask of where cells are is refused.
     nuclei : bool
         Of cells that are drawn with their nuclei, read the nuclei (QuPath's GeoJSON).
+    workers : int
+        Processes that share the files of a folder; the same for any number.
     """
 
     of: CellDataset | None = None
@@ -51,6 +53,7 @@ class Reading:
     classes: tuple[str, ...] = ()
     pieces: str | None = None
     nuclei: bool = False
+    workers: int = 1
 
 
 class ImageCells(NamedTuple):

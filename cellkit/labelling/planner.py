@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.cells.dataset import CellDataset, predict_all
+from cellkit.cells.dataset import CellDataset, predict_all, read_image
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
+from cellkit.finding import Finder, processes_for
 from cellkit.labelling.rules import RULES, Features, rule_of
+from cellkit.parallel import map_all
 
 if TYPE_CHECKING:
     import pandas
@@ -122,6 +126,7 @@ def features_of(
     needs: Sequence[str] = (),
     labelled: CellDataset | None = None,
     seed: int = 0,
+    workers: int = 1,
 ) -> Features:
     """Measure the features that a rule needs, with the model that made the proposals.
 
@@ -137,6 +142,8 @@ def features_of(
         threshold, backends that have one).
     labelled : CellDataset, optional
         Images that are labelled already.
+    workers : int
+        Processes that share the images, each with a model of its own.
 
     Raises
     ------
@@ -156,10 +163,10 @@ def features_of(
             more["labelled"] = if_able(backend, "style", checkpoint, labelled.images(), settings)
     if "disagreement" in needs:
         segment = backend.load(checkpoint, settings)
-        more["disagreements"] = {"flips": differences(proposals, _mirrored(segment, images))}
+        more["disagreements"] = {"flips": differences(proposals, _mirrored(segment, images, workers))}
         stricter = if_able(backend, "stricter", settings, segment.settings)
         if stricter is not None:
-            other = predict_all(backend.load(checkpoint, stricter), images, "stricter threshold")
+            other = predict_all(backend.load(checkpoint, stricter), images, "stricter threshold", workers)
             more["disagreements"]["thresholds"] = differences(proposals, other)
     return features_of_proposals(images, proposals, **more)
 
@@ -184,13 +191,17 @@ def disagreement(a: Instances, b: Instances) -> float:
     return (cells - 2 * len(match_pairs(a, b)[0])) / cells if cells else 0.0
 
 
-def _mirrored(segment: Callable, images: CellDataset) -> list[Instances]:
+def _mirrored(segment: Callable, images: CellDataset, workers: int) -> list[Instances]:
     """Find the cells of the mirrored images, and mirror them back."""
-    from cellkit.parallel import progress
+    desc = "mirrored images"
+    processes = processes_for(segment, workers, desc)
+    find = Finder(segment, partial(_read_mirrored, root=images.root), images.records, processes)
+    found = map_all(find, images.records, desc, processes, lambda record: record.image_id)
+    return [Instances.from_labels(np.ascontiguousarray(one.cells.paint()[:, ::-1])) for one in found]
 
-    flipped = (np.ascontiguousarray(image[:, ::-1]) for image in images.images())
-    found = progress(segment(flipped), "mirrored images", total=len(images))
-    return [Instances.from_labels(np.ascontiguousarray(cells.paint()[:, ::-1])) for cells in found]
+
+def _read_mirrored(record: ImageRecord, root: Path) -> tuple[np.ndarray, None]:
+    return np.ascontiguousarray(read_image(record, root)[:, ::-1]), None
 
 
 # ---- what a person reads ------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def measure_files(
     unopened = [*links, *failed]
     if not frames:
         raise none_used(0, unopened)
-    side, unread = read_cells(labels, convention, frames, axes=conversion.axes)
+    side, unread = read_cells(labels, convention, frames, axes=conversion.axes, workers=workers)
     side = side.subset([record.image_id not in but for record in side.records]) if but else side
     others, more = (None, []) if nuclei is None else read_nuclei(nuclei, convention, frames, conversion.axes)
     pairs, alone, notes = _matched(side, frames, unopened)
@@ -148,6 +148,7 @@ def read_cells(
     frames: Sequence[Frame] = (),
     nuclei: bool = False,
     axes: str | None = None,
+    workers: int = 1,
 ) -> tuple[CellDataset, list[Quarantined]]:
     """Read cells of many images, from one file or a folder with a file for each image; bad files of a folder are left out.
 
@@ -159,6 +160,8 @@ def read_cells(
         Of cells that are drawn with their nuclei, read the nuclei.
     axes : str, optional
         Of images that do not state them.
+    workers : int
+        Processes that share the files of a folder.
 
     Raises
     ------
@@ -172,7 +175,7 @@ def read_cells(
     if len(kinds) > 1 and "labels" in kinds:
         kinds = [kind for kind in kinds if kind != "labels"] if _are_frames(path, frames) else ["labels"]
     shapes = None if kinds == ["labels"] else _shapes_of(frames, axes)
-    return read_folder(path, kinds[0] if len(kinds) == 1 else None, nuclei=nuclei, shapes=shapes)
+    return read_folder(path, kinds[0] if len(kinds) == 1 else None, nuclei=nuclei, shapes=shapes, workers=workers)
 
 
 def _are_frames(folder: Path, frames: Sequence[Frame]) -> bool:

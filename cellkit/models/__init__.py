@@ -9,7 +9,8 @@ A module of this folder that states a ``TITLE`` is a backend; one without is a h
 - ``Settings``: what may change from prediction to prediction, a class of `cellkit.settings.Frozen`,
 - ``TrainSettings``: what a training may be told, likewise,
 - ``train(train, val, config, out)``: labelled images -> path of a checkpoint,
-- ``load(checkpoint, settings=None)``: path -> a `Segmenter`, a function from a stream of images to the cells in each,
+- ``load(checkpoint, settings=None)``: path -> a `Segmenter`, a function from a stream of images to the cells in each; decorated
+  with `cellkit.finding.opens_again`, so that other processes can open the model too,
 - ``BYTES_PER_PX``: memory that finding the cells of an image takes, per pixel; where the module states ``CELL_PX``, the
   diameter to which cells are scaled, per pixel at that scale.
 

@@ -42,6 +42,10 @@ def _matched(truth: Instances, found: Instances) -> np.ndarray:
     return np.isin(np.arange(len(found)), image.found[_chosen(image)])
 
 
+def _of_image(image: ScoredImages) -> float:
+    return _aji_cellpose_image(image.with_matched(_matched).pairs[0])
+
+
 def score(images: ScoredImages) -> dict[str, Any]:
     """Return `aji_cellpose`."""
-    return aji_cellpose(images.with_matched(_matched).pairs)
+    return {"score": mean_of_defined(images.each(_of_image))}

@@ -52,6 +52,7 @@ def compare_conventions(
     conventions: Sequence[str] | None = None,
     bootstrap: int = BOOTSTRAP,
     seed: int = 0,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Score the same objects under every convention, side by side, and say in a line why the numbers differ.
 
@@ -64,6 +65,8 @@ def compare_conventions(
         Also the MAP IoU of each part: cell_type, group, split, class_name or size; needs the records.
     conventions : list of str, optional
         Default all. Where the truth is boxes only, the boxes of the predictions are scored, by the conventions `ON_BOXES`.
+    workers : int
+        Processes that share the images where a convention takes long over each; the same numbers for any.
 
     Returns
     -------
@@ -93,7 +96,7 @@ def compare_conventions(
     with_class = any(image.found_classes.any() for image in pairs) and bool(classes_of_truth(pairs))
     groups = None if records is None else [record.group for record in records]
     counted = [scorable(*pair) for pair in zip(truths, founds, strict=True)]
-    images = ScoredImages(pairs, truths, counted, classes, with_class, groups, bootstrap, seed, every=founds)
+    images = ScoredImages(pairs, truths, counted, classes, with_class, groups, bootstrap, seed, founds, workers)
     scored = {name: _scored(known[name], images, what) for name in chosen}
     result: dict[str, Any] = {"images": len(pairs), "conventions": scored, "by": {}}
     if by is not None:

@@ -6,15 +6,17 @@ A hit is an IoU strictly above, or at least, a threshold: ``20 * I > (10 + j) * 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
+from cellkit.parallel import map_all
 from cellkit.scores.intervals import BOOTSTRAP
 from cellkit.scores.iou import Overlaps, mostly_unknown, overlap_images, overlaps
 
@@ -219,6 +221,8 @@ class ScoredImages:
     bootstrap, seed : int
     every : list of Instances
         All found objects, for a convention that has a rule of its own for those.
+    workers : int
+        Processes that share the images in `each`.
     """
 
     pairs: Sequence[Overlaps]
@@ -230,6 +234,28 @@ class ScoredImages:
     bootstrap: int = BOOTSTRAP
     seed: int = 0
     every: Sequence[Instances] = ()
+    workers: int = 1
+    _known: dict[tuple[Any, int, int], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def each(self, count: Callable[[ScoredImages], Any]) -> list[Any]:
+        """Return what a function says of each image alone, (this image) -> anything; no image is asked for twice.
+
+        For an interval images are left out again and again: what was counted of one is kept, also for a `subset`.
+
+        Parameters
+        ----------
+        count : callable
+            A function of a module: it may be sent to another process.
+        """
+        pairs = zip(self.truths, self.every or self.founds, strict=True)
+        keys = [(count, id(truth), id(found)) for truth, found in pairs]
+        new = [k for k, key in enumerate(keys) if key not in self._known]
+        alone = [self.subset(np.arange(len(keys)) == k) for k in new]
+        done = map_all(
+            partial(_counted, count=count), [replace(one, _known={}) for one in alone], "score", self.workers
+        )
+        self._known.update(zip([keys[k] for k in new], done, strict=True))
+        return [self._known[key] for key in keys]
 
     def subset(self, kept: np.ndarray) -> ScoredImages:
         """Keep some images, (images,) bool."""
@@ -256,7 +282,11 @@ class ScoredImages:
                 every = self.every[k]
                 founds[k] = every[~mostly_unknown(truth, every) | matched(truth, every)]
                 pairs[k] = overlaps(truth, founds[k])
-        return replace(self, pairs=pairs, founds=founds)
+        return replace(self, pairs=pairs, founds=founds, _known={})
+
+
+def _counted(image: ScoredImages, count: Callable[[ScoredImages], Any]) -> Any:
+    return count(image)
 
 
 def classes_of_truth(pairs: Sequence[Overlaps]) -> list[int]:

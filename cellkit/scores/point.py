@@ -111,7 +111,11 @@ def point(
     """
     ids = [None] * len(truths) if class_ids is None else class_ids
     ranks = [None] * len(truths) if scores is None else scores
-    counts = [point_counts(*one) for one in zip(truths, points_yx, ranks, ids, strict=True)]
+    return _told([point_counts(*one) for one in zip(truths, points_yx, ranks, ids, strict=True)])
+
+
+def _told(counts: Sequence[tuple[int, int, int, int, int]]) -> dict[str, Any]:
+    """Return what the counts of `point_counts` of all images say."""
     hit, found, cells, right, classed = np.sum(counts, axis=0, dtype=np.int64) if counts else (0,) * 5
     return {
         "score": json_number(ratio(2 * hit, found + cells)),
@@ -158,9 +162,14 @@ def _matched(truth: Instances, found: Instances) -> np.ndarray:
     return matched
 
 
+def _counted(image: ScoredImages) -> tuple[int, int, int, int, int]:
+    """Count the centres of the found objects of one image."""
+    image = image.with_matched(_matched)
+    (truth,), (found,) = image.truths, image.founds
+    found = found[found.areas_px > 0]
+    return point_counts(truth, centre_points(found), found.scores, found.class_ids if image.with_class else None)
+
+
 def score(images: ScoredImages) -> dict[str, Any]:
     """Return `point` of the centres of the found objects."""
-    images = images.with_matched(_matched)
-    founds = [found[found.areas_px > 0] for found in images.founds]
-    points, scores = [centre_points(found) for found in founds], [found.scores for found in founds]
-    return point(images.truths, points, scores, [found.class_ids for found in founds] if images.with_class else None)
+    return _told(images.each(_counted))

@@ -1,23 +1,28 @@
 """Predicting, measuring and scoring with 1, 2 and 8 processes: the same bytes, the same images left out, and a kill survived."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import write_png
 from predict_cases import CHANNELS, THRESHOLD, folder, stack  # noqa: F401
 
 from cellkit.cells.dataset import predict_all
+from cellkit.cells.instances import Instances
+from cellkit.commands.comparison import score_sides
 from cellkit.commands.main import main
+from cellkit.formats.any import read_side
 from cellkit.formats.coco_reading import read_coco
 from cellkit.measure.images import measure_files, write_cells
 from cellkit.microscope.convert import Conversion
 from cellkit.models import threshold
-from cellkit.predict.files import predict_files
-
-MANY = (8, 2, 1)  # processes, that start once
+from cellkit.predict.files import Predicted, predict_files
 
 # A backend of one's own: it ends its process at a bright image while a file says so.
 DEADLY = '''
@@ -70,38 +75,48 @@ def mixed(folder, stack, tmp_path_factory) -> Path:  # noqa: F811
     return place
 
 
+@dataclass
+class Made:
+    """What one number of processes made."""
+
+    out: Path
+    predicted: Predicted
+    cells: list[Instances]
+    scores: str
+
+
 @pytest.fixture(scope="module")
-def predicted(mixed, tmp_path_factory) -> dict[int, tuple]:
-    made = {}
-    for workers in MANY:
+def made(mixed, drawn, tmp_path_factory) -> dict[int, Made]:
+    found = {}
+    for workers in (8, 2, 1):  # so that eight processes start once
         out = tmp_path_factory.mktemp(f"by_{workers}_")
-        how = Conversion(CHANNELS, scale=0.5)
-        done = predict_files(THRESHOLD, [mixed], out / "out.json", out / "labels", conversion=how, workers=workers)
-        made[workers] = out, done
-    return made
+        how, labels = Conversion(CHANNELS, scale=0.5), out / "labels"
+        done = predict_files(THRESHOLD, [mixed], out / "out.json", labels, conversion=how, workers=workers)
+        table = measure_files([mixed], labels, conversion=Conversion(CHANNELS), workers=workers).table
+        write_cells(out / "cells.csv", table)
+        cells = predict_all(threshold.load(), drawn, workers=workers)
+        side = read_side(labels, workers=workers)
+        moved = [Instances.from_labels(np.roll(one.paint(), 2, 1)) for one in side.instances]
+        scores = score_sides(side, replace(side, instances=moved), ["point", "aji_cellpose", "kaggle"], workers=workers)
+        found[workers] = Made(out, done, cells, json.dumps(scores))
+    return found
 
 
-def test_predictions_are_the_same_bytes(predicted, mixed):
-    out, one = predicted[1]
-    assert (one.images, one.resumed) == (8, 0) and one.cells > 8
-    assert {Path(item.item).name for item in one.quarantined} == {"3b.png", "0.tif"}
-    assert [record.image_id for record in read_coco(out / "out.json").records][:3] == ["0", "1", "2"]
-    for workers in MANY:
-        place, done = predicted[workers]
-        assert bytes_of(place) == bytes_of(out) and done.quarantined == one.quarantined, workers
+@pytest.mark.parametrize("workers", [2, 8])
+def test_the_same_bytes_for_any_number(made, workers):
+    one, several = made[1], made[workers]
+    assert sorted(bytes_of(one.out))[0] == "cells.csv" and len(bytes_of(one.out)) == 10
+    assert bytes_of(several.out) == bytes_of(one.out)
+    assert several.predicted.quarantined == one.predicted.quarantined
+    assert several.cells == one.cells and any(map(len, one.cells))
+    assert several.scores == one.scores and 0.5 < json.loads(one.scores)["conventions"]["kaggle"]["score"] < 1
 
 
-def test_measurements_are_the_same_bytes(predicted, mixed, tmp_path):
-    for workers in MANY:
-        found = measure_files([mixed], predicted[1][0] / "out.json", conversion=Conversion(CHANNELS), workers=workers)
-        write_cells(tmp_path / f"{workers}.csv", found.table)
-    assert len({(tmp_path / f"{workers}.csv").read_bytes() for workers in MANY}) == 1
-
-
-def test_a_notebook_finds_the_same_cells(drawn):
-    one = predict_all(threshold.load(), drawn, workers=1)
-    assert any(map(len, one))
-    assert all(predict_all(threshold.load(), drawn, workers=workers) == one for workers in MANY)
+def test_damaged_files_are_named_and_the_others_in_order(made):
+    done = made[8].predicted
+    assert (done.images, done.resumed) == (8, 0) and done.cells > 8
+    assert {Path(item.item).name for item in done.quarantined} == {"3b.png", "0.tif"}
+    assert [record.image_id for record in read_coco(done.path).records][:3] == ["0", "1", "2"]
 
 
 def test_the_command_leaves_the_same_out_and_ends_with_3(mixed, tmp_path, capsys):
@@ -114,9 +129,6 @@ def test_the_command_leaves_the_same_out_and_ends_with_3(mixed, tmp_path, capsys
 
 
 def test_a_killed_worker_is_said_and_repeating_goes_on(folder, tmp_path):  # noqa: F811
-    import numpy as np
-    from conftest import write_png
-
     own = tmp_path / "own/models"
     own.mkdir(parents=True)
     (own / "deadly.py").write_text(DEADLY)
