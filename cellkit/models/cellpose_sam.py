@@ -56,7 +56,7 @@ from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import CELL_PX, SHOWN, Doubts, ask_for_memory, bytes_for, labels_at, refuse_empty
 from cellkit.models.shared.inputs import CHANNELS as CHOICES
 from cellkit.models.shared.live import Live, of_maps
-from cellkit.models.shared.processes import check_processes, of_first, place, train_on
+from cellkit.models.shared.processes import check_processes, of_first, place, train_shared
 from cellkit.models.shared.threshold_search import THRESHOLDS, Searched, grid_of, score_maps, search_maps
 from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
@@ -225,8 +225,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     if place()[0] == 0 and (high := high_rate(config)):
         LOG.warning(": ".join(high))
     if config.gpus > place()[1]:
-        own = {name: getattr(config, name) for name in TrainSettings.model_fields}
-        return train_on(config.gpus, NAME, train, val, own, Path(out))
+        return train_shared(NAME, TrainSettings, train, val, config, out)
     out, settings = Path(out), merged(config, UNSET, DEFAULTS)
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "finetune.min_area_px")

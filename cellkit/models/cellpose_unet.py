@@ -29,6 +29,7 @@ from cellkit.models.shared.contract import (
     Schedule,
     Segmenter,
     Share,
+    SharesBatches,
     merged,
 )
 from cellkit.models.shared.cost import BATCH, Cost, timed_cost
@@ -52,9 +53,10 @@ from cellkit.models.shared.inputs import (
     bytes_for,
 )
 from cellkit.models.shared.live import Live, of_maps
+from cellkit.models.shared.processes import check_processes, place, train_shared
 from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
-from cellkit.models.unet_batches import SCRATCH, loss_of, refuse_frozen_scratch
+from cellkit.models.unet_batches import SCRATCH, in_processes, loss_of, refuse_frozen_scratch
 from cellkit.models.unet_maps import maps_to_read, segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, search_settings
 from cellkit.models.unet_style import style  # noqa: F401 - an ability of this backend
@@ -99,7 +101,7 @@ class Settings(Computed):
     )
 
 
-class TrainSettings(Schedule, Settings, KeepsMaps):
+class TrainSettings(Schedule, Settings, KeepsMaps, SharesBatches):
     """Settings of a training."""
 
     base: str = weights_field(
@@ -236,13 +238,15 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     """
     refuse_untrainable(train, "min_area_px")
     out = Path(out)
+    if config.gpus > place()[1]:
+        return train_shared(NAME, TrainSettings, train, val, config, out)
     settings = _uncalibrated(train, config)
     diameter_px = settings["diameter_px"]
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "finetune.min_area_px")
     ask_for_memory(train, val, diameter_px, 20, BYTES_PER_PX)
     loss_at = loss_of(train, config, settings, out / "flows")
-    network = loss_at.network
+    network, shared = loss_at.network, in_processes(loss_at)
     scored, choosing = scored_along(val, config.val_images)
     pairs = [val[i] for i in scored]
     scorer = Scorer(network, pairs, settings, Path(config.base).stem, out, config.map_cache_gb)
@@ -254,7 +258,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     plan = plan_of(config, NAME)
     rest = (settings, config.precision, loss_at.recipe, config.frozen_levels, config.fixed_norms, scored, choosing)
     stamp = fingerprint(network, [item.arrays for item in (*loss_at.items, *loss_at.replay)], plan, *rest)
-    history = fit(network, loss_at, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
+    history = fit(network, shared, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     network.diam_labels.data.fill_(diameter_px)
     read_with, searched = _calibrated(network, train, config, out)
     return save_tuned(
@@ -301,11 +305,12 @@ def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
 
 
 def check(config: TrainSettings) -> None:
-    """Refuse weights to start from that are of another kind of network; a torch file says so only when it is read."""
+    """Refuse weights of another kind of network, a torch file when it is read; and more processes than can share a batch."""
     from cellkit.models import weights
     from cellkit.models.unet_network import load_network
 
     refuse_frozen_scratch(config)
+    check_processes(config.gpus, config.batch_size)
     base = Path(config.base)
     if base.suffix == ".safetensors":
         weights.card_for(base, NAME)

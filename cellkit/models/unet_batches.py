@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from cellkit.errors import UserError
 from cellkit.models.shared import diameter
 from cellkit.models.shared.flow_loss import FlowLoss, Prepared, Variation, prepare
+from cellkit.models.shared.in_parts import InParts
 from cellkit.models.shared.inputs import SHOWN, refuse_empty
+from cellkit.models.shared.processes import place
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -48,6 +50,21 @@ def loss_of(train: CellDataset, config: Any, settings: Mapping[str, Any], cache:
     share = config.replay_share
     replay = replayed(config.seed, cache) if share else []
     return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation, replay, share)
+
+
+def in_processes(loss_at: FlowLoss) -> FlowLoss | InParts:
+    """Return the loss of a training's steps where several processes share each batch; of one process as it is.
+
+    Batch norm that is trained then looks at the crops of all of them.
+    """
+    if place()[1] == 1:
+        return loss_at
+    from cellkit.models.shared.shared_norms import share_norms
+
+    share_norms(loss_at.network)
+    loss_at.network.freeze(len(loss_at.network.frozen), loss_at.network.fixed_norms)  # the new norms too
+    remedy = "set finetune.batch_size or crop_px lower, finetune.gpus higher, or use a machine with more memory"
+    return InParts(loss_at, loss_at.batch_size, loss_at.crop_px, remedy, whole=True)
 
 
 def replayed(seed: int, cache: Path | None = None) -> list[Prepared]:

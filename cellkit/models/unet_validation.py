@@ -11,6 +11,7 @@ from cellkit.cells.instances import Instances
 from cellkit.log import LOG
 from cellkit.models.map_cache import cache_in
 from cellkit.models.shared.fine_tuning import map_iou
+from cellkit.models.shared.processes import of_first
 from cellkit.models.unet_batches import SCRATCH
 from cellkit.models.unet_maps import segment_image
 from cellkit.models.unet_search import unpromising
@@ -50,7 +51,7 @@ class Scorer:
         cache = cache_in(self.folder, self.network, self.map_cache_gb)
         settings = {**self.settings, "cache": cache}
         found = [segment_image(self.network, image, **settings) for image, _ in progress(self.pairs, "validation")]
-        score = map_iou(zip([truth for _, truth in self.pairs], found, strict=True))
+        score = of_first(map_iou(zip([truth for _, truth in self.pairs], found, strict=True)))
         if self.base not in ("", SCRATCH) and not score and any(len(truth) for _, truth in self.pairs):
             LOG.info(unpromising(self.base, sum(map(len, found)), len(self.pairs), self.settings))
         self.base = ""  # said once, of the weights that training starts from

@@ -140,6 +140,19 @@ class Computed(Frozen):
     precision: Precision = Field("auto", description=f"{PRECISION}; the top-level one unless set")
 
 
+class SharesBatches(Frozen):
+    """In how many processes a network is trained, see `cellkit.models.shared.processes`."""
+
+    gpus: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs that share each batch, or processes where there is none; changes a result by rounding alone; needs "
+        "accelerate",
+        json_schema_extra={"hash": False},
+    )
+
+
 class KeepsMaps(Frozen):
     """Where a network's maps are kept while they are needed again, see `cellkit.models.map_cache`."""
 

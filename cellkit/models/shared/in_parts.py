@@ -61,6 +61,8 @@ class InParts:
         Height and width of the smallest tile that a crop may be cut into.
     remedy : str
         What to do where not even that fits.
+    whole : bool
+        Each process's share goes through as one: where norms look at the batch. Then a memory that is short ends the training.
     forward : callable, optional
         (planes (b, C, s, s) on the device, Part, step) -> maps (b, 3, s, s); the network alone unless given.
 
@@ -77,8 +79,10 @@ class InParts:
         least_px: int,
         remedy: str,
         forward: Callable[[torch.Tensor, Part, int], torch.Tensor] | None = None,
+        whole: bool = False,
     ):
         self.loss_at, self.network, self.least_px, self.remedy = loss_at, loss_at.network, least_px, remedy
+        self.whole = whole
         self.most, self.tile_px = min(most, loss_at.batch_size), loss_at.crop_px
         self.forward = forward or (lambda planes, part, step: self.network(planes))
 
@@ -125,7 +129,7 @@ class InParts:
             known = None if batch.known is None else part.of(batch.known)
             target = part.of(batch.target)
             share = (target[:, 0].size if known is None else known.sum()) / whole
-            if not share:
+            if not share and not self.whole:
                 continue
             planes, target, known = (
                 None if one is None else torch.from_numpy(one).to(arithmetic.device)
@@ -148,6 +152,8 @@ class InParts:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if self.whole:
+            raise UserError(f"the memory does not hold a process's share of a batch: {problem}", self.remedy)
         if self.most > 1:
             self.most = (self.most + 1) // 2
             what = f"{counted(self.most, 'crop')} at a time, the batch stays {self.loss_at.batch_size}"

@@ -73,22 +73,45 @@ def of_first(value: float) -> float:
     return told[0]
 
 
-def check_processes(count: int) -> None:
+def check_processes(count: int, batch_size: int | None = None) -> None:
     """Refuse more processes than one where they cannot be had.
+
+    Parameters
+    ----------
+    count : int
+    batch_size : int, optional
+        Crops, of which each process needs one.
 
     Raises
     ------
     UserError
-        There are GPUs, but fewer; or accelerate is missing.
+        There are GPUs, but fewer; fewer crops than processes; or accelerate is missing.
     """
     if count == 1:
         return
+    if batch_size is not None and batch_size < count:
+        raise UserError(
+            f"finetune.gpus is {count}, and a batch has {counted(batch_size, 'crop')}",
+            "set batch_size higher or gpus lower",
+        )
     import torch
 
     if torch.cuda.is_available() and torch.cuda.device_count() < count:
         raise UserError(f"finetune.gpus is {count}, this machine has {torch.cuda.device_count()}", "set gpus lower")
     if find_spec("accelerate") is None:
         raise UserError(f"finetune.gpus is {count}, which needs the package 'accelerate'", "pip install accelerate")
+
+
+def train_shared(backend: str, kind: type, train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
+    """Train in as many processes as a configuration says, see `train_on`.
+
+    Parameters
+    ----------
+    kind : type
+        ``TrainSettings`` of the backend: `config` has these fields, and perhaps others.
+    """
+    own = {name: getattr(config, name) for name in kind.model_fields}
+    return train_on(config.gpus, backend, train, val, own, Path(out))
 
 
 def train_on(
