@@ -29,6 +29,7 @@ GROUND = (
     "parallel",
     "room",
     "settings",
+    "under_way",
 )
 MAY_IMPORT = {
     "cells": (),

@@ -323,8 +323,8 @@ def predict_all(
     """
     from cellkit.finding import Finder, Found, processes_for, processes_that_fit, take_over
     from cellkit.machine import check_memory
-    from cellkit.manifest import measured, workers_of_stage
     from cellkit.parallel import map_all
+    from cellkit.under_way import measured, workers_of_stage
 
     workers = processes_for(segment, workers_of_stage() if workers is None else workers, desc)
     if hasattr(segment, "bytes_for"):

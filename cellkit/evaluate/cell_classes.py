@@ -97,8 +97,8 @@ def name_cells(
     list of Instances or None
         One per image of ``images.held_out()``.
     """
-    from cellkit.manifest import measured, workers_of_stage
     from cellkit.parallel import map_all
+    from cellkit.under_way import measured, workers_of_stage
 
     name = kept_model(checkpoints)
     if checkpoint is None or f"{KEY}{name}" not in predictions:

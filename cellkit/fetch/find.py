@@ -37,7 +37,7 @@ def find_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
     UserError
         Nothing there; for weights that can be fetched, with the command and what to carry here by hand.
     """
-    from cellkit.manifest import note_reading
+    from cellkit.under_way import note_reading
 
     path = locate_weights(name, also)
     note_reading(path, f"weights {name}", "weights", str(name))

@@ -101,7 +101,7 @@ def choose_labels(
     """
     from cellkit.formats.coco_reading import read_coco
     from cellkit.labelling.corrections import corrections_folder, read_corrections
-    from cellkit.manifest import note_reading
+    from cellkit.under_way import note_reading
 
     pseudo = {
         name: Labelled(name, cells.paint(unknown=-1), "proposed", cells, is_classed=True)

@@ -13,13 +13,13 @@ from cellkit.config.places import data_path
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import Quarantined, UserError, counted, nearest
 from cellkit.log import LOG
-from cellkit.manifest import note_reading
 from cellkit.measure.images import Job, Measured, joined, of_opened, rows_of
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.file_info import Opened, headers_only
 from cellkit.modules import load
 from cellkit.parallel import map_items
 from cellkit.sources.listing import Loaded, SourceImage, converted
+from cellkit.under_way import note_reading
 
 if TYPE_CHECKING:
     import pandas as pd

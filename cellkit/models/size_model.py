@@ -16,10 +16,10 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.formats.plain_pickle import read_plain_npy
-from cellkit.manifest import note_reading
 from cellkit.models.shared.diameter import bright_part, diameter_of
 from cellkit.models.shared.inputs import NORMALISE, two_channels
 from cellkit.models.unet_maps import segment_image
+from cellkit.under_way import note_reading
 
 TILE_PX, OVERLAP, BATCH = 224, 0.1, 8  # of the tiles whose styles are summed: Cellpose's
 LARGEST_PX = 1024  # sides of what is shown to the network, at its scale

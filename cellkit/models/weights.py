@@ -86,7 +86,7 @@ def read_card(path: str | Path) -> Card:
     UserError
         No weights, no card, or other bytes than the card says.
     """
-    from cellkit.manifest import note_reading
+    from cellkit.under_way import note_reading
 
     path = Path(path)
     if not path.is_file():
@@ -138,7 +138,7 @@ def load_tensors(path: str | Path) -> dict:
     import torch
     from safetensors.torch import load_file
 
-    from cellkit.manifest import note_reading
+    from cellkit.under_way import note_reading
 
     path = Path(path)
     if not path.is_file():

@@ -23,10 +23,11 @@ from cellkit.evaluate.evaluation import decide, of_images, predictions_of, summa
 from cellkit.files import read_json
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.measured import read_cells_table
-from cellkit.manifest import finished_entries, note_reading, read_manifest
+from cellkit.manifest import finished_entries, read_manifest
 from cellkit.models import order_models
 from cellkit.scores.attribution import worst_images
 from cellkit.show.style import new_figure, to_png
+from cellkit.under_way import note_reading
 
 if TYPE_CHECKING:
     import pandas

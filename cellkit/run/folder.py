@@ -38,9 +38,7 @@ from cellkit.manifest import (
     hold,
     input_sha256,
     listed_by,
-    measured,
     note_attempt,
-    note_running,
     overlap,
     owned_files,
     preflight,
@@ -52,6 +50,7 @@ from cellkit.manifest import (
 )
 from cellkit.run.moved import place_now, renamed, with_old_paths
 from cellkit.run.notebooks import context_of, maker_of
+from cellkit.under_way import measured, note_running
 
 PACKAGES = ("numpy", "scipy", "scikit-image", "pandas", "torch", "torchvision", "cellpose", "pycocotools")
 
@@ -224,7 +223,7 @@ class Stage:
             self.note_reading(Path(path), key)
 
     def note_reading(self, path: Path, key: str = "", by: str = "", name: str = "") -> None:
-        """Note what is about to be read as an input; see `cellkit.manifest.note_reading`."""
+        """Note what is about to be read as an input; see `cellkit.under_way.note_reading`."""
         place = here(path).absolute()
         real, run = place.resolve(), self.run.folder.resolve()
         if not self.root.is_dir():  # this stage is done
@@ -259,7 +258,7 @@ class Stage:
         return measured(model, "train")
 
     def note_cost(self, model: str, what: str, seconds: float, processor_s: float, mpx: float = 0.0) -> None:
-        """Add to what a model's training or finding ("train", "find") has cost: see `cellkit.manifest.measured`."""
+        """Add to what a model's training or finding ("train", "find") has cost: see `cellkit.under_way.measured`."""
         before = self._entry["costs"].setdefault(model, {}).get(what, {})
         new = {"seconds": seconds, "processor_s": processor_s, "mpx": mpx}
         added = {key: round(before.get(key, 0) + value, 3) for key, value in new.items()}

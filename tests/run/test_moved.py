@@ -14,7 +14,7 @@ from run_cases import ONE, THREE, TWO, done, finished, go, here, reasons, states
 from cellkit.manifest import read_manifest
 from cellkit.run.runner import run_notebooks
 
-READS = "from cellkit.manifest import note_reading\nnote_reading({path})"
+READS = "from cellkit.under_way import note_reading\nnote_reading({path})"
 BASE = "from cellkit.fetch.find import find_weights\nprint(find_weights('starter_light'))"
 
 
@@ -58,7 +58,7 @@ def test_a_setting_with_an_absolute_path_is_known_by_what_lies_there(old, monkey
     """As a configuration names one, and as one whose relative path counted from the file's own folder becomes."""
     (old / "configs" / "demo.yaml").write_text("seed: 1\nlabel: {use: mine}\n")
     label = "from cellkit.labelling.corrections import corrections_folder\n"
-    label += "from cellkit.manifest import note_reading\n"
+    label += "from cellkit.under_way import note_reading\n"
     label += "note_reading(load_config(config, overrides).label.use, 'corrections')"
     write_notebook(
         old / "notebooks", TWO, [label, "stage.path('b.txt').write_text('b')\nstage.done(b=stage.path('b.txt'))"]

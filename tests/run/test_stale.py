@@ -222,7 +222,7 @@ def test_a_file_changed_while_the_stage_runs_is_told_at_once_and_makes_it_stale(
 
 def test_relative_paths_of_a_run_count_from_where_it_began(done, here):
     """The folder named by a relative path is the one the run read, from wherever the run is checked."""
-    code = ["from cellkit.manifest import note_reading", "note_reading('mine')", "stage.done()"]
+    code = ["from cellkit.under_way import note_reading", "note_reading('mine')", "stage.done()"]
     Path("mine").mkdir()
     Path("mine/a").write_text("1")
     write_notebook(here / "notebooks", ONE, code)
@@ -236,7 +236,7 @@ def test_relative_paths_of_a_run_count_from_where_it_began(done, here):
 
 def test_files_of_the_run_folder_that_nobody_lists_are_inputs_too(done):
     """As a report reads them: settings of earlier stages, a file beside an output, one that is not there yet."""
-    from cellkit.manifest import note_reading
+    from cellkit.under_way import note_reading
 
     def read():
         stage = Run("runs/demo").start(THREE, {"seed": 1})
