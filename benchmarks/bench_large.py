@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,8 @@ def run(command: list[str], folder: Path) -> dict[str, float]:
         except psutil.NoSuchProcess:
             continue
         for kept in folder.glob("*.parts/*.large/threshold.json"):
-            shutil.copy(kept, folder / "threshold.json")
+            with suppress(FileNotFoundError):  # the prediction has ended meanwhile
+                shutil.copy(kept, folder / "threshold.json")
         time.sleep(0.2)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
