@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cellkit.cluster.jobs import COMMANDS, MEMORY, WORKERS, ask_for, check_commands, open_jobs
+from cellkit.cluster.jobs import COMMANDS, WORKERS, ask_for, check_commands, open_jobs
+from cellkit.cluster.kubernetes import open_pods
 from cellkit.cluster.remote import THREADS
 from cellkit.cluster.setting import ClusterSetting, is_address, is_file
 from cellkit.errors import UserError
@@ -41,6 +42,10 @@ def check_cluster(setting: ClusterSetting) -> None:
         raise UserError(
             "cluster kubernetes: no image is named",
             "set cluster.image to a container image with this version of cellkit (the Containerfile builds one)",
+        )
+    if setting.volumes and setting.kind != "kubernetes":
+        raise UserError(
+            f"cluster {setting.kind} mounts no volumes", "leave cluster.volumes out: machines share folders"
         )
     if is_file(setting.kind) and not Path(setting.kind).expanduser().is_file():
         raise UserError(
@@ -89,7 +94,7 @@ def open_cluster(setting: ClusterSetting, workers: int, folder: Path) -> tuple[A
         return None, _join(setting)
     dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []})  # no pages
     if setting.kind == "kubernetes":
-        cluster = _open_kubernetes(setting, workers)
+        cluster = open_pods(setting, workers)
         return cluster, Client(cluster, set_as_default=False)
     security = Security.temporary()  # keys that this command makes and nobody else knows
     if setting.kind == "local":
@@ -132,22 +137,6 @@ def ask_again(cluster: Any, workers: int) -> None:
         cluster.loop.add_callback(ask)
     else:  # Kubernetes
         cluster.scale(workers)
-
-
-def _open_kubernetes(setting: ClusterSetting, workers: int) -> Any:
-    """Start pods by the operator of dask-kubernetes, which the Kubernetes cluster has to have."""
-    from dask_kubernetes.operator import KubeCluster
-
-    share = {"cpu": str(setting.cores), "memory": (setting.memory or MEMORY).replace(" ", "").replace("GB", "G")}
-    return KubeCluster(
-        name=f"cellkit-{os.getpid()}",
-        image=setting.image,
-        n_workers=workers,
-        resources={"requests": share, "limits": share},
-        env=dict.fromkeys(THREADS, str(setting.cores)),
-        worker_command=["dask", "worker", "--nthreads", "1", "--no-dashboard"],
-        quiet=True,
-    )
 
 
 def _join(setting: ClusterSetting) -> Any:

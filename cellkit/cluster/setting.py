@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,6 +66,9 @@ class ClusterSetting(Frozen):
     directives: Words = Field((), description="more lines for the head of a job script, such as --gres=gpu:1")
     prologue: Words = Field((), description="lines of shell before a worker starts, such as module load cuda")
     image: str | None = Field(None, description="container image with this version of cellkit (kubernetes)")
+    volumes: Words = Field(
+        (), description="claims of volumes and where pods see them, such as images:/data (kubernetes)"
+    )
     host: str | None = Field(None, description="name or address by which workers reach this machine; null = found out")
     wait_s: Number = Field(600.0, gt=0, description="longest wait for a worker (s)")
     folder: str | None = Field(
@@ -76,6 +80,14 @@ class ClusterSetting(Frozen):
     def _known(cls, value: str) -> str:
         if value not in KINDS and not is_address(value) and not is_file(value):
             raise ValueError(f"is {value!r}, wanted {WANTED}{nearest(value, KINDS)}")
+        return value
+
+    @field_validator("volumes")
+    @classmethod
+    def _with_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if not re.fullmatch(r"[a-z0-9.-]+:/.*", one):
+                raise ValueError(f"holds {one!r}, wanted a claim and an absolute path, such as images:/data")
         return value
 
     @property

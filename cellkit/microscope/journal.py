@@ -189,9 +189,16 @@ def alone_in(folder: Path) -> Iterator[None]:
         The folder cannot be made or written, or another conversion writes to it.
     """
     busy = f"another conversion writes to {folder}"
-    with locked(folder / LOCK, busy, "wait for it, or choose another folder"):
-        remove_remains(folder)
+    with locked(folder / LOCK, busy, "wait for it, or choose another folder"), without_remains(folder):
         yield
+
+
+@contextmanager
+def without_remains(folder: Path) -> Iterator[None]:
+    """Remove what a killed process left half-written in a folder: before the block, and of killed workers after it."""
+    remove_remains(folder)
+    yield
+    remove_remains(folder)
 
 
 def remove_remains(folder: Path) -> None:

@@ -35,7 +35,7 @@ from cellkit.files import content_of, sync, write_table
 from cellkit.log import LOG
 from cellkit.microscope.batch import log_notes, measure_light
 from cellkit.microscope.convert import Level, level_row, scaled_by
-from cellkit.microscope.journal import JOURNAL, Journal, png_parts, remove_remains, still_there, write_parts
+from cellkit.microscope.journal import JOURNAL, Journal, png_parts, still_there, without_remains, write_parts
 from cellkit.modules import load, load_all, optional
 from cellkit.parallel import map_items
 from cellkit.sources.assign_folds import hold_out_fold
@@ -134,8 +134,8 @@ def convert_images(
         taught = [i for i in items if i.split == "train" and not i.is_pseudo] or [i for i in items if not i.is_left]
         limits = measure_light(taught, config.conversion, config.workers, light_of_item, attrgetter("source"))
     more = [content_of(pseudo_folder(config))] if config.pseudo else []
-    with Journal(out / JOURNAL, [config.fingerprint(), content_of(root), limits, *more]) as journal:
-        remove_remains(out / "images")
+    made_from = [config.fingerprint(), content_of(root), limits, *more]
+    with Journal(out / JOURNAL, made_from) as journal, without_remains(out / "images"):
         work = partial(_convert_one, root=root, folder=out / "images", scale=config.scale, limits=limits)
         known = [(item, journal.done.get(item.image_id)) for item in items]
         note = lambda item, entry: entry == item[1] or journal.add(item[0].image_id, entry)  # noqa: E731

@@ -54,6 +54,7 @@ def test_a_configuration_names_it_in_one_line(tmp_path, monkeypatch):
         ({"kind": "slurm", "wokers": 2}, "has no key 'wokers' (did you mean 'workers'?)"),
         ({"kind": "slurm", "workers": 0}, "cluster.workers is 0"),
         ("{kind", "is not JSON"),
+        ({"kind": "kubernetes", "volumes": ["images"]}, "holds 'images', wanted a claim"),
         ("no.yaml", "'no.yaml': No such file"),
     ],
 )
@@ -89,3 +90,16 @@ def test_where_nobody_answers(tmp_path, capfd):
     (tmp_path / "s.json").write_text("[]")
     assert main([*command, str(tmp_path / "s.json")]) == 2
     assert "is no scheduler's file" in capfd.readouterr().err
+
+
+def test_pods_get_their_share_and_the_volumes():
+    pytest.importorskip("dask_kubernetes")
+    from cellkit.cluster.kubernetes import pods
+
+    asked = ClusterSetting(kind="kubernetes", image="x/y", cores=2, memory="8 GB", volumes=("images:/data",))
+    spec = pods(asked, 3, "cellkit-1")["spec"]
+    assert spec["worker"]["replicas"] == 3
+    (worker,) = spec["worker"]["spec"]["containers"]
+    assert worker["image"] == "x/y" and worker["resources"]["limits"] == {"cpu": "2", "memory": "8G"}
+    assert worker["volumeMounts"] == [{"name": "v0", "mountPath": "/data"}]
+    assert spec["scheduler"]["spec"]["volumes"] == [{"name": "v0", "persistentVolumeClaim": {"claimName": "images"}}]
