@@ -170,6 +170,6 @@ def _explained(error: ValidationError, origin: str) -> UserError:
         return UserError(f"{origin} has no key {key!r}{nearest(key, fields)}", f"keys: {', '.join(fields)}")
     if first["type"] == "value_error":
         problem, _, wanted = str(first["ctx"]["error"]).partition(", wanted ")
-        return UserError(f"{origin} {problem}", f"wanted {wanted}")
+        return UserError(f"{origin}{'' if key == 'kind' else f'.{key}'} {problem}", f"wanted {wanted}")
     about = f"{key}: {fields[key].description}" if key in fields else "write a kind, such as slurm, or keys"
     return UserError(f"{origin}.{key} is {first['input']!r}: {first['msg']}".replace(". is", " is"), about)

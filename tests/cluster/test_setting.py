@@ -54,7 +54,7 @@ def test_a_configuration_names_it_in_one_line(tmp_path, monkeypatch):
         ({"kind": "slurm", "wokers": 2}, "has no key 'wokers' (did you mean 'workers'?)"),
         ({"kind": "slurm", "workers": 0}, "cluster.workers is 0"),
         ("{kind", "is not JSON"),
-        ({"kind": "kubernetes", "volumes": ["images"]}, "holds 'images', wanted a claim"),
+        ({"kind": "kubernetes", "volumes": ["images"]}, "cluster.volumes holds 'images'\nwanted a claim"),
         ("no.yaml", "'no.yaml': No such file"),
     ],
 )
