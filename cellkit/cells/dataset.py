@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -347,20 +347,6 @@ def predict_all(
 
 def _with_record(record: ImageRecord, root: Path) -> tuple[np.ndarray, None]:
     return read_image(record, root), None
-
-
-def predict_each(
-    backend: Any, checkpoints: Mapping[str, Path | None], images: CellDataset
-) -> dict[str, list[Instances]]:
-    """Return what each of several models finds, by their names: `predict_all`; None is no model, and left out.
-
-    Parameters
-    ----------
-    backend : module of cellkit.models
-        It loads them all.
-    """
-    given = {name: path for name, path in checkpoints.items() if path is not None}
-    return {name: predict_all(backend.load(path), images, name) for name, path in given.items()}
 
 
 OF_BOXES = "The truth is boxes, and so is what is compared with it: the boxes around the cells found, no outlines"

@@ -18,7 +18,7 @@ from cellkit.cells.instances import Instances
 from cellkit.finding import opens_again
 from cellkit.log import LOG
 from cellkit.models.border_batches import LEAST_PX, Balance, BorderLoss, Prepared, prepare
-from cellkit.models.border_maps import GRID, READ, SHOWN, Scorer, search_settings, segment_image
+from cellkit.models.border_maps import GRID, READ, SHOWN, Scorer, predict_maps, search_settings, segment_image
 from cellkit.models.border_target import decode, encode, one_hot
 from cellkit.models.shared import diameter
 from cellkit.models.shared.contract import SMALLEST, Area, Computed, Diameter, Schedule, Segmenter, Share, merged
@@ -43,6 +43,7 @@ from cellkit.models.shared.inputs import (
     refuse_empty,
 )
 from cellkit.models.shared.inputs import SHOWN as CHANNELS_IN_WORDS
+from cellkit.models.shared.live import AREA, Live, Range, Read, Reading
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.settings import Number, Percentiles
 
@@ -56,6 +57,13 @@ REQUIRES = ("torch", "segmentation_models_pytorch", "skimage")
 INSTALL = "pip install 'cellkit[unet]'"
 BYTES_PER_PX = 460  # of memory, at network scale; measured, 1024 px, efficientnet-b3: 452 bytes more a pixel
 STRICTER = 0.2  # of a probability
+PROBABILITY = Range(0, 1, 0.02)
+RANGES = {
+    "border_weight": Range(0, 4, 0.1),
+    "seed_threshold": PROBABILITY,
+    "cell_threshold": PROBABILITY,
+    "min_area_px": AREA,
+}
 LEAST_BORDER = 1e-3  # share of the pixels, below which there is next to no touching border to learn
 
 
@@ -131,18 +139,35 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
     UserError
         No checkpoint there, or one of another network.
     """
+    model = live(checkpoint, settings)
+
+    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
+        return model.look(image)({}, left_out, False).cells
+
+    return Segmenter(find, model.settings, model.bytes_for)
+
+
+def live(checkpoint: Path, settings: Settings | None = None) -> Live:
+    """Return the same network, whose thresholds can be moved when it has seen an image; otherwise as `load`."""
     from cellkit.models.border_network import load_network
 
     network, card = load_network(checkpoint, NAME, getattr(settings, "precision", None))
     used = merged(settings, card.config, DEFAULTS)
+    shown, several = [used[key] for key in SHOWN], len(card.classes or ()) > 1
     doubts = Doubts(used["channels"], tuple(CHANNELS))
 
-    def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        found = segment_image(network, image, used, left_out)
-        doubts.note(image, found, left_out)
-        return found if card.classes and len(card.classes) > 1 else found.with_classes(int(bool(card.classes)))
+    def look(image: np.ndarray) -> Read:
+        maps = predict_maps(network, image, *shown)
 
-    return Segmenter(find, used, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
+        def read(changed: Mapping[str, Any], left_out: Counter[str], quick: bool) -> Reading:
+            now = (changed.get(key, used[key]) for key in READ)
+            found = decode(maps, image.shape[:2], *now, left_out=left_out)
+            doubts.note(image, found, left_out)
+            return Reading(found if several else found.with_classes(int(bool(card.classes))))
+
+        return read
+
+    return Live(look, used, RANGES, lambda shape: bytes_for(shape, used["diameter_px"], BYTES_PER_PX))
 
 
 @random_state_kept()

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from cellkit.cells.dataset import predict_each
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import check_ceiling
 from cellkit.evaluate.verdict import NO_BASE, keep_if_better
@@ -33,8 +32,3 @@ def test_a_ceiling_is_said_or_refused(drawn):
     for low in (0.8, float("nan")):
         with pytest.raises(UserError, match="the targets lose cells: .*, not 0.8\ncheck finetune.diameter_px"):
             check_ceiling(backend, drawn, low)
-
-
-def test_each_model_that_there_is_predicts(drawn):
-    backend = SimpleNamespace(load=lambda path: lambda images: (path for _ in images))
-    assert predict_each(backend, {"base": None, "tuned": "b"}, drawn.subset([0, 1])) == {"tuned": ["b", "b"]}
