@@ -35,7 +35,9 @@ from cellkit.models.shared.fine_tuning import (
     scored_along,
 )
 from cellkit.models.shared.inputs import SHOWN, Doubts, refuse_empty
+from cellkit.models.shared.parts import held_parts, history_of
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
+from cellkit.models.training_state import History
 from cellkit.settings import Number
 
 if TYPE_CHECKING:
@@ -82,7 +84,15 @@ class Settings(Computed):
 class TrainSettings(Schedule, Settings):
     """Settings of a training; null = best on the validation images that choose, or on training images where none does."""
 
-    steps: int = Field(1500, ge=1, description="most optimiser steps")
+    steps: int = Field(500, ge=1, description="most optimiser steps of each network")
+    parts: int = Field(
+        3,
+        ge=1,
+        le=20,
+        description="networks, each taught by all training images but its part: thresholds are found on images that their "
+        "network has not seen, and answers are the mean of all; 1 = one network, and the images that choose its weights choose "
+        "its thresholds too",
+    )
     batch_size: int = Field(8, ge=1, description="images per step")
     crop_px: int = Field(
         224,
@@ -148,12 +158,13 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
 def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path) -> Path:
     """Train from random weights on the labelled images of `train`; `val` chooses as for `cellkit.models.cellpose_unet.train`.
 
-    The images that choose the weights choose the thresholds too; where none does, training images choose those.
+    Each of `parts` networks leaves out a part of the training images, and these choose the thresholds (`shared.parts`). Of a
+    single network, the images that choose the weights do; where none does, training images.
 
     Parameters
     ----------
     out : Path
-        Folder for the resume state, ``history.csv`` and the checkpoint.
+        Folder for the resume states, ``history.csv``, the mean of the networks', and the checkpoint.
 
     Returns
     -------
@@ -165,7 +176,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     UserError
         Nothing to train on, or nothing in the channels that the network is shown.
     """
-    from cellkit.models.coordinate_network import CoordinateLoss, built, prepare
+    from cellkit.models.coordinate_network import Together, prepare
     from cellkit.models.shared.diameter import diameter_of
     from cellkit.parallel import progress
 
@@ -175,17 +186,21 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     each = progress(range(len(train)), "training images")
     items = [prepare(*train[k], config.channels, config.crop_px) for k in each]
     refuse_empty([item.planes for item in items], train, SHOWN[config.channels], "channels")
-    network = built(config.seed, config.precision)
-    loss_at = CoordinateLoss(network, items, config.batch_size, config.seed, config.depth)
     scored, choosing = scored_along(val, config.val_images)
-    pairs = [val[k] for k in scored]
-    plan = plan_of(config, NAME)
-    stamp = fingerprint(network, items, plan, used, config.batch_size, config.seed, config.depth, scored, choosing)
-    score = lambda: _score(network, pairs, used)  # noqa: E731
-    history = fit(network, loss_at, score, plan, Path(out), stamp, NAME, choosing, val.compared_by("point score"))
-    used |= _searched(
-        network, pairs if choosing else images_to_search(train)[0], images_to_search(train)[0], config, used
-    )
+    held, pairs = held_parts(train, config.parts, config.seed), [val[k] for k in scored]
+    networks, histories = [], []
+    for number, own in enumerate(held):
+        teach = [item for item, left_out in zip(items, own, strict=True) if not left_out]
+        folder = Path(out) / f"part_{number + 1}" if len(held) > 1 else Path(out)
+        network, history = _taught(teach, pairs, choosing, config, used, number, folder, val.compared_by("point score"))
+        networks.append(network)
+        histories.append(history)
+    network = Together(networks) if len(networks) > 1 else networks[0]
+    history = history_of(histories)
+    history.write(Path(out) / "history.csv")
+    seen = _unseen(networks, held, train, used) if len(held) > 1 else _seen(network, pairs if choosing else [], used)
+    labelled = images_to_search(train)[0]
+    used |= _searched(seen or _seen(network, labelled, used), network, labelled, config, used)
     return save_tuned(
         Path(out) / "coordinate.safetensors",
         NAME,
@@ -197,7 +212,13 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         "point_validation",
         "point: 2 hits / (found + cells), of whole validation images together",
         base="scratch",
+        networks=len(networks),
     )
+
+
+def steps_of(config: TrainSettings, images: int) -> int:
+    """Return the steps of all networks together."""
+    return config.steps * max(min(config.parts, images), 1)
 
 
 def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
@@ -213,7 +234,7 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
         image.shape[:2],
         lambda: prepare(image, truth, config.channels, config.crop_px),
         lambda: cells_of(image, _Asked(network, used)(image), used),
-        lambda: _searched(network, [(image, truth)], [(image, truth)], config, used),
+        lambda: _searched(_seen(network, [(image, truth)], used), network, [(image, truth)], config, used),
     )
 
 
@@ -271,20 +292,63 @@ def _score(network: Any, pairs: Sequence[tuple[np.ndarray, Instances]], used: di
     return point_score(truths, points, [heights for _, heights in found]) if pairs else np.nan
 
 
+def _taught(
+    items: Sequence[Any],
+    pairs: Sequence[tuple[np.ndarray, Instances]],
+    choosing: bool,
+    config: TrainSettings,
+    used: dict[str, Any],
+    number: int,
+    out: Path,
+    called: str,
+) -> tuple[Any, History]:
+    """Train one network, the `number`th, and return it with its history."""
+    from cellkit.models.coordinate_network import CoordinateLoss, built
+
+    seed = config.seed + number
+    network = built(seed, config.precision)
+    loss_at = CoordinateLoss(network, items, config.batch_size, seed, config.depth)
+    plan = plan_of(config, NAME)
+    truths = [(truth.shape, len(truth)) for _, truth in pairs]
+    stamp = fingerprint(network, items, plan, used, config.batch_size, seed, config.depth, truths, choosing)
+    score = lambda: _score(network, pairs, used)  # noqa: E731
+    return network, fit(network, loss_at, score, plan, out, stamp, NAME, choosing, called)
+
+
+def _seen(network: Any, pairs: Sequence[tuple[np.ndarray, Instances]], used: dict[str, Any]) -> list[Any]:
+    """Return labelled images with what a network says of them."""
+    from cellkit.models.coordinate_cells import Seen
+
+    ask = _Asked(network, used)
+    return [Seen(image, ask(image), truth) for image, truth in pairs]
+
+
+def _unseen(networks: Sequence[Any], held: np.ndarray, train: CellDataset, used: dict[str, Any]) -> list[Any]:
+    """Return the training images, each with what the network says of it that has not learned from it.
+
+    Images whose labels a model proposed are left out where a person labelled any.
+    """
+    from cellkit.parallel import progress
+
+    known = train.without_proposed() or train
+    names, seen = {record.image_id for record in known.records}, []
+    for network, own in zip(networks, held, strict=True):
+        part = train.subset(own & [record.image_id in names for record in train.records])
+        seen += _seen(network, [part[k] for k in progress(range(len(part)), "images that were held back")], used)
+    return seen
+
+
 def _searched(
+    seen: Sequence[Any],
     network: Any,
-    choosing: Sequence[tuple[np.ndarray, Instances]],
     training: Sequence[tuple[np.ndarray, Instances]],
     config: TrainSettings,
     used: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return how peaks are found and masks cut: as set, else best on labelled images."""
-    from cellkit.models.coordinate_cells import PEAKS, Seen, search_outline, search_peaks
+    """Return how peaks are found and masks cut: as set, else best on labelled images: `seen`, and for masks `training`."""
+    from cellkit.models.coordinate_cells import PEAKS, search_outline, search_peaks
 
-    ask = _Asked(network, used)
-    seen = [Seen(image, ask(image), truth) for image, truth in choosing]
     found = search_peaks(seen, {name: getattr(config, name) for name in PEAKS})
     if config.outline is None:
-        taught = [Seen(image, ask(image), truth) for image, truth in training]
-        found["outline"] = search_outline(taught, used["diameter_px"])
+        found["outline"] = search_outline(_seen(network, training, used), used["diameter_px"])
     return found

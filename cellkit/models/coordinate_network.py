@@ -104,6 +104,26 @@ class CoordinateNetwork(nn.Module):
         return self.last(F.gelu(of_patch + seen[:, None] + of_place))[..., 0]
 
 
+class Together(nn.Module):
+    """Several networks whose answers are averaged, as probabilities."""
+
+    arithmetic: Arithmetic
+
+    def __init__(self, networks: Sequence[CoordinateNetwork]) -> None:
+        super().__init__()
+        self.networks, self.arithmetic = nn.ModuleList(networks), networks[0].arithmetic
+
+    def map(self, planes: torch.Tensor, places: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Answer for every pixel of the images, (B, S, S) float32 logits; as `CoordinateNetwork.map`."""
+        places = self.place_table(planes.shape[-1]) if places is None else places
+        logits = [one.map(planes, own) for one, own in zip(self.networks, places, strict=True)]
+        return torch.stack(logits).float().sigmoid().mean(dim=0).logit(eps=1e-6)
+
+    def place_table(self, size: int) -> list[torch.Tensor]:
+        """Return what the centres of the pixels of a map give to the head of each network."""
+        return [one.place_table(size) for one in self.networks]
+
+
 def _halved(inputs: int, outputs: int) -> nn.Sequential:
     """Return a 3 x 3 convolution of stride 2 with batch normalisation."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs), nn.GELU())
@@ -148,11 +168,13 @@ def built(seed: int, precision: str) -> CoordinateNetwork:
         return _placed(CoordinateNetwork(), precision)
 
 
-def opened(tensors: dict[str, torch.Tensor], precision: str) -> CoordinateNetwork:
-    """Return the network with the weights of a checkpoint, where it is computed, to predict."""
-    network = CoordinateNetwork()
+def opened(tensors: dict[str, torch.Tensor], precision: str) -> CoordinateNetwork | Together:
+    """Return the network with the weights of a checkpoint, or several together, where it is computed, to predict."""
+    together = {name.split(".")[1] for name in tensors if name.startswith("networks.")}
+    members = [_placed(CoordinateNetwork(), precision) for _ in together or [None]]
+    network = Together(members) if together else members[0]
     network.load_state_dict(tensors)
-    return _placed(network, precision).eval()
+    return network.eval()
 
 
 def _placed(network: CoordinateNetwork, precision: str) -> CoordinateNetwork:
