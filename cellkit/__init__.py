@@ -30,11 +30,10 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "evaluate.box_counts": (
         "box_totals",
         "count_errors",
-        "count_thresholds",
         "counted_cells",
-        "held_back",
         "thresholds_table",
     ),
+    "evaluate.box_reading": ("count_thresholds", "read_by_class", "read_unseen"),
     "evaluate.cell_classes": ("describe_named", "name_cells", "train_classes"),
     "evaluate.classes": (
         "accuracy_table",
@@ -95,6 +94,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "models.crop_classifier": ("crop_namer", "train_crop_classifier"),
     "models.shared.fine_tuning": ("refuse_untrainable",),
     "models.shared.inputs": ("check_max_detections",),
+    "models.shared.parts": ("train_parts",),
     "models.training_state": ("find_history",),
     "pages.report": ("write_report",),
     "run.folder": ("Run",),

@@ -29,6 +29,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, counted
 from cellkit.formats.coco_reading import read_coco
+from cellkit.models.shared.contract import SMALLEST, Area, Share
 from cellkit.models.shared.inputs import CHANNELS
 from cellkit.models.unet_border import TrainSettings
 from cellkit.settings import Number
@@ -47,9 +48,23 @@ class BoxTrainSettings(TrainSettings):
     masks: Way = Field(
         "ellipse", description="what teaches in place of a box: the box filled, its ellipse, or a watershed inside it"
     )
-    counting_share: Number = Field(
-        0.2, gt=0, lt=1, description="share of the training images that teach nothing: by them counts are made right"
+    parts: int = Field(
+        3,
+        ge=2,
+        le=20,
+        description="networks, each taught by all training images but its part: how cells are read and counted is chosen on "
+        "images that their network has not seen, and the mean of all networks answers for others",
     )
+    steps: int = Field(300, ge=1, description="most optimiser steps of each network")
+    border_weight: Number = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="times the border's probability taken from the interior's; chosen anew for each class",
+    )
+    seed_threshold: Share = Field(0.5, description="interior minus weighted border above which a pixel is a seed's")
+    cell_threshold: Share = Field(0.5, description="probability above which a pixel belongs to a cell")
+    min_area_px: Area = Field(15, description=SMALLEST)
     channels: Literal[tuple(CHANNELS)] = Field("all", description="what the network is shown; all = red too")
 
 

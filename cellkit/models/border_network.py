@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,20 @@ class BorderUNet(nn.Module):
         return self.unet(planes)
 
 
+class Together(nn.Module):
+    """Several networks of one shape: planes in, the logarithm of the mean of their probabilities out."""
+
+    def __init__(self, networks: Sequence[BorderUNet]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.arithmetic, self.step_px = networks[0].arithmetic, networks[0].step_px
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) float to (B, kinds, H, W)."""
+        each = [torch.log_softmax(network(planes).float(), dim=1) for network in self.networks]
+        return torch.logsumexp(torch.stack(each), dim=0) - math.log(len(each))
+
+
 def check_encoder(encoder: str, encoder_weights: str | None) -> None:
     """Refuse an encoder, or weights of it, that segmentation-models-pytorch does not know; nothing is fetched.
 
@@ -127,8 +142,35 @@ def start_network(encoder_weights: str | None, seed: int, precision: str, shape:
     return placed_to_train(placed(network, precision))
 
 
-def load_network(checkpoint: Path, backend: str, precision: str | None = None) -> tuple[BorderUNet, weights.Card]:
-    """Return the network of a checkpoint in evaluation mode, and its card; nothing is fetched.
+def join_checkpoints(checkpoints: Sequence[Path], to: Path, backend: str) -> Path:
+    """Write one checkpoint of several networks that were trained alike, on other images: the mean of their answers is its own.
+
+    Raises
+    ------
+    UserError
+        They differ in how they are built or read.
+    """
+    cards = [weights.card_for(path, backend) for path in checkpoints]
+    if any(card.config != cards[0].config or card.classes != cards[0].classes for card in cards):
+        raise UserError(
+            "networks that are built or read differently cannot answer together", "train them with one configuration"
+        )
+    tensors = {
+        f"networks.{number}.{name}": tensor
+        for number, path in enumerate(checkpoints)
+        for name, tensor in weights.load_tensors(path).items()
+    }
+    config, metrics = (
+        cards[0].config | {"networks": len(cards)},
+        cards[0].metrics | {"steps": [card.metrics["step"] for card in cards]},
+    )
+    return weights.save_checkpoint(
+        to, tensors, backend, classes=cards[0].classes, config=config, metrics=metrics, licence=cards[0].licence
+    )
+
+
+def load_network(checkpoint: Path, backend: str, precision: str | None = None) -> tuple[nn.Module, weights.Card]:
+    """Return the network of a checkpoint, or several together, in evaluation mode, and its card; nothing is fetched.
 
     Raises
     ------
@@ -136,7 +178,10 @@ def load_network(checkpoint: Path, backend: str, precision: str | None = None) -
         No such checkpoint, one of another network, or tensors that do not fit what the card says.
     """
     card = weights.card_for(checkpoint, backend)
-    network = _built(None, {key: card.config[key] for key in SHAPE})
+    shape, several = {key: card.config[key] for key in SHAPE}, card.config.get("networks", 1)
+    precision = precision or card.config.get("precision", "auto")
+    networks = [placed(_built(None, shape), precision) for _ in range(several)]
+    network = Together(networks) if several > 1 else networks[0]
     try:
         network.load_state_dict(weights.load_tensors(checkpoint))
     except RuntimeError as error:
@@ -144,7 +189,7 @@ def load_network(checkpoint: Path, backend: str, precision: str | None = None) -
         raise UserError(
             f"the tensors of {checkpoint} do not fit its card: {reason}", "copy both files again, or train again"
         ) from None
-    return placed(network, precision or card.config.get("precision", "auto")).eval(), card
+    return network.eval(), card
 
 
 def _built(encoder_weights: str | None, shape: Mapping[str, Any]) -> BorderUNet:

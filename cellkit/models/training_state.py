@@ -50,6 +50,15 @@ def find_history(folder: str | Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def read_history(path: str | Path) -> History:
+    """Read what `History.write` wrote; how it ended is not in it."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = next((row for row in rows if row["kept"] == "1"), rows[-1])
+    numbers = [{name: float(value or math.nan) for name, value in row.items() if name != "kept"} for row in rows]
+    return History([{**row, "step": int(row["step"])} for row in numbers], int(kept["step"]), float(kept["score"]))
+
+
 class State:
     """The files a training leaves: the last state to resume from, the best weights, the history.
 

@@ -229,6 +229,13 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     )
 
 
+def together(checkpoints: Sequence[Path], out: Path) -> Path:
+    """Write ``unet_border.safetensors`` in the folder `out`: several networks that were trained alike, and answer together."""
+    from cellkit.models.border_network import join_checkpoints
+
+    return join_checkpoints(checkpoints, Path(out) / f"{NAME}.safetensors", NAME)
+
+
 def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> float:
     """Return MAP IoU (kaggle) of decode(encode(labels)) against the labels, on up to `most` images: what no training beats."""
     some, diameter_px = labelled.sample(most), config.diameter_px or diameter.diameter_of(labelled.instances)

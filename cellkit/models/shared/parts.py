@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellkit.errors import UserError, counted
 from cellkit.models.gate import unit_of
-from cellkit.models.training_state import History
+from cellkit.models.training_state import History, read_history
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -40,6 +43,39 @@ def held_parts(train: CellDataset, parts: int, seed: int) -> np.ndarray:
     folds = k_folds(train.records, most, seed, by="group")
     names = [{record.image_id for record in fold} for fold in folds]
     return np.array([[record.image_id in own for record in train.records] for own in names])
+
+
+def train_parts(backend: ModuleType, train: CellDataset, config: Any, out: Path) -> list[Path]:
+    """Train a network on all images but one part, for each part, and return their checkpoints; no image chooses weights.
+
+    Parameters
+    ----------
+    config
+        Settings of the backend's training, with `parts`, `diameter_px` (null = that of all images) and `seed`, from which each
+        network has one of its own.
+    out : Path
+        Folder for a folder of each network, ``part_1`` and so on, and ``history.csv``, the mean of theirs.
+
+    Raises
+    ------
+    UserError
+        Fewer than two images, or groups of images: none can be left out.
+    """
+    from cellkit.models.shared.diameter import diameter_of
+
+    held = held_parts(train, config.parts, config.seed)
+    if len(held) < 2:
+        groups = len({unit_of(record) for record in train.records})
+        raise UserError(
+            f"{counted(groups, 'training image')} or group of images, and {counted(config.parts, 'part')}: none can be left out",
+            "give two images or more, of two groups or more",
+        )
+    paths, same = [], {"diameter_px": config.diameter_px or diameter_of(train.instances)}
+    for number, own in enumerate(held):
+        settings = config.model_copy(update=same | {"seed": config.seed + number})
+        paths.append(backend.train(train.subset(~own), train.subset([]), settings, Path(out) / f"part_{number + 1}"))
+    history_of([read_history(path.parent / "history.csv") for path in paths]).write(Path(out) / "history.csv")
+    return paths
 
 
 def history_of(histories: Sequence[History]) -> History:
