@@ -331,7 +331,11 @@ def test_notebooks_are_thin_and_stripped(path):
     assert "parameters" in tags[0], "the parameters come first"
     for cell in code:
         lines = [line for line in source_of(cell).split("\n") if line.strip()]
-        most = RECIPE_CELL_LINES if path.parent.name == "recipes" and "hosted.sh" not in source_of(cell) else MAX_CELL_LINES
+        most = (
+            RECIPE_CELL_LINES
+            if path.parent.name == "recipes" and "hosted.sh" not in source_of(cell)
+            else MAX_CELL_LINES
+        )
         assert len(lines) <= most, f"{len(lines)} lines: {lines[0]}"
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         nodes = list(ast.walk(ast.parse(source_of(cell))))

@@ -100,7 +100,7 @@ def _parts(mask: np.ndarray, neck_share: float) -> np.ndarray:
     """Return the parts of a mask (h, w) bool as labels, 1 to their number."""
     import cv2
     from scipy import ndimage
-    from skimage.morphology import h_maxima
+    from skimage.morphology import local_maxima, reconstruction
     from skimage.segmentation import watershed
 
     whole = mask.astype(np.int32)
@@ -111,7 +111,9 @@ def _parts(mask: np.ndarray, neck_share: float) -> np.ndarray:
     step = -(-max(mask.shape) // COARSE_PX)
     coarse = np.pad(mask[step // 2 :: step, step // 2 :: step], 1)
     far = ndimage.gaussian_filter(ndimage.distance_transform_edt(coarse), 0.7) * coarse
-    middles, count = ndimage.label(h_maxima(far, neck_share * far.max()), np.ones((3, 3))) if far.any() else (coarse, 0)
+    # skimage's h_maxima gives every maximum, however low, where the image is of floats (0.26)
+    high = local_maxima(reconstruction(far - neck_share * far.max(), far)) & coarse
+    middles, count = ndimage.label(high, np.ones((3, 3)))
     if count < 2:
         return whole
     near, (rows, columns) = watershed(-far, middles, mask=coarse), np.indices(mask.shape) // step + 1
