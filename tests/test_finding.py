@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from cellkit import finding, machine
 from cellkit.cells.dataset import predict_all
 from cellkit.cells.instances import Instances
+from cellkit.config.sections import LabelConfig
 from cellkit.errors import UserError
 from cellkit.finding import Finder, opens_again, processes_for, processes_that_fit, threads_each
 from cellkit.models import backend_module, backend_names, threshold
 from cellkit.models.shared.contract import Segmenter
 from cellkit.parallel import map_items
+from cellkit.run.folder import Run
 
 NAMES = ["good", "fine", "bad", "unreadable"]
 REASONS = {"bad": "RuntimeError: no answer", "unreadable": "UserError: cut short"}
@@ -91,6 +93,12 @@ class TestSeveralProcesses:
             lines = [line.split() for line in opened.read_text().splitlines()]
             there = sorted(int(p) for p, said in lines if said == answer and int(p) != os.getpid())
             assert there == sorted({one.cells[0] for one in done})
+
+    def test_a_notebook_uses_as_many_as_its_section_says(self, drawn, tmp_path):
+        segment = opens("here", tmp_path / "opened.txt")
+        assert {pid for pid, _ in predict_all(segment, drawn)} == {os.getpid()}
+        stage = Run(tmp_path / "run").start("02_label_with_cellpose", LabelConfig(workers=2))
+        assert stage.workers == 2 and os.getpid() not in {pid for pid, _ in predict_all(segment, drawn)}
 
     def test_each_uses_its_share_of_the_threads(self, monkeypatch):
         torch = pytest.importorskip("torch")  # not at the top: worker processes import this file
