@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import cellkit.parallel
 from cellkit.errors import Quarantined, UserError
-from cellkit.parallel import StopAll, map_items, progress
+from cellkit.parallel import StopAll, map_all, map_items, progress
 
 
 def halve(number: int) -> int:
@@ -112,6 +112,19 @@ class TestMapItems:
         with pytest.raises(StopAll, match="the disk is full\nfree space"):
             map_items(stop_at_three, range(60), "stop", workers, then=lambda item, _: seen.append(item))
         assert seen == [0, 1, 2][: len(seen)]
+
+    @pytest.mark.parametrize("workers", [None, 1, 2])
+    def test_where_none_may_be_left_out_the_first_failure_ends_the_loop(self, workers):
+        seen = []
+        assert map_all(halve, [4, 8], "halve", workers, then=lambda item, _: seen.append(item)) == [2, 4] and seen == [
+            4,
+            8,
+        ]
+        with pytest.raises(UserError, match="3 is odd\ngive an even number"):
+            map_all(halve, [4, 3, 5], "halve", workers)
+        kind = StopAll if workers == 2 else MemoryError  # in this process the very error
+        with pytest.raises(kind, match="item 100: MemoryError" if workers == 2 else None):
+            map_all(halve, [4, 100, 3], "halve", workers, name=lambda number: f"item {number}")
 
     def test_a_full_disk_may_show_while_results_are_noted(self):
         def note(item, result):
