@@ -63,6 +63,13 @@ def gpu_peak_bytes() -> int:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
+def gpu_free_bytes() -> int:
+    """Return how much memory of the GPU is free; 0 without one."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+
+
 def check_memory(path: Path, needed_bytes: int, what: str) -> None:
     """Refuse what would take more memory than is free, before it is begun.
 

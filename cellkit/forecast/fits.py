@@ -13,7 +13,7 @@ from cellkit.fetch.registry import cache_folder
 from cellkit.forecast.smaller import smaller_in_memory, smaller_on_disk
 from cellkit.forecast.stages import Forecast, Plan
 from cellkit.forecast.words import whole
-from cellkit.machine import RESERVE_BYTES
+from cellkit.machine import RESERVE_BYTES, gpu_free_bytes
 from cellkit.room import Disk, Memory, check_disks, disk_of, memory_of, reserved, size_text
 
 CACHE_BYTES = 1e6  # speeds and ratios that are kept
@@ -48,6 +48,7 @@ def check_fits(
     if not found:
         return []
     said = check_memory_of(found, plan, memory or memory_of())
+    check_gpu_of(found, plan)
     check_disk_of(found, plan, folder, freed_bytes)
     return said
 
@@ -72,6 +73,24 @@ def check_memory_of(found: Mapping[str, Forecast], plan: Plan, memory: Memory) -
         "no smaller steps, images or fewer of them make it fit: end other programs, or use a machine with more memory"
     )
     raise UserError(needs, f"{change or none}; {GO_ON}")
+
+
+def check_gpu_of(found: Mapping[str, Forecast], plan: Plan, free_bytes: Callable[[], int] = gpu_free_bytes) -> None:
+    """Refuse a run that needs more memory of the GPU than is free; without a GPU none is forecast.
+
+    Raises
+    ------
+    UserError
+        As `check_fits`.
+    """
+    stage, most = max(found.items(), key=lambda one: one[1].gpu_bytes)
+    if not most.gpu_bytes or most.gpu_bytes <= (free := free_bytes()):
+        return
+    change = first_that_fits(smaller_in_memory(plan), plan, lambda one: one.gpu_bytes <= free)
+    needs = f"{stage} takes about {size_text(most.gpu_bytes)} of the memory of the GPU, {size_text(free)} are free"
+    raise UserError(
+        needs, f"{change or 'no smaller steps make it fit: end other programs on it, or use a larger one'}; {GO_ON}"
+    )
 
 
 def check_disk_of(found: Mapping[str, Forecast], plan: Plan, folder: Path, freed_bytes: float = 0) -> None:

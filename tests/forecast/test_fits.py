@@ -63,6 +63,18 @@ def test_memory_that_holds_nothing_is_told_so(plan):
     assert error.problem.endswith("within the control group")
 
 
+def test_memory_of_a_gpu_that_is_too_small_is_refused_with_steps_that_fit(plan):
+    on_gpu = replace(SPEED, cost=replace(COST, device="cuda", parameters=3 * 10**8, trained=10**8))
+    large = replace(plan, speeds=SPEEDS | {"finetune": on_gpu})
+    with pytest.raises(
+        UserError, match="03_finetune_cellpose takes about 5.6 GB of the memory of the GPU, 4.0 GB are"
+    ) as error:
+        fits.check_gpu_of(large.forecast(), large, lambda: 4 * GB)
+    assert applied(large, error.value.remedy).gpu_bytes <= 4 * GB
+    fits.check_gpu_of(large.forecast(), large, lambda: 8 * GB)
+    fits.check_gpu_of(plan.forecast(), plan, lambda: 0)
+
+
 def test_what_needs_swap_is_warned_of_and_not_refused(plan):
     (said,) = fits.check_memory_of(plan.forecast(), plan, Memory(16 * GB, 2 * GB, 8 * GB))
     assert "the rest would be swapped" in said
