@@ -16,7 +16,8 @@ from cellkit.config.sections import Config
 from cellkit.forecast.sample import USUAL, Sample
 from cellkit.models import backend_module
 from cellkit.models.gate import Regime, regime_of
-from cellkit.models.shared.inputs import CELL_PX
+from cellkit.models.shared.diameter import own_diameter_of
+from cellkit.models.shared.inputs import CELL_PX, bytes_for
 from cellkit.modules import optional
 from cellkit.sources.loading import is_perhaps
 
@@ -43,6 +44,7 @@ class RunImages:
         self.px = [height * width for height, width in self.shapes]
         real = [cells for cells in instances if cells is not None and not drawn and not is_perhaps(cells)]
         areas = [cells.areas_px for cells in real]
+        self.areas = [None if drawn or one is None or is_perhaps(one) else one.areas_px for one in self.labels]
         known = np.concatenate(areas) if areas else np.zeros(0)
         self.diameter_px = float(np.median(np.sqrt(known)) * 2 / np.sqrt(np.pi)) if known.size else CELL_PX
         if drawn:
@@ -73,6 +75,23 @@ class RunImages:
         """Return the diameter of cells (px) that a section is told, else that of the labels, else 30."""
         return getattr(getattr(self.cfg, section), "diameter_px", None) or self.diameter_px
 
+    def looks_twice(self, section: str) -> bool:
+        """Tell whether a section's model may look at an image again, at the diameter of the cells that it found there."""
+        own = getattr(self.cfg, section)
+        return hasattr(own, "diameter_of") and own.diameter_of != "batch" and not getattr(own, "diameter_px", None)
+
+    def own_diameters(self, assumed_px: float) -> list[float]:
+        """Return the diameter of the cells of each image (px), as a model that looks again takes it; else the one assumed."""
+        return [assumed_px if areas is None else own_diameter_of(areas, assumed_px) for areas in self.areas]
+
+    def largest_bytes(self, section: str, bytes_per_px: int) -> int:
+        """Return the most memory that finding the cells of one image takes (bytes), at its own diameter where it is looked at."""
+        assumed = self.diameter(section)
+        each = self.own_diameters(assumed) if self.looks_twice(section) else [assumed] * len(self.shapes)
+        return max(
+            (bytes_for(shape, own, bytes_per_px) for shape, own in zip(self.shapes, each, strict=True)), default=0
+        )
+
     def mpx(self, section: str, *splits: str) -> float:
         """Return the megapixels, at network scale, of the images of these splits."""
         sizes = self.sizes(section)
@@ -84,6 +103,11 @@ class RunImages:
         seen = optional(backend_module(own.backend), "seen_px")
         scale = (CELL_PX / self.diameter(section)) ** 2
         px = [seen(shape, own) if seen else scale * shape[0] * shape[1] for shape in self.shapes]
+        if section == "label" and self.looks_twice(section):
+            assumed = self.diameter(section)
+            twice = [own_px != assumed for own_px in self.own_diameters(assumed)]
+            again = [(CELL_PX / own_px) ** 2 for own_px in self.own_diameters(assumed)]
+            px = [one + again[k] * self.px[k] * twice[k] for k, one in enumerate(px)]
         return {one.image_id: count / 1e6 for count, one in zip(px, self.records, strict=True)}
 
     @cached_property

@@ -8,7 +8,6 @@ from cellkit.models import backend_module
 from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import BATCH
-from cellkit.models.shared.inputs import bytes_for
 
 NOTEBOOK_BYTES = 90e6  # of a kernel and the pictures it draws, beside what is timed
 KEPT_BYTES = 28  # of a pixel of a training image
@@ -41,7 +40,7 @@ def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, f
         held += KEPT_BYTES * 1e6 * run.mpx(section, *(("train", "val") if folds else ("train",)))
         held += sampled if on_gpu else max(of_step, sampled + speed.cost.step_bytes * (at_once(cfg) - BATCH))
     of_px = backend_module(cfg.backend).BYTES_PER_PX * (getattr(cfg, "flips", None) or 1)
-    held = max(held, began + max(bytes_for((1, round(largest)), run.diameter(section), of_px), sampled))
+    held = max(held, began + sampled + run.largest_bytes(section, of_px))
     if section == "label":  # each process loads the network, and is at an image of its own
         held += run.processes(section) * (held - NOTEBOOK_BYTES)
     network = 4 * speed.cost.parameters + (ADAM_BYTES * speed.cost.trained if section != "label" else 0)
