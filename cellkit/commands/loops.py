@@ -24,6 +24,10 @@ PICTURE_BYTES, HEADER_BYTES, ROW_BYTES = (
 LABEL_BYTES = {"tif": 0.06, "png": 0.04, "ome-zarr": 0.1}  # of a pixel of a label image, compressed; else outlines
 OVERLAY_BYTES = 2.0  # of a pixel of a picture with outlines
 CELL_BYTES = 400  # of a cell in COCO, whose outline has about 40 rows
+CONVERTING_BYTES, NETWORK_BYTES = (
+    250e6,
+    800e6,
+)  # of memory, of a process that finds cells without a network, and with one
 TABLE_BYTES = 1500  # of a cell in a table of all that is measured
 PX_A_CELL = 2400  # where cells of 30 px cover a third of an image
 
@@ -106,8 +110,9 @@ def loop_of_predict(given: argparse.Namespace, model: Model, conversion: Convers
 
     about: list[Any] = [model.backend, model.sha256, model.config, asdict(conversion) if conversion else None]
     about += [given.labels is not None and given.format, given.overlays is not None, given.cells is not None]
-    workers = getattr(given, "workers", 1)
-    return Loop("predict", _plain(about), needed, written, find, workers=workers, force=given.force)
+    one = CONVERTING_BYTES if model.backend == "threshold" else NETWORK_BYTES
+    how = {"workers": given.workers, "worker_bytes": one, "force": given.force}
+    return Loop("predict", _plain(about), needed, written, find, **how)
 
 
 def loop_of_measure(given: argparse.Namespace, conversion: Conversion) -> Loop:

@@ -101,6 +101,8 @@ class Loop:
         Works on one image, writes nothing, and returns how many bytes that would be: is timed where no speed is known.
     workers : int
         Processes; 1 = this one.
+    worker_bytes : float
+        Of memory, of such a process before it takes an image: what it imports, and a model of its own.
     force : bool
         Begin although it does not fit.
     every_picture, axes
@@ -113,6 +115,7 @@ class Loop:
     disk_of_px: Callable[[float, float, float], Mapping[Path, float]]
     trial: Callable[[Frame], int] | None = None
     workers: int = 1
+    worker_bytes: float = WORKER_BYTES
     force: bool = False
     every_picture: bool = False
     axes: str | None = None
@@ -140,6 +143,7 @@ class Loop:
         UserError
             What is needed, what is free, and what would fit.
         """
+        self.workers = min(self.workers, max(len(frames), 1))
         sizes = sizes_of(frames, self.every_picture, self.axes)
         share = max(len(frames) - done, 0) / max(len(frames), 1)
         mpx, known = sizes.px * share / 1e6, _kept().get(self.key, {})
@@ -172,7 +176,7 @@ class Loop:
 
     def memory(self, px: float, workers: int) -> float:
         """Return the bytes of memory with so many workers, each at an image of so many pixels."""
-        processes = workers * WORKER_BYTES if workers > 1 else 0
+        processes = workers * self.worker_bytes if workers > 1 else 0
         return max(peak_bytes(), self.held) + processes + workers * self.memory_of_px(px)
 
     def end(self, written: Iterable[Path]) -> None:
