@@ -15,22 +15,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cellkit.run.foretold import undisturbed_s
+
 MB = 1e6
 
 
 def rows_of(run: Path) -> dict[str, tuple[float, ...]]:
     """Return {stage or "whole": (seconds said, taken, memory said, taken, disk said, taken)} of a run; memory and disk in MB."""
-    told = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["forecast"]
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    told = manifest["forecast"]
     done = {name: one for name, one in told.items() if "took_disk_bytes" in one and one["seconds"]}
-    rows = {name: tuple(_values(one)) for name, one in done.items()}
+    rows = {name: tuple(_values(one, manifest["stages"][name])) for name, one in done.items()}
     columns = list(zip(*rows.values(), strict=True))
     disk = [_most(done, *keys) for keys in (("disk_bytes", "kept_bytes"), ("took_disk_bytes", "took_kept_bytes"))]
     return rows | {"whole": (sum(columns[0]), sum(columns[1]), max(columns[2]), max(columns[3]), *disk)}
 
 
-def _values(one: Mapping[str, Any]) -> list[float]:
+def _values(one: Mapping[str, Any], entry: Mapping[str, Any]) -> list[float]:
     memory, disk = ([one[key] / MB, one[f"took_{key}"] / MB] for key in ("peak_bytes", "disk_bytes"))
-    return [one["seconds"], one.get("took_undisturbed_s", one["took_seconds"]), *memory, *disk]
+    return [one["seconds"], undisturbed_s(entry), *memory, *disk]
 
 
 def _most(done: Mapping[str, Mapping[str, Any]], while_at_work: str, kept: str) -> float:

@@ -103,11 +103,6 @@ class RunImages:
         seen = optional(backend_module(own.backend), "seen_px")
         scale = (CELL_PX / self.diameter(section)) ** 2
         px = [seen(shape, own) if seen else scale * shape[0] * shape[1] for shape in self.shapes]
-        if section == "label" and self.looks_twice(section):
-            assumed = self.diameter(section)
-            twice = [own_px != assumed for own_px in self.own_diameters(assumed)]
-            again = [(CELL_PX / own_px) ** 2 for own_px in self.own_diameters(assumed)]
-            px = [one + again[k] * self.px[k] * twice[k] for k, one in enumerate(px)]
         return {one.image_id: count / 1e6 for count, one in zip(px, self.records, strict=True)}
 
     @cached_property
