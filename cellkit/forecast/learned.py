@@ -1,7 +1,8 @@
 """What stages took on this machine beside what was forecast, kept in the user's cache: it corrects the next forecast.
 
-Kept are ratios, taken / counted, of the last runs, by machine, stage and backend. The median of them corrects, within bounds:
-one run beside other work must not make all later ones look long.
+Kept are ratios, taken / counted, of the last runs, by machine, stage, backend and the images that a configuration names. The
+median of them corrects, within bounds: one run beside other work must not make all later ones look long. Ratios of other images
+are not taken over: measured, they made forecasts worse, see `docs/forecast.md`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError
 from cellkit.fetch.registry import cache_folder
 from cellkit.files import read_json, write_json
@@ -26,9 +28,9 @@ BOUNDS = {
 }  # too little is worse than too much
 
 
-def factors_of(name: str, backend: str) -> dict[str, float]:
+def factors_of(name: str, cfg: Config) -> dict[str, float]:
     """Return by what the seconds, memory and disk counted for a stage are multiplied."""
-    ratios = read_ratios().get(key_of(name, backend), {})
+    ratios = read_ratios().get(key_of(name, cfg), {})
     return {key: correction(ratios.get(key, []), bounds) for key, bounds in BOUNDS.items()}
 
 
@@ -45,7 +47,7 @@ def correction(ratios: Sequence[float], bounds: tuple[float, float]) -> float:
     return min(max(median(ratios[-LAST:]), low), high) if ratios else 1.0
 
 
-def learn(name: str, backend: str, counted: Mapping[str, Any], took: Mapping[str, Any]) -> None:
+def learn(name: str, cfg: Config, counted: Mapping[str, Any], took: Mapping[str, Any]) -> None:
     """Keep what a stage took, beside what was counted before any correction; a cache that cannot be written keeps nothing.
 
     Parameters
@@ -55,7 +57,7 @@ def learn(name: str, backend: str, counted: Mapping[str, Any], took: Mapping[str
         else: on one thread the processor's.
     """
     known = read_ratios()
-    ratios = known.setdefault(key_of(name, backend), {})
+    ratios = known.setdefault(key_of(name, cfg), {})
     for key in BOUNDS:
         if counted.get(key) and took.get(key):
             ratios[key] = [*ratios.get(key, []), round(took[key] / counted[key], 3)][-LAST:]
@@ -74,6 +76,8 @@ def read_ratios() -> dict[str, dict[str, list[float]]]:
     return {}
 
 
-def key_of(name: str, backend: str) -> str:
-    """Return what the ratios of a stage are kept under: machine, stage, backend."""
-    return f"{sha256_json(machine_key())[:12]} {name} {backend}".strip()
+def key_of(name: str, cfg: Config) -> str:
+    """Return what the ratios of a stage are kept under: stage, machine, backend, images."""
+    backend = getattr(getattr(cfg, STAGES[name]), "backend", "")
+    images = [cfg.name, cfg.convert.source, cfg.convert.path]
+    return f"{name} {sha256_json([machine_key(), backend, images])[:24]}"

@@ -125,9 +125,7 @@ class Plan:
         wanted = {name: STAGES[name] for name in stages if name in STAGES}
         timed = timed and bool(records) and is_worth(cfg, wanted.values())
         speeds = speeds_of(cfg, wanted.values()) if timed else {}
-        factors = {
-            name: factors_of(name, getattr(getattr(cfg, section), "backend", "")) for name, section in wanted.items()
-        }
+        factors = {name: factors_of(name, cfg) for name in wanted}
         return cls(cfg, wanted, records, instances, speeds, factors, sample)
 
     def forecast(self) -> dict[str, Forecast]:

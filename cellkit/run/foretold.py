@@ -128,8 +128,7 @@ class Foretold:
         write_json(self.folder / MANIFEST, manifest, indent=1)
         if not self.plan.speeds:  # too little was done to learn from
             return
-        backend = getattr(getattr(self.cfg, STAGES[name]), "backend", "")
-        learn(name, backend, self._before_correction(name), took | {"seconds": alone_s})
+        learn(name, self.cfg, self._before_correction(name), took | {"seconds": alone_s})
 
     def _before_correction(self, name: str) -> dict[str, float]:
         """Return the forecast of a stage as it was counted, of what can be compared: memory of one process alone."""
