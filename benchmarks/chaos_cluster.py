@@ -28,14 +28,14 @@ from chaos_kills import ROOT, children
 COMMANDS = ("convert", "predict")
 
 
-def draw(folder: Path, count: int) -> None:
+def draw(folder: Path, count: int, size_px: int) -> None:
     """Draw z-stacks once: 6 distinct ones, copied under other names until there are `count`."""
     from cellkit.sources.drawn.files import write_fields
 
     if (folder / "drawn.json").exists():
         return
     made = write_fields(
-        folder / "drawn", images_per_line=3, mixed_images=0, size_px=640, planes=8, defect_images_per_line=0
+        folder / "drawn", images_per_line=3, mixed_images=0, size_px=size_px, planes=8, defect_images_per_line=0
     )
     (folder / "stacks").mkdir(exist_ok=True)
     for number in range(count):
@@ -132,7 +132,8 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=100, help="kills (default 100), of each command its share")
     parser.add_argument("--only", choices=COMMANDS, help="this command alone")
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--images", type=int, default=120)
+    parser.add_argument("--size", type=int, default=320, metavar="PX", help="side of an image (default 320)")
     parser.add_argument(
         "--every", type=float, default=2.0, metavar="S", help="mean time to the next kill (default 2 s)"
     )
@@ -140,7 +141,7 @@ def main() -> int:
     given = parser.parse_args()
     out, log = given.out.resolve(), given.out.resolve() / "kills.jsonl"
     out.mkdir(parents=True, exist_ok=True)
-    draw(out, given.images)
+    draw(out, given.images, given.size)
     commands = [given.only] if given.only else list(COMMANDS)
     whole = {}
     for command in commands:
