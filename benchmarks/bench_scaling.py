@@ -1,9 +1,9 @@
 """What sharing images among processes costs: `python benchmarks/bench_scaling.py [--only convert measure] [--images 24]`.
 
-Drawn z-stacks (640 x 640 px, two channels, eight planes, 16 bit) are converted; the cells of their pictures are found by the
+Drawn z-stacks (`--size` px, two channels, eight planes, 16 bit) are converted; the cells of their pictures are found by the
 starter model; the cells that were drawn are measured in the raw files; what was found is scored against what was drawn. Each
 command is run by itself, in one process (`--workers 1`), in 2, 4 and 8 (joblib), and on a local cluster of 2 workers. Printed are
-seconds of wall and processor (of the command and all its processes, asked every 0.1 s), the files being the same bytes.
+seconds of wall and processor (of the command and all its processes), the files being the same bytes.
 
 An image's own cost is the slope between a fourth of the images and all of them: starting, importing and loading a model are
 left out, and are the column "to start". The overhead is that of processor seconds an image against one process; where the
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
+import resource
 import subprocess
 import sys
 import tempfile
@@ -60,14 +60,16 @@ def processor_seconds(running: subprocess.Popen) -> float:
 def cost_of(command: list, log: Path) -> Cost:
     """Run a command; return what it took. One that fails ends the benchmark."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    since = time.perf_counter()
+    since, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(log, "ab") as file:
         line = [sys.executable, "-m", "cellkit", *map(str, command)]
         running = subprocess.Popen(line, stdout=file, stderr=file, cwd=ROOT, env=environ)
-        processor = processor_seconds(running)
+        asked = processor_seconds(running)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    waited = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if running.returncode:
         raise SystemExit(f"{' '.join(map(str, command[:2]))} failed, see {log}")
-    return Cost(time.perf_counter() - since, processor)
+    return Cost(time.perf_counter() - since, max(asked, waited))
 
 
 def way_of(way: str) -> list[str]:
@@ -77,20 +79,20 @@ def way_of(way: str) -> list[str]:
     return ["--workers", way]
 
 
-def draw(folder: Path, count: int, part: int) -> None:
-    """Draw `count` stacks (6 distinct ones, copied) with their labels: all of them and, beside them, the first `part`."""
+def draw(folder: Path, count: int, part: int, size_px: int) -> None:
+    """Draw `count` stacks (6 distinct ones, linked) with their labels: all of them and, beside them, the first `part`."""
     from cellkit.sources.drawn.files import write_fields
 
     made = write_fields(
-        folder / "drawn", images_per_line=3, mixed_images=0, size_px=640, planes=8, defect_images_per_line=0
+        folder / "drawn", images_per_line=3, mixed_images=0, size_px=size_px, planes=8, defect_images_per_line=0
     )
     for name, number in (("all", count), ("part", part)):
         for what in ("stacks", "truth"):
             (folder / name / what).mkdir(parents=True)
         for k in range(number):
             one = made[k % len(made)]
-            shutil.copyfile(folder / "drawn" / one.path, folder / name / "stacks" / f"stack_{k:03d}.ome.tif")
-            shutil.copyfile(folder / "drawn" / one.truth, folder / name / "truth" / f"stack_{k:03d}.tif")
+            os.link(folder / "drawn" / one.path, folder / name / "stacks" / f"stack_{k:03d}.ome.tif")
+            os.link(folder / "drawn" / one.truth, folder / name / "truth" / f"stack_{k:03d}.tif")
 
 
 def line_of(command: str, of: Path, to: Path) -> list:
@@ -127,7 +129,7 @@ def print_row(row: dict, one: dict) -> None:
     """Print a row: seconds an image and to start, and the overhead against one process."""
     over = 100 * (row["each"].processor / one["each"].processor - 1)
     numbers = [*row["each"], row["start"].processor, *row["whole"]]
-    cells = [row["command"], row["way"], *(f"{number:.2f}" for number in numbers), f"{over:+.0f} %"]
+    cells = [row["command"], row["way"], *(f"{number:.3f}" for number in numbers), f"{over:+.0f} %"]
     print("| " + " | ".join([*cells, "yes" if row["same"] else "NO"]) + " |", flush=True)
 
 
@@ -135,13 +137,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--size", type=int, default=640, metavar="PX", help="side of an image (default 640)")
     parser.add_argument("--images", type=int, default=48, help="images in all (default 48)")
     given = parser.parse_args()
     counts = (max(8, given.images // 4), given.images)
     same = True
     with tempfile.TemporaryDirectory(prefix="cellkit-scaling-") as place:
         folder = Path(place)
-        draw(folder, counts[1], counts[0])
+        draw(folder, counts[1], counts[0], given.size)
         for name in ("all", "part"):  # what later commands read, made by one process
             log, images = folder / "first.log", folder / name / "images"
             if {"predict", "score"} & set(given.only):
