@@ -144,7 +144,7 @@ def main() -> int:
     draw(out, given.images, given.size)
     commands = [given.only] if given.only else list(COMMANDS)
     whole = {}
-    for command in commands:
+    for command in COMMANDS if "predict" in commands else commands:  # whose pictures are those of convert
         if not (out / f"{command}.whole").exists():
             shutil.rmtree(out / command, ignore_errors=True)  # one that was stopped is no measure
             if begun(command, out, out / command, 0).wait():
