@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cluster.opened import current
 from cellkit.errors import UserError
 from cellkit.files import locked
 from cellkit.formats.large_labels import is_large_file, refuse_changed_large
+from cellkit.microscope.journal import remove_remains
 
 OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with lines of a thousand px
 
@@ -46,6 +48,9 @@ def parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
                 shutil.rmtree(parts, ignore_errors=True)
             raise
     shutil.rmtree(parts)
+    if current() is not None:  # its workers may have been killed while they wrote
+        for folder in folders:
+            remove_remains(folder)
 
 
 def ending_of(form: str, labels: str | Path | None) -> str:
