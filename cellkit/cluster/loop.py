@@ -1,8 +1,9 @@
 """One loop on a cluster: items go out in parts, results come back in order, what a dying worker held is done again.
 
 The scheduler never knows more than a few parts a worker, however many items there are, and a part takes about half a second:
-a million items of a millisecond are some thousand parts. A part that a worker died over is done again, item by item; one item
-that three workers died over is left out and named.
+a million items of a millisecond are some thousand parts. A part that a worker died over is done again, item by item; an item
+that three workers died over is left out and named. It counts only when the item had begun: a worker that was ended by
+somebody else held others too, and those that waited or were about to begin are no suspects.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ PART_S = 0.5  # a part of small items takes about as long
 MOST_ITEMS = 500  # of a part
 PARTS_A_THREAD = 3  # under way or waiting at a worker
 KILLS = 3  # workers that may die over an item
+LOST = 20  # times that a part may be lost before it had begun
 LOOK_EVERY_S = 2.0
 
 
 @dataclass
 class Part:
-    """Items that go out together: the place of the first, and how many workers died over them."""
+    """Items that go out together: the place of the first, how many workers died over them, and how often they were lost."""
 
     first: int
     items: Sequence[Any]
     kills: int = 0
+    lost: int = 0
+    sent: int = 0
 
 
 def pairs_on(cluster: Cluster, fn: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, str | None]]:
@@ -74,11 +78,14 @@ class _Loop:
         self.work = self.dumps(fn)
         self.expected = pickle.dumps(_expected(cluster, fn, stack))
         self.id, self.sent, self.next = uuid.uuid4().hex[:8], 0, 0
+        self.topic = f"cellkit-{self.id}"
         self.again: deque[Part] = deque()
         self.flying: dict[Any, Part] = {}
         self.landed: SimpleQueue = SimpleQueue()
         self.item_s: float | None = None
         self.looked, self.threads = 0.0, 1
+        self.begun: set[int] = set()  # suspected parts, by the number under which they were sent
+        cluster.client.subscribe_topic(self.topic, lambda event: self.begun.add(event[1]))
 
     def step(self) -> dict[int, tuple[Any, str | None]]:
         """Send what there is room for, wait a moment, return what came back by place."""
@@ -93,6 +100,8 @@ class _Loop:
 
     def give_up(self) -> None:
         """Take back what is under way."""
+        with suppress(Exception):
+            self.cluster.client.unsubscribe_topic(self.topic)
         with suppress(Exception):
             if self.flying:
                 self.cluster.client.cancel(list(self.flying), force=True)
@@ -115,14 +124,17 @@ class _Loop:
                 part = Part(self.next, self.items[self.next : self.next + self._size()])
                 self.next += len(part.items)
             self.sent += 1
+            part.sent = self.sent
             future = self.cluster.client.submit(
                 run_part,
                 self.work,
                 self.dumps(list(part.items)),
                 self.expected,
+                self.topic if part.lost else "",
+                self.sent,
                 key=f"cellkit-{self.id}-{self.sent}",
                 pure=False,
-                priority=1 if part.kills else 0,
+                priority=1 if part.lost else 0,
             )
             self.flying[future] = part
             future.add_done_callback(self.landed.put)
@@ -162,11 +174,16 @@ class _Loop:
 
     def _killed(self, part: Part, error: Any) -> dict[int, tuple[Any, str | None]]:
         """Let a part whose worker died be done again, each item alone; leave out an item that did it three times."""
-        kills = part.kills + error.allowed_failures + 1
+        died = error.allowed_failures + 1
+        alone = len(part.items) == 1 and part.lost > 0
+        kills = part.kills + (died if not alone or part.sent in self.begun else 0)
         self.looked = 0.0
-        if len(part.items) == 1 and kills >= KILLS and part.kills:
-            return {part.first: (None, f"{kills} workers died over it, perhaps for want of memory")}
-        self.again += [Part(part.first + k, [item], kills) for k, item in enumerate(part.items)]
+        if alone and (kills >= KILLS or part.lost >= LOST):
+            deaths = (
+                f"{kills} workers died over it" if kills >= KILLS else f"{part.lost + 1} workers died before it began"
+            )
+            return {part.first: (None, f"{deaths}, perhaps for want of memory")}
+        self.again += [Part(part.first + k, [item], kills, part.lost + 1) for k, item in enumerate(part.items)]
         return {}
 
     def _not_done(self, error: Exception) -> Exception:

@@ -17,6 +17,7 @@ from cellkit.errors import StopAll, UserError, of_place, place_fault
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 MARK = ".cellkit-shared-"  # a file by which a worker sees that a folder is the same folder
+TOLD_S = 0.05
 IS_WORKER = False  # this process is a worker: loops in it do not go to a cluster
 
 
@@ -79,7 +80,7 @@ class Answer:
     raised: BaseException | None = None
 
 
-def run_part(work: bytes, items: bytes, expected: bytes) -> bytes:
+def run_part(work: bytes, items: bytes, expected: bytes, topic: str = "", part: int = 0) -> bytes:
     """Do a part of a loop on a worker.
 
     Parameters
@@ -90,6 +91,8 @@ def run_part(work: bytes, items: bytes, expected: bytes) -> bytes:
         A list of items, pickled.
     expected : bytes
         An `Expected`, pickled.
+    topic, part : str and int
+        Under which it is told that the part begins: of items that a worker died over, to know whether it is their doing.
 
     Returns
     -------
@@ -103,6 +106,8 @@ def run_part(work: bytes, items: bytes, expected: bytes) -> bytes:
     begun, pairs, unseen = time.perf_counter(), [], []
     try:
         guarded = _loaded(work)
+        if topic:
+            _tell(topic, part)
         for item in pickle.loads(items):
             pairs.append(guarded(item))
             if pairs[-1][1] is not None:
@@ -110,6 +115,14 @@ def run_part(work: bytes, items: bytes, expected: bytes) -> bytes:
     except BaseException as error:  # StopAll, an interrupt: the loop ends where it began, as it would there
         return pickle.dumps(Answer(raised=error, host=host))
     return pickle.dumps(Answer(tuple(pairs), time.perf_counter() - begun, tuple(unseen), host), protocol=5)
+
+
+def _tell(topic: str, part: int) -> None:
+    """Tell that a part begins, and wait until that is on its way: what follows may be the end of this process."""
+    from distributed import get_worker
+
+    get_worker().log_event(topic, part)
+    time.sleep(TOLD_S)
 
 
 @lru_cache(maxsize=2)
