@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from cellkit.forecast.fits import GO_ON
 from cellkit.forecast.learned import LAST
 from cellkit.forecast.speed import machine_key
 from cellkit.forecast.words import time_text
+from cellkit.log import LOG
 from cellkit.machine import RESERVE_BYTES, peak_bytes
 from cellkit.manifest import sha256_json
 from cellkit.microscope.frames import Frame
@@ -163,7 +163,7 @@ class Loop:
             if known.get("seconds"):
                 self.told["seconds"] = median(known["seconds"]) * mpx / shared
             left = counted(len(frames) - done, "file" if self.every_picture else "image")
-            print(f"forecast: {left}, {self.in_words()}", file=sys.stderr)
+            LOG.info(f"forecast: {left}, {self.in_words()}")
         self.began = time.monotonic()
 
     def in_words(self) -> str:
@@ -191,7 +191,7 @@ class Loop:
         if self.told.get("mpx", 0) < WORTH_MPX:
             return
         took = f"{time_text(seconds)}, {size_text(peak_bytes())} of memory, {size_text(size)} of disk"
-        print(f"took: {took}; forecast: {self.in_words()}", file=sys.stderr)
+        LOG.info(f"took: {took}; forecast: {self.in_words()}")
         kept = _kept()
         own = kept.setdefault(self.key, {})
         new = {"seconds": seconds * self.told["shared"] / self.told["mpx"]}
