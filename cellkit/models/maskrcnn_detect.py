@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cellkit.cells.instances import Instances
-from cellkit.files import read_json, write_json
 from cellkit.models.shared import live
-from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.detections import Reading, read_detections
-from cellkit.models.shared.in_windows import AsPictures, WholeImage, own_cells
 from cellkit.models.shared.inputs import CELL_PX, bytes_for, network_shape, planes_of, resized
 from cellkit.models.shared.live import AREA, Live, Range, Read
 from cellkit.models.shared.tiles import LARGEST_PX, Boxes, Window, join_tiles, owned_tiles, paste
@@ -54,9 +51,32 @@ class SeenByDetector:
     """
 
     def __init__(self, model, image: np.ndarray, settings: dict, left_out: Counter[str] | None = None):
-        self.model, self.image = model, image
-        self.found, self.planes = raw_detections(model, image, settings, left_out)
-        self.scale = np.array([self.planes.shape[2] / image.shape[1], self.planes.shape[1] / image.shape[0]] * 2)
+        found, planes = raw_detections(model, image, settings, left_out)
+        scale = np.array([planes.shape[2] / image.shape[1], planes.shape[1] / image.shape[0]] * 2)
+        self._see(model, image, found, planes, scale, np.zeros(4))
+
+    @classmethod
+    def of(
+        cls, model: Any, image: np.ndarray, found: Boxes, planes: np.ndarray, scale: np.ndarray, shift: np.ndarray
+    ) -> SeenByDetector:
+        """Return what was seen of a part of an image.
+
+        Parameters
+        ----------
+        found : Boxes
+            In px of the part.
+        planes : (3, h, w) float32
+            The part as the network is shown it.
+        scale, shift : (4,) float
+            A box (left, top, right, lower side) is at ``box * scale + shift`` in them.
+        """
+        seen = cls.__new__(cls)
+        seen._see(model, image, found, planes, scale, shift)
+        return seen
+
+    def _see(self, model: Any, image: np.ndarray, found: Boxes, planes: np.ndarray, scale: Any, shift: Any) -> None:
+        self.model, self.image, self.found, self.planes = model, image, found, planes
+        self.scale, self.shift = scale, shift
         self.logits: dict[int, np.ndarray] = {}  # what the network on cut-outs says of a detection, where it was asked
         self.texture: dict[int, np.ndarray] = {}  # what its texture voted last
 
@@ -94,29 +114,10 @@ class SeenByDetector:
         from cellkit.models.cell_classifier import class_logits
 
         new = [place for place in places.tolist() if place not in self.logits]
-        told = class_logits(self.model.cell_classifier, self.planes, self.found[np.array(new, int)].boxes * self.scale)
+        boxes = self.found[np.array(new, int)].boxes * self.scale + self.shift
+        told = class_logits(self.model.cell_classifier, self.planes, boxes)
         self.logits |= dict(zip(new, told, strict=True))
         return np.stack([self.logits[place] for place in places.tolist()]) if len(places) else told
-
-
-def segmenter(model, used: dict, bytes_per_px: int) -> Segmenter:
-    """Return a function from a stream of (H, W, 3) uint8 images to their cells, by a network read with these settings."""
-
-    def read_with(used: dict) -> Segmenter:
-        find = lambda image, left_out: detect_image(model, image, used, left_out)  # noqa: E731
-        size = lambda shape: bytes_for(shape, used["diameter_px"], used["flips"] * bytes_per_px)  # noqa: E731
-        return Segmenter(find, used, size, in_windows)
-
-    def in_windows(whole: WholeImage) -> AsPictures:
-        if not used.get("by_line"):
-            return AsPictures(read_with(used), whole)
-        kept = whole.folder / "line.json"
-        if not kept.is_file():
-            cells = own_cells(AsPictures(read_with(used | {"line": ""}), whole), whole.shape)
-            write_json(kept, {"line": line_of(np.concatenate([own.class_ids for own in cells]))})
-        return AsPictures(read_with(used | {"line": read_json(kept)["line"]}), whole)
-
-    return read_with(used)
 
 
 def live_detector(model, used: dict, bytes_per_px: int) -> Live:
@@ -137,7 +138,12 @@ def live_detector(model, used: dict, bytes_per_px: int) -> Live:
 
         return read
 
-    return Live(look, used, MOVED, segmenter(model, used, bytes_per_px).bytes_for)
+    return Live(look, used, MOVED, bytes_by(used, bytes_per_px))
+
+
+def bytes_by(used: dict, bytes_per_px: int) -> Callable[[tuple[int, int]], int]:
+    """Return the function (height, width) -> bytes of memory that finding the cells of an image takes."""
+    return lambda shape: bytes_for(shape, used["diameter_px"], used["flips"] * bytes_per_px)
 
 
 def changed_by(used: dict, changed: Mapping[str, Any]) -> dict:
@@ -171,22 +177,33 @@ def raw_detections(
     """Return all that the network says of an image, in px of the image, and the image as it was shown, (3, h, w) float32."""
     height, width = network_shape(image.shape[:2], settings["diameter_px"], 16)
     planes = resized(planes_of(image), (height, width), settings["diameter_px"] > CELL_PX)
+    loosened(model, settings)
+    found = _tiled(model, planes, settings, left_out)
+    capped = capped_in(model, len(found))
+    if left_out is not None:
+        left_out.update(capped)
+    ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+    return replace(found, boxes=found.boxes * ratio), planes
+
+
+def loosened(model: Any, settings: dict) -> None:
+    """Let a network report what the thresholds of any line take."""
     heads, lines = model.roi_heads, (settings.get("by_line") or {}).values()
     heads.score_thresh = min(
         [heads.score_thresh, *(own["score_threshold"] for own in lines if "score_threshold" in own)]
     )
     heads.nms_thresh = max([heads.nms_thresh, *(own["nms_threshold"] for own in lines if "nms_threshold" in own)])
-    found = _tiled(model, planes, settings, left_out)
-    over, ran_out = heads.take_counts()
-    tile = f"in a tile of {TILE_PX} px at network scale"
-    if left_out is not None and over:
-        left_out[f"left out: more than {heads.detections_per_img} {tile}; raise max_detections"] += over
-    if left_out is not None and ran_out:
-        left_out[f"found where proposals ran out ({ran_out} {tile}): others may be missing; raise max_detections"] += (
-            len(found)
-        )
-    ratio = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
-    return replace(found, boxes=found.boxes * ratio), planes
+
+
+def capped_in(model: Any, found: int) -> Counter[str]:
+    """Return how many cells a network's caps cut since they were last counted, and how many were found where it ran out."""
+    over, ran_out = model.roi_heads.take_counts()
+    tile, counts = f"in a tile of {TILE_PX} px at network scale", Counter()
+    if over:
+        counts[f"left out: more than {model.roi_heads.detections_per_img} {tile}; raise max_detections"] = over
+    if ran_out:
+        counts[f"found where proposals ran out ({ran_out} {tile}): others may be missing; raise max_detections"] = found
+    return counts
 
 
 def most_proposals(height: int, width: int, detections: int) -> int:
@@ -277,7 +294,7 @@ def _tiled(model, planes: np.ndarray, settings: dict, left_out: Counter[str] | N
 
     def detect(window: Window) -> Boxes:
         part = planes[:, window.top : window.bottom, window.left : window.right]
-        found = Boxes(*_forward(model, part), margin=settings.get("mask_box_margin", 0.0))
+        found = Boxes(*forward(model, part), margin=settings.get("mask_box_margin", 0.0))
         return replace(found, boxes=found.boxes + np.array([window.left, window.top] * 2))
 
     def pixels(found: Boxes) -> Instances:
@@ -289,7 +306,7 @@ def _tiled(model, planes: np.ndarray, settings: dict, left_out: Counter[str] | N
     return found
 
 
-def _forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+def forward(model, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Return boxes (N, 4) xyxy, scores (N,), mask probabilities (N, 28, 28) of one tile, and votes (N, K) where there are.
 
     To multiples of 16 px the tile is filled up by its edge, although crops of a training show zeros there, as the U-Net is shown

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from cellkit.cells.instances import Instances
 from cellkit.finding import opens_again
-from cellkit.models.maskrcnn_detect import live_detector, segmenter
+from cellkit.models.maskrcnn_detect import live_detector
+from cellkit.models.maskrcnn_windows import segmenter
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.cost import Cost
 from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training  # noqa: F401 - stated by every backend

@@ -136,7 +136,7 @@ def test_frozen_encoder_from_scratch_is_refused(drawn, tmp_path):
 
 
 def test_a_tile_is_filled_up_by_its_edge_and_nothing_is_found_there():
-    """Measured: zeros, as crops of a training have them, find no more at the border; see `_forward`."""
+    """Measured: zeros, as crops of a training have them, find no more at the border; see `forward`."""
 
     class Detector(torch.nn.Module):
         def __init__(self):
@@ -149,7 +149,7 @@ def test_a_tile_is_filled_up_by_its_edge_and_nothing_is_found_there():
             return [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8]), "masks": torch.ones(2, 1, 28, 28)}]
 
     detector, planes = Detector(), np.random.default_rng(0).random((3, 20, 22), np.float32)
-    boxes, scores, masks, votes = maskrcnn_detect._forward(detector, planes)
+    boxes, scores, masks, votes = maskrcnn_detect.forward(detector, planes)
     assert detector.shown.shape == (3, 32, 32) and np.array_equal(detector.shown[:, :20, :22], planes)
     assert (detector.shown[:, 20:, :22] == planes[:, -1:]).all() and (
         detector.shown[:, :20, 22:] == planes[:, :, -1:]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,12 +14,15 @@ from scipy import ndimage
 from window_cases import whole_of
 
 from cellkit.cells.instances import Instances
+from cellkit.models import maskrcnn_detect, maskrcnn_windows
 from cellkit.models.cell_classes import named_by
 from cellkit.models.shared.contract import BatchSegmenter, Segmenter
+from cellkit.models.shared.detector_settings import DEFAULTS
 from cellkit.models.shared.fusion import fuse, fused
 from cellkit.models.shared.routing import class_vote, routed, style_vote, with_classes_of
 from cellkit.models.shared.whole_light import in_light_of, percentiles
 from cellkit.predict import large
+from cellkit.scores.iou import overlaps
 
 SIDE = 70
 
@@ -128,22 +133,42 @@ def test_an_image_goes_to_the_model_of_its_kind_as_a_whole(tmp_path, by):
         assert {vote(image[:, left : left + 60]) for left in (0, 170)} == {"a", "b"}, "parts of it are of either kind"
 
 
-def test_a_detector_whose_thresholds_go_by_line_takes_the_line_of_most_cells(tmp_path, monkeypatch):
-    from cellkit.models import maskrcnn_detect
+class Perfect:
+    """A detector without fault: the bright parts of a tile, as boxes with masks; of two classes by their brightness."""
 
-    def read(self, settings, left_out, quick):
-        return bright(settings["score_threshold"])(self.image, {"small": 0})
+    roi_heads = SimpleNamespace(score_thresh=0.1, nms_thresh=0.5, take_counts=lambda: (0, 0))
 
-    def seen(self, model, image, used, left_out=None):
-        self.image = image
+    @staticmethod
+    def forward(model, planes: np.ndarray):
+        labels, count = ndimage.label(planes[2] > 0.2)
+        boxes, scores, masks = np.zeros((count, 4)), np.zeros(count), np.zeros((count, 28, 28), np.float32)
+        for k, (rows, columns) in enumerate(ndimage.find_objects(labels)):
+            boxes[k] = columns.start, rows.start, columns.stop, rows.stop
+            scores[k] = min(planes[2, rows, columns].max() / 1.5, 1)
+            masks[k] = cv2.resize((labels[rows, columns] == k + 1).astype(np.float32), (28, 28))
+        return boxes, scores, masks, None
 
-    monkeypatch.setattr(maskrcnn_detect.SeenByDetector, "__init__", seen)
-    monkeypatch.setattr(maskrcnn_detect.SeenByDetector, "_read", read)
-    lines = {"1": {"score_threshold": 0.4}, "2": {"score_threshold": 0.6}}
-    segment = maskrcnn_detect.segmenter(
-        None, {"score_threshold": 0.15, "by_line": lines, "diameter_px": 12.0, "flips": 1}, 1
-    )
-    image = scene(5)
+    @staticmethod
+    def logits(seen, places: np.ndarray) -> np.ndarray:
+        bright = seen.found[places].scores > 0.3
+        return np.stack([~bright, bright], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("by_line", [None, {"1": {"score_threshold": 0.25}, "2": {"score_threshold": 0.4}}])
+def test_a_detector_sees_the_tiles_of_the_whole_image(tmp_path, monkeypatch, by_line):
+    for module in (maskrcnn_detect, maskrcnn_windows):
+        monkeypatch.setattr(module, "TILE_PX", 96)
+        monkeypatch.setattr(module, "OVERLAP_PX", 32)
+        monkeypatch.setattr(module, "forward", Perfect.forward)
+    monkeypatch.setattr(maskrcnn_detect.SeenByDetector, "_logits_of", Perfect.logits)
+    used = {"diameter_px": 30.0, "by_line": by_line, "score_threshold": 0.12, "flips": 1, "max_detections": None}
+    segment = maskrcnn_windows.segmenter(Perfect, DEFAULTS | used, 1)
+    image = scene(5, (200, 260))
     (truth,) = segment([image])
-    assert same(in_windows(segment, image, tmp_path), by_first_pixel(truth))
-    assert same(in_windows(segment, image, tmp_path), by_first_pixel(truth)), "the line is kept"
+    assert len(truth) > 10 and len(np.unique(truth.class_ids)) == (1 if by_line else 2)
+    found = in_windows(segment, image, tmp_path, 120)
+    best = np.zeros(len(truth))
+    pairs = overlaps(truth, found)
+    np.maximum.at(best, pairs.truth, pairs.iou)
+    assert len(found) == len(truth) and (best > 0.9).all() and (best == 1).mean() > 0.8
+    assert same(in_windows(segment, image, tmp_path, 120), found), "tiles and line are kept"
