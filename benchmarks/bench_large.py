@@ -174,7 +174,7 @@ def main() -> None:
         more = {"threshold": ["--diameter", str(DIAMETER_PX)]}.get(
             given.model, ["--diameter", "30", "--set", "channels=nuclei"]
         )
-        command += more  # at 30 px a network's image is not resized, and a crop is shown it as in the whole
+        command += more  # at 30 px the image is not resized for the network, as the crop is not
         (out / "spent.json").write_text(json.dumps(run(command, out)))
     spent = json.loads((out / "spent.json").read_text())
     seconds = spent["cpu_s"]
