@@ -26,6 +26,7 @@ from cellkit.cluster.remote import MARK, Answer, Expected, files_in, not_shared,
 from cellkit.errors import UserError
 
 PART_S = 0.5  # a part of small items takes about as long
+PARTS_A_S = 50  # no more than this: one costs the command some 7 ms of processor
 MOST_ITEMS = 500  # of a part
 PARTS_A_THREAD = 3  # under way or waiting at a worker
 KILLS = 3  # workers that may die over an item
@@ -140,12 +141,13 @@ class _Loop:
             future.add_done_callback(self.landed.put)
 
     def _size(self) -> int:
-        """Return how many items the next part gets: as many as take `PART_S`, and some for every thread at the end."""
+        """Return how many items the next part gets: as many as take `PART_S`, longer on many workers; at the end some each."""
         if self.item_s is None:
             return 1
         left = len(self.items) - self.next
+        seconds = max(PART_S, self.threads / PARTS_A_S)
         most = min(MOST_ITEMS, -(-left // (2 * self.threads)))
-        return max(1, min(most, int(PART_S / max(self.item_s, 1e-6))))
+        return max(1, min(most, int(seconds / max(self.item_s, 1e-6))))
 
     def _taken(self, future: Any, part: Part) -> dict[int, tuple[Any, str | None]]:
         """Return the results of a part, or let it be done again."""
