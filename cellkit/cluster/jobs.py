@@ -68,7 +68,10 @@ def job_options(setting: ClusterSetting, folder: Path) -> dict[str, Any]:
 def prologue(setting: ClusterSetting) -> list[str]:
     """Return the lines of shell before a worker starts: its threads, where the package is, then those of the setting."""
     lines = [f"export {name}={setting.cores}" for name in THREADS]
-    lines += ["export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'"]
+    lines += [
+        "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",
+        "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False",
+    ]
     if os.environ.get("PYTHONPATH"):
         import shlex
 

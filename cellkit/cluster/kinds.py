@@ -93,6 +93,7 @@ def open_cluster(setting: ClusterSetting, workers: int, folder: Path) -> tuple[A
     if is_address(setting.kind) or is_file(setting.kind):
         return None, _join(setting)
     dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []})  # no pages
+    dask.config.set({"distributed.worker.profile.enabled": False})  # a hundred looks a second at what a worker does
     if setting.kind == "kubernetes":
         cluster = open_pods(setting, workers)
         return cluster, Client(cluster, set_as_default=False)
