@@ -28,7 +28,7 @@ from cellkit.errors import UserError
 PART_S = 0.5  # a part of small items takes about as long
 PARTS_A_S = 50  # no more than this: one costs the command some 7 ms of processor
 MOST_ITEMS = 500  # of a part
-PARTS_A_THREAD = 3  # under way or waiting at a worker
+PARTS_A_WORKER = 3  # under way or waiting at a worker
 KILLS = 3  # workers that may die over an item
 LOST = 20  # times that a part may be lost before it had begun
 LOOK_EVERY_S = 2.0
@@ -84,7 +84,7 @@ class _Loop:
         self.flying: dict[Any, Part] = {}
         self.landed: SimpleQueue = SimpleQueue()
         self.item_s: float | None = None
-        self.looked, self.threads = 0.0, 1
+        self.looked, self.workers = 0.0, 1
         self.begun: set[int] = set()  # suspected parts, by the number under which they were sent
         cluster.client.subscribe_topic(self.topic, lambda event: self.begun.add(event[1]))
 
@@ -112,12 +112,15 @@ class _Loop:
         """Count the workers, every few seconds."""
         now = time.monotonic()
         if now - self.looked >= LOOK_EVERY_S:
-            self.threads = sum(self.cluster.wait().values())
+            try:
+                self.workers = len(self.cluster.wait())
+            except OSError as error:
+                raise self._not_done(error) from error
             self.looked = now
 
     def _send(self) -> None:
-        """Send parts: while some are suspected of killing workers one a thread, so that only the guilty is counted."""
-        most = self.threads if self.again else PARTS_A_THREAD * self.threads
+        """Send parts: while some are suspected of killing workers one a worker, so that only the guilty is counted."""
+        most = self.workers if self.again else PARTS_A_WORKER * self.workers
         while len(self.flying) < most and (self.again or self.next < len(self.items)):
             if self.again:
                 part = self.again.popleft()
@@ -145,8 +148,8 @@ class _Loop:
         if self.item_s is None:
             return 1
         left = len(self.items) - self.next
-        seconds = max(PART_S, self.threads / PARTS_A_S)
-        most = min(MOST_ITEMS, -(-left // (2 * self.threads)))
+        seconds = max(PART_S, self.workers / PARTS_A_S)
+        most = min(MOST_ITEMS, -(-left // (2 * self.workers)))
         return max(1, min(most, int(seconds / max(self.item_s, 1e-6))))
 
     def _taken(self, future: Any, part: Part) -> dict[int, tuple[Any, str | None]]:
@@ -164,9 +167,10 @@ class _Loop:
         except Exception as error:
             raise self._not_done(error) from error
         del self.flying[future]
-        for fault in (answer.refused, answer.raised):
-            if fault is not None:
-                raise fault
+        if answer.refused is not None:
+            raise answer.refused
+        if answer.raised is not None:
+            raise self._not_done(answer.raised)
         for path in answer.unseen:
             if os.path.exists(path):
                 raise not_shared(path, answer.host)
@@ -188,8 +192,15 @@ class _Loop:
         self.again += [Part(part.first + k, [item], kills, part.lost + 1) for k, item in enumerate(part.items)]
         return {}
 
-    def _not_done(self, error: Exception) -> Exception:
-        """Return what is to be said of a part that did not run at all."""
+    def _not_done(self, error: BaseException) -> BaseException:
+        """Return what is to be said of a part that did not run to its end."""
+        from concurrent.futures import CancelledError
+
+        if isinstance(error, CancelledError) or self.cluster.client.status != "running":
+            return UserError(
+                f"cluster {self.cluster.setting.kind}: its scheduler ended, or gave the work up",
+                "see that it runs, then repeat the command: what is done is kept",
+            )
         if isinstance(error, ModuleNotFoundError):
             return UserError(
                 f"a worker has no package {error.name}",

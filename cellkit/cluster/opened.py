@@ -75,6 +75,11 @@ class Cluster:
             self.close()
             raise
         LOG.info(f"cluster {self.setting.kind}: {counted(len(threads), 'worker')} of {self.workers}, more may come")
+        if max(threads.values()) > 1:
+            LOG.warning(
+                f"cluster {self.setting.kind}: a worker has {max(threads.values())} threads, and does one item at a time: "
+                "start more workers, each with --nthreads 1"
+            )
 
     def wait(self) -> dict[str, int]:
         """Wait until there is a worker; return the threads of each by its address.

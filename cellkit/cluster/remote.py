@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -19,6 +20,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 MARK = ".cellkit-shared-"  # a file by which a worker sees that a folder is the same folder
 TOLD_S = 0.05
 IS_WORKER = False  # this process is a worker: loops in it do not go to a cluster
+_ALONE = threading.Lock()  # held while a part is done: folder, variables and the model that is kept are the process's
 
 
 class Guarded:
@@ -81,7 +83,7 @@ class Answer:
 
 
 def run_part(work: bytes, items: bytes, expected: bytes, topic: str = "", part: int = 0) -> bytes:
-    """Do a part of a loop on a worker.
+    """Do a part of a loop on a worker; one at a time, whatever threads the worker has.
 
     Parameters
     ----------
@@ -99,6 +101,11 @@ def run_part(work: bytes, items: bytes, expected: bytes, topic: str = "", part: 
     bytes
         An `Answer`, pickled.
     """
+    with _ALONE:
+        return _part_done(work, items, expected, topic, part)
+
+
+def _part_done(work: bytes, items: bytes, expected: bytes, topic: str, part: int) -> bytes:
     host = socket.gethostname()
     refused = _made_ready(expected)
     if refused is not None:
@@ -130,9 +137,9 @@ def _loaded(work: bytes) -> Guarded:
     return Guarded(pickle.loads(work))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1)  # of the last alone: between its parts another command's may have been done here
 def _made_ready(expected: bytes) -> UserError | None:
-    """Make this process like the one that asks, once; return why it cannot be."""
+    """Make this process like the one that asks, until another does; return why it cannot be."""
     global IS_WORKER
     IS_WORKER = True
     from cellkit import __version__

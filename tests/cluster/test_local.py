@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Future
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from work import die_once, halve, kill_at_five, size_of, slowly, stop_at_three, where
@@ -55,7 +56,7 @@ def test_many_small_items_go_out_in_few_parts(cluster, monkeypatch):
     monkeypatch.setattr(loop._Loop, "_send", lambda self: (sent(self), steps.append((len(self.flying), self.sent))))
     assert map_items(abs, range(20_000), "abs", 1)[0] == list(range(20_000))
     most, parts = max(flying for flying, _ in steps), steps[-1][1]
-    assert most <= 2 * loop.PARTS_A_THREAD and parts < 400
+    assert most <= 2 * loop.PARTS_A_WORKER and parts < 400
 
 
 def test_threads_folder_and_variables_are_those_asked_for(cluster, monkeypatch, tmp_path):
@@ -154,6 +155,26 @@ def test_a_worker_with_other_code_or_another_folder_refuses(cluster, tmp_path):
     assert f"'{tmp_path / 'no'}' is here, and not on" in refused(folder=str(tmp_path / "no"))
     assert f"'{tmp_path}' is here, and not on" in refused(marks=(str(tmp_path / ".mark"),))
     assert refused() == "None"
+
+
+def test_work_that_the_scheduler_gives_up_is_told_in_two_lines(cluster):
+    def give_up(item: int, result: int) -> None:
+        cluster.client.cancel([Future(key, cluster.client) for key in list(cluster.client.futures)], force=True)
+
+    with pytest.raises(UserError, match="cluster local: its scheduler ended, or gave the work up\nsee that it runs"):
+        map_items(slowly, range(4), "wait", 1, then=give_up)
+
+
+def test_a_package_that_workers_lack_is_named(cluster):
+    class Lacking:
+        def __reduce__(self) -> tuple:
+            return __import__, ("no_such_package",)
+
+        def __call__(self, number: int) -> int:
+            return number
+
+    with pytest.raises(UserError, match="a worker has no package no_such_package\nlet workers use this environment"):
+        map_items(Lacking(), [1], "lack", 1)
 
 
 def test_what_cannot_be_sent_is_said_as_it_is(cluster):

@@ -49,3 +49,15 @@ def size_of(path: Path) -> int:
 def slowly(number: int) -> int:
     time.sleep(0.5)
     return number
+
+
+_UNDER_WAY: list[int] = []
+
+
+def together(number: int) -> int:
+    """Return how many of these calls were under way in this process at once."""
+    _UNDER_WAY.append(number)
+    time.sleep(0.02)
+    seen = len(_UNDER_WAY)
+    _UNDER_WAY.remove(number)
+    return seen
