@@ -22,6 +22,7 @@ from cellkit.errors import UserError
 from cellkit.files import PACKAGE, read_json, sha256_each, sha256_file, sha256_listing, sha256_tree, write_json
 from cellkit.log import LOG
 from cellkit.modules import own_folders
+from cellkit.room import disk_of
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -284,8 +285,7 @@ def check_folder(run_dir: Path) -> None:
 
 def free_bytes(run_dir: Path) -> int:
     """Return the space that is free where a run folder is, or will be."""
-    place = run_dir.absolute()
-    return shutil.disk_usage(next(one for one in (place, *place.parents) if one.is_dir())).free
+    return disk_of("the run folder", run_dir).free_bytes
 
 
 def check_writable(run_dir: Path) -> None:

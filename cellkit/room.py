@@ -17,6 +17,7 @@ from pathlib import Path
 from cellkit.errors import UserError
 
 UNLIMITED_BYTES = 2**60  # what control groups of version 1 say where there is no limit is larger
+IN_MEMORY = {"tmpfs", "ramfs"}  # file systems where room that is reserved is memory
 LIMITS = ("Max address space", "Max data size")  # ulimit -v, ulimit -d
 
 
@@ -136,6 +137,7 @@ class Disk:
     device : int
         Number of the file system.
     free_bytes : int
+        `UNLIMITED_BYTES` where it does not say its size, as some that reach over a network do not.
     free_files : int or None
         How many more files it takes; None where it sets no limit of its own.
     read_only : bool
@@ -150,36 +152,59 @@ class Disk:
 
 
 def disk_of(what: str, folder: str | Path) -> Disk:
-    """Return the file system that a folder is on, or will be."""
+    """Return the file system that a folder is on, or will be.
+
+    Raises
+    ------
+    UserError
+        There is no such drive.
+    """
     place = Path(folder).absolute()
-    there = next(one for one in (place, *place.parents) if one.is_dir())
+    there = next((one for one in (place, *place.parents) if os.path.isdir(one)), None)
+    if there is None:
+        raise UserError(f"{what} ({place}): there is no '{place.anchor}'", "name a folder on a drive that is there")
     device = there.stat().st_dev
     if not hasattr(os, "statvfs"):
-        return Disk(what, there, device, shutil.disk_usage(there).free)
+        about = shutil.disk_usage(there)
+        return Disk(what, there, device, about.free if about.total else UNLIMITED_BYTES)
     about = os.statvfs(there)
     files = about.f_favail if about.f_files else None
     read_only = bool(about.f_flag & os.ST_RDONLY)
-    return Disk(what, there, device, about.f_bavail * about.f_frsize, files, read_only)
+    free = about.f_bavail * about.f_frsize if about.f_blocks else UNLIMITED_BYTES
+    return Disk(what, there, device, free, files, read_only)
 
 
 def reserved(folder: Path, needed_bytes: int) -> bool:
     """Tell whether a file of that size can be had, by having it for a moment: quotas of users are told in no other way.
 
-    True as well where the file system does not reserve without writing.
+    True as well where the file system does not reserve without writing, and where what it reserves is memory. How large a
+    single file may be says nothing: many are written.
     """
+    if kind_of(folder) in IN_MEMORY:
+        return True
     try:
         import ctypes
 
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-    except (ImportError, OSError, AttributeError):
+    except (ImportError, OSError, AttributeError, TypeError):  # TypeError: on Windows
         return True
     import errno
 
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
         size = ctypes.c_longlong(needed_bytes)
         if fallocate(file.fileno(), 0, ctypes.c_longlong(0), size) != 0:
-            return ctypes.get_errno() not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            return ctypes.get_errno() not in (errno.ENOSPC, errno.EDQUOT)
     return True
+
+
+def kind_of(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """Return the kind of the file system of a folder, such as "ext4"; "" where the machine does not tell."""
+    if not hasattr(os, "major"):
+        return ""
+    device = folder.stat().st_dev
+    lines = (line.split() for line in _text(mounts).splitlines())
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return next((line[line.index("-") + 1] for line in lines if "-" in line and line[2] == number), "")
 
 
 def check_disks(needs: list[tuple[Disk, float, int]], remedy: str) -> None:

@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cellkit import room
 from cellkit.errors import UserError
-from cellkit.room import Disk, check_disks, disk_of, memory_of, reserved
+from cellkit.room import Disk, check_disks, disk_of, kind_of, memory_of, reserved
 
 GB = 10**9
 
@@ -88,6 +90,45 @@ def test_this_machine_has_some_memory_and_some_disk(tmp_path):
     assert reserved(tmp_path, 4096) and not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_does_not_say_its_size_refuses_nothing(tmp_path, monkeypatch):
+    silent = SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=4096, f_files=0, f_favail=0, f_flag=0)
+    monkeypatch.setattr(os, "statvfs", lambda folder: silent)
+    disk = disk_of("the run folder", tmp_path)
+    check_disks([(disk, 1e15, 10**9)], "")
+    assert disk.free_files is None
+    monkeypatch.delattr(os, "statvfs")  # as on Windows
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(total=0, free=0))
+    check_disks([(disk_of("the run folder", tmp_path), 1e15, 1)], "")
+
+
+def test_a_drive_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(room.os.path, "isdir", lambda place: False)
+    with pytest.raises(UserError, match="the run folder .*: there is no '/'"):
+        disk_of("the run folder", "runs/a")
+
+
+def test_the_largest_file_that_is_allowed_is_no_quota(tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        assert reserved(tmp_path, 2**21)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("error", [TypeError, OSError])
+def test_where_nothing_is_reserved_nothing_is_refused(tmp_path, monkeypatch, error):
+    import ctypes
+
+    def no_library(*_, **__):
+        raise error  # TypeError is what Windows says
+
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    assert reserved(tmp_path, 10**18)
+
+
 def test_places_on_one_disk_share_what_is_free_there():
     run, temporary = (
         Disk(what, Path("/"), 1, 100 * 10**6, 50) for what in ("the run folder", "the folder of temporary files")
@@ -115,9 +156,11 @@ def small_disk(tmp_path, request):
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_small_file_system_says_what_it_takes(small_disk):
+def test_a_small_file_system_says_what_it_takes(small_disk, monkeypatch):
     place, kind = small_disk
     disk = disk_of("the run folder", place)
     assert disk.device != os.stat(place.parent).st_dev and disk.free_bytes <= 4 * 2**20
     assert "nr_inodes" not in kind or disk.free_files < 20
+    assert kind_of(place) == "tmpfs" and reserved(place, 2**23), "room that is reserved there would be memory"
+    monkeypatch.setattr(room, "IN_MEMORY", set())
     assert reserved(place, 2**20) and not reserved(place, 2**23)
