@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 
 CONVERT_BYTES = 32  # of memory, of a pixel: planes of two channels, the picture
 MEASURE_BYTES = 40  # likewise: a channel, its label image, what is measured of them
-PICTURE_BYTES, HEADER_BYTES, ROW_BYTES = (
-    3,
-    360,
-    300,
-)  # of a picture, which is not compressed; of a row of conversion.csv
+PICTURE_BYTES, HEADER_BYTES = 3, 360  # of a pixel of a picture, which is not compressed, and of its file
+ROW_BYTES = 300  # of a row of conversion.csv
 LABEL_BYTES = {"tif": 0.06, "png": 0.04, "ome-zarr": 0.1}  # of a pixel of a label image, compressed; else outlines
 OVERLAY_BYTES = 2.0  # of a pixel of a picture with outlines
 CELL_BYTES = 400  # of a cell in COCO, whose outline has about 40 rows
@@ -111,7 +108,7 @@ def loop_of_predict(given: argparse.Namespace, model: Model, conversion: Convers
     about: list[Any] = [model.backend, model.sha256, model.config, asdict(conversion) if conversion else None]
     about += [given.labels is not None and given.format, given.overlays is not None, given.cells is not None]
     one = CONVERTING_BYTES if model.backend == "threshold" else NETWORK_BYTES
-    how = {"workers": given.workers, "worker_bytes": one, "force": given.force}
+    how = {"workers": given.workers, "worker_bytes": one, "force": given.force, "release": segment.cache_clear}
     return Loop("predict", _plain(about), needed, written, find, **how)
 
 

@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from cellkit.cells.dataset import evenly_spaced
+from cellkit.cluster.opened import current
 from cellkit.errors import UserError, counted
 from cellkit.fetch.registry import cache_folder
 from cellkit.files import read_json, write_json
@@ -99,8 +100,10 @@ class Loop:
         (pictures, pixels, cells) -> {place: bytes} that will be written; cells are 0 where they are not known.
     trial : callable, optional
         Works on one image, writes nothing, and returns how many bytes that would be: is timed where no speed is known.
+    release : callable, optional
+        Lets go of what `memory_of_px` and `trial` opened, such as a model: the loop opens its own.
     workers : int
-        Processes; 1 = this one.
+        Processes; 1 = this one. On a cluster as many as it is asked for.
     worker_bytes : float
         Of memory, of such a process before it takes an image: what it imports, and a model of its own.
     force : bool
@@ -114,6 +117,7 @@ class Loop:
     memory_of_px: Callable[[float], float]
     disk_of_px: Callable[[float, float, float], Mapping[Path, float]]
     trial: Callable[[Frame], int] | None = None
+    release: Callable[[], None] | None = None
     workers: int = 1
     worker_bytes: float = WORKER_BYTES
     force: bool = False
@@ -143,27 +147,32 @@ class Loop:
         UserError
             What is needed, what is free, and what would fit.
         """
-        self.workers = min(self.workers, max(len(frames), 1))
+        cluster = current()
+        self.workers = min(cluster.workers if cluster else self.workers, max(len(frames), 1))
+        elsewhere = cluster is not None and cluster.is_elsewhere
+        here = 1 if elsewhere else self.workers  # processes of this machine
         sizes = sizes_of(frames, self.every_picture, self.axes)
         share = max(len(frames) - done, 0) / max(len(frames), 1)
         mpx, known = sizes.px * share / 1e6, _kept().get(self.key, {})
         if mpx >= WORTH_MPX and not known:
             known = self._tried(frames, sizes, cells)
         self.held = median(known["held"]) if known.get("held") else 0.0
-        shared = max(min(self.workers, os.cpu_count() or 1, len(frames)), 1)
+        shared = max(self.workers if elsewhere else min(self.workers, os.cpu_count() or 1), 1)
         by = _bounded(known.get("disk", []))
         disk = {place: size * share * by for place, size in self.disk_of_px(sizes.pictures, sizes.px, cells).items()}
         if not self.force:
-            self._check_memory(sizes, memory_of())
+            self._check_memory(sizes, memory_of(), here)
             self._check_disk(disk, round(sizes.pictures * share) + 2)
         self.told = {"mpx": mpx, "shared": shared, "disk_bytes": sum(disk.values()), "factor": by}
         if mpx >= WORTH_MPX:
             self.told["image_bytes"] = self.memory_of_px(sizes.largest_px)
-            self.told["peak_bytes"] = self.memory(sizes.largest_px, self.workers)
+            self.told["peak_bytes"] = self.memory(sizes.largest_px, here)
             if known.get("seconds"):
                 self.told["seconds"] = median(known["seconds"]) * mpx / shared
             left = counted(len(frames) - done, "file" if self.every_picture else "image")
             LOG.info(f"forecast: {left}, {self.in_words()}")
+        if self.release is not None:
+            self.release()
         self.began = time.monotonic()
 
     def in_words(self) -> str:
@@ -219,17 +228,15 @@ class Loop:
             return {"seconds": [seconds], "disk": [written / counted_bytes] if written and counted_bytes else []}
         return {}
 
-    def _check_memory(self, sizes: Sizes, memory: Memory) -> None:
+    def _check_memory(self, sizes: Sizes, memory: Memory, workers: int) -> None:
         """Refuse more workers than the memory holds; an image that does not fit alone is left to its turn."""
         room = memory.free + memory.swap
-        if self.workers == 1 or (needed := self.memory(sizes.largest_px, self.workers)) <= room:
+        if workers == 1 or (needed := self.memory(sizes.largest_px, workers)) <= room:
             return
-        fitting = next(
-            (count for count in range(self.workers, 0, -1) if self.memory(sizes.largest_px, count) <= room), 0
-        )
+        fitting = next((count for count in range(workers, 0, -1) if self.memory(sizes.largest_px, count) <= room), 0)
         fits = f"it fits with --workers {fitting}" if fitting else "it fits with no number of workers: use --workers 1"
         raise UserError(
-            f"{self.command} with {self.workers} workers takes about {size_text(needed)} of memory, {size_text(room)} are free",
+            f"{self.command} with {workers} workers takes about {size_text(needed)} of memory, {size_text(room)} are free",
             f"{fits}; {GO_ON}",
         )
 
