@@ -84,6 +84,5 @@ def _weights(cost: Cost) -> float:
 def _training(config: Schedule, cost: Cost) -> tuple[float, float]:
     """Return the bytes that stay of a training, its last state and its checkpoint, and those of the best so far, which pass."""
     weights = _weights(cost)
-    trained = min(cost.trained_bytes or weights, weights)
-    changing = trained if cost.parameters else weights  # of a large network what is not trained is not written
-    return changing + trained * (ADAM + bool(config.average_steps)) + weights, changing
+    trained = min(cost.trained_bytes or weights, weights)  # what is not trained is not written into a state
+    return trained * (1 + ADAM + bool(config.average_steps)) + weights, trained

@@ -35,6 +35,7 @@ class RunImages:
         sample: Sample = USUAL,
     ):
         self.sample = sample
+        self._sizes: dict[str, dict[str, float]] = {}
         self.cfg, self.records = cfg, [record for record in records if record.split]
         labels = instances or [None] * len(records)
         self.labels = [cells for cells, record in zip(labels, records, strict=True) if record.split]
@@ -99,6 +100,11 @@ class RunImages:
 
     def sizes(self, section: str) -> dict[str, float]:
         """Return the megapixels that the network sees, at its scale, of each image by its image_id."""
+        if section not in self._sizes:
+            self._sizes[section] = self._counted_px(section)
+        return self._sizes[section]
+
+    def _counted_px(self, section: str) -> dict[str, float]:
         own = getattr(self.cfg, section)
         seen = optional(backend_module(own.backend), "seen_px")
         scale = (CELL_PX / self.diameter(section)) ** 2

@@ -40,9 +40,10 @@ def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, f
         held += KEPT_BYTES * 1e6 * run.mpx(section, *(("train", "val") if folds else ("train",)))
         held += sampled if on_gpu else max(of_step, sampled + speed.cost.step_bytes * (at_once(cfg) - BATCH))
     of_px = backend_module(cfg.backend).BYTES_PER_PX * (getattr(cfg, "flips", None) or 1)
-    held = max(held, began + sampled + run.largest_bytes(section, of_px))
-    if section == "label":  # each process loads the network, and is at an image of its own
-        held += run.processes(section) * (held - NOTEBOOK_BYTES)
+    alone = began + sampled + run.largest_bytes(section, of_px)  # what finding cells takes
+    held = max(held, alone)
+    processes = 0 if on_gpu and run.cfg.cluster.is_none else run.processes(section)  # on a GPU one does it
+    held = max(held, alone + processes * (alone - NOTEBOOK_BYTES))  # each with the network, at an image of its own
     network = 4 * speed.cost.parameters + (ADAM_BYTES * speed.cost.trained if section != "label" else 0)
     if on_gpu:
         return held, network + of_step

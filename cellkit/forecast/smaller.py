@@ -39,10 +39,12 @@ def smaller_on_disk(plan: Plan) -> Iterator[Change]:
 
 
 def _fewer_workers(plan: Plan) -> Iterator[Change]:
-    workers = max(getattr(section, "workers", 1) for _, section in plan.cfg if hasattr(section, "seed"))
-    while workers > 1:
-        workers //= 2
-        yield {"workers": workers}
+    own = {name: part.workers for name, part in plan.cfg if hasattr(part, "seed") and hasattr(part, "workers")}
+    most, together = max(own.values(), default=1), len(set(own.values())) == 1  # else the common key does not reach all
+    while most > 1:
+        most //= 2
+        fewer: Change = {f"{name}.workers": most for name, workers in own.items() if workers > most}
+        yield {"workers": most} if together else fewer
 
 
 def _smaller_steps(plan: Plan) -> Iterator[Change]:

@@ -35,6 +35,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from pkgutil import extend_path
 from types import ModuleType
@@ -138,10 +139,11 @@ def _about(name: str) -> dict[str, Any]:
     path = path_of("backend", name)
     if path is None:
         raise none_called("backend", name)
-    return {"REQUIRES": (), **_stated(path)}
+    return {"REQUIRES": (), **_stated(path, path.stat().st_mtime_ns)}
 
 
-def _stated(path: Path) -> dict[str, Any]:
+@lru_cache
+def _stated(path: Path, changed_ns: int) -> dict[str, Any]:
     """Return the constants in `STATED` of a module.
 
     Raises

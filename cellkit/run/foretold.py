@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from cellkit.manifest import MANIFEST, UNFINISHED, read_manifest
 from cellkit.run.preflight_data import Outlook
 
 LOOK_EVERY_S = 1.0  # at the files that a stage has written so far
+LEAST_PAUSE = 30  # times what the look before took: of very many files, looking is work too
 
 
 class Foretold:
@@ -99,8 +101,11 @@ class Foretold:
         ended, place, self.most = threading.Event(), self.folder / UNFINISHED / name, 0
 
         def look() -> None:
-            while not ended.wait(LOOK_EVERY_S):
+            pause_s = LOOK_EVERY_S
+            while not ended.wait(pause_s):
+                began = time.monotonic()
                 self.most = max(self.most, size_of(place))
+                pause_s = max(LOOK_EVERY_S, LEAST_PAUSE * (time.monotonic() - began))
 
         watcher = threading.Thread(target=look, name="disk of a stage", daemon=True)
         watcher.start()
@@ -117,7 +122,8 @@ class Foretold:
         entry = manifest["stages"][name]
         places = [one["path"] for one in entry["outputs"].values()] + list(entry["also"])
         kept = size_of(copy) + sum(size_of(self.folder / place) for place in _outermost(places))
-        alone_s = undisturbed_s(entry)
+        one_process = self.cfg.cluster.is_none and getattr(self.cfg, STAGES[name]).workers == 1
+        alone_s = undisturbed_s(entry) if one_process else entry["seconds"]  # those of several processes do not add up
         took = {
             **entry,
             "undisturbed_s": alone_s,

@@ -12,7 +12,7 @@ from cellkit.cells.records import ImageRecord
 from cellkit.config.reading import load_config
 from cellkit.config.sections import STAGES
 from cellkit.errors import UserError
-from cellkit.forecast import fits
+from cellkit.forecast import fits, smaller
 from cellkit.forecast.speed import Speed
 from cellkit.forecast.stages import Plan
 from cellkit.forecast.words import whole
@@ -91,6 +91,26 @@ def test_workers_are_counted_and_fewer_fit(plan):
         Memory(GB * 9, GB * 3),
     )
     assert "it fits with workers: 8" in error.remedy
+
+
+def test_workers_that_a_section_names_are_lessened_there(plan):
+    own = plan.under({"label.workers": 8})
+    assert list(smaller._fewer_workers(own)) == [{"label.workers": count} for count in (4, 2, 1)]
+    assert list(smaller._fewer_workers(plan)) == []
+
+
+def test_processes_that_find_cells_after_a_training_hold_a_network_each(plan):
+    one, many = (plan.under({"maskrcnn.workers": count}).forecast()["05_train_maskrcnn"].peak_bytes for count in (1, 8))
+    assert many > one + 4 * SPEED.start_bytes
+
+
+def test_of_a_frozen_encoder_no_state_is_written(plan):
+    half = replace(SPEED, cost=replace(COST, trained_bytes=5 * 10**6))
+    few = replace(plan, speeds=SPEEDS | {"maskrcnn": half}).forecast()["05_train_maskrcnn"]
+    every = plan.forecast()["05_train_maskrcnn"]
+    moments = 2 + bool(plan.cfg.maskrcnn.average_steps)
+    assert every.kept_bytes - few.kept_bytes == pytest.approx(5e6 * (1 + moments), abs=2)
+    assert every.disk_bytes - few.disk_bytes == pytest.approx(5e6 * (2 + moments), abs=2), "the best so far likewise"
 
 
 def test_an_image_too_large_is_left_out_or_made_smaller(plan):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from cellkit.config.reading import load_config
 from cellkit.errors import UserError
 from cellkit.forecast.stages import Forecast
+from cellkit.forecast.words import noted
 from cellkit.run.foretold import Foretold, size_of
 
 CONFIG = """
@@ -75,3 +78,14 @@ def test_what_a_stage_writes_is_seen_while_it_is_under_way(tmp_path, monkeypatch
             time.sleep(0.01)
         (place / "passing").unlink()
     assert run.most == 7000 and size_of(place) == 0
+
+
+@pytest.mark.parametrize(("workers", "alone_s"), [(1, 40.0), (4, 50.0)])
+def test_seconds_of_several_processes_do_not_add_up(tmp_path, monkeypatch, workers, alone_s):
+    (tmp_path / "c.yaml").write_text(f"{CONFIG}workers: {workers}\n")
+    run = Foretold(tmp_path, load_config(tmp_path / "c.yaml"))
+    run.found, run.plan = {"01_convert": Forecast(45, 1e9)}, SimpleNamespace(speeds={})
+    spent = {"seconds": 50.0, "processor_s": 40.0 * workers, "arithmetic": {"threads": 1, "device": "cpu"}}
+    manifest = {"stages": {"01_convert": spent | {"outputs": {}, "also": {}}}, "forecast": noted(run.found)}
+    run.note("01_convert", manifest, tmp_path / "no_copy")
+    assert manifest["forecast"]["01_convert"]["took_undisturbed_s"] == alone_s
