@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.log import LOG
-from cellkit.room import memory_of
+from cellkit.room import free_on, memory_of
 
 GB = 1e9
 RESERVE_BYTES = 50_000_000  # of a disk, left free
@@ -216,7 +215,7 @@ def check_space(folder: Path, needed_bytes: int, what: str) -> None:
     ------
     NoRoom
     """
-    free = shutil.disk_usage(folder).free
+    free = free_on(folder)
     if needed_bytes + RESERVE_BYTES > free:
         raise NoRoom(
             f"{folder} has {free / 1e6:,.0f} MB free, {what} takes {needed_bytes / 1e6:,.0f} MB",

@@ -165,13 +165,18 @@ def disk_of(what: str, folder: str | Path) -> Disk:
         raise UserError(f"{what} ({place}): there is no '{place.anchor}'", "name a folder on a drive that is there")
     device = there.stat().st_dev
     if not hasattr(os, "statvfs"):
-        about = shutil.disk_usage(there)
-        return Disk(what, there, device, about.free if about.total else UNLIMITED_BYTES)
+        return Disk(what, there, device, free_on(there))
     about = os.statvfs(there)
     files = about.f_favail if about.f_files else None
     read_only = bool(about.f_flag & os.ST_RDONLY)
     free = about.f_bavail * about.f_frsize if about.f_blocks else UNLIMITED_BYTES
     return Disk(what, there, device, free, files, read_only)
+
+
+def free_on(folder: str | Path) -> int:
+    """Return the bytes that are free on the disk of a folder that is there; `UNLIMITED_BYTES` where it does not say its size."""
+    about = shutil.disk_usage(folder)
+    return about.free if about.total else UNLIMITED_BYTES
 
 
 def reserved(folder: Path, needed_bytes: int) -> bool:

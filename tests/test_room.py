@@ -12,6 +12,7 @@ import pytest
 
 from cellkit import room
 from cellkit.errors import UserError
+from cellkit.machine import check_space
 from cellkit.room import Disk, check_disks, disk_of, kind_of, memory_of, reserved
 
 GB = 10**9
@@ -99,6 +100,7 @@ def test_a_disk_that_does_not_say_its_size_refuses_nothing(tmp_path, monkeypatch
     monkeypatch.delattr(os, "statvfs")  # as on Windows
     monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(total=0, free=0))
     check_disks([(disk_of("the run folder", tmp_path), 1e15, 1)], "")
+    check_space(tmp_path, 10**15, "a download")
 
 
 def test_a_drive_that_is_not_there_is_refused(monkeypatch):

@@ -115,8 +115,9 @@ def check_disk(folder: str | Path) -> dict[str, Any]:
     """Return the space that is free where runs are written."""
     from cellkit.manifest import MIN_FREE_BYTES
 
-    free = shutil.disk_usage(folder).free
-    problem = "" if free >= MIN_FREE_BYTES else f"{free / 1e6:.0f} MB are free on the disk of {Path(folder).resolve()}"
+    about = shutil.disk_usage(folder)
+    free, enough = about.free, about.free >= MIN_FREE_BYTES or not about.total  # some disks do not say their size
+    problem = "" if enough else f"{free / 1e6:.0f} MB are free on the disk of {Path(folder).resolve()}"
     return _item(
         "disk", problem, f"free at least {MIN_FREE_BYTES / 1e6:.0f} MB" if problem else "", free_gb=to_gb(free)
     )

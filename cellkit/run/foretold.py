@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.config.sections import STAGES, Config
+from cellkit.errors import UserError
 from cellkit.files import write_json
 from cellkit.forecast.fits import check_fits, check_stage_disk
 from cellkit.forecast.learned import learn
 from cellkit.forecast.stages import Forecast, Plan, remarks
 from cellkit.forecast.words import compared, in_words, noted
-from cellkit.manifest import MANIFEST, UNFINISHED, read_manifest
+from cellkit.manifest import MANIFEST, NOTEBOOKS, UNFINISHED, owned_files, read_manifest
 from cellkit.run.preflight_data import Outlook
 
 LOOK_EVERY_S = 1.0  # at the files that a stage has written so far
@@ -121,7 +122,7 @@ class Foretold:
             return
         entry = manifest["stages"][name]
         places = [one["path"] for one in entry["outputs"].values()] + list(entry["also"])
-        kept = size_of(copy) + sum(size_of(self.folder / place) for place in _outermost(places))
+        kept = size_of(copy) + sum(size_of(self.folder / place) for place in outermost(places))
         one_process = self.cfg.cluster.is_none and getattr(self.cfg, STAGES[name]).workers == 1
         alone_s = undisturbed_s(entry) if one_process else entry["seconds"]  # those of several processes do not add up
         took = {
@@ -173,12 +174,21 @@ def size_of(place: Path) -> int:
     return total
 
 
-def _outermost(places: list[str]) -> list[str]:
+def freed_by_forgetting(folder: Path) -> int:
+    """Return the bytes of a run's own files, which ``--fresh`` deletes; what else lies in its folder stays."""
+    try:
+        owned = owned_files(read_manifest(folder))
+    except UserError:  # damaged: what it listed cannot be told from what is not ours
+        owned = {}
+    return sum(size_of(folder / place) for place in (*outermost(list(owned)), UNFINISHED, NOTEBOOKS))
+
+
+def outermost(places: list[str]) -> list[str]:
     """Return the places that lie below no other.
 
     Examples
     --------
-    >>> _outermost(["images", "images/a.png", "records.csv"])
+    >>> outermost(["images", "images/a.png", "records.csv"])
     ['images', 'records.csv']
     """
     return [one for one in dict.fromkeys(places) if not any(one.startswith(f"{other}/") for other in places)]

@@ -48,7 +48,7 @@ from cellkit.manifest import (
 )
 from cellkit.run.console import INTERRUPTED, Clock, Console, span, verdict
 from cellkit.run.folder import fingerprint_of
-from cellkit.run.foretold import Foretold, size_of
+from cellkit.run.foretold import Foretold, freed_by_forgetting
 from cellkit.run.notebooks import Notebook, code_hashes, notebooks_of
 from cellkit.run.preflight_data import Outlook
 from cellkit.run.stale import StageState, stage_state, stage_states
@@ -117,7 +117,7 @@ def run_notebooks(
                 names = [book.name for book in chosen] if notebooks is None else []
                 outlook = _check_run(cfg, folder, names)
                 foretold.look(
-                    outlook, names, Console().line, freed_bytes=size_of(folder)
+                    outlook, names, Console().line, freed_bytes=freed_by_forgetting(folder)
                 )  # refused with nothing forgotten
                 _forget(folder)
             else:

@@ -11,9 +11,11 @@ import pytest
 
 from cellkit.config.reading import load_config
 from cellkit.errors import UserError
+from cellkit.files import write_json
 from cellkit.forecast.stages import Forecast
 from cellkit.forecast.words import noted
-from cellkit.run.foretold import Foretold, size_of
+from cellkit.manifest import FORMAT, MANIFEST
+from cellkit.run.foretold import Foretold, freed_by_forgetting, size_of
 
 CONFIG = """
 classes: [HEK, N2a]
@@ -89,3 +91,15 @@ def test_seconds_of_several_processes_do_not_add_up(tmp_path, monkeypatch, worke
     manifest = {"stages": {"01_convert": spent | {"outputs": {}, "also": {}}}, "forecast": noted(run.found)}
     run.note("01_convert", manifest, tmp_path / "no_copy")
     assert manifest["forecast"]["01_convert"]["took_undisturbed_s"] == alone_s
+
+
+def test_what_is_not_of_the_run_is_not_freed_by_forgetting(tmp_path):
+    assert freed_by_forgetting(tmp_path / "not_there") == 0
+    for name, size in (("images/a.png", 50), ("own_data/large.tif", 9000), ("unfinished/05/last", 7)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    listed = {"outputs": {"images": {"path": "images", "sha256": ""}}, "also": {"images/a.png": ""}}
+    write_json(tmp_path / MANIFEST, {"format": FORMAT, "stages": {"01_convert": listed}, "attempts": {}})
+    assert freed_by_forgetting(tmp_path) == 57
+    (tmp_path / MANIFEST).write_text("damaged")
+    assert freed_by_forgetting(tmp_path) == 7

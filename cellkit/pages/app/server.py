@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -27,6 +26,7 @@ from cellkit.microscope.frames import reason_of
 from cellkit.pages.app.desk import Desk, NotAPage
 from cellkit.pages.app.guard import LOOPBACK, Guard
 from cellkit.pages.app.session import Asked, Session
+from cellkit.room import free_on
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -198,7 +198,7 @@ class Answers:
         if count > self.most_bytes:
             problem = f"the file is larger than {self.most_bytes / 1e6:.0f} MB, the most that this page takes"
             raise UserError(problem, "cellkit predict takes it where it lies, or start cellkit app with --most-mb")
-        free = shutil.disk_usage(self.desk.folder).free
+        free = free_on(self.desk.folder)
         if count - written > free:
             problem = (
                 f"the file is larger than the {free / 1e6:.0f} MB that are free for it in {self.desk.folder.parent}"
