@@ -171,6 +171,9 @@ def _pairs(fn: Callable, items: Sequence, desc: str, workers: int | None) -> Ite
     try:
         yield from progress(stream, desc, total=len(items))
     except BrokenProcessPool as error:
+        if "un-serialize" in str(error):
+            last = str(error.__cause__).rstrip('"\n').rpartition("\n")[2]
+            raise UserError(f"{desc}: a worker process could not begin: {last}", "see to it, and repeat") from error
         raise UserError(
             f"{desc}: a worker process was killed, perhaps for want of memory", "use fewer workers and repeat"
         ) from error

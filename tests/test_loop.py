@@ -52,6 +52,16 @@ def grow(number):
 """
 
 
+class Elsewhere:
+    """A function that other processes cannot open."""
+
+    def __reduce__(self) -> tuple:
+        return Path("no_such_model").read_text, ()
+
+    def __call__(self, number: int) -> int:
+        return number
+
+
 def draw(seed: int) -> float:
     import numpy as np
 
@@ -138,6 +148,12 @@ class TestMapItems:
         with pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory\nuse fewer"):
             map_items(die_at_three, range(8), "die", workers=2)
         assert map_items(draw, [1, 2], "draw", workers=2)[1] == []  # new processes take over
+
+    def test_what_a_worker_cannot_open_is_said_and_is_no_want_of_memory(self):
+        with pytest.raises(
+            UserError, match="open: a worker process could not begin: FileNotFoundError: .*no_such_model'"
+        ):
+            map_items(Elsewhere(), range(3), "open", workers=2)
 
     def test_takes_a_stream(self):
         assert map_items(halve, (n for n in (2, 4)), "halve")[0] == [1, 2]
