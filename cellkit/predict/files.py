@@ -200,6 +200,8 @@ class _Job:
                 if of_place(error):
                     raise
                 quarantined.append(Quarantined(_name_of(frame), reason_of(error)))
+        place = {_name_of(frame): k for k, frame in enumerate(frames)}
+        quarantined.sort(key=lambda one: place.get(one.item, -1))  # whose turn came when depends on the processes
         skipped = {item.item for item in quarantined}
         return [path for frame, path in part_of.items() if _name_of(frame) not in skipped], resumed
 

@@ -17,11 +17,13 @@ from cellkit.cells.dataset import predict_all
 from cellkit.cells.instances import Instances
 from cellkit.commands.comparison import score_sides
 from cellkit.commands.main import main
+from cellkit.errors import UserError
 from cellkit.formats.any import read_side
 from cellkit.formats.coco_reading import read_coco
 from cellkit.measure.images import measure_files, write_cells
 from cellkit.microscope.convert import Conversion
 from cellkit.models import threshold
+from cellkit.predict import each
 from cellkit.predict.files import Predicted, predict_files
 
 # A backend of one's own: it ends its process at a bright image while a file says so.
@@ -117,6 +119,17 @@ def test_damaged_files_are_named_and_the_others_in_order(made):
     assert (done.images, done.resumed) == (8, 0) and done.cells > 8
     assert {Path(item.item).name for item in done.quarantined} == {"3b.png", "0.tif"}
     assert [record.image_id for record in read_coco(done.path).records][:3] == ["0", "1", "2"]
+
+
+def test_images_left_out_are_named_in_their_order_whenever_their_turn_came(mixed, tmp_path, monkeypatch):
+    def refuse(path: Path, needed: int, what: str) -> None:
+        if path.name == "0.png":
+            raise UserError("too large", "cut it")
+
+    monkeypatch.setattr(each, "check_memory", refuse)
+    how = Conversion(CHANNELS, scale=0.5)  # pictures are of another scale, whose turn is the second
+    done = predict_files(replace(THRESHOLD, own_px=True), [mixed], tmp_path / "out.json", conversion=how)
+    assert [Path(item.item).name for item in done.quarantined] == ["0.tif", "0.png", "3b.png"]
 
 
 def test_the_command_leaves_the_same_out_and_ends_with_3(mixed, tmp_path, capsys):
