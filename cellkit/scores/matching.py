@@ -250,16 +250,16 @@ class ScoredImages:
         pairs = zip(self.truths, self.every or self.founds, strict=True)
         keys = [(count, id(truth), id(found)) for truth, found in pairs]
         new = [k for k, key in enumerate(keys) if key not in self._known]
-        alone = [self.subset(np.arange(len(keys)) == k) for k in new]
-        done = map_all(
-            partial(_counted, count=count), [replace(one, _known={}) for one in alone], "score", self.workers
-        )
+        alone = [replace(self._at([k]), _known={}) for k in new]
+        done = map_all(partial(_counted, count=count), alone, "score", self.workers)
         self._known.update(zip([keys[k] for k in new], done, strict=True))
         return [self._known[key] for key in keys]
 
     def subset(self, kept: np.ndarray) -> ScoredImages:
         """Keep some images, (images,) bool."""
-        chosen = np.flatnonzero(kept)
+        return self._at(np.flatnonzero(kept).tolist())
+
+    def _at(self, chosen: Sequence[int]) -> ScoredImages:
         per_image = ("pairs", "truths", "founds", *(["every"] if self.every else []))
         parts = {name: [getattr(self, name)[k] for k in chosen] for name in per_image}
         groups = None if self.groups is None else [self.groups[k] for k in chosen]
