@@ -68,7 +68,7 @@ def speed_of(backend: str, settings: Mapping[str, Any]) -> Speed | None:
         return None
     path = cache_folder() / KEPT
     key = sha256_json([backend, {k: v for k, v in settings.items() if k not in COUNTED}, machine_key()])
-    known = read_json(path) if path.is_file() else {}
+    known = _known(path)
     if key not in known:
         command = [sys.executable, "-m", "cellkit.forecast.speed", backend, json.dumps(dict(settings))]
         LOG.info(f"timing {backend} once, for a forecast")
@@ -79,12 +79,20 @@ def speed_of(backend: str, settings: Mapping[str, Any]) -> Speed | None:
             why = (told or str(error)).splitlines()[-1][:200]
             LOG.info(f"no forecast: {backend} could not be timed: {why}")
             return None
-        known = (read_json(path) if path.is_file() else {}) | {key: json.loads(done.stdout.splitlines()[-1])}
-        with contextlib.suppress(OSError):  # no cache: timed again next time
+        known = _known(path) | {key: json.loads(done.stdout.splitlines()[-1])}
+        with contextlib.suppress(OSError, UserError):  # no cache: timed again next time
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, known, indent=1)
     found = known[key]
     return Speed(Cost(**found["cost"]), found["start_s"], found["start_bytes"], found["sample_bytes"])
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """Return what is kept; {} where nothing is, or where it cannot be read: it is timed again then."""
+    with contextlib.suppress(OSError, ValueError):
+        known = read_json(path)
+        return known if isinstance(known, dict) else {}
+    return {}
 
 
 @lru_cache

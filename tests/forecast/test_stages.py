@@ -190,6 +190,10 @@ def test_a_backend_is_timed_once_for_a_machine_and_its_settings(tmp_path, monkey
     assert len(called) == 2, "steps change nothing, larger crops do"
     monkeypatch.setattr(speed, "machine_key", lambda: "with more threads")
     assert speed_of("cellpose_unet", {"base": "a"}) == SPEED and len(called) == 3
+    (tmp_path / "cellkit" / speed.KEPT).write_text('{"cut off')
+    assert speed_of("cellpose_unet", {"base": "a"}) == SPEED and len(called) == 4, (
+        "a cache that is damaged is made anew"
+    )
     monkeypatch.setattr(speed, "backend_module", lambda name: SimpleNamespace())
     assert speed_of("tells_no_cost", {}) is None
     monkeypatch.undo()
