@@ -84,7 +84,7 @@ def test_the_same_bytes_for_any_number_of_workers(cluster, tmp_path):
     how = Conversion({"nuclei": "DAPI", "cytoplasm": "GFP"}, percentiles_of="batch")
     on_cluster = convert_batch(files, tmp_path / "cluster", how, 1)
     with cluster_of("none"):
-        made = {workers: convert_batch(files, tmp_path / str(workers), how, workers) for workers in (1, 8)}
+        made = {workers: convert_batch(files, tmp_path / str(workers), how, workers) for workers in (1, 2)}
     for workers, batch in made.items():
         assert files_of(tmp_path / str(workers)) == files_of(tmp_path / "cluster")
         assert batch.rows == on_cluster.rows and batch.quarantined == on_cluster.quarantined
@@ -106,16 +106,16 @@ def test_an_item_that_kills_its_workers_is_left_out_alone_and_named(cluster):
 
 
 def test_workers_that_die_lose_nothing(cluster, tmp_path):
-    items = [(n, tmp_path) for n in range(16)]
-    assert map_items(die_once, items, "die", 1) == (list(range(16)), [])
-    assert len(list(tmp_path.iterdir())) == 4
+    items = [(n, tmp_path) for n in range(8)]
+    assert map_items(die_once, items, "die", 1) == (list(range(8)), [])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_workers_killed_from_outside_lose_nothing(cluster):
     stop = threading.Event()
 
     def kill() -> None:
-        for _ in range(3):
+        for _ in range(2):
             if stop.wait(1.2):
                 return
             workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
@@ -125,7 +125,7 @@ def test_workers_killed_from_outside_lose_nothing(cluster):
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        assert map_items(slowly, range(12), "wait", 1) == (list(range(12)), [])
+        assert map_items(slowly, range(8), "wait", 1) == (list(range(8)), [])
     finally:
         stop.set()
         thread.join()
