@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
@@ -149,12 +150,12 @@ def train_on(
         (folder / JOB).write_bytes(pickle.dumps((backend, train, val, settings, out)))
         LOG.info(f"{backend}: {counted(count, 'process', 'processes')}, each with its share of every batch")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        running = subprocess.Popen([*command, "-m", __name__, name])
-        try:
-            code = running.wait()
-        finally:
-            running.terminate()
-            running.wait()
+        with subprocess.Popen([*command, "-m", __name__, name], stdin=subprocess.PIPE) as running:
+            try:
+                code = running.wait()
+            finally:
+                running.terminate()
+                running.wait()
         if (folder / ERROR).is_file():
             raise UserError(*json.loads((folder / ERROR).read_text()))
         if code:
@@ -162,8 +163,20 @@ def train_on(
         return Path((folder / "made").read_text())
 
 
+def end_with_parent() -> None:
+    """Let this process end when the one that began the training does, even by kill -9: its end of our input is closed then."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end with parent", daemon=True).start()
+
+
 def _one(folder: Path) -> None:
     """Do this process's share of the training that a folder describes."""
+    end_with_parent()
     rank, _ = place()
     backend, train, val, settings, out = pickle.loads((folder / JOB).read_bytes())  # noqa: S301 - written by `train_on`
     module = import_module(f"cellkit.models.{backend}")
