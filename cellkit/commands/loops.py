@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -95,14 +96,15 @@ def loop_of_predict(given: argparse.Namespace, model: Model, conversion: Convers
 
     def written(pictures: float, px: float, cells: float) -> Mapping[Path, float]:
         found = px / px_a_cell * CELL_BYTES
-        places = {Path(given.out).parent: 2 * found + 1000 * pictures}  # each image's part, and all of them joined
+        places: dict[Path, float] = defaultdict(float)  # of a folder that gets several things their sum
+        places[Path(given.out).parent] += 2 * found + 1000 * pictures  # each image's part, and all of them joined
         if given.labels is not None:
             per_px = LABEL_BYTES.get(given.format)
-            places[Path(given.labels)] = found if per_px is None else per_px * px
+            places[Path(given.labels)] += found if per_px is None else per_px * px
         if given.overlays is not None:
-            places[Path(given.overlays)] = OVERLAY_BYTES * px
+            places[Path(given.overlays)] += OVERLAY_BYTES * px
         if given.cells is not None:
-            places[Path(given.cells).parent] = places.get(Path(given.cells).parent, 0) + px / px_a_cell * TABLE_BYTES
+            places[Path(given.cells).parent] += px / px_a_cell * TABLE_BYTES
         return places
 
     about: list[Any] = [model.backend, model.sha256, model.config, asdict(conversion) if conversion else None]

@@ -112,3 +112,18 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(said, fi
         assert not list(small_disk.iterdir())
     code, out, err = said("convert", files, "-o", small_disk / "out", "--nuclei", 0, "--force")
     assert code == 2 and "No space left on device" in err
+
+
+def test_what_goes_into_one_folder_adds_up(tmp_path):
+    from cellkit.commands.loops import loop_of_predict
+    from cellkit.predict.model import find_model
+
+    def written(**places) -> dict:
+        given = SimpleNamespace(
+            out=tmp_path / "a.json", labels=None, overlays=None, cells=None, format="tif", workers=1, force=False
+        )
+        vars(given).update(places)
+        return dict(loop_of_predict(given, find_model("threshold"), None).disk_of_px(2, 2e6, 0))
+
+    alone, apart = written()[tmp_path], written(labels=tmp_path / "b", overlays=tmp_path / "b")[tmp_path / "b"]
+    assert written(labels=tmp_path, overlays=tmp_path) == {tmp_path: pytest.approx(alone + apart)} and apart > 2e6
