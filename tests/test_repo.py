@@ -31,7 +31,7 @@ PIN = re.compile(r"[a-z0-9.-]+==[0-9][0-9a-z.]*( ; [a-z_'\"0-9.<>=!*() A-Z]+)?")
 
 HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}")
 
-MAX_CELL_LINES, RECIPE_CELL_LINES = 12, 5
+MOST_CELL_LINES = 5
 
 MAX_WEIGHTS_BYTES = 14_000_000
 
@@ -331,12 +331,8 @@ def test_notebooks_are_thin_and_stripped(path):
     assert "parameters" in tags[0], "the parameters come first"
     for cell in code:
         lines = [line for line in source_of(cell).split("\n") if line.strip()]
-        most = (
-            RECIPE_CELL_LINES
-            if path.parent.name == "recipes" and "hosted.sh" not in source_of(cell)
-            else MAX_CELL_LINES
-        )
-        assert len(lines) <= most, f"{len(lines)} lines: {lines[0]}"
+        is_set_up = "hosted.sh" in source_of(cell)  # the same in all: it installs cellkit on Colab and Kaggle
+        assert len(lines) <= MOST_CELL_LINES or is_set_up, f"{len(lines)} lines: {lines[0]}"
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         nodes = list(ast.walk(ast.parse(source_of(cell))))
         assert not [node for node in nodes if isinstance(node, kinds)], lines[0]
@@ -366,8 +362,7 @@ def test_notebooks_say_what_a_cell_does_and_hold_no_puzzles(path):
     assert cells[-1]["cell_type"] == "markdown", "the last cell says what comes next"
     for before, cell in zip(cells, cells[1:], strict=False):
         source = source_of(cell)
-        in_six = "from cellkit import" in source and path.parent.name != "recipes"
-        first = "parameters" in cell["metadata"].get("tags", []) or in_six
+        first = "parameters" in cell["metadata"].get("tags", [])
         assert cell["cell_type"] == "markdown" or first or before["cell_type"] == "markdown", f"no sentence: {source}"
         assert cell["cell_type"] == "markdown" or puzzles_of(source) == []
 
