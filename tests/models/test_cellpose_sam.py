@@ -45,7 +45,8 @@ def beginner(tmp_path_factory):
 
 
 def settings(base, **changes):
-    few = {"steps": 4, "batch_size": 2, "crop_px": 64, "eval_every": 2, "late_blocks": 1, "learning_rate": 1e-3}
+    few = {"steps": 4, "batch_size": 2, "crop_px": 64, "eval_every": 2, "late_blocks": 1, "learning_rate": 1e-3,
+           "precision": "float32"}  # fmt: skip
     return sam.TrainSettings(**({"base": str(base)} | few | READ | changes))
 
 
