@@ -126,7 +126,7 @@ def whole_crop(model: str, image, window: Window, light, folder: Path) -> Instan
     from cellkit.models.unet_maps import FRAME_PX, OVERLAP_PX, TILE_PX, forward
     from cellkit.models.unet_network import load_network
 
-    network, card = load_network(find_weights(model), None)
+    network, card = load_network(find_weights(model), "float32")
     used = {
         **cellpose_unet.DEFAULTS,
         **{k: v for k, v in card.items() if k in cellpose_unet.DEFAULTS and v is not None},
@@ -172,7 +172,7 @@ def main() -> None:
         how = ["--nuclei", 0, "--window-px", given.window_px]
         command = list(map(str, [sys.executable, "-m", "cellkit", "predict", given.model, path, *places, *how]))
         more = {"threshold": ["--diameter", str(DIAMETER_PX)]}.get(
-            given.model, ["--diameter", "30", "--set", "channels=nuclei"]
+            given.model, ["--diameter", "30", "--set", "channels=nuclei", "precision=float32"]
         )
         command += more  # at 30 px the image is not resized for the network, as the crop is not
         (out / "spent.json").write_text(json.dumps(run(command, out)))

@@ -100,7 +100,17 @@ def line_of(command: str, of: Path, to: Path) -> list:
     return {
         "convert": ["convert", of / "stacks", "-o", to, "--nuclei", "DAPI", "--cytoplasm", "GFP"],
         "measure": ["measure", of / "stacks", of / "truth", "-o", to / "cells.csv"],
-        "predict": ["predict", "starter", of / "images", "-o", to / "cells.json", "--labels", to / "labels"],
+        "predict": [
+            "predict",
+            "starter",
+            of / "images",
+            "-o",
+            to / "cells.json",
+            "--labels",
+            to / "labels",
+            "--set",
+            "precision=float32",
+        ],
         "score": ["score", of / "truth", of / "found", "--bootstrap", "0"],
     }[command]
 

@@ -41,7 +41,7 @@ def labelled(images: CellDataset, workers: int, threads: int) -> tuple[float, fl
     import torch
 
     torch.set_num_threads(threads)
-    segment = cellpose_unet.load(find_weights("starter"))
+    segment = cellpose_unet.load(find_weights("starter"), cellpose_unet.Settings(precision="float32"))
     began, spent = time.monotonic(), processor_s()
     found = predict_all(segment, images, "label", workers)
     return time.monotonic() - began, processor_s() - spent, found
