@@ -59,11 +59,19 @@ ROI_WITHOUT_PATH = (
 )
 
 
+def boxes(name: str) -> bytes:
+    """Return a table of boxes with a row that names a picture so."""
+    return f"filename,xmin,ymin,xmax,ymax,label\na.png,10,4,20,12,cell\n{name},3,4,9,12,cell\n".encode()
+
+
 # parser: {what was wrong: input}
 FOUND = {
     "tiff": {
+        "3 GB asked for a strip": tagged(279, 4, 1, 3 * 2**30),
         "TypeError of a photometric interpretation of two numbers": tagged(262, 3, 2, 0x10001),
     },
+    "label tiff": {"3 GB asked for a strip": tagged(279, 4, 1, 3 * 2**30)},
+    "box csv": {"KeyError of a row without a picture": boxes("")},
     "lif": {"4 GB asked for an XML header that is not there": LIF_OF_4_GB},
     "labelme": {
         "OverflowError of a coordinate without end": labelme("a.png", points=[[10**400, 0], [1, 1], [2, 0]]),
@@ -112,6 +120,31 @@ def test_what_was_found_is_refused_in_words(name, what, tmp_path, monkeypatch):
     (folder / file).write_bytes(base64.b64decode(content) if isinstance(content, str) else content)
     how, why = outcome(parser, folder)
     assert how in ("refused", "read"), why
+
+
+def test_a_sub_block_of_very_many_dimensions_does_not_end_the_process(tmp_path):
+    parser, folder = parser_of("czi", tmp_path / "good"), tmp_path / "here"
+    lay_out(parser, folder)
+    path = folder / next(iter(parser.files))
+    content = bytearray(path.read_bytes())
+    second = content.index(b"ZISRAWSUBBLOCK", content.index(b"ZISRAWSUBBLOCK") + 1)
+    content[second + 79] = 255
+    path.write_bytes(content)
+    how, why = outcome(parser, folder)
+    assert how == "refused", why
+
+
+def test_a_label_of_more_digits_than_a_float_holds_is_refused(tmp_path):
+    parser, folder = parser_of("cells table", tmp_path / "good"), tmp_path / "here"
+    lay_out(parser, folder)
+    path = folder / "a.csv"
+    head, first, *rest = path.read_text().splitlines()
+    label = head.split(",").index("label")
+    cells = first.split(",")
+    cells[label] = "9" * 400
+    path.write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
+    how, why = outcome(parser, folder)
+    assert how == "refused", why
 
 
 def test_mangling_is_the_same_each_time_and_every_parser_is_listed(tmp_path):

@@ -162,7 +162,7 @@ def _read_tiff(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
     import tifffile
 
     from cellkit.microscope.tiff import own_pages
-    from cellkit.microscope.tiff_tags import inverted, refuse_turned, white_is_zero
+    from cellkit.microscope.tiff_tags import inverted, refuse_overlong, refuse_turned, white_is_zero
 
     with own_pages(path) as own:
         series, page = own.series[0], own.series[0].keyframe
@@ -181,6 +181,7 @@ def _read_tiff(path: Path, plane: tuple[int, int] | None = None) -> np.ndarray:
         shape, size = series.shape, path.stat().st_size
         if math.prod(shape) > MOST_PX or math.prod(shape) > max(SURELY_PX, MOST_PX_PER_BYTE * size):
             raise UserError(f"{path} claims to be {shape} px in {size} bytes", "write it again; its header is damaged")
+        refuse_overlong(path, series.pages)
         invert = white_is_zero(path, own.tif, page)
         if invert and page.bitspersample != 1:
             raise UserError(

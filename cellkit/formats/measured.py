@@ -61,8 +61,6 @@ def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np
     UserError
         No such table, without those columns, a row of a cell that the images do not have, or an ``area_px`` of another cell.
     """
-    import pandas as pd
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no table at {path}", "measure the cells first: cellkit measure")
@@ -84,7 +82,7 @@ def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np
     measured = []
     for record, cells in zip(images.records, images.instances, strict=True):
         own = rows.get(record.image_id, table.iloc[:0])
-        labels = pd.to_numeric(own["label"], errors="coerce").to_numpy(float)
+        labels = _numbers(own["label"])
         if (
             not ((labels >= 1) & (labels <= len(cells)) & (labels == np.rint(labels))).all()
             or own["label"].duplicated().any()
@@ -104,3 +102,13 @@ def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np
             values[str(name)][labels.astype(int) - 1] = own[name].to_numpy(float)
         measured.append(values)
     return measured
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """Return a column as float64, NaN where it holds no number, or one that no float64 holds."""
+    import pandas as pd
+
+    try:
+        return pd.to_numeric(column, errors="coerce").to_numpy(float)
+    except OverflowError:  # whole numbers of more than 308 digits
+        return pd.to_numeric(column.astype(str), errors="coerce").to_numpy(float)

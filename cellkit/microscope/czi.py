@@ -11,12 +11,18 @@ from types import ModuleType
 import numpy as np
 
 from cellkit.errors import UserError
-from cellkit.microscope.file_info import Channel, Opened, Reader
+from cellkit.microscope.file_info import Channel, Opened, Reader, damaged
 from cellkit.microscope.ome_xml import length_um, square_um, wavelength_nm
 from cellkit.microscope.stacks import Stack, open_stacks, parse_xml
 
 CZI_TYPES = {"Gray8": ("uint8", 1), "Gray16": ("uint16", 1), "Gray32Float": ("float32", 1), "Bgr24": ("uint8", 3),
              "Bgr48": ("uint16", 3), "Bgr96Float": ("float32", 3)}  # fmt: skip
+SEGMENT_BYTES, ENTRY_BYTES, DIMENSION_BYTES, MOST_DIMENSIONS = (
+    32,
+    32,
+    20,
+    40,
+)  # of a sub-block and its entry in the directory
 CZI_OTHER_AXES = "VHIRB"  # view, phase, illumination, rotation, block
 
 
@@ -24,6 +30,7 @@ CZI_OTHER_AXES = "VHIRB"  # view, phase, illumination, rotation, block
 def czi_stacks(module: ModuleType, path: Path, left_out: list[str]) -> Iterator[list[Stack]]:
     """Stacks of a CZI: one per scene; the tiles of a mosaic are put together by the library, gaps are 0."""
     _refuse_part_of_czi(path)
+    _refuse_damaged_blocks(path)
     blocks: list[tuple[dict, tuple, str]] = []
     seen: set[int] = set()
 
@@ -58,6 +65,37 @@ def _refuse_part_of_czi(path: Path) -> None:
             f"{path.name} is part {int.from_bytes(head[80:84], 'little') + 1} of a CZI of several files",
             "give the first file of it, or save it as one file in ZEN",
         )
+
+
+def _refuse_damaged_blocks(path: Path) -> None:
+    """Refuse a file with a sub-block of more dimensions than there are: Zeiss's library (4.1) ends the process there.
+
+    Read are the directory and the beginning of each sub-block, as "CZI File Format, Design Specification" (Zeiss, 1.2) has them.
+    """
+    with open(path, "rb") as file:
+        head = file.read(92)
+        if len(head) < 92 or head[:10] != b"ZISRAWFILE":
+            return  # which the library refuses
+        directory = int.from_bytes(head[84:92], "little")
+        if directory <= 0 or directory > path.stat().st_size:
+            return
+        file.seek(directory + SEGMENT_BYTES)
+        count = int.from_bytes(file.read(4), "little")
+        file.seek(directory + SEGMENT_BYTES + 128)
+        entries = file.read(min(count * (ENTRY_BYTES + MOST_DIMENSIONS * DIMENSION_BYTES), path.stat().st_size))
+        at = 0
+        for number in range(count):
+            entry = entries[at : at + ENTRY_BYTES]
+            if len(entry) < ENTRY_BYTES or entry[:2] != b"DV":
+                return
+            file.seek(int.from_bytes(entry[6:14], "little", signed=True) % 2**62)
+            block = file.read(SEGMENT_BYTES + 16 + ENTRY_BYTES)
+            own = block[SEGMENT_BYTES + 16 :]
+            dimensions = int.from_bytes(entry[28:32], "little")
+            stored = int.from_bytes(own[28:32], "little") if own[:2] == b"DV" else 0
+            if max(dimensions, stored) > MOST_DIMENSIONS:
+                raise damaged(path, "CZI", f"sub-block {number} has {max(dimensions, stored)} dimensions")
+            at += ENTRY_BYTES + dimensions * DIMENSION_BYTES
 
 
 def _czi_stack(path: Path, czi, tree, scene: int, blocks: list) -> Stack:

@@ -33,7 +33,7 @@ from cellkit.microscope.file_info import (
     damaged,
 )
 from cellkit.microscope.ome_xml import length_um, ome_channels, ome_um_per_px, own_images, square_um
-from cellkit.microscope.tiff_tags import inverted, refuse_turned, white_is_zero
+from cellkit.microscope.tiff_tags import inverted, refuse_overlong, refuse_turned, white_is_zero
 
 ORDER = -2  # the first to be named
 MICROSCOPE_UM = 1.0  # the largest pixel that a resolution in centimetres is believed to give, as ImageJ has it
@@ -366,6 +366,7 @@ class _TiffScene:
             if page is None:
                 raise damaged(self.path, "TIFF", f"page {number} is missing")
             shape = self.shape[len(self.axes) - len(self._page_axes) :]
+            refuse_overlong(self.path, self.series.pages if whole else [page])
             self._last = (number, page.asarray().reshape(shape))
         return self._last[1]
 

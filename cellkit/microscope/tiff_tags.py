@@ -6,7 +6,7 @@ For images and label images alike.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,21 @@ def _short_tags(page, tags: tuple[int, ...]) -> dict[int, int]:
                 tiff.byteorder + "H", entries, begin + tiff.tagsize - tiff.tagoffsetthreshold
             )[0]
     return found
+
+
+def refuse_overlong(path: Path, pages: Iterable[TiffPage | None]) -> None:
+    """Refuse pages of which a strip or tile is said to have more bytes than the file: so many would be asked of the memory.
+
+    Raises
+    ------
+    UserError
+        Naming the bytes.
+    """
+    size = path.stat().st_size
+    for page in pages:
+        most = max(page.databytecounts, default=0) if page is not None else 0
+        if most > size:
+            raise damaged(path, "TIFF", f"a strip or tile of {most} bytes in {size}")
 
 
 def white_is_zero(path: Path, tif: TiffFile, page: TiffPage) -> bool:

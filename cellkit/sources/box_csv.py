@@ -122,6 +122,8 @@ def _boxes_by_image(path: Path, units: str | None) -> tuple[dict[str, list[Box]]
     boxes: dict[str, list[Box]] = defaultdict(list)
     split_of: dict[str, str] = {}
     for line, row in enumerate(rows, 2):
+        if not plain(row[image]).rpartition("/")[2]:
+            raise UserError(f"{path} line {line} names no image", "write the name of its picture there")
         split = split_word(row, f"{path} line {line}")
         if split_of.setdefault(row[image], split) != split:
             raise UserError(f"{path} line {line}: {row[image]} has another split above", "give each image one split")
