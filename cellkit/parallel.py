@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cellkit.cluster.loop import pairs_on
 from cellkit.cluster.opened import current
@@ -121,19 +121,28 @@ def map_all(
         What `fn` raised first; of another process as a `StopAll` that says it.
     """
     strict = _Strict(fn, name)
-    try:
-        results, lost = map_items(strict, items, desc, workers, name, then)
-    except StopAll:
-        if strict.error is not None:
-            raise strict.error from None
-        raise
+
+    def note(item: T, result: R | _Fault) -> None:
+        if isinstance(result, _Fault):  # told in the order of the items, whichever process failed first
+            raise strict.error or StopAll(result.problem, result.remedy)
+        if then is not None:
+            then(item, result)
+
+    results, lost = map_items(strict, items, desc, workers, name, note)
     if lost:  # it took its worker with it
         raise StopAll(f"{lost[0].item}: {lost[0].reason}")
     return results
 
 
+class _Fault(NamedTuple):
+    """Why an item failed."""
+
+    problem: str
+    remedy: str = ""
+
+
 class _Strict:
-    """Calls `fn` on one item, and lets the loop end where that fails."""
+    """Calls `fn` on one item; returns its result, or why it failed, and keeps what it raised here."""
 
     def __init__(self, fn: Callable, name: Callable[[Any], str]):
         self.fn, self.name = fn, name
@@ -143,12 +152,11 @@ class _Strict:
         try:
             return self.fn(item)
         except Exception as error:
-            self.error = error
+            self.error = self.error or error
             if isinstance(error, UserError):
-                raise StopAll(error.problem, error.remedy) from error
-            raise StopAll(
-                str(place_fault(error)) if of_place(error) else f"{self.name(item)}: {type(error).__name__}: {error}"
-            ) from error
+                return _Fault(error.problem, error.remedy)
+            place = str(place_fault(error)) if of_place(error) else ""
+            return _Fault(place or f"{self.name(item)}: {type(error).__name__}: {error}")
 
 
 def _pairs(fn: Callable, items: Sequence, desc: str, workers: int | None) -> Iterator[tuple[Any, str | None]]:

@@ -211,7 +211,10 @@ def test_row_40_nothing_unpickles_what_it_reads():
         assert not re.search(
             r"load_state_dict_from_url|torch\.hub|\bdill\b|joblib\.load|np\.load\([^)]*allow_pickle=True", text
         ), path
-        assert not re.search(r"pickle\.loads?\(", text) or path.name == "processes.py", path
+        own = (
+            path.name == "processes.py" or path.parent.name == "cluster"
+        )  # of a training, of a cluster: keys in SECURITY.md
+        assert not re.search(r"pickle\.loads?\(", text) or own, path
         assert not re.search(r"yaml\.(unsafe_|full_)?load\(", text) or path.name == "reading.py", path
 
 
@@ -271,7 +274,7 @@ def test_row_54_a_process_of_a_training_that_dies_ends_all_of_them(tmp_path, mon
     monkeypatch.setattr(processes, "check_processes", lambda count: None)
     real = subprocess.Popen
     dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    monkeypatch.setattr(processes.subprocess, "Popen", lambda command: real(dies))
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **how: real(dies, **how))
     begun = time.monotonic()
     with pytest.raises(RuntimeError, match="a process of the training ended with exit status -9"):
         processes.train_on(2, "threshold", drawn, drawn, {}, tmp_path / "out")

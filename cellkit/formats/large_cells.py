@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,24 +60,30 @@ def read_large_cells(path: Path) -> LargeCells | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Yield a label image (H, W) of integers as a Zarr array; None where it has to be read as a whole."""
+    """Yield a label image (H, W) of integers as a Zarr array; None where it has to be read as a whole, damaged ones too."""
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about extensions of the format that are not used here
+        try:
+            array = _array_in(path, stack)
+        except Exception:  # whoever reads it as a whole says what is wrong with it
+            array = None
+        yield array if array is not None and _is_plain(array) else None
+
+
+def _array_in(path: Path, stack: ExitStack) -> Any:
+    """Return the array of a file, which stays open until `stack` ends; None of another kind of file."""
     import tifffile
     import zarr
 
     from cellkit.microscope.zarr_chunks import open_zarr_group
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about extensions of the format that are not used here
-        if is_zarr_labels(path):
-            group = open_zarr_group(path)
-            array = group[str(ome_of(group)["multiscales"][0]["datasets"][0]["path"])]
-            yield array if _is_plain(array) else None
-        elif path.suffix.lower() in (".tif", ".tiff") and path.is_file():
-            with tifffile.TiffFile(path) as file:
-                array = zarr.open_array(file.aszarr(level=0), mode="r") if _is_plain_tiff(file) else None
-                yield array if array is not None and _is_plain(array) else None
-        else:
-            yield None
+    if is_zarr_labels(path):
+        group = open_zarr_group(path)
+        return group[str(ome_of(group)["multiscales"][0]["datasets"][0]["path"])]
+    if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
+        return None
+    file = stack.enter_context(tifffile.TiffFile(path))
+    return zarr.open_array(file.aszarr(level=0), mode="r") if _is_plain_tiff(file) else None
 
 
 def _is_plain_tiff(file: Any) -> bool:

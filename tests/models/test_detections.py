@@ -202,6 +202,7 @@ def test_each_of_three_lines_has_images_to_search_on(drawn):
     lines = [1] * 9 + [2] * 3 + [3] * 2
     train = drawn.subset([0] * len(lines))
     train = replace(train, instances=[x.with_classes(k) for x, k in zip(train.instances, lines, strict=True)])
-    count = lambda pairs: Counter(maskrcnn_detect.line_of(truth) for _, truth in pairs)  # noqa: E731
-    assert count(images_to_search(train, maskrcnn_detect.line_of)[0]) == {"1": SEARCHED_ON, "2": 3, "3": 2}
+    line = lambda truth: maskrcnn_detect.line_of(truth.class_ids)  # noqa: E731
+    count = lambda pairs: Counter(line(truth) for _, truth in pairs)  # noqa: E731
+    assert count(images_to_search(train, line)[0]) == {"1": SEARCHED_ON, "2": 3, "3": 2}
     assert sum(count(images_to_search(train)[0]).values()) == SEARCHED_ON == 6

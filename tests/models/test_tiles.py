@@ -26,7 +26,7 @@ def perfect(model, planes):
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of 96 px that overlap by 16, so that images may be small."""
-    monkeypatch.setattr(maskrcnn_detect, "_forward", perfect)
+    monkeypatch.setattr(maskrcnn_detect, "forward", perfect)
     monkeypatch.setattr(maskrcnn_detect, "TILE_PX", 96)
     monkeypatch.setattr(maskrcnn_detect, "OVERLAP_PX", 16)
     monkeypatch.setattr(tiles, "MARGIN_PX", 8)

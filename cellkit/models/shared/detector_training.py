@@ -122,7 +122,8 @@ def train_detector(
     stamp = fingerprint(model, [*items, *judges], plan, *rest, config.unfreeze_after, config.cells_per_step)
     loss_at = DetectorLoss(model, items, config)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
-    pairs, called = images_to_search(train, line_of) if config.search_by_line else images_to_search(train)
+    kind_of = (lambda truth: line_of(truth.class_ids)) if config.search_by_line else (lambda truth: "")
+    pairs, called = images_to_search(train, kind_of)
     found = best_readings(model, pairs, settings, searched(config), called, config.search_by_line)
     settings |= found.settings
     return save_tuned(
