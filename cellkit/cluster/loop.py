@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import tempfile
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -61,11 +63,34 @@ def pairs_on(cluster: Cluster, fn: Callable, items: Sequence[Any]) -> Iterator[t
     with ExitStack() as stack:
         loop = _Loop(cluster, fn, items, stack)
         stack.callback(loop.give_up)
+        pressed = stack.enter_context(_interrupts())
         ready: dict[int, tuple[Any, str | None]] = {}
         for place in range(len(items)):
             while place not in ready:
+                if pressed:
+                    raise KeyboardInterrupt
                 ready.update(loop.step())
             yield ready.pop(place)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Yield a list that Ctrl-C adds to, beside what it does anyway: raised in the middle of a ``__del__`` it would be lost."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield pressed
+        return
+
+    def note(number: int, frame: Any) -> None:
+        pressed.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Loop:
