@@ -111,9 +111,11 @@ def test_no_worker_in_time_shows_the_job_log(queue, tmp_path, capfd):
 
 def test_ctrl_c_gives_the_jobs_back(queue, tmp_path):
     code = f"""
+import signal
 from cellkit.cluster.opened import cluster_of
 from cellkit.parallel import map_items
 from work import slowly
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background of a shell ignore it
 with cluster_of({setting("slurm", tmp_path)!r}):
     map_items(slowly, range(1000), "wait", 1, then=lambda item, _: print(item, flush=True))
 """

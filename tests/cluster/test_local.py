@@ -183,16 +183,23 @@ def test_what_cannot_be_sent_is_said_as_it_is(cluster):
         map_items(lambda n: (n, lock), [1], "send", 1)
 
 
-def test_ctrl_c_in_the_middle_of_a_del_is_not_lost(cluster, monkeypatch):
+@pytest.fixture
+def heard() -> Iterator[object]:
+    """What Ctrl-C calls here: tests that run in the background of a shell ignore it otherwise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_the_middle_of_a_del_is_not_lost(cluster, heard, monkeypatch):
     class Gone:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("sys.unraisablehook", lambda told: None)  # Python tells it and goes on
-    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         map_items(halve, [2, 4, 6], "halve", 1, then=lambda item, result: Gone() and None)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is heard
     assert map_items(halve, [2], "halve", 1)[0] == [1]
 
 
