@@ -68,9 +68,9 @@ def _refuse_part_of_czi(path: Path) -> None:
 
 
 def _refuse_damaged_blocks(path: Path) -> None:
-    """Refuse a file with a sub-block of more dimensions than there are: Zeiss's library (4.1) ends the process there.
+    """Refuse a file with a sub-block of more dimensions than there are: Zeiss's library ends the process there.
 
-    Read are the directory and the beginning of each sub-block, as "CZI File Format, Design Specification" (Zeiss, 1.2) has them.
+    Read are the directory and the beginning of each sub-block, as Zeiss's specification of the format has them.
     """
     with open(path, "rb") as file:
         head = file.read(92)
@@ -81,11 +81,10 @@ def _refuse_damaged_blocks(path: Path) -> None:
             return
         file.seek(directory + SEGMENT_BYTES)
         count = int.from_bytes(file.read(4), "little")
-        file.seek(directory + SEGMENT_BYTES + 128)
-        entries = file.read(min(count * (ENTRY_BYTES + MOST_DIMENSIONS * DIMENSION_BYTES), path.stat().st_size))
-        at = 0
-        for number in range(count):
-            entry = entries[at : at + ENTRY_BYTES]
+        at = directory + SEGMENT_BYTES + 128
+        for number in range(count):  # one after another: a damaged count asks for no memory
+            file.seek(at)
+            entry = file.read(ENTRY_BYTES)
             if len(entry) < ENTRY_BYTES or entry[:2] != b"DV":
                 return
             file.seek(int.from_bytes(entry[6:14], "little", signed=True) % 2**62)
