@@ -59,6 +59,31 @@ def weights(begin: int, end: int, size: int, large: int, smaller: bool) -> tuple
     return sparse.csr_array((share.astype(np.float32).ravel(), (rows, taps.ravel())), shape=shape), first
 
 
+def to_square(shape: tuple[int, int], size: int) -> list[object]:
+    """Return by how much each row, and each column, of an image counts in those of a square that it is brought to.
+
+    It becomes smaller by area, as with INTER_AREA of OpenCV, where a side is longer than `size`, else it grows bilinearly. Where
+    one side becomes longer and the other shorter, OpenCV looks at two neighbours only, as here.
+
+    Returns
+    -------
+    list of two scipy.sparse.csc_array, (size, H) and (size, W) float32
+    """
+    from scipy import sparse
+
+    if min(shape) >= size or max(shape) <= size:
+        return [weights(0, size, size, length, max(shape) > size)[0].tocsc() for length in shape]
+    found, places = [], np.arange(size)
+    for length in shape:
+        low = np.floor(places * length / size).astype(int)
+        share = (places + 1) - (low + 1) * size / length
+        share = np.where(share <= 0, 0, share - np.floor(share))
+        taps, shares = np.clip([low, low + 1], 0, length - 1), np.stack([1 - share, share]).astype(np.float32)
+        rows = np.tile(places, 2)
+        found.append(sparse.csc_array((shares.ravel(), (rows, taps.ravel())), shape=(size, length)))
+    return found
+
+
 def nearest_of(begin: int, end: int, size: int, large: int) -> np.ndarray:
     """Return which pixel of a side of `large` px is nearest to each of those from `begin` up to `end` of it at `size` px.
 

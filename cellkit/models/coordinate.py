@@ -16,6 +16,7 @@ from pydantic import Field
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import too_small
 from cellkit.finding import opens_again
+from cellkit.models.coordinate_windows import CoordinatesInWindows
 from cellkit.models.shared.contract import (
     SMALLEST,
     Area,
@@ -151,7 +152,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
 
     square_bytes = SQUARE_BYTES * (used["square_px"] / 224) ** 2
     size = lambda shape: round(BYTES_PER_PX * shape[0] * shape[1] + square_bytes)  # noqa: E731
-    return Segmenter(find, used, size, whole_only=f"it brings an image to a square of {used['square_px']} px")
+    return Segmenter(find, used, size, lambda whole: CoordinatesInWindows(ask.of_square, used, whole))
 
 
 @random_state_kept()
@@ -256,11 +257,14 @@ class _Asked:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return (S, S) float32 of an image (H, W, 3) uint8."""
-        import torch
-
         from cellkit.models.coordinate_network import squared
 
-        planes = squared(image, self.channels, self.size)
+        return self.of_square(squared(image, self.channels, self.size))
+
+    def of_square(self, planes: np.ndarray) -> np.ndarray:
+        """Return (S, S) float32 of an image that was brought to its square, (2, S, S) float32."""
+        import torch
+
         if not planes.any():  # nothing is shown of it
             return np.zeros((self.size, self.size), np.float32)
         on = self.network.arithmetic

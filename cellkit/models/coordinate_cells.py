@@ -159,23 +159,53 @@ def grow(
         One per point, in order; two points in one pixel are one cell, the first.
     """
     import cv2
-    from scipy import ndimage
-    from skimage.filters import threshold_otsu
-    from skimage.segmentation import watershed
 
     shape = image.shape[:2]
     if not len(points_yx):
         return Instances.empty(shape)
-    light = cv2.resize(inside, shape[::-1], interpolation=cv2.INTER_LINEAR)
-    if outline != "probability":
+    if outline == "probability":
+        light = cv2.resize(inside, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    else:
         light = two_channels(image, outline).max(axis=0)
+    return grown(light, points_yx, diameter_px, outline, scores)[0]
+
+
+def grown(
+    light: np.ndarray,
+    points_yx: np.ndarray,
+    diameter_px: float,
+    outline: str,
+    scores: np.ndarray | None = None,
+) -> tuple[Instances, np.ndarray]:
+    """Grow a mask from each point as `grow` does, and tell how far what is dealt out reaches.
+
+    Parameters
+    ----------
+    light : (H, W) float32
+        What `outline` names, of every pixel.
+
+    Returns
+    -------
+    cells : Instances
+        N of them.
+    boxes_xyxy : (N, 4) int64
+        Of the part that each was cut out of: left, top, right, lower side.
+    """
+    import cv2
+    from scipy import ndimage
+    from skimage.filters import threshold_otsu
+    from skimage.segmentation import watershed
+
+    shape = light.shape
+    if not len(points_yx):
+        return Instances.empty(shape), np.zeros((0, 4), np.int64)
     light = ndimage.gaussian_filter(light, SMOOTH * diameter_px)
     markers = np.zeros(shape, np.int32)
     for number, (y, x) in reversed(list(enumerate(points_yx.tolist(), 1))):
         markers[y, x] = number
     far = cv2.distanceTransform((markers == 0).astype(np.uint8), cv2.DIST_L2, 5)
     parts = watershed(-light, markers, mask=far <= FARTHEST * diameter_px)
-    labels = np.zeros(shape, np.int32)
+    labels, boxes = np.zeros(shape, np.int32), np.zeros((len(points_yx), 4), np.int64)
     for number, box in enumerate(ndimage.find_objects(parts), 1):
         if box is None:  # another point lies in the same pixel
             continue
@@ -186,9 +216,10 @@ def grow(
         y, x = points_yx[number - 1] - (box[0].start, box[1].start)
         cell = ndimage.binary_fill_holes(pieces == pieces[y, x]) & own
         labels[box][cell] = number
+        boxes[number - 1] = box[1].start, box[0].start, box[1].stop, box[0].stop
     kept = np.unique(labels[labels > 0]) - 1
     found = Instances.from_labels(labels)
-    return found.with_scores(np.clip(scores[kept], 0, 1)) if scores is not None else found
+    return found if scores is None else found.with_scores(np.clip(scores[kept], 0, 1)), boxes[kept]
 
 
 def _otsu(values: np.ndarray, threshold_otsu) -> float:
