@@ -12,6 +12,7 @@ from typing import Any
 from cellkit.cluster.remote import THREADS
 from cellkit.cluster.setting import ClusterSetting
 from cellkit.errors import UserError
+from cellkit.machine import KEPT_ARRAY_BYTES
 
 COMMANDS = {  # by which a job is handed in, and by which it is taken back
     "slurm": ("sbatch", "scancel"),
@@ -69,6 +70,7 @@ def prologue(setting: ClusterSetting) -> list[str]:
     """Return the lines of shell before a worker starts: its threads, where the package is, then those of the setting."""
     lines = [f"export {name}={setting.cores}" for name in THREADS]
     lines += [
+        f"export MALLOC_MMAP_THRESHOLD_={KEPT_ARRAY_BYTES} MALLOC_TRIM_THRESHOLD_={2 * KEPT_ARRAY_BYTES}",  # Dask's costs
         "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",
         "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False",
     ]

@@ -94,6 +94,9 @@ def open_cluster(setting: ClusterSetting, workers: int, folder: Path) -> tuple[A
         return None, _join(setting)
     dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []})  # no pages
     dask.config.set({"distributed.worker.profile.enabled": False})  # a hundred looks a second at what a worker does
+    dask.config.set(
+        {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
+    )  # makes a network cost half more
     if setting.kind == "kubernetes":
         cluster = open_pods(setting, workers)
         return cluster, Client(cluster, set_as_default=False)

@@ -2,8 +2,8 @@
 
 The scheduler never knows more than a few parts a worker, however many items there are, and a part takes about half a second:
 a million items of a millisecond are some thousand parts. A part that a worker died over is done again, item by item; an item
-that three workers died over is left out and named. It counts only when the item had begun: a worker that was ended by
-somebody else held others too, and those that waited or were about to begin are no suspects.
+that three workers died over is left out and named. It counts only when the item was done alone and had begun: a worker that
+was ended by somebody else held others too, and those that waited or were about to begin are no suspects.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from cellkit.cluster.leftovers import owned, sweep_marks
 from cellkit.cluster.opened import Cluster
 from cellkit.cluster.remote import MARK, Answer, Expected, files_in, not_shared, own_code, run_part
 from cellkit.errors import UserError
@@ -207,7 +208,7 @@ class _Loop:
         """Let a part whose worker died be done again, each item alone; leave out an item that did it three times."""
         died = error.allowed_failures + 1
         alone = len(part.items) == 1 and part.lost > 0
-        kills = part.kills + (died if not alone or part.sent in self.begun else 0)
+        kills = part.kills + (died if alone and part.sent in self.begun else 0)
         self.looked = 0.0
         if alone and (kills >= KILLS or part.lost >= LOST):
             deaths = (
@@ -244,7 +245,8 @@ def _expected(cluster: Cluster, fn: Callable, stack: ExitStack) -> Expected:
     if cluster.is_elsewhere:
         for folder in dict.fromkeys([os.getcwd(), *filter(os.path.isdir, files_in(fn))]):
             with suppress(OSError):  # read-only: nothing is written there
-                file = tempfile.NamedTemporaryFile(prefix=MARK, dir=os.path.abspath(folder))  # noqa: SIM115 - until the end
+                sweep_marks(folder, MARK)
+                file = tempfile.NamedTemporaryFile(prefix=owned(MARK), dir=os.path.abspath(folder))  # noqa: SIM115 - until the end
                 marks.append(file.name)
                 stack.enter_context(file)
     private = (CLUSTER_VARIABLE, RUNNER_VARIABLE, "CELLKIT_HEADLESS")

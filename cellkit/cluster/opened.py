@@ -17,6 +17,7 @@ from typing import Any
 from cellkit.cluster import remote
 from cellkit.cluster.jobs import COMMANDS, close, log_tail
 from cellkit.cluster.kinds import ask_again, check_cluster, default_workers, open_cluster
+from cellkit.cluster.leftovers import owned, sweep_keys
 from cellkit.cluster.setting import CLUSTER_VARIABLE, ClusterSetting, read_setting
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
@@ -64,7 +65,8 @@ class Cluster:
         if self.is_elsewhere:
             home = Path(self.setting.folder or "~/.cache/cellkit/cluster").expanduser()
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._folder = Path(tempfile.mkdtemp(dir=home))  # for us alone: it gets keys
+            sweep_keys(home)
+            self._folder = Path(tempfile.mkdtemp(prefix=owned(), dir=home))  # for us alone: it gets keys
         self._said = logging.getLogger("asyncio").level
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a worker that fails while it starts: started again
         try:

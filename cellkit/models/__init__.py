@@ -42,6 +42,7 @@ from types import ModuleType
 from typing import Any
 
 from cellkit.errors import UserError
+from cellkit.machine import keep_freed_memory
 from cellkit.modules import load, names_of, none_called, optional, path_of
 
 __path__ = extend_path(__path__, __name__)  # files of one's own, see `cellkit.modules`
@@ -107,6 +108,7 @@ def get_backend(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise _lacks(name, error.name) from error
     use_granted_processors()
+    keep_freed_memory()
     return module
 
 
