@@ -4,9 +4,9 @@ python benchmarks/chaos_kills.py OUT                                    # 50 kil
 python benchmarks/chaos_kills.py OUT --n 200 --config configs/demo.yaml
 
 The runner and its kernel are killed together, as by a power cut, at a moment drawn from the first half of the time that the
-undisturbed run took. A run that ends before its moment is compared and begun anew; after the last kill the run goes on to its
-end. What tells times is left out of the comparison: histories, logs, the report, the manifest. OUT/kills.jsonl has a row for
-each kill.
+undisturbed run took, or from the first `--within` seconds. A run that ends before its moment is compared and begun anew;
+after the last kill the run goes on to its end. What tells times is left out of the comparison: histories, logs, the report,
+the manifest. OUT/kills.jsonl has a row for each kill.
 """
 
 from __future__ import annotations
@@ -94,6 +94,9 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=50, help="kills (default 50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, default=ROOT / "tests" / "run" / "small.yaml")
+    parser.add_argument(
+        "--within", type=float, metavar="S", help="to the next kill at most (default: half of that time)"
+    )
     parser.add_argument("--minutes", type=float, default=0.0, help="stop then with what there is (default 0: never)")
     given = parser.parse_args()
     out, config = given.out.resolve(), given.config.resolve()
@@ -116,7 +119,7 @@ def main() -> int:
         if last and not (out / "torn").exists():
             break
         rng = random.Random(f"{given.seed} {len(rows)}")
-        moment, since = rng.uniform(0, seconds / 2), time.monotonic()
+        moment, since = rng.uniform(0, given.within or seconds / 2), time.monotonic()
         running = started(config, out / "torn")
         try:
             code = running.wait(None if last else moment)
