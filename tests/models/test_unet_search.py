@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.labels import relabel
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import unet_maps, unet_search, weights
 from cellkit.models.map_cache import FOLDER
-from cellkit.models.shared import flows
+from cellkit.models.shared import flows, heat
 from cellkit.models.shared.diameter import diameter_of, own_diameter
 from cellkit.models.shared.fine_tuning import ONE_IMAGE, map_iou, nearest_to_default
 from cellkit.models.unet_network import CellposeUNet
@@ -69,24 +70,29 @@ def test_flows_are_cellposes(drawn):
     assert not flows.flows_of(0 * labels).any()
 
 
-def test_flows_looked_up_as_on_a_gpu_are_those_of_the_sparse_product(drawn, monkeypatch):
-    import torch
+def test_heat_looked_up_as_on_a_gpu_is_that_of_the_sheets(drawn):
+    labels = np.pad(relabel(drawn.instances[0].paint())[0], 1)
+    labels[labels == 3] = 0  # numbers need not be without a gap
+    places, on_sheets = np.flatnonzero(labels), heat.spread(labels)
+    boxes = {k: box for k, box in enumerate(ndimage.find_objects(labels), 1) if box is not None}
+    middles = np.array(list(heat.middles_of(labels, boxes).values()))
+    times = 2 * max(sum(side.stop - side.start for side in box) + 2 for box in boxes.values())
+    theirs = heat.looked_up(labels, places, middles, times, "cpu")
+    np.testing.assert_allclose(on_sheets.ravel()[places], theirs, rtol=1e-10)
+    assert len(boxes) > 5 and not on_sheets[labels == 0].any()
 
+
+@pytest.mark.parametrize("size_px", [(3, 3), (40, 60), (1000, 1000)])
+def test_masks_on_sheets_do_not_touch_and_all_are_there(drawn, size_px):
     labels = relabel(drawn.instances[0].paint())[0]
-    on_processor = flows.flows_of(labels)
-    spread, looked_up = flows._spread, flows.looked_up
-    asked = []
-
-    def of_a_gpu(flat, places, row, width, middles, times, device):
-        around = np.add.outer((-width, 0, width), (-1, 0, 1)).ravel()
-        heat = looked_up(*map(torch.from_numpy, (flat, places, row, middles, around)), times)
-        np.testing.assert_allclose(heat, spread(flat, places, row, width, middles, times, "cpu"), rtol=1e-12)
-        asked.append(times)
-        return heat
-
-    monkeypatch.setattr(flows, "_spread", of_a_gpu)
-    np.testing.assert_allclose(flows.flows_of(labels), on_processor, atol=1e-9)
-    assert asked and asked[0] > 20
+    boxes = dict(enumerate(ndimage.find_objects(labels), 1))
+    sheets = list(heat.sheets_of(boxes, size_px))
+    assert sorted(k for sheet in sheets for k, *_ in sheet) == list(boxes)
+    for sheet in sheets:
+        seen = np.zeros((300, 1200), int)
+        for _, (tall, wide), row, column in sheet:
+            seen[row - 1 : row + tall.stop - tall.start, column - 1 : column + wide.stop - wide.start] += 1
+        assert seen.max() == 1, "a pixel lies between any two"
 
 
 def test_flow_errors_are_cellposes(drawn):

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +35,7 @@ from cellkit.cells.labels import relabel
 from cellkit.cells.leftout import too_small
 from cellkit.files import atomic_path
 from cellkit.machine import one_thread
-
-if TYPE_CHECKING:
-    import torch
+from cellkit.models.shared.heat import spread
 
 LARGEST_SHARE = 1.0  # of the image that one cell may cover
 KEPT_READINGS = 8  # thresholds whose masks are kept of an image
@@ -197,8 +195,7 @@ def flow_errors(labels: np.ndarray, maps: np.ndarray, device: Any = "cpu") -> np
 def flows_of(labels: np.ndarray, device: Any = "cpu") -> np.ndarray:
     """Return the flows of each mask, unit vectors y and x, 0 outside: up the heat that spreads within it from its middle.
 
-    As cellpose's masks_to_flows_gpu (dynamics.py, 4.2), whose steps are a product with a sparse matrix here: on one thread that
-    takes a tenth of the time.
+    As cellpose's masks_to_flows_gpu (dynamics.py, 4.2), with its steps done as `cellkit.models.shared.heat` says.
 
     Parameters
     ----------
@@ -213,107 +210,10 @@ def flows_of(labels: np.ndarray, device: Any = "cpu") -> np.ndarray:
     if not labels.any():
         return flows
     padded = np.pad(labels, 1)
-    width, flat = padded.shape[1], padded.ravel()
-    places = np.flatnonzero(flat)
-    row = np.zeros(flat.size, np.int32)
-    row[places] = np.arange(len(places))
-    middles, longest = _middles(padded)
-    warm = np.zeros(flat.size)
-    warm[places] = _spread(flat, places, row, width, row[middles], 2 * longest, device)
-    own = np.stack([warm[places + step] - warm[places - step] for step in (width, 1)])
+    places, warm = np.flatnonzero(padded), spread(padded, device).ravel()
+    own = np.stack([warm[places + step] - warm[places - step] for step in (padded.shape[1], 1)])
     flows[:, labels > 0] = own / (1e-60 + np.hypot(*own))
     return flows
-
-
-def _middles(labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the flat index of the pixel of each mask that is nearest to its centre of mass, and the longest way in a box.
-
-    The centre is rounded to whole pixels of the mask's box, and of pixels as near the first is taken.
-
-    Examples
-    --------
-    >>> _middles(np.array([[1, 1, 1, 0], [0, 0, 0, 3]]))
-    (array([1, 7]), 6)
-    """
-    from scipy import ndimage
-
-    boxes = [(k, box) for k, box in enumerate(ndimage.find_objects(labels), 1) if box is not None]
-    corner = np.zeros((2, labels.max() + 1), int)
-    for k, box in boxes:
-        corner[:, k] = [side.start for side in box]
-    places = np.flatnonzero(labels)
-    mask = labels.ravel()[places]
-    at = np.stack(np.divmod(places, labels.shape[1])) - corner[:, mask]
-    count = np.maximum(np.bincount(mask), 1)
-    centre = np.stack([np.bincount(mask, one) / count for one in at]).round()
-    away = np.square(at - centre[:, mask]).sum(axis=0).astype(np.int64)
-    nearest = np.full(len(count), np.iinfo(np.int64).max)
-    np.minimum.at(nearest, mask, away * labels.size + places)
-    longest = max(sum(side.stop - side.start for side in box) + 2 for _, box in boxes)
-    return nearest[[k for k, _ in boxes]] % labels.size, longest
-
-
-def _spread(
-    flat: np.ndarray, places: np.ndarray, row: np.ndarray, width: int, middles: np.ndarray, times: int, device: Any
-) -> np.ndarray:
-    """Return the heat (n,) float64 that has spread from the middles: each step is the mean of the nine pixels around.
-
-    On a processor it is a product with a sparse matrix; on a GPU the pixels around are looked up there, and so it waits for
-    nothing.
-
-    Parameters
-    ----------
-    flat : (pixels,) int32
-        The label image, row after row, with a frame of 0.
-    places : (n,) int
-        Where it is not 0.
-    row : (pixels,) int32
-        Of each of these its number.
-    width : int
-        Pixels in a row.
-    middles : (cells,) int
-        Numbers of the pixels that are warmed in each step.
-    times : int
-        Steps.
-    """
-    import torch
-
-    around = np.add.outer((-width, 0, width), (-1, 0, 1)).ravel()
-    if torch.device(device).type == "cpu":
-        from scipy import sparse
-
-        near = places[:, None] + around
-        same = flat[near] == flat[places, None]
-        ends = np.concatenate([[0], same.sum(axis=1).cumsum()])
-        spread = sparse.csr_matrix((np.ones(ends[-1]), row[near[same]], ends), shape=(len(places),) * 2)
-        heat = np.zeros(len(places))
-        for _ in range(times):
-            heat[middles] += 1
-            heat = spread @ heat / 9
-        return heat
-    return looked_up(*(torch.from_numpy(one).to(device) for one in (flat, places, row, middles, around)), times)
-
-
-def looked_up(
-    flat: torch.Tensor,
-    places: torch.Tensor,
-    row: torch.Tensor,
-    middles: torch.Tensor,
-    around: torch.Tensor,
-    times: int,
-) -> np.ndarray:
-    """Return the same heat, where the tensors are; a pixel of another mask counts as one that stays cold."""
-    import torch
-
-    near = places[None] + around[:, None]
-    cold = len(places)
-    near = torch.where(flat[near] == flat[places], row[near].long(), cold)
-    heat = torch.zeros(cold + 1, dtype=torch.float64, device=flat.device)
-    source = torch.zeros_like(heat)
-    source[middles.long()] = 1
-    for _ in range(times):
-        heat[:cold] = (heat + source)[near].sum(dim=0) / 9
-    return heat[:cold].cpu().numpy()
 
 
 def without(labels: np.ndarray, dropped: np.ndarray) -> np.ndarray:
