@@ -45,7 +45,8 @@ def run(given: argparse.Namespace) -> Answer:
     if given.overrides and not given.config:
         raise UserError("--set without CONFIG", "name the configuration that is to be overridden")
     states = check(given.run, given.config, set_strings(given.overrides) if given.config else None)
-    told = read_manifest(here(given.run)).get("forecast", {})
+    manifest = read_manifest(here(given.run))
+    told = manifest.get("forecast", {})
     if given.json:
         stages = [{"name": s.name, "state": s.state, "why": s.why, "note": s.note} for s in states]
         fresh = all(state.state == "fresh" for state in states)
@@ -56,6 +57,8 @@ def run(given: argparse.Namespace) -> Answer:
         lines += [f"         made with {s.note}"] if s.note else []
     if took := summed_up(told):
         lines.append(f"took     {took}")
+    for section, one in manifest.get("searches", {}).items():
+        lines.append(f"search   of {section}: {summed_up({section: one})}")
     return Answer("\n".join(lines))
 
 

@@ -32,8 +32,8 @@ def examine(folder: str | Path = ".", config: str | Path | None = None) -> dict[
     dict
         Plain values, ready for JSON: ok (the default path runs: versions, default backends, starter weights, disk),
         problems (each {"problem", "remedy"}), python, platform, cellkit, device, memory, disk, packages, backends,
-        weights, formats, data; and of a configuration forecast, {stage: its `Forecast`}, and recipes, what those that
-        it names say of their time.
+        weights, formats, data; and of a configuration forecast, {stage: its `Forecast`}, and recipes, in words those
+        that are not counted.
     """
     forecast = check_forecast(config) if config is not None else {}
     packages, backends, weights = check_packages(), check_backends(), check_weights()
@@ -217,7 +217,7 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        forecast, by stage; {} where that cannot be told; recipes, in words.
+        forecast, by stage; {} where that cannot be told; recipes, in words those that are not counted.
 
     Raises
     ------
@@ -225,8 +225,8 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
         It is no configuration, or such a run would be refused.
     """
     from cellkit.config.reading import load_config
-    from cellkit.forecast.stages import Plan
-    from cellkit.forecast.words import noted, recipes_in_words
+    from cellkit.forecast.stages import Plan, uncounted
+    from cellkit.forecast.words import noted, uncounted_in_words
     from cellkit.run.notebooks import notebooks_of
     from cellkit.run.preflight import check_run
 
@@ -237,7 +237,7 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
     books = notebooks_of(cfg)
     names = [book.name for book in books]
     told = Plan.of(cfg, names, outlook.records, outlook.instances, sample=outlook.sample).forecast()
-    return {"forecast": noted(told), "recipes": recipes_in_words(books)}
+    return {"forecast": noted(told), "recipes": uncounted_in_words(books, uncounted(cfg, names))}
 
 
 # ---- in words ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from cellkit.commands.shared import Answer, set_flag
+from cellkit.commands.shared import Answer, force_flag, set_flag
 from cellkit.errors import UserError
 
 ABOUT = "search settings of a training: many with few steps, the better half with twice as many"
@@ -24,6 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     cost = "most that it may cost, in whole trainings (default 6: eight trials, two of them to the end)"
     parser.add_argument("--budget", type=float, default=6.0, metavar="N", help=cost)
     parser.add_argument("--run", metavar="DIR", help="the run folder (default runs/<name of the config>)")
+    force_flag(parser)
     set_flag(parser, "finetune.steps=100")
 
 
@@ -34,7 +35,8 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.show.search import show_search
     from cellkit.show.style import save_figure
 
-    done = run_search(given.config, over_of(given.over), given.budget, given.run, set_strings(given.overrides))
+    overrides = set_strings(given.overrides)
+    done = run_search(given.config, over_of(given.over), given.budget, given.run, overrides, force=given.force)
     if done.code:
         return Answer(code=done.code)
     picture = save_figure(show_search(done.table), done.path.with_suffix(".png"))

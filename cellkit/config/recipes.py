@@ -3,7 +3,8 @@
 A recipe is one file, ``notebooks/recipes/<name>.ipynb`` or ``<NN>_<name>.ipynb``. Its section is ``recipes.<name>``; a run has
 the recipes that its configuration names. Which settings a section has, the notebook's metadata say: ``cellkit.backend``, the
 backend that is trained (its ``TrainSettings``), or ``cellkit.settings``, a class ``module:Class`` of pydantic fields, each with
-a default and a description.
+a default and a description. What its training costs, ``cellkit.costs`` says, a module, else the module of the settings, else
+the backend: by ``cost(config, image, truth)`` and what goes with it, see `cellkit.models`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, Field, create_model
@@ -24,6 +26,7 @@ from cellkit.errors import UserError
 from cellkit.files import PACKAGE, read_json
 from cellkit.machine import here
 from cellkit.manifest import NOTEBOOKS, RESERVED, RUNNER_VARIABLE
+from cellkit.models import backend_module, is_backend
 from cellkit.settings import Frozen
 
 RECIPES = "recipes"
@@ -98,13 +101,41 @@ def _section_of(path: Path) -> type[Section]:
         return _section(recipe_name(path.stem), (Section,), None)
     settings = _settings_class(path, named)
     bases = (settings,) if issubclass(settings, Section) else (Section, settings)
-    return _section(recipe_name(path.stem), bases, metadata.get("backend"))
+    costs = _costs(metadata, named.partition(":")[0])
+    return _section(recipe_name(path.stem), bases, metadata.get("backend"), costs)
 
 
 @lru_cache  # so that two configurations of the same settings are equal
-def _section(name: str, bases: tuple[type[BaseModel], ...], backend: str | None) -> type[Section]:
+def _section(name: str, bases: tuple[type[BaseModel], ...], backend: str | None, costs: str = "") -> type[Section]:
     more = {} if backend is None else {"backend": (str, Field(backend, description="the backend"))}
-    return create_model(name, __base__=bases, **more)
+    section = create_model(name, __base__=bases, **more)
+    section.costs = costs
+    return section
+
+
+def _costs(metadata: Mapping[str, Any], settings_module: str) -> str:
+    """Return the module or backend that says what a recipe's training costs; "" where none does."""
+    named = (metadata.get("costs"), settings_module, metadata.get("backend"))
+    return next((name for name in named if name and hasattr(costing_module(name), "cost")), "")
+
+
+def costing_module(name: str) -> ModuleType:
+    """Return the module that says what a training costs: a backend, or another, ``package.module``.
+
+    Raises
+    ------
+    UserError
+        There is no such module.
+    """
+    if is_backend(name):
+        return backend_module(name)
+    try:
+        return import_module(name)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"what a recipe costs is to be told by '{name}', which is not there: {error}",
+            "name a module in its metadata (cellkit.costs), or leave that out",
+        ) from None
 
 
 def _settings_class(path: Path, named: str) -> type[BaseModel]:
@@ -132,3 +163,37 @@ def _with_recipes(kind: type[Config], sections: tuple[tuple[str, type[Section]],
     recipes = create_model("Recipes", __base__=Frozen, **fields)
     description = kind.model_fields["recipes"].description
     return create_model("Config", __base__=kind, recipes=(recipes, Field(recipes(), description=description)))
+
+
+# ---- sections by name ------------------------------------------------------------------------------------------------
+def section_name(cfg: Config, stage: str) -> str | None:
+    """Return the section of a stage, ``finetune`` or ``recipes.<name>``; None where the configuration has none of that name.
+
+    Examples
+    --------
+    >>> section_name(Config(), "03_finetune_cellpose"), section_name(Config(), "11_unet_border")
+    ('finetune', None)
+    """
+    if stage in STAGES:
+        return STAGES[stage]
+    name = recipe_name(stage)
+    return f"{RECIPES}.{name}" if getattr(cfg.recipes, name, None) is not None else None
+
+
+def section_at(cfg: Config, name: str) -> Section:
+    """Return a section by its name, ``finetune`` or ``recipes.<name>``."""
+    return getattr(cfg.recipes, name.removeprefix(f"{RECIPES}.")) if name.startswith(RECIPES) else getattr(cfg, name)
+
+
+def named_sections(cfg: Config) -> dict[str, Section]:
+    """Return all sections that a configuration has, those of the recipes that it names too, by their names."""
+    own = {f"{RECIPES}.{name}": section for name, section in cfg.recipes if section is not None}
+    return {name: getattr(cfg, name) for name in STAGES.values()} | own
+
+
+def with_section(cfg: Config, name: str, section: Section) -> Config:
+    """Return a configuration with another section of that name."""
+    if not name.startswith(RECIPES):
+        return cfg.model_copy(update={name: section})
+    recipes = cfg.recipes.model_copy(update={name.removeprefix(f"{RECIPES}."): section})
+    return cfg.model_copy(update={RECIPES: recipes})

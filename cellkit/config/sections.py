@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -76,6 +76,7 @@ class Section(Frozen):
         description="processes sharing the images, each with its own model; never changes a result",
         json_schema_extra={"hash": False},
     )
+    costs: ClassVar[str] = ""  # of a recipe: the module that says what its training costs, see `config.recipes`
 
     def fingerprint(self) -> dict[str, Any]:
         """Return, as plain JSON values, the fields a result depends on: what the run folder hashes."""

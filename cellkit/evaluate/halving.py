@@ -16,6 +16,8 @@ import numpy as np
 
 from cellkit.errors import UserError
 
+PARTS = 4  # of the training images one is held back to compare trials by, where no validation image chooses
+
 
 @dataclass(frozen=True)
 class Trial:

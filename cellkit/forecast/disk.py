@@ -5,6 +5,8 @@ Measured bytes are of float32 runs of the drawn demo, of DSB2018 and of two_line
 
 from __future__ import annotations
 
+from cellkit.config.recipes import RECIPES
+from cellkit.forecast.costing import course_of
 from cellkit.forecast.images import RunImages
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import Cost
@@ -22,6 +24,7 @@ NOTEBOOK_BYTES = {  # of an executed notebook with its pictures
     "coco": 0.8e6,
     "maskrcnn": 1.2e6,
     "evaluate": 1.5e6,
+    RECIPES: 1.2e6,
 }
 REPORT_BYTES = 6.4e6  # of the page of results, most of it pictures
 ROW_OF_CELL_BYTES = 1500  # of a cell of a test image in the tables: what is measured of it
@@ -41,7 +44,7 @@ def space_of_stage(run: RunImages, section: str, cost: Cost, tuned: Cost) -> tup
     """
     cfg, images = run.cfg, len(run.records)
     cells = run.cells * (CELL_BYTES + ROW_BYTES * run.diameter_px)
-    stays, files, passing = SMALL_BYTES + NOTEBOOK_BYTES[section], 5, 0.0
+    stays, files, passing = SMALL_BYTES + NOTEBOOK_BYTES.get(section, NOTEBOOK_BYTES[RECIPES]), 5, 0.0
     if section == "convert":
         stays += run.sample.picture_bytes * sum(run.px) + HEADER_BYTES * images + cells
         files += images
@@ -52,13 +55,15 @@ def space_of_stage(run: RunImages, section: str, cost: Cost, tuned: Cost) -> tup
     elif section == "label":
         stays += LABEL_BYTES * sum(run.px) + 2 * cells
         files += images + 3
-    elif section in ("finetune", "maskrcnn"):
-        config = getattr(cfg, section)
+    elif section in ("finetune", "maskrcnn") or section.startswith(RECIPES):
+        config = run.section(section)
         stays += cells
         files += 8
         if isinstance(config, Schedule):
+            course = course_of(config, run.count("train"))
             kept, passing = _training(config, cost)
-            stays += kept
+            together = course.networks * _weights(cost) if course.networks > 1 else 0  # networks that answer together
+            stays += course.networks * kept + together + (course.answers - 1) * cells
         if section == "finetune":
             weights = _weights(cost)
             taught = 1e6 * run.mpx(section, "train", "val")
@@ -66,7 +71,7 @@ def space_of_stage(run: RunImages, section: str, cost: Cost, tuned: Cost) -> tup
             maps = min(1e9 * getattr(config, "map_cache_gb", 0), MAP_BYTES * taught)
             passing += max(2 * weights, maps)
             files += images
-        elif "finetune" not in cfg.leave_out:
+        elif section == "maskrcnn" and "finetune" not in cfg.leave_out:
             stays += ENCODER_BYTES + _weights(tuned)  # `maskrcnn.cell_classes`
     elif section == "coco":
         stays += cells

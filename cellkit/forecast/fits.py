@@ -10,8 +10,8 @@ from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.fetch.registry import cache_folder
-from cellkit.forecast.smaller import smaller_in_memory, smaller_on_disk
-from cellkit.forecast.stages import Forecast, Plan
+from cellkit.forecast.smaller import Planned, smaller_in_memory, smaller_on_disk
+from cellkit.forecast.stages import Forecast
 from cellkit.forecast.words import whole
 from cellkit.machine import RESERVE_BYTES, gpu_free_bytes
 from cellkit.room import Disk, Memory, check_disks, disk_of, memory_of, reserved, size_text
@@ -23,7 +23,7 @@ GO_ON = "--force begins all the same"
 
 
 def check_fits(
-    found: Mapping[str, Forecast], plan: Plan, folder: Path, memory: Memory | None = None, freed_bytes: float = 0
+    found: Mapping[str, Forecast], plan: Planned, folder: Path, memory: Memory | None = None, freed_bytes: float = 0
 ) -> list[str]:
     """Refuse a run whose forecast does not fit into what is free of memory or disk; return what to warn of.
 
@@ -31,7 +31,7 @@ def check_fits(
     ----------
     found : mapping
         Stage -> its forecast.
-    plan : Plan
+    plan : Plan, or one of several trainings
         What it is the forecast of: it tells the forecast under other settings, to say under which it fits.
     folder : Path
         Of the run.
@@ -53,7 +53,7 @@ def check_fits(
     return said
 
 
-def check_memory_of(found: Mapping[str, Forecast], plan: Plan, memory: Memory) -> list[str]:
+def check_memory_of(found: Mapping[str, Forecast], plan: Planned, memory: Memory) -> list[str]:
     """Refuse a run that needs more memory than is free with swap; return the warning of one that needs swap.
 
     Raises
@@ -75,7 +75,7 @@ def check_memory_of(found: Mapping[str, Forecast], plan: Plan, memory: Memory) -
     raise UserError(needs, f"{change or none}; {GO_ON}")
 
 
-def check_gpu_of(found: Mapping[str, Forecast], plan: Plan, free_bytes: Callable[[], int] = gpu_free_bytes) -> None:
+def check_gpu_of(found: Mapping[str, Forecast], plan: Planned, free_bytes: Callable[[], int] = gpu_free_bytes) -> None:
     """Refuse a run that needs more memory of the GPU than is free; without a GPU none is forecast.
 
     Raises
@@ -93,7 +93,7 @@ def check_gpu_of(found: Mapping[str, Forecast], plan: Plan, free_bytes: Callable
     )
 
 
-def check_disk_of(found: Mapping[str, Forecast], plan: Plan, folder: Path, freed_bytes: float = 0) -> None:
+def check_disk_of(found: Mapping[str, Forecast], plan: Planned, folder: Path, freed_bytes: float = 0) -> None:
     """Refuse a run for which its file system, that of temporary files or that of the cache has no room.
 
     Raises
@@ -116,7 +116,7 @@ def check_disk_of(found: Mapping[str, Forecast], plan: Plan, folder: Path, freed
         raise UserError(f"{what}, which a quota there does not give", elsewhere)
 
 
-def first_that_fits(changes: Iterable[Mapping[str, Any]], plan: Plan, fits: Callable[[Forecast], bool]) -> str:
+def first_that_fits(changes: Iterable[Mapping[str, Any]], plan: Planned, fits: Callable[[Forecast], bool]) -> str:
     """Return in words the first change of settings under which the forecast fits, and what it takes then; "" where none does."""
     for change in changes:
         found = plan.under(change).forecast()

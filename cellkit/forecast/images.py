@@ -12,13 +12,13 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.cluster.kinds import default_workers
-from cellkit.config.sections import Config
+from cellkit.config.recipes import section_at
+from cellkit.config.sections import Config, Section
+from cellkit.forecast.costing import scale_px, told
 from cellkit.forecast.sample import USUAL, Sample
-from cellkit.models import backend_module
 from cellkit.models.gate import Regime, regime_of
 from cellkit.models.shared.diameter import own_diameter_of
 from cellkit.models.shared.inputs import CELL_PX, bytes_for
-from cellkit.modules import optional
 from cellkit.sources.loading import is_perhaps
 
 COVERED = 0.3  # of an image, by cells
@@ -59,26 +59,30 @@ class RunImages:
             return sum(len(cells) for cells in real) / seen * sum(self.px)
         return COVERED * sum(self.px) / (np.pi / 4 * self.diameter_px**2)
 
+    def section(self, name: str) -> Section:
+        """Return a section by its name, ``finetune`` or ``recipes.<name>``."""
+        return section_at(self.cfg, name)
+
     def shared(self, section: str) -> int:
         """Return how many workers share the images of a section at once: of a cluster, else of this machine as many as cores."""
         if not self.cfg.cluster.is_none:
             return default_workers(self.cfg.cluster, self.cfg.workers)
-        return max(min(getattr(self.cfg, section).workers, os.cpu_count() or 1), 1)
+        return max(min(self.section(section).workers, os.cpu_count() or 1), 1)
 
     def processes(self, section: str) -> int:
         """Return how many processes beside its own a section has on this machine."""
-        cluster, workers = self.cfg.cluster, getattr(self.cfg, section).workers
+        cluster, workers = self.cfg.cluster, self.section(section).workers
         if cluster.kind == "local":
             return default_workers(cluster, workers)
         return workers if cluster.is_none and workers > 1 else 0
 
     def diameter(self, section: str) -> float:
         """Return the diameter of cells (px) that a section is told, else that of the labels, else 30."""
-        return getattr(getattr(self.cfg, section), "diameter_px", None) or self.diameter_px
+        return getattr(self.section(section), "diameter_px", None) or self.diameter_px
 
     def looks_twice(self, section: str) -> bool:
         """Tell whether a section's model may look at an image again, at the diameter of the cells that it found there."""
-        own = getattr(self.cfg, section)
+        own = self.section(section)
         return hasattr(own, "diameter_of") and own.diameter_of != "batch" and not getattr(own, "diameter_px", None)
 
     def own_diameters(self, assumed_px: float) -> list[float]:
@@ -87,10 +91,11 @@ class RunImages:
 
     def largest_bytes(self, section: str, bytes_per_px: int) -> int:
         """Return the most memory that finding the cells of one image takes (bytes), at its own diameter where it is looked at."""
-        assumed = self.diameter(section)
+        assumed, at_px = self.diameter(section), scale_px(self.section(section))
         each = self.own_diameters(assumed) if self.looks_twice(section) else [assumed] * len(self.shapes)
         return max(
-            (bytes_for(shape, own, bytes_per_px) for shape, own in zip(self.shapes, each, strict=True)), default=0
+            (bytes_for(shape, own, bytes_per_px, at_px) for shape, own in zip(self.shapes, each, strict=True)),
+            default=0,
         )
 
     def mpx(self, section: str, *splits: str) -> float:
@@ -105,11 +110,18 @@ class RunImages:
         return self._sizes[section]
 
     def _counted_px(self, section: str) -> dict[str, float]:
-        own = getattr(self.cfg, section)
-        seen = optional(backend_module(own.backend), "seen_px")
-        scale = (CELL_PX / self.diameter(section)) ** 2
-        px = [seen(shape, own) if seen else scale * shape[0] * shape[1] for shape in self.shapes]
+        own = self.section(section)
+        seen, at_px = told(own, "seen_px"), scale_px(own)
+        scale = (at_px / self.diameter(section)) ** 2 if at_px else 1.0
+        each = zip(self.shapes, self.cells_of_images, strict=True)
+        px = [seen(shape, own, cells) if seen else scale * shape[0] * shape[1] for shape, cells in each]
         return {one.image_id: count / 1e6 for count, one in zip(px, self.records, strict=True)}
+
+    @cached_property
+    def cells_of_images(self) -> list[float]:
+        """Return how many cells each image holds: of its labels, where they are known, else as densely as the others."""
+        each = self.cells / max(sum(self.px), 1)
+        return [each * px if areas is None else len(areas) for areas, px in zip(self.areas, self.px, strict=True)]
 
     @cached_property
     def regime(self) -> Regime:

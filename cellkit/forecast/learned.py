@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from cellkit.config.sections import STAGES, Config
+from cellkit.config.recipes import section_at, section_name
+from cellkit.config.sections import Config
 from cellkit.errors import UserError
 from cellkit.fetch.registry import cache_folder
 from cellkit.files import read_json, write_json
+from cellkit.forecast.costing import costing_name
 from cellkit.forecast.speed import machine_key
 from cellkit.manifest import sha256_json
 
@@ -78,6 +80,7 @@ def read_ratios() -> dict[str, dict[str, list[float]]]:
 
 def key_of(name: str, cfg: Config) -> str:
     """Return what the ratios of a stage are kept under: stage, machine, backend, images."""
-    backend = getattr(getattr(cfg, STAGES[name]), "backend", "")
+    section = section_name(cfg, name)
+    backend = costing_name(section_at(cfg, section)) if section else ""
     images = [cfg.name, cfg.convert.source, cfg.convert.path]
     return f"{name} {sha256_json([machine_key(), backend, images])[:24]}"

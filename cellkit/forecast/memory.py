@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from cellkit.forecast.costing import course_of, told
 from cellkit.forecast.images import RunImages
 from cellkit.forecast.speed import Speed
-from cellkit.models import backend_module
 from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import BATCH
 
 NOTEBOOK_BYTES = 90e6  # of a kernel and the pictures it draws, beside what is timed
-KEPT_BYTES = 28  # of a pixel of a training image
+KEPT_BYTES = 28  # of a pixel of a training image, unless the backend says otherwise
 ADAM_BYTES = 12  # of a number that is trained: its gradient, and what the optimiser keeps of it
 CONVERT_BYTES = 32  # of a pixel of the image that is converted: planes of two channels, the picture, its quality
 WORKER_BYTES = 250e6  # of a process that shares a loop: Python and what it imports
-TRAINED = ("finetune", "maskrcnn")
+UNTRAINED = ("coco", "evaluate")
 
 
 def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, float]:
@@ -23,24 +23,22 @@ def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, f
     A stage holds at least what timing its backend held; on top come more crops in a step, the images that are kept, and what
     finding the cells of the largest image takes.
     """
-    cfg, began = getattr(run.cfg, section), speed.start_bytes + NOTEBOOK_BYTES
+    cfg, began = run.section(section), speed.start_bytes + NOTEBOOK_BYTES
     largest = max(run.px, default=0)
     if section == "convert":
         processes = run.processes(section)
         return began + CONVERT_BYTES * largest * max(processes, 1) + WORKER_BYTES * processes, 0.0
-    if section not in ("label", *TRAINED):
-        return began, 0.0
-    if section in TRAINED and not isinstance(cfg, Schedule):  # nothing is trained step by step
+    if section in UNTRAINED or section != "label" and not isinstance(cfg, Schedule):  # nothing is trained step by step
         return began, 0.0
     on_gpu, held, of_step = speed.cost.device == "cuda", began, 0.0
     sampled = max(speed.sample_bytes - speed.start_bytes, 0)
-    if section in TRAINED:
+    if section != "label":
         folds = section == "finetune" and run.regime.name in (CROSS_FITTING, IN_QUARTERS)
         of_step = speed.cost.step_bytes * at_once(cfg)
-        held += KEPT_BYTES * 1e6 * run.mpx(section, *(("train", "val") if folds else ("train",)))
+        kept, most = told(cfg, "KEPT_BYTES", KEPT_BYTES), course_of(cfg, run.count("train")).most_mpx
+        held += kept * 1e6 * min(run.mpx(section, *(("train", "val") if folds else ("train",))), most)
         held += sampled if on_gpu else max(of_step, sampled + speed.cost.step_bytes * (at_once(cfg) - BATCH))
-    of_px = backend_module(cfg.backend).BYTES_PER_PX * (getattr(cfg, "flips", None) or 1)
-    alone = began + sampled + run.largest_bytes(section, of_px)  # what finding cells takes
+    alone = bytes_to_find(run, section, speed)
     held = max(held, alone)
     processes = 0 if on_gpu and run.cfg.cluster.is_none else run.processes(section)  # on a GPU one does it
     held = max(held, alone + processes * (alone - NOTEBOOK_BYTES))  # each with the network, at an image of its own
@@ -48,6 +46,14 @@ def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, f
     if on_gpu:
         return held, network + of_step
     return held + (network if not sampled else ADAM_BYTES * speed.cost.trained * (section != "label")), 0.0
+
+
+def bytes_to_find(run: RunImages, section: str, speed: Speed) -> float:
+    """Return the memory that finding the cells of the largest image takes, with its process."""
+    cfg = run.section(section)
+    of_px = told(cfg, "BYTES_PER_PX", 0) * (getattr(cfg, "flips", None) or 1)
+    sampled = max(speed.sample_bytes - speed.start_bytes, 0)
+    return speed.start_bytes + NOTEBOOK_BYTES + sampled + run.largest_bytes(section, of_px)
 
 
 def at_once(config: Schedule) -> int:

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from cellkit.evaluate.folds import fold_settings
+from cellkit.evaluate.halving import PARTS
+from cellkit.forecast.costing import course_of, steps_of, told
 from cellkit.forecast.images import RunImages
 from cellkit.forecast.speed import Speed
-from cellkit.models import backend_module
 from cellkit.models.gate import NOBODY, QUARTERS, THREE_PARTS, choosers
 from cellkit.models.interpolation import STEPS
 from cellkit.models.shared.contract import Schedule
-from cellkit.models.shared.cost import Cost
+from cellkit.models.shared.cost import Cost, Course
 from cellkit.models.shared.fine_tuning import SEARCHED_ON
 from cellkit.models.shared.inputs import CELL_PX
-from cellkit.modules import optional
 
 STARTS = {"convert": 2, "label": 2, "finetune": 2, "coco": 2, "maskrcnn": 2, "evaluate": 4}  # times all imports
 DIAMETER_MPX = 13 * 4 * (8 * CELL_PX) ** 2 / 1e6  # looked at to estimate a diameter, see `models.shared.diameter`
@@ -25,20 +25,20 @@ FLOOR = "threshold"  # finds cells in notebook 02, beside the backend that is na
 
 def seconds_of_stage(run: RunImages, section: str, speed: Speed, floor: Speed) -> float:
     """Return the seconds of a stage, by what its backend costs, and the floor beside it."""
-    seconds = STARTS[section] * speed.start_s
+    seconds = STARTS.get(section, STARTS["maskrcnn"]) * speed.start_s
     if section == "convert":
         return seconds + run.sample.convert_s * sum(run.px) / 1e6 / run.shared(section)
     if section == "label":
         some = run.cfg.label.use == "truth" and not run.cfg.label.teacher
         asked = run.cfg.label.preview / max(len(run.records), 1) if some else 1
         seen = run.mpx(section, "train", "val", "test") * min(asked, 1)
-        measured = optional(backend_module(run.cfg.label.backend), "estimate_diameter")
+        measured = told(run.cfg.label, "estimate_diameter")
         seen += DIAMETER_MPX if measured and not getattr(run.cfg.label, "diameter_px", 0) else 0
         judged = ("val", "test") if run.cfg.label.use == "truth" else ("train", "val", "test")
         floor_s = floor.cost.find_s * sum(run.file_mpx(split) for split in judged)
         return seconds + (speed.cost.find_s * seen + floor_s) / run.shared(section)
-    config = getattr(run.cfg, section)
-    if section in ("finetune", "maskrcnn") and isinstance(config, Schedule):  # else nothing is trained step by step
+    config = run.section(section)
+    if section not in ("coco", "evaluate") and isinstance(config, Schedule):  # else nothing is trained step by step
         seconds += (_adapting_s if section == "finetune" else training_s)(run, section, config, speed.cost)
     return seconds
 
@@ -49,9 +49,31 @@ def training_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
     train = [sizes[one.image_id] for one in run.records if one.split == "train"]
     chosen = len(choosers([one for one in run.records if one.split == "val"])) or run.count("val")
     scored = min(chosen, config.val_images or chosen) / max(run.count("val"), 1)
-    scores = -(-steps_of(config, len(train)) // config.eval_every) + 1
-    seconds = one_training_s(train, config, cost, cost.searches) + cost.find_s * val * scored * scores
-    return seconds + cost.searches * cost.find_s * run.mpx(section, "val", "test")
+    course = course_of(config, len(train))
+    scores = (-(-steps_of(config, len(train)) // (course.networks * config.eval_every)) + 1) * course.networks
+    seconds = one_training_s(train, config, cost, cost.searches, course)
+    seconds += cost.find_s * val * scored * scores * course.scored + cost.find_s * course.unseen * sum(train)
+    return seconds + cost.searches * course.answers * cost.find_s * run.mpx(section, "val", "test")
+
+
+def seconds_of_trial(run: RunImages, section: str, config: Any, cost: Cost, share: float) -> float:
+    """Return the seconds of one training of a search, for a share of its steps, and of finding the cells it is compared by.
+
+    Those are of the validation images that choose, else of a fourth of the training images, which do not teach then.
+    """
+    size = run.sizes(section)
+    train = [size[one.image_id] for one in run.records if one.split == "train"]
+    held = [size[name] for name in choosers([one for one in run.records if one.split == "val"])]
+    if not held:
+        aside = max(round(len(train) / PARTS), 1)
+        train, held = train[aside:], train[:aside]
+    points = len(STEPS) if cost.searches > 1 else 1
+    seconds = cost.find_s * points * sum(held)
+    if not isinstance(config, Schedule):
+        return seconds
+    return seconds + one_training_s(
+        train, fold_settings(config, share), cost, cost.searches, course_of(config, len(train))
+    )
 
 
 def _adapting_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
@@ -81,14 +103,12 @@ def _adapting_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
     return seconds + cost.find_s * cost.searches * sum(size[name] for name in others if name not in seen)
 
 
-def one_training_s(sizes: Sequence[float], config: Any, cost: Cost, searches: int) -> float:
+def one_training_s(
+    sizes: Sequence[float], config: Any, cost: Cost, searches: int, course: Course | None = None
+) -> float:
     """Return the seconds of one training, with its searches, on images of these sizes (megapixels at network scale)."""
-    seconds = cost.prepare_s * sum(sizes) + cost.step_s * config.batch_size * steps_of(config, len(sizes))
-    searched = getattr(config, "search_images", SEARCHED_ON)
-    return seconds + searches * cost.search_s * sum(sizes) * min(searched / max(len(sizes), 1), 1)
-
-
-def steps_of(config: Any, images: int) -> int:
-    """Return how many steps a training on so many images takes."""
-    own = optional(backend_module(config.backend), "steps_of")
-    return own(config, images) if own else config.steps
+    course = course or Course()
+    seen = min(sum(sizes), course.most_mpx)
+    seconds = cost.prepare_s * course.prepared * seen + cost.step_s * config.batch_size * steps_of(config, len(sizes))
+    searched = len(sizes) if course.searched else getattr(config, "search_images", SEARCHED_ON)
+    return seconds + searches * cost.search_s * seen * min(searched / max(len(sizes), 1), 1)

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.config.recipes import costing_module
 from cellkit.errors import UserError
 from cellkit.fetch.registry import cache_folder
 from cellkit.files import read_json, write_json
 from cellkit.log import LOG
 from cellkit.machine import arithmetic, peak_bytes
 from cellkit.manifest import sha256_json
-from cellkit.models import backend_module, get_backend
+from cellkit.models import get_backend, is_backend
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import Cost
 from cellkit.models.shared.inputs import CELL_PX
@@ -54,6 +55,8 @@ class Speed:
 def speed_of(backend: str, settings: Mapping[str, Any]) -> Speed | None:
     """Return what a backend costs on this machine; from the cache, else timed now by a process of its own.
 
+    So does any other module that says what the training of a recipe costs, ``package.module``.
+
     Parameters
     ----------
     settings : mapping
@@ -64,7 +67,7 @@ def speed_of(backend: str, settings: Mapping[str, Any]) -> Speed | None:
     Speed or None
         None where the backend does not say what it costs, or cannot be run here.
     """
-    if not hasattr(backend_module(backend), "cost"):
+    if not hasattr(costing_module(backend), "cost"):
         return None
     path = cache_folder() / KEPT
     key = sha256_json([backend, {k: v for k, v in settings.items() if k not in COUNTED}, machine_key()])
@@ -116,7 +119,7 @@ def time_backend(backend: str, settings: str) -> Speed:
     import matplotlib.pyplot  # noqa: F401  what a notebook imports, too
     import pandas  # noqa: F401
 
-    module = get_backend(backend)
+    module = get_backend(backend) if is_backend(backend) else costing_module(backend)
     config = module.TrainSettings.model_validate_json(settings)
     arithmetic(getattr(config, "precision", "auto"))
     start_s, start_bytes = time.process_time(), peak_bytes()  # since this process began

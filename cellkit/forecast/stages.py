@@ -14,21 +14,23 @@ from typing import Any
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import resized_shape
-from cellkit.config.sections import STAGES, Config, section_class
+from cellkit.config.recipes import RECIPES, named_sections, section_at, section_name, with_section
+from cellkit.config.sections import Config, section_class
 from cellkit.fetch.find import locate_weights, named_for
+from cellkit.forecast.costing import costing_module, costing_name, told
 from cellkit.forecast.disk import space_of_stage
 from cellkit.forecast.images import RunImages
 from cellkit.forecast.learned import factors_of
-from cellkit.forecast.memory import bytes_of_stage
+from cellkit.forecast.memory import bytes_of_stage, bytes_to_find
 from cellkit.forecast.minutes import FLOOR, seconds_of_stage
 from cellkit.forecast.sample import USUAL, Sample
 from cellkit.forecast.speed import Speed, speed_of
-from cellkit.models import backend_module, title_of
+from cellkit.models import title_of
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import Cost
-from cellkit.modules import optional
 from cellkit.settings import weights_fields
 
+SIDES = ("input_px", "crop_px")  # of a crop that the network is shown: the first of them that a section has
 WORTH_MPX = 8.0  # a run whose trainings see fewer megapixels takes hardly longer than timing it
 UNTIMED = Speed(Cost(), 4.0, 700_000_000)  # of a backend that is not timed: memory and disk are counted all the same
 
@@ -69,7 +71,8 @@ def forecast_run(
     Parameters
     ----------
     stages : iterable of str
-        Those that will run; only their backends are timed. A recipe is not forecast, see `words.recipes_in_words`.
+        Those that will run; only their backends are timed. A recipe of which nothing says what it costs is not forecast, see
+        `uncounted`.
     records, instances : sequences
         The images, and the labels they came with.
     timed : bool
@@ -122,7 +125,7 @@ class Plan:
         sample: Sample = USUAL,
     ) -> Plan:
         """Return the plan of a run; times backends where that is worth it, see `forecast_run`."""
-        wanted = {name: STAGES[name] for name in stages if name in STAGES}
+        wanted = {name: section for name in stages if (section := counted_section(cfg, name))}
         timed = timed and bool(records) and is_worth(cfg, wanted.values())
         speeds = speeds_of(cfg, wanted.values()) if timed else {}
         factors = {name: factors_of(name, cfg) for name in wanted}
@@ -137,6 +140,10 @@ class Plan:
             speed = self.speeds.get(section) or self.speeds.get("label") or self.speeds.get(FLOOR, UNTIMED)
             seconds = seconds_of_stage(run, section, speed, self.speeds[FLOOR]) if self.speeds else None
             held, on_gpu = bytes_of_stage(run, section, speed)
+            for other in others_of(self.cfg, section):  # models of others find the cells of held-out images anew
+                of_other = self.speeds.get(other, UNTIMED)
+                seconds = seconds and seconds + of_other.cost.find_s * run.mpx(other, "val", "test")
+                held = max(held, bytes_to_find(run, other, of_other))
             tuned = self.speeds.get("finetune", UNTIMED).cost
             most, stays, files = space_of_stage(run, section, speed.cost, tuned)
             by = self.factors.get(name, {})
@@ -158,17 +165,16 @@ class Plan:
         cfg, speeds = self.cfg, dict(self.speeds)
         for key, value in change.items():
             section, _, name = key.rpartition(".")
-            names = [section] if section else [one for one, part in cfg if hasattr(part, "seed")]
-            for one in names:
-                old = getattr(cfg, one)
+            for one in [section] if section else named_sections(cfg):
+                old = section_at(cfg, one)
                 if name == "backend":
                     shared = {key: getattr(old, key) for key in ("seed", "classes", "workers")}
                     cfg = cfg.model_copy(update={one: section_class(one, value)(**shared)})
                     speeds[one] = UNTIMED
                     continue
-                cfg = cfg.model_copy(update={one: old.model_copy(update={name: value})})
-                if name == "crop_px" and one in speeds:
-                    cost, share = speeds[one].cost, (value / old.crop_px) ** 2
+                cfg = with_section(cfg, one, old.model_copy(update={name: value}))
+                if name in SIDES and one in speeds:
+                    cost, share = speeds[one].cost, (value / getattr(old, name)) ** 2
                     speeds[one] = replace(speeds[one], cost=replace(cost, step_bytes=cost.step_bytes * share))
         chosen = self._images_under(cfg)
         scale = cfg.convert.scale / self.cfg.convert.scale
@@ -203,8 +209,8 @@ class Plan:
 
 def speeds_of(cfg: Config, sections: Iterable[str]) -> dict[str, Speed]:
     """Return the speed of each section's backend, and of the floor; empty where one cannot be timed."""
-    sections = set(sections)
-    used = [section for section in ("label", "finetune", "maskrcnn") if section in sections]
+    used = [section for section in dict.fromkeys(sections) if costing_name(section_at(cfg, section))]
+    used = dict.fromkeys([*used, *(other for section in used for other in others_of(cfg, section))])
     speeds = {section: speed_of(*backend_of(cfg, section)) for section in used}
     speeds[FLOOR] = speed_of(FLOOR, {})
     return {} if None in speeds.values() else speeds
@@ -213,30 +219,51 @@ def speeds_of(cfg: Config, sections: Iterable[str]) -> dict[str, Speed]:
 def is_worth(cfg: Config, sections: Iterable[str]) -> bool:
     """Tell whether the trainings see so many pixels that timing them says something."""
     sections = set(sections)
-    if any(optional(backend_module(getattr(cfg, one).backend), "LIGHTER") for one in sections & {"label", "finetune"}):
+    if any(told(getattr(cfg, one), "LIGHTER") for one in sections & {"label", "finetune"}):
         return True
-    trained = [getattr(cfg, section) for section in sections & {"finetune", "maskrcnn"}]
+    trained = [section_at(cfg, section) for section in sections - {"label"}]
     seen = (one.steps * one.batch_size * one.crop_px**2 for one in trained if isinstance(one, Schedule))
     return sum(seen) > 1e6 * WORTH_MPX
 
 
 def backend_of(cfg: Config, section: str) -> tuple[str, dict[str, Any]]:
     """Return a section's backend, and the settings to time a training with it: its own, with weights that are here."""
-    own = getattr(cfg, section)
-    shared = own.backend == cfg.finetune.backend and "finetune" not in cfg.leave_out
+    own = section_at(cfg, section)
+    shared = (
+        section in ("label", "finetune") and own.backend == cfg.finetune.backend and "finetune" not in cfg.leave_out
+    )
     if section == "label" and shared:  # what is timed for 03 serves here too
         settings = backend_of(cfg, "finetune")[1]
         weights = dict.fromkeys(
-            weights_fields(backend_module(own.backend).TrainSettings), str(locate_weights(own.model))
+            weights_fields(costing_module(own.backend).TrainSettings), str(locate_weights(own.model))
         )
         return own.backend, settings | weights | {"precision": getattr(own, "precision", "auto")}
-    kind = backend_module(own.backend).TrainSettings
+    kind = costing_module(costing_name(own)).TrainSettings
     settings = {k: v for k, v in own.model_dump(mode="json", exclude_none=True).items() if k in kind.model_fields}
     for name, fitting in weights_fields(kind).items():
         named = getattr(own, "model" if section == "label" else name)
         named = getattr(cfg.finetune, "base", "starter") if named == "tuned" else named
         settings[name] = named if named == "scratch" else str(locate_weights(named_for(named, fitting)))
-    return own.backend, settings
+    return costing_name(own), settings
+
+
+def counted_section(cfg: Config, stage: str) -> str | None:
+    """Return the section of a stage that can be counted; None of a recipe of which nothing says what it costs."""
+    section = section_name(cfg, stage)
+    if section is None or (section.startswith(RECIPES) and not section_at(cfg, section).costs):
+        return None
+    return section
+
+
+def uncounted(cfg: Config, stages: Iterable[str]) -> list[str]:
+    """Return the recipes among stages that no forecast counts."""
+    return [name for name in stages if (section_name(cfg, name) or "") and not counted_section(cfg, name)]
+
+
+def others_of(cfg: Config, section: str) -> list[str]:
+    """Return the sections whose models a stage has find the cells of held-out images once more, of those that the run has."""
+    names = told(section_at(cfg, section), "FINDS_WITH", ())
+    return [name for name in names if name in named_sections(cfg) and name not in cfg.leave_out]
 
 
 def remarks(cfg: Config) -> list[str]:
@@ -244,7 +271,7 @@ def remarks(cfg: Config) -> list[str]:
     said = {}
     for section in sorted({"label", "finetune"} - set(cfg.leave_out), reverse=True):
         backend, settings = backend_of(cfg, section)
-        lighter, speed = optional(backend_module(backend), "LIGHTER"), None
+        lighter, speed = told(getattr(cfg, section), "LIGHTER"), None
         if lighter:
             speed = speed_of(backend, settings)
         if speed and speed.cost.device == "cpu":

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from cellkit.config.sections import STAGES
 from cellkit.forecast.stages import Forecast
 from cellkit.machine import GB
 from cellkit.room import size_text
@@ -80,10 +79,29 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def recipes_in_words(books: Iterable[Book]) -> str:
-    """Return what the recipes among notebooks say of their time, which is not timed here; "" where none says it."""
-    own = [f"{book.name} about {book.minutes:g} min" for book in books if book.name not in STAGES and book.minutes]
-    return f"{', '.join(own)} on two cores, as its notebook says; not timed here" if own else ""
+def uncounted_in_words(books: Iterable[Book], names: Iterable[str]) -> str:
+    """Return that these notebooks are not counted, and what they say of their time; "" where there are none.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> books = [SimpleNamespace(name="large_cells", minutes=4), SimpleNamespace(name="01_convert", minutes=0.2)]
+    >>> uncounted_in_words(books, ["large_cells"])
+    'not counted: large_cells (about 4 min on two cores, as its notebook says), as nothing says what it costs'
+    >>> uncounted_in_words(books, [])
+    ''
+    """
+    names = set(names)
+    own = [
+        book.name + f" (about {book.minutes:g} min on two cores, as its notebook says)" * bool(book.minutes)
+        for book in books
+        if book.name in names
+    ]
+    return (
+        f"not counted: {', '.join(own)}, as nothing says what {'they cost' if len(own) > 1 else 'it costs'}"
+        if own
+        else ""
+    )
 
 
 def noted(found: Mapping[str, Forecast]) -> dict[str, dict[str, float | None]]:

@@ -29,7 +29,9 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, counted
 from cellkit.formats.coco_reading import read_coco
+from cellkit.models import unet_border
 from cellkit.models.shared.contract import SMALLEST, Area, Share
+from cellkit.models.shared.cost import Course
 from cellkit.models.shared.inputs import CHANNELS
 from cellkit.models.unet_border import TrainSettings
 from cellkit.settings import Number
@@ -66,6 +68,26 @@ class BoxTrainSettings(TrainSettings):
     cell_threshold: Share = Field(0.5, description="probability above which a pixel belongs to a cell")
     min_area_px: Area = Field(15, description=SMALLEST)
     channels: Literal[tuple(CHANNELS)] = Field("all", description="what the network is shown; all = red too")
+
+
+# ---- what it costs: as a backend tells it, see `cellkit.models` ------------------------------------------------------
+cost, BYTES_PER_PX, CELL_PX = unet_border.cost, unet_border.BYTES_PER_PX, unet_border.CELL_PX
+
+
+def parts_of(config: BoxTrainSettings, images: int) -> int:
+    """Return how many networks are trained."""
+    return max(min(config.parts, images), 1)
+
+
+def steps_of(config: BoxTrainSettings, images: int) -> int:
+    """Return the steps of all networks together."""
+    return config.steps * parts_of(config, images)
+
+
+def course_of(config: BoxTrainSettings, images: int) -> Course:
+    """Return what recipe 31 does: a network without each part, which looks at that part; no validation image is scored."""
+    parts = parts_of(config, images)
+    return Course(parts, answers=parts, prepared=max(parts - 1, 1), unseen=1.0, scored=False)
 
 
 class BoxMasks(NamedTuple):

@@ -16,9 +16,11 @@ A module of this folder that states a ``TITLE`` is a backend; one without is a h
 
 It may also have ``ceiling(train, config)``, ``calibrate(train, config, to)``, ``estimate_diameter(checkpoint, images,
 settings)``, ``style(checkpoint, images, settings)``, ``stricter(settings, used)``, ``check(config)``, ``cost(config, image,
-truth)``, ``seen_px(shape, config)``, the pixels that the network sees of an image where tiles overlap much,
-``steps_of(config, images)``, the steps of a training where they depend on the number of images, ``live(checkpoint,
-settings)``, the model in two halves, of which the second alone is done again when a threshold is moved (`shared.live`), and
+truth)``, ``seen_px(shape, config, cells)``, the pixels that the network sees of an image where that is not the image at its
+scale, ``KEPT_BYTES``, of memory that each of them of training images keeps, ``steps_of(config, images)``, the steps of a training
+where they depend on the number of images, ``course_of(config, images)``, what else it does (`shared.cost.Course`),
+``live(checkpoint, settings)``, the model in two halves, of which the second alone is done again when a threshold is moved
+(`shared.live`), and
 ``published(tensors)``, whether it reads a checkpoint without a card; ask for those with `if_able`. One for a GPU may name in
 ``LIGHTER`` the backend that does without. One that works without training states ``NEEDS_CHECKPOINT = False``. The module
 imports torch and the like within its functions.

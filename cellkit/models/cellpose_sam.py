@@ -366,7 +366,7 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
     return replace(found, search_s=found.search_s + found.find_s, step_bytes=step_bytes, **more)
 
 
-def seen_px(shape: tuple[int, int], config: Settings | TrainSettings) -> int:
+def seen_px(shape: tuple[int, int], config: Settings | TrainSettings, cells: float = 0) -> int:
     """Return how many pixels the network sees of an image (height, width): those of all its squares, which overlap.
 
     Examples

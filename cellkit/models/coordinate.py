@@ -28,7 +28,7 @@ from cellkit.models.shared.contract import (
     Share,
     merged,
 )
-from cellkit.models.shared.cost import BATCH, Cost, timed_cost
+from cellkit.models.shared.cost import BATCH, Cost, Course, timed_cost
 from cellkit.models.shared.fine_tuning import (
     images_to_search,
     refuse_untrainable,
@@ -222,6 +222,18 @@ def steps_of(config: TrainSettings, images: int) -> int:
     return config.steps * max(min(config.parts, images), 1)
 
 
+def course_of(config: TrainSettings, images: int) -> Course:
+    """Return what a training does: a network for each part, which looks at that part in the end; all answer together."""
+    parts = max(min(config.parts, images), 1)
+    several = parts > 1
+    return Course(networks=parts, answers=parts, unseen=float(several), searched=several)
+
+
+def seen_px(shape: tuple[int, int], config: TrainSettings, cells: float = 0) -> int:
+    """Return how many pixels the network sees of an image of any size: those of the square that it is brought to."""
+    return config.crop_px**2
+
+
 def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
     """Return what a training costs here, timed on one image."""
     from cellkit.models.coordinate_network import CoordinateLoss, built, prepare
@@ -232,7 +244,7 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
     return timed_cost(
         network,
         CoordinateLoss(network, [item], BATCH, config.seed, config.depth),
-        image.shape[:2],
+        (config.crop_px, config.crop_px),
         lambda: prepare(image, truth, config.channels, config.crop_px),
         lambda: cells_of(image, _Asked(network, used)(image), used),
         lambda: _searched(_seen(network, [(image, truth)], used), network, [(image, truth)], config, used),

@@ -18,9 +18,10 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.files import PACKAGE
 from cellkit.models import weights
-from cellkit.models.cell_classes import chances_by, images_that_teach, learn_votes
+from cellkit.models.cell_classes import MOST_CELLS, chances_by, images_that_teach, learn_votes
 from cellkit.models.cell_regression import log_loss, right_share, softmax
 from cellkit.models.shared.contract import Computed, Schedule
+from cellkit.models.shared.cost import BATCH, Cost, Course, timed_cost
 from cellkit.models.shared.fine_tuning import scored_along
 from cellkit.models.shared.inputs import NORMALISE, vary
 from cellkit.models.shared.whole_light import percentiles
@@ -37,6 +38,15 @@ STARTER = PACKAGE / "starter" / "starter_light.safetensors"  # no image of the u
 NETWORK, RING_PX = "network.", 12
 PLANES = 6  # red, green and blue as they are; green and blue between their percentiles; the cell's mask
 CHUNK = 64
+TIMED_PX = 30.0  # the diameter of the cells of the image that is timed
+BYTES_PER_PX = 80  # of memory, of an image: U-Net features and texture of its cells
+KEPT_BYTES = 6  # of memory, of a pixel of a cut-out that teaches: four planes, and the margin by which it is moved
+CLASSES_AT_MOST = 4  # that are counted on: of each, so many cells teach at most
+FINDS_WITH = (
+    "recipes.coordinates",
+    "finetune",
+    "maskrcnn",
+)  # sections whose models find the cells of held-out images anew
 
 
 class Settings(Schedule, Computed):
@@ -67,6 +77,9 @@ class Settings(Schedule, Computed):
         "and what the starter's U-Net sees of it, too",
     )
     views: int = Field(4, ge=1, le=8, description="turned and flipped views of a cut-out whose chances are averaged")
+
+
+TrainSettings = Settings  # as that of a backend is called
 
 
 class RecipeSettings(Settings):
@@ -298,6 +311,44 @@ def _log_loss(tell: Teller, pairs: Sequence[tuple[np.ndarray, Instances]]) -> fl
 def _right(tell: Teller, pairs: Sequence[tuple[np.ndarray, Instances]]) -> float:
     chances = np.concatenate([tell(image, cells) for image, cells in pairs])
     return right_share(chances, np.concatenate([cells.class_ids for _, cells in pairs]))
+
+
+# ---- what it costs: as a backend tells it, see `cellkit.models` ------------------------------------------------------
+def seen_px(shape: tuple[int, int], config: Settings, cells: float = 0) -> float:
+    """Return how many pixels the network sees of an image: those of a cut-out of each cell."""
+    return cells * config.input_px**2
+
+
+def course_of(config: Settings, images: int) -> Course:
+    """Return what recipe 22 does: it names the cells of two models; the texture of all cells that teach is looked at."""
+    return Course(answers=2, searched=True, most_mpx=CLASSES_AT_MOST * MOST_CELLS * config.input_px**2 / 1e6)
+
+
+def cost(config: Settings, image: np.ndarray, truth: Instances) -> Cost:
+    """Return what a training costs here, timed on an image with its cells; a megapixel is one of cut-outs."""
+    from cellkit.models.cell_features import features_of_cells
+    from cellkit.models.cell_texture import texture_of_cells
+    from cellkit.models.unet_network import load_network
+
+    side_px, classes = config.crop_px + 2 * SHIFT_PX, 1 + np.arange(len(truth)) % 2
+    taught_px = round(config.input_px * side_px / config.crop_px)
+    cuts, network = list(cut_outs(image, truth, side_px, taught_px)), placed(2, config)
+    few, encoder = config.model_copy(update={"batch_size": BATCH}), load_network(STARTER)[0]
+    tell = Teller(network, config)
+
+    def describe() -> None:
+        if config.votes == "all":
+            features_of_cells(encoder, image, truth, TIMED_PX, "both", RING_PX)
+            texture_of_cells(image, truth, TIMED_PX)
+
+    return timed_cost(
+        network,
+        CropLoss(network, cuts, [levels_of(image)] * len(cuts), classes, few),
+        (len(truth) * config.input_px, config.input_px),
+        lambda: cut_outs(image, truth, side_px, taught_px),
+        lambda: tell(image, truth),
+        describe,
+    )
 
 
 # ---- use -------------------------------------------------------------------------------------------------------------

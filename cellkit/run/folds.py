@@ -18,6 +18,7 @@ from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import FOLDS, check_folder
 from cellkit.run.folder import Run
+from cellkit.run.foretold_rounds import foretell_folds, took_of_folds
 from cellkit.run.notebooks import notebooks_of
 from cellkit.run.runner import choose_notebooks, run_notebooks
 
@@ -65,7 +66,8 @@ def run_folds(
     overrides : mapping, optional
         As in `load_config`.
     how
-        As for `cellkit.run.runner.run_notebooks`: from_, only, until, fresh, notebooks, timeout_s, allow_skips; for every fold.
+        As for `cellkit.run.runner.run_notebooks`: from_, only, until, fresh, notebooks, timeout_s, allow_skips, force; for every
+        fold.
 
     Returns
     -------
@@ -85,18 +87,22 @@ def run_folds(
         raise UserError(f"--folds and --set {by_hand[0]}", "give --folds alone: it sets both for every fold")
     cfg = load_config(config_path, given, how.get("notebooks"))
     books = notebooks_of(cfg, how.get("notebooks"))
-    last = choose_notebooks(books, *(how.get(name) for name in ("from_", "only", "fresh", "until")))[-1]
+    chosen = choose_notebooks(books, *(how.get(name) for name in ("from_", "only", "fresh", "until")))
     base = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(base)
     place, codes = folds_folder(base, folds), []
-    for fold in range(1, folds + 1):
+    each = {k: _with(overrides, {"convert.folds": folds, "convert.fold": k}) for k in range(1, folds + 1)}
+    own = {k: load_config(config_path, given, how.get("notebooks")) for k, given in each.items()}
+    foretell_folds(place, own, books, chosen, how)
+    for fold, given in each.items():
         LOG.info(f"fold {fold} of {folds}: {place / str(fold)}")
-        own = _with(overrides, {"convert.folds": folds, "convert.fold": fold})
-        codes.append(run_notebooks(config_path, place / str(fold), overrides=own, **how))
+        codes.append(run_notebooks(config_path, place / str(fold), overrides=given, **how))
         if codes[-1] not in (0, 3):
             return codes[-1]
-    if last != books[-1]:
-        LOG.info(f"the folds are not scored: {last.name} is the last notebook that was run")
+    if took := took_of_folds(place, folds):
+        LOG.info(f"the folds: {took}")
+    if chosen[-1] != books[-1]:
+        LOG.info(f"the folds are not scored: {chosen[-1].name} is the last notebook that was run")
         return max(codes)
     table = collect_folds(place, folds, cfg)
     for line in in_words(table, place):

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cellkit.config.sections import STAGES, Config
+from cellkit.config.recipes import section_at, section_name
+from cellkit.config.sections import Config
 from cellkit.errors import UserError
 from cellkit.files import write_json
 from cellkit.forecast.fits import check_fits, check_stage_disk
@@ -99,22 +100,10 @@ class Foretold:
     @contextmanager
     def watched(self, name: str) -> Iterator[None]:
         """Look, while a stage is under way, at how much it has written."""
-        ended, place, self.most = threading.Event(), self.folder / UNFINISHED / name, 0
-
-        def look() -> None:
-            pause_s = LOOK_EVERY_S
-            while not ended.wait(pause_s):
-                began = time.monotonic()
-                self.most = max(self.most, size_of(place))
-                pause_s = max(LOOK_EVERY_S, LEAST_PAUSE * (time.monotonic() - began))
-
-        watcher = threading.Thread(target=look, name="disk of a stage", daemon=True)
-        watcher.start()
-        try:
+        self.most = 0
+        with disk_watched(self.folder / UNFINISHED / name) as watch:
             yield
-        finally:
-            ended.set()
-            watcher.join()
+        self.most = watch.most
 
     def note(self, name: str, manifest: dict[str, Any], copy: Path) -> None:
         """Note beside the forecast of a stage what it took, and let the next forecast on this machine know."""
@@ -123,7 +112,7 @@ class Foretold:
         entry = manifest["stages"][name]
         places = [one["path"] for one in entry["outputs"].values()] + list(entry["also"])
         kept = size_of(copy) + sum(size_of(self.folder / place) for place in outermost(places))
-        one_process = self.cfg.cluster.is_none and getattr(self.cfg, STAGES[name]).workers == 1
+        one_process = self.cfg.cluster.is_none and self._workers(name) == 1
         alone_s = undisturbed_s(entry) if one_process else entry["seconds"]  # those of several processes do not add up
         took = {
             **entry,
@@ -140,9 +129,39 @@ class Foretold:
     def _before_correction(self, name: str) -> dict[str, float]:
         """Return the forecast of a stage as it was counted, of what can be compared: memory of one process alone."""
         by, told = self.plan.factors.get(name, {}), self.found[name]
-        keys = ["seconds", "disk_bytes"] + ["peak_bytes"] * (getattr(self.cfg, STAGES[name]).workers == 1)
+        keys = ["seconds", "disk_bytes"] + ["peak_bytes"] * (self._workers(name) == 1)
         values = {key: getattr(told, key) for key in keys}
         return {key: value / by.get(key, 1) for key, value in values.items() if value}
+
+    def _workers(self, name: str) -> int:
+        return section_at(self.cfg, section_name(self.cfg, name)).workers
+
+
+class Watch:
+    """The most bytes that were seen below a folder."""
+
+    most = 0
+
+
+@contextmanager
+def disk_watched(place: Path) -> Iterator[Watch]:
+    """Look, while something is under way, at how much it has written below a folder."""
+    ended, watch = threading.Event(), Watch()
+
+    def look() -> None:
+        pause_s = LOOK_EVERY_S
+        while not ended.wait(pause_s):
+            began = time.monotonic()
+            watch.most = max(watch.most, size_of(place))
+            pause_s = max(LOOK_EVERY_S, LEAST_PAUSE * (time.monotonic() - began))
+
+    watcher = threading.Thread(target=look, name="disk of a stage", daemon=True)
+    watcher.start()
+    try:
+        yield watch
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def undisturbed_s(entry: Mapping[str, Any]) -> float:

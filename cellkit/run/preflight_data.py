@@ -145,6 +145,7 @@ def check_place(outlook: Outlook) -> None:
 def check_disk(outlook: Outlook) -> None:
     """Warn where what the run writes does not fit on the disk; `cellkit run` refuses it then."""
     stages = [name for name, section in STAGES.items() if section not in outlook.cfg.leave_out]
+    stages += [name for name, section in outlook.cfg.recipes if section is not None]
     plan = Plan.of(outlook.cfg, stages, outlook.records, outlook.instances, False, outlook.sample)
     if found := plan.forecast():
         try:

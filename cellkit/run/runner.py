@@ -23,7 +23,8 @@ from cellkit.config.reading import load_config
 from cellkit.config.sections import Config
 from cellkit.errors import UserError, counted, nearest
 from cellkit.files import write_json
-from cellkit.forecast.words import recipes_in_words
+from cellkit.forecast.stages import uncounted
+from cellkit.forecast.words import uncounted_in_words
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import (
@@ -251,8 +252,8 @@ class _Runner:
         if self.look:
             self.foretold.look(outlook, names, self.console.line)
         self.foretold.note_forecast()
-        if outlook is not None and (recipes := recipes_in_words(book for book in self.chosen if book.name in names)):
-            self.console.line(f"recipes: {recipes}")
+        if outlook is not None and (text := uncounted_in_words(self.chosen, uncounted(self.cfg, names))):
+            self.console.line(text)
         ran = 0
         for book in self.chosen:
             manifest = read_manifest(self.folder)

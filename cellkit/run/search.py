@@ -14,7 +14,7 @@ from cellkit.cells.splits import k_folds
 from cellkit.config.reading import load_config
 from cellkit.errors import UserError, counted
 from cellkit.evaluate.folds import Fold, run_fold, scores_of
-from cellkit.evaluate.halving import Result, Trial, cost_of, successive_halving, trials_of
+from cellkit.evaluate.halving import PARTS, Result, Trial, cost_of, rungs_of, successive_halving, trials_of
 from cellkit.fetch.find import with_weights
 from cellkit.files import write_frame
 from cellkit.formats.coco_reading import read_coco
@@ -24,13 +24,14 @@ from cellkit.manifest import SEARCH
 from cellkit.models import get_backend
 from cellkit.models.gate import choosers, unit_of
 from cellkit.run.folder import Run
-from cellkit.run.runner import run_notebooks
+from cellkit.run.foretold_rounds import foretell_search, noted_search
+from cellkit.run.notebooks import notebooks_of
+from cellkit.run.runner import choose_notebooks, run_notebooks
 
 if TYPE_CHECKING:
     import pandas
 
 BEFORE = {"finetune": "02_label_with_cellpose", "maskrcnn": "04_cells_to_coco"}  # the last notebook that a search reads
-PARTS = 4  # of the training images one is held back, where no validation image chooses
 TABLE = "search.csv"
 
 
@@ -70,6 +71,7 @@ def run_search(
     run_dir: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     notebooks: str | Path | None = None,
+    force: bool = False,
 ) -> Searched:
     """Search settings of notebook 03 or 05 by successive halving, see `cellkit.evaluate.halving`.
 
@@ -87,6 +89,8 @@ def run_search(
         Most that the search may cost, in whole trainings.
     run_dir, overrides, notebooks
         As for `cellkit.run.runner.run_notebooks`.
+    force : bool
+        Begin although the forecast fits no memory or disk.
 
     Raises
     ------
@@ -101,9 +105,14 @@ def run_search(
         load_config(config_path, {**(overrides or {}), **trial.changes}, notebooks) for trial in trials
     ]  # refused now
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
-    code = run_notebooks(
-        config_path, folder, overrides=overrides, notebooks=notebooks, until=BEFORE[section], allow_skips=True
-    )
+    in_steps = all(getattr(getattr(one, section), "steps", 0) > 1 for one in own)
+    rungs = rungs_of(len(trials)) if in_steps else [(len(trials), 1.0)]
+    books = notebooks_of(cfg, notebooks)
+    before = choose_notebooks(books, None, None, False, BEFORE[section])
+    told = [(trial.changes, one) for trial, one in zip(trials, own, strict=True)]
+    found = foretell_search(folder, cfg, told, section, rungs, books, before, force)
+    how = {"overrides": overrides, "notebooks": notebooks, "allow_skips": True, "force": force}
+    code = run_notebooks(config_path, folder, until=BEFORE[section], **how)
     if code:
         return Searched(code)
     run = Run(folder)
@@ -114,8 +123,8 @@ def run_search(
     )
     place = folder / SEARCH / section
     score = partial(_score, settings=settings, train=train, held=held, place=place)
-    in_steps = all(getattr(one, "steps", 0) > 1 for one in settings.values())
-    results = successive_halving(trials, score, at_once=not in_steps)
+    with noted_search(folder, section, place, found):
+        results = successive_halving(trials, score, at_once=not in_steps)
     table = _table(results, settings, list(over), len(held))
     return Searched(0, table, results, write_frame(place / TABLE, table), who)
 

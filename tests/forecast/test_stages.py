@@ -22,7 +22,7 @@ from cellkit.forecast.minutes import OTHERS_MPX, one_training_s, training_s
 from cellkit.forecast.sample import Sample
 from cellkit.forecast.speed import Speed, speed_of
 from cellkit.forecast.stages import backend_of, forecast_run, remarks
-from cellkit.forecast.words import in_words, recipes_in_words
+from cellkit.forecast.words import in_words
 from cellkit.machine import peak_bytes
 from cellkit.models.gate import choosers
 from cellkit.models.shared.cost import Cost
@@ -169,13 +169,6 @@ def test_a_large_network_that_is_left_out_is_not_remarked_on(config, timed):
     assert remarks(cfg) == [] and not timed
 
 
-def test_recipes_say_their_own_minutes():
-    books = [SimpleNamespace(name="01_convert", minutes=0.2), SimpleNamespace(name="31_blood_cells", minutes=4)]
-    told = recipes_in_words(books)
-    assert told == "31_blood_cells about 4 min on two cores, as its notebook says; not timed here"
-    assert recipes_in_words(books[:1]) == ""
-
-
 def test_a_backend_is_timed_once_for_a_machine_and_its_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     called = []
@@ -194,7 +187,7 @@ def test_a_backend_is_timed_once_for_a_machine_and_its_settings(tmp_path, monkey
     assert speed_of("cellpose_unet", {"base": "a"}) == SPEED and len(called) == 4, (
         "a cache that is damaged is made anew"
     )
-    monkeypatch.setattr(speed, "backend_module", lambda name: SimpleNamespace())
+    monkeypatch.setattr(speed, "costing_module", lambda name: SimpleNamespace())
     assert speed_of("tells_no_cost", {}) is None
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -51,6 +51,37 @@ class Cost:
     trained_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a training with some settings does, beside the steps of one network; told by ``course_of(config, images)``.
+
+    Attributes
+    ----------
+    networks : int
+        That are trained, and each scored along on validation images.
+    answers : int
+        How often held-out images are looked at: by each of several networks that answer together.
+    prepared : float
+        How often the targets of all training images are made.
+    unseen : float
+        How often all training images are looked at afterwards.
+    scored : bool
+        Whether validation images are scored along the way.
+    searched : bool
+        Thresholds are searched on all training images, not on a few.
+    most_mpx : float
+        Of the training images, as the network sees them: more teach not.
+    """
+
+    networks: int = 1
+    answers: int = 1
+    prepared: float = 1.0
+    unseen: float = 0.0
+    scored: bool = True
+    searched: bool = False
+    most_mpx: float = float("inf")
+
+
 def timed_cost(
     model: Any,
     loss_at: Callable,
