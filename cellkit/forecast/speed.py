@@ -39,7 +39,7 @@ TIMEOUT_S = 600
 COUNTED = {"diameter_px", *Schedule.model_fields} - {
     "crop_px"
 }  # settings that do not change what a crop or a pixel costs
-KEPT = "speed_2.json"  # in the cache
+KEPT = "speed_3.json"  # in the cache
 
 
 @dataclass(frozen=True)
