@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,18 @@ def read_image(record: ImageRecord, root: str | Path) -> np.ndarray:
             f"{path} is {image.shape} {image.dtype}", f"its record says {record.height_px} x {record.width_px} RGB"
         )
     return image
+
+
+def class_numbers(own: Iterable[str], names: Iterable[str]) -> np.ndarray:
+    """Return the number that each class of `own` has among `names`, by its own number, (1 + classes,) int64; 0 = none stays 0.
+
+    Examples
+    --------
+    >>> class_numbers(["N2a", "HEK"], ["HEK", "U2OS", "N2a"])
+    array([0, 3, 1])
+    """
+    number = {name: k for k, name in enumerate(names, 1)}
+    return np.array([0, *(number[name] for name in own)], np.int64)
 
 
 @dataclass(frozen=True)
@@ -226,7 +238,7 @@ class CellDataset:
                 f"classes {', '.join(self.classes)} here, {', '.join(other.classes) or 'none'} in the training images",
                 f"no training image could teach {', '.join(new)}: name the same classes in both",
             )
-        number = np.array([0, *(other.classes.index(name) + 1 for name in self.classes)])
+        number = class_numbers(self.classes, other.classes)
         again = {category: int(number[k]) for category, k in self.categories.items()}
         cells = [x.with_classes(number[x.class_ids]) for x in self.instances]
         return replace(self, instances=cells, classes=other.classes, categories=again)

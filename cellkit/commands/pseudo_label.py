@@ -141,8 +141,8 @@ def _refuse_among(named: list[str], out: Path, images: list[Path]) -> None:
 
 def _by_id(data, classes: tuple[str, ...]) -> dict:
     """Return record and cells of each image; classes by their place in `classes`."""
-    import numpy as np
+    from cellkit.cells.dataset import class_numbers
 
-    place = np.array([0, *(classes.index(name) + 1 for name in data.classes)])
+    place = class_numbers(data.classes, classes)
     pairs = zip(data.records, data.instances, strict=True)
     return {record.image_id: (record, cells.with_classes(place[cells.class_ids])) for record, cells in pairs}

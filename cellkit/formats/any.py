@@ -30,7 +30,7 @@ from types import ModuleType
 
 import numpy as np
 
-from cellkit.cells.dataset import CellDataset
+from cellkit.cells.dataset import CellDataset, class_numbers
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, repeated, stem_of
 from cellkit.cells.records import ImageRecord
@@ -204,11 +204,8 @@ def _read_files(
         lines = [item.in_one_line() for item in failed]
         raise none_left(f"of {counted(len(files), 'file')} in {path} none could be read", lines)
     _refuse_twice([record.image_id for record, _ in good], path)
-    names = list(dict.fromkeys(name for _, own in good for name in own.classes))
-    cells = [
-        own.cells.with_classes(np.array([0, *(names.index(n) + 1 for n in own.classes)])[own.cells.class_ids])
-        for _, own in good
-    ]
+    names = dict.fromkeys(name for _, own in good for name in own.classes)
+    cells = [own.cells.with_classes(class_numbers(own.classes, names)[own.cells.class_ids]) for _, own in good]
     if pictures is not None and not _is_one(path):
         bare += _without_labels(pictures, [_picture_name(file, root, module) for file in files])
         bare = list({file.resolve(): file for file in bare}.values())

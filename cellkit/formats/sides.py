@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellkit.cells.dataset import NO_ACCURACY, CellDataset
+from cellkit.cells.dataset import NO_ACCURACY, CellDataset, class_numbers
 from cellkit.cells.names import best_pairs, plain, plain_stem, repeated, same, series_of, split_of_folder, stem_of
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted, nearest
@@ -188,7 +188,7 @@ def _same_classes(truth: CellDataset, found: CellDataset) -> tuple[CellDataset, 
         found = replace(found, instances=plain[1], classes=())
         return replace(truth, instances=plain[0], classes=()), found
     names = [*truth.classes, *(name for name in found.classes if name not in truth.classes)]
-    number = np.array([0, *(names.index(name) + 1 for name in found.classes)])
+    number = class_numbers(found.classes, names)
     instances = [objects.with_classes(number[objects.class_ids]) for objects in found.instances]
     return replace(truth, classes=tuple(names)), replace(found, instances=instances, classes=tuple(names))
 

@@ -166,10 +166,11 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
             raise UserError(f"{path} line {line}: {fault}", "use the table as it came")
         cells.append((text, row.get("cell_type", "").strip()))
     classes = tuple(sorted({kind for cells in images.values() for _, kind in cells if kind}))
+    number = {kind: k for k, kind in enumerate(("", *classes))}
     records, instances = [], []
     for name, cells in images.items():
         kinds = {kind for _, kind in cells}
         records.append(ImageRecord(name, name, *sizes[name], cell_type=kinds.pop() if len(kinds) == 1 else ""))
         found = Instances.from_kaggle_rle([text for text, _ in cells], sizes[name], orders[column])
-        instances.append(found.with_classes([classes.index(kind) + 1 if kind else 0 for _, kind in cells]))
+        instances.append(found.with_classes([number[kind] for _, kind in cells]))
     return records, instances, classes

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from cellkit.cells.dataset import CellDataset
+from cellkit.cells.dataset import CellDataset, class_numbers
 from cellkit.cells.names import best_pairs
 from cellkit.errors import UserError, counted
 from cellkit.formats.sides import NAMES, first_names
@@ -71,8 +69,11 @@ def fuse_sides(
 
 
 def _numbered(side: CellDataset, found, names: list[str]):
-    place = np.array([0, *(names.index(name) + 1 for name in side.classes)])
-    return found.with_classes(place[found.class_ids]) if len(side.classes) else found.with_classes(0)
+    return (
+        found.with_classes(class_numbers(side.classes, names)[found.class_ids])
+        if len(side.classes)
+        else found.with_classes(0)
+    )
 
 
 def _refuse_others(first: CellDataset, side: CellDataset, pairs: dict[int, int], common: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cellkit.cells.dataset import class_numbers
 from cellkit.cells.instances import Instances
 from cellkit.cells.windows import BLOCK_PX, windows_of
 from cellkit.errors import UserError
@@ -181,7 +182,7 @@ def with_classes_of(segmenter: Segmenter, own: Sequence[str], wanted: Sequence[s
             f"a model has the class {strange[0]}, the others have {', '.join(wanted) or 'none'}",
             "join models of the same classes",
         )
-    place = np.array([0, *(list(wanted).index(name) + 1 for name in own)])
+    place = class_numbers(own, wanted)
     fixed = list(wanted).index(all_are) + 1 if not own and all_are in wanted else 0
     if not fixed and list(place) == list(range(len(place))):
         return segmenter
