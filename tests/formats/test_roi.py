@@ -388,7 +388,9 @@ def test_a_crowded_image_takes_a_moment(tmp_path):
 
 
 def test_a_group_of_a_high_number_takes_a_moment(tmp_path):
-    path = write_rois(tmp_path / "a_rois.zip", Instances.from_labels(np.eye(20, dtype=np.int32), class_ids=[1]), ("HEK",))
+    path = write_rois(
+        tmp_path / "a_rois.zip", Instances.from_labels(np.eye(20, dtype=np.int32), class_ids=[1]), ("HEK",)
+    )
     (roi,) = ImagejRoi.fromfile(path)
     roi.group, roi.version = 50_000, 229  # two bytes for the group
     path.unlink()
