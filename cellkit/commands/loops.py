@@ -110,7 +110,13 @@ def loop_of_predict(given: argparse.Namespace, model: Model, conversion: Convers
     about: list[Any] = [model.backend, model.sha256, model.config, asdict(conversion) if conversion else None]
     about += [given.labels is not None and given.format, given.overlays is not None, given.cells is not None]
     one = CONVERTING_BYTES if model.backend == "threshold" else NETWORK_BYTES
-    how = {"workers": given.workers, "worker_bytes": one, "force": given.force, "release": segment.cache_clear}
+    how = {
+        "workers": given.workers,
+        "worker_bytes": one,
+        "force": given.force,
+        "release": segment.cache_clear,
+        "computes": True,
+    }
     return Loop("predict", _plain(about), needed, written, find, **how)
 
 
