@@ -117,6 +117,16 @@ class RunImages:
         px = [seen(shape, own, cells) if seen else scale * shape[0] * shape[1] for shape, cells in each]
         return {one.image_id: count / 1e6 for count, one in zip(px, self.records, strict=True)}
 
+    def found_sizes(self, section: str) -> dict[str, float]:
+        """Return the same of finding cells: of a model that is told to look again, at the cells' own diameter, both looks."""
+        sizes, own = self.sizes(section), self.section(section)
+        assumed, at_px = self.diameter(section), scale_px(own)
+        if not self.looks_twice(section) or own.diameter_of != "image" or not at_px:
+            return sizes
+        each = zip(self.records, self.px, self.own_diameters(assumed), strict=True)
+        again = {one.image_id: (at_px / px) ** 2 * count / 1e6 for one, count, px in each if px != assumed}
+        return {name: size + again.get(name, 0) for name, size in sizes.items()}
+
     @cached_property
     def cells_of_images(self) -> list[float]:
         """Return how many cells each image holds: of its labels, where they are known, else as densely as the others."""

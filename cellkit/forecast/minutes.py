@@ -14,11 +14,11 @@ from cellkit.models.gate import NOBODY, QUARTERS, THREE_PARTS, choosers
 from cellkit.models.interpolation import STEPS
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import Cost, Course
+from cellkit.models.shared.diameter import tried_mpx
 from cellkit.models.shared.fine_tuning import SEARCHED_ON
-from cellkit.models.shared.inputs import CELL_PX
 
 STARTS = {"convert": 2, "label": 2, "finetune": 2, "coco": 2, "maskrcnn": 2, "evaluate": 4}  # times all imports
-DIAMETER_MPX = 13 * 4 * (8 * CELL_PX) ** 2 / 1e6  # looked at to estimate a diameter, see `models.shared.diameter`
+MEASURED = 4  # images on which a diameter is estimated, see `labelling.annotate.diameter_for`
 OTHERS_MPX = 0.2  # of the cells of other kinds that 03 scores its models on
 FLOOR = "threshold"  # finds cells in notebook 02, beside the backend that is named
 
@@ -31,9 +31,9 @@ def seconds_of_stage(run: RunImages, section: str, speed: Speed, floor: Speed) -
     if section == "label":
         some = run.cfg.label.use == "truth" and not run.cfg.label.teacher
         asked = run.cfg.label.preview / max(len(run.records), 1) if some else 1
-        seen = run.mpx(section, "train", "val", "test") * min(asked, 1)
+        seen = sum(run.found_sizes(section).values()) * min(asked, 1)
         measured = told(run.cfg.label, "estimate_diameter")
-        seen += DIAMETER_MPX if measured and not getattr(run.cfg.label, "diameter_px", 0) else 0
+        seen += diameter_mpx(run) if measured and not getattr(run.cfg.label, "diameter_px", 0) else 0
         judged = ("val", "test") if run.cfg.label.use == "truth" else ("train", "val", "test")
         floor_s = floor.cost.find_s * sum(run.file_mpx(split) for split in judged)
         return seconds + (speed.cost.find_s * seen + floor_s) / run.shared(section)
@@ -41,6 +41,13 @@ def seconds_of_stage(run: RunImages, section: str, speed: Speed, floor: Speed) -
     if section not in ("coco", "evaluate") and isinstance(config, Schedule):  # else nothing is trained step by step
         seconds += (_adapting_s if section == "finetune" else training_s)(run, section, config, speed.cost)
     return seconds
+
+
+def diameter_mpx(run: RunImages) -> float:
+    """Return the megapixels that are looked at to estimate the diameter of cells, on a few training images."""
+    tried = [tried_mpx(shape) for shape, one in zip(run.shapes, run.records, strict=True) if one.split == "train"]
+    tried = tried or [tried_mpx(shape) for shape in run.shapes]
+    return sum(tried) / max(len(tried), 1) * min(len(tried), MEASURED)
 
 
 def training_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
@@ -53,7 +60,9 @@ def training_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
     scores = (-(-steps_of(config, len(train)) // (course.networks * config.eval_every)) + 1) * course.networks
     seconds = one_training_s(train, config, cost, cost.searches, course)
     seconds += cost.find_s * val * scored * scores * course.scored + cost.find_s * course.unseen * sum(train)
-    return seconds + cost.searches * course.answers * cost.find_s * run.mpx(section, "val", "test")
+    found = run.found_sizes(section)
+    held_out = sum(found[one.image_id] for one in run.records if one.split in ("val", "test"))
+    return seconds + cost.searches * course.answers * cost.find_s * held_out
 
 
 def seconds_of_trial(run: RunImages, section: str, config: Any, cost: Cost, share: float) -> float:
@@ -79,10 +88,10 @@ def seconds_of_trial(run: RunImages, section: str, config: Any, cost: Cost, shar
 def _adapting_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
     """Return the seconds of `cellkit.evaluate.adaptation.adapt`, and of what is predicted afterwards."""
     labelled, regime = run.labelled, run.regime
-    size, points = run.sizes(section), len(STEPS) if cost.searches > 1 else 1
+    size, found, points = run.sizes(section), run.found_sizes(section), len(STEPS) if cost.searches > 1 else 1
     seconds = cost.find_s * cost.searches * OTHERS_MPX
     if regime.name in (THREE_PARTS, NOBODY):
-        seconds += cost.find_s * points * sum(size[name] for name in regime.choosers)
+        seconds += cost.find_s * points * sum(found[name] for name in regime.choosers)
         return seconds + training_s(run, section, config, cost)
     teach = {
         record.image_id: record.split
@@ -93,14 +102,14 @@ def _adapting_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
     for held in regime.folds or (regime.judges,) * QUARTERS:
         taught = [size[name] * (whole if name in held else 1) for name in teach if not regime.folds or name not in held]
         seconds += one_training_s(taught, short, cost, cost.searches)
-        seconds += cost.find_s * points * sum(size[name] for name in held)
+        seconds += cost.find_s * points * sum(found[name] for name in held)
     seconds += one_training_s([size[name] for name in teach], config, cost, cost.searches)
     val = {name for name, split in teach.items() if split == "val"}
     if val and not any(val <= set(held) for held in regime.folds):  # a run without validation images is one more
         seconds += one_training_s([size[name] for name in teach if name not in val], short, cost, 1)
     seen = set(regime.judges)
     others = [record.image_id for record in run.records if record.split in ("val", "test")]
-    return seconds + cost.find_s * cost.searches * sum(size[name] for name in others if name not in seen)
+    return seconds + cost.find_s * cost.searches * sum(found[name] for name in others if name not in seen)
 
 
 def one_training_s(

@@ -26,6 +26,7 @@ from cellkit.forecast.words import in_words
 from cellkit.machine import peak_bytes
 from cellkit.models.gate import choosers
 from cellkit.models.shared.cost import Cost
+from cellkit.models.shared.diameter import tried_mpx
 from cellkit.run.foretold import Foretold
 
 COST = Cost(prepare_s=1, step_s=0.5, find_s=2, search_s=5, step_bytes=1e8, searches=2)
@@ -253,3 +254,18 @@ def test_of_a_large_network_its_memory_and_what_it_sees_are_counted(config, monk
             "Cellpose-SAM has 300 million parameters and is made for a GPU; on a processor Cellpose U-Net"
         )
         assert remark.endswith("(label.backend: cellpose_unet, finetune.backend: cellpose_unet)")
+
+
+def test_estimating_a_diameter_is_counted_by_the_size_of_images_and_a_second_look_where_it_is_asked_for(config, timed):
+    cfg = config("convert: {source: folder}\nfinetune: {steps: 100}")
+    told = [forecast_run(cfg, STAGES, images(side=side))["02_label_with_cellpose"].seconds for side in (256, 2048)]
+    looked = [2 * (4 * tried_mpx((side, side)) + 10 * side**2 / 1e6 + 4 * side**2 / 1e6) for side in (256, 2048)]
+    assert told == pytest.approx([8 + seconds for seconds in looked], abs=0.1)
+    cells = [Instances.from_boxes([[60 * k, 0, side, side] for k in range(9)], (1000, 1000)) for side in (27, 27, 53)]
+    once, twice = (
+        config(f"convert: {{source: folder}}\nfinetune: {{diameter_of: {whose}}}") for whose in ("batch", "image")
+    )
+    run = [RunImages(cfg, images(1, 1, 1)[:3], cells) for cfg in (once, twice)]
+    sizes = run[0].found_sizes("finetune")
+    again = {name: run[1].found_sizes("finetune")[name] / sizes[name] for name in sizes}
+    assert again["0"] == again["1"] == 1 and again["2"] == pytest.approx(1 + (27 / 53) ** 2)

@@ -13,6 +13,7 @@ from cellkit.models.shared.inputs import CELL_PX
 from cellkit.parallel import progress
 
 ASSUMED_PX = tuple(4 * 1.6**k for k in range(13))  # diameters at which the network is tried, to find the cells' own
+PART_CELLS = 8  # cells across the part of an image that is tried
 CLEARLY, ENOUGH = (
     1.1,
     5,
@@ -78,15 +79,10 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
     """
     largest = max(max(image.shape[:2]) for image in images)
     sizes = np.exp(np.arange(np.log(LEAST_DIAMETER_PX), np.log(1.1 * max(largest, 8)), 0.05))
-    tasks = [
-        (image, assumed_px)
-        for image in images
-        for assumed_px in ASSUMED_PX
-        if assumed_px <= min(2 * max(image.shape[:2]), 2 * ASSUMED_PX[-1])
-    ]
+    tasks = [(image, assumed_px) for image in images for assumed_px in assumed_of(image.shape[:2])]
     agreement = np.zeros(len(sizes))
     for image, assumed_px in progress(tasks, "cell diameter"):
-        part = bright_part(image, round(8 * assumed_px))
+        part = bright_part(image, round(PART_CELLS * assumed_px))
         agreement += _agreement(find(part, assumed_px), assumed_px, sizes)
     agreement /= max(len(images), 1)
     best = int(agreement.argmax())
@@ -103,6 +99,23 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
             f"the cell diameter of about {sizes[best]:.0f} px is doubtful{why}: look at the proposals, or set the diameter"
         )
     return float(sizes[best])
+
+
+def assumed_of(shape: tuple[int, int]) -> list[float]:
+    """Return the diameters at which an image (height, width) is tried."""
+    return [assumed_px for assumed_px in ASSUMED_PX if assumed_px <= 2 * max(shape)]
+
+
+def tried_mpx(shape: tuple[int, int]) -> float:
+    """Return the megapixels, at network scale, that `estimate` looks at of an image (height, width).
+
+    Examples
+    --------
+    >>> round(tried_mpx((2048, 2048)), 2), round(tried_mpx((256, 256)), 2)
+    (0.6, 0.34)
+    """
+    sides = ((px, [min(round(PART_CELLS * px), side) for side in shape]) for px in assumed_of(shape))
+    return sum(height * width * (CELL_PX / px) ** 2 for px, (height, width) in sides) / 1e6
 
 
 def bright_part(image: np.ndarray, side_px: int) -> np.ndarray:
