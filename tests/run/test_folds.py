@@ -72,6 +72,8 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     before = stages(1), stages(2)
     assert list(before[0]) == ["01_convert", TWO] and list(before[1]) == ["01_convert"]
     assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks") == 0
+    err = capsys.readouterr().err
+    assert "forecast: 1 fold, not timed" in err and "the folds: forecast, and taken: memory" in err
     assert stages(1) == before[0], "a finished fold is not run again"
     assert stages(2)["01_convert"] == before[1]["01_convert"], "nor a finished stage"
 

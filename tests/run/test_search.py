@@ -15,6 +15,7 @@ from cellkit.errors import UserError
 from cellkit.evaluate import folds
 from cellkit.files import PACKAGE
 from cellkit.formats.coco_reading import read_coco
+from cellkit.manifest import read_manifest
 from cellkit.run.search import run_search
 from cellkit.show.search import show_search
 
@@ -32,7 +33,7 @@ def drawn(here):  # noqa: F811
     return here
 
 
-def test_a_search_compares_on_images_that_judge_nothing_and_goes_on_where_it_was(drawn, monkeypatch):
+def test_a_search_compares_on_images_that_judge_nothing_and_goes_on_where_it_was(drawn, monkeypatch, capsys):
     looked = []
     real = folds.predict_all
     monkeypatch.setattr(
@@ -50,6 +51,14 @@ def test_a_search_compares_on_images_that_judge_nothing_and_goes_on_where_it_was
     assert by_trial["finetune.diameter_px"].dropna().to_dict() == {1: 8.0, 2: 30.0}
     assert by_trial["score"][2] > by_trial["score"][1], "cells of 30 px are cut to pieces at 8"
     assert "30.0" in show_search(table).texts[0].get_text() or done.best.number == 0
+
+    took = read_manifest(Path("runs/s"))["searches"]["finetune"]
+    assert took["took_seconds"] > 0 and took["took_peak_bytes"] and list(took["rungs"]) == ["rung 1 of the search"]
+    err = capsys.readouterr().err
+    assert (
+        "forecast: the search and the notebooks before it, not timed" in err
+        and "the search: forecast, and taken" in err
+    )
 
     again = run_search("configs/demo.yaml", OVER, 6, **HOW)
     assert len(looked) == 3 and again.table.equals(done.table), "what is finished is read"
