@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +221,22 @@ def _forget(folder: Path) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, "stages": {}, "attempts": {}})
 
 
+def _import_jsonschema() -> None:
+    """Import what checks notebooks, without its check of internationalised addresses, of which a notebook has none.
+
+    That one builds a grammar while it is imported, which takes longer than to import all the rest of Jupyter.
+    """
+    name = "rfc3987_syntax"
+    left_out = name not in sys.modules
+    if left_out:
+        sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        import_module("jsonschema")
+    finally:
+        if left_out:
+            del sys.modules[name]
+
+
 @contextlib.contextmanager
 def _terminating() -> Iterator[None]:
     """Treat SIGTERM like Ctrl-C."""
@@ -295,6 +313,7 @@ class _Runner:
 
     def _run(self, book: Notebook, state: StageState, manifest: dict[str, Any]) -> int:
         """Execute one notebook, record how it ended, return its exit code."""
+        _import_jsonschema()
         import nbformat
 
         from cellkit.run.engine import execute
