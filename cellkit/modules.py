@@ -8,9 +8,11 @@ of one's own may lie elsewhere: the environment variable ``CELLKIT_MODULES`` nam
 from __future__ import annotations
 
 import os
-import pkgutil
 import re
+import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,6 +23,7 @@ from typing import Any
 from cellkit.errors import UserError, nearest
 
 VARIABLE = "CELLKIT_MODULES"
+SETTLED_NS = 10**9  # a folder that changed just now may change again within one tick of its clock
 MEND = f"mend it, or take its folder out of {VARIABLE}"
 
 # Kind -> the folder, and what a module of the kind states (one of these): a name, or a function with its parameters.
@@ -44,7 +47,7 @@ def paths_of(kind: str) -> dict[str, Path]:
     (True, False)
     """
     folder, marks = KINDS[kind]
-    found = {name: path for name, path in _files(folder) if _states(path, path.stat().st_mtime_ns, marks)}
+    found = {name: path for name, path, changed_ns in _files(folder) if _states(path, changed_ns, marks)}
     return dict(sorted(found.items()))
 
 
@@ -158,19 +161,41 @@ def _imported(kind: str, name: str, path: Path) -> ModuleType:
         raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}", MEND) from error
 
 
-def _files(folder: str) -> Iterator[tuple[str, Path]]:
-    """Yield the modules of a folder of the package and of the folders of one's own, no two of one name."""
+def _files(folder: str) -> Iterator[tuple[str, Path, int]]:
+    """Yield the modules of a folder of the package and of the folders of one's own, no two of one name, with their times."""
     own_folders()
     found: dict[str, Path] = {}
     for place in import_module(f"cellkit.{folder}").__path__:
-        for module in pkgutil.iter_modules([place]):
-            path = Path(place, module.name, "__init__.py") if module.ispkg else Path(place, f"{module.name}.py")
-            if not path.is_file():  # a compiled module, a link that leads nowhere
-                continue
-            if module.name in found:
-                raise UserError(f"{path} is called like {found[module.name]}", "give it a name of its own")
-            found[module.name] = path
-            yield module.name, path
+        here = {}
+        for name, path in _candidates(place):
+            with suppress(OSError):  # a folder that is no package, a link that leads nowhere
+                status = os.stat(path)
+                if stat.S_ISREG(status.st_mode):
+                    here[name] = (path, status.st_mtime_ns)
+        for name, (path, changed_ns) in here.items():
+            if name in found:
+                raise UserError(f"{path} is called like {found[name]}", "give it a name of its own")
+            found[name] = path
+            yield name, path, changed_ns
+
+
+def _candidates(place: str) -> tuple[tuple[str, Path], ...]:
+    """Return what may be modules of a folder, a package last of two of one name: some loops ask for each of their files."""
+    try:
+        changed_ns = os.stat(place).st_mtime_ns
+    except OSError:  # a folder of one's own need not have a folder for each kind
+        return ()
+    settled = time.time_ns() - changed_ns > SETTLED_NS
+    return _listed(place, changed_ns) if settled else _listed.__wrapped__(place, changed_ns)
+
+
+@cache
+def _listed(place: str, changed_ns: int) -> tuple[tuple[str, Path], ...]:
+    names = sorted(os.listdir(place))
+    plain = [name.removesuffix(".py") for name in names if name.endswith(".py") and name != "__init__.py"]
+    packages = [name for name in names if "." not in name and name != "__pycache__"]
+    found = [(name, Path(place, f"{name}.py")) for name in plain if "." not in name]
+    return tuple(found + [(name, Path(place, name, "__init__.py")) for name in packages])
 
 
 @cache
