@@ -30,6 +30,7 @@ from cellkit.cells.runs import (
     runs_of,
     runs_of_coco,
     stable_order,
+    sums_before,
     turned,
 )
 
@@ -132,8 +133,8 @@ class Instances:
             starts, lengths, values = (part[values > 0] for part in (starts, lengths, values))
         order = stable_order(values)
         values = values[order]
-        firsts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if values.size else np.zeros(0, np.int64)
-        offsets = np.r_[firsts, values.size]
+        firsts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])[: values.size])
+        offsets = np.concatenate([firsts, [values.size]])
         found = cls.from_runs(labels.shape, starts[order], lengths[order], offsets, class_ids, scores)
         return found if unknown is None else replace(found, unknown=unknown)
 
@@ -194,14 +195,13 @@ class Instances:
             raise ValueError(f"a box leaves its image of {shape[0]} x {shape[1]} px")
         height = np.where(width > 0, height, 0)
         starts, lengths = ranges(y, height) * int(shape[1]) + np.repeat(x, height), np.repeat(width, height)
-        runs = merge_adjacent_of_each(starts, lengths, np.r_[0, np.cumsum(height)])
+        runs = merge_adjacent_of_each(starts, lengths, sums_before(height))
         return replace(cls.from_runs(shape, *runs, class_ids, scores), boxes_only=True)
 
     @classmethod
     def _joined(cls, shape, runs: Sequence[tuple[np.ndarray, np.ndarray]], class_ids=None, scores=None) -> Instances:
         starts, lengths = (np.concatenate([np.zeros(0, np.int64), *(one[k] for one in runs)]) for k in (0, 1))
-        counts = [len(begin) for begin, _ in runs]
-        return cls.from_runs(shape, starts, lengths, np.r_[0, np.cumsum(counts, dtype=np.int64)], class_ids, scores)
+        return cls.from_runs(shape, starts, lengths, sums_before([len(begin) for begin, _ in runs]), class_ids, scores)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Instances]) -> Instances:
@@ -220,7 +220,7 @@ class Instances:
             shapes.pop(),
             np.concatenate([part.starts for part in parts]),
             np.concatenate([part.lengths for part in parts]),
-            np.r_[0, np.cumsum(np.concatenate(lengths))],
+            sums_before(np.concatenate(lengths)),
             np.concatenate([part.class_ids for part in parts]),
             np.concatenate([part.scores for part in parts]),
         )
@@ -253,7 +253,7 @@ class Instances:
             self,
             starts=self.starts[runs],
             lengths=self.lengths[runs],
-            offsets=np.r_[0, np.cumsum(counts)],
+            offsets=sums_before(counts),
             class_ids=self.class_ids[chosen],
             scores=self.scores[chosen],
         )
@@ -266,7 +266,7 @@ class Instances:
     @cached_property
     def areas_px(self) -> np.ndarray:
         """(N,) int64: pixels of each object."""
-        total = np.r_[0, np.cumsum(self.lengths)]
+        total = sums_before(self.lengths)
         return total[self.offsets[1:]] - total[self.offsets[:-1]]
 
     @cached_property
@@ -338,7 +338,7 @@ class Instances:
         starts, lengths = self.starts[runs], self.lengths[runs]
         counts, colours = np.empty(2 * len(runs) + 1, np.int64), np.zeros(2 * len(runs) + 1, np.int32)
         counts[1::2], colours[1::2] = lengths, values[self.owner_of_run[runs]]
-        counts[::2] = np.r_[starts, size] - np.r_[0, starts + lengths]
+        counts[::2] = np.concatenate([starts, [size]]) - np.concatenate([[0], starts + lengths])
         return np.repeat(colours, counts).reshape(self.shape)
 
     @cached_property

@@ -17,7 +17,10 @@ from cellkit.formats.submission import read_submission, write_submission
 
 PROFILES = profiles()
 
-TRIPS = 10_000
+TRIPS, AT_ONCE = (
+    10_000,
+    10,
+)  # scenes; so many in one example of hypothesis, which takes as long to begin one as they all do
 ORDERS = ("row-major", "column-major")
 
 
@@ -93,17 +96,18 @@ def travelled():
     """Every scene, after it went through every form in memory; and how often each feature occurred."""
     seen, counts = [], Counter()
 
-    @settings(max_examples=TRIPS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(scenes())
-    def one_trip(cells):
-        assert through_all_codecs(cells) == cells  # overlapping truth too
-        labels, apart = disjoint(cells)
-        assert cells.overlapping or apart == cells
-        assert np.array_equal(apart.paint(np.unique(labels[labels > 0])), labels)
-        seen.append(cells)
-        counts.update(features(cells) if len(seen) % 10 == 0 else ())
+    @settings(max_examples=TRIPS // AT_ONCE, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.tuples(*[scenes()] * AT_ONCE))
+    def some_trips(some):
+        for cells in some:
+            assert through_all_codecs(cells) == cells  # overlapping truth too
+            labels, apart = disjoint(cells)
+            assert cells.overlapping or apart == cells
+            assert np.array_equal(apart.paint(np.unique(labels[labels > 0])), labels)
+            seen.append(cells)
+            counts.update(features(cells) if len(seen) % 10 == 0 else ())
 
-    one_trip()
+    some_trips()
     labels = np.zeros((270, 260), np.uint32)
     labels.ravel()[:70_000] = np.random.default_rng(0).permutation(70_000) + 1
     seen.append(Instances.from_labels(labels, scores=np.full(70_000, 0.5)))
