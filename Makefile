@@ -28,8 +28,9 @@ setup: .peers/.installed
 demo: .venv/.installed
 	$(BIN)/cellkit run configs/demo.yaml
 
+# The tests start Python a hundred times: what is compiled is kept, also where the environment says not to.
 test: .peers/.installed
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --exclude '*.ipynb' . && $(BIN)/nbstripout --keep-id --verify $(NOTEBOOKS)
