@@ -14,8 +14,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: several processes share
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cellkit  # noqa: E402, F401  before torch: how its threads wait
 from cellkit.log import show_log  # noqa: E402
+from cellkit.run.runner import import_jsonschema  # noqa: E402
 
 show_log("stderr")  # so that a test can read what a person would
+import_jsonschema()  # as a run does, before a test imports nbformat
 
 # The same examples in every run, so that a red one can be repeated; HYPOTHESIS_PROFILE=explore draws new ones.
 # No deadline: the first call imports, and a busy machine is no fault.

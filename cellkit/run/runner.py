@@ -221,7 +221,7 @@ def _forget(folder: Path) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, "stages": {}, "attempts": {}})
 
 
-def _import_jsonschema() -> None:
+def import_jsonschema() -> None:
     """Import what checks notebooks, without its check of internationalised addresses, of which a notebook has none.
 
     That one builds a grammar while it is imported, which takes longer than to import all the rest of Jupyter.
@@ -313,7 +313,7 @@ class _Runner:
 
     def _run(self, book: Notebook, state: StageState, manifest: dict[str, Any]) -> int:
         """Execute one notebook, record how it ended, return its exit code."""
-        _import_jsonschema()
+        import_jsonschema()
         import nbformat
 
         from cellkit.run.engine import execute
