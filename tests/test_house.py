@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -166,6 +167,12 @@ def test_a_folder_opens_with_what_lives_here_and_what_it_may_import(folder):
     assert text.count(". ") + text.count(".\n") + text.endswith(".") >= 2, "two sentences"
     if folder != "commands":
         assert [name for name in MAY_IMPORT[folder] if f"`{name}`" not in text] == []
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """By which pytest imports them: the second would be refused, and with it the whole run."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_file_is_longer_than_two_pages():
