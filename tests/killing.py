@@ -1,13 +1,16 @@
 """Kill a labelling and a training with kill -9 at random points, let them go on, compare the files with undisturbed ones.
 
 `python tests/killing.py FOLDER --kills 20 --seed 0`. What lies on a disk changes only where a file is opened, renamed or
-removed: a point is one of these, drawn by the seed. torch is imported once; each attempt is a process split off from here.
+removed: a point is one of these, drawn by the seed. What the work imports is imported once; each attempt is a process split
+off from here.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import importlib
 import json
 import os
 import random
@@ -100,7 +103,8 @@ def attempt(work: Callable, root: Path, images: CellDataset, out: Path, kill_at:
         sys.addaudithook(note)
         try:
             work(root, images, out)
-            os.write(pipe[1], str(seen).encode())
+            with os.fdopen(pipe[1], "w") as told:
+                json.dump([seen, sorted(sys.modules)], told)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -110,9 +114,15 @@ def attempt(work: Callable, root: Path, images: CellDataset, out: Path, kill_at:
         text = told.read()
     status = os.waitpid(child, 0)[1]
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    if not killed and not text:
+    if killed:
+        return False, 0
+    if not text:
         raise RuntimeError(f"{work.__name__} failed")
-    return not killed, int(text or 0)
+    seen, modules = json.loads(text)
+    for name in modules:  # so that the next child need not
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    return True, seen
 
 
 def results(out: Path) -> dict[str, object]:
