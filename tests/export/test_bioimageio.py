@@ -63,7 +63,9 @@ def test_it_comes_back_as_weights_to_start_from(package, small, tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     back, first = find_model(package[0]), find_model(small)
     assert back.config == first.config | {"diameter_of": "batch", "normalise": [1.0, 99.0]}
-    for planes in (*planes_of_sizes((2, 64, 40)), *thousand_scenes()):
+    told, found = weights.load_tensors(small), weights.load_tensors(back.checkpoint)
+    assert told.keys() == found.keys() and all(bool((told[name] == found[name]).all()) for name in told)
+    for planes in planes_of_sizes((2, 64, 40)):
         np.testing.assert_array_equal(answers(back.checkpoint, planes), answers(small, planes))
     assert weights.parents_of(back.checkpoint)[1:] == ["starter_light"]
 
@@ -78,8 +80,7 @@ def scenes_of_sizes():
         ("pytorch_state_dict", scenes_of_sizes),
         ("torchscript", scenes_of_sizes),
         ("onnx", scenes_of_sizes),
-        ("onnx", thousand_scenes),
-        ("pytorch_state_dict", thousand_scenes),
+        ("onnx", thousand_scenes),  # the other two are computed by torch, as cellkit's own maps are
     ],
 )
 def test_run_back_each_format_gives_the_maps_of_cellkit(package, small, kind, scenes):  # noqa: F811
