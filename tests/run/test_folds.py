@@ -16,10 +16,11 @@ from run_cases import TWO, here, write_notebook  # noqa: F401
 
 from cellkit.cells.records import read_records
 from cellkit.errors import UserError
-from cellkit.files import PACKAGE, read_json
+from cellkit.files import PACKAGE, read_json, write_json
 from cellkit.formats.coco_reading import read_coco
 from cellkit.manifest import read_manifest
 from cellkit.run.folds import folds_folder, run_folds
+from cellkit.run.foretold_rounds import took_of_folds
 
 CONFIG = """
 classes: [HEK, N2a]
@@ -72,8 +73,7 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     before = stages(1), stages(2)
     assert list(before[0]) == ["01_convert", TWO] and list(before[1]) == ["01_convert"]
     assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks") == 0
-    err = capsys.readouterr().err
-    assert "forecast: 1 fold, not timed" in err and "the folds: forecast, and taken: memory" in err
+    assert "forecast: 1 fold, not timed" in capsys.readouterr().err
     assert stages(1) == before[0], "a finished fold is not run again"
     assert stages(2)["01_convert"] == before[1]["01_convert"], "nor a finished stage"
 
@@ -111,6 +111,21 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks", until="01") == 0
     assert "the folds are not scored: 01_convert is the last notebook" in capsys.readouterr().err
     assert not (place / "folds.csv").exists()
+
+
+def test_what_all_folds_took_is_said_together(tmp_path):
+    one = {"seconds": 50.0, "peak_bytes": 2e9, "disk_bytes": 2e7, "took_seconds": 60.0, "took_peak_bytes": 1e9}
+    for fold in (1, 2):
+        manifest = {
+            "format": 1,
+            "stages": {},
+            "attempts": {},
+            "forecast": {"01_convert": one | {"took_disk_bytes": 1e7}},
+        }
+        (tmp_path / str(fold)).mkdir()
+        write_json(tmp_path / str(fold) / "manifest.json", manifest)
+    assert took_of_folds(tmp_path, 2) == "forecast 100 s, took 2 min; memory 2.0 GB, 1.0 GB; disk 40 MB, 20 MB"
+    assert took_of_folds(tmp_path / "none", 2) == ""
 
 
 @pytest.mark.parametrize(
