@@ -71,7 +71,7 @@ def train_one(base: str, steps: int, kept: bool, out: Path) -> dict[str, float]:
 
     from cellkit.models import maskrcnn_torchvision as maskrcnn
     from cellkit.models.maskrcnn_detect import detect_image
-    from cellkit.models.shared.detector_training import DetectorLoss, scaled
+    from cellkit.models.shared.detector_batches import DetectorLoss, scaled
     from cellkit.models.training import fit, plan_of
 
     torch.set_num_threads(1)

@@ -40,7 +40,7 @@ def train_one(base: str, engine: str, anchors: str, seed: int, steps: int) -> di
     import torch
 
     from cellkit.models.maskrcnn_detect import detect_image
-    from cellkit.models.shared.detector_training import DetectorLoss, scaled
+    from cellkit.models.shared.detector_batches import DetectorLoss, scaled
     from cellkit.models.training import fit, plan_of
 
     torch.set_num_threads(1)

@@ -22,6 +22,7 @@ from cellkit.models.shared.inputs import (
     vary,
     vary_strongly,
 )
+from cellkit.models.shared.shares import own_rows
 
 if TYPE_CHECKING:
     import torch
@@ -180,6 +181,8 @@ def border_loss(
 class BorderLoss:
     """Step number -> loss. The batch of the next step is drawn in the background; it depends on its step number alone.
 
+    Of several processes each looks at its share of the crops, and returns its share of the loss.
+
     Parameters
     ----------
     network : BorderUNet
@@ -236,8 +239,11 @@ class BorderLoss:
         import torch
 
         drawn, on = self.drawn(step), self.network.arithmetic
+        whole = len(drawn.planes)
+        drawn = Crops(*(None if one is None else own_rows(one) for one in drawn))
         weight = class_weights(self.shares).astype(np.float32) if self.balance in BY_CLASS else drawn.weight
         weight = None if weight is None else torch.from_numpy(weight).to(on.device)
         with on.autocast():
             logits = self.network(torch.from_numpy(drawn.planes).to(on.device))
-        return border_loss(logits.float(), torch.from_numpy(drawn.target).to(on.device), self.balance, weight)
+        loss = border_loss(logits.float(), torch.from_numpy(drawn.target).to(on.device), self.balance, weight)
+        return loss * (len(drawn.planes) / whole)

@@ -16,6 +16,7 @@ from cellkit.models.border_batches import Prepared, planes_at
 from cellkit.models.border_target import decode
 from cellkit.models.shared.fine_tuning import map_iou
 from cellkit.models.shared.inputs import NORMALISE
+from cellkit.models.shared.processes import of_first
 from cellkit.models.shared.threshold_search import Searched, choose, grid_of
 from cellkit.models.shared.tiles import blend_tiles
 from cellkit.scores.iou import overlaps, scorable
@@ -106,7 +107,8 @@ class Scorer:
             counts += [np.bincount(one, minlength=len(self.kinds)) for one in (both, said, right)]
         either = counts[1] + counts[2] - counts[0]
         ious = np.divide(counts[0], either, out=np.full(len(self.kinds), np.nan), where=either > 0)
-        return map_iou(found), {f"iou_{kind}": round(float(iou), 4) for kind, iou in zip(self.kinds, ious, strict=True)}
+        score = of_first(map_iou(found))
+        return score, {f"iou_{kind}": round(float(iou), 4) for kind, iou in zip(self.kinds, ious, strict=True)}
 
 
 def search_settings(

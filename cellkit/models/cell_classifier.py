@@ -174,7 +174,7 @@ class ClassLoss:
     ----------
     network : CellClassifier
     items : sequence of (planes, labels, class_of)
-        As `shared.detector_training.scaled` gives them.
+        As `shared.detector_batches.scaled` gives them.
     cells_per_step : int
         Cut-outs of a batch.
     """
@@ -191,13 +191,13 @@ class ClassLoss:
         rows = np.array(rows, float).reshape(-1, 4)
         self.of_class = [rows[rows[:, 3] == c] for c in np.unique(rows[:, 3])]
 
-    def __call__(self, rng: np.random.Generator) -> torch.Tensor:
-        """Return the loss of one batch of cut-outs."""
+    def __call__(self, rng: np.random.Generator, cells: int | None = None) -> torch.Tensor:
+        """Return the loss of one batch of cut-outs; of so many, where it is a share of one."""
         device = next(self.network.parameters()).device
         if not self.of_class:  # no cell of known class: nothing to learn
             return torch.zeros((), device=device)
-        drawn = [self.of_class[k] for k in rng.integers(len(self.of_class), size=self.cells_per_step)]
-        rows = [cells[rng.integers(len(cells))] for cells in drawn]
+        drawn = [self.of_class[k] for k in rng.integers(len(self.of_class), size=cells or self.cells_per_step)]
+        rows = [own[rng.integers(len(own))] for own in drawn]
         cuts = np.stack([cut_out(self.pictures[int(row[0])], row[1:3], rng) for row in rows])
         wanted = torch.tensor([int(row[3]) - 1 for row in rows], device=device)
         return F.cross_entropy(self.network(torch.from_numpy(cuts).to(device)), wanted, label_smoothing=0.05)

@@ -16,6 +16,7 @@ import torch
 from cellkit.log import LOG
 from cellkit.machine import GB, memory
 from cellkit.models.shared.inputs import nearest, resized, vary
+from cellkit.models.shared.processes import place
 
 ZOOMS = (0.8, 1.0, 1.25)
 TURNS = 8  # quarter turns, and each of them flipped
@@ -76,7 +77,7 @@ class EncodedViews:
     encode : callable
         (1, 3, H, W) float32 -> features, tensors (1, C, H / stride, W / stride), strides up to 8.
     items : sequence of (planes, labels, class_of, ...)
-        At network scale, as `shared.detector_training.scaled` gives them.
+        At network scale, as `shared.detector_batches.scaled` gives them.
     crop_px : int
         Height and width of a crop, a multiple of 8.
     batch : int
@@ -88,7 +89,8 @@ class EncodedViews:
     number_type : torch.dtype
         That features are kept in.
     most_bytes : int, optional
-        Memory that views may take; None = a quarter of what is free when the first is made.
+        Memory that views may take; None = a quarter of what is free when the first is made, of all processes of a training
+        together.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class EncodedViews:
             return self.kept[key]
         view = self._encoded(*self.window(index, number))
         if self.most_bytes is None:
-            self.most_bytes = int(SHARE_OF_MEMORY * memory()["free_gb"] * GB)
+            self.most_bytes = int(SHARE_OF_MEMORY * memory()["free_gb"] * GB / place()[1])
         self.kept[key] = view
         self.bytes += view.bytes
         while self.bytes > self.most_bytes and len(self.kept) > 1:

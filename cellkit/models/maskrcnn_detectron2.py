@@ -23,6 +23,7 @@ from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training
 from cellkit.models.shared.detector_start import SCRATCH, TUNED, UNET, check_start, opened, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
 from cellkit.models.shared.live import Live
+from cellkit.models.shared.processes import check_processes, place, train_shared
 from cellkit.models.training import random_state_kept
 from cellkit.settings import weights_field
 
@@ -110,6 +111,9 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     UserError
         Nothing to train on, no class, or no weights to start from.
     """
+    if config.gpus > place()[1]:
+        check(config)
+        return train_shared(NAME, TrainSettings, train, val, config, out)
     return train_detector(train, val, config, out, NAME, _start, LEVELS, BYTES_PER_PX)
 
 
@@ -119,8 +123,9 @@ def check(config: TrainSettings) -> None:
     Raises
     ------
     UserError
-        As `detector_start.check_start`.
+        As `detector_start.check_start`, and `processes.check_processes`.
     """
+    check_processes(config.gpus, config.batch_size, "maskrcnn.gpus")
     check_start(config, NAME, PUBLISHED)
 
 

@@ -22,6 +22,7 @@ from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training
 from cellkit.models.shared.detector_start import TUNED, UNET, check_start, opened, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
 from cellkit.models.shared.live import Live
+from cellkit.models.shared.processes import check_processes, place, train_shared
 from cellkit.models.training import random_state_kept
 from cellkit.settings import Number, weights_field
 
@@ -107,6 +108,9 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     UserError
         Nothing to train on, no class, or no weights to start from.
     """
+    if config.gpus > place()[1]:
+        check(config)
+        return train_shared(NAME, TrainSettings, train, val, config, out)
     return train_detector(train, val, config, out, NAME, _start, LEVELS, BYTES_PER_PX)
 
 
@@ -121,9 +125,10 @@ def check(config: TrainSettings) -> None:
     Raises
     ------
     UserError
-        Random weights that would stay frozen, an end of a freezing that there is not, weights of another kind of network, or
-        bfloat16 for a ResNet-50.
+        Random weights that would stay frozen, an end of a freezing that there is not, weights of another kind of network,
+        bfloat16 for a ResNet-50, or more GPUs than there are or can share a batch.
     """
+    check_processes(config.gpus, config.batch_size, "maskrcnn.gpus")
     check_start(config, NAME, PUBLISHED)
 
 

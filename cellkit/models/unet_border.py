@@ -21,7 +21,17 @@ from cellkit.models.border_batches import LEAST_PX, Balance, BorderLoss, Prepare
 from cellkit.models.border_maps import GRID, READ, SHOWN, Scorer, predict_maps, search_settings, segment_image
 from cellkit.models.border_target import decode, encode, one_hot
 from cellkit.models.shared import diameter
-from cellkit.models.shared.contract import SMALLEST, Area, Computed, Diameter, Schedule, Segmenter, Share, merged
+from cellkit.models.shared.contract import (
+    SMALLEST,
+    Area,
+    Computed,
+    Diameter,
+    Schedule,
+    Segmenter,
+    Share,
+    SharesCrops,
+    merged,
+)
 from cellkit.models.shared.cost import BATCH, Cost, timed_cost
 from cellkit.models.shared.fine_tuning import (
     SEARCHED_ON,
@@ -44,6 +54,8 @@ from cellkit.models.shared.inputs import (
 )
 from cellkit.models.shared.inputs import SHOWN as CHANNELS_IN_WORDS
 from cellkit.models.shared.live import AREA, Live, Range, Read, Reading
+from cellkit.models.shared.processes import check_processes, place, train_shared
+from cellkit.models.shared.shares import as_many, in_shares
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
 from cellkit.settings import Number, Percentiles
 
@@ -86,7 +98,7 @@ class Settings(Computed):
     )
 
 
-class TrainSettings(Schedule, Settings):
+class TrainSettings(Schedule, Settings, SharesCrops):
     """Settings of a training; thresholds that are null are searched on training images."""
 
     encoder: str = Field(
@@ -197,6 +209,9 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     refuse_untrainable(train, "min_area_px")
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "min_area_px")
+    if config.gpus > place()[1]:
+        check(config)
+        return train_shared(NAME, TrainSettings, train, val, config, out)
     classes = classes_of(train)
     shape, settings = _shape(config, len(classes)), _uncalibrated(train, config)
     ask_for_memory(train, val, settings["diameter_px"], 8 * len(CHANNELS[config.channels]), BYTES_PER_PX)
@@ -209,8 +224,18 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     scorer = Scorer(network, pairs, targets, settings, kinds)
     plan = plan_of(config, NAME)
     items, rest = [one.arrays for one in loss_at.items], (settings, config.precision, loss_at.recipe, scored, choosing)
-    stamp = fingerprint(network, items, plan, shape, *rest)
-    history = fit(network, loss_at, scorer, plan, Path(out), stamp, NAME, choosing, val.compared_by("validation score"))
+    stamp = fingerprint(network, items, plan, shape, *rest, *as_many())
+    history = fit(
+        network,
+        in_shares(loss_at, network),
+        scorer,
+        plan,
+        Path(out),
+        stamp,
+        NAME,
+        choosing,
+        val.compared_by("validation score"),
+    )
     labelled, called = images_to_search(train, most=config.search_images)
     found = search_settings(network, labelled, settings, _searched(config), called)
     return save_tuned(
@@ -259,9 +284,10 @@ def coded(
 
 
 def check(config: TrainSettings) -> None:
-    """Refuse an encoder or weights of it that are not known, before anything is run."""
+    """Refuse an encoder or weights of it that are not known, or GPUs that there are not, before anything is run."""
     from cellkit.models.border_network import check_encoder
 
+    check_processes(config.gpus, config.batch_size, "gpus")
     check_encoder(config.encoder, config.encoder_weights)
 
 

@@ -11,7 +11,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.models import border_maps, border_network, unet_border, weights
-from cellkit.models.border_batches import BorderLoss, border_loss, class_weights, crop, prepare
+from cellkit.models.border_batches import BorderLoss, Crops, border_loss, class_weights, crop, prepare
 from cellkit.models.border_target import NOT_KNOWN, SOME_CLASS
 from cellkit.models.shared import tiles
 from cellkit.models.shared.inputs import NORMALISE
@@ -91,6 +91,18 @@ def test_batches_depend_on_their_step_alone(drawn):
     first.drawn(0)
     for one, other in zip(first.drawn(1)[:2], second.drawn(1)[:2], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_shares_of_several_processes_are_the_batch_of_one(drawn, trained, monkeypatch):
+    network, _ = border_network.load_network(trained, unet_border.NAME, "float32")
+    rng, losses = np.random.default_rng(0), []
+    crops = Crops(rng.random((4, 2, 32, 32), np.float32), rng.integers(0, 4, (4, 32, 32), np.uint8), None)
+    loss_at = BorderLoss(network, [prepare(*drawn[0], 30.0, 0.1, 2, "both", NORMALISE)], 4, 4, 32, 5)
+    monkeypatch.setattr(loss_at, "drawn", lambda step: crops)
+    for place in ((0, 1), (0, 3), (1, 3), (2, 3)):
+        monkeypatch.setattr("cellkit.models.shared.shares.place", lambda place=place: place)
+        losses.append(float(loss_at(0).detach()))
+    assert sum(losses[1:]) == pytest.approx(losses[0], rel=1e-5) and losses[1] > losses[2]
 
 
 def test_the_history_has_the_iou_of_each_class_and_the_checkpoint_its_score(trained, drawn):

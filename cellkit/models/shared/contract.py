@@ -153,6 +153,19 @@ class SharesBatches(Frozen):
     )
 
 
+class SharesCrops(Frozen):
+    """In how many processes a network is trained that each look at crops of their own, see `cellkit.models.shared.shares`."""
+
+    gpus: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs that share each batch, or processes where there is none; what is drawn and normalised depends on how "
+        "many, so a result differs as with another seed; needs accelerate",
+        json_schema_extra={"hash": False},
+    )
+
+
 class KeepsMaps(Frozen):
     """Where a network's maps are kept while they are needed again, see `cellkit.models.map_cache`."""
 

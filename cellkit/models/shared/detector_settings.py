@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cellkit.models.shared.contract import SMALLEST, Area, Computed, Diameter, Schedule, Share, merged
+from cellkit.models.shared.contract import SMALLEST, Area, Computed, Diameter, Schedule, Share, SharesCrops, merged
 from cellkit.settings import Number
 
 Most = Annotated[int, Field(ge=1, le=100_000)]
@@ -68,7 +68,7 @@ class Settings(Computed):
     min_area_px: Area | None = Field(None, description=SMALLEST)
 
 
-class Training(Schedule, Settings):
+class Training(Schedule, Settings, SharesCrops):
     """What a training of any of them may be told."""
 
     steps: int = Field(400, ge=1, description="most optimiser steps")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 from cellkit.models.cell_classes import images_that_teach
@@ -24,6 +23,7 @@ from cellkit.models.shared.contract import merged
 from cellkit.models.shared.cost import BATCH, Cost, seconds_of, timed_cost
 from cellkit.models.shared.detection_search import SEARCHED, loosest, readings, search_readings
 from cellkit.models.shared.detector_anchors import anchor_sizes
+from cellkit.models.shared.detector_batches import DetectorLoss, frozen_steps, say_untrainable, scaled
 from cellkit.models.shared.detector_settings import DEFAULTS, Training
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import (
@@ -37,18 +37,13 @@ from cellkit.models.shared.fine_tuning import (
 from cellkit.models.shared.inputs import (
     CELL_PX,
     ask_for_memory,
-    nearest,
-    planes_of,
-    random_warp,
     refuse_empty,
-    to_network_scale,
-    vary,
 )
-from cellkit.models.shared.overlapping_cells import cells_in, numbered
+from cellkit.models.shared.shares import as_many, dealt_out, in_shares
 from cellkit.models.shared.threshold_search import Searched
+from cellkit.models.shared.tiles import Boxes
 from cellkit.models.training import fingerprint, fit, plan_of
 from cellkit.models.weights import licence_from
-from cellkit.parallel import progress
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -117,10 +112,19 @@ def train_detector(
     scored, choosing = scored_along(val, config.val_images)
     scorer = ClassScorer(model, [val[i] for i in scored], train.classes, settings)
     plan = plan_of(config, name)
-    rest = (settings, config.batch_size, config.crop_px, config.seed, config.ignore_unknown, scored, choosing)
+    rest = (
+        settings,
+        config.batch_size,
+        config.crop_px,
+        config.seed,
+        config.ignore_unknown,
+        scored,
+        choosing,
+        *as_many(),
+    )
     judges = [(val.instances[i].paint(), val.instances[i].class_ids) for i in scored if choosing]
     stamp = fingerprint(model, [*items, *judges], plan, *rest, config.unfreeze_after, config.cells_per_step)
-    loss_at = DetectorLoss(model, items, config)
+    loss_at = in_shares(DetectorLoss(model, items, config), model)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
     kind_of = (lambda truth: line_of(truth.class_ids)) if config.search_by_line else (lambda truth: "")
     pairs, called = images_to_search(train, kind_of)
@@ -213,140 +217,7 @@ def searched(config: Training) -> list[str]:
     return [key for key in SEARCHED if getattr(config, key) is None]
 
 
-# ---- crops and losses -----------------------------------------------------------------------------------------------
-def scaled(
-    image: np.ndarray, truth: Instances, diameter_px: float, keep_overlaps: bool = False
-) -> tuple[np.ndarray, ...]:
-    """Bring one labelled image to network scale.
-
-    Returns
-    -------
-    planes : (3, h, w) float32
-    labels : (h, w) int32
-        0 = background, -1 = not annotated.
-    class_of : (N + 1,) int64
-        Class of each label; 0 = unknown.
-    shared : (R, M) int64
-        Where labelled cells overlap and that is kept: see `overlapping_cells.numbered`.
-    """
-    planes, labels = to_network_scale(planes_of(image), truth, diameter_px, least_px=16)
-    class_of = np.r_[0, truth.class_ids]
-    if not (keep_overlaps and truth.overlapping):
-        return planes, labels, class_of
-    labels, shared = numbered(truth)
-    return planes, nearest(labels, planes.shape[1:]), class_of, shared
-
-
-def say_untrainable(items: Sequence, records: Sequence[ImageRecord]) -> int:
-    """Say how many labelled cells are too small at network scale to teach a box or a mask; return how many.
-
-    Parameters
-    ----------
-    items : sequence of (planes, labels, class_of, ...)
-        As `scaled` gives them.
-
-    Raises
-    ------
-    UserError
-        All of them are.
-    """
-    from cellkit.models.maskrcnn_network import LEAST_PX, trainable
-
-    lost = [len(item[2]) - 1 - int(trainable(cells_in(*item[1:])).sum()) for item in items]
-    cells, small = sum(len(item[2]) - 1 for item in items), sum(lost)
-    most = records[int(np.argmax(lost))].image_id
-    what = (
-        f"{small} of {cells} labelled cells are smaller than {LEAST_PX} px where a cell of the usual diameter is "
-        f"{CELL_PX:g} px wide (most in {most}: {max(lost)})"
-    )
-    remedy = "a smaller maskrcnn.diameter_px shows them larger"
-    if small == cells:
-        raise UserError(f"{what}: there is nothing to train on", remedy)
-    if small:
-        LOG.warning(f"{what}: they teach no box and no mask; {remedy}")
-    return small
-
-
-def crop(item, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a turned, flipped, scaled crop: planes (3, size, size) float32 and labels (size, size) int32."""
-    import cv2
-
-    planes, labels, *_ = item
-    warp, _ = random_warp(np.maximum(labels, 0), rng, size_px)
-    size = (size_px, size_px)
-    turned = cv2.warpAffine(np.ascontiguousarray(planes.transpose(1, 2, 0)), warp, size, flags=cv2.INTER_LINEAR)
-    ids = cv2.warpAffine(labels.astype(np.float64), warp, size, flags=cv2.INTER_NEAREST)
-    return vary(turned.transpose(2, 0, 1), rng), ids.astype(np.int32)
-
-
-class DetectorLoss:
-    """Step number -> sum of the losses over a batch of crops, and of the classifier's over one of cells.
-
-    A crop without a labelled cell of which some is not annotated is left out: perhaps nothing in it is known. While an encoder
-    that can be told so is frozen, its features come from `EncodedViews`.
-    """
-
-    def __init__(self, model, items: Sequence, config: Training):
-        from cellkit.models.cell_classifier import ClassLoss
-        from cellkit.models.maskrcnn_cache import EncodedViews
-
-        self.model, self.items, self.config = model, items, config
-        self.device = next(model.parameters()).device
-        self.class_loss = ClassLoss(model.cell_classifier, items, config.cells_per_step)
-        backbone = getattr(model, "backbone", None)
-        self.encoder = backbone if getattr(backbone, "frozen", False) else None
-        self.frozen_steps = frozen_steps(config) if self.encoder is not None else 0
-        self.views = None
-        if self.frozen_steps:
-            sizes = (config.crop_px, config.batch_size, self.frozen_steps, config.seed)
-            self.views = EncodedViews(self.encoder.encode, items, *sizes, self.device)
-
-    def __call__(self, step: int) -> Any:
-        """Return the loss of a step, a scalar tensor."""
-        import torch
-
-        from cellkit.models.maskrcnn_network import target
-
-        rng = np.random.default_rng([self.config.seed, step])
-        if self.encoder is not None and step >= self.frozen_steps:
-            self.encoder.unfreeze()
-            self.encoder = self.views = None
-        chosen = np.resize(rng.permutation(len(self.items)), self.config.batch_size)
-        planes, targets, features = [], [], []
-        for index in chosen:
-            if self.views is not None:
-                picture, labels, known = self.views.draw(index, step, rng)
-            else:
-                picture, labels, known = *crop(self.items[index], rng, self.config.crop_px), []
-            _, _, class_of, *shared = self.items[index]
-            made = target(labels, class_of, self.config.ignore_unknown, *shared)
-            if "unknown" in made and not len(made["boxes"]):
-                continue
-            planes.append(torch.from_numpy(np.ascontiguousarray(picture)).to(self.device))
-            targets.append({k: v.to(self.device) for k, v in made.items()})
-            features.append(known)
-        if not targets:
-            return 0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad) + self.class_loss(rng)
-        encoded = [torch.stack(level) for level in zip(*features, strict=True)]
-        losses = self.model(planes, targets, encoded) if encoded else self.model(planes, targets)
-        return sum(losses.values()) + self.class_loss(rng)
-
-
-def frozen_steps(config: Training) -> int:
-    """Return how many steps of a training keep the encoder as it is.
-
-    Examples
-    --------
-    >>> [frozen_steps(Training(steps=100, unfreeze_after=share)) for share in (None, 0.75)]
-    [100, 75]
-    >>> frozen_steps(Training(steps=100, freeze_backbone=False))
-    0
-    """
-    if not config.freeze_backbone:
-        return 0
-    return config.steps if config.unfreeze_after is None else round(config.unfreeze_after * config.steps)
-
-
+# ---- thresholds and scores -------------------------------------------------------------------------------------------
 def best_readings(
     model,
     pairs: Sequence[tuple[np.ndarray, Instances]],
@@ -369,10 +240,15 @@ def best_readings(
         f"(now {settings['diameter_px']:.3g})."
     )
     left_out: Counter[str] = Counter()
-    raws = [
-        (raw_detections(model, image, settings, left_out)[0], truth)
-        for image, truth in progress(pairs, "find to search")
-    ]
+
+    def look(pair: tuple[np.ndarray, Instances]) -> tuple[Boxes, Counter[str]]:
+        counts: Counter[str] = Counter()
+        return raw_detections(model, pair[0], settings, counts)[0], counts
+
+    raws = []
+    for (_, truth), (raw, counts) in zip(pairs, dealt_out(pairs, look, "find to search"), strict=True):
+        left_out.update(counts)
+        raws.append((raw, truth))
     say_caps(left_out, "thresholds are searched")
     found = search_readings(raws, grid, keys, called, remedy)
     if by_line and found.card:
@@ -421,7 +297,14 @@ class ClassScorer:
 
     def __call__(self) -> float:
         """Return the score of the images as they are found now."""
-        left_out: Counter[str] = Counter()
-        found = [detect_image(self.model, image, self.settings, left_out) for image, _ in self.pairs]
+
+        def find(pair: tuple[np.ndarray, Instances]) -> tuple[Instances, Counter[str]]:
+            counts: Counter[str] = Counter()
+            return detect_image(self.model, pair[0], self.settings, counts), counts
+
+        left_out, found = Counter(), []
+        for cells, counts in dealt_out(self.pairs, find):
+            left_out.update(counts)
+            found.append(cells)
         say_caps(left_out, "validation images are scored")
         return class_score([truth for _, truth in self.pairs], found, self.classes)

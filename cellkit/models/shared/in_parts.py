@@ -15,7 +15,8 @@ import numpy as np
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 from cellkit.models.shared.flow_loss import Crop, FlowLoss, flow_loss
-from cellkit.models.shared.processes import place, summed
+from cellkit.models.shared.processes import place
+from cellkit.models.shared.shares import sum_gradients
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +108,7 @@ class InParts:
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         for parameter in trained:  # that no crop went through, of this process's share or of the whole batch
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        summed([loss, *(parameter.grad for parameter in trained)])
+        sum_gradients(loss, trained)
         return loss
 
     def parts(self, crops: int) -> Iterator[Part]:

@@ -74,7 +74,7 @@ def of_first(value: float) -> float:
     return told[0]
 
 
-def check_processes(count: int, batch_size: int | None = None) -> None:
+def check_processes(count: int, batch_size: int | None = None, key: str = "finetune.gpus") -> None:
     """Refuse more processes than one where they cannot be had.
 
     Parameters
@@ -82,6 +82,8 @@ def check_processes(count: int, batch_size: int | None = None) -> None:
     count : int
     batch_size : int, optional
         Crops, of which each process needs one.
+    key : str
+        The setting that says how many.
 
     Raises
     ------
@@ -92,15 +94,15 @@ def check_processes(count: int, batch_size: int | None = None) -> None:
         return
     if batch_size is not None and batch_size < count:
         raise UserError(
-            f"finetune.gpus is {count}, and a batch has {counted(batch_size, 'crop')}",
+            f"{key} is {count}, and a batch has {counted(batch_size, 'crop')}",
             "set batch_size higher or gpus lower",
         )
     import torch
 
     if torch.cuda.is_available() and torch.cuda.device_count() < count:
-        raise UserError(f"finetune.gpus is {count}, this machine has {torch.cuda.device_count()}", "set gpus lower")
+        raise UserError(f"{key} is {count}, this machine has {torch.cuda.device_count()}", "set gpus lower")
     if find_spec("accelerate") is None:
-        raise UserError(f"finetune.gpus is {count}, which needs the package 'accelerate'", "pip install accelerate")
+        raise UserError(f"{key} is {count}, which needs the package 'accelerate'", "pip install accelerate")
 
 
 def train_shared(backend: str, kind: type, train: CellDataset, val: CellDataset, config: Any, out: Path) -> Path:
