@@ -30,7 +30,7 @@ def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, f
         return began + CONVERT_BYTES * largest * max(processes, 1) + WORKER_BYTES * processes, 0.0
     if section in UNTRAINED or section != "label" and not isinstance(cfg, Schedule):  # nothing is trained step by step
         return began, 0.0
-    on_gpu, held, of_step = speed.cost.device == "cuda", began, 0.0
+    on_gpu, held, of_step, ranks = speed.cost.device == "cuda", began, 0.0, getattr(cfg, "gpus", 1)
     sampled = max(speed.sample_bytes - speed.start_bytes, 0)
     if section != "label":
         folds = section == "finetune" and run.regime.name in (CROSS_FITTING, IN_QUARTERS)
@@ -39,13 +39,14 @@ def bytes_of_stage(run: RunImages, section: str, speed: Speed) -> tuple[float, f
         held += kept * 1e6 * min(run.mpx(section, *(("train", "val") if folds else ("train",))), most)
         held += sampled if on_gpu else max(of_step, sampled + speed.cost.step_bytes * (at_once(cfg) - BATCH))
     alone = bytes_to_find(run, section, speed)
+    network = 4 * speed.cost.parameters + (ADAM_BYTES * speed.cost.trained if section != "label" else 0)
+    more = 0.0 if on_gpu else network if not sampled else ADAM_BYTES * speed.cost.trained * (section != "label")
+    if ranks > 1:  # each with the images and the network; beside them wait the notebook and what starts them
+        held += WORKER_BYTES + ranks * (max(held, alone) - NOTEBOOK_BYTES) + (ranks - 1) * more
     held = max(held, alone)
     processes = 0 if on_gpu and run.cfg.cluster.is_none else run.processes(section)  # on a GPU one does it
     held = max(held, alone + processes * (alone - NOTEBOOK_BYTES))  # each with the network, at an image of its own
-    network = 4 * speed.cost.parameters + (ADAM_BYTES * speed.cost.trained if section != "label" else 0)
-    if on_gpu:
-        return held, network + of_step
-    return held + (network if not sampled else ADAM_BYTES * speed.cost.trained * (section != "label")), 0.0
+    return held + more, network + of_step if on_gpu else 0.0
 
 
 def bytes_to_find(run: RunImages, section: str, speed: Speed) -> float:
@@ -57,5 +58,6 @@ def bytes_to_find(run: RunImages, section: str, speed: Speed) -> float:
 
 
 def at_once(config: Schedule) -> int:
-    """Return how many crops of a step are in memory together."""
-    return min(config.batch_size, getattr(config, "at_once", config.batch_size))
+    """Return how many crops of a step a process has in memory together."""
+    share = -(-config.batch_size // getattr(config, "gpus", 1))
+    return min(share, getattr(config, "at_once", share))

@@ -118,6 +118,8 @@ def one_training_s(
     """Return the seconds of one training, with its searches, on images of these sizes (megapixels at network scale)."""
     course = course or Course()
     seen = min(sum(sizes), course.most_mpx)
-    seconds = cost.prepare_s * course.prepared * seen + cost.step_s * config.batch_size * steps_of(config, len(sizes))
+    gpus = getattr(config, "gpus", 1) if cost.device == "cuda" else 1  # processes on a processor share its cores
+    share = -(-config.batch_size // gpus)
+    seconds = cost.prepare_s * course.prepared * seen + cost.step_s * share * steps_of(config, len(sizes))
     searched = len(sizes) if course.searched else getattr(config, "search_images", SEARCHED_ON)
     return seconds + searches * cost.search_s * seen * min(searched / max(len(sizes), 1), 1)

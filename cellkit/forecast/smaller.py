@@ -21,6 +21,7 @@ UNTRAINED = ("convert", "label", "coco", "evaluate")
 def smaller_in_memory(plan: Planned) -> Iterator[Change]:
     """Yield changes of settings that need less memory, from small ones to such as leave images out."""
     yield from _fewer_workers(plan)
+    yield from _fewer_ranks(plan)
     steps: Change = {}
     for steps in _smaller_steps(plan):
         yield steps
@@ -49,6 +50,14 @@ def _fewer_workers(plan: Planned) -> Iterator[Change]:
         yield {"workers": most} if together else fewer
 
 
+def _fewer_ranks(plan: Planned) -> Iterator[Change]:
+    """Yield trainings in one process: each of several holds the images."""
+    used = [section for section in dict.fromkeys(plan.wanted.values()) if section not in UNTRAINED]
+    one = {f"{section}.gpus": 1 for section in used if getattr(section_at(plan.cfg, section), "gpus", 1) > 1}
+    if one:
+        yield one
+
+
 def _smaller_steps(plan: Planned) -> Iterator[Change]:
     """Yield ever smaller steps of the trainings: fewer crops in memory at once, fewer crops, smaller ones."""
     change: Change = {}
@@ -58,8 +67,9 @@ def _smaller_steps(plan: Planned) -> Iterator[Change]:
             own = section_at(plan.cfg, section)
             name = next((side for side in SIDES if hasattr(own, side)), "") if what is SIDES else what
             value, unit = getattr(own, name, None), 8 if what is SIDES else 1
-            while isinstance(value, int) and value > least:
-                value = max(value // 2 // unit * unit, least)
+            end = max(least, getattr(own, "gpus", 1)) if what == "batch_size" else least
+            while isinstance(value, int) and value > end:
+                value = max(value // 2 // unit * unit, end)
                 change = change | {f"{section}.{name}": value}
                 yield change
 

@@ -74,6 +74,20 @@ def test_a_training_is_counted(config, timed):
     )
 
 
+def test_each_process_of_a_training_is_counted(config, timed, monkeypatch):
+    told = "convert: {source: folder}\nmaskrcnn: {steps: 100, batch_size: 10, crop_px: 160, gpus: %d}"
+    stage = "05_train_maskrcnn"
+    one, two = (forecast_run(config(told % gpus), [stage], images(6, 14))[stage] for gpus in (1, 2))
+    own = 0.5e9 + 28 * 6e6 + 0.3e9 + 1e8 * (5 - 2)
+    assert two.peak_bytes == pytest.approx(own + 90e6 + 250e6 + 2 * own)
+    assert one.peak_bytes == pytest.approx(own + 90e6 + 1e8 * 5) and one.seconds == two.seconds, "of the same cores"
+    on_gpu = replace(SPEED, cost=replace(COST, device="cuda"))
+    monkeypatch.setattr(stages, "speed_of", lambda *about: on_gpu)
+    one, two = (forecast_run(config(told % gpus), [stage], images(6, 14))[stage] for gpus in (1, 2))
+    assert one.seconds - two.seconds == pytest.approx(0.5 * 100 * 5)
+    assert (one.gpu_bytes, two.gpu_bytes) == (1e9, 0.5e9)
+
+
 def test_where_images_choose_one_training_is_counted(config, timed):
     cfg = config("convert: {source: folder}\nfinetune: {steps: 100, eval_every: 50, batch_size: 10, crop_px: 160}")
     chosen = len(choosers(images(6, 14)[6:20]))
