@@ -1,10 +1,15 @@
 """A U-Net trained in two processes: the steps of one, the death of one ends all, and the training goes on."""
 
+import csv
+import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
-from process_cases import one_is_killed, rows
 
 from cellkit.errors import UserError
 from cellkit.models import cellpose_unet as unet
@@ -39,10 +44,26 @@ def given(drawn):
     return drawn.select("train"), drawn.select("val").subset([])
 
 
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_also_where_one_was_killed(given, base, tmp_path):
     out, shared = tmp_path / "shared", unet.TrainSettings(**told(base, gpus=2))
-    before = one_is_killed(lambda: unet.train(*given, shared, out), out, 2)
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(unet.train, *given, shared, out)
+        while not ((out / "history.csv").is_file() and len(rows(out)) > 2):
+            assert not killed.done(), killed.exception()
+            time.sleep(0.02)
+        ranks = [one for one in psutil.Process().children(recursive=True) if rank_of(one) is not None]
+        assert {os.readlink(f"/proc/{one.pid}/fd/0").partition(":")[0] for one in ranks} == {"pipe"}, "ours: see below"
+        next(one for one in ranks if rank_of(one) == "1").kill()
+        with pytest.raises(RuntimeError, match="a process of the training ended with exit status"):
+            killed.result(timeout=60)
+    assert len(ranks) == 2 and not psutil.wait_procs(ranks, timeout=5)[1], "all have ended"
+    before = rows(out)
     assert len(before) < 10, "it had not come to its end"
     both, alone = (
         unet.train(*given, shared, out),
@@ -71,6 +92,14 @@ def test_a_process_ends_with_the_one_that_began_the_training():
             assert running.wait(timeout=20) == 1
         finally:
             running.kill()
+
+
+def rank_of(process: psutil.Process) -> str | None:
+    try:
+        environ = process.environ()
+    except psutil.Error:
+        return None
+    return environ.get("RANK")
 
 
 def test_more_processes_than_crops_are_refused(base):
