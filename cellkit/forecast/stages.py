@@ -17,7 +17,7 @@ from cellkit.cells.resize import resized_shape
 from cellkit.config.recipes import RECIPES, named_sections, section_at, section_name, with_section
 from cellkit.config.sections import Config, section_class
 from cellkit.fetch.find import locate_weights, named_for
-from cellkit.forecast.costing import costing_module, costing_name, told
+from cellkit.forecast.costing import costing_module, costing_name, steps_of, told
 from cellkit.forecast.disk import space_of_stage
 from cellkit.forecast.images import RunImages
 from cellkit.forecast.learned import factors_of
@@ -126,7 +126,8 @@ class Plan:
     ) -> Plan:
         """Return the plan of a run; times backends where that is worth it, see `forecast_run`."""
         wanted = {name: section for name in stages if (section := counted_section(cfg, name))}
-        timed = timed and bool(records) and is_worth(cfg, wanted.values())
+        taught = sum(one.split == "train" for one in records)
+        timed = timed and bool(records) and is_worth(cfg, wanted.values(), taught)
         speeds = speeds_of(cfg, wanted.values()) if timed else {}
         factors = {name: factors_of(name, cfg) for name in wanted}
         return cls(cfg, wanted, records, instances, speeds, factors, sample)
@@ -216,13 +217,13 @@ def speeds_of(cfg: Config, sections: Iterable[str]) -> dict[str, Speed]:
     return {} if None in speeds.values() else speeds
 
 
-def is_worth(cfg: Config, sections: Iterable[str]) -> bool:
-    """Tell whether the trainings see so many pixels that timing them says something."""
+def is_worth(cfg: Config, sections: Iterable[str], images: int) -> bool:
+    """Tell whether the trainings, on so many images, see so many pixels that timing them says something."""
     sections = set(sections)
     if any(told(getattr(cfg, one), "LIGHTER") for one in sections & {"label", "finetune"}):
         return True
     trained = [section_at(cfg, section) for section in sections - {"label"}]
-    seen = (one.steps * one.batch_size * one.crop_px**2 for one in trained if isinstance(one, Schedule))
+    seen = (steps_of(one, images) * one.batch_size * one.crop_px**2 for one in trained if isinstance(one, Schedule))
     return sum(seen) > 1e6 * WORTH_MPX
 
 
