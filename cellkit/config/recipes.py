@@ -30,6 +30,7 @@ from cellkit.models import backend_module, is_backend
 from cellkit.settings import Frozen
 
 RECIPES = "recipes"
+COSTING = ("cost", "TrainSettings", "BYTES_PER_PX")  # what a module states that says what a training costs
 NUMBERED = "[0-9][0-9]_*.ipynb"
 OUTPUTS = {"coco", "figures", "images", "labels", "microscope", "predictions", "to_correct"}  # folders of a run folder
 
@@ -114,9 +115,22 @@ def _section(name: str, bases: tuple[type[BaseModel], ...], backend: str | None,
 
 
 def _costs(metadata: Mapping[str, Any], settings_module: str) -> str:
-    """Return the module or backend that says what a recipe's training costs; "" where none does."""
-    named = (metadata.get("costs"), settings_module, metadata.get("backend"))
-    return next((name for name in named if name and hasattr(costing_module(name), "cost")), "")
+    """Return the module or backend that says what a recipe's training costs; "" where none does.
+
+    Raises
+    ------
+    UserError
+        The metadata name a module that does not.
+    """
+    if own := metadata.get("costs"):
+        if lacks := [name for name in COSTING if not hasattr(costing_module(own), name)]:
+            raise UserError(
+                f"what a recipe costs is to be told by '{own}', which states no {' and no '.join(lacks)}",
+                f"state {', '.join(COSTING)} there, see notebooks/recipes/README.md, or leave cellkit.costs out of its metadata",
+            )
+        return own
+    named = [name for name in (settings_module, metadata.get("backend")) if name]
+    return next((name for name in named if all(hasattr(costing_module(name), one) for one in COSTING)), "")
 
 
 def costing_module(name: str) -> ModuleType:

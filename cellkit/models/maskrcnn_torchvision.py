@@ -21,6 +21,7 @@ from cellkit.models.shared.cost import Cost
 from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training  # noqa: F401 - stated by every backend
 from cellkit.models.shared.detector_start import TUNED, UNET, check_start, opened, started
 from cellkit.models.shared.detector_training import detector_cost, train_detector
+from cellkit.models.shared.inputs import CELL_PX  # noqa: F401 - stated by every backend that scales images
 from cellkit.models.shared.live import Live
 from cellkit.models.shared.processes import check_processes, place, train_shared
 from cellkit.models.training import random_state_kept

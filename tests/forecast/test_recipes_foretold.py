@@ -100,6 +100,24 @@ def test_a_recipe_of_which_nothing_says_what_it_costs_is_named(config, tmp_path)
     assert changed.recipes.other.batch_size == 1 and changed.recipes.other.workers == changed.convert.workers == 2
 
 
+def test_a_module_of_settings_with_a_function_cost_of_its_own_is_not_asked(config, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "from cellkit.models.shared.contract import Schedule\n\n\ndef cost(wage, hours):\n    return wage * hours\n"
+    (tmp_path / "own_settings_of_a_recipe.py").write_text(text)
+    folder = tmp_path / "notebooks"
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "01_convert.ipynb").write_bytes((PACKAGE.parent / "notebooks/01_convert.ipynb").read_bytes())
+    about = {"settings": "own_settings_of_a_recipe:Schedule"}
+    book = {"cells": [], "nbformat": 4, "nbformat_minor": 5}
+    (folder / "recipes/mine.ipynb").write_text(json.dumps(book | {"metadata": {"cellkit": about}}))
+    cfg = config("convert: {source: folder}\nrecipes: {mine: {}}", folder)
+    assert uncounted(cfg, ["01_convert", "mine"]) == ["mine"]
+    about |= {"costs": "own_settings_of_a_recipe"}
+    (folder / "recipes/mine.ipynb").write_text(json.dumps(book | {"metadata": {"cellkit": about}}))
+    with pytest.raises(fits.UserError, match="states no TrainSettings and no BYTES_PER_PX"):
+        config("convert: {source: folder}\nrecipes: {mine: {}}", folder)
+
+
 def test_a_recipe_that_does_not_fit_is_refused_with_steps_that_do(config):
     cfg = config("convert: {source: folder}\nrecipes: {unet_border: {steps: 100, batch_size: 64}}")
     plan = Plan.of(cfg, ["11_unet_border"], images())
@@ -154,3 +172,15 @@ def test_what_recipes_cost_is_timed(module, monkeypatch):
 def test_the_floor_is_among_the_speeds(config):
     cfg = config("convert: {source: folder}\nrecipes: {unet_border: {steps: 900}}")
     assert set(Plan.of(cfg, ["01_convert", "11_unet_border"], images()).speeds) == {"recipes.unet_border", FLOOR}
+
+
+@pytest.mark.parametrize("backend", ["maskrcnn_torchvision", "maskrcnn_detectron2"])
+def test_detectors_are_counted_at_the_scale_of_their_network(config, backend):
+    told = (
+        f"convert: {{source: folder}}\nfinetune: {{diameter_px: 60}}\nmaskrcnn: {{backend: {backend}, diameter_px: 60}}"
+    )
+    run = RunImages(config(told), images(1), [None] * 3)
+    assert run.mpx("maskrcnn", "train") == run.mpx("finetune", "train") == pytest.approx(0.25), (
+        "cells of 60 px become 30"
+    )
+    assert run.largest_bytes("maskrcnn", 100) == run.largest_bytes("finetune", 100)
