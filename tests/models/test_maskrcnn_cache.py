@@ -284,3 +284,19 @@ def test_cells_of_a_pixel_are_counted_and_do_no_harm(drawn, capsys):
     alone = (item[0], np.where(labels == 2, 1, 0).astype(np.int32), np.array([0, 1]))
     with pytest.raises(UserError, match="nothing to train on"):
         detector_training.say_untrainable([alone], [record])
+
+
+def test_a_step_that_shows_nothing_known_leaves_a_frozen_encoder_as_it_is():
+    model = detector()
+    model.backbone.train_unet(True)  # as where it is thawed later
+    item = (*items(1)[0][:1], np.full((88, 104), -1, np.int32), np.array([0]))
+    config = config_of(
+        "maskrcnn_torchvision", freeze_backbone=True, unfreeze_after=0.5, batch_size=2, steps=4, crop_px=64
+    )
+    loss_at = detector_training.DetectorLoss(model.train(), [item], config)
+    for step, frozen in ((0, True), (2, False)):
+        loss_at(step).backward()
+        assert all(p.grad is None for p in model.backbone.unet.parameters()) == frozen, (
+            "else it decays, unseen by its features"
+        )
+        assert all(p.grad is not None for p in model.backbone.lateral.parameters())

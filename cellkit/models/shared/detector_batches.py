@@ -136,11 +136,15 @@ class DetectorLoss:
             features.append(known)
         of_all = total(len(targets), self.device)
         if not targets:
-            nothing = 0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
-            return nothing + self._of_classes(rng)
+            return self._nothing() + self._of_classes(rng)
         encoded = [torch.stack(level) for level in zip(*features, strict=True)]
         losses = self.model(planes, targets, encoded) if encoded else self.model(planes, targets)
         return sum(losses.values()) * (len(targets) / of_all) + self._of_classes(rng)
+
+    def _nothing(self) -> Any:
+        """Return 0, of which all that a step trains has a gradient: not an encoder while it is frozen, it would decay."""
+        frozen = set() if self.encoder is None else {id(p) for p in self.encoder.unet.parameters()}
+        return 0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad and id(p) not in frozen)
 
     def _of_classes(self, rng: np.random.Generator) -> Any:
         """Return this process's share of the loss of the classifier."""
