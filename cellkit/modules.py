@@ -23,7 +23,7 @@ from typing import Any
 from cellkit.errors import UserError, nearest
 
 VARIABLE = "CELLKIT_MODULES"
-SETTLED_NS = 10**9  # a folder that changed just now may change again within one tick of its clock
+SETTLED_NS = 3 * 10**9  # a folder that changed just now may change again within one tick of its clock, 2 s on FAT
 MEND = f"mend it, or take its folder out of {VARIABLE}"
 
 # Kind -> the folder, and what a module of the kind states (one of these): a name, or a function with its parameters.
@@ -186,7 +186,10 @@ def _candidates(place: str) -> tuple[tuple[str, Path], ...]:
     except OSError:  # a folder of one's own need not have a folder for each kind
         return ()
     settled = time.time_ns() - changed_ns > SETTLED_NS
-    return _listed(place, changed_ns) if settled else _listed.__wrapped__(place, changed_ns)
+    try:
+        return _listed(place, changed_ns) if settled else _listed.__wrapped__(place, changed_ns)
+    except OSError as error:
+        raise UserError(f"{place} cannot be listed: {error.strerror or error}", MEND) from error
 
 
 @cache

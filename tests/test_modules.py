@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from conftest import write_png
 
 from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
-from cellkit.modules import VARIABLE, load, names_of
+from cellkit.modules import VARIABLE, _candidates, load, names_of
 
 ROOT = Path(__file__).parents[1]
 SOURCE = """
@@ -180,6 +181,23 @@ def test_a_folder_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setenv("CELLKIT_MODULES", "nowhere")
     with pytest.raises(UserError, match="names nowhere, no such folder"):
         names_of("source")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
+    (tmp_path / "models").touch()  # as one without the right to read it, which root always has
+    with pytest.raises(UserError, match="models cannot be listed: Not a directory"):
+        _candidates(str(tmp_path / "models"))
+
+
+def test_a_file_that_is_added_within_a_tick_of_the_clock_is_found(tmp_path):
+    """FAT counts the times of a folder in steps of two seconds."""
+    tick = time.time_ns() - 2 * 10**9
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").touch()
+        os.utime(tmp_path, ns=(tick, tick))
+        assert name in dict(_candidates(str(tmp_path)))
+    os.utime(tmp_path, ns=(0, 0))
+    assert _candidates(str(tmp_path)) is _candidates(str(tmp_path)), "of one that has not changed for long it is kept"
 
 
 def test_a_module_of_ones_own_is_part_of_the_code_a_stage_depends_on(tmp_path, monkeypatch):
