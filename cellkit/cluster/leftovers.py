@@ -7,9 +7,18 @@ import platform
 import shutil
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 LOGS_KEPT_S = 7 * 86400.0
+
+
+@cache
+def here() -> str:
+    """Return the machine; of a container its own numbers of processes too: it may be called like the machine that it is on."""
+    with suppress(OSError):  # Linux alone has it
+        return f"{platform.node()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return platform.node()
 
 
 def owned(prefix: str = "") -> str:
@@ -20,7 +29,7 @@ def owned(prefix: str = "") -> str:
     >>> is_left(owned(".mark-") + "x1", ".mark-")
     False
     """
-    return f"{prefix}{platform.node()}+{os.getpid()}-"
+    return f"{prefix}{here()}+{os.getpid()}-"
 
 
 def is_left(name: str, prefix: str = "") -> bool:
@@ -35,7 +44,7 @@ def is_left(name: str, prefix: str = "") -> bool:
 
     host, _, rest = name.removeprefix(prefix).rpartition("+")
     pid = rest.partition("-")[0]
-    return name.startswith(prefix) and host == platform.node() and pid.isdecimal() and not psutil.pid_exists(int(pid))
+    return name.startswith(prefix) and host == here() and pid.isdecimal() and not psutil.pid_exists(int(pid))
 
 
 def sweep_marks(folder: str, prefix: str) -> None:

@@ -6,8 +6,9 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
-from cellkit.cluster.leftovers import LOGS_KEPT_S, owned, sweep_keys, sweep_marks
+from cellkit.cluster.leftovers import LOGS_KEPT_S, here, owned, sweep_keys, sweep_marks
 from cellkit.cluster.remote import MARK
 
 
@@ -15,7 +16,7 @@ def ended() -> str:
     """Return the beginning of a name of a process that is no more."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    return f"{platform.node()}+{process.pid}-"
+    return f"{here()}+{process.pid}-"
 
 
 def test_keys_of_ended_processes_go_and_logs_stay_for_a_week(tmp_path):
@@ -26,6 +27,8 @@ def test_keys_of_ended_processes_go_and_logs_stay_for_a_week(tmp_path):
         "old": dead + "c",
         "mine": owned() + "d",
         "other": "host+1-e",
+        "container": dead.replace("+", "0+")
+        + "f",  # on this machine, under its name, where another process has that number
         "x": "x",
     }
     for name in names.values():
@@ -36,7 +39,9 @@ def test_keys_of_ended_processes_go_and_logs_stay_for_a_week(tmp_path):
     old = tmp_path / names["old"] / "dask.err"
     os.utime(old, (0, old.stat().st_mtime - LOGS_KEPT_S - 60))
     sweep_keys(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {names[one] for one in ("logs", "mine", "other", "x")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        names[one] for one in ("logs", "mine", "other", "container", "x")
+    }
     assert [path.name for path in (tmp_path / names["logs"]).iterdir()] == ["dask.err"]
     assert len(list((tmp_path / names["mine"]).iterdir())) == 1
 
@@ -48,3 +53,9 @@ def test_marks_of_ended_processes_go(tmp_path):
     sweep_marks(str(tmp_path), MARK)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
     sweep_marks(str(tmp_path / "nowhere"), MARK)
+
+
+def test_a_machine_is_told_from_its_containers():
+    """One with the network of the machine has its name too, and other numbers of processes."""
+    node = platform.node()
+    assert here() == (f"{node}-{Path('/proc/self/ns/pid').stat().st_ino}" if sys.platform == "linux" else node)
