@@ -173,12 +173,15 @@ def noted_search(folder: Path, section: str, place: Path, found: Mapping[str, Fo
         "kept_bytes": size_of(place),
     }
     took = entry | {"undisturbed_s": undisturbed_s(entry), "disk_bytes": max(watch.most, entry["kept_bytes"])}
-    hold(folder, "writer")
+    noted = {section: compared(told, took)}
     try:
-        manifest = read_manifest(folder)
-        manifest[SEARCHES] = manifest.get(SEARCHES, {}) | {section: compared(told, took)}
-        write_json(folder / MANIFEST, manifest, indent=1)
-    finally:
-        release(folder)
-    if text := summed_up({section: manifest[SEARCHES][section]}):
+        hold(folder, "writer")
+        try:
+            manifest = read_manifest(folder)
+            write_json(folder / MANIFEST, manifest | {SEARCHES: manifest.get(SEARCHES, {}) | noted}, indent=1)
+        finally:
+            release(folder)
+    except UserError as error:  # as another command writes there now: the search itself is done
+        LOG.info(f"what the search took is not noted: {error.problem}")
+    if text := summed_up(noted):
         LOG.info(f"the search: {text}")

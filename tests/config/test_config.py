@@ -93,6 +93,9 @@ def test_fingerprint_holds_what_a_result_depends_on_and_not_the_number_of_worker
     assert one.fingerprint() == four.fingerprint()
     assert one.fingerprint() != load_config(write("seed: 1")).finetune.fingerprint()
     assert "classes" in one.fingerprint()
+    for name, told in (("finetune", False), ("maskrcnn", True)):  # a detector draws otherwise in several processes
+        changed = load_config(write(f"{name}: {{gpus: 2}}")).section(name).fingerprint()
+        assert (changed != load_config(write("")).section(name).fingerprint()) == told
 
 
 def test_every_stage_has_a_section(write):

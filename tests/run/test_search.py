@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +16,10 @@ from cellkit.commands.search import over_of
 from cellkit.errors import UserError
 from cellkit.evaluate import folds
 from cellkit.files import PACKAGE
+from cellkit.forecast.stages import Forecast
 from cellkit.formats.coco_reading import read_coco
 from cellkit.manifest import read_manifest
+from cellkit.run.foretold_rounds import noted_search
 from cellkit.run.search import run_search
 from cellkit.show.search import show_search
 
@@ -62,6 +66,25 @@ def test_a_search_compares_on_images_that_judge_nothing_and_goes_on_where_it_was
 
     again = run_search("configs/demo.yaml", OVER, 6, **HOW)
     assert len(looked) == 3 and again.table.equals(done.table), "what is finished is read"
+
+
+def test_a_search_is_done_though_another_command_writes_where_it_would_be_noted(tmp_path, capsys):
+    holder = (
+        "import sys; from pathlib import Path; from cellkit.manifest import hold\n"
+        "hold(Path(sys.argv[1]), 'writer'); print('held', flush=True); input()"
+    )
+    told = {"rung 1 of the search": Forecast(1.0, 10**6, 0, 10**6, 10**6, 1)}
+    command = [sys.executable, "-c", holder, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with noted_search(tmp_path, "finetune", tmp_path / "search", told):
+            pass
+        other.communicate("\n", timeout=60)
+    err = capsys.readouterr().err
+    assert "what the search took is not noted: run folder" in err and "the search: forecast" in err
+    with noted_search(tmp_path, "finetune", tmp_path / "search", told):
+        pass
+    assert list(read_manifest(tmp_path)["searches"]) == ["finetune"]
 
 
 @pytest.mark.parametrize(

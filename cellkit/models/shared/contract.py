@@ -162,7 +162,6 @@ class SharesCrops(Frozen):
         le=64,
         description="GPUs that share each batch, or processes where there is none; what is drawn and normalised depends on how "
         "many, so a result differs as with another seed; needs accelerate",
-        json_schema_extra={"hash": False},
     )
 
 
