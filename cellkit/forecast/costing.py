@@ -7,6 +7,7 @@ from typing import Any
 
 from cellkit.config.recipes import costing_module
 from cellkit.config.sections import Section
+from cellkit.models import backend_module
 from cellkit.models.shared.cost import Course
 from cellkit.models.shared.inputs import CELL_PX
 from cellkit.modules import optional
@@ -19,8 +20,10 @@ def costing_name(section: Section) -> str:
 
 def costing_of(section: Section) -> ModuleType | None:
     """Return the module that says what a section costs, see `cellkit.models`; None where none does."""
-    name = costing_name(section)
-    return costing_module(name) if name else None
+    if section.costs:
+        return costing_module(section.costs)
+    backend = getattr(section, "backend", "")
+    return backend_module(backend) if backend else None
 
 
 def told(section: Section, name: str, default: Any = None) -> Any:

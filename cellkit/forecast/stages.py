@@ -17,7 +17,7 @@ from cellkit.cells.resize import resized_shape
 from cellkit.config.recipes import RECIPES, named_sections, section_at, section_name, with_section
 from cellkit.config.sections import Config, section_class
 from cellkit.fetch.find import locate_weights, named_for
-from cellkit.forecast.costing import costing_module, costing_name, steps_of, told
+from cellkit.forecast.costing import costing_name, costing_of, steps_of, told
 from cellkit.forecast.disk import space_of_stage
 from cellkit.forecast.images import RunImages
 from cellkit.forecast.learned import factors_of
@@ -235,11 +235,9 @@ def backend_of(cfg: Config, section: str) -> tuple[str, dict[str, Any]]:
     )
     if section == "label" and shared:  # what is timed for 03 serves here too
         settings = backend_of(cfg, "finetune")[1]
-        weights = dict.fromkeys(
-            weights_fields(costing_module(own.backend).TrainSettings), str(locate_weights(own.model))
-        )
+        weights = dict.fromkeys(weights_fields(costing_of(own).TrainSettings), str(locate_weights(own.model)))
         return own.backend, settings | weights | {"precision": getattr(own, "precision", "auto")}
-    kind = costing_module(costing_name(own)).TrainSettings
+    kind = costing_of(own).TrainSettings
     settings = {k: v for k, v in own.model_dump(mode="json", exclude_none=True).items() if k in kind.model_fields}
     for name, fitting in weights_fields(kind).items():
         named = getattr(own, "model" if section == "label" else name)
