@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.errors import StopAll, UserError, of_place, place_fault
+from cellkit.machine import keep_freed_memory
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 MARK = ".cellkit-shared-"  # a file by which a worker sees that a folder is the same folder
@@ -31,6 +32,7 @@ class Guarded:
 
     def __call__(self, item: Any) -> tuple[Any, str | None]:
         """Return what came of an item; raises `StopAll` where no item is at fault."""
+        keep_freed_memory()  # in whichever process this is: arrays of one image serve the next
         try:
             return self.fn(item), None
         except StopAll:
