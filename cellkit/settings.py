@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 UNITS = {"px": "px", "um": "µm", "s": "s"}  # by the end of a key
 HEAD = ("key", "value", "unit", "meaning")
-PRIVATE = ("title", "hash", "weights")  # of a field's schema; not for readers
+PRIVATE = ("title", "hash", "unless", "weights")  # of a field's schema; not for readers
 
 
 class Frozen(BaseModel):
@@ -95,9 +95,14 @@ def weights_fields(settings: type[Frozen]) -> dict[str, list[str]]:
     return {name: extra["weights"] for name, extra in extras.items() if isinstance(extra, dict) and "weights" in extra}
 
 
-def free_fields(settings: type[BaseModel]) -> set[str]:
-    """Return the fields that no result depends on, such as a number of processes or the size of a cache."""
-    return {name for name, field in settings.model_fields.items() if field.json_schema_extra == {"hash": False}}
+def free_fields(settings: BaseModel) -> set[str]:
+    """Return the fields that no result depends on, such as a number of processes or the size of a cache.
+
+    A field that says `{"hash": False, "unless": other}` is one of them while the other is 0, false or null.
+    """
+    extras = {name: field.json_schema_extra for name, field in type(settings).model_fields.items()}
+    free = {name: extra for name, extra in extras.items() if isinstance(extra, dict) and extra.get("hash") is False}
+    return {name for name, extra in free.items() if not getattr(settings, str(extra.get("unless", "")), None)}
 
 
 def schema_of(settings: type[BaseModel]) -> dict[str, Any]:

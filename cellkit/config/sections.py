@@ -80,7 +80,7 @@ class Section(Frozen):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return, as plain JSON values, the fields a result depends on: what the run folder hashes."""
-        return self.model_dump(mode="json", exclude=free_fields(type(self)))
+        return self.model_dump(mode="json", exclude=free_fields(self))
 
 
 class ChannelsConfig(Frozen):

@@ -154,7 +154,7 @@ def scores_of(images: CellDataset, found: Mapping[float, Sequence[Instances]]) -
 
 def _stamp(backend: ModuleType, fold: Fold, settings: Any) -> str:
     """Return a hash of all that a fold's result depends on: backend, versions, settings, start weights, images and labels."""
-    told = settings.model_dump(mode="json", exclude=free_fields(type(settings)))
+    told = settings.model_dump(mode="json", exclude=free_fields(settings))
     versions = [metadata.version(name) for name in ("cellkit", "torch")]
     computed = str(arithmetic(told.get("precision", "auto")))
     about = (backend.__name__, versions, computed, told, fold.box, fold.lasts)

@@ -73,7 +73,7 @@ class Adaptation(Schedule):
         ge=1,
         le=64,
         description="GPUs that share each batch; changes a result by rounding alone (but see lora_dropout); needs accelerate",
-        json_schema_extra={"hash": False},
+        json_schema_extra={"hash": False, "unless": "lora_dropout"},
     )
     recompute: bool | None = Field(
         None,

@@ -29,6 +29,7 @@ from cellkit.models.shared import processes
 from cellkit.models.shared.flow_loss import FlowLoss
 from cellkit.models.shared.inputs import Doubts
 from cellkit.models.weights import load_tensors, read_card, save_checkpoint
+from cellkit.settings import free_fields
 
 READ = {"flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15}
 THREE = ("train",) * 3 + ("val",) * 14
@@ -143,6 +144,12 @@ def test_parts_change_no_more_than_rounding_unless_dropout_is_set():
     assert sam_training.where_parts_matter(sam.TrainSettings(way="late", lora_dropout=0.1)) == ()
     few, many = (sam.TrainSettings(way="lora", lora_dropout=0.1, at_once=k) for k in (1, 2))
     assert sam_training.where_parts_matter(few) != sam_training.where_parts_matter(many)
+    same = [
+        sam.TrainSettings(way="lora", gpus=k) for k in (1, 2)
+    ]  # what decides whether a finished stage is made again
+    other = [sam.TrainSettings(way="lora", lora_dropout=0.1, gpus=k) for k in (1, 2)]
+    told = [one.model_dump(exclude=free_fields(one)) for one in (*same, *other)]
+    assert told[0] == told[1] and told[2] != told[3]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
