@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chaos_inputs import lay_out, mangled, names, outcome, parser_of
 from chaos_parsers import tiff, zipped
+
+from cellkit.formats.measured import read_cells_table
 
 PIXELS = np.arange(16, dtype=np.uint16).reshape(4, 4)
 
@@ -145,6 +149,44 @@ def test_a_label_of_more_digits_than_a_float_holds_is_refused(tmp_path):
     path.write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
     how, why = outcome(parser, folder)
     assert how == "refused", why
+
+
+def test_a_notebook_cell_of_half_a_character_is_read_as_no_python(tmp_path):
+    parser, folder = parser_of("notebook", tmp_path / "good"), tmp_path / "here"
+    lay_out(parser, folder)
+    path = folder / next(iter(parser.files))
+    book = json.loads(path.read_text())
+    for source in ("\ud800", "(" * 5000):
+        book["cells"][0] |= {"cell_type": "code", "source": source, "outputs": [], "execution_count": None}
+        path.write_text(json.dumps(book))
+        how, why = outcome(parser, folder)
+        assert how in ("refused", "read"), why
+
+
+def test_a_chunk_longer_than_the_file_asks_for_no_memory(tmp_path):
+    parser, folder = parser_of("label png", tmp_path / "good"), tmp_path / "here"
+    lay_out(parser, folder)
+    path = folder / next(iter(parser.files))
+    content = path.read_bytes()
+    at = content.index(b"IDAT") - 4
+    path.write_bytes(content[:at] + b"\xd0" + content[at + 1 :])
+    tracemalloc.start()
+    how, why = outcome(parser, folder)
+    assert how in ("refused", "read"), why
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+def test_a_row_longer_than_its_header_is_refused_at_once(tmp_path):
+    path = tmp_path / "cells.csv"
+    for row, told in (("a,1,7" + "," * 1_000_000, "1000003 fields"), ("a,1,7,", "4 fields")):
+        path.write_text(f"image,label,area_px\n{row}\n")  # pandas would take "a" for the name of the row
+        began = time.process_time()
+        with pytest.raises(ValueError, match=f"3 columns, the row after it {told}"):
+            read_cells_table(path)
+        assert time.process_time() - began < 5
+    path.write_text("image,label,area_px\na,1,7\n")
+    assert read_cells_table(path).values.tolist() == [["a", 1, 7]]
 
 
 def test_mangling_is_the_same_each_time_and_every_parser_is_listed(tmp_path):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_image(record: ImageRecord, root: str | Path) -> np.ndarray:
     UserError
         It is not there, outside `root`, damaged, or not what its record says.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     path = Path(root) / record.path
     if os.path.isabs(record.path) or os.path.normpath(record.path).split(os.sep)[0] == os.pardir:
@@ -44,10 +45,11 @@ def read_image(record: ImageRecord, root: str | Path) -> np.ndarray:
             f"{record.path} of the image '{record.image_id}' lies outside {root}", "name a file in that folder"
         )
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
+        with Image.open(BytesIO(path.read_bytes()), formats=["PNG"]) as picture:
             image = np.array(picture.convert("RGB") if picture.mode == "L" else picture)
-    except Exception as error:  # Pillow raises many kinds on a damaged file
-        raise UserError(f"{path} cannot be read: {error}", "run 01_convert again; it writes the file") from error
+    except Exception as raised:  # Pillow raises many kinds on a damaged file
+        error = "it is no PNG" if isinstance(raised, UnidentifiedImageError) else raised
+        raise UserError(f"{path} cannot be read: {error}", "run 01_convert again; it writes the file") from raised
     if image.shape != (record.height_px, record.width_px, 3) or image.dtype != np.uint8:
         raise UserError(
             f"{path} is {image.shape} {image.dtype}", f"its record says {record.height_px} x {record.width_px} RGB"

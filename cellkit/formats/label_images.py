@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -229,12 +230,17 @@ def _read_png(path: Path) -> np.ndarray:
 @contextmanager
 def _opened_png(path: Path) -> Iterator[tuple]:
     """Open a PNG with Pillow; yield it and its EXIF orientation."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     from cellkit.microscope.pictures import orientation_of
 
-    with Image.open(path, formats=["PNG"]) as image:
-        yield image, orientation_of(path, image, path.read_bytes())
+    content = path.read_bytes()  # read from a file, Pillow asks the memory for as much as a damaged length says
+    try:
+        image = Image.open(BytesIO(content), formats=["PNG"])
+    except UnidentifiedImageError:
+        raise ValueError("it is no PNG") from None
+    with image:
+        yield image, orientation_of(path, image, content)
 
 
 def labels_orientation(path: str | Path) -> int:
@@ -322,9 +328,7 @@ def _stamp_and_labels(path: Path) -> tuple[str, np.ndarray]:
         ours = fields.get("cellkit")
         return str(ours.get("stamp", "")) if isinstance(ours, dict) else "", np.asarray(fields["masks"])
     if path.suffix.lower() == ".png":
-        from PIL import Image
-
-        with Image.open(path, formats=["PNG"]) as image:
+        with _opened_png(path) as (image, _):
             return str(image.info.get("Software", "")), read_labels(path)
     import tifffile
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 KEYS = ("image", "label")  # which cell a row is of: the image's id, and the cell's number in files, from 1
 NOT_MEASURED = (*KEYS, "score")
+MOST_COLUMNS = 10_000
 TEXTS = ("image", "line", "group", "class")  # columns of text, also where all of it are digits
 
 
@@ -32,6 +34,7 @@ def read_cells_table(path: str | Path) -> pd.DataFrame:
 
     if Path(path).suffix.lower() == ".parquet":
         return pd.read_parquet(path)
+    _check_width(Path(path))
     names = pd.read_csv(path, encoding="utf-8-sig", nrows=0).columns
     texts = [name for name in TEXTS if name in names]
     empty = {name: ["", "nan", "NaN"] for name in names if name not in texts}
@@ -40,6 +43,18 @@ def read_cells_table(path: str | Path) -> pd.DataFrame:
     for name in texts:
         table[name] = table[name].fillna("").map(from_cell).astype(object)
     return table
+
+
+def _check_width(path: Path) -> None:
+    """Refuse a table whose first row is longer than its header, or with very many columns: pandas shifts, or takes minutes."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = (row for row in csv.reader(file) if row)
+            names, first = (len(next(rows, [])) for _ in range(2))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    if names > MOST_COLUMNS or first > names:
+        raise ValueError(f"the header has {counted(names, 'column')}, the row after it {counted(first, 'field')}")
 
 
 def read_measured(path: str | Path, images: CellDataset) -> list[Mapping[str, np.ndarray]]:

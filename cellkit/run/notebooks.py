@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -147,6 +148,7 @@ def _read_notebook(path: Path, is_recipe: bool = False) -> Notebook:
     copy = UserError(problem, "remove it, or rename it so that it does not begin with two digits and _")
     try:
         content = read_json(path)
+        json.dumps(content, ensure_ascii=False).encode()  # half a character cannot be written
         cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
         sources = [_source_of(cell) for cell in cells]
         metadata = _metadata_of(content, cells)
@@ -257,7 +259,7 @@ def _name_of(node) -> str:
 
 def _parse(source: str):
     """Return the syntax tree of a cell, None when it holds more than Python."""
-    with contextlib.suppress(SyntaxError):
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
         return ast.parse(source)
     return None
 
