@@ -8,8 +8,9 @@ ones, and all are scored on the same test images, which nothing has seen. Models
 
 - **base**: the start weights, read as `calibrate` says: diameter and thresholds from the training images, as for all others.
 - **train_seg**: Cellpose 3.1.1.3, the same network and start weights, its published recipe (AdamW, 5e-3, 224 px, at least 8
-  images an epoch), with the steps that the CPU seconds of our whole run buy (`--peer-share` steps for one of ours; measured
-  if not given). **train_seg, published** (`--peers published`) takes its 300 epochs, whatever they cost.
+  images an epoch), with the steps that the CPU seconds of all our steps buy, those of the short runs that the gate judges by
+  too (`--peer-share` steps for one of ours; measured if not given). **train_seg, published** (`--peers published`) takes its
+  300 epochs, whatever they cost.
 - **before the gate**: `cellkit.evaluate.adaptation.adapt`, the tuned weights at the step from base to tuned that scored best on
   images held back; **whole step**: those of the whole training. **after the gate**: what `adapt` keeps, base or tuned.
 
@@ -134,12 +135,23 @@ def theirs(
     start = cellpose3.save_weights(load_start(settings.base, settings.seed, precision="float32"), folder / "start")
     images = [cellpose3.shown(some.image(k), settings.channels) for k in range(len(some))]
     labels = [cells.paint() for cells in some.instances]
-    epochs = PUBLISHED_EPOCHS if whose == PUBLISHED else epochs_of(share * settings.steps, len(some))
+    shown = share * steps_in_all(settings, some) * settings.batch_size / PEER_RECIPE["batch_size"]
+    epochs = PUBLISHED_EPOCHS if whose == PUBLISHED else epochs_of(shown, len(some))
     options = PEER_RECIPE | {"n_epochs": epochs, "nimg_per_epoch": max(IMAGES_AN_EPOCH, len(some))}
     cellpose3.train(start, images, labels, folder / "theirs", torch.cuda.is_available(), flows, **options)
     read = unet.calibrate(some, settings.model_copy(update={"base": str(folder / "theirs")}), folder / "read")
     steps = epochs * -(-options["nimg_per_epoch"] // options["batch_size"])
     return [{"model": whose, "steps": steps, **scores_of(read, test)}]
+
+
+def steps_in_all(settings: Any, some: Any) -> int:
+    """Return the steps of a whole run of ours: of the run that is handed on, and of the short ones without a part each."""
+    from cellkit.evaluate.folds import fold_settings
+    from cellkit.models.gate import IN_QUARTERS, QUARTERS, regime_of
+
+    regime = regime_of(some, settings.folds, settings.min_train_masks, settings.seed)
+    parts = QUARTERS if regime.name == IN_QUARTERS else len(regime.folds)
+    return settings.steps + parts * fold_settings(settings).steps
 
 
 def epochs_of(steps: float, images: int) -> int:
