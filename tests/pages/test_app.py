@@ -27,6 +27,7 @@ from cellkit.formats.coco_reading import read_coco
 from cellkit.measure.images import measure_files
 from cellkit.microscope.convert import Conversion
 from cellkit.models import threshold
+from cellkit.models.shared.live import Reading
 from cellkit.pages.app import desk as desks
 from cellkit.pages.app import session
 from cellkit.pages.app.guard import HEADERS
@@ -417,3 +418,29 @@ def test_cells_of_a_model_with_classes_keep_them(served, field, monkeypatch):
     monkeypatch.setattr(threshold.SeenByThreshold, "cells", lambda *_, **__: two)
     assert page.look().status_code == 200
     assert page.cells(changed={"min_area_px": 1})["class"].tolist() == [2, 1]
+
+
+def test_a_quick_look_does_not_wait_for_an_exact_reading_and_the_newest_is_kept(served):
+    desk, client = served
+    page, began, go = Page(client, desk.key), threading.Event(), threading.Event()
+    page.upload("a.png", encode_png(np.full((9, 9, 3), (0, 5, 9), np.uint8)))
+    assert page.look().status_code == 200
+    session = desk.page(page.about["page"])
+    cells = session.found.cells
+
+    def read(changed, left_out, quick: bool) -> Reading:
+        if not quick:
+            began.set()
+            assert go.wait(60)
+        return Reading(cells, not quick)
+
+    session.read = read
+    with ThreadPoolExecutor(1) as pool:
+        exact = pool.submit(page.cells, changed={"min_area_px": 5})
+        try:
+            assert began.wait(60)
+            assert not page.cells(changed={"min_area_px": 6}, quick=True)["exact"]
+        finally:
+            go.set()
+        assert exact.result()["exact"]
+    assert session.found.changed == {"min_area_px": 6} and not session.found.exact

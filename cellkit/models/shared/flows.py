@@ -93,13 +93,14 @@ class FollowedMaps:
         left_out: Counter[str] | None = None,
     ) -> Instances:
         """Return what `masks_of` finds."""
-        if cellprob_threshold not in self._labels:
+        followed = self._labels.get(cellprob_threshold)
+        if followed is None:
             followed = follow(self.maps, cellprob_threshold, self.device)
             for old in list(self._labels)[: 1 - KEPT_READINGS]:
-                del self._labels[old]
+                self._labels.pop(old, None)
                 self._errors.pop(old, None)
             self._labels[cellprob_threshold] = followed
-        labels = self._good(cellprob_threshold, flow_threshold)
+        labels = self._good(followed, cellprob_threshold, flow_threshold)
         return _large(outline(labels, self.maps[2], self.shape, cellprob_threshold), min_area_px, left_out)
 
     def nearly(self, flow_threshold: float, cellprob_threshold: float, min_area_px: int) -> Instances | None:
@@ -107,24 +108,26 @@ class FollowedMaps:
 
         That takes a tenth of the time of following once more. A cell that this threshold would cut in two stays one here.
         """
-        if not self._labels:
+        known = dict(self._labels)  # another thread may follow flows meanwhile
+        if not known:
             return None
-        nearest = min(self._labels, key=lambda other: (abs(other - cellprob_threshold), other))
-        labels = np.where(self.maps[2] > cellprob_threshold, self._good(nearest, flow_threshold), 0).astype(np.int32)
+        nearest = min(known, key=lambda other: (abs(other - cellprob_threshold), other))
+        good = self._good(known[nearest], nearest, flow_threshold)
+        labels = np.where(self.maps[2] > cellprob_threshold, good, 0).astype(np.int32)
         return _large(outline(labels, self.maps[2], self.shape, cellprob_threshold), min_area_px, None)
 
     def has(self, cellprob_threshold: float) -> bool:
         """Tell whether flows were followed at this threshold, so that `cells` comes at once."""
         return cellprob_threshold in self._labels
 
-    def _good(self, cellprob_threshold: float, flow_threshold: float) -> np.ndarray:
+    def _good(self, labels: np.ndarray, cellprob_threshold: float, flow_threshold: float) -> np.ndarray:
         """Return the masks of a threshold, without those whose flows are off."""
-        labels = self._labels[cellprob_threshold]
         if not flow_threshold:
             return labels
-        if cellprob_threshold not in self._errors:
-            self._errors[cellprob_threshold] = flow_errors(labels, self.maps, self.device)
-        return without(labels, self._errors[cellprob_threshold] > flow_threshold)
+        errors = self._errors.get(cellprob_threshold)
+        if errors is None:
+            errors = self._errors[cellprob_threshold] = flow_errors(labels, self.maps, self.device)
+        return without(labels, errors > flow_threshold)
 
 
 def _large(found: Instances, min_area_px: int, left_out: Counter[str] | None) -> Instances:

@@ -123,7 +123,7 @@ class Desk:
         self.run = None if run is None else RunFiles(run)
         self.offered = offered_models(self.run, model)
         self.key = secrets.token_urlsafe(24)
-        self.queue = OneAtATime()
+        self.queue, self.quick = OneAtATime(), OneAtATime()  # a quick look waits for other quick looks alone
         self.folder = Path(tempfile.mkdtemp(prefix="cellkit-app-"))
         self.pages: OrderedDict[str, tuple[Session, float]] = OrderedDict()
         self._models: OrderedDict[tuple, Live] = OrderedDict()
@@ -170,9 +170,14 @@ class Desk:
         if session is not None:
             session.close()
 
+    def end(self) -> None:
+        """Compute nothing more; who waits is told."""
+        self.queue.close()
+        self.quick.close()
+
     def close(self) -> None:
         """End all, and remove the files."""
-        self.queue.close()
+        self.end()
         with self._lock:
             self.pages.clear()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -259,7 +259,8 @@ class Answers:
         said = await self._said(request)
         changed, view = (said.get(name) if isinstance(said.get(name), dict) else {} for name in ("changed", "view"))
         quick = said.get("quick") is True
-        found = await self._queued(token, lambda: session.cells_of(changed, quick, view))
+        queue = self.desk.quick if quick else self.desk.queue
+        found = await asyncio.wrap_future(queue.submit(token, lambda: session.cells_of(changed, quick, view)))
         return Response(found, media_type="application/octet-stream")
 
     @told
@@ -334,7 +335,7 @@ def serve(desk: Desk, host: str = "127.0.0.1", port: int = 0, browser: bool = Tr
         """Ends with its last answer, also where a page waits for a long one."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            desk.queue.close()
+            desk.end()
             await super().shutdown(sockets)
 
     listening = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,16 @@ DOWNLOADS = {  # what can be taken away: the form it is written in
 }
 NOTHING_OPEN = "no image is open on this page", "drop one first, or choose one of the run's"
 NOTHING_FOUND = "no cells are looked for in this image yet", "press Find cells first"
+
+
+class Found(NamedTuple):
+    """Cells as they were read: with their label image, the settings that were changed, whether exactly, and what was left out."""
+
+    cells: Instances
+    labels: np.ndarray
+    changed: dict[str, Any]
+    exact: bool
+    left_out: dict[str, int]
 
 
 def checked_name(name: str) -> str:
@@ -175,12 +185,10 @@ class Session:
         self.settings: Mapping[str, Any] = {}
         self.ranges: Mapping[str, Range] = {}
         self.read: Read | None = None
-        self.cells: Instances | None = None
-        self.labels: np.ndarray | None = None
+        self.found: Found | None = None
+        self.asked: dict[str, Any] = {}  # the newest settings, whose cells may be on their way
         self.conversion: Conversion | None = None
         self.frame: Frame | None = None
-        self.changed: dict[str, Any] = {}
-        self.exact, self.left_out = True, {}
 
     # ---- the file --------------------------------------------------------------------------------------------------
     def place_for(self, name: str) -> Path:
@@ -280,7 +288,7 @@ class Session:
             self.frame, self.picture, self.conversion = frame, picture, conversion
             self.model, self.settings, self.ranges = model, live[0].settings, live[0].ranges
             self.read = live[0].look(picture.image)
-            self._read({}, False)
+            self.found = _read(self.read, {}, False)
             um = picture.um_per_px / picture.scale
             height, width = picture.image.shape[:2]
             return {
@@ -298,24 +306,18 @@ class Session:
                 ],
             }  # fmt: skip
 
-    def _read(self, changed: dict[str, Any], quick: bool) -> None:
-        counts: Counter[str] = Counter()
-        found = self.read(changed, counts, quick)
-        self.cells, self.labels, self.changed = found.cells, found.cells.paint(), changed
-        self.exact, self.left_out = found.exact, {why: int(number) for why, number in sorted(counts.items()) if number}
-
     def _shown(self, name: str) -> Any:
         """Return what a setting is, in px of the file."""
         value = self.settings.get(name)
         return value / self.picture.scale if name == "diameter_px" and value is not None else value
 
     def _need(self) -> Picture:
-        if self.picture is None or self.read is None:
+        if self.picture is None or self.found is None:
             raise UserError(*(NOTHING_FOUND if self.frames else NOTHING_OPEN))
         return self.picture
 
-    def _settle(self, changed: Mapping[str, Any], quick: bool) -> None:
-        """Read the cells with some settings changed, if they are not read so already; diameters are in px of the file."""
+    def _values(self, changed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return changed settings, checked; diameters, given in px of the file, in those of the picture."""
         values = {name: value for name, value in changed.items() if value is not None}
         if fixed := [name for name in values if name not in self.ranges]:
             can = ", ".join(self.ranges) or "none"
@@ -325,13 +327,17 @@ class Session:
             raise UserError(f"{bad} is no number", "give a number")
         if "diameter_px" in values:
             values["diameter_px"] *= self.picture.scale
-        if self.cells is None or values != self.changed or not (self.exact or quick):
-            self._read(values, quick)
+        return values
+
+    def _has(self, values: dict[str, Any], quick: bool) -> bool:
+        return self.found is not None and self.found.changed == values and (self.found.exact or quick)
 
     def cells_of(
         self, changed: Mapping[str, Any], quick: bool = False, asked: Mapping[str, Any] | None = None
     ) -> bytes:
         """Read the image with some settings changed, and return its cells as `cells_bytes`, in the part that is asked for.
+
+        A quick look does not wait for a reading that is under way; of several the newest settings are kept.
 
         Raises
         ------
@@ -339,16 +345,21 @@ class Session:
             Nothing was looked at, or a setting that cannot be moved, or not there.
         """
         with self.lock:
-            picture = self._need()
-            self._settle(changed, quick)
-            head = {"exact": self.exact, "left_out": self.left_out}
-            per_cell = {
-                "class": self.cells.class_ids,
-                "area": self.cells.areas_px,
-                "score": np.asarray(self.cells.scores, np.float32),
-            }
-            view = view_of(picture.image.shape[:2], asked)
-            return cells_bytes(head, per_cell, self.labels, view)
+            picture, read, values = self._need(), self.read, self._values(changed)
+            self.asked = values
+            found = self.found if self._has(values, quick) else None
+        if found is None:
+            found = _read(read, values, quick)
+            with self.lock:
+                if self.read is read and self.asked == values and not self._has(values, quick):
+                    self.found = found
+        per_cell = {
+            "class": found.cells.class_ids,
+            "area": found.cells.areas_px,
+            "score": np.asarray(found.cells.scores, np.float32),
+        }
+        view = view_of(picture.image.shape[:2], asked)
+        return cells_bytes({"exact": found.exact, "left_out": found.left_out}, per_cell, found.labels, view)
 
     def picture_of(self, asked: Mapping[str, Any] | None = None) -> tuple[bytes, View]:
         """Return a part of the picture as PNG, and which part that is."""
@@ -379,11 +390,10 @@ class Session:
             raise UserError(f"no download '{what[:40]}'", f"there are: {', '.join(DOWNLOADS)}")
         with self.lock:
             picture, form = self._need(), DOWNLOADS[what]
-            if changed is not None:
-                self._settle(changed, False)
-            elif not self.exact:
-                self._read(self.changed, False)
-            record, cells = record_of(self.frame, picture), fit_to(self.cells, picture.file_shape)
+            values = self.found.changed if changed is None else self._values(changed)
+            if not self._has(values, False):
+                self.found = _read(self.read, values, False)
+            record, cells = record_of(self.frame, picture), fit_to(self.found.cells, picture.file_shape)
             folder, name, classes = self.folder / "out", record.image_id, self.model.classes
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder)
@@ -405,6 +415,12 @@ class Session:
             self._forget()
             self.frames, self.info = [], None
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read(read: Read, changed: dict[str, Any], quick: bool) -> Found:
+    counts: Counter[str] = Counter()
+    cells, exact = read(changed, counts, quick)
+    return Found(cells, cells.paint(), changed, exact, {why: int(n) for why, n in sorted(counts.items()) if n})
 
 
 def meaning_of(model: Model, setting: str) -> str:

@@ -91,6 +91,7 @@ function opened(facts) {
   const asBefore = state.open && JSON.stringify(state.open.channels) === JSON.stringify(facts.channels);
   const before = ["nuclei", "cytoplasm", "z"].map((id) => $(id).value);
   Object.assign(state, { open: facts, looked: null, cells: null, changed: {} });
+  clearTimeout(reading.wait);
   viewer.clear();
   $("hint").textContent = `${facts.name}: choose how to look, then Find cells`;
   $("hint").hidden = false;
@@ -127,6 +128,7 @@ async function find() {
   for (const id of ["nuclei", "cytoplasm", "z"]) asked[id] = $(id).value;
   await busy("Finding cells", async () => {
     const looked = await askJson("look", asked);
+    clearTimeout(reading.wait);
     Object.assign(state, { looked, changed: {} });
     const { bitmap, view } = await picture({});
     $("hint").hidden = true;
@@ -166,10 +168,10 @@ function sliders() {
     const range = make("input", { type: "range", id: `range_${name}`, min: low, max: high, step, value: value ?? (low + high) / 2, "aria-describedby": `about_${name}` });
     const number = make("input", { type: "number", id: `number_${name}`, step, value: value == null ? "" : +value.toFixed(4), placeholder: "its own", "aria-label": `${words(name)}, as a number` });
     range.addEventListener("input", () => { number.value = (+range.value).toFixed(digits); moved(name, +range.value); });
-    range.addEventListener("change", () => pump(false));
+    range.addEventListener("change", settled);
     number.addEventListener("change", () => {
       if (number.value === "") delete state.changed[name]; else { range.value = number.value; state.changed[name] = +number.value; }
-      pump(false);
+      pump(true);
     });
     return make("div", { className: "slider" }, make("label", { htmlFor: range.id }, words(name)),
       make("div", { className: "row" }, range, number), make("small", { id: `about_${name}` }, about));
@@ -179,32 +181,57 @@ const words = (name) => ({ cellprob_threshold: "Cell probability (logit)", flow_
 
 function moved(name, value) {
   state.changed[name] = value;
-  pump(true);
+  pump();
 }
 
-const reading = { running: false, wanted: null };
-/** Read again: one call at a time, the newest wins; after a quick look the exact one follows by itself. */
-async function pump(quick) {
-  reading.wanted = { quick, of: state.looked };
-  if (reading.running) return;
-  reading.running = true;
+const reading = { newest: 0, shown: 0, quick: false, exact: false, wait: null };
+/** Read again what has just been moved: a quick look at once, whatever else is under way; the exact reading when nothing moves, or `now`. */
+async function pump(now = false) {
+  clearTimeout(reading.wait);
+  reading.newest += 1;
+  reading.now = now;
+  if (reading.quick) return; // it looks again when it comes back
+  reading.quick = true;
   try {
-    while (reading.wanted) {
-      const { quick: now, of } = reading.wanted, begun = performance.now();
-      reading.wanted = null;
-      if (state.looked !== of) continue; // of an image that is shown no more
-      let found;
-      try { found = await cells({}, now); } catch (error) { if (state.looked === of) complain(error); continue; }
-      if (state.looked !== of) continue;
-      found.ms = performance.now() - begun;
-      accept(found);
-      forgive();
-      if (!found.exact && !reading.wanted) {
-        await new Promise((then) => setTimeout(then, 700));
-        reading.wanted ||= { quick: false, of };
-      }
+    for (let asked = 0; asked !== reading.newest;) {
+      asked = reading.newest;
+      const found = await read(true, asked);
+      if (found && !found.exact && asked === reading.newest) reading.wait = setTimeout(exactly, reading.now ? 0 : 700);
     }
-  } catch (error) { complain(error); } finally { reading.running = false; }
+  } finally { reading.quick = false; }
+}
+
+/** The hand has let go: the exact reading follows at once. */
+function settled() {
+  reading.now = true;
+  if (!reading.quick && state.cells && !state.cells.exact) exactly();
+}
+
+/** The exact reading of the newest settings; one at a time. */
+async function exactly() {
+  clearTimeout(reading.wait);
+  if (reading.exact || !state.looked) return;
+  reading.exact = true;
+  const asked = reading.newest;
+  try { await read(false, asked); } finally { reading.exact = false; }
+  if (asked !== reading.newest && !reading.quick && state.cells && !state.cells.exact) exactly();
+}
+
+/** One call; its cells are shown unless newer ones are. */
+async function read(quick, asked) {
+  const of = state.looked, begun = performance.now();
+  try {
+    const found = await cells({}, quick);
+    if (state.looked !== of || asked < reading.shown) return null; // of an image that is shown no more, or late
+    reading.shown = asked;
+    found.ms = performance.now() - begun;
+    accept(found);
+    forgive();
+    return found;
+  } catch (error) {
+    if (state.looked === of) complain(error);
+    return null;
+  }
 }
 
 // ---- numbers -------------------------------------------------------------------------------------------------------
@@ -332,7 +359,7 @@ async function begin() {
   viewer = new Viewer($("picture"), state.colours, need, under);
   options("model", said.models.map(({ title }, k) => [k, title]));
   if (said.run) $("about").textContent = said.run;
-  for (const [id, act] of Object.entries({ closer: () => viewer.zoom(1.5), farther: () => viewer.zoom(1 / 1.5), fit: () => viewer.fit(), find, reset: () => { state.changed = {}; sliders(); pump(false); } })) $(id).addEventListener("click", act);
+  for (const [id, act] of Object.entries({ closer: () => viewer.zoom(1.5), farther: () => viewer.zoom(1 / 1.5), fit: () => viewer.fit(), find, reset: () => { state.changed = {}; sliders(); pump(true); } })) $(id).addEventListener("click", act);
   for (const id of ["outlines", "fill"]) $(id).addEventListener("change", () => { viewer[id] = $(id).checked; viewer.paint(); });
   $("brightness").addEventListener("input", () => { viewer.brightness = +$("brightness").value; viewer.draw(); });
   $("file").addEventListener("change", () => take([...$("file").files]).then(() => { $("file").value = ""; }));
