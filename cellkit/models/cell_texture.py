@@ -104,7 +104,6 @@ def _regions(
     import cv2
     from scipy import ndimage
 
-    discs = [cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * px + 1,) * 2) for px in RINGS_PX]
     boxes = ndimage.find_objects(labels)
     for row, middle in zip(rows.tolist(), middles.tolist(), strict=True):
         box = boxes[row] if row < len(boxes) else None
@@ -112,10 +111,11 @@ def _regions(
         box = tuple(slice(at, at + 1) for at in middle) if hidden else box
         top, left = (max(0, side.start - max(RINGS_PX)) for side in box)
         window = slice(top, box[0].stop + max(RINGS_PX)), slice(left, box[1].stop + max(RINGS_PX))
-        mask = (labels[window] == row + 1).astype(np.uint8)
+        mask = labels[window] == row + 1
         if hidden:
-            mask[middle[0] - top, middle[1] - left] = 1
-        yield window, [mask > 0, *((cv2.dilate(mask, disc) > mask) for disc in discs)]
+            mask[middle[0] - top, middle[1] - left] = True
+        away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        yield window, [mask, *((away <= px) & ~mask for px in RINGS_PX)]
 
 
 def _of_cell(
@@ -124,19 +124,22 @@ def _of_cell(
     """Return what is told of a cell in each channel, (C, OF_CHANNEL); which part of it is brighter, the last one says."""
     own = maps[:, :, *window]
     cell, *rings = masks
-    middle = np.percentile(own[-1, 0][cell], (5, 95)).mean()
+    middle = _percentiles(np.sort(own[-1, 0][cell])[None], (5, 95)).mean()
     regions = [cell, cell & (own[-1, 0] >= middle), *(ring if ring.any() else cell for ring in rings)]
+    places = [np.flatnonzero(region) for region in regions]
+    flat = own.reshape(*own.shape[:2], -1)
+    shares = np.stack([region.ravel() / np.float32(len(at)) for region, at in zip(regions, places, strict=True)], 1)
+    means = flat @ shares  # (C, MAPS, regions)
     told = []
-    for channel, dark in zip(own, darkest, strict=True):
+    for channel, mean, dark in zip(flat, means, darkest, strict=True):
         numbers, light = [], []
-        for region in regions:
-            values = channel[:, region]
-            means = values.mean(axis=1)
-            base = max(float(means[0]) - dark, LEAST_LIGHT)
-            levels, spots = values[0], values[1 : 1 + len(SIGMAS_PX)]
-            numbers += [(np.percentile(levels, LEVELS) - means[0]) / base, [levels.std() / base]]
-            numbers.append(np.percentile(spots, ENDS, axis=1).ravel() / base)
-            energy, along, across, local = means[1 + len(SIGMAS_PX) :].reshape(-1, 4).T
+        for at, (level, *others) in zip(places, mean.T, strict=True):
+            values = channel[: 1 + len(SIGMAS_PX)].take(at, axis=1)
+            base, spread = max(float(level) - dark, LEAST_LIGHT), values[0].std()
+            values.sort(axis=1)
+            numbers += [(_percentiles(values[:1], LEVELS)[0] - level) / base, [spread / base]]
+            numbers.append(_percentiles(values[1:], ENDS).T.ravel() / base)
+            energy, along, across, local = np.reshape(others[len(SIGMAS_PX) :], (-1, 4)).T
             numbers.append(
                 np.stack([np.log(energy + 1e-5), np.hypot(along, across) / (energy + 1e-6), local], 1).ravel()
             )
@@ -145,3 +148,17 @@ def _of_cell(
         numbers.append([whole, bright - whole, whole - near, whole - far, near - far])
         told.append(np.concatenate(numbers))
     return np.stack(told)
+
+
+def _percentiles(values: np.ndarray, wanted: Sequence[float]) -> np.ndarray:
+    """Return percentiles of rows of sorted values (M, n), between two of them by their distance, as numpy's: (M, P) float64.
+
+    Examples
+    --------
+    >>> _percentiles(np.array([[0.0, 1.0, 5.0]]), (0, 25, 100))
+    array([[0. , 0.5, 5. ]])
+    """
+    place = np.asarray(wanted) / 100 * (values.shape[1] - 1)
+    low = place.astype(int)
+    part = place - low
+    return values[:, low] * (1 - part) + values[:, np.minimum(low + 1, values.shape[1] - 1)] * part
