@@ -131,11 +131,12 @@ def stock(model, shape: tuple[int, int]):
     return made.eval()
 
 
-def find_stock(made, image: np.ndarray) -> Instances:
-    """Find cells as a user of torchvision does: whole masks, the higher score keeps the pixels."""
+def find_stock(made, image: np.ndarray, settings: dict) -> Instances:
+    """Find cells as a user of torchvision does: whole masks, the higher score keeps the pixels; classes as cellkit tells them."""
     import torch
 
     from cellkit.models.cell_classifier import class_logits
+    from cellkit.models.maskrcnn_detect import _classes, _texture_votes
     from cellkit.models.shared.inputs import planes_of
 
     planes, features = planes_of(image), {}
@@ -144,13 +145,14 @@ def find_stock(made, image: np.ndarray) -> Instances:
         out = made([torch.from_numpy(planes)])[0]
         (votes,) = made.class_head.votes(features, [out["boxes"]])
     hook.remove()
-    logits = torch.from_numpy(class_logits(made.cell_classifier, planes, out["boxes"].numpy()))
-    classes = (logits.log_softmax(dim=1) + votes).argmax(dim=1).numpy() + 1
+    logits = class_logits(made.cell_classifier, planes, out["boxes"].numpy())
     labels = np.zeros(image.shape[:2], np.int32)
     for k in range(len(out["masks"]) - 1, -1, -1):  # the highest score last
         labels[out["masks"][k, 0].numpy() > 0.5] = k + 1
-    seen = np.unique(labels)
-    return Instances.from_labels(labels).with_classes(classes[seen[seen > 0] - 1])
+    seen, cells = np.unique(labels), Instances.from_labels(labels)
+    rows = seen[seen > 0] - 1
+    texture = _texture_votes(made, image, cells, settings)
+    return cells.with_classes(_classes(logits[rows], votes.numpy()[rows] + (0 if texture is None else texture)))
 
 
 def show_finding(checkpoint: Path, repeats: int) -> None:
@@ -168,7 +170,7 @@ def show_finding(checkpoint: Path, repeats: int) -> None:
     image, truth = drawn_image("N2a", 200, CROWD_PX)
     theirs = stock(model, image.shape[:2])
     ways = {
-        "torchvision": lambda: find_stock(theirs, image),
+        "torchvision": lambda: find_stock(theirs, image, settings),
         "cellkit": lambda: detect_image(model, image, settings),
     }
     print(f"Finding, {len(truth)} cells in {CROWD_PX} x {CROWD_PX} px, to disjoint cells with classes\n")
