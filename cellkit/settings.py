@@ -98,7 +98,7 @@ def weights_fields(settings: type[Frozen]) -> dict[str, list[str]]:
 def free_fields(settings: BaseModel) -> set[str]:
     """Return the fields that no result depends on, such as a number of processes or the size of a cache.
 
-    A field that says `{"hash": False, "unless": other}` is one of them while the other is 0, false or null.
+    A field that says `{"hash": False, "unless": name}` is one of them while the attribute of that name is false, 0 or null.
     """
     extras = {name: field.json_schema_extra for name, field in type(settings).model_fields.items()}
     free = {name: extra for name, extra in extras.items() if isinstance(extra, dict) and extra.get("hash") is False}

@@ -106,8 +106,9 @@ class SeenByDetector:
         told = _texture_votes(self.model, self.image, cells[~np.array(known, bool)], settings)
         if told is None:
             return None
-        self.texture |= dict(zip(places[~np.array(known, bool)].tolist(), told, strict=True))
-        return np.stack([self.texture[place] for place in places.tolist()]) if len(places) else told
+        own = self.texture | dict(zip(places[~np.array(known, bool)].tolist(), told, strict=True))
+        self.texture |= own  # another thread may write there meanwhile
+        return np.stack([own[place] for place in places.tolist()]) if len(places) else told
 
     def _logits_of(self, places: np.ndarray) -> np.ndarray:
         """Return what the network on cut-outs says of these detections, (N, K) float32; each is looked at once."""

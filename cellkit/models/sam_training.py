@@ -73,7 +73,7 @@ class Adaptation(Schedule):
         ge=1,
         le=64,
         description="GPUs that share each batch; changes a result by rounding alone (but see lora_dropout); needs accelerate",
-        json_schema_extra={"hash": False, "unless": "lora_dropout"},
+        json_schema_extra={"hash": False, "unless": "draws_by_parts"},
     )
     recompute: bool | None = Field(
         None,
@@ -98,6 +98,11 @@ class Adaptation(Schedule):
     intensities: Literal["mild", "strong"] = Field(
         "mild", description="how crops vary: gamma, gain, noise; strong = more of it, and offset, blur and inversion"
     )
+
+    @property
+    def draws_by_parts(self) -> bool:
+        """Whether dropout draws for each part of a batch anew, so that parts change a result by more than rounding."""
+        return self.way == "lora" and self.lora_dropout > 0
 
     @model_validator(mode="before")
     @classmethod
@@ -144,7 +149,7 @@ def where_parts_matter(config: Adaptation) -> tuple[int, ...]:
     >>> where_parts_matter(Adaptation(way="lora")), where_parts_matter(Adaptation(way="lora", lora_dropout=0.1))
     ((), (4, 1))
     """
-    return (config.at_once, config.gpus) if config.way == "lora" and config.lora_dropout else ()
+    return (config.at_once, config.gpus) if config.draws_by_parts else ()
 
 
 def high_rate(config: Adaptation) -> tuple[str, str] | None:

@@ -177,9 +177,10 @@ class SeenByThreshold:
             return Instances.empty(self.grey.shape)
         if diameter_px is None:
             diameter_px = typical_diameter(np.bincount(self.pieces.ravel())[1:], min_area_px)
-        if diameter_px != self.cut[0]:
-            self.cut = diameter_px, parted(self.grey, self.pieces, self.depth, self.limit, diameter_px)
-        found = self.cut[1]
+        cut = self.cut  # another thread may replace it meanwhile
+        if diameter_px != cut[0]:
+            self.cut = cut = diameter_px, parted(self.grey, self.pieces, self.depth, self.limit, diameter_px)
+        found = cut[1]
         small = found.areas_px < min_area_px
         if left_out is not None and small.any():
             left_out[too_small(min_area_px)] += int(small.sum())

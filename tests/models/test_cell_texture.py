@@ -106,3 +106,21 @@ def test_without_a_cell_of_known_class_texture_has_no_vote(drawn):
     nameless = replace(drawn, instances=[cells.with_classes(0 * cells.class_ids) for cells in drawn.instances])
     places = images_that_teach(nameless.instances, 2)
     assert places == [] and texture_vote(nameless, 30.0, places) is None
+
+
+def test_percentiles_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 3, 50, 1001):
+        values = np.sort(rng.normal(size=(3, count)), axis=1)
+        ours = cell_texture._percentiles(values, cell_texture.LEVELS)
+        assert np.allclose(ours, np.percentile(values, cell_texture.LEVELS, axis=1).T, rtol=1e-12, atol=1e-12)
+
+
+def test_rings_are_what_lies_no_farther_from_the_cell():
+    labels = np.zeros((90, 90), np.int32)
+    labels[40:44, 50:53] = 1
+    ((window, (cell, near, far)),) = cell_texture._regions(labels, np.array([0]), np.array([[41, 51]]))
+    rows, columns = np.mgrid[window]
+    away = np.hypot(rows - np.clip(rows, 40, 43), columns - np.clip(columns, 50, 52))
+    assert np.array_equal(cell, away == 0)
+    assert np.array_equal(near, (away > 0) & (away <= 8)) and np.array_equal(far, (away > 0) & (away <= 32))

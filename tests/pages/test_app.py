@@ -29,7 +29,7 @@ from cellkit.microscope.convert import Conversion
 from cellkit.models import threshold
 from cellkit.models.shared.live import Reading
 from cellkit.pages.app import desk as desks
-from cellkit.pages.app import session
+from cellkit.pages.app import readings, session
 from cellkit.pages.app.guard import HEADERS
 from cellkit.pages.app.views import View, cells_bytes, view_of
 from cellkit.predict.files import predict_files
@@ -363,7 +363,7 @@ def test_a_page_that_left_while_it_waited_is_not_computed():
 
 def test_a_fault_of_ours_is_said_and_the_page_goes_on(opened, monkeypatch, capsys):
     page, _, _ = opened
-    monkeypatch.setattr(session, "cells_bytes", lambda *_: 1 / 0)
+    monkeypatch.setattr(readings, "cells_bytes", lambda *_: 1 / 0)
     wrong(page.call("cells", changed={}), "ZeroDivisionError", "terminal", status=500)
     assert "line" in (told := capsys.readouterr().err) and "ZeroDivisionError" in told
     monkeypatch.undo()
@@ -425,8 +425,8 @@ def test_a_quick_look_does_not_wait_for_an_exact_reading_and_the_newest_is_kept(
     page, began, go = Page(client, desk.key), threading.Event(), threading.Event()
     page.upload("a.png", encode_png(np.full((9, 9, 3), (0, 5, 9), np.uint8)))
     assert page.look().status_code == 200
-    session = desk.page(page.about["page"])
-    cells = session.found.cells
+    own = desk.page(page.about["page"])
+    cells = own.found.cells
 
     def read(changed, left_out, quick: bool) -> Reading:
         if not quick:
@@ -434,7 +434,7 @@ def test_a_quick_look_does_not_wait_for_an_exact_reading_and_the_newest_is_kept(
             assert go.wait(60)
         return Reading(cells, not quick)
 
-    session.read = read
+    own.read = read
     with ThreadPoolExecutor(1) as pool:
         exact = pool.submit(page.cells, changed={"min_area_px": 5})
         try:
@@ -443,4 +443,4 @@ def test_a_quick_look_does_not_wait_for_an_exact_reading_and_the_newest_is_kept(
         finally:
             go.set()
         assert exact.result()["exact"]
-    assert session.found.changed == {"min_area_px": 6} and not session.found.exact
+    assert own.found.changed == {"min_area_px": 6} and not own.found.exact

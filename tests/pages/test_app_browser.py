@@ -158,6 +158,33 @@ def test_what_is_wrong_is_said_and_names_are_text(tab, field, tmp_path):  # noqa
 
 
 @pytest.mark.slow
+def test_an_exact_reading_that_comes_late_hides_no_newer_complaint(tab, field):  # noqa: F811
+    page, _ = tab
+    upload(page, field)
+    page.select_option("#nuclei", label="0: DAPI")
+    page.click("#find")
+    before, held = cells_of(page), []
+
+    def not_exact_or_held(route) -> None:
+        if not route.request.post_data_json["quick"]:
+            return held.append(route)
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.body().replace(b'"exact": true', b'"exact":false'))
+
+    page.route("**/api/cells", not_exact_or_held)
+    page.locator("#range_min_area_px").fill("400")
+    page.wait_for_selector("#status:has-text('nearly')")
+    while not held:
+        page.wait_for_timeout(50)
+    page.fill("#number_min_area_px", "-5")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#error:visible")
+    held[0].continue_()
+    assert 0 < cells_of(page) < before, "those of 400 px are shown"
+    assert page.is_visible("#error") and "min_area_px" in page.inner_text("#problem")
+
+
+@pytest.mark.slow
 def test_the_worst_images_are_shown_and_a_second_page_has_its_own(tab, browser, app):
     page, told = tab
     page.wait_for_selector("#worst li:first-child img[src^=blob]")

@@ -83,7 +83,7 @@ class FollowedMaps:
     def __init__(self, maps: np.ndarray, shape: tuple[int, int], device: Any = "cpu"):
         self.maps, self.shape, self.device = maps, tuple(shape), device
         self._labels: dict[float, np.ndarray] = {}  # threshold of the cell probability -> masks at network scale
-        self._errors: dict[float, np.ndarray] = {}
+        self._errors: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # these masks, and how far their flows are off
 
     def cells(
         self,
@@ -124,9 +124,10 @@ class FollowedMaps:
         """Return the masks of a threshold, without those whose flows are off."""
         if not flow_threshold:
             return labels
-        errors = self._errors.get(cellprob_threshold)
-        if errors is None:
-            errors = self._errors[cellprob_threshold] = flow_errors(labels, self.maps, self.device)
+        of, errors = self._errors.get(cellprob_threshold, (None, None))
+        if of is not labels:
+            errors = flow_errors(labels, self.maps, self.device)
+            self._errors[cellprob_threshold] = labels, errors
         return without(labels, errors > flow_threshold)
 
 

@@ -1,4 +1,4 @@
-"""What all pages share: the models, each loaded once; who has a page; and the queue, in which one image is computed at a time."""
+"""What all pages share: the models, each loaded once; who has a page; and the queues, in which things are computed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NotAPage(Exception):
 
 
 class OneAtATime:
-    """One thread that computes, one thing after another: two pages at once take no more memory than one."""
+    """One thread that computes, one thing after another, whoever asks."""
 
     def __init__(self) -> None:
         self._waiting: Queue[tuple[Future, Callable[[], Any]] | None] = Queue()
@@ -123,7 +123,10 @@ class Desk:
         self.run = None if run is None else RunFiles(run)
         self.offered = offered_models(self.run, model)
         self.key = secrets.token_urlsafe(24)
-        self.queue, self.quick = OneAtATime(), OneAtATime()  # a quick look waits for other quick looks alone
+        self.queue, self.quick = (
+            OneAtATime(),
+            OneAtATime(),
+        )  # quick looks at what was seen already wait for each other alone
         self.folder = Path(tempfile.mkdtemp(prefix="cellkit-app-"))
         self.pages: OrderedDict[str, tuple[Session, float]] = OrderedDict()
         self._models: OrderedDict[tuple, Live] = OrderedDict()

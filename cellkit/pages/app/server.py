@@ -307,7 +307,7 @@ class Answers:
         from starlette.responses import JSONResponse
 
         said = await self._said(request)
-        await run_in_threadpool(self.desk.leave, str(said.get("page", "")))  # waits for what is computed for it
+        await run_in_threadpool(self.desk.leave, str(said.get("page", "")))  # waits for what takes long there
         return JSONResponse({})
 
 

@@ -6,16 +6,12 @@ import math
 import re
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from cellkit.cells.instances import Instances
 from cellkit.cells.resize import fit_to
 from cellkit.errors import UserError, readable
 from cellkit.machine import check_memory
@@ -25,13 +21,14 @@ from cellkit.microscope.file_info import PICTURE_SUFFIXES, FileInfo
 from cellkit.microscope.frames import Frame, find_frames, reason_of
 from cellkit.microscope.open import READ_SUFFIXES, inspect_file, open_file, why_unread
 from cellkit.models.shared.live import Live, Range, Read
-from cellkit.pages.app.views import View, cells_bytes, picture_png, view_of
+from cellkit.pages.app.readings import Found, found_by
+from cellkit.pages.app.views import View, picture_png, view_of
 from cellkit.predict.images import Picture, UnnamedChannels, read_picture, record_of
 from cellkit.predict.model import Model, checked_settings
 
 MOST_NAME_BYTES = 160  # of the name of an uploaded file: with what is added to it, every disk takes it
 MOST_PX = 2**26  # of a picture that is tried here, 8,192 x 8,192
-BYTES_PER_PX = 24  # of a picture that is kept: itself, its label image, what is made to send it
+BYTES_PER_PX = 56  # of a picture that is kept: itself, its label image, what is made to send it, a quick look meanwhile
 DOWNLOADS = {  # what can be taken away: the form it is written in
     "labels": "tif",
     "rois": "roi",
@@ -41,16 +38,6 @@ DOWNLOADS = {  # what can be taken away: the form it is written in
 }
 NOTHING_OPEN = "no image is open on this page", "drop one first, or choose one of the run's"
 NOTHING_FOUND = "no cells are looked for in this image yet", "press Find cells first"
-
-
-class Found(NamedTuple):
-    """Cells as they were read: with their label image, the settings that were changed, whether exactly, and what was left out."""
-
-    cells: Instances
-    labels: np.ndarray
-    changed: dict[str, Any]
-    exact: bool
-    left_out: dict[str, int]
 
 
 def checked_name(name: str) -> str:
@@ -160,7 +147,8 @@ def _number(text: str, what: str) -> int:
 
 
 class Session:
-    """What one page holds; one call at a time.
+    """What one page holds: of what takes long one thing at a time, but for readings of its cells, of which a quick one may come
+    while an exact one is under way.
 
     Parameters
     ----------
@@ -171,7 +159,11 @@ class Session:
     """
 
     def __init__(self, folder: Path, loaded: Callable[[Model, float], Live]):
-        self.folder, self.loaded, self.lock = folder, loaded, threading.RLock()
+        self.folder, self.loaded = folder, loaded
+        self.work, self.lock = (
+            threading.RLock(),
+            threading.RLock(),
+        )  # of what takes long; of what is kept, held for a moment
         folder.mkdir(mode=0o700)
         self.info: FileInfo | None = None
         self.frames: list[Frame] = []
@@ -222,7 +214,7 @@ class Session:
             raise UserError(f"{path.name} cannot be read: {reason_of(error)}", "export it again") from error
         if not frames:
             raise UserError(failed[0].reason if failed else f"{path.name} holds no picture", "drop another file")
-        with self.lock:
+        with self.work, self.lock:
             before = self.info.path if self.info else None
             self._forget()
             self.info, self.frames = info, frames
@@ -261,7 +253,7 @@ class Session:
         UserError
             No image, no channel chosen, a picture that is too large for this page or for the memory.
         """
-        with self.lock:
+        with self.work:
             if not self.frames:
                 raise UserError(*NOTHING_OPEN)
             if not 0 <= asked.frame < len(self.frames):
@@ -273,7 +265,8 @@ class Session:
                 if shape[0] * shape[1] > MOST_PX:
                     problem = f"the picture is {shape[0]} x {shape[1]} px, the page takes up to {MOST_PX / 1e6:.0f} million px"
                     raise UserError(problem, "cellkit predict takes larger ones")
-                self._forget()
+                with self.lock:
+                    self._forget()
                 live.append(self.loaded(model, scale))
                 needed = live[0].bytes_for(shape) + BYTES_PER_PX * shape[0] * shape[1]
                 check_memory(frame.path, needed, "finding the cells of")
@@ -285,10 +278,12 @@ class Session:
                     error.problem.replace("is named", "is chosen"),
                     "choose the channel of the nuclei, of the cytoplasm, or both",
                 ) from None
-            self.frame, self.picture, self.conversion = frame, picture, conversion
-            self.model, self.settings, self.ranges = model, live[0].settings, live[0].ranges
-            self.read = live[0].look(picture.image)
-            self.found = _read(self.read, {}, False)
+            read = live[0].look(picture.image)
+            found = found_by(read, {}, False)
+            with self.lock:
+                self.frame, self.picture, self.conversion = frame, picture, conversion
+                self.model, self.settings, self.ranges = model, live[0].settings, live[0].ranges
+                self.read, self.found = read, found
             um = picture.um_per_px / picture.scale
             height, width = picture.image.shape[:2]
             return {
@@ -329,9 +324,6 @@ class Session:
             values["diameter_px"] *= self.picture.scale
         return values
 
-    def _has(self, values: dict[str, Any], quick: bool) -> bool:
-        return self.found is not None and self.found.changed == values and (self.found.exact or quick)
-
     def cells_of(
         self, changed: Mapping[str, Any], quick: bool = False, asked: Mapping[str, Any] | None = None
     ) -> bytes:
@@ -347,19 +339,13 @@ class Session:
         with self.lock:
             picture, read, values = self._need(), self.read, self._values(changed)
             self.asked = values
-            found = self.found if self._has(values, quick) else None
+            found = self.found if self.found.is_of(values, quick) else None
         if found is None:
-            found = _read(read, values, quick)
+            found = found_by(read, values, quick)
             with self.lock:
-                if self.read is read and self.asked == values and not self._has(values, quick):
+                if self.read is read and self.asked == values and not self.found.is_of(values, quick):
                     self.found = found
-        per_cell = {
-            "class": found.cells.class_ids,
-            "area": found.cells.areas_px,
-            "score": np.asarray(found.cells.scores, np.float32),
-        }
-        view = view_of(picture.image.shape[:2], asked)
-        return cells_bytes({"exact": found.exact, "left_out": found.left_out}, per_cell, found.labels, view)
+        return found.to_bytes(view_of(picture.image.shape[:2], asked))
 
     def picture_of(self, asked: Mapping[str, Any] | None = None) -> tuple[bytes, View]:
         """Return a part of the picture as PNG, and which part that is."""
@@ -388,12 +374,15 @@ class Session:
 
         if what not in DOWNLOADS:
             raise UserError(f"no download '{what[:40]}'", f"there are: {', '.join(DOWNLOADS)}")
-        with self.lock:
-            picture, form = self._need(), DOWNLOADS[what]
-            values = self.found.changed if changed is None else self._values(changed)
-            if not self._has(values, False):
-                self.found = _read(self.read, values, False)
-            record, cells = record_of(self.frame, picture), fit_to(self.found.cells, picture.file_shape)
+        with self.work:
+            with self.lock:
+                picture, form, found = self._need(), DOWNLOADS[what], self.found
+                values = found.changed if changed is None else self._values(changed)
+            if not found.is_of(values, False):
+                found = found_by(self.read, values, False)
+                with self.lock:
+                    self.found, self.asked = found, values
+            record, cells = record_of(self.frame, picture), fit_to(found.cells, picture.file_shape)
             folder, name, classes = self.folder / "out", record.image_id, self.model.classes
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder)
@@ -411,16 +400,10 @@ class Session:
 
     def close(self) -> None:
         """Remove the files of this page, and let go of all else."""
-        with self.lock:
+        with self.work, self.lock:
             self._forget()
             self.frames, self.info = [], None
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _read(read: Read, changed: dict[str, Any], quick: bool) -> Found:
-    counts: Counter[str] = Counter()
-    cells, exact = read(changed, counts, quick)
-    return Found(cells, cells.paint(), changed, exact, {why: int(n) for why, n in sorted(counts.items()) if n})
 
 
 def meaning_of(model: Model, setting: str) -> str:

@@ -126,6 +126,7 @@ function options(id, pairs) {
 async function find() {
   const asked = { model: Number($("model").value), frame: Number($("frame").value), diameter_px: $("diameter").value || null };
   for (const id of ["nuclei", "cytoplasm", "z"]) asked[id] = $(id).value;
+  clearTimeout(reading.wait);
   await busy("Finding cells", async () => {
     const looked = await askJson("look", asked);
     clearTimeout(reading.wait);
@@ -144,8 +145,8 @@ async function picture(view) {
   return { bitmap: await createImageBitmap(await answer.blob()), view: JSON.parse(answer.headers.get("x-cellkit-view")) };
 }
 
-async function cells(view, quick) {
-  return parseCells(await (await ask("cells", { changed: state.changed, quick, view })).arrayBuffer());
+async function cells(view, quick, changed = { ...state.changed }) {
+  return Object.assign(parseCells(await (await ask("cells", { changed, quick, view })).arrayBuffer()), { changed });
 }
 
 /** Fetch a part of a picture that is shown reduced, as it is. */
@@ -153,7 +154,7 @@ async function need(view) {
   if (document.body.classList.contains("busy") || !state.cells) return;
   const of = state.cells;
   try {
-    const [part, own] = await Promise.all([picture(view), cells(view, !of.exact)]);
+    const [part, own] = await Promise.all([picture(view), cells(view, !of.exact, of.changed)]);
     if (state.cells === of) viewer.setPart(part.bitmap, part.view, own);
   } catch (error) { complain(error); }
 }
@@ -226,10 +227,10 @@ async function read(quick, asked) {
     reading.shown = asked;
     found.ms = performance.now() - begun;
     accept(found);
-    forgive();
+    if (asked === reading.newest) forgive(); // what is wrong with newer settings stays to be read
     return found;
   } catch (error) {
-    if (state.looked === of) complain(error);
+    if (state.looked === of && !document.body.classList.contains("busy")) complain(error);
     return null;
   }
 }
