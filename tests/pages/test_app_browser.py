@@ -166,10 +166,11 @@ def test_an_exact_reading_that_comes_late_hides_no_newer_complaint(tab, field): 
     before, held = cells_of(page), []
 
     def not_exact_or_held(route) -> None:
-        if not route.request.post_data_json["quick"]:
-            return held.append(route)
-        answer = route.fetch()
-        route.fulfill(response=answer, body=answer.body().replace(b'"exact": true', b'"exact":false'))
+        if route.request.post_data_json["quick"]:
+            answer = route.fetch()
+            route.fulfill(response=answer, body=answer.body().replace(b'"exact": true', b'"exact":false'))
+        else:
+            held.append(route)
 
     page.route("**/api/cells", not_exact_or_held)
     page.locator("#range_min_area_px").fill("400")
