@@ -230,7 +230,10 @@ async function read(quick, asked) {
     if (asked === reading.newest) forgive(); // what is wrong with newer settings stays to be read
     return found;
   } catch (error) {
-    if (state.looked === of && !document.body.classList.contains("busy")) complain(error);
+    if (state.looked === of && !document.body.classList.contains("busy")) {
+      complain(error);
+      if (!quick && asked === reading.newest) say(`${counted(state.cells.area.length, "cell")}, nearly: the exact reading failed.`);
+    }
     return null;
   }
 }
