@@ -17,7 +17,7 @@ from cellkit.models.shared.in_windows import WholeImage, own_cells
 from cellkit.models.shared.inputs import network_shape
 from cellkit.models.shared.maps_windows import MapsInWindows, Network, Tiling
 from cellkit.models.shared.thresholds import AS_CELLPOSE
-from cellkit.models.shared.tiles import tile_starts, tile_weight
+from cellkit.models.shared.tiles import tile_spans, tile_weight
 
 TILE_PX, OVERLAP_PX, FRAME_PX, LARGEST = 1024, 128, 16, 6e4  # as in cellkit.models.unet_maps
 
@@ -64,5 +64,6 @@ def _tiling(size: tuple[int, int]) -> Tiling:
     pads = (FRAME_PX,) * 4
     if max(height, width) <= TILE_PX + OVERLAP_PX:
         return Tiling(pads, [0], [0], np.ones((height, width), np.float32))
-    weight = tile_weight((min(TILE_PX, height), min(TILE_PX, width)), OVERLAP_PX)
-    return Tiling(pads, *(tile_starts(side, TILE_PX, OVERLAP_PX) for side in (height, width)), weight)
+    spans = [tile_spans(side, TILE_PX, OVERLAP_PX) for side in (height, width)]
+    weight = tile_weight(tuple(of[0][1] for of in spans), OVERLAP_PX)
+    return Tiling(pads, *([start for start, _ in of] for of in spans), weight)

@@ -6,6 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cellkit.cells.instances import Instances
 from cellkit.models import maskrcnn_detect
@@ -117,3 +119,14 @@ def test_a_limit_that_bites_is_counted():
     assert len(seen(labels, left)) == 25 and not left, "no limit unless one is set"
     assert len(seen(labels, left, max_detections=20)) == 20
     assert left == {"left out: more than max_detections = 20 in an image; raise it": 5}
+
+
+@given(st.integers(1, 6000), st.integers(10, 64), st.integers(1, 8))
+def test_tiles_are_as_few_and_as_small_as_cover_the_image(size, side_16, overlap_16):
+    tile_px, overlap_px = 16 * side_16, 16 * overlap_16
+    spans = tiles.tile_spans(size, tile_px, overlap_px)
+    starts, stops = zip(*spans, strict=True)
+    side = stops[0]
+    assert starts[0] == 0 and stops[-1] == size and {b - a for a, b in spans} == {side} and side <= tile_px
+    assert all(stop - start >= overlap_px - 1 for start, stop in zip(starts[1:], stops, strict=False))  # of whole px
+    assert len(spans) == 1 or len(spans) * (side - 16) < size + (len(spans) - 1) * overlap_px

@@ -17,6 +17,7 @@ from cellkit.scores.iou import overlaps
 
 MARGIN_PX = 64  # around what is left of a cell, when it is looked for whole
 LARGEST_PX = 1536  # side of the square whose area a window may have
+WHOLE_PX = 16  # sides of tiles are multiples of it, so that networks add nothing to them
 SAME = 0.5  # share of its pixels that a cell has in common with one found before, to be the same cell
 
 
@@ -65,18 +66,20 @@ def grown(boxes_xyxy: Any, share: float) -> Any:
     return boxes_xyxy + share * (boxes_xyxy - boxes_xyxy[:, [2, 3, 0, 1]])
 
 
-def tile_starts(size: int, tile_px: int, overlap_px: int) -> list[int]:
-    """Return where tiles begin so that they cover `size` px and overlap by at least `overlap_px`.
+def tile_spans(size: int, tile_px: int, overlap_px: int) -> list[tuple[int, int]]:
+    """Return where tiles begin and end: as few as cover `size` px with `overlap_px` between them, and no longer than that takes.
 
     Examples
     --------
-    >>> tile_starts(90, 100, 20), tile_starts(101, 100, 20), tile_starts(200, 100, 20)
-    ([0], [0, 1], [0, 50, 100])
+    >>> tile_spans(90, 100, 20), tile_spans(101, 100, 20), tile_spans(200, 100, 20)
+    ([(0, 90)], [(0, 64), (37, 101)], [(0, 80), (60, 140), (120, 200)])
     """
     if size <= tile_px:
-        return [0]
+        return [(0, size)]
     count = -(-(size - overlap_px) // (tile_px - overlap_px))
-    return np.linspace(0, size - tile_px, count).round().astype(int).tolist()
+    least = -(-(size + (count - 1) * overlap_px) // count)
+    side = min(tile_px, -(-least // WHOLE_PX) * WHOLE_PX)
+    return [(start, start + side) for start in np.linspace(0, size - side, count).round().astype(int).tolist()]
 
 
 def blend_tiles(
@@ -98,9 +101,9 @@ def blend_tiles(
         return forward(planes)
     out: np.ndarray | None = None
     weight = np.zeros((height, width), np.float32)
-    for y in tile_starts(height, tile_px, overlap_px):
-        for x in tile_starts(width, tile_px, overlap_px):
-            window = (slice(y, y + tile_px), slice(x, x + tile_px))
+    for rows in tile_spans(height, tile_px, overlap_px):
+        for columns in tile_spans(width, tile_px, overlap_px):
+            window = slice(*rows), slice(*columns)
             found = forward(planes[:, *window])
             ramp = tile_weight(found.shape[1:], overlap_px)
             out = np.zeros((len(found), height, width), np.float32) if out is None else out
@@ -124,16 +127,16 @@ def owned_tiles(
     """Return overlapping tiles that cover an image, each with the part (top, left, bottom, right) that it alone owns."""
     rows, columns = (_owned_parts(size, tile_px, overlap_px) for size in shape)
     return [
-        (Window(y, x, min(y + tile_px, shape[0]), min(x + tile_px, shape[1])), (top, left, bottom, right))
-        for y, top, bottom in rows
-        for x, left, right in columns
+        (Window(y0, x0, y1, x1), (top, left, bottom, right))
+        for (y0, y1), top, bottom in rows
+        for (x0, x1), left, right in columns
     ]
 
 
-def _owned_parts(size: int, tile_px: int, overlap_px: int) -> list[tuple[int, float, float]]:
-    starts = tile_starts(size, tile_px, overlap_px)
-    middles = [(a + b + tile_px) / 2 for a, b in zip(starts[1:], starts[:-1], strict=True)]
-    return list(zip(starts, [-np.inf, *middles], [*middles, np.inf], strict=True))
+def _owned_parts(size: int, tile_px: int, overlap_px: int) -> list[tuple[tuple[int, int], float, float]]:
+    spans = tile_spans(size, tile_px, overlap_px)
+    middles = [(start + stop) / 2 for (start, _), (_, stop) in zip(spans[1:], spans[:-1], strict=True)]
+    return list(zip(spans, [-np.inf, *middles], [*middles, np.inf], strict=True))
 
 
 def join_tiles(
