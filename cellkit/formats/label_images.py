@@ -238,7 +238,7 @@ def _opened_png(path: Path) -> Iterator[tuple]:
     try:
         image = Image.open(BytesIO(content), formats=["PNG"])
     except UnidentifiedImageError:
-        raise ValueError("it is no PNG") from None
+        raise OSError("it is no PNG") from None  # as Pillow does
     with image:
         yield image, orientation_of(path, image, content)
 
