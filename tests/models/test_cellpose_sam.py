@@ -144,9 +144,8 @@ def test_parts_change_no_more_than_rounding_unless_dropout_is_set():
     assert sam_training.where_parts_matter(sam.TrainSettings(way="late", lora_dropout=0.1)) == ()
     few, many = (sam.TrainSettings(way="lora", lora_dropout=0.1, at_once=k) for k in (1, 2))
     assert sam_training.where_parts_matter(few) != sam_training.where_parts_matter(many)
-    same = [
-        sam.TrainSettings(way="lora", gpus=k) for k in (1, 2)
-    ]  # what decides whether a finished stage is made again
+    # what decides whether a finished stage is made again
+    same = [sam.TrainSettings(way="lora", gpus=k) for k in (1, 2)]
     other = [sam.TrainSettings(way="lora", lora_dropout=0.1, gpus=k) for k in (1, 2)]
     told = [one.model_dump(exclude=free_fields(one)) for one in (*same, *other)]
     assert told[0] == told[1] and told[2] != told[3]

@@ -175,8 +175,10 @@ def test_an_exact_reading_that_comes_late_hides_no_newer_complaint(tab, field): 
     page.route("**/api/cells", not_exact_or_held)
     page.locator("#range_min_area_px").fill("400")
     page.wait_for_selector("#status:has-text('nearly')")
-    while not held:
-        page.wait_for_timeout(50)
+    for _ in range(600):
+        if not held:
+            page.wait_for_timeout(50)
+    assert held, "the exact reading is asked for"
     page.fill("#number_min_area_px", "-5")
     page.keyboard.press("Enter")
     page.wait_for_selector("#error:visible")

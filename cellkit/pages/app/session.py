@@ -160,10 +160,8 @@ class Session:
 
     def __init__(self, folder: Path, loaded: Callable[[Model, float], Live]):
         self.folder, self.loaded = folder, loaded
-        self.work, self.lock = (
-            threading.RLock(),
-            threading.RLock(),
-        )  # of what takes long; of what is kept, held for a moment
+        self.work = threading.RLock()  # held by what takes long
+        self.lock = threading.RLock()  # of what is kept: held for a moment
         folder.mkdir(mode=0o700)
         self.info: FileInfo | None = None
         self.frames: list[Frame] = []
