@@ -3,6 +3,8 @@
     python benchmarks/ablate_training.py --set two_lines --images 4 --seeds 5 --cpu-minutes 3
     python benchmarks/ablate_training.py --set dkfz --packed packed --steps 160 --equal pixels --workers 16 --minutes 9
 
+The base recipe is what cellkit does unless told otherwise; `not trained` are the start weights, read as all others are.
+
 For each seed N labelled images are drawn from the training images of the set. Every recipe starts from the same weights, trains
 on these N with as much CPU time (or as many pixels) as the base recipe has, searches its thresholds on them as any training
 does, and is scored on held-out images: MAP IoU (kaggle). Held-out images choose nothing, the last weights are taken. `source` is
@@ -44,22 +46,26 @@ from cellkit.models.unet_batches import loss_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ("two_lines", "dkfz", "dsb2018")
-BASE = "base"
+BASE, UNTRAINED = "base", "not trained"
 RECIPES: dict[str, dict[str, Any]] = {  # a share of the steps is written as a float where steps are wanted
     BASE: {},
-    "average": {"average_steps": 0.15},
+    UNTRAINED: {},
+    "batch statistics": {"fixed_norms": False},
+    "three times the rate": {"learning_rate": 6e-4},
+    "not averaged": {"average_steps": 0},
+    "all three": {"fixed_norms": False, "learning_rate": 6e-4, "average_steps": 0},
     "crops of 224 px": {"crop_px": 224, "batch_size": 4},
     "short warm-up": {"warmup_share": 0.05},
     "held rate": {"hold_share": 0.6},
     "strong intensities": {"intensities": "strong"},
     "decoder only": {"frozen_levels": 4},
     "last two levels": {"frozen_levels": 6},
-    "fixed norms": {"fixed_norms": True},
     "replay": {"replay_share": 0.15},
     "no rotation": {"rotate": False},
     "outside unknown": {"outside_counts": False},
-    "together": {"average_steps": 0.15, "crop_px": 224, "batch_size": 4, "warmup_share": 0.05, "outside_counts": False},
+    "averaged over 15 %": {"average_steps": 0.15},
 }
+CHANGED = sorted(set().union(*RECIPES.values()))  # all that a recipe changes: elsewhere as cellkit has it unless set
 KEY = ("set", "base", "images", "seed", "equal", "minutes", "tested", "most", "recipe")
 COLUMNS = (*KEY, "steps", "batch_size", "crop_px", "cpu_s", "score", "source", "scores", "changes")
 Pairs = list[tuple[np.ndarray, Instances]]
@@ -99,9 +105,13 @@ def parted(images: CellDataset, tested: int) -> tuple[CellDataset, CellDataset]:
 
 # ---- one run -------------------------------------------------------------------------------------------------------
 def settings_of(recipe: dict[str, Any], section: Any, base: Path, seed: int, steps: int) -> unet.TrainSettings:
-    """Return the settings of a recipe: those of the set's configuration, and what the recipe changes."""
-    changed = {key: max(2, round(value * steps)) if key == "average_steps" else value for key, value in recipe.items()}
+    """Return the settings of a recipe: what it changes; what others change as cellkit has it; else the set's configuration."""
+    changed = {
+        key: max(2, round(value * steps)) if key == "average_steps" and isinstance(value, float) else value
+        for key, value in recipe.items()
+    }
     fixed = {"base": str(base), "seed": seed, "steps": steps, "eval_every": steps}
+    fixed |= {key: getattr(unet.TrainSettings(), key) for key in CHANGED}
     given = {key: value for key, value in section.model_dump().items() if key in unet.TrainSettings.model_fields}
     return unet.TrainSettings(**(given | fixed | changed))
 
@@ -305,7 +315,7 @@ def run(
     work: Path,
 ) -> dict[str, Any]:
     """Train one recipe on one draw of images and score it."""
-    steps = max(4, round(60 * given.minutes / times[name]))
+    steps = max(4, round(60 * given.minutes / times[name]))  # where nothing is trained, those that would be
     if given.equal == "pixels":
         sizes = [pixels_of(settings_of(RECIPES[one], section, base, seed, 100)) for one in (BASE, name)]
         steps = max(4, round(60 * given.minutes / times[BASE] * sizes[0] / sizes[1]))
@@ -313,7 +323,7 @@ def run(
     unsearched = config.model_copy(update={key: unet.DEFAULTS[key] for key in unsearched_keys(config)})
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
-        tuned = unet.train(train, train.subset([]), unsearched, Path(folder))
+        tuned = base if name == UNTRAINED else unet.train(train, train.subset([]), unsearched, Path(folder))
         spent = time.process_time() - began
         checkpoint = unet.calibrate(train, config.model_copy(update={"base": str(tuned)}), Path(folder) / "read")
         scores = scores_of(checkpoint, [test[k] for k in range(len(test))])

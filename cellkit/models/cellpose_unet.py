@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cellkit.cells.instances import Instances
 from cellkit.finding import opens_again
@@ -63,7 +63,7 @@ from cellkit.models.unet_style import style  # noqa: F401 - an ability of this b
 from cellkit.models.unet_validation import Scorer
 from cellkit.models.unet_windows import unet_in_windows
 from cellkit.models.weights import licence_from, parents_of
-from cellkit.settings import Percentiles, as_yaml, weights_field
+from cellkit.settings import Number, Percentiles, as_yaml, weights_field
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
@@ -72,6 +72,7 @@ NAME = "cellpose_unet"
 TITLE = "Cellpose U-Net"
 REQUIRES = ("torch", "cellpose")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
+FROM_SCRATCH = {"learning_rate": 1e-3}  # weights that know something move less: a slow rate keeps it
 UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
 
 
@@ -127,6 +128,15 @@ class TrainSettings(Schedule, Settings, KeepsMaps, SharesBatches):
         description="whose diameter an image is scaled by when predicted: diameter_px, or in a second pass that of the "
         "cells found with it; null = batch",
     )
+    learning_rate: Number = Field(
+        2e-4, gt=0, le=1, description=f"largest learning rate; unless set, {FROM_SCRATCH['learning_rate']} from scratch"
+    )
+    average_steps: int = Field(
+        20,
+        ge=0,
+        le=10**6,
+        description="steps over which the weights are averaged, exponentially, to be scored and kept; 0 = not averaged",
+    )
     frozen_levels: int = Field(
         0,
         ge=0,
@@ -134,7 +144,7 @@ class TrainSettings(Schedule, Settings, KeepsMaps, SharesBatches):
         description="levels of the network that stay as they are, from the input on: 4 = the encoder, 7 = all but the last",
     )
     fixed_norms: bool = Field(
-        False,
+        True,
         description="the means and variances that batch norm divides by stay those of the base, which a few crops tell "
         "badly; scratch learns them",
     )
@@ -155,6 +165,13 @@ class TrainSettings(Schedule, Settings, KeepsMaps, SharesBatches):
         True,
         description="what a crop shows beyond the edge of its image trains as background; false = it does not count",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_scratch(cls, given: Any) -> Any:
+        """Fill in what weights that know nothing need, and nobody set."""
+        scratch = isinstance(given, Mapping) and given.get("base") == SCRATCH
+        return FROM_SCRATCH | dict(given) if scratch else given
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------

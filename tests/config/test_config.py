@@ -444,3 +444,11 @@ def test_a_section_shows_each_key_with_value_unit_and_meaning():
     assert size.split(maxsplit=3) == ["drawn.size_px", "256", "px", "height and width of an image (px)"]
     page = section._repr_html_()
     assert page.count("<tr>") == len(lines) and "&lt;b&gt;" in page and "<b>" not in page
+
+
+def test_weights_that_know_something_move_slowly_and_scratch_fast(write):
+    known, scratch = (load_config(write(f"finetune: {{base: {base}}}")).finetune for base in ("starter", "scratch"))
+    assert (known.learning_rate, known.fixed_norms, known.average_steps) == (2e-4, True, 20)
+    assert (scratch.learning_rate, scratch.average_steps) == (1e-3, 20)
+    set_by_hand = load_config(write("finetune: {base: scratch, learning_rate: 0.5}"), {"finetune.steps": 3}).finetune
+    assert set_by_hand.learning_rate == 0.5

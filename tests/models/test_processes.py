@@ -34,7 +34,7 @@ def base(tmp_path_factory):
 def told(base, **more) -> dict:
     own = {"base": str(base), "steps": 30, "batch_size": 3, "crop_px": 32, "eval_every": 3, "warmup_steps": 1,
            "diameter_px": 30.0, "flow_threshold": 0.4, "cellprob_threshold": 0.0, "min_area_px": 15, "map_cache_gb": 0,
-           "precision": "float32", "learning_rate": 1e-3}  # fmt: skip
+           "precision": "float32", "learning_rate": 1e-3, "fixed_norms": False, "average_steps": 0}  # fmt: skip
     return own | more
 
 
