@@ -12,6 +12,7 @@ from cellkit.errors import UserError, readable
 from cellkit.files import UnixLines, as_cell, atomic_path, from_cell
 
 SPLITS = ("train", "val", "test", "")
+MIXED = "mixed"  # the cell type of an image of several lines
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 SPLIT_IMAGES = {split: f"{title} images" for split, title in SPLIT_TITLES.items()}
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import MIXED
 from cellkit.evaluate.evaluation import of_images, without_proposals
 from cellkit.models import order_models
 from cellkit.scores.matching import class_accuracy, class_errors
@@ -159,7 +160,7 @@ def count_by_class(
 def images_to_count(images: CellDataset, split: str) -> CellDataset:
     """Return the images of a split that hold several lines; where none does, all of the split. Flagged ones are left out."""
     scored = images.scored(split)
-    return scored.select(cell_type="mixed") or scored
+    return scored.select(cell_type=MIXED) or scored
 
 
 def totals_by_class(

@@ -16,7 +16,7 @@ import numpy as np
 
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset, class_numbers
 from cellkit.cells.names import best_pairs, plain, plain_stem, repeated, same, series_of, split_of_folder, stem_of
-from cellkit.cells.records import ImageRecord
+from cellkit.cells.records import MIXED, ImageRecord
 from cellkit.errors import UserError, counted, nearest
 from cellkit.manifest import finished_entries, read_manifest
 from cellkit.microscope.folders import IMAGE_SUFFIXES, ids_of, list_files
@@ -273,7 +273,7 @@ def name_groups(side: CellDataset) -> tuple[CellDataset, str]:
     if any(record.group for record in side.records):
         return side, ""
     lines = (side.path / "classes.csv").is_file()
-    no_group = {plain(name) for name in (*side.classes, *(record.cell_type for record in side.records), "mixed")}
+    no_group = {plain(name) for name in (*side.classes, *(record.cell_type for record in side.records), MIXED)}
     keys = []
     for record in side.records:
         *parts, name = record.path.replace("\\", "/").split("/")

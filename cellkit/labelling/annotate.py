@@ -13,6 +13,7 @@ from cellkit.cells.dataset import CellDataset, known_in_part
 from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut, too_small
 from cellkit.cells.outlines import refuse_boxes
+from cellkit.cells.records import MIXED
 from cellkit.errors import Quarantined, UserError, counted
 from cellkit.formats.labels import write_chosen_cells
 from cellkit.labelling.pseudo import pseudo_of
@@ -216,7 +217,7 @@ def _proposed(
         if record.image_id in corrected:
             own = corrected[record.image_id]
             chosen.append(_whole(record.image_id, own.labels, "corrected", own.cells))
-        elif record.cell_type != "mixed":
+        elif record.cell_type != MIXED:
             chosen.append(_whole(record.image_id, found.paint(), "proposed", found))
     return chosen
 
@@ -364,7 +365,7 @@ def with_classes(
     from dataclasses import replace
 
     records, found = labelled.records, list(labelled.instances)
-    of_truth = [bool(truth) and (class_from == "truth" or record.cell_type == "mixed") for record in records]
+    of_truth = [bool(truth) and (class_from == "truth" or record.cell_type == MIXED) for record in records]
     for k, record in enumerate(records):
         if not of_truth[k]:
             found[k] = found[k].with_classes(classes.index(record.cell_type) + 1 if record.cell_type in classes else 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import UserError
 from cellkit.evaluate.evaluation import CONVENTION
+from cellkit.evaluate.untaught import describe_untaught
 from cellkit.evaluate.verdict import unseen_words
 from cellkit.files import read_json
 from cellkit.models import model_name, order_models
@@ -70,6 +71,9 @@ def kept_words(files: RunFiles) -> str:
     words = f"{sentence} (judged on what neither taught nor chose it): {kept}."
     who = f" Who judged: {decision['regime_in_words']}." if "regime_in_words" in decision else ""
     more = [f" {decision[key]}" for key in ("tuned_in_words", "what_would_change") if decision.get(key)]
+    if untaught := decision.get("untaught"):
+        warned = describe_untaught(untaught).partition("\n")[0]
+        more.append(f" {warned[0].upper()}{warned[1:]}.")
     return words + who + "".join(more)
 
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
-from cellkit.cells.records import SPLIT_TITLES, ImageRecord
+from cellkit.cells.records import MIXED, SPLIT_TITLES, ImageRecord
 from cellkit.cells.splits import name_groups, split_by_name, split_records
 from cellkit.config.sections import Config, ConvertConfig
 from cellkit.errors import UserError, counted, raise_or_collect, readable
 from cellkit.log import LOG
-from cellkit.sources.listing import MIXED, UNUSED, SourceImage
+from cellkit.sources.listing import UNUSED, SourceImage
 
 
 # ---- which images, which split -------------------------------------------------------------------------------------

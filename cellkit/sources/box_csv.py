@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.names import image_id_of, plain, split_of_folders, stem_of
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
@@ -17,7 +18,6 @@ from cellkit.microscope.folders import list_files
 from cellkit.sources.assign_splits import apart_from_bare, assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
-    MIXED,
     Convert,
     Loaded,
     SourceImage,

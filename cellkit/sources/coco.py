@@ -19,6 +19,7 @@ from fastcore.basics import groupby
 
 from cellkit.cells.instances import IGNORE
 from cellkit.cells.names import image_id_of, plain, repeated, split_of_file, split_of_folders, stem_of
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted, readable
 from cellkit.files import decoded
@@ -28,7 +29,6 @@ from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, list_files
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import MOST_NAMED, leftovers
 from cellkit.sources.listing import (
-    MIXED,
     UNUSED,
     Convert,
     Loaded,

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from cellkit.cells.names import split_of_folder
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.formats.any import Reading, read_cells
@@ -22,7 +23,6 @@ from cellkit.sources.label_files import LabelFiles, classes_drawn, label_folders
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
     LEFT,
-    MIXED,
     UNUSED,
     Convert,
     Loaded,

@@ -14,6 +14,7 @@ import numpy as np
 
 from cellkit.cells.instances import IGNORED, Instances
 from cellkit.cells.names import image_id_of, plain, split_of_folders
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.files import decoded, read_json
@@ -22,7 +23,7 @@ from cellkit.microscope.open import open_file
 from cellkit.microscope.pictures import open_picture
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
-from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, class_id_of, known_class, only_class
+from cellkit.sources.listing import Convert, Loaded, SourceImage, class_id_of, known_class, only_class
 
 ORDER = 120
 

@@ -18,14 +18,12 @@ import numpy as np
 
 from cellkit.cells.instances import IGNORE, IGNORED, Instances
 from cellkit.cells.names import plain, stem_of
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, nearest, raise_or_collect
 from cellkit.microscope.convert import Conversion, Converted, Level, convert_frame
 from cellkit.microscope.file_info import Opened
 from cellkit.microscope.light import Limits
-
-MIXED = "mixed"
-
 
 LEFT = "left/"  # begins the id of what fits no image
 

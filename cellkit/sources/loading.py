@@ -15,6 +15,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.labels import clean_labels, refuse_foreground
 from cellkit.cells.names import image_id_of, plain, split_of_folders, stem_of
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.formats.label_images import labels_orientation, read_labels, stamp_of
@@ -26,7 +27,6 @@ from cellkit.microscope.folders import IMAGE_FOLDERS, check_inside
 from cellkit.microscope.light import Light
 from cellkit.microscope.open import inspect_file, open_file
 from cellkit.sources.listing import (
-    MIXED,
     Convert,
     Loaded,
     SourceImage,

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from cellkit.cells.names import plain, split_of_folder, stem_of
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES
-from cellkit.sources.listing import MIXED, UNUSED, SourceImage
+from cellkit.sources.listing import UNUSED, SourceImage
 from cellkit.sources.source_tables import header_of, read_lines, read_table
 
 LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets", "ImageSets/Segmentation", "splits", "split", "lists")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.files import read_json
@@ -17,7 +18,7 @@ from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.microscope.folders import check_inside
 from cellkit.microscope.open import open_file
-from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, class_id_of, only_class
+from cellkit.sources.listing import Convert, Loaded, SourceImage, class_id_of, only_class
 
 FILE, IMAGES = "pseudo.json", "images"  # what `cellkit pseudo-label` writes
 PREFIX = "pseudo_"

@@ -11,13 +11,14 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import SPLIT_NAMES, image_id_of, split_of_folders, stem_of
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, raise_or_collect
 from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.label_files import LabelFiles
 from cellkit.sources.leftovers import leftovers
-from cellkit.sources.listing import MIXED, Convert, Loaded, SourceImage, cell_type_of, unknown_class
+from cellkit.sources.listing import Convert, Loaded, SourceImage, cell_type_of, unknown_class
 from cellkit.sources.loading import load_file, resolved
 
 ORDER = 100

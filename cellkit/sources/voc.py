@@ -17,13 +17,13 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import image_id_of, plain, split_of_folders
 from cellkit.cells.outlines import pixel_boxes
+from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.folders import IMAGE_FOLDERS, by_stem, check_inside, find_picture, list_files
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
-    MIXED,
     UNUSED,
     Convert,
     Loaded,

@@ -12,6 +12,7 @@ import numpy as np
 from cellkit.cells.drawn.camera import expose_stack
 from cellkit.cells.drawn.field import CHANNELS, check_names, draw_field
 from cellkit.cells.drawn.style import FieldStyle
+from cellkit.cells.records import MIXED
 from cellkit.config.parts import DrawnConfig
 from cellkit.errors import UserError
 from cellkit.files import atomic_path, write_text
@@ -138,7 +139,7 @@ def _plan(lines, images_per_line: int, mixed_images: int, defect_images: int, em
     for _, _, defects in plan:
         defects += ["out_of_focus"] * defect_images + ["debris"] * defect_images
     if mixed_images:
-        plan.append(("mixed", tuple(lines), [""] * mixed_images))
+        plan.append((MIXED, tuple(lines), [""] * mixed_images))
     plan[-1][2].extend(["empty"] * empty_images)
     return plan
 
