@@ -10,6 +10,11 @@ from hypothesis.extra.numpy import arrays
 from cellkit.models.interpolation import STEPS, best_step, interpolate, nested_steps, steps_between
 from cellkit.models.weights import load_tensors, read_card, save_checkpoint
 
+CONFIGS = {
+    "base": {"from": "base", "cellprob_threshold": -1.0, "of_class": {"a": 0.2}, "shown": True},
+    "tuned": {"from": "tuned", "cellprob_threshold": 1, "of_class": {"a": 0.4, "b": 1}, "shown": False},
+}
+
 
 @pytest.fixture
 def ends(tmp_path):
@@ -18,9 +23,7 @@ def ends(tmp_path):
     network, paths = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3)), []
     for name in ("base", "tuned"):
         network(torch.randn(4, 1, 8, 8) * 3 + 1)
-        paths.append(
-            save_checkpoint(tmp_path / f"{name}.safetensors", network.state_dict(), "x", config={"from": name})
-        )
+        paths.append(save_checkpoint(tmp_path / f"{name}.safetensors", network.state_dict(), "x", config=CONFIGS[name]))
         with torch.no_grad():
             network[0].weight += 0.1
     return network, *paths
@@ -38,7 +41,8 @@ def test_the_ends_are_the_checkpoints_and_between_all_numbers_are_averaged(ends,
         assert torch.allclose(found[name], 0.75 * ours[name] + 0.25 * theirs[name])
     assert int(found["1.num_batches_tracked"]) == 2 and (found["1.running_var"] > 0).all()
     card = read_card(path)
-    assert card.config == {"from": "tuned"} and card.metrics["step_from_base"] == 0.25
+    assert card.config == {"from": "tuned", "cellprob_threshold": -0.5, "of_class": {"a": 0.25, "b": 1}, "shown": False}
+    assert card.metrics["step_from_base"] == 0.25
     network.load_state_dict(found)
     assert torch.isfinite(network.eval()(torch.ones(1, 1, 8, 8))).all()
 
