@@ -323,8 +323,9 @@ def differences(rows: Sequence[dict[str, str]], metric: str) -> Iterator[str]:
         for n in numbers:
             a, b = (table_of(rows, model, n, metric) for model in (one, other))
             gains = [a[draw] - b[draw] for draw in sorted(a.keys() & b.keys())]
-            low, high = (np.mean(gains) + sign * reach(gains) for sign in (-1, 1)) if gains else (0, 0)
-            cells.append(f"{np.mean(gains):+.3f} [{low:+.3f}, {high:+.3f}]" if gains else "")
+            low, high = (np.mean(gains) + sign * reach(gains) for sign in (-1, 1)) if len(gains) > 1 else (0, 0)
+            interval = f" [{low:+.3f}, {high:+.3f}]" if len(gains) > 1 else ""  # one draw tells no spread
+            cells.append(f"{np.mean(gains):+.3f}{interval}" if gains else "")
         if any(cells):
             yield f"| {one} - {other} | " + " | ".join(cells) + " |"
 
