@@ -169,9 +169,29 @@ def adapt(backend: ModuleType, labelled: CellDataset, settings: Any, folder: str
     return adapted
 
 
+def images_that_teach(labelled: CellDataset, regime: Regime) -> CellDataset:
+    """Return the images that the whole run learns from: those to train on, and where few are labelled validation images too.
+
+    Parameters
+    ----------
+    labelled : CellDataset
+        As for `adapt`.
+    regime : Regime
+        Who judges, see `cellkit.models.gate.regime_of`.
+    """
+    if regime.name in (THREE_PARTS, NOBODY):
+        return labelled.select("train").with_at_least(regime.least)
+    return labelled.subset(
+        [
+            record.split == "train" or (record.split == "val" and made_by != "proposed")
+            for record, made_by in zip(labelled.records, labelled.made_by, strict=True)
+        ]
+    ).with_at_least(regime.least)
+
+
 def _three_parts(backend: ModuleType, labelled: CellDataset, settings: Any, folder: Path, regime: Regime) -> Adapted:
     """Train on training images; choosers choose checkpoint and step, the others judge."""
-    train = labelled.select("train").with_at_least(getattr(settings, "min_train_masks", 1))
+    train = images_that_teach(labelled, regime)
     refuse_untrainable(train, "finetune.min_train_masks")
     val = labelled.select("val")
     watched = val.without_proposed() or val
@@ -200,9 +220,7 @@ def _three_parts(backend: ModuleType, labelled: CellDataset, settings: Any, fold
 def _cross_fitted(backend: ModuleType, labelled: CellDataset, settings: Any, folder: Path, regime: Regime) -> Adapted:
     """Hold parts back in turn, judge each by a run that did not see it; hand on one run on all labelled images."""
     in_use = labelled.subset([record.split in ("train", "val") for record in labelled.records])
-    teaching = in_use.subset(
-        [m != "proposed" or r.split == "train" for r, m in zip(in_use.records, in_use.made_by, strict=True)]
-    ).with_at_least(regime.least)
+    teaching = images_that_teach(labelled, regime)
     part = _quarters if regime.name == IN_QUARTERS else _folds
     folds = part(teaching, in_use.without_proposed(), regime, folder)
     founds = []

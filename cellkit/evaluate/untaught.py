@@ -12,7 +12,8 @@ from cellkit.errors import counted
 def untaught_lines(records: Iterable[ImageRecord], teach: Iterable[ImageRecord]) -> dict[str, int]:
     """Return the cell lines of which no image teaches, and how many images each has.
 
-    Images that are in no split, and those of several lines or of none that is known, are left out.
+    Images that are in no split, and those of several lines or of none that is known, are left out. Where an image of several
+    lines teaches, which ones is not known, and none is named.
 
     Parameters
     ----------
@@ -28,6 +29,8 @@ def untaught_lines(records: Iterable[ImageRecord], teach: Iterable[ImageRecord])
     {'nih3t3': 1}
     """
     taught = {record.cell_type for record in teach}
+    if MIXED in taught:
+        return {}
     lines = (record.cell_type for record in records if record.split)
     return dict(sorted(Counter(line for line in lines if line and line != MIXED and line not in taught).items()))
 

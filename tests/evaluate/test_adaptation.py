@@ -16,12 +16,13 @@ import brighter
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.drawn.others import draw_others
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import ImageRecord
+from cellkit.cells.records import MIXED, ImageRecord
 from cellkit.errors import UserError
-from cellkit.evaluate.adaptation import adapt
+from cellkit.evaluate.adaptation import adapt, images_that_teach
 from cellkit.evaluate.folds import fold_settings
 from cellkit.evaluate.forgetting import describe_others, score_others
 from cellkit.evaluate.quarters import Box, joined, judged_in, quarters, without_quarter
+from cellkit.evaluate.untaught import untaught_lines
 from cellkit.evaluate.verdict import UNSEEN, UNSEEN_QUARTER, images_to_decide, keep_if_better, who_judged
 from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS, NOBODY, THREE_PARTS, regime_of
 from cellkit.models.weights import hashed, load_tensors, read_card
@@ -384,3 +385,16 @@ def test_what_was_forgotten_is_scored_on_pictures_that_are_always_the_same(tmp_p
     path = brighter.calibrate(one, brighter.TrainSettings(start=1.5), tmp_path / "base")
     scores = score_others(brighter, {"base": path, "tuned": path}, one)
     assert scores["base"] == scores["tuned"] and 0 < scores["base"] < 1 and "base 0." in describe_others(scores)
+
+
+def test_validation_images_teach_where_few_are_labelled_so_their_line_is_not_untaught(tmp_path):
+    few, many = (squares(tmp_path / str(n), ("train",) * 3 + ("val",) * n) for n in (2, 12))
+    found = []
+    for data in (few, many):
+        data = data.with_records([replace(r, cell_type="a" if r.split == "train" else "b") for r in data.records])
+        taught = images_that_teach(data, regime_of(data, 5, 1, 0))
+        found.append(untaught_lines(data.records, taught.records))
+    assert found == [{}, {"b": 12}]
+    assert untaught_lines(data.records, [replace(data.records[0], cell_type=MIXED)]) == {}, (
+        "of which lines is not known"
+    )
