@@ -13,7 +13,7 @@ from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.files import read_json
 from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS
-from cellkit.scores.intervals import EXPECTED, WORTH, Difference, reach
+from cellkit.scores.intervals import EXPECTED, LEVEL, WORTH, Difference, reach
 from cellkit.scores.table import bootstrap_draws, paired_bootstrap, score_table
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 NO_BASE = "no base to compare with: this backend starts from nothing"
 RULE = (
-    "the tuned model is kept where the lower end of the 95 % interval of its gain in MAP IoU is above 0; the spread of the "
-    f"gains is averaged with an expected one of {EXPECTED}, which counts like {WORTH} further images"
+    f"the tuned model is kept where the lower end of the {100 * LEVEL:g} % interval of its gain in MAP IoU is above 0, as of a model "
+    "that is no better it is once in twenty; the spread of the gains is averaged with an expected one of "
+    f"{EXPECTED}, which counts like {WORTH} further images"
 )
 MOST = 1000  # images up to which it is told how many would be enough
 
@@ -120,15 +121,15 @@ def what_would_change(gain: Difference) -> str:
     Examples
     --------
     >>> print(what_would_change(Difference(0.05, np.nan, np.nan, 4, 4, 0.03).with_expected_spread()))
-    From as many images of this spread a gain above 0.094 is kept, and one of 0.050 from about 11 images or groups on.
+    From as many images of this spread a gain above 0.086 is kept, and one of 0.050 from about 10 images or groups on.
     >>> print(what_would_change(Difference(0.15, np.nan, np.nan, 4, 4, 0.03).with_expected_spread()))
-    From as many images of this spread a gain above 0.094 is kept.
+    From as many images of this spread a gain above 0.086 is kept.
     """
     if not gain.n or not gain.units:
         return ""
-    needed, spread = reach(gain.error, gain.units + WORTH), gain.error * np.sqrt(gain.units)
+    needed, spread = reach(gain.error, gain.units + WORTH, LEVEL), gain.error * np.sqrt(gain.units)
     text = f"From as many images of this spread a gain above {needed:.3f} is kept"
-    enough = next((n for n in range(2, MOST) if gain.difference > reach(spread / np.sqrt(n), n + WORTH)), None)
+    enough = next((n for n in range(2, MOST) if gain.difference > reach(spread / np.sqrt(n), n + WORTH, LEVEL)), None)
     if gain.better or enough is None:
         return f"{text}."
     return f"{text}, and one of {gain.difference:.3f} from about {enough} images or groups on."
