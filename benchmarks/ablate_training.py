@@ -64,6 +64,8 @@ RECIPES: dict[str, dict[str, Any]] = {  # a share of the steps is written as a f
     "no rotation": {"rotate": False},
     "outside unknown": {"outside_counts": False},
     "averaged over 15 %": {"average_steps": 0.15},
+    "one diameter for all": {"diameter_of": "batch"},
+    "crops dealt over images": {"balance_types": False},
 }
 CHANGED = sorted(set().union(*RECIPES.values()))  # all that a recipe changes: elsewhere as cellkit has it unless set
 KEY = ("set", "base", "images", "seed", "equal", "minutes", "tested", "most", "recipe")

@@ -136,6 +136,19 @@ def drawn(tmp_path_factory):
     return CellDataset(records, instances, ("HEK", "N2a"), root, list(range(1, 7)))
 
 
+@pytest.fixture(scope="session")
+def narrow_start(tmp_path_factory):
+    """Weights of a U-Net of a few channels, as random as they are: trained in a second."""
+    from cellkit.models import cellpose_unet as unet
+    from cellkit.models import weights
+    from cellkit.models.unet_network import load_start
+
+    network = load_start("scratch", 3, (4, 8, 12, 16))
+    card = {**unet.DEFAULTS, "diameter_px": 30.0, **network.config}
+    path = tmp_path_factory.mktemp("start") / "narrow.safetensors"
+    return weights.save_checkpoint(path, network.state_dict(), unet.NAME, config=card)
+
+
 @pytest.fixture
 def said(capfd):
     """Call the command line; return (exit code, stdout, stderr)."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 NO_BASE = "no base to compare with: this backend starts from nothing"
 RULE = (
-    f"the tuned model is kept where the lower end of the {100 * LEVEL:g} % interval of its gain in MAP IoU is above 0, as of a model "
-    "that is no better it is once in twenty; the spread of the gains is averaged with an expected one of "
+    f"the tuned model is kept where the lower end of the {100 * LEVEL:g} % interval of its gain in MAP IoU is above 0, as of a "
+    "model that is no better it is once in twenty; the spread of the gains is averaged with an expected one of "
     f"{EXPECTED}, which counts like {WORTH} further images"
 )
 MOST = 1000  # images up to which it is told how many would be enough

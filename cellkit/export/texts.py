@@ -68,7 +68,7 @@ Count on your own pictures: draw the outlines of some, and compare. cellkit does
 """
 OWN_DIAMETER = """
    When cellkit reads it, the diameter is that of the cells found in a first pass, picture by picture (between a half and twice
-   that one)."""
+   that one), and once more with that where it is another again."""
 
 
 def reading(model: Exported) -> str:

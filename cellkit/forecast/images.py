@@ -17,7 +17,7 @@ from cellkit.config.sections import Config, Section
 from cellkit.forecast.costing import scale_px, told
 from cellkit.forecast.sample import USUAL, Sample
 from cellkit.models.gate import Regime, regime_of
-from cellkit.models.shared.diameter import own_diameter_of
+from cellkit.models.shared.diameter import middle_of, own_diameter_of
 from cellkit.models.shared.inputs import CELL_PX, bytes_for
 from cellkit.sources.loading import is_perhaps
 
@@ -121,7 +121,9 @@ class RunImages:
         """Return the same of finding cells: of a model that is told to look again, at the cells' own diameter, both looks."""
         sizes, own = self.sizes(section), self.section(section)
         assumed, at_px = self.diameter(section), scale_px(own)
-        if not self.looks_twice(section) or own.diameter_of != "image" or not at_px:
+        if not self.looks_twice(section) or not at_px:
+            return sizes
+        if own.diameter_of != "image" and (section != "finetune" or middle_of(self.areas) is None):
             return sizes
         each = zip(self.records, self.px, self.own_diameters(assumed), strict=True)
         again = {one.image_id: (at_px / px) ** 2 * count / 1e6 for one, count, px in each if px != assumed}

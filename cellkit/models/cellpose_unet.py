@@ -46,12 +46,7 @@ from cellkit.models.shared.fine_tuning import (
 )
 from cellkit.models.shared.flow_loss import FlowLoss, prepare
 from cellkit.models.shared.flows import masks_of
-from cellkit.models.shared.inputs import (
-    CELL_PX,
-    Doubts,
-    ask_for_memory,
-    bytes_for,
-)
+from cellkit.models.shared.inputs import CELL_PX, Doubts, ask_for_memory, bytes_for
 from cellkit.models.shared.live import Live, of_maps
 from cellkit.models.shared.processes import check_processes, place, train_shared
 from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
@@ -97,8 +92,8 @@ class Settings(Computed):
     )
     diameter_of: Literal["batch", "image"] | None = Field(
         None,
-        description="whose diameter an image is scaled by: diameter_px, or in a second pass that of the cells found with "
-        "it; null = the model's own",
+        description="whose diameter an image is scaled by: diameter_px, or in further passes that of the cells found before; "
+        "null = the model's own",
     )
 
 
@@ -125,8 +120,8 @@ class TrainSettings(Schedule, Settings, KeepsMaps, SharesBatches):
     )
     diameter_of: Literal["batch", "image"] | None = Field(
         None,
-        description="whose diameter an image is scaled by when predicted: diameter_px, or in a second pass that of the "
-        "cells found with it; null = batch",
+        description="whose diameter an image is scaled by: diameter_px, or its own, in further passes that of the cells found "
+        "before; null = what is better on training images where their cells differ in diameter by half and more, else batch",
     )
     learning_rate: Number = Field(
         2e-4, gt=0, le=1, description=f"largest learning rate; unless set, {FROM_SCRATCH['learning_rate']} from scratch"
@@ -151,6 +146,9 @@ class TrainSettings(Schedule, Settings, KeepsMaps, SharesBatches):
     replay_share: Share = Field(
         0.0,
         description="of the crops, those of drawn cells as the starter weights know them, so that less is forgotten",
+    )
+    balance_types: bool = Field(
+        True, description="deal crops evenly over the cell types, however many images each has; false = over the images"
     )
     rotate: bool = Field(True, description="turn crops by any angle; false = only flip and zoom them")
     intensities: Literal["mild", "strong"] = Field(
@@ -224,8 +222,12 @@ def live(checkpoint: Path, settings: Settings | None = None) -> Live:
 
 def _bytes_with(used: Mapping[str, Any]) -> Callable[[tuple[int, int]], int]:
     """Return the function (height, width) -> bytes of memory that finding the cells of an image takes."""
-    smallest_px = used["diameter_px"] / (FARTHEST if used["diameter_of"] == "image" else 1)
-    return lambda shape: bytes_for(shape, smallest_px, BYTES_PER_PX)
+    return lambda shape: bytes_for(shape, _smallest_px(used), BYTES_PER_PX)
+
+
+def _smallest_px(used: Mapping[str, Any]) -> float:
+    """Return the smallest diameter that an image may be scaled by."""
+    return used["diameter_px"] / (FARTHEST if used["diameter_of"] == "image" else 1)
 
 
 @random_state_kept()
@@ -261,13 +263,13 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     diameter_px = settings["diameter_px"]
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "finetune.min_area_px")
-    ask_for_memory(train, val, diameter_px, 20, BYTES_PER_PX)
+    ask_for_memory(train, val, _smallest_px(settings), 20, BYTES_PER_PX)
     loss_at = loss_of(train, config, settings, out / "flows")
     network, shared = loss_at.network, in_processes(loss_at)
     scored, choosing = scored_along(val, config.val_images)
     pairs = [val[i] for i in scored]
     scorer = Scorer(network, pairs, settings, Path(config.base).stem, out, config.map_cache_gb)
-    if searched := _searched(config):
+    if searched := _searched(config, settings):
         at = ", ".join(f"{key} {as_yaml(settings[key])}" for key in GRID)
         LOG.info(
             f"scores during training are read at {at}; {', '.join(searched)} of the result are searched afterwards"
@@ -349,15 +351,17 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
         image.shape[:2],
         lambda: prepare(image, truth, CELL_PX, channels=config.channels),
         lambda: segment_image(network, image, **settings),
-        lambda: search_settings(network, [(image, truth)], settings, _searched(config)),
+        lambda: search_settings(network, [(image, truth)], settings, _searched(config, settings)),
         searches=2,
     )
 
 
 def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:
-    """Return the settings while training: the diameter of the labels, thresholds at 0 where none is set."""
-    diameter_px = config.diameter_px or diameter.diameter_of(train.instances)
-    return {**merged(config, UNSET, DEFAULTS), "diameter_px": diameter_px}
+    """Return the settings while training: the diameter of the labels, or of those of each image; thresholds at 0 if not set."""
+    middle_px = None if config.diameter_px else diameter.middle_of(cells.areas_px for cells in train.instances)
+    settings = merged(config, UNSET | {"diameter_of": "image" if middle_px else DEFAULTS["diameter_of"]}, DEFAULTS)
+    own_px = middle_px if settings["diameter_of"] == "image" else None
+    return {**settings, "diameter_px": config.diameter_px or own_px or diameter.diameter_of(train.instances)}
 
 
 def _calibrated(network, train: CellDataset, config: TrainSettings, folder: Path) -> tuple[dict[str, Any], dict]:
@@ -371,7 +375,7 @@ def _calibrated(network, train: CellDataset, config: TrainSettings, folder: Path
     settings = _uncalibrated(train, config)
     labelled, called = images_to_search(train, most=config.search_images)
     cache = cache_in(folder, network, config.map_cache_gb)
-    found = search_settings(network, labelled, settings, _searched(config), called, cache)
+    found = search_settings(network, labelled, settings, _searched(config, settings), called, cache)
     kept = {"precision": config.precision, "map_cache_gb": config.map_cache_gb}
     return {**settings, **found.settings, **network.config, **kept}, found.card
 
@@ -382,9 +386,10 @@ def _read_with(settings: Settings | None, card: Mapping[str, Any]) -> dict[str, 
     return merged(settings, {**card, **given}, DEFAULTS)
 
 
-def _searched(config: TrainSettings) -> list[str]:
-    """Return the settings that are not set, and so are searched."""
-    return [key for key in SEARCHED if getattr(config, key) is None]
+def _searched(config: TrainSettings, settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings that are not set, and so are searched; whose diameter where images were given their own."""
+    whose = ["diameter_of"] if config.diameter_of is None and settings["diameter_of"] == "image" else []
+    return whose + [key for key in SEARCHED if getattr(config, key) is None]
 
 
 # ---- images in, cells out ------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from cellkit.models.shared.processes import place
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
+    from cellkit.cells.instances import Instances
 
 SCRATCH = "scratch"
 REPLAYED, REPLAY_SEED = 2, 4711  # drawn fields of each kind, of seeds that no starter weights were made with
@@ -27,7 +28,7 @@ def loss_of(train: CellDataset, config: Any, settings: Mapping[str, Any], cache:
     ----------
     config : cellkit.models.cellpose_unet.TrainSettings
     settings : mapping
-        What images are read with: diameter_px, channels, normalise.
+        What images are read with: diameter_px, diameter_of, channels, normalise.
     cache : Path, optional
         Folder of the flows of the training images.
 
@@ -44,12 +45,19 @@ def loss_of(train: CellDataset, config: Any, settings: Mapping[str, Any], cache:
     network.freeze(config.frozen_levels, config.fixed_norms and config.base != SCRATCH)
     each = progress(range(len(train)), "flows of training images")
     shown = {"channels": settings["channels"], "normalise": settings["normalise"]}
-    items = [prepare(*train[i], settings["diameter_px"], cache, **shown) for i in each]
+    items = [prepare(*train[i], _diameter(train.instances[i], settings), cache, **shown) for i in each]
     refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
     variation = Variation(config.rotate, config.intensities == "strong", config.outside_counts)
     share = config.replay_share
     replay = replayed(config.seed, cache) if share else []
-    return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation, replay, share)
+    kinds = [record.cell_type for record in train.records] if config.balance_types else []
+    return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation, replay, share, kinds)
+
+
+def _diameter(cells: Instances, settings: Mapping[str, Any]) -> float:
+    """Return the diameter that an image is scaled by: as it will be when predicted, if what is found there is right."""
+    assumed_px = settings["diameter_px"]
+    return diameter.own_diameter(cells, assumed_px) if settings["diameter_of"] == "image" else assumed_px
 
 
 def in_processes(loss_at: FlowLoss) -> FlowLoss | InParts:

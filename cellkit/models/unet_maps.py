@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
-from cellkit.models.shared.diameter import own_diameter
+from cellkit.models.shared.diameter import LOOKS, own_diameter
 from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import NORMALISE, network_shape, resized, two_channels
 from cellkit.models.shared.thresholds import AS_CELLPOSE
@@ -48,7 +48,7 @@ def segment_image(
     diameter_px : float
         Of the cells in this image; the image is scaled so that it becomes the 30 px the network knows.
     diameter_of : {"batch", "image"}
-        That diameter, or in a second pass that of the cells found with it, see `second_pass`.
+        That diameter, or in further passes that of the cells found with it, see `further_passes`.
     left_out : Counter, optional
         Takes the number of masks below `min_area_px`.
 
@@ -70,14 +70,14 @@ def maps_to_read(
     diameter_of: str = "batch",
     cache: MapCache | None = None,
 ) -> np.ndarray:
-    """Return the maps, (3, h, w) float32, that cells are read from, those of a second pass where there is one."""
+    """Return the maps, (3, h, w) float32, that cells are read from, those of the last pass where there are several."""
     maps = predict_maps(network, image, diameter_px, channels, normalise, cache)
     if diameter_of == "image":
-        return second_pass(network, image, maps, diameter_px, channels, normalise, cache)
+        return further_passes(network, image, maps, diameter_px, channels, normalise, cache)
     return maps
 
 
-def second_pass(
+def further_passes(
     network: Any,
     image: np.ndarray,
     maps: np.ndarray,
@@ -88,15 +88,21 @@ def second_pass(
 ) -> np.ndarray:
     """Return the maps of an image at the diameter of the cells that a first pass found; those of the first where it is the same.
 
-    The first pass is read at Cellpose's own thresholds, whatever is asked of the second.
+    What is found then may be of another diameter again: so a third pass is the last. All but the last are read at Cellpose's own
+    thresholds, whatever is asked of that.
 
     Parameters
     ----------
     maps : (3, h, w) float32
         Of the first pass, at `diameter_px`.
     """
-    own_px = own_diameter(masks_of(maps, image.shape[:2], **AS_CELLPOSE), diameter_px)
-    return maps if own_px == diameter_px else predict_maps(network, image, own_px, channels, normalise, cache)
+    at_px = diameter_px
+    for _ in range(LOOKS):
+        own_px = own_diameter(masks_of(maps, image.shape[:2], **AS_CELLPOSE), at_px, diameter_px)
+        if own_px == at_px:
+            break
+        at_px, maps = own_px, predict_maps(network, image, own_px, channels, normalise, cache)
+    return maps
 
 
 def predict_maps(

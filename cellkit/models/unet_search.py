@@ -16,10 +16,10 @@ from cellkit.models.map_cache import MapCache
 from cellkit.models.shared.inputs import NORMALISE
 from cellkit.models.shared.threshold_search import THRESHOLDS, Searched, grid_of, score_maps, search_maps
 from cellkit.models.shared.thresholds import AS_CELLPOSE
-from cellkit.models.unet_maps import predict_maps, second_pass
+from cellkit.models.unet_maps import further_passes, predict_maps
 
 GRID: dict[str, tuple] = {"diameter_of": ("batch", "image"), **THRESHOLDS}
-SEARCHED = tuple(THRESHOLDS)  # when not set; the others gain nothing: bench_search
+SEARCHED = tuple(THRESHOLDS)  # when not set; whose diameter too, where the images' differ
 DEFAULTS = {"diameter_px": None, "channels": "both", "normalise": NORMALISE, "diameter_of": "batch", **AS_CELLPOSE}
 
 
@@ -41,13 +41,14 @@ def search_settings(
     settings : mapping
         As for `segment_image`; what is not searched stays as it is there.
     searched : sequence of str
-        Which of `GRID`.
+        Which of `GRID`; whose diameter an image is scaled by has the default that is in `settings`.
     called : str
         What the search is said to go by: agreement, where the labels are a model's proposals.
     """
     if not searched:
         return Searched({}, {})
-    grid = grid_of(settings, searched, [truth for _, truth in pairs], GRID)
+    diameters = (settings["diameter_of"], *(one for one in GRID["diameter_of"] if one != settings["diameter_of"]))
+    grid = grid_of(settings, searched, [truth for _, truth in pairs], GRID | {"diameter_of": diameters})
     shown = (settings["diameter_px"], settings["channels"], settings["normalise"], cache)
     return search_maps(
         pairs,
@@ -74,9 +75,9 @@ def score_image(
     first = predict_maps(network, image, settings["diameter_px"], *shown)
     scores = {"batch": score_maps(first, truth, *thresholds)} if "batch" in diameters else {}
     if "image" in diameters:
-        second = second_pass(network, image, first, settings["diameter_px"], *shown)
-        same = second is first and scores
-        scores["image"] = scores["batch"] if same else score_maps(second, truth, *thresholds)
+        last = further_passes(network, image, first, settings["diameter_px"], *shown)
+        same = last is first and scores
+        scores["image"] = scores["batch"] if same else score_maps(last, truth, *thresholds)
     return np.stack([scores[diameter_of] for diameter_of in diameters])
 
 

@@ -1,6 +1,6 @@
 """The U-Net on an image larger than the memory: in the tiles that it sees of a whole image, see `shared.maps_windows`.
 
-Where each image has a diameter of its own, a first pass over all windows tells it, as in `unet_maps.second_pass`.
+Where each image has a diameter of its own, passes over all windows tell it, as in `unet_maps.further_passes`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from cellkit.files import read_json, write_json
 from cellkit.log import LOG
-from cellkit.models.shared.diameter import own_diameter_of
+from cellkit.models.shared.diameter import LOOKS, own_diameter_of
 from cellkit.models.shared.in_windows import WholeImage, own_cells
 from cellkit.models.shared.inputs import network_shape
 from cellkit.models.shared.maps_windows import MapsInWindows, Network, Tiling
@@ -28,23 +28,27 @@ def unet_in_windows(network: Any, whole: WholeImage, diameter_of: str, **used: A
     Parameters
     ----------
     diameter_of : {"batch", "image"}
-        Of image: `diameter_px` is assumed in a first pass over the image, and what is found tells its own.
+        Of image: `diameter_px` is assumed in a first pass over the image, and what is found tells its own; once again with that.
     used : Any
         The other settings, as for `MapsInWindows`.
     """
     if diameter_of != "image":
         return _at(network, whole, **used)
-    kept, assumed_px = whole.folder / "diameter.json", used["diameter_px"]
-    if not kept.is_file():
-        first = _at(network, whole, **used | AS_CELLPOSE)
-        areas = [found.areas_px for found in own_cells(first, whole.shape)]
-        write_json(kept, {"diameter_px": own_diameter_of(np.concatenate(areas), assumed_px)})
-    own_px = read_json(kept)["diameter_px"]
-    if own_px == assumed_px:
-        return _at(network, whole, **used)
-    LOG.info(f"the image's own diameter is {own_px:.1f} px, {assumed_px:g} px was assumed: a second pass")
-    shutil.rmtree(whole.folder / "maps.zarr", ignore_errors=True)
-    return _at(network, whole.for_model("own_diameter"), **used | {"diameter_px": own_px})
+    part, first_px = whole, used["diameter_px"]
+    at_px = first_px
+    for look in range(LOOKS):
+        kept = whole.folder / f"diameter_{look}.json"
+        if not kept.is_file():
+            found = _at(network, part, **used | AS_CELLPOSE | {"diameter_px": at_px})
+            areas = np.concatenate([cells.areas_px for cells in own_cells(found, whole.shape)])
+            write_json(kept, {"diameter_px": own_diameter_of(areas, at_px, first_px)})
+        own_px = read_json(kept)["diameter_px"]
+        if own_px == at_px:
+            break
+        LOG.info(f"the image's own diameter is {own_px:.1f} px, {at_px:.3g} px was assumed: another pass")
+        shutil.rmtree(part.folder / "maps.zarr", ignore_errors=True)
+        at_px, part = own_px, whole.for_model(f"own_diameter_{look}")
+    return _at(network, part, **used | {"diameter_px": at_px})
 
 
 def _at(network: Any, whole: WholeImage, diameter_px: float, **how: Any) -> MapsInWindows:

@@ -213,14 +213,3 @@ def test_a_training_killed_and_repeated_leaves_the_same_bytes(drawn, tmp_path, m
     monkeypatch.setattr(FlowLoss, "batch", lambda self, step: taken.append(step) or batch(self, step))
     assert unet.train(train, val, config, tmp_path / "killed").read_bytes() == whole
     assert min(taken) == 2, "it went on where it was"
-
-
-@pytest.fixture(scope="module")
-def narrow_start(tmp_path_factory):
-    from cellkit.models import weights
-    from cellkit.models.unet_network import load_start
-
-    network = load_start("scratch", 3, (4, 8, 12, 16))
-    card = {**unet.DEFAULTS, "diameter_px": 30.0, **network.config}
-    path = tmp_path_factory.mktemp("start") / "narrow.safetensors"
-    return weights.save_checkpoint(path, network.state_dict(), unet.NAME, config=card)

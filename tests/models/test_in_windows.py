@@ -142,8 +142,8 @@ def test_rows_of_tiles_that_are_done_are_not_done_again(tmp_path, small_tiles, m
     assert np.array_equal(again.maps[...], finder.maps[...])
 
 
-@pytest.mark.parametrize(("assumed_px", "passes"), [(20.0, 2), (29.0, 1)])
-def test_an_image_of_its_own_diameter_is_looked_at_twice(tmp_path, small_tiles, monkeypatch, assumed_px, passes):
+@pytest.mark.parametrize(("assumed_px", "passes"), [(50.0, 3), (20.0, 2), (29.0, 1)])
+def test_an_image_of_its_own_diameter_is_looked_at_again(tmp_path, small_tiles, monkeypatch, assumed_px, passes):
     monkeypatch.setattr("cellkit.models.shared.in_windows.BLOCK_PX", 100)
     image = picture(4, (150, 210), radius=(12, 16))
     network = load_network(find_weights("starter_light"))[0]
@@ -151,7 +151,7 @@ def test_an_image_of_its_own_diameter_is_looked_at_twice(tmp_path, small_tiles, 
     wanted = unet_maps.maps_to_read(network, image, *shown)
     used = AS_CELLPOSE | dict(zip(("diameter_px", "channels", "normalise", "diameter_of"), shown, strict=True))
     finder = unet_windows.unet_in_windows(network, whole_of(image, folder_in(tmp_path, "twice")), **used)
-    assert (finder.whole.folder.name == "own_diameter") == (passes == 2)
+    assert finder.whole.folder.name == ("twice", "own_diameter_0", "own_diameter_1")[passes - 1]
     assert finder.maps.shape == wanted.shape and np.abs(finder.maps[...].astype(np.float32) - wanted).max() < 0.03
     again = unet_windows.unet_in_windows(network, whole_of(image, tmp_path / "twice"), **used)
     assert np.array_equal(again.maps[...], finder.maps[...]), "kept, and not looked at again"

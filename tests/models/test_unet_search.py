@@ -207,9 +207,11 @@ def test_memory_is_asked_for_at_the_smallest_diameter_an_image_may_have(card):
 
 
 def test_what_is_set_is_not_searched():
-    assert unet._searched(unet.TrainSettings()) == list(unet_search.SEARCHED)
-    given = unet.TrainSettings(min_area_px=0, flow_threshold=0.0, diameter_px=20.0)
-    assert unet._searched(given) == ["cellprob_threshold"]
+    alike, own = {"diameter_of": "batch"}, {"diameter_of": "image"}
+    assert unet._searched(unet.TrainSettings(), alike) == list(unet_search.SEARCHED)
+    assert unet._searched(unet.TrainSettings(), own) == ["diameter_of", *unet_search.SEARCHED]
+    given = unet.TrainSettings(min_area_px=0, flow_threshold=0.0, diameter_of="image")
+    assert unet._searched(given, own) == ["cellprob_threshold"]
     for wrong in ([99, 1], [0, 101], [1]):
         with pytest.raises(ValueError, match="normalise"):
             unet.TrainSettings(normalise=wrong)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -19,6 +19,8 @@ CLEARLY, ENOUGH = (
     5,
 )  # times the diameter assumed, and cells found: from there on an image has a diameter of its own
 FARTHEST = 2.0  # times the diameter assumed: no image's own is more, or less than its inverse
+LOOKS = 2  # at an image again, at most, each at the diameter of what was found before
+DIFFER = 1.5  # times percentile 5 of the labelled images' diameters percentile 95: from there on each has its own
 LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
 
 
@@ -40,26 +42,54 @@ def _typical(areas_px: np.ndarray) -> float:
     return float(np.median(np.sqrt(areas_px)) * 2 / np.sqrt(np.pi))
 
 
-def own_diameter(found: Instances, assumed_px: float) -> float:
+def own_diameter(found: Instances, assumed_px: float, first_px: float | None = None) -> float:
     """Return the diameter in px of an image's cells, from what was found with one assumed diameter.
 
-    It is the median of what was found, from half to twice the one assumed; the one assumed where fewer than five cells were
-    found, or cells of hardly another diameter.
+    It is the median of what was found; the one assumed where fewer than five cells were found, or cells of hardly another
+    diameter.
+
+    Parameters
+    ----------
+    first_px : float, optional
+        The diameter that was assumed first, where the image is looked at again: its own is from half to twice that one.
 
     Examples
     --------
     >>> own_diameter(Instances.empty((8, 8)), 30.0)
     30.0
     """
-    return own_diameter_of(found.areas_px, assumed_px)
+    return own_diameter_of(found.areas_px, assumed_px, first_px)
 
 
-def own_diameter_of(areas_px: np.ndarray, assumed_px: float) -> float:
+def own_diameter_of(areas_px: np.ndarray, assumed_px: float, first_px: float | None = None) -> float:
     """Return the same from the areas of the cells that were found, (N,)."""
     if len(areas_px) < ENOUGH:
         return assumed_px
-    own_px = min(max(_typical(areas_px), assumed_px / FARTHEST), assumed_px * FARTHEST)
+    first_px = first_px or assumed_px
+    own_px = min(max(_typical(areas_px), first_px / FARTHEST), first_px * FARTHEST)
     return own_px if max(own_px / assumed_px, assumed_px / own_px) > CLEARLY else assumed_px
+
+
+def middle_of(areas_px: Iterable[np.ndarray | None]) -> float | None:
+    """Return the diameter in px to look at images with first whose cells differ so much that each is looked at by its own.
+
+    So it is where of the images' diameters percentile 95 is half as much again as percentile 5, and more; it is their median, as
+    of all cells together the small ones would decide, which are many. None where they are more alike.
+
+    Parameters
+    ----------
+    areas_px : iterable of (N,) int64 or None
+        Of the labelled cells of each image; images with fewer than five, or None, do not count.
+
+    Examples
+    --------
+    >>> small, large = np.full(9, 100), np.full(9, 400)
+    >>> round(middle_of([small, large]), 1), middle_of([small, small, large[:2], None]), middle_of([])
+    (16.9, None, None)
+    """
+    each = [_typical(areas) for areas in areas_px if areas is not None and len(areas) >= ENOUGH]
+    smallest, middle, largest = np.percentile(each, (5, 50, 95)) if each else (1.0, 1.0, 1.0)
+    return float(middle) if largest >= DIFFER * smallest else None
 
 
 def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np.ndarray]) -> float:

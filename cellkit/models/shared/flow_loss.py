@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -155,6 +156,32 @@ def flow_loss(maps: torch.Tensor, target: torch.Tensor, known: torch.Tensor | No
     return (each * counted).sum() / counted.sum().clamp_min(1e-6)
 
 
+def dealt(kinds: Sequence[str], count: int, rng: np.random.Generator) -> list[int]:
+    """Draw so many images, evenly from each kind, and of a kind none a second time before all were drawn once.
+
+    Which kinds get one more, where the number cannot be shared evenly, is drawn too.
+
+    Parameters
+    ----------
+    kinds : sequence of str
+        Of each image.
+
+    Examples
+    --------
+    >>> dealt(["a", "a", "a", "b"], 6, np.random.default_rng(0))
+    [3, 2, 3, 0, 3, 1]
+    """
+    drawn = rng.permutation(len(kinds))
+    places: dict[str, list[int]] = {}
+    for place in drawn:
+        places.setdefault(kinds[place], []).append(int(place))
+    each = list(places.values())
+    if len(each) > 1:
+        each = [each[k] for k in rng.permutation(len(each))]
+    rounds = ((own, k // len(each)) for k, own in zip(range(count), itertools.cycle(each), strict=False))
+    return [own[turn % len(own)] for own, turn in rounds]
+
+
 class FlowLoss:
     """Step number -> loss: half the squared error of the flows plus the cross entropy of the cell probability.
 
@@ -172,6 +199,8 @@ class FlowLoss:
         Images of another kind, of which a share of each batch is cut.
     replay_share : float
         Of the crops: of 8 crops a share of 0.2 is two in three of five steps, else one.
+    kinds : sequence of str
+        Of each image; crops are dealt evenly over them, however many images each has. Without it all images are of one.
     """
 
     def __init__(
@@ -184,21 +213,23 @@ class FlowLoss:
         variation: Variation = Variation(),
         replay: Sequence[Prepared] = (),
         replay_share: float = 0.0,
+        kinds: Sequence[str] = (),
     ):
         self.network, self.items, self.batch_size, self.crop_px, self.seed = network, items, batch_size, crop_px, seed
         self.variation, self.replay, self.replay_share = variation, replay, replay_share if len(replay) else 0.0
+        self.kinds = list(kinds) if len(set(kinds)) > 1 else [""] * len(items)
         self._drawing = ThreadPoolExecutor(1)
         self._next: dict[int, Future[Crop]] = {}
 
     @property
     def recipe(self) -> tuple:
         """What, beside the images, the batches depend on."""
-        return self.batch_size, self.crop_px, self.seed, self.variation, self.replay_share
+        kinds = (self.kinds,) if any(self.kinds) else ()
+        return self.batch_size, self.crop_px, self.seed, self.variation, self.replay_share, *kinds
 
     def choose(self, rng: np.random.Generator) -> Iterable[Prepared]:
         """Choose the images of a batch, one for each crop."""
-        chosen = [self.items[i] for i in rng.permutation(len(self.items))[: self.batch_size]]
-        chosen = [chosen[k % len(chosen)] for k in range(self.batch_size)]
+        chosen = [self.items[i] for i in dealt(self.kinds, self.batch_size, rng)]
         if self.replay_share:
             others = int(self.replay_share * self.batch_size + rng.random())
             places = rng.integers(len(self.replay), size=others)
