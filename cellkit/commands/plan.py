@@ -114,12 +114,13 @@ def _ranked(given: argparse.Namespace, pool: Any, train: Any, done: Any) -> tupl
     from cellkit.labelling.rounds import write_proposal
     from cellkit.labelling.rules import rule_of
     from cellkit.models import get_backend
+    from cellkit.models.shared.diameter import as_settings
 
     backend, checkpoint = get_backend(pool.model.backend), pool.model.checkpoint
     settings = backend.Settings(**pool.model.config)
     diameter_px = diameter_for(backend, checkpoint, settings, pool.images)
     if diameter_px is not None:
-        settings = settings.model_copy(update={"diameter_px": diameter_px})
+        settings = settings.model_copy(update=as_settings(diameter_px, settings))
     proposals = predict_all(backend.load(checkpoint, settings), train, "propose", given.workers)
     model, needs = (backend, checkpoint, settings), rule_of(given.rule).needs
     features = features_of(train, proposals, model, needs, done, workers=given.workers)

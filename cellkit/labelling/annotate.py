@@ -18,6 +18,7 @@ from cellkit.errors import Quarantined, UserError, counted
 from cellkit.formats.labels import write_chosen_cells
 from cellkit.labelling.pseudo import pseudo_of
 from cellkit.log import LOG
+from cellkit.models.shared.diameter import as_settings
 from cellkit.modules import optional
 
 if TYPE_CHECKING:
@@ -313,14 +314,18 @@ def images_to_propose(images: CellDataset, use: str, preview: int, teacher: bool
 def with_diameter(config: Any, backend: Any, checkpoint: Path | None, images: CellDataset) -> Any:
     """Return the settings of a section with the diameter of `diameter_for`, and say it."""
     diameter_px = diameter_for(backend, checkpoint, config, images)
-    LOG.info(f"{config.model}: cells of {'any size' if diameter_px is None else f'about {diameter_px:.0f} px'}")
-    return config.model_copy(update={"diameter_px": diameter_px})
+    told = {"diameter_px": None} if diameter_px is None else as_settings(diameter_px, config)
+    each = ", which differ: each image is scaled by its own" if "diameter_of" in told else ""
+    LOG.info(f"{config.model}: cells of {'any size' if diameter_px is None else f'about {diameter_px:.0f} px'}{each}")
+    return config.model_copy(update=told)
 
 
 def diameter_for(
     backend: Any, checkpoint: Path | None, config: Any, images: CellDataset, most: int = 4
 ) -> float | None:
     """Return the cell diameter to label with, in px: the config's, else estimated on up to `most` images, else None.
+
+    Of images that differ it is a `cellkit.models.shared.diameter.First`.
 
     Only training images are measured, where there are any: test images decide nothing, validation images only what is
     kept. Only backends with an ``estimate_diameter`` need one.

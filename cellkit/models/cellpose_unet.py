@@ -396,7 +396,7 @@ def _searched(config: TrainSettings, settings: Mapping[str, Any]) -> list[str]:
 
 
 def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: Settings | None = None) -> float:
-    """Estimate the cell diameter in px of images without labels; say so where the estimate is doubtful.
+    """Estimate the cell diameter in px of images without labels, a `diameter.First` where they differ; say where it is doubtful.
 
     Where the checkpoint has Cellpose's size model beside it, that is used, and the median over the images taken; else that
     diameter on which the network agrees with itself, see `diameter.estimate`. Both look at crops of large images.

@@ -16,7 +16,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.formats.plain_pickle import read_plain_npy
-from cellkit.models.shared.diameter import bright_part, diameter_of
+from cellkit.models.shared.diameter import bright_part, diameter_of, one_or_first
 from cellkit.models.shared.inputs import NORMALISE, two_channels
 from cellkit.models.unet_maps import segment_image
 from cellkit.under_way import note_reading
@@ -103,7 +103,7 @@ def read_size_model(path: str | Path, styles: int = 256) -> SizeModel:
 
 
 def by_size_model(network: Any, path: Path, images: Sequence[np.ndarray], read_with: dict[str, Any]) -> float:
-    """Return the median of the diameters in px that the size model in a file gives to images.
+    """Return the median of the diameters in px that the size model in a file gives to images; a `First` where they differ.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def by_size_model(network: Any, path: Path, images: Sequence[np.ndarray], read_w
 
     channels, normalise = read_with["channels"], read_with["normalise"]
     each = [estimate_diameter(network, size_model, image, channels, find, normalise)[0] for image in images]
-    return float(np.median(each))
+    return one_or_first(each, float(np.median(each)))
 
 
 def estimate_diameter(

@@ -278,6 +278,7 @@ def _name_of(frame: Frame) -> str:
 def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion | None) -> Model:
     """Replace a diameter of "auto" by one estimated from a few evenly spaced images."""
     from cellkit.models import get_backend
+    from cellkit.models.shared.diameter import as_settings
 
     if model.config.get("diameter_px") != AUTO:
         return model
@@ -294,10 +295,11 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     if pictures:
         scale = pictures[0].scale
         shown = [picture.image for picture in pictures if picture.scale == scale]
-        config["diameter_px"] = round(
-            backend.estimate_diameter(model.checkpoint, shown, backend.Settings(**config)) / scale, 2
-        )
-        LOG.info(f"predict: diameter estimated as {config['diameter_px']} px")
+        settings = backend.Settings(**config)
+        config |= as_settings(backend.estimate_diameter(model.checkpoint, shown, settings), settings)
+        config["diameter_px"] = round(config["diameter_px"] / scale, 2)
+        each = ", from image to image" if config.get("diameter_of") == "image" else ""
+        LOG.info(f"predict: diameter estimated as {config['diameter_px']} px{each}")
     return replace(model, config=config, own_px=bool(pictures))
 
 

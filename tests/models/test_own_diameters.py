@@ -13,10 +13,12 @@ from PIL import Image
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
+from cellkit.config.sections import LabelConfig
 from cellkit.fetch.find import find_weights
+from cellkit.labelling.annotate import with_diameter
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import unet_batches, weights
-from cellkit.models.shared.diameter import diameter_of, middle_of
+from cellkit.models.shared.diameter import First, diameter_of, middle_of
 from cellkit.models.shared.fine_tuning import map_iou
 from cellkit.models.shared.flow_loss import dealt
 
@@ -95,3 +97,17 @@ def test_types_are_balanced_unless_told_otherwise(drawn, narrow_start):
         loss = unet_batches.loss_of(some, config, unet._uncalibrated(some, config))
         rare = [item is loss.items[2] for step in range(60) for item in loss.choose(np.random.default_rng(step))]
         assert np.mean(rare) == pytest.approx(wanted, abs=0.06)
+
+
+def test_an_estimate_of_images_that_differ_is_a_first_one_and_each_is_then_looked_at_again(of_two_sizes, drawn, capsys):
+    config = LabelConfig(model="starter_light", precision="float32")
+    weights_path, both = find_weights("starter_light"), [of_two_sizes.image(k) for k in range(2)]
+    px = unet.estimate_diameter(weights_path, both, config)
+    assert isinstance(px, First)
+    found = with_diameter(config, unet, weights_path, of_two_sizes)
+    assert found.diameter_of == "image" and found.diameter_px == pytest.approx(px, rel=0.2)
+    assert "which differ: each image is scaled by its own" in capsys.readouterr().err
+    told = with_diameter(config.model_copy(update={"diameter_of": "batch"}), unet, weights_path, of_two_sizes)
+    assert told.diameter_of == "batch", "what is set stays"
+    alike = with_diameter(config, unet, weights_path, drawn)
+    assert alike.diameter_of is None and alike.diameter_px == pytest.approx(diameter_of(drawn.instances), rel=0.3)

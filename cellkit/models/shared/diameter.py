@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ CLEARLY, ENOUGH = (
 )  # times the diameter assumed, and cells found: from there on an image has a diameter of its own
 FARTHEST = 2.0  # times the diameter assumed: no image's own is more, or less than its inverse
 LOOKS = 2  # at an image again, at most, each at the diameter of what was found before
+SURE = 0.35  # share of the runs that have to agree on a diameter
 DIFFER = 1.5  # times percentile 5 of the labelled images' diameters percentile 95: from there on each has its own
 LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
 
@@ -87,13 +89,38 @@ def middle_of(areas_px: Iterable[np.ndarray | None]) -> float | None:
     >>> round(middle_of([small, large]), 1), middle_of([small, small, large[:2], None]), middle_of([])
     (16.9, None, None)
     """
-    each = [_typical(areas) for areas in areas_px if areas is not None and len(areas) >= ENOUGH]
-    smallest, middle, largest = np.percentile(each, (5, 50, 95)) if each else (1.0, 1.0, 1.0)
+    return _middle([_typical(areas) for areas in areas_px if areas is not None and len(areas) >= ENOUGH])
+
+
+def _middle(each_px: Sequence[float]) -> float | None:
+    smallest, middle, largest = np.percentile(each_px, (5, 50, 95)) if len(each_px) else (1.0, 1.0, 1.0)
     return float(middle) if largest >= DIFFER * smallest else None
 
 
+class First(float):
+    """A diameter in px that images are looked at with first; each has its own, which what is found then tells."""
+
+
+def one_or_first(each_px: Sequence[float], together_px: float) -> float:
+    """Return the diameter of all images together, or a `First` where those of each differ as `middle_of` says.
+
+    Examples
+    --------
+    >>> one_or_first([28.0, 31.0], 30.0), one_or_first([10.0, 12.0, 50.0], 11.0), type(one_or_first([10.0, 50.0], 11.0))
+    (30.0, 12.0, <class 'cellkit.models.shared.diameter.First'>)
+    """
+    middle_px = _middle(each_px)
+    return together_px if middle_px is None else First(middle_px)
+
+
+def as_settings(px: float, settings: Any) -> dict[str, Any]:
+    """Return what to set for a diameter that was estimated: whose it is too, where that is not set and images differ."""
+    whose = isinstance(px, First) and getattr(settings, "diameter_of", "") is None
+    return {"diameter_px": float(px)} | ({"diameter_of": "image"} if whose else {})
+
+
 def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np.ndarray]) -> float:
-    """Estimate the cell diameter in px of images without labels; say so where the estimate is doubtful.
+    """Estimate the cell diameter in px of images without labels, a `First` where they differ; say so where it is doubtful.
 
     The network is run on each image as if its cells were 4, 6, 10, 16 ... px across, on a crop of about eight such cells at
     the image's brightest place. A real cell is found, always of the same size, when its own diameter is assumed and up to
@@ -110,11 +137,14 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
     largest = max(max(image.shape[:2]) for image in images)
     sizes = np.exp(np.arange(np.log(LEAST_DIAMETER_PX), np.log(1.1 * max(largest, 8)), 0.05))
     tasks = [(image, assumed_px) for image in images for assumed_px in assumed_of(image.shape[:2])]
-    agreement = np.zeros(len(sizes))
+    each = {id(image): np.zeros(len(sizes)) for image in images}
     for image, assumed_px in progress(tasks, "cell diameter"):
         part = bright_part(image, round(PART_CELLS * assumed_px))
-        agreement += _agreement(find(part, assumed_px), assumed_px, sizes)
-    agreement /= max(len(images), 1)
+        each[id(image)] += _agreement(find(part, assumed_px), assumed_px, sizes)
+    own_px = one_or_first([float(sizes[one.argmax()]) for one in each.values() if one.max() >= SURE], 0.0)
+    if isinstance(own_px, First):
+        return own_px
+    agreement = sum(each.values()) / max(len(images), 1)
     best = int(agreement.argmax())
     other = agreement[np.abs(np.log(sizes / sizes[best])) > 0.5]
     rival = sizes[agreement == other.max()][0] if other.size and other.max() > 0.85 * agreement[best] else None
@@ -123,7 +153,7 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
             f"no cell is found at any diameter; {CELL_PX:g} px is taken. Set the diameter if cells are of another size"
         )
         return CELL_PX
-    if agreement[best] < 0.35 or rival is not None:
+    if agreement[best] < SURE or rival is not None:
         why = f"; {rival:.0f} px fits nearly as well" if rival is not None else ""
         LOG.info(
             f"the cell diameter of about {sizes[best]:.0f} px is doubtful{why}: look at the proposals, or set the diameter"
