@@ -123,7 +123,7 @@ class RunImages:
         assumed, at_px = self.diameter(section), scale_px(own)
         if not self.looks_twice(section) or not at_px:
             return sizes
-        if own.diameter_of != "image" and (section != "finetune" or middle_of(self.areas) is None):
+        if own.diameter_of != "image" and (section not in ("label", "finetune") or middle_of(self.areas) is None):
             return sizes
         each = zip(self.records, self.px, self.own_diameters(assumed), strict=True)
         again = {one.image_id: (at_px / px) ** 2 * count / 1e6 for one, count, px in each if px != assumed}

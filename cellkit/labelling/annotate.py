@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cellkit.labelling.corrections import Correction
     from cellkit.scores.iou import Overlaps
 
+MEASURED = 8  # images on which a diameter is estimated: of four it cannot be told whether a set's differ
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -321,7 +323,7 @@ def with_diameter(config: Any, backend: Any, checkpoint: Path | None, images: Ce
 
 
 def diameter_for(
-    backend: Any, checkpoint: Path | None, config: Any, images: CellDataset, most: int = 4
+    backend: Any, checkpoint: Path | None, config: Any, images: CellDataset, most: int = MEASURED
 ) -> float | None:
     """Return the cell diameter to label with, in px: the config's, else estimated on up to `most` images, else None.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-AUTO_IMAGES = 5
+AUTO_IMAGES = 8
 
 
 CONVERT, LABEL = "01_convert", "02_label_with_cellpose"
