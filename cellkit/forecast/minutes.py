@@ -14,11 +14,10 @@ from cellkit.models.gate import NOBODY, QUARTERS, THREE_PARTS, choosers
 from cellkit.models.interpolation import STEPS
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import Cost, Course
-from cellkit.models.shared.diameter import tried_mpx
+from cellkit.models.shared.diameter import MEASURED, tried_mpx
 from cellkit.models.shared.fine_tuning import SEARCHED_ON
 
 STARTS = {"convert": 2, "label": 2, "finetune": 2, "coco": 2, "maskrcnn": 2, "evaluate": 4}  # times all imports
-MEASURED = 8  # images on which a diameter is estimated, see `labelling.annotate.diameter_for`
 OTHERS_MPX = 0.2  # of the cells of other kinds that 03 scores its models on
 FLOOR = "threshold"  # finds cells in notebook 02, beside the backend that is named
 

@@ -18,7 +18,7 @@ from cellkit.errors import Quarantined, UserError, counted
 from cellkit.formats.labels import write_chosen_cells
 from cellkit.labelling.pseudo import pseudo_of
 from cellkit.log import LOG
-from cellkit.models.shared.diameter import as_settings
+from cellkit.models.shared.diameter import MEASURED, as_settings
 from cellkit.modules import optional
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from cellkit.labelling.corrections import Correction
     from cellkit.scores.iou import Overlaps
-
-MEASURED = 8  # images on which a diameter is estimated: of four it cannot be told whether a set's differ
 
 
 @dataclass(frozen=True)

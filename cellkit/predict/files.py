@@ -31,7 +31,7 @@ from cellkit.parallel import map_items
 from cellkit.predict.each import ALONE, LARGE, FindAndWrite, Outcome, Outputs, Reader
 from cellkit.predict.images import read_picture
 from cellkit.predict.large_files import contents_of, find_large, refuse_form
-from cellkit.predict.model import AUTO, AUTO_IMAGES, Model
+from cellkit.predict.model import AUTO, Model
 from cellkit.predict.outputs import ending_of, parts_of, refuse_corrections
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def _name_of(frame: Frame) -> str:
 def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion | None) -> Model:
     """Replace a diameter of "auto" by one estimated from a few evenly spaced images."""
     from cellkit.models import get_backend
-    from cellkit.models.shared.diameter import as_settings
+    from cellkit.models.shared.diameter import MEASURED, as_settings
 
     if model.config.get("diameter_px") != AUTO:
         return model
@@ -286,7 +286,7 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     if optional(backend, "estimate_diameter") is None:
         raise UserError(f"{model.backend} cannot estimate a diameter", "give it in px: --diameter 30")
     pictures = []
-    for place in evenly_spaced(len(frames), AUTO_IMAGES):
+    for place in evenly_spaced(len(frames), MEASURED):
         try:
             pictures.append(read_picture(frames[place], conversion))
         except Exception as error:  # it is skipped, with the same reason, when its turn comes

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-AUTO_IMAGES = 8
-
-
 CONVERT, LABEL = "01_convert", "02_label_with_cellpose"
 
 

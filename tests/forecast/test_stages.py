@@ -270,10 +270,12 @@ def test_of_a_large_network_its_memory_and_what_it_sees_are_counted(config, monk
         assert remark.endswith("(label.backend: cellpose_unet, finetune.backend: cellpose_unet)")
 
 
-def test_estimating_a_diameter_is_counted_by_the_size_of_images_and_a_second_look_where_it_is_asked_for(config, timed):
+def test_estimating_a_diameter_is_counted_by_the_size_of_images_and_a_second_look_where_there_will_be_one(
+    config, timed
+):
     cfg = config("convert: {source: folder}\nfinetune: {steps: 100}")
     told = [forecast_run(cfg, STAGES, images(side=side))["02_label_with_cellpose"].seconds for side in (256, 2048)]
-    looked = [2 * (4 * tried_mpx((side, side)) + 10 * side**2 / 1e6 + 4 * side**2 / 1e6) for side in (256, 2048)]
+    looked = [2 * (6 * tried_mpx((side, side)) + 10 * side**2 / 1e6 + 4 * side**2 / 1e6) for side in (256, 2048)]
     assert told == pytest.approx([8 + seconds for seconds in looked], abs=0.1)
     cells = [Instances.from_boxes([[60 * k, 0, side, side] for k in range(9)], (1000, 1000)) for side in (27, 27, 53)]
     once, twice = (
@@ -283,3 +285,6 @@ def test_estimating_a_diameter_is_counted_by_the_size_of_images_and_a_second_loo
     sizes = run[0].found_sizes("finetune")
     again = {name: run[1].found_sizes("finetune")[name] / sizes[name] for name in sizes}
     assert again["0"] == again["1"] == 1 and again["2"] == pytest.approx(1 + (27 / 53) ** 2)
+    unset = [RunImages(cfg, images(1, 1, 1)[:3], labels) for labels in (cells, cells[:1] * 3)]
+    assert unset[0].found_sizes("finetune") == run[1].found_sizes("finetune"), "their labels differ by half"
+    assert unset[1].found_sizes("finetune") == sizes, "these do not"

@@ -20,6 +20,7 @@ CLEARLY, ENOUGH = (
     5,
 )  # times the diameter assumed, and cells found: from there on an image has a diameter of its own
 FARTHEST = 2.0  # times the diameter assumed: no image's own is more, or less than its inverse
+MEASURED = 8  # images on which a diameter is estimated, at most: of four it cannot be told whether a set's differ
 LOOKS = 2  # at an image again, at most, each at the diameter of what was found before
 SURE = 0.35  # share of the runs that have to agree on a diameter
 DIFFER = 1.5  # times percentile 5 of the labelled images' diameters percentile 95: from there on each has its own
