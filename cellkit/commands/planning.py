@@ -117,7 +117,7 @@ def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
         raise UserError("no model is named", "name one: --model starter, or RUN:cellpose of a finished run")
     if not given.out:
         raise UserError("no folder for the files to correct is named", "name one: -o to_correct")
-    model, out, links = find_model(given.model), Path(given.out), []
+    model, out, links = _unsized(find_model(given.model)), Path(given.out), []
     frames, failed = find_frames(find_images(given.images, avoid=[out], outside=links))
     refuse_inputs_as_outputs(frames, [out])
     quarantined = links + failed
@@ -130,6 +130,18 @@ def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
     by_person = beside | _saved(images, [out, *map(Path, given.labelled or [])])
     back = f"Back: give {given.out} as label.use of a run on these images; or cellkit coco {given.out} -o CELLS.json"
     return Pool(images, by_person, model, out, back, None, quarantined)
+
+
+def _unsized(model: Model) -> Model:
+    """Return start weights without the diameter of their card, so that it is estimated, as in notebook 02; others as they are."""
+    from dataclasses import replace
+
+    from cellkit.fetch.find import weights_names
+
+    if model.name not in weights_names() or Path(model.name).is_file():
+        return model
+    kept = {name: value for name, value in model.config.items() if name not in ("diameter_px", "diameter_of")}
+    return replace(model, config=kept)
 
 
 def _converted(

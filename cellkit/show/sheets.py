@@ -117,7 +117,7 @@ def _title_of(record: ImageRecord, cells: Instances | None) -> str:
     notes = [counted(len(cells), "cell")] if cells is not None else []
     notes += [record.flags.replace(";", ", ").replace("_", " ")] if record.flags else []
     name = shortened(record.image_id)
-    return textwrap.fill(f"{name}: {', '.join(notes)}" if notes else name, 34)
+    return textwrap.fill(f"{name}: {', '.join(notes)}" if notes else name, 30)  # hexadecimal names are wide
 
 
 def _class_legend(figure: Figure, class_ids: Sequence[np.ndarray], classes: Sequence[str]) -> None:

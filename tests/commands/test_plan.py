@@ -105,6 +105,24 @@ def test_a_folder_of_pictures_is_planned_with_a_named_model(drawn, tmp_path, sai
     assert len(list(out.glob("*_seg.npy"))) == 1
 
 
+def test_start_weights_look_with_the_diameter_of_the_cells_there(drawn, tmp_path, said):
+    """Pictures enlarged twice: at the 30 px of the card their cells are not told apart as well."""
+    for k in range(2):
+        write_png(tmp_path / f"p/{k}.png", drawn.image(k).repeat(2, axis=0).repeat(2, axis=1))
+        write_png(tmp_path / f"whole/{k}.png", drawn.image(k))
+    for name in ("p", "whole"):
+        assert said("plan", tmp_path / name, "--model", "starter_light", "-o", tmp_path / f"to_{name}")[0] == 0
+    cells = [ranked(tmp_path / f"to_{name}").set_index("image_id")["cells"] for name in ("p", "whole")]
+    for twice, once in zip(*(one.sort_index() for one in cells), strict=True):
+        assert abs(twice - once) <= 0.1 * once
+    from cellkit.commands.planning import _unsized
+    from cellkit.predict.model import find_model
+
+    assert "diameter_px" not in _unsized(find_model("starter_light")).config
+    path = find_model("starter_light").checkpoint
+    assert _unsized(find_model(path)).config["diameter_px"] == 30.0, "a checkpoint has the diameter it was tuned with"
+
+
 @pytest.mark.parametrize(
     ("flags", "problem", "remedy"),
     [
