@@ -44,8 +44,11 @@ SETS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> its configuration, an
     "two_lines": ("two_lines", {}),
     "dkfz": ("dkfz", {}),
     "dsb2018": ("dsb2018", {"convert.modalities": FLUORESCENCE}),
+    "dsb2018_small": ("dsb2018", {"convert.modalities": ["fluor_small"]}),
+    "dsb2018_large": ("dsb2018", {"convert.modalities": ["fluor_large"]}),
     "dsb2018_purple": ("dsb2018", {"convert.modalities": ["purple_on_purple"]}),
     "dsb2018_all": ("dsb2018", {"convert.modalities": None}),
+    "sartorius": ("sartorius", {"convert.split_by": "image"}),  # its table need not name plates
 }
 CHOSE = "chose a step of the base"
 LEAST_NUCLEI = 3  # of a picture that starter weights are made with

@@ -26,7 +26,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "cells.records": ("write_records",),
     "config.reading": ("load_config",),
     "errors": ("UserError",),
-    "evaluate.adaptation": ("adapt", "images_that_teach"),
+    "evaluate.adaptation": ("adapt", "images_that_teach", "regime_for"),
     "evaluate.box_counts": (
         "box_totals",
         "count_errors",

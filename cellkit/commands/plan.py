@@ -120,7 +120,7 @@ def _ranked(given: argparse.Namespace, pool: Any, train: Any, done: Any) -> tupl
     settings = backend.Settings(**pool.model.config)
     diameter_px = diameter_for(backend, checkpoint, settings, pool.images)
     if diameter_px is not None:
-        settings = settings.model_copy(update=as_settings(diameter_px, settings))
+        settings = settings.model_copy(update=as_settings(diameter_px, settings, checkpoint))
     proposals = predict_all(backend.load(checkpoint, settings), train, "propose", given.workers)
     model, needs = (backend, checkpoint, settings), rule_of(given.rule).needs
     features = features_of(train, proposals, model, needs, done, workers=given.workers)

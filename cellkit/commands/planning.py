@@ -136,9 +136,9 @@ def _unsized(model: Model) -> Model:
     """Return start weights without the diameter of their card, so that it is estimated, as in notebook 02; others as they are."""
     from dataclasses import replace
 
-    from cellkit.fetch.find import weights_names
+    from cellkit.predict.model import is_unsized
 
-    if model.name not in weights_names() or Path(model.name).is_file():
+    if not is_unsized(model):
         return model
     kept = {name: value for name, value in model.config.items() if name not in ("diameter_px", "diameter_of")}
     return replace(model, config=kept)

@@ -47,7 +47,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="read images larger than this in windows of this side; default: those that do not fit into the memory",
     )
-    parser.add_argument("--diameter", metavar="PX", help="cell diameter in px of the given files, or auto: estimated")
+    parser.add_argument(
+        "--diameter",
+        metavar="PX",
+        help="cell diameter in px of the given files, or auto: estimated (default the model's own; of start weights 30)",
+    )
     parser.add_argument(
         "--fuse", metavar="MODEL", action="append", help="fuse MODEL with this one too; may be repeated"
     )

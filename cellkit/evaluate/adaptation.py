@@ -158,8 +158,7 @@ def adapt(backend: ModuleType, labelled: CellDataset, settings: Any, folder: str
     UserError
         As the backend: no labelled cell to train on, no weights to start from.
     """
-    folder, least = Path(folder), getattr(settings, "min_train_masks", 1)
-    regime = regime_of(labelled, getattr(settings, "folds", FOLDS), least, getattr(settings, "seed", 0))
+    folder, regime = Path(folder), regime_for(labelled, settings)
     LOG.info(f"who judges: {regime}")
     make = _three_parts if regime.name in (THREE_PARTS, NOBODY) else _cross_fitted
     adapted = make(backend, labelled, settings, folder, regime)
@@ -167,6 +166,12 @@ def adapt(backend: ModuleType, labelled: CellDataset, settings: Any, folder: str
     for path in adapted.models.values():
         add_to_card(path, **told)
     return adapted
+
+
+def regime_for(labelled: CellDataset, settings: Any) -> Regime:
+    """Return who teaches, chooses and judges in `adapt`, with the same arguments."""
+    least = getattr(settings, "min_train_masks", 1)
+    return regime_of(labelled, getattr(settings, "folds", FOLDS), least, getattr(settings, "seed", 0))
 
 
 def images_that_teach(labelled: CellDataset, regime: Regime) -> CellDataset:

@@ -35,8 +35,13 @@ def untaught_lines(records: Iterable[ImageRecord], teach: Iterable[ImageRecord])
     return dict(sorted(Counter(line for line in lines if line and line != MIXED and line not in taught).items()))
 
 
-def describe_untaught(lines: Mapping[str, int]) -> str:
+def describe_untaught(lines: Mapping[str, int], teach: Iterable[ImageRecord] = ()) -> str:
     """Say of which cell lines no labelled image teaches, as `untaught_lines` found, and what to do; or that there is none.
+
+    Parameters
+    ----------
+    teach : iterable of ImageRecord
+        As for `untaught_lines`: where an image of several lines is among them, it is said that this is not known.
 
     Examples
     --------
@@ -46,6 +51,8 @@ def describe_untaught(lines: Mapping[str, int]) -> str:
     >>> describe_untaught({})
     'every cell line has an image that teaches'
     """
+    if not lines and any(record.cell_type == MIXED for record in teach):
+        return "an image of several lines teaches: whether every line is in one that does is not known"
     if not lines:
         return "every cell line has an image that teaches"
     each = ", ".join(f"{line} ({counted(images, 'image')})" for line, images in lines.items())

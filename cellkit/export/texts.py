@@ -20,8 +20,8 @@ READING = """## What it is shown
 
 A float32 tensor (pictures, 2, height, width): {channels}. For each picture:
 
-1. Scale it so that its cells are {cell_px:g} px wide. The cells of the training are {diameter_px:.3g} px wide: those pictures are
-   scaled by {scale:.3g}. What becomes smaller is scaled by area, what becomes larger bilinearly.{own_diameter}
+1. Scale it so that its cells are {cell_px:g} px wide. {scaled} What becomes smaller is scaled by
+   area, what becomes larger bilinearly.
 2. Bring the percentiles {low:g} and {high:g} of each channel of the whole picture to 0 and 1; nothing is cut off above or
    below. A channel of one value becomes 0.
 3. Put {frame_px} px of zeros around it, and as many more at the right and below as make height and width multiples of 8.
@@ -66,20 +66,22 @@ Measured when it was made:
 
 Count on your own pictures: draw the outlines of some, and compare. cellkit does that with `cellkit score TRUTH FOUND`.
 """
-OWN_DIAMETER = """
-   When cellkit reads it, the diameter is that of the cells found in a first pass, picture by picture (between a half and twice
-   that one), and once more with that where it is another again."""
+ONE_DIAMETER = """The cells of the training are {diameter_px:.3g} px wide:
+   those pictures are scaled by {scale:.3g}."""
+OWN_DIAMETER = """Their size differed from picture to picture in the training, so each was
+   scaled by {cell_px:g} over the diameter of its own cells: measure that of each picture. cellkit takes {diameter_px:.3g} px
+   first, then the diameter of the cells found so (between a half and twice that one), and once more with that where it is another
+   again."""
 
 
 def reading(model: Exported) -> str:
     """Return, in Markdown, how a network's maps are made and read, with the numbers of its card."""
     used = model.used
+    px = {"cell_px": model.cell_px, "diameter_px": used["diameter_px"], "scale": model.cell_px / used["diameter_px"]}
     return READING.format(
         channels=SHOWN[used["channels"]],
         cell_px=model.cell_px,
-        diameter_px=used["diameter_px"],
-        scale=model.cell_px / used["diameter_px"],
-        own_diameter=OWN_DIAMETER if used["diameter_of"] == "image" else "",
+        scaled=(OWN_DIAMETER if used["diameter_of"] == "image" else ONE_DIAMETER).format(**px),
         low=used["normalise"][0],
         high=used["normalise"][1],
         frame_px=FRAME_PX,

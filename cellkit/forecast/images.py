@@ -77,13 +77,28 @@ class RunImages:
         return workers if cluster.is_none and workers > 1 else 0
 
     def diameter(self, section: str) -> float:
-        """Return the diameter of cells (px) that a section is told, else that of the labels, else 30."""
-        return getattr(self.section(section), "diameter_px", None) or self.diameter_px
+        """Return the diameter of cells (px) that a section is told, else that of the labels, else 30.
+
+        Where each image will be looked at again it is the one that they are looked at with first.
+        """
+        first_px = middle_of(self.areas) if self.looks_twice(section) else None
+        return getattr(self.section(section), "diameter_px", None) or first_px or self.diameter_px
 
     def looks_twice(self, section: str) -> bool:
         """Tell whether a section's model may look at an image again, at the diameter of the cells that it found there."""
         own = self.section(section)
         return hasattr(own, "diameter_of") and own.diameter_of != "batch" and not getattr(own, "diameter_px", None)
+
+    def differ(self, section: str) -> bool:
+        """Tell whether a section's model is expected to look at each image by its own diameter: told so, or as labels differ."""
+        if not self.looks_twice(section):
+            return False
+        asked = section in ("label", "finetune") and middle_of(self.areas) is not None
+        return asked or self.section(section).diameter_of == "image"
+
+    def times_searched(self, section: str) -> int:
+        """Return how often a search reads its images: with one diameter for all, and with their own where that is not told."""
+        return 2 if self.differ(section) and self.section(section).diameter_of is None else 1
 
     def own_diameters(self, assumed_px: float) -> list[float]:
         """Return the diameter of the cells of each image (px), as a model that looks again takes it; else the one assumed."""
@@ -119,11 +134,8 @@ class RunImages:
 
     def found_sizes(self, section: str) -> dict[str, float]:
         """Return the same of finding cells: of a model that is told to look again, at the cells' own diameter, both looks."""
-        sizes, own = self.sizes(section), self.section(section)
-        assumed, at_px = self.diameter(section), scale_px(own)
-        if not self.looks_twice(section) or not at_px:
-            return sizes
-        if own.diameter_of != "image" and (section not in ("label", "finetune") or middle_of(self.areas) is None):
+        sizes, assumed, at_px = self.sizes(section), self.diameter(section), scale_px(self.section(section))
+        if not self.differ(section) or not at_px:
             return sizes
         each = zip(self.records, self.px, self.own_diameters(assumed), strict=True)
         again = {one.image_id: (at_px / px) ** 2 * count / 1e6 for one, count, px in each if px != assumed}

@@ -57,7 +57,7 @@ def training_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
     scored = min(chosen, config.val_images or chosen) / max(run.count("val"), 1)
     course = course_of(config, len(train))
     scores = (-(-steps_of(config, len(train)) // (course.networks * config.eval_every)) + 1) * course.networks
-    seconds = one_training_s(train, config, cost, cost.searches, course)
+    seconds = one_training_s(train, config, cost, cost.searches * run.times_searched(section), course)
     seconds += cost.find_s * val * scored * scores * course.scored + cost.find_s * course.unseen * sum(train)
     found = run.found_sizes(section)
     held_out = sum(found[one.image_id] for one in run.records if one.split in ("val", "test"))
@@ -88,7 +88,7 @@ def _adapting_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
     """Return the seconds of `cellkit.evaluate.adaptation.adapt`, and of what is predicted afterwards."""
     labelled, regime = run.labelled, run.regime
     size, found, points = run.sizes(section), run.found_sizes(section), len(STEPS) if cost.searches > 1 else 1
-    seconds = cost.find_s * cost.searches * OTHERS_MPX
+    seconds, searches = cost.find_s * cost.searches * OTHERS_MPX, cost.searches * run.times_searched(section)
     if regime.name in (THREE_PARTS, NOBODY):
         seconds += cost.find_s * points * sum(found[name] for name in regime.choosers)
         return seconds + training_s(run, section, config, cost)
@@ -100,9 +100,9 @@ def _adapting_s(run: RunImages, section: str, config: Any, cost: Cost) -> float:
     short, whole = fold_settings(config), 1 - 1 / QUARTERS
     for held in regime.folds or (regime.judges,) * QUARTERS:
         taught = [size[name] * (whole if name in held else 1) for name in teach if not regime.folds or name not in held]
-        seconds += one_training_s(taught, short, cost, cost.searches)
+        seconds += one_training_s(taught, short, cost, searches)
         seconds += cost.find_s * points * sum(found[name] for name in held)
-    seconds += one_training_s([size[name] for name in teach], config, cost, cost.searches)
+    seconds += one_training_s([size[name] for name in teach], config, cost, searches)
     val = {name for name, split in teach.items() if split == "val"}
     if val and not any(val <= set(held) for held in regime.folds):  # a run without validation images is one more
         seconds += one_training_s([size[name] for name in teach if name not in val], short, cost, 1)

@@ -314,7 +314,7 @@ def images_to_propose(images: CellDataset, use: str, preview: int, teacher: bool
 def with_diameter(config: Any, backend: Any, checkpoint: Path | None, images: CellDataset) -> Any:
     """Return the settings of a section with the diameter of `diameter_for`, and say it."""
     diameter_px = diameter_for(backend, checkpoint, config, images)
-    told = {"diameter_px": None} if diameter_px is None else as_settings(diameter_px, config)
+    told = {"diameter_px": None} if diameter_px is None else as_settings(diameter_px, config, checkpoint)
     each = ", which differ: each image is scaled by its own" if "diameter_of" in told else ""
     LOG.info(f"{config.model}: cells of {'any size' if diameter_px is None else f'about {diameter_px:.0f} px'}{each}")
     return config.model_copy(update=told)

@@ -229,7 +229,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     out, settings = Path(out), merged(config, UNSET, DEFAULTS)
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "finetune.min_area_px")
-    ask_for_memory(train, val, settings["diameter_px"] or CELL_PX, KEPT_BYTES, BYTES_PER_PX)
+    ask_for_memory(train, val, [settings["diameter_px"] or CELL_PX], KEPT_BYTES, BYTES_PER_PX)
     network = load_start(config.base, config.seed, precision=config.precision)
     loss_at = loss_of(network, _items(train, settings, out / "flows"), config)
     adapted = {**how_adapted(config), "trained": trained_numbers(network)[0]}

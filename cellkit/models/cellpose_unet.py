@@ -51,7 +51,7 @@ from cellkit.models.shared.live import Live, of_maps
 from cellkit.models.shared.processes import check_processes, place, train_shared
 from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
-from cellkit.models.unet_batches import SCRATCH, in_processes, loss_of, refuse_frozen_scratch
+from cellkit.models.unet_batches import SCRATCH, in_processes, loss_of, refuse_frozen_scratch, scaled_by
 from cellkit.models.unet_maps import maps_to_read, segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, search_settings
 from cellkit.models.unet_style import style  # noqa: F401 - an ability of this backend
@@ -148,7 +148,9 @@ class TrainSettings(Schedule, Settings, KeepsMaps, SharesBatches):
         description="of the crops, those of drawn cells as the starter weights know them, so that less is forgotten",
     )
     balance_types: bool = Field(
-        True, description="deal crops evenly over the cell types, however many images each has; false = over the images"
+        True,
+        description="deal crops evenly over the cell types, however many images each has, and to mixed images as many as "
+        "to others; false = over the images",
     )
     rotate: bool = Field(True, description="turn crops by any angle; false = only flip and zoom them")
     intensities: Literal["mild", "strong"] = Field(
@@ -263,7 +265,8 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     diameter_px = settings["diameter_px"]
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "finetune.min_area_px")
-    ask_for_memory(train, val, _smallest_px(settings), 20, BYTES_PER_PX)
+    each_px = [scaled_by(cells, settings) for cells in train.instances]
+    ask_for_memory(train, val, each_px, 20, BYTES_PER_PX, _smallest_px(settings))
     loss_at = loss_of(train, config, settings, out / "flows")
     network, shared = loss_at.network, in_processes(loss_at)
     scored, choosing = scored_along(val, config.val_images)
@@ -432,15 +435,12 @@ def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> floa
 
     Encoding and decoding are those of training and prediction: to 30 px per cell, to flows, along the flows, and back.
     """
-    settings = merged(config, {}, AS_CELLPOSE)
-    diameter_px = config.diameter_px or diameter.diameter_of(labelled.instances)
-    channels = config.channels
-    pairs = []
+    settings, read_with, pairs = merged(config, {}, AS_CELLPOSE), _uncalibrated(labelled, config), []
     if config.min_area_px is not None:
         refuse_small(labelled, config.min_area_px, "finetune.min_area_px")
     some = labelled.sample(most)
     for image, truth in (some[k] for k in range(len(some))):
-        maps = prepare(image, truth, diameter_px, channels=channels).target.copy()
+        maps = prepare(image, truth, scaled_by(truth, read_with), channels=config.channels).target.copy()
         maps[2] = np.where(maps[2] > 0, 6, -6)
         pairs.append((truth, masks_of(maps, truth.shape, **settings)))
     return map_iou(pairs)

@@ -90,9 +90,10 @@ def regime_of(labelled: CellDataset, folds: int = FOLDS, least: int = 1, seed: i
     known = labelled.without_proposed()
     val, both = known.select("val"), known.subset([r.split in ("train", "val") for r in known.records])
     if len(chosen := choosers(val.records)):
-        return Regime(THREE_PARTS, tuple(chosen), tuple(r.image_id for r in val.records if r.image_id not in chosen))
+        others = tuple(r.image_id for r in val.records if r.image_id not in chosen)
+        return Regime(THREE_PARTS, tuple(chosen), others, least=least)
     if len(val.records) and len({unit_of(r) for r in val.records}) >= CHOOSE_FROM:
-        return Regime(THREE_PARTS, (), tuple(r.image_id for r in val.records))
+        return Regime(THREE_PARTS, (), tuple(r.image_id for r in val.records), least=least)
     names, least = tuple(record.image_id for record in both.records), max(least, 1)
     able = [r for r, cells in zip(both.records, both.instances, strict=True) if len(cells) >= least]
     about = {"least": least, "labelled": len(names)}

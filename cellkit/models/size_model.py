@@ -16,7 +16,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.formats.plain_pickle import read_plain_npy
-from cellkit.models.shared.diameter import bright_part, diameter_of, one_or_first
+from cellkit.models.shared.diameter import ENOUGH, bright_part, diameter_of, one_or_first
 from cellkit.models.shared.inputs import NORMALISE, two_channels
 from cellkit.models.unet_maps import segment_image
 from cellkit.under_way import note_reading
@@ -105,6 +105,8 @@ def read_size_model(path: str | Path, styles: int = 256) -> SizeModel:
 def by_size_model(network: Any, path: Path, images: Sequence[np.ndarray], read_with: dict[str, Any]) -> float:
     """Return the median of the diameters in px that the size model in a file gives to images; a `First` where they differ.
 
+    Images in which hardly a cell is found do not tell whether they differ.
+
     Parameters
     ----------
     read_with : dict
@@ -115,14 +117,17 @@ def by_size_model(network: Any, path: Path, images: Sequence[np.ndarray], read_w
     UserError
         As `read_size_model`.
     """
-    size_model = read_size_model(path, network.widths[-1])
+    size_model, counts = read_size_model(path, network.widths[-1]), []
 
     def find(image: np.ndarray, px: float) -> Instances:
-        return segment_image(network, image, px, **read_with)
+        found = segment_image(network, image, px, **read_with)
+        counts.append(len(found))
+        return found
 
     channels, normalise = read_with["channels"], read_with["normalise"]
     each = [estimate_diameter(network, size_model, image, channels, find, normalise)[0] for image in images]
-    return one_or_first(each, float(np.median(each)))
+    told = [px for px, count in zip(each, counts, strict=True) if count >= ENOUGH]
+    return one_or_first(told, float(np.median(each)))
 
 
 def estimate_diameter(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellkit.cells.records import MIXED
 from cellkit.errors import UserError
 from cellkit.models.shared import diameter
 from cellkit.models.shared.flow_loss import FlowLoss, Prepared, Variation, prepare
@@ -45,16 +46,17 @@ def loss_of(train: CellDataset, config: Any, settings: Mapping[str, Any], cache:
     network.freeze(config.frozen_levels, config.fixed_norms and config.base != SCRATCH)
     each = progress(range(len(train)), "flows of training images")
     shown = {"channels": settings["channels"], "normalise": settings["normalise"]}
-    items = [prepare(*train[i], _diameter(train.instances[i], settings), cache, **shown) for i in each]
+    items = [prepare(*train[i], scaled_by(train.instances[i], settings), cache, **shown) for i in each]
     refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
     variation = Variation(config.rotate, config.intensities == "strong", config.outside_counts)
     share = config.replay_share
     replay = replayed(config.seed, cache) if share else []
-    kinds = [record.cell_type for record in train.records] if config.balance_types else []
+    types = [record.cell_type for record in train.records] if config.balance_types else []
+    kinds = ["" if kind == MIXED else kind for kind in types]
     return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation, replay, share, kinds)
 
 
-def _diameter(cells: Instances, settings: Mapping[str, Any]) -> float:
+def scaled_by(cells: Instances, settings: Mapping[str, Any]) -> float:
     """Return the diameter that an image is scaled by: as it will be when predicted, if what is found there is right."""
     assumed_px = settings["diameter_px"]
     return diameter.own_diameter(cells, assumed_px) if settings["diameter_of"] == "image" else assumed_px

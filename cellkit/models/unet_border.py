@@ -214,7 +214,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         return train_shared(NAME, TrainSettings, train, val, config, out)
     classes = classes_of(train)
     shape, settings = _shape(config, len(classes)), _uncalibrated(train, config)
-    ask_for_memory(train, val, settings["diameter_px"], 8 * len(CHANNELS[config.channels]), BYTES_PER_PX)
+    ask_for_memory(train, val, [settings["diameter_px"]], 8 * len(CHANNELS[config.channels]), BYTES_PER_PX)
     network = start_network(config.encoder_weights, config.seed, config.precision, shape)
     kinds = ("background", *classes, "border")
     loss_at = _loss(network, train, config, settings, kinds)

@@ -31,7 +31,7 @@ from cellkit.parallel import map_items
 from cellkit.predict.each import ALONE, LARGE, FindAndWrite, Outcome, Outputs, Reader
 from cellkit.predict.images import read_picture
 from cellkit.predict.large_files import contents_of, find_large, refuse_form
-from cellkit.predict.model import AUTO, Model
+from cellkit.predict.model import AUTO, Model, is_unsized
 from cellkit.predict.outputs import ending_of, parts_of, refuse_corrections
 
 if TYPE_CHECKING:
@@ -281,6 +281,10 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     from cellkit.models.shared.diameter import MEASURED, as_settings
 
     if model.config.get("diameter_px") != AUTO:
+        if is_unsized(model):
+            LOG.info(
+                f"predict: {model.name} looks for cells of {model.config['diameter_px']:g} px; others: --diameter auto, or PX"
+            )
         return model
     backend = get_backend(model.backend)
     if optional(backend, "estimate_diameter") is None:
@@ -296,7 +300,7 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
         scale = pictures[0].scale
         shown = [picture.image for picture in pictures if picture.scale == scale]
         settings = backend.Settings(**config)
-        config |= as_settings(backend.estimate_diameter(model.checkpoint, shown, settings), settings)
+        config |= as_settings(backend.estimate_diameter(model.checkpoint, shown, settings), settings, model.checkpoint)
         config["diameter_px"] = round(config["diameter_px"] / scale, 2)
         each = ", from image to image" if config.get("diameter_of") == "image" else ""
         LOG.info(f"predict: diameter estimated as {config['diameter_px']} px{each}")

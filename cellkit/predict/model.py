@@ -137,6 +137,14 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     return replace(model, config=kept | checked, own_px=own_px)
 
 
+def is_unsized(model: Model) -> bool:
+    """Tell whether a model is start weights by their name, whose card has a diameter that is nobody's, and none was given."""
+    from cellkit.fetch.find import weights_names
+
+    named = model.name in weights_names() and not Path(model.name).is_file()
+    return named and not model.own_px and model.config.get("diameter_px") is not None
+
+
 def _of_checkpoint(name: str, path: Path) -> Model:
     """Return the model in a checkpoint file: its card says which backend; without one it is a published Cellpose."""
     from cellkit.models import backend_module, cell_classes, weights

@@ -224,6 +224,8 @@ class Difference(NamedTuple):
         'tuned minus base is 0.300; 1 image: too few to say which is better'
         >>> Difference(0.3, 0.2, 0.4, 40, 4).sentence("base", "tuned")
         'tuned is better than base by 0.300 [0.200, 0.400], n = 40 images of 4 groups (few)'
+        >>> Difference(0.021, 0.01, 0.03, 50, error=0.004).with_expected_spread().sentence("base", "tuned")
+        'tuned is better than base by 0.021 [0.014, 0.028, 90 %], n = 50 images'
         >>> Difference(np.nan, np.nan, np.nan, 0).sentence("base", "tuned")
         'tuned or base: no image was labelled by a person, so it is unknown which is better'
         """
@@ -243,5 +245,5 @@ class Difference(NamedTuple):
             words, difference, low, high = f"{b} is worse than {a} by", -difference, -high, -low
         else:
             words = f"{b} and {a} cannot be told apart:"
-        few = " (few)" if units < FEW else ""
-        return f"{words} {difference:.3f} [{low:.3f}, {high:.3f}], n = {self.n} image{'s' * (self.n != 1)}{of}{few}"
+        few, of_what = " (few)" if units < FEW else "", ", 90 %" if self.expected else ""
+        return f"{words} {difference:.3f} [{low:.3f}, {high:.3f}{of_what}], n = {self.n} image{'s' * (self.n != 1)}{of}{few}"

@@ -229,7 +229,7 @@ def _draw_classes(ax: Axes, rows: pandas.DataFrame, columns: Sequence[str]) -> N
 
 @styled
 def show_interval(draws: np.ndarray, gain: Difference | None, ax: Axes | None = None, title: str = "") -> Axes:
-    """Show where a bootstrap interval comes from: the mean gains of drawn images, and the 95 % that their spread gives.
+    """Show where a bootstrap interval comes from: the mean gains of drawn images, and the interval that their spread gives.
 
     Parameters
     ----------

@@ -18,11 +18,11 @@ from cellkit.cells.drawn.others import draw_others
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import MIXED, ImageRecord
 from cellkit.errors import UserError
-from cellkit.evaluate.adaptation import adapt, images_that_teach
+from cellkit.evaluate.adaptation import adapt, images_that_teach, regime_for
 from cellkit.evaluate.folds import fold_settings
 from cellkit.evaluate.forgetting import describe_others, score_others
 from cellkit.evaluate.quarters import Box, joined, judged_in, quarters, without_quarter
-from cellkit.evaluate.untaught import untaught_lines
+from cellkit.evaluate.untaught import describe_untaught, untaught_lines
 from cellkit.evaluate.verdict import UNSEEN, UNSEEN_QUARTER, images_to_decide, keep_if_better, who_judged
 from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS, NOBODY, THREE_PARTS, regime_of
 from cellkit.models.weights import hashed, load_tensors, read_card
@@ -395,6 +395,15 @@ def test_validation_images_teach_where_few_are_labelled_so_their_line_is_not_unt
         taught = images_that_teach(data, regime_of(data, 5, 1, 0))
         found.append(untaught_lines(data.records, taught.records))
     assert found == [{}, {"b": 12}]
-    assert untaught_lines(data.records, [replace(data.records[0], cell_type=MIXED)]) == {}, (
-        "of which lines is not known"
-    )
+    mixed = [replace(data.records[0], cell_type=MIXED)]
+    assert untaught_lines(data.records, mixed) == {}
+    assert "is not known" in describe_untaught({}, mixed) and "every cell line" in describe_untaught({}, data.records)
+
+
+@pytest.mark.parametrize("val", [2, 12])
+def test_images_with_fewer_cells_than_asked_for_do_not_teach_in_any_regime(val, tmp_path):
+    data = squares(tmp_path, ("train",) * 4 + ("val",) * val)
+    some = replace(data, instances=[cells[: 2 + k] for k, cells in enumerate(data.instances[:3])] + data.instances[3:])
+    settings = brighter.TrainSettings(min_train_masks=4)
+    taught = images_that_teach(some, regime_for(some, settings))
+    assert {len(cells) for cells in taught.instances} and min(len(cells) for cells in taught.instances) == 4

@@ -128,6 +128,16 @@ def test_a_program_of_torch_comes_back_equal(small, leaving, tmp_path):  # noqa:
     assert str(plain_unet.__file__).encode() not in out.read_bytes(), "a path of this machine"
 
 
+def test_of_a_model_whose_images_had_their_own_diameters_the_page_names_no_scale_for_all(tmp_path):
+    for whose, scale in (("batch", True), ("image", False)):
+        export_model(
+            find_model("starter_light", {"diameter_px": 40.0, "diameter_of": whose}), "onnx", tmp_path / "m.onnx"
+        )
+        page = " ".join((tmp_path / "m.md").read_text(encoding="utf-8").split())
+        assert ("those pictures are scaled by 0.75" in page) == scale
+        assert ("scaled by 30 over the diameter of its own cells: measure that of each picture" in page) != scale
+
+
 # ---- from a picture to masks, as the page beside the file says --------------------------------------------------------
 def test_masks_made_by_the_page_are_those_of_cellkit(drawn, tmp_path):
     """Scale, percentiles, frame, network, thresholds: step by step as written, with onnxruntime and cellpose alone."""

@@ -288,3 +288,7 @@ def test_estimating_a_diameter_is_counted_by_the_size_of_images_and_a_second_loo
     unset = [RunImages(cfg, images(1, 1, 1)[:3], labels) for labels in (cells, cells[:1] * 3)]
     assert unset[0].found_sizes("finetune") == run[1].found_sizes("finetune"), "their labels differ by half"
     assert unset[1].found_sizes("finetune") == sizes, "these do not"
+    assert [run.times_searched("finetune") for run in unset] == [2, 1] and run[1].times_searched("finetune") == 1
+    small = [Instances.from_boxes([[10 * k, 20 * row, 9, 9] for k in range(90) for row in range(40)], (1000, 1000))]
+    skewed = RunImages(cfg, images(1, 1, 1)[:3], [cells[2], cells[2], *small])
+    assert skewed.diameter_px < 11 and skewed.diameter("finetune") == pytest.approx(60, abs=1), "looked at first"

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import size_model as sizes
 from cellkit.models import weights
 from cellkit.models.shared import diameter
+from cellkit.models.shared.diameter import First
 from cellkit.models.unet_network import CellposeUNet, load_start
 
 NARROW = (4, 8, 12, 16)
@@ -54,6 +56,16 @@ def test_the_diameter_comes_from_it(narrow, monkeypatch):
     image = np.zeros((40, 50, 3), np.uint8)
     assert unet.estimate_diameter(narrow, [image], unet.Settings(cellprob_threshold=12)) == 30
     assert looked == [(pytest.approx(36), 15)]
+
+
+def test_an_image_without_cells_does_not_make_a_set_one_of_unlike_sizes(narrow, monkeypatch):
+    """It gets the mean diameter of the training, which is nobody's."""
+    write(narrow.with_name("mine_size.npy"))
+    cells = Instances.from_boxes([[90 * k, 0, 70, 70] for k in range(6)], (70, 600))
+    monkeypatch.setattr(sizes, "segment_image", lambda network, image, *_, **__: cells if image.any() else cells[:0])
+    full, empty = np.full((40, 50, 3), 9, np.uint8), np.zeros((40, 50, 3), np.uint8)
+    px = unet.estimate_diameter(narrow, [full, full, full, empty], unet.Settings())
+    assert px == pytest.approx(79, abs=0.1) and not isinstance(px, First)
 
 
 def test_of_a_large_image_crops_are_looked_at(narrow, monkeypatch):

@@ -95,7 +95,7 @@ def train_detector(
     settings["diameter_px"] = settings["diameter_px"] or diameter_of(train.instances)
     diameter_px = settings["diameter_px"]
     refuse_small(train, settings["min_area_px"], "maskrcnn.min_area_px")
-    ask_for_memory(train, val, diameter_px, 28, settings["flips"] * bytes_per_px)
+    ask_for_memory(train, val, [diameter_px], 28, settings["flips"] * bytes_per_px)
     settings["tile_detections"] = room_for(train.instances, diameter_px)
     if config.anchors == "data":
         settings["anchor_sizes"] = sizes = anchor_sizes(train.instances, diameter_px, *levels[config.backbone])

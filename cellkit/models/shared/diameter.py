@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models.shared.inputs import CELL_PX
+from cellkit.models.weights import read_card
 from cellkit.parallel import progress
 
 ASSUMED_PX = tuple(4 * 1.6**k for k in range(13))  # diameters at which the network is tried, to find the cells' own
@@ -23,6 +25,7 @@ FARTHEST = 2.0  # times the diameter assumed: no image's own is more, or less th
 MEASURED = 8  # images on which a diameter is estimated, at most: of four it cannot be told whether a set's differ
 LOOKS = 2  # at an image again, at most, each at the diameter of what was found before
 SURE = 0.35  # share of the runs that have to agree on a diameter
+SPECKS = 2.0  # times the median object: where objects wider than that hold half of the area, the others are specks
 DIFFER = 1.5  # times percentile 5 of the labelled images' diameters percentile 95: from there on each has its own
 LEAST_DIAMETER_PX, LEAST_AREA_PX = 4.5, 4  # below: noise of single pixels
 
@@ -45,11 +48,34 @@ def _typical(areas_px: np.ndarray) -> float:
     return float(np.median(np.sqrt(areas_px)) * 2 / np.sqrt(np.pi))
 
 
+def typical_of_image(areas_px: np.ndarray) -> float:
+    """Return the diameter in px of one image's cells, as `diameter_of`; of the large ones where most objects are specks.
+
+    So it is where half of the area lies in objects more than twice as wide as the median object: the diameter, then, at which
+    half of the area is reached.
+
+    Parameters
+    ----------
+    areas_px : (N,) int64
+
+    Examples
+    --------
+    >>> cells, specks = np.full(3, 5000), np.full(12, 80)
+    >>> round(typical_of_image(cells), 1), round(typical_of_image(np.append(cells, specks)), 1)
+    (79.8, 79.8)
+    >>> round(typical_of_image(np.array([100, 200, 300])), 1)
+    16.0
+    """
+    sorted_px = np.sort(areas_px)
+    half_px = sorted_px[np.searchsorted(np.cumsum(sorted_px), sorted_px.sum() / 2)]
+    middle_px, of_area_px = _typical(areas_px), _typical(half_px)
+    return of_area_px if of_area_px > SPECKS * middle_px else middle_px
+
+
 def own_diameter(found: Instances, assumed_px: float, first_px: float | None = None) -> float:
     """Return the diameter in px of an image's cells, from what was found with one assumed diameter.
 
-    It is the median of what was found; the one assumed where fewer than five cells were found, or cells of hardly another
-    diameter.
+    It is that of `typical_of_image`; the one assumed where fewer than five cells were found, or cells of hardly another diameter.
 
     Parameters
     ----------
@@ -69,7 +95,7 @@ def own_diameter_of(areas_px: np.ndarray, assumed_px: float, first_px: float | N
     if len(areas_px) < ENOUGH:
         return assumed_px
     first_px = first_px or assumed_px
-    own_px = min(max(_typical(areas_px), first_px / FARTHEST), first_px * FARTHEST)
+    own_px = min(max(typical_of_image(areas_px), first_px / FARTHEST), first_px * FARTHEST)
     return own_px if max(own_px / assumed_px, assumed_px / own_px) > CLEARLY else assumed_px
 
 
@@ -90,7 +116,7 @@ def middle_of(areas_px: Iterable[np.ndarray | None]) -> float | None:
     >>> round(middle_of([small, large]), 1), middle_of([small, small, large[:2], None]), middle_of([])
     (16.9, None, None)
     """
-    return _middle([_typical(areas) for areas in areas_px if areas is not None and len(areas) >= ENOUGH])
+    return _middle([typical_of_image(areas) for areas in areas_px if areas is not None and len(areas) >= ENOUGH])
 
 
 def _middle(each_px: Sequence[float]) -> float | None:
@@ -114,10 +140,16 @@ def one_or_first(each_px: Sequence[float], together_px: float) -> float:
     return together_px if middle_px is None else First(middle_px)
 
 
-def as_settings(px: float, settings: Any) -> dict[str, Any]:
-    """Return what to set for a diameter that was estimated: whose it is too, where that is not set and images differ."""
-    whose = isinstance(px, First) and getattr(settings, "diameter_of", "") is None
-    return {"diameter_px": float(px)} | ({"diameter_of": "image"} if whose else {})
+def as_settings(px: float, settings: Any, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Return what to set for a diameter that was estimated: whose it is too, where that is not set and images differ.
+
+    So do they for a model whose card says that each image has its own, whatever these few are like.
+    """
+    if getattr(settings, "diameter_of", "") is not None:
+        return {"diameter_px": float(px)}
+    card = {} if checkpoint is None or checkpoint.suffix != ".safetensors" else read_card(checkpoint).config
+    each = isinstance(px, First) or card.get("diameter_of") == "image"
+    return {"diameter_px": float(px)} | ({"diameter_of": "image"} if each else {})
 
 
 def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np.ndarray]) -> float:

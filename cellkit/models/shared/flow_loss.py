@@ -159,12 +159,13 @@ def flow_loss(maps: torch.Tensor, target: torch.Tensor, known: torch.Tensor | No
 def dealt(kinds: Sequence[str], count: int, rng: np.random.Generator) -> list[int]:
     """Draw so many images, evenly from each kind, and of a kind none a second time before all were drawn once.
 
-    Which kinds get one more, where the number cannot be shared evenly, is drawn too.
+    Which kinds get one more, where the number cannot be shared evenly, is drawn too. Images of no kind are drawn as often as
+    if all were drawn evenly.
 
     Parameters
     ----------
     kinds : sequence of str
-        Of each image.
+        Of each image; "" = of none.
 
     Examples
     --------
@@ -175,11 +176,13 @@ def dealt(kinds: Sequence[str], count: int, rng: np.random.Generator) -> list[in
     places: dict[str, list[int]] = {}
     for place in drawn:
         places.setdefault(kinds[place], []).append(int(place))
+    others = places.pop("", []) if len(places) > 1 else []
+    first = int(count * len(others) / len(kinds) + rng.random()) if others else 0
     each = list(places.values())
     if len(each) > 1:
         each = [each[k] for k in rng.permutation(len(each))]
-    rounds = ((own, k // len(each)) for k, own in zip(range(count), itertools.cycle(each), strict=False))
-    return [own[turn % len(own)] for own, turn in rounds]
+    rounds = ((own, k // len(each)) for k, own in zip(range(count - first), itertools.cycle(each), strict=False))
+    return [others[k % len(others)] for k in range(first)] + [own[turn % len(own)] for own, turn in rounds]
 
 
 class FlowLoss:
@@ -200,7 +203,7 @@ class FlowLoss:
     replay_share : float
         Of the crops: of 8 crops a share of 0.2 is two in three of five steps, else one.
     kinds : sequence of str
-        Of each image; crops are dealt evenly over them, however many images each has. Without it all images are of one.
+        Of each image; crops are dealt evenly over them, however many images each has. "" = of none; without it all are of one.
     """
 
     def __init__(
@@ -217,7 +220,7 @@ class FlowLoss:
     ):
         self.network, self.items, self.batch_size, self.crop_px, self.seed = network, items, batch_size, crop_px, seed
         self.variation, self.replay, self.replay_share = variation, replay, replay_share if len(replay) else 0.0
-        self.kinds = list(kinds) if len(set(kinds)) > 1 else [""] * len(items)
+        self.kinds = list(kinds) if len({*kinds} - {""}) > 1 else [""] * len(items)
         self._drawing = ThreadPoolExecutor(1)
         self._next: dict[int, Future[Crop]] = {}
 

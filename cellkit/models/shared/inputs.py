@@ -325,20 +325,35 @@ def bytes_for(shape: tuple[int, int], diameter_px: float, bytes_per_px: int, cel
     return round(pixels * (bytes_per_px * scale**2 + (scale != 1) * BYTES_PER_FILE_PX))
 
 
-def ask_for_memory(train: CellDataset, shown: CellDataset, diameter_px: float, kept: int, bytes_per_px: int) -> None:
+def ask_for_memory(
+    train: CellDataset,
+    shown: CellDataset,
+    diameters_px: Sequence[float],
+    kept: int,
+    bytes_per_px: int,
+    smallest_px: float | None = None,
+) -> None:
     """Refuse a training whose images, brought to network scale, do not fit into the free memory; before any is read.
 
     Parameters
     ----------
+    diameters_px : sequence of float
+        That each training image is scaled by; a single one is that of all.
     kept : int
         Bytes that are kept of each pixel of a training image at network scale.
     bytes_per_px : int
         As for `bytes_for`: what finding the cells of one image takes on top.
+    smallest_px : float, optional
+        Smallest diameter that an image may be scaled by when its cells are found; else that of the training images.
     """
     shapes = [[(r.height_px, r.width_px) for r in part.records] for part in (train, shown)]
-    total = sum(h * w for h, w in shapes[0]) * (CELL_PX / diameter_px) ** 2 * kept
-    total += max(bytes_for(shape, diameter_px, bytes_per_px) for shape in shapes[0] + shapes[1])
-    check_memory(Path(f"{len(train)} images at a diameter of {diameter_px:.3g} px"), round(total), "training on")
+    each_px = list(diameters_px) * (len(train) if len(diameters_px) == 1 else 1)
+    total = sum(h * w * (CELL_PX / px) ** 2 for (h, w), px in zip(shapes[0], each_px, strict=True)) * kept
+    least_px = min(smallest_px or np.inf, *each_px)
+    total += max(bytes_for(shape, least_px, bytes_per_px) for shape in shapes[0] + shapes[1])
+    low, high = min(each_px), max(each_px)
+    at = f"a diameter of {low:.3g} px" if low == high else f"diameters of {low:.3g} to {high:.3g} px"
+    check_memory(Path(f"{len(train)} images at {at}"), round(total), "training on")
 
 
 def check_max_detections(config: Any, *labelled: CellDataset) -> None:
