@@ -113,6 +113,10 @@ def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
     from cellkit.microscope.frames import find_frames, find_images, none_used, refuse_inputs_as_outputs
     from cellkit.predict.model import find_model
 
+    if lacking := [place for place in given.images if not Path(place).exists() and not set("*?[") & set(place)]:
+        raise UserError(
+            f"no file or folder at {lacking[0]}", "give a run folder, or files, folders or patterns of images"
+        )
     if not given.model:
         raise UserError("no model is named", "name one: --model starter, or RUN:cellpose of a finished run")
     if not given.out:
@@ -128,7 +132,10 @@ def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
         name for place in map(Path, given.images) if place.is_dir() for name in _labelled_beside(images.records, place)
     }
     by_person = beside | _saved(images, [out, *map(Path, given.labelled or [])])
-    back = f"Back: give {given.out} as label.use of a run on these images; or cellkit coco {given.out} -o CELLS.json"
+    back = (
+        f"Back: give {given.out} as label.use of a run on these images. A run deals them into training, validation and test: "
+        "what is planned there offers training images alone."
+    )
     return Pool(images, by_person, model, out, back, None, quarantined)
 
 

@@ -239,7 +239,7 @@ def tell_budget(
         gain = curve.gain(now, more)
     except UserError as error:
         problem, _, remedy = str(error).partition("\n")
-        return f"how much more images would gain cannot be told: {problem}\n{remedy}"
+        return f"what more images would gain cannot be told yet: {problem}\n{remedy}"
     minutes = more * float(minutes_for(np.array(cells), seconds_per_cell))
     cost = f"about {more * cells:.0f} cells, {minutes:.0f} minutes"
     measured = ", ".join(map(str, curve.sizes))

@@ -9,6 +9,7 @@ by the stages.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -104,6 +105,12 @@ def _check_corrections(outlook: Outlook, folder: Path) -> None:
         outlook.add(
             WARNING, f"{outlook.cfg.label.use}: {first_names(names)} cannot be used: {problem}", remedy, "label.use"
         )
+    outlook.by_person = Counter(r.split for r in records if r.image_id in found and found[r.image_id].by_person)
+    if not outlook.by_person["val"] + outlook.by_person["test"]:
+        problem = (
+            f"{outlook.cfg.label.use} holds no validation or test image that a person labelled: no score is reported"
+        )
+        outlook.add(WARNING, problem, "correct some of those too; 02 and cellkit plan name them", "label.use")
     if len(found) == len(images) and not any(len(one.cells) for one in found.values()):
         raise UserError("no image has a labelled cell", "check the labels")
 

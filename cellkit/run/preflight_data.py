@@ -73,6 +73,7 @@ class Outlook:
     items: list[SourceImage] = field(default_factory=list)
     root: Path = Path()
     reads: str = ""
+    by_person: Counter | None = None  # images that a person labelled, by split; None = it is not a folder that says so
 
     @cached_property
     def sample(self) -> Sample:
@@ -95,7 +96,11 @@ class Outlook:
         parts = []
         for split, kinds in self.counts().items():
             parts.append(f"{split} {', '.join(f'{name} {count}' for name, count in kinds.items())}")
-        labels = {"truth": "their labels", "proposed": "labels proposed"}.get(self.cfg.label.use, self.cfg.label.use)
+        words = {"truth": "their labels", "proposed": "labels proposed, which are not scored"}
+        labels = words.get(self.cfg.label.use, self.cfg.label.use)
+        if self.by_person is not None:
+            each = ", ".join(f"{split} {self.by_person[split]}" for split in ("train", "val", "test"))
+            labels += f": {self.by_person.total()} labelled by a person ({each}), the others proposed"
         images = f"{counted(len(self.records), 'image')} ({'; '.join(parts) or 'none'})"
         return f"would run: {images} of {self.reads or 'no data'}; {labels}; into {self.run_dir}"
 

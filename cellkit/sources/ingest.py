@@ -199,9 +199,9 @@ def refuse_none(done: Sequence, items: Sequence[SourceImage], quarantined: Seque
         With the reason of the first one.
     """
     if not done:
-        first = f"{quarantined[0].item}: {quarantined[0].reason}"
+        first, count = f"{quarantined[0].item}: {quarantined[0].reason}", sum(not item.is_left for item in items)
         raise UserError(
-            f"of {counted(len(items), 'image')} in {root} none could be used; the first: {first}",
+            f"of {counted(count, 'image')} in {root} none could be used; the first: {first}",
             "correct the config or the files; `cellkit inspect FILE` says what a file holds",
         )
 

@@ -44,7 +44,7 @@ def file_to_text(info: FileInfo) -> str:
     lines += [f"note: {f'scene {number}: ' if len(info.series) > 1 else ''}{note}"
               for number, series in enumerate(info.series) for note in series.notes]  # fmt: skip
     lines += [f"not read: {text}" for text in info.left_out]
-    lines.append(f"becomes {counted(found['images'], 'picture')} ({scenes}), once nuclei and cytoplasm are named")
+    lines.append(f"becomes {counted(found['images'], 'picture')} ({scenes}), once nuclei, cytoplasm or both are named")
     return "\n".join(lines)
 
 

@@ -61,7 +61,7 @@ def test_a_run_says_what_to_label_next_writes_it_and_offers_nothing_twice(run_di
     cells = {name: len(read_seg(folder / f"{name}_seg.npy").instances) for name in top}
     assert [cells[name] for name in top] == table["cells"].head(2).tolist() and all(cells.values())
     assert "to judge by, chosen at random: 5" in out
-    assert "how much more images would gain cannot be told: scores of 0 different number(s)" in out and "--curve" in out
+    assert "what more images would gain cannot be told yet: scores of 0 different number(s)" in out and "--curve" in out
 
     unchanged = {path.name: path.read_bytes() for path in folder.iterdir()}
     said("plan", run_dir, "-n", "2")

@@ -1,6 +1,7 @@
 """Which labels an image gets: truth, a person's corrections, or proposals; and the class of each labelled cell."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -317,9 +318,9 @@ def test_settings_get_the_diameter_and_it_is_said(images, able, capsys):
     from cellkit.config.sections import LabelConfig
 
     three, config = of_splits(images, *["train"] * 3), LabelConfig()
-    found = with_diameter(config, able, "x", three)
+    found = with_diameter(config, able, Path("x"), three)
     assert found == config.model_copy(update={"diameter_px": found.diameter_px}) and found.diameter_px > 20
-    assert with_diameter(config, SimpleNamespace(), "x", three) == config
+    assert with_diameter(config, SimpleNamespace(), Path("x"), three) == config
     assert (
         capsys.readouterr().err == f"starter: cells of about {found.diameter_px:.0f} px\nstarter: cells of any size\n"
     )

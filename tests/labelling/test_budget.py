@@ -88,7 +88,7 @@ def test_too_few_numbers_of_images_tell_nothing_and_what_to_do_is_said(measured)
         fit_budget(measured)
     assert "1, 2, 3 and 5" in str(refused.value)
     told = tell_budget(measured, 2, 30)
-    assert told.startswith("how much more images would gain cannot be told") and "--curve" in told
+    assert told.startswith("what more images would gain cannot be told yet") and "--curve" in told
 
 
 def test_beyond_twice_what_was_measured_nothing_is_told():
