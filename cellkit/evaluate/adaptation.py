@@ -352,9 +352,8 @@ def _of_step(verdict: Verdict, step: float) -> Verdict:
     """Return the verdict; "base" where no step away from it scored better on the images that choose."""
     if step or verdict.gain is None:
         return verdict
-    return replace(
-        verdict, kept="base", text="kept: base. On the images that choose, no step away from it scored better."
-    )
+    text = "kept: base. On the images that choose, no step away from it scored better, so the rule was not asked."
+    return replace(verdict, kept="base", text=text, change="")
 
 
 def _named(images: CellDataset, found: Sequence[Instances]) -> dict[str, Instances]:

@@ -163,8 +163,10 @@ def _stamp(backend: ModuleType, fold: Fold, settings: Any) -> str:
         path = Path(getattr(settings, name))
         digest.update((sha256_file(path) if path.is_file() else str(path)).encode())
     for part in (fold.train, fold.held):
+        digest.update(repr(part.made_by).encode())
         for record, cells in zip(part.records, part.instances, strict=True):
-            digest.update(repr((record.image_id, sha256_file(part.root / record.path), cells.shape)).encode())
+            about = (record.image_id, record.cell_type, sha256_file(part.root / record.path), cells.shape)
+            digest.update(repr(about).encode())
             for values in (cells.starts, cells.lengths, cells.offsets, cells.class_ids, cells.unknown):
                 digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,8 @@ class Box:
 def quarters(cells: Instances) -> list[Box]:
     """Cut an image into four rectangles that hold about a quarter of the cells each.
 
-    The first cut is the median row of the cells' middles, each half is then cut at its own median column.
+    The first cut is a row, each half is then cut at a column of its own. A cut goes through few cells and leaves about as many
+    on either side: a cell that it goes through counts as much as two that are on the wrong side.
 
     Examples
     --------
@@ -43,18 +45,28 @@ def quarters(cells: Instances) -> list[Box]:
     Box(top=4, bottom=8, left=0, right=5)
     """
     height, width = cells.shape
-    y, x = _middles(cells).T
-    row = _cut(y, height)
+    x, y, wide, high = cells.boxes_xywh.T
+    row, middles = _cut(y, y + high, height), y + high / 2
     boxes = []
     for top, bottom in ((0, row), (row, height)):
-        column = _cut(x[(y >= top) & (y < bottom)], width)
+        own = (middles >= top) & (middles < bottom)
+        column = _cut(x[own], (x + wide)[own], width)
         boxes += [Box(top, bottom, 0, column), Box(top, bottom, column, width)]
     return boxes
 
 
-def _cut(middles: np.ndarray, size: int) -> int:
-    """Return where to cut: at the median, and never so that nothing is left on one side."""
-    return int(np.clip(round(float(np.median(middles))) if len(middles) else size // 2, 1, max(size - 1, 1)))
+def _cut(starts: np.ndarray, ends: np.ndarray, size: int) -> int:
+    """Return where to cut cells that reach from `starts` to before `ends`: the place of least cost nearest to their median.
+
+    Never so that nothing of the image is left on one side.
+    """
+    if not len(starts) or size < 3:
+        return max(size // 2, 1)
+    middles, places = (starts + ends) / 2, np.arange(1, size)
+    through = ((starts[None] < places[:, None]) & (places[:, None] < ends[None])).sum(axis=1)
+    uneven = np.abs((middles[None] < places[:, None]).sum(axis=1) - len(starts) / 2)
+    cost, away = through + uneven / 2, np.abs(places - np.median(middles))
+    return int(places[np.lexsort((away, cost))[0]])
 
 
 def _middles(cells: Instances) -> np.ndarray:
@@ -115,7 +127,8 @@ def without_quarter(
     half = Box(other.top, other.bottom, 0, image.instances[0].shape[1])
     picture, cells, record = *image[0], image.records[0]
     folder = Path(folder).absolute()
-    records = [replace(one, path=str((others.root / one.path).absolute())) for one in others.records]
+    root = Path(os.path.commonpath([folder, others.root.absolute()])) if len(others) else folder
+    records = [replace(one, path=_within(others.root / one.path, root)) for one in others.records]
     instances, made_by = list(others.instances), list(others.made_by)
     for name, box in (("half", half), ("quarter", beside)):
         part = cut_out(cells, box)
@@ -123,10 +136,15 @@ def without_quarter(
             path = _write_png(folder / f"{name}.png", picture[box.window])
             named = f"{record.image_id} without quarter {held + 1}, {name}"
             shape = {"height_px": part.shape[0], "width_px": part.shape[1]}
-            records.append(replace(record, image_id=named, path=path.name, **shape))
+            records.append(replace(record, image_id=named, path=_within(path, root), **shape))
             instances.append(part)
             made_by.append(image.made_by[0])
-    return CellDataset(records, instances, image.classes, folder, list(range(1, len(records) + 1)), made_by)
+    return CellDataset(records, instances, image.classes, root, list(range(1, len(records) + 1)), made_by)
+
+
+def _within(path: Path, root: Path) -> str:
+    """Return a path as it counts from a folder above it."""
+    return path.absolute().relative_to(root).as_posix()
 
 
 def _write_png(path: Path, picture: np.ndarray) -> Path:

@@ -27,7 +27,8 @@ A float32 tensor (pictures, 2, height, width): {channels}. For each picture:
 3. Put {frame_px} px of zeros around it, and as many more at the right and below as make height and width multiples of 8.
 4. Of the answer, cut off what step 3 put on.
 
-A picture of more than 1,152 px is shown in tiles of 1,024 px that overlap by 128, and the maps are blended where they do.
+A picture of more than 1,120 px (1,152 with the zeros of step 3) is shown in tiles of 1,024 px that overlap by 128, and the maps
+are blended where they do.
 
 ## What it answers
 

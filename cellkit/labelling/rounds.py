@@ -103,7 +103,8 @@ def next_images(stage: Any, most: int = 8) -> pandas.DataFrame:
     path = stage.path("correct_first.csv")
     if not path.is_file():
         return pd.DataFrame(columns=list(FIRST_COLUMNS))
-    table = pd.read_csv(path, keep_default_na=False)
+    texts = dict.fromkeys(("image_id", "cell_type", "group"), str)  # 001 is a name
+    table = pd.read_csv(path, keep_default_na=False, dtype=texts)
     held_out = table["split"].isin(HELD_OUT)
     return pd.concat([table[~held_out].head(most), table[held_out].head(most)], ignore_index=True)
 

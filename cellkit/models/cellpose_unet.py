@@ -37,7 +37,6 @@ from cellkit.models.shared.diameter import FARTHEST
 from cellkit.models.shared.fine_tuning import (
     SEARCHED_ON,
     images_to_search,
-    map_iou,
     refuse_small,
     refuse_untrainable,
     save_base,
@@ -45,13 +44,21 @@ from cellkit.models.shared.fine_tuning import (
     scored_along,
 )
 from cellkit.models.shared.flow_loss import FlowLoss, prepare
-from cellkit.models.shared.flows import masks_of
 from cellkit.models.shared.inputs import CELL_PX, Doubts, ask_for_memory, bytes_for
 from cellkit.models.shared.live import Live, of_maps
 from cellkit.models.shared.processes import check_processes, place, train_shared
 from cellkit.models.shared.thresholds import AS_CELLPOSE, FlowError, Logit, stricter  # noqa: F401 - stricter: an ability
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
-from cellkit.models.unet_batches import SCRATCH, in_processes, loss_of, refuse_frozen_scratch, scaled_by
+from cellkit.models.unet_batches import (
+    SCRATCH,
+    UNSET,
+    in_processes,
+    loss_of,
+    refuse_frozen_scratch,
+    scaled_by,
+    uncalibrated,
+)
+from cellkit.models.unet_ceiling import ceiling  # noqa: F401 - an ability of this backend
 from cellkit.models.unet_maps import maps_to_read, segment_image
 from cellkit.models.unet_search import DEFAULTS, GRID, SEARCHED, search_settings
 from cellkit.models.unet_style import style  # noqa: F401 - an ability of this backend
@@ -68,7 +75,6 @@ TITLE = "Cellpose U-Net"
 REQUIRES = ("torch", "cellpose")
 BYTES_PER_PX = 110  # of memory, at network scale; measured, 1024 and 2048 px: 101 bytes more a pixel
 FROM_SCRATCH = {"learning_rate": 1e-3}  # weights that know something move less: a slow rate keeps it
-UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
 
 
 class Settings(Computed):
@@ -261,7 +267,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     out = Path(out)
     if config.gpus > place()[1]:
         return train_shared(NAME, TrainSettings, train, val, config, out)
-    settings = _uncalibrated(train, config)
+    settings = uncalibrated(train, config)
     diameter_px = settings["diameter_px"]
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "finetune.min_area_px")
@@ -271,6 +277,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     network, shared = loss_at.network, in_processes(loss_at)
     scored, choosing = scored_along(val, config.val_images)
     pairs = [val[i] for i in scored]
+    chose = [(image, truth.paint(unknown=-1)) for image, truth in pairs] if choosing else []
     scorer = Scorer(network, pairs, settings, Path(config.base).stem, out, config.map_cache_gb)
     if searched := _searched(config, settings):
         at = ", ".join(f"{key} {as_yaml(settings[key])}" for key in GRID)
@@ -279,7 +286,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         )
     plan = plan_of(config, NAME)
     rest = (settings, config.precision, loss_at.recipe, config.frozen_levels, config.fixed_norms, scored, choosing)
-    stamp = fingerprint(network, [item.arrays for item in (*loss_at.items, *loss_at.replay)], plan, *rest)
+    stamp = fingerprint(network, [*(item.arrays for item in (*loss_at.items, *loss_at.replay)), *chose], plan, *rest)
     history = fit(network, shared, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     network.diam_labels.data.fill_(diameter_px)
     read_with, searched = _calibrated(network, train, config, out)
@@ -359,14 +366,6 @@ def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:
     )
 
 
-def _uncalibrated(train: CellDataset, config: TrainSettings) -> dict[str, Any]:
-    """Return the settings while training: the diameter of the labels, or of those of each image; thresholds at 0 if not set."""
-    middle_px = None if config.diameter_px else diameter.middle_of(cells.areas_px for cells in train.instances)
-    settings = merged(config, UNSET | {"diameter_of": "image" if middle_px else DEFAULTS["diameter_of"]}, DEFAULTS)
-    own_px = middle_px if settings["diameter_of"] == "image" else None
-    return {**settings, "diameter_px": config.diameter_px or own_px or diameter.diameter_of(train.instances)}
-
-
 def _calibrated(network, train: CellDataset, config: TrainSettings, folder: Path) -> tuple[dict[str, Any], dict]:
     """Return the settings to predict with, and what the card says of their search on training images.
 
@@ -375,7 +374,7 @@ def _calibrated(network, train: CellDataset, config: TrainSettings, folder: Path
     folder : Path
         Where the checkpoint will lie; the network's maps are kept there in a folder of their own.
     """
-    settings = _uncalibrated(train, config)
+    settings = uncalibrated(train, config)
     labelled, called = images_to_search(train, most=config.search_images)
     cache = cache_in(folder, network, config.map_cache_gb)
     found = search_settings(network, labelled, settings, _searched(config, settings), called, cache)
@@ -425,22 +424,3 @@ def estimate_diameter(checkpoint: Path, images: Sequence[np.ndarray], settings: 
     if beside := size_model_beside(checkpoint):
         return by_size_model(network, beside, images, read_with | {"min_area_px": DEFAULTS["min_area_px"]})
     return diameter.estimate(lambda image, px: segment_image(network, image, px, **read_with), images)
-
-
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
-def ceiling(labelled: CellDataset, config: TrainSettings, most: int = 4) -> float:
-    """Return MAP IoU (kaggle) of decode(encode(labels)) against the labels, on up to `most` images: what no training beats.
-
-    Encoding and decoding are those of training and prediction: to 30 px per cell, to flows, along the flows, and back.
-    """
-    settings, read_with, pairs = merged(config, {}, AS_CELLPOSE), _uncalibrated(labelled, config), []
-    if config.min_area_px is not None:
-        refuse_small(labelled, config.min_area_px, "finetune.min_area_px")
-    some = labelled.sample(most)
-    for image, truth in (some[k] for k in range(len(some))):
-        maps = prepare(image, truth, scaled_by(truth, read_with), channels=config.channels).target.copy()
-        maps[2] = np.where(maps[2] > 0, 6, -6)
-        pairs.append((truth, masks_of(maps, truth.shape, **settings)))
-    return map_iou(pairs)

@@ -35,6 +35,8 @@ class Regime:
         Cells that an image needs to teach.
     labelled : int
         Training and validation images that a person labelled.
+    near : int
+        Judges of a group that teaches too, in three parts.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Regime:
     folds: tuple[tuple[str, ...], ...] = ()
     least: int = 1
     labelled: int = 0
+    near: int = 0
 
     def __str__(self) -> str:
         """Say who judges, and why."""
@@ -51,7 +54,12 @@ class Regime:
         enough = "holds cells" if self.least == 1 else f"has {self.least} cells or more (finetune.min_train_masks)"
         return {
             THREE_PARTS: f"three parts: training images teach, {len(self.choosers)} validation images choose, {count} others "
-            "judge",
+            "judge"
+            + (
+                f"; {self.near} of them are of a group that teaches too, which flatters the tuned model"
+                if self.near
+                else ""
+            ),
             CROSS_FITTING: f"cross-fitting, as {few}: {count} labelled images judge, each an adaptation that did not see it; "
             f"{len(self.folds)} parts are held back in turn",
             IN_QUARTERS: f"quarters, as one labelled image alone {enough}: its four quarters judge, each an adaptation that "
@@ -64,8 +72,8 @@ class Regime:
 def regime_of(labelled: CellDataset, folds: int = FOLDS, least: int = 1, seed: int = 0) -> Regime:
     """Decide who teaches, chooses and judges, from the number of images that a person labelled.
 
-    - 12 validation images (groups) or more: **three parts**. A third of them choose checkpoint and step, the others, eight
-      or so, judge. From there on the judges left are enough to see a gain of 0.1, and one training is enough.
+    - 12 validation images (groups) with cells or more: **three parts**. A third of them choose checkpoint and step, the others,
+      eight or so, judge. From there on the judges left are enough to see a gain of 0.1, and one training is enough.
     - Fewer, and two labelled images (groups) with cells or more, of training and validation together: **cross-fitting**.
       Every one of them judges an adaptation that did not see it, so that none is lost for teaching: 12 + 7 images give 19
       judges in place of 7. Up to five images (groups) each is held back alone; more are dealt into five parts.
@@ -73,8 +81,9 @@ def regime_of(labelled: CellDataset, folds: int = FOLDS, least: int = 1, seed: i
       how far gains usually spread, so only a large gain is kept (`Difference.with_expected_spread`).
     - None: **nobody judges**, and the base is kept.
 
-    Groups (wells, donors, series) are held back whole, where there are two with cells. Validation images are a part of their
-    own where they are no more than half of the images: what was adapted without that part saw none of them.
+    Groups (wells, donors, series) are held back in turn as a whole, where there are two with cells; of three parts it is said
+    where they were divided. Validation images are a part of their own where they are no more than half of the images: what was
+    adapted without that part saw none of them.
 
     Parameters
     ----------
@@ -89,11 +98,12 @@ def regime_of(labelled: CellDataset, folds: int = FOLDS, least: int = 1, seed: i
     """
     known = labelled.without_proposed()
     val, both = known.select("val"), known.subset([r.split in ("train", "val") for r in known.records])
-    if len(chosen := choosers(val.records)):
-        others = tuple(r.image_id for r in val.records if r.image_id not in chosen)
-        return Regime(THREE_PARTS, tuple(chosen), others, least=least)
-    if len(val.records) and len({unit_of(r) for r in val.records}) >= CHOOSE_FROM:
-        return Regime(THREE_PARTS, (), tuple(r.image_id for r in val.records), least=least)
+    holding = {unit_of(r) for r, cells in zip(val.records, val.instances, strict=True) if len(cells)}
+    if len(holding) >= CHOOSE_FROM:
+        chosen, taught = choosers(val.records), {r.group for r in known.select("train").records if r.group}
+        others = [r for r in val.records if r.image_id not in chosen]
+        near = sum(r.group in taught for r in others)
+        return Regime(THREE_PARTS, tuple(chosen), tuple(r.image_id for r in others), least=least, near=near)
     names, least = tuple(record.image_id for record in both.records), max(least, 1)
     able = [r for r, cells in zip(both.records, both.instances, strict=True) if len(cells) >= least]
     about = {"least": least, "labelled": len(names)}

@@ -9,17 +9,33 @@ from typing import TYPE_CHECKING, Any
 from cellkit.cells.records import MIXED
 from cellkit.errors import UserError
 from cellkit.models.shared import diameter
+from cellkit.models.shared.contract import merged
 from cellkit.models.shared.flow_loss import FlowLoss, Prepared, Variation, prepare
 from cellkit.models.shared.in_parts import InParts
-from cellkit.models.shared.inputs import SHOWN, refuse_empty
+from cellkit.models.shared.inputs import CELL_PX, SHOWN, refuse_empty
 from cellkit.models.shared.processes import place
+from cellkit.models.shared.threshold_search import least_area_of
+from cellkit.models.unet_search import DEFAULTS
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
     from cellkit.cells.instances import Instances
 
 SCRATCH = "scratch"
+UNSET = {"flow_threshold": 0.0, "cellprob_threshold": 0.0}  # while training, where none is set: every mask counts
 REPLAYED, REPLAY_SEED = 2, 4711  # drawn fields of each kind, of seeds that no starter weights were made with
+
+
+def uncalibrated(train: CellDataset, config: Any) -> dict[str, Any]:
+    """Return the settings while training: the diameter of the labels, or of those of each image; thresholds at 0 if not set."""
+    middle_px = None if config.diameter_px else diameter.middle_of(cells.areas_px for cells in train.instances)
+    unset = {
+        "diameter_of": "image" if middle_px else DEFAULTS["diameter_of"],
+        "min_area_px": least_area_of(train.instances),
+    }
+    settings = merged(config, UNSET | unset, DEFAULTS)
+    own_px = middle_px if settings["diameter_of"] == "image" else None
+    return {**settings, "diameter_px": config.diameter_px or own_px or diameter.diameter_of(train.instances)}
 
 
 def loss_of(train: CellDataset, config: Any, settings: Mapping[str, Any], cache: Path | None = None) -> FlowLoss:
@@ -45,12 +61,13 @@ def loss_of(train: CellDataset, config: Any, settings: Mapping[str, Any], cache:
     network = load_start(config.base, config.seed, precision=config.precision)
     network.freeze(config.frozen_levels, config.fixed_norms and config.base != SCRATCH)
     each = progress(range(len(train)), "flows of training images")
-    shown = {"channels": settings["channels"], "normalise": settings["normalise"]}
+    cell_px = float(network.diam_mean.item())
+    shown = {"channels": settings["channels"], "normalise": settings["normalise"], "cell_px": cell_px}
     items = [prepare(*train[i], scaled_by(train.instances[i], settings), cache, **shown) for i in each]
     refuse_empty([item.planes for item in items], train, SHOWN[settings["channels"]], "finetune.channels")
     variation = Variation(config.rotate, config.intensities == "strong", config.outside_counts)
     share = config.replay_share
-    replay = replayed(config.seed, cache) if share else []
+    replay = replayed(config.seed, cache, cell_px) if share else []
     types = [record.cell_type for record in train.records] if config.balance_types else []
     kinds = ["" if kind == MIXED else kind for kind in types]
     return FlowLoss(network, items, config.batch_size, config.crop_px, config.seed, variation, replay, share, kinds)
@@ -77,14 +94,15 @@ def in_processes(loss_at: FlowLoss) -> FlowLoss | InParts:
     return InParts(loss_at, loss_at.batch_size, loss_at.crop_px, remedy, whole=True)
 
 
-def replayed(seed: int, cache: Path | None = None) -> list[Prepared]:
+def replayed(seed: int, cache: Path | None = None, cell_px: float = CELL_PX) -> list[Prepared]:
     """Return drawn fields, of each kind that the starter weights know, for a training to replay; shown as they were then."""
     from cellkit.cells.drawn.pictures import KINDS, draw
     from cellkit.parallel import progress
 
     fields = [(kind, index) for kind in KINDS for index in range(REPLAYED)]
     pairs = [draw(*field, REPLAY_SEED + seed) for field in progress(fields, "drawn fields to replay")]
-    return [prepare(image, truth, diameter.diameter_of([truth]), cache) for image, truth in pairs if len(truth)]
+    each = ((image, truth, diameter.diameter_of([truth])) for image, truth in pairs if len(truth))
+    return [prepare(*one, cache, cell_px=cell_px) for one in each]
 
 
 def refuse_frozen_scratch(config: Any) -> None:

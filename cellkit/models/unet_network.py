@@ -347,3 +347,8 @@ def load_start(
             torch.manual_seed(seed)
             return placed_to_train(placed(CellposeUNet(widths=widths), precision))
     return placed_to_train(load_network(base, precision)[0])
+
+
+def cell_px_of(base: str | Path) -> float:
+    """Return how wide the cells are at the network scale of weights (px): 30 where there is no such file, as of "scratch"."""
+    return float(load_network(base)[0].diam_mean.item()) if Path(base).is_file() else DIAM_MEAN_PX

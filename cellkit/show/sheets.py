@@ -117,7 +117,9 @@ def _title_of(record: ImageRecord, cells: Instances | None) -> str:
     notes = [counted(len(cells), "cell")] if cells is not None else []
     notes += [record.flags.replace(";", ", ").replace("_", " ")] if record.flags else []
     name = shortened(record.image_id, 22)
-    return textwrap.fill(f"{name}: {', '.join(notes)}" if notes else name, 25)  # so many digits are as wide as a picture
+    return textwrap.fill(
+        f"{name}: {', '.join(notes)}" if notes else name, 25
+    )  # so many digits are as wide as a picture
 
 
 def _class_legend(figure: Figure, class_ids: Sequence[np.ndarray], classes: Sequence[str]) -> None:

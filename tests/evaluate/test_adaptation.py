@@ -78,6 +78,21 @@ def test_from_twelve_validation_images_on_some_choose_and_the_others_judge():
     assert all(name.startswith("val") for name in (*found.choosers, *found.judges))
 
 
+def test_images_without_cells_make_no_judges_enough(tmp_path):
+    data = squares(tmp_path, ("train",) * 2 + ("val",) * 13)
+    empty = [cells if r.split == "train" else cells[:0] for r, cells in zip(data.records, data.instances, strict=True)]
+    assert regime_of(data).name == THREE_PARTS and regime_of(replace(data, instances=empty)).name == CROSS_FITTING
+
+
+def test_judges_whose_well_teaches_are_told(tmp_path):
+    data = squares(tmp_path, ("train", "val") * 12)
+    wells = data.with_records([replace(r, group=f"well {k // 2}") for k, r in enumerate(data.records)])
+    apart = data.with_records([replace(r, group=f"well {k}") for k, r in enumerate(data.records)])
+    told = regime_of(wells)
+    assert told.near == len(told.judges) and f"{told.near} of them are of a group that teaches too" in str(told)
+    assert regime_of(apart).near == regime_of(data).near == 0 and "group that teaches" not in str(regime_of(apart))
+
+
 def test_proposals_judge_nothing_and_images_without_cells_teach_nothing():
     assert regime(2, 2, made_by=["proposed"] * 4).name == NOBODY
     found = regime(2, 2, made_by=["proposed", "corrected", "truth", "proposed"])
@@ -216,6 +231,9 @@ def test_a_part_is_run_again_for_what_changes_its_result_and_for_nothing_else(tm
     assert len(brighter.TRAINED) == 1, "the size of a cache changes no result"
     run(data, tmp_path / "out", start=4.9)
     assert len(brighter.TRAINED) == 3, "with other settings everything is"
+    run(data.with_records([replace(r, cell_type="a") for r in data.records]), tmp_path / "out", start=4.9)
+    assert len(brighter.TRAINED) == 3, "by cell types crops are dealt"
+    run(data, tmp_path / "out", start=4.9)
     monkeypatch.setattr("cellkit.evaluate.folds.metadata.version", lambda name: "99")
     run(data, tmp_path / "out", start=4.9)
     assert len(brighter.TRAINED) == 3, "and with another version"
@@ -296,6 +314,44 @@ def test_one_labelled_image_is_enough_for_a_large_gain(tmp_path):
     assert len(adapted.unseen["tuned"]["i0"]) == 6, "the quarters together are the image"
 
 
+def test_one_corrected_image_among_proposals_is_enough(tmp_path):
+    """The first round: the proposals of the other training images teach along, and lie in the run's folder, not in the part's."""
+    data = squares(tmp_path / "run", ("train",) * 3)
+    data = replace(data, made_by=["corrected", "proposed", "proposed"])
+    assert regime_of(data).name == IN_QUARTERS
+    adapted = run(data, tmp_path / "run/03")
+    assert adapted.verdict.gain is not None
+    others, first = data.subset([1, 2]), data.subset([0])
+    part = without_quarter(first, 0, quarters(first.instances[0]), others, tmp_path / "run/03/fold_1/images")
+    assert np.array_equal(part.image(0), others.image(0)) and part.image(len(part) - 1).size
+
+
+@pytest.mark.parametrize(
+    "middles", [[(20, 20), (60, 60)], [(20, 20), (20, 60)], [(20, 40), (60, 40)], [(14, 14), (14, 66), (66, 14)], []]
+)
+def test_a_few_cells_are_cut_between(middles):
+    labels = np.zeros((80, 80), np.int32)
+    for number, (y, x) in enumerate(middles, 1):
+        labels[y - 9 : y + 9, x - 9 : x + 9] = number
+    cells = Instances.from_labels(labels)
+    boxes = quarters(cells)
+    assert sum(len(judged_in(box, cells, cells[:0])[0]) for box in boxes) == len(middles), "each is whole in a quarter"
+    painted = np.zeros((80, 80), int)
+    for box in boxes:
+        painted[box.window] += 1
+    assert (painted == 1).all()
+
+
+def test_many_cells_are_dealt_about_evenly_though_none_is_to_be_cut():
+    rng = np.random.default_rng(0)
+    labels = np.zeros((400, 400), np.int32)
+    for number, (y, x) in enumerate(rng.integers(12, 388, (120, 2)), 1):
+        labels[y - 9 : y + 9, x - 9 : x + 9] = number
+    cells = Instances.from_labels(labels)
+    whole = [len(judged_in(box, cells, cells[:0])[0]) for box in quarters(cells)]
+    assert min(whole) >= 12 and sum(whole) >= 0.7 * len(cells)
+
+
 def test_one_cell_cannot_be_held_back(tmp_path):
     data = squares(tmp_path / "images", ("train",))
     with pytest.raises(UserError, match="the one labelled image, i0, has 1 cell, .*\nlabel more"):
@@ -318,7 +374,7 @@ def test_a_quarter_that_is_held_back_is_seen_by_no_training(tmp_path):
 
 def test_a_cell_that_a_cut_goes_through_counts_nowhere():
     truth = Instances.from_labels(np.kron(np.arange(1, 26).reshape(5, 5), np.ones((6, 6), int)))
-    boxes = quarters(truth)
+    boxes = [Box(top, top + 15, left, left + 15) for top in (0, 15) for left in (0, 15)]
     judged = [judged_in(box, truth, truth) for box in boxes]
     whole = [len(own) for own, _ in judged]
     assert all(own == found for own, found in judged) and 0 < sum(whole) < 25

@@ -45,7 +45,7 @@ def of_two_sizes(drawn, tmp_path):
 
 def test_images_of_two_sizes_are_read_and_trained_each_at_its_own(of_two_sizes, tmp_path):
     config = unet.TrainSettings(base=str(find_weights("starter_light")), steps=1, precision="float32")
-    settings = unet._uncalibrated(of_two_sizes, config)
+    settings = unet.uncalibrated(of_two_sizes, config)
     assert settings["diameter_of"] == "image"
     assert settings["diameter_px"] == middle_of(cells.areas_px for cells in of_two_sizes.instances)
     loss = unet_batches.loss_of(of_two_sizes, config, settings)
@@ -62,11 +62,11 @@ def test_images_of_two_sizes_are_read_and_trained_each_at_its_own(of_two_sizes, 
 
 def test_what_is_told_of_diameters_stays(of_two_sizes, drawn):
     told = unet.TrainSettings(diameter_px=30.0)
-    assert unet._uncalibrated(of_two_sizes, told)["diameter_of"] == "batch", "a diameter that is set is every image's"
+    assert unet.uncalibrated(of_two_sizes, told)["diameter_of"] == "batch", "a diameter that is set is every image's"
     told = unet.TrainSettings(diameter_of="batch")
-    assert unet._uncalibrated(of_two_sizes, told)["diameter_of"] == "batch"
-    assert unet._searched(told, unet._uncalibrated(of_two_sizes, told))[0] != "diameter_of"
-    alike = unet._uncalibrated(drawn, unet.TrainSettings())
+    assert unet.uncalibrated(of_two_sizes, told)["diameter_of"] == "batch"
+    assert unet._searched(told, unet.uncalibrated(of_two_sizes, told))[0] != "diameter_of"
+    alike = unet.uncalibrated(drawn, unet.TrainSettings())
     assert (alike["diameter_of"], alike["diameter_px"]) == ("batch", diameter_of(drawn.instances))
 
 
@@ -89,7 +89,7 @@ def test_a_training_of_two_sizes_is_scored_and_handed_on_at_the_own_diameters(of
     each_px, smallest_px = asked[0][0], asked[0][-1]
     small, large = each_px[0], each_px[1]
     assert large > 2 * small and smallest_px == pytest.approx(
-        unet._uncalibrated(of_two_sizes, config)["diameter_px"] / 2
+        unet.uncalibrated(of_two_sizes, config)["diameter_px"] / 2
     )
     assert len(set(asked[1][0])) == 1, "of one diameter all are scaled by that"
 
@@ -169,7 +169,7 @@ def test_types_are_balanced_unless_told_otherwise(drawn, narrow_start):
     some = drawn.with_records(records).subset(range(6))
     for balance, wanted in ((True, 0.5), (False, 1 / 6)):
         config = unet.TrainSettings(base=str(narrow_start), batch_size=4, balance_types=balance)
-        loss = unet_batches.loss_of(some, config, unet._uncalibrated(some, config))
+        loss = unet_batches.loss_of(some, config, unet.uncalibrated(some, config))
         rare = [item is loss.items[2] for step in range(60) for item in loss.choose(np.random.default_rng(step))]
         assert np.mean(rare) == pytest.approx(wanted, abs=0.06)
 

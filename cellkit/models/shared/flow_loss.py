@@ -13,7 +13,15 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.models.shared.flows import target_of
-from cellkit.models.shared.inputs import NORMALISE, random_warp, to_network_scale, two_channels, vary, vary_strongly
+from cellkit.models.shared.inputs import (
+    CELL_PX,
+    NORMALISE,
+    random_warp,
+    to_network_scale,
+    two_channels,
+    vary,
+    vary_strongly,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +67,9 @@ def prepare(
     cache: Path | None = None,
     channels: str = "both",
     normalise: tuple[float, float] = NORMALISE,
+    cell_px: float = CELL_PX,
 ) -> Prepared:
-    """Bring one labelled image to network scale (cells of 30 px) and make its target.
+    """Bring one labelled image to network scale and make its target.
 
     Parameters
     ----------
@@ -71,8 +80,10 @@ def prepare(
         As for `target_of`.
     normalise : (float, float)
         As for `two_channels`.
+    cell_px : float
+        Width of a cell at network scale: the network's ``diam_mean``.
     """
-    planes, labels = to_network_scale(two_channels(image, channels, normalise), truth, diameter_px, least_px=8)
+    planes, labels = to_network_scale(two_channels(image, channels, normalise), truth, diameter_px, 8, cell_px)
     return with_target(planes, labels, cache)
 
 

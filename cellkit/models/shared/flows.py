@@ -3,7 +3,7 @@
 Flows and the reconstruction of masks come from the cellpose package (4.2, dynamics.py). With the same weights, diameter and
 thresholds our masks are not those of `CellposeModel.eval` (3.1.1.3, whose U-Net this is):
 
-- the network sees whole images up to 1,152 px, larger ones in tiles of 1,024 px (`unet_maps`);
+- the network sees whole images up to 1,120 px, larger ones in tiles of 1,024 px (`unet_maps`);
   Cellpose shows it tiles of 224 px, each with a style of its own; zeros are around the image in both, as in a training's crops;
 - images are made smaller by area, so that nothing aliases; Cellpose takes the nearest pixels' bilinear mean;
 - flows are followed at network scale, 200 steps and on while a far pixel moves; Cellpose enlarges the maps to the image's scale

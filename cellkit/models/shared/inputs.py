@@ -122,9 +122,9 @@ def network_shape(
 
 
 def to_network_scale(
-    planes: np.ndarray, truth: Instances, diameter_px: float, least_px: int
+    planes: np.ndarray, truth: Instances, diameter_px: float, least_px: int, cell_px: float = CELL_PX
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bring a labelled image to the scale at which its cells are 30 px wide.
+    """Bring a labelled image to the scale at which its cells are as wide as the network knows them, 30 px unless told.
 
     Returns
     -------
@@ -132,8 +132,8 @@ def to_network_scale(
     labels : (h, w) int32
         0 = background, -1 = not annotated.
     """
-    size = network_shape(truth.shape, diameter_px, least_px)
-    return resized(planes, size, diameter_px > CELL_PX), labels_at(truth, size)
+    size = network_shape(truth.shape, diameter_px, least_px, cell_px)
+    return resized(planes, size, diameter_px > cell_px), labels_at(truth, size)
 
 
 def labels_at(truth: Instances, shape: tuple[int, int]) -> np.ndarray:

@@ -27,6 +27,7 @@ THRESHOLDS: dict[str, tuple] = {  # what may be combined, the default first; lea
     "min_area_px": (0.025, 0.05, 0.1, 0.15, 0.2, 0.3),
 }
 LEAST_AREA_PX = 15  # the default
+HARDLY = 4  # times the least area: where the median labelled cell is smaller, the least area is too
 
 
 class Searched(NamedTuple):
@@ -63,6 +64,22 @@ def grid_of(
     shares = [round(float(np.median(areas)) * share) for share in grid["min_area_px"]] if areas.size else []
     grid = {**grid, "min_area_px": tuple(dict.fromkeys([LEAST_AREA_PX, *shares]))}
     return {key: values if key in searched else (settings[key],) for key, values in grid.items()}
+
+
+def least_area_of(truths: Sequence[Instances]) -> int:
+    """Return the least area in px to read cells with while none is set: 15 px, less where labelled cells are hardly larger.
+
+    Examples
+    --------
+    >>> tiny = Instances.from_labels(np.kron([[1, 2]], np.ones((3, 4), int)))
+    >>> large = Instances.from_labels(np.kron([[1, 2]], np.ones((20, 20), int)))
+    >>> least_area_of([tiny]), least_area_of([large]), least_area_of([])
+    (1, 15, 15)
+    """
+    areas = np.concatenate([truth.areas_px for truth in truths]) if len(truths) else np.zeros(0)
+    middle_px = float(np.median(areas)) if areas.size else np.inf
+    shares = THRESHOLDS["min_area_px"]
+    return LEAST_AREA_PX if middle_px >= HARDLY * LEAST_AREA_PX else max(1, round(middle_px * min(shares)))
 
 
 def search_maps(
