@@ -69,6 +69,7 @@ def run(given: argparse.Namespace) -> Answer:
 
     from cellkit.formats.any import read_side
     from cellkit.formats.coco import write_coco
+    from cellkit.formats.sides import marks_of
     from cellkit.predict.fuse_files import fuse_sides
 
     weights, settings = fusion_of(given)
@@ -77,7 +78,9 @@ def run(given: argparse.Namespace) -> Answer:
     tool = checked_tool(given.from_)
     sides = [read_side(path, convention=tool) for path in given.predictions]
     made = fuse_sides(sides, weights, settings, given.common)
+    told = marks_of(sides[0])
+    marks = [told.get(record.image_id, {}) for record in made.records]
     ids = made.ids if made.ids and all(isinstance(one, int) and one > 0 for one in made.ids) else None
-    write_coco(given.out, made.records, made.instances, made.classes, ids, True, made_by=made.made_by)
+    write_coco(given.out, made.records, made.instances, made.classes, ids, True, made_by=made.made_by, marks=marks)
     total = f"{counted(len(made), 'image')}, {counted(made.cells, 'cell')}"
     return Answer(f"{given.out}: {counted(len(sides), 'model')} fused, {total}")

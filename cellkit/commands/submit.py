@@ -35,7 +35,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.cells.leftout import LeftOut
     from cellkit.formats.any import read_side
     from cellkit.formats.competitions import get_profile
-    from cellkit.formats.sides import match_sides, named_after, of_test, refuse_scaled
+    from cellkit.formats.sides import match_sides, named_after, of_test, refuse_scaled, unread_by
     from cellkit.formats.submission import write_submission
 
     profile, tool = get_profile(given.profile), checked_tool(given.from_)
@@ -50,6 +50,11 @@ def run(given: argparse.Namespace) -> Answer:
         side, note = of_test(side) if of is None else (side, "")
         if note:
             print(f"note: {note}", file=sys.stderr)
+        if skipped := unread_by(side):
+            print(
+                f"note: no row for {', '.join(sorted(skipped))}: not predicted; --images DIR gives empty ones",
+                file=sys.stderr,
+            )
     if partly := known_in_part(side.instances):
         print(f"note: {partly}; a submission cannot say so, and the rest counts as background", file=sys.stderr)
     ids = [record.image_id for record in side.records]

@@ -152,7 +152,7 @@ class ConvertConfig(Section):
     pseudo_held_out: bool = Field(
         False,
         description="pseudo-labelled images of groups (plate, well, donor) that are held back teach too; false = they are left "
-        "out. Copies of test images need duplicates: keep as well",
+        "out. So do those that show a test image without labels: a competition's own, where its rules allow it",
     )
     duplicates: Literal["set_aside", "refuse", "keep"] = Field(
         "set_aside",

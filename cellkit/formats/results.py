@@ -9,11 +9,12 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
+from cellkit.cells.names import plain
 from cellkit.cells.records import read_records
 from cellkit.errors import UserError
 from cellkit.files import read_json
 from cellkit.formats.any import Reading
-from cellkit.formats.coco_reading import UNKNOWN, read_results
+from cellkit.formats.coco_reading import IGNORE, UNKNOWN, read_results
 from cellkit.microscope.folders import run_of
 
 TITLE = "a COCO results list"
@@ -72,7 +73,7 @@ def _read_results_of_run(path: Path, run: Path) -> CellDataset:
     positions = [k for k, r in enumerate(records) if len(found[k]) or (complete and r.split in ("val", "test"))]
     files = [file for file in (run / "coco/train.json", run / "truth.json") if file.is_file()]
     named = [entry["name"] for entry in read_json(files[0])["categories"]] if files else []
-    named = [name for name in named if name != UNKNOWN]
+    named = [name for name in named if name != UNKNOWN and plain(name) != IGNORE]
     most = max((int(cells.class_ids.max()) for cells in found if len(cells)), default=0)
     if most > len(named):
         raise UserError(f"{path} has a cell of class {most}, {run} names {len(named)}", "run the notebooks again")

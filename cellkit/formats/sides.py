@@ -11,16 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset, class_numbers
+from cellkit.cells.instances import Instances
 from cellkit.cells.names import best_pairs, plain, plain_stem, repeated, same, series_of, split_of_folder, stem_of
 from cellkit.cells.records import MIXED, ImageRecord
 from cellkit.errors import UserError, counted, nearest
+from cellkit.files import from_cell, read_json
+from cellkit.log import LOG
 from cellkit.manifest import finished_entries, read_manifest
 from cellkit.microscope.folders import IMAGE_SUFFIXES, ids_of, list_files
 from cellkit.microscope.open import inspect_file
+
+MARKS: dict[str, Any] = {"scale": 1, "asked": ""}  # what `marks_of` tells, and what it is where nothing is to be told
 
 
 def image_records(folder: str | Path) -> list[ImageRecord]:
@@ -52,6 +58,37 @@ def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
     return {stem_of(record.path): (record.height_px, record.width_px) for record in image_records(folder)}
 
 
+def marks_of(side: CellDataset) -> dict[str, dict[str, Any]]:
+    """Return what is to be known of predictions made in a run to hand them in, by image_id.
+
+    That is ``scale`` (convert.scale, where the cells are not in pixels of the files) and ``asked`` ("yes": a competition asks for
+    the image, "no": it has asked for others). A run's own predictions have it in its manifest and ``originals.csv``; files
+    that `cellkit fuse` and the folds write have it beside each image.
+    """
+    import csv
+
+    if side.run:
+        config = finished_entries(read_manifest(side.run)).get("01_convert", {}).get("config")
+        scale = config.get("scale", 1) if isinstance(config, dict) else 1
+        asked, table = {}, Path(side.run) / "originals.csv"
+        if table.is_file():
+            with open(table, newline="", encoding="utf-8") as file:
+                asked = {from_cell(row["image_id"]): row.get("asked", "") for row in csv.DictReader(file)}
+        each = {r.image_id: {"scale": scale, "asked": asked.get(r.image_id, "")} for r in side.records}
+    elif side.path and side.path.is_file() and side.path.suffix.lower() == ".json":
+        whole = read_json(side.path)
+        images = whole.get("images", []) if isinstance(whole, dict) else []
+        each = {
+            one["image_id"]: one for one in images if isinstance(one, dict) and isinstance(one.get("image_id"), str)
+        }
+    else:
+        each = {}
+    kept = {
+        name: {key: one[key] for key in MARKS if one.get(key, MARKS[key]) != MARKS[key]} for name, one in each.items()
+    }
+    return {name: marks for name, marks in kept.items() if marks}
+
+
 def named_after(side: CellDataset, folder: str | Path) -> CellDataset:
     """Return the images below a folder, in their order and called as their files are without suffix.
 
@@ -61,38 +98,62 @@ def named_after(side: CellDataset, folder: str | Path) -> CellDataset:
         An image without prediction, a prediction of no image (but for other images of a run), or another size.
     """
     wanted = image_records(folder)
-    places = best_pairs(wanted, side.records, NAMES)
-    missing = [record.image_id for k, record in enumerate(wanted) if k not in places]
+    places, lacking = best_pairs(wanted, side.records, NAMES), unread_by(side)
+    empty = {k for k, record in enumerate(wanted) if k not in places and same(plain_stem(record.path)) in lacking}
+    missing = [record.image_id for k, record in enumerate(wanted) if k not in places and k not in empty]
     used = set(places.values())
-    extra = [] if side.of_model else [r.image_id for k, r in enumerate(side.records) if k not in used]
+    others = side.of_model or marks_of(side)  # predictions of a run: other images of it may be among them
+    extra = [] if others else [r.image_id for k, r in enumerate(side.records) if k not in used]
     if missing or extra:
         problem = (
             f"{counted(len(missing), 'test image')} without prediction, {counted(len(extra), 'prediction')} of none"
         )
         raise UserError(f"{problem}, e.g. {(missing or extra)[0]}", f"predict the images in {folder}")
-    found = side.subset([places[k] for k in range(len(wanted))])
-    for record, own in zip(wanted, found.records, strict=True):
+    found = side.subset([places[k] for k in range(len(wanted)) if k not in empty])
+    for record, own in zip([r for k, r in enumerate(wanted) if k not in empty], found.records, strict=True):
         if (record.height_px, record.width_px) != (own.height_px, own.width_px):
             raise UserError(
                 f"{record.image_id} is {record.height_px} x {record.width_px} px, its cells were found in "
                 f"{own.height_px} x {own.width_px} px",
                 f"predict the original images: cellkit predict MODEL {folder} -o FILE.json",
             )
-    return replace(found, records=[replace(record, image_id=stem_of(record.path)) for record in wanted])
+    own, cells = iter(found.instances), []
+    for k, record in enumerate(wanted):
+        cells.append(Instances.empty((record.height_px, record.width_px)) if k in empty else next(own))
+    if empty:
+        LOG.warning(f"empty, as it could not be predicted: {', '.join(wanted[k].image_id for k in sorted(empty))}")
+    records = [replace(record, image_id=stem_of(record.path)) for record in wanted]
+    return CellDataset(records, cells, side.classes, path=side.path)
+
+
+def unread_by(side: CellDataset) -> set[str]:
+    """Return the names, as `same` has them, of images that a prediction skipped: its file lists them."""
+    if side.path is None or not side.path.is_file() or side.path.suffix.lower() != ".json":
+        return set()
+    whole = read_json(side.path)
+    info = whole.get("info", {}) if isinstance(whole, dict) else {}
+    skipped = info.get("quarantined", []) if isinstance(info, dict) else []
+    items = [one.get("item", "") for one in skipped if isinstance(one, dict)]
+    return {same(plain_stem(str(item).replace("\\", "/"))) for item in items}
 
 
 def of_test(side: CellDataset) -> tuple[CellDataset, str]:
     """Return predictions of a run for its test images alone, and what to say of the others; any other side as it is.
+
+    Where a competition asks for images, those are the test images.
 
     Raises
     ------
     UserError
         None of them is of a test image.
     """
-    if not side.of_model:
+    marks = marks_of(side)
+    if not side.of_model and not marks:
         return side, ""
-    kept = [k for k, record in enumerate(side.records) if record.split == "test"]
-    others = [record.split or "excluded" for record in side.records if record.split != "test"]
+    asked = {name for name, one in marks.items() if one.get("asked") == "yes"}
+    is_test = [r.image_id in asked if asked else r.split == "test" for r in side.records]
+    kept = [k for k, one in enumerate(is_test) if one]
+    others = [r.split or "excluded" for r, one in zip(side.records, is_test, strict=True) if not one]
     if not kept:
         raise UserError(
             f"{side.path} has no test image of the run, only {', '.join(sorted(set(others)))}",
@@ -111,12 +172,10 @@ def refuse_scaled(side: CellDataset) -> None:
     UserError
         With the scale, and the command that predicts the original images.
     """
-    config = finished_entries(read_manifest(side.run)).get("01_convert", {}).get("config") if side.run else None
-    scale = config.get("scale", 1) if isinstance(config, dict) else 1
-    if scale != 1:
+    if scales := {one["scale"] for one in marks_of(side).values() if "scale" in one}:
         raise UserError(
-            f"{side.path} has the cells in pictures of {scale:g} times the original size (convert.scale)",
-            f"predict the original images: cellkit predict {side.run}:NAME IMAGES -o FILE.json, and submit that",
+            f"{side.path} has the cells in pictures of {min(scales):g} times the original size (convert.scale)",
+            f"predict the original images: cellkit predict {side.run or 'RUN'}:NAME IMAGES -o FILE.json, and submit that",
         )
 
 

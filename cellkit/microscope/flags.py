@@ -296,5 +296,19 @@ def check_quality(converted: Any, root: str | Path, config: Any) -> QualityCheck
     """
     records = converted.images.records
     duplicates = find_duplicates(records, converted.quality, root)
+    if config.pseudo_held_out:  # asked for: a model labelled a test image, and it teaches
+        made = dict(
+            zip([r.image_id for r in records], zip(records, converted.images.made_by, strict=True), strict=True)
+        )
+        duplicates = [copy for copy in duplicates if not _both(made[copy.first], made[copy.second])]
     kept = exclude_flagged(handle_duplicates(records, duplicates, config.duplicates))
     return QualityCheck(kept, converted.quality, converted.thresholds, duplicates, config.quality.off)
+
+
+def _both(*pair: tuple[ImageRecord, str]) -> bool:
+    """Tell whether one of two images was labelled by a model to teach, and the other is a test image without labels."""
+    kinds = {
+        "teaches" if made_by == "proposed" else "asked" if r.split == "test" and not made_by else ""
+        for r, made_by in pair
+    }
+    return kinds == {"teaches", "asked"}

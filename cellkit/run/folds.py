@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from cellkit.evaluate.evaluation import KEY, predictions_of, read_truths
 from cellkit.evaluate.out_of_fold import OUT_OF_FOLD, TEST, FoldFound, fold_table, fused_test, left_out, out_of_fold
 from cellkit.files import write_frame
 from cellkit.formats.coco import write_coco
+from cellkit.formats.sides import marks_of
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import FOLDS, check_folder
@@ -91,6 +93,11 @@ def run_folds(
     base = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     check_folder(base)
     place, codes = folds_folder(base, folds), []
+    if cfg.convert.percentiles_of == "batch":
+        LOG.warning(
+            "convert.percentiles_of is batch: every fold scales images by its own training images, so the models of the folds "
+            "cannot be joined to predict others (RUN/folds/of_K:NAME); percentiles_of: image lets them"
+        )
     each = {k: _with(overrides, {"convert.folds": folds, "convert.fold": k}) for k in range(1, folds + 1)}
     own = {k: load_config(config_path, given, how.get("notebooks")) for k, given in each.items()}
     foretell_folds(place, own, books, chosen, how)
@@ -134,11 +141,15 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
     found = [_read_fold(place / str(fold), cfg.evaluate.fuse) for fold in range(1, folds + 1)]
     for text in left_out(found):
         LOG.warning(text)
+    first = Run(place / "1")
+    told = marks_of(replace(CellDataset.of_run(first), run=first.folder))
     for kind, by_model in ((FOUND, out_of_fold(found)), (FUSED_TEST, fused_test(found))):
         for model, images in by_model.items():
             path = place / kind / f"{model}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_coco(path, images.records, images.instances, cfg.classes, images.ids, True, made_by=images.made_by)
+            marks = [told.get(record.image_id, {}) for record in images.records]
+            rest = {"with_scores": True, "made_by": images.made_by, "marks": marks}
+            write_coco(path, images.records, images.instances, cfg.classes, images.ids, **rest)
     table = fold_table(found, cfg.evaluate.bootstrap_samples, cfg.evaluate.seed)
     write_frame(place / TABLE, table)
     return table

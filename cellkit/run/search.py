@@ -15,7 +15,7 @@ from cellkit.config.reading import load_config
 from cellkit.errors import UserError, counted
 from cellkit.evaluate.folds import Fold, run_fold, scores_of
 from cellkit.evaluate.halving import PARTS, Result, Trial, cost_of, rungs_of, successive_halving, trials_of
-from cellkit.fetch.find import with_weights
+from cellkit.fetch.find import TUNED, with_weights
 from cellkit.files import write_frame
 from cellkit.formats.coco_reading import read_coco
 from cellkit.log import LOG
@@ -121,12 +121,24 @@ def run_search(
     LOG.info(
         f"search: {counted(len(trials), 'trial')} for the steps of {cost_of(len(trials)):g} trainings, compared on {who}"
     )
+    if any(record.split == "train" for record in held.records) and section == "maskrcnn":
+        _warn_seen([one.maskrcnn.start for one in own])
     place = folder / SEARCH / section
     score = partial(_score, settings=settings, train=train, held=held, place=place)
     with noted_search(folder, section, place, found):
         results = successive_halving(trials, score, at_once=not in_steps)
     table = _table(results, settings, list(over), len(held))
     return Searched(0, table, results, write_frame(place / TABLE, table), who)
+
+
+def _warn_seen(starts: Sequence[str]) -> None:
+    """Say that trials which start from the network of notebook 03 are compared on images that it learned from."""
+    if TUNED in starts:
+        LOG.warning(
+            f"search: trials with maskrcnn.start: {TUNED} are compared on training images, which 03's network learned from: that "
+            "favours this start, and leaving it as it is (freeze_backbone, unfreeze_after); with twelve validation images some "
+            "compare that taught nothing"
+        )
 
 
 def _section_of(over: Mapping[str, Any]) -> str:

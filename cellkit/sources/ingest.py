@@ -386,7 +386,7 @@ def _converted(
     """Flag the images by what the training images are like, write the tables."""
     from cellkit.microscope.flags import flag_records
 
-    taught = [result[0].split == "train" for result in done]
+    taught = [result[0].split == "train" and result[0].image_id not in pseudo for result in done]
     measured = [result[3] for result in done]
     flags, thresholds = flag_records(measured, learned_from=taught, off=config.quality.off)
     of = scaled_by(config.percentiles, "training images" if config.percentiles_of == "batch" else "image")

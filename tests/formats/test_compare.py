@@ -52,6 +52,15 @@ class TestRun:
         code, out, _ = said("score", run / "coco/val.json", run / "predictions/x.json", "--by", "class_name", *how)
         assert list(json.loads(out)["by"]["class_name"]) == list(CLASSES), "classes are the run's"
 
+    def test_a_training_image_annotated_in_part_adds_no_class(self, run, said, tmp_path):
+        partly = Instances.from_labels(np.array([[1, 1, -1, 2, 2]] * 3), [1, 2])
+        record = ImageRecord("HEK_0", "images/HEK_0.png", 3, 5, "", "HEK", "", "train")
+        write_coco(run / "coco/train.json", [record], [partly], CLASSES, ids=[1])
+        side = read_side(run / "predictions/x.json")
+        assert side.classes == CLASSES, "what is not annotated is of no class"
+        code, *_ = said("fuse", run / "predictions/x.json", run / "predictions/x.json", "-o", tmp_path / "both.json")
+        assert code == 0
+
     def test_images_that_a_foreign_truth_lacks_are_missed(self, run, tmp_path):
         sides = read_side(labels_at(tmp_path / "mine", HEK_1=A)), read_side(run / "predictions/x.json")
         with pytest.raises(UserError, match=r"1 of the 2 images of .* are not in .* \(HEK_2\)"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from cellkit.formats.coco_reading import read_coco
 from cellkit.labelling.annotate import choose_labels, with_classes, write_chosen
 from cellkit.labelling.pseudo import PseudoSettings, agreement_of, pseudo_labels, write_pseudo
 from cellkit.log import collected_warnings
+from cellkit.microscope import flags
 from cellkit.sources.ingest import convert_images, list_images
 
 CLASSES = ("HEK", "N2a")
@@ -283,3 +285,34 @@ def test_groups_named_otherwise_than_in_the_source_are_told(source, tmp_path):
         with collected_warnings() as lines:
             list_images(config(tmp_path / "p"), source)
         assert any("none of their groups is one of the source's (e.g. 'HEK/w3'" in line for line in lines) == told
+
+
+def test_what_models_labelled_does_not_say_what_a_fault_is(source, pseudo, tmp_path, monkeypatch):
+    learned = []
+    real = flags.flag_records
+
+    def noting(measured, learned_from, **more):
+        learned.append(list(learned_from))
+        return real(measured, learned_from=learned_from, **more)
+
+    monkeypatch.setattr(flags, "flag_records", noting)
+    for folder in (None, pseudo):
+        made = convert_images(config(folder), source, tmp_path / f"run{len(learned)}", Config(classes=CLASSES)).images
+    assert sum(r.split == "train" for r in made.records) == 3, "two of the source, one that models labelled"
+    assert sum(learned[0]) == sum(learned[1]) == 2
+
+
+@pytest.mark.parametrize(("made_by", "flag"), [("", ""), ("truth", "copy")])
+def test_of_copies_a_competitions_own_test_images_alone_may_teach(made_by, flag, monkeypatch):
+    """Labelled by a model to teach: a copy of a test image without labels stays, others give way as ever."""
+    names = {"own": "train", "test": "test", "val": "val", "p_test": "train", "p_val": "train"}
+    records = [ImageRecord(name, f"{name}.png", 8, 8, split=split) for name, split in names.items()]
+    makers = ["truth", made_by, "truth", "proposed", "proposed"]
+    images = CellDataset(records, [Instances.empty((8, 8))] * 5, made_by=makers)
+    copies = [flags.Duplicate(*pair, "the same", 1.0) for pair in (("test", "p_test"), ("val", "p_val"))]
+    monkeypatch.setattr(flags, "find_duplicates", lambda *given: copies)
+    converted = SimpleNamespace(images=images, quality=[], thresholds={})
+    for held_out, wanted in ((False, "copy"), (True, flag)):
+        settings = config(None, pseudo_held_out=held_out).model_copy(update={"duplicates": "set_aside"})
+        found = {r.image_id: r.flags for r in flags.check_quality(converted, "", settings).records}
+        assert found == {"own": "", "test": "", "val": "", "p_test": wanted, "p_val": "copy"}

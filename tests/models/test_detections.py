@@ -173,6 +173,9 @@ def test_where_nothing_is_right_the_defaults_stay_and_that_is_said(capsys):
     searched = search_readings([(squares((0, 0)), truth)], grid, SEARCHED, "MAP IoU", "Train longer.")
     assert searched.settings == {key: DEFAULTS[key] for key in SEARCHED} and not searched.card
     assert "no cell of 1 training image is right, whatever the thresholds" in capsys.readouterr().err
+    empty = squares((0, 0), scores=[0.0])  # an image without cells, in which nothing is found, is no hope
+    search_readings([(squares((0, 0)), truth), (empty, truth[:0])], grid, SEARCHED, "MAP IoU", "Train longer.")
+    assert "no cell of 2 training images is right, whatever the thresholds" in capsys.readouterr().err
 
 
 # ---- by line -------------------------------------------------------------------------------------------------------

@@ -162,6 +162,9 @@ def test_a_base_that_finds_nothing_is_told_and_no_threshold_searched(drawn, caps
     assert found == ({"flow_threshold": 0.4, "min_area_px": 15}, {})
     told = capsys.readouterr().err
     assert "the network finds no cell in 2 training images, so nothing is searched. Try another base" in told
+    image, truth = drawn[1]
+    assert unet_search.search_settings(Silent(), [drawn[0], (image, truth[:0])], settings, ("flow_threshold",))[1] == {}
+    assert "so nothing is searched" in capsys.readouterr().err, "an image without cells is no hope"
 
 
 def test_a_base_that_is_never_right_is_read_at_two_thresholds_with_the_flow_check_off(drawn, monkeypatch, capsys):

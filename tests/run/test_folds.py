@@ -15,11 +15,12 @@ import pytest
 from run_cases import TWO, here, write_notebook  # noqa: F401
 
 from cellkit.cells.records import read_records
+from cellkit.config.reading import load_config
 from cellkit.errors import UserError
 from cellkit.files import PACKAGE, read_json, write_json
 from cellkit.formats.coco_reading import read_coco
 from cellkit.manifest import read_manifest
-from cellkit.run.folds import folds_folder, run_folds
+from cellkit.run.folds import collect_folds, folds_folder, run_folds
 from cellkit.run.foretold_rounds import took_of_folds
 
 CONFIG = """
@@ -111,6 +112,14 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks", until="01") == 0
     assert "the folds are not scored: 01_convert is the last notebook" in capsys.readouterr().err
     assert not (place / "folds.csv").exists()
+
+    originals = pd.read_csv(place / "1/originals.csv", dtype=str, keep_default_na=False)
+    originals["asked"] = ["yes" if name in test[0] else "no" for name in originals["image_id"]]
+    originals.to_csv(place / "1/originals.csv", index=False)
+    collect_folds(place, 2, load_config("configs/demo.yaml"))
+    for name, asked in (("test", {"yes"}), ("out_of_fold", {"no"})):
+        images = read_json(place / name / "threshold.json")["images"]
+        assert {image["asked"] for image in images} == asked, "cellkit submit knows whom a competition asks for"
 
 
 def test_what_all_folds_took_is_said_together(tmp_path):

@@ -82,7 +82,7 @@ def search_readings(
     begun = time.monotonic()
     made = [(score_readings(found, truth, grid), len(truth)) for found, truth in progress(raws, "search on images")]
     scores, cells = np.stack([one for one, _ in made]), sum(count for _, count in made)
-    if not scores.any():
+    if not any(one.any() for one, count in made if count):  # an image without cells is right where none is found
         where = counted(len(made), "training image")
         LOG.info(f"no cell of {where} is right, whatever the thresholds, so the defaults stay. {remedy}")
         return Searched({key: grid[key][0] for key in searched}, {})

@@ -194,7 +194,7 @@ def _hopeless(pairs: Sequence, grid: Mapping[str, Sequence], maps_of: Callable[[
     for image, truth in pairs:
         maps = maps_of(image)
         nothing = nothing and not (maps[2] > min(grid["cellprob_threshold"])).any()
-        if any(score_maps(maps, truth, (0.0,), (cellprob,), (0,)).any() for cellprob in cellprobs):
+        if len(truth) and any(score_maps(maps, truth, (0.0,), (cellprob,), (0,)).any() for cellprob in cellprobs):
             return ""
     return f"the network finds no cell{'' if nothing else ' right'} in {counted(len(pairs), 'training image')}"
 

@@ -1,0 +1,90 @@
+"""`cellkit submit` on files that folds and `cellkit fuse` write: the images asked for, in pixels of the files, or nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_png
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
+from cellkit.formats.coco import write_coco
+from cellkit.formats.sides import marks_of
+
+NAMES = ("007", "008", "v1", "t1")
+SPLITS = ("test", "test", "val", "test")
+
+
+def predictions(path, marks=({},) * 4, classes=("cell",)):
+    """Write a file of predictions of four images of 32 px, two cells in each."""
+    records = [ImageRecord(n, f"{n}.png", 32, 32, split=s) for n, s in zip(NAMES, SPLITS, strict=True)]
+    labels = np.zeros((32, 32), np.int32)
+    labels[2:9, 2:9], labels[15:28, 10:20] = 1, 2
+    cells = [Instances.from_labels(labels, np.ones(2, int)).with_scores(0.9)] * 4
+    return write_coco(path, records, cells, classes, with_scores=True, made_by=["proposed"] * 4, marks=marks)
+
+
+ASKED = ({"asked": "yes"}, {"asked": "yes"}, {"asked": "no"}, {"asked": "no"})
+
+
+def ids(path):
+    return list(dict.fromkeys(pd.read_csv(path, dtype=str)["id"]))
+
+
+def test_only_what_a_competition_asks_for_is_handed_in_also_through_a_fusion(tmp_path, said):
+    a, b = (predictions(tmp_path / f"{name}.json", ASKED) for name in "ab")
+    assert said("fuse", a, b, "-o", tmp_path / "both.json")[0] == 0
+    for path in (a, tmp_path / "both.json"):
+        code, _, err = said("submit", path, "--profile", "sartorius", "-o", tmp_path / "s.csv")
+        assert (
+            code == 0 and ids(tmp_path / "s.csv") == ["007", "008"] and "2 test images handed in, not 2 others" in err
+        )
+    for name in ("007", "008"):
+        write_png(tmp_path / f"asked/{name}.png", np.zeros((32, 32, 3), np.uint8))
+    code, *_ = said("submit", a, "--profile", "sartorius", "--images", tmp_path / "asked", "-o", tmp_path / "i.csv")
+    assert code == 0 and ids(tmp_path / "i.csv") == ["007", "008"], "others of the run are no mistake"
+
+
+def test_cells_of_resized_pictures_are_refused_also_after_a_fusion(tmp_path, said):
+    a, b = (predictions(tmp_path / f"{name}.json", ({"scale": 0.5},) * 4) for name in "ab")
+    assert said("fuse", a, b, "-o", tmp_path / "both.json")[0] == 0
+    for path in (a, tmp_path / "both.json"):
+        code, _, err = said("submit", path, "--profile", "sartorius", "-o", tmp_path / "s.csv")
+        assert code == 2 and "0.5 times the original size" in err and not (tmp_path / "s.csv").exists()
+
+
+def test_other_files_are_handed_in_whole_as_ever(tmp_path, said):
+    path = predictions(tmp_path / "a.json")
+    assert said("submit", path, "--profile", "sartorius", "-o", tmp_path / "s.csv")[0] == 0
+    assert ids(tmp_path / "s.csv") == list(NAMES)
+
+
+def test_an_image_that_prediction_skipped_has_an_empty_row_and_one_it_never_saw_is_refused(tmp_path, said):
+    path = predictions(tmp_path / "a.json")
+    whole = json.loads(path.read_text())
+    whole["info"] = {"quarantined": [{"item": "test/torn.png", "reason": "cut short"}]}
+    path.write_text(json.dumps(whole))
+    for name in (*NAMES, "torn"):
+        write_png(tmp_path / f"images/{name}.png", np.zeros((32, 32, 3), np.uint8))
+    flags = ("--profile", "sartorius", "--images", tmp_path / "images", "-o", tmp_path / "s.csv")
+    code, _, err = said("submit", path, *flags)
+    table = pd.read_csv(tmp_path / "s.csv", dtype=str, keep_default_na=False)
+    assert code == 0 and "could not be predicted: torn" in err
+    assert table[table["id"] == "torn"]["predicted"].tolist() == [""] and set(table["id"]) == {*NAMES, "torn"}
+    assert "no row for torn" in said("submit", path, "--profile", "sartorius", "-o", tmp_path / "t.csv")[2]
+    write_png(tmp_path / "images/new.png", np.zeros((32, 32, 3), np.uint8))
+    code, _, err = said("submit", path, *flags)
+    assert code == 2 and "1 test image without prediction" in err and "new" in err
+
+
+@pytest.mark.parametrize("name", ["a.json", "nothing.json"])
+def test_marks_are_told_only_where_there_are_any(name, tmp_path):
+    side = CellDataset([], [], path=predictions(tmp_path / "a.json", ASKED).with_name(name))
+    wanted = {"007": {"asked": "yes"}, "008": {"asked": "yes"}, "v1": {"asked": "no"}, "t1": {"asked": "no"}}
+    assert marks_of(side) == (wanted if name == "a.json" else {})
+    assert marks_of(replace(side, path=None)) == {}
