@@ -78,7 +78,7 @@ def run(given: argparse.Namespace) -> Answer:
     tool = checked_tool(given.from_)
     sides = [read_side(path, convention=tool) for path in given.predictions]
     made = fuse_sides(sides, weights, settings, given.common)
-    told = marks_of(sides[0])
+    told = {name: marks for side in reversed(sides) for name, marks in marks_of(side).items()}
     marks = [told.get(record.image_id, {}) for record in made.records]
     ids = made.ids if made.ids and all(isinstance(one, int) and one > 0 for one in made.ids) else None
     write_coco(given.out, made.records, made.instances, made.classes, ids, True, made_by=made.made_by, marks=marks)

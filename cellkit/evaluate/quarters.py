@@ -63,8 +63,9 @@ def _cut(starts: np.ndarray, ends: np.ndarray, size: int) -> int:
     if not len(starts) or size < 3:
         return max(size // 2, 1)
     middles, places = (starts + ends) / 2, np.arange(1, size)
-    through = ((starts[None] < places[:, None]) & (places[:, None] < ends[None])).sum(axis=1)
-    uneven = np.abs((middles[None] < places[:, None]).sum(axis=1) - len(starts) / 2)
+    before = {name: np.searchsorted(np.sort(one), places) for name, one in (("starts", starts), ("middles", middles))}
+    through = before["starts"] - np.searchsorted(np.sort(ends), places, side="right")
+    uneven = np.abs(before["middles"] - len(starts) / 2)
     cost, away = through + uneven / 2, np.abs(places - np.median(middles))
     return int(places[np.lexsort((away, cost))[0]])
 

@@ -172,7 +172,7 @@ def refuse_scaled(side: CellDataset) -> None:
     UserError
         With the scale, and the command that predicts the original images.
     """
-    if scales := {one["scale"] for one in marks_of(side).values() if "scale" in one}:
+    if scales := {one["scale"] for one in marks_of(side).values() if isinstance(one.get("scale"), int | float)}:
         raise UserError(
             f"{side.path} has the cells in pictures of {min(scales):g} times the original size (convert.scale)",
             f"predict the original images: cellkit predict {side.run or 'RUN'}:NAME IMAGES -o FILE.json, and submit that",

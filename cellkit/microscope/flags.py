@@ -300,12 +300,12 @@ def check_quality(converted: Any, root: str | Path, config: Any) -> QualityCheck
         made = dict(
             zip([r.image_id for r in records], zip(records, converted.images.made_by, strict=True), strict=True)
         )
-        duplicates = [copy for copy in duplicates if not _both(made[copy.first], made[copy.second])]
+        duplicates = [copy for copy in duplicates if not _teaches_as_asked(made[copy.first], made[copy.second])]
     kept = exclude_flagged(handle_duplicates(records, duplicates, config.duplicates))
     return QualityCheck(kept, converted.quality, converted.thresholds, duplicates, config.quality.off)
 
 
-def _both(*pair: tuple[ImageRecord, str]) -> bool:
+def _teaches_as_asked(*pair: tuple[ImageRecord, str]) -> bool:
     """Tell whether one of two images was labelled by a model to teach, and the other is a test image without labels."""
     kinds = {
         "teaches" if made_by == "proposed" else "asked" if r.split == "test" and not made_by else ""
