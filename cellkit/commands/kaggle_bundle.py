@@ -15,7 +15,9 @@ ORDER = 10
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument(
-        "model", metavar="RUN[:NAME]", help="a model of a finished run; RUN alone: the one 06 handed in"
+        "model",
+        metavar="RUN[:NAME]",
+        help="a model of a finished run; RUN alone: the one 06 handed in; a file of models, or RUN/folds/of_5:NAME",
     )
     parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="the bundle: a folder, or a .zip file")
     parser.add_argument("--profile", metavar="P", help=f"{' or '.join(names_of('competition'))} (default: the run's)")

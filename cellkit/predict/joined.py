@@ -244,16 +244,19 @@ def fuse_models(
     """
     settings = settings or FusionSettings()
     members = [open_model(spec, overrides) for spec in specs]
-    return _fused(name or " + ".join(specs), members, weights, settings)
+    return fused_model(name or " + ".join(specs), members, weights, settings)
 
 
 def _fused_of(name: str, said: Fusion, overrides: dict[str, Any]) -> FusedModel:
     members = [open_model(one.model, one.set | overrides) for one in said.models]
     settings = FusionSettings(**{key: getattr(said, key) for key in FusionSettings.model_fields})
-    return _fused(name, members, said.weights, settings)
+    return fused_model(name, members, said.weights, settings)
 
 
-def _fused(name: str, members: list[Model], weights: Sequence[float] | None, settings: FusionSettings) -> FusedModel:
+def fused_model(
+    name: str, members: Sequence[Model], weights: Sequence[float] | None, settings: FusionSettings
+) -> FusedModel:
+    """Return opened models fused, see `fuse_models`."""
     checked = tuple(checked_weights(len(members), weights))
     classes = next((one.classes for one in members if one.classes), ())
     config = {"weights": list(checked), **dict(settings), **_told(members)}
@@ -281,12 +284,19 @@ def _routed_of(name: str, said: Route, overrides: dict[str, Any]) -> RoutedModel
     if strange := [kind for kind in said.models if kind not in told]:
         problem = f"{name}: route.models has '{strange[0]}'{nearest(strange[0], told)}"
         raise UserError(problem, f"{said.by.model if said.like is None else said.like} tells apart {', '.join(told)}")
-    members = [router, *(open_model(one.model, one.set | overrides) for one in said.models.values())]
-    known = next((one.classes for one in members if one.classes), tuple(said.models))
-    config = {"kinds": list(said.models), "otherwise": said.otherwise, "like": said.like, **_told(members)}
-    shared = _shared(members, known)
-    like = None if said.like is None else Path(said.like)
-    kinds = {"kinds": tuple(said.models), "otherwise": said.otherwise, "like": like}
+    models = {kind: open_model(one.model, one.set | overrides) for kind, one in said.models.items()}
+    return routed_model(name, router, models, said.otherwise, said.like)
+
+
+def routed_model(
+    name: str, router: Model, models: Mapping[str, Model], otherwise: str, like: str | None = None
+) -> RoutedModel:
+    """Return opened models as one for each kind of image, see `Route`."""
+    members = [router, *models.values()]
+    known = next((one.classes for one in members if one.classes), tuple(models))
+    config = {"kinds": list(models), "otherwise": otherwise, "like": like, **_told(members)}
+    shared, place = _shared(members, known), None if like is None else Path(like)
+    kinds = {"kinds": tuple(models), "otherwise": otherwise, "like": place}
     return RoutedModel(name, "route", None, known, config, **shared, members=tuple(members), **kinds)
 
 

@@ -21,9 +21,12 @@ from cellkit.errors import UserError, counted
 from cellkit.fetch.find import of_a_run
 from cellkit.files import PACKAGE, atomic_path, read_json, sha256_each, sha256_file, write_json, write_text
 from cellkit.formats.competitions import get_profile
+from cellkit.manifest import finished_entries, read_manifest
 from cellkit.microscope.convert import Conversion
+from cellkit.models import FUSED
 from cellkit.predict.bundle_texts import notebook, readme
-from cellkit.predict.joined import SUFFIXES
+from cellkit.predict.bundled_models import copy_models, is_joined, open_models
+from cellkit.predict.joined import fuse_models, open_model
 from cellkit.predict.locked_packages import REQUIRED, WHEELS, copy_wheels, lock_file, packages_to_predict, read_lock
 from cellkit.predict.model import Model, find_model
 
@@ -48,7 +51,8 @@ def write_bundle(
     Parameters
     ----------
     name : str
-        ``RUN:NAME``, or ``RUN`` alone for the model that its notebook 06 handed in.
+        ``RUN:NAME``, a file of models, ``RUN/folds/of_K:NAME``, or ``RUN`` alone for the model that its notebook 06
+        handed in.
     out : path
         A folder, or a file that ends with ``.zip``. An earlier bundle is replaced, anything else refused.
     profile : str
@@ -68,14 +72,14 @@ def write_bundle(
     Raises
     ------
     UserError
-        No such model, one that is made of several, no lock, a wheel that is another file, or a place that is no bundle.
+        No such model, one that takes images of a run to choose, no lock, a wheel that is another file, or a place that is no
+        bundle.
     """
     out = Path(out)
-    if name.lower().endswith(SUFFIXES):
-        raise UserError(f"{name} is a model made of several", "bundle one of them: RUN:NAME")
-    model, settings = find_model(_with_name(name), overrides), dict(overrides or {})
+    model, settings = _model_of(name, overrides), dict(overrides or {})
     run, key = of_a_run(model.name)
     title = f"{Path(run).name}:{key}" if run else Path(model.name).name
+    copy = copy_models if is_joined(model) else _copy_model
     get_profile(profile)
     _refuse_other(out, wheels)
     locked = read_lock(lock_file(lock))
@@ -86,7 +90,7 @@ def write_bundle(
         about = {
             "name": title,
             "profile": profile,
-            "model": _copy_model(model, folder / WEIGHTS),
+            "model": copy(model, folder / WEIGHTS, WEIGHTS),
             "settings": settings,
             "classes": list(model.classes),
             "conversion": _plain(model.conversion),
@@ -119,17 +123,18 @@ def write_bundle(
     return manifest
 
 
-def _with_name(name: str) -> str:
-    """Return RUN:NAME; for a run alone, the model that its notebook 06 handed in."""
+def _model_of(name: str, overrides: Mapping[str, Any] | None) -> Model:
+    """Return the model of a name; for a run alone, the one that its notebook 06 handed in."""
     if not Path(name).is_dir():
-        return name
+        return open_model(name, overrides)
     summary = Path(name) / "summary.json"
     best = read_json(summary).get("best") if summary.is_file() else None
     if not best:
         raise UserError(f"{name} has no summary.json that says which model is best", "name the model: RUN:NAME")
-    if best == "fused":
-        raise UserError(f"the best model of {name} is several fused", "bundle one of them: RUN:NAME")
-    return f"{name}:{best}"
+    if best == FUSED:
+        members = finished_entries(read_manifest(Path(name)))[EVALUATE]["config"]["fuse"]
+        return fuse_models([f"{name}:{one}" for one in members], overrides=overrides, name=f"{name}:{FUSED}")
+    return find_model(f"{name}:{best}", overrides)
 
 
 def profile_of(name: str) -> str:
@@ -140,8 +145,6 @@ def profile_of(name: str) -> str:
     UserError
         It has handed in nothing.
     """
-    from cellkit.manifest import finished_entries, read_manifest
-
     run = Path(name) if Path(name).is_dir() else Path(of_a_run(name)[0] or name)
     stages = finished_entries(read_manifest(run)) if (run / "manifest.json").is_file() else {}
     profile = stages.get(EVALUATE, {}).get("config", {}).get("profile")
@@ -190,7 +193,7 @@ def _parent(out: Path) -> Path:
     return parent
 
 
-def _copy_model(model: Model, folder: Path) -> str:
+def _copy_model(model: Model, folder: Path, within: str) -> str:
     """Copy the files of a model, and return by what name they are opened: a path in the bundle, or a backend that needs none."""
     first = model.cell_classes or model.checkpoint
     if first is None:
@@ -200,7 +203,7 @@ def _copy_model(model: Model, folder: Path) -> str:
         for file in (path, path.with_suffix(".json")):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-    return f"{WEIGHTS}/{first.name}"
+    return f"{within}/{first.name}"
 
 
 def _plain(conversion: Conversion | None) -> dict[str, Any] | None:
@@ -310,6 +313,9 @@ def open_bundle(bundle: str | Path) -> Model:
     """Return the model of a bundle, with the conversion of files that its run had."""
     bundle = Path(bundle)
     about = read_json(bundle / MODEL)
+    if isinstance(about["model"], dict):
+        model = open_models(about["model"], bundle, about["name"])
+        return replace(model, conversion=_conversion_of(about["conversion"]))
     path = bundle / about["model"]
     model = find_model(path if path.is_file() else about["model"], about["settings"])
     return replace(model, name=about["name"], conversion=_conversion_of(about["conversion"]))

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from predict_cases import folder, run_dir, unet  # noqa: F401
 
 from cellkit.errors import UserError
 from cellkit.files import sha256_file
 from cellkit.formats.submission_check import check_submission
 from cellkit.predict import kaggle_bundle, locked_packages
+from cellkit.predict.joined import fuse_models, open_model
 from cellkit.predict.kaggle_bundle import check_bundle, open_bundle, submit_bundle, write_bundle
 from cellkit.predict.locked_packages import packages_to_predict, read_lock
 from cellkit.predict.model import find_model
@@ -247,10 +249,54 @@ def test_a_lock_that_is_no_text_is_refused(tmp_path):
         read_lock(tmp_path / "lock.txt")
 
 
-def test_a_model_of_several_is_not_bundled(tmp_path):
-    (tmp_path / "best.yaml").write_text("fuse: {models: [threshold]}")
-    with pytest.raises(UserError, match="best.yaml is a model made of several"):
-        write_bundle(str(tmp_path / "best.yaml"), tmp_path / "b", "sartorius")
+OF_SEVERAL = {
+    "fused": "fuse: {models: [%(run)s:threshold, {model: %(unet)s, set: {min_area_px: 40}}], weights: [2, 1], iou: 0.3}",
+    "of a fusion": "fuse: {models: [%(run)s:threshold, %(other)s]}",
+    "routed": "route: {by: %(run)s:maskrcnn, otherwise: N2a, models: {HEK: %(unet)s, N2a: {model: %(run)s:threshold, "
+    "set: {diameter_px: 25}}}}",
+}
+
+
+@pytest.mark.parametrize("which", OF_SEVERAL)
+def test_a_model_of_several_is_bundled_whole(which, run_dir, unet, competition, tmp_path):  # noqa: F811
+    path, other, (test, sample, ids) = tmp_path / "best.yaml", tmp_path / "other.yaml", competition
+    other.write_text(f"fuse: {{models: [{unet}]}}")
+    path.write_text(OF_SEVERAL[which] % {"run": run_dir, "unet": unet, "other": other})
+    made = [write_bundle(str(path), tmp_path / name, "sartorius") for name in ("b", "c")]
+    assert made[0] == made[1] and str(tmp_path) not in (tmp_path / "b/model.json").read_text()
+    check_bundle(tmp_path / "b")
+    ours, theirs = open_bundle(tmp_path / "b"), open_model(path)
+    assert ours.sha256 == theirs.sha256 and ours.classes == theirs.classes
+    for mine, yours in zip(ours.members, theirs.members, strict=True):
+        assert (mine.backend, mine.own_px, mine.sha256) == (yours.backend, yours.own_px, yours.sha256)
+        assert mine.config == yours.config or mine.backend == "fuse", "of a fusion it names the members"
+    assert (ours.conversion and ours.conversion.to_json()) == (theirs.conversion and theirs.conversion.to_json())
+    if which == "routed":  # the detector of this run holds no network
+        return
+    image = np.array(Image.open(test / f"{ids[0]}.png"))
+    assert list(ours.load()([image])) == list(theirs.load()([image]))
+    submit_bundle(tmp_path / "b", test, sample, tmp_path / "s.csv")
+    assert {name for name, _ in rows(tmp_path / "s.csv")} == set(ids)
+
+
+def test_a_run_whose_best_model_is_fused_is_bundled_as_that(run_dir, tmp_path):  # noqa: F811
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    (run / "summary.json").write_text('{"best": "fused"}')
+    manifest = json.loads((run / "manifest.json").read_text())
+    entry = next(iter(manifest["stages"].values()))
+    fuse = {"fuse": ["threshold", "cellpose_tuned"], "profile": "sartorius"}
+    manifest["stages"]["06_evaluate_map_iou"] = entry | {"config": fuse, "inputs": {}, "outputs": {}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_bundle(str(run), tmp_path / "b", "sartorius")
+    wanted = fuse_models([f"{run}:threshold", f"{run}:cellpose_tuned"])
+    assert open_bundle(tmp_path / "b").sha256 == wanted.sha256
+
+
+def test_a_route_by_looks_is_refused_with_what_to_do(run_dir, unet, tmp_path):  # noqa: F811
+    path = tmp_path / "best.yaml"
+    path.write_text(f"route: {{by: {unet}, like: {run_dir}, otherwise: HEK, models: {{HEK: threshold}}}}")
+    with pytest.raises(UserError, match="routes by looks .*\nroute by the class"):
+        write_bundle(str(path), tmp_path / "b", "sartorius")
 
 
 def test_two_images_of_one_id_are_refused(bundle, competition, tmp_path):

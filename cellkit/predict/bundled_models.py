@@ -1,0 +1,80 @@
+"""A model in a bundle, whole: one checkpoint, several fused, or one for each kind of image; written, and opened again.
+
+What is written is a tree of plain values. A leaf names a checkpoint of the bundle (or a backend that needs none) and says how it
+is read; ``fuse`` and ``route`` hold others.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cellkit.errors import UserError
+from cellkit.models.shared.fusion import FusionSettings
+from cellkit.predict.joined import FusedModel, JoinedModel, RoutedModel, fused_model, routed_model
+from cellkit.predict.model import Model, find_model
+
+
+def copy_models(model: Model, folder: Path, within: str) -> dict[str, Any]:
+    """Copy the files of a model of models, each checkpoint once, and return the tree that `open_models` opens.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the checkpoints go, each into a folder of its own.
+    within : str
+        What that folder is called in the bundle.
+
+    Raises
+    ------
+    UserError
+        A route by looks: it reads the training images of a run.
+    """
+    if isinstance(model, FusedModel):
+        members = [copy_models(one, folder, within) for one in model.members]
+        return {"fuse": members, "weights": list(model.weights), "settings": dict(model.settings)}
+    if isinstance(model, RoutedModel):
+        if model.like is not None:
+            raise UserError(
+                f"{model.name} routes by looks (like: {model.like}): its training images fit into no bundle",
+                "route by the class of most cells: leave out like, and name a detector",
+            )
+        router, *others = (copy_models(one, folder, within) for one in model.members)
+        return {"route": router, "kinds": dict(zip(model.kinds, others, strict=True)), "otherwise": model.otherwise}
+    return {"model": copy_files(model, folder, within), "config": model.config, "own_px": model.own_px}
+
+
+def copy_files(model: Model, folder: Path, within: str) -> str:
+    """Copy the files of one model; return by what name it is opened: a path in the bundle, or a backend that needs no file."""
+    first = model.cell_classes or model.checkpoint
+    if first is None:
+        return model.backend
+    place = folder / model.sha256[:12]
+    place.mkdir(parents=True, exist_ok=True)
+    for path in filter(None, (model.checkpoint, model.cell_classes)):
+        for file in (path, path.with_suffix(".json")):
+            if file.is_file():
+                shutil.copyfile(file, place / file.name)
+    return f"{within}/{place.name}/{first.name}"
+
+
+def open_models(tree: Mapping[str, Any], bundle: Path, name: str) -> Model:
+    """Return the model of a tree that `copy_models` wrote."""
+    if "fuse" in tree:
+        members = [open_models(one, bundle, f"{name}, {k}") for k, one in enumerate(tree["fuse"], 1)]
+        return fused_model(name, members, tree["weights"], FusionSettings(**tree["settings"]))
+    if "route" in tree:
+        router = open_models(tree["route"], bundle, f"{name}, the router")
+        kinds = {kind: open_models(one, bundle, f"{name}, {kind}") for kind, one in tree["kinds"].items()}
+        return routed_model(name, router, kinds, tree["otherwise"])
+    path = bundle / tree["model"]
+    model = find_model(path if path.is_file() else tree["model"])
+    return replace(model, name=name, config=dict(tree["config"]), own_px=tree["own_px"])
+
+
+def is_joined(model: Model) -> bool:
+    """Tell whether a model is made of several."""
+    return isinstance(model, JoinedModel)
