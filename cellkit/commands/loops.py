@@ -66,10 +66,12 @@ def loop_of_predict(given: argparse.Namespace, model: Model, conversion: Convers
 
     from cellkit.forecast.loops import Loop
     from cellkit.formats.label_images import write_labels
+    from cellkit.predict.files import unestimated
     from cellkit.predict.images import read_picture
     from cellkit.predict.large import WINDOW_BYTES
     from cellkit.predict.outputs import write_overlay
 
+    model = unestimated(model)
     segment = lru_cache(lambda: model.load(conversion.scale if conversion else 1.0))
     diameter_px = model.config.get("diameter_px")
     px_a_cell = (

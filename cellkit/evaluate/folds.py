@@ -26,6 +26,7 @@ from cellkit.scores.table import per_image, score_table
 from cellkit.settings import free_fields, weights_fields
 
 FOLD_STEPS = 1 / 3  # of the whole run's steps
+SHORTENED = ("steps", "warmup_steps", "average_steps")  # numbers of steps: a short run has the course of a whole one
 FOUND = "found.json"  # written last: a fold that has it is finished
 KEPT = ".weights"  # a hidden folder goes when the stage is done
 Found = dict[float, list[Instances]]  # step from the base -> cells of each image
@@ -105,7 +106,7 @@ def weights_of(fold: Fold) -> tuple[Path | None, Path]:
 def fold_settings(settings: Any, share: float | None = None) -> Any:
     """Return the settings of a short run: a share of the steps, where the backend counts any; default its ``fold_steps``."""
     share = getattr(settings, "fold_steps", FOLD_STEPS) if share is None else share
-    counts = {name: getattr(settings, name) for name in ("steps", "warmup_steps") if hasattr(settings, name)}
+    counts = {name: getattr(settings, name) for name in SHORTENED if hasattr(settings, name)}
     return settings.model_copy(update={name: max(min(one, 1), round(share * one)) for name, one in counts.items()})
 
 

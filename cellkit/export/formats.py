@@ -59,6 +59,10 @@ def export_model(
     about, page = texts.about(network), out.with_suffix(".md")
     if page.exists() and not texts.is_page(page):
         raise UserError(f"{page}, where the page of the export goes, is another text", "name the export otherwise")
+    if page.exists() and not texts.is_page(page, out.name):
+        raise UserError(
+            f"{page}, where the page of the export goes, is that of another export", "name this one otherwise"
+        )
     _writer(kind)(network.network, out, about)
     write_text(page, texts.page(network, about, out.name))
     return [f"{out}: {network.title}, planes (B, 2, H, W) -> maps (B, 3, H, W)", f"{page}: how maps become masks"]

@@ -120,6 +120,6 @@ def page(model: Exported, about: dict[str, Any], name: str) -> str:
     return "\n".join([head, reading(model), measured(about["metrics"])])
 
 
-def is_page(path: Path) -> bool:
-    """Tell whether a file is a page that an export wrote."""
-    return f"` {KIND} of " in decoded(path.read_bytes(), errors="replace")
+def is_page(path: Path, of: str = "") -> bool:
+    """Tell whether a file is a page that an export wrote; with a file name, whether it is about that file."""
+    return f"{f'`{of}' if of else ''}` {KIND} of " in decoded(path.read_bytes(), errors="replace")

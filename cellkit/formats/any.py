@@ -133,7 +133,8 @@ def format_of(path: str | Path) -> str:
     if len(kinds) == 1:
         return kinds[0]
     what = f"holds {' and '.join(kinds)}" if kinds else "holds no label image, _seg.npy file, ROI zip or GeoJSON"
-    raise UserError(f"{path} {what}", f"say which to read: --format {', '.join(kinds or per_image())}")
+    which = f"keep one kind there, or read one of them: cellkit coco {path} --format {' or '.join(kinds)} -o CELLS.json"
+    raise UserError(f"{path} {what}", which if kinds else f"say what to read: --format {', '.join(per_image())}")
 
 
 def read_folder(

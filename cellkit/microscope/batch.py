@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.cells.names import check_ids
-from cellkit.errors import Quarantined, UserError, of_place, readable
+from cellkit.errors import Quarantined, UserError, counted, of_place, readable
 from cellkit.files import content_of
 from cellkit.log import LOG
 from cellkit.microscope.convert import Conversion, Converted, convert_frame, level_row, light_of_frame, scaled_by
@@ -94,6 +94,7 @@ def convert_batch(
                 work, jobs, "convert", workers, name=lambda job: readable(str(job.path)), then=note
             )
         _remove_outdated(out, jobs, done)
+        _name_others(out, jobs, journal)
     made = [entry for entry in done if entry]
     failed += [Quarantined(name, reason) for entry in made for name, reason in entry["failed"]]
     log_notes(row for entry in made for row in entry["rows"])
@@ -113,6 +114,16 @@ def _remove_outdated(out: Path, jobs: Sequence[_Job], done: Sequence[dict | None
             if gone and (out / name).is_file() and content_of(out / name) == tuple(content):
                 (out / name).unlink()
                 LOG.warning(f"{readable(str(job.path))} no longer gives {name}: the picture is removed")
+
+
+def _name_others(out: Path, jobs: Sequence[_Job], journal: Journal) -> None:
+    """Say which pictures are there of files that were given once and are not now; they stay, for another call may give them."""
+    given = {job.image_id for job in jobs}
+    names = [name for item, entry in journal.done.items() if item not in given for name in entry["files"]]
+    there = sorted(name for name in names if name.lower().endswith(".png") and (out / name).is_file())
+    if there:
+        what = f"{counted(len(there), 'picture')} of files that are not among those given now"
+        LOG.warning(f"{out} also holds {what}, e.g. {there[0]}; remove what is not to be used")
 
 
 def _convert_job(job: _Job, out: Path, conversion: Conversion) -> dict:

@@ -16,6 +16,7 @@ from cellkit.microscope.channel_files import warn_of_seeming_channels
 from cellkit.microscope.file_info import MAX_PLANE_PX, PICTURE_SUFFIXES
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, NOT_IMAGES, is_run_folder, list_files, odd_zarrs
 from cellkit.microscope.open import READ_SUFFIXES, inspect_file, is_image_folder, is_zarr_by_another_name, why_unread
+from cellkit.microscope.overlay_mark import mark_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def find_images(
     UserError
         Nothing there, a folder without images, or a pattern without match.
     """
+    drawn: list[Path] = []
     links: list[Quarantined] = []
     unread_files: list[Quarantined] = []
     found: dict[Path, tuple[Path, str]] = {}
@@ -69,6 +71,9 @@ def find_images(
             if unread and outside is not None:
                 unread_files.append(Quarantined(str(path), plain_reason(str(unread))))
                 continue
+            if path != Path(name) and path.suffix.lower() == ".png" and mark_of(path) is not None:
+                drawn.append(path)
+                continue
             real = Path(os.path.realpath(path))  # a loop of links stays as it is, and is skipped
             if Path(name) == root and path != root and not real.is_relative_to(root.resolve()):
                 links.append(
@@ -76,6 +81,8 @@ def find_images(
                 )
             elif not any(real.is_relative_to(folder) for folder in below):
                 found.setdefault(real, (path, relative))
+    if drawn:
+        LOG.warning(f"{counted(len(drawn), 'picture')} with outlines that cellkit drew left out, e.g. {drawn[0]}")
     listed = sorted(found.values(), key=lambda pair: (pair[1], str(pair[0])))
     if links and (outside is None or not listed):
         raise UserError(f"{links[0].item} {links[0].reason.split('; ')[0]}", "copy the file there, or name it")

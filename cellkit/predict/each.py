@@ -18,6 +18,7 @@ from cellkit.machine import check_memory
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.file_info import MAX_PLANE_PX, check_size
 from cellkit.microscope.frames import Frame, reason_of
+from cellkit.microscope.overlay_mark import mark_of, stamp_of
 from cellkit.predict.images import Picture, read_picture, record_of
 from cellkit.predict.outputs import write_overlay
 
@@ -56,9 +57,10 @@ class Outputs:
         """Write everything of one image; its part last."""
         from cellkit.formats.coco import write_coco
 
+        drawn, found = found, fit_to(found, picture.file_shape)
         if self.overlays:
-            write_overlay(self.overlays / f"{frame.image_id}.png", picture.image, found, self.classes)
-        found = fit_to(found, picture.file_shape)
+            path = self.overlays / f"{frame.image_id}.png"
+            write_overlay(path, picture.image, drawn, self.classes, stamp_of(found))
         self.write_labels(frame, found, self.classes)
         write_coco(part, [record_of(frame, picture)], [found], self.classes, with_scores=True)
 
@@ -68,10 +70,12 @@ class Outputs:
 
         if part.with_suffix(".large").is_dir():  # what is done of it is taken up window by window
             return False
-        if not part.is_file() or (self.overlays and not (self.overlays / f"{frame.image_id}.png").is_file()):
+        if not part.is_file():
             return False
+        coco = read_coco(part) if self.labels or self.overlays else None
+        if self.overlays and mark_of(self.overlays / f"{frame.image_id}.png") != stamp_of(coco.instances[0]):
+            return False  # there is none, or one of other cells
         if self.labels:
-            coco = read_coco(part)
             self.write_labels(frame, coco.instances[0], coco.classes)
         return True
 

@@ -275,6 +275,24 @@ def _name_of(frame: Frame) -> str:
     return f"{frame.path}{frame.suffix}"
 
 
+def unestimated(model: Model) -> Model:
+    """Return a model whose diameter is to be estimated without any, so that it can be loaded before; others as they are.
+
+    Raises
+    ------
+    UserError
+        Its backend cannot estimate one.
+    """
+    from cellkit.models import get_backend
+
+    if model.config.get("diameter_px") != AUTO:
+        return model
+    if optional(get_backend(model.backend), "estimate_diameter") is None:
+        raise UserError(f"{model.backend} cannot estimate a diameter", "give it in px: --diameter 30")
+    config = {key: value for key, value in model.config.items() if key != "diameter_px"}
+    return replace(model, config=config, own_px=False)
+
+
 def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion | None) -> Model:
     """Replace a diameter of "auto" by one estimated from a few evenly spaced images."""
     from cellkit.models import get_backend
@@ -286,16 +304,13 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
                 f"predict: {model.name} looks for cells of {model.config['diameter_px']:g} px; others: --diameter auto, or PX"
             )
         return model
-    backend = get_backend(model.backend)
-    if optional(backend, "estimate_diameter") is None:
-        raise UserError(f"{model.backend} cannot estimate a diameter", "give it in px: --diameter 30")
+    backend, config = get_backend(model.backend), unestimated(model).config
     pictures = []
     for place in evenly_spaced(len(frames), MEASURED):
         try:
             pictures.append(read_picture(frames[place], conversion))
         except Exception as error:  # it is skipped, with the same reason, when its turn comes
             LOG.warning(f"predict: no diameter from {frames[place].path}: {reason_of(error)}")
-    config = {key: value for key, value in model.config.items() if key != "diameter_px"}
     if pictures:
         scale = pictures[0].scale
         shown = [picture.image for picture in pictures if picture.scale == scale]

@@ -12,9 +12,10 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cluster.opened import current
 from cellkit.errors import UserError
-from cellkit.files import locked
+from cellkit.files import atomic_path, locked
 from cellkit.formats.large_labels import is_large_file, refuse_changed_large
 from cellkit.microscope.journal import remove_remains
+from cellkit.microscope.overlay_mark import marked
 
 OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with lines of a thousand px
 
@@ -94,13 +95,14 @@ def refuse_corrections(paths: Sequence[Path]) -> None:
             raise UserError(f"{path} is there and not as cellkit wrote it: it may hold corrections", "move it away")
 
 
-def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequence[str]) -> None:
-    """Write an image with the outlines of its cells as PNG; small images are enlarged."""
+def write_overlay(path: Path, image: np.ndarray, found: Instances, classes: Sequence[str], stamp: str = "") -> None:
+    """Write an image with the outlines of its cells as PNG, marked as such (`overlay_mark`); small images are enlarged."""
     from cellkit.show.overlays import show_overlay
-    from cellkit.show.style import bare_axes, save_figure
+    from cellkit.show.style import bare_axes, to_png
 
     height, width = image.shape[:2]
     ax = bare_axes(width / 100, height / 100)
     show_overlay(image, found, ax=ax, classes=classes, legend=False)
     larger = min(max(1, round(OVERLAY_PX / max(height, width))), MOST_LARGER)
-    save_figure(ax, path, dpi=100 * larger)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(marked(to_png(ax, 100 * larger), stamp))

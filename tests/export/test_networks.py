@@ -230,3 +230,13 @@ def test_the_command(said, small, tmp_path):  # noqa: F811
     assert "smaller than 33 px" in (tmp_path / "model.md").read_text()
     code, _, err = said("export", small, "--format", "onx", "-o", out)
     assert code == 2 and "'onx' is no format of a model (did you mean 'onnx'?)" in err
+
+
+def test_the_page_of_another_export_is_not_replaced(small, tmp_path):  # noqa: F811
+    export_model(find_model(small, {"cellprob_threshold": 1.0}), "onnx", tmp_path / "m.onnx")
+    page = (tmp_path / "m.md").read_text()
+    with pytest.raises(UserError, match="is that of another export"):
+        export_model(find_model(small, {"cellprob_threshold": -2.0}), "torchscript", tmp_path / "m.pt")
+    assert (tmp_path / "m.md").read_text() == page and not (tmp_path / "m.pt").exists()
+    export_model(find_model(small, {"cellprob_threshold": 2.0}), "onnx", tmp_path / "m.onnx")
+    assert (tmp_path / "m.md").read_text() != page, "its own is written anew"

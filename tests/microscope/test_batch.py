@@ -262,3 +262,14 @@ def test_a_bad_file_is_set_aside_and_said_by_the_exit_code(tmp_path, capfd):  # 
     assert "text.tif" in capfd.readouterr().err
     assert main([*command, "--allow-skips"]) == 0
     assert main([*command, "--percentiles-of", "plate"]) == 2
+
+
+def test_pictures_of_files_that_are_not_given_any_more_are_named(tmp_path, capsys):
+    many = write_many(tmp_path / "in", 3)
+    convert_batch(many, tmp_path / "out", RECIPE)
+    capsys.readouterr()
+    convert_batch(many[:2], tmp_path / "out", RECIPE)
+    assert "also holds 1 picture of files that are not among those given now, e.g. s002.png" in capsys.readouterr().err
+    assert (tmp_path / "out/s002.png").is_file(), "another call may give it again"
+    convert_batch(many, tmp_path / "out", RECIPE)
+    assert "also holds" not in capsys.readouterr().err
