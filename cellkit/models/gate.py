@@ -49,7 +49,7 @@ class Regime:
 
     def __str__(self) -> str:
         """Say who judges, and why."""
-        few = f"fewer than {CHOOSE_FROM} validation images (groups) are labelled"
+        few = f"fewer than {CHOOSE_FROM} validation images (groups) have labelled cells"
         count = len(self.judges)
         enough = "holds cells" if self.least == 1 else f"has {self.least} cells or more (finetune.min_train_masks)"
         return {
