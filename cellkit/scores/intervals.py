@@ -225,7 +225,7 @@ class Difference(NamedTuple):
         >>> Difference(0.3, 0.2, 0.4, 40, 4).sentence("base", "tuned")
         'tuned is better than base by 0.300 [0.200, 0.400], n = 40 images of 4 groups (few)'
         >>> Difference(0.021, 0.01, 0.03, 50, error=0.004).with_expected_spread().sentence("base", "tuned")
-        'tuned is better than base by 0.021 [0.014, 0.028, 90 %], n = 50 images'
+        'tuned is better than base by 0.021 [0.012, 0.030, 90 %], n = 50 images'
         >>> Difference(np.nan, np.nan, np.nan, 0).sentence("base", "tuned")
         'tuned or base: no image was labelled by a person, so it is unknown which is better'
         """
