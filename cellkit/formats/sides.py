@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,9 @@ def marks_of(side: CellDataset) -> dict[str, dict[str, Any]]:
             with open(table, newline="", encoding="utf-8") as file:
                 asked = {from_cell(row["image_id"]): row.get("asked", "") for row in csv.DictReader(file)}
         each = {r.image_id: {"scale": scale, "asked": asked.get(r.image_id, "")} for r in side.records}
-    elif side.path and side.path.is_file() and side.path.suffix.lower() == ".json":
-        whole = read_json(side.path)
-        images = whole.get("images", []) if isinstance(whole, dict) else []
-        each = {
-            one["image_id"]: one for one in images if isinstance(one, dict) and isinstance(one.get("image_id"), str)
-        }
     else:
-        each = {}
+        images, _ = _beside(side)
+        each = {one["image_id"]: one for one in images if isinstance(one.get("image_id"), str)}
     kept = {
         name: {key: one[key] for key in MARKS if one.get(key, MARKS[key]) != MARKS[key]} for name, one in each.items()
     }
@@ -128,13 +124,29 @@ def named_after(side: CellDataset, folder: str | Path) -> CellDataset:
 
 def unread_by(side: CellDataset) -> set[str]:
     """Return the names, as `same` has them, of images that a prediction skipped: its file lists them."""
-    if side.path is None or not side.path.is_file() or side.path.suffix.lower() != ".json":
-        return set()
-    whole = read_json(side.path)
-    info = whole.get("info", {}) if isinstance(whole, dict) else {}
-    skipped = info.get("quarantined", []) if isinstance(info, dict) else []
-    items = [one.get("item", "") for one in skipped if isinstance(one, dict)]
+    _, skipped = _beside(side)
+    items = [one.get("item", "") for one in skipped]
     return {same(plain_stem(str(item).replace("\\", "/"))) for item in items}
+
+
+def _beside(side: CellDataset) -> tuple[list[dict], list[dict]]:
+    """Return the entries of images, and of what was skipped, of a COCO file of predictions; nothing of any other side."""
+    if side.path is None or not side.path.is_file() or side.path.suffix.lower() != ".json":
+        return [], []
+    return _entries(side.path, side.path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _entries(path: Path, changed: int) -> tuple[list[dict], list[dict]]:
+    """Return the same; a file is read once as long as it is not changed."""
+    whole = read_json(path)
+    told = whole if isinstance(whole, dict) else {}
+    info = told.get("info")
+    lists = (told.get("images"), info.get("quarantined") if isinstance(info, dict) else None)
+    images, skipped = (
+        [one for one in some if isinstance(one, dict)] if isinstance(some, list) else [] for some in lists
+    )
+    return images, skipped
 
 
 def of_test(side: CellDataset) -> tuple[CellDataset, str]:

@@ -44,7 +44,9 @@ def copy_models(model: Model, folder: Path, within: str) -> dict[str, Any]:
             )
         router, *others = (copy_models(one, folder, within) for one in model.members)
         return {"route": router, "kinds": dict(zip(model.kinds, others, strict=True)), "otherwise": model.otherwise}
-    return {"model": copy_files(model, folder, within), "config": model.config, "own_px": model.own_px}
+    place = model.sha256[:12]
+    path = copy_files(model, folder / place, f"{within}/{place}")
+    return {"model": path, "config": model.config, "own_px": model.own_px}
 
 
 def copy_files(model: Model, folder: Path, within: str) -> str:
@@ -52,13 +54,12 @@ def copy_files(model: Model, folder: Path, within: str) -> str:
     first = model.cell_classes or model.checkpoint
     if first is None:
         return model.backend
-    place = folder / model.sha256[:12]
-    place.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for path in filter(None, (model.checkpoint, model.cell_classes)):
         for file in (path, path.with_suffix(".json")):
             if file.is_file():
-                shutil.copyfile(file, place / file.name)
-    return f"{within}/{place.name}/{first.name}"
+                shutil.copyfile(file, folder / file.name)
+    return f"{within}/{first.name}"
 
 
 def open_models(tree: Mapping[str, Any], bundle: Path, name: str) -> Model:

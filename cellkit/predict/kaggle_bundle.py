@@ -25,7 +25,7 @@ from cellkit.manifest import finished_entries, read_manifest
 from cellkit.microscope.convert import Conversion
 from cellkit.models import FUSED
 from cellkit.predict.bundle_texts import notebook, readme
-from cellkit.predict.bundled_models import copy_models, is_joined, open_models
+from cellkit.predict.bundled_models import copy_files, copy_models, is_joined, open_models
 from cellkit.predict.joined import fuse_models, open_model
 from cellkit.predict.locked_packages import REQUIRED, WHEELS, copy_wheels, lock_file, packages_to_predict, read_lock
 from cellkit.predict.model import Model, find_model
@@ -79,7 +79,7 @@ def write_bundle(
     model, settings = _model_of(name, overrides), dict(overrides or {})
     run, key = of_a_run(model.name)
     title = f"{Path(run).name}:{key}" if run else Path(model.name).name
-    copy = copy_models if is_joined(model) else _copy_model
+    copy = copy_models if is_joined(model) else copy_files
     get_profile(profile)
     _refuse_other(out, wheels)
     locked = read_lock(lock_file(lock))
@@ -191,19 +191,6 @@ def _parent(out: Path) -> Path:
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     return parent
-
-
-def _copy_model(model: Model, folder: Path, within: str) -> str:
-    """Copy the files of a model, and return by what name they are opened: a path in the bundle, or a backend that needs none."""
-    first = model.cell_classes or model.checkpoint
-    if first is None:
-        return model.backend
-    folder.mkdir()
-    for path in filter(None, (model.checkpoint, model.cell_classes)):
-        for file in (path, path.with_suffix(".json")):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
-    return f"{within}/{first.name}"
 
 
 def _plain(conversion: Conversion | None) -> dict[str, Any] | None:

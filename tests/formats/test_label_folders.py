@@ -193,7 +193,9 @@ def test_what_a_folder_holds_is_told_or_asked(tmp_path):
     assert format_of(tmp_path / "l") == "labels"
     write_seg(tmp_path / "l/a_seg.npy", None, two(), CLASSES)
     assert format_of(tmp_path / "l/a_seg.npy") == "seg"
-    assert "holds labels and seg\nkeep one kind there, or read one of them: cellkit coco" in refused(read_folder, tmp_path / "l")
+    assert "holds labels and seg\nkeep one kind there, or read one of them: cellkit coco" in refused(
+        read_folder, tmp_path / "l"
+    )
     assert read_folder(tmp_path / "l", "seg")[0].classes == CLASSES
     (tmp_path / "e").mkdir()
     assert "holds no label image" in refused(read_folder, tmp_path / "e")
