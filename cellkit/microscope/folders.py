@@ -10,10 +10,12 @@ from pathlib import Path
 from fastcore.basics import groupby
 
 from cellkit.cells.names import HASHED, LABEL_ENDINGS, Keys, image_id_of, is_no_data, plain, same, stem_of
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
+from cellkit.log import LOG
 from cellkit.manifest import MANIFEST
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from cellkit.microscope.open import READ_SUFFIXES, UNREAD_SUFFIXES, is_zarr_by_another_name
+from cellkit.microscope.overlay_mark import mark_of
 
 MAX_NAME_BYTES = 255
 
@@ -115,11 +117,12 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img", "raw", "raw_images", "rawimag
 def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -> list[Path]:
     """Return the files below `root` with one of `suffixes`, sorted by relative path.
 
-    Hidden names, what file managers leave behind, and unless `keep_labels` label images and their folders, are left out.
+    Hidden names, what file managers leave behind, and unless `keep_labels` label images and their folders, are left out; so
+    are pictures with outlines that cellkit drew, which is said.
     Links to folders are not followed, so a loop of links ends; what a link to a file points to must lie below `root`.
     """
     root = Path(root)
-    found = []
+    found, drawn = [], []
     for folder, folders, names in os.walk(root, followlinks=False):
         folders[:] = [name for name in folders if not is_no_data(name) and not is_run_folder(Path(folder, name))]
         images = [name for name in folders if name.lower().endswith(".zarr")]  # an OME-Zarr is a folder, and one image
@@ -131,7 +134,9 @@ def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -
             if is_no_data(name) or not name.strip().lower().endswith(tuple(suffixes)):
                 continue
             if keep_labels or not plain(stem_of(path)).endswith(NOT_IMAGES):
-                found.append(path)
+                (drawn if not keep_labels and mark_of(path) is not None else found).append(path)
+    if drawn:
+        LOG.warning(f"{counted(len(drawn), 'picture')} with outlines that cellkit drew left out, e.g. {min(drawn)}")
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 

@@ -71,7 +71,7 @@ def find_images(
             if unread and outside is not None:
                 unread_files.append(Quarantined(str(path), plain_reason(str(unread))))
                 continue
-            if path != Path(name) and path.suffix.lower() == ".png" and mark_of(path) is not None:
+            if path != Path(name) and mark_of(path) is not None:  # of a pattern; folders are listed without them
                 drawn.append(path)
                 continue
             real = Path(os.path.realpath(path))  # a loop of links stays as it is, and is skipped

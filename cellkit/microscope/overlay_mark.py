@@ -42,6 +42,8 @@ def marked(png: bytes, stamp: str) -> bytes:
 
 def mark_of(path: Path) -> str | None:
     """Return the stamp of a picture that cellkit drew outlines in; None for any other file, or where there is none."""
+    if path.suffix.lower() != ".png":
+        return None
     try:
         with open(path, "rb") as file:
             head = file.read(AFTER_HEADER + 8 + len(KEY) + 1 + 64)[AFTER_HEADER:]

@@ -9,6 +9,7 @@ from conftest import write_png
 from PIL import Image
 
 from cellkit.cells.instances import Instances
+from cellkit.microscope.folders import IMAGE_SUFFIXES, list_files
 from cellkit.microscope.overlay_mark import mark_of, stamp_of
 from cellkit.predict import files
 from cellkit.predict.files import predict_files
@@ -42,6 +43,7 @@ def test_outlines_of_an_earlier_call_are_no_images(pictures, tmp_path, said):
     assert code == 0 and "2 images" in out and "2 pictures with outlines that cellkit drew left out" in err
     assert set(pd.read_csv(tmp_path / "c.csv")["image"]) == {"a", "b"}
     assert mark_of(pictures / "a.png") is None and mark_of(tmp_path / "none.png") is None
+    assert [path.name for path in list_files(pictures, IMAGE_SUFFIXES)] == ["a.png", "b.png"], "nor for a run"
     code, out, _ = said(
         "predict", "threshold", pictures / "overlays/a.png", "-o", tmp_path / "3.json", "--diameter", "30"
     )
