@@ -137,7 +137,7 @@ def split_records(
         unit: sorted({records[k].cell_type for k in places}) if stratify else ("",) for unit, places in units.items()
     }
     strata = groupby([(kind, unit) for unit in sorted(units) for kind in kinds[unit]], 0, 1)
-    _fill_empty_splits(split_of, places, strata, fractions)
+    fill_empty_splits(split_of, places, strata, fractions)
     return [
         replace(records[k], split=name)
         for k, name in sorted((k, split_of[unit]) for unit, positions in units.items() for k in positions)
@@ -182,7 +182,7 @@ def _part_at(place: float, fractions: dict[str, float]) -> str:
     return wanted[-1][0]
 
 
-def _fill_empty_splits(
+def fill_empty_splits(
     split_of: dict[str, str], places: dict[str, float], strata: dict[str, list[str]], fractions: dict[str, float]
 ) -> None:
     """Move a unit into each split in which a stratum has none, from the split where it has most; change `split_of`."""

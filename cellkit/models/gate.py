@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cellkit.cells.records import ImageRecord
-from cellkit.cells.splits import k_folds
+from cellkit.cells.splits import fill_empty_splits, k_folds
 
 if TYPE_CHECKING:
     from cellkit.cells.dataset import CellDataset
 
 CHOOSE_FROM = 12  # validation images (groups) from which a third of them choose
 FOLDS = 5  # parts of the labelled images that are held back in turn
+PARTS = {"choose": 1 / 3, "judge": 2 / 3}  # of twelve validation images and more
 QUARTERS = 4  # parts of a single labelled image
 THREE_PARTS, CROSS_FITTING, IN_QUARTERS, NOBODY = "three parts", "cross-fitting", "quarters", "nobody judges"
 
@@ -140,7 +141,8 @@ def choosers(records: Sequence[ImageRecord]) -> list[str]:
 
     With fewer than 12 images (or groups of images) none chooses: the last weights are taken. A choice among a few evaluations
     gains little there, and each judge is needed. From 12 on about a third choose, by a hash of the name (of the group): an
-    image more changes no other's part.
+    image more changes no other's part. Only where all images (groups) of a cell type would choose, or all would judge, the one
+    whose place is nearest changes its part: what is chosen on one line need not suit another. The only one of its type judges.
 
     Parameters
     ----------
@@ -155,7 +157,13 @@ def choosers(records: Sequence[ImageRecord]) -> list[str]:
     units = {record.image_id: unit_of(record) for record in records}
     if len(set(units.values())) < CHOOSE_FROM:
         return []
-    return [name for name, unit in units.items() if _drawn_to_choose(unit)]
+    places = {unit: _place_of(unit) for unit in sorted(set(units.values()))}
+    part = {unit: "choose" if place < PARTS["choose"] else "judge" for unit, place in places.items()}
+    strata: dict[str, set[str]] = {}
+    for record in records:
+        strata.setdefault(record.cell_type, set()).add(units[record.image_id])
+    fill_empty_splits(part, places, {kind: sorted(own) for kind, own in strata.items()}, PARTS)
+    return [name for name, unit in units.items() if part[unit] == "choose"]
 
 
 def judges(images: CellDataset) -> CellDataset:
@@ -169,6 +177,7 @@ def unit_of(record: ImageRecord) -> str:
     return record.group or record.image_id
 
 
-def _drawn_to_choose(name: str) -> bool:
+def _place_of(name: str) -> float:
+    """Return a place in [0, 1) that follows from a name alone."""
     digest = hashlib.sha256(f"choose\0{unicodedata.normalize('NFC', name)}".encode("utf-8", "surrogateescape"))
-    return digest.digest()[0] < 256 / 3
+    return digest.digest()[0] / 256

@@ -1,6 +1,7 @@
 """What has chosen a checkpoint judges it nowhere; and who chooses follows from the name alone."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +44,17 @@ def test_choosers_and_judges_share_no_image(count):
     assert len(judge) >= 6 and len(chose) >= 2
     more = set(choosers([*images, ImageRecord("new", "n.png", 8, 8, split="val")]))
     assert more - {"new"} == chose, "one image more changes no other's part"
+
+
+@pytest.mark.parametrize("count", range(CHOOSE_FROM, 40))
+def test_every_line_has_images_that_choose_and_that_judge(count):
+    images = [replace(r, cell_type="cort" if k < count - 2 else "astro") for k, r in enumerate(val_images(count))]
+    chose = np.isin([r.image_id for r in images], choosers(images))
+    assert 0 < chose[:-2].sum() < count - 2 and chose[-2:].sum() == 1
+    moved = chose != np.isin([r.image_id for r in images], choosers(val_images(count)))
+    assert moved.sum() <= 1, "only the part of a line that lacked one changes"
+    lone = choosers([*images, ImageRecord("lone", "l.png", 8, 8, split="val", cell_type="shsy5y")])
+    assert "lone" not in lone, "the only image of its line judges"
 
 
 def test_groups_choose_and_judge_whole():
