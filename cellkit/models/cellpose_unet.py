@@ -212,7 +212,7 @@ def load(checkpoint: Path, settings: Settings | None = None) -> Segmenter:
         doubts.note(image, found, left_out)
         return found
 
-    return Segmenter(find, used, _bytes_with(used), lambda whole: unet_in_windows(network, whole, **used))
+    return Segmenter(find, used, _bytes_with(used, network), lambda whole: unet_in_windows(network, whole, **used))
 
 
 def live(checkpoint: Path, settings: Settings | None = None) -> Live:
@@ -225,12 +225,13 @@ def live(checkpoint: Path, settings: Settings | None = None) -> Live:
         used["diameter_px"] = float(network.diam_labels.item())
     shown = {key: used[key] for key in ("diameter_px", "channels", "normalise", "diameter_of")}
     doubts = Doubts(used["channels"], ("both", "cytoplasm", "nuclei"))
-    return of_maps(lambda image: maps_to_read(network, image, **shown), used, _bytes_with(used), doubts.note)
+    return of_maps(lambda image: maps_to_read(network, image, **shown), used, _bytes_with(used, network), doubts.note)
 
 
-def _bytes_with(used: Mapping[str, Any]) -> Callable[[tuple[int, int]], int]:
+def _bytes_with(used: Mapping[str, Any], network) -> Callable[[tuple[int, int]], int]:
     """Return the function (height, width) -> bytes of memory that finding the cells of an image takes."""
-    return lambda shape: bytes_for(shape, _smallest_px(used), BYTES_PER_PX)
+    cell_px = float(network.diam_mean.item())
+    return lambda shape: bytes_for(shape, _smallest_px(used), BYTES_PER_PX, cell_px)
 
 
 def _smallest_px(used: Mapping[str, Any]) -> float:
@@ -263,6 +264,8 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     UserError
         Nothing to train on, nothing in the channels that the network is shown, or no weights to start from.
     """
+    from cellkit.models.unet_network import cell_px_of
+
     refuse_untrainable(train, "min_area_px")
     out = Path(out)
     if config.gpus > place()[1]:
@@ -272,7 +275,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     if config.min_area_px is not None:
         refuse_small(train, config.min_area_px, "finetune.min_area_px")
     each_px = [scaled_by(cells, settings) for cells in train.instances]
-    ask_for_memory(train, val, each_px, 20, BYTES_PER_PX, _smallest_px(settings))
+    ask_for_memory(train, val, each_px, 20, BYTES_PER_PX, _smallest_px(settings), cell_px_of(config.base))
     loss_at = loss_of(train, config, settings, out / "flows")
     network, shared = loss_at.network, in_processes(loss_at)
     scored, choosing = scored_along(val, config.val_images)

@@ -95,6 +95,33 @@ def list_microscope_files(root: str | Path, axes: str | None = None) -> list[dic
     return rows
 
 
+def count_pictures(root: str | Path, sources: Sequence[str]) -> dict[str, int]:
+    """Count the PNG and JPEG pictures among the images of a folder by what they hold, from their headers.
+
+    Parameters
+    ----------
+    sources : sequence of str
+        Paths of the images, relative to `root`; others than pictures, and what cannot be read, do not count.
+
+    Returns
+    -------
+    dict
+        E.g. "channels 0 red, 1 green, 2 blue, uint8" -> pictures, the most first.
+    """
+    from cellkit.microscope.file_info import PICTURE_SUFFIXES
+    from cellkit.microscope.open import inspect_file
+
+    told: Counter[str] = Counter()
+    for path in (Path(root) / source for source in dict.fromkeys(sources)):
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+            try:
+                first = inspect_file(path).first
+            except UserError:
+                continue
+            told[f"channels {_channels(first)}, {first.dtype}"] += 1
+    return dict(told.most_common())
+
+
 def files_to_text(rows: Sequence[dict[str, Any]], most: int = 200) -> str:
     """Return a table of microscope files, a line each; the first `most` of them."""
     cells = [FILE_COLUMNS, *(_file_cells(row) for row in rows[:most])]
@@ -149,7 +176,7 @@ def inspect_folder(
     -------
     dict
         See `summarise`; kind is the layout. For folders of pictures or microscope files, files: one dict per
-        microscope file, see `list_microscope_files`.
+        microscope file, see `list_microscope_files`; pictures: see `count_pictures`.
     list of Quarantined
         Images that could not be read.
 
@@ -196,6 +223,7 @@ def inspect_folder(
     result["set_aside"] = [{"item": q.item, "reason": q.reason} for q in quarantined]
     if kind in ("folder", "microscope"):
         result["files"] = list_microscope_files(root, axes)
+        result["pictures"] = count_pictures(root, [item.source for item in items])
     return result, quarantined
 
 
@@ -289,6 +317,8 @@ def folder_to_text(found: dict[str, Any]) -> str:
         )
         labels = _listed(found["faults"]) or "boxes, not masks: no outline can be learned from them or scored"
         lines.append(f"labels: {labels}; objects overlap in {counted(found['overlapping'], 'image')}")
+    for text, count in found.get("pictures", {}).items():
+        lines.append(f"{counted(count, 'picture')} (PNG, JPEG): {text}")
     if found.get("files"):
         lines.append(files_to_text(found["files"]))
         if all(len(row.get("channels", ())) == 1 for row in found["files"]):

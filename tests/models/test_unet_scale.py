@@ -14,6 +14,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import unet_batches, weights
+from cellkit.models.shared import inputs
 from cellkit.models.unet_maps import at_network_scale
 from cellkit.models.unet_network import cell_px_of, load_network, load_start
 
@@ -60,6 +61,17 @@ def test_training_and_reading_are_of_one_scale_whatever_the_network_knows(knows_
         assert unet.ceiling(data, config) > 0.9
         replayed.append([item.planes.shape[1] for item in loss.replay])
     assert replayed[0] == pytest.approx(np.array(replayed[1]) * 17 / 30, rel=0.02), "drawn cells too"
+
+
+def test_memory_is_that_of_the_scale_the_network_knows(knows_17_px, monkeypatch):
+    asked = unet.load(knows_17_px).bytes_for((1000, 1000))
+    assert asked == 1e6 * unet.BYTES_PER_PX, "images of cells 17 px wide are not enlarged"
+    assert unet.live(knows_17_px).bytes_for((1000, 1000)) == asked
+    told = []
+    monkeypatch.setattr(inputs, "check_memory", lambda what, needed, why: told.append(needed))
+    one = CellDataset([ImageRecord("a", "a.png", 1000, 1000)], [Instances.empty((1000, 1000))])
+    inputs.ask_for_memory(one, one.subset([]), [34.0], 4, 10, cell_px=17.0)
+    assert told == [inputs.bytes_for((1000, 1000), 34.0, 10, 17.0) + 1_000_000]
 
 
 def test_cells_of_a_few_pixels_are_read_while_they_are_trained_on(narrow_start, tmp_path):

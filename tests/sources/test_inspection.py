@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import write_png
+from PIL import Image
 
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco
@@ -45,6 +46,16 @@ def two_lines(tmp_path):
 
 
 class TestFolder:
+    def test_pictures_tell_their_channels(self, tmp_path):
+        for name in ("HEK/a.png", "N2a/b.PNG"):
+            picture(tmp_path / name)
+        Image.fromarray(GREY).save(tmp_path / "HEK" / "c.png")
+        told, _ = inspect_folder(tmp_path)
+        assert list(told["pictures"].values()) == [2, 1]
+        text = folder_to_text(told)
+        assert "2 pictures (PNG, JPEG): channels 0 red, 1 green, 2 blue, uint8" in text
+        assert "1 picture (PNG, JPEG): channels 0" in text
+
     def test_two_lines(self, two_lines):
         told, quarantined = inspect_folder(two_lines)
         assert quarantined == told["set_aside"] == []

@@ -332,6 +332,7 @@ def ask_for_memory(
     kept: int,
     bytes_per_px: int,
     smallest_px: float | None = None,
+    cell_px: float = CELL_PX,
 ) -> None:
     """Refuse a training whose images, brought to network scale, do not fit into the free memory; before any is read.
 
@@ -345,12 +346,14 @@ def ask_for_memory(
         As for `bytes_for`: what finding the cells of one image takes on top.
     smallest_px : float, optional
         Smallest diameter that an image may be scaled by when its cells are found; else that of the training images.
+    cell_px : float
+        Diameter of a cell at network scale.
     """
     shapes = [[(r.height_px, r.width_px) for r in part.records] for part in (train, shown)]
     each_px = list(diameters_px) * (len(train) if len(diameters_px) == 1 else 1)
-    total = sum(h * w * (CELL_PX / px) ** 2 for (h, w), px in zip(shapes[0], each_px, strict=True)) * kept
+    total = sum(h * w * (cell_px / px) ** 2 for (h, w), px in zip(shapes[0], each_px, strict=True)) * kept
     least_px = min(smallest_px or np.inf, *each_px)
-    total += max(bytes_for(shape, least_px, bytes_per_px) for shape in shapes[0] + shapes[1])
+    total += max(bytes_for(shape, least_px, bytes_per_px, cell_px) for shape in shapes[0] + shapes[1])
     low, high = min(each_px), max(each_px)
     at = f"a diameter of {low:.3g} px" if low == high else f"diameters of {low:.3g} to {high:.3g} px"
     check_memory(Path(f"{len(train)} images at {at}"), round(total), "training on")
