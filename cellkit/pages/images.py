@@ -279,7 +279,8 @@ def run_chapter(files: RunFiles) -> list:
     blocks: list = [
         Table(("Notebook", "minutes", "device", "finished (UTC)", "code"), rows, f"{total:.1f} minutes in all")
     ]
-    if took := summed_up(files.manifest.get("forecast", {})):
+    forecast = files.manifest.get("forecast", {})
+    if took := summed_up({name: one for name, one in forecast.items() if name in files.stages}):
         blocks.append(Words(f"Forecast before the run, and what it took: {took}."))
     if files.staged is not None:
         blocks.append(Words("The notebook that writes this page is not listed: it was still running."))
@@ -302,19 +303,19 @@ def run_chapter(files: RunFiles) -> list:
 
 
 def changed_settings(files: RunFiles) -> list[list[str]]:
-    """Return (dotted key, value, default) of every setting of the finished stages that is not the default."""
+    """Return (dotted key, value, default) of every setting that is not the default, of finished stages and the one under way."""
     rows, seen, recipes = [], set(), recipe_sections()
-    for stage, entry in files.stages.items():
+    for stage, config in files.settings.items():
         recipe = recipe_name(stage)
         section = STAGES.get(stage) or (f"{RECIPES}.{recipe}" if recipe in recipes else None)
-        if section is None or not isinstance(entry.get("config"), dict):
+        if section is None or not isinstance(config, dict):
             continue
         usual_settings = (recipes[recipe]() if recipe in recipes else Config().section(section)).fingerprint()
-        backend = entry["config"].get("backend")
+        backend = config.get("backend")
         if section in BACKEND_SECTIONS and is_backend(backend):  # its own settings, not those of the usual backend
             own = section_class(section, backend)().fingerprint()
             usual_settings = own | {"backend": usual_settings["backend"]}
-        for key, value, usual in _leaves(entry["config"], usual_settings):
+        for key, value, usual in _leaves(config, usual_settings):
             shared = key in ("seed", "classes")
             name = key if shared else f"{section}.{key}"
             if value != usual and name not in seen:
@@ -336,7 +337,8 @@ def figures_chapter(files: RunFiles) -> list:
     """Pictures that notebooks saved."""
     folders = [folder / "figures" for folder in (files.folder, files.staged) if folder is not None]
     files.path("figures")  # noted as read
-    paths = sorted(path for folder in folders if folder.is_dir() for path in folder.glob("*.png"))
+    found = sorted(path for folder in folders if folder.is_dir() for path in folder.glob("*.png"))
+    paths = [path for path in found if files.path(f"figures/{path.name}") == path]
     if not paths:
         return []
     return [Picture(path.read_bytes(), path.stem.replace("_", " "), 900) for path in paths]

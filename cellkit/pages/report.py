@@ -51,7 +51,7 @@ def write_report(run: Stage | str | Path, out: str | Path | None = None) -> Path
     """
     if not isinstance(run, (str, Path)):
         run.note_settings()
-        files = RunFiles(run.run.folder, run.root, {run.name: run.settings})
+        files = RunFiles(run.run.folder, run.root, {run.name: run.settings}, run.quarantined)
         return write_text(out or run.path("report.html"), page(files))
     if out is None:
         raise UserError(f"where does the report of '{run}' go?", "give out=, outside the run folder")
@@ -73,12 +73,11 @@ def page(files: RunFiles) -> str:
         lstrip_blocks=True,
     )
     chapters = [_made(files, *one) for one in CHAPTERS]
-    quarantined = [item for entry in files.stages.values() for item in entry.get("quarantined", [])]
     return environment.get_template("report.html.j2").render(
         title=files.folder.resolve().name,
         headline=_headline(files),
         chapters=chapters,
-        quarantined=quarantined,
+        quarantined=files.quarantined,
         version=__version__,
     )
 

@@ -23,7 +23,7 @@ from cellkit.evaluate.evaluation import decide, of_images, predictions_of, summa
 from cellkit.files import read_json
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.measured import read_cells_table
-from cellkit.manifest import finished_entries, read_manifest
+from cellkit.manifest import covered, finished_entries, read_manifest
 from cellkit.models import order_models
 from cellkit.scores.attribution import worst_images
 from cellkit.show.style import new_figure, to_png
@@ -123,9 +123,12 @@ class RunFiles:
     run_dir : path
         The run folder.
     staged : path, optional
-        A folder that stands for the run folder while a stage is under way (``stage.root``): looked into first.
+        A folder that stands for the run folder while a stage is under way (``stage.root``): looked into first. What the
+        manifest lists of an earlier run of that stage does not count.
     configs : mapping, optional
         Stage -> settings, of stages that the manifest does not list yet.
+    quarantined : sequence of {"item", "reason"}, optional
+        What the stage under way skipped.
 
     Raises
     ------
@@ -133,18 +136,32 @@ class RunFiles:
         No such folder; later, when something that is needed is not there or cannot be read.
     """
 
-    def __init__(self, run_dir: str | Path, staged: str | Path | None = None, configs: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        run_dir: str | Path,
+        staged: str | Path | None = None,
+        configs: Mapping[str, Any] | None = None,
+        quarantined: Sequence[Mapping[str, str]] = (),
+    ):
         self.configs = dict(configs or {})
+        self._skipped = list(quarantined)
         self.folder, self.staged = Path(run_dir), None if staged is None else Path(staged)
         if not self.folder.is_dir():
             raise UserError(f"there is no run folder '{run_dir}'", "make one with: cellkit run CONFIG --run FOLDER")
 
     def path(self, name: str) -> Path | None:
         """Return the path of a file of the run, None if it is not there."""
-        places = [self.folder / name] if self.staged is None else [self.staged / name, self.folder / name]
+        places = [] if self.staged is None else [self.staged / name]
+        places += [] if covered(name, self._of_before) else [self.folder / name]
         path = next((place for place in places if place.exists()), None)
-        note_reading(path or places[-1])
+        note_reading(path or self.folder / name)
         return path
+
+    @cached_property
+    def _of_before(self) -> list[str]:
+        """Files that an earlier run of the stage under way left: it writes them anew, or no more."""
+        entry = {} if self.staged is None else finished_entries(self.manifest).get(self.staged.name, {})
+        return [*(output["path"] for output in entry.get("outputs", {}).values()), *entry.get("also", {})]
 
     def need(self, name: str) -> Path:
         """Return the path of a file of the run; say which notebook writes it if it is not there.
@@ -180,8 +197,19 @@ class RunFiles:
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Manifest entries of finished stages, in order."""
-        return finished_entries(self.manifest)
+        """Manifest entries of finished stages, in order; none of the stage under way, which an earlier run of it left."""
+        own = "" if self.staged is None else self.staged.name
+        return {name: entry for name, entry in finished_entries(self.manifest).items() if name != own}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Stage -> the settings it was run with, of the finished stages and of the one under way."""
+        return {name: entry.get("config") for name, entry in self.stages.items()} | self.configs
+
+    @property
+    def quarantined(self) -> list[Mapping[str, str]]:
+        """What the stages skipped: item and reason."""
+        return [item for entry in self.stages.values() for item in entry.get("quarantined", [])] + self._skipped
 
     @cached_property
     def images(self) -> CellDataset:
@@ -246,7 +274,8 @@ class RunFiles:
     def models(self) -> list[str]:
         """Names of the predictions files, in the order of every table."""
         folders = [folder / "predictions" for folder in (self.folder, self.staged) if folder is not None]
-        return order_models({path.stem for folder in folders for path in folder.glob("*.json")})
+        names = {path.stem for folder in folders for path in folder.glob("*.json")}
+        return order_models({name for name in names if self.path(f"predictions/{name}.json")})
 
     def predictions(self, model: str) -> dict[str, Instances]:
         """Return image_id -> cells that a model found, for all images of the run."""
@@ -296,8 +325,7 @@ class RunFiles:
         """Return a setting such as ``evaluate.report_split`` as the stage was run with it, else `default`."""
         section, name = key.split(".")
         stage = next(stage for stage, one in STAGES.items() if one == section)
-        settings = self.configs.get(stage) or self.stages.get(stage, {}).get("config") or {}
-        return settings.get(name, default)
+        return (self.settings.get(stage) or {}).get(name, default)
 
     @cached_property
     def report_split(self) -> str:

@@ -198,6 +198,11 @@ class Stage:
         return self._entry["config"]
 
     @property
+    def quarantined(self) -> list[dict[str, str]]:
+        """What it skipped so far: item and reason."""
+        return self._entry["quarantined"]
+
+    @property
     def earlier(self) -> tuple[list[str] | None, str]:
         """The stages whose outputs this one may read (None = all but its own), and its name."""
         return self._context["before"], self.name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import evaluate, make_run
+from report_cases import evaluate, make_run
 
 from cellkit.pages.app.desk import Desk
 from cellkit.pages.app.server import application

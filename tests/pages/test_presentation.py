@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_report import Page, evaluate, make_run, worsened
+from report_cases import Page, evaluate, make_run, worsened
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError

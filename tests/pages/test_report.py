@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from report_cases import REPO, SMALL, Page, evaluated, notebook_06, page_of, small_run  # noqa: F401
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
@@ -18,156 +17,14 @@ from cellkit.cells.records import ImageRecord, write_records
 from cellkit.config.reading import load_config
 from cellkit.config.sections import section_class
 from cellkit.errors import Quarantined, UserError
-from cellkit.evaluate.classes import classes_found, count_by_class
-from cellkit.evaluate.evaluation import (
-    attribute_errors,
-    decide,
-    predictions_of,
-    read_truths,
-    score_models,
-    summarise,
-    write_summary,
-)
+from cellkit.evaluate.evaluation import score_models
 from cellkit.files import write_frame
 from cellkit.formats.coco import write_coco, write_results
 from cellkit.measure.images import Job, joined, rows_of
-from cellkit.measure.of_run import measure_run
-from cellkit.microscope.flags import exclude_flagged
 from cellkit.pages import images as report_images
 from cellkit.pages import report, results
 from cellkit.pages.measurements import measurements_chapter
 from cellkit.run.folder import Run
-
-REPO = Path(__file__).parents[2]
-SMALL = {
-    "convert.drawn": {
-        "images_per_line": 5, "mixed_images": 3, "size_px": 128, "diameter_px": 30, "planes": 2, "defect_images_per_line": 1,
-    },
-    "evaluate.bootstrap_samples": 50,
-    "evaluate.error_images": 2,
-}  # fmt: skip
-
-
-def worsened(truth: Instances, drop: float, shift_px: int, wrong: float, seed: int) -> Instances:
-    """True cells with some left out, all moved, some of the wrong class: an answer whose faults are known."""
-    rng = np.random.default_rng(seed)
-    kept = truth[rng.random(len(truth)) >= drop]
-    labels = np.roll(kept.paint(), shift_px, axis=1)
-    ids = kept.class_ids[np.unique(labels[labels > 0]) - 1]
-    ids = np.where(rng.random(len(ids)) < wrong, 3 - ids, ids) if wrong else 0 * ids
-    return Instances.from_labels(labels, ids, rng.uniform(0.6, 1, len(ids)))
-
-
-def make_run(folder: Path) -> tuple[Run, object]:
-    """Run notebook 01's and 04's functions on drawn cells, and write three models' predictions; 06 is left to the caller."""
-    from cellkit.models import threshold
-    from cellkit.sources.ingest import convert_images, locate_source
-
-    cfg = load_config(REPO / "configs" / "demo.yaml", SMALL)
-    run = Run(folder)
-    stage = run.start("01_convert", cfg.convert)
-    converted = convert_images(cfg.convert, locate_source(cfg.convert, stage), stage.root)
-    records = exclude_flagged(converted.images.records)
-    stage.quarantine([Quarantined("HEK/broken.ome.tif", "cut short & <unreadable>")])
-    stage.done(records=write_records(stage.path("records.csv"), records), images=stage.path("images"))
-
-    stage = run.start("04_cells_to_coco", cfg.coco)
-    data = CellDataset(records, converted.images.instances, cfg.classes, folder, list(range(1, len(records) + 1)))
-    files = {}
-    for split in ("train", "val", "test"):
-        part = data.scored(split)
-        path = stage.path(f"coco/{split}.json")
-        files[f"coco_{split}"] = write_coco(path, part.records, part.instances, cfg.classes, part.ids)
-    stage.done(**files)
-
-    stage = run.start("05_train_maskrcnn", cfg.maskrcnn)
-    judged = data.subset([record.split in ("val", "test") for record in records])
-    otsu = list(threshold.load(None, threshold.Settings(diameter_px=30.0))(judged.images()))
-    tuned = [worsened(x, 0.05, 1, 0, k) for k, x in enumerate(judged.instances)]
-    maskrcnn = [worsened(x, 0.15, 2, 0.1, k) for k, x in enumerate(judged.instances)]
-    paths = {
-        f"predictions_{name}": write_results(stage.path(f"predictions/{name}.json"), judged.ids, found)
-        for name, found in {"threshold": otsu, "cellpose_tuned": tuned, "maskrcnn": maskrcnn}.items()
-    }
-    history = "step,loss,score,seconds\n0,nan,0.10,1.0\n50,0.9,0.42,20.0\n100,0.6,0.55,40.0\n"
-    (stage.folder / "history.csv").write_text(history)
-    stage.done(**paths, history_maskrcnn=stage.folder / "history.csv")
-    return run, cfg
-
-
-def evaluate(run: Run, cfg) -> tuple[object, dict]:
-    """Do what notebook 06 does, up to its last cell; return the stage under way and the summary."""
-    from cellkit.scores.attribution import gains
-
-    stage = run.start("06_evaluate_map_iou", cfg.evaluate)
-    images = CellDataset.from_records(run.find("records"))
-    truths = read_truths(run.find_all("coco_*"), run.folder)
-    predictions = predictions_of(run.find_all("predictions_*"), images)
-    scores = score_models(predictions, truths)
-    scores.to_csv(stage.path("scores.csv"), index=False)
-    table = summarise(scores, n=cfg.evaluate.bootstrap_samples)
-    best = decide(table, "best", "val")
-    lost = attribute_errors(truths["val"], predictions[best])
-    lost.to_csv(stage.path("attribution.csv"), index=False)
-    right = classes_found(predictions, truths)
-    counts = count_by_class(predictions["maskrcnn"], images.select("test"), truths["test"])
-    counts.to_csv(stage.path("counts.csv"), index=False)
-    measured = measure_run(predictions, "maskrcnn", images, cfg.convert, run.folder)
-    write_frame(stage.path("cells.csv"), measured.table)
-    by_class = summarise(scores, "class_name", 0)
-    summary = {
-        "best": best,
-        "scores": table,
-        "by_class": by_class,
-        "gains": gains(lost),
-        "classes": right,
-        "measured": "maskrcnn",
-    }
-    write_summary(stage.path("summary.json"), truths, **summary)
-    return stage, summary
-
-
-class Page(HTMLParser):
-    """Collects what a page holds: its text, its tags, what it would fetch."""
-
-    VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.tags, self.open, self.words, self.fetched, self.alt = [], [], [], [], []
-        self.feed(html)
-        self.close()
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "action", "srcset", "poster") and not (value or "").startswith(("#", "data:")):
-                self.fetched.append(value)
-            if name == "alt":
-                self.alt.append(value)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.words.append(data)
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
-    """A run folder whose report was written by the stage under way, then finished; the summary; the page."""
-    run, cfg = make_run(tmp_path_factory.mktemp("runs") / "small & <run>")
-    stage, summary = evaluate(run, cfg)
-    path = report.write_report(stage)
-    assert path == stage.root / "report.html"
-    html = path.read_text(encoding="utf-8")
-    stage.done(report=path, scores=stage.path("scores.csv"), summary=stage.path("summary.json"))
-    return run, summary, html
 
 
 def test_page_is_whole_and_self_contained(evaluated):
@@ -414,13 +271,8 @@ def test_models_that_find_no_cell_are_scored_0_and_named(evaluated, tmp_path):
     models = ("threshold", "cellpose_tuned", "maskrcnn")
     blind = {f"predictions_{name}": write_results(stage.path(f"predictions/{name}.json"), [], []) for name in models}
     stage.done(**blind, history_maskrcnn=history)
-    names: dict = {}
-    for cell in json.loads((REPO / "notebooks/06_evaluate_map_iou.ipynb").read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
-        if cell["id"] == "06-02":
-            names |= {"config": REPO / "configs/demo.yaml", "run_dir": run.folder, "overrides": SMALL}
-    text = Page((run.folder / "report.html").read_text(encoding="utf-8")).text
+    names = notebook_06(run, REPO / "configs/demo.yaml", SMALL)
+    text = page_of(run)
     assert "No cell is found in the test images by Threshold; Cellpose, tuned; Mask R-CNN: train longer" in text
     assert (names["table"]["score"] == 0).all()
     submission = (run.folder / "submission.csv").read_text().splitlines()
@@ -443,3 +295,26 @@ def test_lines_called_by_numbers_and_channels_beyond_those_shown_are_told(tmp_pa
     words, table, picture = measurements_chapter(files)
     assert [row[0] for row in table.rows] == ["293 images"]
     assert "Of 5 channels the first 4 are shown" in picture.caption
+
+
+def test_a_page_written_again_tells_its_own_run_and_not_the_one_before(tmp_path):
+    run, demo = Run(tmp_path), REPO / "configs" / "demo.yaml"
+    run.start("01_convert", load_config(demo, {}).convert).done()
+
+    def written(submit: str, skipped: list, fused: bool) -> tuple[str, list[str]]:
+        stage = run.start("06_evaluate_map_iou", load_config(demo, {"evaluate.submit": submit}).evaluate)
+        stage.quarantine(skipped)
+        listed = {"fused": write_results(stage.path("predictions/fused.json"), [], [])} if fused else {}
+        page = report.write_report(stage)
+        models = results.RunFiles(run.folder, stage.root).models
+        text = Page(page.read_text(encoding="utf-8")).text
+        stage.done(report=page, **listed)
+        return text, models
+
+    first, models = written("fused", [Quarantined("HEK_03", "cut short")], fused=True)
+    assert "evaluate.submit fused best" in first and "HEK_03: cut short" in first and models == ["fused"]
+    again, models = written("best", [], fused=False)
+    assert "evaluate.submit" not in again and "HEK_03" not in again and models == []
+    assert "was still running" in again and "06_evaluate_map_iou 0." not in again
+    kept = Page(report.page(results.RunFiles(run.folder))).text
+    assert "06_evaluate_map_iou 0." in kept and "evaluate.submit" not in kept
