@@ -51,6 +51,20 @@ def cost_of(stages: Mapping[str, Mapping[str, Any]], model: str) -> dict[str, An
     }
 
 
+def bounded(row: Mapping[str, Any], key: str) -> str:
+    """Return the CPU seconds of `cost_of` for print: ≥ where a part was not counted, ≤ where all may be of several models.
+
+    Examples
+    --------
+    >>> bounded({"whole_s": 1234.5, "resumed": True, "shared": False}, "whole_s"), bounded({"whole_s": None}, "whole_s")
+    ('≥ 1,234', '–')
+    """
+    if not row[key]:
+        return "–"
+    mark = "≥ " if row["resumed"] else "≤ " if row["shared"] and key == "whole_s" else ""
+    return f"{mark}{row[key]:,.0f}"
+
+
 def training_of(entry: Mapping[str, Any], model: str) -> float | None:
     """Return the CPU seconds that a model's training took.
 

@@ -25,7 +25,7 @@ from cellkit.files import sha256_file
 from cellkit.manifest import sha256_json
 from cellkit.models import TEACHER, model_name
 from cellkit.models.gate import judges
-from cellkit.pages.costs import cost_of
+from cellkit.pages.costs import bounded, cost_of
 from cellkit.pages.results import RunFiles
 from cellkit.scores.conventions import compare_conventions, find_conventions, unranked
 from cellkit.scores.intervals import BOOTSTRAP
@@ -115,13 +115,15 @@ class Comparison:
             if self.split == self.runs[0].choose_split
             else []
         )
+        if untold := next((row["untold"] for row in others if row["untold"]), ""):
+            return " ".join([*text, f"In the {where} nothing tells which way is better: {untold}."])
         text += [f"In the {where} better than it beyond doubt: {' / '.join(better) or 'none'}"]
         text[-1] += f"; cannot be told from it: {' / '.join(titles[r['name']] for r in alike) or 'none'}"
         text[-1] += f"; worse: {' / '.join(worse) or 'none'}."
         equals = [row for row in self.rows if row["name"] == self.chosen or row in alike]
         if alike and all(row["whole_s"] is not None for row in equals):
             least = min(equals, key=lambda row: (row["whole_s"], -row["score"]))
-            took = f"{titles[least['name']]}, {least['whole_s']:,.0f} CPU seconds in all"
+            took = f"{titles[least['name']]}, {bounded(least, 'whole_s')} CPU seconds in all"
             text += [f"Cheapest of those that cannot be told apart: {took}."]
         return " ".join(text)
 
@@ -185,7 +187,10 @@ def lacking(run: RunFiles, split: str | None = None) -> str:
 def labels_sha256(run: RunFiles) -> str:
     """Return a hash of the images and true cells that models are scored against: the same in runs that can be compared."""
     outputs = {key: value for entry in run.stages.values() for key, value in entry["outputs"].items()}
-    return sha256_json([outputs.get(key, {}).get("sha256") for key in ("coco_val", "coco_test")])
+    found = {key: run.path(f"{key.replace('_', '/')}.json") for key in ("coco_val", "coco_test")}
+    return sha256_json(
+        [outputs[key]["sha256"] if key in outputs else path and sha256_file(path) for key, path in found.items()]
+    )
 
 
 def compare(runs: Sequence[RunFiles], split: str | None = None, bootstrap: int = BOOTSTRAP) -> Comparison:
@@ -231,7 +236,10 @@ def ways_of(runs: Sequence[RunFiles]) -> dict[str, Way]:
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 def deciding_images(run: RunFiles) -> CellDataset:
-    """Return the labelled validation images that chose no weights: as notebook 06 takes them."""
+    """Return the labelled validation images that chose no weights: those that decide in notebook 06 what is handed in.
+
+    Counts are corrected by them here; notebook 06, which chooses nothing by counts, corrects by those that chose weights too.
+    """
     truth = run.scored_truths.get(run.choose_split)
     if truth is None:
         return run.images.subset([])
@@ -270,8 +278,8 @@ def scored(scores: pandas.DataFrame, line: Any) -> dict[str, Any]:
 
 
 def against(scores: pandas.DataFrame, chosen: str, name: str, bootstrap: int) -> dict[str, Any]:
-    """Return by how much a way scores higher than the chosen one, by drawing the same images for both."""
-    nothing = {"gain": None, "gain_interval": [None, None], "better": False, "worse": False}
+    """Return by how much a way scores higher than the chosen one, by drawing the same images for both; or why that is untold."""
+    nothing = {"gain": None, "gain_interval": [None, None], "better": False, "worse": False, "untold": ""}
     if not chosen or name == chosen:
         return nothing
     one, other = scores[scores["model"] == chosen], scores[scores["model"] == name]
@@ -281,6 +289,7 @@ def against(scores: pandas.DataFrame, chosen: str, name: str, bootstrap: int) ->
         "gain_interval": [number(gain.low), number(gain.high)],
         "better": bool(gain.better),
         "worse": bool(paired_bootstrap(other, one, n=bootstrap).better),
+        "untold": gain.lacking,
     }
 
 

@@ -13,6 +13,7 @@ from cellkit.cells.records import SPLIT_IMAGES
 from cellkit.errors import Quarantined, UserError, counted
 from cellkit.files import decoded, write_text
 from cellkit.machine import GB
+from cellkit.pages.costs import bounded
 from cellkit.pages.results import in_words
 from cellkit.pages.ways import Comparison
 
@@ -133,13 +134,10 @@ def _classes(row: dict[str, Any]) -> str:
 
 
 def _costs(row: dict[str, Any]) -> list[str]:
-    mark = "≥ " if row["resumed"] else ""  # a stage that went on after a kill counts what came after
-    seconds = ["–" if not row[key] else f"{mark}{row[key]:,.0f}" for key in ("train_s", "whole_s")]
-    seconds[1] = f"≤ {seconds[1]}" if row["shared"] and not mark else seconds[1]
     return [
-        seconds[0],
+        bounded(row, "train_s"),
         in_words(row["find_s"], 1),
-        seconds[1],
+        bounded(row, "whole_s"),
         "–" if not row["peak_bytes"] else f"{row['peak_bytes'] / GB:.1f}",
     ]
 

@@ -203,13 +203,30 @@ class Difference(NamedTuple):
         images that did not choose the model: if the same images chose the best of six checkpoints, it is 3 % with 4 images,
         7 % with 7 and 10 % with 20, where before 54, 24 and 19 % of such models were kept with 2, 4 and 7.
         """
-        units = self.n if self.units is None else self.units
         if self.expected:
             return bool(self.n) and self.low > 0
-        if units < 3 or self.one_group or not np.isfinite(self.error):
+        if self.lacking:
             return False
+        units = self.n if self.units is None else self.units
         floor = FLOOR / np.sqrt(units) if units < 10 else 0.0
         return self.difference - reach(max(self.error, floor), units) > 0
+
+    @property
+    def lacking(self) -> str:
+        """Why nothing tells which is better, whatever the difference; "" where something can.
+
+        Examples
+        --------
+        >>> Difference(0.3, 0.2, 0.4, 40, 2, 0.01).lacking, Difference(0.3, 0.2, 0.4, 40, error=0.01).lacking
+        ('2 groups are too few', '')
+        """
+        units = self.n if self.units is None else self.units
+        if units < 3:
+            one = "image" if units == self.n else "group"
+            return f"{counted(units, f'{one} is', f'{one}s are')} too few"
+        if self.one_group:
+            return f"{self.n} images of one group say nothing of other groups"
+        return "" if np.isfinite(self.error) else "no interval was drawn"
 
     def sentence(self, a: str = "A", b: str = "B") -> str:
         """Say it.
@@ -235,7 +252,8 @@ class Difference(NamedTuple):
         units = self.n if self.units is None else self.units
         of = f" of {units} group{'s' * (units != 1)}" if units < self.n else ""
         if not self.expected and (units < 3 or np.isnan(low)):
-            return f"{b} minus {a} is {difference:.3f}; {counted(self.n, 'image')}{of}: too few to say which is better"
+            why = "too few" if units < 3 else "no interval was drawn"
+            return f"{b} minus {a} is {difference:.3f}; {counted(self.n, 'image')}{of}: {why} to say which is better"
         if self.one_group and not self.expected:
             text = f"{b} minus {a} is {difference:.3f} [{low:.3f}, {high:.3f}] on {self.n} images of one group"
             return f"{text}, which says nothing of other groups"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +144,18 @@ def test_equal_ways_cannot_be_told_apart_and_the_cheaper_is_named(tmp_path):
     (one,), _ = compare_runs([make_run(tmp_path / "twins", twins).folder], bootstrap=200)
     assert not row_of(one, "b")["better"] and not row_of(one, "b")["worse"]
     assert "cannot be told from it: b" in one.verdict
-    assert "Cheapest of those that cannot be told apart: a" in one.verdict
+    assert "Cheapest of those that cannot be told apart: a, " in one.verdict
+    resumed = replace(one, rows=[row | {"resumed": True} for row in one.rows])
+    assert "told apart: a, ≥ " in resumed.verdict
+
+
+def test_where_too_few_images_are_reported_no_way_is_the_cheapest_of_equals(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(SPLITS, "test", 2)
+    (one,), _ = compare_runs([make_run(tmp_path / "few", MODELS).folder], bootstrap=200)
+    assert one.verdict.endswith("In the test images nothing tells which way is better: 2 images are too few.")
+    assert row_of(one, "plain")["untold"] == "2 images are too few" and row_of(one, "perfect")["untold"] == ""
+    (one,), _ = compare_runs([run.folder], bootstrap=0)
+    assert one.verdict.endswith("nothing tells which way is better: no interval was drawn.")
 
 
 def test_what_a_run_spends_is_in_its_manifest_and_in_the_table(run, comparison):
@@ -230,6 +243,16 @@ def test_runs_of_other_labels_are_compared_apart(run, tmp_path):
     manifest["stages"]["04_cells_to_coco"]["outputs"]["coco_test"]["sha256"] = "0" * 64
     write_json(other.folder / "manifest.json", manifest)
     comparisons, _ = compare_runs([run.folder, other.folder], bootstrap=0)
+    assert len(comparisons) == 2
+    for folder in (run.folder, other.folder):  # nor where no notebook lists the true cells
+        copy = shutil.copytree(folder, tmp_path / "unlisted" / folder.name)
+        manifest = read_json(copy / "manifest.json")
+        del manifest["stages"]["04_cells_to_coco"]
+        write_json(copy / "manifest.json", manifest)
+    path = tmp_path / "unlisted/other/coco/test.json"
+    data = read_json(path)
+    write_json(path, data | {"annotations": data["annotations"][1:]})
+    comparisons, _ = compare_runs([tmp_path / "unlisted/mine", tmp_path / "unlisted/other"], bootstrap=0)
     assert len(comparisons) == 2
 
 
