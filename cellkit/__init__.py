@@ -72,7 +72,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     ),
     "evaluate.submission": ("handed_in", "submit_best"),
     "evaluate.untaught": ("describe_untaught", "untaught_lines"),
-    "evaluate.verdict": ("images_to_decide", "who_judged"),
+    "evaluate.verdict": ("images_to_decide", "who_decided", "who_judged"),
     "fetch.find": ("find_weights", "with_weights"),
     "files": ("write_frame", "write_json"),
     "formats.coco": ("write_dataset", "write_predictions", "write_results", "write_truth"),

@@ -24,7 +24,7 @@ from cellkit.machine import here
 from cellkit.models import model_name, order_models
 from cellkit.pages.measurements import measured_words
 from cellkit.pages.results import RunFiles, in_words, with_interval
-from cellkit.pages.scores import PROCESSORS, comparisons, kept_words
+from cellkit.pages.scores import PROCESSORS, comparisons, kept_words, who_saw
 from cellkit.scores.attribution import gains
 from cellkit.scores.matching import THRESHOLDS, match_pairs
 from cellkit.scores.table import paired_bootstrap, per_image
@@ -462,10 +462,8 @@ def results(files: RunFiles) -> Slide:
     mark = models.index(files.best) if files.best in models else -1
     points = [f"{text}." for text in comparisons(files, split)]
     points.append(f"In brackets: 95 % intervals from resampling images. {PROCESSORS}")
-    if len(splits) > 1 and splits[1] == "val":
-        points.append(
-            "Validation images chose each model's weights and so flatter it a little; test images chose nothing."
-        )
+    if len(splits) > 1 and splits[1] == "val" and (seen := who_saw(files)):
+        points.append(f"{SPLIT_IMAGES['val'].capitalize()}{seen}; test images chose nothing.")
 
     def draw(figure):
         above, below = figure.subfigures(2, 1, height_ratios=[0.3 * (len(rows) + 1), 2.6])

@@ -349,7 +349,7 @@ class EvaluateConfig(Section):
     @property
     def caution(self) -> str:
         """The caution that belongs to every score that is reported; "" where other images chose."""
-        same = self.report_split == self.choose_split
+        same = self.report_split == self.choose_split and self.submit == "best"
         return "The images reported on also chose the model: their scores flatter it." if same else ""
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cellkit.cells.dataset import NO_ACCURACY, OF_BOXES, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, counted, nearest
+from cellkit.evaluate.verdict import who_decided
 from cellkit.files import write_json
 from cellkit.formats.coco import write_predictions
 from cellkit.formats.coco_reading import read_coco, read_results
@@ -325,7 +326,7 @@ def choose_model(
     wanted: str,
     rejected: Sequence[str] = (),
 ) -> str:
-    """Return the model that is handed in, and say who decided: validation images that chose no weights.
+    """Return the model that is handed in, and say who decided: a setting, or validation images that chose no weights.
 
     Parameters
     ----------
@@ -345,7 +346,7 @@ def choose_model(
     else:
         best = unjudged(predictions, wanted, rejected)
     kept_out = ", ".join(rejected) or "none"
-    LOG.info(f"handed in: {best} (decided on {counted(len(deciding), 'validation image')}; not kept by 03: {kept_out})")
+    LOG.info(f"handed in: {best} ({who_decided(truth, wanted)['in_words']}; not kept by 03: {kept_out})")
     return best
 
 
@@ -399,7 +400,8 @@ def write_summary(path: str | Path, truths: Mapping[str, CellDataset], **tables:
     truths : mapping
         From `read_truths`; no image in any = no accuracy can be told, and the file says so.
     tables : Any
-        "best" (a model's name), "classes" (from `classes_found`), "scores" (from `summarise`), and what else is worth keeping.
+        "best" (a model's name), "decided" (from `who_decided`), "classes" (from `classes_found`), "namer" (whose classes are
+        counted), "scores" (from `summarise`), and what else is worth keeping.
     """
     return write_json(
         path, plain(tables | ({} if any(map(len, truths.values())) else {"no_accuracy": NO_ACCURACY})), indent=1

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
+from cellkit.errors import counted
 from cellkit.files import read_json
-from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS
+from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS, judges
 from cellkit.scores.intervals import EXPECTED, LEVEL, WORTH, Difference, reach
 from cellkit.scores.table import bootstrap_draws, paired_bootstrap, score_table
 
@@ -176,3 +177,33 @@ def images_to_decide(truth: CellDataset, decisions: Mapping[str, Path]) -> CellD
     told = read_json(decisions["decision"]) if decisions else {}
     seen = set(told.get("judges", ())) if told.get("regime") == IN_QUARTERS else set()
     return truth.subset([record.image_id not in seen for record in truth.records])
+
+
+def who_decided(deciding: CellDataset, wanted: str) -> dict[str, Any]:
+    """Return what decided which model is handed in, as `cellkit.evaluate.evaluation.choose_model` has it.
+
+    Parameters
+    ----------
+    deciding : CellDataset
+        From `images_to_decide`.
+    wanted : str
+        ``evaluate.submit``.
+
+    Returns
+    -------
+    dict
+        by ("evaluate.submit", "images" or "nothing"), images (how many decided), in_words.
+
+    Examples
+    --------
+    >>> who_decided(CellDataset([], []), "maskrcnn")
+    {'by': 'evaluate.submit', 'images': 0, 'in_words': 'named in evaluate.submit'}
+    """
+    images = 0 if wanted != "best" else len(judges(deciding))
+    by = "evaluate.submit" if wanted != "best" else "images" if images else "nothing"
+    words = {
+        "evaluate.submit": "named in evaluate.submit",
+        "images": f"decided on {counted(images, 'validation image')}",
+        "nothing": "no image could decide, so it is what 03 kept of Cellpose, or the first model",
+    }
+    return {"by": by, "images": images, "in_words": words[by]}

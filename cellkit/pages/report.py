@@ -102,7 +102,8 @@ def _headline(files: RunFiles) -> str:
         return "No scores yet: 06_evaluate_map_iou has not finished."
     if line is None:
         return f"No score: the run has no labelled {SPLIT_TITLES.get(split, 'test')} image. {scores.kept_words(files)}".rstrip()
-    notes = " These images also chose." if split == files.choose_split else ""
+    chose = split == files.choose_split and files.decided["by"] == "images"
+    notes = " These images also chose." if chose else ""
     where = counted(line.images, f"{SPLIT_TITLES[split]} image")
     where += " (few)" if "(few)" in str(getattr(line, "interval_of", "")) else ""
     left = len(files.proposed(split))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellkit.cells.dataset import NO_ACCURACY, OF_BOXES, CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import SPLIT_TITLES
+from cellkit.cells.records import SPLIT_IMAGES, SPLIT_TITLES
 from cellkit.config.sections import STAGES
 from cellkit.errors import UserError
 from cellkit.evaluate.classes import class_model, classes_found
@@ -384,6 +384,12 @@ class RunFiles:
             self.score_summary, "best", self.choose_split if self.choose_split in known else self.report_split
         )
 
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What decided which model is handed in, of `who_decided`; where it was not noted: the split that decides."""
+        words = f"decided on {SPLIT_IMAGES.get(self.choose_split, self.choose_split)}"
+        return self.summary.get("decided") or {"by": "images", "in_words": words}
+
     def line(self, model: str, split: str) -> Any:
         """Return the row of `score_summary` of a model and split; None where it was not scored."""
         table = self.score_summary
@@ -392,8 +398,10 @@ class RunFiles:
 
     @cached_property
     def class_model(self) -> str:
-        """The model that names classes best, "" where none names any: as notebook 06 chooses it."""
+        """The model that names classes best, "" where none names any: as notebook 06 noted it."""
         right = self.summary.get("classes")
+        if right is not None and "namer" in self.summary:
+            return self.summary["namer"] if self.summary["namer"] in right else ""
         if right is None:
             right = classes_found({model: self.predictions(model) for model in self.models}, self.scored_truths)
         return class_model(right, self.choose_split)

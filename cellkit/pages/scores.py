@@ -35,7 +35,7 @@ def results_chapter(files: RunFiles) -> list:
         models = order_models(rows.index)
         texts = [_score_row(model_name(model), rows.loc[model]) for model in models]
         caption = f"{SPLIT_IMAGES.get(name, name).capitalize()}"
-        caption += _who_saw(files) if name == "val" else ""
+        caption += who_saw(files) if name == "val" else ""
         mark = frozenset([models.index(files.best)]) if files.best in models else frozenset()
         blocks.append(Table(SCORE_COLUMNS, texts, caption, mark))
     blocks.append(
@@ -43,7 +43,7 @@ def results_chapter(files: RunFiles) -> list:
             f"{CONVENTION}: a cell is hit when its overlap is strictly above the threshold; TP / (TP + FP + FN), mean of "
             "ten thresholds, then of images; an image with nothing on either side counts 1. In brackets the 95 % interval "
             f"over {_drawn_units(table)}. In bold: {model_name(files.best)}, which is handed in "
-            f"(decided on {SPLIT_IMAGES.get(files.choose_split, files.choose_split)}). {kept_words(files)}".rstrip()
+            f"({files.decided['in_words']}). {kept_words(files)}".rstrip()
             + files.boxes_words
         )
     )
@@ -77,7 +77,7 @@ def kept_words(files: RunFiles) -> str:
     return words + who + "".join(more)
 
 
-def _who_saw(files: RunFiles) -> str:
+def who_saw(files: RunFiles) -> str:
     """Return what must be said beside scores of validation images: who may have seen them."""
     path = files.path("decision.json")
     decision = {} if path is None else read_json(path)

@@ -430,6 +430,8 @@ def test_validation_images_choose_and_training_images_are_no_report(write, choos
 def test_validation_images_may_report_where_there_is_no_test_image(write):
     told = load_config(write(""), {"evaluate.report_split": "val"}).evaluate
     assert told.choose_split == "val" and "flatter" in told.caution and not EvaluateConfig().caution
+    named = load_config(write(""), {"evaluate.report_split": "val", "evaluate.submit": "maskrcnn"}).evaluate
+    assert named.caution == "", "the setting chose"
 
 
 def test_a_section_shows_each_key_with_value_unit_and_meaning():

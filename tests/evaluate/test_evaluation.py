@@ -30,6 +30,7 @@ from cellkit.evaluate.evaluation import (
     summarise,
     table_by_line,
 )
+from cellkit.evaluate.verdict import who_decided
 from cellkit.formats.coco import write_dataset, write_results
 from cellkit.models.shared.fusion import fuse
 from cellkit.scores.iou import overlap_images
@@ -166,11 +167,18 @@ def test_the_winner_is_chosen_by_validation_images_or_by_name(predictions, truth
     assert choose_model(scores, predictions, truths["val"], "best") == "perfect"
     assert choose_model(scores, predictions, truths["val"], "best", ["perfect"]) == "plain"
     assert choose_model(scores, predictions, truths["val"].subset([]), "best") == "nothing", "the first of every table"
+    assert choose_model(scores, predictions, truths["val"], "plain") == "plain"
     assert capsys.readouterr().err.splitlines() == [
         "handed in: perfect (decided on 2 validation images; not kept by 03: none)",
         "handed in: plain (decided on 2 validation images; not kept by 03: perfect)",
-        "handed in: nothing (decided on 0 validation images; not kept by 03: none)",
+        "handed in: nothing (no image could decide, so it is what 03 kept of Cellpose, or the first model; not kept by 03: none)",
+        "handed in: plain (named in evaluate.submit; not kept by 03: none)",
     ]
+    assert who_decided(truths["val"], "best") == {
+        "by": "images",
+        "images": 2,
+        "in_words": "decided on 2 validation images",
+    }
 
 
 def test_where_the_score_is_lost_is_told_of_the_images_of_the_truth(predictions, truths):

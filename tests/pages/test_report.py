@@ -22,7 +22,7 @@ from cellkit.files import write_frame
 from cellkit.formats.coco import write_coco, write_results
 from cellkit.measure.images import Job, joined, rows_of
 from cellkit.pages import images as report_images
-from cellkit.pages import report, results
+from cellkit.pages import report, results, scores
 from cellkit.pages.measurements import measurements_chapter
 from cellkit.run.folder import Run
 
@@ -318,3 +318,21 @@ def test_a_page_written_again_tells_its_own_run_and_not_the_one_before(tmp_path)
     assert "was still running" in again and "06_evaluate_map_iou 0." not in again
     kept = Page(report.page(results.RunFiles(run.folder))).text
     assert "06_evaluate_map_iou 0." in kept and "evaluate.submit" not in kept
+
+
+def test_who_decided_and_whose_classes_are_counted_are_as_notebook_06_had_it(tmp_path):
+    """One labelled image, judged by its quarters: nothing can decide, and the last model names the classes."""
+    images = [("va", "mixed", "val"), ("ta", "mixed", "test"), ("tb", "mixed", "test")]
+    models = {"maskrcnn": lambda name, cells: cells, "unet_border": lambda name, cells: cells.with_classes(1)}
+    told = {"kept": "cellpose_base", "verdict": "base", "sentence": "x", "regime": "quarters", "judges": ["va"]}
+    run = small_run(tmp_path / "run", images, models, proposed=("ta", "tb"), decision=told)
+    names = notebook_06(run, REPO / "configs/demo.yaml", SMALL)
+    assert names["namer"] == "unet_border" and names["counts"]["found"].tolist()[-2:] == [6, 0]
+    text = page_of(run)
+    assert "Cells of each class in 2 test images, by U-Net with touching border" in text
+    assert "(no image could decide, so it is what 03 kept of Cellpose, or the first model)" in text
+    assert "also chose" not in text and "decided on" not in text
+    files = results.RunFiles(run.folder)
+    files.summary["decided"] = {"by": "images", "images": 1, "in_words": "decided on 1 validation image"}
+    assert "These images also chose." in report._headline(files)
+    assert any("(decided on 1 validation image)" in getattr(one, "text", "") for one in scores.results_chapter(files))
