@@ -22,7 +22,7 @@ from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.machine import here
 from cellkit.models import model_name, order_models
-from cellkit.pages.measurements import measured_words
+from cellkit.pages.measurements import brightness_words, measured_words, shown_cells
 from cellkit.pages.results import RunFiles, in_words, with_interval
 from cellkit.pages.scores import PROCESSORS, comparisons, kept_words, who_saw
 from cellkit.scores.attribution import gains
@@ -528,21 +528,16 @@ def counts(files: RunFiles) -> Slide:
 
 def measurements(files: RunFiles) -> Slide:
     """Show how large, how round and how bright the cells of each line are."""
-    cells = files.cells
-    if cells.empty:
-        raise UserError("cells.csv has no rows: no cell was found")
+    cells = shown_cells(files)
     column, title = next(iter(measures_of(cells).items()))
     medians = ", ".join(
         f"{name} {group[column].median():.3g} (n = {len(group)})"
         for name, group in groups_of(cells).items()
         if len(group)
     )
-    points = [
-        f"{measured_words(files)} Median {title}: {medians}. Brightness is that of the microscope's own file, in its own "
-        "values, less the median between the cells."
-    ]
+    points = [f"{measured_words(files)} Median {title}: {medians}.{brightness_words(cells)}"]
     alt = f"Distributions of size, shape and brightness by line and class. Median {title}: {medians}."
-    draw = lambda f: show_measures(cells, f)  # noqa: E731
+    draw = lambda f: show_measures(cells, f, files.classes)  # noqa: E731
     return Slide("measurements", "How large and how bright", points, draw, alt, foot(files), wide=True)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cellkit.cells.dataset import AGREEMENT, CellDataset
-from cellkit.cells.records import SPLIT_TITLES, ImageRecord, channel_names
+from cellkit.cells.records import SPLIT_TITLES, ImageRecord, channel_names, is_scored
 from cellkit.config.recipes import RECIPES, recipe_name, recipe_sections
 from cellkit.config.sections import BACKEND_SECTIONS, STAGES, Config, section_class
 from cellkit.errors import UserError, counted
@@ -29,17 +29,13 @@ def images_chapter(files: RunFiles) -> list:
     """How many images of what there are, and examples."""
     records = files.images.records
     kinds = sorted({record.cell_type for record in records})
-    columns = [*SPLIT_TITLES, ""]
-    rows = [
-        [
-            kind or "unknown",
-            *(str(sum(r.cell_type == kind and r.split == split for r in records)) for split in columns),
-        ]
-        for kind in kinds
-    ]
-    blocks: list = [
-        Table(("Images of", "training", "validation", "test", "excluded"), rows, counted(len(records), "image"))
-    ]
+    columns = [*SPLIT_TITLES.values(), "flagged, not scored", "excluded"]
+    places = [_place(record) for record in records]
+    if "flagged, not scored" not in places:
+        columns.remove("flagged, not scored")
+    of_kind = {kind: [p for r, p in zip(records, places, strict=True) if r.cell_type == kind] for kind in kinds}
+    rows = [[kind or "unknown", *(str(own.count(column)) for column in columns)] for kind, own in of_kind.items()]
+    blocks: list = [Table(("Images of", *columns), rows, counted(len(records), "image"))]
     if files.truths:
         cells = [[name, *_cells_of(data)] for name, data in ((SPLIT_TITLES[s], d) for s, d in files.truths.items())]
         blocks.append(Table(("Cells in", *files.classes, "of unknown class"), cells, "Cells of the labels in use"))
@@ -51,7 +47,7 @@ def images_chapter(files: RunFiles) -> list:
     if flagged:
         why = _reasons(files)
         rows = [[r.image_id, why(r), SPLIT_TITLES.get(r.split, "excluded")] for r in flagged]
-        blocks.append(Table(("Image", "Why", "Split"), rows[:200], "Flagged or excluded"))
+        blocks.append(_first(("Image", "Why", "Split"), rows, "Flagged or excluded"))
     if "train" in files.truths:
         data = files.truths["train"]
         size = 9.6, 0.5 + (2.35 * aspect_of(data.instances[0].shape) + 0.4) * -(-min(8, len(data)) // 4)
@@ -59,6 +55,21 @@ def images_chapter(files: RunFiles) -> list:
         whose = "their labels" + (f", {left} of {len(data)} as the model proposed them" if left else "")
         blocks.append(drawn(lambda f: show_sheet(data, figure=f), *size, f"Training images with {whose}."))
     return blocks
+
+
+def _place(record: ImageRecord) -> str:
+    """Return in which column of the table of images a record counts."""
+    used = is_scored(record) or record.split not in SPLIT_TITLES
+    return SPLIT_TITLES.get(record.split, "excluded") if used else "flagged, not scored"
+
+
+def _first(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Table:
+    """Return a table that is cut after `MOST_ROWS`, and says so."""
+    left = f": the first {MOST_ROWS} of {len(rows)}" if len(rows) > MOST_ROWS else ""
+    return Table(columns, rows[:MOST_ROWS], caption + left)
+
+
+MOST_ROWS = 200
 
 
 def _reasons(files: RunFiles) -> Callable[[ImageRecord], str]:
@@ -182,7 +193,7 @@ def flags_chapter(files: RunFiles) -> list:
         rows = [
             [one["first"], one["second"], one["how"], in_words(one["likeness"], 2)] for one in quality_notes["copies"]
         ]
-        blocks.append(Table(("Image", "shows the field of", "how", "likeness"), rows[:200], "One field twice"))
+        blocks.append(_first(("Image", "shows the field of", "how", "likeness"), rows, "One field twice"))
     records = [record for record in files.images.records if record.flags]
     if not records:
         return [*blocks, Words("No image is flagged.")]

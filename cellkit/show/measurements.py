@@ -10,11 +10,21 @@ from cellkit.show.counts import spans
 from cellkit.show.style import class_colour, class_stripes, figure_or_new, styled, words_only
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas
     from matplotlib.figure import Figure
 
+    from cellkit.cells.dataset import CellDataset
+
+ONE_CLASS = "cell"  # what cells are called that are told apart in no classes
 POINTS = (0, 5, 25, 50, 75, 95, 100)  # percentiles that a row of the chart shows
 MOST_CHANNELS = 4
+
+
+def of_unflagged(cells: pandas.DataFrame, images: CellDataset) -> pandas.DataFrame:
+    """Return the rows of cells.csv without those of flagged images: there size and brightness are those of the fault."""
+    return cells[~cells["image"].isin([record.image_id for record in images.records if record.flags])]
 
 
 def groups_of(cells: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
@@ -26,8 +36,12 @@ def groups_of(cells: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
     groups = {}
     for column, word in (("line", "images"), ("class", "cells")):
         names = sorted(set(whole[column].fillna("")) - {""})
-        groups |= {f"{name} {word}": whole[whole[column] == name] for name in names}
-    return groups or {"cells": whole}
+        groups |= {_title(name, word): whole[whole[column] == name] for name in names}
+    return groups or {_title(ONE_CLASS, "cells"): whole}
+
+
+def _title(name: str, word: str) -> str:
+    return word if (name, word) == (ONE_CLASS, "cells") else f"{name} {word}"
 
 
 def measures_of(cells: pandas.DataFrame) -> dict[str, str]:
@@ -68,7 +82,12 @@ def _percentiles(values: pandas.Series, points: tuple[int, ...]) -> list[float]:
 
 
 @styled
-def show_measures(cells: pandas.DataFrame, figure: Figure | None = None) -> np.ndarray:
+def show_measures(
+    cells: pandas.DataFrame,
+    figure: Figure | None = None,
+    classes: Sequence[str] = (),
+    images: CellDataset | None = None,
+) -> np.ndarray:
     """Show how size, shape and brightness are distributed, a row for each line and class.
 
     A thin line spans all cells, a thick one 5 to 95 %, a bar the middle half; the dot is the median. Cells at the border are
@@ -78,19 +97,25 @@ def show_measures(cells: pandas.DataFrame, figure: Figure | None = None) -> np.n
     ----------
     cells : DataFrame
         cells.csv.
+    classes : sequence of str
+        In order: each has the colour that it has in other pictures; names that are none of them come after.
+    images : CellDataset, optional
+        Those of the run: cells of flagged ones are left out.
 
     Returns
     -------
     (M,) Axes
         One for each measure; one with a sentence where there is no cell.
     """
+    cells = cells if images is None else of_unflagged(cells, images)
     measures, groups = measures_of(cells), groups_of(cells)
     if not any(map(len, groups.values())):
         return np.array(
             [words_only("there is no whole cell to measure", None if figure is None else figure.subplots())]
         )
-    names = [name.rsplit(" ", 1)[0] for name in groups]  # a line and a class of one name have one colour
-    ids = [list(dict.fromkeys(names)).index(name) + 1 for name in names]
+    names = [ONE_CLASS if title == "cells" else title.rsplit(" ", 1)[0] for title in groups]
+    places = list(dict.fromkeys([*classes, *names]))  # a line and a class of one name have one colour
+    ids = [places.index(name) + 1 for name in names]
     rows = -(-len(measures) // 3)
     figure = figure_or_new(figure, (9.6, rows * (1.3 + 0.36 * len(groups))))
     axes = np.atleast_1d(figure.subplots(rows, 3)).ravel()

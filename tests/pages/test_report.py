@@ -336,3 +336,26 @@ def test_who_decided_and_whose_classes_are_counted_are_as_notebook_06_had_it(tmp
     files.summary["decided"] = {"by": "images", "images": 1, "in_words": "decided on 1 validation image"}
     assert "These images also chose." in report._headline(files)
     assert any("(decided on 1 validation image)" in getattr(one, "text", "") for one in scores.results_chapter(files))
+
+
+def test_flagged_images_are_counted_apart_and_are_in_no_measure(tmp_path):
+    labels = Instances.from_labels(np.pad(np.eye(3, dtype=int), 2))
+    records = [
+        ImageRecord("sharp", "a.png", 7, 7, cell_type="HEK", split="test"),
+        *(ImageRecord(f"dull{k}", f"{k}.png", 7, 7, "", "HEK", split="test", flags="blurred") for k in range(201)),
+    ]
+    write_records(tmp_path / "records.csv", records)
+    cells = joined([rows_of(Job(record, labels)) for record in records[:3]])
+    write_frame(tmp_path / "cells.csv", cells)
+    files = results.RunFiles(tmp_path)
+    words, table, picture = measurements_chapter(files)
+    assert table.rows[0][:2] == ["HEK images", str(len(labels))]
+    assert f"{2 * len(labels)} cells of 2 flagged images are left out here." in words.text
+    assert "Brightness" not in picture.caption, "none was measured"
+    of_kind, aside = report_images.images_chapter(files)[:2]
+    assert list(of_kind.columns[1:]) == ["training", "validation", "test", "flagged, not scored", "excluded"]
+    assert list(of_kind.rows[0]) == ["HEK", "0", "0", "1", "201", "0"]
+    assert len(aside.rows) == 200 and aside.caption == "Flagged or excluded: the first 200 of 201"
+    write_frame(tmp_path / "cells.csv", cells[cells["image"] != "sharp"])
+    with pytest.raises(UserError, match="all cells of cells.csv are of flagged images"):
+        measurements_chapter(results.RunFiles(tmp_path))

@@ -11,12 +11,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from show_cases import COLOUR, GREY, _close_figures, painted, squares, texts  # noqa: F401
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.evaluate.classes import count_by_class
 from cellkit.evaluate.evaluation import score_models, summarise
+from cellkit.measure.images import Job, rows_of
 from cellkit.scores.attribution import attribute
 from cellkit.scores.iou import overlaps
 from cellkit.scores.kaggle import kaggle
@@ -26,6 +29,7 @@ from cellkit.show import style
 from cellkit.show.charts import curve_of, show_confusion, show_curves, show_gains, show_history, show_scores
 from cellkit.show.counts import show_counts
 from cellkit.show.explained import KERNELS, flow_colours, show_convolution, show_flows
+from cellkit.show.measurements import groups_of, show_measures
 from cellkit.show.overlays import show_errors, show_image, show_overlay
 from cellkit.show.style import (
     bare_axes,
@@ -172,6 +176,19 @@ def test_counts_are_shares_of_the_cells(scored):
     assert widths == pytest.approx([100 * hek / total, 100 * (total - hek) / total, 100.0])
     assert texts(ax) == ["HEK", "N2a", "truth (above)", "found (below)"]
     assert texts(show_counts(counts.drop(columns=["truth", "true_share"]))) == ["HEK", "N2a"]
+
+
+def test_a_class_has_the_colour_of_its_place_in_measures_too():
+    record = ImageRecord("a", "a.png", 40, 60, cell_type="mixed")
+    cells = squares((2, 2, 9, 9), (12, 12, 19, 20), class_ids=[1, 2])
+    table = rows_of(Job(record, cells, classes=("U2OS", "NIH3T3")))
+    ax = show_measures(table, classes=("U2OS", "NIH3T3"))[0]
+    told = {
+        name.get_text(): to_hex(bar.get_facecolor()) for name, bar in zip(ax.get_yticklabels(), ax.patches, strict=True)
+    }
+    places = {"mixed images (2)": 3, "NIH3T3 cells (1)": 2, "U2OS cells (1)": 1}
+    assert told == {name: to_hex(class_colour(k)) for name, k in places.items()}
+    assert list(groups_of(table.assign(**{"class": "cell"}))) == ["mixed images", "cells"]
 
 
 def test_gains_and_confusion(scored):
