@@ -13,7 +13,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError, counted
-from cellkit.files import atomic_path
+from cellkit.files import atomic_path, from_cell
 from cellkit.formats import roi, seg
 from cellkit.formats.any import ImageToWrite, written_here
 from cellkit.formats.label_images import as_written
@@ -105,6 +105,7 @@ def next_images(stage: Any, most: int = 8) -> pandas.DataFrame:
         return pd.DataFrame(columns=list(FIRST_COLUMNS))
     texts = dict.fromkeys(("image_id", "cell_type", "group"), str)  # 001 is a name
     table = pd.read_csv(path, keep_default_na=False, dtype=texts)
+    table = table.assign(**{name: table[name].map(from_cell) for name in texts if name in table})
     held_out = table["split"].isin(HELD_OUT)
     return pd.concat([table[~held_out].head(most), table[held_out].head(most)], ignore_index=True)
 

@@ -20,7 +20,7 @@ from cellkit.config.sections import STAGES
 from cellkit.errors import UserError
 from cellkit.evaluate.classes import class_model, classes_found
 from cellkit.evaluate.evaluation import decide, of_images, predictions_of, summarise
-from cellkit.files import read_json
+from cellkit.files import from_cell, read_json
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.measured import read_cells_table
 from cellkit.manifest import covered, finished_entries, read_manifest
@@ -101,6 +101,22 @@ def percent(share: float) -> str:
 
 
 SUMMARY_COLUMNS = ("score", "low", "high", "images", "truth_cells", "found_cells")
+TEXTS = frozenset(  # columns of text, also where all of it are digits
+    (
+        "model",
+        "image_id",
+        "cell_type",
+        "group",
+        "split",
+        "class_name",
+        "size",
+        "line",
+        "class",
+        "kind",
+        "made_by",
+        "since",
+    )
+)
 STAGE_OF = {
     "records.csv": "01_convert",
     "coco": "04_cells_to_coco",
@@ -178,16 +194,14 @@ class RunFiles:
         return path
 
     def table(self, name: str) -> pandas.DataFrame:
-        """Read a CSV of the run; text stays text, an empty cell of text is ""."""
+        """Read a CSV of the run as it was before it was written; text stays text, an empty cell of text is ""."""
         import pandas as pd
 
-        table = pd.read_csv(
-            self.need(name), dtype={"image_id": str, "class_name": str}, keep_default_na=False, na_values=[""]
-        )
-        for column in table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]:
-            table[column] = table[column].fillna("").astype(str)
-        for column in {"cell_type", "group", "split", "class_name", "size", "line", "class"} & set(table.columns):
-            table[column] = table[column].astype(object).fillna("").astype(str)
+        kinds = dict.fromkeys(TEXTS, str)
+        table = pd.read_csv(self.need(name), dtype=kinds, keep_default_na=False, na_values=[""])
+        for column in table:
+            if column in TEXTS or not pd.api.types.is_numeric_dtype(table[column].dtype):
+                table[column] = table[column].astype(object).fillna("").astype(str).map(from_cell)
         return table
 
     @cached_property

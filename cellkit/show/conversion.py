@@ -13,6 +13,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord, channel_names
+from cellkit.files import from_cell
 from cellkit.microscope.open import READ_SUFFIXES, open_file
 from cellkit.show.overlays import checked_image, draw_picture
 from cellkit.show.style import INK, QUIET, draw_bar, dress, figure_or_new, styled
@@ -102,8 +103,8 @@ def _levels_of(path: Path, image_id: str) -> list[_Level]:
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["image_id"] == image_id]
-    return [_Level(row["colour"], row["channel"], float(row["low"]), float(row["high"])) for row in rows]
+        rows = [row for row in csv.DictReader(file) if from_cell(row["image_id"]) == image_id]
+    return [_Level(row["colour"], from_cell(row["channel"]), float(row["low"]), float(row["high"])) for row in rows]
 
 
 @styled

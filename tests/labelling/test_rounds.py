@@ -10,6 +10,7 @@ import pytest
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
+from cellkit.files import write_frame
 from cellkit.labelling.annotate import Labelled, write_chosen
 from cellkit.labelling.rounds import (
     CHANGE_COLUMNS,
@@ -65,13 +66,13 @@ def test_disagreement_and_doubt_come_first_and_corrected_images_not_at_all(image
     assert next_images(stage, 2)["image_id"].tolist() == ["a", "b"]
 
 
-def test_a_name_of_digits_stays_a_name(tmp_path):
+def test_a_name_of_digits_or_with_a_sign_stays_a_name(tmp_path):
     table = pd.DataFrame(
-        {"image_id": ["001", "002"], "split": ["train", "val"], "cell_type": ["1", "2"], "group": ["01", ""]}
+        {"image_id": ["001", "=2"], "split": ["train", "val"], "cell_type": ["1", "-2"], "group": ["01", ""]}
     )
-    table.to_csv(tmp_path / "correct_first.csv", index=False)
+    write_frame(tmp_path / "correct_first.csv", table)
     shown = next_images(SimpleNamespace(path=lambda name: tmp_path / name))
-    assert shown[["image_id", "cell_type", "group"]].to_numpy().tolist() == [["001", "1", "01"], ["002", "2", ""]]
+    assert shown[["image_id", "cell_type", "group"]].to_numpy().tolist() == [["001", "1", "01"], ["=2", "-2", ""]]
 
 
 def test_images_that_judge_are_in_random_order_and_stand_below(images):

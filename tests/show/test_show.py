@@ -15,7 +15,8 @@ from show_cases import COLOUR, GREY, _close_figures, painted, squares, texts  # 
 
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
-from cellkit.show.conversion import show_conversion
+from cellkit.files import write_table
+from cellkit.show.conversion import _levels_of, show_conversion
 from cellkit.show.overlays import outline_of, show_errors, show_image, show_overlay, verdicts
 from cellkit.show.sheets import show_crops, show_sheet, show_side_by_side
 from cellkit.show.style import (
@@ -161,6 +162,8 @@ def test_conversion_shows_the_file_and_the_picture(tmp_path):
     assert axes[-1].get_title(loc="left").endswith("8-bit RGB, z max of 3")
     low = next(row["low"] for row in converted.conversion if row["channel"] == "DAPI")
     assert axes[1].lines[0].get_xdata()[0] == pytest.approx(low)
+    row = {"image_id": "=1+1", "colour": "blue", "channel": "-", "low": 1.0, "high": 2.0}
+    assert _levels_of(write_table(tmp_path / "signs.csv", [row]), "=1+1") == [("blue", "-", 1.0, 2.0)]
     gone = show_conversion(tmp_path / "run", tmp_path / "elsewhere", converted.images.records[0])
     assert [ax.get_title(loc="left") for ax in gone[:2]] == ["GFP: in green", "DAPI: in blue"]
 
