@@ -17,8 +17,9 @@ from deck import Deck, Slide
 
 from cellkit.cells.dataset import AGREEMENT, CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import SPLIT_IMAGES, channel_names
+from cellkit.cells.records import OVERALL, SPLIT_IMAGES, channel_names
 from cellkit.errors import UserError, counted
+from cellkit.evaluate.classes import rows_over_all
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.machine import here
 from cellkit.models import model_name, order_models
@@ -507,19 +508,18 @@ def counts(files: RunFiles) -> Slide:
     mixed = [r.image_id for r in files.images.records if r.cell_type == "mixed"]
     rows = table[table["image_id"].isin(mixed)]
     if rows.empty:
-        rows, what = table[table["image_id"] != "all"], SPLIT_IMAGES.get(split, "images")
+        rows, what = table.drop(rows_over_all(table).index), SPLIT_IMAGES.get(split, "images")
     else:
         what = "mixed images"
     if rows.empty or not files.class_model:
         raise UserError("counts.csv has no image, or no model names classes")
-    rows = with_sum(rows)
-    total = rows[rows["image_id"] == "all"].set_index("class_name")
+    n, rows = rows["image_id"].nunique(), with_sum(rows)
+    total = rows_over_all(rows).set_index("class_name")
     found = ", ".join(f"{line.found} {name} ({100 * line.share:.1f} %)" for name, line in total.iterrows())
     points = ["Only a model that names classes can answer this.", f"{model_name(files.class_model)} finds {found}."]
     if "truth" in rows:
         known = ", ".join(f"{line.truth} {name} ({100 * line.true_share:.1f} %)" for name, line in total.iterrows())
         points.append(f"True: {known}.")
-    n = rows.loc[rows["image_id"] != "all", "image_id"].nunique()
     points.append(f"{counted(n, what.removesuffix('s'))}; none of them was trained on.")
     alt = f"Bars of the share of each class, per image and over all. {' '.join(points[1:])}"
     draw = lambda f: show_counts(rows, f.subplots(), images=6)  # noqa: E731
@@ -542,9 +542,10 @@ def measurements(files: RunFiles) -> Slide:
 
 
 def with_sum(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add the sum over the images as the image "all"."""
+    """Add the sum over the images as rows of their own, as `count_by_class` has them."""
     numbers = [name for name in ("found", "truth") if name in rows]
-    total = rows.groupby("class_name", sort=False)[numbers].sum().reset_index().assign(image_id="all")
+    total = rows.groupby("class_name", sort=False)[numbers].sum().reset_index()
+    total["image_id"] = OVERALL[OVERALL[0] in set(rows["image_id"])]
     for name, share in (("found", "share"), ("truth", "true_share")):
         if name in total:
             total[share] = total[name] / max(total[name].sum(), 1)

@@ -47,8 +47,8 @@ def count_errors(truth: CellDataset, counted: Sequence[Instances]) -> pandas.Dat
     Returns
     -------
     DataFrame
-        split, image_id ("all" at the end of a split), class_name, truth, found, difference, error_percent (of the boxes; NaN
-        where there is none).
+        split, image_id ("all" at the end of a split, see `count_by_class`), class_name, truth, found, difference,
+        error_percent (of the boxes; NaN where there is none).
     """
     import pandas as pd
 
@@ -78,9 +78,10 @@ def box_totals(counts: pandas.DataFrame, truth: CellDataset, found: Sequence[Ins
         split and class_name as its index; truth, found, difference, error_percent; images_wrong, in how many images the count
         is another; voc_ap50, Pascal VOC's AP at IoU 0.5 of the boxes around the cells (`cellkit.scores.voc`).
     """
-    single = counts[counts["image_id"] != "all"]
+    overall = counts["image_id"] == counts.groupby("split")["image_id"].transform("last")
+    single = counts[~overall]
     wrong = (single["difference"] != 0).groupby([single["split"], single["class_name"]]).sum()
-    table = counts[counts["image_id"] == "all"].drop(columns="image_id").set_index(["split", "class_name"])
+    table = counts[overall].drop(columns="image_id").set_index(["split", "class_name"])
     table["images_wrong"] = wrong.reindex(table.index)
     splits = np.array([record.split for record in truth.records])
     for split, part in truth.by_split().items():

@@ -9,7 +9,7 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import MIXED
+from cellkit.cells.records import MIXED, OVERALL
 from cellkit.evaluate.evaluation import of_images, without_proposals
 from cellkit.models import order_models
 from cellkit.scores.matching import class_accuracy, class_errors
@@ -137,8 +137,8 @@ def count_by_class(
     Returns
     -------
     DataFrame
-        image_id, class_name, found, share (of the image's found cells), and truth, true_share where known; the image "all"
-        comes last.
+        image_id, class_name, found, share (of the image's found cells), and truth, true_share where known; the rows over all
+        images come last, called "all", or "all images" where an image is called "all".
     """
     import pandas as pd
 
@@ -153,8 +153,14 @@ def count_by_class(
             record.image_id, [found[record.image_id]], None if truth is None else [known[record.image_id]], classes
         )
     cells = of_images(found, images)
-    rows += _counted("all", cells, None if truth is None else of_images(known, images), classes)
+    overall = OVERALL[any(record.image_id == OVERALL[0] for record in images.records)]
+    rows += _counted(overall, cells, None if truth is None else of_images(known, images), classes)
     return pd.DataFrame(rows, columns=None if rows else ["image_id", "class_name", "found", "share"])
+
+
+def rows_over_all(counts: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the rows over all images of `count_by_class`: the last, one for each class."""
+    return counts.tail(counts["class_name"].nunique())
 
 
 def images_to_count(images: CellDataset, split: str) -> CellDataset:
@@ -192,7 +198,7 @@ def totals_by_class(
     for model, found in predictions.items():
         if any(cells.class_ids.any() for cells in found.values()):
             table = count_by_class(found, images, truth)
-            table = table[table["image_id"] == "all"].drop(columns="image_id").assign(model=model)
+            table = rows_over_all(table).drop(columns="image_id").assign(model=model)
             if judges is not None and len(judges := judges.without_proposed()):
                 pairs = zip(judges.instances, of_images(found, judges), strict=True)
                 errors = np.array([_errors_of(true, seen, judges.classes) for true, seen in pairs])

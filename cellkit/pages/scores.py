@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from cellkit.cells.records import SPLIT_IMAGES
-from cellkit.errors import UserError
+from cellkit.cells.records import MIXED, SPLIT_IMAGES, SPLIT_TITLES
+from cellkit.errors import UserError, counted
+from cellkit.evaluate.classes import rows_over_all
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.evaluate.untaught import describe_untaught
 from cellkit.evaluate.verdict import unseen_words
@@ -164,9 +165,10 @@ def counts_chapter(files: RunFiles) -> list:
         No image was counted, or no model found a cell of a named class.
     """
     counts, split = files.counts, files.setting("evaluate.report_split", "test")
-    if counts.empty:
-        raise UserError("counts.csv has no rows: no image was counted")
-    total = counts[counts["image_id"] == "all"]
+    total = rows_over_all(counts)
+    single = counts.drop(total.index)
+    if single.empty:
+        raise UserError(f"no {SPLIT_TITLES.get(split, split)} image is counted")
     if not files.class_model and not total["found"].any():
         raise UserError("no model of this run found a cell of a named class, so that no line is counted")
     known = "truth" in counts
@@ -176,14 +178,22 @@ def counts_chapter(files: RunFiles) -> list:
         for line in total.itertuples()
     ]
     columns = ("Class", "found", "share", *(("truth", "share") if known else ()))
-    n = counts.loc[counts["image_id"] != "all", "image_id"].nunique()
+    n = single["image_id"].nunique()
     who = model_name(files.class_model) or "the model handed in"
-    caption = f"Cells of each class in {n} {SPLIT_IMAGES.get(split, split)}, by {who}"
+    where = counted(n, f"{SPLIT_TITLES.get(split, split)} image") + _of_several_lines(files, set(single["image_id"]))
+    caption = f"Cells of each class in {where}, by {who}"
     height = 1.5 + 0.6 * min(n + 1, 9)
     picture = drawn(
         lambda f: show_counts(counts, f.subplots()), 7.6, height, "Share of each class, over all and per image."
     )
     return [Table(columns, rows, caption), picture]
+
+
+def _of_several_lines(files: RunFiles, counted_images: set[str]) -> str:
+    """Say that images of several lines alone are counted, where it is so."""
+    records = [] if files.path("records.csv") is None else files.images.records
+    lines = {record.cell_type for record in records if record.image_id in counted_images}
+    return " of several lines" if lines == {MIXED} else ""
 
 
 def classes_chapter(files: RunFiles) -> list:
@@ -205,8 +215,9 @@ def classes_chapter(files: RunFiles) -> list:
     for model, splits in accuracy.items():
         for split, one in splits.items():
             share = "–" if one["accuracy"] is None else percent(one["accuracy"])
-            text = f"{model_name(model)}, {SPLIT_IMAGES.get(split, split)}: {share} of {one['cells']} matched cells "
-            text += "(IoU > 0.5) have the right class. Rows are the true line, or invented; columns the one found, or missed."
+            text = f"{model_name(model)}, {SPLIT_IMAGES.get(split, split)}: {share} of {counted(one['cells'], 'matched cell')} "
+            text += f"(IoU > 0.5) {'has' if one['cells'] == 1 else 'have'} the right class. Rows are the true line, or "
+            text += "invented; columns the one found, or missed."
             table = pd.DataFrame(**one.get("errors", one["confusion"]))
             if not one["cells"]:
                 blocks.append(Words(text))
@@ -217,9 +228,16 @@ def classes_chapter(files: RunFiles) -> list:
 
 
 def errors_chapter(files: RunFiles) -> list:
-    """The images of lowest score, with their errors."""
+    """The images of lowest score, with their errors.
+
+    Raises
+    ------
+    UserError
+        No image is labelled in which errors could be told.
+    """
     if files.no_accuracy:
         return []
+    _need_attribution(files)
     data, found, worst = files.worst(int(files.setting("evaluate.error_images", 3)))
     if not worst:
         return [Words("Left out: evaluate.error_images is 0.")]
@@ -245,14 +263,29 @@ def errors_chapter(files: RunFiles) -> list:
     return blocks
 
 
+def _need_attribution(files: RunFiles) -> None:
+    if files.attribution.empty:
+        where = SPLIT_TITLES.get(files.choose_split, files.choose_split)
+        raise UserError(f"no {where} image is labelled by a person")
+
+
 def lost_chapter(files: RunFiles) -> list:
-    """What repairing one kind of fault would give back."""
+    """What repairing one kind of fault would give back.
+
+    Raises
+    ------
+    UserError
+        No image is labelled in which errors could be told.
+    """
     if files.no_accuracy:
         return []
+    _need_attribution(files)
     table = files.attribution
-    split = next(iter(table["split"]), "")
+    split = table["split"].iloc[0]
     rows = [[line.kind, str(line.cells), str(line.images), in_words(line.gain)] for line in gains(table).itertuples()]
-    caption = f"{model_name(files.best)}, {table['image_id'].nunique()} {SPLIT_IMAGES.get(split, 'images')}"
+    caption = (
+        f"{model_name(files.best)}, {counted(table['image_id'].nunique(), f'{SPLIT_TITLES.get(split, split)} image')}"
+    )
     text = (
         "What the MAP IoU of all images would gain if one kind of fault alone were repaired; the gains do not add up."
     )

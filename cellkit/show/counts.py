@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellkit.cells.records import SPLIT_IMAGES, common_channels
+from cellkit.cells.records import OVERALL, SPLIT_IMAGES, common_channels
 from cellkit.errors import counted
 from cellkit.show.charts import room_beside
 from cellkit.show.conversion import CHANNEL_INK
@@ -40,22 +40,22 @@ def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, images: int = 
     Parameters
     ----------
     counts : DataFrame
-        Of `classes.count_by_class`: image_id (and "all"), class_name, found, and truth where it is known.
+        Of `classes.count_by_class`: image_id (last that of all images), class_name, found, and truth where it is known.
     images : int
         At most so many images have rows of their own.
     """
-    if counts.empty:
+    classes, names = list(dict.fromkeys(counts["class_name"])), list(dict.fromkeys(counts["image_id"]))
+    overall = names.pop() if names and names[-1] in OVERALL else None
+    if not names:
         return words_only("there is no image whose cells are counted", ax)
-    classes = list(dict.fromkeys(counts["class_name"]))
-    names = [name for name in dict.fromkeys(counts["image_id"]) if name != "all"]
-    shown = [*(["all"] if "all" in set(counts["image_id"]) and len(names) != 1 else []), *names[:images]]
+    shown = [*([overall] if overall and len(names) != 1 else []), *names[:images]]
     columns = [(name, shift) for name, shift in (("truth", -0.19), ("found", 0.19)) if name in counts]
     ax = axes_or_new(ax, (6.6, 1.1 + 0.6 * max(len(shown), 1)))
     for place, name in enumerate(shown):
         part = counts[counts["image_id"] == name].set_index("class_name").reindex(classes)
         for column, shift in columns:
             _share_bar(ax, place + shift, part[column].fillna(0).to_numpy(float), pale=column == "truth")
-    labels = [f"all {len(names)} images" if name == "all" else shortened(name) for name in shown]
+    labels = [f"all {len(names)} images" if name == overall else shortened(name) for name in shown]
     ax.set_yticks(range(len(shown)), labels)
     ax.set(xlim=(0, 100), ylim=(len(shown) - 0.45, -0.55), xlabel="share of the cells (%), and their number")
     _counts_legend(ax, classes, "truth" in counts)

@@ -25,6 +25,7 @@ from cellkit.pages import images as report_images
 from cellkit.pages import report, results, scores
 from cellkit.pages.measurements import measurements_chapter
 from cellkit.run.folder import Run
+from cellkit.show.counts import show_counts
 
 
 def test_page_is_whole_and_self_contained(evaluated):
@@ -329,7 +330,7 @@ def test_who_decided_and_whose_classes_are_counted_are_as_notebook_06_had_it(tmp
     names = notebook_06(run, REPO / "configs/demo.yaml", SMALL)
     assert names["namer"] == "unet_border" and names["counts"]["found"].tolist()[-2:] == [6, 0]
     text = page_of(run)
-    assert "Cells of each class in 2 test images, by U-Net with touching border" in text
+    assert "Cells of each class in 2 test images of several lines, by U-Net with touching border" in text
     assert "(no image could decide, so it is what 03 kept of Cellpose, or the first model)" in text
     assert "also chose" not in text and "decided on" not in text
     files = results.RunFiles(run.folder)
@@ -359,3 +360,34 @@ def test_flagged_images_are_counted_apart_and_are_in_no_measure(tmp_path):
     write_frame(tmp_path / "cells.csv", cells[cells["image"] != "sharp"])
     with pytest.raises(UserError, match="all cells of cells.csv are of flagged images"):
         measurements_chapter(results.RunFiles(tmp_path))
+
+
+def test_images_and_classes_keep_their_names_whatever_they_are(tmp_path):
+    """Ids and classes that a spreadsheet would run, lines of digits, an image called "all": notebook 06 to the page."""
+    images = [("=1+1", "01", "val"), ("-3", "", "val"), ("all", "01", "test"), ("b", "", "test"), ("tr", "01", "train")]
+    run = small_run(tmp_path / "run", images, {"maskrcnn": lambda name, cells: cells}, classes=("-x", "N2a"))
+    names = notebook_06(run, REPO / "configs/demo.yaml", SMALL)
+    assert names["counts"]["image_id"].tolist() == ["all"] * 2 + ["b"] * 2 + ["all images"] * 2
+    files = results.RunFiles(run.folder)
+    assert sorted(set(files.scores["cell_type"])) == ["", "01"] and "-x" in set(files.scores["class_name"])
+    assert sorted(set(files.attribution["image_id"])) == ["-3", "=1+1"]
+    assert len(files.worst(3)[2]) == 2
+    table, picture = scores.counts_chapter(files)
+    assert [list(row[:2]) for row in table.rows] == [["-x", "4"], ["N2a", "2"]]
+    assert table.caption == "Cells of each class in 2 test images, by Mask R-CNN"
+    assert "'-x" not in page_of(run) and "=1+1: MAP IoU 1.000" in page_of(run)
+
+
+def test_where_nothing_is_labelled_or_counted_it_is_said_and_not_shown_as_zeros(tmp_path):
+    run = small_run(tmp_path / "run", [("v", "HEK", "val")], {"maskrcnn": lambda name, cells: cells}, proposed=("v",))
+    names = notebook_06(run, REPO / "configs/demo.yaml", SMALL)
+    assert names["counts"]["found"].tolist() == [0, 0]
+    files = results.RunFiles(run.folder)
+    with pytest.raises(UserError, match="no test image is counted"):
+        scores.counts_chapter(files)
+    files.no_accuracy = ""  # as where test images are labelled
+    for chapter in (scores.errors_chapter, scores.lost_chapter):
+        with pytest.raises(UserError, match="no validation image is labelled by a person"):
+            chapter(files)
+    ax = show_counts(names["counts"])
+    assert [text.get_text() for text in ax.texts] == ["there is no image whose cells are counted"]
