@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from cellkit.errors import counted
+from cellkit.evaluate.cell_classes import CLASSED, kept_model
 from cellkit.evaluate.evaluation import KEY
 from cellkit.manifest import covered
 
@@ -22,26 +24,25 @@ def cost_of(stages: Mapping[str, Mapping[str, Any]], model: str) -> dict[str, An
     Returns
     -------
     dict
-        stage (its notebook), train_s (CPU seconds of its training; 0 = none), find_s (CPU seconds a megapixel), stage_s (of
-        the notebook), whole_s (of all notebooks it needs, from the images on; of a model without training less those of others
-        in its notebook), shared (nothing of single models is recorded: whole_s may be of several), peak_bytes (the most that its
-        notebook held), device, resumed (a stage that went on where a killed one was counts only what came after). None: not
-        recorded.
+        stage (its notebook), train_s (CPU seconds of its training; 0 = none), find_s (CPU seconds a megapixel, of outlines that
+        another model found too), stage_s (of the notebook), whole_s (of all notebooks it needs, from the images on; of a model
+        without training less those of others in its notebook), shared (nothing of single models is recorded: whole_s may be of
+        several), peak_bytes (the most that its notebook held), device, resumed (a stage that went on where a killed one was
+        counts only what came after). None: not recorded.
     """
-    stage = next((n for n, entry in stages.items() if f"{KEY}{model}" in entry["outputs"]), None)
+    stage = stage_of(stages, model)
     if stage is None:
         keys = ("stage", "train_s", "find_s", "stage_s", "whole_s", "peak_bytes", "device")
         return dict.fromkeys(keys) | {"shared": False, "resumed": False}
     entry, needed = stages[stage], needed_stages(stages, stage)
     costs = entry.get("costs")
-    find = (costs or {}).get(model, {}).get("find", {})
     train_s, whole_s = training_of(entry, model), total(stages[name].get("processor_s") for name in needed)
     if train_s == 0 and whole_s is not None:
         whole_s = round(whole_s - sum(of["train"]["processor_s"] for of in (costs or {}).values() if "train" in of), 1)
     return {
         "stage": stage,
         "train_s": train_s,
-        "find_s": round(find["processor_s"] / find["mpx"], 3) if find.get("mpx") else None,
+        "find_s": finding_of(stages, model),
         "stage_s": entry.get("processor_s"),
         "whole_s": whole_s,
         "shared": train_s is None and sum(key.startswith(KEY) for key in entry["outputs"]) > 1,
@@ -63,6 +64,32 @@ def bounded(row: Mapping[str, Any], key: str) -> str:
         return "–"
     mark = "≥ " if row["resumed"] else "≤ " if row["shared"] and key == "whole_s" else ""
     return f"{mark}{row[key]:,.0f}"
+
+
+def stage_of(stages: Mapping[str, Mapping[str, Any]], model: str) -> str | None:
+    """Return the notebook that wrote a model's predictions, None where none did."""
+    return next((name for name, entry in stages.items() if f"{KEY}{model}" in entry["outputs"]), None)
+
+
+def finding_of(stages: Mapping[str, Mapping[str, Any]], model: str) -> float | None:
+    """Return the CPU seconds a megapixel in which a model's cells are found; None where they, or a part, are not recorded.
+
+    Cells with a class are those that the kept Cellpose model found: what these took is counted too.
+
+    Examples
+    --------
+    >>> costs = {"unet": {"find": {"processor_s": 6.0, "mpx": 2.0}}}
+    >>> finding_of({"11": {"outputs": {"predictions_unet": {}}, "costs": costs}}, "unet")
+    3.0
+    """
+    find = ((stages.get(stage_of(stages, model)) or {}).get("costs") or {}).get(model, {}).get("find", {})
+    own = round(find["processor_s"] / find["mpx"], 3) if find.get("mpx") else None
+    if model != CLASSED or own is None:
+        return own
+    outputs = {key: value for entry in stages.values() for key, value in entry["outputs"].items()}
+    checkpoints = {key: Path(value["path"]) for key, value in outputs.items() if key.endswith("checkpoint")}
+    outlines = finding_of(stages, kept_model(checkpoints))
+    return None if outlines is None else round(own + outlines, 3)
 
 
 def training_of(entry: Mapping[str, Any], model: str) -> float | None:

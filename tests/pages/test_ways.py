@@ -18,7 +18,7 @@ from cellkit.errors import Quarantined, UserError
 from cellkit.files import read_json, write_json
 from cellkit.formats.coco import write_coco, write_predictions
 from cellkit.manifest import read_manifest
-from cellkit.pages.costs import cost_of, needed_stages
+from cellkit.pages.costs import cost_of, finding_of, needed_stages
 from cellkit.pages.ways import compare_runs, conventions_of, off, without_unknown
 from cellkit.pages.ways_tables import BEGIN, END, grids_of, read_parts, to_markdown, write_markdown
 from cellkit.run.folder import Run
@@ -228,6 +228,18 @@ def test_a_model_that_is_not_trained_cost_no_training():
     assert [cost_of(stages, name)["find_s"] for name in "ab"] == [3.0, None]
     assert [cost_of(stages, name)["whole_s"] for name in "ab"] == [60.0, 110.0]
     assert not any(cost_of(stages, name)["shared"] for name in "ab")
+
+
+def test_the_cells_with_a_class_cost_their_outlines_too():
+    spent = lambda seconds: {"find": {"processor_s": seconds, "mpx": 2.0}}  # noqa: E731
+    named = {"outputs": {"predictions_cellpose_classes": {"path": "p"}}, "costs": {"cellpose_classes": spent(1.0)}}
+    checkpoints = {
+        f"cellpose_{name}checkpoint": {"path": path} for name, path in (("", "t"), ("tuned_", "t"), ("base_", "b"))
+    }
+    written = {"predictions_cellpose_tuned": {"path": "q"}, "predictions_cellpose_base": {"path": "r"}}
+    found = {"outputs": checkpoints | written, "costs": {"cellpose_base": spent(9.0), "cellpose_tuned": spent(4.0)}}
+    assert finding_of({"03": found, "05": named}, "cellpose_classes") == 2.5
+    assert finding_of({"03": found | {"costs": {}}, "05": named}, "cellpose_classes") is None
 
 
 def test_runs_of_the_same_labels_are_one_comparison_and_the_same_predictions_one_row(run, tmp_path):
