@@ -324,9 +324,9 @@ def training(files: RunFiles) -> Slide:
     if path is None:
         raise UserError(f"{files.folder.name} has no history of {stage}")
     rows = pd.read_csv(path)
-    best = (
-        rows[rows["kept"] == 1].iloc[0] if "kept" in rows and rows["kept"].any() else rows.loc[rows["score"].idxmax()]
-    )
+    scored = rows["score"].notna().any()
+    kept = rows[rows["kept"] == 1] if "kept" in rows else rows.iloc[:0]
+    best = kept.iloc[0] if len(kept) else rows.loc[rows["score"].idxmax()] if scored else rows.iloc[-1]
     train = files.truths.get("train")
     cells = f", {sum(map(len, train.instances))} cells" if train is not None else ""
     setting = lambda name: files.setting(f"finetune.{name}")  # noqa: E731
@@ -337,11 +337,14 @@ def training(files: RunFiles) -> Slide:
         f"Each step: {setting('batch_size')} crops of {setting('crop_px')} px, turned, flipped, scaled, brighter or darker, so "
         "that few images go a long way.",
         f"Whole validation images are {verb} on the way: {in_words(float(rows['score'].iloc[0]))} at the start, "
-        f"{in_words(float(best['score']))} at step {best['step']:.0f} of {rows['step'].iloc[-1]:.0f}, whose weights are taken.",
+        f"{in_words(float(best['score']))} at step {best['step']:.0f} of {rows['step'].iloc[-1]:.0f}, whose weights are taken."
+        if scored
+        else "No image chose its weights.",
         f"{files.stages[stage].get('seconds', 0) / 60:.1f} minutes on {files.stages[stage].get('device', 'cpu')}.",
         kept_words(files),
     ]
-    alt = "Training loss over the steps, and below it the score on validation images with the best step marked."
+    alt = "Training loss over the steps"
+    alt += ", and below it the score on validation images with the best step marked." if scored else "."
     draw = lambda f: show_history(path, f, score="MAP IoU" if is_scored else AGREEMENT)  # noqa: E731
     return Slide("training", "Fine-tuning", [p for p in points if p], draw, alt, foot(files, "val", is_scored))
 

@@ -242,6 +242,8 @@ def training_chapter(files: RunFiles) -> list:
     UserError
         No training left a history.
     """
+    import pandas as pd
+
     histories = files.histories()
     if not histories:
         raise UserError("no training of this run left a history.csv")
@@ -249,7 +251,10 @@ def training_chapter(files: RunFiles) -> list:
     for name, path in histories.items():
         what = "MAP IoU, mean of classes" if "maskrcnn" in name else "MAP IoU"
         what = AGREEMENT if "val" in files.truths and "val" not in files.scored_truths else what
+        history = pd.read_csv(path)
+        scored = "score" not in history or history["score"].notna().any()
         text = f"{name}: loss, and {what} on whole validation images; the ring marks the weights that were kept."
+        text = text if scored else f"{name}: loss; no image chose its weights."
         blocks.append(drawn(lambda f, path=path, what=what: show_history(path, f, score=what), 6.2, 4.8, text))
     return blocks + _too_few_cells(files)
 

@@ -24,6 +24,7 @@ from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.formats.coco import write_results
 from cellkit.formats.coco_reading import read_coco
 from cellkit.models.training_state import History
+from cellkit.pages.results import RunFiles
 from cellkit.pages.scores import PROCESSORS
 
 REPO = Path(__file__).parents[2]
@@ -118,6 +119,17 @@ def test_numbers_come_from_the_run(run, deck, tmp_path):
     summary.pop("scores")
     (other / "summary.json").write_text(json.dumps(summary))
     assert "Mask R-CNN: 0.000 [0.000, 0.000]" in make_slides(other)["results"].alt
+
+
+def test_a_training_that_no_image_chose_of_is_shown_without_a_best_step(run, tmp_path):
+    from slides import training
+
+    other = tmp_path / "other"
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns(".lock", "microscope"))
+    path = other / "03_finetune_cellpose/history.csv"
+    pd.read_csv(path).assign(score=np.nan).drop(columns="kept", errors="ignore").to_csv(path, index=False)
+    slide = training(RunFiles(other))
+    assert "No image chose its weights." in slide.points and slide.alt == "Training loss over the steps."
 
 
 def test_a_run_that_nobody_labelled_has_no_slide_with_a_score(run, tmp_path):

@@ -391,3 +391,12 @@ def test_where_nothing_is_labelled_or_counted_it_is_said_and_not_shown_as_zeros(
             chapter(files)
     ax = show_counts(names["counts"])
     assert [text.get_text() for text in ax.texts] == ["there is no image whose cells are counted"]
+
+
+def test_a_training_that_no_image_chose_of_has_no_ring(tmp_path):
+    run = Run(tmp_path)
+    stage = run.start("03_finetune_cellpose", load_config(REPO / "configs" / "demo.yaml", {}).finetune)
+    (stage.folder / "history.csv").write_text("step,loss,score,seconds\n0,nan,nan,1.0\n50,0.9,nan,20.0\n")
+    stage.done(history_cellpose=stage.folder / "history.csv")
+    (picture,) = report_images.training_chapter(results.RunFiles(tmp_path))
+    assert picture.caption == "03_finetune_cellpose: loss; no image chose its weights."
