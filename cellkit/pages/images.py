@@ -18,7 +18,7 @@ from cellkit.microscope.flags import reasons
 from cellkit.models import is_backend
 from cellkit.pages.results import Picture, RunFiles, Table, Words, drawn, in_words
 from cellkit.show.charts import show_history
-from cellkit.show.counts import show_data
+from cellkit.show.counts import data_size, show_data
 from cellkit.show.overlays import show_overlay
 from cellkit.show.sheets import show_flagged, show_sheet
 from cellkit.show.style import aspect_of
@@ -222,8 +222,7 @@ def sheet_chapter(files: RunFiles) -> list:
         *blocks,
         drawn(
             lambda figure: show_data(sheet, figure),
-            9.6,
-            6.4,
+            *data_size(sheet),
             "Thin line: all; thick: 5 to 95 %; bar: half; dot: median.",
         ),
     ]

@@ -17,8 +17,8 @@ from cellkit.models.gate import THREE_PARTS
 from cellkit.pages.results import RunFiles, Table, Words, drawn, in_words, percent, with_interval
 from cellkit.scores.attribution import gains
 from cellkit.scores.table import paired_bootstrap
-from cellkit.show.charts import show_confusion, show_curves, show_gains, show_scores
-from cellkit.show.counts import show_counts
+from cellkit.show.charts import confusion_size, show_confusion, show_curves, show_gains, show_scores
+from cellkit.show.counts import counts_size, show_counts
 from cellkit.show.overlays import show_errors, show_overlay
 from cellkit.show.style import aspect_of
 
@@ -182,10 +182,8 @@ def counts_chapter(files: RunFiles) -> list:
     who = model_name(files.class_model) or "the model handed in"
     where = counted(n, f"{SPLIT_TITLES.get(split, split)} image") + _of_several_lines(files, set(single["image_id"]))
     caption = f"Cells of each class in {where}, by {who}"
-    height = 1.5 + 0.6 * min(n + 1, 9)
-    picture = drawn(
-        lambda f: show_counts(counts, f.subplots()), 7.6, height, "Share of each class, over all and per image."
-    )
+    text = "Share of each class, over all and per image."
+    picture = drawn(lambda f: show_counts(counts, f.subplots()), *counts_size(counts), text)
     return [Table(columns, rows, caption), picture]
 
 
@@ -222,8 +220,7 @@ def classes_chapter(files: RunFiles) -> list:
             if not one["cells"]:
                 blocks.append(Words(text))
                 continue
-            size = 1.8 + 1.1 * len(table.columns), 1.2 + 0.75 * len(table)
-            blocks.append(drawn(lambda f, t=table: show_confusion(t, f.subplots()), *size, text))
+            blocks.append(drawn(lambda f, t=table: show_confusion(t, f.subplots()), *confusion_size(table), text))
     return blocks
 
 

@@ -24,6 +24,7 @@ from cellkit.show.style import (
     figure_or_new,
     model_looks,
     rows_only,
+    shortened,
     styled,
     words_only,
 )
@@ -309,18 +310,30 @@ def room_beside(ax: Axes, lengths: Sequence[float], most: float, times: float, l
     ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= min(most, limit)])
 
 
+WIDE_NAME = 13  # letters that stand below a column
+
+
+def confusion_size(confusion: pandas.DataFrame) -> tuple[float, float]:
+    """Return width and height (inches) of a confusion matrix: of its cells, and of names that are long."""
+    longest = max(len(shortened(str(name))) for name in [*confusion.columns, *confusion.index])
+    tilted = 0.045 * longest if longest > WIDE_NAME else 0.0
+    return 1.8 + 1.1 * len(confusion.columns) + 0.07 * max(longest - WIDE_NAME, 0), 1.2 + 0.75 * len(confusion) + tilted
+
+
 @styled
 def show_confusion(confusion: pandas.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Show the confusion matrix of the classes of matched cells: rows truth, columns found (`class_accuracy`)."""
-    ax = axes_or_new(ax, (1.6 + 0.9 * len(confusion.columns), 1.2 + 0.8 * len(confusion)))
+    ax = axes_or_new(ax, confusion_size(confusion))
     values = confusion.to_numpy(float)
     share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
     for (row, column), n in np.ndenumerate(values):
         text = f"{n:.0f}\n{100 * share[row, column]:.0f} %"
         ax.text(column, row, text, ha="center", va="center", color="white" if share[row, column] > 0.62 else INK)
-    ax.set_xticks(range(len(confusion.columns)), confusion.columns, color=INK)
-    ax.set_yticks(range(len(confusion)), confusion.index, color=INK)
+    found, true = ([shortened(str(name)) for name in names] for names in (confusion.columns, confusion.index))
+    tilted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, found)) > WIDE_NAME else {}
+    ax.set_xticks(range(len(found)), found, color=INK, **tilted)
+    ax.set_yticks(range(len(true)), true, color=INK)
     ax.set(xlabel="found as", ylabel="truth")
     ax.set_title(title)
     dress(ax).tick_params(length=0, labelcolor=INK)

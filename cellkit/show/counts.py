@@ -20,6 +20,7 @@ from cellkit.show.style import (
     class_patch,
     class_stripes,
     figure_or_new,
+    legend_below,
     rows_only,
     shortened,
     styled,
@@ -50,7 +51,7 @@ def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, images: int = 
         return words_only("there is no image whose cells are counted", ax)
     shown = [*([overall] if overall and len(names) != 1 else []), *names[:images]]
     columns = [(name, shift) for name, shift in (("truth", -0.19), ("found", 0.19)) if name in counts]
-    ax = axes_or_new(ax, (6.6, 1.1 + 0.6 * max(len(shown), 1)))
+    ax = axes_or_new(ax, counts_size(counts, images))
     for place, name in enumerate(shown):
         part = counts[counts["image_id"] == name].set_index("class_name").reindex(classes)
         for column, shift in columns:
@@ -62,14 +63,23 @@ def show_counts(counts: pandas.DataFrame, ax: Axes | None = None, images: int = 
     return rows_only(ax)
 
 
+def counts_size(counts: pandas.DataFrame, images: int = 8) -> tuple[float, float]:
+    """Return width and height (inches) of the chart of counts: of its rows, and of the lines that its legend takes."""
+    rows = min(counts["image_id"].nunique(), images + 1)
+    letters = sum(len(shortened(name)) + 7 for name in dict.fromkeys(counts["class_name"])) + 40 * ("truth" in counts)
+    return 7.6, 1.3 + 0.6 * rows + 0.2 * -(-letters // 80)
+
+
 def _share_bar(ax: Axes, place: float, cells: np.ndarray, pale: bool) -> None:
+    from matplotlib.colors import to_rgba
+
     total, left = cells.sum(), 0.0
     if not total:
         ax.text(1, place, "no cell", va="center", fontsize=8.5, color=QUIET)
     for k, n in enumerate(cells):
         width = 100 * n / total if total else 0
         if width:
-            look = {"color": class_colour(k + 1), "lw": 0, "alpha": 0.45 if pale else 1}
+            look = {"facecolor": to_rgba(class_colour(k + 1), 0.45 if pale else 1), "lw": 0.5, "edgecolor": "#666C75"}
             ax.barh(place, width, 0.36, left=left, **look | class_stripes(k + 1))
             text = f"{n:.0f} ({width:.1f} %)" if width > 18 else f"{n:.0f}"
             if width > 4:
@@ -80,12 +90,13 @@ def _share_bar(ax: Axes, place: float, cells: np.ndarray, pale: bool) -> None:
 def _counts_legend(ax: Axes, classes: Sequence[str], with_truth: bool) -> None:
     from matplotlib.patches import Patch
 
-    handles = [class_patch(k, name) for k, name in enumerate(classes, 1)]
+    handles = [class_patch(k, shortened(name)) for k, name in enumerate(classes, 1)]
+    for k, handle in enumerate(handles, 1):
+        handle.set(edgecolor=class_stripes(k).get("edgecolor", "#666C75"), linewidth=0.5)
     if with_truth:
         handles += [Patch(color="#8A8F98", alpha=0.35, lw=0, label="truth (above)")]
         handles += [Patch(color="#8A8F98", label="found (below)")]
-    where = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 3.6}
-    ax.legend(handles=handles, ncols=len(handles), handlelength=1.2, columnspacing=1.2, **where)
+    legend_below(ax, handles, pad=3.8)
 
 
 @styled
@@ -98,8 +109,8 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None) -> np.ndar
     -------
     (2, 2) Axes
     """
-    figure = figure_or_new(figure, (9.6, 6.4))
-    axes = figure.subplots(2, 2)
+    figure = figure_or_new(figure, data_size(sheet))
+    axes = figure.subplots(2, 2, height_ratios=_heights(sheet))
     names, channel_of = list(sheet["area_px"]), common_channels(sheet["channels"])
     ids = {name: 0 if name == "unknown" else k for k, name in enumerate(names, 1)}
     looks = {name: {"color": class_colour(k), "edgecolor": "#666C75"} | class_stripes(k) for name, k in ids.items()}
@@ -120,6 +131,17 @@ def show_data(sheet: Mapping[str, Any], figure: Figure | None = None) -> np.ndar
     return axes
 
 
+def data_size(sheet: Mapping[str, Any]) -> tuple[float, float]:
+    """Return width and height (inches) of the picture of a data-set sheet: each row of sizes and brightness has its place."""
+    return 9.6, sum(_heights(sheet))
+
+
+def _heights(sheet: Mapping[str, Any]) -> list[float]:
+    """Return the heights of the upper and the lower charts."""
+    lower = len(sheet["ground"]) + sum(map(len, sheet["light"].values()))
+    return [max(3.2, 1.4 + 0.26 * len(sheet["area_px"])), max(3.2, 1.3 + 0.23 * lower)]
+
+
 def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], looks: Mapping[str, dict]) -> None:
     """Draw a bar per split, parted by class; images and cells are written beside it."""
     from matplotlib.patches import Patch
@@ -138,9 +160,9 @@ def _cells_by_split(ax: Axes, sheet: Mapping[str, Any], looks: Mapping[str, dict
     ax.set_xlim(0, 1.7 * max([1, *(sum(counts.values()) for counts in sheet["classes_by_split"].values())]))
     rows_only(ax)
     rest = {name: {key: value for key, value in look.items() if key != "color"} for name, look in looks.items()}
-    handles = [Patch(facecolor=looks[name]["color"], **rest[name], label=name) for name in looks]
+    handles = [Patch(facecolor=looks[name]["color"], **rest[name], label=shortened(name)) for name in looks]
     if handles:
-        ax.legend(handles=handles, ncols=min(3, len(handles)), loc="upper center", bbox_to_anchor=(0.5, -0.08))
+        legend_below(ax, handles, pad=1.9)
 
 
 def spans(ax: Axes, rows: Mapping[str, Sequence[float]], looks: Mapping[str, dict], log: bool = False) -> None:

@@ -403,9 +403,18 @@ def draw_bars(axes: Sequence[Axes], scales: Sequence[tuple[tuple[int, ...], floa
         draw_bar(ax, um_per_px, size_pt)
 
 
-def legend_below(ax: Axes, handles: list) -> None:
-    """Put a legend below the Axes, in as many rows as its width wants: a wider one would make pictures small."""
-    how = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.005), "borderaxespad": 0.2, "columnspacing": 1.1}
+def legend_below(ax: Axes, handles: list, pad: float = 0.2) -> None:
+    """Put a legend below the Axes, in as many rows as its width wants: a wider one would make pictures small.
+
+    Parameters
+    ----------
+    pad : float
+        How far below, in font sizes: what stands there has its place.
+    """
+    how = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.005), "borderaxespad": pad, "columnspacing": 1.1}
+    layout = ax.get_figure(root=True).get_layout_engine()
+    if layout is not None and pad > 0.2:  # names beside the Axes take of their width
+        layout.execute(ax.get_figure(root=True))
     for columns in range(len(handles), 0, -1):
         legend = ax.legend(handles=handles, ncols=columns, handlelength=1.2, **how)
         _make_legible(ax.figure)  # before its width is asked for

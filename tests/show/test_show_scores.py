@@ -26,8 +26,16 @@ from cellkit.scores.kaggle import kaggle
 from cellkit.scores.matching import class_accuracy
 from cellkit.scores.table import score_table
 from cellkit.show import style
-from cellkit.show.charts import curve_of, show_confusion, show_curves, show_gains, show_history, show_scores
-from cellkit.show.counts import show_counts
+from cellkit.show.charts import (
+    confusion_size,
+    curve_of,
+    show_confusion,
+    show_curves,
+    show_gains,
+    show_history,
+    show_scores,
+)
+from cellkit.show.counts import counts_size, data_size, show_counts, show_data
 from cellkit.show.explained import KERNELS, flow_colours, show_convolution, show_flows
 from cellkit.show.measurements import groups_of, show_measures
 from cellkit.show.overlays import show_errors, show_image, show_overlay
@@ -189,6 +197,39 @@ def test_a_class_has_the_colour_of_its_place_in_measures_too():
     places = {"mixed images (2)": 3, "NIH3T3 cells (1)": 2, "U2OS cells (1)": 1}
     assert told == {name: to_hex(class_colour(k)) for name, k in places.items()}
     assert list(groups_of(table.assign(**{"class": "cell"}))) == ["mixed images", "cells"]
+
+
+def boxes_of(drawn: list) -> list:
+    return [one.get_window_extent() for one in drawn]
+
+
+def test_many_long_names_have_their_place_in_counts_confusion_and_sheet():
+    names = [f"granulocyte of kind {k}" for k in range(8)]
+    rows = [{"image_id": i, "class_name": n, "found": 3, "truth": 4} for i in ("a", "b", "all") for n in names]
+    counts = pd.DataFrame(rows)
+    figure = new_figure(*counts_size(counts))
+    ax = show_counts(counts, figure.subplots())
+    to_png(ax)
+    box = ax.get_legend().get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 > -2
+    assert ax.get_window_extent().width > 0.7 * figure.bbox.width
+    table = pd.DataFrame(np.ones((9, 9)), [*names, "invented"], [*names, "missed"])
+    figure = new_figure(*confusion_size(table))
+    ax = show_confusion(table, figure.subplots())
+    to_png(ax)
+    ends = [box.x1 for box in boxes_of(ax.get_xticklabels())]  # of tilted names: each ends below its own column
+    assert min(np.diff(ends)) > 40 and {label.get_rotation() for label in ax.get_xticklabels()} == {30}
+    points = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    light = {name: {colour: points for colour in ("red", "green", "blue")} for name in names}
+    sheet = {
+        "area_px": dict.fromkeys(names, points), "light": light, "ground": light[names[0]], "channels": [], "by_split": [],
+        "classes_by_split": {}, "faults": {}, "cells": 8,
+    }  # fmt: skip
+    assert data_size(sheet | {"light": {}}) == (9.6, 3.2 + 1.4 + 0.26 * 8)
+    axes = show_data(sheet, new_figure(*data_size(sheet)))
+    to_png(axes)
+    below = boxes_of(axes[1, 0].get_yticklabels())
+    assert len(below) == 27 and all(one.y0 >= two.y1 for one, two in zip(below, below[1:], strict=False))
 
 
 def test_gains_and_confusion(scored):
