@@ -13,8 +13,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import PurePath, PurePosixPath
+from typing import TYPE_CHECKING
 
 from cellkit.errors import UserError, raise_or_collect
+
+if TYPE_CHECKING:
+    from cellkit.cells.records import ImageRecord
 
 # what file managers, shared drives and archives leave behind; names with a leading dot are hidden anyway
 NO_DATA = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__", "$recycle.bin", "lost+found",
@@ -364,14 +368,42 @@ def pairs(mine: Sequence[Keys], other: Sequence[Keys]) -> dict[int, int]:
 
 
 def best_pairs(mine: Sequence, other: Sequence, names: Iterable[Callable[..., Keys]]) -> dict[int, int]:
-    """Return the `pairs` by whichever of `names` matches most; the earlier one where two match as many."""
+    """Return the `pairs` by the first of `names` that fits any; later ones add what is left, where no folders contradict.
+
+    Parameters
+    ----------
+    mine, other : sequence of ImageRecord
+    names : iterable of callable
+        The strictest first.
+
+    Examples
+    --------
+    >>> from cellkit.cells.records import ImageRecord
+    >>> truth, found = ([ImageRecord(path, path, 1, 1) for path in paths.split()] for paths in ("A/a A/b c", "A/a B/b C/c"))
+    >>> best_pairs(truth, found, [lambda one: frozenset([one.path]), lambda one: frozenset([stem_of(one.path)])])
+    {0: 0, 2: 2}
+    """
     best: dict[int, int] = {}
     for name in names:
-        found = pairs([name(item) for item in mine], [name(item) for item in other])
-        best = found if len(found) > len(best) else best
-        if len(best) == len(mine) == len(other):
+        found, taken = pairs([name(item) for item in mine], [name(item) for item in other]), set(best.values())
+        if best:
+            found = {k: j for k, j in found.items() if k not in best and j not in taken and _agree(mine[k], other[j])}
+        best |= found
+        if len(best) == min(len(mine), len(other)):
             break
-    return best
+    return dict(sorted(best.items()))
+
+
+def _agree(mine: ImageRecord, other: ImageRecord) -> bool:
+    """Tell whether one path is in no folder, or in the last ones of the other; "images", "masks" and the like are none."""
+    few, many = sorted(
+        (
+            [part for part in PurePosixPath(same(one.path)).parent.parts if part.lower() not in FILLERS | LABEL_WORDS]
+            for one in (mine, other)
+        ),
+        key=len,
+    )
+    return not few or many[-len(few) :] == few
 
 
 LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask", "-masks", "-labels", "-label", "-mask", "_seg", "_gt",

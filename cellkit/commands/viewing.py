@@ -12,11 +12,13 @@ from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError, counted, nearest
 from cellkit.formats.any import read_side
 from cellkit.formats.sides import NAMES, first_names
+from cellkit.manifest import read_manifest
 from cellkit.measure.channels import raw_channels
 from cellkit.measure.images import read_cells
 from cellkit.microscope.folders import is_run_folder
 from cellkit.microscope.frames import Frame, find_frames, find_images, none_used
 from cellkit.microscope.open import open_file
+from cellkit.run.outdated import unused_models
 from cellkit.show.napari_layers import Layer, cells_layer, channel_layers
 
 INSTALL = "pip install 'napari[all]'"
@@ -60,7 +62,9 @@ def chosen_view(images: str, labels: str | None, image_id: str | None, conventio
     if image_id is not None and image_id not in names:
         raise UserError(f"no image '{image_id}'{nearest(image_id, names)}", f"images: {first_names(names)}")
     frame = frames[names.index(image_id) if image_id is not None else 0]
-    sides = {} if run is None else {path.stem: read_side(path) for path in _files_of(run)}
+    unused = {} if run is None else unused_models(read_manifest(run))
+    quarantined += [Quarantined(name, f"not shown: {why}") for name, why in sorted(unused.items())]
+    sides = {} if run is None else {path.stem: read_side(path) for path in _files_of(run) if path.stem not in unused}
     if labels is not None:
         given = Path(labels).stem if Path(labels).stem not in sides else labels
         sides[given], unread = read_cells(labels, convention, frames)
@@ -121,8 +125,8 @@ def in_words(view: View) -> str:
     """Return which files show the image and its cells, and how Fiji, QuPath and napari open them."""
     picture = view.frame.path
     lines = [f"napari is not installed here ({INSTALL} in an environment of its own); these are the files:", ""]
-    lines += [f"  {'picture':<16}{picture}"]
-    lines += [f"  {name:<16}{side.path}: {counted(side.cells, 'cell')}" for name, side in view.cells.items()]
+    lines += [f"  {'picture':<15} {picture}"]
+    lines += [f"  {name:<15} {side.path}: {counted(side.cells, 'cell')}" for name, side in view.cells.items()]
     if view.cells:
         side = next(reversed(view.cells.values()))
         where = shlex.quote(str(side.path))

@@ -51,7 +51,7 @@ def write_report(run: Stage | str | Path, out: str | Path | None = None) -> Path
     """
     if not isinstance(run, (str, Path)):
         run.note_settings()
-        files = RunFiles(run.run.folder, run.root, {run.name: run.settings}, run.quarantined)
+        files = RunFiles(run.run.folder, run.root, {run.name: run.settings}, run.quarantined, run.earlier[0])
         return write_text(out or run.path("report.html"), page(files))
     if out is None:
         raise UserError(f"where does the report of '{run}' go?", "give out=, outside the run folder")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,9 @@ from cellkit.evaluate.evaluation import decide, of_images, predictions_of, summa
 from cellkit.files import from_cell, read_json
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.measured import read_cells_table
-from cellkit.manifest import covered, finished_entries, read_manifest
+from cellkit.manifest import covered, finished_entries, owned_files, read_manifest
 from cellkit.models import order_models
+from cellkit.run.outdated import outdated_stages, unused_models
 from cellkit.scores.attribution import worst_images
 from cellkit.show.style import new_figure, to_png
 from cellkit.under_way import note_reading
@@ -101,8 +102,8 @@ def percent(share: float) -> str:
 
 
 SUMMARY_COLUMNS = ("score", "low", "high", "images", "truth_cells", "found_cells")
-TEXTS = frozenset(  # columns of text, also where all of it are digits
-    (
+TEXTS = frozenset(
+    [
         "model",
         "image_id",
         "cell_type",
@@ -115,8 +116,8 @@ TEXTS = frozenset(  # columns of text, also where all of it are digits
         "kind",
         "made_by",
         "since",
-    )
-)
+    ]
+)  # digits too
 STAGE_OF = {
     "records.csv": "01_convert",
     "coco": "04_cells_to_coco",
@@ -145,6 +146,8 @@ class RunFiles:
         Stage -> settings, of stages that the manifest does not list yet.
     quarantined : sequence of {"item", "reason"}, optional
         What the stage under way skipped.
+    before : collection of str, optional
+        The stages that the one under way may read, where that is known.
 
     Raises
     ------
@@ -158,8 +161,9 @@ class RunFiles:
         staged: str | Path | None = None,
         configs: Mapping[str, Any] | None = None,
         quarantined: Sequence[Mapping[str, str]] = (),
+        before: Collection[str] | None = None,
     ):
-        self.configs = dict(configs or {})
+        self.configs, self._before = dict(configs or {}), before
         self._skipped = list(quarantined)
         self.folder, self.staged = Path(run_dir), None if staged is None else Path(staged)
         if not self.folder.is_dir():
@@ -176,8 +180,8 @@ class RunFiles:
     @cached_property
     def _of_before(self) -> list[str]:
         """Files that an earlier run of the stage under way left: it writes them anew, or no more."""
-        entry = {} if self.staged is None else finished_entries(self.manifest).get(self.staged.name, {})
-        return [*(output["path"] for output in entry.get("outputs", {}).values()), *entry.get("also", {})]
+        entry = finished_entries(self.manifest).get(self.staged.name) if self.staged else None
+        return list(owned_files({"stages": {"": entry}})) if entry else []
 
     def need(self, name: str) -> Path:
         """Return the path of a file of the run; say which notebook writes it if it is not there.
@@ -211,9 +215,9 @@ class RunFiles:
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Manifest entries of finished stages, in order; none of the stage under way, which an earlier run of it left."""
-        own = "" if self.staged is None else self.staged.name
-        return {name: entry for name, entry in finished_entries(self.manifest).items() if name != own}
+        """Manifest entries of finished stages, in order; while one is under way, of those that it may read."""
+        own, known = self.staged and self.staged.name, finished_entries(self.manifest).items()
+        return {n: entry for n, entry in known if n != own and (self._before is None or n in self._before)}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -288,8 +292,13 @@ class RunFiles:
     def models(self) -> list[str]:
         """Names of the predictions files, in the order of every table."""
         folders = [folder / "predictions" for folder in (self.folder, self.staged) if folder is not None]
-        names = {path.stem for folder in folders for path in folder.glob("*.json")}
+        names = {path.stem for folder in folders for path in folder.glob("*.json")} - set(self.unused)
         return order_models({name for name in names if self.path(f"predictions/{name}.json")})
+
+    @cached_property
+    def unused(self) -> dict[str, str]:
+        """Models whose predictions are not of the present state of the run, and why."""
+        return unused_models(self.manifest, self.staged and self.staged.name, self._before)
 
     def predictions(self, model: str) -> dict[str, Instances]:
         """Return image_id -> cells that a model found, for all images of the run."""
@@ -437,6 +446,7 @@ class RunFiles:
         return data, self.of_images(self.best, data), [place[name] for name in rows["image_id"] if name in place]
 
     def histories(self) -> dict[str, Path]:
-        """Return stage -> the ``history.csv`` of its training."""
-        found = {name: self.path(f"{name}/history.csv") for name in self.stages}
+        """Return stage -> the ``history.csv`` of its training; none of stages of another state of the run."""
+        past = () if self.staged else outdated_stages(self.manifest)
+        found = {name: self.path(f"{name}/history.csv") for name in self.stages if name not in past}
         return {name: path for name, path in found.items() if path is not None}

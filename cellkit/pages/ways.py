@@ -147,7 +147,7 @@ def compare_runs(
     comparisons : list of Comparison
         One per set of labels, in the order of the folders.
     left_out : list of Quarantined
-        Runs that hold nothing to compare, each with what is missing.
+        Runs that hold nothing to compare, each with what is missing; models of another state of a run, each with what differs.
 
     Raises
     ------
@@ -159,6 +159,7 @@ def compare_runs(
     runs, left_out = [], []
     for folder in dict.fromkeys(map(str, folders)):
         run = RunFiles(folder)
+        left_out += [Quarantined(f"{run.folder.name}:{name}", why) for name, why in sorted(run.unused.items())]
         if lack := lacking(run, split):
             left_out.append(Quarantined(run.folder.name, lack))
         else:

@@ -18,10 +18,11 @@ from cellkit.formats.coco import write_coco
 from cellkit.formats.sides import marks_of
 from cellkit.log import LOG
 from cellkit.machine import here
-from cellkit.manifest import FOLDS, check_folder
+from cellkit.manifest import FOLDS, check_folder, read_manifest
 from cellkit.run.folder import Run
 from cellkit.run.foretold_rounds import foretell_folds, took_of_folds
 from cellkit.run.notebooks import notebooks_of
+from cellkit.run.outdated import unused_models
 from cellkit.run.runner import choose_notebooks, run_notebooks
 
 if TYPE_CHECKING:
@@ -160,7 +161,9 @@ def _read_fold(folder: Path, fuse_models: Sequence[str]) -> FoldFound:
     images = CellDataset.of_run(run)
     truths = read_truths(run.find_all("coco_*"), run.folder)
     truth, test_truth = (truths.get(split, images.subset([])) for split in ("val", "test"))
-    found = predictions_of(run.find_all(f"{KEY}*"), images, fuse_models)
+    unused = unused_models(read_manifest(folder))
+    paths = {key: path for key, path in run.find_all(f"{KEY}*").items() if path.stem not in unused}
+    found = predictions_of(paths, images, fuse_models)
     taught = frozenset(record.image_id for record in images.select("train").records)
     return FoldFound(images.select("val"), truth, found, taught, images.select("test"), test_truth)
 

@@ -19,9 +19,11 @@ from cellkit.files import read_json, write_json
 from cellkit.formats.coco import write_coco, write_predictions
 from cellkit.manifest import read_manifest
 from cellkit.pages.costs import cost_of, finding_of, needed_stages
+from cellkit.pages.results import RunFiles
 from cellkit.pages.ways import compare_runs, conventions_of, off, without_unknown
 from cellkit.pages.ways_tables import BEGIN, END, grids_of, read_parts, to_markdown, write_markdown
 from cellkit.run.folder import Run
+from cellkit.run.outdated import unused_models
 from cellkit.under_way import measured
 
 REPO = Path(__file__).parents[2]
@@ -129,6 +131,40 @@ def test_validation_images_choose_and_test_images_tell_what_is_worse(comparison)
     assert row_of(comparison, "perfect")["gain"] is None
     assert "perfect is chosen by 4 validation images" in comparison.verdict
     assert comparison.verdict.endswith("worse: plain / shifted.") and "flatters" not in comparison.verdict
+
+
+def test_models_of_another_state_of_the_run_are_named_not_compared(run, tmp_path, capsys):
+    folder = tmp_path / "again"
+    shutil.copytree(run.folder, folder)
+    again, cfg = Run(folder), load_config(REPO / "configs" / "demo.yaml", {})
+    stage, images = again.start("02_label_with_cellpose", cfg.label), RunFiles(folder).images.held_out()
+    stage.done(predictions_base=write_predictions(stage, "base", images, [cells_of(0)[:0]] * len(images)))
+    stage, coco = again.start("04_cells_to_coco", cfg.coco), sorted((run.folder / "coco").glob("*.json"))
+    for path in coco:
+        shutil.copy(path, stage.path(f"coco/{path.name}"))
+    with open(stage.root / "coco" / "train.json", "a") as file:
+        file.write("\n")  # other training images, and the same to score
+    stage.done(**{f"coco_{path.stem}": stage.root / "coco" / path.name for path in coco})
+    (one,), left_out = compare_runs([folder], bootstrap=20)
+    assert [row["name"] for row in one.rows] == ["base"]
+    why = "05_train_maskrcnn is outdated: it read another coco_train than 04_cells_to_coco has written since"
+    assert left_out == [Quarantined(f"again:{name}", why) for name in sorted(MODELS)]
+    assert RunFiles(folder).models == ["base"]
+    assert RunFiles(folder, folder / "unfinished" / "06_evaluate_map_iou").models == ["base", *sorted(MODELS)]
+    before = ("01_convert", "02_label_with_cellpose", "04_cells_to_coco")
+    assert RunFiles(folder, folder / "unfinished" / "06_evaluate_map_iou", before=before).models == ["base"]
+
+
+def test_models_that_the_evaluation_left_out_are_no_part_of_the_run(run):
+    manifest = read_manifest(run.folder)
+    left = {"outputs": {"predictions_old": {"path": "predictions/old.json", "sha256": "1"}}, "inputs": {}}
+    manifest["stages"]["03_finetune_cellpose"] = left | {"status": "finished", "finished": "2026-01-01"}
+    read = {"status": "finished", "started": "2026-01-02", "inputs": {}, "outputs": {}}
+    keys = [f"predictions_{name}" for name in MODELS]
+    manifest["stages"]["06_evaluate_map_iou"] = read | {"patterns": {"predictions_*": keys}}
+    assert unused_models(manifest) == {"old": "03_finetune_cellpose was left out when the run was evaluated"}
+    manifest["stages"]["03_finetune_cellpose"]["finished"] = "2026-01-03"
+    assert unused_models(manifest) == {}, "made since: the evaluation is to be repeated"
 
 
 def test_what_validation_images_choose_is_named_even_where_test_images_say_otherwise(tmp_path):
@@ -252,7 +288,8 @@ def test_runs_of_the_same_labels_are_one_comparison_and_the_same_predictions_one
 def test_runs_of_other_labels_are_compared_apart(run, tmp_path):
     other = make_run(tmp_path / "other", {"perfect": lambda k, cells: cells})
     manifest = read_json(other.folder / "manifest.json")
-    manifest["stages"]["04_cells_to_coco"]["outputs"]["coco_test"]["sha256"] = "0" * 64
+    for stage, kind in (("04_cells_to_coco", "outputs"), ("05_train_maskrcnn", "inputs")):
+        manifest["stages"][stage][kind]["coco_test"]["sha256"] = "0" * 64
     write_json(other.folder / "manifest.json", manifest)
     comparisons, _ = compare_runs([run.folder, other.folder], bootstrap=0)
     assert len(comparisons) == 2

@@ -1,0 +1,74 @@
+"""What in a run folder is of another state of the run: told from its manifest alone, without a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from cellkit.manifest import finished_entries, listed_by
+
+PREDICTIONS = "predictions_*"
+
+
+def outdated_stages(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return the finished stages that read what another stage has written anew since, or what such a stage made, and why.
+
+    By the hashes that the manifest holds; files are not read. `cellkit.run.stale` tells more, of a configuration.
+
+    Examples
+    --------
+    >>> old, new = ({"path": "records.csv", "sha256": sha} for sha in ("1", "2"))
+    >>> outdated_stages({"stages": {
+    ...     "01_convert": {"status": "finished", "outputs": {"records": new}},
+    ...     "05_train": {"status": "finished", "inputs": {"records": old}, "outputs": {"model": old}},
+    ...     "06_evaluate": {"status": "finished", "inputs": {"model": old}}}})
+    {'05_train': 'it read another records than 01_convert has written since', '06_evaluate': 'it read model of 05_train'}
+    """
+    outdated: dict[str, str] = {}
+    for name, entry in finished_entries(manifest).items():
+        listed = listed_by(manifest, own=name)
+        for key, value in entry.get("inputs", {}).items():
+            if key not in listed or value.get("outside") or "settings_before" in value:
+                continue
+            maker, output = listed[key]
+            if value["sha256"] != output["sha256"]:
+                outdated[name] = f"it read another {key} than {maker} has written since"
+                break
+            if maker in outdated:
+                outdated[name] = f"it read {key} of {maker}"
+                break
+    return outdated
+
+
+def unused_models(
+    manifest: dict[str, Any], under_way: str | None = None, before: Collection[str] | None = None
+) -> dict[str, str]:
+    """Return the models whose predictions are not of the present state of a run, and why.
+
+    These are the models of `outdated_stages`, and of stages that the evaluation left out. While a stage is under way, they are
+    those of stages that it may not read: what it does read, it was told to.
+
+    Parameters
+    ----------
+    under_way : str, optional
+        The stage.
+    before : collection of str, optional
+        The stages that it may read; by default all.
+    """
+    outdated, entries = outdated_stages(manifest), finished_entries(manifest)
+    readers = [e for name, e in entries.items() if PREDICTIONS in e.get("patterns", {}) and name not in outdated]
+    unused = {}
+    for key, (maker, output) in listed_by(manifest, own=under_way or "").items():
+        why = ""
+        if under_way is not None:
+            why = f"{maker} is left out" if before is not None and maker not in before else ""
+        elif maker in outdated:
+            why = f"{maker} is outdated: {outdated[maker]}"
+        elif readers and key not in (*readers[-1]["patterns"][PREDICTIONS], *readers[-1]["outputs"]):
+            earlier = entries[maker].get("finished", "") < readers[-1].get("started", "")
+            why = f"{maker} was left out when the run was evaluated" if earlier else ""
+        if why and fnmatchcase(key, PREDICTIONS):
+            unused[Path(output["path"]).stem] = why
+    return unused
