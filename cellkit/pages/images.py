@@ -16,6 +16,7 @@ from cellkit.forecast.words import summed_up
 from cellkit.labelling.rounds import CHANGE_WORDS, FIRST_WORDS
 from cellkit.microscope.flags import reasons
 from cellkit.models import is_backend
+from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS
 from cellkit.pages.results import Picture, RunFiles, Table, Words, drawn, in_words
 from cellkit.show.charts import show_history
 from cellkit.show.counts import data_size, show_data
@@ -215,7 +216,8 @@ def sheet_chapter(files: RunFiles) -> list:
     rows = [
         [name, *(in_words(float(v), 0 if float(v).is_integer() else 1) for v in row)] for name, row in table.iterrows()
     ]
-    blocks: list = [Table(("Class", *table.columns), rows, f"{sheet['cells']} cells in {sheet['images']} images")]
+    caption = f"{counted(sheet['cells'], 'cell')} in {counted(sheet['images'], 'image')}"
+    blocks: list = [Table(("Class", *table.columns), rows, caption)]
     if remarks(sheet):
         blocks.append(Words("; ".join(remarks(sheet)) + "."))
     return [
@@ -259,15 +261,26 @@ def training_chapter(files: RunFiles) -> list:
 
 
 def _too_few_cells(files: RunFiles) -> list:
-    """Say which training images the fine-tuning left out, by the rule of `CellDataset.with_at_least`."""
-    least = files.setting("finetune.min_train_masks")
+    """Say which images the fine-tuning left out, by the rule of `CellDataset.with_at_least`.
+
+    Where images judge in turn (see `cellkit.models.gate.regime_of`), validation images that a person labelled teach too.
+    """
+    path, least = files.path("decision.json"), files.setting("finetune.min_train_masks")
+    in_turn = path is not None and read_json(path).get("regime") in (CROSS_FITTING, IN_QUARTERS)
+    least = max(least or 0, 1) if in_turn else least
     if not least or files.path("labels.csv") is None:
         return []
-    cells = dict(files.table("labels.csv")[["image_id", "cells"]].itertuples(index=False))
-    left = [r.image_id for r in files.images.records if r.split == "train" and cells.get(r.image_id, 0) < least]
-    if not left:
-        return []
-    return [Words(f"Fine-tuning left out training images with fewer than {least} labelled cells: {', '.join(left)}.")]
+    table = files.table("labels.csv")
+    cells, made_by = (dict(zip(table["image_id"], table[name], strict=True)) for name in ("cells", "made_by"))
+    teach = [
+        r.image_id
+        for r in files.images.records
+        if r.split == "train" or in_turn and r.split == "val" and made_by.get(r.image_id, "proposed") != "proposed"
+    ]
+    left = [name for name in teach if cells.get(name, 0) < least]
+    which = "training and validation images" if in_turn else "training images"
+    text = f"Fine-tuning left out {which} with fewer than {counted(least, 'labelled cell')}: {', '.join(left)}."
+    return [Words(text)] if left else []
 
 
 def run_chapter(files: RunFiles) -> list:
@@ -296,6 +309,7 @@ def run_chapter(files: RunFiles) -> list:
     ]
     forecast = files.manifest.get("forecast", {})
     if took := summed_up({name: one for name, one in forecast.items() if name in files.stages}):
+        took = took.removeprefix("forecast, and taken: ")
         blocks.append(Words(f"Forecast before the run, and what it took: {took}."))
     if files.staged is not None:
         blocks.append(Words("The notebook that writes this page is not listed: it was still running."))

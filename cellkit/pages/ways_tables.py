@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cellkit.cells.records import SPLIT_IMAGES
+from cellkit.cells.records import SPLIT_TITLES
 from cellkit.errors import Quarantined, UserError, counted
 from cellkit.files import decoded, write_text
 from cellkit.machine import GB
@@ -166,9 +166,9 @@ def about(comparison: Comparison) -> str:
         made = f"`{command_of(asked)}`" if asked.get("config") else run.folder.name
         version = (last.get("versions") or {}).get("cellkit", "")
         runs.append(", ".join(filter(None, [made, f"cellkit {version}" if version else "", *how[-1:]])))
-    labelled = [f"{count} {SPLIT_IMAGES[split]}" for split, count in comparison.labelled.items()]
-    where = SPLIT_IMAGES.get(comparison.split, comparison.split)
-    scored = f"{comparison.images} {where}, intervals over {comparison.interval_of}"
+    labelled = [counted(count, f"{SPLIT_TITLES[split]} image") for split, count in comparison.labelled.items()]
+    where = counted(comparison.images, f"{SPLIT_TITLES[comparison.split]} image")
+    scored = f"{where}, intervals over {comparison.interval_of}"
     return f"{'; '.join(runs)}. Labelled: {', '.join(labelled) or 'none'}. Scored: {scored}."
 
 

@@ -90,6 +90,15 @@ def test_flags_are_told_in_plain_words_with_their_numbers(tmp_path):
     assert why(record("a", "")) == "no reason noted"
 
 
+def test_a_forecast_that_has_no_time_is_said_once(tmp_path):
+    run = Run(tmp_path)
+    run.start("01_convert", load_config(REPO / "configs" / "demo.yaml", {}).convert).done()
+    files = results.RunFiles(tmp_path)
+    files.manifest["forecast"] = {"01_convert": {"peak_bytes": 8e8, "took_seconds": 1.0, "took_peak_bytes": 1e9}}
+    said = [block.text for block in report_images.run_chapter(files) if hasattr(block, "text")]
+    assert "Forecast before the run, and what it took: memory 800 MB, 1.0 GB." in said
+
+
 def test_images_the_training_left_out_are_named(evaluated, tmp_path):
     folder = shutil.copytree(evaluated[0].folder, tmp_path / "run")
     files = results.RunFiles(folder, configs={"03_finetune_cellpose": {"min_train_masks": 2}})
@@ -99,6 +108,17 @@ def test_images_the_training_left_out_are_named(evaluated, tmp_path):
     (folder / "labels.csv").write_text("\n".join(["image_id,made_by,cells", *rows]) + "\n")
     (said,) = report_images._too_few_cells(files)
     assert said.text.endswith(f"fewer than 2 labelled cells: {ids[0]}, {ids[1]}.")
+    val = [record.image_id for record in files.images.records if record.split == "val"]
+    more = [f"{name},{'truth' if k else 'proposed'},1" for k, name in enumerate(val)]
+    (folder / "labels.csv").write_text("\n".join(["image_id,made_by,cells", *rows, *more]) + "\n")
+    assert report_images._too_few_cells(files) == [said], "validation images teach nothing in three parts"
+    (folder / "decision.json").write_text('{"regime": "cross-fitting"}')
+    (in_turn,) = report_images._too_few_cells(files)
+    assert (
+        f"training and validation images with fewer than 2 labelled cells: {ids[0]}, {ids[1]}, {val[1]}" in in_turn.text
+    )
+    assert val[0] not in in_turn.text, "a proposal judges and teaches nothing there"
+    (folder / "decision.json").unlink()
     files.configs["03_finetune_cellpose"]["min_train_masks"] = 0
     assert report_images._too_few_cells(files) == []
 

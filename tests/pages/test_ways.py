@@ -21,7 +21,7 @@ from cellkit.manifest import read_manifest
 from cellkit.pages.costs import cost_of, finding_of, needed_stages
 from cellkit.pages.results import RunFiles
 from cellkit.pages.ways import compare_runs, conventions_of, off, without_unknown
-from cellkit.pages.ways_tables import BEGIN, END, grids_of, read_parts, to_markdown, write_markdown
+from cellkit.pages.ways_tables import BEGIN, END, about, grids_of, read_parts, to_markdown, write_markdown
 from cellkit.run.folder import Run
 from cellkit.run.outdated import unused_models
 from cellkit.under_way import measured
@@ -188,6 +188,9 @@ def test_equal_ways_cannot_be_told_apart_and_the_cheaper_is_named(tmp_path):
 def test_where_too_few_images_are_reported_no_way_is_the_cheapest_of_equals(run, tmp_path, monkeypatch):
     monkeypatch.setitem(SPLITS, "test", 2)
     (one,), _ = compare_runs([make_run(tmp_path / "few", MODELS).folder], bootstrap=200)
+    assert about(replace(one, labelled={"val": 1}, images=1)).endswith(
+        "Labelled: 1 validation image. Scored: 1 test image, intervals over 2 images (few)."
+    )
     assert one.verdict.endswith("In the test images nothing tells which way is better: 2 images are too few.")
     assert row_of(one, "plain")["untold"] == "2 images are too few" and row_of(one, "perfect")["untold"] == ""
     (one,), _ = compare_runs([run.folder], bootstrap=0)
