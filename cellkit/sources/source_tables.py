@@ -219,7 +219,14 @@ def sample_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
     """Return the ids of the competition's ``*sample_submission*.csv`` in a folder, in its order; [] where there is none.
 
     Of several files the one that names most of the images. One that names none of them is ignored, with a warning.
+
+    Raises
+    ------
+    UserError
+        It asks for an image that no submission can name: said now, before anything is trained.
     """
+    from cellkit.formats.submission_check import id_fault
+
     own, best, path = {item.own_id for item in items}, [], None
     for found in sorted(root.glob("*sample_submission*.csv")):
         column = next((name for name in SAMPLE_COLUMNS if name in header_of(found)), None)
@@ -231,6 +238,9 @@ def sample_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
     if path is not None and not own & set(best):
         LOG.warning(f"{path.name} names {len(best)} images, none of which is here: it is not followed")
         return []
+    if faults := [(name, fault) for name in best if (fault := id_fault(name))]:
+        name, fault = faults[0]
+        raise UserError(f"{path} asks for the image {name!r}, and that {fault}", "rename the image, in the table too")
     return best
 
 

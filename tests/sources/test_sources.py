@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from cellkit.formats.submission_check import check_submission, sample_ids
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.modules import names_of
+from cellkit.sources import source_tables
 from cellkit.sources.drawn.files import write_fields
 from cellkit.sources.ingest import classes_of, convert_images, detect_kind, locate_source
 
@@ -377,6 +379,13 @@ def test_flagged_and_unreadable_test_images_have_a_row_in_what_is_handed_in(tmp_
     )
     reasons = [problem.reason for problem in check_submission(path, "dsb2018", ids=[*ids[1:], "more"])]
     assert "image 'torn' is not in the test set" in reasons and any("image 'more' is missing" in one for one in reasons)
+
+
+def test_an_image_that_no_submission_can_name_is_refused_before_anything_is_trained(tmp_path):
+    items = [SimpleNamespace(own_id="1")]
+    (tmp_path / "sample_submission.csv").write_text("ImageId,EncodedPixels\n1,\n=2,\n")
+    with pytest.raises(UserError, match=r"sample_submission.csv asks for the image '=2', and that begins with '='"):
+        source_tables.sample_ids(tmp_path, items)
 
 
 def test_a_sample_submission_says_what_is_handed_in(tmp_path, capsys):
