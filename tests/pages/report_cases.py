@@ -216,6 +216,8 @@ def small_run(
 
 def notebook_06(run: Run, config: Path, overrides: dict) -> dict:
     """Run notebook 06 on a run folder; return its names."""
+    import matplotlib.pyplot as plt
+
     names: dict = {}
     for cell in json.loads((REPO / "notebooks/06_evaluate_map_iou.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
@@ -223,6 +225,7 @@ def notebook_06(run: Run, config: Path, overrides: dict) -> dict:
                 exec("".join(cell["source"]), names)
         if cell["id"] == "06-02":
             names |= {"config": config, "run_dir": run.folder, "overrides": overrides}
+        plt.close("all")
     return names
 
 

@@ -26,6 +26,7 @@ from cellkit.pages import report, results, scores
 from cellkit.pages.measurements import measurements_chapter
 from cellkit.run.folder import Run
 from cellkit.show.counts import show_counts
+from cellkit.show.style import new_figure
 
 
 def test_page_is_whole_and_self_contained(evaluated):
@@ -409,7 +410,7 @@ def test_where_nothing_is_labelled_or_counted_it_is_said_and_not_shown_as_zeros(
     for chapter in (scores.errors_chapter, scores.lost_chapter):
         with pytest.raises(UserError, match="no validation image is labelled by a person"):
             chapter(files)
-    ax = show_counts(names["counts"])
+    ax = show_counts(names["counts"], new_figure(4, 1).subplots())
     assert [text.get_text() for text in ax.texts] == ["there is no image whose cells are counted"]
 
 
