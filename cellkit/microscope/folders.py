@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fastcore.basics import groupby
 
-from cellkit.cells.names import HASHED, LABEL_ENDINGS, Keys, image_id_of, is_no_data, plain, same, stem_of
+from cellkit.cells.names import (
+    HASHED,
+    LABEL_ENDINGS,
+    Keys,
+    image_id_of,
+    is_no_data,
+    plain,
+    same,
+    split_of_folder,
+    split_of_folders,
+    stem_of,
+)
 from cellkit.errors import UserError, counted
 from cellkit.log import LOG
 from cellkit.manifest import MANIFEST
@@ -176,6 +188,52 @@ def check_inside(path: Path, root: Path) -> None:
         raise UserError(f"{path.name} is a link that leads nowhere: {error}", "remove it") from error
     if not inside:
         raise UserError(f"{path.name} is a link that leads out of {root}", "copy the file into the data folder")
+
+
+class Folders(NamedTuple):
+    """What the folders of a path tell: a split, and the names that are neither a split nor a word for images."""
+
+    split: str
+    names: tuple[str, ...]
+
+
+def folders_of(path: str) -> Folders:
+    """Return what the folders of a path tell, in one spelling.
+
+    Examples
+    --------
+    >>> folders_of("train/images/Plate 2/a.tif")
+    Folders(split='train', names=('plate 2',))
+    """
+    parts = plain(path).split("/")[:-1]
+    names = tuple(part for part in parts if part not in IMAGE_FOLDERS and not split_of_folder(part))
+    return Folders(split_of_folders(parts), names)
+
+
+def folders_by_name(names: Iterable[str]) -> dict[str, set[Folders]]:
+    """Return what the folders of listed paths tell, by file name: several where a list tells files of one name apart."""
+    return {
+        name: set(told)
+        for name, told in groupby(((plain(n).rpartition("/")[2], folders_of(n)) for n in names), 0, 1).items()
+    }
+
+
+def may_be_named(named: str, there: str, is_only: bool = True) -> bool:
+    """Tell whether a list that says `named` may mean the file of that name at the path `there`, where none fits exactly.
+
+    It may not where the folders of the two tell different splits, or different names. Folders that only the list names may lead
+    to the data folder; `is_only` says that the list has no other file of that name.
+
+    Examples
+    --------
+    >>> [may_be_named(named, "plate1/a.tif") for named in ("a.tif", "train/a.tif", "D:/data/plate1/a.tif", "plate2/a.tif")]
+    [True, True, True, False]
+    """
+    told, here = folders_of(named), folders_of(there)
+    if told.split and here.split and told.split != here.split:
+        return False
+    ends = is_only and told.names[len(told.names) - len(here.names) :] == here.names
+    return not told.names or told.names == here.names or ends
 
 
 def by_stem(root: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:

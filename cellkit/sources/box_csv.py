@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
-from cellkit.microscope.folders import list_files
+from cellkit.microscope.folders import folders_by_name, list_files, may_be_named
 from cellkit.sources.assign_splits import apart_from_bare, assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
@@ -52,15 +53,14 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """
     root = Path(root)
     path = find_table(root)
-    boxes_of, units, split_of = _boxes_by_image(path, config.box_units)
+    pictures = _pictures_by_name(root)
+    boxes_of, units, split_of, named = _boxes_by_image(path, config.box_units, pictures, root)
     for label in sorted({box.label for boxes in boxes_of.values() for box in boxes}):
         known_class(label, config)
-    pictures = _pictures_by_name(root)
     items = []
-    named = {_name_key(name, pictures): name for name in boxes_of}
     for key in sorted({*named, *pictures}, key=lambda key: named.get(key) or pictures[key].name):
         picture = pictures.get(key)
-        boxes = boxes_of.get(named.get(key))
+        boxes = boxes_of.get(key)
         name = picture.name if picture else named[key]
         if picture is None:
             loader = failing(f"{name} is in {path.name} but not below {root}", "add the picture")
@@ -69,7 +69,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
         source = picture.relative_to(root).as_posix() if picture else name
         source += f", boxes in {units}" if boxes is not None else ""
         split = split_of_folders(picture.relative_to(root).parts[:-1]) if picture else ""
-        split = split_of.get(named.get(key), "") or split
+        split = split_of.get(key, "") or split
         used = (picture,) if picture else ()
         line = only_class(config) or MIXED
         own_id, bare = stem_of(Path(name)), boxes is None
@@ -79,9 +79,14 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     yield from assign_splits(items, config, fill_split=all(item.split for item in items), left=[*left, *bare])
 
 
-def _name_key(name: str, pictures: dict[str, Path]) -> str:
-    """Return the key of a picture that a table names, with folders or without."""
-    return key if (key := plain(name)) in pictures else key.rpartition("/")[2]
+def _keys_of(names: Iterable[str], pictures: dict[str, Path], root: Path) -> dict[str, str]:
+    """Return {name in a table: key of its picture}, with folders or without, in any spelling; a path where it is not there."""
+    keys, folders = {}, folders_by_name(names := set(names))
+    for name in names:
+        bare = plain(name).rpartition("/")[2]
+        there = pictures[bare].relative_to(root).as_posix() if bare in pictures else ""
+        keys[name] = bare if there and may_be_named(name, there, len(folders[bare]) < 2) else plain(name)
+    return keys
 
 
 def find_table(root: Path) -> Path:
@@ -113,27 +118,40 @@ def _column(row: dict, choices: tuple[str, ...], what: str) -> str:
     return name
 
 
-def _boxes_by_image(path: Path, units: str | None) -> tuple[dict[str, list[Box]], str, dict[str, str]]:
-    """Return {picture name: boxes}, the units, and {picture name: split} where a column holds it."""
+class _Boxed(NamedTuple):
+    """What a table says of its pictures, by their keys."""
+
+    boxes: dict[str, list[Box]]
+    units: str
+    splits: dict[str, str]
+    names: dict[str, str]
+
+
+def _boxes_by_image(path: Path, units: str | None, pictures: dict[str, Path], root: Path) -> _Boxed:
+    """Return boxes and splits of the pictures of a table, all rows of one picture together however they spell its name."""
     rows = read_table(path, BOX_COLUMNS, path.parent)
     if not rows:
         raise UserError(f"{path} has no rows", "use the table as it came")
     image, label = _column(rows[0], NAME_COLUMNS, "image"), _column(rows[0], LABEL_COLUMNS, "label")
+    keys = _keys_of((row[image] for row in rows), pictures, root)
     boxes: dict[str, list[Box]] = defaultdict(list)
     split_of: dict[str, str] = {}
+    names: dict[str, str] = {}
     for line, row in enumerate(rows, 2):
         if not plain(row[image]).rpartition("/")[2]:
             raise UserError(f"{path} line {line} names no image", "write the name of its picture there")
+        key = keys[row[image]]
+        names.setdefault(key, row[image])
         split = split_word(row, f"{path} line {line}")
-        if split_of.setdefault(row[image], split) != split:
+        if split_of.setdefault(key, split) != split:
             raise UserError(f"{path} line {line}: {row[image]} has another split above", "give each image one split")
         try:
-            edges = tuple(float(row[key]) for key in BOX_COLUMNS)
+            edges = tuple(float(row[column]) for column in BOX_COLUMNS)
         except ValueError as error:
             raise UserError(f"{path} line {line}: {error}", f"{', '.join(BOX_COLUMNS)} are numbers") from error
-        boxes[row[image]].append(Box(row[label], edges))
+        boxes[key].append(Box(row[label], edges))
     edges = np.array([box.edges for some in boxes.values() for box in some])
-    return boxes, units or units_of(edges, path), split_of
+    return _Boxed(boxes, units or units_of(edges, path), split_of, names)
 
 
 def units_of(edges: np.ndarray, path: Path | str = "the table") -> str:

@@ -7,7 +7,7 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from cellkit.errors import UserError, counted, readable
 from cellkit.files import decoded
 from cellkit.formats.coco_dialects import crowd_of, key_of, to_plain
 from cellkit.log import LOG
-from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, list_files
+from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, folders_by_name, list_files, may_be_named
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import MOST_NAMED, leftovers
 from cellkit.sources.listing import (
@@ -64,8 +64,8 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """
     root = Path(root)
     listed: list[_Listed] = []
-    pictures = _Pictures(root)
     sheets = read_sheets(root, config.coco_convention)
+    pictures = _Pictures(root, sheets)
     _warn_other_names(sheets)
     _warn_unread(root)
     for sheet in sheets:
@@ -213,11 +213,13 @@ def _by_image(path: Path, images: list[dict], annotations: list[dict]) -> dict[A
 
 
 class _Pictures:
-    """The pictures below a folder, found by the path a COCO file names, else by file name."""
+    """The pictures below a folder, found by the path a COCO file names, else by file name where no folder contradicts."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, sheets: Sequence[Sheet]):
         self.root = root
         self.by_name = groupby(list_files(root, IMAGE_SUFFIXES, keep_labels=True), lambda path: plain(path.name))
+        names = (readable(str(entry.get("file_name") or "")) for sheet in sheets for entry in sheet.images)
+        self.folders_named = folders_by_name(names)
 
     def find(self, named: str, sheet: Path, split: str = "") -> Path:
         """Return the one picture, of several that in folders of the file's `split`; raises where that leaves none or several."""
@@ -230,7 +232,7 @@ class _Pictures:
             ending = [path for path in found if f"/{spelled(path.as_posix())}".endswith(f"/{spelled(named)}")]
             if ending:
                 break
-        ending = ending or found
+        ending = ending or [path for path in found if self._may_be(path, named, sheet.parent)]
         if len(ending) > 1 and split:  # instances_train.json and images/train/
             own = [p for p in ending if split_of_folders(p.relative_to(self.root).parts[:-1]) == split]
             ending = own or ending
@@ -238,6 +240,12 @@ class _Pictures:
             problem = f"is {len(ending)} pictures, e.g. {ending[0]}, {ending[1]}" if ending else "is not there"
             raise UserError(f"{named} of {sheet.name} {problem}", "put each picture where the COCO file says it is")
         return ending[0]
+
+    def _may_be(self, path: Path, named: str, beside: Path) -> bool:
+        """Whether folders leave open that `path` is `named`, which no other picture of the file is called."""
+        is_only = len(self.folders_named.get(plain(path.name), ())) < 2
+        places = [path.relative_to(base).as_posix() for base in (self.root, beside) if path.is_relative_to(base)]
+        return any(may_be_named(named, there, is_only) for there in places)
 
 
 class _Listed(NamedTuple):

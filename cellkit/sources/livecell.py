@@ -33,9 +33,10 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """
     root = Path(root)
     listed: list[_Listed] = []
-    pictures = _Pictures(root)
+    sheets = read_sheets(root)
+    pictures = _Pictures(root, sheets)
     _warn_unread(root)
-    for sheet in read_sheets(root):
+    for sheet in sheets:
         for entry in sheet.images:
             name = LIVECELL_NAME.match(Path(str(entry.get("file_name", ""))).name)
             line = (class_of_line(name["line"], config), f"{name['line']} {name['well']}") if name else ("", "")

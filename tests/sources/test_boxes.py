@@ -240,6 +240,17 @@ def test_folders_tell_the_split_and_names_may_be_spelled_otherwise(tmp_path):
         assert all(len(item.load().instances) == 1 for item in items.values())
 
 
+def test_all_rows_of_a_picture_count_however_they_spell_its_name(tmp_path):
+    picture(tmp_path / "images" / "a.png")
+    names = ("images/a.png", r"images\A.png", "a.png", "./a.PNG", "train/a.png")
+    table(tmp_path, [(k, name, k, 1, k + 9, 9, "RBC") for k, name in enumerate(names)])
+    assert len(listed(tmp_path, config("box_csv"))["a"].load().instances) == 5
+    picture(tmp_path / "plate1" / "b.png")
+    table(tmp_path, [(1, "plate1/b.png", 1, 1, 9, 9, "RBC"), (2, "plate2/b.png", 3, 3, 9, 9, "RBC")])
+    items = listed(tmp_path, config("box_csv"))
+    assert len(items["b"].load().instances) == 1 and not items["plate2_b"].files, "boxes of another plate's picture"
+
+
 def test_parts_of_a_table_that_do_not_fit_are_named(tmp_path):
     root = tmp_path / "in"
     picture(root / "images" / "a.png"), picture(root / "images" / "wild.png"), picture(root / "images" / "bare.png")

@@ -65,12 +65,37 @@ def test_images_of_one_name_in_two_folders_stay_two(tmp_path):  # fault 23
     assert [record.image_id for record in read_coco(path).records] == ["a_1", "b_1"]
     save(path, [image(1, "x/1.png"), image(2, "b/1.png")], [])
     (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
-    made = convert_images(
-        config("coco"), tmp_path, tmp_path / "run"
-    )  # x/1.png can only be b/1.png: then it is listed twice
-    assert [record.image_id for record in made.images.records] == ["b_1"] and "listed twice" in made.quarantined[
-        0
-    ].reason
+    made = convert_images(config("coco"), tmp_path, tmp_path / "run")
+    assert [record.image_id for record in made.images.records] == ["b_1"], "x/1.png is not b/1.png"
+    assert made.quarantined[0].reason.startswith("x/1.png of all.json is not there")
+
+
+@pytest.mark.parametrize(
+    ("named", "there"),
+    [
+        (["plate2/f.png"], []),  # another plate's cells would be the truth of plate1/f.png
+        (["plate1/f.png", "plate2/f.png"], ["plate1_f"]),
+        (["test/f.png"], []),
+        (["D:\\data\\plate1\\f.png"], ["plate1_f"]),
+        (["images/plate1/f.png"], ["plate1_f"]),
+        (["train/f.png"], ["plate1_f"]),
+        (["f.png"], ["plate1_f"]),
+    ],
+)
+def test_a_picture_in_a_folder_that_the_file_does_not_name_is_not_taken(tmp_path, named, there):
+    picture(tmp_path / ("train/plate1" if "test/f.png" in named else "plate1") / "f.png")
+    rows = [cell(number) for number, _ in enumerate(named) for _ in range(number + 1)]
+    save(tmp_path / "all.json", [image(number, name) for number, name in enumerate(named)], rows)
+    items = listed(tmp_path, config("coco"))
+    assert [name for name, item in items.items() if item.files] == there
+    for name in there:
+        assert len(items[name].load().instances) == 1
+
+
+def test_one_picture_for_two_folders_of_the_file_is_neither(tmp_path):
+    picture(tmp_path / "f.png")
+    save(tmp_path / "all.json", [image(1, "plate1/f.png"), image(2, "plate2/f.png")], [cell(1)])
+    assert not any(item.files for item in listed(tmp_path, config("coco")).values() if not item.is_left)
 
 
 def test_classes_go_by_name_whatever_the_numbers(tmp_path):
