@@ -17,6 +17,7 @@ from cellkit.cells.records import SPLITS, ImageRecord
 from cellkit.errors import UserError, counted, raise_or_collect, readable
 
 STEPS = tuple(int(2**64 * x) for x in (0.6180339887498949, 0.41421356237309515, 0.7320508075688772, 0.6457513110645907))
+LISTED = re.compile(r"^.+?\.json image .*?: ", re.IGNORECASE)  # begins the source of an image of a COCO file
 Item = TypeVar("Item")
 
 
@@ -29,8 +30,8 @@ def name_groups(items: Sequence[Item], pattern: str | None) -> list[Item]:
     items : sequence of ImageRecord or SourceImage
         Anything frozen with source, image_id and group.
     pattern : str or None
-        A regular expression with a group called "group", looked for in the source (where the image came from), then in the
-        image_id: ``(?P<group>[A-H]\\d\\d)`` for wells. None leaves the groups as they are.
+        A regular expression with a group called "group", looked for in the image's name in the source (`name_in_source`), then
+        in the image_id: ``(?P<group>[A-H]\\d\\d)`` for wells. None leaves the groups as they are.
 
     Returns
     -------
@@ -53,7 +54,7 @@ def name_groups(items: Sequence[Item], pattern: str | None) -> list[Item]:
     rule = group_rule(pattern)
     named, without = [], []
     for item in items:
-        found = rule.search(item.source) or rule.search(item.image_id)
+        found = rule.search(name_in_source(item.source)) or rule.search(item.image_id)
         if found is None or not found["group"]:
             without.append(item)
         else:
@@ -65,6 +66,17 @@ def name_groups(items: Sequence[Item], pattern: str | None) -> list[Item]:
             UserError(problem, "write an expression that fits every image, or null to take the folders as groups")
         )
     return named if not without else list(items)
+
+
+def name_in_source(source: str) -> str:
+    """Return the path below the data folder in an image's source: without the file that lists it and its number there.
+
+    Examples
+    --------
+    >>> name_in_source("sets/train.json image 7: plate1/a.tif"), name_in_source("plate1/a: b.tif")
+    ('plate1/a.tif', 'plate1/a: b.tif')
+    """
+    return LISTED.sub("", source)
 
 
 def group_rule(pattern: str) -> re.Pattern:

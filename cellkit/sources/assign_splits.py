@@ -12,7 +12,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
 from cellkit.cells.records import MIXED, SPLIT_TITLES, ImageRecord
-from cellkit.cells.splits import name_groups, split_by_name, split_records
+from cellkit.cells.splits import name_groups, name_in_source, split_by_name, split_records
 from cellkit.config.sections import Config, ConvertConfig
 from cellkit.errors import UserError, counted, raise_or_collect, readable
 from cellkit.log import LOG
@@ -149,7 +149,7 @@ def name_series(items: Sequence[SourceImage]) -> list[SourceImage]:
 
 def _series_key(item: SourceImage) -> str:
     shared = series_of(stem_of(item.files[0])) if item.files else None
-    folder = item.source.split(": ")[-1].rpartition("/")[0]  # below the data folder: its place on a disk says nothing
+    folder = name_in_source(item.source).rpartition("/")[0]  # below the data folder: its place on a disk says nothing
     return "" if shared is None else image_id_of(f"{folder}/{shared or 'series'}.x".lstrip("/"))
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cellkit.cells.names import image_id_of, plain, split_of_folders, stem_of
+from cellkit.cells.names import image_id_of, plain, stem_of
 from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
@@ -26,7 +26,7 @@ from cellkit.sources.listing import (
     known_class,
     only_class,
 )
-from cellkit.sources.loading import load_picture
+from cellkit.sources.loading import about_folders, load_picture
 from cellkit.sources.own_split import split_word
 from cellkit.sources.source_tables import header_of, read_table
 from cellkit.sources.voc import BOX_COLUMNS, Box, _with_boxes
@@ -49,7 +49,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
     The numbers are edges from the upper left corner of the image: fractions of its width and height, or px. Which of the
     two, ``config.box_units`` says; else `units_of` tells it from all numbers of the table, or refuses. A column ``split``
-    is the split of its images, before the folder of a picture.
+    is the split of its images, before the folder of a picture; its other folders are the group.
     """
     root = Path(root)
     path = find_table(root)
@@ -68,12 +68,14 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
             loader = partial(_load_boxed, root, picture, boxes, units, config)
         source = picture.relative_to(root).as_posix() if picture else name
         source += f", boxes in {units}" if boxes is not None else ""
-        split = split_of_folders(picture.relative_to(root).parts[:-1]) if picture else ""
-        split = split_of.get(key, "") or split
+        about = about_folders(picture.relative_to(root).parts[:-1] if picture else (), config)
+        split = split_of.get(key, "") or about["split"]
         used = (picture,) if picture else ()
         line = only_class(config) or MIXED
         own_id, bare = stem_of(Path(name)), boxes is None
-        items.append(SourceImage(image_id_of(name), line, "", split, source, loader, own_id, files=used, bare=bare))
+        items.append(
+            SourceImage(image_id_of(name), line, about["group"], split, source, loader, own_id, files=used, bare=bare)
+        )
     left = list(leftovers(root, items))
     items, bare = apart_from_bare(items)
     yield from assign_splits(items, config, fill_split=all(item.split for item in items), left=[*left, *bare])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cellkit.cells.instances import IGNORED, Instances
-from cellkit.cells.names import image_id_of, plain, split_of_folders
+from cellkit.cells.names import image_id_of, plain
 from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
@@ -24,6 +24,7 @@ from cellkit.microscope.pictures import open_picture
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import Convert, Loaded, SourceImage, class_id_of, known_class, only_class
+from cellkit.sources.loading import about_folders
 
 ORDER = 120
 
@@ -41,9 +42,9 @@ def classes(root: Path) -> set[str]:
 def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """labelme JSON files: a picture, and a mask or polygon per object with its label; overlapping masks are kept.
 
-    Folders train, val and test are the split. Where there is no test folder, ``config.split.test`` is the share of the
-    training images that becomes test. Labels become classes by name or by ``config.class_names``; null there keeps the
-    object with class 0 (unknown). Shapes of the label "ignore", rectangles too, say what is not annotated.
+    Folders train, val and test are the split, other folders the group. Where there is no test folder, ``config.split.test`` is
+    the share of the training images that becomes test. Labels become classes by name or by ``config.class_names``; null there
+    keeps the object with class 0 (unknown). Shapes of the label "ignore", rectangles too, say what is not annotated.
     """
     root = Path(root)
     files = list_files(root, (".json",))
@@ -51,13 +52,11 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     items = []
     for path in files:
         relative = path.relative_to(root)
-        split = split_of_folders(relative.parts[:-1])
-        items.append(
-            SourceImage(
-                image_id_of(relative.as_posix()), only_class(config) or MIXED, "", split, relative.as_posix(),
-                partial(_load_labelme, root, path, config), path.stem, files=(path, *_pictures_of(path)),
-            )
-        )  # fmt: skip
+        about = about_folders(relative.parts[:-1], config)
+        line, source = only_class(config) or MIXED, relative.as_posix()
+        image_id, used = image_id_of(source), (path, *_pictures_of(path))
+        loader = partial(_load_labelme, root, path, config)
+        items.append(SourceImage(image_id, line, about["group"], about["split"], source, loader, path.stem, files=used))
     yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 

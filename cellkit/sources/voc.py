@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from cellkit.cells.instances import Instances
-from cellkit.cells.names import image_id_of, plain, split_of_folders
+from cellkit.cells.names import image_id_of, plain
 from cellkit.cells.outlines import pixel_boxes
 from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
@@ -34,7 +34,7 @@ from cellkit.sources.listing import (
     loader_of_several,
     only_class,
 )
-from cellkit.sources.loading import load_picture
+from cellkit.sources.loading import about_folders, load_picture
 from cellkit.sources.own_split import read_split_lists, split_lists
 
 ORDER = 30
@@ -63,7 +63,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     ``train.txt``, ``val.txt`` and ``test.txt`` (in the folder or in ``ImageSets/Main``) are the split; an image in none of
     them is left out of it; ``trainval.txt`` is the training images that ``val.txt`` does not name. Where there is no list of
     validation or of test images, their share of ``config.split`` is taken from the training images. Without a folder
-    ``Annotations`` the files lie beside their pictures (``train/a.xml``, ``train/a.jpg``), whose folders tell the split.
+    ``Annotations`` the files lie beside their pictures (``train/a.xml``, ``train/a.jpg``), whose folders tell split and group.
     """
     root = Path(root)
     folder = _voc_folder(root)
@@ -74,7 +74,8 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
         found = files.get(stem, [])
         path = next(iter(found), None)
         folders = path.relative_to(root).parts[:-1] if path else ()
-        split = split_of.get(stem, UNUSED) if split_of else split_of_folders(folders)
+        about = about_folders([part for part in folders if plain(part) != "annotations"], config)
+        split = split_of.get(stem, UNUSED) if split_of else about["split"]
         boxes = _read_voc_safely(root, path) if len(found) == 1 else None
         for box in boxes or ():
             known_class(box.label, config)
@@ -85,7 +86,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
         picture = _voc_picture(root, stem, path)
         image_id, used = image_id_of(f"{stem}.jpg"), tuple(file for file in (picture, *found) if file)
         line = only_class(config) or MIXED
-        items.append(SourceImage(image_id, line, "", split, source, loader, stem, files=used))
+        items.append(SourceImage(image_id, line, about["group"], split, source, loader, stem, files=used))
     yield from assign_splits(items, config, fill_split=True, left=list(leftovers(root, items)))
 
 

@@ -98,6 +98,16 @@ def test_one_picture_for_two_folders_of_the_file_is_neither(tmp_path):
     assert not any(item.files for item in listed(tmp_path, config("coco")).values() if not item.is_left)
 
 
+def test_the_group_is_told_by_folders_or_by_the_name_not_by_the_number_in_the_file(tmp_path):
+    names = [f"donor{k}/{field}{k}.png" for k in (3, 4, 5) for field in "ab"]
+    images = [image(k, picture(tmp_path / name).relative_to(tmp_path).as_posix()) for k, name in enumerate(names)]
+    save(tmp_path / "instances_2017.json", images, [cell(k) for k in range(6)])
+    for rule, wanted in ((None, "donor{}"), (r"(?P<group>\d+)", "{}"), (r"^donor(?P<group>\d)/", "{}")):
+        items = listed(tmp_path, config("coco", split_by="group", group_from=rule))
+        assert [item.group for item in items.values()] == [wanted.format(k) for k in (3, 3, 4, 4, 5, 5)]
+        assert all(len({i.split for i in items.values() if i.group == item.group}) == 1 for item in items.values())
+
+
 def test_classes_go_by_name_whatever_the_numbers(tmp_path):
     picture(tmp_path / "images" / "i.png")
     rows = [cell(1, 9), cell(1, 4, [[12, 2, 15, 2, 15, 9, 12, 9]], bbox=[12, 2, 15, 9]), cell(1, 7, iscrowd=1)]

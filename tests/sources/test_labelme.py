@@ -56,6 +56,13 @@ def labelme(path, shapes, picture=None, **more):
 LABELME = {"nuclei": "blue", "cytoplasm": "red", "classes": ("A", "B"), "class_names": {"a": "A", "odd": None}}
 
 
+def test_folders_that_are_no_split_are_the_group(tmp_path):
+    for name in ("train/donor1/1", "donor2/2"):
+        labelme(tmp_path / f"{name}.json", [mask_shape("A", 2, 3, np.ones((5, 6)))])
+    items = listed(tmp_path, config("labelme", **LABELME, split_by="group"))
+    assert [item.group for item in items.values()] == ["donor2", "donor1"]
+
+
 def test_labelme_masks_and_polygons_keep_overlaps_and_classes(tmp_path):
     square = {"label": "B", "shape_type": "polygon", "points": [[20, 2], [25, 2], [25, 6], [20, 6]]}
     parts = [mask_shape("A", 0, 20, [[1, 1]], group_id=7), mask_shape("A", 10, 20, [[1]], group_id=7)]
