@@ -32,6 +32,7 @@ MOST_SIGNS = 84  # of 255 that may differ; 127 do by chance, and of many pairs t
 # Of copies; different fields stay below 0.65 on the sets of ``benchmarks/bench_quality.py``, which measures both.
 LEAST_LIKENESS = 0.75
 REACH = 0.08  # of the longer side, by which two pictures may be shifted against each other
+LEAST_PX = 8  # rows and columns that are compared
 FROM_LAST = ("test", "val", "train", "")
 
 
@@ -60,8 +61,9 @@ def find_duplicates(records: Sequence[ImageRecord], quality: Sequence[Mapping], 
 
     Found are equal pictures; pictures that differ in brightness, contrast or noise; that are shifted against each other by
     up to 3 % of their longer side; that are mirrored or turned by quarters; and all of this together. Not found are zoomed
-    pictures, other angles, large shifts, and fields without cells unless their pixels are equal. Fingerprints name the
-    pairs to look at, then the pictures themselves are compared: neighbouring fields of one slide are no copies.
+    pictures, other angles, large shifts, and, unless their pixels are equal, fields without cells or of less than 32 x 32 px.
+    Fingerprints name the pairs to look at, then the pictures themselves are compared: neighbouring fields of one slide are no
+    copies.
 
     Parameters
     ----------
@@ -158,19 +160,25 @@ def _likeness(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """Return the correlation of two pictures' detail at the shift where it is highest, and that shift in px.
 
     Detail is what is left when the light around (a thirtieth of the side) is taken off, so that a shared lamp or haze is no
-    likeness. Pictures of which one is a fifth larger are not compared.
+    likeness. Pictures of which one is a fifth larger are not compared. Across strips of one shape, which are narrower than all
+    shifts, half of the rows are laid upon each other.
     """
     import cv2
 
     longest, other = max(first.shape[:2]), max(second.shape[:2])
-    if not 0.8 <= longest / other <= 1.25 or min(*first.shape[:2], *second.shape[:2]) < 32:
+    narrowest = min(*first.shape[:2], *second.shape[:2])
+    one_shape = all(0.8 <= p / q <= 1.25 for p, q in zip(first.shape[:2], second.shape[:2], strict=True))
+    enough = min(math.prod(first.shape[:2]), math.prod(second.shape[:2])) >= 32 * 32 if one_shape else narrowest >= 32
+    if not 0.8 <= longest / other <= 1.25 or not enough:
         return 0.0, 0.0
-    scale = min(1.0, 256 / longest)
+    scale = min(1.0, max(256 / longest, 32 / narrowest))
     a, b = (_fine(image, scale) for image in (first, second))
+    sides = [min(p, q) for p, q in zip(a.shape, b.shape, strict=True)]
     reach = max(2, round(REACH * max(a.shape)))
-    rows, columns = (min(p, q) - 2 * reach for p, q in zip(a.shape, b.shape, strict=True))
+    reaches = [side // 4 if one_shape and side - 2 * reach < LEAST_PX else reach for side in sides]
+    rows, columns = (side - 2 * most for side, most in zip(sides, reaches, strict=True))
     top, left = (b.shape[0] - rows) // 2, (b.shape[1] - columns) // 2
-    if rows < 8 or columns < 8:
+    if rows < LEAST_PX or columns < LEAST_PX:
         return 0.0, 0.0
     answer = cv2.matchTemplate(a, b[top : top + rows, left : left + columns], cv2.TM_CCOEFF_NORMED)
     _, best, _, (x, y) = cv2.minMaxLoc(answer)
@@ -203,6 +211,8 @@ def fingerprint_of(small: list[np.ndarray]) -> str:
     if not small:
         return "0" * 64
     sizes = (2 * WAVES, 2 * WAVES)
+    for axis in (0, 1):  # made larger as it is, not smoothed: the same from either side
+        small = [one.repeat(math.ceil(sizes[axis] / one.shape[axis]), axis) for one in small]
     whole = np.sum([cv2.resize(one, sizes, interpolation=cv2.INTER_AREA) for one in small], axis=0, dtype=np.float32)
     signs = cv2.dct(whole)[:WAVES, :WAVES] > 0
     signs[0, 0] = False

@@ -21,9 +21,10 @@ TILE_PX = 256
 MAX_TILES = 2  # per channel; of a picture that needs more, the busiest
 NOISE_FROM = 0.42  # cycles per px; above this a microscope's optics pass nothing: what is left is noise
 EDGES = np.geomspace(0.02, NOISE_FROM, 17)  # bands of detail, from 50 px down to 2.4 px a cycle
-COARSE, FINE = slice(0, 5), slice(7, 12)  # of the bands: whole cells, of 19 to 50 px; edges and texture, of 5 to 13 px
+COARSE, FINE = range(5), range(7, 12)  # of the bands: whole cells, of 19 to 50 px; edges and texture, of 5 to 13 px
 MOST_SAMPLES = (1024,) * 16 + (4096,)  # of the 16 bands and the noise
 FADING = 2.0  # power of the frequency with which a sharp picture's detail fades
+UNSURE = 0.5  # relative error from which a band is not clear
 EMPTY_BELOW = 0.7  # structure: log10 of signal over noise power
 MOSTLY_GROUND = 0.7  # share of lit pixels below which the ground tells about the light
 ZONES = 8  # the ground is followed over 8 x 8 zones
@@ -119,8 +120,9 @@ def _detail(channel: np.ndarray) -> tuple[float, float]:
     import cv2
 
     height, width = (min(TILE_PX, n) for n in channel.shape)
-    window, order, begins, noise = _bands(height, width)
-    if begins is None:
+    window, order, begins, noise, bands = _bands(height, width)
+    coarse, fine = np.isin(bands, COARSE), np.isin(bands, FINE)
+    if not (coarse.any() and fine.any() and len(noise)):
         return math.nan, -math.inf  # a few pixels wide
     tiles = _tiles(channel, (height, width))
     power = np.zeros((height, width), np.float32)
@@ -134,18 +136,23 @@ def _detail(channel: np.ndarray) -> tuple[float, float]:
     counts = np.diff(np.r_[begins, len(order)])
     seen = np.add.reduceat(flat[order], begins) / counts
     signal = seen - floor
-    structure = max(float(signal[COARSE].mean()), float(signal[FINE].mean()), 1e-9 * floor) / floor
+    structure = max(float(signal[coarse].mean()), float(signal[fine].mean()), 1e-9 * floor) / floor
     error = seen * np.sqrt(2 / (counts * len(tiles))) / np.maximum(signal, 1e-12)
-    return _fading(signal, error, (signal > 0.3 * floor) & (error < 0.5)), math.log10(structure)
+    told = 2 / (counts * len(tiles)) < UNSURE**2  # a band of so few waves that none could be clear ends no row
+    clear = (signal > 0.3 * floor) & (error < UNSURE)
+    blur = _fading(np.sqrt(EDGES[1:] * EDGES[:-1])[bands][told], signal[told], error[told], clear[told])
+    return blur, math.log10(structure)
 
 
-def _fading(signal: np.ndarray, error: np.ndarray, clear: np.ndarray) -> float:
+def _fading(middle: np.ndarray, signal: np.ndarray, error: np.ndarray, clear: np.ndarray) -> float:
     """Return the sigma (px) of a weighted line through the first unbroken row of clear bands; nan with fewer than 3."""
+    if not clear.any():
+        return math.nan
     first = int(np.argmax(clear))
     last = first + int(np.argmin(np.r_[clear[first:], False]))
     if last - first < 3:
         return math.nan
-    middle = np.sqrt(EDGES[1:] * EDGES[:-1])[first:last]
+    middle = middle[first:last]
     x = (2 * math.pi * middle) ** 2
     y = np.log(signal[first:last]) + FADING * np.log(middle)
     weight = 1 / (error[first:last] ** 2 + 0.09)
@@ -160,8 +167,9 @@ def _bands(height: int, width: int) -> tuple:
     Returns
     -------
     window : (height, width) float32
-    order, begins : places of all bands one after the other, and where each band begins; None where one would be empty
+    order, begins : places of all bands one after the other, and where each band begins
     noise : places of noise
+    bands : numbers of the bands; those in which a small tile has no wave are left out
 
     `cv2.dft` packs real and imaginary parts side by side; the first column, and the last of an even width, from top to
     bottom. At most `MOST_SAMPLES` of each are looked at.
@@ -175,10 +183,9 @@ def _bands(height: int, width: int) -> tuple:
     places = [
         np.flatnonzero((frequency >= low) & (frequency < high)) for low, high in itertools.pairwise((*EDGES, 1.0))
     ]
-    if not all(map(len, places)):
-        return window, None, None, None
-    *bands, noise = (place[:: len(place) // most + 1] for place, most in zip(places, MOST_SAMPLES, strict=True))
-    return window, np.concatenate(bands), np.cumsum([0, *map(len, bands[:-1])]), noise
+    *some, noise = (place[:: len(place) // most + 1] for place, most in zip(places, MOST_SAMPLES, strict=True))
+    bands = np.array([k for k, place in enumerate(some) if len(place)], int)
+    return window, np.concatenate(some), np.cumsum([0, *(len(some[k]) for k in bands)])[:-1], noise, bands
 
 
 def _tiles(channel: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:

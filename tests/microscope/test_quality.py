@@ -324,6 +324,25 @@ def test_a_copy_is_found_in_any_disguise_and_its_disguise_is_told(tmp_path, fiel
     ) - {""}
 
 
+@pytest.mark.parametrize("size", [(64, 64), (80, 80), (97, 97), (112, 112), (64, 90), (40, 256), (24, 200), (256, 16)])
+def test_small_pictures_and_strips_are_measured_and_their_copies_found(tmp_path, size):
+    import cv2
+
+    rng = np.random.default_rng(sum(size))
+    parts = []
+    for _ in range(4):
+        grey = np.zeros(size, np.uint8)
+        for y, x in rng.integers((0, 0), size, (max(6, math.prod(size) // 400), 2)).tolist():
+            cv2.circle(grey, (x, y), int(rng.integers(3, 6)), int(rng.integers(90, 200)), -1)
+        grey = cv2.GaussianBlur(grey, (0, 0), 1.0) + rng.integers(10, 16, size)
+        parts.append(np.stack([grey * 0, grey * 0, grey], axis=-1).astype(np.uint8))
+    for image in parts:
+        measured = measure(image)
+        assert not measured["empty"] and 0 <= measured["blur_px"] < 2
+    _, copies = found_in(tmp_path, [*parts, parts[0][::-1, ::-1], np.rot90(parts[2])])
+    assert [(c.first, c.second) for c in copies] == [("0", "4"), ("2", "5")]
+
+
 def test_empty_fields_are_copies_only_when_their_pixels_are_equal(tmp_path):
     style = FieldStyle(size_px=(128, 128))
     field = draw_field(("HEK",), style, 1, "empty")
