@@ -6,6 +6,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -18,13 +19,14 @@ from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.files import decoded, read_json
+from cellkit.microscope.file_info import Opened
 from cellkit.microscope.folders import check_inside, list_files
 from cellkit.microscope.open import open_file
 from cellkit.microscope.pictures import open_picture
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import Convert, Loaded, SourceImage, class_id_of, known_class, only_class
-from cellkit.sources.loading import about_folders
+from cellkit.sources.loading import about_folders, refuse_frames
 
 ORDER = 120
 
@@ -96,7 +98,8 @@ def _load_labelme(root: Path, path: Path, config: ConvertConfig, convert: Conver
     """Load the embedded picture (or the one at imagePath) and the shapes as instances."""
     check_inside(path, root)
     content = _read_labelme(path)
-    with _labelme_picture(root, path, content) as opened:
+    with _labelme_picture(root, path, content, config) as opened:
+        refuse_frames(opened, str(content.get("imagePath") or path.name))
         made = convert(opened, config.conversion)
     shape = made.image.shape[:2]
     stated = (content.get("imageHeight"), content.get("imageWidth"))
@@ -116,7 +119,7 @@ def _load_labelme(root: Path, path: Path, config: ConvertConfig, convert: Conver
     return made._replace(instances=Instances.from_boxed_masks(masks, corners, shape, ids))
 
 
-def _labelme_picture(root: Path, path: Path, content: dict):
+def _labelme_picture(root: Path, path: Path, content: dict, config: ConvertConfig) -> AbstractContextManager[Opened]:
     """Open the picture of a labelme file: embedded as base64, or the file it names, which must lie below `root`."""
     if content.get("imageData"):
         try:
@@ -125,13 +128,13 @@ def _labelme_picture(root: Path, path: Path, content: dict):
             raise UserError(
                 f"{path.name}: its imageData is no base64: {error}", "write it again with labelme"
             ) from error
-        return open_picture(path, content=data)
+        return open_picture(path, most_px=config.max_plane_px, content=data)
     named = str(content.get("imagePath") or "").replace("\\", "/")
     if not named:
         raise UserError(f"{path.name} has neither imageData nor imagePath", "write it again with labelme")
     picture = path.parent / named
     check_inside(picture, root)
-    return open_file(picture)
+    return open_file(picture, config.axes, config.max_plane_px)
 
 
 def _objects(shapes: list) -> list[list[tuple[int, dict]]]:

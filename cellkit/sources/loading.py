@@ -77,7 +77,24 @@ def load_picture(root: Path, path: Path, config: ConvertConfig, convert: Convert
     """Load a file of one frame."""
     check_inside(path, root)
     with open_file(path, config.axes, config.max_plane_px) as opened:
+        refuse_frames(opened, path.name)
         return convert(opened, config.conversion)
+
+
+def refuse_frames(opened: Opened, name: str) -> None:
+    """Refuse a file of several frames where one is meant.
+
+    Raises
+    ------
+    UserError
+        With their number.
+    """
+    count = len(list(opened.info.frames()))
+    if count > 1:
+        raise UserError(
+            f"{name} holds {count} frames (scenes or times), and its annotations do not say which one they are of",
+            "save that frame as a file of its own; where they are channels or z planes, set convert.axes",
+        )
 
 
 class Label(NamedTuple):
@@ -93,7 +110,7 @@ def load_file(
     config: ConvertConfig,
     label_of: Callable[[], Path | Label | None],
     cell_type: str,
-    scene: int = 0,
+    scene: int | None = None,
     time: int = 0,
     rows: Mapping[int, tuple[int, int]] | None = None,
     *,
@@ -102,12 +119,15 @@ def load_file(
     """Load one frame of a file and the label image that `label_of()` finds: a path, a `Label`, or None.
 
     `rows` = {label: (class id, line of the table)} of a table of classes; a label that the image does not have is refused.
+    Where no scene is given, the file must hold one frame.
     """
     image, path = path, getattr(path, "path", path)
     for part in files_of(image):
         check_inside(part, root)
     with open_image(image, config.axes, config.max_plane_px) as opened:
-        made = convert(opened, config.conversion, scene, time)
+        if scene is None:
+            refuse_frames(opened, path.name)
+        made = convert(opened, config.conversion, scene or 0, time)
     return with_labels(root, path, made, label_of(), config, cell_type, rows)
 
 

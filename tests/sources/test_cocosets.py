@@ -108,6 +108,14 @@ def test_the_group_is_told_by_folders_or_by_the_name_not_by_the_number_in_the_fi
         assert all(len({i.split for i in items.values() if i.group == item.group}) == 1 for item in items.values())
 
 
+def test_a_file_of_several_frames_is_none_of_them_unless_the_config_says_what_they_are(tmp_path):
+    tifffile.imwrite(tmp_path / "m.tif", np.zeros((2, 24, 32), np.uint8), imagej=True, metadata={"axes": "TYX"})
+    save(tmp_path / "all.json", [image(1, "m.tif")], [cell(1)])
+    with pytest.raises(UserError, match="m.tif holds 2 frames .*do not say which one"):
+        listed(tmp_path, config("coco"))["m"].load()
+    assert len(listed(tmp_path, config("coco", axes="CYX"))["m"].load().instances) == 1
+
+
 def test_classes_go_by_name_whatever_the_numbers(tmp_path):
     picture(tmp_path / "images" / "i.png")
     rows = [cell(1, 9), cell(1, 4, [[12, 2, 15, 2, 15, 9, 12, 9]], bbox=[12, 2, 15, 9]), cell(1, 7, iscrowd=1)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
@@ -61,6 +62,19 @@ def test_folders_that_are_no_split_are_the_group(tmp_path):
         labelme(tmp_path / f"{name}.json", [mask_shape("A", 2, 3, np.ones((5, 6)))])
     items = listed(tmp_path, config("labelme", **LABELME, split_by="group"))
     assert [item.group for item in items.values()] == ["donor2", "donor1"]
+
+
+def test_axes_and_the_most_pixels_of_the_config_hold_and_of_several_frames_none_is_taken(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 24, 32), np.uint8), imagej=True, metadata={"axes": "TYX"})
+    labelme(tmp_path / "a.json", [mask_shape("A", 2, 3, np.ones((5, 6)))], imageData=None, imagePath="a.tif")
+    labelme(tmp_path / "b.json", [mask_shape("A", 2, 3, np.ones((5, 6)))])
+    with pytest.raises(UserError, match="a.tif holds 2 frames"):
+        listed(tmp_path, config("labelme", **LABELME))["a"].load()
+    named = LABELME | {"nuclei": 0, "cytoplasm": 1}
+    assert len(listed(tmp_path, config("labelme", **named, axes="CYX"))["a"].load().instances) == 1
+    for item in listed(tmp_path, config("labelme", **LABELME, axes="CYX", max_plane_px=700)).values():
+        with pytest.raises(UserError, match="more than 700"):
+            item.load()
 
 
 def test_labelme_masks_and_polygons_keep_overlaps_and_classes(tmp_path):
