@@ -13,7 +13,7 @@ from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.log import LOG
-from cellkit.microscope.folders import IMAGE_SUFFIXES
+from cellkit.microscope.folders import IMAGE_SUFFIXES, folders_by_name, may_be_named
 from cellkit.sources.listing import UNUSED, SourceImage
 from cellkit.sources.source_tables import header_of, read_lines, read_table
 
@@ -127,8 +127,8 @@ def with_own_split(
 ) -> tuple[list[SourceImage], list[Path]]:
     """Give each image the split that lists or tables in the data folder name for it; an image in none of them has none.
 
-    A name is the path below the data folder, or the end of one, with suffix or without. Lists of which no line is an image
-    are ignored, with a warning.
+    A name is the path below the data folder, or the end of one, with suffix or without; or a path that ends with it, as on
+    another disk. Lists of which no line is an image are ignored, with a warning.
 
     Returns
     -------
@@ -144,13 +144,13 @@ def with_own_split(
     if not config.published_split:
         return list(items), []
     named = split_lists(root)
-    lists = {plain(name): split for name, split in read_split_lists(named, root, _without_suffix).items()}
+    lists = read_split_lists(named, root, _without_suffix)
     tables, paths = read_split_tables(root)
     used = [path for path, _ in named] + paths
     listed_in = ", ".join(path.relative_to(root).as_posix() for path in used)
     for name, split in tables.items():
-        if lists.setdefault(plain(name), split) != split:
-            raise UserError(f"{listed_in}: {name} is {lists[plain(name)]} and {split}", "keep one of them")
+        if lists.setdefault(name, split) != split:
+            raise UserError(f"{listed_in}: {name} is {lists[name]} and {split}", "keep one of them")
     unread = [path.name for path in _perhaps_splits(root) if path not in used]
     if unread and not lists:
         LOG.warning(
@@ -158,7 +158,7 @@ def with_own_split(
         )
     if not lists:
         return list(items), []
-    found = _found(lists, items, listed_in)
+    found = _found(lists, items, root, listed_in)
     if not found:
         LOG.warning(f"{listed_in}: no name there is an image, e.g. {next(iter(lists))}; no split is read from it")
         return list(items), used
@@ -181,11 +181,16 @@ def with_own_split(
     return done, used
 
 
-def _found(split_of: Mapping[str, str], items: Iterable[SourceImage], listed_in: str) -> dict[str, tuple[str, str]]:
+def _found(
+    split_of: Mapping[str, str], items: Iterable[SourceImage], root: Path, listed_in: str
+) -> dict[str, tuple[str, str]]:
     """Return, by the source of an image, the name that lists it and the split."""
     by_end: dict[str, list[SourceImage]] = defaultdict(list)
+    places: dict[str, list[str]] = defaultdict(list)
+    told = folders_by_name(split_of)
     for item in items:
         for path in item.files:
+            places[item.source].append(path.relative_to(root).as_posix())
             *folders, _ = plain(path.as_posix()).split("/")
             for own in dict.fromkeys((plain(stem_of(path)), plain(item.own_id).rpartition("/")[2])):
                 parts = [*folders, own]
@@ -194,8 +199,13 @@ def _found(split_of: Mapping[str, str], items: Iterable[SourceImage], listed_in:
     found: dict[str, tuple[str, str]] = {}
     for name, split in split_of.items():
         parts = name.split("/")
-        ends = ["/".join(parts[k:]) for k in range(len(parts))]
-        those = next((by_end[end] for end in ends if end in by_end), [])
+        those = by_end.get(name, [])
+        for k in range(1, 0 if those else len(parts)):
+            is_only = len(told[parts[-1]]) < 2
+            shorter = by_end.get("/".join(parts[k:]), ())
+            those = those or [
+                item for item in shorter if any(may_be_named(name, there, is_only) for there in places[item.source])
+            ]
         if len({item.files[0] for item in those}) > 1:  # of one name in several folders
             raise UserError(
                 f"{listed_in}: {name} is {len(those)} images, e.g. {those[0].source} and {those[1].source}",
@@ -213,7 +223,6 @@ def _perhaps_splits(root: Path) -> list[Path]:
 
 
 def _without_suffix(name: str) -> str:
-    name = name.replace("\\", "/")
-    ending = next((end for end in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.lower().endswith(end)), "")
-    name = name[: len(name) - len(ending)]
-    return name[:-4] if name.lower().endswith(".ome") else name
+    name = plain(name)
+    ending = next((end for end in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.endswith(end)), "")
+    return name.removesuffix(ending).removesuffix(".ome")

@@ -1,14 +1,16 @@
 """The split that a source's own lists and tables name."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
+from cellkit.config.sections import ChannelsConfig, Config, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
 from cellkit.modules import load
+from cellkit.sources.assign_splits import check_enough
 from cellkit.sources.listing import UNUSED, SourceImage
 from cellkit.sources.own_split import read_split_lists, split_lists, with_own_split
 
@@ -23,6 +25,13 @@ def images(root, folder="images", names=WANTED):
     return [
         SourceImage(name, "A", "", "", f"{folder}/{name}.png", None, name, files=(root / folder / f"{name}.png",))
         for name in names
+    ]
+
+
+def load_items(root):
+    return [
+        replace(item, split="") if item.split == UNUSED else item
+        for item in with_own_split(images(root), root, config())[0]
     ]
 
 
@@ -105,6 +114,34 @@ def test_lists_that_contradict_are_refused(tmp_path):
     (tmp_path / "val.txt").write_text("cell0\n")
     with pytest.raises(UserError, match="val.txt lists cell0, which is train already|lists cell0, which is"):
         read_split_lists(split_lists(tmp_path), tmp_path)
+
+
+def test_one_image_in_two_spellings_is_in_two_lists_all_the_same(tmp_path):
+    write_lists(tmp_path, splits=WANTED | {"CELL0": "test"})
+    with pytest.raises(UserError, match="lists cell0, which is test already"):
+        with_own_split(images(tmp_path), tmp_path, config())
+    write_lists(tmp_path)
+    (tmp_path / "more.csv").write_text("file,split\nCell0.PNG,test\n")
+    with pytest.raises(UserError, match="cell0 is train and test"):
+        with_own_split(images(tmp_path), tmp_path, config())
+
+
+def test_lists_of_another_folder_s_images_are_not_followed(tmp_path, capsys):
+    write_lists(tmp_path, "plate2/{}.png")
+    here = images(tmp_path, "plate1")
+    assert set(splits_of(with_own_split(here, tmp_path, config())[0]).values()) == {""}
+    assert "no name there is an image, e.g. plate2/cell" in capsys.readouterr().err
+    write_lists(tmp_path, "/mnt/set/plate1/{}.png")
+    assert splits_of(with_own_split(here, tmp_path, config())[0]) == WANTED
+    write_lists(tmp_path, "images/train/{}.png")
+    assert splits_of(with_own_split(here, tmp_path, config())[0]) == WANTED
+
+
+def test_a_list_of_test_images_alone_leaves_none_to_train_on_and_says_what_mends_it(tmp_path):
+    (tmp_path / "test.txt").write_text("cell2\ncell5\n")
+    items = load_items(tmp_path)
+    with pytest.raises(UserError, match="4 images are in no split of the source: .*published_split: false"):
+        check_enough(items, Config(classes=["A"]))
 
 
 @pytest.mark.parametrize(
