@@ -178,8 +178,9 @@ def assign_splits(
     """Check ids, keep `config.max_images` of each cell type, and give a split to those the source gave none.
 
     Groups come from the names where ``config.group_from`` says so. With `mixed_is_test` mixed images without a split of the
-    source become test images: nothing can be trained on them. With `fill_split` the splits that the source's own lacks are
-    split off its training images, see `split_off`. `left` follows as it is: what fits no image, see `cellkit.sources.leftovers`.
+    source become test images, and with them, by group, all of their group: nothing can be trained on them. With `fill_split` the
+    splits that the source's own lacks are split off its training images, see `split_off`. `left` follows as it is: what fits no
+    image, see `cellkit.sources.leftovers`.
 
     Raises
     ------
@@ -203,8 +204,7 @@ def assign_splits(
     if fill_split:
         items = split_off(items, config)
     if mixed_is_test:
-        mixed = [item.cell_type == MIXED and not item.split for item in items]
-        items = [replace(item, split="test") if m else item for item, m in zip(items, mixed, strict=True)]
+        items = _with_mixed_as_test(items, config)
     items = limit_images(items, config.max_images)
     without = [item for item in items if not item.split]
     drawn = draw_split(without, dict(config.split), config) if without else {}
@@ -226,6 +226,35 @@ def assign_splits(
         )
     yield from (replace(item, split="") if item.split == UNUSED else item for item in done)
     yield from left
+
+
+def _with_mixed_as_test(items: list[SourceImage], config: ConvertConfig) -> list[SourceImage]:
+    """Make mixed images without a split test images, and where the split goes by group, what shares a group with them."""
+    of_mixed = {
+        item.group for item in items if item.cell_type == MIXED and not item.split and config.split_by == "group"
+    } - {""}
+    done = [
+        replace(item, split="test") if not item.split and (item.cell_type == MIXED or item.group in of_mixed) else item
+        for item in items
+    ]
+    moved = sum(new.split != old.split and old.cell_type != MIXED for new, old in zip(done, items, strict=True))
+    if moved and not any(item.split in ("", "train") for item in done):
+        raise_or_collect(
+            UserError(
+                f"convert.split_by is group, and every group has mixed images (e.g. {min(of_mixed)}), which are test images: no "
+                "group is left to train on",
+                "take the mixed images of some groups out, or set convert.split_by: image",
+            )
+        )
+        return [
+            replace(old, split="test", group="") if old.cell_type == MIXED and not old.split else old for old in items
+        ]
+    if moved:
+        LOG.warning(
+            f"{counted(moved, 'image is a test image', 'images are test images')}, as mixed images of the same group are (e.g. "
+            f"{min(of_mixed)})"
+        )
+    return done
 
 
 def _without_common_folder(items: list[SourceImage], config: ConvertConfig) -> list[SourceImage]:

@@ -44,6 +44,24 @@ def test_mixed_images_of_a_folder_are_test_images(tmp_path):
     assert listed(tmp_path, cfg.model_copy(update={"published_split": False}))["train_mixed_3"].split == "test"
 
 
+def test_by_group_what_shares_a_group_with_mixed_images_is_a_test_image_too(tmp_path, capsys):
+    for name in (*(f"{line}/plate{k}/1" for line in "AB" for k in range(4)), "mixed/plate1/m"):
+        save(tmp_path / f"{name}.png")
+    cfg = config("folder", classes=("A", "B"), split_by="group")
+    items = listed(tmp_path, cfg)
+    assert {name for name, item in items.items() if item.split == "test"} >= {
+        "A_plate1_1",
+        "B_plate1_1",
+        "mixed_plate1_m",
+    }
+    assert {item.split for item in items.values() if item.group != "plate1"} >= {"train", "val"}
+    assert "2 images are test images, as mixed images of the same group are (e.g. plate1)" in capsys.readouterr().err
+    for k in (0, 2, 3):
+        save(tmp_path / "mixed" / f"plate{k}" / "m.png")
+    with pytest.raises(UserError, match="every group has mixed images .*\n.*set convert.split_by: image"):
+        listed(tmp_path, cfg)
+
+
 @pytest.mark.parametrize(
     ("pieces", "areas"), [("keep", [24, 6]), ("largest", [16, 6]), ("split", [16, 4, 4, 6]), (None, [24, 6])]
 )
