@@ -13,7 +13,9 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord, channel_names
+from cellkit.errors import UserError
 from cellkit.files import from_cell
+from cellkit.log import LOG
 from cellkit.microscope.open import READ_SUFFIXES, open_file
 from cellkit.show.overlays import checked_image, draw_picture
 from cellkit.show.style import INK, QUIET, draw_bar, dress, figure_or_new, styled
@@ -64,25 +66,33 @@ def show_conversion(
         The folder that was converted; ``record.file`` is a path below it.
     record : ImageRecord
     config : ConvertConfig, optional
-        Its ``axes``, where a file does not say what its axes are.
+        Its ``axes``, where a file does not say what its axes are, and ``max_plane_px``.
 
     Returns
     -------
     array of Axes
-        As `show_planes`; as `show_channels` where no file of channels is behind the picture (labelme, composed images).
+        As `show_planes`; as `show_channels` where no file of channels is behind the picture (labelme, composed images), or one
+        of which a channel that is not used cannot be read.
     """
     empty = Instances.empty((record.height_px, record.width_px))
     image = CellDataset([record], [empty], (), Path(run_dir), [1]).image(0)
     path, scene, time = Path(source) / record.file, record.scene, record.time
+    made = f"{record.image_id}, from {record.source}"
     if not record.file or path.suffix.lower() not in READ_SUFFIXES or not path.exists():
-        made = f"{record.image_id}, from {record.source}"
         return show_channels(image, record.channels, figure, made, record.um_per_px)
-    with open_file(path, getattr(config, "axes", None)) as opened:
-        series = opened.info.series[scene]
-        names = [channel.name or f"channel {k}" for k, channel in enumerate(series.channels)][:4]
-        z = series.size("Z") // 2
-        planes = np.stack([opened.plane(scene, time, z, k) for k in range(len(names))])
-        where = f", plane {z + 1} of {series.size('Z')}" if series.size("Z") > 1 else ""
+    limits = {} if config is None else {"axes": config.axes, "most_px": config.max_plane_px}
+    try:
+        with open_file(path, **limits) as opened:
+            series = opened.info.series[scene]
+            names = [channel.name or f"channel {k}" for k, channel in enumerate(series.channels)][:4]
+            z = series.size("Z") // 2
+            planes = np.stack([opened.plane(scene, time, z, k) for k in range(len(names))])
+            where = f", plane {z + 1} of {series.size('Z')}" if series.size("Z") > 1 else ""
+    except (
+        UserError
+    ) as error:  # the picture is there: what cannot be read is a channel or a plane that it is not made of
+        LOG.warning(f"{record.image_id} is shown without its file: {error.problem}")
+        return show_channels(image, record.channels, figure, made, record.um_per_px)
     levels = _levels_of(Path(run_dir) / "conversion.csv", record.image_id)
     frame = f"scene {scene} " * (len(opened.info.series) > 1) + f"t {time} " * (series.size("T") > 1) + record.planes
     made = f"{record.image_id}: 8-bit RGB{f', {frame.rstrip()}' if frame else ''}"
@@ -156,7 +166,9 @@ def show_planes(
     for (ax, below), plane, name in zip(pairs, planes, names, strict=True):
         level = by_channel.get(name) or by_channel.get(name.partition(", plane")[0])
         colour = CHANNEL_INK[level.colour] if level else QUIET
-        draw_picture(ax, plane, vmin=plane.min(), vmax=max(plane.max(), plane.min() + 1))
+        known = plane[np.isfinite(plane)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+        draw_picture(ax, plane, vmin=low, vmax=max(high, low + 1))
         draw_bar(ax, um_per_px * math.sqrt(image.shape[0] * image.shape[1] / plane.size))  # the picture may be scaled
         use = f"goes to {level.colour}" if level else "not used" if levels else ""
         ax.set_title(f"{name}\n{use or plane.dtype}", color=colour)
@@ -168,7 +180,7 @@ def _values(ax: Axes, plane: np.ndarray, level: Any, colour: str) -> None:
     """Draw how many pixels hold which value, and the values that became 0 and 255."""
     from matplotlib.ticker import LogLocator
 
-    counts, edges = np.histogram(plane, bins=80)
+    counts, edges = np.histogram(plane[np.isfinite(plane)], bins=80)
     ax.stairs(np.maximum(counts, 0.5), edges, fill=True, color=colour, alpha=0.35, baseline=0.5)
     ax.set_yscale("log")
     ax.minorticks_off()

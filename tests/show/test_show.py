@@ -168,6 +168,35 @@ def test_conversion_shows_the_file_and_the_picture(tmp_path):
     assert [ax.get_title(loc="left") for ax in gone[:2]] == ["GFP: in green", "DAPI: in blue"]
 
 
+def test_a_channel_that_nobody_uses_may_hold_no_numbers_or_be_damaged(tmp_path, capsys):
+    import tifffile
+
+    from cellkit.config.sections import ChannelsConfig, ConvertConfig
+    from cellkit.sources.ingest import convert_images
+
+    grey = np.random.default_rng(0).integers(10, 250, (3, 24, 32))
+    odd = np.where(np.arange(3)[:, None, None] == 2, np.nan, grey).astype(np.float32)
+    odd[2, 5:] = 7.5
+    (tmp_path / "raw").mkdir()
+    tifffile.imwrite(tmp_path / "raw" / "a.tif", odd, imagej=True, metadata={"axes": "CYX"})
+    tifffile.imwrite(tmp_path / "raw" / "b.tif", grey.astype(np.uint16), metadata={"axes": "CYX"}, ome=True, compression="zlib",
+                     photometric="minisblack")  # fmt: skip
+    with tifffile.TiffFile(tmp_path / "raw" / "b.tif") as file:
+        begin, count = file.pages[2].dataoffsets[0], file.pages[2].databytecounts[0]
+    content = bytearray((tmp_path / "raw" / "b.tif").read_bytes())
+    content[begin : begin + count] = b"U" * count
+    (tmp_path / "raw" / "b.tif").write_bytes(content)
+    cfg = ConvertConfig(source="folder", classes=("A",), channels=ChannelsConfig(nuclei=0), axes="CYX")
+    converted = convert_images(cfg, tmp_path / "raw", tmp_path / "run")
+    axes = [show_conversion(tmp_path / "run", tmp_path / "raw", one, cfg) for one in converted.images.records]
+    assert [len(one) for one in axes] == [7, 2], (
+        "three planes with their values and the picture; the picture and its channel"
+    )
+    assert "b is shown without its file: b.tif" in capsys.readouterr().err
+    small = cfg.model_copy(update={"max_plane_px": 700})
+    assert len(show_conversion(tmp_path / "run", tmp_path / "raw", converted.images.records[0], small)) == 2
+
+
 # ---- sheets --------------------------------------------------------------------------------------------------------
 
 
