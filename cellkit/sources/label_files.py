@@ -49,10 +49,10 @@ class LabelFiles:
         relative = path.relative_to(self.root)
         stems = list(dict.fromkeys(name for one in (path, *parts) for name in (stem_of(one), one.name)))
         found = self._called(relative.parent, [stem + suffix for stem in stems], path)
+        of_file = self._called(relative.parent, stems, path) if suffix else None
         if found:
-            return Label(found)
-        found = self._called(relative.parent, stems, path) if suffix else None
-        found = found or self._inside(path)
+            return Label(_only(found, of_file, path, suffix))
+        found = of_file or self._inside(path)
         return Label(found, (number, count) if suffix else None) if found else None
 
     def _called(self, folder: Path, stems: Sequence[str], path: Path) -> Path | None:
@@ -68,10 +68,12 @@ class LabelFiles:
         stem = stem_of(path).replace(*pair, 1)
         folder = path.relative_to(self.root).parent
         found = self._only_one([folder / (stem + suffix)], path) or self._called(folder, [stem + suffix], path)
-        if found or not suffix:
+        if not suffix:
             return Label(found) if found else None
-        found = self._only_one([folder / stem], path) or self._called(folder, [stem], path)
-        return Label(found, (number, count)) if found else None
+        of_file = self._only_one([folder / stem], path) or self._called(folder, [stem], path)
+        if found:
+            return Label(_only(found, of_file, path, suffix))
+        return Label(of_file, (number, count)) if of_file else None
 
     def required(self, folder: Path, stem: Path, image: Path) -> Path:
         """Return the label image ``folder/stem.*``; refuse an image without.
@@ -135,6 +137,15 @@ class LabelFiles:
         if len(found) > 1:
             raise UserError(f"{image.name} has several label images: {found[0]} and {found[1]}", "keep one of them")
         return found[0] if found else None
+
+
+def _only(found: Path, of_file: Path | None, image: Path, suffix: str) -> Path:
+    """Return the label image of a frame; refuse another one that has labels of all frames."""
+    if of_file is None or of_file == found:
+        return found
+    raise UserError(
+        f"frame {suffix} of {image.name} has several label images: {found} and {of_file}", "keep one of them"
+    )
 
 
 def _stem(path: Path) -> str:

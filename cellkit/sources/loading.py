@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +97,14 @@ def refuse_frames(opened: Opened, name: str) -> None:
         )
 
 
+class ClassRow(NamedTuple):
+    """A row of a table of classes: of one frame, or `of_file`, which has several."""
+
+    class_id: int
+    line: int
+    of_file: bool = False
+
+
 class Label(NamedTuple):
     """A label image of a frame; `plane` = (number, count) where it is a stack with one plane for each of `count` frames."""
 
@@ -112,14 +120,15 @@ def load_file(
     cell_type: str,
     scene: int | None = None,
     time: int = 0,
-    rows: Mapping[int, tuple[int, int]] | None = None,
+    rows: Mapping[int, ClassRow] | None = None,
+    frames: Sequence[Label] = (),
     *,
     convert: Convert,
 ) -> Loaded:
     """Load one frame of a file and the label image that `label_of()` finds: a path, a `Label`, or None.
 
-    `rows` = {label: (class id, line of the table)} of a table of classes; a label that the image does not have is refused.
-    Where no scene is given, the file must hold one frame.
+    `rows` = {label: row} of a table of classes; a label that the image does not have is refused, and one of a row for the whole
+    file that none of its `frames`' label images has. Where no scene is given, the file must hold one frame.
     """
     image, path = path, getattr(path, "path", path)
     for part in files_of(image):
@@ -128,7 +137,7 @@ def load_file(
         if scene is None:
             refuse_frames(opened, path.name)
         made = convert(opened, config.conversion, scene or 0, time)
-    return with_labels(root, path, made, label_of(), config, cell_type, rows)
+    return with_labels(root, path, made, label_of(), config, cell_type, rows, frames)
 
 
 def files_of(image: Path | ChannelFiles) -> tuple[Path, ...]:
@@ -143,7 +152,8 @@ def with_labels(
     label: Path | Label | None,
     config: ConvertConfig,
     cell_type: str,
-    rows: Mapping[int, tuple[int, int]] | None = None,
+    rows: Mapping[int, ClassRow] | None = None,
+    frames: Sequence[Label] = (),
 ) -> Loaded:
     """Return a picture with the objects of its label image; parameters as in `load_file`.
 
@@ -164,9 +174,11 @@ def with_labels(
     labels = read_labels(label.path, label.plane)
     check_shape(labels.shape, made.image.shape[:2], label.path, path)
     class_id = class_id_of(cell_type, config) if cell_type not in ("", MIXED) else 0
-    ids = _classes_inside(label.path, labels, config) | {number: known for number, (known, _) in (rows or {}).items()}
+    ids = _classes_inside(label.path, labels, config) | {number: row.class_id for number, row in (rows or {}).items()}
     cells = labelled(labels, class_id, ids, config.pieces, label.path)
-    return made._replace(instances=cells, planes=f"{made.planes} {_check_rows(rows, labels, label)}".strip())
+    return made._replace(
+        instances=cells, planes=f"{made.planes} {_check_rows(rows, labels, label, tuple(frames))}".strip()
+    )
 
 
 def _classes_inside(path: Path, labels: np.ndarray, config: ConvertConfig) -> dict[int, int]:
@@ -198,20 +210,38 @@ def is_perhaps(cells: Instances) -> bool:
     return bool(len(cells)) and bool((cells.areas_px == math.prod(cells.shape)).all())
 
 
-def _check_rows(rows: dict | None, labels: np.ndarray, label: Label) -> str:
+def _check_rows(
+    rows: Mapping[int, ClassRow] | None, labels: np.ndarray, label: Label, frames: tuple[Label, ...]
+) -> str:
     """Refuse rows of a table of classes for labels that are not there; say how many cells have no row."""
     if not rows:
         return ""
     there = set(np.unique(labels[labels > 0]).tolist())
-    wrong = [] if label.plane else sorted(set(rows) - there)  # of a series, each frame has some of the cells
+    wrong = sorted(set(rows) - there)
+    if frames and wrong:  # of a series, each frame has some of the cells
+        wrong = [number for number in wrong if not (rows[number].of_file and number in _labels_in(frames))]
     if wrong:
+        of_file = bool(frames) and rows[wrong[0]].of_file
+        has = f"{label.path.name} has {len(there)} labels, {f'{min(there)} to {max(there)}' if there else 'none'}"
         raise UserError(
-            f"line {rows[wrong[0]][1]} of the table of classes names label {wrong[0]}, and {label.path.name} has "
-            f"{len(there)} labels, {f'{min(there)} to {max(there)}' if there else 'none'}",
+            f"line {rows[wrong[0]].line} of the table of classes names label {wrong[0]}, and "
+            + ("no frame of the file has it" if of_file else has),
             "correct the row, or take it out",
         )
     bare = len(there - set(rows))
     return f"({counted(bare, 'cell')} without a row in the table of classes)" if bare else ""
+
+
+@lru_cache(4)
+def _labels_in(frames: tuple[Label, ...]) -> Container[int]:
+    """Return the labels of all frames of a file; all there could be where a label image cannot be read."""
+    found: set[int] = set()
+    for frame in frames:
+        try:
+            found.update(np.unique(read_labels(frame.path, frame.plane)).tolist())
+        except UserError:
+            return range(2**31)
+    return found
 
 
 def check_same_way(made: Loaded, path: Path, label_path: Path, orientation: int = 1) -> None:
@@ -265,7 +295,7 @@ def labelled(
 
 
 def frames_of(
-    image: Path | ChannelFiles, root: Path, config: ConvertConfig, label_of: Callable, rows_of: Callable = dict.get
+    image: Path | ChannelFiles, root: Path, config: ConvertConfig, label_of: Callable, rows_of: Callable
 ) -> Iterator[SourceImage]:
     """Yield one SourceImage per scene and time of a file, or of the files of an image's channels.
 
@@ -297,10 +327,12 @@ def frames_of(
         )
         return
     unit = image_id_of(name) if len(frames) > 1 else ""
-    for number, (scene, time, suffix) in enumerate(frames):
-        label, files = resolved(partial(label_of, suffix, number, len(frames)))
+    found = [resolved(partial(label_of, suffix, number, len(frames))) for number, (_, _, suffix) in enumerate(frames)]
+    all_labels = tuple(label.args[0] for label, files in found if files)
+    for (scene, time, suffix), (label, files) in zip(frames, found, strict=True):
         rows = rows_of(relative, suffix)
-        loader = partial(load_file, root, image, config, label, about["cell_type"], scene, time, rows)
+        others = all_labels if unit and any(row.of_file for row in rows.values()) else ()
+        loader = partial(load_file, root, image, config, label, about["cell_type"], scene, time, rows, others)
         origin = (
             relative.as_posix() if parts == (path,) else " + ".join(part.relative_to(root).as_posix() for part in parts)
         )

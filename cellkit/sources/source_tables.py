@@ -15,6 +15,7 @@ from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, check_inside, list_files
 from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, failing
+from cellkit.sources.loading import ClassRow
 
 SAMPLE_COLUMNS = ("id", "ImageId")
 
@@ -143,24 +144,28 @@ class ClassTable:
             )
         self.first.setdefault(key, (row["file"], line))
 
-    def rows_of(self, relative: Path, suffix: str) -> dict[int, tuple[int, int]]:
-        """Return {label: (class id, line)} of a frame of a file: rows of the frame, else of the file."""
+    def rows_of(self, relative: Path, suffix: str) -> dict[int, ClassRow]:
+        """Return {label: row} of a frame of a file: rows of the file, and before them rows of the frame."""
         key = _key_of(relative.as_posix())
         bare = key.rpartition("/")[2]
-        frame = self._rows_called(key + plain(suffix), bare + plain(suffix), key, bare in self.unique)
-        return frame or (self._rows_called(key, bare, key, bare in self.unique) if suffix else {})
+        rows = self._rows_called(key, bare, key, bare in self.unique, bool(suffix))
+        if suffix:
+            rows |= self._rows_called(key + plain(suffix), bare + plain(suffix), key, bare in self.unique)
+        return rows
 
-    def _rows_called(self, name: str, bare: str, key: str, is_unique: bool) -> dict[int, tuple[int, int]]:
+    def _rows_called(
+        self, name: str, bare: str, key: str, is_unique: bool, of_file: bool = False
+    ) -> dict[int, ClassRow]:
         """Return the rows of all spellings of one name together; a label that has two classes in them is refused."""
         names = [name, *(f"{plain(folder)}/{name}" for folder in LABEL_FOLDERS), *([bare] if is_unique else ())]
         names += [one + ending for one in names for ending in LABEL_ENDINGS]
-        found: dict[int, tuple[int, int]] = {}
+        found: dict[int, ClassRow] = {}
         for one in dict.fromkeys(names):
             rows = self.rows.get(one, {})
             self.matched |= {one: key} if rows else {}
             for number, (known, line) in rows.items():
-                other = found.setdefault(number, (known, line))
-                if other[0] != known:
+                other = found.setdefault(number, ClassRow(known, line, of_file))
+                if other.class_id != known:
                     problem = f"{self.path} line {line}: label {number} of {key} has another class in line {other[1]}"
                     raise_or_collect(UserError(problem, "keep one row for each cell"))
         return found

@@ -272,6 +272,40 @@ def test_rows_that_cannot_be_meant_stop_with_their_line(tmp_path, rows, said):
         mixed(tmp_path, f"file,label,class\n{rows}\n")
 
 
+def test_rows_of_a_file_and_of_its_frames_count_together_and_none_is_dropped(tmp_path):
+    later = np.where(LABELS == 9, 7, LABELS)  # the third cell has another number in the second frame
+    for name in "ab":
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.stack([GREY, GREY]), imagej=True, metadata={"axes": "TYX"})
+    (tmp_path / "truth").mkdir()
+    tifffile.imwrite(tmp_path / "truth" / "a.tif", np.stack([LABELS, later]).astype(np.uint16))
+    for time, labels in enumerate((LABELS, later)):
+        write_labels(tmp_path / "truth" / f"b_t{time}.tif", labels)
+    for name in "ab":
+        rows = f"{name}.tif,1,A\n{name}.tif,9,B\n{name}.tif,7,B\n{name}_t1,4,A\n"
+        (tmp_path / "truth" / "classes.csv").write_text(f"file,label,class\n{rows}")
+        items = listed(tmp_path, config("folder", classes=("A", "B")))
+        classes = [items[f"{name}_t{time}"].load().instances.class_ids.tolist() for time in (0, 1)]
+        assert classes == [[1, 0, 2], [1, 1, 2]]
+        for more, said in (
+            (f"{name},99,B", "label 99, and no frame"),
+            (f"{name}_t1,9,B", "label 9, and .* has 3 labels"),
+        ):
+            (tmp_path / "truth" / "classes.csv").write_text(f"file,label,class\n{rows}{more}\n")
+            with pytest.raises(UserError, match=f"line 6 .*{said}"):
+                listed(tmp_path, config("folder", classes=("A", "B")))[f"{name}_t1"].load()
+
+
+def test_a_frame_with_labels_of_its_own_and_in_a_stack_is_refused(tmp_path):
+    for name in "abc":
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.stack([GREY, GREY]), imagej=True, metadata={"axes": "TYX"})
+    tifffile.imwrite(tmp_path / "a_masks.tif", np.stack([LABELS, LABELS]).astype(np.uint16))
+    write_labels(tmp_path / "a_t1_masks.tif", LABELS * (LABELS < 9))
+    items = listed(tmp_path, config("folder", split=SplitConfig(train=1.0, val=0.0, test=0.0)))
+    assert len(items["a_t0"].load().instances) == 3
+    with pytest.raises(UserError, match="frame _t1 of a.tif has several label images"):
+        items["a_t1"].load()
+
+
 def test_rows_of_two_spellings_of_one_image_count_together(tmp_path):
     items = mixed(tmp_path, "file,label,class\nmixed/a.tif,1,HEK\na,4,N2a\ntruth/mixed/a_masks,9,N2a\n")
     assert items["mixed_a"].load().instances.class_ids.tolist() == [1, 2, 2]
