@@ -91,7 +91,7 @@ class LabelFiles:
         return found
 
     def cells_of(self, path: Path, item: SourceImage) -> Path | None:
-        """Return the ``_seg.npy`` beside a file, or that of one of its frames; else its GeoJSON, where labels may lie.
+        """Return the ``_seg.npy`` of a file, or of one of its frames, where labels may lie; else its GeoJSON there.
 
         Raises
         ------
@@ -102,12 +102,11 @@ class LabelFiles:
         frame = item.image_id.removeprefix(item.unit) if item.unit else ""
         for suffix in dict.fromkeys((frame, "")):
             stem = f"{stem_of(path)}{suffix}"
-            beside = self.by_name.get(plain((relative.parent / f"{stem}_seg").as_posix()), ())
             names = [relative.parent / stem, *names_of_labels(relative.parent, [stem])]
             names += names_in_label_folders(relative.parent, [stem], self.folders)
-            drawn = [one for name in dict.fromkeys(names) for one in self.by_name.get(plain(name.as_posix()), ())]
-            found = [one for one in beside if one.name.lower().endswith("_seg.npy")] or [
-                one for one in dict.fromkeys(drawn) if one.name.lower().endswith(GEOJSON)
+            there = [one for name in dict.fromkeys(names) for one in self.by_name.get(plain(name.as_posix()), ())]
+            found = [one for one in dict.fromkeys(there) if one.name.lower().endswith("_seg.npy")] or [
+                one for one in dict.fromkeys(there) if one.name.lower().endswith(GEOJSON)
             ]
             self.used.update(found)
             if len(found) > 1:

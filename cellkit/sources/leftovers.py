@@ -54,7 +54,7 @@ def leftovers(
         There are label images, at least one for every two images, and not one fits an image.
     """
     used = {path for item in items for path in item.files} | set(also_used)
-    labels, strays, elsewhere, others = [], [], defaultdict(list), Counter()
+    labels, unread, strays, elsewhere, others = [], [], [], defaultdict(list), Counter()
     stems = {plain(stem_of(item.files[0])) for item in items if item.files}
     bare = {plain(stem_of(item.files[0])) for item in items if item.files and item.bare}
     folders_used = {path.parent for path in used}
@@ -77,10 +77,12 @@ def leftovers(
             strays.append(
                 (relative, "is a table of classes that is not read", "call it truth/classes.csv, and save it as CSV")
             )
-        elif _is_label(path, name, stems) or (in_labels and not name.endswith(NOTES)):
+        elif name.endswith(LABEL_LIKE) and (image := _image_of(path, stems)):
+            unread.append((relative, *_why_not_read(name, image, image in bare)))
+        elif _is_label(path, name) or (in_labels and not name.endswith(NOTES)):
             labels.append(relative)
-        elif unread := why_unread(path):
-            strays.append((relative, unread.problem, unread.remedy))
+        elif refusal := why_unread(path):
+            strays.append((relative, refusal.problem, refusal.remedy))
         elif picture and plain(stem_of(path)).endswith(NOT_IMAGES):
             others["pictures of outlines and flows"] += 1
         elif picture and folder in folders_used:
@@ -94,7 +96,8 @@ def leftovers(
             if inside not in used and (inside.parent / inside.name).is_dir():
                 text = "is a label image in an OME-Zarr of several images, which is not read"
                 strays.append((inside.relative_to(root), text, "write it as a label image of its own"))
-    _check_labels(labels, items, looked_for)
+    _check_labels(labels, unread, items, looked_for)
+    strays += unread
     text = f"is a label image or labels, and no image is called so{f'; {looked_for}' if looked_for else ''}"
     strays += [(relative, text, "rename it after its image, or take it out of the data folder") for relative in labels]
     _warn_unused(root, elsewhere, others)
@@ -120,13 +123,31 @@ def _files_below(root: Path, used: set[Path]) -> Iterator[Path]:
         yield from (path for name in sorted(names) if not is_no_data(name) and (path := Path(folder, name)) not in used)
 
 
-def _is_label(path: Path, name: str, stems: set[str]) -> bool:
-    """Whether a file is called as labels are: ``a_masks.tif``, ``a_seg.npy``, ``a.roi`` or ``a_rois.zip`` beside ``a.tif``."""
+def _is_label(path: Path, name: str) -> bool:
+    """Whether a file is called as labels are: ``a_masks.tif``, ``a_seg.npy``."""
+    return name.endswith("_seg.npy") or (name.endswith(IMAGE_SUFFIXES) and plain(stem_of(path)).endswith(LABEL_ENDINGS))
+
+
+def _image_of(path: Path, stems: set[str]) -> str:
+    """Return which image of `stems` a file is called after (``a_seg.npy`` or ``a_rois.zip`` after ``a.tif``), or ""."""
     stem = plain(stem_of(path))
-    if name.endswith(LABEL_LIKE):
-        ends = [found.start() for found in re.finditer(r"[ _.\-]", stem)] + [len(stem)]
-        return name.endswith("_seg.npy") or any(stem[:end] in stems for end in ends)
-    return name.endswith(IMAGE_SUFFIXES) and stem.endswith(LABEL_ENDINGS)
+    ends = [len(stem), *(found.start() for found in reversed(list(re.finditer(r"[ _.\-]", stem))))]
+    return next((stem[:end] for end in ends if stem[:end] in stems), "")
+
+
+def _why_not_read(name: str, image: str, is_bare: bool) -> tuple[str, str]:
+    """Return what is said of labels in a form of other tools, and what to do: most formats are read by ``cellkit coco``."""
+    if not is_bare:
+        return f"holds labels, and those of {image} are read from another file", "keep one of the two"
+    if name.endswith((".roi", ".zip")):
+        remedy = (
+            "write COCO of ImageJ ROIs (cellkit coco FOLDER -o FILE.json --images FOLDER), and set convert.source: coco"
+        )
+    elif name.endswith(("_seg.npy", ".geojson")):
+        remedy = "set convert.source: folder"
+    else:
+        remedy = "save them as a label image: 0 = background, 1, 2, 3 ... = cells"
+    return "holds labels in a form that this source does not read", remedy
 
 
 def foreign_labels(path: Path, stems: set[str]) -> tuple[str, str] | None:
@@ -185,10 +206,17 @@ def _why_not_used(name: str) -> tuple[str, str]:
     )
 
 
-def _check_labels(labels: Sequence[Path], items: Sequence[SourceImage], looked_for: str) -> None:
-    if labels and 2 * len(labels) >= len(items) > 0 and not any(len(item.files) > 1 for item in items):
+def _check_labels(
+    labels: Sequence[Path], unread: Sequence[tuple[Path, str, str]], items: Sequence[SourceImage], looked_for: str
+) -> None:
+    if any(len(item.files) > 1 for item in items):
+        return
+    if labels and 2 * len(labels) >= len(items) > 0:
         problem = f"of {counted(len(labels), 'label file')}, e.g. {labels[0].as_posix()}, none is named after an image"
         raise_or_collect(UserError(problem, looked_for or "call label images after their images"))
+    if unread and 2 * len(unread) >= len(items) and all(item.bare for item in items):
+        path, problem, remedy = unread[0]
+        raise_or_collect(UserError(f"{path.as_posix()} {problem}; there are {len(unread)} such files", remedy))
 
 
 def _warn_unused(root: Path, elsewhere: dict[str, list[Path]], others: Counter) -> None:

@@ -5,8 +5,10 @@ import pytest
 import tifffile
 from PIL import Image
 
+from cellkit.cells.instances import Instances
 from cellkit.config.sections import ChannelsConfig, Config, ConvertConfig
 from cellkit.errors import UserError
+from cellkit.formats.seg import write_seg
 from cellkit.sources.ingest import convert_images
 
 LABELS = np.zeros((24, 32), np.uint16)
@@ -85,6 +87,27 @@ def test_labels_of_other_tools_beside_an_image_are_named(tmp_path):
     )
     made, aside = gathered(root)
     assert len(made.images.records) == 7 and set(aside) == {"a_rois.zip", "b.roi", "classes.csv.xlsx"}
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("{}.zip", "ImageJ"), ("{}_rois.zip", "ImageJ"), ("{}.npy", "a label image")]
+)
+def test_labels_called_after_their_images_in_a_form_that_is_not_read_are_called_so(tmp_path, name, remedy):
+    root = write(tmp_path / "all", *(f"{k}.tif" for k in "abc"), *(name.format(k) for k in "abc"))
+    with pytest.raises(UserError, match=f"holds labels in a form that this source does not read(.|\n)*{remedy}"):
+        gathered(root)
+    some = write(tmp_path / "some", *(f"{k}.tif" for k in "abc"), "truth/a.tif", name.format("a"), name.format("b"))
+    aside = gathered(some)[1]
+    assert aside[name.format("a")] == "holds labels, and those of a are read from another file; keep one of the two"
+    assert "in a form that this source does not read" in aside[name.format("b")]
+
+
+def test_a_seg_file_is_read_where_labels_lie(tmp_path):
+    root = write(tmp_path / "in", "HEK/a.tif")
+    (root / "truth" / "HEK").mkdir(parents=True)
+    write_seg(root / "truth" / "HEK" / "a_seg.npy", None, Instances.from_labels(LABELS), ("HEK",))
+    made, aside = gathered(root, "microscope")
+    assert not aside and [len(one) for one in made.images.instances] == [2]
 
 
 def test_folders_and_classes_that_do_not_fit_are_named(tmp_path, capsys):
