@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def find_duplicates(records: Sequence[ImageRecord], quality: Sequence[Mapping], 
     up to 3 % of their longer side; that are mirrored or turned by quarters; and all of this together. Not found are zoomed
     pictures, other angles, large shifts, and, unless their pixels are equal, fields without cells or of less than 32 x 32 px.
     Fingerprints name the pairs to look at, then the pictures themselves are compared: neighbouring fields of one slide are no
-    copies.
+    copies. Of the frames of one scene in one split only each and the next are: they are never divided, and show one field.
 
     Parameters
     ----------
@@ -90,18 +91,25 @@ def find_duplicates(records: Sequence[ImageRecord], quality: Sequence[Mapping], 
     are found, and how alike different fields are at most: ``benchmarks/bench_quality.py``.
     """
     read = lambda k: read_image(records[k], root)  # noqa: E731
+    series = [(r.file, r.scene, r.split) if r.file else k for k, r in enumerate(records)]
     return [
         Duplicate(records[i].image_id, records[j].image_id, how, round(likeness, 3))
-        for i, j, how, likeness in similar_pairs(quality, read)
+        for i, j, how, likeness in similar_pairs(quality, read, series=series)
     ]
 
 
 def similar_pairs(
-    quality: Sequence[Mapping], read: Callable[[int], np.ndarray], least: float = LEAST_LIKENESS
+    quality: Sequence[Mapping],
+    read: Callable[[int], np.ndarray],
+    least: float = LEAST_LIKENESS,
+    series: Sequence[Hashable] | None = None,
 ) -> Iterator[tuple[int, int, str, float]]:
-    """Yield (i, j, how, likeness) of the pictures that are at least so alike; `read(k)` returns picture k."""
+    """Yield (i, j, how, likeness) of the pictures that are at least so alike; `read(k)` returns picture k.
+
+    Of the pictures of one of `series`, each is compared with the one before and the one after it.
+    """
     cached = functools.lru_cache(64)(read)
-    for (i, j), positions in sorted(_suspects(quality).items()):
+    for (i, j), positions in sorted(_suspects(quality, _places(series or range(len(quality)))).items()):
         if quality[i]["content"] == quality[j]["content"]:
             yield i, j, "the same pixels", 1.0
             continue
@@ -113,24 +121,46 @@ def similar_pairs(
             yield i, j, ", ".join(filter(None, (POSITIONS[position], shift))) or "the same field", likeness
 
 
-def _suspects(quality: Sequence[Mapping]) -> dict[tuple[int, int], list[tuple[bool, bool, bool]]]:
-    """Return the pairs whose contents are equal or whose fingerprints are near, and in which positions."""
+def _places(series: Sequence[Hashable]) -> np.ndarray:
+    """Return (N, 2): the number of each picture's series, and its place there."""
+    numbers: dict[Hashable, int] = {}
+    count: Counter[Hashable] = Counter()
+    places = np.empty((len(series), 2), int)
+    for k, key in enumerate(series):
+        places[k] = numbers.setdefault(key, len(numbers)), count[key]
+        count[key] += 1
+    return places
+
+
+def _suspects(quality: Sequence[Mapping], places: np.ndarray) -> dict[tuple[int, int], list[tuple[bool, bool, bool]]]:
+    """Return the pairs whose contents are equal or whose fingerprints are near, and in which positions.
+
+    Those of one series are left out unless they follow each other.
+    """
     found: dict[tuple[int, int], list] = {}
     for members in groupby(range(len(quality)), lambda k: quality[k]["content"]).values():
-        found |= {pair: [(False, False, False)] for pair in itertools.combinations(members, 2)}
+        pairs = itertools.combinations(members, 2)
+        found |= {(i, j): [(False, False, False)] for i, j in pairs if _are_compared(places[i], places[j])}
     known = np.array([k for k, row in enumerate(quality) if not row["empty"] and int(row["fingerprint"], 16)], int)
     if len(known) < 2:
         return found
     signs = np.stack([_signs(quality[k]["fingerprint"]) for k in known])
     least = signs.shape[1] - 1 - 2 * MOST_SIGNS
+    places = places[known]
     for position in POSITIONS:
         turned = _turned(signs, position)
         for begin in range(0, len(known), 1024):
             close = signs[begin : begin + 1024] @ turned.T >= least  # whole numbers, exact in float32
+            close &= _are_compared(places[begin : begin + 1024, None], places)
             for a, b in zip(*np.nonzero(close), strict=True):
                 if begin + a < b:
                     found.setdefault((int(known[begin + a]), int(known[b])), []).append(position)
     return found
+
+
+def _are_compared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Tell, of places (..., 2), which are of two series or follow each other in one."""
+    return (first[..., 0] != second[..., 0]) | (abs(first[..., 1] - second[..., 1]) == 1)
 
 
 def _signs(fingerprint: str) -> np.ndarray:

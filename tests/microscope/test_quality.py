@@ -353,6 +353,16 @@ def test_empty_fields_are_copies_only_when_their_pixels_are_equal(tmp_path):
     assert found_in(tmp_path, [black, np.zeros((32, 64, 3), np.uint8), black + 1])[1] == []
 
 
+def test_frames_of_one_file_are_compared_with_the_next_and_with_all_others(tmp_path, fields):
+    records, copies = found_in(tmp_path, [fields[0]] * 4 + [fields[1]])
+    assert len(copies) == 6
+    quality = [measure(np.ascontiguousarray(fields[k == 4])) for k in range(5)]
+    movie = [replace(record, file="m.tif" if k < 3 else "n.tif", time=k) for k, record in enumerate(records)]
+    found = lambda records: [f"{c.first}{c.second}" for c in find_duplicates(records, quality, tmp_path)]  # noqa: E731
+    assert found(movie) == ["01", "03", "12", "13", "23"]
+    assert found([replace(movie[0], split="test"), *movie[1:]]) == ["01", "02", "03", "12", "13", "23"]
+
+
 def test_of_copies_in_two_splits_the_test_image_stays():
     splits = ("train", "test", "val", "train", "train", "val")
     records = [ImageRecord(str(k), f"{k}.png", 1, 1, split=split) for k, split in enumerate(splits)]
