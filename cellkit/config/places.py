@@ -56,3 +56,18 @@ def data_path(cfg: ConvertConfig) -> Path:
     if path.is_dir() and not any(not child.name.startswith(".") for child in path.iterdir()):
         raise UserError(f"'{path}' is an empty folder", "put images there, or set data: and convert.path to another")
     return path
+
+
+def refuse_in_data(run_dir: Path, root: Path) -> None:
+    """Refuse a run folder in the folder of its data.
+
+    Raises
+    ------
+    UserError
+        With the data folder.
+    """
+    if run_dir.resolve().is_relative_to(root.resolve()):
+        raise UserError(
+            f"the run folder lies in the data folder {root}: its pictures would be read as data, and the data would change",
+            "put it elsewhere: cellkit run CONFIG --run FOLDER",
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.names import stem_of
 from cellkit.cells.records import ImageRecord, read_records
 from cellkit.cells.resize import resize_instances
-from cellkit.config.places import data_path
+from cellkit.config.places import data_path, refuse_in_data
 from cellkit.config.reading import known_keys
 from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError, collected, counted, raise_or_collect, readable
@@ -142,9 +143,14 @@ def _key_in(text: str) -> str:
 
 # ---- the run folder --------------------------------------------------------------------------------------------------
 def check_place(outlook: Outlook) -> None:
-    """Refuse a run folder that cannot be written, or is another thing."""
+    """Refuse a run folder that cannot be written, is another thing, or lies in the data."""
     check_folder(outlook.run_dir)
     check_writable(outlook.run_dir)
+    cfg, root = outlook.cfg.convert, None
+    with suppress(UserError):  # said where the images are listed
+        root = None if cfg.source == "drawn" else data_path(cfg)
+    if root is not None:
+        refuse_in_data(outlook.run_dir, root)
 
 
 def check_disk(outlook: Outlook) -> None:

@@ -234,7 +234,7 @@ def _unusable_by_name(items: Sequence[SourceImage]) -> list[Quarantined]:
     """Return what is known to be of no use before any image is opened: what fits no image, and images without labels."""
     useless = []
     for item in items:
-        if item.is_left:
+        if item.is_left or item.is_refused:
             try:
                 item.load()
             except UserError as error:
@@ -430,7 +430,7 @@ def locate_source(config: ConvertConfig, stage: Any) -> Path:
     UserError
         There is no data folder, or nothing at `config.path` in it, or the run folder lies in it.
     """
-    from cellkit.config.places import data_path
+    from cellkit.config.places import data_path, refuse_in_data
     from cellkit.sources.drawn.files import write_fields
 
     if config.pseudo:
@@ -441,10 +441,6 @@ def locate_source(config: ConvertConfig, stage: Any) -> Path:
         write_fields(folder, lines=config.classes, seed=config.seed, **drawn)
         return folder
     root = data_path(config)
-    if stage.root.resolve().is_relative_to(root.resolve()):
-        raise UserError(
-            f"the run folder lies in the data folder {root}: its pictures would be read as data, and the data would change",
-            "put it elsewhere: cellkit run CONFIG --run FOLDER",
-        )
+    refuse_in_data(stage.root, root)
     stage.note_reading(root, "data", by="data")
     return root

@@ -88,6 +88,11 @@ class SourceImage:
         """Whether it stands for something that fits no image, and is there to be skipped with its reason."""
         return self.image_id.startswith(LEFT)
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether it is known before it is opened that it cannot be used."""
+        return isinstance(self.loader, partial) and self.loader.func is _fail
+
     def load(self, convert: Convert | None = None) -> Loaded:
         """Read, convert and return the image and its truth; raises what is wrong with it.
 

@@ -152,6 +152,7 @@ def test_memory_disk_and_run_folder(here, monkeypatch):
     Path("photos").mkdir()
     Path("photos/cat.jpg").write_text("")
     assert "is no run folder and holds cat.jpg" in texts(check_run(cfg, "photos"), ERROR)
+    assert "the run folder lies in the data folder" in texts(check_run(cfg, "s/run"), ERROR)
 
 
 def test_a_detector_that_looks_at_flips_takes_their_memory(monkeypatch):

@@ -81,6 +81,15 @@ def test_a_set_that_is_too_small_for_want_of_labels_says_which(tmp_path, capsys)
     assert "b.tif: has no truth" in said and "bb_masks.tif: is a label image" in said
 
 
+def test_a_set_that_is_too_small_for_a_damaged_file_says_what_is_wrong_with_it(tmp_path, capsys):
+    root = write(tmp_path / "in", "test/a.tif", "test/a_masks.tif", "b_masks.tif")
+    (root / "b.tif").write_bytes(b"II*\0damaged")
+    cfg = ConvertConfig(source="folder", classes=("HEK",), channels=ChannelsConfig(nuclei=0))
+    with pytest.raises(UserError, match="no training image"):
+        convert_images(cfg, root, tmp_path / "run", Config(classes=("HEK",), convert=cfg))
+    assert "b.tif: it cannot be read as TIFF" in capsys.readouterr().err
+
+
 def test_labels_of_other_tools_beside_an_image_are_named(tmp_path):
     root = write(
         tmp_path / "in", *(f"{name}.tif" for name in "abcdefg"), "a_rois.zip", "b.roi", "all.zip", "classes.csv.xlsx"
