@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,11 +126,13 @@ LABEL_FOLDERS = ("labels", "masks", "truth", "label", "mask", "gt", "ground_trut
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "raw", "raw_images", "rawimages")
 
 
-def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -> list[Path]:
+def list_files(
+    root: Path, suffixes: Sequence[str], keep_labels: bool = False, is_class: Callable[[str], object] = str.isspace
+) -> list[Path]:
     """Return the files below `root` with one of `suffixes`, sorted by relative path.
 
-    Hidden names, what file managers leave behind, and unless `keep_labels` label images and their folders, are left out; so
-    are pictures with outlines that cellkit drew, which is said.
+    Hidden names, what file managers leave behind, and unless `keep_labels` label images and their folders (``gt`` is none where
+    it `is_class`), are left out; so are pictures with outlines that cellkit drew, which is said.
     Links to folders are not followed, so a loop of links ends; what a link to a file points to must lie below `root`.
     """
     root = Path(root)
@@ -140,7 +142,7 @@ def list_files(root: Path, suffixes: Sequence[str], keep_labels: bool = False) -
         images = [name for name in folders if name.lower().endswith(".zarr")]  # an OME-Zarr is a folder, and one image
         folders[:] = [name for name in folders if name not in images]
         if not keep_labels:
-            folders[:] = [name for name in folders if plain(name) not in LABEL_FOLDERS]
+            folders[:] = [name for name in folders if plain(name) not in LABEL_FOLDERS or is_class(name)]
         for name in names + images:
             path = Path(folder, name)
             if is_no_data(name) or not name.strip().lower().endswith(tuple(suffixes)):

@@ -198,8 +198,9 @@ def assign_splits(
                 "the images into a folder for each plate or donor, or set convert.split_by: image",
             )
         )
-    if not config.published_split:  # what has no truth can be a test image only
-        items = [item if item.bare and item.split == "test" else replace(item, split="") for item in items]
+    if not config.published_split:  # what has no truth can be a test image only; what is listed again is in no split
+        kept = [(item.bare and item.split == "test") or (item.is_refused and item.split == UNUSED) for item in items]
+        items = [item if keep else replace(item, split="") for item, keep in zip(items, kept, strict=True)]
     items = [replace(item, is_own_test=item.split == "test") for item in items]
     if fill_split:
         items = split_off(items, config)

@@ -84,7 +84,8 @@ def read_pictures(root: Path, config: ConvertConfig, folders_are_classes: bool =
     pair = config.pair
     labels = LabelFiles(root)
     table = ClassTable(root, config)
-    paths = [path for path in list_files(root, IMAGE_SUFFIXES, keep_labels=pair is not None) if not why_unread(path)]
+    found = list_files(root, IMAGE_SUFFIXES, keep_labels=pair is not None, is_class=partial(named_class, config=config))
+    paths = [path for path in found if not why_unread(path)]
     if pair is not None:
         paths = [path for path in paths if is_image_of_pair(path.name, pair)]
         if not paths:

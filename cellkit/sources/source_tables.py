@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from cellkit.cells.names import LABEL_ENDINGS, plain
@@ -14,7 +15,7 @@ from cellkit.errors import Quarantined, UserError, raise_or_collect, readable
 from cellkit.files import decoded
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, check_inside, list_files
-from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, failing
+from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, failing, named_class
 from cellkit.sources.loading import ClassRow
 
 SAMPLE_COLUMNS = ("id", "ImageId")
@@ -117,7 +118,8 @@ class ClassTable:
         self.unique = {stem for stem, count in stems.items() if count == 1}
 
     def _images(self) -> list[str]:
-        paths = list_files(self.root, IMAGE_SUFFIXES) if self.rows else []
+        is_class = partial(named_class, config=self.config)
+        paths = list_files(self.root, IMAGE_SUFFIXES, is_class=is_class) if self.rows else []
         return [_key_of(path.relative_to(self.root).as_posix()) for path in paths]
 
     def _add(self, row: dict[str, str], line: int) -> None:

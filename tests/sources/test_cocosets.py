@@ -389,8 +389,18 @@ def test_a_split_by_well_is_refused_where_the_published_one_tears_wells_apart(li
     with pytest.raises(UserError, match=r"1 group is in more than one split, e.g. A172 C7 \(train, val\)"):
         listed(livecell, cfg)
     drawn = listed(livecell, cfg.model_copy(update={"published_split": False}))
-    assert len({item.split for item in drawn.values() if item.group == "A172 C7"}) == 1
+    assert len({item.split for item in drawn.values() if item.group == "A172 C7"} - {""}) == 1
     assert len(listed(livecell, cfg.model_copy(update={"split_by": "image"}))) == 8
+
+
+def test_an_image_that_is_listed_again_is_in_no_split_that_is_drawn(tmp_path):
+    for split in ("train", "test"):
+        images = [image(k, picture(tmp_path / "images" / f"{k}.png").name) for k in range(5)]
+        save(tmp_path / f"{split}.json", images, [cell(k) for k in range(5)])
+    items = listed(tmp_path, config("coco", published_split=False))
+    assert {name: bool(item.split) for name, item in items.items()} == {
+        **{str(k): True for k in range(5)}, **{f"{k}_again1": False for k in range(5)},
+    }  # fmt: skip
 
 
 def test_thousands_of_cells_in_one_image_are_read(tmp_path):

@@ -44,6 +44,15 @@ def test_mixed_images_of_a_folder_are_test_images(tmp_path):
     assert listed(tmp_path, cfg.model_copy(update={"published_split": False}))["train_mixed_3"].split == "test"
 
 
+def test_a_folder_called_after_a_class_holds_images_whatever_else_its_name_says(tmp_path):
+    for name in ("GT/1", "WT/2", "mask/3"):
+        save(tmp_path / f"{name}.png")
+        write_labels((tmp_path / "truth" / name).with_suffix(".tif"), LABELS)
+    items = listed(tmp_path, config("microscope", classes=("GT", "WT"), class_names={"mask": "WT"}))
+    assert {name: item.cell_type for name, item in items.items()} == {"GT_1": "GT", "WT_2": "WT", "mask_3": "WT"}
+    assert all(len(item.load().instances) == 3 for item in items.values())
+
+
 def test_by_group_what_shares_a_group_with_mixed_images_is_a_test_image_too(tmp_path, capsys):
     for name in (*(f"{line}/plate{k}/1" for line in "AB" for k in range(4)), "mixed/plate1/m"):
         save(tmp_path / f"{name}.png")
