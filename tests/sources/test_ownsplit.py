@@ -131,7 +131,7 @@ def test_lists_of_another_folder_s_images_are_not_followed(tmp_path, capsys):
     here = images(tmp_path, "plate1")
     assert set(splits_of(with_own_split(here, tmp_path, config())[0]).values()) == {""}
     assert "no name there is an image, e.g. plate2/cell" in capsys.readouterr().err
-    write_lists(tmp_path, "/mnt/set/plate1/{}.png")
+    write_lists(tmp_path, "/elsewhere/set/plate1/{}.png")
     assert splits_of(with_own_split(here, tmp_path, config())[0]) == WANTED
     write_lists(tmp_path, "images/train/{}.png")
     assert splits_of(with_own_split(here, tmp_path, config())[0]) == WANTED
