@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -252,3 +253,17 @@ def test_kaggles_form_without_masks_and_with_a_black_mask(tmp_path):
     black = items["a"].load()
     assert len(black.instances) == 1 and black.left_out == ("a/masks/n.png: no pixel of it is above 0",)
     assert items["c"].split == "" and items["c"].bare, "no test image by chance: convert_images names it"
+
+
+def test_a_layout_of_one_label_image_each_takes_no_picture_of_several_frames(tmp_path):
+    for line in ("A", "B"):
+        (tmp_path / line / "images").mkdir(parents=True)
+        movie = np.stack([GREY, GREY]) if line == "A" else GREY
+        axes = "TYX"[-movie.ndim :]
+        tifffile.imwrite(tmp_path / line / "images" / "1.tif", movie, imagej=True, metadata={"axes": axes})
+        write_labels(tmp_path / line / "labels" / "1.tif", LABELS)
+    kind = {"source": "two_lines", "classes": ("A", "B"), "split": SplitConfig(train=1.0, val=0.0, test=0.0)}
+    items = listed(tmp_path, config(**kind))
+    assert len(items["B_1"].load().instances) == 3
+    with pytest.raises(UserError, match="1.tif holds 2 frames"):
+        items["A_1"].load()
