@@ -88,9 +88,7 @@ def show_conversion(
             z = series.size("Z") // 2
             planes = np.stack([opened.plane(scene, time, z, k) for k in range(len(names))])
             where = f", plane {z + 1} of {series.size('Z')}" if series.size("Z") > 1 else ""
-    except (
-        UserError
-    ) as error:  # the picture is there: what cannot be read is a channel or a plane that it is not made of
+    except UserError as error:  # of a channel or a plane that the picture is not made of
         LOG.warning(f"{record.image_id} is shown without its file: {error.problem}")
         return show_channels(image, record.channels, figure, made, record.um_per_px)
     levels = _levels_of(Path(run_dir) / "conversion.csv", record.image_id)

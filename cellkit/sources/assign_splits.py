@@ -332,11 +332,12 @@ def check_enough(images: Sequence, settings: Config, of: str = "images") -> None
             f"give {2 if report == 'val' else 3} images or more, better 3 per cell line (convert.split says which share "
             "goes where; of a source with a split of its own each part needs one)"
         )
-    if missing and (unused := sum(not image.split for image in images)):
+    unused = sum(not image.split and not getattr(image, "is_refused", False) for image in images)
+    if missing and unused:
         mend[0] = (
-            f"{counted(unused, 'image is', 'images are')} in no split of the source: list them too (train.txt, val.txt), or "
+            f"{counted(unused, 'image is', 'images are')} in no split of the source: list them too (train.txt, val.txt), "
         )
-        mend[0] += "set convert.published_split: false to draw a split"
+        mend[0] += "or set convert.published_split: false to draw a split"
     elif missing:
         mend[0] += ", or only predict: cellkit predict starter IMAGES -o OUT.json"
     lines = {image.cell_type for image in images if image.split == "train"}

@@ -219,7 +219,8 @@ def _check_rows(
     there = set(np.unique(labels[labels > 0]).tolist())
     wrong = sorted(set(rows) - there)
     if frames and wrong:  # of a series, each frame has some of the cells
-        wrong = [number for number in wrong if not (rows[number].of_file and number in _labels_in(frames))]
+        changed = tuple(path.stat().st_mtime_ns for path in dict.fromkeys(frame.path for frame in frames))
+        wrong = [number for number in wrong if not (rows[number].of_file and number in _labels_in(frames, changed))]
     if wrong:
         of_file = bool(frames) and rows[wrong[0]].of_file
         has = f"{label.path.name} has {len(there)} labels, {f'{min(there)} to {max(there)}' if there else 'none'}"
@@ -233,8 +234,8 @@ def _check_rows(
 
 
 @lru_cache(4)
-def _labels_in(frames: tuple[Label, ...]) -> Container[int]:
-    """Return the labels of all frames of a file; all there could be where a label image cannot be read."""
+def _labels_in(frames: tuple[Label, ...], changed: tuple[int, ...]) -> Container[int]:
+    """Return the labels of all frames of a file, last `changed` then; all there could be where a label image cannot be read."""
     found: set[int] = set()
     for frame in frames:
         try:
