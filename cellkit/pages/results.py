@@ -102,22 +102,8 @@ def percent(share: float) -> str:
 
 
 SUMMARY_COLUMNS = ("score", "low", "high", "images", "truth_cells", "found_cells")
-TEXTS = frozenset(
-    [
-        "model",
-        "image_id",
-        "cell_type",
-        "group",
-        "split",
-        "class_name",
-        "size",
-        "line",
-        "class",
-        "kind",
-        "made_by",
-        "since",
-    ]
-)  # digits too
+TEXTS = {"model", "image_id", "cell_type", "group", "split", "class_name", "size", "line", "class", "kind", "made_by",
+         "since"}  # columns of text, also where all of it are digits  # fmt: skip
 STAGE_OF = {
     "records.csv": "01_convert",
     "coco": "04_cells_to_coco",
