@@ -7,6 +7,7 @@ of one's own may lie elsewhere: the environment variable ``CELLKIT_MODULES`` nam
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -49,6 +50,29 @@ def paths_of(kind: str) -> dict[str, Path]:
     folder, marks = KINDS[kind]
     found = {name: path for name, path, changed_ns in _files(folder) if _states(path, changed_ns, marks)}
     return dict(sorted(found.items()))
+
+
+def code_sha256(name: str) -> str:
+    """Return a hash of the code of a module outside this package, ``package.module``: of all below its package; else "".
+
+    Examples
+    --------
+    >>> code_sha256("threshold"), code_sha256("cellkit.models.threshold"), code_sha256("no.such.module")
+    ('', '', '')
+    """
+    if "." not in name or name.startswith("cellkit."):
+        return ""
+    try:
+        found = find_spec(name)
+    except Exception:  # noqa: BLE001 - whatever a package raises while it is imported: `path_of` tells it
+        return ""
+    if found is None or not found.has_location or not found.origin:
+        return ""
+    folder = Path(found.origin).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def path_of(kind: str, name: str) -> Path | None:

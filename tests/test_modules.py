@@ -13,7 +13,7 @@ from conftest import write_png
 
 from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
-from cellkit.modules import VARIABLE, _candidates, load, names_of
+from cellkit.modules import VARIABLE, _candidates, code_sha256, load, names_of
 
 ROOT = Path(__file__).parents[1]
 SOURCE = """
@@ -249,3 +249,15 @@ def test_a_helper_with_a_function_read_of_its_own_is_no_source(tmp_path):
     ).stdout.split()
     assert {"lines", "rows", "plates"} & set(named) == {"plates"}
     assert {"drawn", "dsb2018", "voc"} <= set(named)
+
+
+def test_code_outside_the_package_is_known_by_all_files_beside_it(tmp_path, monkeypatch):
+    package = tmp_path / "mine_alone"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "model.py").write_text("A = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    first = code_sha256("mine_alone.model")
+    (package / "helper.py").write_text("B = 1")
+    second = code_sha256("mine_alone.model")
+    assert first and second and first != second == code_sha256("mine_alone.model")

@@ -18,7 +18,7 @@ from cellkit.measure.images import read_cells
 from cellkit.microscope.folders import is_run_folder
 from cellkit.microscope.frames import Frame, find_frames, find_images, none_used
 from cellkit.microscope.open import open_file
-from cellkit.run.outdated import unused_models
+from cellkit.outdated import unused_models
 from cellkit.show.napari_layers import Layer, cells_layer, channel_layers
 
 INSTALL = "pip install 'napari[all]'"

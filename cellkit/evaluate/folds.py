@@ -19,9 +19,11 @@ from cellkit.evaluate.quarters import Box, judged_in
 from cellkit.files import read_json, sha256_file, write_json
 from cellkit.log import LOG
 from cellkit.machine import arithmetic
+from cellkit.manifest import package_sha256
 from cellkit.models import if_able
 from cellkit.models.interpolation import interpolate, steps_between
 from cellkit.models.weights import copy_checkpoint
+from cellkit.modules import code_sha256
 from cellkit.scores.table import per_image, score_table
 from cellkit.settings import free_fields, weights_fields
 
@@ -154,11 +156,11 @@ def scores_of(images: CellDataset, found: Mapping[float, Sequence[Instances]]) -
 
 
 def _stamp(backend: ModuleType, fold: Fold, settings: Any) -> str:
-    """Return a hash of all that a fold's result depends on: backend, versions, settings, start weights, images and labels."""
+    """Return a hash of all that a fold's result depends on: code, versions, settings, start weights, images and labels."""
     told = settings.model_dump(mode="json", exclude=free_fields(settings))
-    versions = [metadata.version(name) for name in ("cellkit", "torch")]
+    versions = [metadata.version("torch"), package_sha256()]
     computed = str(arithmetic(told.get("precision", "auto")))
-    about = (backend.__name__, versions, computed, told, fold.box, fold.lasts)
+    about = (backend.__name__, code_sha256(backend.__name__), versions, computed, told, fold.box, fold.lasts)
     digest = hashlib.sha256(repr(about).encode())
     for name in weights_fields(type(settings)):
         path = Path(getattr(settings, name))

@@ -77,7 +77,7 @@ def measure_files(
         How the pictures were made: its `projection` says what becomes of z planes, where no run tells which were projected
         (default the brightest), its `axes` what the axes of files are that do not state them.
     um_per_px : float
-        Side of a pixel, in place of what the files say; nan: as they say.
+        Side of a pixel of the files, in place of what they say; nan: as they say.
     avoid : sequence of Path
         Folders below those of the images that hold none.
     but : collection of str
@@ -298,8 +298,10 @@ def _name_of(job: Job) -> str:
 
 
 def _of_file(job: Job, conversion: Conversion) -> pd.DataFrame:
-    """Measure the cells of one image."""
+    """Measure the cells of one image; the pixel size of the job is that of the file, not of the picture that a run made of it."""
     with open_file(job.frame.path, conversion.axes, LARGEST_PLANE_PX) as opened:
+        scale = scale_of_picture(opened, job.frame.scene, job.cells, job.scale)
+        job = replace(job, um_per_px=job.um_per_px / scale)
         return of_opened(opened, job.frame.scene, job.frame.time, conversion, job)
 
 

@@ -25,7 +25,7 @@ from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.measured import read_cells_table
 from cellkit.manifest import covered, finished_entries, owned_files, read_manifest
 from cellkit.models import order_models
-from cellkit.run.outdated import outdated_stages, unused_models
+from cellkit.outdated import outdated_stages, unused_models
 from cellkit.scores.attribution import worst_images
 from cellkit.show.style import new_figure, to_png
 from cellkit.under_way import note_reading

@@ -130,6 +130,7 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         model = _of_checkpoint(text, find_weights(text, learnt_nothing))
     run, _ = of_a_run(text)
     if run and not Path(text).is_file():
+        _say_outdated(Path(run), text, model.checkpoint)
         model = replace(model, conversion=_run_conversion(Path(run)))
     checked = checked_settings(model.backend, overrides or {})
     own_px = "diameter_px" in checked
@@ -166,6 +167,21 @@ def _published(path: Path) -> str:
     tensors = weights.load_tensors(path)
     knows = [name for name in backend_names() if if_able(backend_module(name), "published", tensors)]
     return knows[0] if knows else "cellpose_unet"
+
+
+def _say_outdated(run_dir: Path, name: str, checkpoint: Path | None) -> None:
+    """Say that a run has converted its images, or split or labelled them, anew since a model of it was trained."""
+    from cellkit.manifest import finished_entries, owned_files, read_manifest
+    from cellkit.outdated import outdated_stages
+
+    manifest = read_manifest(run_dir)
+    for stage, why in outdated_stages(manifest).items() if checkpoint is not None else ():
+        files = owned_files({"stages": {stage: finished_entries(manifest)[stage]}})
+        if any((run_dir / path).resolve() == checkpoint.resolve() for path in files):
+            LOG.warning(
+                f"{name} is of an earlier state of the run ({stage}: {why}): images are converted as notebook 01 was last set, "
+                f"which may not be how those were that it learned from. Repeat {stage} to be sure"
+            )
 
 
 def _run_conversion(run_dir: Path) -> Conversion | None:

@@ -19,10 +19,10 @@ from cellkit.formats.sides import marks_of
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import FOLDS, check_folder, read_manifest
+from cellkit.outdated import unused_models
 from cellkit.run.folder import Run
 from cellkit.run.foretold_rounds import foretell_folds, took_of_folds
 from cellkit.run.notebooks import notebooks_of
-from cellkit.run.outdated import unused_models
 from cellkit.run.runner import choose_notebooks, run_notebooks
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from cellkit.errors import UserError, counted
 from cellkit.evaluate.folds import Fold, run_fold, scores_of
 from cellkit.evaluate.halving import PARTS, Result, Trial, cost_of, rungs_of, successive_halving, trials_of
 from cellkit.fetch.find import TUNED, with_weights
-from cellkit.files import write_frame
+from cellkit.files import locked, write_frame
 from cellkit.formats.coco_reading import read_coco
 from cellkit.log import LOG
 from cellkit.machine import here
@@ -125,7 +125,11 @@ def run_search(
         _warn_seen([one.maskrcnn.start for one in own])
     place = folder / SEARCH / section
     score = partial(_score, settings=settings, train=train, held=held, place=place)
-    with noted_search(folder, section, place, found):
+    busy = f"'{place}' is being searched by another process"
+    with (
+        locked(place.with_name(f".{section}.lock"), busy, "wait for it, or name another run with --run"),
+        noted_search(folder, section, place, found),
+    ):
         results = successive_halving(trials, score, at_once=not in_steps)
     table = _table(results, settings, list(over), len(held))
     return Searched(0, table, results, write_frame(place / TABLE, table), who)

@@ -298,3 +298,20 @@ class TestEndings:
         os.close(write_end)
         assert process.returncode == 0
         assert not err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "", "-o", "out", "--nuclei", "0"],
+        ["predict", "threshold", "", "-o", "p.json"],
+        ["measure", "images", "", "-o", "e.csv"],
+        ["coco", "", "-o", "e.json"],
+        ["measure", "images", "labels", "-o", ""],
+    ],
+)
+def test_an_empty_path_is_no_current_folder(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert "a path is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -13,10 +13,14 @@ from measure_cases import assert_as_regionprops
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from cellkit.config.reading import load_config
 from cellkit.errors import UserError
 from cellkit.measure.dictionary import columns_of
+from cellkit.measure.images import Job, _of_file
 from cellkit.measure.of_run import measure_run
+from cellkit.microscope.convert import Conversion
+from cellkit.microscope.frames import Frame
 from cellkit.sources.drawn.files import write_fields
 from cellkit.sources.ingest import convert_images
 
@@ -164,3 +168,13 @@ def test_images_put_together_of_two_files_have_no_brightness(tmp_path, capfd):
     assert mixed.any() and done.table.loc[mixed, "mean_channel_0"].isna().all()
     assert done.table.loc[~mixed, "mean_channel_0"].notna().all() and done.quarantined == []
     assert "put together from two files (mixed_01, mixed_02)" in capfd.readouterr().err
+
+
+def test_a_pixel_size_that_is_given_is_that_of_the_files_also_where_pictures_were_resized(tmp_path):
+    labels = np.zeros((20, 20), np.int32)
+    labels[4:8, 4:8] = 1
+    tifffile.imwrite(tmp_path / "a.tif", np.full((40, 40), 9, np.uint8))
+    frame = Frame(tmp_path / "a.tif", "a.tif", "a")
+    job = Job(ImageRecord("a", "a.tif", 20, 20), Instances.from_labels(labels), scale=0.5, um_per_px=0.25, frame=frame)
+    (row,) = _of_file(job, Conversion()).itertuples()
+    assert (row.um_per_px, row.area_px, row.area_um2) == (0.5, 16, 4.0)

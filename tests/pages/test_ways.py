@@ -18,12 +18,12 @@ from cellkit.errors import Quarantined, UserError
 from cellkit.files import read_json, write_json
 from cellkit.formats.coco import write_coco, write_predictions
 from cellkit.manifest import read_manifest
+from cellkit.outdated import unused_models
 from cellkit.pages.costs import cost_of, finding_of, needed_stages
 from cellkit.pages.results import RunFiles
 from cellkit.pages.ways import compare_runs, conventions_of, off, without_unknown
 from cellkit.pages.ways_tables import BEGIN, END, about, grids_of, read_parts, to_markdown, write_markdown
 from cellkit.run.folder import Run
-from cellkit.run.outdated import unused_models
 from cellkit.under_way import measured
 
 REPO = Path(__file__).parents[2]

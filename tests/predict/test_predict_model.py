@@ -52,6 +52,17 @@ class TestFindModel:
         (found,) = model.load()([np.zeros((40, 30, 3), np.uint8)])
         assert found.shape == (40, 30)
 
+    def test_a_model_of_an_earlier_state_of_its_run_says_so(self, run_dir, tmp_path, capsys):
+        shutil.copytree(run_dir, tmp_path / "again")
+        manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
+        images = manifest["stages"]["01_convert"]["outputs"]["images"]
+        manifest["stages"]["03_finetune_cellpose"]["inputs"]["images"] = images | {"sha256": "0"}
+        (tmp_path / "again" / "manifest.json").write_text(json.dumps(manifest))
+        find_model(f"{tmp_path}/again:maskrcnn")
+        assert capsys.readouterr().err == ""
+        find_model(f"{tmp_path}/again:cellpose_tuned")
+        assert "it read another images than 01_convert has written since" in capsys.readouterr().err
+
     def test_a_model_of_a_run_comes_with_the_runs_settings(self, run_dir):
         tuned, base = find_model(f"{run_dir}:cellpose_tuned"), find_model(f"{run_dir}:cellpose_base")
         assert tuned.checkpoint == run_dir / "03_finetune_cellpose/cellpose_tuned.safetensors"

@@ -15,7 +15,7 @@ from test_folds import CONFIG, LABEL
 from cellkit.commands.search import over_of
 from cellkit.errors import UserError
 from cellkit.evaluate import folds
-from cellkit.files import PACKAGE
+from cellkit.files import PACKAGE, locked
 from cellkit.forecast.stages import Forecast
 from cellkit.formats.coco_reading import read_coco
 from cellkit.manifest import read_manifest
@@ -66,6 +66,14 @@ def test_a_search_compares_on_images_that_judge_nothing_and_goes_on_where_it_was
 
     again = run_search("configs/demo.yaml", OVER, 6, **HOW)
     assert len(looked) == 3 and again.table.equals(done.table), "what is finished is read"
+    with (
+        locked(Path("runs/s/search/.finetune.lock"), "held"),
+        pytest.raises(UserError, match="is being searched by another process"),
+    ):
+        run_search("configs/demo.yaml", OVER, 6, **HOW)
+    monkeypatch.setattr(folds, "package_sha256", lambda: "other code")
+    run_search("configs/demo.yaml", OVER, 6, **HOW)
+    assert len(looked) == 6, "trials of other code are run again"
 
 
 def test_a_search_is_done_though_another_command_writes_where_it_would_be_noted(tmp_path, capsys):
