@@ -28,6 +28,7 @@ GROUND = (
     "machine",
     "manifest",
     "modules",
+    "outdated",
     "parallel",
     "room",
     "settings",
