@@ -33,7 +33,6 @@ from cellkit.manifest import (
     FORMAT,
     LOCKS,
     MANIFEST,
-    NOTEBOOKS,
     RUNNER_VARIABLE,
     UNFINISHED,
     Hasher,
@@ -50,6 +49,7 @@ from cellkit.manifest import (
     stamp,
 )
 from cellkit.run.console import INTERRUPTED, Clock, Console, span, verdict
+from cellkit.run.copies import clear_unfinished, copies_of, forget_copies, keep_finished, note_unfinished
 from cellkit.run.folder import fingerprint_of
 from cellkit.run.foretold import Foretold, freed_by_forgetting
 from cellkit.run.notebooks import Notebook, code_hashes, notebooks_of
@@ -122,7 +122,7 @@ def run_notebooks(
                 foretold.look(
                     outlook, names, Console().line, freed_bytes=freed_by_forgetting(folder)
                 )  # refused with nothing forgotten
-                _forget(folder)
+                _forget(folder, [book.name for book in books])
             else:
                 finish_commits(folder)
             plain = json.loads(json.dumps(dict(overrides or {})))  # plain values only
@@ -202,8 +202,8 @@ def _unmake(made: list[Path]) -> None:
                 place.rmdir()
 
 
-def _forget(folder: Path) -> None:
-    """Delete what stages put into the run folder, and its executed notebooks; keep apart what was changed by hand."""
+def _forget(folder: Path, books: list[str]) -> None:
+    """Delete what stages put into the run folder, and their executed notebooks; keep apart what was changed by hand."""
     try:
         manifest = read_manifest(folder)
     except UserError:  # damaged: what it listed cannot be told from what is not ours
@@ -216,8 +216,8 @@ def _forget(folder: Path) -> None:
         clear_place(folder, name, owned)
         with contextlib.suppress(OSError):  # a folder that still holds something stays
             (folder / name).parent.rmdir()
-    for name in (UNFINISHED, NOTEBOOKS):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    forget_copies(folder, dict.fromkeys([*books, *manifest["stages"], *manifest["attempts"]]))
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     write_json(folder / MANIFEST, {"format": FORMAT, "stages": {}, "attempts": {}})
 
 
@@ -303,13 +303,9 @@ class _Runner:
 
     def _skip(self, book: Notebook) -> None:
         self.console.line(f"{self._number(book.name)} skip {book.name} (unchanged)")
-        copy, partial = self._copies(book)
+        copy, partial = copies_of(self.folder, book.name)
         if partial.exists() and not copy.exists():  # killed between the manifest and this move
-            os.replace(partial, copy)
-
-    def _copies(self, book: Notebook) -> tuple[Path, Path]:
-        folder = self.folder / NOTEBOOKS
-        return folder / f"{book.name}.ipynb", folder / f"{book.name}.unfinished.ipynb"
+            keep_finished(self.folder, book.name)
 
     def _run(self, book: Notebook, state: StageState, manifest: dict[str, Any]) -> int:
         """Execute one notebook, record how it ended, return its exit code."""
@@ -323,10 +319,11 @@ class _Runner:
         self.console.line(f"{self._number(book.name)} {book.name}{why}")
         clock = Clock(self._expected(book, manifest), self._expected_after(book, manifest))
         attempt, began = uuid.uuid4().hex, time.time()
-        copy, partial = self._copies(book)
+        copy, partial = copies_of(self.folder, book.name)
         manifest["run"] = {**self.given, "config": str(Path(self.given["config"]).absolute()), "folder": os.getcwd()}
         write_json(self.folder / MANIFEST, manifest, indent=1)
         note_attempt(self.folder, book.name, attempt, status="running", started=stamp(began))
+        clear_unfinished(self.folder, book.name)
         with self.foretold.watched(book.name):
             outcome = execute(
                 nbformat.from_dict(book.content),
@@ -356,13 +353,12 @@ class _Runner:
     def _conclude_outcome(self, book, attempt, outcome, clock, copy, partial) -> int:
         """Ask the manifest: finished if stage.done was reached in this attempt and nothing failed after it."""
         finish_commits(self.folder)  # a kernel killed within stage.done
-        manifest = read_manifest(self.folder)
-        entry = manifest["stages"].get(book.name, {})
+        entry = read_manifest(self.folder)["stages"].get(book.name, {})
         reached = entry.get("attempt") == attempt
         expected = fingerprint_of(self.cfg.section(book.section))
         if reached and outcome.ending in ("finished", "exit", "interrupted") and entry["config"] == expected:
-            os.replace(partial, copy)
-            self.foretold.note(book.name, manifest, copy)
+            keep_finished(self.folder, book.name)
+            self.foretold.note(book.name, read_manifest(self.folder), copy)
             self.console.line(f"{self._number(book.name)} {book.name}  finished in {clock.elapsed()}")
             if outcome.ending == "interrupted":
                 self.console.line("interrupted")
@@ -370,7 +366,9 @@ class _Runner:
         if reached and outcome.ending in ("finished", "exit", "interrupted"):
             outcome.ending, outcome.error_text = "error", f"it did not start its stage with the section {book.section}"
         code, problem = verdict(outcome, reached)
+        note_unfinished(self.folder, book.name)
         if reached:
+            manifest = read_manifest(self.folder)
             manifest["stages"][book.name] |= {"status": "failed", "error": problem}
             write_json(self.folder / MANIFEST, manifest, indent=1)
         note_attempt(

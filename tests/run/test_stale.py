@@ -369,3 +369,22 @@ def test_fresh_deletes_what_the_run_made_and_nothing_else(done):
     assert tree() == {"own notes.txt": b"mine", "set_aside/1/images/a.png": b"painted over"}
     assert read_manifest(Path("runs/demo"))["stages"] == {}
     assert sorted(path.name for path in Path("runs/demo/notebooks").iterdir()) == [f"{ONE}.unfinished.ipynb"]
+
+
+def test_executed_notebooks_that_a_person_wrote_into_are_kept(done, capsys):
+    folder, aside = Path("runs/demo/notebooks"), Path("runs/demo/set_aside/1/notebooks")
+    (folder / "my analysis.ipynb").write_text("mine")
+    (folder / f"{TWO}.ipynb").write_text("annotated")
+    assert go(from_="2") == 0 and (aside / f"{TWO}.ipynb").read_text() == "annotated"
+    assert f"{TWO}.ipynb was changed by hand: kept as" in capsys.readouterr().err
+    assert go(from_="2") == 0 and "by hand" not in capsys.readouterr().err, "as the runner left it"
+    write_notebook(done / "notebooks", TWO, ["1 / 0"])
+    assert go() == 1
+    partial = folder / f"{TWO}.unfinished.ipynb"
+    partial.write_text("why it failed")
+    assert go() == 1 and (aside / partial.name).read_text() == "why it failed"
+    assert go() == 1 and len(list(aside.parents[1].rglob("*.ipynb"))) == 2
+    (folder / f"{ONE}.ipynb").write_text("annotated too")
+    assert go(fresh=True, until="1") == 0
+    assert sorted(path.name for path in folder.iterdir()) == [f"{ONE}.ipynb", "my analysis.ipynb"]
+    assert (aside / f"{ONE}.ipynb").read_text() == "annotated too"
