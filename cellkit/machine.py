@@ -260,3 +260,25 @@ def here(path: str | Path) -> Path:
         if folder.name == "notebooks" and (folder.parent / "configs").is_dir():
             return folder.parent / path
     return path
+
+
+def device_used() -> str:
+    """Return what this process computes on: 'cpu', or the GPU that torch saw if torch was used."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name(0)}"
+    return "cpu"
+
+
+def arithmetic_used(precision: str) -> dict[str, Any]:
+    """Return what decides the last digits of a result: number type, instructions, threads; {} if torch was not used."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    chosen = arithmetic(precision)
+    return {
+        "device": chosen.device.type,
+        "number_type": chosen.number_type,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }

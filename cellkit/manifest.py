@@ -332,8 +332,16 @@ def preflight(run_dir: Path) -> None:
     _check_free(run_dir)
 
 
-def hold(run_dir: Path, kind: str) -> None:
+def hold(run_dir: Path, kind: str, stage: str = "") -> None:
     """Take the writer's lock for this process, or, in a kernel that the runner started, the kernel's.
+
+    Parameters
+    ----------
+    run_dir : Path
+    kind : str
+        "writer" or "kernel".
+    stage : str, optional
+        The stage whose notebook is open in Jupyter and takes it: it is held until that is done or its kernel ends.
 
     Raises
     ------
@@ -343,15 +351,16 @@ def hold(run_dir: Path, kind: str) -> None:
     from filelock import FileLock, Timeout
 
     folder = run_dir.resolve() / LOCKS
+    note = {"pid": os.getpid(), "host": platform.node(), "since": stamp(time.time()), "stage": stage}
     if (folder, kind) in _HELD:
+        if kind == "writer" and stage:
+            write_json(folder / "writer.json", note)
         return
     lock = FileLock(folder / kind)
     try:
         lock.acquire(timeout=ORPHAN_WAIT_S if kind == "kernel" else 0)
     except Timeout:
-        raise UserError(
-            f"run folder '{run_dir}' is being written by {_writer(folder)}", "wait for it, or name another with --run"
-        ) from None
+        raise _held_by(run_dir, folder) from None
     except OSError as error:
         raise UserError(f"'{folder}' cannot be locked: {error.strerror or error}", "name another with --run") from None
     _HELD[folder, kind] = lock
@@ -362,7 +371,7 @@ def hold(run_dir: Path, kind: str) -> None:
             release(run_dir)
             raise
         _HELD.pop((folder, "kernel")).release()
-        write_json(folder / "writer.json", {"pid": os.getpid(), "host": platform.node(), "since": stamp(time.time())})
+        write_json(folder / "writer.json", note)
 
 
 def release(run_dir: Path) -> None:
@@ -374,12 +383,21 @@ def release(run_dir: Path) -> None:
         lock.release()
 
 
-def _writer(folder: Path) -> str:
+def _held_by(run_dir: Path, folder: Path) -> UserError:
+    """Say who writes in a run folder: a command, which ends, or a notebook in Jupyter, whose kernel does not end by itself."""
     try:
         note = read_json(folder / "writer.json")
-        return f"process {note['pid']} on {note['host']} since {note['since']}"
+        writer, stage = f"process {note['pid']} on {note['host']} since {note['since']}", note.get("stage", "")
     except (OSError, ValueError, KeyError):
-        return "another process"
+        writer, stage = "another process", ""
+    if not stage:
+        return UserError(
+            f"run folder '{run_dir}' is being written by {writer}", "wait for it, or name another with --run"
+        )
+    return UserError(
+        f"run folder '{run_dir}': {stage} is open in Jupyter and not finished ({writer})",
+        "run it to its last cell, or restart its kernel; or name another folder",
+    )
 
 
 def runner_context(run_dir: Path) -> dict[str, Any] | None:

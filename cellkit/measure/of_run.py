@@ -12,7 +12,7 @@ from cellkit.cells.instances import Instances
 from cellkit.config.places import data_path
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import Quarantined, UserError, counted, nearest
-from cellkit.log import LOG
+from cellkit.log import LOG, collected_warnings
 from cellkit.measure.images import Job, Measured, joined, of_opened, rows_of
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.file_info import Opened, headers_only
@@ -103,7 +103,8 @@ def _files_of(config: ConvertConfig, run_dir: Path) -> tuple[dict[str, SourceIma
         if not root.exists():
             return {}, f"there is no folder {root}"
         note_reading(root, "data", by="" if config.source == "drawn" else "data")
-        return {item.image_id: item for item in load("source", config.source).read(root, config)}, ""
+        with collected_warnings():  # 01 has said them of the splits that it drew
+            return {item.image_id: item for item in load("source", config.source).read(root, config)}, ""
     except UserError as error:
         return {}, str(error).replace("\n", "; ")
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 import platform
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -24,7 +23,7 @@ from cellkit.config.sections import ConvertConfig
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import read_json, sizes_and_times, write_json
 from cellkit.log import LOG
-from cellkit.machine import arithmetic, here, peak_bytes, processor_s
+from cellkit.machine import arithmetic_used, device_used, here, peak_bytes, processor_s
 from cellkit.manifest import (
     MANIFEST,
     RESERVED,
@@ -187,6 +186,7 @@ class Stage:
         }
         self.workers: int = getattr(section, "workers", 1)
         self._looks: dict[str, Any] = {}
+        self._is_listed = False
         self._convert = section if isinstance(section, ConvertConfig) else None
         self._prepare()
         if not context:
@@ -271,10 +271,15 @@ class Stage:
 
     def quarantine(self, items: Iterable[Quarantined]) -> None:
         """Record items that were skipped; the run ends with exit code 3."""
-        self._entry["quarantined"] += [{"item": str(item.item), "reason": item.reason} for item in items]
+        known = self._entry["quarantined"]
+        new = ({"item": str(item.item), "reason": item.reason} for item in items)
+        for item in new:
+            known += [] if item in known else [item]  # a cell may be run twice
 
     def done(self, **outputs: str | Path | None) -> None:
         """Finish: hash everything written, move it to its place, list it in the manifest. The notebook's last call.
+
+        A second call lists the unnamed files of the first again.
 
         Parameters
         ----------
@@ -285,26 +290,33 @@ class Stage:
         Raises
         ------
         UserError
-            An output is missing, lies outside the run folder, or is another stage's; nothing has moved then.
+            An output is missing, lies outside the run folder, or is another stage's; or the stage was run again elsewhere
+            since it was done here. Nothing has moved then.
         """
         if os.name == "posix" and self._context.get("pid", os.getppid()) != os.getppid():
             raise UserError(f"the runner of {self.name} has ended", "start cellkit run again")
         if "pid" not in self._context:
-            hold(self.run.folder, "writer")  # again, when the cell is run a second time by hand
+            hold(self.run.folder, "writer", self.name)  # again, when the cell is run a second time by hand
+        former = self._listed_before()
         listed = {key: self._place(key, Path(path)) for key, path in outputs.items() if path is not None}
         for unfinished in self.root.rglob(".tmp-*"):  # left by a write that was killed
             unfinished.unlink()
         self.run._hash = hasher = Hasher()
         also = [name for name in files_below(self.root) if not covered(name, listed.values())]
         self._check_owners(listed, also)
-        self._settle_inputs([*listed.values(), *also])
+        former = {
+            name: sha
+            for name, sha in former.items()
+            if not any(overlap(name, new) for new in [*listed.values(), *also])
+        }
+        self._settle_inputs([*listed.values(), *also, *former])
         self._entry |= {
             "status": "finished",
             "outputs": {key: {"path": name, "sha256": hasher(self._source(name))} for key, name in listed.items()},
-            "also": {name: hasher(self.root / name) for name in also},
+            "also": former | {name: hasher(self.root / name) for name in also},
             "versions": versions(),
-            "device": _device(),
-            "arithmetic": _arithmetic(self._entry["config"].get("precision", "auto")),
+            "device": device_used(),
+            "arithmetic": arithmetic_used(self._entry["config"].get("precision", "auto")),
             "seconds": round(time.time() - self._context["began"], 1),
             "processor_s": round(processor_s(), 1),
             "peak_bytes": peak_bytes(),
@@ -315,10 +327,21 @@ class Stage:
         staged = [name for name in outer if (self.root / name).exists()]
         write_json(self.root / ".commit.json", {"entry": self._entry, "moves": staged})
         commit(self.run.folder, self.name)
+        self._is_listed = True
         self.run._stage = None
         note_running(None)
         if not runner_context(self.run.folder):
             release(self.run.folder)
+
+    def _listed_before(self) -> dict[str, str]:
+        """Return the unnamed files that an earlier call of `done` listed for this very attempt, each with its sha256."""
+        if not self._is_listed:
+            return {}
+        entry = read_manifest(self.run.folder)["stages"].get(self.name, {})
+        if entry.get("attempt") != self._entry["attempt"]:
+            problem = f"{self.name} was run again elsewhere since it was done here"
+            raise UserError(problem, "to repeat it here, run this notebook from its first cell")
+        return entry["also"]
 
     def _settle_inputs(self, own: list[str]) -> None:
         """Forget inputs that this stage itself writes; say which were changed by others while it ran."""
@@ -411,25 +434,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
-
-
-def _device() -> str:
-    """Return what the stage ran on: 'cpu', or the GPU that torch saw if torch was used."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return f"cuda: {torch.cuda.get_device_name(0)}"
-    return "cpu"
-
-
-def _arithmetic(precision: str) -> dict[str, Any]:
-    """Return what decides the last digits of a result: number type, instructions, threads; {} if torch was not used."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return {}
-    chosen = arithmetic(precision)
-    return {
-        "device": chosen.device.type,
-        "number_type": chosen.number_type,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }

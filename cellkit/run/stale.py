@@ -21,6 +21,8 @@ from cellkit.run.folder import fingerprint_of, versions
 from cellkit.run.moved import from_run_folder, place_now, renamed, with_old_paths
 from cellkit.run.notebooks import Notebook, matches, read_notebooks, taking_part
 
+RUNNING = "running now"
+
 
 @dataclass(frozen=True)
 class StageState:
@@ -116,7 +118,8 @@ def stage_state(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, A
     if entry is None and attempt is None:
         return StageState(book.name, "missing", "never run")
     if entry is None or entry.get("status") != "finished":
-        return StageState(book.name, "failed", _how_attempt_ended(attempt) if attempt else entry.get("error", "failed"))
+        why = _how_attempt_ended(attempt) if attempt else entry.get("error", "failed")
+        return StageState(book.name, "missing" if why.startswith(RUNNING) else "failed", why)
     if lacking := sorted({"config", "inputs", "also", "package_sha256", "notebook_sha256"} - set(entry)):
         return StageState(book.name, "stale", f"the manifest does not tell its {', '.join(lacking)}")
     section = fingerprint_of(cfg.section(book.section))
@@ -142,7 +145,8 @@ def stage_state(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, A
     note = _other_versions(entry.get("versions", {}))
     if reasons:
         return StageState(book.name, "stale", "; ".join(reasons), note)
-    later = f"a later attempt failed: {_how_attempt_ended(attempt)}" if attempt else ""
+    ended = _how_attempt_ended(attempt) if attempt else ""
+    later = f"a later attempt {'is' if ended.startswith(RUNNING) else 'failed:'} {ended}" if ended else ""
     return StageState(book.name, "fresh", later, note)
 
 
@@ -208,7 +212,7 @@ def _how_attempt_ended(attempt: dict[str, Any]) -> str:
     import psutil
 
     alive = attempt.get("host") == platform.node() and psutil.pid_exists(attempt.get("pid", -1))
-    return f"running now (process {attempt['pid']})" if alive else "ended without a message (killed?)"
+    return f"{RUNNING} (process {attempt['pid']})" if alive else "ended without a message (killed?)"
 
 
 def _differences(old: Any, new: Any, name: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.config.reading import load_config
 from cellkit.errors import UserError
+from cellkit.log import LOG
 from cellkit.measure.dictionary import columns_of
 from cellkit.measure.images import Job, _of_file
 from cellkit.measure.of_run import measure_run
@@ -120,6 +122,18 @@ def test_without_the_raw_folder_size_and_shape_are_measured_and_it_is_said(drawn
     done = measure_run(found_in(images), "model", images, config_of(), tmp_path)
     assert done.quarantined == [] and done.table.columns.tolist() == columns_of()
     assert "without their brightness: there is no folder" in capfd.readouterr().err
+
+
+def test_what_01_has_said_of_the_source_is_not_said_again(drawn_run, monkeypatch, capfd):
+    folder, images = drawn_run
+
+    def read(*_):
+        LOG.warning("few images: 1 moved")
+        return []
+
+    monkeypatch.setattr("cellkit.measure.of_run.load", lambda *_: SimpleNamespace(read=read))
+    measure_run(found_in(images), "model", images, config_of(), folder)
+    assert "few images" not in capfd.readouterr().err
 
 
 def test_the_same_for_any_number_of_workers(drawn_run):

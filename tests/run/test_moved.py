@@ -112,7 +112,7 @@ def test_a_lock_and_a_process_number_of_another_machine_hold_nobody_up(done, mon
     }
     del manifest["stages"][TWO]
     Path("runs/demo/manifest.json").write_text(json.dumps(manifest))
-    assert "running now" in reasons("failed", TWO)
+    assert "running now" in reasons("missing", TWO)
     monkeypatch.setattr(platform, "node", lambda: "another-machine")
     assert reasons("failed", TWO) == "ended without a message (killed?)"
     Path("runs/demo/.lock").mkdir(exist_ok=True)

@@ -180,7 +180,7 @@ def test_killing_the_runner_ends_the_kernel_and_a_repetition_finishes(here):
     write_notebook(here / "notebooks", ONE, SLOW)
     process = spawn(RUN)
     wait_for(lambda: written("pid"))
-    assert "running now" in reasons("failed", ONE)
+    assert "running now" in reasons("missing", ONE)
     process.kill()
     process.wait()
     process.stderr.close()
