@@ -29,6 +29,7 @@ FORMAT = 1
 UNFINISHED = "unfinished"  # what running, failed and killed stages have written so far
 SET_ASIDE = "set_aside"  # files of other origin that stood where an output belongs
 NOTEBOOKS = "notebooks"
+LABELS = "labels"  # the label images that 02 leaves for people
 LOCKS = ".lock"
 FOLDS, SEARCH = "folds", "search"  # other runs made beside this one: of `cellkit run --folds`, of `cellkit search`
 RESERVED = {MANIFEST, UNFINISHED, SET_ASIDE, NOTEBOOKS, LOCKS, FOLDS, SEARCH}
@@ -164,7 +165,8 @@ def clear_place(run_dir: Path, name: str, owned: Mapping[str, str]) -> None:
     target = run_dir / SET_ASIDE / str(number) / name
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(path, target)
-    LOG.warning(f"{path} was changed by hand: kept as {target}")
+    how = f"; to use what you corrected there: label.use: {target}" if name == LABELS else ""
+    LOG.warning(f"{path} was changed by hand: kept as {target}{how}")
 
 
 def files_below(root: Path) -> list[str]:
