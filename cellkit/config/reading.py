@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cellkit.config.overrides import table_of
 from cellkit.config.recipes import recipe_sections, with_recipes
 from cellkit.config.sections import BACKEND_SECTIONS, SHARED, SOME_SHARE, STAGES, Config, config_class, section_class
 from cellkit.errors import UserError, nearest, raise_or_collect
@@ -237,7 +238,7 @@ def load_config(
     settings = read_yaml(path)
     _count_from(settings, path.parent)
     written = getattr(overrides, "written", {})
-    overrides = {str(key): value for key, value in (overrides or {}).items()}
+    overrides = table_of(overrides or {})
     for key, value in overrides.items():
         _override(settings, key, value, written.get(key))
     recipes = recipe_sections(notebooks)

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cellkit.config.overrides import unread_by
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import Quarantined, UserError, nearest
 from cellkit.files import read_json, sizes_and_times, write_json
@@ -92,7 +93,11 @@ class Run:
             raise UserError(f"the notebook {context['stage']} starts the stage {name!r}", "give both the same name")
         if not context:
             preflight(self.folder)
-        hold(self.folder, "kernel" if context else "writer")
+            if keys := unread_by(name):
+                LOG.info(
+                    f"overrides: this notebook does not read {', '.join(keys)}: give that to the notebooks that do"
+                )
+        hold(self.folder, "kernel" if context else "writer", name)
         finish_commits(self.folder)
         self._hash = Hasher()
         self._stage = Stage(self, name, section, context)

@@ -1,0 +1,26 @@
+"""Overrides as a notebook gives them."""
+
+import pytest
+
+from cellkit.config.reading import load_config
+from cellkit.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "example"),
+    [
+        ("coco.min_area_px=5", "{'coco.min_area_px': 5}"),
+        (["finetune.steps=1", "label.use=proposed"], "{'finetune.steps': 1, 'label.use': 'proposed'}"),
+        ("coco.min_area_px", "{'finetune.steps': 100}"),
+        ("classes=[", "{'finetune.steps': 100}"),
+        ([1], "{'finetune.steps': 100}"),
+        (7, "{'finetune.steps': 100}"),
+    ],
+)
+def test_overrides_that_are_no_table_are_shown_as_one(tmp_path, overrides, example):
+    (tmp_path / "a.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError) as refused:
+        load_config(tmp_path / "a.yaml", overrides)
+    problem, remedy = str(refused.value).splitlines()
+    assert problem == f"overrides is {overrides!r}, no table of keys and values"
+    assert remedy == f"write it as overrides = {example}"
