@@ -92,6 +92,28 @@ def listed_by(
     }
 
 
+def outdated_inputs(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return {stage: why} of the finished stages that read what is listed otherwise by now, or what comes from such a stage.
+
+    By the manifest alone: it tells nothing of settings, code and files outside the run folder.
+    """
+    listed, entries, found = listed_by(manifest), finished_entries(manifest), {}
+    read = {
+        name: [(key, one["sha256"], *listed[key]) for key, one in entry.get("inputs", {}).items() if key in listed]
+        for name, entry in entries.items()
+    }
+    for name, inputs in read.items():
+        for key, sha256, maker, output in inputs:
+            if maker != name and sha256 != output["sha256"]:
+                found.setdefault(name, f"{name} was made from another {key} than {maker} has left since")
+    for _ in read:  # what is made from that in turn
+        for name, inputs in read.items():
+            for key, _, maker, _ in inputs:
+                if maker != name and maker in found:
+                    found.setdefault(name, f"{name} was made from {key}, and {found[maker]}")
+    return found
+
+
 def note_attempt(run_dir: Path, name: str, attempt: str, **facts: Any) -> None:
     """Record how far an attempt at a stage came; the entry of a finished stage stays as it is."""
     manifest = read_manifest(run_dir)
@@ -281,7 +303,8 @@ def check_folder(run_dir: Path) -> None:
         other = sorted(child.name for child in run_dir.iterdir() if child.name not in known)
         if other:
             raise UserError(
-                f"'{run_dir}' is no run folder and holds {', '.join(other[:3])}", "name a new folder with --run"
+                f"'{run_dir}' is no run folder and holds {', '.join(other[:3])}",
+                "name a new folder: --run, or run_dir in a notebook",
             )
 
 

@@ -30,6 +30,7 @@ from cellkit.manifest import (
     RESERVED,
     UNFINISHED,
     Hasher,
+    check_folder,
     commit,
     covered,
     files_below,
@@ -39,6 +40,7 @@ from cellkit.manifest import (
     input_sha256,
     listed_by,
     note_attempt,
+    outdated_inputs,
     overlap,
     owned_files,
     preflight,
@@ -72,6 +74,7 @@ class Run:
         self.folder = here(run_dir)
         self._stage: Stage | None = None
         self._hash = Hasher()
+        self._outdated: dict[str, str] = {}  # earlier stages, and of which a warning is still to be given
 
     def start(self, name: str, section: Any) -> Stage:
         """Begin a stage: take the lock, make a place for its files, note from here on what it reads.
@@ -86,12 +89,13 @@ class Run:
         Raises
         ------
         UserError
-            Another process writes in this folder, or the folder cannot be written.
+            Another process writes in this folder, or the folder cannot be written, or is no run folder and holds other things.
         """
         context = runner_context(self.folder)
         if context and context["stage"] != name:
             raise UserError(f"the notebook {context['stage']} starts the stage {name!r}", "give both the same name")
         if not context:
+            check_folder(self.folder)
             preflight(self.folder)
             if keys := unread_by(name):
                 LOG.info(
@@ -100,6 +104,7 @@ class Run:
         hold(self.folder, "kernel" if context else "writer", name)
         finish_commits(self.folder)
         self._hash = Hasher()
+        self._outdated = {} if context else outdated_inputs(read_manifest(self.folder))
         self._stage = Stage(self, name, section, context)
         note_running(self._stage)
         return self._stage
@@ -147,6 +152,9 @@ class Run:
             what = "is missing" if found is None else f"is not as {stage} left it"
             raise UserError(f"'{key}' ({path}) {what}", f"repeat that stage: cellkit run CONFIG --run {self.name}")
         if self._stage:
+            if why := self._outdated.pop(stage, ""):
+                repeat = f"cellkit run CONFIG --run {self.name} repeats what is needed"
+                LOG.warning(f"'{key}' is out of date: {why}; repeat that first ({repeat})")
             self._stage._note_input(key, {"path": output["path"], "sha256": found})
         return path
 
