@@ -77,7 +77,7 @@ def _plan(given: argparse.Namespace, pool: Any) -> Answer:
     from cellkit.commands.shared import json_text
     from cellkit.files import write_frame
     from cellkit.labelling.budget import read_curve, tell_budget
-    from cellkit.labelling.corrections import PLAN_FILE
+    from cellkit.labelling.label_files import PLAN_FILE
     from cellkit.labelling.planner import to_rank
 
     train, held_out = to_rank(pool.images, pool.by_person)
@@ -110,6 +110,7 @@ def _ranked(given: argparse.Namespace, pool: Any, train: Any, done: Any) -> tupl
     """Rank the images and write the files of the top ones; return the table, and the images whose files somebody saved."""
     from cellkit.cells.dataset import predict_all
     from cellkit.labelling.annotate import diameter_for
+    from cellkit.labelling.corrections import confirmed_in
     from cellkit.labelling.planner import features_of, plan_table
     from cellkit.labelling.rounds import write_proposal
     from cellkit.labelling.rules import rule_of
@@ -125,10 +126,10 @@ def _ranked(given: argparse.Namespace, pool: Any, train: Any, done: Any) -> tupl
     model, needs = (backend, checkpoint, settings), rule_of(given.rule).needs
     features = features_of(train, proposals, model, needs, done, workers=given.workers)
     table = plan_table(train, features, given.rule, given.count, done.records, given.seconds_per_cell)
-    kept = []
+    kept, confirmed = [], confirmed_in(pool.out, train.records)
     for name in table["image_id"].head(given.count):
         k = train.index(name)
-        if not write_proposal(pool.out, train.root / train.records[k].path, name, proposals[k]):
+        if not write_proposal(pool.out, train.root / train.records[k].path, name, proposals[k], confirmed):
             kept.append(name)
     return table, kept
 
@@ -145,12 +146,12 @@ def _judges(pool: Any, held_out: Any) -> list[str]:
 
 def _lines(given: argparse.Namespace, pool: Any, rows: list[dict[str, Any]], kept: list[str]) -> list[str]:
     """Say which images, what they take, where their files are, and how those come back."""
-    from cellkit.labelling.corrections import PLAN_FILE
-    from cellkit.labelling.rounds import NOT_SAVED, how_to_correct
+    from cellkit.labelling.label_files import PLAN_FILE
+    from cellkit.labelling.rounds import KEPT, NOT_SAVED, how_to_correct
 
     lines = [f"{row['rank']:>3}  {row['image_id']}  {row['minutes']:.0f} min  {row['why']}" for row in rows]
     cells, minutes = (sum(row[name] for row in rows) for name in ("cells", "minutes"))
     total = f"about {cells} cells, {minutes:.0f} minutes at {given.seconds_per_cell:g} s a cell and a minute an image"
     lines += [f"to correct: {pool.out} ({total}; {PLAN_FILE} there ranks all)"]
-    lines += [f"left as they are, because somebody saved them: {', '.join(kept)}"] if kept else []
+    lines += [f"{KEPT}: {', '.join(kept)}"] if kept else []
     return [*lines, *how_to_correct(rows[0]["image_id"]), f"{pool.comes_back} {NOT_SAVED}"]

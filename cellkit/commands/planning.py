@@ -193,7 +193,7 @@ def _picture(frame: Frame, conversion: Any, folder: Path) -> tuple[ImageRecord, 
 
 def _labelled_beside(records: Sequence[ImageRecord], folder: Path) -> set[str]:
     """Return the images that have a label file in the folder of the pictures, other than a model's proposal as it was left."""
-    from cellkit.labelling.corrections import match_files
+    from cellkit.labelling.label_files import match_files
     from cellkit.labelling.rounds import as_left
 
     found = match_files(records, folder)[0].items()

@@ -329,6 +329,21 @@ def _read_picture(path: Path) -> np.ndarray:
     return image.astype(image.dtype.newbyteorder("="), copy=False)
 
 
+def shows(path: Path, picture: Path) -> bool:
+    """Tell whether a ``_seg.npy`` file holds the very pixels of a picture: that is the one it was written with.
+
+    Raises
+    ------
+    UserError
+        The ``_seg.npy`` file is damaged.
+    """
+    image = read_seg(path).image
+    try:
+        return image is not None and np.array_equal(image, _three_channels(_read_picture(picture)))
+    except UserError:  # it is no picture
+        return False
+
+
 # ---- the contract of cellkit.formats.any ----
 def picture_stem(name: str) -> str:
     """Return the name that a file shares with its picture.

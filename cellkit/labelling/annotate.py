@@ -102,7 +102,7 @@ def choose_labels(
         image for any of the images; every cell is smaller than `min_area_px`.
     """
     from cellkit.formats.coco_reading import read_coco
-    from cellkit.labelling.corrections import corrections_folder, read_corrections
+    from cellkit.labelling.corrections import corrections_folder, log_files, read_corrections
     from cellkit.under_way import note_reading
 
     pseudo = {
@@ -133,11 +133,11 @@ def choose_labels(
         chosen = _proposed(images, proposals, {})
     else:
         note_reading(use, "corrections")
-        corrections, unused, beside = read_corrections(images, proposals, corrections_folder(use))
-        seen = {name: one for name, one in corrections.items() if one.by_person}
-        _log_files(use, unused, beside, [name for name in corrections if name not in seen])
+        found = read_corrections(images, proposals, corrections_folder(use))
+        seen = {name: one for name, one in found[0].items() if one.by_person}
+        log_files(use, images, found, classes)
         if quarantine is not None:
-            quarantine(unused)
+            quarantine(found[1])
         chosen = _proposed(images, proposals, seen)
     chosen = [item if item.made_by == "corrected" else pseudo.get(item.image_id, item) for item in chosen]
     if partly := known_in_part([item.instances for item in chosen]):
@@ -167,21 +167,6 @@ def _whole(image_id: str, labels: np.ndarray, made_by: str, cells: Instances) ->
     """Keep the cells beside the image painted from them where that image loses some of them."""
     overlap = int(cells.areas_px.sum()) > int(np.count_nonzero(labels > 0))
     return Labelled(image_id, labels, made_by, cells if overlap else None)
-
-
-def _log_files(use: str, unused: Sequence[Quarantined], beside: Sequence[str], unchanged: Sequence[str]) -> None:
-    """Say in the log what of a folder of corrections is not used, and what in it nobody has changed."""
-    lines = [f"{use}: {item.item} is not used: {item.reason}" for item in unused]
-    if beside:
-        lines.append(f"{use}: pictures, by-products and copies of a proposal, no labels: {', '.join(beside)}")
-    if unchanged:
-        names = ", ".join(unchanged)
-        lines.append(
-            f"{use}: as the model proposed them, so they count as proposals and nothing is scored there: {names}; those that "
-            "are right as they are: list them in confirmed.csv there (column image_id)"
-        )
-    for line in lines:
-        LOG.warning(line)
 
 
 def _warn_unused(chosen: Sequence[Labelled], truth: Path, use: str) -> None:

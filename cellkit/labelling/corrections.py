@@ -7,8 +7,8 @@ correction, unless a label tool saved it or a person says in ``confirmed.csv`` t
 
 from __future__ import annotations
 
-import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError, counted, plain_reason
 from cellkit.files import sha256_file
-from cellkit.formats.labels import LABELS_FILE, chosen_cells
+from cellkit.formats.labels import chosen_cells
+from cellkit.labelling.label_files import CONFIRMED, WANTED, ImageNames, match_files, why_unused
+from cellkit.log import LOG
 
 ORDER = (
     "seg",
@@ -28,14 +30,9 @@ ORDER = (
     "plain",
     "marked",
 )  # which of an image's files is read first, and used where several hold the same cells
-BY_PRODUCTS = ("_flows", "_cp_outlines", "_outlines")  # what Cellpose writes beside masks
-OF_SYSTEM = ("thumbs.db", "desktop.ini")
-PLAN_FILE = "plan.csv"  # what `cellkit plan` writes beside the files to correct
-CONFIRMED = "confirmed.csv"  # column image_id: images whose label file there is right as it is, says a person
 SPLIT = (
     "number the cells: cellkit coco FOLDER -o CELLS.json --pieces split, then cellkit labels CELLS.json -o OTHER_FOLDER"
 )
-WANTED = "<image_id>.tif, _masks.tif, _cp_masks.png, _seg.npy, _rois.zip or .geojson, or so called after the image's own file"
 
 
 @dataclass(frozen=True)
@@ -51,12 +48,15 @@ class Correction:
         The file.
     by_person : bool
         False where nothing tells it from the model's proposal: a copy of it that nobody has changed, saved or confirmed.
+    classes : tuple of str
+        Those that cells have in the file; they are not used.
     """
 
     cells: Instances
     labels: np.ndarray
     path: Path
     by_person: bool
+    classes: tuple[str, ...] = ()
 
 
 def corrections_folder(use: str) -> Path | None:
@@ -114,7 +114,7 @@ def read_corrections(
     for record, found in zip(images.records, proposals, strict=True):
         files = of_image.get(record.image_id, [])
         painted = None if found is None else Instances.from_labels(found.paint())
-        chosen, refused, pictures = _choose(files, record, painted, copied)
+        chosen, refused, pictures = _choose(files, record, painted, copied, images.root / record.path)
         unused += [Quarantined(path.relative_to(folder).as_posix(), why) for path, why in refused]
         beside += [path.relative_to(folder).as_posix() for path in pictures]
         if chosen is not None:
@@ -123,6 +123,60 @@ def read_corrections(
     unused.sort(key=lambda item: item.item)
     _refuse_none(corrections, folder, images.records, unused)
     return corrections, unused, sorted(beside)
+
+
+def proposals_beside(images: CellDataset, folder: Path | None) -> dict[str, Instances]:
+    """Return the proposals that a folder still has as they were put there, by image: what a person opened and corrected."""
+    found: dict[str, Instances] = {}
+    of_image = {} if folder is None else match_files(images.records, folder)[0]
+    for record in images.records:
+        for kind, path in of_image.get(record.image_id, ()):
+            with contextlib.suppress(UserError):  # `read_corrections` names it
+                cells, _, _, maker, _ = _read(kind, path, record)
+                if maker == "proposed":
+                    found.setdefault(record.image_id, cells)
+    return found
+
+
+def log_files(
+    use: str,
+    images: CellDataset,
+    found: tuple[Mapping[str, Correction], Sequence[Quarantined], Sequence[str]],
+    classes: Sequence[str],
+) -> None:
+    """Say in the log what of a folder of corrections is not used, and what in it nobody has changed.
+
+    Parameters
+    ----------
+    use : str
+        The folder, as it was named.
+    images : CellDataset
+    found : tuple
+        From `read_corrections`.
+    classes : sequence of str
+        Those of the run; where there are several, those in the files are missed.
+    """
+    corrections, unused, beside = found
+    lines = [f"{use}: {item.item} is not used: {item.reason}" for item in unused]
+    if beside:
+        lines.append(f"{use}: pictures, by-products and copies of a proposal, no labels: {', '.join(beside)}")
+    if unchanged := [name for name, one in corrections.items() if not one.by_person]:
+        names = ", ".join(unchanged)
+        lines.append(
+            f"{use}: as the model proposed them, so they count as proposals and nothing is scored there: {names}; those that "
+            "are right as they are: list them in confirmed.csv there (column image_id)"
+        )
+    lines_of = {record.image_id: record.cell_type for record in images.records}
+    classed = [
+        one.path.name for name, one in corrections.items() if one.by_person and set(one.classes) - {lines_of[name]}
+    ]
+    if classed and len(classes) > 1:
+        lines.append(
+            f"{use}: the classes in {counted(len(classed), 'file')} are not used (e.g. {classed[0]}): a cell gets the class of "
+            "its image's line or of the true cell that it covers; classes of your own come with the images: truth/classes.csv"
+        )
+    for line in lines:
+        LOG.warning(line)
 
 
 def labelled_by_person(images: CellDataset, folder: Path) -> tuple[set[str], list[Quarantined]]:
@@ -136,25 +190,36 @@ def labelled_by_person(images: CellDataset, folder: Path) -> tuple[set[str], lis
     return {name for name, one in found.items() if one.by_person}, unused
 
 
-def _confirmed(
-    records: Sequence[ImageRecord], of_image: Mapping[str, Sequence], folder: Path
-) -> tuple[set[str], list[Quarantined]]:
-    """Return the images whose label file a person calls right in ``confirmed.csv``, and the rows that name no such image."""
+def confirmed_in(folder: Path, records: Sequence[ImageRecord]) -> set[str]:
+    """Return the images that ``confirmed.csv`` of a folder calls right, whether or not their label files are there."""
+    return {name for _, _, found in _confirmed_rows(records, folder) if len(found) == 1 for name in found}
+
+
+def _confirmed_rows(records: Sequence[ImageRecord], folder: Path) -> list[tuple[int, str, set[str]]]:
+    """Return the rows of ``confirmed.csv``: the line, what stands there, and which images that may be."""
     from cellkit.sources.source_tables import read_table
 
     path = folder / CONFIRMED
     if not path.is_file():
-        return set(), []
-    names, confirmed, strange = _Names(records), set(), []
-    for line, row in enumerate(read_table(path, ("image_id",), folder), 2):
-        found = names.of(Path(row["image_id"].strip()), [Path(row["image_id"].strip()).name])
+        return []
+    names = ImageNames(records)
+    written = [Path(row["image_id"].strip()) for row in read_table(path, ("image_id",), folder)]
+    return [(line, str(one), names.of(one, [one.name])) for line, one in enumerate(written, 2)]
+
+
+def _confirmed(
+    records: Sequence[ImageRecord], of_image: Mapping[str, Sequence], folder: Path
+) -> tuple[set[str], list[Quarantined]]:
+    """Return the images whose label file a person calls right in ``confirmed.csv``, and the rows that name no such image."""
+    confirmed, strange = set(), []
+    for line, written, found in _confirmed_rows(records, folder):
         if len(found) == 1 and found <= set(of_image):
             confirmed |= found
         elif len(found) == 1:
             why = f"no label file of {found.pop()} is in this folder; put there what you looked at: labels/ of the run has it"
             strange.append(Quarantined(f"{CONFIRMED} line {line}", why))
         else:
-            strange.append(Quarantined(f"{CONFIRMED} line {line}", f"'{row['image_id']}': {_why_unused('', found)}"))
+            strange.append(Quarantined(f"{CONFIRMED} line {line}", f"'{written}': {why_unused('', found)}"))
     return confirmed, strange
 
 
@@ -181,122 +246,12 @@ def _refuse_none(found: Container, folder: Path, records: Sequence[ImageRecord],
         raise none_left(what, unused) if unused else UserError(what, f"name them {WANTED}")
 
 
-def match_files(
-    records: Sequence[ImageRecord], folder: Path
-) -> tuple[dict[str, list[tuple[str, Path]]], list[Quarantined], list[str]]:
-    """Match the files of a folder to images by their names: {image_id: (kind, path)}, what fits none, and what is no label."""
-    names = _Names(records)
-    unused, beside, of_image = [], [], {}
-    for path in _files(folder):
-        kind, stems = _kind(path, names)
-        found = names.of(path.relative_to(folder), stems)
-        name = path.relative_to(folder).as_posix()
-        if kind == "other" or len(found) != 1:
-            unused.append(Quarantined(name, _why_unused(kind, found)))
-        elif kind == "beside":
-            beside.append(name)
-        else:
-            of_image.setdefault(found.pop(), []).append((kind, path))
-    return of_image, unused, beside
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return every file below a folder, sorted; hidden ones, the system's and the list of cellkit's own left out."""
-    found = []
-    for place, below, names in os.walk(folder, followlinks=False):
-        below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
-        plain = [name for name in names if not name.startswith(".") and name.lower() not in OF_SYSTEM]
-        found += [Path(place, name) for name in plain if name not in (LABELS_FILE, CONFIRMED, PLAN_FILE)]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _why_unused(kind: str, found: set[str]) -> str:
-    if kind == "other":
-        return "no label image, _seg.npy file, ROI zip or GeoJSON"
-    if not found:
-        return f"named after no image; wanted {WANTED}"
-    return f"fits {len(found)} images ({', '.join(sorted(found)[:3])}); name it after one image_id"
-
-
-class _Names:
-    """By which names the images of a run are known.
-
-    Parameters
-    ----------
-    records : list of ImageRecord
-    """
-
-    def __init__(self, records: Sequence[ImageRecord]):
-        self.ids = {record.image_id for record in records}
-        self.paths: dict[str, set[str]] = {}
-        self.stems: dict[str, set[str]] = {}
-        for record in records:
-            for path in (*_sources(record), record.path.rsplit("/", 1)[-1]):
-                self.paths.setdefault(path, set()).add(record.image_id)
-                self.stems.setdefault(path.rsplit("/", 1)[-1], set()).add(record.image_id)
-
-    def of(self, relative: Path, stems: Sequence[str]) -> set[str]:
-        """Return the images that a file may belong to: by id, by path, by file name, the first that fits any."""
-        from cellkit.cells.names import image_id_of
-
-        for stem in stems:
-            below = (relative.parent / stem).as_posix()
-            ways = ({stem}, {image_id_of(f"{below}.png")}, {image_id_of(f"{stem}.png")})
-            for way in (*(w & self.ids for w in ways), self.paths.get(below, set()), self.stems.get(stem, set())):
-                if way:
-                    return set(way)
-        return set()
-
-
-def _sources(record: ImageRecord) -> Iterator[str]:
-    """Yield the path of the file an image came from, with and without its suffix; ``.ome.tif`` is one, or two for others.
-
-    Examples
-    --------
-    >>> list(_sources(ImageRecord("x", "images/x.png", 4, 4, file="HEK/a 1.ome.tif")))
-    ['HEK/a 1.ome.tif', 'HEK/a 1.ome', 'HEK/a 1']
-    """
-    from cellkit.cells.names import stem_of
-
-    if record.file:
-        path = Path(record.file)
-        yield from dict.fromkeys(p.as_posix() for p in (path, path.with_suffix(""), path.parent / stem_of(path)))
-
-
-def _kind(path: Path, names: _Names) -> tuple[str, list[str]]:
-    """Return what a file is by its name (seg, roi, geojson, marked, plain, beside, other), and what its image may be called."""
-    from cellkit.cells.names import LABEL_ENDINGS, stem_of
-    from cellkit.formats.geojson import ENDINGS as GEOJSON
-    from cellkit.formats.geojson import picture_stem
-    from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES
-
-    name, stem = path.name, stem_of(path)
-    lower = name.lower()
-    if lower.endswith("_seg.npy"):
-        return "seg", [name[: -len("_seg.npy")]]
-    if lower.endswith(".zip"):
-        return "roi", _without(stem, ("_rois", "-rois", "_roiset", "-roiset", "_roi"))
-    if lower.endswith(GEOJSON):
-        whole = name[: lower.rindex(".geojson")]
-        return "geojson", list(dict.fromkeys((whole, picture_stem(name))))
-    product = next((ending for ending in BY_PRODUCTS if stem.lower().endswith(ending)), "")
-    if product and stem not in names.ids:
-        return "beside", [stem[: -len(product)]]
-    if lower.endswith(LABEL_SUFFIXES):
-        stems = _without(stem, LABEL_ENDINGS)
-        marked = len(stems) > 1 and not names.of(Path(name), stems[:1])
-        return ("marked" if marked else "plain"), stems
-    return ("beside" if lower.endswith(IMAGE_SUFFIXES) else "other"), [stem]
-
-
-def _without(stem: str, endings: Sequence[str]) -> list[str]:
-    """Return a stem as it is, and without the first of the endings it has."""
-    ending = next((e for e in endings if stem.lower().endswith(e) and len(stem) > len(e)), "")
-    return [stem, stem[: -len(ending)]] if ending else [stem]
-
-
 def _choose(
-    files: Sequence[tuple[str, Path]], record: ImageRecord, proposal: Instances | None, copied: Mapping[str, tuple]
+    files: Sequence[tuple[str, Path]],
+    record: ImageRecord,
+    proposal: Instances | None,
+    copied: Mapping[str, tuple],
+    picture: Path,
 ) -> tuple[Correction | None, list[tuple[Path, str]], list[Path]]:
     """Return the correction of an image, the files that are refused and why, and its pictures and copies of a proposal."""
     from cellkit.cells.labels import refuse_foreground
@@ -304,10 +259,11 @@ def _choose(
     read, refused, pictures = [], [], []
     for kind, path in sorted(files, key=lambda pair: (ORDER.index(pair[0]), pair[1].suffix.lower() == ".png", pair[1])):
         try:
-            cells, labels, saved, marked = _read(kind, path, record)
+            cells, labels, saved, marked, classes = _read(kind, path, record)
         except UserError as error:
             why = plain_reason(str(error))
-            pictures.append(path) if kind == "plain" and len(files) > 1 else refused.append((path, why))
+            shown = kind == "plain" and len(files) > 1 and _is_picture(path, picture, record)
+            pictures.append(path) if shown else refused.append((path, why))
             continue
         whole, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
         as_left = bool(maker) and sha256_file(path) == sha256
@@ -326,7 +282,7 @@ def _choose(
         if kind == "plain" and len(files) > 1 and not _are_labels(cells):
             pictures.append(path)
             continue
-        read.append(Correction(cells, labels, path, by_person))
+        read.append(Correction(cells, labels, path, by_person, classes))
     if not read:
         return None, refused, pictures
     by_person = [one for one in read if one.by_person] or read[:1]
@@ -340,9 +296,9 @@ def _choose(
     return None, refused, pictures
 
 
-def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.ndarray, bool, str]:
-    """Return the cells of a file, the label image, whether a label tool saved it, and who made the cells where cellkit wrote
-    that into it and nobody changed it; refuse those of another size."""
+def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.ndarray, bool, str, tuple[str, ...]]:
+    """Return the cells of a file, the label image, whether a label tool saved it, who made the cells where cellkit wrote
+    that into it and nobody changed it, and the names of their classes; refuse those of another size."""
     from cellkit.formats.any import written_here
     from cellkit.formats.geojson_reading import read_geojson
     from cellkit.formats.label_images import as_written, is_stamped_proposal, read_labels
@@ -350,17 +306,18 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
     from cellkit.formats.seg import read_seg
 
     shape = record.height_px, record.width_px
-    saved, maker = kind in ("seg", "roi", "geojson") and not written_here(path), ""
+    saved, maker, names = kind in ("seg", "roi", "geojson") and not written_here(path), "", ()
     if kind == "seg":
         seg = read_seg(path)
-        cells, labels = seg.instances, seg.labels
+        cells, labels, names = seg.instances, seg.labels, seg.classes
         maker = seg.made_by if not saved and as_written(path) else ""
     elif kind == "roi":
-        cells = read_rois(path, shape).instances
+        rois = read_rois(path, shape)
+        cells, names = rois.instances, rois.classes
         labels, maker = cells.paint(unknown=-1), rois_made_by(path)
     elif kind == "geojson":
         found = read_geojson(path, shape)
-        cells, maker = found.instances, found.made_by
+        cells, maker, names = found.instances, found.made_by, found.classes
         labels = cells.paint(unknown=-1)
     else:
         labels = read_labels(path)
@@ -370,7 +327,22 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
         raise UserError(f"{path.name} is {cells.shape}, {record.path} is {shape} px", "label this very image")
     if not len(cells) and cells.unknown_px == labels.size:
         raise UserError(f"{path.name} marks every pixel as not annotated", "take it out, or label some cells")
-    return cells.with_classes(0).with_scores(1.0), labels, saved, maker
+    classes = tuple(names[k - 1] for k in np.unique(cells.class_ids) if 0 < k <= len(names))
+    return cells.with_classes(0).with_scores(1.0), labels, saved, maker, classes
+
+
+def _is_picture(path: Path, picture: Path, record: ImageRecord) -> bool:
+    """Tell whether a file that cannot be read as labels is the picture of its image: that of the run, or one in colour."""
+    from cellkit.microscope.open import open_file
+
+    if picture.is_file() and path.read_bytes() == picture.read_bytes():
+        return True
+    try:
+        with open_file(path) as opened:
+            series = opened.info.series[0]
+    except UserError:
+        return False
+    return len(series.channels) > 1 and (series.size("Y"), series.size("X")) == (record.height_px, record.width_px)
 
 
 def same_cells(a: Instances, b: Instances) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from cellkit.formats import roi, seg
 from cellkit.formats.any import ImageToWrite, written_here
 from cellkit.formats.label_images import as_written
 from cellkit.formats.labels import chosen_cells
+from cellkit.labelling.corrections import confirmed_in, corrections_folder, proposals_beside
 from cellkit.labelling.planner import DEFAULT_RULE, HELD_OUT, differences, features_of_proposals, plan_table, to_rank
 from cellkit.models.gate import CHOOSE_FROM
 
@@ -45,6 +46,8 @@ NOT_SAVED = (
     "What you did not save stays a proposal;\n"
     "what is right as it is you list in confirmed.csv there (a column image_id)"
 )
+KEPT = "left as they are, because somebody saved or confirmed them"
+INSTALL = "pip install 'cellpose[gui]'"
 MOST_IMAGES = 200  # images; more are written by `cellkit labels`
 
 
@@ -236,7 +239,7 @@ def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequenc
     """Write what a person opens to correct proposals, and say where it is, how to open it, and how to come back.
 
     The files are no output of a stage: nothing becomes out of date by a correction before ``label.use`` names the folder.
-    An image one of whose files was saved by a person or another program is left as it is.
+    An image one of whose files was saved by a person or another program, or that is confirmed, is left as it is.
 
     Parameters
     ----------
@@ -256,15 +259,17 @@ def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequenc
     if use != "proposed":
         return f"The labels come from {use}: go on there, save, and run 02 again."
     proposed = replace(images, instances=list(proposals)).sample(MOST_IMAGES)
+    folder = run.folder / TO_CORRECT
+    confirmed = confirmed_in(folder, images.records)
     kept = [
         record.image_id
         for record, cells in zip(proposed.records, proposed.instances, strict=True)
-        if not write_proposal(run.folder / TO_CORRECT, images.root / record.path, record.image_id, cells)
+        if not write_proposal(folder, images.root / record.path, record.image_id, cells, confirmed)
     ]
     place, name = f"{run.name}/{TO_CORRECT}", next((record.image_id for record in proposed.records), "IMAGE")
     lines = [f"{counted(len(proposed), 'image')} with what the model proposes: {place}"]
     if kept:
-        lines.append(f"left as they are, because somebody saved them: {', '.join(kept)}")
+        lines.append(f"{KEPT}: {', '.join(kept)}")
     if len(images) > MOST_IMAGES:
         lines.append(f"all {len(images)}: cellkit labels {run.name}/labels/labels.json --format seg -o FOLDER")
     return "\n".join([*lines, *how_to_correct(name), f"Back: set label.use: {place} and run 02 again. {NOT_SAVED}"])
@@ -278,13 +283,22 @@ def how_to_correct(name: str) -> list[str]:
     ]
 
 
-def write_proposal(folder: Path, picture: Path, name: str, cells: Instances) -> bool:
-    """Write picture, ``_seg.npy`` and ROI zip of one image; False, and nothing, where one of them is not as cellkit wrote it."""
+def write_proposal(folder: Path, picture: Path, name: str, cells: Instances, kept: Container[str] = ()) -> bool:
+    """Write picture, ``_seg.npy`` and ROI zip of one image; False, and nothing, where a person's work may stand in their place.
+
+    That is where one of them is not as cellkit wrote it (a label image may have the name of the picture), or the image is among
+    those `kept`: `confirmed_in` the folder.
+    """
     files = {folder / f"{name}_seg.npy": seg, folder / f"{name}_rois.zip": roi}
-    if any(os.path.lexists(path) and not as_left(path) for path in files):
+    if name in kept or any(os.path.lexists(path) and not as_left(path) for path in files):
         return False
-    with atomic_path(folder / f"{name}.png") as temporary:
-        temporary.write_bytes(picture.read_bytes())
+    shown, whole = folder / f"{name}.png", picture.read_bytes()
+    if os.path.lexists(shown) and shown.read_bytes() != whole:  # a picture of an earlier round is in its _seg.npy too
+        beside = folder / f"{name}_seg.npy"
+        if not beside.is_file() or not seg.shows(beside, shown):
+            return False
+    with atomic_path(shown) as temporary:
+        temporary.write_bytes(whole)
     for path, form in files.items():
         form.write_image(path, ImageToWrite(name, cells.with_classes(0), (), "proposed", picture))
     return True

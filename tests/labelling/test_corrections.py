@@ -169,6 +169,53 @@ def test_pictures_and_by_products_beside_the_labels_are_no_labels(images, propos
     assert "no labels: HEK_a.png, HEK_a_cp_outlines.txt, N2a_a.png, N2a_a_cp_outlines.txt" in said
 
 
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        (TRUE[:, :6], r"HEK_a.tif is \(6, 6\)"),
+        (np.where(TRUE == 1, -2, TRUE), "-2"),
+        (np.full(SHAPE, -1), "marks every pixel as not annotated"),
+        (TRUE + 0.5, "0.5|float|whole"),
+        (np.stack([TRUE[:4]] * 3, axis=-1).astype(np.uint8), "HEK_a.tif"),
+        (b"damaged", "HEK_a.tif"),
+    ],
+)
+def test_a_label_image_that_cannot_be_read_is_named_although_other_files_of_the_image_can(
+    images, proposals, folder, what, why
+):
+    from tifffile import imwrite
+
+    write_seg(folder / "HEK_a_seg.npy", None, PROPOSED)
+    write_rois(folder / "HEK_a_rois.zip", Instances.from_labels(PROPOSED))
+    by_cellpose(folder, "HEK_b")
+    if isinstance(what, bytes):
+        (folder / "HEK_a.tif").write_bytes(what)
+    else:
+        imwrite(folder / "HEK_a.tif", what.astype(np.int32) if what.dtype.kind == "i" else what)
+    _, unused, beside = read_corrections(images, proposals, folder)
+    assert [item.item for item in unused] == ["HEK_a.tif"] and "HEK_a.tif" not in beside
+    assert re.search(why, unused[0].reason), unused[0].reason
+
+
+def test_the_picture_of_the_run_is_no_label_however_it_is_kept(images, proposals, folder):
+    (images.root / "images").mkdir(parents=True)
+    Image.fromarray(np.zeros((*SHAPE, 4), np.uint8)).save(images.root / "images/HEK_a.png")
+    (folder / "HEK_a.png").write_bytes((images.root / "images/HEK_a.png").read_bytes())
+    by_cellpose(folder, "HEK_a")
+    _, unused, beside = read_corrections(images, proposals, folder)
+    assert (unused, beside) == ([], ["HEK_a.png"])
+
+
+def test_classes_that_a_person_gave_are_said_not_to_be_used(images, proposals, folder, capsys):
+    write_geojson(folder / "HEK_a.geojson", Instances.from_labels(TRUE).with_classes([1, 2]), ("HEK", "N2a"))
+    write_geojson(folder / "HEK_b.geojson", Instances.from_labels(TRUE).with_classes(1), ("HEK", "N2a"))
+    choose_labels(images, proposals, {}, str(folder), classes=("HEK", "N2a"))
+    said = capsys.readouterr().err
+    assert "the classes in 1 file are not used (e.g. HEK_a.geojson): a cell gets the class of its image's line" in said
+    choose_labels(images, proposals, {}, str(folder), classes=("cell",))
+    assert "the classes in" not in capsys.readouterr().err
+
+
 def test_a_copy_of_a_proposal_is_no_correction_unless_a_tool_saved_it(images, proposals, folder, capsys):
     write_labels(folder / "HEK_a.tif", np.where(PROPOSED == 1, 9, PROPOSED))  # the same cells under other ids
     saved_by_gui(folder / "HEK_b_seg.npy", PROPOSED)  # looked at and found right

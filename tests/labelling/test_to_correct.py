@@ -1,11 +1,13 @@
 """The correction step: files to open, a person's work, and the way back."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cellkit.cells.instances import Instances
+from cellkit.formats.labels import write_label_png
 from cellkit.formats.roi import read_rois
 from cellkit.formats.seg import read_seg
 from cellkit.labelling.corrections import read_corrections
@@ -49,11 +51,41 @@ def test_what_is_written_opened_corrected_and_read_again(run, drawn):
 
     nothing = [Instances.empty(cells.shape) for cells in drawn.instances]  # another model proposes otherwise
     told = write_to_correct(run, "proposed", drawn, nothing)
-    assert f"somebody saved them: {names[1]}, {names[3]}" in told
+    assert f"somebody saved or confirmed them: {names[1]}, {names[3]}" in told
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     kept = {name for name in before if before[name] == after[name] and not name.endswith(".png")}
     assert kept == {f"{names[k]}{ending}" for k in (1, 3) for ending in endings[1:]}
     assert len(read_seg(folder / f"{names[0]}_seg.npy").instances) == 0
+
+
+def test_an_image_that_a_person_confirmed_keeps_the_cells_that_were_looked_at(run, drawn):
+    write_to_correct(run, "proposed", drawn, drawn.instances)
+    folder, names = run.folder / "to_correct", [record.image_id for record in drawn.records]
+    (folder / "confirmed.csv").write_text(f"image_id\n{names[1]}\n{names[2]}_seg.npy\n")
+    nothing = [Instances.empty(cells.shape) for cells in drawn.instances]  # another model proposes otherwise
+    assert f"or confirmed them: {names[1]}\n" in write_to_correct(run, "proposed", drawn, nothing)
+    assert read_seg(folder / f"{names[1]}_seg.npy").instances == drawn.instances[1].with_classes(0)
+    found = read_corrections(drawn, nothing, folder)[0]
+    assert [name for name in names if found[name].by_person] == [names[1]]
+    assert len(found[names[1]].cells) == len(drawn.instances[1])
+
+
+def test_a_label_image_under_the_name_of_the_picture_is_a_persons_and_a_former_picture_is_not(run, drawn):
+    write_to_correct(run, "proposed", drawn, drawn.instances)
+    folder, names = run.folder / "to_correct", [record.image_id for record in drawn.records]
+    labels = drawn.instances[0].paint()
+    write_label_png(folder / f"{names[0]}.png", np.where(labels == 1, 0, labels))
+    before = (folder / f"{names[0]}.png").read_bytes()
+    told = write_to_correct(run, "proposed", drawn, drawn.instances)
+    assert f"or confirmed them: {names[0]}\n" in told and (folder / f"{names[0]}.png").read_bytes() == before
+    assert len(read_corrections(drawn, drawn.instances, folder)[0][names[0]].cells) == len(drawn.instances[0]) - 1
+    other = drawn.root / drawn.records[2].path  # the pictures are made otherwise since
+    records = [
+        replace(record, path=drawn.records[2].path) if k == 1 else record for k, record in enumerate(drawn.records)
+    ]
+    assert drawn.instances[1].shape == drawn.instances[2].shape
+    write_to_correct(run, "proposed", drawn.with_records(records), drawn.instances)
+    assert (folder / f"{names[1]}.png").read_bytes() == other.read_bytes()
 
 
 def test_where_labels_come_from_a_folder_nothing_is_written(run, drawn):
