@@ -113,7 +113,7 @@ def next_images(stage: Any, most: int = 8) -> pandas.DataFrame:
     return pd.concat([table[~held_out].head(most), table[held_out].head(most)], ignore_index=True)
 
 
-def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
+def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame, use: str = "proposed") -> str:
     """Say how many images have proposals for labels, and which to correct first; "" where a person labelled all.
 
     Parameters
@@ -121,6 +121,8 @@ def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
     chosen : list of Labelled
     first : DataFrame
         From `correct_first`.
+    use : str
+        ``label.use``.
     """
     count = sum(item.made_by == "proposed" for item in chosen)
     if not count:
@@ -131,7 +133,7 @@ def tell_proposed(chosen: Sequence[Labelled], first: pandas.DataFrame) -> str:
     told = (
         f"proposals, no truth: the labels of {count} of {counted(len(chosen), 'image')} are the model's own; they are trained "
         f"on, and these images have no score\ncorrect first: {some or 'no training image is left'} (correct_first.csv has all, "
-        "in order), then set label.use to the folder of the corrected files"
+        f"in order), {'then set label.use to the folder of the corrected files' if use == 'proposed' else f'save them in {use}'}"
     )
     numbers = (
         f"\nto judge by, chosen at random: {', '.join(judges)}; while fewer than {CHOOSE_FROM} validation images are labelled, "
@@ -174,7 +176,7 @@ def label_changes(
     ----------
     images : CellDataset
     proposals : list of Instances
-        One per image.
+        What was corrected, one per image.
     chosen : list of Labelled
         The labels of this round.
     last_round : path
@@ -228,11 +230,14 @@ def write_rounds(
     """
     from cellkit.files import write_frame
 
+    use = stage.settings["use"]
     first = correct_first(images, proposals, others, chosen)
     write_frame(stage.path("correct_first.csv"), first)
-    changes = label_changes(images, proposals, chosen, stage.run.folder / "labels")
+    beside = proposals_beside(images, corrections_folder(use))  # the model may be another one than proposed these
+    opened = [beside.get(record.image_id, found) for record, found in zip(images.records, proposals, strict=True)]
+    changes = label_changes(images, opened, chosen, stage.run.folder / "labels")
     write_frame(stage.path("label_changes.csv"), changes)
-    return tell_proposed(chosen, first)
+    return tell_proposed(chosen, first, use)
 
 
 def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequence[Instances]) -> str:
@@ -278,7 +283,8 @@ def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequenc
 def how_to_correct(name: str) -> list[str]:
     """Say how the files of an image are opened and saved."""
     return [
-        f"Cellpose: python -m cellpose, and drag {name}.png into its window (it finds {name}_seg.npy); save with Ctrl+S",
+        f"Cellpose: python -m cellpose ({INSTALL} in an environment of its own), and drag {name}.png into its window "
+        f"(it finds {name}_seg.npy); save with Ctrl+S",
         f"Fiji: open {name}.png and then {name}_rois.zip; correct in the ROI Manager, and More > Save... over the zip",
     ]
 

@@ -11,6 +11,8 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.files import write_frame
+from cellkit.formats.labels import write_label_png
+from cellkit.formats.roi import write_rois
 from cellkit.labelling.annotate import Labelled, write_chosen
 from cellkit.labelling.rounds import (
     CHANGE_COLUMNS,
@@ -38,6 +40,11 @@ def images(tmp_path):
     return CellDataset(records, [Instances.empty(SHAPE)] * 4, (), tmp_path, [1, 2, 3, 4])
 
 
+def stage_of(images, use: str) -> SimpleNamespace:
+    run = SimpleNamespace(folder=images.root / "run")
+    return SimpleNamespace(path=images.root.joinpath, run=run, settings={"use": use})
+
+
 def test_disagreement_and_doubt_come_first_and_corrected_images_not_at_all(images):
     proposals = [cells(4, 0.9), cells(4, 0.9), cells(4, 0.5), cells(0)]
     others = [cells(4), cells(1), cells(1), cells(0)]
@@ -59,7 +66,7 @@ def test_disagreement_and_doubt_come_first_and_corrected_images_not_at_all(image
     assert by_cells["why"].iloc[0] == "most cells; 4 cells expected"
     told = tell_proposed(chosen, by_cells)
     assert tell_proposed(corrected, correct_first(images, proposals, others, corrected)) == ""
-    stage = SimpleNamespace(path=images.root.joinpath, run=SimpleNamespace(folder=images.root / "run"))
+    stage = stage_of(images, "proposed")
     assert write_rounds(stage, images, proposals, others, chosen) == told
     assert pd.read_csv(images.root / "correct_first.csv")["image_id"].tolist() == ["a", "b", "c", "d"]
     assert pd.read_csv(images.root / "label_changes.csv").empty
@@ -112,6 +119,18 @@ def test_changes_are_counted_against_proposals_and_the_last_round(images, tmp_pa
     (tmp_path / "labels/labels.json").write_text("{")
     assert set(label_changes(images, proposals, second, tmp_path / "labels")["since"]) == {"proposals"}
     assert set(label_changes(images, proposals, second, tmp_path / "nowhere")["since"]) == {"proposals"}
+
+
+def test_a_correction_is_compared_with_the_proposal_that_was_opened_for_it(images):
+    """Its files are those of the model that 03 kept; the proposals of this round are another model's."""
+    folder, name = images.root / "mine", "a"
+    write_rois(folder / f"{name}_rois.zip", cells(3), made_by="proposed")
+    write_label_png(folder / f"{name}_masks.png", cells(2).paint())
+    chosen = [Labelled(n, cells(2).paint(), "corrected" if n == name else "proposed") for n in "abcd"]
+    told = write_rounds(stage_of(images, str(folder)), images, [cells(1)] * 4, [cells(1)] * 4, chosen)
+    table = pd.read_csv(images.root / "label_changes.csv")
+    assert table[["image_id", "same", "changed", "added", "removed"]].to_numpy().tolist() == [[name, 2, 0, 0, 1]]
+    assert f"in order), save them in {folder}" in told and "set label.use" not in told
 
 
 def test_nothing_before_and_nothing_after():
