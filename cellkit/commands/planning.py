@@ -65,6 +65,8 @@ def pool_of_run(given: argparse.Namespace) -> Pool:
     from cellkit.run.folder import Run
 
     run = Run(given.images[0])
+    if given.out:
+        _refuse_own(given.out, run)
     images = CellDataset.from_records(run.find("records"), unused=True)
     images = images.subset([bool(record.split or record.flags) for record in images.records])
     labelled = read_coco(run.find_all("labels")["labels"], run.folder) if run.find_all("labels") else None
@@ -80,6 +82,20 @@ def pool_of_run(given: argparse.Namespace) -> Pool:
         back = f"Back: save them {what} and run the notebooks again."
     curve = run.folder / CURVE_FILE
     return Pool(images, by_person, _model_of(run, given, settings), out, back, curve if curve.is_file() else None)
+
+
+def _refuse_own(out: str, run: Any) -> None:
+    """Refuse to write into what a run folder keeps for itself or for its stages."""
+    from cellkit.manifest import RESERVED, overlap, owned_files, read_manifest
+
+    place, folder = Path(out).resolve(), run.folder.resolve()
+    if not place.is_relative_to(folder):
+        return
+    name = place.relative_to(folder).as_posix()
+    if name == "." or any(overlap(name, own) for own in (*owned_files(read_manifest(folder)), *RESERVED)):
+        raise UserError(
+            f"-o {out} is a place where the run keeps its own files", "name a folder of your own, or leave -o out"
+        )
 
 
 def _model_of(run: Any, given: argparse.Namespace, settings: dict[str, Any]) -> Model:

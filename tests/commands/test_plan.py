@@ -75,6 +75,14 @@ def test_a_run_says_what_to_label_next_writes_it_and_offers_nothing_twice(run_di
     assert [name for name, one in found.items() if one.by_person] == [top[0]] and not unused, "plan.csv is no label"
 
 
+@pytest.mark.parametrize("out", [".", "labels", "labels/mine", "images", "notebooks", "records.csv"])
+def test_nothing_is_written_where_the_run_keeps_its_own_files(run_dir, said, out):
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    code, _, err = said("plan", run_dir, "-n", "1", "-o", run_dir / out)
+    assert code == 2 and "is a place where the run keeps its own files" in err
+    assert before == {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+
+
 @pytest.mark.parametrize("rule", ["farthest_first", "kmeans_centres", "disagreement_x_coverage"])
 def test_rules_that_look_at_the_images(rule, run_dir, said):
     code, _, _ = said("plan", run_dir, "--rule", rule, "-n", "1", "-o", run_dir.parent / rule)
