@@ -48,7 +48,7 @@ NOT_SAVED = (
 )
 KEPT = "left as they are, because somebody saved or confirmed them"
 INSTALL = "pip install 'cellpose[gui]'"
-MOST_IMAGES = 200  # images; more are written by `cellkit labels`
+MOST_IMAGES = 200  # images; more are written by `cellkit plan`
 
 
 def correct_first(
@@ -276,7 +276,7 @@ def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequenc
     if kept:
         lines.append(f"{KEPT}: {', '.join(kept)}")
     if len(images) > MOST_IMAGES:
-        lines.append(f"all {len(images)}: cellkit labels {run.name}/labels/labels.json --format seg -o FOLDER")
+        lines.append(f"of {len(images)}, drawn at random; cellkit plan {run.name} -n N adds those to correct first")
     return "\n".join([*lines, *how_to_correct(name), f"Back: set label.use: {place} and run 02 again. {NOT_SAVED}"])
 
 

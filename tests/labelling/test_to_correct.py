@@ -88,6 +88,13 @@ def test_a_label_image_under_the_name_of_the_picture_is_a_persons_and_a_former_p
     assert (folder / f"{names[1]}.png").read_bytes() == other.read_bytes()
 
 
+def test_of_many_images_some_are_written_and_the_way_to_more_is_said(run, drawn, monkeypatch):
+    monkeypatch.setattr("cellkit.labelling.rounds.MOST_IMAGES", 2)
+    told = write_to_correct(run, "proposed", drawn, drawn.instances).splitlines()
+    assert told[0].startswith("2 images with") and len(list(run.folder.glob("to_correct/*.png"))) == 2
+    assert told[1] == f"of {len(drawn)}, drawn at random; cellkit plan runs/r -n N adds those to correct first"
+
+
 def test_where_labels_come_from_a_folder_nothing_is_written(run, drawn):
     assert "go on there" in write_to_correct(run, "my/labels", drawn, drawn.instances)
     assert "correct them where they lie" in write_to_correct(run, "truth", drawn, drawn.instances)
