@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class Labelled:
     left_out : tuple of int
         Areas in px of the cells that were smaller than the least area.
     is_classed : bool
-        Whether proposed cells have classes of this run: pseudo-labels have.
+        Whether cells that are no truth have classes of this run: pseudo-labels have, and corrections of mixed images may.
     """
 
     image_id: str
@@ -135,10 +135,10 @@ def choose_labels(
         note_reading(use, "corrections")
         found = read_corrections(images, proposals, corrections_folder(use))
         seen = {name: one for name, one in found[0].items() if one.by_person}
-        log_files(use, images, found, classes)
+        log_files(use, images, found, classes, "truth" in truth)
         if quarantine is not None:
             quarantine(found[1])
-        chosen = _proposed(images, proposals, seen)
+        chosen = _proposed(images, proposals, seen, () if "truth" in truth else classes)
     chosen = [item if item.made_by == "corrected" else pseudo.get(item.image_id, item) for item in chosen]
     if partly := known_in_part([item.instances for item in chosen]):
         LOG.info(f"labels: {partly}")
@@ -195,14 +195,20 @@ def _known(coco: CellDataset, images: CellDataset, path: str | Path) -> dict[str
 
 
 def _proposed(
-    images: CellDataset, proposals: Sequence[Instances], corrected: Mapping[str, Correction]
+    images: CellDataset,
+    proposals: Sequence[Instances],
+    corrected: Mapping[str, Correction],
+    classes: Sequence[str] = (),
 ) -> list[Labelled]:
-    """Take the correction where there is one, else the proposal; a mixed image needs a correction."""
+    """Take the correction where there is one, else the proposal; a mixed image needs a correction, and keeps its `classes`."""
     chosen = []
     for record, found in zip(images.records, proposals, strict=True):
         if record.image_id in corrected:
             own = corrected[record.image_id]
-            chosen.append(_whole(record.image_id, own.labels, "corrected", own.cells))
+            item = _whole(record.image_id, own.labels, "corrected", own.cells)
+            if record.cell_type == MIXED and any(ids := own.class_ids(classes)):
+                item = replace(item, cells=own.cells.with_classes(ids), is_classed=True)
+            chosen.append(item)
         elif record.cell_type != MIXED:
             chosen.append(_whole(record.image_id, found.paint(), "proposed", found))
     return chosen
@@ -343,21 +349,19 @@ def with_classes(
     Parameters
     ----------
     labelled : CellDataset
-        Of ``labels.json``: true cells have their own class, corrected and proposed ones none.
+        Of ``labels.json``: true cells have their own class, proposed ones none, and corrected ones of mixed images may have one.
     class_from : {"cell_type", "truth"}
         "cell_type" = the line of the image, where that is a class (else unknown); cells of mixed images have the class of the
-        true cell all the same. Without any truth it is the line in either case.
+        true cell all the same. Without any truth it is the line in either case, and of mixed images what their cells have.
     classes : sequence of str
         Their names, in order.
     truth : mapping
         ``run.find_all("truth")``: where corrected and proposed cells find the true cell they cover.
     """
-    from dataclasses import replace
-
     records, found = labelled.records, list(labelled.instances)
     of_truth = [bool(truth) and (class_from == "truth" or record.cell_type == MIXED) for record in records]
     for k, record in enumerate(records):
-        if not of_truth[k]:
+        if not of_truth[k] and not (record.cell_type == MIXED and tuple(labelled.classes) == tuple(classes)):
             found[k] = found[k].with_classes(classes.index(record.cell_type) + 1 if record.cell_type in classes else 0)
     own = [maker == "truth" for maker in labelled.made_by]
     if any(wanted and has for wanted, has in zip(of_truth, own, strict=True)):
@@ -398,8 +402,6 @@ def with_truth_classes(labelled: CellDataset, truth: str | Path) -> CellDataset:
     truth : path
         The COCO file of 01_convert, whose objects have classes; boxes serve as well as masks.
     """
-    from dataclasses import replace
-
     from cellkit.formats.coco_reading import read_coco
     from cellkit.scores.iou import overlaps
 

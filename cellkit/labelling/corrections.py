@@ -16,7 +16,7 @@ import numpy as np
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import ImageRecord
+from cellkit.cells.records import MIXED, ImageRecord
 from cellkit.errors import Quarantined, UserError, counted, plain_reason
 from cellkit.files import sha256_file
 from cellkit.formats.labels import chosen_cells
@@ -49,7 +49,7 @@ class Correction:
     by_person : bool
         False where nothing tells it from the model's proposal: a copy of it that nobody has changed, saved or confirmed.
     classes : tuple of str
-        Those that cells have in the file; they are not used.
+        That of each cell in the file, "" for none; empty where the file keeps none.
     """
 
     cells: Instances
@@ -57,6 +57,10 @@ class Correction:
     path: Path
     by_person: bool
     classes: tuple[str, ...] = ()
+
+    def class_ids(self, classes: Sequence[str]) -> list[int]:
+        """Return the class of each cell among those of a run; 0 = unknown."""
+        return [classes.index(name) + 1 if name in classes else 0 for name in self.classes] or [0] * len(self.cells)
 
 
 def corrections_folder(use: str) -> Path | None:
@@ -143,6 +147,7 @@ def log_files(
     images: CellDataset,
     found: tuple[Mapping[str, Correction], Sequence[Quarantined], Sequence[str]],
     classes: Sequence[str],
+    truth: bool = False,
 ) -> None:
     """Say in the log what of a folder of corrections is not used, and what in it nobody has changed.
 
@@ -155,6 +160,8 @@ def log_files(
         From `read_corrections`.
     classes : sequence of str
         Those of the run; where there are several, those in the files are missed.
+    truth : bool
+        Whether the images came with true cells, whose classes cells of mixed images get.
     """
     corrections, unused, beside = found
     lines = [f"{use}: {item.item} is not used: {item.reason}" for item in unused]
@@ -166,17 +173,23 @@ def log_files(
             f"{use}: as the model proposed them, so they count as proposals and nothing is scored there: {names}; those that "
             "are right as they are: list them in confirmed.csv there (column image_id)"
         )
-    lines_of = {record.image_id: record.cell_type for record in images.records}
+    of_image = ((record, corrections.get(record.image_id)) for record in images.records)
     classed = [
-        one.path.name for name, one in corrections.items() if one.by_person and set(one.classes) - {lines_of[name]}
+        one.path.name for record, one in of_image if one and one.by_person and _lost(one, record, classes, truth)
     ]
     if classed and len(classes) > 1:
         lines.append(
-            f"{use}: the classes in {counted(len(classed), 'file')} are not used (e.g. {classed[0]}): a cell gets the class of "
-            "its image's line or of the true cell that it covers; classes of your own come with the images: truth/classes.csv"
+            f"{use}: classes in {counted(len(classed), 'file')} are not used (e.g. {classed[0]}): a cell gets the class of its "
+            "image's line or of the true cell that it covers; classes of your own come with the images: truth/classes.csv"
         )
     for line in lines:
         LOG.warning(line)
+
+
+def _lost(one: Correction, record: ImageRecord, classes: Sequence[str], truth: bool) -> bool:
+    """Tell whether cells have another class in their file than they get in the run."""
+    used = {"", record.cell_type} | (set(classes) if record.cell_type == MIXED and not truth else set())
+    return not used.issuperset(one.classes)
 
 
 def labelled_by_person(images: CellDataset, folder: Path) -> tuple[set[str], list[Quarantined]]:
@@ -270,7 +283,7 @@ def _choose(
         ours = maker if as_left else marked
         saved |= path.stem in copied and not as_left
         if as_left:  # the cells are known whole
-            cells = whole
+            cells, classes = whole, ()
         unknown = saved or proposal is None
         by_person = ours in ("truth", "corrected") or not ours and (unknown or not same_cells(cells, proposal))
         try:
@@ -298,7 +311,7 @@ def _choose(
 
 def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.ndarray, bool, str, tuple[str, ...]]:
     """Return the cells of a file, the label image, whether a label tool saved it, who made the cells where cellkit wrote
-    that into it and nobody changed it, and the names of their classes; refuse those of another size."""
+    that into it and nobody changed it, and the class of each; refuse those of another size."""
     from cellkit.formats.any import written_here
     from cellkit.formats.geojson_reading import read_geojson
     from cellkit.formats.label_images import as_written, is_stamped_proposal, read_labels
@@ -327,7 +340,7 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
         raise UserError(f"{path.name} is {cells.shape}, {record.path} is {shape} px", "label this very image")
     if not len(cells) and cells.unknown_px == labels.size:
         raise UserError(f"{path.name} marks every pixel as not annotated", "take it out, or label some cells")
-    classes = tuple(names[k - 1] for k in np.unique(cells.class_ids) if 0 < k <= len(names))
+    classes = tuple(names[k - 1] if 0 < k <= len(names) else "" for k in cells.class_ids) if names else ()
     return cells.with_classes(0).with_scores(1.0), labels, saved, maker, classes
 
 

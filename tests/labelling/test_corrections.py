@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.formats.any import write_folder
+from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.geojson import write_geojson
 from cellkit.formats.label_images import write_labels
 from cellkit.formats.labels import write_label_png
 from cellkit.formats.roi import write_rois
 from cellkit.formats.seg import write_seg
-from cellkit.labelling.annotate import Labelled, choose_labels, write_chosen
+from cellkit.labelling.annotate import Labelled, choose_labels, with_classes, write_chosen
 from cellkit.labelling.corrections import read_corrections, same_cells
 
 SHAPE = (6, 8)
@@ -211,9 +213,23 @@ def test_classes_that_a_person_gave_are_said_not_to_be_used(images, proposals, f
     write_geojson(folder / "HEK_b.geojson", Instances.from_labels(TRUE).with_classes(1), ("HEK", "N2a"))
     choose_labels(images, proposals, {}, str(folder), classes=("HEK", "N2a"))
     said = capsys.readouterr().err
-    assert "the classes in 1 file are not used (e.g. HEK_a.geojson): a cell gets the class of its image's line" in said
+    assert "classes in 1 file are not used (e.g. HEK_a.geojson): a cell gets the class of its image's line" in said
     choose_labels(images, proposals, {}, str(folder), classes=("cell",))
-    assert "the classes in" not in capsys.readouterr().err
+    assert "classes in" not in capsys.readouterr().err
+
+
+def test_classes_that_a_person_gave_to_cells_of_a_mixed_image_are_kept(images, proposals, folder, tmp_path, capsys):
+    mixed = images.with_records(
+        [replace(r, cell_type="mixed" if k < 2 else "HEK") for k, r in enumerate(images.records)]
+    )
+    write_geojson(folder / "HEK_a.geojson", Instances.from_labels(TRUE).with_classes([2, 1]), ("HEK", "N2a"))
+    by_cellpose(folder, "HEK_b")
+    classes = ("HEK", "N2a")
+    chosen = choose_labels(mixed, proposals, {}, str(folder), classes=classes, min_area_px=4)
+    assert "classes in" not in capsys.readouterr().err
+    labels = write_chosen(chosen, tmp_path / "labels", tmp_path / "labels.csv", mixed, classes)
+    classed = with_classes(read_coco(labels / "labels.json", mixed.root), "cell_type", classes, {})
+    assert [cells.class_ids.tolist() for cells in classed.instances] == [[2, 1], [0, 0], [1, 1]]
 
 
 def test_a_copy_of_a_proposal_is_no_correction_unless_a_tool_saved_it(images, proposals, folder, capsys):
