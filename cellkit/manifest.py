@@ -71,6 +71,7 @@ def _is_entry(entry: Any) -> bool:
     places = [*inputs.values(), *outputs.values()]
     texts = [*also.values(), *versions.values(), *(name for names in patterns.values() for name in names)]
     texts += [one["path"] for one in places] + [one.get(key, "") for one in inputs.values() for key in ("by", "named")]
+    texts += [name for one in inputs.values() for name in list(one.get("settings_before", ()))]
     return all("sha256" in one for one in places) and all(isinstance(text, str) for text in texts)
 
 
@@ -90,28 +91,6 @@ def listed_by(
         if name != own and (wanted is None or name in wanted)
         for key, output in entry.get("outputs", {}).items()
     }
-
-
-def outdated_inputs(manifest: dict[str, Any]) -> dict[str, str]:
-    """Return {stage: why} of the finished stages that read what is listed otherwise by now, or what comes from such a stage.
-
-    By the manifest alone: it tells nothing of settings, code and files outside the run folder.
-    """
-    listed, entries, found = listed_by(manifest), finished_entries(manifest), {}
-    read = {
-        name: [(key, one["sha256"], *listed[key]) for key, one in entry.get("inputs", {}).items() if key in listed]
-        for name, entry in entries.items()
-    }
-    for name, inputs in read.items():
-        for key, sha256, maker, output in inputs:
-            if maker != name and sha256 != output["sha256"]:
-                found.setdefault(name, f"{name} was made from another {key} than {maker} has left since")
-    for _ in read:  # what is made from that in turn
-        for name, inputs in read.items():
-            for key, _, maker, _ in inputs:
-                if maker != name and maker in found:
-                    found.setdefault(name, f"{name} was made from {key}, and {found[maker]}")
-    return found
 
 
 def note_attempt(run_dir: Path, name: str, attempt: str, **facts: Any) -> None:
@@ -255,7 +234,7 @@ def input_sha256(run_dir: Path, value: Mapping[str, Any], hasher: Hasher) -> str
 def settings_sha256(run_dir: Path, stages: Iterable[str]) -> str:
     """Return the sha256 of the settings that these stages were run with, as far as they are finished."""
     entries = finished_entries(read_manifest(run_dir))
-    return sha256_json({name: entries[name]["config"] for name in sorted(stages) if name in entries})
+    return sha256_json({name: entries[name].get("config") for name in sorted(stages) if name in entries})
 
 
 def sha256_json(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -42,6 +42,20 @@ def table_of(overrides: Any) -> dict[str, Any]:
             continue
     problem = f"overrides is {overrides!r}, no table of keys and values"
     raise UserError(problem, f"write it as overrides = {example or {'finetune.steps': 100}}")
+
+
+def said_twice(key: str, known: Iterable[str]) -> str:
+    """Say how a key is set again, by itself or by a table around or below it; "" where it is not.
+
+    Examples
+    --------
+    >>> said_twice("a.b", ["a.b"]), said_twice("a", ["a.b"]), said_twice("a.b", ["a.bc"])
+    ('a.b is given twice', 'a and a.b say the same', '')
+    """
+    for one in known:
+        if f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}."):
+            return f"{key} is given twice" if one == key else f"{key} and {one} say the same"
+    return ""
 
 
 def unread_by(stage: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cellkit.config.overrides import table_of
+from cellkit.config.overrides import said_twice, table_of
 from cellkit.config.recipes import recipe_sections, with_recipes
 from cellkit.config.sections import BACKEND_SECTIONS, SHARED, SOME_SHARE, STAGES, Config, config_class, section_class
 from cellkit.errors import UserError, nearest, raise_or_collect
@@ -283,8 +283,8 @@ def set_strings(strings: Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not key:
             raise UserError(f"--set {string!r} has no key=value", "write it as --set finetune.steps=100")
-        if key in found:
-            raise UserError(f"--set {key} is given twice", "give each key once")
+        if twice := said_twice(key, found):
+            raise UserError(f"--set {twice}", "give each key once")
         found[key] = _parse(text, f"--set {key}")
         node = yaml.compose(text, Loader=_Loader)
         if text[node.end_mark.index if node else 0 :].strip():

@@ -40,7 +40,6 @@ from cellkit.manifest import (
     input_sha256,
     listed_by,
     note_attempt,
-    outdated_inputs,
     overlap,
     owned_files,
     preflight,
@@ -50,6 +49,8 @@ from cellkit.manifest import (
     settings_sha256,
     stamp,
 )
+from cellkit.modules import code_sha256
+from cellkit.outdated import outdated_stages
 from cellkit.run.moved import place_now, renamed, with_old_paths
 from cellkit.run.notebooks import context_of, maker_of
 from cellkit.under_way import measured, note_running
@@ -98,13 +99,11 @@ class Run:
             check_folder(self.folder)
             preflight(self.folder)
             if keys := unread_by(name):
-                LOG.info(
-                    f"overrides: this notebook does not read {', '.join(keys)}: give that to the notebooks that do"
-                )
+                LOG.info(f"overrides: this notebook does not read {', '.join(keys)}: give that to those that do")
         hold(self.folder, "kernel" if context else "writer", name)
         finish_commits(self.folder)
         self._hash = Hasher()
-        self._outdated = {} if context else outdated_inputs(read_manifest(self.folder))
+        self._outdated = {} if context else outdated_stages(read_manifest(self.folder))
         self._stage = Stage(self, name, section, context)
         note_running(self._stage)
         return self._stage
@@ -154,7 +153,7 @@ class Run:
         if self._stage:
             if why := self._outdated.pop(stage, ""):
                 repeat = f"cellkit run CONFIG --run {self.name} repeats what is needed"
-                LOG.warning(f"'{key}' is out of date: {why}; repeat that first ({repeat})")
+                LOG.warning(f"'{key}' is of {stage}, which is out of date: {why}; repeat that first ({repeat})")
             self._stage._note_input(key, {"path": output["path"], "sha256": found})
         return path
 
@@ -434,10 +433,12 @@ class Stage:
 
 
 def fingerprint_of(section: Any) -> Any:
-    """Return the plain values of a section that a result depends on."""
+    """Return the values of a section that a result depends on, and hashes of the code of a backend or source of one's own."""
+    codes = {f"{kind}_code": code_sha256(getattr(section, kind, None) or "") for kind in ("backend", "source")}
+    more = {kind: code for kind, code in codes.items() if code}
     if hasattr(section, "fingerprint"):
-        return section.fingerprint()
-    return section.model_dump(mode="json") if hasattr(section, "model_dump") else section
+        return section.fingerprint() | more
+    return section.model_dump(mode="json") | more if hasattr(section, "model_dump") else section
 
 
 def versions() -> dict[str, str]:

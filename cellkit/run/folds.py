@@ -86,7 +86,8 @@ def run_folds(
     given = dict(overrides or {})
     if not 2 <= folds <= 20:
         raise UserError(f"--folds is {folds}", "give 2 to 20")
-    if by_hand := [key for key in SET_BY_US if key in given]:
+    tables = [f"{key}.{name}" for key, value in given.items() if isinstance(value, Mapping) for name in value]
+    if by_hand := [key for key in SET_BY_US if key in (*given, *tables)]:
         raise UserError(f"--folds and --set {by_hand[0]}", "give --folds alone: it sets both for every fold")
     cfg = load_config(config_path, given, how.get("notebooks"))
     books = notebooks_of(cfg, how.get("notebooks"))

@@ -120,7 +120,7 @@ def stage_state(folder: Path, cfg: Config, book: Notebook, manifest: dict[str, A
     if entry is None or entry.get("status") != "finished":
         why = _how_attempt_ended(attempt) if attempt else entry.get("error", "failed")
         return StageState(book.name, "missing" if why.startswith(RUNNING) else "failed", why)
-    if lacking := sorted({"config", "inputs", "also", "package_sha256", "notebook_sha256"} - set(entry)):
+    if lacking := sorted({"config", "inputs", "outputs", "also", "package_sha256", "notebook_sha256"} - set(entry)):
         return StageState(book.name, "stale", f"the manifest does not tell its {', '.join(lacking)}")
     section = fingerprint_of(cfg.section(book.section))
     moved = renamed(entry["config"], section, entry["inputs"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cellkit.config.reading import load_config
+from cellkit.config.reading import load_config, set_strings
 from cellkit.errors import UserError
 
 
@@ -24,3 +24,10 @@ def test_overrides_that_are_no_table_are_shown_as_one(tmp_path, overrides, examp
     problem, remedy = str(refused.value).splitlines()
     assert problem == f"overrides is {overrides!r}, no table of keys and values"
     assert remedy == f"write it as overrides = {example}"
+
+
+@pytest.mark.parametrize("second", ["finetune.steps=1", "finetune={steps: 2}", "finetune.steps={a: 1}"])
+def test_what_is_set_twice_is_refused_also_as_a_table(second):
+    with pytest.raises(UserError, match="is given twice|say the same"):
+        set_strings(["finetune.steps=1", "finetune.step=2", second])
+    assert set_strings(["finetune.steps=1", "finetune.step=2"])

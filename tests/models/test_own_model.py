@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from cellkit.fetch.find import find_weights
 from cellkit.formats.label_images import write_labels
 from cellkit.labelling.annotate import choose_labels, with_diameter
 from cellkit.models import get_backend, is_backend, model_name, needs_checkpoint
+from cellkit.run.folder import fingerprint_of
 
 BRIGHT = '''"""Cells are what is brighter than a limit."""
 from pydantic import Field
@@ -55,6 +57,16 @@ def own(request, tmp_path, monkeypatch) -> Iterator[str]:
     yield name
     for module in [one for one in sys.modules if one.startswith(("my_package", "cellkit.models.bright"))]:
         del sys.modules[module]
+
+
+@pytest.mark.parametrize("own", ["my_package.my_model"], indirect=True)
+def test_other_code_of_an_installed_backend_is_another_setting(own, tmp_path):
+    section = SimpleNamespace(backend=own, fingerprint=lambda: {"backend": own})
+    before = fingerprint_of(section)
+    with open(tmp_path / "own" / "my_package" / "my_model.py", "a") as file:
+        file.write("\n# other\n")
+    assert before["backend_code"] != fingerprint_of(section)["backend_code"]
+    assert fingerprint_of(SimpleNamespace(backend="threshold", fingerprint=dict)) == {}
 
 
 @pytest.fixture

@@ -100,14 +100,16 @@ def test_what_comes_from_an_earlier_state_of_the_run_is_said_to_be_out_of_date(c
     run, stage = start(THREE)
     run.find("labels")
     run.find("labels")
-    why = f"{TWO} was made from another records than {ONE} has left since"
+    why = f"it read another records than {ONE} has written since"
     (said,) = [one.getMessage() for one in caplog.records]
-    assert said.startswith(f"'labels' is out of date: {why}; repeat that first (cellkit run CONFIG --run runs/demo ")
+    assert said.startswith(
+        f"'labels' is of {TWO}, which is out of date: {why}; repeat that first (cellkit run CONFIG --run "
+    )
     stage.done(mine=stage.path("mine")) if stage.path("mine").write_text("x") else None
     caplog.clear()
     _, stage = start("04_own")
     stage.run.find("mine")
-    assert f"'mine' is out of date: {THREE} was made from labels, and {why};" in caplog.text
+    assert f"'mine' is of {THREE}, which is out of date: it read labels of {TWO};" in caplog.text
     stage.done()
     caplog.clear()
     label("others")

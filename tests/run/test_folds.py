@@ -143,6 +143,7 @@ def test_what_all_folds_took_is_said_together(tmp_path):
         (1, {}, "--folds is 1"),
         (21, {}, "--folds is 21"),
         (3, {"convert.fold": 2}, "--folds and --set convert.fold"),
+        (3, {"convert": {"folds": 3}}, "--folds and --set convert.folds"),
     ],
 )
 def test_folds_that_are_none_are_refused(here, folds, overrides, problem):  # noqa: F811

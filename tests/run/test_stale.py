@@ -322,6 +322,22 @@ def test_the_keys_of_a_notebook_are_told_without_running_it(here):
     assert book.reads == ("records", "images", "truth")
 
 
+def test_a_damaged_manifest_is_no_traceback(done):
+    path = Path("runs/demo/manifest.json")
+    whole = read_manifest(path.parent)
+    for stage, entry in whole["stages"].items():
+        for key in entry:
+            less = {**whole, "stages": {**whole["stages"], stage: {k: v for k, v in entry.items() if k != key}}}
+            path.write_text(json.dumps(less))
+            assert [one.name for one in check("runs/demo")][:3] == [ONE, TWO, THREE]
+        for key, value in entry["inputs"].items():
+            if "settings_before" in value:
+                bad = {**entry, "inputs": {**entry["inputs"], key: {**value, "settings_before": None}}}
+                path.write_text(json.dumps({**whole, "stages": {**whole["stages"], stage: bad}}))
+                with pytest.raises(UserError, match="is damaged"):
+                    check("runs/demo")
+
+
 def test_unchanged_outputs_of_a_repeated_stage_let_the_next_be_skipped(done, capsys):
     write_notebook(done / "notebooks", ONE, [*CONVERT[:-1], "1 + 1", CONVERT[-1]])
     assert go() == 0
