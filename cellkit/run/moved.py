@@ -30,7 +30,7 @@ def from_run_folder(folder: Path, last_run: Mapping[str, Any], key: str) -> str:
 
 
 def renamed(old: Any, new: Any, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return {path of then: path of now} of the settings that named an input by its absolute path and differ.
+    """Return {path of then: path of now} of the settings that name an input by its absolute path, or in full by now, and differ.
 
     Parameters
     ----------
@@ -43,9 +43,21 @@ def renamed(old: Any, new: Any, inputs: Mapping[str, Mapping[str, Any]]) -> dict
     --------
     >>> renamed({"use": "/a/mine", "model": "m"}, {"use": "/b/mine", "model": "n"}, {"": {"path": "/a/mine"}})
     {'/a/mine': '/b/mine'}
+    >>> renamed({"base": "w", "use": "a/b"}, {"base": "/a/w", "use": "./a/b/"}, {"": {"path": "/a/w", "named": "w"}})
+    {'w': '/a/w', 'a/b': './a/b/'}
     """
     noted = {one.get("path") for one in inputs.values()} | {one.get("named") for one in inputs.values()}
-    return {then: now for then, now in _differing(old, new) if Path(then).is_absolute() and then in noted}
+    return {
+        then: now
+        for then, now in _differing(old, new)
+        if os.path.normpath(then) == os.path.normpath(now)
+        or (then in noted and (Path(then).is_absolute() or _is_in_full(now, then)))
+    }
+
+
+def _is_in_full(now: str, then: str) -> bool:
+    """Tell whether a path is a relative one written in full: the configuration is used from another folder."""
+    return Path(now).is_absolute() and os.path.normpath(now).endswith(f"{os.sep}{os.path.normpath(then)}")
 
 
 def _differing(old: Any, new: Any) -> Iterator[tuple[str, str]]:

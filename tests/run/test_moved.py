@@ -82,6 +82,24 @@ def test_a_setting_with_an_absolute_path_is_known_by_what_lies_there(old, monkey
     assert told().state == "stale"
 
 
+def test_a_relative_path_of_a_configuration_used_from_another_folder_repeats_nothing(old):
+    (old / "demo.yaml").write_text("seed: 1\nlabel: {use: mine}\n")
+    label = "from cellkit.under_way import note_reading\n"
+    label += "note_reading(load_config(config, overrides).label.use, 'corrections')"
+    write_notebook(
+        old / "notebooks", TWO, [label, "stage.path('b.txt').write_text('b')\nstage.done(b=stage.path('b.txt'))"]
+    )
+    assert run_notebooks("demo.yaml", "runs/demo", notebooks="notebooks") == 0
+    assert read_manifest(old / "runs/demo")["stages"][TWO]["config"]["use"] == "mine"
+    (old / "elsewhere").mkdir()
+    os.chdir(old / "elsewhere")
+    from cellkit.run.stale import check
+
+    assert [one.state for one in check("../runs/demo", "../demo.yaml", notebooks="../notebooks")] == ["fresh"]
+    (old / "mine" / "a.tif").write_text("other")
+    assert [one.state for one in check("../runs/demo", "../demo.yaml", notebooks="../notebooks")] == ["stale"]
+
+
 def test_an_interrupted_stage_goes_on_from_what_it_had(old, monkeypatch):
     """A training half done: what it had written is kept, as its inputs are the same wherever they lie now."""
     half = "kept = stage.folder / 'last.txt'\nassert not kept.exists() or kept.read_text() == 'half'\n"
