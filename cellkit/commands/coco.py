@@ -7,6 +7,7 @@ import sys
 
 from cellkit.commands.shared import (
     Answer,
+    check_file_name,
     exit_code,
     from_flag,
     list_quarantined,
@@ -57,6 +58,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.formats.coco import write_coco
     from cellkit.formats.coco_dialects import WRITTEN, checked, common_folder
 
+    check_file_name(given.out)
     checked(given.convention, WRITTEN)
     read = _of_coco if given.input.lower().endswith(".json") else _of_files
     records, instances, classes, ids, quarantined, made_by = read(given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cellkit.commands.shared import Answer, checked_tool, from_flag
+from cellkit.commands.shared import Answer, check_file_name, checked_tool, from_flag
 from cellkit.errors import UserError, counted
 
 ABOUT = "fuse what several models found into one file of predictions"
@@ -72,6 +72,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.formats.sides import marks_of
     from cellkit.predict.fuse_files import fuse_sides
 
+    check_file_name(given.out)
     weights, settings = fusion_of(given)
     if any(Path(given.out).resolve() == Path(path).resolve() for path in given.predictions):
         raise UserError(f"'{given.out}' is one of the files to fuse", "name another file to write: -o")

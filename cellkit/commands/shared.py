@@ -112,6 +112,22 @@ def conversion_of(given: argparse.Namespace, of_run: Any, scale: float | None = 
     return how
 
 
+def check_file_name(path: str) -> None:
+    """Refuse a folder where a file is to be written: one that is there, or a name that ends as one.
+
+    Raises
+    ------
+    UserError
+        It is a folder.
+
+    Examples
+    --------
+    >>> check_file_name("out/a.json")
+    """
+    if os.path.isdir(path) or path.endswith(("/", os.sep)):
+        raise UserError(f"-o {path} is a folder", "name the file to write")
+
+
 def is_bare_csv(path: str) -> bool:
     """Tell whether a side is a CSV that does not say how large its images are."""
     from cellkit.formats.submission import is_truth_table

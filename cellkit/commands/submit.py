@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cellkit.commands.shared import Answer, checked_tool, from_flag
+from cellkit.commands.shared import Answer, check_file_name, checked_tool, from_flag
 from cellkit.errors import counted
 from cellkit.modules import names_of
 
@@ -38,6 +38,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.formats.sides import match_sides, named_after, of_test, refuse_scaled, unread_by
     from cellkit.formats.submission import write_submission
 
+    check_file_name(given.out)
     profile, tool = get_profile(given.profile), checked_tool(given.from_)
     of = read_side(given.coco, convention=tool) if given.coco else None
     side = read_side(given.predictions, of=of, convention=tool)

@@ -315,3 +315,15 @@ def test_an_empty_path_is_no_current_folder(arguments, tmp_path, monkeypatch, ca
     assert cli.main(arguments) == 2
     assert "a path is empty" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command", [["coco", "labels"], ["submit", "p.json", "--profile", "sartorius"], ["fuse", "p.json"]]
+)
+@pytest.mark.parametrize("out", ["there", "new/"])
+def test_a_file_is_not_written_where_a_folder_is_named(command, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    assert cli.main([*command, "-o", out]) == 2
+    assert f"-o {out} is a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
