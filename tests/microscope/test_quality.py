@@ -343,6 +343,21 @@ def test_small_pictures_and_strips_are_measured_and_their_copies_found(tmp_path,
     assert [(c.first, c.second) for c in copies] == [("0", "4"), ("2", "5")]
 
 
+@pytest.mark.parametrize("size", [64, 80, 100])
+def test_small_pictures_of_one_round_cell_each_are_no_copies(tmp_path, size):
+    import cv2
+
+    rng, shots = np.random.default_rng(size), []
+    for k in range(8):
+        grey = np.zeros((size, size), np.uint8)
+        axes = (10 + k % 3, 13 - k // 3)
+        cv2.ellipse(grey, (size // 2 + k % 2, size // 2 - k // 4), axes, 20 * k, 0, 360, 150 + k, -1)
+        grey = cv2.GaussianBlur(grey, (0, 0), 1.0) + rng.integers(5, 25, (size, size))
+        shots.append(np.stack([grey * 0, grey * 0, grey], axis=-1).astype(np.uint8))
+    _, copies = found_in(tmp_path, [*shots, np.rot90(shots[3])])
+    assert [(c.first, c.second) for c in copies] == [("3", "8")]
+
+
 def test_empty_fields_are_copies_only_when_their_pixels_are_equal(tmp_path):
     style = FieldStyle(size_px=(128, 128))
     field = draw_field(("HEK",), style, 1, "empty")

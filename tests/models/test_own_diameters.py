@@ -86,12 +86,12 @@ def test_a_training_of_two_sizes_is_scored_and_handed_on_at_the_own_diameters(of
         assert card.config["diameter_of"] == whose
         first[whose] = pd.read_csv(out / "history.csv")["score"].dropna().iloc[0]
     assert first["image"] > first["batch"] + 0.05
-    each_px, smallest_px = asked[0][0], asked[0][-1]
+    each_px, (smallest_px, cell_px) = asked[0][0], asked[0][-2:]
     small, large = each_px[0], each_px[1]
     assert large > 2 * small and smallest_px == pytest.approx(
         unet.uncalibrated(of_two_sizes, config)["diameter_px"] / 2
     )
-    assert len(set(asked[1][0])) == 1, "of one diameter all are scaled by that"
+    assert len(set(asked[1][0])) == 1 and cell_px == 30, "of one diameter all are scaled by that"
 
 
 def test_what_is_kept_in_memory_is_counted_image_by_image(of_two_sizes, monkeypatch):

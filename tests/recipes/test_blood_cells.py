@@ -31,6 +31,7 @@ leave_out: [label, finetune, coco, maskrcnn]
 convert:
   source: box_csv
   channels: {red: red, cytoplasm: green, nuclei: blue}
+  duplicates: keep
   quality: {debris: false, uneven_light: false, low_contrast: false, out_of_focus: false, saturated: false}
 coco: {class_from: truth}
 evaluate: {bootstrap_samples: 10}
