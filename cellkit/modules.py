@@ -53,7 +53,7 @@ def paths_of(kind: str) -> dict[str, Path]:
 
 
 def code_sha256(name: str) -> str:
-    """Return a hash of the code of a module outside this package, ``package.module``: of all below its package; else "".
+    """Return a hash of the code of a module outside this package, ``package.module``: of all below its first folder; else "".
 
     Examples
     --------
@@ -63,14 +63,14 @@ def code_sha256(name: str) -> str:
     if "." not in name or name.startswith("cellkit."):
         return ""
     try:
-        found = find_spec(name)
-    except Exception:  # noqa: BLE001 - whatever a package raises while it is imported: `path_of` tells it
+        found = find_spec(name.partition(".")[0])
+    except (ImportError, ValueError, AttributeError):
         return ""
-    if found is None or not found.has_location or not found.origin:
+    if found is None or not found.submodule_search_locations:
         return ""
-    folder = Path(found.origin).parent
+    folder = Path(next(iter(found.submodule_search_locations)))
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(path for path in folder.rglob("*.py") if "site-packages" not in path.relative_to(folder).parts):
         digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -26,20 +26,28 @@ def outdated_stages(manifest: dict[str, Any]) -> dict[str, str]:
     ...     "06_evaluate": {"status": "finished", "inputs": {"model": old}}}})
     {'05_train': 'it read another records than 01_convert has written since', '06_evaluate': 'it read model of 05_train'}
     """
-    outdated: dict[str, str] = {}
-    for name, entry in finished_entries(manifest).items():
-        listed = listed_by(manifest, own=name)
-        for key, value in entry.get("inputs", {}).items():
-            if key not in listed or value.get("outside") or "settings_before" in value:
-                continue
-            maker, output = listed[key]
-            if value["sha256"] != output["sha256"]:
-                outdated[name] = f"it read another {key} than {maker} has written since"
-                break
-            if maker in outdated:
-                outdated[name] = f"it read {key} of {maker}"
-                break
+    entries, outdated, before = finished_entries(manifest), {}, None
+    while before != len(outdated):  # a recipe may be read by a stage whose number is smaller
+        before = len(outdated)
+        for name, entry in entries.items():
+            if name not in outdated and (why := _why_outdated(entry, listed_by(manifest, own=name), outdated)):
+                outdated[name] = why
     return outdated
+
+
+def _why_outdated(
+    entry: dict[str, Any], listed: dict[str, tuple[str, dict[str, str]]], outdated: Collection[str]
+) -> str:
+    """Say what a stage read that is no more so; "" where all is."""
+    for key, value in entry.get("inputs", {}).items():
+        if key not in listed or value.get("outside") or "settings_before" in value:
+            continue
+        maker, output = listed[key]
+        if value["sha256"] != output["sha256"]:
+            return f"it read another {key} than {maker} has written since"
+        if maker in outdated:
+            return f"it read {key} of {maker}"
+    return ""
 
 
 def unused_models(

@@ -11,14 +11,10 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from pathlib import PurePath, PurePosixPath
-from typing import TYPE_CHECKING
 
 from cellkit.errors import UserError, raise_or_collect
-
-if TYPE_CHECKING:
-    from cellkit.cells.records import ImageRecord
 
 # what file managers, shared drives and archives leave behind; names with a leading dot are hidden anyway
 NO_DATA = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__", "$recycle.bin", "lost+found",
@@ -370,6 +366,8 @@ def pairs(mine: Sequence[Keys], other: Sequence[Keys]) -> dict[int, int]:
 def best_pairs(mine: Sequence, other: Sequence, names: Iterable[Callable[..., Keys]]) -> dict[int, int]:
     """Return the `pairs` by the first of `names` that fits any; later ones add what is left, where no folders contradict.
 
+    Where all pairs so far put the images of a folder into one folder of the other side, another of that folder is in no other.
+
     Parameters
     ----------
     mine, other : sequence of ImageRecord
@@ -384,26 +382,25 @@ def best_pairs(mine: Sequence, other: Sequence, names: Iterable[Callable[..., Ke
     {0: 0, 2: 2}
     """
     best: dict[int, int] = {}
+    ours, theirs = ([same(item.path).rpartition("/")[0] for item in side] for side in (mine, other))
     for name in names:
-        found, taken = pairs([name(item) for item in mine], [name(item) for item in other]), set(best.values())
+        found = pairs([name(item) for item in mine], [name(item) for item in other])
         if best:
-            found = {k: j for k, j in found.items() if k not in best and j not in taken and _agree(mine[k], other[j])}
+            taken, folders = set(best.values()), {(ours[k], theirs[j]) for k, j in best.items()}
+            new = {k: j for k, j in found.items() if k not in best and j not in taken}
+            found = {k: j for k, j in new.items() if not _contradict(ours[k], theirs[j], folders)}
         best |= found
         if len(best) == min(len(mine), len(other)):
             break
     return dict(sorted(best.items()))
 
 
-def _agree(mine: ImageRecord, other: ImageRecord) -> bool:
-    """Tell whether one path is in no folder, or in the last ones of the other; "images", "masks" and the like are none."""
-    few, many = sorted(
-        (
-            [part for part in PurePosixPath(same(one.path)).parent.parts if part.lower() not in FILLERS | LABEL_WORDS]
-            for one in (mine, other)
-        ),
-        key=len,
-    )
-    return not few or many[-len(few) :] == few
+def _contradict(mine: str, other: str, folders: Collection[tuple[str, str]]) -> bool:
+    """Tell whether one of two folders goes with a single other one among pairs of folders; none contradicts nothing."""
+    if not mine or not other:
+        return False
+    of_mine, of_other = {b for a, b in folders if a == mine}, {a for a, b in folders if b == other}
+    return (len(of_mine) == 1 and other not in of_mine) or (len(of_other) == 1 and mine not in of_other)
 
 
 LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_label", "_mask", "-masks", "-labels", "-label", "-mask", "_seg", "_gt",

@@ -83,10 +83,8 @@ def _answer(arguments: list[str]) -> Answer:
     for name in PATHS:
         named = getattr(given, name, None)
         if named == "" or (isinstance(named, list) and "" in named):
-            flag = "" if name in ("images", "path", "labels", "config") else f" (--{name.replace('_', '-')})"
-            raise UserError(
-                f"a path is empty{flag}", "name a file or folder; . is the current one. Is a variable unset?"
-            )
+            remedy = "name a file or folder; . is the current one. Is a variable unset?"
+            raise UserError(f"a path is empty ({name.replace('_', ' ')})", remedy)
         if named:
             setattr(given, name, _at_home(named) if isinstance(named, str) else [_at_home(one) for one in named])
     if given.command is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -44,18 +44,26 @@ def table_of(overrides: Any) -> dict[str, Any]:
     raise UserError(problem, f"write it as overrides = {example or {'finetune.steps': 100}}")
 
 
-def said_twice(key: str, known: Iterable[str]) -> str:
-    """Say how a key is set again, by itself or by a table around or below it; "" where it is not.
+def said_twice(key: str, value: Any, known: Mapping[str, Any]) -> str:
+    """Say how a key, or one of its table, is set again; "" where none is.
 
     Examples
     --------
-    >>> said_twice("a.b", ["a.b"]), said_twice("a", ["a.b"]), said_twice("a.b", ["a.bc"])
-    ('a.b is given twice', 'a and a.b say the same', '')
+    >>> said_twice("a.b", 1, {"a.b": 2}), said_twice("a", {"b": 1}, {"a.b": 2}), said_twice("a", {"c": 1}, {"a.b": 2})
+    ('a.b is given twice', 'a.b is given twice', '')
     """
-    for one in known:
-        if f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}."):
-            return f"{key} is given twice" if one == key else f"{key} and {one} say the same"
+    mine, others = _leaves(key, value), [one for name, told in known.items() for one in _leaves(name, told)]
+    for leaf in mine:
+        if any(f"{one}.".startswith(f"{leaf}.") or f"{leaf}.".startswith(f"{one}.") for one in others):
+            return f"{leaf} is given twice"
     return ""
+
+
+def _leaves(key: str, value: Any) -> list[str]:
+    """Return the dotted keys of a value that may be a table."""
+    if not isinstance(value, Mapping) or not value:
+        return [key]
+    return [leaf for name, one in value.items() for leaf in _leaves(f"{key}.{name}", one)]
 
 
 def unread_by(stage: str) -> list[str]:

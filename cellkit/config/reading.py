@@ -283,9 +283,9 @@ def set_strings(strings: Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not key:
             raise UserError(f"--set {string!r} has no key=value", "write it as --set finetune.steps=100")
-        if twice := said_twice(key, found):
+        if twice := said_twice(key, value := _parse(text, f"--set {key}"), found):
             raise UserError(f"--set {twice}", "give each key once")
-        found[key] = _parse(text, f"--set {key}")
+        found[key] = value
         node = yaml.compose(text, Loader=_Loader)
         if text[node.end_mark.index if node else 0 :].strip():
             quoted = text.strip().replace("'", "''")

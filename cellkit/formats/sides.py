@@ -196,7 +196,7 @@ def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) ->
     """Bring two sides to the same images, in the order of the truth, and to the classes of the truth.
 
     Images are matched by image id, file path, file name without suffix, or the id that such a name or path becomes: by the
-    strictest that fits any, the rest by looser ones where their folders do not differ (`cellkit.cells.names.best_pairs`).
+    strictest that fits any, the rest by looser ones where no folders contradict (`cellkit.cells.names.best_pairs`).
     Classes are matched by name; where the two sides share no name, or no cell found has a class, classes are dropped. That,
     and classes of cells found that the truth does not have, is noted with the second side.
     Images that a run's model did not predict are left out of the truth; where the truth is of the same run, so are

@@ -345,7 +345,11 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
 
 
 def _is_picture(path: Path, picture: Path, record: ImageRecord) -> bool:
-    """Tell whether a file that cannot be read as labels is the picture of its image: that of the run, or one in colour."""
+    """Tell whether a file that cannot be read as labels is the picture of its image.
+
+    That of the run, one in colour, a stack, one of several channels, or one in grey whose pixels all differ.
+    """
+    from cellkit.formats.labels import NOISE_PX, is_noise
     from cellkit.microscope.open import open_file
 
     if picture.is_file() and path.read_bytes() == picture.read_bytes():
@@ -353,9 +357,14 @@ def _is_picture(path: Path, picture: Path, record: ImageRecord) -> bool:
     try:
         with open_file(path) as opened:
             series = opened.info.series[0]
+            if "S" in series.axes:
+                return (series.size("Y"), series.size("X")) == (record.height_px, record.width_px)
+            if len(series.channels) > 1 or series.size("Z") > 1 or series.size("T") > 1:
+                return True
+            plane = opened.plane(0, 0, 0, 0)
+            return plane.size >= NOISE_PX and is_noise(plane)
     except UserError:
         return False
-    return len(series.channels) > 1 and (series.size("Y"), series.size("X")) == (record.height_px, record.width_px)
 
 
 def same_cells(a: Instances, b: Instances) -> bool:

@@ -67,8 +67,8 @@ def find_duplicates(records: Sequence[ImageRecord], quality: Sequence[Mapping], 
     up to 3 % of their longer side; that are mirrored or turned by quarters; and all of this together. Not found are zoomed
     pictures, other angles, large shifts, and, unless their pixels are equal, fields without cells or of less than 32 x 32 px.
     Fingerprints name the pairs to look at, then the pictures themselves are compared: neighbouring fields of one slide are no
-    copies. Of pictures of less than 112 x 112 px only those are copies that are turned or mirrored and nothing else. Of the frames
-    of one scene in one split only each and the next are compared: they are never divided, and show one field.
+    copies. Of pictures of less than 112 x 112 px only those are copies that are turned or mirrored and nothing else. Of the
+    frames of one scene in one split only each and the next are compared: they are never divided, and show one field.
 
     Parameters
     ----------

@@ -142,7 +142,8 @@ def choosers(records: Sequence[ImageRecord]) -> list[str]:
     With fewer than 12 images (or groups of images) none chooses: the last weights are taken. A choice among a few evaluations
     gains little there, and each judge is needed. From 12 on about a third choose, by a hash of the name (of the group): an
     image more changes no other's part. Only where all images (groups) of a cell type would choose, or all would judge, the one
-    whose place is nearest changes its part: what is chosen on one line need not suit another. The only one of its type judges.
+    whose place is nearest changes its part: what is chosen on one line need not suit another. Of two of a type one chooses, the
+    only one judges, unless all would.
 
     Parameters
     ----------

@@ -15,6 +15,7 @@ from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.files import write_text
 from cellkit.models import model_name, order_models
+from cellkit.outdated import outdated_stages
 from cellkit.pages import images, measurements, scores
 from cellkit.pages.results import Picture, RunFiles, Table, Words, with_interval
 from cellkit.run.folder import Stage
@@ -93,6 +94,12 @@ def _made(files: RunFiles, name: str, title: str, make: Callable[[RunFiles], lis
 
 
 def _headline(files: RunFiles) -> str:
+    outdated = {} if files.staged else outdated_stages(files.manifest)
+    told = "; ".join(f"{name}: {why}" for name, why in outdated.items())
+    return _of_scores(files) + (f" Out of date, and told as it was ({told})." if told else "")
+
+
+def _of_scores(files: RunFiles) -> str:
     try:
         if files.no_accuracy:
             return f"{files.no_accuracy[0].upper()}{files.no_accuracy[1:]}. Below: which images to correct first."

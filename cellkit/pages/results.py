@@ -25,7 +25,7 @@ from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.measured import read_cells_table
 from cellkit.manifest import covered, finished_entries, owned_files, read_manifest
 from cellkit.models import order_models
-from cellkit.outdated import outdated_stages, unused_models
+from cellkit.outdated import unused_models
 from cellkit.scores.attribution import worst_images
 from cellkit.show.style import new_figure, to_png
 from cellkit.under_way import note_reading
@@ -278,8 +278,9 @@ class RunFiles:
     def models(self) -> list[str]:
         """Names of the predictions files, in the order of every table."""
         folders = [folder / "predictions" for folder in (self.folder, self.staged) if folder is not None]
-        names = {path.stem for folder in folders for path in folder.glob("*.json")} - set(self.unused)
-        return order_models({name for name in names if self.path(f"predictions/{name}.json")})
+        names = {path.stem for folder in folders for path in folder.glob("*.json")}
+        left = self.unused if self.staged else ()  # what 06 has scored is told, of whatever state
+        return order_models({name for name in names if name not in left and self.path(f"predictions/{name}.json")})
 
     @cached_property
     def unused(self) -> dict[str, str]:
@@ -432,7 +433,6 @@ class RunFiles:
         return data, self.of_images(self.best, data), [place[name] for name in rows["image_id"] if name in place]
 
     def histories(self) -> dict[str, Path]:
-        """Return stage -> the ``history.csv`` of its training; none of stages of another state of the run."""
-        past = () if self.staged else outdated_stages(self.manifest)
-        found = {name: self.path(f"{name}/history.csv") for name in self.stages if name not in past}
+        """Return stage -> the ``history.csv`` of its training."""
+        found = {name: self.path(f"{name}/history.csv") for name in self.stages}
         return {name: path for name, path in found.items() if path is not None}

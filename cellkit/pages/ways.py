@@ -173,9 +173,14 @@ def compare_runs(
     return [compare(group, split, bootstrap) for group in alike.values()], left_out
 
 
+def current_models(run: RunFiles) -> list[str]:
+    """Return the models of a run but those that are not of its present state."""
+    return [model for model in run.models if model not in run.unused]
+
+
 def lacking(run: RunFiles, split: str | None = None) -> str:
     """Say what a run lacks to be compared; "" where nothing is missing."""
-    if not run.models:
+    if not current_models(run):
         return f"no model has found cells yet (finished: {', '.join(run.stages) or 'nothing'})"
     if not run.truths:
         return "neither 04_cells_to_coco nor a recipe has written the true cells"
@@ -226,7 +231,7 @@ def ways_of(runs: Sequence[RunFiles]) -> dict[str, Way]:
     kept, known = [], set()
     for run, folder in zip(runs, folders, strict=True):
         run_name = folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
-        for model in run.models:
+        for model in current_models(run):
             made = (model, sha256_file(run.need(f"predictions/{model}.json")))
             kept += [] if made in known else [(run_name, run, model)]
             known.add(made)

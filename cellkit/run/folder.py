@@ -316,12 +316,9 @@ class Stage:
         self.run._hash = hasher = Hasher()
         also = [name for name in files_below(self.root) if not covered(name, listed.values())]
         self._check_owners(listed, also)
-        former = {
-            name: sha
-            for name, sha in former.items()
-            if not any(overlap(name, new) for new in [*listed.values(), *also])
-        }
-        self._settle_inputs([*listed.values(), *also, *former])
+        news = [*listed.values(), *also]
+        former = {name: sha for name, sha in former.items() if not any(overlap(name, new) for new in news)}
+        self._settle_inputs([*news, *former])
         self._entry |= {
             "status": "finished",
             "outputs": {key: {"path": name, "sha256": hasher(self._source(name))} for key, name in listed.items()},
@@ -351,6 +348,7 @@ class Stage:
             return {}
         entry = read_manifest(self.run.folder)["stages"].get(self.name, {})
         if entry.get("attempt") != self._entry["attempt"]:
+            release(self.run.folder)  # nothing is under way here
             problem = f"{self.name} was run again elsewhere since it was done here"
             raise UserError(problem, "to repeat it here, run this notebook from its first cell")
         return entry["also"]

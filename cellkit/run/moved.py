@@ -44,13 +44,13 @@ def renamed(old: Any, new: Any, inputs: Mapping[str, Mapping[str, Any]]) -> dict
     >>> renamed({"use": "/a/mine", "model": "m"}, {"use": "/b/mine", "model": "n"}, {"": {"path": "/a/mine"}})
     {'/a/mine': '/b/mine'}
     >>> renamed({"base": "w", "use": "a/b"}, {"base": "/a/w", "use": "./a/b/"}, {"": {"path": "/a/w", "named": "w"}})
-    {'w': '/a/w', 'a/b': './a/b/'}
+    {'w': '/a/w'}
     """
     noted = {one.get("path") for one in inputs.values()} | {one.get("named") for one in inputs.values()}
     return {
         then: now
         for then, now in _differing(old, new)
-        if os.path.normpath(then) == os.path.normpath(now)
+        if (os.path.normpath(then) == os.path.normpath(now) and os.path.lexists(here(now)))
         or (then in noted and (Path(then).is_absolute() or _is_in_full(now, then)))
     }
 

@@ -5,6 +5,7 @@ import unicodedata
 import pytest
 
 from cellkit.cells.names import (
+    best_pairs,
     channel_of,
     is_no_data,
     plain,
@@ -12,7 +13,9 @@ from cellkit.cells.names import (
     split_of_file,
     split_of_folder,
     split_of_folders,
+    stem_of,
 )
+from cellkit.cells.records import ImageRecord
 
 
 @pytest.mark.parametrize(
@@ -123,3 +126,21 @@ def test_frames_of_one_series_share_a_name(stems, shared):
 def test_channels_of_one_image_share_a_name(pair):
     (one, first), (other, second) = (channel_of(stem) for stem in pair.split())
     assert one == other and first != second
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "paired"),
+    [
+        ("HEK/a HEK/b", "HEK/a N2a/b", {0: 0}),
+        ("HEK/a HEK/b N2a/c", "HEK/a c N2a/b", {0: 0, 2: 1}),
+        ("a Set1_GT/b Set2_GT/c", "a Set1/b Set2/c", {0: 0, 1: 1, 2: 2}),
+        ("a train_labels/b", "a train_images/b", {0: 0, 1: 1}),
+        ("manual/a manual/b", "auto/b auto/a", {0: 1, 1: 0}),
+        ("x/1 x/2 y/1", "x/1 y/2 z/1", {0: 0}),
+        ("a b/c", "a c", {0: 0, 1: 1}),
+    ],
+)
+def test_a_looser_agreement_adds_what_no_folder_contradicts(mine, other, paired):
+    sides = [[ImageRecord(path, path, 1, 1) for path in paths.split()] for paths in (mine, other)]
+    by_path, by_stem = (lambda one: frozenset([one.path])), (lambda one: frozenset([stem_of(one.path)]))
+    assert best_pairs(*sides, [by_path, by_stem]) == paired

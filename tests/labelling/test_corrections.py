@@ -199,6 +199,20 @@ def test_a_label_image_that_cannot_be_read_is_named_although_other_files_of_the_
     assert re.search(why, unused[0].reason), unused[0].reason
 
 
+@pytest.mark.parametrize("what", ["stack", "channels", "other size", "fractions"])
+def test_a_microscope_file_beside_the_labels_of_its_image_is_a_picture(images, proposals, folder, what):
+    from tifffile import imwrite
+
+    rng = np.random.default_rng(0)
+    shape, axes = {"stack": ((3, *SHAPE), "ZYX"), "channels": ((2, *SHAPE), "CYX")}.get(what, ((90, 80), "YX"))
+    raw = rng.integers(100, 4000, shape).astype(np.uint16)
+    raw = raw.astype(np.float32) + 0.5 if what == "fractions" else raw
+    imwrite(folder / "HEK_a.tif", raw, ome=True, metadata={"axes": axes})
+    by_cellpose(folder, "HEK_a")
+    _, unused, beside = read_corrections(images, proposals, folder)
+    assert (unused, beside) == ([], ["HEK_a.tif"])
+
+
 def test_the_picture_of_the_run_is_no_label_however_it_is_kept(images, proposals, folder):
     (images.root / "images").mkdir(parents=True)
     Image.fromarray(np.zeros((*SHAPE, 4), np.uint8)).save(images.root / "images/HEK_a.png")

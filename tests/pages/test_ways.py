@@ -20,6 +20,7 @@ from cellkit.formats.coco import write_coco, write_predictions
 from cellkit.manifest import read_manifest
 from cellkit.outdated import unused_models
 from cellkit.pages.costs import cost_of, finding_of, needed_stages
+from cellkit.pages.report import page
 from cellkit.pages.results import RunFiles
 from cellkit.pages.ways import compare_runs, conventions_of, off, without_unknown
 from cellkit.pages.ways_tables import BEGIN, END, about, grids_of, read_parts, to_markdown, write_markdown
@@ -149,7 +150,7 @@ def test_models_of_another_state_of_the_run_are_named_not_compared(run, tmp_path
     assert [row["name"] for row in one.rows] == ["base"]
     why = "05_train_maskrcnn is outdated: it read another coco_train than 04_cells_to_coco has written since"
     assert left_out == [Quarantined(f"again:{name}", why) for name in sorted(MODELS)]
-    assert RunFiles(folder).models == ["base"]
+    assert set(RunFiles(folder).unused) == set(MODELS) and "Out of date" in page(RunFiles(folder))
     assert RunFiles(folder, folder / "unfinished" / "06_evaluate_map_iou").models == ["base", *sorted(MODELS)]
     before = ("01_convert", "02_label_with_cellpose", "04_cells_to_coco")
     assert RunFiles(folder, folder / "unfinished" / "06_evaluate_map_iou", before=before).models == ["base"]
