@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from fastcore.basics import groupby
@@ -212,19 +213,28 @@ def folders_of(path: str) -> Folders:
     return Folders(split_of_folders(parts), names)
 
 
-def folders_by_name(names: Iterable[str]) -> dict[str, set[Folders]]:
-    """Return what the folders of listed paths tell, by file name: several where a list tells files of one name apart."""
-    return {
-        name: set(told)
-        for name, told in groupby(((plain(n).rpartition("/")[2], folders_of(n)) for n in names), 0, 1).items()
-    }
+def listed_ends(names: Iterable[str]) -> dict[str, set[Folders]]:
+    """Return what the folders of listed paths tell, by each end of a path: several where a list tells files of one name apart.
+
+    Examples
+    --------
+    >>> ends = listed_ends(["D:/p1/a.tif", "D:/p2/a.tif"])
+    >>> [len(ends[end]) for end in ("a.tif", "p1/a.tif", "p2/a.tif")]
+    [2, 1, 1]
+    """
+    found: dict[str, set[Folders]] = {}
+    for name in names:
+        told, file = folders_of(name), plain(name).rpartition("/")[2]
+        for k in range(len(told.names) + 1):
+            found.setdefault("/".join((*told.names[k:], file)), set()).add(told)
+    return found
 
 
-def may_be_named(named: str, there: str, is_only: bool = True) -> bool:
+def may_be_named(named: str, there: str, listed: Mapping[str, set[Folders]] = MappingProxyType({})) -> bool:
     """Tell whether a list that says `named` may mean the file of that name at the path `there`, where none fits exactly.
 
     It may not where the folders of the two tell different splits, or different names. Folders that only the list names may lead
-    to the data folder; `is_only` says that the list has no other file of that name.
+    to the data folder, unless another path of the list (`listed_ends`) ends as the path there does.
 
     Examples
     --------
@@ -232,10 +242,17 @@ def may_be_named(named: str, there: str, is_only: bool = True) -> bool:
     [True, True, True, False]
     """
     told, here = folders_of(named), folders_of(there)
-    if told.split and here.split and told.split != here.split:
+    if _are_two_splits(told, here):
         return False
-    ends = is_only and told.names[len(told.names) - len(here.names) :] == here.names
-    return not told.names or told.names == here.names or ends
+    if not told.names or told.names == here.names:
+        return True
+    ends = told.names[len(told.names) - len(here.names) :] == here.names
+    others = listed.get("/".join((*here.names, plain(named).rpartition("/")[2])), ()) if ends else ()
+    return ends and all(other == told or _are_two_splits(other, here) for other in others)
+
+
+def _are_two_splits(one: Folders, other: Folders) -> bool:
+    return bool(one.split and other.split) and one.split != other.split
 
 
 def by_stem(root: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:

@@ -15,7 +15,7 @@ from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
-from cellkit.microscope.folders import folders_by_name, list_files, may_be_named
+from cellkit.microscope.folders import list_files, listed_ends, may_be_named
 from cellkit.sources.assign_splits import apart_from_bare, assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
@@ -83,11 +83,11 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
 def _keys_of(names: Iterable[str], pictures: dict[str, Path], root: Path) -> dict[str, str]:
     """Return {name in a table: key of its picture}, with folders or without, in any spelling; a path where it is not there."""
-    keys, folders = {}, folders_by_name(names := set(names))
+    keys, listed = {}, listed_ends(names := set(names))
     for name in names:
         bare = plain(name).rpartition("/")[2]
         there = pictures[bare].relative_to(root).as_posix() if bare in pictures else ""
-        keys[name] = bare if there and may_be_named(name, there, len(folders[bare]) < 2) else plain(name)
+        keys[name] = bare if there and may_be_named(name, there, listed) else plain(name)
     return keys
 
 

@@ -25,7 +25,7 @@ from cellkit.errors import UserError, counted, readable
 from cellkit.files import decoded
 from cellkit.formats.coco_dialects import crowd_of, key_of, to_plain
 from cellkit.log import LOG
-from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, folders_by_name, list_files, may_be_named
+from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, list_files, listed_ends, may_be_named
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import MOST_NAMED, leftovers
 from cellkit.sources.listing import (
@@ -219,7 +219,7 @@ class _Pictures:
         self.root = root
         self.by_name = groupby(list_files(root, IMAGE_SUFFIXES, keep_labels=True), lambda path: plain(path.name))
         names = (readable(str(entry.get("file_name") or "")) for sheet in sheets for entry in sheet.images)
-        self.folders_named = folders_by_name(names)
+        self.listed = listed_ends(names)
 
     def find(self, named: str, sheet: Path, split: str = "") -> Path:
         """Return the one picture, of several that in folders of the file's `split`; raises where that leaves none or several."""
@@ -242,10 +242,9 @@ class _Pictures:
         return ending[0]
 
     def _may_be(self, path: Path, named: str, beside: Path) -> bool:
-        """Whether folders leave open that `path` is `named`, which no other picture of the file is called."""
-        is_only = len(self.folders_named.get(plain(path.name), ())) < 2
+        """Whether folders leave open that `path` is `named`, and no other picture that the files name."""
         places = [path.relative_to(base).as_posix() for base in (self.root, beside) if path.is_relative_to(base)]
-        return any(may_be_named(named, there, is_only) for there in places)
+        return any(may_be_named(named, there, self.listed) for there in places)
 
 
 class _Listed(NamedTuple):

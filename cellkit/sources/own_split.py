@@ -13,7 +13,7 @@ from cellkit.cells.records import MIXED
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.log import LOG
-from cellkit.microscope.folders import IMAGE_SUFFIXES, folders_by_name, may_be_named
+from cellkit.microscope.folders import IMAGE_SUFFIXES, listed_ends, may_be_named
 from cellkit.sources.listing import UNUSED, SourceImage
 from cellkit.sources.source_tables import header_of, read_lines, read_table
 
@@ -187,7 +187,7 @@ def _found(
     """Return, by the source of an image, the name that lists it and the split."""
     by_end: dict[str, list[SourceImage]] = defaultdict(list)
     places: dict[str, list[str]] = defaultdict(list)
-    told = folders_by_name(split_of)
+    listed = listed_ends(split_of)
     for item in items:
         for path in item.files:
             places[item.source].append(path.relative_to(root).as_posix())
@@ -201,10 +201,9 @@ def _found(
         parts = name.split("/")
         those = by_end.get(name, [])
         for k in range(1, 0 if those else len(parts)):
-            is_only = len(told[parts[-1]]) < 2
             shorter = by_end.get("/".join(parts[k:]), ())
             those = those or [
-                item for item in shorter if any(may_be_named(name, there, is_only) for there in places[item.source])
+                item for item in shorter if any(may_be_named(name, there, listed) for there in places[item.source])
             ]
         if len({item.files[0] for item in those}) > 1:  # of one name in several folders
             raise UserError(

@@ -77,6 +77,7 @@ def test_images_of_one_name_in_two_folders_stay_two(tmp_path):  # fault 23
         (["plate1/f.png", "plate2/f.png"], ["plate1_f"]),
         (["test/f.png"], []),
         (["D:\\data\\plate1\\f.png"], ["plate1_f"]),
+        (["/home/me/plate1/f.png", "/home/me/plate2/f.png"], ["plate1_f"]),
         (["images/plate1/f.png"], ["plate1_f"]),
         (["train/f.png"], ["plate1_f"]),
         (["f.png"], ["plate1_f"]),

@@ -137,6 +137,23 @@ def test_lists_of_another_folder_s_images_are_not_followed(tmp_path, capsys):
     assert splits_of(with_own_split(here, tmp_path, config())[0]) == WANTED
 
 
+@pytest.mark.parametrize("before", ["", "./", "D:\\data\\", "/mnt/other/set/", "exp/"])
+def test_lists_of_another_disk_are_followed_where_plates_share_file_names(tmp_path, before):
+    here = [image for plate in ("plate1", "plate2") for image in images(tmp_path, plate)]
+    here = [replace(item, image_id=item.source) for item in here]
+    wanted = {item.source: WANTED[item.own_id] for item in here}
+    lines = [f"{before}{name},{split}" for name, split in wanted.items()]
+    (tmp_path / "split.csv").write_text("\n".join(["image,split", *lines]) + "\n")
+    assert splits_of(with_own_split(here, tmp_path, config())[0]) == wanted
+
+
+def test_lists_that_name_two_files_for_one_picture_are_not_followed(tmp_path, capsys):
+    write_lists(tmp_path, "D:/exp{0[4]}/plate1/cell.png", splits={f"cell{k}": WANTED[f"cell{k}"] for k in (0, 1)})
+    here = images(tmp_path, "plate1", ["cell"])
+    assert splits_of(with_own_split(here, tmp_path, config())[0]) == {"cell": ""}
+    assert "no name there is an image" in capsys.readouterr().err
+
+
 def test_a_list_of_test_images_alone_leaves_none_to_train_on_and_says_what_mends_it(tmp_path):
     (tmp_path / "test.txt").write_text("cell2\ncell5\n")
     items = load_items(tmp_path)
