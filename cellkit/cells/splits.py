@@ -17,7 +17,7 @@ from cellkit.cells.records import SPLITS, ImageRecord
 from cellkit.errors import UserError, counted, raise_or_collect, readable
 
 STEPS = tuple(int(2**64 * x) for x in (0.6180339887498949, 0.41421356237309515, 0.7320508075688772, 0.6457513110645907))
-LISTED = re.compile(r"^.+?\.json image .*?: ", re.IGNORECASE)  # begins the source of an image of a COCO file
+LISTED = re.compile(r"^(.+?\.json) image .*?: ", re.IGNORECASE)  # begins the source of an image of a COCO file
 Item = TypeVar("Item")
 
 
@@ -31,7 +31,8 @@ def name_groups(items: Sequence[Item], pattern: str | None) -> list[Item]:
         Anything frozen with source, image_id and group.
     pattern : str or None
         A regular expression with a group called "group", looked for in the image's name in the source (`name_in_source`), then
-        in the image_id: ``(?P<group>[A-H]\\d\\d)`` for wells. None leaves the groups as they are.
+        in the path of the file that lists it, then in the image_id: ``(?P<group>[A-H]\\d\\d)`` for wells. None leaves the
+        groups as they are.
 
     Returns
     -------
@@ -54,18 +55,25 @@ def name_groups(items: Sequence[Item], pattern: str | None) -> list[Item]:
     rule = group_rule(pattern)
     named, without = [], []
     for item in items:
-        found = rule.search(name_in_source(item.source)) or rule.search(item.image_id)
+        found = next(filter(None, map(rule.search, _searched(item))), None)
         if found is None or not found["group"]:
             without.append(item)
         else:
             named.append(replace(item, group=found["group"]))
     if without:
-        first = readable(without[0].source or without[0].image_id)
-        problem = f"convert.group_from {pattern!r} fits {len(named)} of {len(items)} images, not e.g. '{first}'"
+        searched = " or ".join(f"'{readable(text)}'" for text in _searched(without[0]))
+        problem = f"convert.group_from {pattern!r} fits {len(named)} of {len(items)} images, not e.g. {searched}"
         raise_or_collect(
             UserError(problem, "write an expression that fits every image, or null to take the folders as groups")
         )
     return named if not without else list(items)
+
+
+def _searched(item: Any) -> list[str]:
+    """Return where the group of an image is looked for, in this order."""
+    sheet = LISTED.match(item.source)
+    texts = (name_in_source(item.source), sheet[1] if sheet else "", item.image_id)
+    return list(dict.fromkeys(filter(None, texts)))
 
 
 def name_in_source(source: str) -> str:

@@ -246,7 +246,10 @@ def test_groups_are_found_in_names():
 @pytest.mark.parametrize(
     ("pattern", "reason"),
     [
-        (r"(?P<group>[A-B]\d\d)", "fits 30 of 120 images, not e.g. 'plate 1/C01_A_0.tif'\nwrite an expression"),
+        (
+            r"(?P<group>[A-B]\d\d)",
+            "fits 30 of 120 images, not e.g. 'plate 1/C01_A_0.tif' or 'C01_A_0'\nwrite an expression",
+        ),
         (r"(?P<group>x?)plate", "fits 0 of 120 images"),
         (r"([A-H]\d\d)", "names no group\nmark the part"),
         (r"(?P<group>[A-H", "unterminated character set"),

@@ -1,114 +1,25 @@
-"""COCO sets and LIVECell: which picture, which class, which split; duplicates and damage said, not swallowed."""
+"""COCO sets and LIVECell: which class, which split; duplicates and damage said, not swallowed."""
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from cocoset_cases import cell, config, image, listed, picture, save
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
-from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
+from cellkit.config.sections import SplitConfig
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import read_coco
-from cellkit.modules import load
 from cellkit.sources.coco import looks_like_coco, read_sheets
 from cellkit.sources.ingest import classes_of, convert_images, detect_kind
 from cellkit.sources.inspection import inspect_folder
 
-SQUARE = [[2, 2, 9, 2, 9, 9, 2, 9]]
-
-
-def config(source, classes=("A", "B"), **options):
-    return ConvertConfig(source=source, classes=classes, channels=ChannelsConfig(nuclei=0), **options)
-
-
-def listed(root, cfg):
-    return {item.image_id: item for item in load("source", cfg.source).read(Path(root), cfg)}
-
-
-def picture(path, shape=(24, 32)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grey = np.random.default_rng(len(path.name)).integers(0, 255, shape, dtype=np.uint8)
-    tifffile.imwrite(path, grey) if path.suffix == ".tif" else Image.fromarray(grey).save(path)
-    return path
-
-
-def image(number, name, **more):
-    return {"id": number, "file_name": name, "height": 24, "width": 32, **more}
-
-
-def cell(image_id, category=1, segmentation=SQUARE, **more):
-    """Return an annotation as LIVECell and others write it, with a float box and area."""
-    return {"image_id": image_id, "category_id": category, "segmentation": segmentation, "bbox": [2.0, 2.0, 7.0, 7.0],
-            "area": 49.0, "iscrowd": 0, **more}  # fmt: skip
-
-
-def save(path, images, annotations, categories=("A", "B"), first=1):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    named = [{"id": k, "name": name} for k, name in enumerate(categories, first)]
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": named}))
-    return path
-
 
 # ---- any COCO set --------------------------------------------------------------------------------------------------
-def test_images_of_one_name_in_two_folders_stay_two(tmp_path):  # fault 23
-    picture(tmp_path / "a" / "1.png"), picture(tmp_path / "b" / "1.png")
-    path = save(tmp_path / "all.json", [image(1, "a/1.png"), image(2, "b/1.png")], [cell(1), cell(2, 2), cell(2)])
-    items = listed(tmp_path, config("coco"))
-    assert list(items) == ["a_1", "b_1"] and [len(item.load().instances) for item in items.values()] == [1, 2]
-    assert items["b_1"].load().instances.class_ids.tolist() == [2, 1]
-    assert [record.image_id for record in read_coco(path).records] == ["a_1", "b_1"]
-    save(path, [image(1, "x/1.png"), image(2, "b/1.png")], [])
-    (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
-    made = convert_images(config("coco"), tmp_path, tmp_path / "run")
-    assert [record.image_id for record in made.images.records] == ["b_1"], "x/1.png is not b/1.png"
-    assert made.quarantined[0].reason.startswith("x/1.png of all.json is not there")
-
-
-@pytest.mark.parametrize(
-    ("named", "there"),
-    [
-        (["plate2/f.png"], []),  # another plate's cells would be the truth of plate1/f.png
-        (["plate1/f.png", "plate2/f.png"], ["plate1_f"]),
-        (["test/f.png"], []),
-        (["D:\\data\\plate1\\f.png"], ["plate1_f"]),
-        (["/home/me/plate1/f.png", "/home/me/plate2/f.png"], ["plate1_f"]),
-        (["images/plate1/f.png"], ["plate1_f"]),
-        (["train/f.png"], ["plate1_f"]),
-        (["f.png"], ["plate1_f"]),
-    ],
-)
-def test_a_picture_in_a_folder_that_the_file_does_not_name_is_not_taken(tmp_path, named, there):
-    picture(tmp_path / ("train/plate1" if "test/f.png" in named else "plate1") / "f.png")
-    rows = [cell(number) for number, _ in enumerate(named) for _ in range(number + 1)]
-    save(tmp_path / "all.json", [image(number, name) for number, name in enumerate(named)], rows)
-    items = listed(tmp_path, config("coco"))
-    assert [name for name, item in items.items() if item.files] == there
-    for name in there:
-        assert len(items[name].load().instances) == 1
-
-
-def test_one_picture_for_two_folders_of_the_file_is_neither(tmp_path):
-    picture(tmp_path / "f.png")
-    save(tmp_path / "all.json", [image(1, "plate1/f.png"), image(2, "plate2/f.png")], [cell(1)])
-    assert not any(item.files for item in listed(tmp_path, config("coco")).values() if not item.is_left)
-
-
-def test_the_group_is_told_by_folders_or_by_the_name_not_by_the_number_in_the_file(tmp_path):
-    names = [f"donor{k}/{field}{k}.png" for k in (3, 4, 5) for field in "ab"]
-    images = [image(k, picture(tmp_path / name).relative_to(tmp_path).as_posix()) for k, name in enumerate(names)]
-    save(tmp_path / "instances_2017.json", images, [cell(k) for k in range(6)])
-    for rule, wanted in ((None, "donor{}"), (r"(?P<group>\d+)", "{}"), (r"^donor(?P<group>\d)/", "{}")):
-        items = listed(tmp_path, config("coco", split_by="group", group_from=rule))
-        assert [item.group for item in items.values()] == [wanted.format(k) for k in (3, 3, 4, 4, 5, 5)]
-        assert all(len({i.split for i in items.values() if i.group == item.group}) == 1 for item in items.values())
-
-
 def test_a_file_of_several_frames_is_none_of_them_unless_the_config_says_what_they_are(tmp_path):
     tifffile.imwrite(tmp_path / "m.tif", np.zeros((2, 24, 32), np.uint8), imagej=True, metadata={"axes": "TYX"})
     save(tmp_path / "all.json", [image(1, "m.tif")], [cell(1)])
@@ -417,17 +328,6 @@ def test_thousands_of_cells_in_one_image_are_read(tmp_path):
     (item,) = listed(tmp_path, config("livecell", ("BV2",))).values()
     cells = item.load().instances
     assert len(cells) == len(corners) == 3068 and cells.areas_px.min() > 0 and item.split == "test"
-
-
-def test_pictures_of_one_name_belong_to_the_file_of_their_split(tmp_path):
-    for split in ("train", "val"):
-        picture(tmp_path / "images" / split / "0.png")
-        save(tmp_path / "annotations" / f"instances_{split}.json", [image(1, "0.png")], [cell(1)])
-    items = listed(tmp_path, config("coco"))
-    assert {k: item.split for k, item in items.items() if not item.is_left} == {"train_0": "train", "val_0": "val"}
-    save(tmp_path / "annotations" / "instances_val.json", [image(1, "0.png")], [cell(1)]).rename(tmp_path / "more.json")
-    with pytest.raises(UserError, match="0.png of more.json is 2 pictures"):
-        [item.load() for item in listed(tmp_path, config("coco")).values()]
 
 
 def test_a_file_in_utf_16_is_read(tmp_path, capsys):

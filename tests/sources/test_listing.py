@@ -115,7 +115,7 @@ def test_groups_may_be_named_by_the_file_names_and_hold_for_carved_splits_too():
     splits = {group: {item.split for item in done if item.group == group} for group in {item.group for item in done}}
     assert len(splits) == 6 and all(len(found) == 1 for found in splits.values())
     assert {next(iter(found)) for found in splits.values()} == {"train", "val"}
-    with pytest.raises(UserError, match="fits 18 of 19 images, not e.g. 'odd.tif'"):
+    with pytest.raises(UserError, match="fits 18 of 19 images, not e.g. 'odd.tif' or 'odd'"):
         list(assign_splits([*items, SourceImage("odd", "A", "", "", "odd.tif", None)], config(**how)))
 
 
